@@ -1,0 +1,148 @@
+"""The batches in which data and models meet, and the losses that a model gives back.
+
+``models`` and ``dataset`` never import each other: what one makes and the other takes is defined here. Masks are boolean,
+True = attend or True = counts. Batches hold tensors only beside the ``records`` that say where each row came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""Label of a masked position that does not count."""
+
+
+@dataclass(frozen=True)
+class MaskedText:
+    """Texts and a masked copy of each (X²-VLM, section 3.3, eq. 3), padded to the longest of the batch.
+
+    ``ids`` (N, L) int64 token ids; ``mask`` (N, L) bool, True = token, False = padding (every row has at least one token);
+    ``masked_ids`` (N, L) the ids after masking; ``positions`` (N, M) int64 masked positions, 0 where unused;
+    ``labels`` (N, M) int64 original ids, :data:`IGNORE` where unused; ``key`` (N,) int64, equal exactly for equal texts.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    masked_ids: Tensor
+    positions: Tensor
+    labels: Tensor
+    key: Tensor
+
+
+@dataclass(frozen=True)
+class ImageTextBatch:
+    """Image-text pairs. ``pixels`` (N, 3, H, W) uint8 (or float, already normalised); ``valid`` (N,) bool: rows that count."""
+
+    pixels: Tensor
+    text: MaskedText
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class RegionBatch:
+    """Texts of regions, objects or whole images that share I images (one backbone pass per image, section 3.2).
+
+    ``pixels`` (I, 3, H, W) uint8 (or float, already normalised); ``image_index`` (R,) int64 into I, **ascending** so that
+    the rows of one image lie together; ``max_rows_per_image`` the largest number of rows that share an image (known to the
+    collate, so that no device has to be asked); ``patch_mask`` (R, P) bool, patches row-major, at least one True in each row;
+    ``boxes_cxcywh`` (R, 4) float32 relative to the input, centre and size; ``is_image`` (R,) bool: the text describes the
+    whole image, so that no box is learned from the row; ``valid`` (R,) bool: rows that count.
+    """
+
+    pixels: Tensor
+    image_index: Tensor
+    max_rows_per_image: int
+    patch_mask: Tensor
+    boxes_cxcywh: Tensor
+    is_image: Tensor
+    text: MaskedText
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Texts without an image; ``valid`` (N,) bool: rows that count."""
+
+    text: MaskedText
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class BrokenRecord:
+    """A record that could not be used: its kind (``bad json``, ``missing key``, …), ``file:line`` and what was wrong."""
+
+    kind: str
+    place: str
+    message: str
+
+
+@dataclass(frozen=True)
+class PretrainBatch:
+    """One micro-batch of every stream of pre-training; a stream that the run does not have is None.
+
+    ``records`` names the records that the rows came from; ``broken`` those that were skipped while the batch was made;
+    ``read`` counts the records that were asked for.
+    """
+
+    images: ImageTextBatch | None
+    regions: RegionBatch | None
+    texts: TextBatch | None
+    records: tuple[str, ...] = ()
+    broken: tuple[BrokenRecord, ...] = ()
+    read: int = 0
+
+    def pin_memory(self) -> PretrainBatch:
+        """The same batch in page-locked memory (called by torch's ``DataLoader``)."""
+        return _map_tensors(self, lambda tensor: tensor.pin_memory())
+
+
+class Term(NamedTuple):
+    """One loss before it is divided: ``total`` the sum over the rows or tokens that count, ``weight`` its factor in the sum
+    of equation 6. The number to divide by comes from ``counts(batch)``, since it spans ranks and micro-batches."""
+
+    total: Tensor
+    weight: float
+
+
+Losses = dict[str, Term]
+B = TypeVar("B")
+
+
+def to_device(batch: B, device: torch.device) -> B:
+    """The same batch with every tensor on ``device``; copies do not block where memory is pinned."""
+    return _map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _map_tensors(value: Any, function: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {field.name: _map_tensors(getattr(value, field.name), function) for field in fields(value)}
+        return replace(value, **changed)
+    return value
+
+
+def text_keys(ids: Tensor, mask: Tensor) -> Tensor:
+    """A number for each text, equal exactly where the attended token ids are equal (up to 64-bit collisions).
+
+    ``ids`` and ``mask`` (N, L) -> (N,) int64. A polynomial in the ids modulo 2^64, so that padding changes nothing.
+    """
+    key = torch.zeros(ids.shape[0], dtype=torch.int64)
+    for column in range(ids.shape[1]):
+        step = key * 6364136223846793005 + (ids[:, column] + 1442695040888963407)
+        key = torch.where(mask[:, column], step, key)
+    return key
+
+
+def stack_rows(rows: Sequence[Sequence[int]], fill: int, length: int | None = None) -> Tensor:
+    """Lists of integers as one (N, L) int64 tensor, padded on the right with ``fill`` to the longest (or to ``length``)."""
+    width = max((len(row) for row in rows), default=0) if length is None else length
+    out = torch.full((len(rows), width), fill, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        out[index, : len(row)] = torch.tensor(list(row), dtype=torch.int64)
+    return out

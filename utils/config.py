@@ -1,0 +1,212 @@
+"""The config system: YAML files that inherit, command-line overrides, strict binding to typed models.
+
+A file is read with YAML 1.2 rules (``1e-4`` is a number, ``no`` is a string, a key given twice is an error). ``base:`` names
+one or more files, relative to the file itself, whose values it starts from. ``a.b=value`` on the command line comes last.
+Binding reports every unknown, missing or mistyped key at once, each with its file, line and the nearest real name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import MarkedYAMLError
+
+from utils.errors import UserError
+
+
+class Config(BaseModel):
+    """Base of every config section: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ConfigError(UserError):
+    """Everything that is wrong with a config, one finding a line."""
+
+    def __init__(self, findings: Sequence[str]):
+        self.findings = list(findings)
+        super().__init__("\n       ".join(self.findings))
+
+
+C = TypeVar("C", bound=Config)
+KeyPath = tuple[str, ...]
+Places = dict[KeyPath, str]
+
+
+def load_config(path: str | Path, overrides: Sequence[str], schema: type[C]) -> C:
+    """Read ``path`` with its bases, apply ``a.b=value`` overrides and bind the result to ``schema``.
+
+    Raises:
+        ConfigError: with one line for each unreadable file, unknown, missing or mistyped key.
+    """
+    places: Places = {}
+    values = _read_with_bases(Path(path), places, chain=())
+    findings: list[str] = []
+    for override in overrides:
+        _apply_override(values, override, places, findings)
+    if findings:
+        raise ConfigError(findings)
+    return bind(values, schema, places, str(path))
+
+
+def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = None, source: str = "config") -> C:
+    """Bind plain values to ``schema``; ``places`` says where each key was written.
+
+    Raises:
+        ConfigError: see :func:`load_config`.
+    """
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError([_finding(dict(e), schema, places or {}, source) for e in error.errors()]) from None
+
+
+def dump_config(config: Config) -> str:
+    """The whole resolved config as YAML that :func:`load_config` reads back to an equal config."""
+    stream = io.StringIO()
+    yaml = YAML(typ="safe")
+    yaml.default_flow_style = False
+    yaml.width = 120
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(config.model_dump(mode="json"), stream)
+    return stream.getvalue()
+
+
+def _read_with_bases(path: Path, places: Places, chain: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in chain:
+        raise ConfigError([f"{path}: base files form a circle: {' -> '.join(p.name for p in (*chain, path))}"])
+    document = _read_yaml(path)
+    bases = document.pop("base", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError([f"{path}: base must be a file name or a list of file names, not {bases!r}"])
+    values: dict[str, Any] = {}
+    for base in bases:
+        base_path = path.parent / base
+        if not base_path.is_file():
+            raise ConfigError([f"{path}: base file {base_path} does not exist; base is relative to the file it is in"])
+        _merge(values, _read_with_bases(base_path, places, (*chain, path.resolve())))
+    _record_places(document, path, places)
+    _merge(values, _plain(document))
+    return values
+
+
+def _read_yaml(path: Path) -> CommentedMap:
+    if not path.is_file():
+        raise ConfigError([f"{path}: no such config file"])
+    try:
+        document = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        problem = (error.problem or "not valid YAML").split("\n")[0]
+        raise ConfigError([f"{path}:{line}: {problem}"]) from None
+    if document is None:
+        return CommentedMap()
+    if not isinstance(document, CommentedMap):
+        raise ConfigError([f"{path}:1: a config is a mapping of keys to values, not a {type(document).__name__}"])
+    return document
+
+
+def _record_places(node: Any, path: Path, places: Places, prefix: KeyPath = ()) -> None:
+    if not isinstance(node, CommentedMap):
+        return
+    for key, value in node.items():
+        places[(*prefix, str(key))] = f"{path}:{node.lc.key(key)[0] + 1}"
+        _record_places(value, path, places, (*prefix, str(key)))
+
+
+def _plain(node: Any) -> Any:
+    """Round-trip nodes to built-in types; numbers and strings keep their value, not their spelling."""
+    if isinstance(node, dict):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _merge(target: dict[str, Any], update: Mapping[str, Any]) -> None:
+    """Mappings merge key by key; anything else, lists included, replaces what was there."""
+    for key, value in update.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        else:
+            target[key] = value
+
+
+def _apply_override(values: dict[str, Any], override: str, places: Places, findings: list[str]) -> None:
+    name, equals, text = override.partition("=")
+    keys = tuple(name.split("."))
+    if not equals or not all(keys):
+        findings.append(f"command line: {override!r} is not of the form section.key=value")
+        return
+    try:
+        value = _plain(YAML(typ="rt").load(text)) if text.strip() else None
+    except MarkedYAMLError:
+        findings.append(f"command line: the value of {override!r} is not valid YAML; quote it")
+        return
+    node = values
+    for key in keys[:-1]:
+        child = node.get(key)
+        if not isinstance(child, dict):
+            child = {}
+            node[key] = child
+        node = child
+    node[keys[-1]] = value
+    places[keys] = "command line"
+
+
+def _finding(error: dict[str, Any], schema: type[Config], places: Places, source: str) -> str:
+    location = tuple(part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-")))
+    name = ".".join(str(part) for part in location) or "config"
+    keys = tuple(str(part) for part in location)
+    place = _nearest_place(keys, places, source)
+    owner = _owner(schema, location[:-1])
+    if error["type"] == "extra_forbidden":
+        known = list(owner.model_fields) if owner else []
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        return f"{place}: {name} is not a field of {owner.__name__ if owner else schema.__name__}; {hint}"
+    if error["type"] == "missing":
+        return f"{place}: {name} is missing; add it or give {name}=... on the command line"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{place}: {name} = {error['input']!r}: {message}"
+
+
+def _nearest_place(keys: KeyPath, places: Places, source: str) -> str:
+    for end in range(len(keys), 0, -1):
+        if keys[:end] in places:
+            return places[keys[:end]]
+    return source
+
+
+def _owner(schema: type[Config], location: Sequence[Any]) -> type[Config] | None:
+    """The section class that holds the key at ``location``; looks through optional and container annotations."""
+    owner: type[Config] | None = schema
+    for part in location:
+        if owner is None or not isinstance(part, str) or part not in owner.model_fields:
+            continue
+        owner = _config_class(owner.model_fields[part].annotation)
+    return owner
+
+
+def _config_class(annotation: Any) -> type[Config] | None:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, Config) else None
+    for argument in typing.get_args(annotation):
+        found = _config_class(argument)
+        if found:
+            return found
+    return None
