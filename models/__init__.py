@@ -1,0 +1,1 @@
+"""The X²-VLM model: encoders, fusion, heads, losses, and the loading of checkpoints."""

@@ -1,0 +1,146 @@
+"""Initialisation of pre-training from a BEiT-2 file and a BERT folder or name (section 4.2)."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field
+from torch import Tensor
+
+from models.checkpoints.files import read_hub_weights, read_weights
+from models.checkpoints.loading import BIAS_TABLE, assign, load_weights
+from models.checkpoints.rename import DROPPED, bert_to_ours
+from models.checkpoints.report import LoadReport
+from models.xvlm import XVLM
+from utils.config import Config
+from utils.errors import UserError
+
+SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
+NOT_OURS = {
+    "head": "classifier",
+    "lm_head": "BEiT's own pre-training head",
+    "mask_token": "BEiT's own pre-training input",
+    "pooler": "BERT's pooler",
+    "seq_relationship": "BERT's next-sentence head",
+}
+TIED_TO_EMBEDDING = re.compile(r"(cls\.predictions|lm_head)\.decoder\.(weight|bias)")
+
+
+class InitConfig(Config):
+    """Where the weights start from; what is left out starts from random numbers."""
+
+    vision: str | None = Field(None, description="a BEiT-2 file, .pth or .safetensors")
+    text: str | None = Field(None, description="a BERT folder or Hugging Face name")
+    checkpoint: str | None = Field(None, description="an X²-VLM checkpoint, published or ours, instead of the two")
+
+
+def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
+    """Load what ``config`` names; the reports say what was loaded, resized, copied and left fresh.
+
+    Raises:
+        UserError: if a file cannot be read or does not fit the model.
+    """
+    if config.checkpoint and (config.vision or config.text):
+        raise UserError("init: give either checkpoint, or vision and text, not both")
+    if config.checkpoint:
+        return [load_weights(model, config.checkpoint)]
+    reports = []
+    if config.vision:
+        reports.append(init_vision(model, read_weights(config.vision), config.vision))
+    if config.text:
+        reports.append(init_text(model, read_hub_weights(config.text, "init.text"), config.text))
+    return reports
+
+
+def fresh_parameters(model: XVLM, reports: list[LoadReport]) -> set[str]:
+    """The parameters that train at ``lr * lr_mult``: those that a loaded file left fresh, and every head without a file.
+
+    A module that starts from scratch on purpose has nothing pre-trained beside it and keeps ``lr``; its heads do not (as
+    released).
+    """
+    loaded = {name for report in reports for name in (*report.loaded, *report.copied)}
+    covered = {name for report in reports for name in report.fresh} - loaded
+    return covered | {name for name, _ in model.named_parameters() if name not in loaded and _is_head(name)}
+
+
+def _is_head(name: str) -> bool:
+    return not name.startswith(("vision.", "text.", "fusion.", "word_head."))
+
+
+def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadReport:
+    """BEiT-2 weights into the vision encoder. One shared table of position biases is copied to every block."""
+    report = LoadReport(source)
+    kept: dict[str, Tensor] = {}
+    blocks = len(model.vision.backbone.blocks)  # type: ignore[arg-type]
+    for name, tensor in state.items():
+        why = NOT_OURS.get(name.split(".")[0]) or DROPPED.get(name.rsplit(".", 1)[-1])
+        if why:
+            report.dropped[name] = why
+        elif name == SHARED_TABLE:
+            for block in range(blocks):
+                target = f"blocks.{block}.attn.{BIAS_TABLE}"
+                kept[target] = tensor
+                report.copied[f"vision.backbone.{target}"] = SHARED_TABLE
+        else:
+            kept[name] = tensor
+    assign(model, kept, report, lambda name: f"vision.backbone.{name}")
+    report.fresh = [name for name in report.fresh if name.startswith("vision.")]
+    if not report.loaded:
+        raise UserError(f"init.vision: {source} holds no tensor of {model.config.vision.backbone}")
+    return report
+
+
+def init_text(model: XVLM, state: dict[str, Tensor], source: str) -> LoadReport:
+    """BERT weights into the text encoder; its last layers again into the fusion layers, whose cross-attention stays fresh.
+
+    A file with k times as many layers gives every k-th (24 to 12: layers 1, 3, … 23, as released for `large`).
+    """
+    report = LoadReport(source)
+    kept, layers = _bert_state(state, report)
+    wanted, fused = len(model.text.encoder.layer), len(model.fusion.layer)  # type: ignore[union-attr, arg-type]
+    if not layers or layers % wanted:
+        raise UserError(f"init.text: {source} has {layers} layers, which cannot be thinned to model.text's {wanted}")
+    if fused > wanted:
+        raise UserError(f"init.text: the fusion's {fused} layers cannot be copied from {wanted} text layers")
+    step = layers // wanted
+    chosen: dict[str, Tensor] = {}
+    for name, tensor in kept.items():
+        match = re.fullmatch(r"text\.encoder\.layer\.(\d+)\.(.*)", name)
+        if not match:
+            chosen[name] = tensor
+            continue
+        layer, rest = int(match[1]), match[2]
+        if (layer + 1) % step:
+            report.dropped[name] = f"one layer in {step} is kept"
+            continue
+        target = (layer + 1) // step - 1
+        chosen[f"text.encoder.layer.{target}.{rest}"] = tensor
+        if target >= wanted - fused:
+            copy = f"fusion.layer.{target - (wanted - fused)}.{rest}"
+            chosen[copy] = tensor
+            report.copied[copy] = f"text.encoder.layer.{target}.{rest}"
+    assign(model, chosen, report)
+    report.fresh = [name for name in report.fresh if name.startswith(("text.", "fusion.", "word_head."))]
+    return report
+
+
+def _bert_state(state: dict[str, Tensor], report: LoadReport) -> tuple[dict[str, Tensor], int]:
+    """The file's tensors under our names, and its number of layers."""
+    kept: dict[str, Tensor] = {}
+    layers = 0
+    for name, tensor in state.items():
+        why = next((reason for part, reason in NOT_OURS.items() if part in name.split(".") and part != "lm_head"), None)
+        if name.rsplit(".", 1)[-1] in DROPPED:
+            why = DROPPED[name.rsplit(".", 1)[-1]]
+        if TIED_TO_EMBEDDING.fullmatch(name):
+            why = "tied to the word embeddings"
+        ours = None if why else bert_to_ours(name)
+        if why:
+            report.dropped[name] = why
+        elif ours is None:
+            report.unused.append(name)
+        else:
+            kept[ours] = tensor
+            match = re.match(r"text\.encoder\.layer\.(\d+)\.", ours)
+            layers = max(layers, int(match[1]) + 1) if match else layers
+    return kept, layers

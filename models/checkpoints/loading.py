@@ -1,0 +1,91 @@
+"""Whole checkpoints into whole models: nothing is missing, resized or left over in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.checkpoints.files import read_weights
+from models.checkpoints.rename import DROPPED, TIED, published_to_ours
+from models.checkpoints.report import LoadReport
+from models.checkpoints.tables import resize_bias_table
+from models.xvlm import XVLM
+from utils.errors import UserError
+
+BIAS_TABLE = "relative_position_bias_table"
+
+
+def load_weights(model: XVLM, path: str | Path) -> LoadReport:
+    """Load our own or a published checkpoint file into ``model``; see :func:`load_published`."""
+    state = read_weights(path)
+    if any(name.startswith("vision_encoder.") for name in state):
+        return load_published(model, state, str(path))
+    report = LoadReport(str(path))
+    assign(model, state, report)
+    return report
+
+
+def load_published(model: XVLM, state: dict[str, Tensor], source: str) -> LoadReport:
+    """Load a state dict under the published names; bias tables are resized to the model's grid.
+
+    Parameters that the file lacks stay as they are and are reported as fresh, tensors without a place as unused: ask
+    :meth:`LoadReport.require_complete` where that is not wanted.
+
+    Raises:
+        UserError: if a shape does not fit, or two copies of a tied tensor differ.
+    """
+    report = LoadReport(source)
+    kept: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        ending = name.rsplit(".", 1)[-1]
+        if ending in DROPPED:
+            report.dropped[name] = DROPPED[ending]
+        elif name in TIED and TIED[name] in state:
+            if not torch.equal(tensor, state[TIED[name]]):
+                raise UserError(f"{source}: {name} differs from {TIED[name]}, to which the model ties it")
+            report.dropped[name] = f"tied to {TIED[name]}"
+        else:
+            kept[name] = tensor
+    text_layers = len(model.text.encoder.layer)  # type: ignore[union-attr, arg-type]
+    assign(model, kept, report, published_to_ours(text_layers))
+    return report
+
+
+def assign(
+    model: XVLM, state: dict[str, Tensor], report: LoadReport, rename: Callable[[str], str | None] = lambda name: name
+) -> None:
+    """Copy ``state`` into the model's parameters, resizing bias tables, and write into ``report`` what became of what."""
+    parameters = dict(model.named_parameters())
+    problems = []
+    for name, tensor in state.items():
+        ours = rename(name)
+        if ours is None or ours not in parameters:
+            report.unused.append(name)
+            continue
+        tensor = fit(ours, tensor, parameters[ours], model, report)
+        if tensor.shape != parameters[ours].shape:
+            problems.append(f"{name} is {tuple(tensor.shape)}, the model's {ours} {tuple(parameters[ours].shape)}")
+            continue
+        with torch.no_grad():
+            parameters[ours].copy_(tensor)
+        report.loaded.append(ours)
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{report.source}: shapes differ: {'; '.join(problems[:3])}{more}")
+    loaded = set(report.loaded)
+    report.fresh = [name for name in parameters if name not in loaded]
+
+
+def fit(name: str, tensor: Tensor, parameter: nn.Parameter, model: XVLM, report: LoadReport) -> Tensor:
+    """``tensor`` resized to ``parameter`` where it is a bias table of another grid; otherwise as it is."""
+    if not name.endswith(BIAS_TABLE) or tensor.shape[0] == parameter.shape[0]:
+        return tensor
+    rows, columns = model.vision.grid
+    if rows != columns:
+        raise UserError(f"{report.source}: {name} can only be resized to a square patch grid, not to {rows} x {columns}")
+    resized = resize_bias_table(tensor, rows)
+    report.resized[name] = f"{tensor.shape[0]} to {resized.shape[0]} rows"
+    return resized

@@ -1,0 +1,71 @@
+"""Rename tables: published names -> ours. The one place that knows both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+PREFIXES = {
+    "vision_encoder.": "vision.backbone.",
+    "text_encoder.bert.embeddings.": "text.embeddings.",
+    "text_encoder.embeddings.": "text.embeddings.",
+    "text_encoder.cls.predictions.": "word_head.",
+    "vision_proj.": "contrastive.vision_proj.",
+    "text_proj.": "contrastive.text_proj.",
+    "itm_head.": "matching_head.",
+    "bbox_head.": "box_head.",
+}
+NAMES = {"temp": "contrastive.temperature"}
+LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.*)")
+
+DROPPED = {
+    "relative_position_index": "recomputed from the grid",
+    "position_ids": "recomputed from the length",
+}
+"""Buffers of the published files that are computed here."""
+
+TIED = {
+    "text_encoder.cls.predictions.decoder.weight": "text_encoder.bert.embeddings.word_embeddings.weight",
+    "text_encoder.cls.predictions.decoder.bias": "text_encoder.cls.predictions.bias",
+}
+"""Tensors that the published files store twice: copy -> original."""
+
+
+def published_to_ours(text_layers: int) -> Callable[[str], str | None]:
+    """A function from published names to ours; None for a name that has no place here.
+
+    The published text encoder is one stack: its first ``text_layers`` layers are the text encoder, the rest the fusion.
+    """
+
+    def rename(name: str) -> str | None:
+        if name in NAMES:
+            return NAMES[name]
+        match = LAYER.fullmatch(name)
+        if match:
+            layer, rest = int(match[1]), match[2]
+            stack = f"text.encoder.layer.{layer}" if layer < text_layers else f"fusion.layer.{layer - text_layers}"
+            return f"{stack}.{rest}"
+        for prefix, ours in PREFIXES.items():
+            if name.startswith(prefix):
+                return ours + name.removeprefix(prefix)
+        return None
+
+    return rename
+
+
+def bert_to_ours(name: str) -> str | None:
+    """A BERT or RoBERTa file's name -> ours, for embeddings, layers and the masked-word head; None for the rest."""
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    for prefix in ("bert.", "roberta."):
+        name = name.removeprefix(prefix)
+    if name.startswith(("embeddings.", "encoder.layer.")):
+        return f"text.{name}"
+    heads = {
+        "cls.predictions.transform.": "word_head.transform.",
+        "lm_head.dense.": "word_head.transform.dense.",
+        "lm_head.layer_norm.": "word_head.transform.LayerNorm.",
+    }
+    for prefix, ours in heads.items():
+        if name.startswith(prefix):
+            return ours + name.removeprefix(prefix)
+    return {"cls.predictions.bias": "word_head.bias", "lm_head.bias": "word_head.bias"}.get(name)

@@ -1,0 +1,69 @@
+"""What happened to every tensor of a checkpoint and to every parameter of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from utils.errors import UserError
+
+
+@dataclass
+class LoadReport:
+    """Names are ours (model side), except in ``dropped`` and ``unused`` (file side)."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    resized: dict[str, str] = field(default_factory=dict)
+    copied: dict[str, str] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report for a log: one line of counts, then what is not plainly loaded, grouped by module."""
+        counts = (
+            f"{self.source}: {len(self.loaded)} loaded, {len(self.resized)} of them resized, {len(self.copied)} copied, "
+            f"{len(self.fresh)} left fresh, {len(self.dropped)} dropped, {len(self.unused)} unused in the file"
+        )
+        lines = [counts]
+        lines += [f"  resized {name}: {how}" for name, how in _grouped(self.resized)]
+        lines += [f"  copied {name} from {origin}" for name, origin in _grouped(self.copied)]
+        lines += [f"  fresh {name}" for name in _modules(self.fresh)]
+        lines += [f"  dropped {name}: {why}" for name, why in _grouped(self.dropped)]
+        lines += [f"  unused {name}" for name in _modules(self.unused)]
+        return lines
+
+    def require_complete(self) -> None:
+        """Raise a :class:`UserError` if a parameter stayed fresh or a tensor of the file found no place."""
+        problems = []
+        if self.fresh:
+            problems.append(f"{len(self.fresh)} parameters are not in the file ({_some(self.fresh)})")
+        if self.unused:
+            problems.append(f"{len(self.unused)} tensors of the file have no place in the model ({_some(self.unused)})")
+        if problems:
+            raise UserError(f"{self.source}: {'; '.join(problems)}; is the model built with the sizes of the checkpoint?")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown}, …"
+
+
+def _pattern(name: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _modules(names: Iterable[str]) -> list[str]:
+    groups: dict[str, int] = {}
+    for name in names:
+        groups[_pattern(name)] = groups.get(_pattern(name), 0) + 1
+    return [name if count == 1 else f"{name} ({count})" for name, count in groups.items()]
+
+
+def _grouped(notes: dict[str, str]) -> list[tuple[str, str]]:
+    groups: dict[str, tuple[str, int]] = {}
+    for name, note in notes.items():
+        pattern = _pattern(name)
+        groups[pattern] = (groups.get(pattern, (_pattern(note), 0))[0], groups.get(pattern, ("", 0))[1] + 1)
+    return [(name if count == 1 else f"{name} ({count})", note) for name, (note, count) in groups.items()]

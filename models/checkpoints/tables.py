@@ -1,0 +1,60 @@
+"""Resizing of BEiT's relative position bias tables to another patch grid, as the authors do it (reference behaviour, 1).
+
+The patch offsets of a table are spread geometrically over the source grid and read off by a bicubic spline at the target's
+offsets; the three rows for the [CLS] token are kept.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy.interpolate import RectBivariateSpline
+from torch import Tensor
+
+CLS_ROWS = 3
+
+
+def resize_bias_table(table: Tensor, target_patches: int) -> Tensor:
+    """Resize ((2A - 1)^2 + 3, heads) to ((2B - 1)^2 + 3, heads), B = ``target_patches`` along a side of the grid.
+
+    Raises:
+        ValueError: if the table does not belong to a square grid.
+    """
+    source_side, target_side = table_side(table.shape[0]), 2 * target_patches - 1
+    if source_side == target_side:
+        return table
+    offsets, extra = table[:-CLS_ROWS], table[-CLS_ROWS:]
+    source, target = _spread(source_side, target_side), np.arange(target_side) - target_side // 2
+    # The spread can end short of the target's last offset; the spline then holds its edge value.
+    read_at = np.clip(target, source[0], source[-1])
+    grids = offsets.double().numpy().reshape(source_side, source_side, -1)
+    resized = [
+        RectBivariateSpline(source, source, grids[:, :, head], kx=3, ky=3, s=0)(read_at, read_at)
+        for head in range(grids.shape[2])
+    ]
+    flat = torch.from_numpy(np.stack(resized, axis=2).reshape(target_side**2, -1)).to(table.dtype)
+    return torch.cat([flat, extra])
+
+
+def table_side(rows: int) -> int:
+    """Side S of the S x S patch offsets in a table of ``rows`` rows."""
+    side = math.isqrt(rows - CLS_ROWS)
+    if side * side != rows - CLS_ROWS or side % 2 == 0:
+        raise ValueError(f"a bias table of {rows} rows does not belong to a square patch grid")
+    return side
+
+
+def _spread(source_side: int, target_side: int) -> np.ndarray:
+    """Where the source's offsets lie among the target's: a geometric progression of steps 1, q, q^2, … on both sides."""
+    steps, reach = source_side // 2, target_side // 2
+    low, high, ratio = 1.01, 1.5, 1.25
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if (1 - ratio**steps) / (1 - ratio) > reach:
+            high = ratio
+        else:
+            low = ratio
+    distances = np.cumsum(ratio ** np.arange(steps))
+    return np.concatenate([-distances[::-1], [0.0], distances])

@@ -1,0 +1,37 @@
+"""Heads on the encoders' and the fusion's states. Published keys: ``itm_head``, ``bbox_head``, ``text_encoder.cls.predictions``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def mlp_head(width: int, outputs: int) -> nn.Sequential:
+    """Linear, LayerNorm, GELU, Linear with a hidden layer of twice the width: the matching and box heads (eqs. 2 and 4)."""
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, outputs))
+
+
+class WordHead(nn.Module):
+    """BERT's masked-word head; the output table is the word embedding, handed in at each call."""
+
+    def __init__(self, width: int, vocab_size: int, eps: float = 1e-12):
+        super().__init__()
+        self.transform = WordTransform(width, eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
+        """``states`` (..., D), ``word_embeddings`` (V, D) -> logits (..., V)."""
+        return F.linear(self.transform(states), word_embeddings, self.bias)
+
+
+class WordTransform(nn.Module):
+    """Linear, GELU, LayerNorm before the output table."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.LayerNorm(F.gelu(self.dense(states)))

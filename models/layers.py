@@ -1,0 +1,147 @@
+"""The post-norm transformer layer of BERT, under Hugging Face's key names, with an optional cross-attention (section 3.3).
+
+The cross-attention takes keys and values that were projected beforehand (see :mod:`models.fusion`), since an image's keys
+depend on the image alone, while many texts look at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils.config import Config
+
+
+class LayerConfig(Config):
+    """Sizes of a BERT-like layer."""
+
+    width: int
+    heads: int
+    intermediate: int
+    eps: float = 1e-12
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+
+
+def split_heads(states: Tensor, heads: int) -> Tensor:
+    """(N, L, D) -> (N, heads, L, D / heads)."""
+    n, length, width = states.shape
+    return states.view(n, length, heads, width // heads).transpose(1, 2)
+
+
+def merge_heads(states: Tensor) -> Tensor:
+    """(N, heads, L, d) -> (N, L, heads * d)."""
+    n, heads, length, width = states.shape
+    return states.transpose(1, 2).reshape(n, length, heads * width)
+
+
+class Projections(nn.Module):
+    """Query, key and value projections; keys and values may come from states of another width (``memory_width``)."""
+
+    def __init__(self, width: int, heads: int, memory_width: int | None = None):
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(memory_width or width, width)
+        self.value = nn.Linear(memory_width or width, width)
+
+    def queries(self, states: Tensor) -> Tensor:
+        return split_heads(self.query(states), self.heads)
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of ``states`` (N, L, D'), each (N, heads, L, d)."""
+        return split_heads(self.key(states), self.heads), split_heads(self.value(states), self.heads)
+
+
+class ResidualOutput(nn.Module):
+    """Linear, dropout, residual, LayerNorm."""
+
+    def __init__(self, inputs: int, config: LayerConfig):
+        super().__init__()
+        self.dense = nn.Linear(inputs, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=config.eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, states: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(states)) + residual)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with its residual and norm, on ``scaled_dot_product_attention``."""
+
+    def __init__(self, config: LayerConfig, memory_width: int | None = None):
+        super().__init__()
+        self.self = Projections(config.width, config.heads, memory_width)
+        self.output = ResidualOutput(config.width, config)
+        self.attention_dropout = config.attention_dropout
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention proper: (N, heads, Lq, d) queries over (N, heads, Lk, d); ``mask`` broadcasts to (N, heads, Lq, Lk)."""
+        dropout = self.attention_dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Self-attention. ``states`` (N, L, D); ``mask`` (N, 1, 1 or L, L) bool, True = attend."""
+        keys, values = self.self(states)
+        return self.output(merge_heads(self.attend(self.self.queries(states), keys, values, mask)), states)
+
+
+class Intermediate(nn.Module):
+    """The first half of the feed-forward block; GELU is the exact one."""
+
+    def __init__(self, config: LayerConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.intermediate)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return F.gelu(self.dense(states))
+
+
+CrossAttend = Callable[[Attention, Tensor], Tensor]
+"""Given a layer's cross-attention and its queries (N, heads, L, d), the attended values in the same layout."""
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention where ``memory_width`` is given, feed-forward; each with its own residual and norm."""
+
+    def __init__(self, config: LayerConfig, memory_width: int | None = None):
+        super().__init__()
+        self.attention = Attention(config)
+        self.crossattention = Attention(config, memory_width) if memory_width else None
+        self.intermediate = Intermediate(config)
+        self.output = ResidualOutput(config.intermediate, config)
+
+    def forward(self, states: Tensor, mask: Tensor, cross_attend: CrossAttend | None = None) -> Tensor:
+        """Without ``cross_attend`` the cross-attention is skipped, as for texts that have no image."""
+        states = self.attention(states, mask)
+        if self.crossattention is not None and cross_attend is not None:
+            queries = self.crossattention.self.queries(states)
+            attended = merge_heads(cross_attend(self.crossattention, queries))
+            states = self.crossattention.output(attended, states)
+        return self.output(self.intermediate(states), states)
+
+
+def attention_mask(mask: Tensor) -> Tensor:
+    """A padding mask (N, L), or a mask per query (N, L, L), as ``scaled_dot_product_attention`` takes it."""
+    return mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
+
+
+def init_bert_weights(module: nn.Module, std: float = 0.02) -> None:
+    """BERT's initialisation: normal weights, zero biases, unit norms."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def gather_positions(states: Tensor, positions: Tensor) -> Tensor:
+    """States at ``positions`` (N, M) of ``states`` (N, L, D): (N, M, D)."""
+    n, length, width = states.shape
+    flat = positions + torch.arange(n, device=positions.device).unsqueeze(1) * length
+    return states.reshape(n * length, width).index_select(0, flat.reshape(-1)).view(n, -1, width)

@@ -1,0 +1,239 @@
+"""Multi-grained pre-training: aligning and localization of images, regions and their texts (section 3.3, eqs. 1-6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from models import losses
+from models.encoded import Concepts, Encoded
+from models.fusion import ImageMemory, Look
+from models.heads import WordHead, mlp_head
+from models.layers import gather_positions
+from models.negatives import allowed_negatives, draw, negative_weights
+from models.xvlm import XVLM, ContrastiveHead, Identical, ModelConfig
+from utils.batch import IGNORE, ImageTextBatch, Losses, MaskedText, PretrainBatch, RegionBatch, Term, TextBatch
+from utils.config import Config
+
+
+class LossWeights(Config):
+    """Factors of the terms of equation 6, which has them all equal."""
+
+    contrastive: float = Field(1.0, ge=0)
+    matching: float = Field(1.0, ge=0)
+    mlm: float = Field(1.0, ge=0)
+    l1: float = Field(1.0, ge=0)
+    giou: float = Field(1.0, ge=0)
+    whole_image_boxes: bool = Field(False, description="learn boxes from whole-image rows too, (0.5, 0.5, 1, 1)")
+
+
+class StreamWeights(Config):
+    """Factor of each stream's losses; None: the run does not have the stream."""
+
+    images: float | None = 1.0
+    regions: float | None = 1.0
+    texts: float | None = None
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Hard negatives of N rows: which row's image text i gets, which row's text image i gets, and which rows have any."""
+
+    image: Tensor
+    text: Tensor
+    found: Tensor
+
+
+class PretrainModel(XVLM):
+    """:class:`XVLM` with every pre-training head. ``forward(batch)`` gives all losses of all streams in one call."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int | None = None,
+        weights: LossWeights | None = None,
+        streams: StreamWeights | None = None,
+    ):
+        super().__init__(config, vocab_size)
+        self.weights = weights or LossWeights()
+        self.streams = streams or StreamWeights()
+        width = self.text.width
+        self.contrastive = ContrastiveHead(self.vision.width, width, config)
+        self.matching_head = mlp_head(width, 2)
+        self.box_head = mlp_head(width, 4)
+        self.word_head = WordHead(width, self.text.word_embeddings.shape[0], self.text.layer_config.eps)
+        if self.streams.regions is None:
+            self.box_head.requires_grad_(False)
+
+    def forward(self, batch: PretrainBatch) -> Losses:
+        """All losses of a micro-batch, as sums; divide each by its count (:meth:`counts`), over ranks and micro-batches."""
+        self.contrastive.clamp_temperature()
+        terms: Losses = {}
+        images, regions = self._encode_pixels(batch)
+        if batch.images is not None and images is not None:
+            terms |= self._weighted("images", self._image_losses(batch.images, images))
+        if batch.regions is not None and regions is not None:
+            terms |= self._weighted("regions", self._region_losses(batch.regions, regions))
+        if batch.texts is not None:
+            terms |= self._weighted("texts", {"mlm": self._text_loss(batch.texts)})
+        return terms
+
+    def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
+        """What each loss of ``forward`` is divided by: its valid rows or tokens in this micro-batch. Needs no forward."""
+        counts: dict[str, Tensor] = {}
+        for stream in ("images", "regions", "texts"):
+            part: ImageTextBatch | RegionBatch | TextBatch | None = getattr(batch, stream)
+            if part is None:
+                continue
+            counts[f"{stream}/mlm"] = (part.text.labels != IGNORE).sum()
+            if isinstance(part, TextBatch):
+                continue
+            allowed = self._allowed(part.valid, part.text.key, self._identical(stream))
+            counts[f"{stream}/contrastive"] = part.valid.sum()
+            counts[f"{stream}/matching"] = 3 * allowed.any(dim=1).sum()
+            if isinstance(part, RegionBatch):
+                counts[f"{stream}/l1"] = counts[f"{stream}/giou"] = self._boxes_that_count(part).sum()
+        return counts
+
+    def predict_boxes(
+        self, text: Encoded, images: Concepts, image_index: Tensor, texts_per_image: int | None
+    ) -> Tensor:
+        """Eq. 4: the box of each text in its whole image, (N, 4) in 0..1 as centre and size.
+
+        Args:
+            text: N text states, not fused.
+            images: whole images; text i looks at image ``image_index[i]``, at most ``texts_per_image`` at one (None: any).
+        """
+        look = Look(self.fusion.remember(images), image_index, texts_per_image)
+        return self._box(self.fusion(text, [look]))
+
+    def match(self, text: Encoded, memory: ImageMemory, rows: Tensor, texts_per_image: int | None) -> Tensor:
+        """Matching logits (N, 2) of texts with the memory rows they look at; column 1 = matched (eq. 2)."""
+        return self.matching_head(self.fusion(text, [Look(memory, rows, texts_per_image)]).cls)
+
+    def predict_words(self, fused: Encoded, positions: Tensor) -> Tensor:
+        """Logits (N, M, V) at ``positions`` (N, M) (eq. 3)."""
+        return self.word_head(gather_positions(fused.states, positions), self.text.word_embeddings)
+
+    def _weighted(self, stream: str, sums: dict[str, Tensor]) -> Losses:
+        factor = getattr(self.streams, stream)
+        assert factor is not None, f"the batch has {stream}, the run does not"
+        return {f"{stream}/{name}": Term(total, factor * getattr(self.weights, name)) for name, total in sums.items()}
+
+    def _encode_pixels(self, batch: PretrainBatch) -> tuple[Concepts | None, Concepts | None]:
+        """Whole-image concepts of the image and the region stream, from one backbone pass."""
+        parts = [part.pixels for part in (batch.images, batch.regions) if part is not None]
+        if not parts:
+            return None, None
+        encoded = self.vision(torch.cat(parts))
+        first = len(parts[0]) if batch.images is not None else 0
+        images = Concepts(encoded.patches[:first], encoded.concept[:first])
+        regions = Concepts(encoded.patches[first:], encoded.concept[first:])
+        return (images if batch.images is not None else None), (regions if batch.regions is not None else None)
+
+    def _image_losses(self, batch: ImageTextBatch, images: Concepts) -> dict[str, Tensor]:
+        text, masked = self._encode_texts(batch.text)
+        sums, negatives = self._align(images, text, batch.text, batch.valid, "images")
+        memory = self.fusion.remember(images)
+        rows = torch.arange(len(batch.valid), device=batch.valid.device)
+        looks = [Look(memory, rows.repeat(3), 3), Look(memory, negatives.image, None)]
+        joined = Encoded.concat([text, text.rows(negatives.text), masked, text])
+        matched, wrong_text, masked, wrong_image = self.fusion(joined, looks).split([len(rows)] * 4)
+        sums["matching"] = self._matching_loss(matched, wrong_text, wrong_image, negatives.found)
+        sums["mlm"] = self._word_loss(masked, batch.text)
+        return sums
+
+    def _region_losses(self, batch: RegionBatch, images: Concepts) -> dict[str, Tensor]:
+        regions = self.vision.regions(images, batch.patch_mask, batch.image_index)
+        text, masked = self._encode_texts(batch.text)
+        sums, negatives = self._align(regions, text, batch.text, batch.valid, "regions")
+        memory = self.fusion.remember(_with_whole_images(regions, images))
+        count = len(batch.valid)
+        rows = torch.arange(count, device=batch.valid.device)
+        # The box is found in the whole image: those rows of the memory come after the regions' own.
+        own = torch.cat([rows, rows, rows, count + batch.image_index])
+        looks = [Look(memory, own, 4 * batch.max_rows_per_image), Look(memory, negatives.image, None)]
+        joined = Encoded.concat([text, text.rows(negatives.text), masked, text, text])
+        matched, wrong_text, masked, located, wrong_image = self.fusion(joined, looks).split([count] * 5)
+        sums["matching"] = self._matching_loss(matched, wrong_text, wrong_image, negatives.found)
+        sums["mlm"] = self._word_loss(masked, batch.text)
+        predicted, counts = self._box(located), self._boxes_that_count(batch)
+        sums["l1"] = losses.box_l1(predicted, batch.boxes_cxcywh, counts)
+        sums["giou"] = losses.box_giou(predicted, batch.boxes_cxcywh, counts)
+        return sums
+
+    def _text_loss(self, batch: TextBatch) -> Tensor:
+        """Masked words without an image: the fusion layers run without their cross-attention (as released)."""
+        masked = self.text(batch.text.masked_ids, batch.text.mask)
+        return self._word_loss(self.fusion(masked), batch.text)
+
+    def _encode_texts(self, text: MaskedText) -> tuple[Encoded, Encoded]:
+        """The texts and their masked copies, in one call."""
+        both = self.text(torch.cat([text.ids, text.masked_ids]), text.mask.repeat(2, 1))
+        plain, masked = both.split([len(text.ids)] * 2)
+        return plain, masked
+
+    def _align(
+        self, concepts: Concepts, text: Encoded, batch: MaskedText, valid: Tensor, stream: str
+    ) -> tuple[dict[str, Tensor], Negatives]:
+        """The contrastive loss, and hard negatives drawn from its similarities within the local batch."""
+        head, identical = self.contrastive, self._identical(stream)
+        image_embed, text_embed = head.embed_image(concepts), head.embed_text(text)
+        loss = head.loss(image_embed, text_embed, valid, batch.key, identical)
+        with torch.no_grad():
+            allowed = self._allowed(valid, batch.key, identical)
+            similarity = head.similarity(image_embed, text_embed)
+            negatives = Negatives(
+                image=self.draw_negatives(similarity.t(), allowed),
+                text=self.draw_negatives(similarity, allowed),
+                found=allowed.any(dim=1),
+            )
+        return {"contrastive": loss}, negatives
+
+    def draw_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
+        """One negative per row, (N,); see :mod:`models.negatives`."""
+        return draw(negative_weights(similarity, allowed))
+
+    def _matching_loss(self, matched: Encoded, wrong_text: Encoded, wrong_image: Encoded, found: Tensor) -> Tensor:
+        """A row without any allowed negative stays out altogether: alone, it would only teach to answer "matched"."""
+        logits = self.matching_head(torch.cat([matched.cls, wrong_text.cls, wrong_image.cls]))
+        truth = torch.arange(len(logits), device=logits.device) < len(found)
+        return losses.matching(logits, truth, found.repeat(3))
+
+    def _word_loss(self, fused: Encoded, text: MaskedText) -> Tensor:
+        states = gather_positions(fused.states, text.positions).flatten(0, 1)
+        labels = text.labels.flatten()
+        if not labels.is_cuda:
+            # Counting the used positions would make a GPU wait; on a CPU it saves the unused rows of the largest product.
+            used = (labels != IGNORE).nonzero().squeeze(1)
+            states, labels = states.index_select(0, used), labels.index_select(0, used)
+        return losses.masked_words(self.word_head(states, self.text.word_embeddings), labels)
+
+    def _box(self, fused: Encoded) -> Tensor:
+        return self.box_head(fused.cls).float().sigmoid()
+
+    def _boxes_that_count(self, batch: RegionBatch) -> Tensor:
+        return batch.valid if self.weights.whole_image_boxes else batch.valid & ~batch.is_image
+
+    def _identical(self, stream: str) -> Identical:
+        return getattr(self.config.contrastive.identical_texts, stream)
+
+    def _allowed(self, valid: Tensor, key: Tensor, identical: Identical) -> Tensor:
+        return allowed_negatives(valid, key if identical == "ignore" else None)
+
+
+def _with_whole_images(regions: Concepts, images: Concepts) -> Concepts:
+    """The rows of ``regions`` followed by one row for each whole image, all on the same patches."""
+    assert regions.patch_mask is not None and regions.image_index is not None
+    count, patches = len(images.patches), regions.patch_mask.shape[1]
+    whole = regions.patch_mask.new_ones(count, patches)
+    index = torch.arange(count, device=whole.device)
+    return Concepts(
+        patches=images.patches,
+        concept=torch.cat([regions.concept, images.concept]),
+        patch_mask=torch.cat([regions.patch_mask, whole]),
+        image_index=torch.cat([regions.image_index, index]),
+    )

@@ -1,0 +1,202 @@
+"""The text encoder: BERT and RoBERTa families on our own layers, any other Hugging Face encoder through an adapter."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.encoded import Encoded
+from models.layers import Layer, LayerConfig, attention_mask, init_bert_weights
+from utils.config import Config
+from utils.errors import UserError
+
+BERT_FAMILY = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta"}
+"""Hugging Face ``model_type`` -> our family."""
+
+
+class TextArchitecture(Config):
+    """Sizes of a BERT or RoBERTa encoder."""
+
+    family: Literal["bert", "roberta"] = "bert"
+    vocab_size: int | None = Field(None, ge=1, description="None: the tokenizer's")
+    width: int = Field(768, ge=1)
+    layers: int = Field(12, ge=1)
+    heads: int = Field(12, ge=1)
+    intermediate: int = Field(3072, ge=1)
+    max_positions: int = Field(512, ge=1)
+    token_types: int = Field(2, ge=1)
+    eps: float = Field(1e-12, gt=0)
+    pad_id: int = Field(0, ge=0)
+
+
+class TextConfig(Config):
+    """Which text encoder."""
+
+    encoder: str = Field(
+        "bert-base-uncased", description="Hugging Face name or folder: the tokenizer, and the sizes too"
+    )
+    arch: TextArchitecture | None = Field(None, description="sizes, where they are not those of `encoder`")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    attention_dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class Embeddings(nn.Module):
+    """Word, position and type embeddings, under BERT's key names. RoBERTa counts positions from ``pad_id + 1`` on tokens."""
+
+    def __init__(self, arch: TextArchitecture, dropout: float):
+        super().__init__()
+        assert arch.vocab_size is not None
+        self.arch = arch
+        self.word_embeddings = nn.Embedding(arch.vocab_size, arch.width, padding_idx=arch.pad_id)
+        padded = arch.pad_id if arch.family == "roberta" else None
+        self.position_embeddings = nn.Embedding(arch.max_positions, arch.width, padding_idx=padded)
+        self.token_type_embeddings = nn.Embedding(arch.token_types, arch.width)
+        self.LayerNorm = nn.LayerNorm(arch.width, eps=arch.eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """``ids`` (N, L); ``positions`` (N, L) where tokens share a position (captioning)."""
+        if positions is None:
+            positions = self.positions(ids)
+        types = self.token_type_embeddings.weight[0]
+        return self.dropout(self.LayerNorm(self.word_embeddings(ids) + types + self.position_embeddings(positions)))
+
+    def positions(self, ids: Tensor) -> Tensor:
+        if self.arch.family == "roberta":
+            real = ids.ne(self.arch.pad_id)
+            return real.cumsum(dim=1) * real + self.arch.pad_id
+        return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+
+
+class LayerStack(nn.Module):
+    """Layers under the key ``layer.N``."""
+
+    def __init__(self, layers: int, config: LayerConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config) for _ in range(layers))
+
+
+class TextEncoder(nn.Module):
+    """BERT or RoBERTa, without a pooler.
+
+    Accepts masks per query, (N, L, L), beside padding masks, (N, L).
+    """
+
+    def __init__(self, config: TextConfig, arch: TextArchitecture):
+        super().__init__()
+        self.arch = arch
+        self.width = arch.width
+        self.layer_config = layer_config(config, arch)
+        self.embeddings = Embeddings(arch, config.dropout)
+        self.encoder = LayerStack(arch.layers, self.layer_config)
+        self.apply(init_bert_weights)
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        """The (V, D) table, which the word head shares."""
+        return self.embeddings.word_embeddings.weight
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Encoded:
+        """``ids`` (N, L) int64, ``mask`` (N, L) bool -> states (N, L, D)."""
+        states = self.embeddings(ids)
+        attend = attention_mask(mask)
+        for layer in self.encoder.layer:
+            states = layer(states, attend)
+        return Encoded(states, mask)
+
+
+class HubTextEncoder(nn.Module):
+    """Any other Hugging Face encoder, through ``AutoModel``: padding masks only."""
+
+    def __init__(self, config: TextConfig, hub_config: Any):
+        super().__init__()
+        from transformers import AutoModel
+
+        self.model = AutoModel.from_config(hub_config)
+        self.width: int = hub_config.hidden_size
+        heads = getattr(hub_config, "num_attention_heads", None) or max(1, self.width // 64)
+        self.layer_config = LayerConfig(
+            width=self.width,
+            heads=heads,
+            intermediate=getattr(hub_config, "intermediate_size", None) or 4 * self.width,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+        )
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        return self.model.get_input_embeddings().weight
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Encoded:
+        """See :meth:`TextEncoder.forward`.
+
+        Raises:
+            UserError: for a mask per query, which the library's encoders refuse.
+        """
+        if mask.dim() != 2:
+            raise UserError("this text encoder takes no mask per query; use one of the BERT or RoBERTa families")
+        return Encoded(self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask)
+
+
+def layer_config(config: TextConfig, arch: TextArchitecture) -> LayerConfig:
+    """The layer sizes of an architecture with the run's dropout."""
+    return LayerConfig(
+        width=arch.width,
+        heads=arch.heads,
+        intermediate=arch.intermediate,
+        eps=arch.eps,
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+    )
+
+
+def build_text_encoder(config: TextConfig, vocab_size: int | None) -> TextEncoder | HubTextEncoder:
+    """The encoder that ``config`` names; ``vocab_size`` is the tokenizer's, for architectures that leave it open.
+
+    Raises:
+        UserError: if ``encoder`` has no Hugging Face configuration and ``arch`` is not given.
+    """
+    arch = config.arch
+    if arch is None:
+        hub_config = _hub_config(config.encoder)
+        if hub_config.model_type not in BERT_FAMILY:
+            return HubTextEncoder(config, hub_config)
+        arch = architecture_of(hub_config)
+    if arch.vocab_size is None:
+        if vocab_size is None:
+            raise UserError("model.text.arch.vocab_size is missing and there is no tokenizer to ask")
+        arch = arch.model_copy(update={"vocab_size": vocab_size})
+    if vocab_size is not None and vocab_size > (arch.vocab_size or 0):
+        raise UserError(f"model.text: the tokenizer has {vocab_size} entries, the embedding only {arch.vocab_size}")
+    return TextEncoder(config, arch)
+
+
+def architecture_of(hub_config: Any) -> TextArchitecture:
+    """Our sizes from a Hugging Face configuration of the BERT or RoBERTa families."""
+    return TextArchitecture(
+        family=BERT_FAMILY[hub_config.model_type],  # type: ignore[arg-type]
+        vocab_size=hub_config.vocab_size,
+        width=hub_config.hidden_size,
+        layers=hub_config.num_hidden_layers,
+        heads=hub_config.num_attention_heads,
+        intermediate=hub_config.intermediate_size,
+        max_positions=hub_config.max_position_embeddings,
+        token_types=hub_config.type_vocab_size,
+        eps=hub_config.layer_norm_eps,
+        pad_id=hub_config.pad_token_id or 0,
+    )
+
+
+def _hub_config(encoder: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(encoder)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"model.text.encoder: no configuration for {encoder!r}, and model.text.arch is not given: {reason}"
+        ) from None

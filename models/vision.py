@@ -1,0 +1,150 @@
+"""The vision encoder: a timm backbone whose normed patches, averaged, stand for images, regions and objects (section 3.2)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import timm
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.encoded import Concepts
+from utils.config import Config
+from utils.errors import UserError
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's statistics: the published models use them for every backbone, BEiT-2 included."""
+
+
+class VisionConfig(Config):
+    """A timm ViT by name; sizes left out are the backbone's own."""
+
+    backbone: str = Field("beitv2_base_patch16_224", description="name of a timm ViT (`timm.list_models()`)")
+    image_size: int = Field(224, ge=1, description="side of the square input, pixels")
+    patch_size: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=1)
+    depth: int | None = Field(None, ge=1)
+    heads: int | None = Field(None, ge=1)
+    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block, rising linearly from 0")
+    layer_scale: float | None = Field(0.1, description="initial LayerScale; the published BEiT-2 models use 0.1")
+    positions: Literal["backbone", "sincos"] = Field(
+        "backbone",
+        description="sincos: absolute two-dimensional sine-cosine positions at unit scale, then trained; a small model "
+        "does not learn boxes from scratch without them",
+    )
+
+
+class VisionEncoder(nn.Module):
+    """Pixels to :class:`Concepts`. The backbone's own [CLS] is attended to inside the blocks and then dropped."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = _create_backbone(config)
+        self.width: int = self.backbone.num_features
+        self.patch_size: int = self.backbone.patch_embed.patch_size[0]
+        self.grid: tuple[int, int] = tuple(self.backbone.patch_embed.grid_size)
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Concepts:
+        """Encode whole images, one row each.
+
+        Args:
+            pixels: (N, 3, H, W), uint8 in 0..255 or float already normalised.
+        """
+        patches = self.patches(pixels)
+        return Concepts(patches, patches.mean(dim=1))
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """Normed patch states (N, P, D), row-major. Each patch is normed before any mean (timm does it the other way)."""
+        if pixels.dtype == torch.uint8:
+            pixels = (pixels.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std
+        tokens = self.backbone.forward_features(pixels)[:, self.backbone.num_prefix_tokens :]
+        return self.backbone.fc_norm(tokens)
+
+    def regions(self, images: Concepts, patch_mask: Tensor, image_index: Tensor) -> Concepts:
+        """Rows that see a part of an image: no second backbone pass, no copy of patches.
+
+        Args:
+            images: whole images, N of them.
+            patch_mask: (R, P) bool, at least one True in each row.
+            image_index: (R,) int64, the image of each row.
+        """
+        patches = images.patches
+        n, p, d = patches.shape
+        share = patch_mask.to(patches.dtype) / patch_mask.sum(dim=1, keepdim=True)
+        # One matrix product over all patches of the batch: its backward adds up in a fixed order, and nothing is copied.
+        weights = share.new_zeros(patch_mask.shape[0], n, p)
+        weights.scatter_(1, image_index.view(-1, 1, 1).expand(-1, 1, p), share.unsqueeze(1))
+        concept = weights.view(-1, n * p) @ patches.reshape(n * p, d)
+        return Concepts(patches, concept, patch_mask, image_index)
+
+
+def _create_backbone(config: VisionConfig) -> nn.Module:
+    if config.image_size % (config.patch_size or 1):
+        raise UserError(
+            f"model.vision: image_size {config.image_size} is not a multiple of patch_size {config.patch_size}"
+        )
+    options = {
+        "patch_size": config.patch_size,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "init_values": config.layer_scale,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    if config.positions == "sincos" and config.backbone.startswith("beit"):
+        options["use_abs_pos_emb"] = True
+    try:
+        backbone = timm.create_model(
+            config.backbone,
+            pretrained=False,
+            num_classes=0,
+            img_size=config.image_size,
+            drop_path_rate=config.drop_path,
+            **options,
+        )
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"model.vision.backbone: timm cannot build {config.backbone!r} with {options}: {reason}"
+        ) from None
+    needed = ("forward_features", "patch_embed", "num_prefix_tokens", "fc_norm", "num_features")
+    missing = [name for name in needed if not hasattr(backbone, name)]
+    if missing:
+        raise UserError(f"model.vision.backbone: {config.backbone!r} is not a ViT (it has no {', '.join(missing)})")
+    if config.positions == "sincos":
+        _set_sincos_positions(backbone, config.backbone)
+    return backbone
+
+
+def _set_sincos_positions(backbone: nn.Module, name: str) -> None:
+    table = getattr(backbone, "pos_embed", None)
+    if table is None:
+        raise UserError(f"model.vision.positions: {name!r} has no absolute positions to set; use `backbone`")
+    rows, columns = backbone.patch_embed.grid_size
+    positions = sincos_positions(rows, columns, table.shape[-1])
+    with torch.no_grad():
+        table.zero_()
+        table[:, table.shape[1] - rows * columns :] = positions.to(table)
+
+
+def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
+    """Two-dimensional sine-cosine positions, (rows * columns, width) in [-1, 1]: half the channels tell y, half x.
+
+    Raises:
+        UserError: if ``width`` is not a multiple of 4.
+    """
+    if width % 4:
+        raise UserError(f"model.vision.width: sincos positions need a multiple of 4, not {width}")
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(width // 4) / (width // 4))
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (y, x)]
+    return torch.cat([function(angle) for angle in angles for function in (torch.sin, torch.cos)], dim=1)

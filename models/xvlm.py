@@ -1,0 +1,114 @@
+"""The shared model: the three encoders, and the contrastive head that pre-training and retrieval share (section 3)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import losses
+from models.encoded import Concepts, Encoded
+from models.fusion import FusionConfig, FusionEncoder
+from models.text import TextConfig, build_text_encoder
+from models.vision import VisionConfig, VisionEncoder
+from utils import distributed
+from utils.config import Config
+
+Identical = Literal["ignore", "negative"]
+
+
+class IdenticalTexts(Config):
+    """What two equal texts of a batch are to each other, by stream."""
+
+    images: Identical = "negative"
+    regions: Identical = Field("ignore", description="regions often share a text ('a man'); ignore: no negatives")
+
+
+class ContrastiveConfig(Config):
+    """How the contrastive loss sees the other rows of the global batch."""
+
+    gradient: Literal["exact", "released"] = Field(
+        "exact",
+        description="exact: that of the single-process loss. released: the embeddings receive 1/ranks of it under DDP, "
+        "since the released gather lets only the local slice carry gradient; the temperature's is exact",
+    )
+    identical_texts: IdenticalTexts = IdenticalTexts()
+
+    @field_validator("identical_texts", mode="before")
+    @classmethod
+    def _one_word_for_all(cls, value: Any) -> Any:
+        return {"images": value, "regions": value} if isinstance(value, str) else value
+
+
+class ModelConfig(Config):
+    """The shared model."""
+
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    fusion: FusionConfig = FusionConfig()
+    embed_dim: int = Field(256, ge=1, description="width of the contrastive embeddings")
+    temperature: float = Field(0.07, gt=0, description="initial value; learned, kept within 0.001 .. 0.5")
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+
+
+TEMPERATURE_RANGE = (0.001, 0.5)
+
+
+class XVLM(nn.Module):
+    """X²-VLM (section 3): what every task shares. Tasks add their heads and their ``forward(batch)``."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int | None = None):
+        super().__init__()
+        self.config = config
+        self.vision = VisionEncoder(config.vision)
+        self.text = build_text_encoder(config.text, vocab_size)
+        self.fusion = FusionEncoder(config.fusion, self.text.layer_config, self.vision.width)
+
+
+class ContrastiveHead(nn.Module):
+    """Projections to the joint space and the temperature (eq. 1)."""
+
+    def __init__(self, vision_width: int, text_width: int, config: ModelConfig):
+        super().__init__()
+        self.config = config.contrastive
+        self.vision_proj = nn.Linear(vision_width, config.embed_dim)
+        self.text_proj = nn.Linear(text_width, config.embed_dim)
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+
+    def embed_image(self, concepts: Concepts) -> Tensor:
+        """Normalised embeddings of visual concepts, (R, E) float32."""
+        return F.normalize(self.vision_proj(concepts.concept).float(), dim=1)
+
+    def embed_text(self, text: Encoded) -> Tensor:
+        """Normalised embeddings of texts, (N, E) float32."""
+        return F.normalize(self.text_proj(text.cls).float(), dim=1)
+
+    def clamp_temperature(self) -> None:
+        """Keep the temperature in its range, before each step (as released)."""
+        with torch.no_grad():
+            self.temperature.clamp_(*TEMPERATURE_RANGE)
+
+    def similarity(self, image: Tensor, text: Tensor) -> Tensor:
+        """Cosine similarity over temperature of all pairs, (R, N) float32."""
+        with torch.autocast(image.device.type, enabled=False):
+            return image @ text.t() / self.temperature
+
+    def loss(self, image: Tensor, text: Tensor, valid: Tensor, key: Tensor, identical: Identical) -> Tensor:
+        """Eq. 1 over the global batch, summed over this rank's valid rows; each rank computes only its own rows.
+
+        The gradient is that of the single-process loss, or 1/ranks of it (``config.gradient``).
+        """
+        if self.config.gradient == "released":
+            share = 1 / distributed.world_size()
+            image, text = (distributed.scale_gradient(part, share) for part in (image, text))
+        own = losses.ContrastiveRows(image, text, valid, key)
+        embeds = distributed.gather_rows(torch.cat([image, text], dim=1))
+        marks = distributed.gather_rows(torch.stack([valid.long(), key], dim=1))
+        width = image.shape[1]
+        everyone = losses.ContrastiveRows(embeds[:, :width], embeds[:, width:], marks[:, 0].bool(), marks[:, 1])
+        with torch.autocast(image.device.type, enabled=False):
+            offset = distributed.rank() * len(valid)
+            return losses.contrastive(own, everyone, offset, self.temperature, identical == "ignore")

@@ -1,0 +1,120 @@
+"""Golden cases as our model, batch and expected arrays; nothing here depends on their sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.checkpoints.files import read_weights
+from models.checkpoints.loading import load_published
+from models.fusion import FusionConfig
+from models.pretrain import PretrainModel
+from models.text import TextArchitecture, TextConfig
+from models.vision import VisionConfig
+from models.xvlm import ContrastiveConfig, ModelConfig
+from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, text_keys
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def arrays(path: Path) -> dict[str, Tensor]:
+    with np.load(path, allow_pickle=False) as content:
+        found = {name: torch.from_numpy(content[name]) for name in content.files}
+    return {name: value.float() if value.dtype == torch.float16 else value for name, value in found.items()}
+
+
+def manifest(case: str, root: Path = GOLDEN) -> dict[str, Any]:
+    return json.loads((root / case / "manifest.json").read_text())
+
+
+def model_config(facts: dict[str, Any], image_size: int | None = None) -> ModelConfig:
+    vision, text, sizes = facts["vision"], facts["text"], facts["config"]
+    return ModelConfig(
+        vision=VisionConfig(
+            image_size=image_size or vision["image_res"],
+            patch_size=vision["patch_size"],
+            width=vision["width"],
+            depth=vision["depth"],
+            heads=vision["heads"],
+        ),
+        text=TextConfig(
+            arch=TextArchitecture(
+                vocab_size=text["vocab_size"],
+                width=text["hidden_size"],
+                layers=sizes["text_fusion_start_at"],
+                heads=text["num_attention_heads"],
+                intermediate=text["intermediate_size"],
+                max_positions=text["max_position_embeddings"],
+                token_types=text["type_vocab_size"],
+                eps=text["layer_norm_eps"],
+                pad_id=text["pad_token_id"],
+            )
+        ),
+        fusion=FusionConfig(layers=sizes["text_num_hidden_layers"] - sizes["text_fusion_start_at"]),
+        embed_dim=sizes["embed_dim"],
+        contrastive=ContrastiveConfig(identical_texts="negative"),
+    )
+
+
+class PublishedNegatives(PretrainModel):
+    """Negatives as the golden case drew them, in the order of the draws: images, then texts, stream by stream."""
+
+    drawn: list[Tensor]
+
+    def draw_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
+        return self.drawn.pop(0)
+
+
+def load_case(case: str = "pretrain", root: Path = GOLDEN, image_size: int | None = None) -> PublishedNegatives:
+    facts = manifest(case, root)
+    model = PublishedNegatives(model_config(facts, image_size))
+    source = root / case / facts["files"].get("state", facts.get("state_from", ""))
+    report = load_published(model, read_weights(source), str(source))
+    assert report.fresh == []
+    assert report.unused in ([], ["absolute_frame_pos_embed"])
+    return model.eval()
+
+
+def masked_text(given: dict[str, Tensor], prefix: str = "") -> MaskedText:
+    mask = given[f"{prefix}text_atts"].bool()
+    ids = given[f"{prefix}text_ids"]
+    return MaskedText(
+        ids=ids,
+        mask=mask,
+        masked_ids=given[f"{prefix}text_ids_masked"],
+        positions=given[f"{prefix}masked_pos"],
+        labels=given[f"{prefix}masked_ids"],
+        key=text_keys(ids, mask),
+    )
+
+
+def pretrain_batch(given: dict[str, Tensor]) -> PretrainBatch:
+    """The case's batch; its region rows are put in order of image, which changes no loss."""
+    order = given["idx_to_group_img"].argsort(stable=True)
+    region = {name: value for name, value in given.items()}
+    for name in ("idx_to_group_img", *(n for n in given if n.startswith("region_") and n != "region_image")):
+        region[name] = given[name][order]
+    index = region["idx_to_group_img"]
+    return PretrainBatch(
+        images=ImageTextBatch(given["image"], masked_text(given), torch.ones(len(given["image"]), dtype=torch.bool)),
+        regions=RegionBatch(
+            pixels=given["region_image"],
+            image_index=index,
+            max_rows_per_image=int(index.bincount().max()),
+            patch_mask=region["region_image_atts"][:, 1:].bool(),
+            boxes_cxcywh=region["region_target_bbox"],
+            is_image=region["region_is_image"].bool(),
+            text=masked_text(region, "region_"),
+            valid=torch.ones(len(index), dtype=torch.bool),
+        ),
+        texts=None,
+    )
+
+
+def region_order(given: dict[str, Tensor]) -> Tensor:
+    return given["idx_to_group_img"].argsort(stable=True)

@@ -1,0 +1,86 @@
+"""Ranks and collectives. Without a process group every function is the identity of one rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The element-wise sum over ranks; no gradient flows."""
+    if not is_distributed():
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """Rows of all ranks, in order of rank: (n, ...) -> (world * n, ...); every rank has the same n.
+
+    Gradient: exact. The gradient of the sum of all ranks' losses with respect to this rank's rows comes back.
+    """
+    if not is_distributed():
+        return tensor
+    if tensor.requires_grad:
+        return _GatherRows.apply(tensor)
+    return _gather(tensor)
+
+
+def _gather(tensor: Tensor) -> Tensor:
+    out = tensor.new_empty((world_size() * tensor.shape[0], *tensor.shape[1:]))
+    dist.all_gather_into_tensor(out, tensor.contiguous())
+    return out
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return _gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        rows = grad.shape[0] // world_size()
+        if dist.get_backend() == "nccl":
+            own = grad.new_empty((rows, *grad.shape[1:]))
+            dist.reduce_scatter_tensor(own, grad.contiguous())
+            return own
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total[rank() * rows : (rank() + 1) * rows]
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
+
+
+def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
+    """The same values; the gradient that flows back is multiplied by ``factor``."""
+    return _ScaleGradient.apply(tensor, factor)
