@@ -1,0 +1,92 @@
+"""AdamW with the published parameter groups."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from utils.config import Config
+from utils.errors import UserError
+
+NO_DECAY = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
+"""A parameter whose name contains one of these is not decayed (as released: position bias tables and ``fc_norm`` are among
+them; LayerScale, the temperature, embeddings and the norm inside an MLP head are decayed)."""
+
+
+class OptimConfig(Config):
+    """Learning rates at the schedule's peak, and AdamW's constants."""
+
+    lr: float = Field(gt=0)
+    lr_mult: float = Field(2.0, gt=0, description="factor for parameters that no checkpoint initialised")
+    vision_lr: float | None = Field(None, gt=0, description="of the vision encoder; needs text_lr")
+    text_lr: float | None = Field(None, gt=0, description="of the text encoder and the word head")
+    cross_lr: float | None = Field(None, gt=0, description="of the fusion encoder; as text_lr if left out")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(1e-8, gt=0)
+    fused: Literal["auto", "apex"] = Field("auto", description="auto: torch's fused AdamW; apex: NVIDIA apex's FusedAdam")
+
+    @model_validator(mode="after")
+    def _rates_come_together(self) -> OptimConfig:
+        if (self.vision_lr is None) != (self.text_lr is None):
+            raise ValueError("vision_lr and text_lr are given together or not at all")
+        if self.cross_lr is not None and self.text_lr is None:
+            raise ValueError("cross_lr needs vision_lr and text_lr")
+        return self
+
+
+def learning_rate(name: str, config: OptimConfig, fresh: Collection[str]) -> float:
+    """The peak rate of the parameter ``name``: its module's rate if there is one, else ``lr``, times ``lr_mult`` if fresh."""
+    if config.vision_lr is not None and config.text_lr is not None:
+        if name.startswith("vision."):
+            return config.vision_lr
+        if name.startswith("fusion."):
+            return config.cross_lr or config.text_lr
+        if name.startswith(("text.", "word_head.")):
+            return config.text_lr
+    return config.lr * config.lr_mult if name in fresh else config.lr
+
+
+def parameter_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, fresh: Collection[str]
+) -> list[dict[str, Any]]:
+    """Groups of equal rate and decay, in order of first appearance; each carries ``name``, ``names`` and ``peak_lr``."""
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        rate = learning_rate(name, config, fresh)
+        decay = 0.0 if any(part in name for part in NO_DECAY) else config.weight_decay
+        label = f"lr={rate:g},decay={decay:g}"
+        empty = {"params": [], "names": [], "name": label, "lr": rate, "peak_lr": rate, "weight_decay": decay}
+        group = groups.setdefault((rate, decay), empty)
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW. torch decays before the update, the released code after it: p - lr * wd * p' with p' the updated value, a
+    difference of lr * wd * |update|, at most 1e-6 of an update for the published rates.
+
+    Raises:
+        UserError: if ``fused: apex`` is asked for and NVIDIA apex is not installed.
+    """
+    if config.fused == "apex":
+        return _apex(groups, config)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def _apex(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    try:
+        from apex.optimizers import FusedAdam
+    except ImportError:
+        raise UserError(
+            "optim.fused: apex, but NVIDIA apex is not installed (it is built from source; the registry's package `apex` "
+            "is something else); use `optim.fused=auto` for torch's fused AdamW"
+        ) from None
+    return FusedAdam(groups, lr=config.lr, betas=config.betas, eps=config.eps, adam_w_mode=True)

@@ -1,0 +1,47 @@
+"""Learning-rate schedules: pure functions from a step to a multiplier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import Field
+
+from utils.config import Config
+
+Schedule = Callable[[int], float]
+
+
+class ScheduleConfig(Config):
+    """Warm-up from 0 to 1, then a decay."""
+
+    kind: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: float = Field(0, ge=0, description="steps, or below 1 a share of all steps")
+    min_rate: float = Field(0.0, ge=0, le=1, description="the multiplier never decays below it")
+
+
+def build_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:
+    """The multiplier of the learning rate at each step, counted from 0.
+
+    ``linear`` is the released schedule: step 0 has rate 0, the peak 1 is reached at the end of the warm-up (a fractional
+    warm-up with ``min_rate`` peaks a little above 1, as released).
+    """
+    warmup = config.warmup_steps if config.warmup_steps >= 1 else int(config.warmup_steps * total_steps)
+    return lambda step: step / warmup if step < warmup else DECAYS[config.kind](step, warmup, total_steps, config.min_rate)
+
+
+def _linear(step: int, warmup: float, total: int, min_rate: float) -> float:
+    return max(min_rate, (total - (1 - min_rate) * step) / max(1, total - warmup))
+
+
+def _cosine(step: int, warmup: float, total: int, min_rate: float) -> float:
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return min_rate + (1 - min_rate) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _constant(step: int, warmup: float, total: int, min_rate: float) -> float:
+    return 1.0
+
+
+DECAYS = {"linear": _linear, "cosine": _cosine, "constant": _constant}

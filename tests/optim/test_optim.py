@@ -1,0 +1,92 @@
+"""Parameter groups and AdamW against the released code (golden `optim_groups_*.json`, `adamw_*.npz`)."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.checkpoints.initialise import fresh_parameters
+from models.checkpoints.rename import published_to_ours
+from models.checkpoints.report import LoadReport
+from models.pretrain import PretrainModel
+from models.text import TextArchitecture, TextConfig
+from models.xvlm import ModelConfig
+from optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
+from utils.errors import UserError
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+BASE = ModelConfig(text=TextConfig(arch=TextArchitecture(vocab_size=30522)))
+
+
+@pytest.fixture(scope="module")
+def base():
+    with torch.device("meta"):
+        return PretrainModel(BASE)
+
+
+def released_groups(file: str, key: str) -> dict[str, list[float]]:
+    rename = published_to_ours(text_layers=12)
+    content = json.loads((GOLDEN / "checkpoint_keys" / file).read_text())[key]
+    return {rename(name): group for name, group in content.items() if name != "absolute_frame_pos_embed"}
+
+
+def our_groups(model, fresh) -> dict[str, list[float]]:
+    groups = parameter_groups(model.named_parameters(), OptimConfig(lr=1e-4), fresh)
+    return {name: [group["lr"], group["weight_decay"]] for group in groups for name in group["names"]}
+
+
+def test_groups_from_scratch_equal_the_released_ones(base):
+    expected = released_groups("optim_groups_pretrain_base.json", "pretrain(lr1e-4,mult2)")
+    assert our_groups(base, fresh_parameters(base, [])) == expected
+
+
+def test_groups_with_bert_and_beit_equal_the_released_ones(base):
+    names = [name for name, _ in base.named_parameters()]
+    cross = [name for name in names if "crossattention" in name]
+    beit = LoadReport("beit", loaded=[name for name in names if name.startswith("vision.")])
+    bert = LoadReport(
+        "bert",
+        loaded=[n for n in names if n.startswith(("text.", "fusion.", "word_head.")) and n not in cross],
+        fresh=cross,
+    )
+    expected = released_groups("optim_groups_pretrain_base_video_real_init.json", "groups")
+    assert our_groups(base, fresh_parameters(base, [beit, bert])) == expected
+
+
+def test_module_rates_come_before_lr_mult():
+    config = OptimConfig(lr=1e-5, vision_lr=2e-5, text_lr=3e-5)
+    names = {"vision.backbone.cls_token": 2e-5, "fusion.layer.0.output.dense.bias": 3e-5, "box_head.0.bias": 2e-5}
+    for name, rate in names.items():
+        assert learning_rate(name, config, fresh=set(names)) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("case", ["a", "b"])
+def test_adamw_follows_the_released_trajectory(case):
+    """torch decays before the update, transformers after it: they differ by lr * weight_decay * |update| a step."""
+    golden = np.load(GOLDEN / "misc" / f"adamw_{case}.npz", allow_pickle=False)
+    parameters = [nn.Parameter(torch.from_numpy(golden[name].copy())) for name in ("p1", "p2")]
+    groups = [
+        {"params": [parameter], "lr": float(lr), "weight_decay": float(decay)}
+        for parameter, lr, decay in zip(parameters, golden["lr"], golden["weight_decay"], strict=True)
+    ]
+    config = OptimConfig(lr=1e-3, betas=tuple(golden["betas"]), eps=float(golden["eps"]))
+    optimizer = build_optimizer(groups, config)
+    per_step = float((golden["lr"] ** 2 * golden["weight_decay"]).max()) * 2
+    for step, gradient in enumerate(golden["grads"]):
+        first = parameters[0].numel()
+        for parameter, part in zip(parameters, (gradient[:first], gradient[first:]), strict=True):
+            parameter.grad = torch.from_numpy(part.copy()).view_as(parameter)
+        optimizer.step()
+        for parameter, trajectory in zip(parameters, ("p1_traj", "p2_traj"), strict=True):
+            error = np.abs(parameter.detach().numpy() - golden[trajectory][step]).max()
+            assert error < (step + 1) * per_step + 2e-6
+
+
+def test_missing_apex_is_one_clear_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apex", None)
+    with pytest.raises(UserError, match=r"NVIDIA apex is not installed.*optim.fused=auto"):
+        build_optimizer([], OptimConfig(lr=1.0, fused="apex"))
