@@ -81,6 +81,15 @@ def dump_config(config: Config) -> str:
     return stream.getvalue()
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as plain values, without bases or binding.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    return _plain(_read_yaml(path))
+
+
 def _read_with_bases(path: Path, places: Places, chain: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in chain:
         raise ConfigError([f"{path}: base files form a circle: {' -> '.join(p.name for p in (*chain, path))}"])

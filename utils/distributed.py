@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,3 +87,23 @@ class _ScaleGradient(torch.autograd.Function):
 def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
     """The same values; the gradient that flows back is multiplied by ``factor``."""
     return _ScaleGradient.apply(tensor, factor)
+
+
+@contextmanager
+def process_group() -> Iterator[torch.device]:
+    """Join the process group that torchrun's environment describes, if any; yields this rank's device.
+
+    NCCL where CUDA is available, gloo elsewhere. The environment is read here, when a job starts, and nowhere else.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+        yield device
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()

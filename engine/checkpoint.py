@@ -1,0 +1,73 @@
+"""Checkpoints of a run: a folder each, complete or absent, the newest few kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from utils.errors import UserError
+from utils.files import sync_file
+
+MODEL_FILE = "model.safetensors"
+TRAINING_FILE = "training.pt"
+NAME = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    folder: Path
+    step: int
+
+    @property
+    def model_file(self) -> Path:
+        return self.folder / MODEL_FILE
+
+    def training_state(self) -> dict[str, Any]:
+        """Optimiser, scaler, position and counters, read without running code from the file."""
+        try:
+            return torch.load(self.folder / TRAINING_FILE, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self.folder / TRAINING_FILE}: cannot be read ({reason}); remove the folder to use an older one") from None
+
+
+def list_checkpoints(folder: Path) -> list[Checkpoint]:
+    """The complete checkpoints in ``folder``, oldest first."""
+    found = []
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        match = NAME.fullmatch(entry.name)
+        if match and entry.is_dir():
+            found.append(Checkpoint(entry, int(match[1])))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def save_checkpoint(folder: Path, step: int, model: nn.Module, training: dict[str, Any], keep: int) -> Checkpoint:
+    """Write a checkpoint under a temporary name, give it its name when it is whole, and remove all but the newest ``keep``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover)
+    if final.exists():
+        return Checkpoint(final, step)
+    temporary.mkdir()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, temporary / MODEL_FILE)
+    torch.save(training, temporary / TRAINING_FILE)
+    for file in temporary.iterdir():
+        sync_file(file)
+    sync_file(temporary)
+    os.replace(temporary, final)
+    sync_file(folder)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old.folder)
+    return Checkpoint(final, step)

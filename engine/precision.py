@@ -1,0 +1,31 @@
+"""Mixed precision by torch.amp."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+PrecisionName = Literal["bf16", "fp16", "fp32", "O0", "O1", "O2"]
+APEX_LEVELS = {"O0": "fp32", "O1": "fp16", "O2": "fp16"}
+"""What the released configurations call precision (levels of apex.amp, which NVIDIA has removed) -> ours."""
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+logger = logging.getLogger(__name__)
+
+
+class Precision:
+    """Autocast and, for fp16, loss scaling."""
+
+    def __init__(self, name: PrecisionName, device: torch.device):
+        self.name = APEX_LEVELS.get(name, name)
+        if self.name != name:
+            logger.info("train.precision: %s is a level of apex.amp; here it means %s by torch.amp", name, self.name)
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")

@@ -1,0 +1,119 @@
+"""The folder of a run: ``config.yaml``, ``metrics.jsonl``, ``log.txt``, TensorBoard events and ``checkpoints/``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from engine.checkpoint import Checkpoint, list_checkpoints
+from utils import distributed
+from utils.config import Config, dump_config, read_yaml
+from utils.errors import UserError
+from utils.files import write_text
+
+MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "data.workers", "evaluation")
+"""Keys that may differ when a run is resumed: they do not touch what is learned."""
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Where a run writes. Only rank 0 writes; every rank may read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.log = path / "log.txt"
+
+    @classmethod
+    def open(cls, path: Path, config: Config, resume: bool) -> tuple[RunFolder, Checkpoint | None]:
+        """Create the folder, or with ``resume`` find the newest checkpoint in it (None: the run starts from its beginning).
+
+        Raises:
+            UserError: if the folder holds a run and ``resume`` is not given, or the run had another config.
+        """
+        folder = cls(path)
+        saved = path / "config.yaml"
+        started = saved.exists()
+        distributed.barrier()
+        if started and not resume:
+            raise UserError(f"{path} already holds a run; add --resume to go on with it, or give another --output")
+        if started:
+            folder._require_same_config(saved, config)
+        if distributed.rank() == 0:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                write_text(saved, dump_config(config))
+            except OSError as error:
+                raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None
+        distributed.barrier()
+        checkpoints = list_checkpoints(folder.checkpoints) if resume else []
+        return folder, checkpoints[-1] if checkpoints else None
+
+    def _require_same_config(self, saved: Path, config: Config) -> None:
+        before, now = _flat(read_yaml(saved)), _flat(config.model_dump(mode="json"))
+        changed = [
+            f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+        ]
+        if changed:
+            more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
+            raise UserError(f"{saved}: this run had another config: {'; '.join(changed[:3])}{more}; give another --output")
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+class MetricsLog:
+    """``metrics.jsonl``, one line per logged step in order, and the same scalars as TensorBoard events."""
+
+    def __init__(self, folder: RunFolder, after_step: int):
+        """Opens for appending; lines after ``after_step`` (of a run that was killed) are removed first."""
+        self._keep_until(folder.metrics, after_step)
+        self._file: IO[str] = folder.metrics.open("a", encoding="utf-8")
+        # Imported here: it takes a second, and only the rank that writes needs it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._events = SummaryWriter(str(folder.path / "tensorboard"), purge_step=after_step + 1)
+
+    @staticmethod
+    def _keep_until(path: Path, step: int) -> None:
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if values["step"] > step:
+                break
+            kept.append(line + "\n")
+        write_text(path, "".join(kept))
+
+    def write(self, values: dict[str, float]) -> None:
+        """Append one line; ``values`` has ``step``."""
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if name != "step":
+                self._events.add_scalar(name, value, int(values["step"]))
+
+    def sync(self) -> None:
+        """Force the lines onto the disk; a checkpoint must never be newer than its metrics."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()

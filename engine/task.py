@@ -1,0 +1,42 @@
+"""What a task gives the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from utils.batch import Losses
+
+
+class TaskModel(Protocol):
+    """The module of a task, before DDP wraps it."""
+
+    def __call__(self, batch: Any) -> Losses:
+        """All losses of a micro-batch, as sums."""
+
+    def counts(self, batch: Any) -> dict[str, Tensor]:
+        """What each sum is divided by, known before the forward pass; the same names on every rank."""
+
+
+class Loader(Protocol):
+    """Micro-batches by number, so that a resumed run repeats the uninterrupted one."""
+
+    examples_per_batch: int
+
+    def batches(self, consumed: int, count: int) -> Iterator[Any]:
+        """``count`` micro-batches of this rank, after ``consumed`` were used by all ranks together."""
+
+
+class Task(Protocol):
+    """A model with its data. ``fresh`` names the parameters that train at ``lr * lr_mult``."""
+
+    model: nn.Module
+    fresh: set[str]
+
+    def train_loader(self) -> Loader:
+        """The training data of this rank."""
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Named metrics of a split, each item visited exactly once over all ranks."""

@@ -1,0 +1,313 @@
+"""The one train loop.
+
+A step never waits for the device: losses and the flag that says whether they are finite stay there and are read one step
+late. A step whose loss or gradient is not finite is left out on the device itself, on all ranks alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from engine.checkpoint import Checkpoint, save_checkpoint
+from engine.precision import Precision, PrecisionName
+from engine.run_folder import MetricsLog, RunFolder
+from engine.task import Task
+from optim import OptimConfig, build_optimizer, parameter_groups
+from scheduler import ScheduleConfig, build_schedule
+from utils import distributed
+from utils.batch import Losses, to_device
+from utils.config import Config
+from utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class TrainConfig(Config):
+    """How long and how exactly to train."""
+
+    steps: int = Field(ge=1, description="optimiser steps")
+    accumulate: int = Field(1, ge=1, description="micro-batches per step and rank")
+    precision: PrecisionName = "bf16"
+    clip_grad_norm: float | None = Field(1.0, gt=0)
+    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
+    checkpoint_every: int = Field(1000, ge=1)
+    keep_checkpoints: int = Field(3, ge=1)
+    max_skipped_steps: int = Field(0, ge=0, description="steps with a non-finite loss that may be left out before the run stops")
+    deterministic: bool = Field(False, description="torch's deterministic algorithms: a resumed run repeats to the last digit")
+
+
+@dataclass
+class _Pending:
+    """A step whose numbers are still on their way from the device."""
+
+    step: int
+    names: list[str]
+    values: Tensor
+    arrived: torch.cuda.Event | None
+    micro_batches: list[Any]
+
+    def read(self) -> dict[str, float]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return dict(zip(self.names, self.values.tolist(), strict=True))
+
+
+class Trainer:
+    """Trains a :class:`~engine.task.Task` for a fixed number of steps, and goes on exactly where a checkpoint ended."""
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        train: TrainConfig,
+        optim: OptimConfig,
+        schedule: ScheduleConfig,
+        seed: int,
+        folder: RunFolder,
+        device: torch.device,
+        checkpoint: Checkpoint | None = None,
+    ):
+        self.task, self.config, self.seed, self.folder, self.device = task, train, seed, folder, device
+        torch.use_deterministic_algorithms(train.deterministic)
+        self.model: nn.Module = task.model.to(device).train()
+        self.groups = parameter_groups(self.model.named_parameters(), optim, task.fresh)
+        self.optimizer = build_optimizer(self.groups, optim)
+        self.schedule = build_schedule(schedule, train.steps)
+        self.precision = Precision(train.precision, device)
+        self.step, self.consumed, self.skipped, self.elapsed_s = 0, 0, 0, 0.0
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.parallel = self._wrap(self.model)
+
+    def fit(self) -> None:
+        """Train from the current step to the last one; writes metrics and checkpoints into the run folder.
+
+        Raises:
+            UserError: if a loss is not finite more often than ``max_skipped_steps`` allows.
+        """
+        remaining = self.config.steps - self.step
+        if remaining <= 0:
+            logger.info("all %d steps are done", self.config.steps)
+            return
+        loader = self.task.train_loader()
+        per_step = loader.examples_per_batch * self.config.accumulate * distributed.world_size()
+        micro_batches = loader.batches(self.consumed, remaining * self.config.accumulate)
+        main = distributed.rank() == 0
+        metrics = MetricsLog(self.folder, self.step) if main else None
+        progress = tqdm(total=self.config.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
+        report = _Reporter(self, metrics, progress, per_step)
+        pending: _Pending | None = None
+        try:
+            while self.step < self.config.steps:
+                current = self._train_step([next(micro_batches) for _ in range(self.config.accumulate)])
+                if pending is not None:
+                    report(pending)
+                pending = current
+                if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+                    report(pending)
+                    pending = None
+                    self._save(metrics)
+        finally:
+            progress.close()
+            if metrics:
+                metrics.close()
+        # Exhausting the loader makes it report the broken records of the whole run.
+        for _ in micro_batches:
+            raise AssertionError("the loader gave more batches than were asked for")
+
+    def _train_step(self, micro_batches: list[Any]) -> _Pending:
+        # Dropout and drawn negatives depend on seed, step and rank alone: a resumed run needs no generator state.
+        torch.manual_seed(mix_seed(self.seed, self.step, distributed.rank()))
+        self._set_rates()
+        self.optimizer.zero_grad(set_to_none=True)
+        on_device = [to_device(batch, self.device) for batch in micro_batches]
+        counts = self._counts(on_device)
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(on_device):
+            with self._synchronised_gradients(last=index == len(on_device) - 1):
+                with self.precision.autocast():
+                    terms: Losses = self.parallel(batch)
+                loss = torch.stack([term.weight * term.total / counts[name] for name, term in terms.items()]).sum()
+                # DDP averages gradients over ranks; each term is already divided by its count over all of them.
+                self.precision.scaler.scale(loss * distributed.world_size()).backward()
+            for name, term in [*terms.items(), ("loss", (loss, 1.0))]:
+                part = term[0].detach() / (counts[name] if name != "loss" else 1)
+                sums[name] = sums[name] + part if name in sums else part
+        pending = self._update(sums, micro_batches)
+        self.step += 1
+        self.consumed += self.config.accumulate * distributed.world_size()
+        return pending
+
+    def _update(self, sums: dict[str, Tensor], micro_batches: list[Any]) -> _Pending:
+        """Clip and step, unless something is not finite; returns the step's numbers, still on the device."""
+        self.precision.scaler.unscale_(self.optimizer)
+        limit = self.config.clip_grad_norm or torch.inf
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        names = list(sums)
+        losses = distributed.sum_over_ranks(torch.stack([sums[name].float() for name in names]))
+        bad = ~losses.isfinite().all()
+        if not self.precision.scaler.is_enabled():
+            # With fp16, gradients that overflow are the scaler's business: it skips the step and lowers the scale.
+            bad = bad | ~norm.isfinite()
+        self._step_unless(bad)
+        values = torch.cat([losses, norm.float().view(1), bad.float().view(1)]).detach()
+        arrived = None
+        if self.device.type == "cuda":
+            host = torch.empty(values.shape, pin_memory=True)
+            host.copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+            values = host
+        return _Pending(self.step + 1, [*names, "grad_norm", "bad"], values, arrived, micro_batches)
+
+    def _step_unless(self, bad: Tensor) -> None:
+        if self.precision.scaler.is_enabled():
+            self.precision.scaler.step(self.optimizer)
+            self.precision.scaler.update()
+        elif self.optimizer.defaults.get("fused"):
+            # Torch's fused kernels look at this flag on the device, as they do for the loss scaler.
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not bad:
+            self.optimizer.step()
+
+    def _counts(self, micro_batches: list[Any]) -> dict[str, Tensor]:
+        """What each term is divided by: its rows or tokens over ranks and micro-batches, at least 1."""
+        each = [self.model.counts(batch) for batch in micro_batches]  # type: ignore[operator]
+        names = list(each[0])
+        local = torch.stack([torch.stack([counts[name].float() for name in names]) for counts in each]).sum(dim=0)
+        total = distributed.sum_over_ranks(local).clamp(min=1)
+        return dict(zip(names, total.unbind(), strict=True))
+
+    def _set_rates(self) -> None:
+        factor = self.schedule(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    def _wrap(self, model: nn.Module) -> nn.Module:
+        if not distributed.is_distributed():
+            return model
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def _synchronised_gradients(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        if isinstance(self.parallel, DistributedDataParallel) and not last:
+            return self.parallel.no_sync()
+        return contextlib.nullcontext()
+
+    def _save(self, metrics: MetricsLog | None) -> None:
+        if metrics is not None:
+            metrics.sync()
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.precision.scaler.state_dict(),
+                "consumed": self.consumed,
+                "skipped": self.skipped,
+                "elapsed_s": self.elapsed_s,
+                "fresh": sorted(self.task.fresh),
+            }
+            save_checkpoint(self.folder.checkpoints, self.step, self.model, state, self.config.keep_checkpoints)
+        distributed.barrier()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.training_state()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.precision.scaler.load_state_dict(state["scaler"])
+        self.step, self.consumed = checkpoint.step, state["consumed"]
+        self.skipped, self.elapsed_s = state["skipped"], state["elapsed_s"]
+        logger.info("goes on from %s", checkpoint.folder)
+
+
+class _Reporter:
+    """Reads a step's numbers when they have arrived: metrics, progress bar, and the end of a run whose loss is not finite."""
+
+    def __init__(self, trainer: Trainer, metrics: MetricsLog | None, progress: Any, examples_per_step: int):
+        self.trainer, self.metrics, self.progress, self.examples = trainer, metrics, progress, examples_per_step
+        self.clock = time.perf_counter()
+        self.since_log, self.steps = self.clock, 0
+
+    def __call__(self, pending: _Pending) -> None:
+        trainer, values = self.trainer, pending.read()
+        now = time.perf_counter()
+        trainer.elapsed_s += now - self.clock
+        self.clock = now
+        self.steps += 1
+        self.progress.update(1)
+        if values.pop("bad"):
+            self._not_finite(pending, values)
+            return
+        if pending.step % trainer.config.log_every and pending.step != trainer.config.steps:
+            return
+        speed = self.examples * self.steps / max(now - self.since_log, 1e-9)
+        self.since_log, self.steps = now, 0
+        rates = {f"lr/{group['name']}": group["lr"] for group in self._rates_at(pending.step)}
+        line = {"step": pending.step, **values, **rates, "samples_per_s": speed, "elapsed_s": trainer.elapsed_s}
+        if self.metrics:
+            self.metrics.write(line)
+        self.progress.set_postfix_str(_short(values, speed))
+
+    def _rates_at(self, step: int) -> Iterator[dict[str, Any]]:
+        factor = self.trainer.schedule(step - 1)
+        for group in self.trainer.groups:
+            yield {"name": group["name"], "lr": group["peak_lr"] * factor}
+
+    def _not_finite(self, pending: _Pending, values: dict[str, float]) -> None:
+        """Count the step, which never reached the weights; stop with everything needed to look into it if it is one too many."""
+        trainer = self.trainer
+        trainer.skipped += 1
+        losses = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if trainer.skipped <= trainer.config.max_skipped_steps:
+            logger.warning("step %d left out: not finite (%s)", pending.step, losses)
+            return
+        saved = save_bad_batch(trainer.folder.path, pending.step, pending.micro_batches)
+        records = [record for batch in pending.micro_batches for record in getattr(batch, "records", ())]
+        shown = ", ".join(records[:8]) + (f", … ({len(records)} in all)" if len(records) > 8 else "")
+        raise UserError(
+            f"step {pending.step}: loss or gradient is not finite ({losses}); it did not reach the weights. Records of rank "
+            f"{distributed.rank()}: {shown}. Batch saved to {saved}; train.max_skipped_steps lets a run leave out such steps"
+        )
+
+
+def save_bad_batch(folder: Path, step: int, micro_batches: list[Any]) -> Path:
+    """Save a step's micro-batches as plain dictionaries of tensors, readable with ``torch.load(..., weights_only=True)``."""
+    path = folder / f"bad-batch-step-{step:08d}-rank-{distributed.rank()}.pt"
+    torch.save([_as_plain(batch) for batch in micro_batches], path)
+    return path
+
+
+def _as_plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _as_plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, tuple | list):
+        return [_as_plain(item) for item in value]
+    return value
+
+
+def mix_seed(*parts: int) -> int:
+    """One 63-bit seed from several integers; neighbouring integers give unrelated seeds."""
+    mixed = 0
+    for part in parts:
+        mixed = (mixed ^ (part + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9 % (1 << 64)
+        mixed ^= mixed >> 31
+    return mixed % (1 << 63)
+
+
+def _short(values: dict[str, float], speed: float) -> str:
+    def short(name: str) -> str:
+        stream, _, term = name.partition("/")
+        return f"{stream[:3]}.{term[:5]}" if term else name
+
+    shown = " ".join(f"{short(name)} {value:.2f}" for name, value in values.items() if name != "grad_norm")
+    return f"{shown} {speed:.0f} samples/s"

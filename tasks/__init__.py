@@ -1,0 +1,15 @@
+"""The tasks: which script runs each, and the config it runs without ``--config``. Plain data: importing it costs nothing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class TaskEntry(NamedTuple):
+    script: str
+    demo_config: str
+
+
+TASKS = {
+    "pretrain": TaskEntry("Pretrain.py", "configs/demo/pretrain.yaml"),
+}

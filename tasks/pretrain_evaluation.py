@@ -1,0 +1,191 @@
+"""What pre-training has learned, on held-out records: retrieval, boxes and masked words, each beside its chance level."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dataset.held_out import HeldOutRecord, read_held_out
+from dataset.records import ImageKeys
+from dataset.samplers import sample_rng
+from dataset.text import TextProcessor
+from metrics.grounding import accuracy_at_iou
+from metrics.retrieval import recall_at
+from models.encoded import Concepts, Encoded
+from models.fusion import Look
+from models.pretrain import PretrainModel
+from tasks.pictures import Panel, Prediction, draw_predictions
+from utils.batch import IGNORE
+from utils.config import Config
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluationConfig(Config):
+    """Held-out records; their first caption is the one that has to be found."""
+
+    files: list[str]
+    region_files: list[str] = Field([], description="records of the boxes, if not those of `files`")
+    candidates: int = Field(16, ge=1, description="candidates that the fusion encoder re-ranks, each way")
+    batch_size: int = Field(50, ge=1)
+    limit: int | None = Field(None, ge=1, description="read so many records at most")
+    panels: int = Field(12, ge=1, description="pictures in predictions.png: the first records with boxes")
+
+
+class Evaluation:
+    """Evaluates a model once; ``metrics()`` has ``<name>`` and ``<name>/chance`` entries, shares in 0..1."""
+
+    def __init__(self, config: EvaluationConfig, model: PretrainModel, processor: TextProcessor, seed: int):
+        self.config, self.model, self.processor, self.seed = config, model, processor, seed
+        self.device = next(model.parameters()).device
+        self.records = self._read(config.files)
+        self.with_boxes = self._read(config.region_files) if config.region_files else self.records
+        self._boxes: list[np.ndarray] | None = None
+
+    def _read(self, files: Sequence[str]) -> list[HeldOutRecord]:
+        size = self.model.config.vision.image_size
+        keys = ImageKeys("image", "auto", None)
+        return read_held_out(files, self.processor, image_size=size, keys=keys, limit=self.config.limit)
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """All metrics of the held-out records."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            return {**self._retrieval(), **self._grounding(), **self._words()}
+        finally:
+            self.model.train(training)
+
+    def _retrieval(self) -> dict[str, float]:
+        captioned = [record for record in self.records if record.captions]
+        if not captioned:
+            return {}
+        images = self._encode_images(captioned)
+        text = self._encode_texts([record.captions[0] for record in captioned])
+        head = self.model.contrastive
+        cosine = (head.embed_image(images) @ head.embed_text(text).t()).cpu()
+        scores = {"cosine": (cosine, cosine), "reranked": self._rerank(images, text, cosine)}
+        same = np.eye(len(captioned), dtype=bool)
+        results: dict[str, float] = {"records": len(captioned)}
+        for name, (by_image, by_text) in scores.items():
+            results[f"image to text R@1 ({name})"] = recall_at(by_image.numpy(), same, ks=(1,))[1]
+            results[f"text to image R@1 ({name})"] = recall_at(by_text.t().numpy(), same, ks=(1,))[1]
+        for name in list(results):
+            if "R@1" in name:
+                results[f"{name}/chance"] = 1 / len(captioned)
+        return results
+
+    def _rerank(self, images: Concepts, text: Encoded, cosine: Tensor) -> tuple[Tensor, Tensor]:
+        """Matching scores of each image's best texts and each text's best images; pairs wanted both ways are scored once.
+
+        Returns (N, N) scores for ranking texts by image and images by text; -inf where a pair was no candidate.
+        """
+        k = min(self.config.candidates, len(cosine))
+        by_image = torch.zeros(cosine.shape, dtype=torch.bool).scatter_(1, cosine.topk(k, dim=1).indices, True)
+        by_text = torch.zeros(cosine.shape, dtype=torch.bool).scatter_(0, cosine.topk(k, dim=0).indices, True)
+        scores = torch.full(cosine.shape, -torch.inf)
+        for start in range(0, len(cosine), self.config.batch_size):
+            block = slice(start, start + self.config.batch_size)
+            pairs = (by_image | by_text)[block].nonzero()
+            most = int(pairs[:, 0].bincount().max())
+            part = Concepts(images.patches[block], images.concept[block])
+            rows, texts = pairs[:, 0].to(self.device), pairs[:, 1].to(self.device)
+            logits = self.model.match(text.rows(texts), self.model.fusion.remember(part), rows, most)
+            scores[pairs[:, 0] + start, pairs[:, 1]] = logits[:, 1].float().cpu()
+        return scores.masked_fill(~by_image, -torch.inf), scores.masked_fill(~by_text, -torch.inf)
+
+    def _grounding(self) -> dict[str, float]:
+        records = [record for record in self.with_boxes if record.elements]
+        if not records:
+            return {}
+        predicted = np.concatenate(self._predict_boxes(records))
+        true = np.array([element.box for record in records for element in record.elements])
+        grains = np.array([element.grain for record in records for element in record.elements])
+        results: dict[str, float] = {}
+        for grain in sorted(set(grains.tolist())):
+            chosen = grains == grain
+            mean_box = np.broadcast_to(true[chosen].mean(axis=0), true[chosen].shape)
+            results[f"{grain} phrases"] = int(chosen.sum())
+            results[f"{grain} box, IoU >= 0.5"] = accuracy_at_iou(predicted[chosen], true[chosen])
+            results[f"{grain} box, IoU >= 0.5/chance"] = accuracy_at_iou(mean_box, true[chosen])
+        return results
+
+    def _predict_boxes(self, records: Sequence[HeldOutRecord]) -> list[np.ndarray]:
+        """For each record the boxes of its elements, (E, 4) as centre and size."""
+        boxes: list[np.ndarray] = []
+        for block in _blocks(records, self.config.batch_size):
+            counts = [len(record.elements) for record in block]
+            text = self._encode_texts([element.caption for record in block for element in record.elements])
+            index = torch.arange(len(block)).repeat_interleave(torch.tensor(counts)).to(self.device)
+            found = self.model.predict_boxes(text, self._encode_images(block), index, max(counts)).cpu().numpy()
+            boxes += np.split(found, np.cumsum(counts)[:-1])
+        return boxes
+
+    def _words(self) -> dict[str, float]:
+        """Masked words of captions, seen with their picture; chance = always the most frequent masked word."""
+        right, labels = 0, []
+        captioned = [record for record in self.records if record.captions]
+        for start, block in enumerate(_blocks(captioned, self.config.batch_size)):
+            first = start * self.config.batch_size
+            rngs = [sample_rng(self.seed, "held-out", 0, first + index) for index in range(len(block))]
+            examples = [self.processor.encode(r.captions[0], rng) for r, rng in zip(block, rngs, strict=True)]
+            given = self.processor.collate(examples)
+            masked = self.model.text(given.masked_ids.to(self.device), given.mask.to(self.device))
+            memory = self.model.fusion.remember(self._encode_images(block))
+            fused = self.model.fusion(masked, [Look(memory, torch.arange(len(block), device=self.device), 1)])
+            guesses = self.model.predict_words(fused, given.positions.to(self.device)).argmax(dim=-1).cpu()
+            counted = given.labels != IGNORE
+            right += int((guesses == given.labels)[counted].sum())
+            labels += given.labels[counted].tolist()
+        if not labels:
+            return {}
+        most_frequent = np.bincount(labels).max() / len(labels)
+        return {
+            "masked words": len(labels),
+            "masked word": right / len(labels),
+            "masked word/chance": float(most_frequent),
+        }
+
+    def _encode_images(self, records: Sequence[HeldOutRecord]) -> Concepts:
+        parts = [self.model.vision(torch.stack([r.pixels for r in block]).to(self.device)) for block in _blocks(records, 50)]
+        return Concepts(torch.cat([part.patches for part in parts]), torch.cat([part.concept for part in parts]))
+
+    def _encode_texts(self, texts: Sequence[str]) -> Encoded:
+        ids, mask = self.processor.encode_plain(texts)
+        return self.model.text(ids.to(self.device), mask.to(self.device))
+
+    @torch.no_grad()
+    def draw(self, path: Path) -> None:
+        """Write the first held-out pictures with true and predicted boxes and their phrases."""
+        self.model.eval()
+        records = [record for record in self.with_boxes if record.elements][: self.config.panels]
+        if not records:
+            return
+        panels = []
+        for record, boxes in zip(records, self._predict_boxes(records), strict=True):
+            pairs = zip(record.elements, boxes, strict=True)
+            found = [Prediction(element.caption, element.box, tuple(box.tolist())) for element, box in pairs]
+            panels.append(Panel(record.pixels.permute(1, 2, 0).numpy(), found))
+        draw_predictions(panels, path)
+
+
+def _blocks(records: Sequence[HeldOutRecord], size: int) -> Iterator[Sequence[HeldOutRecord]]:
+    for start in range(0, len(records), size):
+        yield records[start : start + size]
+
+
+def table(metrics: dict[str, float]) -> str:
+    """The metrics that have a chance level as a text table, with the sizes of the sets below."""
+    rows = [(name, value, metrics[f"{name}/chance"]) for name, value in metrics.items() if f"{name}/chance" in metrics]
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'held-out':{width}}  measured  chance"]
+    lines += [f"{name:{width}}  {value:7.1%}  {chance:6.1%}" for name, value, chance in rows]
+    sizes = [f"{int(value)} {name}" for name, value in metrics.items() if value >= 1 and isinstance(value, int)]
+    return "\n".join([*lines, f"({', '.join(sizes)})"])
