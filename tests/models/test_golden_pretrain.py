@@ -6,13 +6,13 @@ import json
 
 import pytest
 import torch
-from tests.models.golden import GOLDEN, arrays, load_case, pretrain_batch, region_order
 from torch import Tensor
 
 from models.checkpoints.rename import published_to_ours
 from models.encoded import Encoded
 from models.fusion import Look
 from models.negatives import allowed_negatives, negative_weights
+from tests.models.golden import GOLDEN, arrays, load_case, pretrain_batch, region_order
 from utils.batch import Losses
 
 GIVEN = arrays(GOLDEN / "pretrain" / "inputs.npz")

@@ -1,0 +1,106 @@
+"""Properties of the pure losses."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models import losses
+from models.losses import ContrastiveRows
+
+TEMPERATURE = torch.tensor(0.1)
+
+
+def rows(n: int, valid=None, key=None, seed: int = 0) -> ContrastiveRows:
+    generator = torch.Generator().manual_seed(seed)
+    image, text = (F.normalize(torch.randn(n, 8, generator=generator), dim=1) for _ in range(2))
+    valid = torch.ones(n, dtype=torch.bool) if valid is None else torch.tensor(valid)
+    return ContrastiveRows(image, text, valid, torch.arange(n) if key is None else torch.tensor(key))
+
+
+def contrastive(own, everyone=None, offset=0, ignore=False) -> torch.Tensor:
+    return losses.contrastive(own, everyone or own, offset, TEMPERATURE, ignore)
+
+
+def test_contrastive_is_the_mean_of_both_cross_entropies():
+    own = rows(5)
+    logits = own.image @ own.text.t() / TEMPERATURE
+    target = torch.arange(5)
+    expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+    torch.testing.assert_close(contrastive(own) / 5, expected)
+
+
+def test_rows_that_do_not_count_are_neither_queries_nor_negatives():
+    whole, cut = rows(5, valid=[True, True, False, True, False]), [0, 1, 3]
+    kept = ContrastiveRows(*(part[cut] for part in whole))
+    torch.testing.assert_close(contrastive(whole), contrastive(kept))
+
+
+def test_equal_texts_are_negatives_only_when_asked():
+    same = rows(4, key=[7, 7, 1, 2])
+    ignoring = contrastive(same, ignore=True)
+    assert ignoring < contrastive(same)
+    torch.testing.assert_close(contrastive(rows(4), ignore=True), contrastive(rows(4)))
+
+
+def test_rows_of_a_rank_add_up_to_the_whole():
+    whole = rows(6)
+    halves = [ContrastiveRows(*(part[i : i + 3] for part in whole)) for i in (0, 3)]
+    parts = [contrastive(half, whole, offset) for half, offset in zip(halves, (0, 3), strict=True)]
+    torch.testing.assert_close(sum(parts), contrastive(whole))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_no_valid_row_gives_zero_and_finite_gradients(n):
+    own = rows(n, valid=[False] * n)
+    own.image.requires_grad_(True)
+    loss = contrastive(own)
+    loss.backward()
+    assert loss == 0
+    assert own.image.grad.isfinite().all()
+
+
+def boxes(n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(n, 4, generator=generator), torch.rand(n, 4, generator=generator)
+
+
+def test_giou_equals_torchvision_and_stays_within_bounds():
+    from torchvision.ops import generalized_box_iou
+
+    a, b = (losses.corners(box) for box in boxes())
+    ours = losses.giou(a, b)
+    torch.testing.assert_close(ours, generalized_box_iou(a, b).diagonal(), atol=1e-6, rtol=1e-5)
+    assert ours.min() >= -1
+    assert ours.max() <= 1
+    torch.testing.assert_close(losses.giou(a, a), torch.ones(len(a)))
+
+
+def test_a_degenerate_box_touches_no_other_row():
+    predicted, target = boxes(3)
+    counts = torch.ones(3, dtype=torch.bool)
+    flat = target.clone()
+    flat[1, 2:] = 0
+    predicted.requires_grad_(True)
+    loss = losses.box_giou(predicted, flat, counts)
+    loss.backward()
+    alone = [losses.box_giou(predicted[i : i + 1], flat[i : i + 1], counts[:1]) for i in range(3)]
+    torch.testing.assert_close(loss, sum(alone))
+    assert predicted.grad.isfinite().all()
+    assert predicted.grad[[0, 2]].abs().sum() > 0
+
+
+def test_two_points_have_a_finite_giou_and_gradient():
+    point = torch.zeros(1, 4, requires_grad=True)
+    value = losses.giou(point, torch.zeros(1, 4))
+    value.sum().backward()
+    assert math.isfinite(value.item())
+    assert point.grad.isfinite().all()
+
+
+def test_whole_images_alone_give_a_zero_box_loss():
+    predicted, target = boxes(4)
+    none = torch.zeros(4, dtype=torch.bool)
+    assert losses.box_l1(predicted, target, none) == 0
+    assert losses.box_giou(predicted, target, none) == 0

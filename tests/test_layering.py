@@ -1,0 +1,64 @@
+"""Arrows between packages point one way (design: utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "utils": {"utils"},
+    "scheduler": {"utils", "scheduler"},
+    "optim": {"utils", "optim"},
+    "metrics": {"metrics"},
+    "models": {"utils", "models"},
+    "dataset": {"utils", "dataset"},
+    "engine": {"utils", "optim", "scheduler", "engine"},
+    "tasks": {"utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks"},
+}
+SCRIPTS = [path for path in ROOT.glob("*.py") if path.name != "run.py"]
+
+
+def imported_packages(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_imports_only_what_lies_below_it(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        above = (imported_packages(path) & ALLOWED.keys()) - ALLOWED[package]
+        assert not above, f"{path.relative_to(ROOT)} imports {', '.join(sorted(above))}"
+
+
+def test_every_package_of_ours_has_its_place_in_the_order():
+    ours = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert ours == ALLOWED.keys()
+
+
+def test_run_imports_only_the_launcher_and_the_table_of_tasks():
+    assert imported_packages(ROOT / "run.py") <= {"sys", "pathlib", "tasks", "utils"}
+    assert imported_packages(ROOT / "tasks" / "__init__.py") <= {"__future__", "typing"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_task_script_is_short(script):
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 60
+
+
+def test_nothing_reads_the_environment_at_import():
+    for package in ALLOWED:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+                    continue
+                text = ast.unparse(node)
+                assert "environ" not in text, f"{path.relative_to(ROOT)}:{node.lineno}"
+                assert "getenv" not in text, f"{path.relative_to(ROOT)}:{node.lineno}"
