@@ -1,0 +1,1 @@
+"""Records, readers and batches; the scenes the project draws itself; preparation of public data sets."""

@@ -1,0 +1,391 @@
+"""``python -m dataset.prepare.stamps --out DIR``: records from Debian's package tuxpaint-stamps-default.
+
+The package (GPL-2; install it, ship none of it) holds photographed and drawn cut-outs, each with a caption in many languages.
+This makes two kinds of records: pictures (one cut-out on a soft background, its caption by language) and regions (one to four
+cut-outs beside each other, with their exact boxes). A cut-out is in one split only, for both kinds, and cut-outs of the same
+English caption share the split; the split hangs on the caption alone, not on the seed. Letters, digits and coins are left out.
+
+The tokenizer learns from the English captions of the training split; ``--languages en de fr`` lets it learn from more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dataset.prepare.folders import (
+    SPLITS,
+    LineParser,
+    already_made,
+    claim_folder,
+    close_folder,
+    read_facts,
+    split_by_hash,
+    whole_number,
+    write_records,
+)
+from dataset.prepare.tokenizer import train_wordpiece
+from dataset.scenes.backgrounds import paint_background, pick_background
+from utils.errors import UserError, one_line_errors
+
+DEBIAN_FOLDER = Path("/usr/share/tuxpaint/stamps")
+LEFT_OUT = "symbols"
+LANGUAGES = ("en", "de", "fr", "cs", "zh", "ja")
+PACKAGE_CODES = {"zh_CN": "zh"}
+"""Language codes of the package that differ from ours."""
+
+FACTS = "stamps.json"
+OWNED = (*(f"{kind}{split}.jsonl" for kind in ("", "regions_") for split in SPLITS), "images", "tokenizer")
+MAKING = 1
+"""Goes up when the same arguments give other pictures or texts."""
+
+MAX_PIXELS = 4096 * 4096
+MIN_SIDE = 4
+MAX_ENLARGEMENT = 2.0
+VISIBLE_ALPHA = 32
+"""Fainter pixels of a cut-out are not drawn, so that a box is tight around what can be seen."""
+
+MAX_JOINED_WORDS = 24
+"""Words of a region picture's whole caption, at most, in languages that put spaces between words."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A usable cut-out: ``name`` its path in the package without suffix, ``captions`` by language (English always)."""
+
+    name: str
+    path: Path
+    captions: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """The English caption without case and punctuation: equal for stamps that belong into one split."""
+        return caption_key(self.captions["en"])
+
+    @property
+    def split(self) -> str:
+        """ "train", "val" or "test", by the English caption."""
+        return split_by_hash(self.key)
+
+
+class UnusableStampError(ValueError):
+    """Why a stamp is left out; the message is a kind to count, such as "unreadable picture"."""
+
+
+def build(
+    out: Path,
+    *,
+    stamps: Path = DEBIAN_FOLDER,
+    seed: int = 0,
+    side: int = 160,
+    regions: int = 2000,
+    languages: Sequence[str] = ("en",),
+    vocab_size: int = 2000,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> None:
+    """Make ``out/{train,val,test}.jsonl``, ``out/regions_{…}.jsonl``, ``out/images/``, ``out/tokenizer/``, ``out/stamps.json``.
+
+    Args:
+        out: the folder; made if missing. One that is complete and was made with the same arguments is left as it is.
+        stamps: the package's folder of stamps.
+        seed: of backgrounds and of what lies where in region pictures; the splits do not depend on it.
+        side: longest side of a picture and side of a region picture, in pixels.
+        regions: training pictures of regions; validation and test get a tenth each.
+        languages: whose training captions the tokenizer learns from.
+        vocab_size: upper bound of the tokenizer's vocabulary.
+        overwrite: replace what an earlier run with other arguments made.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        UserError: there are no stamps, a split would be empty, the tokenizer's size is too small, or ``out`` cannot be used.
+    """
+    arguments = {
+        "stamps": str(stamps), "seed": seed, "side": side, "regions": regions, "languages": list(languages),
+        "vocab_size": vocab_size, "making": MAKING,
+    }  # fmt: skip
+    if already_made(out, FACTS, arguments, overwrite=overwrite):
+        logger.info("%s is complete and was made with the same arguments", out)
+        return
+    found, left_out = find_stamps(stamps)
+    splits = split_stamps(found, left_out)
+    claim_folder(out, FACTS, arguments, OWNED, overwrite=overwrite)
+    numbers = {"train": regions, "val": (regions + 9) // 10, "test": (regions + 9) // 10}
+    facts: dict[str, Any] = {"arguments": arguments, "pictures": {}, "regions": {}}
+    with tqdm(
+        total=sum(map(len, splits.values())) + sum(numbers.values()), desc="placing stamps", disable=not progress
+    ) as bar:
+        try:
+            texts = [stamp.captions[name] for stamp in splits["train"] for name in languages if name in stamp.captions]
+            facts["vocabulary"] = train_wordpiece(texts, out / "tokenizer", vocab_size=vocab_size)
+            for split, members in splits.items():
+                pictures = _pictures(out, split, members, seed, side, bar)
+                facts["pictures"][split] = write_records(out / f"{split}.jsonl", pictures)
+                placed = _regions(out, split, members, numbers[split], seed, side, bar)
+                facts["regions"][split] = write_records(out / f"regions_{split}.jsonl", placed)
+            close_folder(out, FACTS, {**facts, "left_out": dict(sorted(left_out.items()))})
+        except OSError as error:
+            raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
+        except ValueError as error:
+            raise UserError(f"the tokenizer cannot be made: {error}") from error
+
+
+def find_stamps(folder: Path) -> tuple[list[Stamp], Counter[str]]:
+    """The usable stamps below ``folder`` in the order of their names, and how many were left out, by reason.
+
+    Raises:
+        UserError: the folder is missing or holds no usable stamp.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing: apt install tuxpaint-stamps-default, or give --stamps DIR")
+    found: list[Stamp] = []
+    left_out: Counter[str] = Counter()
+    for path in sorted(folder.rglob("*.png")):
+        relative = path.relative_to(folder)
+        if relative.parts[0] == LEFT_OUT:
+            left_out["symbol"] += 1
+            continue
+        try:
+            captions = read_captions(path.with_suffix(".txt"))
+            read_cutout(path)
+        except UnusableStampError as error:
+            left_out[str(error)] += 1
+            logger.debug("%s: %s", path, error)
+        else:
+            found.append(Stamp(relative.with_suffix("").as_posix(), path, captions))
+    if not found:
+        raise UserError(
+            f"{folder} holds no usable stamp ({_tally(left_out) or 'no PNG file'}); give another --stamps DIR"
+        )
+    return found, left_out
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """Captions by language from a stamp's text file: line 1 is English, then ``LANG.utf8=text``.
+
+    A language that is missing or empty has no key.
+
+    Raises:
+        UnusableStampError: no file, no UTF-8, or no English caption.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise UnusableStampError("no text") from None
+    except (OSError, UnicodeDecodeError):
+        raise UnusableStampError("unreadable text") from None
+    captions = {"en": " ".join(lines[0].split())} if lines else {}
+    if not caption_key(captions.get("en", "")):
+        raise UnusableStampError("empty caption")
+    for line in lines[1:]:
+        code, _, text = line.partition("=")
+        code = code.strip().removesuffix(".utf8")
+        language = PACKAGE_CODES.get(code, code)
+        if language in LANGUAGES and text.strip():
+            captions.setdefault(language, " ".join(text.split()))
+    return {language: captions[language] for language in LANGUAGES if language in captions}
+
+
+def read_cutout(path: Path) -> Image.Image:
+    """The visible part of a stamp, RGBA.
+
+    Raises:
+        UnusableStampError: it cannot be read, is far too large or too small, or is invisible.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise UnusableStampError("picture too large")
+            if min(picture.size) < MIN_SIDE:
+                raise UnusableStampError("picture too small")
+            cutout = picture.convert("RGBA")
+    except UnusableStampError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise UnusableStampError("unreadable picture") from None
+    visible = _visible_box(cutout)
+    if visible is None:
+        raise UnusableStampError("invisible picture")
+    return cutout.crop(visible)
+
+
+def caption_key(caption: str) -> str:
+    """A caption without case, punctuation and doubled spaces."""
+    return " ".join(re.sub(r"[\W_]+", " ", caption.casefold()).split())
+
+
+def split_stamps(found: Sequence[Stamp], left_out: Counter[str]) -> dict[str, list[Stamp]]:
+    """Stamps by split. In val and test only the first of equal English captions stays; the others are counted.
+
+    Raises:
+        UserError: a split would be empty.
+    """
+    splits: dict[str, list[Stamp]] = {split: [] for split in SPLITS}
+    seen: set[str] = set()
+    for stamp in found:
+        if stamp.split != "train" and stamp.key in seen:
+            left_out[f"same caption in {stamp.split}"] += 1
+            continue
+        seen.add(stamp.key)
+        splits[stamp.split].append(stamp)
+    for split, members in splits.items():
+        if not members:
+            raise UserError(f"{len(found)} usable stamps are too few: none falls into the {split} split")
+    return splits
+
+
+def _pictures(
+    out: Path, split: str, members: Sequence[Stamp], seed: int, side: int, bar: tqdm[Any]
+) -> Iterator[dict[str, Any]]:
+    (out / "images" / split).mkdir(parents=True, exist_ok=True)
+    for number, stamp in enumerate(members):
+        rng = np.random.default_rng([seed, SPLITS.index(split), number, 0])
+        cutout = read_cutout(stamp.path)
+        margin = max(2, side // 20)
+        cutout = _resized(cutout, side - 2 * margin)
+        # At most twice as long as wide: a pencil keeps some room beside it.
+        width = max(cutout.width, cutout.height // 2) + 2 * margin
+        height = max(cutout.height, cutout.width // 2) + 2 * margin
+        canvas = _canvas(rng, [cutout], width, height)
+        canvas.paste(cutout, ((width - cutout.width) // 2, (height - cutout.height) // 2), cutout)
+        image = f"images/{split}/{number:04d}.jpg"
+        canvas.save(out / image, quality=92)
+        bar.update()
+        yield {"id": f"{split}/{stamp.name}", "image": image, "caption": dict(stamp.captions)}
+
+
+def _regions(
+    out: Path, split: str, members: Sequence[Stamp], count: int, seed: int, side: int, bar: tqdm[Any]
+) -> Iterator[dict[str, Any]]:
+    (out / "images" / f"regions_{split}").mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        rng = np.random.default_rng([seed, SPLITS.index(split), number, 1])
+        placed = place_cutouts(rng, members, side)
+        canvas = _canvas(rng, [cutout for _, cutout, _ in placed], side, side)
+        for _, cutout, (x, y, _, _) in placed:
+            canvas.paste(cutout, (x, y), cutout)
+        name = f"regions_{split}/{number:05d}"
+        canvas.save(out / f"images/{name}.jpg", quality=92)
+        record: dict[str, Any] = {"id": name, "image": f"images/{name}.jpg"}
+        whole = joined_captions([stamp.captions for stamp, _, _ in placed])
+        if whole:
+            record["caption"] = whole
+        record["elems"] = [
+            {"bb": list(box), "caption": dict(stamp.captions), "grain": "object"} for stamp, _, box in placed
+        ]
+        bar.update()
+        yield record
+
+
+def joined_captions(captions: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """One caption for several things, in each language that all of them have; empty where it would be too long."""
+    joined: dict[str, str] = {}
+    for language in LANGUAGES:
+        if all(language in each for each in captions):
+            stop, gap = ("。", "") if language in ("zh", "ja") else (".", " ")
+            joined[language] = gap.join(
+                each[language] if each[language][-1] in ".!?。！？" else each[language] + stop for each in captions
+            )
+    return joined if len(joined.get("en", "").split()) <= MAX_JOINED_WORDS else {}
+
+
+def place_cutouts(
+    rng: np.random.Generator, members: Sequence[Stamp], side: int
+) -> list[tuple[Stamp, Image.Image, tuple[int, int, int, int]]]:
+    """One to four cut-outs of different captions with boxes (x, y, w, h) that do not overlap."""
+    wanted = int(rng.integers(1, 5))
+    placed: list[tuple[Stamp, Image.Image, tuple[int, int, int, int]]] = []
+    for pick in rng.permutation(len(members))[:12]:
+        stamp = members[pick]
+        if len(placed) == wanted or stamp.key in {other.key for other, _, _ in placed}:
+            continue
+        share = rng.uniform(0.45, 0.8) if wanted == 1 else rng.uniform(0.3, 0.5)
+        cutout = _resized(read_cutout(stamp.path), int(side * share))
+        w, h = cutout.size
+        for _ in range(30):
+            x, y = int(rng.integers(0, side - w + 1)), int(rng.integers(0, side - h + 1))
+            if all(x + w <= a or a + c <= x or y + h <= b or b + d <= y for _, _, (a, b, c, d) in placed):
+                placed.append((stamp, cutout, (x, y, w, h)))
+                break
+    return placed
+
+
+def _resized(cutout: Image.Image, longest: int) -> Image.Image:
+    """The cut-out at ``longest`` pixels (less where that would enlarge it much), faint pixels cleared, cut to what is visible."""
+    scale = min(longest / max(cutout.size), MAX_ENLARGEMENT)
+    width, height = (max(MIN_SIDE, min(longest, round(length * scale))) for length in cutout.size)
+    small = cutout.resize((width, height), Image.Resampling.LANCZOS)
+    alpha = small.getchannel("A").point([0] * VISIBLE_ALPHA + list(range(VISIBLE_ALPHA, 256)))
+    small.putalpha(alpha)
+    return small.crop(_visible_box(small) or (0, 0, width, height))
+
+
+def _visible_box(cutout: Image.Image) -> tuple[int, int, int, int] | None:
+    return cutout.getchannel("A").point([0] * VISIBLE_ALPHA + [255] * (256 - VISIBLE_ALPHA)).getbbox()
+
+
+def _canvas(rng: np.random.Generator, cutouts: Sequence[Image.Image], width: int, height: int) -> Image.Image:
+    """A background that keeps away from the cut-outs' mean colours."""
+    means: list[tuple[int, int, int]] = []
+    for cutout in cutouts:
+        pixels = np.asarray(cutout)
+        red, green, blue = pixels[pixels[..., 3] >= VISIBLE_ALPHA][:, :3].mean(axis=0)
+        means.append((int(red), int(green), int(blue)))
+    painted = paint_background(pick_background(rng, means), width, height)
+    return Image.fromarray(np.clip(np.rint(painted), 0, 255).astype(np.uint8))
+
+
+def _tally(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = LineParser(prog="python -m dataset.prepare.stamps", description="Records from Tux Paint's stamps.")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
+    parser.add_argument("--stamps", type=Path, default=DEBIAN_FOLDER, metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    parser.add_argument(
+        "--side", type=whole_number(64, 1024), default=160, metavar="PIXELS", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--regions", type=whole_number(1, 1_000_000), default=2000, metavar="N", help="training pictures"
+    )
+    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=["en"], help="the tokenizer's languages")
+    parser.add_argument("--vocab-size", type=whole_number(32, 1_000_000), default=2000, metavar="N")
+    parser.add_argument("--overwrite", action="store_true", help="replace what other arguments made in DIR")
+    return parser
+
+
+@one_line_errors
+def main() -> int:
+    """Make the records and print one line of facts; exit status 2 for a mistake of the user."""
+    flags = vars(_parser().parse_args())
+    facts_path = flags["out"] / FACTS
+    before = facts_path.stat().st_mtime_ns if facts_path.exists() else None
+    build(**flags, progress=True)
+    if before is not None and facts_path.stat().st_mtime_ns == before:
+        sys.stdout.write(f"{flags['out']} is already complete with these arguments; nothing to do\n")
+        return 0
+    facts = read_facts(facts_path)
+    sys.stdout.write(
+        f"{flags['out']}: {_tally(facts['pictures'])} pictures; {_tally(facts['regions'])} region pictures; "
+        f"{facts['vocabulary']} word pieces; left out: {_tally(facts['left_out']) or 'nothing'}\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

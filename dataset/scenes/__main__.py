@@ -1,0 +1,69 @@
+"""``python -m dataset.scenes --out DIR [--seed 0]``: draw the scenes data set."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from dataset.prepare.folders import LineParser, read_facts, whole_number
+from dataset.scenes.build import FACTS, build
+from utils.errors import one_line_errors
+
+
+def _size(text: str) -> tuple[int, int]:
+    side = whole_number(32, 1024)
+    parts = text.lower().split("x")
+    if len(parts) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 64, or 96x64 for width x height")
+    return side(parts[0]), side(parts[-1])
+
+
+def _parser() -> LineParser:
+    parser = LineParser(prog="python -m dataset.scenes", description="Draw the scenes data set.")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
+    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    parser.add_argument("--train", type=whole_number(1, 1_000_000), default=6000, metavar="N", help="training scenes")
+    parser.add_argument("--val", type=whole_number(1, 10_000), default=200, metavar="N", help="validation scenes")
+    parser.add_argument("--test", type=whole_number(1, 10_000), default=200, metavar="N", help="test scenes")
+    parser.add_argument(
+        "--size", type=_size, default=(64, 64), metavar="PIXELS", help="64, or 96x64 for width x height"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what other arguments made in DIR")
+    return parser
+
+
+@one_line_errors
+def main() -> int:
+    """Draw the data set and print one line of facts; exit status 2 for a mistake of the user."""
+    flags = _parser().parse_args()
+    facts_path = flags.out / FACTS
+    before = facts_path.stat().st_mtime_ns if facts_path.exists() else None
+    started = time.monotonic()
+    build(
+        flags.out,
+        seed=flags.seed,
+        train=flags.train,
+        val=flags.val,
+        test=flags.test,
+        size=flags.size,
+        overwrite=flags.overwrite,
+        progress=True,
+    )
+    elapsed_s = time.monotonic() - started
+    if before is not None and facts_path.stat().st_mtime_ns == before:
+        sys.stdout.write(f"{flags.out} is already complete with these arguments; nothing to do\n")
+        return 0
+    facts = read_facts(facts_path)
+    width, height = flags.size
+    sys.stdout.write(
+        f"{flags.out}: {flags.train} train, {flags.val} val, {flags.test} test scenes of {width}x{height} pixels; "
+        f"{sum(facts['objects'].values())} objects, {sum(facts['relations'].values())} relational phrases, "
+        f"{facts['vocabulary']} word pieces; {elapsed_s:.0f} s\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

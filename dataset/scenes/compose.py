@@ -1,0 +1,211 @@
+"""Decides what a scene holds and where: a pure function of seed, split and index.
+
+A scene's *composition* is the multiset of its (shape, colour) pairs. Within a scene the pairs differ, so that "a red star" is
+never ambiguous; a composition belongs to one split for ever (a hash of it decides), and the validation and test splits have
+no composition twice.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from dataset.prepare.folders import SPLITS, split_by_hash
+from dataset.scenes import vocabulary as words
+from dataset.scenes.backgrounds import Background, pick_background
+from dataset.scenes.shapes import Form, Raster, rasterise
+
+Composition = tuple[tuple[str, str], ...]
+"""(shape, colour) pairs, sorted."""
+
+Box = tuple[int, int, int, int]
+"""x, y, w, h in pixels from the top left corner."""
+
+GAP = 1
+"""Pixels between the boxes of two objects, at least, and between an object and the picture's edge."""
+
+COMPOSITION_STREAM, LAYOUT_STREAM, TEXT_STREAM = range(3)
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One drawn object: its names, its form (lengths in pixels) and ``box``, the tight box of its pixels."""
+
+    shape: str
+    colour: str
+    texture: str
+    size: str
+    form: Form
+    rgb: words.RGB
+    accent: words.RGB
+    box: Box
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """The middle of the box: x, y in pixels."""
+        x, y, w, h = self.box
+        return x + w / 2, y + h / 2
+
+    def raster(self) -> Raster:
+        """The object's pixels, as large as its box."""
+        return rasterise(self.form)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows; ``width`` and ``height`` in pixels; (seed, split, index) say which scene it is."""
+
+    seed: int
+    split: str
+    index: int
+    width: int
+    height: int
+    background: Background
+    objects: tuple[SceneObject, ...]
+
+    @property
+    def composition(self) -> Composition:
+        """The scene's (shape, colour) pairs, sorted."""
+        return tuple(sorted((thing.shape, thing.colour) for thing in self.objects))
+
+
+def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int] = 64) -> Scene:
+    """Compose one scene; the order in which scenes are asked for does not matter.
+
+    Args:
+        seed: not negative.
+        split: "train", "val" or "test".
+        index: not negative.
+        size: side of a square picture, or (width, height), in pixels; 32 at least.
+
+    Raises:
+        ValueError: an argument is out of its range, or a val or test split has no composition left for this index.
+    """
+    width, height = (size, size) if isinstance(size, int) else size
+    if min(width, height) < 32:
+        raise ValueError(f"a scene of {width} x {height} pixels is too small; 32 is the least")
+    if split not in SPLITS:
+        raise ValueError(f"{split!r} is no split; splits are {', '.join(SPLITS)}")
+    if seed < 0 or index < 0:
+        raise ValueError(f"seed {seed} and index {index} must not be negative")
+    if split == "train":
+        composition = _draw_composition(stream(seed, split, index, COMPOSITION_STREAM), split)
+    else:
+        composition = _distinct_compositions(seed, split).at(index)
+    rng = stream(seed, split, index, LAYOUT_STREAM)
+    objects = _lay_out(rng, composition, width, height)
+    background = pick_background(rng, [thing.rgb for thing in objects])
+    return Scene(seed, split, index, width, height, background, objects)
+
+
+def stream(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
+    """The random numbers of one scene for one purpose, independent of all others."""
+    return np.random.default_rng([seed, SPLITS.index(split), index, purpose])
+
+
+def split_of(composition: Composition) -> str:
+    """The split that a composition belongs to, whatever the seed: "train", "val" or "test"."""
+    return split_by_hash("|".join(f"{colour} {shape}" for shape, colour in sorted(composition)))
+
+
+def _draw_composition(rng: np.random.Generator, split: str) -> Composition:
+    colours = list(words.COLOURS)
+    counts, shares = list(words.OBJECT_COUNTS), list(words.OBJECT_COUNTS.values())
+    while True:
+        number = int(rng.choice(counts, p=shares))
+        picks = rng.choice(len(words.SHAPES) * len(colours), size=number, replace=False)
+        pairs = [(words.SHAPES[pick // len(colours)], colours[pick % len(colours)]) for pick in picks]
+        composition = tuple(sorted(pairs))
+        if split_of(composition) == split:
+            return composition
+
+
+class _DistinctCompositions:
+    """The compositions of a split in order, none twice; a longer list begins with the shorter one."""
+
+    def __init__(self, seed: int, split: str) -> None:
+        self.seed, self.split = seed, split
+        self.found: dict[Composition, None] = {}
+        self.ordered: list[Composition] = []
+
+    def at(self, index: int) -> Composition:
+        while len(self.ordered) <= index:
+            rng = stream(self.seed, self.split, len(self.ordered), COMPOSITION_STREAM)
+            for _ in range(10_000):
+                composition = _draw_composition(rng, self.split)
+                if composition not in self.found:
+                    break
+            else:
+                raise ValueError(f"no new composition found for scene {len(self.ordered)} of {self.split}")
+            self.found[composition] = None
+            self.ordered.append(composition)
+        return self.ordered[index]
+
+
+@functools.lru_cache(maxsize=8)
+def _distinct_compositions(seed: int, split: str) -> _DistinctCompositions:
+    return _DistinctCompositions(seed, split)
+
+
+def _lay_out(rng: np.random.Generator, composition: Composition, width: int, height: int) -> tuple[SceneObject, ...]:
+    """Give each pair a size, a texture and a place that overlaps no other; objects in random order."""
+    for _ in range(1000):
+        pairs = [composition[place] for place in rng.permutation(len(composition))]
+        sizes = _draw_sizes(rng, len(pairs))
+        placed: list[SceneObject] = []
+        # Large ones first: there is always a corner left for a small one.
+        for (shape, colour), size in sorted(zip(pairs, sizes, strict=True), key=lambda item: item[1]):
+            thing = _place(rng, shape, colour, size, width, height, [other.box for other in placed])
+            if thing is None:
+                break
+            placed.append(thing)
+        else:
+            return tuple(placed[place] for place in rng.permutation(len(placed)))
+    raise RuntimeError(f"{len(composition)} objects found no place in {width} x {height} pixels")
+
+
+def _draw_sizes(rng: np.random.Generator, number: int) -> list[str]:
+    sizes = [str(size) for size in rng.choice(list(words.SIZES), size=number)]
+    large = [place for place, size in enumerate(sizes) if size == "large"]
+    for place in large[words.MAX_LARGE[number] :]:
+        sizes[place] = "small"
+    return sizes
+
+
+def _place(
+    rng: np.random.Generator, shape: str, colour: str, size: str, width: int, height: int, taken: list[Box]
+) -> SceneObject | None:
+    unit = min(width, height)
+    form = Form(
+        shape,
+        texture=words.TEXTURES[rng.integers(len(words.TEXTURES))],
+        extent=unit * float(rng.uniform(*words.SIZES[size])),
+        angle=float(rng.uniform(-0.15, 0.15)),
+        texture_angle=float(rng.integers(4) * np.pi / 4 + rng.uniform(-0.1, 0.1)),
+        texture_period=max(4.0, 0.075 * unit),
+    )
+    tones = words.COLOURS[colour]
+    light = float(rng.uniform(0.94, 1.02))
+    h, w = rasterise(form).coverage.shape
+    for _ in range(40):
+        x = int(rng.integers(GAP, width - w - GAP + 1))
+        y = int(rng.integers(GAP, height - h - GAP + 1))
+        if not any(_touch((x, y, w, h), other) for other in taken):
+            rgb, accent = _lit(tones.rgb, light), _lit(tones.accent, light)
+            return SceneObject(shape, colour, form.texture, size, form, rgb, accent, (x, y, w, h))
+    return None
+
+
+def _touch(a: Box, b: Box) -> bool:
+    """Whether two boxes come closer than the gap."""
+    apart = (
+        a[0] + a[2] + GAP <= b[0] or b[0] + b[2] + GAP <= a[0] or a[1] + a[3] + GAP <= b[1] or b[1] + b[3] + GAP <= a[1]
+    )
+    return not apart
+
+
+def _lit(rgb: words.RGB, light: float) -> words.RGB:
+    red, green, blue = (min(255, round(channel * light)) for channel in rgb)
+    return red, green, blue

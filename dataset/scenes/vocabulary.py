@@ -1,0 +1,45 @@
+"""The things a scene can hold, as data: shapes, colours, textures, sizes and relations, by their names."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+RGB = tuple[int, int, int]
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "heart")
+
+
+class Colour(NamedTuple):
+    """A colour of objects: ``rgb`` fills the shape, ``accent`` (same hue, another lightness) draws its texture."""
+
+    rgb: RGB
+    accent: RGB
+
+
+COLOURS: dict[str, Colour] = {
+    "red": Colour((214, 36, 40), (112, 8, 18)),
+    "orange": Colour((248, 138, 24), (160, 74, 0)),
+    "yellow": Colour((252, 220, 44), (172, 134, 0)),
+    "green": Colour((44, 164, 64), (8, 84, 32)),
+    "cyan": Colour((64, 212, 222), (8, 116, 136)),
+    "blue": Colour((36, 76, 220), (158, 186, 255)),
+    "purple": Colour((128, 44, 172), (214, 168, 242)),
+    "pink": Colour((250, 144, 196), (190, 60, 126)),
+}
+
+PLAIN = "plain"
+"""The texture that is not spoken of."""
+
+TEXTURES = (PLAIN, "striped", "dotted", "checked")
+
+SIZES: dict[str, tuple[float, float]] = {"small": (0.20, 0.25), "large": (0.33, 0.41)}
+"""Bounds of an object's extent, as a fraction of the picture's shorter side. No object lies between small and large."""
+
+MAX_LARGE = {1: 1, 2: 2, 3: 3, 4: 2, 5: 1}
+"""How many large objects fit beside the others, by the number of objects."""
+
+OBJECT_COUNTS = {1: 0.10, 2: 0.25, 3: 0.30, 4: 0.20, 5: 0.15}
+"""How often a scene has so many objects."""
+
+INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+RELATIONS = tuple(INVERSE)

@@ -1,0 +1,75 @@
+"""English words for what ``describe.py`` decided to say. Another language is another module with the same functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from dataset.scenes.compose import Scene
+from dataset.scenes.describe import EVERYTHING, PAIR, Attributes, Description, Mention, RelationPhrase
+from dataset.scenes.vocabulary import PLAIN
+
+MAX_PIECES = 28
+"""Words and commas of a caption, at most: 30 tokens with [CLS] and [SEP]."""
+
+_DETAIL: tuple[Attributes, ...] = (EVERYTHING, PAIR | {"texture"}, PAIR | {"size"}, PAIR)
+
+
+def noun_phrase(scene: Scene, mention: Mention, *, definite: bool = False) -> str:
+    """An object by the mentioned attributes: "a striped red star", "the small shape". A plain texture is not spoken of."""
+    thing = scene.objects[mention.index]
+    said = [
+        getattr(thing, attribute)
+        for attribute in ("size", "texture", "colour")
+        if attribute in mention.attributes and getattr(thing, attribute) != PLAIN
+    ]
+    said.append(thing.shape if "shape" in mention.attributes else "shape")
+    return " ".join(["the" if definite else _article(said[0]), *said])
+
+
+def object_phrases(scene: Scene, mentions: Sequence[Mention]) -> list[str]:
+    """Phrases for one object, all different: ["a red star", "a striped red star", "the small red star", …]."""
+    return [noun_phrase(scene, mention, definite=mention.attributes == PAIR | {"size"}) for mention in mentions]
+
+
+def relation_phrase(scene: Scene, phrase: RelationPhrase) -> str:
+    """Refers to the subject: "the small circle left of the blue square"."""
+    subject = noun_phrase(scene, phrase.subject, definite=True)
+    return f"{subject} {phrase.relation} {noun_phrase(scene, phrase.reference, definite=True)}"
+
+
+def captions(scene: Scene, description: Description) -> list[str]:
+    """Two texts for the whole picture: a list of its objects, and a sentence of how they lie.
+
+    Each names shape and colour of every object, and as much of texture and size as :data:`MAX_PIECES` leaves room for.
+    """
+    return [
+        _fitting([_listing(scene, description, detail) for detail in _DETAIL]),
+        _fitting([_sentence(scene, description, detail) for detail in _DETAIL]),
+    ]
+
+
+def pieces(text: str) -> int:
+    """Words and punctuation marks of a text."""
+    return len(re.findall(r"\w+|[^\w\s]", text))
+
+
+def _listing(scene: Scene, description: Description, detail: Attributes) -> str:
+    named = [noun_phrase(scene, Mention(place, detail)) for place in description.listed]
+    return "a scene with " + (named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}")
+
+
+def _sentence(scene: Scene, description: Description, detail: Attributes) -> str:
+    said = [noun_phrase(scene, Mention(description.chain[0], detail))]
+    for link, place in zip(description.links, description.chain[1:], strict=True):
+        said.append(link or "and")
+        said.append(noun_phrase(scene, Mention(place, detail)))
+    return " ".join(said) if len(description.chain) > 1 else f"only {said[0]}"
+
+
+def _fitting(versions: Sequence[str]) -> str:
+    return next((text for text in versions if pieces(text) <= MAX_PIECES), versions[-1])
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"

@@ -1,0 +1,295 @@
+"""The scenes say what they show: boxes against drawn pixels, texts against the objects, splits against each other."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.scenes import __main__ as command
+from dataset.scenes import (
+    build,
+    captions,
+    compose_scene,
+    describe_scene,
+    draw_scene,
+    scene_record,
+    split_of,
+)
+from dataset.scenes.describe import MARGIN
+from dataset.scenes.vocabulary import COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES
+from dataset.scenes.wording import MAX_PIECES, pieces
+from utils.errors import UserError
+
+SCENES = [compose_scene(0, split, index) for split in ("train", "val", "test") for index in range(40)]
+
+
+def _tight_box(changed: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
+
+
+def _said_of(scene, words: list[str]) -> list[int]:
+    """The objects that fit words such as ["small", "red", "star"], by an independent reading of the text."""
+    places = range(len(scene.objects))
+    for word in words:
+        if word != "shape":
+            kind = next(
+                name
+                for name, known in (("shape", SHAPES), ("colour", COLOURS), ("texture", TEXTURES), ("size", SIZES))
+                if word in known
+            )
+            places = [place for place in places if getattr(scene.objects[place], kind) == word]
+    return list(places)
+
+
+def _split_at_relation(text: str) -> tuple[list[str], str, list[str]]:
+    relation = next(name for name in RELATIONS if f" {name} " in text)
+    before, after = text.split(f" {relation} ")
+    return before.split()[1:], relation, after.split()[1:]
+
+
+@pytest.mark.parametrize("size", [64, (96, 48), 150])
+def test_a_box_is_the_tight_box_of_the_pixels_that_its_object_changes(size):
+    for index in range(12):
+        scene = compose_scene(3, "train", index, size)
+        picture = draw_scene(scene)
+        assert picture.shape == (scene.height, scene.width, 3)
+        assert picture.dtype == np.uint8
+        for thing in scene.objects:
+            others = tuple(other for other in scene.objects if other is not thing)
+            without = draw_scene(replace(scene, objects=others))
+            assert _tight_box((picture != without).any(axis=2)) == thing.box
+
+
+def test_boxes_lie_within_the_picture_and_never_overlap():
+    for scene in SCENES:
+        covered = np.zeros((scene.height, scene.width), dtype=int)
+        for x, y, w, h in (thing.box for thing in scene.objects):
+            assert x >= 0
+            assert y >= 0
+            assert x + w <= scene.width
+            assert y + h <= scene.height
+            covered[y : y + h, x : x + w] += 1
+        assert covered.max() == 1
+
+
+def test_no_large_object_is_as_small_as_a_small_one():
+    extents = {size: [t.form.extent for s in SCENES for t in s.objects if t.size == size] for size in SIZES}
+    assert max(extents["small"]) < 0.8 * min(extents["large"])
+
+
+def test_each_shape_has_an_outline_of_its_own():
+    filled = {}
+    for scene in (compose_scene(5, "train", index, 200) for index in range(60)):
+        for thing in scene.objects:
+            filled.setdefault(thing.shape, []).append(float(thing.raster().coverage.mean()))
+    means = {shape: float(np.mean(shares)) for shape, shares in filled.items()}
+    assert set(means) == set(SHAPES)
+    # Shares of the bounding box, up to some turning and the part-covered pixels at its edges: circle pi/4, square near
+    # 1, triangle and diamond near a half.
+    assert means["circle"] == pytest.approx(np.pi / 4, abs=0.04)
+    assert means["square"] > 0.8
+    assert 0.4 < means["triangle"] < 0.56
+    assert 0.4 < means["diamond"] < 0.58
+    assert means["star"] < 0.5
+
+
+def test_the_hue_of_an_object_dominates_its_texture():
+    for scene in SCENES:
+        picture = draw_scene(scene).astype(float)
+        for thing in scene.objects:
+            x, y, w, h = thing.box
+            inside = thing.raster().coverage == 1
+            mean = picture[y : y + h, x : x + w][inside].mean(axis=0)
+            tints = {name: (np.array(c.rgb) + np.array(c.accent)) / 2 for name, c in COLOURS.items()}
+            distances = {
+                name: min(np.linalg.norm(mean - tint), np.linalg.norm(mean - COLOURS[name].rgb))
+                for name, tint in tints.items()
+            }
+            assert min(distances, key=distances.__getitem__) == thing.colour
+
+
+def test_no_background_hides_an_object():
+    for scene in SCENES:
+        for thing, tone in itertools.product(scene.objects, scene.background.tones):
+            assert np.linalg.norm(np.subtract(thing.rgb, tone)) > 60
+
+
+def test_each_object_phrase_fits_exactly_its_object():
+    for scene in SCENES:
+        elems = [elem for elem in scene_record(scene)["elems"] if elem["grain"] == "object"]
+        assert len(elems) == len(scene.objects)
+        for elem, thing in zip(elems, scene.objects, strict=True):
+            texts = elem["caption"] if scene.split == "train" else [elem["caption"]]
+            assert len(set(texts)) == len(texts)
+            for text in texts:
+                (place,) = _said_of(scene, text.split()[1:])
+                assert scene.objects[place] is thing
+                assert elem["bb"] == list(thing.box)
+                assert text.split()[0] != "a" or text.split()[1] != "orange"
+                assert "plain" not in text
+
+
+def test_each_relational_phrase_is_true_and_refers_to_one_object():
+    seen = set()
+    for scene in SCENES:
+        for elem in scene_record(scene)["elems"]:
+            if elem["grain"] != "relation":
+                continue
+            subject_words, relation, reference_words = _split_at_relation(elem["caption"])
+            (reference,) = (scene.objects[place] for place in _said_of(scene, reference_words))
+            (subject,) = (thing for thing in scene.objects if list(thing.box) == elem["bb"])
+            axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[relation]
+            along = sign * (reference.centre[axis] - subject.centre[axis])
+            assert along >= MARGIN * min(scene.width, scene.height)
+            assert along > abs(reference.centre[1 - axis] - subject.centre[1 - axis])
+            meant = [
+                scene.objects[place]
+                for place in _said_of(scene, subject_words)
+                if sign * (reference.centre[axis] - scene.objects[place].centre[axis]) > 0
+            ]
+            assert meant == [subject]
+            seen.add(relation)
+    assert seen == set(RELATIONS)
+
+
+def test_each_relation_of_a_caption_is_true():
+    checked = 0
+    for scene in SCENES:
+        description = describe_scene(scene)
+        for link, (first, second) in zip(description.links, itertools.pairwise(description.chain), strict=True):
+            a, b = scene.objects[first], scene.objects[second]
+            if link is not None:
+                axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[link]
+                assert sign * (b.centre[axis] - a.centre[axis]) > 0
+                checked += 1
+    assert checked > 50
+
+
+def test_captions_name_every_object_within_the_token_budget():
+    for scene in SCENES:
+        texts = captions(scene, describe_scene(scene))
+        assert len(set(texts)) == 2
+        for text in texts:
+            assert pieces(text) <= MAX_PIECES
+            for thing in scene.objects:
+                assert f"{thing.colour} {thing.shape}" in text
+
+
+def test_a_scene_does_not_depend_on_the_order_of_drawing():
+    forwards = [compose_scene(7, "test", index) for index in range(8)]
+    backwards = [compose_scene(7, "test", index) for index in reversed(range(8))][::-1]
+    assert forwards == backwards
+    assert np.array_equal(draw_scene(forwards[3]), draw_scene(compose_scene(7, "test", 3)))
+    assert compose_scene(8, "test", 3) != forwards[3]
+
+
+def test_splits_share_no_composition_and_held_out_ones_have_none_twice():
+    for seed in (0, 1):
+        held_out = [compose_scene(seed, split, index).composition for split in ("val", "test") for index in range(60)]
+        assert len(set(held_out)) == len(held_out)
+    for scene in SCENES:
+        assert split_of(scene.composition) == scene.split
+        assert len(set(scene.composition)) == len(scene.objects)
+
+
+def test_captions_of_the_test_split_are_pairwise_distinct():
+    scenes = [compose_scene(0, "test", index) for index in range(120)]
+    texts = [text for scene in scenes for text in captions(scene, describe_scene(scene))]
+    assert len(set(texts)) == len(texts)
+
+
+def test_there_are_one_to_five_objects():
+    counts = {len(compose_scene(0, "train", index).objects) for index in range(60)}
+    assert counts == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, "dev", 0), "'dev' is no split"),
+        ((-1, "train", 0), "must not be negative"),
+        ((0, "train", 0, 16), "16 x 16 pixels is too small"),
+    ],
+)
+def test_compose_names_the_argument_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        compose_scene(*arguments)
+
+
+def _build(out, **changes):
+    build(out, **{"seed": 0, "train": 12, "val": 3, "test": 3, "size": 64, **changes})
+
+
+def test_a_built_folder_holds_the_records_the_pictures_and_the_facts(tmp_path):
+    _build(tmp_path / "a")
+    _build(tmp_path / "b")
+    for split, count in (("train", 12), ("val", 3), ("test", 3)):
+        lines = (tmp_path / "a" / f"{split}.jsonl").read_text(encoding="utf-8")
+        assert lines == (tmp_path / "b" / f"{split}.jsonl").read_text(encoding="utf-8")
+        records = [json.loads(line) for line in lines.splitlines()]
+        assert len(records) == count
+        for index, record in enumerate(records):
+            assert record["id"] == f"{split}/{index:06d}"
+            with Image.open(tmp_path / "a" / record["image"]) as picture:
+                assert np.array_equal(np.asarray(picture), draw_scene(compose_scene(0, split, index)))
+    facts = json.loads((tmp_path / "a" / "scenes.json").read_text(encoding="utf-8"))
+    assert facts["arguments"]["train"] == 12
+    assert (tmp_path / "a" / "tokenizer" / "tokenizer.json").exists()
+    assert not (tmp_path / "a" / ".building").exists()
+
+
+def test_a_complete_folder_is_left_alone_and_another_request_is_refused(tmp_path):
+    _build(tmp_path)
+    before = (tmp_path / "train.jsonl").stat().st_mtime_ns
+    _build(tmp_path)
+    assert (tmp_path / "train.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"made with other arguments \(seed=0, not 1\).*--overwrite"):
+        _build(tmp_path, seed=1)
+    _build(tmp_path, seed=1, train=2, overwrite=True)
+    assert len(list((tmp_path / "images" / "train").iterdir())) == 2
+
+
+def test_an_unfinished_folder_is_begun_again(tmp_path):
+    _build(tmp_path)
+    (tmp_path / "scenes.json").unlink()
+    (tmp_path / ".building").write_text("scenes.json\n", encoding="utf-8")
+    _build(tmp_path, seed=1)
+    assert json.loads((tmp_path / "scenes.json").read_text(encoding="utf-8"))["arguments"]["seed"] == 1
+
+
+def test_files_of_another_origin_are_never_removed(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "mine.png").write_bytes(b"mine")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="holds images, which this command did not make"):
+            _build(tmp_path, overwrite=overwrite)
+    assert (tmp_path / "images" / "mine.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train", "0"], "0 is not within 1"),
+        (["--size", "8"], "8 is not within 32"),
+        (["--size", "64x"], "'' is not a whole number"),
+        (["--seed", "x"], "'x' is not a whole number"),
+    ],
+)
+def test_a_mistaken_flag_is_one_line_and_exit_status_2(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["scenes", "--out", str(tmp_path / "out"), *flags])
+    assert command.main() == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["scenes", "--out", str(tmp_path / "file" / "out")])
+    assert command.main() == 2
+    assert "cannot be written" in capsys.readouterr().err

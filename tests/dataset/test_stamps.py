@@ -1,0 +1,190 @@
+"""Stamps become records: on a little folder of stamps of the test's own."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.prepare import stamps as command
+from dataset.prepare.stamps import (
+    build,
+    caption_key,
+    find_stamps,
+    joined_captions,
+    place_cutouts,
+    read_captions,
+    split_stamps,
+)
+from utils.errors import UserError
+
+NAMES = [
+    f"{colour} {thing}" for colour in ("red", "blue", "green", "grey") for thing in ["bus", "cat", "cup", "fox", "key"]
+]
+TONES = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 160, 20), "grey": (120, 120, 120)}
+
+
+def _cutout(path, rgb, size=(40, 30), alpha=255):
+    pixels = np.zeros((size[1], size[0], 4), dtype=np.uint8)
+    pixels[4:-4, 6:-6] = (*rgb, alpha)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("package")
+    for number, name in enumerate(NAMES):
+        path = folder / "things" / f"{number:02d}.png"
+        _cutout(path, TONES[name.split()[0]])
+        text = f"A {name}.\nde.utf8=Das {name}.\nzh_CN.utf8=东西{number}。\npt.utf8=x\nja.utf8=\n"
+        path.with_suffix(".txt").write_text(text, encoding="utf-8")
+    for number, name in enumerate(NAMES):  # a second cut-out of each name, in other letters
+        path = folder / "variants" / f"{number:02d}.png"
+        _cutout(path, TONES[name.split()[0]], size=(44, 60))
+        path.with_suffix(".txt").write_text(f"a {name.upper()}!\n", encoding="utf-8")
+    _cutout(folder / "symbols" / "letter.png", (0, 0, 0))
+    _cutout(folder / "broken" / "no_text.png", (0, 0, 0))
+    _cutout(folder / "broken" / "empty.png", (0, 0, 0))
+    (folder / "broken" / "empty.txt").write_text("\nde.utf8=Etwas\n", encoding="utf-8")
+    _cutout(folder / "broken" / "invisible.png", (0, 0, 0), alpha=3)
+    (folder / "broken" / "invisible.txt").write_text("A ghost.\n", encoding="utf-8")
+    (folder / "broken" / "cut.png").write_bytes((folder / "things" / "00.png").read_bytes()[:60])
+    (folder / "broken" / "cut.txt").write_text("A half.\n", encoding="utf-8")
+    Image.new("1", (4097, 4097)).save(folder / "broken" / "huge.png")
+    (folder / "broken" / "huge.txt").write_text("A giant.\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(package, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made")
+    build(out, stamps=package, regions=30, side=96, vocab_size=200)
+    return out
+
+
+def _records(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_captions_are_read_by_language_and_a_missing_one_has_no_key(package):
+    assert read_captions(package / "things" / "03.txt") == {"en": "A red fox.", "de": "Das red fox.", "zh": "东西3。"}
+
+
+def test_what_is_left_out_is_counted_by_reason(package):
+    found, left_out = find_stamps(package)
+    assert len(found) == 2 * len(NAMES)
+    assert left_out == {
+        "symbol": 1,
+        "no text": 1,
+        "empty caption": 1,
+        "invisible picture": 1,
+        "unreadable picture": 1,
+        "picture too large": 1,
+    }
+
+
+def test_variants_of_a_caption_share_a_split_and_held_out_captions_are_distinct(package):
+    found, _ = find_stamps(package)
+    left_out = Counter()
+    splits = split_stamps(found, left_out)
+    keys = {split: [stamp.key for stamp in members] for split, members in splits.items()}
+    assert all(keys.values())
+    assert not set(keys["train"]) & set(keys["val"] + keys["test"])
+    assert not set(keys["val"]) & set(keys["test"])
+    for split in ("val", "test"):
+        assert len(set(keys[split])) == len(keys[split]) == left_out[f"same caption in {split}"]
+    assert len(keys["train"]) == 2 * len(set(keys["train"]))
+
+
+def test_caption_keys_ignore_case_and_punctuation():
+    assert caption_key("A “Fuji” apple.") == caption_key("a  Fuji apple!") == "a fuji apple"
+    assert caption_key("…") == ""
+
+
+def test_pictures_of_both_kinds_keep_to_their_split(made):
+    names = {}
+    for split in ("train", "val", "test"):
+        pictures = _records(made / f"{split}.jsonl")
+        assert pictures
+        names[split] = {caption_key(record["caption"]["en"]) for record in pictures}
+        for record in pictures:
+            with Image.open(made / record["image"]) as picture:
+                assert max(picture.size) <= 96
+        regions = _records(made / f"regions_{split}.jsonl")
+        assert len(regions) == (30 if split == "train" else 3)
+        assert {caption_key(elem["caption"]["en"]) for record in regions for elem in record["elems"]} <= names[split]
+    assert not names["train"] & names["test"]
+
+
+def test_region_boxes_are_exact_and_do_not_overlap(made):
+    counts = set()
+    for record in _records(made / "regions_train.jsonl"):
+        with Image.open(made / record["image"]) as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        covered = np.zeros(pixels.shape[:2], dtype=int)
+        for elem in record["elems"]:
+            x, y, w, h = elem["bb"]
+            assert min(x, y) >= 0
+            assert min(w, h) > 0
+            assert x + w <= 96
+            assert y + h <= 96
+            covered[y : y + h, x : x + w] += 1
+            # The cut-outs are filled rectangles: the box is of one colour, up to JPEG, and that colour is the named one.
+            tone = TONES[elem["caption"]["en"].lower().split()[1]]
+            distance = np.abs(pixels[y : y + h, x : x + w] - tone).max(axis=2)
+            assert np.mean(distance < 60) > 0.8
+        assert covered.max() == 1
+        counts.add(len(record["elems"]))
+    assert counts == {1, 2, 3, 4}
+
+
+def test_a_placed_cutout_fills_its_box(package):
+    found, _ = find_stamps(package)
+    for seed in range(10):
+        placed = place_cutouts(np.random.default_rng(seed), found, 96)
+        assert len({stamp.key for stamp, _, _ in placed}) == len(placed)
+        for _, cutout, (_, _, w, h) in placed:
+            assert cutout.getchannel("A").getbbox() == (0, 0, w, h)
+
+
+def test_captions_are_joined_in_the_languages_that_all_have():
+    joined = joined_captions([{"en": "A cat", "de": "Eine Katze", "ja": "ねこ"}, {"en": "Boom!", "ja": "どかん！"}])
+    assert joined == {"en": "A cat. Boom!", "ja": "ねこ。どかん！"}
+    assert joined_captions([{"en": "word " * 40}]) == {}
+
+
+def test_the_same_arguments_give_the_same_records_and_another_seed_does_not_move_a_split(package, made, tmp_path):
+    build(tmp_path / "again", stamps=package, regions=30, side=96, vocab_size=200)
+    build(tmp_path / "other", stamps=package, regions=30, side=96, vocab_size=200, seed=1)
+    for name in ("train.jsonl", "regions_test.jsonl", "tokenizer/tokenizer.json"):
+        assert (made / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    assert (made / "test.jsonl").read_bytes() == (tmp_path / "other" / "test.jsonl").read_bytes()
+    assert (made / "regions_train.jsonl").read_bytes() != (tmp_path / "other" / "regions_train.jsonl").read_bytes()
+
+
+def test_other_arguments_are_refused(package, made):
+    with pytest.raises(UserError, match=r"made with other arguments \(side=96, not 64\)"):
+        build(made, stamps=package, regions=30, side=64, vocab_size=200)
+
+
+def test_a_missing_package_is_one_line_with_the_remedy(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["stamps", "--out", str(tmp_path / "out"), "--stamps", str(tmp_path / "none")])
+    assert command.main() == 2
+    error = capsys.readouterr().err
+    assert "apt install tuxpaint-stamps-default" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_closing_line_reports_what_was_left_out(package, tmp_path, monkeypatch, capsys):
+    flags = ["--stamps", str(package), "--regions", "2", "--side", "64", "--vocab-size", "200"]
+    monkeypatch.setattr("sys.argv", ["stamps", "--out", str(tmp_path / "out"), *flags])
+    assert command.main() == 0
+    closing = capsys.readouterr().out
+    assert closing.count("\n") == 1
+    assert "1 no text" in closing
+    assert "1 unreadable picture" in closing
+    assert command.main() == 0
+    assert "nothing to do" in capsys.readouterr().out
