@@ -1,0 +1,52 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dataset import scenes
+
+
+@pytest.fixture(scope="session")
+def scenes_folder(tmp_path_factory) -> Path:
+    """A small scenes data set."""
+    out = tmp_path_factory.mktemp("data") / "scenes"
+    scenes.build(out, seed=0, train=40, val=8, test=8, size=32)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(scenes_folder) -> list[str]:
+    """See :func:`tiny_run`."""
+    return tiny_run(scenes_folder)
+
+
+def tiny_run(scenes_folder: Path) -> list[str]:
+    """Overrides that turn the demo's config into a run of seconds on a small scenes data set."""
+    return [
+        f"model.text.encoder={scenes_folder}/tokenizer",
+        "model.text.arch={family: bert, width: 16, layers: 1, heads: 2, intermediate: 32, max_positions: 64}",
+        "model.vision.image_size=32",
+        "model.vision.width=16",
+        "model.vision.depth=1",
+        "model.vision.heads=2",
+        "model.fusion.layers=1",
+        "model.text.dropout=0.1",
+        "model.vision.drop_path=0.1",
+        f"data.images.files=[{scenes_folder}/train.jsonl]",
+        f"data.regions.files=[{scenes_folder}/train.jsonl]",
+        f"data.cache_index={scenes_folder}/index",
+        "data.images.batch_size=4",
+        "data.regions.batch_size=8",
+        "data.regions.max_images=3",
+        "data.workers=0",
+        "schedule.warmup_steps=2",
+        "train.steps=8",
+        "train.log_every=1",
+        "train.checkpoint_every=3",
+        "train.deterministic=true",
+        f"evaluation.files=[{scenes_folder}/val.jsonl]",
+        "evaluation.panels=2",
+    ]

@@ -1,0 +1,38 @@
+"""Runs of `Pretrain.py` as a user starts them, and their comparison."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+OF_TIME = ("samples_per_s", "elapsed_s")
+
+
+def command(output: Path, overrides: list[str], resume: bool = False) -> list[str]:
+    flags = ["--config", "configs/demo/pretrain.yaml", "--output", str(output)]
+    return [sys.executable, "Pretrain.py", *flags, *(["--resume"] if resume else []), *overrides]
+
+
+def start(output: Path, overrides: list[str], resume: bool = False) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command(output, overrides, resume), cwd=ROOT, **pipes)
+
+
+def finish(output: Path, overrides: list[str], resume: bool = False) -> str:
+    process = start(output, overrides, resume)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-2000:]
+    return out
+
+
+def curve(output: Path) -> list[dict[str, float]]:
+    """`metrics.jsonl` without what depends on the clock."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in OF_TIME} for line in lines]
+
+
+def final_weights(output: Path) -> bytes:
+    return sorted((output / "checkpoints").iterdir())[-1].joinpath("model.safetensors").read_bytes()

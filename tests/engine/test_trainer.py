@@ -1,0 +1,116 @@
+"""The train loop on a toy task."""
+
+import json
+
+import pytest
+import torch
+
+from tests.engine.toy import Line, ToyTask, points, trainer
+from utils.errors import UserError
+
+
+def weights(model) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
+
+
+def lines(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_all_their_rows(tmp_path):
+    """Micro-batches have 1, 2 and 3 valid rows: dividing each by its own count would weigh them wrongly."""
+    run = trainer(tmp_path, steps=1, accumulate=3, clip_grad_norm=None)
+    expected = Line()
+    batches = [points(number) for number in range(3)]
+    error = torch.cat([(expected.fit(b.x).squeeze(1) - b.y)[b.valid] for b in batches])
+    (error.square().mean() + 0.5 * error.abs().mean()).backward()
+    run.fit()
+    for ours, theirs in zip(run.model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    assert lines(tmp_path)[0]["points/square"] == pytest.approx(error.square().mean().item())
+
+
+def test_gradients_are_clipped_to_the_norm(tmp_path):
+    run = trainer(tmp_path, steps=1, clip_grad_norm=0.01)
+    run.fit()
+    norm = torch.cat([parameter.grad.flatten() for parameter in run.model.parameters()]).norm()
+    assert norm == pytest.approx(0.01, rel=1e-3)
+    assert lines(tmp_path)[0]["grad_norm"] > 0.01
+
+
+def test_a_metrics_line_has_step_losses_rates_speed_and_time(tmp_path):
+    trainer(tmp_path).fit()
+    written = lines(tmp_path)
+    assert [line["step"] for line in written] == [1, 2, 3, 4, 5, 6]
+    names = {"points/square", "points/abs", "loss", "grad_norm", "samples_per_s", "elapsed_s"}
+    assert names <= written[0].keys()
+    assert any(name.startswith("lr/") for name in written[0])
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path):
+    run = trainer(tmp_path, ToyTask(poison={2}), steps=3, max_skipped_steps=1)
+    before = []
+    original = run._train_step
+
+    def watched(batches):
+        before.append(weights(run.model))
+        return original(batches)
+
+    run._train_step = watched
+    run.fit()
+    after = weights(run.model)
+    assert torch.equal(after, before[2]), "step 3 had a NaN target and must leave the weights of step 2"
+    assert not torch.equal(before[1], before[2])
+    assert run.skipped == 1
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_one_skip_too_many_stops_with_step_losses_records_and_batch(tmp_path):
+    run = trainer(tmp_path, ToyTask(poison={1, 3}), max_skipped_steps=1)
+    with pytest.raises(UserError) as error:
+        run.fit()
+    message = str(error.value)
+    for part in ("step 4", "points/square nan", "points:3:0", "bad-batch-step-00000004", "train.max_skipped_steps"):
+        assert part in message
+    saved = torch.load(next(tmp_path.glob("bad-batch-*")), weights_only=True)
+    assert saved[0]["y"].isnan().all()
+
+
+def test_after_a_non_finite_step_no_checkpoint_is_written(tmp_path):
+    with pytest.raises(UserError):
+        trainer(tmp_path, ToyTask(poison={1}), checkpoint_every=2).fit()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    trainer(tmp_path, checkpoint_every=1, keep_checkpoints=2).fit()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
+
+
+def test_a_half_written_checkpoint_is_not_one(tmp_path):
+    from engine.checkpoint import list_checkpoints
+
+    trainer(tmp_path, checkpoint_every=3).fit()
+    (tmp_path / "checkpoints" / ".step-00000009.tmp").mkdir()
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "checkpoints")] == [3, 6]
+
+
+@pytest.mark.parametrize(("level", "name"), [("O0", "fp32"), ("O1", "fp16"), ("O2", "fp16")])
+def test_apex_levels_are_understood_with_a_note(level, name, caplog):
+    from engine.precision import Precision
+
+    with caplog.at_level("INFO"):
+        assert Precision(level, torch.device("cpu")).name == name
+    assert level in caplog.text
+
+
+GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_learns_the_line(tmp_path, precision, device):
+    trainer(tmp_path, steps=40, precision=precision, device=device).fit()
+    written = lines(tmp_path)
+    assert written[-1]["points/square"] < written[0]["points/square"] / 4

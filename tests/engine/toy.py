@@ -1,0 +1,94 @@
+"""A task without X²-VLM: a line fitted to noisy points, with losses of two kinds and uneven counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoint import Checkpoint
+from engine.run_folder import RunFolder
+from engine.trainer import TrainConfig, Trainer
+from optim import OptimConfig
+from scheduler import ScheduleConfig
+from utils.batch import Losses, Term
+from utils.config import Config
+
+
+@dataclass(frozen=True)
+class Points:
+    x: Tensor
+    y: Tensor
+    valid: Tensor
+    records: tuple[str, ...]
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fit = nn.Linear(3, 1)
+
+    def forward(self, batch: Points) -> Losses:
+        error = (self.fit(batch.x).squeeze(1) - batch.y) * batch.valid
+        return {"points/square": Term(error.square().sum(), 1.0), "points/abs": Term(error.abs().sum(), 0.5)}
+
+    def counts(self, batch: Points) -> dict[str, Tensor]:
+        return {"points/square": batch.valid.sum(), "points/abs": batch.valid.sum()}
+
+
+def points(number: int, rows: int = 4) -> Points:
+    generator = torch.Generator().manual_seed(number)
+    x = torch.randn(rows, 3, generator=generator)
+    valid = torch.arange(rows) <= number % rows
+    return Points(x, x.sum(dim=1), valid, tuple(f"points:{number}:{row}" for row in range(rows)))
+
+
+class ToyLoader:
+    examples_per_batch = 4
+
+    def __init__(self, poison: set[int]):
+        self.poison = poison
+
+    def batches(self, consumed: int, count: int) -> Iterator[Points]:
+        for number in range(consumed, consumed + count):
+            batch = points(number)
+            if number in self.poison:
+                batch = Points(batch.x, torch.full_like(batch.y, torch.nan), batch.valid, batch.records)
+            yield batch
+
+
+class ToyTask:
+    def __init__(self, poison: set[int] | None = None):
+        self.model = Line()
+        self.fresh: set[str] = set()
+        self.loader = ToyLoader(poison or set())
+
+    def train_loader(self) -> ToyLoader:
+        return self.loader
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        return {}
+
+
+class Empty(Config):
+    pass
+
+
+def trainer(
+    folder: Path, task: ToyTask | None = None, checkpoint: Checkpoint | None = None, device: str = "cpu", **options
+) -> Trainer:
+    settings = {"steps": 6, "precision": "fp32", "log_every": 1, "checkpoint_every": 100} | options
+    return Trainer(
+        task or ToyTask(),
+        train=TrainConfig(**settings),
+        optim=OptimConfig(lr=0.1),
+        schedule=ScheduleConfig(kind="constant"),
+        seed=0,
+        folder=RunFolder.open(folder, Empty(), resume=True)[0],
+        device=torch.device(device),
+        checkpoint=checkpoint,
+    )

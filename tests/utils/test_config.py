@@ -1,0 +1,90 @@
+"""The config system: inheritance, overrides, and every error at once with its place and a suggestion."""
+
+import pytest
+
+from utils.config import Config, ConfigError, dump_config, load_config
+
+
+class Inner(Config):
+    lr: float
+    steps: int = 10
+    names: tuple[str, ...] = ()
+
+
+class Outer(Config):
+    optim: Inner
+    other: Inner | None = None
+    flag: str = "yes"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(name: str, text: str):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return make
+
+
+def test_numbers_follow_yaml_1_2_and_words_stay_words(write):
+    config = load_config(write("a.yaml", "optim: {lr: 1e-4}\nflag: no\n"), [], Outer)
+    assert config.optim.lr == 1e-4
+    assert config.flag == "no"
+
+
+def test_bases_merge_in_order_and_the_command_line_comes_last(write):
+    write("one.yaml", "optim: {lr: 1.0, steps: 1}\n")
+    write("two.yaml", "optim: {steps: 2, names: [a, b]}\n")
+    path = write("run.yaml", "base: [one.yaml, two.yaml]\noptim: {names: [c]}\n")
+    config = load_config(path, ["optim.lr=3e-5", "other.lr=2"], Outer)
+    assert config.optim == Inner(lr=3e-5, steps=2, names=("c",))
+    assert config.other == Inner(lr=2.0)
+
+
+def test_every_error_comes_at_once_with_file_line_and_suggestion(write):
+    path = write("bad.yaml", "optim:\n  lrr: 1\n  steps: many\nfalg: x\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path, ["other.lr=fast"], Outer)
+    text = "\n".join(error.value.findings)
+    assert f"{path}:2: optim.lrr is not a field of Inner; did you mean 'lr'?" in text
+    assert f"{path}:1: optim.lr is missing; add it or give optim.lr=... on the command line" in text
+    assert f"{path}:3: optim.steps = 'many'" in text
+    assert f"{path}:4: falg is not a field of Outer; did you mean 'flag'?" in text
+    assert "command line: other.lr = 'fast'" in text
+    assert len(error.value.findings) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {lr: 1}\noptim: {lr: 2}\n", r"bad.yaml:2: found duplicate key"),
+        ("optim: [\n", r"bad.yaml:2: "),
+        ("- 1\n", r"bad.yaml:1: a config is a mapping"),
+        ("base: gone.yaml\n", r"base file .*gone.yaml does not exist"),
+        ("base: bad.yaml\n", r"form a circle"),
+        ("base: 3\n", r"base must be a file name"),
+    ],
+)
+def test_a_broken_file_is_one_clear_line(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write("bad.yaml", text), [], Outer)
+
+
+def test_a_missing_file_and_a_malformed_override_are_named(write, tmp_path):
+    with pytest.raises(ConfigError, match="no such config file"):
+        load_config(tmp_path / "none.yaml", [], Outer)
+    path = write("a.yaml", "optim: {lr: 1}\n")
+    with pytest.raises(ConfigError, match="'optim.lr' is not of the form"):
+        load_config(path, ["optim.lr"], Outer)
+
+
+def test_a_dumped_config_reads_back_equal(write):
+    config = load_config(write("a.yaml", "optim: {lr: 1e-8, names: [a]}\nother: null\n"), [], Outer)
+    assert load_config(write("b.yaml", dump_config(config)), [], Outer) == config
+
+
+def test_a_config_is_immutable(write):
+    config = load_config(write("a.yaml", "optim: {lr: 1}\n"), [], Outer)
+    with pytest.raises(ValueError, match="frozen"):
+        config.flag = "x"

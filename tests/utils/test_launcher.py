@@ -1,0 +1,60 @@
+"""`run.py`'s command line and the exit status of a job."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks import TaskEntry
+from utils.launcher import parse
+
+ROOT = Path(__file__).parent.parent.parent
+TASKS = {"pretrain": TaskEntry("Pretrain.py", "configs/demo/pretrain.yaml")}
+
+
+def test_overrides_may_stand_anywhere_after_the_flags():
+    arguments = parse(["--task", "pretrain", "--cpu", "2", "optim.lr=1", "seed=3"], TASKS)
+    assert arguments.cpu == 2
+    assert arguments.overrides == ["optim.lr=1", "seed=3"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--task", "pretrian"], "invalid choice: 'pretrian'"),
+        (["--task", "pretrain", "--gpus", "1", "--cpu", "1"], "not allowed with"),
+        (["--task", "pretrain", "--cpu", "0"], "'0' is not a positive number"),
+        (["--task", "pretrain", "--nodes", "2"], "--nodes needs --master HOST:PORT"),
+        (["--task", "pretrain", "--nodes", "2", "--master", "host"], "not of the form HOST:PORT"),
+        (["--task", "pretrain", "--node-rank", "1"], "--node-rank 1 is not within 0 .. 0"),
+        (["--task", "pretrain", "lr"], "'lr' is neither a flag nor of the form key=value"),
+        ([], "--task"),
+    ],
+)
+def test_a_wrong_command_line_is_named(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(argv, TASKS)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["exit", "signal"])
+def test_the_status_of_the_job_is_returned_without_a_traceback(tmp_path, script):
+    body = {"exit": "import sys; sys.exit(7)", "signal": "import os; os.kill(os.getpid(), 9)"}[script]
+    (tmp_path / "Job.py").write_text(body)
+    (tmp_path / "c.yaml").write_text("")
+    call = (
+        "import sys; from pathlib import Path; from tasks import TaskEntry; from utils.launcher import main;"
+        "sys.exit(main(['--task', 'job', '--cpu', '2'], {'job': TaskEntry('Job.py', 'c.yaml')}, Path(sys.argv[1])))"
+    )
+    done = subprocess.run([sys.executable, "-c", call, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == {"exit": 7, "signal": 137}[script]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_config_is_one_line():
+    command = [sys.executable, "run.py", "--task", "pretrain", "--config", "configs/none.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: --config configs/none.yaml: no such file\n"
