@@ -1,0 +1,183 @@
+"""Two gloo processes against one."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from models.pretrain import LossWeights, PretrainModel
+from models.xvlm import ContrastiveConfig
+from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain_batch
+from utils import distributed
+from utils.batch import ImageTextBatch, MaskedText, PretrainBatch
+
+# Negatives are drawn within the local batch, so the matching loss of two halves is not that of the whole.
+WEIGHTS = LossWeights(matching=0.0)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def worker(rank: int, port: int, job, folder: Path) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    with distributed.process_group():
+        torch.save(job(), folder / f"{rank}.pt")
+
+
+def on_two_ranks(job, folder: Path) -> list:
+    mp.spawn(worker, (free_port(), job, folder), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def build(gradient: str = "exact", identical: str = "negative") -> PretrainModel:
+    config = model_config(manifest("pretrain"))
+    contrastive = ContrastiveConfig(gradient=gradient, identical_texts=identical)
+    torch.manual_seed(0)
+    return PretrainModel(config.model_copy(update={"contrastive": contrastive}), weights=WEIGHTS).eval()
+
+
+def half(batch: PretrainBatch, rank: int) -> PretrainBatch:
+    """Rows 2 * rank and 2 * rank + 1 of the image stream; row 3 does not count, so the halves have 2 and 1 rows."""
+    images = with_an_invalid_row(batch).images
+    rows = slice(2 * rank, 2 * rank + 2)
+    text = MaskedText(*(getattr(images.text, name)[rows] for name in MaskedText.__dataclass_fields__))
+    return PretrainBatch(ImageTextBatch(images.pixels[rows], text, images.valid[rows]), None, None)
+
+
+def with_an_invalid_row(batch: PretrainBatch) -> PretrainBatch:
+    images = batch.images
+    valid = images.valid.clone()
+    valid[3] = False
+    labels = images.text.labels.clone()
+    labels[3] = -100
+    return PretrainBatch(replace(images, valid=valid, text=replace(images.text, labels=labels)), None, None)
+
+
+def gradients(model: PretrainModel, wrapped, batch: PretrainBatch) -> dict[str, torch.Tensor]:
+    """As the trainer does it: sums over global counts, times ranks, averaged by DDP."""
+    counts = {name: distributed.sum_over_ranks(count).clamp(min=1) for name, count in model.counts(batch).items()}
+    terms = wrapped(batch)
+    loss = sum(term.weight * term.total / counts[name] for name, term in terms.items())
+    (loss * distributed.world_size()).backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {**found, "loss": distributed.sum_over_ranks(loss)}
+
+
+def step(gradient: str) -> dict[str, torch.Tensor]:
+    model = build(gradient)
+    model.box_head.requires_grad_(False)
+    batch = half(pretrain_batch(arrays(GOLDEN / "pretrain" / "inputs.npz")), distributed.rank())
+    return gradients(model, DistributedDataParallel(model), batch)
+
+
+def exact_step() -> dict[str, torch.Tensor]:
+    return step("exact")
+
+
+def released_step() -> dict[str, torch.Tensor]:
+    return step("released")
+
+
+def single() -> dict[str, torch.Tensor]:
+    model = build()
+    batch = with_an_invalid_row(pretrain_batch(arrays(GOLDEN / "pretrain" / "inputs.npz")))
+    return gradients(model, model, batch)
+
+
+def test_two_ranks_give_loss_and_gradients_of_one(tmp_path):
+    expected = single()
+    for found in on_two_ranks(exact_step, tmp_path):
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+class ReleasedGather(torch.autograd.Function):
+    """How the released code gathers: only the local slice carries gradient, and it is not summed over ranks."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        ctx.rows = len(tensor)
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad[dist.get_rank() * ctx.rows :][: ctx.rows]
+
+
+def embeddings() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(3 + distributed.rank())
+    return tuple(F.normalize(torch.randn(3, 16), dim=1).requires_grad_(True) for _ in range(2))
+
+
+def both_released_ways() -> dict[str, torch.Tensor]:
+    """Gradients on embeddings and temperature by our head (`released`), and by the released formula, after DDP's mean."""
+    head = build("released").contrastive
+    results = {}
+    for way in ("ours", "theirs"):
+        image, text = embeddings()
+        head.temperature.grad = None
+        if way == "ours":
+            valid, key = torch.ones(3, dtype=torch.bool), torch.arange(3) + 3 * distributed.rank()
+            loss = head.loss(image, text, valid, key, "negative") / 6 * 2
+        else:
+            logits = ReleasedGather.apply(image) @ ReleasedGather.apply(text).t() / head.temperature
+            target = torch.arange(6)
+            loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+        loss.backward()
+        for name, tensor in (("image", image), ("text", text)):
+            results[f"{way}.{name}"] = tensor.grad / 2
+        results[f"{way}.temperature"] = distributed.sum_over_ranks(head.temperature.grad) / 2
+    return results
+
+
+def test_released_gradient_equals_the_released_formula(tmp_path):
+    for found in on_two_ranks(both_released_ways, tmp_path):
+        for name in ("image", "text", "temperature"):
+            torch.testing.assert_close(found[f"ours.{name}"], found[f"theirs.{name}"], atol=1e-6, rtol=1e-4)
+
+
+def helpers() -> dict[str, torch.Tensor]:
+    rank = distributed.rank()
+    return {
+        "rows": distributed.gather_rows(torch.tensor([rank, rank + 10])),
+        "sum": distributed.sum_over_ranks(torch.tensor(rank + 1)),
+    }
+
+
+def test_rank_helpers_gather_and_sum(tmp_path):
+    for found in on_two_ranks(helpers, tmp_path):
+        assert found["rows"].tolist() == [0, 10, 1, 11]
+        assert found["sum"] == 3
+
+
+def test_rank_helpers_are_the_identity_without_a_process_group():
+    rows = torch.arange(3.0)
+    assert distributed.rank() == 0
+    assert distributed.world_size() == 1
+    assert distributed.gather_rows(rows) is rows
+    assert distributed.sum_over_ranks(rows) is rows
+    distributed.barrier()
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.0])
+def test_scale_gradient_leaves_values_alone(factor):
+    tensor = torch.randn(4, requires_grad=True)
+    scaled = distributed.scale_gradient(tensor, factor)
+    assert torch.equal(scaled, tensor)
+    scaled.sum().backward()
+    assert torch.equal(tensor.grad, torch.full((4,), factor))
