@@ -38,7 +38,8 @@ class Checkpoint:
             return torch.load(self.folder / TRAINING_FILE, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{self.folder / TRAINING_FILE}: cannot be read ({reason}); remove the folder to use an older one") from None
+            file = self.folder / TRAINING_FILE
+            raise UserError(f"{file}: cannot be read ({reason}); remove its folder to use an older one") from None
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:

@@ -63,7 +63,9 @@ class RunFolder:
         ]
         if changed:
             more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
-            raise UserError(f"{saved}: this run had another config: {'; '.join(changed[:3])}{more}; give another --output")
+            raise UserError(
+                f"{saved}: this run had another config: {'; '.join(changed[:3])}{more}; give another --output"
+            )
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

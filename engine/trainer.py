@@ -44,8 +44,12 @@ class TrainConfig(Config):
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
     checkpoint_every: int = Field(1000, ge=1)
     keep_checkpoints: int = Field(3, ge=1)
-    max_skipped_steps: int = Field(0, ge=0, description="steps with a non-finite loss that may be left out before the run stops")
-    deterministic: bool = Field(False, description="torch's deterministic algorithms: a resumed run repeats to the last digit")
+    max_skipped_steps: int = Field(
+        0, ge=0, description="steps with a non-finite loss that may be left out before the run stops"
+    )
+    deterministic: bool = Field(
+        False, description="torch's deterministic algorithms: a resumed run repeats to the last digit"
+    )
 
 
 @dataclass

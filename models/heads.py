@@ -1,4 +1,4 @@
-"""Heads on the encoders' and the fusion's states. Published keys: ``itm_head``, ``bbox_head``, ``text_encoder.cls.predictions``."""
+"""Heads on the states of the encoders and of the fusion."""
 
 from __future__ import annotations
 

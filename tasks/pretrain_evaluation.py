@@ -154,7 +154,9 @@ class Evaluation:
         }
 
     def _encode_images(self, records: Sequence[HeldOutRecord]) -> Concepts:
-        parts = [self.model.vision(torch.stack([r.pixels for r in block]).to(self.device)) for block in _blocks(records, 50)]
+        parts = [
+            self.model.vision(torch.stack([r.pixels for r in block]).to(self.device)) for block in _blocks(records, 50)
+        ]
         return Concepts(torch.cat([part.patches for part in parts]), torch.cat([part.concept for part in parts]))
 
     def _encode_texts(self, texts: Sequence[str]) -> Encoded:

@@ -44,9 +44,13 @@ def parse(argv: Sequence[str], tasks: Mapping[str, Entry]) -> argparse.Namespace
     parser.add_argument("--task", required=True, choices=list(tasks), help="what to run")
     parser.add_argument("--config", help="YAML file; see configs/")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--gpus", type=positive, metavar="N", help="processes per node, one a GPU (default: every GPU there is)")
+    where.add_argument(
+        "--gpus", type=positive, metavar="N", help="processes per node, one a GPU (default: every GPU there is)"
+    )
     where.add_argument("--cpu", type=positive, metavar="N", help="N processes on the CPU (default without a GPU: 1)")
-    parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="number of nodes; run the same line on each")
+    parser.add_argument(
+        "--nodes", type=positive, default=1, metavar="N", help="number of nodes; run the same line on each"
+    )
     parser.add_argument("--node-rank", type=int, default=0, metavar="R", help="this node's number, from 0")
     parser.add_argument("--master", metavar="HOST:PORT", help="address of node 0; needed with --nodes")
     parser.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/<config's name>)")

@@ -38,7 +38,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
+    named = content.items() if isinstance(content, dict) else ()
+    tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no weights")
     return tensors
@@ -70,4 +71,6 @@ def read_hub_weights(source: str, key: str) -> dict[str, Tensor]:
             continue
         except (HfHubHTTPError, HFValidationError, OSError):
             break
-    raise UserError(f"{key}: {source!r} is no folder, and no weights of that name could be fetched from the Hugging Face hub")
+    raise UserError(
+        f"{key}: {source!r} is no folder, and no weights of that name could be fetched from the Hugging Face hub"
+    )

@@ -85,7 +85,9 @@ def fit(name: str, tensor: Tensor, parameter: nn.Parameter, model: XVLM, report:
         return tensor
     rows, columns = model.vision.grid
     if rows != columns:
-        raise UserError(f"{report.source}: {name} can only be resized to a square patch grid, not to {rows} x {columns}")
+        raise UserError(
+            f"{report.source}: {name} can only be resized to a square patch grid, not to {rows} x {columns}"
+        )
     resized = resize_bias_table(tensor, rows)
     report.resized[name] = f"{tensor.shape[0]} to {resized.shape[0]} rows"
     return resized

@@ -42,7 +42,9 @@ class LoadReport:
         if self.unused:
             problems.append(f"{len(self.unused)} tensors of the file have no place in the model ({_some(self.unused)})")
         if problems:
-            raise UserError(f"{self.source}: {'; '.join(problems)}; is the model built with the sizes of the checkpoint?")
+            raise UserError(
+                f"{self.source}: {'; '.join(problems)}; is the model built with the sizes of the checkpoint?"
+            )
 
 
 def _some(names: list[str]) -> str:

@@ -101,7 +101,9 @@ def test_two_ranks_give_loss_and_gradients_of_one(tmp_path):
     expected = single()
     for found in on_two_ranks(exact_step, tmp_path):
         for name, gradient in found.items():
-            torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                gradient, expected[name], atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 class ReleasedGather(torch.autograd.Function):

@@ -1,6 +1,6 @@
 """Kill a run with SIGKILL at random moments, resume it each time, and compare it with an uninterrupted one.
 
-    python -m tests.engine.soak_resume --kills 20
+python -m tests.engine.soak_resume --kills 20
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def masked_text(given: dict[str, Tensor], prefix: str = "") -> MaskedText:
 def pretrain_batch(given: dict[str, Tensor]) -> PretrainBatch:
     """The case's batch; its region rows are put in order of image, which changes no loss."""
     order = given["idx_to_group_img"].argsort(stable=True)
-    region = {name: value for name, value in given.items()}
+    region = dict(given)
     for name in ("idx_to_group_img", *(n for n in given if n.startswith("region_") and n != "region_image")):
         region[name] = given[name][order]
     index = region["idx_to_group_img"]

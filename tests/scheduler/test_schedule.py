@@ -1,6 +1,7 @@
 """Schedules against the released ones (golden `misc/schedules.json`)."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_every_schedule_peaks_at_one_after_warmup_and_never_rises_again(kind):
     schedule = build_schedule(ScheduleConfig(kind=kind, warmup_steps=10), 100)
     rates = [schedule(step) for step in range(100)]
     assert max(rates) == rates[10] == 1.0
-    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
 
 
 def test_cosine_ends_at_its_minimum():

@@ -75,7 +75,7 @@ def test_a_missing_file_and_a_malformed_override_are_named(write, tmp_path):
     with pytest.raises(ConfigError, match="no such config file"):
         load_config(tmp_path / "none.yaml", [], Outer)
     path = write("a.yaml", "optim: {lr: 1}\n")
-    with pytest.raises(ConfigError, match="'optim.lr' is not of the form"):
+    with pytest.raises(ConfigError, match=r"'optim\.lr' is not of the form"):
         load_config(path, ["optim.lr"], Outer)
 
 

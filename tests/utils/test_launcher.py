@@ -48,7 +48,9 @@ def test_the_status_of_the_job_is_returned_without_a_traceback(tmp_path, script)
         "import sys; from pathlib import Path; from tasks import TaskEntry; from utils.launcher import main;"
         "sys.exit(main(['--task', 'job', '--cpu', '2'], {'job': TaskEntry('Job.py', 'c.yaml')}, Path(sys.argv[1])))"
     )
-    done = subprocess.run([sys.executable, "-c", call, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", call, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert done.returncode == {"exit": 7, "signal": 137}[script]
     assert "Traceback" not in done.stderr
 

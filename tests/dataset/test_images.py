@@ -1,0 +1,193 @@
+"""Decoding and augmentation; golden operations are the released ones (OpenCV) on one picture, at level 7."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from dataset.images import (
+    COLOUR_OPS,
+    GEOMETRIC_OPS,
+    AugmentConfig,
+    RandAugment,
+    decode,
+    evaluation_view,
+    hflip,
+    random_resized_crop,
+)
+from dataset.records import BrokenRecordError
+
+GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "augment_ops.npz"))
+MANY = 10**6
+INEXACT = {"ShearX": 3, "ShearY": 3, "Rotate": 3}
+
+
+def encode(picture: Image.Image, form: str, **options) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def picture() -> Image.Image:
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((64, 48), Image.Resampling.NEAREST)
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1", "CMYK", "LA"])
+def test_pictures_of_every_kind_become_8_bit_rgb(form, mode):
+    try:
+        content = encode(picture().convert(mode), form)
+    except (OSError, ValueError):
+        pytest.skip(f"{form} does not hold {mode}")
+    image = decode(content, MANY, "p")
+    assert image.dtype == torch.uint8
+    assert torch.equal(image, as_tensor(Image.open(io.BytesIO(content))))
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_16_bit_pictures_keep_their_upper_byte(form):
+    deep = np.random.default_rng(0).integers(0, 65536, (48, 64)).astype(np.uint16)
+    image = decode(encode(Image.fromarray(deep), form), MANY, "p")
+    assert np.array_equal(image[0].numpy(), (deep >> 8).astype(np.uint8))
+    assert torch.equal(image[0], image[2])
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP"])
+def test_the_first_frame_of_an_animation_is_used(form):
+    frames = [picture(), picture().rotate(180)]
+    content = encode(frames[0], form, save_all=True, append_images=frames[1:])
+    assert torch.equal(decode(content, MANY, "p"), as_tensor(Image.open(io.BytesIO(content))))
+
+
+def test_orientation_is_not_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = decode(encode(picture(), "JPEG", exif=exif), MANY, "p")
+    assert tuple(image.shape) == (3, 48, 64), "boxes refer to pixels as they are stored"
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_a_truncated_picture_is_unreadable(form):
+    content = encode(picture(), form)
+    with pytest.raises(BrokenRecordError, match="p: unreadable image"):
+        decode(content[: len(content) * 2 // 3], MANY, "p")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"not a picture" * 20])
+def test_what_is_no_picture_is_unreadable(content):
+    with pytest.raises(BrokenRecordError, match=f"p: unreadable image: {len(content)} bytes: not a picture"):
+        decode(content, MANY, "p")
+
+
+def test_a_picture_that_is_too_large_is_never_decoded(monkeypatch):
+    monkeypatch.setattr("dataset.images.decode_image", lambda *args, **more: pytest.fail("decoded"))
+    with pytest.raises(BrokenRecordError, match="image too large: 64 x 48 pixels, more than max_pixels = 3071"):
+        decode(encode(picture(), "PNG"), 64 * 48 - 1, "p")
+    small = encode(picture(), "PNG")
+    header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + small[24:29]
+    huge = small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
+    with pytest.raises(BrokenRecordError, match="image too large"):
+        decode(huge, 10**8, "p")
+
+
+@pytest.mark.parametrize("case", sorted(set(GOLDEN) - {"image"}))
+def test_operations_are_the_released_ones(case):
+    name, _, sign = case.partition("_")
+    image = torch.from_numpy(GOLDEN["image"]).permute(2, 0, 1)
+    out = RandAugment(2, 7).apply(name, image, -1 if sign == "neg" else 1).permute(1, 2, 0).numpy().astype(int)
+    expected = GOLDEN[case].astype(int)
+    if name == "Sharpness":
+        # Deviation: the released operation wraps around where it leaves 0 … 255, ours clips. There ours is at an end.
+        wrapped = abs(out - expected) > 1
+        assert wrapped.mean() < 0.003
+        assert set(out[wrapped]) <= {0, 255}
+        out = np.where(wrapped, expected, out)
+    assert abs(out - expected).max() <= INEXACT.get(name, 0)
+
+
+def test_colour_operations_keep_the_layout_and_all_ten_are_drawn():
+    image = torch.from_numpy(GOLDEN["image"]).permute(2, 0, 1)
+    assert RandAugment(2, 7, colour_only=True).choices == list(COLOUR_OPS)
+    assert RandAugment(2, 7).choices == [*COLOUR_OPS, *GEOMETRIC_OPS]
+    rng = np.random.default_rng(0)
+    drawn = []
+    augment = RandAugment(2, 7)
+    augment.apply = lambda name, image, sign=1: drawn.append((name, sign)) or image  # type: ignore[method-assign]
+    for _ in range(1000):
+        augment(image, rng)
+    assert 900 < len(drawn) < 1100, "each of the two is applied with probability 0.5"
+    assert {name for name, _ in drawn} == {*COLOUR_OPS, *GEOMETRIC_OPS}
+    assert {sign for _, sign in drawn} == {1, -1}
+
+
+def test_no_operations_change_nothing_and_the_input_is_never_written_to():
+    image = torch.from_numpy(GOLDEN["image"]).permute(2, 0, 1).contiguous()
+    before = image.clone()
+    assert RandAugment(0, 7)(image, np.random.default_rng(0)) is image
+    for seed in range(40):
+        out = RandAugment(3, 7)(image, np.random.default_rng(seed))
+        assert (out.shape, out.dtype) == (image.shape, torch.uint8)
+        assert torch.equal(image, before)
+
+
+def test_crops_have_the_asked_for_area_and_ratio():
+    # Each pixel holds its own position, so that a crop says where it was.
+    rows, columns = torch.meshgrid(torch.arange(100), torch.arange(160), indexing="ij")
+    image = torch.stack([rows, columns, rows]).to(torch.uint8)
+    config = AugmentConfig(scale=(0.2, 0.6), ratio=(0.8, 1.25))
+    for seed in range(60):
+        crop = random_resized_crop(image, 16, config, np.random.default_rng(seed)).float()
+        height = (crop[0, -1, 8] - crop[0, 0, 8]) * 16 / 15
+        width = (crop[1, 8, -1] - crop[1, 8, 0]) * 16 / 15
+        assert 0.2 * 0.85 < height * width / 16000 < 0.6 * 1.15
+        assert 0.8 * 0.85 < width / height < 1.25 * 1.15
+
+
+def test_the_whole_picture_can_be_kept():
+    image = as_tensor(picture())
+    config = AugmentConfig(scale=(1, 1), ratio=(64 / 48, 64 / 48))
+    assert torch.equal(random_resized_crop(image, 32, config, np.random.default_rng(0)), evaluation_view(image, 32))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 7)])
+def test_extreme_pictures_are_cropped(size):
+    image = torch.full((3, *size), 9, dtype=torch.uint8)
+    for seed in range(10):
+        out = random_resized_crop(image, 16, AugmentConfig(), np.random.default_rng(seed))
+        assert out.shape == (3, 16, 16)
+        assert (out == 9).all()
+
+
+def test_the_evaluation_view_is_pillows_bicubic_resize():
+    expected = as_tensor(picture().resize((32, 32), Image.Resampling.BICUBIC)).int()
+    view = evaluation_view(as_tensor(picture()), 32)
+    assert (view.int() - expected).abs().max() <= 1
+    assert view.is_contiguous()
+
+
+def test_a_flip_mirrors_left_and_right():
+    image = as_tensor(picture())
+    assert torch.equal(hflip(image)[:, :, 0], image[:, :, -1])
+    assert torch.equal(hflip(hflip(image)), image)
+
+
+def test_ranges_are_checked():
+    for wrong in ({"scale": (0, 1)}, {"scale": (0.5, 0.2)}, {"scale": (0.5, 1.2)}, {"ratio": (2, 1)}, {"flip": 1.5}):
+        with pytest.raises(ValidationError):
+            AugmentConfig(**wrong)
+    for wrong in ({"rand_augment_ops": -1}, {"rand_augment_magnitude": 11}):
+        with pytest.raises(ValidationError):
+            AugmentConfig(**wrong)

@@ -1,0 +1,203 @@
+"""The loader: the same batches for any workers, ranks and interruptions; broken records accounted for."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from dataset.loaders import BrokenRecordLog, HeldOutFormat, PretrainLoader, read_all
+from dataset.pretrain import DataConfig, ImageStreamConfig, RegionStreamConfig, TextStreamConfig
+from dataset.readers import Shards
+from utils.batch import BrokenRecord, PretrainBatch
+from utils.errors import UserError
+
+
+def tensors(value) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    fields = vars(value).values() if hasattr(value, "__dataclass_fields__") else ()
+    return [tensor for field in fields for tensor in tensors(field)]
+
+
+def same(one: list[PretrainBatch], other: list[PretrainBatch]) -> bool:
+    if len(one) != len(other):
+        return False
+    for a, b in zip(one, other, strict=True):
+        if (a.records, a.broken, a.read) != (b.records, b.broken, b.read):
+            return False
+        if not all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True)):
+            return False
+    return True
+
+
+@pytest.fixture
+def data(write_lines, make_pair, make_regions, tmp_path) -> DataConfig:
+    pairs = write_lines("pairs.jsonl", [make_pair(n) for n in range(11)])
+    regions = write_lines("regions.jsonl", [make_regions(n) for n in range(7)])
+    texts = write_lines("texts.jsonl", [{"text": f"a red star number {n}"} for n in range(5)])
+    return DataConfig(
+        images=ImageStreamConfig(files=[pairs], batch_size=3),
+        regions=RegionStreamConfig(files=[regions], batch_size=5, max_images=2),
+        texts=TextStreamConfig(files=[texts], batch_size=2),
+        workers=0,
+        cache_index=str(tmp_path / "index"),
+    )
+
+
+@pytest.fixture
+def loader(data, tokenizer):
+    def make(workers: int = 0, rank: int = 0, world_size: int = 1, **change) -> PretrainLoader:
+        changed = data.model_copy(update={"workers": workers, **change})
+        return PretrainLoader(
+            changed, tokenizer=tokenizer, image_size=32, patch_size=8, seed=3, rank=rank, world_size=world_size
+        )
+
+    return make
+
+
+def test_any_number_of_workers_gives_the_same_batches(loader):
+    reference = list(loader(0).batches(0, 7))
+    assert len({batch.records for batch in reference}) == 7
+    for workers in (1, 2):
+        assert same(list(loader(workers).batches(0, 7)), reference)
+
+
+def test_a_resumed_run_repeats_the_uninterrupted_one_from_anywhere(loader):
+    straight = list(loader().batches(0, 9))
+    for consumed in range(10):
+        assert same(list(loader().batches(consumed, 9 - consumed)), straight[consumed:])
+
+
+def test_a_run_may_be_resumed_on_another_number_of_ranks(loader):
+    straight = list(loader().batches(0, 10))
+    shares = [list(loader(rank=rank, world_size=3).batches(4, 2)) for rank in range(3)]
+    merged = [shares[rank][step] for step in range(2) for rank in range(3)]
+    assert same(merged, straight[4:10])
+
+
+def test_two_ranks_cover_an_epoch_without_overlap(loader, data):
+    for order in ("random", "sequential"):
+        files = data.images.files
+        if order == "sequential":
+            path = Path(files[0])
+            lines = path.read_text().splitlines(keepends=True)
+            files = []
+            for part in range(3):
+                shard = path.with_name(f"part{part}.jsonl")
+                shard.write_text("".join(lines[part * 4 : part * 4 + 4]))
+                files.append(str(shard))
+        images = ImageStreamConfig(files=files, batch_size=1, order=order)
+        shares = []
+        for rank in range(2):
+            own = loader(rank=rank, world_size=2, images=images, regions=None, texts=None)
+            # Eleven records: in sequential order one rank holds seven or eight of them, the other the rest.
+            size = own.maker.images.source.order.counts[rank] if order == "sequential" else 6 - rank
+            shares.append([batch.records[0] for batch in own.batches(0, size)])
+        assert len(set(shares[0] + shares[1])) == len(shares[0]) + len(shares[1]) == 11
+
+
+def test_fewer_shards_than_ranks_stops_before_training(loader, data):
+    images = data.images.model_copy(update={"order": "sequential"})
+    with pytest.raises(UserError, match=r"^data.images.files: 1 shards with records for 2 ranks"):
+        loader(world_size=2, images=images)
+
+
+def test_facts_for_the_log(loader):
+    own = loader()
+    assert own.examples_per_batch == 10
+    assert own.epoch_size == 11
+    assert own.stream_sizes == {"images": 11, "regions": 7, "texts": 5}
+    assert list(own.batches(0, 0)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_user_error_in_a_worker_reaches_the_user_as_it_was(loader, data, workers, monkeypatch):
+    own = loader(workers)
+
+    def broken(self, number):
+        raise UserError("pairs.jsonl: cannot be read any more")
+
+    monkeypatch.setattr(Shards, "read", broken)
+    with pytest.raises(UserError) as caught:
+        list(own.batches(0, 1))
+    assert str(caught.value) == "pairs.jsonl: cannot be read any more"
+
+
+def test_broken_records_are_logged_once_a_kind_with_file_and_line(loader, write_lines, make_pair, caplog):
+    file = write_lines("some.jsonl", [make_pair(0), "{", make_pair(1), "{", {"caption": "a"}, make_pair(2)])
+    images = ImageStreamConfig(files=[file], batch_size=2)
+    own = loader(images=images, regions=None, texts=None, max_broken=0.5)
+    with caplog.at_level(logging.WARNING, logger="dataset.loaders"):
+        list(own.batches(0, 3))
+    assert len(caplog.records) == 2
+    text = caplog.text
+    assert f"{file}:5: missing key: no 'image'" in text
+    assert f"{file}:2: bad json" in text or f"{file}:4: bad json" in text
+    summary = own.broken.finish()
+    assert summary.startswith("3 of 6 records (50.0 %) are broken: 2 bad json (first: ")
+    assert f"1 missing key (first: {file}:5)" in summary
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_with_too_many_broken_records_stops_with_a_summary(loader, write_lines, make_pair, workers):
+    file = write_lines("some.jsonl", [*[make_pair(n) for n in range(9)], "{"])
+    own = loader(workers, images=ImageStreamConfig(files=[file], batch_size=5), regions=None, texts=None)
+    message = (
+        r"^1 of 10 records \(10.0 %\) are broken, more than data.max_broken = 1 %: 1 bad json \(first: .*some.jsonl:10\); "
+        r"mend or remove them, or raise data.max_broken$"
+    )
+    with pytest.raises(UserError, match=message):
+        list(own.batches(0, 2))
+
+
+def batch(read: int, *broken: tuple[str, str]) -> PretrainBatch:
+    records = tuple(BrokenRecord(kind, place, "why") for kind, place in broken)
+    return PretrainBatch(None, None, None, broken=records, read=read)
+
+
+def test_the_share_is_judged_after_enough_records_or_at_the_end():
+    log = BrokenRecordLog(0.01, total_records=5000)
+    log.add(batch(500, *[("bad json", f"a:{n}") for n in range(9)]))
+    with pytest.raises(UserError, match=r"9 of 500 records \(1.8 %\)"):
+        log.finish()
+    log.add(batch(500))
+    with pytest.raises(UserError, match=r"11 of 1001 records \(1.1 %\).*9 bad json .*2 empty text \(first: b:1\)"):
+        log.add(batch(1, ("empty text", "b:1"), ("empty text", "b:2")))
+
+
+def test_a_record_with_several_broken_parts_is_one_broken_record():
+    log = BrokenRecordLog(0.02, total_records=100)
+    log.add(batch(100, *[("degenerate box", "a:1")] * 5, ("degenerate box", "a:2")))
+    assert log.finish() == "2 of 100 records (2.0 %) are broken: 6 degenerate box (first: a:1)"
+    assert BrokenRecordLog(0.0, 10).finish() == "0 records read, none broken"
+
+
+def test_held_out_records_come_once_each_in_order(write_lines, make_regions, make_pair, tmp_path):
+    elems = [
+        {"bb": [0, 0, 20, 16], "caption": "A star.", "attributes": ["red", "blue"], "grain": "region"},
+        {"bb": [0, 0, 80, 16], "caption": "outside"},
+        {"bb": [20, 16, 20, 16], "caption": {"de": "Hund", "en": "a dog"}},
+    ]
+    first = {**make_pair(0), "id": 17, "caption": ["One star", "...", "Two!"], "elems": elems}
+    file = write_lines("held.jsonl", [first, "{", make_pair(1), {**make_regions(2), "caption": None}])
+    broken: list[BrokenRecord] = []
+    form = HeldOutFormat(image_size=32, language="en")
+    records = list(read_all([file], form, index_folder=tmp_path / "index", on_broken=broken.append))
+    assert [record.record_id for record in records] == ["17", f"{file}:3", f"{file}:4"]
+    assert records[0].captions == ("one star", "two")
+    found = [(element.caption, element.grain, element.box_cxcywh) for element in records[0].elements]
+    assert found == [("red a star", "region", (0.25, 0.25, 0.5, 0.5)), ("a dog", "object", (0.75, 0.75, 0.5, 0.5))]
+    assert (records[1].elements, records[2].captions) == ((), ())
+    assert all(record.image.shape == (3, 32, 32) for record in records)
+    assert [(item.kind, item.place) for item in broken] == [
+        ("box outside image", f"{file}:1"),
+        ("bad json", f"{file}:2"),
+    ]
+
+
+def test_held_out_files_are_checked_at_once():
+    with pytest.raises(UserError, match=r"^data.validation: gone.jsonl does not exist"):
+        read_all(["gone.jsonl"], HeldOutFormat(image_size=32), key="data.validation")

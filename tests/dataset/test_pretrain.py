@@ -1,0 +1,391 @@
+"""Records to batches: what each row holds, and that nothing unusable ever counts."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import pickle
+import random
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset.images import AugmentConfig, RegionAugmentConfig, decode, evaluation_view
+from dataset.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
+from utils.batch import IGNORE, PretrainBatch, RegionBatch
+from utils.config import ConfigError, bind
+from utils.errors import UserError
+
+PLAIN = RegionAugmentConfig(flip=0, rand_augment_ops=0)
+WHOLE = AugmentConfig(scale=(1, 1), ratio=(40 / 32, 40 / 32), flip=0, rand_augment_ops=0)
+SIZE, PATCH = 32, 8
+
+
+@pytest.fixture
+def maker(tokenizer, tmp_path):
+    def make(seed: int = 0, world_size: int = 1, **streams) -> PretrainBatches:
+        data = DataConfig(cache_index=str(tmp_path / "index"), **streams)
+        return PretrainBatches(
+            data, tokenizer=tokenizer, image_size=SIZE, patch_size=PATCH, seed=seed, world_size=world_size
+        )
+
+    return make
+
+
+def words(tokenizer, text, row: int) -> str:
+    return tokenizer.decode(text.ids[row][text.mask[row]], skip_special_tokens=True)
+
+
+def regions_of(batch: PretrainBatch) -> RegionBatch:
+    assert batch.regions is not None
+    return batch.regions
+
+
+def test_a_pair_keeps_picture_and_caption_together(maker, tokenizer, write_lines, make_pair, encoded):
+    file = write_lines("a.jsonl", [make_pair(n) for n in range(9)])
+    batches = maker(images=ImageStreamConfig(files=[file], batch_size=3, augment=WHOLE))
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"]
+    seen = []
+    for number in range(3):
+        batch = batches.make(number)
+        assert batch.images.pixels.shape == (3, 3, SIZE, SIZE)
+        assert batch.images.pixels.dtype == torch.uint8
+        for row, place in enumerate(batch.records):
+            n = int(place.rsplit(":", 1)[1]) - 1
+            assert words(tokenizer, batch.images.text, row) == f"number zero {names[n]}"
+            expected = evaluation_view(decode(encoded(seed=n), 10**6, "p"), SIZE)
+            assert torch.equal(batch.images.pixels[row], expected)
+            seen.append(n)
+    assert sorted(seen) == list(range(9))
+
+
+def test_a_tar_gives_the_same_batches_as_its_json_lines(maker, write_lines, make_pair, make_regions, tmp_path):
+    records = [make_regions(n) for n in range(6)]
+    lines = write_lines("a.jsonl", records)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for n, record in enumerate(records):
+            values = {key: value for key, value in record.items() if key not in ("image", "caption")}
+            parts = {
+                "jpg": base64.b64decode(record["image"]),
+                "txt": record["caption"].encode(),
+                "json": json.dumps(values).encode(),
+            }
+            for suffix, content in parts.items():
+                info = tarfile.TarInfo(f"x/{n:06d}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+    def streams(file):
+        return {
+            "images": ImageStreamConfig(files=[file], batch_size=4),
+            "regions": RegionStreamConfig(files=[file], batch_size=7, max_images=3),
+        }
+
+    one, other = maker(**streams(lines)).make(1), maker(**streams(str(tmp_path / "a.tar"))).make(1)
+    assert not one.broken
+    assert not other.broken
+    assert_same(one.images, other.images)
+    assert_same(one.regions, other.regions)
+
+
+def assert_same(one, other) -> None:
+    for name, value in vars(one).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, getattr(other, name)), name
+        elif hasattr(value, "__dataclass_fields__"):
+            assert_same(value, getattr(other, name))
+        else:
+            assert value == getattr(other, name), name
+
+
+def test_a_broken_pair_is_a_row_that_does_not_count(maker, write_lines, make_pair):
+    file = write_lines("a.jsonl", [make_pair(0), {"image": "gone.jpg", "caption": "a"}, make_pair(2)])
+    batch = maker(images=ImageStreamConfig(files=[file], batch_size=3)).make(0)
+    (broken,) = batch.broken
+    assert (broken.kind, broken.place) == ("missing image", f"{file}:2")
+    row = batch.images.valid.tolist().index(False)
+    assert batch.images.valid.sum() == 2
+    assert batch.images.pixels[row].sum() == 0
+    assert (batch.images.text.labels[row] == IGNORE).all()
+    assert batch.images.text.mask[row].sum() == 2
+    assert (batch.read, len(batch.records)) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ("{", "bad json"),
+        ({"image": None}, "missing key"),
+        ({"caption": 3, "elems": []}, "wrong type"),
+        ({"caption": "?!", "elems": []}, "empty text"),
+        ({"image": "gone.jpg"}, "missing image"),
+        ({"image": base64.b64encode(b"\xff\xd8\xff" * 40).decode()}, "unreadable image"),
+        ({"elems": [{"bb": [30, 0, 20, 10], "caption": "a"}]}, "box outside image"),
+        ({"elems": [{"bb": [3, 0, 0, 10], "caption": "a"}]}, "degenerate box"),
+    ],
+)
+def test_every_kind_of_broken_region_record_is_skipped_and_named(maker, write_lines, make_regions, change, kind):
+    broken = change if isinstance(change, str) else {**make_regions(1), **change}
+    file = write_lines("a.jsonl", [make_regions(0), broken])
+    batch = maker(regions=RegionStreamConfig(files=[file], batch_size=8, max_images=2)).make(0)
+    assert [(item.kind, item.place) for item in batch.broken] == [(kind, f"{file}:2")]
+    assert f"{file}:1" in batch.records
+    assert regions_of(batch).valid.any()
+
+
+def test_a_picture_that_is_too_large_is_skipped_and_named(maker, write_lines, make_regions):
+    file = write_lines("a.jsonl", [make_regions(0)])
+    batch = maker(max_pixels=100, regions=RegionStreamConfig(files=[file], batch_size=2, max_images=1)).make(0)
+    assert [item.kind for item in batch.broken] == ["image too large"]
+
+
+def test_region_rows_point_at_their_boxes(maker, tokenizer, write_lines, make_regions):
+    file = write_lines("a.jsonl", [make_regions(0)])
+    stream = RegionStreamConfig(files=[file], batch_size=4, max_images=1, crop=False, augment=PLAIN)
+    regions = regions_of(maker(regions=stream).make(0))
+    assert regions.is_image.tolist() == [True, False, False, True]
+    assert regions.valid.tolist() == [True, True, True, False]
+    assert regions.boxes_cxcywh[0].tolist() == [0.5, 0.5, 1, 1]
+    assert regions.patch_mask[0].all()
+    assert words(tokenizer, regions.text, 0) == "number zero zero"
+    rows = {words(tokenizer, regions.text, row): row for row in (1, 2)}
+    star = rows["a red star"]
+    assert regions.boxes_cxcywh[star].tolist() == pytest.approx([10 / 40, 9 / 32, 16 / 40, 12 / 32])
+    # x 1.6 … 14.4, y 3 … 15 of 32: two of four columns, two of four rows.
+    assert regions.patch_mask[star].reshape(4, 4).nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    (circle,) = rows.keys() - {"a red star"}
+    assert circle in ("small the blue circle", "large the blue circle")
+
+
+def test_rows_ascend_by_image_and_unused_images_are_left_out(maker, write_lines, make_regions):
+    file = write_lines("a.jsonl", [make_regions(n) for n in range(12)])
+    batches = maker(regions=RegionStreamConfig(files=[file], batch_size=5, max_images=6))
+    smaller = 0
+    for number in range(10):
+        regions = regions_of(batches.make(number))
+        index = regions.image_index
+        assert regions.valid.all()
+        assert len(index) == 5
+        assert (index.diff() >= 0).all()
+        assert index.unique().tolist() == list(range(len(regions.pixels)))
+        assert regions.max_rows_per_image == index.bincount().max()
+        smaller += len(regions.pixels) < 5
+    assert smaller
+
+
+def test_missing_rows_are_masked_and_never_duplicates(maker, write_lines, make_regions):
+    file = write_lines("a.jsonl", [make_regions(n) for n in range(3)])
+    stream = RegionStreamConfig(files=[file], batch_size=20, max_images=3, crop=False)
+    regions = regions_of(maker(regions=stream).make(0))
+    count = int(regions.valid.sum())
+    assert count == 9
+    assert regions.valid.tolist() == [True] * count + [False] * (20 - count)
+    assert (regions.image_index[count:] == 2).all()
+    assert regions.patch_mask[count:].all()
+    assert regions.is_image[count:].all()
+    assert (regions.text.labels[count:] == IGNORE).all()
+    assert (regions.text.mask[count:].sum(1) == 2).all()
+    assert regions.max_rows_per_image == 14
+
+
+def test_a_batch_without_anything_usable_is_one_black_image_and_no_valid_row(maker, write_lines):
+    file = write_lines("a.jsonl", ["{"] * 4)
+    batch = maker(
+        images=ImageStreamConfig(files=[file], batch_size=2),
+        regions=RegionStreamConfig(files=[file], batch_size=3, max_images=4),
+        texts=TextStreamConfig(files=[file], batch_size=2),
+    ).make(0)
+    regions = regions_of(batch)
+    assert regions.pixels.shape == (1, 3, SIZE, SIZE)
+    assert regions.pixels.sum() == 0
+    for stream in (batch.images, regions, batch.texts):
+        assert not stream.valid.any()
+    assert (batch.read, len(batch.broken), batch.records) == (8, 8, ())
+
+
+def test_no_more_rows_of_a_picture_than_max_regions(maker, write_lines, make_pair):
+    elems = [{"bb": [n, 0, 5, 5], "caption": "a star"} for n in range(20)]
+    file = write_lines("a.jsonl", [{**make_pair(0), "elems": elems}])
+    for whole, most in ((True, 4), (False, 4), (True, 1)):
+        stream = RegionStreamConfig(
+            files=[file], batch_size=30, max_images=1, max_regions=most, whole_image_rows=whole, crop=False
+        )
+        regions = regions_of(maker(regions=stream).make(0))
+        assert regions.valid.sum() == most
+        assert (regions.is_image & regions.valid).sum() == int(whole)
+
+
+@pytest.mark.parametrize("text", ["a red star left of a dog", "the rightmost star"])
+def test_a_text_with_a_side_is_never_flipped_and_others_are(maker, write_lines, make_pair, text):
+    always = RegionAugmentConfig(flip=1, rand_augment_ops=0)
+
+    def center(caption: str, careful: bool, whole: str = "a dog", others=()) -> float:
+        elems = [{"bb": [0, 0, 10, 10], "caption": caption}, *others]
+        file = write_lines("a.jsonl", [{**make_pair(0), "caption": whole, "elems": elems}])
+        stream = RegionStreamConfig(
+            files=[file], batch_size=2, max_images=1, max_regions=2, careful_flip=careful, augment=always, crop=False
+        )
+        return float(regions_of(maker(regions=stream).make(0)).boxes_cxcywh[1, 0])
+
+    assert center(text, careful=True) == pytest.approx(0.125)
+    assert center(text, careful=False) == pytest.approx(0.875)
+    assert center("a star", careful=True, whole=text) == pytest.approx(0.125), "the whole caption counts"
+    assert center("a bright star, upright", careful=True) == pytest.approx(0.875), "only whole words count"
+
+
+def test_a_text_that_is_not_used_does_not_stop_a_flip(maker, write_lines, make_pair):
+    elems = [{"bb": [0, 0, 10, 10], "caption": "a star"}]
+    file = write_lines("a.jsonl", [{**make_pair(0), "caption": "left", "elems": elems}])
+    stream = RegionStreamConfig(
+        files=[file],
+        batch_size=1,
+        max_images=1,
+        whole_image_rows=False,
+        augment=RegionAugmentConfig(flip=1, rand_augment_ops=0),
+        crop=False,
+    )
+    assert regions_of(maker(regions=stream).make(0)).boxes_cxcywh[0, 0] == pytest.approx(0.875)
+
+
+@pytest.mark.parametrize("careful", [True, False])
+def test_pairs_flip_carefully_where_asked_to(maker, write_lines, make_pair, careful):
+    file = write_lines("a.jsonl", [make_pair(0, caption="a dog left of a cat")])
+
+    def pixels(flip: float, careful: bool) -> torch.Tensor:
+        augment = WHOLE.model_copy(update={"flip": flip})
+        stream = ImageStreamConfig(files=[file], batch_size=1, augment=augment, careful_flip=careful)
+        return maker(images=stream).make(0).images.pixels[0]
+
+    plain = pixels(0.0, careful)
+    assert torch.equal(pixels(1.0, careful), plain if careful else plain.flip(-1))
+
+
+def test_boxes_of_cropped_pictures_stay_inside_and_keep_an_area(maker, write_lines, make_regions):
+    file = write_lines("a.jsonl", [make_regions(n) for n in range(8)])
+    batches = maker(regions=RegionStreamConfig(files=[file], batch_size=24, max_images=8))
+    for number in range(10):
+        regions = regions_of(batches.make(number))
+        centre, size = regions.boxes_cxcywh.split(2, 1)
+        assert (size > 1e-3).all()
+        assert (centre - size / 2 > -1e-6).all()
+        assert (centre + size / 2 < 1 + 1e-6).all()
+        assert regions.patch_mask.any(1).all()
+        assert (regions.is_image == (regions.boxes_cxcywh == torch.tensor([0.5, 0.5, 1, 1])).all(1))[
+            regions.is_image
+        ].all()
+
+
+def test_regions_colour_augmentation_moves_nothing(maker, write_lines, make_pair):
+    black = np.zeros((32, 40, 3), np.uint8)
+    black[8:16, 10:20] = 255
+    stream = io.BytesIO()
+    Image.fromarray(black).save(stream, "PNG")
+    record = {
+        "image": base64.b64encode(stream.getvalue()).decode(),
+        "elems": [{"bb": [10, 8, 10, 8], "caption": "a star"}],
+    }
+    file = write_lines("a.jsonl", [record])
+    config = RegionStreamConfig(files=[file], batch_size=1, max_images=1, crop=False)
+    for seed in range(20):
+        regions = regions_of(maker(seed=seed, regions=config).make(0))
+        cx, cy, w, h = (regions.boxes_cxcywh[0] * SIZE).tolist()
+        bright = (regions.pixels[0, 0] > 127).nonzero().float()
+        assert bright[:, 1].mean() + 0.5 == pytest.approx(cx, abs=0.6)
+        assert bright[:, 0].mean() + 0.5 == pytest.approx(cy, abs=0.6)
+        assert len(bright) == pytest.approx(w * h, rel=0.3)
+
+
+def test_texts_alone_are_encoded(maker, tokenizer, write_lines):
+    file = write_lines("a.jsonl", [{"text": "a red star"}, {"text": 5}, {"text": ["a dog"]}])
+    batch = maker(texts=TextStreamConfig(files=[file], batch_size=3)).make(0)
+    found = {words(tokenizer, batch.texts.text, row) for row in range(3) if batch.texts.valid[row]}
+    assert found == {"a red star", "a dog"}
+    assert (batch.images, batch.regions) == (None, None)
+
+
+def test_one_language_or_a_random_one(maker, tokenizer, write_lines, make_pair):
+    file = write_lines("a.jsonl", [make_pair(n, caption={"en": "a star", "xx": "a dog"}) for n in range(16)])
+    stream = ImageStreamConfig(files=[file], batch_size=16)
+
+    def found(**text):
+        batch = maker(images=stream, text=text).make(0)
+        return {words(tokenizer, batch.images.text, row) for row in range(16)}
+
+    assert found(language="xx") == {"a dog"}
+    assert found() == {"a star", "a dog"}
+
+
+def test_the_seed_changes_order_pictures_and_masks(maker, write_lines, make_pair):
+    file = write_lines("a.jsonl", [make_pair(n) for n in range(20)])
+    stream = ImageStreamConfig(files=[file], batch_size=4)
+    one, again, other = (maker(seed=seed, images=stream).make(0) for seed in (0, 0, 1))
+    assert_same(one.images, again.images)
+    assert one.records != other.records
+
+
+def test_batches_survive_pickling(maker, write_lines, make_regions):
+    """Worker processes that are spawned, not forked, get the data path by pickle."""
+    file = write_lines("a.jsonl", [make_regions(n) for n in range(6)])
+    streams = {
+        "images": ImageStreamConfig(files=[file], batch_size=4),
+        "regions": RegionStreamConfig(files=[file], batch_size=5, max_images=2),
+    }
+    batches = maker(**streams)
+    expected = batches.make(1)
+    copy = pickle.loads(pickle.dumps(batches)).make(1)
+    assert_same(copy.images, expected.images)
+    assert_same(copy.regions, expected.regions)
+
+
+def test_an_input_that_patches_do_not_fill_is_refused(tokenizer):
+    data = DataConfig(texts=TextStreamConfig(files=["a.jsonl"], batch_size=1))
+    with pytest.raises(UserError, match="image size 33 is not a multiple of patch size 8"):
+        PretrainBatches(data, tokenizer=tokenizer, image_size=33, patch_size=8, seed=0)
+
+
+def test_an_epoch_later_the_same_record_looks_different(maker, write_lines, make_pair):
+    file = write_lines("a.jsonl", [make_pair(0)])
+    batches = maker(images=ImageStreamConfig(files=[file], batch_size=1))
+    assert not torch.equal(batches.make(0).images.pixels, batches.make(1).images.pixels)
+
+
+def test_no_global_random_number_is_used(maker, write_lines, make_regions):
+    file = write_lines("a.jsonl", [make_regions(n) for n in range(4)])
+    batches = maker(
+        images=ImageStreamConfig(files=[file], batch_size=4),
+        regions=RegionStreamConfig(files=[file], batch_size=5, max_images=4),
+    )
+    before = (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist())
+    batches.make(0)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist())
+
+
+@pytest.mark.parametrize("name", ["images", "regions", "texts"])
+def test_a_missing_file_names_its_config_key(maker, name):
+    gone = {"files": ["gone.jsonl"], "batch_size": 1, **({"max_images": 1} if name == "regions" else {})}
+    with pytest.raises(UserError, match=rf"^data\.{name}\.files: gone.jsonl does not exist"):
+        maker(**{name: gone})
+
+
+def test_data_without_a_stream_and_unknown_keys_are_refused():
+    with pytest.raises(ConfigError, match="give at least one of images, regions, texts"):
+        bind({"workers": 0}, DataConfig)
+    with pytest.raises(
+        ConfigError, match=r"texts.batchsize is not a field of TextStreamConfig; did you mean 'batch_size'"
+    ):
+        bind({"texts": {"files": ["a"], "batchsize": 3}}, DataConfig)
+
+
+def test_a_relative_picture_is_looked_for_beside_its_shard(maker, write_lines, encoded, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Path(tmp_path / "pictures" / "one.png").write_bytes(encoded(form="PNG"))
+    file = write_lines("a.jsonl", [{"image": "pictures/one.png", "caption": "a star"}])
+    assert not maker(images=ImageStreamConfig(files=[file], batch_size=1)).make(0).broken
+    file = write_lines("b.jsonl", [{"image": "one.png", "caption": "a star"}])
+    root = str(tmp_path / "pictures")
+    assert not maker(images=ImageStreamConfig(files=[file], batch_size=1, image_root=root)).make(0).broken

@@ -1,0 +1,212 @@
+"""Shards as one list of records: files found, indexed, cached and read at random."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dataset.readers
+from dataset.readers import Shards, find_shards
+from dataset.records import BrokenRecordError
+from utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def index_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "x2vlm" / "index"
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], mode: str = "w", form: int = tarfile.GNU_FORMAT) -> str:
+    with tarfile.open(path, mode, format=form) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return str(path)
+
+
+def test_any_record_is_read_with_its_line(write_lines):
+    first = write_lines("a.jsonl", [{"n": 0}, {"n": 1}])
+    second = write_lines("b.jsonl", ["", '{"n": 2}', "  \t", "", '{"n": "größer"}', ""])
+    shards = Shards([first, second])
+    assert shards.sizes == [2, 2]
+    assert [shards.read(number).values["n"] for number in (3, 0, 2, 1)] == ["größer", 0, 2, 1]
+    assert [shards.read(number).place for number in range(4)] == [
+        f"{first}:1",
+        f"{first}:2",
+        f"{second}:2",
+        f"{second}:5",
+    ]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", [True, False])
+def test_line_ends_and_scan_borders_do_not_matter(tmp_path, monkeypatch, ending, last):
+    monkeypatch.setattr(dataset.readers, "_SCAN_BYTES", 7)
+    lines = [json.dumps({"n": "x" * n}) for n in range(12)]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes((ending.join([*lines[:5], "", *lines[5:]]) + (ending if last else "")).encode())
+    shards = Shards([str(path)])
+    assert [shards.read(n).values["n"] for n in range(len(shards))] == ["x" * n for n in range(12)]
+    assert shards.read(5).place.endswith(":7")
+
+
+def test_files_folders_and_patterns_are_found_in_order(tmp_path, write_lines):
+    for name in ("b.jsonl", "a.json", "c.txt", "part_SUCCESS.jsonl"):
+        write_lines(name, [{}])
+    names = ["a.json", "b.jsonl"]
+    assert [path.name for path in find_shards([str(tmp_path)], "k")] == names
+    assert [path.name for path in find_shards([str(tmp_path / "*.json*")], "k")] == names
+    assert [path.name for path in find_shards([str(tmp_path / n) for n in names[::-1]], "k")] == names[::-1]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([], r"^data.images.files is empty; list at least one"),
+        (["gone.jsonl"], r"^data.images.files: .*gone.jsonl does not exist; check the path"),
+        (["*.gone"], r"^data.images.files: no file matches .*; check the pattern"),
+        (["folder"], r"^data.images.files: the folder .* holds no \*.jsonl"),
+        (["a.jsonl", "a.jsonl"], r"^data.images.files: .*a.jsonl is named twice"),
+        (["_SUCCESS"], r"^data.images.files: .*_SUCCESS holds no shards besides _SUCCESS"),
+        (["c.csv"], r"^data.images.files: .*c.csv is neither \*.jsonl"),
+        (["empty.jsonl"], r"^data.images.files: .*empty.jsonl holds no records"),
+        (["array.json"], r"^data.images.files: .*array.json is one JSON array"),
+        (["x.tar.gz"], r"^data.images.files: .*x.tar.gz is a compressed tar"),
+        (["zipped.tar"], r"^data.images.files: .*zipped.tar is compressed"),
+        (["torn.tar"], r"^data.images.files: .*torn.tar is not a whole tar file"),
+        (["noise.tar"], r"^data.images.files: .*noise.tar is not a whole tar file"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_before_training(tmp_path, entries, message):
+    (tmp_path / "folder").mkdir()
+    for name, text in {
+        "a.jsonl": "{}\n",
+        "_SUCCESS": "",
+        "c.csv": "x",
+        "empty.jsonl": "\n \n",
+        "array.json": " [{}]",
+    }.items():
+        (tmp_path / name).write_text(text)
+    write_tar(tmp_path / "x.tar.gz", [("a.txt", b"x")], "w:gz")
+    write_tar(tmp_path / "zipped.tar", [("a.txt", b"x")], "w:gz")
+    whole = Path(write_tar(tmp_path / "whole.tar", [("a.txt", b"x"), ("b.txt", b"y" * 3000)])).read_bytes()
+    (tmp_path / "torn.tar").write_bytes(whole[:2000])
+    (tmp_path / "noise.tar").write_bytes(whole[:1024] + b"noise" * 400)
+    with pytest.raises(UserError, match=message) as caught:
+        Shards([str(tmp_path / entry) for entry in entries], key="data.images.files")
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_lines_are_broken_records_with_their_place(write_lines):
+    shards = Shards([write_lines("a.jsonl", ['{"a": 1', "[1]", '{"a": 1}'])])
+    with pytest.raises(BrokenRecordError, match=r"a.jsonl:1: bad json: "):
+        shards.read(0)
+    with pytest.raises(BrokenRecordError, match=r"a.jsonl:2: wrong type: the line is not a JSON object"):
+        shards.read(1)
+    assert shards.read(2).values == {"a": 1}
+
+
+def test_the_index_is_cached_and_renewed_with_the_file(tmp_path, write_lines, index_folder, monkeypatch):
+    file = write_lines("a.jsonl", [{"n": 0}, {"n": 1}])
+    assert len(Shards([file])) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(dataset.readers, "_scan_lines", lambda path: pytest.fail("scanned again"))
+        assert Shards([file]).read(1).values == {"n": 1}
+    write_lines("a.jsonl", [{"n": 5}, {"n": 6}, {"n": 7}])
+    assert Shards([file]).read(2).values == {"n": 7}
+    assert [path.suffix for path in index_folder.iterdir()] == [".npy"], "no temporary file is left"
+
+
+@pytest.mark.parametrize("damage", ["torn", "noise", "empty", "count"])
+def test_a_broken_cache_is_rebuilt(write_lines, index_folder, damage):
+    file = write_lines("a.jsonl", [{"n": 0}, {"n": 1}])
+    Shards([file])
+    (cache,) = index_folder.iterdir()
+    content = cache.read_bytes()
+    if damage == "count":
+        flat = np.load(cache)
+        flat[3] = 10**6
+        np.save(cache, flat)
+    else:
+        cache.write_bytes({"torn": content[:-8], "noise": b"noise", "empty": b""}[damage])
+    assert Shards([file]).read(1).values == {"n": 1}
+
+
+def test_without_a_writable_cache_the_index_stays_in_memory(tmp_path, write_lines, caplog):
+    (tmp_path / "blocked").write_text("a file where the folder should be")
+    shards = Shards([write_lines("a.jsonl", [{"n": 0}])], index_folder=tmp_path / "blocked")
+    assert shards.read(0).values == {"n": 0}
+    assert "index not cached" in caplog.text
+    assert pickle.loads(pickle.dumps(shards)).read(0).values == {"n": 0}
+
+
+def test_shards_survive_pickling_and_a_fork(write_lines):
+    shards = Shards([write_lines("a.jsonl", [{"n": n} for n in range(50)])])
+    assert shards.read(0).values == {"n": 0}
+    assert len(pickle.dumps(shards)) < 2000, "the index itself is not copied"
+    assert pickle.loads(pickle.dumps(shards)).read(7).values == {"n": 7}
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork on this platform")
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(shards.read, range(50)) == [shards.read(n) for n in range(50)]
+
+
+def test_tar_members_are_grouped_by_name_and_read_in_place(tmp_path, encoded):
+    long_name = "folder/" + "n" * 120
+    members = [
+        ("a/000001.txt", b"a red star\n"),
+        ("a/000001.JPG", encoded(seed=1)),
+        ("b/000001.png", encoded(seed=2, form="PNG")),
+        (f"{long_name}.txt", b"long"),
+        (f"{long_name}.webp", encoded(seed=3, form="WEBP")),
+        ("b/000001.json", b'{"caption": "blue", "id": 4}'),
+        ("c.cls", b"3"),
+    ]
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        file = write_tar(tmp_path / f"{form}.tar", members, form=form)
+        shards = Shards([file])
+        records = [shards.read(number) for number in range(len(shards))]
+        assert [record.place for record in records] == [
+            f"{file}:a/000001.JPG",
+            f"{file}:b/000001.png",
+            f"{file}:{long_name}.webp",
+            f"{file}:c.cls",
+        ]
+        assert [record.image for record in records[:2]] == [encoded(seed=1), encoded(seed=2, form="PNG")]
+        assert [record.text for record in records] == ["a red star\n", None, "long", None]
+        assert records[1].values == {"caption": "blue", "id": 4}
+        assert records[3].image is None
+
+
+def test_a_tar_member_that_is_no_json_is_a_broken_record(tmp_path, encoded):
+    shards = Shards([write_tar(tmp_path / "a.tar", [("x.jpg", encoded()), ("x.json", b"{"), ("y.txt", b"\xff")])])
+    with pytest.raises(BrokenRecordError, match=r"a.tar:x.jpg: bad json"):
+        shards.read(0)
+    with pytest.raises(BrokenRecordError, match=r"a.tar:y.txt: wrong type: the text is not UTF-8"):
+        shards.read(1)
+
+
+def test_more_shards_than_open_files_are_read(write_lines, monkeypatch):
+    monkeypatch.setattr(dataset.readers, "_OPEN_FILES", 3)
+    files = [write_lines(f"{n}.jsonl", [{"n": n}]) for n in range(9)]
+    shards = Shards(files)
+    assert [shards.read(n).values["n"] for n in [*range(9), *range(9)]] == [*range(9), *range(9)]
+    assert len(shards._files._files) == 3
+
+
+def test_a_shard_that_vanishes_during_the_run_is_a_user_error(write_lines):
+    file = write_lines("a.jsonl", [{}])
+    shards = Shards([file])
+    Path(file).unlink()
+    with pytest.raises(UserError, match=r"a.jsonl: cannot be read any more .* during the run"):
+        shards.read(0)

@@ -1,0 +1,118 @@
+"""What a record must hold; every kind of breakage has its name and its place."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset.records import (
+    BrokenRecordError,
+    ImageKeys,
+    RawRecord,
+    alternatives,
+    image_source,
+    parse_image_record,
+    parse_region_record,
+    parse_text_record,
+    place_box,
+)
+
+KEYS = ImageKeys()
+
+
+def raw(**values) -> RawRecord:
+    return RawRecord(values, "shard.jsonl:7", Path("folder"))
+
+
+def test_base64_and_paths_are_told_apart(encoded):
+    for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        content = encoded(form=form)
+        assert image_source(raw(image=base64.b64encode(content).decode()), KEYS).load() == content
+    data_address = "data:image/png;base64," + base64.b64encode(encoded()).decode()
+    assert image_source(raw(image=data_address), KEYS).load() == encoded()
+    for name in ("a/b.jpg", "/9j/picture.jpg", "Quick.png", "no_suffix"):
+        assert image_source(raw(image=name), KEYS).path == Path("folder") / name
+
+
+def test_a_relative_path_starts_at_the_shard_or_at_image_root_and_an_absolute_one_stays(tmp_path):
+    assert image_source(raw(image="x.jpg"), ImageKeys(image_root=tmp_path)).path == tmp_path / "x.jpg"
+    assert image_source(raw(image="/else/x.jpg"), ImageKeys(image_root=tmp_path)).path == Path("/else/x.jpg")
+
+
+def test_the_config_can_say_what_a_picture_is():
+    assert image_source(raw(image="/9j/4AAQ"), ImageKeys(image_is="path")).path == Path("/9j/4AAQ")
+    assert image_source(raw(image="AAAA"), ImageKeys(image_is="base64")).content == b"\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "message"),
+    [
+        ({"caption": "a"}, "missing key", "no 'image'; keys: caption"),
+        ({"image": "x.jpg"}, "missing key", "no 'caption'; keys: image"),
+        ({"image": 3, "caption": "a"}, "wrong type", "image is a number, not a string"),
+        ({"image": "x.jpg", "caption": 3}, "wrong type", "caption holds a number, not a text"),
+        ({"image": "x.jpg", "caption": {"en": 1}}, "wrong type", "caption holds an object, not a text"),
+        ({"image": "x.jpg", "caption": []}, "empty text", "caption is an empty list"),
+        ({"image": "", "caption": "a"}, "missing image", "image is empty"),
+        ({"image": "data:image/png;base64,a", "caption": "a"}, "unreadable image", "not base64"),
+    ],
+)
+def test_a_broken_image_record_says_what_is_wrong_and_where(values, kind, message):
+    with pytest.raises(BrokenRecordError) as caught:
+        parse_image_record(raw(**values), KEYS, "caption")
+    assert caught.value.kind == kind
+    assert caught.value.place == "shard.jsonl:7"
+    assert message in caught.value.message
+
+
+def test_an_absent_picture_is_found_when_it_is_loaded(tmp_path):
+    source = image_source(raw(image="gone.jpg"), ImageKeys(image_root=tmp_path))
+    with pytest.raises(BrokenRecordError, match=r"missing image: .*gone.jpg: No such file"):
+        source.load()
+
+
+def test_a_broken_element_leaves_the_rest_of_its_record():
+    good = {"bb": [1, 2.5, 3, 4], "caption": "star", "attributes": "red", "grain": "region"}
+    elems = [
+        good,
+        {"caption": "x"},
+        {"bb": [1, 2, 3], "caption": "x"},
+        {"bb": [1, 2, 3, float("nan")], "caption": "x"},
+        5,
+    ]
+    record = parse_region_record(raw(image="x.jpg", caption=7, elems=elems), KEYS, "caption")
+    assert [element.box for element in record.elements] == [(1.0, 2.5, 3.0, 4.0)]
+    assert (record.elements[0].attributes, record.elements[0].grain) == (("red",), "region")
+    assert [broken.kind for broken in record.broken] == ["wrong type", "missing key", *["wrong type"] * 3]
+    assert record.broken[1].message == "elems[1] has no 'bb'"
+    assert record.captions == ()
+
+
+def test_a_region_record_without_elements_and_caption_is_broken():
+    with pytest.raises(BrokenRecordError, match="missing key: no 'elems'"):
+        parse_region_record(raw(image="x.jpg"), KEYS, "caption")
+    with pytest.raises(BrokenRecordError, match="wrong type: elems is an object, not a list"):
+        parse_region_record(raw(image="x.jpg", elems={}), KEYS, "caption")
+
+
+def test_boxes_keep_their_fractions_and_may_leave_the_picture_by_a_pixel():
+    assert place_box((1.5, 2.5, 3.25, 4.0), 10, 10, "p", "elems[0]") == (1.5, 2.5, 3.25, 4.0)
+    assert place_box((-0.5, 0, 11.0, 10.9), 10, 10, "p", "elems[0]") == (0.0, 0.0, 10.0, 10.0)
+    for box in ((-1.5, 0, 5, 5), (0, 0, 11.5, 5), (0, 6, 5, 6)):
+        with pytest.raises(BrokenRecordError, match=r"p: box outside image: elems\[0\].bb"):
+            place_box(box, 10, 10, "p", "elems[0]")
+    for box in ((1, 1, 0, 5), (1, 1, 5, -2), (10.2, 1, 0.5, 5)):
+        with pytest.raises(BrokenRecordError, match="degenerate box"):
+            place_box(box, 10, 10, "p", "elems[0]")
+
+
+def test_languages_are_chosen_or_drawn():
+    texts = parse_text_record(raw(text=[{"en": "star", "de": "Stern"}, "any"]), "text").texts
+    assert alternatives(texts, "de", None, "p") == ["Stern", "any"]
+    drawn = {alternatives(texts, None, np.random.default_rng(seed), "p")[0] for seed in range(20)}
+    assert drawn == {"star", "Stern"}
+    with pytest.raises(BrokenRecordError, match="missing key: no text in language 'fr'"):
+        alternatives(({"en": "star"},), "fr", None, "p")

@@ -1,0 +1,92 @@
+"""The order of records: a permutation for any size, disjoint shares, no state."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dataset.samplers import KeyedPermutation, RandomOrder, SequentialOrder, sample_rng
+from utils.errors import UserError
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 100, 1000])
+def test_random_order_is_a_permutation_of_any_size(count):
+    order = KeyedPermutation(count, 0, "images", 0)
+    assert sorted(order(position) for position in range(count)) == list(range(count))
+
+
+def test_the_order_depends_on_seed_stream_and_epoch():
+    def order(*key):
+        permutation = KeyedPermutation(1000, *key)
+        return [permutation(position) for position in range(1000)]
+
+    reference = order(0, "images", 0)
+    assert order(0, "images", 0) == reference
+    for other in (order(1, "images", 0), order(0, "regions", 0), order(0, "images", 1)):
+        assert np.mean(np.equal(other, reference)) < 0.02
+
+
+def test_neighbouring_positions_are_not_neighbouring_records():
+    order = KeyedPermutation(10_000, 0, "images", 0)
+    records = np.array([order(position) for position in range(10_000)])
+    assert abs(np.corrcoef(records[:-1], records[1:])[0, 1]) < 0.05
+    assert abs(np.corrcoef(records, np.arange(10_000))[0, 1]) < 0.05
+
+
+def test_a_billion_records_need_no_memory():
+    count = 1_323_042_683
+    order = RandomOrder(count, 4, seed=0, stream="images")
+    drawn = [record for number in range(2000) for record in order.batch(number)]
+    assert len(set(drawn)) == len(drawn)
+    assert all(epoch == 0 and 0 <= index < count for epoch, index in drawn)
+    assert {epoch for epoch, _ in order.batch(count // 4)} == {0, 1}
+
+
+def test_an_epoch_visits_every_record_once_over_all_ranks():
+    order = RandomOrder(10, 3, seed=5, stream="texts")
+    drawn = [record for number in range(20) for record in order.batch(number)]
+    for epoch in range(6):
+        assert sorted(index for e, index in drawn if e == epoch) == list(range(10))
+
+
+def test_sequential_order_gives_ranks_disjoint_shards_in_file_order():
+    sizes = [3, 5, 0, 4, 2, 6]
+    order = SequentialOrder(sizes, 1, seed=0, stream="images", world_size=2, key="data.images.files")
+    seen = {0: [], 1: []}
+    for rank in (0, 1):
+        for step in range(order.counts[rank] * 3):
+            seen[rank] += order.batch(step * 2 + rank)
+    starts = np.cumsum([0, *sizes])
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    for epoch in range(3):
+        shares = [[index for e, index in seen[rank] if e == epoch] for rank in (0, 1)]
+        assert sorted(shares[0] + shares[1]) == list(range(20))
+        for share in shares:
+            for shard in {shard_of[index] for index in share}:
+                inside = [index for index in share if shard_of[index] == shard]
+                assert inside == list(range(starts[shard], starts[shard + 1]))
+    assert abs(order.counts[0] - order.counts[1]) <= max(sizes)
+    orders = {tuple(index for e, index in seen[0] if e == epoch) for epoch in range(3)}
+    assert len(orders) > 1, "shards are shuffled from epoch to epoch"
+
+
+def test_sequential_order_is_the_same_from_any_batch_on():
+    def fresh():
+        return SequentialOrder([3, 5, 4], 4, seed=0, stream="images", world_size=1, key="k")
+
+    straight = [fresh_order.batch(number) for fresh_order in [fresh()] for number in range(9)]
+    assert [fresh().batch(number) for number in range(8, -1, -1)] == straight[::-1]
+
+
+def test_fewer_shards_than_ranks_is_one_line():
+    with pytest.raises(UserError, match=r"^data.images.files: 1 shards with records for 2 ranks; .*order: random$"):
+        SequentialOrder([0, 7], 2, seed=0, stream="images", world_size=2, key="data.images.files")
+
+
+def test_samples_have_random_numbers_of_their_own():
+    def draw(*key):
+        return sample_rng(*key).random()
+
+    assert draw(0, "images", 0, 3) == draw(0, "images", 0, 3)
+    keys = [(0, "images", 0, 3), (1, "images", 0, 3), (0, "texts", 0, 3), (0, "images", 1, 3), (0, "images", 0, 4)]
+    assert len({draw(*key) for key in keys}) == len(keys)

@@ -1,0 +1,244 @@
+"""Captions to masked tokens; golden values are what the released code computes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from transformers import PreTrainedTokenizerFast
+
+from dataset.records import BrokenRecordError
+from dataset.text import TextDataConfig, TextProcessor, clean_alternatives, clean_caption, load_tokenizer, mentions_side
+from utils.batch import IGNORE
+from utils.errors import UserError
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "data_helpers.json").read_text(encoding="utf-8"))
+LONG = "a red star on the small watermelon street with two playful dog and " * 5
+
+
+def processor(tokenizer, **config) -> TextProcessor:
+    return TextProcessor(tokenizer, TextDataConfig(**config))
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("case", GOLDEN["pre_caption"], ids=lambda case: repr(case["raw"][:20]))
+def test_captions_are_cleaned_as_released(case):
+    assert clean_caption(case["raw"], case["max_words"]) == case["out"]
+
+
+@pytest.mark.parametrize("raw", [raw for raw, _ in GOLDEN["pre_caption_errors"]])
+def test_a_caption_of_punctuation_is_an_error(raw):
+    with pytest.raises(ValueError, match="nothing is left"):
+        clean_caption(raw, 30)
+
+
+@pytest.mark.parametrize(
+    "text", ["left", "to the right of it", "the leftmost cup", "left-hand", "rightward", "Left, a"]
+)
+def test_sides_are_found_as_words(text):
+    assert mentions_side(text)
+
+
+@pytest.mark.parametrize("text", ["bright", "leftover cake", "upright", "copyright", "cleft", "a star"])
+def test_words_that_contain_a_side_are_not_sides(text):
+    assert not mentions_side(text)
+
+
+def test_a_text_is_cut_and_keeps_its_end(tokenizer):
+    text = processor(tokenizer, max_tokens=6, max_words=40)
+    example = text.encode("a playful dog on the street", rng())
+    pieces = tokenizer.convert_ids_to_tokens(example.ids)
+    assert pieces == ["[CLS]", "a", "play", "##ful", "dog", "[SEP]"]
+    assert tokenizer.convert_ids_to_tokens(text.encode("a dog", rng()).ids) == ["[CLS]", "a", "dog", "[SEP]"]
+    assert text.filler().ids == [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    assert text.filler().positions == []
+
+
+def test_tokens_are_those_of_the_whole_tokenizer(tokenizer):
+    ids, mask = processor(tokenizer).encode_plain(["a watermelon", "two playfulness dog"])
+    expected = tokenizer(["a watermelon", "two playfulness dog"], padding=True, return_tensors="pt")
+    assert ids.tolist() == expected["input_ids"].tolist()
+    assert mask.tolist() == expected["attention_mask"].bool().tolist()
+
+
+@pytest.mark.parametrize("words", range(1, 30))
+def test_the_number_of_masks_is_the_released_count(tokenizer, words):
+    """min(max_masks, max(1, round(length * prob))) with Python's rounding to even; [CLS] and [SEP] count."""
+    text = processor(tokenizer, max_tokens=40, max_words=40, mask_prob=0.5, max_masks=12)
+    example = text.encode(" ".join(["star"] * words), rng(words))
+    assert len(example.positions) == min(12, max(1, round((words + 2) * 0.5)))
+    assert len(set(example.positions)) == len(example.positions)
+
+
+def test_masked_ids_differ_only_at_masked_positions_and_labels_are_the_originals(tokenizer):
+    text = processor(tokenizer, max_tokens=40)
+    for seed in range(50):
+        example = text.encode(clean_caption(LONG, 40), rng(seed))
+        changed = [i for i, pair in enumerate(zip(example.ids, example.masked_ids, strict=True)) if len(set(pair)) == 2]
+        assert set(changed) <= set(example.positions)
+        assert example.labels == [example.ids[position] for position in example.positions]
+
+
+def test_the_start_is_never_masked_and_the_end_sometimes_is(tokenizer):
+    text = processor(tokenizer)
+    drawn = Counter(position for seed in range(400) for position in text.encode("a red star", rng(seed)).positions)
+    assert drawn[0] == 0
+    assert 0.2 < drawn[4] / 400 < 0.8
+
+
+def test_replacements_are_80_10_10(tokenizer):
+    text = processor(tokenizer, max_tokens=40, max_words=40)
+    masked = random = kept = 0
+    for seed in range(1500):
+        example = text.encode(clean_caption(LONG, 40), rng(seed))
+        for position, label in zip(example.positions, example.labels, strict=True):
+            now = example.masked_ids[position]
+            masked += now == tokenizer.mask_token_id
+            kept += now == label
+            random += now not in (tokenizer.mask_token_id, label)
+    total, vocabulary = masked + random + kept, len(tokenizer)
+    # 18,000 draws: a share's standard error is below 0.003. A random entry is the mask or the original by chance.
+    assert masked / total == pytest.approx(0.8 + 0.1 / vocabulary, abs=0.012)
+    assert kept / total == pytest.approx(0.1 + 0.1 / vocabulary, abs=0.009)
+    assert random / total == pytest.approx(0.1 * (1 - 2 / vocabulary), abs=0.009)
+
+
+def test_every_position_is_masked_about_equally_often(tokenizer):
+    text = processor(tokenizer, mask_prob=0.15, skipgram_prob=0.0, whole_word=False)
+    drawn = Counter(p for seed in range(3000) for p in text.encode("a red star on the street", rng(seed)).positions)
+    assert sorted(drawn) == list(range(1, 8))
+    assert max(drawn.values()) < 1.25 * min(drawn.values())
+
+
+def test_the_pieces_of_a_word_are_masked_together(tokenizer):
+    text = processor(tokenizer, mask_prob=0.5, skipgram_prob=0.0)
+    for seed in range(60):
+        # Ten tokens with [CLS] and [SEP], five masks: no cut can be needed when the word comes first.
+        positions = set(text.encode("playfulness a red star on the", rng(seed)).positions)
+        own = positions & {1, 2, 3}
+        if len(own) not in (0, 3):
+            assert len(positions) == 5, "only the cut at the count may break a word"
+    lone = processor(tokenizer, mask_prob=0.01, skipgram_prob=0.0)
+    # One mask: the word is taken whole and then cut to one, at random, so that every piece is met.
+    drawn = {lone.encode("watermelon", rng(seed)).positions[0] for seed in range(80)}
+    assert drawn == {1, 2, 3}
+    three = processor(tokenizer, mask_prob=0.6, skipgram_prob=0.0, max_masks=3)
+    seen = {tuple(three.encode("playfulness", rng(seed)).positions) for seed in range(80)}
+    assert (1, 2, 3) in seen
+
+
+def test_words_are_grouped_for_any_tokenizer():
+    """A byte-level BPE marks the start of a word, not its continuation: no '##' to look for."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    entries = ["<s>", "</s>", "<pad>", "<mask>", "<unk>", *"▁redstarmlonw", "▁r", "▁s", "▁re", "▁st"]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(entries))}
+    merges = [("▁", "r"), ("▁", "s"), ("▁r", "e"), ("▁s", "t")]
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    specials = {
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+        "unk_token": "<unk>",
+    }
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **specials)
+    text = processor(tokenizer, mask_prob=0.5, max_masks=5, skipgram_prob=0.0)
+    assert tokenizer.convert_ids_to_tokens(text.encode("red star", rng()).ids)[1:-1] == ["▁re", "d", "▁st", "a", "r"]
+    counts = Counter(tuple(text.encode("red star", rng(seed)).positions) for seed in range(200))
+    # Seven tokens, four masks (3.5 to even): a first draw of "star" (3, 4, 5) and "red" or the end complete it.
+    assert {len(positions) for positions in counts} == {4}
+    assert sum(n for positions, n in counts.items() if {3, 4, 5} <= set(positions)) > 80
+
+
+def test_skipgrams_mask_neighbours_more_often(tokenizer):
+    def neighbours(**config) -> float:
+        text = processor(tokenizer, max_tokens=40, max_words=40, mask_prob=0.1, whole_word=False, **config)
+        pairs = 0
+        for seed in range(600):
+            positions = text.encode("star " * 29 + "star", rng(seed)).positions
+            pairs += sum(b - a == 1 for a, b in itertools.pairwise(positions))
+        return pairs / 600
+
+    assert neighbours(skipgram_prob=1.0) > 4 * neighbours(skipgram_prob=0.0)
+
+
+def test_the_same_generator_gives_the_same_masks(tokenizer):
+    text = processor(tokenizer)
+    first, again = (text.encode("a red star on the street", rng(5)) for _ in range(2))
+    assert (first.masked_ids, first.positions) == (again.masked_ids, again.positions)
+
+
+def test_a_batch_is_padded_to_its_longest_text(tokenizer):
+    text = processor(tokenizer)
+    examples = [
+        text.encode("a red star", rng(1)),
+        text.filler(),
+        text.encode("dog", rng(2)),
+        text.encode("a red star", rng(3)),
+    ]
+    batch = text.collate(examples)
+    assert batch.ids.shape == batch.mask.shape == batch.masked_ids.shape == (4, 5)
+    assert batch.mask.sum(1).tolist() == [5, 2, 3, 5]
+    assert (batch.ids[~batch.mask] == tokenizer.pad_token_id).all()
+    assert batch.positions.shape[1] == max(len(example.positions) for example in examples)
+    assert (batch.labels[1] == IGNORE).all()
+    used = batch.labels != IGNORE
+    assert (batch.ids.gather(1, batch.positions)[used] == batch.labels[used]).all()
+    assert batch.key[0] == batch.key[3] != batch.key[2]
+    assert text.collate([text.filler()]).positions.shape == (1, 1)
+
+
+def test_an_empty_alternative_is_passed_over_and_a_text_of_empties_is_broken(tokenizer):
+    text = processor(tokenizer, language="en")
+    texts = ("...", {"en": "Star!"}, {"de": "Stern"})
+    assert {text.choose(texts, rng(seed), "p") for seed in range(20)} == {"star"}
+    assert clean_alternatives(texts, "en", 30, "p") == ["star"]
+    for choose in (lambda: text.choose(("...", ""), rng(), "p"), lambda: clean_alternatives(("...",), None, 30, "p")):
+        with pytest.raises(BrokenRecordError, match="p: empty text"):
+            choose()
+
+
+def test_out_of_range_settings_are_refused():
+    for wrong in ({"max_tokens": 2}, {"mask_prob": 0}, {"mask_prob": 1.1}, {"max_masks": 0}, {"skipgram_size": 1}):
+        with pytest.raises(ValidationError):
+            TextDataConfig(**wrong)
+
+
+def test_a_saved_tokenizer_and_a_bare_vocabulary_load(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "saved")
+    (tmp_path / "bare").mkdir()
+    vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    (tmp_path / "bare" / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    for folder in ("saved", "bare"):
+        loaded = load_tokenizer(tmp_path / folder)
+        assert len(loaded) == len(tokenizer)
+        assert (
+            processor(loaded).encode_plain(["a playful dog"])[0].tolist()
+            == processor(tokenizer).encode_plain(["a playful dog"])[0].tolist()
+        )
+
+
+def test_an_absent_or_unusable_tokenizer_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty").mkdir()
+    for name, message in ((tmp_path / "empty", "holds no usable tokenizer"), (tmp_path / "gone", "no such folder")):
+        with pytest.raises(UserError, match=message) as caught:
+            load_tokenizer(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_a_mask_is_refused(tokenizer):
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, cls_token="[CLS]", sep_token="[SEP]")
+    with pytest.raises(UserError, match="has no mask_token"):
+        processor(bare)
