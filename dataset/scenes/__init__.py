@@ -9,7 +9,7 @@ from dataset.scenes.build import build, scene_record
 from dataset.scenes.compose import Scene, SceneObject, compose_scene, split_of
 from dataset.scenes.describe import Description, describe_scene
 from dataset.scenes.draw import draw_scene
-from dataset.scenes.wording import captions, noun_phrase, object_phrases, relation_phrase
+from dataset.scenes.wording import captions, noun_phrase, relation_phrase
 
 __all__ = [
     "Description",
@@ -21,7 +21,6 @@ __all__ = [
     "describe_scene",
     "draw_scene",
     "noun_phrase",
-    "object_phrases",
     "relation_phrase",
     "scene_record",
     "split_of",

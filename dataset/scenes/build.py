@@ -16,14 +16,14 @@ from dataset.prepare.tokenizer import train_wordpiece
 from dataset.scenes.compose import Scene, compose_scene
 from dataset.scenes.describe import describe_scene
 from dataset.scenes.draw import draw_scene
-from dataset.scenes.wording import captions, object_phrases, relation_phrase
+from dataset.scenes.wording import captions, noun_phrase, relation_phrase
 from utils.errors import UserError
 
 FACTS = "scenes.json"
 OWNED = (*(f"{split}.jsonl" for split in SPLITS), "images", "tokenizer")
 VOCABULARY_LIMIT = 512
 
-DRAWING = 1
+DRAWING = 2
 """Goes up when the same arguments give other pictures or texts, so that an older folder is not taken for a current one."""
 
 logger = logging.getLogger(__name__)
@@ -81,17 +81,22 @@ def build(
 def scene_record(scene: Scene) -> dict[str, Any]:
     """The scene as a record: ``id``, ``image`` (relative path), ``caption`` and ``elems`` with ``bb`` = x, y, w, h in pixels.
 
-    In the training split an object has all its phrases; in the others it has one, in turn over the objects and scenes.
+    In the training split each object is one element with all its phrases, of which a reader takes one at a time: two texts of
+    one box would be wrong negatives of each other in a batch. In the others each phrase is an element, marked by its grain.
     """
     description = describe_scene(scene)
-    elems: list[dict[str, Any]] = []
-    for place, mentions in enumerate(description.objects):
-        phrases = object_phrases(scene, mentions)
-        said = phrases if scene.split == "train" else phrases[(scene.index + place) % len(phrases)]
-        elems.append({"bb": list(scene.objects[place].box), "caption": said, "grain": "object"})
+    phrases: dict[int, list[tuple[str, str]]] = {
+        place: [("object", noun_phrase(scene, mention))] for place, mention in enumerate(description.objects)
+    }
     for phrase in description.relations:
-        box = scene.objects[phrase.subject.index].box
-        elems.append({"bb": list(box), "caption": relation_phrase(scene, phrase), "grain": "relation"})
+        phrases[phrase.subject.index].append(("relation", relation_phrase(scene, phrase)))
+    elems: list[dict[str, Any]] = []
+    for place, said in phrases.items():
+        box = list(scene.objects[place].box)
+        if scene.split == "train":
+            elems.append({"bb": box, "caption": [text for _, text in said]})
+        else:
+            elems += [{"bb": box, "caption": text, "grain": grain} for grain, text in said]
     name = f"{scene.split}/{scene.index:06d}"
     return {"id": name, "image": f"images/{name}.png", "caption": captions(scene, description), "elems": elems}
 
@@ -118,7 +123,9 @@ def _watched(
     records: Iterator[dict[str, Any]], tally: Counter[str], texts: list[str] | None
 ) -> Iterator[dict[str, Any]]:
     for record in records:
-        tally.update(elem["grain"] for elem in record["elems"])
+        for elem in record["elems"]:
+            several = isinstance(elem["caption"], list)
+            tally.update(["object", *["relation"] * (len(elem["caption"]) - 1)] if several else [elem["grain"]])
         if texts is not None:
             texts.extend(texts_of(record))
         yield record

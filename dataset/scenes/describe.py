@@ -26,7 +26,8 @@ Attributes = frozenset[str]
 """Which of "size", "texture", "colour" and "shape" a phrase names. Without "shape" the noun is the general "shape"."""
 
 PAIR: Attributes = frozenset({"colour", "shape"})
-EVERYTHING: Attributes = frozenset({"size", "texture", "colour", "shape"})
+UNTEXTURED: Attributes = PAIR | {"size"}
+EVERYTHING: Attributes = UNTEXTURED | {"texture"}
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ class RelationPhrase:
 class Description:
     """All that is said of a scene.
 
-    ``objects``: for each object of the scene its mentions, the shortest first. ``relations``: up to :data:`MAX_RELATIONS`,
+    ``objects``: each object of the scene, named by everything that tells it apart: equal looks have equal texts, so that a
+    batch never holds a true text as a negative. ``relations``: up to :data:`MAX_RELATIONS`,
     no two of one subject. ``listed``: the objects in the order of a plain list. ``chain``: the objects in the order of a
     sentence; ``links[i]`` is the true relation of ``chain[i]`` to ``chain[i + 1]``, or None where none is clear.
     """
 
-    objects: tuple[tuple[Mention, ...], ...]
+    objects: tuple[Mention, ...]
     relations: tuple[RelationPhrase, ...]
     listed: tuple[int, ...]
     chain: tuple[int, ...]
@@ -65,7 +67,9 @@ class Description:
 def describe_scene(scene: Scene) -> Description:
     """What is said of ``scene``: a pure function of the scene."""
     rng = stream(scene.seed, scene.split, scene.index, TEXT_STREAM)
-    objects = tuple(_mentions(thing, place) for place, thing in enumerate(scene.objects))
+    objects = tuple(
+        Mention(place, _named_by(thing, [EVERYTHING, UNTEXTURED])[0]) for place, thing in enumerate(scene.objects)
+    )
     listed = tuple(int(place) for place in rng.permutation(len(scene.objects)))
     chain, links = _chain(scene)
     return Description(objects, _relation_phrases(scene, rng), listed, chain, links)
@@ -107,11 +111,6 @@ def refers_to(scene: Scene, phrase: RelationPhrase) -> list[int]:
         for place in fitting(scene, phrase.subject)
         if place != phrase.reference.index and vaguely(phrase.relation, scene.objects[place], reference)
     ]
-
-
-def _mentions(thing: SceneObject, place: int) -> tuple[Mention, ...]:
-    sets = [PAIR, PAIR | {"texture"}, PAIR | {"size"}, EVERYTHING]
-    return tuple(Mention(place, chosen) for chosen in _named_by(thing, sets))
 
 
 def _named_by(thing: SceneObject, sets: Sequence[Attributes]) -> list[Attributes]:

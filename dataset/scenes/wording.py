@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 
 from dataset.scenes.compose import Scene
-from dataset.scenes.describe import EVERYTHING, PAIR, Attributes, Description, Mention, RelationPhrase
+from dataset.scenes.describe import EVERYTHING, PAIR, UNTEXTURED, Attributes, Description, Mention, RelationPhrase
 from dataset.scenes.vocabulary import PLAIN
 
 MAX_PIECES = 28
 """Words and commas of a caption, at most: 30 tokens with [CLS] and [SEP]."""
 
-_DETAIL: tuple[Attributes, ...] = (EVERYTHING, PAIR | {"texture"}, PAIR | {"size"}, PAIR)
+_DETAIL: tuple[Attributes, ...] = (EVERYTHING, PAIR | {"texture"}, UNTEXTURED, PAIR)
 
 
 def noun_phrase(scene: Scene, mention: Mention, *, definite: bool = False) -> str:
@@ -25,11 +25,6 @@ def noun_phrase(scene: Scene, mention: Mention, *, definite: bool = False) -> st
     ]
     said.append(thing.shape if "shape" in mention.attributes else "shape")
     return " ".join(["the" if definite else _article(said[0]), *said])
-
-
-def object_phrases(scene: Scene, mentions: Sequence[Mention]) -> list[str]:
-    """Phrases for one object, all different: ["a red star", "a striped red star", "the small red star", …]."""
-    return [noun_phrase(scene, mention, definite=mention.attributes == PAIR | {"size"}) for mention in mentions]
 
 
 def relation_phrase(scene: Scene, phrase: RelationPhrase) -> str:

@@ -19,7 +19,7 @@ from dataset.scenes import (
     split_of,
 )
 from dataset.scenes.describe import MARGIN
-from dataset.scenes.vocabulary import COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES
+from dataset.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES, TEXTURES
 from dataset.scenes.wording import MAX_PIECES, pieces
 from utils.errors import UserError
 
@@ -118,30 +118,42 @@ def test_no_background_hides_an_object():
             assert np.linalg.norm(np.subtract(thing.rgb, tone)) > 60
 
 
-def test_each_object_phrase_fits_exactly_its_object():
+def phrases(scene, grain) -> list[tuple[list[int], str]]:
+    """Box and text of every phrase of a grain, from the record as it is written for the scene's split."""
+    elems = scene_record(scene)["elems"]
+    if scene.split != "train":
+        return [(elem["bb"], elem["caption"]) for elem in elems if elem["grain"] == grain]
+    chosen = slice(0, 1) if grain == "object" else slice(1, None)
+    return [(elem["bb"], text) for elem in elems for text in elem["caption"][chosen]]
+
+
+def test_each_object_phrase_says_all_that_tells_its_object_apart():
     for scene in SCENES:
-        elems = [elem for elem in scene_record(scene)["elems"] if elem["grain"] == "object"]
-        assert len(elems) == len(scene.objects)
-        for elem, thing in zip(elems, scene.objects, strict=True):
-            texts = elem["caption"] if scene.split == "train" else [elem["caption"]]
-            assert len(set(texts)) == len(texts)
-            for text in texts:
-                (place,) = _said_of(scene, text.split()[1:])
-                assert scene.objects[place] is thing
-                assert elem["bb"] == list(thing.box)
-                assert text.split()[0] != "a" or text.split()[1] != "orange"
-                assert "plain" not in text
+        found = phrases(scene, "object")
+        assert len(found) == len(scene.objects)
+        for (box, text), thing in zip(found, scene.objects, strict=True):
+            (place,) = _said_of(scene, text.split()[1:])
+            assert scene.objects[place] is thing
+            assert box == list(thing.box)
+            article = "an" if thing.size[0] in "aeiou" else "a"
+            texture = [] if thing.texture == PLAIN else [thing.texture]
+            assert text == " ".join([article, thing.size, *texture, thing.colour, thing.shape])
+
+
+def test_a_training_record_never_has_two_elements_of_one_box():
+    for scene in SCENES:
+        if scene.split == "train":
+            boxes = [tuple(elem["bb"]) for elem in scene_record(scene)["elems"]]
+            assert len(set(boxes)) == len(boxes)
 
 
 def test_each_relational_phrase_is_true_and_refers_to_one_object():
     seen = set()
     for scene in SCENES:
-        for elem in scene_record(scene)["elems"]:
-            if elem["grain"] != "relation":
-                continue
-            subject_words, relation, reference_words = _split_at_relation(elem["caption"])
+        for box, text in phrases(scene, "relation"):
+            subject_words, relation, reference_words = _split_at_relation(text)
             (reference,) = (scene.objects[place] for place in _said_of(scene, reference_words))
-            (subject,) = (thing for thing in scene.objects if list(thing.box) == elem["bb"])
+            (subject,) = (thing for thing in scene.objects if list(thing.box) == box)
             axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[relation]
             along = sign * (reference.centre[axis] - subject.centre[axis])
             assert along >= MARGIN * min(scene.width, scene.height)
