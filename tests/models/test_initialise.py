@@ -1,0 +1,161 @@
+"""BEiT-2 and BERT files into a model: what is loaded, copied, resized, dropped and left fresh."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.checkpoints import InitConfig, initialise, load_weights
+from models.checkpoints.files import read_weights
+from models.checkpoints.initialise import fresh_parameters
+from models.fusion import FusionConfig
+from models.pretrain import PretrainModel
+from models.text import TextArchitecture, TextConfig
+from models.vision import VisionConfig
+from models.xvlm import ModelConfig
+from utils.errors import UserError
+
+ARCH = TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32, max_positions=12)
+CONFIG = ModelConfig(
+    vision=VisionConfig(image_size=32, patch_size=8, width=16, depth=2, heads=2),
+    text=TextConfig(arch=ARCH),
+    fusion=FusionConfig(layers=1),
+    embed_dim=8,
+)
+
+
+@pytest.fixture
+def model() -> PretrainModel:
+    torch.manual_seed(0)
+    return PretrainModel(CONFIG)
+
+
+def beit_state(shared: bool = False, grid: int = 4) -> dict[str, torch.Tensor]:
+    """A BEiT-2 file as published: heads, index buffers, and one table for all blocks if ``shared``."""
+    torch.manual_seed(1)
+    source = PretrainModel(
+        CONFIG.model_copy(update={"vision": CONFIG.vision.model_copy(update={"image_size": 8 * grid})})
+    ).vision.backbone
+    state = {name: torch.randn_like(value) for name, value in source.state_dict().items()}
+    if shared:
+        tables = [name for name in state if name.endswith("bias_table")]
+        state["rel_pos_bias.relative_position_bias_table"] = state[tables[0]]
+        for name in tables:
+            del state[name]
+    state |= {"head.weight": torch.zeros(3, 16), "head.bias": torch.zeros(3), "mask_token": torch.zeros(1)}
+    state["blocks.0.attn.relative_position_index"] = torch.zeros(17, 17, dtype=torch.int64)
+    return state
+
+
+def bert_state(layers: int = 2, prefix: str = "bert.") -> dict[str, torch.Tensor]:
+    """A BERT file as published, with old names of the norms, pooler, and next-sentence head."""
+    torch.manual_seed(2)
+    arch = ARCH.model_copy(update={"layers": layers})
+    source = PretrainModel(CONFIG.model_copy(update={"text": TextConfig(arch=arch)}))
+    state = {f"{prefix}{name}": torch.randn_like(value) for name, value in source.text.state_dict().items()}
+    state |= {f"cls.predictions.{n}": torch.randn_like(v) for n, v in source.word_head.state_dict().items()}
+    old = {n: n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta") for n in state}
+    state = {old[name]: value for name, value in state.items()}
+    state[f"{prefix}pooler.dense.weight"] = torch.zeros(16, 16)
+    state["cls.seq_relationship.bias"] = torch.zeros(2)
+    state["cls.predictions.decoder.weight"] = state[f"{prefix}embeddings.word_embeddings.weight"]
+    state[f"{prefix}embeddings.position_ids"] = torch.arange(12)
+    return state
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_beit_fills_the_whole_vision_encoder(model, tmp_path, shared):
+    state = beit_state(shared)
+    torch.save({"model": state}, tmp_path / "beit.pth")
+    (report,) = initialise(model, InitConfig(vision=str(tmp_path / "beit.pth")))
+    assert report.fresh == []
+    assert report.unused == []
+    assert {"head.weight", "mask_token", "blocks.0.attn.relative_position_index"} <= report.dropped.keys()
+    assert len(report.copied) == (2 if shared else 0)
+    table = "rel_pos_bias.relative_position_bias_table" if shared else "blocks.1.attn.relative_position_bias_table"
+    assert torch.equal(model.vision.backbone.blocks[1].attn.relative_position_bias_table, state[table])
+
+
+def test_beit_of_another_grid_is_resized_and_says_so(model, tmp_path):
+    save_file(beit_state(grid=5), tmp_path / "beit.safetensors")
+    (report,) = initialise(model, InitConfig(vision=str(tmp_path / "beit.safetensors")))
+    assert len(report.resized) == 2
+    assert "84 to 52 rows" in "\n".join(report.lines())
+
+
+@pytest.mark.parametrize("prefix", ["bert.", ""])
+def test_bert_fills_text_and_fusion_and_leaves_cross_attention_fresh(model, tmp_path, prefix):
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    state = bert_state(prefix=prefix)
+    torch.save(state, folder / "pytorch_model.bin")
+    (report,) = initialise(model, InitConfig(text=str(folder)))
+    assert report.fresh
+    assert all(name.startswith("fusion.layer.0.crossattention.") for name in report.fresh)
+    assert report.unused == []
+    last = state[f"{prefix}encoder.layer.1.output.dense.weight"]
+    assert torch.equal(model.text.encoder.layer[1].output.dense.weight, last)
+    assert torch.equal(model.fusion.layer[0].output.dense.weight, last)
+    assert report.copied["fusion.layer.0.output.dense.weight"] == "text.encoder.layer.1.output.dense.weight"
+    assert torch.equal(model.word_head.bias, state["cls.predictions.bias"])
+    fresh = fresh_parameters(model, [report])
+    assert "contrastive.temperature" in fresh
+    assert "box_head.0.weight" in fresh
+    assert "vision.backbone.cls_token" not in fresh
+
+
+def test_twice_as_many_bert_layers_give_every_second_one(model, tmp_path):
+    """As released for large: layers 1, 3, … 23 of 24."""
+    state = bert_state(layers=4)
+    save_file({k: v.clone() for k, v in state.items()}, tmp_path / "model.safetensors")
+    (report,) = initialise(model, InitConfig(text=str(tmp_path)))
+    for ours, theirs in ((0, 1), (1, 3)):
+        expected = state[f"bert.encoder.layer.{theirs}.output.dense.weight"]
+        assert torch.equal(model.text.encoder.layer[ours].output.dense.weight, expected)
+    assert any("encoder.layer.0." in name for name in report.dropped)
+
+
+def test_a_file_that_does_not_fit_is_one_line(model, tmp_path):
+    save_file({k: v.clone() for k, v in bert_state(layers=3).items()}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"has 3 layers, which cannot be thinned to model.text's 2"):
+        initialise(model, InitConfig(text=str(tmp_path)))
+    save_file({"patch_embed.proj.weight": torch.zeros(16, 3, 4, 4)}, tmp_path / "beit.safetensors")
+    with pytest.raises(UserError, match=r"shapes differ: patch_embed.proj.weight is \(16, 3, 4, 4\)"):
+        initialise(model, InitConfig(vision=str(tmp_path / "beit.safetensors")))
+    with pytest.raises(UserError, match="no such weight file"):
+        initialise(model, InitConfig(vision=str(tmp_path / "none.pth")))
+    with pytest.raises(UserError, match="either checkpoint, or vision and text"):
+        initialise(model, InitConfig(vision="a", checkpoint="b"))
+
+
+def test_our_own_checkpoint_reads_back_whole(model, tmp_path):
+    torch.manual_seed(5)
+    other = PretrainModel(CONFIG)
+    save_file(dict(other.state_dict()), tmp_path / "model.safetensors")
+    load_weights(model, tmp_path / "model.safetensors").require_complete()
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_incomplete_checkpoint_is_named(model, tmp_path):
+    state = dict(model.state_dict())
+    del state["box_head.0.bias"]
+    save_file({**state, "extra": torch.zeros(1)}, tmp_path / "model.safetensors")
+    report = load_weights(model, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"1 parameters are not in the file \(box_head.0.bias\); 1 tensors .*\(extra\)"):
+        report.require_complete()
+
+
+def test_published_files_with_their_command_line_load_and_code_does_not(tmp_path):
+    torch.save({"model": {"a": torch.zeros(1)}, "args": argparse.Namespace(lr=1)}, tmp_path / "ok.pth")
+    assert read_weights(tmp_path / "ok.pth").keys() == {"a"}
+
+    torch.save({"model": {"a": torch.zeros(1)}, "hook": print}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match="not a readable weight file"):
+        read_weights(tmp_path / "bad.pth")
+    (tmp_path / "cut.safetensors").write_bytes(b"123")
+    with pytest.raises(UserError, match="not a readable weight file"):
+        read_weights(tmp_path / "cut.safetensors")
