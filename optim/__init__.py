@@ -28,7 +28,9 @@ class OptimConfig(Config):
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(1e-8, gt=0)
-    fused: Literal["auto", "apex"] = Field("auto", description="auto: torch's fused AdamW; apex: NVIDIA apex's FusedAdam")
+    fused: Literal["auto", "apex"] = Field(
+        "auto", description="auto: torch's fused AdamW; apex: NVIDIA apex's FusedAdam"
+    )
 
     @model_validator(mode="after")
     def _rates_come_together(self) -> OptimConfig:

@@ -28,7 +28,9 @@ def build_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:
     warm-up with ``min_rate`` peaks a little above 1, as released).
     """
     warmup = config.warmup_steps if config.warmup_steps >= 1 else int(config.warmup_steps * total_steps)
-    return lambda step: step / warmup if step < warmup else DECAYS[config.kind](step, warmup, total_steps, config.min_rate)
+    return lambda step: (
+        step / warmup if step < warmup else DECAYS[config.kind](step, warmup, total_steps, config.min_rate)
+    )
 
 
 def _linear(step: int, warmup: float, total: int, min_rate: float) -> float:

@@ -11,6 +11,7 @@ from models.checkpoints.files import read_hub_weights, read_weights
 from models.checkpoints.loading import BIAS_TABLE, assign, load_weights
 from models.checkpoints.rename import DROPPED, bert_to_ours
 from models.checkpoints.report import LoadReport
+from models.text import HubTextEncoder
 from models.xvlm import XVLM
 from utils.config import Config
 from utils.errors import UserError
@@ -96,8 +97,10 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str) -> LoadReport:
     A file with k times as many layers gives every k-th (24 to 12: layers 1, 3, … 23, as released for `large`).
     """
     report = LoadReport(source)
+    if isinstance(model.text, HubTextEncoder):
+        return _init_hub_text(model, model.text, state, report)
     kept, layers = _bert_state(state, report)
-    wanted, fused = len(model.text.encoder.layer), len(model.fusion.layer)  # type: ignore[union-attr, arg-type]
+    wanted, fused = len(model.text.encoder.layer), len(model.fusion.layer)
     if not layers or layers % wanted:
         raise UserError(f"init.text: {source} has {layers} layers, which cannot be thinned to model.text's {wanted}")
     if fused > wanted:
@@ -121,6 +124,16 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str) -> LoadReport:
             report.copied[copy] = f"text.encoder.layer.{target}.{rest}"
     assign(model, chosen, report)
     report.fresh = [name for name in report.fresh if name.startswith(("text.", "fusion.", "word_head."))]
+    return report
+
+
+def _init_hub_text(model: XVLM, text: HubTextEncoder, state: dict[str, Tensor], report: LoadReport) -> LoadReport:
+    """Weights of an encoder outside the BERT and RoBERTa families, under the library's own names; the fusion stays fresh."""
+    prefix = f"{text.model.base_model_prefix}."
+    assign(model, state, report, lambda name: f"text.model.{name.removeprefix(prefix)}")
+    report.fresh = [name for name in report.fresh if name.startswith(("text.", "fusion.", "word_head."))]
+    if not report.loaded:
+        raise UserError(f"init.text: {report.source} holds no tensor of {type(text.model).__name__}")
     return report
 
 

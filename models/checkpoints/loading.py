@@ -12,6 +12,7 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
 from models.checkpoints.report import LoadReport
 from models.checkpoints.tables import resize_bias_table
+from models.text import HubTextEncoder
 from models.xvlm import XVLM
 from utils.errors import UserError
 
@@ -49,7 +50,9 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRe
             report.dropped[name] = f"tied to {TIED[name]}"
         else:
             kept[name] = tensor
-    text_layers = len(model.text.encoder.layer)  # type: ignore[union-attr, arg-type]
+    if isinstance(model.text, HubTextEncoder):
+        raise UserError(f"{source}: a published checkpoint needs a text encoder of the BERT or RoBERTa families")
+    text_layers = len(model.text.encoder.layer)
     assign(model, kept, report, published_to_ours(text_layers))
     return report
 

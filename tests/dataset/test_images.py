@@ -148,12 +148,15 @@ def test_crops_have_the_asked_for_area_and_ratio():
     rows, columns = torch.meshgrid(torch.arange(100), torch.arange(160), indexing="ij")
     image = torch.stack([rows, columns, rows]).to(torch.uint8)
     config = AugmentConfig(scale=(0.2, 0.6), ratio=(0.8, 1.25))
+    corners = []
     for seed in range(60):
         crop = random_resized_crop(image, 16, config, np.random.default_rng(seed)).float()
         height = (crop[0, -1, 8] - crop[0, 0, 8]) * 16 / 15
         width = (crop[1, 8, -1] - crop[1, 8, 0]) * 16 / 15
         assert 0.2 * 0.85 < height * width / 16000 < 0.6 * 1.15
         assert 0.8 * 0.85 < width / height < 1.25 * 1.15
+        corners.append((float(crop[0, 0, 8]), float(crop[1, 8, 0])))
+    assert all(min(edge) < 8 and max(edge) > 25 for edge in zip(*corners, strict=True)), "crops lie anywhere"
 
 
 def test_the_whole_picture_can_be_kept():

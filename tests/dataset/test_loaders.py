@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataset.loaders import BrokenRecordLog, HeldOutFormat, PretrainLoader, read_all
+from dataset.loaders import BrokenRecordLog, PretrainLoader
 from dataset.pretrain import DataConfig, ImageStreamConfig, RegionStreamConfig, TextStreamConfig
 from dataset.readers import Shards
 from utils.batch import BrokenRecord, PretrainBatch
@@ -69,6 +69,14 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_from_anywhere(loader):
     straight = list(loader().batches(0, 9))
     for consumed in range(10):
         assert same(list(loader().batches(consumed, 9 - consumed)), straight[consumed:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_reading_draws_nothing_from_the_global_generator(loader, workers):
+    """Else a resumed run's dropout would differ from the uninterrupted one's."""
+    before = torch.random.get_rng_state()
+    list(loader(workers).batches(0, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_a_run_may_be_resumed_on_another_number_of_ranks(loader):
@@ -173,31 +181,3 @@ def test_a_record_with_several_broken_parts_is_one_broken_record():
     log.add(batch(100, *[("degenerate box", "a:1")] * 5, ("degenerate box", "a:2")))
     assert log.finish() == "2 of 100 records (2.0 %) are broken: 6 degenerate box (first: a:1)"
     assert BrokenRecordLog(0.0, 10).finish() == "0 records read, none broken"
-
-
-def test_held_out_records_come_once_each_in_order(write_lines, make_regions, make_pair, tmp_path):
-    elems = [
-        {"bb": [0, 0, 20, 16], "caption": "A star.", "attributes": ["red", "blue"], "grain": "region"},
-        {"bb": [0, 0, 80, 16], "caption": "outside"},
-        {"bb": [20, 16, 20, 16], "caption": {"de": "Hund", "en": "a dog"}},
-    ]
-    first = {**make_pair(0), "id": 17, "caption": ["One star", "...", "Two!"], "elems": elems}
-    file = write_lines("held.jsonl", [first, "{", make_pair(1), {**make_regions(2), "caption": None}])
-    broken: list[BrokenRecord] = []
-    form = HeldOutFormat(image_size=32, language="en")
-    records = list(read_all([file], form, index_folder=tmp_path / "index", on_broken=broken.append))
-    assert [record.record_id for record in records] == ["17", f"{file}:3", f"{file}:4"]
-    assert records[0].captions == ("one star", "two")
-    found = [(element.caption, element.grain, element.box_cxcywh) for element in records[0].elements]
-    assert found == [("red a star", "region", (0.25, 0.25, 0.5, 0.5)), ("a dog", "object", (0.75, 0.75, 0.5, 0.5))]
-    assert (records[1].elements, records[2].captions) == ((), ())
-    assert all(record.image.shape == (3, 32, 32) for record in records)
-    assert [(item.kind, item.place) for item in broken] == [
-        ("box outside image", f"{file}:1"),
-        ("bad json", f"{file}:2"),
-    ]
-
-
-def test_held_out_files_are_checked_at_once():
-    with pytest.raises(UserError, match=r"^data.validation: gone.jsonl does not exist"):
-        read_all(["gone.jsonl"], HeldOutFormat(image_size=32), key="data.validation")

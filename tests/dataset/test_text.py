@@ -130,9 +130,10 @@ def test_the_pieces_of_a_word_are_masked_together(tokenizer):
     # One mask: the word is taken whole and then cut to one, at random, so that every piece is met.
     drawn = {lone.encode("watermelon", rng(seed)).positions[0] for seed in range(80)}
     assert drawn == {1, 2, 3}
-    three = processor(tokenizer, mask_prob=0.6, skipgram_prob=0.0, max_masks=3)
-    seen = {tuple(three.encode("playfulness", rng(seed)).positions) for seed in range(80)}
-    assert (1, 2, 3) in seen
+    # Six tokens, three masks: "playfulness" is taken whole from whichever of its pieces comes first, three times in five.
+    three = processor(tokenizer, mask_prob=0.5, skipgram_prob=0.0)
+    drawn = Counter(tuple(three.encode("playfulness star", rng(seed)).positions) for seed in range(300))
+    assert drawn[1, 2, 3] > 0.55 * 300
 
 
 def test_words_are_grouped_for_any_tokenizer():

@@ -1,0 +1,88 @@
+"""Held-out records for evaluation: every one exactly once, in order, without augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dataset.images import decode, evaluation_view
+from dataset.readers import Shards
+from dataset.records import BrokenRecordError, ImageKeys, Texts, parse_region_record, place_box
+from dataset.text import TextProcessor, clean_alternatives
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class HeldOutElement:
+    """A described box: ``box`` (cx, cy, w, h) relative to the picture; ``grain`` is the record's own word for its kind."""
+
+    caption: str
+    box: tuple[float, float, float, float]
+    grain: str
+
+
+@dataclass(frozen=True)
+class HeldOutRecord:
+    """A picture with its cleaned texts. ``pixels`` (3, S, S) uint8; ``captions`` may be empty."""
+
+    place: str
+    pixels: Tensor
+    captions: list[str]
+    elements: list[HeldOutElement]
+
+
+def read_held_out(
+    files: Sequence[str],
+    processor: TextProcessor,
+    *,
+    image_size: int,
+    keys: ImageKeys,
+    caption_key: str = "caption",
+    max_pixels: int = 80_000_000,
+    limit: int | None = None,
+    index_folder: str | None = None,
+) -> list[HeldOutRecord]:
+    """Read the first ``limit`` records (None: all).
+
+    Raises:
+        UserError: for the first broken record: a held-out set must be whole, or its numbers mean something else.
+    """
+    shards = Shards(files, key="evaluation.files", index_folder=index_folder)
+    records = []
+    for number in range(min(len(shards), limit or len(shards))):
+        try:
+            records.append(_read_one(shards, number, processor, image_size, keys, caption_key, max_pixels))
+        except BrokenRecordError as error:
+            raise UserError(f"{error}; a held-out set has to be whole") from None
+    return records
+
+
+def _read_one(
+    shards: Shards,
+    number: int,
+    processor: TextProcessor,
+    image_size: int,
+    keys: ImageKeys,
+    caption_key: str,
+    max_pixels: int,
+) -> HeldOutRecord:
+    raw = shards.read(number)
+    record = parse_region_record(raw, keys, caption_key)
+    picture = decode(record.image.load(), max_pixels, raw.place)
+    height, width = picture.shape[-2:]
+    if record.broken:
+        raise BrokenRecordError(record.broken[0].kind, raw.place, record.broken[0].message)  # type: ignore[arg-type]
+    elements = []
+    for element in record.elements:
+        x, y, w, h = place_box(element.box, width, height, raw.place, element.name)
+        box = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+        caption = _clean(element.captions, processor, raw.place)[0]
+        elements.append(HeldOutElement(caption, box, element.grain))
+    captions = _clean(record.captions, processor, raw.place) if record.captions else []
+    return HeldOutRecord(raw.place, evaluation_view(picture, image_size), captions, elements)
+
+
+def _clean(texts: Texts, processor: TextProcessor, place: str) -> list[str]:
+    return clean_alternatives(texts, processor.config.language, processor.max_words, place)

@@ -1,0 +1,276 @@
+"""Pictures: encoded bytes to uint8 tensors, and the released augmentation.
+
+A picture is (3, H, W) uint8 RGB from the file to the device; normalisation happens there. All random numbers come from the
+generator that the caller passes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize as resize_tensor
+
+from dataset.records import BrokenRecordError
+from utils.config import Config
+
+FILL = 128
+"""Grey level that geometric operations bring in from outside the picture."""
+
+_DECODED_BY_TORCHVISION = ("JPEG", "PNG", "WEBP")
+_CROP_ATTEMPTS = 10
+_LEVELS = np.arange(256)
+
+Planes = np.ndarray
+"""(3, H, W) uint8, contiguous."""
+
+
+class RegionAugmentConfig(Config):
+    """Augmentation of a picture with boxes, whose crop follows the boxes; of RandAugment, the colour operations only."""
+
+    flip: float = Field(0.5, ge=0, le=1, description="Chance of a horizontal flip.")
+    rand_augment_ops: int = Field(2, ge=0, description="RandAugment operations drawn for a picture; 0 turns it off.")
+    rand_augment_magnitude: int = Field(7, ge=0, le=10, description="Their strength, from 0 to 10.")
+
+
+class AugmentConfig(RegionAugmentConfig):
+    """Augmentation of a training picture (values: released). ``scale: [1, 1]`` with ``ratio`` as wide as the pictures' own
+    gives the whole picture."""
+
+    scale: tuple[float, float] = Field(
+        (0.2, 1.0), description="Least and greatest share of the area that a crop keeps."
+    )
+    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="Least and greatest width : height of a crop.")
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> AugmentConfig:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale = {self.scale} must be 0 < least <= greatest <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio = {self.ratio} must be 0 < least <= greatest")
+        return self
+
+
+def decode(content: bytes, max_pixels: int, place: str) -> Tensor:
+    """Encoded bytes to (3, H, W) uint8 RGB.
+
+    Grey, CMYK, palette, alpha (dropped) and 16-bit pictures become 8-bit RGB; of an animation, the first frame. An EXIF
+    orientation is *not* applied: boxes refer to the pixels as they are stored.
+
+    Raises:
+        BrokenRecordError: "image too large" where the header says more than ``max_pixels`` (nothing is decoded then);
+            "unreadable image" for bytes that are no picture, or a truncated one.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns at a size of its own
+            header: Image.Image = Image.open(io.BytesIO(content))
+    except Image.DecompressionBombError as error:
+        raise BrokenRecordError("image too large", place, str(error)) from None
+    except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
+        raise _unreadable(place, content, error) from None
+    width, height = header.size
+    if width * height > max_pixels:
+        raise BrokenRecordError(
+            "image too large", place, f"{width} x {height} pixels, more than max_pixels = {max_pixels}"
+        )
+    try:
+        is_animation = getattr(header, "is_animated", False)
+        if header.format in _DECODED_BY_TORCHVISION and not is_animation:
+            # Faster than Pillow, with the same pixels.
+            pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+            return pixels if pixels.dtype == torch.uint8 else (pixels.to(torch.int32) >> 8).to(torch.uint8)
+        if header.mode.startswith("I;16"):
+            header = Image.fromarray((np.asarray(header) >> 8).astype(np.uint8))  # convert would clip instead
+        return torch.from_numpy(np.array(header.convert("RGB"))).permute(2, 0, 1)
+    except Exception as error:  # as above; torchvision raises RuntimeError
+        raise _unreadable(place, content, error) from None
+
+
+def random_resized_crop(image: Tensor, size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """A random part of ``image``, resized to (3, ``size``, ``size``) with antialiased bicubic interpolation.
+
+    The area is uniform in ``config.scale``, the ratio log-uniform in ``config.ratio``; after ten draws that do not fit, the
+    largest central crop whose ratio is allowed (as torchvision's ``RandomResizedCrop``).
+    """
+    height, width = image.shape[1:]
+    low, high = math.log(config.ratio[0]), math.log(config.ratio[1])
+    for _ in range(_CROP_ATTEMPTS):
+        area = height * width * rng.uniform(*config.scale)
+        ratio = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            return resize(image[:, top : top + h, left : left + w], size)
+    w = min(width, max(1, round(height * config.ratio[1])))
+    h = min(height, max(1, round(width / config.ratio[0])))
+    top, left = (height - h) // 2, (width - w) // 2
+    return resize(image[:, top : top + h, left : left + w], size)
+
+
+def resize(image: Tensor, size: int) -> Tensor:
+    """(3, H, W) uint8 -> (3, ``size``, ``size``) uint8, bicubic with antialiasing; the aspect is not kept."""
+    if tuple(image.shape[1:]) == (size, size):
+        return image
+    return resize_tensor(image, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+
+def evaluation_view(image: Tensor, size: int) -> Tensor:
+    """The whole picture at (3, ``size``, ``size``), without a centre crop (released)."""
+    return resize(image, size).contiguous()
+
+
+def hflip(image: Tensor) -> Tensor:
+    """The picture mirrored left to right."""
+    return image.flip(-1)
+
+
+class RandAugment:
+    """The released RandAugment: operations drawn with replacement, each applied with probability 0.5.
+
+    Identity, AutoContrast, Equalize, Brightness, Sharpness, ShearX, ShearY, TranslateX, TranslateY, Rotate; geometric ones with
+    a random sign. On the released fixture they agree exactly but for two: shears and rotations, where OpenCV interpolates at
+    1/32 pixel and Pillow exactly (at most 3 of 255 apart), and Sharpness, which clips where the released one wraps around.
+
+    Args:
+        ops: operations drawn for a picture.
+        magnitude: from 0 to 10; at 7 factors are 1.36, shears 0.21, shifts 7 px, angles 21 degrees.
+        colour_only: without the geometric operations, which would move what boxes point at.
+    """
+
+    def __init__(self, ops: int, magnitude: int, *, colour_only: bool = False):
+        self.ops = ops
+        self.choices = [*COLOUR_OPS] if colour_only else [*COLOUR_OPS, *GEOMETRIC_OPS]
+        strength = magnitude / 10
+        self.factor = 0.1 + 1.8 * strength
+        self.amounts = {"Shear": 0.3 * strength, "Translate": 10 * strength, "Rotate": 30 * strength}
+
+    def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        """(3, H, W) uint8 -> (3, H, W) uint8."""
+        for _ in range(self.ops):
+            name = self.choices[int(rng.integers(len(self.choices)))]
+            sign = 1 if rng.random() < 0.5 else -1
+            if rng.random() < 0.5:
+                image = self.apply(name, image, sign)
+        return image
+
+    def apply(self, name: str, image: Tensor, sign: int = 1) -> Tensor:
+        """One operation by name at this strength; ``sign`` (1 or -1) matters for geometric ones."""
+        if name == "Identity":
+            return image
+        planes = image.contiguous().numpy()
+        if name in COLOUR_OPS:
+            return torch.from_numpy(COLOUR_OPS[name](planes, self.factor))
+        amount = sign * self.amounts[name.rstrip("XY")]
+        return torch.from_numpy(GEOMETRIC_OPS[name](planes, amount))
+
+
+def _auto_contrast(planes: Planes, _: float) -> Planes:
+    """Each channel stretched to 0 … 255."""
+    tables = []
+    for low, high in ((int(plane.min()), int(plane.max())) for plane in planes):
+        scale = 255 / (high - low) if high > low else 1.0
+        tables.append((_LEVELS * scale - (low * scale if high > low else 0)).clip(0, 255))
+    return _look_up(planes, tables)
+
+
+def _equalize(planes: Planes, _: float) -> Planes:
+    """Each channel's histogram made flat; the last occupied level does not count towards the step, as released."""
+    tables = []
+    for plane in planes:
+        histogram = np.bincount(plane.ravel(), minlength=256)
+        step = int(histogram[histogram > 0][:-1].sum()) // 255
+        if step == 0:
+            tables.append(_LEVELS)
+            continue
+        below = np.concatenate([[step // 2], histogram[:-1]])
+        tables.append((np.cumsum(below) // step).clip(0, 255))
+    return _look_up(planes, tables)
+
+
+def _brightness(planes: Planes, factor: float) -> Planes:
+    table = (_LEVELS.astype(np.float32) * factor).clip(0, 255)
+    return _look_up(planes, [table] * 3)
+
+
+def _sharpness(planes: Planes, factor: float) -> Planes:
+    """Away (``factor`` > 1) from a 3 x 3 smoothing with weights 1 and, in the middle, 5; the outermost pixels stay."""
+    wide = planes.astype(np.int16)
+    rows = wide[:, :-2] + wide[:, 1:-1]
+    rows += wide[:, 2:]
+    box = rows[:, :, :-2] + rows[:, :, 1:-1]
+    box += rows[:, :, 2:]
+    middle = wide[:, 1:-1, 1:-1]
+    smooth = (((box + 4 * middle).astype(np.uint16) * 2 + 13) // 26).astype(np.float32)
+    sharp = smooth + np.float32(factor) * (middle - smooth)
+    out = planes.copy()
+    out[:, 1:-1, 1:-1] = sharp.clip(0, 255)
+    return out
+
+
+def _look_up(planes: Planes, tables: Sequence[np.ndarray]) -> Planes:
+    return np.stack([table.astype(np.uint8)[plane] for table, plane in zip(tables, planes, strict=True)])
+
+
+def _translate(planes: Planes, x: int, y: int) -> Planes:
+    """What was at (x, y) comes to (0, 0)."""
+    _, height, width = planes.shape
+    out = np.full_like(planes, FILL)
+    kept_w, kept_h = max(width - abs(x), 0), max(height - abs(y), 0)
+    to_x, to_y, from_x, from_y = max(-x, 0), max(-y, 0), max(x, 0), max(y, 0)
+    out[:, to_y : to_y + kept_h, to_x : to_x + kept_w] = planes[:, from_y : from_y + kept_h, from_x : from_x + kept_w]
+    return out
+
+
+def _rotate(planes: Planes, degrees: float) -> Planes:
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y = planes.shape[2] / 2, planes.shape[1] / 2
+    return _warp(planes, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y))
+
+
+def _warp(planes: Planes, source: tuple[float, float, float, float, float, float]) -> Planes:
+    """The pixel at (x, y) comes from (a x + b y + c, d x + e y + f), where the first pixel is at (0, 0), as in OpenCV.
+
+    Bilinear; outside is :data:`FILL`.
+    """
+    a, b, c, d, e, f = source
+    _, height, width = planes.shape
+    # A frame of one pixel makes Pillow blend the edge with the fill colour, as OpenCV does.
+    framed = np.full((height + 2, width + 2, 3), FILL, np.uint8)
+    framed[1:-1, 1:-1] = planes.transpose(1, 2, 0)
+    # Pillow's first pixel has its centre at (0.5, 0.5); the frame adds one.
+    affine = (a, b, c + 1.5 - (a + b) / 2, d, e, f + 1.5 - (d + e) / 2)
+    warped = Image.fromarray(framed).transform(
+        (width, height), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR, fillcolor=(FILL, FILL, FILL)
+    )
+    return np.ascontiguousarray(np.asarray(warped).transpose(2, 0, 1))
+
+
+COLOUR_OPS: dict[str, Callable[[Planes, float], Planes]] = {
+    "Identity": lambda planes, _: planes,
+    "AutoContrast": _auto_contrast,
+    "Equalize": _equalize,
+    "Brightness": _brightness,
+    "Sharpness": _sharpness,
+}
+GEOMETRIC_OPS: dict[str, Callable[[Planes, float], Planes]] = {
+    "ShearX": lambda planes, amount: _warp(planes, (1, -amount, 0, 0, 1, 0)),
+    "ShearY": lambda planes, amount: _warp(planes, (1, 0, 0, -amount, 1, 0)),
+    "TranslateX": lambda planes, amount: _translate(planes, round(amount), 0),
+    "TranslateY": lambda planes, amount: _translate(planes, 0, round(amount)),
+    "Rotate": _rotate,
+}
+
+
+def _unreadable(place: str, content: Sequence[int], error: Exception) -> BrokenRecordError:
+    reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error).split("\n")[0][:120]
+    return BrokenRecordError("unreadable image", place, f"{len(content)} bytes: {reason}")

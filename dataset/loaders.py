@@ -1,0 +1,181 @@
+"""Batches for a run: worker processes, resumption at any micro-batch, and the account of broken records."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dataset.pretrain import DataConfig, PretrainBatches
+from utils.batch import BrokenRecord, PretrainBatch
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+_ENOUGH_TO_JUDGE = 1000
+
+
+class BrokenRecordLog:
+    """Counts broken records by kind, logs each kind once, and stops a run that has too many.
+
+    Args:
+        max_broken: greatest share of broken records among those read.
+        total_records: records there are; the share is judged once that many, or 1000, have been read.
+    """
+
+    def __init__(self, max_broken: float, total_records: int):
+        self.max_broken = max_broken
+        self.enough = min(total_records, _ENOUGH_TO_JUDGE)
+        self.read = 0
+        self.broken_records = 0
+        self.kinds: Counter[str] = Counter()
+        self.first: dict[str, BrokenRecord] = {}
+
+    def add(self, batch: PretrainBatch) -> None:
+        """Count a batch.
+
+        A record counts once towards the share, however many of its parts are broken; kinds count parts.
+
+        Raises:
+            UserError: the summary, as soon as the share is exceeded.
+        """
+        self.read += batch.read
+        self.broken_records += len({broken.place for broken in batch.broken})
+        for broken in batch.broken:
+            self.kinds[broken.kind] += 1
+            if broken.kind not in self.first:
+                self.first[broken.kind] = broken
+                logger.warning(
+                    "skipped a broken record: %s: %s: %s (more of this kind are counted, not logged)",
+                    broken.place,
+                    broken.kind,
+                    broken.message,
+                )
+        if self.read >= self.enough:
+            self._judge()
+
+    def finish(self) -> str:
+        """The summary at the end of a run, however short.
+
+        Raises:
+            UserError: where the share is exceeded.
+        """
+        self._judge()
+        return self.summary()
+
+    def summary(self) -> str:
+        """How many records were read and broken, with the first of each kind, in one line."""
+        if not self.broken_records:
+            return f"{self.read} records read, none broken"
+        return f"{self._share()}: {self._kinds()}"
+
+    def _judge(self) -> None:
+        if self.broken_records > self.max_broken * self.read:
+            limit = f"more than data.max_broken = {100 * self.max_broken:.3g} %"
+            raise UserError(f"{self._share()}, {limit}: {self._kinds()}; mend or remove them, or raise data.max_broken")
+
+    def _share(self) -> str:
+        percent = 100 * self.broken_records / max(self.read, 1)
+        return f"{self.broken_records} of {self.read} records ({percent:.1f} %) are broken"
+
+    def _kinds(self) -> str:
+        return ", ".join(
+            f"{count} {kind} (first: {self.first[kind].place})" for kind, count in self.kinds.most_common()
+        )
+
+
+class PretrainLoader:
+    """Micro-batches of pre-training for one rank.
+
+    Micro-batch number u is the same whoever makes it: the rank takes the numbers ``consumed + k * world_size + rank``. So
+    batches do not depend on the number of workers, and a run resumed after ``consumed`` micro-batches (over all ranks) repeats
+    the uninterrupted one, also on another number of ranks (in random order).
+
+    Args:
+        data, tokenizer, image_size, patch_size, seed: see :class:`~dataset.pretrain.PretrainBatches`.
+        rank, world_size: this process among those that share the data.
+
+    Raises:
+        UserError: in one line, naming the config key: no files, no records, fewer shards than ranks.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        *,
+        tokenizer: PreTrainedTokenizerFast,
+        image_size: int,
+        patch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.data, self.rank, self.world_size = data, rank, world_size
+        self.maker = PretrainBatches(
+            data, tokenizer=tokenizer, image_size=image_size, patch_size=patch_size, seed=seed, world_size=world_size
+        )
+        self.stream_sizes = self.maker.sizes
+        self.broken = BrokenRecordLog(data.max_broken, sum(self.stream_sizes.values()))
+
+    @property
+    def examples_per_batch(self) -> int:
+        """Rows of a micro-batch, all streams together."""
+        return sum(stream.batch_size for stream in self.data.streams().values())
+
+    @property
+    def epoch_size(self) -> int:
+        """Records of the leading stream: images, else regions, else texts."""
+        return next(iter(self.stream_sizes.values()))
+
+    def batches(self, consumed: int, count: int) -> Iterator[PretrainBatch]:
+        """The rank's next ``count`` micro-batches, when all ranks together have consumed ``consumed``.
+
+        Raises:
+            UserError: too many broken records, or a shard that can no longer be read.
+        """
+        first = consumed + self.rank
+        numbers = range(first, first + count * self.world_size, self.world_size)
+        loader = DataLoader(
+            _NumberedBatches(self.maker),
+            batch_size=None,
+            sampler=numbers,
+            num_workers=min(self.data.workers, count),
+            worker_init_fn=_use_one_thread,
+            pin_memory=torch.cuda.is_available(),
+            # Without one of its own, the loader draws from torch's global generator, which belongs to the model's dropout.
+            generator=torch.Generator(),
+        )
+        for batch in loader:
+            if isinstance(batch, _Failure):
+                raise UserError(batch.message)
+            self.broken.add(batch)
+            yield batch
+
+
+class _Failure:
+    """A user error on its way out of a worker: torch would wrap the exception itself in a traceback."""
+
+    def __init__(self, message: str):
+        self.message = message
+
+
+class _NumberedBatches(Dataset[PretrainBatch | _Failure]):
+    def __init__(self, maker: PretrainBatches):
+        self.maker = maker
+
+    def __getitem__(self, number: int) -> PretrainBatch | _Failure:
+        try:
+            return self.maker.make(number)
+        except UserError as error:
+            return _Failure(str(error))
+
+
+def _use_one_thread(_: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,314 @@
+"""Typed records: what a line of a shard must hold, and the one error for those that do not.
+
+The formats are those of the released readers (one JSON object a line): an image-text record, a record of an image with
+described boxes, and a text record. Key names come from the config; ``elems``, ``bb``, ``caption`` and ``attributes`` inside a
+region record are fixed, as released.
+"""
+
+from __future__ import annotations
+
+import binascii
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from utils.batch import BrokenRecord
+
+BrokenKind = Literal[
+    "bad json",
+    "missing key",
+    "wrong type",
+    "empty text",
+    "missing image",
+    "unreadable image",
+    "image too large",
+    "box outside image",
+    "degenerate box",
+]
+ImageIs = Literal["auto", "path", "base64"]
+Box = tuple[float, float, float, float]
+Texts = tuple["str | Mapping[str, str]", ...]
+"""What a caption key holds, as alternatives: plain strings, or dictionaries from language to string."""
+
+BOX_TOLERANCE_PX = 1.0
+_ENCODED_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0AK")
+_LONGEST_PATH = 1024
+
+
+class BrokenRecordError(Exception):
+    """A record that cannot be used: its kind, where it lies (``file:line``) and what was wrong."""
+
+    def __init__(self, kind: BrokenKind, place: str, message: str):
+        super().__init__(f"{place}: {kind}: {message}")
+        self.kind: BrokenKind = kind
+        self.place = place
+        self.message = message
+
+    def as_broken(self) -> BrokenRecord:
+        """The same as plain data, for the batch."""
+        return BrokenRecord(self.kind, self.place, self.message)
+
+
+@dataclass(frozen=True)
+class RawRecord:
+    """A record as read: parsed JSON ``values``, and where it came from.
+
+    ``image`` and ``text`` are what a tar shard holds beside the JSON: the encoded picture and the ``.txt`` member. They are
+    None for JSON lines. ``folder`` is what a relative image path starts from.
+    """
+
+    values: Mapping[str, Any]
+    place: str
+    folder: Path
+    image: bytes | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """An encoded picture that is loaded only when it is needed: ``content`` itself, or the ``path`` to it."""
+
+    place: str
+    content: bytes | None = None
+    path: Path | None = None
+
+    def load(self) -> bytes:
+        """The encoded bytes.
+
+        Raises:
+            BrokenRecordError: "missing image" where the file is not there or cannot be read.
+        """
+        if self.content is not None:
+            return self.content
+        assert self.path is not None
+        try:
+            return self.path.read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise BrokenRecordError("missing image", self.place, f"{self.path}: {reason}") from None
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """A picture and its captions (alternatives: one is drawn each time)."""
+
+    place: str
+    image: ImageSource
+    captions: Texts
+
+
+@dataclass(frozen=True)
+class Element:
+    """A described box: ``box`` is x, y, width, height in pixels of the stored picture, kept as floats (the released reader
+    truncates to integers). ``name`` says which element of the record it is; ``grain`` is what kind of text it has."""
+
+    name: str
+    box: Box
+    captions: Texts
+    attributes: Texts = ()
+    grain: str = "object"
+
+
+@dataclass(frozen=True)
+class RegionRecord:
+    """A picture with described boxes and, if the record has one, a caption of the whole; ``broken`` names unusable parts."""
+
+    place: str
+    image: ImageSource
+    elements: tuple[Element, ...]
+    captions: Texts = ()
+    broken: tuple[BrokenRecord, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """A text without a picture."""
+
+    place: str
+    texts: Texts
+
+
+@dataclass(frozen=True)
+class ImageKeys:
+    """How a stream's records name and hold their picture."""
+
+    image_key: str = "image"
+    image_is: ImageIs = "auto"
+    image_root: Path | None = None
+
+
+def parse_image_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> ImageRecord:
+    """Raises :class:`BrokenRecordError` ("missing key", "wrong type", "missing image", "unreadable image")."""
+    return ImageRecord(raw.place, image_source(raw, keys), _captions_of(raw, caption_key))
+
+
+def parse_text_record(raw: RawRecord, text_key: str) -> TextRecord:
+    """Raises :class:`BrokenRecordError` ("missing key", "wrong type")."""
+    return TextRecord(raw.place, _captions_of(raw, text_key))
+
+
+def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> RegionRecord:
+    """Keep every usable element and the caption; what is unusable is named in ``broken``.
+
+    Raises:
+        BrokenRecordError: where the picture's key or ``elems`` is missing or mistyped, so that nothing can be used.
+    """
+    image = image_source(raw, keys)
+    broken: list[BrokenRecord] = []
+    captions: Texts = ()
+    if raw.values.get(caption_key) is not None or raw.text is not None:
+        try:
+            captions = _captions_of(raw, caption_key)
+        except BrokenRecordError as error:
+            broken.append(error.as_broken())
+    values = raw.values.get("elems")
+    if values is None and not captions:
+        raise broken_key(raw, "elems")
+    if values is not None and not isinstance(values, list):
+        raise BrokenRecordError("wrong type", raw.place, f"elems is {_type_name(values)}, not a list")
+    elements: list[Element] = []
+    for index, value in enumerate(values or ()):
+        try:
+            elements.append(_element(value, f"elems[{index}]", raw.place))
+        except BrokenRecordError as error:
+            broken.append(error.as_broken())
+    return RegionRecord(raw.place, image, tuple(elements), captions, tuple(broken))
+
+
+def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:
+    """Where the record's picture is: the tar member, base64 text in the record, or a path.
+
+    With ``image_is="auto"``, text is base64 if it starts like an encoded JPEG, PNG, WebP, GIF, BMP or TIFF file and holds no
+    dot (no base64 text does, nearly every file name does), if it is a ``data:`` address, or if it is longer than any path.
+    """
+    if raw.image is not None:
+        return ImageSource(raw.place, content=raw.image)
+    value = raw.values.get(keys.image_key)
+    if value is None:
+        raise broken_key(raw, keys.image_key)
+    if not isinstance(value, str):
+        raise BrokenRecordError("wrong type", raw.place, f"{keys.image_key} is {_type_name(value)}, not a string")
+    if not value:
+        raise BrokenRecordError("missing image", raw.place, f"{keys.image_key} is empty")
+    if keys.image_is == "base64" or (keys.image_is == "auto" and _looks_encoded(value)):
+        return ImageSource(raw.place, content=_decode_base64(value, raw.place))
+    return ImageSource(raw.place, path=(keys.image_root or raw.folder) / value)
+
+
+def place_box(box: Box, width: int, height: int, place: str, name: str) -> Box:
+    """The box inside its picture of ``width`` x ``height`` pixels: within one pixel of the border it is clamped.
+
+    Rule (released, with our tolerance): x, y >= 0; w, h > 0; x + w <= width; y + h <= height.
+
+    Raises:
+        BrokenRecordError: "degenerate box" or "box outside image".
+    """
+    x, y, w, h = box
+    if w <= 0 or h <= 0:
+        raise BrokenRecordError("degenerate box", place, f"{name}.bb = {list(box)} has no area")
+    low, right, bottom = -BOX_TOLERANCE_PX, width + BOX_TOLERANCE_PX, height + BOX_TOLERANCE_PX
+    if x < low or y < low or x + w > right or y + h > bottom:
+        message = f"{name}.bb = {list(box)} (x, y, width, height) leaves the {width} x {height} picture"
+        raise BrokenRecordError("box outside image", place, message)
+    x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
+    if x1 <= x0 or y1 <= y0:
+        raise BrokenRecordError("degenerate box", place, f"{name}.bb = {list(box)} has no area inside the picture")
+    return x0, y0, x1 - x0, y1 - y0
+
+
+def alternatives(texts: Texts, language: str | None, rng: np.random.Generator | None, place: str) -> list[str]:
+    """One string for each alternative; a dictionary gives ``language``, or a random one (the first without ``rng``).
+
+    Raises:
+        BrokenRecordError: "missing key" where no alternative has the language.
+    """
+    found: list[str] = []
+    for text in texts:
+        if isinstance(text, str):
+            found.append(text)
+        elif language is not None:
+            if language in text:
+                found.append(text[language])
+        elif text:
+            names = list(text)
+            found.append(text[names[int(rng.integers(len(names))) if rng is not None else 0]])
+    if not found:
+        wanted = "no text" if language is None else f"no text in language {language!r}"
+        raise BrokenRecordError("missing key", place, wanted)
+    return found
+
+
+def broken_key(raw: RawRecord, key: str) -> BrokenRecordError:
+    """The error for an absent key, with the keys that are there."""
+    known = ", ".join(sorted(map(str, raw.values))) or "none"
+    return BrokenRecordError("missing key", raw.place, f"no {key!r}; keys: {known[:200]}")
+
+
+def _captions_of(raw: RawRecord, key: str) -> Texts:
+    value = raw.values.get(key)
+    if value is None and raw.text is not None:
+        value = raw.text
+    if value is None:
+        raise broken_key(raw, key)
+    return _texts(value, key, raw.place)
+
+
+def _element(value: Any, name: str, place: str) -> Element:
+    if not isinstance(value, dict):
+        raise BrokenRecordError("wrong type", place, f"{name} is {_type_name(value)}, not an object")
+    for key in ("bb", "caption"):
+        if value.get(key) is None:
+            raise BrokenRecordError("missing key", place, f"{name} has no {key!r}")
+    attributes = value.get("attributes")
+    return Element(
+        name=name,
+        box=_box(value["bb"], name, place),
+        captions=_texts(value["caption"], f"{name}.caption", place),
+        attributes=_texts(attributes, f"{name}.attributes", place) if attributes else (),
+        grain=str(value.get("grain", "object")),
+    )
+
+
+def _box(value: Any, name: str, place: str) -> Box:
+    def is_number(item: Any) -> bool:
+        return isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item)
+
+    if not isinstance(value, list) or len(value) != 4 or not all(is_number(item) for item in value):
+        raise BrokenRecordError("wrong type", place, f"{name}.bb = {str(value)[:80]} is not [x, y, width, height]")
+    x, y, w, h = (float(item) for item in value)
+    return x, y, w, h
+
+
+def _texts(value: Any, key: str, place: str) -> Texts:
+    items: Sequence[Any] = value if isinstance(value, list) else [value]
+    for item in items:
+        is_languages = isinstance(item, dict) and all(isinstance(text, str) for text in item.values())
+        if not isinstance(item, str) and not is_languages:
+            raise BrokenRecordError("wrong type", place, f"{key} holds {_type_name(item)}, not a text")
+    if not items:
+        raise BrokenRecordError("empty text", place, f"{key} is an empty list")
+    return tuple(items)
+
+
+def _looks_encoded(value: str) -> bool:
+    if value.startswith("data:"):
+        return True
+    return "." not in value and (value.startswith(_ENCODED_STARTS) or len(value) > _LONGEST_PATH)
+
+
+def _decode_base64(value: str, place: str) -> bytes:
+    if value.startswith("data:"):
+        value = value.partition(",")[2]
+    try:
+        return binascii.a2b_base64(value)
+    except ValueError as error:
+        raise BrokenRecordError("unreadable image", place, f"not base64: {error}") from None
+
+
+def _type_name(value: Any) -> str:
+    names = {type(None): "null", dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return names.get(type(value), "a number")

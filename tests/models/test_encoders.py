@@ -1,0 +1,157 @@
+"""Encoders by name: any timm ViT, any Hugging Face encoder, and properties of our own layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModel, BertConfig, BertModel, DistilBertConfig, RobertaConfig, RobertaModel
+
+from models.checkpoints import InitConfig, initialise
+from models.encoded import Concepts
+from models.fusion import FusionConfig, Look
+from models.pretrain import PretrainModel
+from models.text import HubTextEncoder, TextArchitecture, TextConfig, TextEncoder, architecture_of, build_text_encoder
+from models.vision import VisionConfig, VisionEncoder, sincos_positions
+from models.xvlm import ModelConfig
+from utils.errors import UserError
+
+SIZES = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 40}
+torch.manual_seed(0)
+PIXELS = torch.randn(2, 3, 32, 32)
+IDS = torch.tensor([[2, 7, 8, 9, 3], [2, 11, 3, 1, 1]])
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
+
+
+def hub_folder(tmp_path, config) -> str:
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "encoder")
+    return str(tmp_path / "encoder")
+
+
+@pytest.mark.parametrize(
+    "backbone", ["vit_tiny_patch16_224", "beitv2_base_patch16_224", "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224"]
+)
+def test_any_timm_vit_gives_one_normed_state_per_patch(backbone):
+    config = VisionConfig(backbone=backbone, image_size=32, patch_size=8, width=24, depth=1, heads=2, layer_scale=None)
+    concepts = VisionEncoder(config)(PIXELS)
+    assert concepts.patches.shape == (2, 16, 24)
+    torch.testing.assert_close(concepts.concept, concepts.patches.mean(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "vit_none"}, "timm cannot build 'vit_none'"),
+        ({"backbone": "resnet18"}, "is not a ViT|cannot build"),
+        ({"image_size": 30, "patch_size": 8}, "30 is not a multiple of patch_size 8"),
+        ({"width": 18, "heads": 2, "positions": "sincos", "image_size": 32, "patch_size": 8}, "multiple of 4"),
+    ],
+)
+def test_a_backbone_that_cannot_be_built_is_one_line(options, message):
+    with pytest.raises(UserError, match=message):
+        VisionEncoder(VisionConfig(**({"depth": 1} | options)))
+
+
+def test_uint8_pixels_are_normalised_on_the_device():
+    encoder = VisionEncoder(VisionConfig(image_size=16, patch_size=8, width=8, depth=1, heads=2)).eval()
+    pixels = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    by_hand = (pixels / 255 - encoder.pixel_mean) / encoder.pixel_std
+    torch.testing.assert_close(encoder(pixels).patches, encoder(by_hand).patches)
+
+
+def test_a_region_of_all_patches_is_the_image_and_a_mask_selects_patches():
+    encoder = VisionEncoder(VisionConfig(image_size=16, patch_size=8, width=8, depth=1, heads=2)).eval()
+    images = encoder(PIXELS[:, :, :16, :16])
+    masks = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 0]]).bool()
+    regions = encoder.regions(images, masks, torch.tensor([1, 0]))
+    torch.testing.assert_close(regions.concept[0], images.concept[1])
+    torch.testing.assert_close(regions.concept[1], images.patches[0, 1])
+
+
+def test_sincos_positions_are_all_different():
+    positions = sincos_positions(5, 7, 16)
+    assert positions.abs().max() <= 1
+    assert torch.cdist(positions, positions).fill_diagonal_(1).min() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("config", "reference"),
+    [
+        (BertConfig(**SIZES), BertModel),
+        (RobertaConfig(**SIZES, pad_token_id=1, max_position_embeddings=20, layer_norm_eps=1e-5), RobertaModel),
+    ],
+    ids=["bert", "roberta"],
+)
+def test_our_layers_equal_hugging_face_under_its_key_names(config, reference):
+    torch.manual_seed(0)
+    theirs = reference(config, add_pooling_layer=False).eval()
+    ours = TextEncoder(TextConfig(), architecture_of(config)).eval()
+    ours.load_state_dict(theirs.state_dict())
+    expected = theirs(input_ids=IDS, attention_mask=MASK.long()).last_hidden_state
+    torch.testing.assert_close(ours(IDS, MASK).states[MASK], expected[MASK], atol=1e-5, rtol=1e-5)
+
+
+def test_padding_never_changes_text_states():
+    encoder = TextEncoder(TextConfig(), TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32)).eval()
+    longer = torch.nn.functional.pad(IDS, (0, 4)), torch.nn.functional.pad(MASK, (0, 4))
+    torch.testing.assert_close(encoder(*longer).states[:, :5][MASK], encoder(IDS, MASK).states[MASK])
+
+
+def test_a_mask_per_query_hides_what_it_says():
+    encoder = TextEncoder(TextConfig(), TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32)).eval()
+    causal = torch.ones(2, 5, 5).tril().bool()
+    changed = IDS.clone()
+    changed[:, 4] = 20
+    before, after = encoder(IDS, causal).states, encoder(changed, causal).states
+    torch.testing.assert_close(before[:, :4], after[:, :4])
+    assert not torch.allclose(before[:, 4], after[:, 4])
+
+
+def test_any_other_hugging_face_encoder_runs_and_loads_its_weights(tmp_path):
+    config = DistilBertConfig(dim=16, n_heads=2, n_layers=2, hidden_dim=32, vocab_size=40)
+    folder = hub_folder(tmp_path, config)
+    model = PretrainModel(
+        ModelConfig(
+            vision=VisionConfig(image_size=16, patch_size=8, width=8, depth=1, heads=2),
+            text=TextConfig(encoder=folder),
+            fusion=FusionConfig(layers=1),
+        )
+    ).eval()
+    assert isinstance(model.text, HubTextEncoder)
+    (report,) = initialise(model, InitConfig(text=folder))
+    assert not any(name.startswith("text.") for name in report.fresh)
+    expected = AutoModel.from_pretrained(folder).eval()(input_ids=IDS, attention_mask=MASK.long()).last_hidden_state
+    torch.testing.assert_close(model.text(IDS, MASK).states, expected)
+    fused = model.fusion(model.text(IDS, MASK), [Look(model.fusion.remember(model.vision(PIXELS[:, :, :16, :16])), torch.arange(2), 1)])
+    assert fused.states.shape == (2, 5, 16)
+    with pytest.raises(UserError, match="no mask per query"):
+        model.text(IDS, MASK.unsqueeze(1).expand(-1, 5, -1))
+
+
+def test_an_encoder_that_is_nowhere_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"no configuration for .*nothing"):
+        build_text_encoder(TextConfig(encoder=str(tmp_path / "nothing")), None)
+
+
+def test_texts_joined_along_an_image_equal_texts_one_by_one():
+    """Five texts at three images, in any order, against one call each."""
+    torch.manual_seed(0)
+    model = PretrainModel(
+        ModelConfig(
+            vision=VisionConfig(image_size=16, patch_size=8, width=8, depth=1, heads=2),
+            text=TextConfig(arch=TextArchitecture(vocab_size=40, width=16, layers=1, heads=2, intermediate=32)),
+            fusion=FusionConfig(layers=2),
+        )
+    ).eval()
+    images = model.vision(torch.randn(3, 3, 16, 16))
+    ids = torch.randint(4, 40, (5, 4))
+    text = model.text(ids, torch.ones(5, 4, dtype=torch.bool))
+    rows = torch.tensor([2, 0, 2, 2, 1])
+    together = model.fusion(text, [Look(model.fusion.remember(images), rows, 3)]).states
+    copied = model.fusion(text, [Look(model.fusion.remember(images), rows, None)]).states
+    for index, row in enumerate(rows.tolist()):
+        one = Concepts(images.patches[row : row + 1], images.concept[row : row + 1])
+        look = Look(model.fusion.remember(one), torch.zeros(1, dtype=torch.int64), 1)
+        alone = model.fusion(text.rows(torch.tensor([index])), [look]).states[0]
+        torch.testing.assert_close(together[index], alone, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(copied[index], alone, atol=2e-6, rtol=1e-5)

@@ -1,0 +1,141 @@
+"""The pre-training task on a small scenes data set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.pretrain_evaluation import Evaluation, table
+from utils.batch import IGNORE, PretrainBatch
+from utils.config import load_config
+from utils.errors import UserError
+
+DEMO = "configs/demo/pretrain.yaml"
+
+
+@pytest.fixture(scope="module")
+def task(tiny_overrides) -> PretrainTask:
+    overrides = [*tiny_overrides, "model.text.dropout=0", "model.vision.drop_path=0"]
+    return PretrainTask(load_config(DEMO, overrides, PretrainConfig))
+
+
+@pytest.fixture
+def batch(task) -> PretrainBatch:
+    return next(task.train_loader().batches(consumed=0, count=1))
+
+
+def losses(task, batch) -> dict[str, float]:
+    torch.manual_seed(0)
+    terms, counts = task.model(batch), task.model.counts(batch)
+    assert terms.keys() == counts.keys()
+    return {name: (term.total / counts[name].clamp(min=1)).item() for name, term in terms.items()}
+
+
+def test_every_objective_of_every_stream_is_there(task, batch):
+    found = losses(task, batch)
+    streams = [f"{stream}/{name}" for stream in ("images", "regions") for name in ("contrastive", "matching", "mlm")]
+    assert set(found) == {*streams, "regions/l1", "regions/giou"}
+    assert all(value > 0 for value in found.values())
+
+
+def test_rows_that_do_not_count_change_no_loss(task, batch):
+    """An invalid row with other pixels and another text gives the same losses."""
+    images = batch.images
+    valid = images.valid.clone()
+    valid[0] = False
+    labels = images.text.labels.clone()
+    labels[0] = IGNORE
+    hidden = replace(images, valid=valid, text=replace(images.text, labels=labels))
+    other = replace(hidden, pixels=hidden.pixels.clone(), text=replace(hidden.text, ids=hidden.text.ids.clone()))
+    other.pixels[0] = 255 - other.pixels[0]
+    other.text.ids[0, 1] = 7
+    first = losses(task, replace(batch, images=hidden, regions=None))
+    second = losses(task, replace(batch, images=other, regions=None))
+    assert first == pytest.approx(second, abs=1e-6)
+
+
+def test_an_empty_stream_is_zero_and_has_finite_gradients(task, batch):
+    regions = batch.regions
+    nothing = torch.zeros_like(regions.valid)
+    text = replace(regions.text, labels=torch.full_like(regions.text.labels, IGNORE))
+    empty = replace(batch, images=None, regions=replace(regions, valid=nothing, text=text))
+    assert set(losses(task, empty).values()) == {0.0}
+    task.model.zero_grad()
+    sum(term.total for term in task.model(empty).values()).backward()
+    assert all(p.grad.isfinite().all() for p in task.model.parameters() if p.grad is not None)
+
+
+def test_a_batch_of_one_pair_has_no_matching_loss_and_does_not_fail(task, batch):
+    images = batch.images
+    text = type(images.text)(*(getattr(images.text, name)[:1] for name in images.text.__dataclass_fields__))
+    one = replace(images, pixels=images.pixels[:1], text=text, valid=images.valid[:1])
+    found = losses(task, replace(batch, images=one, regions=None))
+    assert found["images/matching"] == 0
+    assert found["images/contrastive"] == pytest.approx(0, abs=1e-6)
+    assert found["images/mlm"] > 0
+
+
+def test_whole_image_rows_alone_give_a_zero_box_loss(task, batch):
+    regions = replace(batch.regions, is_image=torch.ones_like(batch.regions.is_image))
+    found = losses(task, replace(batch, images=None, regions=regions))
+    assert found["regions/l1"] == found["regions/giou"] == 0
+
+
+def test_without_regions_the_box_head_is_not_trained(tiny_overrides):
+    config = load_config(DEMO, [*tiny_overrides, "data.regions=null"], PretrainConfig)
+    task = PretrainTask(config)
+    assert not any(parameter.requires_grad for parameter in task.model.box_head.parameters())
+    batch = next(task.train_loader().batches(0, 1))
+    sum(term.total for term in task.model(batch).values()).backward()
+    assert all(parameter.grad is not None for parameter in task.model.parameters() if parameter.requires_grad)
+
+
+def test_texts_alone_are_refused(tiny_overrides):
+    overrides = ["data.images=null", "data.regions=null", "data.texts={files: [a.jsonl], batch_size: 2}"]
+    with pytest.raises(UserError, match="texts alone align nothing"):
+        load_config(DEMO, [*tiny_overrides, *overrides], PretrainConfig)
+
+
+def test_a_text_stream_is_mixed_in(tiny_overrides, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "a small red star"}\n{"text": "a large blue circle"}\n')
+    stream = f"data.texts={{files: [{path}], batch_size: 2, weight: 0.5}}"
+    task = PretrainTask(load_config(DEMO, [*tiny_overrides, stream], PretrainConfig))
+    batch = next(task.train_loader().batches(0, 1))
+    term = task.model(batch)["texts/mlm"]
+    assert term.weight == 0.5
+    assert term.total > 0
+
+
+@pytest.fixture(scope="module")
+def evaluation(task) -> Evaluation:
+    return task._evaluation()
+
+
+def test_reranking_equals_scoring_every_pair_by_itself(task, evaluation):
+    """With as many candidates as texts, the shared pairs of both directions are all pairs."""
+    task.model.eval()
+    with torch.no_grad():
+        images = evaluation._encode_images(evaluation.records)
+        text = evaluation._encode_texts([record.captions[0] for record in evaluation.records])
+        by_image, by_text = evaluation._rerank(images, text, torch.zeros(len(text.mask), len(text.mask)))
+        memory = task.model.fusion.remember(images)
+        for row in range(len(text.mask)):
+            every = torch.full((len(text.mask),), row)
+            expected = task.model.match(text, memory, every, None)[:, 1]
+            torch.testing.assert_close(by_image[row], expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(by_image, by_text)
+
+
+def test_metrics_are_shares_with_their_chance(evaluation):
+    metrics = evaluation.metrics()
+    measured = [name for name in metrics if f"{name}/chance" in metrics]
+    assert len(measured) >= 7
+    for name in measured:
+        assert 0 <= metrics[name] <= 1
+        assert 0 <= metrics[f"{name}/chance"] <= 1
+    assert metrics["records"] == 8
+    assert "8 records" in table(metrics)
