@@ -10,13 +10,16 @@ from torch import Tensor
 from dataset.images import decode, evaluation_view
 from dataset.readers import Shards
 from dataset.records import BrokenRecordError, ImageKeys, Texts, parse_region_record, place_box
-from dataset.text import TextProcessor, clean_alternatives
+from dataset.text import TextProcessor, clean_alternatives, clean_caption
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class HeldOutElement:
-    """A described box: ``box`` (cx, cy, w, h) relative to the picture; ``grain`` is the record's own word for its kind."""
+    """A described box: ``box`` (cx, cy, w, h) relative to the picture; ``grain`` is the record's own word for its kind.
+
+    Where training draws among several captions or attributes, this is the first of each.
+    """
 
     caption: str
     box: tuple[float, float, float, float]
@@ -79,6 +82,9 @@ def _read_one(
         x, y, w, h = place_box(element.box, width, height, raw.place, element.name)
         box = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
         caption = _clean(element.captions, processor, raw.place)[0]
+        if element.attributes:
+            named = f"{_clean(element.attributes, processor, raw.place)[0]} {caption}"
+            caption = clean_caption(named, processor.max_words)
         elements.append(HeldOutElement(caption, box, element.grain))
     captions = _clean(record.captions, processor, raw.place) if record.captions else []
     return HeldOutRecord(raw.place, evaluation_view(picture, image_size), captions, elements)

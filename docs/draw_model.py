@@ -40,14 +40,42 @@ class Board:
 
 def main() -> None:
     board = Board(820, 372)
-    board.box(20, 292, 250, 62, VISION, "images and boxes", "one backbone pass per image,", "however many regions it has")
+    board.box(
+        20, 292, 250, 62, VISION, "images and boxes", "one backbone pass per image,", "however many regions it has"
+    )
     board.box(20, 196, 250, 62, VISION, "vision encoder", "BEiT-2 (any timm ViT)", "patches, each normed")
-    board.box(20, 92, 250, 70, VISION, "visual concepts", "image, region, object: the mean of", "its patches, and a mask over them")
+    board.box(
+        20,
+        92,
+        250,
+        70,
+        VISION,
+        "visual concepts",
+        "image, region, object: the mean of",
+        "its patches, and a mask over them",
+    )
     board.box(550, 292, 250, 62, TEXT, "texts", "captions, region phrases, object names,", "and a masked copy of each")
     board.box(550, 196, 250, 62, TEXT, "text encoder", "BERT (any Hugging Face encoder)", "self-attention")
-    board.box(300, 92, 220, 70, FUSION, "fusion encoder", "cross-attention from text to patches;", "keys and values once per image")
+    board.box(
+        300,
+        92,
+        220,
+        70,
+        FUSION,
+        "fusion encoder",
+        "cross-attention from text to patches;",
+        "keys and values once per image",
+    )
     board.box(20, 14, 250, 46, LOSS, "contrastive", "concept and text embeddings (eq. 1)")
-    board.box(300, 14, 500, 46, LOSS, "matching  ·  masked words  ·  box in the whole image", "hard negatives (2)   ·   (3)   ·   L1 + GIoU (4, 5)")
+    board.box(
+        300,
+        14,
+        500,
+        46,
+        LOSS,
+        "matching  ·  masked words  ·  box in the whole image",
+        "hard negatives (2)   ·   (3)   ·   L1 + GIoU (4, 5)",
+    )
     board.arrow((145, 292), (145, 260))
     board.arrow((145, 196), (145, 164))
     board.arrow((145, 92), (145, 62))

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.encoded import Concepts, Encoded
-from models.layers import Attention, CrossAttend, Layer, LayerConfig, attention_mask, init_bert_weights
+from models.layers import Attention, CrossAttend, Layer, LayerConfig, Projections, attention_mask, init_bert_weights
 from utils.config import Config
 
 
@@ -81,7 +81,7 @@ class FusionEncoder(nn.Module):
         tokens = concepts.tokens() if whole else concepts.patches
         layers = []
         for layer in self.layer:
-            project = layer.crossattention.self
+            project: Projections = layer.crossattention.self  # type: ignore[union-attr, assignment]
             concept = None if whole else project(concepts.concept.unsqueeze(1))
             layers.append(LayerMemory(project(tokens), concept))
         return ImageMemory(tuple(layers), concepts.patch_mask, concepts.image_index)

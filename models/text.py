@@ -177,7 +177,7 @@ def build_text_encoder(config: TextConfig, vocab_size: int | None) -> TextEncode
 def architecture_of(hub_config: Any) -> TextArchitecture:
     """Our sizes from a Hugging Face configuration of the BERT or RoBERTa families."""
     return TextArchitecture(
-        family=BERT_FAMILY[hub_config.model_type],  # type: ignore[arg-type]
+        family=BERT_FAMILY[hub_config.model_type],
         vocab_size=hub_config.vocab_size,
         width=hub_config.hidden_size,
         layers=hub_config.num_hidden_layers,

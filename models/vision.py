@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -40,6 +40,7 @@ class VisionConfig(Config):
 class VisionEncoder(nn.Module):
     """Pixels to :class:`Concepts`. The backbone's own [CLS] is attended to inside the blocks and then dropped."""
 
+    backbone: Any  # timm's ViTs share attributes, not a base class
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -87,12 +88,12 @@ class VisionEncoder(nn.Module):
         return Concepts(patches, concept, patch_mask, image_index)
 
 
-def _create_backbone(config: VisionConfig) -> nn.Module:
+def _create_backbone(config: VisionConfig) -> Any:
     if config.image_size % (config.patch_size or 1):
         raise UserError(
             f"model.vision: image_size {config.image_size} is not a multiple of patch_size {config.patch_size}"
         )
-    options = {
+    options: dict[str, Any] = {
         "patch_size": config.patch_size,
         "embed_dim": config.width,
         "depth": config.depth,
@@ -125,7 +126,7 @@ def _create_backbone(config: VisionConfig) -> nn.Module:
     return backbone
 
 
-def _set_sincos_positions(backbone: nn.Module, name: str) -> None:
+def _set_sincos_positions(backbone: Any, name: str) -> None:
     table = getattr(backbone, "pos_embed", None)
     if table is None:
         raise UserError(f"model.vision.positions: {name!r} has no absolute positions to set; use `backbone`")

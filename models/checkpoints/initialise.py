@@ -72,7 +72,7 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
     """BEiT-2 weights into the vision encoder. One shared table of position biases is copied to every block."""
     report = LoadReport(source)
     kept: dict[str, Tensor] = {}
-    blocks = len(model.vision.backbone.blocks)  # type: ignore[arg-type]
+    blocks = len(model.vision.backbone.blocks)
     for name, tensor in state.items():
         why = NOT_OURS.get(name.split(".")[0]) or DROPPED.get(name.rsplit(".", 1)[-1])
         if why:

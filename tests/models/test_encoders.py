@@ -29,7 +29,8 @@ def hub_folder(tmp_path, config) -> str:
 
 
 @pytest.mark.parametrize(
-    "backbone", ["vit_tiny_patch16_224", "beitv2_base_patch16_224", "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224"]
+    "backbone",
+    ["vit_tiny_patch16_224", "beitv2_base_patch16_224", "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224"],
 )
 def test_any_timm_vit_gives_one_normed_state_per_patch(backbone):
     config = VisionConfig(backbone=backbone, image_size=32, patch_size=8, width=24, depth=1, heads=2, layer_scale=None)
@@ -92,13 +93,17 @@ def test_our_layers_equal_hugging_face_under_its_key_names(config, reference):
 
 
 def test_padding_never_changes_text_states():
-    encoder = TextEncoder(TextConfig(), TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32)).eval()
+    encoder = TextEncoder(
+        TextConfig(), TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32)
+    ).eval()
     longer = torch.nn.functional.pad(IDS, (0, 4)), torch.nn.functional.pad(MASK, (0, 4))
     torch.testing.assert_close(encoder(*longer).states[:, :5][MASK], encoder(IDS, MASK).states[MASK])
 
 
 def test_a_mask_per_query_hides_what_it_says():
-    encoder = TextEncoder(TextConfig(), TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32)).eval()
+    encoder = TextEncoder(
+        TextConfig(), TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32)
+    ).eval()
     causal = torch.ones(2, 5, 5).tril().bool()
     changed = IDS.clone()
     changed[:, 4] = 20
@@ -122,7 +127,9 @@ def test_any_other_hugging_face_encoder_runs_and_loads_its_weights(tmp_path):
     assert not any(name.startswith("text.") for name in report.fresh)
     expected = AutoModel.from_pretrained(folder).eval()(input_ids=IDS, attention_mask=MASK.long()).last_hidden_state
     torch.testing.assert_close(model.text(IDS, MASK).states, expected)
-    fused = model.fusion(model.text(IDS, MASK), [Look(model.fusion.remember(model.vision(PIXELS[:, :, :16, :16])), torch.arange(2), 1)])
+    fused = model.fusion(
+        model.text(IDS, MASK), [Look(model.fusion.remember(model.vision(PIXELS[:, :, :16, :16])), torch.arange(2), 1)]
+    )
     assert fused.states.shape == (2, 5, 16)
     with pytest.raises(UserError, match="no mask per query"):
         model.text(IDS, MASK.unsqueeze(1).expand(-1, 5, -1))

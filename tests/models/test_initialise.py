@@ -57,7 +57,9 @@ def bert_state(layers: int = 2, prefix: str = "bert.") -> dict[str, torch.Tensor
     source = PretrainModel(CONFIG.model_copy(update={"text": TextConfig(arch=arch)}))
     state = {f"{prefix}{name}": torch.randn_like(value) for name, value in source.text.state_dict().items()}
     state |= {f"cls.predictions.{n}": torch.randn_like(v) for n, v in source.word_head.state_dict().items()}
-    old = {n: n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta") for n in state}
+    old = {
+        n: n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta") for n in state
+    }
     state = {old[name]: value for name, value in state.items()}
     state[f"{prefix}pooler.dense.weight"] = torch.zeros(16, 16)
     state["cls.seq_relationship.bias"] = torch.zeros(2)

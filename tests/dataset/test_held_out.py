@@ -1,0 +1,57 @@
+"""Held-out records: each once, in order, unaugmented, and whole or refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.held_out import read_held_out
+from dataset.records import ImageKeys
+from dataset.text import TextDataConfig, TextProcessor
+from utils.errors import UserError
+
+
+@pytest.fixture
+def read(tokenizer, tmp_path):
+    Image.fromarray(np.full((20, 40, 3), 200, dtype=np.uint8)).save(tmp_path / "a.png")
+
+    def run(*records: dict, **options):
+        path = tmp_path / "held.jsonl"
+        path.write_text("".join(json.dumps({"image": "a.png", **record}) + "\n" for record in records))
+        processor = TextProcessor(tokenizer, TextDataConfig())
+        folder = str(tmp_path / "index")
+        return read_held_out([str(path)], processor, image_size=16, keys=ImageKeys(), index_folder=folder, **options)
+
+    return run
+
+
+def test_records_come_in_order_with_relative_boxes_and_first_texts(read):
+    elem = {"bb": [10, 5, 20, 10], "caption": ["Dog!", "cat"], "attributes": ["brown", "big"], "grain": "relation"}
+    first, second = read({"caption": ["A dog.", "A cat."], "elems": [elem]}, {"caption": "two dogs"})
+    assert first.captions == ["a dog", "a cat"]
+    assert first.elements[0].box == (0.5, 0.5, 0.5, 0.5)
+    assert first.elements[0].caption == "brown dog"
+    assert first.elements[0].grain == "relation"
+    assert first.pixels.shape == (3, 16, 16)
+    assert second.captions == ["two dogs"]
+    assert second.elements == []
+
+
+def test_a_limit_reads_the_first_records(read):
+    assert len(read(*[{"caption": "dog"}] * 5, limit=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"caption": "dog", "elems": [{"bb": [30, 0, 20, 5], "caption": "cat"}]}, "held.jsonl:1: box outside image"),
+        ({"caption": "dog", "image": "none.png"}, "held.jsonl:1: missing image"),
+        ({"caption": "dog", "elems": [{"bb": [1, 2, 3], "caption": "cat"}]}, "held.jsonl:1: wrong type"),
+    ],
+)
+def test_a_broken_record_is_refused_by_name(read, record, message):
+    with pytest.raises(UserError, match=f"{message}.*a held-out set has to be whole"):
+        read(record)
