@@ -36,7 +36,8 @@ def main() -> int:
             checkpoint=checkpoint,
         )
         trainer.fit()
-        print(task.report(folder.path))
+        if table := task.report(folder.path):
+            print(table)
     return 0
 
 

@@ -231,18 +231,14 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
             tokenizer = BertTokenizer.from_pretrained(str(folder))
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(folder) if is_folder else name, use_fast=True)
-    except (
-        Exception
-    ) as error:  # transformers raises OSError, ValueError, KeyError, ImportError and the hub's own errors
+    # The library raises OSError, ValueError, KeyError, ImportError, and whatever its network layer raises.
+    except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
-        where = (
-            "the folder holds no usable tokenizer"
-            if is_folder
-            else "no such folder, and not found by name or no network"
-        )
-        remedy = (
-            "save one there with tokenizer.save_pretrained" if is_folder else "check the name, or give a local folder"
-        )
+        if is_folder:
+            where, remedy = "the folder holds no usable tokenizer", "save one there with tokenizer.save_pretrained"
+        else:
+            where = "no such folder, and not found by name or no network"
+            remedy = "check the name, or make the folder: the first lines of a config say how its data is made"
         raise UserError(f"tokenizer {name}: {where}; {remedy} ({type(error).__name__}: {reason})") from None
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(

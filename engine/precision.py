@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from utils.errors import UserError
+
 PrecisionName = Literal["bf16", "fp16", "fp32", "O0", "O1", "O2"]
 APEX_LEVELS = {"O0": "fp32", "O1": "fp16", "O2": "fp16"}
 """What the released configurations call precision (levels of apex.amp, which NVIDIA has removed) -> ours."""
@@ -23,6 +25,8 @@ class Precision:
         self.name = APEX_LEVELS.get(name, name)
         if self.name != name:
             logger.info("train.precision: %s is a level of apex.amp; here it means %s by torch.amp", name, self.name)
+        if self.name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise UserError("train.precision: this GPU has no bf16; use train.precision=fp16")
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 

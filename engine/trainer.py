@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -110,7 +111,14 @@ class Trainer:
         micro_batches = loader.batches(self.consumed, remaining * self.config.accumulate)
         main = distributed.rank() == 0
         metrics = MetricsLog(self.folder, self.step) if main else None
-        progress = tqdm(total=self.config.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
+        progress = tqdm(
+            total=self.config.steps,
+            initial=self.step,
+            unit="step",
+            disable=not main,
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        )
         report = _Reporter(self, metrics, progress, per_step)
         pending: _Pending | None = None
         try:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import time
 from collections.abc import Callable
+
+SILENCE_S = 3.0
+"""How long a rank other than 0 waits before it tells its error."""
 
 
 class UserError(Exception):
@@ -19,6 +24,10 @@ def one_line_errors(main: Callable[[], int]) -> Callable[[], int]:
         try:
             return main()
         except UserError as error:
+            if os.environ.get("RANK", "0") != "0":
+                # Most mistakes stop every rank alike, and the launcher ends the others as soon as one has stopped: rank 0
+                # tells them once. What only this rank met is still told.
+                time.sleep(SILENCE_S)
             sys.stderr.write(f"error: {error}\n")
             return 2
 

@@ -96,6 +96,8 @@ def _torchrun(arguments: argparse.Namespace, command: list[str]) -> int:
     from torch.distributed.run import get_args_parser, run
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # A thread that waits for another gives its core away soon: the loader's workers, and whatever else runs, need it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     flags = [f"--nproc-per-node={processes}"]
     if arguments.nodes > 1:
         host, _, port = arguments.master.rpartition(":")

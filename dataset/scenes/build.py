@@ -23,7 +23,7 @@ FACTS = "scenes.json"
 OWNED = (*(f"{split}.jsonl" for split in SPLITS), "images", "tokenizer")
 VOCABULARY_LIMIT = 512
 
-DRAWING = 2
+DRAWING = 3
 """Goes up when the same arguments give other pictures or texts, so that an older folder is not taken for a current one."""
 
 logger = logging.getLogger(__name__)
@@ -82,13 +82,15 @@ def scene_record(scene: Scene) -> dict[str, Any]:
     """The scene as a record: ``id``, ``image`` (relative path), ``caption`` and ``elems`` with ``bb`` = x, y, w, h in pixels.
 
     In the training split each object is one element with all its phrases, of which a reader takes one at a time: two texts of
-    one box would be wrong negatives of each other in a batch. In the others each phrase is an element, marked by its grain.
+    one box would be wrong negatives of each other in a batch. Only one object also has a relational phrase there: such phrases
+    fit more than one region of a batch. In the others each phrase is an element, marked by its grain.
     """
     description = describe_scene(scene)
     phrases: dict[int, list[tuple[str, str]]] = {
         place: [("object", noun_phrase(scene, mention))] for place, mention in enumerate(description.objects)
     }
-    for phrase in description.relations:
+    relations = description.relations[:1] if scene.split == "train" else description.relations
+    for phrase in relations:
         phrases[phrase.subject.index].append(("relation", relation_phrase(scene, phrase)))
     elems: list[dict[str, Any]] = []
     for place, said in phrases.items():
