@@ -6,7 +6,7 @@ RUN := runs/demo/$(TASK)
 
 .PHONY: demo test lint types setup setup-dev clean-demo
 
-demo: .venv/installed data/scenes/scenes.json
+demo: .venv/installed | data/scenes/scenes.json
 	.venv/bin/python run.py --task $(TASK) --cpu 1 --output $(RUN)-seed$(SEED) --resume seed=$(SEED)
 
 test: .venv/installed-dev
@@ -22,7 +22,7 @@ types: .venv/installed-dev
 setup: .venv/installed
 setup-dev: .venv/installed-dev
 
-data/scenes/scenes.json: .venv/installed
+data/scenes/scenes.json: | .venv/installed
 	.venv/bin/python -m dataset.scenes --out data/scenes --seed 0
 
 .venv/bin/python:

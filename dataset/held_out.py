@@ -45,6 +45,7 @@ def read_held_out(
     caption_key: str = "caption",
     max_pixels: int = 80_000_000,
     limit: int | None = None,
+    config_key: str = "evaluation.files",
     index_folder: str | None = None,
 ) -> list[HeldOutRecord]:
     """Read the first ``limit`` records (None: all).
@@ -52,7 +53,7 @@ def read_held_out(
     Raises:
         UserError: for the first broken record: a held-out set must be whole, or its numbers mean something else.
     """
-    shards = Shards(files, key="evaluation.files", index_folder=index_folder)
+    shards = Shards(files, key=config_key, index_folder=index_folder)
     records = []
     for number in range(min(len(shards), limit or len(shards))):
         try:

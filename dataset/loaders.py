@@ -157,6 +157,9 @@ class PretrainLoader:
                 raise UserError(batch.message)
             self.broken.add(batch)
             yield batch
+        # What a resumed run reads is too little to judge a share by, unless it is as much as anywhere.
+        whole = consumed == 0 or self.broken.read >= self.broken.enough
+        logger.info("%s", self.broken.finish() if whole else self.broken.summary())
 
 
 class _Failure:

@@ -278,23 +278,30 @@ class _RegionStream:
         return self._collate(images, rows)
 
     def _collate(self, images: list[Tensor], rows: list[tuple[int, RegionRow]]) -> RegionBatch:
-        """Rows in the order of their images; images without rows are left out; missing rows are filled, not valid."""
+        """Rows in the order of their images; images without rows are left out; missing rows are filled, not valid.
+
+        Fillers go to the images with the fewest rows: the largest number of rows of one image sizes the attention of all.
+        """
         used = sorted({image for image, _ in rows})
         pixels = [images[image] for image in used] or [_black(self.image_size)]
         renumbered = {image: place for place, image in enumerate(used)}
-        missing = self.config.batch_size - len(rows)
-        filler = self._whole(self.text.filler())
-        image_index = [renumbered[image] for image, _ in rows] + [len(pixels) - 1] * missing
-        all_rows = [row for _, row in rows] + [filler] * missing
+        laid = [(renumbered[image], True, row) for image, row in rows]
+        counts = np.bincount([image for image, _, _ in laid], minlength=len(pixels))
+        for _ in range(self.config.batch_size - len(rows)):
+            image = int(counts.argmin())
+            counts[image] += 1
+            laid.append((image, False, self._whole(self.text.filler())))
+        laid.sort(key=lambda entry: entry[0])
+        image_index, all_rows = [image for image, _, _ in laid], [row for _, _, row in laid]
         return RegionBatch(
             pixels=torch.stack(pixels),
             image_index=torch.tensor(image_index),
-            max_rows_per_image=int(np.bincount(image_index).max()),
+            max_rows_per_image=int(counts.max()),
             patch_mask=torch.stack([row.patch_mask for row in all_rows]),
             boxes_cxcywh=torch.tensor([row.box for row in all_rows], dtype=torch.float32),
             is_image=torch.tensor([row.is_image for row in all_rows]),
             text=self.text.collate([row.text for row in all_rows]),
-            valid=torch.tensor([True] * len(rows) + [False] * missing),
+            valid=torch.tensor([valid for _, valid, _ in laid]),
         )
 
     def _example(self, raw: RawRecord, rng: np.random.Generator, report: Report) -> tuple[Tensor, list[RegionRow]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Checkpoint:
         """Optimiser, scaler, position and counters, read without running code from the file."""
         try:
             return torch.load(self.folder / TRAINING_FILE, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError) as error:
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
             file = self.folder / TRAINING_FILE
             raise UserError(f"{file}: cannot be read ({reason}); remove its folder to use an older one") from None
@@ -70,5 +71,8 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, training: dict[st
     os.replace(temporary, final)
     sync_file(folder)
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old.folder)
+        # Renamed first: a run killed half-way through must not leave half a checkpoint under its name.
+        leaving = folder / f".{old.folder.name}.tmp"
+        os.replace(old.folder, leaving)
+        shutil.rmtree(leaving)
     return Checkpoint(final, step)

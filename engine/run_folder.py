@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from pathlib import Path
 from typing import IO, Any
@@ -14,8 +15,17 @@ from utils.config import Config, dump_config, read_yaml
 from utils.errors import UserError
 from utils.files import write_text
 
-MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "data.workers", "evaluation")
-"""Keys that may differ when a run is resumed: they do not touch what is learned."""
+MAY_CHANGE = (
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.max_skipped_steps",
+    "data.workers",
+    "data.max_broken",
+    "data.cache_index",
+    "evaluation",
+)
+"""Keys, or sections, that may differ when a run is resumed: they do not touch what is learned."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +48,15 @@ class RunFolder:
         """
         folder = cls(path)
         saved = path / "config.yaml"
+        checkpoints = list_checkpoints(folder.checkpoints)
+        newest = checkpoints[-1].step if checkpoints else 0
         started = saved.exists()
-        distributed.barrier()
+        if len(set(distributed.gather_objects((started, newest)))) > 1:
+            raise UserError(
+                f"{path}: not every rank sees the same files; --output must be on a disk that all nodes share"
+            )
+        if newest and not started:
+            raise UserError(f"{path} holds checkpoints of a run whose config.yaml is gone; give another --output")
         if started and not resume:
             raise UserError(f"{path} already holds a run; add --resume to go on with it, or give another --output")
         if started:
@@ -51,7 +68,6 @@ class RunFolder:
             except OSError as error:
                 raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None
         distributed.barrier()
-        checkpoints = list_checkpoints(folder.checkpoints) if resume else []
         return folder, checkpoints[-1] if checkpoints else None
 
     def _require_same_config(self, saved: Path, config: Config) -> None:
@@ -59,13 +75,17 @@ class RunFolder:
         changed = [
             f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+            if before.get(key) != now.get(key) and not _may_change(key)
         ]
         if changed:
             more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
             raise UserError(
                 f"{saved}: this run had another config: {'; '.join(changed[:3])}{more}; give another --output"
             )
+
+
+def _may_change(key: str) -> bool:
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -106,7 +126,9 @@ class MetricsLog:
 
     def write(self, values: dict[str, float]) -> None:
         """Append one line; ``values`` has ``step``."""
-        self._file.write(json.dumps(values) + "\n")
+        # JSON has no NaN and no infinity.
+        line = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in values.items():
             if name != "step":
@@ -115,6 +137,7 @@ class MetricsLog:
     def sync(self) -> None:
         """Force the lines onto the disk; a checkpoint must never be newer than its metrics."""
         os.fsync(self._file.fileno())
+        self._events.flush()
 
     def close(self) -> None:
         self._file.close()

@@ -37,6 +37,3 @@ class Task(Protocol):
 
     def train_loader(self) -> Loader:
         """The training data of this rank."""
-
-    def evaluate(self, split: str) -> dict[str, float]:
-        """Named metrics of a split, each item visited exactly once over all ranks."""

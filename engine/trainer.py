@@ -7,7 +7,9 @@ late. A step whose loss or gradient is not finite is left out on the device itse
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +33,7 @@ from utils import distributed
 from utils.batch import Losses, to_device
 from utils.config import Config
 from utils.errors import UserError
+from utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +88,8 @@ class Trainer:
         checkpoint: Checkpoint | None = None,
     ):
         self.task, self.config, self.seed, self.folder, self.device = task, train, seed, folder, device
+        if train.deterministic and device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first product
         torch.use_deterministic_algorithms(train.deterministic)
         self.model: nn.Module = task.model.to(device).train()
         self.groups = parameter_groups(self.model.named_parameters(), optim, task.fresh)
@@ -135,15 +140,14 @@ class Trainer:
             progress.close()
             if metrics:
                 metrics.close()
-        # Exhausting the loader makes it report the broken records of the whole run.
-        for _ in micro_batches:
-            raise AssertionError("the loader gave more batches than were asked for")
+        # Asking once more lets the loader tell of the broken records of the whole run.
+        assert next(micro_batches, None) is None, "the loader gave more batches than were asked for"
 
     def _train_step(self, micro_batches: list[Any]) -> _Pending:
         # Dropout and drawn negatives depend on seed, step and rank alone: a resumed run needs no generator state.
         torch.manual_seed(mix_seed(self.seed, self.step, distributed.rank()))
         self._set_rates()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         on_device = [to_device(batch, self.device) for batch in micro_batches]
         counts = self._counts(on_device)
         sums: dict[str, Tensor] = {}
@@ -164,17 +168,22 @@ class Trainer:
 
     def _update(self, sums: dict[str, Tensor], micro_batches: list[Any]) -> _Pending:
         """Clip and step, unless something is not finite; returns the step's numbers, still on the device."""
+        names = list(sums)
+        own = torch.stack([sums[name].float() for name in names])
+        losses = distributed.sum_over_ranks(own)
+        bad = ~losses.isfinite().all()
+        scaled = self.precision.scaler.is_enabled()
+        if scaled:
+            self._spoil_gradient_if(bad)
         self.precision.scaler.unscale_(self.optimizer)
         limit = self.config.clip_grad_norm or torch.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        names = list(sums)
-        losses = distributed.sum_over_ranks(torch.stack([sums[name].float() for name in names]))
-        bad = ~losses.isfinite().all()
-        if not self.precision.scaler.is_enabled():
+        if not scaled:
             # With fp16, gradients that overflow are the scaler's business: it skips the step and lowers the scale.
             bad = bad | ~norm.isfinite()
         self._step_unless(bad)
-        values = torch.cat([losses, norm.float().view(1), bad.float().view(1)]).detach()
+        culprit = ~own.isfinite().all()
+        values = torch.cat([losses, torch.stack([norm.float(), bad.float(), culprit.float()])]).detach()
         arrived = None
         if self.device.type == "cuda":
             host = torch.empty(values.shape, pin_memory=True)
@@ -182,9 +191,15 @@ class Trainer:
             arrived = torch.cuda.Event()
             arrived.record()
             values = host
-        return _Pending(self.step + 1, [*names, "grad_norm", "bad"], values, arrived, micro_batches)
+        return _Pending(self.step + 1, [*names, "grad_norm", "bad", "culprit"], values, arrived, micro_batches)
+
+    def _spoil_gradient_if(self, bad: Tensor) -> None:
+        """Make the loss scaler skip the step too: a loss can be infinite while its gradient is not."""
+        first = next(p.grad for p in self.model.parameters() if p.grad is not None)
+        first.add_(torch.where(bad, torch.nan, 0.0))
 
     def _step_unless(self, bad: Tensor) -> None:
+        """Apply the step where ``bad`` is not set; waits for the device only with an optimiser that has no such flag (apex)."""
         if self.precision.scaler.is_enabled():
             self.precision.scaler.step(self.optimizer)
             self.precision.scaler.update()
@@ -212,7 +227,10 @@ class Trainer:
         if not distributed.is_distributed():
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # Buffers are constants here. torch 2.13 renames the option that says so.
+        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+        options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **options)
 
     def _synchronised_gradients(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         if isinstance(self.parallel, DistributedDataParallel) and not last:
@@ -257,13 +275,20 @@ class _Reporter:
         self.clock = now
         self.steps += 1
         self.progress.update(1)
+        culprit = bool(values.pop("culprit"))
         if values.pop("bad"):
-            self._not_finite(pending, values)
+            self._not_finite(pending, values, culprit)
             return
         if pending.step % trainer.config.log_every and pending.step != trainer.config.steps:
             return
         speed = self.examples * self.steps / max(now - self.since_log, 1e-9)
         self.since_log, self.steps = now, 0
+        if trainer.precision.scaler.is_enabled():
+            values["loss_scale"] = trainer.precision.scaler.get_scale()
+            if values["loss_scale"] < 1:
+                raise UserError(
+                    f"step {pending.step}: fp16 gradients overflow at every loss scale; use train.precision=bf16"
+                )
         rates = {f"lr/{group['name']}": group["lr"] for group in self._rates_at(pending.step)}
         line = {"step": pending.step, **values, **rates, "samples_per_s": speed, "elapsed_s": trainer.elapsed_s}
         if self.metrics:
@@ -275,8 +300,11 @@ class _Reporter:
         for group in self.trainer.groups:
             yield {"name": group["name"], "lr": group["peak_lr"] * factor}
 
-    def _not_finite(self, pending: _Pending, values: dict[str, float]) -> None:
-        """Count the step, which never reached the weights; stop with everything needed to look into it if it is one too many."""
+    def _not_finite(self, pending: _Pending, values: dict[str, float], culprit: bool) -> None:
+        """Count the step, which never reached the weights; stop with everything needed to look into it if it is one too many.
+
+        All ranks read the same flag, so all come here, and none leaves before every batch is saved.
+        """
         trainer = self.trainer
         trainer.skipped += 1
         losses = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -285,17 +313,22 @@ class _Reporter:
             return
         saved = save_bad_batch(trainer.folder.path, pending.step, pending.micro_batches)
         records = [record for batch in pending.micro_batches for record in getattr(batch, "records", ())]
-        shown = ", ".join(records[:8]) + (f", … ({len(records)} in all)" if len(records) > 8 else "")
+        found = distributed.gather_objects((culprit, str(saved), records))
+        # A gradient can overflow where every loss is finite: then no rank is to blame more than another.
+        suspects = [each for each in found if each[0]] or found
+        _, where, suspected = suspects[0]
+        shown = ", ".join(suspected[:8]) + (f", … ({len(suspected)} in all)" if len(suspected) > 8 else "")
         raise UserError(
-            f"step {pending.step}: loss or gradient is not finite ({losses}); it did not reach the weights. Records of rank "
-            f"{distributed.rank()}: {shown}. Batch saved to {saved}; train.max_skipped_steps lets a run leave out such steps"
+            f"step {pending.step}: loss or gradient is not finite ({losses}); it did not reach the weights. Records: {shown}. "
+            f"Batch saved to {where}; train.max_skipped_steps lets a run leave out such steps"
         )
 
 
 def save_bad_batch(folder: Path, step: int, micro_batches: list[Any]) -> Path:
     """Save a step's micro-batches as plain dictionaries of tensors, readable with ``torch.load(..., weights_only=True)``."""
     path = folder / f"bad-batch-step-{step:08d}-rank-{distributed.rank()}.pt"
-    torch.save([_as_plain(batch) for batch in micro_batches], path)
+    with replacing(path) as temporary:
+        torch.save([_as_plain(batch) for batch in micro_batches], temporary)
     return path
 
 

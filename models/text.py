@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.encoded import Encoded
@@ -30,6 +30,17 @@ class TextArchitecture(Config):
     token_types: int = Field(2, ge=1)
     eps: float = Field(1e-12, gt=0)
     pad_id: int = Field(0, ge=0)
+
+    @property
+    def longest_text(self) -> int:
+        """Tokens that have a position; RoBERTa's positions start after ``pad_id``."""
+        return self.max_positions - (self.pad_id + 1 if self.family == "roberta" else 0)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> TextArchitecture:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
 
 
 class TextConfig(Config):
@@ -116,6 +127,8 @@ class HubTextEncoder(nn.Module):
         from transformers import AutoModel
 
         self.model = AutoModel.from_config(hub_config)
+        if getattr(self.model, "pooler", None) is not None:
+            self.model.pooler = None  # nothing uses it, and DDP waits for the gradient of every parameter
         self.width: int = hub_config.hidden_size
         heads = getattr(hub_config, "num_attention_heads", None) or max(1, self.width // 64)
         self.layer_config = LayerConfig(

@@ -29,7 +29,9 @@ class VisionConfig(Config):
     depth: int | None = Field(None, ge=1)
     heads: int | None = Field(None, ge=1)
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block, rising linearly from 0")
-    layer_scale: float | None = Field(0.1, description="initial LayerScale; the published BEiT-2 models use 0.1")
+    layer_scale: float | None = Field(
+        0.1, description="initial LayerScale, null for none; the published BEiT-2 models use 0.1"
+    )
     positions: Literal["backbone", "sincos"] = Field(
         "backbone",
         description="sincos: absolute two-dimensional sine-cosine positions at unit scale, then trained; a small model "
@@ -84,7 +86,8 @@ class VisionEncoder(nn.Module):
         # One matrix product over all patches of the batch: its backward adds up in a fixed order, and nothing is copied.
         weights = share.new_zeros(patch_mask.shape[0], n, p)
         weights.scatter_(1, image_index.view(-1, 1, 1).expand(-1, 1, p), share.unsqueeze(1))
-        concept = weights.view(-1, n * p) @ patches.reshape(n * p, d)
+        with torch.autocast(patches.device.type, enabled=False):
+            concept = weights.view(-1, n * p) @ patches.reshape(n * p, d)
         return Concepts(patches, concept, patch_mask, image_index)
 
 
@@ -98,13 +101,14 @@ def _create_backbone(config: VisionConfig) -> Any:
         "embed_dim": config.width,
         "depth": config.depth,
         "num_heads": config.heads,
-        "init_values": config.layer_scale,
+        # A backbone by name may bring a LayerScale of its own; 0 is timm's word for none.
+        "init_values": config.layer_scale or 0.0,
     }
     options = {name: value for name, value in options.items() if value is not None}
     if config.positions == "sincos" and config.backbone.startswith("beit"):
         options["use_abs_pos_emb"] = True
     try:
-        backbone = timm.create_model(
+        backbone: Any = timm.create_model(
             config.backbone,
             pretrained=False,
             num_classes=0,
@@ -121,6 +125,8 @@ def _create_backbone(config: VisionConfig) -> Any:
     missing = [name for name in needed if not hasattr(backbone, name)]
     if missing:
         raise UserError(f"model.vision.backbone: {config.backbone!r} is not a ViT (it has no {', '.join(missing)})")
+    if getattr(backbone, "attn_pool", None) is not None:
+        backbone.attn_pool = None  # nothing uses it, and DDP waits for the gradient of every parameter
     if config.positions == "sincos":
         _set_sincos_positions(backbone, config.backbone)
     return backbone

@@ -91,4 +91,8 @@ def _apex(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Opti
             "optim.fused: apex, but NVIDIA apex is not installed (it is built from source; the registry's package `apex` "
             "is something else); use `optim.fused=auto` for torch's fused AdamW"
         ) from None
-    return FusedAdam(groups, lr=config.lr, betas=config.betas, eps=config.eps, adam_w_mode=True)
+    try:
+        return FusedAdam(groups, lr=config.lr, betas=config.betas, eps=config.eps, adam_w_mode=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"optim.fused: apex cannot run here ({reason}); use `optim.fused=auto`") from None

@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from dataset.held_out import HeldOutRecord, read_held_out
-from dataset.records import ImageKeys
+from dataset.pretrain import DataConfig, PictureStreamConfig
+from dataset.readers import Shards
 from dataset.samplers import sample_rng
 from dataset.text import TextProcessor
 from metrics.grounding import accuracy_at_iou
@@ -38,20 +39,39 @@ class EvaluationConfig(Config):
     panels: int = Field(12, ge=1, description="pictures in predictions.png: the first records with boxes")
 
 
+def check_files(config: EvaluationConfig, data: DataConfig) -> None:
+    """Raise a :class:`UserError` before training if held-out files are missing or empty."""
+    for which in ("files", "region_files"):
+        if files := getattr(config, which):
+            Shards(files, key=f"evaluation.{which}", index_folder=data.cache_index)
+
+
 class Evaluation:
     """Evaluates a model once; ``metrics()`` has ``<name>`` and ``<name>/chance`` entries, shares in 0..1."""
 
-    def __init__(self, config: EvaluationConfig, model: PretrainModel, processor: TextProcessor, seed: int):
-        self.config, self.model, self.processor, self.seed = config, model, processor, seed
+    def __init__(
+        self, config: EvaluationConfig, data: DataConfig, model: PretrainModel, processor: TextProcessor, seed: int
+    ):
+        self.config, self.data, self.model, self.processor, self.seed = config, data, model, processor, seed
         self.device = next(model.parameters()).device
-        self.records = self._read(config.files)
-        self.with_boxes = self._read(config.region_files) if config.region_files else self.records
-        self._boxes: list[np.ndarray] | None = None
+        self.records = self._read("files")
+        self.with_boxes = self._read("region_files") if config.region_files else self.records
 
-    def _read(self, files: Sequence[str]) -> list[HeldOutRecord]:
-        size = self.model.config.vision.image_size
-        keys = ImageKeys("image", "auto", None)
-        return read_held_out(files, self.processor, image_size=size, keys=keys, limit=self.config.limit)
+    def _read(self, which: str) -> list[HeldOutRecord]:
+        """Records under the keys that training reads: those of the region stream for boxes, if there is one."""
+        regions = self.data.regions if which == "region_files" or self.data.images is None else None
+        stream = regions or self.data.images or PictureStreamConfig(files=[], batch_size=1)
+        return read_held_out(
+            getattr(self.config, which),
+            self.processor,
+            image_size=self.model.config.vision.image_size,
+            keys=stream.keys(),
+            caption_key=stream.caption_key,
+            max_pixels=self.data.max_pixels,
+            limit=self.config.limit,
+            config_key=f"evaluation.{which}",
+            index_folder=self.data.cache_index,
+        )
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
@@ -155,7 +175,8 @@ class Evaluation:
 
     def _encode_images(self, records: Sequence[HeldOutRecord]) -> Concepts:
         parts = [
-            self.model.vision(torch.stack([r.pixels for r in block]).to(self.device)) for block in _blocks(records, 50)
+            self.model.vision(torch.stack([r.pixels for r in block]).to(self.device))
+            for block in _blocks(records, self.config.batch_size)
         ]
         return Concepts(torch.cat([part.patches for part in parts]), torch.cat([part.concept for part in parts]))
 
@@ -185,6 +206,8 @@ def _blocks(records: Sequence[HeldOutRecord], size: int) -> Iterator[Sequence[He
 
 def table(metrics: dict[str, float]) -> str:
     """The metrics that have a chance level as a text table, with the sizes of the sets below."""
+    if not metrics:
+        return "evaluation: the held-out records have neither captions nor boxes"
     rows = [(name, value, metrics[f"{name}/chance"]) for name, value in metrics.items() if f"{name}/chance" in metrics]
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{'held-out':{width}}  measured  chance"]

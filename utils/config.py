@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.reader import ReaderError
 
 from utils.errors import UserError
 
@@ -115,6 +116,12 @@ def _read_yaml(path: Path) -> CommentedMap:
         raise ConfigError([f"{path}: no such config file"])
     try:
         document = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            [f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"]
+        ) from None
+    except ReaderError as error:
+        raise ConfigError([f"{path}: holds a character that YAML does not allow: {error.reason}"]) from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = (error.problem or "not valid YAML").split("\n")[0]
@@ -163,7 +170,7 @@ def _apply_override(values: dict[str, Any], override: str, places: Places, findi
         return
     try:
         value = _plain(YAML(typ="rt").load(text)) if text.strip() else None
-    except MarkedYAMLError:
+    except (MarkedYAMLError, ReaderError):
         findings.append(f"command line: the value of {override!r} is not valid YAML; quote it")
         return
     node = values

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from utils.errors import UserError
+
+T = TypeVar("T")
 
 
 def is_distributed() -> bool:
@@ -38,6 +42,15 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def gather_objects(value: T) -> list[T]:
+    """One small picklable value of each rank, in order of rank."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def gather_rows(tensor: Tensor) -> Tensor:
     """Rows of all ranks, in order of rank: (n, ...) -> (world * n, ...); every rank has the same n.
 
@@ -51,9 +64,9 @@ def gather_rows(tensor: Tensor) -> Tensor:
 
 
 def _gather(tensor: Tensor) -> Tensor:
-    out = tensor.new_empty((world_size() * tensor.shape[0], *tensor.shape[1:]))
-    dist.all_gather_into_tensor(out, tensor.contiguous())
-    return out
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -66,7 +79,7 @@ class _GatherRows(torch.autograd.Function):
         rows = grad.shape[0] // world_size()
         if dist.get_backend() == "nccl":
             own = grad.new_empty((rows, *grad.shape[1:]))
-            dist.reduce_scatter_tensor(own, grad.contiguous())
+            dist.reduce_scatter(own, list(grad.contiguous().split(rows)))
             return own
         total = grad.contiguous().clone()
         dist.all_reduce(total)
@@ -99,11 +112,19 @@ def process_group() -> Iterator[torch.device]:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
-    finally:
-        dist.destroy_process_group()
+    except RuntimeError as error:
+        if _peer_is_gone(error):
+            raise UserError("the connection to another rank broke; that rank tells why it stopped") from None
+        raise
+    # Not after an error: closing the connections would stop the other ranks before this one has told its own.
+    dist.destroy_process_group()
+
+
+def _peer_is_gone(error: RuntimeError) -> bool:
+    return any(part in str(error) for part in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))

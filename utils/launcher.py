@@ -53,7 +53,7 @@ def parse(argv: Sequence[str], tasks: Mapping[str, Entry]) -> argparse.Namespace
     )
     parser.add_argument("--node-rank", type=int, default=0, metavar="R", help="this node's number, from 0")
     parser.add_argument("--master", metavar="HOST:PORT", help="address of node 0; needed with --nodes")
-    parser.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/<config's name>)")
+    parser.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/<task>/<config's name>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
     arguments = parser.parse_args(argv)
@@ -62,7 +62,10 @@ def parse(argv: Sequence[str], tasks: Mapping[str, Entry]) -> argparse.Namespace
         parser.error(f"{wrong[0]!r} is neither a flag nor of the form key=value")
     if arguments.nodes > 1 and not arguments.master:
         parser.error("--nodes needs --master HOST:PORT")
-    if arguments.master and not arguments.master.rpartition(":")[2].isdigit():
+    if arguments.master and arguments.nodes == 1:
+        parser.error("--master needs --nodes N")
+    host, _, port = (arguments.master or "host:0").rpartition(":")
+    if not host or not port.isdigit():
         parser.error(f"--master {arguments.master!r} is not of the form HOST:PORT")
     if not 0 <= arguments.node_rank < arguments.nodes:
         parser.error(f"--node-rank {arguments.node_rank} is not within 0 .. {arguments.nodes - 1}")
@@ -92,6 +95,7 @@ def launch(argv: Sequence[str], tasks: Mapping[str, Entry], root: Path) -> int:
 def _torchrun(arguments: argparse.Namespace, command: list[str]) -> int:
     processes = _processes(arguments)
     # Imported here, so that --help and mistakes answer at once.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
@@ -112,6 +116,11 @@ def _torchrun(arguments: argparse.Namespace, command: list[str]) -> int:
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
         return 128 - status if status < 0 else status
+    except SignalException as stopped:
+        return 128 + int(stopped.sigval)
+    except (ConnectionError, TimeoutError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the nodes did not find each other (--master {arguments.master}): {reason}") from None
     return 0
 
 
@@ -142,7 +151,7 @@ def parse_script(argv: Sequence[str], task: str, entry: Entry, root: Path) -> ar
     """The command line of a task's script: ``--config --output --resume key=value``."""
     parser = argparse.ArgumentParser(prog=Path(entry.script).name, allow_abbrev=False)
     parser.add_argument("--config", default=str(root / entry.demo_config), help="YAML file (default: the demo's)")
-    parser.add_argument("--output", help="folder of the run (default: runs/<config's name>)")
+    parser.add_argument("--output", help="folder of the run (default: runs/<task>/<config's name>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args(argv)

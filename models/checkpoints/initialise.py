@@ -10,7 +10,7 @@ from torch import Tensor
 from models.checkpoints.files import read_hub_weights, read_weights
 from models.checkpoints.loading import BIAS_TABLE, assign, load_weights
 from models.checkpoints.rename import DROPPED, bert_to_ours
-from models.checkpoints.report import LoadReport
+from models.checkpoints.report import LoadReport, by_module
 from models.text import HubTextEncoder
 from models.xvlm import XVLM
 from utils.config import Config
@@ -44,7 +44,10 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
     if config.checkpoint and (config.vision or config.text):
         raise UserError("init: give either checkpoint, or vision and text, not both")
     if config.checkpoint:
-        return [load_weights(model, config.checkpoint)]
+        report = load_weights(model, config.checkpoint)
+        if not report.loaded:
+            raise UserError(f"init.checkpoint: {config.checkpoint} holds no tensor of this model")
+        return [report]
     reports = []
     if config.vision:
         reports.append(init_vision(model, read_weights(config.vision), config.vision))
@@ -62,6 +65,13 @@ def fresh_parameters(model: XVLM, reports: list[LoadReport]) -> set[str]:
     loaded = {name for report in reports for name in (*report.loaded, *report.copied)}
     covered = {name for report in reports for name in report.fresh} - loaded
     return covered | {name for name, _ in model.named_parameters() if name not in loaded and _is_head(name)}
+
+
+def never_loaded(model: XVLM, reports: list[LoadReport]) -> list[str]:
+    """What starts from random numbers after all of ``reports``, as lines for a log."""
+    loaded = {name for report in reports for name in (*report.loaded, *report.copied)}
+    names = [name for name, _ in model.named_parameters() if name not in loaded]
+    return [f"{len(names)} parameters start from random numbers", *(f"  {name}" for name in by_module(names))]
 
 
 def _is_head(name: str) -> bool:

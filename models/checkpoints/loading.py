@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.checkpoints.files import read_weights
-from models.checkpoints.rename import DROPPED, TIED, published_to_ours
+from models.checkpoints.rename import DROPPED, LAYER, TIED, published_to_ours
 from models.checkpoints.report import LoadReport
 from models.checkpoints.tables import resize_bias_table
 from models.text import HubTextEncoder
@@ -53,6 +53,12 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRe
     if isinstance(model.text, HubTextEncoder):
         raise UserError(f"{source}: a published checkpoint needs a text encoder of the BERT or RoBERTa families")
     text_layers = len(model.text.encoder.layer)
+    stacked = text_layers + len(model.fusion.layer)
+    found = 1 + max((int(match[1]) for name in state if (match := LAYER.fullmatch(name))), default=-1)
+    if found != stacked:
+        raise UserError(
+            f"{source}: has {found} text and fusion layers, the model {text_layers} + {stacked - text_layers}"
+        )
     assign(model, kept, report, published_to_ours(text_layers))
     return report
 
@@ -61,7 +67,7 @@ def assign(
     model: XVLM, state: dict[str, Tensor], report: LoadReport, rename: Callable[[str], str | None] = lambda name: name
 ) -> None:
     """Copy ``state`` into the model's parameters, resizing bias tables, and write into ``report`` what became of what."""
-    parameters = dict(model.named_parameters())
+    parameters = model.state_dict(keep_vars=True)  # buffers that are stored too, where a backbone has any
     problems = []
     for name, tensor in state.items():
         ours = rename(name)
@@ -82,7 +88,7 @@ def assign(
     report.fresh = [name for name in parameters if name not in loaded]
 
 
-def fit(name: str, tensor: Tensor, parameter: nn.Parameter, model: XVLM, report: LoadReport) -> Tensor:
+def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadReport) -> Tensor:
     """``tensor`` resized to ``parameter`` where it is a bias table of another grid; otherwise as it is."""
     if not name.endswith(BIAS_TABLE) or tensor.shape[0] == parameter.shape[0]:
         return tensor
@@ -91,6 +97,9 @@ def fit(name: str, tensor: Tensor, parameter: nn.Parameter, model: XVLM, report:
         raise UserError(
             f"{report.source}: {name} can only be resized to a square patch grid, not to {rows} x {columns}"
         )
-    resized = resize_bias_table(tensor, rows)
+    try:
+        resized = resize_bias_table(tensor, rows)
+    except ValueError as error:
+        raise UserError(f"{report.source}: {name} cannot be resized: {error}") from None
     report.resized[name] = f"{tensor.shape[0]} to {resized.shape[0]} rows"
     return resized

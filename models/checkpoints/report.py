@@ -29,9 +29,9 @@ class LoadReport:
         lines = [counts]
         lines += [f"  resized {name}: {how}" for name, how in _grouped(self.resized)]
         lines += [f"  copied {name} from {origin}" for name, origin in _grouped(self.copied)]
-        lines += [f"  fresh {name}" for name in _modules(self.fresh)]
+        lines += [f"  fresh {name}" for name in by_module(self.fresh)]
         lines += [f"  dropped {name}: {why}" for name, why in _grouped(self.dropped)]
-        lines += [f"  unused {name}" for name in _modules(self.unused)]
+        lines += [f"  unused {name}" for name in by_module(self.unused)]
         return lines
 
     def require_complete(self) -> None:
@@ -56,7 +56,8 @@ def _pattern(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
-def _modules(names: Iterable[str]) -> list[str]:
+def by_module(names: Iterable[str]) -> list[str]:
+    """Names with their numbers replaced by ``*``, each once with its count."""
     groups: dict[str, int] = {}
     for name in names:
         groups[_pattern(name)] = groups.get(_pattern(name), 0) + 1

@@ -22,9 +22,10 @@ def resize_bias_table(table: Tensor, target_patches: int) -> Tensor:
     Raises:
         ValueError: if the table does not belong to a square grid.
     """
-    source_side, target_side = table_side(table.shape[0]), 2 * target_patches - 1
-    if source_side == target_side:
+    target_side = 2 * target_patches - 1
+    if table.shape[0] == target_side**2 + CLS_ROWS:
         return table
+    source_side = table_side(table.shape[0])
     offsets, extra = table[:-CLS_ROWS], table[-CLS_ROWS:]
     source, target = _spread(source_side, target_side), np.arange(target_side) - target_side // 2
     # The spread can end short of the target's last offset; the spline then holds its edge value.
@@ -40,9 +41,11 @@ def resize_bias_table(table: Tensor, target_patches: int) -> Tensor:
 
 def table_side(rows: int) -> int:
     """Side S of the S x S patch offsets in a table of ``rows`` rows."""
-    side = math.isqrt(rows - CLS_ROWS)
+    side = math.isqrt(max(0, rows - CLS_ROWS))
     if side * side != rows - CLS_ROWS or side % 2 == 0:
         raise ValueError(f"a bias table of {rows} rows does not belong to a square patch grid")
+    if side < 5:
+        raise ValueError(f"a bias table of {rows} rows is too small for a cubic spline")
     return side
 
 

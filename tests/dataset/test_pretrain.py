@@ -185,13 +185,23 @@ def test_missing_rows_are_masked_and_never_duplicates(maker, write_lines, make_r
     regions = regions_of(maker(regions=stream).make(0))
     count = int(regions.valid.sum())
     assert count == 9
-    assert regions.valid.tolist() == [True] * count + [False] * (20 - count)
-    assert (regions.image_index[count:] == 2).all()
-    assert regions.patch_mask[count:].all()
-    assert regions.is_image[count:].all()
-    assert (regions.text.labels[count:] == IGNORE).all()
-    assert (regions.text.mask[count:].sum(1) == 2).all()
-    assert regions.max_rows_per_image == 14
+    missing = ~regions.valid
+    assert missing.sum() == 20 - count
+    assert regions.patch_mask[missing].all()
+    assert regions.is_image[missing].all()
+    assert (regions.text.labels[missing] == IGNORE).all()
+    assert (regions.text.mask[missing].sum(1) == 2).all()
+
+
+def test_missing_rows_are_spread_over_the_images(maker, write_lines, make_regions):
+    """The largest number of rows of one image sizes the attention of all of them."""
+    file = write_lines("a.jsonl", [make_regions(n) for n in range(3)])
+    stream = RegionStreamConfig(files=[file], batch_size=20, max_images=3, crop=False)
+    regions = regions_of(maker(regions=stream).make(0))
+    rows = regions.image_index.bincount().tolist()
+    assert sorted(rows) == [6, 7, 7]
+    assert regions.max_rows_per_image == 7
+    assert regions.image_index.tolist() == sorted(regions.image_index.tolist())
 
 
 def test_a_batch_without_anything_usable_is_one_black_image_and_no_valid_row(maker, write_lines):
