@@ -1,0 +1,78 @@
+"""The real trainer on two gloo ranks against one process: accumulation, counts over ranks, and a NaN on one rank alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.test_two_ranks import on_two_ranks
+from tests.engine.toy import Points, ToyTask, points, trainer
+from utils import distributed
+from utils.errors import UserError
+
+
+class NumberedLoader:
+    """Micro-batches by number, dealt to ranks as the real loader deals them."""
+
+    examples_per_batch = 4
+
+    def __init__(self, poison: int | None = None):
+        self.poison = poison
+
+    def batches(self, consumed: int, count: int) -> Iterator[Points]:
+        step = distributed.world_size()
+        for number in range(consumed + distributed.rank(), consumed + count * step, step):
+            batch = points(number)
+            if number == self.poison:
+                batch = Points(batch.x, torch.full_like(batch.y, torch.nan), batch.valid, batch.records)
+            yield batch
+
+
+class Run:
+    """A picklable job: train on every rank, give back the weights and what was logged."""
+
+    def __init__(self, folder: Path, accumulate: int, steps: int = 3, poison: int | None = None, skips: int = 0):
+        self.folder, self.accumulate, self.steps, self.poison, self.skips = folder, accumulate, steps, poison, skips
+
+    def __call__(self) -> dict:
+        task = ToyTask()
+        task.loader = NumberedLoader(self.poison)
+        run = trainer(self.folder, task, steps=self.steps, accumulate=self.accumulate, max_skipped_steps=self.skips)
+        message = ""
+        try:
+            run.fit()
+        except UserError as error:
+            message = str(error)
+        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["points/square"] for line in lines]
+        weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
+        return {"weights": weights, "losses": losses, "message": message, "skipped": run.skipped}
+
+
+def test_two_ranks_that_accumulate_follow_one_process_that_accumulates_more(tmp_path):
+    """2 ranks x 2 micro-batches and 1 x 4 see the same rows each step, with uneven numbers of valid ones."""
+    (tmp_path / "out").mkdir()
+    alone = Run(tmp_path / "alone", accumulate=4)()
+    for found in on_two_ranks(Run(tmp_path / "both", accumulate=2), tmp_path / "out"):
+        torch.testing.assert_close(found["weights"], alone["weights"], atol=1e-6, rtol=1e-5)
+        assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+
+
+def test_a_nan_on_one_rank_is_left_out_on_both(tmp_path):
+    (tmp_path / "out").mkdir()
+    first, second = on_two_ranks(Run(tmp_path / "run", 1, steps=3, poison=3, skips=1), tmp_path / "out")
+    assert first["skipped"] == second["skipped"] == 1
+    assert first["weights"].isfinite().all()
+    assert torch.equal(first["weights"], second["weights"])
+
+
+def test_the_rank_with_the_nan_is_the_one_whose_records_are_named(tmp_path):
+    (tmp_path / "out").mkdir()
+    for found in on_two_ranks(Run(tmp_path / "run", 1, poison=3), tmp_path / "out"):
+        assert "step 2" in found["message"]
+        assert "points:3:0" in found["message"]
+        assert "rank-1.pt" in found["message"]
