@@ -198,6 +198,8 @@ def _finding(error: dict[str, Any], schema: type[Config], places: Places, source
     if error["type"] == "missing":
         return f"{place}: {name} is missing; add it or give {name}=... on the command line"
     message = str(error["msg"]).removeprefix("Value error, ")
+    if isinstance(error["input"], Mapping | BaseModel):
+        return f"{place}: {name}: {message}"
     return f"{place}: {name} = {error['input']!r}: {message}"
 
 

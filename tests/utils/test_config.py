@@ -1,6 +1,7 @@
 """The config system: inheritance, overrides, and every error at once with its place and a suggestion."""
 
 import pytest
+from pydantic import model_validator
 
 from utils.config import Config, ConfigError, dump_config, load_config
 
@@ -82,6 +83,28 @@ def test_a_missing_file_and_a_malformed_override_are_named(write, tmp_path):
 def test_a_dumped_config_reads_back_equal(write):
     config = load_config(write("a.yaml", "optim: {lr: 1e-8, names: [a]}\nother: null\n"), [], Outer)
     assert load_config(write("b.yaml", dump_config(config)), [], Outer) == config
+
+
+class Checked(Config):
+    low: int
+    high: int
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.low > self.high:
+            raise ValueError("low exceeds high")
+        return self
+
+
+class Holder(Config):
+    span: Checked
+
+
+def test_a_section_that_contradicts_itself_is_named_without_its_content(write):
+    path = write("a.yaml", "span:\n  low: 3\n  high: 2\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path, [], Holder)
+    assert error.value.findings == [f"{path}:1: span: low exceeds high"]
 
 
 def test_a_config_is_immutable(write):

@@ -1,0 +1,38 @@
+"""`run.py` from the command line to the end of a job on two ranks, and mistakes told once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.engine.runs import ROOT, curve
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "run.py", "--task", "pretrain", "--cpu", "2", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_two_ranks_train_evaluate_and_return_0(tmp_path, tiny_overrides):
+    done = launch("--output", str(tmp_path / "run"), *tiny_overrides, "train.steps=4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [line["step"] for line in curve(tmp_path / "run")] == [1, 2, 3, 4]
+    assert done.stdout.count("image to text R@1 (cosine)") == 1
+    assert "Warning" not in done.stderr
+
+
+def test_a_mistake_is_told_once_in_one_line_with_status_2(tmp_path, tiny_overrides):
+    done = launch("--output", str(tmp_path / "run"), *tiny_overrides, "data.images.files=[nowhere.jsonl]")
+    assert done.returncode == 2
+    assert done.stderr.count("nowhere.jsonl") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_too_many_broken_records_stop_both_ranks_without_a_traceback(tmp_path, tiny_overrides):
+    (tmp_path / "broken.jsonl").write_text("{\n" * 40)
+    files = f"data.images.files=[{tmp_path}/broken.jsonl]"
+    done = launch("--output", str(tmp_path / "run"), *tiny_overrides, files, "train.steps=60")
+    assert done.returncode == 2
+    assert "more than data.max_broken = 1 %" in done.stderr
+    assert "bad json (first: " in done.stderr
+    assert "Traceback" not in done.stderr
