@@ -17,6 +17,14 @@ from dataset import scenes
 from tests.conftest import tiny_run
 from tests.engine.runs import curve, final_weights, finish, start
 
+STEPS = 150
+
+
+def lines(output: Path) -> int:
+    """Lines of the run's `metrics.jsonl`, torn ones included."""
+    path = output / "metrics.jsonl"
+    return path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
+
 
 def main() -> int:
     parser = argparse.ArgumentParser()
@@ -27,17 +35,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         scenes.build(root / "scenes", seed=0, train=40, val=8, test=8, size=32)
-        overrides = [*tiny_run(root / "scenes"), "train.steps=150", "train.checkpoint_every=5"]
-        began = time.monotonic()
+        overrides = [*tiny_run(root / "scenes"), f"train.steps={STEPS}", "train.checkpoint_every=5"]
         finish(root / "whole", overrides)
-        whole_s = time.monotonic() - began
-        for kill in range(arguments.kills):
-            process = start(root / "killed", overrides, resume=True)
-            time.sleep(chance.uniform(0.5, whole_s))
+        killed = root / "killed"
+        for goal in sorted(chance.sample(range(1, STEPS - 5), arguments.kills)):
+            process = start(killed, overrides, resume=True)
+            while lines(killed) < goal and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, 0.1))
             process.send_signal(signal.SIGKILL)
             process.communicate()
-            done = len(curve(root / "killed")) if (root / "killed" / "metrics.jsonl").exists() else 0
-            sys.stdout.write(f"kill {kill + 1}: {done} steps in metrics.jsonl\n")
+            newest = max((path.name for path in killed.glob("checkpoints/step-*")), default="no checkpoint")
+            sys.stdout.write(f"killed with {lines(killed)} steps in metrics.jsonl and {newest}\n")
         finish(root / "killed", overrides, resume=True)
         same = curve(root / "whole") == curve(root / "killed")
         same = same and final_weights(root / "whole") == final_weights(root / "killed")
