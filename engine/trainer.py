@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import Field
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from engine.checkpoint import Checkpoint, save_checkpoint
 from engine.precision import Precision, PrecisionName
 from engine.run_folder import MetricsLog, RunFolder
-from engine.task import Task
+from engine.task import Task, TaskModel
 from optim import OptimConfig, build_optimizer, parameter_groups
 from scheduler import ScheduleConfig, build_schedule
 from utils import distributed
@@ -212,7 +212,8 @@ class Trainer:
 
     def _counts(self, micro_batches: list[Any]) -> dict[str, Tensor]:
         """What each term is divided by: its rows or tokens over ranks and micro-batches, at least 1."""
-        each = [self.model.counts(batch) for batch in micro_batches]  # type: ignore[operator]
+        model = cast(TaskModel, self.model)
+        each = [model.counts(batch) for batch in micro_batches]
         names = list(each[0])
         local = torch.stack([torch.stack([counts[name].float() for name in names]) for counts in each]).sum(dim=0)
         total = distributed.sum_over_ranks(local).clamp(min=1)

@@ -41,7 +41,7 @@ def test_a_config_opens_with_its_command(path):
     assert f"--config {relative}" in head or "make demo" in head
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name == "pretrain" or p.name == "base.yaml"], ids=str)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_values_name_their_source(path):
     """Each line with a value says paper, released or ours, itself or in a comment just above."""
     lines = path.read_text(encoding="utf-8").splitlines()
