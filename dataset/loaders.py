@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
+from pydantic import Field
 from torch.utils.data import DataLoader, Dataset
 
-from dataset.pretrain import DataConfig, PretrainBatches
-from utils.batch import BrokenRecord, PretrainBatch
+from utils.batch import Batch, BrokenRecord
+from utils.config import Config
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
 _ENOUGH_TO_JUDGE = 1000
+
+
+class LoadingConfig(Config):
+    """How records become batches, whatever the task."""
+
+    workers: int = Field(4, ge=0, description="Processes that make batches; 0 = the training process itself.")
+    max_broken: float = Field(0.01, ge=0, le=1, description="Share of broken records that stops the run when exceeded.")
+    max_pixels: int = Field(80_000_000, ge=1, description="Pictures with more pixels are broken records.")
 
 
 class BrokenRecordLog:
@@ -38,7 +44,7 @@ class BrokenRecordLog:
         self.kinds: Counter[str] = Counter()
         self.first: dict[str, BrokenRecord] = {}
 
-    def add(self, batch: PretrainBatch) -> None:
+    def add(self, batch: Batch) -> None:
         """Count a batch.
 
         A record counts once towards the share, however many of its parts are broken; kinds count parts.
@@ -91,50 +97,48 @@ class BrokenRecordLog:
         )
 
 
-class PretrainLoader:
-    """Micro-batches of pre-training for one rank.
+class BatchMaker(Protocol):
+    """Micro-batch number u of a run, as a function of u alone.
+
+    ``stream_sizes``: records of each stream, the leading one first; ``rows_per_batch``: rows of a micro-batch, all streams
+    together; ``records_per_batch``: records of the leading stream that a micro-batch reads.
+    """
+
+    stream_sizes: dict[str, int]
+    rows_per_batch: int
+    records_per_batch: int
+
+    def make(self, number: int) -> Batch:
+        """Micro-batch ``number``, counted over all ranks."""
+        ...
+
+
+class BatchLoader:
+    """Micro-batches for one rank, made by worker processes.
 
     Micro-batch number u is the same whoever makes it: the rank takes the numbers ``consumed + k * world_size + rank``. So
     batches do not depend on the number of workers, and a run resumed after ``consumed`` micro-batches (over all ranks) repeats
     the uninterrupted one, also on another number of ranks (in random order).
 
     Args:
-        data, tokenizer, image_size, patch_size, seed: see :class:`~dataset.pretrain.PretrainBatches`.
+        maker: of the batches.
+        config: workers, and the share of broken records that stops a run.
         rank, world_size: this process among those that share the data.
-
-    Raises:
-        UserError: in one line, naming the config key: no files, no records, fewer shards than ranks.
     """
 
-    def __init__(
-        self,
-        data: DataConfig,
-        *,
-        tokenizer: PreTrainedTokenizerFast,
-        image_size: int,
-        patch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        self.data, self.rank, self.world_size = data, rank, world_size
-        self.maker = PretrainBatches(
-            data, tokenizer=tokenizer, image_size=image_size, patch_size=patch_size, seed=seed, world_size=world_size
-        )
-        self.stream_sizes = self.maker.sizes
-        self.broken = BrokenRecordLog(data.max_broken, sum(self.stream_sizes.values()))
-
-    @property
-    def examples_per_batch(self) -> int:
-        """Rows of a micro-batch, all streams together."""
-        return sum(stream.batch_size for stream in self.data.streams().values())
+    def __init__(self, maker: BatchMaker, config: LoadingConfig, *, rank: int = 0, world_size: int = 1):
+        self.maker, self.config, self.rank, self.world_size = maker, config, rank, world_size
+        self.stream_sizes = maker.stream_sizes
+        self.examples_per_batch = maker.rows_per_batch
+        self.records_per_batch = maker.records_per_batch
+        self.broken = BrokenRecordLog(config.max_broken, sum(self.stream_sizes.values()))
 
     @property
     def epoch_size(self) -> int:
-        """Records of the leading stream: images, else regions, else texts."""
+        """Records of the leading stream."""
         return next(iter(self.stream_sizes.values()))
 
-    def batches(self, consumed: int, count: int) -> Iterator[PretrainBatch]:
+    def batches(self, consumed: int, count: int) -> Iterator[Batch]:
         """The rank's next ``count`` micro-batches, when all ranks together have consumed ``consumed``.
 
         Raises:
@@ -142,24 +146,37 @@ class PretrainLoader:
         """
         first = consumed + self.rank
         numbers = range(first, first + count * self.world_size, self.world_size)
-        loader = DataLoader(
-            _NumberedBatches(self.maker),
-            batch_size=None,
-            sampler=numbers,
-            num_workers=min(self.data.workers, count),
-            worker_init_fn=_use_one_thread,
-            pin_memory=torch.cuda.is_available(),
-            # Without one of its own, the loader draws from torch's global generator, which belongs to the model's dropout.
-            generator=torch.Generator(),
-        )
-        for batch in loader:
-            if isinstance(batch, _Failure):
-                raise UserError(batch.message)
+        for batch in in_workers(self.maker.make, numbers, self.config.workers):
             self.broken.add(batch)
             yield batch
         # What a resumed run reads is too little to judge a share by, unless it is as much as anywhere.
         whole = consumed == 0 or self.broken.read >= self.broken.enough
         logger.info("%s", self.broken.finish() if whole else self.broken.summary())
+
+
+T = TypeVar("T")
+
+
+def in_workers(make: Callable[[int], T], numbers: Sequence[int], workers: int) -> Iterator[T]:
+    """``make(number)`` for each number in order, made by ``workers`` processes (0: by this one).
+
+    Raises:
+        UserError: as ``make`` does, in whichever process.
+    """
+    loader: DataLoader[T | _Failure] = DataLoader(
+        _Numbered(make),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=min(workers, len(numbers)),
+        worker_init_fn=_use_one_thread,
+        pin_memory=torch.cuda.is_available(),
+        # Without one of its own, the loader draws from torch's global generator, which belongs to the model's dropout.
+        generator=torch.Generator(),
+    )
+    for made in loader:
+        if isinstance(made, _Failure):
+            raise UserError(made.message)
+        yield made
 
 
 class _Failure:
@@ -169,13 +186,13 @@ class _Failure:
         self.message = message
 
 
-class _NumberedBatches(Dataset[PretrainBatch | _Failure]):
-    def __init__(self, maker: PretrainBatches):
-        self.maker = maker
+class _Numbered(Dataset[Any]):
+    def __init__(self, make: Callable[[int], Any]):
+        self.make = make
 
-    def __getitem__(self, number: int) -> PretrainBatch | _Failure:
+    def __getitem__(self, number: int) -> Any:
         try:
-            return self.maker.make(number)
+            return self.make(number)
         except UserError as error:
             return _Failure(str(error))
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dataset.images import AugmentConfig, RandAugment, RegionAugmentConfig, decode, hflip, random_resized_crop, resize
+from dataset.loaders import LoadingConfig
 from dataset.readers import Shards
 from dataset.records import (
     Box,
@@ -98,16 +99,13 @@ class TextStreamConfig(StreamConfig):
     text_key: str = Field("text", description="Key of the text in a JSON record.")
 
 
-class DataConfig(Config):
+class DataConfig(LoadingConfig):
     """The data of pre-training: one to three streams, mixed in every micro-batch."""
 
     text: TextDataConfig = Field(default_factory=TextDataConfig, description="Cutting and masking of all texts.")
     images: ImageStreamConfig | None = Field(None, description="Image-text pairs.")
     regions: RegionStreamConfig | None = Field(None, description="Pictures with described boxes.")
     texts: TextStreamConfig | None = Field(None, description="Texts alone.")
-    workers: int = Field(4, ge=0, description="Processes that make batches; 0 = the training process itself.")
-    max_broken: float = Field(0.01, ge=0, le=1, description="Share of broken records that stops the run when exceeded.")
-    max_pixels: int = Field(80_000_000, ge=1, description="Pictures with more pixels are broken records.")
     cache_index: str | None = Field(None, description="Folder of shard indexes; null = the user's cache folder.")
 
     @model_validator(mode="after")
@@ -172,7 +170,7 @@ class PretrainBatches:
         sources = {
             name: RecordSource(
                 Shards(stream.files, key=f"data.{name}.files", index_folder=data.cache_index),
-                stream.max_images if isinstance(stream, RegionStreamConfig) else stream.batch_size,
+                _records_per_batch(stream),
                 order=stream.order,
                 name=name,
                 seed=seed,
@@ -180,7 +178,10 @@ class PretrainBatches:
             )
             for name, stream in data.streams().items()
         }
-        self.sizes = {name: len(source.shards) for name, source in sources.items()}
+        streams = data.streams()
+        self.stream_sizes = {name: len(source.shards) for name, source in sources.items()}
+        self.rows_per_batch = sum(stream.batch_size for stream in streams.values())
+        self.records_per_batch = _records_per_batch(next(iter(streams.values())))
         self.images = self.regions = self.texts = None
         if data.images:
             self.images = _ImageStream(data.images, sources["images"], self.text, image_size, data.max_pixels)
@@ -395,6 +396,10 @@ class _TextStream:
                 texts.append(self.text.filler())
                 valid.append(False)
         return TextBatch(self.text.collate(texts), torch.tensor(valid))
+
+
+def _records_per_batch(stream: StreamConfig) -> int:
+    return stream.max_images if isinstance(stream, RegionStreamConfig) else stream.batch_size
 
 
 def _black(size: int) -> Tensor:

@@ -86,20 +86,22 @@ class FusionEncoder(nn.Module):
             layers.append(LayerMemory(project(tokens), concept))
         return ImageMemory(tuple(layers), concepts.patch_mask, concepts.image_index)
 
-    def forward(self, text: Encoded, looks: Sequence[Look] = ()) -> Encoded:
+    def forward(self, text: Encoded, looks: Sequence[Look] = (), cls_only: bool = False) -> Encoded:
         """Fuse texts with what they look at.
 
         Args:
             text: (M, L, D) states; their order is that of ``looks``.
             looks: stretches of rows that add up to M. Empty: the cross-attention is skipped, as for texts without image.
+            cls_only: only the [CLS] states are wanted, (M, 1, D): the last layer computes no others.
         """
         assert not looks or sum(len(look.rows) for look in looks) == len(text.states), "looks must cover the texts"
         plans = [_plan(look) for look in looks]
         attend = attention_mask(text.mask)
-        states = text.states
+        states, last = text.states, len(self.layer) - 1
         for index, layer in enumerate(self.layer):
-            states = layer(states, attend, _cross_attend(plans, index) if plans else None)
-        return Encoded(states, text.mask)
+            queries = 1 if cls_only and index == last else None
+            states = layer(states, attend, _cross_attend(plans, index) if plans else None, queries)
+        return Encoded(states, text.mask[:, :1] if cls_only else text.mask)
 
 
 @dataclass(frozen=True)

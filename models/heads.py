@@ -6,10 +6,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.encoded import Encoded
+
 
 def mlp_head(width: int, outputs: int) -> nn.Sequential:
     """Linear, LayerNorm, GELU, Linear with a hidden layer of twice the width: the matching and box heads (eqs. 2 and 4)."""
     return nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, outputs))
+
+
+def predict_box(head: nn.Module, fused: Encoded) -> Tensor:
+    """Eq. 4: a box from each fused [CLS], (N, 4) float32 in 0..1 as centre and size."""
+    return head(fused.cls).float().sigmoid()
 
 
 class WordHead(nn.Module):

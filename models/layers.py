@@ -83,10 +83,15 @@ class Attention(nn.Module):
         dropout = self.attention_dropout if self.training else 0.0
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
 
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Self-attention. ``states`` (N, L, D); ``mask`` (N, 1, 1 or L, L) bool, True = attend."""
+    def forward(self, states: Tensor, mask: Tensor, queries: int | None = None) -> Tensor:
+        """Self-attention. ``states`` (N, L, D); ``mask`` (N, 1, 1 or L, L) bool, True = attend.
+
+        With ``queries``, only so many states at the front ask and are returned; all of them answer.
+        """
         keys, values = self.self(states)
-        return self.output(merge_heads(self.attend(self.self.queries(states), keys, values, mask)), states)
+        asking = states[:, :queries]
+        mask = mask[:, :, :queries] if mask.shape[2] > 1 else mask
+        return self.output(merge_heads(self.attend(self.self.queries(asking), keys, values, mask)), asking)
 
 
 class Intermediate(nn.Module):
@@ -114,12 +119,15 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = ResidualOutput(config.intermediate, config)
 
-    def forward(self, states: Tensor, mask: Tensor, cross_attend: CrossAttend | None = None) -> Tensor:
-        """Without ``cross_attend`` the cross-attention is skipped, as for texts that have no image."""
-        states = self.attention(states, mask)
+    def forward(
+        self, states: Tensor, mask: Tensor, cross_attend: CrossAttend | None = None, queries: int | None = None
+    ) -> Tensor:
+        """Without ``cross_attend`` the cross-attention is skipped, as for texts that have no image. ``queries``: see
+        :meth:`Attention.forward`."""
+        states = self.attention(states, mask, queries)
         if self.crossattention is not None and cross_attend is not None:
-            queries = self.crossattention.self.queries(states)
-            attended = merge_heads(cross_attend(self.crossattention, queries))
+            asking = self.crossattention.self.queries(states)
+            attended = merge_heads(cross_attend(self.crossattention, asking))
             states = self.crossattention.output(attended, states)
         return self.output(self.intermediate(states), states)
 

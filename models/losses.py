@@ -5,7 +5,7 @@ What a sum is divided by spans ranks and micro-batches, so the caller divides (s
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,13 @@ from torch.nn import functional as F
 
 from utils.batch import IGNORE
 
+SameKey = Literal["negative", "ignore", "positive"]
+"""What another row of the same key is to a row: a negative as any other, nothing, or a positive."""
+
 
 class ContrastiveRows(NamedTuple):
-    """Rows of the contrastive loss: embeddings (N, E), L2-normalised; ``valid`` (N,) bool; ``key`` (N,) equal for equal texts."""
+    """Rows of the contrastive loss: embeddings (N, E), L2-normalised; ``valid`` (N,) bool; ``key`` (N,) int64, equal for rows
+    that are not to be told apart (equal texts in pre-training, captions of one image in retrieval)."""
 
     image: Tensor
     text: Tensor
@@ -24,25 +28,32 @@ class ContrastiveRows(NamedTuple):
 
 
 def contrastive(
-    own: ContrastiveRows, everyone: ContrastiveRows, offset: int, temperature: Tensor, ignore_identical: bool
+    own: ContrastiveRows, everyone: ContrastiveRows, offset: int, temperature: Tensor, same_key: SameKey
 ) -> Tensor:
     """Eq. 1: the mean of both directions' cross-entropies, summed over this rank's valid rows.
+
+    With ``positive``, the target is spread evenly over all rows of the same key (as released for retrieval).
 
     Args:
         own: this rank's n rows.
         everyone: all N rows, of all ranks in order of rank; row ``offset + i`` is own row i.
-        ignore_identical: other rows with the same text are no negatives (as published: they are).
+        same_key: what other rows of the same key are; as published, negatives in pre-training.
     """
     n, total = len(own.valid), len(everyone.valid)
-    targets = torch.arange(n, device=own.valid.device) + offset
-    hidden = ~everyone.valid.expand(n, total)
-    if ignore_identical:
-        hidden = hidden | (own.key.unsqueeze(1) == everyone.key.unsqueeze(0))
-    hidden = hidden & (targets.unsqueeze(1) != torch.arange(total, device=targets.device))
+    itself = torch.arange(n, device=own.valid.device).unsqueeze(1) + offset == torch.arange(
+        total, device=own.valid.device
+    )
+    same = (own.key.unsqueeze(1) == everyone.key.unsqueeze(0)) & everyone.valid | itself
+    hidden = ~everyone.valid & ~itself
+    if same_key == "ignore":
+        hidden = hidden | same & ~itself
+    positive = same if same_key == "positive" else itself
+    target = positive / positive.sum(dim=1, keepdim=True)
     loss = own.image.new_zeros(())
     for queries, keys in ((own.image, everyone.text), (own.text, everyone.image)):
-        logits = (queries @ keys.t() / temperature).masked_fill(hidden, -torch.inf)
-        rows = F.cross_entropy(logits, targets, reduction="none")
+        likelihood = (queries @ keys.t() / temperature).masked_fill(hidden, -torch.inf).log_softmax(dim=1)
+        # A hidden column has no share in the target; 0 times -inf would be NaN.
+        rows = -(target * likelihood.masked_fill(hidden, 0)).sum(dim=1)
         loss = loss + rows.masked_fill(~own.valid, 0).sum() / 2
     return loss
 

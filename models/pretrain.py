@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from models import losses
+from models.align import AligningModel, Rows
 from models.encoded import Concepts, Encoded
-from models.fusion import ImageMemory, Look
-from models.heads import WordHead, mlp_head
+from models.fusion import Look
+from models.heads import WordHead, mlp_head, predict_box
 from models.layers import gather_positions
-from models.negatives import allowed_negatives, draw, negative_weights
-from models.xvlm import XVLM, ContrastiveHead, Identical, ModelConfig
+from models.xvlm import ModelConfig
 from utils.batch import IGNORE, ImageTextBatch, Losses, MaskedText, PretrainBatch, RegionBatch, Term, TextBatch
 from utils.config import Config
 
@@ -38,17 +36,8 @@ class StreamWeights(Config):
     texts: float | None = None
 
 
-@dataclass(frozen=True)
-class Negatives:
-    """Hard negatives of N rows: which row's image text i gets, which row's text image i gets, and which rows have any."""
-
-    image: Tensor
-    text: Tensor
-    found: Tensor
-
-
-class PretrainModel(XVLM):
-    """:class:`XVLM` with every pre-training head. ``forward(batch)`` gives all losses of all streams in one call."""
+class PretrainModel(AligningModel):
+    """:class:`AligningModel` with every pre-training head. ``forward(batch)`` gives all losses of all streams in one call."""
 
     def __init__(
         self,
@@ -61,8 +50,6 @@ class PretrainModel(XVLM):
         self.weights = weights or LossWeights()
         self.streams = streams or StreamWeights()
         width = self.text.width
-        self.contrastive = ContrastiveHead(self.vision.width, width, config)
-        self.matching_head = mlp_head(width, 2)
         self.box_head = mlp_head(width, 4)
         self.word_head = WordHead(width, self.text.word_embeddings.shape[0], self.text.layer_config.eps)
         if self.streams.regions is None:
@@ -91,9 +78,8 @@ class PretrainModel(XVLM):
             counts[f"{stream}/mlm"] = (part.text.labels != IGNORE).sum()
             if isinstance(part, TextBatch):
                 continue
-            allowed = self._allowed(part.valid, part.text.key, self._identical(stream))
             counts[f"{stream}/contrastive"] = part.valid.sum()
-            counts[f"{stream}/matching"] = 3 * allowed.any(dim=1).sum()
+            counts[f"{stream}/matching"] = self.matching_count(self._rows(part, stream))
             if isinstance(part, RegionBatch):
                 counts[f"{stream}/l1"] = counts[f"{stream}/giou"] = self._boxes_that_count(part).sum()
         return counts
@@ -108,11 +94,7 @@ class PretrainModel(XVLM):
             images: whole images; text i looks at image ``image_index[i]``, at most ``texts_per_image`` at one (None: any).
         """
         look = Look(self.fusion.remember(images), image_index, texts_per_image)
-        return self._box(self.fusion(text, [look]))
-
-    def match(self, text: Encoded, memory: ImageMemory, rows: Tensor, texts_per_image: int | None) -> Tensor:
-        """Matching logits (N, 2) of texts with the memory rows they look at; column 1 = matched (eq. 2)."""
-        return self.matching_head(self.fusion(text, [Look(memory, rows, texts_per_image)]).cls)
+        return predict_box(self.box_head, self.fusion(text, [look], cls_only=True))
 
     def predict_words(self, fused: Encoded, positions: Tensor) -> Tensor:
         """Logits (N, M, V) at ``positions`` (N, M) (eq. 3)."""
@@ -136,20 +118,22 @@ class PretrainModel(XVLM):
 
     def _image_losses(self, batch: ImageTextBatch, images: Concepts) -> dict[str, Tensor]:
         text, masked = self._encode_texts(batch.text)
-        sums, negatives = self._align(images, text, batch.text, batch.valid, "images")
+        loss, negatives = self.align(images, text, self._rows(batch, "images"))
+        sums = {"contrastive": loss}
         memory = self.fusion.remember(images)
         rows = torch.arange(len(batch.valid), device=batch.valid.device)
         looks = [Look(memory, rows.repeat(3), 3), Look(memory, negatives.image, None)]
         joined = Encoded.concat([text, text.rows(negatives.text), masked, text])
         matched, wrong_text, masked, wrong_image = self.fusion(joined, looks).split([len(rows)] * 4)
-        sums["matching"] = self._matching_loss(matched, wrong_text, wrong_image, negatives.found)
+        sums["matching"] = self.matching_loss(matched, wrong_text, wrong_image, negatives.found)
         sums["mlm"] = self._word_loss(masked, batch.text)
         return sums
 
     def _region_losses(self, batch: RegionBatch, images: Concepts) -> dict[str, Tensor]:
         regions = self.vision.regions(images, batch.patch_mask, batch.image_index)
         text, masked = self._encode_texts(batch.text)
-        sums, negatives = self._align(regions, text, batch.text, batch.valid, "regions")
+        loss, negatives = self.align(regions, text, self._rows(batch, "regions"))
+        sums = {"contrastive": loss}
         memory = self.fusion.remember(_with_whole_images(regions, images))
         count = len(batch.valid)
         rows = torch.arange(count, device=batch.valid.device)
@@ -158,9 +142,9 @@ class PretrainModel(XVLM):
         looks = [Look(memory, own, 4 * batch.max_rows_per_image), Look(memory, negatives.image, None)]
         joined = Encoded.concat([text, text.rows(negatives.text), masked, text, text])
         matched, wrong_text, masked, located, wrong_image = self.fusion(joined, looks).split([count] * 5)
-        sums["matching"] = self._matching_loss(matched, wrong_text, wrong_image, negatives.found)
+        sums["matching"] = self.matching_loss(matched, wrong_text, wrong_image, negatives.found)
         sums["mlm"] = self._word_loss(masked, batch.text)
-        predicted, counts = self._box(located), self._boxes_that_count(batch)
+        predicted, counts = predict_box(self.box_head, located), self._boxes_that_count(batch)
         sums["l1"] = losses.box_l1(predicted, batch.boxes_cxcywh, counts)
         sums["giou"] = losses.box_giou(predicted, batch.boxes_cxcywh, counts)
         return sums
@@ -176,33 +160,6 @@ class PretrainModel(XVLM):
         plain, masked = both.split([len(text.ids)] * 2)
         return plain, masked
 
-    def _align(
-        self, concepts: Concepts, text: Encoded, batch: MaskedText, valid: Tensor, stream: str
-    ) -> tuple[dict[str, Tensor], Negatives]:
-        """The contrastive loss, and hard negatives drawn from its similarities within the local batch."""
-        head, identical = self.contrastive, self._identical(stream)
-        image_embed, text_embed = head.embed_image(concepts), head.embed_text(text)
-        loss = head.loss(image_embed, text_embed, valid, batch.key, identical)
-        with torch.no_grad():
-            allowed = self._allowed(valid, batch.key, identical)
-            similarity = head.similarity(image_embed, text_embed)
-            negatives = Negatives(
-                image=self.draw_negatives(similarity.t(), allowed),
-                text=self.draw_negatives(similarity, allowed),
-                found=allowed.any(dim=1),
-            )
-        return {"contrastive": loss}, negatives
-
-    def draw_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
-        """One negative per row, (N,); see :mod:`models.negatives`."""
-        return draw(negative_weights(similarity, allowed))
-
-    def _matching_loss(self, matched: Encoded, wrong_text: Encoded, wrong_image: Encoded, found: Tensor) -> Tensor:
-        """A row without any allowed negative stays out altogether: alone, it would only teach to answer "matched"."""
-        logits = self.matching_head(torch.cat([matched.cls, wrong_text.cls, wrong_image.cls]))
-        truth = torch.arange(len(logits), device=logits.device) < len(found)
-        return losses.matching(logits, truth, found.repeat(3))
-
     def _word_loss(self, fused: Encoded, text: MaskedText) -> Tensor:
         states = gather_positions(fused.states, text.positions).flatten(0, 1)
         labels = text.labels.flatten()
@@ -212,17 +169,11 @@ class PretrainModel(XVLM):
             states, labels = states.index_select(0, used), labels.index_select(0, used)
         return losses.masked_words(self.word_head(states, self.text.word_embeddings), labels)
 
-    def _box(self, fused: Encoded) -> Tensor:
-        return self.box_head(fused.cls).float().sigmoid()
-
     def _boxes_that_count(self, batch: RegionBatch) -> Tensor:
         return batch.valid if self.weights.whole_image_boxes else batch.valid & ~batch.is_image
 
-    def _identical(self, stream: str) -> Identical:
-        return getattr(self.config.contrastive.identical_texts, stream)
-
-    def _allowed(self, valid: Tensor, key: Tensor, identical: Identical) -> Tensor:
-        return allowed_negatives(valid, key if identical == "ignore" else None)
+    def _rows(self, batch: ImageTextBatch | RegionBatch, stream: str) -> Rows:
+        return Rows(batch.valid, batch.text.key, getattr(self.config.contrastive.identical_texts, stream))
 
 
 def _with_whole_images(regions: Concepts, images: Concepts) -> Concepts:

@@ -96,7 +96,7 @@ class ContrastiveHead(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             return image @ text.t() / self.temperature
 
-    def loss(self, image: Tensor, text: Tensor, valid: Tensor, key: Tensor, identical: Identical) -> Tensor:
+    def loss(self, image: Tensor, text: Tensor, valid: Tensor, key: Tensor, same_key: losses.SameKey) -> Tensor:
         """Eq. 1 over the global batch, summed over this rank's valid rows; each rank computes only its own rows.
 
         The gradient is that of the single-process loss, or 1/ranks of it (``config.gradient``).
@@ -111,4 +111,4 @@ class ContrastiveHead(nn.Module):
         everyone = losses.ContrastiveRows(embeds[:, :width], embeds[:, width:], marks[:, 0].bool(), marks[:, 1])
         with torch.autocast(image.device.type, enabled=False):
             offset = distributed.rank() * len(valid)
-            return losses.contrastive(own, everyone, offset, self.temperature, identical == "ignore")
+            return losses.contrastive(own, everyone, offset, self.temperature, same_key)

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
-from dataset.loaders import PretrainLoader
-from dataset.pretrain import DataConfig
+from dataset.loaders import BatchLoader
+from dataset.pretrain import DataConfig, PretrainBatches
 from dataset.text import TextProcessor, load_tokenizer
 from engine.checkpoint import Checkpoint
 from engine.trainer import TrainConfig
@@ -76,15 +76,15 @@ class PretrainTask:
         torch.manual_seed(config.seed)
         self.model = build_model(config, len(self.tokenizer))
         self.fresh = self._load(checkpoint)
-        self.loader = PretrainLoader(
+        batches = PretrainBatches(
             config.data,
             tokenizer=self.tokenizer,
             image_size=config.model.vision.image_size,
             patch_size=self.model.vision.patch_size,
             seed=config.seed,
-            rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
+        self.loader = BatchLoader(batches, config.data, rank=distributed.rank(), world_size=distributed.world_size())
         if config.evaluation is not None:
             check_files(config.evaluation, config.data)
         self._log_sizes()
@@ -115,7 +115,7 @@ class PretrainTask:
         logger.info("%s", "\n".join(never_loaded(self.model, reports)))
         return fresh_parameters(self.model, reports)
 
-    def train_loader(self) -> PretrainLoader:
+    def train_loader(self) -> BatchLoader:
         return self.loader
 
     def _evaluation(self) -> Evaluation | None:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+B = TypeVar("B")
+
 IGNORE = -100
 """Label of a masked position that does not count."""
 
@@ -81,24 +83,71 @@ class BrokenRecord:
     message: str
 
 
-@dataclass(frozen=True)
-class PretrainBatch:
-    """One micro-batch of every stream of pre-training; a stream that the run does not have is None.
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What every micro-batch tells of its making.
 
     ``records`` names the records that the rows came from; ``broken`` those that were skipped while the batch was made;
     ``read`` counts the records that were asked for.
     """
 
-    images: ImageTextBatch | None
-    regions: RegionBatch | None
-    texts: TextBatch | None
     records: tuple[str, ...] = ()
     broken: tuple[BrokenRecord, ...] = ()
     read: int = 0
 
-    def pin_memory(self) -> PretrainBatch:
+    def pin_memory(self: B) -> B:
         """The same batch in page-locked memory (called by torch's ``DataLoader``)."""
         return _map_tensors(self, lambda tensor: tensor.pin_memory())
+
+
+@dataclass(frozen=True)
+class PretrainBatch(Batch):
+    """One micro-batch of every stream of pre-training; a stream that the run does not have is None."""
+
+    images: ImageTextBatch | None
+    regions: RegionBatch | None
+    texts: TextBatch | None
+
+
+@dataclass(frozen=True)
+class Text:
+    """Texts padded to the longest of the batch: ``ids`` (N, L) int64; ``mask`` (N, L) bool, True = token."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class RetrievalBatch(Batch):
+    """Image-text pairs of retrieval. ``pixels`` (N, 3, H, W) uint8; ``group`` (N,) int64, equal exactly for captions of one
+    image, which are positives of each other; ``valid`` (N,) bool: rows that count."""
+
+    pixels: Tensor
+    text: Text
+    group: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class PairBatch(Batch):
+    """Statements about two images. ``pixels`` (2N, 3, H, W) uint8, all left images before all right ones; ``label`` (N,)
+    int64, 1 = true; ``valid`` (N,) bool: rows that count."""
+
+    pixels: Tensor
+    text: Text
+    label: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class GroundingBatch(Batch):
+    """Phrases with the box they refer to. ``pixels`` (N, 3, H, W) uint8; ``boxes_cxcywh`` (N, 4) float32 relative to the
+    input, centre and size; ``valid`` (N,) bool: rows that count."""
+
+    pixels: Tensor
+    text: Text
+    boxes_cxcywh: Tensor
+    valid: Tensor
 
 
 class Term(NamedTuple):
@@ -110,7 +159,6 @@ class Term(NamedTuple):
 
 
 Losses = dict[str, Term]
-B = TypeVar("B")
 
 
 def to_device(batch: B, device: torch.device) -> B:

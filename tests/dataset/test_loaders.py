@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataset.loaders import BrokenRecordLog, PretrainLoader
-from dataset.pretrain import DataConfig, ImageStreamConfig, RegionStreamConfig, TextStreamConfig
+from dataset.loaders import BatchLoader, BrokenRecordLog
+from dataset.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
 from dataset.readers import Shards
 from utils.batch import BrokenRecord, PretrainBatch
 from utils.errors import UserError
@@ -49,11 +49,12 @@ def data(write_lines, make_pair, make_regions, tmp_path) -> DataConfig:
 
 @pytest.fixture
 def loader(data, tokenizer):
-    def make(workers: int = 0, rank: int = 0, world_size: int = 1, **change) -> PretrainLoader:
+    def make(workers: int = 0, rank: int = 0, world_size: int = 1, **change) -> BatchLoader:
         changed = data.model_copy(update={"workers": workers, **change})
-        return PretrainLoader(
-            changed, tokenizer=tokenizer, image_size=32, patch_size=8, seed=3, rank=rank, world_size=world_size
+        batches = PretrainBatches(
+            changed, tokenizer=tokenizer, image_size=32, patch_size=8, seed=3, world_size=world_size
         )
+        return BatchLoader(batches, changed, rank=rank, world_size=world_size)
 
     return make
 

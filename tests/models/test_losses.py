@@ -19,8 +19,8 @@ def rows(n: int, valid=None, key=None, seed: int = 0) -> ContrastiveRows:
     return ContrastiveRows(image, text, valid, torch.arange(n) if key is None else torch.tensor(key))
 
 
-def contrastive(own, everyone=None, offset=0, ignore=False) -> torch.Tensor:
-    return losses.contrastive(own, everyone or own, offset, TEMPERATURE, ignore)
+def contrastive(own, everyone=None, offset=0, same_key="negative") -> torch.Tensor:
+    return losses.contrastive(own, everyone or own, offset, TEMPERATURE, same_key)
 
 
 def test_contrastive_is_the_mean_of_both_cross_entropies():
@@ -39,9 +39,9 @@ def test_rows_that_do_not_count_are_neither_queries_nor_negatives():
 
 def test_equal_texts_are_negatives_only_when_asked():
     same = rows(4, key=[7, 7, 1, 2])
-    ignoring = contrastive(same, ignore=True)
+    ignoring = contrastive(same, same_key="ignore")
     assert ignoring < contrastive(same)
-    torch.testing.assert_close(contrastive(rows(4), ignore=True), contrastive(rows(4)))
+    torch.testing.assert_close(contrastive(rows(4), same_key="ignore"), contrastive(rows(4)))
 
 
 def test_rows_of_a_rank_add_up_to_the_whole():
