@@ -124,6 +124,16 @@ def resize(image: Tensor, size: int) -> Tensor:
     return resize_tensor(image, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
+def training_view(
+    image: Tensor, size: int, config: AugmentConfig, augment: RandAugment, rng: np.random.Generator, *, may_flip: bool
+) -> Tensor:
+    """A random crop at (3, ``size``, ``size``), mirrored at times where it may be, then through RandAugment."""
+    image = random_resized_crop(image, size, config, rng)
+    if rng.random() < config.flip and may_flip:
+        image = hflip(image)
+    return augment(image, rng)
+
+
 def evaluation_view(image: Tensor, size: int) -> Tensor:
     """The whole picture at (3, ``size``, ``size``), without a centre crop (released)."""
     return resize(image, size).contiguous()

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dataset.images import AugmentConfig, RandAugment, RegionAugmentConfig, decode, hflip, random_resized_crop, resize
+from dataset.images import AugmentConfig, RandAugment, RegionAugmentConfig, decode, hflip, resize, training_view
 from dataset.loaders import LoadingConfig
 from dataset.readers import Shards
 from dataset.records import (
@@ -233,12 +233,10 @@ class _ImageStream:
     def _example(self, raw: RawRecord, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
         record = parse_image_record(raw, self.keys, self.config.caption_key)
         text = self.text.choose(record.captions, rng, record.place)
-        augment = self.config.augment
         image = decode(record.image.load(), self.max_pixels, record.place)
-        image = random_resized_crop(image, self.image_size, augment, rng)
-        if rng.random() < augment.flip and not (self.config.careful_flip and mentions_side(text)):
-            image = hflip(image)
-        return self.rand_augment(image, rng), self.text.encode(text, rng)
+        may_flip = not (self.config.careful_flip and mentions_side(text))
+        view = training_view(image, self.image_size, self.config.augment, self.rand_augment, rng, may_flip=may_flip)
+        return view, self.text.encode(text, rng)
 
 
 class _RegionStream:

@@ -27,21 +27,26 @@ _SPACES = re.compile(r"\s{2,}")
 _SIDE = re.compile(r"\b(left|right)(most|wards?|hand)?\b", re.IGNORECASE)
 
 
-class TextDataConfig(Config):
-    """How texts are cut and masked (X²-VLM, sections 3.3 and 4.2)."""
+class TextLimits(Config):
+    """How long a text may be."""
 
     max_tokens: int = Field(30, ge=3, description="Tokens of a text with [CLS] and [SEP]; the rest is cut off.")
     max_words: int | None = Field(
         None, ge=1, description="Words, split at spaces, that the clean-up keeps; null = max_tokens, as released."
     )
+    language: str | None = Field(
+        None, description="Which text of a record in several languages is used; null = a random one each time."
+    )
+
+
+class TextDataConfig(TextLimits):
+    """How texts are cut and masked (X²-VLM, sections 3.3 and 4.2)."""
+
     mask_prob: float = Field(0.5, gt=0, le=1, description="Share of the tokens that is masked.")
     max_masks: int = Field(12, ge=1, description="Most masked tokens of a text.")
     whole_word: bool = Field(True, description="Mask all pieces of a word together.")
     skipgram_prob: float = Field(0.2, ge=0, le=1, description="Chance that a masked span has several tokens.")
     skipgram_size: int = Field(3, ge=2, description="Most tokens of such a span; it has at least two.")
-    language: str | None = Field(
-        None, description="Which text of a record in several languages is used; null = a random one each time."
-    )
 
 
 class TextExample:
@@ -97,25 +102,23 @@ def mentions_side(text: str) -> bool:
     return _SIDE.search(text) is not None
 
 
-class TextProcessor:
-    """Texts to token ids and masks.
+class PlainTextProcessor:
+    """Texts to token ids.
 
     Args:
-        tokenizer: a fast Hugging Face tokenizer with a classification, a separator, a mask and a padding token.
-        config: cutting and masking.
+        tokenizer: a fast Hugging Face tokenizer with a classification, a separator and a padding token.
+        limits: lengths and language.
 
     Raises:
         UserError: where the tokenizer lacks one of these tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: TextDataConfig):
-        self.config = config
-        self.max_words = config.max_words or config.max_tokens
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, limits: TextLimits):
+        self.limits = limits
+        self.max_words = limits.max_words or limits.max_tokens
         self.cls_id = _special(tokenizer, "cls_token")
         self.sep_id = _special(tokenizer, "sep_token")
-        self.mask_id = _special(tokenizer, "mask_token")
         self.pad_id = _special(tokenizer, "pad_token")
-        self.vocab_size = len(tokenizer)
         self._pieces = tokenizer.backend_tokenizer
         # The wrapper sets these on each of its calls; here texts are encoded without it, nearly twice as fast, and cut by hand.
         self._pieces.no_truncation()
@@ -127,7 +130,7 @@ class TextProcessor:
         Raises:
             BrokenRecordError: "empty text" where all are empty, "missing key" where none has the configured language.
         """
-        found = alternatives(texts, self.config.language, rng, place)
+        found = alternatives(texts, self.limits.language, rng, place)
         order = rng.permutation(len(found)).tolist() if len(found) > 1 else [0]
         for index in order:
             try:
@@ -135,6 +138,39 @@ class TextProcessor:
             except ValueError:
                 continue
         raise BrokenRecordError("empty text", place, f"nothing is left of {found[0][:80]!r} after cleaning")
+
+    def encode_plain(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Cleaned texts without masking: ids (N, L) int64 and mask (N, L) bool, True = token."""
+        rows = [self._tokens(text)[0] for text in texts]
+        ids = stack_rows(rows, self.pad_id)
+        return ids, _attended(rows, ids.shape[1])
+
+    def _tokens(self, text: str) -> tuple[list[int], list[bool]]:
+        """Ids with [CLS] and [SEP], and for each whether it continues the word of the one before it."""
+        pieces = self._pieces.encode(text, add_special_tokens=False)
+        kept = self.limits.max_tokens - 2
+        words = pieces.word_ids[:kept]
+        continues = [word is not None and word == before for before, word in itertools.pairwise(words)]
+        ids = [self.cls_id, *pieces.ids[:kept], self.sep_id]
+        return ids, [False, *([False] if words else []), *continues, False]
+
+
+class TextProcessor(PlainTextProcessor):
+    """Texts to token ids and masked copies.
+
+    Args:
+        tokenizer: see :class:`PlainTextProcessor`; with a mask token.
+        config: cutting and masking.
+
+    Raises:
+        UserError: where the tokenizer lacks one of these tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: TextDataConfig):
+        self.mask_id = _special(tokenizer, "mask_token")
+        super().__init__(tokenizer, config)
+        self.config = config
+        self.vocab_size = len(tokenizer)
 
     def encode(self, text: str, rng: np.random.Generator) -> TextExample:
         """Token ids of a cleaned text, at most ``max_tokens``, with a masked copy."""
@@ -168,21 +204,6 @@ class TextProcessor:
             labels=stack_rows([example.labels for example in examples], IGNORE, masks),
             key=text_keys(ids, mask),
         )
-
-    def encode_plain(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Cleaned texts without masking, for evaluation: ids (N, L) int64 and mask (N, L) bool, True = token."""
-        rows = [self._tokens(text)[0] for text in texts]
-        ids = stack_rows(rows, self.pad_id)
-        return ids, _attended(rows, ids.shape[1])
-
-    def _tokens(self, text: str) -> tuple[list[int], list[bool]]:
-        """Ids with [CLS] and [SEP], and for each whether it continues the word of the one before it."""
-        pieces = self._pieces.encode(text, add_special_tokens=False)
-        kept = self.config.max_tokens - 2
-        words = pieces.word_ids[:kept]
-        continues = [word is not None and word == before for before, word in itertools.pairwise(words)]
-        ids = [self.cls_id, *pieces.ids[:kept], self.sep_id]
-        return ids, [False, *([False] if words else []), *continues, False]
 
     def _mask_positions(self, continues: list[bool], rng: np.random.Generator) -> list[int]:
         """Positions to mask: the released ``TextMaskingGenerator``, with words as the tokenizer groups them.

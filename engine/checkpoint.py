@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -15,10 +16,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from utils.errors import UserError
-from utils.files import sync_file
+from utils.files import replacing, sync_file
 
 MODEL_FILE = "model.safetensors"
 TRAINING_FILE = "training.pt"
+CHECKPOINTS = "checkpoints"
+BEST_FILE = "best.safetensors"
 NAME = re.compile(r"step-(\d+)")
 
 
@@ -62,8 +65,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, training: dict[st
     if final.exists():
         return Checkpoint(final, step)
     temporary.mkdir()
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, temporary / MODEL_FILE)
+    save_file(_weights(model), temporary / MODEL_FILE)
     torch.save(training, temporary / TRAINING_FILE)
     for file in temporary.iterdir():
         sync_file(file)
@@ -76,3 +78,33 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, training: dict[st
         os.replace(old.folder, leaving)
         shutil.rmtree(leaving)
     return Checkpoint(final, step)
+
+
+def save_best(path: Path, step: int, model: nn.Module, metrics: dict[str, float]) -> None:
+    """Replace the best weights of a run, with their step and metrics in the file's header."""
+    with replacing(path) as temporary:
+        save_file(_weights(model), temporary, metadata={"step": str(step), "metrics": json.dumps(metrics)})
+
+
+def find_weights(path: Path) -> Path:
+    """The weight file that ``path`` names: itself, or in the folder of a run its best weights, else its newest checkpoint.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder of a run")
+    if (path / BEST_FILE).is_file():
+        return path / BEST_FILE
+    if (path / MODEL_FILE).is_file():
+        return path / MODEL_FILE
+    checkpoints = list_checkpoints(path / CHECKPOINTS)
+    if not checkpoints:
+        raise UserError(f"{path}: holds neither {BEST_FILE}, {MODEL_FILE} nor {CHECKPOINTS}/step-*; give a weight file")
+    return checkpoints[-1].model_file
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

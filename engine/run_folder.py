@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from engine.checkpoint import Checkpoint, list_checkpoints
+from engine.checkpoint import BEST_FILE, CHECKPOINTS, Checkpoint, list_checkpoints
 from utils import distributed
 from utils.config import Config, dump_config, read_yaml
 from utils.errors import UserError
@@ -35,8 +35,10 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / CHECKPOINTS
+        self.best = path / BEST_FILE
         self.metrics = path / "metrics.jsonl"
+        self.validation = path / "validation.jsonl"
         self.log = path / "log.txt"
 
     @classmethod
@@ -97,12 +99,20 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _json_line(values: dict[str, float]) -> str:
+    """JSON has no NaN and no infinity: null stands for them."""
+    return json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()}) + "\n"
+
+
 class MetricsLog:
-    """``metrics.jsonl``, one line per logged step in order, and the same scalars as TensorBoard events."""
+    """``metrics.jsonl``, one line per logged step in order, ``validation.jsonl``, one per validation, and the same scalars as
+    TensorBoard events."""
 
     def __init__(self, folder: RunFolder, after_step: int):
         """Opens for appending; lines after ``after_step`` (of a run that was killed) are removed first."""
-        self._keep_until(folder.metrics, after_step)
+        for path in (folder.metrics, folder.validation):
+            self._keep_until(path, after_step)
+        self._validation = folder.validation
         self._file: IO[str] = folder.metrics.open("a", encoding="utf-8")
         # Imported here: it takes a second, and only the rank that writes needs it.
         from torch.utils.tensorboard import SummaryWriter
@@ -126,13 +136,20 @@ class MetricsLog:
 
     def write(self, values: dict[str, float]) -> None:
         """Append one line; ``values`` has ``step``."""
-        # JSON has no NaN and no infinity.
-        line = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(_json_line(values))
         self._file.flush()
         for name, value in values.items():
             if name != "step":
                 self._events.add_scalar(name, value, int(values["step"]))
+
+    def write_validation(self, step: int, values: dict[str, float]) -> None:
+        """Append the metrics of a validation after ``step``."""
+        with self._validation.open("a", encoding="utf-8") as file:
+            file.write(_json_line({"step": step, **values}))
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in values.items():
+            self._events.add_scalar(f"validation/{name}", value, step)
 
     def sync(self) -> None:
         """Force the lines onto the disk; a checkpoint must never be newer than its metrics."""

@@ -21,9 +21,16 @@ class TaskModel(Protocol):
 
 
 class Loader(Protocol):
-    """Micro-batches by number, so that a resumed run repeats the uninterrupted one."""
+    """Micro-batches by number, so that a resumed run repeats the uninterrupted one.
+
+    ``examples_per_batch`` rows of a micro-batch; ``records_per_batch`` records that it takes of the ``epoch_size`` of an epoch.
+    """
 
     examples_per_batch: int
+    records_per_batch: int
+
+    @property
+    def epoch_size(self) -> int: ...
 
     def batches(self, consumed: int, count: int) -> Iterator[Any]:
         """``count`` micro-batches of this rank, after ``consumed`` were used by all ranks together."""
@@ -35,5 +42,11 @@ class Task(Protocol):
     model: nn.Module
     fresh: set[str]
 
+    selects: str | None
+    """The metric of :meth:`validate` that picks the best weights, higher is better; None: the last ones are the result."""
+
     def train_loader(self) -> Loader:
         """The training data of this rank."""
+
+    def validate(self) -> dict[str, float]:
+        """Metrics on the validation split, the same on every rank; called on all of them, with the model in training mode."""

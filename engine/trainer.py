@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import math
 import os
 import sys
 import time
@@ -18,15 +19,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from engine.checkpoint import Checkpoint, save_checkpoint
+from engine.checkpoint import Checkpoint, save_best, save_checkpoint
 from engine.precision import Precision, PrecisionName
 from engine.run_folder import MetricsLog, RunFolder
-from engine.task import Task, TaskModel
+from engine.task import Loader, Task, TaskModel
 from optim import OptimConfig, build_optimizer, parameter_groups
 from scheduler import ScheduleConfig, build_schedule
 from utils import distributed
@@ -41,12 +42,16 @@ logger = logging.getLogger(__name__)
 class TrainConfig(Config):
     """How long and how exactly to train."""
 
-    steps: int = Field(ge=1, description="optimiser steps")
+    steps: int | None = Field(None, ge=1, description="optimiser steps; or give epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the leading stream; or give steps")
     accumulate: int = Field(1, ge=1, description="micro-batches per step and rank")
     precision: PrecisionName = "bf16"
     clip_grad_norm: float | None = Field(1.0, gt=0)
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
     checkpoint_every: int = Field(1000, ge=1)
+    validate_every: int | None = Field(
+        None, ge=1, description="steps between validations, and always after the last; null: once an epoch"
+    )
     keep_checkpoints: int = Field(3, ge=1)
     max_skipped_steps: int = Field(
         0, ge=0, description="steps with a non-finite loss that may be left out before the run stops"
@@ -54,6 +59,23 @@ class TrainConfig(Config):
     deterministic: bool = Field(
         False, description="torch's deterministic algorithms: a resumed run repeats to the last digit"
     )
+
+    @model_validator(mode="after")
+    def _says_how_long(self) -> TrainConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        return self
+
+    def total_steps(self, loader: Loader) -> int:
+        """Optimiser steps of the run; a part of a step counts as one."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return math.ceil(self.epochs * loader.epoch_size / self.records_per_step(loader))
+
+    def records_per_step(self, loader: Loader) -> int:
+        """Records of the leading stream that a step takes, over all ranks."""
+        return loader.records_per_batch * self.accumulate * distributed.world_size()
 
 
 @dataclass
@@ -94,9 +116,12 @@ class Trainer:
         self.model: nn.Module = task.model.to(device).train()
         self.groups = parameter_groups(self.model.named_parameters(), optim, task.fresh)
         self.optimizer = build_optimizer(self.groups, optim)
-        self.schedule = build_schedule(schedule, train.steps)
+        self.loader = task.train_loader()
+        self.steps = train.total_steps(self.loader)
+        self.schedule = build_schedule(schedule, self.steps)
         self.precision = Precision(train.precision, device)
         self.step, self.consumed, self.skipped, self.elapsed_s = 0, 0, 0, 0.0
+        self.best: float | None = None
         if checkpoint is not None:
             self._restore(checkpoint)
         self.parallel = self._wrap(self.model)
@@ -107,34 +132,35 @@ class Trainer:
         Raises:
             UserError: if a loss is not finite more often than ``max_skipped_steps`` allows.
         """
-        remaining = self.config.steps - self.step
+        remaining = self.steps - self.step
         if remaining <= 0:
-            logger.info("all %d steps are done", self.config.steps)
+            logger.info("all %d steps are done", self.steps)
             return
-        loader = self.task.train_loader()
-        per_step = loader.examples_per_batch * self.config.accumulate * distributed.world_size()
-        micro_batches = loader.batches(self.consumed, remaining * self.config.accumulate)
+        micro_batches = self.loader.batches(self.consumed, remaining * self.config.accumulate)
         main = distributed.rank() == 0
         metrics = MetricsLog(self.folder, self.step) if main else None
         progress = tqdm(
-            total=self.config.steps,
+            total=self.steps,
             initial=self.step,
             unit="step",
             disable=not main,
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
         )
-        report = _Reporter(self, metrics, progress, per_step)
+        report = _Reporter(self, metrics, progress)
         pending: _Pending | None = None
         try:
-            while self.step < self.config.steps:
+            while self.step < self.steps:
                 current = self._train_step([next(micro_batches) for _ in range(self.config.accumulate)])
                 if pending is not None:
                     report(pending)
                 pending = current
-                if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+                validates = self._validates()
+                if validates or self.step % self.config.checkpoint_every == 0 or self.step == self.steps:
                     report(pending)
                     pending = None
+                    if validates:
+                        self._validate(metrics, report)
                     self._save(metrics)
         finally:
             progress.close()
@@ -142,6 +168,33 @@ class Trainer:
                 metrics.close()
         # Asking once more lets the loader tell of the broken records of the whole run.
         assert next(micro_batches, None) is None, "the loader gave more batches than were asked for"
+
+    def _validates(self) -> bool:
+        """Whether this step is followed by a validation."""
+        if self.task.selects is None:
+            return False
+        every = self.config.validate_every
+        if every is None:
+            every = math.ceil(self.loader.epoch_size / self.config.records_per_step(self.loader))
+        return self.step % every == 0 or self.step == self.steps
+
+    def _validate(self, metrics: MetricsLog | None, report: _Reporter) -> None:
+        """Measure, and keep the weights if they are the best so far (the earlier ones in a tie)."""
+        assert self.task.selects is not None
+        started = time.perf_counter()
+        found = self.task.validate()
+        value = found[self.task.selects]
+        better = not math.isnan(value) and (self.best is None or value > self.best)
+        logger.info(
+            "step %d: validation %s %.4f%s", self.step, self.task.selects, value, ", the best" if better else ""
+        )
+        if better:
+            self.best = value
+        if metrics is not None:
+            metrics.write_validation(self.step, found)
+            if better:
+                save_best(self.folder.best, self.step, self.model, found)
+        report.leave_out(time.perf_counter() - started)
 
     def _train_step(self, micro_batches: list[Any]) -> _Pending:
         # Dropout and drawn negatives depend on seed, step and rank alone: a resumed run needs no generator state.
@@ -247,6 +300,7 @@ class Trainer:
                 "consumed": self.consumed,
                 "skipped": self.skipped,
                 "elapsed_s": self.elapsed_s,
+                "best": self.best,
                 "fresh": sorted(self.task.fresh),
             }
             save_checkpoint(self.folder.checkpoints, self.step, self.model, state, self.config.keep_checkpoints)
@@ -257,15 +311,16 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])
         self.step, self.consumed = checkpoint.step, state["consumed"]
-        self.skipped, self.elapsed_s = state["skipped"], state["elapsed_s"]
+        self.skipped, self.elapsed_s, self.best = state["skipped"], state["elapsed_s"], state["best"]
         logger.info("goes on from %s", checkpoint.folder)
 
 
 class _Reporter:
     """Reads a step's numbers when they have arrived: metrics, progress bar, and the end of a run whose loss is not finite."""
 
-    def __init__(self, trainer: Trainer, metrics: MetricsLog | None, progress: Any, examples_per_step: int):
-        self.trainer, self.metrics, self.progress, self.examples = trainer, metrics, progress, examples_per_step
+    def __init__(self, trainer: Trainer, metrics: MetricsLog | None, progress: Any):
+        self.trainer, self.metrics, self.progress = trainer, metrics, progress
+        self.examples = trainer.loader.examples_per_batch * trainer.config.accumulate * distributed.world_size()
         self.clock = time.perf_counter()
         self.since_log, self.steps = self.clock, 0
 
@@ -280,7 +335,7 @@ class _Reporter:
         if values.pop("bad"):
             self._not_finite(pending, values, culprit)
             return
-        if pending.step % trainer.config.log_every and pending.step != trainer.config.steps:
+        if pending.step % trainer.config.log_every and pending.step != trainer.steps:
             return
         speed = self.examples * self.steps / max(now - self.since_log, 1e-9)
         self.since_log, self.steps = now, 0
@@ -295,6 +350,11 @@ class _Reporter:
         if self.metrics:
             self.metrics.write(line)
         self.progress.set_postfix_str(_short(values, speed))
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that was not spent on training."""
+        self.clock += seconds
+        self.since_log += seconds
 
     def _rates_at(self, step: int) -> Iterator[dict[str, Any]]:
         factor = self.trainer.schedule(step - 1)

@@ -1,4 +1,4 @@
-"""Accuracy of boxes."""
+"""Accuracy of boxes, by plain IoU and by the published script's."""
 
 from __future__ import annotations
 
@@ -14,10 +14,39 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     low = np.maximum(a[:, :2] - a[:, 2:] / 2, b[:, :2] - b[:, 2:] / 2)
     high = np.minimum(a[:, :2] + a[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2)
     overlap = (high - low).clip(min=0).prod(axis=1)
-    union = a[:, 2:].prod(axis=1) + b[:, 2:].prod(axis=1) - overlap
-    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    return _over_union(overlap, a, b)
+
+
+def pixel_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The IoU of the published RefCOCO evaluation, of (N, 4) boxes in pixels as left, top, width, height.
+
+    Boxes are rows of whole pixels there, the last one included, so that an overlap of one pixel or less along an axis is
+    none at all; any other overlap, and the areas, come out as in :func:`iou`.
+
+    >>> pixel_iou(np.array([[0.0, 0.0, 10.0, 10.0]]), np.array([[5.0, 0.0, 10.0, 10.0]])).round(4)
+    array([0.3333])
+    """
+    low = np.maximum(a[:, :2], b[:, :2])
+    high = np.minimum(a[:, :2] + a[:, 2:] - 1, b[:, :2] + b[:, 2:] - 1)
+    touching = (low < high).all(axis=1)
+    overlap = np.where(touching, (high - low + 1).prod(axis=1), 0.0)
+    return _over_union(overlap, a, b)
 
 
 def accuracy_at_iou(predicted: np.ndarray, true: np.ndarray, threshold: float = 0.5) -> float:
-    """Share of boxes whose IoU with the truth is at least ``threshold``; NaN for no boxes."""
-    return float((iou(predicted, true) >= threshold).mean()) if len(true) else float("nan")
+    """Share of boxes whose plain IoU with the truth is at least ``threshold``; NaN for no boxes."""
+    return share_at_least(iou(predicted, true), threshold)
+
+
+def share_at_least(overlaps: np.ndarray, threshold: float = 0.5) -> float:
+    """Share of overlaps of at least ``threshold``; NaN for none.
+
+    >>> share_at_least(np.array([0.5, 0.4]))
+    0.5
+    """
+    return float((overlaps >= threshold).mean()) if len(overlaps) else float("nan")
+
+
+def _over_union(overlap: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    union = a[:, 2:].prod(axis=1) + b[:, 2:].prod(axis=1) - overlap
+    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)

@@ -12,4 +12,7 @@ class TaskEntry(NamedTuple):
 
 TASKS = {
     "pretrain": TaskEntry("Pretrain.py", "configs/demo/pretrain.yaml"),
+    "retrieval": TaskEntry("Retrieval.py", "configs/demo/retrieval.yaml"),
+    "nlvr": TaskEntry("NLVR.py", "configs/demo/nlvr.yaml"),
+    "grounding": TaskEntry("Grounding.py", "configs/demo/grounding.yaml"),
 }

@@ -21,6 +21,7 @@ from metrics.retrieval import recall_at
 from models.encoded import Concepts, Encoded
 from models.fusion import Look
 from models.pretrain import PretrainModel
+from models.reranking import TextBank, score_pairs
 from tasks.pictures import Panel, Prediction, draw_predictions
 from utils.batch import IGNORE
 from utils.config import Config
@@ -73,15 +74,9 @@ class Evaluation:
             index_folder=self.data.cache_index,
         )
 
-    @torch.no_grad()
     def metrics(self) -> dict[str, float]:
-        """All metrics of the held-out records."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            return {**self._retrieval(), **self._grounding(), **self._words()}
-        finally:
-            self.model.train(training)
+        """All metrics of the held-out records; the model is in evaluation mode."""
+        return {**self._retrieval(), **self._grounding(), **self._words()}
 
     def _retrieval(self) -> dict[str, float]:
         captioned = [record for record in self.records if record.captions]
@@ -111,14 +106,14 @@ class Evaluation:
         by_image = torch.zeros(cosine.shape, dtype=torch.bool).scatter_(1, cosine.topk(k, dim=1).indices, True)
         by_text = torch.zeros(cosine.shape, dtype=torch.bool).scatter_(0, cosine.topk(k, dim=0).indices, True)
         scores = torch.full(cosine.shape, -torch.inf)
+        bank = TextBank.of([text])
         for start in range(0, len(cosine), self.config.batch_size):
             block = slice(start, start + self.config.batch_size)
-            pairs = (by_image | by_text)[block].nonzero()
-            most = int(pairs[:, 0].bincount().max())
+            wanted = [row.nonzero().squeeze(1) for row in (by_image | by_text)[block]]
             part = Concepts(images.patches[block], images.concept[block])
-            rows, texts = pairs[:, 0].to(self.device), pairs[:, 1].to(self.device)
-            logits = self.model.match(text.rows(texts), self.model.fusion.remember(part), rows, most)
-            scores[pairs[:, 0] + start, pairs[:, 1]] = logits[:, 1].float().cpu()
+            found = score_pairs(self.model.fusion, self.model.matching_head, part, wanted, bank)
+            for image, (texts, logits) in enumerate(zip(wanted, found, strict=True), start=start):
+                scores[image, texts] = logits.cpu()
         return scores.masked_fill(~by_image, -torch.inf), scores.masked_fill(~by_text, -torch.inf)
 
     def _grounding(self) -> dict[str, float]:
@@ -184,10 +179,8 @@ class Evaluation:
         ids, mask = self.processor.encode_plain(texts)
         return self.model.text(ids.to(self.device), mask.to(self.device))
 
-    @torch.no_grad()
     def draw(self, path: Path) -> None:
         """Write the first held-out pictures with true and predicted boxes and their phrases."""
-        self.model.eval()
         records = [record for record in self.with_boxes if record.elements][: self.config.panels]
         if not records:
             return
@@ -202,15 +195,3 @@ class Evaluation:
 def _blocks(records: Sequence[HeldOutRecord], size: int) -> Iterator[Sequence[HeldOutRecord]]:
     for start in range(0, len(records), size):
         yield records[start : start + size]
-
-
-def table(metrics: dict[str, float]) -> str:
-    """The metrics that have a chance level as a text table, with the sizes of the sets below."""
-    if not metrics:
-        return "evaluation: the held-out records have neither captions nor boxes"
-    rows = [(name, value, metrics[f"{name}/chance"]) for name, value in metrics.items() if f"{name}/chance" in metrics]
-    width = max(len(name) for name, _, _ in rows)
-    lines = [f"{'held-out':{width}}  measured  chance"]
-    lines += [f"{name:{width}}  {value:7.1%}  {chance:6.1%}" for name, value, chance in rows]
-    sizes = [f"{int(value)} {name}" for name, value in metrics.items() if value >= 1 and isinstance(value, int)]
-    return "\n".join([*lines, f"({', '.join(sizes)})"])

@@ -28,6 +28,11 @@ def world_size() -> int:
     return dist.get_world_size() if is_distributed() else 1
 
 
+def share_of(count: int) -> range:
+    """This rank's part of ``count`` items: the parts of all ranks are in order, and hold each item exactly once."""
+    return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
+
+
 def barrier() -> None:
     if is_distributed():
         dist.barrier()

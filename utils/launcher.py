@@ -29,7 +29,11 @@ EPILOG = """without --config, the task's demo config runs; key=value overrides a
 examples:
   python run.py --task pretrain --output runs/demo
   python run.py --task pretrain --config configs/pretrain/base_4m.yaml --gpus 8 --output runs/base_4m
+  python run.py --task retrieval --config C --gpus 8 --evaluate init.checkpoint=base_4m.safetensors
   python run.py --task pretrain --config C --gpus 8 --nodes 4 --node-rank 0 --master node0:29500 --output runs/base_4m"""
+
+
+EVALUATE = "do not train: measure the weights of init.checkpoint (with --resume: the run's own)"
 
 
 def parse(argv: Sequence[str], tasks: Mapping[str, Entry]) -> argparse.Namespace:
@@ -55,6 +59,7 @@ def parse(argv: Sequence[str], tasks: Mapping[str, Entry]) -> argparse.Namespace
     parser.add_argument("--master", metavar="HOST:PORT", help="address of node 0; needed with --nodes")
     parser.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/<task>/<config's name>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
+    parser.add_argument("--evaluate", action="store_true", help=EVALUATE)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
     arguments = parser.parse_args(argv)
     wrong = [text for text in arguments.overrides if "=" not in text]
@@ -89,6 +94,7 @@ def launch(argv: Sequence[str], tasks: Mapping[str, Entry], root: Path) -> int:
     command = [str(root / entry.script), "--config", str(config)]
     command += ["--output", arguments.output] if arguments.output else []
     command += ["--resume"] if arguments.resume else []
+    command += ["--evaluate"] if arguments.evaluate else []
     return _torchrun(arguments, [*command, *arguments.overrides])
 
 
@@ -153,6 +159,7 @@ def parse_script(argv: Sequence[str], task: str, entry: Entry, root: Path) -> ar
     parser.add_argument("--config", default=str(root / entry.demo_config), help="YAML file (default: the demo's)")
     parser.add_argument("--output", help="folder of the run (default: runs/<task>/<config's name>)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
+    parser.add_argument("--evaluate", action="store_true", help=EVALUATE)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args(argv)
     if arguments.output is None:

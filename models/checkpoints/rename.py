@@ -14,6 +14,7 @@ PREFIXES = {
     "text_proj.": "contrastive.text_proj.",
     "itm_head.": "matching_head.",
     "bbox_head.": "box_head.",
+    "cls_head.": "classifier.",
 }
 NAMES = {"temp": "contrastive.temperature"}
 LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.*)")

@@ -49,6 +49,8 @@ def points(number: int, rows: int = 4) -> Points:
 
 class ToyLoader:
     examples_per_batch = 4
+    records_per_batch = 4
+    epoch_size = 10
 
     def __init__(self, poison: set[int]):
         self.poison = poison
@@ -62,7 +64,11 @@ class ToyLoader:
 
 
 class ToyTask:
-    def __init__(self, poison: set[int] | None = None):
+    """``scores``: what the validations give, one after the other; None: the task has no validation."""
+
+    def __init__(self, poison: set[int] | None = None, scores: list[float] | None = None):
+        self.scores = scores
+        self.selects = None if scores is None else "score"
         self.model = Line()
         self.fresh: set[str] = set()
         self.loader = ToyLoader(poison or set())
@@ -70,8 +76,9 @@ class ToyTask:
     def train_loader(self) -> ToyLoader:
         return self.loader
 
-    def evaluate(self, split: str) -> dict[str, float]:
-        return {}
+    def validate(self) -> dict[str, float]:
+        assert self.scores is not None
+        return {"score": self.scores.pop(0)}
 
 
 class Empty(Config):

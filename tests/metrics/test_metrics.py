@@ -1,14 +1,18 @@
 """Metrics with worked examples."""
 
 import doctest
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from metrics import grounding, retrieval
+from metrics import classification, grounding, retrieval
+
+HELPERS = json.loads((Path(__file__).parent.parent / "golden/data_helpers.json").read_text())
 
 
-@pytest.mark.parametrize("module", [grounding, retrieval])
+@pytest.mark.parametrize("module", [classification, grounding, retrieval])
 def test_the_examples_in_the_docstrings_hold(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
@@ -36,3 +40,33 @@ def test_iou_of_known_boxes():
     np.testing.assert_allclose(grounding.iou(a, b), [1, 1 / 3, 0, 0])
     assert grounding.accuracy_at_iou(a, b) == 0.25
     assert np.isnan(grounding.accuracy_at_iou(a[:0], b[:0]))
+
+
+def test_pixel_iou_equals_the_published_one():
+    pairs = HELPERS["computeIoU_xywh"]
+    first, second = (np.array([pair[key] for pair in pairs]) for key in ("b1", "b2"))
+    expected = [pair["iou"] for pair in pairs]
+    np.testing.assert_allclose(grounding.pixel_iou(first, second), expected, rtol=1e-12)
+    assert any(expected)
+
+
+def test_pixel_iou_differs_from_the_plain_one_only_where_boxes_hardly_touch():
+    boxes = np.array([[10.0, 10.0, 20.0, 20.0]])
+    for shift, equal in ((0, True), (17.5, True), (19.5, False)):
+        other = boxes + np.array([[shift, 0, 0, 0]])
+        centred = [np.concatenate([box[:, :2] + box[:, 2:] / 2, box[:, 2:]], axis=1) for box in (boxes, other)]
+        plain = grounding.iou(*centred)
+        assert (grounding.pixel_iou(boxes, other) == pytest.approx(plain)) == equal
+        assert plain > 0
+
+
+def test_consistency_needs_every_pair_of_a_statement():
+    right = np.array([True, False, True])
+    assert classification.consistency(right, ["a", "a", "b"]) == 0.5
+    assert classification.consistency(~right, ["a", "a", "b"]) == 0.0
+    assert np.isnan(classification.consistency(right[:0], []))
+
+
+def test_a_query_whose_truth_was_no_candidate_is_never_found():
+    recalls = retrieval.recall_at(np.array([[0.3, 0.2]]), np.zeros((1, 2), dtype=bool), ks=(1, 10))
+    assert recalls == {1: 0.0, 10: 0.0}

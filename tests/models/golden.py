@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from models.fusion import FusionConfig
 from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
-from models.xvlm import ContrastiveConfig, ModelConfig
+from models.xvlm import XVLM, ContrastiveConfig, ModelConfig
 from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, text_keys
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -70,10 +70,22 @@ class PublishedNegatives(PretrainModel):
         return self.drawn.pop(0)
 
 
+M = TypeVar("M", bound=XVLM)
+
+
 def load_case(case: str = "pretrain", root: Path = GOLDEN, image_size: int | None = None) -> PublishedNegatives:
     facts = manifest(case, root)
-    model = PublishedNegatives(model_config(facts, image_size))
-    source = root / case / facts["files"].get("state", facts.get("state_from", ""))
+    return load_model(
+        case, PublishedNegatives, root, image_size, facts["files"].get("state", facts.get("state_from", ""))
+    )
+
+
+def load_model(
+    case: str, kind: type[M], root: Path = GOLDEN, image_size: int | None = None, state: str = "model.safetensors"
+) -> M:
+    """The model of a case with its weights, all of them in their place."""
+    model = kind(model_config(manifest(case, root), image_size))
+    source = root / case / state
     report = load_published(model, read_weights(source), str(source))
     assert report.fresh == []
     assert report.unused in ([], ["absolute_frame_pos_embed"])

@@ -6,21 +6,48 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.pretrain import PretrainConfig, build_model
-from utils.config import dump_config, load_config
+from tasks import TASKS
+from tasks.grounding import GroundingConfig, GroundingTask
+from tasks.nlvr import NLVRConfig, NLVRTask
+from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.retrieval import RetrievalConfig, RetrievalTask
+from utils.config import Config, dump_config, load_config
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted(ROOT.glob("configs/*/*.yaml"))
 RUNS = [path for path in CONFIGS if path.parent.name != "presets"]
 COUNTS = json.loads((ROOT / "tests/golden/checkpoint_keys/param_counts.json").read_text())
+KINDS = {
+    "pretrain": (PretrainConfig, PretrainTask),
+    "retrieval": (RetrievalConfig, RetrievalTask),
+    "nlvr": (NLVRConfig, NLVRTask),
+    "grounding": (GroundingConfig, GroundingTask),
+}
+
+
+def task_of(path: Path) -> str:
+    """The folder names the task; in the demo's folder, the file does."""
+    return path.stem if path.parent.name == "demo" else path.parent.name
+
+
+def load(path: Path) -> Config:
+    return load_config(path, [], KINDS[task_of(path)][0])
 
 
 def total(path: Path) -> int:
-    config = load_config(path, [], PretrainConfig)
+    config = load(path)
     arch = config.model.text.arch
     with torch.device("meta"):
-        model = build_model(config, arch.vocab_size or 200)
+        model = KINDS[task_of(path)][1].build_model(config, arch.vocab_size or 200)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_every_task_has_configs_and_a_demo():
+    assert KINDS.keys() == TASKS.keys()
+    assert {task_of(path) for path in RUNS} == TASKS.keys()
+    for name, entry in TASKS.items():
+        assert (ROOT / entry.script).is_file()
+        assert task_of(ROOT / entry.demo_config) == name
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -57,7 +84,7 @@ def test_values_name_their_source(path):
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_the_resolved_config_reads_back_equal(path, tmp_path):
-    config = load_config(path, [], PretrainConfig)
+    config = load(path)
     copy = tmp_path / "config.yaml"
     copy.write_text(dump_config(config))
-    assert load_config(copy, [], PretrainConfig) == config
+    assert load_config(copy, [], KINDS[task_of(path)][0]) == config

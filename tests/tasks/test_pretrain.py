@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tasks.common import evaluating
 from tasks.pretrain import PretrainConfig, PretrainTask
-from tasks.pretrain_evaluation import Evaluation, table
+from tasks.pretrain_evaluation import Evaluation
+from tasks.tables import table
 from utils.batch import IGNORE, PretrainBatch
 from utils.config import load_config
 from utils.errors import UserError
@@ -131,7 +133,8 @@ def test_reranking_equals_scoring_every_pair_by_itself(task, evaluation):
 
 
 def test_metrics_are_shares_with_their_chance(evaluation):
-    metrics = evaluation.metrics()
+    with evaluating(task.model, "fp32"):
+        metrics = evaluation.metrics()
     measured = [name for name in metrics if f"{name}/chance" in metrics]
     assert len(measured) >= 7
     for name in measured:

@@ -1,0 +1,238 @@
+"""Grounding data: RefCOCO's official files, or region records of our own."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_json, read_rows, wanted_splits
+from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned, encode_texts
+from dataset.images import RandAugment, RegionAugmentConfig, decode, hflip, resize
+from dataset.records import (
+    Box,
+    BrokenRecordError,
+    Element,
+    ImageKeys,
+    ImageSource,
+    RawRecord,
+    parse_region_record,
+    place_box,
+)
+from dataset.regions import WHOLE_BOX, flip_box, visible_elements
+from dataset.text import PlainTextProcessor, mentions_side
+from utils.batch import GroundingBatch
+from utils.config import Config
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+COCO_NAME = "COCO_train2014_{:012d}.jpg"
+"""All pictures of RefCOCO, RefCOCO+ and RefCOCOg are of COCO train2014; the references' own ``file_name`` has a suffix."""
+
+
+class GroundingSplitConfig(Config):
+    """A split: RefCOCO's ``refs`` (``refs(unc).p``) with ``instances`` (``instances.json``), of which ``splits`` names parts;
+    or ``annotations``, region records (``image``, ``elems`` of ``bb`` and ``caption``)."""
+
+    refs: str | None = Field(None, description="the official pickle of references; no code in it is run")
+    instances: str | None = Field(None, description="the official COCO instances with the boxes")
+    splits: list[str] | None = Field(None, description="train, val, testA, testB (RefCOCOg: train, val, test)")
+    annotations: str | None = Field(None, description="region records, instead of refs and instances")
+    images: str | None = Field(None, description="folder of the pictures; null: that of the annotations")
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> GroundingSplitConfig:
+        official = (self.refs, self.instances, self.splits, self.images)
+        if self.annotations is None and None in official:
+            raise ValueError("give refs, instances, splits and images, or annotations")
+        if self.annotations is not None and (self.refs or self.instances or self.splits):
+            raise ValueError("give either annotations, or refs, instances and splits")
+        return self
+
+
+class GroundingDataConfig(FineTuneDataConfig):
+    """Training phrases."""
+
+    train: GroundingSplitConfig
+    crop: bool = Field(True, description="crop at random around the box; false: the whole picture")
+    careful_flip: bool = Field(True, description="do not flip where the phrase says left or right (as released)")
+    augment: RegionAugmentConfig = Field(default_factory=RegionAugmentConfig, description="flip and colours")
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A phrase and its ``box``, x, y, w, h in pixels of the picture of ``size`` (width, height); ``grain``: its kind."""
+
+    text: str
+    image: ImageSource
+    box: Box
+    size: tuple[int, int]
+    grain: str
+
+    @property
+    def place(self) -> str:
+        return self.image.place
+
+
+def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float) -> list[Phrase]:
+    """Read and check a split; every picture is looked for, and every box must lie in it.
+
+    Raises:
+        UserError: with the config ``key``: a file cannot be used, a split names no record, or more than the share
+            ``max_broken`` of its rows are broken.
+    """
+    if config.annotations is None:
+        return _read_refcoco(config, key, max_broken)
+    folder = images_folder(config.images, config.annotations)
+    pictures = Pictures(folder)
+    rows = read_rows(config.annotations, key)
+    parsed = parse_rows(rows, lambda row: _parse_record(row, folder, pictures), key, max_broken)
+    return [phrase for phrases in parsed for phrase in phrases]
+
+
+def _parse_record(row: Row, folder: Path, pictures: Pictures) -> list[Phrase]:
+    record = parse_region_record(RawRecord(row.values, row.place, folder), ImageKeys(image_is="path"), "")
+    if record.broken:
+        raise BrokenRecordError(record.broken[0].kind, row.place, record.broken[0].message)  # type: ignore[arg-type]
+    source = pictures.find(row.get("image", str), row.place)
+    width, height = size = pictures.size(source)
+    phrases = []
+    for element in record.elements:
+        box = place_box(element.box, width, height, row.place, element.name)
+        for text in element.captions:
+            if not isinstance(text, str) or not text.strip():
+                raise BrokenRecordError("empty text", row.place, f"{element.name}.caption holds {text!r:.80}")
+            phrases.append(Phrase(text, source, box, size, element.grain))
+    if not phrases:
+        raise BrokenRecordError("empty text", row.place, "elems is empty")
+    return phrases
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Takes lists, dictionaries, strings and numbers; whatever would need code is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, but only plain data is read")
+
+
+def read_plain_pickle(path: str, key: str) -> Any:
+    """The plain data of a pickle, of which no code is run (Python 2's texts are read as Latin-1).
+
+    Raises:
+        UserError: with the config ``key``: no such file, damaged, or not plain data.
+    """
+    try:
+        with Path(path).expanduser().open("rb") as stream:
+            return _PlainUnpickler(stream, encoding="latin1").load()
+    except FileNotFoundError:
+        raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None
+    # A damaged pickle can raise nearly anything.
+    except Exception as error:
+        raise UserError(f"{key}: {path} is not a pickle of plain data: {error}") from None
+
+
+def _read_refcoco(config: GroundingSplitConfig, key: str, max_broken: float) -> list[Phrase]:
+    assert config.refs and config.instances and config.splits and config.images
+    refs = read_plain_pickle(config.refs, f"{key}.refs")
+    if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
+        raise UserError(f"{key}.refs: {config.refs} is no list of references")
+    wanted_splits([str(ref.get("split")) for ref in refs], config.splits, key, config.refs)
+    instances = read_json(config.instances, f"{key}.instances")
+    try:
+        boxes = {each["id"]: each["bbox"] for each in instances["annotations"]}
+        sizes = {each["id"]: (each["width"], each["height"]) for each in instances["images"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{key}.instances: {config.instances} is no COCO instances file (no {error})") from None
+    pictures = Pictures(Path(config.images).expanduser())
+    rows: list[Row | BrokenRecordError] = [
+        Row(ref, f"{config.refs}[{index}]") for index, ref in enumerate(refs) if ref.get("split") in config.splits
+    ]
+
+    def parse(row: Row) -> list[Phrase]:
+        image, annotation = row.get("image_id", int), row.get("ann_id", int)
+        if annotation not in boxes or image not in sizes:
+            raise BrokenRecordError(
+                "missing key", row.place, f"ann_id {annotation}, image_id {image}: not in instances"
+            )
+        source = pictures.find(COCO_NAME.format(image), row.place)
+        width, height = size = sizes[image]
+        x, y, w, h = boxes[annotation]
+        box = place_box((x, y, w, h), width, height, row.place, "annotation")
+        texts = [sentence["sent"] for sentence in row.get("sentences", list) if sentence.get("sent", "").strip()]
+        if not texts:
+            raise BrokenRecordError("empty text", row.place, "no sentence with words")
+        return [Phrase(text, source, box, size, row.get("split", str)) for text in texts]
+
+    parsed = parse_rows(rows, parse, key, max_broken)
+    return [phrase for phrases in parsed for phrase in phrases]
+
+
+@dataclass(frozen=True)
+class GroundingExample:
+    """One training row: a view (3, S, S) of the picture, the cleaned phrase, and its box (cx, cy, w, h) in the view."""
+
+    pixels: Tensor
+    text: str
+    box: Box
+
+
+class GroundingBatches(FineTuneBatches[GroundingExample]):
+    """Every phrase once an epoch.
+
+    Args:
+        data: the training split and its augmentation.
+        tokenizer: see :class:`~dataset.text.PlainTextProcessor`.
+        image_size: side of the input in pixels.
+        seed: of order and augmentation.
+
+    Raises:
+        UserError: see :func:`read_phrases`.
+    """
+
+    def __init__(self, data: GroundingDataConfig, *, tokenizer: PreTrainedTokenizerFast, image_size: int, seed: int):
+        self.data, self.image_size = data, image_size
+        self.items = read_phrases(data.train, "data.train", data.max_broken)
+        self.text = PlainTextProcessor(tokenizer, data.text)
+        augment = data.augment
+        self.augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
+        super().__init__("phrases", len(self.items), batch_size=data.batch_size, seed=seed)
+
+    def example(self, index: int, rng: np.random.Generator) -> GroundingExample:
+        item = self.items[index]
+        text = cleaned(item.text, self.text.max_words, item.place)
+        image = decode(item.image.load(), self.data.max_pixels, item.place)
+        if (image.shape[2], image.shape[1]) != item.size:
+            raise BrokenRecordError("unreadable image", item.place, f"is not of the annotated size {item.size}")
+        element = Element("phrase", item.box, (text,))
+        crop, found = visible_elements([element], item.size, rng, crop=self.data.crop, most=1, min_inside=0.5)
+        if not found:
+            raise BrokenRecordError("degenerate box", item.place, f"{item.box} is a sliver of the picture")
+        box = found[0][1]
+        image = resize(crop.of(image), self.image_size)
+        if rng.random() < self.data.augment.flip and not (self.data.careful_flip and mentions_side(text)):
+            image, box = hflip(image), flip_box(box)
+        return GroundingExample(self.augment(image, rng), text, box)
+
+    def place(self, index: int) -> str:
+        return self.items[index].place
+
+    def filler(self) -> GroundingExample:
+        return GroundingExample(black(self.image_size), FILLER_TEXT, WHOLE_BOX)
+
+    def collate(self, examples: Sequence[GroundingExample], valid: Tensor, **made: Any) -> GroundingBatch:
+        return GroundingBatch(
+            pixels=torch.stack([example.pixels for example in examples]),
+            text=encode_texts(self.text, [example.text for example in examples]),
+            boxes_cxcywh=torch.tensor([example.box for example in examples], dtype=torch.float32),
+            valid=valid,
+            **made,
+        )

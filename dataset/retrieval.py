@@ -1,0 +1,194 @@
+"""Retrieval data: Karpathy's files, lists of pairs, or records of our own; captions of one image belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dataset.annotations import (
+    Pictures,
+    Row,
+    images_folder,
+    parse_rows,
+    read_json,
+    read_rows,
+    texts_of,
+    wanted_splits,
+)
+from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned, encode_texts
+from dataset.images import AugmentConfig, RandAugment, decode, training_view
+from dataset.records import BrokenRecordError, ImageSource
+from dataset.text import PlainTextProcessor, TextLimits, mentions_side
+from utils.batch import RetrievalBatch
+from utils.config import Config
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class RetrievalSplitConfig(Config):
+    """A split of an image-text data set.
+
+    ``annotations`` is Karpathy's ``dataset_coco.json`` or ``dataset_flickr30k.json``, of which ``splits`` names parts; or a
+    JSON array or JSON lines of ``{"image", "caption", "image_id"}``, the caption a text or a list. Rows of one ``image_id``
+    (without one: of one picture) are captions of the same image.
+    """
+
+    annotations: str
+    splits: list[str] | None = Field(None, description="parts of a Karpathy file; its restval belongs to train")
+    images: str | None = Field(None, description="folder of relative paths; null: that of the annotations")
+
+
+class RetrievalDataConfig(FineTuneDataConfig):
+    """Training pairs."""
+
+    train: RetrievalSplitConfig
+    text: TextLimits = TextLimits(max_tokens=40, max_words=30)
+    augment: AugmentConfig = Field(
+        default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the pictures"
+    )
+    careful_flip: bool = Field(False, description="do not flip where the caption says left or right (released: flips)")
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Images and their captions: caption c belongs to image ``image_of_caption[c]``; captions of an image lie together."""
+
+    images: list[ImageSource]
+    captions: list[str]
+    image_of_caption: np.ndarray
+
+    @property
+    def captions_per_image(self) -> np.ndarray:
+        """How many captions each image has, (I,)."""
+        return np.bincount(self.image_of_caption, minlength=len(self.images))
+
+
+def read_captioned_images(config: RetrievalSplitConfig, key: str, max_broken: float) -> CaptionedImages:
+    """Read and check a split; every picture is looked for.
+
+    Raises:
+        UserError: with the config ``key``: the file cannot be used, a split names no record, or more than the share
+            ``max_broken`` of the rows are broken.
+    """
+    pictures = Pictures(images_folder(config.images, config.annotations))
+    rows = _karpathy_rows(config, key) if _is_karpathy(config, key) else read_rows(config.annotations, key)
+    parsed = parse_rows(rows, lambda row: _parse(row, pictures), key, max_broken)
+    by_image: dict[str, tuple[ImageSource, list[str]]] = {}
+    for identity, source, captions in parsed:
+        by_image.setdefault(identity, (source, []))[1].extend(captions)
+    counts = [len(captions) for _, captions in by_image.values()]
+    return CaptionedImages(
+        images=[source for source, _ in by_image.values()],
+        captions=[caption for _, captions in by_image.values() for caption in captions],
+        image_of_caption=np.repeat(np.arange(len(counts)), counts),
+    )
+
+
+def _is_karpathy(config: RetrievalSplitConfig, key: str) -> bool:
+    if config.splits is None:
+        return False
+    content = read_json(config.annotations, key)
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise UserError(
+            f"{key}: {config.annotations} has no list 'images', so there are no splits to name; drop `splits`"
+        )
+    return True
+
+
+def _karpathy_rows(config: RetrievalSplitConfig, key: str) -> list[Row | BrokenRecordError]:
+    """The wanted splits of a Karpathy file as rows of image, caption and image_id."""
+    assert config.splits is not None
+    images = read_json(config.annotations, key)["images"]
+    wanted_splits([str(image.get("split")) for image in images], config.splits, key, config.annotations)
+    rows: list[Row | BrokenRecordError] = []
+    for index, image in enumerate(images):
+        if image.get("split") not in config.splits:
+            continue
+        row = Row(image, f"{config.annotations}: images[{index}]")
+        try:
+            name, sentences = row.get("filename", str), row.get("sentences", list)
+        except BrokenRecordError as error:
+            rows.append(error)
+            continue
+        folder = image.get("filepath")
+        values = {
+            "image": f"{folder}/{name}" if folder else name,
+            "caption": [sentence.get("raw") for sentence in sentences],
+            "image_id": str(image.get("cocoid", image.get("imgid", name))),
+        }
+        rows.append(Row(values, row.place))
+    return rows
+
+
+def _parse(row: Row, pictures: Pictures) -> tuple[str, ImageSource, list[str]]:
+    name = row.get("image", str)
+    captions = texts_of(row, "caption")
+    return str(row.values.get("image_id", name)), pictures.find(name, row.place), captions
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One training row: a view (3, S, S) of the picture, a cleaned caption, and which image it is."""
+
+    pixels: Tensor
+    caption: str
+    group: int
+
+
+class RetrievalBatches(FineTuneBatches[Pair]):
+    """Every caption once an epoch, with its picture.
+
+    Args:
+        data: the training split and its augmentation.
+        tokenizer: see :class:`~dataset.text.PlainTextProcessor`.
+        image_size: side of the input in pixels.
+        seed: of order and augmentation.
+
+    Raises:
+        UserError: see :func:`read_captioned_images`.
+    """
+
+    def __init__(self, data: RetrievalDataConfig, *, tokenizer: PreTrainedTokenizerFast, image_size: int, seed: int):
+        self.data, self.image_size = data, image_size
+        self.items = read_captioned_images(data.train, "data.train", data.max_broken)
+        self.text = PlainTextProcessor(tokenizer, data.text)
+        self.augment = RandAugment(data.augment.rand_augment_ops, data.augment.rand_augment_magnitude)
+        super().__init__("captions", len(self.items.captions), batch_size=data.batch_size, seed=seed)
+
+    def example(self, index: int, rng: np.random.Generator) -> Pair:
+        image = int(self.items.image_of_caption[index])
+        source = self.items.images[image]
+        caption = cleaned(self.items.captions[index], self.text.max_words, source.place)
+        may_flip = not (self.data.careful_flip and mentions_side(caption))
+        pixels = training_view(
+            decode(source.load(), self.data.max_pixels, source.place),
+            self.image_size,
+            self.data.augment,
+            self.augment,
+            rng,
+            may_flip=may_flip,
+        )
+        return Pair(pixels, caption, image)
+
+    def place(self, index: int) -> str:
+        return self.items.images[int(self.items.image_of_caption[index])].place
+
+    def filler(self) -> Pair:
+        return Pair(black(self.image_size), FILLER_TEXT, -1)
+
+    def collate(self, examples: Sequence[Pair], valid: Tensor, **made: Any) -> RetrievalBatch:
+        return RetrievalBatch(
+            pixels=torch.stack([example.pixels for example in examples]),
+            text=encode_texts(self.text, [example.caption for example in examples]),
+            group=torch.tensor([example.group for example in examples]),
+            valid=valid,
+            **made,
+        )

@@ -1,0 +1,38 @@
+"""Visual grounding: the box that a phrase refers to (appendix A.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models import losses
+from models.fusion import Look
+from models.heads import mlp_head, predict_box
+from models.xvlm import XVLM, ModelConfig
+from utils.batch import GroundingBatch, Losses, Term, Text
+
+
+class GroundingModel(XVLM):
+    """The box head of pre-training (eq. 4) on the [CLS] state of the phrase, fused with the whole image."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int | None = None):
+        super().__init__(config, vocab_size)
+        self.box_head = mlp_head(self.text.width, 4)
+
+    def forward(self, batch: GroundingBatch) -> Losses:
+        """L1 and GIoU losses (eq. 5) of a micro-batch, as sums."""
+        predicted = self.locate(batch.pixels, batch.text)
+        return {
+            "l1": Term(losses.box_l1(predicted, batch.boxes_cxcywh, batch.valid), 1.0),
+            "giou": Term(losses.box_giou(predicted, batch.boxes_cxcywh, batch.valid), 1.0),
+        }
+
+    def counts(self, batch: GroundingBatch) -> dict[str, Tensor]:
+        """What both losses are divided by: the valid rows."""
+        return {"l1": batch.valid.sum(), "giou": batch.valid.sum()}
+
+    def locate(self, pixels: Tensor, text: Text) -> Tensor:
+        """The box of each text in its image, (N, 4) in 0..1 as centre and size. ``pixels`` (N, 3, H, W)."""
+        rows = torch.arange(len(pixels), device=pixels.device)
+        look = Look(self.fusion.remember(self.vision(pixels)), rows, 1)
+        return predict_box(self.box_head, self.fusion(self.text(text.ids, text.mask), [look], cls_only=True))

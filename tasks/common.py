@@ -1,0 +1,218 @@
+"""What every task shares: its config's sections, how its model is built and loaded, and how its data are counted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from pydantic import Field
+from tqdm import tqdm
+
+from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
+from dataset.text import load_tokenizer
+from engine.checkpoint import Checkpoint, find_weights
+from engine.precision import Precision, PrecisionName
+from engine.run_folder import RunFolder
+from engine.trainer import TrainConfig
+from models.checkpoints import InitConfig, initialise, load_weights
+from models.checkpoints.initialise import fresh_parameters, never_loaded
+from models.xvlm import XVLM, ModelConfig
+from optim import OptimConfig
+from scheduler import ScheduleConfig
+from tasks.tables import table
+from utils import distributed
+from utils.config import Config
+from utils.errors import UserError
+from utils.files import write_text
+
+logger = logging.getLogger(__name__)
+
+
+class RunConfig(Config):
+    """The sections of every run; tasks add their data and their evaluation."""
+
+    seed: int = Field(0, ge=0)
+    model: ModelConfig
+    init: InitConfig = InitConfig()
+    optim: OptimConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig
+
+
+class HeldOutConfig(Config):
+    """How held-out data are measured."""
+
+    batch_size: int = Field(32, ge=1, description="images, or pairs of them, in one forward pass")
+    precision: PrecisionName = "fp32"
+
+
+C = TypeVar("C", bound=RunConfig)
+M = TypeVar("M", bound=XVLM)
+T = TypeVar("T")
+
+
+class BaseTask(ABC, Generic[C, M]):
+    """A model with its training data (see :class:`engine.task.Task`).
+
+    Building it checks everything the run needs: weights, tokenizer, data, held-out data.
+    """
+
+    selects: str | None = None
+
+    def __init__(self, config: C, checkpoint: Checkpoint | None = None):
+        """Build the model, and load ``checkpoint`` or what ``config.init`` names.
+
+        Raises:
+            UserError: if a tokenizer, weights or data cannot be used.
+        """
+        self.config = config
+        self.tokenizer = load_tokenizer(config.model.text.encoder)
+        self._check_padding()
+        torch.manual_seed(config.seed)
+        self.model: M = self.build_model(config, len(self.tokenizer))
+        self.fresh = self._load(checkpoint)
+        self.loader = BatchLoader(
+            self.batches(), self.loading, rank=distributed.rank(), world_size=distributed.world_size()
+        )
+        self._log_sizes()
+
+    @staticmethod
+    @abstractmethod
+    def build_model(config: C, vocab_size: int | None) -> M:
+        """The model of a config, with random weights on torch's current default device."""
+
+    @property
+    @abstractmethod
+    def loading(self) -> LoadingConfig:
+        """The section of the config that says how records become batches."""
+
+    @abstractmethod
+    def batches(self) -> BatchMaker:
+        """The training data."""
+
+    @abstractmethod
+    def validate(self) -> dict[str, float]:
+        """See :class:`engine.task.Task`."""
+
+    @abstractmethod
+    def report(self, folder: RunFolder) -> str:
+        """Measure the result of the run on held-out data, on all ranks; write it into ``folder`` and return it as a table."""
+
+    def train_loader(self) -> BatchLoader:
+        return self.loader
+
+    def _check_padding(self) -> None:
+        arch = self.config.model.text.arch
+        if arch is not None and arch.family == "roberta" and arch.pad_id != self.tokenizer.pad_token_id:
+            pad = self.tokenizer.pad_token_id
+            raise UserError(
+                f"model.text.arch.pad_id is {arch.pad_id}, the tokenizer's {pad}: RoBERTa counts positions from it"
+            )
+
+    def _load(self, checkpoint: Checkpoint | None) -> set[str]:
+        if checkpoint is not None:
+            load_weights(self.model, checkpoint.model_file).require_complete()
+            return set(checkpoint.training_state()["fresh"])
+        init = self.config.init
+        if init.checkpoint is not None:
+            init = init.model_copy(update={"checkpoint": str(find_weights(Path(init.checkpoint).expanduser()))})
+        reports = initialise(self.model, init)
+        for report in reports:
+            logger.info("%s", "\n".join(report.lines()))
+        logger.info("%s", "\n".join(never_loaded(self.model, reports)))
+        return fresh_parameters(self.model, reports)
+
+    def _log_sizes(self) -> None:
+        train, loader = self.config.train, self.loader
+        steps, per_step = train.total_steps(loader), train.records_per_step(loader)
+        logger.info(
+            "%.1f M parameters; %s; %d rows a step over all ranks; %d steps are %.1f epochs of %s",
+            sum(parameter.numel() for parameter in self.model.parameters()) / 1e6,
+            f"records: {', '.join(f'{count} {name}' for name, count in loader.stream_sizes.items())}",
+            loader.examples_per_batch * distributed.world_size() * train.accumulate,
+            steps,
+            steps * per_step / loader.epoch_size,
+            next(iter(loader.stream_sizes)),
+        )
+
+
+class FineTuneTask(BaseTask[C, M]):
+    """A task that is measured on held-out splits, and keeps the weights that are best on the one for validation."""
+
+    measure: str
+    """The metric that selects."""
+
+    def __init__(self, config: C, checkpoint: Checkpoint | None = None):
+        super().__init__(config, checkpoint)
+        self.held_out: dict[str, Any] = self.read_held_out()
+        self.validation: Any = self.read_validation()
+        self.selects = self.measure if self.validation is not None else None
+
+    @abstractmethod
+    def read_held_out(self) -> dict[str, Any]:
+        """The splits that the run reports on, by name.
+
+        Raises:
+            UserError: if one is not whole.
+        """
+
+    @abstractmethod
+    def read_validation(self) -> Any:
+        """The split that selects, or None."""
+
+    @abstractmethod
+    def measures(self, items: Any) -> dict[str, float]:
+        """Metrics of a split, the same on every rank; with ``<name>/chance`` beside those that have a chance level."""
+
+    @property
+    @abstractmethod
+    def evaluation(self) -> HeldOutConfig:
+        """The section of the config that says how held-out data are measured."""
+
+    def validate(self) -> dict[str, float]:
+        with evaluating(self.model, self.evaluation.precision):
+            return self.measures(self.validation)
+
+    def report(self, folder: RunFolder) -> str:
+        """Measure the best weights, or where the run kept none the present ones; write ``evaluation.json``."""
+        if folder.best.is_file():
+            load_weights(self.model, folder.best).require_complete()
+        results = {}
+        with evaluating(self.model, self.evaluation.precision):
+            for name, items in self.held_out.items():
+                results[name] = self.measures(items)
+        if distributed.rank() != 0:
+            return ""
+        write_text(folder.path / "evaluation.json", json.dumps(results, indent=2) + "\n")
+        return "\n\n".join(table(metrics, name) for name, metrics in results.items())
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module, precision: PrecisionName) -> Iterator[None]:
+    """The model in evaluation mode, without gradients, in a precision."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), Precision(precision, device_of(model)).autocast():
+            yield
+    finally:
+        model.train(training)
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device
+
+
+def progress(items: Iterable[T], what: str, total: int) -> Iterable[T]:
+    """``items`` with a progress bar that shows the time left, on rank 0."""
+    seconds = 0.5 if sys.stderr.isatty() else 30.0
+    quiet = distributed.rank() != 0
+    return tqdm(items, desc=what, total=total, disable=quiet, mininterval=seconds, dynamic_ncols=True, leave=False)

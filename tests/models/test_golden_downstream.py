@@ -1,0 +1,206 @@
+"""The authors' numbers for retrieval, visual reasoning and grounding, through the real loading code."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from metrics.retrieval import ranks_of_first_match, retrieval_recalls
+from models.align import Rows
+from models.checkpoints.files import read_weights
+from models.checkpoints.initialise import fresh_parameters
+from models.checkpoints.loading import load_published
+from models.checkpoints.rename import published_to_ours
+from models.checkpoints.tables import resize_bias_table
+from models.encoded import Concepts
+from models.grounding import GroundingModel
+from models.negatives import negative_weights
+from models.nlvr import NLVRModel
+from models.reranking import TextBank, score_pairs
+from models.retrieval import RetrievalModel
+from tests.models.golden import GOLDEN, arrays, load_model, manifest, model_config
+from tests.models.test_golden_pretrain import assert_golden
+from utils.batch import GroundingBatch, Losses, PairBatch, RetrievalBatch, Text
+
+MAPPINGS = json.loads((GOLDEN / "checkpoint_keys/checkpoint_mapping_tiny.json").read_text())
+KINDS = {"retrieval": RetrievalModel, "nlvr": NLVRModel, "grounding": GroundingModel}
+
+
+def case(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    return arrays(GOLDEN / name / "inputs.npz"), arrays(GOLDEN / name / "expected.npz")
+
+
+def text_of(given: dict[str, Tensor], rows: int | None = None) -> Text:
+    return Text(given["text_ids"][:rows], given["text_atts"][:rows].bool())
+
+
+def means(model, batch) -> dict[str, Tensor]:
+    terms: Losses = model(batch)
+    counts = model.counts(batch)
+    return {name: term.total / counts[name] for name, term in terms.items()}
+
+
+class PublishedNegatives(RetrievalModel):
+    """Negatives as the golden case drew them: images, then texts."""
+
+    drawn: list[Tensor]
+
+    def draw_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
+        return self.drawn.pop(0)
+
+
+@pytest.fixture(scope="module")
+def retrieval():
+    return load_model("retrieval", PublishedNegatives)
+
+
+def retrieval_batch(given: dict[str, Tensor], group: Tensor) -> RetrievalBatch:
+    rows = len(given["image"])
+    return RetrievalBatch(given["image"], text_of(given, rows), group, torch.ones(rows, dtype=torch.bool))
+
+
+def test_retrieval_losses(retrieval):
+    given, expected = case("retrieval")
+    retrieval.drawn = [given["train_image_neg_idx"], given["train_text_neg_idx"]]
+    losses = means(retrieval, retrieval_batch(given, given["train_idx"]))
+    assert_golden(losses["contrastive"], expected["loss_itc_idx"])
+    assert_golden(losses["matching"], expected["loss_itm"])
+
+
+def test_retrieval_loss_without_groups(retrieval):
+    given, expected = case("retrieval")
+    retrieval.drawn = [given["train_image_neg_idx"], given["train_text_neg_idx"]]
+    losses = means(retrieval, retrieval_batch(given, torch.arange(5)))
+    assert_golden(losses["contrastive"], expected["loss_itc_noidx"])
+
+
+def test_captions_of_one_image_are_never_negatives(retrieval):
+    given, expected = case("retrieval")
+    head, rows = retrieval.contrastive, Rows(torch.ones(5, dtype=torch.bool), given["train_idx"], "positive")
+    with torch.no_grad():
+        text = text_of(given, 5)
+        similarity = head.similarity(
+            head.embed_image(retrieval.vision(given["image"])), head.embed_text(retrieval.text(text.ids, text.mask))
+        )
+    allowed = rows.allowed_negatives()
+    assert_golden(negative_weights(similarity.t(), allowed), expected["hard_negative_weights_for_image"])
+    assert_golden(negative_weights(similarity, allowed), expected["hard_negative_weights_for_text"])
+
+
+@torch.no_grad()
+def test_retrieval_embeddings(retrieval):
+    given, expected = case("retrieval")
+    text = text_of(given)
+    image_embed = retrieval.contrastive.embed_image(retrieval.vision(given["image"]))
+    text_embed = retrieval.contrastive.embed_text(retrieval.text(text.ids, text.mask))
+    assert_golden(image_embed, expected["image_feat"])
+    assert_golden(text_embed, expected["text_feat"])
+    assert_golden(image_embed @ text_embed.t(), expected["sims"])
+
+
+@pytest.mark.parametrize("tokens_per_call", [8192, 20, 1])
+@torch.no_grad()
+def test_reranking_scores_every_pair_as_published_however_it_is_cut(retrieval, tokens_per_call):
+    given, expected = case("retrieval")
+    text, images = text_of(given), retrieval.vision(given["image"])
+    bank = TextBank.of([retrieval.text(text.ids[:3], text.mask[:3]), retrieval.text(text.ids[3:], text.mask[3:])])
+    wanted = [torch.randperm(8, generator=torch.Generator().manual_seed(image)) for image in range(5)]
+    scores = score_pairs(
+        retrieval.fusion, retrieval.matching_head, images, wanted, bank, tokens_per_call=tokens_per_call
+    )
+    for image, (texts, found) in enumerate(zip(wanted, scores, strict=True)):
+        assert_golden(found, expected["itm_score_all_pairs"][image, texts])
+
+
+def test_recalls_equal_the_published_ones():
+    given, facts = case("retrieval")[0], manifest("retrieval")["recall_eval"]
+    image_of_text = torch.tensor([facts["txt2img"][str(text)] for text in range(8)])
+    matches = (torch.arange(5).unsqueeze(1) == image_of_text).numpy()
+    recalls = retrieval_recalls(
+        ranks_of_first_match(given["eval_i2t"].numpy(), matches),
+        ranks_of_first_match(given["eval_t2i"].numpy(), matches.T),
+    )
+    published = {
+        "image to text R@1": "txt_r1",
+        "image to text R@5": "txt_r5",
+        "image to text R@10": "txt_r10",
+        "image to text mean": "txt_r_mean",
+        "text to image R@1": "img_r1",
+        "text to image R@5": "img_r5",
+        "text to image R@10": "img_r10",
+        "text to image mean": "img_r_mean",
+        "mean recall": "r_mean",
+    }
+    for ours, theirs in published.items():
+        np.testing.assert_allclose(100 * recalls[ours], facts["result"][theirs])
+
+
+@torch.no_grad()
+def test_visual_reasoning():
+    given, expected = case("nlvr")
+    model = load_model("nlvr", NLVRModel)
+    batch = PairBatch(given["image"], text_of(given), given["targets"], torch.ones(3, dtype=torch.bool))
+    assert_golden(model.classify(batch.pixels, batch.text), expected["logits"])
+    assert_golden(means(model, batch)["classes"], expected["loss"])
+
+
+@torch.no_grad()
+def test_grounding():
+    given, expected = case("grounding")
+    model = load_model("grounding", GroundingModel)
+    batch = GroundingBatch(given["image"], text_of(given), given["target_bbox"], torch.ones(3, dtype=torch.bool))
+    assert_golden(model.locate(batch.pixels, batch.text), expected["coords"])
+    losses = means(model, batch)
+    assert_golden(losses["l1"], expected["loss_bbox"])
+    assert_golden(losses["giou"], expected["loss_giou"])
+
+
+@pytest.mark.parametrize("name", ["retrieval", "retrieval_bigger_image", "nlvr", "grounding"])
+def test_a_pretraining_checkpoint_goes_where_the_published_code_puts_it(name):
+    mapping, state = MAPPINGS[f"a:{name}"], read_weights(GOLDEN / "pretrain" / "model.safetensors")
+    side = manifest("pretrain")["vision"]["image_res"]
+    model = KINDS[name.removesuffix("_bigger_image")](
+        model_config(manifest("pretrain"), 2 * side if "bigger" in name else side)
+    )
+    report = load_published(model, state, "golden")
+    rename = published_to_ours(len(model.text.encoder.layer))
+    assert sorted(report.fresh) == sorted(rename(key) for key in mapping["from_scratch"])
+    assert fresh_parameters(model, [report]) == {rename(key) for key in mapping["init_params_after"]}
+    resized = {rename(key) for key, source in mapping["renamed"].items() if source.startswith("TRANSFORMED")}
+    assert report.resized.keys() == resized
+    tables = {key for key in mapping["unused_source"] if key.endswith("relative_position_bias_table")}
+    left_over = [
+        key for key in (*report.unused, *report.dropped) if not key.endswith(("position_index", "position_ids"))
+    ]
+    assert sorted(left_over) == sorted(set(mapping["unused_source"]) - tables)
+    parameters = model.state_dict()
+    for key, source in mapping["renamed"].items():
+        if source.startswith("TRANSFORMED"):
+            torch.testing.assert_close(parameters[rename(key)], resize_bias_table(state[key], model.vision.grid[0]))
+        else:
+            assert torch.equal(parameters[rename(key)], state[source])
+    assert len(report.loaded) == mapping["identity"] + len(mapping["renamed"])
+
+
+@torch.no_grad()
+def test_texts_in_a_bank_are_the_texts_without_their_padding(retrieval):
+    given = case("retrieval")[0]
+    text = text_of(given)
+    encoded = retrieval.text(text.ids, text.mask)
+    order = torch.tensor([6, 0, 3])
+    rows = TextBank.of([encoded]).rows(order)
+    assert rows.states.shape[1] == int(text.mask[order].sum(dim=1).max())
+    for row, source in enumerate(order):
+        assert torch.equal(rows.states[row][rows.mask[row]], encoded.states[source][text.mask[source]])
+
+
+def test_regions_are_no_images_to_rerank(retrieval):
+    patches = torch.zeros(1, 16, retrieval.vision.width)
+    part = Concepts(patches, patches[:, 0], torch.ones(1, 16, dtype=torch.bool), torch.zeros(1, dtype=torch.int64))
+    bank = TextBank(torch.zeros(1, 4), torch.tensor([0]), torch.tensor([1]))
+    with pytest.raises(AssertionError, match="whole images"):
+        score_pairs(retrieval.fusion, retrieval.matching_head, part, [torch.tensor([0])], bank)
