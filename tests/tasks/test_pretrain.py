@@ -133,7 +133,7 @@ def test_reranking_equals_scoring_every_pair_by_itself(task, evaluation):
 
 
 def test_metrics_are_shares_with_their_chance(evaluation):
-    with evaluating(task.model, "fp32"):
+    with evaluating(evaluation.model, "fp32"):
         metrics = evaluation.metrics()
     measured = [name for name in metrics if f"{name}/chance" in metrics]
     assert len(measured) >= 7
