@@ -60,6 +60,8 @@ def main() -> int:
     sys.stdout.write(
         f"{flags.out}: {flags.train} train, {flags.val} val, {flags.test} test scenes of {width}x{height} pixels; "
         f"{sum(facts['objects'].values())} objects, {sum(facts['relations'].values())} relational phrases, "
+        f"{sum(facts['sentences'].values())} statements on two pictures, "
+        f"{sum(sum(grains.values()) for grains in facts['referring'].values())} referring phrases, "
         f"{facts['vocabulary']} word pieces; {elapsed_s:.0f} s\n"
     )
     return 0

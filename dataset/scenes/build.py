@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,27 @@ from tqdm import tqdm
 from dataset.prepare.folders import SPLITS, claim_folder, close_folder, write_records
 from dataset.prepare.tokenizer import train_wordpiece
 from dataset.scenes.compose import Scene, compose_scene
-from dataset.scenes.describe import describe_scene
+from dataset.scenes.describe import describe_scene, looks_of
 from dataset.scenes.draw import draw_scene
-from dataset.scenes.wording import captions, noun_phrase, relation_phrase
+from dataset.scenes.referring import refer_in_scene
+from dataset.scenes.statements import Picture, StatementSet, statement_sets
+from dataset.scenes.wording import captions, noun_phrase, place_phrase, relation_phrase, statement_text
 from utils.errors import UserError
 
 FACTS = "scenes.json"
-OWNED = (*(f"{split}.jsonl" for split in SPLITS), "images", "tokenizer")
+TASKS = ("retrieval", "nlvr", "refer")
+OWNED = (
+    *(f"{split}.jsonl" for split in SPLITS),
+    *(f"{task}_{split}.jsonl" for task in TASKS for split in SPLITS),
+    "images",
+    "tokenizer",
+)
+GRAINS = ("relation", "attribute", "place")
+"""Of referring phrases."""
+
 VOCABULARY_LIMIT = 512
 
-DRAWING = 3
+DRAWING = 4
 """Goes up when the same arguments give other pictures or texts, so that an older folder is not taken for a current one."""
 
 logger = logging.getLogger(__name__)
@@ -41,6 +54,9 @@ def build(
     progress: bool = False,
 ) -> None:
     """Make ``out/{train,val,test}.jsonl``, ``out/images/``, ``out/tokenizer/`` and, last, ``out/scenes.json``.
+
+    Over the same pictures come, for each split, ``out/retrieval_{split}.jsonl``, ``out/nlvr_{split}.jsonl`` and
+    ``out/refer_{split}.jsonl``: see :func:`retrieval_record`, :func:`statement_records` and :func:`referring_record`.
 
     A folder that is complete and was made with the same arguments is left as it is.
 
@@ -62,16 +78,14 @@ def build(
     if not claim_folder(out, FACTS, arguments, OWNED, overwrite=overwrite):
         logger.info("%s is complete and was made with the same arguments", out)
         return
-    facts: dict[str, Any] = {"arguments": arguments, "objects": {}, "relations": {}}
-    texts: list[str] = []
+    facts: dict[str, Any] = {"arguments": arguments, "objects": {}, "relations": {}, "sentences": {}, "referring": {}}
+    texts: dict[str, None] = {}  # as an ordered set: many phrases come again and again
     try:
         with tqdm(total=sum(counts.values()), desc="drawing scenes", unit="scene", disable=not progress) as bar:
             for split, count in counts.items():
-                (out / "images" / split).mkdir(parents=True, exist_ok=True)
-                tally: Counter[str] = Counter()
-                records = _records(out, seed, split, count, (width, height), bar)
-                write_records(out / f"{split}.jsonl", _watched(records, tally, texts if split == "train" else None))
-                facts["objects"][split], facts["relations"][split] = tally["object"], tally["relation"]
+                made = _build_split(out, seed, split, count, (width, height), bar, texts if split == "train" else None)
+                for name, number in made.items():
+                    facts[name][split] = number
         facts["vocabulary"] = train_wordpiece(texts, out / "tokenizer", vocab_size=VOCABULARY_LIMIT)
         close_folder(out, FACTS, facts)
     except OSError as error:
@@ -99,35 +113,108 @@ def scene_record(scene: Scene) -> dict[str, Any]:
             elems.append({"bb": box, "caption": [text for _, text in said]})
         else:
             elems += [{"bb": box, "caption": text, "grain": grain} for grain, text in said]
-    name = f"{scene.split}/{scene.index:06d}"
-    return {"id": name, "image": f"images/{name}.png", "caption": captions(scene, description), "elems": elems}
+    return {**_named(scene.split, scene.index), "caption": captions(scene, description), "elems": elems}
 
 
-def texts_of(record: dict[str, Any]) -> Iterator[str]:
-    """All texts of a scene's record."""
-    yield from record["caption"]
+def referring_record(scene: Scene) -> dict[str, Any] | None:
+    """Phrases of which each fits one object of the scene: ``id``, ``image`` and ``elems`` with ``bb``, ``caption`` and ``grain``.
+
+    ``grain`` is "relation", "attribute" or "place": by what the phrase tells its object apart. Each phrase is an element of its
+    own in train too, so that an object may have several. None where nothing can be said.
+    """
+    referring = refer_in_scene(scene)
+    said = [
+        *(("relation", phrase.subject, relation_phrase(scene, phrase)) for phrase in referring.relations),
+        *(("attribute", mention, noun_phrase(scene, mention, definite=True)) for mention in referring.attributes),
+        *(("place", phrase.subject, place_phrase(scene, phrase)) for phrase in referring.places),
+    ]
+    elems = [
+        {"bb": list(scene.objects[subject.index].box), "caption": text, "grain": grain} for grain, subject, text in said
+    ]
+    return {**_named(scene.split, scene.index), "elems": elems} if elems else None
+
+
+def retrieval_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A scene's record as one of the retrieval task: ``image``, ``caption`` (a list) and ``image_id``."""
+    return {"image": record["image"], "caption": record["caption"], "image_id": record["id"]}
+
+
+def statement_records(split: str, stated: StatementSet) -> list[dict[str, Any]]:
+    """The two examples of a statement in the form of the processed NLVR2: ``sentence``, ``label`` ("True" or "False"),
+    ``identifier`` (split, set, pair and sentence) and ``images`` (left, right)."""
+    statement, true, false = stated.judgement
+    pairs = [("True", true), ("False", false)]
+    return [
+        {
+            "sentence": statement_text(statement),
+            "label": label,
+            "identifier": f"{split}-{stated.number}-{place}-0",
+            "images": [_named(split, index)["image"] for index in pair],
+        }
+        for place, (label, pair) in enumerate(pairs if stated.true_first else pairs[::-1])
+    ]
+
+
+def texts_of(record: Mapping[str, Any]) -> Iterator[str]:
+    """All texts of a record with described boxes."""
+    yield from record.get("caption", ())
     for elem in record["elems"]:
         yield from [elem["caption"]] if isinstance(elem["caption"], str) else elem["caption"]
 
 
-def _records(
-    out: Path, seed: int, split: str, count: int, size: tuple[int, int], bar: tqdm[Any]
-) -> Iterator[dict[str, Any]]:
-    for index in range(count):
-        scene = compose_scene(seed, split, index, size)
-        record = scene_record(scene)
-        Image.fromarray(draw_scene(scene)).save(out / record["image"])
-        bar.update()
-        yield record
+def _build_split(
+    out: Path, seed: int, split: str, count: int, size: tuple[int, int], bar: tqdm[Any], texts: dict[str, None] | None
+) -> dict[str, Any]:
+    """Draw the pictures of a split, write its records, add what they say to ``texts``, and count for the facts file."""
+    (out / "images" / split).mkdir(parents=True, exist_ok=True)
+    tally: Counter[str] = Counter()
+    referring: Counter[str] = Counter()
+    pictures: list[Picture] = []
+
+    def rows() -> Iterator[tuple[Mapping[str, Any] | None, ...]]:
+        for index in range(count):
+            scene = compose_scene(seed, split, index, size)
+            record, phrases = scene_record(scene), referring_record(scene)
+            Image.fromarray(draw_scene(scene)).save(out / record["image"])
+            bar.update()
+            pictures.append(tuple(looks_of(thing) for thing in scene.objects))
+            tally.update(_grains(record))
+            if phrases is not None:
+                referring.update(_grains(phrases))
+            if texts is not None:
+                texts.update(dict.fromkeys(text for said in (record, phrases) if said for text in texts_of(said)))
+            yield record, retrieval_record(record), phrases
+
+    names = (f"{split}.jsonl", f"retrieval_{split}.jsonl", f"refer_{split}.jsonl")
+    _write_side_by_side([out / name for name in names], rows())
+    stated = list(statement_sets(seed, split, pictures, count // 3 if split == "train" else count))
+    write_records(out / f"nlvr_{split}.jsonl", (line for each in stated for line in statement_records(split, each)))
+    if texts is not None:
+        texts.update(dict.fromkeys(statement_text(each.judgement.statement) for each in stated))
+    return {
+        "objects": tally["object"],
+        "relations": tally["relation"],
+        "sentences": len(stated),
+        "referring": {grain: referring[grain] for grain in GRAINS},
+    }
 
 
-def _watched(
-    records: Iterator[dict[str, Any]], tally: Counter[str], texts: list[str] | None
-) -> Iterator[dict[str, Any]]:
-    for record in records:
-        for elem in record["elems"]:
-            several = isinstance(elem["caption"], list)
-            tally.update(["object", *["relation"] * (len(elem["caption"]) - 1)] if several else [elem["grain"]])
-        if texts is not None:
-            texts.extend(texts_of(record))
-        yield record
+def _named(split: str, index: int) -> dict[str, str]:
+    name = f"{split}/{index:06d}"
+    return {"id": name, "image": f"images/{name}.png"}
+
+
+def _grains(record: Mapping[str, Any]) -> Iterator[str]:
+    for elem in record["elems"]:
+        several = isinstance(elem["caption"], list)
+        yield from ["object", *["relation"] * (len(elem["caption"]) - 1)] if several else [elem["grain"]]
+
+
+def _write_side_by_side(paths: Sequence[Path], rows: Iterable[Sequence[Mapping[str, Any] | None]]) -> None:
+    """Write rows of records, a file for each column; None is left out. No column is ever held as a whole."""
+    with ExitStack() as stack:
+        streams = [stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in paths]
+        for row in rows:
+            for stream, record in zip(streams, row, strict=True):
+                if record is not None:
+                    stream.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -26,7 +26,7 @@ Box = tuple[int, int, int, int]
 GAP = 1
 """Pixels between the boxes of two objects, at least, and between an object and the picture's edge."""
 
-COMPOSITION_STREAM, LAYOUT_STREAM, TEXT_STREAM = range(3)
+COMPOSITION_STREAM, LAYOUT_STREAM, TEXT_STREAM, REFERRING_STREAM, STATEMENT_STREAM = range(5)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int]
 
 
 def stream(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
-    """The random numbers of one scene for one purpose, independent of all others."""
+    """The random numbers of one scene, or of one set of statements, for one purpose, independent of all others."""
     return np.random.default_rng([seed, SPLITS.index(split), index, purpose])
 
 

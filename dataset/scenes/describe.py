@@ -5,9 +5,11 @@ Every phrase fits exactly one object of its scene, and every relation that is sa
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +30,15 @@ Attributes = frozenset[str]
 PAIR: Attributes = frozenset({"colour", "shape"})
 UNTEXTURED: Attributes = PAIR | {"size"}
 EVERYTHING: Attributes = UNTEXTURED | {"texture"}
+
+
+class Looks(NamedTuple):
+    """How something looks, as far as it is said; None: not said. In the order in which English says it."""
+
+    size: str | None = None
+    texture: str | None = None
+    colour: str | None = None
+    shape: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,11 +75,12 @@ class Description:
     links: tuple[str | None, ...]
 
 
+@functools.lru_cache(maxsize=1)
 def describe_scene(scene: Scene) -> Description:
-    """What is said of ``scene``: a pure function of the scene."""
+    """What is said of ``scene``: a pure function of the scene, and remembered because several records of a scene say it."""
     rng = stream(scene.seed, scene.split, scene.index, TEXT_STREAM)
     objects = tuple(
-        Mention(place, _named_by(thing, [EVERYTHING, UNTEXTURED])[0]) for place, thing in enumerate(scene.objects)
+        Mention(place, named_by(thing, [EVERYTHING, UNTEXTURED])[0]) for place, thing in enumerate(scene.objects)
     )
     listed = tuple(int(place) for place in rng.permutation(len(scene.objects)))
     chain, links = _chain(scene)
@@ -113,7 +125,14 @@ def refers_to(scene: Scene, phrase: RelationPhrase) -> list[int]:
     ]
 
 
-def _named_by(thing: SceneObject, sets: Sequence[Attributes]) -> list[Attributes]:
+def looks_of(thing: SceneObject, attributes: Attributes = EVERYTHING) -> Looks:
+    """The named attributes of an object; a plain texture is not spoken of."""
+    said = {name: getattr(thing, name) for name in attributes}
+    return Looks(**{name: word for name, word in said.items() if word != PLAIN})
+
+
+def named_by(thing: SceneObject, sets: Sequence[Attributes]) -> list[Attributes]:
+    """Those of the sets by which the object can be named: a plain texture is not spoken of."""
     return [chosen for chosen in sets if "texture" not in chosen or thing.texture != PLAIN]
 
 
@@ -135,7 +154,7 @@ def _relation_phrases(scene: Scene, rng: np.random.Generator) -> tuple[RelationP
         for other, reference in enumerate(scene.objects)
         for relation in RELATIONS
         if place != other and clearly(scene, relation, thing, reference)
-        for names in _named_by(thing, _SUBJECTS)
+        for names in named_by(thing, _SUBJECTS)
     ]
     general_last = bool(rng.integers(2))
     ranked: dict[tuple[bool, bool], list[RelationPhrase]] = {}
@@ -155,7 +174,7 @@ def _relation_phrases(scene: Scene, rng: np.random.Generator) -> tuple[RelationP
 
 def _reference(scene: Scene, place: int, rng: np.random.Generator) -> Mention:
     """One of the ways to name an object so that nothing else in the scene fits."""
-    mentions = [Mention(place, names) for names in _named_by(scene.objects[place], _REFERENCES)]
+    mentions = [Mention(place, names) for names in named_by(scene.objects[place], _REFERENCES)]
     clear = [mention for mention in mentions if fitting(scene, mention) == [place]]
     return clear[rng.integers(len(clear))]
 

@@ -43,3 +43,8 @@ OBJECT_COUNTS = {1: 0.10, 2: 0.25, 3: 0.30, 4: 0.20, 5: 0.15}
 
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 RELATIONS = tuple(INVERSE)
+
+PLACES = ("leftmost", "rightmost", "topmost", "bottommost")
+
+SIDES = ("left", "right")
+"""The pictures of a pair."""

@@ -6,8 +6,20 @@ import re
 from collections.abc import Sequence
 
 from dataset.scenes.compose import Scene
-from dataset.scenes.describe import EVERYTHING, PAIR, UNTEXTURED, Attributes, Description, Mention, RelationPhrase
-from dataset.scenes.vocabulary import PLAIN
+from dataset.scenes.describe import (
+    EVERYTHING,
+    PAIR,
+    UNTEXTURED,
+    Attributes,
+    Description,
+    Looks,
+    Mention,
+    RelationPhrase,
+    looks_of,
+)
+from dataset.scenes.referring import PlacePhrase
+from dataset.scenes.statements import Statement
+from dataset.scenes.vocabulary import SIDES
 
 MAX_PIECES = 28
 """Words and commas of a caption, at most: 30 tokens with [CLS] and [SEP]."""
@@ -17,20 +29,34 @@ _DETAIL: tuple[Attributes, ...] = (EVERYTHING, PAIR | {"texture"}, UNTEXTURED, P
 
 def noun_phrase(scene: Scene, mention: Mention, *, definite: bool = False) -> str:
     """An object by the mentioned attributes: "a striped red star", "the small shape". A plain texture is not spoken of."""
-    thing = scene.objects[mention.index]
-    said = [
-        getattr(thing, attribute)
-        for attribute in ("size", "texture", "colour")
-        if attribute in mention.attributes and getattr(thing, attribute) != PLAIN
-    ]
-    said.append(thing.shape if "shape" in mention.attributes else "shape")
-    return " ".join(["the" if definite else _article(said[0]), *said])
+    said = _named(looks_of(scene.objects[mention.index], mention.attributes))
+    return f"the {said}" if definite else _indefinite(said)
 
 
 def relation_phrase(scene: Scene, phrase: RelationPhrase) -> str:
     """Refers to the subject: "the small circle left of the blue square"."""
     subject = noun_phrase(scene, phrase.subject, definite=True)
     return f"{subject} {phrase.relation} {noun_phrase(scene, phrase.reference, definite=True)}"
+
+
+def place_phrase(scene: Scene, phrase: PlacePhrase) -> str:
+    """Refers to the subject: "the leftmost red shape"."""
+    return f"the {phrase.place} {_named(looks_of(scene.objects[phrase.subject.index], phrase.subject.attributes))}"
+
+
+def statement_text(statement: Statement) -> str:
+    """Of a pair of pictures: "the left picture has a striped red star", "both pictures have a star"."""
+    named = _named(statement.looks)
+    match statement.kind:
+        case "side":
+            return f"the {statement.side} picture has {_indefinite(named)}"
+        case "both":
+            return f"both pictures have {_indefinite(named)}"
+        case "one":
+            return f"only one picture has {_indefinite(named)}"
+        case "more":
+            more, fewer = SIDES if statement.side == SIDES[0] else SIDES[::-1]
+            return f"the {more} picture has more {named}s than the {fewer} picture"
 
 
 def captions(scene: Scene, description: Description) -> list[str]:
@@ -66,5 +92,11 @@ def _fitting(versions: Sequence[str]) -> str:
     return next((text for text in versions if pieces(text) <= MAX_PIECES), versions[-1])
 
 
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
+def _named(looks: Looks) -> str:
+    """Words without an article: "small red shape"."""
+    *adjectives, noun = looks
+    return " ".join([word for word in adjectives if word is not None] + [noun or "shape"])
+
+
+def _indefinite(said: str) -> str:
+    return f"{'an' if said[0] in 'aeiou' else 'a'} {said}"
