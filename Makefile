@@ -1,13 +1,21 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs.
+# `make demo TASK=retrieval` (or nlvr, grounding) fine-tunes the pre-trained demo model, and pre-trains it first where needed.
 PYTHON ?= python3
 TASK ?= pretrain
 SEED ?= 0
-RUN := runs/demo/$(TASK)
+PRETRAINED := runs/demo/pretrain-seed0
+RUN := runs/demo/$(TASK)-seed$(SEED)
 
-.PHONY: demo test lint types setup setup-dev clean-demo
+.PHONY: demo scenes test lint types setup setup-dev clean-demo
 
-demo: .venv/installed | data/scenes/scenes.json
-	.venv/bin/python run.py --task $(TASK) --cpu 1 --output $(RUN)-seed$(SEED) --resume seed=$(SEED)
+demo: scenes $(if $(filter-out pretrain,$(TASK)),$(PRETRAINED)/evaluation.json)
+	.venv/bin/python run.py --task $(TASK) --cpu 1 --output $(RUN) --resume seed=$(SEED)
+
+$(PRETRAINED)/evaluation.json: | scenes
+	.venv/bin/python run.py --task pretrain --cpu 1 --output $(PRETRAINED) --resume
+
+scenes: .venv/installed
+	.venv/bin/python -m dataset.scenes --out data/scenes --seed 0
 
 test: .venv/installed-dev
 	.venv/bin/python -m pytest
@@ -21,9 +29,6 @@ types: .venv/installed-dev
 
 setup: .venv/installed
 setup-dev: .venv/installed-dev
-
-data/scenes/scenes.json: | .venv/installed
-	.venv/bin/python -m dataset.scenes --out data/scenes --seed 0
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

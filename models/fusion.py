@@ -24,6 +24,7 @@ class FusionConfig(Config):
     """Depth of the fusion encoder; its widths are the text encoder's."""
 
     layers: int = Field(6, ge=1)
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth, rising linearly from 0; replaces dropout")
 
 
 KeysValues = tuple[Tensor, Tensor]
@@ -72,7 +73,10 @@ class FusionEncoder(nn.Module):
 
     def __init__(self, config: FusionConfig, layer: LayerConfig, vision_width: int):
         super().__init__()
-        self.layer = nn.ModuleList(Layer(layer, memory_width=vision_width) for _ in range(config.layers))
+        layer = layer.model_copy(update={"drop_path": config.drop_path})
+        self.layer = nn.ModuleList(
+            Layer(layer.at_depth(index, config.layers), memory_width=vision_width) for index in range(config.layers)
+        )
         self.apply(init_bert_weights)
 
     def remember(self, concepts: Concepts) -> ImageMemory:

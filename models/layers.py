@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +25,17 @@ class LayerConfig(Config):
     eps: float = 1e-12
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    drop_path: float = 0.0
+
+    @property
+    def residual_dropout(self) -> float:
+        """Dropout on what a block adds: none beside a drop path (as released)."""
+        return 0.0 if self.drop_path else self.dropout
+
+    def at_depth(self, index: int, layers: int) -> LayerConfig:
+        """The sizes of layer ``index`` of a stack, whose drop path rises linearly from 0 to ``drop_path``."""
+        share = index / (layers - 1) if layers > 1 else 0.0
+        return self.model_copy(update={"drop_path": self.drop_path * share, "dropout": self.residual_dropout})
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:
@@ -57,16 +69,20 @@ class Projections(nn.Module):
 
 
 class ResidualOutput(nn.Module):
-    """Linear, dropout, residual, LayerNorm."""
+    """Linear, dropout, drop path, residual, LayerNorm.
+
+    The drop path leaves out whole texts (released: positions, the same ones in the whole batch).
+    """
 
     def __init__(self, inputs: int, config: LayerConfig):
         super().__init__()
         self.dense = nn.Linear(inputs, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.eps)
         self.dropout = nn.Dropout(config.dropout)
+        self.drop_path = DropPath(config.drop_path)
 
     def forward(self, states: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(states)) + residual)
+        return self.LayerNorm(self.drop_path(self.dropout(self.dense(states))) + residual)
 
 
 class Attention(nn.Module):

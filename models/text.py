@@ -52,6 +52,9 @@ class TextConfig(Config):
     arch: TextArchitecture | None = Field(None, description="sizes, where they are not those of `encoder`")
     dropout: float = Field(0.1, ge=0, lt=1)
     attention_dropout: float = Field(0.1, ge=0, lt=1)
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="stochastic depth of the layers, rising linearly from 0; replaces their dropout"
+    )
 
 
 class Embeddings(nn.Module):
@@ -87,7 +90,7 @@ class LayerStack(nn.Module):
 
     def __init__(self, layers: int, config: LayerConfig):
         super().__init__()
-        self.layer = nn.ModuleList(Layer(config) for _ in range(layers))
+        self.layer = nn.ModuleList(Layer(config.at_depth(index, layers)) for index in range(layers))
 
 
 class TextEncoder(nn.Module):
@@ -124,6 +127,8 @@ class HubTextEncoder(nn.Module):
 
     def __init__(self, config: TextConfig, hub_config: Any):
         super().__init__()
+        if config.drop_path:
+            raise UserError("model.text.drop_path: only for the BERT and RoBERTa families; set it to 0")
         from transformers import AutoModel
 
         self.model = AutoModel.from_config(hub_config)
@@ -163,6 +168,7 @@ def layer_config(config: TextConfig, arch: TextArchitecture) -> LayerConfig:
         eps=arch.eps,
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,
+        drop_path=config.drop_path,
     )
 
 
