@@ -67,15 +67,11 @@ def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
     """
     text = _text(path, key)
     if text.lstrip().startswith("["):
-        return [_row(value, f"{path}[{index}]") for index, value in enumerate(read_json(path, key))]
-    rows: list[Row | BrokenRecordError] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(_row(json.loads(line), f"{path}:{number}"))
-        except json.JSONDecodeError as error:
-            rows.append(BrokenRecordError("bad json", f"{path}:{number}", error.msg))
+        rows = [_row(value, f"{path}[{index}]") for index, value in enumerate(read_json(path, key))]
+    else:
+        # Not splitlines(), which also ends a line at separators that JSON allows inside a string.
+        lines = enumerate(text.split("\n"), start=1)
+        rows = [_parsed_line(line, f"{path}:{number}") for number, line in lines if line.strip()]
     if not rows:
         raise UserError(f"{key}: {path} is empty; it should hold a JSON array or JSON lines")
     return rows
@@ -107,7 +103,8 @@ def parse_rows(
     said = "; ".join(f"{n} {kind} ({first[kind].place}: {first[kind].message})" for kind, n in kinds.most_common())
     line = f"{key}: {len(broken)} of {total} records are broken: {said}"
     if len(broken) > max_broken * total or not found:
-        remedy = "mend or remove them, or raise data.max_broken" if max_broken else "a held-out set has to be whole"
+        held_out = key.startswith("evaluation.")
+        remedy = "a held-out set has to be whole" if held_out else "mend or remove them, or raise data.max_broken"
         raise UserError(f"{line}; {remedy}")
     logger.warning("%s; they are left out", line)
     return found
@@ -137,9 +134,9 @@ class Pictures:
         """Raises :class:`BrokenRecordError` ("missing image")."""
         path = self.folder / name
         if name not in self._there:
-            self._there[name] = path.is_file()
+            self._there[name] = _is_file(path)
         if not self._there[name]:
-            raise BrokenRecordError("missing image", place, f"{path} does not exist")
+            raise BrokenRecordError("missing image", place, f"{str(path)[:200]} does not exist")
         return ImageSource(place, path=path)
 
     def size(self, source: ImageSource) -> tuple[int, int]:
@@ -177,6 +174,20 @@ def texts_of(row: Row, key: str) -> list[str]:
         if not text.strip():
             raise BrokenRecordError("empty text", row.place, f"{key} holds an empty text")
     return texts
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # longer than a name may be, as a picture in base64 is
+        return False
+
+
+def _parsed_line(line: str, place: str) -> Row | BrokenRecordError:
+    try:
+        return _row(json.loads(line), place)
+    except json.JSONDecodeError as error:
+        return BrokenRecordError("bad json", place, error.msg)
 
 
 def _row(value: Any, place: str) -> Row | BrokenRecordError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from typing import Any
 
@@ -28,7 +29,7 @@ class TensorSpool:
         array = rows.detach().cpu().contiguous().numpy()
         if not self.rows:
             self._shape, self._dtype = array.shape[1:], array.dtype
-            self._bytes_per_row = array[0].nbytes
+            self._bytes_per_row = self._dtype.itemsize * math.prod(self._shape)
         assert (array.shape[1:], array.dtype) == (self._shape, self._dtype), "rows of another shape or type"
         self._file.seek(self.rows * self._bytes_per_row)
         self._file.write(array.tobytes())
@@ -36,7 +37,7 @@ class TensorSpool:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` (not included, cut at the end)."""
-        stop = min(stop, self.rows)
+        start, stop = min(start, self.rows), min(stop, self.rows)
         self._file.seek(start * self._bytes_per_row)
         content = bytearray(self._file.read((stop - start) * self._bytes_per_row))
         return torch.from_numpy(np.frombuffer(content, dtype=self._dtype).reshape(stop - start, *self._shape))

@@ -1,0 +1,266 @@
+"""Annotation files: what is read, what is counted as broken, and the one line that tells it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dataset.annotations import (
+    Pictures,
+    Row,
+    images_folder,
+    parse_rows,
+    read_json,
+    read_rows,
+    texts_of,
+    wanted_splits,
+)
+from dataset.records import BrokenRecordError
+from utils.errors import UserError
+
+KEY = "data.train"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "a.json") -> str:
+        path = tmp_path / name
+        path.write_bytes(text.encode())
+        return str(path)
+
+    return write
+
+
+def values(rows) -> list[dict]:
+    return [row.values for row in rows]
+
+
+def test_an_array_and_lines_give_the_same_rows_with_their_places(write):
+    records = [{"n": 1}, {"n": 2}]
+    array = read_rows(write(json.dumps(records, indent=1), "a.json"), KEY)
+    lines = read_rows(write("".join(json.dumps(record) + "\n" for record in records), "a.jsonl"), KEY)
+    assert values(array) == values(lines) == records
+    assert [Path(row.place).name for row in array] == ["a.json[0]", "a.json[1]"]
+    assert [Path(row.place).name for row in lines] == ["a.jsonl:1", "a.jsonl:2"]
+
+
+def test_blank_lines_are_no_rows_and_count_in_the_places_of_the_others(write):
+    rows = read_rows(write('\n{"n": 1}\r\n\n  \n{"n": 2}'), KEY)
+    assert values(rows) == [{"n": 1}, {"n": 2}]
+    assert [row.place.rpartition(":")[2] for row in rows] == ["2", "5"]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_a_line_ends_at_a_line_feed_and_nowhere_else(write, separator):
+    """JSON allows these inside a string as they are; Unicode calls them line ends, JSON lines do not."""
+    record = {"caption": f"a dog{separator}and a cat"}
+    rows = read_rows(write(json.dumps(record, ensure_ascii=False) + '\n{"n": 2}\n'), KEY)
+    assert values(rows) == [record, {"n": 2}]
+
+
+def test_a_line_that_is_no_json_or_no_object_comes_back_as_its_error(write):
+    path = write('{"n": 1}\n{"n": \n[1, 2]\n"text"\n{"n": 5}\n')
+    rows = read_rows(path, KEY)
+    kinds = [(row.kind, row.place) if isinstance(row, BrokenRecordError) else row.values["n"] for row in rows]
+    assert kinds == [1, ("bad json", f"{path}:2"), ("wrong type", f"{path}:3"), ("wrong type", f"{path}:4"), 5]
+
+
+def test_an_entry_of_an_array_that_is_no_object_comes_back_as_its_error(write):
+    path = write('[{"n": 1}, 7]')
+    first, second = read_rows(path, KEY)
+    assert first.values == {"n": 1}
+    assert (second.kind, second.place, second.message) == ("wrong type", f"{path}[1]", "7 is no object")
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "[]", " [ ]\n"])
+def test_a_file_without_a_row_is_told_as_such(write, text):
+    path = write(text)
+    with pytest.raises(UserError) as error:
+        read_rows(path, KEY)
+    assert str(error.value) == f"{KEY}: {path} is empty; it should hold a JSON array or JSON lines"
+
+
+@pytest.mark.parametrize("read", [read_rows, read_json])
+def test_a_missing_file_is_told_with_key_path_and_remedy(read):
+    with pytest.raises(
+        UserError, match=r"^data\.train: gone\.json does not exist; check the path \(it is relative to /"
+    ):
+        read("gone.json", KEY)
+
+
+@pytest.mark.parametrize("read", [read_rows, read_json])
+def test_what_is_no_text_file_is_told_in_one_line(read, tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path, tmp_path / "a.bin"):
+        with pytest.raises(UserError, match=f"^data.train: {path} cannot be read: "):
+            read(str(path), KEY)
+
+
+def test_damage_in_an_array_is_told_with_its_line(write):
+    path = write('[{"n": 1},\n{"n": 2},\n{"n" 3}]')
+    with pytest.raises(UserError, match=f"^data.train: {path}:3: not JSON: "):
+        read_rows(path, KEY)
+
+
+def row(number: int, **more) -> Row:
+    return Row({"n": number, **more}, f"a:{number}")
+
+
+def number_below_7(row: Row) -> int:
+    number = row.get("n", int)
+    if number >= 7:
+        raise BrokenRecordError("empty text", row.place, f"{number} is too much")
+    return number
+
+
+def test_up_to_the_allowed_share_broken_rows_are_left_out_with_a_warning(caplog):
+    rows = [row(n) for n in range(10)]
+    with caplog.at_level("WARNING"):
+        assert parse_rows(rows, number_below_7, KEY, max_broken=0.3) == list(range(7))
+    assert caplog.messages == [
+        "data.train: 3 of 10 records are broken: 3 empty text (a:7: 7 is too much); they are left out"
+    ]
+
+
+def test_one_more_than_the_allowed_share_stops():
+    with pytest.raises(UserError, match="3 of 10 records are broken"):
+        parse_rows([row(n) for n in range(10)], number_below_7, KEY, max_broken=0.29)
+
+
+def test_without_a_broken_row_nothing_is_said(caplog):
+    assert parse_rows([row(n) for n in range(5)], number_below_7, KEY, max_broken=0.0) == list(range(5))
+    assert not caplog.messages
+
+
+def test_the_line_counts_each_kind_and_names_its_first_place():
+    rows = [
+        Row({}, "a:1"),
+        BrokenRecordError("bad json", "a:2", "Expecting value"),
+        *[row(n) for n in (8, 9)],
+        row(1),
+        Row({"m": 1}, "a:11"),
+        Row({"n": "x"}, "a:12"),
+        row(7),
+    ]
+    with pytest.raises(UserError) as error:
+        parse_rows(rows, number_below_7, KEY, max_broken=0.1)
+    assert str(error.value) == (
+        "data.train: 7 of 8 records are broken: 3 empty text (a:8: 8 is too much); 2 missing key (a:1: no 'n'; keys: none); "
+        "1 bad json (a:2: Expecting value); 1 wrong type (a:12: n is 'x', not of type int); "
+        "mend or remove them, or raise data.max_broken"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "share", "remedy"),
+    [
+        ("data.train", 0.01, "mend or remove them, or raise data.max_broken"),
+        ("data.train", 0.0, "mend or remove them, or raise data.max_broken"),
+        ("evaluation.validation", 0.0, "a held-out set has to be whole"),
+        ("evaluation.test.dev", 0.0, "a held-out set has to be whole"),
+    ],
+)
+def test_the_remedy_is_that_of_training_or_of_held_out_data(key, share, remedy):
+    with pytest.raises(UserError) as error:
+        parse_rows([row(1), row(8)], number_below_7, key, max_broken=share)
+    assert str(error.value).endswith(f"; {remedy}")
+
+
+def test_where_every_row_is_broken_no_share_allows_it():
+    with pytest.raises(UserError, match="2 of 2 records are broken"):
+        parse_rows([row(8), row(9)], number_below_7, KEY, max_broken=1.0)
+
+
+def test_a_row_tells_what_keys_there_are_and_what_a_value_is():
+    with pytest.raises(BrokenRecordError, match="missing key: no 'image'; keys: caption, n"):
+        row(1, caption="a").get("image", str)
+    with pytest.raises(BrokenRecordError, match="missing key"):
+        row(1, image=None).get("image", str)
+    with pytest.raises(BrokenRecordError, match="wrong type: image is 3, not of type str"):
+        row(1, image=3).get("image", str)
+    assert row(1, label=False).get("label", object) is False
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (None, "missing key"),
+        ([], "empty text"),
+        ("", "empty text"),
+        (["a", " \n"], "empty text"),
+        (5, "wrong type"),
+        (["a", None], "wrong type"),
+        ({"en": "a"}, "wrong type"),
+    ],
+)
+def test_texts_that_are_none_are_refused_by_kind(value, kind):
+    with pytest.raises(BrokenRecordError) as error:
+        texts_of(row(1, caption=value), "caption")
+    assert (error.value.kind, error.value.place) == (kind, "a:1")
+
+
+def test_a_text_and_a_list_of_texts_are_texts():
+    assert texts_of(row(1, caption="a dog"), "caption") == ["a dog"]
+    assert texts_of(row(1, caption=["a dog", "a cat"]), "caption") == ["a dog", "a cat"]
+
+
+def test_a_split_without_a_record_is_told_with_those_that_have_some():
+    found = ["train", "train", "val"]
+    wanted_splits(found, ["val", "train"], KEY, "refs.p")
+    with pytest.raises(UserError) as error:
+        wanted_splits(found, ["train", "testA", "testB"], KEY, "refs.p")
+    expected = "data.train: no record of refs.p is in split testA, testB; splits there: train (2), val (1)"
+    assert str(error.value) == expected
+    with pytest.raises(UserError, match=r"splits there: none$"):
+        wanted_splits([], ["val"], KEY, "refs.p")
+
+
+def test_pictures_are_found_below_their_folder_or_by_an_absolute_path(tmp_path):
+    (tmp_path / "sub").mkdir()
+    Image.new("RGB", (5, 3)).save(tmp_path / "sub" / "a.png")
+    pictures = Pictures(tmp_path)
+    for name in ("sub/a.png", str(tmp_path / "sub" / "a.png")):
+        source = pictures.find(name, "a:1")
+        assert source.place == "a:1"
+        assert pictures.size(source) == (5, 3)
+        assert source.load() == (tmp_path / "sub" / "a.png").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["gone.png", "", ".", "a\0b", "/9j/" + "A" * 5000], ids=lambda name: name[:8])
+def test_what_names_no_picture_is_a_missing_image_with_a_short_message(tmp_path, name):
+    """A record of pre-training holds the picture itself: base64 text is longer than a file name may be."""
+    pictures = Pictures(tmp_path)
+    for place in ("a:1", "a:2"):
+        with pytest.raises(BrokenRecordError) as error:
+            pictures.find(name, place)
+        assert (error.value.kind, error.value.place) == ("missing image", place)
+        assert len(error.value.message) < 400
+
+
+def test_each_picture_is_looked_for_once(tmp_path, monkeypatch):
+    Image.new("RGB", (5, 3)).save(tmp_path / "a.png")
+    asked = []
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path.name) or is_file(path))
+    pictures = Pictures(tmp_path)
+    for place in range(5):
+        pictures.find("a.png", f"a:{place}")
+        with pytest.raises(BrokenRecordError):
+            pictures.find("b.png", f"a:{place}")
+    assert asked == ["a.png", "b.png"]
+
+
+def test_the_size_of_what_is_no_picture_is_a_broken_record(tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    pictures = Pictures(tmp_path)
+    with pytest.raises(BrokenRecordError, match=r"^a:1: unreadable image: "):
+        pictures.size(pictures.find("a.png", "a:1"))
+
+
+def test_pictures_are_looked_for_beside_the_annotations_unless_a_folder_is_named():
+    assert images_folder(None, "data/x/a.json") == Path("data/x")
+    assert images_folder("pictures", "data/x/a.json") == Path("pictures")
+    assert images_folder("~/pictures", "a.json") == Path.home() / "pictures"
