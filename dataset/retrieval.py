@@ -75,15 +75,21 @@ def read_captioned_images(config: RetrievalSplitConfig, key: str, max_broken: fl
     """Read and check a split; every picture is looked for.
 
     Raises:
-        UserError: with the config ``key``: the file cannot be used, a split names no record, or more than the share
-            ``max_broken`` of the rows are broken.
+        UserError: with the config ``key``: the file cannot be used, a split names no record, more than the share
+            ``max_broken`` of the rows are broken, or one image_id stands for two pictures.
     """
     pictures = Pictures(images_folder(config.images, config.annotations))
-    rows = _karpathy_rows(config, key) if _is_karpathy(config, key) else read_rows(config.annotations, key)
+    rows = read_rows(config.annotations, key) if config.splits is None else _karpathy_rows(config, key)
     parsed = parse_rows(rows, lambda row: _parse(row, pictures), key, max_broken)
     by_image: dict[str, tuple[ImageSource, list[str]]] = {}
     for identity, source, captions in parsed:
-        by_image.setdefault(identity, (source, []))[1].extend(captions)
+        first, known = by_image.setdefault(identity, (source, []))
+        if first.path != source.path:
+            raise UserError(
+                f"{key}: image_id {identity} is {first.path} ({first.place}) and {source.path} ({source.place}); "
+                "give each picture an id of its own"
+            )
+        known.extend(captions)
     counts = [len(captions) for _, captions in by_image.values()]
     return CaptionedImages(
         images=[source for source, _ in by_image.values()],
@@ -92,21 +98,18 @@ def read_captioned_images(config: RetrievalSplitConfig, key: str, max_broken: fl
     )
 
 
-def _is_karpathy(config: RetrievalSplitConfig, key: str) -> bool:
-    if config.splits is None:
-        return False
-    content = read_json(config.annotations, key)
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise UserError(
-            f"{key}: {config.annotations} has no list 'images', so there are no splits to name; drop `splits`"
-        )
-    return True
-
-
 def _karpathy_rows(config: RetrievalSplitConfig, key: str) -> list[Row | BrokenRecordError]:
     """The wanted splits of a Karpathy file as rows of image, caption and image_id."""
     assert config.splits is not None
-    images = read_json(config.annotations, key)["images"]
+    content = read_json(config.annotations, key)
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list):
+        raise UserError(
+            f"{key}: {config.annotations} has no list 'images', so there are no splits to name; drop `splits`"
+        )
+    for index, image in enumerate(images):
+        if not isinstance(image, dict):
+            raise UserError(f"{key}: {config.annotations}: images[{index}] is {image!r:.80}, no object")
     wanted_splits([str(image.get("split")) for image in images], config.splits, key, config.annotations)
     rows: list[Row | BrokenRecordError] = []
     for index, image in enumerate(images):
@@ -121,7 +124,7 @@ def _karpathy_rows(config: RetrievalSplitConfig, key: str) -> list[Row | BrokenR
         folder = image.get("filepath")
         values = {
             "image": f"{folder}/{name}" if folder else name,
-            "caption": [sentence.get("raw") for sentence in sentences],
+            "caption": [each.get("raw") if isinstance(each, dict) else None for each in sentences],
             "image_id": str(image.get("cocoid", image.get("imgid", name))),
         }
         rows.append(Row(values, row.place))
@@ -131,7 +134,8 @@ def _karpathy_rows(config: RetrievalSplitConfig, key: str) -> list[Row | BrokenR
 def _parse(row: Row, pictures: Pictures) -> tuple[str, ImageSource, list[str]]:
     name = row.get("image", str)
     captions = texts_of(row, "caption")
-    return str(row.values.get("image_id", name)), pictures.find(name, row.place), captions
+    identity = row.values.get("image_id")
+    return str(name if identity is None else identity), pictures.find(name, row.place), captions
 
 
 @dataclass(frozen=True)
