@@ -122,9 +122,10 @@ class PretrainModel(AligningModel):
         sums = {"contrastive": loss}
         memory = self.fusion.remember(images)
         rows = torch.arange(len(batch.valid), device=batch.valid.device)
-        looks = [Look(memory, rows.repeat(3), 3), Look(memory, negatives.image, None)]
-        joined = Encoded.concat([text, text.rows(negatives.text), masked, text])
-        matched, wrong_text, masked, wrong_image = self.fusion(joined, looks).split([len(rows)] * 4)
+        looks = [Look(memory, rows.repeat(2), 2), Look(memory, negatives.image, None)]
+        joined = Encoded.concat([text, text.rows(negatives.text), text])
+        matched, wrong_text, wrong_image = self.fusion(joined, looks, cls_only=True).split([len(rows)] * 3)
+        masked = self.fusion(masked, [Look(memory, rows, 1)])
         sums["matching"] = self.matching_loss(matched, wrong_text, wrong_image, negatives.found)
         sums["mlm"] = self._word_loss(masked, batch.text)
         return sums
@@ -138,10 +139,11 @@ class PretrainModel(AligningModel):
         count = len(batch.valid)
         rows = torch.arange(count, device=batch.valid.device)
         # The box is found in the whole image: those rows of the memory come after the regions' own.
-        own = torch.cat([rows, rows, rows, count + batch.image_index])
-        looks = [Look(memory, own, 4 * batch.max_rows_per_image), Look(memory, negatives.image, None)]
-        joined = Encoded.concat([text, text.rows(negatives.text), masked, text, text])
-        matched, wrong_text, masked, located, wrong_image = self.fusion(joined, looks).split([count] * 5)
+        own = torch.cat([rows, rows, count + batch.image_index])
+        looks = [Look(memory, own, 3 * batch.max_rows_per_image), Look(memory, negatives.image, None)]
+        joined = Encoded.concat([text, text.rows(negatives.text), text, text])
+        matched, wrong_text, located, wrong_image = self.fusion(joined, looks, cls_only=True).split([count] * 4)
+        masked = self.fusion(masked, [Look(memory, rows, batch.max_rows_per_image)])
         sums["matching"] = self.matching_loss(matched, wrong_text, wrong_image, negatives.found)
         sums["mlm"] = self._word_loss(masked, batch.text)
         predicted, counts = predict_box(self.box_head, located), self._boxes_that_count(batch)

@@ -37,6 +37,11 @@ class VisionConfig(Config):
         description="sincos: absolute two-dimensional sine-cosine positions at unit scale, then trained; a small model "
         "does not learn boxes from scratch without them",
     )
+    patch_positions: bool = Field(
+        False,
+        description="add fixed sine-cosine positions to the normed patches: a small model from scratch learns boxes sooner "
+        "where the blocks need not carry positions to the end",
+    )
 
 
 class VisionEncoder(nn.Module):
@@ -45,6 +50,7 @@ class VisionEncoder(nn.Module):
     backbone: Any  # timm's ViTs share attributes, not a base class
     pixel_mean: Tensor
     pixel_std: Tensor
+    patch_positions: Tensor | None
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -55,6 +61,8 @@ class VisionEncoder(nn.Module):
         self.grid: tuple[int, int] = tuple(self.backbone.patch_embed.grid_size)
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
+        positions = sincos_positions(*self.grid, self.width) if config.patch_positions else None
+        self.register_buffer("patch_positions", positions, persistent=False)
 
     def forward(self, pixels: Tensor) -> Concepts:
         """Encode whole images, one row each.
@@ -70,7 +78,8 @@ class VisionEncoder(nn.Module):
         if pixels.dtype == torch.uint8:
             pixels = (pixels.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std
         tokens = self.backbone.forward_features(pixels)[:, self.backbone.num_prefix_tokens :]
-        return self.backbone.fc_norm(tokens)
+        patches = self.backbone.fc_norm(tokens)
+        return patches if self.patch_positions is None else patches + self.patch_positions
 
     def regions(self, images: Concepts, patch_mask: Tensor, image_index: Tensor) -> Concepts:
         """Rows that see a part of an image: no second backbone pass, no copy of patches.
