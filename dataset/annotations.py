@@ -158,14 +158,19 @@ def images_folder(images: str | None, annotations: str) -> Path:
     return Path(images).expanduser() if images is not None else Path(annotations).expanduser().parent
 
 
-def texts_of(row: Row, key: str) -> list[str]:
-    """A text or a list of texts, none of them empty.
+def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
+    """A text or a list of texts, none of them empty; of dictionaries by language, ``language``, or with None all.
 
     Raises:
         BrokenRecordError: "missing key", "wrong type" or "empty text".
     """
     value: Any = row.get(key, object)
-    texts: list[str] = value if isinstance(value, list) else [value]
+    texts: list[str] = []
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, dict) and language is not None and language not in text:
+            raise BrokenRecordError("missing key", row.place, f"{key} has no text in language {language!r}")
+        spoken = text if not isinstance(text, dict) else text[language] if language else list(text.values())
+        texts += spoken if isinstance(spoken, list) else [spoken]
     if not texts:
         raise BrokenRecordError("empty text", row.place, f"{key} is an empty list")
     for text in texts:

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_json, read_rows, wanted_splits
+from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_json, read_rows, texts_of, wanted_splits
 from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned, encode_texts
 from dataset.images import RandAugment, RegionAugmentConfig, decode, hflip, resize
 from dataset.records import (
@@ -48,6 +48,7 @@ class GroundingSplitConfig(Config):
     splits: list[str] | None = Field(None, description="train, val, testA, testB (RefCOCOg: train, val, test)")
     annotations: str | None = Field(None, description="region records, instead of refs and instances")
     images: str | None = Field(None, description="folder of the pictures; null: that of the annotations")
+    language: str | None = Field(None, description="of phrases in several languages; null: all of them")
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> GroundingSplitConfig:
@@ -95,11 +96,11 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float) -> l
     folder = images_folder(config.images, config.annotations)
     pictures = Pictures(folder)
     rows = read_rows(config.annotations, key)
-    parsed = parse_rows(rows, lambda row: _parse_record(row, folder, pictures), key, max_broken)
+    parsed = parse_rows(rows, lambda row: _parse_record(row, folder, pictures, config.language), key, max_broken)
     return [phrase for phrases in parsed for phrase in phrases]
 
 
-def _parse_record(row: Row, folder: Path, pictures: Pictures) -> list[Phrase]:
+def _parse_record(row: Row, folder: Path, pictures: Pictures, language: str | None) -> list[Phrase]:
     record = parse_region_record(RawRecord(row.values, row.place, folder), ImageKeys(image_is="path"), "")
     if record.broken:
         raise BrokenRecordError(record.broken[0].kind, row.place, record.broken[0].message)  # type: ignore[arg-type]
@@ -108,10 +109,8 @@ def _parse_record(row: Row, folder: Path, pictures: Pictures) -> list[Phrase]:
     phrases = []
     for element in record.elements:
         box = place_box(element.box, width, height, row.place, element.name)
-        for text in element.captions:
-            if not isinstance(text, str) or not text.strip():
-                raise BrokenRecordError("empty text", row.place, f"{element.name}.caption holds {text!r:.80}")
-            phrases.append(Phrase(text, source, box, size, element.grain))
+        texts = texts_of(Row({element.name: list(element.captions)}, row.place), element.name, language)
+        phrases += [Phrase(text, source, box, size, element.grain) for text in texts]
     if not phrases:
         raise BrokenRecordError("empty text", row.place, "elems is empty")
     return phrases
@@ -165,9 +164,14 @@ def _read_refcoco(config: GroundingSplitConfig, key: str, max_broken: float) -> 
             )
         source = pictures.find(COCO_NAME.format(image), row.place)
         width, height = size = sizes[image]
-        x, y, w, h = boxes[annotation]
+        try:
+            x, y, w, h = (float(value) for value in boxes[annotation])
+        except (TypeError, ValueError):
+            said = f"bbox of ann_id {annotation} is {boxes[annotation]!r:.80}, not [x, y, width, height]"
+            raise BrokenRecordError("wrong type", row.place, said) from None
         box = place_box((x, y, w, h), width, height, row.place, "annotation")
-        texts = [sentence["sent"] for sentence in row.get("sentences", list) if sentence.get("sent", "").strip()]
+        sentences = [each.get("sent") for each in row.get("sentences", list) if isinstance(each, dict)]
+        texts = [text for text in sentences if isinstance(text, str) and text.strip()]
         if not texts:
             raise BrokenRecordError("empty text", row.place, "no sentence with words")
         return [Phrase(text, source, box, size, row.get("split", str)) for text in texts]

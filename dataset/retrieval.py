@@ -44,6 +44,7 @@ class RetrievalSplitConfig(Config):
     annotations: str
     splits: list[str] | None = Field(None, description="parts of a Karpathy file; its restval belongs to train")
     images: str | None = Field(None, description="folder of relative paths; null: that of the annotations")
+    language: str | None = Field(None, description="of captions in several languages; null: all of them")
 
 
 class RetrievalDataConfig(FineTuneDataConfig):
@@ -80,7 +81,7 @@ def read_captioned_images(config: RetrievalSplitConfig, key: str, max_broken: fl
     """
     pictures = Pictures(images_folder(config.images, config.annotations))
     rows = read_rows(config.annotations, key) if config.splits is None else _karpathy_rows(config, key)
-    parsed = parse_rows(rows, lambda row: _parse(row, pictures), key, max_broken)
+    parsed = parse_rows(rows, lambda row: _parse(row, pictures, config.language), key, max_broken)
     by_image: dict[str, tuple[ImageSource, list[str]]] = {}
     for identity, source, captions in parsed:
         first, known = by_image.setdefault(identity, (source, []))
@@ -131,9 +132,9 @@ def _karpathy_rows(config: RetrievalSplitConfig, key: str) -> list[Row | BrokenR
     return rows
 
 
-def _parse(row: Row, pictures: Pictures) -> tuple[str, ImageSource, list[str]]:
+def _parse(row: Row, pictures: Pictures, language: str | None) -> tuple[str, ImageSource, list[str]]:
     name = row.get("image", str)
-    captions = texts_of(row, "caption")
+    captions = texts_of(row, "caption", language)
     identity = row.values.get("image_id")
     return str(name if identity is None else identity), pictures.find(name, row.place), captions
 

@@ -34,9 +34,6 @@ class TextLimits(Config):
     max_words: int | None = Field(
         None, ge=1, description="Words, split at spaces, that the clean-up keeps; null = max_tokens, as released."
     )
-    language: str | None = Field(
-        None, description="Which text of a record in several languages is used; null = a random one each time."
-    )
 
 
 class TextDataConfig(TextLimits):
@@ -47,6 +44,9 @@ class TextDataConfig(TextLimits):
     whole_word: bool = Field(True, description="Mask all pieces of a word together.")
     skipgram_prob: float = Field(0.2, ge=0, le=1, description="Chance that a masked span has several tokens.")
     skipgram_size: int = Field(3, ge=2, description="Most tokens of such a span; it has at least two.")
+    language: str | None = Field(
+        None, description="Which text of a record in several languages is used; null = a random one each time."
+    )
 
 
 class TextExample:
@@ -107,7 +107,7 @@ class PlainTextProcessor:
 
     Args:
         tokenizer: a fast Hugging Face tokenizer with a classification, a separator and a padding token.
-        limits: lengths and language.
+        limits: lengths.
 
     Raises:
         UserError: where the tokenizer lacks one of these tokens.
@@ -123,21 +123,6 @@ class PlainTextProcessor:
         # The wrapper sets these on each of its calls; here texts are encoded without it, nearly twice as fast, and cut by hand.
         self._pieces.no_truncation()
         self._pieces.no_padding()
-
-    def choose(self, texts: Texts, rng: np.random.Generator, place: str) -> str:
-        """A random alternative that is not empty, cleaned.
-
-        Raises:
-            BrokenRecordError: "empty text" where all are empty, "missing key" where none has the configured language.
-        """
-        found = alternatives(texts, self.limits.language, rng, place)
-        order = rng.permutation(len(found)).tolist() if len(found) > 1 else [0]
-        for index in order:
-            try:
-                return clean_caption(found[index], self.max_words)
-            except ValueError:
-                continue
-        raise BrokenRecordError("empty text", place, f"nothing is left of {found[0][:80]!r} after cleaning")
 
     def encode_plain(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Cleaned texts without masking: ids (N, L) int64 and mask (N, L) bool, True = token."""
@@ -171,6 +156,21 @@ class TextProcessor(PlainTextProcessor):
         super().__init__(tokenizer, config)
         self.config = config
         self.vocab_size = len(tokenizer)
+
+    def choose(self, texts: Texts, rng: np.random.Generator, place: str) -> str:
+        """A random alternative that is not empty, cleaned.
+
+        Raises:
+            BrokenRecordError: "empty text" where all are empty, "missing key" where none has the configured language.
+        """
+        found = alternatives(texts, self.config.language, rng, place)
+        order = rng.permutation(len(found)).tolist() if len(found) > 1 else [0]
+        for index in order:
+            try:
+                return clean_caption(found[index], self.max_words)
+            except ValueError:
+                continue
+        raise BrokenRecordError("empty text", place, f"nothing is left of {found[0][:80]!r} after cleaning")
 
     def encode(self, text: str, rng: np.random.Generator) -> TextExample:
         """Token ids of a cleaned text, at most ``max_tokens``, with a masked copy."""
