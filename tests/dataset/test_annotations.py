@@ -193,13 +193,22 @@ def test_a_row_tells_what_keys_there_are_and_what_a_value_is():
         (["a", " \n"], "empty text"),
         (5, "wrong type"),
         (["a", None], "wrong type"),
-        ({"en": "a"}, "wrong type"),
+        ({"en": 5}, "wrong type"),
+        ({"en": "a", "de": ""}, "empty text"),
     ],
 )
 def test_texts_that_are_none_are_refused_by_kind(value, kind):
     with pytest.raises(BrokenRecordError) as error:
         texts_of(row(1, caption=value), "caption")
     assert (error.value.kind, error.value.place) == (kind, "a:1")
+
+
+def test_of_texts_by_language_one_is_taken_or_all():
+    captions = [{"en": "a frog", "de": "ein Frosch"}, {"en": "a toad", "de": "eine Kröte"}]
+    assert texts_of(row(1, caption=captions), "caption", "de") == ["ein Frosch", "eine Kröte"]
+    assert texts_of(row(1, caption=captions[0]), "caption") == ["a frog", "ein Frosch"]
+    with pytest.raises(BrokenRecordError, match="missing key: caption has no text in language 'fr'"):
+        texts_of(row(1, caption=captions), "caption", "fr")
 
 
 def test_a_text_and_a_list_of_texts_are_texts():
