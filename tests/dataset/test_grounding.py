@@ -1,0 +1,429 @@
+"""Grounding data: RefCOCO's pickle, which must run nothing, our own records, and crops and flips that take the box along."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset.grounding import (
+    GroundingBatches,
+    GroundingDataConfig,
+    GroundingSplitConfig,
+    read_phrases,
+    read_plain_pickle,
+)
+from dataset.images import RegionAugmentConfig
+from utils.config import ConfigError, bind
+from utils.errors import UserError
+
+PLAIN = RegionAugmentConfig(flip=0, rand_augment_ops=0)
+WIDTH, HEIGHT = 40, 32
+
+
+def write_picture(path: Path, box: tuple[int, int, int, int], size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
+    """Black, but white in ``box`` (x, y, w, h)."""
+    pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+    x, y, w, h = box
+    pixels[y : y + h, x : x + w] = 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not JPEG, whatever the name: the white must end where the box does.
+    Image.fromarray(pixels).save(path, "PNG")
+
+
+def refcoco() -> tuple[list[dict], dict]:
+    """Four references, of splits train, val, testA and testA, in the shape of ``refs(unc).p`` and ``instances.json``."""
+    splits = ("train", "val", "testA", "testA")
+    refs = [
+        {
+            "ref_id": 10 + n,
+            "ann_id": 1719310 + n,
+            "category_id": 1,
+            "image_id": 581857 + n // 2,
+            "file_name": f"COCO_train2014_{581857 + n // 2:012d}_{n}.jpg",
+            "split": split,
+            "sent_ids": [2 * n, 2 * n + 1],
+            "sentences": [
+                {"tokens": ["shirt", str(k)], "raw": f"Shirt {n}{k}!", "sent_id": 2 * n + k, "sent": f"shirt {n} {k}"}
+                for k in range(2)
+            ],
+        }
+        for n, split in enumerate(splits)
+    ]
+    boxes = [[1.5, 2.0, 10.25, 9.0], [20, 10, 12, 8], [3, 4, 5, 6], [30.0, 20.0, 10.0, 12.0]]
+    instances = {
+        "images": [{"id": 581857 + n, "width": WIDTH, "height": HEIGHT, "file_name": "x.jpg"} for n in range(2)],
+        "annotations": [
+            {"id": 1719310 + n, "image_id": 581857 + n // 2, "bbox": box, "category_id": 1}
+            for n, box in enumerate(boxes)
+        ],
+        "categories": [{"id": 1, "name": "person", "supercategory": "person"}],
+    }
+    return refs, instances
+
+
+@pytest.fixture
+def official(tmp_path):
+    """Write RefCOCO's files and give a config of some splits of them."""
+
+    def write(*splits: str, refs=None, instances=None, protocol: int = 2, **config) -> GroundingSplitConfig:
+        plain, boxes = refcoco()
+        (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(plain if refs is None else refs, protocol=protocol))
+        (tmp_path / "instances.json").write_text(json.dumps(boxes if instances is None else instances))
+        for number in (581857, 581858):
+            write_picture(tmp_path / "train2014" / f"COCO_train2014_{number:012d}.jpg", (0, 0, 5, 5))
+        files = {"refs": str(tmp_path / "refs(unc).p"), "instances": str(tmp_path / "instances.json")}
+        return GroundingSplitConfig(**files, images=str(tmp_path / "train2014"), splits=list(splits), **config)
+
+    return write
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_the_official_files_give_each_sentence_with_its_box_and_size(official, tmp_path, protocol):
+    first, second = read_phrases(official("train", protocol=protocol), "k", 0.0)
+    assert (first.text, second.text) == ("shirt 0 0", "shirt 0 1")
+    assert first.box == second.box == (1.5, 2.0, 10.25, 9.0)
+    assert first.size == (WIDTH, HEIGHT)
+    assert first.image.path == tmp_path / "train2014" / "COCO_train2014_000000581857.jpg"
+    assert first.place == f"{tmp_path}/refs(unc).p[0]"
+
+
+def test_splits_are_read_together_and_are_the_grain_of_their_phrases(official):
+    found = read_phrases(official("val", "testA"), "k", 0.0)
+    assert [(phrase.text, phrase.grain) for phrase in found] == [
+        (f"shirt {n} {k}", grain) for n, grain in ((1, "val"), (2, "testA"), (3, "testA")) for k in range(2)
+    ]
+    assert {phrase.image.path.stem[-6:] for phrase in found} == {"581857", "581858"}
+
+
+PYTHON_2 = (
+    b"\x80\x02]q\x00}q\x01(U\x05splitq\x02U\x05trainq\x03U\x06ann_idq\x04J\x0e<\x1a\x00U\x08image_idq\x05"
+    b"\x8a\x04\xe1\xe0\x08\x00U\tsentencesq\x06]q\x07}q\x08U\x04sentq\tX\x05\x00\x00\x00caf\xc3\xa9q\nsaua."
+)
+"""``pickle.dumps(refs, 2)`` of Python 2, whose ``str`` is a byte string (opcode U), whose ``long`` is LONG1."""
+
+
+def test_a_pickle_of_python_2_is_read(official, tmp_path):
+    config = official("train")
+    (tmp_path / "refs(unc).p").write_bytes(PYTHON_2)
+    (phrase,) = read_phrases(config, "k", 0.0)
+    assert (phrase.text, phrase.box) == ("café", (1.5, 2.0, 10.25, 9.0))
+
+
+class Runs:
+    """A value whose unpickling calls a function that leaves a file behind."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(official, tmp_path, protocol):
+    ran = tmp_path / "ran"
+    refs, _ = refcoco()
+    config = official("train", refs=[*refs, {"split": Runs(ran)}], protocol=protocol)
+    with pytest.raises(UserError) as error:
+        read_phrases(config, "data.train", 0.0)
+    message = str(error.value)
+    assert message.startswith(f"data.train.refs: {config.refs} is not a pickle of plain data: it asks for ")
+    assert message.endswith(", but only plain data is read")
+    assert "\n" not in message
+    assert not ran.exists()
+    pickle.loads(Path(config.refs).read_bytes())
+    assert ran.exists(), "the file would have run something"
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps(refcoco()[0])[:-40], b"\x80\x02}q\x00b."])
+def test_a_damaged_pickle_is_told_in_one_line(tmp_path, content):
+    (tmp_path / "refs.p").write_bytes(content)
+    with pytest.raises(UserError, match=f"^k: {tmp_path}/refs.p is not a pickle of plain data: [^\n]*$"):
+        read_plain_pickle(str(tmp_path / "refs.p"), "k")
+
+
+def test_files_that_are_missing_or_of_another_kind_are_told_with_their_key(official, tmp_path):
+    config = official("val")
+    for key in ("refs", "instances"):
+        gone = config.model_copy(update={key: "gone"})
+        with pytest.raises(UserError, match=rf"^data\.train\.{key}: gone does not exist"):
+            read_phrases(gone, "data.train", 0.0)
+    with pytest.raises(UserError, match=r"^data\.train\.refs: .* is no list of references$"):
+        read_phrases(official("val", refs={"a": 1}), "data.train", 0.0)
+    for wrong in ([], {"annotations": []}, {"annotations": [{"id": 1}], "images": []}):
+        with pytest.raises(UserError, match=r"^data\.train\.instances: .* is no COCO instances file"):
+            read_phrases(official("val", instances=wrong), "data.train", 0.0)
+
+
+def test_a_split_that_is_not_there_is_told_with_those_that_are(official):
+    with pytest.raises(UserError, match=r"is in split testB, test; splits there: train \(1\), val \(1\), testA \(2\)$"):
+        read_phrases(official("val", "testB", "test"), "k", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ann_id": None}, "missing key"),
+        ({"ann_id": 5}, "missing key"),
+        ({"image_id": 5}, "missing key"),
+        ({"image_id": "581858"}, "wrong type"),
+        ({"sentences": []}, "empty text"),
+        ({"sentences": [{"sent": " "}]}, "empty text"),
+        ({"sentences": [{"raw": "a"}]}, "empty text"),
+        ({"sentences": ["a", {"sent": None}]}, "empty text"),
+        ({"sentences": None}, "missing key"),
+    ],
+)
+def test_a_reference_that_cannot_be_used_is_told_or_left_out(official, change, said):
+    refs, _ = refcoco()
+    refs[2] |= change
+    config = official("testA", refs=refs)
+    with pytest.raises(UserError, match=f"^evaluation.test.a: 1 of 2 records are broken: 1 {said} ") as error:
+        read_phrases(config, "evaluation.test.a", 0.0)
+    assert f"({config.refs}[2]: " in str(error.value)
+    assert len(read_phrases(config, "data.train", 0.5)) == 2
+
+
+@pytest.mark.parametrize(
+    ("bbox", "said"),
+    [
+        ([35, 0, 10, 5], "box outside image"),
+        ([0, -5, 10, 5], "box outside image"),
+        ([3, 3, 0, 5], "degenerate box"),
+        ([3, 3, 5], "wrong type"),
+        (None, "wrong type"),
+    ],
+)
+def test_a_box_that_is_not_in_its_picture_is_told(official, bbox, said):
+    _, instances = refcoco()
+    instances["annotations"][2]["bbox"] = bbox
+    with pytest.raises(UserError, match=f"1 of 2 records are broken: 1 {said} "):
+        read_phrases(official("testA", instances=instances), "k", 0.0)
+    assert len(read_phrases(official("val", instances=instances), "k", 0.0)) == 2, "another split is not concerned"
+
+
+def test_a_box_that_leaves_by_less_than_a_pixel_is_clamped(official):
+    _, instances = refcoco()
+    instances["annotations"][2]["bbox"] = [30.5, 20.25, 10.0, 12.0]
+    assert read_phrases(official("testA", instances=instances), "k", 0.0)[0].box == (30.5, 20.25, 9.5, 11.75)
+
+
+def test_a_picture_that_is_missing_is_told_by_its_coco_name(official, tmp_path):
+    config = official("testA")
+    (tmp_path / "train2014" / "COCO_train2014_000000581858.jpg").unlink()
+    with pytest.raises(
+        UserError, match=r"2 of 2 records are broken: 2 missing image .*COCO_train2014_000000581858\.jpg"
+    ):
+        read_phrases(config, "k", 0.0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"refs": "r", "instances": "i", "splits": ["val"]},
+        {"refs": "r", "instances": "i", "images": "p"},
+        {"refs": "r", "splits": ["val"], "images": "p"},
+        {"annotations": "a", "refs": "r"},
+        {"annotations": "a", "splits": ["val"]},
+    ],
+)
+def test_a_split_is_official_files_or_annotations_and_not_both(values):
+    with pytest.raises(ConfigError, match=r"give (refs, instances, splits and images, or|either) annotations"):
+        bind(values, GroundingSplitConfig)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Write region records of our own, and a picture for each."""
+
+    def write(*records: dict, size: tuple[int, int] = (WIDTH, HEIGHT), name: str = "a.jsonl") -> GroundingSplitConfig:
+        for number, record in enumerate(records):
+            x, y, w, h = (round(value) for value in record.pop("painted", (0, 0, 4, 4)))
+            write_picture(tmp_path / f"{number}.png", (x, y, w, h), size)
+        rows = [{"image": f"{number}.png"} | record for number, record in enumerate(records)]
+        text = "".join(json.dumps(row) + "\n" for row in rows) if name.endswith("l") else json.dumps(rows)
+        (tmp_path / name).write_text(text)
+        return GroundingSplitConfig(annotations=str(tmp_path / name))
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_own_records_give_a_phrase_for_each_caption_of_each_box(own, name):
+    first = {"elems": [{"bb": [1, 2, 3, 4], "caption": ["a dog", "the dog"]}, {"bb": [5, 6, 7, 8], "caption": "a cat"}]}
+    second = {"elems": [{"bb": [0, 0, 40, 32], "caption": "a star", "grain": "place"}]}
+    found = read_phrases(own(first, second, name=name), "k", 0.0)
+    assert [(phrase.text, phrase.box, phrase.grain) for phrase in found] == [
+        ("a dog", (1, 2, 3, 4), "object"),
+        ("the dog", (1, 2, 3, 4), "object"),
+        ("a cat", (5, 6, 7, 8), "object"),
+        ("a star", (0, 0, 40, 32), "place"),
+    ]
+    assert {phrase.size for phrase in found} == {(WIDTH, HEIGHT)}
+
+
+DOG = {"bb": [1, 2, 3, 4], "caption": "a dog"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"elems": [DOG, {"bb": [38, 2, 5, 4], "caption": "a cat"}]}, "box outside image"),
+        ({"elems": [{"bb": [3, 2, -1, 4], "caption": "a cat"}]}, "degenerate box"),
+        ({"elems": [{"bb": [3, 2, 4], "caption": "a cat"}]}, "wrong type"),
+        ({"elems": [{"bb": [3, 2, 4, "4"], "caption": "a cat"}]}, "wrong type"),
+        ({"elems": [DOG | {"caption": ""}]}, "empty text"),
+        ({"elems": [DOG | {"caption": ["a dog", " "]}]}, "empty text"),
+        ({"elems": [DOG | {"caption": []}]}, "empty text"),
+        ({"elems": [DOG | {"caption": None}]}, "missing key"),
+        ({"elems": []}, "empty text"),
+        ({"elems": None}, "missing key"),
+        ({"image": "gone.png"}, "missing image"),
+        ({"image": None}, "missing key"),
+    ],
+)
+def test_an_own_record_that_cannot_be_used_is_told_or_left_out(own, change, said):
+    config = own({"elems": [DOG]}, {"elems": [DOG]} | change)
+    with pytest.raises(UserError, match=f"^evaluation.test.a: 1 of 2 records are broken: 1 {said} ") as error:
+        read_phrases(config, "evaluation.test.a", 0.0)
+    assert f"({config.annotations}:2: " in str(error.value)
+    assert [phrase.text for phrase in read_phrases(config, "data.train", 0.5)] == ["a dog"]
+
+
+def test_a_file_that_is_no_picture_is_told(own, tmp_path):
+    config = own({"elems": [DOG]})
+    (tmp_path / "0.png").write_text("no picture")
+    with pytest.raises(UserError, match="1 unreadable image "):
+        read_phrases(config, "k", 0.0)
+
+
+@pytest.fixture
+def batches(tokenizer, own):
+    """Batches of phrases over pictures of 64 x 64, whose box is painted white on black."""
+
+    def make(*elems: tuple[str, tuple[float, ...]], batch_size: int = 1, seed: int = 0, size: int = 64, **options):
+        records = [{"elems": [{"bb": list(box), "caption": text}], "painted": box} for text, box in elems]
+        config = own(*records, size=(64, 64))
+        data = GroundingDataConfig(train=config, batch_size=batch_size, **{"augment": PLAIN, **options})
+        return GroundingBatches(data, tokenizer=tokenizer, image_size=size, seed=seed)
+
+    return make
+
+
+def edges(box: torch.Tensor, size: int) -> list[float]:
+    """Left, top, right and bottom in pixels of a relative box of centre and size."""
+    cx, cy, w, h = (box.double() * size).tolist()
+    return [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
+
+
+BOXES = [(10, 20, 30, 12), (0, 0, 8, 8), (50, 40, 14, 24), (0, 5, 64, 9), (31, 31, 2, 2)]
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("box", BOXES)
+def test_the_crop_keeps_the_whole_box_and_says_where_it_went(batches, box, flip):
+    """The white rectangle, re-found in the view, is the target; it has its whole area, which a cut box would not have.
+
+    Half-way between black and white lies the edge, to which the resize adds blur but no shift.
+    """
+    size = 64
+    maker = batches(("a dog", box), augment=PLAIN.model_copy(update={"flip": flip}), size=size)
+    shapes = set()
+    for number in range(60):
+        batch = maker.make(number)
+        assert batch.valid.all()
+        target = edges(batch.boxes_cxcywh[0], size)
+        white = batch.pixels[0, 0] >= 128
+        rows, columns = white.any(dim=1).nonzero().flatten(), white.any(dim=0).nonzero().flatten()
+        found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        assert [float(edge) for edge in found] == pytest.approx(target, abs=1), number
+        assert min(target) >= -1e-4
+        assert max(target) <= size + 1e-4
+        # Whole pixels: the side of the crop, which the size of the target tells, is a whole number.
+        for side, edge in ((box[2], target[2] - target[0]), (box[3], target[3] - target[1])):
+            crop = side * size / edge
+            assert crop == pytest.approx(round(crop), abs=1e-3)
+            assert side <= round(crop) <= 64
+        shapes.add(tuple(round(edge, 3) for edge in target))
+    assert len(shapes) > 20, "crops differ"
+
+
+def test_without_a_crop_the_target_is_the_box_in_the_whole_picture(batches):
+    maker = batches(("a dog", (16, 8, 32, 16)), crop=False)
+    for number in range(5):
+        assert maker.make(number).boxes_cxcywh.tolist() == [[0.5, 0.25, 0.5, 0.25]]
+
+
+@pytest.mark.parametrize("text", ["the left dog", "dog on the right", "leftmost dog", "the dog", "a bright dog"])
+@pytest.mark.parametrize("careful", [True, False])
+def test_a_flip_mirrors_box_and_pixels_and_stops_where_the_phrase_says_a_side(batches, text, careful):
+    always = PLAIN.model_copy(update={"flip": 1.0})
+    maker = batches((text, (8, 16, 16, 32)), crop=False, augment=always, careful_flip=careful)
+    batch = maker.make(0)
+    stays = careful and text not in ("the dog", "a bright dog")
+    assert batch.boxes_cxcywh.tolist() == [[0.25 if stays else 0.75, 0.5, 0.25, 0.5]]
+    white = (batch.pixels[0, 0] == 255).any(dim=0).nonzero().flatten()
+    assert white.tolist() == list(range(8, 24) if stays else range(40, 56))
+
+
+def test_care_is_the_default_as_released():
+    assert GroundingDataConfig.model_fields["careful_flip"].default is True
+    assert GroundingDataConfig.model_fields["crop"].default is True
+
+
+def test_colour_augmentation_moves_nothing(batches):
+    maker = batches(("a dog", (16, 8, 32, 16)), crop=False, augment=RegionAugmentConfig(flip=0, rand_augment_ops=3))
+    for number in range(30):
+        pixels = maker.make(number).pixels[0, 0].float()
+        assert pixels[9:23, 17:47].min() > pixels[25:, :].max()
+
+
+def test_an_epoch_has_every_phrase_once_with_its_own_box(batches, tokenizer):
+    words = ("one", "two", "three", "four", "five")
+    maker = batches(*[(f"number {w}", b) for w, b in zip(words, BOXES, strict=True)], crop=False, batch_size=2)
+    assert maker.stream_sizes == {"phrases": 5}
+    seen = []
+    for number in range(5):
+        batch = maker.make(number)
+        for row in range(2):
+            text = tokenizer.decode(batch.text.ids[row][batch.text.mask[row]], skip_special_tokens=True)
+            word = words.index(text.split()[1])
+            x, y, w, h = BOXES[word]
+            assert edges(batch.boxes_cxcywh[row], 64) == pytest.approx([x, y, x + w, y + h], abs=1e-4)
+            seen.append(word)
+    assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
+
+
+def test_a_batch_is_a_function_of_seed_and_number_alone(batches):
+    options = {"augment": RegionAugmentConfig(), "batch_size": 3}
+    phrases = [("a dog", box) for box in BOXES]
+    maker = batches(*phrases, **options)
+    for number in (4, 0, 2, 0):
+        one, other = maker.make(number), batches(*phrases, **options).make(number)
+        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.boxes_cxcywh, other.boxes_cxcywh)
+        assert one.records == other.records
+    assert not torch.equal(maker.make(0).boxes_cxcywh, batches(*phrases, seed=1, **options).make(0).boxes_cxcywh)
+
+
+def test_a_picture_damaged_or_changed_after_the_check_is_a_row_that_does_not_count(batches, tmp_path):
+    phrases = [("a dog", box) for box in BOXES]
+    maker = batches(*phrases, batch_size=5)
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    write_picture(tmp_path / "3.png", (0, 0, 4, 4), size=(60, 64))
+    batch = maker.make(0)
+    assert batch.valid.sum() == 3
+    assert sorted((b.kind, b.place.rpartition(":")[2]) for b in batch.broken) == [
+        ("unreadable image", "2"),
+        ("unreadable image", "4"),
+    ]
+    assert (batch.pixels[~batch.valid] == 0).all()
+    assert batch.boxes_cxcywh[~batch.valid].tolist() == [[0.5, 0.5, 1, 1]] * 2
+    assert (batch.read, len(batch.records)) == (5, 3)
