@@ -12,6 +12,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -64,11 +65,12 @@ def shared_pairs(generator: torch.Generator) -> float:
 
 
 @torch.no_grad()
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements")
     parser.add_argument("--small", action="store_true", help="a small model and few pairs: a check that it runs")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     model = build(64, 2, 64) if flags.small else build(768, 6, 384)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
+
 
 class TensorSpool:
     """Rows of one shape and type, appended in order and read back in blocks, in a temporary file that nobody else sees.
@@ -25,14 +27,26 @@ class TensorSpool:
         self.rows = 0
 
     def append(self, rows: Tensor) -> None:
-        """Add (N, ...) rows; all of one shape and type."""
+        """Add (N, ...) rows; all of one shape and type.
+
+        Raises:
+            UserError: if the disk is full.
+        """
         array = rows.detach().cpu().contiguous().numpy()
         if not self.rows:
             self._shape, self._dtype = array.shape[1:], array.dtype
             self._bytes_per_row = self._dtype.itemsize * math.prod(self._shape)
         assert (array.shape[1:], array.dtype) == (self._shape, self._dtype), "rows of another shape or type"
-        self._file.seek(self.rows * self._bytes_per_row)
-        self._file.write(array.tobytes())
+        try:
+            self._file.seek(self.rows * self._bytes_per_row)
+            self._file.write(array.tobytes())
+            self._file.flush()
+        except OSError as error:
+            written = f"{self.rows * self._bytes_per_row / 1e9:.1f} GB"
+            raise UserError(
+                f"{tempfile.gettempdir()}: cannot hold more than {written} of image states ({error.strerror}); "
+                "set TMPDIR to a larger disk"
+            ) from None
         self.rows += len(array)
 
     def read(self, start: int, stop: int) -> Tensor:

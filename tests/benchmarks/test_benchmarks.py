@@ -1,0 +1,10 @@
+"""Every benchmark runs: a small model and one round, whose ratio means nothing."""
+
+import re
+
+from benchmarks import rerank
+
+
+def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
+    rerank.main(["--small", "--rounds", "1"])
+    assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
