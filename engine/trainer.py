@@ -87,6 +87,7 @@ class _Pending:
     values: Tensor
     arrived: torch.cuda.Event | None
     micro_batches: list[Any]
+    at: float  # when it was handed to the device, by time.perf_counter
 
     def read(self) -> dict[str, float]:
         if self.arrived is not None:
@@ -244,7 +245,8 @@ class Trainer:
             arrived = torch.cuda.Event()
             arrived.record()
             values = host
-        return _Pending(self.step + 1, [*names, "grad_norm", "bad", "culprit"], values, arrived, micro_batches)
+        shown = [*names, "grad_norm", "bad", "culprit"]
+        return _Pending(self.step + 1, shown, values, arrived, micro_batches, time.perf_counter())
 
     def _spoil_gradient_if(self, bad: Tensor) -> None:
         """Make the loss scaler skip the step too: a loss can be infinite while its gradient is not."""
@@ -325,8 +327,7 @@ class _Reporter:
         self.since_log, self.steps = self.clock, 0
 
     def __call__(self, pending: _Pending) -> None:
-        trainer, values = self.trainer, pending.read()
-        now = time.perf_counter()
+        trainer, values, now = self.trainer, pending.read(), pending.at
         trainer.elapsed_s += now - self.clock
         self.clock = now
         self.steps += 1
