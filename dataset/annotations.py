@@ -169,8 +169,9 @@ def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, dict) and language is not None and language not in text:
             raise BrokenRecordError("missing key", row.place, f"{key} has no text in language {language!r}")
-        spoken = text if not isinstance(text, dict) else text[language] if language else list(text.values())
-        texts += spoken if isinstance(spoken, list) else [spoken]
+        spoken = [text] if not isinstance(text, dict) else [text[language]] if language else list(text.values())
+        for each in spoken:
+            texts += each if isinstance(each, list) else [each]
     if not texts:
         raise BrokenRecordError("empty text", row.place, f"{key} is an empty list")
     for text in texts:

@@ -81,9 +81,11 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, training: dict[st
 
 
 def save_best(path: Path, step: int, model: nn.Module, metrics: dict[str, float]) -> None:
-    """Replace the best weights of a run, with their step and metrics in the file's header."""
+    """Replace the best weights of a run, with their step and metrics in the file's header (JSON under ``validation``)."""
+    # One entry, as safetensors writes several in random order: equal runs leave equal files.
+    found = json.dumps({"step": step, **metrics})
     with replacing(path) as temporary:
-        save_file(_weights(model), temporary, metadata={"step": str(step), "metrics": json.dumps(metrics)})
+        save_file(_weights(model), temporary, metadata={"validation": found})
 
 
 def find_weights(path: Path) -> Path:

@@ -71,7 +71,8 @@ class TrainConfig(Config):
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
-        return math.ceil(self.epochs * loader.epoch_size / self.records_per_step(loader))
+        steps = self.epochs * loader.epoch_size / self.records_per_step(loader)
+        return max(1, math.ceil(round(steps, 6)))  # in binary, 7 hundredths of 100 are a little more than 7
 
     def records_per_step(self, loader: Loader) -> int:
         """Records of the leading stream that a step takes, over all ranks."""

@@ -269,6 +269,16 @@ def test_own_records_give_a_phrase_for_each_caption_of_each_box(own, name):
     assert {phrase.size for phrase in found} == {(WIDTH, HEIGHT)}
 
 
+def test_phrases_in_one_language_or_in_all(own):
+    config = own({"elems": [{"bb": [1, 2, 3, 4], "caption": [{"en": "a dog", "de": "ein Hund"}, "perro"]}]})
+
+    def texts(language: str | None) -> list[str]:
+        return [phrase.text for phrase in read_phrases(config.model_copy(update={"language": language}), "k", 0.0)]
+
+    assert texts(None) == ["a dog", "ein Hund", "perro"]
+    assert texts("de") == ["ein Hund", "perro"]
+
+
 DOG = {"bb": [1, 2, 3, 4], "caption": "a dog"}
 
 

@@ -151,6 +151,15 @@ def test_lists_of_captions_are_read_from_arrays_and_lines(read, write, picture):
     assert found(read(write(rows, "a.json"))) == found(read(write(rows, "a.jsonl"))) == expected
 
 
+def test_captions_in_one_language_or_in_all(read, write, picture):
+    rows = [{"image": picture("0.png", 0), "caption": {"en": ["a dog", "a cat"], "de": "ein Hund"}}]
+    path = write(rows)
+    assert found(read(path)) == [("0.png", ["a dog", "a cat", "ein Hund"])]
+    assert found(read(path, language="de")) == [("0.png", ["ein Hund"])]
+    with pytest.raises(UserError, match="no text in language 'fr'"):
+        read(path, language="fr")
+
+
 def test_one_image_id_for_two_pictures_is_refused(read, write, picture):
     """Or captions of one picture would be trained and measured with another."""
     rows = [{"image": picture(f"{n}.png", n), "caption": "a dog", "image_id": 5} for n in range(2)]

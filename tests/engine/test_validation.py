@@ -1,0 +1,246 @@
+"""How long a run is, when it validates, and which weights it keeps."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from engine.checkpoint import Checkpoint, find_weights, list_checkpoints, save_best
+from engine.trainer import TrainConfig
+from tests.engine.toy import Line, ToyLoader, ToyTask, trainer
+from utils.config import ConfigError, bind
+from utils.errors import UserError
+
+NAN = math.nan
+
+
+def validations(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+
+
+class Watched(ToyTask):
+    """Keeps the weights that each validation saw, and whether training still had them a step later."""
+
+    def __init__(self, scores: list[float]):
+        super().__init__(scores=scores)
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def validate(self) -> dict[str, float]:
+        self.seen.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
+        return super().validate()
+
+
+@pytest.mark.parametrize("values", [{}, {"steps": 3, "epochs": 1.0}])
+def test_a_run_gives_steps_or_epochs(values):
+    with pytest.raises(ConfigError, match="give either steps or epochs"):
+        bind(values, TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("size", "records", "accumulate", "epochs", "steps"),
+    [
+        (10, 5, 1, 1, 2),
+        (10, 4, 1, 1, 3),  # a part of a step counts as one
+        (10, 4, 2, 1, 2),
+        (10, 4, 3, 1, 1),
+        (10, 4, 1, 0.5, 2),
+        (10, 4, 1, 2, 5),
+        (10, 4, 2, 10, 13),
+        (10, 1, 1, 1.1, 11),  # 1.1 * 10 is 11.000000000000002 in binary
+        (100, 1, 1, 0.07, 7),
+        (1, 64, 1, 0.5, 1),
+    ],
+)
+def test_epochs_are_steps_by_the_records_that_a_step_takes(size, records, accumulate, epochs, steps):
+    loader = ToyLoader(set())
+    loader.epoch_size, loader.records_per_batch = size, records
+    assert TrainConfig(epochs=epochs, accumulate=accumulate).total_steps(loader) == steps
+    assert TrainConfig(steps=7, accumulate=accumulate).total_steps(loader) == 7
+
+
+def test_a_run_of_epochs_takes_that_many_steps(tmp_path):
+    """2 epochs of 10 records, 2 x 4 a step."""
+    run = trainer(tmp_path, steps=None, epochs=2, accumulate=2)
+    run.fit()
+    assert (run.step, run.consumed) == (3, 6)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "checkpoints")] == [3]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"steps": 6, "validate_every": 2}, [2, 4, 6]),
+        ({"steps": 7, "validate_every": 3}, [3, 6, 7]),
+        ({"steps": 3, "validate_every": 50}, [3]),
+        ({"steps": 3, "validate_every": 1}, [1, 2, 3]),
+        ({"steps": 7}, [3, 6, 7]),  # 10 records, 4 a step: the third ends the epoch
+        ({"steps": 5, "accumulate": 2}, [2, 4, 5]),
+        ({"steps": None, "epochs": 2}, [3, 5]),
+    ],
+)
+def test_validation_is_once_an_epoch_or_as_often_as_asked_and_after_the_last_step(tmp_path, options, expected):
+    task = ToyTask(scores=[0.1] * 20)
+    trainer(tmp_path, task, **options).fit()
+    assert [line["step"] for line in validations(tmp_path)] == expected
+    assert len(task.scores) == 20 - len(expected)
+
+
+def test_a_validation_is_followed_by_a_checkpoint(tmp_path):
+    """Or the best weights could be of a step from which the run cannot go on."""
+    trainer(tmp_path, ToyTask(scores=[0.1] * 5), validate_every=2, steps=5).fit()
+    steps = [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "checkpoints")]
+    assert steps == [2, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([0.1, 0.3, 0.2], 1),
+        ([0.1, 0.2, 0.3], 2),
+        ([0.3, 0.2, 0.1], 0),
+        ([0.2, 0.2, 0.2], 0),  # a tie keeps the earlier
+        ([0.1, 0.2, 0.2], 1),
+        ([NAN, 0.1, NAN], 1),  # NaN never wins
+        ([0.1, NAN, 0.2], 2),
+        ([-3.0, -2.0, -4.0], 1),
+        ([0.0, -1.0, 0.0], 0),
+    ],
+)
+def test_the_best_weights_are_those_of_the_first_best_validation(tmp_path, scores, best):
+    task = Watched(list(scores))
+    trainer(tmp_path, task, steps=6, validate_every=2).fit()
+    kept = load_file(tmp_path / "best.safetensors")
+    assert kept.keys() == task.seen[best].keys()
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, task.seen[best][name])
+        assert not any(torch.equal(tensor, seen[name]) for place, seen in enumerate(task.seen) if place != best)
+    with safe_open(tmp_path / "best.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["validation"]) == {"step": 2 * best + 2, "score": scores[best]}
+
+
+def test_where_every_validation_is_nan_no_weights_are_the_best(tmp_path):
+    trainer(tmp_path, ToyTask(scores=[NAN, NAN]), steps=4, validate_every=2).fit()
+    assert not (tmp_path / "best.safetensors").exists()
+    assert validations(tmp_path) == [{"step": 2, "score": None}, {"step": 4, "score": None}]
+
+
+def test_a_task_that_selects_nothing_is_never_validated(tmp_path):
+    """The toy's `validate` fails without scores."""
+    trainer(tmp_path, ToyTask(), steps=4, validate_every=1).fit()
+    assert not (tmp_path / "validation.jsonl").exists()
+    assert not (tmp_path / "best.safetensors").exists()
+
+
+def test_validation_changes_nothing_of_the_training(tmp_path):
+    trainer(tmp_path / "without", ToyTask(), steps=6).fit()
+    trainer(tmp_path / "with", ToyTask(scores=[0.1] * 6), steps=6, validate_every=1).fit()
+    last = [tmp_path / name / "checkpoints" / "step-00000006" / "model.safetensors" for name in ("without", "with")]
+    assert last[0].read_bytes() == last[1].read_bytes()
+
+
+def test_best_weights_are_written_alike_each_time(tmp_path):
+    """Byte for byte, header included: runs are compared by their files."""
+    torch.manual_seed(0)
+    model, metrics = Line(), {"score": 0.5, "other": 1.0}
+    found = set()
+    for number in range(24):
+        save_best(tmp_path / f"{number}.safetensors", 7, model, metrics)
+        found.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(found) == 1
+
+
+def resumed(checkpoint: Checkpoint, scores: list[float]) -> ToyTask:
+    """The task with the weights of a checkpoint, as every task loads them."""
+    task = ToyTask(scores=list(scores))
+    task.model.load_state_dict(load_file(checkpoint.model_file))
+    return task
+
+
+SCORES = [0.2, 0.1, 0.5, NAN, 0.5, 0.4]
+"""After steps 2, 4, …, 12: the best is that of step 6."""
+
+
+@pytest.mark.parametrize("killed_at", [2, 4, 6, 8, 10])
+@pytest.mark.parametrize("next_one_is_written", [False, True])
+def test_a_killed_run_repeats_validations_and_best_weights_to_the_last_byte(tmp_path, killed_at, next_one_is_written):
+    """Killed after the checkpoint of a step, or after the next validation and before the checkpoint that follows it."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = {"steps": 12, "validate_every": 2, "keep_checkpoints": 9}
+    trainer(whole, ToyTask(scores=list(SCORES)), **options).fit()
+    shutil.copytree(whole, killed)
+    for checkpoint in list_checkpoints(killed / "checkpoints"):
+        if checkpoint.step > killed_at:
+            shutil.rmtree(checkpoint.folder)
+    done = killed_at // 2
+    lines = (killed / "validation.jsonl").read_text().splitlines(keepends=True)
+    (killed / "validation.jsonl").write_text("".join(lines[: done + next_one_is_written]) + '{"step": 1')
+    if killed_at + 2 * next_one_is_written < 6:
+        # The best so far was step 2's; the file of step 6 is not written yet.
+        trainer(tmp_path / "short", ToyTask(scores=list(SCORES[:1])), steps=2, validate_every=2).fit()
+        shutil.copy(tmp_path / "short" / "best.safetensors", killed / "best.safetensors")
+    newest = list_checkpoints(killed / "checkpoints")[-1]
+    assert newest.step == killed_at
+    trainer(killed, resumed(newest, SCORES[done:]), newest, **options).fit()
+    for name in ("validation.jsonl", "best.safetensors", "checkpoints/step-00000012/model.safetensors"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    with safe_open(killed / "best.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["validation"])["step"] == 6
+
+
+def test_a_resumed_run_that_gets_no_better_keeps_its_best_weights(tmp_path):
+    trainer(tmp_path, ToyTask(scores=[0.5, 0.1]), steps=4, validate_every=2).fit()
+    before = (tmp_path / "best.safetensors").read_bytes()
+    newest = list_checkpoints(tmp_path / "checkpoints")[-1]
+    trainer(tmp_path, resumed(newest, [0.5, 0.4]), newest, steps=8, validate_every=2).fit()
+    assert (tmp_path / "best.safetensors").read_bytes() == before
+    assert [line["step"] for line in validations(tmp_path)] == [2, 4, 6, 8]
+
+
+def test_a_finished_run_is_not_validated_again(tmp_path):
+    trainer(tmp_path, ToyTask(scores=[0.5]), steps=2).fit()
+    newest = list_checkpoints(tmp_path / "checkpoints")[-1]
+    trainer(tmp_path, resumed(newest, []), newest, steps=2).fit()
+    assert [line["step"] for line in validations(tmp_path)] == [2]
+
+
+def test_the_time_of_a_validation_is_not_that_of_training(tmp_path, monkeypatch):
+    """The clock of this test moves in validations alone."""
+    now = [0.0]
+    monkeypatch.setattr("engine.trainer.time.perf_counter", lambda: now[0])
+
+    class Slow(ToyTask):
+        def validate(self) -> dict[str, float]:
+            now[0] += 1000.0
+            return super().validate()
+
+    run = trainer(tmp_path, Slow(scores=[0.1] * 3), steps=6, validate_every=2)
+    run.fit()
+    assert run.elapsed_s == 0
+
+
+def test_a_run_folder_stands_for_its_best_weights_else_for_its_newest_checkpoint(tmp_path):
+    trainer(tmp_path, ToyTask(scores=[0.5, 0.1]), steps=4, validate_every=2).fit()
+    assert find_weights(tmp_path) == tmp_path / "best.safetensors"
+    (tmp_path / "best.safetensors").unlink()
+    newest = tmp_path / "checkpoints" / "step-00000004"
+    assert find_weights(tmp_path) == find_weights(newest) == newest / "model.safetensors"
+    assert find_weights(newest / "model.safetensors") == newest / "model.safetensors"
+
+
+def test_a_path_without_weights_is_told_in_one_line(tmp_path):
+    (tmp_path / "checkpoints" / ".step-00000004.tmp").mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        find_weights(tmp_path)
+    expected = (
+        f"{tmp_path}: holds neither best.safetensors, model.safetensors nor checkpoints/step-*; give a weight file"
+    )
+    assert str(error.value) == expected
+    with pytest.raises(UserError, match=f"^{tmp_path}/gone: no such file or folder of a run$"):
+        find_weights(tmp_path / "gone")
