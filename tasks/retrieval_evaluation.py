@@ -128,10 +128,12 @@ class RetrievalEvaluation:
         count = min(max(self.candidates, RECALLED), len(keys))
         ids, scores = [], []
         keys = keys.to(self.device)
-        for part in queries.split(1024):
-            best = (part.to(self.device) @ keys.t()).topk(count, dim=1)
-            ids.append(best.indices.cpu().numpy())
-            scores.append(best.values.cpu().numpy())
+        # In full precision whatever the evaluation's: rounded to 8 bits, near cosines tie.
+        with torch.autocast(self.device.type, enabled=False):
+            for part in queries.split(1024):
+                best = (part.to(self.device) @ keys.t()).topk(count, dim=1)
+                ids.append(best.indices.cpu().numpy())
+                scores.append(best.values.cpu().numpy())
         return Candidates(np.concatenate(ids), np.concatenate(scores))
 
     def _rerank(
