@@ -1,0 +1,125 @@
+"""Held-out sets on two gloo ranks against one process: every item counts once, whatever the numbers are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.common import FineTuneTask, evaluating
+from tasks.grounding import GroundingConfig, GroundingTask
+from tasks.nlvr import NLVRConfig, NLVRTask
+from tasks.retrieval import RetrievalConfig, RetrievalTask
+from tests.conftest import tiny_run
+from tests.distributed.test_two_ranks import on_two_ranks
+from utils import distributed
+from utils.config import load_config
+
+ROOT = Path(__file__).parent.parent.parent
+KINDS = {
+    "retrieval": (RetrievalConfig, RetrievalTask, "retrieval"),
+    "nlvr": (NLVRConfig, NLVRTask, "nlvr"),
+    "grounding": (GroundingConfig, GroundingTask, "refer"),
+}
+SIZES = {"retrieval": "images", "nlvr": "statements", "grounding": "phrases"}
+COUNTS = [1, 2, 5, 8]
+"""Items of the sets: fewer than ranks, as many, odd and even numbers; with 5 and 8 a rank needs two forward passes."""
+
+
+class Measure:
+    """A picklable job: measure the first items of each task's held-out set, on every rank, with a model of fixed weights."""
+
+    def __init__(self, scenes: Path):
+        self.scenes = scenes
+
+    def task(self, name: str) -> FineTuneTask[Any, Any]:
+        schema, kind, file = KINDS[name]
+        overrides = [
+            *[each for each in tiny_run(self.scenes) if each.startswith(("model.", "train.", "schedule."))],
+            "init.checkpoint=null",
+            "data.workers=0",
+            f"data.train.annotations={self.scenes}/{file}_train.jsonl",
+            "evaluation.validation=null",
+            f"evaluation.test.test.annotations={self.scenes}/{file}_test.jsonl",
+            "evaluation.batch_size=2",
+            *(["evaluation.candidates=3"] if name == "retrieval" else []),
+        ]
+        task: FineTuneTask[Any, Any] = kind(load_config(ROOT / f"configs/demo/{name}.yaml", overrides, schema))
+        generator = torch.Generator().manual_seed(4)
+        with torch.no_grad():
+            for parameter in task.model.parameters():
+                if parameter.dim() > 1:
+                    # Far from where it starts, so that scores differ by more than rounding does.
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        return task
+
+    def __call__(self) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        found: dict[str, Any] = {"shares": {count: list(distributed.share_of(count)) for count in (0, 1, 2, 3, 7, 100)}}
+        for name in KINDS:
+            task = self.task(name)
+            for count in COUNTS:
+                items = first_of(task.held_out["test"], count)
+                with evaluating(task.model, "fp32"):
+                    found[f"{name}/{count}"] = task.measures(items)
+                    for method in ("_predict", "_locate"):
+                        if hasattr(task, method):
+                            found[f"{name}/{count}/rows"] = getattr(task, method)(items).tolist()
+        return found
+
+
+def first_of(items: Any, count: int) -> Any:
+    """The first ``count`` images with their captions, or the first statements or phrases."""
+    if isinstance(items, list):
+        assert len(items) >= count
+        return items[:count]
+    assert len(items.images) >= count
+    captions = int(items.captions_per_image[:count].sum())
+    return type(items)(items.images[:count], items.captions[:captions], items.image_of_caption[:captions])
+
+
+@pytest.fixture(scope="module")
+def alone(scenes_folder) -> dict[str, Any]:
+    return Measure(scenes_folder)()
+
+
+@pytest.fixture(scope="module")
+def both(scenes_folder, tmp_path_factory) -> list[dict[str, Any]]:
+    return on_two_ranks(Measure(scenes_folder), tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("name", KINDS)
+def test_both_ranks_measure_what_one_process_measures(alone, both, name, count):
+    """The metrics are shares of counts: equal means equal, not close."""
+    expected = alone[f"{name}/{count}"]
+    assert expected[SIZES[name]] == count
+    for found in both:
+        assert found[f"{name}/{count}"] == expected
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_items_decide_what_is_measured(alone, name):
+    """Else the test above could not fail."""
+    found = [alone[f"{name}/{count}"] for count in COUNTS]
+    assert len({tuple(value for value in each.values() if isinstance(value, float)) for each in found}) > 2
+
+
+@pytest.mark.parametrize("name", ["nlvr", "grounding"])
+def test_predictions_of_all_ranks_come_in_the_order_of_the_items(alone, both, name):
+    for count in COUNTS:
+        expected = torch.tensor(alone[f"{name}/{count}/rows"])
+        assert len(expected) == count
+        for found in both:
+            torch.testing.assert_close(torch.tensor(found[f"{name}/{count}/rows"]), expected, atol=1e-5, rtol=1e-5)
+    rows = torch.tensor(alone[f"{name}/8/rows"])
+    assert not torch.equal(rows, rows.flip(0)), "another order would be seen"
+
+
+def test_the_shares_of_all_ranks_are_all_items_once_and_in_order(both):
+    first, second = (found["shares"] for found in both)
+    for count, own in first.items():
+        assert own + second[count] == list(range(count))
+        assert abs(len(own) - len(second[count])) <= 1
