@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dataset.finetune import EvaluationView, in_batches
 from dataset.records import BrokenRecordError
 from dataset.retrieval import CaptionedImages
 from dataset.text import PlainTextProcessor, clean_caption
+from engine.checkpoint import list_checkpoints
 from tasks import retrieval_evaluation
 from tasks.common import BaseTask, RunConfig, evaluating
 from tasks.grounding import GroundingConfig, GroundingTask
@@ -241,6 +243,32 @@ def test_the_best_weights_measured_again_give_the_reported_numbers(runs, overrid
     capsys.readouterr()
     assert start(task, tmp_path / "copy", overrides(task), "--evaluate", "--resume") == expected
     assert capsys.readouterr().out == table(expected["test"], "test") + "\n"
+
+
+@pytest.mark.parametrize("killed_at", [3, 4])
+@pytest.mark.parametrize("task", KINDS)
+def test_a_resumed_run_repeats_validations_and_best_weights_to_the_last_byte(
+    runs, overrides, task, killed_at, tmp_path
+):
+    """Killed just after a checkpoint: between two validations, or with one."""
+    whole, killed = runs(task), tmp_path / "run"
+    shutil.copytree(whole, killed)
+    for checkpoint in list_checkpoints(killed / "checkpoints"):
+        if checkpoint.step > killed_at:
+            shutil.rmtree(checkpoint.folder)
+    (killed / "evaluation.json").unlink()
+    (killed / "best.safetensors").write_bytes(b"half of a fi")
+    if best_step(whole) <= killed_at:
+        shutil.copy(whole / "best.safetensors", killed / "best.safetensors")
+    report = start(task, killed, overrides(task), "--resume")
+    assert report == json.loads((whole / "evaluation.json").read_text())
+    for name in ("validation.jsonl", "best.safetensors", "checkpoints/step-00000006/model.safetensors"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def best_step(run: Path) -> int:
+    with safe_open(run / "best.safetensors", "pt") as file:
+        return json.loads(file.metadata()["validation"])["step"]
 
 
 @pytest.mark.parametrize("task", KINDS)
