@@ -348,6 +348,85 @@ def test_each_item_is_read_once_in_order_and_a_broken_one_is_told(workers):
         list(in_batches(read_tens, range(5, 9), 2, workers))
 
 
+def task_of(name: str, overrides: Callable[[str], list[str]]) -> Any:
+    schema, kind = KINDS[name]
+    return kind(load_config(ROOT / f"configs/demo/{name}.yaml", overrides(name), schema))
+
+
+def measured(task: Any) -> dict[str, float]:
+    with evaluating(task.model, "fp32"):
+        return task.measures(task.held_out["test"])
+
+
+def test_the_left_picture_of_a_statement_is_classified_as_the_left_one(overrides, monkeypatch):
+    """A stand-in for the model says "true" where both pictures are alike, as in the one true pair of each sentence, and,
+    wrongly, where the left one has a yellow square."""
+    task = task_of("nlvr", overrides)
+    items = task.held_out["test"]
+    view = EvaluationView(SIZE, 10**6)
+    seen: list[torch.Tensor] = []
+
+    def classify(pixels: torch.Tensor, text: Any) -> torch.Tensor:
+        left, right = pixels.chunk(2)
+        assert len(left) == len(text.ids) <= 3
+        seen.extend(torch.stack(pair) for pair in zip(left, right, strict=True))
+        alike = (left == right).flatten(1).all(dim=1)
+        yellow = (left[:, 0] > 200) & (left[:, 1] > 200)
+        said = alike | yellow.flatten(1).any(dim=1)
+        return torch.stack([~said, said], dim=1).float()
+
+    monkeypatch.setattr(task.model, "classify", classify)
+    found = measured(task)
+    assert len(seen) == len(items)
+    for item, pair in zip(items, seen, strict=True):
+        assert torch.equal(pair, torch.stack([view(item.left), view(item.right)]))
+    # Pictures 9 … 11 are green, 12 … 15 yellow: of these four sets the false pair is taken for true.
+    assert found["accuracy"] == 1 - 4 / 14
+    assert found["consistency"] == 3 / 7
+    assert (found["accuracy/chance"], found["consistency/chance"]) == (0.5, 0.25)
+
+
+def true_box(pixels: torch.Tensor) -> list[float]:
+    """The square of a picture, (cx, cy, w, h): what is not grey."""
+    there = (pixels.float() - 128).abs().amax(dim=0) > 40
+    rows, columns = there.any(dim=1).nonzero().flatten(), there.any(dim=0).nonzero().flatten()
+    x0, x1, y0, y1 = (int(edge) / SIZE for edge in (columns[0], columns[-1] + 1, rows[0], rows[-1] + 1))
+    return [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
+
+
+@pytest.mark.parametrize(("share", "measure"), [(1.0, 1.0), (0.75, 1.0), (0.4, 0.0)])
+def test_boxes_are_compared_with_those_of_their_own_pictures(overrides, monkeypatch, share, measure):
+    """A stand-in for the model finds the painted squares, or a share of their width from the left: that is the IoU."""
+    task = task_of("grounding", overrides)
+
+    def locate(pixels: torch.Tensor, text: Any) -> torch.Tensor:
+        assert len(pixels) == len(text.ids) <= 3
+        boxes = torch.tensor([true_box(each) for each in pixels])
+        boxes[:, 0] -= boxes[:, 2] * (1 - share) / 2
+        boxes[:, 2] *= share
+        return boxes
+
+    monkeypatch.setattr(task.model, "locate", locate)
+    found = measured(task)
+    for name in ("IoU >= 0.5", "attribute: IoU >= 0.5", "place: IoU >= 0.5", "IoU >= 0.5 (published script)"):
+        assert found[name] == measure, name
+
+
+def test_chance_of_grounding_is_the_mean_box(overrides):
+    task = task_of("grounding", overrides)
+    items = task.held_out["test"]
+    boxes = np.array([true_box(EvaluationView(SIZE, 10**6)(item.image)) for item in items])
+    corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
+    mean = boxes.mean(axis=0)
+    middle = np.concatenate([mean[:2] - mean[2:] / 2, mean[:2] + mean[2:] / 2])
+    hits = []
+    for box in corners:
+        overlap = np.clip(np.minimum(box[2:], middle[2:]) - np.maximum(box[:2], middle[:2]), 0, None).prod()
+        union = (box[2:] - box[:2]).prod() + (middle[2:] - middle[:2]).prod() - overlap
+        hits.append(overlap / union >= 0.5)
+    assert measured(task)["IoU >= 0.5/chance"] == pytest.approx(np.mean(hits))
+
+
 @pytest.fixture(scope="module")
 def retrieval(overrides) -> RetrievalTask:
     """A model whose scores are far enough apart that the order of sums does not matter."""
