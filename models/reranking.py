@@ -54,18 +54,21 @@ def score_pairs(
     images: Concepts,
     texts: Sequence[Tensor],
     bank: TextBank,
-    tokens_per_call: int = 8192,
+    tokens_per_call: int | None = None,
 ) -> list[Tensor]:
     """The matching logit of each image with each of its texts.
 
     Args:
         images: B whole images.
         texts: for each image, which texts of ``bank`` (int64, on the CPU).
-        tokens_per_call: texts of one image beyond so many tokens, padding counted, go through in several calls.
+        tokens_per_call: texts of one image beyond so many tokens, padding counted, go through in several calls; None: what
+            a CPU's caches hold, or on a GPU enough to fill it.
 
     Returns:
         For each image the logits of class "matched", float32 in the order of its texts.
     """
+    if tokens_per_call is None:
+        tokens_per_call = 1536 if bank.states.device.type == "cpu" else 16384
     memory = fusion.remember(images)
     scores = []
     for image, wanted in enumerate(texts):

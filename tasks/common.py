@@ -178,7 +178,8 @@ class FineTuneTask(BaseTask[C, M]):
 
     def validate(self) -> dict[str, float]:
         with evaluating(self.model, self.evaluation.precision):
-            return self.measures(self.validation)
+            found = self.measures(self.validation)
+        return {name: value for name, value in found.items() if not name.endswith("/chance")}
 
     def report(self, folder: RunFolder) -> str:
         """Measure the best weights, or where the run kept none the present ones; write ``evaluation.json``."""

@@ -36,7 +36,7 @@ GRAINS = ("relation", "attribute", "place")
 
 VOCABULARY_LIMIT = 512
 
-DRAWING = 4
+DRAWING = 5
 """Goes up when the same arguments give other pictures or texts, so that an older folder is not taken for a current one."""
 
 logger = logging.getLogger(__name__)

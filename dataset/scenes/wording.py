@@ -52,6 +52,8 @@ def statement_text(statement: Statement) -> str:
             return f"the {statement.side} picture has {_indefinite(named)}"
         case "both":
             return f"both pictures have {_indefinite(named)}"
+        case "either":
+            return f"at least one picture has {_indefinite(named)}"
         case "one":
             return f"only one picture has {_indefinite(named)}"
         case "more":

@@ -63,6 +63,8 @@ def is_true(sentence: str, left, right) -> bool:
         return number({"left": left, "right": right}[match[1]], match[2]) > 0
     if match := re.fullmatch(r"both pictures have (an? .*)", sentence):
         return number(left, match[1]) > 0 and number(right, match[1]) > 0
+    if match := re.fullmatch(r"at least one picture has (an? .*)", sentence):
+        return number(left, match[1]) > 0 or number(right, match[1]) > 0
     if match := re.fullmatch(r"only one picture has (an? .*)", sentence):
         return (number(left, match[1]) > 0) + (number(right, match[1]) > 0) == 1
     match = re.fullmatch(r"the (left|right) picture has more (.*shape)s than the (left|right) picture", sentence)
@@ -136,12 +138,16 @@ def test_numbers_of_objects_tell_a_label_only_where_they_are_the_statement(folde
 
 
 def test_all_kinds_of_statements_are_made_and_of_both_sides(folder):
-    starts = Counter(" ".join(example["sentence"].split()[:4]) for example in read(folder, "nlvr_test"))
-    assert set(starts) >= {"the left picture has", "the right picture has", "only one picture has"}
+    examples = [*read(folder, "nlvr_train"), *read(folder, "nlvr_test")]
+    starts = Counter(" ".join(example["sentence"].split()[:4]) for example in examples)
+    assert set(starts) >= {
+        "the left picture has",
+        "the right picture has",
+        "only one picture has",
+        "at least one picture",
+    }
     assert sum(number for start, number in starts.items() if start.startswith("both pictures have")) > 6
-    more = Counter(
-        example["sentence"].split()[1] for example in read(folder, "nlvr_test") if " more " in example["sentence"]
-    )
+    more = Counter(example["sentence"].split()[1] for example in examples if " more " in example["sentence"])
     assert set(more) == {"left", "right"}
 
 
