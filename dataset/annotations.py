@@ -1,4 +1,4 @@
-"""Annotation files that fit into memory: JSON arrays, JSON lines, single objects; checked before any work starts.
+"""Annotation files that fit into memory, JSON arrays or JSON lines; checked before any work starts.
 
 A split is read as a whole. What is wrong with its rows is counted by kind; too much of it is one line, with the first place
 of each kind, before training. A split that is evaluated has to be whole.
@@ -103,8 +103,9 @@ def parse_rows(
     said = "; ".join(f"{n} {kind} ({first[kind].place}: {first[kind].message})" for kind, n in kinds.most_common())
     line = f"{key}: {len(broken)} of {total} records are broken: {said}"
     if len(broken) > max_broken * total or not found:
-        held_out = key.startswith("evaluation.")
-        remedy = "a held-out set has to be whole" if held_out else "mend or remove them, or raise data.max_broken"
+        remedy = "mend or remove them" + (", or raise data.max_broken" if found else "")
+        if key.startswith("evaluation."):
+            remedy = "a held-out set has to be whole"
         raise UserError(f"{line}; {remedy}")
     logger.warning("%s; they are left out", line)
     return found
@@ -204,7 +205,7 @@ def _row(value: Any, place: str) -> Row | BrokenRecordError:
 
 def _text(path: str, key: str) -> str:
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None
     except (OSError, UnicodeDecodeError) as error:

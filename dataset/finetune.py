@@ -110,9 +110,23 @@ class EvaluationView:
     def __init__(self, image_size: int, max_pixels: int):
         self.image_size, self.max_pixels = image_size, max_pixels
 
-    def __call__(self, source: ImageSource) -> Tensor:
-        """Raises :class:`BrokenRecordError`."""
-        return evaluation_view(decode(source.load(), self.max_pixels, source.place), self.image_size)
+    def __call__(self, source: ImageSource, size: tuple[int, int] | None = None) -> Tensor:
+        """The view; ``size``: (width, height) that the annotations give the picture.
+
+        Raises:
+            BrokenRecordError: the picture cannot be read, or is of another size.
+        """
+        image = decode(source.load(), self.max_pixels, source.place)
+        if size is not None:
+            check_size(image, size, source.place)
+        return evaluation_view(image, self.image_size)
+
+
+def check_size(image: Tensor, size: tuple[int, int], place: str) -> None:
+    """Raises :class:`BrokenRecordError` where a picture (3, H, W) is not of the (width, height) that its boxes refer to."""
+    found = (image.shape[2], image.shape[1])
+    if found != size:
+        raise BrokenRecordError("unreadable image", place, f"is of {found} pixels, in the annotations of {size}")
 
 
 def cleaned(text: str, max_words: int, place: str) -> str:

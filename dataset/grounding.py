@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_json, read_rows, texts_of, wanted_splits
-from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned, encode_texts
+from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, check_size, cleaned, encode_texts
 from dataset.images import RandAugment, RegionAugmentConfig, decode, hflip, resize
 from dataset.records import (
     Box,
@@ -214,8 +214,7 @@ class GroundingBatches(FineTuneBatches[GroundingExample]):
         item = self.items[index]
         text = cleaned(item.text, self.text.max_words, item.place)
         image = decode(item.image.load(), self.data.max_pixels, item.place)
-        if (image.shape[2], image.shape[1]) != item.size:
-            raise BrokenRecordError("unreadable image", item.place, f"is not of the annotated size {item.size}")
+        check_size(image, item.size, item.place)
         element = Element("phrase", item.box, (text,))
         crop, found = visible_elements([element], item.size, rng, crop=self.data.crop, most=1, min_inside=0.5)
         if not found:

@@ -80,7 +80,7 @@ def read_captioned_images(config: RetrievalSplitConfig, key: str, max_broken: fl
             ``max_broken`` of the rows are broken, or one image_id stands for two pictures.
     """
     pictures = Pictures(images_folder(config.images, config.annotations))
-    rows = read_rows(config.annotations, key) if config.splits is None else _karpathy_rows(config, key)
+    rows = _listed_rows(config, key) if config.splits is None else _karpathy_rows(config, key)
     parsed = parse_rows(rows, lambda row: _parse(row, pictures, config.language), key, max_broken)
     by_image: dict[str, tuple[ImageSource, list[str]]] = {}
     for identity, source, captions in parsed:
@@ -99,10 +99,20 @@ def read_captioned_images(config: RetrievalSplitConfig, key: str, max_broken: fl
     )
 
 
+def _listed_rows(config: RetrievalSplitConfig, key: str) -> list[Row | BrokenRecordError]:
+    rows = read_rows(config.annotations, key)
+    if len(rows) == 1 and isinstance(rows[0], Row) and isinstance(rows[0].values.get("images"), list):
+        raise UserError(f"{key}: {config.annotations} holds several splits; name those that are wanted in `splits`")
+    return rows
+
+
 def _karpathy_rows(config: RetrievalSplitConfig, key: str) -> list[Row | BrokenRecordError]:
     """The wanted splits of a Karpathy file as rows of image, caption and image_id."""
     assert config.splits is not None
-    content = read_json(config.annotations, key)
+    try:
+        content = read_json(config.annotations, key)
+    except UserError as error:
+        raise UserError(f"{error} (`splits` is for a Karpathy file; for JSON lines, drop it)") from None
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list):
         raise UserError(

@@ -27,6 +27,9 @@ MAY_CHANGE = (
 )
 """Keys, or sections, that may differ when a run is resumed: they do not touch what is learned."""
 
+MUST_STAY = ("evaluation.validation",)
+"""Parts of these sections that may not: the best weights so far were chosen by them."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -52,12 +55,13 @@ class RunFolder:
         saved = path / "config.yaml"
         checkpoints = list_checkpoints(folder.checkpoints)
         newest = checkpoints[-1].step if checkpoints else 0
-        started = saved.exists()
+        # A folder in which nothing was trained yet is free: what was wrong may have been mended since, or it was an evaluation.
+        started = saved.exists() and (folder.metrics.exists() or newest > 0)
         if len(set(distributed.gather_objects((started, newest)))) > 1:
             raise UserError(
                 f"{path}: not every rank sees the same files; --output must be on a disk that all nodes share"
             )
-        if newest and not started:
+        if newest and not saved.exists():
             raise UserError(f"{path} holds checkpoints of a run whose config.yaml is gone; give another --output")
         if started and not resume:
             raise UserError(f"{path} already holds a run; add --resume to go on with it, or give another --output")
@@ -87,7 +91,11 @@ class RunFolder:
 
 
 def _may_change(key: str) -> bool:
-    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
+    return _is_in(key, MAY_CHANGE) and not _is_in(key, MUST_STAY)
+
+
+def _is_in(key: str, sections: tuple[str, ...]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -145,4 +145,4 @@ def _in_pixels(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def _read(view: EvaluationView, max_words: int, items: list[Phrase], index: int) -> tuple[Tensor, str]:
     item = items[index]
-    return view(item.image), cleaned(item.text, max_words, item.place)
+    return view(item.image, item.size), cleaned(item.text, max_words, item.place)

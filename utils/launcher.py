@@ -163,7 +163,8 @@ def parse_script(argv: Sequence[str], task: str, entry: Entry, root: Path) -> ar
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args(argv)
     if arguments.output is None:
-        arguments.output = str(Path("runs") / task / Path(arguments.config).stem)
+        apart = "-evaluate" if arguments.evaluate and not arguments.resume else ""
+        arguments.output = str(Path("runs") / task / f"{Path(arguments.config).stem}{apart}")
     return arguments
 
 

@@ -173,7 +173,7 @@ def test_a_run_trains_validates_and_reports(runs, task):
     assert [line["step"] for line in validations] == [2, 4, 6]
     report = json.loads((run / "evaluation.json").read_text())
     assert report.keys() == {"test"}
-    assert report["test"].keys() == validations[0].keys() - {"step"}
+    assert {name for name in report["test"] if not name.endswith("/chance")} == validations[0].keys() - {"step"}
     for name, value in report["test"].items():
         assert isinstance(value, int) or 0 <= value <= 1, name
 
@@ -466,7 +466,7 @@ def every_pair(retrieval, items) -> tuple[np.ndarray, np.ndarray]:
             cosines[i, t] = model.contrastive.embed_image(concepts)[0] @ model.contrastive.embed_text(text)[0]
             logits[i, t] = model.match(text, model.fusion.remember(concepts), torch.tensor([0]), 1)[0, 1]
     for scores in (cosines, logits):
-        assert np.diff(np.sort(scores.ravel())).min() > 1e-5, "ties would make this test random"
+        assert np.diff(np.sort(scores.ravel())).min() > 1e-6, "ties would make this test random"
     return cosines, logits
 
 
