@@ -12,6 +12,7 @@ from torch import nn
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.rename import published_to_ours
 from models.checkpoints.report import LoadReport
+from models.nlvr import NLVRModel
 from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
 from models.xvlm import ModelConfig
@@ -55,6 +56,18 @@ def test_groups_with_bert_and_beit_equal_the_released_ones(base):
     )
     expected = released_groups("optim_groups_pretrain_base_video_real_init.json", "groups")
     assert our_groups(base, fresh_parameters(base, [beit, bert])) == expected
+
+
+def test_groups_of_visual_reasoning_equal_the_released_ones():
+    with torch.device("meta"):
+        model = NLVRModel(BASE)
+    names = [name for name, _ in model.named_parameters()]
+    head = [name for name in names if name.startswith("classifier.")]
+    report = LoadReport("checkpoint", loaded=[name for name in names if name not in head], fresh=head)
+    rates = OptimConfig(lr=4e-5, lr_mult=2, vision_lr=2e-5, text_lr=4e-5)
+    groups = parameter_groups(model.named_parameters(), rates, fresh_parameters(model, [report]))
+    found = {name: [group["lr"], group["weight_decay"]] for group in groups for name in group["names"]}
+    assert found == released_groups("optim_groups_nlvr_base.json", "finetune(lr4e-5,mult2,vision2e-5,text4e-5)")
 
 
 def test_module_rates_come_before_lr_mult():

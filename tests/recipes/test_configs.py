@@ -1,11 +1,13 @@
 """Every shipped config binds, builds on the meta device with the published sizes, and names the source of its values."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from models.checkpoints.rename import DROPPED, published_to_ours
 from tasks import TASKS
 from tasks.grounding import GroundingConfig, GroundingTask
 from tasks.nlvr import NLVRConfig, NLVRTask
@@ -55,9 +57,46 @@ def test_a_config_binds_and_builds(path):
     assert total(path) > 0
 
 
-@pytest.mark.parametrize(("name", "published"), [("base_4m", "pretrain_base"), ("large_4m", "pretrain_large")])
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("pretrain/base_4m", "pretrain_base"),
+        ("pretrain/large_4m", "pretrain_large"),
+        ("retrieval/coco_base_4m", "retrieval_base"),
+        ("nlvr/nlvr2_base_4m", "nlvr_base"),
+        ("grounding/refcoco_plus_base_4m", "grounding_base"),
+    ],
+)
 def test_presets_have_the_published_number_of_parameters(name, published):
-    assert total(ROOT / "configs/pretrain" / f"{name}.yaml") == COUNTS[published]["total"]
+    assert total(ROOT / "configs" / f"{name}.yaml") == COUNTS[published]["total"]
+
+
+@pytest.mark.parametrize("name", ["retrieval/coco_base_4m", "nlvr/nlvr2_base_4m", "grounding/refcoco_plus_base_4m"])
+def test_a_base_model_has_a_place_for_every_published_tensor(name):
+    """At 384 px, names and shapes of the published files are those of our parameters, and there are no others."""
+    path = ROOT / "configs" / f"{name}.yaml"
+    config, task = load(path), task_of(path)
+    with torch.device("meta"):
+        model = KINDS[task][1].build_model(config, None)
+    published = json.loads((ROOT / "tests/golden/checkpoint_keys" / f"{task}_base.json").read_text())["keys"]
+    rename = published_to_ours(text_layers=12)
+    expected = {
+        rename(key): tuple(shape) for key, shape in published.items() if key.rsplit(".", 1)[-1] not in (*DROPPED,)
+    }
+    assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == expected
+
+
+CELLS = [
+    *(f"retrieval/{data}_{cell}" for data in ("coco", "flickr30k") for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
+    *(f"nlvr/nlvr2_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
+    *(f"grounding/refcoco_plus_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
+]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_of_tables_3_and_4_has_its_config_with_the_papers_number(cell):
+    head = (ROOT / "configs" / f"{cell}.yaml").read_text(encoding="utf-8").split("base:")[0]
+    assert re.search(r"# Paper, table [34]: .*\d", head)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
