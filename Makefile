@@ -3,6 +3,9 @@
 PYTHON ?= python3
 TASK ?= pretrain
 SEED ?= 0
+ifeq ($(filter pretrain retrieval nlvr grounding,$(TASK)),)
+$(error TASK=$(TASK) is no task of the demo; use pretrain, retrieval, nlvr or grounding)
+endif
 PRETRAINED := runs/demo/pretrain-seed0
 RUN := runs/demo/$(TASK)-seed$(SEED)
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from dataset.records import BrokenRecordError, ImageSource
+from dataset.text import clean_caption
 from utils.batch import BrokenRecord
 from utils.errors import UserError
 
@@ -178,8 +179,12 @@ def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
     for text in texts:
         if not isinstance(text, str):
             raise BrokenRecordError("wrong type", row.place, f"{key} holds {text!r:.80}, not a text")
-        if not text.strip():
-            raise BrokenRecordError("empty text", row.place, f"{key} holds an empty text")
+        try:
+            clean_caption(text, 1)
+        except ValueError:
+            raise BrokenRecordError(
+                "empty text", row.place, f"{key} holds {text[:80]!r}, a text without words"
+            ) from None
     return texts
 
 

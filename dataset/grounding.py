@@ -45,7 +45,9 @@ class GroundingSplitConfig(Config):
 
     refs: str | None = Field(None, description="the official pickle of references; no code in it is run")
     instances: str | None = Field(None, description="the official COCO instances with the boxes")
-    splits: list[str] | None = Field(None, description="train, val, testA, testB (RefCOCOg: train, val, test)")
+    splits: list[str] | None = Field(
+        None, min_length=1, description="train, val, testA, testB (RefCOCOg: train, val, test)"
+    )
     annotations: str | None = Field(None, description="region records, instead of refs and instances")
     images: str | None = Field(None, description="folder of the pictures; null: that of the annotations")
     language: str | None = Field(None, description="of phrases in several languages; null: all of them")

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import DataLoader, Dataset
 
+from dataset.text import TextLimits
 from utils.batch import Batch, BrokenRecord
 from utils.config import Config
 from utils.errors import UserError
@@ -23,6 +24,7 @@ _ENOUGH_TO_JUDGE = 1000
 class LoadingConfig(Config):
     """How records become batches, whatever the task."""
 
+    text: TextLimits = Field(default_factory=TextLimits, description="How long a text may be.")
     workers: int = Field(4, ge=0, description="Processes that make batches; 0 = the training process itself.")
     max_broken: float = Field(0.01, ge=0, le=1, description="Share of broken records that stops the run when exceeded.")
     max_pixels: int = Field(80_000_000, ge=1, description="Pictures with more pixels are broken records.")

@@ -42,7 +42,9 @@ class RetrievalSplitConfig(Config):
     """
 
     annotations: str
-    splits: list[str] | None = Field(None, description="parts of a Karpathy file; its restval belongs to train")
+    splits: list[str] | None = Field(
+        None, min_length=1, description="parts of a Karpathy file; its restval belongs to train"
+    )
     images: str | None = Field(None, description="folder of relative paths; null: that of the annotations")
     language: str | None = Field(None, description="of captions in several languages; null: all of them")
 

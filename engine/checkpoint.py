@@ -97,7 +97,7 @@ def find_weights(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder of a run")
+        raise UserError(f"init.checkpoint: {path}: no such file or folder of a run; train it first, or give another")
     if (path / BEST_FILE).is_file():
         return path / BEST_FILE
     if (path / MODEL_FILE).is_file():

@@ -77,6 +77,7 @@ class BaseTask(ABC, Generic[C, M]):
         self._check_padding()
         torch.manual_seed(config.seed)
         self.model: M = self.build_model(config, len(self.tokenizer))
+        self._check_lengths()
         self.fresh = self._load(checkpoint)
         self.loader = BatchLoader(
             self.batches(), self.loading, rank=distributed.rank(), world_size=distributed.world_size()
@@ -114,6 +115,13 @@ class BaseTask(ABC, Generic[C, M]):
             pad = self.tokenizer.pad_token_id
             raise UserError(
                 f"model.text.arch.pad_id is {arch.pad_id}, the tokenizer's {pad}: RoBERTa counts positions from it"
+            )
+
+    def _check_lengths(self) -> None:
+        arch, most = getattr(self.model.text, "arch", None), self.loading.text.max_tokens
+        if arch is not None and most > arch.longest_text:
+            raise UserError(
+                f"data.text.max_tokens is {most}, but model.text has positions for {arch.longest_text} tokens; lower it"
             )
 
     def _load(self, checkpoint: Checkpoint | None) -> set[str]:

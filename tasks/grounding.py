@@ -27,7 +27,7 @@ class GroundingEvaluationConfig(HeldOutConfig):
     """Splits to measure; the paper reports val, which also selects, testA and testB."""
 
     validation: GroundingSplitConfig | None = Field(None, description="selects the weights; null: the last ones count")
-    test: dict[str, GroundingSplitConfig] = Field(description="splits to report on, by name")
+    test: dict[str, GroundingSplitConfig] = Field(min_length=1, description="splits to report on, by name")
     panels: int = Field(12, ge=0, description="phrases in predictions.png, spread over the last split; 0 = no picture")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint import Checkpoint
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
 from tasks import TASKS
@@ -14,6 +15,7 @@ from tasks.common import BaseTask, RunConfig
 from utils import logging
 from utils.config import load_config
 from utils.distributed import process_group
+from utils.errors import UserError
 from utils.launcher import parse_script
 
 
@@ -32,6 +34,7 @@ def run_task(
         logging.set_up(folder.log)
         task = kind(config, checkpoint)
         if arguments.evaluate:
+            _require_weights(arguments.resume, config, folder, checkpoint)
             task.model.to(device)
         else:
             trainer = Trainer(
@@ -48,3 +51,13 @@ def run_task(
         if found := task.report(folder):
             sys.stdout.write(f"{found}\n")
     return 0
+
+
+def _require_weights(resume: bool, config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
+    """Random weights are nothing to measure."""
+    if resume and checkpoint is None and not folder.best.is_file():
+        raise UserError(
+            f"--evaluate --resume: {folder.path} holds no weights; give the --output of a run that was trained"
+        )
+    if not resume and config.init.checkpoint is None:
+        raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")

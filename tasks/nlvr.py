@@ -26,7 +26,7 @@ class NLVREvaluationConfig(HeldOutConfig):
     """Splits to measure; the paper reports dev, which also selects, and test-P (NLVR2's ``test1``)."""
 
     validation: NLVRSplitConfig | None = Field(None, description="selects the weights; null: the last ones count")
-    test: dict[str, NLVRSplitConfig] = Field(description="splits to report on, by name")
+    test: dict[str, NLVRSplitConfig] = Field(min_length=1, description="splits to report on, by name")
 
 
 class NLVRConfig(RunConfig):

@@ -32,11 +32,6 @@ class PretrainConfig(RunConfig):
     def _has_pictures(self) -> PretrainConfig:
         if self.data.images is None and self.data.regions is None:
             raise ValueError("pre-training needs data.images or data.regions: texts alone align nothing")
-        arch = self.model.text.arch
-        if arch is not None and self.data.text.max_tokens > arch.longest_text:
-            raise ValueError(
-                f"data.text.max_tokens is {self.data.text.max_tokens}, but model.text.arch has positions for {arch.longest_text}"
-            )
         return self
 
 

@@ -25,7 +25,7 @@ class RetrievalEvaluationConfig(HeldOutConfig):
     """Splits to measure, and how many candidates the fusion encoder re-ranks."""
 
     validation: RetrievalSplitConfig | None = Field(None, description="selects the weights; null: the last ones count")
-    test: dict[str, RetrievalSplitConfig] = Field(description="splits to report on, by name")
+    test: dict[str, RetrievalSplitConfig] = Field(min_length=1, description="splits to report on, by name")
     candidates: int = Field(ge=1, description="k: candidates of each image and each text that are re-ranked")
 
 

@@ -61,7 +61,7 @@ def parse(argv: Sequence[str], tasks: Mapping[str, Entry]) -> argparse.Namespace
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
     parser.add_argument("--evaluate", action="store_true", help=EVALUATE)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     wrong = [text for text in arguments.overrides if "=" not in text]
     if wrong:
         parser.error(f"{wrong[0]!r} is neither a flag nor of the form key=value")
@@ -161,7 +161,7 @@ def parse_script(argv: Sequence[str], task: str, entry: Entry, root: Path) -> ar
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
     parser.add_argument("--evaluate", action="store_true", help=EVALUATE)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.output is None:
         apart = "-evaluate" if arguments.evaluate and not arguments.resume else ""
         arguments.output = str(Path("runs") / task / f"{Path(arguments.config).stem}{apart}")

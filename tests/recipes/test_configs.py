@@ -87,7 +87,11 @@ def test_a_base_model_has_a_place_for_every_published_tensor(name):
 
 
 CELLS = [
-    *(f"retrieval/{data}_{cell}" for data in ("coco", "flickr30k") for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
+    *(
+        f"retrieval/{data}_{cell}"
+        for data in ("coco", "flickr30k")
+        for cell in ("base_4m", "large_4m", "base_1b", "large_1b")
+    ),
     *(f"nlvr/nlvr2_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
     *(f"grounding/refcoco_plus_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
 ]
