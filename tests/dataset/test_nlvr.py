@@ -106,7 +106,7 @@ def test_processed_lists_name_their_pictures_left_first(split, picture, tmp_path
         ({"label": "yes"}, "wrong type", "label is 'yes', neither True nor False"),
         ({"label": 1}, "wrong type", "label is 1, neither True nor False"),
         ({"label": None}, "missing key", "no 'label'"),
-        ({"sentence": "  "}, "empty text", "sentence holds an empty text"),
+        ({"sentence": "  "}, "empty text", "sentence holds '  ', a text without words"),
         ({"sentence": None}, "missing key", "no 'sentence'"),
         ({"identifier": "dev-850-0"}, "wrong type", "identifier 'dev-850-0' is not split-set-pair-sentence"),
         ({"identifier": "850-0-0-0"}, "wrong type", "identifier '850-0-0-0' is not"),

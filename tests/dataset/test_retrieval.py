@@ -335,11 +335,12 @@ def test_too_many_damaged_pictures_stop_the_run(batches, tmp_path):
         list(BatchLoader(maker, maker.data).batches(consumed=0, count=4))
 
 
-def test_a_caption_of_which_nothing_is_left_is_a_row_that_does_not_count(batches, picture):
+def test_a_caption_of_which_nothing_is_left_is_told_before_training(batches, picture):
     rows = [{"image": picture("0.png", 0), "caption": ["?!", "a dog"]}]
-    batch = batches(rows=rows, batch_size=2).make(0)
-    assert batch.valid.sum() == 1
-    assert [broken.kind for broken in batch.broken] == ["empty text"]
+    with pytest.raises(
+        UserError, match=r"1 of 1 records are broken: 1 empty text .*caption holds '\?!', a text without words"
+    ):
+        batches(rows=rows, batch_size=2)
 
 
 @pytest.mark.parametrize("caption", ["a dog left of a cat", "the rightmost dog", "a dog"])

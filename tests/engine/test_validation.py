@@ -242,5 +242,5 @@ def test_a_path_without_weights_is_told_in_one_line(tmp_path):
         f"{tmp_path}: holds neither best.safetensors, model.safetensors nor checkpoints/step-*; give a weight file"
     )
     assert str(error.value) == expected
-    with pytest.raises(UserError, match=f"^{tmp_path}/gone: no such file or folder of a run$"):
+    with pytest.raises(UserError, match=f"^init.checkpoint: {tmp_path}/gone: no such file or folder of a run"):
         find_weights(tmp_path / "gone")

@@ -272,14 +272,28 @@ def best_step(run: Path) -> int:
 
 
 @pytest.mark.parametrize("task", KINDS)
-def test_evaluating_trains_nothing(overrides, task, tmp_path):
+def test_evaluating_trains_nothing(runs, overrides, task, tmp_path):
     """Zero-shot: the weights measured are those that the model starts with."""
-    report = start(task, tmp_path, overrides(task), "--evaluate", kind=watched(KINDS[task][1], []))
+    options = [*overrides(task), f"init.checkpoint={runs(task)}"]
+    report = start(task, tmp_path, options, "--evaluate", kind=watched(KINDS[task][1], []))
     files = {path.name for path in tmp_path.iterdir()} - {"predictions.png"}
     assert files == {"config.yaml", "evaluation.json", "log.txt"}
     schema, kind = KINDS[task]
-    fresh = kind(load_config(ROOT / f"configs/demo/{task}.yaml", overrides(task), schema))
+    fresh = kind(load_config(ROOT / f"configs/demo/{task}.yaml", options, schema))
     assert report["test"]["weights"] == pytest.approx(checksum(dict(fresh.model.state_dict())), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), [(["--evaluate"], "needs weights"), (["--evaluate", "--resume"], "no weights")]
+)
+def test_random_weights_are_nothing_to_measure(overrides, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        start("nlvr", tmp_path, overrides("nlvr"), *flags)
+
+
+def test_texts_longer_than_the_model_has_positions_for_are_refused(overrides, tmp_path):
+    with pytest.raises(UserError, match=r"data\.text\.max_tokens is 200, but model\.text has positions for"):
+        start("nlvr", tmp_path, [*overrides("nlvr"), "data.text.max_tokens=200"])
 
 
 @pytest.mark.parametrize("task", KINDS)
