@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,11 @@ from dataset.text import PlainTextProcessor, TextLimits, clean_caption
 from utils.batch import Batch, Text
 from utils.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 E = TypeVar("E")
+D = TypeVar("D", bound="FineTuneDataConfig")
 T = TypeVar("T")
 
 
@@ -30,22 +34,35 @@ class FineTuneDataConfig(LoadingConfig):
     batch_size: int = Field(ge=1, description="Rows of a micro-batch of one process.")
 
 
-class FineTuneBatches(ABC, Generic[E]):
+class FineTuneBatches(ABC, Generic[D, E]):
     """Micro-batch number u as a function of seed and u (a :class:`~dataset.loaders.BatchMaker`).
 
     A row that cannot be made is filled and does not count.
 
     Args:
-        name: of the stream: it has random numbers of its own.
-        count: training examples.
-        batch_size, seed: of the run.
+        data: the training split and its augmentation.
+        tokenizer: see :class:`~dataset.text.PlainTextProcessor`.
+        image_size: side of the input in pixels.
+        seed: of order and augmentation.
+
+    Raises:
+        UserError: if the split cannot be used.
     """
 
-    def __init__(self, name: str, count: int, *, batch_size: int, seed: int):
-        self.name, self.seed = name, seed
-        self.order = RandomOrder(count, batch_size, seed=seed, stream=name)
-        self.stream_sizes = {name: count}
-        self.rows_per_batch = self.records_per_batch = batch_size
+    name: str
+    """Of the stream: it has random numbers of its own."""
+
+    def __init__(self, data: D, *, tokenizer: PreTrainedTokenizerFast, image_size: int, seed: int):
+        self.data, self.image_size, self.seed = data, image_size, seed
+        self.text = PlainTextProcessor(tokenizer, data.text)
+        count = self.read(data)
+        self.order = RandomOrder(count, data.batch_size, seed=seed, stream=self.name)
+        self.stream_sizes = {self.name: count}
+        self.rows_per_batch = self.records_per_batch = data.batch_size
+
+    @abstractmethod
+    def read(self, data: D) -> int:
+        """Read and check the training split; gives back how many examples it has."""
 
     @abstractmethod
     def example(self, index: int, rng: np.random.Generator) -> E:

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +27,10 @@ from dataset.records import (
     place_box,
 )
 from dataset.regions import WHOLE_BOX, flip_box, visible_elements
-from dataset.text import PlainTextProcessor, mentions_side
+from dataset.text import mentions_side
 from utils.batch import GroundingBatch
 from utils.config import Config
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 COCO_NAME = "COCO_train2014_{:012d}.jpg"
 """All pictures of RefCOCO, RefCOCO+ and RefCOCOg are of COCO train2014; the references' own ``file_name`` has a suffix."""
@@ -191,26 +188,16 @@ class GroundingExample:
     box: Box
 
 
-class GroundingBatches(FineTuneBatches[GroundingExample]):
-    """Every phrase once an epoch.
+class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
+    """Every phrase once an epoch."""
 
-    Args:
-        data: the training split and its augmentation.
-        tokenizer: see :class:`~dataset.text.PlainTextProcessor`.
-        image_size: side of the input in pixels.
-        seed: of order and augmentation.
+    name = "phrases"
 
-    Raises:
-        UserError: see :func:`read_phrases`.
-    """
-
-    def __init__(self, data: GroundingDataConfig, *, tokenizer: PreTrainedTokenizerFast, image_size: int, seed: int):
-        self.data, self.image_size = data, image_size
+    def read(self, data: GroundingDataConfig) -> int:
         self.items = read_phrases(data.train, "data.train", data.max_broken)
-        self.text = PlainTextProcessor(tokenizer, data.text)
         augment = data.augment
         self.augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
-        super().__init__("phrases", len(self.items), batch_size=data.batch_size, seed=seed)
+        return len(self.items)
 
     def example(self, index: int, rng: np.random.Generator) -> GroundingExample:
         item = self.items[index]

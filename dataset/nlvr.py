@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +16,9 @@ from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_r
 from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned, encode_texts
 from dataset.images import AugmentConfig, RandAugment, decode, training_view
 from dataset.records import BrokenRecordError, ImageSource
-from dataset.text import PlainTextProcessor, mentions_side
+from dataset.text import mentions_side
 from utils.batch import PairBatch
 from utils.config import Config
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 _IDENTIFIER = re.compile(r"([a-z]+\d*)-(\d+)-(\d+)-(\d+)")
 
@@ -107,25 +104,15 @@ class PairExample:
     label: int
 
 
-class NLVRBatches(FineTuneBatches[PairExample]):
-    """Every statement once an epoch.
+class NLVRBatches(FineTuneBatches[NLVRDataConfig, PairExample]):
+    """Every statement once an epoch."""
 
-    Args:
-        data: the training split and its augmentation.
-        tokenizer: see :class:`~dataset.text.PlainTextProcessor`.
-        image_size: side of the input in pixels.
-        seed: of order and augmentation.
+    name = "statements"
 
-    Raises:
-        UserError: see :func:`read_statements`.
-    """
-
-    def __init__(self, data: NLVRDataConfig, *, tokenizer: PreTrainedTokenizerFast, image_size: int, seed: int):
-        self.data, self.image_size = data, image_size
+    def read(self, data: NLVRDataConfig) -> int:
         self.items = read_statements(data.train, "data.train", data.max_broken)
-        self.text = PlainTextProcessor(tokenizer, data.text)
         self.augment = RandAugment(data.augment.rand_augment_ops, data.augment.rand_augment_magnitude)
-        super().__init__("statements", len(self.items), batch_size=data.batch_size, seed=seed)
+        return len(self.items)
 
     def example(self, index: int, rng: np.random.Generator) -> PairExample:
         item = self.items[index]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +24,10 @@ from dataset.annotations import (
 from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned, encode_texts
 from dataset.images import AugmentConfig, RandAugment, decode, training_view
 from dataset.records import BrokenRecordError, ImageSource
-from dataset.text import PlainTextProcessor, TextLimits, mentions_side
+from dataset.text import TextLimits, mentions_side
 from utils.batch import RetrievalBatch
 from utils.config import Config
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 
 class RetrievalSplitConfig(Config):
@@ -160,25 +157,15 @@ class Pair:
     group: int
 
 
-class RetrievalBatches(FineTuneBatches[Pair]):
-    """Every caption once an epoch, with its picture.
+class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, Pair]):
+    """Every caption once an epoch, with its picture."""
 
-    Args:
-        data: the training split and its augmentation.
-        tokenizer: see :class:`~dataset.text.PlainTextProcessor`.
-        image_size: side of the input in pixels.
-        seed: of order and augmentation.
+    name = "captions"
 
-    Raises:
-        UserError: see :func:`read_captioned_images`.
-    """
-
-    def __init__(self, data: RetrievalDataConfig, *, tokenizer: PreTrainedTokenizerFast, image_size: int, seed: int):
-        self.data, self.image_size = data, image_size
+    def read(self, data: RetrievalDataConfig) -> int:
         self.items = read_captioned_images(data.train, "data.train", data.max_broken)
-        self.text = PlainTextProcessor(tokenizer, data.text)
         self.augment = RandAugment(data.augment.rand_augment_ops, data.augment.rand_augment_magnitude)
-        super().__init__("captions", len(self.items.captions), batch_size=data.batch_size, seed=seed)
+        return len(self.items.captions)
 
     def example(self, index: int, rng: np.random.Generator) -> Pair:
         image = int(self.items.image_of_caption[index])

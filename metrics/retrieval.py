@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+RECALL_AT = (1, 5, 10)
+"""K of the recalls that are reported (table 3)."""
+
 NOT_FOUND = np.iinfo(np.int64).max
 """Rank of a query none of whose true candidates was scored."""
 
@@ -22,7 +25,7 @@ def ranks_of_first_match(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
     return np.where(np.isneginf(best[:, 0]), NOT_FOUND, before)
 
 
-def recall_at(scores: np.ndarray, matches: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+def recall_at(scores: np.ndarray, matches: np.ndarray, ks: Sequence[int] = RECALL_AT) -> dict[int, float]:
     """Share of queries with a true candidate among the first K, for each K.
 
     >>> recall_at(np.array([[0.9, 0.1], [0.8, 0.7]]), np.eye(2, dtype=bool), ks=(1, 2))
@@ -42,10 +45,31 @@ def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray) -> dict[s
     >>> retrieval_recalls(np.array([0, 6]), np.array([0, 0, 4, 11]))["mean recall"]
     0.6666666666666666
     """
+    ways = {"image to text": image_ranks, "text to image": text_ranks}
+    return _with_means({way: {k: float((ranks < k).mean()) for k in RECALL_AT} for way, ranks in ways.items()})
+
+
+def chance_recalls(captions_per_image: np.ndarray, captions: int) -> dict[str, float]:
+    """The recalls of a random order, under the names of :func:`retrieval_recalls`.
+
+    An image with c of T captions has one among the first K with probability 1 - C(T - c, K) / C(T, K).
+
+    >>> chance_recalls(np.array([1, 1, 2, 1]), 5)["text to image R@1"]
+    0.25
+    """
+    by_image: dict[int, float] = {}
+    for k in RECALL_AT:
+        places = captions - np.arange(min(k, captions))
+        missed = np.prod((places - captions_per_image[:, None]).clip(min=0) / places, axis=1)
+        by_image[k] = float(1 - missed.mean())
+    by_text = {k: min(1.0, k / len(captions_per_image)) for k in RECALL_AT}
+    return _with_means({"image to text": by_image, "text to image": by_text})
+
+
+def _with_means(ways: dict[str, dict[int, float]]) -> dict[str, float]:
     results: dict[str, float] = {}
-    for name, ranks in (("image to text", image_ranks), ("text to image", text_ranks)):
-        recalls = {k: float((ranks < k).mean()) for k in (1, 5, 10)}
-        results |= {f"{name} R@{k}": recall for k, recall in recalls.items()}
-        results[f"{name} mean"] = sum(recalls.values()) / 3
-    results["mean recall"] = (results["image to text mean"] + results["text to image mean"]) / 2
+    for way, recalls in ways.items():
+        results |= {f"{way} R@{k}": recall for k, recall in recalls.items()}
+        results[f"{way} mean"] = sum(recalls.values()) / len(recalls)
+    results["mean recall"] = sum(results[f"{way} mean"] for way in ways) / len(ways)
     return results

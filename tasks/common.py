@@ -6,17 +6,21 @@ import json
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 from tqdm import tqdm
 
+from dataset.finetune import EvaluationView, FineTuneBatches, FineTuneDataConfig, encode_texts, in_batches
 from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
-from dataset.text import load_tokenizer
+from dataset.text import PlainTextProcessor, load_tokenizer
 from engine.checkpoint import Checkpoint, find_weights
 from engine.precision import Precision, PrecisionName
 from engine.run_folder import RunFolder
@@ -28,6 +32,7 @@ from optim import OptimConfig
 from scheduler import ScheduleConfig
 from tasks.tables import table
 from utils import distributed
+from utils.batch import Text, to_device
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import write_text
@@ -46,15 +51,28 @@ class RunConfig(Config):
     train: TrainConfig
 
 
-class HeldOutConfig(Config):
-    """How held-out data are measured."""
+S = TypeVar("S", bound=Config)
+
+
+class HeldOutConfig(Config, Generic[S]):
+    """The held-out splits of a fine-tuning task, and how they are measured."""
 
     batch_size: int = Field(32, ge=1, description="images, or pairs of them, in one forward pass")
     precision: PrecisionName = "fp32"
+    validation: S | None = Field(None, description="selects the weights; null: the last ones count")
+    test: dict[str, S] = Field(min_length=1, description="splits to report on, by name")
+
+
+class FineTuneConfig(RunConfig):
+    """The sections of a fine-tuning run; tasks narrow their types."""
+
+    data: FineTuneDataConfig
+    evaluation: HeldOutConfig[Any]
 
 
 C = TypeVar("C", bound=RunConfig)
 M = TypeVar("M", bound=XVLM)
+F = TypeVar("F", bound=FineTuneConfig)
 T = TypeVar("T")
 
 
@@ -151,41 +169,76 @@ class BaseTask(ABC, Generic[C, M]):
         )
 
 
-class FineTuneTask(BaseTask[C, M]):
+class FineTuneTask(BaseTask[F, M]):
     """A task that is measured on held-out splits, and keeps the weights that are best on the one for validation."""
 
     measure: str
     """The metric that selects."""
 
-    def __init__(self, config: C, checkpoint: Checkpoint | None = None):
-        super().__init__(config, checkpoint)
-        self.held_out: dict[str, Any] = self.read_held_out()
-        self.validation: Any = self.read_validation()
-        self.selects = self.measure if self.validation is not None else None
+    make_batches: type[FineTuneBatches[Any, Any]]
+    """Makes the training data."""
 
+    def __init__(self, config: F, checkpoint: Checkpoint | None = None):
+        super().__init__(config, checkpoint)
+        splits = config.evaluation
+        self.view = EvaluationView(config.model.vision.image_size, config.data.max_pixels)
+        self.text = PlainTextProcessor(self.tokenizer, config.data.text)
+        self.held_out = {name: self.read_split(split, f"evaluation.test.{name}") for name, split in splits.test.items()}
+        if splits.validation is not None:
+            self.validation = self.read_split(splits.validation, "evaluation.validation")
+            self.selects = self.measure
+
+    @staticmethod
     @abstractmethod
-    def read_held_out(self) -> dict[str, Any]:
-        """The splits that the run reports on, by name.
+    def read_split(split: Any, key: str) -> Any:
+        """A held-out split, which has to be whole.
 
         Raises:
-            UserError: if one is not whole.
+            UserError: with the config ``key``, if it is not.
         """
-
-    @abstractmethod
-    def read_validation(self) -> Any:
-        """The split that selects, or None."""
 
     @abstractmethod
     def measures(self, items: Any) -> dict[str, float]:
         """Metrics of a split, the same on every rank; with ``<name>/chance`` beside those that have a chance level."""
 
     @property
-    @abstractmethod
-    def evaluation(self) -> HeldOutConfig:
-        """The section of the config that says how held-out data are measured."""
+    def loading(self) -> LoadingConfig:
+        return self.config.data
+
+    def batches(self) -> FineTuneBatches[Any, Any]:
+        size = self.config.model.vision.image_size
+        return self.make_batches(self.config.data, tokenizer=self.tokenizer, image_size=size, seed=self.config.seed)
+
+    def outputs(
+        self,
+        items: Sequence[T],
+        read: Callable[[EvaluationView, int, Sequence[T], int], tuple[Tensor, str]],
+        forward: Callable[[list[Tensor], Text], Tensor],
+        what: str,
+        *,
+        alone: bool = False,
+    ) -> np.ndarray:
+        """What ``forward`` gives for every item, in order; each rank runs its share, or with ``alone`` this one runs all.
+
+        Args:
+            items: at least one.
+            read: view, words to keep, items and a place -> pictures and cleaned text of the item.
+            forward: pictures and texts of some items, on the CPU and on the model's device -> a row for each.
+            what: the progress bar's name.
+        """
+        size, device = self.config.evaluation.batch_size, device_of(self.model)
+        share = range(len(items)) if alone else distributed.share_of(len(items))
+        reader = partial(read, self.view, self.text.max_words, items)
+        batches = in_batches(reader, share, size, self.config.data.workers)
+        found = []
+        for made in progress(batches, what, -(-len(share) // size)):
+            text = to_device(encode_texts(self.text, [text for _, text in made]), device)
+            found.append(forward([pixels for pixels, _ in made], text).cpu().numpy())
+        everyone = [found] if alone else distributed.gather_objects(found)
+        return np.concatenate([part for parts in everyone for part in parts])
 
     def validate(self) -> dict[str, float]:
-        with evaluating(self.model, self.evaluation.precision):
+        with evaluating(self.model, self.config.evaluation.precision):
             found = self.measures(self.validation)
         return {name: value for name, value in found.items() if not name.endswith("/chance")}
 
@@ -194,7 +247,7 @@ class FineTuneTask(BaseTask[C, M]):
         if folder.best.is_file():
             load_weights(self.model, folder.best).require_complete()
         results = {}
-        with evaluating(self.model, self.evaluation.precision):
+        with evaluating(self.model, self.config.evaluation.precision):
             for name, items in self.held_out.items():
                 results[name] = self.measures(items)
         if distributed.rank() != 0:

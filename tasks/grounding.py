@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataset.finetune import EvaluationView, cleaned, encode_texts, in_batches
+from dataset.finetune import EvaluationView, cleaned
 from dataset.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig, Phrase, read_phrases
-from dataset.loaders import LoadingConfig
-from dataset.text import PlainTextProcessor
 from engine.run_folder import RunFolder
 from metrics.grounding import iou, pixel_iou, share_at_least
 from models.grounding import GroundingModel
-from tasks.common import FineTuneTask, HeldOutConfig, RunConfig, device_of, evaluating, progress
-from tasks.pictures import Panel, Prediction, draw_predictions
-from utils import distributed
-from utils.batch import Text, to_device
+from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig, evaluating
+from tasks.pictures import SIDE, Panel, Prediction, draw_predictions
+from utils.batch import Text
 
 
-class GroundingEvaluationConfig(HeldOutConfig):
+class GroundingEvaluationConfig(HeldOutConfig[GroundingSplitConfig]):
     """Splits to measure; the paper reports val, which also selects, testA and testB."""
 
-    validation: GroundingSplitConfig | None = Field(None, description="selects the weights; null: the last ones count")
-    test: dict[str, GroundingSplitConfig] = Field(min_length=1, description="splits to report on, by name")
     panels: int = Field(12, ge=0, description="phrases in predictions.png, spread over the last split; 0 = no picture")
 
 
-class GroundingConfig(RunConfig):
+class GroundingConfig(FineTuneConfig):
     """A grounding run."""
 
     task: Literal["grounding"] = "grounding"
@@ -43,35 +38,15 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel]):
     """Model, data and measures of a grounding run."""
 
     measure = "IoU >= 0.5"
+    make_batches = GroundingBatches
 
     @staticmethod
     def build_model(config: GroundingConfig, vocab_size: int | None) -> GroundingModel:
         return GroundingModel(config.model, vocab_size)
 
-    @property
-    def loading(self) -> LoadingConfig:
-        return self.config.data
-
-    @property
-    def evaluation(self) -> GroundingEvaluationConfig:
-        return self.config.evaluation
-
-    def batches(self) -> GroundingBatches:
-        return GroundingBatches(
-            self.config.data,
-            tokenizer=self.tokenizer,
-            image_size=self.config.model.vision.image_size,
-            seed=self.config.seed,
-        )
-
-    def read_held_out(self) -> dict[str, Any]:
-        return {
-            name: read_phrases(split, f"evaluation.test.{name}", 0.0) for name, split in self.evaluation.test.items()
-        }
-
-    def read_validation(self) -> list[Phrase] | None:
-        split = self.evaluation.validation
-        return None if split is None else read_phrases(split, "evaluation.validation", 0.0)
+    @staticmethod
+    def read_split(split: GroundingSplitConfig, key: str) -> list[Phrase]:
+        return read_phrases(split, key, 0.0)
 
     def measures(self, items: list[Phrase]) -> dict[str, float]:
         """Shares of phrases located, by plain IoU and by the published script's; chance: always the mean box."""
@@ -94,13 +69,13 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel]):
     def report(self, folder: RunFolder) -> str:
         """As for every task, with a picture of some predictions."""
         found = super().report(folder)
-        count = self.evaluation.panels
+        count = self.config.evaluation.panels
         if found and count:
             items = list(self.held_out.values())[-1]
             chosen = [items[place] for place in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
-            with evaluating(self.model, self.evaluation.precision):
-                boxes = self._locate(chosen, range(len(chosen)))
-            view = EvaluationView(280, self.config.data.max_pixels)
+            with evaluating(self.model, self.config.evaluation.precision):
+                boxes = self._locate(chosen, alone=True)
+            view = EvaluationView(SIDE, self.config.data.max_pixels)
             draw_predictions(
                 [
                     Panel(
@@ -113,19 +88,13 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel]):
             )
         return found
 
-    def _locate(self, items: list[Phrase], share: range | None = None) -> np.ndarray:
-        """The box of every phrase (N, 4); each rank locates its share, or with ``share`` this rank alone so many."""
-        view = EvaluationView(self.config.model.vision.image_size, self.config.data.max_pixels)
-        processor = PlainTextProcessor(self.tokenizer, self.config.data.text)
-        own, size = distributed.share_of(len(items)) if share is None else share, self.evaluation.batch_size
-        batches = in_batches(partial(_read, view, processor.max_words, items), own, size, self.config.data.workers)
-        found = [np.zeros((0, 4), dtype=np.float32)]
-        for read in progress(batches, "locating", -(-len(own) // size)):
-            pixels = torch.stack([picture for picture, _ in read])
-            text: Text = to_device(encode_texts(processor, [phrase for _, phrase in read]), device_of(self.model))
-            found.append(self.model.locate(pixels.to(text.ids.device), text).cpu().numpy())
-        boxes = np.concatenate(found)
-        return boxes if share is not None else np.concatenate(distributed.gather_objects(boxes))
+    def _locate(self, items: list[Phrase], *, alone: bool = False) -> np.ndarray:
+        """The box of every phrase, (N, 4); ``alone``: see :meth:`outputs`."""
+
+        def locate(pictures: list[Tensor], text: Text) -> Tensor:
+            return self.model.locate(torch.stack(pictures).to(text.ids.device), text)
+
+        return self.outputs(items, _read, locate, "locating", alone=alone)
 
 
 def relative_box(item: Phrase) -> tuple[float, float, float, float]:
@@ -143,6 +112,6 @@ def _in_pixels(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([(boxes[:, :2] - boxes[:, 2:] / 2) * sizes, boxes[:, 2:] * sizes], axis=1)
 
 
-def _read(view: EvaluationView, max_words: int, items: list[Phrase], index: int) -> tuple[Tensor, str]:
+def _read(view: EvaluationView, max_words: int, items: Sequence[Phrase], index: int) -> tuple[Tensor, str]:
     item = items[index]
     return view(item.image, item.size), cleaned(item.text, max_words, item.place)

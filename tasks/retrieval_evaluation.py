@@ -1,8 +1,9 @@
 """Retrieval in two stages (appendix A.1): cosine similarities of all images and texts, then the fusion encoder re-ranks.
 
-Each image is encoded once. Its patches wait on disk until the candidates are known, so that memory does not grow with the
-test set, and its keys and values are projected once for all texts that it is scored with, in both directions. Every rank
-takes its share of the images; texts are encoded by each, which costs little beside the pairs.
+Each image is encoded once. Its patches wait on disk until the candidates are known, so that of the images only embeddings
+stay in memory (of the texts, all states do), and its keys and values are projected once for all texts that it is scored
+with, in both directions. Every rank takes its share of the images; texts are encoded by each, which costs little beside the
+pairs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataset.finetune import EvaluationView, cleaned, in_batches
 from dataset.records import ImageSource
 from dataset.retrieval import CaptionedImages
 from dataset.text import PlainTextProcessor
-from metrics.retrieval import ranks_of_first_match, retrieval_recalls
+from metrics.retrieval import RECALL_AT, chance_recalls, ranks_of_first_match, retrieval_recalls
 from models.align import AligningModel
 from models.encoded import Concepts
 from models.reranking import TextBank, score_pairs
@@ -29,9 +30,6 @@ from utils import distributed
 from utils.spool import TensorSpool
 
 logger = logging.getLogger(__name__)
-
-RECALLED = 10
-"""The greatest K of recall at K."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class RetrievalEvaluation:
 
     def _nearest(self, queries: Tensor, keys: Tensor) -> Candidates:
         """The candidates of each query by cosine; at least as many as the recalls look at."""
-        count = min(max(self.candidates, RECALLED), len(keys))
+        count = min(max(self.candidates, *RECALL_AT), len(keys))
         ids, scores = [], []
         keys = keys.to(self.device)
         # In full precision whatever the evaluation's: rounded to 8 bits, near cosines tie.
@@ -176,21 +174,3 @@ def _pairs(ids: np.ndarray, texts: int, flipped: bool = False) -> np.ndarray:
     queries = np.arange(len(ids))[:, None]
     pairs = ids * texts + queries if flipped else queries * texts + ids
     return pairs.ravel()
-
-
-def chance_recalls(captions_per_image: np.ndarray, captions: int) -> dict[str, float]:
-    """The recalls of a random order, under the names of :func:`~metrics.retrieval.retrieval_recalls`.
-
-    An image with c of T captions has one among the first K with probability 1 - C(T - c, K) / C(T, K).
-    """
-    results: dict[str, float] = {}
-    images = len(captions_per_image)
-    for k in (1, 5, 10):
-        places = captions - np.arange(min(k, captions))
-        missed = np.prod((places - captions_per_image[:, None]).clip(min=0) / places, axis=1)
-        results[f"image to text R@{k}"] = float(1 - missed.mean())
-        results[f"text to image R@{k}"] = min(1.0, k / images)
-    for way in ("image to text", "text to image"):
-        results[f"{way} mean"] = sum(results[f"{way} R@{k}"] for k in (1, 5, 10)) / 3
-    results["mean recall"] = (results["image to text mean"] + results["text to image mean"]) / 2
-    return results

@@ -22,13 +22,14 @@ from dataset.records import BrokenRecordError
 from dataset.retrieval import CaptionedImages
 from dataset.text import PlainTextProcessor, clean_caption
 from engine.checkpoint import list_checkpoints
+from metrics.retrieval import chance_recalls
 from tasks import retrieval_evaluation
 from tasks.common import BaseTask, RunConfig, evaluating
 from tasks.grounding import GroundingConfig, GroundingTask
 from tasks.job import run_task
 from tasks.nlvr import NLVRConfig, NLVRTask
 from tasks.retrieval import RetrievalConfig, RetrievalTask
-from tasks.retrieval_evaluation import RetrievalEvaluation, chance_recalls
+from tasks.retrieval_evaluation import RetrievalEvaluation
 from tasks.tables import table
 from tests.conftest import tiny_run
 from utils.config import load_config
