@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -77,7 +78,7 @@ class FusionEncoder(nn.Module):
         self.layer = nn.ModuleList(
             Layer(layer.at_depth(index, config.layers), memory_width=vision_width) for index in range(config.layers)
         )
-        self.apply(init_bert_weights)
+        self.apply(partial(init_bert_weights, std=layer.init_std))
 
     def remember(self, concepts: Concepts) -> ImageMemory:
         """Project the keys and values of every layer, once per image and once per concept token."""

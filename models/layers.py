@@ -26,6 +26,7 @@ class LayerConfig(Config):
     dropout: float = 0.1
     attention_dropout: float = 0.1
     drop_path: float = 0.0
+    init_std: float = 0.02
 
     @property
     def residual_dropout(self) -> float:
@@ -85,6 +86,10 @@ class ResidualOutput(nn.Module):
         return self.LayerNorm(self.drop_path(self.dropout(self.dense(states))) + residual)
 
 
+Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Given the keys and values of new states, each (N, heads, L, d), those to attend to: in decoding, the kept ones and then they."""
+
+
 class Attention(nn.Module):
     """Multi-head attention with its residual and norm, on ``scaled_dot_product_attention``."""
 
@@ -99,14 +104,19 @@ class Attention(nn.Module):
         dropout = self.attention_dropout if self.training else 0.0
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
 
-    def forward(self, states: Tensor, mask: Tensor, queries: int | None = None) -> Tensor:
-        """Self-attention. ``states`` (N, L, D); ``mask`` (N, 1, 1 or L, L) bool, True = attend.
+    def forward(
+        self, states: Tensor, mask: Tensor | None, queries: int | None = None, extend: Extend | None = None
+    ) -> Tensor:
+        """Self-attention. ``states`` (N, L, D); ``mask`` (N, 1, 1 or L, L) bool, True = attend; None: to all.
 
-        With ``queries``, only so many states at the front ask and are returned; all of them answer.
+        With ``queries``, only so many states at the front ask and are returned; all of them answer. With ``extend``, the
+        mask's last axis is that of the extended keys.
         """
         keys, values = self.self(states)
+        if extend is not None:
+            keys, values = extend(keys, values)
         asking = states[:, :queries]
-        mask = mask[:, :, :queries] if mask.shape[2] > 1 else mask
+        mask = mask[:, :, :queries] if mask is not None and mask.shape[2] > 1 else mask
         return self.output(merge_heads(self.attend(self.self.queries(asking), keys, values, mask)), asking)
 
 
@@ -136,11 +146,16 @@ class Layer(nn.Module):
         self.output = ResidualOutput(config.intermediate, config)
 
     def forward(
-        self, states: Tensor, mask: Tensor, cross_attend: CrossAttend | None = None, queries: int | None = None
+        self,
+        states: Tensor,
+        mask: Tensor | None,
+        cross_attend: CrossAttend | None = None,
+        queries: int | None = None,
+        extend: Extend | None = None,
     ) -> Tensor:
-        """Without ``cross_attend`` the cross-attention is skipped, as for texts that have no image. ``queries``: see
-        :meth:`Attention.forward`."""
-        states = self.attention(states, mask, queries)
+        """Without ``cross_attend`` the cross-attention is skipped, as for texts that have no image. ``queries`` and ``extend``:
+        see :meth:`Attention.forward`."""
+        states = self.attention(states, mask, queries, extend)
         if self.crossattention is not None and cross_attend is not None:
             asking = self.crossattention.self.queries(states)
             attended = merge_heads(cross_attend(self.crossattention, asking))
@@ -153,7 +168,7 @@ def attention_mask(mask: Tensor) -> Tensor:
     return mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
 
 
-def init_bert_weights(module: nn.Module, std: float = 0.02) -> None:
+def init_bert_weights(module: nn.Module, std: float) -> None:
     """BERT's initialisation: normal weights, zero biases, unit norms."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,9 @@ class TextArchitecture(Config):
     token_types: int = Field(2, ge=1)
     eps: float = Field(1e-12, gt=0)
     pad_id: int = Field(0, ge=0)
+    init_std: float = Field(
+        0.02, gt=0, description="of random weights, in the fusion encoder too; 0.02 suits a width of 768, a narrow one needs more"
+    )
 
     @property
     def longest_text(self) -> int:
@@ -106,7 +110,7 @@ class TextEncoder(nn.Module):
         self.layer_config = layer_config(config, arch)
         self.embeddings = Embeddings(arch, config.dropout)
         self.encoder = LayerStack(arch.layers, self.layer_config)
-        self.apply(init_bert_weights)
+        self.apply(partial(init_bert_weights, std=arch.init_std))
 
     @property
     def word_embeddings(self) -> Tensor:
@@ -169,6 +173,7 @@ def layer_config(config: TextConfig, arch: TextArchitecture) -> LayerConfig:
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,
         drop_path=config.drop_path,
+        init_std=arch.init_std,
     )
 
 
@@ -206,6 +211,7 @@ def architecture_of(hub_config: Any) -> TextArchitecture:
         token_types=hub_config.type_vocab_size,
         eps=hub_config.layer_norm_eps,
         pad_id=hub_config.pad_token_id or 0,
+        init_std=hub_config.initializer_range,
     )
 
 
