@@ -45,11 +45,15 @@ class LayerMemory:
 
 @dataclass(frozen=True)
 class ImageMemory:
-    """What the fusion layers remember of N images: R rows, each one image or a part of it (see :class:`Concepts`)."""
+    """What the fusion layers remember of N images: R rows, each one image or a part of it (see :class:`Concepts`).
+
+    ``token_mask`` (N, 1 + P) bool, True = attend, where it is texts that are remembered, which are padded; else None.
+    """
 
     layers: tuple[LayerMemory, ...]
     patch_mask: Tensor | None
     image_index: Tensor | None
+    token_mask: Tensor | None = None
 
     @property
     def images(self) -> int:
@@ -90,6 +94,14 @@ class FusionEncoder(nn.Module):
             concept = None if whole else project(concepts.concept.unsqueeze(1))
             layers.append(LayerMemory(project(tokens), concept))
         return ImageMemory(tuple(layers), concepts.patch_mask, concepts.image_index)
+
+    def remember_text(self, text: Encoded) -> ImageMemory:
+        """The same for texts (N, L, D) in the place of whole images."""
+        layers = []
+        for layer in self.layer:
+            project: Projections = layer.crossattention.self  # type: ignore[union-attr, assignment]
+            layers.append(LayerMemory(project(text.states), None))
+        return ImageMemory(tuple(layers), None, None, text.mask)
 
     def forward(self, text: Encoded, looks: Sequence[Look] = (), cls_only: bool = False) -> Encoded:
         """Fuse texts with what they look at.
@@ -155,7 +167,8 @@ def _attend_copied(attention: Attention, queries: Tensor, plan: _Plan, layer: in
     stored = memory.layers[layer]
     keys, values = (part.index_select(0, plan.image_of_text) for part in stored.patches)
     if stored.concepts is None:
-        return attention.attend(queries, keys, values, mask=None)
+        seen_tokens = None if memory.token_mask is None else memory.token_mask.index_select(0, plan.image_of_text)
+        return attention.attend(queries, keys, values, None if seen_tokens is None else attention_mask(seen_tokens))
     concept_keys, concept_values = (part.index_select(0, plan.look.rows) for part in stored.concepts)
     keys, values = torch.cat([concept_keys, keys], dim=2), torch.cat([concept_values, values], dim=2)
     assert memory.patch_mask is not None
@@ -177,7 +190,7 @@ def _attend_joined(attention: Attention, queries: Tensor, plan: _Plan, layer: in
         return laid.transpose(1, 2).reshape(images, heads, -1, size)
 
     keys, values = stored.patches
-    mask = None
+    mask = None if memory.token_mask is None else attention_mask(memory.token_mask)
     if stored.concepts is not None:
         concept_keys, concept_values = (to_slots(part.index_select(0, plan.look.rows)) for part in stored.concepts)
         keys, values = torch.cat([concept_keys, keys], dim=2), torch.cat([concept_values, values], dim=2)

@@ -32,7 +32,9 @@ class TextArchitecture(Config):
     eps: float = Field(1e-12, gt=0)
     pad_id: int = Field(0, ge=0)
     init_std: float = Field(
-        0.02, gt=0, description="of random weights, in the fusion encoder too; 0.02 suits a width of 768, a narrow one needs more"
+        0.02,
+        gt=0,
+        description="of random weights, in the fusion encoder too; 0.02 suits a width of 768, a narrow one needs more",
     )
 
     @property
@@ -87,6 +89,10 @@ class Embeddings(nn.Module):
             real = ids.ne(self.arch.pad_id)
             return real.cumsum(dim=1) * real + self.arch.pad_id
         return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+
+    def at_depth(self, depths: Tensor) -> Tensor:
+        """The positions of tokens that have so many others before them, which are no padding."""
+        return depths + self.arch.pad_id + 1 if self.arch.family == "roberta" else depths
 
 
 class LayerStack(nn.Module):

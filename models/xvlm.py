@@ -67,6 +67,11 @@ class XVLM(nn.Module):
         self.text = build_text_encoder(config.text, vocab_size)
         self.fusion = FusionEncoder(config.fusion, self.text.layer_config, self.vision.width)
 
+    def copied_from(self) -> dict[str, str]:
+        """Which parameters start as copies of others, by their names in the pre-training model, where a checkpoint is of
+        pre-training and has none of them."""
+        return {}
+
 
 class ContrastiveHead(nn.Module):
     """Projections to the joint space and the temperature (eq. 1)."""

@@ -150,6 +150,22 @@ class GroundingBatch(Batch):
     valid: Tensor
 
 
+@dataclass(frozen=True)
+class QuestionBatch(Batch):
+    """Questions about images, with answers. ``pixels`` (N, 3, H, W) uint8; ``text`` N questions; ``answers`` A answers with
+    [CLS] and [SEP]; ``question_of_answer`` (A,) int64; ``answers_per_question`` the largest number that share a question
+    (known to the collate, so that no device has to be asked); ``weights`` (A,) float32 of the answers' losses; ``valid`` (N,)
+    bool: questions that count."""
+
+    pixels: Tensor
+    text: Text
+    answers: Text
+    question_of_answer: Tensor
+    answers_per_question: int
+    weights: Tensor
+    valid: Tensor
+
+
 class Term(NamedTuple):
     """One loss before it is divided: ``total`` the sum over the rows or tokens that count, ``weight`` its factor in the sum
     of equation 6. The number to divide by comes from ``counts(batch)``, since it spans ranks and micro-batches."""

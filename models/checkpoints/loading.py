@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -69,10 +69,13 @@ def assign(
     """Copy ``state`` into the model's parameters, resizing bias tables, and write into ``report`` what became of what."""
     parameters = model.state_dict(keep_vars=True)  # buffers that are stored too, where a backbone has any
     problems = []
-    for name, tensor in state.items():
-        ours = rename(name)
+    named = [(name, rename(name), tensor) for name, tensor in state.items()]
+    copies = _copies(model, named, report)
+    copied = set(report.copied.values())
+    for name, ours, tensor in (*named, *copies):
         if ours is None or ours not in parameters:
-            report.unused.append(name)
+            if ours not in copied:
+                report.unused.append(name)
             continue
         tensor = fit(ours, tensor, parameters[ours], model, report)
         if tensor.shape != parameters[ours].shape:
@@ -86,6 +89,19 @@ def assign(
         raise UserError(f"{report.source}: shapes differ: {'; '.join(problems[:3])}{more}")
     loaded = set(report.loaded)
     report.fresh = [name for name in parameters if name not in loaded]
+
+
+def _copies(
+    model: XVLM, named: Sequence[tuple[str, str | None, Tensor]], report: LoadReport
+) -> list[tuple[str, str, Tensor]]:
+    """What the model copies from a checkpoint of pre-training (:meth:`~models.xvlm.XVLM.copied_from`), noted in ``report``."""
+    wanted = model.copied_from()
+    sources = {ours: (name, tensor) for name, ours, tensor in named if ours is not None}
+    if wanted.keys() & sources.keys():
+        return []
+    found = {target: source for target, source in wanted.items() if source in sources}
+    report.copied.update(found)
+    return [(sources[source][0], target, sources[source][1]) for target, source in found.items()]
 
 
 def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadReport) -> Tensor:

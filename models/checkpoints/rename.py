@@ -10,6 +10,9 @@ PREFIXES = {
     "text_encoder.bert.embeddings.": "text.embeddings.",
     "text_encoder.embeddings.": "text.embeddings.",
     "text_encoder.cls.predictions.": "word_head.",
+    "text_decoder.bert.embeddings.": "decoder.embeddings.",
+    "text_decoder.bert.encoder.": "decoder.",
+    "text_decoder.cls.predictions.": "decoder.word_head.",
     "vision_proj.": "contrastive.vision_proj.",
     "text_proj.": "contrastive.text_proj.",
     "itm_head.": "matching_head.",
@@ -28,6 +31,8 @@ DROPPED = {
 TIED = {
     "text_encoder.cls.predictions.decoder.weight": "text_encoder.bert.embeddings.word_embeddings.weight",
     "text_encoder.cls.predictions.decoder.bias": "text_encoder.cls.predictions.bias",
+    "text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
+    "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
 }
 """Tensors that the published files store twice: copy -> original."""
 

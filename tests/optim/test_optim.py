@@ -15,6 +15,7 @@ from models.checkpoints.report import LoadReport
 from models.nlvr import NLVRModel
 from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
+from models.vqa import VQAModel, VQAModelConfig
 from models.xvlm import ModelConfig
 from optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
 from utils.errors import UserError
@@ -68,6 +69,23 @@ def test_groups_of_visual_reasoning_equal_the_released_ones():
     groups = parameter_groups(model.named_parameters(), rates, fresh_parameters(model, [report]))
     found = {name: [group["lr"], group["weight_decay"]] for group in groups for name in group["names"]}
     assert found == released_groups("optim_groups_nlvr_base.json", "finetune(lr4e-5,mult2,vision2e-5,text4e-5)")
+
+
+@pytest.mark.parametrize(
+    ("key", "rates"),
+    [
+        ("finetune(lr4e-5,mult2,vision2e-5,text4e-5)", {"lr": 4e-5, "lr_mult": 2, "vision_lr": 2e-5, "text_lr": 4e-5}),
+        ("finetune(lr1e-5,mult2)", {"lr": 1e-5, "lr_mult": 2}),
+    ],
+)
+def test_groups_of_question_answering_equal_the_released_ones(key, rates):
+    """The whole decoder counts as fresh (released: ``large_lr_for_dec``)."""
+    with torch.device("meta"):
+        model = VQAModel(VQAModelConfig(text=BASE.text))
+    fresh = {name for name, _ in model.named_parameters() if name.startswith("decoder.")}
+    groups = parameter_groups(model.named_parameters(), OptimConfig(**rates), fresh)
+    found = {name: [group["lr"], group["weight_decay"]] for group in groups for name in group["names"]}
+    assert found == released_groups("optim_groups_vqa_base.json", key)
 
 
 def test_module_rates_come_before_lr_mult():

@@ -1,0 +1,137 @@
+"""Question answering: an answer decoder on the question, fused with the image (section 4.3, appendix A.1)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.encoded import Encoded
+from models.fusion import FusionConfig, FusionEncoder, ImageMemory, Look
+from models.heads import WordHead
+from models.layers import LayerConfig, init_bert_weights
+from models.text import Embeddings, HubTextEncoder, TextArchitecture
+from models.xvlm import XVLM, ModelConfig
+from utils.batch import IGNORE, Losses, QuestionBatch, Term, Text
+from utils.config import Config
+from utils.errors import UserError
+
+
+class DecoderConfig(Config):
+    """Depth of the answer decoder; its widths are the text encoder's."""
+
+    layers: int | None = Field(
+        None,
+        ge=1,
+        description="as many as the fusion has, or half as many; null: as many. Theirs are what they start from",
+    )
+
+
+class VQAModelConfig(ModelConfig):
+    """The shared model and an answer decoder."""
+
+    decoder: DecoderConfig = DecoderConfig()
+
+    @model_validator(mode="after")
+    def _layers_have_a_source(self) -> VQAModelConfig:
+        fused, layers = self.fusion.layers, self.decoder_layers
+        if layers != fused and 2 * layers != fused:
+            raise ValueError(f"decoder.layers is {layers}, neither all nor half of the {fused} fusion layers")
+        return self
+
+    @property
+    def decoder_layers(self) -> int:
+        """How many layers the decoder has."""
+        return self.decoder.layers or self.fusion.layers
+
+
+class AnswerDecoder(FusionEncoder):
+    """BERT as a left-to-right language model whose layers look at question states, with its own embeddings and word head.
+
+    The layers are those of a fusion encoder: they look at questions as these look at images, whose keys and values are
+    projected once and shared by all answers of a question.
+    """
+
+    def __init__(self, config: VQAModelConfig, arch: TextArchitecture, layer: LayerConfig):
+        depth = FusionConfig(layers=config.decoder_layers, drop_path=config.fusion.drop_path)
+        super().__init__(depth, layer, arch.width)
+        assert arch.vocab_size is not None
+        self.embeddings = Embeddings(arch, config.text.dropout)
+        self.word_head = WordHead(arch.width, arch.vocab_size, arch.eps)
+        for part in (self.embeddings, self.word_head):
+            part.apply(partial(init_bert_weights, std=arch.init_std))
+
+    def decode(self, ids: Tensor, mask: Tensor, memory: ImageMemory, rows: Tensor, answers_per_question: int) -> Tensor:
+        """States (A, L, D) of answers, each token of which sees those before it and its question.
+
+        Args:
+            ids: (A, L) int64.
+            mask: (A, L) bool, True = token.
+            memory: of the questions (:meth:`~models.fusion.FusionEncoder.remember_text`).
+            rows: (A,) int64, the question of each answer.
+            answers_per_question: no question has more.
+        """
+        length = ids.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+        text = Encoded(self.embeddings(ids), causal & mask.unsqueeze(1))
+        return self(text, [Look(memory, rows, answers_per_question)]).states
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Of the next token, (..., V) float32."""
+        return self.word_head(states, self.embeddings.word_embeddings.weight).float()
+
+
+class VQAModel(XVLM):
+    """The question is fused with the image; the decoder answers from the fused states of all its tokens.
+
+    Raises:
+        UserError: for a text encoder outside the BERT and RoBERTa families, whose sizes the decoder shares.
+    """
+
+    def __init__(self, config: VQAModelConfig, vocab_size: int | None = None):
+        super().__init__(config, vocab_size)
+        if isinstance(self.text, HubTextEncoder):
+            raise UserError("model.text.encoder: question answering needs one of the BERT or RoBERTa families")
+        self.decoder = AnswerDecoder(config, self.text.arch, self.text.layer_config)
+
+    def forward(self, batch: QuestionBatch) -> Losses:
+        """Token cross-entropies of a micro-batch, summed over each answer, times the answer's weight; their sum."""
+        memory = self.decoder.remember_text(self.ask(batch.pixels, batch.text))
+        ids, mask, rows = batch.answers.ids, batch.answers.mask, batch.question_of_answer
+        states = self.decoder.decode(ids[:, :-1], mask[:, :-1], memory, rows, batch.answers_per_question)
+        labels = ids[:, 1:].masked_fill(~mask[:, 1:], IGNORE)
+        tokens = F.cross_entropy(
+            self.decoder.logits(states).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
+        )
+        each = tokens.view_as(labels).sum(dim=1) * batch.weights
+        return {"answers": Term(each.masked_fill(~batch.valid.index_select(0, rows), 0).sum(), 1.0)}
+
+    def counts(self, batch: QuestionBatch) -> dict[str, Tensor]:
+        """What the loss is divided by: the valid questions (as released)."""
+        return {"answers": batch.valid.sum()}
+
+    def ask(self, pixels: Tensor, text: Text) -> Encoded:
+        """States (N, L, D) of questions, each fused with its image. ``pixels`` (N, 3, H, W)."""
+        rows = torch.arange(len(pixels), device=pixels.device)
+        look = Look(self.fusion.remember(self.vision(pixels)), rows, 1)
+        return self.fusion(self.text(text.ids, text.mask), [look])
+
+    def copied_from(self) -> dict[str, str]:
+        """As released: embeddings and word head from the pre-trained ones, layers from the fusion's, of which a decoder of
+        half their depth takes every second one, the last included. Keys and values of the cross-attention only where images
+        are as wide as texts: elsewhere their shapes differ."""
+        step = len(self.fusion.layer) // len(self.decoder.layer)
+        as_wide = self.vision.width == self.text.width
+        sources = {}
+        for name in self.decoder.state_dict():
+            part, _, rest = name.partition(".")
+            if part == "layer":
+                number, _, inner = rest.partition(".")
+                if as_wide or not inner.startswith(("crossattention.self.key.", "crossattention.self.value.")):
+                    sources[f"decoder.{name}"] = f"fusion.layer.{(int(number) + 1) * step - 1}.{inner}"
+            else:
+                sources[f"decoder.{name}"] = f"text.{name}" if part == "embeddings" else name
+        return sources

@@ -1,0 +1,247 @@
+"""The authors' numbers for question answering, through the real loading code, and the ranking of candidates by the naive way."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.answer_ranking import AnswerTree, best_first, rank_answers
+from models.checkpoints.files import read_weights
+from models.checkpoints.initialise import fresh_parameters
+from models.checkpoints.loading import load_published, load_weights
+from models.checkpoints.rename import published_to_ours
+from models.encoded import Encoded
+from models.fusion import FusionConfig
+from models.pretrain import PretrainModel
+from models.text import TextArchitecture, TextConfig
+from models.vision import VisionConfig
+from models.vqa import DecoderConfig, VQAModel, VQAModelConfig
+from tests.models.golden import GOLDEN, arrays, manifest, model_config
+from tests.models.test_golden_pretrain import assert_golden
+from utils.batch import QuestionBatch, Text
+from utils.errors import UserError
+
+GIVEN, EXPECTED = arrays(GOLDEN / "vqa" / "inputs.npz"), arrays(GOLDEN / "vqa" / "expected.npz")
+MAPPINGS = json.loads((GOLDEN / "checkpoint_keys/checkpoint_mapping_vqa_tiny.json").read_text())
+
+
+def vqa_config(case: str, layers: int) -> VQAModelConfig:
+    """The configuration of a golden case with an answer decoder of so many layers."""
+    return VQAModelConfig(**model_config(manifest(case)).model_dump(), decoder=DecoderConfig(layers=layers))
+
+
+@pytest.fixture(scope="module")
+def model():
+    made = VQAModel(vqa_config("vqa", manifest("vqa")["config"]["num_dec_layers"]))
+    report = load_published(made, read_weights(GOLDEN / "vqa" / "model.safetensors"), "golden")
+    report.require_complete()
+    assert report.copied == {}
+    return made.eval()
+
+
+def text(name: str) -> Text:
+    return Text(GIVEN[f"{name}_ids"], GIVEN[f"{name}_atts"].bool())
+
+
+def batch(valid: Tensor | None = None) -> QuestionBatch:
+    counts = GIVEN["k"]
+    return QuestionBatch(
+        pixels=GIVEN["image"],
+        text=text("question"),
+        answers=text("answer"),
+        question_of_answer=torch.arange(len(counts)).repeat_interleave(counts),
+        answers_per_question=int(counts.max()),
+        weights=GIVEN["weights"],
+        valid=torch.ones(len(counts), dtype=torch.bool) if valid is None else valid,
+    )
+
+
+def test_training_loss(model):
+    given = batch()
+    term = model(given)["answers"]
+    assert_golden(term.total / model.counts(given)["answers"], EXPECTED["train_loss"])
+
+
+def test_a_question_that_does_not_count_adds_nothing(model):
+    both = model(batch())["answers"].total
+    parts = [batch(torch.tensor([keep, not keep])) for keep in (True, False)]
+    assert_golden(sum(model(part)["answers"].total for part in parts), both)
+    assert [int(model.counts(part)["answers"]) for part in parts] == [1, 1]
+
+
+@torch.no_grad()
+def test_question_states_and_decoder_logits(model):
+    given = batch()
+    states = model.ask(given.pixels, given.text)
+    assert_golden(states.states, EXPECTED["question_states"])
+    memory = model.decoder.remember_text(states)
+    for bound in (given.answers_per_question, None):
+        decoded = model.decoder.decode(given.answers.ids, given.answers.mask, memory, given.question_of_answer, bound)
+        assert_golden(model.decoder.logits(decoded), EXPECTED["train_decoder_logits"])
+
+
+def candidates() -> list[list[int]]:
+    given = text("cand")
+    return [ids[mask].tolist() for ids, mask in zip(given.ids, given.mask, strict=True)]
+
+
+@pytest.mark.parametrize("nodes_per_call", [None, 1])
+@torch.no_grad()
+def test_ranking_of_candidates(model, nodes_per_call):
+    asked = model.ask(GIVEN["image"], text("question"))
+    found = rank_answers(model.decoder, asked, AnswerTree(candidates()), 9, "released", nodes_per_call)
+    assert torch.equal(found.ids, EXPECTED["rank_k9_ids"])
+    assert_golden(found.probabilities, EXPECTED["rank_k9_probs"])
+
+
+@torch.no_grad()
+def test_the_first_tokens_choose_the_candidates(model):
+    asked = model.ask(GIVEN["image"], text("question"))
+    likeliest = EXPECTED["first_token_probs"].sort(dim=1, descending=True, stable=True).indices
+    for k in (1, 4):
+        found = rank_answers(model.decoder, asked, AnswerTree(candidates()), k, "likelihood")
+        assert torch.equal(found.ids.sort(dim=1).values, likeliest[:, :k].sort(dim=1).values)
+    start = torch.full((2, 1), candidates()[0][0])
+    memory = model.decoder.remember_text(asked)
+    states = model.decoder.decode(start, torch.ones(2, 1, dtype=torch.bool), memory, torch.arange(2), 1)
+    probabilities = model.decoder.logits(states[:, 0]).softmax(dim=1)
+    assert_golden(probabilities[:, [ids[1] for ids in candidates()]], EXPECTED["first_token_probs"])
+
+
+def small_model(**sizes) -> VQAModel:
+    torch.manual_seed(sizes.pop("seed", 0))
+    arch = TextArchitecture(
+        **{"vocab_size": 40, "width": 16, "layers": 1, "heads": 2, "intermediate": 32, "max_positions": 24} | sizes
+    )
+    config = VQAModelConfig(
+        vision=VisionConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2),
+        text=TextConfig(arch=arch.model_copy(update={"init_std": 0.3})),
+        fusion=FusionConfig(layers=2),
+    )
+    return VQAModel(config).eval()
+
+
+def naive_scores(model: VQAModel, question: Encoded, chosen: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Of each candidate the sum of its tokens' log-probabilities, and that of the first; one at a time, nothing shared."""
+    scores = []
+    for ids in chosen:
+        row = torch.tensor([ids])
+        memory = model.decoder.remember_text(question)
+        states = model.decoder.decode(row[:, :-1], torch.ones_like(row[:, :-1]).bool(), memory, torch.tensor([0]), 1)
+        logs = model.decoder.logits(states).log_softmax(dim=2)
+        scores.append(logs[0, torch.arange(len(ids) - 1), row[0, 1:]])
+    return torch.stack([score.sum() for score in scores]), torch.stack([score[0] for score in scores])
+
+
+@pytest.mark.parametrize("ranking", ["released", "likelihood"])
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("k", [3, 20, 99])
+@torch.no_grad()
+def test_ranking_equals_scoring_one_candidate_after_the_other(ranking, family, k):
+    """Shared beginnings, one that is the whole of another, questions of several lengths, padding in the middle of nothing."""
+    model = small_model(family=family, pad_id=1 if family == "roberta" else 0)
+    draws = torch.Generator().manual_seed(1)
+    bodies = {tuple(torch.randint(5, 9, (1 + n % 4,), generator=draws).tolist()): None for n in range(60)}
+    listed = [[2, *body, 3] for body in bodies]
+    assert any(a != b and a[:-1] == b[: len(a) - 1] for a in listed for b in listed)
+    mask = torch.arange(6) < torch.tensor([[6], [2], [4]])
+    questions = Encoded(torch.randn(3, 6, 16, generator=draws), mask)
+    found = rank_answers(model.decoder, questions, AnswerTree(listed), k, ranking, 40)
+    for row in range(3):
+        alone = Encoded(questions.states[row : row + 1, mask[row]], mask[row : row + 1, mask[row]])
+        total, first = naive_scores(model, alone, listed)
+        same = {ids[1]: first[place] for place, ids in enumerate(listed)}
+        first = torch.stack([same[ids[1]] for ids in listed])
+        top = best_first(first.unsqueeze(0), min(k, len(listed)), ranking)[0]
+        score = (total + first if ranking == "released" else total)[top]
+        assert found.ids[row].tolist() == top[best_first(score.unsqueeze(0), len(score), ranking)[0]].tolist()
+        assert_golden(found.probabilities[row], score.sort(descending=True).values.softmax(dim=0))
+
+
+def test_the_two_rankings_can_disagree():
+    """Counting the first token twice prefers likely beginnings."""
+    model = small_model(seed=5)
+    listed = [[2, a, b, 3] for a in range(5, 15) for b in range(5, 15)]
+    questions = Encoded(torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(2)), torch.ones(4, 3).bool())
+    with torch.no_grad():
+        best = [
+            rank_answers(model.decoder, questions, AnswerTree(listed), 100, way).ids
+            for way in ("released", "likelihood")
+        ]
+    assert not torch.equal(*best)
+
+
+def test_equal_beginnings_are_one_node():
+    tree = AnswerTree([[2, 7, 3], [2, 7, 8, 3], [2, 7, 9, 3], [2, 8, 3]])
+    assert len(tree) == 4
+    assert tree.tokens.tolist() == [2, 7, 8, 9, 8]
+    assert tree.path.tolist() == [[1, -1], [1, 2], [1, 3], [4, -1]]
+    assert tree.following.tolist() == [[7, 3, -1], [7, 8, 3], [7, 9, 3], [8, 3, -1]]
+    assert tree.depths.tolist() == [0, 1, 2, 2, 1]
+    with pytest.raises(ValueError, match="at least one token"):
+        AnswerTree([[2, 3]])
+
+
+@pytest.mark.parametrize(("name", "layers"), [("a:vqa_dec_eq_cross", 2), ("a:vqa_dec_half_cross", 1)])
+def test_a_pretraining_checkpoint_goes_where_the_published_code_puts_it(name, layers):
+    mapping, state = MAPPINGS[name], read_weights(GOLDEN / "pretrain" / "model.safetensors")
+    model = VQAModel(vqa_config("pretrain", layers))
+    report = load_published(model, state, "golden")
+    rename = published_to_ours(len(model.text.encoder.layer))
+    assert report.fresh == mapping["from_scratch"] == []
+    assert fresh_parameters(model, [report]) == set()
+    tables = {key for key in mapping["unused_source"] if key.endswith("relative_position_bias_table")}
+    left_over = [
+        key for key in (*report.unused, *report.dropped) if not key.endswith(("position_index", "position_ids"))
+    ]
+    assert sorted(left_over) == sorted(set(mapping["unused_source"]) - tables)
+    parameters = model.state_dict()
+    tied = {"text_decoder.cls.predictions.decoder.weight", "text_decoder.cls.predictions.decoder.bias"}
+    for key, source in mapping["renamed"].items():
+        if key not in tied:
+            assert torch.equal(parameters[rename(key)], state[source]), key
+    assert len(report.loaded) == mapping["identity"] + len(mapping["renamed"].keys() - tied)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_keys_and_values_start_fresh_where_images_are_not_as_wide_as_texts(layers, tmp_path):
+    mapping = MAPPINGS["b:vqa_dec_half_cross" if layers == 1 else "b:vqa_dec_eq_cross"]
+    config = vqa_config("pretrain", layers)
+    config = config.model_copy(update={"vision": config.vision.model_copy(update={"width": 16, "heads": 2})})
+    torch.manual_seed(0)
+    source, model = PretrainModel(config), VQAModel(config)
+    save_file(dict(source.state_dict()), tmp_path / "model.safetensors")
+    report = load_weights(model, tmp_path / "model.safetensors")
+    rename = published_to_ours(len(model.text.encoder.layer))
+    assert sorted(report.fresh) == sorted(rename(key) for key in mapping["from_scratch"])
+    assert fresh_parameters(model, [report]) == {rename(key) for key in mapping["init_params_after"]}
+    assert torch.equal(model.decoder.layer[-1].output.dense.weight, source.fusion.layer[-1].output.dense.weight)
+    assert torch.equal(model.decoder.word_head.bias, source.word_head.bias)
+    assert report.copied["decoder.word_head.bias"] == "word_head.bias"
+    assert not any(name.startswith("word_head.") for name in report.unused)
+
+
+def test_a_fine_tuned_model_reads_back_whole_and_copies_nothing(tmp_path):
+    model, other = small_model(), small_model(seed=1)
+    save_file(dict(model.state_dict()), tmp_path / "model.safetensors")
+    report = load_weights(other, tmp_path / "model.safetensors")
+    report.require_complete()
+    assert report.copied == {}
+    assert torch.equal(other.decoder.word_head.bias, model.decoder.word_head.bias)
+    damaged = {name: value for name, value in model.state_dict().items() if name != "decoder.word_head.bias"}
+    save_file(damaged, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"1 parameters are not in the file \(decoder.word_head.bias\)"):
+        load_weights(other, tmp_path / "model.safetensors").require_complete()
+
+
+def test_a_decoder_has_all_or_half_of_the_fusion_layers():
+    for layers in (3, 6):
+        config = VQAModelConfig(fusion=FusionConfig(layers=6), decoder=DecoderConfig(layers=layers))
+        assert config.decoder_layers == layers
+    with pytest.raises(ValidationError, match="is 4, neither all nor half of the 6 fusion layers"):
+        VQAModelConfig(fusion=FusionConfig(layers=6), decoder=DecoderConfig(layers=4))
