@@ -1,10 +1,10 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs.
-# `make demo TASK=retrieval` (or nlvr, grounding) fine-tunes the pre-trained demo model, and pre-trains it first where needed.
+# `make demo TASK=retrieval` (or nlvr, vqa, grounding) fine-tunes the pre-trained demo model, and pre-trains it first where needed.
 PYTHON ?= python3
 TASK ?= pretrain
 SEED ?= 0
-ifeq ($(filter pretrain retrieval nlvr grounding,$(TASK)),)
-$(error TASK=$(TASK) is no task of the demo; use pretrain, retrieval, nlvr or grounding)
+ifeq ($(filter pretrain retrieval nlvr vqa grounding,$(TASK)),)
+$(error TASK=$(TASK) is no task of the demo; use pretrain, retrieval, nlvr, vqa or grounding)
 endif
 PRETRAINED := runs/demo/pretrain-seed0
 RUN := runs/demo/$(TASK)-seed$(SEED)

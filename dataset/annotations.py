@@ -135,11 +135,15 @@ class Pictures:
     def find(self, name: str, place: str) -> ImageSource:
         """Raises :class:`BrokenRecordError` ("missing image")."""
         path = self.folder / name
-        if name not in self._there:
-            self._there[name] = _is_file(path)
-        if not self._there[name]:
+        if not self.has(name):
             raise BrokenRecordError("missing image", place, f"{str(path)[:200]} does not exist")
         return ImageSource(place, path=path)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a picture."""
+        if name not in self._there:
+            self._there[name] = _is_file(self.folder / name)
+        return self._there[name]
 
     def size(self, source: ImageSource) -> tuple[int, int]:
         """Width and height in pixels, from the header alone.

@@ -79,6 +79,16 @@ def clean_caption(text: str, max_words: int) -> str:
     return text
 
 
+def clean_question(text: str, max_words: int) -> str:
+    """Lower case, the same punctuation to spaces as in captions, at most ``max_words`` words; may be empty.
+
+    The released ``pre_question``, character for character: white space stays as it is but for spaces at the end, and counts
+    as words where there is a run of it. To a tokenizer it is all one.
+    """
+    text = _JOINING.sub(" ", _TO_SPACE.sub(" ", text.lower())).rstrip(" ")
+    return " ".join(text.split(" ")[:max_words])
+
+
 def clean_alternatives(texts: Texts, language: str | None, max_words: int, place: str) -> list[str]:
     """Every alternative that is not empty, cleaned, for evaluation; of several languages ``language``, or the first.
 

@@ -14,5 +14,6 @@ TASKS = {
     "pretrain": TaskEntry("Pretrain.py", "configs/demo/pretrain.yaml"),
     "retrieval": TaskEntry("Retrieval.py", "configs/demo/retrieval.yaml"),
     "nlvr": TaskEntry("NLVR.py", "configs/demo/nlvr.yaml"),
+    "vqa": TaskEntry("VQA.py", "configs/demo/vqa.yaml"),
     "grounding": TaskEntry("Grounding.py", "configs/demo/grounding.yaml"),
 }

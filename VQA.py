@@ -1,0 +1,22 @@
+"""Visual question answering, VQA v2 (X²-VLM, section 4.3 and appendix A.1):
+
+``python VQA.py --config FILE [--output DIR] [--evaluate] [key=value ...]``
+
+One process without a launcher; ``run.py`` starts it on many.
+"""
+
+import sys
+from pathlib import Path
+
+from tasks.job import run_task
+from tasks.vqa import VQAConfig, VQATask
+from utils.errors import one_line_errors
+
+
+@one_line_errors
+def main() -> int:
+    return run_task(sys.argv[1:], "vqa", VQAConfig, VQATask, Path(__file__).parent)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

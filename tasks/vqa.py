@@ -1,0 +1,194 @@
+"""Question answering as a task: fine-tuning on weighted answers, soft accuracy of the likeliest candidate."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dataset.finetune import EvaluationView
+from dataset.text import PlainTextProcessor, TextLimits
+from dataset.vqa import (
+    Question,
+    QuestionsConfig,
+    VQABatches,
+    VQADataConfig,
+    cleaned_question,
+    read_candidates,
+    read_questions,
+)
+from engine.checkpoint import Checkpoint
+from engine.run_folder import RunFolder
+from metrics.vqa import vqa_accuracy
+from models.answer_ranking import AnswerTree, Ranking, rank_answers
+from models.vqa import VQAModel, VQAModelConfig
+from optim import OptimConfig
+from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
+from utils import distributed
+from utils.batch import Text
+from utils.errors import UserError
+from utils.files import write_text
+
+
+class VQAOptimConfig(OptimConfig):
+    """Also whether the decoder counts as fresh."""
+
+    fresh_decoder: bool = Field(
+        True,
+        description="the answer decoder trains at lr * lr_mult though it starts as a copy (released: large_lr_for_dec)",
+    )
+
+
+class VQAEvaluationConfig(HeldOutConfig[QuestionsConfig]):
+    """Splits without answers are answered for the evaluation server and not measured."""
+
+    answers: str = Field(description="JSON list of the candidate answers")
+    candidates: int = Field(
+        128, ge=1, description="k: candidates with the likeliest first tokens, which are scored in full"
+    )
+    ranking: Ranking = Field(
+        "likelihood", description="likelihood: of the whole answer; released: its first token counted twice"
+    )
+
+
+class VQAConfig(FineTuneConfig):
+    """A question answering run."""
+
+    task: Literal["vqa"] = "vqa"
+    model: VQAModelConfig
+    data: VQADataConfig
+    optim: VQAOptimConfig
+    evaluation: VQAEvaluationConfig
+
+
+class VQATask(FineTuneTask[VQAConfig, VQAModel]):
+    """Model, data and measures of a question answering run."""
+
+    measure = "accuracy"
+    make_batches = VQABatches
+
+    def __init__(self, config: VQAConfig, checkpoint: Checkpoint | None = None):
+        super().__init__(config, checkpoint)
+        self.candidates = read_candidates(config.evaluation.answers, "evaluation.answers")
+        self.tree = self._tree()
+        self.answered: dict[int, list[str]] = {}
+
+    @staticmethod
+    def build_model(config: VQAConfig, vocab_size: int | None) -> VQAModel:
+        return VQAModel(config.model, vocab_size)
+
+    @staticmethod
+    def read_split(split: QuestionsConfig, key: str) -> list[Question]:
+        return read_questions(split, key, 0.0, answered=False)
+
+    def batches(self) -> VQABatches:
+        batches = super().batches()
+        assert isinstance(batches, VQABatches)
+        self.commonest = most_frequent_answers(batches.items)
+        return batches
+
+    def measures(self, items: list[Question]) -> dict[str, float]:
+        """Soft accuracies, overall and by type of answer. Chance: a candidate drawn at random. Beside them, what the most
+        frequent training answer (of the type) gives everywhere."""
+        predicted = [self.candidates[place] for place in self._predict(items)]
+        self.answered[id(items)] = predicted
+        results: dict[str, float] = {"questions": len(items)}
+        if not all(item.answers for item in items):
+            return results
+        answers = [item.answers for item in items]
+        found, chance = vqa_accuracy(predicted, answers), chance_accuracy(self.candidates, answers)
+        types = np.array([item.answer_type for item in items])
+        groups = {"": np.ones(len(items), dtype=bool)}
+        if len(set(types.tolist())) > 1:
+            groups |= {name: types == name for name in sorted(set(types.tolist()))}
+        for name, chosen in groups.items():
+            prefix = f"{name}: " if name else ""
+            results[f"{prefix}accuracy"] = float(found[chosen].mean())
+            results[f"{prefix}accuracy/chance"] = float(chance[chosen].mean())
+            guess = self.commonest.get(name, self.commonest[""])
+            always = vqa_accuracy([guess] * int(chosen.sum()), [answers[row] for row in np.flatnonzero(chosen)])
+            results[f'{prefix}always "{guess}"'] = float(always.mean())
+            if name:
+                results[f"{name} questions"] = int(chosen.sum())
+        return results
+
+    def report(self, folder: RunFolder) -> str:
+        """As for every task; also write every split's answers as the evaluation server takes them."""
+        found = super().report(folder)
+        if distributed.rank() != 0:
+            return found
+        said = [found]
+        for name, items in self.held_out.items():
+            path = folder.path / f"answers_{name}.json"
+            predicted = self.answered[id(items)]
+            rows = [
+                {"question_id": item.question_id, "answer": answer}
+                for item, answer in zip(items, predicted, strict=True)
+            ]
+            write_text(path, json.dumps(rows, ensure_ascii=False) + "\n")
+            said.append(f"{name}: {len(rows)} answers in {path}, as the evaluation server takes them")
+        return "\n\n".join(said)
+
+    def _load(self, checkpoint: Checkpoint | None) -> set[str]:
+        fresh = super()._load(checkpoint)
+        if self.config.optim.fresh_decoder:
+            fresh |= {name for name, _ in self.model.named_parameters() if name.startswith("decoder.")}
+        return fresh
+
+    def _check_lengths(self) -> None:
+        super()._check_lengths()
+        most, longest = self.config.data.max_answer_tokens, self.model.decoder.embeddings.arch.longest_text
+        if most > longest:
+            raise UserError(
+                f"data.max_answer_tokens is {most}, but the decoder has positions for {longest} tokens; lower it"
+            )
+
+    def _tree(self) -> AnswerTree:
+        limits = TextLimits(max_tokens=self.config.data.max_answer_tokens)
+        ids, mask = PlainTextProcessor(self.tokenizer, limits).encode_plain(self.candidates)
+        rows = [row[: int(length)].tolist() for row, length in zip(ids, mask.sum(dim=1), strict=True)]
+        for answer, row in zip(self.candidates, rows, strict=True):
+            if len(row) < 3:
+                raise UserError(f"evaluation.answers: the tokenizer makes nothing of the answer {answer!r}; remove it")
+        return AnswerTree(rows)
+
+    def _predict(self, items: list[Question]) -> np.ndarray:
+        """The place in the list of every question's answer."""
+        config = self.config.evaluation
+
+        def answer(pictures: list[Tensor], text: Text) -> Tensor:
+            asked = self.model.ask(torch.stack(pictures).to(text.ids.device), text)
+            return rank_answers(self.model.decoder, asked, self.tree, config.candidates, config.ranking).ids[:, 0]
+
+        return self.outputs(items, _read, answer, "answering")
+
+
+def most_frequent_answers(questions: Sequence[Question]) -> dict[str, str]:
+    """The answer of most annotators to most questions, for each type of answer, and over all under ""."""
+    counts: dict[str, Counter[str]] = {"": Counter()}
+    for question in questions:
+        answer = question.most_frequent()
+        for kind in {"", question.answer_type}:
+            counts.setdefault(kind, Counter())[answer] += 1
+    return {kind: found.most_common(1)[0][0] for kind, found in counts.items()}
+
+
+def chance_accuracy(candidates: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
+    """The expected accuracy of each question for a candidate drawn at random, (N,)."""
+    listed = set(candidates)
+    pairs = [(row, answer) for row, given in enumerate(answers) for answer in sorted(listed.intersection(given))]
+    scores = vqa_accuracy([answer for _, answer in pairs], [answers[row] for row, _ in pairs])
+    rows = np.array([row for row, _ in pairs], dtype=np.int64)
+    return np.bincount(rows, weights=scores, minlength=len(answers)) / len(candidates)
+
+
+def _read(view: EvaluationView, max_words: int, items: Sequence[Question], index: int) -> tuple[Tensor, str]:
+    """The picture (3, S, S) and the cleaned question."""
+    item = items[index]
+    return view(item.picture), cleaned_question(item, max_words)
