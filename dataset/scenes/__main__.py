@@ -62,6 +62,7 @@ def main() -> int:
         f"{sum(facts['objects'].values())} objects, {sum(facts['relations'].values())} relational phrases, "
         f"{sum(facts['sentences'].values())} statements on two pictures, "
         f"{sum(sum(grains.values()) for grains in facts['referring'].values())} referring phrases, "
+        f"{sum(facts['questions'].values())} questions, "
         f"{facts['vocabulary']} word pieces; {elapsed_s:.0f} s\n"
     )
     return 0

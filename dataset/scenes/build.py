@@ -18,16 +18,20 @@ from dataset.prepare.tokenizer import train_wordpiece
 from dataset.scenes.compose import Scene, compose_scene
 from dataset.scenes.describe import describe_scene, looks_of
 from dataset.scenes.draw import draw_scene
+from dataset.scenes.questions import ANSWER_TYPES, ask_about
 from dataset.scenes.referring import refer_in_scene
 from dataset.scenes.statements import Picture, StatementSet, statement_sets
-from dataset.scenes.wording import captions, noun_phrase, place_phrase, relation_phrase, statement_text
+from dataset.scenes.wording import captions, noun_phrase, place_phrase, question_text, relation_phrase, statement_text
 from utils.errors import UserError
+from utils.files import write_text
 
 FACTS = "scenes.json"
-TASKS = ("retrieval", "nlvr", "refer")
+ANSWERS = "vqa_answers.json"
+TASKS = ("retrieval", "nlvr", "refer", "vqa")
 OWNED = (
     *(f"{split}.jsonl" for split in SPLITS),
     *(f"{task}_{split}.jsonl" for task in TASKS for split in SPLITS),
+    ANSWERS,
     "images",
     "tokenizer",
 )
@@ -36,7 +40,10 @@ GRAINS = ("relation", "attribute", "place")
 
 VOCABULARY_LIMIT = 512
 
-DRAWING = 5
+ANNOTATORS = 10
+"""Answers to a question of VQA v2, by which its accuracy is measured; here they all agree."""
+
+DRAWING = 6
 """Goes up when the same arguments give other pictures or texts, so that an older folder is not taken for a current one."""
 
 logger = logging.getLogger(__name__)
@@ -55,8 +62,10 @@ def build(
 ) -> None:
     """Make ``out/{train,val,test}.jsonl``, ``out/images/``, ``out/tokenizer/`` and, last, ``out/scenes.json``.
 
-    Over the same pictures come, for each split, ``out/retrieval_{split}.jsonl``, ``out/nlvr_{split}.jsonl`` and
-    ``out/refer_{split}.jsonl``: see :func:`retrieval_record`, :func:`statement_records` and :func:`referring_record`.
+    Over the same pictures come, for each split, ``out/retrieval_{split}.jsonl``, ``out/nlvr_{split}.jsonl``,
+    ``out/refer_{split}.jsonl`` and ``out/vqa_{split}.jsonl``: see :func:`retrieval_record`, :func:`statement_records`,
+    :func:`referring_record` and :func:`question_records`; and ``out/vqa_answers.json``, the answers of train, the most
+    frequent ones first.
 
     A folder that is complete and was made with the same arguments is left as it is.
 
@@ -78,7 +87,8 @@ def build(
     if not claim_folder(out, FACTS, arguments, OWNED, overwrite=overwrite):
         logger.info("%s is complete and was made with the same arguments", out)
         return
-    facts: dict[str, Any] = {"arguments": arguments, "objects": {}, "relations": {}, "sentences": {}, "referring": {}}
+    facts: dict[str, Any] = {"arguments": arguments}
+    facts |= {name: {} for name in ("objects", "relations", "sentences", "referring", "questions")}
     texts: dict[str, None] = {}  # as an ordered set: many phrases come again and again
     try:
         with tqdm(total=sum(counts.values()), desc="drawing scenes", unit="scene", disable=not progress) as bar:
@@ -155,6 +165,24 @@ def statement_records(split: str, stated: StatementSet) -> list[dict[str, Any]]:
     ]
 
 
+def question_records(scene: Scene) -> list[dict[str, Any]]:
+    """The questions about the scene in the processed format of VQA v2, each with its ``answer_type`` beside it.
+
+    ``question_id`` is the scene's index times 100, plus the question's place.
+    """
+    return [
+        {
+            "question_id": 100 * scene.index + place,
+            "question": question_text(question),
+            "image": _named(scene.split, scene.index)["image"],
+            "dataset": "vqa",
+            "answer": [question.answer] * ANNOTATORS,
+            "answer_type": ANSWER_TYPES[question.kind],
+        }
+        for place, question in enumerate(ask_about(scene))
+    ]
+
+
 def texts_of(record: Mapping[str, Any]) -> Iterator[str]:
     """All texts of a record with described boxes."""
     yield from record.get("caption", ())
@@ -169,33 +197,40 @@ def _build_split(
     (out / "images" / split).mkdir(parents=True, exist_ok=True)
     tally: Counter[str] = Counter()
     referring: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
     pictures: list[Picture] = []
 
-    def rows() -> Iterator[tuple[Mapping[str, Any] | None, ...]]:
+    def rows() -> Iterator[tuple[Sequence[Mapping[str, Any]], ...]]:
         for index in range(count):
             scene = compose_scene(seed, split, index, size)
-            record, phrases = scene_record(scene), referring_record(scene)
+            record, phrases, questions = scene_record(scene), referring_record(scene), question_records(scene)
             Image.fromarray(draw_scene(scene)).save(out / record["image"])
             bar.update()
             pictures.append(tuple(looks_of(thing) for thing in scene.objects))
             tally.update(_grains(record))
             if phrases is not None:
                 referring.update(_grains(phrases))
+            answers.update(question["answer"][0] for question in questions)
             if texts is not None:
                 texts.update(dict.fromkeys(text for said in (record, phrases) if said for text in texts_of(said)))
-            yield record, retrieval_record(record), phrases
+                texts.update(dict.fromkeys(question["question"] for question in questions))
+            yield [record], [retrieval_record(record)], [phrases] if phrases else [], questions
 
-    names = (f"{split}.jsonl", f"retrieval_{split}.jsonl", f"refer_{split}.jsonl")
+    names = (f"{split}.jsonl", f"retrieval_{split}.jsonl", f"refer_{split}.jsonl", f"vqa_{split}.jsonl")
     _write_side_by_side([out / name for name in names], rows())
     stated = list(statement_sets(seed, split, pictures, count // 3 if split == "train" else count))
     write_records(out / f"nlvr_{split}.jsonl", (line for each in stated for line in statement_records(split, each)))
     if texts is not None:
         texts.update(dict.fromkeys(statement_text(each.judgement.statement) for each in stated))
+        texts.update(dict.fromkeys(answers))
+        by_frequency = sorted(answers, key=lambda answer: (-answers[answer], answer))
+        write_text(out / ANSWERS, json.dumps(by_frequency, ensure_ascii=False) + "\n")
     return {
         "objects": tally["object"],
         "relations": tally["relation"],
         "sentences": len(stated),
         "referring": {grain: referring[grain] for grain in GRAINS},
+        "questions": answers.total(),
     }
 
 
@@ -210,11 +245,11 @@ def _grains(record: Mapping[str, Any]) -> Iterator[str]:
         yield from ["object", *["relation"] * (len(elem["caption"]) - 1)] if several else [elem["grain"]]
 
 
-def _write_side_by_side(paths: Sequence[Path], rows: Iterable[Sequence[Mapping[str, Any] | None]]) -> None:
-    """Write rows of records, a file for each column; None is left out. No column is ever held as a whole."""
+def _write_side_by_side(paths: Sequence[Path], rows: Iterable[Sequence[Sequence[Mapping[str, Any]]]]) -> None:
+    """Write rows of cells of records, a file for each column. No column is ever held as a whole."""
     with ExitStack() as stack:
         streams = [stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in paths]
         for row in rows:
-            for stream, record in zip(streams, row, strict=True):
-                if record is not None:
+            for stream, cell in zip(streams, row, strict=True):
+                for record in cell:
                     stream.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -26,7 +26,7 @@ Box = tuple[int, int, int, int]
 GAP = 1
 """Pixels between the boxes of two objects, at least, and between an object and the picture's edge."""
 
-COMPOSITION_STREAM, LAYOUT_STREAM, TEXT_STREAM, REFERRING_STREAM, STATEMENT_STREAM = range(5)
+COMPOSITION_STREAM, LAYOUT_STREAM, TEXT_STREAM, REFERRING_STREAM, STATEMENT_STREAM, QUESTION_STREAM = range(6)
 
 
 @dataclass(frozen=True)

@@ -169,10 +169,10 @@ def _relation_phrases(scene: Scene, rng: np.random.Generator) -> tuple[RelationP
         for phrase in ranked[rank]:
             chosen.setdefault(phrase.subject.index, phrase)
     first = list(chosen.values())[:MAX_RELATIONS]
-    return tuple(replace(phrase, reference=_reference(scene, phrase.reference.index, rng)) for phrase in first)
+    return tuple(replace(phrase, reference=reference_to(scene, phrase.reference.index, rng)) for phrase in first)
 
 
-def _reference(scene: Scene, place: int, rng: np.random.Generator) -> Mention:
+def reference_to(scene: Scene, place: int, rng: np.random.Generator) -> Mention:
     """One of the ways to name an object so that nothing else in the scene fits."""
     mentions = [Mention(place, names) for names in named_by(scene.objects[place], _REFERENCES)]
     clear = [mention for mention in mentions if fitting(scene, mention) == [place]]

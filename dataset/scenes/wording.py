@@ -17,6 +17,7 @@ from dataset.scenes.describe import (
     RelationPhrase,
     looks_of,
 )
+from dataset.scenes.questions import Question
 from dataset.scenes.referring import PlacePhrase
 from dataset.scenes.statements import Statement
 from dataset.scenes.vocabulary import SIDES
@@ -59,6 +60,20 @@ def statement_text(statement: Statement) -> str:
         case "more":
             more, fewer = SIDES if statement.side == SIDES[0] else SIDES[::-1]
             return f"the {more} picture has more {named}s than the {fewer} picture"
+
+
+def question_text(question: Question) -> str:
+    """Of one picture: "what colour is the large star?", "what is left of the blue square?"."""
+    named = _named(question.looks)
+    match question.kind:
+        case "colour":
+            return f"what colour is the {named}?"
+        case "count":
+            return f"how many {named}s are there?"
+        case "relation":
+            return f"what is {question.relation} the {named}?"
+        case "existence":
+            return f"is there {_indefinite(named)}?"
 
 
 def captions(scene: Scene, description: Description) -> list[str]:
