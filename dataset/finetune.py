@@ -54,11 +54,15 @@ class FineTuneBatches(ABC, Generic[D, E]):
 
     def __init__(self, data: D, *, tokenizer: PreTrainedTokenizerFast, image_size: int, seed: int):
         self.data, self.image_size, self.seed = data, image_size, seed
-        self.text = PlainTextProcessor(tokenizer, data.text)
+        self.text = self.make_processor(tokenizer, data)
         count = self.read(data)
         self.order = RandomOrder(count, data.batch_size, seed=seed, stream=self.name)
         self.stream_sizes = {self.name: count}
         self.rows_per_batch = self.records_per_batch = data.batch_size
+
+    def make_processor(self, tokenizer: PreTrainedTokenizerFast, data: D) -> PlainTextProcessor:
+        """What makes tokens of the texts."""
+        return PlainTextProcessor(tokenizer, data.text)
 
     @abstractmethod
     def read(self, data: D) -> int:

@@ -1,4 +1,4 @@
-"""Retrieval data: Karpathy's files, lists of pairs, or records of our own; captions of one image belong together."""
+"""Retrieval data: captions of one image belong together."""
 
 from __future__ import annotations
 
@@ -11,141 +11,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataset.annotations import (
-    Pictures,
-    Row,
-    images_folder,
-    parse_rows,
-    read_json,
-    read_rows,
-    texts_of,
-    wanted_splits,
-)
+from dataset.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned, encode_texts
 from dataset.images import AugmentConfig, RandAugment, decode, training_view
-from dataset.records import BrokenRecordError, ImageSource
 from dataset.text import TextLimits, mentions_side
 from utils.batch import RetrievalBatch
-from utils.config import Config
-from utils.errors import UserError
-
-
-class RetrievalSplitConfig(Config):
-    """A split of an image-text data set.
-
-    ``annotations`` is Karpathy's ``dataset_coco.json`` or ``dataset_flickr30k.json``, of which ``splits`` names parts; or a
-    JSON array or JSON lines of ``{"image", "caption", "image_id"}``, the caption a text or a list. Rows of one ``image_id``
-    (without one: of one picture) are captions of the same image.
-    """
-
-    annotations: str
-    splits: list[str] | None = Field(
-        None, min_length=1, description="parts of a Karpathy file; its restval belongs to train"
-    )
-    images: str | None = Field(None, description="folder of relative paths; null: that of the annotations")
-    language: str | None = Field(None, description="of captions in several languages; null: all of them")
 
 
 class RetrievalDataConfig(FineTuneDataConfig):
     """Training pairs."""
 
-    train: RetrievalSplitConfig
+    train: CaptionedSplitConfig
     text: TextLimits = TextLimits(max_tokens=40, max_words=30)
     augment: AugmentConfig = Field(
         default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the pictures"
     )
     careful_flip: bool = Field(False, description="do not flip where the caption says left or right (released: flips)")
-
-
-@dataclass(frozen=True)
-class CaptionedImages:
-    """Images and their captions: caption c belongs to image ``image_of_caption[c]``; captions of an image lie together."""
-
-    images: list[ImageSource]
-    captions: list[str]
-    image_of_caption: np.ndarray
-
-    @property
-    def captions_per_image(self) -> np.ndarray:
-        """How many captions each image has, (I,)."""
-        return np.bincount(self.image_of_caption, minlength=len(self.images))
-
-
-def read_captioned_images(config: RetrievalSplitConfig, key: str, max_broken: float) -> CaptionedImages:
-    """Read and check a split; every picture is looked for.
-
-    Raises:
-        UserError: with the config ``key``: the file cannot be used, a split names no record, more than the share
-            ``max_broken`` of the rows are broken, or one image_id stands for two pictures.
-    """
-    pictures = Pictures(images_folder(config.images, config.annotations))
-    rows = _listed_rows(config, key) if config.splits is None else _karpathy_rows(config, key)
-    parsed = parse_rows(rows, lambda row: _parse(row, pictures, config.language), key, max_broken)
-    by_image: dict[str, tuple[ImageSource, list[str]]] = {}
-    for identity, source, captions in parsed:
-        first, known = by_image.setdefault(identity, (source, []))
-        if first.path != source.path:
-            raise UserError(
-                f"{key}: image_id {identity} is {first.path} ({first.place}) and {source.path} ({source.place}); "
-                "give each picture an id of its own"
-            )
-        known.extend(captions)
-    counts = [len(captions) for _, captions in by_image.values()]
-    return CaptionedImages(
-        images=[source for source, _ in by_image.values()],
-        captions=[caption for _, captions in by_image.values() for caption in captions],
-        image_of_caption=np.repeat(np.arange(len(counts)), counts),
-    )
-
-
-def _listed_rows(config: RetrievalSplitConfig, key: str) -> list[Row | BrokenRecordError]:
-    rows = read_rows(config.annotations, key)
-    if len(rows) == 1 and isinstance(rows[0], Row) and isinstance(rows[0].values.get("images"), list):
-        raise UserError(f"{key}: {config.annotations} holds several splits; name those that are wanted in `splits`")
-    return rows
-
-
-def _karpathy_rows(config: RetrievalSplitConfig, key: str) -> list[Row | BrokenRecordError]:
-    """The wanted splits of a Karpathy file as rows of image, caption and image_id."""
-    assert config.splits is not None
-    try:
-        content = read_json(config.annotations, key)
-    except UserError as error:
-        raise UserError(f"{error} (`splits` is for a Karpathy file; for JSON lines, drop it)") from None
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list):
-        raise UserError(
-            f"{key}: {config.annotations} has no list 'images', so there are no splits to name; drop `splits`"
-        )
-    for index, image in enumerate(images):
-        if not isinstance(image, dict):
-            raise UserError(f"{key}: {config.annotations}: images[{index}] is {image!r:.80}, no object")
-    wanted_splits([str(image.get("split")) for image in images], config.splits, key, config.annotations)
-    rows: list[Row | BrokenRecordError] = []
-    for index, image in enumerate(images):
-        if image.get("split") not in config.splits:
-            continue
-        row = Row(image, f"{config.annotations}: images[{index}]")
-        try:
-            name, sentences = row.get("filename", str), row.get("sentences", list)
-        except BrokenRecordError as error:
-            rows.append(error)
-            continue
-        folder = image.get("filepath")
-        values = {
-            "image": f"{folder}/{name}" if folder else name,
-            "caption": [each.get("raw") if isinstance(each, dict) else None for each in sentences],
-            "image_id": str(image.get("cocoid", image.get("imgid", name))),
-        }
-        rows.append(Row(values, row.place))
-    return rows
-
-
-def _parse(row: Row, pictures: Pictures, language: str | None) -> tuple[str, ImageSource, list[str]]:
-    name = row.get("image", str)
-    captions = texts_of(row, "caption", language)
-    identity = row.values.get("image_id")
-    return str(name if identity is None else identity), pictures.find(name, row.place), captions
 
 
 @dataclass(frozen=True)

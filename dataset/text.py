@@ -140,14 +140,18 @@ class PlainTextProcessor:
         ids = stack_rows(rows, self.pad_id)
         return ids, _attended(rows, ids.shape[1])
 
+    def pieces(self, text: str) -> tuple[list[int], list[bool]]:
+        """Ids of a text alone, not cut, and for each whether it continues the word of the one before it."""
+        found = self._pieces.encode(text, add_special_tokens=False)
+        words = found.word_ids
+        continues = [word is not None and word == before for before, word in itertools.pairwise(words)]
+        return found.ids, [*([False] if words else []), *continues]
+
     def _tokens(self, text: str) -> tuple[list[int], list[bool]]:
         """Ids with [CLS] and [SEP], and for each whether it continues the word of the one before it."""
-        pieces = self._pieces.encode(text, add_special_tokens=False)
+        ids, continues = self.pieces(text)
         kept = self.limits.max_tokens - 2
-        words = pieces.word_ids[:kept]
-        continues = [word is not None and word == before for before, word in itertools.pairwise(words)]
-        ids = [self.cls_id, *pieces.ids[:kept], self.sep_id]
-        return ids, [False, *([False] if words else []), *continues, False]
+        return [self.cls_id, *ids[:kept], self.sep_id], [False, *continues[:kept], False]
 
 
 class TextProcessor(PlainTextProcessor):
@@ -185,7 +189,7 @@ class TextProcessor(PlainTextProcessor):
     def encode(self, text: str, rng: np.random.Generator) -> TextExample:
         """Token ids of a cleaned text, at most ``max_tokens``, with a masked copy."""
         ids, continues = self._tokens(text)
-        positions = sorted(self._mask_positions(continues, rng))
+        positions = self.mask_positions(continues, rng)
         masked = list(ids)
         for position in positions:
             draw = rng.random()
@@ -215,16 +219,17 @@ class TextProcessor(PlainTextProcessor):
             key=text_keys(ids, mask),
         )
 
-    def _mask_positions(self, continues: list[bool], rng: np.random.Generator) -> list[int]:
-        """Positions to mask: the released ``TextMaskingGenerator``, with words as the tokenizer groups them.
+    def mask_positions(self, continues: list[bool], rng: np.random.Generator, prompt: int = 0) -> list[int]:
+        """Ascending positions to mask: the released ``TextMaskingGenerator``, with words as the tokenizer groups them.
 
-        The count is a share of all tokens, [CLS] and [SEP] counted, with Python's rounding to even; [SEP] may be masked, [CLS]
-        may not. Spans may overshoot the count: what is over is cut at random, which may cut through a word.
+        The ``prompt`` tokens after [CLS] neither count nor are masked. The count is a share of all tokens, [CLS] and [SEP]
+        counted, with Python's rounding to even; [SEP] may be masked, [CLS] may not. Spans may overshoot the count: what is
+        over is cut at random, which may cut through a word.
         """
-        length = len(continues)
-        count = min(self.config.max_masks, max(1, round(length * self.config.mask_prob)))
+        length, first = len(continues), 1 + prompt
+        count = min(self.config.max_masks, max(1, round((length - prompt) * self.config.mask_prob)))
         chosen: set[int] = set()
-        for start in (rng.permutation(length - 1) + 1).tolist():
+        for start in (rng.permutation(length - first) + first).tolist():
             if len(chosen) >= count:
                 break
             if start in chosen:
@@ -237,10 +242,10 @@ class TextProcessor(PlainTextProcessor):
                     start -= 1
                 while end < length and continues[end]:
                     end += 1
-            chosen.update(range(max(start, 1), min(end, length)))
+            chosen.update(range(max(start, first), min(end, length)))
         positions = sorted(chosen)
         if len(positions) > count:
-            positions = rng.permutation(positions)[:count].tolist()
+            positions = sorted(rng.permutation(positions)[:count].tolist())
         return positions
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token states. ``states`` (N, L, D); ``mask`` (N, L) bool, True = attend. Row 0 of each text is its [CLS]."""
+    """Token states. ``states`` (N, L, D); ``mask`` (N, L) bool, True = attend, or (N, L, K) where each token has a mask of its
+    own. Row 0 of each text is its [CLS]."""
 
     states: Tensor
     mask: Tensor

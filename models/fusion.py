@@ -7,7 +7,7 @@ query axis, so that no key is copied per text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -17,7 +17,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.encoded import Concepts, Encoded
-from models.layers import Attention, CrossAttend, Layer, LayerConfig, Projections, attention_mask, init_bert_weights
+from models.layers import (
+    Attention,
+    CrossAttend,
+    Extend,
+    Layer,
+    LayerConfig,
+    Projections,
+    attention_mask,
+    init_bert_weights,
+)
 from utils.config import Config
 
 
@@ -103,13 +112,20 @@ class FusionEncoder(nn.Module):
             layers.append(LayerMemory(project(text.states), None))
         return ImageMemory(tuple(layers), None, None, text.mask)
 
-    def forward(self, text: Encoded, looks: Sequence[Look] = (), cls_only: bool = False) -> Encoded:
+    def forward(
+        self,
+        text: Encoded,
+        looks: Sequence[Look] = (),
+        cls_only: bool = False,
+        extend: Callable[[int], Extend] | None = None,
+    ) -> Encoded:
         """Fuse texts with what they look at.
 
         Args:
             text: (M, L, D) states; their order is that of ``looks``.
             looks: stretches of rows that add up to M. Empty: the cross-attention is skipped, as for texts without image.
-            cls_only: only the [CLS] states are wanted, (M, 1, D): the last layer computes no others.
+            cls_only: only the first states ([CLS]) are wanted, (M, 1, D): the last layer computes no others.
+            extend: of each layer by its number, see :class:`~models.layers.Attention`.
         """
         assert not looks or sum(len(look.rows) for look in looks) == len(text.states), "looks must cover the texts"
         plans = [_plan(look) for look in looks]
@@ -117,7 +133,8 @@ class FusionEncoder(nn.Module):
         states, last = text.states, len(self.layer) - 1
         for index, layer in enumerate(self.layer):
             queries = 1 if cls_only and index == last else None
-            states = layer(states, attend, _cross_attend(plans, index) if plans else None, queries)
+            look_at = _cross_attend(plans, index) if plans else None
+            states = layer(states, attend, look_at, queries, extend(index) if extend else None)
         return Encoded(states, text.mask[:, :1] if cls_only else text.mask)
 
 

@@ -87,7 +87,7 @@ class ResidualOutput(nn.Module):
 
 
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Given the keys and values of new states, each (N, heads, L, d), those to attend to: in decoding, the kept ones and these."""
+"""Given the keys and values of new states, each (N, heads, L, d), all that are attended to: in decoding, the kept ones too."""
 
 
 class Attention(nn.Module):

@@ -5,6 +5,7 @@ What a sum is divided by spans ranks and micro-batches, so the caller divides (s
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -67,6 +68,29 @@ def matching(logits: Tensor, matched: Tensor, counts: Tensor) -> Tensor:
 def masked_words(logits: Tensor, labels: Tensor) -> Tensor:
     """Eq. 3 summed over the masked tokens. ``logits`` (T, V), ``labels`` (T,) with :data:`IGNORE` where none is."""
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+
+
+def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, never: Tensor) -> Tensor:
+    """Words with label smoothing, summed over the labelled rows: the divergence of the prediction from a target that gives
+    ``1 - smoothing`` to the label and the rest evenly to all other words but one (as released for captioning).
+
+    Args:
+        logits: (T, V).
+        labels: (T,) int64, :data:`IGNORE` where none is.
+        smoothing: in 0..1; 0 gives the cross-entropy.
+        never: (T,) int64, the word of each row that is no target of any kind ([CLS]).
+    """
+    counts = labels != IGNORE
+    label = labels.masked_fill(~counts, 0).unsqueeze(1)
+    likelihood = logits.float().log_softmax(dim=1)
+    said = likelihood.gather(1, label)
+    rows = -(1 - smoothing) * said
+    if smoothing:
+        share = smoothing / (likelihood.shape[1] - 2)
+        others = likelihood.sum(dim=1, keepdim=True) - said - likelihood.gather(1, never.unsqueeze(1))
+        least = (1 - smoothing) * math.log(1 - smoothing) + smoothing * math.log(share)
+        rows = rows - share * others + least
+    return rows.squeeze(1).masked_fill(~counts, 0).sum()
 
 
 def box_l1(predicted: Tensor, target: Tensor, counts: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.encoded import Encoded
-from models.layers import Layer, LayerConfig, attention_mask, init_bert_weights
+from models.layers import Extend, Layer, LayerConfig, attention_mask, init_bert_weights
 from utils.config import Config
 from utils.errors import UserError
 
@@ -38,9 +39,14 @@ class TextArchitecture(Config):
     )
 
     @property
+    def first_position(self) -> int:
+        """The number of the first token's position; RoBERTa's positions start after ``pad_id``."""
+        return self.pad_id + 1 if self.family == "roberta" else 0
+
+    @property
     def longest_text(self) -> int:
-        """Tokens that have a position; RoBERTa's positions start after ``pad_id``."""
-        return self.max_positions - (self.pad_id + 1 if self.family == "roberta" else 0)
+        """Tokens that have a position."""
+        return self.max_positions - self.first_position
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> TextArchitecture:
@@ -78,7 +84,7 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """``ids`` (N, L); ``positions`` (N, L) where tokens share a position (captioning)."""
+        """``ids`` (N, L); ``positions`` (N, L) rows of the table, where they are not those of the tokens in order."""
         if positions is None:
             positions = self.positions(ids)
         types = self.token_type_embeddings.weight[0]
@@ -89,10 +95,6 @@ class Embeddings(nn.Module):
             real = ids.ne(self.arch.pad_id)
             return real.cumsum(dim=1) * real + self.arch.pad_id
         return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-
-    def at_depth(self, depths: Tensor) -> Tensor:
-        """The positions of tokens that have so many others before them, which are no padding."""
-        return depths + self.arch.pad_id + 1 if self.arch.family == "roberta" else depths
 
 
 class LayerStack(nn.Module):
@@ -123,12 +125,22 @@ class TextEncoder(nn.Module):
         """The (V, D) table, which the word head shares."""
         return self.embeddings.word_embeddings.weight
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Encoded:
-        """``ids`` (N, L) int64, ``mask`` (N, L) bool -> states (N, L, D)."""
-        states = self.embeddings(ids)
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        positions: Tensor | None = None,
+        extend: Callable[[int], Extend] | None = None,
+    ) -> Encoded:
+        """``ids`` (N, L) int64, ``mask`` (N, L) bool, or (N, L, K) per query -> states (N, L, D).
+
+        ``positions`` (N, L) counted from 0, where they are not the places of the tokens; ``extend``: of each layer by its
+        number, see :class:`~models.layers.Attention`.
+        """
+        states = self.embeddings(ids, None if positions is None else positions + self.arch.first_position)
         attend = attention_mask(mask)
-        for layer in self.encoder.layer:
-            states = layer(states, attend)
+        for number, layer in enumerate(self.encoder.layer):
+            states = layer(states, attend, extend=extend(number) if extend else None)
         return Encoded(states, mask)
 
 

@@ -6,19 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from dataset.retrieval import (
-    CaptionedImages,
-    RetrievalBatches,
-    RetrievalDataConfig,
-    RetrievalSplitConfig,
-    read_captioned_images,
-)
+from dataset.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
+from dataset.retrieval import RetrievalBatches, RetrievalDataConfig
 from models.retrieval import RetrievalModel
 from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
 from tasks.retrieval_evaluation import RetrievalEvaluation
 
 
-class RetrievalEvaluationConfig(HeldOutConfig[RetrievalSplitConfig]):
+class RetrievalEvaluationConfig(HeldOutConfig[CaptionedSplitConfig]):
     """Also how many candidates the fusion encoder re-ranks."""
 
     candidates: int = Field(ge=1, description="k: candidates of each image and each text that are re-ranked")
@@ -43,7 +38,7 @@ class RetrievalTask(FineTuneTask[RetrievalConfig, RetrievalModel]):
         return RetrievalModel(config.model, vocab_size)
 
     @staticmethod
-    def read_split(split: RetrievalSplitConfig, key: str) -> CaptionedImages:
+    def read_split(split: CaptionedSplitConfig, key: str) -> CaptionedImages:
         return read_captioned_images(split, key, 0.0)
 
     def measures(self, items: CaptionedImages) -> dict[str, float]:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.captioned import CaptionedImages
 from dataset.finetune import EvaluationView, cleaned, in_batches
 from dataset.records import ImageSource
-from dataset.retrieval import CaptionedImages
 from dataset.text import PlainTextProcessor
 from metrics.retrieval import RECALL_AT, chance_recalls, ranks_of_first_match, retrieval_recalls
 from models.align import AligningModel

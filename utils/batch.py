@@ -166,6 +166,60 @@ class QuestionBatch(Batch):
     valid: Tensor
 
 
+@dataclass(frozen=True)
+class LeftToRightText:
+    """Texts whose tokens see only what is before them, with the places at which a token has to be said (captioning).
+
+    Before each token that has to be said stands a [MASK]: it shares the token's position, sees the tokens before it and itself,
+    and nothing else sees it (X²-VLM, section 4.3, after Zeng and Nie). So the model predicts in training what it predicts when
+    it generates.
+
+    ``ids`` (N, L) int64; ``mask`` (N, L, L) bool, row = the token that attends; ``positions`` (N, L) int64, counted from 0;
+    ``places`` (N, M) int64 where the [MASK]s stand, 0 where unused; ``labels`` (N, M) int64 the tokens to be said,
+    :data:`IGNORE` where unused.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    places: Tensor
+    labels: Tensor
+
+    @staticmethod
+    def of(texts: Sequence[Sequence[int]], said: Sequence[Sequence[int]], mask_id: int, pad_id: int) -> LeftToRightText:
+        """Texts of token ids, each with the ascending places of the tokens that have to be said."""
+        ids, positions, places, labels = [], [], [], []
+        for text, chosen in zip(texts, said, strict=True):
+            order = sorted([*((place, 1) for place in range(len(text))), *((place, 0) for place in chosen)])
+            ids.append([text[place] if real else mask_id for place, real in order])
+            positions.append([place for place, _ in order])
+            places.append([index for index, (_, real) in enumerate(order) if not real])
+            labels.append([text[place] for place in chosen])
+        padded, most = stack_rows(ids, pad_id), max(1, *(len(chosen) for chosen in said), 0)
+        length = padded.shape[1]
+        where = stack_rows(places, length, most)
+        unseen = torch.zeros(len(texts), length + 1, dtype=torch.bool).scatter_(1, where, True)[:, :length]
+        seen = torch.ones(length, length, dtype=torch.bool).tril() & ~unseen.unsqueeze(1)
+        return LeftToRightText(
+            ids=padded,
+            mask=seen | torch.eye(length, dtype=torch.bool),
+            positions=stack_rows(positions, 0, length),
+            places=where.masked_fill(where == length, 0),
+            labels=stack_rows(labels, IGNORE, most),
+        )
+
+
+@dataclass(frozen=True)
+class CaptioningBatch(Batch):
+    """Images with a caption each. ``pixels`` (N, 3, H, W) uint8; ``references``: all captions of each image, as they were
+    written; ``valid`` (N,) bool: rows that count."""
+
+    pixels: Tensor
+    text: LeftToRightText
+    references: tuple[tuple[str, ...], ...]
+    valid: Tensor
+
+
 class Term(NamedTuple):
     """One loss before it is divided: ``total`` the sum over the rows or tokens that count, ``weight`` its factor in the sum
     of equation 6. The number to divide by comes from ``counts(batch)``, since it spans ranks and micro-batches."""

@@ -21,13 +21,21 @@ from dataset.scenes.draw import draw_scene
 from dataset.scenes.questions import ANSWER_TYPES, ask_about
 from dataset.scenes.referring import refer_in_scene
 from dataset.scenes.statements import Picture, StatementSet, statement_sets
-from dataset.scenes.wording import captions, noun_phrase, place_phrase, question_text, relation_phrase, statement_text
+from dataset.scenes.wording import (
+    captions,
+    noun_phrase,
+    place_phrase,
+    question_text,
+    reference_captions,
+    relation_phrase,
+    statement_text,
+)
 from utils.errors import UserError
 from utils.files import write_text
 
 FACTS = "scenes.json"
 ANSWERS = "vqa_answers.json"
-TASKS = ("retrieval", "nlvr", "refer", "vqa")
+TASKS = ("retrieval", "nlvr", "refer", "vqa", "captioning")
 OWNED = (
     *(f"{split}.jsonl" for split in SPLITS),
     *(f"{task}_{split}.jsonl" for task in TASKS for split in SPLITS),
@@ -43,7 +51,7 @@ VOCABULARY_LIMIT = 512
 ANNOTATORS = 10
 """Answers to a question of VQA v2, by which its accuracy is measured; here they all agree."""
 
-DRAWING = 6
+DRAWING = 7
 """Goes up when the same arguments give other pictures or texts, so that an older folder is not taken for a current one."""
 
 logger = logging.getLogger(__name__)
@@ -63,8 +71,9 @@ def build(
     """Make ``out/{train,val,test}.jsonl``, ``out/images/``, ``out/tokenizer/`` and, last, ``out/scenes.json``.
 
     Over the same pictures come, for each split, ``out/retrieval_{split}.jsonl``, ``out/nlvr_{split}.jsonl``,
-    ``out/refer_{split}.jsonl`` and ``out/vqa_{split}.jsonl``: see :func:`retrieval_record`, :func:`statement_records`,
-    :func:`referring_record` and :func:`question_records`; and ``out/vqa_answers.json``, the answers of train, the most
+    ``out/refer_{split}.jsonl``, ``out/vqa_{split}.jsonl`` and ``out/captioning_{split}.jsonl``: see
+    :func:`retrieval_record`, :func:`statement_records`, :func:`referring_record`, :func:`question_records` and
+    :func:`captioning_record`; and ``out/vqa_answers.json``, the answers of train, the most
     frequent ones first.
 
     A folder that is complete and was made with the same arguments is left as it is.
@@ -149,6 +158,12 @@ def retrieval_record(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"image": record["image"], "caption": record["caption"], "image_id": record["id"]}
 
 
+def captioning_record(scene: Scene) -> dict[str, Any]:
+    """The scene with its reference captions: ``image``, ``caption`` (a list) and ``image_id``."""
+    named = _named(scene.split, scene.index)
+    return {"image": named["image"], "caption": reference_captions(scene), "image_id": named["id"]}
+
+
 def statement_records(split: str, stated: StatementSet) -> list[dict[str, Any]]:
     """The two examples of a statement in the form of the processed NLVR2: ``sentence``, ``label`` ("True" or "False"),
     ``identifier`` (split, set, pair and sentence) and ``images`` (left, right)."""
@@ -204,6 +219,7 @@ def _build_split(
         for index in range(count):
             scene = compose_scene(seed, split, index, size)
             record, phrases, questions = scene_record(scene), referring_record(scene), question_records(scene)
+            captioned = captioning_record(scene)
             Image.fromarray(draw_scene(scene)).save(out / record["image"])
             bar.update()
             pictures.append(tuple(looks_of(thing) for thing in scene.objects))
@@ -214,9 +230,11 @@ def _build_split(
             if texts is not None:
                 texts.update(dict.fromkeys(text for said in (record, phrases) if said for text in texts_of(said)))
                 texts.update(dict.fromkeys(question["question"] for question in questions))
-            yield [record], [retrieval_record(record)], [phrases] if phrases else [], questions
+                texts.update(dict.fromkeys(captioned["caption"]))
+            yield [record], [retrieval_record(record)], [phrases] if phrases else [], questions, [captioned]
 
-    names = (f"{split}.jsonl", f"retrieval_{split}.jsonl", f"refer_{split}.jsonl", f"vqa_{split}.jsonl")
+    tasks = ("", "retrieval_", "refer_", "vqa_", "captioning_")
+    names = [f"{task}{split}.jsonl" for task in tasks]
     _write_side_by_side([out / name for name in names], rows())
     stated = list(statement_sets(seed, split, pictures, count // 3 if split == "train" else count))
     write_records(out / f"nlvr_{split}.jsonl", (line for each in stated for line in statement_records(split, each)))

@@ -87,14 +87,27 @@ def captions(scene: Scene, description: Description) -> list[str]:
     ]
 
 
+def reference_captions(scene: Scene) -> list[str]:
+    """What several people might write under the picture: its objects from left to right, in more and in less detail.
+
+    Those that fit into :data:`MAX_PIECES`; the one with the least detail always does.
+    """
+    order = sorted(range(len(scene.objects)), key=lambda place: scene.objects[place].centre)
+    written = [_enumeration([noun_phrase(scene, Mention(place, detail)) for place in order]) for detail in _DETAIL]
+    return list(dict.fromkeys(text for text in written if pieces(text) <= MAX_PIECES))
+
+
 def pieces(text: str) -> int:
     """Words and punctuation marks of a text."""
     return len(re.findall(r"\w+|[^\w\s]", text))
 
 
 def _listing(scene: Scene, description: Description, detail: Attributes) -> str:
-    named = [noun_phrase(scene, Mention(place, detail)) for place in description.listed]
-    return "a scene with " + (named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}")
+    return "a scene with " + _enumeration([noun_phrase(scene, Mention(place, detail)) for place in description.listed])
+
+
+def _enumeration(named: Sequence[str]) -> str:
+    return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
 
 
 def _sentence(scene: Scene, description: Description, detail: Attributes) -> str:

@@ -25,6 +25,7 @@ LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.*)")
 DROPPED = {
     "relative_position_index": "recomputed from the grid",
     "position_ids": "recomputed from the length",
+    "one_hot": "the label smoothing's target, recomputed",
 }
 """Buffers of the published files that are computed here."""
 

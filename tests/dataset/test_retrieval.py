@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.images import AugmentConfig
 from dataset.loaders import BatchLoader
-from dataset.retrieval import RetrievalBatches, RetrievalDataConfig, RetrievalSplitConfig, read_captioned_images
+from dataset.retrieval import RetrievalBatches, RetrievalDataConfig
 from utils.batch import RetrievalBatch
 from utils.errors import UserError
 
@@ -55,7 +56,7 @@ def write(tmp_path):
 @pytest.fixture
 def read(tmp_path):
     def read(annotations: str, max_broken: float = 0.0, **options):
-        config = RetrievalSplitConfig(annotations=annotations, images=str(tmp_path / "images"), **options)
+        config = CaptionedSplitConfig(annotations=annotations, images=str(tmp_path / "images"), **options)
         return read_captioned_images(config, "evaluation.test.a", max_broken)
 
     return read
@@ -246,7 +247,7 @@ def batches(tokenizer, tmp_path, write, picture):
             {"image": picture(f"{n}.png", n), "caption": [f"number {next(numbers)}" for _ in range(1 + (n + 1) % 3)]}
             for n in range(5)
         ]
-        split = RetrievalSplitConfig(annotations=write(rows, "train.jsonl"), images=str(tmp_path / "images"))
+        split = CaptionedSplitConfig(annotations=write(rows, "train.jsonl"), images=str(tmp_path / "images"))
         data = RetrievalDataConfig(train=split, batch_size=batch_size, **{"augment": WHOLE, **options})
         return RetrievalBatches(data, tokenizer=tokenizer, image_size=SIZE, seed=seed)
 

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from dataset.captioned import CaptionedImages
 from dataset.finetune import EvaluationView, in_batches
 from dataset.records import BrokenRecordError
-from dataset.retrieval import CaptionedImages
 from dataset.text import PlainTextProcessor, clean_caption
 from engine.checkpoint import list_checkpoints
 from metrics.retrieval import chance_recalls

@@ -1,0 +1,114 @@
+"""The authors' numbers for captioning, through the real loading code: losses, and what greedy and beam search say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.captioning import CaptioningLossConfig, CaptioningModel, CaptionTokens
+from models.checkpoints.files import read_weights
+from models.checkpoints.loading import load_published
+from models.generation import DecodingConfig
+from tests.models.golden import GOLDEN, arrays, load_model, manifest, model_config
+from tests.models.test_golden_pretrain import assert_golden
+from utils.batch import IGNORE, CaptioningBatch, LeftToRightText
+
+FACTS = manifest("captioning")
+SPECIAL = FACTS["special_ids"]
+TOKENS = CaptionTokens(tuple(FACTS["prompt_ids"]), SPECIAL["sep"], SPECIAL["mask"], SPECIAL["pad"])
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = load_model("captioning", CaptioningModel)
+    model.loss = CaptioningLossConfig(label_smoothing=FACTS["config"]["label_smoothing"])
+    return model
+
+
+def batch(kind: str) -> CaptioningBatch:
+    """The case's rows; unused places carry no weight there, and no label here."""
+    given = arrays(GOLDEN / "captioning/inputs.npz")
+    labels = given[f"{kind}_masked_ids"].masked_fill(given[f"{kind}_masked_weight"] == 0, IGNORE)
+    text = LeftToRightText(
+        ids=given[f"{kind}_ids"],
+        mask=given[f"{kind}_atts"].bool(),
+        positions=given[f"{kind}_pos_ids"],
+        places=given[f"{kind}_masked_pos"],
+        labels=labels,
+    )
+    return CaptioningBatch(given["image"], text, ((),) * 3, torch.ones(3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("kind", ["fgfree", "plain"])
+@torch.no_grad()
+def test_captioning_loss(model, kind):
+    given, expected = batch(kind), arrays(GOLDEN / "captioning/expected.npz")
+    logits = model.logits(given.text, model.remember(given.pixels), torch.arange(3))
+    # In float64, ours differ from the authors' float32 by up to 3.4e-5: their own rounding. The loss is closer.
+    torch.testing.assert_close(logits, expected[f"{kind}_logits"], rtol=5e-5, atol=5e-5)
+    loss = model(given)["words"].total / model.counts(given)["words"]
+    assert_golden(loss, expected[f"{kind}_loss"])
+
+
+def test_masks_are_put_into_captions_as_published():
+    given = arrays(GOLDEN / "captioning/inputs.npz")
+    expected = batch("fgfree").text
+    texts, said = [], []
+    for ids, positions, places, labels in zip(
+        expected.ids, expected.positions, given["fgfree_masked_pos"], expected.labels, strict=True
+    ):
+        masks = places[labels != IGNORE].tolist()
+        real = [place for place in range(len(ids)) if place not in masks]
+        real = real[: next((at for at, place in enumerate(real) if ids[place] == SPECIAL["pad"]), len(real))]
+        texts.append([int(ids[place]) for place in real])
+        said.append([int(positions[place]) for place in masks])
+    ours = LeftToRightText.of(texts, said, SPECIAL["mask"], SPECIAL["pad"])
+    for row, text in enumerate(texts):
+        length = len(text) + len(said[row])
+        assert torch.equal(ours.ids[row, :length], expected.ids[row, :length])
+        assert torch.equal(ours.positions[row, :length], expected.positions[row, :length])
+        assert torch.equal(ours.mask[row, :length, :length], expected.mask[row, :length, :length])
+        assert torch.equal(ours.labels[row], expected.labels[row])
+        used = expected.labels[row] != IGNORE
+        assert torch.equal(ours.places[row][used], given["fgfree_masked_pos"][row][used])
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam3", "beam3_min2_nofb", "beam3_lp1", "greedy_bs1"])
+@torch.no_grad()
+def test_generated_words(model, name):
+    facts = FACTS["generation"][name]
+    given = facts["args"]
+    pixels = arrays(GOLDEN / "captioning/inputs.npz")["image"][: facts["n_images"]]
+    expected = arrays(GOLDEN / "captioning/expected.npz")[f"gen_{name}"]
+    # The released length counts the prompt, and grows with the batch.
+    longest = given["max_length"] + facts["n_images"] - len(TOKENS.prompt)
+    config = DecodingConfig(
+        beams=given["num_beams"],
+        min_length=given["min_length"],
+        max_length=longest,
+        length_penalty=given["length_penalty"],
+        no_repeat_ngram=3 if given.get("forbid_duplicate_ngrams", True) else 0,
+    )
+    found = model.generate(model.remember(pixels), TOKENS, config)
+    for row in range(facts["n_images"]):
+        words = [word for word in found.words[row].tolist() if word != IGNORE]
+        wanted = [word for word in expected[row].tolist() if word not in (SPECIAL["pad"], SPECIAL["sep"])]
+        assert words == wanted
+        assert bool(found.ended[row]) == (SPECIAL["sep"] in expected[row].tolist())
+
+
+def test_a_pretraining_checkpoint_fills_the_whole_model():
+    """Captioning has no part that pre-training lacks; what pre-training has beside it is left over."""
+    state = read_weights(GOLDEN / "pretrain" / "model.safetensors")
+    model = CaptioningModel(model_config(manifest("pretrain")))
+    report = load_published(model, state, "golden")
+    assert report.fresh == []
+    assert {name.split(".")[0] for name in report.unused} <= {
+        "vision_proj",
+        "text_proj",
+        "temp",
+        "itm_head",
+        "bbox_head",
+        "absolute_frame_pos_embed",
+    }
+    assert torch.equal(model.word_head.bias, state["text_encoder.cls.predictions.bias"])
