@@ -2,9 +2,14 @@
 
 import re
 
-from benchmarks import rerank
+from benchmarks import answer_ranking, rerank
 
 
 def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
     rerank.main(["--small", "--rounds", "1"])
+    assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
+
+
+def test_answers_are_ranked_as_the_naive_way_does_and_the_ratio_is_printed(capsys):
+    answer_ranking.main(["--small", "--rounds", "1"])
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])

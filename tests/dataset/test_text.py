@@ -13,7 +13,15 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from dataset.records import BrokenRecordError
-from dataset.text import TextDataConfig, TextProcessor, clean_alternatives, clean_caption, load_tokenizer, mentions_side
+from dataset.text import (
+    TextDataConfig,
+    TextProcessor,
+    clean_alternatives,
+    clean_caption,
+    clean_question,
+    load_tokenizer,
+    mentions_side,
+)
 from utils.batch import IGNORE
 from utils.errors import UserError
 
@@ -32,6 +40,11 @@ def rng(seed: int = 0) -> np.random.Generator:
 @pytest.mark.parametrize("case", GOLDEN["pre_caption"], ids=lambda case: repr(case["raw"][:20]))
 def test_captions_are_cleaned_as_released(case):
     assert clean_caption(case["raw"], case["max_words"]) == case["out"]
+
+
+@pytest.mark.parametrize("case", GOLDEN["pre_question"], ids=lambda case: repr(case["raw"][:20]))
+def test_questions_are_cleaned_as_released(case):
+    assert clean_question(case["raw"], case["max_words"]) == case["out"]
 
 
 @pytest.mark.parametrize("raw", [raw for raw, _ in GOLDEN["pre_caption_errors"]])

@@ -12,6 +12,7 @@ from tasks.common import FineTuneTask, evaluating
 from tasks.grounding import GroundingConfig, GroundingTask
 from tasks.nlvr import NLVRConfig, NLVRTask
 from tasks.retrieval import RetrievalConfig, RetrievalTask
+from tasks.vqa import VQAConfig, VQATask
 from tests.conftest import tiny_run
 from tests.distributed.test_two_ranks import on_two_ranks
 from utils import distributed
@@ -22,8 +23,9 @@ KINDS = {
     "retrieval": (RetrievalConfig, RetrievalTask, "retrieval"),
     "nlvr": (NLVRConfig, NLVRTask, "nlvr"),
     "grounding": (GroundingConfig, GroundingTask, "refer"),
+    "vqa": (VQAConfig, VQATask, "vqa"),
 }
-SIZES = {"retrieval": "images", "nlvr": "statements", "grounding": "phrases"}
+SIZES = {"retrieval": "images", "nlvr": "statements", "grounding": "phrases", "vqa": "questions"}
 COUNTS = [1, 2, 5, 8]
 """Items of the sets: fewer than ranks, as many, odd and even numbers; with 5 and 8 a rank needs two forward passes."""
 
@@ -40,20 +42,30 @@ class Measure:
             *[each for each in tiny_run(self.scenes) if each.startswith(("model.", "train.", "schedule."))],
             "init.checkpoint=null",
             "data.workers=0",
-            f"data.train.annotations={self.scenes}/{file}_train.jsonl",
+            *self.files(name, f"{self.scenes}/{file}"),
             "evaluation.validation=null",
-            f"evaluation.test.test.annotations={self.scenes}/{file}_test.jsonl",
             "evaluation.batch_size=2",
             *(["evaluation.candidates=3"] if name == "retrieval" else []),
         ]
         task: FineTuneTask[Any, Any] = kind(load_config(ROOT / f"configs/demo/{name}.yaml", overrides, schema))
         generator = torch.Generator().manual_seed(4)
         with torch.no_grad():
-            for parameter in task.model.parameters():
+            for part, parameter in task.model.named_parameters():
                 if parameter.dim() > 1:
-                    # Far from where it starts, so that scores differ by more than rounding does.
-                    parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+                    # Far from where it starts, so that scores differ by more than rounding does, and answers by question.
+                    scale = 1.5 if part.startswith("decoder.layer.") and ".crossattention." in part else 0.3
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
         return task
+
+    def files(self, name: str, start: str) -> list[str]:
+        if name == "vqa":
+            answers = f"evaluation.answers={self.scenes}/vqa_answers.json"
+            return [
+                f"data.train=[{{questions: {start}_train.jsonl}}]",
+                f"evaluation.test.test.questions={start}_test.jsonl",
+                answers,
+            ]
+        return [f"data.train.annotations={start}_train.jsonl", f"evaluation.test.test.annotations={start}_test.jsonl"]
 
     def __call__(self) -> dict[str, Any]:
         torch.set_num_threads(1)
@@ -77,7 +89,9 @@ def first_of(items: Any, count: int) -> Any:
         return items[:count]
     assert len(items.images) >= count
     captions = int(items.captions_per_image[:count].sum())
-    return type(items)(items.images[:count], items.captions[:captions], items.image_of_caption[:captions])
+    return type(items)(
+        items.images[:count], items.captions[:captions], items.image_of_caption[:captions], items.ids[:count]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +121,7 @@ def test_the_items_decide_what_is_measured(alone, name):
     assert len({tuple(value for value in each.values() if isinstance(value, float)) for each in found}) > 2
 
 
-@pytest.mark.parametrize("name", ["nlvr", "grounding"])
+@pytest.mark.parametrize("name", ["nlvr", "grounding", "vqa"])
 def test_predictions_of_all_ranks_come_in_the_order_of_the_items(alone, both, name):
     for count in COUNTS:
         expected = torch.tensor(alone[f"{name}/{count}/rows"])

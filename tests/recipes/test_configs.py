@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoints.rename import DROPPED, published_to_ours
+from models.checkpoints.rename import DROPPED, TIED, published_to_ours
 from tasks import TASKS
 from tasks.grounding import GroundingConfig, GroundingTask
 from tasks.nlvr import NLVRConfig, NLVRTask
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tasks.retrieval import RetrievalConfig, RetrievalTask
+from tasks.vqa import VQAConfig, VQATask
 from utils.config import Config, dump_config, load_config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -24,6 +25,7 @@ KINDS = {
     "retrieval": (RetrievalConfig, RetrievalTask),
     "nlvr": (NLVRConfig, NLVRTask),
     "grounding": (GroundingConfig, GroundingTask),
+    "vqa": (VQAConfig, VQATask),
 }
 
 
@@ -65,15 +67,18 @@ def test_a_config_binds_and_builds(path):
         ("retrieval/coco_base_4m", "retrieval_base"),
         ("nlvr/nlvr2_base_4m", "nlvr_base"),
         ("grounding/refcoco_plus_base_4m", "grounding_base"),
+        ("vqa/vqa2_base_4m", "vqa_base"),
     ],
 )
 def test_presets_have_the_published_number_of_parameters(name, published):
     assert total(ROOT / "configs" / f"{name}.yaml") == COUNTS[published]["total"]
 
 
-@pytest.mark.parametrize("name", ["retrieval/coco_base_4m", "nlvr/nlvr2_base_4m", "grounding/refcoco_plus_base_4m"])
+@pytest.mark.parametrize(
+    "name", ["retrieval/coco_base_4m", "nlvr/nlvr2_base_4m", "grounding/refcoco_plus_base_4m", "vqa/vqa2_base_4m"]
+)
 def test_a_base_model_has_a_place_for_every_published_tensor(name):
-    """At 384 px, names and shapes of the published files are those of our parameters, and there are no others."""
+    """At the task's resolution, names and shapes of the published files are those of our parameters, and there are no others."""
     path = ROOT / "configs" / f"{name}.yaml"
     config, task = load(path), task_of(path)
     with torch.device("meta"):
@@ -81,7 +86,9 @@ def test_a_base_model_has_a_place_for_every_published_tensor(name):
     published = json.loads((ROOT / "tests/golden/checkpoint_keys" / f"{task}_base.json").read_text())["keys"]
     rename = published_to_ours(text_layers=12)
     expected = {
-        rename(key): tuple(shape) for key, shape in published.items() if key.rsplit(".", 1)[-1] not in (*DROPPED,)
+        rename(key): tuple(shape)
+        for key, shape in published.items()
+        if key not in TIED and key.rsplit(".", 1)[-1] not in DROPPED
     }
     assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == expected
 
@@ -93,6 +100,7 @@ CELLS = [
         for cell in ("base_4m", "large_4m", "base_1b", "large_1b")
     ),
     *(f"nlvr/nlvr2_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
+    *(f"vqa/vqa2_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
     *(f"grounding/refcoco_plus_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
 ]
 

@@ -1,4 +1,4 @@
-"""Retrieval, visual reasoning and grounding as runs: what they write, which weights they report on, and what is measured."""
+"""Retrieval, reasoning, question answering and grounding as runs: what they write, of which weights, and what is measured."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from tasks.nlvr import NLVRConfig, NLVRTask
 from tasks.retrieval import RetrievalConfig, RetrievalTask
 from tasks.retrieval_evaluation import RetrievalEvaluation
 from tasks.tables import table
+from tasks.vqa import VQAConfig, VQATask
 from tests.conftest import tiny_run
 from utils.config import load_config
 from utils.errors import UserError
@@ -40,7 +41,10 @@ KINDS: dict[str, tuple[type[RunConfig], type[BaseTask[Any, Any]]]] = {
     "retrieval": (RetrievalConfig, RetrievalTask),
     "nlvr": (NLVRConfig, NLVRTask),
     "grounding": (GroundingConfig, GroundingTask),
+    "vqa": (VQAConfig, VQATask),
 }
+FILES = {"vqa": "questions"}
+"""The key that names a split's file, where it is not `annotations`."""
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30), "yellow": (220, 220, 30)}
 LOOKS = list(itertools.product(COLOURS, ("small", "large"), ("star", "circle")))
 SIZE = 32
@@ -86,6 +90,12 @@ def rows_of(task: str, numbers: range) -> list[dict[str, Any]]:
             x, y, side = box_of(size, shape)
             elem = {"bb": [x, y, side, side], "caption": text, "grain": ("attribute", "place")[number % 2]}
             rows.append({"image": image, "elems": [elem]})
+        elif task == "vqa":
+            other = "yes" if number % 2 else "no"
+            asked = {"image": image, "question_id": 2 * number, "question": f"what colour is the {shape}?"}
+            rows.append({**asked, "answer": [colour] * 10, "answer_type": "other"})
+            asked = {"image": image, "question_id": 2 * number + 1, "question": f"is there a {size} {shape}?"}
+            rows.append({**asked, "answer": ["yes"] * 7 + [other] * 3, "answer_type": "yes/no"})
         else:
             for pair, other in enumerate((number, (number + 1) % len(LOOKS))):
                 names = [image, f"images/{other}.png"]
@@ -110,6 +120,7 @@ def data(tmp_path_factory) -> Path:
         for split, numbers in (("train", range(13)), ("val", range(3, 8)), ("test", range(9, 16))):
             text = "".join(json.dumps(row) + "\n" for row in rows_of(task, numbers))
             (folder / f"{task}_{split}.jsonl").write_text(text)
+    (folder / "answers.json").write_text(json.dumps(["yes", "no", *COLOURS]))
     return folder
 
 
@@ -119,19 +130,24 @@ def overrides(scenes_folder, data) -> Callable[[str], list[str]]:
     tiny = [each for each in tiny_run(scenes_folder) if each.startswith(("model.", "train.", "schedule."))]
 
     def of(task: str) -> list[str]:
-        extra = {"retrieval": ["evaluation.candidates=4"], "nlvr": [], "grounding": ["evaluation.panels=2"]}
+        extra = {
+            "retrieval": ["evaluation.candidates=4"],
+            "grounding": ["evaluation.panels=2"],
+            "vqa": [f"evaluation.answers={data}/answers.json", "evaluation.candidates=4"],
+        }
+        file, train = FILES.get(task, "annotations"), f"{data}/{task}_train.jsonl"
         return [
             *tiny,
             "init.checkpoint=null",
             "data.workers=0",
             "data.batch_size=4",
-            f"data.train.annotations={data}/{task}_train.jsonl",
-            f"evaluation.validation.annotations={data}/{task}_val.jsonl",
-            f"evaluation.test.test.annotations={data}/{task}_test.jsonl",
+            f"data.train=[{{questions: {train}}}]" if task == "vqa" else f"data.train.{file}={train}",
+            f"evaluation.validation.{file}={data}/{task}_val.jsonl",
+            f"evaluation.test.test.{file}={data}/{task}_test.jsonl",
             "evaluation.batch_size=3",
             "train.steps=6",
             "train.validate_every=2",
-            *extra[task],
+            *extra.get(task, []),
         ]
 
     return of
@@ -167,6 +183,7 @@ def test_a_run_trains_validates_and_reports(runs, task):
     written = {"config.yaml", "metrics.jsonl", "validation.jsonl", "best.safetensors", "evaluation.json", "checkpoints"}
     assert written <= files
     assert ("predictions.png" in files) == (task == "grounding")
+    assert ("answers_test.json" in files) == (task == "vqa")
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
     assert all(line["loss"] > 0 for line in metrics)
@@ -183,6 +200,7 @@ EXPECTED = {
     "retrieval": {"images": 7, "captions": 13},
     "nlvr": {"statements": 14, "sentences": 7},
     "grounding": {"phrases": 7, "attribute phrases": 3, "place phrases": 4},
+    "vqa": {"questions": 14, "other questions": 7, "yes/no questions": 7},
 }
 
 
@@ -243,7 +261,7 @@ def test_the_best_weights_measured_again_give_the_reported_numbers(runs, overrid
     (tmp_path / "copy" / "evaluation.json").unlink()
     capsys.readouterr()
     assert start(task, tmp_path / "copy", overrides(task), "--evaluate", "--resume") == expected
-    assert capsys.readouterr().out == table(expected["test"], "test") + "\n"
+    assert capsys.readouterr().out.startswith(table(expected["test"], "test") + "\n")
 
 
 @pytest.mark.parametrize("killed_at", [3, 4])
@@ -277,7 +295,7 @@ def test_evaluating_trains_nothing(runs, overrides, task, tmp_path):
     """Zero-shot: the weights measured are those that the model starts with."""
     options = [*overrides(task), f"init.checkpoint={runs(task)}"]
     report = start(task, tmp_path, options, "--evaluate", kind=watched(KINDS[task][1], []))
-    files = {path.name for path in tmp_path.iterdir()} - {"predictions.png"}
+    files = {path.name for path in tmp_path.iterdir()} - {"predictions.png", "answers_test.json"}
     assert files == {"config.yaml", "evaluation.json", "log.txt"}
     schema, kind = KINDS[task]
     fresh = kind(load_config(ROOT / f"configs/demo/{task}.yaml", options, schema))
@@ -328,6 +346,7 @@ BROKEN = {
     "retrieval": {"image": "images/gone.png", "caption": "a star"},
     "nlvr": {"sentence": "a star", "label": "maybe", "images": ["images/0.png", "images/1.png"]},
     "grounding": {"image": "images/0.png", "elems": [{"bb": [0, 0, 40, 40], "caption": "a star"}]},
+    "vqa": {"image": "images/gone.png", "question": "what?", "answer": ["red"]},
 }
 
 
@@ -338,7 +357,7 @@ def test_a_broken_held_out_record_stops_before_training_with_one_line(overrides,
     text = (data / f"{task}_{part}.jsonl").read_text()
     broken = tmp_path / "broken.jsonl"
     broken.write_text(text + json.dumps(BROKEN[task]) + "\n")
-    options = [f"evaluation.{split}.annotations={broken}", f"evaluation.{split}.images={data}"]
+    options = [f"evaluation.{split}.{FILES.get(task, 'annotations')}={broken}", f"evaluation.{split}.images={data}"]
     with pytest.raises(UserError) as error:
         start(task, tmp_path / "out", [*overrides(task), *options])
     total = text.count("\n") + 1

@@ -1,0 +1,139 @@
+"""Question answering as a task: what is measured, what is written for the evaluation server, which rates the decoder has."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from tasks import answer_list
+from tasks.common import evaluating
+from tasks.tables import table
+from tasks.vqa import VQAConfig, VQATask, chance_accuracy
+from tests.conftest import tiny_run
+from utils.config import load_config
+from utils.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def overrides(scenes_folder) -> list[str]:
+    return [
+        *[each for each in tiny_run(scenes_folder) if each.startswith(("model.", "train.", "schedule."))],
+        "init.checkpoint=null",
+        "data.workers=0",
+        f"data.train=[{{questions: {scenes_folder}/vqa_train.jsonl}}]",
+        f"evaluation.answers={scenes_folder}/vqa_answers.json",
+        f"evaluation.validation.questions={scenes_folder}/vqa_val.jsonl",
+        f"evaluation.test.test.questions={scenes_folder}/vqa_test.jsonl",
+    ]
+
+
+def config_of(overrides: list[str], *more: str) -> VQAConfig:
+    return load_config(ROOT / "configs/demo/vqa.yaml", [*overrides, *more], VQAConfig)
+
+
+@pytest.fixture(scope="module")
+def task(overrides) -> VQATask:
+    return VQATask(config_of(overrides))
+
+
+def predicting(task: VQATask, answers: list[str], monkeypatch) -> None:
+    places = np.array([task.candidates.index(answer) for answer in answers])
+    monkeypatch.setattr(task, "_predict", lambda items: places[: len(items)])
+
+
+def test_right_answers_measure_one_and_chance_is_a_random_candidate(task, monkeypatch):
+    items = task.held_out["test"]
+    predicting(task, [item.answers[0] for item in items], monkeypatch)
+    found = task.measures(items)
+    for kind in ("", "yes/no: ", "number: ", "other: "):
+        assert found[f"{kind}accuracy"] == 1
+        assert found[f"{kind}accuracy/chance"] == pytest.approx(1 / len(task.candidates))
+    assert sum(found[f"{kind} questions"] for kind in ("yes/no", "number", "other")) == found["questions"] == len(items)
+
+
+def test_the_most_frequent_answer_of_training_stands_beside(task, monkeypatch):
+    items = task.held_out["test"]
+    predicting(task, ["yes"] * len(items), monkeypatch)
+    found = task.measures(items)
+    guesses = {kind: answer for kind, answer in task.commonest.items() if kind}
+    assert guesses.keys() == {"yes/no", "number", "other"}
+    assert guesses["yes/no"] in ("yes", "no")
+    assert found["yes/no: accuracy"] == 0.5
+    number = [item for item in items if item.answer_type == "number"]
+    share = np.mean([item.answers[0] == guesses["number"] for item in number])
+    assert found[f'number: always "{guesses["number"]}"'] == pytest.approx(share)
+    assert "always" in table(found)
+
+
+def test_chance_counts_what_each_candidate_would_score():
+    answers = [["red"] * 10, ["red"] * 5 + ["blue"] * 5, ["x"] * 10]
+    np.testing.assert_allclose(chance_accuracy(["red", "blue", "green", "pink"], answers), [1 / 4, 2 / 4, 0])
+
+
+def test_a_split_without_answers_is_answered_for_the_server_and_not_measured(overrides, scenes_folder, tmp_path):
+    rows = [json.loads(line) for line in (scenes_folder / "vqa_test.jsonl").read_text().splitlines()]
+    unanswered = tmp_path / "unanswered.jsonl"
+    unanswered.write_text(
+        "".join(json.dumps({k: v for k, v in row.items() if "answer" not in k}) + "\n" for row in rows)
+    )
+    more = f"{{questions: {unanswered}, images: {scenes_folder}}}"
+    task = VQATask(config_of(overrides, f"evaluation.test.server={more}"))
+    folder = type("Folder", (), {"path": tmp_path, "best": tmp_path / "best.safetensors"})
+    said = task.report(folder)
+    results = json.loads((tmp_path / "evaluation.json").read_text())
+    assert results["server"] == {"questions": len(rows)}
+    assert "server: nothing to measure" in said
+    assert f"{len(rows)} answers in {tmp_path}/answers_server.json" in said
+    written = json.loads((tmp_path / "answers_server.json").read_text())
+    assert [row["question_id"] for row in written] == [row["question_id"] for row in rows]
+    assert {row["answer"] for row in written} <= set(task.candidates)
+    assert all(row.keys() == {"question_id", "answer"} for row in written)
+    assert written == json.loads((tmp_path / "answers_test.json").read_text()), "the same questions and weights"
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_the_decoder_counts_as_fresh_if_so_configured(overrides, scenes_folder, tmp_path, task, fresh):
+    state = dict(task.model.state_dict())
+    save_file(state, tmp_path / "model.safetensors")
+    more = [f"init.checkpoint={tmp_path}/model.safetensors", f"optim.fresh_decoder={str(fresh).lower()}"]
+    found = VQATask(config_of(overrides, *more)).fresh
+    decoder = {name for name in state if name.startswith("decoder.")}
+    assert found == (decoder if fresh else set())
+
+
+def test_rankings_are_both_measured(overrides):
+    for ranking in ("released", "likelihood"):
+        task = VQATask(config_of(overrides, f"evaluation.ranking={ranking}", "evaluation.candidates=5"))
+        with evaluating(task.model, "fp32"):
+            assert 0 <= task.measures(task.held_out["test"])["accuracy"] <= 1
+
+
+def test_what_cannot_be_is_told_before_training(overrides, tmp_path):
+    with pytest.raises(
+        UserError, match=r"^data\.max_answer_tokens is 200, but the decoder has positions for 64 tokens"
+    ):
+        VQATask(config_of(overrides, "data.max_answer_tokens=200"))
+    with pytest.raises(UserError, match=r"^evaluation\.answers: .*gone\.json does not exist"):
+        VQATask(config_of(overrides, f"evaluation.answers={tmp_path}/gone.json"))
+    (tmp_path / "bare.json").write_text(json.dumps(["yes", "\u200b"]))
+    with pytest.raises(UserError, match=r"^evaluation\.answers: the tokenizer makes nothing of"):
+        VQATask(config_of(overrides, f"evaluation.answers={tmp_path}/bare.json"))
+
+
+def test_a_candidate_list_is_made_of_the_training_answers(overrides, scenes_folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "lists" / "answers.json"
+    config = ["--config", str(ROOT / "configs/demo/vqa.yaml"), *overrides, f"evaluation.answers={out}"]
+    monkeypatch.setattr(sys, "argv", ["answer_list", "--at-least", "1", *config])
+    assert answer_list.main() == 0
+    assert json.loads(out.read_text()) == json.loads((scenes_folder / "vqa_answers.json").read_text())
+    assert "that of most annotators to 100.0% of" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["answer_list", "--at-least", "100000", *config])
+    assert answer_list.main() == 2
+    assert capsys.readouterr().err.startswith("error: no answer is that of 100000 questions")
