@@ -113,10 +113,16 @@ class VQAModel(XVLM):
         """What the loss is divided by: the valid questions (as released)."""
         return {"answers": batch.valid.sum()}
 
-    def ask(self, pixels: Tensor, text: Text) -> Encoded:
-        """States (N, L, D) of questions, each fused with its image. ``pixels`` (N, 3, H, W)."""
-        rows = torch.arange(len(pixels), device=pixels.device)
-        look = Look(self.fusion.remember(self.vision(pixels)), rows, 1)
+    def ask(
+        self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None, questions_per_image: int = 1
+    ) -> Encoded:
+        """States (N, L, D) of questions, each fused with its image.
+
+        ``pixels`` (I, 3, H, W); ``image_of_question`` (N,) int64, None: question n asks about image n;
+        ``questions_per_image``: no image has more.
+        """
+        rows = torch.arange(len(pixels), device=pixels.device) if image_of_question is None else image_of_question
+        look = Look(self.fusion.remember(self.vision(pixels)), rows, questions_per_image)
         return self.fusion(self.text(text.ids, text.mask), [look])
 
     def copied_from(self) -> dict[str, str]:

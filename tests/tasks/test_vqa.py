@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
-from tasks import answer_list
+from tasks import answer_list, vqa
 from tasks.common import evaluating
 from tasks.tables import table
-from tasks.vqa import VQAConfig, VQATask, chance_accuracy
+from tasks.vqa import VQAConfig, VQATask, chance_accuracy, picture_of_each
 from tests.conftest import tiny_run
 from utils.config import load_config
 from utils.errors import UserError
@@ -106,6 +107,34 @@ def test_the_decoder_counts_as_fresh_if_so_configured(overrides, scenes_folder, 
     found = VQATask(config_of(overrides, *more)).fresh
     decoder = {name for name in state if name.startswith("decoder.")}
     assert found == (decoder if fresh else set())
+
+
+def test_a_picture_is_encoded_once_for_neighbouring_questions_about_it(overrides, monkeypatch):
+    task = VQATask(config_of(overrides, "evaluation.batch_size=10"))
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            if parameter.dim() > 1:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.5)
+    items, seen, states = task.held_out["test"][:20], [], []
+    encode, ask = task.model.vision.forward, task.model.ask
+    monkeypatch.setattr(task.model.vision, "forward", lambda pixels: seen.append(len(pixels)) or encode(pixels))
+    monkeypatch.setattr(task.model, "ask", lambda *given: states.append(ask(*given)) or states[-1])
+    with evaluating(task.model, "fp32"):
+        task._predict(items)
+        shared = [row[mask] for part in states for row, mask in zip(part.states, part.mask, strict=True)]
+        assert sum(seen) < len(items)
+        monkeypatch.setattr(vqa, "picture_of_each", lambda pictures: np.arange(len(pictures)))
+        states.clear()
+        task._predict(items)
+    apart = [row[mask] for part in states for row, mask in zip(part.states, part.mask, strict=True)]
+    for one, other in zip(shared, apart, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(shared[0], shared[8], atol=1e-2) or shared[0].shape != shared[8].shape
+
+
+def test_a_picture_that_comes_again_later_is_another():
+    pictures = [torch.zeros(3, 2, 2), torch.zeros(3, 2, 2), torch.ones(3, 2, 2), torch.zeros(3, 2, 2)]
+    assert picture_of_each(pictures).tolist() == [0, 0, 1, 2]
 
 
 def test_rankings_are_both_measured(overrides):
