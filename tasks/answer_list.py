@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dataset.prepare.folders import LineParser, whole_number
 from dataset.vqa import COMMON, frequent_answers, read_questions
-from metrics.vqa import normalise_answer
+from metrics.vqa import normalize_answer
 from tasks.vqa import VQAConfig
 from utils.config import load_config
 from utils.errors import UserError, one_line_errors
@@ -42,13 +42,13 @@ def main() -> int:
         for number, source in enumerate(config.data.train)
         for question in read_questions(source, f"data.train[{number}]", config.data.max_broken, answered=True)
     ]
-    answers = frequent_answers(questions, normalise_answer, flags.at_least)
+    answers = frequent_answers(questions, normalize_answer, flags.at_least)
     if not answers:
         raise UserError(f"no answer is that of {flags.at_least} questions; give a smaller --at-least")
     out = Path(config.evaluation.answers).expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, json.dumps(answers, ensure_ascii=False) + "\n")
-    covered = sum(normalise_answer(question.most_frequent()) in set(answers) for question in questions) / len(questions)
+    covered = sum(normalize_answer(question.most_frequent()) in set(answers) for question in questions) / len(questions)
     sys.stdout.write(
         f"{out}: {len(answers)} answers, that of most annotators to {covered:.1%} of {len(questions)} questions\n"
     )

@@ -25,7 +25,7 @@ from dataset.vqa import (
 )
 from engine.checkpoint import Checkpoint
 from engine.run_folder import RunFolder
-from metrics.vqa import vqa_accuracy
+from metrics.vqa import normalize_answer, soft_accuracy
 from models.answer_ranking import AnswerTree, Ranking, rank_answers
 from models.vqa import VQAModel, VQAModelConfig
 from optim import OptimConfig
@@ -102,7 +102,7 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
         if not all(item.answers for item in items):
             return results
         answers = [item.answers for item in items]
-        found, chance = vqa_accuracy(predicted, answers), chance_accuracy(self.candidates, answers)
+        found, chance = accuracies(predicted, answers), chance_accuracy(self.candidates, answers)
         types = np.array([item.answer_type for item in items])
         groups = {"": np.ones(len(items), dtype=bool)}
         if len(set(types.tolist())) > 1:
@@ -112,8 +112,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
             results[f"{prefix}accuracy"] = float(found[chosen].mean())
             results[f"{prefix}accuracy/chance"] = float(chance[chosen].mean())
             guess = self.commonest.get(name, self.commonest[""])
-            always = vqa_accuracy([guess] * int(chosen.sum()), [answers[row] for row in np.flatnonzero(chosen)])
-            results[f'{prefix}always "{guess}"'] = float(always.mean())
+            always = [soft_accuracy(guess, answers[row]) for row in np.flatnonzero(chosen)]
+            results[f'{prefix}always "{guess}"'] = float(np.mean(always))
             if name:
                 results[f"{name} questions"] = int(chosen.sum())
         return results
@@ -189,13 +189,19 @@ def most_frequent_answers(questions: Sequence[Question]) -> dict[str, str]:
     return {kind: found.most_common(1)[0][0] for kind, found in counts.items()}
 
 
+def accuracies(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
+    """The soft accuracy of each prediction, (N,) in 0..1."""
+    return np.array([soft_accuracy(each, given) for each, given in zip(predicted, answers, strict=True)])
+
+
 def chance_accuracy(candidates: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
     """The expected accuracy of each question for a candidate drawn at random, (N,)."""
-    listed = set(candidates)
-    pairs = [(row, answer) for row, given in enumerate(answers) for answer in sorted(listed.intersection(given))]
-    scores = vqa_accuracy([answer for _, answer in pairs], [answers[row] for row, _ in pairs])
-    rows = np.array([row for row, _ in pairs], dtype=np.int64)
-    return np.bincount(rows, weights=scores, minlength=len(answers)) / len(candidates)
+    listed, sums = set(candidates), []
+    for given in answers:
+        # No other candidate can agree with an annotator.
+        agreeing = listed.intersection({*given, *map(normalize_answer, given)})
+        sums.append(sum(soft_accuracy(candidate, given) for candidate in sorted(agreeing)))
+    return np.array(sums) / len(candidates)
 
 
 def _read(view: EvaluationView, max_words: int, items: Sequence[Question], index: int) -> tuple[Tensor, str]:
