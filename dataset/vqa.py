@@ -128,13 +128,11 @@ def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answ
             or only some questions have answers.
     """
     pictures = Pictures(images_folder(config.images, config.questions))
-    rows = _read_rows(config, key, pictures)
-    if answered and config.annotations is None and isinstance(rows, _Official):
-        raise UserError(f"{key}: {config.questions} has VQA v2's questions without answers; give `annotations` too")
-    wanted = [row for row in rows if isinstance(row, BrokenRecordError) or _is_taken(row, config.pictures)]
-    if not wanted:
-        raise UserError(f"{key}: no picture of {config.questions} is within pictures: {list(config.pictures)}")
+    rows = _read_rows(config, key, pictures, answered)
+    wanted = (row for row in rows if isinstance(row, BrokenRecordError) or _is_taken(row, config.pictures))
     found = parse_rows(wanted, lambda row: _parse(row, pictures, config, answered), key, max_broken)
+    if not found:
+        raise UserError(f"{key}: no picture of {config.questions} is within pictures: {list(config.pictures)}")
     without = [question for question in found if not question.answers]
     if 0 < len(without) < len(found):
         raise UserError(
@@ -144,13 +142,16 @@ def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answ
     return found
 
 
-class _Official(list["Row | BrokenRecordError"]):
-    """Rows of VQA v2's own files."""
+def _read_rows(
+    config: QuestionsConfig, key: str, pictures: Pictures, answered: bool
+) -> Iterable[Row | BrokenRecordError]:
+    """The questions of every format as rows with question_id, question, image and what is known of answer and answer_type.
 
-
-def _read_rows(config: QuestionsConfig, key: str, pictures: Pictures) -> list[Row | BrokenRecordError]:
-    """The questions of every format as rows with question_id, question, image and what is known of answer and answer_type."""
+    Those of the large files are made one after the other, so that they are never all in memory.
+    """
     if _is_one_object(config.questions, key):
+        if answered and config.annotations is None:
+            raise UserError(f"{key}: {config.questions} has VQA v2's questions without answers; give `annotations` too")
         return _official_rows(config, key)
     if config.annotations is not None:
         raise UserError(
@@ -158,7 +159,7 @@ def _read_rows(config: QuestionsConfig, key: str, pictures: Pictures) -> list[Ro
         )
     rows = read_rows(config.questions, key)
     if isinstance(rows[0], Row) and "qas" in rows[0].values:
-        return list(_genome_rows(rows, pictures))
+        return _genome_rows(rows, pictures)
     return rows
 
 
@@ -173,14 +174,13 @@ def _is_one_object(path: str, key: str) -> bool:
     return isinstance(content, dict) and "questions" in content
 
 
-def _official_rows(config: QuestionsConfig, key: str) -> _Official:
+def _official_rows(config: QuestionsConfig, key: str) -> Iterator[Row | BrokenRecordError]:
     asked = read_json(config.questions, key)
     answers = _annotated(config.annotations, key) if config.annotations is not None else None
     # test-dev2015 is a part of test2015, whose pictures it shares.
     subset = str(asked.get("data_subtype", "")).replace("test-dev", "test")
     if not subset or not isinstance(asked["questions"], list):
         raise UserError(f"{key}: {config.questions} lacks VQA v2's 'data_subtype', or 'questions' is no list")
-    rows = _Official()
     for index, each in enumerate(asked["questions"]):
         place = f"{config.questions}: questions[{index}]"
         try:
@@ -193,10 +193,9 @@ def _official_rows(config: QuestionsConfig, key: str) -> _Official:
                 if identity not in answers:
                     raise BrokenRecordError("missing key", place, f"{config.annotations} has no question_id {identity}")
                 values |= answers[identity]
-            rows.append(Row(values, place))
+            yield Row(values, place)
         except BrokenRecordError as error:
-            rows.append(error)
-    return rows
+            yield error
 
 
 def _annotated(path: str, key: str) -> dict[int, dict[str, Any]]:
@@ -208,7 +207,7 @@ def _annotated(path: str, key: str) -> dict[int, dict[str, Any]]:
     found = {}
     for index, each in enumerate(listed):
         try:
-            answers = [answer["answer"] for answer in each["answers"]]
+            answers = [sys.intern(answer["answer"]) for answer in each["answers"]]
             found[each["question_id"]] = {"answer": answers, "answer_type": each.get("answer_type", "")}
         except (KeyError, TypeError, AttributeError):
             raise UserError(

@@ -217,7 +217,7 @@ def test_files_that_are_not_what_they_should_be_are_told_in_one_line(picture, wr
             source(questions, annotations=write("c.json", {"annotations": [{"question_id": 1}]})),
             r"annotations\[0\] lacks",
         ),
-        (source(write("d.json", {"questions": []})), "lacks VQA v2's 'data_subtype'"),
+        (source(write("d.json", {"questions": []}), annotations=answers), "lacks VQA v2's 'data_subtype'"),
     ]
     for config, message in cases:
         with pytest.raises(UserError, match=message) as error:
