@@ -94,15 +94,20 @@ class VQADataConfig(FineTuneDataConfig):
 @dataclass(frozen=True, slots=True)
 class Question:
     """``answers``: that of every annotator as written, or none. ``answer_type``: the data set's word for it, or "".
-    ``weight``: factor of the answers' losses."""
+    ``weight``: factor of the answers' losses. There are millions: questions about a picture share its ``path``."""
 
     question_id: int | str
     question: str
-    picture: ImageSource
+    path: Path
     answers: tuple[str, ...]
     answer_type: str
     weight: float
     place: str
+
+    @property
+    def picture(self) -> ImageSource:
+        """The picture that is asked about."""
+        return ImageSource(self.place, path=self.path)
 
     def weighted_answers(self) -> list[tuple[str, float]]:
         """Each different answer with the share of annotators who gave it, times the weight (released)."""
@@ -130,7 +135,8 @@ def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answ
     pictures = Pictures(images_folder(config.images, config.questions))
     rows = _read_rows(config, key, pictures, answered)
     wanted = (row for row in rows if isinstance(row, BrokenRecordError) or _is_taken(row, config.pictures))
-    found = parse_rows(wanted, lambda row: _parse(row, pictures, config, answered), key, max_broken)
+    paths: dict[str, Path] = {}
+    found = parse_rows(wanted, lambda row: _parse(row, pictures, paths, config, answered), key, max_broken)
     if not found:
         raise UserError(f"{key}: no picture of {config.questions} is within pictures: {list(config.pictures)}")
     without = [question for question in found if not question.answers]
@@ -251,7 +257,7 @@ def _is_taken(row: Row, share: tuple[float, float]) -> bool:
     return share[0] <= int.from_bytes(digest, "big") / 2**64 < share[1]
 
 
-def _parse(row: Row, pictures: Pictures, config: QuestionsConfig, answered: bool) -> Question:
+def _parse(row: Row, pictures: Pictures, paths: dict[str, Path], config: QuestionsConfig, answered: bool) -> Question:
     text = row.get("question", str)
     if not clean_question(text, 1000).strip():
         raise BrokenRecordError("empty text", row.place, f"question is {text[:80]!r}, a text without words")
@@ -265,11 +271,14 @@ def _parse(row: Row, pictures: Pictures, config: QuestionsConfig, answered: bool
         answers = [answer for answer in answers if answer.strip()]
         if not answers:
             raise BrokenRecordError("empty text", row.place, "there is no answer, or only empty ones")
+    name = row.get("image", str)
+    source = pictures.find(name, row.place)
+    assert source.path is not None
     weight = config.weight or (GENOME_WEIGHT if row.values.get("dataset") == "vg" else 1.0)
     return Question(
         question_id=_identity(row),
         question=text,
-        picture=pictures.find(row.get("image", str), row.place),
+        path=paths.setdefault(name, source.path),
         answers=tuple(sys.intern(answer) for answer in answers),
         answer_type=sys.intern(str(row.values.get("answer_type") or "")),
         weight=weight,

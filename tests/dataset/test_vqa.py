@@ -115,7 +115,7 @@ def test_official_questions_are_joined_with_their_answers_and_pictures(picture, 
     )
     first, second = read_questions(config, "data.train[0]", 0.0, answered=True)
     assert first.question_id == 9000
-    assert second.picture.path == tmp_path / "images/val2014/COCO_val2014_000000458752.jpg"
+    assert second.path == tmp_path / "images/val2014/COCO_val2014_000000458752.jpg"
     assert first.answer_type == "yes/no"
     assert first.answers == ("yes",) * 7 + ("no",) * 3
     assert dict(first.weighted_answers()) == {"yes": 0.7, "no": pytest.approx(0.3)}
@@ -142,7 +142,7 @@ def test_visual_genome_is_read_wherever_its_pictures_lie_and_weighs_half(picture
     first, second = read_questions(config, "data.train[1]", 0.0, answered=True)
     assert (first.question_id, first.answers, first.weighted_answers()) == (986768, ("green",), [("green", 0.5)])
     assert second.place == f"{config.questions}[0].qas[1]"
-    assert first.picture.path == tmp_path / f"images/{folder}1.jpg"
+    assert first.path == tmp_path / f"images/{folder}1.jpg"
     heavier = read_questions(config.model_copy(update={"weight": 2.0}), "k", 0.0, answered=True)
     assert heavier[0].weighted_answers() == [("green", 2.0)]
 
@@ -168,7 +168,7 @@ def test_a_part_of_the_pictures_is_held_out_with_all_their_questions(picture, wr
     everything = read_questions(source(path), "k", 0.0, answered=True)
     numbers = [{each.question_id for each in part} for part in (kept, held_out, everything)]
     assert numbers[0] | numbers[1] == numbers[2]
-    assert not {each.picture.path for each in kept} & {each.picture.path for each in held_out}
+    assert not {each.path for each in kept} & {each.path for each in held_out}
     assert 4 < len(held_out) < 40
     with pytest.raises(UserError, match=r"no picture of .* is within pictures: \[0\.0, 1e-09\]"):
         read_questions(source(path, pictures=(0.0, 1e-9)), "k", 0.0, answered=True)
