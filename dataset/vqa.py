@@ -227,21 +227,20 @@ def _genome_rows(rows: Iterable[Row | BrokenRecordError], pictures: Pictures) ->
         try:
             if isinstance(row, BrokenRecordError):
                 raise row
-            for index, each in enumerate(row.get("qas", list)):
-                place = f"{row.place}.qas[{index}]"
-                asked = Row(each if isinstance(each, dict) else {}, place)
-                answer = asked.get("answer", str).lower().strip().rstrip(".")
-                image = _genome_picture(asked.get("image_id", int), pictures)
-                values = {
-                    **asked.values,
-                    "question_id": each.get("qa_id"),
-                    "image": image,
-                    "dataset": "vg",
-                    "answer": answer,
-                }
-                yield Row(values, place)
+            listed = row.get("qas", list)
         except BrokenRecordError as error:
             yield error
+            continue
+        for index, each in enumerate(listed):
+            asked = Row(each if isinstance(each, dict) else {}, f"{row.place}.qas[{index}]")
+            try:
+                answer = asked.get("answer", str).lower().strip().rstrip(".")
+                image = _genome_picture(asked.get("image_id", int), pictures)
+            except BrokenRecordError as error:
+                yield error
+                continue
+            known = {"question_id": asked.values.get("qa_id"), "image": image, "dataset": "vg", "answer": answer}
+            yield Row(asked.values | known, asked.place)
 
 
 def _genome_picture(image: int, pictures: Pictures) -> str:

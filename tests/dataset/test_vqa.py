@@ -143,6 +143,11 @@ def test_visual_genome_is_read_wherever_its_pictures_lie_and_weighs_half(picture
     assert (first.question_id, first.answers, first.weighted_answers()) == (986768, ("green",), [("green", 0.5)])
     assert second.place == f"{config.questions}[0].qas[1]"
     assert first.path == tmp_path / f"images/{folder}1.jpg"
+    qas.insert(1, {"qa_id": 5, "image_id": 1, "question": "Where?"})
+    broken = source(write("broken.json", [{"id": 1, "qas": [*qas, "no object"]}, {"id": 2}]))
+    assert len(read_questions(broken, "data.train[1]", 0.9, answered=True)) == 2
+    with pytest.raises(UserError, match=r"3 of 5 records are broken: 3 missing key \(.*\[0\]\.qas\[1\]: no 'answer'"):
+        read_questions(broken, "data.train[1]", 0.0, answered=True)
     heavier = read_questions(config.model_copy(update={"weight": 2.0}), "k", 0.0, answered=True)
     assert heavier[0].weighted_answers() == [("green", 2.0)]
 
