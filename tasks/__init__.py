@@ -15,4 +15,5 @@ TASKS = {
     "retrieval": TaskEntry("Retrieval.py", "configs/demo/retrieval.yaml"),
     "nlvr": TaskEntry("NLVR.py", "configs/demo/nlvr.yaml"),
     "grounding": TaskEntry("Grounding.py", "configs/demo/grounding.yaml"),
+    "captioning": TaskEntry("Captioning.py", "configs/demo/captioning.yaml"),
 }

@@ -24,6 +24,7 @@ from dataset.text import PlainTextProcessor, clean_caption
 from engine.checkpoint import list_checkpoints
 from metrics.retrieval import chance_recalls
 from tasks import retrieval_evaluation
+from tasks.captioning import CaptioningConfig, CaptioningTask
 from tasks.common import BaseTask, RunConfig, evaluating
 from tasks.grounding import GroundingConfig, GroundingTask
 from tasks.job import run_task
@@ -40,6 +41,7 @@ KINDS: dict[str, tuple[type[RunConfig], type[BaseTask[Any, Any]]]] = {
     "retrieval": (RetrievalConfig, RetrievalTask),
     "nlvr": (NLVRConfig, NLVRTask),
     "grounding": (GroundingConfig, GroundingTask),
+    "captioning": (CaptioningConfig, CaptioningTask),
 }
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30), "yellow": (220, 220, 30)}
 LOOKS = list(itertools.product(COLOURS, ("small", "large"), ("star", "circle")))
@@ -79,7 +81,7 @@ def rows_of(task: str, numbers: range) -> list[dict[str, Any]]:
     for number in numbers:
         colour, size, shape = LOOKS[number]
         image, text = f"images/{number}.png", f"a {size} {colour} {shape}"
-        if task == "retrieval":
+        if task in ("retrieval", "captioning"):
             captions = [text, f"the {shape} is {colour} and {size}", f"{colour} {shape}"][: 1 + number % 3]
             rows.append({"image": image, "caption": captions, "image_id": number})
         elif task == "grounding":
@@ -119,7 +121,12 @@ def overrides(scenes_folder, data) -> Callable[[str], list[str]]:
     tiny = [each for each in tiny_run(scenes_folder) if each.startswith(("model.", "train.", "schedule."))]
 
     def of(task: str) -> list[str]:
-        extra = {"retrieval": ["evaluation.candidates=4"], "nlvr": [], "grounding": ["evaluation.panels=2"]}
+        extra = {
+            "retrieval": ["evaluation.candidates=4"],
+            "nlvr": [],
+            "grounding": ["evaluation.panels=2"],
+            "captioning": ["evaluation.decoding.max_length=8", "data.careful_flip=false"],
+        }
         return [
             *tiny,
             "init.checkpoint=null",
@@ -176,13 +183,14 @@ def test_a_run_trains_validates_and_reports(runs, task):
     assert report.keys() == {"test"}
     assert {name for name in report["test"] if not name.endswith("/chance")} == validations[0].keys() - {"step"}
     for name, value in report["test"].items():
-        assert isinstance(value, int) or 0 <= value <= 1, name
+        assert isinstance(value, int) or 0 <= value <= (10 if name.startswith("CIDEr") else 1), name
 
 
 EXPECTED = {
     "retrieval": {"images": 7, "captions": 13},
     "nlvr": {"statements": 14, "sentences": 7},
     "grounding": {"phrases": 7, "attribute phrases": 3, "place phrases": 4},
+    "captioning": {"images": 7, "captions": 13},
 }
 
 
@@ -277,7 +285,7 @@ def test_evaluating_trains_nothing(runs, overrides, task, tmp_path):
     """Zero-shot: the weights measured are those that the model starts with."""
     options = [*overrides(task), f"init.checkpoint={runs(task)}"]
     report = start(task, tmp_path, options, "--evaluate", kind=watched(KINDS[task][1], []))
-    files = {path.name for path in tmp_path.iterdir()} - {"predictions.png"}
+    files = {path.name for path in tmp_path.iterdir()} - {"predictions.png", "predictions_test.json"}
     assert files == {"config.yaml", "evaluation.json", "log.txt"}
     schema, kind = KINDS[task]
     fresh = kind(load_config(ROOT / f"configs/demo/{task}.yaml", options, schema))
@@ -328,6 +336,7 @@ BROKEN = {
     "retrieval": {"image": "images/gone.png", "caption": "a star"},
     "nlvr": {"sentence": "a star", "label": "maybe", "images": ["images/0.png", "images/1.png"]},
     "grounding": {"image": "images/0.png", "elems": [{"bb": [0, 0, 40, 40], "caption": "a star"}]},
+    "captioning": {"image": "images/0.png", "caption": []},
 }
 
 
