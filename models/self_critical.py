@@ -17,7 +17,7 @@ from models.generation import DecodingConfig, Generated, SamplingConfig, sample
 from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, to_device
 from utils.config import Config
 
-Reward = Callable[[Sequence[Sequence[int]], Sequence[Sequence[str]]], Sequence[float]]
+Reward = Callable[[Sequence[Sequence[int]], Sequence[tuple[str, ...]]], Sequence[float]]
 """Token ids of captions, and the references of each -> how good they are."""
 
 

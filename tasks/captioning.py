@@ -9,7 +9,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from metrics.captions import CiderD, caption_metrics
+from metrics.captions import caption_metrics, tokenize, tokenize_references
+from metrics.captions.cider import CiderD, DocumentFrequencies
+from metrics.captions.frequencies import read_document_frequencies
+from metrics.captions.java import check_java_metrics, java_metrics
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -33,6 +36,14 @@ class CaptioningEvaluationConfig(HeldOutConfig[CaptionedSplitConfig]):
     """Also how captions are generated."""
 
     decoding: DecodingConfig = DecodingConfig()
+    document_frequencies: str | None = Field(
+        None,
+        description="CIDEr's weights of words from a file, JSON or the usual pickle; null: of the split's own references, as is "
+        "standard",
+    )
+    java_metrics: list[Literal["METEOR", "SPICE"]] = Field(
+        [], description="metrics that need the optional pycocoevalcap and Java"
+    )
 
 
 class CaptioningTrainConfig(TrainConfig):
@@ -75,6 +86,10 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
         prompt = prompt_tokens(processor, config.data.prompt)
         self.tokens = CaptionTokens(tuple(prompt), processor.sep_id, processor.mask_id, processor.pad_id)
         self._check_room(len(prompt), config)
+        check_java_metrics(config.evaluation.java_metrics)
+        path = config.evaluation.document_frequencies
+        key = "evaluation.document_frequencies"
+        self.frequencies = None if path is None else read_document_frequencies(path, key)
         if isinstance(self.model, SelfCriticalModel):
             self.model.judge(self._reward(), self.tokens, config.self_critical)
 
@@ -99,9 +114,11 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
         # By chance: what somebody wrote under another picture.
         others = [written[0] for written in (*references[1:], references[0])]
         metrics: dict[str, float] = {"images": len(items.images), "captions": len(items.captions)}
-        chance = caption_metrics(others, references)
-        for name, value in caption_metrics(captions, references).items():
+        chance = caption_metrics(others, references, self.frequencies)
+        for name, value in caption_metrics(captions, references, self.frequencies).items():
             metrics[name], metrics[f"{name}/chance"] = value, chance[name]
+        if names := self.config.evaluation.java_metrics:
+            metrics |= java_metrics(tokenize(captions), tokenize_references(references), names)
         self.predictions = [
             {"image_id": _server_id(identity), "caption": caption}
             for identity, caption in zip(items.ids, captions, strict=True)
@@ -129,10 +146,14 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
 
     def _reward(self) -> Reward:
         """CIDEr-D against the references of the image; how telling a word is, is counted on the training captions."""
-        cider = CiderD.of(self.training.references)
+        written = self.training.references
+        tokens = dict(zip(written, tokenize_references(written), strict=True))
+        cider = CiderD(self.frequencies or DocumentFrequencies.of(tokens[own] for own in written))
 
-        def reward(said: Sequence[Sequence[int]], references: Sequence[Sequence[str]]) -> Sequence[float]:
-            return cider.scores([self._spelled(words) for words in said], references)
+        def reward(said: Sequence[Sequence[int]], references: Sequence[tuple[str, ...]]) -> Sequence[float]:
+            captions = tokenize([self._spelled(words) for words in said])
+            # A row that does not count has no references; its reward is not looked at.
+            return cider.scores(captions, [tokens.get(own, [""]) for own in references]).tolist()
 
         return reward
 
