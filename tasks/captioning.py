@@ -9,10 +9,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from metrics.captions import caption_metrics, tokenize, tokenize_references
-from metrics.captions.cider import CiderD, DocumentFrequencies
-from metrics.captions.frequencies import read_document_frequencies
-from metrics.captions.java import check_java_metrics, java_metrics
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -23,6 +19,10 @@ from dataset.records import ImageSource
 from dataset.text import TextProcessor
 from engine.checkpoint import Checkpoint
 from engine.trainer import TrainConfig
+from metrics.captions import caption_metrics, tokenize, tokenize_references
+from metrics.captions.cider import CiderD, DocumentFrequencies
+from metrics.captions.frequencies import read_document_frequencies
+from metrics.captions.java import check_java_metrics, java_metrics
 from models.captioning import CaptioningLossConfig, CaptioningModel, CaptionTokens
 from models.generation import DecodingConfig
 from models.self_critical import Reward, SelfCriticalConfig, SelfCriticalModel
