@@ -1,10 +1,11 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs.
-# `make demo TASK=retrieval` (or nlvr, vqa, grounding) fine-tunes the pre-trained demo model, and pre-trains it first where needed.
+# `make demo TASK=retrieval` (or nlvr, grounding, vqa, captioning) fine-tunes the pre-trained demo model, and pre-trains it first where needed.
 PYTHON ?= python3
 TASK ?= pretrain
 SEED ?= 0
-ifeq ($(filter pretrain retrieval nlvr vqa grounding,$(TASK)),)
-$(error TASK=$(TASK) is no task of the demo; use pretrain, retrieval, nlvr, vqa or grounding)
+CPU := 2
+ifeq ($(filter pretrain retrieval nlvr grounding vqa captioning,$(TASK)),)
+$(error TASK=$(TASK) is no task of the demo; use pretrain, retrieval, nlvr, grounding, vqa or captioning)
 endif
 PRETRAINED := runs/demo/pretrain-seed0
 RUN := runs/demo/$(TASK)-seed$(SEED)
@@ -12,10 +13,10 @@ RUN := runs/demo/$(TASK)-seed$(SEED)
 .PHONY: demo scenes test lint types setup setup-dev clean-demo
 
 demo: scenes $(if $(filter-out pretrain,$(TASK)),$(PRETRAINED)/evaluation.json)
-	.venv/bin/python run.py --task $(TASK) --cpu 1 --output $(RUN) --resume seed=$(SEED)
+	.venv/bin/python run.py --task $(TASK) --cpu $(CPU) --output $(RUN) --resume seed=$(SEED)
 
 $(PRETRAINED)/evaluation.json: | scenes
-	.venv/bin/python run.py --task pretrain --cpu 1 --output $(PRETRAINED) --resume
+	.venv/bin/python run.py --task pretrain --cpu $(CPU) --output $(PRETRAINED) --resume
 
 scenes: .venv/installed
 	.venv/bin/python -m dataset.scenes --out data/scenes --seed 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from dataset.text import mentions_side
 from utils.batch import GroundingBatch
 from utils.config import Config
 from utils.errors import UserError
+from utils.pickles import read_plain_pickle
 
 COCO_NAME = "COCO_train2014_{:012d}.jpg"
 """All pictures of RefCOCO, RefCOCO+ and RefCOCOg are of COCO train2014; the references' own ``file_name`` has a suffix."""
@@ -113,29 +113,6 @@ def _parse_record(row: Row, folder: Path, pictures: Pictures, language: str | No
     if not phrases:
         raise BrokenRecordError("empty text", row.place, "elems is empty")
     return phrases
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Takes lists, dictionaries, strings and numbers; whatever would need code is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, but only plain data is read")
-
-
-def read_plain_pickle(path: str, key: str) -> Any:
-    """The plain data of a pickle, of which no code is run (Python 2's texts are read as Latin-1).
-
-    Raises:
-        UserError: with the config ``key``: no such file, damaged, or not plain data.
-    """
-    try:
-        with Path(path).expanduser().open("rb") as stream:
-            return _PlainUnpickler(stream, encoding="latin1").load()
-    except FileNotFoundError:
-        raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None
-    # A damaged pickle can raise nearly anything.
-    except Exception as error:
-        raise UserError(f"{key}: {path} is not a pickle of plain data: {error}") from None
 
 
 def _read_refcoco(config: GroundingSplitConfig, key: str, max_broken: float) -> list[Phrase]:

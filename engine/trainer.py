@@ -11,7 +11,6 @@ import inspect
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from engine.checkpoint import Checkpoint, save_best, save_checkpoint
 from engine.precision import Precision, PrecisionName
@@ -35,6 +33,7 @@ from utils.batch import Losses, to_device
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import replacing
+from utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -141,14 +140,7 @@ class Trainer:
         micro_batches = self.loader.batches(self.consumed, remaining * self.config.accumulate)
         main = distributed.rank() == 0
         metrics = MetricsLog(self.folder, self.step) if main else None
-        progress = tqdm(
-            total=self.steps,
-            initial=self.step,
-            unit="step",
-            disable=not main,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        )
+        progress = progress_bar(total=self.steps, quiet=not main, initial=self.step, unit="step")
         report = _Reporter(self, metrics, progress)
         pending: _Pending | None = None
         try:

@@ -16,4 +16,5 @@ TASKS = {
     "nlvr": TaskEntry("NLVR.py", "configs/demo/nlvr.yaml"),
     "vqa": TaskEntry("VQA.py", "configs/demo/vqa.yaml"),
     "grounding": TaskEntry("Grounding.py", "configs/demo/grounding.yaml"),
+    "captioning": TaskEntry("Captioning.py", "configs/demo/captioning.yaml"),
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from tqdm import tqdm
 
 from dataset.finetune import EvaluationView, FineTuneBatches, FineTuneDataConfig, encode_texts, in_batches
 from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
@@ -36,6 +34,7 @@ from utils.batch import Text, to_device
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import write_text
+from utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +73,7 @@ C = TypeVar("C", bound=RunConfig)
 M = TypeVar("M", bound=XVLM)
 F = TypeVar("F", bound=FineTuneConfig)
 T = TypeVar("T")
+P = TypeVar("P")
 
 
 class BaseTask(ABC, Generic[C, M]):
@@ -197,6 +197,9 @@ class FineTuneTask(BaseTask[F, M]):
             UserError: with the config ``key``, if it is not.
         """
 
+    predictions: list[dict[str, Any]] | None = None
+    """What the last call of :meth:`measures` predicted, as the data set's evaluation server takes it, if it has one."""
+
     @abstractmethod
     def measures(self, items: Any) -> dict[str, float]:
         """Metrics of a split, the same on every rank; with ``<name>/chance`` beside those that have a chance level."""
@@ -212,8 +215,8 @@ class FineTuneTask(BaseTask[F, M]):
     def outputs(
         self,
         items: Sequence[T],
-        read: Callable[[EvaluationView, int, Sequence[T], int], tuple[Tensor, str]],
-        forward: Callable[[list[Tensor], Text], Tensor],
+        read: Callable[[EvaluationView, int, Sequence[T], int], tuple[P, str]],
+        forward: Callable[[list[P], Text], Tensor],
         what: str,
         *,
         alone: bool = False,
@@ -222,8 +225,8 @@ class FineTuneTask(BaseTask[F, M]):
 
         Args:
             items: at least one.
-            read: view, words to keep, items and a place -> pictures and cleaned text of the item.
-            forward: pictures and texts of some items, on the CPU and on the model's device -> a row for each.
+            read: view, words to keep, items and a place -> pictures (and what goes with them) and cleaned text of the item.
+            forward: such pictures and texts of some items, on the CPU and on the model's device -> a row for each.
             what: the progress bar's name.
         """
         size, device = self.config.evaluation.batch_size, device_of(self.model)
@@ -243,13 +246,19 @@ class FineTuneTask(BaseTask[F, M]):
         return {name: value for name, value in found.items() if not name.endswith("/chance")}
 
     def report(self, folder: RunFolder) -> str:
-        """Measure the best weights, or where the run kept none the present ones; write ``evaluation.json``."""
+        """Measure the best weights, or where the run kept none the present ones.
+
+        Writes ``evaluation.json``, and ``predictions_<split>.json`` where there are predictions.
+        """
         if folder.best.is_file():
             load_weights(self.model, folder.best).require_complete()
         results = {}
         with evaluating(self.model, self.config.evaluation.precision):
             for name, items in self.held_out.items():
                 results[name] = self.measures(items)
+                if self.predictions is not None and distributed.rank() == 0:
+                    lines = ",\n".join(json.dumps(each, ensure_ascii=False) for each in self.predictions)
+                    write_text(folder.path / f"predictions_{name}.json", f"[\n{lines}\n]\n")
         if distributed.rank() != 0:
             return ""
         write_text(folder.path / "evaluation.json", json.dumps(results, indent=2) + "\n")
@@ -275,6 +284,4 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 def progress(items: Iterable[T], what: str, total: int) -> Iterable[T]:
     """``items`` with a progress bar that shows the time left, on rank 0."""
-    seconds = 0.5 if sys.stderr.isatty() else 30.0
-    quiet = distributed.rank() != 0
-    return tqdm(items, desc=what, total=total, disable=quiet, mininterval=seconds, dynamic_ncols=True, leave=False)
+    return progress_bar(items, total=total, quiet=distributed.rank() != 0, desc=what, leave=False)

@@ -10,7 +10,7 @@ ALLOWED = {
     "utils": {"utils"},
     "scheduler": {"utils", "scheduler"},
     "optim": {"utils", "optim"},
-    "metrics": {"metrics"},
+    "metrics": {"utils", "metrics"},
     "models": {"utils", "models"},
     "dataset": {"utils", "dataset"},
     "engine": {"utils", "optim", "scheduler", "engine"},

@@ -38,6 +38,7 @@ from dataset.prepare.folders import (
 from dataset.prepare.tokenizer import train_wordpiece
 from dataset.scenes.backgrounds import paint_background, pick_background
 from utils.errors import UserError, one_line_errors
+from utils.progress import progress_bar
 
 DEBIAN_FOLDER = Path("/usr/share/tuxpaint/stamps")
 LEFT_OUT = "symbols"
@@ -125,9 +126,8 @@ def build(
     claim_folder(out, FACTS, arguments, OWNED, overwrite=overwrite)
     numbers = {"train": regions, "val": (regions + 9) // 10, "test": (regions + 9) // 10}
     facts: dict[str, Any] = {"arguments": arguments, "pictures": {}, "regions": {}}
-    with tqdm(
-        total=sum(map(len, splits.values())) + sum(numbers.values()), desc="placing stamps", disable=not progress
-    ) as bar:
+    total = sum(map(len, splits.values())) + sum(numbers.values())
+    with progress_bar(total=total, quiet=not progress, desc="placing stamps", unit="picture") as bar:
         try:
             texts = [stamp.captions[name] for stamp in splits["train"] for name in languages if name in stamp.captions]
             facts["vocabulary"] = train_wordpiece(texts, out / "tokenizer", vocab_size=vocab_size)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 from tqdm import tqdm
@@ -32,6 +34,7 @@ from dataset.scenes.wording import (
 )
 from utils.errors import UserError
 from utils.files import write_text
+from utils.progress import progress_bar
 
 FACTS = "scenes.json"
 ANSWERS = "vqa_answers.json"
@@ -51,10 +54,14 @@ VOCABULARY_LIMIT = 512
 ANNOTATORS = 10
 """Answers to a question of VQA v2, by which its accuracy is measured; here they all agree."""
 
+_WORTH_A_PROCESS = 1000
+
 DRAWING = 7
 """Goes up when the same arguments give other pictures or texts, so that an older folder is not taken for a current one."""
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def build(
@@ -100,7 +107,8 @@ def build(
     facts |= {name: {} for name in ("objects", "relations", "sentences", "referring", "questions")}
     texts: dict[str, None] = {}  # as an ordered set: many phrases come again and again
     try:
-        with tqdm(total=sum(counts.values()), desc="drawing scenes", unit="scene", disable=not progress) as bar:
+        total = sum(counts.values())
+        with progress_bar(total=total, quiet=not progress, desc="drawing scenes", unit="scene") as bar:
             for split, count in counts.items():
                 made = _build_split(out, seed, split, count, (width, height), bar, texts if split == "train" else None)
                 for name, number in made.items():
@@ -205,6 +213,30 @@ def texts_of(record: Mapping[str, Any]) -> Iterator[str]:
         yield from [elem["caption"]] if isinstance(elem["caption"], str) else elem["caption"]
 
 
+class Made(NamedTuple):
+    """What there is of a scene once its picture is drawn: its records of every kind, and what its objects look like."""
+
+    record: dict[str, Any]
+    phrases: dict[str, Any] | None
+    questions: list[dict[str, Any]]
+    captioned: dict[str, Any]
+    looks: Picture
+
+
+def _make(out: Path, seed: int, split: str, size: tuple[int, int], index: int) -> Made:
+    """Draw a scene's picture and say everything about it."""
+    scene = compose_scene(seed, split, index, size)
+    made = Made(
+        scene_record(scene),
+        referring_record(scene),
+        question_records(scene),
+        captioning_record(scene),
+        tuple(looks_of(thing) for thing in scene.objects),
+    )
+    Image.fromarray(draw_scene(scene)).save(out / made.record["image"])
+    return made
+
+
 def _build_split(
     out: Path, seed: int, split: str, count: int, size: tuple[int, int], bar: tqdm[Any], texts: dict[str, None] | None
 ) -> dict[str, Any]:
@@ -216,13 +248,11 @@ def _build_split(
     pictures: list[Picture] = []
 
     def rows() -> Iterator[tuple[Sequence[Mapping[str, Any]], ...]]:
-        for index in range(count):
-            scene = compose_scene(seed, split, index, size)
-            record, phrases, questions = scene_record(scene), referring_record(scene), question_records(scene)
-            captioned = captioning_record(scene)
-            Image.fromarray(draw_scene(scene)).save(out / record["image"])
+        for record, phrases, questions, captioned, looks in _in_processes(
+            partial(_make, out, seed, split, size), count
+        ):
             bar.update()
-            pictures.append(tuple(looks_of(thing) for thing in scene.objects))
+            pictures.append(looks)
             tally.update(_grains(record))
             if phrases is not None:
                 referring.update(_grains(phrases))
@@ -250,6 +280,15 @@ def _build_split(
         "referring": {grain: referring[grain] for grain in GRAINS},
         "questions": answers.total(),
     }
+
+
+def _in_processes(make: Callable[[int], T], count: int) -> Iterator[T]:
+    """``make`` of each number below ``count``, in order, by as many processes as there are cores where that pays."""
+    if count < _WORTH_A_PROCESS:
+        yield from map(make, range(count))
+        return
+    with ProcessPoolExecutor() as pool:
+        yield from pool.map(make, range(count), chunksize=32)
 
 
 def _named(split: str, index: int) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import re
 
-from benchmarks import answer_ranking, rerank
+from benchmarks import answer_ranking, captioning, rerank
 
 
 def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
@@ -12,4 +12,9 @@ def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
 
 def test_answers_are_ranked_as_the_naive_way_does_and_the_ratio_is_printed(capsys):
     answer_ranking.main(["--small", "--rounds", "1"])
+    assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
+
+
+def test_captioning_runs_and_ends_with_its_ratio(capsys):
+    captioning.main(["--small", "--rounds", "1"])
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])

@@ -11,16 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.grounding import (
-    GroundingBatches,
-    GroundingDataConfig,
-    GroundingSplitConfig,
-    read_phrases,
-    read_plain_pickle,
-)
+from dataset.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig, read_phrases
 from dataset.images import RegionAugmentConfig
 from utils.config import ConfigError, bind
 from utils.errors import UserError
+from utils.pickles import read_plain_pickle
 
 PLAIN = RegionAugmentConfig(flip=0, rand_augment_ops=0)
 WIDTH, HEIGHT = 40, 32

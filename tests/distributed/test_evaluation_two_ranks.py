@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.captioning import CaptioningConfig, CaptioningTask
 from tasks.common import FineTuneTask, evaluating
 from tasks.grounding import GroundingConfig, GroundingTask
 from tasks.nlvr import NLVRConfig, NLVRTask
@@ -24,8 +25,16 @@ KINDS = {
     "nlvr": (NLVRConfig, NLVRTask, "nlvr"),
     "grounding": (GroundingConfig, GroundingTask, "refer"),
     "vqa": (VQAConfig, VQATask, "vqa"),
+    "captioning": (CaptioningConfig, CaptioningTask, "captioning"),
 }
-SIZES = {"retrieval": "images", "nlvr": "statements", "grounding": "phrases", "vqa": "questions"}
+SIZES = {
+    "retrieval": "images",
+    "nlvr": "statements",
+    "grounding": "phrases",
+    "vqa": "questions",
+    "captioning": "images",
+}
+EXTRA = {"retrieval": ["evaluation.candidates=3"], "captioning": ["evaluation.decoding.max_length=6"]}
 COUNTS = [1, 2, 5, 8]
 """Items of the sets: fewer than ranks, as many, odd and even numbers; with 5 and 8 a rank needs two forward passes."""
 
@@ -45,7 +54,7 @@ class Measure:
             *self.files(name, f"{self.scenes}/{file}"),
             "evaluation.validation=null",
             "evaluation.batch_size=2",
-            *(["evaluation.candidates=3"] if name == "retrieval" else []),
+            *EXTRA.get(name, []),
         ]
         task: FineTuneTask[Any, Any] = kind(load_config(ROOT / f"configs/demo/{name}.yaml", overrides, schema))
         generator = torch.Generator().manual_seed(4)
@@ -76,9 +85,11 @@ class Measure:
                 items = first_of(task.held_out["test"], count)
                 with evaluating(task.model, "fp32"):
                     found[f"{name}/{count}"] = task.measures(items)
-                    for method in ("_predict", "_locate"):
+                    for method in ("_predict", "_locate", "captions"):
                         if hasattr(task, method):
-                            found[f"{name}/{count}/rows"] = getattr(task, method)(items).tolist()
+                            found[f"{name}/{count}/rows"] = [
+                                row.tolist() if hasattr(row, "tolist") else row for row in getattr(task, method)(items)
+                            ]
         return found
 
 
@@ -119,6 +130,14 @@ def test_the_items_decide_what_is_measured(alone, name):
     """Else the test above could not fail."""
     found = [alone[f"{name}/{count}"] for count in COUNTS]
     assert len({tuple(value for value in each.values() if isinstance(value, float)) for each in found}) > 2
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_captions_of_all_ranks_come_in_the_order_of_the_images(alone, both, count):
+    expected = alone[f"captioning/{count}/rows"]
+    assert len(expected) == count
+    assert all(found[f"captioning/{count}/rows"] == expected for found in both)
+    assert count < 5 or expected != expected[::-1], "another order would be seen"
 
 
 @pytest.mark.parametrize("name", ["nlvr", "grounding", "vqa"])

@@ -9,6 +9,7 @@ import torch
 
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
 from tasks import TASKS
+from tasks.captioning import CaptioningConfig, CaptioningTask
 from tasks.grounding import GroundingConfig, GroundingTask
 from tasks.nlvr import NLVRConfig, NLVRTask
 from tasks.pretrain import PretrainConfig, PretrainTask
@@ -26,20 +27,21 @@ KINDS = {
     "nlvr": (NLVRConfig, NLVRTask),
     "grounding": (GroundingConfig, GroundingTask),
     "vqa": (VQAConfig, VQATask),
+    "captioning": (CaptioningConfig, CaptioningTask),
 }
 
 
 def task_of(path: Path) -> str:
-    """The folder names the task; in the demo's folder, the file does."""
-    return path.stem if path.parent.name == "demo" else path.parent.name
+    """The folder names the task; in the demo's folder, the start of the file's name does."""
+    return path.stem.split("_")[0] if path.parent.name == "demo" else path.parent.name
 
 
-def load(path: Path) -> Config:
-    return load_config(path, [], KINDS[task_of(path)][0])
+def load(path: Path, *overrides: str) -> Config:
+    return load_config(path, overrides, KINDS[task_of(path)][0])
 
 
-def total(path: Path) -> int:
-    config = load(path)
+def total(path: Path, *overrides: str) -> int:
+    config = load(path, *overrides)
     arch = config.model.text.arch
     with torch.device("meta"):
         model = KINDS[task_of(path)][1].build_model(config, arch.vocab_size or 200)
@@ -68,19 +70,30 @@ def test_a_config_binds_and_builds(path):
         ("nlvr/nlvr2_base_4m", "nlvr_base"),
         ("grounding/refcoco_plus_base_4m", "grounding_base"),
         ("vqa/vqa2_base_4m", "vqa_base"),
+        ("captioning/coco_base_4m", "captioning_base"),
     ],
 )
 def test_presets_have_the_published_number_of_parameters(name, published):
-    assert total(ROOT / "configs" / f"{name}.yaml") == COUNTS[published]["total"]
+    """At the published picture sizes, with which the tables of position biases grow."""
+    size = 224 if name.startswith("pretrain") else 384
+    assert total(ROOT / "configs" / f"{name}.yaml", f"model.vision.image_size={size}") == COUNTS[published]["total"]
 
 
 @pytest.mark.parametrize(
-    "name", ["retrieval/coco_base_4m", "nlvr/nlvr2_base_4m", "grounding/refcoco_plus_base_4m", "vqa/vqa2_base_4m"]
+    "name",
+    [
+        "retrieval/coco_base_4m",
+        "nlvr/nlvr2_base_4m",
+        "grounding/refcoco_plus_base_4m",
+        "vqa/vqa2_base_4m",
+        "captioning/coco_base_4m",
+    ],
 )
 def test_a_base_model_has_a_place_for_every_published_tensor(name):
-    """At the task's resolution, names and shapes of the published files are those of our parameters, and there are no others."""
+    """At the files' resolution, names and shapes of the published files are those of our parameters, and there are no others."""
     path = ROOT / "configs" / f"{name}.yaml"
-    config, task = load(path), task_of(path)
+    task = task_of(path)
+    config = load(path, f"model.vision.image_size={768 if task == 'vqa' else 384}")
     with torch.device("meta"):
         model = KINDS[task][1].build_model(config, None)
     published = json.loads((ROOT / "tests/golden/checkpoint_keys" / f"{task}_base.json").read_text())["keys"]
@@ -88,7 +101,7 @@ def test_a_base_model_has_a_place_for_every_published_tensor(name):
     expected = {
         rename(key): tuple(shape)
         for key, shape in published.items()
-        if key not in TIED and key.rsplit(".", 1)[-1] not in DROPPED
+        if key.rsplit(".", 1)[-1] not in DROPPED and key not in TIED
     }
     assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == expected
 
@@ -102,6 +115,7 @@ CELLS = [
     *(f"nlvr/nlvr2_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
     *(f"vqa/vqa2_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
     *(f"grounding/refcoco_plus_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
+    *(f"captioning/coco_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
 ]
 
 

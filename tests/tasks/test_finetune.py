@@ -1,4 +1,4 @@
-"""Retrieval, reasoning, question answering and grounding as runs: what they write, of which weights, and what is measured."""
+"""Fine-tuning tasks as runs: what they write, which weights they report on, and what is measured."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from dataset.text import PlainTextProcessor, clean_caption
 from engine.checkpoint import list_checkpoints
 from metrics.retrieval import chance_recalls
 from tasks import retrieval_evaluation
+from tasks.captioning import CaptioningConfig, CaptioningTask
 from tasks.common import BaseTask, RunConfig, evaluating
 from tasks.grounding import GroundingConfig, GroundingTask
 from tasks.job import run_task
@@ -42,6 +43,7 @@ KINDS: dict[str, tuple[type[RunConfig], type[BaseTask[Any, Any]]]] = {
     "nlvr": (NLVRConfig, NLVRTask),
     "grounding": (GroundingConfig, GroundingTask),
     "vqa": (VQAConfig, VQATask),
+    "captioning": (CaptioningConfig, CaptioningTask),
 }
 FILES = {"vqa": "questions"}
 """The key that names a split's file, where it is not `annotations`."""
@@ -83,7 +85,7 @@ def rows_of(task: str, numbers: range) -> list[dict[str, Any]]:
     for number in numbers:
         colour, size, shape = LOOKS[number]
         image, text = f"images/{number}.png", f"a {size} {colour} {shape}"
-        if task == "retrieval":
+        if task in ("retrieval", "captioning"):
             captions = [text, f"the {shape} is {colour} and {size}", f"{colour} {shape}"][: 1 + number % 3]
             rows.append({"image": image, "caption": captions, "image_id": number})
         elif task == "grounding":
@@ -132,7 +134,9 @@ def overrides(scenes_folder, data) -> Callable[[str], list[str]]:
     def of(task: str) -> list[str]:
         extra = {
             "retrieval": ["evaluation.candidates=4"],
+            "nlvr": [],
             "grounding": ["evaluation.panels=2"],
+            "captioning": ["evaluation.decoding.max_length=8", "data.careful_flip=false"],
             "vqa": [f"evaluation.answers={data}/answers.json", "evaluation.candidates=4"],
         }
         file, train = FILES.get(task, "annotations"), f"{data}/{task}_train.jsonl"
@@ -193,7 +197,7 @@ def test_a_run_trains_validates_and_reports(runs, task):
     assert report.keys() == {"test"}
     assert {name for name in report["test"] if not name.endswith("/chance")} == validations[0].keys() - {"step"}
     for name, value in report["test"].items():
-        assert isinstance(value, int) or 0 <= value <= 1, name
+        assert isinstance(value, int) or 0 <= value <= (10 if name.startswith("CIDEr") else 1), name
 
 
 EXPECTED = {
@@ -201,6 +205,7 @@ EXPECTED = {
     "nlvr": {"statements": 14, "sentences": 7},
     "grounding": {"phrases": 7, "attribute phrases": 3, "place phrases": 4},
     "vqa": {"questions": 14, "other questions": 7, "yes/no questions": 7},
+    "captioning": {"images": 7, "captions": 13},
 }
 
 
@@ -295,7 +300,8 @@ def test_evaluating_trains_nothing(runs, overrides, task, tmp_path):
     """Zero-shot: the weights measured are those that the model starts with."""
     options = [*overrides(task), f"init.checkpoint={runs(task)}"]
     report = start(task, tmp_path, options, "--evaluate", kind=watched(KINDS[task][1], []))
-    files = {path.name for path in tmp_path.iterdir()} - {"predictions.png", "answers_test.json"}
+    written = {"predictions.png", "predictions_test.json", "answers_test.json"}
+    files = {path.name for path in tmp_path.iterdir()} - written
     assert files == {"config.yaml", "evaluation.json", "log.txt"}
     schema, kind = KINDS[task]
     fresh = kind(load_config(ROOT / f"configs/demo/{task}.yaml", options, schema))
@@ -347,6 +353,7 @@ BROKEN = {
     "nlvr": {"sentence": "a star", "label": "maybe", "images": ["images/0.png", "images/1.png"]},
     "grounding": {"image": "images/0.png", "elems": [{"bb": [0, 0, 40, 40], "caption": "a star"}]},
     "vqa": {"image": "images/gone.png", "question": "what?", "answer": ["red"]},
+    "captioning": {"image": "images/0.png", "caption": []},
 }
 
 

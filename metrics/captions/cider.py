@@ -1,0 +1,104 @@
+"""CIDEr-D: which the standard evaluation calls CIDEr."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from metrics.captions.ngrams import Ngram, count_ngrams
+
+MAX_N = 4
+SIGMA = 6.0
+"""Deviation of the length difference, in words, in the Gaussian penalty."""
+
+
+@dataclass(frozen=True)
+class DocumentFrequencies:
+    """In the references of how many images an n-gram occurs."""
+
+    counts: Mapping[Ngram, float]
+    images: float
+    """Images in all."""
+
+    @classmethod
+    def of(cls, references: Iterable[Sequence[str]]) -> DocumentFrequencies:
+        """From each image's tokenized references."""
+        counts: Counter[Ngram] = Counter()
+        images = 0
+        for own in references:
+            images += 1
+            counts.update({ngram for reference in own for ngram in count_ngrams(reference, MAX_N)})
+        return cls(counts, images)
+
+
+class CiderD:
+    """Scores candidates by the weights of one table of document frequencies.
+
+    Made once, it is quick enough to be called at every step of self-critical training: the vectors of references are kept.
+    The score is 10 times the mean over n = 1..4, and over references, of the cosine between vectors of n-gram counts weighted
+    by inverse document frequency; counts are clipped to the reference's, and a difference in length is penalised (CIDEr, sec.
+    5 and appendix). As in the standard evaluation, a caption's length is its number of bigrams.
+
+    Args:
+        frequencies: of the evaluated references themselves in the standard evaluation; of the training set's in training.
+        kept_references: how many references' vectors are kept, about 7 kB each.
+    """
+
+    def __init__(self, frequencies: DocumentFrequencies, kept_references: int = 10_000) -> None:
+        self.frequencies = frequencies
+        self._log_images = math.log(frequencies.images) if frequencies.images else 0.0
+        self._reference = lru_cache(kept_references)(self._vector)
+
+    def scores(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+        """CIDEr-D of each candidate against its image's references, (N,) in 0..10; captions tokenized.
+
+        >>> tokenized = [["a cat sits", "the cat"], ["a dog runs"]]
+        >>> CiderD(DocumentFrequencies.of(tokenized)).scores(["a cat sits", "a cat sits"], tokenized).round(4)
+        array([4.3664, 0.    ])
+        """
+        return np.array(
+            [self._score(candidate, own) for candidate, own in zip(candidates, references, strict=True)],
+            dtype=np.float64,
+        )
+
+    def _vector(self, caption: str) -> tuple[dict[Ngram, float], list[float], int]:
+        """Weights by n-gram, their norms by n, and the length."""
+        norms = [0.0] * MAX_N
+        weights = {}
+        for ngram, count in count_ngrams(caption, MAX_N).items():
+            weight = count * (self._log_images - math.log(max(1.0, self.frequencies.counts.get(ngram, 0.0))))
+            weights[ngram] = weight
+            norms[len(ngram) - 1] += weight * weight
+        return weights, [math.sqrt(norm) for norm in norms], max(0, len(caption.split()) - 1)
+
+    def _score(self, candidate: str, references: Sequence[str]) -> float:
+        weights, norms, length = self._vector(candidate)
+        total = 0.0
+        for reference in references:
+            other_weights, other_norms, other_length = self._reference(reference)
+            products = [0.0] * MAX_N
+            for ngram, weight in weights.items():
+                if other := other_weights.get(ngram):
+                    products[len(ngram) - 1] += min(weight, other) * other
+            cosines = (
+                product / (norm * other_norm) if norm and other_norm else product
+                for product, norm, other_norm in zip(products, norms, other_norms, strict=True)
+            )
+            total += sum(cosines) * math.exp(-((length - other_length) ** 2) / (2 * SIGMA**2))
+        return 10 * total / MAX_N / len(references)
+
+
+def cider_d(
+    candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
+) -> np.ndarray:
+    """CIDEr-D of one candidate per image, (N,) in 0..10, of tokenized captions; the mean is the corpus's.
+
+    Args:
+        frequencies: of the references themselves where None, as in the standard evaluation.
+    """
+    return CiderD(frequencies or DocumentFrequencies.of(references)).scores(candidates, references)

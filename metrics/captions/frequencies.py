@@ -1,0 +1,57 @@
+"""Files of document frequencies for CIDEr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from metrics.captions.cider import DocumentFrequencies
+from utils.errors import UserError
+from utils.files import write_text
+from utils.pickles import read_plain_pickle
+
+TABLE, IMAGES = "document_frequency", "ref_len"
+"""Keys of the usual pickles, such as ``coco-train-df.p``; ``ref_len`` is the number of images there, not its logarithm."""
+
+
+def read_document_frequencies(path: str, key: str) -> DocumentFrequencies:
+    """From ``.json``, as :func:`write_document_frequencies` makes it, or else a pickle, of which no code is run.
+
+    Args:
+        key: of the config, for messages.
+
+    Raises:
+        UserError: no such file, damaged, or not a table of document frequencies.
+    """
+    content = _read_json(path, key) if path.endswith(".json") else read_plain_pickle(path, key)
+    table = content.get(TABLE) if isinstance(content, Mapping) else None
+    images = content.get(IMAGES) if isinstance(content, Mapping) else None
+    if not isinstance(table, Mapping) or not isinstance(images, Real) or images < 1:
+        raise UserError(
+            f"{key}: {path} is no table of document frequencies: it needs {TABLE!r} (n-gram: images) and {IMAGES!r}"
+        )
+    counts = {tuple(ngram.split(" ")) if isinstance(ngram, str) else ngram: count for ngram, count in table.items()}
+    for ngram, count in counts.items():
+        if not isinstance(ngram, tuple) or not isinstance(count, Real):
+            raise UserError(
+                f"{key}: {path}: {ngram!r:.60}: {count!r:.60} is not an n-gram (words in a tuple) and its count"
+            )
+    return DocumentFrequencies(counts, float(images))
+
+
+def write_document_frequencies(path: Path, frequencies: DocumentFrequencies) -> None:
+    """As JSON, with n-grams as words between single spaces."""
+    table = {" ".join(ngram): count for ngram, count in frequencies.counts.items()}
+    write_text(path, json.dumps({IMAGES: frequencies.images, TABLE: table}, ensure_ascii=False))
+
+
+def _read_json(path: str, key: str) -> Any:
+    try:
+        return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: {path} is not JSON: {error}") from None

@@ -1,0 +1,58 @@
+"""METEOR and SPICE, which exist as Java programs only: through the optional pycocoevalcap."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import shutil
+from collections.abc import Sequence
+
+from utils.errors import UserError
+
+SCORERS = {"METEOR": ("pycocoevalcap.meteor.meteor", "Meteor"), "SPICE": ("pycocoevalcap.spice.spice", "Spice")}
+"""Module and class of each metric."""
+
+
+def java_metrics(
+    candidates: Sequence[str], references: Sequence[Sequence[str]], names: Sequence[str]
+) -> dict[str, float]:
+    """The metrics ``names`` of :data:`SCORERS`, in 0..1, of tokenized captions (:func:`metrics.captions.tokenize`).
+
+    SPICE downloads its models on first use.
+
+    Raises:
+        UserError: see :func:`check_java_metrics`, or the program failed.
+    """
+    check_java_metrics(names)
+    theirs = {index: list(own) for index, own in enumerate(references)}
+    ours = {index: [candidate] for index, candidate in enumerate(candidates)}
+    results = {}
+    for name in names:
+        module, scorer = SCORERS[name]
+        try:
+            score, _ = getattr(importlib.import_module(module), scorer)().compute_score(theirs, ours)
+        # Their programs fail in many ways: no network, too little memory, a Java that is too old or too new.
+        except Exception as error:
+            raise UserError(
+                f"{name} failed in pycocoevalcap: {error!r:.300}; leave it out, or mend its Java set-up"
+            ) from None
+        results[name] = float(score)
+    return results
+
+
+def check_java_metrics(names: Sequence[str]) -> None:
+    """Tell what :func:`java_metrics` lacks, before any work.
+
+    Raises:
+        UserError: an unknown name, no pycocoevalcap, or no Java.
+    """
+    for name in names:
+        if name not in SCORERS:
+            raise UserError(f"{name} is no metric of pycocoevalcap's Java programs; there are {', '.join(SCORERS)}")
+    if not names:
+        return
+    wanted = f"{names[0]} needs" if len(names) == 1 else f"{' and '.join(names)} need"
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        raise UserError(f"{wanted} pycocoevalcap, which is not installed: pip install pycocoevalcap, or leave them out")
+    if shutil.which("java") is None:
+        raise UserError(f"{wanted} Java, and there is no java on the PATH: install a Java runtime, or leave them out")

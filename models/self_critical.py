@@ -1,0 +1,103 @@
+"""Self-critical training of captioning (Rennie et al. 2017): what the model says is judged, and better than usual is reinforced.
+
+An optional second step after the likelihood, as strong captioning systems take it; the paper does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from models.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
+from models.fusion import ImageMemory
+from models.generation import DecodingConfig, Generated, SamplingConfig, sample
+from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, to_device
+from utils.config import Config
+
+Reward = Callable[[Sequence[Sequence[int]], Sequence[tuple[str, ...]]], Sequence[float]]
+"""Token ids of captions, and the references of each -> how good they are."""
+
+
+class SelfCriticalConfig(Config):
+    """How captions are drawn to be judged."""
+
+    samples: int = Field(5, ge=2, description="captions drawn for each image; the mean of the others is what is usual")
+    max_length: int = Field(32, ge=1, description="pieces of a caption at most, the end counted")
+    temperature: float = Field(1.0, gt=0)
+
+
+class SelfCriticalModel(CaptioningModel):
+    """:class:`~models.captioning.CaptioningModel` whose loss is the expected reward, negative.
+
+    ``judge`` has to be called before the first step.
+    """
+
+    critic: SelfCriticalConfig
+    reward: Reward
+    tokens: CaptionTokens
+
+    def judge(self, reward: Reward, tokens: CaptionTokens, config: SelfCriticalConfig) -> None:
+        """Set what captions are worth, and how they are drawn."""
+        self.reward, self.tokens, self.critic = reward, tokens, config
+
+    def forward(self, batch: CaptioningBatch) -> Losses:
+        """``policy``, whose gradient is that of the expected reward, negative; and the ``reward`` itself, to look at."""
+        count, samples = len(batch.pixels), self.critic.samples
+        memory = self.remember(batch.pixels)
+        said = self._said(self._draw(memory))
+        references = [written for written in batch.references for _ in range(samples)]
+        bare = [[word for word in text if word != self.tokens.end] for text in said]
+        worth = torch.tensor(list(self.reward(bare, references)), device=batch.pixels.device).view(count, samples)
+        # Against the mean of the others, (sum - own) / (samples - 1): a baseline that needs no pass of its own.
+        advantage = (worth - worth.mean(dim=1, keepdim=True)) * (samples / (samples - 1))
+        likelihood = self._likelihood(said, memory).view(count, samples)
+        policy = -(advantage * likelihood).mean(dim=1).masked_fill(~batch.valid, 0).sum()
+        mean = worth.mean(dim=1).masked_fill(~batch.valid, 0).sum()
+        return {"policy": Term(policy, 1.0), "reward": Term(mean, 0.0)}
+
+    def counts(self, batch: CaptioningBatch) -> dict[str, Tensor]:
+        """What both are divided by: the images that count."""
+        return {"policy": batch.valid.sum(), "reward": batch.valid.sum()}
+
+    @torch.no_grad()
+    def _draw(self, memory: ImageMemory) -> Generated:
+        """Captions of each image, drawn without dropout, those of an image together."""
+        config = DecodingConfig(
+            beams=1,
+            min_length=1,
+            max_length=self.critic.max_length,
+            no_repeat_ngram=0,
+            sampling=SamplingConfig(temperature=self.critic.temperature),
+        )
+        device, rows = self.word_head.bias.device, memory.images * self.critic.samples
+        prompt = torch.tensor(self.tokens.prompt, device=device).expand(rows, -1)
+        chances = torch.rand(rows, config.max_length, device=device)
+        training = self.training
+        self.eval()
+        try:
+            return sample(CaptionDecoder(self, memory, self.tokens.mask), prompt, self.tokens.end, config, chances)
+        finally:
+            self.train(training)
+
+    def _said(self, drawn: Generated) -> list[list[int]]:
+        """The words of each caption, with its end if it has one."""
+        return [
+            [*(word for word in words if word != IGNORE), *([self.tokens.end] if ended else [])]
+            for words, ended in zip(drawn.words.tolist(), drawn.ended.tolist(), strict=True)
+        ]
+
+    def _likelihood(self, said: list[list[int]], memory: ImageMemory) -> Tensor:
+        """The log-likelihood of each caption, (N * samples,), with its gradient."""
+        prompt, samples = self.tokens.prompt, self.critic.samples
+        texts = [[*prompt, *words] for words in said]
+        places = [list(range(len(prompt), len(text))) for text in texts]
+        device = self.word_head.bias.device
+        text = to_device(LeftToRightText.of(texts, places, self.tokens.mask, self.tokens.pad), device)
+        images = torch.arange(memory.images, device=device).repeat_interleave(samples)
+        logits = self.logits(text, memory, images, samples)
+        counts = text.labels != IGNORE
+        each = logits.float().log_softmax(dim=2).gather(2, text.labels.masked_fill(~counts, 0).unsqueeze(2))
+        return each.squeeze(2).masked_fill(~counts, 0).sum(dim=1)

@@ -1,0 +1,114 @@
+"""Captioning data: prompt, caption and the places that have to be said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dataset.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.captioning import CaptioningBatches, CaptioningDataConfig
+from dataset.images import AugmentConfig
+from dataset.text import TextDataConfig
+from utils.batch import IGNORE
+from utils.errors import UserError
+
+WHOLE = AugmentConfig(scale=(1, 1), ratio=(1, 1), flip=0, rand_augment_ops=0)
+PROMPT = "a street with "
+
+
+@pytest.fixture
+def make(tmp_path, write_lines, tokenizer, encoded):
+    """Batches of pictures with captions, under options."""
+
+    def make(captions, flip=0.0, careful_flip=True, prompt=PROMPT, **text) -> CaptioningBatches:
+        rows = []
+        for number, caption in enumerate(captions):
+            (tmp_path / f"{number}.jpg").write_bytes(encoded(seed=number))
+            rows.append({"image": f"{number}.jpg", "caption": caption, "image_id": f"coco_{number}"})
+        data = CaptioningDataConfig(
+            train=CaptionedSplitConfig(annotations=write_lines("train.jsonl", rows)),
+            batch_size=len(captions),
+            prompt=prompt,
+            augment=WHOLE.model_copy(update={"flip": flip}),
+            careful_flip=careful_flip,
+            text=TextDataConfig(**{"max_tokens": 20, "mask_prob": 0.6, "max_masks": 18, "skipgram_prob": 0.0, **text}),
+            max_broken=1.0,
+            workers=0,
+        )
+        return CaptioningBatches(data, tokenizer=tokenizer, image_size=16, seed=0)
+
+    return make
+
+
+def spelled(batches: CaptioningBatches, tokenizer, row) -> list[str]:
+    return tokenizer.convert_ids_to_tokens(row.tolist())
+
+
+def test_a_row_is_prompt_and_caption_with_masks_before_what_has_to_be_said(make, tokenizer):
+    batches = make(["A red STAR"])
+    text = batches.make(0).text
+    tokens = tokenizer.convert_ids_to_tokens(text.ids[0].tolist())
+    assert [token for token in tokens if token != "[MASK]"] == [
+        "[CLS]", "a", "street", "with", "a", "red", "star", "[SEP]",
+    ]  # fmt: skip
+    places = text.places[0][text.labels[0] != IGNORE].tolist()
+    assert places == [place for place, token in enumerate(tokens) if token == "[MASK]"]
+    assert [tokens[place + 1] for place in places] == tokenizer.convert_ids_to_tokens(
+        text.labels[0][text.labels[0] != IGNORE].tolist()
+    )
+
+
+def test_prompt_and_start_are_never_said(make, tokenizer):
+    batches = make(["a red star"])
+    prompt = len(batches.prompt)
+    for seed in range(50):
+        ids, said = batches.tokens("a red star", np.random.default_rng(seed))
+        assert all(prompt <= place < len(ids) for place in said)
+        assert said == sorted(set(said))
+        # The share is of caption, [CLS] and [SEP]: five tokens.
+        assert len(said) == 3
+    assert {place for seed in range(50) for place in batches.tokens("a red star", np.random.default_rng(seed))[1]} == {
+        4, 5, 6, 7,
+    }  # fmt: skip
+
+
+def test_a_caption_that_is_cut_has_no_end(make, tokenizer):
+    batches = make(["red blue star circle"], max_tokens=7)
+    ids, _ = batches.tokens("red blue star circle", np.random.default_rng(0))
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "a", "street", "with", "red", "blue", "star"]
+
+
+def test_the_batch_knows_all_captions_of_an_image(make):
+    batch = make([["A red star!", "a star"], "a dog"]).make(0)
+    assert sorted(batch.references) in ([("A red star!", "a star")] * 2, [("A red star!", "a star"), ("a dog",)])
+
+
+def test_no_flip_makes_a_caption_false(make):
+    captions = ["a star on the left"] * 6
+    careful, careless = make(captions, flip=1.0), make(captions, flip=1.0, careful_flip=False)
+    whole = make(captions)
+    for image in range(6):
+        rng = np.random.default_rng(0)
+        assert (careful.example(image, rng).pixels == whole.example(image, rng).pixels).all()
+        assert (careless.example(image, rng).pixels == whole.example(image, rng).pixels.flip(2)).all()
+
+
+def test_a_picture_that_cannot_be_read_fills_its_row_and_is_counted(make, tmp_path):
+    batches = make(["a dog", "a cat"])
+    (tmp_path / "1.jpg").write_bytes(b"no picture")
+    batch = batches.make(0)
+    assert batch.valid.sum() == 1
+    assert [broken.kind for broken in batch.broken] == ["unreadable image"]
+    assert batch.text.ids.shape[0] == batch.pixels.shape[0] == len(batch.references) == 2
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(make):
+    with pytest.raises(UserError, match=r"data\.prompt: .* are 4 tokens, and data\.text\.max_tokens is 4"):
+        make(["a dog"], max_tokens=4)
+
+
+def test_images_keep_their_ids_and_references(make, tmp_path):
+    make([["a", "b"], "c", ["d", "e"]])
+    items = read_captioned_images(CaptionedSplitConfig(annotations=str(tmp_path / "train.jsonl")), "data.train", 0.0)
+    assert items.ids == ["coco_0", "coco_1", "coco_2"]
+    assert items.references() == [("a", "b"), ("c",), ("d", "e")]

@@ -1,0 +1,218 @@
+"""Caption metrics against the standard, Java-tokenized evaluation, run once (``tests/golden/captions/make.py``)."""
+
+import doctest
+import importlib
+import json
+import math
+import pickle
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metrics.captions import caption_metrics, tokenize, tokenize_references
+from metrics.captions.bleu import corpus_bleu
+from metrics.captions.cider import CiderD, DocumentFrequencies, cider_d
+from metrics.captions.frequencies import read_document_frequencies, write_document_frequencies
+from metrics.captions.java import check_java_metrics, java_metrics
+from metrics.captions.rouge import rouge_l
+from utils.errors import UserError
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden/captions/captions.json").read_text(encoding="utf-8"))
+TOKENS, REFERENCE_TOKENS = GOLDEN["candidate_tokens"], GOLDEN["reference_tokens"]
+
+
+@pytest.mark.parametrize("name", ["ptb", "ngrams", "bleu", "rouge", "cider"])
+def test_the_examples_in_the_docstrings_hold(name):
+    result = doctest.testmod(importlib.import_module(f"metrics.captions.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_tokens_are_those_of_the_java_tokenizer():
+    captions = [*GOLDEN["candidates"], *(caption for own in GOLDEN["references"] for caption in own)]
+    assert len(set(captions)) > 1000
+    made = list(zip(GOLDEN["candidates"], tokenize(GOLDEN["candidates"]), TOKENS, strict=True))
+    for own, tokens, expected in zip(
+        GOLDEN["references"], tokenize_references(GOLDEN["references"]), REFERENCE_TOKENS, strict=True
+    ):
+        made += zip(own, tokens, expected, strict=True)
+    assert [each for each in made if each[1] != each[2]] == []
+
+
+def test_scores_are_those_of_the_standard_evaluation_and_need_no_java(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    scores = caption_metrics(GOLDEN["candidates"], GOLDEN["references"])
+    assert scores == pytest.approx(GOLDEN["scores"], abs=1e-9)
+    assert all(score > 0.1 for score in scores.values())
+
+
+def test_each_images_scores_are_those_of_the_standard_evaluation():
+    np.testing.assert_allclose(rouge_l(TOKENS, REFERENCE_TOKENS), GOLDEN["ROUGE-L"], atol=1e-9)
+    np.testing.assert_allclose(cider_d(TOKENS, REFERENCE_TOKENS), GOLDEN["CIDEr"], atol=1e-9)
+
+
+def test_a_caption_may_depend_on_the_next_one_as_in_one_text():
+    assert tokenize(["a man says no.", "5 dogs"]) == ["a man says no.", "5 dogs"]
+    assert tokenize(["a man says no.", "dogs"]) == ["a man says no", "dogs"]
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x85", "\u2028", "\u2029"])
+def test_a_line_break_inside_a_caption_is_a_space_and_shifts_no_other(line_break):
+    assert tokenize([f"a{line_break}dog", "", "a cat"]) == ["a dog", "", "a cat"]
+
+
+def test_no_captions_have_no_tokens():
+    assert tokenize([]) == []
+    assert tokenize([""]) == [""]
+    assert tokenize(["", " ?! \U0001f600 ..."]) == ["", "?!"]
+
+
+def test_bleu_takes_the_shorter_of_two_references_equally_close():
+    assert corpus_bleu(["a b c"], [["a b c d", "a b"]], max_n=1) == pytest.approx([1.0])
+    assert corpus_bleu(["a b c"], [["a b c d", "x"]], max_n=1) == pytest.approx([math.exp(1 - 4 / 3)])
+
+
+def test_bleu_counts_a_word_no_more_often_than_the_best_reference():
+    """Papineni et al., 2002, sec. 2.1: the seven times "the", worked there as 2/7."""
+    references = [["the cat is on the mat", "there is a cat on the mat"]]
+    assert corpus_bleu(["the the the the the the the"], references, max_n=1) == pytest.approx([2 / 7])
+
+
+def test_cider_d_of_a_reference_is_10_and_falls_with_repetition():
+    references = [["a dog runs on the wide beach"], ["two cats sleep under some red car"]]
+    same = [own[0] for own in references]
+    np.testing.assert_allclose(cider_d(same, references), [10, 10])
+    twice = [f"{caption} {caption}" for caption in same]
+    assert (cider_d(twice, references) < 5).all()
+
+
+def test_an_empty_candidate_scores_nothing():
+    assert cider_d([""], [["a dog"]]).tolist() == [0]
+    assert rouge_l([""], [["a dog"]]).tolist() == [0]
+    assert corpus_bleu([""], [["a dog"]]) == pytest.approx([0] * 4, abs=1e-6)
+
+
+def test_cider_d_with_the_tables_of_a_corpus_scores_a_part_as_in_the_whole():
+    scorer = CiderD(DocumentFrequencies.of(REFERENCE_TOKENS))
+    part = slice(5, None, 7)
+    np.testing.assert_allclose(scorer.scores(TOKENS[part], REFERENCE_TOKENS[part]), GOLDEN["CIDEr"][part], atol=1e-9)
+    alone = cider_d(TOKENS[part], REFERENCE_TOKENS[part])
+    assert np.abs(alone - GOLDEN["CIDEr"][part]).max() > 0.01, "the table makes a difference"
+
+
+def test_cider_d_keeps_references_and_scores_the_same_again():
+    scorer = CiderD(DocumentFrequencies.of(REFERENCE_TOKENS), kept_references=20)
+    for _ in range(2):
+        np.testing.assert_allclose(scorer.scores(TOKENS[:9], REFERENCE_TOKENS[:9]), GOLDEN["CIDEr"][:9], atol=1e-9)
+
+
+def test_document_frequencies_count_images_not_captions():
+    frequencies = DocumentFrequencies.of([["a cat", "a cat a"], ["a dog"]])
+    assert frequencies.images == 2
+    assert frequencies.counts[("a",)] == 2
+    assert frequencies.counts[("a", "cat")] == 1
+
+
+def usual_table(frequencies: DocumentFrequencies) -> dict:
+    """As the usual pickles hold it."""
+    counts: defaultdict = defaultdict(float)
+    counts.update({ngram: float(count) for ngram, count in frequencies.counts.items()})
+    return {"document_frequency": counts, "ref_len": frequencies.images}
+
+
+@pytest.mark.parametrize("kind", ["json", 0, 2, 4])
+def test_a_table_of_document_frequencies_survives_its_file(tmp_path, kind):
+    frequencies = DocumentFrequencies.of(REFERENCE_TOKENS[:50])
+    path = tmp_path / ("df.json" if kind == "json" else "coco-train-df.p")
+    if kind == "json":
+        write_document_frequencies(path, frequencies)
+    else:
+        path.write_bytes(pickle.dumps(usual_table(frequencies), protocol=kind))
+    read = read_document_frequencies(str(path), "k")
+    assert read.images == 50
+    assert dict(read.counts) == dict(frequencies.counts)
+    scores = cider_d(TOKENS[:50], REFERENCE_TOKENS[:50], read)
+    np.testing.assert_allclose(scores, cider_d(TOKENS[:50], REFERENCE_TOKENS[:50]))
+
+
+class Runs:
+    """A value whose unpickling calls a function that leaves a file behind."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickled_table_that_would_run_code_is_refused_and_nothing_runs(tmp_path):
+    path, ran = tmp_path / "df.p", tmp_path / "ran"
+    path.write_bytes(pickle.dumps({"document_frequency": Runs(ran), "ref_len": 1}))
+    with pytest.raises(UserError, match=r"^k: .*/df\.p is not a pickle of plain data: it asks for [^\n]*$"):
+        read_document_frequencies(str(path), "k")
+    assert not ran.exists()
+    pickle.loads(path.read_bytes())
+    assert ran.exists(), "the file would have run something"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1], "is no table of document frequencies"),
+        ({"document_frequency": {}}, "is no table of document frequencies"),
+        ({"document_frequency": {}, "ref_len": 0}, "is no table of document frequencies"),
+        ({"document_frequency": {"a dog": "x"}, "ref_len": 5}, r"\('a', 'dog'\): 'x' is not an n-gram"),
+    ],
+)
+def test_a_file_that_is_no_table_is_told_in_one_line(tmp_path, content, message):
+    for name, data in (("df.json", json.dumps(content).encode()), ("df.p", pickle.dumps(content))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=rf"^k: {tmp_path}/{name}.*{message}"):
+            read_document_frequencies(str(tmp_path / name), "k")
+
+
+@pytest.mark.parametrize("name", ["df.json", "df.p"])
+def test_a_table_that_is_missing_or_damaged_is_told_in_one_line(tmp_path, name):
+    path = tmp_path / name
+    with pytest.raises(UserError, match=f"^k: {path} does not exist; [^\n]*$"):
+        read_document_frequencies(str(path), "k")
+    path.write_bytes(b"{no")
+    with pytest.raises(UserError, match=f"^k: {path} is not [^\n]*$"):
+        read_document_frequencies(str(path), "k")
+
+
+@pytest.mark.parametrize(
+    ("candidates", "references", "message"),
+    [
+        (["a"], [["a"], ["b"]], "1 candidates for 2 images"),
+        ([], [], "0 candidates for 0 images"),
+        (["a", "b"], [["a"], []], r"references\[1\] is empty"),
+    ],
+)
+def test_captions_that_do_not_pair_up_are_refused(candidates, references, message):
+    with pytest.raises(ValueError, match=message):
+        caption_metrics(candidates, references)
+
+
+def test_a_missing_package_or_java_is_told_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"^METEOR and SPICE need pycocoevalcap, which is not installed: .*leave them out$"
+    ):
+        java_metrics(["a"], [["a"]], ["METEOR", "SPICE"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"^METEOR needs Java, and there is no java on the PATH: "):
+        check_java_metrics(["METEOR"])
+    with pytest.raises(UserError, match=r"^BLEU is no metric of .*; there are METEOR, SPICE$"):
+        check_java_metrics(["BLEU"])
+    check_java_metrics([])
+
+
+def test_a_java_program_that_fails_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr("metrics.captions.java.check_java_metrics", lambda names: None)
+    monkeypatch.setitem(__import__("metrics.captions.java", fromlist=["SCORERS"]).SCORERS, "METEOR", ("json", "Meteor"))
+    with pytest.raises(UserError, match=r"^METEOR failed in pycocoevalcap: AttributeError.*"):
+        java_metrics(["a"], [["a"]], ["METEOR"])
