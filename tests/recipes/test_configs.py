@@ -31,6 +31,10 @@ KINDS = {
 }
 
 
+PUBLISHED_SIZE = {"pretrain": 224, "vqa": 768}
+"""Of the pictures, in the golden files; 384 for the other tasks."""
+
+
 def task_of(path: Path) -> str:
     """The folder names the task; in the demo's folder, the start of the file's name does."""
     return path.stem.split("_")[0] if path.parent.name == "demo" else path.parent.name
@@ -75,8 +79,8 @@ def test_a_config_binds_and_builds(path):
 )
 def test_presets_have_the_published_number_of_parameters(name, published):
     """At the published picture sizes, with which the tables of position biases grow."""
-    size = 224 if name.startswith("pretrain") else 384
-    assert total(ROOT / "configs" / f"{name}.yaml", f"model.vision.image_size={size}") == COUNTS[published]["total"]
+    size = f"model.vision.image_size={PUBLISHED_SIZE.get(name.split('/')[0], 384)}"
+    assert total(ROOT / "configs" / f"{name}.yaml", size) == COUNTS[published]["total"]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +97,7 @@ def test_a_base_model_has_a_place_for_every_published_tensor(name):
     """At the files' resolution, names and shapes of the published files are those of our parameters, and there are no others."""
     path = ROOT / "configs" / f"{name}.yaml"
     task = task_of(path)
-    config = load(path, f"model.vision.image_size={768 if task == 'vqa' else 384}")
+    config = load(path, f"model.vision.image_size={PUBLISHED_SIZE.get(task, 384)}")
     with torch.device("meta"):
         model = KINDS[task][1].build_model(config, None)
     published = json.loads((ROOT / "tests/golden/checkpoint_keys" / f"{task}_base.json").read_text())["keys"]
