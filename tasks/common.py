@@ -252,17 +252,24 @@ class FineTuneTask(BaseTask[F, M]):
         """
         if folder.best.is_file():
             load_weights(self.model, folder.best).require_complete()
-        results = {}
+        results, said = {}, []
         with evaluating(self.model, self.config.evaluation.precision):
             for name, items in self.held_out.items():
                 results[name] = self.measures(items)
+                said.append(table(results[name], name))
                 if self.predictions is not None and distributed.rank() == 0:
-                    lines = ",\n".join(json.dumps(each, ensure_ascii=False) for each in self.predictions)
-                    write_text(folder.path / f"predictions_{name}.json", f"[\n{lines}\n]\n")
+                    said[-1] += "\n" + _write_predictions(folder.path / f"predictions_{name}.json", self.predictions)
         if distributed.rank() != 0:
             return ""
         write_text(folder.path / "evaluation.json", json.dumps(results, indent=2) + "\n")
-        return "\n\n".join(table(metrics, name) for name, metrics in results.items())
+        return "\n\n".join(said)
+
+
+def _write_predictions(path: Path, predictions: Sequence[dict[str, Any]]) -> str:
+    """Write a JSON list; what was written, in a line."""
+    lines = ",\n".join(json.dumps(each, ensure_ascii=False) for each in predictions)
+    write_text(path, f"[\n{lines}\n]\n")
+    return f"{len(predictions)} predictions in {path}, as the evaluation server takes them"
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
@@ -24,16 +23,13 @@ from dataset.vqa import (
     read_questions,
 )
 from engine.checkpoint import Checkpoint
-from engine.run_folder import RunFolder
 from metrics.vqa import normalize_answer, soft_accuracy
 from models.answer_ranking import AnswerTree, Ranking, rank_answers
 from models.vqa import VQAModel, VQAModelConfig
 from optim import OptimConfig
 from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
-from utils import distributed
 from utils.batch import Text
 from utils.errors import UserError
-from utils.files import write_text
 
 
 class VQAOptimConfig(OptimConfig):
@@ -77,7 +73,6 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
         super().__init__(config, checkpoint)
         self.candidates = read_candidates(config.evaluation.answers, "evaluation.answers")
         self.tree = self._tree()
-        self.answered: dict[int, list[str]] = {}
 
     @staticmethod
     def build_model(config: VQAConfig, vocab_size: int | None) -> VQAModel:
@@ -97,7 +92,9 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
         """Soft accuracies, overall and by type of answer. Chance: a candidate drawn at random. Beside them, what the most
         frequent training answer (of the type) gives everywhere."""
         predicted = [self.candidates[place] for place in self._predict(items)]
-        self.answered[id(items)] = predicted
+        self.predictions = [
+            {"question_id": item.question_id, "answer": answer} for item, answer in zip(items, predicted, strict=True)
+        ]
         results: dict[str, float] = {"questions": len(items)}
         if not all(item.answers for item in items):
             return results
@@ -117,23 +114,6 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
             if name:
                 results[f"{name} questions"] = int(chosen.sum())
         return results
-
-    def report(self, folder: RunFolder) -> str:
-        """As for every task; also write every split's answers as the evaluation server takes them."""
-        found = super().report(folder)
-        if distributed.rank() != 0:
-            return found
-        said = [found]
-        for name, items in self.held_out.items():
-            path = folder.path / f"answers_{name}.json"
-            predicted = self.answered[id(items)]
-            rows = [
-                {"question_id": item.question_id, "answer": answer}
-                for item, answer in zip(items, predicted, strict=True)
-            ]
-            write_text(path, json.dumps(rows, ensure_ascii=False) + "\n")
-            said.append(f"{name}: {len(rows)} answers in {path}, as the evaluation server takes them")
-        return "\n\n".join(said)
 
     def _load(self, checkpoint: Checkpoint | None) -> set[str]:
         fresh = super()._load(checkpoint)

@@ -187,7 +187,7 @@ def test_a_run_trains_validates_and_reports(runs, task):
     written = {"config.yaml", "metrics.jsonl", "validation.jsonl", "best.safetensors", "evaluation.json", "checkpoints"}
     assert written <= files
     assert ("predictions.png" in files) == (task == "grounding")
-    assert ("answers_test.json" in files) == (task == "vqa")
+    assert ("predictions_test.json" in files) == (task in ("vqa", "captioning"))
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
     assert all(line["loss"] > 0 for line in metrics)
@@ -300,7 +300,7 @@ def test_evaluating_trains_nothing(runs, overrides, task, tmp_path):
     """Zero-shot: the weights measured are those that the model starts with."""
     options = [*overrides(task), f"init.checkpoint={runs(task)}"]
     report = start(task, tmp_path, options, "--evaluate", kind=watched(KINDS[task][1], []))
-    written = {"predictions.png", "predictions_test.json", "answers_test.json"}
+    written = {"predictions.png", "predictions_test.json"}
     files = {path.name for path in tmp_path.iterdir()} - written
     assert files == {"config.yaml", "evaluation.json", "log.txt"}
     schema, kind = KINDS[task]

@@ -91,12 +91,12 @@ def test_a_split_without_answers_is_answered_for_the_server_and_not_measured(ove
     results = json.loads((tmp_path / "evaluation.json").read_text())
     assert results["server"] == {"questions": len(rows)}
     assert "server: nothing to measure" in said
-    assert f"{len(rows)} answers in {tmp_path}/answers_server.json" in said
-    written = json.loads((tmp_path / "answers_server.json").read_text())
+    assert f"{len(rows)} predictions in {tmp_path}/predictions_server.json" in said
+    written = json.loads((tmp_path / "predictions_server.json").read_text())
     assert [row["question_id"] for row in written] == [row["question_id"] for row in rows]
     assert {row["answer"] for row in written} <= set(task.candidates)
     assert all(row.keys() == {"question_id", "answer"} for row in written)
-    assert written == json.loads((tmp_path / "answers_test.json").read_text()), "the same questions and weights"
+    assert written == json.loads((tmp_path / "predictions_test.json").read_text()), "the same questions and weights"
 
 
 @pytest.mark.parametrize("fresh", [True, False])
