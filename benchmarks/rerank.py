@@ -23,7 +23,7 @@ from models.reranking import TextBank, score_pairs
 from models.retrieval import RetrievalModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
-from models.xvlm import ModelConfig
+from models.xvlm import AligningConfig
 
 IMAGES, CAPTIONS, K = 5000, 25010, 80
 PADDED = 40
@@ -35,7 +35,7 @@ def build(width: int, layers: int, image_size: int) -> RetrievalModel:
     """A model of base size, or smaller for a check; only its fusion and its matching head are run."""
     heads = max(1, width // 64)
     arch = TextArchitecture(vocab_size=100, width=width, layers=1, heads=heads, intermediate=4 * width)
-    config = ModelConfig(
+    config = AligningConfig(
         vision=VisionConfig(image_size=image_size, width=width, depth=1, heads=heads),
         text=TextConfig(arch=arch),
         fusion=FusionConfig(layers=layers),

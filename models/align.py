@@ -12,7 +12,7 @@ from models.encoded import Concepts, Encoded
 from models.fusion import ImageMemory, Look
 from models.heads import mlp_head
 from models.negatives import allowed_negatives, draw, negative_weights
-from models.xvlm import XVLM, ContrastiveHead, ModelConfig
+from models.xvlm import XVLM, AligningConfig, ContrastiveHead
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class Negatives:
 class AligningModel(XVLM):
     """:class:`XVLM` with the contrastive and the matching head."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int | None = None):
+    def __init__(self, config: AligningConfig, vocab_size: int | None = None):
         super().__init__(config, vocab_size)
+        self.config: AligningConfig = config
         self.contrastive = ContrastiveHead(self.vision.width, self.text.width, config)
         self.matching_head = mlp_head(self.text.width, 2)
 

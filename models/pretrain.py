@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from models import losses
@@ -12,9 +14,35 @@ from models.encoded import Concepts, Encoded
 from models.fusion import Look
 from models.heads import WordHead, mlp_head, predict_box
 from models.layers import gather_positions
-from models.xvlm import ModelConfig
+from models.xvlm import AligningConfig, ContrastiveConfig
 from utils.batch import IGNORE, ImageTextBatch, Losses, MaskedText, PretrainBatch, RegionBatch, Term, TextBatch
 from utils.config import Config
+
+Identical = Literal["ignore", "negative"]
+
+
+class IdenticalTexts(Config):
+    """What two equal texts of a batch are to each other, by stream."""
+
+    images: Identical = "negative"
+    regions: Identical = Field("ignore", description="regions often share a text ('a man'); ignore: no negatives")
+
+
+class PretrainContrastiveConfig(ContrastiveConfig):
+    """Also what equal texts of a batch are to each other."""
+
+    identical_texts: IdenticalTexts = IdenticalTexts()
+
+    @field_validator("identical_texts", mode="before")
+    @classmethod
+    def _one_word_for_all(cls, value: Any) -> Any:
+        return {"images": value, "regions": value} if isinstance(value, str) else value
+
+
+class PretrainModelConfig(AligningConfig):
+    """The model of pre-training."""
+
+    contrastive: PretrainContrastiveConfig = PretrainContrastiveConfig()
 
 
 class LossWeights(Config):
@@ -41,12 +69,13 @@ class PretrainModel(AligningModel):
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: PretrainModelConfig,
         vocab_size: int | None = None,
         weights: LossWeights | None = None,
         streams: StreamWeights | None = None,
     ):
         super().__init__(config, vocab_size)
+        self.config: PretrainModelConfig = config
         self.weights = weights or LossWeights()
         self.streams = streams or StreamWeights()
         width = self.text.width

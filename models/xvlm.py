@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,15 +17,6 @@ from models.vision import VisionConfig, VisionEncoder
 from utils import distributed
 from utils.config import Config
 
-Identical = Literal["ignore", "negative"]
-
-
-class IdenticalTexts(Config):
-    """What two equal texts of a batch are to each other, by stream."""
-
-    images: Identical = "negative"
-    regions: Identical = Field("ignore", description="regions often share a text ('a man'); ignore: no negatives")
-
 
 class ContrastiveConfig(Config):
     """How the contrastive loss sees the other rows of the global batch."""
@@ -35,12 +26,6 @@ class ContrastiveConfig(Config):
         description="exact: that of the single-process loss. released: the embeddings receive 1/ranks of it under DDP, "
         "since the released gather lets only the local slice carry gradient; the temperature's is exact",
     )
-    identical_texts: IdenticalTexts = IdenticalTexts()
-
-    @field_validator("identical_texts", mode="before")
-    @classmethod
-    def _one_word_for_all(cls, value: Any) -> Any:
-        return {"images": value, "regions": value} if isinstance(value, str) else value
 
 
 class ModelConfig(Config):
@@ -49,6 +34,11 @@ class ModelConfig(Config):
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     fusion: FusionConfig = FusionConfig()
+
+
+class AligningConfig(ModelConfig):
+    """Also the joint space of images and texts, which pre-training and retrieval have."""
+
     embed_dim: int = Field(256, ge=1, description="width of the contrastive embeddings")
     temperature: float = Field(0.07, gt=0, description="initial value; learned, kept within 0.001 .. 0.5")
     contrastive: ContrastiveConfig = ContrastiveConfig()
@@ -76,7 +66,7 @@ class XVLM(nn.Module):
 class ContrastiveHead(nn.Module):
     """Projections to the joint space and the temperature (eq. 1)."""
 
-    def __init__(self, vision_width: int, text_width: int, config: ModelConfig):
+    def __init__(self, vision_width: int, text_width: int, config: AligningConfig):
         super().__init__()
         self.config = config.contrastive
         self.vision_proj = nn.Linear(vision_width, config.embed_dim)

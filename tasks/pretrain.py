@@ -12,7 +12,7 @@ from dataset.pretrain import DataConfig, PretrainBatches
 from dataset.text import TextProcessor
 from engine.checkpoint import Checkpoint
 from engine.run_folder import RunFolder
-from models.pretrain import LossWeights, PretrainModel, StreamWeights
+from models.pretrain import LossWeights, PretrainModel, PretrainModelConfig, StreamWeights
 from tasks.common import BaseTask, RunConfig, evaluating
 from tasks.pretrain_evaluation import Evaluation, EvaluationConfig, check_files
 from tasks.tables import table
@@ -24,6 +24,7 @@ class PretrainConfig(RunConfig):
     """A pre-training run."""
 
     task: Literal["pretrain"] = "pretrain"
+    model: PretrainModelConfig
     loss: LossWeights = LossWeights()
     data: DataConfig
     evaluation: EvaluationConfig | None = Field(None, description="held-out records to report on at the end")

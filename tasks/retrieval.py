@@ -9,6 +9,7 @@ from pydantic import Field
 from dataset.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
 from dataset.retrieval import RetrievalBatches, RetrievalDataConfig
 from models.retrieval import RetrievalModel
+from models.xvlm import AligningConfig
 from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
 from tasks.retrieval_evaluation import RetrievalEvaluation
 
@@ -23,6 +24,7 @@ class RetrievalConfig(FineTuneConfig):
     """A retrieval run."""
 
     task: Literal["retrieval"] = "retrieval"
+    model: AligningConfig
     data: RetrievalDataConfig
     evaluation: RetrievalEvaluationConfig
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+SCORES = ("BLEU", "ROUGE", "CIDEr", "METEOR", "SPICE")
+"""Starts of metrics that are no shares: they are shown times 100, as papers do, without a sign."""
+
 
 def table(metrics: dict[str, float], title: str = "held-out") -> str:
     """The shares among ``metrics``, those with a ``<name>/chance`` beside it, and the sizes of the sets (integers) below.
@@ -17,6 +20,8 @@ def table(metrics: dict[str, float], title: str = "held-out") -> str:
     lines = [f"{title:{width}}  measured  chance"]
     for name, value in shares.items():
         chance = metrics.get(f"{name}/chance")
-        lines.append(f"{name:{width}}  {value:7.1%}  {'' if chance is None else f'{chance:6.1%}'}".rstrip())
+        sign = " " if name.startswith(SCORES) else "%"
+        beside = "" if chance is None else f"{100 * chance:5.1f}{sign}"
+        lines.append(f"{name:{width}}  {100 * value:6.1f}{sign}  {beside}".rstrip())
     sizes = [f"{value} {name}" for name, value in metrics.items() if isinstance(value, int)]
     return "\n".join([*lines, f"({', '.join(sizes)})"] if sizes else lines)

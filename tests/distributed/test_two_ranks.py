@@ -14,8 +14,7 @@ import torch.multiprocessing as mp
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from models.pretrain import LossWeights, PretrainModel
-from models.xvlm import ContrastiveConfig
+from models.pretrain import LossWeights, PretrainContrastiveConfig, PretrainModel
 from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain_batch
 from utils import distributed
 from utils.batch import ImageTextBatch, MaskedText, PretrainBatch
@@ -44,7 +43,7 @@ def on_two_ranks(job, folder: Path) -> list:
 
 def build(gradient: str = "exact", identical: str = "negative") -> PretrainModel:
     config = model_config(manifest("pretrain"))
-    contrastive = ContrastiveConfig(gradient=gradient, identical_texts=identical)
+    contrastive = PretrainContrastiveConfig(gradient=gradient, identical_texts=identical)
     torch.manual_seed(0)
     return PretrainModel(config.model_copy(update={"contrastive": contrastive}), weights=WEIGHTS).eval()
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
 from models.fusion import FusionConfig
-from models.pretrain import PretrainModel
+from models.pretrain import PretrainContrastiveConfig, PretrainModel, PretrainModelConfig
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
-from models.xvlm import XVLM, ContrastiveConfig, ModelConfig
+from models.xvlm import XVLM
 from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, text_keys
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -32,9 +32,9 @@ def manifest(case: str, root: Path = GOLDEN) -> dict[str, Any]:
     return json.loads((root / case / "manifest.json").read_text())
 
 
-def model_config(facts: dict[str, Any], image_size: int | None = None) -> ModelConfig:
+def model_config(facts: dict[str, Any], image_size: int | None = None) -> PretrainModelConfig:
     vision, text, sizes = facts["vision"], facts["text"], facts["config"]
-    return ModelConfig(
+    return PretrainModelConfig(
         vision=VisionConfig(
             image_size=image_size or vision["image_res"],
             patch_size=vision["patch_size"],
@@ -57,7 +57,7 @@ def model_config(facts: dict[str, Any], image_size: int | None = None) -> ModelC
         ),
         fusion=FusionConfig(layers=sizes["text_num_hidden_layers"] - sizes["text_fusion_start_at"]),
         embed_dim=sizes["embed_dim"],
-        contrastive=ContrastiveConfig(identical_texts="negative"),
+        contrastive=PretrainContrastiveConfig(identical_texts="negative"),
     )
 
 

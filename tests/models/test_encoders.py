@@ -9,10 +9,9 @@ from transformers import AutoModel, BertConfig, BertModel, DistilBertConfig, Rob
 from models.checkpoints import InitConfig, initialise
 from models.encoded import Concepts
 from models.fusion import FusionConfig, Look
-from models.pretrain import PretrainModel
+from models.pretrain import PretrainModel, PretrainModelConfig
 from models.text import HubTextEncoder, TextArchitecture, TextConfig, TextEncoder, architecture_of, build_text_encoder
 from models.vision import VisionConfig, VisionEncoder, sincos_positions
-from models.xvlm import ModelConfig
 from utils.errors import UserError
 
 SIZES = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 40}
@@ -116,7 +115,7 @@ def test_any_other_hugging_face_encoder_runs_and_loads_its_weights(tmp_path):
     config = DistilBertConfig(dim=16, n_heads=2, n_layers=2, hidden_dim=32, vocab_size=40)
     folder = hub_folder(tmp_path, config)
     model = PretrainModel(
-        ModelConfig(
+        PretrainModelConfig(
             vision=VisionConfig(image_size=16, patch_size=8, width=8, depth=1, heads=2),
             text=TextConfig(encoder=folder),
             fusion=FusionConfig(layers=1),
@@ -144,7 +143,7 @@ def test_texts_joined_along_an_image_equal_texts_one_by_one():
     """Five texts at three images, in any order, against one call each."""
     torch.manual_seed(0)
     model = PretrainModel(
-        ModelConfig(
+        PretrainModelConfig(
             vision=VisionConfig(image_size=16, patch_size=8, width=8, depth=1, heads=2),
             text=TextConfig(arch=TextArchitecture(vocab_size=40, width=16, layers=1, heads=2, intermediate=32)),
             fusion=FusionConfig(layers=2),

@@ -191,9 +191,7 @@ def tiny(family: str = "bert") -> CaptioningModel:
         init_std=0.3,
     )
     vision = VisionConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2)
-    return CaptioningModel(
-        ModelConfig(vision=vision, text=TextConfig(arch=text), fusion=FusionConfig(layers=2), embed_dim=8)
-    ).eval()
+    return CaptioningModel(ModelConfig(vision=vision, text=TextConfig(arch=text), fusion=FusionConfig(layers=2))).eval()
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])

@@ -21,6 +21,7 @@ from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.vqa import DecoderConfig, VQAModel, VQAModelConfig
+from models.xvlm import ModelConfig
 from tests.models.golden import GOLDEN, arrays, manifest, model_config
 from tests.models.test_golden_pretrain import assert_golden
 from utils.batch import QuestionBatch, Text
@@ -30,9 +31,14 @@ GIVEN, EXPECTED = arrays(GOLDEN / "vqa" / "inputs.npz"), arrays(GOLDEN / "vqa" /
 MAPPINGS = json.loads((GOLDEN / "checkpoint_keys/checkpoint_mapping_vqa_tiny.json").read_text())
 
 
+def shared_config(case: str) -> ModelConfig:
+    found = model_config(manifest(case))
+    return ModelConfig(vision=found.vision, text=found.text, fusion=found.fusion)
+
+
 def vqa_config(case: str, layers: int) -> VQAModelConfig:
     """The configuration of a golden case with an answer decoder of so many layers."""
-    return VQAModelConfig(**model_config(manifest(case)).model_dump(), decoder=DecoderConfig(layers=layers))
+    return VQAModelConfig(**shared_config(case).model_dump(), decoder=DecoderConfig(layers=layers))
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +218,10 @@ def test_a_pretraining_checkpoint_goes_where_the_published_code_puts_it(name, la
 def test_keys_and_values_start_fresh_where_images_are_not_as_wide_as_texts(layers, tmp_path):
     mapping = MAPPINGS["b:vqa_dec_half_cross" if layers == 1 else "b:vqa_dec_eq_cross"]
     config = vqa_config("pretrain", layers)
-    config = config.model_copy(update={"vision": config.vision.model_copy(update={"width": 16, "heads": 2})})
+    narrow = {"vision": config.vision.model_copy(update={"width": 16, "heads": 2})}
     torch.manual_seed(0)
-    source, model = PretrainModel(config), VQAModel(config)
+    source = PretrainModel(model_config(manifest("pretrain")).model_copy(update=narrow))
+    model = VQAModel(config.model_copy(update=narrow))
     save_file(dict(source.state_dict()), tmp_path / "model.safetensors")
     report = load_weights(model, tmp_path / "model.safetensors")
     rename = published_to_ours(len(model.text.encoder.layer))

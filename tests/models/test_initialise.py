@@ -12,14 +12,13 @@ from models.checkpoints import InitConfig, initialise, load_weights
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.fusion import FusionConfig
-from models.pretrain import PretrainModel
+from models.pretrain import PretrainModel, PretrainModelConfig
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
-from models.xvlm import ModelConfig
 from utils.errors import UserError
 
 ARCH = TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32, max_positions=12)
-CONFIG = ModelConfig(
+CONFIG = PretrainModelConfig(
     vision=VisionConfig(image_size=32, patch_size=8, width=16, depth=2, heads=2),
     text=TextConfig(arch=ARCH),
     fusion=FusionConfig(layers=1),

@@ -13,15 +13,14 @@ from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.rename import published_to_ours
 from models.checkpoints.report import LoadReport
 from models.nlvr import NLVRModel
-from models.pretrain import PretrainModel
+from models.pretrain import PretrainModel, PretrainModelConfig
 from models.text import TextArchitecture, TextConfig
 from models.vqa import VQAModel, VQAModelConfig
-from models.xvlm import ModelConfig
 from optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
 from utils.errors import UserError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-BASE = ModelConfig(text=TextConfig(arch=TextArchitecture(vocab_size=30522)))
+BASE = PretrainModelConfig(text=TextConfig(arch=TextArchitecture(vocab_size=30522)))
 
 
 @pytest.fixture(scope="module")
