@@ -79,12 +79,12 @@ def _each_looked_up(table: Mapping[str, str]) -> Callable[[str], str]:
 
 
 def _word(text: str) -> str:
-    return text.replace(SOFT_HYPHEN, "").replace("&amp;", "&") or "-"
+    return text.replace(SOFT_HYPHEN, "").replace("&amp;", "&").replace("&AMP;", "&") or "-"
 
 
 def _straight(text: str) -> str:
     """With a straight apostrophe, or a straight tick."""
-    return re.sub(_TICK, "`", re.sub(_APOSTROPHE, "'", text))
+    return re.sub(_TICK, "`", re.sub("[’\x92]|&apos;", "'", text))
 
 
 def _in_one(text: str) -> str:
@@ -104,13 +104,13 @@ _MARKS = SOFT_HYPHEN + _class_of(characters.MARKS)
 _LETTER = f"[{_LETTERS}]"
 _DIGIT = f"[{_DIGITS}]"
 _ALNUM = f"[{_LETTERS}{_DIGITS}]"
-_ENTITY = "&[aeiouAEIOU](?:acute|grave|uml);"
+_ENTITY = "&(?ai:[aeiou](?:acute|grave|uml));"
 _START = f"(?:[{_LETTERS}{_MARKS}]|{_ENTITY})"
 _CONTINUED = f"(?:[{_LETTERS}{_MARKS}{_DIGITS}]|{_ENTITY})"
 _BLANK = "[ \t\xa0\u2000-\u200a\u3000]"
 _GAP = f"(?:{_BLANK}|\n)"
 _HYPHEN = "[-_\u058a\u2010\u2011]"
-_APOSTROPHE = "(?:['’\x92]|&apos;)"
+_APOSTROPHE = "(?:['’\x92]|&apos;|&APOS;)"
 _TICK = "[`‘‛\x91]"
 _APOSTROPHE_OR_TICK = f"(?:{_APOSTROPHE}|{_TICK})"
 
@@ -121,7 +121,7 @@ _ELISION = f"[dDoOlL]{_APOSTROPHE_OR_TICK}{_ALNUM}"  # d'Artagnan, o'clock, l'ea
 _JOINED = f"(?:{_ELISION})?{_ALNUM}+(?:{_HYPHEN}(?:{_ELISION})?{_ALNUM}+)*"
 _INITIALS = r"[A-Za-z](?:\.[A-Za-z])+\."
 _HYPHENATED = f"[A-Za-z0-9][A-Za-z0-9.,{SOFT_HYPHEN}]*(?:-(?:{_INITIALS}|[A-Za-z0-9{SOFT_HYPHEN}]+))+"  # 9,000-foot
-_CAPITALS = "[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+"  # AT&T
+_CAPITALS = "[A-Z]+(?:(?:&amp;|&AMP;|[+&])[A-Z]+)+"  # AT&T
 _BESIDE_SLASH = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 
 _NUMBER = f"(?:{_DIGIT}*(?:[.:,\u066b\u066c{SOFT_HYPHEN}]{_DIGIT}+)+|{_DIGIT}+)"
@@ -136,8 +136,9 @@ _NAME = "[A-Za-z][A-Za-z0-9_:.-]*"
 _VALUE = "\"[^\">\n]*\"?|'[^'>\n]*'?"
 _TAG = rf"<(?:[!?][A-Za-z-][^>\n]*|{_NAME}(?: +{_NAME}(?:=(?:{_VALUE}))?)* */?|/{_NAME} *)>"
 _IN_URL = r"[^ \t\n\"<>|(){}]"
+_IN_PATH = r"[^ \t\n\"<>|()]"
 _LAST_IN_URL = r"[^ \t\n\"<>|.!?(){},-]"
-_URL = rf"[hH][tT][tT][pP][sS]?://{_IN_URL}+\.{_IN_URL}*{_LAST_IN_URL}"
+_URL = rf"[hH][tT][tT][pP][sS]?://{_IN_URL}+{_LAST_IN_URL}"
 _IN_SITE = r"[^ \t\n\"`'<>|.!?(){},-_$]"  # "," to "_" is a range, as observed: no digits, capitals or "@" either
 _SITE = rf"(?:[wW]{{3}}\.(?:[^ \t\n\"<>|.!?(){{}},]+\.)+[A-Za-z]{{2,4}}|(?:{_IN_SITE}+\.)+(?ai:com|net|org|edu))"
 _IN_DOMAIN = r"[^ \t\n\"<>|().{}\xa0]"
@@ -153,9 +154,9 @@ _TITLES = _any_of_any_case(
     st ste supt supts treas vs wm"""
 )
 _LAST_WORDS = _any_of_any_case(
-    """al ala apr ariz assn aug bhd bldg blvd bros calif co colo conn corp cos ct dak dec ed.d esq est etc ext feb fla fri ga inc
-    ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn ph.d plc rd rt sep sept seq sq
-    sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo"""
+    """al ala apr ariz assn aug bhd bldg blvd bros calif co colo conn corp cos ct dak dec ed[.]d esq est etc ext feb fla fri ga
+    inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn ph[.]d plc rd rt sep sept
+    seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo"""
 )
 _LAST_NAMES = _any_of_capitalized("Ark Az Del Ill La Mass Miss Ore Pa Tex Wash")
 _BEFORE_NUMBER = _any_of_any_case("art ca fig figs no nos op pp prop")
@@ -165,7 +166,7 @@ _SENTENCE_START = _any_of_capitalized(
 )
 _APOSTROPHIZED = _any_case(
     f"{_APOSTROPHE}n{_APOSTROPHE}?|[ldj]{_APOSTROPHE}|(?:dunkin|somethin|ol){_APOSTROPHE}|{_APOSTROPHE}(?:em|till?|cause|[2-9]0s)"
-    f"|c{_APOSTROPHE}est|c'mon|s'mores|li'l|nat'l|e{_APOSTROPHE}er|o{_APOSTROPHE_OR_TICK}o|d{_APOSTROPHE_OR_TICK}ye"
+    f"|c{_APOSTROPHE}est|c'mon|s'mores|li'l|nat'l|nor'easter|ev'ry|e{_APOSTROPHE}er|o{_APOSTROPHE_OR_TICK}o|d{_APOSTROPHE_OR_TICK}ye"
 )
 
 
@@ -176,7 +177,7 @@ def _rule(token: str, written: Callable[[str], str] = _as_is, context: str = "")
 RULES = (
     _rule(f"{_BLANK}+", _dropped),
     # Words, and what is split off them.
-    _rule(_any_of_any_case(" ".join(SPLIT_WORDS)), lambda text: f"{text[:3]} {text[3:]}"),
+    *(_rule(_any_case(word[:3]), context=_any_case(word[3:])) for word in SPLIT_WORDS),
     _rule("'[tT]", context=_any_case("is|was")),
     _rule(f"[A-Za-z{SOFT_HYPHEN}]*[A-MO-Za-mo-z]{SOFT_HYPHEN}*", _word, context=_NOT),
     _rule(_WORD, _word, context=_ENDING),
@@ -190,7 +191,7 @@ RULES = (
     # Addresses.
     _rule(_TAG, _in_one),
     _rule(_URL),
-    _rule(f"{_SITE}(?:/{_IN_URL}+{_LAST_IN_URL})?"),
+    _rule(f"{_SITE}(?:/{_IN_PATH}+{_LAST_IN_URL})?"),
     _rule(_MAIL),
     _rule("@[A-Za-z_][A-Za-z_0-9]*"),
     _rule(f"#{_START}+"),
@@ -200,6 +201,7 @@ RULES = (
     _rule(_FRACTION, _in_one),
     _rule(f"[{''.join(FRACTIONS)}]", _looked_up(FRACTIONS)),
     _rule(_JOINED, _word),
+    _rule(_any_case("(?:anti|pro)-")),
     _rule(_CAPITALS, _word),
     _rule(rf"{_BESIDE_SLASH}(?:\\?/{_BESIDE_SLASH}){{1,2}}"),
     _rule(r"[cC]\+\+|[cCfF]#"),
@@ -211,7 +213,7 @@ RULES = (
     _rule(rf"(?:{_LAST_WORDS}|{_LAST_NAMES}|[pP]{{1,2}}t[ey]s?)\.", context=r"[\s\S]{2}"),
     _rule(rf"(?:{_LAST_WORDS}|{_LAST_NAMES}|[pP]{{1,2}}t[ey]s?)\."),
     _rule(_HYPHENATED, _word),
-    _rule(rf"(?:{_WORD}|{_JOINED}|{_HYPHENATED}|{_CAPITALS})\.", _word, context="[,;:\u3001]"),
+    *(_rule(rf"{word}\.", _word, context="[,;:\u3001]") for word in (_WORD, _JOINED, _HYPHENATED, _CAPITALS)),
     _rule(rf"{_BEFORE_NUMBER}\.", context=f"{_GAP}?{_DIGIT}"),
     _rule(f"{_PHONE}|{_PHONE_WITH_DOTS}", _round_in_one),
     _rule(rf"{_CONTINUED}+(?:\.{_CONTINUED}+)*\.{_FILE_ENDING}", context=f"(?:{_GAP}|[.!?,])"),
@@ -221,19 +223,19 @@ RULES = (
     _rule(r"[<>]?[:;=][-o*']?[DOPdp()\\{@|\[\]]", _round_in_one, context="[^A-Za-z0-9]"),
     _rule(r"[-^x=~<>']_[-^x=~<>']"),
     _rule(r"\((?:[-^x=~<>'][_.]?[-^x=~<>']|[\^x=~<>']-[\^x=~<>'`])\)", _round_in_one),
-    _rule("-{2,4}|[\x96\x97–—―]|&(?:mdash|MDASH|ndash|MD);", _as("--")),
+    _rule("-{2,4}|[\x96\x97–—―]|&(?:mdash|MDASH|ndash|NDASH|MD);", _as("--")),
     _rule(r"-{5,}|_+|\*+|(?:\\\*)+|@+|#+|<<|>>|[!?]+"),
     _rule("[²³¹⁰⁴-⁹]+|[₀-₉]+"),
     _rule(r"\.{3,5}|\.(?:[ \xa0]\.){2,4}|…", _as("...")),
     _rule(_any_of(" ".join(ENTITIES)), _looked_up(ENTITIES)),
     _rule(r"[()\[\]{}]", _looked_up(BRACKETS)),
     _rule("\"|&quot;|''", _as("''")),
+    _rule("&#[0-9]+;|&QUOT;|&APOS;"),
     _rule(_APOSTROPHE, _as("'")),
     _rule("'", context="[A-Za-z][^ \t\n\xa0]"),
     _rule(_ENDING, _straight),
     _rule("[`‘-‟‹›«»\x82\x84\x91-\x94]{1,2}", _each_looked_up(QUOTES)),
     _rule("&nbsp;|&NBSP;", _dropped),
-    _rule("&#[0-9]+;|&QUOT;|&APOS;"),
     _rule(SOFT_HYPHEN, _as("-")),
     _rule(rf"[!-/:-@\[-`{{-~{_class_of(characters.SYMBOLS)}]"),
 )

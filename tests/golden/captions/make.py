@@ -108,7 +108,7 @@ U.S.|U.S.A.|U.K.|D.C.|J.R.R. Tolkien|a.m.|P.M.|e.g.|i.e.|a.k.a.|Ph.D.|M.D.|Inc.|
 no. five|St. Mary
 Mt. Fuji|Ft. Worth|Dr. Who|Jr.|Sr.|Ave.|Blvd.|Rd.|Jan. 5|Sept. 11th|Mon.|sat.|Calif.|Mass.|mass.|ill.|approx. 5|ft.
 in.|lbs.|Fig. 3
-A. The|B. Mr. Jones|est.s|dog.,|Wed.a|St.Louis|min.;|hello.world|end.Start|foo!bar|what?now|Yahoo!|Yahoo!'s
+A. The|e.g.,-vs.,|Cannot&b|B. Mr. Jones|est.s|dog.,|Wed.a|St.Louis|min.;|hello.world|end.Start|foo!bar|what?now|Yahoo!|Yahoo!'s
 3|1,000|1,234,567|3.5|.5|5.|1/2|11/12|1 1/2|2-1/2|2\u00bd|\u00bc|\u2153|\u215b|3-4|1st|22nd|1980s|1990-2000
 12/25/2014|25-12-2014
 2014-12-25|12.25.2014|10:30|10:30am|5pm|5p.m.|24/7|$5|$5.00|$1.5m|\u00a35|\u20ac5|5\u00a2|\u00a55|US$5|A$AP|#1|5%
@@ -116,12 +116,13 @@ A. The|B. Mr. Jones|est.s|dog.,|Wed.a|St.Louis|min.;|hello.world|end.Start|foo!b
 5ft|6-foot-tall|5x7|4\u00d76|3D|3-D|98.6\u00b0F|+1|-1|-5.5|555-1234|555-555-1234|(555) 123-4567|1-800-555-1234
 +44 20 7946 0958
 007|747|A380|F-16|R2-D2|MP3|H2O|CO\u2082|m\u00b2|1080p|5.5ft|192.168.1.1|v2.0|1e5
-X-ray|T-shirt|well-dressed|black-and-white|half--eaten|half\u2013eaten|half\u2014eaten|half \u2014 eaten|a \u2013 b
+X-ray|T-shirt|well-dressed|black-and-white|half--eaten|anti- and pro-war
+pro- |half\u2013eaten|half\u2014eaten|half \u2014 eaten|a \u2013 b
 non\u2011breaking|soft\u00adhyphen
 snake_case|_under_|*bold*|**bold**|f***|sh*t|---|-----|==|~|^|\\|C:\\dir|a\\/b|and/or|w/|w/o|c/o|black/white|a/b/c/d
 km/h
 AT&T|Q&A|M&M's|B&W|b&w|A & B|&amp;|&lt;3|&quot;hi&quot;|&nbsp;|&#39;|caf&eacute;|C++|C#|F#|a+b|2+2=4
-http://www.example.com|https://example.co.uk/a/b?c=d&e=f#g|www.example.com|example.com|example.org/a|example.net.
+http://www.example.com|https://example.co.uk/a/b?c=d&e=f#g|www.example.com|example.com|example.org/a|https://x|https://xy|example.net.
 me@example.com
 first.last@mail.example.org,|@user_name|#tag|#tag1|#tag_two|photo.jpg|IMG_1234.JPG|1.mp3|readme.md
 :)|:-)|;)|:(|:D|:P|:-D|:'(|=)|:/|<3|>_<|^_^|(^_^)|-_-|(-_-)|o_O|XD|8)
