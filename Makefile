@@ -3,7 +3,6 @@
 PYTHON ?= python3
 TASK ?= pretrain
 SEED ?= 0
-CPU := 2
 ifeq ($(filter pretrain retrieval nlvr grounding vqa captioning,$(TASK)),)
 $(error TASK=$(TASK) is no task of the demo; use pretrain, retrieval, nlvr, grounding, vqa or captioning)
 endif
@@ -13,10 +12,10 @@ RUN := runs/demo/$(TASK)-seed$(SEED)
 .PHONY: demo scenes test lint types setup setup-dev clean-demo
 
 demo: scenes $(if $(filter-out pretrain,$(TASK)),$(PRETRAINED)/evaluation.json)
-	.venv/bin/python run.py --task $(TASK) --cpu $(CPU) --output $(RUN) --resume seed=$(SEED)
+	.venv/bin/python run.py --task $(TASK) --cpu $(if $(filter pretrain,$(TASK)),2,1) --output $(RUN) --resume seed=$(SEED)
 
 $(PRETRAINED)/evaluation.json: | scenes
-	.venv/bin/python run.py --task pretrain --cpu $(CPU) --output $(PRETRAINED) --resume
+	.venv/bin/python run.py --task pretrain --cpu 2 --output $(PRETRAINED) --resume
 
 scenes: .venv/installed
 	.venv/bin/python -m dataset.scenes --out data/scenes --seed 0

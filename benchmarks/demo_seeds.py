@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,7 @@ def run(task: str, start: str, seed: int, folder: Path) -> dict[str, float]:
     output = folder / f"{task}-{start.replace(' ', '-')}-seed{seed}"
     report = output / "evaluation.json"
     if not report.is_file():
-        command = [sys.executable, "run.py", "--task", task, "--cpu", "2", "--output", str(output), "--resume"]
+        command = [sys.executable, "run.py", "--task", task, "--cpu", "1", "--output", str(output), "--resume"]
         subprocess.run(
             [*command, f"seed={seed}", *STARTS[start]],
             cwd=ROOT,
@@ -59,12 +60,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+", help="names as of run.py --task, which run their demo configs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each")
     parser.add_argument("--folder", type=Path, default=Path("runs/demo/seeds"))
     flags = parser.parse_args(argv)
-    for task in flags.tasks:
-        found = {start: [run(task, start, seed, flags.folder) for seed in flags.seeds] for start in STARTS}
-        sys.stdout.write("\n".join(lines_of(task, found)) + "\n\n")
-        sys.stdout.flush()
+    with ThreadPoolExecutor(flags.jobs) as pool:
+        runs = {
+            (task, start, seed): pool.submit(run, task, start, seed, flags.folder)
+            for task in flags.tasks
+            for start in STARTS
+            for seed in flags.seeds
+        }
+        for task in flags.tasks:
+            found = {start: [runs[task, start, seed].result() for seed in flags.seeds] for start in STARTS}
+            sys.stdout.write("\n".join(lines_of(task, found)) + "\n\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
