@@ -295,6 +295,8 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
         reason = str(error).strip().split("\n")[0][:200]
         if is_folder:
             where, remedy = "the folder holds no usable tokenizer", "save one there with tokenizer.save_pretrained"
+            if next(folder.glob("*.model"), None) is not None and not (folder / "tokenizer.json").is_file():
+                remedy = "beside a SentencePiece model it needs tokenizer.json, or `pip install sentencepiece protobuf`"
         else:
             where = "no such folder, and not found by name or no network"
             remedy = "check the name, or make the folder: the first lines of a config say how its data is made"

@@ -1,4 +1,4 @@
-"""English words for what ``describe.py`` decided to say. Another language is another module with the same functions."""
+"""English words for what ``describe.py`` decided to say. Captions in other languages: ``languages.py``."""
 
 from __future__ import annotations
 
