@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,16 +18,20 @@ from dataset.annotations import (
     texts_of,
     wanted_splits,
 )
+from dataset.iglue import retrieval_row
 from dataset.records import BrokenRecordError, ImageSource
 from utils.config import Config
 from utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class CaptionedSplitConfig(Config):
     """A split of an image-text data set.
 
     ``annotations`` is Karpathy's ``dataset_coco.json`` or ``dataset_flickr30k.json``, of which ``splits`` names parts; or a
-    JSON array or JSON lines of ``{"image", "caption", "image_id"}``, the caption a text or a list. Rows of one ``image_id``
+    JSON array or JSON lines of ``{"image", "caption", "image_id"}``, the caption a text or a list, or a dictionary of these by
+    language; or xFlickr&CO's lines (``images`` then is the folder of ``flickr30k`` and ``coco``). Rows of one ``image_id``
     (without one: of one picture) are captions of the same image.
     """
 
@@ -35,7 +40,10 @@ class CaptionedSplitConfig(Config):
         None, min_length=1, description="parts of a Karpathy file; its restval belongs to train"
     )
     images: str | None = Field(None, description="folder of relative paths; null: that of the annotations")
-    language: str | None = Field(None, description="of captions in several languages; null: all of them")
+    language: str | None = Field(
+        None,
+        description="of captions by language: records that have none in it are left out; null: all languages together",
+    )
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,8 @@ def read_captioned_images(config: CaptionedSplitConfig, key: str, max_broken: fl
     """
     pictures = Pictures(images_folder(config.images, config.annotations))
     rows = _listed_rows(config, key) if config.splits is None else _karpathy_rows(config, key)
+    if config.language is not None:
+        rows = _spoken_in(config.language, rows, key, config.annotations)
     parsed = parse_rows(rows, lambda row: _parse(row, pictures, config.language), key, max_broken)
     by_image: dict[str, tuple[ImageSource, list[str]]] = {}
     for identity, source, captions in parsed:
@@ -92,6 +102,29 @@ def _listed_rows(config: CaptionedSplitConfig, key: str) -> list[Row | BrokenRec
     if len(rows) == 1 and isinstance(rows[0], Row) and isinstance(rows[0].values.get("images"), list):
         raise UserError(f"{key}: {config.annotations} holds several splits; name those that are wanted in `splits`")
     return rows
+
+
+def _spoken_in(
+    language: str, rows: list[Row | BrokenRecordError], key: str, path: str
+) -> list[Row | BrokenRecordError]:
+    """The rows without those whose captions are by language, and none in this one."""
+    kept: list[Row | BrokenRecordError] = []
+    there: dict[str, None] = {}
+    for row in rows:
+        value = row.values.get("caption") if isinstance(row, Row) else None
+        spoken = [
+            name for each in (value if isinstance(value, list) else [value]) if isinstance(each, dict) for name in each
+        ]
+        there |= dict.fromkeys(map(str, spoken))
+        if not spoken or language in spoken:
+            kept.append(row)
+    if rows and not kept:
+        raise UserError(f"{key}: {path} has no text in language {language!r}; languages there: {', '.join(there)}")
+    if len(kept) < len(rows):
+        logger.info(
+            "%s: %d of %d records of %s have no text in %r", key, len(rows) - len(kept), len(rows), path, language
+        )
+    return kept
 
 
 def _karpathy_rows(config: CaptionedSplitConfig, key: str) -> list[Row | BrokenRecordError]:
@@ -131,6 +164,7 @@ def _karpathy_rows(config: CaptionedSplitConfig, key: str) -> list[Row | BrokenR
 
 
 def _parse(row: Row, pictures: Pictures, language: str | None) -> tuple[str, ImageSource, list[str]]:
+    row = retrieval_row(row)
     name = row.get("image", str)
     captions = texts_of(row, "caption", language)
     identity = row.values.get("image_id")

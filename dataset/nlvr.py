@@ -1,4 +1,4 @@
-"""Visual reasoning data: NLVR2's own JSON lines, or lists with the names of both pictures."""
+"""Visual reasoning data: the JSON lines of NLVR2, MaRVL and XVNLI, or lists with the names of the pictures."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from torch import Tensor
 
 from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_rows, texts_of
 from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned, encode_texts
+from dataset.iglue import ENTAILMENT, statement_row, without_gold
 from dataset.images import AugmentConfig, RandAugment, decode, training_view
 from dataset.records import BrokenRecordError, ImageSource
 from dataset.text import mentions_side
 from utils.batch import PairBatch
 from utils.config import Config
+from utils.errors import UserError
 
 _IDENTIFIER = re.compile(r"([a-z]+\d*)-(\d+)-(\d+)-(\d+)")
 
 
 class NLVRSplitConfig(Config):
     """A split: NLVR2's JSON lines (``sentence``, ``label``, ``identifier``, and in train ``directory``), whose pictures are
-    found below ``images`` as in the official layout (``train/<directory>/…-img0.png``, ``dev/…``, ``test1/…``); or rows that
-    name their two pictures, left first, in ``images``."""
+    found below ``images`` as in the official layout (``train/<directory>/…-img0.png``, ``dev/…``, ``test1/…``); those of MaRVL
+    (``<concept>/<picture>``) or XVNLI (``<Flickr id>.jpg``); or rows that name their pictures, left first, in ``images``."""
 
     annotations: str
     images: str | None = Field(None, description="folder of relative paths; null: that of the annotations")
@@ -45,11 +47,11 @@ class NLVRDataConfig(FineTuneDataConfig):
 
 @dataclass(frozen=True)
 class Statement:
-    """``label`` 1 = the sentence is true of the two pictures. ``sentence_id``: equal for rows that share their sentence."""
+    """``label``: the sentence is false (0) or true (1) of the ``pictures``, or it contradicts them (0), follows from them (1)
+    or neither (2). ``sentence_id``: equal for rows that share their sentence."""
 
     sentence: str
-    left: ImageSource
-    right: ImageSource
+    pictures: tuple[ImageSource, ...]
     label: int
     sentence_id: str
     place: str
@@ -63,27 +65,44 @@ def read_statements(config: NLVRSplitConfig, key: str, max_broken: float) -> lis
             broken.
     """
     pictures = Pictures(images_folder(config.images, config.annotations))
-    return parse_rows(read_rows(config.annotations, key), lambda row: _parse(row, pictures), key, max_broken)
+    rows = [row for row in read_rows(config.annotations, key) if not without_gold(row)]
+    return parse_rows(rows, lambda row: _parse(statement_row(row), pictures), key, max_broken)
+
+
+def check_statements(items: Sequence[Statement], pictures: int, classes: int, key: str) -> None:
+    """Raises :class:`UserError` with the config ``key`` where a statement is about another number of pictures, or its label is
+    none of the classes."""
+    for item in items:
+        if len(item.pictures) != pictures:
+            raise UserError(
+                f"{key}: {item.place} has {len(item.pictures)} pictures, but model.pictures is {pictures}; change it"
+            )
+        if item.label >= classes:
+            raise UserError(
+                f"{key}: {item.place} is of class {item.label}, but model.classes is {classes}; set it to 3"
+            )
 
 
 def _parse(row: Row, pictures: Pictures) -> Statement:
     sentence = texts_of(row, "sentence")[0]
     label = str(row.get("label", object)).lower()
-    if label not in ("true", "false"):
-        raise BrokenRecordError("wrong type", row.place, f"label is {row.values['label']!r}, neither True nor False")
-    left, right = (pictures.find(name, row.place) for name in _picture_names(row))
+    names = next((names for names in (("false", "true"), ENTAILMENT) if label in names), None)
+    if names is None:
+        known = f"neither True nor False, nor one of {', '.join(ENTAILMENT)}"
+        raise BrokenRecordError("wrong type", row.place, f"label is {row.values['label']!r}, {known}")
+    found = tuple(pictures.find(name, row.place) for name in _picture_names(row))
     match = _IDENTIFIER.fullmatch(str(row.values.get("identifier")))
     # An identifier is split-set-pair-sentence: the pair is what rows of one sentence differ in.
     sentence_id = f"{match[1]}-{match[2]}-{match[4]}" if match else sentence
-    return Statement(sentence, left, right, int(label == "true"), sentence_id, row.place)
+    return Statement(sentence, found, names.index(label), sentence_id, row.place)
 
 
-def _picture_names(row: Row) -> tuple[str, str]:
+def _picture_names(row: Row) -> tuple[str, ...]:
     if "images" in row.values:
         names = row.get("images", list)
-        if len(names) != 2 or not all(isinstance(name, str) for name in names):
-            raise BrokenRecordError("wrong type", row.place, f"images is {names!r:.80}, not two paths")
-        return names[0], names[1]
+        if len(names) not in (1, 2) or not all(isinstance(name, str) for name in names):
+            raise BrokenRecordError("wrong type", row.place, f"images is {names!r:.80}, not two paths, or one")
+        return tuple(names)
     identifier = row.get("identifier", str)
     match = _IDENTIFIER.fullmatch(identifier)
     if not match:
@@ -97,7 +116,7 @@ def _picture_names(row: Row) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class PairExample:
-    """One training row: views (2, 3, S, S) of the pictures, the cleaned statement, and whether it is true."""
+    """One training row: views (K, 3, S, S) of the pictures, the cleaned statement, and its label."""
 
     pixels: Tensor
     sentence: str
@@ -127,7 +146,7 @@ class NLVRBatches(FineTuneBatches[NLVRDataConfig, PairExample]):
                 rng,
                 may_flip=may_flip,
             )
-            for source in (item.left, item.right)
+            for source in item.pictures
         ]
         return PairExample(torch.stack(views), sentence, item.label)
 
@@ -135,11 +154,11 @@ class NLVRBatches(FineTuneBatches[NLVRDataConfig, PairExample]):
         return self.items[index].place
 
     def filler(self) -> PairExample:
-        return PairExample(torch.stack([black(self.image_size)] * 2), FILLER_TEXT, 0)
+        return PairExample(torch.stack([black(self.image_size)] * len(self.items[0].pictures)), FILLER_TEXT, 0)
 
     def collate(self, examples: Sequence[PairExample], valid: Tensor, **made: Any) -> PairBatch:
         return PairBatch(
-            pixels=torch.cat([torch.stack([example.pixels[side] for example in examples]) for side in (0, 1)]),
+            pixels=torch.stack([example.pixels for example in examples], dim=1).flatten(0, 1),
             text=encode_texts(self.text, [example.sentence for example in examples]),
             label=torch.tensor([example.label for example in examples]),
             valid=valid,

@@ -23,13 +23,14 @@ from dataset.records import (
     RawRecord,
     RegionRecord,
     parse_image_record,
+    parse_pair_record,
     parse_region_record,
     parse_text_record,
 )
 from dataset.regions import WHOLE_BOX, elements_inside, flip_box, patch_mask, visible_elements
 from dataset.samplers import OrderName, RecordSource, sample_rng
 from dataset.text import TextDataConfig, TextExample, TextProcessor, clean_caption, mentions_side
-from utils.batch import BrokenRecord, ImageTextBatch, PretrainBatch, RegionBatch, TextBatch
+from utils.batch import BrokenRecord, ImageTextBatch, PretrainBatch, RegionBatch, Text, TextBatch, TextPairBatch
 from utils.config import Config
 from utils.errors import UserError
 
@@ -99,24 +100,35 @@ class TextStreamConfig(StreamConfig):
     text_key: str = Field("text", description="Key of the text in a JSON record.")
 
 
+class TextPairStreamConfig(StreamConfig):
+    """Texts and their translations, in either direction."""
+
+    source_key: str = Field("source_text", description="Key of a text in a JSON record.")
+    target_key: str = Field("target_text", description="Key of its translation.")
+    text: TextDataConfig | None = Field(
+        None, description="Cutting and masking of these texts; null = that of all others."
+    )
+
+
 class DataConfig(LoadingConfig):
-    """The data of pre-training: one to three streams, mixed in every micro-batch."""
+    """The data of pre-training: its streams, mixed in every micro-batch."""
 
     text: TextDataConfig = Field(default_factory=TextDataConfig, description="Cutting and masking of all texts.")
     images: ImageStreamConfig | None = Field(None, description="Image-text pairs.")
     regions: RegionStreamConfig | None = Field(None, description="Pictures with described boxes.")
     texts: TextStreamConfig | None = Field(None, description="Texts alone.")
+    pairs: TextPairStreamConfig | None = Field(None, description="Texts with their translations.")
     cache_index: str | None = Field(None, description="Folder of shard indexes; null = the user's cache folder.")
 
     @model_validator(mode="after")
     def _has_a_stream(self) -> DataConfig:
         if not self.streams():
-            raise ValueError("no stream is configured; give at least one of images, regions, texts")
+            raise ValueError("no stream is configured; give at least one of images, regions, texts, pairs")
         return self
 
-    def streams(self) -> dict[str, ImageStreamConfig | RegionStreamConfig | TextStreamConfig]:
+    def streams(self) -> dict[str, ImageStreamConfig | RegionStreamConfig | TextStreamConfig | TextPairStreamConfig]:
         """The configured streams by name."""
-        named = {"images": self.images, "regions": self.regions, "texts": self.texts}
+        named = {"images": self.images, "regions": self.regions, "texts": self.texts, "pairs": self.pairs}
         return {name: stream for name, stream in named.items() if stream is not None}
 
 
@@ -182,7 +194,7 @@ class PretrainBatches:
         self.stream_sizes = {name: len(source.shards) for name, source in sources.items()}
         self.rows_per_batch = sum(stream.batch_size for stream in streams.values())
         self.records_per_batch = _records_per_batch(next(iter(streams.values())))
-        self.images = self.regions = self.texts = None
+        self.images = self.regions = self.texts = self.pairs = None
         if data.images:
             self.images = _ImageStream(data.images, sources["images"], self.text, image_size, data.max_pixels)
         if data.regions:
@@ -190,6 +202,9 @@ class PretrainBatches:
             self.regions = _RegionStream(data.regions, sources["regions"], self.text, view, data.max_pixels)
         if data.texts:
             self.texts = _TextStream(data.texts, sources["texts"], self.text)
+        if data.pairs:
+            text = TextProcessor(tokenizer, data.pairs.text) if data.pairs.text else self.text
+            self.pairs = _TextPairStream(data.pairs, sources["pairs"], text)
 
     def make(self, number: int) -> PretrainBatch:
         """Micro-batch ``number``, counted over all ranks."""
@@ -198,6 +213,7 @@ class PretrainBatches:
             images=self.images.batch(number, report) if self.images else None,
             regions=self.regions.batch(number, report) if self.regions else None,
             texts=self.texts.batch(number, report) if self.texts else None,
+            pairs=self.pairs.batch(number, report) if self.pairs else None,
             records=tuple(report.places),
             broken=tuple(report.broken),
             read=report.read,
@@ -394,6 +410,36 @@ class _TextStream:
                 texts.append(self.text.filler())
                 valid.append(False)
         return TextBatch(self.text.collate(texts), torch.tensor(valid))
+
+
+class _TextPairStream:
+    """Of each pair one text is masked, at random (as released), and the other one is whole."""
+
+    def __init__(self, config: TextPairStreamConfig, source: RecordSource, text: TextProcessor):
+        self.config, self.source, self.text = config, source, text
+
+    def batch(self, number: int, report: Report) -> TextPairBatch:
+        texts, others, valid = [], [], []
+        for index, rng in self.source.samples(number):
+            report.read += 1
+            try:
+                raw = self.source.shards.read(index)
+                text, other = self._example(raw, rng)
+                report.places.append(raw.place)
+                valid.append(True)
+            except BrokenRecordError as error:
+                report.broken.append(error.as_broken())
+                text, other = self.text.filler(), ""
+                valid.append(False)
+            texts.append(text)
+            others.append(other)
+        return TextPairBatch(self.text.collate(texts), Text(*self.text.encode_plain(others)), torch.tensor(valid))
+
+    def _example(self, raw: RawRecord, rng: np.random.Generator) -> tuple[TextExample, str]:
+        sides = parse_pair_record(raw, self.config.source_key, self.config.target_key)
+        first, second = sides if rng.random() < 0.5 else sides[::-1]
+        text = self.text.encode(self.text.choose(first, rng, raw.place), rng)
+        return text, self.text.choose(second, rng, raw.place)
 
 
 def _records_per_batch(stream: StreamConfig) -> int:

@@ -151,6 +151,11 @@ def parse_text_record(raw: RawRecord, text_key: str) -> TextRecord:
     return TextRecord(raw.place, _captions_of(raw, text_key))
 
 
+def parse_pair_record(raw: RawRecord, source_key: str, target_key: str) -> tuple[Texts, Texts]:
+    """A text and its translation. Raises :class:`BrokenRecordError` ("missing key", "wrong type")."""
+    return _captions_of(raw, source_key), _captions_of(raw, target_key)
+
+
 def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> RegionRecord:
     """Keep every usable element and the caption; what is unusable is named in ``broken``.
 

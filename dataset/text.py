@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 _TO_SPACE = re.compile(r"[,.'!?\"()*#:;~]")
 _JOINING = re.compile(r"[-/]")
+_WORD_MARK = "\u2581"
+"""What SentencePiece puts in the place of the space before a word."""
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+"""Thai and Lao, Burmese, Khmer, kana, Han."""
 _SPACES = re.compile(r"\s{2,}")
 _SIDE = re.compile(r"\b(left|right)(most|wards?|hand)?\b", re.IGNORECASE)
 
@@ -131,6 +138,7 @@ class PlainTextProcessor:
         self.pad_id = _special(tokenizer, "pad_token")
         self._pieces = tokenizer.backend_tokenizer
         # The wrapper sets these on each of its calls; here texts are encoded without it, nearly twice as fast, and cut by hand.
+        self._marks_words = any(piece.startswith(_WORD_MARK) for piece in itertools.islice(tokenizer.get_vocab(), 2000))
         self._pieces.no_truncation()
         self._pieces.no_padding()
 
@@ -141,10 +149,25 @@ class PlainTextProcessor:
         return ids, _attended(rows, ids.shape[1])
 
     def pieces(self, text: str) -> tuple[list[int], list[bool]]:
-        """Ids of a text alone, not cut, and for each whether it continues the word of the one before it."""
+        """Ids of a text alone, not cut, and for each whether it continues the word of the one before it.
+
+        Words are what the tokenizer groups. Where a script is written without spaces (Chinese, Japanese, Thai and their
+        neighbours), every token is a word of its own: there a tokenizer takes a whole sentence for one.
+        """
         found = self._pieces.encode(text, add_special_tokens=False)
         words = found.word_ids
         continues = [word is not None and word == before for before, word in itertools.pairwise(words)]
+        if self._marks_words:  # whatever groups them: SentencePiece puts its mark where a word begins
+            continues = [
+                joined and not piece.startswith(_WORD_MARK)
+                for joined, piece in zip(continues, found.tokens[1:], strict=True)
+            ]
+        if _UNSPACED.search(text):
+            edges = itertools.pairwise(found.offsets)
+            continues = [
+                joined and not (_unspaced(text[before[1] - 1 : before[1]]) or _unspaced(text[after[0] : after[0] + 1]))
+                for joined, (before, after) in zip(continues, edges, strict=True)
+            ]
         return found.ids, [*([False] if words else []), *continues]
 
     def _tokens(self, text: str) -> tuple[list[int], list[bool]]:
@@ -272,6 +295,8 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
         reason = str(error).strip().split("\n")[0][:200]
         if is_folder:
             where, remedy = "the folder holds no usable tokenizer", "save one there with tokenizer.save_pretrained"
+            if next(folder.glob("*.model"), None) is not None and not (folder / "tokenizer.json").is_file():
+                remedy = "beside a SentencePiece model it needs tokenizer.json, or `pip install sentencepiece protobuf`"
         else:
             where = "no such folder, and not found by name or no network"
             remedy = "check the name, or make the folder: the first lines of a config say how its data is made"
@@ -294,6 +319,10 @@ def _special(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
             f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no {name}; set one and save it"
         )
     return int(number)
+
+
+def _unspaced(character: str) -> bool:
+    return _UNSPACED.match(character) is not None
 
 
 def _attended(rows: Sequence[Sequence[int]], width: int) -> Tensor:

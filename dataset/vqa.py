@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_json, read_rows
 from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, encode_texts
+from dataset.iglue import is_xgqa, question_row, xgqa_rows
 from dataset.images import AugmentConfig, RandAugment, decode, training_view
 from dataset.records import BrokenRecordError, ImageSource
 from dataset.text import PlainTextProcessor, TextLimits, clean_question, mentions_side
@@ -46,7 +47,8 @@ class QuestionsConfig(Config):
     ``questions`` is VQA v2's question file, whose answers are in ``annotations`` and whose pictures are found below ``images``
     as in the official layout (``train2014/COCO_train2014_….jpg``); or Visual Genome's ``question_answers.json``
     (``<image_id>.jpg``, in ``VG_100K`` and ``VG_100K_2`` too); or a JSON array or JSON lines of ``{"question_id", "question",
-    "image", "answer"}``, the answer a text or a list with that of every annotator.
+    "image", "answer"}``, the answer a text or a list with that of every annotator; or a file of GQA or xGQA, whose pictures are
+    found below ``images`` as ``gqa/images/<imageId>.jpg``.
     """
 
     questions: str
@@ -155,7 +157,10 @@ def _read_rows(
 
     Those of the large files are made one after the other, so that they are never all in memory.
     """
-    if _is_one_object(config.questions, key):
+    content = _one_object(config.questions, key)
+    if is_xgqa(content) and config.annotations is None:
+        return xgqa_rows(content, config.questions)
+    if "questions" in content:
         if answered and config.annotations is None:
             raise UserError(f"{key}: {config.questions} has VQA v2's questions without answers; give `annotations` too")
         return _official_rows(config, key)
@@ -166,18 +171,26 @@ def _read_rows(
     rows = read_rows(config.questions, key)
     if isinstance(rows[0], Row) and "qas" in rows[0].values:
         return _genome_rows(rows, pictures)
-    return rows
+    return _under_our_names(rows)
 
 
-def _is_one_object(path: str, key: str) -> bool:
-    """Whether the file is one JSON object with questions, and not rows."""
+def _under_our_names(rows: Iterable[Row | BrokenRecordError]) -> Iterator[Row | BrokenRecordError]:
+    for row in rows:
+        try:
+            yield question_row(row) if isinstance(row, Row) else row
+        except BrokenRecordError as error:
+            yield error
+
+
+def _one_object(path: str, key: str) -> dict[str, Any]:
+    """The file's content if it is one JSON object, and not rows; else an empty one."""
     try:
         content = read_json(path, key)
     except UserError:
         if not Path(path).expanduser().is_file():
             raise
-        return False  # JSON lines; whatever else is wrong is told when the rows are read
-    return isinstance(content, dict) and "questions" in content
+        return {}  # JSON lines; whatever else is wrong is told when the rows are read
+    return content if isinstance(content, dict) else {}
 
 
 def _official_rows(config: QuestionsConfig, key: str) -> Iterator[Row | BrokenRecordError]:

@@ -53,8 +53,14 @@ class AligningModel(XVLM):
 
     def align(self, concepts: Concepts, text: Encoded, rows: Rows) -> tuple[Tensor, Negatives]:
         """The contrastive loss, and hard negatives drawn from its similarities within the local batch."""
+        return self._align(self.contrastive.embed_image(concepts), self.contrastive.embed_text(text), rows)
+
+    def align_texts(self, first: Encoded, second: Encoded, rows: Rows) -> tuple[Tensor, Negatives]:
+        """The same with a text in the place of each image."""
+        return self._align(self.contrastive.embed_text(first), self.contrastive.embed_text(second), rows)
+
+    def _align(self, image_embed: Tensor, text_embed: Tensor, rows: Rows) -> tuple[Tensor, Negatives]:
         head = self.contrastive
-        image_embed, text_embed = head.embed_image(concepts), head.embed_text(text)
         loss = head.loss(image_embed, text_embed, rows.valid, rows.key, rows.same_key)
         with torch.no_grad():
             allowed = rows.allowed_negatives()

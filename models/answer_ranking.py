@@ -178,7 +178,7 @@ class _Subtrees:
             for part in (self.ids, self.depths, self.sees, self.at, self.used, self.following)
         )
         rows = torch.arange(len(ids), device=device)
-        text = Encoded(decoder.embeddings(ids, depths + decoder.embeddings.arch.first_position), sees)
+        text = Encoded(decoder.embed(ids, depths + decoder.embeddings.arch.first_position), sees)
         states = decoder(text, [Look(memory, rows, 1)]).states[:, 1:]
         logits = decoder.logits(states)
         total = logits.logsumexp(dim=2)

@@ -48,7 +48,13 @@ class CaptioningModel(XVLM):
                 "encoder of the BERT or RoBERTa families"
             )
         self.loss = loss or CaptioningLossConfig()
-        self.word_head = WordHead(self.text.width, self.text.word_embeddings.shape[0], self.text.layer_config.eps)
+        vocabulary, embedded = self.text.word_embeddings.shape
+        if embedded != self.text.width:
+            raise UserError(
+                f"model.fusion.width: {self.text.width}, but words are embedded in {embedded} dimensions, and captioning reads "
+                "words off the fusion's states; give the fusion the text encoder's width"
+            )
+        self.word_head = WordHead(embedded, vocabulary, self.fusion.layer_config.eps)
 
     def forward(self, batch: CaptioningBatch) -> Losses:
         """The words' loss of a micro-batch, as a sum."""

@@ -28,13 +28,34 @@ from models.layers import (
     init_bert_weights,
 )
 from utils.config import Config
+from utils.errors import UserError
 
 
 class FusionConfig(Config):
-    """Depth of the fusion encoder; its widths are the text encoder's."""
+    """Sizes of the fusion encoder. What is left out is the text encoder's; what is given stays when the text encoder is
+    replaced."""
 
     layers: int = Field(6, ge=1)
+    width: int | None = Field(None, ge=1, description="text states of another width are projected to it")
+    heads: int | None = Field(None, ge=1)
+    intermediate: int | None = Field(None, ge=1)
+    eps: float | None = Field(None, gt=0)
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth, rising linearly from 0; replaces dropout")
+
+    def layer(self, text: LayerConfig) -> LayerConfig:
+        """The sizes of a layer, beside a text encoder whose layers are of the sizes ``text``.
+
+        Raises:
+            UserError: if its heads do not divide its width.
+        """
+        own = {"width": self.width, "heads": self.heads, "intermediate": self.intermediate, "eps": self.eps}
+        given = {name: value for name, value in own.items() if value is not None}
+        layer = text.model_copy(update={**given, "drop_path": self.drop_path})
+        if layer.width % layer.heads:
+            raise UserError(
+                f"model.fusion: width {layer.width} is not a multiple of heads {layer.heads}; give both, with intermediate"
+            )
+        return layer
 
 
 KeysValues = tuple[Tensor, Tensor]
@@ -85,9 +106,11 @@ class Look:
 class FusionEncoder(nn.Module):
     """Layers with cross-attention on the text states."""
 
-    def __init__(self, config: FusionConfig, layer: LayerConfig, vision_width: int):
+    def __init__(self, config: FusionConfig, text: LayerConfig, vision_width: int):
+        """``text``: the sizes of the text encoder's layers."""
         super().__init__()
-        layer = layer.model_copy(update={"drop_path": config.drop_path})
+        layer = config.layer(text)
+        self.layer_config = layer
         self.layer = nn.ModuleList(
             Layer(layer.at_depth(index, config.layers), memory_width=vision_width) for index in range(config.layers)
         )

@@ -20,16 +20,19 @@ def predict_box(head: nn.Module, fused: Encoded) -> Tensor:
 
 
 class WordHead(nn.Module):
-    """BERT's masked-word head; the output table is the word embedding, handed in at each call."""
+    """BERT's masked-word head. The output table is the word embedding, handed in at each call, or with ``own_table`` one of
+    the head's own, as released for XLM-R."""
 
-    def __init__(self, width: int, vocab_size: int, eps: float = 1e-12):
+    def __init__(self, width: int, vocab_size: int, eps: float = 1e-12, *, own_table: bool = False):
         super().__init__()
         self.transform = WordTransform(width, eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.decoder = nn.Linear(width, vocab_size, bias=False) if own_table else None
 
     def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
-        """``states`` (..., D), ``word_embeddings`` (V, D) -> logits (..., V)."""
-        return F.linear(self.transform(states), word_embeddings, self.bias)
+        """``states`` (..., D), ``word_embeddings`` (V, D), read where there is no own table -> logits (..., V)."""
+        table = word_embeddings if self.decoder is None else self.decoder.weight
+        return F.linear(self.transform(states), table, self.bias)
 
 
 class WordTransform(nn.Module):

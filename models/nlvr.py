@@ -1,8 +1,9 @@
-"""Visual reasoning: is a statement true of two images? (appendix A.1)"""
+"""Visual reasoning: is a statement true of two images (appendix A.1), or does an image entail it?"""
 
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,12 +13,20 @@ from models.xvlm import XVLM, ModelConfig
 from utils.batch import Losses, PairBatch, Term, Text
 
 
-class NLVRModel(XVLM):
-    """The statement is fused with each image; both [CLS] states together are classified as false or true."""
+class NLVRModelConfig(ModelConfig):
+    """The shared model and a classifier."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int | None = None):
+    pictures: int = Field(2, ge=1, le=2, description="pictures of a statement: 2 in NLVR2 and MaRVL, 1 in XVNLI")
+    classes: int = Field(2, ge=2, description="2: false, true; 3: contradiction, entailment, neutral")
+
+
+class NLVRModel(XVLM):
+    """The statement is fused with each of its images; their [CLS] states together are classified."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int | None = None, *, pictures: int = 2, classes: int = 2):
         super().__init__(config, vocab_size)
-        self.classifier = mlp_head(2 * self.text.width, 2)
+        self.pictures = pictures
+        self.classifier = mlp_head(pictures * self.text.width, classes)
 
     def forward(self, batch: PairBatch) -> Losses:
         """The cross-entropy of a micro-batch, as a sum."""
@@ -30,9 +39,10 @@ class NLVRModel(XVLM):
         return {"classes": batch.valid.sum()}
 
     def classify(self, pixels: Tensor, text: Text) -> Tensor:
-        """Logits (N, 2) of false and true. ``pixels`` (2N, 3, H, W): all left images, then all right ones; N texts."""
+        """Logits (N, C) of the classes. ``pixels`` (K N, 3, H, W): all first (left) images, then all second (right) ones; N
+        texts."""
         statements = self.text(text.ids, text.mask)
         rows = torch.arange(len(text.ids), device=text.ids.device)
-        look = Look(self.fusion.remember(self.vision(pixels)), torch.cat([rows, rows + len(rows)]), 1)
-        left, right = self.fusion(statements.rows(rows.repeat(2)), [look], cls_only=True).cls.chunk(2)
-        return self.classifier(torch.cat([left, right], dim=1))
+        look = Look(self.fusion.remember(self.vision(pixels)), torch.arange(len(pixels), device=rows.device), 1)
+        fused = self.fusion(statements.rows(rows.repeat(self.pictures)), [look], cls_only=True)
+        return self.classifier(torch.cat(fused.cls.chunk(self.pictures), dim=1))

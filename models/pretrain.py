@@ -15,8 +15,19 @@ from models.fusion import Look
 from models.heads import WordHead, mlp_head, predict_box
 from models.layers import gather_positions
 from models.xvlm import AligningConfig, ContrastiveConfig
-from utils.batch import IGNORE, ImageTextBatch, Losses, MaskedText, PretrainBatch, RegionBatch, Term, TextBatch
+from utils.batch import (
+    IGNORE,
+    ImageTextBatch,
+    Losses,
+    MaskedText,
+    PretrainBatch,
+    RegionBatch,
+    Term,
+    TextBatch,
+    TextPairBatch,
+)
 from utils.config import Config
+from utils.errors import UserError
 
 Identical = Literal["ignore", "negative"]
 
@@ -25,6 +36,7 @@ class IdenticalTexts(Config):
     """What two equal texts of a batch are to each other, by stream."""
 
     images: Identical = "negative"
+    pairs: Identical = "negative"
     regions: Identical = Field("ignore", description="regions often share a text ('a man'); ignore: no negatives")
 
 
@@ -36,13 +48,17 @@ class PretrainContrastiveConfig(ContrastiveConfig):
     @field_validator("identical_texts", mode="before")
     @classmethod
     def _one_word_for_all(cls, value: Any) -> Any:
-        return {"images": value, "regions": value} if isinstance(value, str) else value
+        return {"images": value, "regions": value, "pairs": value} if isinstance(value, str) else value
 
 
 class PretrainModelConfig(AligningConfig):
     """The model of pre-training."""
 
     contrastive: PretrainContrastiveConfig = PretrainContrastiveConfig()
+    word_table: Literal["tied", "own"] = Field(
+        "tied",
+        description="of the word head: tied to the word embeddings, as in BERT; own: a table apart, as released for XLM-R",
+    )
 
 
 class LossWeights(Config):
@@ -62,6 +78,7 @@ class StreamWeights(Config):
     images: float | None = 1.0
     regions: float | None = 1.0
     texts: float | None = None
+    pairs: float | None = None
 
 
 class PretrainModel(AligningModel):
@@ -80,7 +97,19 @@ class PretrainModel(AligningModel):
         self.streams = streams or StreamWeights()
         width = self.text.width
         self.box_head = mlp_head(width, 4)
-        self.word_head = WordHead(width, self.text.word_embeddings.shape[0], self.text.layer_config.eps)
+        vocabulary, embedded = self.text.word_embeddings.shape
+        own_table = config.word_table == "own"
+        if embedded != width and not own_table:
+            raise UserError(
+                f"model.word_table: tied, but words are embedded in {embedded} dimensions and model.fusion has {width}; "
+                "set it to `own`"
+            )
+        if self.streams.pairs is not None and self.vision.width != width:
+            raise UserError(
+                f"data.pairs: the fusion looks at texts as it looks at images, but images have width {self.vision.width} "
+                f"and texts {width}; give model.vision and model.fusion one width, or drop data.pairs"
+            )
+        self.word_head = WordHead(width, vocabulary, self.fusion.layer_config.eps, own_table=own_table)
         if self.streams.regions is None:
             self.box_head.requires_grad_(False)
 
@@ -95,13 +124,15 @@ class PretrainModel(AligningModel):
             terms |= self._weighted("regions", self._region_losses(batch.regions, regions))
         if batch.texts is not None:
             terms |= self._weighted("texts", {"mlm": self._text_loss(batch.texts)})
+        if batch.pairs is not None:
+            terms |= self._weighted("pairs", self._pair_losses(batch.pairs))
         return terms
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
         """What each loss of ``forward`` is divided by: its valid rows or tokens in this micro-batch. Needs no forward."""
         counts: dict[str, Tensor] = {}
-        for stream in ("images", "regions", "texts"):
-            part: ImageTextBatch | RegionBatch | TextBatch | None = getattr(batch, stream)
+        for stream in ("images", "regions", "texts", "pairs"):
+            part: ImageTextBatch | RegionBatch | TextBatch | TextPairBatch | None = getattr(batch, stream)
             if part is None:
                 continue
             counts[f"{stream}/mlm"] = (part.text.labels != IGNORE).sum()
@@ -185,6 +216,26 @@ class PretrainModel(AligningModel):
         masked = self.text(batch.text.masked_ids, batch.text.mask)
         return self._word_loss(self.fusion(masked), batch.text)
 
+    def _pair_losses(self, batch: TextPairBatch) -> dict[str, Tensor]:
+        """Cross-view language modelling (CCLM, arXiv:2206.00621): a text and its translation as two views of one meaning.
+
+        As released, the first text stands where an image does in the contrastive and the matching loss, and both are projected
+        by the text's projection; masked words of the first are found with the help of the second.
+        """
+        (first, masked), second = self._encode_texts(batch.text), self.text(batch.other.ids, batch.other.mask)
+        loss, negatives = self.align_texts(first, second, self._rows(batch, "pairs"))
+        memory = self.fusion.remember_text(first)
+        rows = torch.arange(len(batch.valid), device=batch.valid.device)
+        looks = [Look(memory, rows.repeat(2), 2), Look(memory, negatives.image, None)]
+        joined = Encoded.concat([second, second.rows(negatives.text), second])
+        matched, wrong_text, wrong_image = self.fusion(joined, looks, cls_only=True).split([len(rows)] * 3)
+        masked = self.fusion(masked, [Look(self.fusion.remember_text(second), rows, 1)])
+        return {
+            "contrastive": loss,
+            "matching": self.matching_loss(matched, wrong_text, wrong_image, negatives.found),
+            "mlm": self._word_loss(masked, batch.text),
+        }
+
     def _encode_texts(self, text: MaskedText) -> tuple[Encoded, Encoded]:
         """The texts and their masked copies, in one call."""
         both = self.text(torch.cat([text.ids, text.masked_ids]), text.mask.repeat(2, 1))
@@ -203,7 +254,7 @@ class PretrainModel(AligningModel):
     def _boxes_that_count(self, batch: RegionBatch) -> Tensor:
         return batch.valid if self.weights.whole_image_boxes else batch.valid & ~batch.is_image
 
-    def _rows(self, batch: ImageTextBatch | RegionBatch, stream: str) -> Rows:
+    def _rows(self, batch: ImageTextBatch | RegionBatch | TextPairBatch, stream: str) -> Rows:
         return Rows(batch.valid, batch.text.key, getattr(self.config.contrastive.identical_texts, stream))
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.encoded import Encoded
 from models.layers import Extend, Layer, LayerConfig, attention_mask, init_bert_weights
@@ -70,25 +71,34 @@ class TextConfig(Config):
 
 
 class Embeddings(nn.Module):
-    """Word, position and type embeddings, under BERT's key names. RoBERTa counts positions from ``pad_id + 1`` on tokens."""
+    """Word, position and type embeddings, under BERT's key names. RoBERTa counts positions from ``pad_id + 1`` on tokens.
 
-    def __init__(self, arch: TextArchitecture, dropout: float):
+    Without ``own_words`` the table of words is handed in at each call.
+    """
+
+    def __init__(self, arch: TextArchitecture, dropout: float, *, own_words: bool = True):
         super().__init__()
         assert arch.vocab_size is not None
         self.arch = arch
-        self.word_embeddings = nn.Embedding(arch.vocab_size, arch.width, padding_idx=arch.pad_id)
+        self.word_embeddings = nn.Embedding(arch.vocab_size, arch.width, padding_idx=arch.pad_id) if own_words else None
         padded = arch.pad_id if arch.family == "roberta" else None
         self.position_embeddings = nn.Embedding(arch.max_positions, arch.width, padding_idx=padded)
         self.token_type_embeddings = nn.Embedding(arch.token_types, arch.width)
         self.LayerNorm = nn.LayerNorm(arch.width, eps=arch.eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """``ids`` (N, L); ``positions`` (N, L) rows of the table, where they are not those of the tokens in order."""
+    def forward(self, ids: Tensor, positions: Tensor | None = None, words: Tensor | None = None) -> Tensor:
+        """``ids`` (N, L); ``positions`` (N, L) rows of the table, where they are not those of the tokens in order; ``words``
+        (V, D), read where there is no own table."""
         if positions is None:
             positions = self.positions(ids)
         types = self.token_type_embeddings.weight[0]
-        return self.dropout(self.LayerNorm(self.word_embeddings(ids) + types + self.position_embeddings(positions)))
+        if self.word_embeddings is not None:
+            embedded = self.word_embeddings(ids)
+        else:
+            assert words is not None
+            embedded = F.embedding(ids, words, padding_idx=self.arch.pad_id)
+        return self.dropout(self.LayerNorm(embedded + types + self.position_embeddings(positions)))
 
     def positions(self, ids: Tensor) -> Tensor:
         if self.arch.family == "roberta":
@@ -108,21 +118,24 @@ class LayerStack(nn.Module):
 class TextEncoder(nn.Module):
     """BERT or RoBERTa, without a pooler.
 
-    Accepts masks per query, (N, L, L), beside padding masks, (N, L).
+    Accepts masks per query, (N, L, L), beside padding masks, (N, L). ``width``: of its states, which are projected to it
+    where the encoder's own width is another.
     """
 
-    def __init__(self, config: TextConfig, arch: TextArchitecture):
+    def __init__(self, config: TextConfig, arch: TextArchitecture, width: int | None = None):
         super().__init__()
         self.arch = arch
-        self.width = arch.width
+        self.width = width or arch.width
         self.layer_config = layer_config(config, arch)
         self.embeddings = Embeddings(arch, config.dropout)
         self.encoder = LayerStack(arch.layers, self.layer_config)
+        self.projection = nn.Linear(arch.width, self.width) if self.width != arch.width else None
         self.apply(partial(init_bert_weights, std=arch.init_std))
 
     @property
     def word_embeddings(self) -> Tensor:
-        """The (V, D) table, which the word head shares."""
+        """The (V, D) table, which the word head shares; D is the encoder's own width."""
+        assert self.embeddings.word_embeddings is not None
         return self.embeddings.word_embeddings.weight
 
     def forward(
@@ -141,13 +154,13 @@ class TextEncoder(nn.Module):
         attend = attention_mask(mask)
         for number, layer in enumerate(self.encoder.layer):
             states = layer(states, attend, extend=extend(number) if extend else None)
-        return Encoded(states, mask)
+        return Encoded(states if self.projection is None else self.projection(states), mask)
 
 
 class HubTextEncoder(nn.Module):
-    """Any other Hugging Face encoder, through ``AutoModel``: padding masks only."""
+    """Any other Hugging Face encoder, through ``AutoModel``: padding masks only. ``width``: see :class:`TextEncoder`."""
 
-    def __init__(self, config: TextConfig, hub_config: Any):
+    def __init__(self, config: TextConfig, hub_config: Any, width: int | None = None):
         super().__init__()
         if config.drop_path:
             raise UserError("model.text.drop_path: only for the BERT and RoBERTa families; set it to 0")
@@ -156,12 +169,14 @@ class HubTextEncoder(nn.Module):
         self.model = AutoModel.from_config(hub_config)
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None  # nothing uses it, and DDP waits for the gradient of every parameter
-        self.width: int = hub_config.hidden_size
-        heads = getattr(hub_config, "num_attention_heads", None) or max(1, self.width // 64)
+        own: int = hub_config.hidden_size
+        self.width: int = width or own
+        self.projection = nn.Linear(own, self.width) if self.width != own else None
+        heads = getattr(hub_config, "num_attention_heads", None) or max(1, own // 64)
         self.layer_config = LayerConfig(
-            width=self.width,
+            width=own,
             heads=heads,
-            intermediate=getattr(hub_config, "intermediate_size", None) or 4 * self.width,
+            intermediate=getattr(hub_config, "intermediate_size", None) or 4 * own,
             dropout=config.dropout,
             attention_dropout=config.attention_dropout,
         )
@@ -178,7 +193,8 @@ class HubTextEncoder(nn.Module):
         """
         if mask.dim() != 2:
             raise UserError("this text encoder takes no mask per query; use one of the BERT or RoBERTa families")
-        return Encoded(self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask)
+        states = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return Encoded(states if self.projection is None else self.projection(states), mask)
 
 
 def layer_config(config: TextConfig, arch: TextArchitecture) -> LayerConfig:
@@ -195,8 +211,11 @@ def layer_config(config: TextConfig, arch: TextArchitecture) -> LayerConfig:
     )
 
 
-def build_text_encoder(config: TextConfig, vocab_size: int | None) -> TextEncoder | HubTextEncoder:
-    """The encoder that ``config`` names; ``vocab_size`` is the tokenizer's, for architectures that leave it open.
+def build_text_encoder(
+    config: TextConfig, vocab_size: int | None, width: int | None = None
+) -> TextEncoder | HubTextEncoder:
+    """The encoder that ``config`` names; ``vocab_size`` is the tokenizer's, for architectures that leave it open; ``width``
+    that of the states, None: the encoder's own.
 
     Raises:
         UserError: if ``encoder`` has no Hugging Face configuration and ``arch`` is not given.
@@ -205,7 +224,7 @@ def build_text_encoder(config: TextConfig, vocab_size: int | None) -> TextEncode
     if arch is None:
         hub_config = _hub_config(config.encoder)
         if hub_config.model_type not in BERT_FAMILY:
-            return HubTextEncoder(config, hub_config)
+            return HubTextEncoder(config, hub_config, width)
         arch = architecture_of(hub_config)
     if arch.vocab_size is None:
         if vocab_size is None:
@@ -213,7 +232,7 @@ def build_text_encoder(config: TextConfig, vocab_size: int | None) -> TextEncode
         arch = arch.model_copy(update={"vocab_size": vocab_size})
     if vocab_size is not None and vocab_size > (arch.vocab_size or 0):
         raise UserError(f"model.text: the tokenizer has {vocab_size} entries, the embedding only {arch.vocab_size}")
-    return TextEncoder(config, arch)
+    return TextEncoder(config, arch, width)
 
 
 def architecture_of(hub_config: Any) -> TextArchitecture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -13,7 +14,7 @@ from models.encoded import Encoded
 from models.fusion import FusionConfig, FusionEncoder, ImageMemory, Look
 from models.heads import WordHead
 from models.layers import LayerConfig, init_bert_weights
-from models.text import Embeddings, HubTextEncoder, TextArchitecture
+from models.text import Embeddings, HubTextEncoder, TextEncoder
 from models.xvlm import XVLM, ModelConfig
 from utils.batch import IGNORE, Losses, QuestionBatch, Term, Text
 from utils.config import Config
@@ -21,12 +22,17 @@ from utils.errors import UserError
 
 
 class DecoderConfig(Config):
-    """Depth of the answer decoder; its widths are the text encoder's."""
+    """Depth of the answer decoder, whose layers are of the fusion's sizes, and its words."""
 
     layers: int | None = Field(
         None,
         ge=1,
         description="as many as the fusion has, or half as many; null: as many. Theirs are what they start from",
+    )
+    word_table: Literal["own", "shared"] = Field(
+        "own",
+        description="own: embeddings like the text encoder's, apart from them; shared: the text encoder's table, with positions "
+        "and types as BERT has them (released for XLM-R)",
     )
 
 
@@ -55,12 +61,23 @@ class AnswerDecoder(FusionEncoder):
     projected once and shared by all answers of a question.
     """
 
-    def __init__(self, config: VQAModelConfig, arch: TextArchitecture, layer: LayerConfig):
+    def __init__(self, config: VQAModelConfig, text: TextEncoder, layer: LayerConfig):
         depth = FusionConfig(layers=config.decoder_layers, drop_path=config.fusion.drop_path)
-        super().__init__(depth, layer, arch.width)
+        super().__init__(depth, layer, layer.width)
+        arch = text.arch
         assert arch.vocab_size is not None
-        self.embeddings = Embeddings(arch, config.text.dropout)
-        self.word_head = WordHead(arch.width, arch.vocab_size, arch.eps)
+        if arch.width != layer.width:
+            raise UserError(
+                f"model.fusion.width: {layer.width}, but words are embedded in {arch.width} dimensions, and the answer decoder "
+                "reads words off states of the fusion's width; give the fusion the text encoder's width"
+            )
+        self.shared: tuple[TextEncoder, ...] = ()
+        if config.decoder.word_table == "shared":
+            self.shared = (text,)  # in a tuple, so that it does not count as a part of the decoder
+            like_bert = {"family": "bert", "max_positions": 512, "token_types": 2, "eps": layer.eps}
+            arch = arch.model_copy(update=like_bert)
+        self.embeddings = Embeddings(arch, config.text.dropout, own_words=not self.shared)
+        self.word_head = WordHead(layer.width, text.word_embeddings.shape[0], layer.eps)
         for part in (self.embeddings, self.word_head):
             part.apply(partial(init_bert_weights, std=arch.init_std))
 
@@ -76,12 +93,24 @@ class AnswerDecoder(FusionEncoder):
         """
         length = ids.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
-        text = Encoded(self.embeddings(ids), causal & mask.unsqueeze(1))
+        text = Encoded(self.embed(ids), causal & mask.unsqueeze(1))
         return self(text, [Look(memory, rows, answers_per_question)]).states
 
     def logits(self, states: Tensor) -> Tensor:
         """Of the next token, (..., V) float32."""
-        return self.word_head(states, self.embeddings.word_embeddings.weight).float()
+        return self.word_head(states, self.words).float()
+
+    def embed(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Of tokens (N, L), at ``positions`` (N, L) where they are not in order."""
+        return self.embeddings(ids, positions, self.words)
+
+    @property
+    def words(self) -> Tensor:
+        """The (V, D) table of words."""
+        if self.shared:
+            return self.shared[0].word_embeddings
+        assert self.embeddings.word_embeddings is not None
+        return self.embeddings.word_embeddings.weight
 
 
 class VQAModel(XVLM):
@@ -95,7 +124,7 @@ class VQAModel(XVLM):
         super().__init__(config, vocab_size)
         if isinstance(self.text, HubTextEncoder):
             raise UserError("model.text.encoder: question answering needs one of the BERT or RoBERTa families")
-        self.decoder = AnswerDecoder(config, self.text.arch, self.text.layer_config)
+        self.decoder = AnswerDecoder(config, self.text, self.fusion.layer_config)
 
     def forward(self, batch: QuestionBatch) -> Losses:
         """Token cross-entropies of a micro-batch, summed over each answer, times the answer's weight; their sum."""
@@ -126,9 +155,9 @@ class VQAModel(XVLM):
         return self.fusion(self.text(text.ids, text.mask), [look])
 
     def copied_from(self) -> dict[str, str]:
-        """As released: embeddings and word head from the pre-trained ones, layers from the fusion's, of which a decoder of
-        half their depth takes every second one, the last included. Keys and values of the cross-attention only where images
-        are as wide as texts: elsewhere their shapes differ."""
+        """As released: embeddings (where they are its own) and word head from the pre-trained ones, layers from the fusion's, of
+        which a decoder of half their depth takes every second one, the last included. Keys and values of the cross-attention
+        only where images are as wide as texts: elsewhere their shapes differ."""
         step = len(self.fusion.layer) // len(self.decoder.layer)
         as_wide = self.vision.width == self.text.width
         sources = {}
@@ -138,6 +167,8 @@ class VQAModel(XVLM):
                 number, _, inner = rest.partition(".")
                 if as_wide or not inner.startswith(("crossattention.self.key.", "crossattention.self.value.")):
                     sources[f"decoder.{name}"] = f"fusion.layer.{(int(number) + 1) * step - 1}.{inner}"
-            else:
-                sources[f"decoder.{name}"] = f"text.{name}" if part == "embeddings" else name
+            elif part != "embeddings":
+                sources[f"decoder.{name}"] = name
+            elif not self.decoder.shared:
+                sources[f"decoder.{name}"] = f"text.{name}"
         return sources

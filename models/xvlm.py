@@ -54,7 +54,7 @@ class XVLM(nn.Module):
         super().__init__()
         self.config = config
         self.vision = VisionEncoder(config.vision)
-        self.text = build_text_encoder(config.text, vocab_size)
+        self.text = build_text_encoder(config.text, vocab_size, config.fusion.width)
         self.fusion = FusionEncoder(config.fusion, self.text.layer_config, self.vision.width)
 
     def copied_from(self) -> dict[str, str]:

@@ -24,7 +24,7 @@ from engine.precision import Precision, PrecisionName
 from engine.run_folder import RunFolder
 from engine.trainer import TrainConfig
 from models.checkpoints import InitConfig, initialise, load_weights
-from models.checkpoints.initialise import fresh_parameters, never_loaded
+from models.checkpoints.initialise import fresh_parameters, never_loaded, text_replaced
 from models.xvlm import XVLM, ModelConfig
 from optim import OptimConfig
 from scheduler import ScheduleConfig
@@ -152,7 +152,9 @@ class BaseTask(ABC, Generic[C, M]):
         reports = initialise(self.model, init)
         for report in reports:
             logger.info("%s", "\n".join(report.lines()))
-        logger.info("%s", "\n".join(never_loaded(self.model, reports)))
+        for lines in (never_loaded(self.model, reports), text_replaced(self.model, reports)):
+            if lines:
+                logger.info("%s", "\n".join(lines))
         return fresh_parameters(self.model, reports)
 
     def _log_sizes(self) -> None:

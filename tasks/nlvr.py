@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from dataset.finetune import EvaluationView, cleaned
-from dataset.nlvr import NLVRBatches, NLVRDataConfig, NLVRSplitConfig, Statement, read_statements
+from dataset.nlvr import NLVRBatches, NLVRDataConfig, NLVRSplitConfig, Statement, check_statements, read_statements
+from engine.checkpoint import Checkpoint
 from metrics.classification import accuracy, consistency
-from models.nlvr import NLVRModel
+from models.nlvr import NLVRModel, NLVRModelConfig
 from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
 from utils.batch import Text
 
@@ -26,6 +27,7 @@ class NLVRConfig(FineTuneConfig):
     """A visual reasoning run."""
 
     task: Literal["nlvr"] = "nlvr"
+    model: NLVRModelConfig
     data: NLVRDataConfig
     evaluation: NLVREvaluationConfig
 
@@ -36,9 +38,26 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel]):
     measure = "accuracy"
     make_batches = NLVRBatches
 
+    def __init__(self, config: NLVRConfig, checkpoint: Checkpoint | None = None):
+        super().__init__(config, checkpoint)
+        for name, items in self.held_out.items():
+            self._check(items, f"evaluation.test.{name}")
+        if config.evaluation.validation is not None:
+            self._check(self.validation, "evaluation.validation")
+
     @staticmethod
     def build_model(config: NLVRConfig, vocab_size: int | None) -> NLVRModel:
-        return NLVRModel(config.model, vocab_size)
+        model = config.model
+        return NLVRModel(model, vocab_size, pictures=model.pictures, classes=model.classes)
+
+    def batches(self) -> NLVRBatches:
+        batches = super().batches()
+        assert isinstance(batches, NLVRBatches)
+        self._check(batches.items, "data.train")
+        return batches
+
+    def _check(self, items: list[Statement], key: str) -> None:
+        check_statements(items, self.config.model.pictures, self.config.model.classes, key)
 
     @staticmethod
     def read_split(split: NLVRSplitConfig, key: str) -> list[Statement]:
@@ -48,27 +67,29 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel]):
         predicted = self._predict(items)
         true = np.array([item.label for item in items])
         sentences = [item.sentence_id for item in items]
-        majority = max(true.mean(), 1 - true.mean())
+        majority = np.bincount(true).max() / len(true)
         return {
             "statements": len(items),
             "sentences": len(set(sentences)),
             "accuracy": accuracy(predicted, true),
             "accuracy/chance": float(majority),
             "consistency": consistency(predicted == true, sentences),
-            "consistency/chance": float(np.mean([0.5**pairs for pairs in Counter(sentences).values()])),
+            "consistency/chance": float(
+                np.mean([self.config.model.classes ** -float(pairs) for pairs in Counter(sentences).values()])
+            ),
         }
 
     def _predict(self, items: list[Statement]) -> np.ndarray:
         """The class of every statement."""
 
         def classify(pairs: list[Tensor], text: Text) -> Tensor:
-            pixels = torch.cat([torch.stack([pair[side] for pair in pairs]) for side in (0, 1)])
+            pixels = torch.stack(pairs, dim=1).flatten(0, 1)
             return self.model.classify(pixels.to(text.ids.device), text).argmax(dim=1)
 
         return self.outputs(items, _read, classify, "classifying")
 
 
 def _read(view: EvaluationView, max_words: int, items: Sequence[Statement], index: int) -> tuple[Tensor, str]:
-    """Both pictures (2, 3, S, S) and the cleaned sentence."""
+    """The pictures (K, 3, S, S) and the cleaned sentence."""
     item = items[index]
-    return torch.stack([view(item.left), view(item.right)]), cleaned(item.sentence, max_words, item.place)
+    return torch.stack([view(picture) for picture in item.pictures]), cleaned(item.sentence, max_words, item.place)

@@ -17,6 +17,7 @@ from tasks.common import BaseTask, RunConfig, evaluating
 from tasks.pretrain_evaluation import Evaluation, EvaluationConfig, check_files
 from tasks.tables import table
 from utils import distributed
+from utils.errors import UserError
 from utils.files import write_text
 
 
@@ -48,12 +49,21 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel]):
     @staticmethod
     def build_model(config: PretrainConfig, vocab_size: int | None) -> PretrainModel:
         weights = {name: stream.weight for name, stream in config.data.streams().items()}
-        streams = StreamWeights(**{name: weights.get(name) for name in ("images", "regions", "texts")})
+        streams = StreamWeights(**{name: weights.get(name) for name in ("images", "regions", "texts", "pairs")})
         return PretrainModel(config.model, vocab_size, config.loss, streams)
 
     @property
     def loading(self) -> LoadingConfig:
         return self.config.data
+
+    def _check_lengths(self) -> None:
+        super()._check_lengths()
+        pairs, arch = self.config.data.pairs, getattr(self.model.text, "arch", None)
+        most = pairs.text.max_tokens if pairs is not None and pairs.text is not None else 0
+        if arch is not None and most > arch.longest_text:
+            raise UserError(
+                f"data.pairs.text.max_tokens is {most}, but model.text has positions for {arch.longest_text} tokens; lower it"
+            )
 
     def batches(self) -> PretrainBatches:
         return PretrainBatches(

@@ -20,6 +20,14 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
+class Text:
+    """Texts padded to the longest of the batch: ``ids`` (N, L) int64; ``mask`` (N, L) bool, True = token."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class MaskedText:
     """Texts and a masked copy of each (X²-VLM, section 3.3, eq. 3), padded to the longest of the batch.
 
@@ -75,6 +83,15 @@ class TextBatch:
 
 
 @dataclass(frozen=True)
+class TextPairBatch:
+    """Texts and their translations, ``other``; ``valid`` (N,) bool: rows that count."""
+
+    text: MaskedText
+    other: Text
+    valid: Tensor
+
+
+@dataclass(frozen=True)
 class BrokenRecord:
     """A record that could not be used: its kind (``bad json``, ``missing key``, …), ``file:line`` and what was wrong."""
 
@@ -107,14 +124,7 @@ class PretrainBatch(Batch):
     images: ImageTextBatch | None
     regions: RegionBatch | None
     texts: TextBatch | None
-
-
-@dataclass(frozen=True)
-class Text:
-    """Texts padded to the longest of the batch: ``ids`` (N, L) int64; ``mask`` (N, L) bool, True = token."""
-
-    ids: Tensor
-    mask: Tensor
+    pairs: TextPairBatch | None = None
 
 
 @dataclass(frozen=True)
@@ -130,8 +140,8 @@ class RetrievalBatch(Batch):
 
 @dataclass(frozen=True)
 class PairBatch(Batch):
-    """Statements about two images. ``pixels`` (2N, 3, H, W) uint8, all left images before all right ones; ``label`` (N,)
-    int64, 1 = true; ``valid`` (N,) bool: rows that count."""
+    """Statements about K images, mostly two. ``pixels`` (K N, 3, H, W) uint8, all first (left) images before all second
+    (right) ones; ``label`` (N,) int64, 1 = true or entailed; ``valid`` (N,) bool: rows that count."""
 
     pixels: Tensor
     text: Text

@@ -20,6 +20,7 @@ from dataset.prepare.tokenizer import train_wordpiece
 from dataset.scenes.compose import Scene, compose_scene
 from dataset.scenes.describe import describe_scene, looks_of
 from dataset.scenes.draw import draw_scene
+from dataset.scenes.languages import captions_by_language
 from dataset.scenes.questions import ANSWER_TYPES, ask_about
 from dataset.scenes.referring import refer_in_scene
 from dataset.scenes.statements import Picture, StatementSet, statement_sets
@@ -38,25 +39,28 @@ from utils.progress import progress_bar
 
 FACTS = "scenes.json"
 ANSWERS = "vqa_answers.json"
-TASKS = ("retrieval", "nlvr", "refer", "vqa", "captioning")
+TASKS = ("retrieval", "nlvr", "refer", "vqa", "captioning", "multilingual")
 OWNED = (
     *(f"{split}.jsonl" for split in SPLITS),
     *(f"{task}_{split}.jsonl" for task in TASKS for split in SPLITS),
     ANSWERS,
     "images",
     "tokenizer",
+    "tokenizer_multilingual",
 )
 GRAINS = ("relation", "attribute", "place")
 """Of referring phrases."""
 
 VOCABULARY_LIMIT = 512
+MULTILINGUAL_LIMIT = 1500
+"""Entries of the tokenizer that learns from the captions in all languages."""
 
 ANNOTATORS = 10
 """Answers to a question of VQA v2, by which its accuracy is measured; here they all agree."""
 
 _WORTH_A_PROCESS = 1000
 
-DRAWING = 7
+DRAWING = 8
 """Goes up when the same arguments give other pictures or texts, so that an older folder is not taken for a current one."""
 
 logger = logging.getLogger(__name__)
@@ -81,7 +85,8 @@ def build(
     ``out/refer_{split}.jsonl``, ``out/vqa_{split}.jsonl`` and ``out/captioning_{split}.jsonl``: see
     :func:`retrieval_record`, :func:`statement_records`, :func:`referring_record`, :func:`question_records` and
     :func:`captioning_record`; and ``out/vqa_answers.json``, the answers of train, the most
-    frequent ones first.
+    frequent ones first. ``out/multilingual_{split}.jsonl`` has captions by language (:func:`multilingual_record`), from which
+    ``out/tokenizer_multilingual/`` learns.
 
     A folder that is complete and was made with the same arguments is left as it is.
 
@@ -106,14 +111,18 @@ def build(
     facts: dict[str, Any] = {"arguments": arguments}
     facts |= {name: {} for name in ("objects", "relations", "sentences", "referring", "questions")}
     texts: dict[str, None] = {}  # as an ordered set: many phrases come again and again
+    spoken: dict[str, None] = {}
     try:
         total = sum(counts.values())
         with progress_bar(total=total, quiet=not progress, desc="drawing scenes", unit="scene") as bar:
             for split, count in counts.items():
-                made = _build_split(out, seed, split, count, (width, height), bar, texts if split == "train" else None)
+                learned = (texts, spoken) if split == "train" else None
+                made = _build_split(out, seed, split, count, (width, height), bar, learned)
                 for name, number in made.items():
                     facts[name][split] = number
         facts["vocabulary"] = train_wordpiece(texts, out / "tokenizer", vocab_size=VOCABULARY_LIMIT)
+        folder = out / "tokenizer_multilingual"
+        facts["multilingual vocabulary"] = train_wordpiece(spoken, folder, vocab_size=MULTILINGUAL_LIMIT)
         close_folder(out, FACTS, facts)
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
@@ -172,6 +181,12 @@ def captioning_record(scene: Scene) -> dict[str, Any]:
     return {"image": named["image"], "caption": reference_captions(scene), "image_id": named["id"]}
 
 
+def multilingual_record(scene: Scene) -> dict[str, Any]:
+    """The scene with its captions by language: ``image``, ``caption`` and ``image_id``."""
+    named = _named(scene.split, scene.index)
+    return {"image": named["image"], "caption": captions_by_language(scene), "image_id": named["id"]}
+
+
 def statement_records(split: str, stated: StatementSet) -> list[dict[str, Any]]:
     """The two examples of a statement in the form of the processed NLVR2: ``sentence``, ``label`` ("True" or "False"),
     ``identifier`` (split, set, pair and sentence) and ``images`` (left, right)."""
@@ -220,6 +235,7 @@ class Made(NamedTuple):
     phrases: dict[str, Any] | None
     questions: list[dict[str, Any]]
     captioned: dict[str, Any]
+    spoken: dict[str, Any]
     looks: Picture
 
 
@@ -231,6 +247,7 @@ def _make(out: Path, seed: int, split: str, size: tuple[int, int], index: int) -
         referring_record(scene),
         question_records(scene),
         captioning_record(scene),
+        multilingual_record(scene),
         tuple(looks_of(thing) for thing in scene.objects),
     )
     Image.fromarray(draw_scene(scene)).save(out / made.record["image"])
@@ -238,9 +255,19 @@ def _make(out: Path, seed: int, split: str, size: tuple[int, int], index: int) -
 
 
 def _build_split(
-    out: Path, seed: int, split: str, count: int, size: tuple[int, int], bar: tqdm[Any], texts: dict[str, None] | None
+    out: Path,
+    seed: int,
+    split: str,
+    count: int,
+    size: tuple[int, int],
+    bar: tqdm[Any],
+    learned: tuple[dict[str, None], dict[str, None]] | None,
 ) -> dict[str, Any]:
-    """Draw the pictures of a split, write its records, add what they say to ``texts``, and count for the facts file."""
+    """Draw the pictures of a split, write its records, and count for the facts file.
+
+    ``learned`` receives what the records say, in English for every task, and the captions in all languages.
+    """
+    texts, all_languages = learned or (None, None)
     (out / "images" / split).mkdir(parents=True, exist_ok=True)
     tally: Counter[str] = Counter()
     referring: Counter[str] = Counter()
@@ -248,7 +275,7 @@ def _build_split(
     pictures: list[Picture] = []
 
     def rows() -> Iterator[tuple[Sequence[Mapping[str, Any]], ...]]:
-        for record, phrases, questions, captioned, looks in _in_processes(
+        for record, phrases, questions, captioned, spoken, looks in _in_processes(
             partial(_make, out, seed, split, size), count
         ):
             bar.update()
@@ -261,9 +288,11 @@ def _build_split(
                 texts.update(dict.fromkeys(text for said in (record, phrases) if said for text in texts_of(said)))
                 texts.update(dict.fromkeys(question["question"] for question in questions))
                 texts.update(dict.fromkeys(captioned["caption"]))
-            yield [record], [retrieval_record(record)], [phrases] if phrases else [], questions, [captioned]
+            if all_languages is not None:
+                all_languages.update(dict.fromkeys(text for said in spoken["caption"].values() for text in said))
+            yield [record], [retrieval_record(record)], [phrases] if phrases else [], questions, [captioned], [spoken]
 
-    tasks = ("", "retrieval_", "refer_", "vqa_", "captioning_")
+    tasks = ("", "retrieval_", "refer_", "vqa_", "captioning_", "multilingual_")
     names = [f"{task}{split}.jsonl" for task in tasks]
     _write_side_by_side([out / name for name in names], rows())
     stated = list(statement_sets(seed, split, pictures, count // 3 if split == "train" else count))

@@ -1,9 +1,9 @@
-"""English words for what ``describe.py`` decided to say. Another language is another module with the same functions."""
+"""English words for what ``describe.py`` decided to say. Captions in other languages: ``languages.py``."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dataset.scenes.compose import Scene
 from dataset.scenes.describe import (
@@ -81,10 +81,18 @@ def captions(scene: Scene, description: Description) -> list[str]:
 
     Each names shape and colour of every object, and as much of texture and size as :data:`MAX_PIECES` leaves room for.
     """
-    return [
-        _fitting([_listing(scene, description, detail) for detail in _DETAIL]),
-        _fitting([_sentence(scene, description, detail) for detail in _DETAIL]),
-    ]
+    of_list, of_sentence = details(scene, description)
+    return [_listing(scene, description, of_list), _sentence(scene, description, of_sentence)]
+
+
+def details(scene: Scene, description: Description) -> tuple[Attributes, Attributes]:
+    """What is said of each object in the list and in the sentence: as much as fits, and the least where nothing does."""
+
+    def most(say: Callable[[Scene, Description, Attributes], str]) -> Attributes:
+        fitting = (detail for detail in _DETAIL if pieces(say(scene, description, detail)) <= MAX_PIECES)
+        return next(fitting, _DETAIL[-1])
+
+    return most(_listing), most(_sentence)
 
 
 def reference_captions(scene: Scene) -> list[str]:
@@ -116,10 +124,6 @@ def _sentence(scene: Scene, description: Description, detail: Attributes) -> str
         said.append(link or "and")
         said.append(noun_phrase(scene, Mention(place, detail)))
     return " ".join(said) if len(description.chain) > 1 else f"only {said[0]}"
-
-
-def _fitting(versions: Sequence[str]) -> str:
-    return next((text for text in versions if pieces(text) <= MAX_PIECES), versions[-1])
 
 
 def _named(looks: Looks) -> str:

@@ -1,8 +1,10 @@
-"""Initialisation of pre-training from a BEiT-2 file and a BERT folder or name (section 4.2)."""
+"""Initialisation: of pre-training from a BEiT-2 file and a BERT folder or name (section 4.2), of anything else from a
+checkpoint, whose text encoder may be replaced by another one (section 4.6)."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from pydantic import Field
 from torch import Tensor
@@ -24,6 +26,8 @@ NOT_OURS = {
     "pooler": "BERT's pooler",
     "seq_relationship": "BERT's next-sentence head",
 }
+_TEXT_ALONE = ("text.",)
+_TEXT_AND_ABOVE = ("text.", "fusion.", "word_head.")
 TIED_TO_EMBEDDING = re.compile(r"(cls\.predictions|lm_head)\.decoder\.(weight|bias)")
 
 
@@ -32,7 +36,15 @@ class InitConfig(Config):
 
     vision: str | None = Field(None, description="a BEiT-2 file, .pth or .safetensors")
     text: str | None = Field(None, description="a BERT folder or Hugging Face name")
-    checkpoint: str | None = Field(None, description="an X²-VLM checkpoint, published or ours, instead of the two")
+    checkpoint: str | None = Field(
+        None,
+        description="an X²-VLM checkpoint, published or ours, instead of the two; with `text` beside it, that takes the place "
+        "of the checkpoint's text encoder, and vision, fusion and heads are kept",
+    )
+    new_text: bool = Field(
+        False,
+        description="model.text is another encoder than the checkpoint's; without `text`, it starts from random numbers",
+    )
 
 
 def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
@@ -41,13 +53,22 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
     Raises:
         UserError: if a file cannot be read or does not fit the model.
     """
-    if config.checkpoint and (config.vision or config.text):
-        raise UserError("init: give either checkpoint, or vision and text, not both")
+    if config.checkpoint and config.vision:
+        raise UserError("init: give either checkpoint, or vision and text, not checkpoint and vision")
+    if config.new_text and not config.checkpoint:
+        raise UserError(
+            "init.new_text says that init.checkpoint has another text encoder; give the checkpoint, or drop it"
+        )
     if config.checkpoint:
-        report = load_weights(model, config.checkpoint)
+        replaced = config.new_text or config.text is not None
+        report = load_weights(model, config.checkpoint, new_text=replaced)
         if not report.loaded:
             raise UserError(f"init.checkpoint: {config.checkpoint} holds no tensor of this model")
-        return [report]
+        if config.text is None:
+            return [report]
+        text = init_text(model, read_hub_weights(config.text, "init.text"), config.text, alone=True)
+        report.fresh = [name for name in report.fresh if name not in set(text.loaded)]
+        return [report, text]
     reports = []
     if config.vision:
         reports.append(init_vision(model, read_weights(config.vision), config.vision))
@@ -72,6 +93,26 @@ def never_loaded(model: XVLM, reports: list[LoadReport]) -> list[str]:
     loaded = {name for report in reports for name in (*report.loaded, *report.copied)}
     names = [name for name, _ in model.named_parameters() if name not in loaded]
     return [f"{len(names)} parameters start from random numbers", *(f"  {name}" for name in by_module(names))]
+
+
+def text_replaced(model: XVLM, reports: list[LoadReport]) -> list[str]:
+    """Where the text encoder is another than the checkpoint's: which parameters were kept, replaced and left fresh, as lines
+    for a log."""
+    if not reports or not reports[0].text_left_out:
+        return []
+    checkpoint, *others = reports
+    kept, replaced = set(checkpoint.loaded), {name for report in others for name in report.loaded}
+    fresh = [name for name, _ in model.named_parameters() if name not in kept | replaced]
+    said = ["the text encoder is another than the checkpoint's"]
+    for what, names, origin in (
+        ("kept", sorted(kept), f" from {checkpoint.source}"),
+        ("replaced", sorted(replaced), "".join(f" from {report.source}" for report in others)),
+        ("fresh", fresh, ""),
+    ):
+        parts = Counter(name.split(".")[0] for name in names)
+        listed = ", ".join(f"{count} of {part}" for part, count in parts.items()) or "none"
+        said.append(f"  {what}{origin if names else ''}: {listed}")
+    return said
 
 
 def _is_head(name: str) -> bool:
@@ -101,19 +142,24 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
     return report
 
 
-def init_text(model: XVLM, state: dict[str, Tensor], source: str) -> LoadReport:
+def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool = False) -> LoadReport:
     """BERT weights into the text encoder; its last layers again into the fusion layers, whose cross-attention stays fresh.
+    With ``alone``, into the text encoder only: fusion and word head come from a checkpoint.
 
     A file with k times as many layers gives every k-th (24 to 12: layers 1, 3, … 23, as released for `large`).
     """
     report = LoadReport(source)
     if isinstance(model.text, HubTextEncoder):
-        return _init_hub_text(model, model.text, state, report)
+        return _init_hub_text(model, model.text, state, report, alone)
     kept, layers = _bert_state(state, report)
+    if alone:
+        for name in [name for name in kept if not name.startswith("text.")]:
+            report.dropped[name] = "the checkpoint's is kept"
+            del kept[name]
     wanted, fused = len(model.text.encoder.layer), len(model.fusion.layer)
     if not layers or layers % wanted:
         raise UserError(f"init.text: {source} has {layers} layers, which cannot be thinned to model.text's {wanted}")
-    if fused > wanted:
+    if fused > wanted and not alone:
         raise UserError(f"init.text: the fusion's {fused} layers cannot be copied from {wanted} text layers")
     step = layers // wanted
     chosen: dict[str, Tensor] = {}
@@ -128,20 +174,22 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str) -> LoadReport:
             continue
         target = (layer + 1) // step - 1
         chosen[f"text.encoder.layer.{target}.{rest}"] = tensor
-        if target >= wanted - fused:
+        if target >= wanted - fused and not alone:
             copy = f"fusion.layer.{target - (wanted - fused)}.{rest}"
             chosen[copy] = tensor
             report.copied[copy] = f"text.encoder.layer.{target}.{rest}"
     assign(model, chosen, report)
-    report.fresh = [name for name in report.fresh if name.startswith(("text.", "fusion.", "word_head."))]
+    report.fresh = [name for name in report.fresh if name.startswith(_TEXT_ALONE if alone else _TEXT_AND_ABOVE)]
     return report
 
 
-def _init_hub_text(model: XVLM, text: HubTextEncoder, state: dict[str, Tensor], report: LoadReport) -> LoadReport:
+def _init_hub_text(
+    model: XVLM, text: HubTextEncoder, state: dict[str, Tensor], report: LoadReport, alone: bool
+) -> LoadReport:
     """Weights of an encoder outside the BERT and RoBERTa families, under the library's own names; the fusion stays fresh."""
     prefix = f"{text.model.base_model_prefix}."
     assign(model, state, report, lambda name: f"text.model.{name.removeprefix(prefix)}")
-    report.fresh = [name for name in report.fresh if name.startswith(("text.", "fusion.", "word_head."))]
+    report.fresh = [name for name in report.fresh if name.startswith(_TEXT_ALONE if alone else _TEXT_AND_ABOVE)]
     if not report.loaded:
         raise UserError(f"init.text: {report.source} holds no tensor of {type(text.model).__name__}")
     return report

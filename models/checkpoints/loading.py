@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from models.checkpoints.files import read_weights
-from models.checkpoints.rename import DROPPED, LAYER, TIED, published_to_ours
+from models.checkpoints.rename import (
+    DROPPED,
+    FUSED_APART,
+    LAYER,
+    OF_THE_VOCABULARY,
+    SHARED_WORDS,
+    TIED,
+    published_to_ours,
+)
 from models.checkpoints.report import LoadReport
 from models.checkpoints.tables import resize_bias_table
 from models.text import HubTextEncoder
@@ -19,48 +27,87 @@ from utils.errors import UserError
 BIAS_TABLE = "relative_position_bias_table"
 
 
-def load_weights(model: XVLM, path: str | Path) -> LoadReport:
+REMEDY = (
+    "if model.text is meant to be another encoder than the checkpoint's, name its weights in init.text, or set "
+    "init.new_text=true to start it from random numbers"
+)
+
+
+def load_weights(model: XVLM, path: str | Path, *, new_text: bool = False) -> LoadReport:
     """Load our own or a published checkpoint file into ``model``; see :func:`load_published`."""
     state = read_weights(path)
     if any(name.startswith("vision_encoder.") for name in state):
-        return load_published(model, state, str(path))
+        return load_published(model, state, str(path), new_text=new_text)
     report = LoadReport(str(path))
+    if new_text:
+        state = _without_text(state, report, lambda name: name)
     assign(model, state, report)
     return report
 
 
-def load_published(model: XVLM, state: dict[str, Tensor], source: str) -> LoadReport:
+def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_text: bool = False) -> LoadReport:
     """Load a state dict under the published names; bias tables are resized to the model's grid.
 
     Parameters that the file lacks stay as they are and are reported as fresh, tensors without a place as unused: ask
-    :meth:`LoadReport.require_complete` where that is not wanted.
+    :meth:`LoadReport.require_complete` where that is not wanted. With ``new_text``, the model's text encoder is another than
+    the file's: it, and what has a row for each word of its vocabulary, stays as it is.
 
     Raises:
         UserError: if a shape does not fit, or two copies of a tied tensor differ.
     """
     report = LoadReport(source)
     kept: dict[str, Tensor] = {}
+    fused_apart = any(name.startswith(FUSED_APART) for name in state)
+    twice = {**TIED, **SHARED_WORDS} if fused_apart else TIED
     for name, tensor in state.items():
         ending = name.rsplit(".", 1)[-1]
         if ending in DROPPED:
             report.dropped[name] = DROPPED[ending]
-        elif name in TIED and TIED[name] in state:
-            if not torch.equal(tensor, state[TIED[name]]):
-                raise UserError(f"{source}: {name} differs from {TIED[name]}, to which the model ties it")
-            report.dropped[name] = f"tied to {TIED[name]}"
+        elif name in twice and twice[name] in state:
+            if not torch.equal(tensor, state[twice[name]]):
+                raise UserError(f"{source}: {name} differs from {twice[name]}, to which the model ties it")
+            report.dropped[name] = f"tied to {twice[name]}"
         else:
             kept[name] = tensor
-    if isinstance(model.text, HubTextEncoder):
-        raise UserError(f"{source}: a published checkpoint needs a text encoder of the BERT or RoBERTa families")
-    text_layers = len(model.text.encoder.layer)
-    stacked = text_layers + len(model.fusion.layer)
-    found = 1 + max((int(match[1]) for name in state if (match := LAYER.fullmatch(name))), default=-1)
-    if found != stacked:
-        raise UserError(
-            f"{source}: has {found} text and fusion layers, the model {text_layers} + {stacked - text_layers}"
-        )
-    assign(model, kept, report, published_to_ours(text_layers))
+    rename = published_to_ours(_text_layers(model, state, source, fused_apart, new_text))
+    if new_text:
+        kept = _without_text(kept, report, rename)
+    assign(model, kept, report, rename)
     return report
+
+
+def _text_layers(model: XVLM, state: dict[str, Tensor], source: str, fused_apart: bool, new_text: bool) -> int:
+    """How many of the file's layers are those of its text encoder."""
+    fused = len(model.fusion.layer)
+    found = 1 + max((int(match[1]) for name in state if (match := LAYER.fullmatch(name))), default=-1)
+    in_text = found if fused_apart else found - fused
+    if new_text and in_text >= 1:
+        return in_text
+    if isinstance(model.text, HubTextEncoder):
+        raise UserError(
+            f"{source}: a published checkpoint needs a text encoder of the BERT or RoBERTa families; {REMEDY}"
+        )
+    wanted = len(model.text.encoder.layer)
+    if in_text != wanted:
+        what = f"{found} text layers, the model {wanted}"
+        if not fused_apart:
+            what = f"{found} text and fusion layers, the model {wanted} + {fused}"
+        raise UserError(f"{source}: has {what}; {REMEDY}")
+    return wanted
+
+
+def _without_text(
+    state: dict[str, Tensor], report: LoadReport, rename: Callable[[str], str | None]
+) -> dict[str, Tensor]:
+    """The tensors that do not go with the file's text encoder; the others are noted as dropped."""
+    report.text_left_out = True
+    kept = {}
+    for name, tensor in state.items():
+        if OF_THE_VOCABULARY.fullmatch(rename(name) or ""):
+            report.dropped[name] = "the model has another text encoder"
+        else:
+            kept[name] = tensor
+    return kept
 
 
 def assign(
@@ -86,7 +133,8 @@ def assign(
         report.loaded.append(ours)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"{report.source}: shapes differ: {'; '.join(problems[:3])}{more}")
+        remedy = f"; {REMEDY}" if any("'s text." in problem for problem in problems) else ""
+        raise UserError(f"{report.source}: shapes differ: {'; '.join(problems[:3])}{more}{remedy}")
     loaded = set(report.loaded)
     report.fresh = [name for name in parameters if name not in loaded]
 

@@ -10,6 +10,8 @@ PREFIXES = {
     "text_encoder.bert.embeddings.": "text.embeddings.",
     "text_encoder.embeddings.": "text.embeddings.",
     "text_encoder.cls.predictions.": "word_head.",
+    "cross_encoder.encoder.layer.": "fusion.layer.",
+    "mlm_head.predictions.": "word_head.",
     "text_decoder.bert.embeddings.": "decoder.embeddings.",
     "text_decoder.bert.encoder.": "decoder.",
     "text_decoder.cls.predictions.": "decoder.word_head.",
@@ -20,6 +22,9 @@ PREFIXES = {
     "cls_head.": "classifier.",
 }
 NAMES = {"temp": "contrastive.temperature"}
+FUSED_APART = "cross_encoder."
+"""Names that only files with the fusion encoder apart from the text encoder have: those with XLM-R."""
+
 LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.*)")
 
 DROPPED = {
@@ -34,14 +39,24 @@ TIED = {
     "text_encoder.cls.predictions.decoder.bias": "text_encoder.cls.predictions.bias",
     "text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
     "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
+    "mlm_head.predictions.decoder.bias": "mlm_head.predictions.bias",
 }
 """Tensors that the published files store twice: copy -> original."""
+
+SHARED_WORDS = {
+    "text_decoder.bert.embeddings.word_embeddings.weight": "text_encoder.embeddings.word_embeddings.weight",
+}
+"""What files with XLM-R store twice beside those; with BERT, the two differ."""
+
+OF_THE_VOCABULARY = re.compile(r"text\..*|(decoder\.)?word_head\.(bias|decoder\..*)|decoder\.embeddings\..*")
+"""Our parameters that go with a text encoder when it is replaced: it, and what has a row for each of its words."""
 
 
 def published_to_ours(text_layers: int) -> Callable[[str], str | None]:
     """A function from published names to ours; None for a name that has no place here.
 
-    The published text encoder is one stack: its first ``text_layers`` layers are the text encoder, the rest the fusion.
+    The published text encoder is one stack: its first ``text_layers`` layers are the text encoder, the rest the fusion. In
+    files with XLM-R the fusion is apart, and all layers of the stack are the text encoder's.
     """
 
     def rename(name: str) -> str | None:

@@ -19,6 +19,8 @@ class LoadReport:
     fresh: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    text_left_out: bool = False
+    """The file's text encoder has no place: the model has another."""
 
     def lines(self) -> list[str]:
         """The report for a log: one line of counts, then what is not plainly loaded, grouped by module."""

@@ -60,7 +60,7 @@ def official(identifier: str, label: str = "True", **more) -> dict:
 
 
 def names(item, folder) -> tuple[str, str]:
-    return tuple(str(source.path.relative_to(folder)) for source in (item.left, item.right))
+    return tuple(str(source.path.relative_to(folder)) for source in item.pictures)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_processed_lists_name_their_pictures_left_first(split, picture, tmp_path
         ({"identifier": None}, "missing key", "no 'identifier'"),
         ({"identifier": "dev-851-0-0"}, "missing image", "dev/dev-851-0-img0.png does not exist"),
         ({"identifier": "train-1-0-0"}, "missing key", "no 'directory'"),
-        ({"images": ["dev/dev-850-0-img0.png"]}, "wrong type", "not two paths"),
+        ({"images": ["dev/dev-850-0-img0.png"] * 3}, "wrong type", "not two paths"),
         ({"images": ["dev/dev-850-0-img0.png", 3]}, "wrong type", "not two paths"),
         ({"images": "dev/dev-850-0-img0.png"}, "wrong type", "not of type list"),
         ({"images": ["dev/dev-850-0-img0.png", "gone.png"]}, "missing image", "gone.png does not exist"),

@@ -122,6 +122,50 @@ CELLS = [
     *(f"captioning/coco_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
 ]
 
+MULTILINGUAL_CELLS = [
+    *(
+        f"retrieval/multi30k_{which}_{size}"
+        for which in ("en", "de", "fr", "cs", "joint")
+        for size in ("base", "large")
+    ),
+    *(
+        f"retrieval/coco_multilingual_{which}_{size}"
+        for which in ("en", "zh", "ja", "joint")
+        for size in ("base", "large")
+    ),
+]
+
+
+@pytest.mark.parametrize("cell", MULTILINGUAL_CELLS)
+def test_every_cell_of_table_6_has_its_config_with_the_papers_number(cell):
+    """Each replaces the text encoder, keeps the fusion's sizes, and trains on one language or on all."""
+    path = ROOT / "configs" / f"{cell}.yaml"
+    head = path.read_text(encoding="utf-8").split("base:")[0]
+    assert re.search(r"# Paper, table 6 .mean recall.: (en|de|fr|cs|zh|ja) 9\d\.\d", head)
+    config = load(path)
+    assert config.init.checkpoint
+    assert config.init.text == config.model.text.encoder
+    language = None if "joint" in cell else cell.split("_")[-2]
+    assert config.data.train.language == config.evaluation.validation.language == language
+    assert {split.language for split in config.evaluation.test.values()} == set(
+        re.findall(r"[a-z]{2}", "en de fr cs" if "30k" in cell else "en ja zh")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("pretrain/multilingual_base", "pretrain_cclm_base"),
+        ("retrieval/multi30k_de_base", "plus_retrieval_base"),
+        ("nlvr/xvnli_base", "plus_xvnli_base"),
+        ("nlvr/marvl_base", "plus_marvl_base"),
+        ("vqa/xgqa_base", "plus_vqa_base"),
+    ],
+)
+def test_presets_with_xlm_r_have_the_published_number_of_parameters(name, published):
+    size = f"model.vision.image_size={224 if name.startswith('pretrain') else 384}"
+    assert total(ROOT / "configs" / f"{name}.yaml", size) == COUNTS[published]["total"]
+
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_of_tables_3_and_4_has_its_config_with_the_papers_number(cell):

@@ -420,7 +420,7 @@ def test_the_left_picture_of_a_statement_is_classified_as_the_left_one(overrides
     found = measured(task)
     assert len(seen) == len(items)
     for item, pair in zip(items, seen, strict=True):
-        assert torch.equal(pair, torch.stack([view(item.left), view(item.right)]))
+        assert torch.equal(pair, torch.stack([view(picture) for picture in item.pictures]))
     # Pictures 9 … 11 are green, 12 … 15 yellow: of these four sets the false pair is taken for true.
     assert found["accuracy"] == 1 - 4 / 14
     assert found["consistency"] == 3 / 7

@@ -1,0 +1,90 @@
+"""``python -m dataset.prepare.multi30k --source DIR --out DIR``: records of Multi30K, captions by language.
+
+``--source`` is a copy of the official repository (multi30k/dataset). English and German have five captions of each image,
+written without sight of each other (task 2); French and Czech one, a translation (task 1); so do English and German where task 2
+is not there. The test split is that of 2016. Pictures are those of Flickr30K, named relative to their own folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dataset.prepare.folders import LineParser
+from dataset.prepare.official import read_lines, write_splits
+from utils.errors import UserError, one_line_errors
+
+LANGUAGES = ("en", "de", "fr", "cs")
+DESCRIBED = ("en", "de")
+"""Languages of task 2."""
+
+CAPTIONS = 5
+SPLITS = {"train": ("train", "train"), "val": ("val", "val"), "test": ("test_2016_flickr", "test_2016")}
+"""Our name of a split -> its names in task 1 and task 2."""
+
+
+def records(source: Path, split: str) -> Iterator[dict[str, Any]]:
+    """``image``, ``caption`` (lists by language) and ``image_id`` of each image of a split, in the order of task 1.
+
+    Raises:
+        UserError: a file is missing, or its lines are not as many as the images.
+    """
+    translated, described = SPLITS[split]
+    tasks = source / "data"
+    images = _images(tasks / "task1" / "image_splits" / f"{translated}.txt")
+    captions: dict[str, dict[str, list[str]]] = {image: {} for image in images}
+    for language in LANGUAGES:
+        found = _described(tasks / "task2", described, language) if language in DESCRIBED else {}
+        if not found:
+            lines = _lines(tasks / "task1" / "raw" / f"{translated}.{language}", len(images))
+            found = {image: [line] for image, line in zip(images, lines, strict=True)}
+        for image in images:
+            if image not in found:
+                raise UserError(
+                    f"{tasks}: {image} has no {language} caption in task 2, but is in task 1's {translated}"
+                )
+            captions[image][language] = found[image]
+    for image, said in captions.items():
+        yield {"image": image, "caption": said, "image_id": image}
+
+
+def _described(task: Path, split: str, language: str) -> dict[str, list[str]]:
+    """The five captions of each image; empty where the task is not there."""
+    listed = task / "image_splits" / f"{split}_images.txt"
+    if not task.is_dir():
+        return {}
+    images = _images(listed)
+    columns = [_lines(task / "raw" / f"{split}.{number}.{language}", len(images)) for number in range(1, CAPTIONS + 1)]
+    return {image: [column[place] for column in columns] for place, image in enumerate(images)}
+
+
+def _images(path: Path) -> list[str]:
+    return [line.split("#")[0].strip() for line in read_lines(path)]
+
+
+def _lines(path: Path, count: int) -> list[str]:
+    lines = [line.strip() for line in read_lines(path)]
+    if len(lines) != count:
+        raise UserError(f"{path} has {len(lines)} lines for {count} images; is it cut, or of another version?")
+    if "" in lines:
+        raise UserError(f"{path}:{lines.index('') + 1}: an empty caption")
+    return lines
+
+
+@one_line_errors
+def main() -> int:
+    """Make the records and print one line; exit status 2 for a mistake of the user."""
+    parser = LineParser(prog="python -m dataset.prepare.multi30k", description="Records of Multi30K.")
+    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="copy of multi30k/dataset")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
+    flags: argparse.Namespace = parser.parse_args()
+    made = write_splits(flags.out, {split: list(records(flags.source, split)) for split in SPLITS})
+    sys.stdout.write(f"{made}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

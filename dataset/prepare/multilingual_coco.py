@@ -1,0 +1,153 @@
+"""``python -m dataset.prepare.multilingual_coco --karpathy FILE --stair FILE FILE --coco-cn DIR --out DIR``.
+
+Records of COCO with captions by language: English from Karpathy's ``dataset_coco.json``, whose splits they keep; Japanese from
+STAIR's ``stair_captions_v1.2_{train,val}.json``, by image id; Chinese from COCO-CN, which has splits of its own.
+
+Made are ``karpathy_{train,val,test}.jsonl`` (en, ja), ``coco_cn_{train,val,test}.jsonl`` (zh), and ``joint_train.jsonl`` (all
+three), which leaves out every image that is held out in either: an English caption would teach what the Chinese test asks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dataset.prepare.folders import LineParser
+from dataset.prepare.official import read_lines, read_object, write_splits
+from utils.errors import UserError, one_line_errors
+
+SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
+"""Our name of a split -> Karpathy's."""
+
+_NAME = re.compile(r"COCO_(train2014|val2014)_(\d{12})")
+
+Captions = dict[str, list[str]]
+"""Captions of each image, by its path."""
+
+
+def read_karpathy(path: Path) -> dict[str, Captions]:
+    """English captions by split.
+
+    Raises:
+        UserError: the file is not Karpathy's of COCO.
+    """
+    ours = {theirs: split for split, names in SPLITS.items() for theirs in names}
+    found: dict[str, Captions] = {split: {} for split in SPLITS}
+    for place, image in enumerate(read_object(path, "images")["images"]):
+        try:
+            name = f"{image['filepath']}/{image['filename']}"
+            found[ours[image["split"]]][name] = [sentence["raw"].strip() for sentence in image["sentences"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: images[{place}] is not as in dataset_coco.json ({error})") from None
+    return found
+
+
+def read_stair(paths: Sequence[Path]) -> Captions:
+    """Japanese captions of the images of both files.
+
+    Raises:
+        UserError: a file is not STAIR's.
+    """
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        content = read_object(path, "annotations")
+        names = {image["id"]: image["file_name"] for image in content.get("images", [])}
+        for place, each in enumerate(content["annotations"]):
+            try:
+                found[_path_of(names[each["image_id"]], path)].append(each["caption"].strip())
+            except (KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{path}: annotations[{place}] is not as in STAIR's files ({error})") from None
+    return dict(found)
+
+
+def read_coco_cn(folder: Path) -> dict[str, Captions]:
+    """Chinese captions, written by people, by split.
+
+    Raises:
+        UserError: a file is missing, or an image of a split has no caption.
+    """
+    source = folder / "imageid.human-written-caption.txt"
+    captions: defaultdict[str, list[str]] = defaultdict(list)
+    for number, line in enumerate(read_lines(source), start=1):
+        name, tab, text = line.partition("\t")
+        if not tab:
+            raise UserError(f"{source}:{number}: no tab between image and caption")
+        captions[name.split("#")[0]].append("".join(text.split()))
+    found: dict[str, Captions] = {}
+    for split in SPLITS:
+        listed = folder / f"coco-cn_{split}.txt"
+        found[split] = {}
+        for number, line in enumerate(read_lines(listed), start=1):
+            if line.strip() not in captions:
+                raise UserError(f"{listed}:{number}: {line.strip()!r} has no caption in {source.name}")
+            found[split][_path_of(line.strip(), listed)] = captions[line.strip()]
+    return found
+
+
+def records(languages: Mapping[str, Captions]) -> Iterator[dict[str, Any]]:
+    """``image``, ``caption`` (lists by language) and ``image_id`` of each image that has a caption in any language."""
+    for image in dict.fromkeys(name for captions in languages.values() for name in captions):
+        said = {language: captions[image] for language, captions in languages.items() if image in captions}
+        match = _NAME.search(image)
+        yield {"image": image, "caption": said, "image_id": int(match[2]) if match else image}
+
+
+def joint_training(
+    english: Mapping[str, Captions], japanese: Captions, chinese: Mapping[str, Captions]
+) -> dict[str, Captions]:
+    """The training captions of all languages, without the images that any language holds out."""
+    held_out = {name for split in ("val", "test") for captions in (english, chinese) for name in captions[split]}
+    training = {"en": english["train"], "ja": _of(english["train"], japanese), "zh": chinese["train"]}
+    return {
+        language: {name: said for name, said in captions.items() if name not in held_out}
+        for language, captions in training.items()
+    }
+
+
+def _of(images: Iterable[str], captions: Captions) -> Captions:
+    return {name: captions[name] for name in images if name in captions}
+
+
+def _path_of(name: str, source: Path) -> str:
+    match = _NAME.search(name)
+    if not match:
+        raise UserError(f"{source}: {name!r} is no picture of COCO 2014")
+    return f"{match[1]}/{match[0]}.jpg"
+
+
+@one_line_errors
+def main() -> int:
+    """Make the records and print one line; exit status 2 for a mistake of the user."""
+    parser = LineParser(
+        prog="python -m dataset.prepare.multilingual_coco", description="Records of COCO in en, ja, zh."
+    )
+    parser.add_argument("--karpathy", type=Path, required=True, metavar="FILE", help="dataset_coco.json")
+    parser.add_argument(
+        "--stair",
+        type=Path,
+        required=True,
+        nargs=2,
+        metavar="FILE",
+        help="stair_captions_v1.2_train.json and …_val.json",
+    )
+    parser.add_argument("--coco-cn", type=Path, required=True, metavar="DIR", help="folder coco-cn-version1805v1.1")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
+    flags: argparse.Namespace = parser.parse_args()
+    english, japanese, chinese = read_karpathy(flags.karpathy), read_stair(flags.stair), read_coco_cn(flags.coco_cn)
+    splits = {
+        f"karpathy_{split}": records({"en": captions, "ja": _of(captions, japanese)})
+        for split, captions in english.items()
+    }
+    splits |= {f"coco_cn_{split}": records({"zh": captions}) for split, captions in chinese.items()}
+    splits["joint_train"] = records(joint_training(english, japanese, chinese))
+    sys.stdout.write(f"{write_splits(flags.out, splits)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The cross-lingual sets as their official files have them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from dataset.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.nlvr import NLVRSplitConfig, check_statements, read_statements
+from dataset.vqa import QuestionsConfig, read_questions
+from metrics.vqa import soft_accuracy
+from utils.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write rows as JSON lines, or an object as JSON, with pictures of the given names below ``images``."""
+
+    def write(content, *pictures: str) -> str:
+        for name in pictures:
+            path = tmp_path / "images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4)).save(path)
+        path = tmp_path / "file.json"
+        lines = "".join(json.dumps(row) + "\n" for row in content) if isinstance(content, list) else json.dumps(content)
+        path.write_text(lines)
+        return str(path)
+
+    return write
+
+
+def statements(path: str, folder):
+    config = NLVRSplitConfig(annotations=path, images=str(folder / "images"))
+    return read_statements(config, "evaluation.test.a", 0.0)
+
+
+def test_xvnli_has_one_picture_and_three_classes_and_skips_what_has_no_label(write, tmp_path):
+    labels = ("contradiction", "entailment", "neutral", "-")
+    rows = [
+        {
+            "gold_label": label,
+            "sentence1": "un chat",
+            "sentence2": f"un chien {n}",
+            "Flikr30kID": "12",
+            "captionID": "12.jpg#2",
+        }
+        for n, label in enumerate(labels)
+    ]
+    items = statements(write(rows, "12.jpg"), tmp_path)
+    assert [item.label for item in items] == [0, 1, 2]
+    assert [item.sentence for item in items] == ["un chien 0", "un chien 1", "un chien 2"]
+    assert all(len(item.pictures) == 1 for item in items)
+    check_statements(items, 1, 3, "data.train")
+    with pytest.raises(UserError, match=r"^data.train: .*file.json:1 has 1 pictures, but model.pictures is 2"):
+        check_statements(items, 2, 3, "data.train")
+    with pytest.raises(
+        UserError, match=r"^data.train: .*file.json:3 is of class 2, but model.classes is 2; set it to 3"
+    ):
+        check_statements(items, 1, 2, "data.train")
+
+
+def test_marvl_finds_its_pictures_by_concept_and_keeps_left_left(write, tmp_path):
+    row = {
+        "concept": "39-Panci",
+        "language": "id",
+        "caption": "dua panci",
+        "left_img": "39-0.jpg",
+        "right_img": "39-1.jpg",
+    }
+    path = write([{**row, "label": True, "id": "id-0"}], "39-Panci/39-0.jpg", "39-Panci/39-1.jpg")
+    (item,) = statements(path, tmp_path)
+    assert [picture.path.name for picture in item.pictures] == ["39-0.jpg", "39-1.jpg"]
+    assert item.label == 1
+    few = {**row, "left_img": "39-Panci/39-0.jpg", "right_img": "39-Panci/39-1.jpg", "label": False}
+    (item,) = statements(write([few]), tmp_path)
+    assert item.label == 0
+
+
+def test_xgqa_counts_only_the_very_answer(write, tmp_path):
+    content = {"2014": {"question": "Ist es bewölkt?", "imageId": "n16", "answer": "no", "fullAnswer": "No."}}
+    config = QuestionsConfig(questions=write(content, "gqa/images/n16.jpg"), images=str(tmp_path / "images"))
+    (item,) = read_questions(config, "evaluation.test.de", 0.0, answered=True)
+    assert (item.question_id, item.question) == ("2014", "Ist es bewölkt?")
+    assert soft_accuracy("no", item.answers) == 1
+    assert soft_accuracy("yes", item.answers) == 0
+
+
+def test_gqa_is_read_as_lxmert_has_it(write, tmp_path):
+    rows = [{"img_id": "n16", "label": {"no": 1.0}, "question_id": "20", "sent": "Is it overcast?"}]
+    config = QuestionsConfig(questions=write(rows, "gqa/images/n16.jpg"), images=str(tmp_path / "images"))
+    (item,) = read_questions(config, "data.train", 0.0, answered=True)
+    assert item.weighted_answers() == [("no", 1.0)]
+
+
+def test_a_broken_question_of_gqa_is_counted_and_not_raised_by_the_reader(write, tmp_path):
+    rows = [
+        {"img_id": "n16", "label": {"no": 1.0}, "question_id": "20", "sent": "Is it?"},
+        {"img_id": 7, "sent": "What?"},
+    ]
+    config = QuestionsConfig(questions=write(rows, "gqa/images/n16.jpg"), images=str(tmp_path / "images"))
+    with pytest.raises(
+        UserError, match=r"^data.train: 1 of 2 records are broken: 1 wrong type \(.*file.json:2: img_id"
+    ):
+        read_questions(config, "data.train", 0.0, answered=True)
+
+
+def test_xflickrco_finds_the_pictures_of_both_sets(write, tmp_path):
+    rows = [
+        {"sentences": ["ein Hund"], "id": "12", "img_path": "12.jpg"},
+        {"sentences": ["eine Katze"], "id": 34, "img_path": "COCO_val2014_000000000034.jpg"},
+    ]
+    names = ("flickr30k/flickr30k-images/12.jpg", "coco/val2014/COCO_val2014_000000000034.jpg")
+    config = CaptionedSplitConfig(annotations=write(rows, *names), images=str(tmp_path / "images"))
+    items = read_captioned_images(config, "evaluation.test.de", 0.0)
+    assert items.captions == ["ein Hund", "eine Katze"]
+    assert [str(image.path.relative_to(tmp_path / "images")) for image in items.images] == list(names)

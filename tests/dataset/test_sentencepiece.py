@@ -1,0 +1,119 @@
+"""Words of SentencePiece tokenizers and of scripts without spaces: what is masked together."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from dataset.text import TextDataConfig, TextProcessor, clean_caption
+
+SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+PIECES = [
+    "▁",
+    "▁a",
+    "▁water",
+    "melon",
+    "s",
+    "▁play",
+    "ing",
+    "▁red",
+    "一个",
+    "红色",
+    "星形",
+    "▁一个",
+    "赤",
+    "い",
+    "星",
+    "が",
+    "▁赤",
+]
+
+
+def unigram(split: bool = True) -> PreTrainedTokenizerFast:
+    """Like XLM-R's: a Unigram model after Metaspace, with its special tokens and their order."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *"个形色红一"]
+    scores = [
+        *((piece, 0.0) for piece in SPECIALS),
+        *((piece, -1.0) for piece in PIECES),
+        *((each, -9.0) for each in letters),
+    ]
+    model = Tokenizer(models.Unigram(scores, unk_id=3))
+    model.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=split)
+    model.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+    )
+
+
+@pytest.fixture(params=[True, False], ids=["words apart", "one word"])
+def processor(request) -> TextProcessor:
+    """Also where the tokenizer itself does not split at spaces."""
+    return TextProcessor(unigram(request.param), TextDataConfig(max_tokens=30, mask_prob=0.3, skipgram_prob=0.0))
+
+
+def grouped(processor: TextProcessor, text: str) -> list[list[str]]:
+    ids, continues = processor.pieces(text)
+    found: list[list[str]] = []
+    for number, joined in zip(ids, continues, strict=True):
+        piece = processor._pieces.id_to_token(number)
+        if joined:
+            found[-1].append(piece)
+        else:
+            found.append([piece])
+    return found
+
+
+def test_pieces_of_a_word_belong_together_and_words_do_not(processor):
+    assert grouped(processor, "a watermelons playing") == [["▁a"], ["▁water", "melon", "s"], ["▁play", "ing"]]
+
+
+def test_texts_begin_and_end_with_the_tokenizers_own_special_tokens(processor):
+    ids, mask = processor.encode_plain(["a watermelon", "red"])
+    assert ids[:, 0].tolist() == [0, 0]
+    assert ids[1].tolist()[-1] == 1
+    assert mask.sum(dim=1).tolist() == [5, 3]
+
+
+def test_every_token_of_chinese_and_japanese_is_a_word_of_its_own(processor):
+    assert all(len(word) == 1 for word in grouped(processor, "一个红色星形")[1:])
+    assert all(len(word) == 1 for word in grouped(processor, "赤い星が赤い"))
+    assert grouped(processor, "一个红色星形 watermelon")[-1] == ["▁water", "melon"]
+
+
+def test_chinese_is_cut_by_tokens_and_not_by_spaces(processor):
+    text = "一个红色星形" * 30
+    assert clean_caption(text, 5) == text
+    ids, _ = processor.encode_plain([text])
+    assert ids.shape[1] == 30
+
+
+def test_whole_words_are_masked(processor):
+    """Seven tokens, of which two are to be masked: what is chosen is a whole word, or a part of one that the count cuts."""
+    ids, continues = processor.pieces("a watermelon playing red")
+    assert len(ids) == 6
+    rows = [False, *continues, False]
+    seen: Counter[tuple[int, ...]] = Counter()
+    for seed in range(200):
+        seen[tuple(processor.mask_positions(rows, np.random.default_rng(seed)))] += 1
+    assert (2, 3) in seen
+    assert (4, 5) in seen
+    assert not {(3, 4), (2, 5), (3, 5)} & set(seen)
+
+
+def test_masked_chinese_tokens_are_not_always_the_whole_sentence(processor):
+    _, continues = processor.pieces("一个红色星形一个红色星形")
+    rows = [False, *continues, False]
+    chosen = {tuple(processor.mask_positions(rows, np.random.default_rng(seed))) for seed in range(100)}
+    assert len(chosen) > 5
+    assert all(len(positions) == max(1, round(len(rows) * 0.3)) for positions in chosen)

@@ -1,0 +1,183 @@
+"""The authors' numbers with XLM-R and the fusion apart from it (golden case `xlmplus`), through the real loading code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.checkpoints.files import read_weights
+from models.checkpoints.initialise import fresh_parameters
+from models.checkpoints.loading import load_published
+from models.checkpoints.rename import DROPPED, SHARED_WORDS, TIED, published_to_ours
+from models.encoded import Encoded
+from models.fusion import FusionConfig, Look
+from models.nlvr import NLVRModel
+from models.pretrain import LossWeights, PretrainModel, PretrainModelConfig, StreamWeights
+from models.retrieval import RetrievalModel
+from models.text import TextArchitecture, TextConfig
+from models.vision import VisionConfig
+from models.vqa import DecoderConfig, VQAModel, VQAModelConfig
+from models.xvlm import XVLM, AligningConfig, ModelConfig
+from optim import OptimConfig, parameter_groups
+from tests.models.golden import GOLDEN, PublishedNegatives, arrays, manifest, masked_text
+from utils.batch import ImageTextBatch, PretrainBatch, Text, TextPairBatch
+
+CASE = GOLDEN / "xvlmplus"
+GIVEN = arrays(CASE / "inputs.npz")
+EXPECTED = arrays(CASE / "expected.npz")
+
+
+def assert_golden(actual: Tensor, expected: Tensor, mask: Tensor | None = None) -> None:
+    error = (actual - expected).abs() / expected.abs().clamp(min=1)
+    if mask is not None:
+        error = error[mask]
+    assert error.max() < 1e-5, f"off by {error.max():.2e}"
+
+
+def case_config() -> PretrainModelConfig:
+    facts = manifest("xvlmplus")
+    vision, text, cross = facts["vision"], facts["xlmr_text"], facts["text"]
+    return PretrainModelConfig(
+        vision=VisionConfig(
+            image_size=vision["image_res"],
+            patch_size=vision["patch_size"],
+            width=vision["width"],
+            depth=vision["depth"],
+            heads=vision["heads"],
+        ),
+        text=TextConfig(
+            arch=TextArchitecture(
+                family="roberta",
+                vocab_size=text["vocab_size"],
+                width=text["hidden_size"],
+                layers=facts["n_text_layers"],
+                heads=text["num_attention_heads"],
+                intermediate=text["intermediate_size"],
+                max_positions=text["max_position_embeddings"],
+                token_types=text["type_vocab_size"],
+                eps=text["layer_norm_eps"],
+                pad_id=text["pad_token_id"],
+            )
+        ),
+        fusion=FusionConfig(
+            layers=facts["n_cross_layers"],
+            width=cross["hidden_size"],
+            heads=cross["num_attention_heads"],
+            intermediate=cross["intermediate_size"],
+            eps=cross["layer_norm_eps"],
+        ),
+        embed_dim=facts["config"]["embed_dim"],
+        word_table="own",
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> PublishedNegatives:
+    model = PublishedNegatives(case_config(), streams=StreamWeights(images=1.0, regions=1.0, pairs=1.0))
+    state = read_weights(CASE / "model.safetensors")
+    report = load_published(model, state, "case")
+    assert report.fresh == []
+    assert report.unused == []
+    return model.eval()
+
+
+@pytest.fixture
+def text(model) -> Encoded:
+    return model.text(GIVEN["text_ids"], GIVEN["text_atts"].bool())
+
+
+def test_text_states_equal_those_of_the_published_xlm_roberta(text):
+    assert_golden(text.states, EXPECTED["text_embeds"], text.mask)
+
+
+def test_fusion_equals_the_published_cross_encoder(model, text):
+    look = Look(model.fusion.remember(model.vision(GIVEN["image"])), torch.arange(len(text.mask)), 1)
+    assert_golden(model.fusion(text, [look]).states, EXPECTED["fusion_embeds"], text.mask)
+
+
+@pytest.mark.parametrize("texts_per_text", [1, 2, None])
+def test_fusion_looks_at_texts_as_published(model, text, texts_per_text):
+    other = model.text(GIVEN["text_ids_2"], GIVEN["text_atts_2"].bool())
+    look = Look(model.fusion.remember_text(other), torch.arange(len(text.mask)), texts_per_text)
+    assert_golden(model.fusion(text, [look]).states, EXPECTED["text_text_fusion_embeds"], text.mask)
+
+
+def batch() -> PretrainBatch:
+    valid = torch.ones(len(GIVEN["image"]), dtype=torch.bool)
+    other = Text(GIVEN["text_ids_2"], GIVEN["text_atts_2"].bool())
+    return PretrainBatch(
+        images=ImageTextBatch(GIVEN["image"], masked_text(GIVEN), valid),
+        regions=None,
+        texts=None,
+        pairs=TextPairBatch(masked_text(GIVEN), other, valid),
+    )
+
+
+def test_losses_of_images_and_of_parallel_texts_equal_the_published_ones(model):
+    model.drawn = [
+        GIVEN[f"{name}_neg_idx{end}"] for name, end in (("image", ""), ("text", ""), ("para", "_a"), ("para", "_b"))
+    ]
+    terms, counts = model(batch()), model.counts(batch())
+    assert terms.keys() == counts.keys()
+    published = {"contrastive": ("itc", "ttc"), "matching": ("itm", "ttm"), "mlm": ("mlm", "mlm")}
+    for name, (of_images, of_pairs) in published.items():
+        assert_golden(terms[f"images/{name}"].total / counts[f"images/{name}"], EXPECTED[f"image_loss_{of_images}"])
+        assert_golden(terms[f"pairs/{name}"].total / counts[f"pairs/{name}"], EXPECTED[f"paratext_loss_{of_pairs}"])
+
+
+ROBERTA = TextArchitecture(family="roberta", vocab_size=250002, max_positions=514, token_types=1, eps=1e-5, pad_id=1)
+"""XLM-R base; its fusion has BERT's epsilon."""
+
+
+def config(kind: type[ModelConfig], image_size: int, **more) -> ModelConfig:
+    return kind(
+        vision=VisionConfig(image_size=image_size),
+        text=TextConfig(arch=ROBERTA),
+        fusion=FusionConfig(eps=1e-12),
+        **more,
+    )
+
+
+def base_model(name: str) -> XVLM:
+    with torch.device("meta"):
+        if name == "pretrain_cclm_base":
+            streams = StreamWeights(images=1.0, regions=1.0, pairs=1.0)
+            return PretrainModel(config(PretrainModelConfig, 224, word_table="own"), None, LossWeights(), streams)
+        if name == "plus_retrieval_base":
+            return RetrievalModel(config(AligningConfig, 384))
+        if name == "plus_vqa_base":
+            return VQAModel(config(VQAModelConfig, 384, decoder=DecoderConfig(word_table="shared")))
+        if name == "plus_marvl_base":
+            return NLVRModel(config(ModelConfig, 384))
+        return NLVRModel(config(ModelConfig, 384), pictures=1, classes=3)
+
+
+@pytest.mark.parametrize(
+    "name", ["pretrain_cclm_base", "plus_retrieval_base", "plus_vqa_base", "plus_marvl_base", "plus_xvnli_base"]
+)
+def test_a_base_model_with_xlm_r_has_a_place_for_every_published_tensor(name):
+    model = base_model(name)
+    published = json.loads((GOLDEN / "checkpoint_keys" / f"{name}.json").read_text())["keys"]
+    rename = published_to_ours(text_layers=12)
+    expected = {
+        rename(key): tuple(shape)
+        for key, shape in published.items()
+        if key.rsplit(".", 1)[-1] not in DROPPED and key not in TIED and key not in SHARED_WORDS
+    }
+    assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == expected
+    total = json.loads((GOLDEN / "checkpoint_keys" / "param_counts.json").read_text())[name]["total"]
+    assert sum(parameter.numel() for parameter in model.parameters()) == total
+
+
+def test_optimiser_groups_of_multilingual_pre_training_equal_the_released_ones():
+    model = base_model("pretrain_cclm_base")
+    rates = OptimConfig(lr=4e-5, lr_mult=2, vision_lr=2e-5, text_lr=8e-5, cross_lr=4e-5)
+    groups = parameter_groups(model.named_parameters(), rates, fresh_parameters(model, []))
+    found = {name: [group["lr"], group["weight_decay"]] for group in groups for name in group["names"]}
+    content = json.loads((GOLDEN / "checkpoint_keys" / "optim_groups_pretrain_cclm_base.json").read_text())
+    (released,) = content.values()
+    rename = published_to_ours(text_layers=12)
+    assert found == {rename(name): group for name, group in released.items()}

@@ -1,0 +1,177 @@
+"""Runs in other languages: the text encoder is replaced, languages are measured apart, text pairs are trained on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from tasks.job import run_task
+from tasks.nlvr import NLVRConfig, NLVRTask
+from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.retrieval import RetrievalConfig, RetrievalTask
+from tests.conftest import tiny_run
+from tests.tasks.test_finetune import settings_of_a_process  # noqa: F401
+from utils.config import load_config
+from utils.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+LANGUAGE = "configs/demo/retrieval_language.yaml"
+FUSION = "model.fusion={layers: 1, width: 16, heads: 2, intermediate: 32}"
+
+
+@pytest.fixture(scope="module")
+def pretrained(tiny_overrides, tmp_path_factory) -> Path:
+    """Weights of the demo's pre-training in small, in English."""
+    task = PretrainTask(load_config("configs/demo/pretrain.yaml", tiny_overrides, PretrainConfig))
+    path = tmp_path_factory.mktemp("english") / "model.safetensors"
+    save_file({name: value.clone() for name, value in task.model.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture
+def overrides(scenes_folder, pretrained) -> list[str]:
+    """Of the demo in another language, in small: two languages are measured."""
+    kept = ("model.vision", "model.text.dropout", "schedule.", "train.")
+    splits = [
+        f"evaluation.test.{language}={{annotations: {scenes_folder}/multilingual_test.jsonl, language: {language}}}"
+        for language in ("de", "zh")
+    ]
+    return [
+        *(each for each in tiny_run(scenes_folder) if each.startswith(kept)),
+        f"model.text.encoder={scenes_folder}/tokenizer_multilingual",
+        "model.text.arch={family: bert, width: 24, layers: 2, heads: 2, intermediate: 32, max_positions: 64}",
+        FUSION,
+        f"init.checkpoint={pretrained}",
+        f"data.train.annotations={scenes_folder}/multilingual_train.jsonl",
+        "data.workers=0",
+        "data.batch_size=4",
+        f"evaluation.validation.annotations={scenes_folder}/multilingual_val.jsonl",
+        *splits,
+        "evaluation.candidates=4",
+        "train.steps=4",
+        "train.validate_every=2",
+    ]
+
+
+def test_a_run_replaces_the_text_encoder_and_measures_each_language(overrides, tmp_path):
+    arguments = ["--config", LANGUAGE, "--output", str(tmp_path / "run"), *overrides]
+    assert run_task(arguments, "retrieval", RetrievalConfig, RetrievalTask, ROOT) == 0
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert report.keys() == {"de", "zh"}
+    assert all(found["captions"] == 16 for found in report.values())
+    assert all("mean recall" in found and "mean recall/chance" in found for found in report.values())
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "the text encoder is another than the checkpoint's" in log
+    assert "of text" in log.split("fresh:")[-1].splitlines()[0]
+
+
+def test_the_new_text_encoder_learns_faster_and_the_rest_as_before(overrides):
+    task = RetrievalTask(load_config(LANGUAGE, overrides, RetrievalConfig))
+    assert task.fresh == {f"text.{name}" for name, _ in task.model.text.named_parameters()}
+    assert task.model.text.projection is not None
+
+
+def test_a_run_without_the_word_that_the_encoder_is_new_is_one_line(overrides):
+    config = load_config(LANGUAGE, [*overrides, "init.new_text=false"], RetrievalConfig)
+    with pytest.raises(UserError, match=r"shapes differ: .*init.new_text=true") as error:
+        RetrievalTask(config)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_language_that_no_record_has_is_one_line_with_the_key(overrides):
+    config = load_config(LANGUAGE, [*overrides, "data.train.language=it"], RetrievalConfig)
+    with pytest.raises(
+        UserError, match=r"^data.train: .* no text in language 'it'; languages there: en, de, fr, cs, zh, ja$"
+    ):
+        RetrievalTask(config)
+
+
+@pytest.fixture
+def with_pairs(tiny_overrides, tmp_path) -> list[str]:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"source_text": f"a small red star {n}", "target_text": f"a large blue circle {n}"} for n in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [*tiny_overrides, f"data.pairs={{files: [{path}], batch_size: 3, weight: 0.5}}"]
+
+
+def test_text_pairs_are_trained_on_beside_the_pictures(with_pairs):
+    task = PretrainTask(load_config("configs/demo/pretrain.yaml", with_pairs, PretrainConfig))
+    batch = next(task.train_loader().batches(0, 1))
+    terms, counts = task.model(batch), task.model.counts(batch)
+    assert (
+        terms.keys()
+        == counts.keys()
+        >= {"pairs/contrastive", "pairs/matching", "pairs/mlm", "images/mlm", "regions/l1"}
+    )
+    assert [terms[f"pairs/{name}"].weight for name in ("contrastive", "matching", "mlm")] == [0.5, 2.5, 0.5]
+    sum(terms[f"pairs/{name}"].total for name in ("contrastive", "matching", "mlm")).backward()
+    assert task.model.text.encoder.layer[0].output.dense.weight.grad.abs().sum() > 0
+    assert task.model.vision.backbone.blocks[0].mlp.fc1.weight.grad is None
+
+
+def test_padding_of_a_text_pair_changes_no_loss(with_pairs):
+    task = PretrainTask(load_config("configs/demo/pretrain.yaml", with_pairs, PretrainConfig))
+    task.model.eval()
+    batch = next(task.train_loader().batches(0, 1)).pairs
+    other = replace(
+        batch.other,
+        ids=torch.nn.functional.pad(batch.other.ids, (0, 3)),
+        mask=torch.nn.functional.pad(batch.other.mask, (0, 3)),
+    )
+    found = []
+    for each in (batch, replace(batch, other=other)):
+        torch.manual_seed(0)
+        found.append({name: total.item() for name, total in task.model._pair_losses(each).items()})
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_text_pairs_need_pictures_as_wide_as_texts_and_positions_enough(with_pairs):
+    wide = [*with_pairs, "model.vision.width=32", FUSION]
+    with pytest.raises(
+        UserError, match=r"data.pairs: .* images have width 32 and texts 16; give model.vision and model.fusion one"
+    ):
+        PretrainTask(load_config("configs/demo/pretrain.yaml", wide, PretrainConfig))
+    long = [*with_pairs, "data.pairs.text={max_tokens: 65}"]
+    with pytest.raises(
+        UserError, match=r"data.pairs.text.max_tokens is 65, but model.text has positions for 64 tokens"
+    ):
+        PretrainTask(load_config("configs/demo/pretrain.yaml", long, PretrainConfig))
+
+
+def test_entailment_is_learned_by_the_task_of_statements(scenes_folder, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "7.jpg")
+    rows = [
+        {"gold_label": label, "sentence2": f"a red star {n}", "Flikr30kID": "7"}
+        for n, label in enumerate(("contradiction", "entailment", "neutral", "neutral", "-"))
+    ]
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept = ("model.", "schedule.", "train.")
+    overrides = [
+        *(each for each in tiny_run(scenes_folder) if each.startswith(kept)),
+        "init.checkpoint=null",
+        "model.pictures=1",
+        "model.classes=3",
+        "data.workers=0",
+        "data.batch_size=2",
+        f"data.train.annotations={path}",
+        "evaluation.validation=null",
+        f"evaluation.test.test.annotations={path}",
+    ]
+    task = NLVRTask(load_config("configs/demo/nlvr.yaml", overrides, NLVRConfig))
+    batch = next(task.train_loader().batches(0, 1))
+    assert batch.pixels.shape[0] == 2
+    assert task.model(batch)["classes"].total > 0
+    task.model.eval()
+    with torch.no_grad():
+        found = task.measures(task.held_out["test"])
+    assert found["statements"] == 4
+    assert found["accuracy/chance"] == 0.5
+    with pytest.raises(UserError, match=r"^data.train: .*test.jsonl:1 has 1 pictures, but model.pictures is 2"):
+        NLVRTask(load_config("configs/demo/nlvr.yaml", [*overrides, "model.pictures=2"], NLVRConfig))
