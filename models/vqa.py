@@ -14,7 +14,7 @@ from models.encoded import Encoded
 from models.fusion import FusionConfig, FusionEncoder, ImageMemory, Look
 from models.heads import WordHead
 from models.layers import LayerConfig, init_bert_weights
-from models.text import Embeddings, HubTextEncoder, TextEncoder
+from models.text import Embeddings, HubTextEncoder, TextArchitecture, TextEncoder
 from models.xvlm import XVLM, ModelConfig
 from utils.batch import IGNORE, Losses, QuestionBatch, Term, Text
 from utils.config import Config
@@ -61,23 +61,24 @@ class AnswerDecoder(FusionEncoder):
     projected once and shared by all answers of a question.
     """
 
-    def __init__(self, config: VQAModelConfig, text: TextEncoder, layer: LayerConfig):
+    def __init__(
+        self, config: VQAModelConfig, arch: TextArchitecture, layer: LayerConfig, text: TextEncoder | None = None
+    ):
+        """``arch``: of the text encoder; ``layer``: the sizes of the fusion's layers; ``text``: whose words are shared."""
         depth = FusionConfig(layers=config.decoder_layers, drop_path=config.fusion.drop_path)
         super().__init__(depth, layer, layer.width)
-        arch = text.arch
-        assert arch.vocab_size is not None
         if arch.width != layer.width:
             raise UserError(
                 f"model.fusion.width: {layer.width}, but words are embedded in {arch.width} dimensions, and the answer decoder "
                 "reads words off states of the fusion's width; give the fusion the text encoder's width"
             )
-        self.shared: tuple[TextEncoder, ...] = ()
-        if config.decoder.word_table == "shared":
-            self.shared = (text,)  # in a tuple, so that it does not count as a part of the decoder
+        self.shared = () if text is None else (text,)  # in a tuple, so that it does not count as a part of the decoder
+        if text is not None:
             like_bert = {"family": "bert", "max_positions": 512, "token_types": 2, "eps": layer.eps}
             arch = arch.model_copy(update=like_bert)
+        assert arch.vocab_size is not None
         self.embeddings = Embeddings(arch, config.text.dropout, own_words=not self.shared)
-        self.word_head = WordHead(layer.width, text.word_embeddings.shape[0], layer.eps)
+        self.word_head = WordHead(layer.width, arch.vocab_size, layer.eps)
         for part in (self.embeddings, self.word_head):
             part.apply(partial(init_bert_weights, std=arch.init_std))
 
@@ -124,7 +125,8 @@ class VQAModel(XVLM):
         super().__init__(config, vocab_size)
         if isinstance(self.text, HubTextEncoder):
             raise UserError("model.text.encoder: question answering needs one of the BERT or RoBERTa families")
-        self.decoder = AnswerDecoder(config, self.text, self.fusion.layer_config)
+        shared = self.text if config.decoder.word_table == "shared" else None
+        self.decoder = AnswerDecoder(config, self.text.arch, self.fusion.layer_config, shared)
 
     def forward(self, batch: QuestionBatch) -> Losses:
         """Token cross-entropies of a micro-batch, summed over each answer, times the answer's weight; their sum."""

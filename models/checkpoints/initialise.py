@@ -67,7 +67,8 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
         if config.text is None:
             return [report]
         text = init_text(model, read_hub_weights(config.text, "init.text"), config.text, alone=True)
-        report.fresh = [name for name in report.fresh if name not in set(text.loaded)]
+        replacing = set(text.loaded)
+        report.fresh = [name for name in report.fresh if name not in replacing]
         return [report, text]
     reports = []
     if config.vision:
@@ -112,7 +113,9 @@ def text_replaced(model: XVLM, reports: list[LoadReport]) -> list[str]:
         parts = Counter(name.split(".")[0] for name in names)
         listed = ", ".join(f"{count} of {part}" for part, count in parts.items()) or "none"
         said.append(f"  {what}{origin if names else ''}: {listed}")
-    return said
+    fusion = model.fusion.layer_config
+    sizes = f"width {fusion.width}, {fusion.heads} heads, intermediate {fusion.intermediate}, eps {fusion.eps:g}"
+    return [*said, f"  the fusion has {sizes}; where the checkpoint's has others, give them in model.fusion"]
 
 
 def _is_head(name: str) -> bool:

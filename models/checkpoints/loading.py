@@ -134,6 +134,8 @@ def assign(
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         remedy = f"; {REMEDY}" if any("'s text." in problem for problem in problems) else ""
+        if not remedy and report.text_left_out:
+            remedy = "; give model.fusion the width, heads, intermediate and eps of the checkpoint's fusion"
         raise UserError(f"{report.source}: shapes differ: {'; '.join(problems[:3])}{more}{remedy}")
     loaded = set(report.loaded)
     report.fresh = [name for name in parameters if name not in loaded]

@@ -9,7 +9,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from dataset.text import TextDataConfig, TextProcessor, clean_caption
+from dataset.text import TextDataConfig, TextProcessor, clean_caption, load_tokenizer
+from utils.errors import UserError
 
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 PIECES = [
@@ -117,3 +118,9 @@ def test_masked_chinese_tokens_are_not_always_the_whole_sentence(processor):
     chosen = {tuple(processor.mask_positions(rows, np.random.default_rng(seed))) for seed in range(100)}
     assert len(chosen) > 5
     assert all(len(positions) == max(1, round(len(rows) * 0.3)) for positions in chosen)
+
+
+def test_a_folder_with_only_a_sentencepiece_model_says_what_it_needs(tmp_path):
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"\x0a\x03abc")
+    with pytest.raises(UserError, match=r"beside a SentencePiece model it needs tokenizer\.json, or `pip install"):
+        load_tokenizer(tmp_path)

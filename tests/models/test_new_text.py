@@ -85,7 +85,9 @@ def test_vision_fusion_and_heads_are_kept_and_the_text_encoder_is_replaced(check
     log = "\n".join(text_replaced(model, reports))
     assert f"kept from {path}" in log
     assert f"replaced from {folder}: {len(text)} of text" in log
-    assert log.endswith("fresh: none")
+    assert "fresh: none" in log
+    assert log.endswith("eps 1e-12; where the checkpoint's has others, give them in model.fusion")
+    assert "the fusion has width 16, 2 heads, intermediate 32" in log
     said = "\n".join(line for report in reports for line in report.lines())
     assert "the model has another text encoder" in said
     assert "dropped word_head.transform.dense.weight: the checkpoint's is kept" in said
@@ -111,6 +113,15 @@ def test_another_text_encoder_by_mistake_is_one_line_with_the_remedy(checkpoint)
         initialise(retrieval(), InitConfig(checkpoint=str(path)))
     with pytest.raises(UserError, match=r"init.new_text says that init.checkpoint"):
         initialise(retrieval(), InitConfig(new_text=True))
+
+
+def test_a_fusion_that_took_the_new_encoders_sizes_is_one_line_with_the_remedy(checkpoint):
+    path, _ = checkpoint
+    model = retrieval(fusion=FusionConfig(layers=1))
+    with pytest.raises(
+        UserError, match=r"shapes differ: .*fusion.*; give model.fusion the width, heads, intermediate and eps"
+    ):
+        initialise(model, InitConfig(checkpoint=str(path), new_text=True))
 
 
 def test_a_text_encoder_of_another_width_is_projected_and_all_else_is_kept(checkpoint, tmp_path):
