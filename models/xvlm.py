@@ -24,6 +24,7 @@ class IdenticalTexts(Config):
     """What two equal texts of a batch are to each other, by stream."""
 
     images: Identical = "negative"
+    videos: Identical = "negative"
     regions: Identical = Field("ignore", description="regions often share a text ('a man'); ignore: no negatives")
 
 
@@ -40,7 +41,7 @@ class ContrastiveConfig(Config):
     @field_validator("identical_texts", mode="before")
     @classmethod
     def _one_word_for_all(cls, value: Any) -> Any:
-        return {"images": value, "regions": value} if isinstance(value, str) else value
+        return dict.fromkeys(IdenticalTexts.model_fields, value) if isinstance(value, str) else value
 
 
 class ModelConfig(Config):

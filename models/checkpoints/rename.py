@@ -19,7 +19,7 @@ PREFIXES = {
     "bbox_head.": "box_head.",
     "cls_head.": "classifier.",
 }
-NAMES = {"temp": "contrastive.temperature"}
+NAMES = {"temp": "contrastive.temperature", "absolute_frame_pos_embed": "vision.frame_positions"}
 LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.*)")
 
 DROPPED = {
