@@ -26,6 +26,8 @@ BrokenKind = Literal[
     "missing image",
     "unreadable image",
     "image too large",
+    "missing video",
+    "unreadable video",
     "box outside image",
     "degenerate box",
 ]
@@ -190,13 +192,22 @@ def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:
     value = raw.values.get(keys.image_key)
     if value is None:
         raise broken_key(raw, keys.image_key)
+    return picture_of(value, keys.image_key, raw.place, keys.image_root or raw.folder, keys.image_is)
+
+
+def picture_of(value: Any, key: str, place: str, folder: Path, image_is: ImageIs = "auto") -> ImageSource:
+    """The picture that the text ``value`` of ``key`` holds or names, a path from ``folder``; see :func:`image_source`.
+
+    Raises:
+        BrokenRecordError: "wrong type", "missing image" or "unreadable image".
+    """
     if not isinstance(value, str):
-        raise BrokenRecordError("wrong type", raw.place, f"{keys.image_key} is {_type_name(value)}, not a string")
+        raise BrokenRecordError("wrong type", place, f"{key} is {_type_name(value)}, not a string")
     if not value:
-        raise BrokenRecordError("missing image", raw.place, f"{keys.image_key} is empty")
-    if keys.image_is == "base64" or (keys.image_is == "auto" and _looks_encoded(value)):
-        return ImageSource(raw.place, content=_decode_base64(value, raw.place))
-    return ImageSource(raw.place, path=(keys.image_root or raw.folder) / value)
+        raise BrokenRecordError("missing image", place, f"{key} is empty")
+    if image_is == "base64" or (image_is == "auto" and _looks_encoded(value)):
+        return ImageSource(place, content=_decode_base64(value, place))
+    return ImageSource(place, path=folder / value)
 
 
 def place_box(box: Box, width: int, height: int, place: str, name: str) -> Box:
@@ -249,6 +260,7 @@ def broken_key(raw: RawRecord, key: str) -> BrokenRecordError:
 
 
 def _captions_of(raw: RawRecord, key: str) -> Texts:
+    """The alternatives under ``key``, or the text beside the record in a tar."""
     value = raw.values.get(key)
     if value is None and raw.text is not None:
         value = raw.text
