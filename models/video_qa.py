@@ -40,11 +40,21 @@ class VideoQAModel(XVLM):
         known = known.index_add(0, batch.question_of_answer, (batch.labels != IGNORE).long()) > 0
         return {"answers": (known & batch.valid).sum()}
 
-    def classify(self, pixels: Tensor | None, text: Text) -> Tensor:
-        """Logits (N, C) of the candidates. ``pixels`` (N, F, 3, H, W) or (N, 3, H, W); None: from the questions alone."""
+    def classify(
+        self,
+        pixels: Tensor | None,
+        text: Text,
+        video_of_question: Tensor | None = None,
+        questions_per_video: int = 1,
+    ) -> Tensor:
+        """Logits (N, C) of the candidates for N questions.
+
+        ``pixels`` (V, F, 3, H, W) or (V, 3, H, W); None: from the questions alone. ``video_of_question`` (N,) int64, None:
+        question n asks about video n; ``questions_per_video``: no video has more.
+        """
         asked = self.text(text.ids, text.mask)
         if pixels is None:
             return self.classifier(self.fusion(asked, cls_only=True).cls)
-        rows = torch.arange(len(pixels), device=pixels.device)
-        look = Look(self.fusion.remember(self.vision(pixels)), rows, 1)
+        rows = torch.arange(len(pixels), device=pixels.device) if video_of_question is None else video_of_question
+        look = Look(self.fusion.remember(self.vision(pixels)), rows, questions_per_video)
         return self.classifier(self.fusion(asked, [look], cls_only=True).cls)
