@@ -266,7 +266,7 @@ def _captions_of(raw: RawRecord, key: str) -> Texts:
         value = raw.text
     if value is None:
         raise broken_key(raw, key)
-    return _texts(value, key, raw.place)
+    return texts_in(value, key, raw.place)
 
 
 def _element(value: Any, name: str, place: str) -> Element:
@@ -279,8 +279,8 @@ def _element(value: Any, name: str, place: str) -> Element:
     return Element(
         name=name,
         box=_box(value["bb"], name, place),
-        captions=_texts(value["caption"], f"{name}.caption", place),
-        attributes=_texts(attributes, f"{name}.attributes", place) if attributes else (),
+        captions=texts_in(value["caption"], f"{name}.caption", place),
+        attributes=texts_in(attributes, f"{name}.attributes", place) if attributes else (),
         grain=str(value.get("grain", "object")),
     )
 
@@ -295,7 +295,12 @@ def _box(value: Any, name: str, place: str) -> Box:
     return x, y, w, h
 
 
-def _texts(value: Any, key: str, place: str) -> Texts:
+def texts_in(value: Any, key: str, place: str) -> Texts:
+    """What ``value`` of ``key`` says: a text, texts by language, or a list of such alternatives.
+
+    Raises:
+        BrokenRecordError: "wrong type" or "empty text".
+    """
     items: Sequence[Any] = value if isinstance(value, list) else [value]
     for item in items:
         is_languages = isinstance(item, dict) and all(isinstance(text, str) for text in item.values())

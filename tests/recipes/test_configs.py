@@ -76,6 +76,9 @@ def test_a_config_binds_and_builds(path):
     [
         ("pretrain/base_4m", "pretrain_base"),
         ("pretrain/large_4m", "pretrain_large"),
+        ("pretrain/base_1b", "pretrain_base"),
+        ("pretrain/base_1b_stage2", "pretrain_base_video"),
+        ("pretrain/large_1b_stage2", "pretrain_large_video"),
         ("retrieval/coco_base_4m", "retrieval_base"),
         ("nlvr/nlvr2_base_4m", "nlvr_base"),
         ("grounding/refcoco_plus_base_4m", "grounding_base"),
@@ -174,3 +177,16 @@ def test_the_resolved_config_reads_back_equal(path, tmp_path):
     copy = tmp_path / "config.yaml"
     copy.write_text(dump_config(config))
     assert load_config(copy, [], kind_of(path)[0]) == config
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_the_two_steps_of_the_1b_runs_have_the_released_settings(size):
+    first, second = (load(ROOT / f"configs/pretrain/{size}_1b{step}.yaml") for step in ("", "_stage2"))
+    assert first.data.images.clean.probability == 0.15
+    assert first.data.matching_steps == 200000
+    assert first.data.text.max_tokens == 30
+    assert (first.data.videos, second.data.images.clean, second.data.matching_steps) == (None, None, None)
+    assert second.data.videos.clean.probability == 0.35
+    assert (second.data.videos.join_clips, second.data.videos.min_frames) == (True, 8)
+    assert second.model.vision.video.frames == 3
+    assert second.init.checkpoint == f"runs/{size}_1b"
