@@ -44,9 +44,9 @@ def test_the_moving_object_moves_as_is_said_and_the_others_stay():
 
 
 def test_all_directions_are_as_likely_and_a_clip_backwards_could_be_one_too():
-    many = [compose_clip(0, "train", index) for index in range(400)]
+    many = [compose_clip(0, "train", index) for index in range(240)]
     counts = {direction: sum(clip.direction == direction for clip in many) for direction in DIRECTIONS}
-    assert min(counts.values()) > 70
+    assert min(counts.values()) > 40
     middles = {
         direction: np.mean(
             [np.mean(path_of(clip)[direction in ("up", "down")]) for clip in many if clip.direction == direction]
