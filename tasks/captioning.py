@@ -17,7 +17,7 @@ from dataset.captioning import CaptioningBatches, CaptioningDataConfig, prompt_t
 from dataset.finetune import EvaluationView, check_medium, frame_sampler
 from dataset.records import ImageSource
 from dataset.text import TextProcessor
-from dataset.video import FrameSampler, VideoSource
+from dataset.video import FrameSampler, VideoSource, check_backend
 from engine.checkpoint import Checkpoint
 from engine.trainer import TrainConfig
 from metrics.captions import caption_metrics, tokenize, tokenize_references
@@ -83,6 +83,8 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
     make_batches = CaptioningBatches
 
     def __init__(self, config: CaptioningConfig, checkpoint: Checkpoint | None = None):
+        if config.model.vision.video is not None:
+            check_backend(config.data.video, "data.video")
         super().__init__(config, checkpoint)
         for key, items in self.splits.items():
             check_medium(items.images, self.frames, key)
