@@ -306,9 +306,9 @@ def _index(path: Path, max_pixels: int, clock: _Clock) -> _Index:
     """
     times, keys, timed = [], [], True
     with _reading(path, clock.place), _open(path, clock) as container:
-        if not container.streams.video:
+        stream = _pictures_of(container)
+        if stream is None:
             raise BrokenRecordError("unreadable video", clock.place, f"{path} has no pictures, only sound or data")
-        stream = container.streams.video[0]
         if stream.width * stream.height > max_pixels:
             size = f"{path}: {stream.width} x {stream.height} pixels, more than max_pixels = {max_pixels}"
             raise BrokenRecordError("image too large", clock.place, size)
@@ -319,7 +319,7 @@ def _index(path: Path, max_pixels: int, clock: _Clock) -> _Index:
             stamp = packet.pts if packet.pts is not None else packet.dts
             if packet.size == 0 or stamp is None:
                 continue
-            reached_s = max(reached_s, float((stamp + (packet.duration or 0)) * packet.time_base))
+            reached_s = max(reached_s, float((stamp + (packet.duration or 0)) * (packet.time_base or 0)))
             if packet.stream.index != stream.index or packet.is_discard:
                 continue
             timed = timed and packet.pts is not None
@@ -337,6 +337,12 @@ def _index(path: Path, max_pixels: int, clock: _Clock) -> _Index:
         there = f"it has {reached_s:.1f} of the {said_s:.1f} s that its header says"
         raise BrokenRecordError("unreadable video", clock.place, f"{path} is truncated: {there}")
     return _Index(times, sorted(keys), tick_s, timed)
+
+
+def _pictures_of(container: Any) -> Any:
+    """The stream of pictures, None where there is none: the cover of a song is no video."""
+    cover = _import_backend("av").stream.Disposition.attached_pic
+    return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
 
 
 def _said_length_s(container: Any, stream: Any) -> float:
@@ -360,7 +366,7 @@ class _AvReader:
 
     def __init__(self, container: Any, index: _Index, clock: _Clock):
         self.container, self.index, self.clock = container, index, clock
-        self.stream = container.streams.video[0]
+        self.stream = _pictures_of(container)
         self.stream.codec_context.thread_count = 1
         self.decoded = container.decode(self.stream)
         self.passed = 0

@@ -71,4 +71,5 @@ class RetrievalTask(FineTuneTask[RetrievalConfig, RetrievalModel]):
             batch_size=self.config.evaluation.batch_size,
             workers=self.config.data.workers,
         )
-        return evaluation.metrics(items)
+        found = evaluation.metrics(items)
+        return found if self.frames is None else {name.replace("image", "video"): each for name, each in found.items()}

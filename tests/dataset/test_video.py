@@ -85,6 +85,18 @@ def write_sound(container, stream, seconds: float) -> None:
     container.mux(stream.encode())
 
 
+def write_song(path: Path) -> None:
+    """Sound with a cover picture, which is a stream of pictures too."""
+    with av.open(str(path), "w") as container:
+        heard = container.add_stream("aac", rate=8000)
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = BITS * CELL, 2 * CELL, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(painted(1), format="rgb24")))
+        container.mux(cover.encode())
+        write_sound(container, heard, 1.0)
+
+
 CONSTANT = [number / 25 for number in range(120)]
 VARIABLE = np.cumsum([0.0, *np.random.default_rng(0).choice([0.02, 0.04, 0.1, 0.35], size=100)]).round(3).tolist()
 
@@ -284,6 +296,7 @@ def test_what_is_no_video_is_a_broken_record(tmp_path, backend):
     (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         write_sound(container, container.add_stream("aac", rate=8000), 1.0)
+    write_song(tmp_path / "song.mp4")
     (tmp_path / "folder").mkdir()
     (tmp_path / "object.json").write_text('{"a": 1}')
     (tmp_path / "none.json").write_text("[]")
@@ -293,6 +306,7 @@ def test_what_is_no_video_is_a_broken_record(tmp_path, backend):
         "empty.mp4": ("unreadable video", "empty.mp4"),
         "text.mp4": ("unreadable video", "text.mp4"),
         "sound.mp4": ("unreadable video", "no pictures, only sound"),
+        "song.mp4": ("unreadable video", "no pictures, only sound"),
         "folder": ("unreadable video", "holds no pictures"),
         "object.json": ("unreadable video", "no JSON list"),
         "none.json": ("unreadable video", "holds no pictures"),
