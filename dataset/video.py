@@ -39,7 +39,6 @@ Choose = Callable[[int], Sequence[int]]
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 LIST_SUFFIX = ".json"
 
-_INSTALL = {"av": "av", "decord": "decord", "torchcodec": "torchcodec"}
 _WHOLE_ENOUGH = 0.95
 """A file with a smaller share of the length that its header says is truncated: headers are rough."""
 
@@ -160,7 +159,7 @@ def check_backend(config: VideoReadingConfig, key: str) -> None:
         reason = str(error).strip().split("\n")[0][:200]
         other = "" if config.backend == "av" else ", or use backend: av"
         raise UserError(
-            f"{key}.backend: {config.backend} cannot be loaded ({reason}); pip install {_INSTALL[config.backend]}{other}"
+            f"{key}.backend: {config.backend} cannot be loaded ({reason}); pip install {config.backend}{other}"
         ) from None
 
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 from dataset import video
+from dataset.finetune import EvaluationView, in_batches
 from dataset.records import BrokenRecordError
 from dataset.video import (
     FrameSampler,
@@ -356,6 +358,20 @@ def test_a_backend_that_is_missing_is_one_clear_line(monkeypatch):
         check_backend(VideoReadingConfig(backend="decord"), "data.video")
     with pytest.raises(UserError, match=r"pip install av$"):
         check_backend(VideoReadingConfig(), "data.video")
+
+
+def seen_by(view: EvaluationView, sources: list[VideoSource], index: int) -> torch.Tensor:
+    return view(sources[index])
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:2])
+def test_worker_processes_read_what_this_process_reads(files, backend):
+    """Also when this process has decoded before them."""
+    sources = [VideoSource("p", path=files[name][0]) for name in NAMES[:4]]
+    view = EvaluationView(16, 10**6, FrameSampler(3, VideoReadingConfig(backend=backend), 10**6))
+    expected = [view(source) for source in sources]
+    found = [each for made in in_batches(partial(seen_by, view, sources), range(4), 1, workers=2) for each in made]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_many_files_leave_no_memory_behind(files):
