@@ -55,7 +55,7 @@ def read_json(path: str, key: str) -> Any:
         UserError: with the config ``key``: no such file, or not JSON.
     """
     try:
-        return json.loads(_text(path, key))
+        return json.loads(read_text(path, key))
     except json.JSONDecodeError as error:
         raise UserError(f"{key}: {path}:{error.lineno}: not JSON: {error.msg}") from None
 
@@ -66,7 +66,7 @@ def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
     Raises:
         UserError: with the config ``key``: no such file, empty, or neither format.
     """
-    text = _text(path, key)
+    text = read_text(path, key)
     if text.lstrip().startswith("["):
         rows = [_row(value, f"{path}[{index}]") for index, value in enumerate(read_json(path, key))]
     else:
@@ -212,7 +212,12 @@ def _row(value: Any, place: str) -> Row | BrokenRecordError:
     return BrokenRecordError("wrong type", place, f"{value!r:.80} is no object")
 
 
-def _text(path: str, key: str) -> str:
+def read_text(path: str, key: str) -> str:
+    """The content of a text file.
+
+    Raises:
+        UserError: with the config ``key``: there is none, or it cannot be read.
+    """
     try:
         return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except FileNotFoundError:

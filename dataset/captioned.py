@@ -1,8 +1,10 @@
-"""Images with captions, as retrieval and captioning read them: Karpathy's files, lists of pairs, or records of our own."""
+"""Images or videos with captions, as retrieval and captioning read them: Karpathy's files, MSR-VTT's, lists of pairs, or records
+of our own."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +22,8 @@ from dataset.annotations import (
 )
 from dataset.iglue import retrieval_row
 from dataset.records import BrokenRecordError, ImageSource
+from dataset.video import VideoSource
+from dataset.video_files import Videos, is_video_info, msrvtt_rows
 from utils.config import Config
 from utils.errors import UserError
 
@@ -33,6 +37,10 @@ class CaptionedSplitConfig(Config):
     JSON array or JSON lines of ``{"image", "caption", "image_id"}``, the caption a text or a list, or a dictionary of these by
     language; or xFlickr&CO's lines (``images`` then is the folder of ``flickr30k`` and ``coco``). Rows of one ``image_id``
     (without one: of one picture) are captions of the same image.
+
+    Of videos it is MSR-VTT's ``MSRVTT_data.json``, or its list of pairs ``MSRVTT_JSFUSION_test.csv``; or rows with ``video``
+    in the place of ``image``: the path of a video file, of a JSON list of base64 pictures or of a folder of pictures, or such a
+    list itself.
     """
 
     annotations: str
@@ -40,6 +48,9 @@ class CaptionedSplitConfig(Config):
         None, min_length=1, description="parts of a Karpathy file; its restval belongs to train"
     )
     images: str | None = Field(None, description="folder of relative paths; null: that of the annotations")
+    listed: str | None = Field(
+        None, description="a CSV with a column video_id: only these videos of MSR-VTT (MSRVTT_train.9k.csv)"
+    )
     language: str | None = Field(
         None,
         description="of captions by language: records that have none in it are left out; null: all languages together",
@@ -48,10 +59,10 @@ class CaptionedSplitConfig(Config):
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images and their captions: caption c belongs to image ``image_of_caption[c]``; captions of an image lie together.
-    ``ids``: the image_id of each image, or its path."""
+    """Images (or videos) and their captions: caption c belongs to image ``image_of_caption[c]``; captions of an image lie
+    together. ``ids``: the image_id of each image, or its path."""
 
-    images: list[ImageSource]
+    images: Sequence[ImageSource | VideoSource]
     captions: list[str]
     image_of_caption: np.ndarray
     ids: list[str]
@@ -68,18 +79,19 @@ class CaptionedImages:
 
 
 def read_captioned_images(config: CaptionedSplitConfig, key: str, max_broken: float) -> CaptionedImages:
-    """Read and check a split; every picture is looked for.
+    """Read and check a split; every picture or video is looked for.
 
     Raises:
         UserError: with the config ``key``: the file cannot be used, a split names no record, more than the share
             ``max_broken`` of the rows are broken, or one image_id stands for two pictures.
     """
-    pictures = Pictures(images_folder(config.images, config.annotations))
+    folder = images_folder(config.images, config.annotations)
+    pictures, videos = Pictures(folder), Videos(folder)
     rows = _listed_rows(config, key) if config.splits is None else _karpathy_rows(config, key)
     if config.language is not None:
         rows = _spoken_in(config.language, rows, key, config.annotations)
-    parsed = parse_rows(rows, lambda row: _parse(row, pictures, config.language), key, max_broken)
-    by_image: dict[str, tuple[ImageSource, list[str]]] = {}
+    parsed = parse_rows(rows, lambda row: _parse(row, pictures, videos, config.language), key, max_broken)
+    by_image: dict[str, tuple[ImageSource | VideoSource, list[str]]] = {}
     for identity, source, captions in parsed:
         first, known = by_image.setdefault(identity, (source, []))
         if first.path != source.path:
@@ -98,6 +110,12 @@ def read_captioned_images(config: CaptionedSplitConfig, key: str, max_broken: fl
 
 
 def _listed_rows(config: CaptionedSplitConfig, key: str) -> list[Row | BrokenRecordError]:
+    if is_video_info(config.annotations, key):
+        return msrvtt_rows(config.annotations, config.listed, key)
+    if config.listed is not None:
+        raise UserError(
+            f"{key}.listed: {config.annotations} is not MSR-VTT's JSON file of videos and sentences; drop it"
+        )
     rows = read_rows(config.annotations, key)
     if len(rows) == 1 and isinstance(rows[0], Row) and isinstance(rows[0].values.get("images"), list):
         raise UserError(f"{key}: {config.annotations} holds several splits; name those that are wanted in `splits`")
@@ -163,7 +181,11 @@ def _karpathy_rows(config: CaptionedSplitConfig, key: str) -> list[Row | BrokenR
     return rows
 
 
-def _parse(row: Row, pictures: Pictures, language: str | None) -> tuple[str, ImageSource, list[str]]:
+def _parse(
+    row: Row, pictures: Pictures, videos: Videos, language: str | None
+) -> tuple[str, ImageSource | VideoSource, list[str]]:
+    if "image" not in row.values and ("video" in row.values or "video_id" in row.values):
+        return *videos.of_row(row), texts_of(row, "caption", language)
     row = retrieval_row(row)
     name = row.get("image", str)
     captions = texts_of(row, "caption", language)

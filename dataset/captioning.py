@@ -12,9 +12,10 @@ from pydantic import Field
 from torch import Tensor
 
 from dataset.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.finetune import FineTuneBatches, FineTuneDataConfig, black
-from dataset.images import AugmentConfig, RandAugment, decode, training_view
+from dataset.finetune import FineTuneBatches, FineTuneDataConfig, TrainingView, check_medium, frame_sampler
+from dataset.images import AugmentConfig
 from dataset.text import TextDataConfig, TextProcessor, mentions_side
+from dataset.video import VideoReadingConfig
 from utils.batch import CaptioningBatch, LeftToRightText
 from utils.errors import UserError
 
@@ -29,6 +30,7 @@ class CaptioningDataConfig(FineTuneDataConfig):
         default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the pictures"
     )
     careful_flip: bool = Field(True, description="do not flip where the caption says left or right")
+    video: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="how videos are read")
 
 
 def prompt_tokens(processor: TextProcessor, prompt: str) -> list[int]:
@@ -48,8 +50,8 @@ def prompt_tokens(processor: TextProcessor, prompt: str) -> list[int]:
 
 @dataclass(frozen=True)
 class CaptionExample:
-    """One training row: a view (3, S, S) of the picture, the token ids of prompt and caption, which of them have to be said
-    (ascending places), and all captions of the picture."""
+    """One training row: a view (3, S, S) of the picture, or (F, 3, S, S) of the video, the token ids of prompt and caption,
+    which of them have to be said (ascending places), and all captions of the picture."""
 
     pixels: Tensor
     ids: list[int]
@@ -70,21 +72,16 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
         self.prompt = prompt_tokens(self.text, data.prompt)
         self.items = read_captioned_images(data.train, "data.train", data.max_broken)
         self.references = self.items.references()
-        self.augment = RandAugment(data.augment.rand_augment_ops, data.augment.rand_augment_magnitude)
+        check_medium(self.items.images, self.frames, "data.train")
+        videos = frame_sampler(data.video, self.frames, data.max_pixels)
+        self.view = TrainingView(self.image_size, data.max_pixels, data.augment, videos)
         return len(self.items.captions)
 
     def example(self, index: int, rng: np.random.Generator) -> CaptionExample:
         image = int(self.items.image_of_caption[index])
         source, caption = self.items.images[image], self.items.captions[index]
         may_flip = not (self.data.careful_flip and mentions_side(caption))
-        pixels = training_view(
-            decode(source.load(), self.data.max_pixels, source.place),
-            self.image_size,
-            self.data.augment,
-            self.augment,
-            rng,
-            may_flip=may_flip,
-        )
+        pixels = self.view(source, rng, may_flip=may_flip)
         ids, said = self.tokens(caption, rng)
         return CaptionExample(pixels, ids, said, self.references[image])
 
@@ -102,7 +99,7 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
         return self.items.images[int(self.items.image_of_caption[index])].place
 
     def filler(self) -> CaptionExample:
-        return CaptionExample(black(self.image_size), [*self.prompt, self.text.sep_id], [len(self.prompt)], ())
+        return CaptionExample(self.view.filler(), [*self.prompt, self.text.sep_id], [len(self.prompt)], ())
 
     def collate(self, examples: Sequence[CaptionExample], valid: Tensor, **made: Any) -> CaptioningBatch:
         ids, said = [example.ids for example in examples], [example.said for example in examples]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -11,11 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataset.images import decode, evaluation_view
+from dataset.images import AugmentConfig, RandAugment, decode, evaluation_view, training_view
 from dataset.loaders import LoadingConfig, in_workers
 from dataset.records import BrokenRecordError, ImageSource
 from dataset.samplers import RandomOrder, sample_rng
 from dataset.text import PlainTextProcessor, TextLimits, clean_caption
+from dataset.video import FrameSampler, VideoReadingConfig, VideoSource
 from utils.batch import Batch, Text
 from utils.errors import UserError
 
@@ -44,6 +46,7 @@ class FineTuneBatches(ABC, Generic[D, E]):
         tokenizer: see :class:`~dataset.text.PlainTextProcessor`.
         image_size: side of the input in pixels.
         seed: of order and augmentation.
+        frames: of a video; None where the data are images.
 
     Raises:
         UserError: if the split cannot be used.
@@ -52,8 +55,16 @@ class FineTuneBatches(ABC, Generic[D, E]):
     name: str
     """Of the stream: it has random numbers of its own."""
 
-    def __init__(self, data: D, *, tokenizer: PreTrainedTokenizerFast, image_size: int, seed: int):
-        self.data, self.image_size, self.seed = data, image_size, seed
+    def __init__(
+        self,
+        data: D,
+        *,
+        tokenizer: PreTrainedTokenizerFast,
+        image_size: int,
+        seed: int,
+        frames: int | None = None,
+    ):
+        self.data, self.image_size, self.seed, self.frames = data, image_size, seed, frames
         self.text = self.make_processor(tokenizer, data)
         count = self.read(data)
         self.order = RandomOrder(count, data.batch_size, seed=seed, stream=self.name)
@@ -125,22 +136,89 @@ class _Chunks(Generic[T]):
             raise UserError(f"{error}; a held-out set has to be whole") from None
 
 
+class TrainingView:
+    """A picture as training sees it, (3, S, S) uint8, or frames of a video, (F, 3, S, S), each a view of its own.
+
+    Args:
+        image_size: S.
+        max_pixels: see :func:`~dataset.images.decode`.
+        augment: what is done to each picture.
+        videos: how frames are taken of videos; None where there are none.
+    """
+
+    def __init__(self, image_size: int, max_pixels: int, augment: AugmentConfig, videos: FrameSampler | None = None):
+        self.image_size, self.max_pixels, self.config, self.videos = image_size, max_pixels, augment, videos
+        self.augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude)
+
+    def __call__(self, source: ImageSource | VideoSource, rng: np.random.Generator, *, may_flip: bool) -> Tensor:
+        """Raises :class:`BrokenRecordError` where it cannot be read."""
+
+        def look(image: Tensor, rng: np.random.Generator) -> Tensor:
+            return training_view(image, self.image_size, self.config, self.augment, rng, may_flip=may_flip)
+
+        if isinstance(source, VideoSource):
+            assert self.videos is not None, "videos without a number of frames"
+            return self.videos.training(source, rng, look)
+        return look(decode(source.load(), self.max_pixels, source.place), rng)
+
+    def filler(self) -> Tensor:
+        """A black view for a row that does not count."""
+        image = black(self.image_size)
+        return image if self.videos is None else image.expand(self.videos.frames, -1, -1, -1)
+
+
 class EvaluationView:
-    """A picture as evaluation sees it: the whole of it, (3, S, S) uint8."""
+    """A picture as evaluation sees it: the whole of it, (3, S, S) uint8; or whole frames of a video, (F, 3, S, S).
 
-    def __init__(self, image_size: int, max_pixels: int):
+    With ``shuffle_frames`` the frames of a video are put into an order drawn from its place: what the model makes of them
+    then shows how far it looks at their order.
+    """
+
+    def __init__(
+        self, image_size: int, max_pixels: int, videos: FrameSampler | None = None, *, shuffle_frames: bool = False
+    ):
         self.image_size, self.max_pixels = image_size, max_pixels
+        self.videos, self.shuffle_frames = videos, shuffle_frames
 
-    def __call__(self, source: ImageSource, size: tuple[int, int] | None = None) -> Tensor:
+    def __call__(self, source: ImageSource | VideoSource, size: tuple[int, int] | None = None) -> Tensor:
         """The view; ``size``: (width, height) that the annotations give the picture.
 
         Raises:
-            BrokenRecordError: the picture cannot be read, or is of another size.
+            BrokenRecordError: the picture or video cannot be read, or is of another size.
         """
+        if isinstance(source, VideoSource):
+            assert self.videos is not None, "videos without a number of frames"
+            frames = self.videos.evaluation(source, lambda frame: evaluation_view(frame, self.image_size))
+            return _other_order(frames, source.place) if self.shuffle_frames else frames
         image = decode(source.load(), self.max_pixels, source.place)
         if size is not None:
             check_size(image, size, source.place)
         return evaluation_view(image, self.image_size)
+
+
+def _other_order(frames: Tensor, place: str) -> Tensor:
+    """The frames in an order that is never their own, where there are two at least."""
+    count = len(frames)
+    if count < 2:
+        return frames
+    rng = np.random.default_rng(zlib.crc32(place.encode()))
+    while (order := rng.permutation(count)).tolist() == list(range(count)):
+        pass
+    return frames[torch.from_numpy(order)]
+
+
+def check_medium(sources: Sequence[ImageSource | VideoSource], frames: int | None, key: str) -> None:
+    """Raise a :class:`UserError` with the config ``key`` where data and model are not both of images or both of videos."""
+    videos = sum(isinstance(source, VideoSource) for source in sources)
+    if videos and frames is None:
+        raise UserError(f"{key} holds videos, the model is one of images; set model.vision.video.frames")
+    if frames is not None and videos < len(sources):
+        raise UserError(f"{key} holds images, the model is one of videos; drop model.vision.video")
+
+
+def frame_sampler(config: VideoReadingConfig, frames: int | None, max_pixels: int) -> FrameSampler | None:
+    """What takes ``frames`` of each video; None where the model is one of images."""
+    return None if frames is None else FrameSampler(frames, config, max_pixels)
 
 
 def check_size(image: Tensor, size: tuple[int, int], place: str) -> None:

@@ -146,6 +146,12 @@ class BatchLoader:
         Raises:
             UserError: too many broken records, or a shard that can no longer be read.
         """
+        per_step = getattr(self.maker, "numbers_per_step", 1)
+        if consumed % per_step:
+            raise UserError(
+                f"the run has used {consumed} micro-batches, which are no whole steps of {per_step}: with data.images.clean, "
+                "data.videos.clean or data.matching_steps, resume it on as many ranks as before"
+            )
         first = consumed + self.rank
         numbers = range(first, first + count * self.world_size, self.world_size)
         for batch in in_workers(self.maker.make, numbers, self.config.workers):

@@ -1,17 +1,21 @@
-"""Pre-training data: records of up to three streams to examples to one :class:`~utils.batch.PretrainBatch`."""
+"""Pre-training data: records of up to four streams to examples to one :class:`~utils.batch.PretrainBatch`."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dataset.images import AugmentConfig, RandAugment, RegionAugmentConfig, decode, hflip, resize, training_view
+from dataset.clips import choose_clip, parse_video_record
+from dataset.finetune import TrainingView, black
+from dataset.images import AugmentConfig, RandAugment, RegionAugmentConfig, decode, hflip, resize
 from dataset.loaders import LoadingConfig
 from dataset.readers import Shards
 from dataset.records import (
@@ -30,12 +34,27 @@ from dataset.records import (
 from dataset.regions import WHOLE_BOX, elements_inside, flip_box, patch_mask, visible_elements
 from dataset.samplers import OrderName, RecordSource, sample_rng
 from dataset.text import TextDataConfig, TextExample, TextProcessor, clean_caption, mentions_side
-from utils.batch import BrokenRecord, ImageTextBatch, PretrainBatch, RegionBatch, Text, TextBatch, TextPairBatch
+from dataset.video import FrameSampler, VideoReadingConfig, check_backend
+from utils.batch import (
+    BrokenRecord,
+    ImageTextBatch,
+    MaskedText,
+    PretrainBatch,
+    RegionBatch,
+    Text,
+    TextBatch,
+    TextPairBatch,
+    VideoTextBatch,
+)
 from utils.config import Config
 from utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+PAIRED = ("images", "videos", "regions")
+"""The streams that have a matching loss."""
 
 
 class StreamConfig(Config):
@@ -67,8 +86,21 @@ class PictureStreamConfig(StreamConfig):
         return ImageKeys(self.image_key, self.image_is, root)
 
 
+class CleanSetConfig(Config):
+    """A smaller set of better pairs, from which a whole step is taken at times; the other steps are the noisy ones, which have no
+    matching loss (released for the 1B set)."""
+
+    files: list[str] = Field(description="Shards, as of the stream.")
+    probability: float = Field(gt=0, lt=1, description="Chance of a step to be taken from this set.")
+    caption_key: str | None = Field(None, description="Key of the caption; null: the stream's.")
+
+
 class ImageStreamConfig(PictureStreamConfig):
     """Image-text pairs."""
+
+    clean: CleanSetConfig | None = Field(
+        None, description="Clean pairs; on steps without them no stream has a matching loss."
+    )
 
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Augmentation of the pictures.")
     careful_flip: bool = Field(False, description="Do not flip where the caption says left or right (released: flips).")
@@ -94,6 +126,22 @@ class RegionStreamConfig(PictureStreamConfig):
     augment: RegionAugmentConfig = Field(default_factory=RegionAugmentConfig, description="Flip and colours.")
 
 
+class VideoStreamConfig(StreamConfig):
+    """Video-text pairs, of as many frames as ``model.vision.video.frames``."""
+
+    video_key: str = Field("video", description="Key of the frames, or of the path, in a record.")
+    video_root: str | None = Field(None, description="Folder of relative paths; null = the folder of the shard.")
+    caption_key: str = Field("caption", description="Key of the caption, or of one for each clip.")
+    join_clips: bool = Field(True, description="Join neighbouring clips of a continuous video.")
+    min_frames: int = Field(8, ge=1, description="Join clips until they have so many frames.")
+    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Augmentation of the frames.")
+    careful_flip: bool = Field(False, description="Do not flip where the caption says left or right (released: flips).")
+    reading: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="How videos are read.")
+    clean: CleanSetConfig | None = Field(
+        None, description="Clean pairs; on steps without them this stream has no matching loss."
+    )
+
+
 class TextStreamConfig(StreamConfig):
     """Texts without pictures."""
 
@@ -110,25 +158,38 @@ class TextPairStreamConfig(StreamConfig):
     )
 
 
+AnyStreamConfig = ImageStreamConfig | RegionStreamConfig | VideoStreamConfig | TextStreamConfig | TextPairStreamConfig
+
+
 class DataConfig(LoadingConfig):
     """The data of pre-training: its streams, mixed in every micro-batch."""
 
     text: TextDataConfig = Field(default_factory=TextDataConfig, description="Cutting and masking of all texts.")
     images: ImageStreamConfig | None = Field(None, description="Image-text pairs.")
     regions: RegionStreamConfig | None = Field(None, description="Pictures with described boxes.")
+    videos: VideoStreamConfig | None = Field(None, description="Video-text pairs.")
     texts: TextStreamConfig | None = Field(None, description="Texts alone.")
     pairs: TextPairStreamConfig | None = Field(None, description="Texts with their translations.")
+    matching_steps: int | None = Field(
+        None, ge=0, description="Steps after which no stream has a matching loss any more; null: all have one."
+    )
     cache_index: str | None = Field(None, description="Folder of shard indexes; null = the user's cache folder.")
 
     @model_validator(mode="after")
     def _has_a_stream(self) -> DataConfig:
         if not self.streams():
-            raise ValueError("no stream is configured; give at least one of images, regions, texts, pairs")
+            raise ValueError("no stream is configured; give at least one of images, regions, videos, texts, pairs")
         return self
 
-    def streams(self) -> dict[str, ImageStreamConfig | RegionStreamConfig | TextStreamConfig | TextPairStreamConfig]:
+    def streams(self) -> dict[str, AnyStreamConfig]:
         """The configured streams by name."""
-        named = {"images": self.images, "regions": self.regions, "texts": self.texts, "pairs": self.pairs}
+        named = {
+            "images": self.images,
+            "regions": self.regions,
+            "videos": self.videos,
+            "texts": self.texts,
+            "pairs": self.pairs,
+        }
         return {name: stream for name, stream in named.items() if stream is not None}
 
 
@@ -152,7 +213,8 @@ class RegionRow:
 
 
 class PretrainBatches:
-    """Micro-batch number u of a run, as a function of u alone (and of data, seed and, in sequential order, ranks).
+    """Micro-batch number u of a run, as a function of u alone (and of data, seed and, in sequential order, ranks; with clean
+    sets, which are drawn for whole steps, of the micro-batches in a step too).
 
     Args:
         data: the streams.
@@ -161,6 +223,8 @@ class PretrainBatches:
         patch_size: side of a patch; must divide ``image_size``.
         seed: of order, augmentation and masking.
         world_size: processes that share the data.
+        frames: of a video; None where the model is one of images.
+        accumulate: micro-batches of a process in a step.
 
     Raises:
         UserError: in one line, naming the config key: no files, no records, fewer shards than ranks, sizes that do not fit.
@@ -175,31 +239,49 @@ class PretrainBatches:
         patch_size: int,
         seed: int,
         world_size: int = 1,
+        frames: int | None = None,
+        accumulate: int = 1,
     ):
         if image_size % patch_size:
             raise UserError(f"image size {image_size} is not a multiple of patch size {patch_size}; change one of them")
         self.text = TextProcessor(tokenizer, data.text)
-        sources = {
-            name: RecordSource(
-                Shards(stream.files, key=f"data.{name}.files", index_folder=data.cache_index),
+        streams = data.streams()
+        cleans = {name: stream.clean for name, stream in streams.items() if _may_be_clean(stream) and stream.clean}
+
+        def source(name: str, files: list[str]) -> RecordSource:
+            stream = streams[name.removesuffix("/clean")]
+            return RecordSource(
+                Shards(files, key=f"data.{name.replace('/', '.')}.files", index_folder=data.cache_index),
                 _records_per_batch(stream),
                 order=stream.order,
                 name=name,
                 seed=seed,
                 world_size=world_size,
             )
-            for name, stream in data.streams().items()
-        }
-        streams = data.streams()
+
+        sources = {name: source(name, stream.files) for name, stream in streams.items()}
+        sources |= {f"{name}/clean": source(f"{name}/clean", clean.files) for name, clean in cleans.items()}
+        self.steps = Steps({name: clean.probability for name, clean in cleans.items()}, data.matching_steps, seed)
+        self.numbers_per_step = world_size * accumulate if cleans or data.matching_steps is not None else 1
         self.stream_sizes = {name: len(source.shards) for name, source in sources.items()}
         self.rows_per_batch = sum(stream.batch_size for stream in streams.values())
         self.records_per_batch = _records_per_batch(next(iter(streams.values())))
-        self.images = self.regions = self.texts = self.pairs = None
+        self.images = self.regions = self.texts = self.videos = self.pairs = None
         if data.images:
-            self.images = _ImageStream(data.images, sources["images"], self.text, image_size, data.max_pixels)
+            both = (sources["images"], sources.get("images/clean"))
+            view = TrainingView(image_size, data.max_pixels, data.images.augment)
+            self.images = _ImageStream(data.images, both, self.text, view)
+        if data.videos:
+            if frames is None:
+                raise UserError("data.videos: the model is one of images; set model.vision.video.frames")
+            check_backend(data.videos.reading, "data.videos.reading")
+            both = (sources["videos"], sources.get("videos/clean"))
+            sampler = FrameSampler(frames, data.videos.reading, data.max_pixels)
+            view = TrainingView(image_size, data.max_pixels, data.videos.augment, sampler)
+            self.videos = _VideoStream(data.videos, both, self.text, view)
         if data.regions:
-            view = (image_size, patch_size)
-            self.regions = _RegionStream(data.regions, sources["regions"], self.text, view, data.max_pixels)
+            sizes = (image_size, patch_size)
+            self.regions = _RegionStream(data.regions, sources["regions"], self.text, sizes, data.max_pixels)
         if data.texts:
             self.texts = _TextStream(data.texts, sources["texts"], self.text)
         if data.pairs:
@@ -209,8 +291,11 @@ class PretrainBatches:
     def make(self, number: int) -> PretrainBatch:
         """Micro-batch ``number``, counted over all ranks."""
         report = Report()
+        clean, unmatched = self.steps.draw(number // self.numbers_per_step)
         return PretrainBatch(
-            images=self.images.batch(number, report) if self.images else None,
+            images=self.images.batch(number, "images" in clean, report) if self.images else None,
+            videos=self.videos.batch(number, "videos" in clean, report) if self.videos else None,
+            unmatched=tuple(stream for stream in unmatched if getattr(self, stream) is not None),
             regions=self.regions.batch(number, report) if self.regions else None,
             texts=self.texts.batch(number, report) if self.texts else None,
             pairs=self.pairs.batch(number, report) if self.pairs else None,
@@ -220,38 +305,120 @@ class PretrainBatches:
         )
 
 
-class _ImageStream:
-    def __init__(
-        self, config: ImageStreamConfig, source: RecordSource, text: TextProcessor, image_size: int, max_pixels: int
-    ):
-        self.config, self.source, self.text = config, source, text
-        self.image_size, self.max_pixels = image_size, max_pixels
-        self.keys = config.keys()
-        self.rand_augment = RandAugment(config.augment.rand_augment_ops, config.augment.rand_augment_magnitude)
+class Steps:
+    """What is drawn for whole steps, from seed and step alone, so that all ranks agree.
 
-    def batch(self, number: int, report: Report) -> ImageTextBatch:
+    Args:
+        clean: the chance of each stream that has a clean set to be taken from it.
+        matching_steps: steps after which there is no matching loss; None: there always is.
+        seed: of the run.
+    """
+
+    def __init__(self, clean: Mapping[str, float], matching_steps: int | None, seed: int):
+        self.clean, self.matching_steps, self.seed = clean, matching_steps, seed
+
+    def draw(self, step: int) -> tuple[set[str], tuple[str, ...]]:
+        """The streams that take a step from their clean set, and those that have no matching loss in it.
+
+        Where images are noisy no stream has one (released: wrong pairs would be taught as right ones); where videos are, they
+        have none.
+        """
+        taken = {
+            name
+            for name, share in self.clean.items()
+            if sample_rng(self.seed, f"{name}/clean", 0, step).random() < share
+        }
+        noisy = self.clean.keys() - taken
+        if "images" in noisy or (self.matching_steps is not None and step >= self.matching_steps):
+            return taken, PAIRED
+        return taken, tuple(stream for stream in PAIRED if stream in noisy)
+
+
+class _PairStream(ABC):
+    """Pictures or videos, a text for each.
+
+    Args:
+        sources: of the noisy set, and of the clean one if there is one.
+        text: of the captions.
+        view: of the pictures.
+    """
+
+    def __init__(
+        self,
+        config: ImageStreamConfig | VideoStreamConfig,
+        sources: tuple[RecordSource, RecordSource | None],
+        text: TextProcessor,
+        view: TrainingView,
+    ):
+        self.sources, self.text, self.view = sources, text, view
+        named = config.clean.caption_key if config.clean else None
+        self.caption_keys = (config.caption_key, named or config.caption_key)
+        self.careful_flip = config.careful_flip
+
+    def rows(self, number: int, clean: bool, report: Report) -> tuple[Tensor, MaskedText, Tensor]:
+        """Pixels, texts, and which rows count, of micro-batch ``number``."""
+        source = self.sources[clean]
+        assert source is not None
         pixels, texts, valid = [], [], []
-        for index, rng in self.source.samples(number):
+        for index, rng in source.samples(number):
             report.read += 1
             try:
-                raw = self.source.shards.read(index)
-                image, text = self._example(raw, rng)
+                raw = source.shards.read(index)
+                view, text = self.example(raw, self.caption_keys[clean], rng)
                 report.places.append(raw.place)
                 valid.append(True)
             except BrokenRecordError as error:
                 report.broken.append(error.as_broken())
-                image, text = _black(self.image_size), self.text.filler()
+                view, text = self.view.filler(), self.text.filler()
                 valid.append(False)
-            pixels.append(image)
+            pixels.append(view)
             texts.append(text)
-        return ImageTextBatch(torch.stack(pixels), self.text.collate(texts), torch.tensor(valid))
+        return torch.stack(pixels), self.text.collate(texts), torch.tensor(valid)
 
-    def _example(self, raw: RawRecord, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
-        record = parse_image_record(raw, self.keys, self.config.caption_key)
+    def may_flip(self, text: str) -> bool:
+        """Whether the text stays true of a mirrored picture, as far as the config cares."""
+        return not (self.careful_flip and mentions_side(text))
+
+    @abstractmethod
+    def example(self, raw: RawRecord, caption_key: str, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
+        """The view and the text of a record.
+
+        Raises:
+            BrokenRecordError: there are none.
+        """
+
+
+class _ImageStream(_PairStream):
+    def __init__(self, config: ImageStreamConfig, *made: Any):
+        super().__init__(config, *made)
+        self.keys = config.keys()
+
+    def batch(self, number: int, clean: bool, report: Report) -> ImageTextBatch:
+        return ImageTextBatch(*self.rows(number, clean, report))
+
+    def example(self, raw: RawRecord, caption_key: str, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
+        record = parse_image_record(raw, self.keys, caption_key)
         text = self.text.choose(record.captions, rng, record.place)
-        image = decode(record.image.load(), self.max_pixels, record.place)
-        may_flip = not (self.config.careful_flip and mentions_side(text))
-        view = training_view(image, self.image_size, self.config.augment, self.rand_augment, rng, may_flip=may_flip)
+        view = self.view(record.image, rng, may_flip=self.may_flip(text))
+        return view, self.text.encode(text, rng)
+
+
+class _VideoStream(_PairStream):
+    def __init__(self, config: VideoStreamConfig, *made: Any):
+        super().__init__(config, *made)
+        self.config = config
+        self.root = Path(config.video_root).expanduser() if config.video_root is not None else None
+
+    def batch(self, number: int, clean: bool, report: Report) -> VideoTextBatch:
+        return VideoTextBatch(*self.rows(number, clean, report))
+
+    def example(self, raw: RawRecord, caption_key: str, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
+        record = parse_video_record(raw, self.config.video_key, caption_key, self.root)
+        join, frames = self.config.join_clips, self.config.min_frames
+        source, captions = choose_clip(record, rng, join=join, min_frames=frames)
+        said = [self.text.choose(texts, rng, record.place) for texts in captions]
+        text = clean_caption(" ".join(said), self.text.max_words)
+        view = self.view(source, rng, may_flip=self.may_flip(text))
         return view, self.text.encode(text, rng)
 
 
@@ -298,7 +465,7 @@ class _RegionStream:
         Fillers go to the images with the fewest rows: the largest number of rows of one image sizes the attention of all.
         """
         used = sorted({image for image, _ in rows})
-        pixels = [images[image] for image in used] or [_black(self.image_size)]
+        pixels = [images[image] for image in used] or [black(self.image_size)]
         renumbered = {image: place for place, image in enumerate(used)}
         laid = [(renumbered[image], True, row) for image, row in rows]
         counts = np.bincount([image for image, _, _ in laid], minlength=len(pixels))
@@ -446,5 +613,5 @@ def _records_per_batch(stream: StreamConfig) -> int:
     return stream.max_images if isinstance(stream, RegionStreamConfig) else stream.batch_size
 
 
-def _black(size: int) -> Tensor:
-    return torch.zeros(3, size, size, dtype=torch.uint8)
+def _may_be_clean(stream: StreamConfig) -> TypeGuard[ImageStreamConfig | VideoStreamConfig]:
+    return isinstance(stream, ImageStreamConfig | VideoStreamConfig)

@@ -26,6 +26,8 @@ BrokenKind = Literal[
     "missing image",
     "unreadable image",
     "image too large",
+    "missing video",
+    "unreadable video",
     "box outside image",
     "degenerate box",
 ]
@@ -195,13 +197,22 @@ def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:
     value = raw.values.get(keys.image_key)
     if value is None:
         raise broken_key(raw, keys.image_key)
+    return picture_of(value, keys.image_key, raw.place, keys.image_root or raw.folder, keys.image_is)
+
+
+def picture_of(value: Any, key: str, place: str, folder: Path, image_is: ImageIs = "auto") -> ImageSource:
+    """The picture that the text ``value`` of ``key`` holds or names, a path from ``folder``; see :func:`image_source`.
+
+    Raises:
+        BrokenRecordError: "wrong type", "missing image" or "unreadable image".
+    """
     if not isinstance(value, str):
-        raise BrokenRecordError("wrong type", raw.place, f"{keys.image_key} is {_type_name(value)}, not a string")
+        raise BrokenRecordError("wrong type", place, f"{key} is {_type_name(value)}, not a string")
     if not value:
-        raise BrokenRecordError("missing image", raw.place, f"{keys.image_key} is empty")
-    if keys.image_is == "base64" or (keys.image_is == "auto" and _looks_encoded(value)):
-        return ImageSource(raw.place, content=_decode_base64(value, raw.place))
-    return ImageSource(raw.place, path=(keys.image_root or raw.folder) / value)
+        raise BrokenRecordError("missing image", place, f"{key} is empty")
+    if image_is == "base64" or (image_is == "auto" and _looks_encoded(value)):
+        return ImageSource(place, content=_decode_base64(value, place))
+    return ImageSource(place, path=folder / value)
 
 
 def place_box(box: Box, width: int, height: int, place: str, name: str) -> Box:
@@ -254,12 +265,13 @@ def broken_key(raw: RawRecord, key: str) -> BrokenRecordError:
 
 
 def _captions_of(raw: RawRecord, key: str) -> Texts:
+    """The alternatives under ``key``, or the text beside the record in a tar."""
     value = raw.values.get(key)
     if value is None and raw.text is not None:
         value = raw.text
     if value is None:
         raise broken_key(raw, key)
-    return _texts(value, key, raw.place)
+    return texts_in(value, key, raw.place)
 
 
 def _element(value: Any, name: str, place: str) -> Element:
@@ -272,8 +284,8 @@ def _element(value: Any, name: str, place: str) -> Element:
     return Element(
         name=name,
         box=_box(value["bb"], name, place),
-        captions=_texts(value["caption"], f"{name}.caption", place),
-        attributes=_texts(attributes, f"{name}.attributes", place) if attributes else (),
+        captions=texts_in(value["caption"], f"{name}.caption", place),
+        attributes=texts_in(attributes, f"{name}.attributes", place) if attributes else (),
         grain=str(value.get("grain", "object")),
     )
 
@@ -288,7 +300,12 @@ def _box(value: Any, name: str, place: str) -> Box:
     return x, y, w, h
 
 
-def _texts(value: Any, key: str, place: str) -> Texts:
+def texts_in(value: Any, key: str, place: str) -> Texts:
+    """What ``value`` of ``key`` says: a text, texts by language, or a list of such alternatives.
+
+    Raises:
+        BrokenRecordError: "wrong type" or "empty text".
+    """
     items: Sequence[Any] = value if isinstance(value, list) else [value]
     for item in items:
         is_languages = isinstance(item, dict) and all(isinstance(text, str) for text in item.values())

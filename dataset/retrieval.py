@@ -12,9 +12,19 @@ from pydantic import Field
 from torch import Tensor
 
 from dataset.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned, encode_texts
-from dataset.images import AugmentConfig, RandAugment, decode, training_view
+from dataset.finetune import (
+    FILLER_TEXT,
+    FineTuneBatches,
+    FineTuneDataConfig,
+    TrainingView,
+    check_medium,
+    cleaned,
+    encode_texts,
+    frame_sampler,
+)
+from dataset.images import AugmentConfig
 from dataset.text import TextLimits, mentions_side
+from dataset.video import VideoReadingConfig
 from utils.batch import RetrievalBatch
 
 
@@ -27,11 +37,13 @@ class RetrievalDataConfig(FineTuneDataConfig):
         default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the pictures"
     )
     careful_flip: bool = Field(False, description="do not flip where the caption says left or right (released: flips)")
+    video: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="how videos are read")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One training row: a view (3, S, S) of the picture, a cleaned caption, and which image it is."""
+    """One training row: a view (3, S, S) of the picture, or (F, 3, S, S) of the video, a cleaned caption, and which image it
+    is."""
 
     pixels: Tensor
     caption: str
@@ -45,7 +57,9 @@ class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, Pair]):
 
     def read(self, data: RetrievalDataConfig) -> int:
         self.items = read_captioned_images(data.train, "data.train", data.max_broken)
-        self.augment = RandAugment(data.augment.rand_augment_ops, data.augment.rand_augment_magnitude)
+        check_medium(self.items.images, self.frames, "data.train")
+        videos = frame_sampler(data.video, self.frames, data.max_pixels)
+        self.view = TrainingView(self.image_size, data.max_pixels, data.augment, videos)
         return len(self.items.captions)
 
     def example(self, index: int, rng: np.random.Generator) -> Pair:
@@ -53,21 +67,13 @@ class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, Pair]):
         source = self.items.images[image]
         caption = cleaned(self.items.captions[index], self.text.max_words, source.place)
         may_flip = not (self.data.careful_flip and mentions_side(caption))
-        pixels = training_view(
-            decode(source.load(), self.data.max_pixels, source.place),
-            self.image_size,
-            self.data.augment,
-            self.augment,
-            rng,
-            may_flip=may_flip,
-        )
-        return Pair(pixels, caption, image)
+        return Pair(self.view(source, rng, may_flip=may_flip), caption, image)
 
     def place(self, index: int) -> str:
         return self.items.images[int(self.items.image_of_caption[index])].place
 
     def filler(self) -> Pair:
-        return Pair(black(self.image_size), FILLER_TEXT, -1)
+        return Pair(self.view.filler(), FILLER_TEXT, -1)
 
     def collate(self, examples: Sequence[Pair], valid: Tensor, **made: Any) -> RetrievalBatch:
         return RetrievalBatch(

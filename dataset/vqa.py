@@ -349,9 +349,9 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
 
     name = "questions"
 
-    def __init__(self, data: VQADataConfig, *, tokenizer: PreTrainedTokenizerFast, image_size: int, seed: int):
+    def __init__(self, data: VQADataConfig, *, tokenizer: PreTrainedTokenizerFast, **options: Any):
         self.answers = PlainTextProcessor(tokenizer, TextLimits(max_tokens=data.max_answer_tokens))
-        super().__init__(data, tokenizer=tokenizer, image_size=image_size, seed=seed)
+        super().__init__(data, tokenizer=tokenizer, **options)
 
     def read(self, data: VQADataConfig) -> int:
         self.items = [

@@ -52,6 +52,11 @@ class Concepts:
     patch_mask: Tensor | None = None
     image_index: Tensor | None = None
 
+    @staticmethod
+    def whole(patches: Tensor) -> Concepts:
+        """Whole images or videos from their patches (N, P, D)."""
+        return Concepts(patches, patches.mean(dim=1))
+
     def tokens(self) -> Tensor:
         """The published layout (R, 1 + P, D): the concept token, then all patches of the row's image (a copy per row)."""
         patches = self.patches if self.image_index is None else self.patches.index_select(0, self.image_index)

@@ -1,7 +1,8 @@
-"""Multi-grained pre-training: aligning and localization of images, regions and their texts (section 3.3, eqs. 1-6)."""
+"""Multi-grained pre-training: aligning and localization of images, regions, videos and their texts (section 3.3, eqs. 1-6)."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from utils.batch import (
     Term,
     TextBatch,
     TextPairBatch,
+    VideoTextBatch,
 )
 from utils.config import Config
 from utils.errors import UserError
@@ -36,6 +38,7 @@ class IdenticalTexts(Config):
     """What two equal texts of a batch are to each other, by stream."""
 
     images: Identical = "negative"
+    videos: Identical = "negative"
     pairs: Identical = "negative"
     regions: Identical = Field("ignore", description="regions often share a text ('a man'); ignore: no negatives")
 
@@ -48,7 +51,7 @@ class PretrainContrastiveConfig(ContrastiveConfig):
     @field_validator("identical_texts", mode="before")
     @classmethod
     def _one_word_for_all(cls, value: Any) -> Any:
-        return {"images": value, "regions": value, "pairs": value} if isinstance(value, str) else value
+        return dict.fromkeys(IdenticalTexts.model_fields, value) if isinstance(value, str) else value
 
 
 class PretrainModelConfig(AligningConfig):
@@ -79,6 +82,7 @@ class StreamWeights(Config):
     regions: float | None = 1.0
     texts: float | None = None
     pairs: float | None = None
+    videos: float | None = None
 
 
 class PretrainModel(AligningModel):
@@ -117,22 +121,30 @@ class PretrainModel(AligningModel):
         """All losses of a micro-batch, as sums; divide each by its count (:meth:`counts`), over ranks and micro-batches."""
         self.contrastive.clamp_temperature()
         terms: Losses = {}
-        images, regions = self._encode_pixels(batch)
-        if batch.images is not None and images is not None:
-            terms |= self._weighted("images", self._image_losses(batch.images, images))
-        if batch.regions is not None and regions is not None:
-            terms |= self._weighted("regions", self._region_losses(batch.regions, regions))
+        seen = self._encode_pixels(batch)
+        matched = {stream: stream not in batch.unmatched for stream in ("images", "videos", "regions")}
+        if batch.images is not None:
+            found = self._pair_losses(batch.images, seen["images"], "images", matched["images"])
+            terms |= self._weighted("images", found)
+        if batch.videos is not None:
+            found = self._pair_losses(batch.videos, seen["videos"], "videos", matched["videos"])
+            terms |= self._weighted("videos", found)
+        if batch.regions is not None:
+            found = self._region_losses(batch.regions, seen["regions"], matched["regions"])
+            terms |= self._weighted("regions", found)
         if batch.texts is not None:
             terms |= self._weighted("texts", {"mlm": self._text_loss(batch.texts)})
         if batch.pairs is not None:
-            terms |= self._weighted("pairs", self._pair_losses(batch.pairs))
+            terms |= self._weighted("pairs", self._translation_losses(batch.pairs))
         return terms
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
         """What each loss of ``forward`` is divided by: its valid rows or tokens in this micro-batch. Needs no forward."""
         counts: dict[str, Tensor] = {}
-        for stream in ("images", "regions", "texts", "pairs"):
-            part: ImageTextBatch | RegionBatch | TextBatch | TextPairBatch | None = getattr(batch, stream)
+        for stream in ("images", "videos", "regions", "texts", "pairs"):
+            part: ImageTextBatch | VideoTextBatch | RegionBatch | TextBatch | TextPairBatch | None = getattr(
+                batch, stream
+            )
             if part is None:
                 continue
             counts[f"{stream}/mlm"] = (part.text.labels != IGNORE).sum()
@@ -140,6 +152,8 @@ class PretrainModel(AligningModel):
                 continue
             counts[f"{stream}/contrastive"] = part.valid.sum()
             counts[f"{stream}/matching"] = self.matching_count(self._rows(part, stream))
+            if stream in batch.unmatched:
+                counts[f"{stream}/matching"] = torch.zeros_like(counts[f"{stream}/matching"])
             if isinstance(part, RegionBatch):
                 counts[f"{stream}/l1"] = counts[f"{stream}/giou"] = self._boxes_that_count(part).sum()
         return counts
@@ -165,46 +179,63 @@ class PretrainModel(AligningModel):
         assert factor is not None, f"the batch has {stream}, the run does not"
         return {f"{stream}/{name}": Term(total, factor * getattr(self.weights, name)) for name, total in sums.items()}
 
-    def _encode_pixels(self, batch: PretrainBatch) -> tuple[Concepts | None, Concepts | None]:
-        """Whole-image concepts of the image and the region stream, from one backbone pass."""
-        parts = [part.pixels for part in (batch.images, batch.regions) if part is not None]
-        if not parts:
-            return None, None
-        encoded = self.vision(torch.cat(parts))
-        first = len(parts[0]) if batch.images is not None else 0
-        images = Concepts(encoded.patches[:first], encoded.concept[:first])
-        regions = Concepts(encoded.patches[first:], encoded.concept[first:])
-        return (images if batch.images is not None else None), (regions if batch.regions is not None else None)
+    def _encode_pixels(self, batch: PretrainBatch) -> dict[str, Concepts]:
+        """Whole images and videos of each stream that has any, from one backbone pass over all pictures and frames."""
+        given = {"images": batch.images, "regions": batch.regions, "videos": batch.videos}
+        pixels = {stream: part.pixels for stream, part in given.items() if part is not None}
+        if not pixels:
+            return {}
+        patches = self.vision.patches(torch.cat([each.flatten(0, -4) for each in pixels.values()]))
+        ends = itertools.accumulate(each.shape[:-3].numel() for each in pixels.values())
+        seen, start = {}, 0
+        for (stream, each), end in zip(pixels.items(), ends, strict=True):
+            own, start = patches[start:end], end
+            is_video = each.dim() == 5
+            seen[stream] = self.vision.video(own.unflatten(0, each.shape[:2])) if is_video else Concepts.whole(own)
+        return seen
 
-    def _image_losses(self, batch: ImageTextBatch, images: Concepts) -> dict[str, Tensor]:
+    def _pair_losses(
+        self, batch: ImageTextBatch | VideoTextBatch, seen: Concepts, stream: str, matching: bool
+    ) -> dict[str, Tensor]:
+        """Those of images, or of videos, with their texts."""
         text, masked = self._encode_texts(batch.text)
-        loss, negatives = self.align(images, text, self._rows(batch, "images"))
-        sums = {"contrastive": loss}
-        memory = self.fusion.remember(images)
+        loss, negatives = self.align(seen, text, self._rows(batch, stream))
+        sums = {"contrastive": loss, "matching": self._no_matching()}
+        memory = self.fusion.remember(seen)
         rows = torch.arange(len(batch.valid), device=batch.valid.device)
-        looks = [Look(memory, rows.repeat(2), 2), Look(memory, negatives.image, None)]
-        joined = Encoded.concat([text, text.rows(negatives.text), text])
-        matched, wrong_text, wrong_image = self.fusion(joined, looks, cls_only=True).split([len(rows)] * 3)
+        if matching:
+            looks = [Look(memory, rows.repeat(2), 2), Look(memory, negatives.image, None)]
+            joined = Encoded.concat([text, text.rows(negatives.text), text])
+            matched, wrong_text, wrong_image = self.fusion(joined, looks, cls_only=True).split([len(rows)] * 3)
+            sums["matching"] = self.matching_loss(matched, wrong_text, wrong_image, negatives.found)
         masked = self.fusion(masked, [Look(memory, rows, 1)])
-        sums["matching"] = self.matching_loss(matched, wrong_text, wrong_image, negatives.found)
         sums["mlm"] = self._word_loss(masked, batch.text)
         return sums
 
-    def _region_losses(self, batch: RegionBatch, images: Concepts) -> dict[str, Tensor]:
+    def _no_matching(self) -> Tensor:
+        """Zero, on which the matching head hangs: DDP waits for the gradient of every parameter, also where a step has no
+        matching loss."""
+        return 0 * torch.stack([parameter.sum() for parameter in self.matching_head.parameters()]).sum()
+
+    def _region_losses(self, batch: RegionBatch, images: Concepts, matching: bool) -> dict[str, Tensor]:
         regions = self.vision.regions(images, batch.patch_mask, batch.image_index)
         text, masked = self._encode_texts(batch.text)
         loss, negatives = self.align(regions, text, self._rows(batch, "regions"))
-        sums = {"contrastive": loss}
+        sums = {"contrastive": loss, "matching": self._no_matching()}
         memory = self.fusion.remember(_with_whole_images(regions, images))
         count = len(batch.valid)
         rows = torch.arange(count, device=batch.valid.device)
         # The box is found in the whole image: those rows of the memory come after the regions' own.
-        own = torch.cat([rows, rows, count + batch.image_index])
-        looks = [Look(memory, own, 3 * batch.max_rows_per_image), Look(memory, negatives.image, None)]
-        joined = Encoded.concat([text, text.rows(negatives.text), text, text])
-        matched, wrong_text, located, wrong_image = self.fusion(joined, looks, cls_only=True).split([count] * 4)
+        whole_rows = count + batch.image_index
+        if matching:
+            own = torch.cat([rows, rows, whole_rows])
+            looks = [Look(memory, own, 3 * batch.max_rows_per_image), Look(memory, negatives.image, None)]
+            joined = Encoded.concat([text, text.rows(negatives.text), text, text])
+            matched, wrong_text, located, wrong_image = self.fusion(joined, looks, cls_only=True).split([count] * 4)
+            sums["matching"] = self.matching_loss(matched, wrong_text, wrong_image, negatives.found)
+        else:
+            located = self.fusion(text, [Look(memory, whole_rows, batch.max_rows_per_image)], cls_only=True)
         masked = self.fusion(masked, [Look(memory, rows, batch.max_rows_per_image)])
-        sums["matching"] = self.matching_loss(matched, wrong_text, wrong_image, negatives.found)
         sums["mlm"] = self._word_loss(masked, batch.text)
         predicted, counts = predict_box(self.box_head, located), self._boxes_that_count(batch)
         sums["l1"] = losses.box_l1(predicted, batch.boxes_cxcywh, counts)
@@ -216,7 +247,7 @@ class PretrainModel(AligningModel):
         masked = self.text(batch.text.masked_ids, batch.text.mask)
         return self._word_loss(self.fusion(masked), batch.text)
 
-    def _pair_losses(self, batch: TextPairBatch) -> dict[str, Tensor]:
+    def _translation_losses(self, batch: TextPairBatch) -> dict[str, Tensor]:
         """Cross-view language modelling (CCLM, arXiv:2206.00621): a text and its translation as two views of one meaning.
 
         As released, the first text stands where an image does in the contrastive and the matching loss, and both are projected
@@ -254,7 +285,7 @@ class PretrainModel(AligningModel):
     def _boxes_that_count(self, batch: RegionBatch) -> Tensor:
         return batch.valid if self.weights.whole_image_boxes else batch.valid & ~batch.is_image
 
-    def _rows(self, batch: ImageTextBatch | RegionBatch | TextPairBatch, stream: str) -> Rows:
+    def _rows(self, batch: ImageTextBatch | VideoTextBatch | RegionBatch | TextPairBatch, stream: str) -> Rows:
         return Rows(batch.valid, batch.text.key, getattr(self.config.contrastive.identical_texts, stream))
 
 

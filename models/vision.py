@@ -1,4 +1,4 @@
-"""The vision encoder: a timm backbone whose normed patches, averaged, stand for images, regions and objects (section 3.2)."""
+"""The vision encoder: a timm backbone whose normed patches, averaged, stand for images, regions and videos (section 3.2)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,21 @@ from utils.errors import UserError
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's statistics: the published models use them for every backbone, BEiT-2 included."""
+
+
+FRAME_POSITIONS = "vision.frame_positions"
+"""The table of frame positions in a model's parameters."""
+
+
+class VideoConfig(Config):
+    """Videos beside images: how many frames of each, and what stands for them."""
+
+    frames: int = Field(ge=1, description="frames of a video")
+    pooling: Literal["mean", "tokens"] = Field(
+        "mean",
+        description="mean: of the frames' patches over time (published), which forgets their order; tokens: every frame's "
+        "patches stay, for the fusion to look at",
+    )
 
 
 class VisionConfig(Config):
@@ -42,6 +57,7 @@ class VisionConfig(Config):
         description="add fixed sine-cosine positions to the normed patches: a small model from scratch learns boxes sooner "
         "where the blocks need not carry positions to the end",
     )
+    video: VideoConfig | None = Field(None, description="null: images alone")
 
 
 class VisionEncoder(nn.Module):
@@ -51,6 +67,7 @@ class VisionEncoder(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
     patch_positions: Tensor | None
+    frame_positions: nn.Parameter | None
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -63,15 +80,29 @@ class VisionEncoder(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
         positions = sincos_positions(*self.grid, self.width) if config.patch_positions else None
         self.register_buffer("patch_positions", positions, persistent=False)
+        self.register_parameter("frame_positions", _frame_table(config.video, self.width) if config.video else None)
 
     def forward(self, pixels: Tensor) -> Concepts:
-        """Encode whole images, one row each.
+        """Encode whole images or videos, one row each.
 
         Args:
-            pixels: (N, 3, H, W), uint8 in 0..255 or float already normalised.
+            pixels: images (N, 3, H, W) or videos (N, F, 3, H, W), uint8 in 0..255 or float already normalised.
         """
-        patches = self.patches(pixels)
-        return Concepts(patches, patches.mean(dim=1))
+        if pixels.dim() == 5:
+            return self.video(self.patches(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
+        return Concepts.whole(self.patches(pixels))
+
+    def video(self, patches: Tensor) -> Concepts:
+        """Videos from the patches of their frames, (N, F, P, D): each frame's get its position.
+
+        Their mean over time has P patches, as an image. It only adds the mean of the positions, whatever the order of the
+        frames: that is the published model. With ``pooling: tokens`` all F * P stay, frame by frame.
+        """
+        assert self.config.video is not None and self.frame_positions is not None, "the model is not one of videos"
+        frames, most = patches.shape[1], self.frame_positions.shape[1]
+        assert frames <= most, f"a video of {frames} frames, and positions for {most}"
+        placed = patches + self.frame_positions[:, :frames]
+        return Concepts.whole(placed.mean(dim=1) if self.config.video.pooling == "mean" else placed.flatten(1, 2))
 
     def patches(self, pixels: Tensor) -> Tensor:
         """Normed patch states (N, P, D), row-major. Each patch is normed before any mean (timm does it the other way)."""
@@ -98,6 +129,14 @@ class VisionEncoder(nn.Module):
         with torch.autocast(patches.device.type, enabled=False):
             concept = weights.view(-1, n * p) @ patches.reshape(n * p, d)
         return Concepts(patches, concept, patch_mask, image_index)
+
+
+def _frame_table(config: VideoConfig, width: int) -> nn.Parameter:
+    """(1, F, 1, D) under the published shape and initialisation. Where the fusion has to tell frames apart, a fresh table is
+    sine-cosine at the patches' own scale: with 0.02 it would not see them for hundreds of steps."""
+    if config.pooling == "tokens":
+        return nn.Parameter(sincos_positions(config.frames, 1, width).view(1, config.frames, 1, width))
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, config.frames, 1, width), std=0.02))
 
 
 def _create_backbone(config: VisionConfig) -> Any:

@@ -16,6 +16,9 @@ NO_DECAY = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.we
 """A parameter whose name contains one of these is not decayed (as released: position bias tables and ``fc_norm`` are among
 them; LayerScale, the temperature, embeddings and the norm inside an MLP head are decayed)."""
 
+NO_MODULE = ("vision.frame_positions",)
+"""Parameters that have ``lr`` though their name starts like a module with a rate of its own (as released)."""
+
 
 class OptimConfig(Config):
     """Learning rates at the schedule's peak, and AdamW's constants."""
@@ -43,7 +46,7 @@ class OptimConfig(Config):
 
 def learning_rate(name: str, config: OptimConfig, fresh: Collection[str]) -> float:
     """The peak rate of the parameter ``name``: its module's rate if there is one, else ``lr``, times ``lr_mult`` if fresh."""
-    if config.vision_lr is not None and config.text_lr is not None:
+    if config.vision_lr is not None and config.text_lr is not None and name not in NO_MODULE:
         if name.startswith("vision."):
             return config.vision_lr
         if name.startswith("fusion."):

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from dataset.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
 from dataset.captioning import CaptioningBatches, CaptioningDataConfig, prompt_tokens
-from dataset.finetune import EvaluationView
+from dataset.finetune import EvaluationView, check_medium, frame_sampler
 from dataset.records import ImageSource
 from dataset.text import TextProcessor
+from dataset.video import FrameSampler, VideoSource, check_backend
 from engine.checkpoint import Checkpoint
 from engine.trainer import TrainConfig
 from metrics.captions import caption_metrics, tokenize, tokenize_references
@@ -78,10 +79,15 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
     """Model, data and measures of a captioning run."""
 
     measure = "CIDEr"
+    takes_videos = True
     make_batches = CaptioningBatches
 
     def __init__(self, config: CaptioningConfig, checkpoint: Checkpoint | None = None):
+        if config.model.vision.video is not None:
+            check_backend(config.data.video, "data.video")
         super().__init__(config, checkpoint)
+        for key, items in self.splits.items():
+            check_medium(items.images, self.frames, key)
         processor = TextProcessor(self.tokenizer, config.data.text)
         prompt = prompt_tokens(processor, config.data.prompt)
         self.tokens = CaptionTokens(tuple(prompt), processor.sep_id, processor.mask_id, processor.pad_id)
@@ -107,6 +113,9 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
     @staticmethod
     def read_split(split: CaptionedSplitConfig, key: str) -> CaptionedImages:
         return read_captioned_images(split, key, 0.0)
+
+    def sampler(self) -> FrameSampler | None:
+        return frame_sampler(self.config.data.video, self.frames, self.config.data.max_pixels)
 
     def measures(self, items: CaptionedImages) -> dict[str, float]:
         captions = self.captions(items)
@@ -172,9 +181,9 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
 
 
 def _read(
-    view: EvaluationView, max_words: int, images: Sequence[ImageSource], index: int, *, prompt: str
+    view: EvaluationView, max_words: int, images: Sequence[ImageSource | VideoSource], index: int, *, prompt: str
 ) -> tuple[tuple[int, Tensor], str]:
-    """The picture (3, S, S) with its number, and the prompt."""
+    """The picture (3, S, S) or video (F, 3, S, S) with its number, and the prompt."""
     return (index, view(images[index])), prompt
 
 

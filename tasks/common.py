@@ -19,6 +19,7 @@ from torch import Tensor
 from dataset.finetune import EvaluationView, FineTuneBatches, FineTuneDataConfig, encode_texts, in_batches
 from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
 from dataset.text import PlainTextProcessor, load_tokenizer
+from dataset.video import FrameSampler
 from engine.checkpoint import Checkpoint, find_weights
 from engine.precision import Precision, PrecisionName
 from engine.run_folder import RunFolder
@@ -84,6 +85,9 @@ class BaseTask(ABC, Generic[C, M]):
 
     selects: str | None = None
 
+    takes_videos = False
+    """Whether the data may be videos, where ``model.vision.video`` says so."""
+
     def __init__(self, config: C, checkpoint: Checkpoint | None = None):
         """Build the model, and load ``checkpoint`` or what ``config.init`` names.
 
@@ -91,6 +95,8 @@ class BaseTask(ABC, Generic[C, M]):
             UserError: if a tokenizer, weights or data cannot be used.
         """
         self.config = config
+        if self.frames is not None and not self.takes_videos:
+            raise UserError("model.vision.video: this task is one of images; drop it")
         self.tokenizer = load_tokenizer(config.model.text.encoder)
         self._check_padding()
         torch.manual_seed(config.seed)
@@ -126,6 +132,12 @@ class BaseTask(ABC, Generic[C, M]):
 
     def train_loader(self) -> BatchLoader:
         return self.loader
+
+    @property
+    def frames(self) -> int | None:
+        """Frames of a video; None where the model is one of images."""
+        video = self.config.model.vision.video
+        return None if video is None else video.frames
 
     def _check_padding(self) -> None:
         arch = self.config.model.text.arch
@@ -183,12 +195,20 @@ class FineTuneTask(BaseTask[F, M]):
     def __init__(self, config: F, checkpoint: Checkpoint | None = None):
         super().__init__(config, checkpoint)
         splits = config.evaluation
-        self.view = EvaluationView(config.model.vision.image_size, config.data.max_pixels)
+        self.view = self.evaluation_view()
         self.text = PlainTextProcessor(self.tokenizer, config.data.text)
         self.held_out = {name: self.read_split(split, f"evaluation.test.{name}") for name, split in splits.test.items()}
         if splits.validation is not None:
             self.validation = self.read_split(splits.validation, "evaluation.validation")
             self.selects = self.measure
+
+    @property
+    def splits(self) -> dict[str, Any]:
+        """Every held-out split by its config key."""
+        named = {f"evaluation.test.{name}": items for name, items in self.held_out.items()}
+        return (
+            named if self.config.evaluation.validation is None else named | {"evaluation.validation": self.validation}
+        )
 
     @staticmethod
     @abstractmethod
@@ -198,6 +218,14 @@ class FineTuneTask(BaseTask[F, M]):
         Raises:
             UserError: with the config ``key``, if it is not.
         """
+
+    def evaluation_view(self) -> EvaluationView:
+        """How held-out pictures are seen."""
+        return EvaluationView(self.config.model.vision.image_size, self.config.data.max_pixels, self.sampler())
+
+    def sampler(self) -> FrameSampler | None:
+        """What takes frames of videos; None where the data are images."""
+        return None
 
     predictions: list[dict[str, Any]] | None = None
     """What the last call of :meth:`measures` predicted, as the data set's evaluation server takes it, if it has one."""
@@ -212,7 +240,9 @@ class FineTuneTask(BaseTask[F, M]):
 
     def batches(self) -> FineTuneBatches[Any, Any]:
         size = self.config.model.vision.image_size
-        return self.make_batches(self.config.data, tokenizer=self.tokenizer, image_size=size, seed=self.config.seed)
+        return self.make_batches(
+            self.config.data, tokenizer=self.tokenizer, image_size=size, seed=self.config.seed, frames=self.frames
+        )
 
     def outputs(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,36 @@ from engine.trainer import Trainer
 from tasks import TASKS
 from tasks.common import BaseTask, RunConfig
 from utils import logging
-from utils.config import load_config
+from utils.config import load_config, peek
 from utils.distributed import process_group
 from utils.errors import UserError
 from utils.launcher import parse_script
 
 
 def run_task(
-    argv: Sequence[str], name: str, schema: type[RunConfig], kind: type[BaseTask[Any, Any]], root: Path
+    argv: Sequence[str],
+    name: str,
+    schema: type[RunConfig],
+    kind: type[BaseTask[Any, Any]],
+    root: Path,
+    others: Mapping[str, tuple[type[RunConfig], type[BaseTask[Any, Any]]]] | None = None,
 ) -> int:
     """Train and report, or with ``--evaluate`` only report; returns the exit status.
+
+    Args:
+        argv: the command line.
+        name: of the task.
+        schema, kind: its config and what runs it.
+        root: folder of the script.
+        others: the same for what a config's ``task`` may say instead of ``name``.
 
     Raises:
         UserError: for a mistake in the command line, the config or the data.
     """
     arguments = parse_script(argv, name, TASKS[name], root)
+    said = peek(arguments.config, arguments.overrides, "task") if others else None
+    if others and isinstance(said, str) and said in others:
+        schema, kind = others[said]
     config = load_config(arguments.config, arguments.overrides, schema)
     with process_group() as device:
         folder, checkpoint = RunFolder.open(Path(arguments.output), config, arguments.resume)

@@ -32,8 +32,10 @@ class PretrainConfig(RunConfig):
 
     @model_validator(mode="after")
     def _has_pictures(self) -> PretrainConfig:
-        if self.data.images is None and self.data.regions is None:
-            raise ValueError("pre-training needs data.images or data.regions: texts alone align nothing")
+        if self.data.images is None and self.data.regions is None and self.data.videos is None:
+            raise ValueError("pre-training needs data.images, data.regions or data.videos: texts alone align nothing")
+        if (self.data.videos is None) != (self.model.vision.video is None):
+            raise ValueError("data.videos and model.vision.video come together: set both, or neither")
         return self
 
 
@@ -46,10 +48,12 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel]):
         if config.evaluation is not None:
             check_files(config.evaluation, config.data)
 
+    takes_videos = True
+
     @staticmethod
     def build_model(config: PretrainConfig, vocab_size: int | None) -> PretrainModel:
         weights = {name: stream.weight for name, stream in config.data.streams().items()}
-        streams = StreamWeights(**{name: weights.get(name) for name in ("images", "regions", "texts", "pairs")})
+        streams = StreamWeights(**{name: weights.get(name) for name in StreamWeights.model_fields})
         return PretrainModel(config.model, vocab_size, config.loss, streams)
 
     @property
@@ -73,6 +77,8 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel]):
             patch_size=self.model.vision.patch_size,
             seed=self.config.seed,
             world_size=distributed.world_size(),
+            frames=self.frames,
+            accumulate=self.config.train.accumulate,
         )
 
     def validate(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Image-text retrieval as a task: fine-tuning with contrastive and matching losses, recall after re-ranking."""
+"""Image-text and video-text retrieval as a task: fine-tuning with contrastive and matching losses, recall after re-ranking."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from dataset.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
+from dataset.finetune import EvaluationView, check_medium, frame_sampler
 from dataset.retrieval import RetrievalBatches, RetrievalDataConfig
+from dataset.video import FrameSampler, check_backend
+from engine.checkpoint import Checkpoint
 from models.retrieval import RetrievalModel
 from models.xvlm import AligningConfig
 from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
@@ -18,6 +21,9 @@ class RetrievalEvaluationConfig(HeldOutConfig[CaptionedSplitConfig]):
     """Also how many candidates the fusion encoder re-ranks."""
 
     candidates: int = Field(ge=1, description="k: candidates of each image and each text that are re-ranked")
+    shuffle_frames: bool = Field(
+        False, description="show videos with their frames out of order: does the model look at the order?"
+    )
 
 
 class RetrievalConfig(FineTuneConfig):
@@ -34,6 +40,14 @@ class RetrievalTask(FineTuneTask[RetrievalConfig, RetrievalModel]):
 
     measure = "mean recall"
     make_batches = RetrievalBatches
+    takes_videos = True
+
+    def __init__(self, config: RetrievalConfig, checkpoint: Checkpoint | None = None):
+        if config.model.vision.video is not None:
+            check_backend(config.data.video, "data.video")
+        super().__init__(config, checkpoint)
+        for key, items in self.splits.items():
+            check_medium(items.images, self.frames, key)
 
     @staticmethod
     def build_model(config: RetrievalConfig, vocab_size: int | None) -> RetrievalModel:
@@ -42,6 +56,13 @@ class RetrievalTask(FineTuneTask[RetrievalConfig, RetrievalModel]):
     @staticmethod
     def read_split(split: CaptionedSplitConfig, key: str) -> CaptionedImages:
         return read_captioned_images(split, key, 0.0)
+
+    def evaluation_view(self) -> EvaluationView:
+        size, shuffle = self.config.model.vision.image_size, self.config.evaluation.shuffle_frames
+        return EvaluationView(size, self.config.data.max_pixels, self.sampler(), shuffle_frames=shuffle)
+
+    def sampler(self) -> FrameSampler | None:
+        return frame_sampler(self.config.data.video, self.frames, self.config.data.max_pixels)
 
     def measures(self, items: CaptionedImages) -> dict[str, float]:
         evaluation = RetrievalEvaluation(
@@ -52,4 +73,5 @@ class RetrievalTask(FineTuneTask[RetrievalConfig, RetrievalModel]):
             batch_size=self.config.evaluation.batch_size,
             workers=self.config.data.workers,
         )
-        return evaluation.metrics(items)
+        found = evaluation.metrics(items)
+        return found if self.frames is None else {name.replace("image", "video"): each for name, each in found.items()}

@@ -21,6 +21,7 @@ from dataset.captioned import CaptionedImages
 from dataset.finetune import EvaluationView, cleaned, in_batches
 from dataset.records import ImageSource
 from dataset.text import PlainTextProcessor
+from dataset.video import VideoSource
 from metrics.retrieval import RECALL_AT, chance_recalls, ranks_of_first_match, retrieval_recalls
 from models.align import AligningModel
 from models.encoded import Concepts
@@ -165,7 +166,7 @@ class RetrievalEvaluation:
         return Candidates(texts.ids, by_image), Candidates(images.ids, by_text)
 
 
-def _view_of(view: EvaluationView, images: Sequence[ImageSource], index: int) -> Tensor:
+def _view_of(view: EvaluationView, images: Sequence[ImageSource | VideoSource], index: int) -> Tensor:
     return view(images[index])
 
 

@@ -54,6 +54,16 @@ class ImageTextBatch:
 
 
 @dataclass(frozen=True)
+class VideoTextBatch:
+    """Video-text pairs. ``pixels`` (N, F, 3, H, W) uint8 (or float, already normalised), F frames of each video in order;
+    ``valid`` (N,) bool: rows that count."""
+
+    pixels: Tensor
+    text: MaskedText
+    valid: Tensor
+
+
+@dataclass(frozen=True)
 class RegionBatch:
     """Texts of regions, objects or whole images that share I images (one backbone pass per image, section 3.2).
 
@@ -119,18 +129,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class PretrainBatch(Batch):
-    """One micro-batch of every stream of pre-training; a stream that the run does not have is None."""
+    """One micro-batch of every stream of pre-training; a stream that the run does not have is None. ``unmatched`` names the
+    streams that have no matching loss in this step, the same on all ranks."""
 
     images: ImageTextBatch | None
     regions: RegionBatch | None
     texts: TextBatch | None
+    videos: VideoTextBatch | None = None
     pairs: TextPairBatch | None = None
+    unmatched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class RetrievalBatch(Batch):
-    """Image-text pairs of retrieval. ``pixels`` (N, 3, H, W) uint8; ``group`` (N,) int64, equal exactly for captions of one
-    image, which are positives of each other; ``valid`` (N,) bool: rows that count."""
+    """Image-text pairs of retrieval. ``pixels`` (N, 3, H, W) uint8, or of videos (N, F, 3, H, W); ``group`` (N,) int64, equal
+    exactly for captions of one image, which are positives of each other; ``valid`` (N,) bool: rows that count."""
 
     pixels: Tensor
     text: Text
@@ -172,6 +185,21 @@ class QuestionBatch(Batch):
     answers: Text
     question_of_answer: Tensor
     answers_per_question: int
+    weights: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class ClassifiedBatch(Batch):
+    """Questions about images or videos, each with the candidates that answer it. ``pixels`` (N, 3, H, W) or (N, F, 3, H, W)
+    uint8; ``text`` N questions; ``labels`` (A,) int64, places in the list of candidates, :data:`IGNORE` for an answer that is
+    none of them; ``question_of_answer`` (A,) int64; ``weights`` (A,) float32 of the answers' losses; ``valid`` (N,) bool:
+    questions that count."""
+
+    pixels: Tensor
+    text: Text
+    labels: Tensor
+    question_of_answer: Tensor
     weights: Tensor
     valid: Tensor
 

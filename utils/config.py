@@ -71,6 +71,19 @@ def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = Non
         raise ConfigError([_finding(dict(e), schema, places or {}, source) for e in error.errors()]) from None
 
 
+def peek(path: str | Path, overrides: Sequence[str], key: str) -> Any:
+    """The plain value of a key at the top of a config, before it is bound; None where it is not given, or where the config
+    cannot be read (which binding tells)."""
+    values: dict[str, Any] = {}
+    try:
+        values = _read_with_bases(Path(path), {}, chain=())
+    except ConfigError:
+        return None
+    for override in overrides:
+        _apply_override(values, override, {}, [])
+    return values.get(key)
+
+
 def dump_config(config: Config) -> str:
     """The whole resolved config as YAML that :func:`load_config` reads back to an equal config."""
     stream = io.StringIO()

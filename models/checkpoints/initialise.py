@@ -14,6 +14,7 @@ from models.checkpoints.loading import BIAS_TABLE, assign, load_weights
 from models.checkpoints.rename import DROPPED, bert_to_ours
 from models.checkpoints.report import LoadReport, by_module
 from models.text import HubTextEncoder
+from models.vision import FRAME_POSITIONS
 from models.xvlm import XVLM
 from utils.config import Config
 from utils.errors import UserError
@@ -81,11 +82,14 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
 def fresh_parameters(model: XVLM, reports: list[LoadReport]) -> set[str]:
     """The parameters that train at ``lr * lr_mult``: those that a loaded file left fresh, and every head without a file.
 
+    A table of frame positions that a file fills only in part counts as fresh (as released).
+
     A module that starts from scratch on purpose has nothing pre-trained beside it and keeps ``lr``; its heads do not (as
     released).
     """
     loaded = {name for report in reports for name in (*report.loaded, *report.copied)}
     covered = {name for report in reports for name in report.fresh} - loaded
+    covered |= {name for report in reports for name in report.partly}
     return covered | {name for name, _ in model.named_parameters() if name not in loaded and _is_head(name)}
 
 
@@ -119,7 +123,8 @@ def text_replaced(model: XVLM, reports: list[LoadReport]) -> list[str]:
 
 
 def _is_head(name: str) -> bool:
-    return not name.startswith(("vision.", "text.", "fusion.", "word_head."))
+    """The table of frame positions counts as one: published, it is no part of the vision encoder."""
+    return name == FRAME_POSITIONS or not name.startswith(("vision.", "text.", "fusion.", "word_head."))
 
 
 def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadReport:

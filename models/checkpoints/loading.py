@@ -21,6 +21,7 @@ from models.checkpoints.rename import (
 from models.checkpoints.report import LoadReport
 from models.checkpoints.tables import resize_bias_table
 from models.text import HubTextEncoder
+from models.vision import FRAME_POSITIONS
 from models.xvlm import XVLM
 from utils.errors import UserError
 
@@ -155,7 +156,10 @@ def _copies(
 
 
 def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadReport) -> Tensor:
-    """``tensor`` resized to ``parameter`` where it is a bias table of another grid; otherwise as it is."""
+    """``tensor`` resized to ``parameter`` where it is a bias table of another grid or a table of other frames; otherwise as
+    it is."""
+    if name == FRAME_POSITIONS and tensor.shape != parameter.shape:
+        return _fit_frames(name, tensor, parameter, report)
     if not name.endswith(BIAS_TABLE) or tensor.shape[0] == parameter.shape[0]:
         return tensor
     rows, columns = model.vision.grid
@@ -169,3 +173,18 @@ def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadR
         raise UserError(f"{report.source}: {name} cannot be resized: {error}") from None
     report.resized[name] = f"{tensor.shape[0]} to {resized.shape[0]} rows"
     return resized
+
+
+def _fit_frames(name: str, tensor: Tensor, parameter: Tensor, report: LoadReport) -> Tensor:
+    """The first frames of ``tensor``; frames that it lacks stay as they are in ``parameter`` (as released)."""
+    if tensor.dim() != 4 or tensor.shape[2:] != parameter.shape[2:]:
+        return tensor
+    both = min(tensor.shape[1], parameter.shape[1])
+    fitted = parameter.detach().clone()
+    fitted[:, :both] = tensor[:, :both]
+    if both < parameter.shape[1]:
+        report.partly.append(name)
+    report.resized[name] = (
+        f"the first {both} frames of {tensor.shape[1]} in the file, {parameter.shape[1]} in the model"
+    )
+    return fitted

@@ -21,7 +21,7 @@ PREFIXES = {
     "bbox_head.": "box_head.",
     "cls_head.": "classifier.",
 }
-NAMES = {"temp": "contrastive.temperature"}
+NAMES = {"temp": "contrastive.temperature", "absolute_frame_pos_embed": "vision.frame_positions"}
 FUSED_APART = "cross_encoder."
 """Names that only files with the fusion encoder apart from the text encoder have: those with XLM-R."""
 

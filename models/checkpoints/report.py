@@ -10,10 +10,11 @@ from utils.errors import UserError
 
 @dataclass
 class LoadReport:
-    """Names are ours (model side), except in ``dropped`` and ``unused`` (file side)."""
+    """Names are ours (model side), except in ``dropped`` and ``unused`` (file side). ``partly`` loaded ones have fresh rows."""
 
     source: str
     loaded: list[str] = field(default_factory=list)
+    partly: list[str] = field(default_factory=list)
     resized: dict[str, str] = field(default_factory=dict)
     copied: dict[str, str] = field(default_factory=dict)
     fresh: list[str] = field(default_factory=list)

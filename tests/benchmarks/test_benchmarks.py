@@ -2,7 +2,7 @@
 
 import re
 
-from benchmarks import answer_ranking, captioning, rerank
+from benchmarks import answer_ranking, captioning, rerank, video_memory
 
 
 def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
@@ -18,3 +18,8 @@ def test_answers_are_ranked_as_the_naive_way_does_and_the_ratio_is_printed(capsy
 def test_captioning_runs_and_ends_with_its_ratio(capsys):
     captioning.main(["--small", "--rounds", "1"])
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_memory_of_reading_videos_is_printed(capsys):
+    video_memory.main(["--files", "12"])
+    assert re.fullmatch(r"12 files: \d+ MB, \d+ ms a file", capsys.readouterr().out.splitlines()[-1])

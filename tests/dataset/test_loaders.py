@@ -103,7 +103,7 @@ def test_two_ranks_cover_an_epoch_without_overlap(loader, data):
         for rank in range(2):
             own = loader(rank=rank, world_size=2, images=images, regions=None, texts=None)
             # Eleven records: in sequential order one rank holds seven or eight of them, the other the rest.
-            size = own.maker.images.source.order.counts[rank] if order == "sequential" else 6 - rank
+            size = own.maker.images.sources[0].order.counts[rank] if order == "sequential" else 6 - rank
             shares.append([batch.records[0] for batch in own.batches(0, size)])
         assert len(set(shares[0] + shares[1])) == len(shares[0]) + len(shares[1]) == 11
 

@@ -384,7 +384,7 @@ def test_a_missing_file_names_its_config_key(maker, name):
 
 
 def test_data_without_a_stream_and_unknown_keys_are_refused():
-    with pytest.raises(ConfigError, match="give at least one of images, regions, texts"):
+    with pytest.raises(ConfigError, match="give at least one of images, regions, videos, texts"):
         bind({"workers": 0}, DataConfig)
     with pytest.raises(
         ConfigError, match=r"texts.batchsize is not a field of TextStreamConfig; did you mean 'batch_size'"

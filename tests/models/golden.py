@@ -15,9 +15,9 @@ from models.checkpoints.loading import load_published
 from models.fusion import FusionConfig
 from models.pretrain import PretrainContrastiveConfig, PretrainModel, PretrainModelConfig
 from models.text import TextArchitecture, TextConfig
-from models.vision import VisionConfig
+from models.vision import VideoConfig, VisionConfig
 from models.xvlm import XVLM
-from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, text_keys
+from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, VideoTextBatch, text_keys
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -32,7 +32,10 @@ def manifest(case: str, root: Path = GOLDEN) -> dict[str, Any]:
     return json.loads((root / case / "manifest.json").read_text())
 
 
-def model_config(facts: dict[str, Any], image_size: int | None = None) -> PretrainModelConfig:
+def model_config(
+    facts: dict[str, Any], image_size: int | None = None, frames: int | None = None
+) -> PretrainModelConfig:
+    """``frames``: of a model that has videos."""
     vision, text, sizes = facts["vision"], facts["text"], facts["config"]
     return PretrainModelConfig(
         vision=VisionConfig(
@@ -41,6 +44,7 @@ def model_config(facts: dict[str, Any], image_size: int | None = None) -> Pretra
             width=vision["width"],
             depth=vision["depth"],
             heads=vision["heads"],
+            video=VideoConfig(frames=frames) if frames else None,
         ),
         text=TextConfig(
             arch=TextArchitecture(
@@ -130,3 +134,11 @@ def pretrain_batch(given: dict[str, Tensor]) -> PretrainBatch:
 
 def region_order(given: dict[str, Tensor]) -> Tensor:
     return given["idx_to_group_img"].argsort(stable=True)
+
+
+def video_batch(given: dict[str, Tensor]) -> PretrainBatch:
+    """The case's videos alone."""
+    videos = VideoTextBatch(
+        given["video"], masked_text(given, "video_"), torch.ones(len(given["video"]), dtype=torch.bool)
+    )
+    return PretrainBatch(images=None, regions=None, texts=None, videos=videos)

@@ -15,6 +15,7 @@ from models.checkpoints.report import LoadReport
 from models.nlvr import NLVRModel
 from models.pretrain import PretrainModel, PretrainModelConfig
 from models.text import TextArchitecture, TextConfig
+from models.vision import VideoConfig, VisionConfig
 from models.vqa import VQAModel, VQAModelConfig
 from optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
 from utils.errors import UserError
@@ -29,10 +30,16 @@ def base():
         return PretrainModel(BASE)
 
 
+@pytest.fixture(scope="module")
+def base_video():
+    with torch.device("meta"):
+        return PretrainModel(BASE.model_copy(update={"vision": VisionConfig(video=VideoConfig(frames=3))}))
+
+
 def released_groups(file: str, key: str) -> dict[str, list[float]]:
     rename = published_to_ours(text_layers=12)
     content = json.loads((GOLDEN / "checkpoint_keys" / file).read_text())[key]
-    return {rename(name): group for name, group in content.items() if name != "absolute_frame_pos_embed"}
+    return {rename(name): group for name, group in content.items()}
 
 
 def our_groups(model, fresh) -> dict[str, list[float]]:
@@ -45,17 +52,22 @@ def test_groups_from_scratch_equal_the_released_ones(base):
     assert our_groups(base, fresh_parameters(base, [])) == expected
 
 
-def test_groups_with_bert_and_beit_equal_the_released_ones(base):
-    names = [name for name, _ in base.named_parameters()]
+def test_groups_with_videos_equal_the_released_ones(base_video):
+    expected = released_groups("optim_groups_pretrain_base_video.json", "pretrain(lr1e-4,mult2)")
+    assert our_groups(base_video, fresh_parameters(base_video, [])) == expected
+
+
+def test_groups_with_bert_and_beit_equal_the_released_ones(base_video):
+    names = [name for name, _ in base_video.named_parameters()]
     cross = [name for name in names if "crossattention" in name]
-    beit = LoadReport("beit", loaded=[name for name in names if name.startswith("vision.")])
+    beit = LoadReport("beit", loaded=[name for name in names if name.startswith("vision.backbone.")])
     bert = LoadReport(
         "bert",
         loaded=[n for n in names if n.startswith(("text.", "fusion.", "word_head.")) and n not in cross],
         fresh=cross,
     )
     expected = released_groups("optim_groups_pretrain_base_video_real_init.json", "groups")
-    assert our_groups(base, fresh_parameters(base, [beit, bert])) == expected
+    assert our_groups(base_video, fresh_parameters(base_video, [beit, bert])) == expected
 
 
 def test_groups_of_visual_reasoning_equal_the_released_ones():
@@ -90,6 +102,7 @@ def test_groups_of_question_answering_equal_the_released_ones(key, rates):
 def test_module_rates_come_before_lr_mult():
     config = OptimConfig(lr=1e-5, vision_lr=2e-5, text_lr=3e-5)
     names = {"vision.backbone.cls_token": 2e-5, "fusion.layer.0.output.dense.bias": 3e-5, "box_head.0.bias": 2e-5}
+    names["vision.frame_positions"] = 2e-5  # lr times 2: published, the table is no part of the vision encoder
     for name, rate in names.items():
         assert learning_rate(name, config, fresh=set(names)) == pytest.approx(rate)
 

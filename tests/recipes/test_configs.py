@@ -14,8 +14,9 @@ from tasks.grounding import GroundingConfig, GroundingTask
 from tasks.nlvr import NLVRConfig, NLVRTask
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tasks.retrieval import RetrievalConfig, RetrievalTask
+from tasks.video_qa import VideoQAConfig, VideoQATask
 from tasks.vqa import VQAConfig, VQATask
-from utils.config import Config, dump_config, load_config
+from utils.config import Config, dump_config, load_config, peek
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted(ROOT.glob("configs/*/*.yaml"))
@@ -29,7 +30,8 @@ KINDS = {
     "vqa": (VQAConfig, VQATask),
     "captioning": (CaptioningConfig, CaptioningTask),
 }
-
+OTHERS = {"video_qa": (VideoQAConfig, VideoQATask)}
+"""What a config's ``task`` may say instead of its folder's name."""
 
 PUBLISHED_SIZE = {"pretrain": 224, "vqa": 768}
 """Of the pictures, in the golden files; 384 for the other tasks."""
@@ -40,15 +42,19 @@ def task_of(path: Path) -> str:
     return path.stem.split("_")[0] if path.parent.name == "demo" else path.parent.name
 
 
+def kind_of(path: Path) -> tuple:
+    return OTHERS.get(peek(path, [], "task"), KINDS[task_of(path)])
+
+
 def load(path: Path, *overrides: str) -> Config:
-    return load_config(path, overrides, KINDS[task_of(path)][0])
+    return load_config(path, overrides, kind_of(path)[0])
 
 
 def total(path: Path, *overrides: str) -> int:
     config = load(path, *overrides)
     arch = config.model.text.arch
     with torch.device("meta"):
-        model = KINDS[task_of(path)][1].build_model(config, arch.vocab_size or 200)
+        model = kind_of(path)[1].build_model(config, arch.vocab_size or 200)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -70,6 +76,9 @@ def test_a_config_binds_and_builds(path):
     [
         ("pretrain/base_4m", "pretrain_base"),
         ("pretrain/large_4m", "pretrain_large"),
+        ("pretrain/base_1b", "pretrain_base"),
+        ("pretrain/base_1b_stage2", "pretrain_base_video"),
+        ("pretrain/large_1b_stage2", "pretrain_large_video"),
         ("retrieval/coco_base_4m", "retrieval_base"),
         ("nlvr/nlvr2_base_4m", "nlvr_base"),
         ("grounding/refcoco_plus_base_4m", "grounding_base"),
@@ -81,6 +90,16 @@ def test_presets_have_the_published_number_of_parameters(name, published):
     """At the published picture sizes, with which the tables of position biases grow."""
     size = f"model.vision.image_size={PUBLISHED_SIZE.get(name.split('/')[0], 384)}"
     assert total(ROOT / "configs" / f"{name}.yaml", size) == COUNTS[published]["total"]
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "frames"),
+    [("retrieval/msrvtt_base", "retrieval_base_video", 8), ("vqa/msrvtt_qa_base", "videoqa_base", 5)],
+)
+def test_video_configs_have_the_published_number_of_parameters(name, published, frames):
+    """At the files' picture size and number of frames."""
+    given = ["model.vision.image_size=224", f"model.vision.video.frames={frames}"]
+    assert total(ROOT / "configs" / f"{name}.yaml", *given) == COUNTS[published]["total"]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +139,7 @@ CELLS = [
     *(f"vqa/vqa2_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
     *(f"grounding/refcoco_plus_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
     *(f"captioning/coco_{cell}" for cell in ("base_4m", "large_4m", "base_1b", "large_1b")),
+    *(f"{data}_{size}" for data in ("retrieval/msrvtt", "vqa/msrvtt_qa", "vqa/msvd_qa") for size in ("base", "large")),
 ]
 
 MULTILINGUAL_CELLS = [
@@ -168,9 +188,9 @@ def test_presets_with_xlm_r_have_the_published_number_of_parameters(name, publis
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_of_tables_3_and_4_has_its_config_with_the_papers_number(cell):
+def test_every_cell_of_tables_3_to_5_has_its_config_with_the_papers_number(cell):
     head = (ROOT / "configs" / f"{cell}.yaml").read_text(encoding="utf-8").split("base:")[0]
-    assert re.search(r"# Paper, table [34]: .*\d", head)
+    assert re.search(r"# Paper, table [345]: .*\d", head)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -200,4 +220,17 @@ def test_the_resolved_config_reads_back_equal(path, tmp_path):
     config = load(path)
     copy = tmp_path / "config.yaml"
     copy.write_text(dump_config(config))
-    assert load_config(copy, [], KINDS[task_of(path)][0]) == config
+    assert load_config(copy, [], kind_of(path)[0]) == config
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_the_two_steps_of_the_1b_runs_have_the_released_settings(size):
+    first, second = (load(ROOT / f"configs/pretrain/{size}_1b{step}.yaml") for step in ("", "_stage2"))
+    assert first.data.images.clean.probability == 0.15
+    assert first.data.matching_steps == 200000
+    assert first.data.text.max_tokens == 30
+    assert (first.data.videos, second.data.images.clean, second.data.matching_steps) == (None, None, None)
+    assert second.data.videos.clean.probability == 0.35
+    assert (second.data.videos.join_clips, second.data.videos.min_frames) == (True, 8)
+    assert second.model.vision.video.frames == 3
+    assert second.init.checkpoint == f"runs/{size}_1b"

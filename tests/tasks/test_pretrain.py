@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from tasks.common import evaluating
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tasks.pretrain_evaluation import Evaluation
 from tasks.tables import table
+from tests.dataset.test_video import encoded
 from utils.batch import IGNORE, PretrainBatch
 from utils.config import load_config
 from utils.errors import UserError
@@ -142,3 +144,42 @@ def test_metrics_are_shares_with_their_chance(evaluation):
         assert 0 <= metrics[f"{name}/chance"] <= 1
     assert metrics["records"] == 8
     assert "8 records" in table(metrics)
+
+
+def with_videos(tiny_overrides, tmp_path, *more: str) -> PretrainConfig:
+    rows = [{"video": [encoded(n), encoded(n + 1)], "caption": f"a small red star {n}"} for n in range(8)]
+    path = tmp_path / "videos.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stream = f"data.videos={{files: [{path}], batch_size: 3, weight: 0.5}}"
+    return load_config(DEMO, [*tiny_overrides, stream, "model.vision.video.frames=2", *more], PretrainConfig)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "tokens"])
+def test_a_video_stream_is_mixed_in(tiny_overrides, tmp_path, pooling):
+    task = PretrainTask(with_videos(tiny_overrides, tmp_path, f"model.vision.video.pooling={pooling}"))
+    batch = next(task.train_loader().batches(0, 1))
+    terms = task.model(batch)
+    assert terms.keys() == task.model.counts(batch).keys()
+    assert {name: term.weight for name, term in terms.items() if name.startswith("videos/")} == {
+        "videos/contrastive": 0.5,
+        "videos/matching": 2.5,
+        "videos/mlm": 0.5,
+    }
+    sum(term.total for term in terms.values()).backward()
+    assert all(parameter.grad is not None for parameter in task.model.parameters())
+
+
+def test_after_the_last_matching_step_the_losses_keep_their_names(tiny_overrides, tmp_path):
+    task = PretrainTask(with_videos(tiny_overrides, tmp_path, "data.matching_steps=1"))
+    first, second = task.train_loader().batches(0, 2)
+    assert first.unmatched == ()
+    assert second.unmatched == ("images", "videos", "regions")
+    terms = task.model(second)
+    assert terms.keys() == task.model(first).keys()
+    assert all(terms[f"{stream}/matching"].total == 0 for stream in second.unmatched)
+
+
+def test_videos_and_their_frames_are_configured_together(tiny_overrides, tmp_path):
+    for missing in ("model.vision.video=null", "data.videos=null"):
+        with pytest.raises(UserError, match=r"data.videos and model.vision.video come together"):
+            with_videos(tiny_overrides, tmp_path, missing)

@@ -1,0 +1,67 @@
+"""``python -m benchmarks.video_memory [--files 1000] [--backend av]``: memory while many video files are read.
+
+Makes one short file with PyAV, reads five frames of it again and again, as often as a thousand files would be, and prints the
+process's memory along the way. Each read opens the file anew, so that what a decoder leaves behind adds up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+
+from dataset.video import FrameSampler, VideoReadingConfig, VideoSource
+
+FRAMES = 150
+SIDE = 256
+
+
+def write_file(path: Path) -> None:
+    """Six seconds of moving noise."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (SIDE, 2 * SIDE, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+        for number in range(FRAMES):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(noise[:, number : number + SIDE]), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def memory_mb() -> float:
+    """What the process holds now; where the system does not say, the most it ever held."""
+    status = Path("/proc/self/statm")
+    if status.is_file():
+        return int(status.read_text().split()[1]) * resource.getpagesize() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--files", type=int, default=1000)
+    parser.add_argument("--backend", default="av")
+    flags = parser.parse_args(argv)
+    sampler = FrameSampler(5, VideoReadingConfig(backend=flags.backend), 10**7)
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_file(path)
+        started = time.monotonic()
+        for number in range(1, flags.files + 1):
+            sampler.training(VideoSource("benchmark", path=path), rng, lambda frame, _: frame[:, ::2, ::2].clone())
+            if number in (10, 100) or number % max(1, flags.files // 4) == 0:
+                elapsed_s = time.monotonic() - started
+                sys.stdout.write(f"{number} files: {memory_mb():.0f} MB, {1000 * elapsed_s / number:.0f} ms a file\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""Video-text records of pre-training: clips, their neighbours, and the stream that they make beside the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dataset.clips import choose_clip, parse_video_record
+from dataset.images import AugmentConfig
+from dataset.loaders import BatchLoader
+from dataset.pretrain import (
+    CleanSetConfig,
+    DataConfig,
+    ImageStreamConfig,
+    PretrainBatches,
+    RegionStreamConfig,
+    Steps,
+    VideoStreamConfig,
+)
+from dataset.records import BrokenRecordError, RawRecord
+from tests.dataset.test_video import encoded
+from utils.errors import UserError
+
+WHOLE = AugmentConfig(scale=(1, 1), ratio=(4, 4), flip=0, rand_augment_ops=0)
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def parse(**values: Any):
+    return parse_video_record(RawRecord(values, "a.jsonl:1", Path("shards")), "video", "caption", None)
+
+
+def clips(sizes: list[int]) -> list[list[str]]:
+    """Clip c has pictures that are not looked at, named c/0.png, c/1.png …"""
+    return [[f"{clip}/{frame}.png" for frame in range(size)] for clip, size in enumerate(sizes)]
+
+
+def chosen(record, seed: int, join: bool = True, min_frames: int = 8) -> tuple[list[str], list[str]]:
+    source, texts = choose_clip(record, np.random.default_rng(seed), join=join, min_frames=min_frames)
+    frames = [frame.path.relative_to("shards").as_posix() for frame in source.frames]
+    return frames, [said[0] for said in texts]
+
+
+def test_one_clip_is_the_video():
+    record = parse(video=["a.png", "b.png"], caption="a dog")
+    assert chosen(record, 0) == (["a.png", "b.png"], ["a dog"])
+    assert parse(video="a.mp4", caption=["x", "y"]).clips[0].path == Path("shards/a.mp4")
+
+
+def test_neighbours_of_a_continuous_video_are_joined_until_there_are_enough_frames():
+    sizes = [3, 3, 3, 3, 3, 3]
+    record = parse(video=clips(sizes), caption=list(WORDS[:6]), is_continuous=True)
+    starts = set()
+    for seed in range(60):
+        frames, said = chosen(record, seed)
+        first = WORDS.index(said[0])
+        starts.add(first)
+        assert said == list(WORDS[first : first + 3])
+        assert frames == [f"{clip}/{n}.png" for clip in range(first, first + 3) for n in range(3)]
+    assert starts == {0, 1, 2, 3}
+
+
+def test_clips_that_say_nothing_are_passed_over_and_do_not_count():
+    said = ["zero", "[Music]", "two", " [music] ", "four"]
+    record = parse(video=clips([3] * 5), caption=said, is_continuous=True)
+    for seed in range(40):
+        frames, texts = chosen(record, seed)
+        assert texts == ["zero", "two", "four"]
+        assert len(frames) == 9
+    alone = {chosen(record, seed, join=False)[1][0] for seed in range(40)}
+    assert alone == {"zero", "two", "four"}
+    with pytest.raises(BrokenRecordError, match=r"no clip has anything but \[Music\]"):
+        chosen(parse(video=clips([3]), caption=["[Music]"], is_continuous=True), 0)
+
+
+def test_clips_that_do_not_follow_each_other_are_not_joined():
+    record = parse(video=clips([2, 2, 2]), caption=["zero", "one", "two"])
+    assert {tuple(chosen(record, seed)[1]) for seed in range(30)} == {("zero",), ("one",), ("two",)}
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "said"),
+    [
+        ({"caption": "a"}, "missing key", "no 'video'"),
+        ({"video": "a.mp4"}, "missing key", "no 'caption'"),
+        ({"video": [["a.png"], ["b.png"]], "caption": "a"}, "wrong type", "caption is no list for the 2 clips"),
+        ({"video": [["a.png"], ["b.png"]], "caption": ["a"]}, "wrong type", "caption is 1 texts for the 2 clips"),
+        ({"video": [["a.png"], []], "caption": ["a", "b"]}, "unreadable video", r"video\[1\] is an empty list"),
+        ({"video": [3], "caption": "a"}, "wrong type", "is a number"),
+        ({"video": 3, "caption": "a"}, "wrong type", "neither a path nor a list"),
+        ({"video": "a.mp4", "caption": 3}, "wrong type", "caption holds a number"),
+    ],
+)
+def test_a_broken_record_is_named(values, kind, said):
+    with pytest.raises(BrokenRecordError, match=said) as caught:
+        parse(**values)
+    assert caught.value.kind == kind
+
+
+@pytest.fixture
+def maker(tokenizer, tmp_path):
+    def make(
+        seed: int = 0, frames: int | None = 3, world_size: int = 1, accumulate: int = 1, **data
+    ) -> PretrainBatches:
+        given = DataConfig(cache_index=str(tmp_path / "index"), max_broken=1.0, workers=0, **data)
+        return PretrainBatches(
+            given,
+            tokenizer=tokenizer,
+            image_size=32,
+            patch_size=8,
+            seed=seed,
+            world_size=world_size,
+            frames=frames,
+            accumulate=accumulate,
+        )
+
+    return make
+
+
+def video_lines(write_lines, name: str = "videos.jsonl", count: int = 6, word: str = "number") -> str:
+    rows = [
+        {
+            "video": [[encoded(10 * n + k) for k in range(4)], [encoded(200 + n) for _ in range(4)]],
+            "caption": [f"{word} {WORDS[n]}", "the end"],
+            "is_continuous": True,
+        }
+        for n in range(count)
+    ]
+    return write_lines(name, rows)
+
+
+def test_a_video_stream_is_mixed_beside_images_and_regions(maker, write_lines, make_regions, tokenizer):
+    images = write_lines("images.jsonl", [make_regions(n) for n in range(6)])
+    videos = VideoStreamConfig(files=[video_lines(write_lines)], batch_size=4, augment=WHOLE)
+    batches = maker(
+        images=ImageStreamConfig(files=[images], batch_size=2),
+        regions=RegionStreamConfig(files=[images], batch_size=5, max_images=2),
+        videos=videos,
+    )
+    batch = batches.make(3)
+    assert batch.videos.pixels.shape == (4, 3, 3, 32, 32)
+    assert batch.videos.pixels.dtype == torch.uint8
+    assert batch.videos.valid.all()
+    assert batch.unmatched == ()
+    said = tokenizer.decode(batch.videos.text.ids[0], skip_special_tokens=True)
+    assert said.endswith("the [UNK]") or "number" in said
+    assert batches.rows_per_batch == 2 + 5 + 4
+    assert torch.equal(batches.make(3).videos.pixels, batch.videos.pixels)
+    alone = maker(videos=videos).make(3)
+    assert torch.equal(alone.videos.pixels, batch.videos.pixels)
+
+
+def test_a_broken_video_is_a_row_that_does_not_count(maker, write_lines):
+    lines = write_lines("a.jsonl", [{"video": ["none.png"], "caption": "a"}, {"video": [encoded(1)], "caption": "a"}])
+    batch = maker(videos=VideoStreamConfig(files=[lines], batch_size=2)).make(0)
+    assert sorted(batch.videos.valid.tolist()) == [False, True]
+    assert [each.kind for each in batch.broken] == ["missing image"]
+
+
+def test_a_model_of_images_has_no_place_for_videos(maker, write_lines):
+    stream = VideoStreamConfig(files=[video_lines(write_lines)], batch_size=2)
+    with pytest.raises(UserError, match=r"data.videos: .* set model.vision.video.frames"):
+        maker(frames=None, videos=stream)
+
+
+def draws(steps: Steps, count: int) -> tuple[dict[str, float], float]:
+    found = [steps.draw(step) for step in range(count)]
+    shares = {name: np.mean([name in taken for taken, _ in found]) for name in steps.clean}
+    return shares, float(np.mean([not unmatched for _, unmatched in found]))
+
+
+def test_clean_steps_come_as_often_as_configured_and_the_noisy_ones_have_no_matching_loss():
+    shares, matched = draws(Steps({"images": 0.15}, None, 0), 4000)
+    assert shares["images"] == pytest.approx(0.15, abs=0.02)
+    assert matched == pytest.approx(shares["images"])
+    shares, _ = draws(Steps({"videos": 0.35}, None, 0), 4000)
+    assert shares["videos"] == pytest.approx(0.35, abs=0.025)
+    assert {Steps({"videos": 0.35}, None, 0).draw(step)[1] for step in range(50)} == {(), ("videos",)}
+    assert Steps({"images": 0.15}, None, 0).draw(7) == Steps({"images": 0.15}, None, 0).draw(7)
+
+
+def test_after_the_last_matching_step_there_is_none():
+    steps = Steps({}, 5, 0)
+    assert [bool(steps.draw(step)[1]) for step in range(8)] == [False] * 5 + [True] * 3
+
+
+def test_all_micro_batches_of_a_step_agree_and_take_their_rows_from_one_set(maker, write_lines, make_pair):
+    noisy, clean = (write_lines(f"{name}.jsonl", [make_pair(n) for n in range(12)]) for name in ("noisy", "clean"))
+    videos = VideoStreamConfig(
+        files=[video_lines(write_lines)],
+        batch_size=2,
+        clean=CleanSetConfig(files=[video_lines(write_lines, "good.jsonl", word="dog")], probability=0.5),
+    )
+    batches = maker(
+        world_size=2,
+        accumulate=2,
+        images=ImageStreamConfig(files=[noisy], batch_size=2, clean=CleanSetConfig(files=[clean], probability=0.5)),
+        videos=videos,
+        matching_steps=30,
+    )
+    assert batches.numbers_per_step == 4
+    seen = set()
+    for step in range(12):
+        made = [batches.make(4 * step + place) for place in range(4)]
+        assert len({batch.unmatched for batch in made}) == 1
+        files = {(part, Path(place.rsplit(":", 1)[0]).stem) for batch in made for part, place in places(batch)}
+        assert len(files) == 2
+        names = dict(files)
+        assert ("images" in made[0].unmatched) == (names["images"] == "noisy")
+        assert ("videos" in made[0].unmatched) == (names["images"] == "noisy" or names["videos"] == "videos")
+        seen |= files
+    assert seen == {("images", "noisy"), ("images", "clean"), ("videos", "videos"), ("videos", "good")}
+    with pytest.raises(UserError, match=r"used 6 micro-batches, which are no whole steps of 4: .*as many ranks"):
+        next(BatchLoader(batches, DataConfig(videos=videos), world_size=2).batches(6, 1))
+
+
+def places(batch):
+    """Each record's stream and place: two images, then two videos."""
+    return zip(["images", "images", "videos", "videos"], batch.records, strict=True)

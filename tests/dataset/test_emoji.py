@@ -1,0 +1,145 @@
+"""Animated emoji: clips with the names that CLDR gives them, from packages that the test makes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.prepare import emoji
+from dataset.prepare.folders import split_by_hash
+from dataset.video import VideoReadingConfig, read_frames
+from utils.errors import UserError
+
+COUNT = 30
+
+
+def webp(number: int, frames: int = 5) -> bytes:
+    """A grey that grows lighter, half of it transparent."""
+    pictures = []
+    for frame in range(frames):
+        pixels = np.zeros((16, 16, 4), dtype=np.uint8)
+        pixels[:, :8] = (40 * frame, number, 0, 255)
+        pictures.append(Image.fromarray(pixels))
+    stream = io.BytesIO()
+    pictures[0].save(stream, "WEBP", save_all=frames > 1, append_images=pictures[1:], duration=40, lossless=True)
+    return stream.getvalue()
+
+
+def pack(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def signs() -> dict[str, str]:
+    return {f"1f{600 + n}": f"face number {n}" for n in range(COUNT)}
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("packages")
+    files = {f"assets/{code}.webp": webp(n) for n, code in enumerate(signs())}
+    files |= {
+        "assets/1f0cf.webp": webp(1, frames=1),
+        "assets/1faff.webp": webp(2),
+        "assets/logo-abcdef012345.webp": webp(3),
+    }
+    files |= {"assets/1f700-fe0f.webp": webp(4), "assets/1f701.webp": b"RIFF....WEBPVP8X....\x02 cut"}
+    pack(folder / "lobehub-fluent-emoji-anim-1-1.0.0.tgz", files)
+    names = {chr(int(code, 16)): name for code, name in signs().items()}
+    own = {**names, chr(0x1F700): "sign with a variation", chr(0x1F701): "damaged"}
+    for package, inside, said in (
+        ("cldr-annotations-full-48.2.0", "annotations", own),
+        ("cldr-annotations-derived-full-48.2.0", "annotationsDerived", {"x": "unused"}),
+    ):
+        tables = {}
+        for language in emoji.LANGUAGES:
+            table = {sign: {"default": ["a"], "tts": [f"{name} {language}"]} for sign, name in said.items()}
+            if language == "ja":
+                table.pop(chr(0x1F700), None)
+            content = json.dumps({inside: {"identity": {}, "annotations": table}})
+            tables[f"{inside}/{language}/annotations.json"] = content.encode()
+        pack(folder / f"{package}.tgz", tables)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(packages, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("made") / "emoji"
+    emoji.build(out, packages, side=24, frames=3, vocab_size=200)
+    return out
+
+
+def rows(made: Path, split: str) -> list[dict]:
+    return [json.loads(line) for line in (made / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_what_moves_and_has_a_name_is_a_clip_in_the_split_of_its_name(made):
+    everything = {split: rows(made, split) for split in ("train", "val", "test")}
+    assert sum(map(len, everything.values())) == COUNT + 1
+    for split, found in everything.items():
+        assert all(split_by_hash(row["caption"]["en"]) == split for row in found)
+    facts = json.loads((made / "emoji.json").read_text())
+    assert facts["left_out"] == {"no name": 2, "still picture": 1, "unreadable picture": 1}
+    assert facts["clips"] == {split: len(found) for split, found in everything.items()}
+    varied = next(row for found in everything.values() for row in found if row["image_id"] == "1f700-fe0f")
+    assert varied["caption"].keys() == {"en", "de", "fr", "cs", "zh"}
+
+
+def test_a_clip_has_frames_at_even_distances(made):
+    row = rows(made, "train")[0]
+    config = CaptionedSplitConfig(annotations=str(made / "train.jsonl"), language="en")
+    items = read_captioned_images(config, "data.train", 0.0)
+    frames = read_frames(items.images[0], VideoReadingConfig(), range, lambda frame: frame, 10**6)
+    assert items.captions[0] == row["caption"]["en"]
+    assert len(frames) == 3
+    assert all(frame.shape == (3, 24, 24) for frame in frames)
+    red = [frame[0, 12, 4].item() for frame in frames]
+    assert red[0] < 20 and 60 < red[1] < 100 and 140 < red[2] < 180
+
+
+def test_what_is_transparent_becomes_white():
+    pixels = np.zeros((16, 16, 4), dtype=np.uint8)
+    pixels[:, :8, 3] = 255
+    stream = io.BytesIO()
+    pictures = [Image.fromarray(pixels), Image.fromarray(pixels[:, ::-1].copy())]
+    pictures[0].save(stream, "PNG", save_all=True, append_images=pictures[1:])
+    first, second = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(each))))
+        for each in emoji.encode_frames(stream.getvalue(), 16, 8)
+    )
+    assert first[8, 2].max() < 20 and first[8, 13].min() > 235
+    assert second[8, 13].max() < 20 and second[8, 2].min() > 235
+
+
+def test_packages_that_are_missing_or_damaged_are_one_line(packages, tmp_path):
+    with pytest.raises(UserError, match=r"has no cldr-annotations-full-\*.tgz: run `npm pack cldr-annotations-full`"):
+        emoji.build(tmp_path / "out", tmp_path)
+    for path in packages.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    name = "lobehub-fluent-emoji-anim-1-1.0.0.tgz"
+    (tmp_path / name).write_bytes((packages / name).read_bytes()[:500])
+    with pytest.raises(UserError, match=r"anim-1-1.0.0.tgz: not a whole package"):
+        emoji.build(tmp_path / "out", tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=r"run `npm pack @lobehub/fluent-emoji-anim-1`"):
+        emoji.build(tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_made_with_other_arguments_is_kept(made, packages):
+    before = (made / "train.jsonl").stat().st_mtime_ns
+    emoji.build(made, packages, side=24, frames=3, vocab_size=200)
+    assert (made / "train.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"made with other arguments \(frames=3, not 4\)"):
+        emoji.build(made, packages, side=24, frames=4, vocab_size=200)

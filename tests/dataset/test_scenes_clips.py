@@ -1,0 +1,88 @@
+"""Drawn clips: one object moves as the text says, and without the order of the frames nobody could tell which way."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.scenes import draw_scene
+from dataset.scenes.clips import DIRECTIONS, build, caption, compose_clip, encode_frames, question
+from dataset.video import VideoReadingConfig, read_frames
+from dataset.video_qa import VideoQuestionsConfig, read_classes, read_video_questions
+from utils.errors import UserError
+
+CLIPS = [compose_clip(0, "train", index) for index in range(60)]
+
+
+def path_of(clip) -> tuple[list[int], list[int]]:
+    """x and y of the moving object, which is drawn last."""
+    boxes = [scene.objects[-1].box for scene in clip.frames]
+    return [box[0] for box in boxes], [box[1] for box in boxes]
+
+
+def test_the_moving_object_moves_as_is_said_and_the_others_stay():
+    for clip in CLIPS:
+        x, y = path_of(clip)
+        moving, still = (x, y) if clip.direction in ("left", "right") else (y, x)
+        steps = np.diff(moving)
+        assert (steps < 0).all() if clip.direction in ("left", "up") else (steps > 0).all()
+        assert len(set(still)) == 1
+        assert len({scene.objects[:-1] for scene in clip.frames}) == 1
+        assert f"moves {'to the ' if clip.direction in ('left', 'right') else ''}{clip.direction}" in caption(clip)
+        assert question(clip).startswith("which way does the ")
+        for scene in clip.frames:
+            bx, by, w, h = scene.objects[-1].box
+            assert 0 <= bx <= scene.width - w
+            assert 0 <= by <= scene.height - h
+
+
+def test_all_directions_are_as_likely_and_a_clip_backwards_could_be_one_too():
+    many = [compose_clip(0, "train", index) for index in range(240)]
+    counts = {direction: sum(clip.direction == direction for clip in many) for direction in DIRECTIONS}
+    assert min(counts.values()) > 40
+    middles = {
+        direction: np.mean(
+            [np.mean(path_of(clip)[direction in ("up", "down")]) for clip in many if clip.direction == direction]
+        )
+        for direction in DIRECTIONS
+    }
+    assert abs(middles["left"] - middles["right"]) < 4
+    assert abs(middles["up"] - middles["down"]) < 4
+
+
+def test_frames_are_pictures_of_their_scenes():
+    clip = CLIPS[0]
+    for encoded, scene in zip(encode_frames(clip), clip.frames, strict=True):
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+        assert np.abs(picture.astype(int) - draw_scene(scene)).mean() < 8
+    pictures = [draw_scene(scene) for scene in clip.frames]
+    assert all((a != b).any() for a, b in itertools.pairwise(pictures))
+
+
+def test_a_folder_of_clips_is_read_as_retrieval_and_as_questions(tmp_path):
+    facts = build(tmp_path / "clips", train=6, val=2, test=3, size=32, frames=3)
+    assert facts["directions"]["train"].keys() <= set(DIRECTIONS)
+    items = read_captioned_images(
+        CaptionedSplitConfig(annotations=str(tmp_path / "clips/retrieval_train.jsonl")), "data.train", 0.0
+    )
+    assert len(items.images) == len(items.captions) == 6
+    frames = read_frames(items.images[0], VideoReadingConfig(), range, lambda frame: frame, 10**6)
+    assert [tuple(frame.shape) for frame in frames] == [(3, 32, 32)] * 3
+    asked = VideoQuestionsConfig(questions=str(tmp_path / "clips/questions_test.jsonl"))
+    questions = read_video_questions(asked, "data.train", 0.0, answered=True)
+    classes = read_classes(str(tmp_path / "clips/answers.json"), "evaluation.answers", 4)
+    assert {item.answer for item in questions} <= set(classes)
+    again = tmp_path / "again"
+    build(again, train=6, val=2, test=3, size=32, frames=3)
+    for name in ("retrieval_train.jsonl", "frames/test/000002.json"):
+        assert (again / name).read_bytes() == (tmp_path / "clips" / name).read_bytes()
+    assert json.loads((again / "clips.json").read_text()) == facts
+    with pytest.raises(UserError, match="frames=3, not 4"):
+        build(again, train=6, val=2, test=3, size=32, frames=4)

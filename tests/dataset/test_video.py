@@ -1,0 +1,390 @@
+"""Reading videos: the right frames from every kind of source and every backend, and no file that stops a run."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import itertools
+import json
+import time
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset import video
+from dataset.finetune import EvaluationView, in_batches
+from dataset.records import BrokenRecordError
+from dataset.video import (
+    FrameSampler,
+    VideoReadingConfig,
+    VideoSource,
+    check_backend,
+    read_frames,
+    sample_frames,
+    video_source,
+)
+from utils.errors import UserError
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden/data_helpers.json").read_text())
+BACKENDS = [
+    name if importlib.util.find_spec(name) else pytest.param(name, marks=pytest.mark.skip(reason=f"no {name}"))
+    for name in ("av", "decord", "torchcodec")
+]
+CELL = 16
+BITS = 8
+
+
+def painted(number: int) -> np.ndarray:
+    """A frame whose number can be read off it: a row of black and white cells, in binary."""
+    pixels = np.full((2 * CELL, BITS * CELL, 3), 60, dtype=np.uint8)
+    for bit in range(BITS):
+        pixels[:CELL, bit * CELL : (bit + 1) * CELL] = 255 if number >> bit & 1 else 0
+    return pixels
+
+
+def number_on(frame: torch.Tensor) -> int:
+    assert frame.shape == (3, 2 * CELL, BITS * CELL)
+    assert frame.dtype == torch.uint8
+    cells = frame[:, 4 : CELL - 4].float().mean(dim=(0, 1)).view(BITS, CELL)[:, 4:-4].mean(dim=1)
+    return sum(1 << bit for bit, light in enumerate(cells.tolist()) if light > 128)
+
+
+def write_video(
+    path: Path, times: list[float], *, codec: str = "libx264", group: int = 12, sound: bool = False
+) -> Path:
+    """A file whose frame n, with n painted in, is shown at ``times[n]`` seconds; B-frames, a key frame every ``group``."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=30)
+        stream.width, stream.height, stream.pix_fmt = BITS * CELL, 2 * CELL, "yuv420p"
+        tick = Fraction(1, 25 if path.suffix == ".avi" else 1000)
+        stream.codec_context.time_base = stream.time_base = tick
+        stream.gop_size = group
+        if codec == "libx264":
+            stream.options = {"bf": "2", "preset": "veryfast", "sc_threshold": "0"}
+        heard = container.add_stream("aac", rate=8000) if sound else None
+        for number, shown in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(painted(number), format="rgb24")
+            frame.pts, frame.time_base = round(shown / tick), tick
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if heard is not None:
+            write_sound(container, heard, times[-1])
+    return path
+
+
+def write_sound(container, stream, seconds: float) -> None:
+    for start in range(0, int(8000 * seconds), 1024):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+        frame.rate, frame.pts = 8000, start
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def write_song(path: Path) -> None:
+    """Sound with a cover picture, which is a stream of pictures too."""
+    with av.open(str(path), "w") as container:
+        heard = container.add_stream("aac", rate=8000)
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = BITS * CELL, 2 * CELL, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(painted(1), format="rgb24")))
+        container.mux(cover.encode())
+        write_sound(container, heard, 1.0)
+
+
+CONSTANT = [number / 25 for number in range(120)]
+VARIABLE = np.cumsum([0.0, *np.random.default_rng(0).choice([0.02, 0.04, 0.1, 0.35], size=100)]).round(3).tolist()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, tuple[Path, list[float]]]:
+    folder = tmp_path_factory.mktemp("videos")
+    made = {
+        "constant.mp4": (CONSTANT, {}),
+        "variable.mp4": (VARIABLE, {}),
+        "variable.mkv": (VARIABLE, {"sound": True}),
+        "one_group.mp4": (CONSTANT, {"group": 500}),
+        "old.avi": (CONSTANT, {"codec": "mpeg4"}),
+        "late.mp4": ([time + 0.7 for time in CONSTANT], {}),
+    }
+    return {name: (write_video(folder / name, times, **how), times) for name, (times, how) in made.items()}
+
+
+NAMES = ("constant.mp4", "variable.mp4", "variable.mkv", "one_group.mp4", "old.avi", "late.mp4")
+
+
+def read(path: Path, choose, look=lambda frame: frame, max_pixels: int = 10**6, **how) -> list[torch.Tensor]:
+    return read_frames(VideoSource("a.jsonl:1", path=path), VideoReadingConfig(**how), choose, look, max_pixels)
+
+
+def shown_at(times: list[float], second: float) -> int:
+    return max(number for number, shown in enumerate(times) if shown - times[0] <= second + 5e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_gives_the_frames_that_are_shown_at_whole_seconds(files, name, backend):
+    path, times = files[name]
+    found = [number_on(frame) for frame in read(path, range, backend=backend)]
+    assert found == [shown_at(times, second) for second in range(int(times[-1] - times[0]) + 1)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["variable.mp4", "one_group.mp4"])
+def test_every_backend_gives_any_frames_that_are_asked_for(files, name, backend):
+    path, times = files[name]
+    wanted = [0, 3, 3, 40, 41, 77, 99]
+    every = 0.01
+    frames = read(path, lambda count: [round(times[n] / every) for n in wanted], backend=backend, frames_per_second=100)
+    assert [number_on(frame) for frame in frames] == wanted
+
+
+@pytest.mark.parametrize("name", ["constant.mp4", "variable.mkv"])
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_backends_agree_in_colours(files, name, backend):
+    path, _ = files[name]
+    ours, theirs = (torch.stack(read(path, range, backend=each)).int() for each in ("av", backend))
+    assert (ours - theirs).abs().max() <= 4
+
+
+def test_only_what_lies_between_a_key_frame_and_a_wanted_frame_is_decoded(files, monkeypatch):
+    path, _ = files["constant.mp4"]
+    decoded = []
+
+    class Counting(video._AvReader):
+        def _run_to(self, wanted):
+            frames = self.decoded
+            self.decoded = (decoded.append(frame.pts) or frame for frame in frames)
+            return super()._run_to(wanted)
+
+    monkeypatch.setattr(video, "_AvReader", Counting)
+    wanted = [0, 110]
+    frames = read(path, lambda count: [4 * n for n in wanted], frames_per_second=100)
+    assert [number_on(frame) for frame in frames] == wanted
+    assert len(decoded) <= 1 + 12
+
+
+def test_frames_are_reduced_one_by_one(files):
+    """No more than one frame is there in full size: each is looked at before the next one is decoded."""
+    path, _ = files["constant.mp4"]
+    order = []
+    frames = read(path, range, lambda frame: order.append(number_on(frame)) or frame[:, :2, :2])
+    assert order == [0, 25, 50, 75, 100]
+    assert all(frame.shape == (3, 2, 2) for frame in frames)
+
+
+def encoded(number: int) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(painted(number)).save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def as_list(folder: Path, numbers: list[int]) -> VideoSource:
+    return video_source([encoded(number) for number in numbers], "video", "a.jsonl:1", folder)
+
+
+def as_json(folder: Path, numbers: list[int]) -> VideoSource:
+    (folder / "a.json").write_text(json.dumps([encoded(number) for number in numbers]))
+    return video_source("a.json", "video", "a.jsonl:1", folder)
+
+
+def as_folder(folder: Path, numbers: list[int]) -> VideoSource:
+    (folder / "a").mkdir()
+    for place, number in enumerate(numbers, start=8):  # 8, 9, 10, 11: by number, not by letter
+        Image.fromarray(painted(number)).save(folder / "a" / f"frame{place}.png")
+    (folder / "a" / "notes.txt").write_text("no picture")
+    return video_source("a", "video", "a.jsonl:1", folder)
+
+
+def as_paths(folder: Path, numbers: list[int]) -> VideoSource:
+    for number in numbers:
+        Image.fromarray(painted(number)).save(folder / f"{number}.png")
+    return video_source([f"{number}.png" for number in numbers], "video", "a.jsonl:1", folder)
+
+
+@pytest.mark.parametrize("make", [as_list, as_json, as_folder, as_paths])
+def test_lists_and_folders_of_pictures_need_no_decoder(tmp_path, make, monkeypatch):
+    monkeypatch.setattr(video, "_import_backend", None)
+    source = make(tmp_path, [7, 5, 200, 9])
+    frames = read_frames(source, VideoReadingConfig(), lambda count: [0, 2, 2, 3], lambda frame: frame, 10**6)
+    assert [number_on(frame) for frame in frames] == [7, 200, 200, 9]
+
+
+@pytest.mark.parametrize("case", GOLDEN["sample_frame_ids_eval"], ids=str)
+def test_evaluation_takes_the_published_frames(case):
+    assert sample_frames(case["num_frames"], case["num_segments"]) == case["eval_ids"]
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(1, 3), (2, 3), (3, 3), (7, 3), (8, 5), (100, 8)])
+def test_training_takes_a_random_frame_of_each_stretch(count, wanted):
+    seen = set()
+    for seed in range(200):
+        found = sample_frames(count, wanted, np.random.default_rng(seed))
+        assert found == sorted(found)
+        assert len(found) == wanted
+        seen.update(found)
+        if count <= wanted:
+            assert set(found) == set(range(count))
+        else:
+            most = -(-count // wanted)
+            assert all(b - a < 2 * most for a, b in itertools.pairwise(found))
+    assert seen == set(range(count))
+
+
+def test_samples_are_the_generators_alone():
+    def sampled(seed: int, **how) -> list[int]:
+        source = VideoSource("p", frames=tuple(as_list(Path(), list(range(30))).frames))
+        sampler = FrameSampler(4, VideoReadingConfig(**how), 10**6)
+        return [number_on(f) for f in sampler.training(source, np.random.default_rng(seed), lambda frame, rng: frame)]
+
+    assert sampled(1) == sampled(1) == sampled(1, same_view=True)
+    assert len({tuple(sampled(seed)) for seed in range(8)}) > 4
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_frames_of_a_video_share_a_view_if_so_configured(same):
+    sampler = FrameSampler(4, VideoReadingConfig(same_view=same), 10**6)
+    seen = []
+    source = as_list(Path(), list(range(9)))
+    sampler.training(source, np.random.default_rng(0), lambda frame, rng: seen.append(rng.random()) or frame)
+    assert (len(set(seen)) == 1) == same
+
+
+def broken(path: Path, **how) -> BrokenRecordError:
+    started = time.monotonic()
+    with pytest.raises(BrokenRecordError) as caught:
+        read(path, range, **how)
+    assert caught.value.place == "a.jsonl:1"
+    assert time.monotonic() - started < 10
+    return caught.value
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["constant.mp4", "variable.mkv", "old.avi"])
+@pytest.mark.parametrize("share", [0.02, 0.4, 0.7])
+def test_a_truncated_file_is_a_broken_record(files, tmp_path, name, backend, share):
+    path, content = tmp_path / name, files[name][0].read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert broken(path, backend=backend).kind == "unreadable video"
+
+
+def test_a_file_cut_behind_its_table_of_contents_is_broken_too(tmp_path, files):
+    """An mp4 made for streaming says at its start how many frames follow."""
+    with (
+        av.open(str(files["constant.mp4"][0])) as given,
+        av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "faststart"}) as made,
+    ):
+        stream = made.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(given.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                made.mux(packet)
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert len(read(tmp_path / "a.mp4", range)) == 5
+    (tmp_path / "a.mp4").write_bytes(content[: int(0.6 * len(content))])
+    assert "truncated" in str(broken(tmp_path / "a.mp4")) or "cannot be decoded" in str(broken(tmp_path / "a.mp4"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_no_video_is_a_broken_record(tmp_path, backend):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        write_sound(container, container.add_stream("aac", rate=8000), 1.0)
+    write_song(tmp_path / "song.mp4")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "object.json").write_text('{"a": 1}')
+    (tmp_path / "none.json").write_text("[]")
+    (tmp_path / "number.json").write_text("[1]")
+    kinds = {
+        "missing.mp4": ("missing video", "does not exist"),
+        "empty.mp4": ("unreadable video", "empty.mp4"),
+        "text.mp4": ("unreadable video", "text.mp4"),
+        "sound.mp4": ("unreadable video", "no pictures, only sound"),
+        "song.mp4": ("unreadable video", "no pictures, only sound"),
+        "folder": ("unreadable video", "holds no pictures"),
+        "object.json": ("unreadable video", "no JSON list"),
+        "none.json": ("unreadable video", "holds no pictures"),
+        "number.json": ("wrong type", "is a number, not a string"),
+        "x" * 5000: ("missing video", "xxx"),
+    }
+    for name, (kind, said) in kinds.items():
+        error = broken(tmp_path / name, backend=backend)
+        assert error.kind == kind
+        assert said in str(error)
+
+
+def test_a_value_that_names_no_video_is_broken(tmp_path):
+    for value, kind in ((3, "wrong type"), ("", "missing video"), ([], "unreadable video"), ([3], "wrong type")):
+        with pytest.raises(BrokenRecordError) as caught:
+            video_source(value, "video", "a.jsonl:1", tmp_path)
+        assert caught.value.kind == kind
+
+
+def test_frames_that_are_too_large_are_not_decoded(files):
+    assert broken(files["constant.mp4"][0], max_pixels=100).kind == "image too large"
+
+
+def test_a_decoder_that_hangs_is_given_up(files, monkeypatch):
+    def hang(*_):
+        time.sleep(20)
+        yield
+
+    monkeypatch.setitem(video._BACKENDS, "av", hang)
+    error = broken(files["constant.mp4"][0], time_limit_s=0.3)
+    assert "not read within time_limit_s = 0.3 s" in str(error)
+
+
+def test_a_decoder_that_is_slow_stops_itself(files, monkeypatch):
+    clock = video._Clock(0.0, "a.jsonl:1")
+    with pytest.raises(BrokenRecordError, match="not read within"):
+        video._index(files["constant.mp4"][0], 10**6, clock)
+
+
+def test_a_backend_that_is_missing_is_one_clear_line(monkeypatch):
+    def fail(name: str):
+        raise ImportError(f"No module named {name!r}\nand more")
+
+    monkeypatch.setattr(video.importlib, "import_module", fail)
+    expected = r"data.video.backend: decord cannot be loaded \(No module named 'decord'\); pip install decord, or use"
+    with pytest.raises(UserError, match=expected):
+        check_backend(VideoReadingConfig(backend="decord"), "data.video")
+    with pytest.raises(UserError, match=r"pip install av$"):
+        check_backend(VideoReadingConfig(), "data.video")
+
+
+def seen_by(view: EvaluationView, sources: list[VideoSource], index: int) -> torch.Tensor:
+    return view(sources[index])
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:2])
+def test_worker_processes_read_what_this_process_reads(files, backend):
+    """Also when this process has decoded before them."""
+    sources = [VideoSource("p", path=files[name][0]) for name in NAMES[:4]]
+    view = EvaluationView(16, 10**6, FrameSampler(3, VideoReadingConfig(backend=backend), 10**6))
+    expected = [view(source) for source in sources]
+    found = [each for made in in_batches(partial(seen_by, view, sources), range(4), 1, workers=2) for each in made]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_many_files_leave_no_memory_behind(files):
+    """With a thousand: `python -m benchmarks.video_memory`."""
+    resource = pytest.importorskip("resource")
+    path, _ = files["constant.mp4"]
+
+    def peak() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    for _ in range(20):
+        read(path, range)
+    before = peak()
+    for _ in range(60):
+        read(path, range)
+    assert peak() - before < 8 * 1024  # kB; the frames of one round are 60 times 60 kB

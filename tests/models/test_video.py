@@ -1,0 +1,254 @@
+"""Videos: the authors' numbers (golden cases `pretrain` and `videoqa`), and what each way of pooling frames can tell."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.checkpoints.files import read_weights
+from models.checkpoints.initialise import fresh_parameters
+from models.checkpoints.loading import load_published
+from models.checkpoints.rename import DROPPED, TIED, published_to_ours
+from models.fusion import Look
+from models.pretrain import PretrainModel, StreamWeights
+from models.retrieval import RetrievalModel
+from models.video_qa import VideoQAModel, VideoQAModelConfig
+from models.vision import FRAME_POSITIONS, VideoConfig, VisionConfig, VisionEncoder
+from tests.models.golden import GOLDEN, PublishedNegatives, arrays, manifest, model_config, pretrain_batch, video_batch
+from tests.models.test_golden_pretrain import assert_golden
+from utils.batch import IGNORE, ClassifiedBatch, PretrainBatch, Text
+from utils.errors import UserError
+
+GIVEN = arrays(GOLDEN / "pretrain" / "inputs.npz")
+EXPECTED = arrays(GOLDEN / "pretrain" / "expected.npz")
+MAPPINGS = json.loads((GOLDEN / "checkpoint_keys/checkpoint_mapping_video_tiny.json").read_text())
+LOSSES = {"contrastive": "itc", "matching": "itm", "mlm": "mlm"}
+
+
+def load(model, case: str):
+    source = GOLDEN / case / "model.safetensors"
+    report = load_published(model, read_weights(source), str(source))
+    report.require_complete()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> PublishedNegatives:
+    streams = StreamWeights(videos=1.0)
+    return load(PublishedNegatives(model_config(manifest("pretrain"), frames=3), streams=streams), "pretrain")
+
+
+def means(model, batch) -> dict[str, Tensor]:
+    terms, counts = model(batch), model.counts(batch)
+    assert terms.keys() == counts.keys()
+    return {name: term.total / counts[name].clamp(min=1) for name, term in terms.items()}
+
+
+@torch.no_grad()
+def test_a_video_equals_the_published_encoder(model):
+    assert_golden(model.vision(GIVEN["video"]).tokens(), EXPECTED["video_embeds"])
+
+
+@torch.no_grad()
+def test_matching_logits_of_videos(model):
+    concepts = model.vision(GIVEN["video"])
+    text = model.text(GIVEN["video_text_ids"], GIVEN["video_text_atts"].bool())
+    memory, rows = model.fusion.remember(concepts), torch.arange(2)
+    wrong = text.rows(GIVEN["video_text_neg_idx"])
+    looks = [(text, rows), (text, GIVEN["video_image_neg_idx"]), (wrong, rows)]
+    found = [model.match(texts, memory, looked_at, None) for texts, looked_at in looks]
+    assert_golden(torch.cat(found), EXPECTED["video_itm_logits"])
+
+
+def test_losses_of_videos(model):
+    model.drawn = [GIVEN["video_image_neg_idx"], GIVEN["video_text_neg_idx"]]
+    for name, loss in means(model, video_batch(GIVEN)).items():
+        assert_golden(loss, EXPECTED[f"video_loss_{LOSSES[name.removeprefix('videos/')]}"])
+
+
+def all_streams() -> PretrainBatch:
+    from dataclasses import replace
+
+    return replace(pretrain_batch(GIVEN), videos=video_batch(GIVEN).videos)
+
+
+def test_one_backbone_pass_over_all_streams_gives_each_its_own_losses(model, monkeypatch):
+    calls = []
+    patches = model.vision.patches
+    monkeypatch.setattr(model.vision, "patches", lambda pixels: calls.append(len(pixels)) or patches(pixels))
+    negatives = [*("image_neg_idx", "text_neg_idx"), *("video_image_neg_idx", "video_text_neg_idx")]
+    model.drawn = [*(GIVEN[name] for name in negatives), *[torch.arange(7).roll(1)] * 2]
+    found = means(model, all_streams())
+    assert calls == [4 + 3 + 2 * 3]
+    for stream, published in (("images", "image"), ("videos", "video")):
+        for name, short in LOSSES.items():
+            assert_golden(found[f"{stream}/{name}"], EXPECTED[f"{published}_loss_{short}"])
+    assert_golden(found["regions/l1"], EXPECTED["region_loss_bbox"])
+
+
+def test_without_matching_the_other_losses_stay_and_every_parameter_has_a_gradient(model):
+    from dataclasses import replace
+
+    both = [torch.arange(4).roll(1), torch.arange(2).roll(1), torch.arange(7).roll(1)]
+    model.drawn = [each for each in both for _ in range(2)]
+    expected = means(model, all_streams())
+    model.drawn = [each for each in both for _ in range(2)]
+    model.zero_grad()
+    batch = replace(all_streams(), unmatched=("images", "videos", "regions"))
+    found = means(model, batch)
+    assert found.keys() == expected.keys()
+    for name, loss in found.items():
+        assert_golden(loss, torch.zeros(()) if name.endswith("matching") else expected[name].detach())
+    assert all(model.counts(batch)[f"{stream}/matching"] == 0 for stream in batch.unmatched)
+    sum(found.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def video_qa() -> tuple[VideoQAModel, dict[str, Tensor], dict[str, Tensor]]:
+    facts = manifest("videoqa")
+    shared = model_config(facts, frames=facts["config"]["frame_len"])
+    config = VideoQAModelConfig(**dict(shared), classes=facts["config"]["num_labels"])
+    given, expected = (arrays(GOLDEN / "videoqa" / f"{name}.npz") for name in ("inputs", "expected"))
+    return load(VideoQAModel(config), "videoqa"), given, expected
+
+
+def question(given: dict[str, Tensor], labels: Tensor, owner: Tensor, weights: Tensor) -> ClassifiedBatch:
+    text = Text(given["text_ids"], given["text_atts"].bool())
+    return ClassifiedBatch(given["video"], text, labels, owner, weights, torch.ones(len(text.ids), dtype=torch.bool))
+
+
+@torch.no_grad()
+def test_classes_of_video_questions(video_qa):
+    model, given, expected = video_qa
+    text = Text(given["text_ids"], given["text_atts"].bool())
+    assert_golden(model.classify(given["video"], text), expected["logits"])
+    assert_golden(model.classify(None, text), expected["text_only_logits"])
+
+
+@torch.no_grad()
+def test_an_answer_out_of_the_list_teaches_nothing(video_qa):
+    model, given, expected = video_qa
+    batch = question(given, given["targets"], torch.arange(2), torch.ones(2))
+    assert IGNORE in given["targets"].tolist()
+    assert_golden(means(model, batch)["answers"], expected["loss"])
+
+
+@torch.no_grad()
+def test_several_weighted_answers_of_a_question(video_qa):
+    model, given, expected = video_qa
+    owner = torch.arange(2).repeat_interleave(given["vqa_k"])
+    batch = question(given, given["vqa_targets"], owner, given["vqa_weights"])
+    assert_golden(means(model, batch)["answers"], expected["vqa_classification_loss"])
+
+
+@pytest.mark.parametrize("name", ["retrieval_video_more_frames", "videoqa"])
+@pytest.mark.parametrize("frames", [3, 5, 2])
+def test_a_pretraining_checkpoint_goes_where_the_published_code_puts_it_at_any_number_of_frames(name, frames):
+    mapping, state = MAPPINGS[f"a:{name}"], read_weights(GOLDEN / "pretrain" / "model.safetensors")
+    config = model_config(manifest("pretrain"), frames=frames)
+    of_questions = VideoQAModelConfig(**dict(config), classes=7)
+    model = VideoQAModel(of_questions) if name == "videoqa" else RetrievalModel(config)
+    before = model.vision.frame_positions.detach().clone()
+    report = load_published(model, state, "golden")
+    rename = published_to_ours(len(model.text.encoder.layer))
+    assert sorted(report.fresh) == sorted(rename(key) for key in mapping["from_scratch"])
+    fresh = {rename(key) for key in mapping["init_params_after"]} - {FRAME_POSITIONS}
+    assert fresh_parameters(model, [report]) == fresh | ({FRAME_POSITIONS} if frames > 3 else set())
+    table, both = model.vision.frame_positions, min(frames, 3)
+    assert torch.equal(table[:, :both], state["absolute_frame_pos_embed"][:, :both])
+    assert torch.equal(table[:, both:], before[:, both:])
+    said = [line for line in report.lines() if f"resized {FRAME_POSITIONS}" in line]
+    assert said == (
+        []
+        if frames == 3
+        else [f"  resized {FRAME_POSITIONS}: the first {both} frames of 3 in the file, {frames} in the model"]
+    )
+
+
+def test_a_table_of_another_width_is_refused():
+    state = read_weights(GOLDEN / "pretrain" / "model.safetensors")
+    state["absolute_frame_pos_embed"] = torch.zeros(1, 3, 1, 5)
+    model = RetrievalModel(model_config(manifest("pretrain"), frames=5))
+    with pytest.raises(UserError, match=r"absolute_frame_pos_embed is \(1, 3, 1, 5\)"):
+        load_published(model, state, "golden")
+
+
+def test_images_pay_nothing_for_videos():
+    model = PretrainModel(model_config(manifest("pretrain")))
+    assert FRAME_POSITIONS not in dict(model.named_parameters())
+    report = load_published(model, read_weights(GOLDEN / "pretrain" / "model.safetensors"), "golden")
+    assert report.unused == ["absolute_frame_pos_embed"]
+
+
+def vision(pooling: str) -> VisionEncoder:
+    torch.manual_seed(0)
+    sizes = VisionConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2, drop_path=0)
+    return VisionEncoder(sizes.model_copy(update={"video": VideoConfig(frames=3, pooling=pooling)})).eval()
+
+
+@torch.no_grad()
+def test_the_mean_over_time_forgets_the_order_of_frames_and_tokens_keep_it():
+    frames = torch.randint(0, 256, (2, 3, 3, 16, 16), dtype=torch.uint8)
+    backwards = frames.flip(1)
+    mean, tokens = vision("mean"), vision("tokens")
+    torch.testing.assert_close(mean(frames).patches, mean(backwards).patches)
+    assert mean(frames).patches.shape == (2, 4, 16)
+    assert tokens(frames).patches.shape == (2, 12, 16)
+    assert not torch.allclose(tokens(frames).patches.sort(dim=1).values, tokens(backwards).patches.sort(dim=1).values)
+    torch.testing.assert_close(tokens(frames).concept, tokens(backwards).concept)
+
+
+@torch.no_grad()
+def test_the_fusion_looks_at_every_frame_of_tokens(model):
+    facts = manifest("pretrain")
+    config = model_config(facts, frames=3)
+    video = VideoConfig(frames=3, pooling="tokens")
+    other = RetrievalModel(
+        config.model_copy(update={"vision": config.vision.model_copy(update={"video": video})})
+    ).eval()
+    text = other.text(GIVEN["video_text_ids"], GIVEN["video_text_atts"].bool())
+
+    def fused(pixels: Tensor) -> Tensor:
+        look = Look(other.fusion.remember(other.vision(pixels)), torch.arange(2), 1)
+        return other.fusion(text, [look], cls_only=True).cls
+
+    pixels = GIVEN["video"]
+    for frame in range(3):
+        changed = pixels.clone()
+        changed[:, frame] = 0
+        assert not torch.allclose(fused(pixels), fused(changed), atol=1e-5)
+
+
+def test_published_video_checkpoints_have_a_place_for_every_tensor():
+    """Names and shapes of the published files are those of our parameters, and there are no others."""
+    cases = {
+        "pretrain_base_video": (PretrainModel, 3),
+        "retrieval_base_video": (RetrievalModel, 8),
+        "videoqa_base": (VideoQAModel, 5),
+    }
+    from models.text import TextArchitecture, TextConfig
+    from models.xvlm import ModelConfig
+
+    counts = json.loads((GOLDEN / "checkpoint_keys/param_counts.json").read_text())
+    rename = published_to_ours(text_layers=12)
+    for name, (kind, frames) in cases.items():
+        config = ModelConfig(
+            vision=VisionConfig(video=VideoConfig(frames=frames)),
+            text=TextConfig(arch=TextArchitecture(vocab_size=30522)),
+        )
+        if kind is VideoQAModel:
+            config = VideoQAModelConfig(**dict(config), classes=1500)
+        with torch.device("meta"):
+            model = kind(config)
+        published = json.loads((GOLDEN / f"checkpoint_keys/{name}.json").read_text())["keys"]
+        expected = {
+            rename(key): tuple(shape)
+            for key, shape in published.items()
+            if key.rsplit(".", 1)[-1] not in DROPPED and key not in TIED
+        }
+        assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == expected
+        assert sum(parameter.numel() for parameter in model.parameters()) == counts[name]["total"]

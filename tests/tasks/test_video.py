@@ -1,0 +1,200 @@
+"""Runs on videos: text-to-video retrieval and video question answering, and what the order of frames is worth to a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tasks import common
+from tasks.retrieval import RetrievalConfig, RetrievalTask
+from tasks.video_qa import VideoQAConfig, VideoQATask
+from tasks.vqa import VQAConfig, VQATask
+from tests.conftest import tiny_run
+from tests.dataset.test_video import encoded
+from utils.config import load_config, peek
+from utils.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+CLIPS = 6
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """Clips of four frames, a text and two questions each."""
+    folder = tmp_path_factory.mktemp("clips")
+    pairs, asked = [], []
+    for clip in range(CLIPS):
+        name = f"video_{clip}.json"
+        (folder / name).write_text(json.dumps([encoded(20 * clip + 3 * n) for n in range(4)]))
+        pairs.append({"video": name, "caption": f"a {('red', 'blue')[clip % 2]} star {clip}"})
+        asked.append({"id": 2 * clip, "video_id": clip, "question": "what shape is it?", "answer": "star"})
+        asked.append({"id": 2 * clip + 1, "video_id": clip, "question": "what number?", "answer": f"{clip}"})
+    for name, rows in (("pairs", pairs), ("asked", asked)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "answers.json").write_text(json.dumps({"0": 1, "star": 0, "1": 2}))
+    return folder
+
+
+def sizes(scenes_folder: Path) -> list[str]:
+    return [
+        *[each for each in tiny_run(scenes_folder) if each.startswith(("model.", "train.", "schedule."))],
+        "init.checkpoint=null",
+        "data.workers=0",
+        "data.batch_size=3",
+        "train.steps=3",
+        "evaluation.batch_size=4",
+        "evaluation.precision=fp32",
+        "train.precision=fp32",
+    ]
+
+
+PLAIN = "{family: bert, width: 16, layers: 1, heads: 2, intermediate: 32, max_positions: 64}"
+
+
+def retrieval(clips: Path, scenes_folder: Path, *more: str) -> RetrievalConfig:
+    overrides = [
+        *sizes(scenes_folder),
+        f"data.train.annotations={clips}/pairs.jsonl",
+        f"evaluation.validation.annotations={clips}/pairs.jsonl",
+        f"evaluation.test.test.annotations={clips}/pairs.jsonl",
+        "model.vision.video.frames=3",
+    ]
+    return load_config(ROOT / "configs/demo/retrieval.yaml", [*overrides, *more], RetrievalConfig)
+
+
+def video_qa(clips: Path, scenes_folder: Path, *more: str) -> VideoQAConfig:
+    overrides = [
+        *sizes(scenes_folder),
+        f"data.train.questions={clips}/asked.jsonl",
+        f"data.train.videos={clips}",
+        f"evaluation.validation={{questions: {clips}/asked.jsonl}}",
+        f"evaluation.test={{test: {{questions: {clips}/asked.jsonl}}}}",
+        f"evaluation.answers={clips}/answers.json",
+        "model.classes=3",
+        "train.epochs=null",
+        "train.accumulate=1",
+        "model.vision.backbone=beitv2_base_patch16_224",
+        "model.vision.patch_size=8",
+        "model.vision.video.frames=3",
+    ]
+    return load_config(ROOT / "configs/vqa/msrvtt_qa_base.yaml", [*overrides, *more], VideoQAConfig)
+
+
+def stir(task) -> None:
+    """Weights of a size at which outputs differ."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+def measured(task) -> dict[str, float]:
+    with common.evaluating(task.model, "fp32"):
+        return task.measures(task.held_out["test"])
+
+
+def losses(task) -> dict[str, float]:
+    batch = next(task.train_loader().batches(0, 1))
+    terms = task.model(batch)
+    sum(term.total for term in terms.values()).backward()
+    assert all(parameter.grad is not None for parameter in task.model.parameters())
+    return {name: term.total.item() for name, term in terms.items()}
+
+
+def test_retrieval_on_videos_trains_every_parameter_and_measures_both_ways(clips, scenes_folder):
+    task = RetrievalTask(retrieval(clips, scenes_folder))
+    assert all(np.isfinite(value) for value in losses(task).values())
+    found = measured(task)
+    assert found["videos"] == CLIPS
+    assert 0 <= found["text to video R@1"] <= 1
+    assert "mean recall" in found
+
+
+@pytest.mark.parametrize(("pooling", "differs"), [("mean", False), ("tokens", True)])
+def test_the_order_of_frames_matters_to_tokens_alone(clips, scenes_folder, monkeypatch, pooling, differs):
+    given = [f"model.vision.video.pooling={pooling}", "model.vision.drop_path=0", "model.text.dropout=0"]
+    scores = []
+    from tasks import retrieval_evaluation
+
+    real = retrieval_evaluation.score_pairs
+
+    def keep(*args, **options):
+        found = real(*args, **options)
+        scores[-1].append(torch.cat(found))
+        return found
+
+    monkeypatch.setattr(retrieval_evaluation, "score_pairs", keep)
+    for shuffle in ("false", "true"):
+        task = RetrievalTask(retrieval(clips, scenes_folder, *given, f"evaluation.shuffle_frames={shuffle}"))
+        stir(task)
+        scores.append([])
+        measured(task)
+    plain, shuffled = (torch.cat(each) for each in scores)
+    assert bool((plain - shuffled).abs().max() > 1e-3) == differs
+
+
+def test_video_questions_are_classified_and_unlisted_answers_are_wrong(clips, scenes_folder, monkeypatch):
+    task = VideoQATask(video_qa(clips, scenes_folder))
+    assert task.classes == ["star", "0", "1"]
+    assert np.isfinite(losses(task)["answers"])
+    labels = {"star": 0, "0": 1, "1": 2}
+    items = task.held_out["test"]
+    right = np.array([labels.get(item.answer, 0) for item in items])
+    monkeypatch.setattr(task, "_predict", lambda items: right)
+    found = measured(task)
+    known = (CLIPS + 2) / (2 * CLIPS)
+    assert found["accuracy"] == pytest.approx(known)
+    assert found["answer is a candidate"] == pytest.approx(known)
+    assert found["accuracy/chance"] == pytest.approx(known / 3)
+    assert found['always "star"'] == pytest.approx(0.5)
+    assert task.predictions[1] == {"question_id": 1, "answer": "0"}
+
+
+def test_a_video_is_read_and_encoded_once_for_its_questions(clips, scenes_folder, monkeypatch):
+    task = VideoQATask(video_qa(clips, scenes_folder))
+    stir(task)
+    read, encoded_videos = [], []
+    sample, encode = task.view.videos.evaluation, task.model.vision.forward
+    monkeypatch.setattr(
+        type(task.view.videos), "evaluation", lambda self, source, look: read.append(source) or sample(source, look)
+    )
+    monkeypatch.setattr(
+        task.model.vision, "forward", lambda pixels: encoded_videos.append(len(pixels)) or encode(pixels)
+    )
+    measured(task)
+    together = [each["answer"] for each in task.predictions]
+    assert len(read) == sum(encoded_videos) == CLIPS
+    alone = VideoQATask(video_qa(clips, scenes_folder, "evaluation.batch_size=1"))
+    alone.model.load_state_dict(task.model.state_dict())
+    measured(alone)
+    assert [each["answer"] for each in alone.predictions] == together
+
+
+def test_a_config_says_whether_it_asks_about_images_or_videos():
+    assert peek(ROOT / "configs/vqa/msvd_qa_base.yaml", [], "task") == "video_qa"
+    assert peek(ROOT / "configs/vqa/vqa2_base_4m.yaml", [], "task") is None
+    assert peek(ROOT / "configs/vqa/vqa2_base_4m.yaml", ["task=video_qa"], "task") == "video_qa"
+    assert peek(ROOT / "none.yaml", [], "task") is None
+
+
+def test_mistakes_are_one_line_before_training(clips, scenes_folder):
+    with pytest.raises(UserError, match=r"data.train holds videos, the model is one of images; set model.vision.video"):
+        RetrievalTask(retrieval(clips, scenes_folder, "model.vision.video=null"))
+    with pytest.raises(UserError, match=r"evaluation.answers: .* lists 3 answers; set model.classes=3, not 4"):
+        VideoQATask(video_qa(clips, scenes_folder, "model.classes=4"))
+    with pytest.raises(UserError, match=r"needs model.vision.video.frames"):
+        video_qa(clips, scenes_folder, "model.vision.video=null")
+    images = [
+        f"data.train=[{{questions: {scenes_folder}/vqa_train.jsonl}}]",
+        f"evaluation.answers={scenes_folder}/vqa_answers.json",
+        f"evaluation.validation.questions={scenes_folder}/vqa_val.jsonl",
+        f"evaluation.test.test.questions={scenes_folder}/vqa_test.jsonl",
+        "model.vision.video.frames=3",
+    ]
+    config = load_config(ROOT / "configs/demo/vqa.yaml", [*sizes(scenes_folder), *images], VQAConfig)
+    with pytest.raises(UserError, match=r"model.vision.video: this task is one of images; drop it"):
+        VQATask(config)
