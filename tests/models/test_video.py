@@ -13,7 +13,7 @@ from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
 from models.fusion import Look
-from models.pretrain import PretrainModel, StreamWeights
+from models.pretrain import PretrainModel, PretrainModelConfig, StreamWeights
 from models.retrieval import RetrievalModel
 from models.video_qa import VideoQAModel, VideoQAModelConfig
 from models.vision import FRAME_POSITIONS, VideoConfig, VisionConfig, VisionEncoder
@@ -48,6 +48,10 @@ def means(model, batch) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def of_questions(config: PretrainModelConfig, classes: int) -> VideoQAModelConfig:
+    return VideoQAModelConfig(vision=config.vision, text=config.text, fusion=config.fusion, classes=classes)
+
+
 def test_a_video_equals_the_published_encoder(model):
     assert_golden(model.vision(GIVEN["video"]).tokens(), EXPECTED["video_embeds"])
 
@@ -111,7 +115,7 @@ def test_without_matching_the_other_losses_stay_and_every_parameter_has_a_gradie
 def video_qa() -> tuple[VideoQAModel, dict[str, Tensor], dict[str, Tensor]]:
     facts = manifest("videoqa")
     shared = model_config(facts, frames=facts["config"]["frame_len"])
-    config = VideoQAModelConfig(**dict(shared), classes=facts["config"]["num_labels"])
+    config = of_questions(shared, facts["config"]["num_labels"])
     given, expected = (arrays(GOLDEN / "videoqa" / f"{name}.npz") for name in ("inputs", "expected"))
     return load(VideoQAModel(config), "videoqa"), given, expected
 
@@ -150,8 +154,8 @@ def test_several_weighted_answers_of_a_question(video_qa):
 def test_a_pretraining_checkpoint_goes_where_the_published_code_puts_it_at_any_number_of_frames(name, frames):
     mapping, state = MAPPINGS[f"a:{name}"], read_weights(GOLDEN / "pretrain" / "model.safetensors")
     config = model_config(manifest("pretrain"), frames=frames)
-    of_questions = VideoQAModelConfig(**dict(config), classes=7)
-    model = VideoQAModel(of_questions) if name == "videoqa" else RetrievalModel(config)
+    asking = of_questions(config, 7)
+    model = VideoQAModel(asking) if name == "videoqa" else RetrievalModel(config)
     before = model.vision.frame_positions.detach().clone()
     report = load_published(model, state, "golden")
     rename = published_to_ours(len(model.text.encoder.layer))
@@ -231,17 +235,16 @@ def test_published_video_checkpoints_have_a_place_for_every_tensor():
         "videoqa_base": (VideoQAModel, 5),
     }
     from models.text import TextArchitecture, TextConfig
-    from models.xvlm import ModelConfig
 
     counts = json.loads((GOLDEN / "checkpoint_keys/param_counts.json").read_text())
     rename = published_to_ours(text_layers=12)
     for name, (kind, frames) in cases.items():
-        config = ModelConfig(
+        config = PretrainModelConfig(
             vision=VisionConfig(video=VideoConfig(frames=frames)),
             text=TextConfig(arch=TextArchitecture(vocab_size=30522)),
         )
         if kind is VideoQAModel:
-            config = VideoQAModelConfig(**dict(config), classes=1500)
+            config = of_questions(config, 1500)
         with torch.device("meta"):
             model = kind(config)
         published = json.loads((GOLDEN / f"checkpoint_keys/{name}.json").read_text())["keys"]
