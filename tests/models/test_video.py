@@ -47,11 +47,11 @@ def means(model, batch) -> dict[str, Tensor]:
     return {name: term.total / counts[name].clamp(min=1) for name, term in terms.items()}
 
 
-@torch.no_grad()
 def of_questions(config: PretrainModelConfig, classes: int) -> VideoQAModelConfig:
     return VideoQAModelConfig(vision=config.vision, text=config.text, fusion=config.fusion, classes=classes)
 
 
+@torch.no_grad()
 def test_a_video_equals_the_published_encoder(model):
     assert_golden(model.vision(GIVEN["video"]).tokens(), EXPECTED["video_embeds"])
 

@@ -127,7 +127,7 @@ def test_padding_of_a_text_pair_changes_no_loss(with_pairs):
     found = []
     for each in (batch, replace(batch, other=other)):
         torch.manual_seed(0)
-        found.append({name: total.item() for name, total in task.model._pair_losses(each).items()})
+        found.append({name: total.item() for name, total in task.model._translation_losses(each).items()})
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
