@@ -1,0 +1,44 @@
+"""Draws ``docs/captions.png``, ten generated captions of the README: ``python docs/draw_captions.py RUN [SEED]``.
+
+RUN is a finished run of the demo's captioning; SEED chooses the ten test scenes.
+"""
+
+import json
+import random
+import sys
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+SIDE, GAP, COLUMNS, LINES = 224, 16, 5, 8
+INK, GREY, PAPER = "#1f2933", "#7b8794", "white"
+
+
+def main(run: Path, seed: int) -> None:
+    said = json.loads((run / "predictions_test.json").read_text(encoding="utf-8"))
+    scenes = Path("data/scenes")
+    lines = (scenes / "captioning_test.jsonl").read_text(encoding="utf-8").splitlines()
+    records = {record["image_id"]: record for record in map(json.loads, lines)}
+    chosen = random.Random(seed).sample(said, 10)
+    font = ImageFont.load_default(13)
+    height = SIDE + 17 * LINES + GAP
+    rows = -(-len(chosen) // COLUMNS)
+    canvas = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    for place, each in enumerate(chosen):
+        record = records[each["image_id"]]
+        x, y = GAP + place % COLUMNS * (SIDE + GAP), GAP + place // COLUMNS * (height + GAP)
+        with Image.open(scenes / record["image"]) as picture:
+            canvas.paste(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y))
+        y += SIDE + 6
+        for text, colour in ((each["caption"], INK), (f"({record['caption'][0]})", GREY)):
+            for line in textwrap.wrap(text, 34):
+                pen.text((x, y), line, colour, font)
+                y += 16
+            y += 4
+    canvas.save(Path(__file__).with_name("captions.png"), optimize=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
