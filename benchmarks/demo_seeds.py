@@ -1,4 +1,4 @@
-"""What pre-training is worth in the demo's tasks: ``python -m benchmarks.demo_seeds retrieval nlvr grounding``.
+"""What pre-training is worth in the demo's tasks: ``python -m benchmarks.demo_seeds retrieval nlvr grounding vqa captioning``.
 
 Each task is fine-tuned with each seed from the demo's pre-trained model and, with the same steps, from random weights, and
 measured on its test scenes. Runs that are complete are not repeated, stopped ones go on. Prints every number of every run, and
@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 STARTS = {"pre-trained": [], "from scratch": ["init.checkpoint=null"]}
@@ -58,7 +60,12 @@ def lines_of(task: str, found: dict[str, list[dict[str, float]]]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="+", help="names as of run.py --task, which run their demo configs")
+    parser.add_argument(
+        "tasks",
+        nargs="+",
+        choices=[name for name in TASKS if name != "pretrain"],
+        help="names as of run.py --task, which run their demo configs",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each")
     parser.add_argument("--folder", type=Path, default=Path("runs/demo/seeds"))

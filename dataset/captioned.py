@@ -118,6 +118,11 @@ def _listed_rows(config: CaptionedSplitConfig, key: str) -> list[Row | BrokenRec
         )
     rows = read_rows(config.annotations, key)
     if len(rows) == 1 and isinstance(rows[0], Row) and isinstance(rows[0].values.get("images"), list):
+        if "annotations" in rows[0].values:
+            raise UserError(
+                f"{key}: {config.annotations} is COCO's own file of captions; give Karpathy's dataset_coco.json and `splits`, or "
+                "rows of image and caption"
+            )
         raise UserError(f"{key}: {config.annotations} holds several splits; name those that are wanted in `splits`")
     return rows
 
@@ -136,6 +141,8 @@ def _spoken_in(
         there |= dict.fromkeys(map(str, spoken))
         if not spoken or language in spoken:
             kept.append(row)
+    if rows and not there:
+        raise UserError(f"{key}: the captions of {path} are plain texts, not by language; drop `language`")
     if rows and not kept:
         raise UserError(f"{key}: {path} has no text in language {language!r}; languages there: {', '.join(there)}")
     if len(kept) < len(rows):

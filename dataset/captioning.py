@@ -80,7 +80,8 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
     def example(self, index: int, rng: np.random.Generator) -> CaptionExample:
         image = int(self.items.image_of_caption[index])
         source, caption = self.items.images[image], self.items.captions[index]
-        may_flip = not (self.data.careful_flip and mentions_side(caption))
+        # What the model says may be judged by all captions of the picture.
+        may_flip = not (self.data.careful_flip and any(map(mentions_side, self.references[image])))
         pixels = self.view(source, rng, may_flip=may_flip)
         ids, said = self.tokens(caption, rng)
         return CaptionExample(pixels, ids, said, self.references[image])

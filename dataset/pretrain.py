@@ -1,4 +1,4 @@
-"""Pre-training data: records of up to four streams to examples to one :class:`~utils.batch.PretrainBatch`."""
+"""Pre-training data: records of up to five streams to examples to one :class:`~utils.batch.PretrainBatch`."""
 
 from __future__ import annotations
 

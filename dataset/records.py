@@ -33,8 +33,8 @@ BrokenKind = Literal[
 ]
 ImageIs = Literal["auto", "path", "base64"]
 Box = tuple[float, float, float, float]
-Texts = tuple["str | Mapping[str, str]", ...]
-"""What a caption key holds, as alternatives: plain strings, or dictionaries from language to string."""
+Texts = tuple["str | Mapping[str, str | list[str]]", ...]
+"""What a caption key holds, as alternatives: plain strings, or dictionaries from language to a string or several."""
 
 BOX_TOLERANCE_PX = 1.0
 _ENCODED_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0AK")
@@ -248,14 +248,18 @@ def alternatives(texts: Texts, language: str | None, rng: np.random.Generator | 
             found.append(text)
         elif language is not None:
             if language in text:
-                found.append(text[language])
+                found += _listed(text[language])
         elif text:
             names = list(text)
-            found.append(text[names[int(rng.integers(len(names))) if rng is not None else 0]])
+            found += _listed(text[names[int(rng.integers(len(names))) if rng is not None else 0]])
     if not found:
         wanted = "no text" if language is None else f"no text in language {language!r}"
         raise BrokenRecordError("missing key", place, wanted)
     return found
+
+
+def _listed(said: str | list[str]) -> list[str]:
+    return [said] if isinstance(said, str) else said
 
 
 def broken_key(raw: RawRecord, key: str) -> BrokenRecordError:
@@ -308,12 +312,17 @@ def texts_in(value: Any, key: str, place: str) -> Texts:
     """
     items: Sequence[Any] = value if isinstance(value, list) else [value]
     for item in items:
-        is_languages = isinstance(item, dict) and all(isinstance(text, str) for text in item.values())
+        is_languages = isinstance(item, dict) and all(map(_is_text_or_texts, item.values()))
         if not isinstance(item, str) and not is_languages:
             raise BrokenRecordError("wrong type", place, f"{key} holds {_type_name(item)}, not a text")
     if not items:
         raise BrokenRecordError("empty text", place, f"{key} is an empty list")
     return tuple(items)
+
+
+def _is_text_or_texts(value: Any) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return bool(texts) and all(isinstance(text, str) for text in texts)
 
 
 def _looks_encoded(value: str) -> bool:

@@ -14,7 +14,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,14 +153,30 @@ def read_frames(
 def check_backend(config: VideoReadingConfig, key: str) -> None:
     """Raise a :class:`UserError` with the config ``key`` if the backend cannot be used here."""
     try:
+        _import_backend("av")  # indexes the packets for every backend
         _import_backend(config.backend)
     # torchcodec raises RuntimeError and OSError where it finds no FFmpeg.
     except (ImportError, OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         other = "" if config.backend == "av" else ", or use backend: av"
         raise UserError(
-            f"{key}.backend: {config.backend} cannot be loaded ({reason}); pip install {config.backend}{other}"
+            f"{key}.backend: {config.backend} cannot be loaded ({reason}); pip install av {config.backend}{other}"
         ) from None
+
+
+def check_held_out(sources: Iterable[VideoSource], config: VideoReadingConfig, max_pixels: int, key: str) -> None:
+    """Look at the packets of every video file of a split, without decoding any, so that a broken one is told before training.
+
+    Raises:
+        UserError: with the config ``key``, for the first that is no whole video.
+    """
+    for path, place in {source.path: source.place for source in sources if source.path is not None}.items():
+        if path.suffix == ".json" or path.is_dir():
+            continue
+        try:
+            _index(path, max_pixels, _Clock(config.time_limit_s, place))
+        except BrokenRecordError as error:
+            raise UserError(f"{key}: {error}; a held-out set has to be whole") from None
 
 
 class _Clock:

@@ -313,8 +313,10 @@ def read_candidates(path: str, key: str) -> list[str]:
     """
     content = read_json(path, key)
     listed = list(content) if isinstance(content, dict | list) else None
+    if isinstance(content, dict) and not all(type(label) is int for label in content.values()):
+        listed = None
     if listed is None or not all(entry is None or isinstance(entry, str) for entry in listed):
-        raise UserError(f"{key}: {path} is no JSON list of texts")
+        raise UserError(f"{key}: {path} is no JSON list of texts, and no JSON object from text to label")
     found = list(dict.fromkeys(entry for entry in listed if entry is not None and entry.strip()))
     if not found:
         raise UserError(f"{key}: {path} has no candidate answer")

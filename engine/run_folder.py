@@ -45,11 +45,14 @@ class RunFolder:
         self.log = path / "log.txt"
 
     @classmethod
-    def open(cls, path: Path, config: Config, resume: bool) -> tuple[RunFolder, Checkpoint | None]:
+    def open(
+        cls, path: Path, config: Config, resume: bool, evaluate: bool = False
+    ) -> tuple[RunFolder, Checkpoint | None]:
         """Create the folder, or with ``resume`` find the newest checkpoint in it (None: the run starts from its beginning).
 
         Raises:
-            UserError: if the folder holds a run and ``resume`` is not given, or the run had another config.
+            UserError: if the folder holds a run and ``resume`` is not given, or the run had another config; also, where it is
+                only to be evaluated, if it would be measured in another way, whose numbers would replace the run's.
         """
         folder = cls(path)
         saved = path / "config.yaml"
@@ -66,7 +69,7 @@ class RunFolder:
         if started and not resume:
             raise UserError(f"{path} already holds a run; add --resume to go on with it, or give another --output")
         if started:
-            folder._require_same_config(saved, config)
+            folder._require_same_config(saved, config, evaluate)
         if distributed.rank() == 0:
             try:
                 path.mkdir(parents=True, exist_ok=True)
@@ -76,22 +79,28 @@ class RunFolder:
         distributed.barrier()
         return folder, checkpoints[-1] if checkpoints else None
 
-    def _require_same_config(self, saved: Path, config: Config) -> None:
+    def _require_same_config(self, saved: Path, config: Config, evaluate: bool) -> None:
         before, now = _flat(read_yaml(saved)), _flat(config.model_dump(mode="json"))
         changed = [
             f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not _may_change(key)
+            if before.get(key) != now.get(key) and not (_may_change(key) and not (evaluate and _is_measured(key)))
         ]
         if changed:
             more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
             raise UserError(
                 f"{saved}: this run had another config: {'; '.join(changed[:3])}{more}; give another --output"
+                + (f", with init.checkpoint={self.path}" if evaluate else "")
             )
 
 
 def _may_change(key: str) -> bool:
     return _is_in(key, MAY_CHANGE) and not _is_in(key, MUST_STAY)
+
+
+def _is_measured(key: str) -> bool:
+    """Whether the key says what is measured, and not how fast."""
+    return key.startswith("evaluation.") and not key.endswith((".batch_size", ".precision", ".panels"))
 
 
 def _is_in(key: str, sections: tuple[str, ...]) -> bool:

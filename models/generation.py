@@ -39,7 +39,11 @@ class DecodingConfig(Config):
     sampling: SamplingConfig | None = Field(None, description="draw one text instead of searching for the likeliest")
 
     @model_validator(mode="after")
-    def _draws_one(self) -> DecodingConfig:
+    def _fits_together(self) -> DecodingConfig:
+        if self.min_length > self.max_length:
+            raise ValueError(
+                f"min_length is {self.min_length}, more than max_length = {self.max_length}; no text could end"
+            )
         if self.sampling is not None and self.beams != 1:
             raise ValueError(f"sampling draws one text, and beams is {self.beams}; set beams to 1")
         return self

@@ -49,6 +49,7 @@ class SelfCriticalModel(CaptioningModel):
         memory = self.remember(batch.pixels)
         said = self._said(self._draw(memory))
         references = [written for written in batch.references for _ in range(samples)]
+        # Without the end, as the references are: a caption that stops too early or never loses by its length alone.
         bare = [[word for word in text if word != self.tokens.end] for text in said]
         worth = torch.tensor(list(self.reward(bare, references)), device=batch.pixels.device).view(count, samples)
         # Against the mean of the others, (sum - own) / (samples - 1): a baseline that needs no pass of its own.

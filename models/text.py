@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -224,6 +225,9 @@ def build_text_encoder(
     if arch is None:
         hub_config = _hub_config(config.encoder)
         if hub_config.model_type not in BERT_FAMILY:
+            known = getattr(hub_config, "vocab_size", None)
+            if vocab_size is not None and known is not None and vocab_size > known:
+                raise UserError(f"model.text: the tokenizer has {vocab_size} entries, the embedding only {known}")
             return HubTextEncoder(config, hub_config, width)
         arch = architecture_of(hub_config)
     if arch.vocab_size is None:
@@ -256,7 +260,7 @@ def _hub_config(encoder: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(encoder)
+        return AutoConfig.from_pretrained(str(Path(encoder).expanduser()) if encoder.startswith("~") else encoder)
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(

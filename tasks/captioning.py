@@ -39,8 +39,8 @@ class CaptioningEvaluationConfig(HeldOutConfig[CaptionedSplitConfig]):
     decoding: DecodingConfig = DecodingConfig()
     document_frequencies: str | None = Field(
         None,
-        description="CIDEr's weights of words from a file, JSON or the usual pickle; null: of the split's own references, as is "
-        "standard",
+        description="CIDEr's weights of words from a file, JSON or the usual pickle, for the self-critical reward too; null: of "
+        "the split's own references, as is standard (for the reward: of the training captions)",
     )
     java_metrics: list[Literal["METEOR", "SPICE"]] = Field(
         [], description="metrics that need the optional pycocoevalcap and Java"
@@ -85,6 +85,13 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
     def __init__(self, config: CaptioningConfig, checkpoint: Checkpoint | None = None):
         if config.model.vision.video is not None:
             check_backend(config.data.video, "data.video")
+        try:
+            check_java_metrics(config.evaluation.java_metrics)
+        except UserError as error:
+            raise UserError(f"evaluation.java_metrics: {error}") from None
+        path = config.evaluation.document_frequencies
+        key = "evaluation.document_frequencies"
+        self.frequencies = None if path is None else read_document_frequencies(path, key)
         super().__init__(config, checkpoint)
         for key, items in self.splits.items():
             check_medium(items.images, self.frames, key)
@@ -92,10 +99,6 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
         prompt = prompt_tokens(processor, config.data.prompt)
         self.tokens = CaptionTokens(tuple(prompt), processor.sep_id, processor.mask_id, processor.pad_id)
         self._check_room(len(prompt), config)
-        check_java_metrics(config.evaluation.java_metrics)
-        path = config.evaluation.document_frequencies
-        key = "evaluation.document_frequencies"
-        self.frequencies = None if path is None else read_document_frequencies(path, key)
         if isinstance(self.model, SelfCriticalModel):
             self.model.judge(self._reward(), self.tokens, config.self_critical)
 
@@ -172,6 +175,11 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
         wanted = {"evaluation.decoding": config.evaluation.decoding.max_length}
         if config.train.objective == "self_critical":
             wanted["self_critical"] = config.self_critical.max_length
+        beams, words = config.evaluation.decoding.beams, len(self.tokenizer)
+        if beams > words:
+            raise UserError(
+                f"evaluation.decoding.beams is {beams}, more than the {words} entries of the tokenizer; lower it"
+            )
         for section, longest in wanted.items():
             if prompt + longest > arch.longest_text:
                 raise UserError(
@@ -188,6 +196,7 @@ def _read(
 
 
 def _server_id(identity: str) -> int | str:
-    """COCO's evaluation takes numbers: "coco_391895" and "391895" are 391895; other names stay."""
-    match = re.fullmatch(r"(?:coco_)?0*(\d+)", identity)
+    """COCO's evaluation takes numbers: "coco_391895", "391895" and "val2014/COCO_val2014_000000391895.jpg" are 391895; other
+    names stay."""
+    match = re.fullmatch(r"(?:coco_|(?:.*/)?COCO_\w+?_)?0*(\d+)(?:\.jpg)?", identity)
     return int(match[1]) if match else identity

@@ -45,7 +45,9 @@ def run_task(
         schema, kind = others[said]
     config = load_config(arguments.config, arguments.overrides, schema)
     with process_group() as device:
-        folder, checkpoint = RunFolder.open(Path(arguments.output), config, arguments.resume)
+        folder, checkpoint = RunFolder.open(
+            Path(arguments.output), config, arguments.resume, evaluate=arguments.evaluate
+        )
         logging.set_up(folder.log)
         task = kind(config, checkpoint)
         if arguments.evaluate:

@@ -9,7 +9,7 @@ from pydantic import Field
 from dataset.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
 from dataset.finetune import EvaluationView, check_medium, frame_sampler
 from dataset.retrieval import RetrievalBatches, RetrievalDataConfig
-from dataset.video import FrameSampler, check_backend
+from dataset.video import FrameSampler, VideoSource, check_backend, check_held_out
 from engine.checkpoint import Checkpoint
 from models.retrieval import RetrievalModel
 from models.xvlm import AligningConfig
@@ -48,6 +48,8 @@ class RetrievalTask(FineTuneTask[RetrievalConfig, RetrievalModel]):
         super().__init__(config, checkpoint)
         for key, items in self.splits.items():
             check_medium(items.images, self.frames, key)
+            videos = [source for source in items.images if isinstance(source, VideoSource)]
+            check_held_out(videos, config.data.video, config.data.max_pixels, key)
 
     @staticmethod
     def build_model(config: RetrievalConfig, vocab_size: int | None) -> RetrievalModel:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dataset.finetune import EvaluationView, frame_sampler
-from dataset.video import FrameSampler, VideoSource, check_backend
+from dataset.video import FrameSampler, VideoSource, check_backend, check_held_out
 from dataset.video_qa import (
     VideoQABatches,
     VideoQADataConfig,
@@ -65,6 +65,8 @@ class VideoQATask(FineTuneTask[VideoQAConfig, VideoQAModel]):
         check_backend(config.data.video, "data.video")
         self.classes = read_classes(config.evaluation.answers, "evaluation.answers", config.model.classes)
         super().__init__(config, checkpoint)
+        for key, items in self.splits.items():
+            check_held_out((item.video for item in items), config.data.video, config.data.max_pixels, key)
 
     @staticmethod
     def build_model(config: VideoQAConfig, vocab_size: int | None) -> VideoQAModel:

@@ -70,8 +70,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
     make_batches = VQABatches
 
     def __init__(self, config: VQAConfig, checkpoint: Checkpoint | None = None):
-        super().__init__(config, checkpoint)
         self.candidates = read_candidates(config.evaluation.answers, "evaluation.answers")
+        super().__init__(config, checkpoint)
         self.tree = self._tree()
 
     @staticmethod

@@ -187,11 +187,15 @@ def _apply_override(values: dict[str, Any], override: str, places: Places, findi
         findings.append(f"command line: the value of {override!r} is not valid YAML; quote it")
         return
     node = values
-    for key in keys[:-1]:
+    for depth, key in enumerate(keys[:-1], start=1):
         child = node.get(key)
+        if isinstance(child, list):
+            findings.append(f"command line: {'.'.join(keys[:depth])} is a list; give it whole")
+            return
         if not isinstance(child, dict):
             child = {}
             node[key] = child
+            places[keys[:depth]] = "command line"
         node = child
     node[keys[-1]] = value
     places[keys] = "command line"

@@ -52,7 +52,8 @@ def check_java_metrics(names: Sequence[str]) -> None:
     if not names:
         return
     wanted = f"{names[0]} needs" if len(names) == 1 else f"{' and '.join(names)} need"
+    drop = "or leave it out" if len(names) == 1 else "or leave them out"
     if importlib.util.find_spec("pycocoevalcap") is None:
-        raise UserError(f"{wanted} pycocoevalcap, which is not installed: pip install pycocoevalcap, or leave them out")
+        raise UserError(f'{wanted} pycocoevalcap, which is not installed: pip install ".[captions]", {drop}')
     if shutil.which("java") is None:
-        raise UserError(f"{wanted} Java, and there is no java on the PATH: install a Java runtime, or leave them out")
+        raise UserError(f"{wanted} Java, and there is no java on the PATH: install a Java runtime, {drop}")

@@ -23,7 +23,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: if the file is missing, damaged, or would need code to run.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"{path}: no such weight file")
     try:
@@ -32,7 +32,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         # Published checkpoints hold their command line beside the weights; an argparse namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: no weight file of torch or safetensors, or one that holds more than weights (no code in it is run)"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{path}: not a readable weight file: {str(error).splitlines()[0]}") from None
     for key in ("model", "module", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -51,7 +55,7 @@ def read_hub_weights(source: str, key: str) -> dict[str, Tensor]:
     Raises:
         UserError: if there is neither such a folder nor, on the hub or in its cache, such a model.
     """
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if folder.is_file():
         return read_weights(folder)
     if folder.is_dir():

@@ -111,3 +111,18 @@ def test_a_config_is_immutable(write):
     config = load_config(write("a.yaml", "optim: {lr: 1}\n"), [], Outer)
     with pytest.raises(ValueError, match="frozen"):
         config.flag = "x"
+
+
+def test_an_item_of_a_list_cannot_be_overridden_and_typos_are_the_command_lines(tmp_path):
+    class Inner(Config):
+        names: tuple[str, ...] = ()
+
+    class Outer(Config):
+        inner: Inner = Inner()
+
+    path = tmp_path / "a.yaml"
+    path.write_text("inner: {names: [a]}\n")
+    with pytest.raises(ConfigError, match=r"command line: inner\.names is a list; give it whole"):
+        load_config(path, ["inner.names.0=b"], Outer)
+    with pytest.raises(ConfigError, match=r"command line: iner is not a field of Outer; did you mean 'inner'"):
+        load_config(path, ["iner.names=[b]"], Outer)
