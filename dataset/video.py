@@ -158,10 +158,8 @@ def check_backend(config: VideoReadingConfig, key: str) -> None:
     # torchcodec raises RuntimeError and OSError where it finds no FFmpeg.
     except (ImportError, OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0][:200]
-        other = "" if config.backend == "av" else ", or use backend: av"
-        raise UserError(
-            f"{key}.backend: {config.backend} cannot be loaded ({reason}); pip install av {config.backend}{other}"
-        ) from None
+        remedy = "av" if config.backend == "av" else f"av {config.backend}, or use backend: av"
+        raise UserError(f"{key}.backend: {config.backend} cannot be loaded ({reason}); pip install {remedy}") from None
 
 
 def check_held_out(sources: Iterable[VideoSource], config: VideoReadingConfig, max_pixels: int, key: str) -> None:

@@ -353,7 +353,7 @@ def test_a_backend_that_is_missing_is_one_clear_line(monkeypatch):
         raise ImportError(f"No module named {name!r}\nand more")
 
     monkeypatch.setattr(video.importlib, "import_module", fail)
-    expected = r"data.video.backend: decord cannot be loaded \(No module named 'decord'\); pip install decord, or use"
+    expected = r"data.video.backend: decord cannot be loaded \(No module named 'av'\); pip install av decord, or use"
     with pytest.raises(UserError, match=expected):
         check_backend(VideoReadingConfig(backend="decord"), "data.video")
     with pytest.raises(UserError, match=r"pip install av$"):
