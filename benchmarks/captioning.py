@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements")
-    parser.add_argument("--images", type=int, default=4, help="images that are captioned together")
+    parser.add_argument("--images", type=int, default=32, help="images that are captioned together")
     parser.add_argument("--small", action="store_true", help="a small model: a check that it runs")
     flags = parser.parse_args(argv)
     torch.manual_seed(0)
