@@ -16,7 +16,7 @@ from dataset.images import AugmentConfig, RandAugment, decode, evaluation_view, 
 from dataset.loaders import LoadingConfig, in_workers
 from dataset.records import BrokenRecordError, ImageSource
 from dataset.samplers import RandomOrder, sample_rng
-from dataset.text import PlainTextProcessor, TextLimits, clean_caption
+from dataset.text import PlainTextProcessor, TextLimits, clean_caption, clean_question
 from dataset.video import FrameSampler, VideoReadingConfig, VideoSource
 from utils.batch import Batch, Text
 from utils.errors import UserError
@@ -238,6 +238,18 @@ def cleaned(text: str, max_words: int, place: str) -> str:
         return clean_caption(text, max_words)
     except ValueError:
         raise BrokenRecordError("empty text", place, f"nothing is left of {text[:80]!r} after cleaning") from None
+
+
+def cleaned_question(text: str, max_words: int, place: str) -> str:
+    """The question after the released clean-up, which is another than that of captions.
+
+    Raises:
+        BrokenRecordError: "empty text" where nothing is left of its first words.
+    """
+    found = clean_question(text, max_words)
+    if not found.strip():
+        raise BrokenRecordError("empty text", place, f"nothing is left of {text[:80]!r} after cleaning")
+    return found
 
 
 def encode_texts(processor: PlainTextProcessor, texts: Sequence[str]) -> Text:

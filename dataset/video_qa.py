@@ -20,6 +20,7 @@ from dataset.finetune import (
     FineTuneBatches,
     FineTuneDataConfig,
     TrainingView,
+    cleaned_question,
     encode_texts,
     frame_sampler,
 )
@@ -186,7 +187,7 @@ class VideoQABatches(FineTuneBatches[VideoQADataConfig, VideoQuestionExample]):
 
     def example(self, index: int, rng: np.random.Generator) -> VideoQuestionExample:
         item = self.items[index]
-        question = cleaned_question(item, self.text.max_words)
+        question = cleaned_question(item.question, self.text.max_words, item.place)
         may_flip = not (self.data.careful_flip and any(map(mentions_side, (question, item.answer))))
         pixels = self.view(item.video, rng, may_flip=may_flip)
         return VideoQuestionExample(pixels, question, self.labels.get(item.answer, IGNORE))
@@ -207,15 +208,3 @@ class VideoQABatches(FineTuneBatches[VideoQADataConfig, VideoQuestionExample]):
             valid=valid,
             **made,
         )
-
-
-def cleaned_question(item: VideoQuestion, max_words: int) -> str:
-    """The question after the released clean-up.
-
-    Raises:
-        BrokenRecordError: "empty text" where nothing is left of its first words.
-    """
-    text = clean_question(item.question, max_words)
-    if not text.strip():
-        raise BrokenRecordError("empty text", item.place, f"nothing is left of {item.question[:80]!r} after cleaning")
-    return text

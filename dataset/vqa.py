@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_json, read_rows
-from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, encode_texts
+from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned_question, encode_texts
 from dataset.iglue import is_xgqa, question_row, xgqa_rows
 from dataset.images import AugmentConfig, RandAugment, decode, training_view
 from dataset.records import BrokenRecordError, ImageSource
@@ -366,7 +366,7 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
 
     def example(self, index: int, rng: np.random.Generator) -> QuestionExample:
         item = self.items[index]
-        question = cleaned_question(item, self.text.max_words)
+        question = cleaned_question(item.question, self.text.max_words, item.place)
         answers = item.weighted_answers()
         said = [question, *(answer for answer, _ in answers)]
         pixels = training_view(
@@ -398,15 +398,3 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
             valid=valid,
             **made,
         )
-
-
-def cleaned_question(item: Question, max_words: int) -> str:
-    """The question after the released clean-up.
-
-    Raises:
-        BrokenRecordError: "empty text" where nothing is left of its first words.
-    """
-    text = clean_question(item.question, max_words)
-    if not text.strip():
-        raise BrokenRecordError("empty text", item.place, f"nothing is left of {item.question[:80]!r} after cleaning")
-    return text

@@ -12,21 +12,20 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dataset.finetune import EvaluationView, frame_sampler
+from dataset.finetune import EvaluationView, cleaned_question, frame_sampler
 from dataset.video import FrameSampler, VideoSource, check_backend, check_held_out
 from dataset.video_qa import (
     VideoQABatches,
     VideoQADataConfig,
     VideoQuestion,
     VideoQuestionsConfig,
-    cleaned_question,
     read_classes,
     read_video_questions,
 )
 from engine.checkpoint import Checkpoint
 from models.video_qa import VideoQAModel, VideoQAModelConfig
 from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
-from tasks.vqa import picture_of_each
+from tasks.vqa import by_answer_type, picture_of_each
 from utils.batch import Text
 
 
@@ -110,11 +109,7 @@ class VideoQATask(FineTuneTask[VideoQAConfig, VideoQAModel]):
         listed = set(self.classes)
         known = np.array([item.answer in listed for item in items])
         always = np.array([item.answer == self.commonest for item in items])
-        types = np.array([item.answer_type for item in items])
-        groups = {"": np.ones(len(items), dtype=bool)}
-        if len(set(types.tolist())) > 1:
-            groups |= {name: types == name for name in sorted({*types.tolist()} - {""})}
-        for name, chosen in groups.items():
+        for name, chosen in by_answer_type([item.answer_type for item in items]).items():
             prefix = f"{name}: " if name else ""
             results[f"{prefix}accuracy"] = float(right[chosen].mean())
             results[f"{prefix}accuracy/chance"] = float(known[chosen].mean()) / len(self.classes)
@@ -156,4 +151,4 @@ def _read(
 ) -> tuple[Tensor, str]:
     """The frames (F, 3, S, S) and the cleaned question."""
     item = items[index]
-    return last(view, item.video), cleaned_question(item, max_words)
+    return last(view, item.video), cleaned_question(item.question, max_words, item.place)

@@ -11,14 +11,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataset.finetune import EvaluationView
+from dataset.finetune import EvaluationView, cleaned_question
 from dataset.text import PlainTextProcessor, TextLimits
 from dataset.vqa import (
     Question,
     QuestionsConfig,
     VQABatches,
     VQADataConfig,
-    cleaned_question,
     read_candidates,
     read_questions,
 )
@@ -100,11 +99,7 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
             return results
         answers = [item.answers for item in items]
         found, chance = accuracies(predicted, answers), chance_accuracy(self.candidates, answers)
-        types = np.array([item.answer_type for item in items])
-        groups = {"": np.ones(len(items), dtype=bool)}
-        if len(set(types.tolist())) > 1:
-            groups |= {name: types == name for name in sorted({*types.tolist()} - {""})}
-        for name, chosen in groups.items():
+        for name, chosen in by_answer_type([item.answer_type for item in items]).items():
             prefix = f"{name}: " if name else ""
             results[f"{prefix}accuracy"] = float(found[chosen].mean())
             results[f"{prefix}accuracy/chance"] = float(chance[chosen].mean())
@@ -152,6 +147,15 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
         return self.outputs(items, _read, answer, "answering")
 
 
+def by_answer_type(types: Sequence[str]) -> dict[str, np.ndarray]:
+    """Which questions, (N,) bool: all under "", and where there are several types of answer, those of each."""
+    given = np.array(types)
+    groups = {"": np.ones(len(given), dtype=bool)}
+    if len(set(types)) > 1:
+        groups |= {name: given == name for name in sorted({*types} - {""})}
+    return groups
+
+
 def picture_of_each(pictures: Sequence[Tensor]) -> np.ndarray:
     """A number for each picture, the same for equal neighbours: files list the questions of a picture together, and the vision
     encoder costs most, so that it sees a picture once for all of them."""
@@ -187,4 +191,4 @@ def chance_accuracy(candidates: Sequence[str], answers: Sequence[Sequence[str]])
 def _read(view: EvaluationView, max_words: int, items: Sequence[Question], index: int) -> tuple[Tensor, str]:
     """The picture (3, S, S) and the cleaned question."""
     item = items[index]
-    return view(item.picture), cleaned_question(item, max_words)
+    return view(item.picture), cleaned_question(item.question, max_words, item.place)

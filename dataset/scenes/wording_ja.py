@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from dataset.scenes.describe import Looks
@@ -47,7 +48,7 @@ def sentence(chain: Sequence[Looks], links: Sequence[str | None]) -> str:
     if not links:
         return f"{noun_phrase(chain[0])}だけがある"
     said = [f"{noun_phrase(chain[0])}が"] if links[0] is None else []
-    for link, looks, other in zip(links, chain, chain[1:], strict=False):
+    for link, (looks, other) in zip(links, itertools.pairwise(chain), strict=True):
         if link is None:
             said.append(f"{noun_phrase(other)}も")
         else:

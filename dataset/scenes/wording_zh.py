@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from dataset.scenes.describe import Looks
@@ -48,7 +49,7 @@ def sentence(chain: Sequence[Looks], links: Sequence[str | None]) -> str:
     if not links:
         return f"只有{noun_phrase(chain[0])}"
     said = [noun_phrase(chain[0])] if links[0] is None else []
-    for link, looks, other in zip(links, chain, chain[1:], strict=False):
+    for link, (looks, other) in zip(links, itertools.pairwise(chain), strict=True):
         if link is None:
             said.append(f"还有{noun_phrase(other)}")
         else:

@@ -55,8 +55,7 @@ def test_captions_agree_in_gender_case_and_order(language, listing, sentence):
     assert language.sentence(*CHAIN) == sentence
 
 
-@pytest.mark.parametrize("relation", RELATIONS)
-def test_every_relation_is_said_in_every_language(relation):
+def test_every_relation_is_said_in_every_language():
     for language in (wording_de, wording_fr, wording_cs, wording_zh, wording_ja):
         said = {language.sentence([STAR, HEART], [each]) for each in RELATIONS}
         assert len(said) == len(RELATIONS)
