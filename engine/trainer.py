@@ -145,7 +145,7 @@ class Trainer:
         pending: _Pending | None = None
         try:
             while self.step < self.steps:
-                current = self._train_step([next(micro_batches) for _ in range(self.config.accumulate)])
+                current = self.train_step([next(micro_batches) for _ in range(self.config.accumulate)])
                 if pending is not None:
                     report(pending)
                 pending = current
@@ -190,7 +190,7 @@ class Trainer:
                 save_best(self.folder.best, self.step, self.model, found)
         report.leave_out(time.perf_counter() - started)
 
-    def _train_step(self, micro_batches: list[Any]) -> _Pending:
+    def train_step(self, micro_batches: list[Any]) -> _Pending:
         # Dropout and drawn negatives depend on seed, step and rank alone: a resumed run needs no generator state.
         torch.manual_seed(mix_seed(self.seed, self.step, distributed.rank()))
         self._set_rates()

@@ -12,10 +12,12 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Encoded:
     """Token states. ``states`` (N, L, D); ``mask`` (N, L) bool, True = attend, or (N, L, K) where each token has a mask of its
-    own. Row 0 of each text is its [CLS]."""
+    own. Row 0 of each text is its [CLS]. What stands behind a text's end is to be read by nobody. ``tokens``: how many there
+    are in all, or a few more, where the host knows (see :meth:`models.layout.Layout.packed`)."""
 
     states: Tensor
     mask: Tensor
+    tokens: int | None = None
 
     @property
     def cls(self) -> Tensor:
@@ -29,10 +31,12 @@ class Encoded:
     @staticmethod
     def concat(parts: Sequence[Encoded]) -> Encoded:
         """Rows of ``parts`` one after the other; all must be padded to the same length."""
-        return Encoded(torch.cat([part.states for part in parts]), torch.cat([part.mask for part in parts]))
+        known = [part.tokens for part in parts if part.tokens is not None]
+        tokens = sum(known) if len(known) == len(parts) else None
+        return Encoded(torch.cat([part.states for part in parts]), torch.cat([part.mask for part in parts]), tokens)
 
     def split(self, sizes: Sequence[int]) -> list[Encoded]:
-        """The inverse of :meth:`concat`."""
+        """The inverse of :meth:`concat`, but for ``tokens``."""
         return [
             Encoded(s, m) for s, m in zip(self.states.split(list(sizes)), self.mask.split(list(sizes)), strict=True)
         ]

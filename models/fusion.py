@@ -7,10 +7,10 @@ query axis, so that no key is copied per text.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -18,15 +18,22 @@ from torch import Tensor, nn
 
 from models.encoded import Concepts, Encoded
 from models.layers import (
+    Asking,
     Attention,
+    Cross,
     CrossAttend,
     Extend,
     Layer,
     LayerConfig,
     Projections,
+    SelfLook,
     attention_mask,
     init_bert_weights,
+    merge_heads,
+    run_layer,
+    split_heads,
 )
+from models.layout import Layout, join, on_host, text_layout
 from utils.config import Config
 from utils.errors import UserError
 
@@ -114,6 +121,7 @@ class FusionEncoder(nn.Module):
         self.layer = nn.ModuleList(
             Layer(layer.at_depth(index, config.layers), memory_width=vision_width) for index in range(config.layers)
         )
+        self.recompute = False
         self.apply(partial(init_bert_weights, std=layer.init_std))
 
     def remember(self, concepts: Concepts) -> ImageMemory:
@@ -151,93 +159,224 @@ class FusionEncoder(nn.Module):
             extend: of each layer by its number, see :class:`~models.layers.Attention`.
         """
         assert not looks or sum(len(look.rows) for look in looks) == len(text.states), "looks must cover the texts"
-        plans = [_plan(look) for look in looks]
-        attend = attention_mask(text.mask)
-        states, last = text.states, len(self.layer) - 1
+        pieces = text.split([len(look.rows) for look in looks]) if len(looks) > 1 else [text]
+        chosen: list[Look | None] = [*looks] or [None]
+        wanted = At.cls(text.states) if cls_only else None
+        parts = [
+            Part(piece, look, wanted.of(len(piece.states)) if wanted else None)
+            for piece, look in zip(pieces, chosen, strict=True)
+        ]
+        return Encoded.concat(self.fuse(parts, extend))
+
+    def fuse(self, parts: Sequence[Part], extend: Callable[[int], Extend] | None = None) -> list[Encoded]:
+        """Fuse texts of any lengths, each with what it looks at, in one pass; in the order of ``parts``."""
+        order = sorted(range(len(parts)), key=lambda index: parts[index].look is None)
+        stretches = [_Stretch.of(parts[index]) for index in order]
+        rows = join([stretch.keys.to_rows(stretch.part.text.states) for stretch in stretches])
+        rows = self.run(rows, *_plan_layers(stretches), extend)
+        fused = rows.split([stretch.queries.rows for stretch in stretches])
+        found = {index: stretch.result(own) for index, stretch, own in zip(order, stretches, fused, strict=True)}
+        return [found[index] for index in range(len(parts))]
+
+    def run(
+        self,
+        rows: Tensor,
+        inner: _LayerPlan,
+        last: _LayerPlan,
+        extend: Callable[[int], Extend] | None = None,
+    ) -> Tensor:
+        """All layers on ``rows`` (T, D) -> those that are wanted of the last layer."""
         for index, layer in enumerate(self.layer):
-            queries = 1 if cls_only and index == last else None
-            look_at = _cross_attend(plans, index) if plans else None
-            states = layer(states, attend, look_at, queries, extend(index) if extend else None)
-        return Encoded(states, text.mask[:, :1] if cls_only else text.mask)
+            plan = last if index == len(self.layer) - 1 else inner
+            rows = run_layer(
+                layer, self.recompute, rows, plan.asking, plan.cross(index), extend(index) if extend else None
+            )
+        return rows
+
+
+@dataclass(frozen=True)
+class At:
+    """The tokens whose fused states are wanted. ``positions`` (M, K) int64; ``used`` (M, K) bool, each row's first; ``tokens``:
+    how many are used, or a few more, where the host knows."""
+
+    positions: Tensor
+    used: Tensor
+    tokens: int | None = None
+
+    @staticmethod
+    def cls(texts: Tensor) -> At:
+        """The first token of each of ``texts`` (M, …)."""
+        positions = torch.zeros(len(texts), 1, dtype=torch.int64, device=texts.device)
+        return At(positions, torch.ones_like(positions, dtype=torch.bool), len(texts))
+
+    def of(self, count: int) -> At:
+        """The same of ``count`` texts, where all want their first token."""
+        return At(self.positions[:count], self.used[:count], count)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Texts with what they look at. ``at``: which states are wanted, so that the last layer computes no others; None: all."""
+
+    text: Encoded
+    look: Look | None = None
+    at: At | None = None
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A part with its layouts: of all its tokens, and of those that are wanted."""
+
+    part: Part
+    keys: Layout
+    queries: Layout
+
+    @staticmethod
+    def of(part: Part) -> _Stretch:
+        keys = text_layout(part.text.states.shape, part.text.mask, part.text.tokens)
+        return _Stretch(part, keys, keys if part.at is None else Layout.packed(part.at.used, part.at.tokens))
+
+    def wanted_rows(self, start: int) -> Tensor:
+        """Numbers of the wanted rows, where the stretch's first is ``start``."""
+        at, device = self.part.at, self.part.text.states.device
+        if at is None:
+            return torch.arange(start, start + self.keys.rows, device=device)
+        return self.queries.to_rows(self.keys.rows_at(at.positions).view(*at.positions.shape, 1)).squeeze(1) + start
+
+    def self_looks(self) -> tuple[SelfLook, SelfLook]:
+        """Of the inner layers and of the last one."""
+        mask = attention_mask(self.part.text.mask)
+        if self.part.at is not None and mask.shape[2] > 1:
+            where = self.part.at.positions[:, None, :, None].expand(-1, -1, -1, mask.shape[3])
+            own = mask.expand(len(where), -1, -1, -1).gather(2, where)
+        else:
+            own = mask
+        return SelfLook(self.keys, self.keys, mask), SelfLook(self.queries, self.keys, own)
+
+    def result(self, rows: Tensor) -> Encoded:
+        text, at = self.part.text, self.part.at
+        mask, tokens = (text.mask, text.tokens) if at is None else (at.used, at.tokens)
+        return Encoded(self.queries.to_slots(rows), mask, tokens)
+
+
+@dataclass(frozen=True)
+class _LayerPlan:
+    """What a layer computes and where its rows look."""
+
+    asking: Asking
+    plans: tuple[_Plan, ...]
+    looking: int
+
+    def cross(self, layer: int) -> Cross | None:
+        return Cross(self.looking, _cross_attend(self.plans, layer)) if self.plans else None
+
+
+def _plan_layers(stretches: Sequence[_Stretch]) -> tuple[_LayerPlan, _LayerPlan]:
+    """Of the inner layers and of the last one; stretches that look at nothing come last."""
+    looks = [stretch.self_looks() for stretch in stretches]
+    seeing = [(stretch, stretch.part.look) for stretch in stretches if stretch.part.look is not None]
+    plans = tuple(_plan(look, stretch.keys) for stretch, look in seeing)
+    inner = _LayerPlan(Asking(tuple(look for look, _ in looks)), plans, sum(plan.layout.rows for plan in plans))
+    if all(stretch.part.at is None for stretch in stretches):
+        return inner, inner
+    starts = itertools.accumulate((stretch.keys.rows for stretch in stretches), initial=0)
+    wanted = join([stretch.wanted_rows(start) for stretch, start in zip(stretches, starts, strict=False)])
+    asking = Asking(tuple(look for _, look in looks), wanted)
+    plans = tuple(_plan(look, stretch.queries) for stretch, look in seeing)
+    return inner, _LayerPlan(asking, plans, sum(plan.layout.rows for plan in plans))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """A look with its layout. ``kind`` joined: ``table`` (N * S,) names the text in each of an image's S slots, ``place``
-    (M,) the slot of each text. copied: keys are gathered per text."""
+    """A look with its layout.
+
+    Joined, an image's texts share one row of queries, each in a slot of its own: ``table`` (N * S,) names the text in each of
+    an image's S slots, ``take`` (N * S * L,) the rows, and ``place`` (T,) where each row went. Else keys are copied per text.
+    """
 
     look: Look
-    kind: Literal["joined", "copied"]
+    layout: Layout
     slots: int = 1
     table: Tensor | None = None
+    take: Tensor | None = None
     place: Tensor | None = None
 
-    @property
-    def image_of_text(self) -> Tensor:
-        index = self.look.memory.image_index
-        return self.look.rows if index is None else index.index_select(0, self.look.rows)
 
-
-def _plan(look: Look) -> _Plan:
-    if look.texts_per_image is None:
-        return _Plan(look, "copied")
-    images, slots = look.memory.images, look.texts_per_image
-    image = _Plan(look, "joined").image_of_text
+def _plan(look: Look, layout: Layout) -> _Plan:
+    memory, rows = look.memory, look.rows
+    image = _image_of_text(look)
+    slots = look.texts_per_image
+    if slots is None:
+        if not on_host(rows):
+            return _Plan(look, layout)
+        slots = int(image.bincount().max())
+    length, device = layout.shape[1], rows.device
     order = image.argsort(stable=True)
     arranged = image.index_select(0, order)
-    first = torch.searchsorted(arranged, arranged)
-    slot = torch.arange(len(image), device=image.device) - first
-    place = torch.empty_like(image).scatter_(0, order, arranged * slots + slot)
-    table = torch.zeros(images * slots, dtype=torch.int64, device=image.device)
-    table.scatter_(0, place, torch.arange(len(image), device=image.device))
-    return _Plan(look, "joined", slots, table, place)
+    slot = torch.arange(len(image), device=device) - torch.searchsorted(arranged, arranged)
+    of_text = torch.empty_like(image).scatter_(0, order, arranged * slots + slot)
+    table = torch.zeros(memory.images * slots, dtype=torch.int64, device=device)
+    table.scatter_(0, of_text, torch.arange(len(image), device=device))
+    take = layout.rows_by_slot(device).index_select(0, table).flatten()
+    place = (of_text.unsqueeze(1) * length + torch.arange(length, device=device)).flatten()
+    place = place if layout.slot_of_row is None else place.index_select(0, layout.slot_of_row)
+    return _Plan(look, layout, slots, table, take, place)
+
+
+def _image_of_text(look: Look) -> Tensor:
+    index = look.memory.image_index
+    return look.rows if index is None else index.index_select(0, look.rows)
 
 
 def _cross_attend(plans: Sequence[_Plan], layer: int) -> CrossAttend:
     def attend(attention: Attention, queries: Tensor) -> Tensor:
-        parts = queries.split([len(plan.look.rows) for plan in plans])
-        done = [_ATTEND[plan.kind](attention, part, plan, layer) for plan, part in zip(plans, parts, strict=True)]
-        return torch.cat(done) if len(done) > 1 else done[0]
+        parts = queries.split([plan.layout.rows for plan in plans])
+        return join(
+            [
+                (_attend_copied if plan.table is None else _attend_joined)(attention, part, plan, layer)
+                for plan, part in zip(plans, parts, strict=True)
+            ]
+        )
 
     return attend
 
 
-def _attend_copied(attention: Attention, queries: Tensor, plan: _Plan, layer: int) -> Tensor:
+def _attend_copied(attention: Attention, rows: Tensor, plan: _Plan, layer: int) -> Tensor:
     memory = plan.look.memory
     stored = memory.layers[layer]
-    keys, values = (part.index_select(0, plan.image_of_text) for part in stored.patches)
-    if stored.concepts is None:
-        seen_tokens = None if memory.token_mask is None else memory.token_mask.index_select(0, plan.image_of_text)
-        return attention.attend(queries, keys, values, None if seen_tokens is None else attention_mask(seen_tokens))
-    concept_keys, concept_values = (part.index_select(0, plan.look.rows) for part in stored.concepts)
-    keys, values = torch.cat([concept_keys, keys], dim=2), torch.cat([concept_values, values], dim=2)
-    assert memory.patch_mask is not None
-    seen = memory.patch_mask.index_select(0, plan.look.rows)
-    mask = torch.cat([seen.new_ones(len(seen), 1), seen], dim=1)[:, None, None, :]
-    return attention.attend(queries, keys, values, mask)
+    image = _image_of_text(plan.look)
+    queries = split_heads(plan.layout.to_slots(rows), attention.self.heads)
+    keys, values = (part.index_select(0, image) for part in stored.patches)
+    mask = None if memory.token_mask is None else attention_mask(memory.token_mask.index_select(0, image))
+    if stored.concepts is not None:
+        concept_keys, concept_values = (part.index_select(0, plan.look.rows) for part in stored.concepts)
+        keys, values = torch.cat([concept_keys, keys], dim=2), torch.cat([concept_values, values], dim=2)
+        assert memory.patch_mask is not None
+        seen = memory.patch_mask.index_select(0, plan.look.rows)
+        mask = torch.cat([seen.new_ones(len(seen), 1), seen], dim=1)[:, None, None, :]
+    return plan.layout.to_rows(merge_heads(attention.attend(queries, keys, values, mask)))
 
 
-def _attend_joined(attention: Attention, queries: Tensor, plan: _Plan, layer: int) -> Tensor:
-    memory, slots, table, place = plan.look.memory, plan.slots, plan.table, plan.place
-    assert table is not None and place is not None
+def _attend_joined(attention: Attention, rows: Tensor, plan: _Plan, layer: int) -> Tensor:
+    memory, slots, table, take, place = plan.look.memory, plan.slots, plan.table, plan.take, plan.place
+    assert table is not None and take is not None and place is not None
     stored = memory.layers[layer]
-    _, heads, length, size = queries.shape
-    images = memory.images
-
-    def to_slots(per_text: Tensor) -> Tensor:
-        """(M, heads, l, d) -> (N, heads, S * l, d)."""
-        laid = per_text.index_select(0, table).view(images, slots, heads, -1, size)
-        return laid.transpose(1, 2).reshape(images, heads, -1, size)
-
     keys, values = stored.patches
     mask = None if memory.token_mask is None else attention_mask(memory.token_mask)
     if stored.concepts is not None:
-        concept_keys, concept_values = (to_slots(part.index_select(0, plan.look.rows)) for part in stored.concepts)
+        concept_keys, concept_values = (_to_images(part, plan) for part in stored.concepts)
         keys, values = torch.cat([concept_keys, keys], dim=2), torch.cat([concept_values, values], dim=2)
-        mask = _slot_mask(memory, plan, length)
-    attended = attention.attend(to_slots(queries), keys, values, mask)
-    per_slot = attended.view(images, heads, slots, length, size).transpose(1, 2).reshape(-1, heads, length, size)
-    return per_slot.index_select(0, place)
+        mask = _slot_mask(memory, plan, plan.layout.shape[1])
+    queries = rows.index_select(0, take).view(memory.images, slots * plan.layout.shape[1], rows.shape[1])
+    attended = attention.attend(split_heads(queries, attention.self.heads), keys, values, mask)
+    return merge_heads(attended).flatten(0, 1).index_select(0, place)
+
+
+def _to_images(concepts: Tensor, plan: _Plan) -> Tensor:
+    """Keys, or values, of concept tokens (R, heads, 1, d), of each text's in its slot: (N, heads, S, d)."""
+    assert plan.table is not None
+    own = concepts.index_select(0, plan.look.rows.index_select(0, plan.table)).squeeze(2)
+    return own.view(plan.look.memory.images, plan.slots, *own.shape[1:]).transpose(1, 2)
 
 
 def _slot_mask(memory: ImageMemory, plan: _Plan, length: int) -> Tensor:
@@ -251,6 +390,3 @@ def _slot_mask(memory: ImageMemory, plan: _Plan, length: int) -> Tensor:
     own = torch.eye(slots, dtype=torch.bool, device=seen.device).expand(images, slots, slots)
     mask = torch.cat([own, seen], dim=2)
     return mask.repeat_interleave(length, dim=1, output_size=slots * length).unsqueeze(1)
-
-
-_ATTEND = {"joined": _attend_joined, "copied": _attend_copied}

@@ -1,18 +1,23 @@
 """The post-norm transformer layer of BERT, under Hugging Face's key names, with an optional cross-attention (section 3.3).
 
-The cross-attention takes keys and values that were projected beforehand (see :mod:`models.fusion`), since an image's keys
-depend on the image alone, while many texts look at it.
+Everything but attention runs on the rows of tokens alone, one after the other and without padding (:mod:`models.layout`): a
+layer takes texts of any lengths, and of several streams, in one call. The cross-attention takes keys and values that were
+projected beforehand (see :mod:`models.fusion`), since an image's keys depend on the image alone, while many texts look at it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from models.layout import Layout, join
 from utils.config import Config
 
 
@@ -61,9 +66,6 @@ class Projections(nn.Module):
         self.key = nn.Linear(memory_width or width, width)
         self.value = nn.Linear(memory_width or width, width)
 
-    def queries(self, states: Tensor) -> Tensor:
-        return split_heads(self.query(states), self.heads)
-
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of ``states`` (N, L, D'), each (N, heads, L, d)."""
         return split_heads(self.key(states), self.heads), split_heads(self.value(states), self.heads)
@@ -90,6 +92,24 @@ Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Given the keys and values of new states, each (N, heads, L, d), all that are attended to: in decoding, the kept ones too."""
 
 
+@dataclass(frozen=True)
+class SelfLook:
+    """The self-attention of a stretch of rows: where its queries and its keys stand (the same, unless only some ask), and the
+    attention mask, which broadcasts to (N, heads, Lq, Lk)."""
+
+    queries: Layout
+    keys: Layout
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a layer computes: ``looks`` cover its rows in order. ``rows`` (Q,) int64: only these go on; None: all."""
+
+    looks: tuple[SelfLook, ...]
+    rows: Tensor | None = None
+
+
 class Attention(nn.Module):
     """Multi-head attention with its residual and norm, on ``scaled_dot_product_attention``."""
 
@@ -104,20 +124,20 @@ class Attention(nn.Module):
         dropout = self.attention_dropout if self.training else 0.0
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
 
-    def forward(
-        self, states: Tensor, mask: Tensor | None, queries: int | None = None, extend: Extend | None = None
-    ) -> Tensor:
-        """Self-attention. ``states`` (N, L, D); ``mask`` (N, 1, 1 or L, L) bool, True = attend; None: to all.
-
-        With ``queries``, only so many states at the front ask and are returned; all of them answer. With ``extend``, the
-        mask's last axis is that of the extended keys.
-        """
-        keys, values = self.self(states)
-        if extend is not None:
-            keys, values = extend(keys, values)
-        asking = states[:, :queries]
-        mask = mask[:, :, :queries] if mask is not None and mask.shape[2] > 1 else mask
-        return self.output(merge_heads(self.attend(self.self.queries(asking), keys, values, mask)), asking)
+    def forward(self, rows: Tensor, asking: Asking, extend: Extend | None = None) -> Tensor:
+        """Self-attention of ``rows`` (T, D) -> (Q, D). With ``extend``, the mask's last axis is that of the extended keys."""
+        project, heads = self.self, self.self.heads
+        asked = rows if asking.rows is None else rows.index_select(0, asking.rows)
+        queries = project.query(asked).split([look.queries.rows for look in asking.looks])
+        sizes = [look.keys.rows for look in asking.looks]
+        keys, values = project.key(rows).split(sizes), project.value(rows).split(sizes)
+        attended = []
+        for look, query, key, value in zip(asking.looks, queries, keys, values, strict=True):
+            seen = tuple(split_heads(look.keys.to_slots(part), heads) for part in (key, value))
+            key, value = seen if extend is None else extend(*seen)
+            found = self.attend(split_heads(look.queries.to_slots(query), heads), key, value, look.mask)
+            attended.append(look.queries.to_rows(merge_heads(found)))
+        return self.output(join(attended), asked)
 
 
 class Intermediate(nn.Module):
@@ -132,7 +152,15 @@ class Intermediate(nn.Module):
 
 
 CrossAttend = Callable[[Attention, Tensor], Tensor]
-"""Given a layer's cross-attention and its queries (N, heads, L, d), the attended values in the same layout."""
+"""Given a layer's cross-attention and its queries (T, D), the attended values in the same layout."""
+
+
+@dataclass(frozen=True)
+class Cross:
+    """The cross-attention of a layer's first ``rows`` rows; those behind them look at nothing."""
+
+    rows: int
+    attend: CrossAttend
 
 
 class Layer(nn.Module):
@@ -145,22 +173,22 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = ResidualOutput(config.intermediate, config)
 
-    def forward(
-        self,
-        states: Tensor,
-        mask: Tensor | None,
-        cross_attend: CrossAttend | None = None,
-        queries: int | None = None,
-        extend: Extend | None = None,
-    ) -> Tensor:
-        """Without ``cross_attend`` the cross-attention is skipped, as for texts that have no image. ``queries`` and ``extend``:
-        see :meth:`Attention.forward`."""
-        states = self.attention(states, mask, queries, extend)
-        if self.crossattention is not None and cross_attend is not None:
-            asking = self.crossattention.self.queries(states)
-            attended = merge_heads(cross_attend(self.crossattention, asking))
-            states = self.crossattention.output(attended, states)
+    def forward(self, rows: Tensor, asking: Asking, cross: Cross | None = None, extend: Extend | None = None) -> Tensor:
+        """``rows`` (T, D) -> (Q, D). Without ``cross`` the cross-attention is skipped, as for texts that have no image."""
+        states = self.attention(rows, asking, extend)
+        if self.crossattention is not None and cross is not None:
+            looking, alone = states.split([cross.rows, len(states) - cross.rows])
+            attended = cross.attend(self.crossattention, self.crossattention.self.query(looking))
+            looking = self.crossattention.output(attended, looking)
+            states = torch.cat([looking, alone]) if len(alone) else looking
         return self.output(self.intermediate(states), states)
+
+
+def run_layer(layer: nn.Module, recompute: bool, *given: object) -> Tensor:
+    """A layer's output; with ``recompute``, what is inside it is not kept for the backward pass, which computes it anew."""
+    if recompute and torch.is_grad_enabled():
+        return cast(Tensor, checkpoint(layer, *given, use_reentrant=False))
+    return cast(Tensor, layer(*given))
 
 
 def attention_mask(mask: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Generator
 from typing import Any, Literal
 
 import torch
@@ -10,11 +11,12 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from models import losses
-from models.align import AligningModel, Rows
+from models.align import AligningModel, Negatives, Rows
 from models.encoded import Concepts, Encoded
-from models.fusion import Look
+from models.fusion import At, ImageMemory, Look, Part
 from models.heads import WordHead, mlp_head, predict_box
 from models.layers import gather_positions
+from models.layout import Layout
 from models.xvlm import AligningConfig, ContrastiveConfig
 from utils.batch import (
     IGNORE,
@@ -24,6 +26,7 @@ from utils.batch import (
     PretrainBatch,
     RegionBatch,
     Term,
+    Text,
     TextBatch,
     TextPairBatch,
     VideoTextBatch,
@@ -85,6 +88,10 @@ class StreamWeights(Config):
     videos: float | None = None
 
 
+_StreamLosses = Generator[list[Part], list[Encoded], dict[str, Tensor]]
+"""A stream's losses: asks the fusion once, for all that it needs, and goes on with what comes back."""
+
+
 class PretrainModel(AligningModel):
     """:class:`AligningModel` with every pre-training head. ``forward(batch)`` gives all losses of all streams in one call."""
 
@@ -120,22 +127,21 @@ class PretrainModel(AligningModel):
     def forward(self, batch: PretrainBatch) -> Losses:
         """All losses of a micro-batch, as sums; divide each by its count (:meth:`counts`), over ranks and micro-batches."""
         self.contrastive.clamp_temperature()
-        terms: Losses = {}
-        seen = self._encode_pixels(batch)
-        matched = {stream: stream not in batch.unmatched for stream in ("images", "videos", "regions")}
+        seen, texts = self._encode_pixels(batch), self._encode_texts(batch)
+        streams: dict[str, _StreamLosses] = {}
         if batch.images is not None:
-            found = self._pair_losses(batch.images, seen["images"], "images", matched["images"])
-            terms |= self._weighted("images", found)
+            streams["images"] = self._pair_losses(batch.images, seen["images"], texts["images"], "images", batch)
         if batch.videos is not None:
-            found = self._pair_losses(batch.videos, seen["videos"], "videos", matched["videos"])
-            terms |= self._weighted("videos", found)
+            streams["videos"] = self._pair_losses(batch.videos, seen["videos"], texts["videos"], "videos", batch)
         if batch.regions is not None:
-            found = self._region_losses(batch.regions, seen["regions"], matched["regions"])
-            terms |= self._weighted("regions", found)
+            streams["regions"] = self._region_losses(batch.regions, seen["regions"], texts["regions"], batch)
         if batch.texts is not None:
-            terms |= self._weighted("texts", {"mlm": self._text_loss(batch.texts)})
+            streams["texts"] = self._text_loss(batch.texts, texts["texts"])
         if batch.pairs is not None:
-            terms |= self._weighted("pairs", self._translation_losses(batch.pairs))
+            streams["pairs"] = self._translation_losses(batch.pairs, texts["pairs"])
+        terms: Losses = {}
+        for stream, sums in self._fuse_together(streams).items():
+            terms |= self._weighted(stream, sums)
         return terms
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
@@ -194,99 +200,134 @@ class PretrainModel(AligningModel):
             seen[stream] = self.vision.video(own.unflatten(0, each.shape[:2])) if is_video else Concepts.whole(own)
         return seen
 
+    def _encode_texts(self, batch: PretrainBatch) -> dict[str, list[Encoded]]:
+        """The texts of each stream, their masked copies, and translations, from one pass of the text encoder."""
+        given: dict[str, list[Text]] = {}
+        for stream in ("images", "videos", "regions", "texts", "pairs"):
+            part = getattr(batch, stream)
+            if part is not None:
+                copies = [part.text.with_masks()]
+                plain = [] if stream == "texts" else [part.text.plain()]
+                given[stream] = [*plain, *copies, *([part.other] if stream == "pairs" else [])]
+        encoded = iter(self.text.encode([text for texts in given.values() for text in texts]))
+        return {stream: list(itertools.islice(encoded, len(texts))) for stream, texts in given.items()}
+
+    def _fuse_together(self, streams: dict[str, _StreamLosses]) -> dict[str, dict[str, Tensor]]:
+        """Run each stream's losses up to its question to the fusion, answer all questions in one pass, and run on to the end."""
+        parts = {stream: next(steps) for stream, steps in streams.items()}
+        fused = iter(self.fusion.fuse([part for own in parts.values() for part in own]))
+        sums = {}
+        for stream, steps in streams.items():
+            try:
+                steps.send(list(itertools.islice(fused, len(parts[stream]))))
+            except StopIteration as end:
+                sums[stream] = end.value
+        return sums
+
     def _pair_losses(
-        self, batch: ImageTextBatch | VideoTextBatch, seen: Concepts, stream: str, matching: bool
-    ) -> dict[str, Tensor]:
+        self,
+        batch: ImageTextBatch | VideoTextBatch,
+        seen: Concepts,
+        texts: list[Encoded],
+        stream: str,
+        whole: PretrainBatch,
+    ) -> _StreamLosses:
         """Those of images, or of videos, with their texts."""
-        text, masked = self._encode_texts(batch.text)
+        text, masked = texts
         loss, negatives = self.align(seen, text, self._rows(batch, stream))
         sums = {"contrastive": loss, "matching": self._no_matching()}
         memory = self.fusion.remember(seen)
         rows = torch.arange(len(batch.valid), device=batch.valid.device)
-        if matching:
-            looks = [Look(memory, rows.repeat(2), 2), Look(memory, negatives.image, None)]
-            joined = Encoded.concat([text, text.rows(negatives.text), text])
-            matched, wrong_text, wrong_image = self.fusion(joined, looks, cls_only=True).split([len(rows)] * 3)
-            sums["matching"] = self.matching_loss(matched, wrong_text, wrong_image, negatives.found)
-        masked = self.fusion(masked, [Look(memory, rows, 1)])
-        sums["mlm"] = self._word_loss(masked, batch.text)
+        parts = [Part(masked, Look(memory, rows, 1), _masked_words(batch.text))]
+        if stream not in whole.unmatched:
+            parts += self._matching_parts(text, memory, rows, 1, negatives)
+        words, *pairs = yield parts
+        if pairs:
+            sums["matching"] = self.matching_loss(pairs[0], pairs[1], pairs[2], negatives.found)
+        sums["mlm"] = self._word_loss(words, batch.text)
         return sums
+
+    def _matching_parts(
+        self, text: Encoded, memory: ImageMemory, rows: Tensor, texts_per_image: int, negatives: Negatives
+    ) -> list[Part]:
+        """Texts with their own images, images with a wrong text, texts with a wrong image; of each only [CLS] is wanted."""
+        cls = At.cls(rows)
+        return [
+            Part(text, Look(memory, rows, texts_per_image), cls),
+            Part(text.rows(negatives.text), Look(memory, rows, texts_per_image), cls),
+            Part(text, Look(memory, negatives.image, None), cls),
+        ]
 
     def _no_matching(self) -> Tensor:
         """Zero, on which the matching head hangs: DDP waits for the gradient of every parameter, also where a step has no
         matching loss."""
         return 0 * torch.stack([parameter.sum() for parameter in self.matching_head.parameters()]).sum()
 
-    def _region_losses(self, batch: RegionBatch, images: Concepts, matching: bool) -> dict[str, Tensor]:
+    def _region_losses(
+        self, batch: RegionBatch, images: Concepts, texts: list[Encoded], whole: PretrainBatch
+    ) -> _StreamLosses:
+        text, masked = texts
         regions = self.vision.regions(images, batch.patch_mask, batch.image_index)
-        text, masked = self._encode_texts(batch.text)
         loss, negatives = self.align(regions, text, self._rows(batch, "regions"))
         sums = {"contrastive": loss, "matching": self._no_matching()}
         memory = self.fusion.remember(_with_whole_images(regions, images))
-        count = len(batch.valid)
+        count, most = len(batch.valid), batch.max_rows_per_image
         rows = torch.arange(count, device=batch.valid.device)
         # The box is found in the whole image: those rows of the memory come after the regions' own.
-        whole_rows = count + batch.image_index
-        if matching:
-            own = torch.cat([rows, rows, whole_rows])
-            looks = [Look(memory, own, 3 * batch.max_rows_per_image), Look(memory, negatives.image, None)]
-            joined = Encoded.concat([text, text.rows(negatives.text), text, text])
-            matched, wrong_text, located, wrong_image = self.fusion(joined, looks, cls_only=True).split([count] * 4)
-            sums["matching"] = self.matching_loss(matched, wrong_text, wrong_image, negatives.found)
-        else:
-            located = self.fusion(text, [Look(memory, whole_rows, batch.max_rows_per_image)], cls_only=True)
-        masked = self.fusion(masked, [Look(memory, rows, batch.max_rows_per_image)])
-        sums["mlm"] = self._word_loss(masked, batch.text)
+        parts = [
+            Part(masked, Look(memory, rows, most), _masked_words(batch.text)),
+            Part(text, Look(memory, count + batch.image_index, most), At.cls(rows)),
+        ]
+        if "regions" not in whole.unmatched:
+            parts += self._matching_parts(text, memory, rows, most, negatives)
+        words, located, *pairs = yield parts
+        if pairs:
+            sums["matching"] = self.matching_loss(pairs[0], pairs[1], pairs[2], negatives.found)
+        sums["mlm"] = self._word_loss(words, batch.text)
         predicted, counts = predict_box(self.box_head, located), self._boxes_that_count(batch)
         sums["l1"] = losses.box_l1(predicted, batch.boxes_cxcywh, counts)
         sums["giou"] = losses.box_giou(predicted, batch.boxes_cxcywh, counts)
         return sums
 
-    def _text_loss(self, batch: TextBatch) -> Tensor:
+    def _text_loss(self, batch: TextBatch, texts: list[Encoded]) -> _StreamLosses:
         """Masked words without an image: the fusion layers run without their cross-attention (as released)."""
-        masked = self.text(batch.text.masked_ids, batch.text.mask)
-        return self._word_loss(self.fusion(masked), batch.text)
+        (words,) = yield [Part(texts[0], None, _masked_words(batch.text))]
+        return {"mlm": self._word_loss(words, batch.text)}
 
-    def _translation_losses(self, batch: TextPairBatch) -> dict[str, Tensor]:
+    def _translation_losses(self, batch: TextPairBatch, texts: list[Encoded]) -> _StreamLosses:
         """Cross-view language modelling (CCLM, arXiv:2206.00621): a text and its translation as two views of one meaning.
 
         As released, the first text stands where an image does in the contrastive and the matching loss, and both are projected
         by the text's projection; masked words of the first are found with the help of the second.
         """
-        (first, masked), second = self._encode_texts(batch.text), self.text(batch.other.ids, batch.other.mask)
+        first, masked, second = texts
         loss, negatives = self.align_texts(first, second, self._rows(batch, "pairs"))
         memory = self.fusion.remember_text(first)
         rows = torch.arange(len(batch.valid), device=batch.valid.device)
-        looks = [Look(memory, rows.repeat(2), 2), Look(memory, negatives.image, None)]
-        joined = Encoded.concat([second, second.rows(negatives.text), second])
-        matched, wrong_text, wrong_image = self.fusion(joined, looks, cls_only=True).split([len(rows)] * 3)
-        masked = self.fusion(masked, [Look(self.fusion.remember_text(second), rows, 1)])
+        masked_part = Part(masked, Look(self.fusion.remember_text(second), rows, 1), _masked_words(batch.text))
+        words, *pairs = yield [masked_part, *self._matching_parts(second, memory, rows, 1, negatives)]
         return {
             "contrastive": loss,
-            "matching": self.matching_loss(matched, wrong_text, wrong_image, negatives.found),
-            "mlm": self._word_loss(masked, batch.text),
+            "matching": self.matching_loss(pairs[0], pairs[1], pairs[2], negatives.found),
+            "mlm": self._word_loss(words, batch.text),
         }
 
-    def _encode_texts(self, text: MaskedText) -> tuple[Encoded, Encoded]:
-        """The texts and their masked copies, in one call."""
-        both = self.text(torch.cat([text.ids, text.masked_ids]), text.mask.repeat(2, 1))
-        plain, masked = both.split([len(text.ids)] * 2)
-        return plain, masked
-
     def _word_loss(self, fused: Encoded, text: MaskedText) -> Tensor:
-        states = gather_positions(fused.states, text.positions).flatten(0, 1)
-        labels = text.labels.flatten()
-        if not labels.is_cuda:
-            # Counting the used positions would make a GPU wait; on a CPU it saves the unused rows of the largest product.
-            used = (labels != IGNORE).nonzero().squeeze(1)
-            states, labels = states.index_select(0, used), labels.index_select(0, used)
-        return losses.masked_words(self.word_head(states, self.text.word_embeddings), labels)
+        """``fused`` (N, M, D): the states of the masked tokens; logits are computed for those that are used."""
+        layout = Layout.packed(fused.mask, fused.tokens)
+        logits = self.word_head(layout.to_rows(fused.states), self.text.word_embeddings)
+        return losses.masked_words(logits, layout.labels(text.labels, fused.mask))
 
     def _boxes_that_count(self, batch: RegionBatch) -> Tensor:
         return batch.valid if self.weights.whole_image_boxes else batch.valid & ~batch.is_image
 
     def _rows(self, batch: ImageTextBatch | VideoTextBatch | RegionBatch | TextPairBatch, stream: str) -> Rows:
         return Rows(batch.valid, batch.text.key, getattr(self.config.contrastive.identical_texts, stream))
+
+
+def _masked_words(text: MaskedText) -> At:
+    """What masked language modelling wants of the fusion."""
+    return At(text.positions, text.labels != IGNORE, text.masked)
 
 
 def _with_whole_images(regions: Concepts, images: Concepts) -> Concepts:

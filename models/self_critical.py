@@ -18,7 +18,7 @@ from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, 
 from utils.config import Config
 
 Reward = Callable[[Sequence[Sequence[int]], Sequence[tuple[str, ...]]], Sequence[float]]
-"""Token ids of captions, and the references of each -> how good they are."""
+"""Token ids of captions, with the end where it was said, and the references of each -> how good they are."""
 
 
 class SelfCriticalConfig(Config):
@@ -49,9 +49,7 @@ class SelfCriticalModel(CaptioningModel):
         memory = self.remember(batch.pixels)
         said = self._said(self._draw(memory))
         references = [written for written in batch.references for _ in range(samples)]
-        # Without the end, as the references are: a caption that stops too early or never loses by its length alone.
-        bare = [[word for word in text if word != self.tokens.end] for text in said]
-        worth = torch.tensor(list(self.reward(bare, references)), device=batch.pixels.device).view(count, samples)
+        worth = torch.tensor(list(self.reward(said, references)), device=batch.pixels.device).view(count, samples)
         # Against the mean of the others, (sum - own) / (samples - 1): a baseline that needs no pass of its own.
         advantage = (worth - worth.mean(dim=1, keepdim=True)) * (samples / (samples - 1))
         likelihood = self._likelihood(said, memory).view(count, samples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.encoded import Encoded
-from models.layers import Extend, Layer, LayerConfig, attention_mask, init_bert_weights
+from models.layers import Asking, Extend, Layer, LayerConfig, SelfLook, attention_mask, init_bert_weights, run_layer
+from models.layout import Layout, join, text_layout
+from utils.batch import Text
 from utils.config import Config
 from utils.errors import UserError
 
@@ -114,6 +116,13 @@ class LayerStack(nn.Module):
     def __init__(self, layers: int, config: LayerConfig):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config.at_depth(index, layers)) for index in range(layers))
+        self.recompute = False
+
+    def forward(self, rows: Tensor, asking: Asking, extend: Callable[[int], Extend] | None = None) -> Tensor:
+        """``rows`` (T, D) -> (T, D)."""
+        for number, layer in enumerate(self.layer):
+            rows = run_layer(layer, self.recompute, rows, asking, None, extend(number) if extend else None)
+        return rows
 
 
 class TextEncoder(nn.Module):
@@ -134,6 +143,15 @@ class TextEncoder(nn.Module):
         self.apply(partial(init_bert_weights, std=arch.init_std))
 
     @property
+    def layers(self) -> nn.Module:
+        """What is most of the work, for ``torch.compile``."""
+        return self.encoder
+
+    def recompute(self, wanted: bool) -> None:
+        """See :meth:`models.xvlm.XVLM.recompute`."""
+        self.encoder.recompute = wanted
+
+    @property
     def word_embeddings(self) -> Tensor:
         """The (V, D) table, which the word head shares; D is the encoder's own width."""
         assert self.embeddings.word_embeddings is not None
@@ -151,11 +169,36 @@ class TextEncoder(nn.Module):
         ``positions`` (N, L) counted from 0, where they are not the places of the tokens; ``extend``: of each layer by its
         number, see :class:`~models.layers.Attention`.
         """
-        states = self.embeddings(ids, None if positions is None else positions + self.arch.first_position)
-        attend = attention_mask(mask)
-        for number, layer in enumerate(self.encoder.layer):
-            states = layer(states, attend, extend=extend(number) if extend else None)
-        return Encoded(states if self.projection is None else self.projection(states), mask)
+        return self._encode([Text(ids, mask)], positions, extend)[0]
+
+    def encode(self, texts: Sequence[Text]) -> list[Encoded]:
+        """The same for several batches of texts, each padded to a length of its own, in one pass."""
+        return self._encode(texts)
+
+    def _encode(
+        self,
+        texts: Sequence[Text],
+        positions: Tensor | None = None,
+        extend: Callable[[int], Extend] | None = None,
+    ) -> list[Encoded]:
+        layouts = [text_layout(text.ids.shape, text.mask, text.tokens) for text in texts]
+        looks = [SelfLook(own, own, attention_mask(text.mask)) for text, own in zip(texts, layouts, strict=True)]
+        embedded = [self._embed(text.ids, positions, layout) for text, layout in zip(texts, layouts, strict=True)]
+        rows = self.encoder(join(embedded), Asking(tuple(looks)), extend)
+        if self.projection is not None:
+            rows = self.projection(rows)
+        parts = rows.split([layout.rows for layout in layouts])
+        return [
+            Encoded(layout.to_slots(part), text.mask, text.tokens)
+            for text, layout, part in zip(texts, layouts, parts, strict=True)
+        ]
+
+    def _embed(self, ids: Tensor, positions: Tensor | None, layout: Layout) -> Tensor:
+        """(T, D)."""
+        places = self.embeddings.positions(ids) if positions is None else positions + self.arch.first_position
+        places = places.expand_as(ids)
+        token, place = (layout.to_rows(part.unsqueeze(2)).squeeze(1) for part in (ids, places))
+        return self.embeddings(token, place)
 
 
 class HubTextEncoder(nn.Module):
@@ -183,6 +226,24 @@ class HubTextEncoder(nn.Module):
         )
 
     @property
+    def layers(self) -> nn.Module:
+        """What is most of the work, for ``torch.compile``."""
+        return self.model
+
+    def recompute(self, wanted: bool) -> None:
+        """See :meth:`models.xvlm.XVLM.recompute`.
+
+        Raises:
+            UserError: if the library's model cannot.
+        """
+        if not wanted:
+            return
+        try:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise UserError(f"train.recompute: {error}; leave out `text`") from None
+
+    @property
     def word_embeddings(self) -> Tensor:
         return self.model.get_input_embeddings().weight
 
@@ -196,6 +257,19 @@ class HubTextEncoder(nn.Module):
             raise UserError("this text encoder takes no mask per query; use one of the BERT or RoBERTa families")
         states = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return Encoded(states if self.projection is None else self.projection(states), mask)
+
+    def encode(self, texts: Sequence[Text]) -> list[Encoded]:
+        """The same for several batches of texts, each padded to a length of its own, in one pass."""
+        longest = max(text.ids.shape[1] for text in texts)
+        ids, mask = (
+            torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
+            for parts in ([text.ids for text in texts], [text.mask for text in texts])
+        )
+        states = self(ids, mask).states.split([len(text.ids) for text in texts])
+        return [
+            Encoded(own[:, : text.ids.shape[1]], text.mask, text.tokens)
+            for own, text in zip(states, texts, strict=True)
+        ]
 
 
 def layer_config(config: TextConfig, arch: TextArchitecture) -> LayerConfig:

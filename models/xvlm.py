@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -16,6 +17,9 @@ from models.text import TextConfig, build_text_encoder
 from models.vision import VisionConfig, VisionEncoder
 from utils import distributed
 from utils.config import Config
+from utils.errors import UserError
+
+Encoder = Literal["vision", "text", "fusion"]
 
 
 class ContrastiveConfig(Config):
@@ -56,6 +60,29 @@ class XVLM(nn.Module):
         self.vision = VisionEncoder(config.vision)
         self.text = build_text_encoder(config.text, vocab_size, config.fusion.width)
         self.fusion = FusionEncoder(config.fusion, self.text.layer_config, self.vision.width)
+
+    def recompute(self, parts: Collection[Encoder]) -> None:
+        """Keep only the inputs of the layers of these encoders for the backward pass, which computes the rest anew: less memory,
+        about a third more time there.
+
+        Raises:
+            UserError: if timm's backbone cannot.
+        """
+        try:
+            self.vision.backbone.set_grad_checkpointing("vision" in parts)
+        except (AssertionError, AttributeError):
+            if "vision" in parts:
+                name = self.config.vision.backbone
+                raise UserError(f"train.recompute: {name!r} cannot recompute its blocks; leave out `vision`") from None
+        self.text.recompute("text" in parts)
+        self.fusion.recompute = "fusion" in parts
+
+    def compile_encoders(self, **options: Any) -> None:
+        """Compile the blocks of the backbone and the layers of text and fusion encoder by ``torch.compile``; names of parameters
+        stay. What lies between them depends on numbers that only the host knows."""
+        self.vision.backbone.compile(**options)
+        self.text.layers.compile(**options)
+        self.fusion.run = torch.compile(self.fusion.run, **options)  # type: ignore[method-assign]
 
     def copied_from(self) -> dict[str, str]:
         """Which parameters start as copies of others, by their names in the pre-training model, where a checkpoint is of

@@ -32,6 +32,9 @@ from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
 from utils.batch import IGNORE, Text
 from utils.errors import UserError
 
+END = "</s>"
+"""The word that stands for a caption's end in the self-critical reward; no tokenized caption has it."""
+
 
 class CaptioningEvaluationConfig(HeldOutConfig[CaptionedSplitConfig]):
     """Also how captions are generated."""
@@ -39,8 +42,8 @@ class CaptioningEvaluationConfig(HeldOutConfig[CaptionedSplitConfig]):
     decoding: DecodingConfig = DecodingConfig()
     document_frequencies: str | None = Field(
         None,
-        description="CIDEr's weights of words from a file, JSON or the usual pickle, for the self-critical reward too; null: of "
-        "the split's own references, as is standard (for the reward: of the training captions)",
+        description="CIDEr's weights of words from a file, JSON or the usual pickle; null: of the split's own references, as is "
+        "standard. The self-critical reward counts them on the training captions",
     )
     java_metrics: list[Literal["METEOR", "SPICE"]] = Field(
         [], description="metrics that need the optional pycocoevalcap and Java"
@@ -157,13 +160,22 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
         return str(self.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=True))
 
     def _reward(self) -> Reward:
-        """CIDEr-D against the references of the image; how telling a word is, is counted on the training captions."""
+        """CIDEr-D against the references of the image; how telling a word is, is counted on the training captions.
+
+        The end is a word like others: else nothing tells a caption that stops after "a red" from one that goes on.
+        """
         written = self.training.references
-        tokens = dict(zip(written, tokenize_references(written), strict=True))
-        cider = CiderD(self.frequencies or DocumentFrequencies.of(tokens[own] for own in written))
+        tokens = {
+            own: [f"{caption} {END}" for caption in found]
+            for own, found in zip(written, tokenize_references(written), strict=True)
+        }
+        cider = CiderD(DocumentFrequencies.of(tokens[own] for own in written))
 
         def reward(said: Sequence[Sequence[int]], references: Sequence[tuple[str, ...]]) -> Sequence[float]:
-            captions = tokenize([self._spelled(words) for words in said])
+            captions = [
+                f"{caption} {END}" if self.tokens.end in words else caption
+                for caption, words in zip(tokenize([self._spelled(words) for words in said]), said, strict=True)
+            ]
             # A row that does not count has no references; its reward is not looked at.
             return cider.scores(captions, [tokens.get(own, [""]) for own in references]).tolist()
 

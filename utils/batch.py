@@ -21,10 +21,12 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Text:
-    """Texts padded to the longest of the batch: ``ids`` (N, L) int64; ``mask`` (N, L) bool, True = token."""
+    """Texts padded to the longest of the batch: ``ids`` (N, L) int64; ``mask`` (N, L) bool, True = token. ``tokens``: how many
+    there are in all, or a few more, where the host knows."""
 
     ids: Tensor
     mask: Tensor
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class MaskedText:
     ``ids`` (N, L) int64 token ids; ``mask`` (N, L) bool, True = token, False = padding (every row has at least one token);
     ``masked_ids`` (N, L) the ids after masking; ``positions`` (N, M) int64 masked positions, 0 where unused;
     ``labels`` (N, M) int64 original ids, :data:`IGNORE` where unused; ``key`` (N,) int64, equal exactly for equal texts.
+    ``tokens`` of all texts and ``masked`` ones among them, or a few more, where the host knows: a GPU need not be asked.
     """
 
     ids: Tensor
@@ -42,6 +45,16 @@ class MaskedText:
     positions: Tensor
     labels: Tensor
     key: Tensor
+    tokens: int | None = None
+    masked: int | None = None
+
+    def plain(self) -> Text:
+        """The texts as they are."""
+        return Text(self.ids, self.mask, self.tokens)
+
+    def with_masks(self) -> Text:
+        """The masked copies."""
+        return Text(self.masked_ids, self.mask, self.tokens)
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,13 @@ def test_a_metrics_line_has_step_losses_rates_speed_and_time(tmp_path):
 def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path):
     run = trainer(tmp_path, ToyTask(poison={2}), steps=3, max_skipped_steps=1)
     before = []
-    original = run._train_step
+    original = run.train_step
 
     def watched(batches):
         before.append(weights(run.model))
         return original(batches)
 
-    run._train_step = watched
+    run.train_step = watched
     run.fit()
     after = weights(run.model)
     assert torch.equal(after, before[2]), "step 3 had a NaN target and must leave the weights of step 2"

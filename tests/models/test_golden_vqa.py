@@ -84,7 +84,7 @@ def test_a_question_that_does_not_count_adds_nothing(model):
 def test_question_states_and_decoder_logits(model):
     given = batch()
     states = model.ask(given.pixels, given.text)
-    assert_golden(states.states, EXPECTED["question_states"])
+    assert_golden(states.states, EXPECTED["question_states"], states.mask)
     memory = model.decoder.remember_text(states)
     for bound in (given.answers_per_question, None):
         decoded = model.decoder.decode(given.answers.ids, given.answers.mask, memory, given.question_of_answer, bound)

@@ -47,7 +47,7 @@ def test_captions_meet_the_references_of_their_own_image():
 
     def remember(said, references):
         seen.extend(references)
-        assert all(TOKENS.end not in words for words in said)
+        assert all(TOKENS.end not in words[:-1] for words in said)
         return [0.0] * len(said)
 
     critic(remember, samples=2)(batch())

@@ -1,0 +1,133 @@
+"""The losses of pre-training by the algebra of the released code, as a baseline and as an oracle.
+
+Every text is padded to 40; a region takes a copy of its image's patches; each of the passes through the fusion encoder (matched,
+wrong image and wrong text, masked, box) is a call of its own, projects the keys and values of its rows anew, and computes every
+state of every layer; words are predicted at all the padded places of masked tokens. Attention is fused. None of our layouts and
+looks is used, so that a mistake in them shows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models import losses
+from models.align import Negatives
+from models.encoded import Concepts, Encoded
+from models.heads import predict_box
+from models.layers import Attention, Layer, gather_positions, merge_heads, split_heads
+from models.pretrain import PretrainModel
+from models.text import TextEncoder
+from utils.batch import ImageTextBatch, Losses, MaskedText, PretrainBatch, RegionBatch, Term
+
+PADDED = 40
+
+
+def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: int = PADDED) -> Losses:
+    """What ``model(batch)`` gives, of images and regions. Negatives are drawn in the same order."""
+    assert batch.videos is None and batch.texts is None and batch.pairs is None, "only images and regions"
+    model.contrastive.clamp_temperature()
+    terms: Losses = {}
+    if batch.images is not None:
+        terms |= _weighted(model, "images", _image_losses(model, batch.images, padded))
+    if batch.regions is not None:
+        terms |= _weighted(model, "regions", _region_losses(model, batch.regions, padded))
+    return terms
+
+
+def _weighted(model: PretrainModel, stream: str, sums: dict[str, Tensor]) -> Losses:
+    factor = getattr(model.streams, stream)
+    return {f"{stream}/{name}": Term(total, factor * getattr(model.weights, name)) for name, total in sums.items()}
+
+
+def _image_losses(model: PretrainModel, batch: ImageTextBatch, padded: int) -> dict[str, Tensor]:
+    seen = Concepts.whole(model.vision.patches(batch.pixels))
+    text = _encode(model, batch.text.ids, batch.text.mask, padded)
+    loss, negatives = model.align(seen, text, model._rows(batch, "images"))
+    tokens, mask = seen.tokens(), None
+    return {
+        "contrastive": loss,
+        "matching": _matching(model, text, tokens, mask, negatives),
+        "mlm": _words(model, batch.text, tokens, mask, padded),
+    }
+
+
+def _region_losses(model: PretrainModel, batch: RegionBatch, padded: int) -> dict[str, Tensor]:
+    images = Concepts.whole(model.vision.patches(batch.pixels))
+    regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
+    text = _encode(model, batch.text.ids, batch.text.mask, padded)
+    loss, negatives = model.align(regions, text, model._rows(batch, "regions"))
+    tokens = regions.tokens()
+    mask = torch.cat([batch.patch_mask.new_ones(len(tokens), 1), batch.patch_mask], dim=1)
+    whole = images.tokens().index_select(0, batch.image_index)
+    predicted = predict_box(model.box_head, _fuse(model, text, whole, None))
+    counts = batch.valid if model.weights.whole_image_boxes else batch.valid & ~batch.is_image
+    return {
+        "contrastive": loss,
+        "matching": _matching(model, text, tokens, mask, negatives),
+        "mlm": _words(model, batch.text, tokens, mask, padded),
+        "l1": losses.box_l1(predicted, batch.boxes_cxcywh, counts),
+        "giou": losses.box_giou(predicted, batch.boxes_cxcywh, counts),
+    }
+
+
+def _matching(model: PretrainModel, text: Encoded, tokens: Tensor, mask: Tensor | None, negatives: Negatives) -> Tensor:
+    matched = _fuse(model, text, tokens, mask)
+    wrong_texts = Encoded.concat([text.rows(negatives.text), text])
+    wrong_images = torch.cat([tokens, tokens.index_select(0, negatives.image)])
+    masks = None if mask is None else torch.cat([mask, mask.index_select(0, negatives.image)])
+    wrong_text, wrong_image = _fuse(model, wrong_texts, wrong_images, masks).split([len(tokens)] * 2)
+    return model.matching_loss(matched, wrong_text, wrong_image, negatives.found)
+
+
+def _words(model: PretrainModel, text: MaskedText, tokens: Tensor, mask: Tensor | None, padded: int) -> Tensor:
+    fused = _fuse(model, _encode(model, text.masked_ids, text.mask, padded), tokens, mask)
+    states = gather_positions(fused.states, text.positions).flatten(0, 1)
+    return losses.masked_words(model.word_head(states, model.text.word_embeddings), text.labels.flatten())
+
+
+def _encode(model: PretrainModel, ids: Tensor, mask: Tensor, padded: int) -> Encoded:
+    """States of texts padded to ``padded`` tokens."""
+    encoder = model.text
+    assert isinstance(encoder, TextEncoder)
+    more = (0, max(0, padded - ids.shape[1]))
+    ids, mask = F.pad(ids, more, value=encoder.arch.pad_id), F.pad(mask, more)
+    states = encoder.embeddings(ids)
+    for layer in encoder.encoder.layer:
+        states = _layer(layer, states, mask)
+    return Encoded(states if encoder.projection is None else encoder.projection(states), mask)
+
+
+def _fuse(model: PretrainModel, text: Encoded, tokens: Tensor, mask: Tensor | None) -> Encoded:
+    """Each text with its own row of image ``tokens`` (N, 1 + P, D), of which it sees ``mask`` (N, 1 + P)."""
+    states = text.states
+    for layer in model.fusion.layer:
+        states = _layer(layer, states, text.mask, tokens, mask)
+    return Encoded(states, text.mask)
+
+
+def _layer(
+    layer: torch.nn.Module,
+    states: Tensor,
+    mask: Tensor,
+    memory: Tensor | None = None,
+    memory_mask: Tensor | None = None,
+) -> Tensor:
+    assert isinstance(layer, Layer)
+    states = _attention(layer.attention, states, states, mask)
+    if memory is not None:
+        assert layer.crossattention is not None
+        states = _attention(layer.crossattention, states, memory, memory_mask)
+    output: Tensor = layer.output(layer.intermediate(states), states)
+    return output
+
+
+def _attention(attention: Attention, states: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+    project = attention.self
+    queries, keys, values = (
+        split_heads(part, project.heads) for part in (project.query(states), project.key(memory), project.value(memory))
+    )
+    seen = None if mask is None else mask[:, None, None, :]
+    output: Tensor = attention.output(merge_heads(attention.attend(queries, keys, values, seen)), states)
+    return output

@@ -1,0 +1,98 @@
+"""Texts without their padding: rows of tokens, and where each stands in its text.
+
+Linear layers, norms and feed-forward blocks treat every token alike, so they run on rows, (T, D). Attention needs texts apart:
+slots, (N, L, D), of which those behind a text's end are empty. A :class:`Layout` leads from one to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from utils.batch import IGNORE
+
+
+@dataclass(frozen=True)
+class Layout:
+    """N texts of up to L tokens in T rows.
+
+    ``shape`` (N, L); ``rows`` T; ``row_of_slot`` (N * L,) int64, of an empty slot some row; ``slot_of_row`` (T,) int64. Both
+    are None where rows are slots, T = N * L: then empty slots have rows too.
+    """
+
+    shape: tuple[int, int]
+    rows: int
+    row_of_slot: Tensor | None = None
+    slot_of_row: Tensor | None = None
+
+    @staticmethod
+    def padded(count: int, length: int) -> Layout:
+        """A row for every slot."""
+        return Layout((count, length), count * length)
+
+    @staticmethod
+    def packed(mask: Tensor, tokens: int | None = None) -> Layout:
+        """A row for every token of ``mask`` (N, L), True = token, and at least one.
+
+        Args:
+            tokens: how many there are, or a few more: rows that are too many repeat the first and are read by nobody. None:
+                counted where the mask is in the host's memory; elsewhere nothing is packed, since counting would wait.
+        """
+        count, length = mask.shape
+        if tokens is None:
+            tokens = max(1, int(mask.sum())) if on_host(mask) else count * length
+        if tokens >= count * length:
+            return Layout.padded(count, length)
+        flat = mask.flatten()
+        row = flat.cumsum(0) - 1
+        slot = row.new_zeros(tokens + 1)
+        slot.scatter_(0, row.masked_fill(~flat, tokens), torch.arange(len(flat), device=mask.device))
+        return Layout((count, length), tokens, row.clamp(min=0), slot[:tokens])
+
+    def to_slots(self, rows: Tensor) -> Tensor:
+        """(T, D) -> (N, L, D)."""
+        spread = rows if self.row_of_slot is None else rows.index_select(0, self.row_of_slot)
+        return spread.view(*self.shape, rows.shape[1])
+
+    def to_rows(self, slots: Tensor) -> Tensor:
+        """(N, L, D) -> (T, D)."""
+        flat = slots.reshape(-1, slots.shape[2])
+        return flat if self.slot_of_row is None else flat.index_select(0, self.slot_of_row)
+
+    def labels(self, labels: Tensor, used: Tensor) -> Tensor:
+        """Labels (N, L) of the slots as those of the rows (T,), where ``used`` are the tokens; of rows that are too many
+        :data:`~utils.batch.IGNORE`."""
+        own = self.to_rows(labels.unsqueeze(2)).squeeze(1)
+        if self.slot_of_row is None:
+            return own
+        return own.masked_fill(torch.arange(self.rows, device=own.device) >= used.sum(), IGNORE)
+
+    def rows_at(self, positions: Tensor) -> Tensor:
+        """The rows (N * M,) of the tokens at ``positions`` (N, M)."""
+        count, length = self.shape
+        slots = (positions + torch.arange(count, device=positions.device).unsqueeze(1) * length).flatten()
+        return slots if self.row_of_slot is None else self.row_of_slot.index_select(0, slots)
+
+    def rows_by_slot(self, device: torch.device) -> Tensor:
+        """(N, L) int64: ``row_of_slot``, also where rows are slots."""
+        rows = torch.arange(self.rows, device=device) if self.row_of_slot is None else self.row_of_slot
+        return rows.view(self.shape)
+
+
+def text_layout(shape: Sequence[int], mask: Tensor, tokens: int | None = None) -> Layout:
+    """Of texts of ``shape`` (N, L, …) with a padding mask (N, L); with a mask for each token, (N, L, K), which may be the same
+    for all texts, every slot keeps its row."""
+    return Layout.packed(mask, tokens) if mask.dim() == 2 else Layout.padded(shape[0], shape[1])
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether looking at the numbers costs nothing: not on a GPU, which would have to be waited for, and not in a graph."""
+    return tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling()
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """``torch.cat`` without a copy of one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -1,0 +1,89 @@
+"""The fast step against the plain one: packed texts, shared keys and one pass give the numbers of padding and copying."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.plain_path import plain_losses
+from benchmarks.pretrain_step import build
+from models import fusion, layout
+from models.pretrain import PretrainModel
+from utils.batch import Losses, MaskedText, PretrainBatch
+
+
+@pytest.fixture(scope="module")
+def built() -> tuple[PretrainModel, PretrainBatch]:
+    torch.manual_seed(0)
+    model, batch = build(small=True)
+    for (
+        parameter
+    ) in model.parameters():  # as after some training: fresh weights hide mistakes in what hardly matters yet
+        torch.nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        model.contrastive.temperature.fill_(0.07)
+    return model.eval(), batch
+
+
+def gradients(model: PretrainModel, losses: Losses) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    torch.stack([term.weight * term.total for term in losses.values()]).sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_as_plain(model: PretrainModel, batch: PretrainBatch, reference: PretrainBatch) -> None:
+    torch.manual_seed(1)
+    expected = plain_losses(model, reference)
+    expected_gradients = gradients(model, expected)
+    torch.manual_seed(1)
+    found = model(batch)
+    found_gradients = gradients(model, found)
+    assert found.keys() == expected.keys()
+    for name, term in expected.items():
+        torch.testing.assert_close(found[name].total, term.total, rtol=1e-5, atol=1e-5)
+    assert found_gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        scale = float(gradient.abs().max().clamp(min=1))
+        torch.testing.assert_close(found_gradients[name] / scale, gradient / scale, rtol=0, atol=1e-5, msg=name)
+
+
+def with_counts(text: MaskedText, extra: int) -> MaskedText:
+    """The same text with numbers that the host knows, ``extra`` too many."""
+    return replace(text, tokens=int(text.mask.sum()) + extra, masked=int(text.labels.ne(-100).sum()) + extra)
+
+
+def test_losses_and_gradients_equal_the_plain_paths(built):
+    model, batch = built
+    assert_as_plain(model, batch, batch)
+
+
+@pytest.mark.parametrize("extra", [0, 5])
+def test_they_do_where_nothing_can_be_counted_as_on_a_gpu(built, monkeypatch, extra):
+    model, batch = built
+    assert batch.images is not None and batch.regions is not None
+    for module in (layout, fusion):
+        monkeypatch.setattr(module, "on_host", lambda tensor: False)
+    counted = replace(
+        batch,
+        images=replace(batch.images, text=with_counts(batch.images.text, extra)),
+        regions=replace(batch.regions, text=with_counts(batch.regions.text, extra)),
+    )
+    assert_as_plain(model, counted, batch)
+
+
+def test_they_do_where_nothing_is_known_and_nothing_packed(built, monkeypatch):
+    model, batch = built
+    for module in (layout, fusion):
+        monkeypatch.setattr(module, "on_host", lambda tensor: False)
+    assert_as_plain(model, batch, batch)
+
+
+def test_they_do_with_recomputed_activations(built):
+    model, batch = built
+    try:
+        model.recompute(("vision", "text", "fusion"))
+        assert_as_plain(model, batch, batch)
+    finally:
+        model.recompute(())
