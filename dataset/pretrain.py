@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dataset.clips import choose_clip, parse_video_record
+from dataset.clips import VideoRecord, choose_clip, parse_video_record
 from dataset.finetune import TrainingView, black
 from dataset.images import AugmentConfig, RandAugment, RegionAugmentConfig, decode, hflip, resize
 from dataset.loaders import LoadingConfig
@@ -34,7 +34,7 @@ from dataset.records import (
 from dataset.regions import WHOLE_BOX, elements_inside, flip_box, patch_mask, visible_elements
 from dataset.samplers import OrderName, RecordSource, sample_rng
 from dataset.text import TextDataConfig, TextExample, TextProcessor, clean_caption, mentions_side
-from dataset.video import FrameSampler, VideoReadingConfig, check_backend
+from dataset.video import FrameSampler, VideoReadingConfig, VideoSource, check_backend
 from utils.batch import (
     BrokenRecord,
     ImageTextBatch,
@@ -274,7 +274,6 @@ class PretrainBatches:
         if data.videos:
             if frames is None:
                 raise UserError("data.videos: the model is one of images; set model.vision.video.frames")
-            check_backend(data.videos.reading, "data.videos.reading")
             both = (sources["videos"], sources.get("videos/clean"))
             sampler = FrameSampler(frames, data.videos.reading, data.max_pixels)
             view = TrainingView(image_size, data.max_pixels, data.videos.augment, sampler)
@@ -408,12 +407,27 @@ class _VideoStream(_PairStream):
         super().__init__(config, *made)
         self.config = config
         self.root = Path(config.video_root).expanduser() if config.video_root is not None else None
+        check_backend(self._first_clips(), config.reading, "data.videos.reading")
+
+    def _first_clips(self) -> Iterator[VideoSource]:
+        """The clips of the first record of each shard: whether these are files says whether a decoder is needed."""
+        for source, caption_key in zip(self.sources, self.caption_keys, strict=True):
+            if source is None:
+                continue
+            for first in source.shards.starts:
+                try:
+                    yield from self._record(source.shards.read(first), caption_key).clips
+                except BrokenRecordError:
+                    continue  # told when its turn comes
+
+    def _record(self, raw: RawRecord, caption_key: str) -> VideoRecord:
+        return parse_video_record(raw, self.config.video_key, caption_key, self.root)
 
     def batch(self, number: int, clean: bool, report: Report) -> VideoTextBatch:
         return VideoTextBatch(*self.rows(number, clean, report))
 
     def example(self, raw: RawRecord, caption_key: str, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
-        record = parse_video_record(raw, self.config.video_key, caption_key, self.root)
+        record = self._record(raw, caption_key)
         join, frames = self.config.join_clips, self.config.min_frames
         source, captions = choose_clip(record, rng, join=join, min_frames=frames)
         said = [self.text.choose(texts, rng, record.place) for texts in captions]

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dataset.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
 from dataset.captioning import CaptioningBatches, CaptioningDataConfig, prompt_tokens
-from dataset.finetune import EvaluationView, check_medium, frame_sampler
+from dataset.finetune import EvaluationView
 from dataset.records import ImageSource
 from dataset.text import TextProcessor
-from dataset.video import FrameSampler, VideoSource, check_backend
+from dataset.video import VideoSource
 from engine.checkpoint import Checkpoint
 from engine.trainer import TrainConfig
 from metrics.captions import caption_metrics, tokenize, tokenize_references
@@ -28,12 +28,12 @@ from models.captioning import CaptioningLossConfig, CaptioningModel, CaptionToke
 from models.generation import DecodingConfig
 from models.self_critical import Reward, SelfCriticalConfig, SelfCriticalModel
 from models.text import TextEncoder
-from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
+from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from utils.batch import IGNORE, Text
 from utils.errors import UserError
 
 
-class CaptioningEvaluationConfig(HeldOutConfig[CaptionedSplitConfig]):
+class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
     """Also how captions are generated."""
 
     decoding: DecodingConfig = DecodingConfig()
@@ -56,7 +56,7 @@ class CaptioningTrainConfig(TrainConfig):
     )
 
 
-class CaptioningConfig(FineTuneConfig):
+class CaptioningConfig(MediaConfig):
     """A captioning run."""
 
     task: Literal["captioning"] = "captioning"
@@ -75,16 +75,13 @@ class CaptioningConfig(FineTuneConfig):
         return self
 
 
-class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
+class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel]):
     """Model, data and measures of a captioning run."""
 
     measure = "CIDEr"
-    takes_videos = True
     make_batches = CaptioningBatches
 
     def __init__(self, config: CaptioningConfig, checkpoint: Checkpoint | None = None):
-        if config.model.vision.video is not None:
-            check_backend(config.data.video, "data.video")
         try:
             check_java_metrics(config.evaluation.java_metrics)
         except UserError as error:
@@ -93,8 +90,6 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
         key = "evaluation.document_frequencies"
         self.frequencies = None if path is None else read_document_frequencies(path, key)
         super().__init__(config, checkpoint)
-        for key, items in self.splits.items():
-            check_medium(items.images, self.frames, key)
         processor = TextProcessor(self.tokenizer, config.data.text)
         prompt = prompt_tokens(processor, config.data.prompt)
         self.tokens = CaptionTokens(tuple(prompt), processor.sep_id, processor.mask_id, processor.pad_id)
@@ -117,8 +112,9 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
     def read_split(split: CaptionedSplitConfig, key: str) -> CaptionedImages:
         return read_captioned_images(split, key, 0.0)
 
-    def sampler(self) -> FrameSampler | None:
-        return frame_sampler(self.config.data.video, self.frames, self.config.data.max_pixels)
+    @staticmethod
+    def sources(items: CaptionedImages) -> Sequence[ImageSource | VideoSource]:
+        return items.images
 
     def measures(self, items: CaptionedImages) -> dict[str, float]:
         captions = self.captions(items)

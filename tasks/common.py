@@ -19,7 +19,6 @@ from torch import Tensor
 from dataset.finetune import EvaluationView, FineTuneBatches, FineTuneDataConfig, encode_texts, in_batches
 from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
 from dataset.text import PlainTextProcessor, load_tokenizer
-from dataset.video import FrameSampler
 from engine.checkpoint import Checkpoint, find_weights
 from engine.precision import Precision, PrecisionName
 from engine.run_folder import RunFolder
@@ -221,11 +220,7 @@ class FineTuneTask(BaseTask[F, M]):
 
     def evaluation_view(self) -> EvaluationView:
         """How held-out pictures are seen."""
-        return EvaluationView(self.config.model.vision.image_size, self.config.data.max_pixels, self.sampler())
-
-    def sampler(self) -> FrameSampler | None:
-        """What takes frames of videos; None where the data are images."""
-        return None
+        return EvaluationView(self.config.model.vision.image_size, self.config.data.max_pixels)
 
     predictions: list[dict[str, Any]] | None = None
     """What the last call of :meth:`measures` predicted, as the data set's evaluation server takes it, if it has one."""

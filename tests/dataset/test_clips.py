@@ -22,7 +22,7 @@ from dataset.pretrain import (
     VideoStreamConfig,
 )
 from dataset.records import BrokenRecordError, RawRecord
-from tests.dataset.test_video import encoded
+from tests.dataset.test_video import encoded, without_decoders
 from utils.errors import UserError
 
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(4, 4), flip=0, rand_augment_ops=0)
@@ -158,6 +158,17 @@ def test_a_broken_video_is_a_row_that_does_not_count(maker, write_lines):
     batch = maker(videos=VideoStreamConfig(files=[lines], batch_size=2)).make(0)
     assert sorted(batch.videos.valid.tolist()) == [False, True]
     assert [each.kind for each in batch.broken] == ["missing image"]
+
+
+def test_only_a_stream_of_files_needs_a_decoder(maker, write_lines, monkeypatch):
+    without_decoders(monkeypatch)
+    lists = video_lines(write_lines)
+    assert maker(videos=VideoStreamConfig(files=[lists], batch_size=2)).make(0).videos.valid.all()
+    files = write_lines("files.jsonl", [{"video": "a.mp4", "caption": "a dog"}])
+    with pytest.raises(
+        UserError, match=r"^data.videos.reading.backend: av cannot be loaded .*files.jsonl:1\) is a video"
+    ):
+        maker(videos=VideoStreamConfig(files=[lists, files], batch_size=2))
 
 
 def test_a_model_of_images_has_no_place_for_videos(maker, write_lines):
