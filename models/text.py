@@ -223,8 +223,8 @@ def build_text_encoder(
     """
     arch = config.arch
     if arch is None:
-        hub_config = _hub_config(config.encoder)
-        if hub_config.model_type not in BERT_FAMILY:
+        hub_config = hub_config_of(config.encoder)
+        if not is_bert_family(hub_config):
             known = getattr(hub_config, "vocab_size", None)
             if vocab_size is not None and known is not None and vocab_size > known:
                 raise UserError(f"model.text: the tokenizer has {vocab_size} entries, the embedding only {known}")
@@ -256,7 +256,17 @@ def architecture_of(hub_config: Any) -> TextArchitecture:
     )
 
 
-def _hub_config(encoder: str) -> Any:
+def is_bert_family(hub_config: Any) -> bool:
+    """Whether a Hugging Face configuration is one of the encoders that run on our own layers."""
+    return hub_config.model_type in BERT_FAMILY
+
+
+def hub_config_of(encoder: str) -> Any:
+    """The Hugging Face configuration of a name or folder.
+
+    Raises:
+        UserError: there is none.
+    """
     from transformers import AutoConfig
 
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,12 +27,18 @@ from metrics.captions.cider import CiderD, DocumentFrequencies
 from metrics.captions.frequencies import read_document_frequencies
 from metrics.captions.java import check_java_metrics, java_metrics
 from models.captioning import CaptioningLossConfig, CaptioningModel, CaptionTokens
+from models.checkpoints import LoadReport
 from models.generation import DecodingConfig
 from models.self_critical import Reward, SelfCriticalConfig, SelfCriticalModel
 from models.text import TextEncoder
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from utils.batch import IGNORE, Text
 from utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+OF_PRE_TRAINING = ("box_head.", "bbox_head.")
+"""Our names and the published ones of what pre-training has and captioning has not."""
 
 
 class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
@@ -101,6 +109,16 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel]):
     def build_model(config: CaptioningConfig, vocab_size: int | None) -> CaptioningModel:
         kind = SelfCriticalModel if config.train.objective == "self_critical" else CaptioningModel
         return kind(config.model, vocab_size, config.loss)
+
+    def check_trained_for(self, task: str | None, weights: Path, report: LoadReport) -> None:
+        """The self-critical step improves what a model already says."""
+        if self.config.train.objective != "self_critical":
+            return
+        remedy = "train.objective: self_critical is a second step; give init.checkpoint the folder of a captioning run"
+        if task not in (None, "captioning"):
+            raise UserError(f"init.checkpoint: {weights} is of a run of task {task}; {remedy}")
+        if any(name.startswith(OF_PRE_TRAINING) for name in report.unused):
+            logger.warning("init.checkpoint: %s has heads of pre-training; %s", weights, remedy)
 
     def batches(self) -> CaptioningBatches:
         made = super().batches()

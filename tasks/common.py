@@ -19,19 +19,20 @@ from torch import Tensor
 from dataset.finetune import EvaluationView, FineTuneBatches, FineTuneDataConfig, encode_texts, in_batches
 from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
 from dataset.text import PlainTextProcessor, load_tokenizer
-from engine.checkpoint import Checkpoint, find_weights
+from engine.checkpoint import Checkpoint, find_weights, run_of
 from engine.precision import Precision, PrecisionName
 from engine.run_folder import RunFolder
 from engine.trainer import TrainConfig
-from models.checkpoints import InitConfig, initialise, load_weights
+from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
 from models.checkpoints.initialise import fresh_parameters, never_loaded, text_replaced
+from models.checkpoints.settings import model_section, require_same_settings, unlike_published
 from models.xvlm import XVLM, ModelConfig
 from optim import OptimConfig
 from scheduler import ScheduleConfig
 from tasks.tables import table
 from utils import distributed
 from utils.batch import Text, to_device
-from utils.config import Config
+from utils.config import Config, read_yaml
 from utils.errors import UserError
 from utils.files import write_text
 from utils.progress import progress_bar
@@ -161,12 +162,35 @@ class BaseTask(ABC, Generic[C, M]):
         if init.checkpoint is not None:
             init = init.model_copy(update={"checkpoint": str(find_weights(Path(init.checkpoint).expanduser()))})
         reports = initialise(self.model, init)
+        if init.checkpoint is not None:
+            self._check_origin(Path(init.checkpoint), reports[0])
         for report in reports:
             logger.info("%s", "\n".join(report.lines()))
         for lines in (never_loaded(self.model, reports), text_replaced(self.model, reports)):
             if lines:
                 logger.info("%s", "\n".join(lines))
         return fresh_parameters(self.model, reports)
+
+    def _check_origin(self, weights: Path, report: LoadReport) -> None:
+        """Compare what no shape shows with the config of the run that the weights are of, or with all published models."""
+        run = run_of(weights)
+        trained = None if run is None else read_yaml(run)
+        self.check_trained_for(None if trained is None else str(trained.get("task")), weights, report)
+        if trained is not None and run is not None:
+            model = model_section(trained)
+            if model is None:
+                logger.warning("%s is of another version; what no shape of its weights shows is not compared", run)
+            else:
+                require_same_settings(self.model, model, str(run), new_text=report.text_left_out)
+        elif report.published and (said := unlike_published(self.model)):
+            logger.warning("%s: %s; is the model meant to differ?", weights, "; ".join(said))
+
+    def check_trained_for(self, task: str | None, weights: Path, report: LoadReport) -> None:
+        """Look at the task that ``init.checkpoint`` is of; None where the file is not in a run's folder.
+
+        Raises:
+            UserError: if this run cannot start from it.
+        """
 
     def _log_sizes(self) -> None:
         train, loader = self.config.train, self.loader

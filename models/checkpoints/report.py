@@ -20,6 +20,8 @@ class LoadReport:
     fresh: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    published: bool = False
+    """The file has the published names."""
     text_left_out: bool = False
     """The file's text encoder has no place: the model has another."""
 

@@ -194,7 +194,7 @@ def test_a_published_file_with_another_text_encoder_is_one_line_with_the_remedy(
 def test_any_other_hub_encoder_can_take_the_place(checkpoint, monkeypatch):
     path, english = checkpoint
     hub = DistilBertConfig(vocab_size=50, dim=12, n_layers=1, n_heads=2, hidden_dim=24, max_position_embeddings=16)
-    monkeypatch.setattr("models.text._hub_config", lambda encoder: hub)
+    monkeypatch.setattr("models.text.hub_config_of", lambda encoder: hub)
     config = AligningConfig(vision=VISION, text=TextConfig(encoder="any"), fusion=KEPT, embed_dim=8)
     model = RetrievalModel(config)
     assert isinstance(model.text, HubTextEncoder)
