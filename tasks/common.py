@@ -29,7 +29,7 @@ from models.checkpoints.settings import model_section, require_same_settings, un
 from models.xvlm import XVLM, ModelConfig
 from optim import OptimConfig
 from scheduler import ScheduleConfig
-from tasks.tables import table
+from tasks.tables import mean_of_splits, table
 from utils import distributed
 from utils.batch import Text, to_device
 from utils.config import Config, read_yaml
@@ -38,6 +38,9 @@ from utils.files import write_text
 from utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
+
+MEAN = "mean of splits"
+"""The entry of a report beside those of the splits."""
 
 
 class RunConfig(Config):
@@ -299,7 +302,8 @@ class FineTuneTask(BaseTask[F, M]):
     def report(self, folder: RunFolder) -> str:
         """Measure the best weights, or where the run kept none the present ones.
 
-        Writes ``evaluation.json``, and ``predictions_<split>.json`` where there are predictions.
+        Writes ``evaluation.json``, with the mean where several splits are measured, and ``predictions_<split>.json`` where
+        there are predictions.
         """
         if folder.best.is_file():
             load_weights(self.model, folder.best).require_complete()
@@ -312,6 +316,9 @@ class FineTuneTask(BaseTask[F, M]):
                     said[-1] += "\n" + _write_predictions(folder.path / f"predictions_{name}.json", self.predictions)
         if distributed.rank() != 0:
             return ""
+        if mean := mean_of_splits(results):
+            results[MEAN] = mean
+            said.append(table(mean, MEAN))
         write_text(folder.path / "evaluation.json", json.dumps(results, indent=2) + "\n")
         return "\n\n".join(said)
 

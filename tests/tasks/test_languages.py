@@ -59,11 +59,15 @@ def overrides(scenes_folder, pretrained) -> list[str]:
     ]
 
 
-def test_a_run_replaces_the_text_encoder_and_measures_each_language(overrides, tmp_path):
+def test_a_run_replaces_the_text_encoder_and_measures_each_language(overrides, tmp_path, capsys):
     arguments = ["--config", LANGUAGE, "--output", str(tmp_path / "run"), *overrides]
     assert run_task(arguments, "retrieval", RetrievalConfig, RetrievalTask, ROOT) == 0
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    mean = report.pop("mean of splits")
     assert report.keys() == {"test", "zh"}
+    assert mean["mean recall"] == pytest.approx((report["test"]["mean recall"] + report["zh"]["mean recall"]) / 2)
+    assert "captions" not in mean
+    assert "mean of splits" in capsys.readouterr().out
     assert all(found["captions"] == 16 for found in report.values())
     assert all("mean recall" in found and "mean recall/chance" in found for found in report.values())
     log = (tmp_path / "run" / "log.txt").read_text()
