@@ -24,7 +24,7 @@ from engine.precision import Precision, PrecisionName
 from engine.run_folder import RunFolder
 from engine.trainer import TrainConfig
 from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
-from models.checkpoints.initialise import fresh_parameters, never_loaded, text_replaced
+from models.checkpoints.initialise import fresh_parameters, loading_lines
 from models.checkpoints.settings import model_section, require_same_settings, unlike_published
 from models.xvlm import XVLM, ModelConfig
 from optim import OptimConfig
@@ -151,11 +151,13 @@ class BaseTask(ABC, Generic[C, M]):
             )
 
     def _check_lengths(self) -> None:
-        arch, most = getattr(self.model.text, "arch", None), self.loading.text.max_tokens
-        if arch is not None and most > arch.longest_text:
-            raise UserError(
-                f"data.text.max_tokens is {most}, but model.text has positions for {arch.longest_text} tokens; lower it"
-            )
+        self.check_length("data.text.max_tokens", self.loading.text.max_tokens)
+
+    def check_length(self, key: str, most: int) -> None:
+        """Raise a :class:`UserError` with the config ``key`` of ``most``, if the text encoder has no place for so many tokens."""
+        longest = self.model.text.longest_text
+        if longest is not None and most > longest:
+            raise UserError(f"{key} is {most}, but model.text has positions for {longest} tokens; lower it")
 
     def _load(self, checkpoint: Checkpoint | None) -> set[str]:
         if checkpoint is not None:
@@ -167,11 +169,7 @@ class BaseTask(ABC, Generic[C, M]):
         reports = initialise(self.model, init)
         if init.checkpoint is not None:
             self._check_origin(Path(init.checkpoint), reports[0])
-        for report in reports:
-            logger.info("%s", "\n".join(report.lines()))
-        for lines in (never_loaded(self.model, reports), text_replaced(self.model, reports)):
-            if lines:
-                logger.info("%s", "\n".join(lines))
+        logger.info("%s", "\n".join(loading_lines(self.model, reports)))
         return fresh_parameters(self.model, reports)
 
     def _check_origin(self, weights: Path, report: LoadReport) -> None:
