@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,8 @@ from models.encoded import Encoded
 from models.layers import Extend, Layer, LayerConfig, attention_mask, init_bert_weights
 from utils.config import Config
 from utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 BERT_FAMILY = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta"}
 """Hugging Face ``model_type`` -> our family."""
@@ -134,6 +138,11 @@ class TextEncoder(nn.Module):
         self.apply(partial(init_bert_weights, std=arch.init_std))
 
     @property
+    def longest_text(self) -> int:
+        """See :attr:`TextArchitecture.longest_text`."""
+        return self.arch.longest_text
+
+    @property
     def word_embeddings(self) -> Tensor:
         """The (V, D) table, which the word head shares; D is the encoder's own width."""
         assert self.embeddings.word_embeddings is not None
@@ -158,6 +167,11 @@ class TextEncoder(nn.Module):
         return Encoded(states if self.projection is None else self.projection(states), mask)
 
 
+_DROPOUT = ("hidden_dropout_prob", "dropout", "dropout_rate", "hidden_dropout", "embedding_dropout", "mlp_dropout")
+_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+"""What configurations of the library call the two."""
+
+
 class HubTextEncoder(nn.Module):
     """Any other Hugging Face encoder, through ``AutoModel``: padding masks only. ``width``: see :class:`TextEncoder`."""
 
@@ -167,7 +181,7 @@ class HubTextEncoder(nn.Module):
             raise UserError("model.text.drop_path: only for the BERT and RoBERTa families; set it to 0")
         from transformers import AutoModel
 
-        self.model = AutoModel.from_config(hub_config)
+        self.model = AutoModel.from_config(_with_dropout(hub_config, config))
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None  # nothing uses it, and DDP waits for the gradient of every parameter
         own: int = hub_config.hidden_size
@@ -183,6 +197,14 @@ class HubTextEncoder(nn.Module):
         )
 
     @property
+    def longest_text(self) -> int | None:
+        """Tokens that have a position; None where the architecture sets no bound."""
+        positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
+        before = getattr(table, "padding_idx", None)  # as RoBERTa, some count from the number after it
+        return positions if positions is None or before is None else positions - before - 1
+
+    @property
     def word_embeddings(self) -> Tensor:
         return self.model.get_input_embeddings().weight
 
@@ -196,6 +218,22 @@ class HubTextEncoder(nn.Module):
             raise UserError("this text encoder takes no mask per query; use one of the BERT or RoBERTa families")
         states = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return Encoded(states if self.projection is None else self.projection(states), mask)
+
+
+def _with_dropout(hub_config: Any, config: TextConfig) -> Any:
+    """A copy of a Hugging Face configuration with the run's dropout, whatever its names are; those that it lacks are logged."""
+    found = copy.deepcopy(hub_config)
+    wanted = {
+        "dropout": (_DROPOUT, config.dropout),
+        "attention_dropout": (_ATTENTION_DROPOUT, config.attention_dropout),
+    }
+    for key, (names, value) in wanted.items():
+        there = [name for name in names if hasattr(found, name)]
+        for name in there:
+            setattr(found, name, value)
+        if not there:
+            logger.warning("model.text.%s: %s has no such setting; it keeps its own", key, type(found).__name__)
+    return found
 
 
 def layer_config(config: TextConfig, arch: TextArchitecture) -> LayerConfig:
