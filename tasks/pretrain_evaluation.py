@@ -12,9 +12,10 @@ from pydantic import Field
 from torch import Tensor
 
 from dataset.held_out import HeldOutRecord, read_held_out
-from dataset.pretrain import DataConfig, PictureStreamConfig
+from dataset.pretrain import DataConfig
 from dataset.readers import Shards
 from dataset.samplers import sample_rng
+from dataset.streams.base import PictureStreamConfig
 from dataset.text import TextProcessor
 from metrics.grounding import accuracy_at_iou
 from metrics.retrieval import recall_at

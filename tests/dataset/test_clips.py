@@ -13,7 +13,6 @@ from dataset.clips import choose_clip, parse_video_record
 from dataset.images import AugmentConfig
 from dataset.loaders import BatchLoader
 from dataset.pretrain import (
-    CleanSetConfig,
     DataConfig,
     ImageStreamConfig,
     PretrainBatches,
@@ -22,6 +21,7 @@ from dataset.pretrain import (
     VideoStreamConfig,
 )
 from dataset.records import BrokenRecordError, RawRecord
+from dataset.streams.base import CleanSetConfig
 from tests.dataset.test_video import encoded, without_decoders
 from utils.errors import UserError
 
