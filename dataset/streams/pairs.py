@@ -15,6 +15,7 @@ from torch import Tensor
 from dataset.clips import VideoRecord, choose_clip, parse_video_record
 from dataset.finetune import TrainingView
 from dataset.images import AugmentConfig
+from dataset.readers import Shards
 from dataset.records import BrokenRecordError, RawRecord, parse_image_record
 from dataset.samplers import RecordSource
 from dataset.streams.base import CleanSetConfig, PictureStreamConfig, Report, StreamConfig
@@ -48,6 +49,20 @@ class VideoStreamConfig(StreamConfig):
     clean: CleanSetConfig | None = Field(
         None, description="Clean pairs; on steps without them this stream has no matching loss."
     )
+
+    def record(self, raw: RawRecord, caption_key: str | None = None) -> VideoRecord:
+        """See :func:`~dataset.clips.parse_video_record`."""
+        root = Path(self.video_root).expanduser() if self.video_root is not None else None
+        return parse_video_record(raw, self.video_key, caption_key or self.caption_key, root)
+
+
+def first_clips(shards: Shards, config: VideoStreamConfig, caption_key: str) -> Iterator[VideoSource]:
+    """The clips of the first record of each shard: whether these are files says whether a decoder is needed."""
+    for first in shards.starts:
+        try:
+            yield from config.record(shards.read(first), caption_key).clips
+        except BrokenRecordError:
+            continue  # told when its turn comes
 
 
 class PairStream(ABC):
@@ -127,28 +142,15 @@ class VideoStream(PairStream):
     def __init__(self, config: VideoStreamConfig, *made: Any):
         super().__init__(config, *made)
         self.config = config
-        self.root = Path(config.video_root).expanduser() if config.video_root is not None else None
-        check_backend(self._first_clips(), config.reading, "data.videos.reading")
-
-    def _first_clips(self) -> Iterator[VideoSource]:
-        """The clips of the first record of each shard: whether these are files says whether a decoder is needed."""
         for source, caption_key in zip(self.sources, self.caption_keys, strict=True):
-            if source is None:
-                continue
-            for first in source.shards.starts:
-                try:
-                    yield from self._record(source.shards.read(first), caption_key).clips
-                except BrokenRecordError:
-                    continue  # told when its turn comes
-
-    def _record(self, raw: RawRecord, caption_key: str) -> VideoRecord:
-        return parse_video_record(raw, self.config.video_key, caption_key, self.root)
+            if source is not None:
+                check_backend(first_clips(source.shards, config, caption_key), config.reading, "data.videos.reading")
 
     def batch(self, number: int, clean: bool, report: Report) -> VideoTextBatch:
         return VideoTextBatch(*self.rows(number, clean, report))
 
     def example(self, raw: RawRecord, caption_key: str, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
-        record = self._record(raw, caption_key)
+        record = self.config.record(raw, caption_key)
         join, frames = self.config.join_clips, self.config.min_frames
         source, captions = choose_clip(record, rng, join=join, min_frames=frames)
         said = [self.text.choose(texts, rng, record.place) for texts in captions]
