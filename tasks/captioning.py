@@ -89,7 +89,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel]):
     measure = "CIDEr"
     make_batches = CaptioningBatches
 
-    def __init__(self, config: CaptioningConfig, checkpoint: Checkpoint | None = None):
+    def __init__(self, config: CaptioningConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True):
         try:
             check_java_metrics(config.evaluation.java_metrics)
         except UserError as error:
@@ -97,12 +97,12 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel]):
         path = config.evaluation.document_frequencies
         key = "evaluation.document_frequencies"
         self.frequencies = None if path is None else read_document_frequencies(path, key)
-        super().__init__(config, checkpoint)
+        super().__init__(config, checkpoint, trains=trains)
         processor = TextProcessor(self.tokenizer, config.data.text)
         prompt = prompt_tokens(processor, config.data.prompt)
         self.tokens = CaptionTokens(tuple(prompt), processor.sep_id, processor.mask_id, processor.pad_id)
         self._check_room(len(prompt), config)
-        if isinstance(self.model, SelfCriticalModel):
+        if trains and isinstance(self.model, SelfCriticalModel):
             self.model.judge(self._reward(), self.tokens, config.self_critical)
 
     @staticmethod

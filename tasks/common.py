@@ -91,8 +91,9 @@ class BaseTask(ABC, Generic[C, M]):
     takes_videos = False
     """Whether the data may be videos, where ``model.vision.video`` says so."""
 
-    def __init__(self, config: C, checkpoint: Checkpoint | None = None):
-        """Build the model, and load ``checkpoint`` or what ``config.init`` names.
+    def __init__(self, config: C, checkpoint: Checkpoint | None = None, *, trains: bool = True):
+        """Build the model, and load ``checkpoint`` or what ``config.init`` names; without ``trains``, no training data are
+        needed.
 
         Raises:
             UserError: if a tokenizer, weights or data cannot be used.
@@ -106,10 +107,12 @@ class BaseTask(ABC, Generic[C, M]):
         self.model: M = self.build_model(config, len(self.tokenizer))
         self._check_lengths()
         self.fresh = self._load(checkpoint)
-        self.loader = BatchLoader(
-            self.batches(), self.loading, rank=distributed.rank(), world_size=distributed.world_size()
-        )
-        self._log_sizes()
+        logger.info("%.1f M parameters", sum(parameter.numel() for parameter in self.model.parameters()) / 1e6)
+        self.loader: BatchLoader | None = None
+        if trains:
+            ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+            self.loader = BatchLoader(self.batches(), self.loading, **ranks)
+            self._log_sizes(self.loader)
 
     @staticmethod
     @abstractmethod
@@ -134,6 +137,7 @@ class BaseTask(ABC, Generic[C, M]):
         """Measure the result of the run on held-out data, on all ranks; write it into ``folder`` and return it as a table."""
 
     def train_loader(self) -> BatchLoader:
+        assert self.loader is not None, "the task was built to evaluate"
         return self.loader
 
     @property
@@ -193,12 +197,11 @@ class BaseTask(ABC, Generic[C, M]):
             UserError: if this run cannot start from it.
         """
 
-    def _log_sizes(self) -> None:
-        train, loader = self.config.train, self.loader
+    def _log_sizes(self, loader: BatchLoader) -> None:
+        train = self.config.train
         steps, per_step = train.total_steps(loader), train.records_per_step(loader)
         logger.info(
-            "%.1f M parameters; %s; %d rows a step over all ranks; %d steps are %.1f epochs of %s",
-            sum(parameter.numel() for parameter in self.model.parameters()) / 1e6,
+            "%s; %d rows a step over all ranks; %d steps are %.1f epochs of %s",
             f"records: {', '.join(f'{count} {name}' for name, count in loader.stream_sizes.items())}",
             loader.examples_per_batch * distributed.world_size() * train.accumulate,
             steps,
@@ -216,8 +219,8 @@ class FineTuneTask(BaseTask[F, M]):
     make_batches: type[FineTuneBatches[Any, Any]]
     """Makes the training data."""
 
-    def __init__(self, config: F, checkpoint: Checkpoint | None = None):
-        super().__init__(config, checkpoint)
+    def __init__(self, config: F, checkpoint: Checkpoint | None = None, *, trains: bool = True):
+        super().__init__(config, checkpoint, trains=trains)
         splits = config.evaluation
         self.view = self.evaluation_view()
         self.text = PlainTextProcessor(self.tokenizer, config.data.text)
@@ -263,6 +266,13 @@ class FineTuneTask(BaseTask[F, M]):
         return self.make_batches(
             self.config.data, tokenizer=self.tokenizer, image_size=size, seed=self.config.seed, frames=self.frames
         )
+
+    def look_for_training_data(self) -> None:
+        """Read the training data for what is measured beside the model, where they are there."""
+        try:
+            self.batches()
+        except UserError as error:
+            logger.info("evaluated without the training data: %s", error)
 
     def outputs(
         self,

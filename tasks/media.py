@@ -38,8 +38,8 @@ class MediaTask(FineTuneTask[G, M]):
 
     takes_videos = True
 
-    def __init__(self, config: G, checkpoint: Checkpoint | None = None):
-        super().__init__(config, checkpoint)
+    def __init__(self, config: G, checkpoint: Checkpoint | None = None, *, trains: bool = True):
+        super().__init__(config, checkpoint, trains=trains)
         for key, items in self.splits.items():
             sources = self.sources(items)
             check_medium(sources, self.frames, key)

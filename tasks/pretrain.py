@@ -41,9 +41,9 @@ class PretrainConfig(RunConfig):
 class PretrainTask(BaseTask[PretrainConfig, PretrainModel]):
     """Model and data of a pre-training run. Its result is the last checkpoint: nothing is selected."""
 
-    def __init__(self, config: PretrainConfig, checkpoint: Checkpoint | None = None):
+    def __init__(self, config: PretrainConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True):
         """See :class:`~tasks.common.BaseTask`."""
-        super().__init__(config, checkpoint)
+        super().__init__(config, checkpoint, trains=trains)
         if config.evaluation is not None:
             check_files(config.evaluation, config.data)
 

@@ -56,9 +56,14 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel]):
     measure = "accuracy"
     make_batches = VideoQABatches
 
-    def __init__(self, config: VideoQAConfig, checkpoint: Checkpoint | None = None):
+    commonest: str | None = None
+    """The most frequent training answer; None where an evaluation finds no training data."""
+
+    def __init__(self, config: VideoQAConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True):
         self.classes = read_classes(config.evaluation.answers, "evaluation.answers", config.model.classes)
-        super().__init__(config, checkpoint)
+        super().__init__(config, checkpoint, trains=trains)
+        if not trains:
+            self.look_for_training_data()
 
     @staticmethod
     def build_model(config: VideoQAConfig, vocab_size: int | None) -> VideoQAModel:
@@ -98,14 +103,14 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel]):
         right = np.array([item.answer == answer for item, answer in zip(items, predicted, strict=True)])
         listed = set(self.classes)
         known = np.array([item.answer in listed for item in items])
-        always = np.array([item.answer == self.commonest for item in items])
         for name, chosen in by_answer_type([item.answer_type for item in items]).items():
             prefix = f"{name}: " if name else ""
             results[f"{prefix}accuracy"] = float(right[chosen].mean())
             results[f"{prefix}accuracy/chance"] = float(known[chosen].mean()) / len(self.classes)
             if name:
                 results[f"{name} questions"] = int(chosen.sum())
-        results[f'always "{self.commonest}"'] = float(always.mean())
+        if self.commonest is not None:
+            results[f'always "{self.commonest}"'] = float(np.mean([item.answer == self.commonest for item in items]))
         results["answer is a candidate"] = float(known.mean())
         return results
 

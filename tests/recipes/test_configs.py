@@ -67,7 +67,8 @@ def test_every_task_has_configs_and_a_demo():
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_config_binds_and_builds(path):
+def test_a_config_says_its_task_binds_and_builds(path):
+    assert peek(path, [], "task") in (task_of(path), *TASKS[task_of(path)].also)
     assert total(path) > 0
 
 

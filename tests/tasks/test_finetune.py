@@ -308,12 +308,32 @@ def test_evaluating_trains_nothing(runs, overrides, task, tmp_path):
     assert report["test"]["weights"] == pytest.approx(checksum(dict(fresh.model.state_dict())), rel=1e-12)
 
 
+@pytest.mark.parametrize("task", KINDS)
+def test_evaluating_needs_no_training_data(runs, overrides, task, tmp_path):
+    """What is told beside the model's numbers, the most frequent training answer, is left out where it is not known."""
+    expected = json.loads((runs(task) / "evaluation.json").read_text())
+    gone = "data.train=[{questions: gone.jsonl}]" if task == "vqa" else "data.train.annotations=gone.jsonl"
+    report = start(task, tmp_path, [*overrides(task), f"init.checkpoint={runs(task)}", gone], "--evaluate")
+    for split, found in report.items():
+        assert found == {name: value for name, value in expected[split].items() if "always" not in name}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"), [(["--evaluate"], "needs weights"), (["--evaluate", "--resume"], "no weights")]
 )
-def test_random_weights_are_nothing_to_measure(overrides, tmp_path, flags, message):
+def test_random_weights_are_nothing_to_measure_and_no_data_are_read_to_say_so(overrides, tmp_path, flags, message):
+    gone = [f"{key}.annotations=gone.jsonl" for key in ("data.train", "evaluation.test.test")]
     with pytest.raises(UserError, match=message):
-        start("nlvr", tmp_path, overrides("nlvr"), *flags)
+        start("nlvr", tmp_path, [*overrides("nlvr"), *gone], *flags)
+
+
+@pytest.mark.parametrize("said", ["captioning", "video_qa"])
+def test_a_config_of_another_task_is_refused_by_its_name(overrides, tmp_path, said):
+    owner, script = {"captioning": ("captioning", "Captioning.py"), "video_qa": ("vqa", "VQA.py")}[said]
+    with pytest.raises(
+        UserError, match=rf"nlvr.yaml: this is a config of task {said}; run --task {owner}, or {script}$"
+    ):
+        start("nlvr", tmp_path, [*overrides("nlvr"), f"task={said}"])
 
 
 def test_texts_longer_than_the_model_has_positions_for_are_refused(overrides, tmp_path):

@@ -176,7 +176,7 @@ def test_a_video_is_read_and_encoded_once_for_its_questions(clips, scenes_folder
 
 def test_a_config_says_whether_it_asks_about_images_or_videos():
     assert peek(ROOT / "configs/vqa/msvd_qa_base.yaml", [], "task") == "video_qa"
-    assert peek(ROOT / "configs/vqa/vqa2_base_4m.yaml", [], "task") is None
+    assert peek(ROOT / "configs/vqa/vqa2_base_4m.yaml", [], "task") == "vqa"
     assert peek(ROOT / "configs/vqa/vqa2_base_4m.yaml", ["task=video_qa"], "task") == "video_qa"
     assert peek(ROOT / "none.yaml", [], "task") is None
 
