@@ -24,7 +24,7 @@ class CaptioningDataConfig(MediaDataConfig):
     train: CaptionedSplitConfig
     text: TextDataConfig = TextDataConfig(max_tokens=40, mask_prob=0.6, max_masks=18)
     prompt: str = Field("a picture of ", description="what every caption follows")
-    careful_flip: bool = Field(True, description="do not flip where the caption says left or right")
+    careful_flip: bool = Field(True, description="do not flip where the caption says left or right; English only")
 
 
 def prompt_tokens(processor: TextProcessor, prompt: str) -> list[int]:

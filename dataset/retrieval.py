@@ -29,7 +29,9 @@ class RetrievalDataConfig(MediaDataConfig):
 
     train: CaptionedSplitConfig
     text: TextLimits = TextLimits(max_tokens=40, max_words=30)
-    careful_flip: bool = Field(False, description="do not flip where the caption says left or right (released: flips)")
+    careful_flip: bool = Field(
+        False, description="do not flip where the caption says left or right; English only (released: flips)"
+    )
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ class VideoQADataConfig(MediaDataConfig):
         default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="how long a question may be"
     )
     careful_flip: bool = Field(
-        True, description="do not flip where question or answer have left or right as a word (released: flips)"
+        True,
+        description="do not flip where question or answer have left or right as a word; English only (released: flips)",
     )
 
 
@@ -85,6 +86,11 @@ def read_video_questions(
     videos = Videos(images_folder(config.videos, config.questions), names)
     sources: dict[str, VideoSource] = {}
     rows = read_rows(config.questions, key)
+    if any(isinstance(row, Row) and _is_of_images(row) for row in rows[:1]):
+        raise UserError(
+            f"{key}: {config.questions} asks about images, and this config is one of videos (task: video_qa); for images, start "
+            "from configs/vqa/vqa2_base_4m.yaml"
+        )
     found = parse_rows(rows, lambda row: _parse(row, videos, sources, answered), key, max_broken)
     without = [question for question in found if not question.answer]
     if 0 < len(without) < len(found):
@@ -93,6 +99,12 @@ def read_video_questions(
             "have one, and are measured, or none"
         )
     return found
+
+
+def _is_of_images(row: Row) -> bool:
+    """Whether a row asks about an image, or is VQA v2's own file of questions, which is one object."""
+    named = row.values.keys()
+    return isinstance(row.values.get("questions"), list) or ("image" in named and not {"video", "video_id"} & named)
 
 
 def _parse(row: Row, videos: Videos, sources: dict[str, VideoSource], answered: bool) -> VideoQuestion:

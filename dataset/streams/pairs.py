@@ -32,7 +32,9 @@ class ImageStreamConfig(PictureStreamConfig):
     )
 
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Augmentation of the pictures.")
-    careful_flip: bool = Field(False, description="Do not flip where the caption says left or right (released: flips).")
+    careful_flip: bool = Field(
+        False, description="Do not flip where the caption says left or right; English only (released: flips)."
+    )
 
 
 class VideoStreamConfig(StreamConfig):
@@ -44,7 +46,9 @@ class VideoStreamConfig(StreamConfig):
     join_clips: bool = Field(True, description="Join neighbouring clips of a continuous video.")
     min_frames: int = Field(8, ge=1, description="Join clips until they have so many frames.")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Augmentation of the frames.")
-    careful_flip: bool = Field(False, description="Do not flip where the caption says left or right (released: flips).")
+    careful_flip: bool = Field(
+        False, description="Do not flip where the caption says left or right; English only (released: flips)."
+    )
     reading: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="How videos are read.")
     clean: CleanSetConfig | None = Field(
         None, description="Clean pairs; on steps without them this stream has no matching loss."

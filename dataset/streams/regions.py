@@ -30,7 +30,7 @@ class RegionStreamConfig(PictureStreamConfig):
         0.5, ge=0, lt=1, description="Share of its area that a box must keep in the crop, exclusive."
     )
     careful_flip: bool = Field(
-        True, description="Do not flip where a used text says left or right (released 4M: flips)."
+        True, description="Do not flip where a used text says left or right; English only (released 4M: flips)."
     )
     crop: bool = Field(True, description="Crop at random around one of the boxes; false = the whole picture.")
     whole_image_rows: bool = Field(

@@ -50,6 +50,15 @@ def test_one_clip_is_the_video():
     assert parse(video="a.mp4", caption=["x", "y"]).clips[0].path == Path("shards/a.mp4")
 
 
+@pytest.mark.parametrize("video", ["a.mp4", ["a.mp4", "b.mp4"]])
+def test_files_of_a_continuous_video_are_not_taken_for_its_pictures(video):
+    with pytest.raises(
+        BrokenRecordError, match=r"is_continuous joins clips that are lists of pictures .*, and video is one"
+    ):
+        parse(video=video, caption=["x", "y"], is_continuous=True)
+    assert len(parse(video=video, caption="x", is_continuous=True).clips) == 1
+
+
 def test_neighbours_of_a_continuous_video_are_joined_until_there_are_enough_frames():
     sizes = [3, 3, 3, 3, 3, 3]
     record = parse(video=clips(sizes), caption=list(WORDS[:6]), is_continuous=True)

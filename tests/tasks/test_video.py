@@ -198,6 +198,13 @@ def test_frame_lists_run_without_a_decoder_and_a_video_file_is_refused_before_tr
         assert "\n" not in str(caught.value)
 
 
+def test_questions_about_images_are_told_from_those_about_videos(clips, scenes_folder, tmp_path):
+    (tmp_path / "v2.json").write_text(json.dumps({"questions": [{"image_id": 1, "question": "what?"}]}))
+    for file in (f"{scenes_folder}/vqa_train.jsonl", f"{tmp_path}/v2.json"):
+        with pytest.raises(UserError, match=r"^data.train: .* asks about images, and this config is one of videos"):
+            VideoQATask(video_qa(clips, scenes_folder, f"data.train.questions={file}"))
+
+
 def test_mistakes_are_one_line_before_training(clips, scenes_folder):
     with pytest.raises(UserError, match=r"data.train holds videos, the model is one of images; set model.vision.video"):
         RetrievalTask(retrieval(clips, scenes_folder, "model.vision.video=null"))
