@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import AutoModel, DistilBertConfig
 
 from dataset.captioned import CaptionedImages
 from dataset.finetune import EvaluationView, in_batches
 from dataset.records import BrokenRecordError
-from dataset.text import PlainTextProcessor, clean_caption
+from dataset.text import PlainTextProcessor, clean_caption, load_tokenizer
 from engine.checkpoint import list_checkpoints
 from metrics.retrieval import chance_recalls
 from tasks import retrieval_evaluation
@@ -339,6 +340,17 @@ def test_a_config_of_another_task_is_refused_by_its_name(overrides, tmp_path, sa
 def test_texts_longer_than_the_model_has_positions_for_are_refused(overrides, tmp_path):
     with pytest.raises(UserError, match=r"data\.text\.max_tokens is 200, but model\.text has positions for"):
         start("nlvr", tmp_path, [*overrides("nlvr"), "data.text.max_tokens=200"])
+
+
+def test_texts_longer_than_a_hugging_face_encoder_has_positions_for_are_refused(overrides, scenes_folder, tmp_path):
+    sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 24}
+    shutil.copytree(scenes_folder / "tokenizer", tmp_path / "encoder")
+    tokens = len(load_tokenizer(tmp_path / "encoder"))
+    AutoModel.from_config(DistilBertConfig(vocab_size=tokens, **sizes)).save_pretrained(tmp_path / "encoder")
+    other = [*overrides("nlvr"), f"model.text.encoder={tmp_path}/encoder", "model.text.arch=null"]
+    with pytest.raises(UserError, match=r"data\.text\.max_tokens is 25, but model\.text has positions for 24 tokens"):
+        start("nlvr", tmp_path / "long", [*other, "data.text.max_tokens=25"])
+    assert start("nlvr", tmp_path / "run", [*other, "data.text.max_tokens=24", "train.steps=2"])
 
 
 @pytest.mark.parametrize("task", KINDS)
