@@ -9,7 +9,7 @@ endif
 PRETRAINED := runs/demo/pretrain-seed0
 RUN := runs/demo/$(TASK)-seed$(SEED)
 
-.PHONY: demo scenes test lint types setup setup-dev clean-demo
+.PHONY: demo scenes clips test lint types setup setup-dev clean-demo
 
 demo: scenes $(if $(filter-out pretrain,$(TASK)),$(PRETRAINED)/evaluation.json)
 	.venv/bin/python run.py --task $(TASK) --cpu $(if $(filter pretrain,$(TASK)),2,1) --output $(RUN) --resume seed=$(SEED)
@@ -19,6 +19,9 @@ $(PRETRAINED)/evaluation.json: | scenes
 
 scenes: .venv/installed
 	.venv/bin/python -m dataset.scenes --out data/scenes --seed 0
+
+clips: scenes
+	.venv/bin/python -m dataset.scenes.clips --out data/clips --seed 0
 
 test: .venv/installed-dev
 	.venv/bin/python -m pytest
@@ -45,4 +48,4 @@ setup-dev: .venv/installed-dev
 	touch .venv/installed $@
 
 clean-demo:
-	rm -rf runs/demo data/scenes
+	rm -rf runs/demo data/scenes data/clips

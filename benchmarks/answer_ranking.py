@@ -27,6 +27,7 @@ from models.layers import LayerConfig
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.vqa import AnswerDecoder, VQAModelConfig
+from utils.launcher import positive
 
 LENGTHS = {1: 2050, 2: 800, 3: 230, 4: 40, 5: 8, 6: 1}
 """Word pieces of an answer -> number of candidates, 3,129 in all."""
@@ -107,7 +108,7 @@ def draw_questions(number: int, width: int, generator: torch.Generator) -> Encod
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements")
+    parser.add_argument("--rounds", type=positive, default=5, help="pairs of measurements")
     parser.add_argument("--small", action="store_true", help="a small model and few candidates: a check that it runs")
     flags = parser.parse_args(argv)
     generator = torch.Generator().manual_seed(0)

@@ -22,6 +22,7 @@ from models.generation import Decoder, DecodingConfig, Generated, generate
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.xvlm import ModelConfig
+from utils.launcher import positive
 
 TOKENS = CaptionTokens(prompt=(101, 1037, 3861, 1997), end=102, mask=103, pad=0)
 DECODING = DecodingConfig(beams=3, min_length=20, max_length=20, no_repeat_ngram=3)
@@ -67,7 +68,7 @@ def timed(decoder: Decoder, images: int) -> tuple[float, Generated]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements")
+    parser.add_argument("--rounds", type=positive, default=5, help="pairs of measurements")
     parser.add_argument("--images", type=int, default=32, help="images that are captioned together")
     parser.add_argument("--small", action="store_true", help="a small model: a check that it runs")
     flags = parser.parse_args(argv)

@@ -24,6 +24,7 @@ from models.retrieval import RetrievalModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.xvlm import AligningConfig
+from utils.launcher import positive
 
 IMAGES, CAPTIONS, K = 5000, 25010, 80
 PADDED = 40
@@ -68,7 +69,7 @@ def shared_pairs(generator: torch.Generator) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements")
+    parser.add_argument("--rounds", type=positive, default=5, help="pairs of measurements")
     parser.add_argument("--small", action="store_true", help="a small model and few pairs: a check that it runs")
     flags = parser.parse_args(argv)
     generator = torch.Generator().manual_seed(0)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from dataset.records import BrokenRecordError, ImageSource
+from dataset.records import BrokenRecordError, ImageSource, spoken, texts_in
 from dataset.text import clean_caption
 from utils.batch import BrokenRecord
 from utils.errors import UserError
@@ -165,24 +165,18 @@ def images_folder(images: str | None, annotations: str) -> Path:
 
 
 def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
-    """A text or a list of texts, none of them empty; of dictionaries by language, ``language``, or with None all.
+    """What :func:`~dataset.records.texts_in` finds under ``key``, one by one and none of them empty; of dictionaries by language
+    ``language``, or with None all.
 
     Raises:
         BrokenRecordError: "missing key", "wrong type" or "empty text".
     """
-    value: Any = row.get(key, object)
     texts: list[str] = []
-    for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, dict) and language is not None and language not in text:
+    for found in texts_in(row.get(key, object), key, row.place):
+        if not isinstance(found, str) and language is not None and language not in found:
             raise BrokenRecordError("missing key", row.place, f"{key} has no text in language {language!r}")
-        spoken = [text] if not isinstance(text, dict) else [text[language]] if language else list(text.values())
-        for each in spoken:
-            texts += each if isinstance(each, list) else [each]
-    if not texts:
-        raise BrokenRecordError("empty text", row.place, f"{key} is an empty list")
+        texts += spoken(found, language)
     for text in texts:
-        if not isinstance(text, str):
-            raise BrokenRecordError("wrong type", row.place, f"{key} holds {text!r:.80}, not a text")
         try:
             clean_caption(text, 1)
         except ValueError:

@@ -12,25 +12,19 @@ from pydantic import Field
 from torch import Tensor
 
 from dataset.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.finetune import FineTuneBatches, FineTuneDataConfig, TrainingView, check_medium, frame_sampler
-from dataset.images import AugmentConfig
+from dataset.finetune import FineTuneBatches, MediaDataConfig, media_view
 from dataset.text import TextDataConfig, TextProcessor, mentions_side
-from dataset.video import VideoReadingConfig
 from utils.batch import CaptioningBatch, LeftToRightText
 from utils.errors import UserError
 
 
-class CaptioningDataConfig(FineTuneDataConfig):
+class CaptioningDataConfig(MediaDataConfig):
     """Training captions. They are not cleaned: the tokenizer alone decides what becomes of case and punctuation (as released)."""
 
     train: CaptionedSplitConfig
     text: TextDataConfig = TextDataConfig(max_tokens=40, mask_prob=0.6, max_masks=18)
     prompt: str = Field("a picture of ", description="what every caption follows")
-    augment: AugmentConfig = Field(
-        default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the pictures"
-    )
-    careful_flip: bool = Field(True, description="do not flip where the caption says left or right")
-    video: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="how videos are read")
+    careful_flip: bool = Field(True, description="do not flip where the caption says left or right; English only")
 
 
 def prompt_tokens(processor: TextProcessor, prompt: str) -> list[int]:
@@ -72,9 +66,7 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
         self.prompt = prompt_tokens(self.text, data.prompt)
         self.items = read_captioned_images(data.train, "data.train", data.max_broken)
         self.references = self.items.references()
-        check_medium(self.items.images, self.frames, "data.train")
-        videos = frame_sampler(data.video, self.frames, data.max_pixels)
-        self.view = TrainingView(self.image_size, data.max_pixels, data.augment, videos)
+        self.view = media_view(data, self.items.images, self.frames, self.image_size)
         return len(self.items.captions)
 
     def example(self, index: int, rng: np.random.Generator) -> CaptionExample:

@@ -1,7 +1,8 @@
 """Video-text records of pre-training: clips with their captions, of which neighbours may be joined (X²-VLM, section 4.1).
 
 A record has one clip, ``{"video": ["<base64>", …] | "<path>", "caption": …}``, or several, ``{"video": [["<base64>", …], …],
-"caption": [text per clip], "is_continuous": bool}``: those of a continuous video follow each other.
+"caption": [text per clip], "is_continuous": bool}``: those of a continuous video follow each other. Paths of pictures may stand
+for base64; several clips are never video files.
 """
 
 from __future__ import annotations
@@ -46,7 +47,15 @@ def parse_video_record(raw: RawRecord, video_key: str, caption_key: str, root: P
     if said is None:
         raise broken_key(raw, caption_key)
     folder, place = root or raw.folder, raw.place
+    continuous = raw.values.get("is_continuous") is True
     if not (isinstance(value, list) and value and all(isinstance(clip, list) for clip in value)):
+        if continuous and isinstance(said, list):
+            raise BrokenRecordError(
+                "wrong type",
+                place,
+                f"is_continuous joins clips that are lists of pictures or of their paths, and {video_key} is one video; give a "
+                f"list of lists, or one video a record without is_continuous",
+            )
         return VideoRecord(
             place, (video_source(value, video_key, place, folder),), (texts_in(said, caption_key, place),), False
         )
@@ -57,7 +66,7 @@ def parse_video_record(raw: RawRecord, video_key: str, caption_key: str, root: P
         )
     clips = [video_source(clip, f"{video_key}[{number}]", place, folder) for number, clip in enumerate(value)]
     captions = [texts_in(text, f"{caption_key}[{number}]", place) for number, text in enumerate(said)]
-    return VideoRecord(place, tuple(clips), tuple(captions), raw.values.get("is_continuous") is True)
+    return VideoRecord(place, tuple(clips), tuple(captions), continuous)
 
 
 def choose_clip(

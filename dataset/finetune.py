@@ -17,7 +17,7 @@ from dataset.loaders import LoadingConfig, in_workers
 from dataset.records import BrokenRecordError, ImageSource
 from dataset.samplers import RandomOrder, sample_rng
 from dataset.text import PlainTextProcessor, TextLimits, clean_caption, clean_question
-from dataset.video import FrameSampler, VideoReadingConfig, VideoSource
+from dataset.video import FrameSampler, VideoReadingConfig, VideoSource, check_backend
 from utils.batch import Batch, Text
 from utils.errors import UserError
 
@@ -34,6 +34,15 @@ class FineTuneDataConfig(LoadingConfig):
 
     text: TextLimits = TextLimits(max_tokens=40)
     batch_size: int = Field(ge=1, description="Rows of a micro-batch of one process.")
+
+
+class MediaDataConfig(FineTuneDataConfig):
+    """What the training data have where they are images or videos."""
+
+    augment: AugmentConfig = Field(
+        default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the pictures or frames"
+    )
+    video: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="how videos are read")
 
 
 class FineTuneBatches(ABC, Generic[D, E]):
@@ -214,6 +223,19 @@ def check_medium(sources: Sequence[ImageSource | VideoSource], frames: int | Non
         raise UserError(f"{key} holds videos, the model is one of images; set model.vision.video.frames")
     if frames is not None and videos < len(sources):
         raise UserError(f"{key} holds images, the model is one of videos; drop model.vision.video")
+
+
+def media_view(
+    data: MediaDataConfig, sources: Sequence[ImageSource | VideoSource], frames: int | None, image_size: int
+) -> TrainingView:
+    """How training sees ``sources``.
+
+    Raises:
+        UserError: as :func:`check_medium` and :func:`~dataset.video.check_backend`.
+    """
+    check_medium(sources, frames, "data.train")
+    check_backend((each for each in sources if isinstance(each, VideoSource)), data.video, "data.video")
+    return TrainingView(image_size, data.max_pixels, data.augment, frame_sampler(data.video, frames, data.max_pixels))
 
 
 def frame_sampler(config: VideoReadingConfig, frames: int | None, max_pixels: int) -> FrameSampler | None:

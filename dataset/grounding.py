@@ -64,7 +64,9 @@ class GroundingDataConfig(FineTuneDataConfig):
 
     train: GroundingSplitConfig
     crop: bool = Field(True, description="crop at random around the box; false: the whole picture")
-    careful_flip: bool = Field(True, description="do not flip where the phrase says left or right (as released)")
+    careful_flip: bool = Field(
+        True, description="do not flip where the phrase says left or right; English only (as released)"
+    )
     augment: RegionAugmentConfig = Field(default_factory=RegionAugmentConfig, description="flip and colours")
 
 

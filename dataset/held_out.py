@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from dataset.images import decode, evaluation_view
 from dataset.readers import Shards
-from dataset.records import BrokenRecordError, ImageKeys, Texts, parse_region_record, place_box
+from dataset.records import BrokenRecordError, ImageKeys, RawRecord, Texts, parse_region_record, place_box
+from dataset.streams.pairs import VideoStreamConfig
 from dataset.text import TextProcessor, clean_alternatives, clean_caption
+from dataset.video import FrameSampler
 from utils.errors import UserError
 
 
@@ -28,7 +30,8 @@ class HeldOutElement:
 
 @dataclass(frozen=True)
 class HeldOutRecord:
-    """A picture with its cleaned texts. ``pixels`` (3, S, S) uint8; ``captions`` may be empty."""
+    """A picture or a video with its cleaned texts. ``pixels`` (3, S, S) uint8, or (F, 3, S, S) of a video; ``captions`` may be
+    empty."""
 
     place: str
     pixels: Tensor
@@ -54,25 +57,53 @@ def read_held_out(
         UserError: for the first broken record: a held-out set must be whole, or its numbers mean something else.
     """
     shards = Shards(files, key=config_key, index_folder=index_folder)
-    records = []
-    for number in range(min(len(shards), limit or len(shards))):
-        try:
-            records.append(_read_one(shards, number, processor, image_size, keys, caption_key, max_pixels))
-        except BrokenRecordError as error:
-            raise UserError(f"{error}; a held-out set has to be whole") from None
-    return records
+    return _whole(shards, limit, lambda raw: _read_one(raw, processor, image_size, keys, caption_key, max_pixels))
+
+
+def read_held_out_videos(
+    files: Sequence[str],
+    processor: TextProcessor,
+    config: VideoStreamConfig,
+    sampler: FrameSampler,
+    *,
+    image_size: int,
+    limit: int | None = None,
+    config_key: str = "evaluation.video_files",
+    index_folder: str | None = None,
+) -> list[HeldOutRecord]:
+    """Of the first ``limit`` records (None: all) the first clip that has something to say, under the keys of ``config``.
+
+    Raises:
+        UserError: as :func:`read_held_out`.
+    """
+
+    def read(raw: RawRecord) -> HeldOutRecord:
+        record = config.record(raw)
+        if not record.spoken:
+            raise BrokenRecordError("empty text", raw.place, "no clip has anything to say")
+        clip = record.spoken[0]
+        frames = sampler.evaluation(record.clips[clip], lambda frame: evaluation_view(frame, image_size))
+        return HeldOutRecord(raw.place, frames, _clean(record.captions[clip], processor, raw.place), [])
+
+    return _whole(Shards(files, key=config_key, index_folder=index_folder), limit, read)
+
+
+def _whole(shards: Shards, limit: int | None, read: Callable[[RawRecord], HeldOutRecord]) -> list[HeldOutRecord]:
+    """``read`` of the first ``limit`` records, every one of which has to be fit."""
+    try:
+        return [read(shards.read(number)) for number in range(min(len(shards), limit or len(shards)))]
+    except BrokenRecordError as error:
+        raise UserError(f"{error}; a held-out set has to be whole") from None
 
 
 def _read_one(
-    shards: Shards,
-    number: int,
+    raw: RawRecord,
     processor: TextProcessor,
     image_size: int,
     keys: ImageKeys,
     caption_key: str,
     max_pixels: int,
 ) -> HeldOutRecord:
-    raw = shards.read(number)
     record = parse_region_record(raw, keys, caption_key)
     picture = decode(record.image.load(), max_pixels, raw.place)
     height, width = picture.shape[-2:]

@@ -42,7 +42,9 @@ class NLVRDataConfig(FineTuneDataConfig):
         default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)),
         description="augmentation, drawn for each picture apart",
     )
-    careful_flip: bool = Field(False, description="do not flip where the text says left or right (released: flips)")
+    careful_flip: bool = Field(
+        False, description="do not flip where the text says left or right; English only (released: flips)"
+    )
 
 
 @dataclass(frozen=True)

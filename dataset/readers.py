@@ -124,6 +124,11 @@ class Shards:
     def __len__(self) -> int:
         return self._ends[-1]
 
+    @property
+    def starts(self) -> list[int]:
+        """The number of the first record of each shard that has any."""
+        return [end - size for size, end in zip(self.sizes, self._ends, strict=True) if size]
+
     def read(self, number: int) -> RawRecord:
         """Record ``number``, with ``place`` as ``file:line`` or ``shard.tar:member``.
 

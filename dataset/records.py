@@ -244,22 +244,23 @@ def alternatives(texts: Texts, language: str | None, rng: np.random.Generator | 
     """
     found: list[str] = []
     for text in texts:
-        if isinstance(text, str):
-            found.append(text)
-        elif language is not None:
-            if language in text:
-                found += _listed(text[language])
-        elif text:
+        if isinstance(text, str) or language is not None:
+            found += spoken(text, language)
+        else:
             names = list(text)
-            found += _listed(text[names[int(rng.integers(len(names))) if rng is not None else 0]])
+            found += spoken(text, names[int(rng.integers(len(names))) if rng is not None else 0])
     if not found:
         wanted = "no text" if language is None else f"no text in language {language!r}"
         raise BrokenRecordError("missing key", place, wanted)
     return found
 
 
-def _listed(said: str | list[str]) -> list[str]:
-    return [said] if isinstance(said, str) else said
+def spoken(text: str | Mapping[str, str | list[str]], language: str | None) -> list[str]:
+    """What an alternative of :data:`Texts` says: of a dictionary in ``language``, or with None in all of them."""
+    if isinstance(text, str):
+        return [text]
+    said = [each for name, each in text.items() if language in (None, name)]
+    return [one for each in said for one in ([each] if isinstance(each, str) else each)]
 
 
 def broken_key(raw: RawRecord, key: str) -> BrokenRecordError:
@@ -315,8 +316,10 @@ def texts_in(value: Any, key: str, place: str) -> Texts:
         is_languages = isinstance(item, dict) and all(map(_is_text_or_texts, item.values()))
         if not isinstance(item, str) and not is_languages:
             raise BrokenRecordError("wrong type", place, f"{key} holds {_type_name(item)}, not a text")
-    if not items:
-        raise BrokenRecordError("empty text", place, f"{key} is an empty list")
+    if not items or {} in items:
+        raise BrokenRecordError(
+            "empty text", place, f"{key} {'holds an empty object' if items else 'is an empty list'}"
+        )
     return tuple(items)
 
 

@@ -15,29 +15,23 @@ from dataset.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.finetune import (
     FILLER_TEXT,
     FineTuneBatches,
-    FineTuneDataConfig,
-    TrainingView,
-    check_medium,
+    MediaDataConfig,
     cleaned,
     encode_texts,
-    frame_sampler,
+    media_view,
 )
-from dataset.images import AugmentConfig
 from dataset.text import TextLimits, mentions_side
-from dataset.video import VideoReadingConfig
 from utils.batch import RetrievalBatch
 
 
-class RetrievalDataConfig(FineTuneDataConfig):
+class RetrievalDataConfig(MediaDataConfig):
     """Training pairs."""
 
     train: CaptionedSplitConfig
     text: TextLimits = TextLimits(max_tokens=40, max_words=30)
-    augment: AugmentConfig = Field(
-        default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the pictures"
+    careful_flip: bool = Field(
+        False, description="do not flip where the caption says left or right; English only (released: flips)"
     )
-    careful_flip: bool = Field(False, description="do not flip where the caption says left or right (released: flips)")
-    video: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="how videos are read")
 
 
 @dataclass(frozen=True)
@@ -57,9 +51,7 @@ class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, Pair]):
 
     def read(self, data: RetrievalDataConfig) -> int:
         self.items = read_captioned_images(data.train, "data.train", data.max_broken)
-        check_medium(self.items.images, self.frames, "data.train")
-        videos = frame_sampler(data.video, self.frames, data.max_pixels)
-        self.view = TrainingView(self.image_size, data.max_pixels, data.augment, videos)
+        self.view = media_view(data, self.items.images, self.frames, self.image_size)
         return len(self.items.captions)
 
     def example(self, index: int, rng: np.random.Generator) -> Pair:

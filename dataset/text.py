@@ -25,11 +25,16 @@ _TO_SPACE = re.compile(r"[,.'!?\"()*#:;~]")
 _JOINING = re.compile(r"[-/]")
 _WORD_MARK = "\u2581"
 """What SentencePiece puts in the place of the space before a word."""
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\uff66-\uff9f\U00020000-\U0003ffff]"
+_UNSPACED_SCRIPTS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9f\U00020000-\U0003ffff"
 )
 """Thai and Lao, Burmese, Khmer, kana, Han."""
+_UNSPACED = re.compile(f"[{_UNSPACED_SCRIPTS}]")
+_WIDE_MARKS = "\u3001-\u3004\u3008-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+"""Punctuation of Chinese and Japanese."""
+_SEGMENTED = re.compile(rf"(?<=[{_UNSPACED_SCRIPTS}{_WIDE_MARKS}])\s+(?=[{_UNSPACED_SCRIPTS}{_WIDE_MARKS}])")
+"""White space that someone put between words of a script that has none."""
 _SPACES = re.compile(r"\s{2,}")
 _SIDE = re.compile(r"\b(left|right)(most|wards?|hand)?\b", re.IGNORECASE)
 
@@ -71,15 +76,16 @@ class TextExample:
 def clean_caption(text: str, max_words: int) -> str:
     """Lower case, punctuation to spaces, hyphens and slashes to spaces, runs of white space to one, at most ``max_words`` words.
 
-    The released ``pre_caption``, character for character. Words are what single spaces separate, so that nothing is cut from
-    Chinese or Japanese; ``max_tokens`` does that.
+    The released ``pre_caption``, character for character, but for spaces between two characters of a script that is written
+    without them: those of segmented Chinese or Japanese are dropped. Words are what single spaces separate, so that nothing is
+    cut from these scripts; ``max_tokens`` does that.
 
     Raises:
         ValueError: where nothing is left.
     """
     text = _TO_SPACE.sub(" ", text.lower())
     text = _JOINING.sub(" ", text).replace("<person>", "person")
-    text = _SPACES.sub(" ", text).rstrip("\n").strip(" ")
+    text = _SEGMENTED.sub("", _SPACES.sub(" ", text).rstrip("\n").strip(" "))
     text = " ".join(text.split(" ")[:max_words])
     if not text:
         raise ValueError("nothing is left of the caption after cleaning")
@@ -89,10 +95,11 @@ def clean_caption(text: str, max_words: int) -> str:
 def clean_question(text: str, max_words: int) -> str:
     """Lower case, the same punctuation to spaces as in captions, at most ``max_words`` words; may be empty.
 
-    The released ``pre_question``, character for character: white space stays as it is but for spaces at the end, and counts
-    as words where there is a run of it. To a tokenizer it is all one.
+    The released ``pre_question``, character for character, but for segmented Chinese or Japanese (see :func:`clean_caption`):
+    white space stays as it is but for spaces at the end, and counts as words where there is a run of it. To a tokenizer it is
+    all one.
     """
-    text = _JOINING.sub(" ", _TO_SPACE.sub(" ", text.lower())).rstrip(" ")
+    text = _SEGMENTED.sub("", _JOINING.sub(" ", _TO_SPACE.sub(" ", text.lower())).rstrip(" "))
     return " ".join(text.split(" ")[:max_words])
 
 

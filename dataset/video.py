@@ -150,31 +150,43 @@ def read_frames(
     return _within(clock, lambda: list(_frames(source, config, choose, look, max_pixels, clock)))
 
 
-def check_backend(config: VideoReadingConfig, key: str) -> None:
-    """Raise a :class:`UserError` with the config ``key`` if the backend cannot be used here."""
-    try:
-        _import_backend("av")  # indexes the packets for every backend
-        _import_backend(config.backend)
-    # torchcodec raises RuntimeError and OSError where it finds no FFmpeg.
-    except (ImportError, OSError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
+def check_backend(sources: Iterable[VideoSource], config: VideoReadingConfig, key: str) -> None:
+    """Lists and folders of pictures need no decoder; ``sources`` are looked at only where it is missing.
+
+    Raises:
+        UserError: with the config ``key``, where a video file is among ``sources`` and the backend cannot be used here.
+    """
+    reason = _why_not_loaded(config.backend)
+    if reason is None:
+        return
+    file = next((source for source in sources if source.path is not None and _is_video_file(source.path)), None)
+    if file is not None:
         remedy = "av" if config.backend == "av" else f"av {config.backend}, or use backend: av"
-        raise UserError(f"{key}.backend: {config.backend} cannot be loaded ({reason}); pip install {remedy}") from None
+        raise UserError(
+            f"{key}.backend: {config.backend} cannot be loaded ({reason}), and {file.path} ({file.place}) is a video file; "
+            f"pip install {remedy}"
+        )
 
 
-def check_held_out(sources: Iterable[VideoSource], config: VideoReadingConfig, max_pixels: int, key: str) -> None:
+def check_held_out(sources: Sequence[VideoSource], config: VideoReadingConfig, max_pixels: int, key: str) -> None:
     """Look at the packets of every video file of a split, without decoding any, so that a broken one is told before training.
 
     Raises:
-        UserError: with the config ``key``, for the first that is no whole video.
+        UserError: with the config ``key``, for the first that is no whole video; or as :func:`check_backend`.
     """
+    check_backend(sources, config, "data.video")
     for path, place in {source.path: source.place for source in sources if source.path is not None}.items():
-        if path.suffix == ".json" or path.is_dir():
+        if not _is_video_file(path):
             continue
         try:
             _index(path, max_pixels, _Clock(config.time_limit_s, place))
         except BrokenRecordError as error:
             raise UserError(f"{key}: {error}; a held-out set has to be whole") from None
+
+
+def _is_video_file(path: Path) -> bool:
+    """Whether what lies at ``path`` is for a decoder: neither a list nor a folder of pictures."""
+    return path.suffix.lower() != LIST_SUFFIX and not path.is_dir()
 
 
 class _Clock:
@@ -463,6 +475,17 @@ def _import_backend(backend: Backend) -> Any:
     return importlib.import_module("torchcodec.decoders" if backend == "torchcodec" else backend)
 
 
+def _why_not_loaded(backend: Backend) -> str | None:
+    """What an import of the backend says; None where it works."""
+    try:
+        _import_backend("av")  # indexes the packets for every backend
+        _import_backend(backend)
+    # torchcodec raises RuntimeError and OSError where it finds no FFmpeg.
+    except (ImportError, OSError, RuntimeError) as error:
+        return str(error).strip().split("\n")[0][:200]
+    return None
+
+
 def _open(path: Path, clock: _Clock) -> Any:
     return _import_backend("av").open(str(path), timeout=max(0.1, clock.ends - time.monotonic()))
 
@@ -472,8 +495,10 @@ def _reading(path: Path, place: str) -> Iterator[None]:
     """Turns what the decoding libraries raise, which is of many kinds, into a broken record."""
     try:
         yield
-    except (BrokenRecordError, UserError, ImportError, MemoryError):
+    except (BrokenRecordError, UserError, MemoryError):
         raise
+    except ImportError as error:
+        raise UserError(f"{place}: {path} is a video file, and {error.name} cannot be loaded; pip install it") from None
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise BrokenRecordError("unreadable video", place, f"{path}: {reason}") from None

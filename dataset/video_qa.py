@@ -18,16 +18,14 @@ from dataset.annotations import Row, images_folder, parse_rows, read_json, read_
 from dataset.finetune import (
     FILLER_TEXT,
     FineTuneBatches,
-    FineTuneDataConfig,
-    TrainingView,
+    MediaDataConfig,
     cleaned_question,
     encode_texts,
-    frame_sampler,
+    media_view,
 )
-from dataset.images import AugmentConfig
 from dataset.records import BrokenRecordError
 from dataset.text import TextLimits, clean_question, mentions_side
-from dataset.video import VideoReadingConfig, VideoSource
+from dataset.video import VideoSource
 from dataset.video_files import Videos
 from utils.batch import IGNORE, ClassifiedBatch
 from utils.config import Config
@@ -45,20 +43,17 @@ class VideoQuestionsConfig(Config):
     )
 
 
-class VideoQADataConfig(FineTuneDataConfig):
+class VideoQADataConfig(MediaDataConfig):
     """Training questions."""
 
     train: VideoQuestionsConfig
     text: TextLimits = Field(
         default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="how long a question may be"
     )
-    augment: AugmentConfig = Field(
-        default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the frames"
-    )
     careful_flip: bool = Field(
-        True, description="do not flip where question or answer have left or right as a word (released: flips)"
+        True,
+        description="do not flip where question or answer have left or right as a word; English only (released: flips)",
     )
-    video: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="how videos are read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +86,11 @@ def read_video_questions(
     videos = Videos(images_folder(config.videos, config.questions), names)
     sources: dict[str, VideoSource] = {}
     rows = read_rows(config.questions, key)
+    if any(isinstance(row, Row) and _is_of_images(row) for row in rows[:1]):
+        raise UserError(
+            f"{key}: {config.questions} asks about images, and this config is one of videos (task: video_qa); for images, start "
+            "from configs/vqa/vqa2_base_4m.yaml"
+        )
     found = parse_rows(rows, lambda row: _parse(row, videos, sources, answered), key, max_broken)
     without = [question for question in found if not question.answer]
     if 0 < len(without) < len(found):
@@ -99,6 +99,12 @@ def read_video_questions(
             "have one, and are measured, or none"
         )
     return found
+
+
+def _is_of_images(row: Row) -> bool:
+    """Whether a row asks about an image, or is VQA v2's own file of questions, which is one object."""
+    named = row.values.keys()
+    return isinstance(row.values.get("questions"), list) or ("image" in named and not {"video", "video_id"} & named)
 
 
 def _parse(row: Row, videos: Videos, sources: dict[str, VideoSource], answered: bool) -> VideoQuestion:
@@ -181,8 +187,7 @@ class VideoQABatches(FineTuneBatches[VideoQADataConfig, VideoQuestionExample]):
         self.items = read_video_questions(data.train, "data.train", data.max_broken, answered=True)
         if not any(item.answer in self.labels for item in self.items):
             raise UserError("data.train: no answer is one of the candidates of evaluation.answers")
-        videos = frame_sampler(data.video, self.frames, data.max_pixels)
-        self.view = TrainingView(self.image_size, data.max_pixels, data.augment, videos)
+        self.view = media_view(data, [item.video for item in self.items], self.frames, self.image_size)
         return len(self.items)
 
     def example(self, index: int, rng: np.random.Generator) -> VideoQuestionExample:

@@ -89,7 +89,8 @@ class VQADataConfig(FineTuneDataConfig):
         default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the pictures"
     )
     careful_flip: bool = Field(
-        True, description="do not flip where question or answers have left or right as a word (released: as letters)"
+        True,
+        description="do not flip where question or answers have left or right as a word; English only (released: as letters)",
     )
 
 

@@ -22,6 +22,7 @@ MODEL_FILE = "model.safetensors"
 TRAINING_FILE = "training.pt"
 CHECKPOINTS = "checkpoints"
 BEST_FILE = "best.safetensors"
+CONFIG_FILE = "config.yaml"
 NAME = re.compile(r"step-(\d+)")
 
 
@@ -106,6 +107,12 @@ def find_weights(path: Path) -> Path:
     if not checkpoints:
         raise UserError(f"{path}: holds neither {BEST_FILE}, {MODEL_FILE} nor {CHECKPOINTS}/step-*; give a weight file")
     return checkpoints[-1].model_file
+
+
+def run_of(weights: Path) -> Path | None:
+    """The ``config.yaml`` of the run that a weight file lies in; None where it lies elsewhere."""
+    folders = [weights.parent, *([weights.parents[2]] if weights.parent.parent.name == CHECKPOINTS else [])]
+    return next((folder / CONFIG_FILE for folder in folders if (folder / CONFIG_FILE).is_file()), None)
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:

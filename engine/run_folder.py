@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from engine.checkpoint import BEST_FILE, CHECKPOINTS, Checkpoint, list_checkpoints
+from engine.checkpoint import BEST_FILE, CHECKPOINTS, CONFIG_FILE, Checkpoint, list_checkpoints
 from utils import distributed
 from utils.config import Config, dump_config, read_yaml
 from utils.errors import UserError
@@ -55,7 +55,7 @@ class RunFolder:
                 only to be evaluated, if it would be measured in another way, whose numbers would replace the run's.
         """
         folder = cls(path)
-        saved = path / "config.yaml"
+        saved = path / CONFIG_FILE
         checkpoints = list_checkpoints(folder.checkpoints)
         newest = checkpoints[-1].step if checkpoints else 0
         # A folder in which nothing was trained yet is free: what was wrong may have been mended since, or it was an evaluation.
@@ -65,7 +65,7 @@ class RunFolder:
                 f"{path}: not every rank sees the same files; --output must be on a disk that all nodes share"
             )
         if newest and not saved.exists():
-            raise UserError(f"{path} holds checkpoints of a run whose config.yaml is gone; give another --output")
+            raise UserError(f"{path} holds checkpoints of a run whose {CONFIG_FILE} is gone; give another --output")
         if started and not resume:
             raise UserError(f"{path} already holds a run; add --resume to go on with it, or give another --output")
         if started:

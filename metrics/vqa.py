@@ -9,10 +9,7 @@ wrote.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
-
-import numpy as np
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUMBERS = {
@@ -96,40 +93,5 @@ def soft_accuracy(predicted: str, answers: Sequence[str]) -> float:
     return sum(min(1.0, (sum(agreeing) - own) / 3) for own in agreeing) / len(answers)
 
 
-def vqa_accuracy(
-    predicted: Sequence[str], answers: Sequence[Sequence[str]], answer_types: Sequence[str]
-) -> dict[str, float]:
-    """Mean soft accuracy, in 0..1: ``overall``, and of the questions of each type, in alphabetic order.
-
-    Args:
-        predicted: one answer per question.
-        answers: of the annotators, per question.
-        answer_types: ``yes/no``, ``number`` or ``other`` in VQA v2.
-
-    >>> vqa_accuracy(["yes", "cat"], [["yes"] * 10, ["dog"] * 10], ["yes/no", "other"])
-    {'overall': 0.5, 'other': 0.0, 'yes/no': 1.0}
-    """
-    by_type: defaultdict[str, list[float]] = defaultdict(list)
-    scores = []
-    for prediction, own, kind in zip(predicted, answers, answer_types, strict=True):
-        scores.append(soft_accuracy(prediction, own))
-        by_type[kind].append(scores[-1])
-    results = {"overall": _mean(scores)}
-    return results | {kind: _mean(by_type[kind]) for kind in sorted(by_type)}
-
-
-def exact_match(predicted: Sequence[str], true: Sequence[str]) -> float:
-    """Share of answers that are the true one to the letter, as for MSRVTT-QA and xGQA; NaN for none.
-
-    >>> exact_match(["cat", "Dog"], ["cat", "dog"])
-    0.5
-    """
-    return _mean([float(prediction == answer) for prediction, answer in zip(predicted, true, strict=True)])
-
-
 def _clean(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,8 @@ from models.layout import Layout, join, text_layout
 from utils.batch import Text
 from utils.config import Config
 from utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 BERT_FAMILY = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta"}
 """Hugging Face ``model_type`` -> our family."""
@@ -152,6 +156,11 @@ class TextEncoder(nn.Module):
         self.encoder.recompute = wanted
 
     @property
+    def longest_text(self) -> int:
+        """See :attr:`TextArchitecture.longest_text`."""
+        return self.arch.longest_text
+
+    @property
     def word_embeddings(self) -> Tensor:
         """The (V, D) table, which the word head shares; D is the encoder's own width."""
         assert self.embeddings.word_embeddings is not None
@@ -201,6 +210,11 @@ class TextEncoder(nn.Module):
         return self.embeddings(token, place)
 
 
+_DROPOUT = ("hidden_dropout_prob", "dropout", "dropout_rate", "hidden_dropout", "embedding_dropout", "mlp_dropout")
+_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+"""What configurations of the library call the two."""
+
+
 class HubTextEncoder(nn.Module):
     """Any other Hugging Face encoder, through ``AutoModel``: padding masks only. ``width``: see :class:`TextEncoder`."""
 
@@ -210,7 +224,7 @@ class HubTextEncoder(nn.Module):
             raise UserError("model.text.drop_path: only for the BERT and RoBERTa families; set it to 0")
         from transformers import AutoModel
 
-        self.model = AutoModel.from_config(hub_config)
+        self.model = AutoModel.from_config(_with_dropout(hub_config, config))
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None  # nothing uses it, and DDP waits for the gradient of every parameter
         own: int = hub_config.hidden_size
@@ -244,6 +258,14 @@ class HubTextEncoder(nn.Module):
             raise UserError(f"train.recompute: {error}; leave out `text`") from None
 
     @property
+    def longest_text(self) -> int | None:
+        """Tokens that have a position; None where the architecture sets no bound."""
+        positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
+        before = getattr(table, "padding_idx", None)  # as RoBERTa, some count from the number after it
+        return positions if positions is None or before is None else positions - before - 1
+
+    @property
     def word_embeddings(self) -> Tensor:
         return self.model.get_input_embeddings().weight
 
@@ -272,6 +294,22 @@ class HubTextEncoder(nn.Module):
         ]
 
 
+def _with_dropout(hub_config: Any, config: TextConfig) -> Any:
+    """A copy of a Hugging Face configuration with the run's dropout, whatever its names are; those that it lacks are logged."""
+    found = copy.deepcopy(hub_config)
+    wanted = {
+        "dropout": (_DROPOUT, config.dropout),
+        "attention_dropout": (_ATTENTION_DROPOUT, config.attention_dropout),
+    }
+    for key, (names, value) in wanted.items():
+        there = [name for name in names if hasattr(found, name)]
+        for name in there:
+            setattr(found, name, value)
+        if not there:
+            logger.warning("model.text.%s: %s has no such setting; it keeps its own", key, type(found).__name__)
+    return found
+
+
 def layer_config(config: TextConfig, arch: TextArchitecture) -> LayerConfig:
     """The layer sizes of an architecture with the run's dropout."""
     return LayerConfig(
@@ -297,8 +335,8 @@ def build_text_encoder(
     """
     arch = config.arch
     if arch is None:
-        hub_config = _hub_config(config.encoder)
-        if hub_config.model_type not in BERT_FAMILY:
+        hub_config = hub_config_of(config.encoder)
+        if not is_bert_family(hub_config):
             known = getattr(hub_config, "vocab_size", None)
             if vocab_size is not None and known is not None and vocab_size > known:
                 raise UserError(f"model.text: the tokenizer has {vocab_size} entries, the embedding only {known}")
@@ -330,7 +368,17 @@ def architecture_of(hub_config: Any) -> TextArchitecture:
     )
 
 
-def _hub_config(encoder: str) -> Any:
+def is_bert_family(hub_config: Any) -> bool:
+    """Whether a Hugging Face configuration is one of the encoders that run on our own layers."""
+    return hub_config.model_type in BERT_FAMILY
+
+
+def hub_config_of(encoder: str) -> Any:
+    """The Hugging Face configuration of a name or folder.
+
+    Raises:
+        UserError: there is none.
+    """
     from transformers import AutoConfig
 
     try:

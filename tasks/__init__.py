@@ -6,15 +6,18 @@ from typing import NamedTuple
 
 
 class TaskEntry(NamedTuple):
+    """``also``: what a config's ``task`` may say instead of the name, for another task of the same script."""
+
     script: str
     demo_config: str
+    also: tuple[str, ...] = ()
 
 
 TASKS = {
     "pretrain": TaskEntry("Pretrain.py", "configs/demo/pretrain.yaml"),
     "retrieval": TaskEntry("Retrieval.py", "configs/demo/retrieval.yaml"),
     "nlvr": TaskEntry("NLVR.py", "configs/demo/nlvr.yaml"),
-    "vqa": TaskEntry("VQA.py", "configs/demo/vqa.yaml"),
+    "vqa": TaskEntry("VQA.py", "configs/demo/vqa.yaml", ("video_qa",)),
     "grounding": TaskEntry("Grounding.py", "configs/demo/grounding.yaml"),
     "captioning": TaskEntry("Captioning.py", "configs/demo/captioning.yaml"),
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,10 +16,10 @@ from torch import Tensor
 
 from dataset.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
 from dataset.captioning import CaptioningBatches, CaptioningDataConfig, prompt_tokens
-from dataset.finetune import EvaluationView, check_medium, frame_sampler
+from dataset.finetune import EvaluationView
 from dataset.records import ImageSource
 from dataset.text import TextProcessor
-from dataset.video import FrameSampler, VideoSource, check_backend
+from dataset.video import VideoSource
 from engine.checkpoint import Checkpoint
 from engine.trainer import TrainConfig
 from metrics.captions import caption_metrics, tokenize, tokenize_references
@@ -25,18 +27,24 @@ from metrics.captions.cider import CiderD, DocumentFrequencies
 from metrics.captions.frequencies import read_document_frequencies
 from metrics.captions.java import check_java_metrics, java_metrics
 from models.captioning import CaptioningLossConfig, CaptioningModel, CaptionTokens
+from models.checkpoints import LoadReport
 from models.generation import DecodingConfig
 from models.self_critical import Reward, SelfCriticalConfig, SelfCriticalModel
 from models.text import TextEncoder
-from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
+from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from utils.batch import IGNORE, Text
 from utils.errors import UserError
 
 END = "</s>"
 """The word that stands for a caption's end in the self-critical reward; no tokenized caption has it."""
 
+logger = logging.getLogger(__name__)
 
-class CaptioningEvaluationConfig(HeldOutConfig[CaptionedSplitConfig]):
+OF_PRE_TRAINING = ("box_head.", "bbox_head.")
+"""Our names and the published ones of what pre-training has and captioning has not."""
+
+
+class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
     """Also how captions are generated."""
 
     decoding: DecodingConfig = DecodingConfig()
@@ -59,7 +67,7 @@ class CaptioningTrainConfig(TrainConfig):
     )
 
 
-class CaptioningConfig(FineTuneConfig):
+class CaptioningConfig(MediaConfig):
     """A captioning run."""
 
     task: Literal["captioning"] = "captioning"
@@ -78,16 +86,13 @@ class CaptioningConfig(FineTuneConfig):
         return self
 
 
-class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
+class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel]):
     """Model, data and measures of a captioning run."""
 
     measure = "CIDEr"
-    takes_videos = True
     make_batches = CaptioningBatches
 
-    def __init__(self, config: CaptioningConfig, checkpoint: Checkpoint | None = None):
-        if config.model.vision.video is not None:
-            check_backend(config.data.video, "data.video")
+    def __init__(self, config: CaptioningConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True):
         try:
             check_java_metrics(config.evaluation.java_metrics)
         except UserError as error:
@@ -95,20 +100,28 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
         path = config.evaluation.document_frequencies
         key = "evaluation.document_frequencies"
         self.frequencies = None if path is None else read_document_frequencies(path, key)
-        super().__init__(config, checkpoint)
-        for key, items in self.splits.items():
-            check_medium(items.images, self.frames, key)
+        super().__init__(config, checkpoint, trains=trains)
         processor = TextProcessor(self.tokenizer, config.data.text)
         prompt = prompt_tokens(processor, config.data.prompt)
         self.tokens = CaptionTokens(tuple(prompt), processor.sep_id, processor.mask_id, processor.pad_id)
         self._check_room(len(prompt), config)
-        if isinstance(self.model, SelfCriticalModel):
+        if trains and isinstance(self.model, SelfCriticalModel):
             self.model.judge(self._reward(), self.tokens, config.self_critical)
 
     @staticmethod
     def build_model(config: CaptioningConfig, vocab_size: int | None) -> CaptioningModel:
         kind = SelfCriticalModel if config.train.objective == "self_critical" else CaptioningModel
         return kind(config.model, vocab_size, config.loss)
+
+    def check_trained_for(self, task: str | None, weights: Path, report: LoadReport) -> None:
+        """The self-critical step improves what a model already says."""
+        if self.config.train.objective != "self_critical":
+            return
+        remedy = "train.objective: self_critical is a second step; give init.checkpoint the folder of a captioning run"
+        if task not in (None, "captioning"):
+            raise UserError(f"init.checkpoint: {weights} is of a run of task {task}; {remedy}")
+        if any(name.startswith(OF_PRE_TRAINING) for name in report.unused):
+            logger.warning("init.checkpoint: %s has heads of pre-training; %s", weights, remedy)
 
     def batches(self) -> CaptioningBatches:
         made = super().batches()
@@ -120,8 +133,9 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
     def read_split(split: CaptionedSplitConfig, key: str) -> CaptionedImages:
         return read_captioned_images(split, key, 0.0)
 
-    def sampler(self) -> FrameSampler | None:
-        return frame_sampler(self.config.data.video, self.frames, self.config.data.max_pixels)
+    @staticmethod
+    def sources(items: CaptionedImages) -> Sequence[ImageSource | VideoSource]:
+        return items.images
 
     def measures(self, items: CaptionedImages) -> dict[str, float]:
         captions = self.captions(items)

@@ -19,25 +19,28 @@ from torch import Tensor
 from dataset.finetune import EvaluationView, FineTuneBatches, FineTuneDataConfig, encode_texts, in_batches
 from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
 from dataset.text import PlainTextProcessor, load_tokenizer
-from dataset.video import FrameSampler
-from engine.checkpoint import Checkpoint, find_weights
+from engine.checkpoint import Checkpoint, find_weights, run_of
 from engine.precision import Precision, PrecisionName
 from engine.run_folder import RunFolder
 from engine.trainer import TrainConfig
-from models.checkpoints import InitConfig, initialise, load_weights
-from models.checkpoints.initialise import fresh_parameters, never_loaded, text_replaced
+from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
+from models.checkpoints.initialise import fresh_parameters, loading_lines
+from models.checkpoints.settings import model_section, require_same_settings, unlike_published
 from models.xvlm import XVLM, ModelConfig
 from optim import OptimConfig
 from scheduler import ScheduleConfig
-from tasks.tables import table
+from tasks.tables import mean_of_splits, table
 from utils import distributed
 from utils.batch import Text, to_device
-from utils.config import Config
+from utils.config import Config, read_yaml
 from utils.errors import UserError
 from utils.files import write_text
 from utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
+
+MEAN = "mean of splits"
+"""The entry of a report beside those of the splits."""
 
 
 class RunConfig(Config):
@@ -88,8 +91,9 @@ class BaseTask(ABC, Generic[C, M]):
     takes_videos = False
     """Whether the data may be videos, where ``model.vision.video`` says so."""
 
-    def __init__(self, config: C, checkpoint: Checkpoint | None = None):
-        """Build the model, and load ``checkpoint`` or what ``config.init`` names.
+    def __init__(self, config: C, checkpoint: Checkpoint | None = None, *, trains: bool = True):
+        """Build the model, and load ``checkpoint`` or what ``config.init`` names; without ``trains``, no training data are
+        needed.
 
         Raises:
             UserError: if a tokenizer, weights or data cannot be used.
@@ -103,10 +107,12 @@ class BaseTask(ABC, Generic[C, M]):
         self.model: M = self.build_model(config, len(self.tokenizer))
         self._check_lengths()
         self.fresh = self._load(checkpoint)
-        self.loader = BatchLoader(
-            self.batches(), self.loading, rank=distributed.rank(), world_size=distributed.world_size()
-        )
-        self._log_sizes()
+        logger.info("%.1f M parameters", sum(parameter.numel() for parameter in self.model.parameters()) / 1e6)
+        self.loader: BatchLoader | None = None
+        if trains:
+            ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+            self.loader = BatchLoader(self.batches(), self.loading, **ranks)
+            self._log_sizes(self.loader)
 
     @staticmethod
     @abstractmethod
@@ -131,6 +137,7 @@ class BaseTask(ABC, Generic[C, M]):
         """Measure the result of the run on held-out data, on all ranks; write it into ``folder`` and return it as a table."""
 
     def train_loader(self) -> BatchLoader:
+        assert self.loader is not None, "the task was built to evaluate"
         return self.loader
 
     @property
@@ -148,11 +155,13 @@ class BaseTask(ABC, Generic[C, M]):
             )
 
     def _check_lengths(self) -> None:
-        arch, most = getattr(self.model.text, "arch", None), self.loading.text.max_tokens
-        if arch is not None and most > arch.longest_text:
-            raise UserError(
-                f"data.text.max_tokens is {most}, but model.text has positions for {arch.longest_text} tokens; lower it"
-            )
+        self.check_length("data.text.max_tokens", self.loading.text.max_tokens)
+
+    def check_length(self, key: str, most: int) -> None:
+        """Raise a :class:`UserError` with the config ``key`` of ``most``, if the text encoder has no place for so many tokens."""
+        longest = self.model.text.longest_text
+        if longest is not None and most > longest:
+            raise UserError(f"{key} is {most}, but model.text has positions for {longest} tokens; lower it")
 
     def _load(self, checkpoint: Checkpoint | None) -> set[str]:
         if checkpoint is not None:
@@ -162,19 +171,37 @@ class BaseTask(ABC, Generic[C, M]):
         if init.checkpoint is not None:
             init = init.model_copy(update={"checkpoint": str(find_weights(Path(init.checkpoint).expanduser()))})
         reports = initialise(self.model, init)
-        for report in reports:
-            logger.info("%s", "\n".join(report.lines()))
-        for lines in (never_loaded(self.model, reports), text_replaced(self.model, reports)):
-            if lines:
-                logger.info("%s", "\n".join(lines))
+        if init.checkpoint is not None:
+            self._check_origin(Path(init.checkpoint), reports[0])
+        logger.info("%s", "\n".join(loading_lines(self.model, reports)))
         return fresh_parameters(self.model, reports)
 
-    def _log_sizes(self) -> None:
-        train, loader = self.config.train, self.loader
+    def _check_origin(self, weights: Path, report: LoadReport) -> None:
+        """Compare what no shape shows with the config of the run that the weights are of, or with all published models."""
+        run = run_of(weights)
+        trained = None if run is None else read_yaml(run)
+        self.check_trained_for(None if trained is None else str(trained.get("task")), weights, report)
+        if trained is not None and run is not None:
+            model = model_section(trained)
+            if model is None:
+                logger.warning("%s is of another version; what no shape of its weights shows is not compared", run)
+            else:
+                require_same_settings(self.model, model, str(run), new_text=report.text_left_out)
+        elif report.published and (said := unlike_published(self.model)):
+            logger.warning("%s: %s; is the model meant to differ?", weights, "; ".join(said))
+
+    def check_trained_for(self, task: str | None, weights: Path, report: LoadReport) -> None:
+        """Look at the task that ``init.checkpoint`` is of; None where the file is not in a run's folder.
+
+        Raises:
+            UserError: if this run cannot start from it.
+        """
+
+    def _log_sizes(self, loader: BatchLoader) -> None:
+        train = self.config.train
         steps, per_step = train.total_steps(loader), train.records_per_step(loader)
         logger.info(
-            "%.1f M parameters; %s; %d rows a step over all ranks; %d steps are %.1f epochs of %s",
-            sum(parameter.numel() for parameter in self.model.parameters()) / 1e6,
+            "%s; %d rows a step over all ranks; %d steps are %.1f epochs of %s",
             f"records: {', '.join(f'{count} {name}' for name, count in loader.stream_sizes.items())}",
             loader.examples_per_batch * distributed.world_size() * train.accumulate,
             steps,
@@ -192,8 +219,8 @@ class FineTuneTask(BaseTask[F, M]):
     make_batches: type[FineTuneBatches[Any, Any]]
     """Makes the training data."""
 
-    def __init__(self, config: F, checkpoint: Checkpoint | None = None):
-        super().__init__(config, checkpoint)
+    def __init__(self, config: F, checkpoint: Checkpoint | None = None, *, trains: bool = True):
+        super().__init__(config, checkpoint, trains=trains)
         splits = config.evaluation
         self.view = self.evaluation_view()
         self.text = PlainTextProcessor(self.tokenizer, config.data.text)
@@ -221,11 +248,7 @@ class FineTuneTask(BaseTask[F, M]):
 
     def evaluation_view(self) -> EvaluationView:
         """How held-out pictures are seen."""
-        return EvaluationView(self.config.model.vision.image_size, self.config.data.max_pixels, self.sampler())
-
-    def sampler(self) -> FrameSampler | None:
-        """What takes frames of videos; None where the data are images."""
-        return None
+        return EvaluationView(self.config.model.vision.image_size, self.config.data.max_pixels)
 
     predictions: list[dict[str, Any]] | None = None
     """What the last call of :meth:`measures` predicted, as the data set's evaluation server takes it, if it has one."""
@@ -243,6 +266,13 @@ class FineTuneTask(BaseTask[F, M]):
         return self.make_batches(
             self.config.data, tokenizer=self.tokenizer, image_size=size, seed=self.config.seed, frames=self.frames
         )
+
+    def look_for_training_data(self) -> None:
+        """Read the training data for what is measured beside the model, where they are there."""
+        try:
+            self.batches()
+        except UserError as error:
+            logger.info("evaluated without the training data: %s", error)
 
     def outputs(
         self,
@@ -280,7 +310,8 @@ class FineTuneTask(BaseTask[F, M]):
     def report(self, folder: RunFolder) -> str:
         """Measure the best weights, or where the run kept none the present ones.
 
-        Writes ``evaluation.json``, and ``predictions_<split>.json`` where there are predictions.
+        Writes ``evaluation.json``, with the mean where several splits are measured, and ``predictions_<split>.json`` where
+        there are predictions.
         """
         if folder.best.is_file():
             load_weights(self.model, folder.best).require_complete()
@@ -293,6 +324,9 @@ class FineTuneTask(BaseTask[F, M]):
                     said[-1] += "\n" + _write_predictions(folder.path / f"predictions_{name}.json", self.predictions)
         if distributed.rank() != 0:
             return ""
+        if mean := mean_of_splits(results):
+            results[MEAN] = mean
+            said.append(table(mean, MEAN))
         write_text(folder.path / "evaluation.json", json.dumps(results, indent=2) + "\n")
         return "\n\n".join(said)
 

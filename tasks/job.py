@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import Checkpoint
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
 from tasks import TASKS
@@ -40,18 +39,25 @@ def run_task(
         UserError: for a mistake in the command line, the config or the data.
     """
     arguments = parse_script(argv, name, TASKS[name], root)
-    said = peek(arguments.config, arguments.overrides, "task") if others else None
+    said = peek(arguments.config, arguments.overrides, "task")
     if others and isinstance(said, str) and said in others:
         schema, kind = others[said]
+    elif said != name:
+        _refuse_other_task(arguments.config, said)
     config = load_config(arguments.config, arguments.overrides, schema)
+    if arguments.evaluate and not arguments.resume and config.init.checkpoint is None:
+        raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
     with process_group() as device:
         folder, checkpoint = RunFolder.open(
             Path(arguments.output), config, arguments.resume, evaluate=arguments.evaluate
         )
+        if arguments.evaluate and arguments.resume and checkpoint is None and not folder.best.is_file():
+            raise UserError(
+                f"--evaluate --resume: {folder.path} holds no weights; give the --output of a run that was trained"
+            )
         logging.set_up(folder.log)
-        task = kind(config, checkpoint)
+        task = kind(config, checkpoint, trains=not arguments.evaluate)
         if arguments.evaluate:
-            _require_weights(arguments.resume, config, folder, checkpoint)
             task.model.to(device)
         else:
             trainer = Trainer(
@@ -70,11 +76,8 @@ def run_task(
     return 0
 
 
-def _require_weights(resume: bool, config: RunConfig, folder: RunFolder, checkpoint: Checkpoint | None) -> None:
-    """Random weights are nothing to measure."""
-    if resume and checkpoint is None and not folder.best.is_file():
-        raise UserError(
-            f"--evaluate --resume: {folder.path} holds no weights; give the --output of a run that was trained"
-        )
-    if not resume and config.init.checkpoint is None:
-        raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
+def _refuse_other_task(config: str, said: object) -> None:
+    """Raise a :class:`UserError` where a config says that it is of another task; what it says wrong, binding tells."""
+    for other, entry in TASKS.items():
+        if said == other or said in entry.also:
+            raise UserError(f"{config}: this is a config of task {said}; run --task {other}, or {entry.script}")

@@ -38,8 +38,8 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel]):
     measure = "accuracy"
     make_batches = NLVRBatches
 
-    def __init__(self, config: NLVRConfig, checkpoint: Checkpoint | None = None):
-        super().__init__(config, checkpoint)
+    def __init__(self, config: NLVRConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True):
+        super().__init__(config, checkpoint, trains=trains)
         for name, items in self.held_out.items():
             self._check(items, f"evaluation.test.{name}")
         if config.evaluation.validation is not None:

@@ -17,7 +17,6 @@ from tasks.common import BaseTask, RunConfig, evaluating
 from tasks.pretrain_evaluation import Evaluation, EvaluationConfig, check_files
 from tasks.tables import table
 from utils import distributed
-from utils.errors import UserError
 from utils.files import write_text
 
 
@@ -42,9 +41,9 @@ class PretrainConfig(RunConfig):
 class PretrainTask(BaseTask[PretrainConfig, PretrainModel]):
     """Model and data of a pre-training run. Its result is the last checkpoint: nothing is selected."""
 
-    def __init__(self, config: PretrainConfig, checkpoint: Checkpoint | None = None):
+    def __init__(self, config: PretrainConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True):
         """See :class:`~tasks.common.BaseTask`."""
-        super().__init__(config, checkpoint)
+        super().__init__(config, checkpoint, trains=trains)
         if config.evaluation is not None:
             check_files(config.evaluation, config.data)
 
@@ -62,12 +61,9 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel]):
 
     def _check_lengths(self) -> None:
         super()._check_lengths()
-        pairs, arch = self.config.data.pairs, getattr(self.model.text, "arch", None)
-        most = pairs.text.max_tokens if pairs is not None and pairs.text is not None else 0
-        if arch is not None and most > arch.longest_text:
-            raise UserError(
-                f"data.pairs.text.max_tokens is {most}, but model.text has positions for {arch.longest_text} tokens; lower it"
-            )
+        pairs = self.config.data.pairs
+        if pairs is not None and pairs.text is not None:
+            self.check_length("data.pairs.text.max_tokens", pairs.text.max_tokens)
 
     def batches(self) -> PretrainBatches:
         return PretrainBatches(

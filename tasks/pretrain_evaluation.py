@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from dataset.held_out import HeldOutRecord, read_held_out
-from dataset.pretrain import DataConfig, PictureStreamConfig
+from dataset.held_out import HeldOutRecord, read_held_out, read_held_out_videos
+from dataset.pretrain import DataConfig
 from dataset.readers import Shards
 from dataset.samplers import sample_rng
+from dataset.streams.base import PictureStreamConfig
+from dataset.streams.pairs import first_clips
 from dataset.text import TextProcessor
+from dataset.video import FrameSampler, check_backend
 from metrics.grounding import accuracy_at_iou
 from metrics.retrieval import recall_at
 from models.encoded import Concepts, Encoded
@@ -25,6 +28,7 @@ from models.reranking import TextBank, score_pairs
 from tasks.pictures import Panel, Prediction, draw_predictions
 from utils.batch import IGNORE
 from utils.config import Config
+from utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +36,31 @@ logger = logging.getLogger(__name__)
 class EvaluationConfig(Config):
     """Held-out records; their first caption is the one that has to be found."""
 
-    files: list[str]
+    files: list[str] = Field([], description="records of pictures")
     region_files: list[str] = Field([], description="records of the boxes, if not those of `files`")
+    video_files: list[str] = Field([], description="records of videos, read as those of data.videos")
     candidates: int = Field(16, ge=1, description="candidates that the fusion encoder re-ranks, each way")
     batch_size: int = Field(50, ge=1)
     limit: int | None = Field(None, ge=1, description="read so many records at most")
     panels: int = Field(12, ge=1, description="pictures in predictions.png: the first records with boxes")
 
+    @model_validator(mode="after")
+    def _has_files(self) -> EvaluationConfig:
+        if not (self.files or self.region_files or self.video_files):
+            raise ValueError("names no files; give files, region_files or video_files, or drop evaluation")
+        return self
+
 
 def check_files(config: EvaluationConfig, data: DataConfig) -> None:
-    """Raise a :class:`UserError` before training if held-out files are missing or empty."""
-    for which in ("files", "region_files"):
+    """Raise a :class:`UserError` before training if held-out files are missing or empty, or videos cannot be read."""
+    for which in ("files", "region_files", "video_files"):
         if files := getattr(config, which):
-            Shards(files, key=f"evaluation.{which}", index_folder=data.cache_index)
+            shards = Shards(files, key=f"evaluation.{which}", index_folder=data.cache_index)
+            if which == "video_files":
+                if data.videos is None:
+                    raise UserError("evaluation.video_files: there is no data.videos to say how they are read; add it")
+                clips = first_clips(shards, data.videos, data.videos.caption_key)
+                check_backend(clips, data.videos.reading, "data.videos.reading")
 
 
 class Evaluation:
@@ -55,8 +71,22 @@ class Evaluation:
     ):
         self.config, self.data, self.model, self.processor, self.seed = config, data, model, processor, seed
         self.device = next(model.parameters()).device
-        self.records = self._read("files")
+        self.records = self._read("files") if config.files else []
         self.with_boxes = self._read("region_files") if config.region_files else self.records
+        self.videos = self._read_videos() if config.video_files else []
+
+    def _read_videos(self) -> list[HeldOutRecord]:
+        stream, vision = self.data.videos, self.model.config.vision
+        assert stream is not None and vision.video is not None
+        return read_held_out_videos(
+            self.config.video_files,
+            self.processor,
+            stream,
+            FrameSampler(vision.video.frames, stream.reading, self.data.max_pixels),
+            image_size=vision.image_size,
+            limit=self.config.limit,
+            index_folder=self.data.cache_index,
+        )
 
     def _read(self, which: str) -> list[HeldOutRecord]:
         """Records under the keys that training reads: those of the region stream for boxes, if there is one."""
@@ -76,10 +106,13 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float]:
         """All metrics of the held-out records; the model is in evaluation mode."""
-        return {**self._retrieval(), **self._grounding(), **self._words()}
+        videos = {name.replace("image", "video"): each for name, each in self._retrieval(self.videos).items()}
+        if videos:
+            videos["videos"] = videos.pop("records")
+        return {**self._retrieval(self.records), **videos, **self._grounding(), **self._words()}
 
-    def _retrieval(self) -> dict[str, float]:
-        captioned = [record for record in self.records if record.captions]
+    def _retrieval(self, records: Sequence[HeldOutRecord]) -> dict[str, float]:
+        captioned = [record for record in records if record.captions]
         if not captioned:
             return {}
         images = self._encode_images(captioned)

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 
 from dataset.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
-from dataset.finetune import EvaluationView, check_medium, frame_sampler
+from dataset.records import ImageSource
 from dataset.retrieval import RetrievalBatches, RetrievalDataConfig
-from dataset.video import FrameSampler, VideoSource, check_backend, check_held_out
-from engine.checkpoint import Checkpoint
+from dataset.video import VideoSource
 from models.retrieval import RetrievalModel
 from models.xvlm import AligningConfig
-from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
+from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.retrieval_evaluation import RetrievalEvaluation
 
 
-class RetrievalEvaluationConfig(HeldOutConfig[CaptionedSplitConfig]):
+class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
     """Also how many candidates the fusion encoder re-ranks."""
 
     candidates: int = Field(ge=1, description="k: candidates of each image and each text that are re-ranked")
-    shuffle_frames: bool = Field(
-        False, description="show videos with their frames out of order: does the model look at the order?"
-    )
 
 
-class RetrievalConfig(FineTuneConfig):
+class RetrievalConfig(MediaConfig):
     """A retrieval run."""
 
     task: Literal["retrieval"] = "retrieval"
@@ -35,21 +32,11 @@ class RetrievalConfig(FineTuneConfig):
     evaluation: RetrievalEvaluationConfig
 
 
-class RetrievalTask(FineTuneTask[RetrievalConfig, RetrievalModel]):
+class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel]):
     """Model, data and measures of a retrieval run."""
 
     measure = "mean recall"
     make_batches = RetrievalBatches
-    takes_videos = True
-
-    def __init__(self, config: RetrievalConfig, checkpoint: Checkpoint | None = None):
-        if config.model.vision.video is not None:
-            check_backend(config.data.video, "data.video")
-        super().__init__(config, checkpoint)
-        for key, items in self.splits.items():
-            check_medium(items.images, self.frames, key)
-            videos = [source for source in items.images if isinstance(source, VideoSource)]
-            check_held_out(videos, config.data.video, config.data.max_pixels, key)
 
     @staticmethod
     def build_model(config: RetrievalConfig, vocab_size: int | None) -> RetrievalModel:
@@ -59,12 +46,9 @@ class RetrievalTask(FineTuneTask[RetrievalConfig, RetrievalModel]):
     def read_split(split: CaptionedSplitConfig, key: str) -> CaptionedImages:
         return read_captioned_images(split, key, 0.0)
 
-    def evaluation_view(self) -> EvaluationView:
-        size, shuffle = self.config.model.vision.image_size, self.config.evaluation.shuffle_frames
-        return EvaluationView(size, self.config.data.max_pixels, self.sampler(), shuffle_frames=shuffle)
-
-    def sampler(self) -> FrameSampler | None:
-        return frame_sampler(self.config.data.video, self.frames, self.config.data.max_pixels)
+    @staticmethod
+    def sources(items: CaptionedImages) -> Sequence[ImageSource | VideoSource]:
+        return items.images
 
     def measures(self, items: CaptionedImages) -> dict[str, float]:
         evaluation = RetrievalEvaluation(

@@ -12,8 +12,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dataset.finetune import EvaluationView, cleaned_question, frame_sampler
-from dataset.video import FrameSampler, VideoSource, check_backend, check_held_out
+from dataset.finetune import EvaluationView, cleaned_question
+from dataset.video import VideoSource
 from dataset.video_qa import (
     VideoQABatches,
     VideoQADataConfig,
@@ -24,21 +24,18 @@ from dataset.video_qa import (
 )
 from engine.checkpoint import Checkpoint
 from models.video_qa import VideoQAModel, VideoQAModelConfig
-from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
+from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.vqa import by_answer_type, picture_of_each
 from utils.batch import Text
 
 
-class VideoQAEvaluationConfig(HeldOutConfig[VideoQuestionsConfig]):
+class VideoQAEvaluationConfig(MediaEvaluationConfig[VideoQuestionsConfig]):
     """Splits without answers are answered and not measured."""
 
     answers: str = Field(description="the candidate answers: a JSON list, or an object from answer to label")
-    shuffle_frames: bool = Field(
-        False, description="show videos with their frames out of order: does the model look at the order?"
-    )
 
 
-class VideoQAConfig(FineTuneConfig):
+class VideoQAConfig(MediaConfig):
     """A video question answering run."""
 
     task: Literal["video_qa"] = "video_qa"
@@ -53,19 +50,20 @@ class VideoQAConfig(FineTuneConfig):
         return self
 
 
-class VideoQATask(FineTuneTask[VideoQAConfig, VideoQAModel]):
+class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel]):
     """Model, data and measures of a video question answering run."""
 
     measure = "accuracy"
     make_batches = VideoQABatches
-    takes_videos = True
 
-    def __init__(self, config: VideoQAConfig, checkpoint: Checkpoint | None = None):
-        check_backend(config.data.video, "data.video")
+    commonest: str | None = None
+    """The most frequent training answer; None where an evaluation finds no training data."""
+
+    def __init__(self, config: VideoQAConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True):
         self.classes = read_classes(config.evaluation.answers, "evaluation.answers", config.model.classes)
-        super().__init__(config, checkpoint)
-        for key, items in self.splits.items():
-            check_held_out((item.video for item in items), config.data.video, config.data.max_pixels, key)
+        super().__init__(config, checkpoint, trains=trains)
+        if not trains:
+            self.look_for_training_data()
 
     @staticmethod
     def build_model(config: VideoQAConfig, vocab_size: int | None) -> VideoQAModel:
@@ -88,12 +86,9 @@ class VideoQATask(FineTuneTask[VideoQAConfig, VideoQAModel]):
         self.commonest = answers.most_common(1)[0][0]
         return made
 
-    def evaluation_view(self) -> EvaluationView:
-        size, shuffle = self.config.model.vision.image_size, self.config.evaluation.shuffle_frames
-        return EvaluationView(size, self.config.data.max_pixels, self.sampler(), shuffle_frames=shuffle)
-
-    def sampler(self) -> FrameSampler | None:
-        return frame_sampler(self.config.data.video, self.frames, self.config.data.max_pixels)
+    @staticmethod
+    def sources(items: list[VideoQuestion]) -> list[VideoSource]:
+        return [item.video for item in items]
 
     def measures(self, items: list[VideoQuestion]) -> dict[str, float]:
         """The share of all questions whose answer is met to the letter, those that no candidate answers included, overall and
@@ -108,14 +103,14 @@ class VideoQATask(FineTuneTask[VideoQAConfig, VideoQAModel]):
         right = np.array([item.answer == answer for item, answer in zip(items, predicted, strict=True)])
         listed = set(self.classes)
         known = np.array([item.answer in listed for item in items])
-        always = np.array([item.answer == self.commonest for item in items])
         for name, chosen in by_answer_type([item.answer_type for item in items]).items():
             prefix = f"{name}: " if name else ""
             results[f"{prefix}accuracy"] = float(right[chosen].mean())
             results[f"{prefix}accuracy/chance"] = float(known[chosen].mean()) / len(self.classes)
             if name:
                 results[f"{name} questions"] = int(chosen.sum())
-        results[f'always "{self.commonest}"'] = float(always.mean())
+        if self.commonest is not None:
+            results[f'always "{self.commonest}"'] = float(np.mean([item.answer == self.commonest for item in items]))
         results["answer is a candidate"] = float(known.mean())
         return results
 

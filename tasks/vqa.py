@@ -68,10 +68,15 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
     measure = "accuracy"
     make_batches = VQABatches
 
-    def __init__(self, config: VQAConfig, checkpoint: Checkpoint | None = None):
+    commonest: dict[str, str] | None = None
+    """The most frequent training answer by type of answer; None where an evaluation finds no training data."""
+
+    def __init__(self, config: VQAConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True):
         self.candidates = read_candidates(config.evaluation.answers, "evaluation.answers")
-        super().__init__(config, checkpoint)
+        super().__init__(config, checkpoint, trains=trains)
         self.tree = self._tree()
+        if not trains:
+            self.look_for_training_data()
 
     @staticmethod
     def build_model(config: VQAConfig, vocab_size: int | None) -> VQAModel:
@@ -103,9 +108,10 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
             prefix = f"{name}: " if name else ""
             results[f"{prefix}accuracy"] = float(found[chosen].mean())
             results[f"{prefix}accuracy/chance"] = float(chance[chosen].mean())
-            guess = self.commonest.get(name, self.commonest[""])
-            always = [soft_accuracy(guess, answers[row]) for row in np.flatnonzero(chosen)]
-            results[f'{prefix}always "{guess}"'] = float(np.mean(always))
+            if self.commonest is not None:
+                guess = self.commonest.get(name, self.commonest[""])
+                always = [soft_accuracy(guess, answers[row]) for row in np.flatnonzero(chosen)]
+                results[f'{prefix}always "{guess}"'] = float(np.mean(always))
             if name:
                 results[f"{name} questions"] = int(chosen.sum())
         return results

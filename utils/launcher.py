@@ -24,6 +24,9 @@ class Entry(Protocol):
     @property
     def demo_config(self) -> str: ...
 
+    @property
+    def also(self) -> tuple[str, ...]: ...
+
 
 EPILOG = """without --config, the task's demo config runs; key=value overrides any key of the config (optim.lr=3e-5).
 examples:
@@ -45,7 +48,16 @@ def parse(argv: Sequence[str], tasks: Mapping[str, Entry]) -> argparse.Namespace
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--task", required=True, choices=list(tasks), help="what to run")
+
+    def named(task: str) -> str:
+        for name, entry in tasks.items():
+            if task in entry.also:
+                raise argparse.ArgumentTypeError(
+                    f"{task!r} is picked by `task: {task}` in the config; give --task {name}"
+                )
+        return task
+
+    parser.add_argument("--task", required=True, type=named, choices=list(tasks), help="what to run")
     parser.add_argument("--config", help="YAML file; see configs/")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(

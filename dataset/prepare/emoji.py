@@ -19,7 +19,7 @@ import logging
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +31,9 @@ from dataset.prepare.folders import (
     already_made,
     claim_folder,
     close_folder,
-    read_facts,
+    fill_and_tell,
     split_by_hash,
+    tally,
     whole_number,
     write_records,
 )
@@ -225,10 +226,6 @@ def _names_of(code: str, names: Names) -> dict[str, str]:
     return {language: name for language, name in found.items() if name}
 
 
-def _tally(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} {kind}" for kind, number in counts.items())
-
-
 def _parser() -> LineParser:
     parser = LineParser(
         prog="python -m dataset.prepare.emoji", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -246,18 +243,11 @@ def _parser() -> LineParser:
 def main() -> int:
     """Make the clips and print one line of facts; exit status 2 for a mistake of the user."""
     flags = vars(_parser().parse_args())
-    facts_path = flags["out"] / FACTS
-    before = facts_path.stat().st_mtime_ns if facts_path.exists() else None
-    build(**flags, progress=True)
-    if before is not None and facts_path.stat().st_mtime_ns == before:
-        sys.stdout.write(f"{flags['out']} is already complete with these arguments; nothing to do\n")
-        return 0
-    facts = read_facts(facts_path)
-    sys.stdout.write(
-        f"{flags['out']}: {_tally(facts['clips'])} clips; {facts['vocabulary']} word pieces; "
-        f"left out: {_tally(facts['left_out']) or 'nothing'}\n"
-    )
-    return 0
+
+    def said(facts: dict[str, Any]) -> str:
+        return f"{tally(facts['clips'])} clips; {facts['vocabulary']} word pieces; left out: {tally(facts['left_out'])}"
+
+    return fill_and_tell(flags["out"], FACTS, lambda: build(**flags, progress=True), said)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -127,6 +128,27 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
             count += 1
     return count
+
+
+def fill_and_tell(out: Path, facts_name: str, fill: Callable[[], object], said: Callable[[dict[str, Any]], str]) -> int:
+    """``fill()`` the folder ``out``, and print in one line what ``said`` makes of its facts, or that nothing was to be done.
+
+    Returns:
+        The exit status, 0.
+    """
+    facts_path = out / facts_name
+    before = facts_path.stat().st_mtime_ns if facts_path.exists() else None
+    fill()
+    if before is not None and facts_path.stat().st_mtime_ns == before:
+        sys.stdout.write(f"{out} is already complete with these arguments; nothing to do\n")
+    else:
+        sys.stdout.write(f"{out}: {said(read_facts(facts_path))}\n")
+    return 0
+
+
+def tally(counts: Mapping[str, int]) -> str:
+    """ "382 train, 48 val", or "nothing"."""
+    return ", ".join(f"{number} {kind}" for kind, number in counts.items()) or "nothing"
 
 
 def _difference(made_with: Any, arguments: Mapping[str, Any]) -> str:

@@ -30,8 +30,9 @@ from dataset.prepare.folders import (
     already_made,
     claim_folder,
     close_folder,
-    read_facts,
+    fill_and_tell,
     split_by_hash,
+    tally,
     whole_number,
     write_records,
 )
@@ -168,7 +169,7 @@ def find_stamps(folder: Path) -> tuple[list[Stamp], Counter[str]]:
             found.append(Stamp(relative.with_suffix("").as_posix(), path, captions))
     if not found:
         raise UserError(
-            f"{folder} holds no usable stamp ({_tally(left_out) or 'no PNG file'}); give another --stamps DIR"
+            f"{folder} holds no usable stamp ({tally(left_out) if left_out else 'no PNG file'}); give another --stamps DIR"
         )
     return found, left_out
 
@@ -348,10 +349,6 @@ def _canvas(rng: np.random.Generator, cutouts: Sequence[Image.Image], width: int
     return Image.fromarray(np.clip(np.rint(painted), 0, 255).astype(np.uint8))
 
 
-def _tally(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = LineParser(prog="python -m dataset.prepare.stamps", description="Records from Tux Paint's stamps.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
@@ -373,18 +370,14 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Make the records and print one line of facts; exit status 2 for a mistake of the user."""
     flags = vars(_parser().parse_args())
-    facts_path = flags["out"] / FACTS
-    before = facts_path.stat().st_mtime_ns if facts_path.exists() else None
-    build(**flags, progress=True)
-    if before is not None and facts_path.stat().st_mtime_ns == before:
-        sys.stdout.write(f"{flags['out']} is already complete with these arguments; nothing to do\n")
-        return 0
-    facts = read_facts(facts_path)
-    sys.stdout.write(
-        f"{flags['out']}: {_tally(facts['pictures'])} pictures; {_tally(facts['regions'])} region pictures; "
-        f"{facts['vocabulary']} word pieces; left out: {_tally(facts['left_out']) or 'nothing'}\n"
-    )
-    return 0
+
+    def said(facts: dict[str, Any]) -> str:
+        return (
+            f"{tally(facts['pictures'])} pictures; {tally(facts['regions'])} region pictures; "
+            f"{facts['vocabulary']} word pieces; left out: {tally(facts['left_out'])}"
+        )
+
+    return fill_and_tell(flags["out"], FACTS, lambda: build(**flags, progress=True), said)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from dataset.prepare.folders import LineParser, read_facts, whole_number
+from dataset.prepare.folders import LineParser, fill_and_tell, whole_number
 from dataset.scenes.build import FACTS, build
 from utils.errors import one_line_errors
 
@@ -37,35 +38,21 @@ def _parser() -> LineParser:
 @one_line_errors
 def main() -> int:
     """Draw the data set and print one line of facts; exit status 2 for a mistake of the user."""
-    flags = _parser().parse_args()
-    facts_path = flags.out / FACTS
-    before = facts_path.stat().st_mtime_ns if facts_path.exists() else None
+    flags = vars(_parser().parse_args())
     started = time.monotonic()
-    build(
-        flags.out,
-        seed=flags.seed,
-        train=flags.train,
-        val=flags.val,
-        test=flags.test,
-        size=flags.size,
-        overwrite=flags.overwrite,
-        progress=True,
-    )
-    elapsed_s = time.monotonic() - started
-    if before is not None and facts_path.stat().st_mtime_ns == before:
-        sys.stdout.write(f"{flags.out} is already complete with these arguments; nothing to do\n")
-        return 0
-    facts = read_facts(facts_path)
-    width, height = flags.size
-    sys.stdout.write(
-        f"{flags.out}: {flags.train} train, {flags.val} val, {flags.test} test scenes of {width}x{height} pixels; "
-        f"{sum(facts['objects'].values())} objects, {sum(facts['relations'].values())} relational phrases, "
-        f"{sum(facts['sentences'].values())} statements on two pictures, "
-        f"{sum(sum(grains.values()) for grains in facts['referring'].values())} referring phrases, "
-        f"{sum(facts['questions'].values())} questions, "
-        f"{facts['vocabulary']} word pieces; {elapsed_s:.0f} s\n"
-    )
-    return 0
+
+    def said(facts: dict[str, Any]) -> str:
+        width, height = flags["size"]
+        return (
+            f"{flags['train']} train, {flags['val']} val, {flags['test']} test scenes of {width}x{height} pixels; "
+            f"{sum(facts['objects'].values())} objects, {sum(facts['relations'].values())} relational phrases, "
+            f"{sum(facts['sentences'].values())} statements on two pictures, "
+            f"{sum(sum(grains.values()) for grains in facts['referring'].values())} referring phrases, "
+            f"{sum(facts['questions'].values())} questions, "
+            f"{facts['vocabulary']} word pieces; {time.monotonic() - started:.0f} s"
+        )
+
+    return fill_and_tell(flags["out"], FACTS, lambda: build(**flags, progress=True), said)
 
 
 if __name__ == "__main__":

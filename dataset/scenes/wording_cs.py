@@ -46,8 +46,8 @@ RELATIONS = {
     "below": ("pod", "instrumental"),
 }
 
-_VOCALISED = ("s", "z", "š", "ž")
-"""Before these, "s" (with) becomes "se"."""
+_VOCALISED = ("s", "z", "š", "ž", "čt")
+"""Before these, "s" (with) becomes "se": "se srdcem", "se čtvercem", but "s červeným čtvercem"."""
 
 
 def noun_phrase(looks: Looks, case: str) -> str:

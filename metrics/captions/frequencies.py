@@ -10,7 +10,6 @@ from typing import Any
 
 from metrics.captions.cider import DocumentFrequencies
 from utils.errors import UserError
-from utils.files import write_text
 from utils.pickles import read_plain_pickle
 
 TABLE, IMAGES = "document_frequency", "ref_len"
@@ -18,7 +17,8 @@ TABLE, IMAGES = "document_frequency", "ref_len"
 
 
 def read_document_frequencies(path: str, key: str) -> DocumentFrequencies:
-    """From ``.json``, as :func:`write_document_frequencies` makes it, or else a pickle, of which no code is run.
+    """From ``.json``, ``{"ref_len": images, "document_frequency": {"a dog": images with these words in a row, …}}``, or else a
+    pickle of the same, of which no code is run.
 
     Args:
         key: of the config, for messages.
@@ -40,12 +40,6 @@ def read_document_frequencies(path: str, key: str) -> DocumentFrequencies:
                 f"{key}: {path}: {ngram!r:.60}: {count!r:.60} is not an n-gram (words in a tuple) and its count"
             )
     return DocumentFrequencies(counts, float(images))
-
-
-def write_document_frequencies(path: Path, frequencies: DocumentFrequencies) -> None:
-    """As JSON, with n-grams as words between single spaces."""
-    table = {" ".join(ngram): count for ngram, count in frequencies.counts.items()}
-    write_text(path, json.dumps({IMAGES: frequencies.images, TABLE: table}, ensure_ascii=False))
 
 
 def _read_json(path: str, key: str) -> Any:

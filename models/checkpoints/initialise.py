@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 from pydantic import Field
 from torch import Tensor
@@ -93,33 +94,26 @@ def fresh_parameters(model: XVLM, reports: list[LoadReport]) -> set[str]:
     return covered | {name for name, _ in model.named_parameters() if name not in loaded and _is_head(name)}
 
 
-def never_loaded(model: XVLM, reports: list[LoadReport]) -> list[str]:
-    """What starts from random numbers after all of ``reports``, as lines for a log."""
+def loading_lines(model: XVLM, reports: list[LoadReport]) -> list[str]:
+    """Where the weights come from, as lines for a log: how many of which part from which file, and how many are random, in the
+    first one; then what is random, and what else became of each file's tensors."""
     loaded = {name for report in reports for name in (*report.loaded, *report.copied)}
-    names = [name for name, _ in model.named_parameters() if name not in loaded]
-    return [f"{len(names)} parameters start from random numbers", *(f"  {name}" for name in by_module(names))]
+    random = [name for name, _ in model.named_parameters() if name not in loaded]
+    counts = [f"{_parts(sorted(report.loaded))} from {report.source}" for report in reports]
+    lines = ["weights: " + "; ".join([*counts, f"{_parts(random)} from random numbers"])]
+    if reports and reports[0].text_left_out:
+        fusion = model.fusion.layer_config
+        sizes = f"width {fusion.width}, {fusion.heads} heads, intermediate {fusion.intermediate}, eps {fusion.eps:g}"
+        lines.append("  the text encoder is another than the checkpoint's")
+        lines.append(f"  the fusion has {sizes}; where the checkpoint's has others, give them in model.fusion")
+    lines += [f"  random {name}" for name in by_module(random)]
+    return [*lines, *(f"  {line}" for report in reports for line in report.lines())]
 
 
-def text_replaced(model: XVLM, reports: list[LoadReport]) -> list[str]:
-    """Where the text encoder is another than the checkpoint's: which parameters were kept, replaced and left fresh, as lines
-    for a log."""
-    if not reports or not reports[0].text_left_out:
-        return []
-    checkpoint, *others = reports
-    kept, replaced = set(checkpoint.loaded), {name for report in others for name in report.loaded}
-    fresh = [name for name, _ in model.named_parameters() if name not in kept | replaced]
-    said = ["the text encoder is another than the checkpoint's"]
-    for what, names, origin in (
-        ("kept", sorted(kept), f" from {checkpoint.source}"),
-        ("replaced", sorted(replaced), "".join(f" from {report.source}" for report in others)),
-        ("fresh", fresh, ""),
-    ):
-        parts = Counter(name.split(".")[0] for name in names)
-        listed = ", ".join(f"{count} of {part}" for part, count in parts.items()) or "none"
-        said.append(f"  {what}{origin if names else ''}: {listed}")
-    fusion = model.fusion.layer_config
-    sizes = f"width {fusion.width}, {fusion.heads} heads, intermediate {fusion.intermediate}, eps {fusion.eps:g}"
-    return [*said, f"  the fusion has {sizes}; where the checkpoint's has others, give them in model.fusion"]
+def _parts(names: Sequence[str]) -> str:
+    """How many names there are of each part of the model."""
+    parts = Counter(name.split(".")[0] for name in names)
+    return ", ".join(f"{count} of {part}" for part, count in parts.items()) or "none"
 
 
 def _is_head(name: str) -> bool:

@@ -56,7 +56,7 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_te
     Raises:
         UserError: if a shape does not fit, or two copies of a tied tensor differ.
     """
-    report = LoadReport(source)
+    report = LoadReport(source, published=True)
     kept: dict[str, Tensor] = {}
     fused_apart = any(name.startswith(FUSED_APART) for name in state)
     twice = {**TIED, **SHARED_WORDS} if fused_apart else TIED

@@ -20,19 +20,20 @@ class LoadReport:
     fresh: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    published: bool = False
+    """The file has the published names."""
     text_left_out: bool = False
     """The file's text encoder has no place: the model has another."""
 
     def lines(self) -> list[str]:
-        """The report for a log: one line of counts, then what is not plainly loaded, grouped by module."""
+        """What became of the file's tensors, for a log: their counts, then what is not plainly loaded, grouped by module."""
         counts = (
             f"{self.source}: {len(self.loaded)} loaded, {len(self.resized)} of them resized, {len(self.copied)} copied, "
-            f"{len(self.fresh)} left fresh, {len(self.dropped)} dropped, {len(self.unused)} unused in the file"
+            f"{len(self.dropped)} dropped, {len(self.unused)} unused in the file"
         )
         lines = [counts]
         lines += [f"  resized {name}: {how}" for name, how in _grouped(self.resized)]
         lines += [f"  copied {name} from {origin}" for name, origin in _grouped(self.copied)]
-        lines += [f"  fresh {name}" for name in by_module(self.fresh)]
         lines += [f"  dropped {name}: {why}" for name, why in _grouped(self.dropped)]
         lines += [f"  unused {name}" for name in by_module(self.unused)]
         return lines

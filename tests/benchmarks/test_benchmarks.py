@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from benchmarks import answer_ranking, captioning, rerank, video_memory
 
 
@@ -23,3 +25,10 @@ def test_captioning_runs_and_ends_with_its_ratio(capsys):
 def test_the_memory_of_reading_videos_is_printed(capsys):
     video_memory.main(["--files", "12"])
     assert re.fullmatch(r"12 files: \d+ MB, \d+ ms a file", capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("benchmark", [answer_ranking, captioning, rerank])
+def test_no_rounds_are_refused_in_a_line(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--small", "--rounds", "0"])
+    assert "argument --rounds: '0' is not a positive number" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from dataset.annotations import (
     texts_of,
     wanted_splits,
 )
-from dataset.records import BrokenRecordError
+from dataset.records import BrokenRecordError, RawRecord, parse_text_record, spoken
 from utils.errors import UserError
 
 KEY = "data.train"
@@ -273,3 +273,34 @@ def test_pictures_are_looked_for_beside_the_annotations_unless_a_folder_is_named
     assert images_folder(None, "data/x/a.json") == Path("data/x")
     assert images_folder("pictures", "data/x/a.json") == Path("pictures")
     assert images_folder("~/pictures", "a.json") == Path.home() / "pictures"
+
+
+TEXTS = [
+    "a dog",
+    ["a dog", "a cat"],
+    {"en": "a dog", "de": ["ein Hund", "der Hund"]},
+    [{"en": "a dog"}, "a cat"],
+    [],
+    {},
+    [{}],
+    {"en": []},
+    3,
+    [["a dog"]],
+    [None],
+]
+
+
+@pytest.mark.parametrize("value", TEXTS, ids=repr)
+def test_annotations_and_shards_hold_texts_by_one_rule(value):
+    """Either both take a value, with the same texts, or both refuse it, for the same reason."""
+    raw = RawRecord({"caption": value}, "a.jsonl:1", Path())
+    outcomes = []
+    for read in (
+        lambda: texts_of(row(1, caption=value), "caption"),
+        lambda: [each for text in parse_text_record(raw, "caption").texts for each in spoken(text, None)],
+    ):
+        try:
+            outcomes.append(read())
+        except BrokenRecordError as error:
+            outcomes.append((error.kind, error.message))
+    assert outcomes[0] == outcomes[1]

@@ -13,7 +13,6 @@ from dataset.clips import choose_clip, parse_video_record
 from dataset.images import AugmentConfig
 from dataset.loaders import BatchLoader
 from dataset.pretrain import (
-    CleanSetConfig,
     DataConfig,
     ImageStreamConfig,
     PretrainBatches,
@@ -22,7 +21,8 @@ from dataset.pretrain import (
     VideoStreamConfig,
 )
 from dataset.records import BrokenRecordError, RawRecord
-from tests.dataset.test_video import encoded
+from dataset.streams.base import CleanSetConfig
+from tests.dataset.test_video import encoded, without_decoders
 from utils.errors import UserError
 
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(4, 4), flip=0, rand_augment_ops=0)
@@ -48,6 +48,15 @@ def test_one_clip_is_the_video():
     record = parse(video=["a.png", "b.png"], caption="a dog")
     assert chosen(record, 0) == (["a.png", "b.png"], ["a dog"])
     assert parse(video="a.mp4", caption=["x", "y"]).clips[0].path == Path("shards/a.mp4")
+
+
+@pytest.mark.parametrize("video", ["a.mp4", ["a.mp4", "b.mp4"]])
+def test_files_of_a_continuous_video_are_not_taken_for_its_pictures(video):
+    with pytest.raises(
+        BrokenRecordError, match=r"is_continuous joins clips that are lists of pictures .*, and video is one"
+    ):
+        parse(video=video, caption=["x", "y"], is_continuous=True)
+    assert len(parse(video=video, caption="x", is_continuous=True).clips) == 1
 
 
 def test_neighbours_of_a_continuous_video_are_joined_until_there_are_enough_frames():
@@ -158,6 +167,17 @@ def test_a_broken_video_is_a_row_that_does_not_count(maker, write_lines):
     batch = maker(videos=VideoStreamConfig(files=[lines], batch_size=2)).make(0)
     assert sorted(batch.videos.valid.tolist()) == [False, True]
     assert [each.kind for each in batch.broken] == ["missing image"]
+
+
+def test_only_a_stream_of_files_needs_a_decoder(maker, write_lines, monkeypatch):
+    without_decoders(monkeypatch)
+    lists = video_lines(write_lines)
+    assert maker(videos=VideoStreamConfig(files=[lists], batch_size=2)).make(0).videos.valid.all()
+    files = write_lines("files.jsonl", [{"video": "a.mp4", "caption": "a dog"}])
+    with pytest.raises(
+        UserError, match=r"^data.videos.reading.backend: av cannot be loaded .*files.jsonl:1\) is a video"
+    ):
+        maker(videos=VideoStreamConfig(files=[lists, files], batch_size=2))
 
 
 def test_a_model_of_images_has_no_place_for_videos(maker, write_lines):

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.held_out import read_held_out
+from dataset.held_out import read_held_out, read_held_out_videos
 from dataset.records import ImageKeys
+from dataset.streams.pairs import VideoStreamConfig
 from dataset.text import TextDataConfig, TextProcessor
+from dataset.video import FrameSampler
+from tests.dataset.test_video import encoded
 from utils.errors import UserError
 
 
@@ -55,3 +58,18 @@ def test_a_limit_reads_the_first_records(read):
 def test_a_broken_record_is_refused_by_name(read, record, message):
     with pytest.raises(UserError, match=f"{message}.*a held-out set has to be whole"):
         read(record)
+
+
+def test_the_first_clip_that_says_something_is_held_out(tokenizer, tmp_path):
+    path = tmp_path / "held.jsonl"
+    clips = [[encoded(1)], [encoded(2), encoded(3)], [encoded(4)]]
+    said = {"video": clips, "caption": ["[Music]", "A dog.", "a cat"], "is_continuous": True}
+    path.write_text(json.dumps(said) + "\n" + json.dumps({**said, "caption": ["[music]"] * 3}) + "\n")
+    config = VideoStreamConfig(files=[], batch_size=1)
+    sampler = FrameSampler(2, config.reading, 10**6)
+    given = ([str(path)], TextProcessor(tokenizer, TextDataConfig()), config, sampler)
+    (record,) = read_held_out_videos(*given, image_size=16, limit=1, index_folder=str(tmp_path))
+    assert record.captions == ["a dog"]
+    assert record.pixels.shape == (2, 3, 16, 16)
+    with pytest.raises(UserError, match=r"held.jsonl:2: empty text: .*a held-out set has to be whole"):
+        read_held_out_videos(*given, image_size=16, index_folder=str(tmp_path))

@@ -64,6 +64,8 @@ def test_every_relation_is_said_in_every_language():
 def test_czech_prepositions_govern_their_case_and_are_vocalised():
     assert wording_cs.sentence([HEART, STAR], ["above"]) == "modré srdce nad malou puntíkovanou červenou hvězdou"
     assert wording_cs.listing([Looks(None, None, "green", "heart")]) == "scéna se zeleným srdcem"
+    assert wording_cs.listing([Looks(None, None, "red", "square")]) == "scéna s červeným čtvercem"
+    assert wording_cs.listing([Looks(None, None, None, "square")]) == "scéna se čtvercem"
 
 
 def test_a_scene_of_one_object_is_said_alone():

@@ -53,6 +53,22 @@ def test_a_caption_of_punctuation_is_an_error(raw):
         clean_caption(raw, 30)
 
 
+SEGMENTED = [
+    ("一个 穿 红 衣服 的 男人", "一个穿红衣服的男人"),
+    ("男人 ， 女人 和 狗 。", "男人，女人和狗。"),
+    ("赤い 服 を 着た 男の 人", "赤い服を着た男の人"),
+    ("一个 iPhone 在 桌子 上", "一个 iphone 在桌子上"),
+    ("빨간 옷을 입은 남자", "빨간 옷을 입은 남자"),
+]
+
+
+@pytest.mark.parametrize("clean", [clean_caption, clean_question])
+@pytest.mark.parametrize(("raw", "expected"), SEGMENTED)
+def test_segmented_chinese_and_japanese_is_no_row_of_words(clean, raw, expected):
+    assert clean(raw, 30) == expected
+    assert clean(f"{SEGMENTED[0][0]} " * 9, 1) == SEGMENTED[0][1] * 9
+
+
 @pytest.mark.parametrize(
     "text", ["left", "to the right of it", "the leftmost cup", "left-hand", "rightward", "Left, a"]
 )

@@ -14,10 +14,10 @@ import torch.multiprocessing as mp
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from models.pretrain import LossWeights, PretrainContrastiveConfig, PretrainModel
+from models.pretrain import LossWeights, PretrainContrastiveConfig, PretrainModel, StreamWeights
 from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain_batch
 from utils import distributed
-from utils.batch import ImageTextBatch, MaskedText, PretrainBatch
+from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, Text, TextPairBatch
 
 # Negatives are drawn within the local batch, so the matching loss of two halves is not that of the whole.
 WEIGHTS = LossWeights(matching=0.0)
@@ -41,18 +41,24 @@ def on_two_ranks(job, folder: Path) -> list:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def build(gradient: str = "exact", identical: str = "negative") -> PretrainModel:
+def build(gradient: str = "exact", identical: str = "negative", streams: StreamWeights | None = None) -> PretrainModel:
     config = model_config(manifest("pretrain"))
     contrastive = PretrainContrastiveConfig(gradient=gradient, identical_texts=identical)
     torch.manual_seed(0)
-    return PretrainModel(config.model_copy(update={"contrastive": contrastive}), weights=WEIGHTS).eval()
+    return PretrainModel(
+        config.model_copy(update={"contrastive": contrastive}), weights=WEIGHTS, streams=streams
+    ).eval()
+
+
+def tensors(text: MaskedText) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in vars(text).items() if isinstance(value, torch.Tensor)}
 
 
 def half(batch: PretrainBatch, rank: int) -> PretrainBatch:
     """Rows 2 * rank and 2 * rank + 1 of the image stream; row 3 does not count, so the halves have 2 and 1 rows."""
     images = with_an_invalid_row(batch).images
     rows = slice(2 * rank, 2 * rank + 2)
-    text = MaskedText(*(getattr(images.text, name)[rows] for name in MaskedText.__dataclass_fields__))
+    text = replace(images.text, **{name: part[rows] for name, part in tensors(images.text).items()})
     return PretrainBatch(ImageTextBatch(images.pixels[rows], text, images.valid[rows]), None, None)
 
 
@@ -99,6 +105,40 @@ def single() -> dict[str, torch.Tensor]:
 def test_two_ranks_give_loss_and_gradients_of_one(tmp_path):
     expected = single()
     for found in on_two_ranks(exact_step, tmp_path):
+        for name, gradient in found.items():
+            torch.testing.assert_close(
+                gradient, expected[name], atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def text_pairs(rows: slice) -> PretrainBatch:
+    """Texts with others in the place of their translations; row 3 does not count, so the halves have 2 and 1 rows."""
+    images = with_an_invalid_row(pretrain_batch(arrays(GOLDEN / "pretrain" / "inputs.npz"))).images
+    text = replace(images.text, **{name: part[rows] for name, part in tensors(images.text).items()})
+    other = Text(images.text.ids.flip(0)[rows], images.text.mask.flip(0)[rows])
+    return PretrainBatch(None, None, None, pairs=TextPairBatch(text, other, images.valid[rows]))
+
+
+def text_pair_step() -> dict[str, torch.Tensor]:
+    model = build(streams=StreamWeights(pairs=1.0))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for matrix in (parameter for parameter in model.parameters() if parameter.dim() == 2):
+            matrix += 0.1 * torch.randn_like(matrix)  # so that the states of texts are not all alike
+    for unused in (model.vision, model.contrastive.vision_proj, model.box_head):
+        unused.requires_grad_(False)
+    if distributed.world_size() == 1:
+        return gradients(model, model, text_pairs(slice(0, 4)))
+    rank = distributed.rank()
+    return gradients(model, DistributedDataParallel(model), text_pairs(slice(2 * rank, 2 * rank + 2)))
+
+
+def test_two_ranks_give_the_losses_and_gradients_of_text_pairs_of_one(tmp_path):
+    expected = text_pair_step()
+    assert expected["contrastive.text_proj.weight"].abs().max() > 0
+    assert expected["fusion.layer.0.crossattention.self.key.weight"].abs().max() > 0
+    for found in on_two_ranks(text_pair_step, tmp_path):
+        assert found.keys() == expected.keys()
         for name, gradient in found.items():
             torch.testing.assert_close(
                 gradient, expected[name], atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"

@@ -14,7 +14,7 @@ import pytest
 from metrics.captions import caption_metrics, tokenize, tokenize_references
 from metrics.captions.bleu import corpus_bleu
 from metrics.captions.cider import CiderD, DocumentFrequencies, cider_d
-from metrics.captions.frequencies import read_document_frequencies, write_document_frequencies
+from metrics.captions.frequencies import read_document_frequencies
 from metrics.captions.java import check_java_metrics, java_metrics
 from metrics.captions.rouge import rouge_l
 from utils.errors import UserError
@@ -127,7 +127,8 @@ def test_a_table_of_document_frequencies_survives_its_file(tmp_path, kind):
     frequencies = DocumentFrequencies.of(REFERENCE_TOKENS[:50])
     path = tmp_path / ("df.json" if kind == "json" else "coco-train-df.p")
     if kind == "json":
-        write_document_frequencies(path, frequencies)
+        table = {" ".join(ngram): count for ngram, count in frequencies.counts.items()}
+        path.write_text(json.dumps({"document_frequency": table, "ref_len": frequencies.images}))
     else:
         path.write_bytes(pickle.dumps(usual_table(frequencies), protocol=kind))
     read = read_document_frequencies(str(path), "k")

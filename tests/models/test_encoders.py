@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModel, BertConfig, BertModel, DistilBertConfig, RobertaConfig, RobertaModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    ElectraConfig,
+    MPNetConfig,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+)
 
+from models import text
 from models.checkpoints import InitConfig, initialise
 from models.encoded import Concepts
 from models.fusion import FusionConfig, Look
@@ -132,6 +143,49 @@ def test_any_other_hugging_face_encoder_runs_and_loads_its_weights(tmp_path):
     assert fused.states.shape == (2, 5, 16)
     with pytest.raises(UserError, match="no mask per query"):
         model.text(IDS, MASK.unsqueeze(1).expand(-1, 5, -1))
+
+
+HUB = {
+    "electra": lambda: ElectraConfig(**SIZES, embedding_size=16, max_position_embeddings=20),
+    "distilbert": lambda: DistilBertConfig(
+        vocab_size=40, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=20
+    ),
+    "mpnet": lambda: MPNetConfig(**SIZES, max_position_embeddings=22),
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_dropout_reaches_the_librarys_encoder(tmp_path, name):
+    folder = hub_folder(tmp_path, HUB[name]())
+    still = TextConfig(encoder=folder, dropout=0.0, attention_dropout=0.0)
+
+    def twice(config: TextConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(0)
+        encoder = build_text_encoder(config, None).train()
+        assert isinstance(encoder, HubTextEncoder)
+        return encoder(IDS, MASK).states, encoder(IDS, MASK).states
+
+    assert torch.equal(*twice(still))
+    for changed in ({"dropout": 0.5}, {"attention_dropout": 0.5}):
+        assert not torch.equal(*twice(still.model_copy(update=changed)))
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_the_longest_text_of_the_librarys_encoder_is_its_longest(tmp_path, name):
+    encoder = build_text_encoder(TextConfig(encoder=hub_folder(tmp_path, HUB[name]())), None).eval()
+    assert encoder.longest_text == 20
+    ids = torch.full((1, 21), 5)
+    encoder(ids[:, :20], ids[:, :20].ne(1))
+    with pytest.raises((IndexError, RuntimeError)):
+        encoder(ids, ids.ne(1))
+
+
+def test_an_encoder_without_a_dropout_of_attention_is_logged(caplog):
+    wanted = TextConfig(dropout=0.3, attention_dropout=0.2)
+    given = T5Config()
+    assert text._with_dropout(given, wanted).dropout_rate == 0.3
+    assert given.dropout_rate == 0.1
+    assert caplog.messages == ["model.text.attention_dropout: T5Config has no such setting; it keeps its own"]
 
 
 def test_an_encoder_that_is_nowhere_is_one_line(tmp_path):

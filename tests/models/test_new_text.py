@@ -9,7 +9,7 @@ from transformers import DistilBertConfig
 
 from models.checkpoints import InitConfig, initialise
 from models.checkpoints.files import read_weights
-from models.checkpoints.initialise import fresh_parameters, text_replaced
+from models.checkpoints.initialise import fresh_parameters, loading_lines
 from models.checkpoints.loading import load_published
 from models.fusion import FusionConfig
 from models.nlvr import NLVRModel
@@ -82,15 +82,15 @@ def test_vision_fusion_and_heads_are_kept_and_the_text_encoder_is_replaced(check
         expected = text[name.removeprefix("text.")] if name.startswith("text.") else english[name]
         assert torch.equal(value, expected), name
     assert not fresh_parameters(model, reports)
-    log = "\n".join(text_replaced(model, reports))
-    assert f"kept from {path}" in log
-    assert f"replaced from {folder}: {len(text)} of text" in log
-    assert "fresh: none" in log
-    assert log.endswith("eps 1e-12; where the checkpoint's has others, give them in model.fusion")
-    assert "the fusion has width 16, 2 heads, intermediate 32" in log
-    said = "\n".join(line for report in reports for line in report.lines())
-    assert "the model has another text encoder" in said
-    assert "dropped word_head.transform.dense.weight: the checkpoint's is kept" in said
+    first, *others = loading_lines(model, reports)
+    kept = {part: sum(name.startswith(f"{part}.") for name in reports[0].loaded) for part in ("contrastive", "fusion")}
+    assert first.startswith(f"weights: {kept['contrastive']} of contrastive, {kept['fusion']} of fusion, ")
+    assert first.endswith(f" from {path}; {len(text)} of text from {folder}; none from random numbers")
+    log = "\n".join(others)
+    assert "the text encoder is another than the checkpoint's" in log
+    assert "the fusion has width 16, 2 heads, intermediate 32, eps 1e-12; where the checkpoint's has others" in log
+    assert "the model has another text encoder" in log
+    assert "dropped word_head.transform.dense.weight: the checkpoint's is kept" in log
 
 
 def test_without_weights_the_new_text_encoder_is_fresh_and_said_to_be(checkpoint):
@@ -102,7 +102,11 @@ def test_without_weights_the_new_text_encoder_is_fresh_and_said_to_be(checkpoint
     assert torch.equal(model.fusion.layer[0].output.dense.weight, english["fusion.layer.0.output.dense.weight"])
     fresh = fresh_parameters(model, reports)
     assert fresh == {f"text.{name}" for name, _ in model.text.named_parameters()}
-    assert f"fresh: {len(fresh)} of text" in "\n".join(text_replaced(model, reports))
+    first, *others = loading_lines(model, reports)
+    assert first.endswith(f"; {len(fresh)} of text from random numbers")
+    assert sum("text.embeddings.word_embeddings.weight" in line for line in others) == 2, (
+        "random, and the file's dropped"
+    )
 
 
 def test_another_text_encoder_by_mistake_is_one_line_with_the_remedy(checkpoint):
@@ -135,7 +139,12 @@ def test_a_text_encoder_of_another_width_is_projected_and_all_else_is_kept(check
     ids = torch.tensor([[0, 5, 6, 2], [0, 7, 2, 1]])
     states = model.text(ids, ids.ne(1)).states
     assert states.shape == (2, 4, 16)
-    assert "fresh: 2 of text" in "\n".join(text_replaced(model, reports))
+    lines = loading_lines(model, reports)
+    assert lines[0].endswith("; 2 of text from random numbers")
+    assert [line for line in lines if "random" in line][1:] == [
+        "  random text.projection.weight",
+        "  random text.projection.bias",
+    ]
 
 
 def test_a_fusion_of_its_own_width_needs_heads_that_divide_it():
@@ -194,7 +203,7 @@ def test_a_published_file_with_another_text_encoder_is_one_line_with_the_remedy(
 def test_any_other_hub_encoder_can_take_the_place(checkpoint, monkeypatch):
     path, english = checkpoint
     hub = DistilBertConfig(vocab_size=50, dim=12, n_layers=1, n_heads=2, hidden_dim=24, max_position_embeddings=16)
-    monkeypatch.setattr("models.text._hub_config", lambda encoder: hub)
+    monkeypatch.setattr("models.text.hub_config_of", lambda encoder: hub)
     config = AligningConfig(vision=VISION, text=TextConfig(encoder="any"), fusion=KEPT, embed_dim=8)
     model = RetrievalModel(config)
     assert isinstance(model.text, HubTextEncoder)

@@ -67,7 +67,8 @@ def test_every_task_has_configs_and_a_demo():
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_config_binds_and_builds(path):
+def test_a_config_says_its_task_binds_and_builds(path):
+    assert peek(path, [], "task") in (task_of(path), *TASKS[task_of(path)].also)
     assert total(path) > 0
 
 
@@ -234,3 +235,29 @@ def test_the_two_steps_of_the_1b_runs_have_the_released_settings(size):
     assert (second.data.videos.join_clips, second.data.videos.min_frames) == (True, 8)
     assert second.model.vision.video.frames == 3
     assert second.init.checkpoint == f"runs/{size}_1b"
+
+
+def test_multilingual_pre_training_has_the_released_settings():
+    config = load(ROOT / "configs/pretrain/multilingual_base.yaml")
+    data, optim, text = config.data, config.optim, config.data.text
+    assert (data.images.batch_size, data.regions.batch_size, data.pairs.batch_size) == (60, 60, 60)
+    assert (data.regions.max_images, data.regions.max_regions) == (26, 5)
+    assert (text.max_tokens, text.mask_prob, text.max_masks, text.whole_word) == (30, 0.4, 10, False)
+    pairs = data.pairs.text
+    assert (pairs.max_tokens, pairs.mask_prob, pairs.max_masks, pairs.whole_word) == (64, 0.4, 16, False)
+    assert (optim.lr, optim.vision_lr, optim.text_lr, optim.cross_lr) == (4e-5, 2e-5, 8e-5, 4e-5)
+    assert (config.schedule.warmup_steps, config.train.epochs, config.train.precision) == (1000, 39, "fp32")
+    assert config.model.text.encoder == config.init.text == "xlm-roberta-base"
+    assert config.model.word_table == "own"
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_xlm_r_stands_beside_the_fusion_of_the_english_model(size):
+    """What the English checkpoint was trained with, and no shape of it shows, stays."""
+    english = load(ROOT / f"configs/pretrain/{size}_4m.yaml").model
+    for path in sorted(ROOT.glob(f"configs/*/m*_{size}.yaml")):
+        config = load(path)
+        if config.model.text.encoder.startswith("xlm-roberta"):
+            assert config.model.fusion == english.fusion, path
+            assert (config.model.text.arch.family, config.model.text.arch.eps) == ("roberta", 1e-5)
+            assert (config.model.text.arch.pad_id, config.model.text.arch.vocab_size) == (1, 250002)

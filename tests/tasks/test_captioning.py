@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
+from models.checkpoints import LoadReport
 from tasks.captioning import CaptioningConfig, CaptioningTask, _server_id
+from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.conftest import tiny_run
-from utils.config import ConfigError, load_config
+from utils.config import ConfigError, dump_config, load_config
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -49,8 +53,6 @@ def test_ids_are_what_cocos_server_takes(identity, expected):
 
 def test_the_reward_is_cider_and_its_model_steps(scenes_folder, tmp_path):
     """A reference itself is worth more than the caption of another scene; a step gives a loss to follow."""
-    from safetensors.torch import save_file
-
     save_file(dict(task_of(scenes_folder).model.state_dict()), tmp_path / "model.safetensors")
     task = task_of(
         scenes_folder,
@@ -72,6 +74,58 @@ def test_the_reward_is_cider_and_its_model_steps(scenes_folder, tmp_path):
 def test_a_second_step_needs_a_first(scenes_folder):
     with pytest.raises(ConfigError, match="self_critical is a second step"):
         task_of(scenes_folder, "train.objective=self_critical")
+
+
+def run_of_task(folder: Path, task: CaptioningTask | PretrainTask) -> Path:
+    """A run's folder with the weights of a task and its config."""
+    folder.mkdir()
+    save_file({name: each.clone() for name, each in task.model.state_dict().items()}, folder / "best.safetensors")
+    (folder / "config.yaml").write_text(dump_config(task.config))
+    return folder
+
+
+def test_the_second_step_takes_a_captioning_run_and_no_other(scenes_folder, tiny_overrides, tmp_path, caplog):
+    pretraining = PretrainTask(load_config(ROOT / "configs/demo/pretrain.yaml", tiny_overrides, PretrainConfig))
+    folder = run_of_task(tmp_path / "pretrain", pretraining)
+    second = ("train.objective=self_critical", f"init.checkpoint={folder}")
+    with pytest.raises(
+        UserError, match=r"^init.checkpoint: .*best.safetensors is of a run of task pretrain; .* a captioning run$"
+    ):
+        task_of(scenes_folder, *second)
+    task_of(scenes_folder, second[1])  # the first step may start there
+    shutil.move(folder / "best.safetensors", tmp_path / "alone.safetensors")
+    caplog.clear()
+    task_of(scenes_folder, second[0], f"init.checkpoint={tmp_path}/alone.safetensors")
+    assert "alone.safetensors has heads of pre-training; train.objective: self_critical is a second step" in caplog.text
+    caplog.clear()
+    first = run_of_task(tmp_path / "captioning", task_of(scenes_folder))
+    task_of(scenes_folder, second[0], f"init.checkpoint={first}")
+    assert "second step" not in caplog.text
+
+
+@pytest.mark.parametrize("folder", [".", "checkpoints/step-00000008"])
+def test_a_setting_that_no_shape_shows_is_that_of_the_run(scenes_folder, tmp_path, folder):
+    run = run_of_task(tmp_path / "run", task_of(scenes_folder))
+    weights = run / folder / "model.safetensors"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(run / "best.safetensors", weights)
+    task_of(scenes_folder, f"init.checkpoint={run}")
+    for path in (run, weights):
+        with pytest.raises(
+            UserError, match=r"config.yaml\): model.fusion.heads is 4, theirs 2; set model.fusion.heads=2$"
+        ):
+            task_of(scenes_folder, f"init.checkpoint={path}", "model.fusion.heads=4")
+    (run / "config.yaml").unlink()
+    task_of(scenes_folder, f"init.checkpoint={weights}", "model.fusion.heads=4")
+
+
+def test_a_published_file_whose_heads_are_not_those_of_published_models_is_warned_of(scenes_folder, tmp_path, caplog):
+    task = task_of(scenes_folder)
+    task._check_origin(tmp_path / "a.th", LoadReport("a.th", published=True))
+    assert "a.th: model.fusion.heads is 2 at a width of 16, a head in published models has 64" in caplog.text
+    caplog.clear()
+    task._check_origin(tmp_path / "a.th", LoadReport("a.th"))
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import AutoModel, DistilBertConfig
 
 from dataset.captioned import CaptionedImages
 from dataset.finetune import EvaluationView, in_batches
 from dataset.records import BrokenRecordError
-from dataset.text import PlainTextProcessor, clean_caption
+from dataset.text import PlainTextProcessor, clean_caption, load_tokenizer
 from engine.checkpoint import list_checkpoints
 from metrics.retrieval import chance_recalls
 from tasks import retrieval_evaluation
@@ -308,17 +309,48 @@ def test_evaluating_trains_nothing(runs, overrides, task, tmp_path):
     assert report["test"]["weights"] == pytest.approx(checksum(dict(fresh.model.state_dict())), rel=1e-12)
 
 
+@pytest.mark.parametrize("task", KINDS)
+def test_evaluating_needs_no_training_data(runs, overrides, task, tmp_path):
+    """What is told beside the model's numbers, the most frequent training answer, is left out where it is not known."""
+    expected = json.loads((runs(task) / "evaluation.json").read_text())
+    gone = "data.train=[{questions: gone.jsonl}]" if task == "vqa" else "data.train.annotations=gone.jsonl"
+    report = start(task, tmp_path, [*overrides(task), f"init.checkpoint={runs(task)}", gone], "--evaluate")
+    for split, found in report.items():
+        assert found == {name: value for name, value in expected[split].items() if "always" not in name}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"), [(["--evaluate"], "needs weights"), (["--evaluate", "--resume"], "no weights")]
 )
-def test_random_weights_are_nothing_to_measure(overrides, tmp_path, flags, message):
+def test_random_weights_are_nothing_to_measure_and_no_data_are_read_to_say_so(overrides, tmp_path, flags, message):
+    gone = [f"{key}.annotations=gone.jsonl" for key in ("data.train", "evaluation.test.test")]
     with pytest.raises(UserError, match=message):
-        start("nlvr", tmp_path, overrides("nlvr"), *flags)
+        start("nlvr", tmp_path, [*overrides("nlvr"), *gone], *flags)
+
+
+@pytest.mark.parametrize("said", ["captioning", "video_qa"])
+def test_a_config_of_another_task_is_refused_by_its_name(overrides, tmp_path, said):
+    owner, script = {"captioning": ("captioning", "Captioning.py"), "video_qa": ("vqa", "VQA.py")}[said]
+    with pytest.raises(
+        UserError, match=rf"nlvr.yaml: this is a config of task {said}; run --task {owner}, or {script}$"
+    ):
+        start("nlvr", tmp_path, [*overrides("nlvr"), f"task={said}"])
 
 
 def test_texts_longer_than_the_model_has_positions_for_are_refused(overrides, tmp_path):
     with pytest.raises(UserError, match=r"data\.text\.max_tokens is 200, but model\.text has positions for"):
         start("nlvr", tmp_path, [*overrides("nlvr"), "data.text.max_tokens=200"])
+
+
+def test_texts_longer_than_a_hugging_face_encoder_has_positions_for_are_refused(overrides, scenes_folder, tmp_path):
+    sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 24}
+    shutil.copytree(scenes_folder / "tokenizer", tmp_path / "encoder")
+    tokens = len(load_tokenizer(tmp_path / "encoder"))
+    AutoModel.from_config(DistilBertConfig(vocab_size=tokens, **sizes)).save_pretrained(tmp_path / "encoder")
+    other = [*overrides("nlvr"), f"model.text.encoder={tmp_path}/encoder", "model.text.arch=null"]
+    with pytest.raises(UserError, match=r"data\.text\.max_tokens is 25, but model\.text has positions for 24 tokens"):
+        start("nlvr", tmp_path / "long", [*other, "data.text.max_tokens=25"])
+    assert start("nlvr", tmp_path / "run", [*other, "data.text.max_tokens=24", "train.steps=2"])
 
 
 @pytest.mark.parametrize("task", KINDS)

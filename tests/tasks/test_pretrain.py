@@ -74,7 +74,8 @@ def test_an_empty_stream_is_zero_and_has_finite_gradients(task, batch):
 
 def test_a_batch_of_one_pair_has_no_matching_loss_and_does_not_fail(task, batch):
     images = batch.images
-    text = type(images.text)(*(getattr(images.text, name)[:1] for name in images.text.__dataclass_fields__))
+    first = {name: value[:1] for name, value in vars(images.text).items() if isinstance(value, torch.Tensor)}
+    text = replace(images.text, **first)
     one = replace(images, pixels=images.pixels[:1], text=text, valid=images.valid[:1])
     found = losses(task, replace(batch, images=one, regions=None))
     assert found["images/matching"] == 0
@@ -177,6 +178,32 @@ def test_after_the_last_matching_step_the_losses_keep_their_names(tiny_overrides
     terms = task.model(second)
     assert terms.keys() == task.model(first).keys()
     assert all(terms[f"{stream}/matching"].total == 0 for stream in second.unmatched)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "tokens"])
+def test_held_out_videos_are_found_beside_pictures_or_alone(tiny_overrides, tmp_path, pooling):
+    held_out = f"evaluation.video_files=[{tmp_path}/videos.jsonl]"
+    given = (held_out, f"model.vision.video.pooling={pooling}")
+    task = PretrainTask(with_videos(tiny_overrides, tmp_path, *given))
+    with evaluating(task.model, "fp32"):
+        both = task._evaluation().metrics()
+    alone = PretrainTask(with_videos(tiny_overrides, tmp_path, *given, "evaluation.files=[]"))
+    with evaluating(alone.model, "fp32"):
+        videos = alone._evaluation().metrics()
+    assert (both["records"], both["videos"]) == (8, 8)
+    for name in ("video to text R@1 (cosine)", "text to video R@1 (cosine)", "text to video R@1 (reranked)"):
+        assert videos[f"{name}/chance"] == 1 / 8
+        assert both[name] == videos[name]
+    assert not [name for name in videos if "image" in name or name == "records"]
+
+
+def test_held_out_videos_need_a_stream_that_says_how_they_are_read(tiny_overrides, tmp_path):
+    with_videos(tiny_overrides, tmp_path)
+    held_out = f"evaluation.video_files=[{tmp_path}/videos.jsonl]"
+    with pytest.raises(UserError, match=r"^evaluation.video_files: there is no data.videos to say how they are read"):
+        PretrainTask(load_config(DEMO, [*tiny_overrides, held_out], PretrainConfig))
+    with pytest.raises(UserError, match=r"evaluation: .*names no files; give files, region_files or video_files"):
+        load_config(DEMO, [*tiny_overrides, "evaluation.files=[]"], PretrainConfig)
 
 
 def test_videos_and_their_frames_are_configured_together(tiny_overrides, tmp_path):

@@ -14,7 +14,7 @@ from tasks.retrieval import RetrievalConfig, RetrievalTask
 from tasks.video_qa import VideoQAConfig, VideoQATask
 from tasks.vqa import VQAConfig, VQATask
 from tests.conftest import tiny_run
-from tests.dataset.test_video import encoded
+from tests.dataset.test_video import encoded, without_decoders
 from utils.config import load_config, peek
 from utils.errors import UserError
 
@@ -176,9 +176,33 @@ def test_a_video_is_read_and_encoded_once_for_its_questions(clips, scenes_folder
 
 def test_a_config_says_whether_it_asks_about_images_or_videos():
     assert peek(ROOT / "configs/vqa/msvd_qa_base.yaml", [], "task") == "video_qa"
-    assert peek(ROOT / "configs/vqa/vqa2_base_4m.yaml", [], "task") is None
+    assert peek(ROOT / "configs/vqa/vqa2_base_4m.yaml", [], "task") == "vqa"
     assert peek(ROOT / "configs/vqa/vqa2_base_4m.yaml", ["task=video_qa"], "task") == "video_qa"
     assert peek(ROOT / "none.yaml", [], "task") is None
+
+
+def test_frame_lists_run_without_a_decoder_and_a_video_file_is_refused_before_training(
+    clips, scenes_folder, monkeypatch
+):
+    without_decoders(monkeypatch)
+    assert measured(RetrievalTask(retrieval(clips, scenes_folder)))["videos"] == CLIPS
+    assert measured(VideoQATask(video_qa(clips, scenes_folder)))["questions"] == 2 * CLIPS
+    (clips / "film.mp4").write_bytes(b"a file")
+    rows = [json.dumps({"video": name, "caption": "a star"}) for name in ("video_0.json", "film.mp4")]
+    (clips / "mixed.jsonl").write_text("\n".join(rows))
+    for part in ("data.train", "evaluation.test.test"):
+        with pytest.raises(UserError) as caught:
+            RetrievalTask(retrieval(clips, scenes_folder, f"{part}.annotations={clips}/mixed.jsonl"))
+        assert "film.mp4 (" in str(caught.value)
+        assert str(caught.value).endswith("is a video file; pip install av")
+        assert "\n" not in str(caught.value)
+
+
+def test_questions_about_images_are_told_from_those_about_videos(clips, scenes_folder, tmp_path):
+    (tmp_path / "v2.json").write_text(json.dumps({"questions": [{"image_id": 1, "question": "what?"}]}))
+    for file in (f"{scenes_folder}/vqa_train.jsonl", f"{tmp_path}/v2.json"):
+        with pytest.raises(UserError, match=r"^data.train: .* asks about images, and this config is one of videos"):
+            VideoQATask(video_qa(clips, scenes_folder, f"data.train.questions={file}"))
 
 
 def test_mistakes_are_one_line_before_training(clips, scenes_folder):

@@ -44,6 +44,14 @@ def task(overrides) -> VQATask:
     return VQATask(config_of(overrides))
 
 
+def stir(task: VQATask) -> None:
+    """Weights of a size at which outputs differ."""
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            if parameter.dim() > 1:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.5)
+
+
 def predicting(task: VQATask, answers: list[str], monkeypatch) -> None:
     places = np.array([task.candidates.index(answer) for answer in answers])
     monkeypatch.setattr(task, "_predict", lambda items: places[: len(items)])
@@ -111,10 +119,7 @@ def test_the_decoder_counts_as_fresh_if_so_configured(overrides, scenes_folder, 
 
 def test_a_picture_is_encoded_once_for_neighbouring_questions_about_it(overrides, monkeypatch):
     task = VQATask(config_of(overrides, "evaluation.batch_size=10"))
-    with torch.no_grad():
-        for parameter in task.model.parameters():
-            if parameter.dim() > 1:
-                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.5)
+    stir(task)
     items, seen, states = task.held_out["test"][:20], [], []
     encode, ask = task.model.vision.forward, task.model.ask
     monkeypatch.setattr(task.model.vision, "forward", lambda pixels: seen.append(len(pixels)) or encode(pixels))
@@ -137,11 +142,17 @@ def test_a_picture_that_comes_again_later_is_another():
     assert picture_of_each(pictures).tolist() == [0, 0, 1, 2]
 
 
-def test_rankings_are_both_measured(overrides):
-    for ranking in ("released", "likelihood"):
-        task = VQATask(config_of(overrides, f"evaluation.ranking={ranking}", "evaluation.candidates=5"))
+def test_the_ranking_and_the_number_of_candidates_decide_on_the_answers(overrides):
+    """Of the same weights: of one candidate the likeliest beginning decides, and "released" counts that beginning twice."""
+    answers = {}
+    for ranking, candidates in (("likelihood", 20), ("likelihood", 1), ("released", 20), ("released", 1)):
+        task = VQATask(config_of(overrides, f"evaluation.ranking={ranking}", f"evaluation.candidates={candidates}"))
+        stir(task)
         with evaluating(task.model, "fp32"):
-            assert 0 <= task.measures(task.held_out["test"])["accuracy"] <= 1
+            answers[ranking, candidates] = task._predict(task.held_out["test"][:30]).tolist()
+    assert answers["likelihood", 1] == answers["released", 1]
+    assert answers["likelihood", 20] != answers["likelihood", 1]
+    assert answers["likelihood", 20] != answers["released", 20]
 
 
 def test_what_cannot_be_is_told_before_training(overrides, tmp_path):

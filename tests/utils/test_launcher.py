@@ -10,7 +10,10 @@ from tasks import TaskEntry
 from utils.launcher import parse
 
 ROOT = Path(__file__).parent.parent.parent
-TASKS = {"pretrain": TaskEntry("Pretrain.py", "configs/demo/pretrain.yaml")}
+TASKS = {
+    "pretrain": TaskEntry("Pretrain.py", "configs/demo/pretrain.yaml"),
+    "vqa": TaskEntry("VQA.py", "configs/demo/vqa.yaml", ("video_qa",)),
+}
 
 
 def test_overrides_may_stand_anywhere_after_the_flags():
@@ -23,6 +26,7 @@ def test_overrides_may_stand_anywhere_after_the_flags():
     ("argv", "message"),
     [
         (["--task", "pretrian"], "invalid choice: 'pretrian'"),
+        (["--task", "video_qa"], "'video_qa' is picked by `task: video_qa` in the config; give --task vqa"),
         (["--task", "pretrain", "--gpus", "1", "--cpu", "1"], "not allowed with"),
         (["--task", "pretrain", "--cpu", "0"], "'0' is not a positive number"),
         (["--task", "pretrain", "--nodes", "2"], "--nodes needs --master HOST:PORT"),

@@ -1,0 +1,101 @@
+"""What weights were trained with and no shape of theirs shows: with other values they load, and mean something else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from models.text import TextConfig, TextEncoder, architecture_of, hub_config_of, is_bert_family
+from models.xvlm import XVLM, ModelConfig
+from utils.errors import UserError
+
+PUBLISHED_HEAD_WIDTH = 64
+PUBLISHED_FUSION_EPS = 1e-12
+
+Settings = dict[str, Any]
+"""Values by config key; None: not known."""
+
+
+def unseen_settings(config: ModelConfig) -> Settings:
+    """The settings of a model that no shape shows, with what it takes from its text encoder filled in."""
+    text, vision, fusion = _text_settings(config.text), config.vision, config.fusion
+    return {
+        "model.vision.backbone": vision.backbone,
+        "model.vision.heads": vision.heads,
+        "model.vision.patch_positions": vision.patch_positions,
+        **{f"model.text.arch.{name}": value for name, value in text.items()},
+        "model.fusion.heads": fusion.heads or text["heads"],
+        "model.fusion.eps": fusion.eps or text["eps"],
+    }
+
+
+def _text_settings(config: TextConfig) -> Settings:
+    arch = config.arch
+    if arch is None:
+        try:
+            hub = hub_config_of(config.encoder)
+        except UserError:  # the folder was moved since
+            return dict.fromkeys(("family", "heads", "eps", "pad_id"))
+        if not is_bert_family(hub):
+            return {"family": None, "heads": getattr(hub, "num_attention_heads", None), "eps": None, "pad_id": None}
+        arch = architecture_of(hub)
+    # BERT counts positions from 0, whatever its padding is.
+    pad_id = arch.pad_id if arch.family == "roberta" else None
+    return {"family": arch.family, "heads": arch.heads, "eps": arch.eps, "pad_id": pad_id}
+
+
+def model_section(values: Mapping[str, Any]) -> ModelConfig | None:
+    """The encoders of a run's plain config; None where it is of another version, which cannot be compared."""
+    section = values.get("model")
+    if not isinstance(section, dict):
+        return None
+    try:
+        return ModelConfig.model_validate({name: section.get(name, {}) for name in ModelConfig.model_fields})
+    except ValidationError:
+        return None
+
+
+def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new_text: bool) -> None:
+    """Compare a model with the config that its weights were trained with.
+
+    Args:
+        model: that has loaded them.
+        trained: their config.
+        source: its file, for the message.
+        new_text: the text encoder is another one than theirs.
+
+    Raises:
+        UserError: naming every setting that differs.
+    """
+    ours, theirs = unseen_settings(model.config), unseen_settings(trained)
+    wrong = {
+        key: value
+        for key, value in theirs.items()
+        if None not in (value, ours[key]) and value != ours[key] and not (new_text and key.startswith("model.text."))
+    }
+    if wrong:
+        said = "; ".join(f"{key} is {ours[key]}, theirs {value}" for key, value in wrong.items())
+        remedy = " ".join(
+            f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in wrong.items()
+        )
+        raise UserError(
+            f"init.checkpoint: its weights were trained with other settings ({source}): {said}; set {remedy}"
+        )
+
+
+def unlike_published(model: XVLM) -> list[str]:
+    """Where a model that has loaded a published file differs from all published ones, as lines for a log."""
+    parts = {"model.fusion": model.fusion.layer_config}
+    if isinstance(model.text, TextEncoder):
+        parts["model.text.arch"] = model.text.layer_config
+    said = [
+        f"{key}.heads is {layer.heads} at a width of {layer.width}, a head in published models has {PUBLISHED_HEAD_WIDTH}"
+        for key, layer in parts.items()
+        if layer.heads * PUBLISHED_HEAD_WIDTH != layer.width
+    ]
+    eps = model.fusion.layer_config.eps
+    if eps != PUBLISHED_FUSION_EPS:
+        said.append(f"model.fusion.eps is {eps:g}, in published models {PUBLISHED_FUSION_EPS:g}")
+    return said

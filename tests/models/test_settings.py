@@ -1,0 +1,95 @@
+"""Weights load into a model whose heads or eps are others; that it is another model is told all the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.checkpoints.settings import model_section, require_same_settings, unlike_published, unseen_settings
+from models.fusion import FusionConfig
+from models.text import TextArchitecture, TextConfig
+from models.vision import VisionConfig
+from models.xvlm import XVLM, ModelConfig
+from utils.errors import UserError
+
+ARCH = TextArchitecture(vocab_size=40, width=128, layers=1, heads=2, intermediate=32, max_positions=12)
+VISION = VisionConfig(image_size=32, patch_size=8, width=16, depth=1, heads=2)
+TRAINED = ModelConfig(vision=VISION, text=TextConfig(arch=ARCH), fusion=FusionConfig(layers=1))
+
+
+def changed(section: str, **values: object) -> ModelConfig:
+    """The config of the weights with one section changed."""
+    if section == "arch":
+        return changed("text", arch=ARCH.model_copy(update=values))
+    return TRAINED.model_copy(update={section: getattr(TRAINED, section).model_copy(update=values)})
+
+
+CHANGES = [
+    (changed("fusion", heads=4), "model.fusion.heads is 4, theirs 2", "set model.fusion.heads=2"),
+    (changed("fusion", eps=1e-5), "model.fusion.eps is 1e-05, theirs 1e-12", "set model.fusion.eps=1e-12"),
+    (changed("vision", heads=4), "model.vision.heads is 4, theirs 2", "set model.vision.heads=2"),
+    (
+        changed("vision", patch_positions=True),
+        "model.vision.patch_positions is True",
+        "model.vision.patch_positions=false",
+    ),
+    (
+        changed("arch", eps=1e-5),
+        "model.text.arch.eps is 1e-05, theirs 1e-12; model.fusion.eps is",
+        "model.text.arch.eps=1e-12",
+    ),
+    (
+        changed("arch", family="roberta"),
+        "model.text.arch.family is roberta, theirs bert",
+        "model.text.arch.family=bert",
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "said", "remedy"), CHANGES, ids=[remedy for _, _, remedy in CHANGES])
+def test_what_no_shape_shows_is_refused_in_one_line(config, said, remedy):
+    with pytest.raises(UserError) as caught:
+        require_same_settings(XVLM(config), TRAINED, "runs/a/config.yaml", new_text=False)
+    message = str(caught.value)
+    assert message.startswith("init.checkpoint: its weights were trained with other settings (runs/a/config.yaml): ")
+    assert said in message
+    assert remedy in message
+    assert "\n" not in message
+
+
+def test_equal_settings_pass_however_they_are_written():
+    require_same_settings(XVLM(changed("fusion", heads=2, eps=1e-12)), TRAINED, "", new_text=False)
+    require_same_settings(XVLM(changed("arch", init_std=0.1)), TRAINED, "", new_text=False)
+    require_same_settings(XVLM(changed("text", dropout=0.5)), TRAINED, "", new_text=False)
+    require_same_settings(XVLM(changed("arch", pad_id=1)), TRAINED, "", new_text=False)  # BERT has no use for it
+
+
+def test_a_new_text_encoder_may_differ_and_the_fusion_may_not():
+    other = changed("arch", heads=4, eps=1e-5)
+    with pytest.raises(
+        UserError, match=r"model.fusion.heads is 4, theirs 2; model.fusion.eps .* set model.fusion.heads=2"
+    ):
+        require_same_settings(XVLM(other), TRAINED, "", new_text=True)
+    kept = other.model_copy(update={"fusion": FusionConfig(layers=1, heads=2, eps=1e-12)})
+    require_same_settings(XVLM(kept), TRAINED, "", new_text=True)
+    with pytest.raises(UserError, match=r"model.text.arch.heads is 4, theirs 2; model.text.arch.eps"):
+        require_same_settings(XVLM(kept), TRAINED, "", new_text=False)
+
+
+def test_what_is_not_known_of_a_run_is_not_compared(tmp_path):
+    moved = changed("text", arch=None, encoder=str(tmp_path / "gone"))
+    assert unseen_settings(moved)["model.fusion.heads"] is None
+    require_same_settings(XVLM(TRAINED), moved, "", new_text=False)
+    assert model_section({"model": {"fusion": {"from_another_version": 1}}}) is None
+    assert model_section({}) is None
+    assert model_section({"model": {**TRAINED.model_dump(mode="json"), "embed_dim": 8}}) == TRAINED
+
+
+def test_published_models_have_a_head_for_every_64_of_width():
+    assert unlike_published(XVLM(TRAINED)) == []
+    assert unlike_published(XVLM(changed("fusion", heads=4))) == [
+        "model.fusion.heads is 4 at a width of 128, a head in published models has 64"
+    ]
+    assert unlike_published(XVLM(changed("fusion", eps=1e-5))) == [
+        "model.fusion.eps is 1e-05, in published models 1e-12"
+    ]
+    assert len(unlike_published(XVLM(changed("arch", heads=1)))) == 2
