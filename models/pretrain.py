@@ -15,6 +15,7 @@ from models.encoded import Concepts, Encoded
 from models.fusion import Look
 from models.heads import WordHead, mlp_head, predict_box
 from models.layers import gather_positions
+from models.pretrain_work import pretrain_work
 from models.xvlm import AligningConfig, ContrastiveConfig
 from utils.batch import (
     IGNORE,
@@ -27,6 +28,7 @@ from utils.batch import (
     TextBatch,
     TextPairBatch,
     VideoTextBatch,
+    Work,
 )
 from utils.config import Config
 from utils.errors import UserError
@@ -157,6 +159,10 @@ class PretrainModel(AligningModel):
             if isinstance(part, RegionBatch):
                 counts[f"{stream}/l1"] = counts[f"{stream}/giou"] = self._boxes_that_count(part).sum()
         return counts
+
+    def work(self, batch: PretrainBatch) -> Work:
+        """See :class:`engine.task.TaskModel`."""
+        return pretrain_work(self, batch)
 
     def predict_boxes(
         self, text: Encoded, images: Concepts, image_index: Tensor, texts_per_image: int | None

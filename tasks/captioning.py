@@ -28,8 +28,9 @@ from models.captioning import CaptioningLossConfig, CaptioningModel, CaptionToke
 from models.generation import DecodingConfig
 from models.self_critical import Reward, SelfCriticalConfig, SelfCriticalModel
 from models.text import TextEncoder
+from tasks import synthetic
 from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
-from utils.batch import IGNORE, Text
+from utils.batch import IGNORE, CaptioningBatch, Text
 from utils.errors import UserError
 
 
@@ -106,6 +107,18 @@ class CaptioningTask(FineTuneTask[CaptioningConfig, CaptioningModel]):
     def build_model(config: CaptioningConfig, vocab_size: int | None) -> CaptioningModel:
         kind = SelfCriticalModel if config.train.objective == "self_critical" else CaptioningModel
         return kind(config.model, vocab_size, config.loss)
+
+    @staticmethod
+    def synthetic_batch(config: CaptioningConfig, model: CaptioningModel) -> CaptioningBatch:
+        """Every caption with as many words to say as it may have."""
+        rows, text = config.data.batch_size, config.data.text
+        words = len(model.text.word_embeddings)
+        return CaptioningBatch(
+            pixels=synthetic.views(rows, config.model.vision),
+            text=synthetic.left_to_right_text(rows, text.max_tokens, text.max_masks, words),
+            references=((),) * rows,
+            valid=synthetic.all_count(rows),
+        )
 
     def batches(self) -> CaptioningBatches:
         made = super().batches()
