@@ -66,7 +66,9 @@ def masked_text(rows: int, tokens: int, masks: int, vocabulary: int) -> MaskedTe
 def left_to_right_text(rows: int, tokens: int, said: int, vocabulary: int) -> LeftToRightText:
     """Texts whose last ``said`` tokens have to be said, each with its [MASK] before it."""
     said = min(said, tokens - 1)
-    words, places = token_ids(1, tokens, vocabulary)[0].tolist(), list(range(tokens - said, tokens))
+    # As plain numbers, so that it can be made where tensors have no contents.
+    words = [FIRST_WORD + place % max(1, vocabulary - FIRST_WORD) for place in range(tokens)]
+    places = list(range(tokens - said, tokens))
     return LeftToRightText.of([words] * rows, [places] * rows, mask_id=FIRST_WORD, pad_id=0)
 
 

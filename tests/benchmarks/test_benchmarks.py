@@ -2,7 +2,7 @@
 
 import re
 
-from benchmarks import answer_ranking, captioning, rerank, video_memory
+from benchmarks import answer_ranking, captioning, rerank, step_memory, video_memory
 
 
 def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
@@ -23,3 +23,11 @@ def test_captioning_runs_and_ends_with_its_ratio(capsys):
 def test_the_memory_of_reading_videos_is_printed(capsys):
     video_memory.main(["--files", "12"])
     assert re.fullmatch(r"12 files: \d+ MB, \d+ ms a file", capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_planned_memory_of_a_step_is_within_15_percent_of_what_it_takes(capsys):
+    """A tiny model in fp32 and a middle one in bf16, with the optimiser's states, each in a process of its own."""
+    step_memory.main(["--small"])
+    *cases, last = capsys.readouterr().out.splitlines()
+    assert len(cases) == 2
+    assert 0.85 < float(last.removeprefix("ratio: ")) < 1.15
