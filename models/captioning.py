@@ -75,9 +75,9 @@ class CaptioningModel(XVLM):
         assert isinstance(self.text, TextEncoder)
         tokens = flops.lengths(batch.text.ids != self.text.arch.pad_id, batch.valid)
         frames = flops.frames_of(batch.pixels)
-        seen = flops.look_once(self, tokens, frames, None)
-        said = int(batch.text.labels[batch.valid].ne(IGNORE).sum())
-        spelled = flops.words(self.word_head, self.text.word_embeddings, said)
+        said = flops.lengths(batch.text.labels != IGNORE, batch.valid)
+        seen = flops.look_once(self, tokens, frames, None, wanted=said)
+        spelled = flops.words(self.word_head, self.text.word_embeddings, int(said.sum()))
         return seen + Work(flops=spelled.total)
 
     def remember(self, pixels: Tensor) -> ImageMemory:

@@ -4,7 +4,8 @@ What is counted is the least work by which the losses and their gradients can be
 
 - a picture, or a frame of a video, goes through the backbone once, and is projected to keys and values once a layer;
 - texts have their true length, without padding; rows that do not count are left out;
-- where only [CLS] is wanted (matching, boxes, classes), the last layer computes nothing else but keys and values;
+- where only [CLS] is wanted (matching, boxes, classes), or only masked words are, the last layer computes nothing else but keys
+  and values;
 - words are predicted at masked positions only.
 
 A multiply-accumulate is two operations. Matrix products, convolutions and attention count; norms, activations, softmax,
@@ -108,11 +109,12 @@ def remember(fusion: FusionEncoder, states: int) -> Flops:
     return products(states * sum(weights(part.key, part.value) for part in project))
 
 
-def fuse(fusion: FusionEncoder, tokens: Lengths, keys: Lengths | None, cls_only: bool = False) -> Flops:
-    """Texts through layers in which each looks at its ``keys`` (None: the cross-attention is skipped)."""
+def fuse(fusion: FusionEncoder, tokens: Lengths, keys: Lengths | None, wanted: Lengths | int | None = None) -> Flops:
+    """Texts through layers in which each looks at its ``keys`` (None: the cross-attention is skipped). ``wanted``: how many
+    states of each, None: all; the last layer computes no others."""
     done, last = Flops(), len(fusion.layer) - 1
     for index, layer in enumerate(_layers(fusion)):
-        asking = np.ones_like(tokens) if cls_only and index == last else tokens
+        asking = tokens if wanted is None or index < last else np.broadcast_to(wanted, tokens.shape)
         done += _layer(layer, tokens, asking, keys)
     return done
 
@@ -156,13 +158,15 @@ def contrast(module: ContrastiveHead, images: int, texts: int) -> Flops:
 def match(model: AligningModel, tokens: Lengths, keys: Lengths) -> Flops:
     """Each text with its image, a wrong text with the image, and the text with a wrong image. Which wrong text, and of what
     length, is drawn in the step: it counts as long as the right one, which is so on average."""
-    return fuse(model.fusion, tokens, keys, cls_only=True) * 3 + head(model.matching_head, 3 * len(tokens))
+    return fuse(model.fusion, tokens, keys, wanted=1) * 3 + head(model.matching_head, 3 * len(tokens))
 
 
-def look_once(model: XVLM, tokens: Lengths, frames: int, onto: nn.Module | None) -> Work:
-    """Rows that each fuse one text with one image or video; ``onto``: the head on its [CLS], None where all states are wanted."""
+def look_once(
+    model: XVLM, tokens: Lengths, frames: int, onto: nn.Module | None, wanted: Lengths | int | None = 1
+) -> Work:
+    """Rows that each fuse one text with one image or video; ``onto``: a head on its [CLS]; ``wanted``: see :func:`fuse`."""
     rows, keys = len(tokens), np.full_like(tokens, seen_keys(model.vision, frames))
     done = see(model.vision, rows * frames) + read(model.text, tokens) + remember(model.fusion, int(keys.sum()))
-    done += fuse(model.fusion, tokens, keys, cls_only=onto is not None)
+    done += fuse(model.fusion, tokens, keys, wanted)
     done += Flops() if onto is None else head(onto, rows)
     return Work(rows, rows * frames, int(tokens.sum()), done.total)

@@ -46,7 +46,7 @@ class NLVRModel(XVLM):
         pictures, keys = len(tokens) * self.pictures, np.full_like(tokens, flops.seen_keys(self.vision))
         done = flops.see(self.vision, pictures) + flops.read(self.text, tokens)
         done += flops.remember(self.fusion, self.pictures * int(keys.sum()))
-        done += flops.fuse(self.fusion, tokens, keys, cls_only=True) * self.pictures
+        done += flops.fuse(self.fusion, tokens, keys, wanted=1) * self.pictures
         done += flops.head(self.classifier, len(tokens))
         return Work(len(tokens), pictures, int(tokens.sum()), done.total)
 

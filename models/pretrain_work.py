@@ -68,7 +68,7 @@ def _regions(model: PretrainModel, part: RegionBatch, matching: bool) -> Work:
         done += flops.match(model, tokens, keys)
     boxes = part.valid if model.weights.whole_image_boxes else part.valid & ~part.is_image
     located = flops.lengths(part.text.mask, boxes)
-    done += flops.fuse(model.fusion, located, np.full_like(located, seen), cls_only=True)
+    done += flops.fuse(model.fusion, located, np.full_like(located, seen), wanted=1)
     done += flops.head(model.box_head, len(located))
     done += _masked(model, part.text, part.valid, tokens, keys)
     return Work(rows, images, int(tokens.sum()), done.total)
@@ -91,6 +91,7 @@ def _translations(model: PretrainModel, part: TextPairBatch) -> Work:
 
 
 def _masked(model: PretrainModel, text: MaskedText, valid: Tensor, tokens: Lengths, keys: Lengths | None) -> Flops:
-    """The fusion of masked texts, all of whose states are computed, and their words."""
-    places = int((text.labels[valid] != IGNORE).sum())
-    return flops.fuse(model.fusion, tokens, keys) + flops.words(model.word_head, model.text.word_embeddings, places)
+    """The fusion of masked texts, and their words."""
+    masked = flops.lengths(text.labels != IGNORE, valid)
+    fused = flops.fuse(model.fusion, tokens, keys, wanted=masked)
+    return fused + flops.words(model.word_head, model.text.word_embeddings, int(masked.sum()))

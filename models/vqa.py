@@ -155,7 +155,7 @@ class VQAModel(XVLM):
         done = flops.remember(self.decoder, int(asked.sum()))
         done += flops.fuse(self.decoder, answers - 1, questions)
         done += flops.words(self.decoder.word_head, self.decoder.words, int((answers - 1).sum()))
-        return flops.look_once(self, asked, 1, None) + Work(tokens=int(answers.sum()), flops=done.total)
+        return flops.look_once(self, asked, 1, None, wanted=None) + Work(tokens=int(answers.sum()), flops=done.total)
 
     def ask(
         self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None, questions_per_image: int = 1
