@@ -72,12 +72,12 @@ class TrainConfig(Config):
 
     def total_steps(self, loader: Loader) -> int:
         """Optimiser steps of the run; a part of a step counts as one."""
+        if self.steps is not None:
+            return self.steps
         return self.steps_of(loader.epoch_size, self.records_per_step(loader))
 
     def steps_of(self, epoch_size: int, per_step: int) -> int:
-        """The same from the records of the leading stream in an epoch and in a step."""
-        if self.steps is not None:
-            return self.steps
+        """Those of the epochs, from the records of the leading stream in an epoch and in a step."""
         assert self.epochs is not None
         steps = self.epochs * epoch_size / per_step
         return max(1, math.ceil(round(steps, 6)))  # in binary, 7 hundredths of 100 are a little more than 7
