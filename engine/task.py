@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from utils.batch import Losses
+from utils.batch import Losses, Work
 
 
 class TaskModel(Protocol):
@@ -18,6 +18,9 @@ class TaskModel(Protocol):
 
     def counts(self, batch: Any) -> dict[str, Tensor]:
         """What each sum is divided by, known before the forward pass; the same names on every rank."""
+
+    def work(self, batch: Any) -> Work:
+        """What a step on a micro-batch takes in and does, counted on the host: ``batch`` is not yet on the device."""
 
 
 class Loader(Protocol):

@@ -23,13 +23,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.checkpoint import Checkpoint, save_best, save_checkpoint
+from engine.devices import peak_of
 from engine.precision import Precision, PrecisionName
 from engine.run_folder import MetricsLog, RunFolder
 from engine.task import Loader, Task, TaskModel
+from engine.throughput import Throughput
 from optim import OptimConfig, build_optimizer, parameter_groups
 from scheduler import ScheduleConfig, build_schedule
 from utils import distributed
-from utils.batch import Losses, to_device
+from utils.batch import WORK, Losses, Work, to_device
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import replacing
@@ -55,6 +57,9 @@ class TrainConfig(Config):
     max_skipped_steps: int = Field(
         0, ge=0, description="steps with a non-finite loss that may be left out before the run stops"
     )
+    peak_tflops: float | None = Field(
+        None, gt=0, description="a device's dense peak in this precision, for the utilisation; null: that of known GPUs"
+    )
     deterministic: bool = Field(
         False, description="torch's deterministic algorithms: a resumed run repeats to the last digit"
     )
@@ -69,8 +74,12 @@ class TrainConfig(Config):
         """Optimiser steps of the run; a part of a step counts as one."""
         if self.steps is not None:
             return self.steps
+        return self.steps_of(loader.epoch_size, self.records_per_step(loader))
+
+    def steps_of(self, epoch_size: int, per_step: int) -> int:
+        """Those of the epochs, from the records of the leading stream in an epoch and in a step."""
         assert self.epochs is not None
-        steps = self.epochs * loader.epoch_size / self.records_per_step(loader)
+        steps = self.epochs * epoch_size / per_step
         return max(1, math.ceil(round(steps, 6)))  # in binary, 7 hundredths of 100 are a little more than 7
 
     def records_per_step(self, loader: Loader) -> int:
@@ -191,6 +200,7 @@ class Trainer:
         report.leave_out(time.perf_counter() - started)
 
     def train_step(self, micro_batches: list[Any]) -> _Pending:
+        """One optimiser step on this rank's micro-batches; its numbers are still on the device."""
         # Dropout and drawn negatives depend on seed, step and rank alone: a resumed run needs no generator state.
         torch.manual_seed(mix_seed(self.seed, self.step, distributed.rank()))
         self._set_rates()
@@ -217,7 +227,9 @@ class Trainer:
         """Clip and step, unless something is not finite; returns the step's numbers, still on the device."""
         names = list(sums)
         own = torch.stack([sums[name].float() for name in names])
-        losses = distributed.sum_over_ranks(own)
+        losses, work = distributed.sum_over_ranks(torch.cat([own, self._work(micro_batches)])).split(
+            [len(names), len(WORK)]
+        )
         bad = ~losses.isfinite().all()
         scaled = self.precision.scaler.is_enabled()
         if scaled:
@@ -230,7 +242,7 @@ class Trainer:
             bad = bad | ~norm.isfinite()
         self._step_unless(bad)
         culprit = ~own.isfinite().all()
-        values = torch.cat([losses, torch.stack([norm.float(), bad.float(), culprit.float()])]).detach()
+        values = torch.cat([losses, torch.stack([norm.float(), bad.float(), culprit.float()]), work]).detach()
         arrived = None
         if self.device.type == "cuda":
             host = torch.empty(values.shape, pin_memory=True)
@@ -238,8 +250,15 @@ class Trainer:
             arrived = torch.cuda.Event()
             arrived.record()
             values = host
-        shown = [*names, "grad_norm", "bad", "culprit"]
+        shown = [*names, "grad_norm", "bad", "culprit", *WORK]
         return _Pending(self.step + 1, shown, values, arrived, micro_batches, time.perf_counter())
+
+    def _work(self, micro_batches: list[Any]) -> Tensor:
+        """This rank's work of a step, a number for each of :data:`~utils.batch.WORK`; the host counts, and does not wait."""
+        model = cast(TaskModel, self.model)
+        done = sum((model.work(batch) for batch in micro_batches), Work())
+        counted = torch.tensor([getattr(done, name) for name in WORK], dtype=torch.float32)
+        return counted.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else counted
 
     def _spoil_gradient_if(self, bad: Tensor) -> None:
         """Make the loss scaler skip the step too: a loss can be infinite while its gradient is not."""
@@ -315,15 +334,15 @@ class _Reporter:
 
     def __init__(self, trainer: Trainer, metrics: MetricsLog | None, progress: Any):
         self.trainer, self.metrics, self.progress = trainer, metrics, progress
-        self.examples = trainer.loader.examples_per_batch * trainer.config.accumulate * distributed.world_size()
+        known = peak_of(trainer.device, trainer.config.precision)
+        self.throughput = Throughput(distributed.world_size(), trainer.config.peak_tflops or known)
         self.clock = time.perf_counter()
-        self.since_log, self.steps = self.clock, 0
 
     def __call__(self, pending: _Pending) -> None:
         trainer, values, now = self.trainer, pending.read(), pending.at
         trainer.elapsed_s += now - self.clock
         self.clock = now
-        self.steps += 1
+        self.throughput.add(Work(*(values.pop(name) for name in WORK)), now)
         self.progress.update(1)
         culprit = bool(values.pop("culprit"))
         if values.pop("bad"):
@@ -331,8 +350,6 @@ class _Reporter:
             return
         if pending.step % trainer.config.log_every and pending.step != trainer.steps:
             return
-        speed = self.examples * self.steps / max(now - self.since_log, 1e-9)
-        self.since_log, self.steps = now, 0
         if trainer.precision.scaler.is_enabled():
             values["loss_scale"] = trainer.precision.scaler.get_scale()
             if values["loss_scale"] < 1:
@@ -340,15 +357,15 @@ class _Reporter:
                     f"step {pending.step}: fp16 gradients overflow at every loss scale; use train.precision=bf16"
                 )
         rates = {f"lr/{group['name']}": group["lr"] for group in self._rates_at(pending.step)}
-        line = {"step": pending.step, **values, **rates, "samples_per_s": speed, "elapsed_s": trainer.elapsed_s}
+        speed = self.throughput.rates()
         if self.metrics:
-            self.metrics.write(line)
+            self.metrics.write({"step": pending.step, **values, **rates, **speed, "elapsed_s": trainer.elapsed_s})
         self.progress.set_postfix_str(_short(values, speed))
 
     def leave_out(self, seconds: float) -> None:
         """Time that was not spent on training."""
         self.clock += seconds
-        self.since_log += seconds
+        self.throughput.leave_out(seconds)
 
     def _rates_at(self, step: int) -> Iterator[dict[str, Any]]:
         factor = self.trainer.schedule(step - 1)
@@ -404,10 +421,13 @@ def mix_seed(*parts: int) -> int:
     return mixed % (1 << 63)
 
 
-def _short(values: dict[str, float], speed: float) -> str:
+def _short(values: dict[str, float], speed: dict[str, float]) -> str:
+    """Losses and rates as a progress bar has room for them."""
+
     def short(name: str) -> str:
         stream, _, term = name.partition("/")
         return f"{stream[:3]}.{term[:5]}" if term else name
 
-    shown = " ".join(f"{short(name)} {value:.2f}" for name, value in values.items() if name != "grad_norm")
-    return f"{shown} {speed:.0f} samples/s"
+    shown = [f"{short(name)} {value:.2f}" for name, value in values.items() if name != "grad_norm"]
+    forms = {"samples_per_s": "{:.3g} samples/s", "tflops_per_s": "{:.3g} TFLOP/s", "utilisation": "{:.0%} of peak"}
+    return " ".join([*shown, *(form.format(speed[name]) for name, form in forms.items() if name in speed)])

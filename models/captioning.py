@@ -9,14 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models import losses
+from models import flops, losses
 from models.fusion import ImageMemory, Look
 from models.generation import DecodingConfig, Generated, generate
 from models.heads import WordHead
 from models.layers import Extend, gather_positions
 from models.text import TextEncoder
 from models.xvlm import XVLM, ModelConfig
-from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term
+from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, Work
 from utils.config import Config
 from utils.errors import UserError
 
@@ -69,6 +69,16 @@ class CaptioningModel(XVLM):
     def counts(self, batch: CaptioningBatch) -> dict[str, Tensor]:
         """What the loss is divided by: the words to be said in rows that count."""
         return {"words": (batch.text.labels.ne(IGNORE) & batch.valid.unsqueeze(1)).sum()}
+
+    def work(self, batch: CaptioningBatch) -> Work:
+        """See :class:`engine.task.TaskModel`. The [MASK]s before what has to be said are tokens too."""
+        assert isinstance(self.text, TextEncoder)
+        tokens = flops.lengths(batch.text.ids != self.text.arch.pad_id, batch.valid)
+        frames = flops.frames_of(batch.pixels)
+        said = flops.lengths(batch.text.labels != IGNORE, batch.valid)
+        seen = flops.look_once(self, tokens, frames, None, wanted=said)
+        spelled = flops.words(self.word_head, self.text.word_embeddings, int(said.sum()))
+        return seen + Work(flops=spelled.total)
 
     def remember(self, pixels: Tensor) -> ImageMemory:
         """Keys and values of (N, 3, H, W) images in every fusion layer."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models import losses
+from models import flops, losses
 from models.fusion import Look
 from models.heads import mlp_head, predict_box
 from models.xvlm import XVLM, ModelConfig
-from utils.batch import GroundingBatch, Losses, Term, Text
+from utils.batch import GroundingBatch, Losses, Term, Text, Work
 
 
 class GroundingModel(XVLM):
@@ -30,6 +30,11 @@ class GroundingModel(XVLM):
     def counts(self, batch: GroundingBatch) -> dict[str, Tensor]:
         """What both losses are divided by: the valid rows."""
         return {"l1": batch.valid.sum(), "giou": batch.valid.sum()}
+
+    def work(self, batch: GroundingBatch) -> Work:
+        """See :class:`engine.task.TaskModel`."""
+        tokens = flops.lengths(batch.text.mask, batch.valid)
+        return flops.look_once(self, tokens, 1, self.box_head)
 
     def locate(self, pixels: Tensor, text: Text) -> Tensor:
         """The box of each text in its image, (N, 4) in 0..1 as centre and size. ``pixels`` (N, 3, H, W)."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from models import flops
 from models.fusion import Look
 from models.heads import mlp_head
 from models.xvlm import XVLM, ModelConfig
-from utils.batch import Losses, PairBatch, Term, Text
+from utils.batch import Losses, PairBatch, Term, Text, Work
 
 
 class NLVRModelConfig(ModelConfig):
@@ -37,6 +39,16 @@ class NLVRModel(XVLM):
     def counts(self, batch: PairBatch) -> dict[str, Tensor]:
         """What the loss is divided by: the valid rows."""
         return {"classes": batch.valid.sum()}
+
+    def work(self, batch: PairBatch) -> Work:
+        """See :class:`engine.task.TaskModel`."""
+        tokens = flops.lengths(batch.text.mask, batch.valid)
+        pictures, keys = len(tokens) * self.pictures, np.full_like(tokens, flops.seen_keys(self.vision))
+        done = flops.see(self.vision, pictures) + flops.read(self.text, tokens)
+        done += flops.remember(self.fusion, self.pictures * int(keys.sum()))
+        done += flops.fuse(self.fusion, tokens, keys, wanted=1) * self.pictures
+        done += flops.head(self.classifier, len(tokens))
+        return Work(len(tokens), pictures, int(tokens.sum()), done.total)
 
     def classify(self, pixels: Tensor, text: Text) -> Tensor:
         """Logits (N, C) of the classes. ``pixels`` (K N, 3, H, W): all first (left) images, then all second (right) ones; N

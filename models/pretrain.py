@@ -17,6 +17,7 @@ from models.fusion import At, ImageMemory, Look, Part
 from models.heads import WordHead, mlp_head, predict_box
 from models.layers import gather_positions
 from models.layout import Layout
+from models.pretrain_work import pretrain_work
 from models.xvlm import AligningConfig, ContrastiveConfig
 from utils.batch import (
     IGNORE,
@@ -30,6 +31,7 @@ from utils.batch import (
     TextBatch,
     TextPairBatch,
     VideoTextBatch,
+    Work,
 )
 from utils.config import Config
 from utils.errors import UserError
@@ -163,6 +165,10 @@ class PretrainModel(AligningModel):
             if isinstance(part, RegionBatch):
                 counts[f"{stream}/l1"] = counts[f"{stream}/giou"] = self._boxes_that_count(part).sum()
         return counts
+
+    def work(self, batch: PretrainBatch) -> Work:
+        """See :class:`engine.task.TaskModel`."""
+        return pretrain_work(self, batch)
 
     def predict_boxes(
         self, text: Encoded, images: Concepts, image_index: Tensor, texts_per_image: int | None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from models import flops
 from models.align import AligningModel, Rows
 from models.encoded import Encoded
 from models.fusion import Look
-from utils.batch import Losses, RetrievalBatch, Term
+from utils.batch import Losses, RetrievalBatch, Term, Work
 
 
 class RetrievalModel(AligningModel):
@@ -31,6 +33,15 @@ class RetrievalModel(AligningModel):
     def counts(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         """What each loss is divided by: valid rows, and pairs of the matching loss."""
         return {"contrastive": batch.valid.sum(), "matching": self.matching_count(_rows(batch))}
+
+    def work(self, batch: RetrievalBatch) -> Work:
+        """See :class:`engine.task.TaskModel`."""
+        tokens, frames = flops.lengths(batch.text.mask, batch.valid), flops.frames_of(batch.pixels)
+        rows, keys = len(tokens), np.full_like(tokens, flops.seen_keys(self.vision, frames))
+        done = flops.see(self.vision, rows * frames) + flops.read(self.text, tokens)
+        done += flops.contrast(self.contrastive, rows, rows) + flops.remember(self.fusion, int(keys.sum()))
+        done += flops.match(self, tokens, keys)
+        return Work(rows, rows * frames, int(tokens.sum()), done.total)
 
 
 def _rows(batch: RetrievalBatch) -> Rows:

@@ -5,16 +5,18 @@ An optional second step after the likelihood, as strong captioning systems take 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from models import flops
 from models.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
 from models.fusion import ImageMemory
 from models.generation import DecodingConfig, Generated, SamplingConfig, sample
-from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, to_device
+from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, Work, to_device
 from utils.config import Config
 
 Reward = Callable[[Sequence[Sequence[int]], Sequence[tuple[str, ...]]], Sequence[float]]
@@ -60,6 +62,11 @@ class SelfCriticalModel(CaptioningModel):
     def counts(self, batch: CaptioningBatch) -> dict[str, Tensor]:
         """What both are divided by: the images that count."""
         return {"policy": batch.valid.sum(), "reward": batch.valid.sum()}
+
+    def work(self, batch: CaptioningBatch) -> Work:
+        """See :class:`engine.task.TaskModel`. How long the captions are that it draws is not known before the step."""
+        rows = int(batch.valid.sum())
+        return Work(rows, rows * flops.frames_of(batch.pixels), math.nan, math.nan)
 
     @torch.no_grad()
     def _draw(self, memory: ImageMemory) -> Generated:

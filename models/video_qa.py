@@ -7,10 +7,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from models import flops
 from models.fusion import Look
 from models.heads import mlp_head
 from models.xvlm import XVLM, ModelConfig
-from utils.batch import IGNORE, ClassifiedBatch, Losses, Term, Text
+from utils.batch import IGNORE, ClassifiedBatch, Losses, Term, Text, Work
 
 
 class VideoQAModelConfig(ModelConfig):
@@ -39,6 +40,11 @@ class VideoQAModel(XVLM):
         known = torch.zeros(len(batch.valid), dtype=torch.int64, device=batch.valid.device)
         known = known.index_add(0, batch.question_of_answer, (batch.labels != IGNORE).long()) > 0
         return {"answers": (known & batch.valid).sum()}
+
+    def work(self, batch: ClassifiedBatch) -> Work:
+        """See :class:`engine.task.TaskModel`."""
+        tokens = flops.lengths(batch.text.mask, batch.valid)
+        return flops.look_once(self, tokens, flops.frames_of(batch.pixels), self.classifier)
 
     def classify(
         self,

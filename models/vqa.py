@@ -10,13 +10,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from models import flops
 from models.encoded import Encoded
 from models.fusion import FusionConfig, FusionEncoder, ImageMemory, Look
 from models.heads import WordHead
 from models.layers import LayerConfig, init_bert_weights
 from models.text import Embeddings, HubTextEncoder, TextArchitecture, TextEncoder
 from models.xvlm import XVLM, ModelConfig
-from utils.batch import IGNORE, Losses, QuestionBatch, Term, Text
+from utils.batch import IGNORE, Losses, QuestionBatch, Term, Text, Work
 from utils.config import Config
 from utils.errors import UserError
 
@@ -143,6 +144,18 @@ class VQAModel(XVLM):
     def counts(self, batch: QuestionBatch) -> dict[str, Tensor]:
         """What the loss is divided by: the valid questions (as released)."""
         return {"answers": batch.valid.sum()}
+
+    def work(self, batch: QuestionBatch) -> Work:
+        """See :class:`engine.task.TaskModel`."""
+        asked = flops.lengths(batch.text.mask, batch.valid)
+        counts = batch.valid.index_select(0, batch.question_of_answer)
+        answers = flops.lengths(batch.answers.mask, counts)
+        questions = batch.text.mask.sum(dim=1).index_select(0, batch.question_of_answer)[counts].numpy()
+        # The last token of an answer is predicted, and not read.
+        done = flops.remember(self.decoder, int(asked.sum()))
+        done += flops.fuse(self.decoder, answers - 1, questions)
+        done += flops.words(self.decoder.word_head, self.decoder.words, int((answers - 1).sum()))
+        return flops.look_once(self, asked, 1, None, wanted=None) + Work(tokens=int(answers.sum()), flops=done.total)
 
     def ask(
         self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None, questions_per_image: int = 1

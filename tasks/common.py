@@ -31,7 +31,7 @@ from optim import OptimConfig
 from scheduler import ScheduleConfig
 from tasks.tables import mean_of_splits, table
 from utils import distributed
-from utils.batch import Text, to_device
+from utils.batch import Batch, Text, to_device
 from utils.config import Config, read_yaml
 from utils.errors import UserError
 from utils.files import write_text
@@ -118,6 +118,16 @@ class BaseTask(ABC, Generic[C, M]):
     @abstractmethod
     def build_model(config: C, vocab_size: int | None) -> M:
         """The model of a config, with random weights on torch's current default device."""
+
+    @staticmethod
+    @abstractmethod
+    def batch_sizes(config: C) -> dict[str, int]:
+        """The keys of the config that size a micro-batch, that of the leading stream first."""
+
+    @staticmethod
+    @abstractmethod
+    def synthetic_batch(config: C, model: M) -> Batch:
+        """A micro-batch of these sizes made of nothing, as large as a real one can be (see :mod:`tasks.synthetic`)."""
 
     @property
     @abstractmethod
@@ -245,6 +255,10 @@ class FineTuneTask(BaseTask[F, M]):
         Raises:
             UserError: with the config ``key``, if it is not.
         """
+
+    @staticmethod
+    def batch_sizes(config: F) -> dict[str, int]:
+        return {"data.batch_size": config.data.batch_size}
 
     def evaluation_view(self) -> EvaluationView:
         """How held-out pictures are seen."""

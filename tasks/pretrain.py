@@ -15,8 +15,10 @@ from engine.run_folder import RunFolder
 from models.pretrain import LossWeights, PretrainModel, PretrainModelConfig, StreamWeights
 from tasks.common import BaseTask, RunConfig, evaluating
 from tasks.pretrain_evaluation import Evaluation, EvaluationConfig, check_files
+from tasks.synthetic import synthetic_pretrain_batch
 from tasks.tables import table
 from utils import distributed
+from utils.batch import PretrainBatch
 from utils.files import write_text
 
 
@@ -54,6 +56,16 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel]):
         weights = {name: stream.weight for name, stream in config.data.streams().items()}
         streams = StreamWeights(**{name: weights.get(name) for name in StreamWeights.model_fields})
         return PretrainModel(config.model, vocab_size, config.loss, streams)
+
+    @staticmethod
+    def batch_sizes(config: PretrainConfig) -> dict[str, int]:
+        sizes = {f"data.{name}.batch_size": stream.batch_size for name, stream in config.data.streams().items()}
+        regions = config.data.regions
+        return sizes | ({} if regions is None else {"data.regions.max_images": regions.max_images})
+
+    @staticmethod
+    def synthetic_batch(config: PretrainConfig, model: PretrainModel) -> PretrainBatch:
+        return synthetic_pretrain_batch(config.data, model.vision, len(model.text.word_embeddings))
 
     @property
     def loading(self) -> LoadingConfig:

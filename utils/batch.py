@@ -282,6 +282,24 @@ class Term(NamedTuple):
 Losses = dict[str, Term]
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a step takes in and does: ``samples`` rows that count, ``images`` pictures and frames, ``tokens`` of the texts without
+    padding, a masked copy not counted, and ``flops``, the least operations forward and backward (see :mod:`models.flops`).
+    NaN: not known before the step, or not counted."""
+
+    samples: float = 0
+    images: float = 0
+    tokens: float = 0
+    flops: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(getattr(self, name) + getattr(other, name) for name in WORK))
+
+
+WORK = tuple(field.name for field in fields(Work))
+
+
 def to_device(batch: B, device: torch.device) -> B:
     """The same batch with every tensor on ``device``; copies do not block where memory is pinned."""
     return _map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))

@@ -33,7 +33,8 @@ examples:
   python run.py --task pretrain --output runs/demo
   python run.py --task pretrain --config configs/pretrain/base_4m.yaml --gpus 8 --output runs/base_4m
   python run.py --task retrieval --config C --gpus 8 --evaluate init.checkpoint=base_4m.safetensors
-  python run.py --task pretrain --config C --gpus 8 --nodes 4 --node-rank 0 --master node0:29500 --output runs/base_4m"""
+  python run.py --task pretrain --config C --gpus 8 --nodes 4 --node-rank 0 --master node0:29500 --output runs/base_4m
+what fits on a GPU, and how long a run takes: python run.py plan --help"""
 
 
 EVALUATE = "do not train: measure the weights of init.checkpoint (with --resume: the run's own)"

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks import answer_ranking, captioning, rerank, video_memory
+from benchmarks import answer_ranking, captioning, rerank, step_memory, video_memory
 
 
 def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
@@ -32,3 +32,11 @@ def test_no_rounds_are_refused_in_a_line(benchmark, capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--small", "--rounds", "0"])
     assert "argument --rounds: '0' is not a positive number" in capsys.readouterr().err
+
+
+def test_the_planned_memory_of_a_step_is_within_15_percent_of_what_it_takes(capsys):
+    """A tiny model in fp32 and a middle one in bf16, with the optimiser's states, each in a process of its own."""
+    step_memory.main(["--small"])
+    *cases, last = capsys.readouterr().out.splitlines()
+    assert len(cases) == 2
+    assert 0.85 < float(last.removeprefix("ratio: ")) < 1.15

@@ -41,7 +41,8 @@ class Run:
     def __call__(self) -> dict:
         task = ToyTask()
         task.loader = NumberedLoader(self.poison)
-        run = trainer(self.folder, task, steps=self.steps, accumulate=self.accumulate, max_skipped_steps=self.skips)
+        options = {"accumulate": self.accumulate, "max_skipped_steps": self.skips, "peak_tflops": 0.5}
+        run = trainer(self.folder, task, steps=self.steps, **options)
         message = ""
         try:
             run.fit()
@@ -50,7 +51,15 @@ class Run:
         lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
         losses = [line["points/square"] for line in lines]
         weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
-        return {"weights": weights, "losses": losses, "message": message, "skipped": run.skipped}
+        return {"weights": weights, "losses": losses, "message": message, "skipped": run.skipped, "lines": lines}
+
+
+def rows_of_steps(lines: list[dict]) -> list[float]:
+    """Rows over all ranks of every step but the first, from the rate and the time of each."""
+    times = [line["elapsed_s"] for line in lines]
+    return [
+        line["samples_per_s"] * (end - start) for line, start, end in zip(lines[1:], times, times[1:], strict=False)
+    ]
 
 
 def test_two_ranks_that_accumulate_follow_one_process_that_accumulates_more(tmp_path):
@@ -58,6 +67,9 @@ def test_two_ranks_that_accumulate_follow_one_process_that_accumulates_more(tmp_
     (tmp_path / "out").mkdir()
     alone = Run(tmp_path / "alone", accumulate=4)()
     for found in on_two_ranks(Run(tmp_path / "both", accumulate=2), tmp_path / "out"):
+        assert rows_of_steps(found["lines"]) == pytest.approx(rows_of_steps(alone["lines"]))
+        for line in found["lines"][1:]:
+            assert line["utilisation"] == pytest.approx(line["tflops_per_s"] / 2 / 0.5), "of each of two devices"
         torch.testing.assert_close(found["weights"], alone["weights"], atol=1e-6, rtol=1e-5)
         assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5)
 

@@ -42,10 +42,32 @@ def test_a_metrics_line_has_step_losses_rates_speed_and_time(tmp_path):
     trainer(tmp_path).fit()
     written = lines(tmp_path)
     assert [line["step"] for line in written] == [1, 2, 3, 4, 5, 6]
-    names = {"points/square", "points/abs", "loss", "grad_norm", "samples_per_s", "elapsed_s"}
-    assert names <= written[0].keys()
+    assert {"points/square", "points/abs", "loss", "grad_norm", "elapsed_s"} <= written[0].keys()
+    assert {"samples_per_s", "images_per_s", "tokens_per_s", "tflops_per_s"} <= written[1].keys()
     assert any(name.startswith("lr/") for name in written[0])
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_the_rates_are_those_of_the_rows_that_count_and_of_the_steps_since_the_last_line(tmp_path):
+    """Steps 1 to 6 have 1, 2, 3, 4, 1, 2 valid rows, of 3 tokens and 2 GFLOP each; the first step is not counted."""
+    run = trainer(tmp_path, log_every=3, peak_tflops=0.5)
+    run.fit()
+    third, last = lines(tmp_path)
+    for line, rows in ((third, 2 + 3), (last, 4 + 1 + 2)):
+        seconds = rows / line["samples_per_s"]
+        assert 0 < seconds < run.elapsed_s
+        assert line["tokens_per_s"] * seconds == pytest.approx(3 * rows)
+        assert line["tflops_per_s"] * seconds == pytest.approx(2e-3 * rows)
+        assert line["utilisation"] == pytest.approx(line["tflops_per_s"] / 0.5)
+        assert line["images_per_s"] == 0
+
+
+def test_the_first_step_has_no_rates_and_a_cpu_no_utilisation(tmp_path):
+    trainer(tmp_path, steps=2).fit()
+    first, second = lines(tmp_path)
+    assert not any(name.endswith("_per_s") for name in first)
+    assert "tflops_per_s" in second
+    assert "utilisation" not in second
 
 
 def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path):

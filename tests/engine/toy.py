@@ -14,7 +14,7 @@ from engine.run_folder import RunFolder
 from engine.trainer import TrainConfig, Trainer
 from optim import OptimConfig
 from scheduler import ScheduleConfig
-from utils.batch import Losses, Term
+from utils.batch import Losses, Term, Work
 from utils.config import Config
 
 
@@ -38,6 +38,10 @@ class Line(nn.Module):
 
     def counts(self, batch: Points) -> dict[str, Tensor]:
         return {"points/square": batch.valid.sum(), "points/abs": batch.valid.sum()}
+
+    def work(self, batch: Points) -> Work:
+        rows = int(batch.valid.sum())
+        return Work(rows, 0, 3 * rows, 2e9 * rows)
 
 
 def points(number: int, rows: int = 4) -> Points:

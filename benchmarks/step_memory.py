@@ -1,0 +1,112 @@
+"""The planned memory of a training step against that of real steps, on the CPU: ``python -m benchmarks.step_memory``.
+
+Every real step runs in a process of its own: the most memory that the process had in the step (the kernel's high-water mark),
+less what it had before the model was built, when another small model had taken a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.memory import Rehearsal, trainer_of
+from tasks.kinds import kind_of
+from tasks.plan import scaled
+from utils.config import load_config
+
+TINY = ["model.text.arch.vocab_size=500"]
+MIDDLE = [
+    *("model.vision.width=384", "model.vision.depth=6", "model.vision.heads=6"),
+    "model.text.arch={family: bert, vocab_size: 8000, width: 384, layers: 4, heads: 6, intermediate: 1536, max_positions: 64}",
+    "model.fusion={layers: 3, width: 384, heads: 6, intermediate: 1536}",
+]
+CASES: list[tuple[str, list[str], Sequence[int]]] = [
+    ("configs/demo/pretrain.yaml", TINY, (64, 128, 256)),
+    ("configs/pretrain/base_4m.yaml", [*MIDDLE, "train.precision=fp32"], (4, 8, 16)),
+    ("configs/pretrain/base_4m.yaml", [*MIDDLE, "train.precision=bf16"], (4, 8, 16)),
+    ("configs/retrieval/coco_base_4m.yaml", [*MIDDLE, "train.precision=fp32", "train.accumulate=1"], (4, 8)),
+    ("configs/retrieval/coco_base_4m.yaml", [*MIDDLE, "train.precision=fp32", "train.accumulate=2"], (2, 8)),
+]
+"""Config, overrides, and rows of the leading stream in a micro-batch."""
+
+
+SMALL = [("configs/demo/pretrain.yaml", TINY, (64,)), (CASES[2][0], CASES[2][1], (8,))]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", action="store_true", help="two cases, for a check")
+    parser.add_argument("--measure", nargs="+", metavar="WORD", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.measure:
+        config, rows, *overrides = arguments.measure
+        sys.stdout.write(f"{measured_here(config, overrides, int(rows))}\n")
+        return
+    worst = 1.0
+    for config, overrides, sizes in SMALL if arguments.small else CASES:
+        for rows in sizes:
+            planned, found = estimated(config, overrides, rows), measured(config, overrides, rows)
+            worst = max(worst, planned / found, key=lambda ratio: abs(ratio - 1))
+            said = " ".join([config, *(each for each in overrides if each.startswith("train."))])
+            sys.stdout.write(f"{said}, {rows} rows: {planned / 1e6:.0f} MB planned, {found / 1e6:.0f} MB measured\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"ratio: {worst:.2f}\n")
+
+
+def estimated(path: str, overrides: list[str], rows: int) -> int:
+    """Bytes of a step, planned for this CPU."""
+    schema, kind = kind_of(Path(path), overrides)
+    config = scaled(load_config(path, overrides, schema), kind, rows)
+    rehearsal = Rehearsal(lambda: kind.build_model(config, None), config.train, config.optim, as_on_gpu=False)
+    several = config.train.accumulate > 1
+    return rehearsal.memory(lambda model: kind.synthetic_batch(config, model), gradients_stay=several).total
+
+
+def measured(path: str, overrides: list[str], rows: int) -> int:
+    """Bytes of the same step as it runs, in a process that gives back at once what it frees."""
+    settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.step_memory", "--measure", path, str(rows), *overrides]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, env=os.environ | settings, cwd=root, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def measured_here(path: str, overrides: list[str], rows: int) -> int:
+    _steps("configs/demo/pretrain.yaml", TINY, 2)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _memory("VmRSS")
+    _steps(path, overrides, rows)
+    return _memory("VmHWM") - before
+
+
+def _steps(path: str, overrides: list[str], rows: int) -> None:
+    """Two of them: in the second, the optimiser has its states."""
+    schema, kind = kind_of(Path(path), overrides)
+    config: Any = scaled(load_config(path, overrides, schema), kind, rows)
+    torch.manual_seed(0)
+    trainer = trainer_of(kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
+    batch = kind.synthetic_batch(config, trainer.model)
+    for _ in range(2):
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        trainer.train_step([batch] * config.train.accumulate)
+
+
+def _memory(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The peak rates of known GPUs, against which utilisation is measured."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import torch
+
+from engine.precision import APEX_LEVELS, PrecisionName
+
+
+class Peak(NamedTuple):
+    """Dense TFLOP/s from the vendor's data sheet: of 16-bit products summed in 32 bits, of 32-bit products with TF32 (None: it
+    has none), and of 32-bit products proper. ``name``: what torch calls the device, after the brand."""
+
+    name: str
+    half: float
+    tf32: float | None
+    single: float
+
+
+PEAKS = {
+    "v100": Peak(r"V100-SXM2-\d+GB(-LS)?", 125, None, 15.7),
+    "v100-pcie": Peak(r"V100-PCIE-\d+GB", 112, None, 14),
+    "v100s": Peak(r"V100S-PCIE-\d+GB", 130, None, 16.4),
+    "t4": Peak("T4", 65, None, 8.1),
+    "a10": Peak("A10", 125, 62.5, 31.2),
+    "a30": Peak("A30", 165, 82, 10.3),
+    "a40": Peak("A40", 149.7, 74.8, 37.4),
+    "a100": Peak(r"A100[- ](SXM4|PCIE|PCIe|80GB).*", 312, 156, 19.5),
+    "a6000": Peak("RTX A6000", 154.8, 77.4, 38.7),
+    "3090": Peak("RTX 3090", 71, 35.6, 35.6),
+    "4090": Peak("RTX 4090", 165.2, 82.6, 82.6),
+    "l4": Peak("L4", 121, 60, 30.3),
+    "l40": Peak("L40", 181, 90.5, 90.5),
+    "l40s": Peak("L40S", 362, 183, 91.6),
+    "h100": Peak(r"H100 (80GB HBM3|SXM.*)", 989.4, 494.7, 66.9),
+    "h100-pcie": Peak("H100 PCIe", 756, 378, 51),
+    "h100-nvl": Peak("H100 NVL", 835.5, 417.5, 60),
+    "h200": Peak("H200", 989.4, 494.7, 66.9),
+    "h200-nvl": Peak("H200 NVL", 835.5, 417.5, 60),
+}
+"""By a short name for the command line. What a data sheet says "with sparsity" is halved."""
+
+_BRAND = re.compile(r"^(NVIDIA |Tesla |GeForce )*")
+
+
+def peak_of(device: torch.device, precision: PrecisionName) -> float | None:
+    """Of the GPU that ``device`` is; None: it is not known, is a part of one (MIG), or is no GPU."""
+    if device.type != "cuda":
+        return None
+    key = known(torch.cuda.get_device_name(device))
+    return None if key is None else peak(key, precision)
+
+
+def known(name: str) -> str | None:
+    """The key in :data:`PEAKS` of what torch calls a device; None: it has none."""
+    bare = _BRAND.sub("", name)
+    if "MIG" in bare:
+        return None
+    return next((key for key, each in PEAKS.items() if re.fullmatch(each.name, bare)), None)
+
+
+def peak(key: str, precision: PrecisionName) -> float:
+    """TFLOP/s of a known device in a precision; in fp32 those of TF32 where torch may use it."""
+    found = PEAKS[key]
+    if APEX_LEVELS.get(precision, precision) != "fp32":
+        return found.half
+    fast = torch.get_float32_matmul_precision() != "highest"
+    return found.tf32 if fast and found.tf32 is not None else found.single

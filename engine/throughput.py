@@ -1,0 +1,50 @@
+"""How much work is done in a second, and what share of a device's peak that is."""
+
+from __future__ import annotations
+
+import math
+
+from utils.batch import WORK, Work
+
+
+class Throughput:
+    """The rates since they were last asked for, over all ranks.
+
+    Not counted: the first step, in which memory is found and kernels are chosen or compiled, and what is left out.
+
+    Args:
+        devices: there are.
+        peak_tflops: of a device; None: there is no utilisation.
+    """
+
+    def __init__(self, devices: int, peak_tflops: float | None):
+        self.devices, self.peak_tflops = devices, peak_tflops
+        self.since: float | None = None
+        self.until = 0.0
+        self.work = Work()
+
+    def add(self, work: Work, at: float) -> None:
+        """Work over all ranks that was done at the time ``at``."""
+        if self.since is None:
+            self.since = at
+        else:
+            self.work += work
+        self.until = at
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that was not spent on training."""
+        if self.since is not None:
+            self.since += seconds
+
+    def rates(self) -> dict[str, float]:
+        """``samples_per_s``, ``images_per_s``, ``tokens_per_s``, ``tflops_per_s`` of all ranks, and ``utilisation``, the share of
+        the devices' peak; those that are not known are left out, and after the first step all are."""
+        if self.since is None or self.until <= self.since:
+            return {}
+        done = {name: getattr(self.work, name) / (self.until - self.since) for name in WORK}
+        tflops = done.pop("flops") / 1e12
+        found = {f"{name}_per_s": rate for name, rate in done.items()} | {"tflops_per_s": tflops}
+        if self.peak_tflops is not None:
+            found["utilisation"] = tflops / self.devices / self.peak_tflops
+        self.since, self.work = self.until, Work()
+        return {name: rate for name, rate in found.items() if not math.isnan(rate)}

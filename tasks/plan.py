@@ -1,0 +1,377 @@
+"""``run.py plan``: what fits on a GPU, how often to accumulate for the published batch, and how long a run takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset.text import load_tokenizer
+from engine.devices import PEAKS, peak
+from engine.measured import Measured
+from engine.memory import Rehearsal, StepMemory
+from tasks.common import BaseTask
+from tasks.kinds import KINDS, kind_of
+from utils.config import load_config
+from utils.errors import UserError, one_line_errors
+from utils.launcher import positive
+
+CONTEXT, FRAGMENTS = 700_000_000, 0.05
+"""Assumed where no GPU is at hand: what CUDA and its libraries take, and the allocator's share beside the tensors."""
+
+EXAMPLES = """examples:
+  python run.py plan --config configs/pretrain/base_4m.yaml --gpus 8 --memory 80 --gpu h100
+  python run.py plan --config configs/vqa/vqa2_base_4m.yaml --gpus 4 --memory 24 --peak-tflops 71 --records 1000000"""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py plan``."""
+    parser = argparse.ArgumentParser(
+        prog="run.py plan",
+        description="Tell the largest micro-batch that fits, how to reach the published batch, and how long it takes: "
+        "measured where there is a GPU, else estimated.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="YAML file; see configs/")
+    parser.add_argument("--task", choices=list(KINDS), help="of the config, where neither it nor its folder tells")
+    parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="GPUs on all nodes together (default: 1)")
+    parser.add_argument(
+        "--memory", type=_number, metavar="GB", help="of a GPU, in 1e9 bytes (default: that of this GPU)"
+    )
+    parser.add_argument("--gpu", choices=list(PEAKS), metavar="NAME", help=f"known: {', '.join(PEAKS)}")
+    parser.add_argument("--peak-tflops", type=_number, metavar="X", help="of another GPU, in the config's precision")
+    parser.add_argument(
+        "--utilisation",
+        type=_number,
+        default=0.35,
+        metavar="U",
+        help="share of the peak, where it is not measured (0.35)",
+    )
+    parser.add_argument(
+        "--global-batch", type=positive, metavar="ROWS", help="of the leading stream (default: published)"
+    )
+    parser.add_argument(
+        "--records", type=positive, metavar="N", help="of the leading stream, for a run given in epochs"
+    )
+    parser.add_argument("--estimate", action="store_true", help="do not measure, though there is a GPU")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
+    return parser.parse_intermixed_args(argv)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A micro-batch and how often it is accumulated: the keys that say so; memory of a GPU in bytes by what it is for; time and
+    rows of all streams of a step."""
+
+    overrides: dict[str, int]
+    memory: dict[str, int]
+    step_s: float | None
+    samples_per_s: float | None
+    tflop_per_gpu: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``run.py plan`` tells. ``global_batch``: rows of the leading stream; ``steps`` of the whole run, None: not known."""
+
+    config: str
+    gpus: int
+    memory_gb: float
+    precision: str
+    measured_on: str | None
+    global_batch: int
+    largest: Setting
+    chosen: Setting
+    steps: int | None
+    assumptions: list[str]
+
+
+class Planner:
+    """A config's model and micro-batches of any size, on a GPU or as an estimate."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        path = Path(arguments.config)
+        self.schema, self.kind = kind_of(path, arguments.overrides, arguments.task)
+        self.arguments, self.path = arguments, path
+        self.config = load_config(path, arguments.overrides, self.schema)
+        self.sizes = self.kind.batch_sizes(self.config)
+        self._check_objective()
+        self.measures = torch.cuda.is_available() and not arguments.estimate
+        self.limit = self._limit()
+        vocabulary = self._vocabulary()
+        make = (lambda: self.kind.build_model(self.config, vocabulary)), self.config.train, self.config.optim
+        with torch.device("meta"):
+            self.counted = make[0]()
+        self.step: Measured | Rehearsal = (
+            Measured(*make, torch.device("cuda"), self.limit) if self.measures else Rehearsal(*make, as_on_gpu=True)
+        )
+        self.found: dict[int, dict[str, int] | None] = {}
+
+    @property
+    def leading(self) -> int:
+        """Rows of the leading stream in the config's own micro-batch."""
+        return next(iter(self.sizes.values()))
+
+    def plan(self) -> Plan:
+        largest = largest_that_fits(self._cost, self.limit, self.leading)
+        if largest == 0:
+            needed = self._cost(1)
+            said = f"needs {needed / 1e9:.1f} GB" if math.isfinite(needed) else "does not fit"
+            raise UserError(
+                f"--memory {self.limit / 1e9:g}: a micro-batch of one row {said}; take a smaller picture "
+                "(model.vision.image_size), a smaller model or a larger GPU"
+            )
+        gpus, total = self.arguments.gpus, self._global_batch()
+        rows, accumulate = share_out(total, gpus, largest)
+        return Plan(
+            config=str(self.path),
+            gpus=gpus,
+            memory_gb=self.limit / 1e9,
+            precision=self.config.train.precision,
+            measured_on=torch.cuda.get_device_name() if self.measures else None,
+            global_batch=rows * gpus * accumulate,
+            largest=self._setting(largest, 1),
+            chosen=self._setting(rows, accumulate),
+            steps=self._steps(rows * gpus * accumulate),
+            assumptions=self._assumptions(),
+        )
+
+    def _cost(self, rows: int) -> float:
+        """Bytes of a step on a micro-batch of so many rows; infinite where it was tried and did not fit."""
+        found = self._memory(rows)
+        return math.inf if found is None else sum(found.values())
+
+    def _memory(self, rows: int) -> dict[str, int] | None:
+        if rows not in self.found:
+            several = self.arguments.gpus > 1 or self._global_batch() > rows
+            step = self.step.memory(self._batch(rows), gradients_stay=several)
+            self.found[rows] = None if step is None else self._with_overhead(step)
+        return self.found[rows]
+
+    def _with_overhead(self, step: StepMemory) -> dict[str, int]:
+        if self.measures:
+            return {**asdict(step)}
+        return {**asdict(step), "context and fragments": int(CONTEXT + FRAGMENTS * step.total)}
+
+    def _batch(self, rows: int) -> Callable[[Any], Any]:
+        config = scaled(self.config, self.kind, rows)
+        return lambda model: self.kind.synthetic_batch(config, model)
+
+    def _setting(self, rows: int, accumulate: int) -> Setting:
+        memory = self._memory(rows)
+        assert memory is not None
+        work = self.counted.work(self._batch(rows)(self.counted))
+        seconds = self._seconds(rows, work.flops)
+        step_s = None if seconds is None else seconds * accumulate
+        sizes = self.kind.batch_sizes(scaled(self.config, self.kind, rows))
+        return Setting(
+            overrides={**sizes, "train.accumulate": accumulate},
+            memory=memory,
+            step_s=step_s,
+            samples_per_s=None if seconds is None else work.samples * self.arguments.gpus / seconds,
+            tflop_per_gpu=None if math.isnan(work.flops) else work.flops * accumulate / 1e12,
+        )
+
+    def _seconds(self, rows: int, flops: float) -> float | None:
+        """Of a micro-batch."""
+        if isinstance(self.step, Measured):
+            return self.step.seconds(self._batch(rows))
+        rate = self._peak()
+        if rate is None or math.isnan(flops):
+            return None
+        return flops / (rate * 1e12 * self.arguments.utilisation)
+
+    def _peak(self) -> float | None:
+        """TFLOP/s of the GPU that is planned for."""
+        if self.arguments.peak_tflops is not None:
+            return self.arguments.peak_tflops
+        if self.arguments.gpu is not None:
+            return peak(self.arguments.gpu, self.config.train.precision)
+        return self.config.train.peak_tflops
+
+    def _limit(self) -> int:
+        given = self.arguments.memory
+        if not torch.cuda.is_available():
+            if given is None:
+                raise UserError("--memory: there is no GPU here to ask; give what one has, in GB")
+            return int(given * 1e9)
+        there = torch.cuda.get_device_properties(0).total_memory
+        if given is not None and given * 1e9 > there and self.measures:
+            raise UserError(
+                f"--memory {given:g}: this GPU has {there / 1e9:.1f} GB; add --estimate to plan for another"
+            )
+        return there if given is None else int(given * 1e9)
+
+    def _global_batch(self) -> int:
+        """Rows of the leading stream in a step: as given, or as the config has them on the GPUs of the command it opens with."""
+        if self.arguments.global_batch is not None:
+            return self.arguments.global_batch
+        return self.leading * self.config.train.accumulate * (published_gpus(self.path) or self.arguments.gpus)
+
+    def _steps(self, total: int) -> int | None:
+        train, records = self.config.train, self.arguments.records
+        return train.steps if train.steps is not None or records is None else train.steps_of(records, total)
+
+    def _vocabulary(self) -> int | None:
+        """Entries of the tokenizer, where the config leaves the size to it."""
+        arch = self.config.model.text.arch
+        known_size = arch is None or arch.vocab_size is not None
+        return None if known_size else len(load_tokenizer(self.config.model.text.encoder))
+
+    def _check_objective(self) -> None:
+        if getattr(self.config.train, "objective", None) == "self_critical":
+            raise UserError(
+                f"{self.path}: train.objective is self_critical, which draws captions of a length not known before; it cannot be "
+                "planned: plan the likelihood"
+            )
+
+    def _assumptions(self) -> list[str]:
+        said = ["texts of their greatest length; no time for data and for the network between GPUs"]
+        if self.measures:
+            return said
+        said.append(f"{CONTEXT / 1e9:.1f} GB for CUDA's context and {FRAGMENTS:.0%} for fragments; fused attention")
+        rate = self._peak()
+        if rate is None:
+            return [*said, "no time: give --gpu NAME or --peak-tflops X"]
+        name = f"{self.arguments.gpu}'s " if self.arguments.gpu and self.arguments.peak_tflops is None else ""
+        return [*said, f"{self.arguments.utilisation:.0%} of {name}{rate:g} TFLOP/s (--utilisation)"]
+
+
+def scaled(config: Any, kind: type[BaseTask[Any, Any]], rows: int) -> Any:
+    """The config with micro-batches of ``rows`` rows of the leading stream, and of the others in proportion."""
+    sizes = kind.batch_sizes(config)
+    leading = next(iter(sizes.values()))
+    for key, size in sizes.items():
+        config = _with(config, key.split("."), max(1, round(size * rows / leading)))
+    return config
+
+
+def _with(config: Any, keys: list[str], value: int) -> Any:
+    name, *rest = keys
+    return config.model_copy(update={name: _with(getattr(config, name), rest, value) if rest else value})
+
+
+def published_gpus(path: Path) -> int | None:
+    """GPUs, over all nodes, of the command that a config opens with (or processes on the CPU); None: it opens with none."""
+    opening = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        opening += line
+    gpus, nodes = re.search(r"--(?:gpus|cpu) (\d+)", opening), re.search(r"--nodes (\d+)", opening)
+    return int(gpus[1]) * (int(nodes[1]) if nodes else 1) if gpus else None
+
+
+def share_out(total: int, gpus: int, largest: int) -> tuple[int, int]:
+    """Rows of a micro-batch, at most ``largest``, and how many to accumulate, for ``total`` rows a step on ``gpus``: the fewest
+    micro-batches that give exactly so many; where none do, the next larger number of rows."""
+    for accumulate in range(1, total // gpus + 1):
+        rows, left = divmod(total, gpus * accumulate)
+        if rows <= largest and not left:
+            return rows, accumulate
+    accumulate = math.ceil(total / (gpus * largest))
+    return math.ceil(total / (gpus * accumulate)), accumulate
+
+
+def largest_that_fits(cost: Callable[[int], float], limit: float, start: int) -> int:
+    """The most rows whose ``cost`` is at most ``limit``, to 2 % and never too many; 0: not even one.
+
+    A cost that is finite grows about in proportion to the rows, so the next try is where the line through two of them meets
+    the limit; else the bracket is doubled or halved.
+    """
+    known_costs: dict[int, float] = {}
+    fits, too_many, rows = 0, 0, start
+    while not too_many or too_many - fits > max(1, fits // 50):
+        known_costs[rows] = cost(rows)
+        if known_costs[rows] <= limit:
+            fits = rows
+        else:
+            too_many = rows
+        least = fits + 1 + fits // 50
+        guess = _where_line_meets(known_costs, limit) or (fits + too_many) // 2 or 2 * fits
+        if too_many:
+            rows = max(fits + 1, min(max(guess, least), too_many - 1))
+        else:
+            rows = max(guess, least) if guess > fits else 2 * fits
+    return fits
+
+
+def _where_line_meets(costs: dict[int, float], limit: float) -> int:
+    """Rows at which the line through the two finite costs nearest to ``limit`` meets it; 0: there are no two."""
+    near = sorted((abs(each - limit), rows) for rows, each in costs.items() if math.isfinite(each))[:2]
+    if len(near) < 2:
+        return 0
+    first, second = (rows for _, rows in near)
+    slope = (costs[second] - costs[first]) / (second - first)
+    return max(1, int(first + (limit - costs[first]) / slope)) if slope > 0 else 0
+
+
+def as_table(plan: Plan) -> str:
+    """The plan as text."""
+    how = f"measured on {plan.measured_on}" if plan.measured_on else "estimated: no GPU was asked"
+    gpus = "1 GPU" if plan.gpus == 1 else f"{plan.gpus} GPUs"
+    head = f"{plan.config}: {gpus} of {plan.memory_gb:g} GB, {plan.precision}; {how}"
+    rows: list[tuple[str, ...]] = [("", "largest that fits", f"{plan.global_batch:,} rows a step")]
+    both = (plan.largest, plan.chosen)
+    rows += [(key, *(f"{each.overrides[key]:,}" for each in both)) for key in plan.chosen.overrides]
+    rows += [(name, *(_gigabytes(each.memory[name]) for each in both)) for name in plan.chosen.memory]
+    rows.append(("memory of a GPU", *(_gigabytes(sum(each.memory.values())) for each in both)))
+    rows.append(("work of a GPU, a step", *(_or_none(each.tflop_per_gpu, "{:.1f} TFLOP") for each in both)))
+    rows.append(("time of a step", *(_or_none(each.step_s, "{:.3g} s") for each in both)))
+    rows.append(("samples a second", *(_or_none(each.samples_per_s, "{:,.0f}") for each in both)))
+    rows.append(("time of 1,000 steps", "", _span(plan.chosen.step_s, 1000)))
+    whole = "the whole run" if plan.steps is None else f"time of all {plan.steps:,} steps"
+    rows.append((whole, "", "epochs: give --records" if plan.steps is None else _span(plan.chosen.step_s, plan.steps)))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in rows]
+    flags = " ".join(f"{key}={value}" for key, value in plan.chosen.overrides.items())
+    assumed = [f"assumed: {each}" for each in plan.assumptions]
+    return "\n".join([head, "", *lines, "", *assumed, f"run with: {flags}"])
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _or_none(value: float | None, form: str) -> str:
+    return "not known" if value is None else form.format(value)
+
+
+def _span(step_s: float | None, steps: int) -> str:
+    """The time of so many steps, in the unit that suits it."""
+    if step_s is None:
+        return "not known"
+    seconds = step_s * steps
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+@one_line_errors
+def main() -> int:
+    arguments = parse(sys.argv[2:])
+    plan = Planner(arguments).plan()
+    sys.stdout.write((json.dumps(asdict(plan), indent=2) if arguments.json else as_table(plan)) + "\n")
+    return 0

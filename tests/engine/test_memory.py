@@ -1,0 +1,108 @@
+"""The memory of steps without contents; against real steps it is measured in tests/benchmarks."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from engine.memory import AsOnGPU, Rehearsal
+from engine.trainer import TrainConfig
+from optim import OptimConfig
+from tests.engine.toy import Points
+from utils.batch import Losses, Term
+from utils.errors import UserError
+
+WIDTH, ROWS, LAYERS = 256, 4096, 8
+
+
+class Deep(nn.Module):
+    def __init__(self, recompute: bool = False):
+        super().__init__()
+        self.recompute = recompute
+        block = lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh())  # noqa: E731
+        self.blocks = nn.ModuleList(block() for _ in range(LAYERS // 2))
+
+    def forward(self, batch: Points) -> Losses:
+        states = batch.x
+        for block in self.blocks:
+            states = checkpoint(block, states, use_reentrant=False) if self.recompute else block(states)
+        return {"loss": Term((states.sum(dim=1) - batch.y).square().sum(), 1.0)}
+
+    def counts(self, batch: Points) -> dict[str, Tensor]:
+        return {"loss": batch.valid.sum()}
+
+
+class Asking(Deep):
+    def forward(self, batch: Points) -> Losses:
+        return super().forward(batch) if batch.x.sum() > 0 else {}
+
+
+def points(_: nn.Module) -> Points:
+    return Points(torch.ones(ROWS, WIDTH), torch.ones(ROWS), torch.ones(ROWS, dtype=torch.bool), ())
+
+
+def rehearsal(model: type[Deep] = Deep, recompute: bool = False, **options) -> Rehearsal:
+    train = TrainConfig(steps=1, precision="fp32")
+    return Rehearsal(lambda: model(recompute), train, OptimConfig(lr=1.0), **{"as_on_gpu": False, **options})
+
+
+def test_each_part_has_the_size_that_it_must_have():
+    found = rehearsal().memory(points, gradients_stay=True)
+    parameters = 4 * LAYERS * (WIDTH**2 + WIDTH)
+    assert found.weights == found.gradients == parameters
+    assert found.optimiser == pytest.approx(2 * parameters, rel=1e-3)
+    # The input, the output of each Tanh, and what backward holds beside them: a gradient or two of states.
+    states = 4 * ROWS * WIDTH
+    assert (1 + LAYERS) * states <= found.activations <= (1 + LAYERS + 3) * states
+    assert found.total == found.weights + found.gradients + found.optimiser + found.activations
+
+
+def test_gradients_that_stay_only_add():
+    run = rehearsal()
+    assert run.memory(points, gradients_stay=False).total <= run.memory(points, gradients_stay=True).total
+
+
+def test_recomputed_activations_are_not_kept():
+    kept, recomputed = (rehearsal(recompute=each).memory(points, gradients_stay=True) for each in (False, True))
+    assert recomputed.activations < 0.8 * kept.activations
+
+
+def test_the_same_step_takes_the_same_memory_again():
+    run = rehearsal()
+    first, second = (run.memory(points, gradients_stay=False) for _ in range(2))
+    assert first == second
+
+
+def test_a_step_that_looks_at_contents_is_refused_in_one_line():
+    with pytest.raises(UserError, match="depends on what its tensors hold"):
+        rehearsal(Asking).memory(points, gradients_stay=True)
+
+
+@pytest.mark.parametrize("mask", ["none", "padding", "bias"])
+def test_on_a_gpu_attention_keeps_no_probabilities(mask):
+    """With dropout or with a bias that is learned, the CPU keeps them; shapes and gradients stay those of the CPU."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), AsOnGPU():
+        query = torch.empty(2, 4, 16, 8, requires_grad=True)
+        given = {"none": None, "padding": torch.ones(2, 1, 1, 16, dtype=torch.bool)}
+        bias = torch.empty(1, 4, 16, 16, requires_grad=True) if mask == "bias" else given[mask]
+        out = F.scaled_dot_product_attention(query, query, query, attn_mask=bias, dropout_p=0.1)
+        assert "Efficient" in type(out.grad_fn).__name__
+        assert out.shape == query.shape
+        out.sum().backward()
+        assert query.grad.shape == query.shape
+        if mask == "bias":
+            assert bias.grad.shape == bias.shape
+        assert torch.empty(1).is_cuda
+
+
+def test_on_a_gpu_norms_are_in_32_bits_under_autocast():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), AsOnGPU(), torch.autocast("cpu", torch.bfloat16):
+        states = nn.Linear(8, 8)(torch.empty(2, 8))
+        assert states.dtype == torch.bfloat16
+        assert nn.LayerNorm(8)(states).dtype == torch.float32
+        assert F.dropout(states, 0.5).dtype == torch.bfloat16

@@ -1,0 +1,72 @@
+"""Rates over made-up times, and the peaks of known devices."""
+
+import math
+
+import pytest
+
+from engine.devices import PEAKS, known, peak
+from engine.throughput import Throughput
+from utils.batch import Work
+
+
+def test_neither_the_first_step_nor_a_validation_counts():
+    throughput = Throughput(devices=2, peak_tflops=10)
+    throughput.add(Work(8, 8, 80, 1e13), at=100.0)
+    throughput.add(Work(8, 4, 80, 1e13), at=101.0)
+    throughput.leave_out(50.0)
+    throughput.add(Work(4, 4, 40, 1e13), at=152.0)
+    found = throughput.rates()
+    assert found == pytest.approx(
+        {"samples_per_s": 6, "images_per_s": 4, "tokens_per_s": 60, "tflops_per_s": 10, "utilisation": 0.5}
+    )
+
+
+def test_rates_start_anew_once_they_were_asked_for():
+    throughput = Throughput(devices=1, peak_tflops=None)
+    assert throughput.rates() == {}
+    for at in (0.0, 1.0):
+        throughput.add(Work(samples=5), at)
+    assert throughput.rates()["samples_per_s"] == 5
+    assert throughput.rates() == {}
+    throughput.add(Work(samples=6), 4.0)
+    assert throughput.rates()["samples_per_s"] == 2
+
+
+def test_what_a_task_does_not_know_has_no_rate():
+    throughput = Throughput(devices=1, peak_tflops=10)
+    for at in (0.0, 1.0):
+        throughput.add(Work(5, 5, math.nan, math.nan), at)
+    assert throughput.rates() == {"samples_per_s": 5, "images_per_s": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA A100-PCIE-40GB", "a100"),
+        ("Tesla V100-SXM2-16GB", "v100"),
+        ("Tesla V100S-PCIE-32GB", "v100s"),
+        ("NVIDIA GeForce RTX 3090", "3090"),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
+        ("NVIDIA RTX 6000 Ada Generation", None),
+        ("NVIDIA A10G", None),
+    ],
+)
+def test_a_device_is_known_by_its_whole_name(name, key):
+    assert known(name) == key
+
+
+def test_peaks_are_dense_and_fall_with_the_width_of_the_numbers():
+    for key, each in PEAKS.items():
+        assert each.half > (each.tf32 or each.single) >= each.single, key
+    assert (peak("a100", "bf16"), peak("a100", "O1"), peak("a100", "fp32")) == (312, 312, 19.5)

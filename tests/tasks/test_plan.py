@@ -1,0 +1,154 @@
+"""What `run.py plan` tells, without a GPU."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.measured import Measured
+from tasks.kinds import kind_of
+from tasks.plan import Planner, as_table, largest_that_fits, main, parse, published_gpus, scaled, share_out
+from tests.models.test_flops import FINE_TUNING, MODEL
+from utils.config import load_config
+from utils.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+BASE = "configs/pretrain/base_4m.yaml"
+SMALL = [each.replace("image_size=32", "image_size=64") for each in MODEL]
+
+
+def planned(config: str, *flags: str):
+    return Planner(parse(["--config", config, *flags, *SMALL])).plan()
+
+
+@pytest.mark.parametrize("start", [1, 8, 100, 5000])
+def test_the_largest_micro_batch_is_found_in_a_few_tries(start):
+    tried = []
+
+    def cost(rows: int) -> float:
+        tried.append(rows)
+        return 10 + 3 * rows + rows % 3
+
+    assert 295 <= largest_that_fits(cost, 10 + 3 * 300, start) <= 300
+    assert len(tried) <= 8
+
+
+@pytest.mark.parametrize("start", [1, 7, 500])
+@pytest.mark.parametrize("most", [0, 1, 2, 6, 37, 49])
+def test_the_largest_micro_batch_is_exact_where_it_is_small(most, start):
+    """Also where what does not fit has no finite cost, as on a GPU that ran out of memory."""
+    for above in (2.0, math.inf):
+        assert largest_that_fits(lambda rows, above=above: rows if rows <= most else above * rows, most, start) == most
+
+
+@pytest.mark.parametrize(
+    ("total", "gpus", "largest", "shared"),
+    [
+        (1024, 8, 300, (128, 1)),
+        (1024, 8, 100, (64, 2)),
+        (1024, 1, 300, (256, 4)),
+        (1024, 6, 50, (43, 4)),
+        (8, 16, 9, (1, 1)),
+    ],
+)
+def test_the_published_batch_is_shared_out_to_the_fewest_micro_batches(total, gpus, largest, shared):
+    assert share_out(total, gpus, largest) == shared
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus"),
+    [("pretrain/base_4m", 8), ("pretrain/base_1b", 32), ("pretrain/large_1b", 64), ("presets/base", None)],
+)
+def test_a_config_says_in_its_command_for_how_many_gpus_it_is(name, gpus):
+    assert published_gpus(ROOT / f"configs/{name}.yaml") == gpus
+
+
+def test_the_streams_of_a_micro_batch_keep_their_proportion():
+    schema, kind = kind_of(Path(BASE), [])
+    sizes = kind.batch_sizes(scaled(load_config(BASE, [], schema), kind, 64))
+    assert sizes == {"data.images.batch_size": 64, "data.regions.batch_size": 64, "data.regions.max_images": 25}
+
+
+def test_a_plan_of_pre_training_fits_and_reaches_the_published_batch():
+    plan = planned(BASE, "--gpus", "2", "--memory", "2", "--peak-tflops", "100", "--utilisation", "0.5")
+    assert plan.global_batch == 1024
+    chosen = plan.chosen.overrides
+    assert chosen["data.images.batch_size"] * chosen["train.accumulate"] * 2 == 1024
+    assert chosen["data.images.batch_size"] <= plan.largest.overrides["data.images.batch_size"]
+    assert 0.9 * 2e9 < sum(plan.largest.memory.values()) <= 2e9
+    assert plan.chosen.step_s == pytest.approx(plan.chosen.tflop_per_gpu / 50)
+    assert plan.steps == 500_000
+    text = as_table(plan)
+    for part in ("2 GPUs of 2 GB, bf16; estimated", "1,024 rows a step", "50% of 100 TFLOP/s", "train.accumulate="):
+        assert part in text
+
+
+@pytest.mark.parametrize("task", FINE_TUNING)
+def test_every_fine_tuning_task_can_be_planned(task):
+    decoder = ["model.decoder.layers=2"] if task == "vqa" else []
+    plan = planned(f"configs/{FINE_TUNING[task]}.yaml", "--memory", "1", "--gpu", "a100", "--records", "1000", *decoder)
+    assert plan.largest.overrides["data.batch_size"] > 1
+    assert plan.chosen.step_s > 0
+    assert plan.steps >= 1
+
+
+def test_without_a_peak_there_is_no_time_and_without_records_no_end():
+    plan = planned("configs/nlvr/nlvr2_base_4m.yaml", "--memory", "1")
+    assert (plan.chosen.step_s, plan.steps) == (None, None)
+    assert "give --gpu NAME or --peak-tflops X" in as_table(plan)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config", BASE, "--memory", "0.05"], "--memory 0.05: a micro-batch of one row needs 0."),
+        (["--config", BASE], "--memory: there is no GPU here to ask"),
+        (["--config", "configs/none.yaml", "--memory", "1"], "neither a key `task` nor the folder says which task"),
+        (["--config", "configs/pretrain/none.yaml", "--memory", "1"], "no such config file"),
+        (
+            ["--config", "configs/captioning/coco_base_4m.yaml", "--memory", "1", "train.objective=self_critical"],
+            "train.objective is self_critical",
+        ),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to ask")
+def test_what_cannot_be_planned_is_one_line(flags, message):
+    with pytest.raises(UserError) as error:
+        Planner(parse([*flags, *SMALL])).plan()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_run_plans_and_prints_json():
+    command = [sys.executable, "run.py", "plan", "--config", BASE, "--memory", "1", "--estimate", "--json", *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    plan = json.loads(done.stdout)
+    assert plan["measured_on"] is None
+    assert plan["chosen"]["overrides"]["train.accumulate"] >= 1
+
+
+def test_a_mistake_ends_with_a_line_and_status_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py", "plan", "--config", BASE, "--memory", "1", "optim.lrr=1"])
+    assert main() == 2
+    assert capsys.readouterr().err.startswith("error: command line: optim.lrr is not a field of OptimConfig")
+
+
+def test_the_time_of_a_step_is_measured_by_taking_it():
+    schema, kind = kind_of(Path(BASE), [])
+    config = scaled(load_config(BASE, [*SMALL, "train.precision=fp32"], schema), kind, 4)
+    run = Measured(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
+    assert 0 < run.seconds(lambda model: kind.synthetic_batch(config, model)) < 60
+    assert run.trainer.step == 8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_the_plan_is_measured():
+    plan = planned(BASE, "--memory", "4")
+    assert plan.measured_on
+    assert sum(plan.largest.memory.values()) <= 4e9
+    assert plan.chosen.step_s > 0
