@@ -44,10 +44,10 @@ def _weighted(model: PretrainModel, stream: str, sums: dict[str, Tensor]) -> Los
 def _image_losses(model: PretrainModel, batch: ImageTextBatch, padded: int) -> dict[str, Tensor]:
     seen = Concepts.whole(model.vision.patches(batch.pixels))
     text = _encode(model, batch.text.ids, batch.text.mask, padded)
-    loss, negatives = model.align(seen, text, model._rows(batch, "images"))
+    contrastive, negatives = model.align(seen, text, model._rows(batch, "images"))
     tokens, mask = seen.tokens(), None
     return {
-        "contrastive": loss,
+        "contrastive": contrastive(),
         "matching": _matching(model, text, tokens, mask, negatives),
         "mlm": _words(model, batch.text, tokens, mask, padded),
     }
@@ -57,14 +57,14 @@ def _region_losses(model: PretrainModel, batch: RegionBatch, padded: int) -> dic
     images = Concepts.whole(model.vision.patches(batch.pixels))
     regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
     text = _encode(model, batch.text.ids, batch.text.mask, padded)
-    loss, negatives = model.align(regions, text, model._rows(batch, "regions"))
+    contrastive, negatives = model.align(regions, text, model._rows(batch, "regions"))
     tokens = regions.tokens()
     mask = torch.cat([batch.patch_mask.new_ones(len(tokens), 1), batch.patch_mask], dim=1)
     whole = images.tokens().index_select(0, batch.image_index)
     predicted = predict_box(model.box_head, _fuse(model, text, whole, None))
     counts = batch.valid if model.weights.whole_image_boxes else batch.valid & ~batch.is_image
     return {
-        "contrastive": loss,
+        "contrastive": contrastive(),
         "matching": _matching(model, text, tokens, mask, negatives),
         "mlm": _words(model, batch.text, tokens, mask, padded),
         "l1": losses.box_l1(predicted, batch.boxes_cxcywh, counts),

@@ -276,7 +276,7 @@ def cleaned_question(text: str, max_words: int, place: str) -> str:
 
 def encode_texts(processor: PlainTextProcessor, texts: Sequence[str]) -> Text:
     """Cleaned texts as ids and mask, padded to the longest."""
-    return Text(*processor.encode_plain(texts))
+    return processor.encode_plain(texts)
 
 
 def black(size: int) -> Tensor:

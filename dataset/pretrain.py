@@ -76,6 +76,7 @@ class PretrainBatches:
         world_size: processes that share the data.
         frames: of a video; None where the model is one of images.
         accumulate: micro-batches of a process in a step.
+        static: batches of few different shapes (see :class:`~dataset.text.TextProcessor`).
 
     Raises:
         UserError: in one line, naming the config key: no files, no records, fewer shards than ranks, sizes that do not fit.
@@ -92,10 +93,11 @@ class PretrainBatches:
         world_size: int = 1,
         frames: int | None = None,
         accumulate: int = 1,
+        static: bool = False,
     ):
         if image_size % patch_size:
             raise UserError(f"image size {image_size} is not a multiple of patch size {patch_size}; change one of them")
-        self.text = TextProcessor(tokenizer, data.text)
+        self.text = TextProcessor(tokenizer, data.text, static=static)
         streams = data.streams()
         cleans = {name: stream.clean for name, stream in streams.items() if _may_be_clean(stream) and stream.clean}
 
@@ -135,7 +137,7 @@ class PretrainBatches:
         if data.texts:
             self.texts = TextStream(data.texts, sources["texts"], self.text)
         if data.pairs:
-            text = TextProcessor(tokenizer, data.pairs.text) if data.pairs.text else self.text
+            text = TextProcessor(tokenizer, data.pairs.text, static=static) if data.pairs.text else self.text
             self.pairs = TextPairStream(data.pairs, sources["pairs"], text)
 
     def make(self, number: int) -> PretrainBatch:

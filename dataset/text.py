@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dataset.records import BrokenRecordError, Texts, alternatives
-from utils.batch import IGNORE, MaskedText, stack_rows, text_keys
+from utils.batch import IGNORE, MaskedText, Text, stack_rows, text_keys
 from utils.config import Config
 from utils.errors import UserError
 
@@ -149,11 +149,11 @@ class PlainTextProcessor:
         self._pieces.no_truncation()
         self._pieces.no_padding()
 
-    def encode_plain(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Cleaned texts without masking: ids (N, L) int64 and mask (N, L) bool, True = token."""
+    def encode_plain(self, texts: Sequence[str]) -> Text:
+        """Cleaned texts without masking."""
         rows = [self._tokens(text)[0] for text in texts]
         ids = stack_rows(rows, self.pad_id)
-        return ids, _attended(rows, ids.shape[1])
+        return Text(ids, _attended(rows, ids.shape[1]), sum(map(len, rows)))
 
     def pieces(self, text: str) -> tuple[list[int], list[bool]]:
         """Ids of a text alone, not cut, and for each whether it continues the word of the one before it.
@@ -190,12 +190,14 @@ class TextProcessor(PlainTextProcessor):
     Args:
         tokenizer: see :class:`PlainTextProcessor`; with a mask token.
         config: cutting and masking.
+        static: batches of few different shapes, so that compiled code fits them again.
 
     Raises:
         UserError: where the tokenizer lacks one of these tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: TextDataConfig):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: TextDataConfig, *, static: bool = False):
+        self.static = static
         self.mask_id = _special(tokenizer, "mask_token")
         super().__init__(tokenizer, config)
         self.config = config
@@ -236,17 +238,27 @@ class TextProcessor(PlainTextProcessor):
         return TextExample(ids, list(ids), [])
 
     def collate(self, examples: Sequence[TextExample]) -> MaskedText:
-        """Examples as tensors, padded to the longest text and to the most masks of these examples."""
-        ids = stack_rows([example.ids for example in examples], self.pad_id)
+        """Examples as tensors, padded to the longest text and to the most masks of these examples, or to those that there can be.
+
+        Of what can be, tokens and masks in all are then counted up to a multiple of a sixteenth: few shapes, little waste.
+        """
+        length = self.limits.max_tokens if self.static else None
+        ids = stack_rows([example.ids for example in examples], self.pad_id, length)
         mask = _attended([example.ids for example in examples], ids.shape[1])
         masks = max(1, *(len(example.positions) for example in examples), 0)
+        if self.static:
+            masks = self.config.max_masks
+        tokens = sum(len(example.ids) for example in examples)
+        masked = max(1, sum(len(example.positions) for example in examples))
         return MaskedText(
             ids=ids,
             mask=mask,
-            masked_ids=stack_rows([example.masked_ids for example in examples], self.pad_id),
+            masked_ids=stack_rows([example.masked_ids for example in examples], self.pad_id, length),
             positions=stack_rows([example.positions for example in examples], 0, masks),
             labels=stack_rows([example.labels for example in examples], IGNORE, masks),
             key=text_keys(ids, mask),
+            tokens=_rounded_up(tokens, ids.numel()) if self.static else tokens,
+            masked=_rounded_up(masked, len(ids) * masks) if self.static else masked,
         )
 
     def mask_positions(self, continues: list[bool], rng: np.random.Generator, prompt: int = 0) -> list[int]:
@@ -317,6 +329,12 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
             f"tokenizer {name}: its vocabulary has {len(tokenizer)} entries; is the vocabulary file missing or empty?"
         )
     return tokenizer
+
+
+def _rounded_up(count: int, most: int) -> int:
+    """``count`` up to a multiple of a sixteenth of ``most``."""
+    step = max(1, -(-most // 16))
+    return min(most, -(-count // step) * step)
 
 
 def _special(tokenizer: PreTrainedTokenizerFast, name: str) -> int:

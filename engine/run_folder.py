@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.max_skipped_steps",
+    "train.recompute",
     "train.peak_tflops",
     "data.workers",
     "data.max_broken",

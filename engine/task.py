@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Collection, Iterator
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
 from utils.batch import Losses, Work
+
+Encoder = Literal["vision", "text", "fusion"]
 
 
 class TaskModel(Protocol):
@@ -15,6 +17,12 @@ class TaskModel(Protocol):
 
     def __call__(self, batch: Any) -> Losses:
         """All losses of a micro-batch, as sums."""
+
+    def recompute(self, parts: Collection[Encoder]) -> None:
+        """Keep no activations of these encoders for the backward pass."""
+
+    def compile_encoders(self, *, mode: str | None) -> None:
+        """Compile the encoders, in one of ``torch.compile``'s modes."""
 
     def counts(self, batch: Any) -> dict[str, Tensor]:
         """What each sum is divided by, known before the forward pass; the same names on every rank."""

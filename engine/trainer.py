@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -25,8 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 from engine.checkpoint import Checkpoint, save_best, save_checkpoint
 from engine.devices import peak_of
 from engine.precision import Precision, PrecisionName
+from engine.prefetch import move_ahead
 from engine.run_folder import MetricsLog, RunFolder
-from engine.task import Loader, Task, TaskModel
+from engine.task import Encoder, Loader, Task, TaskModel
 from engine.throughput import Throughput
 from optim import OptimConfig, build_optimizer, parameter_groups
 from scheduler import ScheduleConfig, build_schedule
@@ -59,6 +60,13 @@ class TrainConfig(Config):
     )
     peak_tflops: float | None = Field(
         None, gt=0, description="a device's dense peak in this precision, for the utilisation; null: that of known GPUs"
+    )
+    recompute: list[Encoder] = Field(
+        [],
+        description="encoders whose activations are not kept but computed anew in the backward pass: less memory, more time",
+    )
+    compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
+        False, description="torch.compile of the encoders, in this mode; pre-training then makes batches of few shapes"
     )
     deterministic: bool = Field(
         False, description="torch's deterministic algorithms: a resumed run repeats to the last digit"
@@ -124,6 +132,7 @@ class Trainer:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first product
         torch.use_deterministic_algorithms(train.deterministic)
         self.model: nn.Module = task.model.to(device).train()
+        self._set_up_encoders()
         self.groups = parameter_groups(self.model.named_parameters(), optim, task.fresh)
         self.optimizer = build_optimizer(self.groups, optim)
         self.loader = task.train_loader()
@@ -136,6 +145,13 @@ class Trainer:
             self._restore(checkpoint)
         self.parallel = self._wrap(self.model)
 
+    def _set_up_encoders(self) -> None:
+        model = cast(TaskModel, self.model)
+        if self.config.recompute:
+            model.recompute(self.config.recompute)
+        if self.config.compile:
+            model.compile_encoders(mode=None if self.config.compile is True else self.config.compile)
+
     def fit(self) -> None:
         """Train from the current step to the last one; writes metrics and checkpoints into the run folder.
 
@@ -147,6 +163,7 @@ class Trainer:
             logger.info("all %d steps are done", self.steps)
             return
         micro_batches = self.loader.batches(self.consumed, remaining * self.config.accumulate)
+        on_device = move_ahead(micro_batches, self.device)
         main = distributed.rank() == 0
         metrics = MetricsLog(self.folder, self.step) if main else None
         progress = progress_bar(total=self.steps, quiet=not main, initial=self.step, unit="step")
@@ -154,7 +171,8 @@ class Trainer:
         pending: _Pending | None = None
         try:
             while self.step < self.steps:
-                current = self.train_step([next(micro_batches) for _ in range(self.config.accumulate)])
+                moved = [next(on_device) for _ in range(self.config.accumulate)]
+                current = self.train_step(*map(list, zip(*moved, strict=True)))
                 if pending is not None:
                     report(pending)
                 pending = current
@@ -170,7 +188,7 @@ class Trainer:
             if metrics:
                 metrics.close()
         # Asking once more lets the loader tell of the broken records of the whole run.
-        assert next(micro_batches, None) is None, "the loader gave more batches than were asked for"
+        assert next(on_device, None) is None, "the loader gave more batches than were asked for"
 
     def _validates(self) -> bool:
         """Whether this step is followed by a validation."""
@@ -199,16 +217,20 @@ class Trainer:
                 save_best(self.folder.best, self.step, self.model, found)
         report.leave_out(time.perf_counter() - started)
 
-    def train_step(self, micro_batches: list[Any]) -> _Pending:
-        """One optimiser step on this rank's micro-batches; its numbers are still on the device."""
+    def train_step(self, micro_batches: list[Any], on_device: list[Any] | None = None) -> _Pending:
+        """One optimiser step on this rank's micro-batches; its numbers are still on the device. ``on_device``: their copies
+        there, if they have been made."""
         # Dropout and drawn negatives depend on seed, step and rank alone: a resumed run needs no generator state.
         torch.manual_seed(mix_seed(self.seed, self.step, distributed.rank()))
         self._set_rates()
         self.optimizer.zero_grad()
-        on_device = [to_device(batch, self.device) for batch in micro_batches]
+        if on_device is None:
+            on_device = [to_device(batch, self.device) for batch in micro_batches]
         counts = self._counts(on_device)
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(on_device):
+            if self.config.compile:
+                torch.compiler.cudagraph_mark_step_begin()
             with self._synchronised_gradients(last=index == len(on_device) - 1):
                 with self.precision.autocast():
                     terms: Losses = self.parallel(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from models import losses
 from models.encoded import Concepts, Encoded
-from models.fusion import ImageMemory, Look
+from models.fusion import At, ImageMemory, Look, Part
 from models.heads import mlp_head
 from models.negatives import allowed_negatives, draw, negative_weights
 from models.xvlm import XVLM, AligningConfig, ContrastiveHead
@@ -51,17 +52,18 @@ class AligningModel(XVLM):
         """Matching logits (N, 2) of texts with the memory rows they look at; column 1 = matched (eq. 2)."""
         return self.matching_head(self.fusion(text, [Look(memory, rows, texts_per_image)], cls_only=True).cls)
 
-    def align(self, concepts: Concepts, text: Encoded, rows: Rows) -> tuple[Tensor, Negatives]:
-        """The contrastive loss, and hard negatives drawn from its similarities within the local batch."""
+    def align(self, concepts: Concepts, text: Encoded, rows: Rows) -> tuple[Callable[[], Tensor], Negatives]:
+        """The contrastive loss, to be called for where other work has been started (the rows of other ranks are under way), and
+        hard negatives drawn from its similarities within the local batch."""
         return self._align(self.contrastive.embed_image(concepts), self.contrastive.embed_text(text), rows)
 
-    def align_texts(self, first: Encoded, second: Encoded, rows: Rows) -> tuple[Tensor, Negatives]:
+    def align_texts(self, first: Encoded, second: Encoded, rows: Rows) -> tuple[Callable[[], Tensor], Negatives]:
         """The same with a text in the place of each image."""
         return self._align(self.contrastive.embed_text(first), self.contrastive.embed_text(second), rows)
 
-    def _align(self, image_embed: Tensor, text_embed: Tensor, rows: Rows) -> tuple[Tensor, Negatives]:
+    def _align(self, image_embed: Tensor, text_embed: Tensor, rows: Rows) -> tuple[Callable[[], Tensor], Negatives]:
         head = self.contrastive
-        loss = head.loss(image_embed, text_embed, rows.valid, rows.key, rows.same_key)
+        loss = head.start_loss(image_embed, text_embed, rows.valid, rows.key, rows.same_key)
         with torch.no_grad():
             allowed = rows.allowed_negatives()
             similarity = head.similarity(image_embed, text_embed)
@@ -75,6 +77,18 @@ class AligningModel(XVLM):
     def draw_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
         """One negative per row, (N,); see :mod:`models.negatives`."""
         return draw(negative_weights(similarity, allowed))
+
+    @staticmethod
+    def matching_parts(text: Encoded, memory: ImageMemory, texts_per_image: int, negatives: Negatives) -> list[Part]:
+        """What the matching loss asks of the fusion: texts with their own rows of the memory, these with a wrong text, texts with
+        a wrong row; of each only [CLS]. No image has more than ``texts_per_image`` rows."""
+        rows = torch.arange(len(text.states), device=text.states.device)
+        cls = At.cls(rows)
+        return [
+            Part(text, Look(memory, rows, texts_per_image), cls),
+            Part(text.rows(negatives.text), Look(memory, rows, texts_per_image), cls),
+            Part(text, Look(memory, negatives.image, None), cls),
+        ]
 
     def matching_loss(self, matched: Encoded, wrong_text: Encoded, wrong_image: Encoded, found: Tensor) -> Tensor:
         """A row without any allowed negative stays out altogether: alone, it would only teach to answer "matched"."""

@@ -53,7 +53,7 @@ class NLVRModel(XVLM):
     def classify(self, pixels: Tensor, text: Text) -> Tensor:
         """Logits (N, C) of the classes. ``pixels`` (K N, 3, H, W): all first (left) images, then all second (right) ones; N
         texts."""
-        statements = self.text(text.ids, text.mask)
+        statements = self.text.encode([text])[0]
         rows = torch.arange(len(text.ids), device=text.ids.device)
         look = Look(self.fusion.remember(self.vision(pixels)), torch.arange(len(pixels), device=rows.device), 1)
         fused = self.fusion(statements.rows(rows.repeat(self.pictures)), [look], cls_only=True)

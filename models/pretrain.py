@@ -11,9 +11,9 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from models import losses
-from models.align import AligningModel, Negatives, Rows
+from models.align import AligningModel, Rows
 from models.encoded import Concepts, Encoded
-from models.fusion import At, ImageMemory, Look, Part
+from models.fusion import At, Look, Part
 from models.heads import WordHead, mlp_head, predict_box
 from models.layers import gather_positions
 from models.layout import Layout
@@ -240,29 +240,18 @@ class PretrainModel(AligningModel):
     ) -> _StreamLosses:
         """Those of images, or of videos, with their texts."""
         text, masked = texts
-        loss, negatives = self.align(seen, text, self._rows(batch, stream))
-        sums = {"contrastive": loss, "matching": self._no_matching()}
+        contrastive, negatives = self.align(seen, text, self._rows(batch, stream))
         memory = self.fusion.remember(seen)
         rows = torch.arange(len(batch.valid), device=batch.valid.device)
         parts = [Part(masked, Look(memory, rows, 1), _masked_words(batch.text))]
         if stream not in whole.unmatched:
-            parts += self._matching_parts(text, memory, rows, 1, negatives)
+            parts += self.matching_parts(text, memory, 1, negatives)
         words, *pairs = yield parts
+        sums = {"contrastive": contrastive(), "matching": self._no_matching()}
         if pairs:
             sums["matching"] = self.matching_loss(pairs[0], pairs[1], pairs[2], negatives.found)
         sums["mlm"] = self._word_loss(words, batch.text)
         return sums
-
-    def _matching_parts(
-        self, text: Encoded, memory: ImageMemory, rows: Tensor, texts_per_image: int, negatives: Negatives
-    ) -> list[Part]:
-        """Texts with their own images, images with a wrong text, texts with a wrong image; of each only [CLS] is wanted."""
-        cls = At.cls(rows)
-        return [
-            Part(text, Look(memory, rows, texts_per_image), cls),
-            Part(text.rows(negatives.text), Look(memory, rows, texts_per_image), cls),
-            Part(text, Look(memory, negatives.image, None), cls),
-        ]
 
     def _no_matching(self) -> Tensor:
         """Zero, on which the matching head hangs: DDP waits for the gradient of every parameter, also where a step has no
@@ -274,8 +263,7 @@ class PretrainModel(AligningModel):
     ) -> _StreamLosses:
         text, masked = texts
         regions = self.vision.regions(images, batch.patch_mask, batch.image_index)
-        loss, negatives = self.align(regions, text, self._rows(batch, "regions"))
-        sums = {"contrastive": loss, "matching": self._no_matching()}
+        contrastive, negatives = self.align(regions, text, self._rows(batch, "regions"))
         memory = self.fusion.remember(_with_whole_images(regions, images))
         count, most = len(batch.valid), batch.max_rows_per_image
         rows = torch.arange(count, device=batch.valid.device)
@@ -285,8 +273,9 @@ class PretrainModel(AligningModel):
             Part(text, Look(memory, count + batch.image_index, most), At.cls(rows)),
         ]
         if "regions" not in whole.unmatched:
-            parts += self._matching_parts(text, memory, rows, most, negatives)
+            parts += self.matching_parts(text, memory, most, negatives)
         words, located, *pairs = yield parts
+        sums = {"contrastive": contrastive(), "matching": self._no_matching()}
         if pairs:
             sums["matching"] = self.matching_loss(pairs[0], pairs[1], pairs[2], negatives.found)
         sums["mlm"] = self._word_loss(words, batch.text)
@@ -307,13 +296,13 @@ class PretrainModel(AligningModel):
         by the text's projection; masked words of the first are found with the help of the second.
         """
         first, masked, second = texts
-        loss, negatives = self.align_texts(first, second, self._rows(batch, "pairs"))
+        contrastive, negatives = self.align_texts(first, second, self._rows(batch, "pairs"))
         memory = self.fusion.remember_text(first)
         rows = torch.arange(len(batch.valid), device=batch.valid.device)
         masked_part = Part(masked, Look(self.fusion.remember_text(second), rows, 1), _masked_words(batch.text))
-        words, *pairs = yield [masked_part, *self._matching_parts(second, memory, rows, 1, negatives)]
+        words, *pairs = yield [masked_part, *self.matching_parts(second, memory, 1, negatives)]
         return {
-            "contrastive": loss,
+            "contrastive": contrastive(),
             "matching": self.matching_loss(pairs[0], pairs[1], pairs[2], negatives.found),
             "mlm": self._word_loss(words, batch.text),
         }

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from models import flops
 from models.align import AligningModel, Rows
-from models.encoded import Encoded
-from models.fusion import Look
 from utils.batch import Losses, RetrievalBatch, Term, Work
 
 
@@ -20,15 +17,12 @@ class RetrievalModel(AligningModel):
         """Both losses of a micro-batch, as sums."""
         self.contrastive.clamp_temperature()
         images = self.vision(batch.pixels)
-        text = self.text(batch.text.ids, batch.text.mask)
+        (text,) = self.text.encode([batch.text])
         contrastive, negatives = self.align(images, text, _rows(batch))
-        memory = self.fusion.remember(images)
-        rows = torch.arange(len(batch.valid), device=batch.valid.device)
-        looks = [Look(memory, rows.repeat(2), 2), Look(memory, negatives.image, None)]
-        joined = Encoded.concat([text, text.rows(negatives.text), text])
-        matched, wrong_text, wrong_image = self.fusion(joined, looks, cls_only=True).split([len(rows)] * 3)
+        parts = self.matching_parts(text, self.fusion.remember(images), 1, negatives)
+        matched, wrong_text, wrong_image = self.fusion.fuse(parts)
         matching = self.matching_loss(matched, wrong_text, wrong_image, negatives.found)
-        return {"contrastive": Term(contrastive, 1.0), "matching": Term(matching, 1.0)}
+        return {"contrastive": Term(contrastive(), 1.0), "matching": Term(matching, 1.0)}
 
     def counts(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         """What each loss is divided by: valid rows, and pairs of the matching loss."""

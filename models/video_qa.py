@@ -58,7 +58,7 @@ class VideoQAModel(XVLM):
         ``pixels`` (V, F, 3, H, W) or (V, 3, H, W); None: from the questions alone. ``video_of_question`` (N,) int64, None:
         question n asks about video n; ``questions_per_video``: no video has more.
         """
-        asked = self.text(text.ids, text.mask)
+        (asked,) = self.text.encode([text])
         if pixels is None:
             return self.classifier(self.fusion(asked, cls_only=True).cls)
         rows = torch.arange(len(pixels), device=pixels.device) if video_of_question is None else video_of_question

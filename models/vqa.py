@@ -167,7 +167,7 @@ class VQAModel(XVLM):
         """
         rows = torch.arange(len(pixels), device=pixels.device) if image_of_question is None else image_of_question
         look = Look(self.fusion.remember(self.vision(pixels)), rows, questions_per_image)
-        return self.fusion(self.text(text.ids, text.mask), [look])
+        return self.fusion(self.text.encode([text])[0], [look])
 
     def copied_from(self) -> dict[str, str]:
         """As released: embeddings (where they are its own) and word head from the pre-trained ones, layers from the fusion's, of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
@@ -18,8 +18,6 @@ from models.vision import VisionConfig, VisionEncoder
 from utils import distributed
 from utils.config import Config
 from utils.errors import UserError
-
-Encoder = Literal["vision", "text", "fusion"]
 
 
 class ContrastiveConfig(Config):
@@ -61,9 +59,9 @@ class XVLM(nn.Module):
         self.text = build_text_encoder(config.text, vocab_size, config.fusion.width)
         self.fusion = FusionEncoder(config.fusion, self.text.layer_config, self.vision.width)
 
-    def recompute(self, parts: Collection[Encoder]) -> None:
-        """Keep only the inputs of the layers of these encoders for the backward pass, which computes the rest anew: less memory,
-        about a third more time there.
+    def recompute(self, parts: Collection[str]) -> None:
+        """Keep only the inputs of the layers of these encoders (vision, text, fusion) for the backward pass, which computes the
+        rest anew: less memory, about a third more time there.
 
         Raises:
             UserError: if timm's backbone cannot.
@@ -118,19 +116,26 @@ class ContrastiveHead(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             return image @ text.t() / self.temperature
 
-    def loss(self, image: Tensor, text: Tensor, valid: Tensor, key: Tensor, same_key: losses.SameKey) -> Tensor:
+    def start_loss(
+        self, image: Tensor, text: Tensor, valid: Tensor, key: Tensor, same_key: losses.SameKey
+    ) -> Callable[[], Tensor]:
         """Eq. 1 over the global batch, summed over this rank's valid rows; each rank computes only its own rows.
 
-        The gradient is that of the single-process loss, or 1/ranks of it (``config.gradient``).
+        The rows of all ranks are on their way when this returns; what is returned waits for them. The gradient is that of the
+        single-process loss, or 1/ranks of it (``config.gradient``).
         """
         if self.config.gradient == "released":
             share = 1 / distributed.world_size()
             image, text = (distributed.scale_gradient(part, share) for part in (image, text))
         own = losses.ContrastiveRows(image, text, valid, key)
-        embeds = distributed.gather_rows(torch.cat([image, text], dim=1))
-        marks = distributed.gather_rows(torch.stack([valid.long(), key], dim=1))
-        width = image.shape[1]
-        everyone = losses.ContrastiveRows(embeds[:, :width], embeds[:, width:], marks[:, 0].bool(), marks[:, 1])
-        with torch.autocast(image.device.type, enabled=False):
-            offset = distributed.rank() * len(valid)
-            return losses.contrastive(own, everyone, offset, self.temperature, same_key)
+        gathered = distributed.start_gather(torch.cat([image, text], dim=1))
+        marked = distributed.start_gather(torch.stack([valid.long(), key], dim=1))
+
+        def finish() -> Tensor:
+            embeds, marks, width = gathered(), marked(), own.image.shape[1]
+            everyone = losses.ContrastiveRows(embeds[:, :width], embeds[:, width:], marks[:, 0].bool(), marks[:, 1])
+            with torch.autocast(embeds.device.type, enabled=False):
+                offset = distributed.rank() * len(valid)
+                return losses.contrastive(own, everyone, offset, self.temperature, same_key)
+
+        return finish

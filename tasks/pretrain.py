@@ -87,6 +87,7 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel]):
             world_size=distributed.world_size(),
             frames=self.frames,
             accumulate=self.config.train.accumulate,
+            static=bool(self.config.train.compile),
         )
 
     def validate(self) -> dict[str, float]:

@@ -26,7 +26,7 @@ from models.fusion import Look
 from models.pretrain import PretrainModel
 from models.reranking import TextBank, score_pairs
 from tasks.pictures import Panel, Prediction, draw_predictions
-from utils.batch import IGNORE
+from utils.batch import IGNORE, to_device
 from utils.config import Config
 from utils.errors import UserError
 
@@ -209,8 +209,7 @@ class Evaluation:
         return Concepts(torch.cat([part.patches for part in parts]), torch.cat([part.concept for part in parts]))
 
     def _encode_texts(self, texts: Sequence[str]) -> Encoded:
-        ids, mask = self.processor.encode_plain(texts)
-        return self.model.text(ids.to(self.device), mask.to(self.device))
+        return self.model.text.encode([to_device(self.processor.encode_plain(texts), self.device)])[0]
 
     def draw(self, path: Path) -> None:
         """Write the first held-out pictures with true and predicted boxes and their phrases."""

@@ -28,6 +28,7 @@ from models.encoded import Concepts
 from models.reranking import TextBank, score_pairs
 from tasks.common import progress
 from utils import distributed
+from utils.batch import to_device
 from utils.spool import TensorSpool
 
 logger = logging.getLogger(__name__)
@@ -115,8 +116,8 @@ class RetrievalEvaluation:
         size = 8 * self.batch_size
         states, embeds = [], []
         for start in progress(range(0, len(order), size), "encoding texts", -(-len(order) // size)):
-            ids, mask = self.text.encode_plain([captions[text] for text in order[start : start + size]])
-            encoded = self.model.text(ids.to(self.device), mask.to(self.device))
+            text = self.text.encode_plain([captions[place] for place in order[start : start + size]])
+            (encoded,) = self.model.text.encode([to_device(text, self.device)])
             embeds.append(self.model.contrastive.embed_text(encoded).cpu())
             states.append(encoded)
         back = torch.from_numpy(np.argsort(order, kind="stable"))

@@ -147,8 +147,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
 
     def _tree(self) -> AnswerTree:
         limits = TextLimits(max_tokens=self.config.data.max_answer_tokens)
-        ids, mask = PlainTextProcessor(self.tokenizer, limits).encode_plain(self.candidates)
-        rows = [row[: int(length)].tolist() for row, length in zip(ids, mask.sum(dim=1), strict=True)]
+        text = PlainTextProcessor(self.tokenizer, limits).encode_plain(self.candidates)
+        rows = [row[: int(length)].tolist() for row, length in zip(text.ids, text.mask.sum(dim=1), strict=True)]
         for answer, row in zip(self.candidates, rows, strict=True):
             if len(row) < 3:
                 raise UserError(f"evaluation.answers: the tokenizer makes nothing of the answer {answer!r}; remove it")

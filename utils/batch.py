@@ -137,7 +137,7 @@ class Batch:
 
     def pin_memory(self: B) -> B:
         """The same batch in page-locked memory (called by torch's ``DataLoader``)."""
-        return _map_tensors(self, lambda tensor: tensor.pin_memory())
+        return map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -302,14 +302,15 @@ WORK = tuple(field.name for field in fields(Work))
 
 def to_device(batch: B, device: torch.device) -> B:
     """The same batch with every tensor on ``device``; copies do not block where memory is pinned."""
-    return _map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def _map_tensors(value: Any, function: Any) -> Any:
+def map_tensors(value: Any, function: Any) -> Any:
+    """A batch, or a part of one, with ``function`` of each of its tensors in their place."""
     if isinstance(value, Tensor):
         return function(value)
     if is_dataclass(value) and not isinstance(value, type):
-        changed = {field.name: _map_tensors(getattr(value, field.name), function) for field in fields(value)}
+        changed = {field.name: map_tensors(getattr(value, field.name), function) for field in fields(value)}
         return replace(value, **changed)
     return value
 

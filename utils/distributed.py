@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -61,26 +61,36 @@ def gather_rows(tensor: Tensor) -> Tensor:
 
     Gradient: exact. The gradient of the sum of all ranks' losses with respect to this rank's rows comes back.
     """
+    return start_gather(tensor)()
+
+
+def start_gather(tensor: Tensor) -> Callable[[], Tensor]:
+    """:func:`gather_rows` in the background: what comes back waits for the rows and gives them."""
     if not is_distributed():
-        return tensor
-    if tensor.requires_grad:
-        return _GatherRows.apply(tensor)
-    return _gather(tensor)
+        return lambda: tensor
+    own = tensor.detach().contiguous()
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    sent = dist.all_gather(parts, own, async_op=True)
 
+    def finish() -> Tensor:
+        assert sent is not None
+        sent.wait()
+        return cast(Tensor, _GatherRows.apply(tensor, *parts)) if tensor.requires_grad else torch.cat(parts)
 
-def _gather(tensor: Tensor) -> Tensor:
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+    return finish
 
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return _gather(tensor)
+    def forward(ctx: Any, tensor: Tensor, *parts: Tensor) -> Tensor:
+        return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (_GatherRows.own_gradient(grad), *[None] * world_size())
+
+    @staticmethod
+    def own_gradient(grad: Tensor) -> Tensor:
         rows = grad.shape[0] // world_size()
         if dist.get_backend() == "nccl":
             own = grad.new_empty((rows, *grad.shape[1:]))

@@ -89,7 +89,8 @@ class RegionStream:
         return self._collate(images, rows)
 
     def _collate(self, images: list[Tensor], rows: list[tuple[int, RegionRow]]) -> RegionBatch:
-        """Rows in the order of their images; images without rows are left out; missing rows are filled, not valid.
+        """Rows in the order of their images; images without rows are left out, or black where shapes are to be static; missing
+        rows are filled, not valid.
 
         Fillers go to the images with the fewest rows: the largest number of rows of one image sizes the attention of all.
         """
@@ -97,6 +98,8 @@ class RegionStream:
         pixels = [images[image] for image in used] or [black(self.image_size)]
         renumbered = {image: place for place, image in enumerate(used)}
         laid = [(renumbered[image], True, row) for image, row in rows]
+        if self.text.static:
+            pixels += [black(self.image_size)] * (self.config.max_images - len(pixels))
         counts = np.bincount([image for image, _, _ in laid], minlength=len(pixels))
         for _ in range(self.config.batch_size - len(rows)):
             image = int(counts.argmin())
@@ -107,7 +110,7 @@ class RegionStream:
         return RegionBatch(
             pixels=torch.stack(pixels),
             image_index=torch.tensor(image_index),
-            max_rows_per_image=int(counts.max()),
+            max_rows_per_image=max(int(counts.max()), self.config.max_regions if self.text.static else 0),
             patch_mask=torch.stack([row.patch_mask for row in all_rows]),
             boxes_cxcywh=torch.tensor([row.box for row in all_rows], dtype=torch.float32),
             is_image=torch.tensor([row.is_image for row in all_rows]),

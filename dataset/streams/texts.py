@@ -10,7 +10,7 @@ from dataset.records import BrokenRecordError, RawRecord, parse_pair_record, par
 from dataset.samplers import RecordSource
 from dataset.streams.base import Report, StreamConfig
 from dataset.text import TextDataConfig, TextExample, TextProcessor
-from utils.batch import Text, TextBatch, TextPairBatch
+from utils.batch import TextBatch, TextPairBatch
 
 
 class TextStreamConfig(StreamConfig):
@@ -72,7 +72,7 @@ class TextPairStream:
                 valid.append(False)
             texts.append(text)
             others.append(other)
-        return TextPairBatch(self.text.collate(texts), Text(*self.text.encode_plain(others)), torch.tensor(valid))
+        return TextPairBatch(self.text.collate(texts), self.text.encode_plain(others), torch.tensor(valid))
 
     def _example(self, raw: RawRecord, rng: np.random.Generator) -> tuple[TextExample, str]:
         sides = parse_pair_record(raw, self.config.source_key, self.config.target_key)

@@ -174,7 +174,7 @@ def both_released_ways() -> dict[str, torch.Tensor]:
         head.temperature.grad = None
         if way == "ours":
             valid, key = torch.ones(3, dtype=torch.bool), torch.arange(3) + 3 * distributed.rank()
-            loss = head.loss(image, text, valid, key, "negative") / 6 * 2
+            loss = head.start_loss(image, text, valid, key, "negative")() / 6 * 2
         else:
             logits = ReleasedGather.apply(image) @ ReleasedGather.apply(text).t() / head.temperature
             target = torch.arange(6)

@@ -535,7 +535,7 @@ def every_pair(retrieval, items) -> tuple[np.ndarray, np.ndarray]:
     with evaluating(model, "fp32"):
         for i, t in np.ndindex(shape):
             concepts = model.vision(view(items.images[i])[None])
-            text = model.text(*processor.encode_plain([clean_caption(items.captions[t], 40)]))
+            text = model.text.encode([processor.encode_plain([clean_caption(items.captions[t], 40)])])[0]
             cosines[i, t] = model.contrastive.embed_image(concepts)[0] @ model.contrastive.embed_text(text)[0]
             logits[i, t] = model.match(text, model.fusion.remember(concepts), torch.tensor([0]), 1)[0, 1]
     for scores in (cosines, logits):

@@ -1,0 +1,116 @@
+"""What a GPU needs of a step, tested without one: no waiting for the device, no graph breaks, no shapes that change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dataset.pretrain import PretrainBatches
+from models import fusion, layout
+from tasks.pretrain import PretrainConfig, PretrainTask
+from utils.batch import PretrainBatch
+from utils.config import load_config
+
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "repeat_interleave.Tensor", "equal")
+"""Operations after which the host waits for the device, since it reads a number or a size."""
+
+
+class NoWaiting(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not any(name in str(func) for name in WAITS), f"{func} would wait for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def task(tiny_overrides) -> PretrainTask:
+    return PretrainTask(load_config("configs/demo/pretrain.yaml", [*tiny_overrides, "train.compile=true"], PretrainConfig))
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    for module in (layout, fusion):
+        monkeypatch.setattr(module, "on_host", lambda tensor: False)
+
+
+def batches(task: PretrainTask, count: int) -> list[PretrainBatch]:
+    maker = task.batches()
+    assert isinstance(maker, PretrainBatches)
+    return [maker.make(number) for number in range(count)]
+
+
+def shapes(batch: PretrainBatch) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for stream in ("images", "regions"):
+        part = getattr(batch, stream)
+        text = part.text
+        for name, value in (*vars(part).items(), *vars(text).items()):
+            if isinstance(value, torch.Tensor):
+                found[f"{stream}.{name}"] = tuple(value.shape)
+        found[f"{stream}.rows"] = getattr(part, "max_rows_per_image", 0)
+    return found
+
+
+def backward(task: PretrainTask, batch: PretrainBatch) -> None:
+    task.model.zero_grad()
+    torch.stack([term.weight * term.total for term in task.model(batch).values()]).sum().backward()
+
+
+def test_forward_and_backward_never_wait_for_the_device(task, as_on_a_gpu):
+    (batch,) = batches(task, 1)
+    with NoWaiting():
+        backward(task, batch)
+        task.model.counts(batch)
+
+
+def test_the_guard_finds_what_waits(task):
+    (batch,) = batches(task, 1)
+    uncounted = replace(batch, images=replace(batch.images, text=replace(batch.images.text, tokens=None)))
+    with NoWaiting(), pytest.raises(AssertionError, match="would wait"):
+        task.model(uncounted)
+
+
+def test_static_batches_have_one_shape_but_for_counts_in_few_steps(task):
+    made = batches(task, 6)
+    assert all(shapes(batch) == shapes(made[0]) for batch in made)
+    for stream in ("images", "regions"):
+        texts = [getattr(batch, stream).text for batch in made]
+        most = texts[0].ids.numel()
+        assert all(text.mask.sum() <= text.tokens <= text.mask.sum() + -(-most // 16) for text in texts)
+        assert all((text.labels != -100).sum() <= text.masked for text in texts)
+        assert len({text.tokens for text in texts}) <= 16
+
+
+def test_losses_of_static_batches_equal_those_of_others(task, tiny_overrides):
+    other = PretrainTask(load_config("configs/demo/pretrain.yaml", tiny_overrides, PretrainConfig))
+    task.model.eval()
+    found = []
+    for maker in (task, other):
+        torch.manual_seed(0)
+        found.append({name: term.total.item() for name, term in task.model(batches(maker, 1)[0]).items()})
+    assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-5)
+
+
+def test_encoders_compile_without_graph_breaks_and_once_for_all_batches(task, as_on_a_gpu):
+    made = batches(task, 3)
+    task.model.eval()
+    torch.manual_seed(0)
+    expected = {name: term.total.item() for name, term in task.model(made[0]).items()}
+    torch._dynamo.reset()
+    try:
+        task.model.compile_encoders(fullgraph=True, backend="eager")
+        torch.manual_seed(0)
+        assert {name: term.total.item() for name, term in task.model(made[0]).items()} == pytest.approx(expected)
+        backward(task, made[0])
+        same = [batch for batch in made[1:] if counts(batch) == counts(made[0])]
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for batch in [made[0], *same]:
+                backward(task, batch)
+    finally:
+        torch._dynamo.reset()
+
+
+def counts(batch: PretrainBatch) -> list[int]:
+    return [number for part in (batch.images, batch.regions) for number in (part.text.tokens, part.text.masked)]
