@@ -32,6 +32,7 @@ from models.vision import VisionConfig
 from optim import OptimConfig
 from scheduler import ScheduleConfig
 from utils.batch import PretrainBatch
+from utils.launcher import positive
 
 BACKBONE = "beitv2_base_patch16_224"
 PAIRS, REGIONS, IMAGES = 8, 12, 4
@@ -102,7 +103,7 @@ def seconds(run: Callable[[], object]) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="pairs of measurements")
+    parser.add_argument("--rounds", type=positive, default=7, help="pairs of measurements")
     parser.add_argument("--small", action="store_true", help="a small model: a check that it runs")
     flags = parser.parse_args(argv)
     torch.manual_seed(0)

@@ -55,6 +55,8 @@ def masked_text(lengths: list[int], vocab_size: int, generator: torch.Generator)
         positions=stack_rows(positions, 0, most),
         labels=stack_rows(labels, IGNORE, most),
         key=text_keys(ids, mask),
+        tokens=sum(lengths),
+        masked=sum(len(chosen) for chosen in positions),
     )
 
 

@@ -28,7 +28,11 @@ class SelfCriticalConfig(Config):
 
     samples: int = Field(5, ge=2, description="captions drawn for each image; the mean of the others is what is usual")
     max_length: int = Field(32, ge=1, description="pieces of a caption at most, the end counted")
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="of the drawn captions, and so of what is learned; below 1 where label smoothing has left much to chance",
+    )
 
 
 class SelfCriticalModel(CaptioningModel):
@@ -96,14 +100,14 @@ class SelfCriticalModel(CaptioningModel):
         ]
 
     def _likelihood(self, said: list[list[int]], memory: ImageMemory) -> Tensor:
-        """The log-likelihood of each caption, (N * samples,), with its gradient."""
+        """The log-likelihood of each caption, (N * samples,), at the temperature at which it was drawn, with its gradient."""
         prompt, samples = self.tokens.prompt, self.critic.samples
         texts = [[*prompt, *words] for words in said]
         places = [list(range(len(prompt), len(text))) for text in texts]
         device = self.word_head.bias.device
         text = to_device(LeftToRightText.of(texts, places, self.tokens.mask, self.tokens.pad), device)
         images = torch.arange(memory.images, device=device).repeat_interleave(samples)
-        logits = self.logits(text, memory, images, samples)
+        logits = self.logits(text, memory, images, samples) / self.critic.temperature
         counts = text.labels != IGNORE
         each = logits.float().log_softmax(dim=2).gather(2, text.labels.masked_fill(~counts, 0).unsqueeze(2))
         return each.squeeze(2).masked_fill(~counts, 0).sum(dim=1)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks import answer_ranking, captioning, rerank, step_memory, video_memory
+from benchmarks import answer_ranking, captioning, gpu, pretrain_step, rerank, step_memory, video_memory
 
 
 def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
@@ -27,7 +27,7 @@ def test_the_memory_of_reading_videos_is_printed(capsys):
     assert re.fullmatch(r"12 files: \d+ MB, \d+ ms a file", capsys.readouterr().out.splitlines()[-1])
 
 
-@pytest.mark.parametrize("benchmark", [answer_ranking, captioning, rerank])
+@pytest.mark.parametrize("benchmark", [answer_ranking, captioning, gpu, pretrain_step, rerank])
 def test_no_rounds_are_refused_in_a_line(benchmark, capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--small", "--rounds", "0"])
@@ -40,3 +40,20 @@ def test_the_planned_memory_of_a_step_is_within_15_percent_of_what_it_takes(caps
     *cases, last = capsys.readouterr().out.splitlines()
     assert len(cases) == 2
     assert 0.85 < float(last.removeprefix("ratio: ")) < 1.15
+
+
+def test_a_step_of_pre_training_is_held_against_the_bare_backbone(capsys):
+    pretrain_step.main(["--small", "--rounds", "1"])
+    *_, memory, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"peak memory of the steps: \d+\.\d\d GiB", memory)
+    assert re.fullmatch(r"ratio: \d+\.\d\d", last)
+
+
+def test_the_ways_to_a_step_are_split_into_their_phases(capsys):
+    """Without the compiled one: its compiler takes a minute, and tests/engine/test_static_step.py looks at what it is given."""
+    gpu.main(["--small", "--rounds", "1", "--ways", "plain", "eager", "--peak-tflops", "0.1"])
+    plain, eager, last = capsys.readouterr().out.splitlines()
+    for line in (plain, eager):
+        assert re.search(r"\(data [\d.]+, forward [\d.]+, backward [\d.]+, optimiser [\d.]+, communication 0\.0\)", line)
+        assert re.search(r"[\d.]+ TFLOP/s, utilisation [\d.]+ %$", line)
+    assert re.fullmatch(r"ratio: \d+\.\d\d", last)

@@ -92,7 +92,8 @@ def test_a_text_is_cut_and_keeps_its_end(tokenizer):
 
 
 def test_tokens_are_those_of_the_whole_tokenizer(tokenizer):
-    ids, mask = processor(tokenizer).encode_plain(["a watermelon", "two playfulness dog"])
+    found = processor(tokenizer).encode_plain(["a watermelon", "two playfulness dog"])
+    ids, mask = found.ids, found.mask
     expected = tokenizer(["a watermelon", "two playfulness dog"], padding=True, return_tensors="pt")
     assert ids.tolist() == expected["input_ids"].tolist()
     assert mask.tolist() == expected["attention_mask"].bool().tolist()
@@ -254,8 +255,8 @@ def test_a_saved_tokenizer_and_a_bare_vocabulary_load(tokenizer, tmp_path):
         loaded = load_tokenizer(tmp_path / folder)
         assert len(loaded) == len(tokenizer)
         assert (
-            processor(loaded).encode_plain(["a playful dog"])[0].tolist()
-            == processor(tokenizer).encode_plain(["a playful dog"])[0].tolist()
+            processor(loaded).encode_plain(["a playful dog"]).ids.tolist()
+            == processor(tokenizer).encode_plain(["a playful dog"]).ids.tolist()
         )
 
 

@@ -26,7 +26,9 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.fixture
 def task(tiny_overrides) -> PretrainTask:
-    return PretrainTask(load_config("configs/demo/pretrain.yaml", [*tiny_overrides, "train.compile=true"], PretrainConfig))
+    return PretrainTask(
+        load_config("configs/demo/pretrain.yaml", [*tiny_overrides, "train.compile=true"], PretrainConfig)
+    )
 
 
 @pytest.fixture

@@ -75,9 +75,9 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path):
     before = []
     original = run.train_step
 
-    def watched(batches):
+    def watched(batches, on_device):
         before.append(weights(run.model))
-        return original(batches)
+        return original(batches, on_device)
 
     run.train_step = watched
     run.fit()
