@@ -54,6 +54,8 @@ def test_the_ways_to_a_step_are_split_into_their_phases(capsys):
     gpu.main(["--small", "--rounds", "1", "--ways", "plain", "eager", "--peak-tflops", "0.1"])
     plain, eager, last = capsys.readouterr().out.splitlines()
     for line in (plain, eager):
-        assert re.search(r"\(data [\d.]+, forward [\d.]+, backward [\d.]+, optimiser [\d.]+, communication 0\.0\)", line)
+        assert re.search(
+            r"\(data [\d.]+, forward [\d.]+, backward [\d.]+, optimiser [\d.]+, communication 0\.0\)", line
+        )
         assert re.search(r"[\d.]+ TFLOP/s, utilisation [\d.]+ %$", line)
     assert re.fullmatch(r"ratio: \d+\.\d\d", last)

@@ -84,3 +84,21 @@ def test_its_weights_are_those_of_captioning():
     assert {name: value.shape for name, value in ours.items()} == {
         name: value.shape for name, value in CaptioningModel(tiny().config).state_dict().items()
     }
+
+
+def test_likelihoods_are_those_at_the_temperature_of_the_draw():
+    model = critic(lambda said, references: [0.0] * len(said)).eval()
+    model.critic = SelfCriticalConfig(samples=2, max_length=6, temperature=0.5)
+    with torch.no_grad():
+        memory = model.remember(batch(1).pixels)
+        torch.manual_seed(0)
+        said = model._said(model._draw(memory))
+        found = model._likelihood(said, memory)
+        for words, likelihood in zip(said, found, strict=True):
+            expected = 0.0
+            for place, word in enumerate(words):
+                before = [*TOKENS.prompt, *words[: place + 1]]
+                text = LeftToRightText.of([before], [[len(before) - 1]], TOKENS.mask, TOKENS.pad)
+                chances = (2 * model.logits(text, memory, torch.tensor([0]))[0, 0]).log_softmax(dim=0)
+                expected += float(chances[word])
+            assert abs(float(likelihood) - expected) < 1e-4
