@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks import answer_ranking, captioning, gpu, pretrain_step, rerank, step_memory, video_memory
+from benchmarks import answer_ranking, captioning, data, gpu, pretrain_step, rerank, step_memory, video_memory
 
 
 def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
@@ -27,7 +27,7 @@ def test_the_memory_of_reading_videos_is_printed(capsys):
     assert re.fullmatch(r"12 files: \d+ MB, \d+ ms a file", capsys.readouterr().out.splitlines()[-1])
 
 
-@pytest.mark.parametrize("benchmark", [answer_ranking, captioning, gpu, pretrain_step, rerank])
+@pytest.mark.parametrize("benchmark", [answer_ranking, captioning, data, gpu, pretrain_step, rerank])
 def test_no_rounds_are_refused_in_a_line(benchmark, capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--small", "--rounds", "0"])
@@ -44,8 +44,9 @@ def test_the_planned_memory_of_a_step_is_within_15_percent_of_what_it_takes(caps
 
 def test_a_step_of_pre_training_is_held_against_the_bare_backbone(capsys):
     pretrain_step.main(["--small", "--rounds", "1"])
-    *_, memory, last = capsys.readouterr().out.splitlines()
+    *_, memory, fastest, last = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"peak memory of the steps: \d+\.\d\d GiB", memory)
+    assert re.fullmatch(r"fastest step over fastest backbone: \d+\.\d\d", fastest)
     assert re.fullmatch(r"ratio: \d+\.\d\d", last)
 
 
@@ -59,3 +60,23 @@ def test_the_ways_to_a_step_are_split_into_their_phases(capsys):
         )
         assert re.search(r"[\d.]+ TFLOP/s, utilisation [\d.]+ %$", line)
     assert re.fullmatch(r"ratio: \d+\.\d\d", last)
+
+
+def test_the_stages_of_the_data_are_told_with_their_shares(capsys):
+    data.main(["--small", "--rounds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    stages = {re.split(r"\s{2,}", line)[0]: line for line in lines[2:9]}
+    assert list(stages) == [
+        "read",
+        "decode",
+        "crop and resize",
+        "flip and RandAugment",
+        "tokens and masks",
+        "collate",
+        "whole loader",
+    ]
+    assert (
+        97 <= sum(int(line.split()[-1].rstrip("%")) for name, line in stages.items() if name != "whole loader") <= 103
+    )
+    assert sum("images/s; 8 workers" in line for line in lines) == 2
+    assert re.fullmatch(r"ratio: \d+\.\d\d", lines[-1])
