@@ -97,24 +97,27 @@ def decode(content: bytes, max_pixels: int, place: str) -> Tensor:
 
 
 def random_resized_crop(image: Tensor, size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """A random part of ``image``, resized to (3, ``size``, ``size``) with antialiased bicubic interpolation.
+    """A random part of ``image``, resized to (3, ``size``, ``size``) with antialiased bicubic interpolation."""
+    top, left, height, width = draw_crop(image.shape[1], image.shape[2], config, rng)
+    return resize(image[:, top : top + height, left : left + width], size)
+
+
+def draw_crop(height: int, width: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random part of a picture.
 
     The area is uniform in ``config.scale``, the ratio log-uniform in ``config.ratio``; after ten draws that do not fit, the
     largest central crop whose ratio is allowed (as torchvision's ``RandomResizedCrop``).
     """
-    height, width = image.shape[1:]
     low, high = math.log(config.ratio[0]), math.log(config.ratio[1])
     for _ in range(_CROP_ATTEMPTS):
         area = height * width * rng.uniform(*config.scale)
         ratio = math.exp(rng.uniform(low, high))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-            return resize(image[:, top : top + h, left : left + w], size)
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
     w = min(width, max(1, round(height * config.ratio[1])))
     h = min(height, max(1, round(width / config.ratio[0])))
-    top, left = (height - h) // 2, (width - w) // 2
-    return resize(image[:, top : top + h, left : left + w], size)
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def resize(image: Tensor, size: int) -> Tensor:

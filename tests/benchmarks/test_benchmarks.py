@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks import answer_ranking, captioning, rerank, step_memory, video_memory
+from benchmarks import answer_ranking, captioning, data, rerank, step_memory, video_memory
 
 
 def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
@@ -27,7 +27,17 @@ def test_the_memory_of_reading_videos_is_printed(capsys):
     assert re.fullmatch(r"12 files: \d+ MB, \d+ ms a file", capsys.readouterr().out.splitlines()[-1])
 
 
-@pytest.mark.parametrize("benchmark", [answer_ranking, captioning, rerank])
+def test_the_data_path_is_timed_by_stage_and_the_ratio_is_printed(capsys):
+    data.main(["--small", "--rounds", "1"])
+    *lines, last = capsys.readouterr().out.splitlines()
+    stages = [line[:20].strip() for line in lines]
+    assert {"read", "decode", "crop and resize", "RandAugment", "tokenise and mask", "collate"} <= set(stages)
+    assert sum("images/s a core, " in line for line in lines) == 2, "the loader without workers and with two"
+    assert any(line.startswith("base_4m ") for line in lines), "what each config needs"
+    assert re.fullmatch(r"ratio: \d+\.\d\d", last)
+
+
+@pytest.mark.parametrize("benchmark", [answer_ranking, captioning, data, rerank])
 def test_no_rounds_are_refused_in_a_line(benchmark, capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--small", "--rounds", "0"])

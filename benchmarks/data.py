@@ -1,0 +1,266 @@
+"""The data path of pre-training, on one core: ``python -m benchmarks.data``.
+
+Makes JPEG files of COCO's sizes in a temporary folder (:mod:`benchmarks.records`) and times what a run does with them: each
+stage alone, through the functions that the run calls, the whole of the stream of image-text pairs, and the loader of
+``configs/pretrain/base_4m.yaml`` with pairs and regions, in its own process and with two workers. Times are those of the
+processor (``time.process_time``), so that other programs disturb them less; the files are in the system's cache. Then what
+each pre-training config needs: the pictures a second of its step, whose time is the model's operations over an assumed share of
+a GPU's peak, beside what eight workers give.
+
+The last line is the median ratio of two times on the same files and the same crops, in turn: Pillow's decoding, cropping and
+bicubic resizing to a uint8 tensor, over ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as pillow
+
+from benchmarks.records import write_records
+from dataset.images import RandAugment, decode, draw_crop, hflip, random_resized_crop
+from dataset.loaders import BatchLoader
+from dataset.pretrain import DataConfig, PretrainBatches
+from dataset.records import parse_image_record
+from dataset.streams.pairs import ImageStream
+from dataset.text import load_tokenizer
+from engine.devices import PEAKS, peak
+from tasks.kinds import kind_of
+from tasks.pretrain import PretrainConfig, PretrainTask
+from utils.config import load_config
+from utils.launcher import positive
+
+CONFIG = Path("configs/pretrain/base_4m.yaml")
+WORKERS = 8
+_ODD = 0.5
+"""Pillow and torch round a bicubic resize differently: by less than this on average, in grey levels."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured: JPEG files, their sides divided by ``divide``, records, and micro-batches of the loader."""
+
+    pictures: int
+    divide: int
+    records: int
+    batches: int
+    config: tuple[str, ...] = ()
+
+
+WHOLE = Scale(pictures=64, divide=1, records=256, batches=6)
+SMALL = Scale(
+    pictures=8,
+    divide=4,
+    records=8,
+    batches=2,
+    config=("data.images.batch_size=4", "data.regions.batch_size=4", "data.regions.max_images=2"),
+)
+
+
+def data_config(folder: Path, scale: Scale) -> DataConfig:
+    """The config's data, but for their files."""
+    files = [
+        f"data.images.files=[{folder}/pairs.jsonl]",
+        f"data.regions.files=[{folder}/regions.jsonl]",
+        f"data.cache_index={folder}/index",
+    ]
+    config = load_config(CONFIG, [*files, *scale.config], PretrainConfig)
+    return config.data
+
+
+def batches(data: DataConfig, folder: Path, *, size: int = 224, **streams: Any) -> PretrainBatches:
+    """What makes the micro-batches; ``streams=None`` leaves one out."""
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    changed = data.model_copy(update=streams)
+    return PretrainBatches(changed, tokenizer=tokenizer, image_size=size, patch_size=16, seed=0)
+
+
+def seconds(run: Callable[[Any], Any], items: Iterable[Any]) -> tuple[float, list[Any]]:
+    """Processor time of ``run`` on all items, and what it gave."""
+    started = time.process_time()
+    made = [run(item) for item in items]
+    return time.process_time() - started, made
+
+
+class Laps:
+    """Processor time by what it went to."""
+
+    def __init__(self) -> None:
+        self.took: dict[str, float] = {}
+        self.at = time.process_time()
+
+    def lap(self, name: str) -> None:
+        """Count the time since the lap before."""
+        now = time.process_time()
+        self.took[name] = self.took.get(name, 0.0) + now - self.at
+        self.at = now
+
+
+def time_stages(stream: ImageStream, size: int) -> dict[str, float]:
+    """Seconds of a micro-batch of pairs by stage: what :meth:`ImageStream.rows` does, taken apart."""
+    source, text, config = stream.sources[0], stream.text, stream.view.config
+    augment = RandAugment(config.rand_augment_ops, config.rand_augment_magnitude)
+    views, texts, laps = [], [], Laps()
+    for index, rng in source.samples(0):
+        laps.lap("order")
+        record = parse_image_record(source.shards.read(index), stream.keys, stream.caption_keys[0])
+        content = record.image.load()
+        laps.lap("read")
+        chosen = text.choose(record.captions, rng, record.place)
+        laps.lap("tokenise and mask")
+        image = decode(content, stream.view.max_pixels, record.place)
+        laps.lap("decode")
+        view = random_resized_crop(image, size, config, rng)
+        laps.lap("crop and resize")
+        view = hflip(view) if rng.random() < config.flip else view
+        laps.lap("flip")
+        views.append(augment(view, rng))
+        laps.lap("RandAugment")
+        texts.append(text.encode(chosen, rng))
+        laps.lap("tokenise and mask")
+    torch.stack(views)
+    text.collate(texts)
+    laps.lap("collate")
+    return laps.took
+
+
+def print_stages(maker: PretrainBatches, size: int, rounds: int) -> None:
+    """Median times of the stages, and of the stream as a whole."""
+    stream = maker.images
+    assert stream is not None
+    maker.make(0)
+    took: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        stages = time_stages(stream, size)
+        stages["the stream"] = seconds(maker.make, [0])[0]
+        stages["other"] = stages["the stream"] - sum(value for name, value in stages.items() if name != "the stream")
+        for name, value in stages.items():
+            took.setdefault(name, []).append(value / maker.rows_per_batch)
+    whole = statistics.median(took.pop("the stream"))
+    sys.stdout.write(f"{'stage':20}{'ms an image':>12}{'images/s a core':>17}{'share':>8}\n")
+    for name, values in took.items():
+        each = statistics.median(values)
+        rate = f"{1 / each:17,.0f}" if each > 0 else f"{'':17}"
+        sys.stdout.write(f"{name:20}{1e3 * each:12.3f}{rate}{each / whole:8.1%}\n")
+    sys.stdout.write(f"{'pairs, the whole':20}{1e3 * whole:12.3f}{1 / whole:17,.0f}{1:8.1%}\n")
+
+
+def processor_s() -> float:
+    """Processor time of this process and of its workers that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def time_loader(maker: PretrainBatches, data: DataConfig, workers: int, count: int) -> tuple[float, float]:
+    """Pictures a second of a core, and of the clock, of ``count`` micro-batches as the trainer takes them."""
+    loader = BatchLoader(maker, data.model_copy(update={"workers": workers}))
+    started, clock = processor_s(), time.perf_counter()
+    pictures = sum(batch.read for batch in loader.batches(0, count))
+    return pictures / (processor_s() - started), pictures / (time.perf_counter() - clock)
+
+
+def usual_way(content: bytes, size: int, draw: Callable[[int, int], tuple[int, int, int, int]]) -> Tensor:
+    """Decoding, cropping and resizing by Pillow, as torchvision's transforms do it."""
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    crop = pillow.resized_crop(image, *draw(image.height, image.width), [size, size], InterpolationMode.BICUBIC)
+    return pillow.pil_to_tensor(crop)
+
+
+def ratios(contents: Sequence[bytes], data: DataConfig, size: int, rounds: int) -> list[float]:
+    """Time of the usual way over ours on the same files and crops, once a round."""
+    assert data.images is not None
+    augment, found = data.images.augment, []
+
+    def ours(number: int) -> Tensor:
+        image = decode(contents[number], data.max_pixels, "")
+        return random_resized_crop(image, size, augment, np.random.default_rng(number))
+
+    def usual(number: int) -> Tensor:
+        rng = np.random.default_rng(number)
+        return usual_way(contents[number], size, lambda *sides: draw_crop(*sides, augment, rng))
+
+    for number in range(rounds + 1):
+        usual_s, expected = seconds(usual, range(len(contents)))
+        ours_s, given = seconds(ours, range(len(contents)))
+        difference = max(float((a.float() - b.float()).abs().mean()) for a, b in zip(expected, given, strict=True))
+        assert difference < _ODD, f"pixels differ by {difference:.2f} on average"
+        if number:  # the first round warms up
+            found.append(usual_s / ours_s)
+            sys.stdout.write(
+                f"decode + crop: Pillow {len(contents) / usual_s:,.0f} images/s, ours {len(contents) / ours_s:,.0f} images/s, "
+                f"ratio {found[-1]:.2f}\n"
+            )
+    return found
+
+
+def print_needs(given: float, gpu: str, utilisation: float, step_images_per_s: float | None) -> None:
+    """What the step of each pre-training config takes, beside what the workers of a GPU give."""
+    sys.stdout.write(
+        f"{'config':26}{'images a step':>14}{'TFLOP a step':>14}{'needed images/s':>17}{'8 workers give':>16}\n"
+    )
+    for path in sorted(CONFIG.parent.glob("*.yaml")):
+        schema, kind = kind_of(path, [], None)
+        config = load_config(path, [], schema)
+        assert kind is PretrainTask and isinstance(config, PretrainConfig)
+        if config.model.text.arch is None or config.model.text.arch.vocab_size is None:
+            continue  # its size is that of a tokenizer which need not be here
+        with torch.device("meta"):
+            model = kind.build_model(config, None)
+        work = model.work(kind.synthetic_batch(config, model))
+        step_s = work.flops / (1e12 * peak(gpu, config.train.precision) * utilisation)
+        needed = step_images_per_s or work.images / step_s
+        verdict = "enough" if given >= needed else "too slow"
+        sys.stdout.write(
+            f"{path.stem:26}{work.images:14.0f}{work.flops / 1e12:14.2f}{needed:17,.0f}{given:10,.0f} {verdict}\n"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark and print its ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=positive, default=5, help="measurements of each")
+    parser.add_argument("--small", action="store_true", help="few and small pictures: a check that it runs")
+    parser.add_argument("--quality", type=positive, default=90, help="of the JPEG files (90: about COCO's 160 kB)")
+    parser.add_argument("--gpu", choices=list(PEAKS), default="h100", help="whose steps the loader has to keep up with")
+    parser.add_argument("--utilisation", type=float, default=0.4, help="assumed share of its peak (0.4)")
+    parser.add_argument("--step-images-per-s", type=float, help="of the step, where it was measured")
+    flags = parser.parse_args(argv)
+    scale = SMALL if flags.small else WHOLE
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        mean = write_records(folder, scale.pictures, scale.records, divide=scale.divide, quality=flags.quality)
+        sys.stdout.write(f"{scale.pictures} JPEG files of {mean / 1e3:.0f} kB on average, one thread\n")
+        data = data_config(folder, scale)
+        contents = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+        print_stages(batches(data, folder, regions=None), 224, flags.rounds)
+        mixed = batches(data, folder)
+        for workers in (0, 2):
+            rates = [time_loader(mixed, data, workers, scale.batches) for _ in range(flags.rounds)]
+            core, clock = (statistics.median(each) for each in zip(*rates, strict=True))
+            sys.stdout.write(
+                f"loader of {CONFIG.stem}, {workers} workers: {core:,.0f} images/s a core, {clock:,.0f} images/s\n"
+            )
+        sys.stdout.write(f"assumed: {flags.utilisation:.0%} of {flags.gpu}'s peak, texts of their greatest length\n")
+        print_needs(WORKERS * core, flags.gpu, flags.utilisation, flags.step_images_per_s)
+        found = ratios(contents, data, 224, flags.rounds)
+    sys.stdout.write(f"ratio: {statistics.median(found):.2f}\n")
+
+
+if __name__ == "__main__":
+    main()
