@@ -33,7 +33,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pillow
 
 from benchmarks.records import write_records
-from dataset.images import RandAugment, decode, draw_crop, hflip, random_resized_crop
+from dataset.images import RandAugment, decode, draw_crop, hflip, random_resized_crop, stack_views
 from dataset.loaders import BatchLoader
 from dataset.pretrain import DataConfig, PretrainBatches
 from dataset.records import parse_image_record
@@ -133,7 +133,7 @@ def time_stages(stream: ImageStream, size: int) -> dict[str, float]:
         laps.lap("RandAugment")
         texts.append(text.encode(chosen, rng))
         laps.lap("tokenise and mask")
-    torch.stack(views)
+    stack_views(views)
     text.collate(texts)
     laps.lap("collate")
     return laps.took
