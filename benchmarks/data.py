@@ -4,8 +4,8 @@ Makes JPEG files of COCO's sizes in a temporary folder (:mod:`benchmarks.records
 stage alone, through the functions that the run calls, the whole of the stream of image-text pairs, and the loader of
 ``configs/pretrain/base_4m.yaml`` with pairs and regions, in its own process and with two workers. Times are those of the
 processor (``time.process_time``), so that other programs disturb them less; the files are in the system's cache. Then what
-each pre-training config needs: the pictures a second of its step, whose time is the model's operations over an assumed share of
-a GPU's peak, beside what eight workers give.
+the configs need: the pictures a second of their step, whose time is the model's operations over an assumed share of a GPU's peak,
+beside what eight such cores give (pre-training: the loader with two workers; the other tasks: pairs at their size in pixels).
 
 The last line is the median ratio of two times on the same files and the same crops, in turn: Pillow's decoding, cropping and
 bicubic resizing to a uint8 tensor, over ours.
@@ -14,6 +14,7 @@ bicubic resizing to a uint8 tensor, over ours.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import resource
 import statistics
@@ -41,11 +42,18 @@ from dataset.streams.pairs import ImageStream
 from dataset.text import load_tokenizer
 from engine.devices import PEAKS, peak
 from tasks.kinds import kind_of
-from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.pretrain import PretrainConfig
 from utils.config import load_config
 from utils.launcher import positive
 
 CONFIG = Path("configs/pretrain/base_4m.yaml")
+FINE_TUNING = (
+    "retrieval/coco_base_4m.yaml",
+    "nlvr/nlvr2_base_4m.yaml",
+    "grounding/refcoco_plus_base_4m.yaml",
+    "vqa/vqa2_base_4m.yaml",
+    "captioning/coco_base_4m.yaml",
+)
 WORKERS = 8
 _ODD = 0.5
 """Pillow and torch round a bicubic resize differently: by less than this on average, in grey levels."""
@@ -174,6 +182,24 @@ def time_loader(maker: PretrainBatches, data: DataConfig, workers: int, count: i
     return pictures / (processor_s() - started), pictures / (time.perf_counter() - clock)
 
 
+def rate_of(maker: PretrainBatches) -> float:
+    """Pictures a second of a core, made by this process."""
+    maker.make(0)
+    return maker.rows_per_batch / seconds(maker.make, [1])[0]
+
+
+def print_entropy_decoding(contents: Sequence[bytes]) -> None:
+    """What any decoder has to do: nearly all that is left where Pillow decodes to an eighth of the size."""
+
+    def decode_an_eighth(content: bytes) -> None:
+        image = Image.open(io.BytesIO(content))
+        image.draft("RGB", (image.width // 8, image.height // 8))
+        image.load()
+
+    rate = len(contents) / seconds(decode_an_eighth, contents)[0]
+    sys.stdout.write(f"decode to an eighth of the size, which is mostly entropy decoding: {rate:,.0f} images/s\n")
+
+
 def usual_way(content: bytes, size: int, draw: Callable[[int, int], tuple[int, int, int, int]]) -> Tensor:
     """Decoding, cropping and resizing by Pillow, as torchvision's transforms do it."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
@@ -208,25 +234,25 @@ def ratios(contents: Sequence[bytes], data: DataConfig, size: int, rounds: int) 
     return found
 
 
-def print_needs(given: float, gpu: str, utilisation: float, step_images_per_s: float | None) -> None:
-    """What the step of each pre-training config takes, beside what the workers of a GPU give."""
+def print_needs(given: Callable[[PretrainConfig | Any], float], flags: argparse.Namespace) -> None:
+    """What the step of a GPU takes, beside what its workers give, for pre-training and for the base size of each task."""
     sys.stdout.write(
-        f"{'config':26}{'images a step':>14}{'TFLOP a step':>14}{'needed images/s':>17}{'8 workers give':>16}\n"
+        f"assumed: {flags.utilisation:.0%} of the peak of one {flags.gpu}, texts of their greatest length, frames like pictures\n"
+        f"{'config':32}{'pixels':>7}{'images a step':>15}{'TFLOP a step':>14}{'needed images/s':>17}{'8 workers give':>16}\n"
     )
-    for path in sorted(CONFIG.parent.glob("*.yaml")):
+    for path in [*sorted(CONFIG.parent.glob("*.yaml")), *(CONFIG.parents[1] / name for name in FINE_TUNING)]:
         schema, kind = kind_of(path, [], None)
         config = load_config(path, [], schema)
-        assert kind is PretrainTask and isinstance(config, PretrainConfig)
         if config.model.text.arch is None or config.model.text.arch.vocab_size is None:
             continue  # its size is that of a tokenizer which need not be here
         with torch.device("meta"):
             model = kind.build_model(config, None)
         work = model.work(kind.synthetic_batch(config, model))
-        step_s = work.flops / (1e12 * peak(gpu, config.train.precision) * utilisation)
-        needed = step_images_per_s or work.images / step_s
-        verdict = "enough" if given >= needed else "too slow"
+        step_s = work.flops / (1e12 * peak(flags.gpu, config.train.precision) * flags.utilisation)
+        needed, gives = flags.step_images_per_s or work.images / step_s, WORKERS * given(config)
         sys.stdout.write(
-            f"{path.stem:26}{work.images:14.0f}{work.flops / 1e12:14.2f}{needed:17,.0f}{given:10,.0f} {verdict}\n"
+            f"{path.parent.name + '/' + path.stem:32}{config.model.vision.image_size:7}{work.images:15.0f}"
+            f"{work.flops / 1e12:14.2f}{needed:17,.0f}{gives:16,.0f} {'enough' if gives >= needed else 'too slow'}\n"
         )
 
 
@@ -256,8 +282,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.stdout.write(
                 f"loader of {CONFIG.stem}, {workers} workers: {core:,.0f} images/s a core, {clock:,.0f} images/s\n"
             )
-        sys.stdout.write(f"assumed: {flags.utilisation:.0%} of {flags.gpu}'s peak, texts of their greatest length\n")
-        print_needs(WORKERS * core, flags.gpu, flags.utilisation, flags.step_images_per_s)
+        pairs = functools.cache(lambda size: rate_of(batches(data, folder, size=size, regions=None)))
+        print_needs(
+            lambda config: core if isinstance(config, PretrainConfig) else pairs(config.model.vision.image_size), flags
+        )
+        print_entropy_decoding(contents)
         found = ratios(contents, data, 224, flags.rounds)
     sys.stdout.write(f"ratio: {statistics.median(found):.2f}\n")
 
