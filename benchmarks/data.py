@@ -1,22 +1,28 @@
-"""The data of pre-training, stage by stage: ``python -m benchmarks.data``.
+"""The data path of pre-training, on one core: ``python -m benchmarks.data``.
 
-Pictures are JPEGs that the benchmark makes, of COCO's size and about its bytes. Each stage is timed alone, on one core, as the
-loader of the image stream runs it at 224 px: read, decode, crop and resize, flip and RandAugment, tokens and masks, collate; then
-the whole of it. Times are those of the processor, so that other programs disturb little. Ours and Pillow take turns at decoding
-and cropping the same boxes of the same files; the last line is how many times as many pictures ours gives. Before it
-stands what a GPU asks of its 8 workers, by the least operations of a step.
+Makes JPEG files of COCO's sizes in a temporary folder (:mod:`benchmarks.records`) and times what a run does with them: each
+stage alone, through the functions that the run calls, the whole of the stream of image-text pairs, and the loader of
+``configs/pretrain/base_4m.yaml`` with pairs and regions, in its own process and with two workers. Times are those of the
+processor (``time.process_time``), so that other programs disturb them less; the files are in the system's cache. Then what
+the configs need: the pictures a second of their step, whose time is the model's operations over an assumed share of a GPU's peak,
+beside what eight such cores give (pre-training: the loader with two workers; the other tasks: pairs at their size in pixels).
+
+The last line is the median ratio of two times on the same files and the same crops, in turn: Pillow's decoding, cropping and
+bicubic resizing to a uint8 tensor, over ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
-import json
+import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,217 +30,265 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as pillow
 
-from benchmarks.gpu import VOCABULARY, batch_for
-from dataset.images import AugmentConfig, RandAugment, decode, hflip, random_box, resize
-from dataset.prepare.tokenizer import train_wordpiece
+from benchmarks.records import write_records
+from dataset.images import RandAugment, decode, draw_crop, hflip, random_resized_crop, stack_views
+from dataset.loaders import BatchLoader
 from dataset.pretrain import DataConfig, PretrainBatches
 from dataset.records import parse_image_record
+from dataset.streams.pairs import ImageStream
 from dataset.text import load_tokenizer
-from engine.devices import PEAKS
-from tasks.pretrain import PretrainConfig, PretrainTask
+from engine.devices import PEAKS, peak
+from tasks.kinds import kind_of
+from tasks.pretrain import PretrainConfig
 from utils.config import load_config
 from utils.launcher import positive
 
-SIZE, MAX_PIXELS, BATCH = 224, 10**8, 32
+CONFIG = Path("configs/pretrain/base_4m.yaml")
+FINE_TUNING = (
+    "retrieval/coco_base_4m.yaml",
+    "nlvr/nlvr2_base_4m.yaml",
+    "grounding/refcoco_plus_base_4m.yaml",
+    "vqa/vqa2_base_4m.yaml",
+    "captioning/coco_base_4m.yaml",
+)
 WORKERS = 8
-UTILISATION = 0.4
-"""Of an H100's peak, that a GPU is assumed to reach: the more, the more pictures it asks for."""
-
-CAPTION = [
-    "a",
-    "man",
-    "in",
-    "a",
-    "red",
-    "shirt",
-    "is",
-    "riding",
-    "his",
-    "old",
-    "bike",
-    "down",
-    "the",
-    "street",
-    "near",
-    "green",
-    "trees",
-]
-PRESETS = ("configs/pretrain/base_4m.yaml", "configs/pretrain/large_4m.yaml")
+_ODD = 0.5
+"""Pillow and torch round a bicubic resize differently: by less than this on average, in grey levels."""
 
 
-def make_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """``count`` JPEGs of smooth noise of several scales, and a shard of JSON lines that describes them."""
-    rng = np.random.default_rng(0)
-    width, height = size
-    lines = []
-    for number in range(count):
-        picture = np.full((height, width, 3), 128.0)
-        for cell, strength in ((160, 60), (40, 35), (10, 20), (3, 14)):
-            noise = rng.normal(0, strength, (-(-height // cell) + 1, -(-width // cell) + 1, 3))
-            coarse = Image.fromarray((128 + noise).clip(0, 255).astype(np.uint8))
-            picture += np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), dtype=np.float64) - 128
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=92)
-        words = rng.permutation(CAPTION)[: int(rng.integers(7, 14))].tolist()
-        lines.append(json.dumps({"image": f"{number}.jpg", "caption": " ".join(words)}))
-    (folder / "pictures.jsonl").write_text("\n".join(lines) + "\n")
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured: JPEG files, their sides divided by ``divide``, records, and micro-batches of the loader."""
+
+    pictures: int
+    divide: int
+    records: int
+    batches: int
+    config: tuple[str, ...] = ()
 
 
-class Stages:
-    """What the loader of the image stream does, in steps that can be timed apart."""
-
-    def __init__(self, folder: Path):
-        train_wordpiece([" ".join(CAPTION)], folder / "tokenizer", vocab_size=60)
-        images: Any = {"files": [str(folder / "pictures.jsonl")], "batch_size": BATCH}
-        data = DataConfig(images=images, workers=0, cache_index=str(folder / "index"))
-        tokenizer = load_tokenizer(folder / "tokenizer")
-        self.maker = PretrainBatches(data, tokenizer=tokenizer, image_size=SIZE, patch_size=16, seed=0)
-        stream = self.maker.images
-        assert stream is not None
-        self.stream, self.augment = stream, AugmentConfig()
-        self.rand_augment = RandAugment(self.augment.rand_augment_ops, self.augment.rand_augment_magnitude)
-        source = stream.sources[0]
-        assert source is not None
-        self.shards = source.shards
-
-    def rounds(self) -> list[tuple[str, Callable[[], Any]]]:
-        """Every stage of as many pictures as there are, each on what the one before has given."""
-        rng, count = np.random.default_rng(0), len(self.shards)
-        state: dict[str, Any] = {}
-
-        def read() -> None:
-            state["raw"] = [self.shards.read(index) for index in range(count)]
-            records = [parse_image_record(raw, self.stream.keys, "caption") for raw in state["raw"]]
-            state["records"], state["files"] = records, [record.image.load() for record in records]
-
-        def decoded() -> None:
-            state["images"] = [decode(content, MAX_PIXELS, "") for content in state["files"]]
-
-        def cropped() -> None:
-            state["views"] = [self._crop(image, rng) for image in state["images"]]
-
-        def augmented() -> None:
-            state["views"] = [
-                self.rand_augment(hflip(view) if rng.random() < self.augment.flip else view, rng)
-                for view in state["views"]
-            ]
-
-        def text() -> None:
-            chosen = [self.maker.text.choose(record.captions, rng, "") for record in state["records"]]
-            state["texts"] = [self.maker.text.encode(caption, rng) for caption in chosen]
-
-        def collated() -> None:
-            for start in range(0, count, BATCH):
-                torch.stack(state["views"][start : start + BATCH])
-                self.maker.text.collate(state["texts"][start : start + BATCH])
-
-        return [
-            ("read", read),
-            ("decode", decoded),
-            ("crop and resize", cropped),
-            ("flip and RandAugment", augmented),
-            ("tokens and masks", text),
-            ("collate", collated),
-        ]
-
-    def whole(self) -> None:
-        """The loader itself, over as many pictures."""
-        for number in range(len(self.shards) // BATCH):
-            self.maker.make(number)
-
-    def _crop(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        top, left, height, width = random_box(image.shape[1], image.shape[2], self.augment, rng)
-        return resize(image[:, top : top + height, left : left + width], SIZE)
-
-    def ours(self, files: Sequence[bytes]) -> None:
-        """Decode and crop."""
-        rng = np.random.default_rng(1)
-        for content in files:
-            self._crop(decode(content, MAX_PIXELS, ""), rng)
-
-    def pillow(self, files: Sequence[bytes]) -> None:
-        """Decode and crop the same boxes by Pillow alone."""
-        rng = np.random.default_rng(1)
-        for content in files:
-            image = Image.open(io.BytesIO(content)).convert("RGB")
-            top, left, height, width = random_box(image.height, image.width, self.augment, rng)
-            part = image.crop((left, top, left + width, top + height))
-            np.asarray(part.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+WHOLE = Scale(pictures=64, divide=1, records=256, batches=6)
+SMALL = Scale(
+    pictures=8,
+    divide=4,
+    records=8,
+    batches=2,
+    config=("data.images.batch_size=4", "data.regions.batch_size=4", "data.regions.max_images=2"),
+)
 
 
-def processor_seconds(run: Callable[[], object]) -> float:
-    """How long the processor is busy with a call."""
+def data_config(folder: Path, scale: Scale) -> DataConfig:
+    """The config's data, but for their files."""
+    files = [
+        f"data.images.files=[{folder}/pairs.jsonl]",
+        f"data.regions.files=[{folder}/regions.jsonl]",
+        f"data.cache_index={folder}/index",
+    ]
+    config = load_config(CONFIG, [*files, *scale.config], PretrainConfig)
+    return config.data
+
+
+def batches(data: DataConfig, folder: Path, *, size: int = 224, **streams: Any) -> PretrainBatches:
+    """What makes the micro-batches; ``streams=None`` leaves one out."""
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    changed = data.model_copy(update=streams)
+    return PretrainBatches(changed, tokenizer=tokenizer, image_size=size, patch_size=16, seed=0)
+
+
+def seconds(run: Callable[[Any], Any], items: Iterable[Any]) -> tuple[float, list[Any]]:
+    """Processor time of ``run`` on all items, and what it gave."""
     started = time.process_time()
-    run()
-    return time.process_time() - started
+    made = [run(item) for item in items]
+    return time.process_time() - started, made
 
 
-def needed(preset: str) -> float:
-    """Pictures per second that a GPU takes in at the assumed utilisation."""
-    config = load_config(preset, [], PretrainConfig)
-    with torch.device("meta"):
-        model = PretrainTask.build_model(config, VOCABULARY)
-    work = model.work(batch_for(config, model))
-    return work.images * UTILISATION * PEAKS["h100"].half * 1e12 / work.flops
+class Laps:
+    """Processor time by what it went to."""
+
+    def __init__(self) -> None:
+        self.took: dict[str, float] = {}
+        self.at = time.process_time()
+
+    def lap(self, name: str) -> None:
+        """Count the time since the lap before."""
+        now = time.process_time()
+        self.took[name] = self.took.get(name, 0.0) + now - self.at
+        self.at = now
 
 
-def tell_stages(stages: Stages, rounds: int) -> float:
-    """Print the table, and return the pictures that the whole loader makes per second and core."""
-    count = len(stages.shards)
-    seconds: dict[str, list[float]] = {}
+def time_stages(stream: ImageStream, size: int) -> dict[str, float]:
+    """Seconds of a micro-batch of pairs by stage: what :meth:`ImageStream.rows` does, taken apart."""
+    source, text, config = stream.sources[0], stream.text, stream.view.config
+    augment = RandAugment(config.rand_augment_ops, config.rand_augment_magnitude)
+    views, texts, laps = [], [], Laps()
+    for index, rng in source.samples(0):
+        laps.lap("order")
+        record = parse_image_record(source.shards.read(index), stream.keys, stream.caption_keys[0])
+        content = record.image.load()
+        laps.lap("read")
+        chosen = text.choose(record.captions, rng, record.place)
+        laps.lap("tokenise and mask")
+        image = decode(content, stream.view.max_pixels, record.place)
+        laps.lap("decode")
+        view = random_resized_crop(image, size, config, rng)
+        laps.lap("crop and resize")
+        view = hflip(view) if rng.random() < config.flip else view
+        laps.lap("flip")
+        views.append(augment(view, rng))
+        laps.lap("RandAugment")
+        texts.append(text.encode(chosen, rng))
+        laps.lap("tokenise and mask")
+    stack_views(views)
+    text.collate(texts)
+    laps.lap("collate")
+    return laps.took
+
+
+def print_stages(maker: PretrainBatches, size: int, rounds: int) -> None:
+    """Median times of the stages, and of the stream as a whole."""
+    stream = maker.images
+    assert stream is not None
+    maker.make(0)
+    took: dict[str, list[float]] = {}
     for _ in range(rounds):
-        for name, run in stages.rounds():
-            seconds.setdefault(name, []).append(processor_seconds(run))
-        seconds.setdefault("whole loader", []).append(processor_seconds(stages.whole))
-    medians = {name: statistics.median(found) for name, found in seconds.items()}
-    whole = medians.pop("whole loader")
-    parts = sum(medians.values())
-    sys.stdout.write(f"{'stage':<22}{'images/s a core':>16}{'share':>8}\n")
-    for name, value in medians.items():
-        sys.stdout.write(f"{name:<22}{count / value:>16.0f}{value / parts:>8.0%}\n")
-    made = (count // BATCH) * BATCH / whole
-    sys.stdout.write(f"{'whole loader':<22}{made:>16.0f}\n")
-    return made
+        stages = time_stages(stream, size)
+        stages["the stream"] = seconds(maker.make, [0])[0]
+        stages["other"] = stages["the stream"] - sum(value for name, value in stages.items() if name != "the stream")
+        for name, value in stages.items():
+            took.setdefault(name, []).append(value / maker.rows_per_batch)
+    whole = statistics.median(took.pop("the stream"))
+    sys.stdout.write(f"{'stage':20}{'ms an image':>12}{'images/s a core':>17}{'share':>8}\n")
+    for name, values in took.items():
+        each = statistics.median(values)
+        rate = f"{1 / each:17,.0f}" if each > 0 else f"{'':17}"
+        sys.stdout.write(f"{name:20}{1e3 * each:12.3f}{rate}{each / whole:8.1%}\n")
+    sys.stdout.write(f"{'pairs, the whole':20}{1e3 * whole:12.3f}{1 / whole:17,.0f}{1:8.1%}\n")
 
 
-def tell_presets(made: float) -> None:
-    """Print what each preset asks for, beside what its workers make."""
-    for preset in PRESETS:
-        wanted = needed(preset)
-        verdict = "keeps up" if WORKERS * made >= wanted else "does not keep up"
+def processor_s() -> float:
+    """Processor time of this process and of its workers that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def time_loader(maker: PretrainBatches, data: DataConfig, workers: int, count: int) -> tuple[float, float]:
+    """Pictures a second of a core, and of the clock, of ``count`` micro-batches as the trainer takes them."""
+    loader = BatchLoader(maker, data.model_copy(update={"workers": workers}))
+    started, clock = processor_s(), time.perf_counter()
+    pictures = sum(batch.read for batch in loader.batches(0, count))
+    return pictures / (processor_s() - started), pictures / (time.perf_counter() - clock)
+
+
+def rate_of(maker: PretrainBatches) -> float:
+    """Pictures a second of a core, made by this process."""
+    maker.make(0)
+    return maker.rows_per_batch / seconds(maker.make, [1])[0]
+
+
+def print_entropy_decoding(contents: Sequence[bytes]) -> None:
+    """What any decoder has to do: nearly all that is left where Pillow decodes to an eighth of the size."""
+
+    def decode_an_eighth(content: bytes) -> None:
+        image = Image.open(io.BytesIO(content))
+        image.draft("RGB", (image.width // 8, image.height // 8))
+        image.load()
+
+    rate = len(contents) / seconds(decode_an_eighth, contents)[0]
+    sys.stdout.write(f"decode to an eighth of the size, which is mostly entropy decoding: {rate:,.0f} images/s\n")
+
+
+def usual_way(content: bytes, size: int, draw: Callable[[int, int], tuple[int, int, int, int]]) -> Tensor:
+    """Decoding, cropping and resizing by Pillow, as torchvision's transforms do it."""
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    crop = pillow.resized_crop(image, *draw(image.height, image.width), [size, size], InterpolationMode.BICUBIC)
+    return pillow.pil_to_tensor(crop)
+
+
+def ratios(contents: Sequence[bytes], data: DataConfig, size: int, rounds: int) -> list[float]:
+    """Time of the usual way over ours on the same files and crops, once a round."""
+    assert data.images is not None
+    augment, found = data.images.augment, []
+
+    def ours(number: int) -> Tensor:
+        image = decode(contents[number], data.max_pixels, "")
+        return random_resized_crop(image, size, augment, np.random.default_rng(number))
+
+    def usual(number: int) -> Tensor:
+        rng = np.random.default_rng(number)
+        return usual_way(contents[number], size, lambda *sides: draw_crop(*sides, augment, rng))
+
+    for number in range(rounds + 1):
+        usual_s, expected = seconds(usual, range(len(contents)))
+        ours_s, given = seconds(ours, range(len(contents)))
+        difference = max(float((a.float() - b.float()).abs().mean()) for a, b in zip(expected, given, strict=True))
+        assert difference < _ODD, f"pixels differ by {difference:.2f} on average"
+        if number:  # the first round warms up
+            found.append(usual_s / ours_s)
+            sys.stdout.write(
+                f"decode + crop: Pillow {len(contents) / usual_s:,.0f} images/s, ours {len(contents) / ours_s:,.0f} images/s, "
+                f"ratio {found[-1]:.2f}\n"
+            )
+    return found
+
+
+def print_needs(given: Callable[[PretrainConfig | Any], float], flags: argparse.Namespace) -> None:
+    """What the step of a GPU takes, beside what its workers give, for pre-training and for the base size of each task."""
+    sys.stdout.write(
+        f"assumed: {flags.utilisation:.0%} of the peak of one {flags.gpu}, texts of their greatest length, frames like pictures\n"
+        f"{'config':32}{'pixels':>7}{'images a step':>15}{'TFLOP a step':>14}{'needed images/s':>17}{'8 workers give':>16}\n"
+    )
+    for path in [*sorted(CONFIG.parent.glob("*.yaml")), *(CONFIG.parents[1] / name for name in FINE_TUNING)]:
+        schema, kind = kind_of(path, [], None)
+        config = load_config(path, [], schema)
+        if config.model.text.arch is None or config.model.text.arch.vocab_size is None:
+            continue  # its size is that of a tokenizer which need not be here
+        with torch.device("meta"):
+            model = kind.build_model(config, None)
+        work = model.work(kind.synthetic_batch(config, model))
+        step_s = work.flops / (1e12 * peak(flags.gpu, config.train.precision) * flags.utilisation)
+        needed, gives = flags.step_images_per_s or work.images / step_s, WORKERS * given(config)
         sys.stdout.write(
-            f"{preset}: an H100 at {UTILISATION:.0%} of its peak takes {wanted:.0f} images/s; {WORKERS} workers on cores like "
-            f"this one make {WORKERS * made:.0f}: {verdict}\n"
+            f"{path.parent.name + '/' + path.stem:32}{config.model.vision.image_size:7}{work.images:15.0f}"
+            f"{work.flops / 1e12:14.2f}{needed:17,.0f}{gives:16,.0f} {'enough' if gives >= needed else 'too slow'}\n"
         )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=positive, default=5, help="pairs of measurements")
-    parser.add_argument("--pictures", type=positive, default=256, help="JPEGs that are made")
-    parser.add_argument("--small", action="store_true", help="few small pictures: a check that it runs")
+    parser.add_argument("--rounds", type=positive, default=5, help="measurements of each")
+    parser.add_argument("--small", action="store_true", help="few and small pictures: a check that it runs")
+    parser.add_argument("--quality", type=positive, default=90, help="of the JPEG files (90: about COCO's 160 kB)")
+    parser.add_argument("--gpu", choices=list(PEAKS), default="h100", help="whose steps the loader has to keep up with")
+    parser.add_argument("--utilisation", type=float, default=0.4, help="assumed share of its peak (0.4)")
+    parser.add_argument("--step-images-per-s", type=float, help="of the step, where it was measured")
     flags = parser.parse_args(argv)
+    scale = SMALL if flags.small else WHOLE
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_pictures(folder, BATCH if flags.small else flags.pictures, (160, 120) if flags.small else (640, 480))
-        files = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
-        sizes = statistics.mean(map(len, files)) / 1000
-        sys.stdout.write(f"{len(files)} JPEGs of {sizes:.0f} kB on average, views of {SIZE} px\n")
-        stages = Stages(folder)
-        tell_presets(tell_stages(stages, flags.rounds))
-        ratios = []
-        for number in range(flags.rounds + 1):
-            pillow_s = processor_seconds(lambda: stages.pillow(files))
-            ours_s = processor_seconds(lambda: stages.ours(files))
-            if number:  # the first round warms up
-                ratios.append(pillow_s / ours_s)
-                sys.stdout.write(
-                    f"decode and crop: Pillow {len(files) / pillow_s:.0f} images/s, ours {len(files) / ours_s:.0f}, "
-                    f"ratio {ratios[-1]:.2f}\n"
-                )
-    sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")
+        mean = write_records(folder, scale.pictures, scale.records, divide=scale.divide, quality=flags.quality)
+        sys.stdout.write(f"{scale.pictures} JPEG files of {mean / 1e3:.0f} kB on average, one thread\n")
+        data = data_config(folder, scale)
+        contents = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+        print_stages(batches(data, folder, regions=None), 224, flags.rounds)
+        mixed = batches(data, folder)
+        for workers in (0, 2):
+            rates = [time_loader(mixed, data, workers, scale.batches) for _ in range(flags.rounds)]
+            core, clock = (statistics.median(each) for each in zip(*rates, strict=True))
+            sys.stdout.write(
+                f"loader of {CONFIG.stem}, {workers} workers: {core:,.0f} images/s a core, {clock:,.0f} images/s\n"
+            )
+        pairs = functools.cache(lambda size: rate_of(batches(data, folder, size=size, regions=None)))
+        print_needs(
+            lambda config: core if isinstance(config, PretrainConfig) else pairs(config.model.vision.image_size), flags
+        )
+        print_entropy_decoding(contents)
+        found = ratios(contents, data, 224, flags.rounds)
+    sys.stdout.write(f"ratio: {statistics.median(found):.2f}\n")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from dataset.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.finetune import FineTuneBatches, MediaDataConfig, media_view
+from dataset.images import stack_views
 from dataset.text import TextDataConfig, TextProcessor, mentions_side
 from utils.batch import CaptioningBatch, LeftToRightText
 from utils.errors import UserError
@@ -97,7 +97,7 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
     def collate(self, examples: Sequence[CaptionExample], valid: Tensor, **made: Any) -> CaptioningBatch:
         ids, said = [example.ids for example in examples], [example.said for example in examples]
         return CaptioningBatch(
-            pixels=torch.stack([example.pixels for example in examples]),
+            pixels=stack_views([example.pixels for example in examples]),
             text=LeftToRightText.of(ids, said, self.text.mask_id, self.text.pad_id),
             references=tuple(example.references for example in examples),
             valid=valid,

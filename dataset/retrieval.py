@@ -20,6 +20,7 @@ from dataset.finetune import (
     encode_texts,
     media_view,
 )
+from dataset.images import stack_views
 from dataset.text import TextLimits, mentions_side
 from utils.batch import RetrievalBatch
 
@@ -69,7 +70,7 @@ class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, Pair]):
 
     def collate(self, examples: Sequence[Pair], valid: Tensor, **made: Any) -> RetrievalBatch:
         return RetrievalBatch(
-            pixels=torch.stack([example.pixels for example in examples]),
+            pixels=stack_views([example.pixels for example in examples]),
             text=encode_texts(self.text, [example.caption for example in examples]),
             group=torch.tensor([example.group for example in examples]),
             valid=valid,

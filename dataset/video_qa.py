@@ -23,6 +23,7 @@ from dataset.finetune import (
     encode_texts,
     media_view,
 )
+from dataset.images import stack_views
 from dataset.records import BrokenRecordError
 from dataset.text import TextLimits, clean_question, mentions_side
 from dataset.video import VideoSource
@@ -205,7 +206,7 @@ class VideoQABatches(FineTuneBatches[VideoQADataConfig, VideoQuestionExample]):
 
     def collate(self, examples: Sequence[VideoQuestionExample], valid: Tensor, **made: Any) -> ClassifiedBatch:
         return ClassifiedBatch(
-            pixels=torch.stack([example.pixels for example in examples]),
+            pixels=stack_views([example.pixels for example in examples]),
             text=encode_texts(self.text, [example.question for example in examples]),
             labels=torch.tensor([example.label for example in examples]),
             question_of_answer=torch.arange(len(examples)),

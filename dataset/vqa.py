@@ -19,7 +19,7 @@ from torch import Tensor
 from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_json, read_rows
 from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned_question, encode_texts
 from dataset.iglue import is_xgqa, question_row, xgqa_rows
-from dataset.images import AugmentConfig, RandAugment, decode, training_view
+from dataset.images import AugmentConfig, RandAugment, decode, stack_views, training_view
 from dataset.records import BrokenRecordError, ImageSource
 from dataset.text import PlainTextProcessor, TextLimits, clean_question, mentions_side
 from utils.batch import QuestionBatch
@@ -390,7 +390,7 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
         counts = [len(example.answers) for example in examples]
         answers = [each for example in examples for each in example.answers]
         return QuestionBatch(
-            pixels=torch.stack([example.pixels for example in examples]),
+            pixels=stack_views([example.pixels for example in examples]),
             text=encode_texts(self.text, [example.question for example in examples]),
             answers=encode_texts(self.answers, [answer for answer, _ in answers]),
             question_of_answer=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),

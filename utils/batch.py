@@ -6,10 +6,12 @@ True = attend or True = counts. Batches hold tensors only beside the ``records``
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ B = TypeVar("B")
 
 IGNORE = -100
 """Label of a masked position that does not count."""
+
+_KEY_FACTOR, _KEY_OFFSET = 6364136223846793005, 1442695040888963407
 
 
 @dataclass(frozen=True)
@@ -320,17 +324,18 @@ def text_keys(ids: Tensor, mask: Tensor) -> Tensor:
 
     ``ids`` and ``mask`` (N, L) -> (N,) int64. A polynomial in the ids modulo 2^64, so that padding changes nothing.
     """
-    key = torch.zeros(ids.shape[0], dtype=torch.int64)
-    for column in range(ids.shape[1]):
-        step = key * 6364136223846793005 + (ids[:, column] + 1442695040888963407)
-        key = torch.where(mask[:, column], step, key)
-    return key
+    following = mask.sum(dim=1, keepdim=True) - mask.cumsum(dim=1)
+    powers = (
+        torch.full((ids.shape[1] + 1,), _KEY_FACTOR).cumprod(dim=0).roll(1)
+    )  # wraps around at 2^64, as all that follows
+    powers[:1] = 1
+    return ((ids + _KEY_OFFSET) * powers[following] * mask).sum(dim=1)
 
 
 def stack_rows(rows: Sequence[Sequence[int]], fill: int, length: int | None = None) -> Tensor:
     """Lists of integers as one (N, L) int64 tensor, padded on the right with ``fill`` to the longest (or to ``length``)."""
-    width = max((len(row) for row in rows), default=0) if length is None else length
-    out = torch.full((len(rows), width), fill, dtype=torch.int64)
-    for index, row in enumerate(rows):
-        out[index, : len(row)] = torch.tensor(list(row), dtype=torch.int64)
-    return out
+    lengths = np.array([len(row) for row in rows], np.int64)
+    width = int(lengths.max(initial=0)) if length is None else length
+    out = np.full((len(rows), width), fill, np.int64)
+    out[np.arange(width) < lengths[:, None]] = np.fromiter(itertools.chain.from_iterable(rows), np.int64, lengths.sum())
+    return torch.from_numpy(out)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dataset.clips import VideoRecord, choose_clip, parse_video_record
 from dataset.finetune import TrainingView
-from dataset.images import AugmentConfig
+from dataset.images import AugmentConfig, stack_views
 from dataset.readers import Shards
 from dataset.records import BrokenRecordError, RawRecord, parse_image_record
 from dataset.samplers import RecordSource
@@ -108,7 +108,7 @@ class PairStream(ABC):
                 valid.append(False)
             pixels.append(view)
             texts.append(text)
-        return torch.stack(pixels), self.text.collate(texts), torch.tensor(valid)
+        return stack_views(pixels), self.text.collate(texts), torch.tensor(valid)
 
     def may_flip(self, text: str) -> bool:
         """Whether the text stays true of a mirrored picture, as far as the config cares."""

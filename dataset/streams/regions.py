@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dataset.finetune import black
-from dataset.images import RandAugment, RegionAugmentConfig, decode, hflip, resize
+from dataset.images import RandAugment, RegionAugmentConfig, decode, hflip, resize, stack_views
 from dataset.records import Box, BrokenRecordError, Element, RawRecord, RegionRecord, parse_region_record
 from dataset.regions import WHOLE_BOX, elements_inside, flip_box, patch_mask, visible_elements
 from dataset.samplers import RecordSource, sample_rng
@@ -108,7 +108,7 @@ class RegionStream:
         laid.sort(key=lambda entry: entry[0])
         image_index, all_rows = [image for image, _, _ in laid], [row for _, _, row in laid]
         return RegionBatch(
-            pixels=torch.stack(pixels),
+            pixels=stack_views(pixels),
             image_index=torch.tensor(image_index),
             max_rows_per_image=max(int(counts.max()), self.config.max_regions if self.text.static else 0),
             patch_mask=torch.stack([row.patch_mask for row in all_rows]),

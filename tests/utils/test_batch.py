@@ -19,3 +19,13 @@ def test_keys_are_equal_exactly_for_equal_texts_whatever_the_padding():
 def test_rows_are_padded_on_the_right():
     assert stack_rows([[1, 2], [3]], 9).tolist() == [[1, 2], [3, 9]]
     assert stack_rows([], 9).shape == (0, 0)
+
+
+def test_a_key_is_a_polynomial_modulo_2_to_the_64():
+    ids = torch.randint(0, 30522, (5, 40), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(40) < torch.tensor([[40], [13], [2], [1], [0]])
+    for row, kept, key in zip(ids.tolist(), mask.sum(dim=1).tolist(), text_keys(ids, mask).tolist(), strict=True):
+        expected = 0
+        for token in row[:kept]:
+            expected = (expected * 6364136223846793005 + token + 1442695040888963407) % 2**64
+        assert key % 2**64 == expected

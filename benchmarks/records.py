@@ -1,0 +1,67 @@
+"""Pictures, captions and boxes in files, of the sizes that pre-training meets; their contents are noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dataset.prepare.tokenizer import train_wordpiece
+
+SIZES = ((640, 480), (640, 480), (640, 480), (640, 427), (640, 427), (480, 640), (427, 640), (500, 375))
+"""Width and height in COCO's mixture, roughly."""
+_TEXTURE = ((3, 70), (8, 40), (24, 24), (80, 14), (240, 9))
+"""Cells across and strength of each layer of smooth noise."""
+_GRAIN = 22
+_WORDS = 4000
+_SYLLABLES = [consonant + vowel for consonant in "bdfghklmnprstvw" for vowel in "aeio"]
+
+
+def write_records(folder: Path, pictures: int, records: int, *, divide: int = 1, quality: int = 90) -> float:
+    """``pairs.jsonl`` and ``regions.jsonl`` of so many records each, on so many JPEG files, with a ``tokenizer``.
+
+    Sizes are divided by ``divide``. Gives back the mean size of a file in bytes.
+    """
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(_SYLLABLES, int(rng.integers(1, 5)))) for _ in range(_WORDS)]
+    sizes = [tuple(side // divide for side in SIZES[number % len(SIZES)]) for number in range(pictures)]
+    for number, (width, height) in enumerate(sizes):
+        picture(width, height, rng).save(folder / f"{number}.jpg", "JPEG", quality=quality)
+    pairs, regions = [], []
+    for number in range(records):
+        image, size = f"{number % pictures}.jpg", sizes[number % pictures]
+        pairs.append({"image": image, "caption": caption(words, 10.5, 2.5, rng)})
+        elems = [{"bb": box(*size, rng), "caption": caption(words, 3.5, 1.5, rng)} for _ in range(8)]
+        regions.append({"image": image, "caption": caption(words, 10.5, 2.5, rng), "elems": elems})
+    for name, lines in (("pairs", pairs), ("regions", regions)):
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    train_wordpiece([str(pair["caption"]) for pair in pairs], folder / "tokenizer", vocab_size=3000)
+    return sum(path.stat().st_size for path in folder.glob("*.jpg")) / pictures
+
+
+def picture(width: int, height: int, rng: np.random.Generator) -> Image.Image:
+    """Smooth noise at several scales, with grain."""
+    planes = np.full((height, width, 3), 128, np.float32)
+    for cells, strength in _TEXTURE:
+        coarse = rng.standard_normal((max(2, cells * height // width), cells, 3))
+        coarse = 0.5 * coarse + 0.9 * coarse.mean(axis=2, keepdims=True)  # colours differ less than brightness
+        for channel in range(3):
+            plane = Image.fromarray(coarse[..., channel].astype(np.float32))
+            planes[..., channel] += strength * np.asarray(plane.resize((width, height), Image.Resampling.BICUBIC))
+    planes += _GRAIN * rng.standard_normal((height, width, 1))
+    return Image.fromarray(planes.clip(0, 255).astype(np.uint8))
+
+
+def caption(words: list[str], mean: float, spread: float, rng: np.random.Generator) -> str:
+    """So many words, the frequent ones more often, with a capital and a full stop."""
+    count = max(1, round(rng.normal(mean, spread)))
+    chosen = (len(words) ** rng.random(count)).astype(int) - 1
+    return " ".join(words[index] for index in chosen).capitalize() + "."
+
+
+def box(width: int, height: int, rng: np.random.Generator) -> list[int]:
+    """x, y, width and height of a part of the picture."""
+    w, h = int(rng.integers(8, width // 2)), int(rng.integers(8, height // 2))
+    return [int(rng.integers(width - w)), int(rng.integers(height - h)), w, h]
