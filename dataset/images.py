@@ -28,6 +28,10 @@ FILL = 128
 """Grey level that geometric operations bring in from outside the picture."""
 
 _DECODED_BY_TORCHVISION = ("JPEG", "PNG", "WEBP")
+_FRAME_HEADERS = (0xC0, 0xC1, 0xC2)
+"""Markers of baseline, extended and progressive JPEG."""
+_SKIPPED_SEGMENTS = (*range(0xE0, 0xF0), 0xC4, 0xDB, 0xDD, 0xFE)
+"""Markers of applications' data, tables, restart intervals and comments."""
 _CROP_ATTEMPTS = 10
 _LEVELS = np.arange(256)
 
@@ -79,22 +83,16 @@ def decode(content: bytes, max_pixels: int, place: str) -> Tensor:
         BrokenRecordError: "image too large" where the header says more than ``max_pixels`` (nothing is decoded then);
             "unreadable image" for bytes that are no picture, or a truncated one.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns at a size of its own
-            header: Image.Image = Image.open(io.BytesIO(content))
-    except Image.DecompressionBombError as error:
-        raise BrokenRecordError("image too large", place, str(error)) from None
-    except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
-        raise _unreadable(place, content, error) from None
-    width, height = header.size
+    size = jpeg_size(content)
+    header = _open(content, place) if size is None else None
+    width, height = header.size if header is not None else size or (0, 0)
     if width * height > max_pixels:
         raise BrokenRecordError(
             "image too large", place, f"{width} x {height} pixels, more than max_pixels = {max_pixels}"
         )
     try:
         is_animation = getattr(header, "is_animated", False)
-        if header.format in _DECODED_BY_TORCHVISION and not is_animation:
+        if header is None or (header.format in _DECODED_BY_TORCHVISION and not is_animation):
             # Faster than Pillow, with the same pixels.
             pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
             return pixels if pixels.dtype == torch.uint8 else (pixels.to(torch.int32) >> 8).to(torch.uint8)
@@ -102,6 +100,33 @@ def decode(content: bytes, max_pixels: int, place: str) -> Tensor:
             header = Image.fromarray((np.asarray(header) >> 8).astype(np.uint8))  # convert would clip instead
         return torch.from_numpy(np.array(header.convert("RGB"))).permute(2, 0, 1)
     except Exception as error:  # as above; torchvision raises RuntimeError
+        raise _unreadable(place, content, error) from None
+
+
+def jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height that the header of a JPEG file states; None for other bytes, and for what is rare in a JPEG's header
+    (several pictures in one file, lossless and arithmetic coding), which Pillow then looks at, ten times as slowly."""
+    at = 2 if content.startswith(b"\xff\xd8") else len(content)
+    while at + 9 <= len(content) and content[at] == 0xFF:
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+        if marker in _FRAME_HEADERS:
+            height, width = (int.from_bytes(content[at + start : at + start + 2], "big") for start in (5, 7))
+            return (width, height) if width and height else None
+        if marker not in _SKIPPED_SEGMENTS or content.startswith(b"MPF\0", at + 4):
+            return None
+        at += 2 + length
+    return None
+
+
+def _open(content: bytes, place: str) -> Image.Image:
+    """The picture before it is decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns at a size of its own
+            return Image.open(io.BytesIO(content))
+    except Image.DecompressionBombError as error:
+        raise BrokenRecordError("image too large", place, str(error)) from None
+    except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
         raise _unreadable(place, content, error) from None
 
 
