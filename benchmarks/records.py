@@ -37,7 +37,9 @@ def write_records(folder: Path, pictures: int, records: int, *, divide: int = 1,
         regions.append({"image": image, "caption": caption(words, 10.5, 2.5, rng), "elems": elems})
     for name, lines in (("pairs", pairs), ("regions", regions)):
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    train_wordpiece([str(pair["caption"]) for pair in pairs], folder / "tokenizer", vocab_size=3000)
+    # Of all texts, so that their words are mostly in its vocabulary, as those of captions are in BERT's.
+    texts = [str(each["caption"]) for line in (*pairs, *regions) for each in (line, *line.get("elems", ()))]
+    train_wordpiece(texts, folder / "tokenizer", vocab_size=30522)
     return sum(path.stat().st_size for path in folder.glob("*.jpg")) / pictures
 
 

@@ -28,8 +28,10 @@ FILL = 128
 """Grey level that geometric operations bring in from outside the picture."""
 
 _DECODED_BY_TORCHVISION = ("JPEG", "PNG", "WEBP")
-_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""Markers of JPEG's frames (SOF0 to SOF15); the three in between are tables."""
+_FRAME_HEADERS = (0xC0, 0xC1, 0xC2)
+"""Markers of baseline, extended and progressive JPEG."""
+_SKIPPED_SEGMENTS = (*range(0xE0, 0xF0), 0xC4, 0xDB, 0xDD, 0xFE)
+"""Markers of applications' data, tables, restart intervals and comments."""
 _CROP_ATTEMPTS = 10
 _LEVELS = np.arange(256)
 
@@ -81,29 +83,19 @@ def decode(content: bytes, max_pixels: int, place: str) -> Tensor:
         BrokenRecordError: "image too large" where the header says more than ``max_pixels`` (nothing is decoded then);
             "unreadable image" for bytes that are no picture, or a truncated one.
     """
-    size = _jpeg_size(content)
-    if size is not None and size[0] * size[1] <= max_pixels:
-        try:
-            return _decode_by_torchvision(content)
-        except RuntimeError as error:
-            raise _unreadable(place, content, error) from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns at a size of its own
-            header: Image.Image = Image.open(io.BytesIO(content))
-    except Image.DecompressionBombError as error:
-        raise BrokenRecordError("image too large", place, str(error)) from None
-    except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
-        raise _unreadable(place, content, error) from None
-    width, height = header.size
+    size = jpeg_size(content)
+    header = _open(content, place) if size is None else None
+    width, height = header.size if header is not None else size or (0, 0)
     if width * height > max_pixels:
         raise BrokenRecordError(
             "image too large", place, f"{width} x {height} pixels, more than max_pixels = {max_pixels}"
         )
     try:
         is_animation = getattr(header, "is_animated", False)
-        if header.format in _DECODED_BY_TORCHVISION and not is_animation:
-            return _decode_by_torchvision(content)
+        if header is None or (header.format in _DECODED_BY_TORCHVISION and not is_animation):
+            # Faster than Pillow, with the same pixels.
+            pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+            return pixels if pixels.dtype == torch.uint8 else (pixels.to(torch.int32) >> 8).to(torch.uint8)
         if header.mode.startswith("I;16"):
             header = Image.fromarray((np.asarray(header) >> 8).astype(np.uint8))  # convert would clip instead
         return torch.from_numpy(np.array(header.convert("RGB"))).permute(2, 0, 1)
@@ -111,27 +103,31 @@ def decode(content: bytes, max_pixels: int, place: str) -> Tensor:
         raise _unreadable(place, content, error) from None
 
 
-def _decode_by_torchvision(content: bytes) -> Tensor:
-    """Faster than Pillow, with the same pixels."""
-    pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    return pixels if pixels.dtype == torch.uint8 else (pixels.to(torch.int32) >> 8).to(torch.uint8)
-
-
-def _jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height from the frame header of a JPEG, which is less than what Pillow reads to open it; None where
-    the bytes are not those of a JPEG, or not in order."""
-    if not content.startswith(b"\xff\xd8\xff"):
-        return None
-    at = 2
+def jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height that the header of a JPEG file states; None for other bytes, and for what is rare in a JPEG's header
+    (several pictures in one file, lossless and arithmetic coding), which Pillow then looks at, ten times as slowly."""
+    at = 2 if content.startswith(b"\xff\xd8") else len(content)
     while at + 9 <= len(content) and content[at] == 0xFF:
-        marker = content[at + 1]
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
         if marker in _FRAME_HEADERS:
-            return int.from_bytes(content[at + 7 : at + 9], "big"), int.from_bytes(content[at + 5 : at + 7], "big")
-        if marker == 0xFF:  # filling before a marker
-            at += 1
-        else:
-            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+            height, width = (int.from_bytes(content[at + start : at + start + 2], "big") for start in (5, 7))
+            return (width, height) if width and height else None
+        if marker not in _SKIPPED_SEGMENTS or content.startswith(b"MPF\0", at + 4):
+            return None
+        at += 2 + length
     return None
+
+
+def _open(content: bytes, place: str) -> Image.Image:
+    """The picture before it is decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns at a size of its own
+            return Image.open(io.BytesIO(content))
+    except Image.DecompressionBombError as error:
+        raise BrokenRecordError("image too large", place, str(error)) from None
+    except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
+        raise _unreadable(place, content, error) from None
 
 
 def random_resized_crop(image: Tensor, size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:

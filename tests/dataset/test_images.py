@@ -23,6 +23,7 @@ from dataset.images import (
     decode,
     evaluation_view,
     hflip,
+    jpeg_size,
     random_resized_crop,
     resize,
     stack_views,
@@ -80,6 +81,37 @@ def test_orientation_is_not_applied():
     exif[0x0112] = 6
     image = decode(encode(picture(), "JPEG", exif=exif), MANY, "p")
     assert tuple(image.shape) == (3, 48, 64), "boxes refer to pixels as they are stored"
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"comment": b"x" * 999}, {"dpi": (72, 72)}, {"exif": b"x"}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_the_size_of_a_jpeg_is_read_without_pillow(monkeypatch, mode, options):
+    content = encode(picture().convert(mode), "JPEG", **options)
+    assert jpeg_size(content) == (64, 48)
+    expected = as_tensor(Image.open(io.BytesIO(content)))
+    monkeypatch.setattr("dataset.images.Image.open", lambda *args, **more: pytest.fail("opened by Pillow"))
+    assert torch.equal(decode(content, MANY, "p"), expected)
+    with pytest.raises(BrokenRecordError, match="image too large: 64 x 48 pixels, more than max_pixels = 3071"):
+        decode(content, 64 * 48 - 1, "p")
+
+
+def test_what_is_no_plain_jpeg_is_left_to_pillow():
+    frames = [picture(), picture().rotate(180)]
+    several = encode(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    assert jpeg_size(several) is None
+    assert torch.equal(decode(several, MANY, "p"), as_tensor(Image.open(io.BytesIO(several))))
+    plain = encode(picture(), "JPEG")
+    for other in (b"", b"\xff\xd8", encode(picture(), "PNG"), plain[:100], b"\xff\xd8" + bytes(100)):
+        assert jpeg_size(other) is None
+
+
+def test_a_jpeg_that_ends_anywhere_is_unreadable():
+    plain = encode(picture(), "JPEG")
+    for end in range(0, len(plain) - 2, 7):
+        with pytest.raises(BrokenRecordError, match=f"p: unreadable image: {end} bytes: "):
+            decode(plain[:end], MANY, "p")
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
