@@ -266,6 +266,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--utilisation", type=float, default=0.4, help="assumed share of its peak (0.4)")
     parser.add_argument("--step-images-per-s", type=float, help="of the step, where it was measured")
     flags = parser.parse_args(argv)
+    if not 0 < flags.utilisation <= 1:
+        parser.error(f"argument --utilisation: {flags.utilisation:g} is not above 0 and at most 1")
     scale = SMALL if flags.small else WHOLE
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

@@ -182,3 +182,15 @@ def test_a_record_with_several_broken_parts_is_one_broken_record():
     log.add(batch(100, *[("degenerate box", "a:1")] * 5, ("degenerate box", "a:2")))
     assert log.finish() == "2 of 100 records (2.0 %) are broken: 6 degenerate box (first: a:1)"
     assert BrokenRecordLog(0.0, 10).finish() == "0 records read, none broken"
+
+
+def test_pixels_stay_uint8_and_every_tensor_of_a_batch_is_pinned(loader, monkeypatch):
+    """Pinned tensors alone are copied to a GPU while it works; normalisation there needs no more than bytes."""
+    (batch,) = loader(workers=2).batches(0, 1)
+    for stream in (batch.images, batch.regions):
+        assert stream.pixels.dtype == torch.uint8
+        assert stream.pixels.is_contiguous()
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    batch.pin_memory()
+    assert [id(tensor) for tensor in pinned] == [id(tensor) for tensor in tensors(batch)]
