@@ -150,6 +150,9 @@ class Trainer:
         if self.config.recompute:
             model.recompute(self.config.recompute)
         if self.config.compile:
+            if self.config.recompute:
+                # DDP's way of cutting compiled graphs does not know recomputed parts, and refuses them.
+                torch._dynamo.config.optimize_ddp = False
             model.compile_encoders(mode=None if self.config.compile is True else self.config.compile)
 
     def fit(self) -> None:
