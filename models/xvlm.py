@@ -78,7 +78,8 @@ class XVLM(nn.Module):
     def compile_encoders(self, **options: Any) -> None:
         """Compile the blocks of the backbone and the layers of text and fusion encoder by ``torch.compile``; names of parameters
         stay. What lies between them depends on numbers that only the host knows."""
-        self.vision.backbone.compile(**options)
+        backbone = self.vision.backbone  # whose forward_features alone is called
+        backbone.forward_features = torch.compile(backbone.forward_features, **options)
         self.text.layers.compile(**options)
         self.fusion.run = torch.compile(self.fusion.run, **options)  # type: ignore[method-assign]
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataset.pretrain import PretrainBatches
@@ -102,9 +103,11 @@ def test_encoders_compile_without_graph_breaks_and_once_for_all_batches(task, as
     expected = {name: term.total.item() for name, term in task.model(made[0]).items()}
     torch._dynamo.reset()
     try:
-        task.model.compile_encoders(fullgraph=True, backend="eager")
+        counter = CompileCounter()
+        task.model.compile_encoders(fullgraph=True, backend=counter)
         torch.manual_seed(0)
         assert {name: term.total.item() for name, term in task.model(made[0]).items()} == pytest.approx(expected)
+        assert counter.frame_count >= 3, "vision, text and fusion"
         backward(task, made[0])
         same = [batch for batch in made[1:] if counts(batch) == counts(made[0])]
         with torch._dynamo.config.patch(error_on_recompile=True):
