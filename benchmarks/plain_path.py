@@ -78,7 +78,7 @@ def _matching(model: PretrainModel, text: Encoded, tokens: Tensor, mask: Tensor 
     wrong_images = torch.cat([tokens, tokens.index_select(0, negatives.image)])
     masks = None if mask is None else torch.cat([mask, mask.index_select(0, negatives.image)])
     wrong_text, wrong_image = _fuse(model, wrong_texts, wrong_images, masks).split([len(tokens)] * 2)
-    return model.matching_loss(matched, wrong_text, wrong_image, negatives.found)
+    return model.matching_loss([matched, wrong_text, wrong_image], negatives.found)
 
 
 def _words(model: PretrainModel, text: MaskedText, tokens: Tensor, mask: Tensor | None, padded: int) -> Tensor:

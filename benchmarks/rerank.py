@@ -49,7 +49,7 @@ def usual_way(model: RetrievalModel, image: Concepts, padded: Encoded) -> Tensor
     k = len(padded.mask)
     copies = Concepts(image.patches.expand(k, -1, -1).contiguous(), image.concept.expand(k, -1).contiguous())
     look = Look(model.fusion.remember(copies), torch.arange(k), 1)
-    return model.matching_head(model.fusion(padded, [look]).cls)[:, 1]
+    return model.matching_head(model.fusion(padded, look).cls)[:, 1]
 
 
 def shared_pairs(generator: torch.Generator) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +50,7 @@ class AligningModel(XVLM):
 
     def match(self, text: Encoded, memory: ImageMemory, rows: Tensor, texts_per_image: int | None) -> Tensor:
         """Matching logits (N, 2) of texts with the memory rows they look at; column 1 = matched (eq. 2)."""
-        return self.matching_head(self.fusion(text, [Look(memory, rows, texts_per_image)], cls_only=True).cls)
+        return self.matching_head(self.fusion(text, Look(memory, rows, texts_per_image), cls_only=True).cls)
 
     def align(self, concepts: Concepts, text: Encoded, rows: Rows) -> tuple[Callable[[], Tensor], Negatives]:
         """The contrastive loss, to be called for where other work has been started (the rows of other ranks are under way), and
@@ -90,11 +90,14 @@ class AligningModel(XVLM):
             Part(text, Look(memory, negatives.image, None), cls),
         ]
 
-    def matching_loss(self, matched: Encoded, wrong_text: Encoded, wrong_image: Encoded, found: Tensor) -> Tensor:
-        """A row without any allowed negative stays out altogether: alone, it would only teach to answer "matched"."""
-        logits = self.matching_head(torch.cat([matched.cls, wrong_text.cls, wrong_image.cls]))
+    def matching_loss(self, fused: Sequence[Encoded], found: Tensor) -> Tensor:
+        """Eq. 2 on what the fusion has made of :meth:`matching_parts`, of which the first are matched.
+
+        A row without any allowed negative, ``found``, stays out altogether: alone, it would only teach to answer "matched".
+        """
+        logits = self.matching_head(torch.cat([part.cls for part in fused]))
         truth = torch.arange(len(logits), device=logits.device) < len(found)
-        return losses.matching(logits, truth, found.repeat(3))
+        return losses.matching(logits, truth, found.repeat(len(fused)))
 
     @staticmethod
     def matching_count(rows: Rows) -> Tensor:

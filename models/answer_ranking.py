@@ -179,7 +179,7 @@ class _Subtrees:
         )
         rows = torch.arange(len(ids), device=device)
         text = Encoded(decoder.embed(ids, depths + decoder.embeddings.arch.first_position), sees)
-        states = decoder(text, [Look(memory, rows, 1)]).states[:, 1:]
+        states = decoder(text, Look(memory, rows, 1)).states[:, 1:]
         logits = decoder.logits(states)
         total = logits.logsumexp(dim=2)
         at, following = (part.masked_fill(~used, 0).flatten(1) for part in (at - 1, following))

@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from models import flops, losses
-from models.fusion import ImageMemory, Look
+from models.fusion import At, ImageMemory, Look, Part
 from models.generation import DecodingConfig, Generated, generate
 from models.heads import WordHead
-from models.layers import Extend, gather_positions
+from models.layers import Extend
 from models.text import TextEncoder
 from models.xvlm import XVLM, ModelConfig
 from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, Work
@@ -86,8 +86,9 @@ class CaptioningModel(XVLM):
 
     def logits(self, text: LeftToRightText, memory: ImageMemory, images: Tensor, texts_per_image: int = 1) -> Tensor:
         """Logits (N, M, V) at the [MASK]s of N texts that look at ``images`` (N,), at most ``texts_per_image`` at one."""
-        states = self.fuse(text.ids, text.mask, text.positions, Look(memory, images, texts_per_image))
-        return self.word_head(gather_positions(states, text.places), self.text.word_embeddings)
+        look, said = Look(memory, images, texts_per_image), At.all(text.places)
+        states = self.fuse(text.ids, text.mask, text.positions, look, said)
+        return self.word_head(states, self.text.word_embeddings)
 
     def generate(
         self, memory: ImageMemory, tokens: CaptionTokens, config: DecodingConfig, chances: Tensor | None = None
@@ -98,14 +99,21 @@ class CaptioningModel(XVLM):
         return generate(CaptionDecoder(self, memory, tokens.mask), prompt, tokens.end, config, chances)
 
     def fuse(
-        self, ids: Tensor, mask: Tensor, positions: Tensor, look: Look, extend: Callable[[int], Extend] | None = None
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        look: Look,
+        at: At | None = None,
+        extend: Callable[[int], Extend] | None = None,
     ) -> Tensor:
-        """States (N, L, D) of texts that look at images; ``extend``: of each layer, the text encoder's first."""
+        """States of texts that look at images, (N, L, D), or (N, M, D) of those ``at`` M places; ``extend``: of each layer, the
+        text encoder's first."""
         assert isinstance(self.text, TextEncoder)
         below = len(self.text.encoder.layer)
         text = self.text(ids, mask, positions, extend)
         above = None if extend is None else lambda layer: extend(below + layer)
-        return self.fusion(text, [look], extend=above).states
+        return self.fusion.fuse([Part(text, look, at)], above)[0].states
 
 
 class CaptionDecoder:
@@ -140,7 +148,7 @@ class CaptionDecoder:
         mask = torch.ones(total - before, total, dtype=torch.bool, device=new.device).tril(before)
         each = count // self.memory.images
         images = torch.arange(self.memory.images, device=new.device).repeat_interleave(each)
-        states = self.model.fuse(ids, mask.unsqueeze(0), positions, Look(self.memory, images, each), self._keep)
+        states = self.model.fuse(ids, mask.unsqueeze(0), positions, Look(self.memory, images, each), extend=self._keep)
         return self.model.word_head(states[:, -1], self.model.text.word_embeddings)
 
     def _keep(self, layer: int) -> Extend:

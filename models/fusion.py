@@ -146,27 +146,19 @@ class FusionEncoder(nn.Module):
     def forward(
         self,
         text: Encoded,
-        looks: Sequence[Look] = (),
+        look: Look | None = None,
         cls_only: bool = False,
         extend: Callable[[int], Extend] | None = None,
     ) -> Encoded:
         """Fuse texts with what they look at.
 
         Args:
-            text: (M, L, D) states; their order is that of ``looks``.
-            looks: stretches of rows that add up to M. Empty: the cross-attention is skipped, as for texts without image.
+            text: (M, L, D) states.
+            look: what each of them looks at; None: the cross-attention is skipped, as for texts without image.
             cls_only: only the first states ([CLS]) are wanted, (M, 1, D): the last layer computes no others.
             extend: of each layer by its number, see :class:`~models.layers.Attention`.
         """
-        assert not looks or sum(len(look.rows) for look in looks) == len(text.states), "looks must cover the texts"
-        pieces = text.split([len(look.rows) for look in looks]) if len(looks) > 1 else [text]
-        chosen: list[Look | None] = [*looks] or [None]
-        wanted = At.cls(text.states) if cls_only else None
-        parts = [
-            Part(piece, look, wanted.of(len(piece.states)) if wanted else None)
-            for piece, look in zip(pieces, chosen, strict=True)
-        ]
-        return Encoded.concat(self.fuse(parts, extend))
+        return self.fuse([Part(text, look, At.cls(text.states) if cls_only else None)], extend)[0]
 
     def fuse(self, parts: Sequence[Part], extend: Callable[[int], Extend] | None = None) -> list[Encoded]:
         """Fuse texts of any lengths, each with what it looks at, in one pass; in the order of ``parts``."""
@@ -206,12 +198,12 @@ class At:
     @staticmethod
     def cls(texts: Tensor) -> At:
         """The first token of each of ``texts`` (M, …)."""
-        positions = torch.zeros(len(texts), 1, dtype=torch.int64, device=texts.device)
-        return At(positions, torch.ones_like(positions, dtype=torch.bool), len(texts))
+        return At.all(torch.zeros(len(texts), 1, dtype=torch.int64, device=texts.device))
 
-    def of(self, count: int) -> At:
-        """The same of ``count`` texts, where all want their first token."""
-        return At(self.positions[:count], self.used[:count], count)
+    @staticmethod
+    def all(positions: Tensor) -> At:
+        """Those at ``positions`` (M, K), every one."""
+        return At(positions, torch.ones_like(positions, dtype=torch.bool), positions.numel())
 
 
 @dataclass(frozen=True)
@@ -265,62 +257,77 @@ class _LayerPlan:
 
     asking: Asking
     plans: tuple[_Plan, ...]
-    looking: int
 
     def cross(self, layer: int) -> Cross | None:
-        return Cross(self.looking, _cross_attend(self.plans, layer)) if self.plans else None
+        if not self.plans:
+            return None
+        return Cross(sum(plan.layout.rows for plan in self.plans), _cross_attend(self.plans, layer))
 
 
 def _plan_layers(stretches: Sequence[_Stretch]) -> tuple[_LayerPlan, _LayerPlan]:
     """Of the inner layers and of the last one; stretches that look at nothing come last."""
     looks = [stretch.self_looks() for stretch in stretches]
-    seeing = [(stretch, stretch.part.look) for stretch in stretches if stretch.part.look is not None]
-    plans = tuple(_plan(look, stretch.keys) for stretch, look in seeing)
-    inner = _LayerPlan(Asking(tuple(look for look, _ in looks)), plans, sum(plan.layout.rows for plan in plans))
+    seeing = [(stretch, _Slots.of(stretch.part.look)) for stretch in stretches if stretch.part.look is not None]
+    plans = tuple(_plan(slots, stretch.keys) for stretch, slots in seeing)
+    inner = _LayerPlan(Asking(tuple(look for look, _ in looks)), plans)
     if all(stretch.part.at is None for stretch in stretches):
         return inner, inner
-    starts = itertools.accumulate((stretch.keys.rows for stretch in stretches), initial=0)
-    wanted = join([stretch.wanted_rows(start) for stretch, start in zip(stretches, starts, strict=False)])
+    starts = itertools.accumulate([0, *(stretch.keys.rows for stretch in stretches[:-1])])
+    wanted = join([stretch.wanted_rows(start) for stretch, start in zip(stretches, starts, strict=True)])
     asking = Asking(tuple(look for _, look in looks), wanted)
-    plans = tuple(_plan(look, stretch.queries) for stretch, look in seeing)
-    return inner, _LayerPlan(asking, plans, sum(plan.layout.rows for plan in plans))
+    return inner, _LayerPlan(asking, tuple(_plan(slots, stretch.queries) for stretch, slots in seeing))
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """How a look's texts are joined, each in a slot of its image's: ``table`` (N * S,) names the text in each of an image's S
+    slots, ``of_text`` (M,) the slot of each text. ``count`` S; 0: they are not joined, and keys are copied per text."""
+
+    look: Look
+    count: int = 0
+    table: Tensor | None = None
+    of_text: Tensor | None = None
+
+    @staticmethod
+    def of(look: Look) -> _Slots:
+        image, device = _image_of_text(look), look.rows.device
+        slots = look.texts_per_image
+        if slots is None:
+            if not on_host(look.rows):
+                return _Slots(look)
+            slots = int(image.bincount().max())
+        order = image.argsort(stable=True)
+        arranged = image.index_select(0, order)
+        slot = torch.arange(len(image), device=device) - torch.searchsorted(arranged, arranged)
+        of_text = torch.empty_like(image).scatter_(0, order, arranged * slots + slot)
+        table = torch.zeros(look.memory.images * slots, dtype=torch.int64, device=device)
+        table.scatter_(0, of_text, torch.arange(len(image), device=device))
+        return _Slots(look, slots, table, of_text)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """A look with its layout.
+    """A look with the layout of its queries. Joined, an image's texts share one row of them: ``take`` (N * S * L,) are the rows
+    that go into it, and ``place`` (T,) is where each row went."""
 
-    Joined, an image's texts share one row of queries, each in a slot of its own: ``table`` (N * S,) names the text in each of
-    an image's S slots, ``take`` (N * S * L,) the rows, and ``place`` (T,) where each row went. Else keys are copied per text.
-    """
-
-    look: Look
+    slots: _Slots
     layout: Layout
-    slots: int = 1
-    table: Tensor | None = None
     take: Tensor | None = None
     place: Tensor | None = None
 
+    @property
+    def look(self) -> Look:
+        return self.slots.look
 
-def _plan(look: Look, layout: Layout) -> _Plan:
-    memory, rows = look.memory, look.rows
-    image = _image_of_text(look)
-    slots = look.texts_per_image
-    if slots is None:
-        if not on_host(rows):
-            return _Plan(look, layout)
-        slots = int(image.bincount().max())
-    length, device = layout.shape[1], rows.device
-    order = image.argsort(stable=True)
-    arranged = image.index_select(0, order)
-    slot = torch.arange(len(image), device=device) - torch.searchsorted(arranged, arranged)
-    of_text = torch.empty_like(image).scatter_(0, order, arranged * slots + slot)
-    table = torch.zeros(memory.images * slots, dtype=torch.int64, device=device)
-    table.scatter_(0, of_text, torch.arange(len(image), device=device))
-    take = layout.rows_by_slot(device).index_select(0, table).flatten()
-    place = (of_text.unsqueeze(1) * length + torch.arange(length, device=device)).flatten()
+
+def _plan(slots: _Slots, layout: Layout) -> _Plan:
+    if slots.table is None or slots.of_text is None:
+        return _Plan(slots, layout)
+    length, device = layout.shape[1], slots.table.device
+    take = layout.rows_by_slot(device).index_select(0, slots.table).flatten()
+    place = (slots.of_text.unsqueeze(1) * length + torch.arange(length, device=device)).flatten()
     place = place if layout.slot_of_row is None else place.index_select(0, layout.slot_of_row)
-    return _Plan(look, layout, slots, table, take, place)
+    return _Plan(slots, layout, take, place)
 
 
 def _image_of_text(look: Look) -> Tensor:
@@ -333,7 +340,7 @@ def _cross_attend(plans: Sequence[_Plan], layer: int) -> CrossAttend:
         parts = queries.split([plan.layout.rows for plan in plans])
         return join(
             [
-                (_attend_copied if plan.table is None else _attend_joined)(attention, part, plan, layer)
+                (_attend_copied if plan.take is None else _attend_joined)(attention, part, plan, layer)
                 for plan, part in zip(plans, parts, strict=True)
             ]
         )
@@ -358,8 +365,8 @@ def _attend_copied(attention: Attention, rows: Tensor, plan: _Plan, layer: int) 
 
 
 def _attend_joined(attention: Attention, rows: Tensor, plan: _Plan, layer: int) -> Tensor:
-    memory, slots, table, take, place = plan.look.memory, plan.slots, plan.table, plan.take, plan.place
-    assert table is not None and take is not None and place is not None
+    memory, take, place = plan.look.memory, plan.take, plan.place
+    assert take is not None and place is not None
     stored = memory.layers[layer]
     keys, values = stored.patches
     mask = None if memory.token_mask is None else attention_mask(memory.token_mask)
@@ -367,16 +374,16 @@ def _attend_joined(attention: Attention, rows: Tensor, plan: _Plan, layer: int) 
         concept_keys, concept_values = (_to_images(part, plan) for part in stored.concepts)
         keys, values = torch.cat([concept_keys, keys], dim=2), torch.cat([concept_values, values], dim=2)
         mask = _slot_mask(memory, plan, plan.layout.shape[1])
-    queries = rows.index_select(0, take).view(memory.images, slots * plan.layout.shape[1], rows.shape[1])
+    queries = rows.index_select(0, take).view(memory.images, -1, rows.shape[1])
     attended = attention.attend(split_heads(queries, attention.self.heads), keys, values, mask)
     return merge_heads(attended).flatten(0, 1).index_select(0, place)
 
 
 def _to_images(concepts: Tensor, plan: _Plan) -> Tensor:
     """Keys, or values, of concept tokens (R, heads, 1, d), of each text's in its slot: (N, heads, S, d)."""
-    assert plan.table is not None
-    own = concepts.index_select(0, plan.look.rows.index_select(0, plan.table)).squeeze(2)
-    return own.view(plan.look.memory.images, plan.slots, *own.shape[1:]).transpose(1, 2)
+    assert plan.slots.table is not None
+    own = concepts.index_select(0, plan.look.rows.index_select(0, plan.slots.table)).squeeze(2)
+    return own.view(plan.look.memory.images, plan.slots.count, *own.shape[1:]).transpose(1, 2)
 
 
 def _slot_mask(memory: ImageMemory, plan: _Plan, length: int) -> Tensor:
@@ -384,9 +391,9 @@ def _slot_mask(memory: ImageMemory, plan: _Plan, length: int) -> Tensor:
 
     An empty slot sees what text 0 sees: never nothing, and nobody reads it.
     """
-    assert memory.patch_mask is not None and plan.table is not None
-    images, slots = memory.images, plan.slots
-    seen = memory.patch_mask.index_select(0, plan.look.rows.index_select(0, plan.table)).view(images, slots, -1)
+    assert memory.patch_mask is not None and plan.slots.table is not None
+    images, slots = memory.images, plan.slots.count
+    seen = memory.patch_mask.index_select(0, plan.look.rows.index_select(0, plan.slots.table)).view(images, slots, -1)
     own = torch.eye(slots, dtype=torch.bool, device=seen.device).expand(images, slots, slots)
     mask = torch.cat([own, seen], dim=2)
     return mask.repeat_interleave(length, dim=1, output_size=slots * length).unsqueeze(1)

@@ -40,4 +40,4 @@ class GroundingModel(XVLM):
         """The box of each text in its image, (N, 4) in 0..1 as centre and size. ``pixels`` (N, 3, H, W)."""
         rows = torch.arange(len(pixels), device=pixels.device)
         look = Look(self.fusion.remember(self.vision(pixels)), rows, 1)
-        return predict_box(self.box_head, self.fusion(self.text.encode([text])[0], [look], cls_only=True))
+        return predict_box(self.box_head, self.fusion(self.text.encode([text])[0], look, cls_only=True))

@@ -56,5 +56,5 @@ class NLVRModel(XVLM):
         statements = self.text.encode([text])[0]
         rows = torch.arange(len(text.ids), device=text.ids.device)
         look = Look(self.fusion.remember(self.vision(pixels)), torch.arange(len(pixels), device=rows.device), 1)
-        fused = self.fusion(statements.rows(rows.repeat(self.pictures)), [look], cls_only=True)
+        fused = self.fusion(statements.rows(rows.repeat(self.pictures)), look, cls_only=True)
         return self.classifier(torch.cat(fused.cls.chunk(self.pictures), dim=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from typing import Any, Literal
 
 import torch
@@ -132,11 +132,11 @@ class PretrainModel(AligningModel):
         seen, texts = self._encode_pixels(batch), self._encode_texts(batch)
         streams: dict[str, _StreamLosses] = {}
         if batch.images is not None:
-            streams["images"] = self._pair_losses(batch.images, seen["images"], texts["images"], "images", batch)
+            streams["images"] = self._pair_losses(batch.images, "images", seen, texts, batch.unmatched)
         if batch.videos is not None:
-            streams["videos"] = self._pair_losses(batch.videos, seen["videos"], texts["videos"], "videos", batch)
+            streams["videos"] = self._pair_losses(batch.videos, "videos", seen, texts, batch.unmatched)
         if batch.regions is not None:
-            streams["regions"] = self._region_losses(batch.regions, seen["regions"], texts["regions"], batch)
+            streams["regions"] = self._region_losses(batch.regions, seen, texts, batch.unmatched)
         if batch.texts is not None:
             streams["texts"] = self._text_loss(batch.texts, texts["texts"])
         if batch.pairs is not None:
@@ -180,7 +180,7 @@ class PretrainModel(AligningModel):
             images: whole images; text i looks at image ``image_index[i]``, at most ``texts_per_image`` at one (None: any).
         """
         look = Look(self.fusion.remember(images), image_index, texts_per_image)
-        return predict_box(self.box_head, self.fusion(text, [look], cls_only=True))
+        return predict_box(self.box_head, self.fusion(text, look, cls_only=True))
 
     def predict_words(self, fused: Encoded, positions: Tensor) -> Tensor:
         """Logits (N, M, V) at ``positions`` (N, M) (eq. 3)."""
@@ -233,24 +233,25 @@ class PretrainModel(AligningModel):
     def _pair_losses(
         self,
         batch: ImageTextBatch | VideoTextBatch,
-        seen: Concepts,
-        texts: list[Encoded],
         stream: str,
-        whole: PretrainBatch,
+        seen: dict[str, Concepts],
+        texts: dict[str, list[Encoded]],
+        unmatched: Collection[str],
     ) -> _StreamLosses:
         """Those of images, or of videos, with their texts."""
-        text, masked = texts
-        contrastive, negatives = self.align(seen, text, self._rows(batch, stream))
-        memory = self.fusion.remember(seen)
+        text, masked = texts[stream]
+        contrastive, negatives = self.align(seen[stream], text, self._rows(batch, stream))
+        memory = self.fusion.remember(seen[stream])
         rows = torch.arange(len(batch.valid), device=batch.valid.device)
         parts = [Part(masked, Look(memory, rows, 1), _masked_words(batch.text))]
-        if stream not in whole.unmatched:
+        if stream not in unmatched:
             parts += self.matching_parts(text, memory, 1, negatives)
         words, *pairs = yield parts
-        sums = {"contrastive": contrastive(), "matching": self._no_matching()}
-        if pairs:
-            sums["matching"] = self.matching_loss(pairs[0], pairs[1], pairs[2], negatives.found)
-        sums["mlm"] = self._word_loss(words, batch.text)
+        sums = {
+            "contrastive": contrastive(),
+            "matching": self.matching_loss(pairs, negatives.found) if pairs else self._no_matching(),
+            "mlm": self._word_loss(words, batch.text),
+        }
         return sums
 
     def _no_matching(self) -> Tensor:
@@ -259,9 +260,13 @@ class PretrainModel(AligningModel):
         return 0 * torch.stack([parameter.sum() for parameter in self.matching_head.parameters()]).sum()
 
     def _region_losses(
-        self, batch: RegionBatch, images: Concepts, texts: list[Encoded], whole: PretrainBatch
+        self,
+        batch: RegionBatch,
+        seen: dict[str, Concepts],
+        texts: dict[str, list[Encoded]],
+        unmatched: Collection[str],
     ) -> _StreamLosses:
-        text, masked = texts
+        images, (text, masked) = seen["regions"], texts["regions"]
         regions = self.vision.regions(images, batch.patch_mask, batch.image_index)
         contrastive, negatives = self.align(regions, text, self._rows(batch, "regions"))
         memory = self.fusion.remember(_with_whole_images(regions, images))
@@ -272,13 +277,14 @@ class PretrainModel(AligningModel):
             Part(masked, Look(memory, rows, most), _masked_words(batch.text)),
             Part(text, Look(memory, count + batch.image_index, most), At.cls(rows)),
         ]
-        if "regions" not in whole.unmatched:
+        if "regions" not in unmatched:
             parts += self.matching_parts(text, memory, most, negatives)
         words, located, *pairs = yield parts
-        sums = {"contrastive": contrastive(), "matching": self._no_matching()}
-        if pairs:
-            sums["matching"] = self.matching_loss(pairs[0], pairs[1], pairs[2], negatives.found)
-        sums["mlm"] = self._word_loss(words, batch.text)
+        sums = {
+            "contrastive": contrastive(),
+            "matching": self.matching_loss(pairs, negatives.found) if pairs else self._no_matching(),
+            "mlm": self._word_loss(words, batch.text),
+        }
         predicted, counts = predict_box(self.box_head, located), self._boxes_that_count(batch)
         sums["l1"] = losses.box_l1(predicted, batch.boxes_cxcywh, counts)
         sums["giou"] = losses.box_giou(predicted, batch.boxes_cxcywh, counts)
@@ -303,7 +309,7 @@ class PretrainModel(AligningModel):
         words, *pairs = yield [masked_part, *self.matching_parts(second, memory, 1, negatives)]
         return {
             "contrastive": contrastive(),
-            "matching": self.matching_loss(pairs[0], pairs[1], pairs[2], negatives.found),
+            "matching": self.matching_loss(pairs, negatives.found),
             "mlm": self._word_loss(words, batch.text),
         }
 

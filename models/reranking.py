@@ -76,7 +76,7 @@ def score_pairs(
         alone = _one_image(memory, image)
         for part in _similar_lengths(bank.lengths[wanted], tokens_per_call):
             rows = torch.zeros(len(part), dtype=torch.int64, device=found.device)
-            fused = fusion(bank.rows(wanted[part]), [Look(alone, rows, len(part))], cls_only=True)
+            fused = fusion(bank.rows(wanted[part]), Look(alone, rows, len(part)), cls_only=True)
             found[part.to(found.device)] = matching_head(fused.cls)[:, 1].float()
         scores.append(found)
     return scores

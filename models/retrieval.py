@@ -20,8 +20,7 @@ class RetrievalModel(AligningModel):
         (text,) = self.text.encode([batch.text])
         contrastive, negatives = self.align(images, text, _rows(batch))
         parts = self.matching_parts(text, self.fusion.remember(images), 1, negatives)
-        matched, wrong_text, wrong_image = self.fusion.fuse(parts)
-        matching = self.matching_loss(matched, wrong_text, wrong_image, negatives.found)
+        matching = self.matching_loss(self.fusion.fuse(parts), negatives.found)
         return {"contrastive": Term(contrastive(), 1.0), "matching": Term(matching, 1.0)}
 
     def counts(self, batch: RetrievalBatch) -> dict[str, Tensor]:

@@ -63,4 +63,4 @@ class VideoQAModel(XVLM):
             return self.classifier(self.fusion(asked, cls_only=True).cls)
         rows = torch.arange(len(pixels), device=pixels.device) if video_of_question is None else video_of_question
         look = Look(self.fusion.remember(self.vision(pixels)), rows, questions_per_video)
-        return self.classifier(self.fusion(asked, [look], cls_only=True).cls)
+        return self.classifier(self.fusion(asked, look, cls_only=True).cls)

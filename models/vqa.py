@@ -96,7 +96,7 @@ class AnswerDecoder(FusionEncoder):
         length = ids.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
         text = Encoded(self.embed(ids), causal & mask.unsqueeze(1))
-        return self(text, [Look(memory, rows, answers_per_question)]).states
+        return self(text, Look(memory, rows, answers_per_question)).states
 
     def logits(self, states: Tensor) -> Tensor:
         """Of the next token, (..., V) float32."""
@@ -167,7 +167,7 @@ class VQAModel(XVLM):
         """
         rows = torch.arange(len(pixels), device=pixels.device) if image_of_question is None else image_of_question
         look = Look(self.fusion.remember(self.vision(pixels)), rows, questions_per_image)
-        return self.fusion(self.text.encode([text])[0], [look])
+        return self.fusion(self.text.encode([text])[0], look)
 
     def copied_from(self) -> dict[str, str]:
         """As released: embeddings (where they are its own) and word head from the pre-trained ones, layers from the fusion's, of

@@ -187,7 +187,7 @@ class Evaluation:
             given = self.processor.collate(examples)
             masked = self.model.text(given.masked_ids.to(self.device), given.mask.to(self.device))
             memory = self.model.fusion.remember(self._encode_images(block))
-            fused = self.model.fusion(masked, [Look(memory, torch.arange(len(block), device=self.device), 1)])
+            fused = self.model.fusion(masked, Look(memory, torch.arange(len(block), device=self.device), 1))
             guesses = self.model.predict_words(fused, given.positions.to(self.device)).argmax(dim=-1).cpu()
             counted = given.labels != IGNORE
             right += int((guesses == given.labels)[counted].sum())

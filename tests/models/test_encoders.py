@@ -138,7 +138,7 @@ def test_any_other_hugging_face_encoder_runs_and_loads_its_weights(tmp_path):
     expected = AutoModel.from_pretrained(folder).eval()(input_ids=IDS, attention_mask=MASK.long()).last_hidden_state
     torch.testing.assert_close(model.text(IDS, MASK).states, expected)
     fused = model.fusion(
-        model.text(IDS, MASK), [Look(model.fusion.remember(model.vision(PIXELS[:, :, :16, :16])), torch.arange(2), 1)]
+        model.text(IDS, MASK), Look(model.fusion.remember(model.vision(PIXELS[:, :, :16, :16])), torch.arange(2), 1)
     )
     assert fused.states.shape == (2, 5, 16)
     with pytest.raises(UserError, match="no mask per query"):
@@ -207,11 +207,11 @@ def test_texts_joined_along_an_image_equal_texts_one_by_one():
     ids = torch.randint(4, 40, (5, 4))
     text = model.text(ids, torch.ones(5, 4, dtype=torch.bool))
     rows = torch.tensor([2, 0, 2, 2, 1])
-    together = model.fusion(text, [Look(model.fusion.remember(images), rows, 3)]).states
-    copied = model.fusion(text, [Look(model.fusion.remember(images), rows, None)]).states
+    together = model.fusion(text, Look(model.fusion.remember(images), rows, 3)).states
+    copied = model.fusion(text, Look(model.fusion.remember(images), rows, None)).states
     for index, row in enumerate(rows.tolist()):
         one = Concepts(images.patches[row : row + 1], images.concept[row : row + 1])
         look = Look(model.fusion.remember(one), torch.zeros(1, dtype=torch.int64), 1)
-        alone = model.fusion(text.rows(torch.tensor([index])), [look]).states[0]
+        alone = model.fusion(text.rows(torch.tensor([index])), look).states[0]
         torch.testing.assert_close(together[index], alone, atol=2e-6, rtol=1e-5)
         torch.testing.assert_close(copied[index], alone, atol=2e-6, rtol=1e-5)

@@ -95,14 +95,14 @@ def test_text_states_equal_those_of_the_published_xlm_roberta(text):
 
 def test_fusion_equals_the_published_cross_encoder(model, text):
     look = Look(model.fusion.remember(model.vision(GIVEN["image"])), torch.arange(len(text.mask)), 1)
-    assert_golden(model.fusion(text, [look]).states, EXPECTED["fusion_embeds"], text.mask)
+    assert_golden(model.fusion(text, look).states, EXPECTED["fusion_embeds"], text.mask)
 
 
 @pytest.mark.parametrize("texts_per_text", [1, 2, None])
 def test_fusion_looks_at_texts_as_published(model, text, texts_per_text):
     other = model.text(GIVEN["text_ids_2"], GIVEN["text_atts_2"].bool())
     look = Look(model.fusion.remember_text(other), torch.arange(len(text.mask)), texts_per_text)
-    assert_golden(model.fusion(text, [look]).states, EXPECTED["text_text_fusion_embeds"], text.mask)
+    assert_golden(model.fusion(text, look).states, EXPECTED["text_text_fusion_embeds"], text.mask)
 
 
 def batch() -> PretrainBatch:

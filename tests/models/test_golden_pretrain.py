@@ -62,7 +62,7 @@ def test_text_without_image_skips_cross_attention(model, text):
 @pytest.mark.parametrize("texts_per_image", [1, 3, None])
 def test_fusion_equals_the_published_one_in_every_layout(model, text, texts_per_image):
     look = Look(model.fusion.remember(model.vision(GIVEN["image"])), torch.arange(len(text.mask)), texts_per_image)
-    assert_golden(model.fusion(text, [look]).states, EXPECTED["fusion_embeds"], text.mask)
+    assert_golden(model.fusion(text, look).states, EXPECTED["fusion_embeds"], text.mask)
 
 
 @pytest.mark.parametrize("texts_per_image", [7, None])
@@ -70,7 +70,7 @@ def test_fusion_sees_a_region_through_its_patch_mask(model, texts_per_image):
     _, regions = region_concepts(model)
     text = model.text(GIVEN["region_text_ids"], GIVEN["region_text_atts"].bool())
     look = Look(model.fusion.remember(regions), torch.arange(len(text.mask)), texts_per_image)
-    assert_golden(model.fusion(text, [look]).states, EXPECTED["region_fusion_embeds"], text.mask)
+    assert_golden(model.fusion(text, look).states, EXPECTED["region_fusion_embeds"], text.mask)
 
 
 def test_embeddings_similarity_and_sampling_weights(model, text):
@@ -92,7 +92,7 @@ def test_boxes_and_words(model, text):
     assert_golden(boxes, EXPECTED["region_pred_bbox"])
     masked = model.text(GIVEN["text_ids_masked"], GIVEN["text_atts"].bool())
     look = Look(model.fusion.remember(model.vision(GIVEN["image"])), torch.arange(len(masked.mask)), 1)
-    logits = model.predict_words(model.fusion(masked, [look]), GIVEN["masked_pos"])
+    logits = model.predict_words(model.fusion(masked, look), GIVEN["masked_pos"])
     assert_golden(logits, EXPECTED["image_mlm_logits"])
 
 

@@ -218,7 +218,7 @@ def test_the_fusion_looks_at_every_frame_of_tokens(model):
 
     def fused(pixels: Tensor) -> Tensor:
         look = Look(other.fusion.remember(other.vision(pixels)), torch.arange(2), 1)
-        return other.fusion(text, [look], cls_only=True).cls
+        return other.fusion(text, look, cls_only=True).cls
 
     pixels = GIVEN["video"]
     for frame in range(3):
