@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dataset.records import BrokenRecordError, Texts, alternatives
 from utils.batch import IGNORE, MaskedText, Text, stack_rows, text_keys
@@ -231,6 +232,14 @@ class TextProcessor(PlainTextProcessor):
                 # Uniform over the whole vocabulary, special and unused entries too, as released.
                 masked[position] = int(rng.integers(self.vocab_size))
         return TextExample(ids, masked, positions)
+
+    def encode_plain(self, texts: Sequence[str]) -> Text:
+        text = super().encode_plain(texts)
+        if not self.static:
+            return text
+        more = (0, self.limits.max_tokens - text.ids.shape[1])
+        ids = pad(text.ids, more, value=self.pad_id)
+        return Text(ids, pad(text.mask, more), _rounded_up(int(text.mask.sum()), ids.numel()))
 
     def filler(self) -> TextExample:
         """The text of a row that does not count: [CLS] [SEP], nothing masked."""

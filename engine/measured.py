@@ -45,6 +45,8 @@ class Measured:
     def memory(self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool) -> StepMemory | None:
         """Of a step on one micro-batch, or with ``gradients_stay`` on two of them; None: it does not fit."""
         batches = [make_batch(self.trainer.model)] * (2 if gradients_stay else 1)
+        if self.trainer.config.compile:
+            torch._dynamo.reset()  # each size has a shape of its own, and the compiler stops after a few
         try:
             for _ in range(2):  # the optimiser has its states after the first
                 torch.cuda.reset_peak_memory_stats(self.device)

@@ -1,4 +1,4 @@
-"""Micro-batches on their way to the device while it is still busy with the one before."""
+"""Micro-batches on their way to the device while it is still busy with the step before."""
 
 from __future__ import annotations
 
@@ -18,33 +18,25 @@ class Moved(NamedTuple):
     on_device: Any
 
 
-def move_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Moved]:
-    """Each of ``batches`` with its copy on ``device``; on a GPU the next one is copied on a stream of its own meanwhile.
+def moved(batches: Iterator[Any], device: torch.device) -> Iterator[Moved]:
+    """Each of ``batches`` with its copy on ``device``.
 
-    The loader is asked for one more than was taken, and never for one beyond its last.
+    A GPU copies on a stream of its own. The host is ahead of it: when the next micro-batch is asked for, the step before is
+    still being computed, and the copy runs beside it.
     """
-    if device.type != "cuda":
-        for batch in batches:
-            yield Moved(batch, to_device(batch, device))
-        return
-    copying = torch.cuda.Stream(device)
-    ahead = _copy(next(batches, None), device, copying)
-    while ahead is not None:
-        current, ahead = ahead, _copy(next(batches, None), device, copying)
-        computing = torch.cuda.current_stream(device)
-        computing.wait_stream(copying)
-
-        def keep(tensor: Tensor, stream: Any = computing) -> Tensor:
-            if tensor.is_cuda:
-                tensor.record_stream(stream)  # its memory is not given to others before the step is done with it
-            return tensor
-
-        map_tensors(current.on_device, keep)
-        yield current
+    copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+    for batch in batches:
+        yield Moved(batch, to_device(batch, device) if copying is None else _copy(batch, device, copying))
 
 
-def _copy(batch: Any, device: torch.device, stream: Any) -> Moved | None:
-    if batch is None:
-        return None
-    with torch.cuda.stream(stream):
-        return Moved(batch, to_device(batch, device))
+def _copy(batch: Any, device: torch.device, copying: Any) -> Any:
+    with torch.cuda.stream(copying):
+        on_device = to_device(batch, device)
+    computing = torch.cuda.current_stream(device)
+    computing.wait_stream(copying)
+
+    def keep(tensor: Tensor) -> Tensor:
+        tensor.record_stream(computing)  # its memory is not given to others before the step is done with it
+        return tensor
+
+    return map_tensors(on_device, keep)

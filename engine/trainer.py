@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from engine.checkpoint import Checkpoint, save_best, save_checkpoint
 from engine.devices import peak_of
 from engine.precision import Precision, PrecisionName
-from engine.prefetch import move_ahead
+from engine.prefetch import moved
 from engine.run_folder import MetricsLog, RunFolder
 from engine.task import Encoder, Loader, Task, TaskModel
 from engine.throughput import Throughput
@@ -76,6 +76,15 @@ class TrainConfig(Config):
     def _says_how_long(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_gradients(self) -> TrainConfig:
+        if isinstance(self.compile, str) and self.accumulate > 1:
+            raise ValueError(
+                f"compile: {self.compile} records graphs, whose next run may write over gradients that are still added to; with "
+                f"accumulate = {self.accumulate}, give compile: true"
+            )
         return self
 
     def total_steps(self, loader: Loader) -> int:
@@ -150,9 +159,6 @@ class Trainer:
         if self.config.recompute:
             model.recompute(self.config.recompute)
         if self.config.compile:
-            if self.config.recompute:
-                # DDP's way of cutting compiled graphs does not know recomputed parts, and refuses them.
-                torch._dynamo.config.optimize_ddp = False
             model.compile_encoders(mode=None if self.config.compile is True else self.config.compile)
 
     def fit(self) -> None:
@@ -166,7 +172,7 @@ class Trainer:
             logger.info("all %d steps are done", self.steps)
             return
         micro_batches = self.loader.batches(self.consumed, remaining * self.config.accumulate)
-        on_device = move_ahead(micro_batches, self.device)
+        on_device = moved(micro_batches, self.device)
         main = distributed.rank() == 0
         metrics = MetricsLog(self.folder, self.step) if main else None
         progress = progress_bar(total=self.steps, quiet=not main, initial=self.step, unit="step")
@@ -174,8 +180,8 @@ class Trainer:
         pending: _Pending | None = None
         try:
             while self.step < self.steps:
-                moved = [next(on_device) for _ in range(self.config.accumulate)]
-                current = self.train_step(*map(list, zip(*moved, strict=True)))
+                taken = [next(on_device) for _ in range(self.config.accumulate)]
+                current = self.train_step([each.on_host for each in taken], [each.on_device for each in taken])
                 if pending is not None:
                     report(pending)
                 pending = current

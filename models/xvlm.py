@@ -60,8 +60,8 @@ class XVLM(nn.Module):
         self.fusion = FusionEncoder(config.fusion, self.text.layer_config, self.vision.width)
 
     def recompute(self, parts: Collection[str]) -> None:
-        """Keep only the inputs of the layers of these encoders (vision, text, fusion) for the backward pass, which computes the
-        rest anew: less memory, about a third more time there.
+        """Keep only the inputs of the layers of these encoders (vision, text, fusion), and the keys and values of what the fusion
+        looks at, for the backward pass, which computes the rest anew: less memory, more time.
 
         Raises:
             UserError: if timm's backbone cannot.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
@@ -273,3 +274,14 @@ def test_a_tokenizer_without_a_mask_is_refused(tokenizer):
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, cls_token="[CLS]", sep_token="[SEP]")
     with pytest.raises(UserError, match="has no mask_token"):
         processor(bare)
+
+
+def test_texts_without_masks_have_the_static_shape_too(tokenizer):
+    text = processor(tokenizer)
+    static = TextProcessor(tokenizer, text.config, static=True)
+    plain, padded = (each.encode_plain(["a watermelon", "two playful dogs"]) for each in (text, static))
+    length = plain.ids.shape[1]
+    assert padded.ids.shape == padded.mask.shape == (2, text.limits.max_tokens)
+    assert torch.equal(padded.ids[:, :length], plain.ids) and torch.equal(padded.mask[:, :length], plain.mask)
+    assert not padded.mask[:, length:].any()
+    assert plain.tokens <= padded.tokens <= plain.tokens + -(-padded.ids.numel() // 16)

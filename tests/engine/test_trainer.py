@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from engine.trainer import TrainConfig
 from tests.engine.toy import Line, ToyTask, points, trainer
 from utils.errors import UserError
 
@@ -136,3 +137,11 @@ def test_mixed_precision_learns_the_line(tmp_path, precision, device):
     trainer(tmp_path, steps=40, precision=precision, device=device).fit()
     written = lines(tmp_path)
     assert written[-1]["points/square"] < written[0]["points/square"] / 4
+
+
+def test_recorded_graphs_are_refused_where_gradients_are_added_up():
+    with pytest.raises(
+        ValueError, match=r"compile: reduce-overhead records graphs.*with accumulate = 2, give compile: true"
+    ):
+        TrainConfig(steps=1, accumulate=2, compile="reduce-overhead")
+    assert TrainConfig(steps=1, accumulate=2, compile=True).compile is True
