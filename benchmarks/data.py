@@ -40,7 +40,7 @@ from dataset.pretrain import DataConfig, PretrainBatches
 from dataset.records import parse_image_record
 from dataset.streams.pairs import ImageStream
 from dataset.text import load_tokenizer
-from engine.devices import PEAKS, peak
+from engine.devices import ASSUMED_UTILISATION, PEAKS, peak
 from tasks.kinds import kind_of
 from tasks.pretrain import PretrainConfig
 from utils.config import load_config
@@ -263,7 +263,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="few and small pictures: a check that it runs")
     parser.add_argument("--quality", type=positive, default=90, help="of the JPEG files (90: about COCO's 160 kB)")
     parser.add_argument("--gpu", choices=list(PEAKS), default="h100", help="whose steps the loader has to keep up with")
-    parser.add_argument("--utilisation", type=float, default=0.4, help="assumed share of its peak (0.4)")
+    parser.add_argument(
+        "--utilisation",
+        type=float,
+        default=ASSUMED_UTILISATION,
+        help=f"assumed share of its peak ({ASSUMED_UTILISATION}, as in run.py plan)",
+    )
     parser.add_argument("--step-images-per-s", type=float, help="of the step, where it was measured")
     flags = parser.parse_args(argv)
     if not 0 < flags.utilisation <= 1:

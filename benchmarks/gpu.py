@@ -1,19 +1,21 @@
 """A step of pre-training on a GPU, split into its parts: ``python -m benchmarks.gpu``, or with ``torchrun``.
 
 Three ways to the same losses: the released algebra (:mod:`benchmarks.plain_path`), ours as it is, ours with compiled encoders.
-Each takes the same steps on the same batch; printed are samples per second, the milliseconds of data (the copy to the device),
-forward, backward, optimiser and, of several processes, communication (what it adds to the backward pass), memory, and the
-utilisation: the least operations that the losses need (:mod:`models.flops`) over the device's dense peak. The last line is the
-ratio of the fastest way to the plain one. Without a GPU the same runs on the CPU, in float32 unless told.
+Each takes the same steps on the same batch; printed are samples per second, the milliseconds of data (the copy to the device,
+which the trainer makes beside the step before), forward, backward, optimiser and, of several processes, communication (what the
+sum of gradients adds to the backward pass; contrastive rows are gathered beside the fusion), memory, and the utilisation: the
+least operations that the losses need (:mod:`models.flops`) over the device's dense peak. The last line is the ratio of the
+fastest way to the first. Without a GPU the same runs on the CPU, in float32 unless told.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,15 +24,16 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.plain_path import plain_losses
+from benchmarks.plain_path import PlainPath
 from benchmarks.synthetic import pretrain_batch
 from engine.devices import peak_of
+from engine.parallel import data_parallel
 from engine.precision import Precision
 from models.pretrain import PretrainModel
 from optim import OptimConfig, build_optimizer, parameter_groups
 from tasks.pretrain import PretrainConfig, PretrainTask
 from utils import distributed
-from utils.batch import Losses, PretrainBatch, to_device
+from utils.batch import PretrainBatch, to_device
 from utils.config import load_config
 from utils.launcher import positive
 
@@ -57,7 +60,7 @@ class Clock:
 
     def milliseconds(self) -> list[float]:
         """Between neighbouring marks."""
-        pairs = list(zip(self.marks, self.marks[1:], strict=False))
+        pairs = list(itertools.pairwise(self.marks))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             return [first.elapsed_time(second) for first, second in pairs]
@@ -69,14 +72,14 @@ class Stepper:
 
     Args:
         model: its weights are trained.
-        losses: of a batch on the device.
+        losses: of a batch on the device, in DDP where there are several processes.
         batch: on the host, in pinned memory where there is a GPU.
     """
 
     def __init__(
         self,
         model: PretrainModel,
-        losses: Callable[[PretrainBatch], Losses],
+        losses: nn.Module,
         batch: PretrainBatch,
         precision: Precision,
     ):
@@ -94,7 +97,10 @@ class Stepper:
         with context:
             with self.precision.autocast():
                 terms = self.losses(batch)
-            loss = torch.stack([term.weight * term.total for term in terms.values()]).sum()
+            counts = self.model.counts(batch)
+            loss = torch.stack(
+                [term.weight * term.total / counts[name].clamp(min=1) for name, term in terms.items()]
+            ).sum()
             clock.mark()
             self.precision.scaler.scale(loss).backward()
         clock.mark()
@@ -127,12 +133,11 @@ def measure(way: str, flags: argparse.Namespace, device: torch.device) -> float:
     model = PretrainTask.build_model(config, VOCABULARY).to(device).train()
     batch = batch_for(config, model)
     batch = batch.pin_memory() if device.type == "cuda" else batch
-    wrapped: Any = DistributedDataParallel(model) if distributed.is_distributed() else model
     if way == "compiled":
         model.compile_encoders()
-    losses = (lambda moved: plain_losses(model, moved)) if way == "plain" else wrapped
+    losses = data_parallel(PlainPath(model) if way == "plain" else model, device)
     stepper = Stepper(model, losses, batch, Precision(flags.precision, device))
-    alone = wrapped.no_sync if isinstance(wrapped, DistributedDataParallel) and way != "plain" else nullcontext
+    alone = losses.no_sync if isinstance(losses, DistributedDataParallel) else nullcontext
     for _ in range(flags.warm_up):
         stepper.step(nullcontext())
     if device.type == "cuda":
@@ -174,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=positive, default=20, help="steps that are timed")
-    parser.add_argument("--warm-up", type=int, default=5, help="steps before the clock runs")
+    parser.add_argument("--warm-up", type=positive, default=5, help="steps before the clock runs")
     parser.add_argument("--config", type=Path, default=Path("configs/pretrain/base_4m.yaml"), help="of pre-training")
     parser.add_argument("--precision", choices=("bf16", "fp16", "fp32"), help="bf16 on a GPU, else fp32")
     parser.add_argument("--peak-tflops", type=float, help="the device's dense peak, where it is not known")
@@ -191,8 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags.overrides = ["data.images.batch_size=4", "data.regions.batch_size=6", "data.regions.max_images=2"]
     with distributed.process_group() as device:
         flags.precision = flags.precision or ("bf16" if device.type == "cuda" else "fp32")
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = True
+        if device.type == "cuda" and distributed.rank() == 0:
             sys.stdout.write(f"{torch.cuda.get_device_name(device)}, {flags.precision}, {flags.config}\n")
         speeds = {way: measure(way, flags, device) for way in flags.ways}
         ratio = max(speeds.values()) / speeds[flags.ways[0]]

@@ -9,7 +9,7 @@ looks is used, so that a mistake in them shows.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import losses
@@ -22,6 +22,17 @@ from models.text import TextEncoder
 from utils.batch import ImageTextBatch, Losses, MaskedText, PretrainBatch, RegionBatch, Term
 
 PADDED = 40
+
+
+class PlainPath(nn.Module):
+    """:func:`plain_losses` as a module, which DDP can wrap."""
+
+    def __init__(self, model: PretrainModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PretrainBatch) -> Losses:
+        return plain_losses(self.model, batch)
 
 
 def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: int = PADDED) -> Losses:
@@ -108,7 +119,7 @@ def _fuse(model: PretrainModel, text: Encoded, tokens: Tensor, mask: Tensor | No
 
 
 def _layer(
-    layer: torch.nn.Module,
+    layer: nn.Module,
     states: Tensor,
     mask: Tensor,
     memory: Tensor | None = None,

@@ -13,50 +13,27 @@ import argparse
 import resource
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.synthetic import pretrain_batch
-from engine.run_folder import RunFolder
-from engine.trainer import TrainConfig, Trainer
+from engine.memory import trainer_of
+from engine.trainer import TrainConfig
 from models.fusion import FusionConfig
 from models.pretrain import PretrainModel, PretrainModelConfig
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from optim import OptimConfig
-from scheduler import ScheduleConfig
 from utils.batch import PretrainBatch
 from utils.launcher import positive
 
 BACKBONE = "beitv2_base_patch16_224"
 PAIRS, REGIONS, IMAGES = 8, 12, 4
-
-
-class OneBatch:
-    """A task whose every micro-batch is the same."""
-
-    selects = None
-    examples_per_batch = PAIRS + REGIONS
-    records_per_batch = epoch_size = PAIRS
-
-    def __init__(self, model: nn.Module, batch: PretrainBatch):
-        self.model, self.batch, self.fresh = model, batch, set[str]()
-
-    def train_loader(self) -> OneBatch:
-        return self
-
-    def batches(self, consumed: int, count: int) -> Iterator[PretrainBatch]:
-        yield from [self.batch] * count
-
-    def validate(self) -> dict[str, float]:
-        return {}
 
 
 def build(small: bool) -> tuple[PretrainModel, PretrainBatch]:
@@ -110,34 +87,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     model, batch = build(flags.small)
     assert batch.images is not None and batch.regions is not None
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            OneBatch(model, batch),
-            train=TrainConfig(steps=10**6, precision="fp32"),
-            optim=OptimConfig(lr=1e-4),
-            schedule=ScheduleConfig(),
-            seed=0,
-            folder=RunFolder(Path(folder)),
-            device=torch.device("cpu"),
-        )
+    trainer = trainer_of(
+        model, TrainConfig(steps=1, precision="fp32"), OptimConfig(lr=1e-4), device=torch.device("cpu")
+    )
 
-        def step() -> None:
-            trainer.train_step([batch])
+    def step() -> None:
+        trainer.train_step([batch])
 
-        for _ in range(2):  # the optimiser's states are made in the first step
-            step()
-        peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        backbone = bare_backbone(torch.cat([batch.images.pixels, batch.regions.pixels]), flags.small)
-        backbone()
-        step()  # beside the backbone's memory, and so for the last time in new memory
-        times = []
-        for _ in range(flags.rounds):
-            step_s, backbone_s = seconds(step), seconds(backbone)
-            times.append((step_s, backbone_s))
-            sys.stdout.write(
-                f"step {step_s:.2f} s, backbone alone {backbone_s:.2f} s, ratio {step_s / backbone_s:.2f}\n"
-            )
-            sys.stdout.flush()
+    for _ in range(2):  # the optimiser's states are made in the first step
+        step()
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    backbone = bare_backbone(torch.cat([batch.images.pixels, batch.regions.pixels]), flags.small)
+    backbone()
+    step()  # beside the backbone's memory, and so for the last time in new memory
+    times = []
+    for _ in range(flags.rounds):
+        step_s, backbone_s = seconds(step), seconds(backbone)
+        times.append((step_s, backbone_s))
+        sys.stdout.write(f"step {step_s:.2f} s, backbone alone {backbone_s:.2f} s, ratio {step_s / backbone_s:.2f}\n")
+        sys.stdout.flush()
     lengths = [part.text.mask.sum(dim=1).float().mean() for part in (batch.images, batch.regions)]
     sys.stdout.write(
         f"{PAIRS} captions of {lengths[0]:.1f} tokens, {REGIONS} texts of regions of {lengths[1]:.1f} on {IMAGES} images, "

@@ -18,7 +18,7 @@ from dataset.records import BrokenRecordError, ImageSource
 from dataset.samplers import RandomOrder, sample_rng
 from dataset.text import PlainTextProcessor, TextLimits, clean_caption, clean_question
 from dataset.video import FrameSampler, VideoReadingConfig, VideoSource, check_backend
-from utils.batch import Batch, Text
+from utils.batch import Batch
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -272,11 +272,6 @@ def cleaned_question(text: str, max_words: int, place: str) -> str:
     if not found.strip():
         raise BrokenRecordError("empty text", place, f"nothing is left of {text[:80]!r} after cleaning")
     return found
-
-
-def encode_texts(processor: PlainTextProcessor, texts: Sequence[str]) -> Text:
-    """Cleaned texts as ids and mask, padded to the longest."""
-    return processor.encode_plain(texts)
 
 
 def black(size: int) -> Tensor:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_json, read_rows, texts_of, wanted_splits
-from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, check_size, cleaned, encode_texts
+from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, check_size, cleaned
 from dataset.images import RandAugment, RegionAugmentConfig, decode, hflip, resize, stack_views
 from dataset.records import (
     Box,
@@ -202,7 +202,7 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
     def collate(self, examples: Sequence[GroundingExample], valid: Tensor, **made: Any) -> GroundingBatch:
         return GroundingBatch(
             pixels=stack_views([example.pixels for example in examples]),
-            text=encode_texts(self.text, [example.text for example in examples]),
+            text=self.text.encode_plain([example.text for example in examples]),
             boxes_cxcywh=torch.tensor([example.box for example in examples], dtype=torch.float32),
             valid=valid,
             **made,

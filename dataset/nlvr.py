@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_rows, texts_of
-from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned, encode_texts
+from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned
 from dataset.iglue import ENTAILMENT, statement_row, without_gold
 from dataset.images import AugmentConfig, RandAugment, decode, training_view
 from dataset.records import BrokenRecordError, ImageSource
@@ -161,7 +161,7 @@ class NLVRBatches(FineTuneBatches[NLVRDataConfig, PairExample]):
     def collate(self, examples: Sequence[PairExample], valid: Tensor, **made: Any) -> PairBatch:
         return PairBatch(
             pixels=torch.stack([example.pixels for example in examples], dim=1).flatten(0, 1),
-            text=encode_texts(self.text, [example.sentence for example in examples]),
+            text=self.text.encode_plain([example.sentence for example in examples]),
             label=torch.tensor([example.label for example in examples]),
             valid=valid,
             **made,

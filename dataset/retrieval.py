@@ -17,7 +17,6 @@ from dataset.finetune import (
     FineTuneBatches,
     MediaDataConfig,
     cleaned,
-    encode_texts,
     media_view,
 )
 from dataset.images import stack_views
@@ -71,7 +70,7 @@ class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, Pair]):
     def collate(self, examples: Sequence[Pair], valid: Tensor, **made: Any) -> RetrievalBatch:
         return RetrievalBatch(
             pixels=stack_views([example.pixels for example in examples]),
-            text=encode_texts(self.text, [example.caption for example in examples]),
+            text=self.text.encode_plain([example.caption for example in examples]),
             group=torch.tensor([example.group for example in examples]),
             valid=valid,
             **made,

@@ -20,7 +20,6 @@ from dataset.finetune import (
     FineTuneBatches,
     MediaDataConfig,
     cleaned_question,
-    encode_texts,
     media_view,
 )
 from dataset.images import stack_views
@@ -207,7 +206,7 @@ class VideoQABatches(FineTuneBatches[VideoQADataConfig, VideoQuestionExample]):
     def collate(self, examples: Sequence[VideoQuestionExample], valid: Tensor, **made: Any) -> ClassifiedBatch:
         return ClassifiedBatch(
             pixels=stack_views([example.pixels for example in examples]),
-            text=encode_texts(self.text, [example.question for example in examples]),
+            text=self.text.encode_plain([example.question for example in examples]),
             labels=torch.tensor([example.label for example in examples]),
             question_of_answer=torch.arange(len(examples)),
             weights=torch.ones(len(examples)),

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_json, read_rows
-from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned_question, encode_texts
+from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned_question
 from dataset.iglue import is_xgqa, question_row, xgqa_rows
 from dataset.images import AugmentConfig, RandAugment, decode, stack_views, training_view
 from dataset.records import BrokenRecordError, ImageSource
@@ -391,8 +391,8 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
         answers = [each for example in examples for each in example.answers]
         return QuestionBatch(
             pixels=stack_views([example.pixels for example in examples]),
-            text=encode_texts(self.text, [example.question for example in examples]),
-            answers=encode_texts(self.answers, [answer for answer, _ in answers]),
+            text=self.text.encode_plain([example.question for example in examples]),
+            answers=self.answers.encode_plain([answer for answer, _ in answers]),
             question_of_answer=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
             answers_per_question=max(counts),
             weights=torch.tensor([weight for _, weight in answers]),

@@ -43,6 +43,9 @@ PEAKS = {
 }
 """By a short name for the command line. What a data sheet says "with sparsity" is halved."""
 
+ASSUMED_UTILISATION = 0.35
+"""Share of a GPU's peak that a step is assumed to reach, where it has not been measured."""
+
 _BRAND = re.compile(r"^(NVIDIA |Tesla |GeForce )*")
 
 

@@ -7,7 +7,6 @@ late. A step whose loss or gradient is not finite is left out on the device itse
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import math
 import os
@@ -24,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.checkpoint import Checkpoint, save_best, save_checkpoint
 from engine.devices import peak_of
+from engine.parallel import data_parallel
 from engine.precision import Precision, PrecisionName
 from engine.prefetch import moved
 from engine.run_folder import MetricsLog, RunFolder
@@ -152,7 +152,7 @@ class Trainer:
         self.best: float | None = None
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.parallel = self._wrap(self.model)
+        self.parallel = data_parallel(self.model, device)
 
     def _set_up_encoders(self) -> None:
         model = cast(TaskModel, self.model)
@@ -321,15 +321,6 @@ class Trainer:
         factor = self.schedule(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-
-    def _wrap(self, model: nn.Module) -> nn.Module:
-        if not distributed.is_distributed():
-            return model
-        devices = [self.device.index] if self.device.type == "cuda" else None
-        # Buffers are constants here. torch 2.13 renames the option that says so.
-        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-        options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **options)
 
     def _synchronised_gradients(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         if isinstance(self.parallel, DistributedDataParallel) and not last:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataset.finetune import EvaluationView, FineTuneBatches, FineTuneDataConfig, encode_texts, in_batches
+from dataset.finetune import EvaluationView, FineTuneBatches, FineTuneDataConfig, in_batches
 from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
 from dataset.text import PlainTextProcessor, load_tokenizer
 from engine.checkpoint import Checkpoint, find_weights, run_of
@@ -311,7 +311,7 @@ class FineTuneTask(BaseTask[F, M]):
         batches = in_batches(reader, share, size, self.config.data.workers)
         found = []
         for made in progress(batches, what, -(-len(share) // size)):
-            text = to_device(encode_texts(self.text, [text for _, text in made]), device)
+            text = to_device(self.text.encode_plain([text for _, text in made]), device)
             found.append(forward([pixels for pixels, _ in made], text).cpu().numpy())
         everyone = [found] if alone else distributed.gather_objects(found)
         return np.concatenate([part for parts in everyone for part in parts])

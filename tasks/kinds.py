@@ -31,15 +31,15 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of(path: Path, overrides: list[str], task: str | None = None) -> Kind:
-    """Of the config's ``task``, of ``task``, or of the folder that the config is in; in the demo's folder, the start of the
-    file's name tells.
+    """Of the config's ``task``, or of ``task`` where it has none.
 
     Raises:
-        UserError: if none of them is a task.
+        UserError: if there is no such file, or none of the two is a task.
     """
-    folder = path.resolve().parent.name
-    said = [peek(path, overrides, "task"), task, folder, path.stem.split("_")[0] if folder == "demo" else None]
-    for name in said:
-        if isinstance(name, str) and name in KINDS:
-            return KINDS[name]
-    raise UserError(f"{path}: neither a key `task` nor the folder says which task it is of; give --task NAME")
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file")
+    said = peek(path, overrides, "task")
+    name = task if said is None else said
+    if not isinstance(name, str) or name not in KINDS:
+        raise UserError(f"{path}: task is {name!r}, none of {', '.join(KINDS)}; set it, or give --task NAME")
+    return KINDS[name]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dataset.text import load_tokenizer
-from engine.devices import PEAKS, peak
+from engine.devices import ASSUMED_UTILISATION, PEAKS, peak
 from engine.measured import Measured
 from engine.memory import Rehearsal, StepMemory
 from tasks.common import BaseTask
@@ -43,7 +43,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
-    parser.add_argument("--task", choices=list(KINDS), help="of the config, where neither it nor its folder tells")
+    parser.add_argument("--task", choices=list(KINDS), help="of a config that has no key `task`")
     parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="GPUs on all nodes together (default: 1)")
     parser.add_argument(
         "--memory", type=_number, metavar="GB", help="of a GPU, in 1e9 bytes (default: that of this GPU)"
@@ -53,9 +53,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--utilisation",
         type=_number,
-        default=0.35,
+        default=ASSUMED_UTILISATION,
         metavar="U",
-        help="share of the peak, where it is not measured (0.35)",
+        help=f"share of the peak, where it is not measured ({ASSUMED_UTILISATION})",
     )
     parser.add_argument(
         "--global-batch", type=positive, metavar="ROWS", help="of the leading stream (default: published)"

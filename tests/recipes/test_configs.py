@@ -9,30 +9,13 @@ import torch
 
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
 from tasks import TASKS
-from tasks.captioning import CaptioningConfig, CaptioningTask
-from tasks.grounding import GroundingConfig, GroundingTask
-from tasks.nlvr import NLVRConfig, NLVRTask
-from tasks.pretrain import PretrainConfig, PretrainTask
-from tasks.retrieval import RetrievalConfig, RetrievalTask
-from tasks.video_qa import VideoQAConfig, VideoQATask
-from tasks.vqa import VQAConfig, VQATask
+from tasks.kinds import KINDS, kind_of
 from utils.config import Config, dump_config, load_config, peek
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted(ROOT.glob("configs/*/*.yaml"))
 RUNS = [path for path in CONFIGS if path.parent.name != "presets"]
 COUNTS = json.loads((ROOT / "tests/golden/checkpoint_keys/param_counts.json").read_text())
-KINDS = {
-    "pretrain": (PretrainConfig, PretrainTask),
-    "retrieval": (RetrievalConfig, RetrievalTask),
-    "nlvr": (NLVRConfig, NLVRTask),
-    "grounding": (GroundingConfig, GroundingTask),
-    "vqa": (VQAConfig, VQATask),
-    "captioning": (CaptioningConfig, CaptioningTask),
-}
-OTHERS = {"video_qa": (VideoQAConfig, VideoQATask)}
-"""What a config's ``task`` may say instead of its folder's name."""
-
 PUBLISHED_SIZE = {"pretrain": 224, "vqa": 768}
 """Of the pictures, in the golden files; 384 for the other tasks."""
 
@@ -42,24 +25,20 @@ def task_of(path: Path) -> str:
     return path.stem.split("_")[0] if path.parent.name == "demo" else path.parent.name
 
 
-def kind_of(path: Path) -> tuple:
-    return OTHERS.get(peek(path, [], "task"), KINDS[task_of(path)])
-
-
 def load(path: Path, *overrides: str) -> Config:
-    return load_config(path, overrides, kind_of(path)[0])
+    return load_config(path, overrides, kind_of(path, [])[0])
 
 
 def total(path: Path, *overrides: str) -> int:
     config = load(path, *overrides)
     arch = config.model.text.arch
     with torch.device("meta"):
-        model = kind_of(path)[1].build_model(config, arch.vocab_size or 200)
+        model = kind_of(path, [])[1].build_model(config, arch.vocab_size or 200)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_every_task_has_configs_and_a_demo():
-    assert KINDS.keys() == TASKS.keys()
+    assert KINDS.keys() == {name for task, entry in TASKS.items() for name in (task, *entry.also)}
     assert {task_of(path) for path in RUNS} == TASKS.keys()
     for name, entry in TASKS.items():
         assert (ROOT / entry.script).is_file()
@@ -221,7 +200,7 @@ def test_the_resolved_config_reads_back_equal(path, tmp_path):
     config = load(path)
     copy = tmp_path / "config.yaml"
     copy.write_text(dump_config(config))
-    assert load_config(copy, [], kind_of(path)[0]) == config
+    assert load_config(copy, [], kind_of(path, [])[0]) == config
 
 
 @pytest.mark.parametrize("size", ["base", "large"])

@@ -24,28 +24,19 @@ from dataset.records import BrokenRecordError
 from dataset.text import PlainTextProcessor, clean_caption, load_tokenizer
 from engine.checkpoint import list_checkpoints
 from metrics.retrieval import chance_recalls
-from tasks import retrieval_evaluation
-from tasks.captioning import CaptioningConfig, CaptioningTask
-from tasks.common import BaseTask, RunConfig, evaluating
-from tasks.grounding import GroundingConfig, GroundingTask
+from tasks import kinds, retrieval_evaluation
+from tasks.common import BaseTask, evaluating
 from tasks.job import run_task
-from tasks.nlvr import NLVRConfig, NLVRTask
+from tasks.nlvr import NLVRTask
 from tasks.retrieval import RetrievalConfig, RetrievalTask
 from tasks.retrieval_evaluation import RetrievalEvaluation
 from tasks.tables import table
-from tasks.vqa import VQAConfig, VQATask
 from tests.conftest import tiny_run
 from utils.config import load_config
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
-KINDS: dict[str, tuple[type[RunConfig], type[BaseTask[Any, Any]]]] = {
-    "retrieval": (RetrievalConfig, RetrievalTask),
-    "nlvr": (NLVRConfig, NLVRTask),
-    "grounding": (GroundingConfig, GroundingTask),
-    "vqa": (VQAConfig, VQATask),
-    "captioning": (CaptioningConfig, CaptioningTask),
-}
+KINDS = {name: kinds.KINDS[name] for name in ("retrieval", "nlvr", "grounding", "vqa", "captioning")}
 FILES = {"vqa": "questions"}
 """The key that names a split's file, where it is not `annotations`."""
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30), "yellow": (220, 220, 30)}

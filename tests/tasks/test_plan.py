@@ -107,7 +107,8 @@ def test_without_a_peak_there_is_no_time_and_without_records_no_end():
     [
         (["--config", BASE, "--memory", "0.05"], "--memory 0.05: a micro-batch of one row needs 0."),
         (["--config", BASE], "--memory: there is no GPU here to ask"),
-        (["--config", "configs/none.yaml", "--memory", "1"], "neither a key `task` nor the folder says which task"),
+        (["--config", "configs/none.yaml", "--memory", "1"], "configs/none.yaml: no such config file"),
+        (["--config", BASE, "--memory", "1", "task=null"], "task is None, none of pretrain, retrieval, nlvr"),
         (["--config", "configs/pretrain/none.yaml", "--memory", "1"], "no such config file"),
         (
             ["--config", "configs/captioning/coco_base_4m.yaml", "--memory", "1", "train.objective=self_critical"],

@@ -1,0 +1,23 @@
+"""Several processes that share a step."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils import distributed
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model in DDP; without a process group, the model itself."""
+    if not distributed.is_distributed():
+        return model
+    devices = [device.index] if device.type == "cuda" else None
+    # Buffers are constants here. torch 2.13 renames the option that says so.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **options)
