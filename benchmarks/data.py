@@ -34,8 +34,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pillow
 
 from benchmarks.records import write_records
-from dataset.images import RandAugment, decode, draw_crop, hflip, random_resized_crop, stack_views
+from dataset.images import RandAugment, draw_crop, hflip, resize, stack_views
 from dataset.loaders import BatchLoader
+from dataset.pictures import Picture, crop
 from dataset.pretrain import DataConfig, PretrainBatches
 from dataset.records import parse_image_record
 from dataset.streams.pairs import ImageStream
@@ -57,6 +58,9 @@ FINE_TUNING = (
 WORKERS = 8
 _ODD = 0.5
 """Pillow and torch round a bicubic resize differently: by less than this on average, in grey levels."""
+
+Part = tuple[int, int, int, int]
+"""Top, left, height and width."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +135,11 @@ def time_stages(stream: ImageStream, size: int) -> dict[str, float]:
         laps.lap("read")
         chosen = text.choose(record.captions, rng, record.place)
         laps.lap("tokenise and mask")
-        image = decode(content, stream.view.max_pixels, record.place)
+        picture = Picture(content, stream.view.max_pixels, record.place)
+        part = crop(picture, *draw_crop(*picture.shape[1:], config, rng))
         laps.lap("decode")
-        view = random_resized_crop(image, size, config, rng)
-        laps.lap("crop and resize")
+        view = resize(part, size)
+        laps.lap("resize")
         view = hflip(view) if rng.random() < config.flip else view
         laps.lap("flip")
         views.append(augment(view, rng))
@@ -200,25 +205,24 @@ def print_entropy_decoding(contents: Sequence[bytes]) -> None:
     sys.stdout.write(f"decode to an eighth of the size, which is mostly entropy decoding: {rate:,.0f} images/s\n")
 
 
-def usual_way(content: bytes, size: int, draw: Callable[[int, int], tuple[int, int, int, int]]) -> Tensor:
+def usual_way(content: bytes, part: Part, size: int) -> Tensor:
     """Decoding, cropping and resizing by Pillow, as torchvision's transforms do it."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
-    crop = pillow.resized_crop(image, *draw(image.height, image.width), [size, size], InterpolationMode.BICUBIC)
-    return pillow.pil_to_tensor(crop)
+    return pillow.pil_to_tensor(pillow.resized_crop(image, *part, [size, size], InterpolationMode.BICUBIC))
 
 
 def ratios(contents: Sequence[bytes], data: DataConfig, size: int, rounds: int) -> list[float]:
     """Time of the usual way over ours on the same files and crops, once a round."""
     assert data.images is not None
-    augment, found = data.images.augment, []
+    config, found = data.images.augment, []
+    opened = [Picture(content, data.max_pixels, "") for content in contents]
+    parts = [draw_crop(*each.shape[1:], config, np.random.default_rng(n)) for n, each in enumerate(opened)]
 
     def ours(number: int) -> Tensor:
-        image = decode(contents[number], data.max_pixels, "")
-        return random_resized_crop(image, size, augment, np.random.default_rng(number))
+        return resize(crop(Picture(contents[number], data.max_pixels, ""), *parts[number]), size)
 
     def usual(number: int) -> Tensor:
-        rng = np.random.default_rng(number)
-        return usual_way(contents[number], size, lambda *sides: draw_crop(*sides, augment, rng))
+        return usual_way(contents[number], parts[number], size)
 
     for number in range(rounds + 1):
         usual_s, expected = seconds(usual, range(len(contents)))

@@ -12,8 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataset.images import AugmentConfig, RandAugment, decode, evaluation_view, training_view
+from dataset.images import AugmentConfig, RandAugment, evaluation_view, training_view
 from dataset.loaders import LoadingConfig, in_workers
+from dataset.pictures import Picture, decode
 from dataset.records import BrokenRecordError, ImageSource
 from dataset.samplers import RandomOrder, sample_rng
 from dataset.text import PlainTextProcessor, TextLimits, clean_caption, clean_question
@@ -150,7 +151,7 @@ class TrainingView:
 
     Args:
         image_size: S.
-        max_pixels: see :func:`~dataset.images.decode`.
+        max_pixels: see :func:`~dataset.pictures.Picture`.
         augment: what is done to each picture.
         videos: how frames are taken of videos; None where there are none.
     """
@@ -162,13 +163,13 @@ class TrainingView:
     def __call__(self, source: ImageSource | VideoSource, rng: np.random.Generator, *, may_flip: bool) -> Tensor:
         """Raises :class:`BrokenRecordError` where it cannot be read."""
 
-        def look(image: Tensor, rng: np.random.Generator) -> Tensor:
+        def look(image: Tensor | Picture, rng: np.random.Generator) -> Tensor:
             return training_view(image, self.image_size, self.config, self.augment, rng, may_flip=may_flip)
 
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"
             return self.videos.training(source, rng, look)
-        return look(decode(source.load(), self.max_pixels, source.place), rng)
+        return look(Picture(source.load(), self.max_pixels, source.place), rng)
 
     def filler(self) -> Tensor:
         """A black view for a row that does not count."""
@@ -243,7 +244,7 @@ def frame_sampler(config: VideoReadingConfig, frames: int | None, max_pixels: in
     return None if frames is None else FrameSampler(frames, config, max_pixels)
 
 
-def check_size(image: Tensor, size: tuple[int, int], place: str) -> None:
+def check_size(image: Tensor | Picture, size: tuple[int, int], place: str) -> None:
     """Raises :class:`BrokenRecordError` where a picture (3, H, W) is not of the (width, height) that its boxes refer to."""
     found = (image.shape[2], image.shape[1])
     if found != size:

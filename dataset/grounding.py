@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_json, read_rows, texts_of, wanted_splits
 from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, check_size, cleaned
-from dataset.images import RandAugment, RegionAugmentConfig, decode, hflip, resize, stack_views
+from dataset.images import RandAugment, RegionAugmentConfig, hflip, resize, stack_views
+from dataset.pictures import Picture
 from dataset.records import (
     Box,
     BrokenRecordError,
@@ -181,14 +182,14 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
     def example(self, index: int, rng: np.random.Generator) -> GroundingExample:
         item = self.items[index]
         text = cleaned(item.text, self.text.max_words, item.place)
-        image = decode(item.image.load(), self.data.max_pixels, item.place)
-        check_size(image, item.size, item.place)
+        picture = Picture(item.image.load(), self.data.max_pixels, item.place)
+        check_size(picture, item.size, item.place)
         element = Element("phrase", item.box, (text,))
         crop, found = visible_elements([element], item.size, rng, crop=self.data.crop, most=1, min_inside=0.5)
         if not found:
             raise BrokenRecordError("degenerate box", item.place, f"{item.box} is a sliver of the picture")
         box = found[0][1]
-        image = resize(crop.of(image), self.image_size)
+        image = resize(crop.of(picture), self.image_size)
         if rng.random() < self.data.augment.flip and not (self.data.careful_flip and mentions_side(text)):
             image, box = hflip(image), flip_box(box)
         return GroundingExample(self.augment(image, rng), text, box)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dataset.images import decode, evaluation_view
+from dataset.images import evaluation_view
+from dataset.pictures import decode
 from dataset.readers import Shards
 from dataset.records import BrokenRecordError, ImageKeys, RawRecord, Texts, parse_region_record, place_box
 from dataset.streams.pairs import VideoStreamConfig

@@ -1,14 +1,11 @@
-"""Pictures: encoded bytes to uint8 tensors, and the released augmentation.
+"""The released augmentation, on (3, H, W) uint8 tensors; normalisation happens on the device.
 
-A picture is (3, H, W) uint8 RGB from the file to the device; normalisation happens there. All random numbers come from the
-generator that the caller passes.
+All random numbers come from the generator that the caller passes.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -19,19 +16,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
-from torchvision.io import ImageReadMode, decode_image
 
-from dataset.records import BrokenRecordError
+from dataset.pictures import Picture, crop
 from utils.config import Config
 
 FILL = 128
 """Grey level that geometric operations bring in from outside the picture."""
 
-_DECODED_BY_TORCHVISION = ("JPEG", "PNG", "WEBP")
-_FRAME_HEADERS = (0xC0, 0xC1, 0xC2)
-"""Markers of baseline, extended and progressive JPEG."""
-_SKIPPED_SEGMENTS = (*range(0xE0, 0xF0), 0xC4, 0xDB, 0xDD, 0xFE)
-"""Markers of applications' data, tables, restart intervals and comments."""
 _CROP_ATTEMPTS = 10
 _LEVELS = np.arange(256)
 
@@ -73,67 +64,10 @@ class AugmentConfig(RegionAugmentConfig):
         return self
 
 
-def decode(content: bytes, max_pixels: int, place: str) -> Tensor:
-    """Encoded bytes to (3, H, W) uint8 RGB.
-
-    Grey, CMYK, palette, alpha (dropped) and 16-bit pictures become 8-bit RGB; of an animation, the first frame. An EXIF
-    orientation is *not* applied: boxes refer to the pixels as they are stored.
-
-    Raises:
-        BrokenRecordError: "image too large" where the header says more than ``max_pixels`` (nothing is decoded then);
-            "unreadable image" for bytes that are no picture, or a truncated one.
-    """
-    size = jpeg_size(content)
-    header = _open(content, place) if size is None else None
-    width, height = header.size if header is not None else size or (0, 0)
-    if width * height > max_pixels:
-        raise BrokenRecordError(
-            "image too large", place, f"{width} x {height} pixels, more than max_pixels = {max_pixels}"
-        )
-    try:
-        is_animation = getattr(header, "is_animated", False)
-        if header is None or (header.format in _DECODED_BY_TORCHVISION and not is_animation):
-            # Faster than Pillow, with the same pixels.
-            pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
-            return pixels if pixels.dtype == torch.uint8 else (pixels.to(torch.int32) >> 8).to(torch.uint8)
-        if header.mode.startswith("I;16"):
-            header = Image.fromarray((np.asarray(header) >> 8).astype(np.uint8))  # convert would clip instead
-        return torch.from_numpy(np.array(header.convert("RGB"))).permute(2, 0, 1)
-    except Exception as error:  # as above; torchvision raises RuntimeError
-        raise _unreadable(place, content, error) from None
-
-
-def jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height that the header of a JPEG file states; None for other bytes, and for what is rare in a JPEG's header
-    (several pictures in one file, lossless and arithmetic coding), which Pillow then looks at, ten times as slowly."""
-    at = 2 if content.startswith(b"\xff\xd8") else len(content)
-    while at + 9 <= len(content) and content[at] == 0xFF:
-        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
-        if marker in _FRAME_HEADERS:
-            height, width = (int.from_bytes(content[at + start : at + start + 2], "big") for start in (5, 7))
-            return (width, height) if width and height else None
-        if marker not in _SKIPPED_SEGMENTS or content.startswith(b"MPF\0", at + 4):
-            return None
-        at += 2 + length
-    return None
-
-
-def _open(content: bytes, place: str) -> Image.Image:
-    """The picture before it is decoded."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns at a size of its own
-            return Image.open(io.BytesIO(content))
-    except Image.DecompressionBombError as error:
-        raise BrokenRecordError("image too large", place, str(error)) from None
-    except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
-        raise _unreadable(place, content, error) from None
-
-
-def random_resized_crop(image: Tensor, size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+def random_resized_crop(image: Tensor | Picture, size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
     """A random part of ``image``, resized to (3, ``size``, ``size``) with antialiased bicubic interpolation."""
-    top, left, height, width = draw_crop(image.shape[1], image.shape[2], config, rng)
-    return resize(image[:, top : top + height, left : left + width], size)
+    part = draw_crop(image.shape[1], image.shape[2], config, rng)
+    return resize(crop(image, *part), size)
 
 
 def draw_crop(height: int, width: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -158,17 +92,25 @@ def resize(image: Tensor, size: int) -> Tensor:
     """(3, H, W) uint8 -> (3, ``size``, ``size``) uint8, bicubic with antialiasing; the aspect is not kept."""
     if tuple(image.shape[1:]) == (size, size):
         return image
-    return interpolate(image.unsqueeze(0), [size, size], mode="bicubic", antialias=True)[0]
+    # Decoded pictures have their channels last; what is dense is resized as it lies, and anything else turned around twice.
+    laid = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
+    return interpolate(laid, [size, size], mode="bicubic", antialias=True)[0]
 
 
 def training_view(
-    image: Tensor, size: int, config: AugmentConfig, augment: RandAugment, rng: np.random.Generator, *, may_flip: bool
+    image: Tensor | Picture,
+    size: int,
+    config: AugmentConfig,
+    augment: RandAugment,
+    rng: np.random.Generator,
+    *,
+    may_flip: bool,
 ) -> Tensor:
     """A random crop at (3, ``size``, ``size``), mirrored at times where it may be, then through RandAugment."""
-    image = random_resized_crop(image, size, config, rng)
+    view = random_resized_crop(image, size, config, rng)
     if rng.random() < config.flip and may_flip:
-        image = hflip(image)
-    return augment(image, rng)
+        view = hflip(view)
+    return augment(view, rng)
 
 
 def evaluation_view(image: Tensor, size: int) -> Tensor:
@@ -355,8 +297,3 @@ GEOMETRIC_OPS: dict[str, Callable[[Planes, float], Planes]] = {
     "TranslateY": lambda planes, amount: _translate(planes, 0, round(amount)),
     "Rotate": _rotate,
 }
-
-
-def _unreadable(place: str, content: Sequence[int], error: Exception) -> BrokenRecordError:
-    reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error).split("\n")[0][:120]
-    return BrokenRecordError("unreadable image", place, f"{len(content)} bytes: {reason}")

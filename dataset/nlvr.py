@@ -15,7 +15,8 @@ from torch import Tensor
 from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_rows, texts_of
 from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned
 from dataset.iglue import ENTAILMENT, statement_row, without_gold
-from dataset.images import AugmentConfig, RandAugment, decode, training_view
+from dataset.images import AugmentConfig, RandAugment, training_view
+from dataset.pictures import Picture
 from dataset.records import BrokenRecordError, ImageSource
 from dataset.text import mentions_side
 from utils.batch import PairBatch
@@ -141,7 +142,7 @@ class NLVRBatches(FineTuneBatches[NLVRDataConfig, PairExample]):
         may_flip = not (self.data.careful_flip and mentions_side(sentence))
         views = [
             training_view(
-                decode(source.load(), self.data.max_pixels, source.place),
+                Picture(source.load(), self.data.max_pixels, source.place),
                 self.image_size,
                 self.data.augment,
                 self.augment,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.pictures import Picture, crop
 from dataset.records import Box, BrokenRecordError, Element, RegionRecord, place_box
 from utils.batch import BrokenRecord
 
@@ -31,9 +32,9 @@ class Crop:
     x1: int
     y1: int
 
-    def of(self, image: Tensor) -> Tensor:
-        """The part of ``image`` (3, H, W)."""
-        return image[:, self.y0 : self.y1, self.x0 : self.x1]
+    def of(self, image: Tensor | Picture) -> Tensor:
+        """The part of a picture, (3, y1 - y0, x1 - x0) uint8."""
+        return crop(image, self.y0, self.x0, self.y1 - self.y0, self.x1 - self.x0)
 
 
 def elements_inside(record: RegionRecord, width: int, height: int) -> tuple[list[Element], list[BrokenRecord]]:

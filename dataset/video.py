@@ -25,7 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataset.images import decode
+from dataset.pictures import decode
 from dataset.records import BrokenRecordError, ImageSource, picture_of
 from utils.config import Config
 from utils.errors import UserError

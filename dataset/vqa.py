@@ -19,7 +19,8 @@ from torch import Tensor
 from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_json, read_rows
 from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, black, cleaned_question
 from dataset.iglue import is_xgqa, question_row, xgqa_rows
-from dataset.images import AugmentConfig, RandAugment, decode, stack_views, training_view
+from dataset.images import AugmentConfig, RandAugment, stack_views, training_view
+from dataset.pictures import Picture
 from dataset.records import BrokenRecordError, ImageSource
 from dataset.text import PlainTextProcessor, TextLimits, clean_question, mentions_side
 from utils.batch import QuestionBatch
@@ -371,7 +372,7 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
         answers = item.weighted_answers()
         said = [question, *(answer for answer, _ in answers)]
         pixels = training_view(
-            decode(item.picture.load(), self.data.max_pixels, item.place),
+            Picture(item.picture.load(), self.data.max_pixels, item.place),
             self.image_size,
             self.data.augment,
             self.augment,

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from dataset.finetune import black
-from dataset.images import RandAugment, RegionAugmentConfig, decode, hflip, resize, stack_views
+from dataset.images import RandAugment, RegionAugmentConfig, hflip, resize, stack_views
+from dataset.pictures import Picture
 from dataset.records import Box, BrokenRecordError, Element, RawRecord, RegionRecord, parse_region_record
 from dataset.regions import WHOLE_BOX, elements_inside, flip_box, patch_mask, visible_elements
 from dataset.samplers import RecordSource, sample_rng
@@ -125,8 +126,8 @@ class RegionStream:
             BrokenRecordError: where no row is left and no part has been reported.
         """
         record = parse_region_record(raw, self.keys, self.config.caption_key)
-        image = decode(record.image.load(), self.max_pixels, record.place)
-        height, width = image.shape[1:]
+        picture = Picture(record.image.load(), self.max_pixels, record.place)
+        _, height, width = picture.shape
         broken = list(record.broken)
         caption = self._caption(record, rng, broken)
         elements, outside = elements_inside(record, width, height)
@@ -141,7 +142,7 @@ class RegionStream:
         )
         texts = [self._element_text(element, record.place, rng, broken) for element, _ in found]
         report.broken += broken
-        image = resize(crop.of(image), self.image_size)
+        image = resize(crop.of(picture), self.image_size)
         flip = rng.random() < self.config.augment.flip
         used = [text for text in (*caption, *texts) if text is not None]
         if flip and not (self.config.careful_flip and any(mentions_side(text) for text in used)):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +17,15 @@ from dataset.images import (
     GEOMETRIC_OPS,
     AugmentConfig,
     RandAugment,
-    decode,
     evaluation_view,
     hflip,
-    jpeg_size,
     random_resized_crop,
     resize,
     stack_views,
 )
-from dataset.records import BrokenRecordError
 
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "augment_ops.npz"))
 MANY = 10**6
-
-
-def encode(picture: Image.Image, form: str, **options) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, form, **options)
-    return stream.getvalue()
 
 
 def picture() -> Image.Image:
@@ -47,95 +35,6 @@ def picture() -> Image.Image:
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1", "CMYK", "LA"])
-def test_pictures_of_every_kind_become_8_bit_rgb(form, mode):
-    try:
-        content = encode(picture().convert(mode), form)
-    except (OSError, ValueError):
-        pytest.skip(f"{form} does not hold {mode}")
-    image = decode(content, MANY, "p")
-    assert image.dtype == torch.uint8
-    assert torch.equal(image, as_tensor(Image.open(io.BytesIO(content))))
-
-
-@pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_16_bit_pictures_keep_their_upper_byte(form):
-    deep = np.random.default_rng(0).integers(0, 65536, (48, 64)).astype(np.uint16)
-    image = decode(encode(Image.fromarray(deep), form), MANY, "p")
-    assert np.array_equal(image[0].numpy(), (deep >> 8).astype(np.uint8))
-    assert torch.equal(image[0], image[2])
-
-
-@pytest.mark.parametrize("form", ["GIF", "WEBP"])
-def test_the_first_frame_of_an_animation_is_used(form):
-    frames = [picture(), picture().rotate(180)]
-    content = encode(frames[0], form, save_all=True, append_images=frames[1:])
-    assert torch.equal(decode(content, MANY, "p"), as_tensor(Image.open(io.BytesIO(content))))
-
-
-def test_orientation_is_not_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image = decode(encode(picture(), "JPEG", exif=exif), MANY, "p")
-    assert tuple(image.shape) == (3, 48, 64), "boxes refer to pixels as they are stored"
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"progressive": True}, {"comment": b"x" * 999}, {"dpi": (72, 72)}, {"exif": b"x"}]
-)
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_the_size_of_a_jpeg_is_read_without_pillow(monkeypatch, mode, options):
-    content = encode(picture().convert(mode), "JPEG", **options)
-    assert jpeg_size(content) == (64, 48)
-    expected = as_tensor(Image.open(io.BytesIO(content)))
-    monkeypatch.setattr("dataset.images.Image.open", lambda *args, **more: pytest.fail("opened by Pillow"))
-    assert torch.equal(decode(content, MANY, "p"), expected)
-    with pytest.raises(BrokenRecordError, match="image too large: 64 x 48 pixels, more than max_pixels = 3071"):
-        decode(content, 64 * 48 - 1, "p")
-
-
-def test_what_is_no_plain_jpeg_is_left_to_pillow():
-    frames = [picture(), picture().rotate(180)]
-    several = encode(frames[0], "MPO", save_all=True, append_images=frames[1:])
-    assert jpeg_size(several) is None
-    assert torch.equal(decode(several, MANY, "p"), as_tensor(Image.open(io.BytesIO(several))))
-    plain = encode(picture(), "JPEG")
-    for other in (b"", b"\xff\xd8", encode(picture(), "PNG"), plain[:100], b"\xff\xd8" + bytes(100)):
-        assert jpeg_size(other) is None
-
-
-def test_a_jpeg_that_ends_anywhere_is_unreadable():
-    plain = encode(picture(), "JPEG")
-    for end in range(0, len(plain) - 2, 7):
-        with pytest.raises(BrokenRecordError, match=f"p: unreadable image: {end} bytes: "):
-            decode(plain[:end], MANY, "p")
-
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_a_truncated_picture_is_unreadable(form):
-    content = encode(picture(), form)
-    with pytest.raises(BrokenRecordError, match="p: unreadable image"):
-        decode(content[: len(content) * 2 // 3], MANY, "p")
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"not a picture" * 20])
-def test_what_is_no_picture_is_unreadable(content):
-    with pytest.raises(BrokenRecordError, match=f"p: unreadable image: {len(content)} bytes: not a picture"):
-        decode(content, MANY, "p")
-
-
-def test_a_picture_that_is_too_large_is_never_decoded(monkeypatch):
-    monkeypatch.setattr("dataset.images.decode_image", lambda *args, **more: pytest.fail("decoded"))
-    with pytest.raises(BrokenRecordError, match="image too large: 64 x 48 pixels, more than max_pixels = 3071"):
-        decode(encode(picture(), "PNG"), 64 * 48 - 1, "p")
-    small = encode(picture(), "PNG")
-    header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + small[24:29]
-    huge = small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
-    with pytest.raises(BrokenRecordError, match="image too large"):
-        decode(huge, 10**8, "p")
 
 
 @pytest.mark.parametrize("case", sorted(set(GOLDEN) - {"image"}))

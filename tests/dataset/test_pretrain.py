@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.images import AugmentConfig, RegionAugmentConfig, decode, evaluation_view
+from dataset.images import AugmentConfig, RegionAugmentConfig, evaluation_view
+from dataset.pictures import decode
 from dataset.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
 from utils.batch import IGNORE, PretrainBatch, RegionBatch
 from utils.config import ConfigError, bind

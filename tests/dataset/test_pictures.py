@@ -1,0 +1,193 @@
+"""Decoding: pictures of every kind, their sizes before they are decoded, and the rows of a JPEG file that a crop needs."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset.pictures import JPEGFrame, Picture, crop, decode, jpeg_frame
+from dataset.records import BrokenRecordError
+
+MANY = 10**6
+
+
+def encode(picture: Image.Image, form: str, **options) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def picture() -> Image.Image:
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((64, 48), Image.Resampling.NEAREST)
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1", "CMYK", "LA"])
+def test_pictures_of_every_kind_become_8_bit_rgb(form, mode):
+    try:
+        content = encode(picture().convert(mode), form)
+    except (OSError, ValueError):
+        pytest.skip(f"{form} does not hold {mode}")
+    image = decode(content, MANY, "p")
+    assert image.dtype == torch.uint8
+    assert torch.equal(image, as_tensor(Image.open(io.BytesIO(content))))
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_16_bit_pictures_keep_their_upper_byte(form):
+    deep = np.random.default_rng(0).integers(0, 65536, (48, 64)).astype(np.uint16)
+    image = decode(encode(Image.fromarray(deep), form), MANY, "p")
+    assert np.array_equal(image[0].numpy(), (deep >> 8).astype(np.uint8))
+    assert torch.equal(image[0], image[2])
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP"])
+def test_the_first_frame_of_an_animation_is_used(form):
+    frames = [picture(), picture().rotate(180)]
+    content = encode(frames[0], form, save_all=True, append_images=frames[1:])
+    assert torch.equal(decode(content, MANY, "p"), as_tensor(Image.open(io.BytesIO(content))))
+
+
+def test_orientation_is_not_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = decode(encode(picture(), "JPEG", exif=exif), MANY, "p")
+    assert tuple(image.shape) == (3, 48, 64), "boxes refer to pixels as they are stored"
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"comment": b"x" * 999}, {"dpi": (72, 72)}, {"exif": b"x"}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_the_size_of_a_jpeg_is_read_without_pillow(monkeypatch, mode, options):
+    content = encode(picture().convert(mode), "JPEG", **options)
+    assert jpeg_frame(content)[1:] == (64, 48, len(mode))
+    expected = as_tensor(Image.open(io.BytesIO(content)))
+    monkeypatch.setattr("dataset.pictures.Image.open", lambda *args, **more: pytest.fail("opened by Pillow"))
+    assert torch.equal(decode(content, MANY, "p"), expected)
+    with pytest.raises(BrokenRecordError, match="image too large: 64 x 48 pixels, more than max_pixels = 3071"):
+        decode(content, 64 * 48 - 1, "p")
+
+
+def test_what_is_no_plain_jpeg_is_left_to_pillow():
+    frames = [picture(), picture().rotate(180)]
+    several = encode(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    assert jpeg_frame(several) is None
+    assert torch.equal(decode(several, MANY, "p"), as_tensor(Image.open(io.BytesIO(several))))
+    plain = encode(picture(), "JPEG")
+    for other in (b"", b"\xff\xd8", encode(picture(), "PNG"), plain[:100], b"\xff\xd8" + bytes(100)):
+        assert jpeg_frame(other) is None
+
+
+def test_a_jpeg_that_ends_anywhere_is_unreadable():
+    plain = encode(picture(), "JPEG")
+    for end in range(0, len(plain) - 2, 7):
+        with pytest.raises(BrokenRecordError, match=f"p: unreadable image: {end} bytes: "):
+            decode(plain[:end], MANY, "p")
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_a_truncated_picture_is_unreadable(form):
+    content = encode(picture(), form)
+    with pytest.raises(BrokenRecordError, match="p: unreadable image"):
+        decode(content[: len(content) * 2 // 3], MANY, "p")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"not a picture" * 20])
+def test_what_is_no_picture_is_unreadable(content):
+    with pytest.raises(BrokenRecordError, match=f"p: unreadable image: {len(content)} bytes: not a picture"):
+        decode(content, MANY, "p")
+
+
+def test_a_picture_that_is_too_large_is_never_decoded(monkeypatch):
+    monkeypatch.setattr("dataset.pictures.decode_image", lambda *args, **more: pytest.fail("decoded"))
+    with pytest.raises(BrokenRecordError, match="image too large: 64 x 48 pixels, more than max_pixels = 3071"):
+        decode(encode(picture(), "PNG"), 64 * 48 - 1, "p")
+    small = encode(picture(), "PNG")
+    header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + small[24:29]
+    huge = small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
+    with pytest.raises(BrokenRecordError, match="image too large"):
+        decode(huge, 10**8, "p")
+
+
+def photo(width: int = 120, height: int = 100) -> Image.Image:
+    """Smooth and noisy in all colours: neighbouring blocks of a JPEG file differ."""
+    noise = np.random.default_rng(1).integers(0, 256, (height // 5, width // 5, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+JPEG_KINDS = {
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "4:2:0": {"subsampling": 2},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_rows": 1},
+    "thumbnail": {"exif": b"Exif\0\0" + encode(photo(20, 20), "JPEG")},
+}
+
+
+@pytest.mark.parametrize("options", JPEG_KINDS.values(), ids=JPEG_KINDS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_crop_of_a_jpeg_equals_the_part_of_the_whole(capfd, mode, options):
+    if mode != "RGB" and "subsampling" in options:
+        pytest.skip("only colours are subsampled")
+    content = encode(photo().convert(mode), "JPEG", **options)
+    whole = as_tensor(Image.open(io.BytesIO(content)))
+    for bottom in (1, 15, 16, 17, 31, 32, 33, 47, 48, 79, 80, 81, 95, 96, 97, 99, 100):
+        top, left = bottom // 3, bottom // 2
+        part = crop(Picture(content, MANY, "p"), top, left, bottom - top, 40)
+        assert torch.equal(part, whole[:, top:bottom, left : left + 40]), bottom
+    assert capfd.readouterr() == ("", ""), "libjpeg's warnings"
+
+
+def test_rows_below_a_crop_are_not_decoded():
+    picture = Picture(encode(photo(), "JPEG"), MANY, "p")
+    assert [picture.rows(count).shape[1] for count in (1, 15, 16, 40, 90, 96, 100)] == [16, 16, 32, 48, 96, 100, 100]
+    assert picture.pixels().shape == picture.shape
+
+
+def test_a_crop_of_another_kind_is_the_part_of_the_whole():
+    whole = as_tensor(photo())
+    for image in (Picture(encode(photo(), "PNG"), MANY, "p"), whole):
+        assert torch.equal(crop(image, 10, 20, 30, 40), whole[:, 10:40, 20:60])
+
+
+@pytest.mark.parametrize("kind", ["4:2:0", "progressive", "thumbnail"])
+def test_a_jpeg_that_is_truncated_below_the_crop_is_unreadable(kind):
+    content = encode(photo(), "JPEG", **JPEG_KINDS[kind])
+    with pytest.raises(BrokenRecordError, match=r"p: unreadable image: .* the end of the JPEG file is missing"):
+        crop(Picture(content[:-20], MANY, "p"), 0, 0, 16, 16)
+
+
+def test_faults_that_libjpeg_repairs_are_no_reason_to_drop_a_picture(capfd):
+    content = encode(photo(), "JPEG")
+    stuffed = content[:-2] + bytes(50) + content[-2:] + b"appended"
+    assert torch.equal(decode(stuffed, MANY, "p"), decode(content, MANY, "p"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_sampling_that_turbojpeg_does_not_know_is_left_to_torchvision(monkeypatch):
+    def unknown(*args, **options):
+        raise ValueError("unknown subsampling")
+
+    content = encode(photo(), "JPEG")
+    whole = as_tensor(Image.open(io.BytesIO(content)))
+    monkeypatch.setattr("dataset.pictures.simplejpeg.decode_jpeg", unknown)
+    assert torch.equal(crop(Picture(content, MANY, "p"), 10, 20, 30, 40), whole[:, 10:40, 20:60])
+
+
+def test_the_frame_header_is_found_behind_a_thumbnails():
+    content = encode(photo(), "JPEG", **JPEG_KINDS["thumbnail"])
+    frame = jpeg_frame(content)
+    assert frame == JPEGFrame(content.rfind(b"\xff\xc0"), 120, 100, 3)
