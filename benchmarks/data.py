@@ -153,24 +153,18 @@ def time_stages(stream: ImageStream, size: int) -> dict[str, float]:
 
 
 def print_stages(maker: PretrainBatches, size: int, rounds: int) -> None:
-    """Median times of the stages, and of the stream as a whole."""
+    """Median times of the stages, and of the stream that is made of them."""
     stream = maker.images
     assert stream is not None
     maker.make(0)
-    took: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        stages = time_stages(stream, size)
-        stages["the stream"] = seconds(maker.make, [0])[0]
-        stages["other"] = stages["the stream"] - sum(value for name, value in stages.items() if name != "the stream")
-        for name, value in stages.items():
-            took.setdefault(name, []).append(value / maker.rows_per_batch)
-    whole = statistics.median(took.pop("the stream"))
+    measured = [(time_stages(stream, size), seconds(maker.make, [0])[0]) for _ in range(rounds)]
+    took = {name: statistics.median(stages[name] for stages, _ in measured) for name in measured[0][0]}
+    took["stages together"] = together = sum(took.values())
+    took["the stream itself"] = statistics.median(whole for _, whole in measured)
     sys.stdout.write(f"{'stage':20}{'ms an image':>12}{'images/s a core':>17}{'share':>8}\n")
-    for name, values in took.items():
-        each = statistics.median(values)
-        rate = f"{1 / each:17,.0f}" if each > 0 else f"{'':17}"
-        sys.stdout.write(f"{name:20}{1e3 * each:12.3f}{rate}{each / whole:8.1%}\n")
-    sys.stdout.write(f"{'pairs, the whole':20}{1e3 * whole:12.3f}{1 / whole:17,.0f}{1:8.1%}\n")
+    for name, value in took.items():
+        each = value / maker.rows_per_batch
+        sys.stdout.write(f"{name:20}{1e3 * each:12.3f}{1 / each:17,.0f}{value / together:8.1%}\n")
 
 
 def processor_s() -> float:
