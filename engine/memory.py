@@ -231,8 +231,6 @@ class AsOnGPU(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func == torch.Tensor.is_cuda.__get__:  # type: ignore[attr-defined]  # a new wrapper each time
-            return True
         if func is F.scaled_dot_product_attention:
             return _fused_attention(*args, **kwargs)
         if func is F.layer_norm and torch.is_autocast_enabled("cpu"):
