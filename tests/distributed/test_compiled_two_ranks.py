@@ -1,0 +1,43 @@
+"""Compiled encoders in DDP: two gloo processes against one, without a compiler."""
+
+from __future__ import annotations
+
+import torch
+from torch._dynamo.backends.debugging import aot_eager
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.distributed.test_two_ranks import build, gradients, half, on_two_ranks, single
+from tests.models.golden import GOLDEN, arrays, pretrain_batch
+from utils import distributed
+
+
+def compiled_step() -> dict[str, torch.Tensor]:
+    """With everything that torch has to bring together: recomputed layers, in graphs that are split at DDP's buckets.
+
+    The graphs run as they are, since compiling them takes a minute.
+    """
+    torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 1000
+    graphs = 0
+
+    def backend(graph, inputs, **options):
+        nonlocal graphs
+        graphs += 1
+        return aot_eager(graph, inputs, **options)
+
+    model = build()
+    model.box_head.requires_grad_(False)
+    model.recompute(("vision", "text", "fusion"))
+    model.compile_encoders(backend=backend, fullgraph=True)
+    batch = half(pretrain_batch(arrays(GOLDEN / "pretrain" / "inputs.npz")), distributed.rank())
+    found = gradients(model, DistributedDataParallel(model, bucket_cap_mb=0.05), batch)
+    return {**found, "graphs": torch.tensor(graphs)}
+
+
+def test_compiled_and_recomputed_encoders_on_two_ranks_give_the_gradients_of_one(tmp_path):
+    expected = single()
+    for found in on_two_ranks(compiled_step, tmp_path):
+        assert found.pop("graphs") > 3, "no graph was split"
+        for name, gradient in found.items():
+            torch.testing.assert_close(
+                gradient, expected[name], atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )
