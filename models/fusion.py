@@ -33,7 +33,7 @@ from models.layers import (
     run_layer,
     split_heads,
 )
-from models.layout import Layout, join, on_host, text_layout
+from models.layout import Exchange, Layout, join, on_host, text_layout
 from utils.config import Config
 from utils.errors import UserError
 
@@ -307,13 +307,12 @@ class _Slots:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A look with the layout of its queries. Joined, an image's texts share one row of them: ``take`` (N * S * L,) are the rows
-    that go into it, and ``place`` (T,) is where each row went."""
+    """A look with the layout of its queries. Joined, an image's texts share one row of them: ``exchange`` leads from the layout's
+    rows, left, to those (N * S * L), right."""
 
     slots: _Slots
     layout: Layout
-    take: Tensor | None = None
-    place: Tensor | None = None
+    exchange: Exchange | None = None
 
     @property
     def look(self) -> Look:
@@ -324,10 +323,9 @@ def _plan(slots: _Slots, layout: Layout) -> _Plan:
     if slots.table is None or slots.of_text is None:
         return _Plan(slots, layout)
     length, device = layout.shape[1], slots.table.device
-    take = layout.rows_by_slot(device).index_select(0, slots.table).flatten()
+    take = layout.row_of_slot(device).view(layout.shape).index_select(0, slots.table).flatten()
     place = (slots.of_text.unsqueeze(1) * length + torch.arange(length, device=device)).flatten()
-    place = place if layout.slot_of_row is None else place.index_select(0, layout.slot_of_row)
-    return _Plan(slots, layout, take, place)
+    return _Plan(slots, layout, Exchange.of(take, place.index_select(0, layout.slot_of_row(device))))
 
 
 def _image_of_text(look: Look) -> Tensor:
@@ -340,7 +338,7 @@ def _cross_attend(plans: Sequence[_Plan], layer: int) -> CrossAttend:
         parts = queries.split([plan.layout.rows for plan in plans])
         return join(
             [
-                (_attend_copied if plan.take is None else _attend_joined)(attention, part, plan, layer)
+                (_attend_copied if plan.exchange is None else _attend_joined)(attention, part, plan, layer)
                 for plan, part in zip(plans, parts, strict=True)
             ]
         )
@@ -365,8 +363,8 @@ def _attend_copied(attention: Attention, rows: Tensor, plan: _Plan, layer: int) 
 
 
 def _attend_joined(attention: Attention, rows: Tensor, plan: _Plan, layer: int) -> Tensor:
-    memory, take, place = plan.look.memory, plan.take, plan.place
-    assert take is not None and place is not None
+    memory, exchange = plan.look.memory, plan.exchange
+    assert exchange is not None
     stored = memory.layers[layer]
     keys, values = stored.patches
     mask = None if memory.token_mask is None else attention_mask(memory.token_mask)
@@ -374,9 +372,9 @@ def _attend_joined(attention: Attention, rows: Tensor, plan: _Plan, layer: int) 
         concept_keys, concept_values = (_to_images(part, plan) for part in stored.concepts)
         keys, values = torch.cat([concept_keys, keys], dim=2), torch.cat([concept_values, values], dim=2)
         mask = _slot_mask(memory, plan, plan.layout.shape[1])
-    queries = rows.index_select(0, take).view(memory.images, -1, rows.shape[1])
+    queries = exchange.to_right(rows).view(memory.images, -1, rows.shape[1])
     attended = attention.attend(split_heads(queries, attention.self.heads), keys, values, mask)
-    return merge_heads(attended).flatten(0, 1).index_select(0, place)
+    return exchange.to_left(merge_heads(attended).flatten(0, 1))
 
 
 def _to_images(concepts: Tensor, plan: _Plan) -> Tensor:

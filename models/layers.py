@@ -7,12 +7,12 @@ projected beforehand (see :mod:`models.fusion`), since an image's keys depend on
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -71,6 +71,13 @@ class Projections(nn.Module):
         return split_heads(self.key(states), self.heads), split_heads(self.value(states), self.heads)
 
 
+class Owners(NamedTuple):
+    """Which text each row is of: ``text`` (T,) int64, below ``texts``."""
+
+    text: Tensor
+    texts: int
+
+
 class ResidualOutput(nn.Module):
     """Linear, dropout, drop path, residual, LayerNorm.
 
@@ -82,10 +89,15 @@ class ResidualOutput(nn.Module):
         self.dense = nn.Linear(inputs, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.drop_path = DropPath(config.drop_path)
+        self.drop_path = config.drop_path
 
-    def forward(self, states: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.drop_path(self.dropout(self.dense(states))) + residual)
+    def forward(self, states: Tensor, residual: Tensor, owners: Owners | None) -> Tensor:
+        """``states`` (T, inputs), ``residual`` (T, D) -> (T, D). ``owners``: where there is a drop path, in training."""
+        added = self.dropout(self.dense(states))
+        if owners is not None:
+            kept = added.new_empty(owners.texts, 1).bernoulli_(1 - self.drop_path).div_(1 - self.drop_path)
+            added = added * kept.index_select(0, owners.text)
+        return self.LayerNorm(added + residual)
 
 
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -109,6 +121,13 @@ class Asking:
     looks: tuple[SelfLook, ...]
     rows: Tensor | None = None
 
+    def owners(self, device: torch.device) -> Owners:
+        """Of the rows that go on."""
+        layouts = [look.queries for look in self.looks]
+        starts = itertools.accumulate([0, *(layout.shape[0] for layout in layouts)])
+        texts = [layout.text_of_row(device) + start for layout, start in zip(layouts, starts, strict=False)]
+        return Owners(join(texts), sum(layout.shape[0] for layout in layouts))
+
 
 class Attention(nn.Module):
     """Multi-head attention with its residual and norm, on ``scaled_dot_product_attention``."""
@@ -124,7 +143,9 @@ class Attention(nn.Module):
         dropout = self.attention_dropout if self.training else 0.0
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
 
-    def forward(self, rows: Tensor, asking: Asking, extend: Extend | None = None) -> Tensor:
+    def forward(
+        self, rows: Tensor, asking: Asking, extend: Extend | None = None, owners: Owners | None = None
+    ) -> Tensor:
         """Self-attention of ``rows`` (T, D) -> (Q, D). With ``extend``, the mask's last axis is that of the extended keys."""
         project, heads = self.self, self.self.heads
         asked = rows if asking.rows is None else rows.index_select(0, asking.rows)
@@ -137,7 +158,7 @@ class Attention(nn.Module):
             key, value = seen if extend is None else extend(*seen)
             found = self.attend(split_heads(look.queries.to_slots(query), heads), key, value, look.mask)
             attended.append(look.queries.to_rows(merge_heads(found)))
-        return self.output(join(attended), asked)
+        return self.output(join(attended), asked, owners)
 
 
 class Intermediate(nn.Module):
@@ -172,16 +193,19 @@ class Layer(nn.Module):
         self.crossattention = Attention(config, memory_width) if memory_width else None
         self.intermediate = Intermediate(config)
         self.output = ResidualOutput(config.intermediate, config)
+        self.drop_path = config.drop_path
 
     def forward(self, rows: Tensor, asking: Asking, cross: Cross | None = None, extend: Extend | None = None) -> Tensor:
         """``rows`` (T, D) -> (Q, D). Without ``cross`` the cross-attention is skipped, as for texts that have no image."""
-        states = self.attention(rows, asking, extend)
+        owners = asking.owners(rows.device) if self.training and self.drop_path else None
+        states = self.attention(rows, asking, extend, owners)
         if self.crossattention is not None and cross is not None:
             looking, alone = states.split([cross.rows, len(states) - cross.rows])
             attended = cross.attend(self.crossattention, self.crossattention.self.query(looking))
-            looking = self.crossattention.output(attended, looking)
+            seeing = None if owners is None else Owners(owners.text[: cross.rows], owners.texts)
+            looking = self.crossattention.output(attended, looking, seeing)
             states = torch.cat([looking, alone]) if len(alone) else looking
-        return self.output(self.intermediate(states), states)
+        return self.output(self.intermediate(states), states, owners)
 
 
 def run_layer(layer: nn.Module, recompute: bool, *given: object) -> Tensor:

@@ -1,0 +1,38 @@
+"""The layer that text and fusion encoders share."""
+
+from __future__ import annotations
+
+import torch
+
+from models.encoded import Concepts, Encoded
+from models.fusion import FusionConfig, FusionEncoder, Look, Part
+from models.layers import LayerConfig, ResidualOutput
+
+LENGTHS = (3, 1, 5, 2, 4, 5, 2, 3)
+MASK = torch.arange(5) < torch.tensor(LENGTHS).unsqueeze(1)
+FAR = 1000.0
+
+
+def outputs_of_last_layer(encoder: FusionEncoder) -> list[ResidualOutput]:
+    layer = encoder.layer[-1]
+    return [layer.attention.output, layer.crossattention.output, layer.output]
+
+
+def test_a_drop_path_leaves_out_whole_texts_and_each_by_itself():
+    torch.manual_seed(0)
+    sizes = LayerConfig(width=8, heads=2, intermediate=16, dropout=0.0, attention_dropout=0.0)
+    encoder = FusionEncoder(FusionConfig(layers=2, drop_path=0.5), sizes, 8).train()
+    kept = []
+    for output in outputs_of_last_layer(encoder):
+        torch.nn.init.zeros_(output.dense.weight)
+        torch.nn.init.constant_(output.dense.bias, FAR)
+        output.LayerNorm.register_forward_pre_hook(lambda _, given: kept.append(given[0][:, 0].detach()))
+    memory = encoder.remember(Concepts.whole(torch.randn(len(LENGTHS), 4, 8)))
+    texts = Encoded(torch.randn(*MASK.shape, 8), MASK)
+    alone = Encoded(torch.randn(2, 5, 8), MASK[:2])
+    encoder.fuse([Part(alone), Part(texts, Look(memory, torch.arange(len(LENGTHS)), 1))])
+    for block, rows in zip(("self-attention", "cross-attention", "feed-forward"), kept, strict=True):
+        lengths = LENGTHS if block == "cross-attention" else (*LENGTHS, *LENGTHS[:2])
+        added = [part.round(decimals=-3) for part in rows.split(list(lengths))]
+        assert all((part == part[0]).all() for part in added), f"{block}: a text is left out whole"
+        assert {float(part[0]) for part in added} == {0.0, 2 * FAR}, f"{block}: some are left out, the others doubled"
