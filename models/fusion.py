@@ -11,10 +11,12 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.encoded import Concepts, Encoded
 from models.layers import (
@@ -30,6 +32,7 @@ from models.layers import (
     attention_mask,
     init_bert_weights,
     merge_heads,
+    query_dtype,
     run_layer,
     split_heads,
 )
@@ -127,21 +130,27 @@ class FusionEncoder(nn.Module):
     def remember(self, concepts: Concepts) -> ImageMemory:
         """Project the keys and values of every layer, once per image and once per concept token."""
         whole = concepts.patch_mask is None
-        tokens = concepts.tokens() if whole else concepts.patches
-        layers = []
-        for layer in self.layer:
-            project: Projections = layer.crossattention.self  # type: ignore[union-attr, assignment]
-            concept = None if whole else project(concepts.concept.unsqueeze(1))
-            layers.append(LayerMemory(project(tokens), concept))
-        return ImageMemory(tuple(layers), concepts.patch_mask, concepts.image_index)
+        patches = self._project(concepts.tokens() if whole else concepts.patches)
+        own = [None] * len(self.layer) if whole else self._project(concepts.concept.unsqueeze(1))
+        layers = tuple(LayerMemory(seen, concept) for seen, concept in zip(patches, own, strict=True))
+        return ImageMemory(layers, concepts.patch_mask, concepts.image_index)
 
     def remember_text(self, text: Encoded) -> ImageMemory:
         """The same for texts (N, L, D) in the place of whole images."""
-        layers = []
-        for layer in self.layer:
-            project: Projections = layer.crossattention.self  # type: ignore[union-attr, assignment]
-            layers.append(LayerMemory(project(text.states), None))
-        return ImageMemory(tuple(layers), None, None, text.mask)
+        layers = tuple(LayerMemory(seen, None) for seen in self._project(text.states))
+        return ImageMemory(layers, None, None, text.mask)
+
+    def _project(self, states: Tensor) -> list[KeysValues]:
+        """Keys and values of ``states`` (N, L, D') for each layer."""
+        projections = [cast(Projections, layer.crossattention.self) for layer in self.layer]  # type: ignore[union-attr]
+        if not torch.is_autocast_enabled(states.device.type):
+            return [project(states) for project in projections]
+        # In one product the states are cast once instead of for each layer, and their gradient is summed in 32 bits.
+        linears = [linear for project in projections for linear in (project.key, project.value)]
+        weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
+        parts = F.linear(states, weight, bias).chunk(len(linears), dim=2)
+        heads = [split_heads(part, self.layer_config.heads) for part in parts]
+        return list(zip(heads[::2], heads[1::2], strict=True))
 
     def forward(
         self,
@@ -237,7 +246,7 @@ class _Stretch:
 
     def self_looks(self) -> tuple[SelfLook, SelfLook]:
         """Of the inner layers and of the last one."""
-        mask = attention_mask(self.part.text.mask)
+        mask = attention_mask(self.part.text.mask, query_dtype(self.part.text.states))
         if self.part.at is not None and mask.shape[2] > 1:
             where = self.part.at.positions[:, None, :, None].expand(-1, -1, -1, mask.shape[3])
             own = mask.expand(len(where), -1, -1, -1).gather(2, where)
@@ -268,14 +277,14 @@ def _plan_layers(stretches: Sequence[_Stretch]) -> tuple[_LayerPlan, _LayerPlan]
     """Of the inner layers and of the last one; stretches that look at nothing come last."""
     looks = [stretch.self_looks() for stretch in stretches]
     seeing = [(stretch, _Slots.of(stretch.part.look)) for stretch in stretches if stretch.part.look is not None]
-    plans = tuple(_plan(slots, stretch.keys) for stretch, slots in seeing)
+    plans = tuple(_Plan.of(slots, stretch.keys) for stretch, slots in seeing)
     inner = _LayerPlan(Asking(tuple(look for look, _ in looks)), plans)
     if all(stretch.part.at is None for stretch in stretches):
         return inner, inner
     starts = itertools.accumulate([0, *(stretch.keys.rows for stretch in stretches[:-1])])
     wanted = join([stretch.wanted_rows(start) for stretch, start in zip(stretches, starts, strict=True)])
     asking = Asking(tuple(look for _, look in looks), wanted)
-    return inner, _LayerPlan(asking, tuple(_plan(slots, stretch.queries) for stretch, slots in seeing))
+    return inner, _LayerPlan(asking, tuple(_Plan.of(slots, stretch.queries) for stretch, slots in seeing))
 
 
 @dataclass(frozen=True)
@@ -307,30 +316,64 @@ class _Slots:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A look with the layout of its queries. Joined, an image's texts share one row of them: ``exchange`` leads from the layout's
-    rows, left, to those (N * S * L), right."""
+    """A look with the layout of its queries.
+
+    ``image`` (M,) is looked at by each text; ``mask`` as :func:`~models.layers.attention_mask` makes it. Joined, an image's texts
+    share one row of queries: ``exchange`` leads from the layout's rows, left, to the joined ones (N * S * L), right.
+    """
 
     slots: _Slots
     layout: Layout
+    image: Tensor
+    mask: Tensor | None
     exchange: Exchange | None = None
 
     @property
     def look(self) -> Look:
         return self.slots.look
 
-
-def _plan(slots: _Slots, layout: Layout) -> _Plan:
-    if slots.table is None or slots.of_text is None:
-        return _Plan(slots, layout)
-    length, device = layout.shape[1], slots.table.device
-    take = layout.row_of_slot(device).view(layout.shape).index_select(0, slots.table).flatten()
-    place = (slots.of_text.unsqueeze(1) * length + torch.arange(length, device=device)).flatten()
-    return _Plan(slots, layout, Exchange.of(take, place.index_select(0, layout.slot_of_row(device))))
+    @staticmethod
+    def of(slots: _Slots, layout: Layout) -> _Plan:
+        memory, image = slots.look.memory, _image_of_text(slots.look)
+        dtype = query_dtype(memory.layers[0].patches[0])
+        if slots.table is None or slots.of_text is None:
+            seen = _copied_mask(slots.look, image)
+            return _Plan(slots, layout, image, None if seen is None else attention_mask(seen, dtype))
+        length, device = layout.shape[1], slots.table.device
+        take = layout.row_of_slot(device).view(layout.shape).index_select(0, slots.table).flatten()
+        place = (slots.of_text.unsqueeze(1) * length + torch.arange(length, device=device)).flatten()
+        exchange = Exchange.of(take, place.index_select(0, layout.slot_of_row(device)))
+        seen = memory.token_mask if memory.layers[0].concepts is None else _slot_mask(slots, length)
+        return _Plan(slots, layout, image, None if seen is None else attention_mask(seen, dtype), exchange)
 
 
 def _image_of_text(look: Look) -> Tensor:
     index = look.memory.image_index
     return look.rows if index is None else index.index_select(0, look.rows)
+
+
+def _copied_mask(look: Look, image: Tensor) -> Tensor | None:
+    """What each text sees of its copy, (M, P), or (M, 1 + P) with its concept token; None: all of it."""
+    memory = look.memory
+    if memory.layers[0].concepts is None:
+        return None if memory.token_mask is None else memory.token_mask.index_select(0, image)
+    assert memory.patch_mask is not None
+    seen = memory.patch_mask.index_select(0, look.rows)
+    return torch.cat([seen.new_ones(len(seen), 1), seen], dim=1)
+
+
+def _slot_mask(slots: _Slots, length: int) -> Tensor:
+    """(N, S * L, S + P): the texts of slot s see the concept token of slot s and the patches of their own row.
+
+    An empty slot sees what text 0 sees: never nothing, and nobody reads it.
+    """
+    memory, count = slots.look.memory, slots.count
+    assert memory.patch_mask is not None and slots.table is not None
+    seen = memory.patch_mask.index_select(0, slots.look.rows.index_select(0, slots.table)).view(
+        memory.images, count, -1
+    )
+    own = torch.eye(count, dtype=torch.bool, device=seen.device).expand(memory.images, count, count)
+    return torch.cat([own, seen], dim=2).repeat_interleave(length, dim=1, output_size=count * length)
 
 
 def _cross_attend(plans: Sequence[_Plan], layer: int) -> CrossAttend:
@@ -347,19 +390,13 @@ def _cross_attend(plans: Sequence[_Plan], layer: int) -> CrossAttend:
 
 
 def _attend_copied(attention: Attention, rows: Tensor, plan: _Plan, layer: int) -> Tensor:
-    memory = plan.look.memory
-    stored = memory.layers[layer]
-    image = _image_of_text(plan.look)
+    stored = plan.look.memory.layers[layer]
     queries = split_heads(plan.layout.to_slots(rows), attention.self.heads)
-    keys, values = (part.index_select(0, image) for part in stored.patches)
-    mask = None if memory.token_mask is None else attention_mask(memory.token_mask.index_select(0, image))
+    keys, values = (part.index_select(0, plan.image) for part in stored.patches)
     if stored.concepts is not None:
         concept_keys, concept_values = (part.index_select(0, plan.look.rows) for part in stored.concepts)
         keys, values = torch.cat([concept_keys, keys], dim=2), torch.cat([concept_values, values], dim=2)
-        assert memory.patch_mask is not None
-        seen = memory.patch_mask.index_select(0, plan.look.rows)
-        mask = torch.cat([seen.new_ones(len(seen), 1), seen], dim=1)[:, None, None, :]
-    return plan.layout.to_rows(merge_heads(attention.attend(queries, keys, values, mask)))
+    return plan.layout.to_rows(merge_heads(attention.attend(queries, keys, values, plan.mask)))
 
 
 def _attend_joined(attention: Attention, rows: Tensor, plan: _Plan, layer: int) -> Tensor:
@@ -367,31 +404,16 @@ def _attend_joined(attention: Attention, rows: Tensor, plan: _Plan, layer: int) 
     assert exchange is not None
     stored = memory.layers[layer]
     keys, values = stored.patches
-    mask = None if memory.token_mask is None else attention_mask(memory.token_mask)
     if stored.concepts is not None:
-        concept_keys, concept_values = (_to_images(part, plan) for part in stored.concepts)
+        concept_keys, concept_values = (_to_images(part, plan.slots) for part in stored.concepts)
         keys, values = torch.cat([concept_keys, keys], dim=2), torch.cat([concept_values, values], dim=2)
-        mask = _slot_mask(memory, plan, plan.layout.shape[1])
     queries = exchange.to_right(rows).view(memory.images, -1, rows.shape[1])
-    attended = attention.attend(split_heads(queries, attention.self.heads), keys, values, mask)
+    attended = attention.attend(split_heads(queries, attention.self.heads), keys, values, plan.mask)
     return exchange.to_left(merge_heads(attended).flatten(0, 1))
 
 
-def _to_images(concepts: Tensor, plan: _Plan) -> Tensor:
+def _to_images(concepts: Tensor, slots: _Slots) -> Tensor:
     """Keys, or values, of concept tokens (R, heads, 1, d), of each text's in its slot: (N, heads, S, d)."""
-    assert plan.slots.table is not None
-    own = concepts.index_select(0, plan.look.rows.index_select(0, plan.slots.table)).squeeze(2)
-    return own.view(plan.look.memory.images, plan.slots.count, *own.shape[1:]).transpose(1, 2)
-
-
-def _slot_mask(memory: ImageMemory, plan: _Plan, length: int) -> Tensor:
-    """(N, 1, S * L, S + P): the texts of slot s see the concept token of slot s and the patches of their own row.
-
-    An empty slot sees what text 0 sees: never nothing, and nobody reads it.
-    """
-    assert memory.patch_mask is not None and plan.slots.table is not None
-    images, slots = memory.images, plan.slots.count
-    seen = memory.patch_mask.index_select(0, plan.look.rows.index_select(0, plan.slots.table)).view(images, slots, -1)
-    own = torch.eye(slots, dtype=torch.bool, device=seen.device).expand(images, slots, slots)
-    mask = torch.cat([own, seen], dim=2)
-    return mask.repeat_interleave(length, dim=1, output_size=slots * length).unsqueeze(1)
+    assert slots.table is not None
+    own = concepts.index_select(0, slots.look.rows.index_select(0, slots.table)).squeeze(2)
+    return own.view(slots.look.memory.images, slots.count, *own.shape[1:]).transpose(1, 2)

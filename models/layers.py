@@ -91,7 +91,7 @@ class ResidualOutput(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.drop_path = config.drop_path
 
-    def forward(self, states: Tensor, residual: Tensor, owners: Owners | None) -> Tensor:
+    def forward(self, states: Tensor, residual: Tensor, owners: Owners | None = None) -> Tensor:
         """``states`` (T, inputs), ``residual`` (T, D) -> (T, D). ``owners``: where there is a drop path, in training."""
         added = self.dropout(self.dense(states))
         if owners is not None:
@@ -106,8 +106,8 @@ Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class SelfLook:
-    """The self-attention of a stretch of rows: where its queries and its keys stand (the same, unless only some ask), and the
-    attention mask, which broadcasts to (N, heads, Lq, Lk)."""
+    """The self-attention of a stretch of rows: where its queries and its keys stand (the same, unless only some ask), and what
+    :func:`attention_mask` made of its mask, which broadcasts to (N, heads, Lq, Lk)."""
 
     queries: Layout
     keys: Layout
@@ -215,9 +215,22 @@ def run_layer(layer: nn.Module, recompute: bool, *given: object) -> Tensor:
     return cast(Tensor, layer(*given))
 
 
-def attention_mask(mask: Tensor) -> Tensor:
-    """A padding mask (N, L), or a mask per query (N, L, L), as ``scaled_dot_product_attention`` takes it."""
-    return mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
+def attention_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A padding mask (N, L), or a mask per query (N, L, K), as what is added to the scores in ``scaled_dot_product_attention``: 0
+    and -inf, (N, 1, 1 or L, K) of the ``dtype`` of queries.
+
+    Kernels make this of a mask of truth values anew in each layer; those of GPUs want its rows 8 numbers apart.
+    """
+    mask = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
+    length = mask.shape[3]
+    added = torch.zeros((*mask.shape[:3], -(-length // 8) * 8), dtype=dtype, device=mask.device)[..., :length]
+    return added.masked_fill_(~mask, -torch.inf)
+
+
+def query_dtype(states: Tensor) -> torch.dtype:
+    """Of what linear layers make of ``states``."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
 def init_bert_weights(module: nn.Module, std: float) -> None:

@@ -15,7 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.encoded import Encoded
-from models.layers import Asking, Extend, Layer, LayerConfig, SelfLook, attention_mask, init_bert_weights, run_layer
+from models.layers import (
+    Asking,
+    Extend,
+    Layer,
+    LayerConfig,
+    SelfLook,
+    attention_mask,
+    init_bert_weights,
+    query_dtype,
+    run_layer,
+)
 from models.layout import Layout, join, text_layout
 from utils.batch import Text
 from utils.config import Config
@@ -191,9 +201,10 @@ class TextEncoder(nn.Module):
         extend: Callable[[int], Extend] | None = None,
     ) -> list[Encoded]:
         layouts = [text_layout(text.ids.shape, text.mask, text.tokens) for text in texts]
-        looks = [SelfLook(own, own, attention_mask(text.mask)) for text, own in zip(texts, layouts, strict=True)]
-        embedded = [self._embed(text.ids, positions, layout) for text, layout in zip(texts, layouts, strict=True)]
-        rows = self.encoder(join(embedded), Asking(tuple(looks)), extend)
+        rows = self._embed(texts, positions, layouts)
+        masks = [attention_mask(text.mask, query_dtype(rows)) for text in texts]
+        looks = [SelfLook(own, own, mask) for own, mask in zip(layouts, masks, strict=True)]
+        rows = self.encoder(rows, Asking(tuple(looks)), extend)
         if self.projection is not None:
             rows = self.projection(rows)
         parts = rows.split([layout.rows for layout in layouts])
@@ -202,12 +213,16 @@ class TextEncoder(nn.Module):
             for text, layout, part in zip(texts, layouts, parts, strict=True)
         ]
 
-    def _embed(self, ids: Tensor, positions: Tensor | None, layout: Layout) -> Tensor:
-        """(T, D)."""
-        places = self.embeddings.positions(ids) if positions is None else positions + self.arch.first_position
-        places = places.expand_as(ids)
-        token, place = (layout.to_rows(part.unsqueeze(2)).squeeze(1) for part in (ids, places))
-        return self.embeddings(token, place)
+    def _embed(self, texts: Sequence[Text], positions: Tensor | None, layouts: Sequence[Layout]) -> Tensor:
+        """(T, D), looked up for all texts at once: the gradient of a lookup is a table as large as the vocabulary's."""
+        tokens, places = [], []
+        for text, layout in zip(texts, layouts, strict=True):
+            given = self.embeddings.positions(text.ids) if positions is None else positions + self.arch.first_position
+            both = torch.stack([text.ids, given.expand_as(text.ids)], dim=2)
+            token, place = layout.to_rows(both).unbind(dim=1)
+            tokens.append(token)
+            places.append(place)
+        return self.embeddings(join(tokens), join(places))
 
 
 _DROPOUT = ("hidden_dropout_prob", "dropout", "dropout_rate", "hidden_dropout", "embedding_dropout", "mlp_dropout")

@@ -48,6 +48,9 @@ class AligningConfig(ModelConfig):
 
 TEMPERATURE_RANGE = (0.001, 0.5)
 
+FORMS = 64
+"""Compilations of one function that are allowed: more than there are forms of a step."""
+
 
 class XVLM(nn.Module):
     """X²-VLM (section 3): what every task shares. Tasks add their heads and their ``forward(batch)``."""
@@ -77,11 +80,18 @@ class XVLM(nn.Module):
 
     def compile_encoders(self, **options: Any) -> None:
         """Compile the blocks of the backbone and the layers of text and fusion encoder by ``torch.compile``; names of parameters
-        stay. What lies between them depends on numbers that only the host knows."""
+        stay. What lies between them depends on numbers that only the host knows.
+
+        Torch's limit of 8 compilations of a function, after which it runs uncompiled, is raised: the fusion has a form for every
+        set of streams in a step and of their losses.
+        """
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, FORMS)
         backbone = self.vision.backbone  # whose forward_features alone is called
         backbone.forward_features = torch.compile(backbone.forward_features, **options)
-        self.text.layers.compile(**options)
-        self.fusion.run = torch.compile(self.fusion.run, **options)  # type: ignore[method-assign]
+        # Numbers of tokens change from step to step; compiled for any from the start, all ranks compile in the same step.
+        self.text.layers.compile(dynamic=True, **options)
+        self.fusion.run = torch.compile(self.fusion.run, dynamic=True, **options)  # type: ignore[method-assign]
 
     def copied_from(self) -> dict[str, str]:
         """Which parameters start as copies of others, by their names in the pre-training model, where a checkpoint is of
