@@ -262,18 +262,19 @@ class Trainer:
             [len(names), len(WORK)]
         )
         bad = ~losses.isfinite().all()
-        scaled = self.precision.scaler.is_enabled()
-        if scaled:
+        scaler, rest = self.precision.scaler, {}
+        if scaler.is_enabled():
             self._spoil_gradient_if(bad)
-        self.precision.scaler.unscale_(self.optimizer)
-        limit = self.config.clip_grad_norm or torch.inf
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        if not scaled:
+            rest["loss_scale"] = scaler.scale(torch.ones((), device=self.device))  # asking for the number would wait
+        scaler.unscale_(self.optimizer)
+        norm = self._clip()
+        if not scaler.is_enabled():
             # With fp16, gradients that overflow are the scaler's business: it skips the step and lowers the scale.
             bad = bad | ~norm.isfinite()
         self._step_unless(bad)
         culprit = ~own.isfinite().all()
-        values = torch.cat([losses, torch.stack([norm.float(), bad.float(), culprit.float()]), work]).detach()
+        rest |= {"grad_norm": norm, "bad": bad, "culprit": culprit}
+        values = torch.cat([losses, torch.stack([value.float() for value in rest.values()]), work]).detach()
         arrived = None
         if self.device.type == "cuda":
             host = torch.empty(values.shape, pin_memory=True)
@@ -281,8 +282,15 @@ class Trainer:
             arrived = torch.cuda.Event()
             arrived.record()
             values = host
-        shown = [*names, "grad_norm", "bad", "culprit", *WORK]
+        shown = [*names, *rest, *WORK]
         return _Pending(self.step + 1, shown, values, arrived, micro_batches, time.perf_counter())
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient, where there is a limit; returns the norm that it had."""
+        if self.config.clip_grad_norm is not None:
+            return nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
+        # A limit of infinity would multiply every gradient by 1.
+        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
     def _work(self, micro_batches: list[Any]) -> Tensor:
         """This rank's work of a step, a number for each of :data:`~utils.batch.WORK`; the host counts, and does not wait."""
@@ -366,15 +374,15 @@ class _Reporter:
         self.clock = now
         self.throughput.add(Work(*(values.pop(name) for name in WORK)), now)
         self.progress.update(1)
-        culprit = bool(values.pop("culprit"))
+        culprit, scale = bool(values.pop("culprit")), values.pop("loss_scale", None)
         if values.pop("bad"):
             self._not_finite(pending, values, culprit)
             return
         if pending.step % trainer.config.log_every and pending.step != trainer.steps:
             return
-        if trainer.precision.scaler.is_enabled():
-            values["loss_scale"] = trainer.precision.scaler.get_scale()
-            if values["loss_scale"] < 1:
+        if scale is not None:
+            values["loss_scale"] = scale
+            if scale < 1:
                 raise UserError(
                     f"step {pending.step}: fp16 gradients overflow at every loss scale; use train.precision=bf16"
                 )

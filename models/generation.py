@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from utils.batch import IGNORE
 from utils.config import Config
+
+WHOLE = 2**52
+"""Parts of the probability 1; their sums are exact in float64 too."""
 
 
 class SamplingConfig(Config):
@@ -148,10 +152,12 @@ def sample(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, c
 def draw(likelihood: Tensor, config: SamplingConfig, chance: Tensor) -> Tensor:
     """One word a row, (N,), from log-likelihoods (N, V), by ``chance`` (N,) in 0..1."""
     probability, word = (likelihood / config.temperature).softmax(dim=1).sort(dim=1, descending=True, stable=True)
-    before = probability.cumsum(dim=1) - probability
-    kept = probability * (before < config.top_p)
+    # Whole numbers have the same sums in any order. Those of floats on a GPU do not: deterministic algorithms refuse them.
+    parts = (probability.double() * WHOLE).long()
+    before = parts.cumsum(dim=1) - parts
+    kept = parts * (before < math.ceil(config.top_p * WHOLE))
     reached = kept.cumsum(dim=1)
-    place = (reached <= chance.unsqueeze(1) * reached[:, -1:]).sum(dim=1)
+    place = (reached <= chance.double().unsqueeze(1) * reached[:, -1:]).sum(dim=1)
     last = (kept > 0).sum(dim=1) - 1
     return word.gather(1, torch.minimum(place, last).unsqueeze(1)).squeeze(1)
 

@@ -354,11 +354,16 @@ def _write_predictions(path: Path, predictions: Sequence[dict[str, Any]]) -> str
 
 @contextmanager
 def evaluating(model: torch.nn.Module, precision: PrecisionName) -> Iterator[None]:
-    """The model in evaluation mode, without gradients, in a precision."""
+    """The model in evaluation mode, without gradients, in a precision, and not compiled."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), Precision(precision, device_of(model)).autocast():
+        # What is compiled for evaluation counts against the limit after which torch compiles no more for training either.
+        with (
+            torch.compiler.set_stance("force_eager"),
+            torch.no_grad(),
+            Precision(precision, device_of(model)).autocast(),
+        ):
             yield
     finally:
         model.train(training)

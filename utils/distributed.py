@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -14,6 +15,13 @@ from torch import Tensor
 from utils.errors import UserError
 
 T = TypeVar("T")
+
+TIMEOUT = timedelta(hours=2)
+"""How long a rank waits for the others: rank 0 may measure or save for longer than the ten minutes that NCCL has by default."""
+
+# The forms that take one tensor; lists of them would be copied. Newer versions of torch rename both.
+_all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", getattr(dist, "reduce_scatter_tensor", None))
 
 
 def is_distributed() -> bool:
@@ -69,36 +77,26 @@ def start_gather(tensor: Tensor) -> Callable[[], Tensor]:
     if not is_distributed():
         return lambda: tensor
     own = tensor.detach().contiguous()
-    parts = [torch.empty_like(own) for _ in range(world_size())]
-    sent = dist.all_gather(parts, own, async_op=True)
+    rows = own.new_empty((world_size() * len(own), *own.shape[1:]))
+    sent = _all_gather(rows, own, async_op=True)
 
     def finish() -> Tensor:
-        assert sent is not None
         sent.wait()
-        return cast(Tensor, _GatherRows.apply(tensor, *parts)) if tensor.requires_grad else torch.cat(parts)
+        return cast(Tensor, _GatherRows.apply(tensor, rows)) if tensor.requires_grad else rows
 
     return finish
 
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, *parts: Tensor) -> Tensor:
-        return torch.cat(parts)
+    def forward(ctx: Any, tensor: Tensor, rows: Tensor) -> Tensor:
+        return rows.view_as(rows)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (_GatherRows.own_gradient(grad), *[None] * world_size())
-
-    @staticmethod
-    def own_gradient(grad: Tensor) -> Tensor:
-        rows = grad.shape[0] // world_size()
-        if dist.get_backend() == "nccl":
-            own = grad.new_empty((rows, *grad.shape[1:]))
-            dist.reduce_scatter(own, list(grad.contiguous().split(rows)))
-            return own
-        total = grad.contiguous().clone()
-        dist.all_reduce(total)
-        return total[rank() * rows : (rank() + 1) * rows]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        own = grad.new_empty((len(grad) // world_size(), *grad.shape[1:]))
+        _reduce_scatter(own, grad.contiguous())
+        return own, None
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -121,18 +119,25 @@ def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
 def process_group() -> Iterator[torch.device]:
     """Join the process group that torchrun's environment describes, if any; yields this rank's device.
 
-    NCCL where CUDA is available, gloo elsewhere. The environment is read here, when a job starts, and nowhere else.
+    NCCL where CUDA is available, gloo elsewhere. No rank leaves before the others, but by an error. The environment is read
+    here, when a job starts, and nowhere else.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        # cuDNN's attention is planned on the host for each new shape, and texts and candidates come in thousands of shapes.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield device
+        barrier()  # rank 0 may still measure or save when the others have nothing left to do
     except RuntimeError as error:
         if _peer_is_gone(error):
             raise UserError("the connection to another rank broke; that rank tells why it stopped") from None

@@ -37,6 +37,9 @@ examples:
 what fits on a GPU, and how long a run takes: python run.py plan --help"""
 
 
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""What torch reads its CUDA allocator's settings from."""
+
 EVALUATE = "do not train: measure the weights of init.checkpoint (with --resume: the run's own)"
 
 
@@ -148,11 +151,19 @@ def _processes(arguments: argparse.Namespace) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return arguments.cpu
     found = _gpus()
-    if arguments.gpus is None:
-        return max(1, found)
-    if arguments.gpus > found:
+    if arguments.gpus is not None and arguments.gpus > found:
         raise UserError(f"--gpus {arguments.gpus}: this machine has {found}; use --cpu N to run without")
-    return arguments.gpus
+    if found:
+        _let_segments_grow()
+    return arguments.gpus or max(1, found)
+
+
+def _let_segments_grow() -> None:
+    """Let torch extend its pieces of GPU memory, unless the user has set up the allocator: blocks whose sizes change with every
+    step leave gaps in pieces of fixed size."""
+    if not any(name in os.environ for name in ALLOCATOR):
+        # The second name alone is not enough for torch 2.9, and for the first alone torch 2.9 warns.
+        os.environ.update(dict.fromkeys(ALLOCATOR, "expandable_segments:True"))
 
 
 def _gpus() -> int:

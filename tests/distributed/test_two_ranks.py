@@ -196,6 +196,7 @@ def helpers() -> dict[str, torch.Tensor]:
     rank = distributed.rank()
     return {
         "rows": distributed.gather_rows(torch.tensor([rank, rank + 10])),
+        "masks": distributed.gather_rows(torch.tensor([[rank == 0, True]])),
         "sum": distributed.sum_over_ranks(torch.tensor(rank + 1)),
     }
 
@@ -203,6 +204,7 @@ def helpers() -> dict[str, torch.Tensor]:
 def test_rank_helpers_gather_and_sum(tmp_path):
     for found in on_two_ranks(helpers, tmp_path):
         assert found["rows"].tolist() == [0, 10, 1, 11]
+        assert found["masks"].tolist() == [[True, True], [False, True]]
         assert found["sum"] == 3
 
 

@@ -39,6 +39,19 @@ def test_gradients_are_clipped_to_the_norm(tmp_path):
     assert lines(tmp_path)[0]["grad_norm"] > 0.01
 
 
+def test_without_a_limit_gradients_are_measured_and_left_alone(tmp_path, monkeypatch):
+    expected, clipped = {}, []
+    for folder, limit in (("high", 1e6), ("none", None)):
+        run = trainer(tmp_path / folder, steps=1, clip_grad_norm=limit)
+        run.fit()
+        expected[folder] = [lines(tmp_path / folder)[0]["grad_norm"], *(p.grad for p in run.model.parameters())]
+        monkeypatch.setattr(torch, "_foreach_mul_", lambda *arguments: clipped.append(arguments))
+    assert not clipped
+    assert expected["none"][0] == expected["high"][0] > 0
+    for ours, theirs in zip(expected["none"][1:], expected["high"][1:], strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_a_metrics_line_has_step_losses_rates_speed_and_time(tmp_path):
     trainer(tmp_path).fit()
     written = lines(tmp_path)
@@ -137,6 +150,24 @@ def test_mixed_precision_learns_the_line(tmp_path, precision, device):
     trainer(tmp_path, steps=40, precision=precision, device=device).fit()
     written = lines(tmp_path)
     assert written[-1]["points/square"] < written[0]["points/square"] / 4
+
+
+def scaled(folder, **options):
+    run = trainer(folder, precision="fp16")
+    run.precision.scaler = torch.amp.GradScaler("cpu", **options)
+    return run
+
+
+def test_a_metrics_line_has_the_loss_scale_of_its_step(tmp_path):
+    scaled(tmp_path, init_scale=4.0, growth_interval=1).fit()
+    assert [line["loss_scale"] for line in lines(tmp_path)] == [4, 8, 16, 32, 64, 128]
+    trainer(tmp_path / "unscaled").fit()
+    assert not any("loss_scale" in line for line in lines(tmp_path / "unscaled"))
+
+
+def test_a_loss_scale_below_one_stops_with_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="step 1: fp16 gradients overflow at every loss scale"):
+        scaled(tmp_path, init_scale=0.5).fit()
 
 
 def test_recorded_graphs_are_refused_where_gradients_are_added_up():

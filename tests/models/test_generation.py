@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
 from models.fusion import FusionConfig
@@ -155,6 +156,27 @@ def test_words_are_drawn_as_often_as_they_are_likely():
     colder = draw(likelihood, SamplingConfig(temperature=0.5), chance).bincount(minlength=4)
     assert colder[0] == round(1000 * 0.25 / (0.25 + 0.09 + 0.0225 + 0.0025))
     assert draw(likelihood[:1], SamplingConfig(), torch.tensor([1.0])).item() == 3
+
+
+class NoFloatSums(TorchDispatchMode):
+    """Refuses what deterministic algorithms refuse on a GPU alone."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not ("cumsum" in str(func) and args[0].is_floating_point()), "not deterministic on a GPU"
+        return func(*args, **(kwargs or {}))
+
+
+def test_words_are_drawn_by_deterministic_algorithms():
+    torch.manual_seed(0)
+    likelihood, chance = torch.randn(200, 3000).log_softmax(dim=1), torch.rand(200)
+    with NoFloatSums():
+        drawn = draw(likelihood, SamplingConfig(), chance)
+        with pytest.raises(AssertionError, match="not deterministic"):
+            likelihood.cumsum(dim=1)
+    probability, word = likelihood.double().exp().sort(dim=1, descending=True)
+    reached = probability.cumsum(dim=1)
+    place = (reached <= chance.double().unsqueeze(1) * reached[:, -1:]).sum(dim=1)
+    assert (drawn == word.gather(1, place.unsqueeze(1)).squeeze(1)).float().mean() > 0.99
 
 
 def test_a_drawn_text_is_scored_by_its_likelihood():

@@ -1,0 +1,62 @@
+"""How a rank joins the others and leaves them."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from tests.distributed.test_two_ranks import free_port
+from utils import distributed
+
+
+def leave(rank: int, port: int, folder: Path) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    saved = folder / "saved"
+    with distributed.process_group():
+        if rank == 0:
+            time.sleep(1)
+            saved.touch()
+    assert saved.exists(), "rank 1 left while rank 0 was saving"
+
+
+def test_no_rank_leaves_before_the_others(tmp_path):
+    mp.spawn(leave, (free_port(), tmp_path), nprocs=2)
+
+
+@pytest.fixture
+def second_gpu(monkeypatch):
+    """As if this were a process of the second GPU; gives what the process group was asked for."""
+    asked: list[tuple] = []
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda *backend, **options: asked.append((*backend, options)))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    yield asked
+    torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_on_gpus_the_group_is_bound_to_the_device_and_outwaits_a_long_validation(second_gpu, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with distributed.process_group() as device:
+        assert device == torch.device("cuda", 1)
+    ((backend, options),) = second_gpu
+    assert backend == "nccl"
+    assert options["device_id"] == device
+    assert options["timeout"] > timedelta(hours=1)
+
+
+def test_attention_on_a_gpu_is_not_planned_for_each_shape(second_gpu, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    with distributed.process_group():
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert not second_gpu, "one process joins no group"

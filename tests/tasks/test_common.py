@@ -1,0 +1,82 @@
+"""What tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.common import evaluating
+
+
+class Backend:
+    """Compiles nothing, and counts what it is given to compile and how often that runs."""
+
+    compiled = 0
+    runs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        self.compiled += 1
+
+        def run(*arguments: Any) -> Any:
+            self.runs += 1
+            return graph.forward(*arguments)
+
+        return run
+
+
+class Double(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+class Model(nn.Module):
+    """A module and a method, which can be compiled each in its own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Double(), nn.Linear(3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x))
+
+    def last(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(x)
+
+
+@pytest.fixture
+def compiled():
+    """A model compiled in the two ways in which ours are, after a step of training."""
+    torch._dynamo.reset()
+    backend = Backend()
+    model = Model()
+    model.first.compile(backend=backend)
+    model.last = torch.compile(model.last, backend=backend)
+    model(torch.ones(2, 3)).sum().backward()
+    yield model, backend
+    torch._dynamo.reset()
+
+
+def test_evaluation_compiles_nothing_and_training_goes_on_with_what_it_compiled(compiled):
+    model, backend = compiled
+    before = backend.compiled, backend.runs
+    assert before == (2, 2)
+    for precision in ("fp32", "bf16"):
+        with evaluating(model, precision):
+            for rows in range(1, 6):
+                assert not model(torch.ones(rows, 3)).requires_grad
+    assert (backend.compiled, backend.runs) == before
+    model(torch.ones(2, 3)).sum().backward()
+    assert (backend.compiled, backend.runs) == (2, 4)
+
+
+def test_a_failed_evaluation_leaves_a_model_that_trains_compiled(compiled):
+    model, backend = compiled
+    with pytest.raises(KeyError), evaluating(model, "fp32"):
+        raise KeyError
+    assert model.training
+    model(torch.ones(2, 3)).sum().backward()
+    assert (backend.compiled, backend.runs) == (2, 4)
