@@ -298,23 +298,34 @@ def largest_that_fits(cost: Callable[[int], float], limit: float, start: int) ->
     """The most rows whose ``cost`` is at most ``limit``, to 2 % and never too many; 0: not even one.
 
     A cost that is finite grows about in proportion to the rows, so the next try is where the line through two of them meets
-    the limit; else the bracket is doubled or halved.
+    the limit. Near the limit it may grow less, since the allocator gives back what it had kept; where the line leads to what
+    is known to be too many, the bracket is halved instead.
     """
     known_costs: dict[int, float] = {}
     fits, too_many, rows = 0, 0, start
-    while not too_many or too_many - fits > max(1, fits // 50):
+    while not too_many or too_many - fits > _finest(fits):
         known_costs[rows] = cost(rows)
         if known_costs[rows] <= limit:
             fits = rows
         else:
             too_many = rows
-        least = fits + 1 + fits // 50
-        guess = _where_line_meets(known_costs, limit) or (fits + too_many) // 2 or 2 * fits
-        if too_many:
-            rows = max(fits + 1, min(max(guess, least), too_many - 1))
-        else:
-            rows = max(guess, least) if guess > fits else 2 * fits
+        rows = _next_try(fits, too_many, _where_line_meets(known_costs, limit))
     return fits
+
+
+def _finest(fits: int) -> int:
+    """By how many rows two tries differ at least."""
+    return max(1, fits // 50)
+
+
+def _next_try(fits: int, too_many: int, guess: int) -> int:
+    """More rows than ``fits`` and fewer than ``too_many`` (0: not known): the ``guess`` (0: there is none), if it is among
+    them. Without a bracket it leads no further than to four times the rows: two small costs make a poor line."""
+    if guess:
+        guess = max(guess, fits + _finest(fits))
+    if not too_many:
+        return min(guess or 2 * fits, 4 * fits)
+    return guess if fits < guess < too_many else (fits + too_many) // 2
 
 
 def _where_line_meets(costs: dict[int, float], limit: float) -> int:

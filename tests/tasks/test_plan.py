@@ -45,6 +45,22 @@ def test_the_largest_micro_batch_is_exact_where_it_is_small(most, start):
         assert largest_that_fits(lambda rows, above=above: rows if rows <= most else above * rows, most, start) == most
 
 
+@pytest.mark.parametrize("start", [1, 8, 128, 280, 500])
+@pytest.mark.parametrize("most", [6, 37, 296, 1000])
+def test_costs_that_flatten_near_the_limit_do_not_make_it_try_row_by_row(most, start):
+    """As on a GPU: near its limit the allocator gives back what it had kept, and what does not fit has no cost at all."""
+    tried = []
+    limit = 3 + 0.26 * most
+
+    def cost(rows: int) -> float:
+        tried.append(rows)
+        return math.inf if rows > most else min(3 + 0.25 * rows, 0.9 * limit + 0.001 * rows)
+
+    assert 0.98 * most <= largest_that_fits(cost, limit, start) <= most
+    assert len(tried) <= 12
+    assert len(set(tried)) == len(tried)
+
+
 @pytest.mark.parametrize(
     ("total", "gpus", "largest", "shared"),
     [
