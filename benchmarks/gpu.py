@@ -1,21 +1,23 @@
 """A step of pre-training on a GPU, split into its parts: ``python -m benchmarks.gpu``, or with ``torchrun``.
 
 Three ways to the same losses: the released algebra (:mod:`benchmarks.plain_path`), ours as it is, ours with compiled encoders.
-Each takes the same steps on the same batch; printed are samples per second, the milliseconds of data (the copy to the device,
-which the trainer makes beside the step before), forward, backward, optimiser and, of several processes, communication (what the
-sum of gradients adds to the backward pass; contrastive rows are gathered beside the fusion), memory, and the utilisation: the
-least operations that the losses need (:mod:`models.flops`) over the device's dense peak. The last line is the ratio of the
-fastest way to the first. Without a GPU the same runs on the CPU, in float32 unless told.
+Each takes the same steps on the same few batches in turn, the compiled one as the trainer pads them for it; printed are samples
+per second, the milliseconds of data (the copy to the device, which the trainer makes beside the step before), forward, backward,
+optimiser and, of several processes, communication (what the sum of gradients adds to the backward pass; contrastive rows are
+gathered beside the fusion), memory, and the utilisation: the least operations that the losses need (:mod:`models.flops`) over
+the device's dense peak. A way that needs more memory than there is says so. The last line is the ratio of the fastest way to
+the first, and the line before it says which they are. Without a GPU the same runs on the CPU, in float32 unless told.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,15 +27,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.plain_path import PlainPath
-from benchmarks.synthetic import pretrain_batch
+from benchmarks.synthetic import Limits, pretrain_batch
 from engine.devices import peak_of
+from engine.measured import ran_out_of_memory
 from engine.parallel import data_parallel
-from engine.precision import Precision
+from engine.precision import Precision, has_bf16
 from models.pretrain import PretrainModel
 from optim import OptimConfig, build_optimizer, parameter_groups
 from tasks.pretrain import PretrainConfig, PretrainTask
 from utils import distributed
-from utils.batch import PretrainBatch, to_device
+from utils.batch import PretrainBatch, Work, to_device
 from utils.config import load_config
 from utils.launcher import positive
 
@@ -41,6 +44,10 @@ VOCABULARY = 30522
 """Words, where the config leaves their number to a tokenizer."""
 
 PHASES = ("data", "forward", "backward", "optimiser")
+
+LONGER = (0.85, 1.05, 0.95, 1.15)
+"""How much longer than on average the texts of each batch are: so far apart that the numbers of their tokens, rounded up for
+compiled encoders, differ from step to step, as they do in a run."""
 
 
 class Clock:
@@ -73,26 +80,20 @@ class Stepper:
     Args:
         model: its weights are trained.
         losses: of a batch on the device, in DDP where there are several processes.
-        batch: on the host, in pinned memory where there is a GPU.
+        batches: taken in turn; on the host, in pinned memory where there is a GPU.
     """
 
-    def __init__(
-        self,
-        model: PretrainModel,
-        losses: nn.Module,
-        batch: PretrainBatch,
-        precision: Precision,
-    ):
-        self.model, self.losses, self.batch, self.precision = model, losses, batch, precision
+    def __init__(self, model: PretrainModel, losses: nn.Module, batches: Sequence[PretrainBatch], precision: Precision):
+        self.model, self.losses, self.precision = model, losses, precision
+        self.batches = itertools.cycle(batches)
         config = OptimConfig(lr=1e-4)
         self.optimizer = build_optimizer(parameter_groups(model.named_parameters(), config, ()), config)
 
-    def step(self, context: AbstractContextManager[Any]) -> list[float]:
-        """Milliseconds of the phases; in ``context`` is the part in which ranks meet."""
+    def step(self, context: AbstractContextManager[Any]) -> Clock:
+        """Marks between the phases; in ``context`` is the part in which ranks meet."""
         clock = Clock(self.precision.device)
-        self.optimizer.zero_grad()
         clock.mark()
-        batch = to_device(self.batch, self.precision.device)
+        batch = to_device(next(self.batches), self.precision.device)
         clock.mark()
         with context:
             with self.precision.autocast():
@@ -108,22 +109,48 @@ class Stepper:
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.precision.scaler.step(self.optimizer)
         self.precision.scaler.update()
+        self.optimizer.zero_grad()
         clock.mark()
-        return clock.milliseconds()
+        return clock
+
+    def milliseconds(self, steps: int, context: Callable[[], AbstractContextManager[Any]]) -> list[list[float]]:
+        """Of the phases of each step. The clocks are read at the end, so that the host is ahead of the device, as in a run."""
+        clocks = [self.step(context()) for _ in range(steps)]
+        return [clock.milliseconds() for clock in clocks]
 
 
-def batch_for(config: PretrainConfig, model: PretrainModel) -> PretrainBatch:
-    """Of the config's sizes, with captions and regions' texts of real lengths."""
-    images, regions = config.data.images, config.data.regions
+def batches_for(config: PretrainConfig, model: PretrainModel, *, static: bool) -> list[PretrainBatch]:
+    """Of the config's sizes, with captions and regions' texts of real lengths; ``static`` as the trainer has them with
+    ``train.compile``, with the same texts."""
+    images, regions, text = config.data.images, config.data.regions, config.data.text
     assert images is not None and regions is not None, "the config has images and regions"
-    return pretrain_batch(
-        images.batch_size,
-        regions.batch_size,
-        min(regions.max_images, regions.batch_size),
-        image_size=config.model.vision.image_size,
-        patch_size=model.vision.patch_size,
-        vocab_size=len(model.text.word_embeddings),
-    )
+    return [
+        pretrain_batch(
+            images.batch_size,
+            regions.batch_size,
+            min(regions.max_images, regions.batch_size),
+            image_size=config.model.vision.image_size,
+            patch_size=model.vision.patch_size,
+            vocab_size=len(model.text.word_embeddings),
+            seed=seed,
+            longer=longer,
+            limits=Limits(text.max_tokens, text.max_masks, regions.max_regions),
+            static=static,
+        )
+        for seed, longer in enumerate(LONGER)
+    ]
+
+
+def attempt(way: str, flags: argparse.Namespace, device: torch.device) -> float | None:
+    """:func:`measure`; None where there is too little memory, of which it tells. Ranks have batches of the same sizes, so that
+    all of them run out of memory or none."""
+    try:
+        return measure(way, flags, device)
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+    _print(f"{way}: out of memory")
+    return None
 
 
 def measure(way: str, flags: argparse.Namespace, device: torch.device) -> float:
@@ -131,35 +158,32 @@ def measure(way: str, flags: argparse.Namespace, device: torch.device) -> float:
     config = load_config(flags.config, flags.overrides, PretrainConfig)
     torch.manual_seed(0)
     model = PretrainTask.build_model(config, VOCABULARY).to(device).train()
-    batch = batch_for(config, model)
-    batch = batch.pin_memory() if device.type == "cuda" else batch
+    batches = batches_for(config, model, static=way == "compiled")
+    if device.type == "cuda":
+        batches = [batch.pin_memory() for batch in batches]
     if way == "compiled":
         model.compile_encoders()
     losses = data_parallel(PlainPath(model) if way == "plain" else model, device)
-    stepper = Stepper(model, losses, batch, Precision(flags.precision, device))
+    stepper = Stepper(model, losses, batches, Precision(flags.precision, device))
     alone = losses.no_sync if isinstance(losses, DistributedDataParallel) else nullcontext
-    for _ in range(flags.warm_up):
-        stepper.step(nullcontext())
+    stepper.milliseconds(flags.warm_up, nullcontext)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    together = [stepper.step(nullcontext()) for _ in range(flags.rounds)]
-    apart = [stepper.step(alone()) for _ in range(flags.rounds)] if alone is not nullcontext else together
+    together = stepper.milliseconds(flags.rounds, nullcontext)
+    apart = stepper.milliseconds(flags.rounds, alone) if alone is not nullcontext else together
     phases = [statistics.median(column) for column in zip(*together, strict=True)]
     communication = max(0.0, phases[2] - statistics.median(row[2] for row in apart))
     whole_s = statistics.median(sum(row) for row in together) / 1000
-    return _tell(way, flags, device, model, batch, (phases, communication, whole_s))
+    work = sum((model.work(batch) for batch in batches), Work())
+    each = Work(samples=work.samples / len(batches), flops=work.flops / len(batches))
+    return _tell(way, flags, device, each, (phases, communication, whole_s))
 
 
 def _tell(
-    way: str,
-    flags: argparse.Namespace,
-    device: torch.device,
-    model: PretrainModel,
-    batch: PretrainBatch,
-    times: tuple[list[float], float, float],
+    way: str, flags: argparse.Namespace, device: torch.device, work: Work, times: tuple[list[float], float, float]
 ) -> float:
+    """Print a way's line; ``work`` of a step on average."""
     phases, communication, whole_s = times
-    work = model.work(batch)
     speed = work.samples * distributed.world_size() / whole_s
     tflops = work.flops / whole_s / 1e12
     peak = flags.peak_tflops or peak_of(device, flags.precision)
@@ -169,19 +193,35 @@ def _tell(
         line += f", {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB"
     line += f", {tflops:.2f} TFLOP/s"
     line += f", utilisation {100 * tflops / peak:.1f} %" if peak else ", utilisation unknown: no peak of this device"
+    _print(line)
+    return speed
+
+
+def _print(line: str) -> None:
+    """By rank 0, at once."""
     if distributed.rank() == 0:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
-    return speed
+
+
+def _clean_up() -> None:
+    """What a way leaves is not to count for the next one."""
+    torch._dynamo.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=positive, default=20, help="steps that are timed")
-    parser.add_argument("--warm-up", type=positive, default=5, help="steps before the clock runs")
+    parser.add_argument(
+        "--warm-up", type=positive, default=8, help="steps before the clock runs; in the first four all is compiled"
+    )
     parser.add_argument("--config", type=Path, default=Path("configs/pretrain/base_4m.yaml"), help="of pre-training")
-    parser.add_argument("--precision", choices=("bf16", "fp16", "fp32"), help="bf16 on a GPU, else fp32")
+    parser.add_argument(
+        "--precision", choices=("bf16", "fp16", "fp32"), help="bf16 on a GPU that has it, else fp16; fp32 on a CPU"
+    )
     parser.add_argument("--peak-tflops", type=float, help="the device's dense peak, where it is not known")
     parser.add_argument(
         "--ways", nargs="+", choices=("plain", "eager", "compiled"), default=["plain", "eager", "compiled"]
@@ -195,13 +235,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags.config, flags.warm_up = Path("configs/demo/pretrain.yaml"), 1
         flags.overrides = ["data.images.batch_size=4", "data.regions.batch_size=6", "data.regions.max_images=2"]
     with distributed.process_group() as device:
-        flags.precision = flags.precision or ("bf16" if device.type == "cuda" else "fp32")
-        if device.type == "cuda" and distributed.rank() == 0:
-            sys.stdout.write(f"{torch.cuda.get_device_name(device)}, {flags.precision}, {flags.config}\n")
-        speeds = {way: measure(way, flags, device) for way in flags.ways}
-        ratio = max(speeds.values()) / speeds[flags.ways[0]]
-        if distributed.rank() == 0:
-            sys.stdout.write(f"ratio: {ratio:.2f}\n")
+        on_gpu = device.type == "cuda"
+        flags.precision = flags.precision or (("bf16" if has_bf16() else "fp16") if on_gpu else "fp32")
+        if on_gpu:
+            _print(f"{torch.cuda.get_device_name(device)}, {flags.precision}, {flags.config}")
+        speeds: dict[str, float] = {}
+        for way in flags.ways:
+            speed = attempt(way, flags, device)
+            if speed is not None:
+                speeds[way] = speed
+            _clean_up()
+        if not speeds:
+            raise SystemExit("no way fits: give smaller batches, such as data.images.batch_size=64")
+        first, fastest = next(iter(speeds)), max(speeds, key=lambda way: speeds[way])
+        _print(f"the fastest is {fastest}, and the ratio is to {first}")
+        _print(f"ratio: {speeds[fastest] / speeds[first]:.2f}")
 
 
 if __name__ == "__main__":

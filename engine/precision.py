@@ -18,6 +18,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 logger = logging.getLogger(__name__)
 
 
+def has_bf16() -> bool:
+    """Whether this GPU computes in bf16 by itself. Older ones (V100, T4) have it emulated, which is slow."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 class Precision:
     """Autocast and, for fp16, loss scaling."""
 
@@ -25,7 +30,7 @@ class Precision:
         self.name = APEX_LEVELS.get(name, name)
         if self.name != name:
             logger.info("train.precision: %s is a level of apex.amp; here it means %s by torch.amp", name, self.name)
-        if self.name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        if self.name == "bf16" and device.type == "cuda" and not has_bf16():
             raise UserError("train.precision: this GPU has no bf16; use train.precision=fp16")
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")

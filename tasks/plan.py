@@ -16,7 +16,7 @@ import torch
 
 from dataset.text import load_tokenizer
 from engine.devices import ASSUMED_UTILISATION, PEAKS, peak
-from engine.measured import Measured
+from engine.measured import Measured, ran_out_of_memory
 from engine.memory import Rehearsal, StepMemory
 from tasks.common import BaseTask
 from tasks.kinds import KINDS, kind_of
@@ -26,6 +26,11 @@ from utils.launcher import positive
 
 CONTEXT, FRAGMENTS = 700_000_000, 0.05
 """Assumed where no GPU is at hand: what CUDA and its libraries take, and the allocator's share beside the tensors."""
+
+NCCL = 1_000_000_000
+"""Assumed of several GPUs, also where one is at hand: the buffers through which they talk."""
+
+OUTSIDE = "outside torch's allocator"
 
 EXAMPLES = """examples:
   python run.py plan --config configs/pretrain/base_4m.yaml --gpus 8 --memory 80 --gpu h100
@@ -46,7 +51,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--task", choices=list(KINDS), help="of a config that has no key `task`")
     parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="GPUs on all nodes together (default: 1)")
     parser.add_argument(
-        "--memory", type=_number, metavar="GB", help="of a GPU, in 1e9 bytes (default: that of this GPU)"
+        "--memory", type=_number, metavar="GB", help="of a whole GPU, in 1e9 bytes (default: that of this GPU)"
     )
     parser.add_argument("--gpu", choices=list(PEAKS), metavar="NAME", help=f"known: {', '.join(PEAKS)}")
     parser.add_argument("--peak-tflops", type=_number, metavar="X", help="of another GPU, in the config's precision")
@@ -119,13 +124,15 @@ class Planner:
         self._check_objective()
         self.measures = torch.cuda.is_available() and not arguments.estimate
         self.limit = self._limit()
+        self.links = NCCL if arguments.gpus > 1 else 0
         vocabulary = self._vocabulary()
-        make = (lambda: self.kind.build_model(self.config, vocabulary)), self.config.train, self.config.optim
+
+        def build() -> Any:
+            return self.kind.build_model(self.config, vocabulary)
+
         with torch.device("meta"):
-            self.counted = make[0]()
-        self.step: Measured | Rehearsal = (
-            Measured(*make, torch.device("cuda"), self.limit) if self.measures else Rehearsal(*make, as_on_gpu=True)
-        )
+            self.counted = build()
+        self.step = self._stepper(build)
         self.found: dict[int, dict[str, int] | None] = {}
 
     @property
@@ -144,12 +151,13 @@ class Planner:
             )
         gpus, total = self.arguments.gpus, self._global_batch()
         rows, accumulate = share_out(total, gpus, largest)
+        self._check_accumulation(accumulate, total, largest)
         return Plan(
             config=str(self.path),
             gpus=gpus,
             memory_gb=self.limit / 1e9,
             precision=self.config.train.precision,
-            measured_on=torch.cuda.get_device_name() if self.measures else None,
+            measured_on=torch.cuda.get_device_name(_this_gpu()) if self.measures else None,
             global_batch=rows * gpus * accumulate,
             largest=self._setting(largest, 1),
             chosen=self._setting(rows, accumulate),
@@ -164,15 +172,34 @@ class Planner:
 
     def _memory(self, rows: int) -> dict[str, int] | None:
         if rows not in self.found:
-            several = self.arguments.gpus > 1 or self._global_batch() > rows
-            step = self.step.memory(self._batch(rows), gradients_stay=several)
+            accumulates = self._global_batch() > rows and not self._records_graphs
+            step = self.step.memory(self._batch(rows), gradients_stay=self.arguments.gpus > 1 or accumulates)
             self.found[rows] = None if step is None else self._with_overhead(step)
         return self.found[rows]
 
     def _with_overhead(self, step: StepMemory) -> dict[str, int]:
-        if self.measures:
-            return {**asdict(step)}
-        return {**asdict(step), "context and fragments": int(CONTEXT + FRAGMENTS * step.total)}
+        if isinstance(self.step, Measured):
+            return {**asdict(step), OUTSIDE: self.step.outside() + self.links}
+        return {**asdict(step), "fragments": int(FRAGMENTS * step.total), OUTSIDE: CONTEXT + self.links}
+
+    def _stepper(self, build: Callable[[], Any]) -> Measured | Rehearsal:
+        """What takes the steps: this GPU, or an estimate."""
+        train, optim = self.config.train, self.config.optim
+        if not self.measures:
+            return Rehearsal(build, train, optim, as_on_gpu=True)
+        try:
+            return Measured(build, train, optim, _this_gpu(), self.limit - self.links)
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise UserError(
+                f"--memory {self.limit / 1e9:g}: not even the weights fit; take a smaller model or a larger GPU"
+            ) from None
+
+    @property
+    def _records_graphs(self) -> bool:
+        """Whether the compiler does, which excludes accumulation (see :class:`~engine.trainer.TrainConfig`)."""
+        return isinstance(self.config.train.compile, str)
 
     def _batch(self, rows: int) -> Callable[[Any], Any]:
         config = scaled(self.config, self.kind, rows)
@@ -216,7 +243,7 @@ class Planner:
             if given is None:
                 raise UserError("--memory: there is no GPU here to ask; give what one has, in GB")
             return int(given * 1e9)
-        there = torch.cuda.get_device_properties(0).total_memory
+        there = torch.cuda.get_device_properties(_this_gpu()).total_memory
         if given is not None and given * 1e9 > there and self.measures:
             raise UserError(
                 f"--memory {given:g}: this GPU has {there / 1e9:.1f} GB; add --estimate to plan for another"
@@ -246,16 +273,31 @@ class Planner:
                 "planned: plan the likelihood"
             )
 
+    def _check_accumulation(self, accumulate: int, total: int, largest: int) -> None:
+        if accumulate > 1 and self._records_graphs:
+            mode, gpus = self.config.train.compile, self.arguments.gpus
+            raise UserError(
+                f"train.compile: {mode} takes one micro-batch a step, and {largest:,} rows fit of {math.ceil(total / gpus):,}; "
+                f"plan train.compile=true, more --gpus, or --global-batch {largest * gpus}"
+            )
+
     def _assumptions(self) -> list[str]:
         said = ["texts of their greatest length; no time for data and for the network between GPUs"]
+        links = f"{NCCL / 1e9:.0f} GB for NCCL's buffers" if self.links else ""
         if self.measures:
-            return said
-        said.append(f"{CONTEXT / 1e9:.1f} GB for CUDA's context and {FRAGMENTS:.0%} for fragments; fused attention")
+            return [*said, links] if links else said
+        shares = [f"{CONTEXT / 1e9:.1f} GB for CUDA's context", links, f"{FRAGMENTS:.0%} for fragments"]
+        said.append(f"{', '.join(filter(None, shares))}; fused attention")
         rate = self._peak()
         if rate is None:
             return [*said, "no time: give --gpu NAME or --peak-tflops X"]
         name = f"{self.arguments.gpu}'s " if self.arguments.gpu and self.arguments.peak_tflops is None else ""
         return [*said, f"{self.arguments.utilisation:.0%} of {name}{rate:g} TFLOP/s (--utilisation)"]
+
+
+def _this_gpu() -> torch.device:
+    """With its index, which torch asks for where it caps memory."""
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def scaled(config: Any, kind: type[BaseTask[Any, Any]], rows: int) -> Any:
@@ -298,23 +340,34 @@ def largest_that_fits(cost: Callable[[int], float], limit: float, start: int) ->
     """The most rows whose ``cost`` is at most ``limit``, to 2 % and never too many; 0: not even one.
 
     A cost that is finite grows about in proportion to the rows, so the next try is where the line through two of them meets
-    the limit; else the bracket is doubled or halved.
+    the limit. Near the limit it may grow less, since the allocator gives back what it had kept; where the line leads to what
+    is known to be too many, the bracket is halved instead.
     """
     known_costs: dict[int, float] = {}
     fits, too_many, rows = 0, 0, start
-    while not too_many or too_many - fits > max(1, fits // 50):
+    while not too_many or too_many - fits > _finest(fits):
         known_costs[rows] = cost(rows)
         if known_costs[rows] <= limit:
             fits = rows
         else:
             too_many = rows
-        least = fits + 1 + fits // 50
-        guess = _where_line_meets(known_costs, limit) or (fits + too_many) // 2 or 2 * fits
-        if too_many:
-            rows = max(fits + 1, min(max(guess, least), too_many - 1))
-        else:
-            rows = max(guess, least) if guess > fits else 2 * fits
+        rows = _next_try(fits, too_many, _where_line_meets(known_costs, limit))
     return fits
+
+
+def _finest(fits: int) -> int:
+    """By how many rows two tries differ at least."""
+    return max(1, fits // 50)
+
+
+def _next_try(fits: int, too_many: int, guess: int) -> int:
+    """More rows than ``fits`` and fewer than ``too_many`` (0: not known): the ``guess`` (0: there is none), if it is among
+    them. Without a bracket it leads no further than to four times the rows: two small costs make a poor line."""
+    if guess:
+        guess = max(guess, fits + _finest(fits))
+    if not too_many:
+        return min(guess or 2 * fits, 4 * fits)
+    return guess if fits < guess < too_many else (fits + too_many) // 2
 
 
 def _where_line_meets(costs: dict[int, float], limit: float) -> int:

@@ -3,8 +3,14 @@
 import re
 
 import pytest
+import torch
 
 from benchmarks import answer_ranking, captioning, data, gpu, pretrain_step, rerank, step_memory, video_memory
+from tasks.pretrain import PretrainConfig, PretrainTask
+from tests.engine.test_static_step import batches as made_by_the_trainer
+from tests.engine.test_static_step import shapes
+from utils.batch import IGNORE
+from utils.config import load_config
 
 
 def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
@@ -63,10 +69,65 @@ def test_a_step_of_pre_training_is_held_against_the_bare_backbone(capsys):
 def test_the_ways_to_a_step_are_split_into_their_phases(capsys):
     """Without the compiled one: its compiler takes a minute, and tests/engine/test_static_step.py looks at what it is given."""
     gpu.main(["--small", "--rounds", "1", "--ways", "plain", "eager", "--peak-tflops", "0.1"])
-    plain, eager, last = capsys.readouterr().out.splitlines()
+    plain, eager, which, last = capsys.readouterr().out.splitlines()
     for line in (plain, eager):
         assert re.search(
             r"\(data [\d.]+, forward [\d.]+, backward [\d.]+, optimiser [\d.]+, communication 0\.0\)", line
         )
         assert re.search(r"[\d.]+ TFLOP/s, utilisation [\d.]+ %$", line)
     assert re.fullmatch(r"ratio: \d+\.\d\d", last)
+    assert re.fullmatch(r"the fastest is (plain|eager), and the ratio is to plain", which)
+
+
+def test_a_way_that_needs_too_much_memory_does_not_end_the_others(capsys, monkeypatch):
+    speeds = {"eager": 2.0, "compiled": 3.0}
+
+    def measure(way, flags, device):
+        if way not in speeds:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return speeds[way]
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    gpu.main(["--small"])
+    assert capsys.readouterr().out.splitlines() == [
+        "plain: out of memory",
+        "the fastest is compiled, and the ratio is to eager",
+        "ratio: 1.50",
+    ]
+    speeds.clear()
+    with pytest.raises(SystemExit, match="no way fits"):
+        gpu.main(["--small"])
+
+
+def test_another_error_of_a_way_is_told(monkeypatch):
+    monkeypatch.setattr(gpu, "measure", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        gpu.main(["--small"])
+
+
+@pytest.fixture
+def compiled_task(tiny_overrides) -> PretrainTask:
+    """With texts as long as those of the paper's runs."""
+    overrides = [*tiny_overrides, "train.compile=true", "data.text.max_tokens=30", "data.regions.batch_size=32"]
+    return PretrainTask(load_config("configs/demo/pretrain.yaml", overrides, PretrainConfig))
+
+
+def test_the_compiled_way_has_batches_of_the_shapes_that_the_trainer_makes(compiled_task):
+    (theirs,) = made_by_the_trainer(compiled_task, 1)
+    for batch in gpu.batches_for(compiled_task.config, compiled_task.model, static=True):
+        assert shapes(batch) == shapes(theirs)
+
+
+def test_all_ways_have_the_same_texts_and_the_compiled_one_other_counts_from_step_to_step(compiled_task):
+    padded, plain = (
+        gpu.batches_for(compiled_task.config, compiled_task.model, static=static) for static in (True, False)
+    )
+    for stream in ("images", "regions"):
+        for ours, theirs in zip(padded, plain, strict=True):
+            text, other = getattr(ours, stream).text, getattr(theirs, stream).text
+            assert torch.equal(text.key, other.key)
+            assert torch.equal(text.ids[text.mask], other.ids[other.mask])
+            assert torch.equal(text.labels[text.labels != IGNORE], other.labels[other.labels != IGNORE])
+            assert text.tokens >= other.tokens == int(other.mask.sum())
+        assert len({getattr(batch, stream).text.tokens for batch in padded}) > 1
+    assert [compiled_task.model.work(batch) for batch in padded] == [compiled_task.model.work(b) for b in plain]

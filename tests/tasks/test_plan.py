@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine import measured
 from engine.measured import Measured
 from tasks.kinds import kind_of
 from tasks.plan import Planner, as_table, largest_that_fits, main, parse, published_gpus, scaled, share_out
+from tests.engine.fake_gpu import CONTEXT, ROW, FakeGPU
 from tests.models.test_flops import FINE_TUNING, MODEL
 from utils.config import load_config
 from utils.errors import UserError
@@ -43,6 +45,22 @@ def test_the_largest_micro_batch_is_exact_where_it_is_small(most, start):
     """Also where what does not fit has no finite cost, as on a GPU that ran out of memory."""
     for above in (2.0, math.inf):
         assert largest_that_fits(lambda rows, above=above: rows if rows <= most else above * rows, most, start) == most
+
+
+@pytest.mark.parametrize("start", [1, 8, 128, 280, 500])
+@pytest.mark.parametrize("most", [6, 37, 296, 1000])
+def test_costs_that_flatten_near_the_limit_do_not_make_it_try_row_by_row(most, start):
+    """As on a GPU: near its limit the allocator gives back what it had kept, and what does not fit has no cost at all."""
+    tried = []
+    limit = 3 + 0.26 * most
+
+    def cost(rows: int) -> float:
+        tried.append(rows)
+        return math.inf if rows > most else min(3 + 0.25 * rows, 0.9 * limit + 0.001 * rows)
+
+    assert 0.98 * most <= largest_that_fits(cost, limit, start) <= most
+    assert len(tried) <= 12
+    assert len(set(tried)) == len(tried)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +98,17 @@ def test_a_plan_of_pre_training_fits_and_reaches_the_published_batch():
     assert chosen["data.images.batch_size"] * chosen["train.accumulate"] * 2 == 1024
     assert chosen["data.images.batch_size"] <= plan.largest.overrides["data.images.batch_size"]
     assert 0.9 * 2e9 < sum(plan.largest.memory.values()) <= 2e9
+    assert plan.largest.memory["outside torch's allocator"] == 1_700_000_000
     assert plan.chosen.step_s == pytest.approx(plan.chosen.tflop_per_gpu / 50)
     assert plan.steps == 500_000
     text = as_table(plan)
-    for part in ("2 GPUs of 2 GB, bf16; estimated", "1,024 rows a step", "50% of 100 TFLOP/s", "train.accumulate="):
+    for part in (
+        "1 GB for NCCL's buffers",
+        "2 GPUs of 2 GB, bf16; estimated",
+        "1,024 rows a step",
+        "50% of 100 TFLOP/s",
+        "train.accumulate=",
+    ):
         assert part in text
 
 
@@ -144,6 +169,57 @@ def test_the_time_of_a_step_is_measured_by_taking_it():
     run = Measured(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
     assert 0 < run.seconds(lambda model: kind.synthetic_batch(config, model)) < 60
     assert run.trainer.step == 8
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> FakeGPU:
+    fake = FakeGPU()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    fake.install(monkeypatch, lambda batch: len(batch.images.pixels))
+    monkeypatch.setattr(measured, "WARM_UP", 1)
+    monkeypatch.setattr(measured, "TIMED", 1)
+    return fake
+
+
+SMALL_BUFFERS = 4_000
+"""Of NCCL, on a GPU of 80,000 bytes."""
+
+
+def test_where_there_is_a_gpu_the_plan_is_measured_on_it(gpu):
+    """A step takes 10 bytes a row, CUDA 500 of the 620 that are given: 12 rows fit."""
+    plan = planned(BASE, "--memory", "620e-9", "--global-batch", "4", "train.precision=fp32")
+    assert plan.measured_on == "a pretended GPU"
+    assert plan.largest.overrides["data.images.batch_size"] == 12
+    assert sum(plan.largest.memory.values()) == 620
+    assert sum(plan.chosen.memory.values()) == 4 * ROW + CONTEXT
+    assert plan.chosen.memory["outside torch's allocator"] == CONTEXT
+    assert plan.chosen.step_s > 0
+
+
+def test_several_gpus_leave_memory_for_the_buffers_through_which_they_talk(gpu, monkeypatch):
+    monkeypatch.setattr("tasks.plan.NCCL", SMALL_BUFFERS)
+    plan = planned(BASE, "--gpus", "2", "--memory", "4540e-9", "--global-batch", "4", "train.precision=fp32")
+    assert gpu.cap == pytest.approx(4540 - CONTEXT - SMALL_BUFFERS)
+    assert plan.largest.overrides["data.images.batch_size"] == 4
+    assert plan.largest.memory["outside torch's allocator"] == CONTEXT + SMALL_BUFFERS
+    assert "GB for NCCL's buffers" in as_table(plan)
+
+
+def test_a_model_whose_weights_do_not_fit_is_told_of_in_a_line(gpu, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("engine.measured.trainer_of", full)
+    with pytest.raises(UserError, match="not even the weights fit"):
+        planned(BASE, "--memory", "620e-9")
+
+
+def test_recorded_graphs_are_not_planned_with_accumulation():
+    flags = ["--config", BASE, "--memory", "2", "--global-batch", "1000000", "train.compile=reduce-overhead", *SMALL]
+    planner = Planner(parse(flags))
+    planner._memory = lambda rows: {"activations": 10**7 * rows}
+    with pytest.raises(UserError, match="reduce-overhead takes one micro-batch a step, and 200 rows fit of 1,000,000"):
+        planner.plan()
 
 
 @pytest.mark.gpu

@@ -1,0 +1,78 @@
+"""A GPU that is pretended: torch's functions check their device as torch does, steps run on the CPU, memory is counted here."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from engine import measured
+from engine.memory import trainer_of
+from engine.trainer import Trainer
+
+TOTAL, CONTEXT, ROW = 80_000, 500, 10
+"""Bytes of the GPU, those that are taken by CUDA at once, and those that a step takes for each row of a micro-batch."""
+
+
+class FakeGPU:
+    """Freed blocks stay reserved until the cache is emptied, and the peak starts from what is reserved."""
+
+    def __init__(self) -> None:
+        self.live = self.reserved = self.peak = 0
+        self.outside, self.cap = CONTEXT, float(TOTAL)
+        self.rows: list[int] = []
+        self.tuning: list[int] = []
+
+    def step(self, rows: int) -> None:
+        """What a step on a micro-batch takes, and for the first ones also what ``tuning`` says; freed with this frame."""
+        self.rows.append(rows)
+        size = ROW * rows + (self.tuning.pop(0) if self.tuning else 0)
+        activations = torch.empty(1)
+        self.live += size
+        weakref.finalize(activations, self._free, size)
+        self.reserved = max(self.reserved, self.live)
+        if self.reserved > self.cap:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.peak = max(self.peak, self.reserved)
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+    def empty_cache(self) -> None:
+        self.reserved = self.live
+
+    def reset_peak(self, device: torch.device) -> None:
+        self.peak = self.reserved
+
+    def set_fraction(self, fraction: float, device: torch.device) -> None:
+        torch.cuda._utils._get_device_index(device)  # refuses a device without an index
+        assert isinstance(fraction, float) and 0 <= fraction <= 1
+        self.cap = fraction * TOTAL
+
+    def install(self, monkeypatch: pytest.MonkeyPatch, rows_of: Callable[[Any], int]) -> None:
+        """Let planning find this GPU; ``rows_of`` a micro-batch."""
+        for name, function in {
+            "current_device": lambda: 0,
+            "empty_cache": self.empty_cache,
+            "get_device_name": lambda device=None: "a pretended GPU",
+            "get_device_properties": lambda device=None: SimpleNamespace(total_memory=TOTAL, major=8),
+            "max_memory_reserved": lambda device=None: self.peak,
+            "mem_get_info": lambda device=None: (TOTAL - self.outside - self.reserved, TOTAL),
+            "memory_reserved": lambda device=None: self.reserved,
+            "reset_peak_memory_stats": self.reset_peak,
+            "set_per_process_memory_fraction": self.set_fraction,
+            "synchronize": lambda device=None: None,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, function)
+
+        def on_cpu(model: Any, train: Any, optim: Any, device: torch.device) -> Trainer:
+            assert device.type == "cuda"
+            trainer = trainer_of(model, train, optim, torch.device("cpu"))
+            model.register_forward_pre_hook(lambda _, given: self.step(rows_of(given[0])))
+            return trainer
+
+        monkeypatch.setattr(measured, "trainer_of", on_cpu)

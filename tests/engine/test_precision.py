@@ -1,0 +1,37 @@
+"""Which precision a GPU may be asked for, told by torch's own functions of a GPU that is pretended."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.precision import Precision
+from utils.errors import UserError
+
+
+@pytest.fixture
+def gpu_of(monkeypatch):
+    """Pretend a GPU of a compute capability, on which tensors of bf16 can be made, as they can on every NVIDIA GPU."""
+
+    def pretend(major: int) -> torch.device:
+        monkeypatch.setattr(torch.version, "hip", None)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(major=major))
+        monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+        return torch.device("cuda", 0)
+
+    return pretend
+
+
+def test_bf16_that_a_gpu_only_emulates_is_refused(gpu_of):
+    device = gpu_of(7)
+    assert torch.cuda.is_bf16_supported(), "torch counts emulation in"
+    with pytest.raises(UserError, match="this GPU has no bf16"):
+        Precision("bf16", device)
+
+
+def test_a_gpu_with_bf16_and_any_gpu_with_another_precision_is_taken(gpu_of):
+    assert Precision("bf16", gpu_of(8)).name == "bf16"
+    old = gpu_of(7)
+    assert [Precision(name, old).name for name in ("fp16", "O1", "fp32")] == ["fp16", "fp16", "fp32"]
