@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dataset.text import _rounded_up
+from dataset.text import rounded_up
 from utils.batch import IGNORE, ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, stack_rows, text_keys
 
 CLS_ID, SEP_ID, MASK_ID, FIRST_WORD = 1, 2, 3, 4
@@ -72,8 +72,8 @@ def masked_text(
         positions=stack_rows(positions, 0, most),
         labels=stack_rows(labels, IGNORE, most),
         key=text_keys(ids, mask),
-        tokens=_rounded_up(tokens, ids.numel()) if static else tokens,
-        masked=_rounded_up(used, len(ids) * most) if static else used,
+        tokens=rounded_up(tokens, ids.numel()) if static else tokens,
+        masked=rounded_up(used, len(ids) * most) if static else used,
     )
 
 

@@ -239,7 +239,7 @@ class TextProcessor(PlainTextProcessor):
             return text
         more = (0, self.limits.max_tokens - text.ids.shape[1])
         ids = pad(text.ids, more, value=self.pad_id)
-        return Text(ids, pad(text.mask, more), _rounded_up(int(text.mask.sum()), ids.numel()))
+        return Text(ids, pad(text.mask, more), rounded_up(int(text.mask.sum()), ids.numel()))
 
     def filler(self) -> TextExample:
         """The text of a row that does not count: [CLS] [SEP], nothing masked."""
@@ -266,8 +266,8 @@ class TextProcessor(PlainTextProcessor):
             positions=stack_rows([example.positions for example in examples], 0, masks),
             labels=stack_rows([example.labels for example in examples], IGNORE, masks),
             key=text_keys(ids, mask),
-            tokens=_rounded_up(tokens, ids.numel()) if self.static else tokens,
-            masked=_rounded_up(masked, len(ids) * masks) if self.static else masked,
+            tokens=rounded_up(tokens, ids.numel()) if self.static else tokens,
+            masked=rounded_up(masked, len(ids) * masks) if self.static else masked,
         )
 
     def mask_positions(self, continues: list[bool], rng: np.random.Generator, prompt: int = 0) -> list[int]:
@@ -340,7 +340,7 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _rounded_up(count: int, most: int) -> int:
+def rounded_up(count: int, most: int) -> int:
     """``count`` up to a multiple of a sixteenth of ``most``."""
     step = max(1, -(-most // 16))
     return min(most, -(-count // step) * step)
