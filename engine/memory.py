@@ -22,7 +22,6 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -115,7 +114,7 @@ class Rehearsal:
             modes.enter_context(self.fake)
             modes.enter_context(self.live)
             if self.as_on_gpu:
-                modes.enter_context(AsOnGPU())
+                modes.enter_context(as_on_gpu())
             yield
 
     def _is_gradient(self, parameter: Tensor) -> None:
@@ -222,22 +221,22 @@ def _identity(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-class AsOnGPU(TorchFunctionMode):
+@contextlib.contextmanager
+def as_on_gpu() -> Iterator[None]:
     """Where tensors are on the CPU by name, choose what a GPU would run.
 
     Fused attention, which keeps no table of probabilities, with any mask and with dropout; norms in 32 bits under autocast;
-    dropout that keeps a byte an element.
+    dropout that keeps a byte an element. The functions themselves are exchanged: a mode of torch would not reach into the
+    backward pass, where layers may be computed anew.
     """
-
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return _fused_attention(*args, **kwargs)
-        if func is F.layer_norm and torch.is_autocast_enabled("cpu"):
-            return func(args[0].float(), *args[1:], **kwargs)
-        if func is F.dropout:
-            return _dropout(*args, **kwargs)
-        return func(*args, **kwargs)
+    before = {name: getattr(F, name) for name in _ON_GPU}
+    try:
+        for name, chosen in _ON_GPU.items():
+            setattr(F, name, chosen)
+        yield
+    finally:
+        for name, own in before.items():
+            setattr(F, name, own)
 
 
 def _fused_attention(
@@ -258,5 +257,13 @@ def _fused_attention(
     return attend(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
 
 
+def _norm(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _layer_norm(input.float() if torch.is_autocast_enabled("cpu") else input, *args, **kwargs)
+
+
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
+
+
+_layer_norm = F.layer_norm
+_ON_GPU = {"scaled_dot_product_attention": _fused_attention, "layer_norm": _norm, "dropout": _dropout}

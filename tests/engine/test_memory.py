@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from engine.memory import AsOnGPU, Rehearsal
+from engine.memory import Rehearsal, as_on_gpu
 from engine.trainer import TrainConfig
 from optim import OptimConfig
 from tests.engine.toy import Points
@@ -14,6 +14,7 @@ from utils.batch import Losses, Term
 from utils.errors import UserError
 
 WIDTH, ROWS, LAYERS = 256, 4096, 8
+TORCHS_OWN = F.dropout
 
 
 class Deep(nn.Module):
@@ -68,6 +69,32 @@ def test_recomputed_activations_are_not_kept():
     assert recomputed.activations < 0.8 * kept.activations
 
 
+class Attending(nn.Module):
+    """A block with all that is chosen for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop = nn.LayerNorm(WIDTH), nn.Dropout(0.1)
+
+    def forward(self, states: Tensor) -> Tensor:
+        heads = self.norm(states).view(8, -1, 4, WIDTH // 4).transpose(1, 2)
+        found = F.scaled_dot_product_attention(heads, heads, heads, dropout_p=0.1)
+        return states + self.drop(found.transpose(1, 2).reshape(states.shape))
+
+
+class DeepAttending(Deep):
+    def __init__(self, recompute: bool = False):
+        super().__init__(recompute)
+        self.blocks = nn.ModuleList([*self.blocks, *(Attending() for _ in range(4))])
+
+
+def test_what_is_chosen_for_a_gpu_is_chosen_where_layers_are_computed_anew():
+    runs = [rehearsal(DeepAttending, recompute, as_on_gpu=True) for recompute in (False, True)]
+    kept, recomputed = (run.memory(points, gradients_stay=True) for run in runs)
+    assert recomputed.activations < 0.8 * kept.activations
+    assert F.dropout is TORCHS_OWN, "the functions are torch's again"
+
+
 def test_the_same_step_takes_the_same_memory_again():
     run = rehearsal()
     first, second = (run.memory(points, gradients_stay=False) for _ in range(2))
@@ -84,7 +111,7 @@ def test_on_a_gpu_attention_keeps_no_probabilities(mask):
     """With dropout or with a bias that is learned, the CPU keeps them; shapes and gradients stay those of the CPU."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode(), AsOnGPU():
+    with FakeTensorMode(), as_on_gpu():
         query = torch.empty(2, 4, 16, 8, requires_grad=True)
         given = {"none": None, "padding": torch.ones(2, 1, 1, 16, dtype=torch.bool)}
         bias = torch.empty(1, 4, 16, 16, requires_grad=True) if mask == "bias" else given[mask]
@@ -100,7 +127,7 @@ def test_on_a_gpu_attention_keeps_no_probabilities(mask):
 def test_on_a_gpu_norms_are_in_32_bits_under_autocast():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode(), AsOnGPU(), torch.autocast("cpu", torch.bfloat16):
+    with FakeTensorMode(), as_on_gpu(), torch.autocast("cpu", torch.bfloat16):
         states = nn.Linear(8, 8)(torch.empty(2, 8))
         assert states.dtype == torch.bfloat16
         assert nn.LayerNorm(8)(states).dtype == torch.float32
