@@ -70,7 +70,7 @@ class Picture:
         """At least the first ``count`` rows, (3, >= ``count``, W) uint8; those of a JPEG file that lie below are not decoded.
 
         Raises:
-            BrokenRecordError: "unreadable image" for a picture that cannot be decoded, or is truncated anywhere.
+            BrokenRecordError: "unreadable image" for a picture that cannot be decoded, or whose end is missing.
         """
         try:
             return self._decode(count)
@@ -131,7 +131,9 @@ def _decode_jpeg(content: bytes, frame: JPEGFrame, rows: int) -> Tensor:
 
     The decoder is told of a picture that ends there. What follows in the file is then data without a meaning, and libjpeg
     warns of it, as of other faults that it can repair; hence not ``strict``, as Pillow and torchvision are not. The row above
-    the end takes its colour from its own block alone, so that there is always one more than asked for.
+    the end takes its colour from its own block alone, so that there is always one more than asked for. (Where a progressive
+    file has no more than its coarsest scan, libjpeg smooths it across blocks, and the last rows may differ from those of the
+    whole.)
     """
     told = (rows // _BLOCK_ROWS + 1) * _BLOCK_ROWS
     data: bytes | bytearray = content

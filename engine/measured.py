@@ -33,14 +33,19 @@ FULL = (
 def ran_out_of_memory(error: BaseException | None) -> bool:
     """Whether a GPU was full, whoever asked for memory, and whatever the error has become on its way: the compiler wraps it, and
     what is closed after it may fail too."""
-    if error is None:
-        return False
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    if isinstance(error, RuntimeError) and any(said in str(error) for said in FULL):
-        return True
-    causes = (getattr(error, "inner_exception", None), error.__cause__, error.__context__)
-    return any(ran_out_of_memory(cause) for cause in causes)
+    seen: list[BaseException] = []
+    waiting = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is None or each in seen:
+            continue
+        if isinstance(each, torch.OutOfMemoryError):
+            return True
+        if isinstance(each, RuntimeError) and any(said in str(each) for said in FULL):
+            return True
+        seen.append(each)
+        waiting += [getattr(each, "inner_exception", None), each.__cause__, each.__context__]
+    return False
 
 
 class Measured:

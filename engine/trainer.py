@@ -159,6 +159,7 @@ class Trainer:
         if self.config.recompute:
             model.recompute(self.config.recompute)
         if self.config.compile:
+            logger.info("train.compile: the encoders are compiled in the first steps, each of which can take minutes")
             model.compile_encoders(mode=None if self.config.compile is True else self.config.compile)
 
     def fit(self) -> None:
