@@ -21,8 +21,9 @@ from engine.memory import Rehearsal, StepMemory
 from tasks.common import BaseTask
 from tasks.kinds import KINDS, kind_of
 from utils.config import load_config
+from utils.distributed import process_group
 from utils.errors import UserError, one_line_errors
-from utils.launcher import positive
+from utils.launcher import let_segments_grow, positive
 
 CONTEXT, FRAGMENTS = 700_000_000, 0.05
 """Assumed where no GPU is at hand: what CUDA and its libraries take, and the allocator's share beside the tensors."""
@@ -31,6 +32,9 @@ NCCL = 1_000_000_000
 """Assumed of several GPUs, also where one is at hand: the buffers through which they talk."""
 
 OUTSIDE = "outside torch's allocator"
+
+ASSUMED_GPU = "h100"
+"""Whose peak is assumed, where none is named or at hand."""
 
 EXAMPLES = """examples:
   python run.py plan --config configs/pretrain/base_4m.yaml --gpus 8 --memory 80 --gpu h100
@@ -53,11 +57,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--memory", type=_number, metavar="GB", help="of a whole GPU, in 1e9 bytes (default: that of this GPU)"
     )
-    parser.add_argument("--gpu", choices=list(PEAKS), metavar="NAME", help=f"known: {', '.join(PEAKS)}")
+    parser.add_argument(
+        "--gpu", choices=list(PEAKS), metavar="NAME", help=f"known: {', '.join(PEAKS)} (default: {ASSUMED_GPU})"
+    )
     parser.add_argument("--peak-tflops", type=_number, metavar="X", help="of another GPU, in the config's precision")
     parser.add_argument(
         "--utilisation",
-        type=_number,
+        type=_share,
         default=ASSUMED_UTILISATION,
         metavar="U",
         help=f"share of the peak, where it is not measured ({ASSUMED_UTILISATION})",
@@ -81,6 +87,13 @@ def _number(text: str) -> float:
         value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than 1, all of the peak")
     return value
 
 
@@ -122,6 +135,7 @@ class Planner:
         self.config = load_config(path, arguments.overrides, self.schema)
         self.sizes = self.kind.batch_sizes(self.config)
         self._check_objective()
+        self._check_precision()
         self.measures = torch.cuda.is_available() and not arguments.estimate
         self.limit = self._limit()
         self.links = NCCL if arguments.gpus > 1 else 0
@@ -224,18 +238,15 @@ class Planner:
         """Of a micro-batch."""
         if isinstance(self.step, Measured):
             return self.step.seconds(self._batch(rows))
-        rate = self._peak()
-        if rate is None or math.isnan(flops):
-            return None
-        return flops / (rate * 1e12 * self.arguments.utilisation)
+        return None if math.isnan(flops) else flops / (self._peak() * 1e12 * self.arguments.utilisation)
 
-    def _peak(self) -> float | None:
+    def _peak(self) -> float:
         """TFLOP/s of the GPU that is planned for."""
         if self.arguments.peak_tflops is not None:
             return self.arguments.peak_tflops
-        if self.arguments.gpu is not None:
-            return peak(self.arguments.gpu, self.config.train.precision)
-        return self.config.train.peak_tflops
+        if self.arguments.gpu is None and self.config.train.peak_tflops is not None:
+            return self.config.train.peak_tflops
+        return peak(self.arguments.gpu or ASSUMED_GPU, self.config.train.precision)
 
     def _limit(self) -> int:
         given = self.arguments.memory
@@ -273,6 +284,11 @@ class Planner:
                 "planned: plan the likelihood"
             )
 
+    def _check_precision(self) -> None:
+        gpu, precision = self.arguments.gpu, self.config.train.precision
+        if precision == "bf16" and gpu is not None and PEAKS[gpu].tf32 is None:
+            raise UserError(f"train.precision: bf16, which a {gpu} has not; use train.precision=fp16")
+
     def _check_accumulation(self, accumulate: int, total: int, largest: int) -> None:
         if accumulate > 1 and self._records_graphs:
             mode, gpus = self.config.train.compile, self.arguments.gpus
@@ -288,11 +304,18 @@ class Planner:
             return [*said, links] if links else said
         shares = [f"{CONTEXT / 1e9:.1f} GB for CUDA's context", links, f"{FRAGMENTS:.0%} for fragments"]
         said.append(f"{', '.join(filter(None, shares))}; fused attention")
-        rate = self._peak()
-        if rate is None:
-            return [*said, "no time: give --gpu NAME or --peak-tflops X"]
-        name = f"{self.arguments.gpu}'s " if self.arguments.gpu and self.arguments.peak_tflops is None else ""
-        return [*said, f"{self.arguments.utilisation:.0%} of {name}{rate:g} TFLOP/s (--utilisation)"]
+        train = self.config.train
+        anew = (
+            [f"the time of what train.recompute computes anew ({', '.join(train.recompute)})"]
+            if train.recompute
+            else []
+        )
+        compiled = ["what train.compile changes"] if train.compile else []
+        if anew or compiled:
+            said.append(f"left out: {'; '.join([*anew, *compiled])}")
+        named = self.arguments.peak_tflops is None and (self.arguments.gpu or train.peak_tflops is None)
+        name = f"{self.arguments.gpu or ASSUMED_GPU}'s " if named else ""
+        return [*said, f"{self.arguments.utilisation:.0%} of {name}{self._peak():g} TFLOP/s (--gpu, --utilisation)"]
 
 
 def _this_gpu() -> torch.device:
@@ -327,13 +350,14 @@ def published_gpus(path: Path) -> int | None:
 
 def share_out(total: int, gpus: int, largest: int) -> tuple[int, int]:
     """Rows of a micro-batch, at most ``largest``, and how many to accumulate, for ``total`` rows a step on ``gpus``: the fewest
-    micro-batches that give exactly so many; where none do, the next larger number of rows."""
-    for accumulate in range(1, total // gpus + 1):
+    micro-batches that give exactly so many, if these are at most twice as many as are needed; else the next larger number of
+    rows, since smaller micro-batches have fewer texts to tell an image from."""
+    fewest = math.ceil(total / (gpus * largest))
+    for accumulate in range(fewest, fewest + min(fewest, 1000) + 1):
         rows, left = divmod(total, gpus * accumulate)
-        if rows <= largest and not left:
+        if rows and not left:
             return rows, accumulate
-    accumulate = math.ceil(total / (gpus * largest))
-    return math.ceil(total / (gpus * accumulate)), accumulate
+    return math.ceil(total / (gpus * fewest)), fewest
 
 
 def largest_that_fits(cost: Callable[[int], float], limit: float, start: int) -> int:
@@ -425,6 +449,8 @@ def _span(step_s: float | None, steps: int) -> str:
 @one_line_errors
 def main() -> int:
     arguments = parse(sys.argv[2:])
-    plan = Planner(arguments).plan()
+    let_segments_grow()
+    with process_group():  # a GPU is set up as it is for the run
+        plan = Planner(arguments).plan()
     sys.stdout.write((json.dumps(asdict(plan), indent=2) if arguments.json else as_table(plan)) + "\n")
     return 0

@@ -154,11 +154,11 @@ def _processes(arguments: argparse.Namespace) -> int:
     if arguments.gpus is not None and arguments.gpus > found:
         raise UserError(f"--gpus {arguments.gpus}: this machine has {found}; use --cpu N to run without")
     if found:
-        _let_segments_grow()
+        let_segments_grow()
     return arguments.gpus or max(1, found)
 
 
-def _let_segments_grow() -> None:
+def let_segments_grow() -> None:
     """Let torch extend its pieces of GPU memory, unless the user has set up the allocator: blocks whose sizes change with every
     step leave gaps in pieces of fixed size."""
     if not any(name in os.environ for name in ALLOCATOR):

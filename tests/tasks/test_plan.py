@@ -71,6 +71,9 @@ def test_costs_that_flatten_near_the_limit_do_not_make_it_try_row_by_row(most, s
         (1024, 1, 300, (256, 4)),
         (1024, 6, 50, (43, 4)),
         (8, 16, 9, (1, 1)),
+        (509, 1, 36, (34, 15)),
+        (1018, 2, 300, (255, 2)),
+        (10**11, 8, 291, (291, 42_955_327)),
     ],
 )
 def test_the_published_batch_is_shared_out_to_the_fewest_micro_batches(total, gpus, largest, shared):
@@ -121,10 +124,23 @@ def test_every_fine_tuning_task_can_be_planned(task):
     assert plan.steps >= 1
 
 
-def test_without_a_peak_there_is_no_time_and_without_records_no_end():
+def test_without_a_name_a_gpu_is_assumed_and_without_records_there_is_no_end():
     plan = planned("configs/nlvr/nlvr2_base_4m.yaml", "--memory", "1")
-    assert (plan.chosen.step_s, plan.steps) == (None, None)
-    assert "give --gpu NAME or --peak-tflops X" in as_table(plan)
+    assert plan.steps is None
+    assert (
+        plan.chosen.step_s == planned("configs/nlvr/nlvr2_base_4m.yaml", "--memory", "1", "--gpu", "h100").chosen.step_s
+    )
+    assert "35% of h100's 989.4 TFLOP/s (--gpu, --utilisation)" in as_table(plan)
+
+
+def test_recomputed_and_compiled_encoders_are_planned_and_what_is_left_out_of_them_is_said():
+    given = [BASE, "--memory", "2"]
+    plain = planned(*given)
+    plan = planned(*given, "train.recompute=[vision,text,fusion]", "train.compile=true")
+    assert plan.largest.overrides["data.images.batch_size"] > 1.5 * plain.largest.overrides["data.images.batch_size"]
+    said = "left out: the time of what train.recompute computes anew (vision, text, fusion); what train.compile changes"
+    assert said in as_table(plan)
+    assert "left out" not in as_table(plain)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +148,7 @@ def test_without_a_peak_there_is_no_time_and_without_records_no_end():
     [
         (["--config", BASE, "--memory", "0.05"], "--memory 0.05: a micro-batch of one row needs 0."),
         (["--config", BASE], "--memory: there is no GPU here to ask"),
+        (["--config", BASE, "--memory", "1", "--gpu", "v100"], "bf16, which a v100 has not; use train.precision=fp16"),
         (["--config", "configs/none.yaml", "--memory", "1"], "configs/none.yaml: no such config file"),
         (["--config", BASE, "--memory", "1", "task=null"], "task is None, none of pretrain, retrieval, nlvr"),
         (["--config", "configs/pretrain/none.yaml", "--memory", "1"], "no such config file"),
@@ -147,6 +164,12 @@ def test_what_cannot_be_planned_is_one_line(flags, message):
         Planner(parse([*flags, *SMALL])).plan()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_more_than_the_peak_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--config", BASE, "--utilisation", "3"])
+    assert "'3' is more than 1, all of the peak" in capsys.readouterr().err
 
 
 def test_run_plans_and_prints_json():
