@@ -37,6 +37,7 @@ from benchmarks.records import write_records
 from dataset.images import RandAugment, draw_crop, hflip, resize, stack_views
 from dataset.loaders import BatchLoader
 from dataset.pictures import Picture, crop
+from dataset.prepare.folders import whole_number
 from dataset.pretrain import DataConfig, PretrainBatches
 from dataset.records import parse_image_record
 from dataset.streams.pairs import ImageStream
@@ -45,7 +46,7 @@ from engine.devices import ASSUMED_UTILISATION, PEAKS, peak
 from tasks.kinds import kind_of
 from tasks.pretrain import PretrainConfig
 from utils.config import load_config
-from utils.launcher import positive
+from utils.launcher import positive, positive_real
 
 CONFIG = Path("configs/pretrain/base_4m.yaml")
 FINE_TUNING = (
@@ -259,7 +260,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=positive, default=5, help="measurements of each")
     parser.add_argument("--small", action="store_true", help="few and small pictures: a check that it runs")
-    parser.add_argument("--quality", type=positive, default=90, help="of the JPEG files (90: about COCO's 160 kB)")
+    parser.add_argument(
+        "--quality", type=whole_number(1, 100), default=90, help="of the JPEG files, 1 to 100 (90: about COCO's 160 kB)"
+    )
     parser.add_argument("--gpu", choices=list(PEAKS), default="h100", help="whose steps the loader has to keep up with")
     parser.add_argument(
         "--utilisation",
@@ -267,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=ASSUMED_UTILISATION,
         help=f"assumed share of its peak ({ASSUMED_UTILISATION}, as in run.py plan)",
     )
-    parser.add_argument("--step-images-per-s", type=float, help="of the step, where it was measured")
+    parser.add_argument("--step-images-per-s", type=positive_real, help="of the step, where it was measured")
     flags = parser.parse_args(argv)
     if not 0 < flags.utilisation <= 1:
         parser.error(f"argument --utilisation: {flags.utilisation:g} is not above 0 and at most 1")

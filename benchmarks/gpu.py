@@ -37,11 +37,22 @@ from optim import OptimConfig, build_optimizer, parameter_groups
 from tasks.pretrain import PretrainConfig, PretrainTask
 from utils import distributed
 from utils.batch import PretrainBatch, Work, to_device
-from utils.config import load_config
-from utils.launcher import positive
+from utils.config import load_config, peek
+from utils.errors import UserError, one_line_errors
+from utils.launcher import positive, positive_real
 
 VOCABULARY = 30522
 """Words, where the config leaves their number to a tokenizer."""
+
+WAYS = ("plain", "eager", "compiled")
+
+CONFIG = Path("configs/pretrain/base_4m.yaml")
+
+SMALL = (
+    Path("configs/demo/pretrain.yaml"),
+    ["data.images.batch_size=4", "data.regions.batch_size=6", "data.regions.max_images=2"],
+)
+"""Config and overrides of a check that it runs."""
 
 PHASES = ("data", "forward", "backward", "optimiser")
 
@@ -119,11 +130,29 @@ class Stepper:
         return [clock.milliseconds() for clock in clocks]
 
 
+def config_for(path: Path, overrides: Sequence[str]) -> PretrainConfig:
+    """A config of pre-training that has both streams of which batches are made.
+
+    Raises:
+        UserError: see :func:`~utils.config.load_config`; also for a config of another task, or without one of the streams.
+    """
+    said = peek(path, overrides, "task")
+    if said not in (None, "pretrain"):
+        raise UserError(f"{path}: task is {said!r}; this benchmark is of pre-training: give a config such as {CONFIG}")
+    config = load_config(path, overrides, PretrainConfig)
+    for name in ("images", "regions"):
+        if getattr(config.data, name) is None:
+            raise UserError(
+                f"{path}: data.{name} is null; this benchmark needs both data.images and data.regions: set it"
+            )
+    return config
+
+
 def batches_for(config: PretrainConfig, model: PretrainModel, *, static: bool) -> list[PretrainBatch]:
     """Of the config's sizes, with captions and regions' texts of real lengths; ``static`` as the trainer has them with
     ``train.compile``, with the same texts."""
     images, regions, text = config.data.images, config.data.regions, config.data.text
-    assert images is not None and regions is not None, "the config has images and regions"
+    assert images is not None and regions is not None, "see config_for"
     return [
         pretrain_batch(
             images.batch_size,
@@ -141,11 +170,11 @@ def batches_for(config: PretrainConfig, model: PretrainModel, *, static: bool) -
     ]
 
 
-def attempt(way: str, flags: argparse.Namespace, device: torch.device) -> float | None:
+def attempt(way: str, config: PretrainConfig, flags: argparse.Namespace, device: torch.device) -> float | None:
     """:func:`measure`; None where there is too little memory, of which it tells. Ranks have batches of the same sizes, so that
     all of them run out of memory or none."""
     try:
-        return measure(way, flags, device)
+        return measure(way, config, flags, device)
     except Exception as error:
         if not ran_out_of_memory(error):
             raise
@@ -153,9 +182,8 @@ def attempt(way: str, flags: argparse.Namespace, device: torch.device) -> float 
     return None
 
 
-def measure(way: str, flags: argparse.Namespace, device: torch.device) -> float:
+def measure(way: str, config: PretrainConfig, flags: argparse.Namespace, device: torch.device) -> float:
     """Run one way, print its line, and return its samples per second over all ranks."""
-    config = load_config(flags.config, flags.overrides, PretrainConfig)
     torch.manual_seed(0)
     model = PretrainTask.build_model(config, VOCABULARY).to(device).train()
     batches = batches_for(config, model, static=way == "compiled")
@@ -211,29 +239,61 @@ def _clean_up() -> None:
     torch.cuda.empty_cache()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark and print its ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def ways(text: str) -> list[str]:
+    """Names with commas between them, for argparse; each once."""
+    names = text.split(",")
+    for name in names:
+        if name not in WAYS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {','.join(WAYS)}")
+        if names.count(name) > 1:
+            raise argparse.ArgumentTypeError(f"{name!r} is given twice")
+    return names
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; a wrong one ends the program with a line and status 2."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--rounds", type=positive, default=20, help="steps that are timed")
     parser.add_argument(
-        "--warm-up", type=positive, default=8, help="steps before the clock runs; in the first four all is compiled"
+        "--warm-up",
+        type=positive,
+        help="steps before the clock runs (default: 8; 1 with --small); in the first four all is compiled",
     )
-    parser.add_argument("--config", type=Path, default=Path("configs/pretrain/base_4m.yaml"), help="of pre-training")
+    parser.add_argument("--config", type=Path, help=f"of pre-training (default: {CONFIG})")
     parser.add_argument(
         "--precision", choices=("bf16", "fp16", "fp32"), help="bf16 on a GPU that has it, else fp16; fp32 on a CPU"
     )
-    parser.add_argument("--peak-tflops", type=float, help="the device's dense peak, where it is not known")
+    parser.add_argument("--peak-tflops", type=positive_real, help="the device's dense peak, where it is not known")
     parser.add_argument(
-        "--ways", nargs="+", choices=("plain", "eager", "compiled"), default=["plain", "eager", "compiled"]
+        "--ways", type=ways, default=list(WAYS), metavar="WAY,...", help=f"in this order (default: {','.join(WAYS)})"
     )
     parser.add_argument("--small", action="store_true", help="a small model and batch: a check that it runs")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="of the config, such as data.images.batch_size=64"
     )
-    flags = parser.parse_args(argv)
+    flags = parser.parse_intermixed_args(argv)
+    wrong = [text for text in flags.overrides if "=" not in text]
+    if wrong:
+        parser.error(f"{wrong[0]!r} is neither a flag nor of the form key=value")
+    if flags.small and flags.config:
+        parser.error("--small has a config of its own: leave out --config, or --small")
+    small_config, small_overrides = SMALL
     if flags.small:
-        flags.config, flags.warm_up = Path("configs/demo/pretrain.yaml"), 1
-        flags.overrides = ["data.images.batch_size=4", "data.regions.batch_size=6", "data.regions.max_images=2"]
+        flags.config, flags.overrides = small_config, [*small_overrides, *flags.overrides]
+    flags.config = flags.config or CONFIG
+    flags.warm_up = flags.warm_up or (1 if flags.small else 8)
+    return flags
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Measure every way and print the ratio.
+
+    Raises:
+        UserError: for a mistake in the config, or if no way fits into memory.
+    """
+    config = config_for(flags.config, flags.overrides)
     with distributed.process_group() as device:
         on_gpu = device.type == "cuda"
         flags.precision = flags.precision or (("bf16" if has_bf16() else "fp16") if on_gpu else "fp32")
@@ -241,16 +301,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             _print(f"{torch.cuda.get_device_name(device)}, {flags.precision}, {flags.config}")
         speeds: dict[str, float] = {}
         for way in flags.ways:
-            speed = attempt(way, flags, device)
+            speed = attempt(way, config, flags, device)
             if speed is not None:
                 speeds[way] = speed
             _clean_up()
         if not speeds:
-            raise SystemExit("no way fits: give smaller batches, such as data.images.batch_size=64")
+            raise UserError("no way fits: give smaller batches, such as data.images.batch_size=64")
         first, fastest = next(iter(speeds)), max(speeds, key=lambda way: speeds[way])
         _print(f"the fastest is {fastest}, and the ratio is to {first}")
         _print(f"ratio: {speeds[fastest] / speeds[first]:.2f}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; a user's mistake is one line on stderr and status 2."""
+    flags = parse(argv)
+    return one_line_errors(lambda: run(flags))()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,7 +4,8 @@ Base size, 224 px, float32: 8 image-text pairs and 12 regions of 4 images throug
 (forward, backward, clipping, AdamW), against forward and backward of timm's BEiT-2 base alone on the same 12 images in one
 batch, with fused attention and drop path 0.1. Both run in one process in turn, in train mode. The last line is the median
 ratio of the times; that of the fastest of each, which a disturbed machine changes least, is told before it. The memory is the
-process's peak before the bare backbone is built.
+process's peak before the bare backbone is built. On a machine whose host takes back memory that was not touched for a while,
+``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000`` before the command keeps it (see ``benchmarks/README.md``).
 """
 
 from __future__ import annotations

@@ -6,11 +6,21 @@ import pytest
 import torch
 
 from benchmarks import answer_ranking, captioning, data, gpu, pretrain_step, rerank, step_memory, video_memory
+from models.pretrain import PretrainModel
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.engine.test_static_step import batches as made_by_the_trainer
 from tests.engine.test_static_step import shapes
 from utils.batch import IGNORE
 from utils.config import load_config
+
+SMALLER = (
+    "model.text.arch={family: bert, width: 32, layers: 1, heads: 2, intermediate: 64, max_positions: 64}",
+    "model.vision.width=32",
+    "model.vision.depth=1",
+    "model.vision.heads=2",
+    "model.fusion.layers=1",
+)
+"""A model whose tracing takes seconds."""
 
 
 def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
@@ -66,37 +76,121 @@ def test_a_step_of_pre_training_is_held_against_the_bare_backbone(capsys):
     assert re.fullmatch(r"ratio: \d+\.\d\d", last)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--step-images-per-s", "-4"], "argument --step-images-per-s: '-4' is not a positive number"),
+        (["--step-images-per-s", "nan"], "argument --step-images-per-s: 'nan' is not a positive number"),
+        (["--quality", "500"], "argument --quality: 500 is not within 1 and 100"),
+    ],
+)
+def test_a_rate_or_a_quality_that_cannot_be_is_refused(wrong, said, capsys):
+    with pytest.raises(SystemExit):
+        data.main(["--small", *wrong])
+    assert said in capsys.readouterr().err
+
+
+def assert_is_split(line: str) -> None:
+    assert re.search(r"\(data [\d.]+, forward [\d.]+, backward [\d.]+, optimiser [\d.]+, communication 0\.0\)", line)
+    assert re.search(r"[\d.]+ TFLOP/s, utilisation [\d.]+ %$", line)
+
+
 def test_the_ways_to_a_step_are_split_into_their_phases(capsys):
-    """Without the compiled one: its compiler takes a minute, and tests/engine/test_static_step.py looks at what it is given."""
-    gpu.main(["--small", "--rounds", "1", "--ways", "plain", "eager", "--peak-tflops", "0.1"])
+    """Overrides after ``--ways`` are the config's."""
+    flags = ["--small", "--rounds", "1", "--peak-tflops", "0.1", "--ways", "plain,eager", "data.images.batch_size=2"]
+    assert gpu.main(flags) == 0
     plain, eager, which, last = capsys.readouterr().out.splitlines()
-    for line in (plain, eager):
-        assert re.search(
-            r"\(data [\d.]+, forward [\d.]+, backward [\d.]+, optimiser [\d.]+, communication 0\.0\)", line
-        )
-        assert re.search(r"[\d.]+ TFLOP/s, utilisation [\d.]+ %$", line)
+    for way, line in {"plain": plain, "eager": eager}.items():
+        assert line.startswith(f"{way}: ")
+        assert_is_split(line)
     assert re.fullmatch(r"ratio: \d+\.\d\d", last)
     assert re.fullmatch(r"the fastest is (plain|eager), and the ratio is to plain", which)
+
+
+def test_the_compiled_way_is_split_too(capsys, monkeypatch):
+    """Traced and differentiated as ever, but run by torch's own kernels: the compiler takes a minute."""
+    compile_encoders, calls = PretrainModel.compile_encoders, []
+
+    def uncompiled(model: PretrainModel, **options: object) -> None:
+        calls.append(options)
+        compile_encoders(model, backend="aot_eager", **options)
+
+    monkeypatch.setattr(PretrainModel, "compile_encoders", uncompiled)
+    flags = ["--small", "--rounds", "1", "--peak-tflops", "0.1", "--ways", "compiled"]
+    assert gpu.main([*flags, *SMALLER]) == 0
+    compiled, which, last = capsys.readouterr().out.splitlines()
+    assert calls == [{}]
+    assert compiled.startswith("compiled: ")
+    assert_is_split(compiled)
+    assert which == "the fastest is compiled, and the ratio is to compiled"
+    assert last == "ratio: 1.00"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--config", "nofile.yaml"], "nofile.yaml: no such config file"),
+        (["optim.lrr=1"], "command line: optim.lrr is not a field of OptimConfig; did you mean 'lr'?"),
+        (
+            ["--config", "configs/vqa/vqa2_base_4m.yaml"],
+            "configs/vqa/vqa2_base_4m.yaml: task is 'vqa'; this benchmark is of pre-training: "
+            "give a config such as configs/pretrain/base_4m.yaml",
+        ),
+        (
+            ["data.regions=null"],
+            "configs/pretrain/base_4m.yaml: data.regions is null; this benchmark needs both data.images and data.regions: "
+            "set it",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_measured_is_refused_in_a_line(wrong, said, capsys):
+    assert gpu.main(wrong) == 2
+    assert capsys.readouterr() == ("", f"error: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["foo"], "'foo' is neither a flag nor of the form key=value"),
+        (["--ways", "eager,fast"], "argument --ways: 'fast' is none of plain,eager,compiled"),
+        (["--ways", "eager,eager"], "argument --ways: 'eager' is given twice"),
+        (["--peak-tflops", "-4"], "argument --peak-tflops: '-4' is not a positive number"),
+        (["--small", "--config", "configs/demo/pretrain.yaml"], "--small has a config of its own"),
+    ],
+)
+def test_a_wrong_flag_of_the_gpu_benchmark_is_refused(wrong, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(wrong)
+    assert ended.value.code == 2
+    assert f"error: {said}" in capsys.readouterr().err
+
+
+def test_the_small_check_keeps_what_the_user_gave():
+    flags = gpu.parse(["--small", "--warm-up", "3", "data.images.batch_size=2"])
+    assert flags.warm_up == 3
+    assert gpu.config_for(flags.config, flags.overrides).data.images.batch_size == 2
+    assert gpu.parse(["--small"]).warm_up == 1
+    assert gpu.parse([]).warm_up == 8
 
 
 def test_a_way_that_needs_too_much_memory_does_not_end_the_others(capsys, monkeypatch):
     speeds = {"eager": 2.0, "compiled": 3.0}
 
-    def measure(way, flags, device):
+    def measure(way, *_):
         if way not in speeds:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return speeds[way]
 
     monkeypatch.setattr(gpu, "measure", measure)
-    gpu.main(["--small"])
+    assert gpu.main(["--small"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "plain: out of memory",
         "the fastest is compiled, and the ratio is to eager",
         "ratio: 1.50",
     ]
     speeds.clear()
-    with pytest.raises(SystemExit, match="no way fits"):
-        gpu.main(["--small"])
+    assert gpu.main(["--small"]) == 2
+    assert capsys.readouterr().err == "error: no way fits: give smaller batches, such as data.images.batch_size=64\n"
 
 
 def test_another_error_of_a_way_is_told(monkeypatch):
