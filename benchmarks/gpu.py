@@ -39,7 +39,7 @@ from utils import distributed
 from utils.batch import PretrainBatch, Work, to_device
 from utils.config import load_config, peek
 from utils.errors import UserError, one_line_errors
-from utils.launcher import positive, positive_real
+from utils.launcher import let_segments_grow, positive, positive_real
 
 VOCABULARY = 30522
 """Words, where the config leaves their number to a tokenizer."""
@@ -316,6 +316,7 @@ def run(flags: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; a user's mistake is one line on stderr and status 2."""
     flags = parse(argv)
+    let_segments_grow()
     return one_line_errors(lambda: run(flags))()
 
 
