@@ -108,14 +108,21 @@ def test_the_ways_to_a_step_are_split_into_their_phases(capsys):
 
 
 def test_the_compiled_way_is_split_too(capsys, monkeypatch):
-    """Traced and differentiated as ever, but run by torch's own kernels: the compiler takes a minute."""
-    compile_encoders, calls = PretrainModel.compile_encoders, []
+    """Traced and differentiated, but run by torch's own kernels, and one batch for its own sizes alone: compiler and symbolic
+    sizes take minutes. Sizes that change are tests/engine/test_static_step.py's."""
+    compile_encoders, torch_compile, calls = PretrainModel.compile_encoders, torch.compile, []
+
+    def for_these_sizes(run, **options):
+        return torch_compile(run, **(options | {"dynamic": False}))
 
     def uncompiled(model: PretrainModel, **options: object) -> None:
         calls.append(options)
-        compile_encoders(model, backend="aot_eager", **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "compile", for_these_sizes)
+            compile_encoders(model, backend="aot_eager", **options)
 
     monkeypatch.setattr(PretrainModel, "compile_encoders", uncompiled)
+    monkeypatch.setattr(gpu, "LONGER", (1.0,))
     flags = ["--small", "--rounds", "1", "--peak-tflops", "0.1", "--ways", "compiled"]
     assert gpu.main([*flags, *SMALLER]) == 0
     compiled, which, last = capsys.readouterr().out.splitlines()
