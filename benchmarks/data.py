@@ -46,7 +46,7 @@ from engine.devices import ASSUMED_UTILISATION, PEAKS, peak
 from tasks.kinds import kind_of
 from tasks.pretrain import PretrainConfig
 from utils.config import load_config
-from utils.launcher import positive, positive_real
+from utils.launcher import positive, positive_real, share
 
 CONFIG = Path("configs/pretrain/base_4m.yaml")
 FINE_TUNING = (
@@ -266,14 +266,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpu", choices=list(PEAKS), default="h100", help="whose steps the loader has to keep up with")
     parser.add_argument(
         "--utilisation",
-        type=float,
+        type=share,
         default=ASSUMED_UTILISATION,
         help=f"assumed share of its peak ({ASSUMED_UTILISATION}, as in run.py plan)",
     )
     parser.add_argument("--step-images-per-s", type=positive_real, help="of the step, where it was measured")
     flags = parser.parse_args(argv)
-    if not 0 < flags.utilisation <= 1:
-        parser.error(f"argument --utilisation: {flags.utilisation:g} is not above 0 and at most 1")
     scale = SMALL if flags.small else WHOLE
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

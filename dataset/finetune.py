@@ -151,7 +151,7 @@ class TrainingView:
 
     Args:
         image_size: S.
-        max_pixels: see :func:`~dataset.pictures.Picture`.
+        max_pixels: see :class:`~dataset.pictures.Picture`.
         augment: what is done to each picture.
         videos: how frames are taken of videos; None where there are none.
     """

@@ -75,7 +75,7 @@ class Measured:
         self._cap()
         torch.manual_seed(0)
         self.trainer = trainer_of(build(), train, optim, device)
-        self.records_graphs = isinstance(train.compile, str)
+        self.records_graphs = train.records_graphs
 
     def memory(self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool) -> StepMemory | None:
         """Of a step on one micro-batch, ``gradients_stay`` as in :meth:`~engine.memory.Rehearsal.memory`; None: it does not fit.

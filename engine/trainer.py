@@ -80,12 +80,17 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _keeps_gradients(self) -> TrainConfig:
-        if isinstance(self.compile, str) and self.accumulate > 1:
+        if self.records_graphs and self.accumulate > 1:
             raise ValueError(
                 f"compile: {self.compile} records graphs, whose next run may write over gradients that are still added to; with "
                 f"accumulate = {self.accumulate}, give compile: true"
             )
         return self
+
+    @property
+    def records_graphs(self) -> bool:
+        """Whether the compiler records CUDA graphs."""
+        return isinstance(self.compile, str)
 
     def total_steps(self, loader: Loader) -> int:
         """Optimiser steps of the run; a part of a step counts as one."""

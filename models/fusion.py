@@ -289,12 +289,17 @@ def _plan_layers(stretches: Sequence[_Stretch]) -> tuple[_LayerPlan, _LayerPlan]
 
 @dataclass(frozen=True)
 class _Slots:
-    """How a look's texts are joined, each in a slot of its image's: ``table`` (N * S,) names the text in each of an image's S
-    slots, ``of_text`` (M,) the slot of each text. ``count`` S; 0: they are not joined, and keys are copied per text."""
+    """How a look's texts are joined, each in a slot of its image's.
+
+    ``image`` (M,) is the image of each text, ``table`` (N * S,) the text in each of an image's S slots, ``rows`` (N * S,) that
+    text's memory row, ``of_text`` (M,) the slot of each text. ``count`` S; 0: they are not joined, and keys are copied per text.
+    """
 
     look: Look
+    image: Tensor
     count: int = 0
     table: Tensor | None = None
+    rows: Tensor | None = None
     of_text: Tensor | None = None
 
     @staticmethod
@@ -303,7 +308,7 @@ class _Slots:
         slots = look.texts_per_image
         if slots is None:
             if not on_host(look.rows):
-                return _Slots(look)
+                return _Slots(look, image)
             slots = int(image.bincount().max())
         order = image.argsort(stable=True)
         arranged = image.index_select(0, order)
@@ -311,20 +316,19 @@ class _Slots:
         of_text = torch.empty_like(image).scatter_(0, order, arranged * slots + slot)
         table = torch.zeros(look.memory.images * slots, dtype=torch.int64, device=device)
         table.scatter_(0, of_text, torch.arange(len(image), device=device))
-        return _Slots(look, slots, table, of_text)
+        return _Slots(look, image, slots, table, look.rows.index_select(0, table), of_text)
 
 
 @dataclass(frozen=True)
 class _Plan:
     """A look with the layout of its queries.
 
-    ``image`` (M,) is looked at by each text; ``mask`` as :func:`~models.layers.attention_mask` makes it. Joined, an image's texts
-    share one row of queries: ``exchange`` leads from the layout's rows, left, to the joined ones (N * S * L), right.
+    ``mask`` as :func:`~models.layers.attention_mask` makes it. Joined, an image's texts share one row of queries: ``exchange``
+    leads from the layout's rows, left, to the joined ones (N * S * L), right.
     """
 
     slots: _Slots
     layout: Layout
-    image: Tensor
     mask: Tensor | None
     exchange: Exchange | None = None
 
@@ -334,17 +338,17 @@ class _Plan:
 
     @staticmethod
     def of(slots: _Slots, layout: Layout) -> _Plan:
-        memory, image = slots.look.memory, _image_of_text(slots.look)
+        memory = slots.look.memory
         dtype = query_dtype(memory.layers[0].patches[0])
         if slots.table is None or slots.of_text is None:
-            seen = _copied_mask(slots.look, image)
-            return _Plan(slots, layout, image, None if seen is None else attention_mask(seen, dtype))
+            seen = _copied_mask(slots)
+            return _Plan(slots, layout, None if seen is None else attention_mask(seen, dtype))
         length, device = layout.shape[1], slots.table.device
         take = layout.row_of_slot(device).view(layout.shape).index_select(0, slots.table).flatten()
         place = (slots.of_text.unsqueeze(1) * length + torch.arange(length, device=device)).flatten()
         exchange = Exchange.of(take, place.index_select(0, layout.slot_of_row(device)))
         seen = memory.token_mask if memory.layers[0].concepts is None else _slot_mask(slots, length)
-        return _Plan(slots, layout, image, None if seen is None else attention_mask(seen, dtype), exchange)
+        return _Plan(slots, layout, None if seen is None else attention_mask(seen, dtype), exchange)
 
 
 def _image_of_text(look: Look) -> Tensor:
@@ -352,13 +356,13 @@ def _image_of_text(look: Look) -> Tensor:
     return look.rows if index is None else index.index_select(0, look.rows)
 
 
-def _copied_mask(look: Look, image: Tensor) -> Tensor | None:
+def _copied_mask(slots: _Slots) -> Tensor | None:
     """What each text sees of its copy, (M, P), or (M, 1 + P) with its concept token; None: all of it."""
-    memory = look.memory
+    memory = slots.look.memory
     if memory.layers[0].concepts is None:
-        return None if memory.token_mask is None else memory.token_mask.index_select(0, image)
+        return None if memory.token_mask is None else memory.token_mask.index_select(0, slots.image)
     assert memory.patch_mask is not None
-    seen = memory.patch_mask.index_select(0, look.rows)
+    seen = memory.patch_mask.index_select(0, slots.look.rows)
     return torch.cat([seen.new_ones(len(seen), 1), seen], dim=1)
 
 
@@ -368,10 +372,8 @@ def _slot_mask(slots: _Slots, length: int) -> Tensor:
     An empty slot sees what text 0 sees: never nothing, and nobody reads it.
     """
     memory, count = slots.look.memory, slots.count
-    assert memory.patch_mask is not None and slots.table is not None
-    seen = memory.patch_mask.index_select(0, slots.look.rows.index_select(0, slots.table)).view(
-        memory.images, count, -1
-    )
+    assert memory.patch_mask is not None and slots.rows is not None
+    seen = memory.patch_mask.index_select(0, slots.rows).view(memory.images, count, -1)
     own = torch.eye(count, dtype=torch.bool, device=seen.device).expand(memory.images, count, count)
     return torch.cat([own, seen], dim=2).repeat_interleave(length, dim=1, output_size=count * length)
 
@@ -392,7 +394,7 @@ def _cross_attend(plans: Sequence[_Plan], layer: int) -> CrossAttend:
 def _attend_copied(attention: Attention, rows: Tensor, plan: _Plan, layer: int) -> Tensor:
     stored = plan.look.memory.layers[layer]
     queries = split_heads(plan.layout.to_slots(rows), attention.self.heads)
-    keys, values = (part.index_select(0, plan.image) for part in stored.patches)
+    keys, values = (part.index_select(0, plan.slots.image) for part in stored.patches)
     if stored.concepts is not None:
         concept_keys, concept_values = (part.index_select(0, plan.look.rows) for part in stored.concepts)
         keys, values = torch.cat([concept_keys, keys], dim=2), torch.cat([concept_values, values], dim=2)
@@ -414,6 +416,6 @@ def _attend_joined(attention: Attention, rows: Tensor, plan: _Plan, layer: int) 
 
 def _to_images(concepts: Tensor, slots: _Slots) -> Tensor:
     """Keys, or values, of concept tokens (R, heads, 1, d), of each text's in its slot: (N, heads, S, d)."""
-    assert slots.table is not None
-    own = concepts.index_select(0, slots.look.rows.index_select(0, slots.table)).squeeze(2)
+    assert slots.rows is not None
+    own = concepts.index_select(0, slots.rows).squeeze(2)
     return own.view(slots.look.memory.images, slots.count, *own.shape[1:]).transpose(1, 2)

@@ -124,8 +124,8 @@ class Asking:
     def owners(self, device: torch.device) -> Owners:
         """Of the rows that go on."""
         layouts = [look.queries for look in self.looks]
-        starts = itertools.accumulate([0, *(layout.shape[0] for layout in layouts)])
-        texts = [layout.text_of_row(device) + start for layout, start in zip(layouts, starts, strict=False)]
+        starts = itertools.accumulate([0, *(layout.shape[0] for layout in layouts[:-1])])
+        texts = [layout.text_of_row(device) + start for layout, start in zip(layouts, starts, strict=True)]
         return Owners(join(texts), sum(layout.shape[0] for layout in layouts))
 
 

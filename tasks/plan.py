@@ -23,7 +23,7 @@ from tasks.kinds import KINDS, kind_of
 from utils.config import load_config
 from utils.distributed import process_group
 from utils.errors import UserError, one_line_errors
-from utils.launcher import let_segments_grow, positive
+from utils.launcher import let_segments_grow, positive, positive_real, share
 
 CONTEXT, FRAGMENTS = 700_000_000, 0.05
 """Assumed where no GPU is at hand: what CUDA and its libraries take, and the allocator's share beside the tensors."""
@@ -55,15 +55,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--task", choices=list(KINDS), help="of a config that has no key `task`")
     parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="GPUs on all nodes together (default: 1)")
     parser.add_argument(
-        "--memory", type=_number, metavar="GB", help="of a whole GPU, in 1e9 bytes (default: that of this GPU)"
+        "--memory", type=positive_real, metavar="GB", help="of a whole GPU, in 1e9 bytes (default: that of this GPU)"
     )
     parser.add_argument(
         "--gpu", choices=list(PEAKS), metavar="NAME", help=f"known: {', '.join(PEAKS)} (default: {ASSUMED_GPU})"
     )
-    parser.add_argument("--peak-tflops", type=_number, metavar="X", help="of another GPU, in the config's precision")
+    parser.add_argument(
+        "--peak-tflops", type=positive_real, metavar="X", help="of another GPU, in the config's precision"
+    )
     parser.add_argument(
         "--utilisation",
-        type=_share,
+        type=share,
         default=ASSUMED_UTILISATION,
         metavar="U",
         help=f"share of the peak, where it is not measured ({ASSUMED_UTILISATION})",
@@ -78,23 +80,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
     return parser.parse_intermixed_args(argv)
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _number(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than 1, all of the peak")
-    return value
 
 
 @dataclass(frozen=True)
@@ -186,7 +171,7 @@ class Planner:
 
     def _memory(self, rows: int) -> dict[str, int] | None:
         if rows not in self.found:
-            accumulates = self._global_batch() > rows and not self._records_graphs
+            accumulates = self._global_batch() > rows and not self.config.train.records_graphs
             step = self.step.memory(self._batch(rows), gradients_stay=self.arguments.gpus > 1 or accumulates)
             self.found[rows] = None if step is None else self._with_overhead(step)
         return self.found[rows]
@@ -209,11 +194,6 @@ class Planner:
             raise UserError(
                 f"--memory {self.limit / 1e9:g}: not even the weights fit; take a smaller model or a larger GPU"
             ) from None
-
-    @property
-    def _records_graphs(self) -> bool:
-        """Whether the compiler does, which excludes accumulation (see :class:`~engine.trainer.TrainConfig`)."""
-        return isinstance(self.config.train.compile, str)
 
     def _batch(self, rows: int) -> Callable[[Any], Any]:
         config = scaled(self.config, self.kind, rows)
@@ -290,7 +270,7 @@ class Planner:
             raise UserError(f"train.precision: bf16, which a {gpu} has not; use train.precision=fp16")
 
     def _check_accumulation(self, accumulate: int, total: int, largest: int) -> None:
-        if accumulate > 1 and self._records_graphs:
+        if accumulate > 1 and self.config.train.records_graphs:
             mode, gpus = self.config.train.compile, self.arguments.gpus
             raise UserError(
                 f"train.compile: {mode} takes one micro-batch a step, and {largest:,} rows fit of {math.ceil(total / gpus):,}; "
@@ -304,18 +284,14 @@ class Planner:
             return [*said, links] if links else said
         shares = [f"{CONTEXT / 1e9:.1f} GB for CUDA's context", links, f"{FRAGMENTS:.0%} for fragments"]
         said.append(f"{', '.join(filter(None, shares))}; fused attention")
-        train = self.config.train
-        anew = (
-            [f"the time of what train.recompute computes anew ({', '.join(train.recompute)})"]
-            if train.recompute
-            else []
-        )
-        compiled = ["what train.compile changes"] if train.compile else []
-        if anew or compiled:
-            said.append(f"left out: {'; '.join([*anew, *compiled])}")
-        named = self.arguments.peak_tflops is None and (self.arguments.gpu or train.peak_tflops is None)
-        name = f"{self.arguments.gpu or ASSUMED_GPU}'s " if named else ""
-        return [*said, f"{self.arguments.utilisation:.0%} of {name}{self._peak():g} TFLOP/s (--gpu, --utilisation)"]
+        train, given = self.config.train, self.arguments
+        if train.recompute:
+            said.append(f"no time for what train.recompute computes anew ({', '.join(train.recompute)})")
+        if train.compile:
+            said.append("memory and time without what train.compile changes")
+        named = given.peak_tflops is None and (given.gpu or train.peak_tflops is None)
+        name, flags = (f"{given.gpu or ASSUMED_GPU}'s ", "--gpu, --utilisation") if named else ("", "--utilisation")
+        return [*said, f"{given.utilisation:.0%} of {name}{self._peak():g} TFLOP/s ({flags})"]
 
 
 def _this_gpu() -> torch.device:

@@ -112,6 +112,14 @@ def positive_real(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A number above 0 and at most 1, for argparse."""
+    value = positive_real(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than 1, all there is")
+    return value
+
+
 def launch(argv: Sequence[str], tasks: Mapping[str, Entry], root: Path) -> int:
     """Run a task under torchrun and return the job's exit status (128 + n if signal n ended it)."""
     arguments = parse(argv, tasks)

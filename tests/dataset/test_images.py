@@ -25,7 +25,6 @@ from dataset.images import (
 )
 
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "augment_ops.npz"))
-MANY = 10**6
 
 
 def picture() -> Image.Image:
