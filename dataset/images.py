@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 
-from dataset.pictures import Picture, crop
+from dataset.pictures import Picture, crop, pixels_of
 from utils.config import Config
 
 FILL = 128
@@ -113,9 +113,9 @@ def training_view(
     return augment(view, rng)
 
 
-def evaluation_view(image: Tensor, size: int) -> Tensor:
+def evaluation_view(image: Tensor | Picture, size: int) -> Tensor:
     """The whole picture at (3, ``size``, ``size``), without a centre crop (released)."""
-    return resize(image, size).contiguous()
+    return resize(pixels_of(image), size).contiguous()
 
 
 def stack_views(views: Sequence[Tensor]) -> Tensor:

@@ -105,6 +105,11 @@ def decode(content: bytes, max_pixels: int, place: str) -> Tensor:
     return Picture(content, max_pixels, place).pixels()
 
 
+def pixels_of(image: Tensor | Picture) -> Tensor:
+    """All of a picture that may still be encoded, (3, H, W) uint8; raises as :meth:`Picture.rows`."""
+    return image.pixels() if isinstance(image, Picture) else image
+
+
 def crop(image: Tensor | Picture, top: int, left: int, height: int, width: int) -> Tensor:
     """A part of a picture, (3, ``height``, ``width``) uint8; of an encoded one, the rows down to its bottom are decoded."""
     pixels = image.rows(top + height) if isinstance(image, Picture) else image

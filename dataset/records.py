@@ -72,20 +72,24 @@ class RawRecord:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """An encoded picture that is loaded only when it is needed: ``content`` itself, or the ``path`` to it."""
+    """A picture that is loaded only when it is needed: its ``content``, the same as ``base64`` text, or the ``path`` to it."""
 
     place: str
     content: bytes | None = None
     path: Path | None = None
+    base64: str | None = None
 
     def load(self) -> bytes:
         """The encoded bytes.
 
         Raises:
-            BrokenRecordError: "missing image" where the file is not there or cannot be read.
+            BrokenRecordError: "missing image" where the file is not there or cannot be read; "unreadable image" for a text that
+                is not base64.
         """
         if self.content is not None:
             return self.content
+        if self.base64 is not None:
+            return _decode_base64(self.base64, self.place)
         assert self.path is not None
         try:
             return self.path.read_bytes()
@@ -204,14 +208,14 @@ def picture_of(value: Any, key: str, place: str, folder: Path, image_is: ImageIs
     """The picture that the text ``value`` of ``key`` holds or names, a path from ``folder``; see :func:`image_source`.
 
     Raises:
-        BrokenRecordError: "wrong type", "missing image" or "unreadable image".
+        BrokenRecordError: "wrong type" or "missing image".
     """
     if not isinstance(value, str):
         raise BrokenRecordError("wrong type", place, f"{key} is {_type_name(value)}, not a string")
     if not value:
         raise BrokenRecordError("missing image", place, f"{key} is empty")
     if image_is == "base64" or (image_is == "auto" and _looks_encoded(value)):
-        return ImageSource(place, content=_decode_base64(value, place))
+        return ImageSource(place, base64=value)
     return ImageSource(place, path=folder / value)
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dataset.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.pictures import pixels_of
 from dataset.prepare import emoji
 from dataset.prepare.folders import split_by_hash
 from dataset.video import VideoReadingConfig, read_frames
@@ -100,7 +101,7 @@ def test_a_clip_has_frames_at_even_distances(made):
     row = rows(made, "train")[0]
     config = CaptionedSplitConfig(annotations=str(made / "train.jsonl"), language="en")
     items = read_captioned_images(config, "data.train", 0.0)
-    frames = read_frames(items.images[0], VideoReadingConfig(), range, lambda frame: frame, 10**6)
+    frames = read_frames(items.images[0], VideoReadingConfig(), range, pixels_of, 10**6)
     assert items.captions[0] == row["caption"]["en"]
     assert len(frames) == 3
     assert all(frame.shape == (3, 24, 24) for frame in frames)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dataset.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.pictures import pixels_of
 from dataset.scenes import draw_scene
 from dataset.scenes.clips import DIRECTIONS, build, caption, compose_clip, encode_frames, question
 from dataset.video import VideoReadingConfig, read_frames
@@ -73,7 +74,7 @@ def test_a_folder_of_clips_is_read_as_retrieval_and_as_questions(tmp_path):
         CaptionedSplitConfig(annotations=str(tmp_path / "clips/retrieval_train.jsonl")), "data.train", 0.0
     )
     assert len(items.images) == len(items.captions) == 6
-    frames = read_frames(items.images[0], VideoReadingConfig(), range, lambda frame: frame, 10**6)
+    frames = read_frames(items.images[0], VideoReadingConfig(), range, pixels_of, 10**6)
     assert [tuple(frame.shape) for frame in frames] == [(3, 32, 32)] * 3
     asked = VideoQuestionsConfig(questions=str(tmp_path / "clips/questions_test.jsonl"))
     questions = read_video_questions(asked, "data.train", 0.0, answered=True)

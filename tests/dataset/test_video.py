@@ -20,8 +20,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import video
+from dataset import video_decoding
 from dataset.finetune import EvaluationView, in_batches
+from dataset.pictures import pixels_of
 from dataset.records import BrokenRecordError
 from dataset.video import (
     FrameSampler,
@@ -124,7 +125,7 @@ def files(tmp_path_factory) -> dict[str, tuple[Path, list[float]]]:
 NAMES = ("constant.mp4", "variable.mp4", "variable.mkv", "one_group.mp4", "old.avi", "late.mp4")
 
 
-def read(path: Path, choose, look=lambda frame: frame, max_pixels: int = 10**6, **how) -> list[torch.Tensor]:
+def read(path: Path, choose, look=pixels_of, max_pixels: int = 10**6, **how) -> list[torch.Tensor]:
     return read_frames(VideoSource("a.jsonl:1", path=path), VideoReadingConfig(**how), choose, look, max_pixels)
 
 
@@ -162,17 +163,73 @@ def test_only_what_lies_between_a_key_frame_and_a_wanted_frame_is_decoded(files,
     path, _ = files["constant.mp4"]
     decoded = []
 
-    class Counting(video._AvReader):
+    class Counting(video_decoding._AvReader):
         def _run_to(self, wanted):
             frames = self.decoded
             self.decoded = (decoded.append(frame.pts) or frame for frame in frames)
             return super()._run_to(wanted)
 
-    monkeypatch.setattr(video, "_AvReader", Counting)
+    monkeypatch.setattr(video_decoding, "_AvReader", Counting)
     wanted = [0, 110]
     frames = read(path, lambda count: [4 * n for n in wanted], frames_per_second=100)
     assert [number_on(frame) for frame in frames] == wanted
     assert len(decoded) <= 1 + 12
+
+
+CODECS = {
+    "libx264": {"bf": "3", "b-pyramid": "normal", "refs": "4"},
+    "libx265": {"x265-params": "bframes=4:b-pyramid=1:log-level=none"},
+    "mpeg4": {"bf": "2"},
+    "mpeg2video": {"bf": "2"},
+    "libvpx": {},
+    "libvpx-vp9": {"cpu-used": "8"},
+    "libsvtav1": {"preset": "12", "svtav1-params": "hierarchical-levels=3"},
+}
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        pytest.param(
+            name, marks=pytest.mark.skipif(name not in av.codecs_available, reason=f"this FFmpeg has no {name}")
+        )
+        for name in CODECS
+    ],
+)
+def test_leaving_frames_out_changes_no_pixel_of_the_others(codec, tmp_path, monkeypatch):
+    """Against all frames of the file, decoded by the library alone; the picture moves, so that frames look at each other."""
+    noise = np.random.default_rng(0).integers(0, 256, (96, 400, 3), dtype=np.uint8)
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=CODECS[codec])
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 128, 96, "yuv420p", 30
+        for number in range(70):
+            moved = np.ascontiguousarray(noise[:, 3 * number : 3 * number + 128])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(moved, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(tmp_path / "a.mkv")) as container:
+        expected = [torch.from_numpy(each.to_ndarray(format="rgb24")) for each in container.decode(video=0)]
+    assert len(expected) == 70
+    made = []
+    monkeypatch.setattr(video_decoding, "_decode", counted(video_decoding._decode, made))
+    for wanted in ([0, 1, 5, 6, 33, 34, 35, 69], [13], [28, 29, 30, 31], [68]):
+        made.clear()
+        found = read(tmp_path / "a.mkv", lambda count, wanted=wanted: wanted, frames_per_second=25)
+        assert all(torch.equal(a.permute(1, 2, 0), expected[n]) for a, n in zip(found, wanted, strict=True))
+        if codec in ("libx264", "libx265", "mpeg4", "mpeg2video") and len(wanted) == 1:
+            assert len(made) < wanted[0] % 30
+
+
+def counted(run, made: list):
+    """``run``, which makes frames, with each of them put into ``made`` too."""
+    return lambda *given: (made.append(frame) or frame for frame in run(*given))
+
+
+def test_of_a_list_only_the_chosen_pictures_are_decoded(tmp_path):
+    source = video_source([encoded(5), "data:image/png;base64,a", encoded(7)], "video", "a.jsonl:1", tmp_path)
+    frames = read_frames(source, VideoReadingConfig(), lambda count: [0, 2], pixels_of, 10**6)
+    assert [number_on(frame) for frame in frames] == [5, 7]
+    with pytest.raises(BrokenRecordError, match="unreadable image: not base64"):
+        read_frames(source, VideoReadingConfig(), range, pixels_of, 10**6)
 
 
 def test_frames_are_reduced_one_by_one(files):
@@ -215,9 +272,9 @@ def as_paths(folder: Path, numbers: list[int]) -> VideoSource:
 
 @pytest.mark.parametrize("make", [as_list, as_json, as_folder, as_paths])
 def test_lists_and_folders_of_pictures_need_no_decoder(tmp_path, make, monkeypatch):
-    monkeypatch.setattr(video, "_import_backend", None)
+    monkeypatch.setattr(video_decoding, "import_backend", None)
     source = make(tmp_path, [7, 5, 200, 9])
-    frames = read_frames(source, VideoReadingConfig(), lambda count: [0, 2, 2, 3], lambda frame: frame, 10**6)
+    frames = read_frames(source, VideoReadingConfig(), lambda count: [0, 2, 2, 3], pixels_of, 10**6)
     assert [number_on(frame) for frame in frames] == [7, 200, 200, 9]
 
 
@@ -246,7 +303,10 @@ def test_samples_are_the_generators_alone():
     def sampled(seed: int, **how) -> list[int]:
         source = VideoSource("p", frames=tuple(as_list(Path(), list(range(30))).frames))
         sampler = FrameSampler(4, VideoReadingConfig(**how), 10**6)
-        return [number_on(f) for f in sampler.training(source, np.random.default_rng(seed), lambda frame, rng: frame)]
+        return [
+            number_on(f)
+            for f in sampler.training(source, np.random.default_rng(seed), lambda frame, rng: pixels_of(frame))
+        ]
 
     assert sampled(1) == sampled(1) == sampled(1, same_view=True)
     assert len({tuple(sampled(seed)) for seed in range(8)}) > 4
@@ -257,7 +317,7 @@ def test_the_frames_of_a_video_share_a_view_if_so_configured(same):
     sampler = FrameSampler(4, VideoReadingConfig(same_view=same), 10**6)
     seen = []
     source = as_list(Path(), list(range(9)))
-    sampler.training(source, np.random.default_rng(0), lambda frame, rng: seen.append(rng.random()) or frame)
+    sampler.training(source, np.random.default_rng(0), lambda frame, rng: seen.append(rng.random()) or pixels_of(frame))
     assert (len(set(seen)) == 1) == same
 
 
@@ -341,15 +401,15 @@ def test_a_decoder_that_hangs_is_given_up(files, monkeypatch):
         time.sleep(20)
         yield
 
-    monkeypatch.setitem(video._BACKENDS, "av", hang)
+    monkeypatch.setitem(video_decoding._BACKENDS, "av", hang)
     error = broken(files["constant.mp4"][0], time_limit_s=0.3)
     assert "not read within time_limit_s = 0.3 s" in str(error)
 
 
 def test_a_decoder_that_is_slow_stops_itself(files, monkeypatch):
-    clock = video._Clock(0.0, "a.jsonl:1")
+    clock = video_decoding.Clock(0.0, "a.jsonl:1")
     with pytest.raises(BrokenRecordError, match="not read within"):
-        video._index(files["constant.mp4"][0], 10**6, clock)
+        video_decoding.index_of(files["constant.mp4"][0], 10**6, clock)
 
 
 def without_decoders(monkeypatch) -> None:
@@ -358,7 +418,7 @@ def without_decoders(monkeypatch) -> None:
     def fail(name: str):
         raise ImportError(f"No module named {name!r}\nand more", name=name)
 
-    monkeypatch.setattr(video, "_import_backend", fail)
+    monkeypatch.setattr(video_decoding, "import_backend", fail)
 
 
 def test_a_backend_that_is_missing_is_one_clear_line(monkeypatch, tmp_path):
