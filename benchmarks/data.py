@@ -1,11 +1,13 @@
 """The data path of pre-training, on one core: ``python -m benchmarks.data``.
 
 Makes JPEG files of COCO's sizes in a temporary folder (:mod:`benchmarks.records`) and times what a run does with them: each
-stage alone, through the functions that the run calls, the whole of the stream of image-text pairs, and the loader of
-``configs/pretrain/base_4m.yaml`` with pairs and regions, in its own process and with two workers. Times are those of the
+stage alone, through the functions that the run calls, the whole of the stream of image-text pairs, and the loaders of
+``configs/pretrain/base_4m.yaml`` with pairs and regions, in its own process and with two workers, and of
+``configs/pretrain/base_1b_stage2.yaml``, whose videos are lists of pictures or files. Times are those of the
 processor (``time.process_time``), so that other programs disturb them less; the files are in the system's cache. Then what
 the configs need: the pictures a second of their step, whose time is the model's operations over an assumed share of a GPU's peak,
-beside what eight such cores give (pre-training: the loader with two workers; the other tasks: pairs at their size in pixels).
+beside what eight such cores give (pre-training: the loaders with two workers; the other tasks: pairs, or videos of as many
+frames, at their size in pixels, each core as fast as one of two).
 
 The last line is the median ratio of two times on the same files and the same crops, in turn: Pillow's decoding, cropping and
 bicubic resizing to a uint8 tensor, over ours.
@@ -14,15 +16,12 @@ bicubic resizing to a uint8 tensor, over ours.
 from __future__ import annotations
 
 import argparse
-import functools
 import io
-import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,74 +32,22 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pillow
 
-from benchmarks.records import write_records
+from benchmarks.loader_rates import CONFIG, SMALL, WHOLE, Made, print_loaders, print_needs
+from benchmarks.records import write_records, write_videos
 from dataset.images import RandAugment, draw_crop, hflip, resize, stack_views
-from dataset.loaders import BatchLoader
 from dataset.pictures import Picture, crop
 from dataset.prepare.folders import whole_number
 from dataset.pretrain import DataConfig, PretrainBatches
 from dataset.records import parse_image_record
 from dataset.streams.pairs import ImageStream
-from dataset.text import load_tokenizer
-from engine.devices import ASSUMED_UTILISATION, PEAKS, peak
-from tasks.kinds import kind_of
-from tasks.pretrain import PretrainConfig
-from utils.config import load_config
+from engine.devices import ASSUMED_UTILISATION, PEAKS
 from utils.launcher import positive, positive_real, share
 
-CONFIG = Path("configs/pretrain/base_4m.yaml")
-FINE_TUNING = (
-    "retrieval/coco_base_4m.yaml",
-    "nlvr/nlvr2_base_4m.yaml",
-    "grounding/refcoco_plus_base_4m.yaml",
-    "vqa/vqa2_base_4m.yaml",
-    "captioning/coco_base_4m.yaml",
-)
-WORKERS = 8
 _ODD = 0.5
 """Pillow and torch round a bicubic resize differently: by less than this on average, in grey levels."""
 
 Part = tuple[int, int, int, int]
 """Top, left, height and width."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much is measured: JPEG files, their sides divided by ``divide``, records, and micro-batches of the loader."""
-
-    pictures: int
-    divide: int
-    records: int
-    batches: int
-    config: tuple[str, ...] = ()
-
-
-WHOLE = Scale(pictures=64, divide=1, records=256, batches=6)
-SMALL = Scale(
-    pictures=8,
-    divide=4,
-    records=8,
-    batches=2,
-    config=("data.images.batch_size=4", "data.regions.batch_size=4", "data.regions.max_images=2"),
-)
-
-
-def data_config(folder: Path, scale: Scale) -> DataConfig:
-    """The config's data, but for their files."""
-    files = [
-        f"data.images.files=[{folder}/pairs.jsonl]",
-        f"data.regions.files=[{folder}/regions.jsonl]",
-        f"data.cache_index={folder}/index",
-    ]
-    config = load_config(CONFIG, [*files, *scale.config], PretrainConfig)
-    return config.data
-
-
-def batches(data: DataConfig, folder: Path, *, size: int = 224, **streams: Any) -> PretrainBatches:
-    """What makes the micro-batches; ``streams=None`` leaves one out."""
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    changed = data.model_copy(update=streams)
-    return PretrainBatches(changed, tokenizer=tokenizer, image_size=size, patch_size=16, seed=0)
 
 
 def seconds(run: Callable[[Any], Any], items: Iterable[Any]) -> tuple[float, list[Any]]:
@@ -168,26 +115,6 @@ def print_stages(maker: PretrainBatches, size: int, rounds: int) -> None:
         sys.stdout.write(f"{name:20}{1e3 * each:12.3f}{1 / each:17,.0f}{value / together:8.1%}\n")
 
 
-def processor_s() -> float:
-    """Processor time of this process and of its workers that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
-
-
-def time_loader(maker: PretrainBatches, data: DataConfig, workers: int, count: int) -> tuple[float, float]:
-    """Pictures a second of a core, and of the clock, of ``count`` micro-batches as the trainer takes them."""
-    loader = BatchLoader(maker, data.model_copy(update={"workers": workers}))
-    started, clock = processor_s(), time.perf_counter()
-    pictures = sum(batch.read for batch in loader.batches(0, count))
-    return pictures / (processor_s() - started), pictures / (time.perf_counter() - clock)
-
-
-def rate_of(maker: PretrainBatches) -> float:
-    """Pictures a second of a core, made by this process."""
-    maker.make(0)
-    return maker.rows_per_batch / seconds(maker.make, [1])[0]
-
-
 def print_entropy_decoding(contents: Sequence[bytes]) -> None:
     """What any decoder has to do: nearly all that is left where Pillow decodes to an eighth of the size."""
 
@@ -233,28 +160,6 @@ def ratios(contents: Sequence[bytes], data: DataConfig, size: int, rounds: int) 
     return found
 
 
-def print_needs(given: Callable[[PretrainConfig | Any], float], flags: argparse.Namespace) -> None:
-    """What the step of a GPU takes, beside what its workers give, for pre-training and for the base size of each task."""
-    sys.stdout.write(
-        f"assumed: {flags.utilisation:.0%} of the peak of one {flags.gpu}, texts of their greatest length, frames like pictures\n"
-        f"{'config':32}{'pixels':>7}{'images a step':>15}{'TFLOP a step':>14}{'needed images/s':>17}{'8 workers give':>16}\n"
-    )
-    for path in [*sorted(CONFIG.parent.glob("*.yaml")), *(CONFIG.parents[1] / name for name in FINE_TUNING)]:
-        schema, kind = kind_of(path, [], None)
-        config = load_config(path, [], schema)
-        if config.model.text.arch is None or config.model.text.arch.vocab_size is None:
-            continue  # its size is that of a tokenizer which need not be here
-        with torch.device("meta"):
-            model = kind.build_model(config, None)
-        work = model.work(kind.synthetic_batch(config, model))
-        step_s = work.flops / (1e12 * peak(flags.gpu, config.train.precision) * flags.utilisation)
-        needed, gives = flags.step_images_per_s or work.images / step_s, WORKERS * given(config)
-        sys.stdout.write(
-            f"{path.parent.name + '/' + path.stem:32}{config.model.vision.image_size:7}{work.images:15.0f}"
-            f"{work.flops / 1e12:14.2f}{needed:17,.0f}{gives:16,.0f} {'enough' if gives >= needed else 'too slow'}\n"
-        )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -276,22 +181,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        made = Made(folder, scale)
         mean = write_records(folder, scale.pictures, scale.records, divide=scale.divide, quality=flags.quality)
         sys.stdout.write(f"{scale.pictures} JPEG files of {mean / 1e3:.0f} kB on average, one thread\n")
-        data = data_config(folder, scale)
-        contents = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
-        print_stages(batches(data, folder, regions=None), 224, flags.rounds)
-        mixed = batches(data, folder)
-        for workers in (0, 2):
-            rates = [time_loader(mixed, data, workers, scale.batches) for _ in range(flags.rounds)]
-            core, clock = (statistics.median(each) for each in zip(*rates, strict=True))
-            sys.stdout.write(
-                f"loader of {CONFIG.stem}, {workers} workers: {core:,.0f} images/s a core, {clock:,.0f} images/s\n"
-            )
-        pairs = functools.cache(lambda size: rate_of(batches(data, folder, size=size, regions=None)))
-        print_needs(
-            lambda config: core if isinstance(config, PretrainConfig) else pairs(config.model.vision.image_size), flags
+        file, frame = write_videos(folder, scale.videos, scale.records, seconds=scale.seconds, divide=scale.divide)
+        sys.stdout.write(
+            f"{scale.videos} video files of {scale.seconds} s and {file / 1e3:.0f} kB, as lists {frame / 1e3:.0f} kB a frame\n"
         )
+        data = made.config(CONFIG).data
+        contents = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+        print_stages(made.batches(data, regions=None), 224, flags.rounds)
+        print_needs(print_loaders(made, flags.rounds), flags)
         print_entropy_decoding(contents)
         found = ratios(contents, data, 224, flags.rounds)
     sys.stdout.write(f"ratio: {statistics.median(found):.2f}\n")

@@ -1,12 +1,15 @@
-"""Pictures, captions and boxes in files, of the sizes that pre-training meets; their contents are noise."""
+"""Pictures, videos, captions and boxes in files, of the sizes that pre-training meets; their contents are noise."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from pathlib import Path
 
+import av
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from dataset.prepare.tokenizer import train_wordpiece
 
@@ -15,6 +18,12 @@ SIZES = ((640, 480), (640, 480), (640, 480), (640, 427), (640, 427), (480, 640),
 _TEXTURE = ((3, 70), (8, 40), (24, 24), (80, 14), (240, 9))
 """Cells across and strength of each layer of smooth noise."""
 _GRAIN = 22
+VIDEO_SIZE = (596, 336)
+"""Width and height of WebVid's small files."""
+_FPS = 25
+_VIDEO_GRAIN = 4
+_SHORT_SIDE = 256
+"""Of the pictures that a list of frames holds."""
 _WORDS = 4000
 _SYLLABLES = [consonant + vowel for consonant in "bdfghklmnprstvw" for vowel in "aeio"]
 
@@ -41,6 +50,50 @@ def write_records(folder: Path, pictures: int, records: int, *, divide: int = 1,
     texts = [str(each["caption"]) for line in (*pairs, *regions) for each in (line, *line.get("elems", ()))]
     train_wordpiece(texts, folder / "tokenizer", vocab_size=30522)
     return sum(path.stat().st_size for path in folder.glob("*.jpg")) / pictures
+
+
+def write_videos(folder: Path, videos: int, records: int, *, seconds: int = 16, divide: int = 1) -> tuple[float, float]:
+    """``files.jsonl`` of so many records on so many H.264 files, whose picture pans and in which another one moves, and
+    ``lists.jsonl`` of the same as lists of JPEG pictures, one of each second.
+
+    Gives back the mean size of a file and of a picture in bytes.
+    """
+    rng = np.random.default_rng(0)
+    width, height = (side // divide // 4 * 4 for side in VIDEO_SIZE)
+    lists = [_write_video(folder / f"{number}.mp4", width, height, seconds, rng) for number in range(videos)]
+    texts = [f"video {number}" for number in range(records)]
+    for name, values in (("files", [f"{number}.mp4" for number in range(videos)]), ("lists", lists)):
+        lines = [{"video": values[number % videos], "caption": text} for number, text in enumerate(texts)]
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    pictures = [3 * len(each) / 4 for frames in lists for each in frames]
+    return sum(path.stat().st_size for path in folder.glob("*.mp4")) / videos, sum(pictures) / len(pictures)
+
+
+def _write_video(path: Path, width: int, height: int, seconds: int, rng: np.random.Generator) -> list[str]:
+    """Writes the file, with the key frames that the encoder chooses; gives back a JPEG of each second in base64."""
+    wide = picture(width + 20 * seconds, height, rng).filter(ImageFilter.GaussianBlur(1.5))
+    moving, frames = picture(height // 3, height // 3, rng), []
+    grain = _VIDEO_GRAIN * rng.standard_normal((height + _FPS, width, 1), dtype=np.float32)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=_FPS)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(seconds * _FPS):
+            left = 20 * number // _FPS
+            frame = wide.crop((left, 0, left + width, height))
+            frame.paste(moving, (int((width - height / 3) * (0.5 + 0.5 * np.sin(number / 40))), height // 3))
+            shift = int(rng.integers(_FPS))
+            pixels = (np.asarray(frame) + grain[shift : shift + height]).clip(0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            if number % _FPS == 0:
+                frames.append(_as_base64(frame))
+        container.mux(stream.encode())
+    return frames
+
+
+def _as_base64(frame: Image.Image) -> str:
+    share, stream = min(1.0, _SHORT_SIDE / min(frame.size)), io.BytesIO()
+    frame.resize((round(frame.width * share), round(frame.height * share))).save(stream, "JPEG", quality=90)
+    return base64.b64encode(stream.getvalue()).decode()
 
 
 def picture(width: int, height: int, rng: np.random.Generator) -> Image.Image:

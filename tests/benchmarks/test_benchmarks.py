@@ -48,7 +48,15 @@ def test_the_data_path_is_timed_by_stage_and_the_ratio_is_printed(capsys):
     *lines, last = capsys.readouterr().out.splitlines()
     stages = [line[:20].strip() for line in lines]
     assert {"read", "decode", "resize", "RandAugment", "tokenise and mask", "collate"} <= set(stages)
-    assert sum("images/s a core, " in line for line in lines) == 2, "the loader without workers and with two"
+    loaders = [line.partition(": ")[0] for line in lines if "images/s a core, " in line]
+    assert loaders == [
+        "loader of base_4m, 0 workers",
+        "loader of base_4m, 2 workers",
+        "loader of base_1b_stage2, videos as lists, 2 workers",
+        "loader of base_1b_stage2, videos as files, 2 workers",
+    ]
+    of_videos = next(line for line in lines if line.startswith("retrieval/msrvtt_base "))
+    assert re.search(r"(enough|too slow) \(lists\) +[\d,]+ (enough|too slow) \(files\)$", of_videos)
     assert any(line.startswith("pretrain/base_4m ") for line in lines), "what each config needs"
     assert re.fullmatch(r"ratio: \d+\.\d\d", last)
 

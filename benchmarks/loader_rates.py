@@ -1,0 +1,187 @@
+"""What the loaders of the configs give, on files that were made for it, and what the steps of those configs need."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset.loaders import BatchLoader
+from dataset.pretrain import DataConfig, PretrainBatches
+from dataset.text import load_tokenizer
+from engine.devices import peak
+from tasks.kinds import kind_of
+from tasks.pretrain import PretrainConfig
+from utils.config import load_config
+
+CONFIG = Path("configs/pretrain/base_4m.yaml")
+VIDEO_CONFIG = Path("configs/pretrain/base_1b_stage2.yaml")
+FINE_TUNING = (
+    "retrieval/coco_base_4m.yaml",
+    "nlvr/nlvr2_base_4m.yaml",
+    "grounding/refcoco_plus_base_4m.yaml",
+    "vqa/vqa2_base_4m.yaml",
+    "captioning/coco_base_4m.yaml",
+    "retrieval/msrvtt_base.yaml",
+    "vqa/msrvtt_qa_base.yaml",
+    "vqa/msvd_qa_base.yaml",
+)
+WORKERS = 8
+STORED = ("lists", "files")
+"""How a video is stored: as a list of JPEG pictures, or as a video file."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured: JPEG files; videos, and the seconds of each; their sides divided by ``divide``; records of each kind,
+    and micro-batches of the loader."""
+
+    pictures: int
+    videos: int
+    seconds: int
+    divide: int
+    records: int
+    batches: int
+    config: tuple[str, ...] = ()
+
+
+WHOLE = Scale(pictures=64, videos=2, seconds=16, divide=1, records=256, batches=6)
+SMALL = Scale(
+    pictures=8,
+    videos=1,
+    seconds=3,
+    divide=4,
+    records=8,
+    batches=2,
+    config=(
+        "data.images.batch_size=4",
+        "data.regions.batch_size=4",
+        "data.regions.max_images=2",
+        "data.videos.batch_size=2",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Made:
+    """The files of :mod:`benchmarks.records` in ``folder``."""
+
+    folder: Path
+    scale: Scale
+
+    def config(self, path: Path, stored: str = STORED[0]) -> PretrainConfig:
+        """A config of pre-training whose data are these; videos as they are ``stored``."""
+        files = {"images": "pairs", "regions": "regions"}
+        if path == VIDEO_CONFIG:
+            files["videos"] = stored
+        changes = [text for text in self.scale.config if text.split(".")[1] in files]
+        for stream, name in files.items():
+            changes.append(f"data.{stream}.files=[{self.folder}/{name}.jsonl]")
+        if path == VIDEO_CONFIG:
+            changes += ["data.videos.clean=null", "data.videos.video_key=video", "data.videos.caption_key=caption"]
+        return load_config(path, [*changes, f"data.cache_index={self.folder}/index"], PretrainConfig)
+
+    def batches(
+        self, data: DataConfig, *, size: int = 224, frames: int | None = None, **streams: Any
+    ) -> PretrainBatches:
+        """What makes the micro-batches; ``streams=None`` leaves one out."""
+        return PretrainBatches(
+            data.model_copy(update=streams),
+            tokenizer=load_tokenizer(self.folder / "tokenizer"),
+            image_size=size,
+            patch_size=16,
+            seed=0,
+            frames=frames,
+        )
+
+    def loader_rate(self, path: Path, workers: int, rounds: int, stored: str = STORED[0]) -> tuple[float, float]:
+        """Pictures, frames among them, a second of a core, and of the clock: the loader as the trainer has it."""
+        config = self.config(path, stored)
+        data, frames = config.data.model_copy(update={"workers": workers}), config.model.vision.video
+        maker = self.batches(data, frames=frames.frames if frames else None)
+        more = data.videos.batch_size * (frames.frames - 1) if data.videos and frames else 0
+        rates = []
+        for _ in range(rounds):
+            started, clock = processor_s(), time.perf_counter()
+            loader = BatchLoader(maker, data).batches(0, self.scale.batches)
+            pictures = sum(batch.read + more for batch in loader)
+            rates.append((pictures / (processor_s() - started), pictures / (time.perf_counter() - clock)))
+        core, together = (statistics.median(each) for each in zip(*rates, strict=True))
+        return core, together
+
+    def stream_rate(self, size: int, frames: int | None, stored: str) -> float:
+        """Pictures a second of a core at ``size`` pixels: of pairs, or of videos with so many frames."""
+        data = self.config(CONFIG if frames is None else VIDEO_CONFIG, stored).data
+        others = {name: None for name in data.streams() if name != ("images" if frames is None else "videos")}
+        maker = self.batches(data, size=size, frames=frames, **others)
+        maker.make(0)
+        started = time.process_time()
+        maker.make(1)
+        return maker.rows_per_batch * (frames or 1) / (time.process_time() - started)
+
+
+def processor_s() -> float:
+    """Processor time of this process and of its workers that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def print_loaders(made: Made, rounds: int) -> Callable[[PretrainConfig | Any, str], float]:
+    """Time the loaders of pre-training, without workers and with two; gives back what a worker of a config gives."""
+
+    def rate(path: Path, workers: int, stored: str = STORED[0]) -> float:
+        core, together = made.loader_rate(path, workers, rounds, stored)
+        videos = f", videos as {stored}" if path == VIDEO_CONFIG else ""
+        sys.stdout.write(
+            f"loader of {path.stem}{videos}, {workers} workers: {core:,.0f} images/s a core, {together:,.0f} images/s\n"
+        )
+        return core
+
+    alone, shared = (rate(CONFIG, workers) for workers in (0, 2))
+    mixed = {stored: rate(VIDEO_CONFIG, 2, stored) for stored in STORED}
+    stream = functools.cache(made.stream_rate)
+
+    def given(config: PretrainConfig | Any, stored: str) -> float:
+        video = config.model.vision.video
+        if isinstance(config, PretrainConfig):
+            return mixed[stored] if video else shared
+        # One of two workers is slower than a process alone.
+        return stream(config.model.vision.image_size, video.frames if video else None, stored) * shared / alone
+
+    return given
+
+
+def print_needs(given: Callable[[PretrainConfig | Any, str], float], flags: argparse.Namespace) -> None:
+    """What the step of a GPU takes, beside what its workers give, for pre-training and for the base size of each task."""
+    sys.stdout.write(
+        f"assumed: {flags.utilisation:.0%} of the peak of one {flags.gpu}, texts of their greatest length\n"
+        f"{'config':32}{'pixels':>7}{'images a step':>15}{'TFLOP a step':>14}{'needed images/s':>17}{'8 workers give':>16}\n"
+    )
+    for path in [*sorted(CONFIG.parent.glob("*.yaml")), *(CONFIG.parents[1] / name for name in FINE_TUNING)]:
+        schema, kind = kind_of(path, [], None)
+        config = load_config(path, [], schema)
+        if config.model.text.arch is None or config.model.text.arch.vocab_size is None:
+            continue  # its size is that of a tokenizer which need not be here
+        with torch.device("meta"):
+            model = kind.build_model(config, None)
+        work = model.work(kind.synthetic_batch(config, model))
+        step_s = work.flops / (1e12 * peak(flags.gpu, config.train.precision) * flags.utilisation)
+        needed = flags.step_images_per_s or work.images / step_s
+        sys.stdout.write(
+            f"{path.parent.name + '/' + path.stem:32}{config.model.vision.image_size:7}{work.images:15.0f}"
+            f"{work.flops / 1e12:14.2f}{needed:17,.0f}"
+        )
+        for stored in STORED if config.model.vision.video else STORED[:1]:
+            gives = WORKERS * given(config, stored)
+            named = f" ({stored})" if config.model.vision.video else ""
+            sys.stdout.write(f"{gives:16,.0f} {'enough' if gives >= needed else 'too slow'}{named}")
+        sys.stdout.write("\n")
