@@ -334,6 +334,7 @@ def _make(
     part = path.with_name(path.name + ".part")
     broken: list[BrokenRecord] = []
     videos = frames = 0
+    source_bytes = output.source.stat().st_size
     path.parent.mkdir(parents=True, exist_ok=True)
     with part.open("wb") as stream:
         for made in itertools.islice(results, output.count):
@@ -351,7 +352,7 @@ def _make(
         sync_file(part)
         os.replace(part, path)
     named = tuple({"place": each.place, "reason": str(each.kind), "detail": each.message} for each in broken)
-    return Entry(output.name, str(output.source.resolve()), output.source.stat().st_size, videos, frames, size, named)
+    return Entry(output.name, str(output.source.resolve()), source_bytes, videos, frames, size, named)
 
 
 def _tell(broken: BrokenRecord, told: Counter[str]) -> None:
