@@ -263,8 +263,8 @@ class Summary:
     seconds: float
 
     def line(self) -> str:
-        """ "12 videos, 90 frames, 0.010 GB; 1 broken: …"."""
-        said = f"{self.videos} videos, {self.frames} frames, {self.bytes / 1e9:.3g} GB"
+        """ "12 videos, 90 frames, 0.010 GB; 1 broken (1 missing video); 3.2 s, 3.8 videos a second"."""
+        said = f"{self.videos} videos, {self.frames} frames, {self.bytes / 1e9:.3f} GB"
         said += f"; {self.broken.total()} broken ({tally(self.broken)})" if self.broken else "; none broken"
         if not self.made:
             return f"{said}; none of them new"
@@ -316,8 +316,8 @@ def build(
     if broken and not videos:
         first = next(each for entry in entries for each in entry.broken)
         raise UserError(
-            f"{out}: no video could be read: {tally(broken)} (first: {first['place']}: {first['detail']}); check the paths, and "
-            "give --overwrite"
+            f"{out}: no video could be read: {tally(broken)} (first: {first['place']}: {first['detail']}); check the paths "
+            "(--overwrite makes everything anew)"
         )
     return Summary(videos, frames, size, broken, len(left), made, time.monotonic() - started)
 
@@ -369,7 +369,9 @@ def _parser() -> LineParser:
     made = FrameMaking()
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--records", nargs="+", metavar="FILE", help="shards, patterns, or folders of shards")
-    source.add_argument("--folder", type=Path, metavar="DIR", help="every video file below it")
+    source.add_argument(
+        "--folder", type=Path, metavar="DIR", help=f"every video file below it ({' '.join(VIDEO_SUFFIXES)})"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
     parser.add_argument("--video-key", default="video", metavar="KEY", help="of the video in a record (default: video)")
     parser.add_argument(
@@ -384,10 +386,16 @@ def _parser() -> LineParser:
         default=made.short_side,
         metavar="PIXELS",
         help=f"""of a frame at most (default {made.short_side}: the largest input of any config of videos; smaller
-frames stay as they are). 256 is enough for pre-training at 224, and takes half the space and
-half the time to decode""",
+frames stay as they are). 256 is enough for pre-training at 224, and takes less than half the
+space and the time to decode it""",
     )
-    parser.add_argument("--quality", type=whole_number(1, 100), default=made.quality, metavar="N", help="of the JPEGs")
+    parser.add_argument(
+        "--quality",
+        type=whole_number(1, 100),
+        default=made.quality,
+        metavar="N",
+        help=f"of the JPEGs (default {made.quality})",
+    )
     parser.add_argument(
         "--max-frames",
         type=whole_number(1, 1_000_000),
@@ -397,7 +405,11 @@ frames are wanted: set it where videos last many minutes""",
     )
     parser.add_argument("--backend", choices=("av", "decord", "torchcodec"), default="av", help="default av (PyAV)")
     parser.add_argument(
-        "--workers", type=whole_number(1, 1024), default=cores(), metavar="N", help="default: one a core"
+        "--workers",
+        type=whole_number(1, 1024),
+        default=cores(),
+        metavar="N",
+        help="processes (default: one a core, %(default)d)",
     )
     parser.add_argument(
         "--time-limit",
@@ -407,7 +419,11 @@ frames are wanted: set it where videos last many minutes""",
         help="a video that takes longer is broken (default %(default)g)",
     )
     parser.add_argument(
-        "--max-pixels", type=whole_number(1, 2**31), default=made.max_pixels, metavar="N", help="likewise"
+        "--max-pixels",
+        type=whole_number(1, 2**31),
+        default=made.max_pixels,
+        metavar="N",
+        help="a video of larger frames, too (default %(default)d)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what this command made in DIR")
     return parser
@@ -442,10 +458,10 @@ def main() -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on\n")
         return 130
-    if not made.tried:
+    if made.tried:
+        sys.stdout.write(f"{flags.out}: {made.line()}\n")
+    else:
         sys.stdout.write(f"{flags.out} is already complete with these arguments; nothing to do\n")
-        return 0
-    sys.stdout.write(f"{flags.out}: {made.line()}\n")
     if made.broken:
         sys.stdout.write(f"all that is broken: {flags.out / BOOK / 'broken.jsonl'}\n")
     return 0

@@ -76,7 +76,8 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 def _begin() -> None:
     """In a new process: one thread, an end without a traceback at Ctrl-C, and none left over where its parent is killed."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

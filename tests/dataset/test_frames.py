@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from dataset.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.images import AugmentConfig
@@ -127,6 +128,15 @@ def test_large_frames_are_shrunk_and_small_ones_left(videos, tmp_path):
         lists(videos, tmp_path / name)  # of the first, nothing is made again
         source = VideoSource("p", path=tmp_path / name / "video0.json")
         assert read_frames(source, VideoReadingConfig(), range, lambda f: f, 10**6)[0].shape == shape
+
+
+def test_the_default_size_serves_every_config_of_videos():
+    sizes = set()
+    for path in (Path(__file__).parents[2] / "configs").rglob("*.yaml"):
+        vision = (yaml.safe_load(path.read_text(encoding="utf-8")).get("model") or {}).get("vision") or {}
+        if "video" in vision and "image_size" in vision:
+            sizes.add(vision["image_size"])
+    assert max(sizes) == MAKING.short_side
 
 
 def records(count: int = 12) -> list[dict[str, Any]]:
