@@ -90,11 +90,23 @@ def draw_crop(height: int, width: int, config: AugmentConfig, rng: np.random.Gen
 
 def resize(image: Tensor, size: int) -> Tensor:
     """(3, H, W) uint8 -> (3, ``size``, ``size``) uint8, bicubic with antialiasing; the aspect is not kept."""
-    if tuple(image.shape[1:]) == (size, size):
+    return _resize(image, size, size)
+
+
+def shrink(image: Tensor, short_side: int) -> Tensor:
+    """(3, H, W) uint8 with a shorter side of at most ``short_side``, bicubic with antialiasing; the aspect is kept, and what is
+    small enough is left as it is."""
+    height, width = image.shape[1:]
+    scale = short_side / min(height, width)
+    return image if scale >= 1 else _resize(image, round(scale * height), round(scale * width))
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    if tuple(image.shape[1:]) == (height, width):
         return image
     # Decoded pictures have their channels last; what is dense is resized as it lies, and anything else turned around twice.
     laid = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
-    return interpolate(laid, [size, size], mode="bicubic", antialias=True)[0]
+    return interpolate(laid, [height, width], mode="bicubic", antialias=True)[0]
 
 
 def training_view(

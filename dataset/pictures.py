@@ -110,6 +110,13 @@ def pixels_of(image: Tensor | Picture) -> Tensor:
     return image.pixels() if isinstance(image, Picture) else image
 
 
+def encode_jpeg(image: Tensor, quality: int) -> bytes:
+    """(3, H, W) uint8 RGB as a JPEG file, with colours at half the width and height (4:2:0), as cameras store them."""
+    laid = image.permute(1, 2, 0).contiguous().numpy()
+    content: bytes = simplejpeg.encode_jpeg(laid, quality=quality, colorspace="RGB", colorsubsampling="420")
+    return content
+
+
 def crop(image: Tensor | Picture, top: int, left: int, height: int, width: int) -> Tensor:
     """A part of a picture, (3, ``height``, ``width``) uint8; of an encoded one, the rows down to its bottom are decoded."""
     pixels = image.rows(top + height) if isinstance(image, Picture) else image

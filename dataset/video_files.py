@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class Videos:
                 "wrong type", row.place, f"video_id is {identity!r:.80}, neither a text nor a number"
             )
         if isinstance(value, str):
-            path = self._find(value, (value,))
+            # A folder of lists made of the files stands for theirs.
+            path = self._find(value, (value, os.path.splitext(value)[0] + LIST_SUFFIX))
             if path is None:
                 raise self._missing(value, row.place)
             return str(value if identity is None else identity), VideoSource(row.place, path=path)

@@ -38,7 +38,8 @@ class ImageStreamConfig(PictureStreamConfig):
 
 
 class VideoStreamConfig(StreamConfig):
-    """Video-text pairs, of as many frames as ``model.vision.video.frames``."""
+    """Video-text pairs, of as many frames as ``model.vision.video.frames``. Lists of frames are read many times as fast as video
+    files; :mod:`dataset.prepare.frames` makes them."""
 
     video_key: str = Field("video", description="Key of the frames, or of the path, in a record.")
     video_root: str | None = Field(None, description="Folder of relative paths; null = the folder of the shard.")

@@ -21,6 +21,7 @@ from dataset.images import (
     hflip,
     random_resized_crop,
     resize,
+    shrink,
     stack_views,
 )
 
@@ -148,6 +149,18 @@ def test_a_part_is_resized_as_torchvision_resizes_it():
     for part in (image, image.contiguous(), image[:, 5:40, 3:60], image[:, :1, :1]):
         expected = torchvision_resize(part, [32, 32], interpolation=InterpolationMode.BICUBIC, antialias=True)
         assert torch.equal(resize(part, 32), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((48, 64), (32, 43)), ((64, 48), (43, 32)), ((32, 90), (32, 90)), ((9, 7), (9, 7))]
+)
+def test_a_large_picture_is_shrunk_with_its_aspect_and_a_small_one_left(size, expected):
+    image = as_tensor(picture())
+    image = torchvision_resize(image, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    shrunk = shrink(image, 32)
+    assert tuple(shrunk.shape[1:]) == expected
+    again = torchvision_resize(image, list(expected), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    assert torch.equal(shrunk, again)
 
 
 def test_views_are_stacked_in_order():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.pictures import JPEGFrame, Picture, crop, decode, jpeg_frame
+from dataset.pictures import JPEGFrame, Picture, crop, decode, encode_jpeg, jpeg_frame
 from dataset.records import BrokenRecordError
 
 MANY = 10**6
@@ -193,3 +193,19 @@ def test_the_frame_header_is_found_behind_a_thumbnails():
     content = encode(photo(), "JPEG", **JPEG_KINDS["thumbnail"])
     frame = jpeg_frame(content)
     assert frame == JPEGFrame(content.rfind(b"\xff\xc0"), 120, 100, 3)
+
+
+@pytest.mark.parametrize("laid", ["channels last", "planes"])
+def test_an_encoded_picture_is_decoded_the_right_way_round_and_in_its_colours(laid):
+    image = torch.zeros(3, 32, 64, dtype=torch.uint8)
+    image[0, :16, :32], image[1, :16, 32:], image[2, 16:, :32] = 200, 150, 250  # red, green; blue, black
+    image = image.contiguous() if laid == "planes" else image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    content = encode_jpeg(image, 90)
+    for found in (decode(content, MANY, "p"), as_tensor(Image.open(io.BytesIO(content)))):
+        assert found.shape == image.shape
+        apart = (found.int() - image.int()).abs()
+        assert apart[:, [4, 11, 20, 27]][:, :, [4, 27, 36, 59]].max() < 12  # colours run into each other at the borders
+    frame = jpeg_frame(content)
+    assert frame is not None
+    assert content[frame.at + 11] == 0x22  # of the first component, two samples each way for one of the others
+    assert len(encode_jpeg(as_tensor(picture()), 30)) < len(encode_jpeg(as_tensor(picture()), 90))
