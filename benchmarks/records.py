@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -35,10 +36,11 @@ def write_records(folder: Path, pictures: int, records: int, *, divide: int = 1,
     """
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(_SYLLABLES, int(rng.integers(1, 5)))) for _ in range(_WORDS)]
-    sizes = [tuple(side // divide for side in SIZES[number % len(SIZES)]) for number in range(pictures)]
+    sizes = [(width // divide, height // divide) for width, height in (SIZES[n % len(SIZES)] for n in range(pictures))]
     for number, (width, height) in enumerate(sizes):
         picture(width, height, rng).save(folder / f"{number}.jpg", "JPEG", quality=quality)
-    pairs, regions = [], []
+    pairs: list[dict[str, Any]] = []
+    regions: list[dict[str, Any]] = []
     for number in range(records):
         image, size = f"{number % pictures}.jpg", sizes[number % pictures]
         pairs.append({"image": image, "caption": caption(words, 10.5, 2.5, rng)})

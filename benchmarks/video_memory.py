@@ -17,6 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from dataset.pictures import pixels_of
 from dataset.video import FrameSampler, VideoReadingConfig, VideoSource
 
 FRAMES = 150
@@ -56,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_file(path)
         started = time.monotonic()
         for number in range(1, flags.files + 1):
-            sampler.training(VideoSource("benchmark", path=path), rng, lambda frame, _: frame[:, ::2, ::2].clone())
+            sampler.training(
+                VideoSource("benchmark", path=path), rng, lambda frame, _: pixels_of(frame)[:, ::2, ::2].clone()
+            )
             if number in (10, 100) or number % max(1, flags.files // 4) == 0:
                 elapsed_s = time.monotonic() - started
                 sys.stdout.write(f"{number} files: {memory_mb():.0f} MB, {1000 * elapsed_s / number:.0f} ms a file\n")
