@@ -1,12 +1,14 @@
 """A step of pre-training on a GPU, split into its parts: ``python -m benchmarks.gpu``, or with ``torchrun``.
 
-Three ways to the same losses: the released algebra (:mod:`benchmarks.plain_path`), ours as it is, ours with compiled encoders.
-Each takes the same steps on the same few batches in turn, the compiled one as the trainer pads them for it; printed are samples
-per second, the milliseconds of data (the copy to the device, which the trainer makes beside the step before), forward, backward,
-optimiser and, of several processes, communication (what the sum of gradients adds to the backward pass; contrastive rows are
-gathered beside the fusion), memory, and the utilisation: the least operations that the losses need (:mod:`models.flops`) over
-the device's dense peak. A way that needs more memory than there is says so. The last line is the ratio of the fastest way to
-the first, and the line before it says which they are. Without a GPU the same runs on the CPU, in float32 unless told.
+Three ways to the same losses: the released algebra (:mod:`benchmarks.plain_path`), ours as it is, ours with compiled encoders;
+losses of all the streams that the config has, whose sizes are printed first. Each takes the same steps on the same few batches
+in turn, the compiled one as the trainer pads them for it, the released one with texts padded to the config's most tokens;
+printed are samples per second, the milliseconds of data (the copy to the device, which the trainer makes beside the step before),
+forward, backward, optimiser and, of several processes, communication (what the sum of gradients adds to the backward pass;
+contrastive rows are gathered beside the fusion), memory, and the utilisation: the least operations that the losses need
+(:mod:`models.flops`) over the device's dense peak. A way that needs more memory than there is says so. The last line is the
+ratio of the fastest way to the first, and the line before it says which they are. Without a GPU the same runs on the CPU, in
+float32 unless told.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
+import math
 import statistics
 import sys
 import time
@@ -26,8 +29,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.plain_path import PlainPath
-from benchmarks.synthetic import Limits, pretrain_batch
+from benchmarks.plain_path import Padding, PlainPath, why_not_plain
+from benchmarks.synthetic import pretrain_batch
 from engine.devices import peak_of
 from engine.measured import ran_out_of_memory
 from engine.parallel import data_parallel
@@ -35,6 +38,7 @@ from engine.precision import Precision, has_bf16
 from models.pretrain import PretrainModel
 from optim import OptimConfig, build_optimizer, parameter_groups
 from tasks.pretrain import PretrainConfig, PretrainTask
+from tasks.synthetic import text_limits
 from utils import distributed
 from utils.batch import PretrainBatch, Work, to_device
 from utils.config import load_config, peek
@@ -53,6 +57,15 @@ SMALL = (
     ["data.images.batch_size=4", "data.regions.batch_size=6", "data.regions.max_images=2"],
 )
 """Config and overrides of a check that it runs."""
+
+NAMES = {
+    "images": "pairs of image and text",
+    "regions": "regions",
+    "videos": "pairs of video and text",
+    "texts": "texts alone",
+    "pairs": "pairs of texts",
+}
+"""What a row of each stream is."""
 
 PHASES = ("data", "forward", "backward", "optimiser")
 
@@ -131,43 +144,79 @@ class Stepper:
 
 
 def config_for(path: Path, overrides: Sequence[str]) -> PretrainConfig:
-    """A config of pre-training that has both streams of which batches are made.
+    """A config of pre-training.
 
     Raises:
-        UserError: see :func:`~utils.config.load_config`; also for a config of another task, or without one of the streams.
+        UserError: see :func:`~utils.config.load_config`; also for a config of another task.
     """
     said = peek(path, overrides, "task")
     if said not in (None, "pretrain"):
         raise UserError(f"{path}: task is {said!r}; this benchmark is of pre-training: give a config such as {CONFIG}")
-    config = load_config(path, overrides, PretrainConfig)
-    for name in ("images", "regions"):
-        if getattr(config.data, name) is None:
-            raise UserError(
-                f"{path}: data.{name} is null; this benchmark needs both data.images and data.regions: set it"
-            )
-    return config
+    return load_config(path, overrides, PretrainConfig)
+
+
+def build(config: PretrainConfig) -> PretrainModel:
+    return PretrainTask.build_model(config, None if config.model.text.knows_vocabulary else VOCABULARY)
 
 
 def batches_for(config: PretrainConfig, model: PretrainModel, *, static: bool) -> list[PretrainBatch]:
-    """Of the config's sizes, with captions and regions' texts of real lengths; ``static`` as the trainer has them with
-    ``train.compile``, with the same texts."""
-    images, regions, text = config.data.images, config.data.regions, config.data.text
-    assert images is not None and regions is not None, "see config_for"
+    """Of the config's streams and sizes, with texts of real lengths; ``static`` as the trainer has them with ``train.compile``,
+    with the same texts."""
+    vocabulary = len(model.text.word_embeddings)
     return [
-        pretrain_batch(
-            images.batch_size,
-            regions.batch_size,
-            min(regions.max_images, regions.batch_size),
-            image_size=config.model.vision.image_size,
-            patch_size=model.vision.patch_size,
-            vocab_size=len(model.text.word_embeddings),
-            seed=seed,
-            longer=longer,
-            limits=Limits(text.max_tokens, text.max_masks, regions.max_regions),
-            static=static,
-        )
+        pretrain_batch(config.data, model.vision, vocabulary, seed=seed, longer=longer, static=static)
         for seed, longer in enumerate(LONGER)
     ]
+
+
+def step_of(config: PretrainConfig) -> str:
+    """What a step is made of."""
+    data, video = config.data, config.model.vision.video
+    said = {name: f"{stream.batch_size} {NAMES[name]}" for name, stream in data.streams().items()}
+    if data.regions is not None:
+        said["regions"] += f" of {data.regions.max_images} images"
+    if video is not None and data.videos is not None:
+        said["videos"] += f" of {video.frames} frames"
+    return "a step: " + ", ".join(said.values())
+
+
+def steps_apart(config: PretrainConfig) -> str:
+    """Which steps of a run are not like those that are measured; empty: all are."""
+    data = config.data
+    conditions = {
+        "data.images.clean": data.images is not None and data.images.clean is not None,
+        "data.videos.clean": data.videos is not None and data.videos.clean is not None,
+        "data.matching_steps": data.matching_steps is not None,
+    }
+    keys = [key for key, given in conditions.items() if given]
+    if not keys:
+        return ""
+    leave = "leaves" if len(keys) == 1 else "leave"
+    return f"with all matching losses, which {' and '.join(keys)} {leave} out of some steps of a run"
+
+
+def padding_of(config: PretrainConfig) -> Padding:
+    """That of the plain way: as in the released code, to the most tokens of the config."""
+    return Padding(*(text_limits(config.data, stream).max_tokens for stream in ("images", "pairs")))
+
+
+def ways_for(config: PretrainConfig, wanted: Sequence[str]) -> list[str]:
+    """The ways that can be measured. A way that is left out is told of.
+
+    Raises:
+        UserError: if none is left.
+    """
+    with torch.device("meta"):
+        why = why_not_plain(build(config))
+    if why is None or "plain" not in wanted:
+        return list(wanted)
+    left = [way for way in wanted if way != "plain"]
+    if not left:
+        raise UserError(
+            f"--ways plain: the released algebra is not written out where {why}; give --ways eager,compiled"
+        )
+    _print(f"plain is left out: the released algebra is not written out where {why}")
+    return left
 
 
 def attempt(way: str, config: PretrainConfig, flags: argparse.Namespace, device: torch.device) -> float | None:
@@ -185,13 +234,13 @@ def attempt(way: str, config: PretrainConfig, flags: argparse.Namespace, device:
 def measure(way: str, config: PretrainConfig, flags: argparse.Namespace, device: torch.device) -> float:
     """Run one way, print its line, and return its samples per second over all ranks."""
     torch.manual_seed(0)
-    model = PretrainTask.build_model(config, VOCABULARY).to(device).train()
+    model = build(config).to(device).train()
     batches = batches_for(config, model, static=way == "compiled")
     if device.type == "cuda":
         batches = [batch.pin_memory() for batch in batches]
     if way == "compiled":
         model.compile_encoders()
-    losses = data_parallel(PlainPath(model) if way == "plain" else model, device)
+    losses = data_parallel(PlainPath(model, padding_of(config)) if way == "plain" else model, device)
     stepper = Stepper(model, losses, batches, Precision(flags.precision, device))
     alone = losses.no_sync if isinstance(losses, DistributedDataParallel) else nullcontext
     stepper.milliseconds(flags.warm_up, nullcontext)
@@ -219,10 +268,16 @@ def _tell(
     line = f"{way}: {speed:.1f} samples/s, {1000 * whole_s:.1f} ms a step ({split}, communication {communication:.1f})"
     if device.type == "cuda":
         line += f", {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB"
-    line += f", {tflops:.2f} TFLOP/s"
-    line += f", utilisation {100 * tflops / peak:.1f} %" if peak else ", utilisation unknown: no peak of this device"
-    _print(line)
+    _print(f"{line}, {_utilisation(tflops, peak)}")
     return speed
+
+
+def _utilisation(tflops: float, peak: float | None) -> str:
+    if math.isnan(tflops):
+        return "utilisation unknown: the operations of this text encoder are not counted"
+    return f"{tflops:.2f} TFLOP/s, " + (
+        f"utilisation {100 * tflops / peak:.1f} %" if peak else "utilisation unknown: no peak of this device"
+    )
 
 
 def _print(line: str) -> None:
@@ -300,13 +355,17 @@ def run(flags: argparse.Namespace) -> int:
         if on_gpu:
             _print(f"{torch.cuda.get_device_name(device)}, {flags.precision}, {flags.config}")
         speeds: dict[str, float] = {}
-        for way in flags.ways:
+        wanted = ways_for(config, flags.ways)
+        for line in filter(None, (step_of(config), steps_apart(config))):
+            _print(line)
+        for way in wanted:
             speed = attempt(way, config, flags, device)
             if speed is not None:
                 speeds[way] = speed
             _clean_up()
         if not speeds:
-            raise UserError("no way fits: give smaller batches, such as data.images.batch_size=64")
+            key, size = next(iter(PretrainTask.batch_sizes(config).items()))
+            raise UserError(f"no way fits: give smaller batches, such as {key}={max(1, size // 2)}")
         first, fastest = next(iter(speeds)), max(speeds, key=lambda way: speeds[way])
         _print(f"the fastest is {fastest}, and the ratio is to {first}")
         _print(f"ratio: {speeds[fastest] / speeds[first]:.2f}")

@@ -1,12 +1,14 @@
 """The losses of pre-training by the algebra of the released code, as a baseline and as an oracle.
 
-Every text is padded to 40; a region takes a copy of its image's patches; each of the passes through the fusion encoder (matched,
-wrong image and wrong text, masked, box) is a call of its own, projects the keys and values of its rows anew, and computes every
-state of every layer; words are predicted at all the padded places of masked tokens. Attention is fused. None of our layouts and
-looks is used, so that a mistake in them shows.
+Every text is padded to one length; each stream is encoded by itself, and so are masked texts; a region takes a copy of its
+image's patches; each of the passes through the fusion encoder (matched, wrong image and wrong text, masked, box) is a call of its
+own, projects the keys and values of its rows anew, and computes every state of every layer; words are predicted at all the
+padded places of masked tokens. Attention is fused. None of our layouts and looks is used, so that a mistake in them shows.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,31 +21,63 @@ from models.heads import predict_box
 from models.layers import Attention, Layer, gather_positions, merge_heads, split_heads
 from models.pretrain import PretrainModel
 from models.text import TextEncoder
-from utils.batch import ImageTextBatch, Losses, MaskedText, PretrainBatch, RegionBatch, Term
+from utils.batch import (
+    ImageTextBatch,
+    Losses,
+    MaskedText,
+    PretrainBatch,
+    RegionBatch,
+    Term,
+    TextPairBatch,
+    VideoTextBatch,
+)
 
-PADDED = 40
+
+class Padding(NamedTuple):
+    """Tokens to which texts are padded, and those of pairs of texts."""
+
+    texts: int
+    translations: int
+
+
+PADDED = Padding(40, 64)
+"""As released."""
 
 
 class PlainPath(nn.Module):
     """:func:`plain_losses` as a module, which DDP can wrap."""
 
-    def __init__(self, model: PretrainModel):
+    def __init__(self, model: PretrainModel, padded: Padding = PADDED):
         super().__init__()
-        self.model = model
+        self.model, self.padded = model, padded
 
     def forward(self, batch: PretrainBatch) -> Losses:
-        return plain_losses(self.model, batch)
+        return plain_losses(self.model, batch, self.padded)
 
 
-def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: int = PADDED) -> Losses:
-    """What ``model(batch)`` gives, of images and regions. Negatives are drawn in the same order."""
-    assert batch.videos is None and batch.texts is None and batch.pairs is None, "only images and regions"
+def why_not_plain(model: PretrainModel) -> str | None:
+    """What is so of a model whose losses are not written out here; None: they are."""
+    if not isinstance(model.text, TextEncoder):
+        return "model.text.encoder is none of BERT's or RoBERTa's family"
+    dropped = [name for name in ("text", "fusion") if getattr(model.config, name).drop_path]
+    return f"model.{dropped[0]}.drop_path is set" if dropped else None
+
+
+def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = PADDED) -> Losses:
+    """What ``model(batch)`` gives. Negatives are drawn in the same order."""
+    assert not batch.unmatched, "every stream has its matching loss"
     model.contrastive.clamp_temperature()
     terms: Losses = {}
     if batch.images is not None:
-        terms |= _weighted(model, "images", _image_losses(model, batch.images, padded))
+        terms |= _weighted(model, "images", _pair_losses(model, batch.images, "images", padded.texts))
+    if batch.videos is not None:
+        terms |= _weighted(model, "videos", _pair_losses(model, batch.videos, "videos", padded.texts))
     if batch.regions is not None:
-        terms |= _weighted(model, "regions", _region_losses(model, batch.regions, padded))
+        terms |= _weighted(model, "regions", _region_losses(model, batch.regions, padded.texts))
+    if batch.texts is not None:
+        terms |= _weighted(model, "texts", {"mlm": _words(model, batch.texts.text, None, None, padded.texts)})
+    if batch.pairs is not None:
+        terms |= _weighted(model, "pairs", _translation_losses(model, batch.pairs, padded.translations))
     return terms
 
 
@@ -52,15 +86,30 @@ def _weighted(model: PretrainModel, stream: str, sums: dict[str, Tensor]) -> Los
     return {f"{stream}/{name}": Term(total, factor * getattr(model.weights, name)) for name, total in sums.items()}
 
 
-def _image_losses(model: PretrainModel, batch: ImageTextBatch, padded: int) -> dict[str, Tensor]:
-    seen = Concepts.whole(model.vision.patches(batch.pixels))
+def _pair_losses(
+    model: PretrainModel, batch: ImageTextBatch | VideoTextBatch, stream: str, padded: int
+) -> dict[str, Tensor]:
+    """Those of images, or of videos, with their texts."""
+    seen = model.vision(batch.pixels)
     text = _encode(model, batch.text.ids, batch.text.mask, padded)
-    contrastive, negatives = model.align(seen, text, model._rows(batch, "images"))
-    tokens, mask = seen.tokens(), None
+    contrastive, negatives = model.align(seen, text, model._rows(batch, stream))
+    tokens = seen.tokens()
     return {
         "contrastive": contrastive(),
-        "matching": _matching(model, text, tokens, mask, negatives),
-        "mlm": _words(model, batch.text, tokens, mask, padded),
+        "matching": _matching(model, text, tokens, None, negatives),
+        "mlm": _words(model, batch.text, tokens, None, padded),
+    }
+
+
+def _translation_losses(model: PretrainModel, batch: TextPairBatch, padded: int) -> dict[str, Tensor]:
+    """The first text of each pair in the place of an image; its own masked words are found with the help of the second."""
+    first = _encode(model, batch.text.ids, batch.text.mask, padded)
+    second = _encode(model, batch.other.ids, batch.other.mask, padded)
+    contrastive, negatives = model.align_texts(first, second, model._rows(batch, "pairs"))
+    return {
+        "contrastive": contrastive(),
+        "matching": _matching(model, second, first.states, first.mask, negatives),
+        "mlm": _words(model, batch.text, second.states, second.mask, padded),
     }
 
 
@@ -92,7 +141,7 @@ def _matching(model: PretrainModel, text: Encoded, tokens: Tensor, mask: Tensor 
     return model.matching_loss([matched, wrong_text, wrong_image], negatives.found)
 
 
-def _words(model: PretrainModel, text: MaskedText, tokens: Tensor, mask: Tensor | None, padded: int) -> Tensor:
+def _words(model: PretrainModel, text: MaskedText, tokens: Tensor | None, mask: Tensor | None, padded: int) -> Tensor:
     fused = _fuse(model, _encode(model, text.masked_ids, text.mask, padded), tokens, mask)
     states = gather_positions(fused.states, text.positions).flatten(0, 1)
     return losses.masked_words(model.word_head(states, model.text.word_embeddings), text.labels.flatten())
@@ -110,8 +159,9 @@ def _encode(model: PretrainModel, ids: Tensor, mask: Tensor, padded: int) -> Enc
     return Encoded(states if encoder.projection is None else encoder.projection(states), mask)
 
 
-def _fuse(model: PretrainModel, text: Encoded, tokens: Tensor, mask: Tensor | None) -> Encoded:
-    """Each text with its own row of image ``tokens`` (N, 1 + P, D), of which it sees ``mask`` (N, 1 + P)."""
+def _fuse(model: PretrainModel, text: Encoded, tokens: Tensor | None, mask: Tensor | None) -> Encoded:
+    """Each text with its own row of image ``tokens`` (N, 1 + P, D), of which it sees ``mask`` (N, 1 + P); None: without an image,
+    and without the cross-attention."""
     states = text.states
     for layer in model.fusion.layer:
         states = _layer(layer, states, text.mask, tokens, mask)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.synthetic import pretrain_batch
+from dataset.pretrain import DataConfig, ImageStreamConfig, RegionStreamConfig
 from engine.memory import trainer_of
 from engine.trainer import TrainConfig
 from models.fusion import FusionConfig
@@ -35,6 +36,10 @@ from utils.launcher import positive
 
 BACKBONE = "beitv2_base_patch16_224"
 PAIRS, REGIONS, IMAGES = 8, 12, 4
+STREAMS = DataConfig(
+    images=ImageStreamConfig(files=[], batch_size=PAIRS),
+    regions=RegionStreamConfig(files=[], batch_size=REGIONS, max_images=IMAGES),
+)
 
 
 def build(small: bool) -> tuple[PretrainModel, PretrainBatch]:
@@ -48,15 +53,7 @@ def build(small: bool) -> tuple[PretrainModel, PretrainBatch]:
     fusion = FusionConfig(layers=2 if small else 6)
     model = PretrainModel(PretrainModelConfig(vision=vision, text=TextConfig(arch=arch), fusion=fusion))
     assert arch.vocab_size is not None
-    batch = pretrain_batch(
-        PAIRS,
-        REGIONS,
-        IMAGES,
-        image_size=vision.image_size,
-        patch_size=model.vision.patch_size,
-        vocab_size=arch.vocab_size,
-    )
-    return model, batch
+    return model, pretrain_batch(STREAMS, model.vision, arch.vocab_size)
 
 
 def bare_backbone(pixels: Tensor, small: bool) -> Callable[[], None]:

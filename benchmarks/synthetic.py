@@ -1,17 +1,24 @@
-"""Random pre-training batches of real proportions, for measurements that depend on sizes alone."""
+"""Random pre-training batches of real proportions, for measurements that depend on sizes alone.
+
+Which streams there are, and of what sizes, :mod:`tasks.synthetic` says; drawn here is what is in them.
+"""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dataset.text import rounded_up
-from utils.batch import IGNORE, ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, stack_rows, text_keys
+from dataset.pretrain import DataConfig, RegionStreamConfig
+from dataset.text import TextDataConfig, rounded_up
+from models.vision import VisionEncoder
+from tasks.synthetic import FIRST_WORD, synthetic_pretrain_batch, text_limits
+from utils.batch import IGNORE, MaskedText, PretrainBatch, RegionBatch, Text, stack_rows, text_keys
 
-CLS_ID, SEP_ID, MASK_ID, FIRST_WORD = 1, 2, 3, 4
+CLS_ID, SEP_ID, MASK_ID, FIRST_DRAWN = range(FIRST_WORD, FIRST_WORD + 4)
 
 
 @dataclass(frozen=True)
@@ -31,102 +38,127 @@ class Lengths:
         return [clamped[index] for index in torch.randperm(count, generator=generator).tolist()]
 
 
+LENGTHS = {
+    "images": Lengths(13, 2.8),
+    "regions": Lengths(6, 1.8),
+    "videos": Lengths(22, 6),
+    "texts": Lengths(26, 8),
+    "pairs": Lengths(32, 10),
+}
+"""By stream. Measured are captions and texts of regions alone; assumed are what is said in eight seconds of a video, and
+sentences of an encyclopedia, those of ``pairs`` in the pieces of a vocabulary of many languages."""
+
+
 @dataclass(frozen=True)
-class Limits:
-    """The most that there can be: tokens and masked words of a text, and rows of an image with regions."""
+class Writer:
+    """Draws texts of random words.
 
-    tokens: int = 30
-    masks: int = 12
-    rows_per_image: int = 5
+    ``longer``: factor of the mean length; ``static``: in the shapes of :class:`dataset.text.TextProcessor` for compiled
+    encoders, with the same words.
+    """
 
+    vocabulary: int
+    generator: torch.Generator
+    longer: float
+    static: bool
 
-CAPTIONS = Lengths(13, 2.8)
-REGION_TEXTS = Lengths(6, 1.8)
+    def rows(self, stream: str, count: int, limits: TextDataConfig) -> list[list[int]]:
+        """``count`` texts of a stream's lengths, between [CLS] and [SEP]."""
+        lengths = LENGTHS[stream]
+        drawn = replace(lengths, mean=self.longer * lengths.mean, most=limits.max_tokens).draw(count, self.generator)
+        return [[CLS_ID, *self._words(length - 2), SEP_ID] for length in drawn]
 
+    def plain(self, rows: list[list[int]], limits: TextDataConfig) -> Text:
+        ids = stack_rows(rows, 0, limits.max_tokens if self.static else None)
+        tokens = sum(map(len, rows))
+        return Text(ids, _attended(rows, ids), rounded_up(tokens, ids.numel()) if self.static else tokens)
 
-def masked_text(
-    lengths: list[int], vocab_size: int, generator: torch.Generator, limits: Limits, *, static: bool
-) -> MaskedText:
-    """Random words between [CLS] and [SEP], half of the tokens masked, as in pre-training; ``static`` as
-    :meth:`dataset.text.TextProcessor.collate` has it."""
-    texts, masked, positions, labels = [], [], [], []
-    for length in lengths:
-        words = torch.randint(FIRST_WORD, vocab_size, (length - 2,), generator=generator).tolist()
-        ids = [CLS_ID, *words, SEP_ID]
-        chosen = sorted(
-            (torch.randperm(length - 1, generator=generator)[: min(limits.masks, length // 2)] + 1).tolist()
+    def masked(self, rows: list[list[int]], limits: TextDataConfig) -> MaskedText:
+        """With as many masked tokens as :meth:`dataset.text.TextProcessor.mask_positions` takes; [CLS] is none."""
+        text, masked, positions, labels = self.plain(rows, limits), [], [], []
+        for ids in rows:
+            count = min(limits.max_masks, max(1, round(len(ids) * limits.mask_prob)))
+            chosen = sorted((torch.randperm(len(ids) - 1, generator=self.generator)[:count] + 1).tolist())
+            masked.append([MASK_ID if place in chosen else token for place, token in enumerate(ids)])
+            positions.append(chosen)
+            labels.append([ids[place] for place in chosen])
+        most = limits.max_masks if self.static else max(map(len, positions))
+        used = sum(map(len, positions))
+        return MaskedText(
+            ids=text.ids,
+            mask=text.mask,
+            masked_ids=stack_rows(masked, 0, text.ids.shape[1]),
+            positions=stack_rows(positions, 0, most),
+            labels=stack_rows(labels, IGNORE, most),
+            key=text_keys(text.ids, text.mask),
+            tokens=text.tokens,
+            masked=rounded_up(used, len(rows) * most) if self.static else used,
         )
-        texts.append(ids)
-        masked.append([MASK_ID if place in chosen else token for place, token in enumerate(ids)])
-        positions.append(chosen)
-        labels.append([ids[place] for place in chosen])
-    width = limits.tokens if static else max(lengths)
-    most = limits.masks if static else max(len(chosen) for chosen in positions)
-    ids = stack_rows(texts, 0, width)
-    mask = torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
-    tokens, used = sum(lengths), sum(len(chosen) for chosen in positions)
-    return MaskedText(
-        ids=ids,
-        mask=mask,
-        masked_ids=stack_rows(masked, 0, width),
-        positions=stack_rows(positions, 0, most),
-        labels=stack_rows(labels, IGNORE, most),
-        key=text_keys(ids, mask),
-        tokens=rounded_up(tokens, ids.numel()) if static else tokens,
-        masked=rounded_up(used, len(ids) * most) if static else used,
-    )
+
+    def _words(self, count: int) -> list[int]:
+        return torch.randint(FIRST_DRAWN, self.vocabulary, (count,), generator=self.generator).tolist()
 
 
 def pretrain_batch(
-    pairs: int,
-    regions: int,
-    images: int,
+    data: DataConfig,
+    vision: VisionEncoder,
+    vocabulary: int,
     *,
-    image_size: int,
-    patch_size: int,
-    vocab_size: int,
     seed: int = 0,
     longer: float = 1.0,
-    limits: Limits = Limits(),
     static: bool = False,
 ) -> PretrainBatch:
-    """``pairs`` image-text pairs beside ``regions`` texts of boxes spread over ``images`` images; pixels are uint8.
+    """A micro-batch of every configured stream, of the configured sizes; pixels are uint8, and every row counts.
 
     Args:
         longer: factor of the mean length of texts.
-        limits: of texts and images.
         static: the same batch in shapes that depend on the limits, as the trainer makes them for compiled encoders.
     """
     generator = torch.Generator().manual_seed(seed)
+    writer = Writer(vocabulary, generator, longer, static)
+    made = synthetic_pretrain_batch(data, vision, vocabulary)
 
-    def texts(count: int, lengths: Lengths) -> MaskedText:
-        drawn = replace(lengths, mean=longer * lengths.mean, most=limits.tokens).draw(count, generator)
-        return masked_text(drawn, vocab_size, generator, limits, static=static)
+    def filled(stream: str) -> Any:
+        part, limits = getattr(made, stream), text_limits(data, stream)
+        rows = len(part.valid)
+        changed: dict[str, Any] = {"text": writer.masked(writer.rows(stream, rows, limits), limits)}
+        if stream == "pairs":
+            changed["other"] = writer.plain(writer.rows(stream, rows, limits), limits)
+        if hasattr(part, "pixels"):
+            changed["pixels"] = _noise(part.pixels, generator)
+        return replace(part, **changed)
 
-    def pixels(count: int) -> Tensor:
-        return torch.randint(0, 256, (count, 3, image_size, image_size), dtype=torch.uint8, generator=generator)
+    parts = {stream: filled(stream) for stream in data.streams()}
+    if data.regions is not None:
+        parts["regions"] = _scattered(parts["regions"], data.regions, vision, generator, static=static)
+    return replace(made, **parts)
 
-    grid = image_size // patch_size
-    corner = torch.randint(0, grid, (regions, 2, 2), generator=generator).sort(dim=2).values
+
+def _scattered(
+    part: RegionBatch, stream: RegionStreamConfig, vision: VisionEncoder, generator: torch.Generator, *, static: bool
+) -> RegionBatch:
+    """The rows dealt evenly to the images, each in a box of random patches; ``static``: with all images that there can be."""
+    images, rows = len(part.pixels), len(part.valid)
+    grid, _ = vision.grid
+    corner = torch.randint(0, grid, (rows, 2, 2), generator=generator).sort(dim=2).values
     axis = torch.arange(grid)
     inside = (axis >= corner[:, :, :1]) & (axis <= corner[:, :, 1:])
     low, high = corner[:, :, 0] / grid, (corner[:, :, 1] + 1) / grid
-    index = (torch.arange(regions) * images) // regions
-    return PretrainBatch(
-        images=ImageTextBatch(
-            pixels(pairs),
-            texts(pairs, CAPTIONS),
-            torch.ones(pairs, dtype=torch.bool),
-        ),
-        regions=RegionBatch(
-            pixels=pixels(images),
-            image_index=index,
-            max_rows_per_image=max(int(index.bincount().max()), limits.rows_per_image if static else 0),
-            patch_mask=(inside[:, 1, :, None] & inside[:, 0, None, :]).flatten(1),
-            boxes_cxcywh=torch.cat([(low + high) / 2, high - low], dim=1),
-            is_image=torch.zeros(regions, dtype=torch.bool),
-            text=texts(regions, REGION_TEXTS),
-            valid=torch.ones(regions, dtype=torch.bool),
-        ),
-        texts=None,
+    index = (torch.arange(rows) * images) // rows
+    black = part.pixels.new_zeros(stream.max_images - images if static else 0, *part.pixels.shape[1:])
+    return replace(
+        part,
+        pixels=torch.cat([part.pixels, black]),
+        image_index=index,
+        max_rows_per_image=max(int(index.bincount().max()), stream.max_regions if static else 0),
+        patch_mask=(inside[:, 1, :, None] & inside[:, 0, None, :]).flatten(1),
+        boxes_cxcywh=torch.cat([(low + high) / 2, high - low], dim=1),
     )
+
+
+def _noise(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 256, pixels.shape, dtype=pixels.dtype, generator=generator)
+
+
+def _attended(rows: list[list[int]], ids: Tensor) -> Tensor:
+    return torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows]).unsqueeze(1)

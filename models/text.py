@@ -86,6 +86,11 @@ class TextConfig(Config):
         0.0, ge=0, lt=1, description="stochastic depth of the layers, rising linearly from 0; replaces their dropout"
     )
 
+    @property
+    def knows_vocabulary(self) -> bool:
+        """Whether the number of words is given, so that no tokenizer has to be asked."""
+        return self.arch is None or self.arch.vocab_size is not None
+
 
 class Embeddings(nn.Module):
     """Word, position and type embeddings, under BERT's key names. RoBERTa counts positions from ``pad_id + 1`` on tokens.

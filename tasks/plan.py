@@ -253,9 +253,8 @@ class Planner:
 
     def _vocabulary(self) -> int | None:
         """Entries of the tokenizer, where the config leaves the size to it."""
-        arch = self.config.model.text.arch
-        known_size = arch is None or arch.vocab_size is not None
-        return None if known_size else len(load_tokenizer(self.config.model.text.encoder))
+        text = self.config.model.text
+        return None if text.knows_vocabulary else len(load_tokenizer(text.encoder))
 
     def _check_objective(self) -> None:
         if getattr(self.config.train, "objective", None) == "self_critical":

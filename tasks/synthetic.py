@@ -85,6 +85,12 @@ def all_count(rows: int) -> Tensor:
     return torch.ones(rows, dtype=torch.bool)
 
 
+def text_limits(data: DataConfig, stream: str) -> TextDataConfig:
+    """Of the texts of a stream of pre-training; translations may have their own."""
+    own = data.pairs.text if stream == "pairs" and data.pairs is not None else None
+    return own or data.text
+
+
 def synthetic_pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> PretrainBatch:
     """A micro-batch of every configured stream."""
 
@@ -104,7 +110,7 @@ def synthetic_pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary
     if texts is not None:
         made = replace(made, texts=TextBatch(masked(texts.batch_size), all_count(texts.batch_size)))
     if pairs is not None:
-        rows, limits = pairs.batch_size, pairs.text or data.text
+        rows, limits = pairs.batch_size, text_limits(data, "pairs")
         other = text(rows, limits.max_tokens, vocabulary)
         made = replace(made, pairs=TextPairBatch(masked(rows, limits), other, all_count(rows)))
     return made

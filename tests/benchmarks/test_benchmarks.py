@@ -1,6 +1,8 @@
 """Every benchmark runs: a small model and one round, whose ratio means nothing."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch
 from benchmarks import answer_ranking, captioning, data, gpu, pretrain_step, rerank, step_memory, video_memory
 from models.pretrain import PretrainModel
 from tasks.pretrain import PretrainConfig, PretrainTask
+from tests.dataset.test_video import encoded
 from tests.engine.test_static_step import batches as made_by_the_trainer
 from tests.engine.test_static_step import shapes
 from utils.batch import IGNORE
@@ -98,6 +101,33 @@ def test_a_rate_or_a_quality_that_cannot_be_is_refused(wrong, said, capsys):
     assert said in capsys.readouterr().err
 
 
+STREAMS = {
+    "regions": ["data.images=null"],
+    "videos": ["data.images=null", "data.regions=null", "data.videos={files: [x], batch_size: 3}"],
+    "texts": ["data.regions=null", "data.texts={files: [x], batch_size: 3}"],
+    "pairs": ["data.pairs={files: [x], batch_size: 3, text: {max_tokens: 40, max_masks: 16}}"],
+    "all": [
+        "data.videos={files: [x], batch_size: 3}",
+        "data.texts={files: [x], batch_size: 5}",
+        "data.pairs={files: [x], batch_size: 3}",
+    ],
+}
+STEPS = {
+    "regions": "6 regions of 2 images",
+    "videos": "3 pairs of video and text of 2 frames",
+    "texts": "4 pairs of image and text, 3 texts alone",
+    "pairs": "4 pairs of image and text, 6 regions of 2 images, 3 pairs of texts",
+    "all": "4 pairs of image and text, 6 regions of 2 images, 3 pairs of video and text of 2 frames, 5 texts alone, "
+    "3 pairs of texts",
+}
+
+
+def mixed(streams: str) -> list[str]:
+    """Overrides of the demo's config."""
+    frames = ["model.vision.video.frames=2"] if streams in ("videos", "all") else []
+    return [*STREAMS[streams], *frames]
+
+
 def assert_is_split(line: str) -> None:
     assert re.search(r"\(data [\d.]+, forward [\d.]+, backward [\d.]+, optimiser [\d.]+, communication 0\.0\)", line)
     assert re.search(r"[\d.]+ TFLOP/s, utilisation [\d.]+ %$", line)
@@ -107,12 +137,23 @@ def test_the_ways_to_a_step_are_split_into_their_phases(capsys):
     """Overrides after ``--ways`` are the config's."""
     flags = ["--small", "--rounds", "1", "--peak-tflops", "0.1", "--ways", "plain,eager", "data.images.batch_size=2"]
     assert gpu.main(flags) == 0
-    plain, eager, which, last = capsys.readouterr().out.splitlines()
+    step, plain, eager, which, last = capsys.readouterr().out.splitlines()
+    assert step == "a step: 2 pairs of image and text, 6 regions of 2 images"
     for way, line in {"plain": plain, "eager": eager}.items():
         assert line.startswith(f"{way}: ")
         assert_is_split(line)
     assert re.fullmatch(r"ratio: \d+\.\d\d", last)
     assert re.fullmatch(r"the fastest is (plain|eager), and the ratio is to plain", which)
+
+
+@pytest.mark.parametrize("streams", STREAMS)
+def test_all_streams_of_a_config_are_measured(streams, capsys):
+    flags = ["--small", "--rounds", "1", "--peak-tflops", "0.1", "--ways", "plain,eager"]
+    assert gpu.main([*flags, *SMALLER, *mixed(streams)]) == 0
+    step, plain, eager, _, _ = capsys.readouterr().out.splitlines()
+    assert step == f"a step: {STEPS[streams]}"
+    assert_is_split(plain)
+    assert_is_split(eager)
 
 
 def test_the_compiled_way_is_split_too(capsys, monkeypatch):
@@ -132,8 +173,8 @@ def test_the_compiled_way_is_split_too(capsys, monkeypatch):
     monkeypatch.setattr(PretrainModel, "compile_encoders", uncompiled)
     monkeypatch.setattr(gpu, "LONGER", (1.0,))
     flags = ["--small", "--rounds", "1", "--peak-tflops", "0.1", "--ways", "compiled"]
-    assert gpu.main([*flags, *SMALLER]) == 0
-    compiled, which, last = capsys.readouterr().out.splitlines()
+    assert gpu.main([*flags, *SMALLER, *mixed("all")]) == 0
+    _, compiled, which, last = capsys.readouterr().out.splitlines()
     assert calls == [{}]
     assert compiled.startswith("compiled: ")
     assert_is_split(compiled)
@@ -152,9 +193,13 @@ def test_the_compiled_way_is_split_too(capsys, monkeypatch):
             "give a config such as configs/pretrain/base_4m.yaml",
         ),
         (
-            ["data.regions=null"],
-            "configs/pretrain/base_4m.yaml: data.regions is null; this benchmark needs both data.images and data.regions: "
-            "set it",
+            ["data.regions=null", "data.images=null"],
+            "configs/pretrain/base_4m.yaml:9: data: no stream is configured; "
+            "give at least one of images, regions, videos, texts, pairs",
+        ),
+        (
+            ["--ways", "plain", "model.text.drop_path=0.1"],
+            "--ways plain: the released algebra is not written out where model.text.drop_path is set; give --ways eager,compiled",
         ),
     ],
 )
@@ -198,14 +243,45 @@ def test_a_way_that_needs_too_much_memory_does_not_end_the_others(capsys, monkey
 
     monkeypatch.setattr(gpu, "measure", measure)
     assert gpu.main(["--small"]) == 0
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().out.splitlines()[1:] == [
         "plain: out of memory",
         "the fastest is compiled, and the ratio is to eager",
         "ratio: 1.50",
     ]
     speeds.clear()
     assert gpu.main(["--small"]) == 2
-    assert capsys.readouterr().err == "error: no way fits: give smaller batches, such as data.images.batch_size=64\n"
+    assert capsys.readouterr().err == "error: no way fits: give smaller batches, such as data.images.batch_size=2\n"
+    assert gpu.main(["--small", "data.images=null"]) == 2
+    assert capsys.readouterr().err == "error: no way fits: give smaller batches, such as data.regions.batch_size=3\n"
+
+
+def test_the_plain_way_is_left_out_with_a_word_where_it_has_not_all(capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "measure", lambda *_: 1.0)
+    assert gpu.main(["--small", "model.fusion.drop_path=0.1"]) == 0
+    left_out, *_ = capsys.readouterr().out.splitlines()
+    assert left_out == "plain is left out: the released algebra is not written out where model.fusion.drop_path is set"
+
+
+def test_another_text_encoder_has_no_plain_way_and_no_utilisation(capsys, tmp_path):
+    sizes = {"vocab_size": 300, "dim": 64, "hidden_dim": 64, "n_layers": 1, "n_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "distilbert", **sizes}))
+    encoder = ["model.text.arch=null", f"model.text.encoder={tmp_path}", "model.fusion.heads=2"]
+    flags = ["--small", "--rounds", "1", "--ways", "plain,eager", "model.word_table=own"]
+    assert gpu.main([*flags, *SMALLER[1:], *encoder]) == 0
+    left_out, _, eager, _, _ = capsys.readouterr().out.splitlines()
+    assert left_out.endswith("is not written out where model.text.encoder is none of BERT's or RoBERTa's family")
+    assert eager.endswith("utilisation unknown: the operations of this text encoder are not counted")
+
+
+def test_what_a_run_leaves_out_of_some_steps_is_said():
+    def said(name: str) -> str:
+        return gpu.steps_apart(gpu.config_for(Path(f"configs/pretrain/{name}.yaml"), []))
+
+    assert said("base_4m") == ""
+    assert said("base_1b_stage2") == (
+        "with all matching losses, which data.videos.clean leaves out of some steps of a run"
+    )
+    assert "which data.images.clean and data.matching_steps leave out of" in said("base_1b")
 
 
 def test_another_error_of_a_way_is_told(monkeypatch):
@@ -214,24 +290,50 @@ def test_another_error_of_a_way_is_told(monkeypatch):
         gpu.main(["--small"])
 
 
+def record_of(stream: str, number: int) -> dict[str, object]:
+    words = f"a small red star {number}"
+    return {
+        "videos": {"video": [encoded(number), encoded(number + 1)], "caption": words},
+        "texts": {"text": words},
+        "pairs": {"source_text": words, "target_text": words},
+    }[stream]
+
+
 @pytest.fixture
-def compiled_task(tiny_overrides) -> PretrainTask:
-    """With texts as long as those of the paper's runs."""
-    overrides = [*tiny_overrides, "train.compile=true", "data.text.max_tokens=30", "data.regions.batch_size=32"]
+def compiled_task(tiny_overrides, tmp_path) -> PretrainTask:
+    """With all streams, and texts as long as those of the paper's runs."""
+    streams = []
+    for stream in ("videos", "texts", "pairs"):
+        path = tmp_path / f"{stream}.jsonl"
+        path.write_text("".join(json.dumps(record_of(stream, number)) + "\n" for number in range(8)))
+        own = ", text: {max_tokens: 50, max_masks: 16}" if stream == "pairs" else ""
+        streams.append(f"data.{stream}={{files: [{path}], batch_size: 4{own}}}")
+    sizes = ["data.text.max_tokens=30", "data.regions.batch_size=32", "model.vision.video.frames=2"]
+    overrides = [*tiny_overrides, *streams, *sizes, "train.compile=true"]
     return PretrainTask(load_config("configs/demo/pretrain.yaml", overrides, PretrainConfig))
 
 
 def test_the_compiled_way_has_batches_of_the_shapes_that_the_trainer_makes(compiled_task):
     (theirs,) = made_by_the_trainer(compiled_task, 1)
+    assert {name.split(".")[0] for name in shapes(theirs)} == {"images", "regions", "videos", "texts", "pairs"}
     for batch in gpu.batches_for(compiled_task.config, compiled_task.model, static=True):
         assert shapes(batch) == shapes(theirs)
+
+
+def test_also_with_more_pictures_than_regions(compiled_task):
+    regions = compiled_task.config.data.regions.model_copy(update={"batch_size": 2, "max_images": 5})
+    data = compiled_task.config.data.model_copy(update={"regions": regions})
+    compiled_task.config = compiled_task.config.model_copy(update={"data": data})
+    (theirs,) = made_by_the_trainer(compiled_task, 1)
+    batch, *_ = gpu.batches_for(compiled_task.config, compiled_task.model, static=True)
+    assert shapes(batch) == shapes(theirs)
 
 
 def test_all_ways_have_the_same_texts_and_the_compiled_one_other_counts_from_step_to_step(compiled_task):
     padded, plain = (
         gpu.batches_for(compiled_task.config, compiled_task.model, static=static) for static in (True, False)
     )
-    for stream in ("images", "regions"):
+    for stream in compiled_task.config.data.streams():
         for ours, theirs in zip(padded, plain, strict=True):
             text, other = getattr(ours, stream).text, getattr(theirs, stream).text
             assert torch.equal(text.key, other.key)
@@ -239,4 +341,11 @@ def test_all_ways_have_the_same_texts_and_the_compiled_one_other_counts_from_ste
             assert torch.equal(text.labels[text.labels != IGNORE], other.labels[other.labels != IGNORE])
             assert text.tokens >= other.tokens == int(other.mask.sum())
         assert len({getattr(batch, stream).text.tokens for batch in padded}) > 1
+    for ours, theirs in zip(padded, plain, strict=True):
+        assert torch.equal(ours.pairs.other.ids[ours.pairs.other.mask], theirs.pairs.other.ids[theirs.pairs.other.mask])
     assert [compiled_task.model.work(batch) for batch in padded] == [compiled_task.model.work(b) for b in plain]
+
+
+def test_no_token_of_a_drawn_text_is_padding_in_any_family(compiled_task):
+    batch, *_ = gpu.batches_for(compiled_task.config, compiled_task.model, static=False)
+    assert min(part.text.ids[part.text.mask].min() for part in (batch.images, batch.regions, batch.pairs)) > 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -44,15 +45,16 @@ def batches(task: PretrainTask, count: int) -> list[PretrainBatch]:
     return [maker.make(number) for number in range(count)]
 
 
-def shapes(batch: PretrainBatch) -> dict[str, object]:
+def shapes(part: Any) -> dict[str, object]:
+    """Of every tensor of a batch or of a part of one, and the numbers that size attention."""
     found: dict[str, object] = {}
-    for stream in ("images", "regions"):
-        part = getattr(batch, stream)
-        text = part.text
-        for name, value in (*vars(part).items(), *vars(text).items()):
-            if isinstance(value, torch.Tensor):
-                found[f"{stream}.{name}"] = tuple(value.shape)
-        found[f"{stream}.rows"] = getattr(part, "max_rows_per_image", 0)
+    for name, value in vars(part).items():
+        if isinstance(value, torch.Tensor):
+            found[name] = tuple(value.shape)
+        elif is_dataclass(value):
+            found |= {f"{name}.{inner}": shape for inner, shape in shapes(value).items()}
+        elif name == "max_rows_per_image":
+            found[name] = value
     return found
 
 

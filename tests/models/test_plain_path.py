@@ -9,22 +9,29 @@ import torch
 
 from benchmarks.plain_path import plain_losses
 from benchmarks.pretrain_step import build
+from benchmarks.synthetic import pretrain_batch
 from models import fusion, layout
 from models.pretrain import PretrainModel
+from tasks.pretrain import PretrainConfig, PretrainTask
+from tests.models.test_flops import MODEL, STREAMS
 from utils.batch import Losses, MaskedText, PretrainBatch
+from utils.config import load_config
 
 
 @pytest.fixture(scope="module")
 def built() -> tuple[PretrainModel, PretrainBatch]:
     torch.manual_seed(0)
     model, batch = build(small=True)
-    for (
-        parameter
-    ) in model.parameters():  # as after some training: fresh weights hide mistakes in what hardly matters yet
+    return as_trained(model), batch
+
+
+def as_trained(model: PretrainModel) -> PretrainModel:
+    """Fresh weights hide mistakes in what hardly matters yet."""
+    for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     with torch.no_grad():
         model.contrastive.temperature.fill_(0.07)
-    return model.eval(), batch
+    return model.eval()
 
 
 def gradients(model: PretrainModel, losses: Losses) -> dict[str, torch.Tensor]:
@@ -87,3 +94,29 @@ def test_they_do_with_recomputed_activations(built):
         assert_as_plain(model, batch, batch)
     finally:
         model.recompute(())
+
+
+ROBERTA = [
+    "model.text.arch={family: roberta, vocab_size: 300, width: 128, layers: 2, heads: 4, intermediate: 512, max_positions: 64, "
+    "pad_id: 1}",
+    "model.word_table=own",
+    "data.pairs.text={max_tokens: 50, max_masks: 16, mask_prob: 0.4}",
+]
+MIXES = {name: STREAMS[name] for name in ("texts", "pairs", "videos", "frames")} | {
+    "translations of XLM-R": [*STREAMS["pairs"], *ROBERTA],
+    "all": [*STREAMS["both"], *STREAMS["texts"][2:], *STREAMS["pairs"][2:], *STREAMS["videos"][2:]],
+}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_every_stream_of_a_config_gives_the_plain_paths_numbers(mix, monkeypatch):
+    """Also in the shapes of compiled encoders, where nothing but the batch's numbers is known, as on a GPU."""
+    config = load_config("configs/pretrain/base_4m.yaml", [*MODEL, *MIXES[mix]], PretrainConfig)
+    torch.manual_seed(0)
+    model = as_trained(PretrainTask.build_model(config, None))
+    batch, static = (pretrain_batch(config.data, model.vision, 300, static=static) for static in (False, True))
+    assert {name.split("/")[0] for name in model.counts(batch)} == config.data.streams().keys()
+    assert_as_plain(model, batch, batch)
+    for module in (layout, fusion):
+        monkeypatch.setattr(module, "on_host", lambda tensor: False)
+    assert_as_plain(model, static, batch)
