@@ -21,14 +21,15 @@ class Throughput:
         self.devices, self.peak_tflops = devices, peak_tflops
         self.since: float | None = None
         self.until = 0.0
-        self.work = Work()
+        self.work, self.waited_s = Work(), 0.0
 
-    def add(self, work: Work, at: float) -> None:
-        """Work over all ranks that was done at the time ``at``."""
+    def add(self, work: Work, at: float, waited_s: float = 0.0) -> None:
+        """Work over all ranks that was done at the time ``at``, after this one had waited so long for its data."""
         if self.since is None:
             self.since = at
         else:
             self.work += work
+            self.waited_s += waited_s
         self.until = at
 
     def leave_out(self, seconds: float) -> None:
@@ -37,14 +38,17 @@ class Throughput:
             self.since += seconds
 
     def rates(self) -> dict[str, float]:
-        """``samples_per_s``, ``images_per_s``, ``tokens_per_s``, ``tflops_per_s`` of all ranks, and ``utilisation``, the share of
-        the devices' peak; those that are not known are left out, and after the first step all are."""
+        """``samples_per_s``, ``images_per_s``, ``tokens_per_s``, ``tflops_per_s`` of all ranks, ``utilisation``, the share of the
+        devices' peak, and ``data_wait``, the share of the time in which this rank waited for its data; those that are not known
+        are left out, and after the first step all are."""
         if self.since is None or self.until <= self.since:
             return {}
-        done = {name: getattr(self.work, name) / (self.until - self.since) for name in WORK}
+        seconds = self.until - self.since
+        done = {name: getattr(self.work, name) / seconds for name in WORK}
         tflops = done.pop("flops") / 1e12
         found = {f"{name}_per_s": rate for name, rate in done.items()} | {"tflops_per_s": tflops}
         if self.peak_tflops is not None:
             found["utilisation"] = tflops / self.devices / self.peak_tflops
-        self.since, self.work = self.until, Work()
+        found["data_wait"] = self.waited_s / seconds
+        self.since, self.work, self.waited_s = self.until, Work(), 0.0
         return {name: rate for name, rate in found.items() if not math.isnan(rate)}

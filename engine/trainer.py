@@ -38,6 +38,9 @@ from utils.errors import UserError
 from utils.files import replacing
 from utils.progress import progress_bar
 
+TOLD_WAIT = 0.05
+"""Share of the time that is waited for data from which on the progress bar says so."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -119,6 +122,7 @@ class _Pending:
     arrived: torch.cuda.Event | None
     micro_batches: list[Any]
     at: float  # when it was handed to the device, by time.perf_counter
+    waited_s: float = 0.0  # for the micro-batches
 
     def read(self) -> dict[str, float]:
         if self.arrived is not None:
@@ -186,8 +190,11 @@ class Trainer:
         pending: _Pending | None = None
         try:
             while self.step < self.steps:
+                asked = time.perf_counter()
                 taken = [next(on_device) for _ in range(self.config.accumulate)]
+                waited_s = time.perf_counter() - asked
                 current = self.train_step([each.on_host for each in taken], [each.on_device for each in taken])
+                current.waited_s = waited_s
                 if pending is not None:
                     report(pending)
                 pending = current
@@ -378,7 +385,7 @@ class _Reporter:
         trainer, values, now = self.trainer, pending.read(), pending.at
         trainer.elapsed_s += now - self.clock
         self.clock = now
-        self.throughput.add(Work(*(values.pop(name) for name in WORK)), now)
+        self.throughput.add(Work(*(values.pop(name) for name in WORK)), now, pending.waited_s)
         self.progress.update(1)
         culprit, scale = bool(values.pop("culprit")), values.pop("loss_scale", None)
         if values.pop("bad"):
@@ -466,4 +473,6 @@ def _short(values: dict[str, float], speed: dict[str, float]) -> str:
 
     shown = [f"{short(name)} {value:.2f}" for name, value in values.items() if name != "grad_norm"]
     forms = {"samples_per_s": "{:.3g} samples/s", "tflops_per_s": "{:.3g} TFLOP/s", "utilisation": "{:.0%} of peak"}
+    if speed.get("data_wait", 0) >= TOLD_WAIT:
+        forms["data_wait"] = "{:.0%} waiting for data"
     return " ".join([*shown, *(form.format(speed[name]) for name, form in forms.items() if name in speed)])

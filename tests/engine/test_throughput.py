@@ -11,14 +11,13 @@ from utils.batch import Work
 
 def test_neither_the_first_step_nor_a_validation_counts():
     throughput = Throughput(devices=2, peak_tflops=10)
-    throughput.add(Work(8, 8, 80, 1e13), at=100.0)
-    throughput.add(Work(8, 4, 80, 1e13), at=101.0)
+    throughput.add(Work(8, 8, 80, 1e13), at=100.0, waited_s=90.0)
+    throughput.add(Work(8, 4, 80, 1e13), at=101.0, waited_s=0.5)
     throughput.leave_out(50.0)
-    throughput.add(Work(4, 4, 40, 1e13), at=152.0)
+    throughput.add(Work(4, 4, 40, 1e13), at=152.0, waited_s=0.1)
     found = throughput.rates()
-    assert found == pytest.approx(
-        {"samples_per_s": 6, "images_per_s": 4, "tokens_per_s": 60, "tflops_per_s": 10, "utilisation": 0.5}
-    )
+    expected = {"samples_per_s": 6, "images_per_s": 4, "tokens_per_s": 60, "tflops_per_s": 10, "utilisation": 0.5}
+    assert found == pytest.approx({**expected, "data_wait": 0.3})
 
 
 def test_rates_start_anew_once_they_were_asked_for():
@@ -28,15 +27,17 @@ def test_rates_start_anew_once_they_were_asked_for():
         throughput.add(Work(samples=5), at)
     assert throughput.rates()["samples_per_s"] == 5
     assert throughput.rates() == {}
-    throughput.add(Work(samples=6), 4.0)
-    assert throughput.rates()["samples_per_s"] == 2
+    throughput.add(Work(samples=6), 4.0, waited_s=1.5)
+    assert throughput.rates().items() >= {"samples_per_s": 2, "data_wait": 0.5}.items()
+    throughput.add(Work(samples=6), 5.0)
+    assert throughput.rates()["data_wait"] == 0
 
 
 def test_what_a_task_does_not_know_has_no_rate():
     throughput = Throughput(devices=1, peak_tflops=10)
     for at in (0.0, 1.0):
         throughput.add(Work(5, 5, math.nan, math.nan), at)
-    assert throughput.rates() == {"samples_per_s": 5, "images_per_s": 5}
+    assert throughput.rates() == {"samples_per_s": 5, "images_per_s": 5, "data_wait": 0}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The train loop on a toy task."""
 
 import json
+import re
+import time
 
 import pytest
 import torch
@@ -74,6 +76,20 @@ def test_the_rates_are_those_of_the_rows_that_count_and_of_the_steps_since_the_l
         assert line["tflops_per_s"] * seconds == pytest.approx(2e-3 * rows)
         assert line["utilisation"] == pytest.approx(line["tflops_per_s"] / 0.5)
         assert line["images_per_s"] == 0
+
+
+def test_the_share_of_the_time_that_is_waited_for_data_is_told(tmp_path, monkeypatch, capsys):
+    task, given = ToyTask(), ToyTask().loader.batches
+
+    def slowly(*arguments):
+        for batch in given(*arguments):
+            time.sleep(0.1)
+            yield batch
+
+    monkeypatch.setattr(task.loader, "batches", slowly)
+    trainer(tmp_path, task, steps=3).fit()
+    assert 0.5 < lines(tmp_path)[-1]["data_wait"] <= 1
+    assert re.search(r"\d+% waiting for data", capsys.readouterr().err)
 
 
 def test_the_first_step_has_no_rates_and_a_cpu_no_utilisation(tmp_path):
