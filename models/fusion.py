@@ -35,6 +35,7 @@ from models.layers import (
     query_dtype,
     run_layer,
     split_heads,
+    uneven_heads,
 )
 from models.layout import Exchange, Layout, join, on_host, text_layout
 from utils.config import Config
@@ -61,9 +62,10 @@ class FusionConfig(Config):
         own = {"width": self.width, "heads": self.heads, "intermediate": self.intermediate, "eps": self.eps}
         given = {name: value for name, value in own.items() if value is not None}
         layer = text.model_copy(update={**given, "drop_path": self.drop_path})
-        if layer.width % layer.heads:
+        uneven = uneven_heads(layer.width, layer.heads)
+        if uneven:
             raise UserError(
-                f"model.fusion: width {layer.width} is not a multiple of heads {layer.heads}; give both, with intermediate"
+                f"model.fusion: {uneven} (what is left out is the text encoder's; give both, with intermediate)"
             )
         return layer
 

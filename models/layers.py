@@ -44,6 +44,15 @@ class LayerConfig(Config):
         return self.model_copy(update={"drop_path": self.drop_path * share, "dropout": self.residual_dropout})
 
 
+def uneven_heads(width: int, heads: int) -> str | None:
+    """What is wrong with so many heads of attention, and how many would do; None: they divide the width."""
+    if width % heads == 0:
+        return None
+    divisors = [number for number in range(1, width + 1) if width % number == 0]
+    near = (max(number for number in divisors if number < heads), *(number for number in divisors if number > heads))
+    return f"width {width} is not a multiple of heads {heads}; {' or '.join(map(str, near[:2]))} heads would do"
+
+
 def split_heads(states: Tensor, heads: int) -> Tensor:
     """(N, L, D) -> (N, heads, L, D / heads)."""
     n, length, width = states.shape

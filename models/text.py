@@ -25,6 +25,7 @@ from models.layers import (
     init_bert_weights,
     query_dtype,
     run_layer,
+    uneven_heads,
 )
 from models.layout import Layout, join, text_layout
 from utils.batch import Text
@@ -68,8 +69,9 @@ class TextArchitecture(Config):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> TextArchitecture:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        uneven = uneven_heads(self.width, self.heads)
+        if uneven:
+            raise ValueError(uneven)
         return self
 
 

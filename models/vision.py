@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.encoded import Concepts
+from models.layers import uneven_heads
 from utils.config import Config
 from utils.errors import UserError
 
@@ -139,11 +140,25 @@ def _frame_table(config: VideoConfig, width: int) -> nn.Parameter:
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, config.frames, 1, width), std=0.02))
 
 
-def _create_backbone(config: VisionConfig) -> Any:
-    if config.image_size % (config.patch_size or 1):
+def _check_sizes(image_size: int, patch_size: int | None, width: int | None, heads: int | None) -> None:
+    """Of a config, whose None are the backbone's own, or of a backbone.
+
+    Raises:
+        UserError: one does not divide the other, which not every backbone of timm refuses.
+    """
+    if patch_size is not None and image_size % patch_size:
+        below = image_size - image_size % patch_size
+        sizes = " or ".join(str(size) for size in (below, below + patch_size) if size)
         raise UserError(
-            f"model.vision: image_size {config.image_size} is not a multiple of patch_size {config.patch_size}"
+            f"model.vision: image_size {image_size} is not a multiple of patch_size {patch_size}; {sizes} would do"
         )
+    uneven = None if width is None or heads is None else uneven_heads(width, heads)
+    if uneven:
+        raise UserError(f"model.vision: {uneven}")
+
+
+def _create_backbone(config: VisionConfig) -> Any:
+    _check_sizes(config.image_size, config.patch_size, config.width, config.heads)
     options: dict[str, Any] = {
         "patch_size": config.patch_size,
         "embed_dim": config.width,
@@ -169,15 +184,22 @@ def _create_backbone(config: VisionConfig) -> Any:
         raise UserError(
             f"model.vision.backbone: timm cannot build {config.backbone!r} with {options}: {reason}"
         ) from None
-    needed = ("forward_features", "patch_embed", "num_prefix_tokens", "fc_norm", "num_features")
+    needed = ("forward_features", "patch_embed", "num_prefix_tokens", "fc_norm", "num_features", "blocks")
     missing = [name for name in needed if not hasattr(backbone, name)]
     if missing:
         raise UserError(f"model.vision.backbone: {config.backbone!r} is not a ViT (it has no {', '.join(missing)})")
+    _check_sizes(config.image_size, backbone.patch_embed.patch_size[0], backbone.num_features, _heads_of(backbone))
     if getattr(backbone, "attn_pool", None) is not None:
         backbone.attn_pool = None  # nothing uses it, and DDP waits for the gradient of every parameter
     if config.positions == "sincos":
         _set_sincos_positions(backbone, config.backbone)
     return backbone
+
+
+def _heads_of(backbone: Any) -> int | None:
+    """Heads of each block; None: this kind of backbone does not say."""
+    heads: int | None = getattr(getattr(backbone.blocks[0], "attn", None), "num_heads", None)
+    return heads
 
 
 def _set_sincos_positions(backbone: Any, name: str) -> None:

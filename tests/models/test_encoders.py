@@ -20,6 +20,7 @@ from models import text
 from models.checkpoints import InitConfig, initialise
 from models.encoded import Concepts
 from models.fusion import FusionConfig, Look
+from models.layers import LayerConfig, uneven_heads
 from models.pretrain import PretrainModel, PretrainModelConfig
 from models.text import HubTextEncoder, TextArchitecture, TextConfig, TextEncoder, architecture_of, build_text_encoder
 from models.vision import VisionConfig, VisionEncoder, sincos_positions
@@ -54,13 +55,34 @@ def test_any_timm_vit_gives_one_normed_state_per_patch(backbone):
     [
         ({"backbone": "vit_none"}, "timm cannot build 'vit_none'"),
         ({"backbone": "resnet18"}, "is not a ViT|cannot build"),
-        ({"image_size": 30, "patch_size": 8}, "30 is not a multiple of patch_size 8"),
+        ({"image_size": 30, "patch_size": 8}, "image_size 30 is not a multiple of patch_size 8; 24 or 32 would do"),
+        ({"image_size": 4, "patch_size": 8}, "image_size 4 is not a multiple of patch_size 8; 8 would do"),
+        ({"image_size": 100}, "image_size 100 is not a multiple of patch_size 16; 96 or 112 would do"),
+        ({"width": 128, "heads": 7}, "model.vision: width 128 is not a multiple of heads 7; 4 or 8 heads would do"),
+        ({"width": 128}, "model.vision: width 128 is not a multiple of heads 12; 8 or 16 heads would do"),
+        ({"heads": 7}, "model.vision: width 768 is not a multiple of heads 7; 6 or 8 heads would do"),
+        (
+            {"backbone": "vit_base_patch16_224", "width": 128, "heads": 7},
+            "model.vision: width 128 is not a multiple of heads 7",
+        ),
         ({"width": 18, "heads": 2, "positions": "sincos", "image_size": 32, "patch_size": 8}, "multiple of 4"),
     ],
 )
 def test_a_backbone_that_cannot_be_built_is_one_line(options, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         VisionEncoder(VisionConfig(**({"depth": 1} | options)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("width", "heads", "said"), [(12, 5, "4 or 6"), (12, 13, "12"), (7, 3, "1 or 7")])
+def test_heads_that_do_not_divide_the_width_are_answered_with_those_that_do(width, heads, said):
+    expected = f"width {width} is not a multiple of heads {heads}; {said} heads would do"
+    assert uneven_heads(width, heads) == expected
+    with pytest.raises(ValueError, match=expected):
+        TextArchitecture(width=width, heads=heads)
+    with pytest.raises(UserError, match=f"model.fusion: {expected}"):
+        FusionConfig(width=width, heads=heads).layer(LayerConfig(width=16, heads=2, intermediate=32))
+    assert uneven_heads(12, 6) is None
 
 
 def test_uint8_pixels_are_normalised_on_the_device():
