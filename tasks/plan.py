@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dataset.text import load_tokenizer
-from engine.devices import ASSUMED_UTILISATION, PEAKS, peak
+from engine.devices import ASSUMED_UTILISATION, PEAKS, known, peak
 from engine.measured import Measured, ran_out_of_memory
 from engine.memory import Rehearsal, StepMemory
 from tasks.common import BaseTask
@@ -58,7 +58,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--memory", type=positive_real, metavar="GB", help="of a whole GPU, in 1e9 bytes (default: that of this GPU)"
     )
     parser.add_argument(
-        "--gpu", choices=list(PEAKS), metavar="NAME", help=f"known: {', '.join(PEAKS)} (default: {ASSUMED_GPU})"
+        "--gpu",
+        choices=list(PEAKS),
+        metavar="NAME",
+        help=f"known: {', '.join(PEAKS)} (default: this GPU; where there is none, {ASSUMED_GPU})",
     )
     parser.add_argument(
         "--peak-tflops", type=positive_real, metavar="X", help="of another GPU, in the config's precision"
@@ -96,7 +99,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``run.py plan`` tells. ``global_batch``: rows of the leading stream; ``steps`` of the whole run, None: not known."""
+    """What ``run.py plan`` tells. ``global_batch``: rows of the leading stream, ``asked_batch``: how many were asked for;
+    ``steps`` of the whole run, None: not known."""
 
     config: str
     gpus: int
@@ -104,6 +108,7 @@ class Plan:
     precision: str
     measured_on: str | None
     global_batch: int
+    asked_batch: int
     largest: Setting
     chosen: Setting
     steps: int | None
@@ -119,9 +124,10 @@ class Planner:
         self.arguments, self.path = arguments, path
         self.config = load_config(path, arguments.overrides, self.schema)
         self.sizes = self.kind.batch_sizes(self.config)
+        self.at_hand = known(torch.cuda.get_device_name(_this_gpu())) if torch.cuda.is_available() else None
+        self.measures = torch.cuda.is_available() and not arguments.estimate
         self._check_objective()
         self._check_precision()
-        self.measures = torch.cuda.is_available() and not arguments.estimate
         self.limit = self._limit()
         self.links = NCCL if arguments.gpus > 1 else 0
         vocabulary = self._vocabulary()
@@ -158,6 +164,7 @@ class Planner:
             precision=self.config.train.precision,
             measured_on=torch.cuda.get_device_name(_this_gpu()) if self.measures else None,
             global_batch=rows * gpus * accumulate,
+            asked_batch=total,
             largest=self._setting(largest, 1),
             chosen=self._setting(rows, accumulate),
             steps=self._steps(rows * gpus * accumulate),
@@ -222,11 +229,18 @@ class Planner:
 
     def _peak(self) -> float:
         """TFLOP/s of the GPU that is planned for."""
-        if self.arguments.peak_tflops is not None:
+        given = self._given_peak()
+        return peak(self._gpu(), self.config.train.precision) if given is None else given
+
+    def _given_peak(self) -> float | None:
+        """As told by number; a GPU's name goes before the config's."""
+        if self.arguments.peak_tflops is not None or self.arguments.gpu is not None:
             return self.arguments.peak_tflops
-        if self.arguments.gpu is None and self.config.train.peak_tflops is not None:
-            return self.config.train.peak_tflops
-        return peak(self.arguments.gpu or ASSUMED_GPU, self.config.train.precision)
+        return self.config.train.peak_tflops
+
+    def _gpu(self) -> str:
+        """The GPU whose peak is taken where none is told."""
+        return self.arguments.gpu or self.at_hand or ASSUMED_GPU
 
     def _limit(self) -> int:
         given = self.arguments.memory
@@ -264,9 +278,11 @@ class Planner:
             )
 
     def _check_precision(self) -> None:
-        gpu, precision = self.arguments.gpu, self.config.train.precision
-        if precision == "bf16" and gpu is not None and PEAKS[gpu].tf32 is None:
-            raise UserError(f"train.precision: bf16, which a {gpu} has not; use train.precision=fp16")
+        estimates_at_hand = not self.measures and self._given_peak() is None
+        gpu = self.arguments.gpu or (self.at_hand if estimates_at_hand else None)
+        if self.config.train.precision == "bf16" and gpu is not None and PEAKS[gpu].tf32 is None:
+            other = "" if self.arguments.gpu else ", or name another --gpu"
+            raise UserError(f"train.precision: bf16, which a {gpu} has not; use train.precision=fp16{other}")
 
     def _check_accumulation(self, accumulate: int, total: int, largest: int) -> None:
         if accumulate > 1 and self.config.train.records_graphs:
@@ -288,9 +304,14 @@ class Planner:
             said.append(f"no time for what train.recompute computes anew ({', '.join(train.recompute)})")
         if train.compile:
             said.append("memory and time without what train.compile changes")
-        named = given.peak_tflops is None and (given.gpu or train.peak_tflops is None)
-        name, flags = (f"{given.gpu or ASSUMED_GPU}'s ", "--gpu, --utilisation") if named else ("", "--utilisation")
-        return [*said, f"{given.utilisation:.0%} of {name}{self._peak():g} TFLOP/s ({flags})"]
+        if self._given_peak() is not None:
+            whose, flags = "", "--utilisation"
+        else:
+            here = "this " if self.at_hand and not given.gpu else ""
+            whose, flags = f"{here}{self._gpu()}'s ", "--gpu, --utilisation"
+            if torch.cuda.is_available() and not here and not given.gpu:
+                flags = f"the GPU here is not known; {flags}"
+        return [*said, f"{given.utilisation:.0%} of {whose}{self._peak():g} TFLOP/s ({flags})"]
 
 
 def _this_gpu() -> torch.device:
@@ -398,8 +419,11 @@ def as_table(plan: Plan) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in rows]
     flags = " ".join(f"{key}={value}" for key, value in plan.chosen.overrides.items())
-    assumed = [f"assumed: {each}" for each in plan.assumptions]
-    return "\n".join([head, "", *lines, "", *assumed, f"run with: {flags}"])
+    notes = [f"assumed: {each}" for each in plan.assumptions]
+    if plan.global_batch != plan.asked_batch:
+        more = f"{plan.global_batch:,} rows a step for {plan.asked_batch:,}"
+        notes.append(f"note: {more}, which equal micro-batches of about this size do not make exactly")
+    return "\n".join([head, "", *lines, "", *notes, f"run with: {flags}"])
 
 
 def _gigabytes(size: int) -> str:

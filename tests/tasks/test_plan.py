@@ -124,6 +124,16 @@ def test_every_fine_tuning_task_can_be_planned(task):
     assert plan.steps >= 1
 
 
+@pytest.mark.parametrize(("asked", "taken"), [("1018", 1020), ("1024", 1024)])
+def test_more_rows_a_step_than_asked_are_told_of(asked, taken):
+    """On two GPUs at most some 300 rows fit; 509 is a prime."""
+    plan = planned(BASE, "--gpus", "2", "--memory", "2.5", "--global-batch", asked)
+    assert (plan.global_batch, plan.asked_batch) == (taken, int(asked))
+    notes = [line for line in as_table(plan).splitlines() if line.startswith("note: ")]
+    said = "note: 1,020 rows a step for 1,018, which equal micro-batches of about this size do not make exactly"
+    assert notes == ([said] if taken != int(asked) else [])
+
+
 def test_without_a_name_a_gpu_is_assumed_and_without_records_there_is_no_end():
     plan = planned("configs/nlvr/nlvr2_base_4m.yaml", "--memory", "1")
     assert plan.steps is None
@@ -204,6 +214,35 @@ def gpu(monkeypatch) -> FakeGPU:
     monkeypatch.setattr(measured, "WARM_UP", 1)
     monkeypatch.setattr(measured, "TIMED", 1)
     return fake
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "peak", "said"),
+    [
+        ("NVIDIA A100-SXM4-80GB", [], 312, "this a100's 312 TFLOP/s (--gpu, --utilisation)"),
+        ("NVIDIA A100-SXM4-80GB", ["--gpu", "l4"], 121, "l4's 121 TFLOP/s (--gpu, --utilisation)"),
+        ("NVIDIA A100-SXM4-80GB", ["--peak-tflops", "7"], 7, "7 TFLOP/s (--utilisation)"),
+        ("NVIDIA A100-SXM4-80GB", ["train.peak_tflops=9"], 9, "9 TFLOP/s (--utilisation)"),
+        ("another GPU", [], 989.4, "h100's 989.4 TFLOP/s (the GPU here is not known; --gpu, --utilisation)"),
+        ("another GPU", ["--gpu", "l4"], 121, "l4's 121 TFLOP/s (--gpu, --utilisation)"),
+        ("Tesla V100-SXM2-16GB", ["--peak-tflops", "7"], 7, "7 TFLOP/s (--utilisation)"),
+        ("Tesla V100-SXM2-16GB", ["train.precision=fp16"], 125, "this v100's 125 TFLOP/s (--gpu, --utilisation)"),
+    ],
+)
+def test_an_estimate_is_of_the_gpu_at_hand_unless_another_is_named(gpu, monkeypatch, device, flags, peak, said):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: device)
+    plan = planned(BASE, "--estimate", "--memory", "2", *flags)
+    assert plan.measured_on is None
+    assert f"assumed: 35% of {said}" in as_table(plan).splitlines()
+    assert plan.chosen.step_s == pytest.approx(plan.chosen.tflop_per_gpu / (0.35 * peak))
+
+
+def test_an_estimate_in_a_precision_that_the_gpu_at_hand_has_not_is_refused(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: "Tesla V100-SXM2-16GB")
+    with pytest.raises(
+        UserError, match=r"bf16, which a v100 has not; use train.precision=fp16, or name another --gpu$"
+    ):
+        planned(BASE, "--estimate", "--memory", "2")
 
 
 SMALL_BUFFERS = 4_000
