@@ -172,7 +172,7 @@ def print_needs(given: Callable[[PretrainConfig | Any, str], float], flags: argp
     for path in [*sorted(CONFIG.parent.glob("*.yaml")), *(CONFIG.parents[1] / name for name in FINE_TUNING)]:
         schema, kind = kind_of(path, [], None)
         config = load_config(path, [], schema)
-        if config.model.text.arch is None or config.model.text.arch.vocab_size is None:
+        if not config.model.text.knows_vocabulary:
             continue  # its size is that of a tokenizer which need not be here
         with torch.device("meta"):
             model = kind.build_model(config, None)
