@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.synthetic import pretrain_batch
 from dataset.pretrain import DataConfig, ImageStreamConfig, RegionStreamConfig
 from engine.memory import trainer_of
-from engine.trainer import TrainConfig
+from engine.train_config import TrainConfig
 from models.fusion import FusionConfig
 from models.pretrain import PretrainModel, PretrainModelConfig
 from models.text import TextArchitecture, TextConfig

@@ -12,7 +12,7 @@ from torch import nn
 
 from engine.memory import StepMemory, trainer_of
 from engine.precision import Precision
-from engine.trainer import TrainConfig
+from engine.train_config import TrainConfig
 from optim import OptimConfig
 from utils.batch import to_device
 

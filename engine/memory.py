@@ -27,7 +27,8 @@ from torch.utils._pytree import tree_leaves
 
 from engine.precision import APEX_LEVELS
 from engine.run_folder import RunFolder
-from engine.trainer import TrainConfig, Trainer
+from engine.train_config import TrainConfig
+from engine.trainer import Trainer
 from optim import OptimConfig
 from scheduler import ScheduleConfig
 from utils.batch import Work

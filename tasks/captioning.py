@@ -21,7 +21,7 @@ from dataset.records import ImageSource
 from dataset.text import TextProcessor
 from dataset.video import VideoSource
 from engine.checkpoint import Checkpoint
-from engine.trainer import TrainConfig
+from engine.train_config import TrainConfig
 from metrics.captions import caption_metrics, tokenize, tokenize_references
 from metrics.captions.cider import CiderD, DocumentFrequencies
 from metrics.captions.frequencies import read_document_frequencies

@@ -22,7 +22,7 @@ from dataset.text import PlainTextProcessor, load_tokenizer
 from engine.checkpoint import Checkpoint, find_weights, run_of
 from engine.precision import Precision, PrecisionName
 from engine.run_folder import RunFolder
-from engine.trainer import TrainConfig
+from engine.train_config import TrainConfig
 from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
 from models.checkpoints.initialise import fresh_parameters, loading_lines
 from models.checkpoints.settings import model_section, require_same_settings, unlike_published

@@ -8,7 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from engine.measured import Measured, ran_out_of_memory
 from engine.memory import Rehearsal, StepMemory
 from tasks.common import BaseTask
 from tasks.kinds import KINDS, kind_of
+from tasks.plan_search import largest_that_fits, share_out
+from tasks.plan_table import Plan, Setting, as_table
 from utils.config import load_config
 from utils.distributed import process_group
 from utils.errors import UserError, one_line_errors
@@ -83,36 +85,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
     return parser.parse_intermixed_args(argv)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A micro-batch and how often it is accumulated: the keys that say so; memory of a GPU in bytes by what it is for; time and
-    rows of all streams of a step."""
-
-    overrides: dict[str, int]
-    memory: dict[str, int]
-    step_s: float | None
-    samples_per_s: float | None
-    tflop_per_gpu: float | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What ``run.py plan`` tells. ``global_batch``: rows of the leading stream, ``asked_batch``: how many were asked for;
-    ``steps`` of the whole run, None: not known."""
-
-    config: str
-    gpus: int
-    memory_gb: float
-    precision: str
-    measured_on: str | None
-    global_batch: int
-    asked_batch: int
-    largest: Setting
-    chosen: Setting
-    steps: int | None
-    assumptions: list[str]
 
 
 class Planner:
@@ -342,107 +314,6 @@ def published_gpus(path: Path) -> int | None:
         opening += line
     gpus, nodes = re.search(r"--(?:gpus|cpu) (\d+)", opening), re.search(r"--nodes (\d+)", opening)
     return int(gpus[1]) * (int(nodes[1]) if nodes else 1) if gpus else None
-
-
-def share_out(total: int, gpus: int, largest: int) -> tuple[int, int]:
-    """Rows of a micro-batch, at most ``largest``, and how many to accumulate, for ``total`` rows a step on ``gpus``: the fewest
-    micro-batches that give exactly so many, if these are at most twice as many as are needed; else the next larger number of
-    rows, since smaller micro-batches have fewer texts to tell an image from."""
-    fewest = math.ceil(total / (gpus * largest))
-    for accumulate in range(fewest, fewest + min(fewest, 1000) + 1):
-        rows, left = divmod(total, gpus * accumulate)
-        if rows and not left:
-            return rows, accumulate
-    return math.ceil(total / (gpus * fewest)), fewest
-
-
-def largest_that_fits(cost: Callable[[int], float], limit: float, start: int) -> int:
-    """The most rows whose ``cost`` is at most ``limit``, to 2 % and never too many; 0: not even one.
-
-    A cost that is finite grows about in proportion to the rows, so the next try is where the line through two of them meets
-    the limit. Near the limit it may grow less, since the allocator gives back what it had kept; where the line leads to what
-    is known to be too many, the bracket is halved instead.
-    """
-    known_costs: dict[int, float] = {}
-    fits, too_many, rows = 0, 0, start
-    while not too_many or too_many - fits > _finest(fits):
-        known_costs[rows] = cost(rows)
-        if known_costs[rows] <= limit:
-            fits = rows
-        else:
-            too_many = rows
-        rows = _next_try(fits, too_many, _where_line_meets(known_costs, limit))
-    return fits
-
-
-def _finest(fits: int) -> int:
-    """By how many rows two tries differ at least."""
-    return max(1, fits // 50)
-
-
-def _next_try(fits: int, too_many: int, guess: int) -> int:
-    """More rows than ``fits`` and fewer than ``too_many`` (0: not known): the ``guess`` (0: there is none), if it is among
-    them. Without a bracket it leads no further than to four times the rows: two small costs make a poor line."""
-    if guess:
-        guess = max(guess, fits + _finest(fits))
-    if not too_many:
-        return min(guess or 2 * fits, 4 * fits)
-    return guess if fits < guess < too_many else (fits + too_many) // 2
-
-
-def _where_line_meets(costs: dict[int, float], limit: float) -> int:
-    """Rows at which the line through the two finite costs nearest to ``limit`` meets it; 0: there are no two."""
-    near = sorted((abs(each - limit), rows) for rows, each in costs.items() if math.isfinite(each))[:2]
-    if len(near) < 2:
-        return 0
-    first, second = (rows for _, rows in near)
-    slope = (costs[second] - costs[first]) / (second - first)
-    return max(1, int(first + (limit - costs[first]) / slope)) if slope > 0 else 0
-
-
-def as_table(plan: Plan) -> str:
-    """The plan as text."""
-    how = f"measured on {plan.measured_on}" if plan.measured_on else "estimated: no GPU was asked"
-    gpus = "1 GPU" if plan.gpus == 1 else f"{plan.gpus} GPUs"
-    head = f"{plan.config}: {gpus} of {plan.memory_gb:g} GB, {plan.precision}; {how}"
-    rows: list[tuple[str, ...]] = [("", "largest that fits", f"{plan.global_batch:,} rows a step")]
-    both = (plan.largest, plan.chosen)
-    rows += [(key, *(f"{each.overrides[key]:,}" for each in both)) for key in plan.chosen.overrides]
-    rows += [(name, *(_gigabytes(each.memory[name]) for each in both)) for name in plan.chosen.memory]
-    rows.append(("memory of a GPU", *(_gigabytes(sum(each.memory.values())) for each in both)))
-    rows.append(("work of a GPU, a step", *(_or_none(each.tflop_per_gpu, "{:.1f} TFLOP") for each in both)))
-    rows.append(("time of a step", *(_or_none(each.step_s, "{:.3g} s") for each in both)))
-    rows.append(("samples a second", *(_or_none(each.samples_per_s, "{:,.0f}") for each in both)))
-    rows.append(("time of 1,000 steps", "", _span(plan.chosen.step_s, 1000)))
-    whole = "the whole run" if plan.steps is None else f"time of all {plan.steps:,} steps"
-    rows.append((whole, "", "epochs: give --records" if plan.steps is None else _span(plan.chosen.step_s, plan.steps)))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in rows]
-    flags = " ".join(f"{key}={value}" for key, value in plan.chosen.overrides.items())
-    notes = [f"assumed: {each}" for each in plan.assumptions]
-    if plan.global_batch != plan.asked_batch:
-        more = f"{plan.global_batch:,} rows a step for {plan.asked_batch:,}"
-        notes.append(f"note: {more}, which equal micro-batches of about this size do not make exactly")
-    return "\n".join([head, "", *lines, "", *notes, f"run with: {flags}"])
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
-
-
-def _or_none(value: float | None, form: str) -> str:
-    return "not known" if value is None else form.format(value)
-
-
-def _span(step_s: float | None, steps: int) -> str:
-    """The time of so many steps, in the unit that suits it."""
-    if step_s is None:
-        return "not known"
-    seconds = step_s * steps
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 @one_line_errors

@@ -51,7 +51,7 @@ class Run:
         lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
         losses = [line["points/square"] for line in lines]
         weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
-        return {"weights": weights, "losses": losses, "message": message, "skipped": run.skipped, "lines": lines}
+        return {"weights": weights, "losses": losses, "message": message, "skipped": run.tally.skipped, "lines": lines}
 
 
 def rows_of_steps(lines: list[dict]) -> list[float]:

@@ -8,7 +8,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from engine import measured, trainer
 from engine.measured import Measured, ran_out_of_memory
-from engine.trainer import TrainConfig
+from engine.train_config import TrainConfig
 from optim import OptimConfig
 from tests.engine.fake_gpu import CONTEXT, ROW, TOTAL, FakeGPU
 from tests.engine.toy import Line, points

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from engine.memory import Rehearsal, as_on_gpu
-from engine.trainer import TrainConfig
+from engine.train_config import TrainConfig
 from optim import OptimConfig
 from tests.engine.toy import Points
 from utils.batch import Losses, Term

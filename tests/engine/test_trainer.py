@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from engine.trainer import TrainConfig
+from engine.train_config import TrainConfig
 from tests.engine.toy import Line, ToyTask, points, trainer
 from utils.errors import UserError
 
@@ -71,7 +71,7 @@ def test_the_rates_are_those_of_the_rows_that_count_and_of_the_steps_since_the_l
     third, last = lines(tmp_path)
     for line, rows in ((third, 2 + 3), (last, 4 + 1 + 2)):
         seconds = rows / line["samples_per_s"]
-        assert 0 < seconds < run.elapsed_s
+        assert 0 < seconds < run.tally.elapsed_s
         assert line["tokens_per_s"] * seconds == pytest.approx(3 * rows)
         assert line["tflops_per_s"] * seconds == pytest.approx(2e-3 * rows)
         assert line["utilisation"] == pytest.approx(line["tflops_per_s"] / 0.5)
@@ -114,7 +114,7 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path):
     after = weights(run.model)
     assert torch.equal(after, before[2]), "step 3 had a NaN target and must leave the weights of step 2"
     assert not torch.equal(before[1], before[2])
-    assert run.skipped == 1
+    assert run.tally.skipped == 1
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 

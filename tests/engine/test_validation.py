@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine.checkpoint import Checkpoint, find_weights, list_checkpoints, save_best
-from engine.trainer import TrainConfig
+from engine.train_config import TrainConfig
 from tests.engine.toy import Line, ToyLoader, ToyTask, trainer
 from utils.config import ConfigError, bind
 from utils.errors import UserError
@@ -222,7 +222,7 @@ def test_the_time_of_a_validation_is_not_that_of_training(tmp_path, monkeypatch)
 
     run = trainer(tmp_path, Slow(scores=[0.1] * 3), steps=6, validate_every=2)
     run.fit()
-    assert run.elapsed_s == 0
+    assert run.tally.elapsed_s == 0
 
 
 def test_a_run_folder_stands_for_its_best_weights_else_for_its_newest_checkpoint(tmp_path):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from engine.checkpoint import Checkpoint
 from engine.run_folder import RunFolder
-from engine.trainer import TrainConfig, Trainer
+from engine.train_config import TrainConfig
+from engine.trainer import Trainer
 from optim import OptimConfig
 from scheduler import ScheduleConfig
 from utils.batch import Losses, Term, Work

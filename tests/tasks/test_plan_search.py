@@ -1,0 +1,60 @@
+"""The most rows that fit, in few tries, and the micro-batches of a step."""
+
+import math
+
+import pytest
+
+from tasks.plan_search import largest_that_fits, share_out
+
+
+@pytest.mark.parametrize("start", [1, 8, 100, 5000])
+def test_the_largest_micro_batch_is_found_in_a_few_tries(start):
+    tried = []
+
+    def cost(rows: int) -> float:
+        tried.append(rows)
+        return 10 + 3 * rows + rows % 3
+
+    assert 295 <= largest_that_fits(cost, 10 + 3 * 300, start) <= 300
+    assert len(tried) <= 8
+
+
+@pytest.mark.parametrize("start", [1, 7, 500])
+@pytest.mark.parametrize("most", [0, 1, 2, 6, 37, 49])
+def test_the_largest_micro_batch_is_exact_where_it_is_small(most, start):
+    """Also where what does not fit has no finite cost, as on a GPU that ran out of memory."""
+    for above in (2.0, math.inf):
+        assert largest_that_fits(lambda rows, above=above: rows if rows <= most else above * rows, most, start) == most
+
+
+@pytest.mark.parametrize("start", [1, 8, 128, 280, 500])
+@pytest.mark.parametrize("most", [6, 37, 296, 1000])
+def test_costs_that_flatten_near_the_limit_do_not_make_it_try_row_by_row(most, start):
+    """As on a GPU: near its limit the allocator gives back what it had kept, and what does not fit has no cost at all."""
+    tried = []
+    limit = 3 + 0.26 * most
+
+    def cost(rows: int) -> float:
+        tried.append(rows)
+        return math.inf if rows > most else min(3 + 0.25 * rows, 0.9 * limit + 0.001 * rows)
+
+    assert 0.98 * most <= largest_that_fits(cost, limit, start) <= most
+    assert len(tried) <= 12
+    assert len(set(tried)) == len(tried)
+
+
+@pytest.mark.parametrize(
+    ("total", "gpus", "largest", "shared"),
+    [
+        (1024, 8, 300, (128, 1)),
+        (1024, 8, 100, (64, 2)),
+        (1024, 1, 300, (256, 4)),
+        (1024, 6, 50, (43, 4)),
+        (8, 16, 9, (1, 1)),
+        (509, 1, 36, (34, 15)),
+        (1018, 2, 300, (255, 2)),
+        (10**11, 8, 291, (291, 42_955_327)),
+    ],
+)
+def test_the_published_batch_is_shared_out_to_the_fewest_micro_batches(total, gpus, largest, shared):
+    assert share_out(total, gpus, largest) == shared
