@@ -17,7 +17,6 @@ from tasks.nlvr import NLVRConfig, NLVRTask
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tasks.retrieval import RetrievalConfig, RetrievalTask
 from tests.conftest import tiny_run
-from tests.tasks.test_finetune import settings_of_a_process  # noqa: F401
 from utils.config import load_config
 from utils.errors import UserError
 

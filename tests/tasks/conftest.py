@@ -1,0 +1,71 @@
+"""Fixtures of the tests of tasks."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import tiny_run
+from tests.tasks.painted import COLOURS, FILES, KINDS, rows_of, write_pictures
+
+
+@pytest.fixture(autouse=True)
+def settings_of_a_process():
+    """A run sets up logging and torch for its process; the other tests share this one."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Pictures, and for each task a split to train on (13 pictures), to validate (5) and to test (7)."""
+    folder = tmp_path_factory.mktemp("finetune")
+    write_pictures(folder / "images")
+    for task in KINDS:
+        for split, numbers in (("train", range(13)), ("val", range(3, 8)), ("test", range(9, 16))):
+            text = "".join(json.dumps(row) + "\n" for row in rows_of(task, numbers))
+            (folder / f"{task}_{split}.jsonl").write_text(text)
+    (folder / "answers.json").write_text(json.dumps(["yes", "no", *COLOURS]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def overrides(scenes_folder, data) -> Callable[[str], list[str]]:
+    """Overrides that turn a task's demo config into a run of six steps and three validations on the data above."""
+    tiny = [each for each in tiny_run(scenes_folder) if each.startswith(("model.", "train.", "schedule."))]
+
+    def of(task: str) -> list[str]:
+        extra = {
+            "retrieval": ["evaluation.candidates=4"],
+            "nlvr": [],
+            "grounding": ["evaluation.panels=2"],
+            "captioning": ["evaluation.decoding.max_length=8", "data.careful_flip=false"],
+            "vqa": [f"evaluation.answers={data}/answers.json", "evaluation.candidates=4"],
+        }
+        file, train = FILES.get(task, "annotations"), f"{data}/{task}_train.jsonl"
+        return [
+            *tiny,
+            "init.checkpoint=null",
+            "data.workers=0",
+            "data.batch_size=4",
+            f"data.train=[{{questions: {train}}}]" if task == "vqa" else f"data.train.{file}={train}",
+            f"evaluation.validation.{file}={data}/{task}_val.jsonl",
+            f"evaluation.test.test.{file}={data}/{task}_test.jsonl",
+            "evaluation.batch_size=3",
+            "train.steps=6",
+            "train.validate_every=2",
+            *extra.get(task, []),
+        ]
+
+    return of

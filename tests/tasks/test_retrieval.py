@@ -1,0 +1,165 @@
+"""What is measured of retrieval: both stages against every pair scored by itself, and chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dataset.captioned import CaptionedImages
+from dataset.finetune import EvaluationView
+from dataset.text import PlainTextProcessor, clean_caption
+from metrics.retrieval import chance_recalls
+from tasks import retrieval_evaluation
+from tasks.common import evaluating
+from tasks.retrieval import RetrievalConfig, RetrievalTask
+from tasks.retrieval_evaluation import RetrievalEvaluation
+from tests.tasks.painted import ROOT, SIZE
+from utils.config import load_config
+
+
+@pytest.fixture(scope="module")
+def retrieval(overrides) -> RetrievalTask:
+    """A model whose scores are far enough apart that the order of sums does not matter."""
+    task = RetrievalTask(load_config(ROOT / "configs/demo/retrieval.yaml", overrides("retrieval"), RetrievalConfig))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            if parameter.dim() > 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return task
+
+
+@pytest.fixture(scope="module")
+def items(retrieval) -> CaptionedImages:
+    """All 7 images of the test split; 13 captions."""
+    return retrieval.held_out["test"]
+
+
+def evaluation(task: RetrievalTask, candidates: int, batch_size: int) -> RetrievalEvaluation:
+    processor = PlainTextProcessor(task.tokenizer, task.config.data.text)
+    view = EvaluationView(task.config.model.vision.image_size, task.config.data.max_pixels)
+    return RetrievalEvaluation(task.model, processor, view, candidates=candidates, batch_size=batch_size, workers=0)
+
+
+@pytest.fixture(scope="module")
+def every_pair(retrieval, items) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and matching logits (I, T), each image and each caption by itself."""
+    model = retrieval.model
+    processor = PlainTextProcessor(retrieval.tokenizer, retrieval.config.data.text)
+    view = EvaluationView(SIZE, 10**6)
+    shape = len(items.images), len(items.captions)
+    cosines, logits = np.zeros(shape), np.zeros(shape)
+    with evaluating(model, "fp32"):
+        for i, t in np.ndindex(shape):
+            concepts = model.vision(view(items.images[i])[None])
+            text = model.text.encode([processor.encode_plain([clean_caption(items.captions[t], 40)])])[0]
+            cosines[i, t] = model.contrastive.embed_image(concepts)[0] @ model.contrastive.embed_text(text)[0]
+            logits[i, t] = model.match(text, model.fusion.remember(concepts), torch.tensor([0]), 1)[0, 1]
+    for scores in (cosines, logits):
+        assert np.diff(np.sort(scores.ravel())).min() > 1e-6, "ties would make this test random"
+    return cosines, logits
+
+
+def recalls_of(cosines: np.ndarray, logits: np.ndarray, owner: np.ndarray, candidates: int) -> dict[str, float]:
+    """Recalls after re-ranking, pair by pair: of each query's best by cosine, those with the best logits come first."""
+    found: dict[str, float] = {}
+    for way, near, exact, is_true in (
+        ("image to text", cosines, logits, lambda image, text: owner[text] == image),
+        ("text to image", cosines.T, logits.T, lambda text, image: owner[text] == image),
+    ):
+        for k in (1, 5, 10):
+            hits = 0
+            for query in range(len(near)):
+                chosen = sorted(range(near.shape[1]), key=lambda place: -near[query, place])[:candidates]
+                ranked = sorted(chosen, key=lambda place: -exact[query, place])
+                hits += any(is_true(query, place) for place in ranked[:k])
+            found[f"{way} R@{k}"] = hits / len(near)
+        found[f"{way} mean"] = sum(found[f"{way} R@{k}"] for k in (1, 5, 10)) / 3
+    found["mean recall"] = (found["image to text mean"] + found["text to image mean"]) / 2
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("candidates", [1, 3, 6, 100])
+def test_recalls_are_those_of_every_pair_scored_by_itself(retrieval, items, every_pair, candidates, batch_size):
+    cosines, logits = every_pair
+    with evaluating(retrieval.model, "fp32"):
+        found = evaluation(retrieval, candidates, batch_size).metrics(items)
+    for name, value in recalls_of(cosines, logits, items.image_of_caption, candidates).items():
+        assert found[name] == pytest.approx(value), name
+    # By cosine alone, candidates are all that there are up to the tenth, however few are re-ranked.
+    for name, value in recalls_of(cosines, cosines, items.image_of_caption, 100).items():
+        assert found[f"{name} (cosine)"] == pytest.approx(value), name
+
+
+def test_in_half_precision_the_first_stage_still_compares_cosines_in_full(retrieval, items):
+    """Rounded to bfloat16, cosines near 1 are steps of 1/256 and candidates a matter of chance."""
+    ours = evaluation(retrieval, 3, 3)
+    steps = 1 - torch.arange(13) / 2000
+    keys = torch.stack([steps, (1 - steps**2).sqrt()], dim=1)
+    with evaluating(retrieval.model, "bf16"):
+        nearest = ours._nearest(torch.tensor([[1.0, 0.0]]), keys)
+        found = ours.metrics(items)
+    assert nearest.ids.tolist() == [list(range(10))]
+    assert nearest.scores.dtype == np.float32
+    assert 0 <= found["mean recall"] <= 1
+
+
+def test_re_ranking_matters_in_this_test(every_pair, items):
+    """Else it would pass without the fusion encoder, or without the candidates."""
+    cosines, logits = every_pair
+    tables = [recalls_of(cosines, logits, items.image_of_caption, k) for k in (1, 3, 6, 100)]
+    tables.append(recalls_of(cosines, cosines, items.image_of_caption, 100))
+    assert len({tuple(each.values()) for each in tables}) == 5
+
+
+@pytest.mark.parametrize("candidates", [1, 3, 6, 100])
+def test_a_pair_that_is_wanted_both_ways_is_scored_once(retrieval, items, every_pair, candidates, monkeypatch):
+    cosines, _ = every_pair
+    scored: list[int] = []
+    encoded: list[int] = []
+    score_pairs = retrieval_evaluation.score_pairs
+
+    def counting(fusion, head, images, texts, bank):
+        scored.extend(len(each) for each in texts)
+        assert all(len(set(each.tolist())) == len(each) for each in texts)
+        return score_pairs(fusion, head, images, texts, bank)
+
+    monkeypatch.setattr(retrieval_evaluation, "score_pairs", counting)
+    hook = retrieval.model.vision.register_forward_hook(lambda module, inputs, output: encoded.append(len(inputs[0])))
+    with evaluating(retrieval.model, "fp32"):
+        evaluation(retrieval, candidates, 3).metrics(items)
+    hook.remove()
+    by_image = {(i, int(t)) for i, row in enumerate(cosines) for t in np.argsort(-row)[:candidates]}
+    by_text = {(int(i), t) for t, row in enumerate(cosines.T) for i in np.argsort(-row)[:candidates]}
+    assert by_image & by_text
+    assert scored == [sum(1 for pair in by_image | by_text if pair[0] == image) for image in range(7)]
+    assert encoded == [3, 3, 1], "each image once"
+
+
+def test_chance_is_the_recall_of_a_random_order():
+    """Oracle: 20000 random orders of 13 captions of five images; three standard errors are below 0.011."""
+    owner = np.repeat(np.arange(5), [1, 2, 3, 1, 6])
+    rng = np.random.default_rng(0)
+    hits = np.zeros((2, 3))
+    trials = 20_000
+    for _ in range(trials):
+        texts, images = owner[rng.permutation(13)], rng.permutation(5)
+        for place, k in enumerate((1, 5, 10)):
+            hits[0, place] += len(set(texts[:k])) / 5
+            hits[1, place] += np.isin(owner, images[:k]).mean()
+    found = chance_recalls(np.bincount(owner), 13)
+    for way, row in zip(("image to text", "text to image"), hits / trials, strict=True):
+        for k, value in zip((1, 5, 10), row, strict=True):
+            assert found[f"{way} R@{k}"] == pytest.approx(value, abs=0.011)
+        assert found[f"{way} mean"] == pytest.approx(row.mean(), abs=0.011)
+    assert found["mean recall"] == pytest.approx(hits.mean() / trials, abs=0.011)
+
+
+def test_chance_has_the_names_of_the_measures_and_reaches_one_with_few_captions():
+    found = chance_recalls(np.array([1, 1, 2]), 4)
+    assert found["image to text R@1"] == pytest.approx((1 / 4 + 1 / 4 + 2 / 4) / 3)
+    assert found["text to image R@1"] == pytest.approx(1 / 3)
+    assert found["image to text R@5"] == found["image to text R@10"] == found["text to image R@5"] == 1
+    assert found.keys() == recalls_of(np.eye(3), np.eye(3), np.arange(3), 3).keys()
