@@ -1,14 +1,15 @@
 """A step of pre-training on a GPU, split into its parts: ``python -m benchmarks.gpu``, or with ``torchrun``.
 
-Three ways to the same losses: the released algebra (:mod:`benchmarks.plain_path`), ours as it is, ours with compiled encoders;
-losses of all the streams that the config has, whose sizes are printed first. Each takes the same steps on the same few batches
-in turn, the compiled one as the trainer pads them for it, the released one with texts padded to the config's most tokens;
-printed are samples per second, the milliseconds of data (the copy to the device, which the trainer makes beside the step before),
-forward, backward, optimiser and, of several processes, communication (what the sum of gradients adds to the backward pass;
-contrastive rows are gathered beside the fusion), memory, and the utilisation: the least operations that the losses need
-(:mod:`models.flops`) over the device's dense peak. A way that needs more memory than there is says so. The last line is the
-ratio of the fastest way to the first, and the line before it says which they are. Without a GPU the same runs on the CPU, in
-float32 unless told.
+The steps are the trainer's (:meth:`engine.trainer.Trainer.train_step`), with the config's streams, precision, optimiser,
+accumulation and ``train.recompute``. Three ways to the same losses: the released algebra (:mod:`benchmarks.plain_path`), which
+computes nothing anew, ours as it is, ours with encoders compiled as ``train.compile`` says (where it says nothing, ``true``).
+What a step is made of is printed first. Each way takes the same steps on the same few batches in turn, the compiled one as the
+trainer pads them for it, the released one with texts padded to the config's most tokens; printed are samples per second, the
+milliseconds of data (the copy to the device, which a run makes beside the step before), forward, backward, optimiser and, of
+several processes, communication (what the sum of gradients adds to the backward pass; contrastive rows are gathered beside the
+fusion), memory, and the utilisation: the least operations that the losses need (:mod:`models.flops`) over the device's dense
+peak (``train.peak_tflops`` where it is not known). A way that needs more memory than there is says so. The last line is the
+ratio of the fastest way to the first, and the line before it says which they are. Without a GPU the same runs on the CPU.
 """
 
 from __future__ import annotations
@@ -26,24 +27,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.plain_path import Padding, PlainPath, why_not_plain
 from benchmarks.synthetic import pretrain_batch
 from engine.devices import peak_of
 from engine.measured import ran_out_of_memory
-from engine.parallel import data_parallel
-from engine.precision import Precision, has_bf16
+from engine.memory import trainer_of
+from engine.train_config import TrainConfig
+from engine.trainer import Trainer
 from models.pretrain import PretrainModel
-from optim import OptimConfig, build_optimizer, parameter_groups
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tasks.synthetic import text_limits
 from utils import distributed
 from utils.batch import PretrainBatch, Work, to_device
 from utils.config import load_config, peek
 from utils.errors import UserError, one_line_errors
-from utils.launcher import let_segments_grow, positive, positive_real
+from utils.launcher import let_segments_grow, positive
 
 VOCABULARY = 30522
 """Words, where the config leaves their number to a tokenizer."""
@@ -75,66 +75,57 @@ compiled encoders, differ from step to step, as they do in a run."""
 
 
 class Clock:
-    """Marks between the phases of a step, read when all is over: the device is not waited for in between."""
+    """Marks at the ends of a step's phases, read when all is over: the device is not waited for in between."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.marks: list[Any] = []
+        self.phases: list[str] = []
+        self.mark("start")
 
-    def mark(self) -> None:
+    def mark(self, phase: str) -> None:
+        """The end of ``phase``."""
+        mark: Any = time.perf_counter()
         if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append(event)
-        else:
-            self.marks.append(time.perf_counter())
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+        self.marks.append(mark)
+        self.phases.append(phase)
 
     def milliseconds(self) -> list[float]:
-        """Between neighbouring marks."""
-        pairs = list(itertools.pairwise(self.marks))
-        if self.device.type == "cuda":
+        """Of each of :data:`PHASES`, over all micro-batches."""
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
             torch.cuda.synchronize(self.device)
-            return [first.elapsed_time(second) for first, second in pairs]
-        return [1000 * (second - first) for first, second in pairs]
+        took = dict.fromkeys(PHASES, 0.0)
+        for (first, second), phase in zip(itertools.pairwise(self.marks), self.phases[1:], strict=True):
+            took[phase] += first.elapsed_time(second) if on_gpu else 1000 * (second - first)
+        return list(took.values())
 
 
 class Stepper:
-    """Takes steps one way.
+    """Takes the trainer's steps.
 
     Args:
-        model: its weights are trained.
-        losses: of a batch on the device, in DDP where there are several processes.
-        batches: taken in turn; on the host, in pinned memory where there is a GPU.
+        trainer: whose weights are trained.
+        batches: micro-batches, taken in turn; on the host, in pinned memory where there is a GPU.
+        accumulate: so many are a step.
     """
 
-    def __init__(self, model: PretrainModel, losses: nn.Module, batches: Sequence[PretrainBatch], precision: Precision):
-        self.model, self.losses, self.precision = model, losses, precision
+    def __init__(self, trainer: Trainer, batches: Sequence[PretrainBatch], accumulate: int):
+        self.trainer, self.accumulate = trainer, accumulate
         self.batches = itertools.cycle(batches)
-        config = OptimConfig(lr=1e-4)
-        self.optimizer = build_optimizer(parameter_groups(model.named_parameters(), config, ()), config)
 
     def step(self, context: AbstractContextManager[Any]) -> Clock:
-        """Marks between the phases; in ``context`` is the part in which ranks meet."""
-        clock = Clock(self.precision.device)
-        clock.mark()
-        batch = to_device(next(self.batches), self.precision.device)
-        clock.mark()
+        """The clock of one; in ``context`` is the part in which ranks meet."""
+        device = self.trainer.device
+        micro_batches = [next(self.batches) for _ in range(self.accumulate)]
+        clock = Clock(device)
+        on_device = [to_device(batch, device) for batch in micro_batches]
+        clock.mark("data")
+        self.trainer.after = clock.mark
         with context:
-            with self.precision.autocast():
-                terms = self.losses(batch)
-            counts = self.model.counts(batch)
-            loss = torch.stack(
-                [term.weight * term.total / counts[name].clamp(min=1) for name, term in terms.items()]
-            ).sum()
-            clock.mark()
-            self.precision.scaler.scale(loss).backward()
-        clock.mark()
-        self.precision.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.precision.scaler.step(self.optimizer)
-        self.precision.scaler.update()
-        self.optimizer.zero_grad()
-        clock.mark()
+            self.trainer.train_step(micro_batches, on_device)
         return clock
 
     def milliseconds(self, steps: int, context: Callable[[], AbstractContextManager[Any]]) -> list[list[float]]:
@@ -177,7 +168,8 @@ def step_of(config: PretrainConfig) -> str:
         said["regions"] += f" of {data.regions.max_images} images"
     if video is not None and data.videos is not None:
         said["videos"] += f" of {video.frames} frames"
-    return "a step: " + ", ".join(said.values())
+    times = f"{config.train.accumulate} times " if config.train.accumulate > 1 else ""
+    return f"a step: {times}" + ", ".join(said.values())
 
 
 def steps_apart(config: PretrainConfig) -> str:
@@ -234,16 +226,17 @@ def attempt(way: str, config: PretrainConfig, flags: argparse.Namespace, device:
 def measure(way: str, config: PretrainConfig, flags: argparse.Namespace, device: torch.device) -> float:
     """Run one way, print its line, and return its samples per second over all ranks."""
     torch.manual_seed(0)
-    model = build(config).to(device).train()
-    batches = batches_for(config, model, static=way == "compiled")
+    model = build(config)
+    if way == "plain":
+        model.forward = PlainPath(model, padding_of(config)).forward  # type: ignore[method-assign]
+    train = train_of(way, config.train)
+    trainer = trainer_of(model, train, config.optim, device)
+    batches = batches_for(config, model, static=bool(train.compile))
     if device.type == "cuda":
         batches = [batch.pin_memory() for batch in batches]
-    if way == "compiled":
-        model.compile_encoders()
-    losses = data_parallel(PlainPath(model, padding_of(config)) if way == "plain" else model, device)
-    stepper = Stepper(model, losses, batches, Precision(flags.precision, device))
-    alone = losses.no_sync if isinstance(losses, DistributedDataParallel) else nullcontext
-    stepper.milliseconds(flags.warm_up, nullcontext)
+    stepper = Stepper(trainer, batches, train.accumulate)
+    alone = trainer.parallel.no_sync if isinstance(trainer.parallel, DistributedDataParallel) else nullcontext
+    stepper.milliseconds(flags.warm_up or _warm_up(train, flags.small), nullcontext)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     together = stepper.milliseconds(flags.rounds, nullcontext)
@@ -252,18 +245,36 @@ def measure(way: str, config: PretrainConfig, flags: argparse.Namespace, device:
     communication = max(0.0, phases[2] - statistics.median(row[2] for row in apart))
     whole_s = statistics.median(sum(row) for row in together) / 1000
     work = sum((model.work(batch) for batch in batches), Work())
-    each = Work(samples=work.samples / len(batches), flops=work.flops / len(batches))
-    return _tell(way, flags, device, each, (phases, communication, whole_s))
+    share = train.accumulate / len(batches)
+    each = Work(samples=work.samples * share, flops=work.flops * share)
+    return _tell(way, train, device, each, (phases, communication, whole_s))
+
+
+def train_of(way: str, train: TrainConfig) -> TrainConfig:
+    """A config's section as a way has it. The released algebra computes nothing anew, and is compiled as little as ours as it
+    is."""
+    changed: dict[str, Any] = {"compile": (train.compile or True) if way == "compiled" else False}
+    if way == "plain":
+        changed["recompute"] = []
+    return train.model_copy(update=changed)
+
+
+def _warm_up(train: TrainConfig, small: bool) -> int:
+    """Steps before the clock runs: until each batch was seen, which compiles all that there is to compile, and seen again, in
+    which graphs are recorded, and once more, in which they run."""
+    if small:
+        return len(LONGER) if train.compile else 1
+    return len(LONGER) * (3 if train.records_graphs else 2)
 
 
 def _tell(
-    way: str, flags: argparse.Namespace, device: torch.device, work: Work, times: tuple[list[float], float, float]
+    way: str, train: TrainConfig, device: torch.device, work: Work, times: tuple[list[float], float, float]
 ) -> float:
     """Print a way's line; ``work`` of a step on average."""
     phases, communication, whole_s = times
     speed = work.samples * distributed.world_size() / whole_s
     tflops = work.flops / whole_s / 1e12
-    peak = flags.peak_tflops or peak_of(device, flags.precision)
+    peak = train.peak_tflops or peak_of(device, train.precision)
     split = ", ".join(f"{name} {value:.1f}" for name, value in zip(PHASES, phases, strict=True))
     line = f"{way}: {speed:.1f} samples/s, {1000 * whole_s:.1f} ms a step ({split}, communication {communication:.1f})"
     if device.type == "cuda":
@@ -314,19 +325,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--warm-up",
         type=positive,
-        help="steps before the clock runs (default: 8; 1 with --small); in the first four all is compiled",
+        help=f"steps before the clock runs (default: {2 * len(LONGER)}, or {3 * len(LONGER)} where graphs are recorded; with "
+        f"--small 1, or {len(LONGER)} compiled); in the first {len(LONGER)} all is compiled",
     )
     parser.add_argument("--config", type=Path, help=f"of pre-training (default: {CONFIG})")
     parser.add_argument(
-        "--precision", choices=("bf16", "fp16", "fp32"), help="bf16 on a GPU that has it, else fp16; fp32 on a CPU"
-    )
-    parser.add_argument("--peak-tflops", type=positive_real, help="the device's dense peak, where it is not known")
-    parser.add_argument(
         "--ways", type=ways, default=list(WAYS), metavar="WAY,...", help=f"in this order (default: {','.join(WAYS)})"
     )
-    parser.add_argument("--small", action="store_true", help="a small model and batch: a check that it runs")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="of the config, such as data.images.batch_size=64"
+        "--small",
+        action="store_true",
+        help="a small model and batch: a check that it runs; on a CPU it compiles for minutes (--ways plain,eager does not)",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="of the config, such as data.images.batch_size=64 train.recompute=[vision] train.compile=reduce-overhead",
     )
     flags = parser.parse_intermixed_args(argv)
     wrong = [text for text in flags.overrides if "=" not in text]
@@ -338,7 +353,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if flags.small:
         flags.config, flags.overrides = small_config, [*small_overrides, *flags.overrides]
     flags.config = flags.config or CONFIG
-    flags.warm_up = flags.warm_up or (1 if flags.small else 8)
     return flags
 
 
@@ -350,10 +364,8 @@ def run(flags: argparse.Namespace) -> int:
     """
     config = config_for(flags.config, flags.overrides)
     with distributed.process_group() as device:
-        on_gpu = device.type == "cuda"
-        flags.precision = flags.precision or (("bf16" if has_bf16() else "fp16") if on_gpu else "fp32")
-        if on_gpu:
-            _print(f"{torch.cuda.get_device_name(device)}, {flags.precision}, {flags.config}")
+        if device.type == "cuda":
+            _print(f"{torch.cuda.get_device_name(device)}, {config.train.precision}, {flags.config}")
         speeds: dict[str, float] = {}
         wanted = ways_for(config, flags.ways)
         for line in filter(None, (step_of(config), steps_apart(config))):

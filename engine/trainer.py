@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -63,6 +64,8 @@ class Trainer:
         self.precision = Precision(train.precision, device)
         self.step, self.consumed, self.tally = 0, 0, Tally()
         self.best: float | None = None
+        self.after: Callable[[str], None] = lambda phase: None
+        """Told when the host has handed over a phase of a step: "forward" and "backward" of each micro-batch, "optimiser"."""
         if checkpoint is not None:
             self._restore(checkpoint)
         self.parallel = data_parallel(self.model, device)
@@ -170,12 +173,15 @@ class Trainer:
                 with self.precision.autocast():
                     terms: Losses = self.parallel(batch)
                 loss = torch.stack([term.weight * term.total / counts[name] for name, term in terms.items()]).sum()
+                self.after("forward")
                 # DDP averages gradients over ranks; each term is already divided by its count over all of them.
                 self.precision.scaler.scale(loss * distributed.world_size()).backward()
+            self.after("backward")
             for name, term in [*terms.items(), ("loss", (loss, 1.0))]:
                 part = term[0].detach() / (counts[name] if name != "loss" else 1)
                 sums[name] = sums[name] + part if name in sums else part
         pending = self._update(sums, micro_batches)
+        self.after("optimiser")
         self.step += 1
         self.consumed += self.config.accumulate * distributed.world_size()
         return pending

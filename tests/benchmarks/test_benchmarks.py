@@ -122,6 +122,9 @@ STEPS = {
 }
 
 
+PEAK = "train.peak_tflops=0.1"
+
+
 def mixed(streams: str) -> list[str]:
     """Overrides of the demo's config."""
     frames = ["model.vision.video.frames=2"] if streams in ("videos", "all") else []
@@ -135,7 +138,7 @@ def assert_is_split(line: str) -> None:
 
 def test_the_ways_to_a_step_are_split_into_their_phases(capsys):
     """Overrides after ``--ways`` are the config's."""
-    flags = ["--small", "--rounds", "1", "--peak-tflops", "0.1", "--ways", "plain,eager", "data.images.batch_size=2"]
+    flags = ["--small", "--rounds", "1", "--ways", "plain,eager", PEAK, "data.images.batch_size=2"]
     assert gpu.main(flags) == 0
     step, plain, eager, which, last = capsys.readouterr().out.splitlines()
     assert step == "a step: 2 pairs of image and text, 6 regions of 2 images"
@@ -148,7 +151,7 @@ def test_the_ways_to_a_step_are_split_into_their_phases(capsys):
 
 @pytest.mark.parametrize("streams", STREAMS)
 def test_all_streams_of_a_config_are_measured(streams, capsys):
-    flags = ["--small", "--rounds", "1", "--peak-tflops", "0.1", "--ways", "plain,eager"]
+    flags = ["--small", "--rounds", "1", "--ways", "plain,eager", PEAK]
     assert gpu.main([*flags, *SMALLER, *mixed(streams)]) == 0
     step, plain, eager, _, _ = capsys.readouterr().out.splitlines()
     assert step == f"a step: {STEPS[streams]}"
@@ -172,14 +175,54 @@ def test_the_compiled_way_is_split_too(capsys, monkeypatch):
 
     monkeypatch.setattr(PretrainModel, "compile_encoders", uncompiled)
     monkeypatch.setattr(gpu, "LONGER", (1.0,))
-    flags = ["--small", "--rounds", "1", "--peak-tflops", "0.1", "--ways", "compiled"]
+    flags = ["--small", "--rounds", "1", "--ways", "compiled", PEAK]
     assert gpu.main([*flags, *SMALLER, *mixed("all")]) == 0
     _, compiled, which, last = capsys.readouterr().out.splitlines()
-    assert calls == [{}]
+    assert calls == [{"mode": None}]
     assert compiled.startswith("compiled: ")
     assert_is_split(compiled)
     assert which == "the fastest is compiled, and the ratio is to compiled"
     assert last == "ratio: 1.00"
+
+
+def test_the_steps_are_those_of_the_config(monkeypatch, capsys):
+    """Which of its keys reach which way; what they do is the trainer's."""
+    asked, steppers = [], []
+    monkeypatch.setattr(PretrainModel, "recompute", lambda model, encoders: asked.append(encoders))
+    monkeypatch.setattr(PretrainModel, "compile_encoders", lambda model, **options: asked.append(options))
+    monkeypatch.setattr(gpu.Stepper, "milliseconds", lambda stepper, *_: steppers.append(stepper) or [[1.0] * 4])
+    given = ["train.recompute=[vision]", "train.precision=bf16", "train.clip_grad_norm=null", "optim.lr=0.5"]
+    assert gpu.main(["--small", "train.accumulate=2", *given]) == 0
+    assert asked == [["vision"], ["vision"], {"mode": None}], "the released algebra computes nothing anew"
+    for stepper in steppers:
+        trainer = stepper.trainer
+        assert (stepper.accumulate, trainer.precision.name, trainer.config.clip_grad_norm) == (2, "bf16", None)
+        assert trainer.groups[0]["peak_lr"] == 0.5
+    assert capsys.readouterr().out.startswith("a step: 2 times 4 pairs of image and text")
+    asked.clear()
+    assert gpu.main(["--small", "train.compile=reduce-overhead", "--ways", "eager,compiled"]) == 0
+    assert asked == [{"mode": "reduce-overhead"}]
+
+
+@pytest.mark.parametrize(
+    ("way", "flags", "steps"),
+    [
+        ("eager", [], 8),
+        ("compiled", [], 8),
+        ("compiled", ["train.compile=max-autotune"], 12),
+        ("eager", ["--small"], 1),
+        ("compiled", ["--small"], 4),
+        ("compiled", ["--small", "--warm-up", "2"], 2),
+    ],
+)
+def test_each_batch_is_seen_before_the_clock_runs(way, flags, steps, monkeypatch):
+    taken = []
+    monkeypatch.setattr(gpu.Stepper, "milliseconds", lambda stepper, steps, _: taken.append(steps) or [[1.0] * 4])
+    monkeypatch.setattr(PretrainModel, "compile_encoders", lambda *_, **__: None)
+    parsed = gpu.parse([*flags, "--ways", way])
+    small_config, small = gpu.SMALL
+    gpu.measure(way, gpu.config_for(small_config, [*small, *parsed.overrides]), parsed, torch.device("cpu"))
+    assert taken == [steps, parsed.rounds]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +257,7 @@ def test_a_config_that_cannot_be_measured_is_refused_in_a_line(wrong, said, caps
         (["foo"], "'foo' is neither a flag nor of the form key=value"),
         (["--ways", "eager,fast"], "argument --ways: 'fast' is none of plain,eager,compiled"),
         (["--ways", "eager,eager"], "argument --ways: 'eager' is given twice"),
-        (["--peak-tflops", "-4"], "argument --peak-tflops: '-4' is not a positive number"),
+        (["--rounds", "-4"], "argument --rounds: '-4' is not a positive number"),
         (["--small", "--config", "configs/demo/pretrain.yaml"], "--small has a config of its own"),
     ],
 )
@@ -229,8 +272,6 @@ def test_the_small_check_keeps_what_the_user_gave():
     flags = gpu.parse(["--small", "--warm-up", "3", "data.images.batch_size=2"])
     assert flags.warm_up == 3
     assert gpu.config_for(flags.config, flags.overrides).data.images.batch_size == 2
-    assert gpu.parse(["--small"]).warm_up == 1
-    assert gpu.parse([]).warm_up == 8
 
 
 def test_a_way_that_needs_too_much_memory_does_not_end_the_others(capsys, monkeypatch):
