@@ -268,7 +268,9 @@ def spoken(text: str | Mapping[str, str | list[str]], language: str | None) -> l
 
 
 def broken_key(raw: RawRecord, key: str) -> BrokenRecordError:
-    """The error for an absent key, with the keys that are there."""
+    """The error for an absent key, with the keys that are there, or for one without a value."""
+    if key in raw.values:
+        return BrokenRecordError("missing key", raw.place, f"{key!r} is null")
     known = ", ".join(sorted(map(str, raw.values))) or "none"
     return BrokenRecordError("missing key", raw.place, f"no {key!r}; keys: {known[:200]}")
 

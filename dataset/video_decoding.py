@@ -302,5 +302,7 @@ def _reading(path: Path, place: str) -> Iterator[None]:
     except ImportError as error:
         raise UserError(f"{place}: {path} is a video file, and {error.name} cannot be loaded; pip install it") from None
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise BrokenRecordError("unreadable video", place, f"{path}: {reason}") from None
+        # PyAV's errors repeat the path and FFmpeg's log after what they mean.
+        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0][:200] or type(error).__name__
+        detail = reason if place == str(path) else f"{path}: {reason}"
+        raise BrokenRecordError("unreadable video", place, detail) from None

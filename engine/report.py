@@ -24,6 +24,9 @@ from utils.files import replacing
 TOLD_WAIT = 0.05
 """Share of the time that is waited for data from which on the progress bar says so."""
 
+COMPILING = 8
+"""Steps of a run with compiled encoders in which a form of them may still be compiled; they are left out of the rates."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -73,7 +76,7 @@ class Reporter:
         self.config, self.steps, self.tally, self.learning_rates = config, steps, tally, learning_rates
         self.folder, self.metrics, self.progress = folder, metrics, progress
         peak = config.peak_tflops or peak_of(device, config.precision)
-        self.throughput = Throughput(distributed.world_size(), peak)
+        self.throughput = Throughput(distributed.world_size(), peak, COMPILING if config.compile else 1)
         self.clock = time.perf_counter()
 
     def __call__(self, pending: PendingStep) -> None:

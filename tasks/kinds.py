@@ -34,11 +34,13 @@ def kind_of(path: Path, overrides: list[str], task: str | None = None) -> Kind:
     """Of the config's ``task``, or of ``task`` where it has none.
 
     Raises:
-        UserError: if there is no such file, or none of the two is a task.
+        UserError: if there is no such file, the two contradict each other, or none of them is a task.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such config file")
     said = peek(path, overrides, "task")
+    if said is not None and task is not None and said != task:
+        raise UserError(f"{path}: this is a config of task {said}; leave out --task {task}")
     name = task if said is None else said
     if not isinstance(name, str) or name not in KINDS:
         raise UserError(f"{path}: task is {name!r}, none of {', '.join(KINDS)}; set it, or give --task NAME")

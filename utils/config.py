@@ -39,6 +39,9 @@ class ConfigError(UserError):
 
 
 C = TypeVar("C", bound=Config)
+COMMAND_LINE = "command line"
+"""The place of an override."""
+
 KeyPath = tuple[str, ...]
 Places = dict[KeyPath, str]
 
@@ -179,26 +182,26 @@ def _apply_override(values: dict[str, Any], override: str, places: Places, findi
     name, equals, text = override.partition("=")
     keys = tuple(name.split("."))
     if not equals or not all(keys):
-        findings.append(f"command line: {override!r} is not of the form section.key=value")
+        findings.append(f"{COMMAND_LINE}: {override!r} is not of the form section.key=value")
         return
     try:
         value = _plain(YAML(typ="rt").load(text)) if text.strip() else None
     except (MarkedYAMLError, ReaderError):
-        findings.append(f"command line: the value of {override!r} is not valid YAML; quote it")
+        findings.append(f"{COMMAND_LINE}: the value of {override!r} is not valid YAML; quote it")
         return
     node = values
     for depth, key in enumerate(keys[:-1], start=1):
         child = node.get(key)
         if isinstance(child, list):
-            findings.append(f"command line: {'.'.join(keys[:depth])} is a list; give it whole")
+            findings.append(f"{COMMAND_LINE}: {'.'.join(keys[:depth])} is a list; give it whole")
             return
         if not isinstance(child, dict):
             child = {}
             node[key] = child
-            places[keys[:depth]] = "command line"
+            places[keys[:depth]] = COMMAND_LINE
         node = child
     node[keys[-1]] = value
-    places[keys] = "command line"
+    places[keys] = COMMAND_LINE
 
 
 def _finding(error: dict[str, Any], schema: type[Config], places: Places, source: str) -> str:
@@ -216,6 +219,9 @@ def _finding(error: dict[str, Any], schema: type[Config], places: Places, source
         return f"{place}: {name} is missing; add it or give {name}=... on the command line"
     message = str(error["msg"]).removeprefix("Value error, ")
     if isinstance(error["input"], Mapping | BaseModel):
+        given = any(where == COMMAND_LINE and key[: len(keys)] == keys for key, where in places.items())
+        if given and place != COMMAND_LINE:
+            place = f"{COMMAND_LINE} and {place}"
         return f"{place}: {name}: {message}"
     return f"{place}: {name} = {error['input']!r}: {message}"
 

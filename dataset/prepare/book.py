@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from dataset.prepare.folders import already_made
 from utils.errors import UserError
 from utils.files import replacing, write_text
 
-ARGUMENTS, MADE = "arguments.json", "made.jsonl"
+ARGUMENTS, MADE, BROKEN, LOCK = "arguments.json", "made.jsonl", "broken.jsonl", "lock"
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,31 @@ class Entry:
     broken: tuple[dict[str, str], ...] = ()
 
 
+@contextmanager
+def alone_in(out: Path, name: str) -> Iterator[None]:
+    """Nobody else fills ``out`` (made if missing) meanwhile, on this machine or another that shares it; ``name`` as of a
+    :class:`Book`.
+
+    Raises:
+        UserError: somebody does, or it cannot be written.
+    """
+    try:
+        (out / name).mkdir(parents=True, exist_ok=True)
+        lock = (out / name / LOCK).open("w")  # its file stays: who deletes it may delete another's
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{out}: another run is filling it; let it end, or give another folder") from None
+    except OSError as error:
+        raise cannot_write(error, out) from None
+    with lock:
+        yield
+
+
 class Book:
     """The files of a folder that are whole, which ``out/<name>/`` keeps: ``arguments.json``, ``made.jsonl`` and ``broken.jsonl``.
 
     Args:
-        out: the folder; made if missing.
+        out: the folder, in which :func:`alone_in` lets nobody else be.
         name: of the command's own folder in it.
         arguments: of the making; those of a run that goes on are the same.
         names: of the files that are to be made.
@@ -48,7 +69,7 @@ class Book:
 
     def __init__(self, out: Path, name: str, arguments: Mapping[str, Any], names: Iterable[str], *, overwrite: bool):
         self.out, self.folder = out, out / name
-        self.broken_path = self.folder / "broken.jsonl"
+        self.broken_path = self.folder / BROKEN
         names = set(names)
         try:
             # What was broken once and is no longer asked for is forgotten.
@@ -62,19 +83,21 @@ class Book:
             raise cannot_write(error, out) from None
 
     def whole(self, name: str, source: Path) -> Entry | None:
-        """The entry of a file that need not be made again: it is there, and its source is of the size that it had.
+        """The entry of a file that need not be made again: it and its source are of the sizes that they had.
 
         Raises:
             UserError: it was made from another source.
         """
         entry = self.entries.get(name)
-        if entry is None or not (self.out / name).exists():
+        path = self.out / name
+        if entry is None or not path.exists():
             return None
         if entry.source != str(source.resolve()):
             raise UserError(
-                f"{self.out / name} was made from {entry.source}, not from {source}; give another folder, or --overwrite"
+                f"{path} was made from {entry.source}, not from {source}; give another folder, or --overwrite"
             )
-        return entry if entry.source_bytes == source.stat().st_size else None
+        sizes = (path.stat().st_size, source.stat().st_size)
+        return entry if sizes == (entry.bytes, entry.source_bytes) else None
 
     def add(self, entry: Entry) -> None:
         """Note that a file is whole, or that it cannot be made."""
@@ -95,8 +118,8 @@ class Book:
         for name in self.entries:
             (self.out / name).unlink(missing_ok=True)
         self.entries = {}
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        for file in (ARGUMENTS, MADE, BROKEN):
+            (self.folder / file).unlink(missing_ok=True)
         write_text(self.folder / ARGUMENTS, json.dumps({"arguments": dict(arguments)}, indent=2) + "\n")
 
     def _read(self) -> dict[str, Entry]:

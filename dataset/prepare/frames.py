@@ -10,7 +10,8 @@ them once and keeps the frames of whole seconds (X²-VLM, section 3.2) as base64
 
 A video that cannot be read is left out, with its record, counted, and named in DIR/_frames/broken.jsonl. A run that was
 interrupted goes on with the same command: shards and lists that are whole are not made again, and one that was deleted, or whose
-source has another size than before, is.
+source has another size than before, is. Broken videos of a folder are tried again each time; those of a shard once it is deleted.
+One run at a time fills DIR.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from torch import Tensor
 
 from dataset.images import shrink
 from dataset.pictures import Picture, encode_jpeg, pixels_of
-from dataset.prepare.book import Book, Entry, cannot_write, json_line
+from dataset.prepare.book import Book, Entry, alone_in, cannot_write, json_line
 from dataset.prepare.folders import LineParser, tally, whole_number
 from dataset.prepare.processes import cores, in_order
 from dataset.readers import Shards
@@ -286,13 +287,20 @@ def build(
     """Make those of ``outputs`` in ``out`` that are not there yet, by ``workers`` processes.
 
     Raises:
-        UserError: as :class:`Book`; or no video could be read.
+        UserError: as :class:`Book` and :func:`~dataset.prepare.book.alone_in`; or no video could be read.
     """
-    started = time.monotonic()
     taken = {output.source.resolve(): output.name for output in outputs}
     for output in outputs:
         if (out / output.name).resolve() in taken:
             raise UserError(f"{out}: {output.name} would replace what it is made from; give another folder")
+    with alone_in(out, BOOK):
+        return _build(out, outputs, arguments, workers, overwrite, progress)
+
+
+def _build(
+    out: Path, outputs: Sequence[Output], arguments: Mapping[str, Any], workers: int, overwrite: bool, progress: bool
+) -> Summary:
+    started = time.monotonic()
     book = Book(out, BOOK, arguments, (output.name for output in outputs), overwrite=overwrite)
     left = [output for output in outputs if book.whole(output.name, output.source) is None]
     count, before = sum(output.count for output in left), sum(output.count for output in outputs)

@@ -21,6 +21,7 @@ from dataset.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.images import AugmentConfig
 from dataset.pictures import pixels_of
 from dataset.prepare import frames
+from dataset.prepare.book import alone_in
 from dataset.prepare.frames import FrameMaking, Summary, build, outputs_of_folder, outputs_of_shards
 from dataset.pretrain import DataConfig, PretrainBatches, VideoStreamConfig
 from dataset.video import FrameSampler, VideoReadingConfig, VideoSource, read_frames
@@ -222,6 +223,7 @@ def test_what_is_broken_is_left_out_told_and_written_down(videos, tmp_path, writ
         {"video": "broken.mp4", "caption": "c"},
         "{not json",
         {"caption": "d"},
+        {"video": None, "caption": "n"},
         {"video": [], "caption": "e"},
         {"video": 3, "caption": "f"},
         {"video": "video0.mp4", "caption": "two"},
@@ -230,18 +232,31 @@ def test_what_is_broken_is_left_out_told_and_written_down(videos, tmp_path, writ
     with caplog.at_level(logging.WARNING):
         summary = shards([file], tmp_path / "out", root=videos, workers=2)
     assert [row["caption"] for row in rows(tmp_path / "out/a.jsonl")] == ["one", "two"]
-    kinds = {"missing video": 5, "unreadable video": 2, "bad json": 1, "missing key": 1, "wrong type": 1}
+    kinds = {"missing video": 5, "unreadable video": 2, "bad json": 1, "missing key": 2, "wrong type": 1}
     assert summary.broken == kinds
     assert "2 videos, 8 frames" in summary.line()
-    assert "10 broken (5 missing video, 2 unreadable video, 1 bad json" in summary.line()
+    assert "11 broken (5 missing video, 2 unreadable video" in summary.line()
     told = [record.getMessage() for record in caplog.records]
     assert sum("missing video" in each for each in told) == frames.NAMED
     assert told[2].startswith(
         f"left out: {file}:4: missing video: {videos}/none2.mp4 does not exist (more of this kind"
     )
     written = rows(tmp_path / "out/_frames/broken.jsonl")
-    assert [each["place"].rsplit(":", 1)[1] for each in written] == ["2", "3", "4", "5", "6", "7", "8", "9", "10", "11"]
+    assert [each["place"].rsplit(":", 1)[1] for each in written] == [
+        "2",
+        "3",
+        "4",
+        "5",
+        "6",
+        "7",
+        "8",
+        "9",
+        "10",
+        "11",
+        "12",
+    ]
     assert written[5].keys() == {"place", "reason", "detail"}
+    assert written[8]["detail"] == "'video' is null"
     assert "truncated" in written[5]["detail"] or "broken.mp4" in written[5]["detail"]
 
 
@@ -297,6 +312,23 @@ def test_an_interrupted_folder_goes_on(videos, tmp_path, monkeypatch):
     assert len([name for name in contents(tmp_path / "out") if name.endswith(".json")]) == 2
     assert lists(videos, tmp_path / "out").made == 1
     assert contents(tmp_path / "out").keys() == {"video0.json", "sub/video7010.json", "clip.b_3_9.json"}
+
+
+def test_two_runs_do_not_fill_one_folder(videos, tmp_path):
+    with (
+        alone_in(tmp_path / "out", frames.BOOK),
+        pytest.raises(UserError, match=r"out: another run is filling it; let it end, or give another folder$"),
+    ):
+        lists(videos, tmp_path / "out")
+    assert lists(videos, tmp_path / "out").made == 3
+
+
+def test_a_file_that_is_not_as_it_was_made_is_made_again(videos, tmp_path):
+    whole = lists(videos, tmp_path / "out") and contents(tmp_path / "out")
+    with (tmp_path / "out/video0.json").open("ab") as stream:
+        stream.write(b"\0\0")
+    assert lists(videos, tmp_path / "out").made == 1
+    assert contents(tmp_path / "out") == whole
 
 
 def test_what_was_mended_added_deleted_or_changed_is_made(videos, tmp_path):

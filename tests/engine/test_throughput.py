@@ -20,6 +20,15 @@ def test_neither_the_first_step_nor_a_validation_counts():
     assert found == pytest.approx({**expected, "data_wait": 0.3})
 
 
+def test_so_many_steps_at_the_beginning_do_not_count():
+    throughput = Throughput(devices=1, peak_tflops=None, uncounted=3)
+    for at in (0.0, 60.0, 90.0):
+        throughput.add(Work(samples=5), at, waited_s=9.0)
+        assert throughput.rates() == {}
+    throughput.add(Work(samples=6), 92.0, waited_s=1.0)
+    assert throughput.rates().items() >= {"samples_per_s": 3, "data_wait": 0.5}.items()
+
+
 def test_rates_start_anew_once_they_were_asked_for():
     throughput = Throughput(devices=1, peak_tflops=None)
     assert throughput.rates() == {}

@@ -100,6 +100,14 @@ def test_the_first_step_has_no_rates_and_a_cpu_no_utilisation(tmp_path):
     assert "utilisation" not in second
 
 
+def test_the_phases_of_a_step_are_told(tmp_path):
+    run = trainer(tmp_path, accumulate=2)
+    told = []
+    run.after = told.append
+    run.train_step([points(0), points(1)])
+    assert told == ["forward", "backward", "forward", "backward", "optimiser"]
+
+
 def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path):
     run = trainer(tmp_path, ToyTask(poison={2}), steps=3, max_skipped_steps=1)
     before = []

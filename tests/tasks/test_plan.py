@@ -145,6 +145,11 @@ def test_a_mistake_ends_with_a_line_and_status_2(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: command line: optim.lrr is not a field of OptimConfig")
 
 
+def test_a_task_that_contradicts_the_config_is_refused():
+    with pytest.raises(UserError, match=r"base_4m.yaml: this is a config of task pretrain; leave out --task vqa$"):
+        planned(BASE, "--memory", "80", "--task", "vqa")
+
+
 def test_the_time_of_a_step_is_measured_by_taking_it():
     schema, kind = kind_of(Path(BASE), [])
     config = scaled(load_config(BASE, [*SMALL, "train.precision=fp32"], schema), kind, 4)

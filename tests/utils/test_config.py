@@ -107,6 +107,27 @@ def test_a_section_that_contradicts_itself_is_named_without_its_content(write):
     assert error.value.findings == [f"{path}:1: span: low exceeds high"]
 
 
+def test_a_section_that_the_command_line_made_contradict_itself_is_placed_there_too(write):
+    class Range(Config):
+        low: int = 0
+        high: int = 9
+
+        @model_validator(mode="after")
+        def _in_order(self):
+            if self.low > self.high:
+                raise ValueError("low is above high")
+            return self
+
+    class Whole(Config):
+        range: Range = Range()
+
+    path = write("a.yaml", "range: {low: 1}\n")
+    with pytest.raises(ConfigError, match=rf"^command line and {path}:1: range: low is above high$"):
+        load_config(path, ["range.high=0"], Whole)
+    with pytest.raises(ConfigError, match=r"^command line: range: low is above high$"):
+        load_config(write("b.yaml", ""), ["range={low: 3, high: 2}"], Whole)
+
+
 def test_a_config_is_immutable(write):
     config = load_config(write("a.yaml", "optim: {lr: 1}\n"), [], Outer)
     with pytest.raises(ValueError, match="frozen"):
