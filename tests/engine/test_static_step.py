@@ -10,19 +10,28 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.synthetic import pretrain_batch
 from dataset.pretrain import PretrainBatches
+from engine.memory import trainer_of
 from models import fusion, layout
 from tasks.pretrain import PretrainConfig, PretrainTask
-from utils.batch import PretrainBatch
+from utils.batch import PretrainBatch, Work
 from utils.config import load_config
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "repeat_interleave.Tensor", "equal")
 """Operations after which the host waits for the device, since it reads a number or a size."""
 
 
+INDEXES = ("aten.index.", "aten.index_put")
+"""Wait too where a place is told by a mask, whose true elements are to be counted."""
+
+
 class NoWaiting(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert not any(name in str(func) for name in WAITS), f"{func} would wait for the device"
+        waits = any(name in str(func) for name in WAITS)
+        if str(func).startswith(INDEXES):
+            waits = any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1])
+        assert not waits, f"{func} would wait for the device"
         return func(*args, **(kwargs or {}))
 
 
@@ -68,6 +77,45 @@ def test_forward_and_backward_never_wait_for_the_device(task, as_on_a_gpu):
     with NoWaiting():
         backward(task, batch)
         task.model.counts(batch)
+
+
+ALL = [
+    "data.videos={files: [x], batch_size: 3}",
+    "data.texts={files: [x], batch_size: 5}",
+    "data.pairs={files: [x], batch_size: 3}",
+    "model.vision.video.frames=2",
+]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        ["train.precision=bf16", "train.recompute=[vision,text,fusion]"],
+        ["train.clip_grad_norm=null", "train.accumulate=2"],
+        ["model.vision.drop_path=0.2", "model.text.drop_path=0.2", "model.fusion.drop_path=0.2"],
+    ],
+    ids=["fp32", "bf16 and recompute", "accumulated", "drop path"],
+)
+@pytest.mark.parametrize("static", [False, True])
+def test_a_step_of_the_trainer_never_waits_for_the_device(given, static, tiny_overrides, as_on_a_gpu):
+    """Of all streams, with all their matching losses and without; clipping, optimiser and what is told of the step included."""
+    config = load_config("configs/demo/pretrain.yaml", [*tiny_overrides, *ALL, *given], PretrainConfig)
+    model = PretrainTask.build_model(config, 200)
+    model.work = lambda batch: Work()  # is counted from batches on the host, on a GPU too
+    trainer = trainer_of(model, config.train, config.optim, torch.device("cpu"))
+    made = [pretrain_batch(config.data, model.vision, 200, seed=seed, static=static) for seed in (0, 1)]
+    for batches_of_step in (made, [replace(batch, unmatched=("images", "videos")) for batch in made]):
+        step = batches_of_step[: config.train.accumulate]
+        trainer.train_step(step)  # the optimiser makes its states, and tables are made
+        with NoWaiting():
+            told = trainer.train_step(step)
+        assert not told.read()["bad"]
+
+
+def test_the_guard_finds_masks_that_tell_places():
+    with NoWaiting(), pytest.raises(AssertionError, match="would wait"):
+        torch.zeros(3)[torch.tensor([True, False, True])]
 
 
 def test_the_guard_finds_what_waits(task):
