@@ -44,17 +44,6 @@ PADDED = Padding(40, 64)
 """As released."""
 
 
-class PlainPath(nn.Module):
-    """:func:`plain_losses` as a module, which DDP can wrap."""
-
-    def __init__(self, model: PretrainModel, padded: Padding = PADDED):
-        super().__init__()
-        self.model, self.padded = model, padded
-
-    def forward(self, batch: PretrainBatch) -> Losses:
-        return plain_losses(self.model, batch, self.padded)
-
-
 def why_not_plain(model: PretrainModel) -> str | None:
     """What is so of a model whose losses are not written out here; None: they are."""
     if not isinstance(model.text, TextEncoder):

@@ -17,32 +17,26 @@ One run at a time fills DIR.
 from __future__ import annotations
 
 import argparse
-import base64
 import glob
 import itertools
-import json
 import logging
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from dataset.images import shrink
-from dataset.pictures import Picture, encode_jpeg, pixels_of
-from dataset.prepare.book import Book, Entry, alone_in, cannot_write, json_line
+from dataset.prepare.book import BROKEN, Book, Entry, alone_in, cannot_write
 from dataset.prepare.folders import LineParser, tally, whole_number
+from dataset.prepare.frame_making import MAKING, FrameMaking, Job, Made, killed, work
 from dataset.prepare.processes import cores, in_order
 from dataset.readers import Shards
 from dataset.records import BrokenRecordError, broken_key
-from dataset.video import VideoReadingConfig, VideoSource, check_backend, read_frames, sample_frames, video_source
+from dataset.video import VideoReadingConfig, VideoSource, check_backend, video_source
 from dataset.video_files import VIDEO_SUFFIXES
 from utils import logging as logs
 from utils.batch import BrokenRecord
@@ -57,113 +51,7 @@ BOOK = "_frames"
 NAMED = 3
 """Broken videos of a kind that are told at once; all are in the file."""
 
-MAKING = 1
-"""Goes up when the same arguments give other frames."""
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FrameMaking:
-    """Which frames are taken of a video, and how they are kept.
-
-    Args:
-        reading: candidates in a second, backend, time limit.
-        short_side: of a frame in pixels, at most.
-        quality: of a JPEG.
-        max_frames: of a video, at even distances; None: all.
-        max_pixels: a video with larger frames is broken.
-    """
-
-    reading: VideoReadingConfig = field(default_factory=lambda: VideoReadingConfig(time_limit_s=600))
-    short_side: int = 384
-    quality: int = 90
-    max_frames: int | None = None
-    max_pixels: int = 80_000_000
-
-    def frames(self, source: VideoSource) -> list[str]:
-        """The frames as base64 JPEGs.
-
-        Raises:
-            BrokenRecordError: as :func:`~dataset.video.read_frames`.
-        """
-
-        def choose(count: int) -> Sequence[int]:
-            limit = self.max_frames
-            return range(count) if limit is None or count <= limit else sample_frames(count, limit)
-
-        encoded = read_frames(source, self.reading, choose, self._encoded, self.max_pixels)
-        return [base64.b64encode(content.numpy().tobytes()).decode("ascii") for content in encoded]
-
-    def _encoded(self, frame: Tensor | Picture) -> Tensor:
-        """(bytes,) uint8: of a long video, only the encoded frames are there all at once."""
-        return torch.frombuffer(
-            bytearray(encode_jpeg(shrink(pixels_of(frame), self.short_side), self.quality)), dtype=torch.uint8
-        )
-
-    def clips(self, value: Any, key: str, place: str, folder: Path) -> list[list[str]]:
-        """The frames of each clip under ``key``: of one video, or of a list of lists of pictures. Base64 pictures stay as they
-        are, also where they are larger.
-
-        Raises:
-            BrokenRecordError: as :func:`~dataset.video.video_source` and :func:`~dataset.video.read_frames`.
-        """
-        if has_clips(value):
-            return [self.clips(clip, f"{key}[{number}]", place, folder)[0] for number, clip in enumerate(value)]
-        source = video_source(value, key, place, folder)
-        if source.path is None and all(frame.path is None for frame in source.frames):
-            return [value]
-        return [self.frames(source)]
-
-
-def has_clips(value: Any) -> bool:
-    """Whether a record's video is several clips (see :mod:`dataset.clips`)."""
-    return isinstance(value, list) and bool(value) and all(isinstance(clip, list) for clip in value)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A record whose video is to be made frames of. ``broken``: the record itself. ``bare``: only the frames are wanted."""
-
-    making: FrameMaking
-    place: str
-    folder: Path
-    values: Mapping[str, Any]
-    key: str = "video"
-    bare: bool = False
-    broken: BrokenRecord | None = None
-
-
-@dataclass(frozen=True)
-class Made:
-    """What is written of a record, and how many ``videos`` and ``frames`` it has."""
-
-    content: bytes
-    videos: int
-    frames: int
-
-
-def work(job: Job) -> Made | BrokenRecord:
-    """What becomes of a record; any fault of its video is given back."""
-    if job.broken is not None:
-        return job.broken
-    value = job.values.get(job.key)
-    try:
-        clips = job.making.clips(value, job.key, job.place, job.folder)
-    except BrokenRecordError as error:
-        return error.as_broken()
-    except (OSError, MemoryError) as error:
-        return BrokenRecord("unreadable video", job.place, str(error) or "it needs more memory than there is")
-    frames: Any = clips if has_clips(value) else clips[0]
-    content = json.dumps(frames).encode("ascii") if job.bare else json_line({**job.values, job.key: frames})
-    return Made(content, len(clips), sum(map(len, clips)))
-
-
-def killed(job: Job) -> BrokenRecord:
-    """What is told of a video whose reading ended its process."""
-    return BrokenRecord(
-        "unreadable video", job.place, "the process that read it died (a fault of the decoder, or memory)"
-    )
 
 
 @dataclass(frozen=True)
@@ -197,10 +85,9 @@ def outputs_of_shards(
             return Job(making, error.place, Path(), {}, broken=error.as_broken())
         return Job(making, raw.place, video_root or raw.folder, raw.values, video_key)
 
-    starts = itertools.accumulate(shards.sizes, initial=0)
     outputs = [
-        Output(path.stem + ".jsonl", path, size, partial(map, job, range(start, start + size)))
-        for path, start, size in zip(shards.paths, starts, shards.sizes, strict=False)
+        Output(path.stem + ".jsonl", path, size, partial(map, job, range(end - size, end)))
+        for path, size, end in zip(shards.paths, shards.sizes, itertools.accumulate(shards.sizes), strict=True)
     ]
     _check_names(outputs, "--records", "rename one, or make it in a folder of its own")
     _check_decoder((source for start in shards.starts for source in _sources(job(start))), making)
@@ -368,7 +255,7 @@ def _make(
 def _tell(broken: BrokenRecord, told: Counter[str]) -> None:
     told[broken.kind] += 1
     if told[broken.kind] <= NAMED:
-        more = f" (more of this kind are only written to {BOOK}/broken.jsonl)" if told[broken.kind] == NAMED else ""
+        more = f" (more of this kind are only written to {BOOK}/{BROKEN})" if told[broken.kind] == NAMED else ""
         logger.warning("left out: %s: %s: %s%s", broken.place, broken.kind, broken.message, more)
 
 
@@ -473,7 +360,7 @@ def main() -> int:
     else:
         sys.stdout.write(f"{flags.out} is already complete with these arguments; nothing to do\n")
     if made.broken:
-        sys.stdout.write(f"all that is broken: {flags.out / BOOK / 'broken.jsonl'}\n")
+        sys.stdout.write(f"all that is broken: {flags.out / BOOK / BROKEN}\n")
     return 0
 
 

@@ -22,7 +22,8 @@ from dataset.images import AugmentConfig
 from dataset.pictures import pixels_of
 from dataset.prepare import frames
 from dataset.prepare.book import alone_in
-from dataset.prepare.frames import FrameMaking, Summary, build, outputs_of_folder, outputs_of_shards
+from dataset.prepare.frame_making import FrameMaking
+from dataset.prepare.frames import Summary, build, outputs_of_folder, outputs_of_shards
 from dataset.pretrain import DataConfig, PretrainBatches, VideoStreamConfig
 from dataset.video import FrameSampler, VideoReadingConfig, VideoSource, read_frames
 from dataset.video_files import Videos

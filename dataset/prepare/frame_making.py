@@ -1,0 +1,126 @@
+"""What becomes of one record whose video is made into a list of frames."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataset.images import shrink
+from dataset.pictures import Picture, encode_jpeg, pixels_of
+from dataset.prepare.book import json_line
+from dataset.records import BrokenRecordError
+from dataset.video import VideoReadingConfig, VideoSource, read_frames, sample_frames, video_source
+from utils.batch import BrokenRecord
+
+MAKING = 1
+"""Goes up when the same arguments give other frames."""
+
+
+@dataclass(frozen=True)
+class FrameMaking:
+    """Which frames are taken of a video, and how they are kept.
+
+    Args:
+        reading: candidates in a second, backend, time limit.
+        short_side: of a frame in pixels, at most.
+        quality: of a JPEG.
+        max_frames: of a video, at even distances; None: all.
+        max_pixels: a video with larger frames is broken.
+    """
+
+    reading: VideoReadingConfig = field(default_factory=lambda: VideoReadingConfig(time_limit_s=600))
+    short_side: int = 384
+    quality: int = 90
+    max_frames: int | None = None
+    max_pixels: int = 80_000_000
+
+    def frames(self, source: VideoSource) -> list[str]:
+        """The frames as base64 JPEGs.
+
+        Raises:
+            BrokenRecordError: as :func:`~dataset.video.read_frames`.
+        """
+
+        def choose(count: int) -> Sequence[int]:
+            limit = self.max_frames
+            return range(count) if limit is None or count <= limit else sample_frames(count, limit)
+
+        encoded = read_frames(source, self.reading, choose, self._encoded, self.max_pixels)
+        return [base64.b64encode(content.numpy().tobytes()).decode("ascii") for content in encoded]
+
+    def _encoded(self, frame: Tensor | Picture) -> Tensor:
+        """(bytes,) uint8: of a long video, only the encoded frames are there all at once."""
+        return torch.frombuffer(
+            bytearray(encode_jpeg(shrink(pixels_of(frame), self.short_side), self.quality)), dtype=torch.uint8
+        )
+
+    def clips(self, value: Any, key: str, place: str, folder: Path) -> list[list[str]]:
+        """The frames of each clip under ``key``: of one video, or of a list of lists of pictures. Base64 pictures stay as they
+        are, also where they are larger.
+
+        Raises:
+            BrokenRecordError: as :func:`~dataset.video.video_source` and :func:`~dataset.video.read_frames`.
+        """
+        if has_clips(value):
+            return [self.clips(clip, f"{key}[{number}]", place, folder)[0] for number, clip in enumerate(value)]
+        source = video_source(value, key, place, folder)
+        if source.path is None and all(frame.path is None for frame in source.frames):
+            return [value]
+        return [self.frames(source)]
+
+
+def has_clips(value: Any) -> bool:
+    """Whether a record's video is several clips (see :mod:`dataset.clips`)."""
+    return isinstance(value, list) and bool(value) and all(isinstance(clip, list) for clip in value)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A record whose video is to be made frames of. ``broken``: the record itself. ``bare``: only the frames are wanted."""
+
+    making: FrameMaking
+    place: str
+    folder: Path
+    values: Mapping[str, Any]
+    key: str = "video"
+    bare: bool = False
+    broken: BrokenRecord | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is written of a record, and how many ``videos`` and ``frames`` it has."""
+
+    content: bytes
+    videos: int
+    frames: int
+
+
+def work(job: Job) -> Made | BrokenRecord:
+    """What becomes of a record; any fault of its video is given back."""
+    if job.broken is not None:
+        return job.broken
+    value = job.values.get(job.key)
+    try:
+        clips = job.making.clips(value, job.key, job.place, job.folder)
+    except BrokenRecordError as error:
+        return error.as_broken()
+    except (OSError, MemoryError) as error:
+        return BrokenRecord("unreadable video", job.place, str(error) or "it needs more memory than there is")
+    frames: Any = clips if has_clips(value) else clips[0]
+    content = json.dumps(frames).encode("ascii") if job.bare else json_line({**job.values, job.key: frames})
+    return Made(content, len(clips), sum(map(len, clips)))
+
+
+def killed(job: Job) -> BrokenRecord:
+    """What is told of a video whose reading ended its process."""
+    return BrokenRecord(
+        "unreadable video", job.place, "the process that read it died (a fault of the decoder, or memory)"
+    )
