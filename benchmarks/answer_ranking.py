@@ -23,7 +23,7 @@ import torch
 from models.answer_ranking import AnswerTree, RankedAnswers, Ranking, best_first, rank_answers
 from models.encoded import Encoded
 from models.fusion import FusionConfig
-from models.layers import LayerConfig
+from models.blocks import BlockConfig
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.vqa import AnswerDecoder, VQAModelConfig
@@ -44,7 +44,7 @@ def build(width: int, layers: int, vocab: int) -> AnswerDecoder:
     heads = max(1, width // 64)
     arch = TextArchitecture(vocab_size=vocab, width=width, layers=1, heads=heads, intermediate=4 * width)
     config = VQAModelConfig(vision=VisionConfig(), text=TextConfig(arch=arch), fusion=FusionConfig(layers=layers))
-    sizes = LayerConfig(width=width, heads=heads, intermediate=4 * width)
+    sizes = BlockConfig(width=width, heads=heads, intermediate=4 * width)
     return AnswerDecoder(config, arch, sizes).eval()
 
 

@@ -27,7 +27,8 @@ from dataset.pretrain import DataConfig, ImageStreamConfig, RegionStreamConfig
 from engine.memory import trainer_of
 from engine.train_config import TrainConfig
 from models.fusion import FusionConfig
-from models.pretrain import PretrainModel, PretrainModelConfig
+from models.multigrained import PretrainModelConfig
+from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from optim import OptimConfig

@@ -17,13 +17,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.encoded import Concepts, Encoded
+from models.encoded import Encoded
+from models.vision import Concepts
 from models.fusion import FusionConfig, Look
 from models.reranking import TextBank, score_pairs
 from models.retrieval import RetrievalModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
-from models.xvlm import AligningConfig
+from models.align import AligningConfig
 from utils.launcher import positive
 
 IMAGES, CAPTIONS, K = 5000, 25010, 80

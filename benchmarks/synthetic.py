@@ -150,7 +150,6 @@ def _scattered(
         part,
         pixels=torch.cat([part.pixels, black]),
         image_index=index,
-        max_rows_per_image=max(int(index.bincount().max()), stream.max_regions if static else 0),
         patch_mask=(inside[:, 1, :, None] & inside[:, 0, None, :]).flatten(1),
         boxes_cxcywh=torch.cat([(low + high) / 2, high - low], dim=1),
     )

@@ -395,7 +395,6 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
             text=self.text.encode_plain([example.question for example in examples]),
             answers=self.answers.encode_plain([answer for answer, _ in answers]),
             question_of_answer=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
-            answers_per_question=max(counts),
             weights=torch.tensor([weight for _, weight in answers]),
             valid=valid,
             **made,

@@ -18,7 +18,7 @@ class TaskModel(Protocol):
     def __call__(self, batch: Any) -> Losses:
         """All losses of a micro-batch, as sums."""
 
-    def recompute(self, parts: Collection[Encoder]) -> None:
+    def set_recompute(self, parts: Collection[Encoder]) -> None:
         """Keep no activations of these encoders for the backward pass."""
 
     def compile_encoders(self, *, mode: str | None) -> None:

@@ -73,7 +73,7 @@ class Trainer:
     def _set_up_encoders(self) -> None:
         model = cast(TaskModel, self.model)
         if self.config.recompute:
-            model.recompute(self.config.recompute)
+            model.set_recompute(self.config.recompute)
         if self.config.compile:
             logger.info("train.compile: the encoders are compiled in the first steps, each of which can take minutes")
             model.compile_encoders(mode=None if self.config.compile is True else self.config.compile)

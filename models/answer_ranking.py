@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.encoded import Encoded
-from models.fusion import ImageMemory, LayerMemory, Look
+from models.memory import CrossMemory
+from models.packing import PackedTexts
 from models.vqa import AnswerDecoder
 
 Ranking = Literal["likelihood", "released"]
@@ -82,7 +82,7 @@ class RankedAnswers:
 
 def rank_answers(
     decoder: AnswerDecoder,
-    questions: Encoded,
+    questions: PackedTexts,
     tree: AnswerTree,
     k: int,
     ranking: Ranking,
@@ -100,7 +100,7 @@ def rank_answers(
     """
     if nodes_per_call is None:
         nodes_per_call = 640 if questions.states.device.type == "cpu" else 8192
-    memory = decoder.remember_text(questions)
+    memory = decoder.questions_memory(questions)
     first = _first_tokens(decoder, memory, tree)
     opening = first.index_select(1, torch.from_numpy(tree.following[:, 0]).to(first.device))
     order = best_first(opening, min(k, len(tree)), ranking)
@@ -108,7 +108,7 @@ def rank_answers(
     scores = opening.gather(1, order) * (2 if ranking == "released" else 1)
     for rows, nodes in _calls([np.unique(tree.path[row]) for row in chosen], nodes_per_call):
         subtrees = _Subtrees(tree, nodes, chosen[rows.start : rows.stop])
-        scores[rows.start : rows.stop] += subtrees.score(decoder, _slice(memory, rows), device)
+        scores[rows.start : rows.stop] += subtrees.score(decoder, memory.slice(rows.start, rows.stop), device)
     ranks = best_first(scores, scores.shape[1], ranking)
     return RankedAnswers(order.gather(1, ranks), scores.gather(1, ranks).softmax(dim=1))
 
@@ -121,12 +121,10 @@ def best_first(scores: Tensor, k: int, ranking: Ranking) -> Tensor:
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
-def _first_tokens(decoder: AnswerDecoder, memory: ImageMemory, tree: AnswerTree) -> Tensor:
+def _first_tokens(decoder: AnswerDecoder, memory: CrossMemory, tree: AnswerTree) -> Tensor:
     """Log-probabilities (N, V) of what follows [CLS]."""
-    device = memory.layers[0].patches[0].device
-    rows = torch.arange(memory.images, device=device)
-    start = torch.full((memory.images, 1), int(tree.tokens[ROOT]), device=device)
-    states = decoder.decode(start, torch.ones_like(start, dtype=torch.bool), memory, rows, 1)
+    start = torch.full((len(memory), 1), int(tree.tokens[ROOT]), device=memory.device)
+    states = decoder.decode(start, torch.ones(1, 1, 1, dtype=torch.bool, device=memory.device), memory)
     return decoder.logits(states[:, 0]).log_softmax(dim=1)
 
 
@@ -139,13 +137,6 @@ def _calls(nodes: Sequence[Ints], most: int) -> Iterator[tuple[range, list[Ints]
             yield range(start, place), [each[each != NONE] for each in nodes[start:place]]
             start, widest = place, len(found)
     yield range(start, len(nodes)), [each[each != NONE] for each in nodes[start:]]
-
-
-def _slice(memory: ImageMemory, rows: range) -> ImageMemory:
-    part = slice(rows.start, rows.stop)
-    layers = tuple(LayerMemory((layer.patches[0][part], layer.patches[1][part]), None) for layer in memory.layers)
-    assert memory.token_mask is not None
-    return ImageMemory(layers, None, None, memory.token_mask[part])
 
 
 class _Subtrees:
@@ -171,15 +162,14 @@ class _Subtrees:
         node, level = np.nonzero(ancestors != NONE)
         self.sees[question, 1 + node, 1 + np.searchsorted(found, ancestors[node, level])] = True
 
-    def score(self, decoder: AnswerDecoder, memory: ImageMemory, device: torch.device) -> Tensor:
+    def score(self, decoder: AnswerDecoder, memory: CrossMemory, device: torch.device) -> Tensor:
         """For each candidate (n, k) the sum of the log-probabilities of its tokens after the first, the separator's too."""
         ids, depths, sees, at, used, following = (
             torch.from_numpy(part).to(device)
             for part in (self.ids, self.depths, self.sees, self.at, self.used, self.following)
         )
         rows = torch.arange(len(ids), device=device)
-        text = Encoded(decoder.embed(ids, depths + decoder.embeddings.arch.first_position), sees)
-        states = decoder(text, Look(memory, rows, 1)).states[:, 1:]
+        states = decoder.decode(ids, sees, memory, positions=depths)[:, 1:]
         logits = decoder.logits(states)
         total = logits.logsumexp(dim=2)
         at, following = (part.masked_fill(~used, 0).flatten(1) for part in (at - 1, following))

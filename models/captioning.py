@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from models import flops, losses
-from models.fusion import At, ImageMemory, Look, Part
+from models.blocks import Sequences
 from models.generation import DecodingConfig, Generated, generate
 from models.heads import WordHead
-from models.layers import Extend
+from models.memory import Attended, CrossMemory, KVCache
 from models.text import TextEncoder
 from models.xvlm import XVLM, ModelConfig
 from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, Work
@@ -54,12 +53,11 @@ class CaptioningModel(XVLM):
                 f"model.fusion.width: {self.text.width}, but words are embedded in {embedded} dimensions, and captioning reads "
                 "words off the fusion's states; give the fusion the text encoder's width"
             )
-        self.word_head = WordHead(embedded, vocabulary, self.fusion.layer_config.eps)
+        self.word_head = WordHead(embedded, vocabulary, self.fusion.config.eps)
 
     def forward(self, batch: CaptioningBatch) -> Losses:
         """The words' loss of a micro-batch, as a sum."""
-        memory = self.remember(batch.pixels)
-        logits = self.logits(batch.text, memory, torch.arange(len(batch.pixels), device=batch.pixels.device))
+        logits = self.logits(batch.text, self.images_memory(batch.pixels))
         labels = batch.text.labels.masked_fill(~batch.valid.unsqueeze(1), IGNORE)
         starts = batch.text.ids[:, :1].expand_as(labels)
         smoothing = self.loss.label_smoothing
@@ -80,83 +78,74 @@ class CaptioningModel(XVLM):
         spelled = flops.words(self.word_head, self.text.word_embeddings, int(said.sum()))
         return seen + Work(flops=spelled.total)
 
-    def remember(self, pixels: Tensor) -> ImageMemory:
-        """Keys and values of (N, 3, H, W) images in every fusion layer."""
-        return self.fusion.remember(self.vision(pixels))
+    def images_memory(self, pixels: Tensor) -> CrossMemory:
+        """Images (N, 3, H, W) as what captions attend to."""
+        return self.fusion.concept_memory(self.vision(pixels))
 
-    def logits(self, text: LeftToRightText, memory: ImageMemory, images: Tensor, texts_per_image: int = 1) -> Tensor:
-        """Logits (N, M, V) at the [MASK]s of N texts that look at ``images`` (N,), at most ``texts_per_image`` at one."""
-        look, said = Look(memory, images, texts_per_image), At.all(text.places)
-        states = self.fuse(text.ids, text.mask, text.positions, look, said)
-        return self.word_head(states, self.text.word_embeddings)
+    def logits(self, text: LeftToRightText, memory: CrossMemory) -> Tensor:
+        """Logits (N, M, V) at the [MASK]s of N texts, which attend to the N / S rows of ``memory``; text n to row n // S."""
+        states = self.decode(text.ids, text.mask, text.positions, memory)
+        return self.word_head(gather_positions(states, text.places), self.text.word_embeddings)
 
     def generate(
-        self, memory: ImageMemory, tokens: CaptionTokens, config: DecodingConfig, chances: Tensor | None = None
+        self, memory: CrossMemory, tokens: CaptionTokens, config: DecodingConfig, chances: Tensor | None = None
     ) -> Generated:
         """A caption for each image of ``memory``; see :func:`~models.generation.generate`."""
-        device = self.word_head.bias.device
-        prompt = torch.tensor(tokens.prompt, device=device).expand(memory.images, -1)
+        prompt = torch.tensor(tokens.prompt, device=memory.device).expand(len(memory), -1)
         return generate(CaptionDecoder(self, memory, tokens.mask), prompt, tokens.end, config, chances)
 
-    def fuse(
-        self,
-        ids: Tensor,
-        mask: Tensor,
-        positions: Tensor,
-        look: Look,
-        at: At | None = None,
-        extend: Callable[[int], Extend] | None = None,
+    def decode(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, memory: CrossMemory, cache: KVCache | None = None
     ) -> Tensor:
-        """States of texts that look at images, (N, L, D), or (N, M, D) of those ``at`` M places; ``extend``: of each layer, the
-        text encoder's first."""
+        """States (N, L, D) of texts through text encoder and fusion as one decoder.
+
+        Args:
+            ids: (N, L) int64.
+            mask: (N or 1, L, K) bool, which tokens each token attends to; K counts those in the cache, too.
+            positions: (N, L) int64, from 0.
+            memory: of the images, N / S rows; text n attends to row n // S.
+            cache: of the tokens before these, to which they are added.
+        """
         assert isinstance(self.text, TextEncoder)
-        below = len(self.text.encoder.layer)
-        text = self.text(ids, mask, positions, extend)
-        above = None if extend is None else lambda layer: extend(below + layer)
-        return self.fusion.fuse([Part(text, look, at)], above)[0].states
+        sequences = Sequences.with_masks(len(ids), mask, self.word_head.bias, cache)
+        states = self.text.decode(ids, positions, sequences)
+        return self.fusion(states, sequences, [Attended(memory, len(ids))]).view(*ids.shape, -1)
 
 
 class CaptionDecoder:
     """The model as a :class:`~models.generation.Decoder`.
 
-    The keys and values of what was said are kept. A step runs the last word and a [MASK] after it, at which the next word is
-    predicted; the [MASK] is forgotten.
+    A step runs the last word and a [MASK] after it, at which the next word is predicted. The keys and values of words are kept,
+    those of the [MASK] are not.
     """
 
-    def __init__(self, model: CaptioningModel, memory: ImageMemory, mask_id: int):
+    def __init__(self, model: CaptioningModel, memory: CrossMemory, mask_id: int):
         self.model, self.memory, self.mask_id = model, memory, mask_id
         self.length = 0
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.cache = KVCache()
 
     def start(self, prompt: Tensor) -> Tensor:
-        return self._say(prompt)
+        return self._append(prompt)
 
     def step(self, words: Tensor, rows: Tensor) -> Tensor:
-        self.kept = {
-            layer: (keys.index_select(0, rows), values.index_select(0, rows))
-            for layer, (keys, values) in self.kept.items()
-        }
-        return self._say(words.unsqueeze(1))
+        self.cache.reorder(rows)
+        return self._append(words.unsqueeze(1))
 
-    def _say(self, new: Tensor) -> Tensor:
-        """Logits (N, V) of the word after ``new`` (N, L), which follows what was said."""
-        count, before = len(new), self.length
-        ids = torch.cat([new, new.new_full((count, 1), self.mask_id)], dim=1)
-        self.length += new.shape[1]
+    def _append(self, words: Tensor) -> Tensor:
+        """Logits (N, V) of what follows ``words`` (N, L), which themselves follow those of earlier calls."""
+        count, past = len(words), self.length
+        ids = torch.cat([words, words.new_full((count, 1), self.mask_id)], dim=1)
+        self.length += words.shape[1]
         total = self.length + 1
-        positions = torch.arange(before, total, device=new.device).expand(count, -1)
-        mask = torch.ones(total - before, total, dtype=torch.bool, device=new.device).tril(before)
-        each = count // self.memory.images
-        images = torch.arange(self.memory.images, device=new.device).repeat_interleave(each)
-        states = self.model.fuse(ids, mask.unsqueeze(0), positions, Look(self.memory, images, each), extend=self._keep)
+        positions = torch.arange(past, total, device=words.device).expand(count, -1)
+        mask = torch.ones(1, total - past, total, dtype=torch.bool, device=words.device).tril(past)
+        states = self.model.decode(ids, mask, positions, self.memory, self.cache)
+        self.cache.crop(self.length)
         return self.model.word_head(states[:, -1], self.model.text.word_embeddings)
 
-    def _keep(self, layer: int) -> Extend:
-        def extend(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            if layer in self.kept:
-                old_keys, old_values = self.kept[layer]
-                keys, values = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
-            self.kept[layer] = keys[:, :, :-1], values[:, :, :-1]
-            return keys, values
 
-        return extend
+def gather_positions(states: Tensor, positions: Tensor) -> Tensor:
+    """States (N, M, D) at ``positions`` (N, M) of ``states`` (N, L, D)."""
+    n, length, width = states.shape
+    flat = positions + torch.arange(n, device=positions.device).unsqueeze(1) * length
+    return states.flatten(0, 1).index_select(0, flat.flatten()).view(n, -1, width)

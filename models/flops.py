@@ -29,10 +29,12 @@ from torch import Tensor, nn
 from models.align import AligningModel
 from models.fusion import FusionEncoder
 from models.heads import WordHead
-from models.layers import Layer
-from models.text import HubTextEncoder, LayerStack, TextEncoder
+from models.blocks import Block as Layer, BlockStack as LayerStack
+from models.hub_text import HubTextEncoder
+from models.text import TextEncoder
 from models.vision import VisionEncoder
-from models.xvlm import XVLM, ContrastiveHead
+from models.xvlm import XVLM
+from models.contrastive import ContrastiveHead
 from utils import distributed
 from utils.batch import Work
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from models import flops, losses
-from models.fusion import Look
+from models.fusion import FusionPass
 from models.heads import mlp_head, predict_box
 from models.xvlm import XVLM, ModelConfig
 from utils.batch import GroundingBatch, Losses, Term, Text, Work
@@ -38,6 +37,6 @@ class GroundingModel(XVLM):
 
     def locate(self, pixels: Tensor, text: Text) -> Tensor:
         """The box of each text in its image, (N, 4) in 0..1 as centre and size. ``pixels`` (N, 3, H, W)."""
-        rows = torch.arange(len(pixels), device=pixels.device)
-        look = Look(self.fusion.remember(self.vision(pixels)), rows, 1)
-        return predict_box(self.box_head, self.fusion(self.text.encode([text])[0], look, cls_only=True))
+        memory, (texts,) = self.fusion.concept_memory(self.vision(pixels)), self.text([text])
+        (cls,) = self.fusion.fuse([FusionPass.cls(texts, memory)])
+        return predict_box(self.box_head, cls)

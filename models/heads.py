@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.encoded import Encoded
+import torch
+
+from models.losses import at_least_float32
 
 
 def mlp_head(width: int, outputs: int) -> nn.Sequential:
@@ -14,9 +15,9 @@ def mlp_head(width: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, outputs))
 
 
-def predict_box(head: nn.Module, fused: Encoded) -> Tensor:
-    """Eq. 4: a box from each fused [CLS], (N, 4) float32 in 0..1 as centre and size."""
-    return head(fused.cls).float().sigmoid()
+def predict_box(head: nn.Module, cls: Tensor) -> Tensor:
+    """Eq. 4: a box from each fused [CLS] state (N, D), as centre and size in 0..1: (N, 4), at least float32."""
+    return at_least_float32(head(cls)).sigmoid()
 
 
 class WordHead(nn.Module):

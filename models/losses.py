@@ -18,6 +18,11 @@ SameKey = Literal["negative", "ignore", "positive"]
 """What another row of the same key is to a row: a negative as any other, nothing, or a positive."""
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """``tensor`` in float32, or as it is in float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 class ContrastiveRows(NamedTuple):
     """Rows of the contrastive loss: embeddings (N, E), L2-normalised; ``valid`` (N,) bool; ``key`` (N,) int64, equal for rows
     that are not to be told apart (equal texts in pre-training, captions of one image in retrieval)."""
@@ -61,13 +66,13 @@ def contrastive(
 
 def matching(logits: Tensor, matched: Tensor, counts: Tensor) -> Tensor:
     """Eq. 2 summed over the pairs that count. ``logits`` (M, 2), ``matched`` (M,) bool, ``counts`` (M,) bool."""
-    rows = F.cross_entropy(logits.float(), matched.long(), reduction="none")
+    rows = F.cross_entropy(at_least_float32(logits), matched.long(), reduction="none")
     return rows.masked_fill(~counts, 0).sum()
 
 
 def masked_words(logits: Tensor, labels: Tensor) -> Tensor:
     """Eq. 3 summed over the masked tokens. ``logits`` (T, V), ``labels`` (T,) with :data:`IGNORE` where none is."""
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE, reduction="sum")
 
 
 def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, never: Tensor) -> Tensor:
@@ -82,7 +87,7 @@ def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, never: Tens
     """
     counts = labels != IGNORE
     label = labels.masked_fill(~counts, 0).unsqueeze(1)
-    likelihood = logits.float().log_softmax(dim=1)
+    likelihood = at_least_float32(logits).log_softmax(dim=1)
     said = likelihood.gather(1, label)
     rows = -(1 - smoothing) * said
     if smoothing:

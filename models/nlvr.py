@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import flops
-from models.fusion import Look
+from models.fusion import FusionPass
 from models.heads import mlp_head
+from models.losses import at_least_float32
 from models.xvlm import XVLM, ModelConfig
 from utils.batch import Losses, PairBatch, Term, Text, Work
 
@@ -33,7 +34,7 @@ class NLVRModel(XVLM):
     def forward(self, batch: PairBatch) -> Losses:
         """The cross-entropy of a micro-batch, as a sum."""
         logits = self.classify(batch.pixels, batch.text)
-        rows = F.cross_entropy(logits.float(), batch.label, reduction="none")
+        rows = F.cross_entropy(at_least_float32(logits), batch.label, reduction="none")
         return {"classes": Term(rows.masked_fill(~batch.valid, 0).sum(), 1.0)}
 
     def counts(self, batch: PairBatch) -> dict[str, Tensor]:
@@ -53,8 +54,8 @@ class NLVRModel(XVLM):
     def classify(self, pixels: Tensor, text: Text) -> Tensor:
         """Logits (N, C) of the classes. ``pixels`` (K N, 3, H, W): all first (left) images, then all second (right) ones; N
         texts."""
-        statements = self.text.encode([text])[0]
-        rows = torch.arange(len(text.ids), device=text.ids.device)
-        look = Look(self.fusion.remember(self.vision(pixels)), torch.arange(len(pixels), device=rows.device), 1)
-        fused = self.fusion(statements.rows(rows.repeat(self.pictures)), look, cls_only=True)
-        return self.classifier(torch.cat(fused.cls.chunk(self.pictures), dim=1))
+        memory, (statements,) = self.fusion.concept_memory(self.vision(pixels)), self.text([text])
+        count = len(text.ids)
+        seen = [memory.slice(start, start + count) for start in range(0, len(pixels), count)]
+        fused = self.fusion.fuse([FusionPass.cls(statements, images) for images in seen])
+        return self.classifier(torch.cat(fused, dim=1))

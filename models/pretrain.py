@@ -1,76 +1,43 @@
-"""Multi-grained pre-training: aligning and localization of images, regions, videos and their texts (section 3.3, eqs. 1-6)."""
+"""Multi-grained pre-training (section 3.3, eqs. 1-6): every stream's texts and images are encoded in one pass of each encoder,
+then each stream makes its losses of them (:mod:`models.streams`). :mod:`models.reference` says the same without packing."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Generator
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from pydantic import Field, field_validator
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
-from models import losses
-from models.align import AligningModel, Rows
-from models.encoded import Concepts, Encoded
-from models.fusion import At, Look, Part
-from models.heads import WordHead, mlp_head, predict_box
-from models.layers import gather_positions
-from models.layout import Layout
-from models.pretrain_work import pretrain_work
-from models.xvlm import AligningConfig, ContrastiveConfig
-from utils.batch import (
-    IGNORE,
-    ImageTextBatch,
-    Losses,
-    MaskedText,
-    PretrainBatch,
-    RegionBatch,
-    Term,
-    Text,
-    TextBatch,
-    TextPairBatch,
-    VideoTextBatch,
-    Work,
+from models.blocks import CrossAttention
+from models.multigrained import MultiGrainedModel, PretrainModelConfig, zero_loss
+from models.streams import (
+    AlignedStream,
+    Encoded,
+    ImageTextStream,
+    RegionTextStream,
+    Stream,
+    TextStream,
+    TranslationStream,
+    VideoTextStream,
+    needs_fusion,
 )
+from utils.batch import Losses, PretrainBatch, Term, Work
 from utils.config import Config
 from utils.errors import UserError
 
-Identical = Literal["ignore", "negative"]
 
-
-class IdenticalTexts(Config):
-    """What two equal texts of a batch are to each other, by stream."""
-
-    images: Identical = "negative"
-    videos: Identical = "negative"
-    pairs: Identical = "negative"
-    regions: Identical = Field("ignore", description="regions often share a text ('a man'); ignore: no negatives")
-
-
-class PretrainContrastiveConfig(ContrastiveConfig):
-    """Also what equal texts of a batch are to each other."""
-
-    identical_texts: IdenticalTexts = IdenticalTexts()
-
-    @field_validator("identical_texts", mode="before")
-    @classmethod
-    def _one_word_for_all(cls, value: Any) -> Any:
-        return dict.fromkeys(IdenticalTexts.model_fields, value) if isinstance(value, str) else value
-
-
-class PretrainModelConfig(AligningConfig):
-    """The model of pre-training."""
-
-    contrastive: PretrainContrastiveConfig = PretrainContrastiveConfig()
-    word_table: Literal["tied", "own"] = Field(
-        "tied",
-        description="of the word head: tied to the word embeddings, as in BERT; own: a table apart, as released for XLM-R",
-    )
+STREAMS: dict[str, type[Stream]] = {
+    "images": ImageTextStream,
+    "videos": VideoTextStream,
+    "regions": RegionTextStream,
+    "texts": TextStream,
+    "pairs": TranslationStream,
+}
+"""Streams by their names in configs, batches and losses; negatives are drawn in this order."""
 
 
 class LossWeights(Config):
-    """Factors of the terms of equation 6, which has them all equal."""
+    """Factors of the terms of equation 6, which has them all equal. A loss of weight 0 is not computed."""
 
     contrastive: float = Field(1.0, ge=0)
     matching: float = Field(1.0, ge=0)
@@ -90,12 +57,8 @@ class StreamWeights(Config):
     videos: float | None = None
 
 
-_StreamLosses = Generator[list[Part], list[Encoded], dict[str, Tensor]]
-"""A stream's losses: asks the fusion once, for all that it needs, and goes on with what comes back."""
-
-
-class PretrainModel(AligningModel):
-    """:class:`AligningModel` with every pre-training head. ``forward(batch)`` gives all losses of all streams in one call."""
+class PretrainModel(MultiGrainedModel):
+    """``forward(batch)`` gives all losses of all streams in one call."""
 
     def __init__(
         self,
@@ -105,241 +68,86 @@ class PretrainModel(AligningModel):
         streams: StreamWeights | None = None,
     ):
         super().__init__(config, vocab_size)
-        self.config: PretrainModelConfig = config
-        self.weights = weights or LossWeights()
-        self.streams = streams or StreamWeights()
-        width = self.text.width
-        self.box_head = mlp_head(width, 4)
-        vocabulary, embedded = self.text.word_embeddings.shape
-        own_table = config.word_table == "own"
-        if embedded != width and not own_table:
+        self.streams = build_streams(config, weights or LossWeights(), streams or StreamWeights())
+        if "pairs" in self.streams and self.vision.width != self.text.width:
             raise UserError(
-                f"model.word_table: tied, but words are embedded in {embedded} dimensions and model.fusion has {width}; "
-                "set it to `own`"
+                f"data.pairs: the fusion attends to texts as it does to images, but images have width {self.vision.width} "
+                f"and texts {self.text.width}; give model.vision and model.fusion one width, or drop data.pairs"
             )
-        if self.streams.pairs is not None and self.vision.width != width:
-            raise UserError(
-                f"data.pairs: the fusion looks at texts as it looks at images, but images have width {self.vision.width} "
-                f"and texts {width}; give model.vision and model.fusion one width, or drop data.pairs"
-            )
-        self.word_head = WordHead(width, vocabulary, self.fusion.layer_config.eps, own_table=own_table)
-        if self.streams.regions is None:
-            self.box_head.requires_grad_(False)
+        self._freeze_unused()
 
     def forward(self, batch: PretrainBatch) -> Losses:
         """All losses of a micro-batch, as sums; divide each by its count (:meth:`counts`), over ranks and micro-batches."""
         self.contrastive.clamp_temperature()
-        seen, texts = self._encode_pixels(batch), self._encode_texts(batch)
-        streams: dict[str, _StreamLosses] = {}
-        if batch.images is not None:
-            streams["images"] = self._pair_losses(batch.images, "images", seen, texts, batch.unmatched)
-        if batch.videos is not None:
-            streams["videos"] = self._pair_losses(batch.videos, "videos", seen, texts, batch.unmatched)
-        if batch.regions is not None:
-            streams["regions"] = self._region_losses(batch.regions, seen, texts, batch.unmatched)
-        if batch.texts is not None:
-            streams["texts"] = self._text_loss(batch.texts, texts["texts"])
-        if batch.pairs is not None:
-            streams["pairs"] = self._translation_losses(batch.pairs, texts["pairs"])
+        parts = [(stream, part, self._wanted(stream, batch)) for stream, part in self._parts(batch)]
+        texts = [stream.texts(part, wanted) for stream, part, wanted in parts]
+        packed = iter(self.text([text for of_stream in texts for text in of_stream.values()]))
+        pixels = [part.pixels for stream, part, _ in parts if stream.has_images]
+        concepts = iter(self.vision.encode(pixels) if pixels else [])
         terms: Losses = {}
-        for stream, sums in self._fuse_together(streams).items():
-            terms |= self._weighted(stream, sums)
+        for (stream, part, wanted), names in zip(parts, texts, strict=True):
+            encoded = Encoded(
+                concepts=next(concepts) if stream.has_images else None, texts={name: next(packed) for name in names}
+            )
+            sums = stream.losses(self, part, encoded, wanted)
+            for loss, weight in stream.weights.items():
+                total = sums[loss] if loss in sums else zero_loss(self.matching_head)
+                terms[f"{stream.name}/{loss}"] = Term(total, weight)
         return terms
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
-        """What each loss of ``forward`` is divided by: its valid rows or tokens in this micro-batch. Needs no forward."""
+        """What each loss of ``forward`` is divided by: its examples, pairs or tokens in this micro-batch. Needs no forward."""
         counts: dict[str, Tensor] = {}
-        for stream in ("images", "videos", "regions", "texts", "pairs"):
-            part: ImageTextBatch | VideoTextBatch | RegionBatch | TextBatch | TextPairBatch | None = getattr(
-                batch, stream
-            )
-            if part is None:
-                continue
-            counts[f"{stream}/mlm"] = (part.text.labels != IGNORE).sum()
-            if isinstance(part, TextBatch):
-                continue
-            counts[f"{stream}/contrastive"] = part.valid.sum()
-            counts[f"{stream}/matching"] = self.matching_count(self._rows(part, stream))
-            if stream in batch.unmatched:
-                counts[f"{stream}/matching"] = torch.zeros_like(counts[f"{stream}/matching"])
-            if isinstance(part, RegionBatch):
-                counts[f"{stream}/l1"] = counts[f"{stream}/giou"] = self._boxes_that_count(part).sum()
+        for stream, part in self._parts(batch):
+            wanted = self._wanted(stream, batch)
+            for loss, count in stream.counts(part).items():
+                counts[f"{stream.name}/{loss}"] = count if loss in wanted else count.new_zeros(())
         return counts
 
-    def work(self, batch: PretrainBatch) -> Work:
-        """See :class:`engine.task.TaskModel`."""
-        return pretrain_work(self, batch)
+    def _parts(self, batch: PretrainBatch) -> list[tuple[Stream, Any]]:
+        """Each stream with its part of the batch, in the order of the streams."""
+        parts = batch.parts()
+        assert parts.keys() <= self.streams.keys(), f"the batch has {list(parts)}, the run only {list(self.streams)}"
+        return [(stream, parts[name]) for name, stream in self.streams.items() if name in parts]
 
-    def predict_boxes(
-        self, text: Encoded, images: Concepts, image_index: Tensor, texts_per_image: int | None
-    ) -> Tensor:
-        """Eq. 4: the box of each text in its whole image, (N, 4) in 0..1 as centre and size.
+    def _wanted(self, stream: Stream, batch: PretrainBatch) -> list[str]:
+        """The stream's losses in this step: some steps have no matching loss."""
+        unmatched = stream.name in batch.unmatched
+        return [loss for loss in stream.weights if not (unmatched and loss == "matching")]
 
-        Args:
-            text: N text states, not fused.
-            images: whole images; text i looks at image ``image_index[i]``, at most ``texts_per_image`` at one (None: any).
-        """
-        look = Look(self.fusion.remember(images), image_index, texts_per_image)
-        return predict_box(self.box_head, self.fusion(text, look, cls_only=True))
-
-    def predict_words(self, fused: Encoded, positions: Tensor) -> Tensor:
-        """Logits (N, M, V) at ``positions`` (N, M) (eq. 3)."""
-        return self.word_head(gather_positions(fused.states, positions), self.text.word_embeddings)
-
-    def _weighted(self, stream: str, sums: dict[str, Tensor]) -> Losses:
-        factor = getattr(self.streams, stream)
-        assert factor is not None, f"the batch has {stream}, the run does not"
-        return {f"{stream}/{name}": Term(total, factor * getattr(self.weights, name)) for name, total in sums.items()}
-
-    def _encode_pixels(self, batch: PretrainBatch) -> dict[str, Concepts]:
-        """Whole images and videos of each stream that has any, from one backbone pass over all pictures and frames."""
-        given = {"images": batch.images, "regions": batch.regions, "videos": batch.videos}
-        pixels = {stream: part.pixels for stream, part in given.items() if part is not None}
-        if not pixels:
-            return {}
-        patches = self.vision.patches(torch.cat([each.flatten(0, -4) for each in pixels.values()]))
-        ends = itertools.accumulate(each.shape[:-3].numel() for each in pixels.values())
-        seen, start = {}, 0
-        for (stream, each), end in zip(pixels.items(), ends, strict=True):
-            own, start = patches[start:end], end
-            is_video = each.dim() == 5
-            seen[stream] = self.vision.video(own.unflatten(0, each.shape[:2])) if is_video else Concepts.whole(own)
-        return seen
-
-    def _encode_texts(self, batch: PretrainBatch) -> dict[str, list[Encoded]]:
-        """The texts of each stream, their masked copies, and translations, from one pass of the text encoder."""
-        given: dict[str, list[Text]] = {}
-        for stream in ("images", "videos", "regions", "texts", "pairs"):
-            part = getattr(batch, stream)
-            if part is not None:
-                copies = [part.text.with_masks()]
-                plain = [] if stream == "texts" else [part.text.plain()]
-                given[stream] = [*plain, *copies, *([part.other] if stream == "pairs" else [])]
-        encoded = iter(self.text.encode([text for texts in given.values() for text in texts]))
-        return {stream: list(itertools.islice(encoded, len(texts))) for stream, texts in given.items()}
-
-    def _fuse_together(self, streams: dict[str, _StreamLosses]) -> dict[str, dict[str, Tensor]]:
-        """Run each stream's losses up to its question to the fusion, answer all questions in one pass, and run on to the end."""
-        parts = {stream: next(steps) for stream, steps in streams.items()}
-        fused = iter(self.fusion.fuse([part for own in parts.values() for part in own]))
-        sums = {}
-        for stream, steps in streams.items():
-            try:
-                steps.send(list(itertools.islice(fused, len(parts[stream]))))
-            except StopIteration as end:
-                sums[stream] = end.value
-        return sums
-
-    def _pair_losses(
-        self,
-        batch: ImageTextBatch | VideoTextBatch,
-        stream: str,
-        seen: dict[str, Concepts],
-        texts: dict[str, list[Encoded]],
-        unmatched: Collection[str],
-    ) -> _StreamLosses:
-        """Those of images, or of videos, with their texts."""
-        text, masked = texts[stream]
-        contrastive, negatives = self.align(seen[stream], text, self._rows(batch, stream))
-        memory = self.fusion.remember(seen[stream])
-        rows = torch.arange(len(batch.valid), device=batch.valid.device)
-        parts = [Part(masked, Look(memory, rows, 1), _masked_words(batch.text))]
-        if stream not in unmatched:
-            parts += self.matching_parts(text, memory, 1, negatives)
-        words, *pairs = yield parts
-        sums = {
-            "contrastive": contrastive(),
-            "matching": self.matching_loss(pairs, negatives.found) if pairs else self._no_matching(),
-            "mlm": self._word_loss(words, batch.text),
+    def _freeze_unused(self) -> None:
+        """Freeze what no loss of the run reaches: it costs nothing, and DDP does not wait for its gradient."""
+        streams = [stream for stream in self.streams.values() if stream.weights]
+        losses = {loss for stream in streams for loss in stream.weights}
+        fused = [stream for stream in streams if needs_fusion(stream.weights)]
+        used: dict[nn.Module, bool] = {
+            self.contrastive: "contrastive" in losses,
+            self.matching_head: "matching" in losses,
+            self.word_head: "mlm" in losses,
+            self.box_head: bool({"l1", "giou"} & losses),
+            self.fusion: bool(fused),
+            self.vision: any(stream.has_images for stream in streams),
         }
-        return sums
-
-    def _no_matching(self) -> Tensor:
-        """Zero, on which the matching head hangs: DDP waits for the gradient of every parameter, also where a step has no
-        matching loss."""
-        return 0 * torch.stack([parameter.sum() for parameter in self.matching_head.parameters()]).sum()
-
-    def _region_losses(
-        self,
-        batch: RegionBatch,
-        seen: dict[str, Concepts],
-        texts: dict[str, list[Encoded]],
-        unmatched: Collection[str],
-    ) -> _StreamLosses:
-        images, (text, masked) = seen["regions"], texts["regions"]
-        regions = self.vision.regions(images, batch.patch_mask, batch.image_index)
-        contrastive, negatives = self.align(regions, text, self._rows(batch, "regions"))
-        memory = self.fusion.remember(_with_whole_images(regions, images))
-        count, most = len(batch.valid), batch.max_rows_per_image
-        rows = torch.arange(count, device=batch.valid.device)
-        # The box is found in the whole image: those rows of the memory come after the regions' own.
-        parts = [
-            Part(masked, Look(memory, rows, most), _masked_words(batch.text)),
-            Part(text, Look(memory, count + batch.image_index, most), At.cls(rows)),
-        ]
-        if "regions" not in unmatched:
-            parts += self.matching_parts(text, memory, most, negatives)
-        words, located, *pairs = yield parts
-        sums = {
-            "contrastive": contrastive(),
-            "matching": self.matching_loss(pairs, negatives.found) if pairs else self._no_matching(),
-            "mlm": self._word_loss(words, batch.text),
-        }
-        predicted, counts = predict_box(self.box_head, located), self._boxes_that_count(batch)
-        sums["l1"] = losses.box_l1(predicted, batch.boxes_cxcywh, counts)
-        sums["giou"] = losses.box_giou(predicted, batch.boxes_cxcywh, counts)
-        return sums
-
-    def _text_loss(self, batch: TextBatch, texts: list[Encoded]) -> _StreamLosses:
-        """Masked words without an image: the fusion layers run without their cross-attention (as released)."""
-        (words,) = yield [Part(texts[0], None, _masked_words(batch.text))]
-        return {"mlm": self._word_loss(words, batch.text)}
-
-    def _translation_losses(self, batch: TextPairBatch, texts: list[Encoded]) -> _StreamLosses:
-        """Cross-view language modelling (CCLM, arXiv:2206.00621): a text and its translation as two views of one meaning.
-
-        As released, the first text stands where an image does in the contrastive and the matching loss, and both are projected
-        by the text's projection; masked words of the first are found with the help of the second.
-        """
-        first, masked, second = texts
-        contrastive, negatives = self.align_texts(first, second, self._rows(batch, "pairs"))
-        memory = self.fusion.remember_text(first)
-        rows = torch.arange(len(batch.valid), device=batch.valid.device)
-        masked_part = Part(masked, Look(self.fusion.remember_text(second), rows, 1), _masked_words(batch.text))
-        words, *pairs = yield [masked_part, *self.matching_parts(second, memory, 1, negatives)]
-        return {
-            "contrastive": contrastive(),
-            "matching": self.matching_loss(pairs, negatives.found),
-            "mlm": self._word_loss(words, batch.text),
-        }
-
-    def _word_loss(self, fused: Encoded, text: MaskedText) -> Tensor:
-        """``fused`` (N, M, D): the states of the masked tokens; logits are computed for those that are used."""
-        layout = Layout.packed(fused.mask, fused.tokens)
-        logits = self.word_head(layout.to_rows(fused.states), self.text.word_embeddings)
-        return losses.masked_words(logits, layout.labels(text.labels, fused.mask))
-
-    def _boxes_that_count(self, batch: RegionBatch) -> Tensor:
-        return batch.valid if self.weights.whole_image_boxes else batch.valid & ~batch.is_image
-
-    def _rows(self, batch: ImageTextBatch | VideoTextBatch | RegionBatch | TextPairBatch, stream: str) -> Rows:
-        return Rows(batch.valid, batch.text.key, getattr(self.config.contrastive.identical_texts, stream))
+        if all(isinstance(stream, TextStream) for stream in fused):  # which leaves out the cross-attention
+            used |= {attention: False for attention in self.fusion.modules() if isinstance(attention, CrossAttention)}
+        for module, is_used in used.items():
+            if not is_used:
+                module.requires_grad_(False)
 
 
-def _masked_words(text: MaskedText) -> At:
-    """What masked language modelling wants of the fusion."""
-    return At(text.positions, text.labels != IGNORE, text.masked)
-
-
-def _with_whole_images(regions: Concepts, images: Concepts) -> Concepts:
-    """The rows of ``regions`` followed by one row for each whole image, all on the same patches."""
-    assert regions.patch_mask is not None and regions.image_index is not None
-    count, patches = len(images.patches), regions.patch_mask.shape[1]
-    whole = regions.patch_mask.new_ones(count, patches)
-    index = torch.arange(count, device=whole.device)
-    return Concepts(
-        patches=images.patches,
-        concept=torch.cat([regions.concept, images.concept]),
-        patch_mask=torch.cat([regions.patch_mask, whole]),
-        image_index=torch.cat([regions.image_index, index]),
-    )
+def build_streams(config: PretrainModelConfig, weights: LossWeights, factors: StreamWeights) -> dict[str, Stream]:
+    """The streams that the run has, by name; a weight is that of the loss times the stream's factor."""
+    identical = config.contrastive.identical_texts
+    streams: dict[str, Stream] = {}
+    for name, kind in STREAMS.items():
+        factor = getattr(factors, name)
+        if factor is None:
+            continue
+        own = {loss: factor * getattr(weights, loss) for loss in kind.all_losses}
+        if issubclass(kind, RegionTextStream):
+            streams[name] = kind(name, own, identical.regions, whole_image_boxes=weights.whole_image_boxes)
+        elif issubclass(kind, AlignedStream):
+            streams[name] = kind(name, own, getattr(identical, name))
+        else:
+            streams[name] = kind(name, own)
+    return streams

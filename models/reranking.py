@@ -1,7 +1,7 @@
 """Re-ranking: matching scores of many texts with few images (A.1), at the least cost.
 
-An image's keys and values are projected once, all texts that look at it are joined along the query axis, texts keep their
-true lengths, and the last layer computes [CLS] alone.
+An image's keys and values are projected once, its texts attend to them side by side and without padding, and the last block
+computes [CLS] alone.
 """
 
 from __future__ import annotations
@@ -12,40 +12,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.encoded import Concepts, Encoded
-from models.fusion import FusionEncoder, ImageMemory, LayerMemory, Look
+from models.fusion import FusionEncoder, FusionPass
+from models.packing import PackedTexts
+from models.vision import Concepts
 
 
 @dataclass(frozen=True)
 class TextBank:
-    """States of many texts without padding: ``states`` (all tokens, D); text t has ``lengths[t]`` rows from ``starts[t]``.
+    """Many encoded texts: text t is number ``numbers[t]`` of ``texts`` and has ``lengths[t]`` tokens. Both are on the CPU, where
+    the calls are planned."""
 
-    Lengths and starts are on the CPU, where the calls are planned.
-    """
-
-    states: Tensor
-    starts: Tensor
+    texts: PackedTexts
+    numbers: Tensor
     lengths: Tensor
 
     @classmethod
-    def of(cls, parts: Sequence[Encoded]) -> TextBank:
-        """Pack padded texts, in order."""
-        lengths = torch.cat([part.mask.sum(dim=1).cpu() for part in parts])
-        packed = torch.cat([part.states[part.mask] for part in parts])
-        return cls(packed, lengths.cumsum(dim=0) - lengths, lengths)
+    def of(cls, parts: Sequence[PackedTexts]) -> TextBank:
+        """All texts of ``parts``, in order."""
+        texts = PackedTexts.concat(parts)
+        return cls(texts, torch.arange(texts.packing.count), texts.packing.lengths.cpu())
 
     def reordered(self, order: Tensor) -> TextBank:
         """The bank whose text t is this one's ``order[t]``; nothing is copied."""
-        return TextBank(self.states, self.starts[order], self.lengths[order])
+        return TextBank(self.texts, self.numbers[order], self.lengths[order])
 
-    def rows(self, texts: Tensor) -> Encoded:
-        """The texts named by ``texts`` (M,), padded to the longest of them (with the state of their own first token)."""
-        lengths = self.lengths[texts]
-        place = torch.arange(int(lengths.max()))
-        mask = place < lengths.unsqueeze(1)
-        index = (self.starts[texts].unsqueeze(1) + place * mask).to(self.states.device)
-        states = self.states.index_select(0, index.flatten()).view(*index.shape, -1)
-        return Encoded(states, mask.to(self.states.device))
+    def select(self, texts: Tensor) -> PackedTexts:
+        """The texts numbered ``texts`` (M,), on the CPU, padded for attention to the longest of them."""
+        lengths, numbers = self.lengths[texts], self.numbers[texts].to(self.texts.states.device)
+        return self.texts.select(numbers, int(lengths.sum()), int(lengths.max()))
 
 
 def score_pairs(
@@ -67,30 +61,19 @@ def score_pairs(
     Returns:
         For each image the logits of class "matched", float32 in the order of its texts.
     """
+    device = bank.texts.states.device
     if tokens_per_call is None:
-        tokens_per_call = 1536 if bank.states.device.type == "cpu" else 16384
-    memory = fusion.remember(images)
+        tokens_per_call = 1536 if device.type == "cpu" else 16384
+    memory = fusion.concept_memory(images)
     scores = []
     for image, wanted in enumerate(texts):
-        found = torch.empty(len(wanted), device=bank.states.device)
-        alone = _one_image(memory, image)
+        logits = torch.empty(len(wanted), device=device)
+        alone = memory.slice(image, image + 1)
         for part in _similar_lengths(bank.lengths[wanted], tokens_per_call):
-            rows = torch.zeros(len(part), dtype=torch.int64, device=found.device)
-            fused = fusion(bank.rows(wanted[part]), Look(alone, rows, len(part)), cls_only=True)
-            found[part.to(found.device)] = matching_head(fused.cls)[:, 1].float()
-        scores.append(found)
+            (cls,) = fusion.fuse([FusionPass.cls(bank.select(wanted[part]), alone)])
+            logits[part.to(device)] = matching_head(cls)[:, 1].float()
+        scores.append(logits)
     return scores
-
-
-def _one_image(memory: ImageMemory, image: int) -> ImageMemory:
-    layers = tuple(LayerMemory((k[image : image + 1], v[image : image + 1]), None) for k, v in _patches(memory))
-    return ImageMemory(layers, None, None)
-
-
-def _patches(memory: ImageMemory) -> Iterator[tuple[Tensor, Tensor]]:
-    for layer in memory.layers:
-        assert layer.concepts is None, "re-ranking looks at whole images"
-        yield layer.patches
 
 
 def _similar_lengths(lengths: Tensor, tokens_per_call: int) -> Iterator[Tensor]:

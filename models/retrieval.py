@@ -6,26 +6,30 @@ import numpy as np
 from torch import Tensor
 
 from models import flops
-from models.align import AligningModel, Rows
+from models.align import AligningModel
+from models.contrastive import Examples
 from utils.batch import Losses, RetrievalBatch, Term, Work
 
 
 class RetrievalModel(AligningModel):
-    """:class:`AligningModel` on pairs; captions of one image are never each other's negatives (as released)."""
+    """:class:`~models.align.AligningModel` on image-text pairs; captions of one image are never each other's negatives (as
+    released)."""
 
     def forward(self, batch: RetrievalBatch) -> Losses:
         """Both losses of a micro-batch, as sums."""
         self.contrastive.clamp_temperature()
-        images = self.vision(batch.pixels)
-        (text,) = self.text.encode([batch.text])
-        contrastive, negatives = self.align(images, text, _rows(batch))
-        parts = self.matching_parts(text, self.fusion.remember(images), 1, negatives)
-        matching = self.matching_loss(self.fusion.fuse(parts), negatives.found)
+        images, (texts,) = self.vision(batch.pixels), self.text([batch.text])
+        examples = _examples(batch)
+        embeds = self.contrastive.embed_image(images), self.contrastive.embed_text(texts)
+        contrastive = self.contrastive.start_loss(*embeds, examples)
+        negatives = self.hard_negatives(*embeds, examples)
+        fused = self.fusion.fuse(self.matching_passes(texts, self.fusion.concept_memory(images), negatives))
+        matching = self.matching_loss(fused, negatives)
         return {"contrastive": Term(contrastive(), 1.0), "matching": Term(matching, 1.0)}
 
     def counts(self, batch: RetrievalBatch) -> dict[str, Tensor]:
-        """What each loss is divided by: valid rows, and pairs of the matching loss."""
-        return {"contrastive": batch.valid.sum(), "matching": self.matching_count(_rows(batch))}
+        """What each loss is divided by: valid examples, and pairs of the matching loss."""
+        return {"contrastive": batch.valid.sum(), "matching": self.matching_count(_examples(batch))}
 
     def work(self, batch: RetrievalBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
@@ -37,5 +41,5 @@ class RetrievalModel(AligningModel):
         return Work(rows, rows * frames, int(tokens.sum()), done.total)
 
 
-def _rows(batch: RetrievalBatch) -> Rows:
-    return Rows(batch.valid, batch.group, "positive")
+def _examples(batch: RetrievalBatch) -> Examples:
+    return Examples(batch.valid, batch.group, "positive")

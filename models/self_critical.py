@@ -14,8 +14,9 @@ from torch import Tensor
 
 from models import flops
 from models.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
-from models.fusion import ImageMemory
 from models.generation import DecodingConfig, Generated, SamplingConfig, sample
+from models.losses import at_least_float32
+from models.memory import CrossMemory
 from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, Work, to_device
 from utils.config import Config
 
@@ -52,7 +53,7 @@ class SelfCriticalModel(CaptioningModel):
     def forward(self, batch: CaptioningBatch) -> Losses:
         """``policy``, whose gradient is that of the expected reward, negative; and the ``reward`` itself, to look at."""
         count, samples = len(batch.pixels), self.critic.samples
-        memory = self.remember(batch.pixels)
+        memory = self.images_memory(batch.pixels)
         said = self._said(self._draw(memory))
         references = [written for written in batch.references for _ in range(samples)]
         worth = torch.tensor(list(self.reward(said, references)), device=batch.pixels.device).view(count, samples)
@@ -73,7 +74,7 @@ class SelfCriticalModel(CaptioningModel):
         return Work(rows, rows * flops.frames_of(batch.pixels), math.nan, math.nan)
 
     @torch.no_grad()
-    def _draw(self, memory: ImageMemory) -> Generated:
+    def _draw(self, memory: CrossMemory) -> Generated:
         """Captions of each image, drawn without dropout, those of an image together."""
         config = DecodingConfig(
             beams=1,
@@ -82,7 +83,7 @@ class SelfCriticalModel(CaptioningModel):
             no_repeat_ngram=0,
             sampling=SamplingConfig(temperature=self.critic.temperature),
         )
-        device, rows = self.word_head.bias.device, memory.images * self.critic.samples
+        device, rows = memory.device, len(memory) * self.critic.samples
         prompt = torch.tensor(self.tokens.prompt, device=device).expand(rows, -1)
         chances = torch.rand(rows, config.max_length, device=device)
         training = self.training
@@ -99,15 +100,13 @@ class SelfCriticalModel(CaptioningModel):
             for words, ended in zip(drawn.words.tolist(), drawn.ended.tolist(), strict=True)
         ]
 
-    def _likelihood(self, said: list[list[int]], memory: ImageMemory) -> Tensor:
+    def _likelihood(self, said: list[list[int]], memory: CrossMemory) -> Tensor:
         """The log-likelihood of each caption, (N * samples,), at the temperature at which it was drawn, with its gradient."""
-        prompt, samples = self.tokens.prompt, self.critic.samples
+        prompt = self.tokens.prompt
         texts = [[*prompt, *words] for words in said]
         places = [list(range(len(prompt), len(text))) for text in texts]
-        device = self.word_head.bias.device
-        text = to_device(LeftToRightText.of(texts, places, self.tokens.mask, self.tokens.pad), device)
-        images = torch.arange(memory.images, device=device).repeat_interleave(samples)
-        logits = self.logits(text, memory, images, samples) / self.critic.temperature
+        text = to_device(LeftToRightText.of(texts, places, self.tokens.mask, self.tokens.pad), memory.device)
+        logits = self.logits(text, memory) / self.critic.temperature
         counts = text.labels != IGNORE
-        each = logits.float().log_softmax(dim=2).gather(2, text.labels.masked_fill(~counts, 0).unsqueeze(2))
+        each = at_least_float32(logits).log_softmax(dim=2).gather(2, text.labels.masked_fill(~counts, 0).unsqueeze(2))
         return each.squeeze(2).masked_fill(~counts, 0).sum(dim=1)

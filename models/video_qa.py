@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import flops
-from models.fusion import Look
+from models.fusion import FusionPass
 from models.heads import mlp_head
+from models.losses import at_least_float32
 from models.xvlm import XVLM, ModelConfig
 from utils.batch import IGNORE, ClassifiedBatch, Losses, Term, Text, Work
 
@@ -31,7 +32,7 @@ class VideoQAModel(XVLM):
         """Cross-entropies of a micro-batch, each times the weight of its answer; their sum. Answers that are no candidates
         teach nothing (as released)."""
         logits = self.classify(batch.pixels, batch.text).index_select(0, batch.question_of_answer)
-        each = F.cross_entropy(logits.float(), batch.labels, ignore_index=IGNORE, reduction="none")
+        each = F.cross_entropy(at_least_float32(logits), batch.labels, ignore_index=IGNORE, reduction="none")
         counts = batch.valid.index_select(0, batch.question_of_answer)
         return {"answers": Term((each * batch.weights).masked_fill(~counts, 0).sum(), 1.0)}
 
@@ -51,16 +52,15 @@ class VideoQAModel(XVLM):
         pixels: Tensor | None,
         text: Text,
         video_of_question: Tensor | None = None,
-        questions_per_video: int = 1,
     ) -> Tensor:
         """Logits (N, C) of the candidates for N questions.
 
         ``pixels`` (V, F, 3, H, W) or (V, 3, H, W); None: from the questions alone. ``video_of_question`` (N,) int64, None:
-        question n asks about video n; ``questions_per_video``: no video has more.
+        question n asks about video n.
         """
-        (asked,) = self.text.encode([text])
-        if pixels is None:
-            return self.classifier(self.fusion(asked, cls_only=True).cls)
-        rows = torch.arange(len(pixels), device=pixels.device) if video_of_question is None else video_of_question
-        look = Look(self.fusion.remember(self.vision(pixels)), rows, questions_per_video)
-        return self.classifier(self.fusion(asked, look, cls_only=True).cls)
+        (questions,) = self.text([text])
+        memory = None if pixels is None else self.fusion.concept_memory(self.vision(pixels))
+        if memory is not None and video_of_question is not None:
+            memory = memory.select(video_of_question)
+        (cls,) = self.fusion.fuse([FusionPass.cls(questions, memory)])
+        return self.classifier(cls)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import timm
@@ -10,8 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.encoded import Concepts
-from models.layers import uneven_heads
+from models.blocks import heads_error
 from utils.config import Config
 from utils.errors import UserError
 
@@ -22,6 +23,38 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 FRAME_POSITIONS = "vision.frame_positions"
 """The table of frame positions in a model's parameters."""
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """R visual concepts (section 3.2): images, videos, or regions, which share the patches of N images.
+
+    ``patches`` (N, P, D) normed patch states; ``concept`` (R, D) the mean of a concept's patches, its "[CLS] patch";
+    ``patch_mask`` (R, P) bool, which patches are its own; ``image_index`` (R,) int64, of which image. Both are None where
+    concept r is the whole of image r.
+    """
+
+    patches: Tensor
+    concept: Tensor
+    patch_mask: Tensor | None = None
+    image_index: Tensor | None = None
+
+    @staticmethod
+    def whole(patches: Tensor) -> Concepts:
+        """Whole images or videos from their patches (N, P, D)."""
+        return Concepts(patches, patches.mean(dim=1))
+
+    def tokens(self) -> Tensor:
+        """The published layout (R, 1 + P, D): the concept token, then all patches of its image, copied for each concept."""
+        patches = self.patches if self.image_index is None else self.patches.index_select(0, self.image_index)
+        return torch.cat([self.concept.unsqueeze(1), patches], dim=1)
+
+    def with_whole_images(self, images: Concepts) -> Concepts:
+        """These R regions of ``images``, then for each of them, as R more, the whole image that it is of."""
+        assert self.patch_mask is not None and self.image_index is not None
+        whole = images.concept.index_select(0, self.image_index)
+        mask = torch.cat([self.patch_mask, torch.ones_like(self.patch_mask)])
+        return Concepts(self.patches, torch.cat([self.concept, whole]), mask, self.image_index.repeat(2))
 
 
 class VideoConfig(Config):
@@ -84,14 +117,21 @@ class VisionEncoder(nn.Module):
         self.register_parameter("frame_positions", _frame_table(config.video, self.width) if config.video else None)
 
     def forward(self, pixels: Tensor) -> Concepts:
-        """Encode whole images or videos, one row each.
+        """Whole images or videos, a concept each: ``pixels`` as in :meth:`encode`."""
+        return self.encode([pixels])[0]
+
+    def encode(self, batches: Sequence[Tensor]) -> list[Concepts]:
+        """Several batches of whole images or videos in one pass of the backbone.
 
         Args:
-            pixels: images (N, 3, H, W) or videos (N, F, 3, H, W), uint8 in 0..255 or float already normalised.
+            batches: images (N, 3, H, W) or videos (N, F, 3, H, W), uint8 in 0..255 or float already normalised.
         """
-        if pixels.dim() == 5:
-            return self.video(self.patches(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
-        return Concepts.whole(self.patches(pixels))
+        frames = self.patches(torch.cat([pixels.flatten(0, -4) for pixels in batches]))
+        parts = frames.split([pixels.shape[:-3].numel() for pixels in batches])
+        return [
+            self.video(patches.unflatten(0, pixels.shape[:2])) if pixels.dim() == 5 else Concepts.whole(patches)
+            for pixels, patches in zip(batches, parts, strict=True)
+        ]
 
     def video(self, patches: Tensor) -> Concepts:
         """Videos from the patches of their frames, (N, F, P, D): each frame's get its position.
@@ -152,9 +192,9 @@ def _check_sizes(image_size: int, patch_size: int | None, width: int | None, hea
         raise UserError(
             f"model.vision: image_size {image_size} is not a multiple of patch_size {patch_size}; {sizes} would do"
         )
-    uneven = None if width is None or heads is None else uneven_heads(width, heads)
-    if uneven:
-        raise UserError(f"model.vision: {uneven}")
+    error = None if width is None or heads is None else heads_error(width, heads)
+    if error:
+        raise UserError(f"model.vision: {error}")
 
 
 def _create_backbone(config: VisionConfig) -> Any:

@@ -11,11 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import flops
-from models.encoded import Encoded
-from models.fusion import FusionConfig, FusionEncoder, ImageMemory, Look
+from models.blocks import BlockConfig, BlockStack, Sequences, init_bert_weights
+from models.fusion import FusionPass
 from models.heads import WordHead
-from models.layers import LayerConfig, init_bert_weights
-from models.text import Embeddings, HubTextEncoder, TextArchitecture, TextEncoder
+from models.hub_text import HubTextEncoder
+from models.losses import at_least_float32
+from models.memory import Attended, CrossMemory
+from models.packing import PackedTexts
+from models.text import Embeddings, TextArchitecture, TextEncoder
 from models.xvlm import XVLM, ModelConfig
 from utils.batch import IGNORE, Losses, QuestionBatch, Term, Text, Work
 from utils.config import Config
@@ -55,56 +58,52 @@ class VQAModelConfig(ModelConfig):
         return self.decoder.layers or self.fusion.layers
 
 
-class AnswerDecoder(FusionEncoder):
-    """BERT as a left-to-right language model whose layers look at question states, with its own embeddings and word head.
-
-    The layers are those of a fusion encoder: they look at questions as these look at images, whose keys and values are
-    projected once and shared by all answers of a question.
-    """
+class AnswerDecoder(BlockStack):
+    """BERT as a left-to-right language model that attends to questions, with its own embeddings and word head."""
 
     def __init__(
-        self, config: VQAModelConfig, arch: TextArchitecture, layer: LayerConfig, text: TextEncoder | None = None
+        self, config: VQAModelConfig, arch: TextArchitecture, block: BlockConfig, text: TextEncoder | None = None
     ):
-        """``arch``: of the text encoder; ``layer``: the sizes of the fusion's layers; ``text``: whose words are shared."""
-        depth = FusionConfig(layers=config.decoder_layers, drop_path=config.fusion.drop_path)
-        super().__init__(depth, layer, layer.width)
-        if arch.width != layer.width:
+        """``arch``: of the text encoder; ``block``: the sizes of the fusion's blocks; ``text``: whose words are shared."""
+        super().__init__(config.decoder_layers, block, block.width)
+        if arch.width != block.width:
             raise UserError(
-                f"model.fusion.width: {layer.width}, but words are embedded in {arch.width} dimensions, and the answer decoder "
+                f"model.fusion.width: {block.width}, but words are embedded in {arch.width} dimensions, and the answer decoder "
                 "reads words off states of the fusion's width; give the fusion the text encoder's width"
             )
         self.shared = () if text is None else (text,)  # in a tuple, so that it does not count as a part of the decoder
         if text is not None:
-            like_bert = {"family": "bert", "max_positions": 512, "token_types": 2, "eps": layer.eps}
+            like_bert = {"family": "bert", "max_positions": 512, "token_types": 2, "eps": block.eps}
             arch = arch.model_copy(update=like_bert)
         assert arch.vocab_size is not None
         self.embeddings = Embeddings(arch, config.text.dropout, own_words=not self.shared)
-        self.word_head = WordHead(layer.width, arch.vocab_size, layer.eps)
+        self.word_head = WordHead(block.width, arch.vocab_size, block.eps)
         for part in (self.embeddings, self.word_head):
             part.apply(partial(init_bert_weights, std=arch.init_std))
 
-    def decode(self, ids: Tensor, mask: Tensor, memory: ImageMemory, rows: Tensor, answers_per_question: int) -> Tensor:
-        """States (A, L, D) of answers, each token of which sees those before it and its question.
+    def questions_memory(self, questions: PackedTexts) -> CrossMemory:
+        """Fused questions as what answers attend to."""
+        return self.memory(questions.padded(), questions.packing.mask)
+
+    def decode(self, ids: Tensor, mask: Tensor, memory: CrossMemory, positions: Tensor | None = None) -> Tensor:
+        """States (A, L, D) of answers.
 
         Args:
             ids: (A, L) int64.
-            mask: (A, L) bool, True = token.
-            memory: of the questions (:meth:`~models.fusion.FusionEncoder.remember_text`).
-            rows: (A,) int64, the question of each answer.
-            answers_per_question: no question has more.
+            mask: (A or 1, L, L) bool, which tokens each token attends to.
+            memory: of the questions, A / S rows; answer a attends to question a // S.
+            positions: (A, L) int64, from 0; None: in order.
         """
-        length = ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
-        text = Encoded(self.embed(ids), causal & mask.unsqueeze(1))
-        return self(text, Look(memory, rows, answers_per_question)).states
+        if positions is not None:
+            positions = positions + self.embeddings.arch.first_position
+        embedded = self.embeddings(ids, positions, self.words)
+        sequences = Sequences.with_masks(len(ids), mask, embedded)
+        states: Tensor = self(embedded.flatten(0, 1), sequences, [Attended(memory, len(ids))])
+        return states.view(*ids.shape, -1)
 
     def logits(self, states: Tensor) -> Tensor:
-        """Of the next token, (..., V) float32."""
-        return self.word_head(states, self.words).float()
-
-    def embed(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Of tokens (N, L), at ``positions`` (N, L) where they are not in order."""
-        return self.embeddings(ids, positions, self.words)
+        """Of the next token, (..., V), at least float32."""
+        return at_least_float32(self.word_head(states, self.words))
 
     @property
     def words(self) -> Tensor:
@@ -127,13 +126,13 @@ class VQAModel(XVLM):
         if isinstance(self.text, HubTextEncoder):
             raise UserError("model.text.encoder: question answering needs one of the BERT or RoBERTa families")
         shared = self.text if config.decoder.word_table == "shared" else None
-        self.decoder = AnswerDecoder(config, self.text.arch, self.fusion.layer_config, shared)
+        self.decoder = AnswerDecoder(config, self.text.arch, self.fusion.config, shared)
 
     def forward(self, batch: QuestionBatch) -> Losses:
         """Token cross-entropies of a micro-batch, summed over each answer, times the answer's weight; their sum."""
-        memory = self.decoder.remember_text(self.ask(batch.pixels, batch.text))
+        questions = self.decoder.questions_memory(self.ask(batch.pixels, batch.text))
         ids, mask, rows = batch.answers.ids, batch.answers.mask, batch.question_of_answer
-        states = self.decoder.decode(ids[:, :-1], mask[:, :-1], memory, rows, batch.answers_per_question)
+        states = self.decoder.decode(ids[:, :-1], left_to_right(mask[:, :-1]), questions.select(rows))
         labels = ids[:, 1:].masked_fill(~mask[:, 1:], IGNORE)
         tokens = F.cross_entropy(
             self.decoder.logits(states).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
@@ -157,17 +156,14 @@ class VQAModel(XVLM):
         done += flops.words(self.decoder.word_head, self.decoder.words, int((answers - 1).sum()))
         return flops.look_once(self, asked, 1, None, wanted=None) + Work(tokens=int(answers.sum()), flops=done.total)
 
-    def ask(
-        self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None, questions_per_image: int = 1
-    ) -> Encoded:
-        """States (N, L, D) of questions, each fused with its image.
-
-        ``pixels`` (I, 3, H, W); ``image_of_question`` (N,) int64, None: question n asks about image n;
-        ``questions_per_image``: no image has more.
-        """
-        rows = torch.arange(len(pixels), device=pixels.device) if image_of_question is None else image_of_question
-        look = Look(self.fusion.remember(self.vision(pixels)), rows, questions_per_image)
-        return self.fusion(self.text.encode([text])[0], look)
+    def ask(self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None) -> PackedTexts:
+        """N questions, each fused with its image: ``pixels`` (I, 3, H, W); ``image_of_question`` (N,) int64, None: question n asks
+        about image n."""
+        memory, (questions,) = self.fusion.concept_memory(self.vision(pixels)), self.text([text])
+        if image_of_question is not None:
+            memory = memory.select(image_of_question)
+        (fused,) = self.fusion.fuse([FusionPass(questions, memory)])
+        return PackedTexts(fused, questions.packing)
 
     def copied_from(self) -> dict[str, str]:
         """As released: embeddings (where they are its own) and word head from the pre-trained ones, layers from the fusion's, of
@@ -187,3 +183,9 @@ class VQAModel(XVLM):
             elif not self.decoder.shared:
                 sources[f"decoder.{name}"] = f"text.{name}"
         return sources
+
+
+def left_to_right(mask: Tensor) -> Tensor:
+    """Padding masks (N, L) as masks per query, (N, L, L): each token attends to itself and to those before it."""
+    length = mask.shape[1]
+    return torch.ones(length, length, dtype=torch.bool, device=mask.device).tril() & mask.unsqueeze(1)

@@ -1,33 +1,20 @@
-"""The shared model: the three encoders, and the contrastive head that pre-training and retrieval share (section 3)."""
+"""The shared model: vision encoder, text encoder and fusion encoder (section 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, Literal
+from collections.abc import Collection
+from typing import Any
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from models import losses
-from models.encoded import Concepts, Encoded
+from models.blocks import BlockStack
 from models.fusion import FusionConfig, FusionEncoder
-from models.text import TextConfig, build_text_encoder
+from models.hub_text import HubTextEncoder, build_text_encoder
+from models.text import TextConfig
 from models.vision import VisionConfig, VisionEncoder
-from utils import distributed
 from utils.config import Config
 from utils.errors import UserError
-
-
-class ContrastiveConfig(Config):
-    """How the contrastive loss sees the other rows of the global batch."""
-
-    gradient: Literal["exact", "released"] = Field(
-        "exact",
-        description="exact: that of the single-process loss. released: the embeddings receive 1/ranks of it under DDP, "
-        "since the released gather lets only the local slice carry gradient; the temperature's is exact",
-    )
 
 
 class ModelConfig(Config):
@@ -38,17 +25,7 @@ class ModelConfig(Config):
     fusion: FusionConfig = FusionConfig()
 
 
-class AligningConfig(ModelConfig):
-    """Also the joint space of images and texts, which pre-training and retrieval have."""
-
-    embed_dim: int = Field(256, ge=1, description="width of the contrastive embeddings")
-    temperature: float = Field(0.07, gt=0, description="initial value; learned, kept within 0.001 .. 0.5")
-    contrastive: ContrastiveConfig = ContrastiveConfig()
-
-
-TEMPERATURE_RANGE = (0.001, 0.5)
-
-FORMS = 64
+COMPILATIONS = 64
 """Compilations of one function that are allowed: more than there are forms of a step."""
 
 
@@ -60,14 +37,18 @@ class XVLM(nn.Module):
         self.config = config
         self.vision = VisionEncoder(config.vision)
         self.text = build_text_encoder(config.text, vocab_size, config.fusion.width)
-        self.fusion = FusionEncoder(config.fusion, self.text.layer_config, self.vision.width)
+        self.fusion = FusionEncoder(config.fusion, self.text.block_config, self.vision.width)
 
-    def recompute(self, parts: Collection[str]) -> None:
-        """Keep only the inputs of the layers of these encoders (vision, text, fusion), and the keys and values of what the fusion
-        looks at, for the backward pass, which computes the rest anew: less memory, more time.
+    def stacks(self) -> list[BlockStack]:
+        """Every stack of blocks: of the text encoder, the fusion encoder, and an answer decoder."""
+        return [module for module in self.modules() if isinstance(module, BlockStack)]
+
+    def set_recompute(self, parts: Collection[str]) -> None:
+        """Keep only the inputs of the blocks of these encoders (vision, text, fusion; with fusion, an answer decoder), and the keys
+        and values of cross-attention memories. The backward pass computes the rest anew: less memory, more time.
 
         Raises:
-            UserError: if timm's backbone cannot.
+            UserError: if timm's backbone or a Hugging Face encoder cannot.
         """
         try:
             self.vision.backbone.set_grad_checkpointing("vision" in parts)
@@ -75,78 +56,29 @@ class XVLM(nn.Module):
             if "vision" in parts:
                 name = self.config.vision.backbone
                 raise UserError(f"train.recompute: {name!r} cannot recompute its blocks; leave out `vision`") from None
-        self.text.recompute("text" in parts)
-        self.fusion.recompute = "fusion" in parts
+        of_text = list(self.text.modules())
+        for stack in self.stacks():
+            stack.recompute = ("text" if stack in of_text else "fusion") in parts
+        if isinstance(self.text, HubTextEncoder):
+            self.text.set_recompute("text" in parts)
 
     def compile_encoders(self, **options: Any) -> None:
-        """Compile the blocks of the backbone and the layers of text and fusion encoder by ``torch.compile``; names of parameters
-        stay. What lies between them depends on numbers that only the host knows.
+        """Compile the backbone and every stack of blocks by ``torch.compile``; names of parameters stay. What lies between them
+        depends on numbers that only the host knows.
 
         Torch's limit of 8 compilations of a function, after which it runs uncompiled, is raised: the fusion has a form for every
-        set of streams in a step and of their losses.
+        stream and set of its losses.
         """
         limits = torch._dynamo.config
-        limits.recompile_limit = max(limits.recompile_limit, FORMS)
+        limits.recompile_limit = max(limits.recompile_limit, COMPILATIONS)
         backbone = self.vision.backbone  # whose forward_features alone is called
         backbone.forward_features = torch.compile(backbone.forward_features, **options)
-        # Numbers of tokens change from step to step; compiled for any from the start, all ranks compile in the same step.
-        self.text.layers.compile(dynamic=True, **options)
-        self.fusion.run = torch.compile(self.fusion.run, dynamic=True, **options)  # type: ignore[method-assign]
+        of_hub = [self.text.model] if isinstance(self.text, HubTextEncoder) else []
+        for module in (*self.stacks(), *of_hub):
+            # Numbers of tokens change from step to step; compiled for any from the start, all ranks compile in the same step.
+            module.compile(dynamic=True, **options)
 
     def copied_from(self) -> dict[str, str]:
-        """Which parameters start as copies of others, by their names in the pre-training model, where a checkpoint is of
-        pre-training and has none of them."""
+        """Parameters that start as copies of others where a checkpoint of pre-training lacks them: name -> name in the
+        pre-training model."""
         return {}
-
-
-class ContrastiveHead(nn.Module):
-    """Projections to the joint space and the temperature (eq. 1)."""
-
-    def __init__(self, vision_width: int, text_width: int, config: AligningConfig):
-        super().__init__()
-        self.config = config.contrastive
-        self.vision_proj = nn.Linear(vision_width, config.embed_dim)
-        self.text_proj = nn.Linear(text_width, config.embed_dim)
-        self.temperature = nn.Parameter(torch.tensor(config.temperature))
-
-    def embed_image(self, concepts: Concepts) -> Tensor:
-        """Normalised embeddings of visual concepts, (R, E) float32."""
-        return F.normalize(self.vision_proj(concepts.concept).float(), dim=1)
-
-    def embed_text(self, text: Encoded) -> Tensor:
-        """Normalised embeddings of texts, (N, E) float32."""
-        return F.normalize(self.text_proj(text.cls).float(), dim=1)
-
-    def clamp_temperature(self) -> None:
-        """Keep the temperature in its range, before each step (as released)."""
-        with torch.no_grad():
-            self.temperature.clamp_(*TEMPERATURE_RANGE)
-
-    def similarity(self, image: Tensor, text: Tensor) -> Tensor:
-        """Cosine similarity over temperature of all pairs, (R, N) float32."""
-        with torch.autocast(image.device.type, enabled=False):
-            return image @ text.t() / self.temperature
-
-    def start_loss(
-        self, image: Tensor, text: Tensor, valid: Tensor, key: Tensor, same_key: losses.SameKey
-    ) -> Callable[[], Tensor]:
-        """Eq. 1 over the global batch, summed over this rank's valid rows; each rank computes only its own rows.
-
-        The rows of all ranks are on their way when this returns; what is returned waits for them. The gradient is that of the
-        single-process loss, or 1/ranks of it (``config.gradient``).
-        """
-        if self.config.gradient == "released":
-            share = 1 / distributed.world_size()
-            image, text = (distributed.scale_gradient(part, share) for part in (image, text))
-        own = losses.ContrastiveRows(image, text, valid, key)
-        gathered = distributed.start_gather(torch.cat([image, text], dim=1))
-        marked = distributed.start_gather(torch.stack([valid.long(), key], dim=1))
-
-        def finish() -> Tensor:
-            embeds, marks, width = gathered(), marked(), own.image.shape[1]
-            everyone = losses.ContrastiveRows(embeds[:, :width], embeds[:, width:], marks[:, 0].bool(), marks[:, 1])
-            with torch.autocast(embeds.device.type, enabled=False):
-                offset = distributed.rank() * len(valid)
-                return losses.contrastive(own, everyone, offset, self.temperature, same_key)
-
-        return finish

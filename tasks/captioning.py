@@ -176,7 +176,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel]):
         def say(pictures: list[tuple[int, Tensor]], text: Text) -> Tensor:
             pixels = torch.stack([picture for _, picture in pictures]).to(text.ids.device)
             own = torch.from_numpy(chances[[index for index, _ in pictures]]).float().to(pixels.device)
-            return self.model.generate(self.model.remember(pixels), self.tokens, decoding, own).words
+            return self.model.generate(self.model.images_memory(pixels), self.tokens, decoding, own).words
 
         read = partial(_read, prompt=self.config.data.prompt)
         words = self.outputs(items.images, read, say, "captioning")

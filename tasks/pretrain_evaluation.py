@@ -21,10 +21,11 @@ from dataset.text import TextProcessor
 from dataset.video import FrameSampler, check_backend
 from metrics.grounding import accuracy_at_iou
 from metrics.retrieval import recall_at
-from models.encoded import Concepts, Encoded
-from models.fusion import Look
+from models.packing import PackedTexts
+from models.multigrained import packed_labels
 from models.pretrain import PretrainModel
 from models.reranking import TextBank, score_pairs
+from models.vision import Concepts
 from tasks.pictures import Panel, Prediction, draw_predictions
 from utils.batch import IGNORE, to_device
 from utils.config import Config
@@ -130,7 +131,7 @@ class Evaluation:
                 results[f"{name}/chance"] = 1 / len(captioned)
         return results
 
-    def _rerank(self, images: Concepts, text: Encoded, cosine: Tensor) -> tuple[Tensor, Tensor]:
+    def _rerank(self, images: Concepts, text: PackedTexts, cosine: Tensor) -> tuple[Tensor, Tensor]:
         """Matching scores of each image's best texts and each text's best images; pairs wanted both ways are scored once.
 
         Returns (N, N) scores for ranking texts by image and images by text; -inf where a pair was no candidate.
@@ -172,7 +173,7 @@ class Evaluation:
             counts = [len(record.elements) for record in block]
             text = self._encode_texts([element.caption for record in block for element in record.elements])
             index = torch.arange(len(block)).repeat_interleave(torch.tensor(counts)).to(self.device)
-            found = self.model.predict_boxes(text, self._encode_images(block), index, max(counts)).cpu().numpy()
+            found = self.model.predict_boxes(text, self._encode_images(block), index).cpu().numpy()
             boxes += np.split(found, np.cumsum(counts)[:-1])
         return boxes
 
@@ -184,14 +185,12 @@ class Evaluation:
             first = start * self.config.batch_size
             rngs = [sample_rng(self.seed, "held-out", 0, first + index) for index in range(len(block))]
             examples = [self.processor.encode(r.captions[0], rng) for r, rng in zip(block, rngs, strict=True)]
-            given = self.processor.collate(examples)
-            masked = self.model.text(given.masked_ids.to(self.device), given.mask.to(self.device))
-            memory = self.model.fusion.remember(self._encode_images(block))
-            fused = self.model.fusion(masked, Look(memory, torch.arange(len(block), device=self.device), 1))
-            guesses = self.model.predict_words(fused, given.positions.to(self.device)).argmax(dim=-1).cpu()
-            counted = given.labels != IGNORE
-            right += int((guesses == given.labels)[counted].sum())
-            labels += given.labels[counted].tolist()
+            text = to_device(self.processor.collate(examples), self.device)
+            (masked,) = self.model.text([text.with_masks()])
+            guesses = self.model.predict_words(masked, self._encode_images(block), text).argmax(dim=1)
+            true = packed_labels(text)
+            right += int((guesses == true)[true != IGNORE].sum())
+            labels += true[true != IGNORE].tolist()
         if not labels:
             return {}
         most_frequent = np.bincount(labels).max() / len(labels)
@@ -208,8 +207,8 @@ class Evaluation:
         ]
         return Concepts(torch.cat([part.patches for part in parts]), torch.cat([part.concept for part in parts]))
 
-    def _encode_texts(self, texts: Sequence[str]) -> Encoded:
-        return self.model.text.encode([to_device(self.processor.encode_plain(texts), self.device)])[0]
+    def _encode_texts(self, texts: Sequence[str]) -> PackedTexts:
+        return self.model.text([to_device(self.processor.encode_plain(texts), self.device)])[0]
 
     def draw(self, path: Path) -> None:
         """Write the first held-out pictures with true and predicted boxes and their phrases."""

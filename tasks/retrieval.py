@@ -13,7 +13,7 @@ from dataset.records import ImageSource
 from dataset.retrieval import RetrievalBatches, RetrievalDataConfig
 from dataset.video import VideoSource
 from models.retrieval import RetrievalModel
-from models.xvlm import AligningConfig
+from models.align import AligningConfig
 from tasks import synthetic
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.retrieval_evaluation import RetrievalEvaluation

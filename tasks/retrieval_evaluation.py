@@ -24,8 +24,8 @@ from dataset.text import PlainTextProcessor
 from dataset.video import VideoSource
 from metrics.retrieval import RECALL_AT, chance_recalls, ranks_of_first_match, retrieval_recalls
 from models.align import AligningModel
-from models.encoded import Concepts
 from models.reranking import TextBank, score_pairs
+from models.vision import Concepts
 from tasks.common import progress
 from utils import distributed
 from utils.batch import to_device
@@ -117,7 +117,7 @@ class RetrievalEvaluation:
         states, embeds = [], []
         for start in progress(range(0, len(order), size), "encoding texts", -(-len(order) // size)):
             text = self.text.encode_plain([captions[place] for place in order[start : start + size]])
-            (encoded,) = self.model.text.encode([to_device(text, self.device)])
+            (encoded,) = self.model.text([to_device(text, self.device)])
             embeds.append(self.model.contrastive.embed_text(encoded).cpu())
             states.append(encoded)
         back = torch.from_numpy(np.argsort(order, kind="stable"))

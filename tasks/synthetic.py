@@ -123,7 +123,6 @@ def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedTex
     return RegionBatch(
         pixels=pictures(len(counts), vision.config),
         image_index=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts), output_size=rows),
-        max_rows_per_image=max(counts),
         patch_mask=torch.ones(rows, vision.grid[0] * vision.grid[1], dtype=torch.bool),
         boxes_cxcywh=torch.full((rows, 4), 0.5),
         is_image=torch.zeros(rows, dtype=torch.bool),

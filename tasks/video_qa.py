@@ -133,8 +133,8 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel]):
         def answer(videos: list[Tensor], text: Text) -> Tensor:
             rows = picture_of_each(videos)
             pixels = torch.stack([videos[place] for place in np.unique(rows, return_index=True)[1]])
-            device, most = text.ids.device, int(np.bincount(rows).max())
-            logits = self.model.classify(pixels.to(device), text, torch.from_numpy(rows).to(device), most)
+            device = text.ids.device
+            logits = self.model.classify(pixels.to(device), text, torch.from_numpy(rows).to(device))
             return logits.argmax(dim=1)
 
         return self.outputs(items, partial(_read, LastVideo()), answer, "answering")

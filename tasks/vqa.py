@@ -92,7 +92,6 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
             text=synthetic.text(rows, config.data.text.max_tokens, words),
             answers=synthetic.text(most * rows, min(config.data.max_answer_tokens, 8), words),
             question_of_answer=torch.arange(most * rows) // most,
-            answers_per_question=most,
             weights=torch.full((most * rows,), 1 / most),
             valid=synthetic.all_count(rows),
         )
@@ -161,8 +160,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
         def answer(pictures: list[Tensor], text: Text) -> Tensor:
             rows = picture_of_each(pictures)
             pixels = torch.stack([pictures[place] for place in np.unique(rows, return_index=True)[1]])
-            device, most = text.ids.device, int(np.bincount(rows).max())
-            asked = self.model.ask(pixels.to(device), text, torch.from_numpy(rows).to(device), most)
+            device = text.ids.device
+            asked = self.model.ask(pixels.to(device), text, torch.from_numpy(rows).to(device))
             return rank_answers(self.model.decoder, asked, self.tree, config.candidates, config.ranking).ids[:, 0]
 
         return self.outputs(items, _read, answer, "answering")

@@ -85,15 +85,13 @@ class RegionBatch:
     """Texts of regions, objects or whole images that share I images (one backbone pass per image, section 3.2).
 
     ``pixels`` (I, 3, H, W) uint8 (or float, already normalised); ``image_index`` (R,) int64 into I, **ascending** so that
-    the rows of one image lie together; ``max_rows_per_image`` the largest number of rows that share an image (known to the
-    collate, so that no device has to be asked); ``patch_mask`` (R, P) bool, patches row-major, at least one True in each row;
+    the rows of one image lie together; ``patch_mask`` (R, P) bool, patches row-major, at least one True in each row;
     ``boxes_cxcywh`` (R, 4) float32 relative to the input, centre and size; ``is_image`` (R,) bool: the text describes the
     whole image, so that no box is learned from the row; ``valid`` (R,) bool: rows that count.
     """
 
     pixels: Tensor
     image_index: Tensor
-    max_rows_per_image: int
     patch_mask: Tensor
     boxes_cxcywh: Tensor
     is_image: Tensor
@@ -156,6 +154,11 @@ class PretrainBatch(Batch):
     pairs: TextPairBatch | None = None
     unmatched: tuple[str, ...] = ()
 
+    def parts(self) -> dict[str, Any]:
+        """The streams that the batch has, by name."""
+        own = [field.name for field in fields(self) if field.name not in {*Batch.__dataclass_fields__, "unmatched"}]
+        return {name: getattr(self, name) for name in own if getattr(self, name) is not None}
+
 
 @dataclass(frozen=True)
 class RetrievalBatch(Batch):
@@ -193,15 +196,13 @@ class GroundingBatch(Batch):
 @dataclass(frozen=True)
 class QuestionBatch(Batch):
     """Questions about images, with answers. ``pixels`` (N, 3, H, W) uint8; ``text`` N questions; ``answers`` A answers with
-    [CLS] and [SEP]; ``question_of_answer`` (A,) int64; ``answers_per_question`` the largest number that share a question
-    (known to the collate, so that no device has to be asked); ``weights`` (A,) float32 of the answers' losses; ``valid`` (N,)
+    [CLS] and [SEP]; ``question_of_answer`` (A,) int64; ``weights`` (A,) float32 of the answers' losses; ``valid`` (N,)
     bool: questions that count."""
 
     pixels: Tensor
     text: Text
     answers: Text
     question_of_answer: Tensor
-    answers_per_question: int
     weights: Tensor
     valid: Tensor
 

@@ -111,7 +111,6 @@ class RegionStream:
         return RegionBatch(
             pixels=stack_views(pixels),
             image_index=torch.tensor(image_index),
-            max_rows_per_image=max(int(counts.max()), self.config.max_regions if self.text.static else 0),
             patch_mask=torch.stack([row.patch_mask for row in all_rows]),
             boxes_cxcywh=torch.tensor([row.box for row in all_rows], dtype=torch.float32),
             is_image=torch.tensor([row.is_image for row in all_rows]),

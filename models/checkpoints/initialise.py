@@ -14,7 +14,7 @@ from models.checkpoints.files import read_hub_weights, read_weights
 from models.checkpoints.loading import BIAS_TABLE, assign, load_weights
 from models.checkpoints.rename import DROPPED, bert_to_ours
 from models.checkpoints.report import LoadReport, by_module
-from models.text import HubTextEncoder
+from models.hub_text import HubTextEncoder
 from models.vision import FRAME_POSITIONS
 from models.xvlm import XVLM
 from utils.config import Config
@@ -102,7 +102,7 @@ def loading_lines(model: XVLM, reports: list[LoadReport]) -> list[str]:
     counts = [f"{_parts(sorted(report.loaded))} from {report.source}" for report in reports]
     lines = ["weights: " + "; ".join([*counts, f"{_parts(random)} from random numbers"])]
     if reports and reports[0].text_left_out:
-        fusion = model.fusion.layer_config
+        fusion = model.fusion.config
         sizes = f"width {fusion.width}, {fusion.heads} heads, intermediate {fusion.intermediate}, eps {fusion.eps:g}"
         lines.append("  the text encoder is another than the checkpoint's")
         lines.append(f"  the fusion has {sizes}; where the checkpoint's has others, give them in model.fusion")

@@ -20,7 +20,7 @@ from models.checkpoints.rename import (
 )
 from models.checkpoints.report import LoadReport
 from models.checkpoints.tables import resize_bias_table
-from models.text import HubTextEncoder
+from models.hub_text import HubTextEncoder
 from models.vision import FRAME_POSITIONS
 from models.xvlm import XVLM
 from utils.errors import UserError

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models.text import TextConfig, TextEncoder, architecture_of, hub_config_of, is_bert_family
+from models.hub_text import architecture_of, hub_config_of, is_bert_family
+from models.text import TextConfig, TextEncoder
 from models.xvlm import XVLM, ModelConfig
 from utils.errors import UserError
 
@@ -87,15 +88,15 @@ def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new
 
 def unlike_published(model: XVLM) -> list[str]:
     """Where a model that has loaded a published file differs from all published ones, as lines for a log."""
-    parts = {"model.fusion": model.fusion.layer_config}
+    parts = {"model.fusion": model.fusion.config}
     if isinstance(model.text, TextEncoder):
-        parts["model.text.arch"] = model.text.layer_config
+        parts["model.text.arch"] = model.text.block_config
     said = [
         f"{key}.heads is {layer.heads} at a width of {layer.width}, a head in published models has {PUBLISHED_HEAD_WIDTH}"
         for key, layer in parts.items()
         if layer.heads * PUBLISHED_HEAD_WIDTH != layer.width
     ]
-    eps = model.fusion.layer_config.eps
+    eps = model.fusion.config.eps
     if eps != PUBLISHED_FUSION_EPS:
         said.append(f"model.fusion.eps is {eps:g}, in published models {PUBLISHED_FUSION_EPS:g}")
     return said

@@ -174,7 +174,6 @@ def test_rows_ascend_by_image_and_unused_images_are_left_out(maker, write_lines,
         assert len(index) == 5
         assert (index.diff() >= 0).all()
         assert index.unique().tolist() == list(range(len(regions.pixels)))
-        assert regions.max_rows_per_image == index.bincount().max()
         used.append(len(regions.pixels))
     assert min(used) < 5
     assert max(used) > 2, "rows are kept at random, not from the first pictures"
@@ -201,7 +200,6 @@ def test_missing_rows_are_spread_over_the_images(maker, write_lines, make_region
     regions = regions_of(maker(regions=stream).make(0))
     rows = regions.image_index.bincount().tolist()
     assert sorted(rows) == [6, 7, 7]
-    assert regions.max_rows_per_image == 7
     assert regions.image_index.tolist() == sorted(regions.image_index.tolist())
 
 

@@ -280,7 +280,6 @@ def test_a_batch_holds_every_answer_with_its_question(batches, picture, write, s
     assert batch.pixels.shape == (3, 3, SIZE, SIZE)
     assert batch.valid.tolist() == [True] * 3
     assert len(batch.answers.ids) == 4
-    assert batch.answers_per_question == 2
     found = {}
     for row, question, weight in zip(range(4), batch.question_of_answer.tolist(), batch.weights.tolist(), strict=True):
         ids = batch.answers.ids[row][batch.answers.mask[row]]

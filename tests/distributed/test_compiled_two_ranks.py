@@ -26,7 +26,7 @@ def compiled_step() -> dict[str, torch.Tensor]:
 
     model = build()
     model.box_head.requires_grad_(False)
-    model.recompute(("vision", "text", "fusion"))
+    model.set_recompute(("vision", "text", "fusion"))
     model.compile_encoders(backend=backend, fullgraph=True)
     batch = half(pretrain_batch(arrays(GOLDEN / "pretrain" / "inputs.npz")), distributed.rank())
     found = gradients(model, DistributedDataParallel(model, bucket_cap_mb=0.05), batch)

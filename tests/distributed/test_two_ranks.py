@@ -14,7 +14,8 @@ import torch.multiprocessing as mp
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from models.pretrain import LossWeights, PretrainContrastiveConfig, PretrainModel, StreamWeights
+from models.multigrained import PretrainContrastiveConfig
+from models.pretrain import LossWeights, PretrainModel, StreamWeights
 from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain_batch
 from utils import distributed
 from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, Text, TextPairBatch

@@ -13,7 +13,8 @@ from torch import Tensor
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
 from models.fusion import FusionConfig
-from models.pretrain import PretrainContrastiveConfig, PretrainModel, PretrainModelConfig
+from models.multigrained import PretrainContrastiveConfig, PretrainModelConfig
+from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VideoConfig, VisionConfig
 from models.xvlm import XVLM
@@ -121,7 +122,6 @@ def pretrain_batch(given: dict[str, Tensor]) -> PretrainBatch:
         regions=RegionBatch(
             pixels=given["region_image"],
             image_index=index,
-            max_rows_per_image=int(index.bincount().max()),
             patch_mask=region["region_image_atts"][:, 1:].bool(),
             boxes_cxcywh=region["region_target_bbox"],
             is_image=region["region_is_image"].bool(),

@@ -18,11 +18,13 @@ from transformers import (
 
 from models import text
 from models.checkpoints import InitConfig, initialise
-from models.encoded import Concepts
+from models.vision import Concepts
 from models.fusion import FusionConfig, Look
-from models.layers import LayerConfig, uneven_heads
-from models.pretrain import PretrainModel, PretrainModelConfig
-from models.text import HubTextEncoder, TextArchitecture, TextConfig, TextEncoder, architecture_of, build_text_encoder
+from models.blocks import BlockConfig, heads_error
+from models.multigrained import PretrainModelConfig
+from models.pretrain import PretrainModel
+from models.hub_text import HubTextEncoder, architecture_of, build_text_encoder
+from models.text import TextArchitecture, TextConfig, TextEncoder
 from models.vision import VisionConfig, VisionEncoder, sincos_positions
 from utils.errors import UserError
 
@@ -77,12 +79,12 @@ def test_a_backbone_that_cannot_be_built_is_one_line(options, message):
 @pytest.mark.parametrize(("width", "heads", "said"), [(12, 5, "4 or 6"), (12, 13, "12"), (7, 3, "1 or 7")])
 def test_heads_that_do_not_divide_the_width_are_answered_with_those_that_do(width, heads, said):
     expected = f"width {width} is not a multiple of heads {heads}; {said} heads would do"
-    assert uneven_heads(width, heads) == expected
+    assert heads_error(width, heads) == expected
     with pytest.raises(ValueError, match=expected):
         TextArchitecture(width=width, heads=heads)
     with pytest.raises(UserError, match=f"model.fusion: {expected}"):
-        FusionConfig(width=width, heads=heads).layer(LayerConfig(width=16, heads=2, intermediate=32))
-    assert uneven_heads(12, 6) is None
+        FusionConfig(width=width, heads=heads).layer(BlockConfig(width=16, heads=2, intermediate=32))
+    assert heads_error(12, 6) is None
 
 
 def test_uint8_pixels_are_normalised_on_the_device():

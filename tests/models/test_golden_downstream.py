@@ -16,7 +16,7 @@ from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import published_to_ours
 from models.checkpoints.tables import resize_bias_table
-from models.encoded import Concepts
+from models.vision import Concepts
 from models.grounding import GroundingModel
 from models.negatives import negative_weights
 from models.nlvr import NLVRModel

@@ -15,12 +15,14 @@ from models.checkpoints.rename import DROPPED, SHARED_WORDS, TIED, published_to_
 from models.encoded import Encoded
 from models.fusion import FusionConfig, Look
 from models.nlvr import NLVRModel
-from models.pretrain import LossWeights, PretrainModel, PretrainModelConfig, StreamWeights
+from models.multigrained import PretrainModelConfig
+from models.pretrain import LossWeights, PretrainModel, StreamWeights
 from models.retrieval import RetrievalModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.vqa import DecoderConfig, VQAModel, VQAModelConfig
-from models.xvlm import XVLM, AligningConfig, ModelConfig
+from models.align import AligningConfig
+from models.xvlm import XVLM, ModelConfig
 from optim import OptimConfig, parameter_groups
 from tests.models.golden import GOLDEN, PublishedNegatives, arrays, manifest, masked_text
 from utils.batch import ImageTextBatch, PretrainBatch, Text, TextPairBatch

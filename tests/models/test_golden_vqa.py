@@ -61,7 +61,6 @@ def batch(valid: Tensor | None = None) -> QuestionBatch:
         text=text("question"),
         answers=text("answer"),
         question_of_answer=torch.arange(len(counts)).repeat_interleave(counts),
-        answers_per_question=int(counts.max()),
         weights=GIVEN["weights"],
         valid=torch.ones(len(counts), dtype=torch.bool) if valid is None else valid,
     )

@@ -12,7 +12,8 @@ from models.checkpoints import InitConfig, initialise, load_weights
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.fusion import FusionConfig
-from models.pretrain import PretrainModel, PretrainModelConfig
+from models.multigrained import PretrainModelConfig
+from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from utils.errors import UserError

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from models.encoded import Concepts, Encoded
+from models.encoded import Encoded
+from models.vision import Concepts
 from models.fusion import FusionConfig, FusionEncoder, Look, Part
-from models.layers import LayerConfig, ResidualOutput, attention_mask
+from models.blocks import BlockConfig, ResidualOutput, attention_mask
 
 LENGTHS = (3, 1, 5, 2, 4, 5, 2, 3)
 MASK = torch.arange(5) < torch.tensor(LENGTHS).unsqueeze(1)
@@ -20,7 +21,7 @@ def outputs_of_last_layer(encoder: FusionEncoder) -> list[ResidualOutput]:
 
 def test_a_drop_path_leaves_out_whole_texts_and_each_by_itself():
     torch.manual_seed(0)
-    sizes = LayerConfig(width=8, heads=2, intermediate=16, dropout=0.0, attention_dropout=0.0)
+    sizes = BlockConfig(width=8, heads=2, intermediate=16, dropout=0.0, attention_dropout=0.0)
     encoder = FusionEncoder(FusionConfig(layers=2, drop_path=0.5), sizes, 8).train()
     kept = []
     for output in outputs_of_last_layer(encoder):
@@ -51,7 +52,7 @@ def test_an_attention_mask_hides_what_is_not_to_be_seen_and_has_rows_8_numbers_a
 
 def test_half_precision_projects_all_layers_in_one_product_to_the_same_keys_and_gradients():
     torch.manual_seed(0)
-    sizes = LayerConfig(width=8, heads=2, intermediate=16)
+    sizes = BlockConfig(width=8, heads=2, intermediate=16)
     encoder = FusionEncoder(FusionConfig(layers=2), sizes, 12)
     found = []
     for together in (False, True):

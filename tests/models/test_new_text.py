@@ -13,12 +13,14 @@ from models.checkpoints.initialise import fresh_parameters, loading_lines
 from models.checkpoints.loading import load_published
 from models.fusion import FusionConfig
 from models.nlvr import NLVRModel
-from models.pretrain import PretrainModel, PretrainModelConfig
+from models.multigrained import PretrainModelConfig
+from models.pretrain import PretrainModel
 from models.retrieval import RetrievalModel
-from models.text import HubTextEncoder, TextArchitecture, TextConfig
+from models.hub_text import HubTextEncoder
+from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.vqa import DecoderConfig, VQAModel, VQAModelConfig
-from models.xvlm import AligningConfig
+from models.align import AligningConfig
 from tests.models.golden import GOLDEN, manifest, model_config
 from utils.batch import Text
 from utils.errors import UserError

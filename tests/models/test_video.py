@@ -13,7 +13,8 @@ from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
 from models.fusion import Look
-from models.pretrain import PretrainModel, PretrainModelConfig, StreamWeights
+from models.multigrained import PretrainModelConfig
+from models.pretrain import PretrainModel, StreamWeights
 from models.retrieval import RetrievalModel
 from models.video_qa import VideoQAModel, VideoQAModelConfig
 from models.vision import FRAME_POSITIONS, VideoConfig, VisionConfig, VisionEncoder

@@ -13,7 +13,8 @@ from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.rename import published_to_ours
 from models.checkpoints.report import LoadReport
 from models.nlvr import NLVRModel
-from models.pretrain import PretrainModel, PretrainModelConfig
+from models.multigrained import PretrainModelConfig
+from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VideoConfig, VisionConfig
 from models.vqa import VQAModel, VQAModelConfig

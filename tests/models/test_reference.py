@@ -10,7 +10,7 @@ import torch
 from benchmarks.plain_path import plain_losses
 from benchmarks.pretrain_step import build
 from benchmarks.synthetic import pretrain_batch
-from models import fusion, layout
+from models import packing
 from models.pretrain import PretrainModel
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
@@ -70,8 +70,7 @@ def test_losses_and_gradients_equal_the_plain_paths(built):
 def test_they_do_where_nothing_can_be_counted_as_on_a_gpu(built, monkeypatch, extra):
     model, batch = built
     assert batch.images is not None and batch.regions is not None
-    for module in (layout, fusion):
-        monkeypatch.setattr(module, "on_host", lambda tensor: False)
+    monkeypatch.setattr(packing, "on_host", lambda tensor: False)
     counted = replace(
         batch,
         images=replace(batch.images, text=with_counts(batch.images.text, extra)),
@@ -82,18 +81,17 @@ def test_they_do_where_nothing_can_be_counted_as_on_a_gpu(built, monkeypatch, ex
 
 def test_they_do_where_nothing_is_known_and_nothing_packed(built, monkeypatch):
     model, batch = built
-    for module in (layout, fusion):
-        monkeypatch.setattr(module, "on_host", lambda tensor: False)
+    monkeypatch.setattr(packing, "on_host", lambda tensor: False)
     assert_as_plain(model, batch, batch)
 
 
 def test_they_do_with_recomputed_activations(built):
     model, batch = built
     try:
-        model.recompute(("vision", "text", "fusion"))
+        model.set_recompute(("vision", "text", "fusion"))
         assert_as_plain(model, batch, batch)
     finally:
-        model.recompute(())
+        model.set_recompute(())
 
 
 ROBERTA = [
@@ -118,6 +116,5 @@ def test_every_stream_of_a_config_gives_the_plain_paths_numbers(mix, monkeypatch
     batch, static = (pretrain_batch(config.data, model.vision, 300, static=static) for static in (False, True))
     assert {name.split("/")[0] for name in model.counts(batch)} == config.data.streams().keys()
     assert_as_plain(model, batch, batch)
-    for module in (layout, fusion):
-        monkeypatch.setattr(module, "on_host", lambda tensor: False)
+    monkeypatch.setattr(packing, "on_host", lambda tensor: False)
     assert_as_plain(model, static, batch)

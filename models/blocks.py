@@ -1,0 +1,292 @@
+"""The post-norm transformer block of BERT with an optional cross-attention (section 3.3), and stacks of it.
+
+Parameters have Hugging Face's names. States are packed, (T, D); attention pads them (:mod:`models.packing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from models.memory import Attended, CrossMemory, KeysValues, KVCache, LayerMemory
+from models.packing import Packing
+from utils.config import Config
+
+
+class BlockConfig(Config):
+    """Sizes of a BERT block."""
+
+    width: int
+    heads: int
+    intermediate: int
+    eps: float = 1e-12
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    drop_path: float = 0.0
+    init_std: float = 0.02
+
+    def at_depth(self, index: int, blocks: int) -> BlockConfig:
+        """Sizes of block ``index`` of a stack: its drop path rises linearly from 0 to ``drop_path``, and where there is one, there
+        is no dropout on the residual branches (as released)."""
+        share = index / (blocks - 1) if blocks > 1 else 0.0
+        dropout = 0.0 if self.drop_path else self.dropout
+        return self.model_copy(update={"drop_path": self.drop_path * share, "dropout": dropout})
+
+
+@dataclass(frozen=True)
+class QueryPositions:
+    """The tokens whose states are wanted of the last block: up to W of each of N texts.
+
+    ``positions`` (N, W) int64 in the padded text; ``packing`` of the wanted tokens, N texts padded to W.
+    """
+
+    positions: Tensor
+    packing: Packing
+
+    @staticmethod
+    def cls(count: int, device: torch.device) -> QueryPositions:
+        """[CLS] of each of ``count`` texts."""
+        positions = torch.zeros(count, 1, dtype=torch.int64, device=device)
+        return QueryPositions(positions, Packing.padded(count, 1, device))
+
+    @staticmethod
+    def concat(parts: Sequence[QueryPositions]) -> QueryPositions:
+        """Those of all texts of ``parts``."""
+        packing = Packing.concat([part.packing for part in parts])
+        positions = [F.pad(part.positions, (0, packing.length - part.positions.shape[1])) for part in parts]
+        return QueryPositions(torch.cat(positions), packing)
+
+    def tokens_of(self, packing: Packing) -> Tensor:
+        """Numbers (Q,) of the wanted tokens among the packed ones of ``packing``; a spare one names any token."""
+        text = self.packing.texts.clamp(max=packing.count - 1)
+        return packing.starts.index_select(0, text) + self.packing.pack(self.positions)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """How the tokens of a call are packed, and which of them self-attention lets each other see.
+
+    ``packing`` of all tokens; ``mask`` broadcasts to (N, heads, L, K) and is added to the scores (:func:`attention_mask`).
+    ``queries``: only the states of these tokens are computed; None: of all. ``cache``: keys and values of earlier tokens, to
+    which those of this call are appended; K counts both.
+    """
+
+    packing: Packing
+    mask: Tensor
+    queries: QueryPositions | None = None
+    cache: KVCache | None = None
+
+    @staticmethod
+    def of(packing: Packing, states: Tensor, queries: QueryPositions | None = None) -> Sequences:
+        """Texts whose tokens see all tokens of their own text; ``states`` say what the dtype will be."""
+        return Sequences(packing, attention_mask(packing.mask, linear_dtype(states)), queries)
+
+    @staticmethod
+    def with_masks(count: int, mask: Tensor, states: Tensor, cache: KVCache | None = None) -> Sequences:
+        """``count`` texts of L tokens, each with a mask of its own: ``mask`` (N or 1, L, K) bool, True = attend."""
+        packing = Packing.padded(count, mask.shape[1], mask.device)
+        return Sequences(packing, attention_mask(mask, linear_dtype(states)), cache=cache)
+
+
+class Projections(nn.Module):
+    """Query, key and value projections; keys and values may come from states of another width (``memory_width``)."""
+
+    def __init__(self, width: int, memory_width: int | None = None):
+        super().__init__()
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(memory_width or width, width)
+        self.value = nn.Linear(memory_width or width, width)
+
+    def forward(self, states: Tensor) -> KeysValues:
+        """Keys and values (..., D) of ``states`` (..., D')."""
+        return self.key(states), self.value(states)
+
+
+class ResidualOutput(nn.Module):
+    """Linear, dropout, drop path, residual, LayerNorm.
+
+    The drop path leaves out whole texts (released: positions, the same ones in the whole batch).
+    """
+
+    def __init__(self, inputs: int, config: BlockConfig):
+        super().__init__()
+        self.dense = nn.Linear(inputs, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=config.eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.drop_path = config.drop_path
+
+    def forward(self, states: Tensor, residual: Tensor, packing: Packing) -> Tensor:
+        """``states`` (T, inputs), ``residual`` (T, D) -> (T, D)."""
+        added = self.dropout(self.dense(states))
+        if self.training and self.drop_path:
+            keep = 1 - self.drop_path
+            kept = added.new_empty(packing.count + 1, 1).bernoulli_(keep).div_(keep)  # one more for spare tokens
+            added = added * kept.index_select(0, packing.texts)
+        return self.LayerNorm(added + residual)
+
+
+class Attention(nn.Module):
+    """Attention with its projections and its residual output."""
+
+    def __init__(self, config: BlockConfig, memory_width: int | None = None):
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.attention_dropout
+        self.self = Projections(config.width, memory_width)
+        self.output = ResidualOutput(config.width, config)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """(N, heads, Lq, d) queries over (N, heads, K, d) -> (N, Lq, D); ``mask`` broadcasts to (N, heads, Lq, K)."""
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+        return attended.transpose(1, 2).flatten(2)
+
+    def split_heads(self, states: Tensor) -> Tensor:
+        """(N, L, D) -> (N, heads, L, d)."""
+        return states.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class SelfAttention(Attention):
+    """Tokens attend to the tokens of their own text."""
+
+    def forward(self, states: Tensor, sequences: Sequences) -> tuple[Tensor, Packing]:
+        """``states`` (T, D) of all tokens -> those of the queries (Q, D), with their packing."""
+        queries, packing = states, sequences.packing
+        if sequences.queries is not None:
+            queries = states.index_select(0, sequences.queries.tokens_of(packing))
+            packing = sequences.queries.packing
+        query = self.split_heads(packing.pad(self.self.query(queries)))
+        keys, values = (self.split_heads(sequences.packing.pad(part)) for part in self.self(states))
+        if sequences.cache is not None:
+            keys, values = sequences.cache.update(self, keys, values)
+        attended = self.attend(query, keys, values, sequences.mask)
+        return self.output(packing.pack(attended), queries, packing), packing
+
+
+class CrossAttention(Attention):
+    """Tokens attend to memories whose keys and values have been projected beforehand."""
+
+    def forward(self, states: Tensor, packing: Packing, memories: Sequence[LayerMemory]) -> Tensor:
+        """``states`` (T, D) -> (T, D). The memories' texts are those of ``packing``, in order."""
+        queries = packing.pad(self.self.query(states)).split([memory.texts for memory in memories])
+        attended = [self._attend_to(memory, part) for memory, part in zip(memories, queries, strict=True)]
+        return self.output(packing.pack(torch.cat(attended)), states, packing)
+
+    def _attend_to(self, memory: LayerMemory, queries: Tensor) -> Tensor:
+        """``queries`` (M, L, D) of the memory's texts -> (M, L, D)."""
+        keys, values, mask = memory.read()
+        rows, width = len(keys), queries.shape[2]
+        # All queries of a row side by side, (R, passes * S * L, D), so that its keys are there once.
+        grouped = queries.reshape(memory.passes, rows, -1, width).transpose(0, 1).reshape(rows, -1, width)
+        query, keys, values = (self.split_heads(part) for part in (grouped, keys, values))
+        attended = self.attend(query, keys, values, mask).view(rows, memory.passes, -1, width)
+        return attended.transpose(0, 1).reshape(queries.shape)
+
+
+class Intermediate(nn.Module):
+    """The first half of the feed-forward block; GELU is the exact one."""
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.intermediate)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return F.gelu(self.dense(states))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention where ``memory_width`` is given, feed-forward; each with its own residual and norm."""
+
+    def __init__(self, config: BlockConfig, memory_width: int | None = None):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.crossattention = CrossAttention(config, memory_width) if memory_width else None
+        self.intermediate = Intermediate(config)
+        self.output = ResidualOutput(config.intermediate, config)
+
+    def forward(self, states: Tensor, sequences: Sequences, memories: Sequence[LayerMemory] = ()) -> Tensor:
+        """``states`` (T, D) -> (Q, D), those of the queries. Without ``memories`` the cross-attention is skipped, as for texts
+        that have no image."""
+        states, packing = self.attention(states, sequences)
+        if self.crossattention is not None and memories:
+            states = self.crossattention(states, packing, memories)
+        return self.output(self.intermediate(states), states, packing)
+
+
+class BlockStack(nn.Module):
+    """Blocks under the key ``layer.N``; the unit that ``train.compile`` compiles and ``train.recompute`` recomputes."""
+
+    def __init__(self, blocks: int, config: BlockConfig, memory_width: int | None = None):
+        super().__init__()
+        self.config = config
+        self.layer = nn.ModuleList(Block(config.at_depth(index, blocks), memory_width) for index in range(blocks))
+        self.recompute = False
+        self.apply(partial(init_bert_weights, std=config.init_std))
+
+    def forward(self, states: Tensor, sequences: Sequences, memories: Sequence[Attended] = ()) -> Tensor:
+        """``states`` (T, D) through all blocks -> (Q, D). Only the last block computes the queries alone, since the others' states
+        are keys and values of the next. ``memories``: all texts attend to one of them, in order, or there is none."""
+        every_token = replace(sequences, queries=None)
+        for index, block in enumerate(self.layer):
+            is_last = index == len(self.layer) - 1
+            of_layer = tuple(memory.layer(index) for memory in memories)
+            states = self._run(block, states, sequences if is_last else every_token, of_layer)
+        return states
+
+    def _run(self, block: nn.Module, *inputs: object) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(block, *inputs, use_reentrant=False))
+        return cast(Tensor, block(*inputs))
+
+    def project(self, states: Tensor) -> list[KeysValues]:
+        """Keys and values for the cross-attention of each block, (R, K, D), of ``states`` (R, K, D')."""
+        return [cast(Block, block).crossattention.self(states) for block in self.layer]  # type: ignore[union-attr]
+
+    def memory(self, states: Tensor, mask: Tensor | None = None) -> CrossMemory:
+        """``states`` (R, K, D') as what texts attend to; ``mask`` (R, K) bool, True = attend, None: all."""
+        added = None if mask is None else attention_mask(mask, linear_dtype(states))
+        return CrossMemory(tuple(self.project(states)), added)
+
+
+def attention_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A padding mask (N, K), or a mask per query (N, L, K), as what is added to the scores in ``scaled_dot_product_attention``: 0
+    and -inf, (N, 1, 1 or L, K) of the ``dtype`` of queries.
+
+    Kernels would make this of a boolean mask anew in each layer; those of GPUs want its rows 8 numbers apart.
+    """
+    mask = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
+    length = mask.shape[3]
+    added = torch.zeros((*mask.shape[:3], -(-length // 8) * 8), dtype=dtype, device=mask.device)[..., :length]
+    return added.masked_fill_(~mask, -torch.inf)
+
+
+def linear_dtype(states: Tensor) -> torch.dtype:
+    """Dtype of a linear layer's output on ``states``: under autocast, that of autocast."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+
+
+def heads_error(width: int, heads: int) -> str | None:
+    """Error message if ``heads`` does not divide ``width``, with the nearest numbers that do; else None."""
+    if width % heads == 0:
+        return None
+    divisors = [number for number in range(1, width + 1) if width % number == 0]
+    near = (max(number for number in divisors if number < heads), *(number for number in divisors if number > heads))
+    return f"width {width} is not a multiple of heads {heads}; {' or '.join(map(str, near[:2]))} heads would do"
+
+
+def init_bert_weights(module: nn.Module, std: float) -> None:
+    """BERT's initialisation: normal weights, zero biases, unit norms."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,111 @@
+"""The model of multi-grained pre-training: encoders and every head (section 3.3). What its streams make of it:
+:mod:`models.streams`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from models import losses
+from models.align import AligningConfig, AligningModel
+from models.blocks import QueryPositions
+from models.contrastive import ContrastiveConfig
+from models.fusion import FusionPass
+from models.heads import WordHead, mlp_head, predict_box
+from models.packing import PackedTexts, Packing
+from models.vision import Concepts
+from utils.batch import IGNORE, MaskedText
+from utils.config import Config
+from utils.errors import UserError
+
+Identical = Literal["ignore", "negative"]
+
+
+class IdenticalTexts(Config):
+    """What two equal texts of a batch are to each other, by stream."""
+
+    images: Identical = "negative"
+    videos: Identical = "negative"
+    pairs: Identical = "negative"
+    regions: Identical = Field("ignore", description="regions often share a text ('a man'); ignore: no negatives")
+
+
+class PretrainContrastiveConfig(ContrastiveConfig):
+    """Also what equal texts of a batch are to each other."""
+
+    identical_texts: IdenticalTexts = IdenticalTexts()
+
+    @field_validator("identical_texts", mode="before")
+    @classmethod
+    def _one_word_for_all(cls, value: Any) -> Any:
+        return dict.fromkeys(IdenticalTexts.model_fields, value) if isinstance(value, str) else value
+
+
+class PretrainModelConfig(AligningConfig):
+    """The model of pre-training."""
+
+    contrastive: PretrainContrastiveConfig = PretrainContrastiveConfig()
+    word_table: Literal["tied", "own"] = Field(
+        "tied",
+        description="of the word head: tied to the word embeddings, as in BERT; own: a table apart, as released for XLM-R",
+    )
+
+
+class MultiGrainedModel(AligningModel):
+    """:class:`~models.align.AligningModel` with the heads that locate: boxes (eq. 4), and masked words (eq. 3)."""
+
+    def __init__(self, config: PretrainModelConfig, vocab_size: int | None = None):
+        super().__init__(config, vocab_size)
+        self.config: PretrainModelConfig = config
+        width = self.text.width
+        vocabulary, embedded = self.text.word_embeddings.shape
+        own_table = config.word_table == "own"
+        if embedded != width and not own_table:
+            raise UserError(
+                f"model.word_table: tied, but words are embedded in {embedded} dimensions and model.fusion has {width}; "
+                "set it to `own`"
+            )
+        self.box_head = mlp_head(width, 4)
+        # BERT's head belongs to the text encoder's family, and so does its eps (as released).
+        self.word_head = WordHead(width, vocabulary, self.text.block_config.eps, own_table=own_table)
+
+    def word_loss(self, fused: Tensor, text: MaskedText) -> Tensor:
+        """Eq. 3 on the fused states (Q, D) of the masked tokens, summed over them."""
+        logits = self.word_head(fused, self.text.word_embeddings)
+        return losses.masked_words(logits, packed_labels(text))
+
+    def predict_boxes(self, texts: PackedTexts, images: Concepts, image_index: Tensor) -> Tensor:
+        """Eq. 4: the box of each of N texts in a whole image, (N, 4) in 0..1 as centre and size; ``image_index`` (N,) int64 names
+        the image of each text."""
+        memory = self.fusion.concept_memory(images).select(image_index)
+        (cls,) = self.fusion.fuse([FusionPass.cls(texts, memory)])
+        return predict_box(self.box_head, cls)
+
+    def predict_words(self, masked: PackedTexts, images: Concepts, text: MaskedText) -> Tensor:
+        """Logits (Q, V) of the masked words of ``text``, in order, each text seen with its image."""
+        memory = self.fusion.concept_memory(images)
+        (fused,) = self.fusion.fuse([FusionPass(masked, memory, masked_positions(text))])
+        return self.word_head(fused, self.text.word_embeddings)
+
+
+def masked_positions(text: MaskedText) -> QueryPositions:
+    """The masked tokens, whose fused states masked language modelling needs."""
+    return QueryPositions(text.positions, _packing_of_masked(text))
+
+
+def packed_labels(text: MaskedText) -> Tensor:
+    """The labels (Q,) of the tokens of :func:`masked_positions`, :data:`~utils.batch.IGNORE` for spare ones."""
+    packing = _packing_of_masked(text)
+    return packing.pack(text.labels).masked_fill(packing.texts >= packing.count, IGNORE)
+
+
+def _packing_of_masked(text: MaskedText) -> Packing:
+    return Packing.of(text.labels.ne(IGNORE).sum(dim=1), text.labels.shape[1], text.masked)
+
+
+def zero_loss(module: torch.nn.Module) -> Tensor:
+    """Zero that depends on every parameter of ``module``: DDP waits for the gradient of each, also in a step without it."""
+    return 0 * torch.stack([parameter.sum() for parameter in module.parameters()]).sum()

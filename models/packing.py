@@ -1,0 +1,173 @@
+"""Texts without padding.
+
+Linear layers, norms and feed-forward blocks treat every token alike, so they run on the tokens alone, packed one after the
+other: (T, D). Attention needs the texts apart, padded to the longest of them: (N, L, D). A :class:`Packing` leads from one to
+the other, :class:`PackedTexts` are token states with their packing.
+
+The host must not ask a GPU for a text's length: that would wait for the device. So T is a number that the host knows, and may be
+larger than the number of tokens: spare tokens come last, hold any finite numbers, and are never read.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils.batch import Text
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where each of T packed tokens stands in N texts that are padded to L.
+
+    ``lengths`` (N,) int64, tokens of each text; ``starts`` (N,) int64, the number of its first packed token; ``length`` L;
+    ``slots`` (T,) int64, text * L + position of each token, N * L for a spare one. ``dense``: the packed tokens are the padded
+    ones, T = N * L, in the same order, so that nothing has to be moved.
+    """
+
+    lengths: Tensor
+    starts: Tensor
+    length: int
+    slots: Tensor
+    dense: bool = False
+
+    @staticmethod
+    def of(lengths: Tensor, length: int, tokens: int | None = None) -> Packing:
+        """Texts of these ``lengths`` (N,), one after the other.
+
+        Args:
+            lengths: (N,) int64.
+            length: L, what the texts are padded to for attention.
+            tokens: T, at least the sum of ``lengths``. None: counted where the lengths are in the host's memory; elsewhere the
+                padded size, so that nobody has to wait.
+        """
+        count = len(lengths)
+        if tokens is None:
+            tokens = int(lengths.sum()) if on_host(lengths) else count * length
+        if tokens >= count * length:
+            slots = torch.arange(count * length, device=lengths.device)
+            return Packing(lengths, torch.arange(count, device=lengths.device) * length, length, slots, dense=True)
+        ends = lengths.cumsum(0)
+        starts = ends - lengths
+        token = torch.arange(tokens, device=lengths.device)
+        text = torch.searchsorted(ends, token, right=True)
+        first = F.pad(starts, (0, 1)).index_select(0, text)
+        slots = torch.where(text < count, text * length + token - first, count * length)
+        return Packing(lengths, starts, length, slots)
+
+    @staticmethod
+    def padded(count: int, length: int, device: torch.device) -> Packing:
+        """``count`` texts of ``length`` tokens each."""
+        return Packing.of(torch.full((count,), length, device=device), length, count * length)
+
+    @staticmethod
+    def concat(parts: Sequence[Packing]) -> Packing:
+        """All texts of ``parts``, padded to the longest of them; each part keeps its spare tokens behind its own."""
+        if len(parts) == 1:
+            return parts[0]
+        length, count = max(part.length for part in parts), sum(part.count for part in parts)
+        slots, starts = [], []
+        texts = tokens = 0
+        for part in parts:
+            text, position = part.slots // part.length, part.slots % part.length
+            slots.append(torch.where(text < part.count, (text + texts) * length + position, count * length))
+            starts.append(part.starts + tokens)
+            texts, tokens = texts + part.count, tokens + part.tokens
+        lengths = torch.cat([part.lengths for part in parts])
+        dense = all(part.dense and part.length == length for part in parts)
+        return Packing(lengths, torch.cat(starts), length, torch.cat(slots), dense)
+
+    @property
+    def count(self) -> int:
+        """N, the number of texts."""
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """T, the number of packed tokens, spare ones included."""
+        return len(self.slots)
+
+    @property
+    def mask(self) -> Tensor:
+        """(N, L) bool, True = token, False = padding."""
+        return torch.arange(self.length, device=self.lengths.device) < self.lengths.unsqueeze(1)
+
+    @property
+    def positions(self) -> Tensor:
+        """(T,) int64: where each token stands in its text, from 0."""
+        return self.slots % self.length
+
+    @property
+    def texts(self) -> Tensor:
+        """(T,) int64: which text each token is of; N for a spare one."""
+        return self.slots // self.length
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """(T, D) -> (N, L, D), zeros where a text has ended."""
+        width = packed.shape[1]
+        if self.dense:
+            return packed.view(self.count, self.length, width)
+        # One more row than there are slots takes the spare tokens. Writing (instead of reading by the inverse of `slots`) has
+        # a gradient that only reads: nothing is added up, which on a GPU would be slow and in no fixed order.
+        padded = packed.new_zeros(self.count * self.length + 1, width)
+        return padded.index_copy_(0, self.slots, packed)[:-1].view(self.count, self.length, width)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(N, L, ...) -> (T, ...)."""
+        flat = padded.flatten(0, 1)
+        return flat if self.dense else flat.index_select(0, self.slots.clamp(max=len(flat) - 1))
+
+
+@dataclass(frozen=True)
+class PackedTexts:
+    """Token states of N texts: ``states`` (T, D) and where each stands."""
+
+    states: Tensor
+    packing: Packing
+
+    @property
+    def cls(self) -> Tensor:
+        """The states of the first tokens, [CLS]: (N, D)."""
+        return self.states.index_select(0, self.packing.starts)
+
+    def padded(self) -> Tensor:
+        """(N, L, D)."""
+        return self.packing.pad(self.states)
+
+    def select(self, index: Tensor, tokens: int | None = None, length: int | None = None) -> PackedTexts:
+        """The texts numbered ``index`` (M,), in that order; ``tokens`` as in :meth:`Packing.of`, ``length`` too, None: as now."""
+        lengths = self.packing.lengths.index_select(0, index)
+        packing = Packing.of(lengths, length or self.packing.length, tokens)
+        # Of a spare token, and of padding in a dense packing, any state will do.
+        text, position = packing.texts.clamp(max=len(index) - 1), packing.positions
+        start = self.packing.starts.index_select(0, index).index_select(0, text)
+        source = (start + position).clamp(max=len(self.states) - 1)
+        return PackedTexts(self.states.index_select(0, source), packing)
+
+    @staticmethod
+    def concat(parts: Sequence[PackedTexts]) -> PackedTexts:
+        """All texts of ``parts``."""
+        return PackedTexts(
+            torch.cat([part.states for part in parts]), Packing.concat([part.packing for part in parts])
+        )
+
+    @staticmethod
+    def split(states: Tensor, packings: Sequence[Packing]) -> list[PackedTexts]:
+        """Texts apart whose ``states`` (T, D) are those of a concatenation of ``packings``."""
+        parts = states.split([packing.tokens for packing in packings])
+        return list(itertools.starmap(PackedTexts, zip(parts, packings, strict=True)))
+
+
+def packing_of(text: Text) -> Packing:
+    """The packing of a batch's texts."""
+    return Packing.of(text.mask.sum(dim=1), text.mask.shape[1], text.tokens)
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether the host can look at the numbers without waiting: not on a GPU, not for a fake tensor, not while compiling."""
+    return tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling()

@@ -1,0 +1,176 @@
+"""The losses of pre-training, written plainly: **read this file first**.
+
+Texts are padded, each pass through the fusion is a call of its own that projects its keys and values anew, and every state is
+computed. :mod:`models.pretrain` makes the same losses and gradients with the same modules, and saves what is computed twice or read
+by nobody: padding (:mod:`models.packing`), keys and values (:mod:`models.memory`), states of the last block
+(:class:`models.blocks.QueryPositions`), and calls (:meth:`models.fusion.FusionEncoder.fuse`). ``tests/models/test_reference.py``
+holds the two against each other. Left out here: drop path, steps without a matching loss, losses of weight 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import losses
+from models.align import HardNegatives
+from models.blocks import Attention, Block, ResidualOutput
+from models.contrastive import Examples
+from models.heads import predict_box
+from models.multigrained import MultiGrainedModel
+from models.pretrain import PretrainModel
+from models.streams import AlignedStream, RegionTextStream
+from models.text import TextEncoder
+from models.vision import Concepts
+from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, TextPairBatch, VideoTextBatch
+
+Masked = tuple[Tensor, Tensor]
+"""States (N, L, D), and which of them are attended to, (N, L) bool."""
+
+
+def reference_losses(model: PretrainModel, batch: PretrainBatch) -> dict[str, Tensor]:
+    """Every loss of every stream, as a sum, by the names that ``model(batch)`` gives them."""
+    model.contrastive.clamp_temperature()
+    found: dict[str, Tensor] = {}
+    for name, stream in model.streams.items():
+        part = batch.parts().get(name)
+        if isinstance(part, ImageTextBatch | VideoTextBatch):
+            own = image_text_losses(model, part, stream.examples(part))
+        elif isinstance(part, RegionBatch):
+            own = region_text_losses(model, part, stream.examples(part), stream.has_box(part))
+        elif isinstance(part, TextPairBatch):
+            own = translation_losses(model, part, stream.examples(part))
+        else:
+            own = {} if part is None else {"mlm": word_loss(model, part.text, None)}
+        found |= {f"{name}/{loss}": total for loss, total in own.items()}
+    return found
+
+
+def region_text_losses(
+    model: MultiGrainedModel, batch: RegionBatch, examples: Examples, has_box: Tensor
+) -> dict[str, Tensor]:
+    """The five losses of R texts of regions of I images (section 3.3)."""
+    images = model.vision(batch.pixels)  # patches (I, P, D), and their mean
+    regions = model.vision.regions(images, batch.patch_mask, batch.image_index)  # the mean of each region's own patches
+    text = encode(model.text, batch.text.ids, batch.text.mask)
+    contrastive, negatives = align(model, embed_image(model, regions), embed_text(model, text), examples)
+    always = batch.patch_mask.new_ones(len(batch.patch_mask), 1)
+    region = regions.tokens(), torch.cat([always, batch.patch_mask], dim=1)  # sees its mean, and its own patches
+    whole = whole_images(images.tokens().index_select(0, batch.image_index))
+    box = predict_box(model.box_head, fuse(model.fusion, text, whole)[:, 0])  # eq. 4: where in the whole image?
+    return {
+        "contrastive": contrastive,  # eq. 1
+        "matching": matching_loss(model, text, region, negatives),  # eq. 2
+        "mlm": word_loss(model, batch.text, region),  # eq. 3
+        "l1": losses.box_l1(box, batch.boxes_cxcywh, has_box),  # eq. 5
+        "giou": losses.box_giou(box, batch.boxes_cxcywh, has_box),
+    }
+
+
+def image_text_losses(
+    model: MultiGrainedModel, batch: ImageTextBatch | VideoTextBatch, examples: Examples
+) -> dict[str, Tensor]:
+    """The losses of N texts of whole images or videos."""
+    images = model.vision(batch.pixels)
+    text = encode(model.text, batch.text.ids, batch.text.mask)
+    contrastive, negatives = align(model, embed_image(model, images), embed_text(model, text), examples)
+    seen = whole_images(images.tokens())
+    return {
+        "contrastive": contrastive,
+        "matching": matching_loss(model, text, seen, negatives),
+        "mlm": word_loss(model, batch.text, seen),
+    }
+
+
+def translation_losses(model: MultiGrainedModel, batch: TextPairBatch, examples: Examples) -> dict[str, Tensor]:
+    """The losses of N texts and their translations: the first text stands where an image does."""
+    first = encode(model.text, batch.text.ids, batch.text.mask)
+    second = encode(model.text, batch.other.ids, batch.other.mask)
+    contrastive, negatives = align(model, embed_text(model, first), embed_text(model, second), examples)
+    return {
+        "contrastive": contrastive,
+        "matching": matching_loss(model, second, first, negatives),
+        "mlm": word_loss(model, batch.text, second),
+    }
+
+
+def align(model: MultiGrainedModel, first: Tensor, second: Tensor, examples: Examples) -> tuple[Tensor, HardNegatives]:
+    """The contrastive loss of two views of each example, and hard negatives by their similarity."""
+    return model.contrastive.start_loss(first, second, examples)(), model.hard_negatives(first, second, examples)
+
+
+def matching_loss(model: MultiGrainedModel, text: Masked, memory: Masked, negatives: HardNegatives) -> Tensor:
+    """Eq. 2: are a text and what it attends to a pair? Matched pairs, hard negative texts, hard negative images."""
+    matched = fuse(model.fusion, text, memory)
+    wrong_text = fuse(model.fusion, select(text, negatives.text), memory)
+    wrong_image = fuse(model.fusion, text, select(memory, negatives.image))
+    return model.matching_loss([states[:, 0] for states in (matched, wrong_text, wrong_image)], negatives)
+
+
+def word_loss(model: MultiGrainedModel, text: MaskedText, memory: Masked | None) -> Tensor:
+    """Eq. 3: which words were masked? ``memory`` None: told from the text alone, without cross-attention."""
+    fused = fuse(model.fusion, encode(model.text, text.masked_ids, text.mask), memory)
+    masked = torch.take_along_dim(fused, text.positions.unsqueeze(2), dim=1)
+    logits = model.word_head(masked, model.text.word_embeddings)
+    return losses.masked_words(logits.flatten(0, 1), text.labels.flatten())
+
+
+def encode(encoder: nn.Module, ids: Tensor, mask: Tensor) -> Masked:
+    """Texts ``ids`` (N, L) through the text encoder."""
+    assert isinstance(encoder, TextEncoder)
+    states = encoder.embeddings(ids)
+    for block in encoder.encoder.layer:
+        states = run_block(block, states, mask)
+    return states if encoder.projection is None else encoder.projection(states), mask
+
+
+def fuse(fusion: nn.Module, text: Masked, memory: Masked | None) -> Tensor:
+    """Texts through the fusion encoder, text n with row n of ``memory``: (N, L, D)."""
+    states, mask = text
+    for block in fusion.layer:
+        states = run_block(block, states, mask, memory)
+    return states
+
+
+def run_block(block: Block, states: Tensor, mask: Tensor, memory: Masked | None = None) -> Tensor:
+    """The post-norm transformer block."""
+    states = attend(block.attention, states, (states, mask))
+    if memory is not None:
+        states = attend(block.crossattention, states, memory)
+    return add_and_norm(block.output, F.gelu(block.intermediate.dense(states)), states)
+
+
+def attend(attention: Attention, states: Tensor, memory: Masked) -> Tensor:
+    """``states`` (N, L, D) attend to those of ``memory`` (N, K, D') that its mask allows."""
+    seen, mask = memory
+    project = attention.self
+    parts = project.query(states), project.key(seen), project.value(seen)
+    attended = attention.attend(*map(attention.split_heads, parts), mask[:, None, None, :])
+    return add_and_norm(attention.output, attended, states)
+
+
+def add_and_norm(output: ResidualOutput, states: Tensor, residual: Tensor) -> Tensor:
+    """Linear, dropout, residual, LayerNorm."""
+    return output.LayerNorm(output.dropout(output.dense(states)) + residual)
+
+
+def embed_image(model: MultiGrainedModel, concepts: Concepts) -> Tensor:
+    """Normalised embeddings (R, E)."""
+    return model.contrastive.embed_image(concepts)
+
+
+def embed_text(model: MultiGrainedModel, text: Masked) -> Tensor:
+    """Normalised embeddings (N, E)."""
+    return F.normalize(losses.at_least_float32(model.contrastive.text_proj(text[0][:, 0])), dim=1)
+
+
+def whole_images(tokens: Tensor) -> Masked:
+    """Tokens (N, 1 + P, D), all of which are attended to."""
+    return tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
+
+
+def select(rows: Masked, index: Tensor) -> Masked:
+    """The rows numbered ``index`` (M,)."""
+    states, mask = rows
+    return states.index_select(0, index), mask.index_select(0, index)

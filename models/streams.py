@@ -1,0 +1,286 @@
+"""The streams of pre-training, a class each (section 3.3).
+
+A stream says what it encodes (``pixels``, ``texts``), what it asks of the fusion and what its losses are (``losses``), what they are
+divided by (``counts``), and how many FLOPs they take (``work``). A loss of weight 0 appears in none of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from models import losses
+from models.align import HardNegatives
+from models.contrastive import Examples
+from models.fusion import FusionEncoder, FusionPass
+from models.heads import predict_box
+from models.memory import CrossMemory
+from models.multigrained import Identical, MultiGrainedModel, masked_positions
+from models.packing import PackedTexts
+from models.vision import Concepts
+from utils.batch import IGNORE, RegionBatch, Text, TextBatch, TextPairBatch
+
+Part = Any
+"""One stream's part of a micro-batch: the batch type that its class names."""
+
+Passes = dict[str, list[FusionPass]]
+"""What each loss asks of the fusion."""
+
+Fused = dict[str, list[Tensor]]
+"""What each loss gets of it: the states (Q, D) of the wanted tokens, for each of its passes."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A stream's part after the encoders: its whole images or videos, and its texts by name."""
+
+    concepts: Concepts | None
+    texts: Mapping[str, PackedTexts]
+
+    @property
+    def images(self) -> Concepts:
+        """Of a stream that has images or videos."""
+        assert self.concepts is not None
+        return self.concepts
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """``contrastive`` waits for the embeddings of the other ranks and gives the loss; ``negatives`` for the matching loss. None:
+    not wanted."""
+
+    contrastive: Callable[[], Tensor] | None
+    negatives: HardNegatives | None
+
+
+class Stream(ABC):
+    """One source of training examples.
+
+    ``weights``: the factor of each loss in the sum of equation 6, without those that are 0.
+    """
+
+    all_losses: ClassVar[tuple[str, ...]]
+    has_images: ClassVar[bool] = True
+
+    def __init__(self, name: str, weights: Mapping[str, float]):
+        self.name = name
+        self.weights = {loss: weights[loss] for loss in self.all_losses if weights[loss]}
+
+    @abstractmethod
+    def texts(self, part: Part, wanted: Collection[str]) -> dict[str, Text]:
+        """What the text encoder has to encode for the ``wanted`` losses, by name."""
+
+    @abstractmethod
+    def losses(
+        self, model: MultiGrainedModel, part: Part, encoded: Encoded, wanted: Collection[str]
+    ) -> dict[str, Tensor]:
+        """The ``wanted`` losses of a micro-batch, as sums over what :meth:`counts` counts."""
+
+    @abstractmethod
+    def counts(self, part: Part) -> dict[str, Tensor]:
+        """What each loss is divided by: the examples, pairs, tokens or boxes that count."""
+
+
+class TextStream(Stream):
+    """Texts alone: masked words, with the fusion's cross-attention left out (as released)."""
+
+    all_losses = ("mlm",)
+    has_images = False
+
+    def texts(self, part: TextBatch, wanted: Collection[str]) -> dict[str, Text]:
+        return {"masked": part.text.with_masks()}
+
+    def losses(
+        self, model: MultiGrainedModel, part: TextBatch, encoded: Encoded, wanted: Collection[str]
+    ) -> dict[str, Tensor]:
+        masked = FusionPass(encoded.texts["masked"], None, masked_positions(part.text))
+        (fused,) = model.fusion.fuse([masked])
+        return {"mlm": model.word_loss(fused, part.text)}
+
+    def counts(self, part: TextBatch) -> dict[str, Tensor]:
+        return {"mlm": (part.text.labels != IGNORE).sum()}
+
+
+class AlignedStream(Stream):
+    """Two views of each example, aligned by the contrastive and the matching loss; masked words, found with the other view.
+
+    ``same_text``: what two examples with equal texts are to each other.
+    """
+
+    all_losses: ClassVar[tuple[str, ...]] = ("contrastive", "matching", "mlm")
+
+    def __init__(self, name: str, weights: Mapping[str, float], same_text: Identical):
+        super().__init__(name, weights)
+        self.same_text = same_text
+
+    def texts(self, part: Part, wanted: Collection[str]) -> dict[str, Text]:
+        texts = {}
+        if any(loss != "mlm" for loss in wanted):
+            texts["plain"] = part.text.plain()
+        if "mlm" in wanted:
+            texts["masked"] = part.text.with_masks()
+        return texts
+
+    def counts(self, part: Part) -> dict[str, Tensor]:
+        counts = {
+            "contrastive": part.valid.sum(),
+            "matching": MultiGrainedModel.matching_count(self.examples(part)),
+            "mlm": (part.text.labels != IGNORE).sum(),
+        }
+        return {loss: count for loss, count in counts.items() if loss in self.weights}
+
+    def examples(self, part: Part) -> Examples:
+        """Which examples count, and which of them are not to be told apart."""
+        return Examples(part.valid, part.text.key, self.same_text)
+
+    def align(
+        self,
+        model: MultiGrainedModel,
+        part: Part,
+        view: Concepts | PackedTexts,
+        texts: PackedTexts | None,
+        wanted: Collection[str],
+    ) -> Alignment:
+        """Start the contrastive loss between a ``view`` and the ``texts`` of each example, and draw hard negatives by their
+        similarity."""
+        if texts is None or not {"contrastive", "matching"} & set(wanted):
+            return Alignment(None, None)
+        head, examples = model.contrastive, self.examples(part)
+        first = head.embed_text(view) if isinstance(view, PackedTexts) else head.embed_image(view)
+        second = head.embed_text(texts)
+        return Alignment(
+            contrastive=head.start_loss(first, second, examples) if "contrastive" in wanted else None,
+            negatives=model.hard_negatives(first, second, examples) if "matching" in wanted else None,
+        )
+
+    @staticmethod
+    def passes(part: Part, texts: Mapping[str, PackedTexts], memory: CrossMemory, alignment: Alignment) -> Passes:
+        """Masked texts with what they attend to; plain texts with it, and with hard negatives."""
+        passes: Passes = {}
+        if "masked" in texts:
+            passes["mlm"] = [FusionPass(texts["masked"], memory, masked_positions(part.text))]
+        if alignment.negatives is not None:
+            passes["matching"] = MultiGrainedModel.matching_passes(texts["plain"], memory, alignment.negatives)
+        return passes
+
+    @staticmethod
+    def sums(model: MultiGrainedModel, part: Part, alignment: Alignment, fused: Fused) -> dict[str, Tensor]:
+        """The losses that all aligned streams have, of those that are wanted."""
+        sums = {}
+        if alignment.contrastive is not None:
+            sums["contrastive"] = alignment.contrastive()
+        if alignment.negatives is not None:
+            sums["matching"] = model.matching_loss(fused["matching"], alignment.negatives)
+        if "mlm" in fused:
+            sums["mlm"] = model.word_loss(fused["mlm"][0], part.text)
+        return sums
+
+
+class ImageTextStream(AlignedStream):
+    """Images with their texts."""
+
+    def losses(
+        self, model: MultiGrainedModel, part: Part, encoded: Encoded, wanted: Collection[str]
+    ) -> dict[str, Tensor]:
+        images, texts = encoded.images, encoded.texts
+        alignment = self.align(model, part, images, texts.get("plain"), wanted)
+        passes: Passes = {}
+        if needs_fusion(wanted):
+            passes = self.passes(part, texts, model.fusion.concept_memory(images), alignment)
+        return self.sums(model, part, alignment, fuse(model.fusion, passes))
+
+
+class VideoTextStream(ImageTextStream):
+    """Videos with their texts: as images, once the vision encoder has made concepts of their frames."""
+
+
+class RegionTextStream(AlignedStream):
+    """Regions, objects and whole images with their texts (section 3.2): aligned as images are, with the patches of each region
+    for an image; and located, by the box that a text gets in the whole image."""
+
+    all_losses = (*AlignedStream.all_losses, "l1", "giou")
+
+    def __init__(self, name: str, weights: Mapping[str, float], same_text: Identical, *, whole_image_boxes: bool):
+        """``whole_image_boxes``: whether texts of whole images have a box to learn."""
+        super().__init__(name, weights, same_text)
+        self.whole_image_boxes = whole_image_boxes
+
+    def counts(self, part: RegionBatch) -> dict[str, Tensor]:
+        boxes = self.has_box(part).sum()
+        return super().counts(part) | {loss: boxes for loss in ("l1", "giou") if loss in self.weights}
+
+    def has_box(self, part: RegionBatch) -> Tensor:
+        """The texts whose box is learned, (R,) bool."""
+        return part.valid if self.whole_image_boxes else part.valid & ~part.is_image
+
+    def losses(
+        self, model: MultiGrainedModel, part: RegionBatch, encoded: Encoded, wanted: Collection[str]
+    ) -> dict[str, Tensor]:
+        texts, count = encoded.texts, len(part.valid)
+        regions = model.vision.regions(encoded.images, part.patch_mask, part.image_index)
+        alignment = self.align(model, part, regions, texts.get("plain"), wanted)
+        passes: Passes = {}
+        if needs_fusion(wanted):
+            # Rows of the memory: the regions, then for each of them its whole image, in which its box is to be found.
+            memory = model.fusion.concept_memory(regions.with_whole_images(encoded.images))
+            passes = self.passes(part, texts, memory.slice(0, count), alignment)
+            if {"l1", "giou"} & set(wanted):
+                passes["boxes"] = [FusionPass.cls(texts["plain"], memory.slice(count, 2 * count))]
+        fused = fuse(model.fusion, passes)
+        sums = self.sums(model, part, alignment, fused)
+        if "boxes" in fused:
+            predicted, has_box = predict_box(model.box_head, fused["boxes"][0]), self.has_box(part)
+            sums["l1"] = losses.box_l1(predicted, part.boxes_cxcywh, has_box)
+            sums["giou"] = losses.box_giou(predicted, part.boxes_cxcywh, has_box)
+        return {loss: total for loss, total in sums.items() if loss in wanted}
+
+
+class TranslationStream(AlignedStream):
+    """Texts and their translations: cross-view language modelling (CCLM, arXiv:2206.00621), two views of one meaning.
+
+    As released, the first text stands where an image does in the contrastive and the matching loss, and both are projected by
+    the text's projection; masked words of the first are found with the help of the second.
+    """
+
+    has_images = False
+
+    def texts(self, part: TextPairBatch, wanted: Collection[str]) -> dict[str, Text]:
+        return {**super().texts(part, wanted), "translation": part.other}
+
+    def losses(
+        self, model: MultiGrainedModel, part: TextPairBatch, encoded: Encoded, wanted: Collection[str]
+    ) -> dict[str, Tensor]:
+        texts, translation = encoded.texts, encoded.texts["translation"]
+        alignment = Alignment(None, None)
+        passes: Passes = {}
+        if "plain" in texts:
+            alignment = self.align(model, part, texts["plain"], translation, wanted)
+        if alignment.negatives is not None:
+            memory = text_memory(model.fusion, texts["plain"])
+            passes["matching"] = model.matching_passes(translation, memory, alignment.negatives)
+        if "masked" in texts:
+            memory = text_memory(model.fusion, translation)
+            passes["mlm"] = [FusionPass(texts["masked"], memory, masked_positions(part.text))]
+        return self.sums(model, part, alignment, fuse(model.fusion, passes))
+
+
+def needs_fusion(wanted: Collection[str]) -> bool:
+    """Whether any of the losses is one of fused states."""
+    return any(loss != "contrastive" for loss in wanted)
+
+
+def fuse(fusion: FusionEncoder, passes: Passes) -> Fused:
+    """The passes of all losses in one call of the fusion; the fused states by loss, in the order of its passes."""
+    if not passes:
+        return {}
+    fused = iter(fusion.fuse([each for of_loss in passes.values() for each in of_loss]))
+    return {loss: [next(fused) for _ in of_loss] for loss, of_loss in passes.items()}
+
+
+def text_memory(fusion: FusionEncoder, texts: PackedTexts) -> CrossMemory:
+    """Texts as what other texts attend to."""
+    return fusion.memory(texts.padded(), texts.packing.mask)
