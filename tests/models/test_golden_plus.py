@@ -22,7 +22,15 @@ from models.vision import VisionConfig
 from models.vqa import DecoderConfig, VQAModel, VQAModelConfig
 from models.xvlm import XVLM, AligningConfig, ModelConfig
 from optim import OptimConfig, parameter_groups
-from tests.models.golden import GOLDEN, PublishedNegatives, arrays, manifest, masked_text
+from tests.models.golden import (
+    GOLDEN,
+    PublishedNegatives,
+    arrays,
+    cross_encoder,
+    manifest,
+    masked_text,
+    text_architecture,
+)
 from utils.batch import ImageTextBatch, PretrainBatch, Text, TextPairBatch
 
 CASE = GOLDEN / "xvlmplus"
@@ -48,27 +56,8 @@ def case_config() -> PretrainModelConfig:
             depth=vision["depth"],
             heads=vision["heads"],
         ),
-        text=TextConfig(
-            arch=TextArchitecture(
-                family="roberta",
-                vocab_size=text["vocab_size"],
-                width=text["hidden_size"],
-                layers=facts["n_text_layers"],
-                heads=text["num_attention_heads"],
-                intermediate=text["intermediate_size"],
-                max_positions=text["max_position_embeddings"],
-                token_types=text["type_vocab_size"],
-                eps=text["layer_norm_eps"],
-                pad_id=text["pad_token_id"],
-            )
-        ),
-        fusion=FusionConfig(
-            layers=facts["n_cross_layers"],
-            width=cross["hidden_size"],
-            heads=cross["num_attention_heads"],
-            intermediate=cross["intermediate_size"],
-            eps=cross["layer_norm_eps"],
-        ),
+        text=TextConfig(arch=text_architecture({"model_type": "xlm-roberta", **text}, facts["n_text_layers"])),
+        fusion=cross_encoder(cross, facts["n_cross_layers"]),
         embed_dim=facts["config"]["embed_dim"],
         word_table="own",
     )
