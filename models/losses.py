@@ -59,15 +59,20 @@ def contrastive(
     return loss
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """``tensor`` in float32 if it is in a lower precision, else unchanged: a float64 model stays in float64."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def matching(logits: Tensor, matched: Tensor, counts: Tensor) -> Tensor:
     """Eq. 2 summed over the pairs that count. ``logits`` (M, 2), ``matched`` (M,) bool, ``counts`` (M,) bool."""
-    rows = F.cross_entropy(logits.float(), matched.long(), reduction="none")
+    rows = F.cross_entropy(at_least_float32(logits), matched.long(), reduction="none")
     return rows.masked_fill(~counts, 0).sum()
 
 
 def masked_words(logits: Tensor, labels: Tensor) -> Tensor:
     """Eq. 3 summed over the masked tokens. ``logits`` (T, V), ``labels`` (T,) with :data:`IGNORE` where none is."""
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE, reduction="sum")
 
 
 def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, never: Tensor) -> Tensor:
@@ -82,7 +87,7 @@ def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, never: Tens
     """
     counts = labels != IGNORE
     label = labels.masked_fill(~counts, 0).unsqueeze(1)
-    likelihood = logits.float().log_softmax(dim=1)
+    likelihood = at_least_float32(logits).log_softmax(dim=1)
     said = likelihood.gather(1, label)
     rows = -(1 - smoothing) * said
     if smoothing:

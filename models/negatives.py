@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.losses import at_least_float32
+
 
 def allowed_negatives(valid: Tensor, key: Tensor | None = None) -> Tensor:
     """Which rows may serve as each other's negatives, (N, N) bool, symmetric, never a row for itself.
@@ -25,7 +27,7 @@ def negative_weights(similarity: Tensor, allowed: Tensor) -> Tensor:
 
     ``similarity`` (N, N) is already divided by the temperature; row i weighs the negatives of row i.
     """
-    return (similarity.float().softmax(dim=1) + 1e-5) * allowed
+    return (at_least_float32(similarity).softmax(dim=1) + 1e-5) * allowed
 
 
 def draw(weights: Tensor) -> Tensor:
