@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from models.losses import at_least_float32
 from utils.batch import IGNORE
 from utils.config import Config
 
@@ -56,7 +57,7 @@ class DecodingConfig(Config):
 @dataclass(frozen=True)
 class Generated:
     """``words`` (N, max_length) int64, without prompt and end, :data:`~utils.batch.IGNORE` where nothing is said; ``ended``
-    (N,) bool, whether the end was said; ``score`` (N,) float32 log-likelihoods, after the length penalty."""
+    (N,) bool, whether the end was said; ``score`` (N,) log-likelihoods, at least float32, after the length penalty."""
 
     words: Tensor
     ended: Tensor
@@ -99,7 +100,7 @@ def beam_search(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConf
     first = torch.arange(count, device=prompt.device).unsqueeze(1)
     logits = decoder.start(prompt)
     for length in range(1, longest + 1):
-        likelihood = logits.float().log_softmax(dim=1).view(count, said.shape[1], -1)
+        likelihood = at_least_float32(logits).log_softmax(dim=1).view(count, said.shape[1], -1)
         forbid(likelihood, said[:, :, : length - 1], end, config)
         vocabulary = likelihood.shape[2]
         scores, found = (scores.unsqueeze(2) + likelihood).flatten(1).topk(beams, dim=1)
@@ -136,7 +137,7 @@ def sample(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, c
     rows = torch.arange(count, device=prompt.device)
     logits = decoder.start(prompt)
     for length in range(1, longest + 1):
-        likelihood = logits.float().log_softmax(dim=1)
+        likelihood = at_least_float32(logits).log_softmax(dim=1)
         allowed = likelihood.clone().unsqueeze(1)
         forbid(allowed, said[:, :, : length - 1], end, config)
         word = draw(allowed.squeeze(1), config.sampling, chances[:, length - 1])

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.encoded import Encoded
+from models.losses import at_least_float32
 
 
 def mlp_head(width: int, outputs: int) -> nn.Sequential:
@@ -15,8 +16,8 @@ def mlp_head(width: int, outputs: int) -> nn.Sequential:
 
 
 def predict_box(head: nn.Module, fused: Encoded) -> Tensor:
-    """Eq. 4: a box from each fused [CLS], (N, 4) float32 in 0..1 as centre and size."""
-    return head(fused.cls).float().sigmoid()
+    """Eq. 4: a box from each fused [CLS], (N, 4) at least float32, in 0..1 as centre and size."""
+    return at_least_float32(head(fused.cls)).sigmoid()
 
 
 class WordHead(nn.Module):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from models import flops
 from models.fusion import Look
 from models.heads import mlp_head
+from models.losses import at_least_float32
 from models.xvlm import XVLM, ModelConfig
 from utils.batch import Losses, PairBatch, Term, Text, Work
 
@@ -33,7 +34,7 @@ class NLVRModel(XVLM):
     def forward(self, batch: PairBatch) -> Losses:
         """The cross-entropy of a micro-batch, as a sum."""
         logits = self.classify(batch.pixels, batch.text)
-        rows = F.cross_entropy(logits.float(), batch.label, reduction="none")
+        rows = F.cross_entropy(at_least_float32(logits), batch.label, reduction="none")
         return {"classes": Term(rows.masked_fill(~batch.valid, 0).sum(), 1.0)}
 
     def counts(self, batch: PairBatch) -> dict[str, Tensor]:

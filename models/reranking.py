@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.encoded import Concepts, Encoded
 from models.fusion import FusionEncoder, ImageMemory, LayerMemory, Look
+from models.losses import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,19 @@ def score_pairs(
             a CPU's caches hold, or on a GPU enough to fill it.
 
     Returns:
-        For each image the logits of class "matched", float32 in the order of its texts.
+        For each image the logits of class "matched", at least float32, in the order of its texts.
     """
     if tokens_per_call is None:
         tokens_per_call = 1536 if bank.states.device.type == "cpu" else 16384
     memory = fusion.remember(images)
     scores = []
     for image, wanted in enumerate(texts):
-        found = torch.empty(len(wanted), device=bank.states.device)
+        found = at_least_float32(bank.states.new_empty(len(wanted)))
         alone = _one_image(memory, image)
         for part in _similar_lengths(bank.lengths[wanted], tokens_per_call):
             rows = torch.zeros(len(part), dtype=torch.int64, device=found.device)
             fused = fusion(bank.rows(wanted[part]), Look(alone, rows, len(part)), cls_only=True)
-            found[part.to(found.device)] = matching_head(fused.cls)[:, 1].float()
+            found[part.to(found.device)] = at_least_float32(matching_head(fused.cls)[:, 1])
         scores.append(found)
     return scores
 

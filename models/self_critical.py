@@ -16,6 +16,7 @@ from models import flops
 from models.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
 from models.fusion import ImageMemory
 from models.generation import DecodingConfig, Generated, SamplingConfig, sample
+from models.losses import at_least_float32
 from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, Work, to_device
 from utils.config import Config
 
@@ -109,5 +110,5 @@ class SelfCriticalModel(CaptioningModel):
         images = torch.arange(memory.images, device=device).repeat_interleave(samples)
         logits = self.logits(text, memory, images, samples) / self.critic.temperature
         counts = text.labels != IGNORE
-        each = logits.float().log_softmax(dim=2).gather(2, text.labels.masked_fill(~counts, 0).unsqueeze(2))
+        each = at_least_float32(logits).log_softmax(dim=2).gather(2, text.labels.masked_fill(~counts, 0).unsqueeze(2))
         return each.squeeze(2).masked_fill(~counts, 0).sum(dim=1)

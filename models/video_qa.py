@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from models import flops
 from models.fusion import Look
 from models.heads import mlp_head
+from models.losses import at_least_float32
 from models.xvlm import XVLM, ModelConfig
 from utils.batch import IGNORE, ClassifiedBatch, Losses, Term, Text, Work
 
@@ -31,7 +32,7 @@ class VideoQAModel(XVLM):
         """Cross-entropies of a micro-batch, each times the weight of its answer; their sum. Answers that are no candidates
         teach nothing (as released)."""
         logits = self.classify(batch.pixels, batch.text).index_select(0, batch.question_of_answer)
-        each = F.cross_entropy(logits.float(), batch.labels, ignore_index=IGNORE, reduction="none")
+        each = F.cross_entropy(at_least_float32(logits), batch.labels, ignore_index=IGNORE, reduction="none")
         counts = batch.valid.index_select(0, batch.question_of_answer)
         return {"answers": Term((each * batch.weights).masked_fill(~counts, 0).sum(), 1.0)}
 

@@ -15,6 +15,7 @@ from models.encoded import Encoded
 from models.fusion import FusionConfig, FusionEncoder, ImageMemory, Look
 from models.heads import WordHead
 from models.layers import LayerConfig, init_bert_weights
+from models.losses import at_least_float32
 from models.text import Embeddings, HubTextEncoder, TextArchitecture, TextEncoder
 from models.xvlm import XVLM, ModelConfig
 from utils.batch import IGNORE, Losses, QuestionBatch, Term, Text, Work
@@ -99,8 +100,8 @@ class AnswerDecoder(FusionEncoder):
         return self(text, Look(memory, rows, answers_per_question)).states
 
     def logits(self, states: Tensor) -> Tensor:
-        """Of the next token, (..., V) float32."""
-        return self.word_head(states, self.words).float()
+        """Of the next token, (..., V) at least float32."""
+        return at_least_float32(self.word_head(states, self.words))
 
     def embed(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Of tokens (N, L), at ``positions`` (N, L) where they are not in order."""

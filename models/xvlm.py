@@ -110,12 +110,12 @@ class ContrastiveHead(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
 
     def embed_image(self, concepts: Concepts) -> Tensor:
-        """Normalised embeddings of visual concepts, (R, E) float32."""
-        return F.normalize(self.vision_proj(concepts.concept).float(), dim=1)
+        """Normalised embeddings of visual concepts, (R, E) at least float32."""
+        return F.normalize(losses.at_least_float32(self.vision_proj(concepts.concept)), dim=1)
 
     def embed_text(self, text: Encoded) -> Tensor:
-        """Normalised embeddings of texts, (N, E) float32."""
-        return F.normalize(self.text_proj(text.cls).float(), dim=1)
+        """Normalised embeddings of texts, (N, E) at least float32."""
+        return F.normalize(losses.at_least_float32(self.text_proj(text.cls)), dim=1)
 
     def clamp_temperature(self) -> None:
         """Keep the temperature in its range, before each step (as released)."""
@@ -123,7 +123,7 @@ class ContrastiveHead(nn.Module):
             self.temperature.clamp_(*TEMPERATURE_RANGE)
 
     def similarity(self, image: Tensor, text: Tensor) -> Tensor:
-        """Cosine similarity over temperature of all pairs, (R, N) float32."""
+        """Cosine similarity over temperature of all pairs, (R, N) at least float32."""
         with torch.autocast(image.device.type, enabled=False):
             return image @ text.t() / self.temperature
 
