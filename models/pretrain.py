@@ -122,7 +122,8 @@ class PretrainModel(AligningModel):
                 f"data.pairs: the fusion looks at texts as it looks at images, but images have width {self.vision.width} "
                 f"and texts {width}; give model.vision and model.fusion one width, or drop data.pairs"
             )
-        self.word_head = WordHead(width, vocabulary, self.fusion.layer_config.eps, own_table=own_table)
+        # The word head belongs to the text encoder's family: XLM-R's eps is 1e-5, that of its fusion encoder 1e-12.
+        self.word_head = WordHead(width, vocabulary, self.text.layer_config.eps, own_table=own_table)
         if self.streams.regions is None:
             self.box_head.requires_grad_(False)
 
