@@ -33,8 +33,8 @@ class DecoderConfig(Config):
     )
     word_table: Literal["own", "shared"] = Field(
         "own",
-        description="own: embeddings like the text encoder's, apart from them; shared: the text encoder's table, with positions "
-        "and types as BERT has them (released for XLM-R)",
+        description="own: a table of the decoder's, as released for VQA, and as the released xGQA script writes it: choose it to "
+        "load such a file. shared: the text encoder's table, which saves 192M parameters with XLM-R and starts pre-trained",
     )
 
 
@@ -66,7 +66,10 @@ class AnswerDecoder(FusionEncoder):
     def __init__(
         self, config: VQAModelConfig, arch: TextArchitecture, layer: LayerConfig, text: TextEncoder | None = None
     ):
-        """``arch``: of the text encoder; ``layer``: the sizes of the fusion's layers; ``text``: whose words are shared."""
+        """``arch``: of the text encoder; ``layer``: the sizes of the fusion's layers; ``text``: whose words are shared.
+
+        Beside XLM-R the decoder is still BERT (as released): 512 positions, two token types, and the fusion's eps.
+        """
         depth = FusionConfig(layers=config.decoder_layers, drop_path=config.fusion.drop_path)
         super().__init__(depth, layer, layer.width)
         if arch.width != layer.width:
@@ -75,7 +78,7 @@ class AnswerDecoder(FusionEncoder):
                 "reads words off states of the fusion's width; give the fusion the text encoder's width"
             )
         self.shared = () if text is None else (text,)  # in a tuple, so that it does not count as a part of the decoder
-        if text is not None:
+        if text is not None or arch.family != "bert":
             like_bert = {"family": "bert", "max_positions": 512, "token_types": 2, "eps": layer.eps}
             arch = arch.model_copy(update=like_bert)
         assert arch.vocab_size is not None
@@ -171,10 +174,14 @@ class VQAModel(XVLM):
         return self.fusion(self.text.encode([text])[0], look)
 
     def copied_from(self) -> dict[str, str]:
-        """As released: embeddings (where they are its own) and word head from the pre-trained ones, layers from the fusion's, of
-        which a decoder of half their depth takes every second one, the last included. Keys and values of the cross-attention
-        only where images are as wide as texts: elsewhere their shapes differ."""
-        step = len(self.fusion.layer) // len(self.decoder.layer)
+        """Layers from the fusion's, and with BERT also embeddings and word head from the pre-trained ones (as released).
+
+        Keys and values of the cross-attention are copied only where images are as wide as texts: elsewhere their shapes differ.
+        Beside XLM-R, embeddings of the decoder's own and their word head start from random numbers (as released); where XLM-R's
+        words are shared, the word head is copied, which the released code does not do.
+        """
+        assert isinstance(self.text, TextEncoder)
+        like_text = self.text.arch.family == "bert"
         as_wide = self.vision.width == self.text.width
         sources = {}
         for name in self.decoder.state_dict():
@@ -182,9 +189,19 @@ class VQAModel(XVLM):
             if part == "layer":
                 number, _, inner = rest.partition(".")
                 if as_wide or not inner.startswith(("crossattention.self.key.", "crossattention.self.value.")):
-                    sources[f"decoder.{name}"] = f"fusion.layer.{(int(number) + 1) * step - 1}.{inner}"
+                    sources[f"decoder.{name}"] = f"fusion.layer.{self._fusion_layer(int(number))}.{inner}"
             elif part != "embeddings":
-                sources[f"decoder.{name}"] = name
-            elif not self.decoder.shared:
+                if like_text or self.decoder.shared:
+                    sources[f"decoder.{name}"] = name
+            elif like_text and not self.decoder.shared:
                 sources[f"decoder.{name}"] = f"text.{name}"
         return sources
+
+    def _fusion_layer(self, layer: int) -> int:
+        """The fusion layer from which a decoder layer starts. A decoder of half the depth takes those with an odd number in the
+        stack of text and fusion layers, counted from 0 (as released: 13, 15, 17 of 12 + 6)."""
+        if len(self.decoder.layer) == len(self.fusion.layer):
+            return layer
+        assert isinstance(self.text, TextEncoder)
+        first_odd = 1 - len(self.text.encoder.layer) % 2
+        return first_odd + 2 * layer
