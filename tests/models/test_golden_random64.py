@@ -1,7 +1,7 @@
 """Three models of random sizes, in float64: losses and the gradient of every parameter equal those of the authors' code.
 
 The difference between two arrays is the largest absolute difference of their entries, divided by the largest absolute
-entry of the expected array or by 1, whichever is larger.
+entry of the expected array or by 1, whichever is larger. Measured on a CPU: 5.5e-16 in losses, 2.5e-15 in gradients.
 """
 
 from __future__ import annotations
@@ -93,7 +93,6 @@ def test_every_loss_equals_the_published_one(case):
     ours = {name if name == "total" else published_loss(name): loss for name, loss in losses.items()}
     assert {f"loss/{name}" for name in ours} == {name for name in expected if name.startswith("loss/")}
     differences = {name: difference(loss, expected[f"loss/{name}"]) for name, loss in ours.items()}
-    print(f"{case}: losses differ by {max(differences.values()):.1e} at most")  # noqa: T201
     assert {name: value for name, value in differences.items() if value >= BOUND} == {}
 
 
@@ -110,7 +109,6 @@ def test_the_gradient_of_every_parameter_equals_the_published_one(case):
     missing = [name for name in published if gradients[name] is None]
     assert missing == []
     differences = {name: difference(gradients[name], expected[key]) for name, key in published.items()}
-    print(f"{case}: gradients differ by {max(differences.values()):.1e} at most")  # noqa: T201
     assert {name: value for name, value in differences.items() if value >= BOUND} == {}
 
 
