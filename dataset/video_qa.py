@@ -52,7 +52,7 @@ class VideoQADataConfig(MediaDataConfig):
     )
     careful_flip: bool = Field(
         True,
-        description="do not flip where question or answer have left or right as a word; English only (released: flips)",
+        description="do not flip where question or answer have left or right as a word; English only (released: as letters)",
     )
 
 

@@ -74,7 +74,7 @@ class AnswerTree:
 @dataclass(frozen=True)
 class RankedAnswers:
     """The k candidates of each question, likeliest first: ``ids`` (N, k) int64 places in the list; ``probabilities`` (N, k)
-    float32 among these k, by a softmax over their scores."""
+    among these k, at least float32, by a softmax over their scores."""
 
     ids: Tensor
     probabilities: Tensor

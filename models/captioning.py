@@ -53,7 +53,8 @@ class CaptioningModel(XVLM):
                 f"model.fusion.width: {self.text.width}, but words are embedded in {embedded} dimensions, and captioning reads "
                 "words off the fusion's states; give the fusion the text encoder's width"
             )
-        self.word_head = WordHead(embedded, vocabulary, self.fusion.config.eps)
+        # As in pre-training, which it starts from: the eps of the text encoder's family.
+        self.word_head = WordHead(embedded, vocabulary, self.text.block_config.eps)
 
     def forward(self, batch: CaptioningBatch) -> Losses:
         """The words' loss of a micro-batch, as a sum."""

@@ -34,7 +34,7 @@ class DecodingConfig(Config):
     max_length: int = Field(
         50,
         ge=1,
-        description="pieces at most, the end counted (released: as many more as there are images in the batch)",
+        description="pieces at most, the end counted (released: prompt counted too, and one more for each image of the batch)",
     )
     min_length: int = Field(5, ge=0, description="pieces before the text may end")
     length_penalty: float = Field(
@@ -57,7 +57,7 @@ class DecodingConfig(Config):
 @dataclass(frozen=True)
 class Generated:
     """``words`` (N, max_length) int64, without prompt and end, :data:`~utils.batch.IGNORE` where nothing is said; ``ended``
-    (N,) bool, whether the end was said; ``score`` (N,) float32 log-likelihoods, after the length penalty."""
+    (N,) bool, whether the end was said; ``score`` (N,) log-likelihoods, at least float32, after the length penalty."""
 
     words: Tensor
     ended: Tensor

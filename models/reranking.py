@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.fusion import FusionEncoder, FusionPass
+from models.losses import at_least_float32
 from models.packing import PackedTexts
 from models.vision import Concepts
 
@@ -59,7 +60,7 @@ def score_pairs(
             a CPU's caches hold, or on a GPU enough to fill it.
 
     Returns:
-        For each image the logits of class "matched", float32 in the order of its texts.
+        For each image the logits of class "matched", at least float32, in the order of its texts.
     """
     device = bank.texts.states.device
     if tokens_per_call is None:
@@ -67,11 +68,11 @@ def score_pairs(
     memory = fusion.concept_memory(images)
     scores = []
     for image, wanted in enumerate(texts):
-        logits = torch.empty(len(wanted), device=device)
+        logits = at_least_float32(bank.texts.states.new_empty(len(wanted)))
         alone = memory.slice(image, image + 1)
         for part in _similar_lengths(bank.lengths[wanted], tokens_per_call):
             (cls,) = fusion.fuse([FusionPass.cls(bank.select(wanted[part]), alone)])
-            logits[part.to(device)] = matching_head(cls)[:, 1].float()
+            logits[part.to(device)] = at_least_float32(matching_head(cls)[:, 1])
         scores.append(logits)
     return scores
 

@@ -35,8 +35,8 @@ class DecoderConfig(Config):
     )
     word_table: Literal["own", "shared"] = Field(
         "own",
-        description="own: embeddings like the text encoder's, apart from them; shared: the text encoder's table, with positions "
-        "and types as BERT has them (released for XLM-R)",
+        description="own: a table of the decoder's, as released for VQA, and as the released xGQA script writes it: choose it to "
+        "load such a file. shared: the text encoder's table, which saves 192M parameters with XLM-R and starts pre-trained",
     )
 
 
@@ -64,7 +64,10 @@ class AnswerDecoder(BlockStack):
     def __init__(
         self, config: VQAModelConfig, arch: TextArchitecture, block: BlockConfig, text: TextEncoder | None = None
     ):
-        """``arch``: of the text encoder; ``block``: the sizes of the fusion's blocks; ``text``: whose words are shared."""
+        """``arch``: of the text encoder; ``block``: the sizes of the fusion's blocks; ``text``: whose words are shared.
+
+        Beside XLM-R the decoder is still BERT (as released): 512 positions, two token types, and the fusion's eps.
+        """
         super().__init__(config.decoder_layers, block, block.width)
         if arch.width != block.width:
             raise UserError(
@@ -72,7 +75,7 @@ class AnswerDecoder(BlockStack):
                 "reads words off states of the fusion's width; give the fusion the text encoder's width"
             )
         self.shared = () if text is None else (text,)  # in a tuple, so that it does not count as a part of the decoder
-        if text is not None:
+        if text is not None or arch.family != "bert":
             like_bert = {"family": "bert", "max_positions": 512, "token_types": 2, "eps": block.eps}
             arch = arch.model_copy(update=like_bert)
         assert arch.vocab_size is not None
@@ -166,10 +169,14 @@ class VQAModel(XVLM):
         return PackedTexts(fused, questions.packing)
 
     def copied_from(self) -> dict[str, str]:
-        """As released: embeddings (where they are its own) and word head from the pre-trained ones, layers from the fusion's, of
-        which a decoder of half their depth takes every second one, the last included. Keys and values of the cross-attention
-        only where images are as wide as texts: elsewhere their shapes differ."""
-        step = len(self.fusion.layer) // len(self.decoder.layer)
+        """Layers from the fusion's, and with BERT also embeddings and word head from the pre-trained ones (as released).
+
+        Keys and values of the cross-attention are copied only where images are as wide as texts: elsewhere their shapes differ.
+        Beside XLM-R, embeddings of the decoder's own and their word head start from random numbers (as released); where XLM-R's
+        words are shared, the word head is copied, which the released code does not do.
+        """
+        assert isinstance(self.text, TextEncoder)
+        like_text = self.text.arch.family == "bert"
         as_wide = self.vision.width == self.text.width
         sources = {}
         for name in self.decoder.state_dict():
@@ -177,12 +184,22 @@ class VQAModel(XVLM):
             if part == "layer":
                 number, _, inner = rest.partition(".")
                 if as_wide or not inner.startswith(("crossattention.self.key.", "crossattention.self.value.")):
-                    sources[f"decoder.{name}"] = f"fusion.layer.{(int(number) + 1) * step - 1}.{inner}"
+                    sources[f"decoder.{name}"] = f"fusion.layer.{self._fusion_layer(int(number))}.{inner}"
             elif part != "embeddings":
-                sources[f"decoder.{name}"] = name
-            elif not self.decoder.shared:
+                if like_text or self.decoder.shared:
+                    sources[f"decoder.{name}"] = name
+            elif like_text and not self.decoder.shared:
                 sources[f"decoder.{name}"] = f"text.{name}"
         return sources
+
+    def _fusion_layer(self, layer: int) -> int:
+        """The fusion layer from which a decoder layer starts. A decoder of half the depth takes those with an odd number in the
+        stack of text and fusion layers, counted from 0 (as released: 13, 15, 17 of 12 + 6)."""
+        if len(self.decoder.layer) == len(self.fusion.layer):
+            return layer
+        assert isinstance(self.text, TextEncoder)
+        first_odd = 1 - len(self.text.encoder.layer) % 2
+        return first_odd + 2 * layer
 
 
 def left_to_right(mask: Tensor) -> Tensor:

@@ -148,7 +148,8 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool
     """BERT weights into the text encoder; its last layers again into the fusion layers, whose cross-attention stays fresh.
     With ``alone``, into the text encoder only: fusion and word head come from a checkpoint.
 
-    A file with k times as many layers gives every k-th (24 to 12: layers 1, 3, … 23, as released for `large`).
+    A file with k times as many layers gives every k-th: 24 to 12 are layers 1, 3, … 23, as the released code takes them of BERT
+    large. How the authors made the 12-layer file from which their `large` starts is not published.
     """
     report = LoadReport(source)
     if isinstance(model.text, HubTextEncoder):

@@ -26,6 +26,8 @@ from models.xvlm import XVLM
 from utils.errors import UserError
 
 BIAS_TABLE = "relative_position_bias_table"
+OWN_WORDS = "decoder.embeddings.word_embeddings.weight"
+"""A parameter that only models have whose answer decoder does not share the text encoder's words."""
 
 
 REMEDY = (
@@ -59,14 +61,15 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_te
     report = LoadReport(source, published=True)
     kept: dict[str, Tensor] = {}
     fused_apart = any(name.startswith(FUSED_APART) for name in state)
-    twice = {**TIED, **SHARED_WORDS} if fused_apart else TIED
+    twice = {**TIED, **SHARED_WORDS} if fused_apart and OWN_WORDS not in model.state_dict() else TIED
     for name, tensor in state.items():
         ending = name.rsplit(".", 1)[-1]
         if ending in DROPPED:
             report.dropped[name] = DROPPED[ending]
         elif name in twice and twice[name] in state:
             if not torch.equal(tensor, state[twice[name]]):
-                raise UserError(f"{source}: {name} differs from {twice[name]}, to which the model ties it")
+                remedy = "; set model.decoder.word_table=own" if name in SHARED_WORDS else ""
+                raise UserError(f"{source}: {name} differs from {twice[name]}, to which the model ties it{remedy}")
             report.dropped[name] = f"tied to {twice[name]}"
         else:
             kept[name] = tensor

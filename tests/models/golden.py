@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,17 @@ from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VideoConfig, VisionConfig
 from models.xvlm import XVLM
-from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, VideoTextBatch, text_keys
+from utils.batch import (
+    ImageTextBatch,
+    MaskedText,
+    PretrainBatch,
+    RegionBatch,
+    Text,
+    TextBatch,
+    TextPairBatch,
+    VideoTextBatch,
+    text_keys,
+)
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -36,8 +47,11 @@ def manifest(case: str, root: Path = GOLDEN) -> dict[str, Any]:
 def model_config(
     facts: dict[str, Any], image_size: int | None = None, frames: int | None = None
 ) -> PretrainModelConfig:
-    """``frames``: of a model that has videos."""
-    vision, text, sizes = facts["vision"], facts["text"], facts["config"]
+    """``frames``: of a model that has videos. A case with a cross-encoder is multilingual: XLM-R, and a fusion of its own
+    sizes."""
+    vision, sizes, cross = facts["vision"], facts["config"], facts.get("cross")
+    stacked = sizes["text_num_hidden_layers"]
+    in_text = stacked if cross else sizes["text_fusion_start_at"]
     return PretrainModelConfig(
         vision=VisionConfig(
             image_size=image_size or vision["image_res"],
@@ -47,22 +61,40 @@ def model_config(
             heads=vision["heads"],
             video=VideoConfig(frames=frames) if frames else None,
         ),
-        text=TextConfig(
-            arch=TextArchitecture(
-                vocab_size=text["vocab_size"],
-                width=text["hidden_size"],
-                layers=sizes["text_fusion_start_at"],
-                heads=text["num_attention_heads"],
-                intermediate=text["intermediate_size"],
-                max_positions=text["max_position_embeddings"],
-                token_types=text["type_vocab_size"],
-                eps=text["layer_norm_eps"],
-                pad_id=text["pad_token_id"],
-            )
-        ),
-        fusion=FusionConfig(layers=sizes["text_num_hidden_layers"] - sizes["text_fusion_start_at"]),
+        text=TextConfig(arch=text_architecture(facts["text"], in_text)),
+        fusion=cross_encoder(cross, sizes["cross_num_hidden_layers"])
+        if cross
+        else FusionConfig(layers=stacked - in_text),
         embed_dim=sizes["embed_dim"],
+        word_table="own" if cross else "tied",
         contrastive=PretrainContrastiveConfig(identical_texts="negative"),
+    )
+
+
+def text_architecture(text: dict[str, Any], layers: int) -> TextArchitecture:
+    """The text encoder of a Hugging Face configuration, with its first ``layers`` layers."""
+    return TextArchitecture(
+        family=BERT_FAMILY[text["model_type"]],
+        vocab_size=text["vocab_size"],
+        width=text["hidden_size"],
+        layers=layers,
+        heads=text["num_attention_heads"],
+        intermediate=text["intermediate_size"],
+        max_positions=text["max_position_embeddings"],
+        token_types=text["type_vocab_size"],
+        eps=text["layer_norm_eps"],
+        pad_id=text["pad_token_id"],
+    )
+
+
+def cross_encoder(cross: dict[str, Any], layers: int) -> FusionConfig:
+    """A fusion with the sizes of a Hugging Face configuration of its own."""
+    return FusionConfig(
+        layers=layers,
+        width=cross["hidden_size"],
+        heads=cross["num_attention_heads"],
+        intermediate=cross["intermediate_size"],
+        eps=cross["layer_norm_eps"],
     )
 
 
@@ -97,6 +129,11 @@ def load_model(
     return model.eval()
 
 
+def everything(rows: Tensor) -> Tensor:
+    """All of these rows count."""
+    return torch.ones(len(rows), dtype=torch.bool)
+
+
 def masked_text(given: dict[str, Tensor], prefix: str = "") -> MaskedText:
     mask = given[f"{prefix}text_atts"].bool()
     ids = given[f"{prefix}text_ids"]
@@ -118,7 +155,7 @@ def pretrain_batch(given: dict[str, Tensor]) -> PretrainBatch:
         region[name] = given[name][order]
     index = region["idx_to_group_img"]
     return PretrainBatch(
-        images=ImageTextBatch(given["image"], masked_text(given), torch.ones(len(given["image"]), dtype=torch.bool)),
+        images=ImageTextBatch(given["image"], masked_text(given), everything(given["image"])),
         regions=RegionBatch(
             pixels=given["region_image"],
             image_index=index,
@@ -126,7 +163,7 @@ def pretrain_batch(given: dict[str, Tensor]) -> PretrainBatch:
             boxes_cxcywh=region["region_target_bbox"],
             is_image=region["region_is_image"].bool(),
             text=masked_text(region, "region_"),
-            valid=torch.ones(len(index), dtype=torch.bool),
+            valid=everything(index),
         ),
         texts=None,
     )
@@ -138,7 +175,32 @@ def region_order(given: dict[str, Tensor]) -> Tensor:
 
 def video_batch(given: dict[str, Tensor]) -> PretrainBatch:
     """The case's videos alone."""
-    videos = VideoTextBatch(
-        given["video"], masked_text(given, "video_"), torch.ones(len(given["video"]), dtype=torch.bool)
-    )
+    videos = VideoTextBatch(given["video"], masked_text(given, "video_"), everything(given["video"]))
     return PretrainBatch(images=None, regions=None, texts=None, videos=videos)
+
+
+def all_streams_batch(given: dict[str, Tensor]) -> PretrainBatch:
+    """Every stream that the case has: images and regions, and either videos and captions alone, or texts with translations."""
+    batch = pretrain_batch(given)
+    if "pair_text_ids" in given:
+        other = Text(given["pair_other_ids"], given["pair_other_atts"].bool())
+        return replace(
+            batch, pairs=TextPairBatch(masked_text(given, "pair_"), other, everything(given["pair_text_ids"]))
+        )
+    assert batch.images is not None
+    captions = TextBatch(batch.images.text, batch.images.valid)
+    return replace(batch, videos=video_batch(given).videos, texts=captions)
+
+
+def drawn_negatives(given: dict[str, Tensor]) -> list[Tensor]:
+    """The case's hard negatives in the order in which our model draws them: stream by stream, an image for each text, then a
+    text for each image."""
+    order = region_order(given)
+    place = order.argsort()
+    drawn = []
+    for stream in ("", "video_", "region_", "pair_"):
+        for kind in ("image", "text"):
+            name = f"{stream}{kind}_neg_idx"
+            if name in given:
+                drawn.append(place[given[name]][order] if stream == "region_" else given[name])
+    return drawn

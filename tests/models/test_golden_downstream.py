@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -22,12 +20,9 @@ from models.negatives import negative_weights
 from models.nlvr import NLVRModel
 from models.reranking import TextBank, score_pairs
 from models.retrieval import RetrievalModel
-from tests.models.golden import GOLDEN, arrays, load_model, manifest, model_config
+from tests.models.golden import GOLDEN, arrays, load_model, manifest
 from tests.models.test_golden_pretrain import assert_golden
 from utils.batch import GroundingBatch, Losses, PairBatch, RetrievalBatch, Text
-
-MAPPINGS = json.loads((GOLDEN / "checkpoint_keys/checkpoint_mapping_tiny.json").read_text())
-KINDS = {"retrieval": RetrievalModel, "nlvr": NLVRModel, "grounding": GroundingModel}
 
 
 def case(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -157,33 +152,6 @@ def test_grounding():
     losses = means(model, batch)
     assert_golden(losses["l1"], expected["loss_bbox"])
     assert_golden(losses["giou"], expected["loss_giou"])
-
-
-@pytest.mark.parametrize("name", ["retrieval", "retrieval_bigger_image", "nlvr", "grounding"])
-def test_a_pretraining_checkpoint_goes_where_the_published_code_puts_it(name):
-    mapping, state = MAPPINGS[f"a:{name}"], read_weights(GOLDEN / "pretrain" / "model.safetensors")
-    side = manifest("pretrain")["vision"]["image_res"]
-    model = KINDS[name.removesuffix("_bigger_image")](
-        model_config(manifest("pretrain"), 2 * side if "bigger" in name else side)
-    )
-    report = load_published(model, state, "golden")
-    rename = published_to_ours(len(model.text.encoder.layer))
-    assert sorted(report.fresh) == sorted(rename(key) for key in mapping["from_scratch"])
-    assert fresh_parameters(model, [report]) == {rename(key) for key in mapping["init_params_after"]}
-    resized = {rename(key) for key, source in mapping["renamed"].items() if source.startswith("TRANSFORMED")}
-    assert report.resized.keys() == resized
-    tables = {key for key in mapping["unused_source"] if key.endswith("relative_position_bias_table")}
-    left_over = [
-        key for key in (*report.unused, *report.dropped) if not key.endswith(("position_index", "position_ids"))
-    ]
-    assert sorted(left_over) == sorted(set(mapping["unused_source"]) - tables)
-    parameters = model.state_dict()
-    for key, source in mapping["renamed"].items():
-        if source.startswith("TRANSFORMED"):
-            torch.testing.assert_close(parameters[rename(key)], resize_bias_table(state[key], model.vision.grid[0]))
-        else:
-            assert torch.equal(parameters[rename(key)], state[source])
-    assert len(report.loaded) == mapping["identity"] + len(mapping["renamed"])
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.captioning import CaptioningModel
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
@@ -24,8 +25,18 @@ from models.vqa import DecoderConfig, VQAModel, VQAModelConfig
 from models.align import AligningConfig
 from models.xvlm import XVLM, ModelConfig
 from optim import OptimConfig, parameter_groups
-from tests.models.golden import GOLDEN, PublishedNegatives, arrays, manifest, masked_text
+from tests.models.golden import (
+    GOLDEN,
+    PublishedNegatives,
+    arrays,
+    cross_encoder,
+    manifest,
+    masked_text,
+    text_architecture,
+)
+from tests.models.published import published_state
 from utils.batch import ImageTextBatch, PretrainBatch, Text, TextPairBatch
+from utils.errors import UserError
 
 CASE = GOLDEN / "xvlmplus"
 GIVEN = arrays(CASE / "inputs.npz")
@@ -50,27 +61,8 @@ def case_config() -> PretrainModelConfig:
             depth=vision["depth"],
             heads=vision["heads"],
         ),
-        text=TextConfig(
-            arch=TextArchitecture(
-                family="roberta",
-                vocab_size=text["vocab_size"],
-                width=text["hidden_size"],
-                layers=facts["n_text_layers"],
-                heads=text["num_attention_heads"],
-                intermediate=text["intermediate_size"],
-                max_positions=text["max_position_embeddings"],
-                token_types=text["type_vocab_size"],
-                eps=text["layer_norm_eps"],
-                pad_id=text["pad_token_id"],
-            )
-        ),
-        fusion=FusionConfig(
-            layers=facts["n_cross_layers"],
-            width=cross["hidden_size"],
-            heads=cross["num_attention_heads"],
-            intermediate=cross["intermediate_size"],
-            eps=cross["layer_norm_eps"],
-        ),
+        text=TextConfig(arch=text_architecture({"model_type": "xlm-roberta", **text}, facts["n_text_layers"])),
+        fusion=cross_encoder(cross, facts["n_cross_layers"]),
         embed_dim=facts["config"]["embed_dim"],
         word_table="own",
     )
@@ -183,3 +175,73 @@ def test_optimiser_groups_of_multilingual_pre_training_equal_the_released_ones()
     (released,) = content.values()
     rename = published_to_ours(text_layers=12)
     assert found == {rename(name): group for name, group in released.items()}
+
+
+def multilingual_vqa(words: str, **sizes) -> VQAModel:
+    """The sizes of the case ``xvlmplus``, or of XLM-R base on the meta device."""
+    if sizes:
+        return VQAModel(config(VQAModelConfig, decoder=DecoderConfig(word_table=words), **sizes))
+    shared = case_config()
+    parts = {"vision": shared.vision, "text": shared.text, "fusion": shared.fusion}
+    return VQAModel(VQAModelConfig(**parts, decoder=DecoderConfig(word_table=words)))
+
+
+def test_an_answer_decoder_with_words_of_its_own_has_a_place_for_every_tensor_of_the_released_xgqa_script():
+    """The listed file is of the model with shared words; without them the second table is one more parameter."""
+    with torch.device("meta"):
+        model = multilingual_vqa("own", image_size=384)
+    published = json.loads((GOLDEN / "checkpoint_keys" / "plus_vqa_base.json").read_text())["keys"]
+    rename = published_to_ours(text_layers=12)
+    expected = {
+        rename(key): tuple(shape)
+        for key, shape in published.items()
+        if key.rsplit(".", 1)[-1] not in DROPPED and key not in TIED
+    }
+    assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == expected
+
+
+@pytest.mark.parametrize("words", ["own", "shared"])
+def test_an_answer_decoder_beside_xlm_r_reads_back_whole(words):
+    torch.manual_seed(0)
+    source, model = multilingual_vqa(words), multilingual_vqa(words)
+    state = published_state(source, "plus_vqa_base")
+    tables = [f"text_{part}.word_embeddings.weight" for part in ("encoder.embeddings", "decoder.bert.embeddings")]
+    assert torch.equal(*(state[name] for name in tables)) == (words == "shared")
+    report = load_published(model, state, "case")
+    report.require_complete()
+    assert report.copied == {}
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_file_of_shared_words_loads_into_a_decoder_with_words_of_its_own():
+    source, model = multilingual_vqa("shared"), multilingual_vqa("own")
+    load_published(model, published_state(source, "plus_vqa_base"), "case").require_complete()
+    assert torch.equal(model.decoder.words, source.text.word_embeddings)
+
+
+def test_a_file_of_two_word_tables_needs_a_decoder_with_words_of_its_own():
+    state = published_state(multilingual_vqa("own"), "plus_vqa_base")
+    with pytest.raises(UserError, match=r"text_decoder\.bert.* differs from .*; set model\.decoder\.word_table=own"):
+        load_published(multilingual_vqa("shared"), state, "case")
+
+
+def test_words_of_its_own_start_fresh_and_layers_from_the_fusion():
+    model = multilingual_vqa("own")
+    report = load_published(model, read_weights(CASE / "model.safetensors"), "case")
+    assert {name.split(".")[1] for name in report.fresh} == {"embeddings", "word_head"}
+    assert fresh_parameters(model, [report]) == set(report.fresh)
+    assert torch.equal(model.decoder.layer[0].output.dense.weight, model.fusion.layer[0].output.dense.weight)
+
+
+def test_word_heads_take_the_eps_of_the_encoder_that_the_authors_give_them():
+    """Of the text encoder in pre-training and captioning; of the fusion in the answer decoder, which is a copy of it."""
+    shared = case_config()
+    text, fusion = shared.text.arch.eps, shared.fusion.eps
+    assert (text, fusion) == (1e-5, 1e-12)
+    captioning = CaptioningModel(ModelConfig(vision=shared.vision, text=shared.text, fusion=shared.fusion))
+    assert PretrainModel(shared).word_head.transform.LayerNorm.eps == text
+    assert captioning.word_head.transform.LayerNorm.eps == text
+    for words in ("own", "shared"):
+        decoder = multilingual_vqa(words).decoder
+        assert decoder.word_head.transform.LayerNorm.eps == fusion
+        assert decoder.embeddings.LayerNorm.eps == fusion

@@ -28,7 +28,7 @@ from utils.batch import QuestionBatch, Text
 from utils.errors import UserError
 
 GIVEN, EXPECTED = arrays(GOLDEN / "vqa" / "inputs.npz"), arrays(GOLDEN / "vqa" / "expected.npz")
-MAPPINGS = json.loads((GOLDEN / "checkpoint_keys/checkpoint_mapping_vqa_tiny.json").read_text())
+MAPPINGS = json.loads((GOLDEN / "checkpoint_keys/checkpoint_mapping_tiny.json").read_text())
 
 
 def shared_config(case: str) -> ModelConfig:
@@ -120,13 +120,15 @@ def test_the_first_tokens_choose_the_candidates(model):
 
 def small_model(**sizes) -> VQAModel:
     torch.manual_seed(sizes.pop("seed", 0))
+    depth, decoder = sizes.pop("fusion", 2), DecoderConfig(layers=sizes.pop("decoder", None))
     arch = TextArchitecture(
         **{"vocab_size": 40, "width": 16, "layers": 1, "heads": 2, "intermediate": 32, "max_positions": 24} | sizes
     )
     config = VQAModelConfig(
         vision=VisionConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2),
         text=TextConfig(arch=arch.model_copy(update={"init_std": 0.3})),
-        fusion=FusionConfig(layers=2),
+        fusion=FusionConfig(layers=depth),
+        decoder=decoder,
     )
     return VQAModel(config).eval()
 
@@ -192,27 +194,6 @@ def test_equal_beginnings_are_one_node():
         AnswerTree([[2, 3]])
 
 
-@pytest.mark.parametrize(("name", "layers"), [("a:vqa_dec_eq_cross", 2), ("a:vqa_dec_half_cross", 1)])
-def test_a_pretraining_checkpoint_goes_where_the_published_code_puts_it(name, layers):
-    mapping, state = MAPPINGS[name], read_weights(GOLDEN / "pretrain" / "model.safetensors")
-    model = VQAModel(vqa_config("pretrain", layers))
-    report = load_published(model, state, "golden")
-    rename = published_to_ours(len(model.text.encoder.layer))
-    assert report.fresh == mapping["from_scratch"] == []
-    assert fresh_parameters(model, [report]) == set()
-    tables = {key for key in mapping["unused_source"] if key.endswith("relative_position_bias_table")}
-    left_over = [
-        key for key in (*report.unused, *report.dropped) if not key.endswith(("position_index", "position_ids"))
-    ]
-    assert sorted(left_over) == sorted(set(mapping["unused_source"]) - tables)
-    parameters = model.state_dict()
-    tied = {"text_decoder.cls.predictions.decoder.weight", "text_decoder.cls.predictions.decoder.bias"}
-    for key, source in mapping["renamed"].items():
-        if key not in tied:
-            assert torch.equal(parameters[rename(key)], state[source]), key
-    assert len(report.loaded) == mapping["identity"] + len(mapping["renamed"].keys() - tied)
-
-
 @pytest.mark.parametrize("layers", [1, 2])
 def test_keys_and_values_start_fresh_where_images_are_not_as_wide_as_texts(layers, tmp_path):
     mapping = MAPPINGS["b:vqa_dec_half_cross" if layers == 1 else "b:vqa_dec_eq_cross"]
@@ -243,6 +224,14 @@ def test_a_fine_tuned_model_reads_back_whole_and_copies_nothing(tmp_path):
     save_file(damaged, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"1 parameters are not in the file \(decoder.word_head.bias\)"):
         load_weights(other, tmp_path / "model.safetensors").require_complete()
+
+
+@pytest.mark.parametrize(("text_layers", "expected"), [(1, [0, 2]), (2, [1, 3]), (3, [0, 2])])
+def test_a_decoder_of_half_the_depth_starts_from_the_odd_layers_of_text_and_fusion(text_layers, expected):
+    """As released: odd numbers in the whole stack, so that an odd number of text layers gives the fusion's first layer."""
+    found = small_model(layers=text_layers, fusion=4, decoder=2).copied_from()
+    layers = [found[f"decoder.layer.{layer}.output.dense.weight"] for layer in range(2)]
+    assert layers == [f"fusion.layer.{layer}.output.dense.weight" for layer in expected]
 
 
 def test_a_decoder_has_all_or_half_of_the_fusion_layers():

@@ -110,7 +110,7 @@ def test_bert_fills_text_and_fusion_and_leaves_cross_attention_fresh(model, tmp_
 
 
 def test_twice_as_many_bert_layers_give_every_second_one(model, tmp_path):
-    """As released for large: layers 1, 3, … 23 of 24."""
+    """Of BERT large with 12 layers, the released code takes layers 1, 3, … 23."""
     state = bert_state(layers=4)
     save_file({k: v.clone() for k, v in state.items()}, tmp_path / "model.safetensors")
     (report,) = initialise(model, InitConfig(text=str(tmp_path)))

@@ -25,7 +25,7 @@ from utils.errors import UserError
 
 GIVEN = arrays(GOLDEN / "pretrain" / "inputs.npz")
 EXPECTED = arrays(GOLDEN / "pretrain" / "expected.npz")
-MAPPINGS = json.loads((GOLDEN / "checkpoint_keys/checkpoint_mapping_video_tiny.json").read_text())
+MAPPINGS = json.loads((GOLDEN / "checkpoint_keys/checkpoint_mapping_tiny.json").read_text())
 LOSSES = {"contrastive": "itc", "matching": "itm", "mlm": "mlm"}
 
 

@@ -214,19 +214,26 @@ def test_the_two_steps_of_the_1b_runs_have_the_released_settings(size):
     assert (second.data.videos.join_clips, second.data.videos.min_frames) == (True, 8)
     assert second.model.vision.video.frames == 3
     assert second.init.checkpoint == f"runs/{size}_1b"
+    rows, most = {"base": (64, 26), "large": (32, 14)}[size]
+    for regions in (first.data.regions, second.data.regions):
+        assert (regions.batch_size, regions.max_images) == (rows, most)
 
 
-def test_multilingual_pre_training_has_the_released_settings():
-    config = load(ROOT / "configs/pretrain/multilingual_base.yaml")
+@pytest.mark.parametrize(
+    ("size", "rows", "most", "rates"),
+    [("base", 60, 26, (4e-5, 2e-5, 8e-5, 4e-5)), ("large", 30, 14, (3e-5, 1e-5, 6e-5, 3e-5))],
+)
+def test_multilingual_pre_training_has_the_released_settings(size, rows, most, rates):
+    config = load(ROOT / f"configs/pretrain/multilingual_{size}.yaml")
     data, optim, text = config.data, config.optim, config.data.text
-    assert (data.images.batch_size, data.regions.batch_size, data.pairs.batch_size) == (60, 60, 60)
-    assert (data.regions.max_images, data.regions.max_regions) == (26, 5)
+    assert (data.images.batch_size, data.regions.batch_size, data.pairs.batch_size) == (rows, rows, rows)
+    assert (data.regions.max_images, data.regions.max_regions) == (most, 5)
     assert (text.max_tokens, text.mask_prob, text.max_masks, text.whole_word) == (30, 0.4, 10, False)
     pairs = data.pairs.text
     assert (pairs.max_tokens, pairs.mask_prob, pairs.max_masks, pairs.whole_word) == (64, 0.4, 16, False)
-    assert (optim.lr, optim.vision_lr, optim.text_lr, optim.cross_lr) == (4e-5, 2e-5, 8e-5, 4e-5)
+    assert (optim.lr, optim.vision_lr, optim.text_lr, optim.cross_lr) == rates
     assert (config.schedule.warmup_steps, config.train.epochs, config.train.precision) == (1000, 39, "fp32")
-    assert config.model.text.encoder == config.init.text == "xlm-roberta-base"
+    assert config.model.text.encoder == config.init.text == f"xlm-roberta-{size}"
     assert config.model.word_table == "own"
 
 

@@ -1,0 +1,89 @@
+"""Nothing in a model casts its outputs down: float64 goes in, and float64 comes out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.captioning import CaptioningModel
+from models.generation import DecodingConfig
+from models.grounding import GroundingModel
+from models.losses import at_least_float32
+from models.nlvr import NLVRModel
+from models.reranking import TextBank, score_pairs
+from models.retrieval import RetrievalModel
+from models.video_qa import VideoQAModel, VideoQAModelConfig
+from models.vqa import VQAModel, VQAModelConfig
+from models.xvlm import XVLM
+from tests.models import test_golden_captioning, test_golden_vqa, test_video
+from tests.models.golden import GOLDEN, arrays, manifest, model_config
+from tests.models.test_golden_downstream import retrieval_batch, text_of
+from utils.batch import Batch, GroundingBatch, PairBatch, map_tensors
+
+
+def vqa() -> tuple[XVLM, Batch]:
+    config = model_config(manifest("vqa"))
+    parts = {"vision": config.vision, "text": config.text, "fusion": config.fusion}
+    return VQAModel(VQAModelConfig(**parts)), test_golden_vqa.batch()
+
+
+def captioning() -> tuple[XVLM, Batch]:
+    return CaptioningModel(model_config(manifest("captioning"))), test_golden_captioning.batch("fgfree")
+
+
+def video_qa() -> tuple[XVLM, Batch]:
+    facts, given = manifest("videoqa"), arrays(GOLDEN / "videoqa" / "inputs.npz")
+    config = model_config(facts, frames=facts["config"]["frame_len"])
+    parts = {"vision": config.vision, "text": config.text, "fusion": config.fusion}
+    model = VideoQAModel(VideoQAModelConfig(**parts, classes=facts["config"]["num_labels"]))
+    return model, test_video.question(given, given["targets"], torch.arange(2), torch.ones(2))
+
+
+def retrieval() -> tuple[XVLM, Batch]:
+    given = arrays(GOLDEN / "retrieval" / "inputs.npz")
+    return RetrievalModel(model_config(manifest("retrieval"))), retrieval_batch(given, given["train_idx"])
+
+
+def nlvr() -> tuple[XVLM, Batch]:
+    given, valid = arrays(GOLDEN / "nlvr" / "inputs.npz"), torch.ones(3, dtype=torch.bool)
+    batch = PairBatch(given["image"], text_of(given), given["targets"], valid)
+    return NLVRModel(model_config(manifest("nlvr"))), batch
+
+
+def grounding() -> tuple[XVLM, Batch]:
+    given, valid = arrays(GOLDEN / "grounding" / "inputs.npz"), torch.ones(3, dtype=torch.bool)
+    batch = GroundingBatch(given["image"], text_of(given), given["target_bbox"], valid)
+    return GroundingModel(model_config(manifest("grounding"))), batch
+
+
+def in_float64(model: XVLM, batch: Batch) -> tuple[XVLM, Batch]:
+    doubled = map_tensors(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    return model.double().eval(), doubled
+
+
+@pytest.mark.parametrize("task", [vqa, captioning, video_qa, retrieval, nlvr, grounding])
+@torch.no_grad()
+def test_no_loss_of_a_float64_model_is_float32(task):
+    model, batch = in_float64(*task())
+    assert {term.total.dtype for term in model(batch).values()} == {torch.float64}
+
+
+@torch.no_grad()
+def test_scores_of_decoding_and_of_re_ranking_stay_in_float64():
+    model, batch = in_float64(*captioning())
+    memory = model.remember(batch.pixels)
+    found = model.generate(memory, test_golden_captioning.TOKENS, DecodingConfig(max_length=3, min_length=0))
+    assert found.score.dtype == torch.float64
+    model, batch = in_float64(*retrieval())
+    bank = TextBank.of([model.text(batch.text.ids, batch.text.mask)])
+    wanted = [torch.arange(2)] * len(batch.pixels)
+    scores = score_pairs(model.fusion, model.matching_head, model.vision(batch.pixels), wanted, bank)
+    assert {score.dtype for score in scores} == {torch.float64}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.float32)],
+)
+def test_lower_precisions_become_float32(given, expected):
+    assert at_least_float32(torch.ones(1, dtype=given)).dtype == expected
