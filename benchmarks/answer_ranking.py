@@ -19,11 +19,11 @@ import time
 from collections.abc import Sequence
 
 import torch
+from models.encoded import Encoded
 
 from models.answer_ranking import AnswerTree, RankedAnswers, Ranking, best_first, rank_answers
-from models.encoded import Encoded
-from models.fusion import FusionConfig
 from models.blocks import BlockConfig
+from models.fusion import FusionConfig
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.vqa import AnswerDecoder, VQAModelConfig

@@ -15,16 +15,15 @@ import time
 from collections.abc import Sequence
 
 import torch
+from models.encoded import Encoded
 from torch import Tensor
 
-from models.encoded import Encoded
-from models.vision import Concepts
+from models.align import AligningConfig
 from models.fusion import FusionConfig, Look
 from models.reranking import TextBank, score_pairs
 from models.retrieval import RetrievalModel
 from models.text import TextArchitecture, TextConfig
-from models.vision import VisionConfig
-from models.align import AligningConfig
+from models.vision import Concepts, VisionConfig
 from utils.launcher import positive
 
 IMAGES, CAPTIONS, K = 5000, 25010, 80

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,8 @@ class BlockConfig(Config):
     init_std: float = 0.02
 
     def at_depth(self, index: int, blocks: int) -> BlockConfig:
-        """Sizes of block ``index`` of a stack: its drop path rises linearly from 0 to ``drop_path``, and where there is one, there
-        is no dropout on the residual branches (as released)."""
+        """Sizes of block ``index`` of a stack: its drop path rises linearly from 0 to ``drop_path``, which replaces the dropout of
+        the residual branches (as released)."""
         share = index / (blocks - 1) if blocks > 1 else 0.0
         dropout = 0.0 if self.drop_path else self.dropout
         return self.model_copy(update={"drop_path": self.drop_path * share, "dropout": dropout})
@@ -229,24 +229,33 @@ class BlockStack(nn.Module):
         self.recompute = False
         self.apply(partial(init_bert_weights, std=config.init_std))
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, first to last."""
+        return cast(list[Block], list(self.layer))
+
     def forward(self, states: Tensor, sequences: Sequences, memories: Sequence[Attended] = ()) -> Tensor:
-        """``states`` (T, D) through all blocks -> (Q, D). Only the last block computes the queries alone, since the others' states
-        are keys and values of the next. ``memories``: all texts attend to one of them, in order, or there is none."""
+        """``states`` (T, D) through all blocks -> (Q, D).
+
+        Only the last block computes the queries alone: what the others compute is attended to in the next one. ``memories``: each
+        text attends to one of them, in order; or there is none.
+        """
         every_token = replace(sequences, queries=None)
-        for index, block in enumerate(self.layer):
+        for index, block in enumerate(self.blocks):
             is_last = index == len(self.layer) - 1
             of_layer = tuple(memory.layer(index) for memory in memories)
             states = self._run(block, states, sequences if is_last else every_token, of_layer)
         return states
 
-    def _run(self, block: nn.Module, *inputs: object) -> Tensor:
+    def _run(self, block: Block, *inputs: Any) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(block, *inputs, use_reentrant=False))
         return cast(Tensor, block(*inputs))
 
     def project(self, states: Tensor) -> list[KeysValues]:
         """Keys and values for the cross-attention of each block, (R, K, D), of ``states`` (R, K, D')."""
-        return [cast(Block, block).crossattention.self(states) for block in self.layer]  # type: ignore[union-attr]
+        projections = [block.crossattention.self for block in self.blocks if block.crossattention is not None]
+        return [project(states) for project in projections]
 
     def memory(self, states: Tensor, mask: Tensor | None = None) -> CrossMemory:
         """``states`` (R, K, D') as what texts attend to; ``mask`` (R, K) bool, True = attend, None: all."""

@@ -48,7 +48,9 @@ class Examples:
 class ContrastiveHead(nn.Module):
     """Projections to the joint space, and the temperature."""
 
-    def __init__(self, vision_width: int, text_width: int, embed_dim: int, temperature: float, config: ContrastiveConfig):
+    def __init__(
+        self, vision_width: int, text_width: int, embed_dim: int, temperature: float, config: ContrastiveConfig
+    ):
         super().__init__()
         self.config = config
         self.vision_proj = nn.Linear(vision_width, embed_dim)

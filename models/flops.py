@@ -27,14 +27,15 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from models.align import AligningModel
+from models.blocks import Block as Layer
+from models.blocks import BlockStack as LayerStack
+from models.contrastive import ContrastiveHead
 from models.fusion import FusionEncoder
 from models.heads import WordHead
-from models.blocks import Block as Layer, BlockStack as LayerStack
 from models.hub_text import HubTextEncoder
 from models.text import TextEncoder
 from models.vision import VisionEncoder
 from models.xvlm import XVLM
-from models.contrastive import ContrastiveHead
 from utils import distributed
 from utils.batch import Work
 

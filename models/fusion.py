@@ -49,8 +49,8 @@ class FusionConfig(Config):
 class FusionPass:
     """N texts and what they attend to.
 
-    ``memory``: R = N / S rows, of which text n attends to row n // S; None: the cross-attention is skipped, as for texts without an
-    image. ``wanted``: the tokens whose fused states are wanted; None: all.
+    ``memory``: R = N / S rows, of which text n attends to row n // S; None: the cross-attention is skipped, as for texts that
+    have no image. ``wanted``: the tokens whose fused states are wanted; None: all.
     """
 
     texts: PackedTexts

@@ -18,11 +18,6 @@ SameKey = Literal["negative", "ignore", "positive"]
 """What another row of the same key is to a row: a negative as any other, nothing, or a positive."""
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """``tensor`` in float32, or as it is in float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 class ContrastiveRows(NamedTuple):
     """Rows of the contrastive loss: embeddings (N, E), L2-normalised; ``valid`` (N,) bool; ``key`` (N,) int64, equal for rows
     that are not to be told apart (equal texts in pre-training, captions of one image in retrieval)."""

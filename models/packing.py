@@ -152,9 +152,7 @@ class PackedTexts:
     @staticmethod
     def concat(parts: Sequence[PackedTexts]) -> PackedTexts:
         """All texts of ``parts``."""
-        return PackedTexts(
-            torch.cat([part.states for part in parts]), Packing.concat([part.packing for part in parts])
-        )
+        return PackedTexts(torch.cat([part.states for part in parts]), Packing.concat([part.packing for part in parts]))
 
     @staticmethod
     def split(states: Tensor, packings: Sequence[Packing]) -> list[PackedTexts]:

@@ -21,10 +21,9 @@ from models.streams import (
     VideoTextStream,
     needs_fusion,
 )
-from utils.batch import Losses, PretrainBatch, Term, Work
+from utils.batch import Losses, PretrainBatch, Term
 from utils.config import Config
 from utils.errors import UserError
-
 
 STREAMS: dict[str, type[Stream]] = {
     "images": ImageTextStream,

@@ -1,8 +1,8 @@
 """The losses of pre-training, written plainly: **read this file first**.
 
 Texts are padded, each pass through the fusion is a call of its own that projects its keys and values anew, and every state is
-computed. :mod:`models.pretrain` makes the same losses and gradients with the same modules, and saves what is computed twice or read
-by nobody: padding (:mod:`models.packing`), keys and values (:mod:`models.memory`), states of the last block
+computed. :mod:`models.pretrain` gets the same losses and gradients from the same modules without what is computed twice or never
+read: padding (:mod:`models.packing`), keys and values (:mod:`models.memory`), states of the last block
 (:class:`models.blocks.QueryPositions`), and calls (:meth:`models.fusion.FusionEncoder.fuse`). ``tests/models/test_reference.py``
 holds the two against each other. Left out here: drop path, steps without a matching loss, losses of weight 0.
 """
@@ -10,17 +10,19 @@ holds the two against each other. Left out here: drop path, steps without a matc
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from models import losses
 from models.align import HardNegatives
 from models.blocks import Attention, Block, ResidualOutput
 from models.contrastive import Examples
+from models.fusion import FusionEncoder
 from models.heads import predict_box
+from models.hub_text import HubTextEncoder
 from models.multigrained import MultiGrainedModel
 from models.pretrain import PretrainModel
-from models.streams import AlignedStream, RegionTextStream
+from models.streams import AlignedStream, RegionTextStream, TranslationStream
 from models.text import TextEncoder
 from models.vision import Concepts
 from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, TextPairBatch, VideoTextBatch
@@ -33,16 +35,16 @@ def reference_losses(model: PretrainModel, batch: PretrainBatch) -> dict[str, Te
     """Every loss of every stream, as a sum, by the names that ``model(batch)`` gives them."""
     model.contrastive.clamp_temperature()
     found: dict[str, Tensor] = {}
-    for name, stream in model.streams.items():
-        part = batch.parts().get(name)
-        if isinstance(part, ImageTextBatch | VideoTextBatch):
-            own = image_text_losses(model, part, stream.examples(part))
-        elif isinstance(part, RegionBatch):
+    for name, part in batch.parts().items():
+        stream = model.streams[name]
+        if isinstance(stream, RegionTextStream):
             own = region_text_losses(model, part, stream.examples(part), stream.has_box(part))
-        elif isinstance(part, TextPairBatch):
+        elif isinstance(stream, TranslationStream):
             own = translation_losses(model, part, stream.examples(part))
+        elif isinstance(stream, AlignedStream):
+            own = image_text_losses(model, part, stream.examples(part))
         else:
-            own = {} if part is None else {"mlm": word_loss(model, part.text, None)}
+            own = {"mlm": word_loss(model, part.text, None)}
         found |= {f"{name}/{loss}": total for loss, total in own.items()}
     return found
 
@@ -116,19 +118,19 @@ def word_loss(model: MultiGrainedModel, text: MaskedText, memory: Masked | None)
     return losses.masked_words(logits.flatten(0, 1), text.labels.flatten())
 
 
-def encode(encoder: nn.Module, ids: Tensor, mask: Tensor) -> Masked:
+def encode(encoder: TextEncoder | HubTextEncoder, ids: Tensor, mask: Tensor) -> Masked:
     """Texts ``ids`` (N, L) through the text encoder."""
-    assert isinstance(encoder, TextEncoder)
+    assert isinstance(encoder, TextEncoder), "an encoder on our own blocks"
     states = encoder.embeddings(ids)
-    for block in encoder.encoder.layer:
+    for block in encoder.encoder.blocks:
         states = run_block(block, states, mask)
     return states if encoder.projection is None else encoder.projection(states), mask
 
 
-def fuse(fusion: nn.Module, text: Masked, memory: Masked | None) -> Tensor:
+def fuse(fusion: FusionEncoder, text: Masked, memory: Masked | None) -> Tensor:
     """Texts through the fusion encoder, text n with row n of ``memory``: (N, L, D)."""
     states, mask = text
-    for block in fusion.layer:
+    for block in fusion.blocks:
         states = run_block(block, states, mask, memory)
     return states
 
@@ -136,7 +138,7 @@ def fuse(fusion: nn.Module, text: Masked, memory: Masked | None) -> Tensor:
 def run_block(block: Block, states: Tensor, mask: Tensor, memory: Masked | None = None) -> Tensor:
     """The post-norm transformer block."""
     states = attend(block.attention, states, (states, mask))
-    if memory is not None:
+    if memory is not None and block.crossattention is not None:
         states = attend(block.crossattention, states, memory)
     return add_and_norm(block.output, F.gelu(block.intermediate.dense(states)), states)
 
@@ -145,14 +147,15 @@ def attend(attention: Attention, states: Tensor, memory: Masked) -> Tensor:
     """``states`` (N, L, D) attend to those of ``memory`` (N, K, D') that its mask allows."""
     seen, mask = memory
     project = attention.self
-    parts = project.query(states), project.key(seen), project.value(seen)
-    attended = attention.attend(*map(attention.split_heads, parts), mask[:, None, None, :])
+    query, key, value = map(attention.split_heads, (project.query(states), project.key(seen), project.value(seen)))
+    attended = attention.attend(query, key, value, mask[:, None, None, :])
     return add_and_norm(attention.output, attended, states)
 
 
 def add_and_norm(output: ResidualOutput, states: Tensor, residual: Tensor) -> Tensor:
     """Linear, dropout, residual, LayerNorm."""
-    return output.LayerNorm(output.dropout(output.dense(states)) + residual)
+    normed: Tensor = output.LayerNorm(output.dropout(output.dense(states)) + residual)
+    return normed
 
 
 def embed_image(model: MultiGrainedModel, concepts: Concepts) -> Tensor:

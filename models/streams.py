@@ -1,7 +1,7 @@
 """The streams of pre-training, a class each (section 3.3).
 
-A stream says what it encodes (``pixels``, ``texts``), what it asks of the fusion and what its losses are (``losses``), what they are
-divided by (``counts``), and how many FLOPs they take (``work``). A loss of weight 0 appears in none of them.
+A stream says what it encodes (``texts``, ``has_images``), what it asks of the fusion and what its losses are (``losses``), what
+these are divided by (``counts``), and what they cost (``work``). A loss of weight 0 appears in none of them.
 """
 
 from __future__ import annotations

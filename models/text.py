@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -18,9 +16,9 @@ from models.blocks import BlockConfig, BlockStack, Sequences, heads_error, init_
 from models.packing import PackedTexts, Packing, packing_of
 from utils.batch import Text
 from utils.config import Config
-from utils.errors import UserError
 
 logger = logging.getLogger(__name__)
+
 
 class TextArchitecture(Config):
     """Sizes of a BERT or RoBERTa encoder."""

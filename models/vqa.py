@@ -160,8 +160,10 @@ class VQAModel(XVLM):
         return flops.look_once(self, asked, 1, None, wanted=None) + Work(tokens=int(answers.sum()), flops=done.total)
 
     def ask(self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None) -> PackedTexts:
-        """N questions, each fused with its image: ``pixels`` (I, 3, H, W); ``image_of_question`` (N,) int64, None: question n asks
-        about image n."""
+        """N questions, each fused with its image.
+
+        ``pixels`` (I, 3, H, W); ``image_of_question`` (N,) int64, None: question n asks about image n.
+        """
         memory, (questions,) = self.fusion.concept_memory(self.vision(pixels)), self.text([text])
         if image_of_question is not None:
             memory = memory.select(image_of_question)

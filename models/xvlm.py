@@ -44,8 +44,11 @@ class XVLM(nn.Module):
         return [module for module in self.modules() if isinstance(module, BlockStack)]
 
     def set_recompute(self, parts: Collection[str]) -> None:
-        """Keep only the inputs of the blocks of these encoders (vision, text, fusion; with fusion, an answer decoder), and the keys
-        and values of cross-attention memories. The backward pass computes the rest anew: less memory, more time.
+        """Keep only the inputs of the blocks of these encoders, and the keys and values of cross-attention memories; the backward
+        pass computes the rest anew: less memory, more time.
+
+        Args:
+            parts: of "vision", "text", "fusion"; an answer decoder goes with the fusion.
 
         Raises:
             UserError: if timm's backbone or a Hugging Face encoder cannot.

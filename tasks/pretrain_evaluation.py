@@ -21,8 +21,8 @@ from dataset.text import TextProcessor
 from dataset.video import FrameSampler, check_backend
 from metrics.grounding import accuracy_at_iou
 from metrics.retrieval import recall_at
-from models.packing import PackedTexts
 from models.multigrained import packed_labels
+from models.packing import PackedTexts
 from models.pretrain import PretrainModel
 from models.reranking import TextBank, score_pairs
 from models.vision import Concepts

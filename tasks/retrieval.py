@@ -12,8 +12,8 @@ from dataset.captioned import CaptionedImages, CaptionedSplitConfig, read_captio
 from dataset.records import ImageSource
 from dataset.retrieval import RetrievalBatches, RetrievalDataConfig
 from dataset.video import VideoSource
-from models.retrieval import RetrievalModel
 from models.align import AligningConfig
+from models.retrieval import RetrievalModel
 from tasks import synthetic
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.retrieval_evaluation import RetrievalEvaluation
