@@ -33,8 +33,8 @@ class BlockConfig(Config):
     init_std: float = 0.02
 
     def at_depth(self, index: int, blocks: int) -> BlockConfig:
-        """Sizes of block ``index`` of a stack: its drop path rises linearly from 0 to ``drop_path``, which replaces the dropout of
-        the residual branches (as released)."""
+        """Sizes of block ``index`` of a stack: its drop path rises linearly from 0 to ``drop_path``, and replaces the dropout
+        on residual branches (as released)."""
         share = index / (blocks - 1) if blocks > 1 else 0.0
         dropout = 0.0 if self.drop_path else self.dropout
         return self.model_copy(update={"drop_path": self.drop_path * share, "dropout": dropout})
