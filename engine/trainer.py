@@ -34,6 +34,14 @@ from utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
+PHASES = (
+    *("data", "rates", "counts"),
+    *("forward", "losses", "backward"),  # of each micro-batch
+    *("work", "clip", "optimiser", "numbers", "report"),
+)
+"""The phases of a step in order. "data" and "report" are parts of :meth:`Trainer.fit`, the others of
+:meth:`Trainer.train_step`."""
+
 
 class Trainer:
     """Trains a :class:`~engine.task.Task` for a fixed number of steps, and goes on exactly where a checkpoint ended."""
@@ -65,7 +73,7 @@ class Trainer:
         self.step, self.consumed, self.tally = 0, 0, Tally()
         self.best: float | None = None
         self.after: Callable[[str], None] = lambda phase: None
-        """Told when the host has handed over a phase of a step: "forward" and "backward" of each micro-batch, "optimiser"."""
+        """Called when the host has enqueued a phase of a step (:data:`PHASES`)."""
         if checkpoint is not None:
             self._restore(checkpoint)
         self.parallel = data_parallel(self.model, device)
@@ -109,10 +117,12 @@ class Trainer:
                 asked = time.perf_counter()
                 taken = [next(on_device) for _ in range(self.config.accumulate)]
                 waited_s = time.perf_counter() - asked
+                self.after("data")
                 current = self.train_step([each.on_host for each in taken], [each.on_device for each in taken])
                 current.waited_s = waited_s
                 if pending is not None:
                     report(pending)
+                self.after("report")
                 pending = current
                 validates = self._validates()
                 if validates or self.step % self.config.checkpoint_every == 0 or self.step == self.steps:
@@ -162,9 +172,11 @@ class Trainer:
         torch.manual_seed(mix_seed(self.seed, self.step, distributed.rank()))
         self._set_rates()
         self.optimizer.zero_grad()
+        self.after("rates")
         if on_device is None:
             on_device = [to_device(batch, self.device) for batch in micro_batches]
         counts = self._counts(on_device)
+        self.after("counts")
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(on_device):
             if self.config.compile:
@@ -172,8 +184,9 @@ class Trainer:
             with self._synchronised_gradients(last=index == len(on_device) - 1):
                 with self.precision.autocast():
                     terms: Losses = self.parallel(batch)
-                loss = torch.stack([term.weight * term.total / counts[name] for name, term in terms.items()]).sum()
                 self.after("forward")
+                loss = torch.stack([term.weight * term.total / counts[name] for name, term in terms.items()]).sum()
+                self.after("losses")
                 # DDP averages gradients over ranks; each term is already divided by its count over all of them.
                 self.precision.scaler.scale(loss * distributed.world_size()).backward()
             self.after("backward")
@@ -181,7 +194,7 @@ class Trainer:
                 part = term[0].detach() / (counts[name] if name != "loss" else 1)
                 sums[name] = sums[name] + part if name in sums else part
         pending = self._update(sums, micro_batches)
-        self.after("optimiser")
+        self.after("numbers")
         self.step += 1
         self.consumed += self.config.accumulate * distributed.world_size()
         return pending
@@ -193,6 +206,7 @@ class Trainer:
         losses, work = distributed.sum_over_ranks(torch.cat([own, self._work(micro_batches)])).split(
             [len(names), len(WORK)]
         )
+        self.after("work")
         bad = ~losses.isfinite().all()
         scaler, rest = self.precision.scaler, {}
         if scaler.is_enabled():
@@ -200,10 +214,12 @@ class Trainer:
             rest["loss_scale"] = scaler.scale(torch.ones((), device=self.device))  # asking for the number would wait
         scaler.unscale_(self.optimizer)
         norm = self._clip()
+        self.after("clip")
         if not scaler.is_enabled():
             # With fp16, gradients that overflow are the scaler's business: it skips the step and lowers the scale.
             bad = bad | ~norm.isfinite()
         self._step_unless(bad)
+        self.after("optimiser")
         culprit = ~own.isfinite().all()
         rest |= {"grad_norm": norm, "bad": bad, "culprit": culprit}
         values = torch.cat([losses, torch.stack([value.float() for value in rest.values()]), work]).detach()
