@@ -1,8 +1,9 @@
 """The host's share of a pre-training step: ``python -m benchmarks.host_overhead``.
 
-A GPU idles where the host takes longer to prepare its work than the GPU to do it. Measured is what :meth:`engine.trainer.Trainer.fit`
-does on the host beside forward, backward, clipping, the optimiser and the copies to the device: seeding, learning rates, counts,
-the sum of the losses, FLOPs, and the report (every ``log_every`` steps with a line of metrics).
+A GPU idles where the host takes longer to prepare its work than the GPU to do it. Measured is what the train loop
+(:meth:`engine.trainer.Trainer.fit`) does on the host beside forward, backward, clipping, the optimiser and the copies to the
+device: seeding, learning rates, counts, the sum of the losses, FLOPs, and the report (every ``log_every`` steps with a line of
+metrics).
 
 The steps are the trainer's, with the config's settings and batches of its real sizes on the CPU. A stub stands in for the model:
 it returns zeros for all losses, and has as many parameters, of one element each, so that the trainer walks over as many
@@ -71,7 +72,8 @@ class StubTask:
     def __init__(self, config: PretrainConfig):
         with torch.device("meta"):
             real = build(config)
-        self.model, self.ready = Stub(real), batches_for(config, real, static=False)
+        self.model: nn.Module = Stub(real)
+        self.ready = batches_for(config, real, static=False)
         self.fresh: set[str] = set()
 
     def train_loader(self) -> StubTask:
@@ -101,7 +103,9 @@ class Stopwatch:
 def measure(config: PretrainConfig, steps: int) -> list[dict[str, float]]:
     """Milliseconds of each phase, for each of ``steps`` steps after those of the warm-up."""
     task = StubTask(config)
-    train = config.train.model_copy(update={"steps": WARM_UP + steps, "epochs": None, "compile": False, "recompute": []})
+    train = config.train.model_copy(
+        update={"steps": WARM_UP + steps, "epochs": None, "compile": False, "recompute": []}
+    )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             task,

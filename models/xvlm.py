@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from models import losses
 from models.encoded import Concepts, Encoded
+from models.flops import ModelCost
 from models.fusion import FusionConfig, FusionEncoder
 from models.text import TextConfig, build_text_encoder
 from models.vision import VisionConfig, VisionEncoder
@@ -61,6 +63,11 @@ class XVLM(nn.Module):
         self.vision = VisionEncoder(config.vision)
         self.text = build_text_encoder(config.text, vocab_size, config.fusion.width)
         self.fusion = FusionEncoder(config.fusion, self.text.layer_config, self.vision.width)
+
+    @cached_property
+    def cost(self) -> ModelCost:
+        """What the FLOPs of a step are counted with."""
+        return ModelCost.of(self)
 
     def recompute(self, parts: Collection[str]) -> None:
         """Keep only the inputs of the layers of these encoders (vision, text, fusion), and the keys and values of what the fusion

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.train_config import TrainConfig
+from engine.trainer import PHASES
 from tests.engine.toy import Line, ToyTask, points, trainer
 from utils.errors import UserError
 
