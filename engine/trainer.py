@@ -64,6 +64,7 @@ class Trainer:
         torch.use_deterministic_algorithms(train.deterministic)
         self.model: nn.Module = task.model.to(device).train()
         self._set_up_encoders()
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.groups = parameter_groups(self.model.named_parameters(), optim, task.fresh)
         self.optimizer = build_optimizer(self.groups, optim)
         self.loader = task.train_loader()
@@ -72,6 +73,8 @@ class Trainer:
         self.precision = Precision(train.precision, device)
         self.step, self.consumed, self.tally = 0, 0, Tally()
         self.best: float | None = None
+        self.weights: dict[tuple[float, ...], Tensor] = {}
+        """Weights of the losses on the device."""
         self.after: Callable[[str], None] = lambda phase: None
         """Called when the host has enqueued a phase of a step (:data:`PHASES`)."""
         if checkpoint is not None:
@@ -169,7 +172,7 @@ class Trainer:
         """One optimiser step on this rank's micro-batches; its numbers are still on the device. ``on_device``: their copies
         there, if they have been made."""
         # Dropout and drawn negatives depend on seed, step and rank alone: a resumed run needs no generator state.
-        torch.manual_seed(mix_seed(self.seed, self.step, distributed.rank()))
+        seed_generators(mix_seed(self.seed, self.step, distributed.rank()), self.device)
         self._set_rates()
         self.optimizer.zero_grad()
         self.after("rates")
@@ -177,7 +180,7 @@ class Trainer:
             on_device = [to_device(batch, self.device) for batch in micro_batches]
         counts = self._counts(on_device)
         self.after("counts")
-        sums: dict[str, Tensor] = {}
+        averages: list[Tensor] = []
         for index, batch in enumerate(on_device):
             if self.config.compile:
                 torch.compiler.cudagraph_mark_step_begin()
@@ -185,24 +188,30 @@ class Trainer:
                 with self.precision.autocast():
                     terms: Losses = self.parallel(batch)
                 self.after("forward")
-                loss = torch.stack([term.weight * term.total / counts[name] for name, term in terms.items()]).sum()
+                each, loss = self._divided(terms, counts)
+                averages.append(torch.cat([each, loss.view(1)]).detach())
                 self.after("losses")
                 # DDP averages gradients over ranks; each term is already divided by its count over all of them.
                 self.precision.scaler.scale(loss * distributed.world_size()).backward()
             self.after("backward")
-            for name, term in [*terms.items(), ("loss", (loss, 1.0))]:
-                part = term[0].detach() / (counts[name] if name != "loss" else 1)
-                sums[name] = sums[name] + part if name in sums else part
-        pending = self._update(sums, micro_batches)
+        pending = self._update([*terms, "loss"], _sum(averages), micro_batches)
         self.after("numbers")
         self.step += 1
         self.consumed += self.config.accumulate * distributed.world_size()
         return pending
 
-    def _update(self, sums: dict[str, Tensor], micro_batches: list[Any]) -> PendingStep:
-        """Clip and step, unless something is not finite; returns the step's numbers, still on the device."""
-        names = list(sums)
-        own = torch.stack([sums[name].float() for name in names])
+    def _divided(self, terms: Losses, counts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Each term divided by its count, (K,), and their weighted sum, a scalar."""
+        each = torch.stack([term.total for term in terms.values()]) / torch.stack([counts[name] for name in terms])
+        weights = tuple(term.weight for term in terms.values())
+        if weights not in self.weights:
+            # They stay on the device: a copy from the host would wait for it in every step.
+            self.weights[weights] = torch.tensor(weights, device=self.device)
+        return each, (each * self.weights[weights]).sum()
+
+    def _update(self, names: list[str], own: Tensor, micro_batches: list[Any]) -> PendingStep:
+        """Clip and step, unless something is not finite; returns the step's numbers, still on the device. ``own`` (K + 1,): this
+        rank's losses, which have ``names``."""
         losses, work = distributed.sum_over_ranks(torch.cat([own, self._work(micro_batches)])).split(
             [len(names), len(WORK)]
         )
@@ -236,9 +245,9 @@ class Trainer:
     def _clip(self) -> Tensor:
         """Clip the gradient, where there is a limit; returns the norm that it had."""
         if self.config.clip_grad_norm is not None:
-            return nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
+            return nn.utils.clip_grad_norm_(self.trained, self.config.clip_grad_norm)
         # A limit of infinity would multiply every gradient by 1.
-        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        return nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
 
     def _work(self, micro_batches: list[Any]) -> Tensor:
         """This rank's work of a step, a number for each of :data:`~utils.batch.WORK`; the host counts, and does not wait."""
@@ -249,7 +258,7 @@ class Trainer:
 
     def _spoil_gradient_if(self, bad: Tensor) -> None:
         """Make the loss scaler skip the step too: a loss can be infinite while its gradient is not."""
-        first = next(p.grad for p in self.model.parameters() if p.grad is not None)
+        first = next(p.grad for p in self.trained if p.grad is not None)
         first.add_(torch.where(bad, torch.nan, 0.0))
 
     def _step_unless(self, bad: Tensor) -> None:
@@ -269,8 +278,8 @@ class Trainer:
         model = cast(TaskModel, self.model)
         each = [model.counts(batch) for batch in micro_batches]
         names = list(each[0])
-        local = torch.stack([torch.stack([counts[name].float() for name in names]) for counts in each]).sum(dim=0)
-        total = distributed.sum_over_ranks(local).clamp(min=1)
+        local = _sum([torch.stack([counts[name] for name in names]) for counts in each])
+        total = distributed.sum_over_ranks(local.float()).clamp(min=1)
         return dict(zip(names, total.unbind(), strict=True))
 
     def _set_rates(self) -> None:
@@ -310,6 +319,18 @@ class Trainer:
         self.step, self.consumed, self.best = checkpoint.step, state["consumed"], state["best"]
         self.tally = Tally(state["skipped"], state["elapsed_s"])
         logger.info("goes on from %s", checkpoint.folder)
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    """Element-wise."""
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """As ``torch.manual_seed``, which also notes for devices that are not in use where it was called from."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def mix_seed(*parts: int) -> int:
