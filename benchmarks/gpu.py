@@ -72,9 +72,9 @@ PHASES = ("data", "forward", "backward", "optimiser")
 
 PARTS = {
     **dict.fromkeys(("data",), "data"),
-    **dict.fromkeys(("rates", "counts", "forward", "losses"), "forward"),
+    **dict.fromkeys(("rates", "counts", "work", "forward", "losses"), "forward"),
     **dict.fromkeys(("backward",), "backward"),
-    **dict.fromkeys(("work", "clip", "optimiser", "numbers"), "optimiser"),
+    **dict.fromkeys(("clip", "optimiser", "numbers"), "optimiser"),
 }
 """The phase that is printed, for each of the trainer's."""
 

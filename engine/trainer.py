@@ -35,9 +35,9 @@ from utils.progress import progress_bar
 logger = logging.getLogger(__name__)
 
 PHASES = (
-    *("data", "rates", "counts"),
+    *("data", "rates", "counts", "work"),
     *("forward", "losses", "backward"),  # of each micro-batch
-    *("work", "clip", "optimiser", "numbers", "report"),
+    *("clip", "optimiser", "numbers", "report"),
 )
 """The phases of a step in order. "data" and "report" are parts of :meth:`Trainer.fit`, the others of
 :meth:`Trainer.train_step`."""
@@ -178,8 +178,7 @@ class Trainer:
         self.after("rates")
         if on_device is None:
             on_device = [to_device(batch, self.device) for batch in micro_batches]
-        counts = self._counts(on_device)
-        self.after("counts")
+        counts, work = self._counted(micro_batches)
         averages: list[Tensor] = []
         for index, batch in enumerate(on_device):
             if self.config.compile:
@@ -194,7 +193,7 @@ class Trainer:
                 # DDP averages gradients over ranks; each term is already divided by its count over all of them.
                 self.precision.scaler.scale(loss * distributed.world_size()).backward()
             self.after("backward")
-        pending = self._update([*terms, "loss"], _sum(averages), micro_batches)
+        pending = self._update([*terms, "loss"], _sum(averages), work, micro_batches)
         self.after("numbers")
         self.step += 1
         self.consumed += self.config.accumulate * distributed.world_size()
@@ -209,13 +208,10 @@ class Trainer:
             self.weights[weights] = torch.tensor(weights, device=self.device)
         return each, (each * self.weights[weights]).sum()
 
-    def _update(self, names: list[str], own: Tensor, micro_batches: list[Any]) -> PendingStep:
+    def _update(self, names: list[str], own: Tensor, work: Tensor, micro_batches: list[Any]) -> PendingStep:
         """Clip and step, unless something is not finite; returns the step's numbers, still on the device. ``own`` (K + 1,): this
         rank's losses, which have ``names``."""
-        losses, work = distributed.sum_over_ranks(torch.cat([own, self._work(micro_batches)])).split(
-            [len(names), len(WORK)]
-        )
-        self.after("work")
+        losses = distributed.sum_over_ranks(own)
         bad = ~losses.isfinite().all()
         scaler, rest = self.precision.scaler, {}
         if scaler.is_enabled():
@@ -249,13 +245,6 @@ class Trainer:
         # A limit of infinity would multiply every gradient by 1.
         return nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
 
-    def _work(self, micro_batches: list[Any]) -> Tensor:
-        """This rank's work of a step, a number for each of :data:`~utils.batch.WORK`; the host counts, and does not wait."""
-        model = cast(TaskModel, self.model)
-        done = sum((model.work(batch) for batch in micro_batches), Work())
-        counted = torch.tensor([getattr(done, name) for name in WORK], dtype=torch.float32)
-        return counted.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else counted
-
     def _spoil_gradient_if(self, bad: Tensor) -> None:
         """Make the loss scaler skip the step too: a loss can be infinite while its gradient is not."""
         first = next(p.grad for p in self.trained if p.grad is not None)
@@ -273,14 +262,24 @@ class Trainer:
         elif not bad:
             self.optimizer.step()
 
-    def _counts(self, micro_batches: list[Any]) -> dict[str, Tensor]:
-        """What each term is divided by: its rows or tokens over ranks and micro-batches, at least 1."""
+    def _counted(self, micro_batches: list[Any]) -> tuple[dict[str, Tensor], Tensor]:
+        """What is known of a step before it, over ranks and micro-batches: the divisor of each term, its rows or tokens but at
+        least 1, and the work, a number for each of :data:`~utils.batch.WORK`.
+
+        The host counts, and sends the numbers together: on a GPU each small operation would take a launch.
+        """
         model = cast(TaskModel, self.model)
         each = [model.counts(batch) for batch in micro_batches]
         names = list(each[0])
-        local = _sum([torch.stack([counts[name] for name in names]) for counts in each])
-        total = distributed.sum_over_ranks(local.float()).clamp(min=1)
-        return dict(zip(names, total.unbind(), strict=True))
+        counts = _sum([torch.stack([counts[name] for name in names]) for counts in each])
+        self.after("counts")
+        work = sum((model.work(batch) for batch in micro_batches), Work())
+        numbers = torch.cat([counts.float(), torch.tensor([getattr(work, name) for name in WORK], dtype=torch.float32)])
+        if self.device.type == "cuda":
+            numbers = numbers.pin_memory().to(self.device, non_blocking=True)
+        divisors, done = distributed.sum_over_ranks(numbers).split([len(names), len(WORK)])
+        self.after("work")
+        return dict(zip(names, divisors.clamp(min=1).unbind(), strict=True)), done
 
     def _set_rates(self) -> None:
         factor = self.schedule(self.step)

@@ -107,7 +107,7 @@ def test_the_phases_of_a_step_are_told(tmp_path):
     run.after = told.append
     run.train_step([points(0), points(1)])
     each = ["forward", "losses", "backward"]
-    assert told == ["rates", "counts", *each, *each, "work", "clip", "optimiser", "numbers"]
+    assert told == ["rates", "counts", "work", *each, *each, "clip", "optimiser", "numbers"]
     assert tuple(dict.fromkeys(["data", *told, "report"])) == PHASES
 
 
