@@ -174,7 +174,8 @@ class Trainer:
         # Dropout and drawn negatives depend on seed, step and rank alone: a resumed run needs no generator state.
         seed_generators(mix_seed(self.seed, self.step, distributed.rank()), self.device)
         self._set_rates()
-        self.optimizer.zero_grad()
+        for parameter in self.trained:
+            parameter.grad = None  # twice as fast as zero_grad, which looks at each gradient first
         self.after("rates")
         if on_device is None:
             on_device = [to_device(batch, self.device) for batch in micro_batches]

@@ -102,4 +102,7 @@ class AligningModel(XVLM):
     @staticmethod
     def matching_count(rows: Rows) -> Tensor:
         """The pairs of the matching loss: three for each row that has a negative."""
+        if rows.same_key == "negative":  # every row that counts is one of the others
+            count = rows.valid.sum()
+            return 3 * count * (count > 1)
         return 3 * rows.allowed_negatives().any(dim=1).sum()

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,11 @@ class StackCost:
         *inner, last = stack.layer
         return StackCost(BlockCost.of(inner), BlockCost.of([last]), projection)
 
+    @cached_property
+    def blocks(self) -> BlockCost:
+        """All blocks together."""
+        return self.inner + self.last
+
     def run(self, tokens: Lengths, keys: Lengths | int | None = None, wanted: Lengths | int | None = None) -> int:
         """Texts through all blocks.
 
@@ -169,13 +175,15 @@ class StackCost:
             keys: of the cross-attention for each text, or for all alike; None: it is skipped.
             wanted: how many states of each text the last block computes; None: all.
         """
-        queries = tokens if wanted is None else np.broadcast_to(wanted, tokens.shape)
+        if wanted is None:
+            return PER_MAC * (self.blocks.macs(tokens, tokens, keys) + self.projection * int(tokens.sum()))
+        queries = np.broadcast_to(wanted, tokens.shape)
         macs = self.inner.macs(tokens, tokens, keys) + self.last.macs(tokens, queries, keys)
         return PER_MAC * (macs + self.projection * int(queries.sum()))
 
     def project(self, states: int) -> int:
         """Keys and values of the cross-attention, in every block, of so many states that are attended to."""
-        return PER_MAC * states * (self.inner.memory + self.last.memory)
+        return PER_MAC * states * self.blocks.memory
 
 
 @dataclass(frozen=True)

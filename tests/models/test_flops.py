@@ -152,6 +152,14 @@ def half_padded(value):
     return dataclasses.replace(value, **changed)
 
 
+def test_coefficients_are_read_once_from_a_model_and_do_not_depend_on_the_batch(monkeypatch):
+    model, batch = pretraining("both")
+    whole = model.work(batch)
+    monkeypatch.setattr(torch.nn.Module, "modules", None)
+    assert model.work(batch) == whole
+    assert model.work(half_padded(batch)).flops < whole.flops
+
+
 def test_samples_pictures_and_tokens_are_those_of_the_batch():
     model, batch = pretraining("both")
     work = model.work(batch)
