@@ -70,6 +70,14 @@ NAMES = {
 
 PHASES = ("data", "forward", "backward", "optimiser")
 
+PARTS = {
+    **dict.fromkeys(("data",), "data"),
+    **dict.fromkeys(("rates", "counts", "work", "forward", "losses"), "forward"),
+    **dict.fromkeys(("backward",), "backward"),
+    **dict.fromkeys(("clip", "optimiser", "numbers"), "optimiser"),
+}
+"""The phase that is printed, for each of the trainer's."""
+
 LONGER = (0.85, 1.05, 0.95, 1.15)
 """How much longer than on average the texts of each batch are: so far apart that the numbers of their tokens, rounded up for
 compiled encoders, differ from step to step, as they do in a run."""
@@ -100,7 +108,7 @@ class Clock:
             torch.cuda.synchronize(self.device)
         took = dict.fromkeys(PHASES, 0.0)
         for (first, second), phase in zip(itertools.pairwise(self.marks), self.phases[1:], strict=True):
-            took[phase] += first.elapsed_time(second) if on_gpu else 1000 * (second - first)
+            took[PARTS[phase]] += first.elapsed_time(second) if on_gpu else 1000 * (second - first)
         return list(took.values())
 
 

@@ -25,7 +25,8 @@ class TaskModel(Protocol):
         """Compile the encoders, in one of ``torch.compile``'s modes."""
 
     def counts(self, batch: Any) -> dict[str, Tensor]:
-        """What each sum is divided by, known before the forward pass; the same names on every rank."""
+        """What each sum is divided by, counted on the host before the forward pass: ``batch`` is not yet on the device. The same
+        names on every rank."""
 
     def work(self, batch: Any) -> Work:
         """What a step on a micro-batch takes in and does, counted on the host: ``batch`` is not yet on the device."""

@@ -34,6 +34,14 @@ from utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
+PHASES = (
+    *("data", "rates", "counts", "work"),
+    *("forward", "losses", "backward"),  # of each micro-batch
+    *("clip", "optimiser", "numbers", "report"),
+)
+"""The phases of a step in order. "data" and "report" are parts of :meth:`Trainer.fit`, the others of
+:meth:`Trainer.train_step`."""
+
 
 class Trainer:
     """Trains a :class:`~engine.task.Task` for a fixed number of steps, and goes on exactly where a checkpoint ended."""
@@ -56,6 +64,7 @@ class Trainer:
         torch.use_deterministic_algorithms(train.deterministic)
         self.model: nn.Module = task.model.to(device).train()
         self._set_up_encoders()
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.groups = parameter_groups(self.model.named_parameters(), optim, task.fresh)
         self.optimizer = build_optimizer(self.groups, optim)
         self.loader = task.train_loader()
@@ -64,8 +73,10 @@ class Trainer:
         self.precision = Precision(train.precision, device)
         self.step, self.consumed, self.tally = 0, 0, Tally()
         self.best: float | None = None
+        self.weights: dict[tuple[float, ...], Tensor] = {}
+        """Weights of the losses on the device."""
         self.after: Callable[[str], None] = lambda phase: None
-        """Told when the host has handed over a phase of a step: "forward" and "backward" of each micro-batch, "optimiser"."""
+        """Called when the host has enqueued a phase of a step (:data:`PHASES`)."""
         if checkpoint is not None:
             self._restore(checkpoint)
         self.parallel = data_parallel(self.model, device)
@@ -109,10 +120,12 @@ class Trainer:
                 asked = time.perf_counter()
                 taken = [next(on_device) for _ in range(self.config.accumulate)]
                 waited_s = time.perf_counter() - asked
+                self.after("data")
                 current = self.train_step([each.on_host for each in taken], [each.on_device for each in taken])
                 current.waited_s = waited_s
                 if pending is not None:
                     report(pending)
+                self.after("report")
                 pending = current
                 validates = self._validates()
                 if validates or self.step % self.config.checkpoint_every == 0 or self.step == self.steps:
@@ -159,40 +172,47 @@ class Trainer:
         """One optimiser step on this rank's micro-batches; its numbers are still on the device. ``on_device``: their copies
         there, if they have been made."""
         # Dropout and drawn negatives depend on seed, step and rank alone: a resumed run needs no generator state.
-        torch.manual_seed(mix_seed(self.seed, self.step, distributed.rank()))
+        seed_generators(mix_seed(self.seed, self.step, distributed.rank()), self.device)
         self._set_rates()
-        self.optimizer.zero_grad()
+        for parameter in self.trained:
+            parameter.grad = None  # twice as fast as zero_grad, which looks at each gradient first
+        self.after("rates")
         if on_device is None:
             on_device = [to_device(batch, self.device) for batch in micro_batches]
-        counts = self._counts(on_device)
-        sums: dict[str, Tensor] = {}
+        counts, work = self._counted(micro_batches)
+        averages: list[Tensor] = []
         for index, batch in enumerate(on_device):
             if self.config.compile:
                 torch.compiler.cudagraph_mark_step_begin()
             with self._synchronised_gradients(last=index == len(on_device) - 1):
                 with self.precision.autocast():
                     terms: Losses = self.parallel(batch)
-                loss = torch.stack([term.weight * term.total / counts[name] for name, term in terms.items()]).sum()
                 self.after("forward")
+                each, loss = self._divided(terms, counts)
+                averages.append(torch.cat([each, loss.view(1)]).detach())
+                self.after("losses")
                 # DDP averages gradients over ranks; each term is already divided by its count over all of them.
                 self.precision.scaler.scale(loss * distributed.world_size()).backward()
             self.after("backward")
-            for name, term in [*terms.items(), ("loss", (loss, 1.0))]:
-                part = term[0].detach() / (counts[name] if name != "loss" else 1)
-                sums[name] = sums[name] + part if name in sums else part
-        pending = self._update(sums, micro_batches)
-        self.after("optimiser")
+        pending = self._update([*terms, "loss"], _sum(averages), work, micro_batches)
+        self.after("numbers")
         self.step += 1
         self.consumed += self.config.accumulate * distributed.world_size()
         return pending
 
-    def _update(self, sums: dict[str, Tensor], micro_batches: list[Any]) -> PendingStep:
-        """Clip and step, unless something is not finite; returns the step's numbers, still on the device."""
-        names = list(sums)
-        own = torch.stack([sums[name].float() for name in names])
-        losses, work = distributed.sum_over_ranks(torch.cat([own, self._work(micro_batches)])).split(
-            [len(names), len(WORK)]
-        )
+    def _divided(self, terms: Losses, counts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Each term divided by its count, (K,), and their weighted sum, a scalar."""
+        each = torch.stack([term.total for term in terms.values()]) / torch.stack([counts[name] for name in terms])
+        weights = tuple(term.weight for term in terms.values())
+        if weights not in self.weights:
+            # They stay on the device: a copy from the host would wait for it in every step.
+            self.weights[weights] = torch.tensor(weights, device=self.device)
+        return each, (each * self.weights[weights]).sum()
+
+    def _update(self, names: list[str], own: Tensor, work: Tensor, micro_batches: list[Any]) -> PendingStep:
+        """Clip and step, unless something is not finite; returns the step's numbers, still on the device. ``own`` (K + 1,): this
+        rank's losses, which have ``names``."""
+        losses = distributed.sum_over_ranks(own)
         bad = ~losses.isfinite().all()
         scaler, rest = self.precision.scaler, {}
         if scaler.is_enabled():
@@ -200,10 +220,12 @@ class Trainer:
             rest["loss_scale"] = scaler.scale(torch.ones((), device=self.device))  # asking for the number would wait
         scaler.unscale_(self.optimizer)
         norm = self._clip()
+        self.after("clip")
         if not scaler.is_enabled():
             # With fp16, gradients that overflow are the scaler's business: it skips the step and lowers the scale.
             bad = bad | ~norm.isfinite()
         self._step_unless(bad)
+        self.after("optimiser")
         culprit = ~own.isfinite().all()
         rest |= {"grad_norm": norm, "bad": bad, "culprit": culprit}
         values = torch.cat([losses, torch.stack([value.float() for value in rest.values()]), work]).detach()
@@ -220,20 +242,13 @@ class Trainer:
     def _clip(self) -> Tensor:
         """Clip the gradient, where there is a limit; returns the norm that it had."""
         if self.config.clip_grad_norm is not None:
-            return nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
+            return nn.utils.clip_grad_norm_(self.trained, self.config.clip_grad_norm)
         # A limit of infinity would multiply every gradient by 1.
-        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-
-    def _work(self, micro_batches: list[Any]) -> Tensor:
-        """This rank's work of a step, a number for each of :data:`~utils.batch.WORK`; the host counts, and does not wait."""
-        model = cast(TaskModel, self.model)
-        done = sum((model.work(batch) for batch in micro_batches), Work())
-        counted = torch.tensor([getattr(done, name) for name in WORK], dtype=torch.float32)
-        return counted.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else counted
+        return nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
 
     def _spoil_gradient_if(self, bad: Tensor) -> None:
         """Make the loss scaler skip the step too: a loss can be infinite while its gradient is not."""
-        first = next(p.grad for p in self.model.parameters() if p.grad is not None)
+        first = next(p.grad for p in self.trained if p.grad is not None)
         first.add_(torch.where(bad, torch.nan, 0.0))
 
     def _step_unless(self, bad: Tensor) -> None:
@@ -248,14 +263,24 @@ class Trainer:
         elif not bad:
             self.optimizer.step()
 
-    def _counts(self, micro_batches: list[Any]) -> dict[str, Tensor]:
-        """What each term is divided by: its rows or tokens over ranks and micro-batches, at least 1."""
+    def _counted(self, micro_batches: list[Any]) -> tuple[dict[str, Tensor], Tensor]:
+        """What is known of a step before it, over ranks and micro-batches: the divisor of each term, its rows or tokens but at
+        least 1, and the work, a number for each of :data:`~utils.batch.WORK`.
+
+        The host counts, and sends the numbers together: on a GPU each small operation would take a launch.
+        """
         model = cast(TaskModel, self.model)
         each = [model.counts(batch) for batch in micro_batches]
         names = list(each[0])
-        local = torch.stack([torch.stack([counts[name].float() for name in names]) for counts in each]).sum(dim=0)
-        total = distributed.sum_over_ranks(local).clamp(min=1)
-        return dict(zip(names, total.unbind(), strict=True))
+        counts = _sum([torch.stack([counts[name] for name in names]) for counts in each])
+        self.after("counts")
+        work = sum((model.work(batch) for batch in micro_batches), Work())
+        numbers = torch.cat([counts.float(), torch.tensor([getattr(work, name) for name in WORK], dtype=torch.float32)])
+        if self.device.type == "cuda":
+            numbers = numbers.pin_memory().to(self.device, non_blocking=True)
+        divisors, done = distributed.sum_over_ranks(numbers).split([len(names), len(WORK)])
+        self.after("work")
+        return dict(zip(names, divisors.clamp(min=1).unbind(), strict=True)), done
 
     def _set_rates(self) -> None:
         factor = self.schedule(self.step)
@@ -294,6 +319,18 @@ class Trainer:
         self.step, self.consumed, self.best = checkpoint.step, state["consumed"], state["best"]
         self.tally = Tally(state["skipped"], state["elapsed_s"])
         logger.info("goes on from %s", checkpoint.folder)
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    """Element-wise."""
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """As ``torch.manual_seed``, which also notes for devices that are not in use where it was called from."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def mix_seed(*parts: int) -> int:

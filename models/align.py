@@ -86,4 +86,7 @@ class AligningModel(XVLM):
     @staticmethod
     def matching_count(examples: Examples) -> Tensor:
         """The pairs of the matching loss: three for each example that has a negative."""
+        if examples.same_key == "negative":  # every example that counts is one of the others'
+            count = examples.valid.sum()
+            return 3 * count * (count > 1)
         return 3 * examples.allowed_negatives().any(dim=1).sum()

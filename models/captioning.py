@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models import flops, losses
+from models import losses
 from models.blocks import Sequences
+from models.flops import frames_of, lengths
 from models.generation import DecodingConfig, Generated, generate
 from models.heads import WordHead
 from models.memory import Attended, CrossMemory, KVCache
@@ -72,12 +73,10 @@ class CaptioningModel(XVLM):
     def work(self, batch: CaptioningBatch) -> Work:
         """See :class:`engine.task.TaskModel`. The [MASK]s before what has to be said are tokens too."""
         assert isinstance(self.text, TextEncoder)
-        tokens = flops.lengths(batch.text.ids != self.text.arch.pad_id, batch.valid)
-        frames = flops.frames_of(batch.pixels)
-        said = flops.lengths(batch.text.labels != IGNORE, batch.valid)
-        seen = flops.look_once(self, tokens, frames, None, wanted=said)
-        spelled = flops.words(self.word_head, self.text.word_embeddings, int(said.sum()))
-        return seen + Work(flops=spelled.total)
+        tokens = lengths(batch.text.ids != self.text.arch.pad_id, batch.valid)
+        predicted = lengths(batch.text.labels != IGNORE, batch.valid)
+        fused = self.cost.fuse_pairs(tokens, frames_of(batch.pixels), wanted=predicted)
+        return fused + Work(flops=self.cost.head("word_head", int(predicted.sum())))
 
     def images_memory(self, pixels: Tensor) -> CrossMemory:
         """Images (N, 3, H, W) as what captions attend to."""

@@ -1,175 +1,276 @@
-"""The floating-point operations of a step, counted from sizes alone: no tensor is looked at but masks, on the host.
+"""The FLOPs of a training step, counted on the host from sizes alone.
 
-What is counted is the least work by which the losses and their gradients can be had:
+The sizes of a model's parts are read once, into coefficients: multiply-accumulates for each image, token, or pair of a query and
+a key (:class:`ModelCost`). The FLOPs of a step are products of these with the counts of its micro-batch, such as the sum of the
+lengths of texts.
 
-- a picture, or a frame of a video, goes through the backbone once, and is projected to keys and values once a layer;
+Counted is the least arithmetic by which the losses and their gradients can be had:
+
+- an image, or a frame of a video, goes through the backbone once, and is projected to keys and values once in each layer;
 - texts have their true length, without padding; rows that do not count are left out;
 - where only [CLS] is wanted (matching, boxes, classes), or only masked words are, the last layer computes nothing else but keys
   and values;
 - words are predicted at masked positions only.
 
-A multiply-accumulate is two operations. Matrix products, convolutions and attention count; norms, activations, softmax,
-lookups, masks and the optimiser, some percent of the time and of no tensor core, do not. A mask within a sequence (causal, or
-the patches of a region) saves nothing. Backward costs twice the forward pass: a product as large for each of the two factors,
-but for the patch embedding and the mean of a region's patches, which have one factor without gradient. No parameter that
-takes part is frozen. What is computed twice to save memory (gradient checkpointing, the recomputation inside fused attention)
-is not counted.
+A multiply-accumulate is two FLOPs. Matrix products, convolutions and attention count; norms, activations, softmax, lookups, masks
+and the optimiser, a few per cent of the time and of no tensor core, do not. A mask within a sequence (causal, or the patches of a
+region) saves nothing. No parameter that takes part is frozen. What is computed twice to save memory (gradient checkpointing, the
+recomputation inside fused attention) is not counted.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from models.align import AligningModel
-from models.blocks import Block as Layer
-from models.blocks import BlockStack as LayerStack
-from models.contrastive import ContrastiveHead
-from models.fusion import FusionEncoder
-from models.heads import WordHead
-from models.hub_text import HubTextEncoder
-from models.text import TextEncoder
-from models.vision import VisionEncoder
-from models.xvlm import XVLM
 from utils import distributed
 from utils.batch import Work
 
 Lengths = npt.NDArray[np.int64]
-"""A number for each text: of its tokens, or of the keys that it looks at."""
+"""A number for each text: of its tokens, of its query positions, or of the keys that it attends to."""
 
+PER_MAC = 6
+"""FLOPs of a multiply-accumulate in a step: two forward, and two for the gradient of each factor."""
 
-@dataclass(frozen=True)
-class Flops:
-    """Operations of a part, forward and backward."""
-
-    forward: float = 0.0
-    backward: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return self.forward + self.backward
-
-    def __add__(self, other: Flops) -> Flops:
-        return Flops(self.forward + other.forward, self.backward + other.backward)
-
-    def __mul__(self, times: int) -> Flops:
-        return Flops(self.forward * times, self.backward * times)
-
-
-def products(macs: float, factors: int = 2) -> Flops:
-    """Of ``macs`` multiply-accumulates; ``factors`` of the two have a gradient."""
-    return Flops(2 * macs, 2 * macs * factors)
-
-
-def weights(*modules: nn.Module | None) -> int:
-    """Multiply-accumulates for each state that goes through all linear layers of ``modules``."""
-    linear = (part for module in modules if module is not None for part in module.modules())
-    return sum(part.weight.numel() for part in linear if isinstance(part, nn.Linear))
+PER_INPUT_MAC = 4
+"""The same where one of the factors, such as the pixels, has no gradient."""
 
 
 def lengths(mask: Tensor, valid: Tensor) -> Lengths:
-    """Tokens of the texts that count: ``mask`` (N, L) bool, ``valid`` (N,) bool, both on the host."""
-    return mask[valid].sum(dim=1).numpy()
+    """Number of True in each row that counts: ``mask`` (N, L) bool, ``valid`` (N,) bool, both on the host."""
+    return np.count_nonzero(mask.numpy()[valid.numpy()], axis=1)
 
 
 def frames_of(pixels: Tensor) -> int:
-    """Pictures of a row: 1 of images (N, 3, H, W), F of videos (N, F, 3, H, W)."""
+    """Images in a row: 1 of images (N, 3, H, W), F of videos (N, F, 3, H, W)."""
     return pixels.shape[1] if pixels.dim() == 5 else 1
 
 
-def see(vision: VisionEncoder, pictures: int) -> Flops:
-    """Pictures, or frames, to patches."""
-    backbone, (rows, columns) = vision.backbone, vision.grid
-    tokens = rows * columns + backbone.num_prefix_tokens
-    embedding = products(pictures * rows * columns * backbone.patch_embed.proj.weight.numel(), factors=1)
-    attention = len(backbone.blocks) * 2 * tokens**2 * vision.width
-    return embedding + products(pictures * (tokens * weights(backbone.blocks) + attention))
+def linear_macs(*modules: nn.Module | None) -> int:
+    """Multiply-accumulates of a state that goes through all linear layers of ``modules``."""
+    parts = (part for module in modules if module is not None for part in module.modules())
+    return sum(part.weight.numel() for part in parts if isinstance(part, nn.Linear))
 
 
-def seen_keys(vision: VisionEncoder, frames: int = 1) -> int:
-    """Keys of an image, or of a video of so many frames: its patches, and its concept token before them."""
-    video = vision.config.video
-    kept = frames if video is not None and video.pooling == "tokens" else 1
-    return 1 + kept * vision.grid[0] * vision.grid[1]
+@dataclass(frozen=True)
+class VisionCost:
+    """Vision encoder. Multiply-accumulates of an image, or a frame: ``embedding`` of its pixels to patches, ``blocks`` of the
+    rest. ``patches`` that each has, ``width`` of their states; ``keeps_frames``: a video has the patches of all its frames."""
+
+    embedding: int
+    blocks: int
+    patches: int
+    width: int
+    keeps_frames: bool
+
+    @staticmethod
+    def of(vision: Any) -> VisionCost:
+        """Of a :class:`models.vision.VisionEncoder`."""
+        backbone, video, patches = vision.backbone, vision.config.video, math.prod(vision.grid)
+        tokens = patches + backbone.num_prefix_tokens
+        attention = len(backbone.blocks) * 2 * tokens**2 * vision.width
+        return VisionCost(
+            embedding=patches * backbone.patch_embed.proj.weight.numel(),
+            blocks=tokens * linear_macs(backbone.blocks) + attention,
+            patches=patches,
+            width=vision.width,
+            keeps_frames=video is not None and video.pooling == "tokens",
+        )
+
+    def encode(self, images: int) -> int:
+        """Images, or frames, to patches."""
+        return images * (PER_INPUT_MAC * self.embedding + PER_MAC * self.blocks)
+
+    def pool_regions(self, regions: int) -> int:
+        """The mean of each region's patches, whose weights have no gradient."""
+        return PER_INPUT_MAC * regions * self.patches * self.width
+
+    def keys(self, frames: int = 1) -> int:
+        """Keys of an image, or of a video of so many frames: its patches, and its concept token before them."""
+        return 1 + self.patches * (frames if self.keeps_frames else 1)
 
 
-def read(text: TextEncoder | HubTextEncoder, tokens: Lengths) -> Flops:
-    """Texts to states. NaN for encoders that are not our own, whose inside is not known here."""
-    if isinstance(text, HubTextEncoder):
-        return Flops(math.nan, math.nan)
-    layers = (_layer(layer, tokens, tokens, None) for layer in _layers(text.encoder))
-    return sum(layers, products(int(tokens.sum()) * weights(text.projection)))
+@dataclass(frozen=True)
+class BlockCost:
+    """Multiply-accumulates of a transformer block, or of several together.
+
+    ``token``: keys and values of the self-attention, for each token. ``query``: all else but attention itself, for each query
+    position. ``pair``: for each pair of a query position and a token that it attends to. ``cross_query`` and ``cross_pair``: the
+    same of the cross-attention. ``memory``: its keys and values, for each state that is attended to.
+    """
+
+    token: int = 0
+    query: int = 0
+    pair: int = 0
+    cross_query: int = 0
+    cross_pair: int = 0
+    memory: int = 0
+
+    @staticmethod
+    def of(blocks: Iterable[Any]) -> BlockCost:
+        """The sum over ``blocks``, each with the names of BERT's layer in Hugging Face's library, and with a cross-attention or
+        None."""
+        total = BlockCost()
+        for block in blocks:
+            own, cross = block.attention, block.crossattention
+            total += BlockCost(
+                token=linear_macs(own.self.key, own.self.value),
+                query=linear_macs(own.self.query, own.output, block.intermediate, block.output),
+                pair=2 * own.self.query.out_features,
+            )
+            if cross is not None:
+                total += BlockCost(
+                    cross_query=linear_macs(cross.self.query, cross.output),
+                    cross_pair=2 * cross.self.query.out_features,
+                    memory=linear_macs(cross.self.key, cross.self.value),
+                )
+        return total
+
+    def __add__(self, other: BlockCost) -> BlockCost:
+        return BlockCost(
+            *(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True))
+        )
+
+    def macs(self, tokens: Lengths, queries: Lengths, keys: Lengths | int | None) -> int:
+        """Texts of ``tokens``, of which ``queries`` are computed; ``keys`` of the cross-attention, None: it is skipped."""
+        count = int(queries.sum())
+        total = self.token * int(tokens.sum()) + self.query * count + self.pair * int((queries * tokens).sum())
+        if keys is not None:
+            total += self.cross_query * count + self.cross_pair * int((queries * keys).sum())
+        return total
 
 
-def remember(fusion: FusionEncoder, states: int) -> Flops:
-    """Keys and values, in every layer, of so many states that are looked at."""
-    project = [layer.crossattention.self for layer in _layers(fusion) if layer.crossattention is not None]
-    return products(states * sum(weights(part.key, part.value) for part in project))
+@dataclass(frozen=True)
+class StackCost:
+    """A stack of transformer blocks: the ``last`` one, which may compute a part of the positions alone, and the ``inner`` ones
+    before it. ``projection``: multiply-accumulates of each state that comes out, on its way to another width or to words."""
+
+    inner: BlockCost
+    last: BlockCost
+    projection: int = 0
+
+    @staticmethod
+    def of(stack: Any, projection: int = 0) -> StackCost:
+        """Of a module whose blocks are in its ``layer``."""
+        *inner, last = stack.layer
+        return StackCost(BlockCost.of(inner), BlockCost.of([last]), projection)
+
+    @cached_property
+    def blocks(self) -> BlockCost:
+        """All blocks together."""
+        return self.inner + self.last
+
+    def run(self, tokens: Lengths, keys: Lengths | int | None = None, wanted: Lengths | int | None = None) -> int:
+        """Texts through all blocks.
+
+        Args:
+            tokens: of each text.
+            keys: of the cross-attention for each text, or for all alike; None: it is skipped.
+            wanted: how many states of each text the last block computes; None: all.
+        """
+        if wanted is None:
+            return PER_MAC * (self.blocks.macs(tokens, tokens, keys) + self.projection * int(tokens.sum()))
+        queries = np.broadcast_to(wanted, tokens.shape)
+        macs = self.inner.macs(tokens, tokens, keys) + self.last.macs(tokens, queries, keys)
+        return PER_MAC * (macs + self.projection * int(queries.sum()))
+
+    def project(self, states: int) -> int:
+        """Keys and values of the cross-attention, in every block, of so many states that are attended to."""
+        return PER_MAC * states * self.blocks.memory
 
 
-def fuse(fusion: FusionEncoder, tokens: Lengths, keys: Lengths | None, wanted: Lengths | int | None = None) -> Flops:
-    """Texts through layers in which each looks at its ``keys`` (None: the cross-attention is skipped). ``wanted``: how many
-    states of each, None: all; the last layer computes no others."""
-    done, last = Flops(), len(fusion.layer) - 1
-    for index, layer in enumerate(_layers(fusion)):
-        asking = tokens if wanted is None or index < last else np.broadcast_to(wanted, tokens.shape)
-        done += _layer(layer, tokens, asking, keys)
-    return done
+@dataclass(frozen=True)
+class UnknownCost:
+    """A text encoder whose inside is not known here."""
+
+    def run(self, tokens: Lengths) -> float:
+        return math.nan
 
 
-def _layers(stack: LayerStack | FusionEncoder) -> list[Layer]:
-    return cast("list[Layer]", list(stack.layer))
+@dataclass(frozen=True)
+class ContrastiveCost:
+    """Projections to the joint space, multiply-accumulates of each state, and the ``width`` of that space."""
+
+    image: int
+    text: int
+    width: int
+
+    @staticmethod
+    def of(head: Any) -> ContrastiveCost:
+        """Of a :class:`models.xvlm.ContrastiveHead`."""
+        return ContrastiveCost(
+            linear_macs(head.vision_proj), linear_macs(head.text_proj), width=head.text_proj.out_features
+        )
+
+    def run(self, images: int, texts: int) -> int:
+        """Embeddings, and the similarities of this rank's rows with those of all ranks, both ways. Negatives are drawn from the
+        same similarities."""
+        pairs = (images + texts) // 2
+        similarity = 2 * pairs * pairs * distributed.world_size() * self.width
+        return PER_MAC * (images * self.image + texts * self.text + similarity)
 
 
-def _layer(layer: Layer, tokens: Lengths, asking: Lengths, keys: Lengths | None) -> Flops:
-    """``asking``: how many states of each text are computed; all of its ``tokens`` are attended to."""
-    own, cross = layer.attention, layer.crossattention if keys is not None else None
-    answering = int(tokens.sum()) * weights(own.self.key, own.self.value)
-    asked = weights(own.self.query, own.output, layer.intermediate, layer.output)
-    attention = 2 * int((asking * tokens).sum()) * own.self.query.out_features
-    if cross is not None and keys is not None:
-        asked += weights(cross.self.query, cross.output)
-        attention += 2 * int((asking * keys).sum()) * cross.self.query.out_features
-    return products(answering + int(asking.sum()) * asked + attention)
+NO_HEADS = ("vision", "text", "fusion", "decoder", "contrastive")
+"""Parts of a model that are no heads on single states."""
 
 
-def head(module: nn.Module, rows: int) -> Flops:
-    """A head of linear layers on so many states."""
-    return products(rows * weights(module))
+@dataclass(frozen=True)
+class ModelCost:
+    """Coefficients of a model's parts. ``heads``: multiply-accumulates of each state that goes through a head, by the head's name
+    in the model; of a word head, to logits of all words."""
+
+    vision: VisionCost
+    text: StackCost | UnknownCost
+    fusion: StackCost
+    heads: dict[str, int]
+    contrastive: ContrastiveCost | None = None
+
+    @staticmethod
+    def of(model: Any) -> ModelCost:
+        """Of a :class:`models.xvlm.XVLM`."""
+        text, contrastive = model.text, getattr(model, "contrastive", None)
+        others = ((name, child) for name, child in model.named_children() if name not in NO_HEADS)
+        return ModelCost(
+            vision=VisionCost.of(model.vision),
+            text=StackCost.of(text.encoder, linear_macs(text.projection))
+            if hasattr(text, "encoder")
+            else UnknownCost(),
+            fusion=StackCost.of(model.fusion),
+            heads={name: head_macs(child, text.word_embeddings) for name, child in others},
+            contrastive=None if contrastive is None else ContrastiveCost.of(contrastive),
+        )
+
+    def head(self, name: str, states: int) -> int:
+        """So many states through a head."""
+        return PER_MAC * states * self.heads[name]
+
+    def align(self, images: int, texts: int) -> int:
+        """The contrastive loss, see :meth:`ContrastiveCost.run`."""
+        assert self.contrastive is not None, "the model has no contrastive head"
+        return self.contrastive.run(images, texts)
+
+    def match(self, tokens: Lengths, keys: Lengths | int) -> int:
+        """Each text with its image, a hard negative text with the image, and the text with a hard negative image. Which text is
+        drawn, and of what length, is known in the step only: it counts as long as the right one, as it is on average."""
+        return 3 * (self.fusion.run(tokens, keys, wanted=1) + self.head("matching_head", len(tokens)))
+
+    def fuse_pairs(self, tokens: Lengths, frames: int = 1, wanted: Lengths | int | None = 1) -> Work:
+        """Rows that each fuse one text with one image, or with a video of so many frames; ``wanted``: see
+        :meth:`StackCost.run`."""
+        rows, keys = len(tokens), self.vision.keys(frames)
+        flops = self.vision.encode(rows * frames) + self.text.run(tokens)
+        flops += self.fusion.project(rows * keys) + self.fusion.run(tokens, keys, wanted)
+        return Work(rows, rows * frames, int(tokens.sum()), flops)
 
 
-def words(module: WordHead, table: Tensor, places: int) -> Flops:
-    """Logits over the vocabulary at so many places; ``table``: the (V, D) words, where the head has none of its own."""
-    own = 0 if module.decoder is not None else table.numel()
-    return products(places * (weights(module) + own))
-
-
-def contrast(module: ContrastiveHead, images: int, texts: int) -> Flops:
-    """Embeddings, and the similarities of this rank's rows with those of all ranks, both ways. Negatives are drawn from the
-    same similarities."""
-    pairs = (images + texts) // 2
-    width = module.text_proj.out_features
-    similarity = 2 * pairs * pairs * distributed.world_size() * width
-    return products(images * weights(module.vision_proj) + texts * weights(module.text_proj) + similarity)
-
-
-def match(model: AligningModel, tokens: Lengths, keys: Lengths) -> Flops:
-    """Each text with its image, a wrong text with the image, and the text with a wrong image. Which wrong text, and of what
-    length, is drawn in the step: it counts as long as the right one, which is so on average."""
-    return fuse(model.fusion, tokens, keys, wanted=1) * 3 + head(model.matching_head, 3 * len(tokens))
-
-
-def look_once(
-    model: XVLM, tokens: Lengths, frames: int, onto: nn.Module | None, wanted: Lengths | int | None = 1
-) -> Work:
-    """Rows that each fuse one text with one image or video; ``onto``: a head on its [CLS]; ``wanted``: see :func:`fuse`."""
-    rows, keys = len(tokens), np.full_like(tokens, seen_keys(model.vision, frames))
-    done = see(model.vision, rows * frames) + read(model.text, tokens) + remember(model.fusion, int(keys.sum()))
-    done += fuse(model.fusion, tokens, keys, wanted)
-    done += Flops() if onto is None else head(onto, rows)
-    return Work(rows, rows * frames, int(tokens.sum()), done.total)
+def head_macs(head: nn.Module, words: Tensor) -> int:
+    """Multiply-accumulates of a state through a head. A word head without a table of its own reads the ``words`` (V, D)."""
+    tied = hasattr(head, "decoder") and head.decoder is None
+    return linear_macs(head) + (words.numel() if tied else 0)

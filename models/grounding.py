@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models import flops, losses
+from models import losses
+from models.flops import lengths
 from models.fusion import FusionPass
 from models.heads import mlp_head, predict_box
 from models.xvlm import XVLM, ModelConfig
@@ -32,8 +33,8 @@ class GroundingModel(XVLM):
 
     def work(self, batch: GroundingBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
-        tokens = flops.lengths(batch.text.mask, batch.valid)
-        return flops.look_once(self, tokens, 1, self.box_head)
+        tokens = lengths(batch.text.mask, batch.valid)
+        return self.cost.fuse_pairs(tokens) + Work(flops=self.cost.head("box_head", len(tokens)))
 
     def locate(self, pixels: Tensor, text: Text) -> Tensor:
         """The box of each text in its image, (N, 4) in 0..1 as centre and size. ``pixels`` (N, 3, H, W)."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import flops
+from models.flops import lengths
 from models.fusion import FusionPass
 from models.heads import mlp_head
 from models.losses import at_least_float32
@@ -43,13 +42,12 @@ class NLVRModel(XVLM):
 
     def work(self, batch: PairBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
-        tokens = flops.lengths(batch.text.mask, batch.valid)
-        pictures, keys = len(tokens) * self.pictures, np.full_like(tokens, flops.seen_keys(self.vision))
-        done = flops.see(self.vision, pictures) + flops.read(self.text, tokens)
-        done += flops.remember(self.fusion, self.pictures * int(keys.sum()))
-        done += flops.fuse(self.fusion, tokens, keys, wanted=1) * self.pictures
-        done += flops.head(self.classifier, len(tokens))
-        return Work(len(tokens), pictures, int(tokens.sum()), done.total)
+        tokens = lengths(batch.text.mask, batch.valid)
+        rows, keys = len(tokens), self.cost.vision.keys()
+        images = rows * self.pictures
+        flops = self.cost.vision.encode(images) + self.cost.text.run(tokens) + self.cost.fusion.project(images * keys)
+        flops += self.pictures * self.cost.fusion.run(tokens, keys, wanted=1) + self.cost.head("classifier", rows)
+        return Work(rows, images, int(tokens.sum()), flops)
 
     def classify(self, pixels: Tensor, text: Text) -> Tensor:
         """Logits (N, C) of the classes. ``pixels`` (K N, 3, H, W): all first (left) images, then all second (right) ones; N

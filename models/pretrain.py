@@ -103,6 +103,11 @@ class PretrainModel(MultiGrainedModel):
                 counts[f"{stream.name}/{loss}"] = count if loss in wanted else count.new_zeros(())
         return counts
 
+    def work(self, batch: PretrainBatch) -> Work:
+        """See :class:`engine.task.TaskModel`."""
+        streams = ((stream, part, self._wanted(stream, batch)) for stream, part in self._parts(batch))
+        return sum((stream.work(self.cost, part, wanted) for stream, part, wanted in streams), Work())
+
     def _parts(self, batch: PretrainBatch) -> list[tuple[Stream, Any]]:
         """Each stream with its part of the batch, in the order of the streams."""
         parts = batch.parts()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
-from models import flops
 from models.align import AligningModel
 from models.contrastive import Examples
+from models.flops import frames_of, lengths
 from utils.batch import Losses, RetrievalBatch, Term, Work
 
 
@@ -33,12 +32,11 @@ class RetrievalModel(AligningModel):
 
     def work(self, batch: RetrievalBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
-        tokens, frames = flops.lengths(batch.text.mask, batch.valid), flops.frames_of(batch.pixels)
-        rows, keys = len(tokens), np.full_like(tokens, flops.seen_keys(self.vision, frames))
-        done = flops.see(self.vision, rows * frames) + flops.read(self.text, tokens)
-        done += flops.contrast(self.contrastive, rows, rows) + flops.remember(self.fusion, int(keys.sum()))
-        done += flops.match(self, tokens, keys)
-        return Work(rows, rows * frames, int(tokens.sum()), done.total)
+        tokens, frames = lengths(batch.text.mask, batch.valid), frames_of(batch.pixels)
+        rows, keys = len(tokens), self.cost.vision.keys(frames)
+        flops = self.cost.vision.encode(rows * frames) + self.cost.text.run(tokens) + self.cost.align(rows, rows)
+        flops += self.cost.fusion.project(rows * keys) + self.cost.match(tokens, keys)
+        return Work(rows, rows * frames, int(tokens.sum()), flops)
 
 
 def _examples(batch: RetrievalBatch) -> Examples:

@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models import flops
 from models.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
+from models.flops import frames_of
 from models.generation import DecodingConfig, Generated, SamplingConfig, sample
 from models.losses import at_least_float32
 from models.memory import CrossMemory
@@ -71,7 +71,7 @@ class SelfCriticalModel(CaptioningModel):
     def work(self, batch: CaptioningBatch) -> Work:
         """See :class:`engine.task.TaskModel`. How long the captions are that it draws is not known before the step."""
         rows = int(batch.valid.sum())
-        return Work(rows, rows * flops.frames_of(batch.pixels), math.nan, math.nan)
+        return Work(rows, rows * frames_of(batch.pixels), math.nan, math.nan)
 
     @torch.no_grad()
     def _draw(self, memory: CrossMemory) -> Generated:

@@ -11,18 +11,20 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from models import losses
 from models.align import HardNegatives
 from models.contrastive import Examples
+from models.flops import Lengths, ModelCost, frames_of, lengths
 from models.fusion import FusionEncoder, FusionPass
 from models.heads import predict_box
 from models.memory import CrossMemory
 from models.multigrained import Identical, MultiGrainedModel, masked_positions
 from models.packing import PackedTexts
 from models.vision import Concepts
-from utils.batch import IGNORE, RegionBatch, Text, TextBatch, TextPairBatch
+from utils.batch import IGNORE, RegionBatch, Text, TextBatch, TextPairBatch, Work
 
 Part = Any
 """One stream's part of a micro-batch: the batch type that its class names."""
@@ -84,6 +86,10 @@ class Stream(ABC):
     def counts(self, part: Part) -> dict[str, Tensor]:
         """What each loss is divided by: the examples, pairs, tokens or boxes that count."""
 
+    @abstractmethod
+    def work(self, cost: ModelCost, part: Part, wanted: Collection[str]) -> Work:
+        """Examples, images, tokens and FLOPs (:mod:`models.flops`) of a part in the host's memory."""
+
 
 class TextStream(Stream):
     """Texts alone: masked words, with the fusion's cross-attention left out (as released)."""
@@ -103,6 +109,10 @@ class TextStream(Stream):
 
     def counts(self, part: TextBatch) -> dict[str, Tensor]:
         return {"mlm": (part.text.labels != IGNORE).sum()}
+
+    def work(self, cost: ModelCost, part: TextBatch, wanted: Collection[str]) -> Work:
+        tokens = lengths(part.text.mask, part.valid)
+        return Work(len(tokens), 0, int(tokens.sum()), cost.text.run(tokens) + word_flops(cost, part, tokens, None))
 
 
 class AlignedStream(Stream):
@@ -167,6 +177,17 @@ class AlignedStream(Stream):
             passes["matching"] = MultiGrainedModel.matching_passes(texts["plain"], memory, alignment.negatives)
         return passes
 
+    def text_flops(self, cost: ModelCost, part: Part, tokens: Lengths, wanted: Collection[str]) -> float:
+        """Of the text encoder, and of the contrastive embeddings, on which hard negatives depend, too."""
+        flops = len(self.texts(part, wanted)) * cost.text.run(tokens)
+        return flops + (cost.align(len(tokens), len(tokens)) if {"contrastive", "matching"} & set(wanted) else 0)
+
+    @staticmethod
+    def fusion_flops(cost: ModelCost, part: Part, tokens: Lengths, keys: int, wanted: Collection[str]) -> float:
+        """Of :meth:`passes`, and of the heads on them."""
+        flops = word_flops(cost, part, tokens, keys) if "mlm" in wanted else 0.0
+        return flops + (cost.match(tokens, keys) if "matching" in wanted else 0)
+
     @staticmethod
     def sums(model: MultiGrainedModel, part: Part, alignment: Alignment, fused: Fused) -> dict[str, Tensor]:
         """The losses that all aligned streams have, of those that are wanted."""
@@ -192,6 +213,14 @@ class ImageTextStream(AlignedStream):
         if needs_fusion(wanted):
             passes = self.passes(part, texts, model.fusion.concept_memory(images), alignment)
         return self.sums(model, part, alignment, fuse(model.fusion, passes))
+
+    def work(self, cost: ModelCost, part: Part, wanted: Collection[str]) -> Work:
+        tokens, frames = lengths(part.text.mask, part.valid), frames_of(part.pixels)
+        rows, keys = len(tokens), cost.vision.keys(frames)
+        flops = cost.vision.encode(rows * frames) + self.text_flops(cost, part, tokens, wanted)
+        if needs_fusion(wanted):
+            flops += cost.fusion.project(rows * keys) + self.fusion_flops(cost, part, tokens, keys, wanted)
+        return Work(rows, rows * frames, int(tokens.sum()), flops)
 
 
 class VideoTextStream(ImageTextStream):
@@ -238,6 +267,21 @@ class RegionTextStream(AlignedStream):
             sums["giou"] = losses.box_giou(predicted, part.boxes_cxcywh, has_box)
         return {loss: total for loss, total in sums.items() if loss in wanted}
 
+    def work(self, cost: ModelCost, part: RegionBatch, wanted: Collection[str]) -> Work:
+        tokens = lengths(part.text.mask, part.valid)
+        rows, keys = len(tokens), cost.vision.keys()
+        images = len(np.unique(part.image_index.numpy()[part.valid.numpy()]))
+        flops = cost.vision.encode(images) + cost.vision.pool_regions(rows)
+        flops += self.text_flops(cost, part, tokens, wanted)
+        if needs_fusion(wanted):
+            # All patches once, the concept token of every region, and that of every whole image, in which boxes are found.
+            flops += cost.fusion.project(images * keys + rows)
+            flops += self.fusion_flops(cost, part, tokens, keys, wanted)
+        if {"l1", "giou"} & set(wanted):
+            located = lengths(part.text.mask, self.has_box(part))
+            flops += cost.fusion.run(located, keys, wanted=1) + cost.head("box_head", len(located))
+        return Work(rows, images, int(tokens.sum()), flops)
+
 
 class TranslationStream(AlignedStream):
     """Texts and their translations: cross-view language modelling (CCLM, arXiv:2206.00621), two views of one meaning.
@@ -266,6 +310,24 @@ class TranslationStream(AlignedStream):
             memory = text_memory(model.fusion, translation)
             passes["mlm"] = [FusionPass(texts["masked"], memory, masked_positions(part.text))]
         return self.sums(model, part, alignment, fuse(model.fusion, passes))
+
+    def work(self, cost: ModelCost, part: TextPairBatch, wanted: Collection[str]) -> Work:
+        first, second = lengths(part.text.mask, part.valid), lengths(part.other.mask, part.valid)
+        tokens = int(first.sum() + second.sum())
+        flops = cost.text.run(second) + sum(cost.text.run(first) for _ in super().texts(part, wanted))
+        if {"contrastive", "matching"} & set(wanted):
+            flops += cost.align(0, 2 * len(first))
+        if "matching" in wanted:
+            flops += cost.fusion.project(int(first.sum())) + cost.match(second, first)
+        if "mlm" in wanted:
+            flops += cost.fusion.project(int(second.sum())) + word_flops(cost, part, first, second)
+        return Work(len(first), 0, tokens, flops)
+
+
+def word_flops(cost: ModelCost, part: Part, tokens: Lengths, keys: Lengths | int | None) -> float:
+    """The fusion of masked texts with what they attend to, and their words."""
+    masked = lengths(part.text.labels != IGNORE, part.valid)
+    return cost.fusion.run(tokens, keys, wanted=masked) + cost.head("word_head", int(masked.sum()))
 
 
 def needs_fusion(wanted: Collection[str]) -> bool:

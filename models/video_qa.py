@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import flops
+from models.flops import frames_of, lengths
 from models.fusion import FusionPass
 from models.heads import mlp_head
 from models.losses import at_least_float32
@@ -44,8 +44,9 @@ class VideoQAModel(XVLM):
 
     def work(self, batch: ClassifiedBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
-        tokens = flops.lengths(batch.text.mask, batch.valid)
-        return flops.look_once(self, tokens, flops.frames_of(batch.pixels), self.classifier)
+        tokens = lengths(batch.text.mask, batch.valid)
+        fused = self.cost.fuse_pairs(tokens, frames_of(batch.pixels))
+        return fused + Work(flops=self.cost.head("classifier", len(tokens)))
 
     def classify(
         self,

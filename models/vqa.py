@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import flops
 from models.blocks import BlockConfig, BlockStack, Sequences, init_bert_weights
+from models.flops import StackCost, head_macs, lengths
 from models.fusion import FusionPass
 from models.heads import WordHead
 from models.hub_text import HubTextEncoder
@@ -147,17 +147,19 @@ class VQAModel(XVLM):
         """What the loss is divided by: the valid questions (as released)."""
         return {"answers": batch.valid.sum()}
 
+    @cached_property
+    def decoder_cost(self) -> StackCost:
+        """Of the decoder, with the words that it predicts from every state."""
+        return StackCost.of(self.decoder, head_macs(self.decoder.word_head, self.decoder.words))
+
     def work(self, batch: QuestionBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
-        asked = flops.lengths(batch.text.mask, batch.valid)
-        counts = batch.valid.index_select(0, batch.question_of_answer)
-        answers = flops.lengths(batch.answers.mask, counts)
-        questions = batch.text.mask.sum(dim=1).index_select(0, batch.question_of_answer)[counts].numpy()
+        valid = batch.valid.index_select(0, batch.question_of_answer)
+        questions, answers = lengths(batch.text.mask, batch.valid), lengths(batch.answers.mask, valid)
+        asked = lengths(batch.text.mask.index_select(0, batch.question_of_answer), valid)
         # The last token of an answer is predicted, and not read.
-        done = flops.remember(self.decoder, int(asked.sum()))
-        done += flops.fuse(self.decoder, answers - 1, questions)
-        done += flops.words(self.decoder.word_head, self.decoder.words, int((answers - 1).sum()))
-        return flops.look_once(self, asked, 1, None, wanted=None) + Work(tokens=int(answers.sum()), flops=done.total)
+        flops = self.decoder_cost.project(int(questions.sum())) + self.decoder_cost.run(answers - 1, asked)
+        return self.cost.fuse_pairs(questions, wanted=None) + Work(tokens=int(answers.sum()), flops=flops)
 
     def ask(self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None) -> PackedTexts:
         """N questions, each fused with its image.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
 from models.blocks import BlockStack
+from models.flops import ModelCost
 from models.fusion import FusionConfig, FusionEncoder
 from models.hub_text import HubTextEncoder, build_text_encoder
 from models.text import TextConfig
@@ -38,6 +40,11 @@ class XVLM(nn.Module):
         self.vision = VisionEncoder(config.vision)
         self.text = build_text_encoder(config.text, vocab_size, config.fusion.width)
         self.fusion = FusionEncoder(config.fusion, self.text.block_config, self.vision.width)
+
+    @cached_property
+    def cost(self) -> ModelCost:
+        """Coefficients of the FLOPs of a step."""
+        return ModelCost.of(self)
 
     def stacks(self) -> list[BlockStack]:
         """Every stack of blocks: of the text encoder, the fusion encoder, and an answer decoder."""

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import answer_ranking, captioning, data, gpu, pretrain_step, rerank, step_memory, video_memory
+from benchmarks import (
+    answer_ranking,
+    captioning,
+    data,
+    gpu,
+    host_overhead,
+    pretrain_step,
+    rerank,
+    step_memory,
+    video_memory,
+)
+from engine.trainer import PHASES
 from models.pretrain import PretrainModel
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.dataset.test_video import encoded
@@ -85,6 +96,27 @@ def test_a_step_of_pre_training_is_held_against_the_bare_backbone(capsys):
     assert re.fullmatch(r"peak memory of the steps: \d+\.\d\d GiB", memory)
     assert re.fullmatch(r"fastest step over fastest backbone: \d+\.\d\d", fastest)
     assert re.fullmatch(r"ratio: \d+\.\d\d", last)
+
+
+def test_the_hosts_share_of_a_step_is_timed_by_part(capsys):
+    host_overhead.main(["--small", "--steps", "3"])
+    head, *parts, _, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["ms", "a", "step", "median", "mean"]
+    assert [line.split()[0] for line in parts] == [phase for phase in PHASES if phase not in host_overhead.EXCLUDED]
+    medians = [float(line.split()[1]) for line in parts]
+    whole = float(last.removeprefix("ms: "))
+    assert min(medians) > 0
+    assert whole == pytest.approx(sum(medians), rel=0.5)
+
+
+def test_the_stub_has_the_losses_and_the_counts_of_the_model():
+    config = gpu.config_for(*gpu.SMALL)
+    task = host_overhead.StubTask(config)
+    real, batch = gpu.build(config), task.ready[0]
+    assert list(task.model(batch)) == list(real.counts(batch))
+    assert real(batch).keys() == task.model(batch).keys()
+    assert task.model.work(batch) == real.work(batch)
+    assert len(list(task.model.parameters())) == sum(p.requires_grad for p in real.parameters())
 
 
 @pytest.mark.parametrize(

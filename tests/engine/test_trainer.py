@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.train_config import TrainConfig
+from engine.trainer import PHASES
 from tests.engine.toy import Line, ToyTask, points, trainer
 from utils.errors import UserError
 
@@ -105,7 +106,9 @@ def test_the_phases_of_a_step_are_told(tmp_path):
     told = []
     run.after = told.append
     run.train_step([points(0), points(1)])
-    assert told == ["forward", "backward", "forward", "backward", "optimiser"]
+    each = ["forward", "losses", "backward"]
+    assert told == ["rates", "counts", "work", *each, *each, "clip", "optimiser", "numbers"]
+    assert tuple(dict.fromkeys(["data", *told, "report"])) == PHASES
 
 
 def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path):

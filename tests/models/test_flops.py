@@ -12,7 +12,6 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import flops
 from tasks.kinds import kind_of
 from utils.batch import IGNORE
 from utils.config import load_config
@@ -117,7 +116,7 @@ def test_fewer_masked_words_are_less_work_in_the_last_layer_and_the_word_head():
     labels[:, 10:] = IGNORE
     fewer = dataclasses.replace(batch.images, text=dataclasses.replace(batch.images.text, labels=labels))
     spared = model.work(batch).flops - model.work(dataclasses.replace(batch, images=fewer)).flops
-    assert spared > flops.words(model.word_head, model.text.word_embeddings, 6 * 19).total
+    assert spared > model.cost.head("word_head", 6 * 19)
 
 
 def test_a_step_without_matching_has_less_and_the_count_follows():
@@ -153,6 +152,14 @@ def half_padded(value):
     return dataclasses.replace(value, **changed)
 
 
+def test_coefficients_are_read_once_from_a_model_and_do_not_depend_on_the_batch(monkeypatch):
+    model, batch = pretraining("both")
+    whole = model.work(batch)
+    monkeypatch.setattr(torch.nn.Module, "modules", None)
+    assert model.work(batch) == whole
+    assert model.work(half_padded(batch)).flops < whole.flops
+
+
 def test_samples_pictures_and_tokens_are_those_of_the_batch():
     model, batch = pretraining("both")
     work = model.work(batch)
@@ -169,7 +176,7 @@ def test_the_step_of_the_published_base_run_costs_what_was_reckoned_by_hand():
     config = load_config(path, ["data.text.max_tokens=13"], schema)
     with torch.device("meta"):
         model = kind.build_model(config, None)
-    assert flops.see(model.vision, 178).forward / 2 == pytest.approx(178 * 17.563e9, rel=1e-3)
+    assert model.cost.vision.embedding + model.cost.vision.blocks == pytest.approx(17.563e9, rel=1e-3)
     regions = load_config(path, ["data.text.max_tokens=6", "data.images=null"], schema)
     pairs = load_config(path, ["data.text.max_tokens=13", "data.regions=null"], schema)
     total = sum(model.work(kind.synthetic_batch(part, model)).flops for part in (regions, pairs))
