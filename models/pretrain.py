@@ -21,7 +21,7 @@ from models.streams import (
     VideoTextStream,
     needs_fusion,
 )
-from utils.batch import Losses, PretrainBatch, Term
+from utils.batch import Losses, PretrainBatch, Term, Work
 from utils.config import Config
 from utils.errors import UserError
 

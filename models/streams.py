@@ -271,7 +271,7 @@ class RegionTextStream(AlignedStream):
         tokens = lengths(part.text.mask, part.valid)
         rows, keys = len(tokens), cost.vision.keys()
         images = len(np.unique(part.image_index.numpy()[part.valid.numpy()]))
-        flops = cost.vision.encode(images) + cost.vision.pool_regions(rows)
+        flops: float = cost.vision.encode(images) + cost.vision.pool_regions(rows)
         flops += self.text_flops(cost, part, tokens, wanted)
         if needs_fusion(wanted):
             # All patches once, the concept token of every region, and that of every whole image, in which boxes are found.
