@@ -71,11 +71,12 @@ class CaptioningModel(XVLM):
         return {"words": (batch.text.labels.ne(IGNORE) & batch.valid.unsqueeze(1)).sum()}
 
     def work(self, batch: CaptioningBatch) -> Work:
-        """See :class:`engine.task.TaskModel`. The [MASK]s before what has to be said are tokens too."""
+        """See :class:`engine.task.TaskModel`. The [MASK]s before what has to be said are tokens too, and the last block
+        computes the states of all tokens."""
         assert isinstance(self.text, TextEncoder)
         tokens = lengths(batch.text.ids != self.text.arch.pad_id, batch.valid)
         predicted = lengths(batch.text.labels != IGNORE, batch.valid)
-        fused = self.cost.fuse_pairs(tokens, frames_of(batch.pixels), wanted=predicted)
+        fused = self.cost.fuse_pairs(tokens, frames_of(batch.pixels), wanted=None)
         return fused + Work(flops=self.cost.head("word_head", int(predicted.sum())))
 
     def images_memory(self, pixels: Tensor) -> CrossMemory:
