@@ -3,8 +3,9 @@ then each stream makes its losses of them (:mod:`models.streams`). :mod:`models.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -56,6 +57,14 @@ class StreamWeights(Config):
     videos: float | None = None
 
 
+class StreamStep(NamedTuple):
+    """A stream, its part of a micro-batch, and the losses that are ``wanted`` of it: some steps have no matching loss."""
+
+    stream: Stream
+    part: Any
+    wanted: list[str]
+
+
 class PretrainModel(MultiGrainedModel):
     """``forward(batch)`` gives all losses of all streams in one call."""
 
@@ -78,17 +87,17 @@ class PretrainModel(MultiGrainedModel):
     def forward(self, batch: PretrainBatch) -> Losses:
         """All losses of a micro-batch, as sums; divide each by its count (:meth:`counts`), over ranks and micro-batches."""
         self.contrastive.clamp_temperature()
-        parts = [(stream, part, self._wanted(stream, batch)) for stream, part in self._parts(batch)]
-        texts = [stream.texts(part, wanted) for stream, part, wanted in parts]
+        steps = self._steps(batch)
+        texts = [step.stream.texts(step.part, step.wanted) for step in steps]
         packed = iter(self.text([text for of_stream in texts for text in of_stream.values()]))
-        pixels = [part.pixels for stream, part, _ in parts if stream.has_images]
+        pixels = [step.part.pixels for step in steps if step.stream.has_images]
         concepts = iter(self.vision.encode(pixels) if pixels else [])
         terms: Losses = {}
-        for (stream, part, wanted), names in zip(parts, texts, strict=True):
-            encoded = Encoded(
-                concepts=next(concepts) if stream.has_images else None, texts={name: next(packed) for name in names}
-            )
-            sums = stream.losses(self, part, encoded, wanted)
+        for step, names in zip(steps, texts, strict=True):
+            stream = step.stream
+            images = next(concepts) if stream.has_images else None
+            encoded = Encoded(images, {name: next(packed) for name in names})
+            sums = stream.losses(self, step.part, encoded, step.wanted)
             for loss, weight in stream.weights.items():
                 total = sums[loss] if loss in sums else zero_loss(self.matching_head)
                 terms[f"{stream.name}/{loss}"] = Term(total, weight)
@@ -97,27 +106,27 @@ class PretrainModel(MultiGrainedModel):
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
         """What each loss of ``forward`` is divided by: its examples, pairs or tokens in this micro-batch. Needs no forward."""
         counts: dict[str, Tensor] = {}
-        for stream, part in self._parts(batch):
-            wanted = self._wanted(stream, batch)
-            for loss, count in stream.counts(part).items():
-                counts[f"{stream.name}/{loss}"] = count if loss in wanted else count.new_zeros(())
+        for stream, part, wanted in self._steps(batch):
+            of_stream = stream.counts(part)
+            for loss in stream.weights:
+                count = of_stream[loss]
+                counts[f"{stream.name}/{loss}"] = count if loss in wanted else torch.zeros_like(count)
         return counts
 
     def work(self, batch: PretrainBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
-        streams = ((stream, part, self._wanted(stream, batch)) for stream, part in self._parts(batch))
-        return sum((stream.work(self.cost, part, wanted) for stream, part, wanted in streams), Work())
+        return sum((stream.work(self.cost, part, wanted) for stream, part, wanted in self._steps(batch)), Work())
 
-    def _parts(self, batch: PretrainBatch) -> list[tuple[Stream, Any]]:
-        """Each stream with its part of the batch, in the order of the streams."""
+    def _steps(self, batch: PretrainBatch) -> list[StreamStep]:
+        """What each stream that has a loss does in this step, in the order of the streams."""
         parts = batch.parts()
         assert parts.keys() <= self.streams.keys(), f"the batch has {list(parts)}, the run only {list(self.streams)}"
-        return [(stream, parts[name]) for name, stream in self.streams.items() if name in parts]
-
-    def _wanted(self, stream: Stream, batch: PretrainBatch) -> list[str]:
-        """The stream's losses in this step: some steps have no matching loss."""
-        unmatched = stream.name in batch.unmatched
-        return [loss for loss in stream.weights if not (unmatched and loss == "matching")]
+        steps = []
+        for name, stream in self.streams.items():
+            if name in parts and stream.weights:
+                wanted = [loss for loss in stream.weights if not (loss == "matching" and name in batch.unmatched)]
+                steps.append(StreamStep(stream, parts[name], wanted))
+        return steps
 
     def _freeze_unused(self) -> None:
         """Freeze what no loss of the run reaches: it costs nothing, and DDP does not wait for its gradient."""

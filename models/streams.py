@@ -84,7 +84,7 @@ class Stream(ABC):
 
     @abstractmethod
     def counts(self, part: Part) -> dict[str, Tensor]:
-        """What each loss is divided by: the examples, pairs, tokens or boxes that count."""
+        """What each of all losses is divided by: the examples, pairs, tokens or boxes that count."""
 
     @abstractmethod
     def work(self, cost: ModelCost, part: Part, wanted: Collection[str]) -> Work:
@@ -136,12 +136,11 @@ class AlignedStream(Stream):
         return texts
 
     def counts(self, part: Part) -> dict[str, Tensor]:
-        counts = {
+        return {
             "contrastive": part.valid.sum(),
             "matching": MultiGrainedModel.matching_count(self.examples(part)),
             "mlm": (part.text.labels != IGNORE).sum(),
         }
-        return {loss: count for loss, count in counts.items() if loss in self.weights}
 
     def examples(self, part: Part) -> Examples:
         """Which examples count, and which of them are not to be told apart."""
@@ -240,7 +239,7 @@ class RegionTextStream(AlignedStream):
 
     def counts(self, part: RegionBatch) -> dict[str, Tensor]:
         boxes = self.has_box(part).sum()
-        return super().counts(part) | {loss: boxes for loss in ("l1", "giou") if loss in self.weights}
+        return {**super().counts(part), "l1": boxes, "giou": boxes}
 
     def has_box(self, part: RegionBatch) -> Tensor:
         """The texts whose box is learned, (R,) bool."""

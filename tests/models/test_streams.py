@@ -1,0 +1,89 @@
+"""The streams of pre-training, and what a weight of 0 leaves out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.synthetic import pretrain_batch
+from models.pretrain import PretrainModel
+from tasks.pretrain import PretrainConfig, PretrainTask
+from tests.models.test_flops import MODEL, STREAMS
+from utils.batch import PretrainBatch
+from utils.config import load_config
+
+LOSSES = ("contrastive", "matching", "mlm", "l1", "giou")
+ALL = [*STREAMS["both"], *STREAMS["texts"][2:], *STREAMS["pairs"][2:], *STREAMS["videos"][2:]]
+
+
+def built(overrides: list[str], **weights: float) -> tuple[PretrainModel, PretrainBatch]:
+    given = [f"loss.{name}={weight}" for name, weight in weights.items()]
+    config = load_config("configs/pretrain/base_4m.yaml", [*MODEL, *overrides, *given], PretrainConfig)
+    torch.manual_seed(0)
+    model = PretrainTask.build_model(config, None)
+    return model.eval(), pretrain_batch(config.data, model.vision, 300)
+
+
+def totals(model: PretrainModel, batch: PretrainBatch) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {name: term.total for name, term in model(batch).items()}
+
+
+def only(*losses: str) -> dict[str, float]:
+    return {name: float(name in losses) for name in LOSSES}
+
+
+CASES = [(mix, {name: 0.0}) for mix in ("both", "all") for name in LOSSES]
+CASES += [("both", only(name)) for name in LOSSES] + [("all", only("contrastive")), ("all", only("mlm"))]
+CASES += [("images", only("contrastive")), ("texts", only("mlm")), ("pairs", only("mlm"))]
+
+
+@pytest.mark.parametrize(("mix", "weights"), CASES)
+def test_every_parameter_that_trains_has_a_gradient_whatever_losses_are_left_out(mix, weights):
+    """Else DDP would wait for it for ever."""
+    model, batch = built(ALL if mix == "all" else STREAMS[mix], **weights)
+    left_out = {name for name, weight in weights.items() if weight == 0}
+    terms = model(batch)
+    assert terms.keys() == model.counts(batch).keys()
+    assert not {name.split("/")[1] for name in terms} & left_out
+    torch.stack([term.total for term in terms.values()]).sum().backward()
+    idle = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+    assert not [name for name in idle if name != "vision.frame_positions"]
+    reached = [name for name, each in model.named_parameters() if not each.requires_grad and each.grad is not None]
+    assert not reached
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_leaving_out_a_loss_changes_no_other(name):
+    model, batch = built(ALL)
+    lighter, _ = built(ALL, **{name: 0.0})
+    expected, found = totals(model, batch), totals(lighter, batch)
+    assert found.keys() == {each for each in expected if not each.endswith(f"/{name}")}
+    torch.testing.assert_close(found, {each: expected[each] for each in found})
+
+
+@pytest.mark.parametrize(("name", "spared"), [("mlm", 0.8), ("matching", 0.9)])
+def test_a_loss_of_weight_0_costs_nothing(name, spared):
+    model, batch = built(STREAMS["both"])
+    lighter, _ = built(STREAMS["both"], **{name: 0.0})
+    assert lighter.work(batch).flops < spared * model.work(batch).flops
+    tokens = [0]
+    for each in (model, lighter):
+        each.text.register_forward_pre_hook(lambda _, inputs: tokens.append(sum(int(t.mask.sum()) for t in inputs[0])))
+        each(batch)
+    _, whole, fewer = tokens
+    assert fewer == (whole // 2 if name == "mlm" else whole), "no masked copies are encoded"
+
+
+def test_without_masked_words_matching_and_boxes_the_fusion_does_not_run(monkeypatch):
+    model, batch = built(STREAMS["both"], **only("contrastive"))
+    monkeypatch.setattr(model, "fusion", None)
+    assert totals(model, batch).keys() == {"images/contrastive", "regions/contrastive"}
+
+
+def test_the_boxes_of_whole_images_are_learned_where_the_config_says_so():
+    model, batch = built(STREAMS["regions"])
+    every, _ = built(STREAMS["regions"], whole_image_boxes=True)
+    region = batch.regions
+    assert model.counts(batch)["regions/l1"] == (region.valid & ~region.is_image).sum()
+    assert every.counts(batch)["regions/l1"] == region.valid.sum()
