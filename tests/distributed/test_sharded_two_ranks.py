@@ -1,0 +1,40 @@
+"""Parameters sharded by FSDP2, which gathers those of a module when it is called: two gloo processes against one."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from tests.distributed.test_two_ranks import build, gradients, half, on_two_ranks, single
+from tests.models.golden import GOLDEN, arrays, pretrain_batch
+from utils import distributed
+
+
+def sharded_step() -> dict[str, torch.Tensor]:
+    """Each block is a unit, and each projection of keys and values, since memories are made before the blocks run."""
+    mesh = init_device_mesh("cpu", (distributed.world_size(),))
+    model = build()
+    for stack in model.stacks():
+        for block in stack.blocks:
+            if block.crossattention is not None:
+                fully_shard(block.crossattention.self.key, mesh=mesh)
+                fully_shard(block.crossattention.self.value, mesh=mesh)
+            fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    batch = half(pretrain_batch(arrays(GOLDEN / "pretrain" / "inputs.npz")), distributed.rank())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of views, which nothing here writes to
+        found = gradients(model, model, batch)
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in found.items()}
+
+
+def test_a_model_whose_parameters_are_sharded_gives_loss_and_gradients_of_one_process(tmp_path):
+    expected = single()
+    for found in on_two_ranks(sharded_step, tmp_path):
+        assert found.keys() == expected.keys()
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,82 @@
+"""What every task's model shares: recomputing, compiling, and parts that other machinery wraps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from models.blocks import Block, BlockStack, Projections
+from models.vqa import VQAModel
+from tests.models.test_flops import FINE_TUNING, made
+
+
+@pytest.fixture
+def vqa():
+    model, batch = made(FINE_TUNING["vqa"], ["data.batch_size=2", "model.decoder.layers=2"])
+    assert isinstance(model, VQAModel)
+    return model.eval(), batch
+
+
+def calls(model: nn.Module, kind: type[nn.Module]) -> dict[str, int]:
+    """How often each module of a kind is called from now on, by its name; to be read later."""
+    counted: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, kind):
+            counted[name] = 0
+
+            def count(_: nn.Module, __: object, name: str = name) -> None:
+                counted[name] += 1
+
+            module.register_forward_pre_hook(count)
+    return counted
+
+
+def backward(model: VQAModel, batch) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(batch)["answers"].total.backward()
+    return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+
+
+def test_an_answer_decoder_is_recomputed_with_the_fusion_and_gets_the_same_gradients(vqa):
+    model, batch = vqa
+    expected = backward(model, batch)
+    counted = calls(model, Block)
+    model.set_recompute(["fusion"])
+    found = backward(model, batch)
+    assert {name.split(".")[0]: count for name, count in counted.items()} == {"text": 1, "fusion": 2, "decoder": 2}
+    torch.testing.assert_close(found, expected)
+    model.set_recompute(["text"])
+    backward(model, batch)
+    assert {name.split(".")[0]: count for name, count in counted.items()} == {"text": 3, "fusion": 3, "decoder": 3}
+
+
+def test_an_answer_decoder_is_compiled_with_the_other_encoders(vqa):
+    model, batch = vqa
+    expected = model(batch)["answers"].total
+    torch._dynamo.reset()
+    try:
+        counter = CompileCounter()
+        model.compile_encoders(fullgraph=True, backend=counter)
+        torch.testing.assert_close(model(batch)["answers"].total, expected)
+        assert counter.frame_count == 4, "vision, text, fusion and decoder"
+    finally:
+        torch._dynamo.reset()
+    assert [name for name, each in model.named_modules() if isinstance(each, BlockStack)] == [
+        "text.encoder",
+        "fusion",
+        "decoder",
+    ]
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_keys_and_values_of_memories_are_projected_by_their_own_modules_forward(vqa, precision):
+    """Else FSDP, which gathers a module's parameters when it is called, would find none; also under autocast."""
+    model, batch = vqa
+    counted = calls(model, Projections)
+    with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
+        model(batch)
+    of_cross = {name: count for name, count in counted.items() if "crossattention" in name}
+    assert len(of_cross) == 4
+    assert set(of_cross.values()) == {1}, "each once for all texts"
