@@ -64,11 +64,6 @@ def contrastive(
     return loss
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """``tensor`` in float32 if it is in a lower precision, else unchanged: a float64 model stays in float64."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def matching(logits: Tensor, matched: Tensor, counts: Tensor) -> Tensor:
     """Eq. 2 summed over the pairs that count. ``logits`` (M, 2), ``matched`` (M,) bool, ``counts`` (M,) bool."""
     rows = F.cross_entropy(at_least_float32(logits), matched.long(), reduction="none")
