@@ -1,5 +1,5 @@
-"""The losses of pre-training by the algebra of the released code, as a baseline: :mod:`models.reference` with every text padded to one
-length.
+"""The losses of pre-training by the algebra of the released code, as a baseline: :mod:`models.reference` with every text padded
+to one length.
 
 Each stream is encoded by itself, and so are masked texts; a region takes a copy of its image's patches; each pass through the
 fusion is a call of its own, projects the keys and values of its rows anew, and computes every state of every block; words are
@@ -51,12 +51,16 @@ def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = P
         if isinstance(part, TextPairBatch):
             parts[name] = replace(parts[name], other=_padded(part.other, length, pad_id))
     totals = reference_losses(model, replace(batch, **parts))
-    weights = {f"{name}/{loss}": weight for name, stream in model.streams.items() for loss, weight in stream.weights.items()}
+    weights = {
+        f"{name}/{loss}": weight for name, stream in model.streams.items() for loss, weight in stream.weights.items()
+    }
     return {name: Term(total, weights[name]) for name, total in totals.items() if name in weights}
 
 
 def _padded(text: T, length: int, pad_id: int) -> T:
     """Texts padded to ``length`` tokens, or to the longest if that is more."""
     more = (0, max(0, length - text.ids.shape[1]))
-    ids = {name: F.pad(getattr(text, name), more, value=pad_id) for name in ("ids", "masked_ids") if hasattr(text, name)}
+    ids = {
+        name: F.pad(getattr(text, name), more, value=pad_id) for name in ("ids", "masked_ids") if hasattr(text, name)
+    }
     return replace(text, mask=F.pad(text.mask, more), **ids)
