@@ -19,14 +19,14 @@ import time
 from collections.abc import Sequence
 
 import torch
-from models.encoded import Encoded
 
 from models.answer_ranking import AnswerTree, RankedAnswers, Ranking, best_first, rank_answers
 from models.blocks import BlockConfig
 from models.fusion import FusionConfig
+from models.packing import PackedTexts, Packing
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
-from models.vqa import AnswerDecoder, VQAModelConfig
+from models.vqa import AnswerDecoder, VQAModelConfig, left_to_right
 from utils.launcher import positive
 
 LENGTHS = {1: 2050, 2: 800, 3: 230, 4: 40, 5: 8, 6: 1}
@@ -61,12 +61,12 @@ def draw_candidates(vocab: int, share: float, generator: torch.Generator) -> lis
 
 
 def naive_way(
-    decoder: AnswerDecoder, questions: Encoded, listed: list[list[int]], k: int, ranking: Ranking
+    decoder: AnswerDecoder, questions: PackedTexts, listed: list[list[int]], k: int, ranking: Ranking
 ) -> RankedAnswers:
     """The first step for all questions; then, a question a call, k padded candidates with keys of their own."""
-    memory, rows = decoder.remember_text(questions), torch.arange(len(questions.mask))
-    start = torch.full((len(rows), 1), CLS)
-    states = decoder.decode(start, torch.ones_like(start, dtype=torch.bool), memory, rows, 1)
+    start = torch.full((questions.packing.count, 1), CLS)
+    mask = left_to_right(torch.ones_like(start, dtype=torch.bool))
+    states = decoder.decode(start, mask, decoder.questions_memory(questions))
     opening = decoder.logits(states[:, 0]).log_softmax(dim=1)[:, [ids[1] for ids in listed]]
     order = best_first(opening, k, ranking)
     scores = opening.gather(1, order) * (ranking == "released")
@@ -74,8 +74,8 @@ def naive_way(
         width = max(len(listed[place]) for place in places)
         ids = torch.tensor([listed[place] + [PAD] * (width - len(listed[place])) for place in places])
         mask = ids != PAD
-        own = decoder.remember_text(questions.rows(torch.full((len(places),), row)))
-        logits = decoder.logits(decoder.decode(ids, mask, own, torch.arange(len(places)), 1))[:, :-1]
+        own = decoder.questions_memory(questions.select(torch.full((len(places),), row)))
+        logits = decoder.logits(decoder.decode(ids, left_to_right(mask), own))[:, :-1]
         each = logits.log_softmax(dim=2).gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
         scores[row] += each.masked_fill(~mask[:, 1:], 0).sum(dim=1)
     ranks = best_first(scores, k, ranking)
@@ -97,11 +97,11 @@ def compare(found: RankedAnswers, expected: RankedAnswers) -> float:
     return difference
 
 
-def draw_questions(number: int, width: int, generator: torch.Generator) -> Encoded:
+def draw_questions(number: int, width: int, generator: torch.Generator) -> PackedTexts:
     """Random states, of random lengths."""
     fewest, most = QUESTION_TOKENS
-    lengths = torch.randint(fewest, most + 1, (number, 1), generator=generator)
-    return Encoded(torch.randn(number, most, width, generator=generator), torch.arange(most) < lengths)
+    packing = Packing.of(torch.randint(fewest, most + 1, (number,), generator=generator), most)
+    return PackedTexts(packing.pack(torch.randn(number, most, width, generator=generator)), packing)
 
 
 @torch.no_grad()

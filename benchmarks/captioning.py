@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from models.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
-from models.fusion import FusionConfig, ImageMemory
+from models.fusion import FusionConfig
 from models.generation import Decoder, DecodingConfig, Generated, generate
+from models.memory import CrossMemory
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.xvlm import ModelConfig
@@ -31,7 +32,7 @@ DECODING = DecodingConfig(beams=3, min_length=20, max_length=20, no_repeat_ngram
 class AnewDecoder:
     """A decoder that keeps words and no states."""
 
-    def __init__(self, model: CaptioningModel, memory: ImageMemory, mask_id: int):
+    def __init__(self, model: CaptioningModel, memory: CrossMemory, mask_id: int):
         self.model, self.memory, self.mask_id = model, memory, mask_id
         self.said: Tensor
 
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     side = model.config.vision.image_size
     ratios = []
     for number in range(flags.rounds + 1):
-        memory = model.remember(torch.randn(flags.images, 3, side, side))
+        memory = model.images_memory(torch.randn(flags.images, 3, side, side))
         anew_s, expected = timed(AnewDecoder(model, memory, TOKENS.mask), flags.images)
         ours_s, found = timed(CaptionDecoder(model, memory, TOKENS.mask), flags.images)
         assert torch.equal(found.words, expected.words), "the captions differ"

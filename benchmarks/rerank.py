@@ -1,9 +1,10 @@
 """Re-ranking at COCO proportions, base size, 384 px: ``python -m benchmarks.rerank``.
 
-Ours (:func:`models.reranking.score_pairs`) against the usual way: k pairs a call, text padded to 40, the image's keys and
-values projected anew for every pair, fused attention. Both score the same pairs of an image in one process, in turn; ours
-goes on to the pairs of the other direction too, as an evaluation does, and its time is divided by all of them. Weights,
-patches and texts are random: the time depends on their sizes alone. The last line is the median ratio of the times per pair.
+Ours (:func:`models.reranking.score_pairs`) against the usual way: k pairs a call, text padded to 40 for attention, the image's
+keys and values projected anew for every pair, every state of the last block, fused attention. Both score the same pairs of an
+image in one process, in turn; ours goes on to the pairs of the other direction too, as an evaluation does, and its time is
+divided by all of them. Weights, patches and texts are random: the time depends on their sizes alone. The last line is the median
+ratio of the times per pair.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from typing import cast
 
 import torch
-from models.encoded import Encoded
 from torch import Tensor
 
 from models.align import AligningConfig
-from models.fusion import FusionConfig, Look
+from models.fusion import FusionConfig, FusionPass
+from models.packing import PackedTexts, Packing
 from models.reranking import TextBank, score_pairs
 from models.retrieval import RetrievalModel
 from models.text import TextArchitecture, TextConfig
@@ -44,12 +46,13 @@ def build(width: int, layers: int, image_size: int) -> RetrievalModel:
     return RetrievalModel(config).eval()
 
 
-def usual_way(model: RetrievalModel, image: Concepts, padded: Encoded) -> Tensor:
-    """Matching logits of one image with k padded texts: the image is copied and projected k times."""
-    k = len(padded.mask)
+def usual_way(model: RetrievalModel, image: Concepts, texts: PackedTexts) -> Tensor:
+    """Matching logits of one image with k texts: the image is copied and projected k times."""
+    k = texts.packing.count
     copies = Concepts(image.patches.expand(k, -1, -1).contiguous(), image.concept.expand(k, -1).contiguous())
-    look = Look(model.fusion.remember(copies), torch.arange(k), 1)
-    return model.matching_head(model.fusion(padded, look).cls)[:, 1]
+    (states,) = model.fusion.fuse([FusionPass(texts, model.fusion.concept_memory(copies))])
+    cls = states.index_select(0, texts.packing.starts)
+    return cast(Tensor, model.matching_head(cls))[:, 1]
 
 
 def shared_pairs(generator: torch.Generator) -> float:
@@ -80,15 +83,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     width, patches = model.vision.width, model.vision.grid[0] * model.vision.grid[1]
     lengths = (MEAN_LENGTH + SPREAD * torch.randn(pairs, generator=generator)).round().clamp(6, PADDED).long()
     states = torch.randn(pairs, PADDED, width, generator=generator)
-    mask = torch.arange(PADDED) < lengths.unsqueeze(1)
-    bank = TextBank.of([Encoded(states, mask)])
+    packing = Packing.of(lengths, PADDED)
+    bank = TextBank.of([PackedTexts(packing.pack(states), packing)])
+    first = bank.texts.select(torch.arange(k))
     ratios = []
     for number in range(flags.rounds + 1):
         image = Concepts(
             torch.randn(1, patches, width, generator=generator), torch.randn(1, width, generator=generator)
         )
         started = time.perf_counter()
-        expected = usual_way(model, image, Encoded(states[:k], mask[:k]))
+        expected = usual_way(model, image, first)
         usual_s = (time.perf_counter() - started) / k
         started = time.perf_counter()
         found = score_pairs(model.fusion, model.matching_head, image, [torch.arange(pairs)], bank)[0]

@@ -18,6 +18,11 @@ SameKey = Literal["negative", "ignore", "positive"]
 """What another row of the same key is to a row: a negative as any other, nothing, or a positive."""
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """``tensor`` in float32 if it is in a lower precision, else as it is: a float64 model stays in float64."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class ContrastiveRows(NamedTuple):
     """Rows of the contrastive loss: embeddings (N, E), L2-normalised; ``valid`` (N,) bool; ``key`` (N,) int64, equal for rows
     that are not to be told apart (equal texts in pre-training, captions of one image in retrieval)."""
@@ -57,11 +62,6 @@ def contrastive(
         rows = -(target * likelihood.masked_fill(hidden, 0)).sum(dim=1)
         loss = loss + rows.masked_fill(~own.valid, 0).sum() / 2
     return loss
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """``tensor`` in float32 if it is in a lower precision, else unchanged: a float64 model stays in float64."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def matching(logits: Tensor, matched: Tensor, counts: Tensor) -> Tensor:

@@ -37,4 +37,6 @@ def test_a_model_whose_parameters_are_sharded_gives_loss_and_gradients_of_one_pr
     for found in on_two_ranks(sharded_step, tmp_path):
         assert found.keys() == expected.keys()
         for name, gradient in found.items():
-            torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                gradient, expected[name], atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
-from models.fusion import FusionConfig
+from models.fusion import FusionConfig, FusionPass
+from models.hub_text import BERT_FAMILY
+from models.memory import CrossMemory
 from models.multigrained import PretrainContrastiveConfig, PretrainModelConfig
+from models.packing import PackedTexts
 from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VideoConfig, VisionConfig
@@ -96,6 +99,18 @@ def cross_encoder(cross: dict[str, Any], layers: int) -> FusionConfig:
         intermediate=cross["intermediate_size"],
         eps=cross["layer_norm_eps"],
     )
+
+
+def encoded(model: XVLM, ids: Tensor, mask: Tensor) -> PackedTexts:
+    """Texts through the text encoder."""
+    (texts,) = model.text([Text(ids, mask.bool())])
+    return texts
+
+
+def fused(model: XVLM, texts: PackedTexts, memory: CrossMemory | None = None) -> Tensor:
+    """Texts through the fusion, padded: (N, L, D)."""
+    (states,) = model.fusion.fuse([FusionPass(texts, memory)])
+    return texts.packing.pad(states)
 
 
 class PublishedNegatives(PretrainModel):

@@ -16,16 +16,17 @@ from transformers import (
     T5Config,
 )
 
-from models import text
+from models import hub_text
+from models.blocks import BlockConfig, Sequences, heads_error
 from models.checkpoints import InitConfig, initialise
-from models.vision import Concepts
-from models.fusion import FusionConfig, Look
-from models.blocks import BlockConfig, heads_error
+from models.fusion import FusionConfig, FusionPass
+from models.hub_text import HubTextEncoder, architecture_of, build_text_encoder
 from models.multigrained import PretrainModelConfig
 from models.pretrain import PretrainModel
-from models.hub_text import HubTextEncoder, architecture_of, build_text_encoder
 from models.text import TextArchitecture, TextConfig, TextEncoder
 from models.vision import VisionConfig, VisionEncoder, sincos_positions
+from tests.models.golden import encoded, fused
+from utils.batch import Text
 from utils.errors import UserError
 
 SIZES = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 40}
@@ -33,6 +34,12 @@ torch.manual_seed(0)
 PIXELS = torch.randn(2, 3, 32, 32)
 IDS = torch.tensor([[2, 7, 8, 9, 3], [2, 11, 3, 1, 1]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
+
+
+def padded(encoder, ids: torch.Tensor = IDS, mask: torch.Tensor = MASK) -> torch.Tensor:
+    """States (N, L, D), zeros where a text has ended."""
+    (texts,) = encoder([Text(ids, mask)])
+    return texts.padded()
 
 
 def hub_folder(tmp_path, config) -> str:
@@ -83,7 +90,7 @@ def test_heads_that_do_not_divide_the_width_are_answered_with_those_that_do(widt
     with pytest.raises(ValueError, match=expected):
         TextArchitecture(width=width, heads=heads)
     with pytest.raises(UserError, match=f"model.fusion: {expected}"):
-        FusionConfig(width=width, heads=heads).layer(BlockConfig(width=16, heads=2, intermediate=32))
+        FusionConfig(width=width, heads=heads).block(BlockConfig(width=16, heads=2, intermediate=32))
     assert heads_error(12, 6) is None
 
 
@@ -123,7 +130,7 @@ def test_our_layers_equal_hugging_face_under_its_key_names(config, reference):
     ours = TextEncoder(TextConfig(), architecture_of(config)).eval()
     ours.load_state_dict(theirs.state_dict())
     expected = theirs(input_ids=IDS, attention_mask=MASK.long()).last_hidden_state
-    torch.testing.assert_close(ours(IDS, MASK).states[MASK], expected[MASK], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(padded(ours)[MASK], expected[MASK], atol=1e-5, rtol=1e-5)
 
 
 def test_padding_never_changes_text_states():
@@ -131,17 +138,18 @@ def test_padding_never_changes_text_states():
         TextConfig(), TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32)
     ).eval()
     longer = torch.nn.functional.pad(IDS, (0, 4)), torch.nn.functional.pad(MASK, (0, 4))
-    torch.testing.assert_close(encoder(*longer).states[:, :5][MASK], encoder(IDS, MASK).states[MASK])
+    torch.testing.assert_close(padded(encoder, *longer)[:, :5][MASK], padded(encoder)[MASK])
 
 
 def test_a_mask_per_query_hides_what_it_says():
     encoder = TextEncoder(
         TextConfig(), TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32)
     ).eval()
-    causal = torch.ones(2, 5, 5).tril().bool()
+    sequences = Sequences.with_masks(2, torch.ones(1, 5, 5).tril().bool(), encoder.word_embeddings)
+    positions = torch.arange(5).expand(2, -1)
     changed = IDS.clone()
     changed[:, 4] = 20
-    before, after = encoder(IDS, causal).states, encoder(changed, causal).states
+    before, after = (encoder.decode(ids, positions, sequences).view(2, 5, -1) for ids in (IDS, changed))
     torch.testing.assert_close(before[:, :4], after[:, :4])
     assert not torch.allclose(before[:, 4], after[:, 4])
 
@@ -160,13 +168,9 @@ def test_any_other_hugging_face_encoder_runs_and_loads_its_weights(tmp_path):
     (report,) = initialise(model, InitConfig(text=folder))
     assert not any(name.startswith("text.") for name in report.fresh)
     expected = AutoModel.from_pretrained(folder).eval()(input_ids=IDS, attention_mask=MASK.long()).last_hidden_state
-    torch.testing.assert_close(model.text(IDS, MASK).states, expected)
-    fused = model.fusion(
-        model.text(IDS, MASK), Look(model.fusion.remember(model.vision(PIXELS[:, :, :16, :16])), torch.arange(2), 1)
-    )
-    assert fused.states.shape == (2, 5, 16)
-    with pytest.raises(UserError, match="no mask per query"):
-        model.text(IDS, MASK.unsqueeze(1).expand(-1, 5, -1))
+    torch.testing.assert_close(padded(model.text)[MASK], expected[MASK])
+    memory = model.fusion.concept_memory(model.vision(PIXELS[:, :, :16, :16]))
+    assert fused(model, encoded(model, IDS, MASK), memory).shape == (2, 5, 16)
 
 
 HUB = {
@@ -187,7 +191,7 @@ def test_dropout_reaches_the_librarys_encoder(tmp_path, name):
         torch.manual_seed(0)
         encoder = build_text_encoder(config, None).train()
         assert isinstance(encoder, HubTextEncoder)
-        return encoder(IDS, MASK).states, encoder(IDS, MASK).states
+        return padded(encoder), padded(encoder)
 
     assert torch.equal(*twice(still))
     for changed in ({"dropout": 0.5}, {"attention_dropout": 0.5}):
@@ -199,15 +203,15 @@ def test_the_longest_text_of_the_librarys_encoder_is_its_longest(tmp_path, name)
     encoder = build_text_encoder(TextConfig(encoder=hub_folder(tmp_path, HUB[name]())), None).eval()
     assert encoder.longest_text == 20
     ids = torch.full((1, 21), 5)
-    encoder(ids[:, :20], ids[:, :20].ne(1))
+    padded(encoder, ids[:, :20], ids[:, :20].ne(1))
     with pytest.raises((IndexError, RuntimeError)):
-        encoder(ids, ids.ne(1))
+        padded(encoder, ids, ids.ne(1))
 
 
 def test_an_encoder_without_a_dropout_of_attention_is_logged(caplog):
     wanted = TextConfig(dropout=0.3, attention_dropout=0.2)
     given = T5Config()
-    assert text._with_dropout(given, wanted).dropout_rate == 0.3
+    assert hub_text._with_dropout(given, wanted).dropout_rate == 0.3
     assert given.dropout_rate == 0.1
     assert caplog.messages == ["model.text.attention_dropout: T5Config has no such setting; it keeps its own"]
 
@@ -217,25 +221,44 @@ def test_an_encoder_that_is_nowhere_is_one_line(tmp_path):
         build_text_encoder(TextConfig(encoder=str(tmp_path / "nothing")), None)
 
 
-def test_texts_joined_along_an_image_equal_texts_one_by_one():
-    """Five texts at three images, in any order, against one call each."""
+@pytest.fixture(scope="module")
+def small() -> PretrainModel:
     torch.manual_seed(0)
-    model = PretrainModel(
+    return PretrainModel(
         PretrainModelConfig(
             vision=VisionConfig(image_size=16, patch_size=8, width=8, depth=1, heads=2),
             text=TextConfig(arch=TextArchitecture(vocab_size=40, width=16, layers=1, heads=2, intermediate=32)),
             fusion=FusionConfig(layers=2),
         )
     ).eval()
-    images = model.vision(torch.randn(3, 3, 16, 16))
-    ids = torch.randint(4, 40, (5, 4))
-    text = model.text(ids, torch.ones(5, 4, dtype=torch.bool))
-    rows = torch.tensor([2, 0, 2, 2, 1])
-    together = model.fusion(text, Look(model.fusion.remember(images), rows, 3)).states
-    copied = model.fusion(text, Look(model.fusion.remember(images), rows, None)).states
-    for index, row in enumerate(rows.tolist()):
-        one = Concepts(images.patches[row : row + 1], images.concept[row : row + 1])
-        look = Look(model.fusion.remember(one), torch.zeros(1, dtype=torch.int64), 1)
-        alone = model.fusion(text.rows(torch.tensor([index])), look).states[0]
-        torch.testing.assert_close(together[index], alone, atol=2e-6, rtol=1e-5)
-        torch.testing.assert_close(copied[index], alone, atol=2e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_texts_that_share_an_image_equal_texts_one_by_one(small):
+    """Texts at three images, two side by side at each or in any order, against one call each."""
+    memory = small.fusion.concept_memory(small.vision(torch.randn(3, 3, 16, 16)))
+    texts = encoded(small, torch.randint(4, 40, (6, 4)), torch.ones(6, 4))
+    beside, in_any_order = [0, 0, 1, 1, 2, 2], [2, 0, 2, 2, 1, 0]
+    for rows, seen in ((beside, memory), (in_any_order, memory.select(torch.tensor(in_any_order)))):
+        together = fused(small, texts, seen)
+        for text, row in enumerate(rows):
+            alone = fused(small, texts.select(torch.tensor([text])), memory.slice(row, row + 1))
+            torch.testing.assert_close(together[text], alone[0], atol=2e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_batches_encoded_together_equal_each_alone(small):
+    shorter = Text(IDS[1:, :3], MASK[1:, :3])
+    batches = [Text(IDS, MASK), shorter, Text(IDS, MASK, tokens=9)]
+    for batch, found in zip(batches, small.text(batches), strict=True):
+        (alone,) = small.text([batch])
+        assert found.packing.length == batch.ids.shape[1]
+        torch.testing.assert_close(found.padded(), alone.padded(), atol=2e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_last_block_computes_the_wanted_states_alone_and_they_are_those_of_all(small):
+    memory = small.fusion.concept_memory(small.vision(torch.randn(2, 3, 16, 16)))
+    texts = encoded(small, IDS, MASK)
+    (cls,) = small.fusion.fuse([FusionPass.cls(texts, memory)])
+    torch.testing.assert_close(cls, fused(small, texts, memory)[:, 0], atol=2e-6, rtol=1e-5)

@@ -221,7 +221,7 @@ def tiny(family: str = "bert") -> CaptioningModel:
 def test_kept_keys_and_values_give_what_computing_anew_gives(family):
     """Each step's logits are those of the whole text so far, as in training; hypotheses may change places."""
     model = tiny(family)
-    memory = model.remember(torch.randn(2, 3, 16, 16))
+    memory = model.images_memory(torch.randn(2, 3, 16, 16))
     decoder = CaptionDecoder(model, memory, TOKENS.mask)
     texts = [list(TOKENS.prompt) for _ in range(2)]
     logits = decoder.start(torch.tensor(texts))
@@ -232,7 +232,7 @@ def test_kept_keys_and_values_give_what_computing_anew_gives(family):
         with_next = [[*text, 20] for text in texts]
         last = [[len(text)] for text in texts]
         anew = LeftToRightText.of(with_next, last, TOKENS.mask, TOKENS.pad)
-        expected = model.logits(anew, memory, torch.tensor([0, 0, 1, 1]), texts_per_image=2)[:, 0]
+        expected = model.logits(anew, memory)[:, 0]
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -240,7 +240,7 @@ def test_kept_keys_and_values_give_what_computing_anew_gives(family):
 def test_a_caption_has_the_likelihood_that_training_gives_it():
     """The [MASK]s of training predict each word from what generation predicts it from."""
     model = tiny()
-    memory = model.remember(torch.randn(3, 3, 16, 16))
+    memory = model.images_memory(torch.randn(3, 3, 16, 16))
     config = plain(max_length=6, sampling=SamplingConfig())
     found = model.generate(memory, TOKENS, config, torch.rand(3, 6))
     texts = [
@@ -249,7 +249,7 @@ def test_a_caption_has_the_likelihood_that_training_gives_it():
     ]
     said = [list(range(len(TOKENS.prompt), len(text))) for text in texts]
     text = LeftToRightText.of(texts, said, TOKENS.mask, TOKENS.pad)
-    likelihood = model.logits(text, memory, torch.arange(3)).log_softmax(dim=2)
+    likelihood = model.logits(text, memory).log_softmax(dim=2)
     counts = text.labels != IGNORE
     each = likelihood.gather(2, text.labels.clamp(min=0).unsqueeze(2)).squeeze(2)
     torch.testing.assert_close((each * counts).sum(dim=1), found.score, rtol=1e-4, atol=1e-4)

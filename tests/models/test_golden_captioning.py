@@ -43,7 +43,7 @@ def batch(kind: str) -> CaptioningBatch:
 @torch.no_grad()
 def test_captioning_loss(model, kind):
     given, expected = batch(kind), arrays(GOLDEN / "captioning/expected.npz")
-    logits = model.logits(given.text, model.remember(given.pixels), torch.arange(3))
+    logits = model.logits(given.text, model.images_memory(given.pixels))
     # In float64, ours differ from the authors' float32 by up to 3.4e-5: their own rounding. The loss is closer.
     torch.testing.assert_close(logits, expected[f"{kind}_logits"], rtol=5e-5, atol=5e-5)
     loss = model(given)["words"].total / model.counts(given)["words"]
@@ -89,7 +89,7 @@ def test_generated_words(model, name):
         length_penalty=given["length_penalty"],
         no_repeat_ngram=3 if given.get("forbid_duplicate_ngrams", True) else 0,
     )
-    found = model.generate(model.remember(pixels), TOKENS, config)
+    found = model.generate(model.images_memory(pixels), TOKENS, config)
     for row in range(facts["n_images"]):
         words = [word for word in found.words[row].tolist() if word != IGNORE]
         wanted = [word for word in expected[row].tolist() if word not in (SPECIAL["pad"], SPECIAL["sep"])]

@@ -8,13 +8,8 @@ import torch
 from torch import Tensor
 
 from metrics.retrieval import ranks_of_first_match, retrieval_recalls
-from models.align import Rows
-from models.checkpoints.files import read_weights
-from models.checkpoints.initialise import fresh_parameters
-from models.checkpoints.loading import load_published
-from models.checkpoints.rename import published_to_ours
-from models.checkpoints.tables import resize_bias_table
-from models.vision import Concepts
+from models.contrastive import Examples
+from models.fusion import FusionPass
 from models.grounding import GroundingModel
 from models.negatives import negative_weights
 from models.nlvr import NLVRModel
@@ -75,13 +70,13 @@ def test_retrieval_loss_without_groups(retrieval):
 
 def test_captions_of_one_image_are_never_negatives(retrieval):
     given, expected = case("retrieval")
-    head, rows = retrieval.contrastive, Rows(torch.ones(5, dtype=torch.bool), given["train_idx"], "positive")
+    head, examples = retrieval.contrastive, Examples(torch.ones(5, dtype=torch.bool), given["train_idx"], "positive")
     with torch.no_grad():
         text = text_of(given, 5)
         similarity = head.similarity(
-            head.embed_image(retrieval.vision(given["image"])), head.embed_text(retrieval.text(text.ids, text.mask))
+            head.embed_image(retrieval.vision(given["image"])), head.embed_text(*retrieval.text([text]))
         )
-    allowed = rows.allowed_negatives()
+    allowed = examples.allowed_negatives()
     assert_golden(negative_weights(similarity.t(), allowed), expected["hard_negative_weights_for_image"])
     assert_golden(negative_weights(similarity, allowed), expected["hard_negative_weights_for_text"])
 
@@ -91,7 +86,7 @@ def test_retrieval_embeddings(retrieval):
     given, expected = case("retrieval")
     text = text_of(given)
     image_embed = retrieval.contrastive.embed_image(retrieval.vision(given["image"]))
-    text_embed = retrieval.contrastive.embed_text(retrieval.text(text.ids, text.mask))
+    text_embed = retrieval.contrastive.embed_text(*retrieval.text([text]))
     assert_golden(image_embed, expected["image_feat"])
     assert_golden(text_embed, expected["text_feat"])
     assert_golden(image_embed @ text_embed.t(), expected["sims"])
@@ -102,7 +97,7 @@ def test_retrieval_embeddings(retrieval):
 def test_reranking_scores_every_pair_as_published_however_it_is_cut(retrieval, tokens_per_call):
     given, expected = case("retrieval")
     text, images = text_of(given), retrieval.vision(given["image"])
-    bank = TextBank.of([retrieval.text(text.ids[:3], text.mask[:3]), retrieval.text(text.ids[3:], text.mask[3:])])
+    bank = TextBank.of(retrieval.text([Text(text.ids[part], text.mask[part]) for part in (slice(3), slice(3, None))]))
     wanted = [torch.randperm(8, generator=torch.Generator().manual_seed(image)) for image in range(5)]
     scores = score_pairs(
         retrieval.fusion, retrieval.matching_head, images, wanted, bank, tokens_per_call=tokens_per_call
@@ -158,17 +153,33 @@ def test_grounding():
 def test_texts_in_a_bank_are_the_texts_without_their_padding(retrieval):
     given = case("retrieval")[0]
     text = text_of(given)
-    encoded = retrieval.text(text.ids, text.mask)
+    (encoded,) = retrieval.text([text])
     order = torch.tensor([6, 0, 3])
-    rows = TextBank.of([encoded]).rows(order)
-    assert rows.states.shape[1] == int(text.mask[order].sum(dim=1).max())
+    found, states = TextBank.of([encoded]).select(order), encoded.padded()
+    assert found.packing.length == int(text.mask[order].sum(dim=1).max())
+    assert len(found.states) == int(text.mask[order].sum())
     for row, source in enumerate(order):
-        assert torch.equal(rows.states[row][rows.mask[row]], encoded.states[source][text.mask[source]])
+        assert torch.equal(found.padded()[row][found.packing.mask[row]], states[source][text.mask[source]])
 
 
-def test_regions_are_no_images_to_rerank(retrieval):
-    patches = torch.zeros(1, 16, retrieval.vision.width)
-    part = Concepts(patches, patches[:, 0], torch.ones(1, 16, dtype=torch.bool), torch.zeros(1, dtype=torch.int64))
-    bank = TextBank(torch.zeros(1, 4), torch.tensor([0]), torch.tensor([1]))
-    with pytest.raises(AssertionError, match="whole images"):
-        score_pairs(retrieval.fusion, retrieval.matching_head, part, [torch.tensor([0])], bank)
+@torch.no_grad()
+def test_a_bank_in_another_order_gives_the_same_texts_under_other_numbers(retrieval):
+    bank, order = TextBank.of(retrieval.text([text_of(case("retrieval")[0])])), torch.tensor([5, 2, 7])
+    found, expected = bank.reordered(order).select(torch.tensor([2, 0])), bank.select(torch.tensor([7, 5]))
+    assert torch.equal(found.states, expected.states)
+    assert torch.equal(found.packing.lengths, expected.packing.lengths)
+
+
+@torch.no_grad()
+def test_regions_are_reranked_through_their_patch_masks(retrieval):
+    given = case("retrieval")[0]
+    (texts,), images = retrieval.text([text_of(given)]), retrieval.vision(given["image"])
+    masks = torch.arange(images.patches.shape[1]) < torch.tensor([[1], [5], [3]])
+    regions = retrieval.vision.regions(images, masks, torch.tensor([4, 0, 0]))
+    wanted = [torch.tensor(rows) for rows in ([3, 1], [0, 2, 7], [6])]
+    found = score_pairs(retrieval.fusion, retrieval.matching_head, regions, wanted, TextBank.of([texts]))
+    tokens, seen = regions.tokens(), torch.cat([torch.ones(3, 1, dtype=torch.bool), masks], dim=1)
+    for region, (rows, scores) in enumerate(zip(wanted, found, strict=True)):
+        memory = retrieval.fusion.memory(tokens[region : region + 1], seen[region : region + 1])
+        (cls,) = retrieval.fusion.fuse([FusionPass.cls(texts.select(rows), memory)])
+        assert_golden(scores, retrieval.matching_head(cls)[:, 1])

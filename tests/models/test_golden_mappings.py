@@ -25,8 +25,8 @@ from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, bert_to_ours, published_to_ours
 from models.checkpoints.tables import resize_bias_table
 from models.grounding import GroundingModel
-from models.nlvr import NLVRModel
 from models.multigrained import PretrainModelConfig
+from models.nlvr import NLVRModel
 from models.pretrain import PretrainModel, StreamWeights
 from models.retrieval import RetrievalModel
 from models.text import TextConfig

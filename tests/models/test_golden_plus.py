@@ -8,21 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.align import AligningConfig
 from models.captioning import CaptioningModel
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, SHARED_WORDS, TIED, published_to_ours
-from models.encoded import Encoded
-from models.fusion import FusionConfig, Look
-from models.nlvr import NLVRModel
+from models.fusion import FusionConfig
 from models.multigrained import PretrainModelConfig
+from models.nlvr import NLVRModel
+from models.packing import PackedTexts
 from models.pretrain import LossWeights, PretrainModel, StreamWeights
 from models.retrieval import RetrievalModel
+from models.streams import text_memory
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.vqa import DecoderConfig, VQAModel, VQAModelConfig
-from models.align import AligningConfig
 from models.xvlm import XVLM, ModelConfig
 from optim import OptimConfig, parameter_groups
 from tests.models.golden import (
@@ -30,6 +31,8 @@ from tests.models.golden import (
     PublishedNegatives,
     arrays,
     cross_encoder,
+    encoded,
+    fused,
     manifest,
     masked_text,
     text_architecture,
@@ -79,24 +82,30 @@ def model() -> PublishedNegatives:
 
 
 @pytest.fixture
-def text(model) -> Encoded:
-    return model.text(GIVEN["text_ids"], GIVEN["text_atts"].bool())
+def text(model) -> PackedTexts:
+    return encoded(model, GIVEN["text_ids"], GIVEN["text_atts"])
 
 
 def test_text_states_equal_those_of_the_published_xlm_roberta(text):
-    assert_golden(text.states, EXPECTED["text_embeds"], text.mask)
+    assert_golden(text.padded(), EXPECTED["text_embeds"], text.packing.mask)
 
 
 def test_fusion_equals_the_published_cross_encoder(model, text):
-    look = Look(model.fusion.remember(model.vision(GIVEN["image"])), torch.arange(len(text.mask)), 1)
-    assert_golden(model.fusion(text, look).states, EXPECTED["fusion_embeds"], text.mask)
+    memory = model.fusion.concept_memory(model.vision(GIVEN["image"]))
+    assert_golden(fused(model, text, memory), EXPECTED["fusion_embeds"], text.packing.mask)
 
 
-@pytest.mark.parametrize("texts_per_text", [1, 2, None])
-def test_fusion_looks_at_texts_as_published(model, text, texts_per_text):
-    other = model.text(GIVEN["text_ids_2"], GIVEN["text_atts_2"].bool())
-    look = Look(model.fusion.remember_text(other), torch.arange(len(text.mask)), texts_per_text)
-    assert_golden(model.fusion(text, look).states, EXPECTED["text_text_fusion_embeds"], text.mask)
+@pytest.mark.parametrize("order", ["as given", "reversed", "two at each"])
+def test_fusion_looks_at_texts_as_published(model, text, order):
+    memory = text_memory(model.fusion, encoded(model, GIVEN["text_ids_2"], GIVEN["text_atts_2"]))
+    rows = torch.arange(text.packing.count)
+    if order == "reversed":
+        rows = rows.flip(0)
+        memory = memory.select(rows)
+    if order == "two at each":
+        rows = rows.repeat_interleave(2)
+    texts = text.select(rows)
+    assert_golden(fused(model, texts, memory), EXPECTED["text_text_fusion_embeds"][rows], texts.packing.mask)
 
 
 def batch() -> PretrainBatch:

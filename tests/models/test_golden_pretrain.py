@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from models.checkpoints.rename import published_to_ours
-from models.encoded import Encoded
-from models.fusion import Look
+from models.fusion import FusionPass
+from models.multigrained import packed_labels
 from models.negatives import allowed_negatives, negative_weights
-from tests.models.golden import GOLDEN, arrays, load_case, pretrain_batch, region_order
-from utils.batch import Losses
+from models.packing import PackedTexts
+from models.streams import TextStream
+from tests.models.golden import (
+    GOLDEN,
+    arrays,
+    encoded,
+    everything,
+    fused,
+    load_case,
+    masked_text,
+    pretrain_batch,
+    region_order,
+)
+from utils.batch import IGNORE, Losses, PretrainBatch, TextBatch
 
 GIVEN = arrays(GOLDEN / "pretrain" / "inputs.npz")
 EXPECTED = arrays(GOLDEN / "pretrain" / "expected.npz")
@@ -32,8 +45,8 @@ def model():
 
 
 @pytest.fixture
-def text(model) -> Encoded:
-    return model.text(GIVEN["text_ids"], GIVEN["text_atts"].bool())
+def text(model) -> PackedTexts:
+    return encoded(model, GIVEN["text_ids"], GIVEN["text_atts"])
 
 
 def region_concepts(model):
@@ -52,25 +65,41 @@ def test_regions_equal_the_published_encoder_in_one_pass(model):
 
 
 def test_text_states_equal_the_published_ones(text):
-    assert_golden(text.states, EXPECTED["text_embeds"], text.mask)
+    assert_golden(text.padded(), EXPECTED["text_embeds"], text.packing.mask)
 
 
 def test_text_without_image_skips_cross_attention(model, text):
-    assert_golden(model.fusion(text).states, EXPECTED["text_embeds_12L_no_image"], text.mask)
+    assert_golden(fused(model, text), EXPECTED["text_embeds_12L_no_image"], text.packing.mask)
 
 
-@pytest.mark.parametrize("texts_per_image", [1, 3, None])
-def test_fusion_equals_the_published_one_in_every_layout(model, text, texts_per_image):
-    look = Look(model.fusion.remember(model.vision(GIVEN["image"])), torch.arange(len(text.mask)), texts_per_image)
-    assert_golden(model.fusion(text, look).states, EXPECTED["fusion_embeds"], text.mask)
+def test_fusion_equals_the_published_one(model, text):
+    memory = model.fusion.concept_memory(model.vision(GIVEN["image"]))
+    assert_golden(fused(model, text, memory), EXPECTED["fusion_embeds"], text.packing.mask)
 
 
-@pytest.mark.parametrize("texts_per_image", [7, None])
-def test_fusion_sees_a_region_through_its_patch_mask(model, texts_per_image):
-    _, regions = region_concepts(model)
-    text = model.text(GIVEN["region_text_ids"], GIVEN["region_text_atts"].bool())
-    look = Look(model.fusion.remember(regions), torch.arange(len(text.mask)), texts_per_image)
-    assert_golden(model.fusion(text, look).states, EXPECTED["region_fusion_embeds"], text.mask)
+def test_it_does_with_texts_and_images_in_another_order(model, text):
+    memory, order = model.fusion.concept_memory(model.vision(GIVEN["image"])), torch.arange(text.packing.count).flip(0)
+    states = fused(model, text.select(order), memory.select(order))
+    assert_golden(states, EXPECTED["fusion_embeds"][order], text.packing.mask[order])
+
+
+def test_it_does_with_several_texts_at_an_image_and_several_passes(model, text):
+    memory, rows = model.fusion.concept_memory(model.vision(GIVEN["image"])), torch.arange(text.packing.count)
+    twice, thrice = (text.select(rows.repeat_interleave(times)) for times in (2, 3))
+    passes = [FusionPass(texts, memory) for texts in (text, twice, thrice, text)]
+    for each, states in zip(passes, model.fusion.fuse(passes), strict=True):
+        packing = each.texts.packing
+        expected = EXPECTED["fusion_embeds"].repeat_interleave(packing.count // len(rows), dim=0)
+        assert_golden(packing.pad(states), expected, packing.mask)
+
+
+@pytest.mark.parametrize("beside_whole_images", [False, True])
+def test_fusion_sees_a_region_through_its_patch_mask(model, beside_whole_images):
+    images, regions = region_concepts(model)
+    text = encoded(model, GIVEN["region_text_ids"], GIVEN["region_text_atts"])
+    seen = regions.with_whole_images(images) if beside_whole_images else regions
+    memory = model.fusion.concept_memory(seen).slice(0, text.packing.count)
+    assert_golden(fused(model, text, memory), EXPECTED["region_fusion_embeds"], text.packing.mask)
 
 
 def test_embeddings_similarity_and_sampling_weights(model, text):
@@ -87,13 +116,15 @@ def test_embeddings_similarity_and_sampling_weights(model, text):
 
 def test_boxes_and_words(model, text):
     images = model.vision(GIVEN["region_image"])
-    phrases = model.text(GIVEN["region_text_ids"], GIVEN["region_text_atts"].bool())
-    boxes = model.predict_boxes(phrases, images, GIVEN["idx_to_group_img"], texts_per_image=len(phrases.mask))
+    phrases = encoded(model, GIVEN["region_text_ids"], GIVEN["region_text_atts"])
+    boxes = model.predict_boxes(phrases, images, GIVEN["idx_to_group_img"])
     assert_golden(boxes, EXPECTED["region_pred_bbox"])
-    masked = model.text(GIVEN["text_ids_masked"], GIVEN["text_atts"].bool())
-    look = Look(model.fusion.remember(model.vision(GIVEN["image"])), torch.arange(len(masked.mask)), 1)
-    logits = model.predict_words(model.fusion(masked, look), GIVEN["masked_pos"])
-    assert_golden(logits, EXPECTED["image_mlm_logits"])
+    words = masked_text(GIVEN)
+    masked = encoded(model, words.masked_ids, words.mask)
+    logits = model.predict_words(masked, model.vision(GIVEN["image"]), words)
+    used = words.labels != IGNORE
+    assert torch.equal(packed_labels(words), words.labels[used])
+    assert_golden(logits, EXPECTED["image_mlm_logits"][used])
 
 
 def whole_step(model) -> tuple[Losses, dict[str, Tensor]]:
@@ -155,25 +186,19 @@ def assert_gradients(model) -> None:
 
 def test_boxes_of_whole_images_can_be_learned_too(model):
     batch = pretrain_batch(GIVEN)
-    everything = torch.zeros_like(batch.regions.is_image)
-    from dataclasses import replace
-
-    model.drawn = [GIVEN["image_neg_idx"], GIVEN["text_neg_idx"], *[torch.arange(len(everything))] * 2]
-    batch = replace(batch, regions=replace(batch.regions, is_image=everything))
+    regions = torch.zeros_like(batch.regions.is_image)
+    model.drawn = [GIVEN["image_neg_idx"], GIVEN["text_neg_idx"], *[torch.arange(len(regions))] * 2]
+    batch = replace(batch, regions=replace(batch.regions, is_image=regions))
     terms, counts = model(batch), model.counts(batch)
     for name in ("l1", "giou"):
         published = {"l1": "region_loss_bbox_isimage_none", "giou": "region_loss_giou_isimage_none"}[name]
         assert_golden(terms[f"regions/{name}"].total / counts[f"regions/{name}"], EXPECTED[published])
 
 
-def test_text_only_masked_words(model):
-    from utils.batch import IGNORE
-
+def test_text_only_masked_words(model, monkeypatch):
     text = pretrain_batch(GIVEN).images.text
-    from utils.batch import PretrainBatch, TextBatch
-
-    model.streams = model.streams.model_copy(update={"texts": 1.0})
-    batch = PretrainBatch(None, None, TextBatch(text, torch.ones(len(text.ids), dtype=torch.bool)))
+    monkeypatch.setitem(model.streams, "texts", TextStream("texts", {"mlm": 1.0}))
+    batch = PretrainBatch(None, None, TextBatch(text, everything(text.ids)))
     loss = model(batch)["texts/mlm"].total / model.counts(batch)["texts/mlm"]
     assert (text.labels != IGNORE).any()
     assert_golden(loss, EXPECTED["textonly_loss_mlm"])

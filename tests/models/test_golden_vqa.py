@@ -15,12 +15,12 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published, load_weights
 from models.checkpoints.rename import published_to_ours
-from models.encoded import Encoded
 from models.fusion import FusionConfig
+from models.packing import PackedTexts, Packing
 from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
-from models.vqa import DecoderConfig, VQAModel, VQAModelConfig
+from models.vqa import DecoderConfig, VQAModel, VQAModelConfig, left_to_right
 from models.xvlm import ModelConfig
 from tests.models.golden import GOLDEN, arrays, manifest, model_config
 from tests.models.test_golden_pretrain import assert_golden
@@ -83,11 +83,20 @@ def test_a_question_that_does_not_count_adds_nothing(model):
 def test_question_states_and_decoder_logits(model):
     given = batch()
     states = model.ask(given.pixels, given.text)
-    assert_golden(states.states, EXPECTED["question_states"], states.mask)
-    memory = model.decoder.remember_text(states)
-    for bound in (given.answers_per_question, None):
-        decoded = model.decoder.decode(given.answers.ids, given.answers.mask, memory, given.question_of_answer, bound)
-        assert_golden(model.decoder.logits(decoded), EXPECTED["train_decoder_logits"])
+    assert_golden(states.padded(), EXPECTED["question_states"], states.packing.mask)
+    memory = model.decoder.questions_memory(states).select(given.question_of_answer)
+    decoded = model.decoder.decode(given.answers.ids, left_to_right(given.answers.mask), memory)
+    assert_golden(model.decoder.logits(decoded), EXPECTED["train_decoder_logits"])
+
+
+@torch.no_grad()
+def test_several_questions_about_an_image_share_it(model):
+    asked, images = text("question"), GIVEN["image"]
+    image_of_question = torch.tensor([1, 0, 1])
+    rows = torch.tensor([0, 1, 1])
+    found = model.ask(images, Text(asked.ids[rows], asked.mask[rows]), image_of_question)
+    expected = model.ask(images[image_of_question], Text(asked.ids[rows], asked.mask[rows]))
+    assert_golden(found.states, expected.states)
 
 
 def candidates() -> list[list[int]]:
@@ -112,8 +121,8 @@ def test_the_first_tokens_choose_the_candidates(model):
         found = rank_answers(model.decoder, asked, AnswerTree(candidates()), k, "likelihood")
         assert torch.equal(found.ids.sort(dim=1).values, likeliest[:, :k].sort(dim=1).values)
     start = torch.full((2, 1), candidates()[0][0])
-    memory = model.decoder.remember_text(asked)
-    states = model.decoder.decode(start, torch.ones(2, 1, dtype=torch.bool), memory, torch.arange(2), 1)
+    memory = model.decoder.questions_memory(asked)
+    states = model.decoder.decode(start, torch.ones(1, 1, 1, dtype=torch.bool), memory)
     probabilities = model.decoder.logits(states[:, 0]).softmax(dim=1)
     assert_golden(probabilities[:, [ids[1] for ids in candidates()]], EXPECTED["first_token_probs"])
 
@@ -133,13 +142,13 @@ def small_model(**sizes) -> VQAModel:
     return VQAModel(config).eval()
 
 
-def naive_scores(model: VQAModel, question: Encoded, chosen: list[list[int]]) -> tuple[Tensor, Tensor]:
+def naive_scores(model: VQAModel, question: PackedTexts, chosen: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Of each candidate the sum of its tokens' log-probabilities, and that of the first; one at a time, nothing shared."""
     scores = []
     for ids in chosen:
         row = torch.tensor([ids])
-        memory = model.decoder.remember_text(question)
-        states = model.decoder.decode(row[:, :-1], torch.ones_like(row[:, :-1]).bool(), memory, torch.tensor([0]), 1)
+        memory = model.decoder.questions_memory(question)
+        states = model.decoder.decode(row[:, :-1], left_to_right(torch.ones_like(row[:, :-1]).bool()), memory)
         logs = model.decoder.logits(states).log_softmax(dim=2)
         scores.append(logs[0, torch.arange(len(ids) - 1), row[0, 1:]])
     return torch.stack([score.sum() for score in scores]), torch.stack([score[0] for score in scores])
@@ -156,11 +165,11 @@ def test_ranking_equals_scoring_one_candidate_after_the_other(ranking, family, k
     bodies = {tuple(torch.randint(5, 9, (1 + n % 4,), generator=draws).tolist()): None for n in range(60)}
     listed = [[2, *body, 3] for body in bodies]
     assert any(a != b and a[:-1] == b[: len(a) - 1] for a in listed for b in listed)
-    mask = torch.arange(6) < torch.tensor([[6], [2], [4]])
-    questions = Encoded(torch.randn(3, 6, 16, generator=draws), mask)
+    packing = Packing.of(torch.tensor([6, 2, 4]), 6)
+    questions = PackedTexts(packing.pack(torch.randn(3, 6, 16, generator=draws)), packing)
     found = rank_answers(model.decoder, questions, AnswerTree(listed), k, ranking, 40)
     for row in range(3):
-        alone = Encoded(questions.states[row : row + 1, mask[row]], mask[row : row + 1, mask[row]])
+        alone = questions.select(torch.tensor([row]), length=int(packing.lengths[row]))
         total, first = naive_scores(model, alone, listed)
         same = {ids[1]: first[place] for place, ids in enumerate(listed)}
         first = torch.stack([same[ids[1]] for ids in listed])
@@ -174,7 +183,8 @@ def test_the_two_rankings_can_disagree():
     """Counting the first token twice prefers likely beginnings."""
     model = small_model(seed=5)
     listed = [[2, a, b, 3] for a in range(5, 15) for b in range(5, 15)]
-    questions = Encoded(torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(2)), torch.ones(4, 3).bool())
+    states = torch.randn(12, 16, generator=torch.Generator().manual_seed(2))
+    questions = PackedTexts(states, Packing.padded(4, 3, states.device))
     with torch.no_grad():
         best = [
             rank_answers(model.decoder, questions, AnswerTree(listed), 100, way).ids

@@ -7,21 +7,21 @@ import torch
 from safetensors.torch import save_file
 from transformers import DistilBertConfig
 
+from models.align import AligningConfig
 from models.checkpoints import InitConfig, initialise
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters, loading_lines
 from models.checkpoints.loading import load_published
 from models.fusion import FusionConfig
-from models.nlvr import NLVRModel
+from models.hub_text import HubTextEncoder
 from models.multigrained import PretrainModelConfig
+from models.nlvr import NLVRModel
 from models.pretrain import PretrainModel
 from models.retrieval import RetrievalModel
-from models.hub_text import HubTextEncoder
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.vqa import DecoderConfig, VQAModel, VQAModelConfig
-from models.align import AligningConfig
-from tests.models.golden import GOLDEN, manifest, model_config
+from tests.models.golden import GOLDEN, encoded, manifest, model_config
 from utils.batch import Text
 from utils.errors import UserError
 
@@ -139,7 +139,7 @@ def test_a_text_encoder_of_another_width_is_projected_and_all_else_is_kept(check
     assert fresh_parameters(model, reports) == {"text.projection.weight", "text.projection.bias"}
     assert torch.equal(model.contrastive.text_proj.weight, english["contrastive.text_proj.weight"])
     ids = torch.tensor([[0, 5, 6, 2], [0, 7, 2, 1]])
-    states = model.text(ids, ids.ne(1)).states
+    states = encoded(model, ids, ids.ne(1)).padded()
     assert states.shape == (2, 4, 16)
     lines = loading_lines(model, reports)
     assert lines[0].endswith("; 2 of text from random numbers")
@@ -205,14 +205,14 @@ def test_a_published_file_with_another_text_encoder_is_one_line_with_the_remedy(
 def test_any_other_hub_encoder_can_take_the_place(checkpoint, monkeypatch):
     path, english = checkpoint
     hub = DistilBertConfig(vocab_size=50, dim=12, n_layers=1, n_heads=2, hidden_dim=24, max_position_embeddings=16)
-    monkeypatch.setattr("models.text.hub_config_of", lambda encoder: hub)
+    monkeypatch.setattr("models.hub_text.hub_config_of", lambda encoder: hub)
     config = AligningConfig(vision=VISION, text=TextConfig(encoder="any"), fusion=KEPT, embed_dim=8)
     model = RetrievalModel(config)
     assert isinstance(model.text, HubTextEncoder)
     reports = initialise(model, InitConfig(checkpoint=str(path), new_text=True))
     assert all(name.startswith("text.") for name in reports[0].fresh)
     ids = torch.tensor([[1, 2, 3]])
-    assert model.text(ids, ids.ne(0)).states.shape == (1, 3, 16)
+    assert encoded(model, ids, ids.ne(0)).padded().shape == (1, 3, 16)
     assert torch.equal(model.matching_head[0].weight, english["matching_head.0.weight"])
 
 
@@ -229,7 +229,7 @@ def test_an_answer_decoder_that_shares_its_words_starts_from_the_fusion(checkpoi
     assert reports[0].copied["decoder.layer.0.output.dense.weight"] == "fusion.layer.0.output.dense.weight"
     assert torch.equal(model.decoder.word_head.transform.dense.weight, english["word_head.transform.dense.weight"])
     ids = torch.tensor([[0, 5, 2]])
-    assert model.decoder.embed(ids).shape == (1, 3, 16)
+    assert model.decoder.embeddings(ids, words=model.decoder.words).shape == (1, 3, 16)
 
 
 def test_a_statement_about_one_picture_has_its_classes():

@@ -71,11 +71,11 @@ def test_no_loss_of_a_float64_model_is_float32(task):
 @torch.no_grad()
 def test_scores_of_decoding_and_of_re_ranking_stay_in_float64():
     model, batch = in_float64(*captioning())
-    memory = model.remember(batch.pixels)
+    memory = model.images_memory(batch.pixels)
     found = model.generate(memory, test_golden_captioning.TOKENS, DecodingConfig(max_length=3, min_length=0))
     assert found.score.dtype == torch.float64
     model, batch = in_float64(*retrieval())
-    bank = TextBank.of([model.text(batch.text.ids, batch.text.mask)])
+    bank = TextBank.of(model.text([batch.text]))
     wanted = [torch.arange(2)] * len(batch.pixels)
     scores = score_pairs(model.fusion, model.matching_head, model.vision(batch.pixels), wanted, bank)
     assert {score.dtype for score in scores} == {torch.float64}

@@ -69,7 +69,7 @@ def test_the_loss_is_each_likelihood_times_how_much_better_than_the_others_it_is
     torch.manual_seed(0)
     policy = model(given)["policy"].total
     torch.manual_seed(0)
-    memory = model.remember(given.pixels)
+    memory = model.images_memory(given.pixels)
     likelihood = model._draw(memory).score.view(3, 3)
     expected = 0.0
     for image in range(2):  # the third does not count
@@ -90,7 +90,7 @@ def test_likelihoods_are_those_at_the_temperature_of_the_draw():
     model = critic(lambda said, references: [0.0] * len(said)).eval()
     model.critic = SelfCriticalConfig(samples=2, max_length=6, temperature=0.5)
     with torch.no_grad():
-        memory = model.remember(batch(1).pixels)
+        memory = model.images_memory(batch(1).pixels)
         torch.manual_seed(0)
         said = model._said(model._draw(memory))
         found = model._likelihood(said, memory)
@@ -99,6 +99,6 @@ def test_likelihoods_are_those_at_the_temperature_of_the_draw():
             for place, word in enumerate(words):
                 before = [*TOKENS.prompt, *words[: place + 1]]
                 text = LeftToRightText.of([before], [[len(before) - 1]], TOKENS.mask, TOKENS.pad)
-                chances = (2 * model.logits(text, memory, torch.tensor([0]))[0, 0]).log_softmax(dim=0)
+                chances = (2 * model.logits(text, memory)[0, 0]).log_softmax(dim=0)
                 expected += float(chances[word])
             assert abs(float(likelihood) - expected) < 1e-4

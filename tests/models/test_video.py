@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,13 +13,22 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
-from models.fusion import Look
+from models.fusion import FusionPass
 from models.multigrained import PretrainModelConfig
 from models.pretrain import PretrainModel, StreamWeights
 from models.retrieval import RetrievalModel
 from models.video_qa import VideoQAModel, VideoQAModelConfig
 from models.vision import FRAME_POSITIONS, VideoConfig, VisionConfig, VisionEncoder
-from tests.models.golden import GOLDEN, PublishedNegatives, arrays, manifest, model_config, pretrain_batch, video_batch
+from tests.models.golden import (
+    GOLDEN,
+    PublishedNegatives,
+    arrays,
+    encoded,
+    manifest,
+    model_config,
+    pretrain_batch,
+    video_batch,
+)
 from tests.models.test_golden_pretrain import assert_golden
 from utils.batch import IGNORE, ClassifiedBatch, PretrainBatch, Text
 from utils.errors import UserError
@@ -60,12 +70,15 @@ def test_a_video_equals_the_published_encoder(model):
 @torch.no_grad()
 def test_matching_logits_of_videos(model):
     concepts = model.vision(GIVEN["video"])
-    text = model.text(GIVEN["video_text_ids"], GIVEN["video_text_atts"].bool())
-    memory, rows = model.fusion.remember(concepts), torch.arange(2)
-    wrong = text.rows(GIVEN["video_text_neg_idx"])
-    looks = [(text, rows), (text, GIVEN["video_image_neg_idx"]), (wrong, rows)]
-    found = [model.match(texts, memory, looked_at, None) for texts, looked_at in looks]
-    assert_golden(torch.cat(found), EXPECTED["video_itm_logits"])
+    text = encoded(model, GIVEN["video_text_ids"], GIVEN["video_text_atts"])
+    memory = model.fusion.concept_memory(concepts)
+    passes = [
+        FusionPass.cls(text, memory),
+        FusionPass.cls(text, memory.select(GIVEN["video_image_neg_idx"])),
+        FusionPass.cls(text.select(GIVEN["video_text_neg_idx"]), memory),
+    ]
+    found = model.matching_head(torch.cat(model.fusion.fuse(passes)))
+    assert_golden(found, EXPECTED["video_itm_logits"])
 
 
 def test_losses_of_videos(model):
@@ -75,8 +88,6 @@ def test_losses_of_videos(model):
 
 
 def all_streams() -> PretrainBatch:
-    from dataclasses import replace
-
     return replace(pretrain_batch(GIVEN), videos=video_batch(GIVEN).videos)
 
 
@@ -95,8 +106,6 @@ def test_one_backbone_pass_over_all_streams_gives_each_its_own_losses(model, mon
 
 
 def test_without_matching_the_other_losses_stay_and_every_parameter_has_a_gradient(model):
-    from dataclasses import replace
-
     both = [torch.arange(4).roll(1), torch.arange(2).roll(1), torch.arange(7).roll(1)]
     model.drawn = [each for each in both for _ in range(2)]
     expected = means(model, all_streams())
@@ -215,17 +224,17 @@ def test_the_fusion_looks_at_every_frame_of_tokens(model):
     other = RetrievalModel(
         config.model_copy(update={"vision": config.vision.model_copy(update={"video": video})})
     ).eval()
-    text = other.text(GIVEN["video_text_ids"], GIVEN["video_text_atts"].bool())
+    text = encoded(other, GIVEN["video_text_ids"], GIVEN["video_text_atts"])
 
-    def fused(pixels: Tensor) -> Tensor:
-        look = Look(other.fusion.remember(other.vision(pixels)), torch.arange(2), 1)
-        return other.fusion(text, look, cls_only=True).cls
+    def cls(pixels: Tensor) -> Tensor:
+        (states,) = other.fusion.fuse([FusionPass.cls(text, other.fusion.concept_memory(other.vision(pixels)))])
+        return states
 
     pixels = GIVEN["video"]
     for frame in range(3):
         changed = pixels.clone()
         changed[:, frame] = 0
-        assert not torch.allclose(fused(pixels), fused(changed), atol=1e-5)
+        assert not torch.allclose(cls(pixels), cls(changed), atol=1e-5)
 
 
 def test_published_video_checkpoints_have_a_place_for_every_tensor():

@@ -12,8 +12,8 @@ from torch import nn
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.rename import published_to_ours
 from models.checkpoints.report import LoadReport
-from models.nlvr import NLVRModel
 from models.multigrained import PretrainModelConfig
+from models.nlvr import NLVRModel
 from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VideoConfig, VisionConfig

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from models.fusion import FusionPass
 from tasks.common import evaluating
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tasks.pretrain_evaluation import Evaluation
@@ -126,12 +127,12 @@ def test_reranking_equals_scoring_every_pair_by_itself(task, evaluation):
     with torch.no_grad():
         images = evaluation._encode_images(evaluation.records)
         text = evaluation._encode_texts([record.captions[0] for record in evaluation.records])
-        by_image, by_text = evaluation._rerank(images, text, torch.zeros(len(text.mask), len(text.mask)))
-        memory = task.model.fusion.remember(images)
-        for row in range(len(text.mask)):
-            every = torch.full((len(text.mask),), row)
-            expected = task.model.match(text, memory, every, None)[:, 1]
-            torch.testing.assert_close(by_image[row], expected, atol=1e-5, rtol=1e-5)
+        count = text.packing.count
+        by_image, by_text = evaluation._rerank(images, text, torch.zeros(count, count))
+        memory = task.model.fusion.concept_memory(images)
+        for row in range(count):
+            (cls,) = task.model.fusion.fuse([FusionPass.cls(text, memory.select(torch.full((count,), row)))])
+            torch.testing.assert_close(by_image[row], task.model.matching_head(cls)[:, 1], atol=1e-5, rtol=1e-5)
     assert torch.equal(by_image, by_text)
 
 

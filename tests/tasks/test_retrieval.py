@@ -10,6 +10,7 @@ from dataset.captioned import CaptionedImages
 from dataset.finetune import EvaluationView
 from dataset.text import PlainTextProcessor, clean_caption
 from metrics.retrieval import chance_recalls
+from models.fusion import FusionPass
 from tasks import retrieval_evaluation
 from tasks.common import evaluating
 from tasks.retrieval import RetrievalConfig, RetrievalTask
@@ -53,9 +54,10 @@ def every_pair(retrieval, items) -> tuple[np.ndarray, np.ndarray]:
     with evaluating(model, "fp32"):
         for i, t in np.ndindex(shape):
             concepts = model.vision(view(items.images[i])[None])
-            text = model.text.encode([processor.encode_plain([clean_caption(items.captions[t], 40)])])[0]
+            text = model.text([processor.encode_plain([clean_caption(items.captions[t], 40)])])[0]
             cosines[i, t] = model.contrastive.embed_image(concepts)[0] @ model.contrastive.embed_text(text)[0]
-            logits[i, t] = model.match(text, model.fusion.remember(concepts), torch.tensor([0]), 1)[0, 1]
+            (cls,) = model.fusion.fuse([FusionPass.cls(text, model.fusion.concept_memory(concepts))])
+            logits[i, t] = model.matching_head(cls)[0, 1]
     for scores in (cosines, logits):
         assert np.diff(np.sort(scores.ravel())).min() > 1e-6, "ties would make this test random"
     return cosines, logits

@@ -1,0 +1,123 @@
+"""The block that text and fusion encoders share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.blocks import BlockConfig, QueryPositions, ResidualOutput, Sequences, attention_mask
+from models.fusion import FusionConfig, FusionEncoder, FusionPass
+from models.packing import PackedTexts, Packing
+from models.vision import Concepts
+
+LENGTHS = (3, 1, 5, 2, 4, 5, 2, 3)
+MASK = torch.arange(5) < torch.tensor(LENGTHS).unsqueeze(1)
+SIZES = BlockConfig(width=8, heads=2, intermediate=16)
+STILL = SIZES.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
+FAR = 1000.0
+
+
+def texts(lengths: tuple[int, ...]) -> PackedTexts:
+    packing = Packing.of(torch.tensor(lengths), 5)
+    return PackedTexts(torch.randn(packing.tokens, 8), packing)
+
+
+def outputs_of_last_block(encoder: FusionEncoder) -> list[ResidualOutput]:
+    block = encoder.layer[-1]
+    return [block.attention.output, block.crossattention.output, block.output]
+
+
+def assert_left_out_whole(kept: Tensor, lengths: list[int]) -> None:
+    added = [part.round(decimals=-3) for part in kept.split(lengths)]
+    assert all((part == part[0]).all() for part in added), "a text is left out whole"
+    assert {float(part[0]) for part in added} == {0.0, 2 * FAR}, "some are left out, the others doubled"
+
+
+@pytest.mark.parametrize("seeing", [True, False])
+def test_a_drop_path_leaves_out_whole_texts_and_each_by_itself(seeing):
+    torch.manual_seed(1)
+    encoder = FusionEncoder(FusionConfig(layers=2, drop_path=0.5), STILL, 8).train()
+    kept = []
+    for output in outputs_of_last_block(encoder):
+        torch.nn.init.zeros_(output.dense.weight)
+        torch.nn.init.constant_(output.dense.bias, FAR)
+        output.LayerNorm.register_forward_pre_hook(lambda _, given: kept.append(given[0][:, 0].detach()))
+    memory = encoder.concept_memory(Concepts.whole(torch.randn(len(LENGTHS), 4, 8))) if seeing else None
+    two = None if memory is None else memory.slice(0, 2)
+    encoder.fuse([FusionPass(texts(LENGTHS[:2]), two), FusionPass(texts(LENGTHS), memory)])
+    assert len(kept) == (3 if seeing else 2), "self-attention, cross-attention where something is seen, feed-forward"
+    for rows in kept:
+        assert_left_out_whole(rows, [*LENGTHS[:2], *LENGTHS])
+
+
+def test_an_attention_mask_hides_what_is_not_to_be_seen_and_has_rows_8_numbers_apart():
+    added = attention_mask(MASK, torch.bfloat16)
+    assert added.shape == (len(LENGTHS), 1, 1, 5)
+    assert added.dtype == torch.bfloat16
+    assert torch.equal(added == 0, MASK[:, None, None])
+    assert torch.equal(added == -torch.inf, ~MASK[:, None, None])
+    assert added.stride()[:3] == (8, 8, 8)
+    per_query = MASK[:, None, :] & torch.ones(5, 5, dtype=torch.bool).tril()
+    assert torch.equal(attention_mask(per_query, torch.float32) == 0, per_query[:, None])
+
+
+@pytest.mark.parametrize(("half", "rtol", "atol"), [(False, 1e-5, 1e-6), (True, 0.02, 0.005)])
+def test_patches_projected_once_give_the_keys_and_gradients_of_copies_for_each_region(half, rtol, atol):
+    torch.manual_seed(0)
+    encoder = FusionEncoder(FusionConfig(layers=2), SIZES, 12)
+    index = torch.tensor([0, 2, 2, 1])
+    masks = torch.arange(4) < torch.tensor([[1], [4], [2], [3]])
+    found = []
+    for shared in (True, False):
+        draws = torch.Generator().manual_seed(1)
+        patches, concept = (torch.randn(*shape, generator=draws).requires_grad_() for shape in ((3, 4, 12), (4, 12)))
+        regions = Concepts(patches, concept, masks, index)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            memory = encoder.concept_memory(regions) if shared else encoder.memory(regions.tokens())
+        parts = torch.stack([part for layer in memory.layers for part in layer])
+        assert parts.dtype == (torch.bfloat16 if half else torch.float32)
+        parts.float().pow(2).sum().backward()
+        found.append([patches.grad, concept.grad, parts.float()])
+        if shared:
+            seen = torch.cat([torch.ones(4, 1, dtype=torch.bool), masks], dim=1)
+            assert torch.equal(memory.mask == 0, seen[:, None, None])
+            assert memory.mask.dtype == parts.dtype
+    torch.testing.assert_close(found[0], found[1], rtol=rtol, atol=atol)
+
+
+def test_wanted_tokens_of_several_texts_are_packed_in_their_order():
+    packing = Packing.of(torch.tensor(LENGTHS), 5)
+    wanted = QueryPositions(torch.tensor([[2, 0], [0, 0]]), Packing.of(torch.tensor([2, 1]), 2))
+    others = QueryPositions.cls(6, packing.slots.device)
+    both = QueryPositions.concat([wanted, others])
+    starts = packing.starts.tolist()
+    assert both.tokens_of(packing).tolist() == [2, 0, 3, *starts[2:]]
+
+
+@torch.no_grad()
+def test_wanted_states_are_those_of_all_tokens():
+    torch.manual_seed(0)
+    encoder = FusionEncoder(FusionConfig(layers=2), SIZES, 8).eval()
+    given = texts(LENGTHS)
+    positions = torch.stack([torch.tensor(LENGTHS) - 1, torch.zeros(len(LENGTHS), dtype=torch.int64)], dim=1)
+    wanted = QueryPositions(positions, Packing.padded(len(LENGTHS), 2, positions.device))
+    every = encoder(given.states, Sequences.of(given.packing, given.states))
+    found = encoder(given.states, Sequences.of(given.packing, given.states, wanted))
+    expected = given.packing.pad(every).take_along_dim(positions.unsqueeze(2), dim=1)
+    torch.testing.assert_close(found.view(expected.shape), expected)
+
+
+def test_recomputed_blocks_give_the_same_gradients():
+    torch.manual_seed(0)
+    encoder = FusionEncoder(FusionConfig(layers=2, drop_path=0.5), SIZES, 8).train()
+    given, concepts = texts(LENGTHS), Concepts.whole(torch.randn(len(LENGTHS), 4, 8))
+    found = []
+    for recompute in (False, True):
+        encoder.recompute = recompute
+        encoder.zero_grad()
+        torch.manual_seed(1)
+        (states,) = encoder.fuse([FusionPass(given, encoder.concept_memory(concepts))])
+        states.pow(3).sum().backward()
+        found.append({name: parameter.grad for name, parameter in encoder.named_parameters()})
+    torch.testing.assert_close(found[0], found[1])

@@ -1,0 +1,154 @@
+"""What texts attend to: rows of a memory, shared by texts and passes, and the tokens that have been generated."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.blocks import BlockConfig
+from models.fusion import FusionConfig, FusionEncoder, FusionPass, _attended
+from models.memory import Attended, CrossMemory, KVCache, concat_keys
+from models.packing import PackedTexts, Packing
+
+ROWS, KEYS, WIDTH = 3, 4, 8
+
+
+@pytest.fixture(scope="module")
+def fusion() -> FusionEncoder:
+    torch.manual_seed(0)
+    config = BlockConfig(width=WIDTH, heads=2, intermediate=16, init_std=0.3)
+    return FusionEncoder(FusionConfig(layers=2), config, WIDTH).eval()
+
+
+@pytest.fixture(scope="module")
+def memory(fusion) -> CrossMemory:
+    states = torch.randn(ROWS, KEYS, WIDTH, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return fusion.memory(states, torch.arange(KEYS) < torch.tensor([[4], [2], [3]]))
+
+
+def read(memory: CrossMemory) -> list[Tensor]:
+    """Keys, values and mask of all layers."""
+    layers = [Attended(memory, len(memory)).layer(index).read() for index in range(len(memory.layers))]
+    return [part for layer in layers for part in layer if part is not None]
+
+
+def texts(count: int, seed: int) -> PackedTexts:
+    packing = Packing.of(1 + torch.arange(count) % 3, 3)
+    return PackedTexts(torch.randn(packing.tokens, WIDTH, generator=torch.Generator().manual_seed(seed)), packing)
+
+
+def test_selected_rows_are_those_rows(memory):
+    rows = torch.tensor([2, 0, 2, 1])
+    found = memory.select(rows)
+    assert (len(memory), len(found)) == (3, 4)
+    for ours, all_rows in zip(read(found), read(memory), strict=True):
+        assert torch.equal(ours, all_rows[rows])
+
+
+def test_rows_can_be_selected_of_selected_ones(memory):
+    rows = torch.tensor([2, 0, 2, 1])
+    again = memory.select(rows).select(torch.tensor([3, 0]))
+    for ours, expected in zip(read(again), read(memory.select(torch.tensor([1, 2]))), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_a_slice_is_those_rows_without_a_copy(memory):
+    found = memory.slice(1, 3)
+    assert len(found) == 2
+    for ours, all_rows in zip(read(found), read(memory), strict=True):
+        assert torch.equal(ours, all_rows[1:3])
+        assert ours.untyped_storage().data_ptr() == all_rows.untyped_storage().data_ptr()
+    assert [len(part) for part in read(found.select(torch.tensor([1])))] == [1] * 6
+    with pytest.raises(AssertionError, match="before they are selected"):
+        memory.select(torch.tensor([0])).slice(0, 1)
+
+
+def test_a_memory_without_a_mask_hides_nothing(fusion):
+    with torch.no_grad():
+        states = torch.randn(ROWS, KEYS, WIDTH)
+        bare, masked = fusion.memory(states), fusion.memory(states, torch.ones(ROWS, KEYS, dtype=torch.bool))
+        assert bare.mask is None
+        assert bare.slice(0, 1).mask is None
+        given = texts(ROWS, 2)
+        for selected in (torch.tensor([1, 0, 2]), torch.arange(ROWS)):
+            passes = [FusionPass(given, each.select(selected)) for each in (bare, masked)]
+            torch.testing.assert_close(*fusion.fuse(passes))
+
+
+def one_by_one(fusion: FusionEncoder, each: FusionPass) -> list[Tensor]:
+    """The states of each text of a pass, fused alone with its own row."""
+    share = each.texts.packing.count // len(each.memory)
+    found = []
+    for text in range(each.texts.packing.count):
+        row = torch.tensor([text // share])
+        (states,) = fusion.fuse([FusionPass(each.texts.select(torch.tensor([text])), each.memory.select(row))])
+        found.append(states)
+    return found
+
+
+@torch.no_grad()
+def test_in_each_pass_text_m_attends_to_row_m_over_s(fusion, memory):
+    """Passes over one memory, with as many texts or more, beside passes over a part of it and over chosen rows."""
+    passes = [
+        FusionPass(texts(3, 2), memory),
+        FusionPass(texts(3, 3), memory),
+        FusionPass(texts(6, 4), memory),
+        FusionPass(texts(4, 5), memory.slice(0, 2)),
+        FusionPass(texts(3, 6), memory.select(torch.tensor([2, 2, 0]))),
+        FusionPass(texts(3, 7), memory),
+    ]
+    for each, states in zip(passes, fusion.fuse(passes), strict=True):
+        torch.testing.assert_close(states, torch.cat(one_by_one(fusion, each)), atol=1e-5, rtol=1e-5)
+
+
+def test_neighbouring_passes_over_one_memory_with_equally_many_texts_share_its_keys(memory):
+    other = memory.select(torch.tensor([1, 0, 2]))
+    numbers = [(3, memory), (3, memory), (6, memory), (6, memory), (3, other), (3, memory)]
+    found = _attended([FusionPass(texts(count, 0), seen) for count, seen in numbers])
+    assert [(each.texts, each.passes) for each in found] == [(6, 2), (12, 2), (3, 1), (3, 1)]
+    assert [each.memory for each in found] == [memory, memory, other, memory]
+
+
+def test_passes_with_a_memory_and_without_do_not_go_together(fusion, memory):
+    with pytest.raises(AssertionError, match="others without"):
+        fusion.fuse([FusionPass(texts(3, 0), memory), FusionPass(texts(3, 0), None)])
+
+
+def test_a_text_that_sees_nothing_skips_cross_attention(fusion):
+    with torch.no_grad():
+        given = texts(3, 0)
+        (states,) = fusion.fuse([FusionPass(given, None)])
+        alone = fusion.fuse([FusionPass(given.select(torch.tensor([text])), None) for text in range(3)])
+        torch.testing.assert_close(states, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_keys_are_joined_behind_one_another():
+    first, second = ((torch.randn(2, count, 4), torch.randn(2, count, 4)) for count in (1, 3))
+    keys, values = concat_keys([first, second])
+    assert torch.equal(keys, torch.cat([first[0], second[0]], dim=1))
+    assert torch.equal(values, torch.cat([first[1], second[1]], dim=1))
+
+
+def new_tokens(count: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(2, 1, count, 4), torch.randn(2, 1, count, 4)
+
+
+def test_a_cache_appends_new_tokens_for_each_attention_by_itself():
+    cache, layers = KVCache(), [nn.Identity(), nn.Identity()]
+    given = [[new_tokens(count) for count in (3, 1)] for _ in layers]
+    for layer, (first, second) in zip(layers, given, strict=True):
+        assert all(map(torch.equal, cache.update(layer, *first), first))
+        expected = [torch.cat(parts, dim=2) for parts in zip(first, second, strict=True)]
+        assert all(map(torch.equal, cache.update(layer, *second), expected))
+
+
+def test_a_cropped_cache_forgets_the_last_tokens_and_a_reordered_one_goes_on_with_others():
+    cache, layer = KVCache(), nn.Identity()
+    first, second = new_tokens(4), new_tokens(1)
+    cache.update(layer, *first)
+    cache.crop(3)
+    cache.reorder(torch.tensor([1, 1]))
+    expected = [torch.cat([old[[1, 1], :, :3], new], dim=2) for old, new in zip(first, second, strict=True)]
+    assert all(map(torch.equal, cache.update(layer, *second), expected))
