@@ -9,7 +9,7 @@ predicted at all the padded places of masked tokens. Attention is fused.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from torch.nn import functional as F
 
@@ -17,8 +17,6 @@ from models.pretrain import PretrainModel
 from models.reference import reference_losses
 from models.text import TextEncoder
 from utils.batch import Losses, MaskedText, PretrainBatch, Term, Text, TextPairBatch
-
-T = TypeVar("T", Text, MaskedText)
 
 
 class Padding(NamedTuple):
@@ -47,9 +45,9 @@ def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = P
     pad_id, parts = model.text.arch.pad_id, {}
     for name, part in batch.parts().items():
         length = padded.translations if isinstance(part, TextPairBatch) else padded.texts
-        parts[name] = replace(part, text=_padded(part.text, length, pad_id))
+        parts[name] = replace(part, text=_masked_to(length, part.text, pad_id))
         if isinstance(part, TextPairBatch):
-            parts[name] = replace(parts[name], other=_padded(part.other, length, pad_id))
+            parts[name] = replace(parts[name], other=_text_to(length, part.other, pad_id))
     totals = reference_losses(model, replace(batch, **parts))
     weights = {
         f"{name}/{loss}": weight for name, stream in model.streams.items() for loss, weight in stream.weights.items()
@@ -57,10 +55,13 @@ def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = P
     return {name: Term(total, weights[name]) for name, total in totals.items() if name in weights}
 
 
-def _padded(text: T, length: int, pad_id: int) -> T:
+def _text_to(length: int, text: Text, pad_id: int) -> Text:
     """Texts padded to ``length`` tokens, or to the longest if that is more."""
     more = (0, max(0, length - text.ids.shape[1]))
-    ids = {
-        name: F.pad(getattr(text, name), more, value=pad_id) for name in ("ids", "masked_ids") if hasattr(text, name)
-    }
-    return replace(text, mask=F.pad(text.mask, more), **ids)
+    return replace(text, ids=F.pad(text.ids, more, value=pad_id), mask=F.pad(text.mask, more))
+
+
+def _masked_to(length: int, text: MaskedText, pad_id: int) -> MaskedText:
+    """The same for texts with masked copies."""
+    plain, masked = (_text_to(length, each, pad_id) for each in (text.plain(), text.with_masks()))
+    return replace(text, ids=plain.ids, masked_ids=masked.ids, mask=plain.mask)

@@ -24,11 +24,13 @@ def sharded_step() -> dict[str, torch.Tensor]:
                 fully_shard(block.crossattention.self.key, mesh=mesh)
                 fully_shard(block.crossattention.self.value, mesh=mesh)
             fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    temperature = model.contrastive.temperature  # a scalar, which cannot be sharded: its gradient is averaged by hand
+    fully_shard(model, mesh=mesh, ignored_params={temperature})
     batch = half(pretrain_batch(arrays(GOLDEN / "pretrain" / "inputs.npz")), distributed.rank())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of views, which nothing here writes to
         found = gradients(model, model, batch)
+    found["contrastive.temperature"] = distributed.sum_over_ranks(found["contrastive.temperature"]) / 2
     return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in found.items()}
 
 
