@@ -9,6 +9,8 @@ holds the two against each other. Left out here: drop path, steps without a matc
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,11 +26,19 @@ from models.multigrained import MultiGrainedModel
 from models.pretrain import PretrainModel
 from models.streams import AlignedStream, RegionTextStream, TranslationStream
 from models.text import TextEncoder
-from models.vision import Concepts
 from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, TextPairBatch, VideoTextBatch
 
-Masked = tuple[Tensor, Tensor]
-"""States (N, L, D), and which of them are attended to, (N, L) bool."""
+
+@dataclass(frozen=True)
+class Padded:
+    """``states`` (N, L, D) of texts or of images, and which of them are attended to, ``mask`` (N, L) bool; None: all."""
+
+    states: Tensor
+    mask: Tensor | None = None
+
+    def select(self, index: Tensor) -> Padded:
+        """The rows numbered ``index`` (M,)."""
+        return Padded(self.states[index], None if self.mask is None else self.mask[index])
 
 
 def reference_losses(model: PretrainModel, batch: PretrainBatch) -> dict[str, Tensor]:
@@ -53,14 +63,14 @@ def region_text_losses(
     model: MultiGrainedModel, batch: RegionBatch, examples: Examples, has_box: Tensor
 ) -> dict[str, Tensor]:
     """The five losses of R texts of regions of I images (section 3.3)."""
-    images = model.vision(batch.pixels)  # patches (I, P, D), and their mean
+    images = model.vision(batch.pixels)  # patches (I, P, D), and the mean of each image's
     regions = model.vision.regions(images, batch.patch_mask, batch.image_index)  # the mean of each region's own patches
     text = encode(model.text, batch.text.ids, batch.text.mask)
-    contrastive, negatives = align(model, embed_image(model, regions), embed_text(model, text), examples)
-    always = batch.patch_mask.new_ones(len(batch.patch_mask), 1)
-    region = regions.tokens(), torch.cat([always, batch.patch_mask], dim=1)  # sees its mean, and its own patches
-    whole = whole_images(images.tokens().index_select(0, batch.image_index))
-    box = predict_box(model.box_head, fuse(model.fusion, text, whole)[:, 0])  # eq. 4: where in the whole image?
+    contrastive, negatives = align(model, model.contrastive.embed_image(regions), embed_text(model, text), examples)
+    # A region is its mean and its own patches among those of its image; a box is looked for in the whole image.
+    region = Padded(regions.tokens(), F.pad(batch.patch_mask, (1, 0), value=True))
+    whole_image = Padded(images.tokens()[batch.image_index])
+    box = predict_box(model.box_head, fuse(model.fusion, text, whole_image)[:, 0])  # eq. 4
     return {
         "contrastive": contrastive,  # eq. 1
         "matching": matching_loss(model, text, region, negatives),  # eq. 2
@@ -76,12 +86,12 @@ def image_text_losses(
     """The losses of N texts of whole images or videos."""
     images = model.vision(batch.pixels)
     text = encode(model.text, batch.text.ids, batch.text.mask)
-    contrastive, negatives = align(model, embed_image(model, images), embed_text(model, text), examples)
-    seen = whole_images(images.tokens())
+    contrastive, negatives = align(model, model.contrastive.embed_image(images), embed_text(model, text), examples)
+    whole_image = Padded(images.tokens())
     return {
         "contrastive": contrastive,
-        "matching": matching_loss(model, text, seen, negatives),
-        "mlm": word_loss(model, batch.text, seen),
+        "matching": matching_loss(model, text, whole_image, negatives),
+        "mlm": word_loss(model, batch.text, whole_image),
     }
 
 
@@ -98,82 +108,65 @@ def translation_losses(model: MultiGrainedModel, batch: TextPairBatch, examples:
 
 
 def align(model: MultiGrainedModel, first: Tensor, second: Tensor, examples: Examples) -> tuple[Tensor, HardNegatives]:
-    """The contrastive loss of two views of each example, and hard negatives by their similarity."""
+    """The contrastive loss of the embeddings (N, E) of two views of each example, and hard negatives by their similarity."""
     return model.contrastive.start_loss(first, second, examples)(), model.hard_negatives(first, second, examples)
 
 
-def matching_loss(model: MultiGrainedModel, text: Masked, memory: Masked, negatives: HardNegatives) -> Tensor:
-    """Eq. 2: are a text and what it attends to a pair? Matched pairs, hard negative texts, hard negative images."""
+def embed_text(model: MultiGrainedModel, text: Padded) -> Tensor:
+    """Normalised embeddings (N, E) of the [CLS] states."""
+    return F.normalize(losses.at_least_float32(model.contrastive.text_proj(text.states[:, 0])), dim=1)
+
+
+def matching_loss(model: MultiGrainedModel, text: Padded, memory: Padded, negatives: HardNegatives) -> Tensor:
+    """Eq. 2: do a text and what it attends to match? Matched pairs, hard negative texts, hard negative images."""
     matched = fuse(model.fusion, text, memory)
-    wrong_text = fuse(model.fusion, select(text, negatives.text), memory)
-    wrong_image = fuse(model.fusion, text, select(memory, negatives.image))
+    wrong_text = fuse(model.fusion, text.select(negatives.text), memory)
+    wrong_image = fuse(model.fusion, text, memory.select(negatives.image))
     return model.matching_loss([states[:, 0] for states in (matched, wrong_text, wrong_image)], negatives)
 
 
-def word_loss(model: MultiGrainedModel, text: MaskedText, memory: Masked | None) -> Tensor:
-    """Eq. 3: which words were masked? ``memory`` None: told from the text alone, without cross-attention."""
+def word_loss(model: MultiGrainedModel, text: MaskedText, memory: Padded | None) -> Tensor:
+    """Eq. 3: which words were masked? ``memory`` None: predicted from the text alone, without cross-attention."""
     fused = fuse(model.fusion, encode(model.text, text.masked_ids, text.mask), memory)
     masked = torch.take_along_dim(fused, text.positions.unsqueeze(2), dim=1)
     logits = model.word_head(masked, model.text.word_embeddings)
     return losses.masked_words(logits.flatten(0, 1), text.labels.flatten())
 
 
-def encode(encoder: TextEncoder | HubTextEncoder, ids: Tensor, mask: Tensor) -> Masked:
+def encode(encoder: TextEncoder | HubTextEncoder, ids: Tensor, mask: Tensor) -> Padded:
     """Texts ``ids`` (N, L) through the text encoder."""
     assert isinstance(encoder, TextEncoder), "an encoder on our own blocks"
     states = encoder.embeddings(ids)
     for block in encoder.encoder.blocks:
-        states = run_block(block, states, mask)
-    return states if encoder.projection is None else encoder.projection(states), mask
+        states = run_block(block, Padded(states, mask), None)
+    return Padded(states if encoder.projection is None else encoder.projection(states), mask)
 
 
-def fuse(fusion: FusionEncoder, text: Masked, memory: Masked | None) -> Tensor:
+def fuse(fusion: FusionEncoder, text: Padded, memory: Padded | None) -> Tensor:
     """Texts through the fusion encoder, text n with row n of ``memory``: (N, L, D)."""
-    states, mask = text
+    states = text.states
     for block in fusion.blocks:
-        states = run_block(block, states, mask, memory)
+        states = run_block(block, Padded(states, text.mask), memory)
     return states
 
 
-def run_block(block: Block, states: Tensor, mask: Tensor, memory: Masked | None = None) -> Tensor:
+def run_block(block: Block, text: Padded, memory: Padded | None) -> Tensor:
     """The post-norm transformer block."""
-    states = attend(block.attention, states, (states, mask))
+    states = attend(block.attention, text.states, text)
     if memory is not None and block.crossattention is not None:
         states = attend(block.crossattention, states, memory)
     return add_and_norm(block.output, F.gelu(block.intermediate.dense(states)), states)
 
 
-def attend(attention: Attention, states: Tensor, memory: Masked) -> Tensor:
+def attend(attention: Attention, states: Tensor, memory: Padded) -> Tensor:
     """``states`` (N, L, D) attend to those of ``memory`` (N, K, D') that its mask allows."""
-    seen, mask = memory
-    project = attention.self
+    project, seen = attention.self, memory.states
     query, key, value = map(attention.split_heads, (project.query(states), project.key(seen), project.value(seen)))
-    attended = attention.attend(query, key, value, mask[:, None, None, :])
-    return add_and_norm(attention.output, attended, states)
+    mask = None if memory.mask is None else memory.mask[:, None, None, :]
+    return add_and_norm(attention.output, attention.attend(query, key, value, mask), states)
 
 
 def add_and_norm(output: ResidualOutput, states: Tensor, residual: Tensor) -> Tensor:
     """Linear, dropout, residual, LayerNorm."""
     normed: Tensor = output.LayerNorm(output.dropout(output.dense(states)) + residual)
     return normed
-
-
-def embed_image(model: MultiGrainedModel, concepts: Concepts) -> Tensor:
-    """Normalised embeddings (R, E)."""
-    return model.contrastive.embed_image(concepts)
-
-
-def embed_text(model: MultiGrainedModel, text: Masked) -> Tensor:
-    """Normalised embeddings (N, E)."""
-    return F.normalize(losses.at_least_float32(model.contrastive.text_proj(text[0][:, 0])), dim=1)
-
-
-def whole_images(tokens: Tensor) -> Masked:
-    """Tokens (N, 1 + P, D), all of which are attended to."""
-    return tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
-
-
-def select(rows: Masked, index: Tensor) -> Masked:
-    """The rows numbered ``index`` (M,)."""
-    states, mask = rows
-    return states.index_select(0, index), mask.index_select(0, index)
