@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         memory = model.images_memory(torch.randn(flags.images, 3, side, side))
         anew_s, expected = timed(AnewDecoder(model, memory, TOKENS.mask), flags.images)
         ours_s, found = timed(CaptionDecoder(model, memory, TOKENS.mask), flags.images)
-        assert torch.equal(found.words, expected.words), "the captions differ"
+        assert torch.equal(found.tokens, expected.tokens), "the captions differ"
         if number:  # the first round warms up
             ratios.append(anew_s / ours_s)
             sys.stdout.write(

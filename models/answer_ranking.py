@@ -1,4 +1,4 @@
-"""Which of the candidate answers a decoder finds likeliest, at the least cost (appendix A.1).
+"""Ranking of candidate answers by their likelihood under the decoder (appendix A.1).
 
 As released, the k candidates with the likeliest first tokens are scored in full. Candidates share beginnings: the distinct
 beginnings of a question's k candidates form a tree, each node of which is one token, decoded once. All nodes go through the
@@ -21,8 +21,8 @@ from models.packing import PackedTexts
 from models.vqa import AnswerDecoder
 
 Ranking = Literal["likelihood", "released"]
-"""How a candidate's score is made of its tokens' log-probabilities. "likelihood": their sum, the chain rule. "released": the
-first token's is added once more."""
+"""A candidate's score. "likelihood": the sum of its tokens' log-probabilities, by the chain rule. "released": the first
+token's counts twice."""
 
 Ints = NDArray[np.int64]
 
@@ -129,13 +129,14 @@ def _first_tokens(decoder: AnswerDecoder, memory: CrossMemory, tree: AnswerTree)
 
 
 def _calls(nodes: Sequence[Ints], most: int) -> Iterator[tuple[range, list[Ints]]]:
-    """Neighbouring questions whose nodes, padded to the most among them, are at most ``most``; without the filling."""
+    """Neighbouring questions, with their nodes, so that all nodes of a call, padded to the most of any question, are at most
+    ``most``."""
     start = widest = 0
-    for place, found in enumerate(nodes):
-        widest = max(widest, len(found))
+    for place, own in enumerate(nodes):
+        widest = max(widest, len(own))
         if place > start and widest * (place + 1 - start) > most:
             yield range(start, place), [each[each != NONE] for each in nodes[start:place]]
-            start, widest = place, len(found)
+            start, widest = place, len(own)
     yield range(start, len(nodes)), [each[each != NONE] for each in nodes[start:]]
 
 
@@ -146,36 +147,36 @@ class _Subtrees:
         width = 1 + max(map(len, nodes))
         self.ids = np.full((len(nodes), width), tree.tokens[ROOT])
         self.depths = np.zeros((len(nodes), width), dtype=np.int64)
-        self.sees = np.zeros((len(nodes), width, width), dtype=bool)
-        self.sees[:, :, 0] = True  # padding too, which nobody reads: a row that sees nothing is not a number
+        self.mask = np.zeros((len(nodes), width, width), dtype=bool)
+        self.mask[:, :, 0] = True  # padding, too: attention to nothing is not a number
         self.at = np.zeros((*chosen.shape, tree.path.shape[1]), dtype=np.int64)
-        for question, found in enumerate(nodes):
-            count = 1 + len(found)
-            self.ids[question, 1:count] = tree.tokens[found]
-            self.depths[question, 1:count] = tree.depths[found]
-            self._look_back(question, found, tree.ancestors[found])
-            self.at[question] = 1 + np.searchsorted(found, tree.path[chosen[question]])
+        for question, own in enumerate(nodes):
+            count = 1 + len(own)
+            self.ids[question, 1:count] = tree.tokens[own]
+            self.depths[question, 1:count] = tree.depths[own]
+            self._attend_to_ancestors(question, own, tree.ancestors[own])
+            self.at[question] = 1 + np.searchsorted(own, tree.path[chosen[question]])
         self.used = tree.path[chosen] != NONE
         self.following = tree.following[chosen][..., 1:]
 
-    def _look_back(self, question: int, found: Ints, ancestors: Ints) -> None:
+    def _attend_to_ancestors(self, question: int, nodes: Ints, ancestors: Ints) -> None:
         node, level = np.nonzero(ancestors != NONE)
-        self.sees[question, 1 + node, 1 + np.searchsorted(found, ancestors[node, level])] = True
+        self.mask[question, 1 + node, 1 + np.searchsorted(nodes, ancestors[node, level])] = True
 
     def score(self, decoder: AnswerDecoder, memory: CrossMemory, device: torch.device) -> Tensor:
         """For each candidate (n, k) the sum of the log-probabilities of its tokens after the first, the separator's too."""
-        ids, depths, sees, at, used, following = (
+        ids, depths, mask, at, used, following = (
             torch.from_numpy(part).to(device)
-            for part in (self.ids, self.depths, self.sees, self.at, self.used, self.following)
+            for part in (self.ids, self.depths, self.mask, self.at, self.used, self.following)
         )
         rows = torch.arange(len(ids), device=device)
-        states = decoder.decode(ids, sees, memory, positions=depths)[:, 1:]
+        states = decoder.decode(ids, mask, memory, positions=depths)[:, 1:]
         logits = decoder.logits(states)
         total = logits.logsumexp(dim=2)
         at, following = (part.masked_fill(~used, 0).flatten(1) for part in (at - 1, following))
         spot = rows.unsqueeze(1) * logits.shape[1] + at
-        found = logits.flatten(0, 1)[spot, following] - total.gather(1, at)
-        return found.view(used.shape).masked_fill(~used, 0).sum(dim=2)
+        likelihood = logits.flatten(0, 1)[spot, following] - total.gather(1, at)
+        return likelihood.view(used.shape).masked_fill(~used, 0).sum(dim=2)
 
 
 def _rows(lists: Sequence[Sequence[int]], width: int) -> Ints:

@@ -22,7 +22,7 @@ from utils.errors import UserError
 
 
 class CaptioningLossConfig(Config):
-    """The likelihood of captions."""
+    """The loss of captions."""
 
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target that goes to all other words")
 
@@ -67,11 +67,11 @@ class CaptioningModel(XVLM):
         return {"words": Term(total, 1.0)}
 
     def counts(self, batch: CaptioningBatch) -> dict[str, Tensor]:
-        """What the loss is divided by: the words to be said in rows that count."""
+        """The loss is divided by the tokens to be predicted, of the examples that count."""
         return {"words": (batch.text.labels.ne(IGNORE) & batch.valid.unsqueeze(1)).sum()}
 
     def work(self, batch: CaptioningBatch) -> Work:
-        """See :class:`engine.task.TaskModel`. The [MASK]s before what has to be said are tokens too, and the last block
+        """See :class:`engine.task.TaskModel`. The [MASK]s before the tokens to be predicted are tokens, too, and the last block
         computes the states of all tokens."""
         assert isinstance(self.text, TextEncoder)
         tokens = lengths(batch.text.ids != self.text.arch.pad_id, batch.valid)
@@ -89,11 +89,11 @@ class CaptioningModel(XVLM):
         return self.word_head(gather_positions(states, text.places), self.text.word_embeddings)
 
     def generate(
-        self, memory: CrossMemory, tokens: CaptionTokens, config: DecodingConfig, chances: Tensor | None = None
+        self, memory: CrossMemory, tokens: CaptionTokens, config: DecodingConfig, uniforms: Tensor | None = None
     ) -> Generated:
         """A caption for each image of ``memory``; see :func:`~models.generation.generate`."""
         prompt = torch.tensor(tokens.prompt, device=memory.device).expand(len(memory), -1)
-        return generate(CaptionDecoder(self, memory, tokens.mask), prompt, tokens.end, config, chances)
+        return generate(CaptionDecoder(self, memory, tokens.mask), prompt, tokens.end, config, uniforms)
 
     def decode(
         self, ids: Tensor, mask: Tensor, positions: Tensor, memory: CrossMemory, cache: KVCache | None = None

@@ -1,6 +1,6 @@
-"""Self-critical training of captioning (Rennie et al. 2017): what the model says is judged, and better than usual is reinforced.
+"""Self-critical training of captioning (Rennie et al. 2017): sampled captions better than the others of an image are reinforced.
 
-An optional second step after the likelihood, as strong captioning systems take it; the paper does not.
+An optional second stage after the likelihood, as strong captioning systems have it; the paper has none.
 """
 
 from __future__ import annotations
@@ -21,51 +21,53 @@ from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, 
 from utils.config import Config
 
 Reward = Callable[[Sequence[Sequence[int]], Sequence[tuple[str, ...]]], Sequence[float]]
-"""Token ids of captions, with the end where it was said, and the references of each -> how good they are."""
+"""Token ids of captions, with the end token if there is one, and the references of each -> their rewards."""
 
 
 class SelfCriticalConfig(Config):
-    """How captions are drawn to be judged."""
+    """How captions are sampled to be rewarded."""
 
-    samples: int = Field(5, ge=2, description="captions drawn for each image; the mean of the others is what is usual")
-    max_length: int = Field(32, ge=1, description="pieces of a caption at most, the end counted")
+    samples: int = Field(
+        5, ge=2, description="captions sampled per image; the mean reward of the others is the baseline"
+    )
+    max_length: int = Field(32, ge=1, description="most tokens of a caption, the end counted")
     temperature: float = Field(
         1.0,
         gt=0,
-        description="of the drawn captions, and so of what is learned; below 1 where label smoothing has left much to chance",
+        description="of the sampled captions, and so of what is learned; below 1 where label smoothing has flattened the model",
     )
 
 
 class SelfCriticalModel(CaptioningModel):
-    """:class:`~models.captioning.CaptioningModel` whose loss is the expected reward, negative.
+    """:class:`~models.captioning.CaptioningModel` whose loss is the negative expected reward.
 
-    ``judge`` has to be called before the first step.
+    :meth:`set_reward` has to be called before the first step.
     """
 
     critic: SelfCriticalConfig
     reward: Reward
     tokens: CaptionTokens
 
-    def judge(self, reward: Reward, tokens: CaptionTokens, config: SelfCriticalConfig) -> None:
-        """Set what captions are worth, and how they are drawn."""
+    def set_reward(self, reward: Reward, tokens: CaptionTokens, config: SelfCriticalConfig) -> None:
+        """Set the reward of captions, and how they are sampled."""
         self.reward, self.tokens, self.critic = reward, tokens, config
 
     def forward(self, batch: CaptioningBatch) -> Losses:
-        """``policy``, whose gradient is that of the expected reward, negative; and the ``reward`` itself, to look at."""
+        """``policy``, whose gradient is that of the negative expected reward; and the ``reward`` itself, to look at."""
         count, samples = len(batch.pixels), self.critic.samples
         memory = self.images_memory(batch.pixels)
-        said = self._said(self._draw(memory))
-        references = [written for written in batch.references for _ in range(samples)]
-        worth = torch.tensor(list(self.reward(said, references)), device=batch.pixels.device).view(count, samples)
-        # Against the mean of the others, (sum - own) / (samples - 1): a baseline that needs no pass of its own.
-        advantage = (worth - worth.mean(dim=1, keepdim=True)) * (samples / (samples - 1))
-        likelihood = self._likelihood(said, memory).view(count, samples)
+        captions = self._captions(self._sample(memory))
+        references = [of_image for of_image in batch.references for _ in range(samples)]
+        rewards = torch.tensor(list(self.reward(captions, references)), device=batch.pixels.device).view(count, samples)
+        # Against the mean of the others, (sum - own) / (samples - 1): a baseline without a pass of its own.
+        advantage = (rewards - rewards.mean(dim=1, keepdim=True)) * (samples / (samples - 1))
+        likelihood = self._likelihood(captions, memory).view(count, samples)
         policy = -(advantage * likelihood).mean(dim=1).masked_fill(~batch.valid, 0).sum()
-        mean = worth.mean(dim=1).masked_fill(~batch.valid, 0).sum()
+        mean = rewards.mean(dim=1).masked_fill(~batch.valid, 0).sum()
         return {"policy": Term(policy, 1.0), "reward": Term(mean, 0.0)}
 
     def counts(self, batch: CaptioningBatch) -> dict[str, Tensor]:
-        """What both are divided by: the images that count."""
+        """Both are divided by the images that count."""
         return {"policy": batch.valid.sum(), "reward": batch.valid.sum()}
 
     def work(self, batch: CaptioningBatch) -> Work:
@@ -74,8 +76,8 @@ class SelfCriticalModel(CaptioningModel):
         return Work(rows, rows * frames_of(batch.pixels), math.nan, math.nan)
 
     @torch.no_grad()
-    def _draw(self, memory: CrossMemory) -> Generated:
-        """Captions of each image, drawn without dropout, those of an image together."""
+    def _sample(self, memory: CrossMemory) -> Generated:
+        """Captions of each image, sampled without dropout, those of an image side by side."""
         config = DecodingConfig(
             beams=1,
             min_length=1,
@@ -85,25 +87,25 @@ class SelfCriticalModel(CaptioningModel):
         )
         device, rows = memory.device, len(memory) * self.critic.samples
         prompt = torch.tensor(self.tokens.prompt, device=device).expand(rows, -1)
-        chances = torch.rand(rows, config.max_length, device=device)
+        uniforms = torch.rand(rows, config.max_length, device=device)
         training = self.training
         self.eval()
         try:
-            return sample(CaptionDecoder(self, memory, self.tokens.mask), prompt, self.tokens.end, config, chances)
+            return sample(CaptionDecoder(self, memory, self.tokens.mask), prompt, self.tokens.end, config, uniforms)
         finally:
             self.train(training)
 
-    def _said(self, drawn: Generated) -> list[list[int]]:
-        """The words of each caption, with its end if it has one."""
+    def _captions(self, generated: Generated) -> list[list[int]]:
+        """The tokens of each caption, with its end if it has one."""
         return [
-            [*(word for word in words if word != IGNORE), *([self.tokens.end] if ended else [])]
-            for words, ended in zip(drawn.words.tolist(), drawn.ended.tolist(), strict=True)
+            [*(token for token in tokens if token != IGNORE), *([self.tokens.end] if ended else [])]
+            for tokens, ended in zip(generated.tokens.tolist(), generated.ended.tolist(), strict=True)
         ]
 
-    def _likelihood(self, said: list[list[int]], memory: CrossMemory) -> Tensor:
-        """The log-likelihood of each caption, (N * samples,), at the temperature at which it was drawn, with its gradient."""
+    def _likelihood(self, captions: list[list[int]], memory: CrossMemory) -> Tensor:
+        """The log-likelihood of each caption, (N * samples,), at the temperature at which it was sampled, with its gradient."""
         prompt = self.tokens.prompt
-        texts = [[*prompt, *words] for words in said]
+        texts = [[*prompt, *tokens] for tokens in captions]
         places = [list(range(len(prompt), len(text))) for text in texts]
         text = to_device(LeftToRightText.of(texts, places, self.tokens.mask, self.tokens.pad), memory.device)
         logits = self.logits(text, memory) / self.critic.temperature

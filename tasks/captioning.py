@@ -107,7 +107,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel]):
         self.tokens = CaptionTokens(tuple(prompt), processor.sep_id, processor.mask_id, processor.pad_id)
         self._check_room(len(prompt), config)
         if trains and isinstance(self.model, SelfCriticalModel):
-            self.model.judge(self._reward(), self.tokens, config.self_critical)
+            self.model.set_reward(self._reward(), self.tokens, config.self_critical)
 
     @staticmethod
     def build_model(config: CaptioningConfig, vocab_size: int | None) -> CaptioningModel:
@@ -176,7 +176,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel]):
         def say(pictures: list[tuple[int, Tensor]], text: Text) -> Tensor:
             pixels = torch.stack([picture for _, picture in pictures]).to(text.ids.device)
             own = torch.from_numpy(chances[[index for index, _ in pictures]]).float().to(pixels.device)
-            return self.model.generate(self.model.images_memory(pixels), self.tokens, decoding, own).words
+            return self.model.generate(self.model.images_memory(pixels), self.tokens, decoding, own).tokens
 
         read = partial(_read, prompt=self.config.data.prompt)
         words = self.outputs(items.images, read, say, "captioning")

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
 from models.fusion import FusionConfig
-from models.generation import DecodingConfig, SamplingConfig, beam_search, draw, forbid, generate, sample
+from models.generation import DecodingConfig, SamplingConfig, beam_search, forbid, generate, sample, sample_token
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.xvlm import ModelConfig
@@ -84,7 +84,7 @@ def test_a_wide_beam_finds_what_trying_everything_finds(seed, penalty):
     decoder = Markov(seed)
     for row, prompt in enumerate(prompts):
         words, score = best_of_all(decoder, prompt, 4, penalty)
-        assert words_of(found.words[row]) == list(words)
+        assert words_of(found.tokens[row]) == list(words)
         assert math.isclose(float(found.score[row]), score, rel_tol=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_one_beam_takes_the_likeliest_word_each_time():
             break
         expected.append(word)
         before = [before[1], word]
-    assert words_of(found.words[0]) == expected
+    assert words_of(found.tokens[0]) == expected
 
 
 def test_the_search_stops_when_nothing_can_become_better():
@@ -107,7 +107,7 @@ def test_the_search_stops_when_nothing_can_become_better():
     found = beam_search(decoder, torch.tensor([[1, 2], [2, 1]]), END, plain(beams=3, max_length=50))
     assert decoder.calls == 1
     assert found.ended.all()
-    assert (found.words == IGNORE).all()
+    assert (found.tokens == IGNORE).all()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -119,21 +119,21 @@ def test_a_text_does_not_depend_on_its_batch(seed):
         for row in range(3):
             one = slice(row, row + 1)
             alone = generate(Markov(seed), prompts[one], END, config, chances[one])
-            assert torch.equal(alone.words[0], together.words[row])
+            assert torch.equal(alone.tokens[0], together.tokens[row])
             torch.testing.assert_close(alone.score[0], together.score[row])
 
 
 def test_no_run_is_said_twice_and_no_text_ends_early():
     decoder = Markov(0)
     decoder.table[:] = torch.tensor([5.0, 9.0, 8.0, 1.0])
-    text = words_of(beam_search(decoder, torch.tensor([[1, 1]]), END, plain(max_length=9, no_repeat_ngram=2)).words[0])
+    text = words_of(beam_search(decoder, torch.tensor([[1, 1]]), END, plain(max_length=9, no_repeat_ngram=2)).tokens[0])
     runs = list(itertools.pairwise(text))
     assert text[:2] == [1, 1]
     assert len(runs) == len(set(runs))
     decoder.table[:] = torch.tensor([9.0, 8.0, 1.0, 0.0])
     for least in (0, 3):
         found = beam_search(decoder, torch.tensor([[1, 1]]), END, plain(max_length=9, min_length=least))
-        assert len(words_of(found.words[0])) == least
+        assert len(words_of(found.tokens[0])) == least
 
 
 @pytest.mark.parametrize(("size", "banned"), [(1, {1, 2, 3}), (2, {2, 3}), (3, {3}), (4, set())])
@@ -149,13 +149,18 @@ def test_what_would_repeat_a_run_is_forbidden(size, banned):
 def test_words_are_drawn_as_often_as_they_are_likely():
     likelihood = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(1000, -1)
     chance = (torch.arange(1000) + 0.5) / 1000
-    drawn = draw(likelihood, SamplingConfig(), chance)
+    drawn = sample_token(likelihood, SamplingConfig(), chance)
     assert drawn.bincount(minlength=4).tolist() == [500, 300, 150, 50]
     # Of the likeliest words that reach 0.7, two are left: 5 in 8 and 3 in 8.
-    assert draw(likelihood, SamplingConfig(top_p=0.7), chance).bincount(minlength=4).tolist() == [625, 375, 0, 0]
-    colder = draw(likelihood, SamplingConfig(temperature=0.5), chance).bincount(minlength=4)
+    assert sample_token(likelihood, SamplingConfig(top_p=0.7), chance).bincount(minlength=4).tolist() == [
+        625,
+        375,
+        0,
+        0,
+    ]
+    colder = sample_token(likelihood, SamplingConfig(temperature=0.5), chance).bincount(minlength=4)
     assert colder[0] == round(1000 * 0.25 / (0.25 + 0.09 + 0.0225 + 0.0025))
-    assert draw(likelihood[:1], SamplingConfig(), torch.tensor([1.0])).item() == 3
+    assert sample_token(likelihood[:1], SamplingConfig(), torch.tensor([1.0])).item() == 3
 
 
 class NoFloatSums(TorchDispatchMode):
@@ -170,7 +175,7 @@ def test_words_are_drawn_by_deterministic_algorithms():
     torch.manual_seed(0)
     likelihood, chance = torch.randn(200, 3000).log_softmax(dim=1), torch.rand(200)
     with NoFloatSums():
-        drawn = draw(likelihood, SamplingConfig(), chance)
+        drawn = sample_token(likelihood, SamplingConfig(), chance)
         with pytest.raises(AssertionError, match="not deterministic"):
             likelihood.cumsum(dim=1)
     probability, word = likelihood.double().exp().sort(dim=1, descending=True)
@@ -187,7 +192,7 @@ def test_a_drawn_text_is_scored_by_its_likelihood():
     assert found.ended.any()
     assert not found.ended.all()
     for row in range(20):
-        text = (*words_of(found.words[row]), *([END] if found.ended[row] else []))
+        text = (*words_of(found.tokens[row]), *([END] if found.ended[row] else []))
         assert math.isclose(float(found.score[row]), decoder.log_likelihood([1, 2], text), rel_tol=1e-4)
 
 
@@ -245,7 +250,7 @@ def test_a_caption_has_the_likelihood_that_training_gives_it():
     found = model.generate(memory, TOKENS, config, torch.rand(3, 6))
     texts = [
         [*TOKENS.prompt, *words_of(row), *([TOKENS.end] if ended else [])]
-        for row, ended in zip(found.words, found.ended, strict=True)
+        for row, ended in zip(found.tokens, found.ended, strict=True)
     ]
     said = [list(range(len(TOKENS.prompt), len(text))) for text in texts]
     text = LeftToRightText.of(texts, said, TOKENS.mask, TOKENS.pad)

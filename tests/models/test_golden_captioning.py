@@ -91,7 +91,7 @@ def test_generated_words(model, name):
     )
     found = model.generate(model.images_memory(pixels), TOKENS, config)
     for row in range(facts["n_images"]):
-        words = [word for word in found.words[row].tolist() if word != IGNORE]
+        words = [word for word in found.tokens[row].tolist() if word != IGNORE]
         wanted = [word for word in expected[row].tolist() if word not in (SPECIAL["pad"], SPECIAL["sep"])]
         assert words == wanted
         assert bool(found.ended[row]) == (SPECIAL["sep"] in expected[row].tolist())

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from models.align import AligningModel, Rows
+from models.align import AligningModel
+from models.contrastive import Examples
 from models.negatives import allowed_negatives, draw, negative_weights
 
 
@@ -32,8 +33,8 @@ def test_a_batch_of_one_has_no_negative_and_does_not_fail():
 @pytest.mark.parametrize("same_key", ["negative", "ignore", "positive"])
 @pytest.mark.parametrize("valid", [[1, 1, 1, 1], [1, 0, 1, 1], [1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]])
 def test_the_matching_loss_counts_three_pairs_for_each_row_that_has_a_negative(valid, same_key):
-    rows = Rows(torch.tensor(valid, dtype=torch.bool), torch.tensor([7, 8, 9, 7]), same_key)
-    assert AligningModel.matching_count(rows) == 3 * rows.allowed_negatives().any(dim=1).sum()
+    examples = Examples(torch.tensor(valid, dtype=torch.bool), torch.tensor([7, 8, 9, 7]), same_key)
+    assert AligningModel.matching_count(examples) == 3 * examples.allowed_negatives().any(dim=1).sum()
 
 
 def test_rows_that_do_not_count_and_equal_texts_are_not_drawn():

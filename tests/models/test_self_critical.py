@@ -13,7 +13,7 @@ from utils.batch import CaptioningBatch, LeftToRightText
 def critic(reward, samples: int = 4) -> SelfCriticalModel:
     model = SelfCriticalModel(tiny().config)
     model.load_state_dict(tiny().state_dict())
-    model.judge(reward, TOKENS, SelfCriticalConfig(samples=samples, max_length=6))
+    model.set_reward(reward, TOKENS, SelfCriticalConfig(samples=samples, max_length=6))
     return model.train()
 
 
