@@ -70,7 +70,7 @@ def test_the_loss_is_each_likelihood_times_how_much_better_than_the_others_it_is
     policy = model(given)["policy"].total
     torch.manual_seed(0)
     memory = model.images_memory(given.pixels)
-    likelihood = model._draw(memory).score.view(3, 3)
+    likelihood = model._sample(memory).score.view(3, 3)
     expected = 0.0
     for image in range(2):  # the third does not count
         for sample in range(3):
@@ -92,7 +92,7 @@ def test_likelihoods_are_those_at_the_temperature_of_the_draw():
     with torch.no_grad():
         memory = model.images_memory(batch(1).pixels)
         torch.manual_seed(0)
-        said = model._said(model._draw(memory))
+        said = model._captions(model._sample(memory))
         found = model._likelihood(said, memory)
         for words, likelihood in zip(said, found, strict=True):
             expected = 0.0
