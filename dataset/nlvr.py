@@ -78,7 +78,7 @@ def check_statements(items: Sequence[Statement], pictures: int, classes: int, ke
     for item in items:
         if len(item.pictures) != pictures:
             raise UserError(
-                f"{key}: {item.place} has {len(item.pictures)} pictures, but model.pictures is {pictures}; change it"
+                f"{key}: {item.place} has {len(item.pictures)} images, but model.images is {pictures}; change it"
             )
         if item.label >= classes:
             raise UserError(

@@ -66,8 +66,8 @@ class AligningModel(XVLM):
 
     @staticmethod
     def matching_passes(texts: PackedTexts, memory: CrossMemory, negatives: HardNegatives) -> list[FusionPass]:
-        """What the matching loss needs of the fusion: [CLS] of each text with its own row of the memory, of the row with a hard
-        negative text, and of the text with a hard negative row."""
+        """The passes of the matching loss, of which it needs [CLS]: each text with its own row of the memory, with a hard negative
+        in the place of the text, and with one in the place of the row."""
         return [
             FusionPass.cls(texts, memory),
             FusionPass.cls(texts.select(negatives.text), memory),

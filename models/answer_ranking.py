@@ -114,8 +114,8 @@ def rank_answers(
 
 
 def best_first(scores: Tensor, k: int, ranking: Ranking) -> Tensor:
-    """Places (N, k) of the best scores of each row. Of equal ones, which are many where candidates begin alike, the earlier
-    come first; "released" takes them as ``topk`` happens to, differently on each kind of device."""
+    """Places (N, k) of the best scores of each row. Equal scores are frequent, since candidates begin
+    alike: the earlier candidate comes first; "released" leaves that to ``topk``, which differs between kinds of device."""
     if ranking == "released":
         return scores.topk(k, dim=1).indices
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
@@ -141,7 +141,7 @@ def _calls(nodes: Sequence[Ints], most: int) -> Iterator[tuple[range, list[Ints]
 
 
 class _Subtrees:
-    """Of n questions the ``nodes`` that their chosen candidates (n, k) go through: each a sequence, the root first."""
+    """The ``nodes`` of n questions that their chosen candidates (n, k) go through: one sequence per question, the root first."""
 
     def __init__(self, tree: AnswerTree, nodes: Sequence[Ints], chosen: Ints):
         width = 1 + max(map(len, nodes))

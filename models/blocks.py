@@ -237,7 +237,7 @@ class BlockStack(nn.Module):
     def forward(self, states: Tensor, sequences: Sequences, memories: Sequence[Attended] = ()) -> Tensor:
         """``states`` (T, D) through all blocks -> (Q, D).
 
-        Only the last block computes the queries alone: what the others compute is attended to in the next one. ``memories``: each
+        Only the last block computes the queries alone: the other blocks' states are attended to in the next one. ``memories``: each
         text attends to one of them, in order; or there is none.
         """
         every_token = replace(sequences, queries=None)
@@ -258,13 +258,13 @@ class BlockStack(nn.Module):
         return [project(states) for project in projections]
 
     def memory(self, states: Tensor, mask: Tensor | None = None) -> CrossMemory:
-        """``states`` (R, K, D') as what texts attend to; ``mask`` (R, K) bool, True = attend, None: all."""
+        """The memory of ``states`` (R, K, D') for texts to attend to; ``mask`` (R, K) bool, True = attend, None: all."""
         added = None if mask is None else attention_mask(mask, linear_dtype(states))
         return CrossMemory(tuple(self.project(states)), added)
 
 
 def attention_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A padding mask (N, K), or a mask per query (N, L, K), as what is added to the scores in ``scaled_dot_product_attention``: 0
+    """A padding mask (N, K), or a mask per query (N, L, K), as a term of the scores in ``scaled_dot_product_attention``: 0
     and -inf, (N, 1, 1 or L, K) of the ``dtype`` of queries.
 
     Kernels would make this of a boolean mask anew in each layer; those of GPUs want its rows 8 numbers apart.

@@ -80,7 +80,7 @@ class CaptioningModel(XVLM):
         return fused + Work(flops=self.cost.head("word_head", int(predicted.sum())))
 
     def images_memory(self, pixels: Tensor) -> CrossMemory:
-        """Images (N, 3, H, W) as what captions attend to."""
+        """The memory of images (N, 3, H, W), which captions attend to."""
         return self.fusion.concept_memory(self.vision(pixels))
 
     def logits(self, text: LeftToRightText, memory: CrossMemory) -> Tensor:

@@ -22,7 +22,7 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 
 
 class ContrastiveConfig(Config):
-    """How the contrastive loss sees the other rows of the global batch."""
+    """Gradient of the contrastive loss over the global batch."""
 
     gradient: Literal["exact", "released"] = Field(
         "exact",
@@ -34,7 +34,7 @@ class ContrastiveConfig(Config):
 @dataclass(frozen=True)
 class Examples:
     """The examples (batch rows) of a loss: ``valid`` (N,) bool, those that count; ``key`` (N,) int64, equal for examples that are
-    not to be told apart; ``same_key``: what such examples are to each other in the contrastive loss."""
+    not to be told apart; ``same_key``: their role for each other in the contrastive loss."""
 
     valid: Tensor
     key: Tensor

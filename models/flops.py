@@ -8,14 +8,14 @@ Counted is the least arithmetic by which the losses and their gradients can be h
 
 - an image, or a frame of a video, goes through the backbone once, and is projected to keys and values once in each layer;
 - texts have their true length, without padding; rows that do not count are left out;
-- where only [CLS] is wanted (matching, boxes, classes), or only masked words are, the last layer computes nothing else but keys
-  and values;
+- where only [CLS] is wanted (matching, boxes, classes), or only masked words in pre-training, the last layer computes nothing
+  else but keys and values;
 - words are predicted at masked positions only.
 
 A multiply-accumulate is two FLOPs. Matrix products, convolutions and attention count; norms, activations, softmax, lookups, masks
 and the optimiser, a few per cent of the time and of no tensor core, do not. A mask within a sequence (causal, or the patches of a
-region) saves nothing. No parameter that takes part is frozen. What is computed twice to save memory (gradient checkpointing, the
-recomputation inside fused attention) is not counted.
+region) saves nothing. No parameter that takes part is frozen. Recomputation to save memory (gradient checkpointing, the backward
+pass of fused attention) is not counted.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class VisionCost:
 
     @staticmethod
     def of(vision: Any) -> VisionCost:
-        """Of a :class:`models.vision.VisionEncoder`."""
+        """Coefficients of a :class:`models.vision.VisionEncoder`."""
         backbone, video, patches = vision.backbone, vision.config.video, math.prod(vision.grid)
         tokens = patches + backbone.num_prefix_tokens
         attention = len(backbone.blocks) * 2 * tokens**2 * vision.width
@@ -158,7 +158,7 @@ class StackCost:
 
     @staticmethod
     def of(stack: Any, projection: int = 0) -> StackCost:
-        """Of a module whose blocks are in its ``layer``."""
+        """Coefficients of a :class:`models.blocks.BlockStack`."""
         *inner, last = stack.layer
         return StackCost(BlockCost.of(inner), BlockCost.of([last]), projection)
 
@@ -204,7 +204,7 @@ class ContrastiveCost:
 
     @staticmethod
     def of(head: Any) -> ContrastiveCost:
-        """Of a :class:`models.xvlm.ContrastiveHead`."""
+        """Coefficients of a :class:`models.contrastive.ContrastiveHead`."""
         return ContrastiveCost(
             linear_macs(head.vision_proj), linear_macs(head.text_proj), width=head.text_proj.out_features
         )
@@ -234,7 +234,7 @@ class ModelCost:
 
     @staticmethod
     def of(model: Any) -> ModelCost:
-        """Of a :class:`models.xvlm.XVLM`."""
+        """Coefficients of a :class:`models.xvlm.XVLM`."""
         text, contrastive = model.text, getattr(model, "contrastive", None)
         others = ((name, child) for name, child in model.named_children() if name not in NO_HEADS)
         return ModelCost(

@@ -18,8 +18,7 @@ from utils.errors import UserError
 
 
 class FusionConfig(Config):
-    """Sizes of the fusion encoder. What is left out is the text encoder's; what is given stays when the text encoder is
-    replaced."""
+    """Sizes of the fusion encoder. Those left out are the text encoder's; the others stay when the text encoder is replaced."""
 
     layers: int = Field(6, ge=1)
     width: int | None = Field(None, ge=1, description="text states of another width are projected to it")
@@ -40,14 +39,14 @@ class FusionConfig(Config):
         error = heads_error(block.width, block.heads)
         if error:
             raise UserError(
-                f"model.fusion: {error} (what is left out is the text encoder's; give both, with intermediate)"
+                f"model.fusion: {error} (sizes left out are the text encoder's; set both, and intermediate)"
             )
         return block
 
 
 @dataclass(frozen=True)
 class FusionPass:
-    """N texts and what they attend to.
+    """N texts with the memory that they attend to.
 
     ``memory``: R = N / S rows, of which text n attends to row n // S; None: the cross-attention is skipped, as for texts that
     have no image. ``wanted``: the tokens whose fused states are wanted; None: all.
@@ -84,7 +83,7 @@ class FusionEncoder(BlockStack):
         return list(fused.split([(each.wanted or each.texts).packing.tokens for each in passes]))
 
     def concept_memory(self, concepts: Concepts) -> CrossMemory:
-        """Visual concepts as what texts attend to: one row per concept, its concept token first, then its image's patches.
+        """The memory of visual concepts: one row per concept, its concept token first, then the patches of its image.
 
         The patches of an image are projected once, however many concepts share them.
         """

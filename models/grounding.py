@@ -28,7 +28,7 @@ class GroundingModel(XVLM):
         }
 
     def counts(self, batch: GroundingBatch) -> dict[str, Tensor]:
-        """What both losses are divided by: the valid rows."""
+        """Both losses are divided by the valid rows."""
         return {"l1": batch.valid.sum(), "giou": batch.valid.sum()}
 
     def work(self, batch: GroundingBatch) -> Work:

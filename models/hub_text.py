@@ -96,18 +96,18 @@ class HubTextEncoder(nn.Module):
 
 def _with_dropout(hub_config: Any, config: TextConfig) -> Any:
     """A copy of a Hugging Face configuration with the run's dropout, whatever its names are; those that it lacks are logged."""
-    found = copy.deepcopy(hub_config)
+    changed = copy.deepcopy(hub_config)
     wanted = {
         "dropout": (_DROPOUT, config.dropout),
         "attention_dropout": (_ATTENTION_DROPOUT, config.attention_dropout),
     }
     for key, (names, value) in wanted.items():
-        there = [name for name in names if hasattr(found, name)]
-        for name in there:
-            setattr(found, name, value)
-        if not there:
-            logger.warning("model.text.%s: %s has no such setting; it keeps its own", key, type(found).__name__)
-    return found
+        present = [name for name in names if hasattr(changed, name)]
+        for name in present:
+            setattr(changed, name, value)
+        if not present:
+            logger.warning("model.text.%s: %s has no such setting; it keeps its own", key, type(changed).__name__)
+    return changed
 
 
 def build_text_encoder(

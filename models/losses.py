@@ -1,6 +1,6 @@
 """The losses of equations 1-5, as pure functions that return sums.
 
-What a sum is divided by spans ranks and micro-batches, so the caller divides (see :class:`utils.batch.Term`).
+The divisor spans ranks and micro-batches, so the caller divides (see :class:`utils.batch.Term`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from utils.batch import IGNORE
 
 SameKey = Literal["negative", "ignore", "positive"]
-"""What another row of the same key is to a row: a negative as any other, nothing, or a positive."""
+"""The role of rows with the same key for each other: a negative as any other, none, or a positive."""
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -88,11 +88,11 @@ def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, never: Tens
     counts = labels != IGNORE
     label = labels.masked_fill(~counts, 0).unsqueeze(1)
     likelihood = at_least_float32(logits).log_softmax(dim=1)
-    said = likelihood.gather(1, label)
-    rows = -(1 - smoothing) * said
+    of_label = likelihood.gather(1, label)
+    rows = -(1 - smoothing) * of_label
     if smoothing:
         share = smoothing / (likelihood.shape[1] - 2)
-        others = likelihood.sum(dim=1, keepdim=True) - said - likelihood.gather(1, never.unsqueeze(1))
+        others = likelihood.sum(dim=1, keepdim=True) - of_label - likelihood.gather(1, never.unsqueeze(1))
         least = (1 - smoothing) * math.log(1 - smoothing) + smoothing * math.log(share)
         rows = rows - share * others + least
     return rows.squeeze(1).masked_fill(~counts, 0).sum()

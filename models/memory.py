@@ -1,4 +1,4 @@
-"""Keys and values that attention does not project anew: of what texts attend to, and of what has been generated."""
+"""Keys and values that are projected once: of states that texts attend to, and of tokens that have been generated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class CrossMemory:
-    """What texts attend to by cross-attention: R rows of K states each, projected to keys and values once per layer.
+    """The states that texts attend to by cross-attention, R rows of K, projected to keys and values once per layer.
 
     A row is an image, a region, a video, a question or a text. The keys and values of an image depend on the image alone, so all
     texts that attend to it share them.

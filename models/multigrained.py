@@ -1,5 +1,4 @@
-"""The model of multi-grained pre-training: encoders and every head (section 3.3). What its streams make of it:
-:mod:`models.streams`."""
+"""The model of multi-grained pre-training: encoders and every head (section 3.3). Its losses: :mod:`models.streams`."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ Identical = Literal["ignore", "negative"]
 
 
 class IdenticalTexts(Config):
-    """What two equal texts of a batch are to each other, by stream."""
+    """The role of equal texts of a batch for each other, by stream."""
 
     images: Identical = "negative"
     videos: Identical = "negative"
@@ -34,7 +33,7 @@ class IdenticalTexts(Config):
 
 
 class PretrainContrastiveConfig(ContrastiveConfig):
-    """Also what equal texts of a batch are to each other."""
+    """Also the role of equal texts for each other."""
 
     identical_texts: IdenticalTexts = IdenticalTexts()
 
@@ -73,7 +72,7 @@ class MultiGrainedModel(AligningModel):
         self.word_head = WordHead(width, vocabulary, self.text.block_config.eps, own_table=own_table)
 
     def word_loss(self, fused: Tensor, text: MaskedText) -> Tensor:
-        """Eq. 3 on the fused states (Q, D) of the masked tokens, summed over them."""
+        """Eq. 3: the loss of the masked words, from their fused states (Q, D), summed over them."""
         logits = self.word_head(fused, self.text.word_embeddings)
         return losses.masked_words(logits, packed_labels(text))
 

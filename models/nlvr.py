@@ -18,17 +18,17 @@ from utils.batch import Losses, PairBatch, Term, Text, Work
 class NLVRModelConfig(ModelConfig):
     """The shared model and a classifier."""
 
-    pictures: int = Field(2, ge=1, le=2, description="pictures of a statement: 2 in NLVR2 and MaRVL, 1 in XVNLI")
+    images: int = Field(2, ge=1, le=2, description="images of a statement: 2 in NLVR2 and MaRVL, 1 in XVNLI")
     classes: int = Field(2, ge=2, description="2: false, true; 3: contradiction, entailment, neutral")
 
 
 class NLVRModel(XVLM):
     """The statement is fused with each of its images; their [CLS] states together are classified."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int | None = None, *, pictures: int = 2, classes: int = 2):
+    def __init__(self, config: ModelConfig, vocab_size: int | None = None, *, images: int = 2, classes: int = 2):
         super().__init__(config, vocab_size)
-        self.pictures = pictures
-        self.classifier = mlp_head(pictures * self.text.width, classes)
+        self.images = images
+        self.classifier = mlp_head(images * self.text.width, classes)
 
     def forward(self, batch: PairBatch) -> Losses:
         """The cross-entropy of a micro-batch, as a sum."""
@@ -37,16 +37,16 @@ class NLVRModel(XVLM):
         return {"classes": Term(rows.masked_fill(~batch.valid, 0).sum(), 1.0)}
 
     def counts(self, batch: PairBatch) -> dict[str, Tensor]:
-        """What the loss is divided by: the valid rows."""
+        """The loss is divided by the valid rows."""
         return {"classes": batch.valid.sum()}
 
     def work(self, batch: PairBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
         tokens = lengths(batch.text.mask, batch.valid)
         rows, keys = len(tokens), self.cost.vision.keys()
-        images = rows * self.pictures
+        images = rows * self.images
         flops = self.cost.vision.encode(images) + self.cost.text.run(tokens) + self.cost.fusion.project(images * keys)
-        flops += self.pictures * self.cost.fusion.run(tokens, keys, wanted=1) + self.cost.head("classifier", rows)
+        flops += self.images * self.cost.fusion.run(tokens, keys, wanted=1) + self.cost.head("classifier", rows)
         return Work(rows, images, int(tokens.sum()), flops)
 
     def classify(self, pixels: Tensor, text: Text) -> Tensor:

@@ -143,7 +143,7 @@ class PackedTexts:
         """The texts numbered ``index`` (M,), in that order; ``tokens`` as in :meth:`Packing.of`, ``length`` too, None: as now."""
         lengths = self.packing.lengths.index_select(0, index)
         packing = Packing.of(lengths, length or self.packing.length, tokens)
-        # Of a spare token, and of padding in a dense packing, any state will do.
+        # Spare tokens, and padding in a dense packing, get any state.
         text, position = packing.texts.clamp(max=len(index) - 1), packing.positions
         start = self.packing.starts.index_select(0, index).index_select(0, text)
         source = (start + position).clamp(max=len(self.states) - 1)

@@ -104,7 +104,7 @@ class PretrainModel(MultiGrainedModel):
         return terms
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
-        """What each loss of ``forward`` is divided by: its examples, pairs or tokens in this micro-batch. Needs no forward."""
+        """The divisor of each loss: its examples, pairs, tokens or boxes in this micro-batch. Needs no forward pass."""
         counts: dict[str, Tensor] = {}
         for stream, part, wanted in self._steps(batch):
             of_stream = stream.counts(part)
@@ -118,7 +118,7 @@ class PretrainModel(MultiGrainedModel):
         return sum((stream.work(self.cost, part, wanted) for stream, part, wanted in self._steps(batch)), Work())
 
     def _steps(self, batch: PretrainBatch) -> list[StreamStep]:
-        """What each stream that has a loss does in this step, in the order of the streams."""
+        """Each stream that has a loss, with its part of the batch and the losses of this step, in the order of the streams."""
         parts = batch.parts()
         assert parts.keys() <= self.streams.keys(), f"the batch has {list(parts)}, the run only {list(self.streams)}"
         steps = []

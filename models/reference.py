@@ -44,7 +44,7 @@ class Padded:
 def reference_losses(model: PretrainModel, batch: PretrainBatch) -> dict[str, Tensor]:
     """Every loss of every stream, as a sum, by the names that ``model(batch)`` gives them."""
     model.contrastive.clamp_temperature()
-    found: dict[str, Tensor] = {}
+    totals: dict[str, Tensor] = {}
     for name, part in batch.parts().items():
         stream = model.streams[name]
         if isinstance(stream, RegionTextStream):
@@ -55,8 +55,8 @@ def reference_losses(model: PretrainModel, batch: PretrainBatch) -> dict[str, Te
             own = image_text_losses(model, part, stream.examples(part))
         else:
             own = {"mlm": word_loss(model, part.text, None)}
-        found |= {f"{name}/{loss}": total for loss, total in own.items()}
-    return found
+        totals |= {f"{name}/{loss}": total for loss, total in own.items()}
+    return totals
 
 
 def region_text_losses(

@@ -27,7 +27,7 @@ class RetrievalModel(AligningModel):
         return {"contrastive": Term(contrastive(), 1.0), "matching": Term(matching, 1.0)}
 
     def counts(self, batch: RetrievalBatch) -> dict[str, Tensor]:
-        """What each loss is divided by: valid examples, and pairs of the matching loss."""
+        """Divisors of the losses: valid examples, and pairs of the matching loss."""
         return {"contrastive": batch.valid.sum(), "matching": self.matching_count(_examples(batch))}
 
     def work(self, batch: RetrievalBatch) -> Work:

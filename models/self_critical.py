@@ -53,7 +53,7 @@ class SelfCriticalModel(CaptioningModel):
         self.reward, self.tokens, self.critic = reward, tokens, config
 
     def forward(self, batch: CaptioningBatch) -> Losses:
-        """``policy``, whose gradient is that of the negative expected reward; and the ``reward`` itself, to look at."""
+        """``policy``, whose gradient is that of the negative expected reward; and the ``reward`` itself, for the log."""
         count, samples = len(batch.pixels), self.critic.samples
         memory = self.images_memory(batch.pixels)
         captions = self._captions(self._sample(memory))

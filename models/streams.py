@@ -30,10 +30,10 @@ Part = Any
 """One stream's part of a micro-batch: the batch type that its class names."""
 
 Passes = dict[str, list[FusionPass]]
-"""What each loss asks of the fusion."""
+"""Passes through the fusion, by the loss that needs them."""
 
 Fused = dict[str, list[Tensor]]
-"""What each loss gets of it: the states (Q, D) of the wanted tokens, for each of its passes."""
+"""Fused states (Q, D) of the wanted tokens of each pass, by loss."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Encoded:
 
     @property
     def images(self) -> Concepts:
-        """Of a stream that has images or videos."""
+        """The concepts of a stream that has images or videos."""
         assert self.concepts is not None
         return self.concepts
 
@@ -74,7 +74,7 @@ class Stream(ABC):
 
     @abstractmethod
     def texts(self, part: Part, wanted: Collection[str]) -> dict[str, Text]:
-        """What the text encoder has to encode for the ``wanted`` losses, by name."""
+        """The texts to encode for the ``wanted`` losses, by name."""
 
     @abstractmethod
     def losses(
@@ -84,7 +84,7 @@ class Stream(ABC):
 
     @abstractmethod
     def counts(self, part: Part) -> dict[str, Tensor]:
-        """What each of all losses is divided by: the examples, pairs, tokens or boxes that count."""
+        """The divisor of each loss: the examples, pairs, tokens or boxes that count."""
 
     @abstractmethod
     def work(self, cost: ModelCost, part: Part, wanted: Collection[str]) -> Work:
@@ -116,9 +116,9 @@ class TextStream(Stream):
 
 
 class AlignedStream(Stream):
-    """Two views of each example, aligned by the contrastive and the matching loss; masked words, found with the other view.
+    """Two views of each example, aligned by the contrastive and the matching loss; masked words, predicted with the other view.
 
-    ``same_text``: what two examples with equal texts are to each other.
+    ``same_text``: the role of examples with equal texts for each other.
     """
 
     all_losses: ClassVar[tuple[str, ...]] = ("contrastive", "matching", "mlm")
@@ -168,7 +168,7 @@ class AlignedStream(Stream):
 
     @staticmethod
     def passes(part: Part, texts: Mapping[str, PackedTexts], memory: CrossMemory, alignment: Alignment) -> Passes:
-        """Masked texts with what they attend to; plain texts with it, and with hard negatives."""
+        """Passes of the masked words, and of the matching loss, for texts that attend to ``memory``."""
         passes: Passes = {}
         if "masked" in texts:
             passes["mlm"] = [FusionPass(texts["masked"], memory, masked_positions(part.text))]
@@ -177,13 +177,13 @@ class AlignedStream(Stream):
         return passes
 
     def text_flops(self, cost: ModelCost, part: Part, tokens: Lengths, wanted: Collection[str]) -> float:
-        """Of the text encoder, and of the contrastive embeddings, on which hard negatives depend, too."""
+        """FLOPs of the text encoder, and of the contrastive embeddings, on which hard negatives depend, too."""
         flops = len(self.texts(part, wanted)) * cost.text.run(tokens)
         return flops + (cost.align(len(tokens), len(tokens)) if {"contrastive", "matching"} & set(wanted) else 0)
 
     @staticmethod
     def fusion_flops(cost: ModelCost, part: Part, tokens: Lengths, keys: int, wanted: Collection[str]) -> float:
-        """Of :meth:`passes`, and of the heads on them."""
+        """FLOPs of :meth:`passes`, and of the heads on them."""
         flops = word_flops(cost, part, tokens, keys) if "mlm" in wanted else 0.0
         return flops + (cost.match(tokens, keys) if "matching" in wanted else 0)
 
@@ -286,7 +286,7 @@ class TranslationStream(AlignedStream):
     """Texts and their translations: cross-view language modelling (CCLM, arXiv:2206.00621), two views of one meaning.
 
     As released, the first text stands where an image does in the contrastive and the matching loss, and both are projected by
-    the text's projection; masked words of the first are found with the help of the second.
+    the text's projection; masked words of the first are predicted with the help of the second.
     """
 
     has_images = False
@@ -324,7 +324,7 @@ class TranslationStream(AlignedStream):
 
 
 def word_flops(cost: ModelCost, part: Part, tokens: Lengths, keys: Lengths | int | None) -> float:
-    """The fusion of masked texts with what they attend to, and their words."""
+    """FLOPs of the fusion of masked texts, and of the word head."""
     masked = lengths(part.text.labels != IGNORE, part.valid)
     return cost.fusion.run(tokens, keys, wanted=masked) + cost.head("word_head", int(masked.sum()))
 
@@ -343,5 +343,5 @@ def fuse(fusion: FusionEncoder, passes: Passes) -> Fused:
 
 
 def text_memory(fusion: FusionEncoder, texts: PackedTexts) -> CrossMemory:
-    """Texts as what other texts attend to."""
+    """The memory of texts that other texts attend to."""
     return fusion.memory(texts.padded(), texts.packing.mask)

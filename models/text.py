@@ -72,7 +72,7 @@ class TextConfig(Config):
 
     @property
     def knows_vocabulary(self) -> bool:
-        """Whether the number of words is given, so that no tokenizer has to be asked."""
+        """Whether the vocabulary size is known without a tokenizer."""
         return self.arch is None or self.arch.vocab_size is not None
 
 

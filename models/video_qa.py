@@ -37,7 +37,7 @@ class VideoQAModel(XVLM):
         return {"answers": Term((each * batch.weights).masked_fill(~counts, 0).sum(), 1.0)}
 
     def counts(self, batch: ClassifiedBatch) -> dict[str, Tensor]:
-        """What the loss is divided by: the valid questions that have a candidate among their answers (as released)."""
+        """The loss is divided by the valid questions that have a candidate among their answers (as released)."""
         known = torch.zeros(len(batch.valid), dtype=torch.int64, device=batch.valid.device)
         known = known.index_add(0, batch.question_of_answer, (batch.labels != IGNORE).long()) > 0
         return {"answers": (known & batch.valid).sum()}

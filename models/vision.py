@@ -64,7 +64,7 @@ class VideoConfig(Config):
     pooling: Literal["mean", "tokens"] = Field(
         "mean",
         description="mean: of the frames' patches over time (published), which forgets their order; tokens: every frame's "
-        "patches stay, for the fusion to look at",
+        "patches stay, for the fusion to attend to",
     )
 
 
@@ -181,7 +181,7 @@ def _frame_table(config: VideoConfig, width: int) -> nn.Parameter:
 
 
 def _check_sizes(image_size: int, patch_size: int | None, width: int | None, heads: int | None) -> None:
-    """Of a config, whose None are the backbone's own, or of a backbone.
+    """Check the sizes of a config, where None means the backbone's own, or of a backbone.
 
     Raises:
         UserError: one does not divide the other, which not every backbone of timm refuses.

@@ -26,12 +26,12 @@ from utils.errors import UserError
 
 
 class DecoderConfig(Config):
-    """Depth of the answer decoder, whose layers are of the fusion's sizes, and its words."""
+    """Depth and words of the answer decoder; its blocks have the fusion's sizes."""
 
     layers: int | None = Field(
         None,
         ge=1,
-        description="as many as the fusion has, or half as many; null: as many. Theirs are what they start from",
+        description="as many as the fusion has, whose weights they start from, or half as many; null: as many",
     )
     word_table: Literal["own", "shared"] = Field(
         "own",
@@ -85,7 +85,7 @@ class AnswerDecoder(BlockStack):
             part.apply(partial(init_bert_weights, std=arch.init_std))
 
     def questions_memory(self, questions: PackedTexts) -> CrossMemory:
-        """Fused questions as what answers attend to."""
+        """The memory of fused questions, which answers attend to."""
         return self.memory(questions.padded(), questions.packing.mask)
 
     def decode(self, ids: Tensor, mask: Tensor, memory: CrossMemory, positions: Tensor | None = None) -> Tensor:
@@ -105,7 +105,7 @@ class AnswerDecoder(BlockStack):
         return states.view(*ids.shape, -1)
 
     def logits(self, states: Tensor) -> Tensor:
-        """Of the next token, (..., V), at least float32."""
+        """Logits of the next token, (..., V), at least float32."""
         return at_least_float32(self.word_head(states, self.words))
 
     @property
@@ -144,12 +144,12 @@ class VQAModel(XVLM):
         return {"answers": Term(each.masked_fill(~batch.valid.index_select(0, rows), 0).sum(), 1.0)}
 
     def counts(self, batch: QuestionBatch) -> dict[str, Tensor]:
-        """What the loss is divided by: the valid questions (as released)."""
+        """The loss is divided by the valid questions (as released)."""
         return {"answers": batch.valid.sum()}
 
     @cached_property
     def decoder_cost(self) -> StackCost:
-        """Of the decoder, with the words that it predicts from every state."""
+        """FLOPs of the decoder, with the words that it predicts from every state."""
         return StackCost.of(self.decoder, head_macs(self.decoder.word_head, self.decoder.words))
 
     def work(self, batch: QuestionBatch) -> Work:

@@ -73,8 +73,8 @@ class XVLM(nn.Module):
             self.text.set_recompute("text" in parts)
 
     def compile_encoders(self, **options: Any) -> None:
-        """Compile the backbone and every stack of blocks by ``torch.compile``; names of parameters stay. What lies between them
-        depends on numbers that only the host knows.
+        """Compile the backbone and every stack of blocks by ``torch.compile``; names of parameters stay. The code between
+        them depends on numbers that only the host knows.
 
         Torch's limit of 8 compilations of a function, after which it runs uncompiled, is raised: the fusion has a form for every
         stream and set of its losses.

@@ -49,13 +49,13 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel]):
     @staticmethod
     def build_model(config: NLVRConfig, vocab_size: int | None) -> NLVRModel:
         model = config.model
-        return NLVRModel(model, vocab_size, pictures=model.pictures, classes=model.classes)
+        return NLVRModel(model, vocab_size, images=model.images, classes=model.classes)
 
     @staticmethod
     def synthetic_batch(config: NLVRConfig, model: NLVRModel) -> PairBatch:
         rows = config.data.batch_size
         return PairBatch(
-            pixels=synthetic.pictures(config.model.pictures * rows, config.model.vision),
+            pixels=synthetic.pictures(config.model.images * rows, config.model.vision),
             text=synthetic.text(rows, config.data.text.max_tokens, len(model.text.word_embeddings)),
             label=torch.zeros(rows, dtype=torch.int64),
             valid=synthetic.all_count(rows),
@@ -68,7 +68,7 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel]):
         return batches
 
     def _check(self, items: list[Statement], key: str) -> None:
-        check_statements(items, self.config.model.pictures, self.config.model.classes, key)
+        check_statements(items, self.config.model.images, self.config.model.classes, key)
 
     @staticmethod
     def read_split(split: NLVRSplitConfig, key: str) -> list[Statement]:

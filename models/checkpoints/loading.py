@@ -148,14 +148,15 @@ def assign(
 def _copies(
     model: XVLM, named: Sequence[tuple[str, str | None, Tensor]], report: LoadReport
 ) -> list[tuple[str, str, Tensor]]:
-    """What the model copies from a checkpoint of pre-training (:meth:`~models.xvlm.XVLM.copied_from`), noted in ``report``."""
+    """Tensors that the model copies from a checkpoint of pre-training (:meth:`~models.xvlm.XVLM.copied_from`), noted in
+    ``report``."""
     wanted = model.copied_from()
     sources = {ours: (name, tensor) for name, ours, tensor in named if ours is not None}
     if wanted.keys() & sources.keys():
         return []
-    found = {target: source for target, source in wanted.items() if source in sources}
-    report.copied.update(found)
-    return [(sources[source][0], target, sources[source][1]) for target, source in found.items()]
+    copied = {target: source for target, source in wanted.items() if source in sources}
+    report.copied.update(copied)
+    return [(sources[source][0], target, sources[source][1]) for target, source in copied.items()]
 
 
 def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadReport) -> Tensor:

@@ -1,4 +1,4 @@
-"""What happened to every tensor of a checkpoint and to every parameter of a model."""
+"""A record of what happened to every tensor of a checkpoint and to every parameter of a model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class LoadReport:
     published: bool = False
     """The file has the published names."""
     text_left_out: bool = False
-    """The file's text encoder has no place: the model has another."""
+    """The file's text encoder was left out: the model has another."""
 
     def lines(self) -> list[str]:
-        """What became of the file's tensors, for a log: their counts, then what is not plainly loaded, grouped by module."""
+        """Lines for a log: counts of the file's tensors, then those that were not simply loaded, grouped by module."""
         counts = (
             f"{self.source}: {len(self.loaded)} loaded, {len(self.resized)} of them resized, {len(self.copied)} copied, "
             f"{len(self.dropped)} dropped, {len(self.unused)} unused in the file"

@@ -1,4 +1,4 @@
-"""What weights were trained with and no shape of theirs shows: with other values they load, and mean something else."""
+"""Settings that the shapes of weights do not show: with other values, trained weights load but compute something else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Settings = dict[str, Any]
 
 
 def unseen_settings(config: ModelConfig) -> Settings:
-    """The settings of a model that no shape shows, with what it takes from its text encoder filled in."""
+    """The settings of a model that no shape shows; those that it takes from its text encoder are filled in."""
     text, vision, fusion = _text_settings(config.text), config.vision, config.fusion
     return {
         "model.vision.backbone": vision.backbone,
@@ -77,26 +77,26 @@ def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new
         if None not in (value, ours[key]) and value != ours[key] and not (new_text and key.startswith("model.text."))
     }
     if wrong:
-        said = "; ".join(f"{key} is {ours[key]}, theirs {value}" for key, value in wrong.items())
+        differences = "; ".join(f"{key} is {ours[key]}, theirs {value}" for key, value in wrong.items())
         remedy = " ".join(
             f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in wrong.items()
         )
         raise UserError(
-            f"init.checkpoint: its weights were trained with other settings ({source}): {said}; set {remedy}"
+            f"init.checkpoint: its weights were trained with other settings ({source}): {differences}; set {remedy}"
         )
 
 
 def unlike_published(model: XVLM) -> list[str]:
-    """Where a model that has loaded a published file differs from all published ones, as lines for a log."""
+    """Lines for a log: settings in which a model that has loaded a published file differs from all published models."""
     parts = {"model.fusion": model.fusion.config}
     if isinstance(model.text, TextEncoder):
         parts["model.text.arch"] = model.text.block_config
-    said = [
+    differences = [
         f"{key}.heads is {layer.heads} at a width of {layer.width}, a head in published models has {PUBLISHED_HEAD_WIDTH}"
         for key, layer in parts.items()
         if layer.heads * PUBLISHED_HEAD_WIDTH != layer.width
     ]
     eps = model.fusion.config.eps
     if eps != PUBLISHED_FUSION_EPS:
-        said.append(f"model.fusion.eps is {eps:g}, in published models {PUBLISHED_FUSION_EPS:g}")
-    return said
+        differences.append(f"model.fusion.eps is {eps:g}, in published models {PUBLISHED_FUSION_EPS:g}")
+    return differences

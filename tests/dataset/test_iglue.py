@@ -53,7 +53,7 @@ def test_xvnli_has_one_picture_and_three_classes_and_skips_what_has_no_label(wri
     assert [item.sentence for item in items] == ["un chien 0", "un chien 1", "un chien 2"]
     assert all(len(item.pictures) == 1 for item in items)
     check_statements(items, 1, 3, "data.train")
-    with pytest.raises(UserError, match=r"^data.train: .*file.json:1 has 1 pictures, but model.pictures is 2"):
+    with pytest.raises(UserError, match=r"^data.train: .*file.json:1 has 1 images, but model.images is 2"):
         check_statements(items, 2, 3, "data.train")
     with pytest.raises(
         UserError, match=r"^data.train: .*file.json:3 is of class 2, but model.classes is 2; set it to 3"

@@ -155,7 +155,7 @@ def base_model(name: str) -> XVLM:
             return VQAModel(config(VQAModelConfig, 384, decoder=DecoderConfig(word_table="shared")))
         if name == "plus_marvl_base":
             return NLVRModel(config(ModelConfig, 384))
-        return NLVRModel(config(ModelConfig, 384), pictures=1, classes=3)
+        return NLVRModel(config(ModelConfig, 384), images=1, classes=3)
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,6 @@ def test_an_answer_decoder_that_shares_its_words_starts_from_the_fusion(checkpoi
 
 
 def test_a_statement_about_one_picture_has_its_classes():
-    model = NLVRModel(AligningConfig(vision=VISION, text=TextConfig(arch=BERT), fusion=KEPT), pictures=1, classes=3)
+    model = NLVRModel(AligningConfig(vision=VISION, text=TextConfig(arch=BERT), fusion=KEPT), images=1, classes=3)
     text = Text(torch.tensor([[2, 5, 3], [2, 6, 3]]), torch.ones(2, 3, dtype=torch.bool))
     assert model.classify(torch.rand(2, 3, 32, 32), text).shape == (2, 3)

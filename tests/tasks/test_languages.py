@@ -163,7 +163,7 @@ def test_entailment_is_learned_by_the_task_of_statements(scenes_folder, tmp_path
     overrides = [
         *(each for each in tiny_run(scenes_folder) if each.startswith(kept)),
         "init.checkpoint=null",
-        "model.pictures=1",
+        "model.images=1",
         "model.classes=3",
         "data.workers=0",
         "data.batch_size=2",
@@ -180,5 +180,5 @@ def test_entailment_is_learned_by_the_task_of_statements(scenes_folder, tmp_path
         found = task.measures(task.held_out["test"])
     assert found["statements"] == 4
     assert found["accuracy/chance"] == 0.5
-    with pytest.raises(UserError, match=r"^data.train: .*test.jsonl:1 has 1 pictures, but model.pictures is 2"):
-        NLVRTask(load_config("configs/demo/nlvr.yaml", [*overrides, "model.pictures=2"], NLVRConfig))
+    with pytest.raises(UserError, match=r"^data.train: .*test.jsonl:1 has 1 images, but model.images is 2"):
+        NLVRTask(load_config("configs/demo/nlvr.yaml", [*overrides, "model.images=2"], NLVRConfig))
