@@ -66,8 +66,8 @@ class AligningModel(XVLM):
 
     @staticmethod
     def matching_passes(texts: PackedTexts, memory: CrossMemory, negatives: HardNegatives) -> list[FusionPass]:
-        """The passes of the matching loss, of which it needs [CLS]: each text with its own row of the memory, with a hard negative
-        in the place of the text, and with one in the place of the row."""
+        """The passes of the matching loss, of which it needs [CLS]: each text with its own row of the memory, a hard negative text
+        with that row, and the text with a hard negative row."""
         return [
             FusionPass.cls(texts, memory),
             FusionPass.cls(texts.select(negatives.text), memory),

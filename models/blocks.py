@@ -237,8 +237,8 @@ class BlockStack(nn.Module):
     def forward(self, states: Tensor, sequences: Sequences, memories: Sequence[Attended] = ()) -> Tensor:
         """``states`` (T, D) through all blocks -> (Q, D).
 
-        Only the last block computes the queries alone: the other blocks' states are attended to in the next one. ``memories``: each
-        text attends to one of them, in order; or there is none.
+        Only the last block computes the queries alone: the other blocks' states are attended to in the next one. ``memories``:
+        each text attends to one of them, in order; or there is none.
         """
         every_token = replace(sequences, queries=None)
         for index, block in enumerate(self.blocks):
