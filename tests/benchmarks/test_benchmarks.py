@@ -220,7 +220,7 @@ def test_the_compiled_way_is_split_too(capsys, monkeypatch):
 def test_the_steps_are_those_of_the_config(monkeypatch, capsys):
     """Which of its keys reach which way; what they do is the trainer's."""
     asked, steppers = [], []
-    monkeypatch.setattr(PretrainModel, "recompute", lambda model, encoders: asked.append(encoders))
+    monkeypatch.setattr(PretrainModel, "set_recompute", lambda model, encoders: asked.append(encoders))
     monkeypatch.setattr(PretrainModel, "compile_encoders", lambda model, **options: asked.append(options))
     monkeypatch.setattr(gpu.Stepper, "milliseconds", lambda stepper, *_: steppers.append(stepper) or [[1.0] * 4])
     given = ["train.recompute=[vision]", "train.precision=bf16", "train.clip_grad_norm=null", "optim.lr=0.5"]

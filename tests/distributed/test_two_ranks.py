@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from models.contrastive import Examples
 from models.multigrained import PretrainContrastiveConfig
 from models.pretrain import LossWeights, PretrainModel, StreamWeights
 from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain_batch
@@ -175,7 +176,7 @@ def both_released_ways() -> dict[str, torch.Tensor]:
         head.temperature.grad = None
         if way == "ours":
             valid, key = torch.ones(3, dtype=torch.bool), torch.arange(3) + 3 * distributed.rank()
-            loss = head.start_loss(image, text, valid, key, "negative")() / 6 * 2
+            loss = head.start_loss(image, text, Examples(valid, key, "negative"))() / 6 * 2
         else:
             logits = ReleasedGather.apply(image) @ ReleasedGather.apply(text).t() / head.temperature
             target = torch.arange(6)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.synthetic import pretrain_batch
 from dataset.pretrain import PretrainBatches
 from engine.memory import trainer_of
-from models import fusion, layout
+from models import packing
 from tasks.pretrain import PretrainConfig, PretrainTask
 from utils.batch import PretrainBatch, Work
 from utils.config import load_config
@@ -44,8 +44,7 @@ def task(tiny_overrides) -> PretrainTask:
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    for module in (layout, fusion):
-        monkeypatch.setattr(module, "on_host", lambda tensor: False)
+    monkeypatch.setattr(packing, "on_host", lambda tensor: False)
 
 
 def batches(task: PretrainTask, count: int) -> list[PretrainBatch]:
@@ -55,15 +54,13 @@ def batches(task: PretrainTask, count: int) -> list[PretrainBatch]:
 
 
 def shapes(part: Any) -> dict[str, object]:
-    """Of every tensor of a batch or of a part of one, and the numbers that size attention."""
+    """Of every tensor of a batch or of a part of one."""
     found: dict[str, object] = {}
     for name, value in vars(part).items():
         if isinstance(value, torch.Tensor):
             found[name] = tuple(value.shape)
         elif is_dataclass(value):
             found |= {f"{name}.{inner}": shape for inner, shape in shapes(value).items()}
-        elif name == "max_rows_per_image":
-            found[name] = value
     return found
 
 
@@ -147,7 +144,8 @@ def test_losses_of_static_batches_equal_those_of_others(task, tiny_overrides):
 
 
 def test_encoders_compile_without_graph_breaks_and_after_a_few_batches_no_more(task, as_on_a_gpu):
-    """Each encoder once, the fusion again for steps without a matching loss, and where two numbers were alike by chance."""
+    """Backbone and text once, the fusion once for each stream, again for steps without matching losses, and where two numbers were
+    alike by chance."""
     made = batches(task, 6)
     assert len({tuple(counts(batch)) for batch in made}) > 1
     task.model.eval()
@@ -159,11 +157,11 @@ def test_encoders_compile_without_graph_breaks_and_after_a_few_batches_no_more(t
         task.model.compile_encoders(fullgraph=True, backend=counter)
         torch.manual_seed(0)
         assert {name: term.total.item() for name, term in task.model(made[0]).items()} == pytest.approx(expected)
-        assert counter.frame_count == 3, "vision, text and fusion"
+        assert counter.frame_count == 4, "vision, text, and the fusion of images and of regions"
         mixed = [each for batch in made for each in (batch, replace(batch, unmatched=("images", "regions")))]
         for batch in mixed:
             backward(task, batch)
-        assert counter.frame_count <= 3 + 1 + 2
+        assert counter.frame_count <= 4 + 2 + 2
         with torch._dynamo.config.patch(error_on_recompile=True):
             for batch in mixed:
                 backward(task, batch)

@@ -126,12 +126,12 @@ def test_a_picture_is_encoded_once_for_neighbouring_questions_about_it(overrides
     monkeypatch.setattr(task.model, "ask", lambda *given: states.append(ask(*given)) or states[-1])
     with evaluating(task.model, "fp32"):
         task._predict(items)
-        shared = [row[mask] for part in states for row, mask in zip(part.states, part.mask, strict=True)]
+        shared = [row[mask] for part in states for row, mask in zip(part.padded(), part.packing.mask, strict=True)]
         assert sum(seen) < len(items)
         monkeypatch.setattr(vqa, "picture_of_each", lambda pictures: np.arange(len(pictures)))
         states.clear()
         task._predict(items)
-    apart = [row[mask] for part in states for row, mask in zip(part.states, part.mask, strict=True)]
+    apart = [row[mask] for part in states for row, mask in zip(part.padded(), part.packing.mask, strict=True)]
     for one, other in zip(shared, apart, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(shared[0], shared[8], atol=1e-2) or shared[0].shape != shared[8].shape
