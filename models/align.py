@@ -66,8 +66,8 @@ class AligningModel(XVLM):
 
     @staticmethod
     def matching_passes(texts: PackedTexts, memory: CrossMemory, negatives: HardNegatives) -> list[FusionPass]:
-        """The passes of the matching loss, of which it needs [CLS]: each text with its own row of the memory, a hard negative text
-        with that row, and the text with a hard negative row."""
+        """The passes of the matching loss, of which it needs [CLS]: texts with their own rows of the memory, hard negative texts with
+        these rows, and the texts with hard negative rows."""
         return [
             FusionPass.cls(texts, memory),
             FusionPass.cls(texts.select(negatives.text), memory),
