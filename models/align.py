@@ -66,8 +66,8 @@ class AligningModel(XVLM):
 
     @staticmethod
     def matching_passes(texts: PackedTexts, memory: CrossMemory, negatives: HardNegatives) -> list[FusionPass]:
-        """The passes of the matching loss, each for [CLS]: texts with their own rows of the memory, hard negative texts with these
-        rows, and the texts with hard negative rows."""
+        """The passes of the matching loss, which needs [CLS] of each: texts with their own rows of the memory, hard negative texts
+        with these rows, and the texts with hard negative rows."""
         return [
             FusionPass.cls(texts, memory),
             FusionPass.cls(texts.select(negatives.text), memory),

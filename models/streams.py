@@ -1,7 +1,7 @@
 """The streams of pre-training, a class each (section 3.3).
 
 A stream says what it encodes (``texts``, ``has_images``), what it asks of the fusion and what its losses are (``losses``), what
-these are divided by (``counts``), and what they cost (``work``). A loss of weight 0 appears in none of them.
+these are divided by (``counts``), and what they cost (``work``). A loss of weight 0 is wanted in no step.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from models import losses
 from models.align import HardNegatives
 from models.contrastive import Examples
 from models.flops import Lengths, ModelCost, frames_of, lengths
 from models.fusion import FusionEncoder, FusionPass
 from models.heads import predict_box
+from models.losses import box_giou, box_l1
 from models.memory import CrossMemory
 from models.multigrained import Identical, MultiGrainedModel, masked_positions
 from models.packing import PackedTexts
@@ -262,8 +262,8 @@ class RegionTextStream(AlignedStream):
         sums = self.sums(model, part, alignment, fused)
         if "boxes" in fused:
             predicted, has_box = predict_box(model.box_head, fused["boxes"][0]), self.has_box(part)
-            sums["l1"] = losses.box_l1(predicted, part.boxes_cxcywh, has_box)
-            sums["giou"] = losses.box_giou(predicted, part.boxes_cxcywh, has_box)
+            sums["l1"] = box_l1(predicted, part.boxes_cxcywh, has_box)
+            sums["giou"] = box_giou(predicted, part.boxes_cxcywh, has_box)
         return {loss: total for loss, total in sums.items() if loss in wanted}
 
     def work(self, cost: ModelCost, part: RegionBatch, wanted: Collection[str]) -> Work:
