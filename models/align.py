@@ -66,7 +66,7 @@ class AligningModel(XVLM):
 
     @staticmethod
     def matching_passes(texts: PackedTexts, memory: CrossMemory, negatives: HardNegatives) -> list[FusionPass]:
-        """The passes of the matching loss, which needs [CLS] of each: texts with their own rows of the memory, hard negative texts
+        """The passes of the matching loss, which needs [CLS] alone: texts with their own rows of the memory, hard negative texts
         with these rows, and the texts with hard negative rows."""
         return [
             FusionPass.cls(texts, memory),
