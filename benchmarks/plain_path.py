@@ -9,7 +9,7 @@ predicted at all the padded places of masked tokens. Attention is fused.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch.nn import functional as F
 
@@ -60,7 +60,7 @@ def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = P
 def _padded(text: T, length: int, pad_id: int) -> T:
     """Texts padded to ``length`` tokens, or to the longest if that is more."""
     more = (0, max(0, length - text.ids.shape[1]))
-    ids = {
+    ids: dict[str, Any] = {
         name: F.pad(getattr(text, name), more, value=pad_id) for name in ("ids", "masked_ids") if hasattr(text, name)
     }
     return replace(text, mask=F.pad(text.mask, more), **ids)
