@@ -1,0 +1,75 @@
+"""Batches of the GPU benchmark are those that the trainer makes."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from tasks.pretrain import PretrainConfig, PretrainTask
+from tests.dataset.test_video import encoded
+from tests.engine.test_static_step import batches as made_by_the_trainer
+from tests.engine.test_static_step import shapes
+from utils.batch import IGNORE
+from utils.config import load_config
+
+
+def record_of(stream: str, number: int) -> dict[str, object]:
+    words = f"a small red star {number}"
+    return {
+        "videos": {"video": [encoded(number), encoded(number + 1)], "caption": words},
+        "texts": {"text": words},
+        "pairs": {"source_text": words, "target_text": words},
+    }[stream]
+
+
+@pytest.fixture
+def compiled_task(tiny_overrides, tmp_path) -> PretrainTask:
+    """With all streams, and texts as long as those of the paper's runs."""
+    streams = []
+    for stream in ("videos", "texts", "pairs"):
+        path = tmp_path / f"{stream}.jsonl"
+        path.write_text("".join(json.dumps(record_of(stream, number)) + "\n" for number in range(8)))
+        own = ", text: {max_tokens: 50, max_masks: 16}" if stream == "pairs" else ""
+        streams.append(f"data.{stream}={{files: [{path}], batch_size: 4{own}}}")
+    sizes = ["data.text.max_tokens=30", "data.regions.batch_size=32", "model.vision.video.frames=2"]
+    overrides = [*tiny_overrides, *streams, *sizes, "train.compile=true"]
+    return PretrainTask(load_config("configs/demo/pretrain.yaml", overrides, PretrainConfig))
+
+
+def test_the_compiled_way_has_batches_of_the_shapes_that_the_trainer_makes(compiled_task):
+    (theirs,) = made_by_the_trainer(compiled_task, 1)
+    assert {name.split(".")[0] for name in shapes(theirs)} == {"images", "regions", "videos", "texts", "pairs"}
+    for batch in gpu.batches_for(compiled_task.config, compiled_task.model, static=True):
+        assert shapes(batch) == shapes(theirs)
+
+
+def test_also_with_more_pictures_than_regions(compiled_task):
+    regions = compiled_task.config.data.regions.model_copy(update={"batch_size": 2, "max_images": 5})
+    data = compiled_task.config.data.model_copy(update={"regions": regions})
+    compiled_task.config = compiled_task.config.model_copy(update={"data": data})
+    (theirs,) = made_by_the_trainer(compiled_task, 1)
+    batch, *_ = gpu.batches_for(compiled_task.config, compiled_task.model, static=True)
+    assert shapes(batch) == shapes(theirs)
+
+
+def test_all_ways_have_the_same_texts_and_the_compiled_one_other_counts_from_step_to_step(compiled_task):
+    padded, plain = (
+        gpu.batches_for(compiled_task.config, compiled_task.model, static=static) for static in (True, False)
+    )
+    for stream in compiled_task.config.data.streams():
+        for ours, theirs in zip(padded, plain, strict=True):
+            text, other = getattr(ours, stream).text, getattr(theirs, stream).text
+            assert torch.equal(text.key, other.key)
+            assert torch.equal(text.ids[text.mask], other.ids[other.mask])
+            assert torch.equal(text.labels[text.labels != IGNORE], other.labels[other.labels != IGNORE])
+            assert text.tokens >= other.tokens == int(other.mask.sum())
+        assert len({getattr(batch, stream).text.tokens for batch in padded}) > 1
+    for ours, theirs in zip(padded, plain, strict=True):
+        assert torch.equal(ours.pairs.other.ids[ours.pairs.other.mask], theirs.pairs.other.ids[theirs.pairs.other.mask])
+    assert [compiled_task.model.work(batch) for batch in padded] == [compiled_task.model.work(b) for b in plain]
+
+
+def test_no_token_of_a_drawn_text_is_padding_in_any_family(compiled_task):
+    batch, *_ = gpu.batches_for(compiled_task.config, compiled_task.model, static=False)
+    assert min(part.text.ids[part.text.mask].min() for part in (batch.images, batch.regions, batch.pairs)) > 2
