@@ -9,11 +9,7 @@ predicted at all the padded places of masked tokens. Attention is fused.
 from __future__ import annotations
 
 from dataclasses import replace
-<<<<<<< HEAD
 from typing import NamedTuple
-=======
-from typing import Any, NamedTuple, TypeVar
->>>>>>> 5ab604f6b9978ba608e4995901157135ff737094
 
 from torch.nn import functional as F
 
@@ -62,7 +58,6 @@ def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = P
 def _text_to(length: int, text: Text, pad_id: int) -> Text:
     """Texts padded to ``length`` tokens, or to the longest if that is more."""
     more = (0, max(0, length - text.ids.shape[1]))
-<<<<<<< HEAD
     return replace(text, ids=F.pad(text.ids, more, value=pad_id), mask=F.pad(text.mask, more))
 
 
@@ -70,9 +65,3 @@ def _masked_to(length: int, text: MaskedText, pad_id: int) -> MaskedText:
     """The same for texts with masked copies."""
     plain, masked = (_text_to(length, each, pad_id) for each in (text.plain(), text.with_masks()))
     return replace(text, ids=plain.ids, masked_ids=masked.ids, mask=plain.mask)
-=======
-    ids: dict[str, Any] = {
-        name: F.pad(getattr(text, name), more, value=pad_id) for name in ("ids", "masked_ids") if hasattr(text, name)
-    }
-    return replace(text, mask=F.pad(text.mask, more), **ids)
->>>>>>> 5ab604f6b9978ba608e4995901157135ff737094

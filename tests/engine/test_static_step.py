@@ -144,13 +144,8 @@ def test_losses_of_static_batches_equal_those_of_others(task, tiny_overrides):
 
 
 def test_encoders_compile_without_graph_breaks_and_after_a_few_batches_no_more(task, as_on_a_gpu):
-<<<<<<< HEAD
     """Backbone and text once, the fusion once for each stream, again for steps without matching losses, and where two numbers
     were alike by chance."""
-=======
-    """Backbone and text once, the fusion once for each stream, again for each in steps without matching losses, and where two
-    numbers were alike by chance."""
->>>>>>> 5ab604f6b9978ba608e4995901157135ff737094
     made = batches(task, 6)
     assert len({tuple(counts(batch)) for batch in made}) > 1
     task.model.eval()
