@@ -16,6 +16,7 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import published_to_ours
 from models.pretrain import LossWeights, StreamWeights
+from tests.devices import moved
 from tests.models.golden import (
     GOLDEN,
     PublishedNegatives,
@@ -45,6 +46,7 @@ def published_loss(name: str) -> str:
 def difference(actual: Tensor, expected: Tensor) -> float:
     assert actual.dtype == expected.dtype == torch.float64
     assert actual.shape == expected.shape
+    actual = actual.cpu()
     return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
 
 
@@ -71,11 +73,11 @@ def load(case: str) -> PublishedNegatives:
 
 
 @functools.cache
-def whole_step(case: str) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+def whole_step(case: str, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
     """Losses, their weighted sum ``total`` among them, and gradients of one step with all streams."""
-    model, given = load(case), arrays(ROOT / case / "inputs.npz")
-    model.drawn = drawn_negatives(given)
-    batch = map_tensors(all_streams_batch(given), in_float64)
+    model, given = load(case).to(device), arrays(ROOT / case / "inputs.npz")
+    model.drawn = [each.to(device) for each in drawn_negatives(given)]
+    batch = moved(map_tensors(all_streams_batch(given), in_float64), device)
     terms, counts = model(batch), model.counts(batch)
     assert model.drawn == []
     assert terms.keys() == counts.keys()
@@ -87,9 +89,9 @@ def whole_step(case: str) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_loss_equals_the_published_one(case):
+def test_every_loss_equals_the_published_one(case, device):
     expected = arrays(ROOT / case / "expected64.npz")
-    losses, _ = whole_step(case)
+    losses, _ = whole_step(case, device)
     ours = {name if name == "total" else published_loss(name): loss for name, loss in losses.items()}
     assert {f"loss/{name}" for name in ours} == {name for name in expected if name.startswith("loss/")}
     differences = {name: difference(loss, expected[f"loss/{name}"]) for name, loss in ours.items()}
@@ -97,9 +99,9 @@ def test_every_loss_equals_the_published_one(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_gradient_of_every_parameter_equals_the_published_one(case):
+def test_the_gradient_of_every_parameter_equals_the_published_one(case, device):
     facts, expected = manifest(case, ROOT), arrays(ROOT / case / "expected64.npz")
-    _, gradients = whole_step(case)
+    _, gradients = whole_step(case, device)
     config = facts["config"]
     rename = published_to_ours(config.get("text_fusion_start_at", config["text_num_hidden_layers"]))
     published = {rename(name.removeprefix("grad/")): name for name in expected if name.startswith("grad/")}
@@ -113,6 +115,6 @@ def test_the_gradient_of_every_parameter_equals_the_published_one(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_loss_of_a_float64_model_is_float32(case):
-    losses, _ = whole_step(case)
+def test_no_loss_of_a_float64_model_is_float32(case, device):
+    losses, _ = whole_step(case, device)
     assert {name: loss.dtype for name, loss in losses.items()} == dict.fromkeys(losses, torch.float64)
