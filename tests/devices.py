@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
@@ -59,6 +59,11 @@ def moved(given: Any, device: torch.device) -> Any:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of what is expected."""
-    expected = expected.cpu().double()
+    """Norm of the difference over the norm of what is expected, on the CPU."""
+    expected = expected.detach().cpu().double()
     return float((actual.detach().cpu().double() - expected).norm() / expected.norm())
+
+
+def flattened(tensors: dict[str, Any], names: Iterable[str] | None = None) -> Tensor:
+    """All numbers of these tensors, or of those named, on the CPU."""
+    return torch.cat([tensors[name].detach().flatten().cpu() for name in (tensors if names is None else names)])

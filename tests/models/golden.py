@@ -114,6 +114,10 @@ def fused(model: XVLM, texts: PackedTexts, memory: CrossMemory | None = None) ->
     return texts.packing.pad(states)
 
 
+def in_float64(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
 class PublishedNegatives(PretrainModel):
     """Negatives as the golden case drew them, in the order of the draws: images, then texts, stream by stream."""
 
