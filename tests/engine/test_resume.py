@@ -17,7 +17,7 @@ def whole_run(tmp_path_factory, tiny_overrides):
     """The folder and the table of an uninterrupted run on a device."""
 
     @functools.cache
-    def run(device: str, precision: str = "fp32"):
+    def run(device: str, precision: str):
         output = tmp_path_factory.mktemp("runs") / "whole"
         return output, finish(output, [*tiny_overrides, f"train.precision={precision}"], device=device)
 
@@ -26,7 +26,7 @@ def whole_run(tmp_path_factory, tiny_overrides):
 
 @pytest.fixture
 def uninterrupted(whole_run):
-    return whole_run("cpu")
+    return whole_run("cpu", "fp32")
 
 
 ON_DEVICES = [("cpu", "fp32"), *(pytest.param("cuda", name, marks=CUDA.marks) for name in ("fp32", "bf16"))]
