@@ -45,8 +45,11 @@ def reference_losses(model: PretrainModel, batch: PretrainBatch) -> dict[str, Te
     """Every loss of every stream, as a sum, by the names that ``model(batch)`` gives them."""
     model.contrastive.clamp_temperature()
     totals: dict[str, Tensor] = {}
-    for name, part in batch.parts().items():
-        stream = model.streams[name]
+    parts = batch.parts()
+    for name, stream in model.streams.items():  # negatives are drawn in this order
+        part = parts.get(name)
+        if part is None:
+            continue
         if isinstance(stream, RegionTextStream):
             own = region_text_losses(model, part, stream.examples(part), stream.has_box(part))
         elif isinstance(stream, TranslationStream):

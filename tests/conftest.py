@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dataset import scenes
+from tests.devices import DEVICES, as_in_a_run_without_tf32
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> Iterator[torch.device]:
+    """The CPU, and CUDA without TF32 (marked ``gpu``, skipped where there is none)."""
+    with as_in_a_run_without_tf32():
+        yield torch.device(request.param)
 
 
 @pytest.fixture(scope="session")

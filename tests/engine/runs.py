@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +17,15 @@ def command(output: Path, overrides: list[str], resume: bool = False) -> list[st
     return [sys.executable, "Pretrain.py", *flags, *(["--resume"] if resume else []), *overrides]
 
 
-def start(output: Path, overrides: list[str], resume: bool = False) -> subprocess.Popen[str]:
+def start(output: Path, overrides: list[str], resume: bool = False, device: str = "cpu") -> subprocess.Popen[str]:
+    """A run on the CPU, or on CUDA; a run takes a GPU where it sees one."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command(output, overrides, resume), cwd=ROOT, **pipes)
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    return subprocess.Popen(command(output, overrides, resume), cwd=ROOT, env=environment, **pipes)
 
 
-def finish(output: Path, overrides: list[str], resume: bool = False) -> str:
-    process = start(output, overrides, resume)
+def finish(output: Path, overrides: list[str], resume: bool = False, device: str = "cpu") -> str:
+    process = start(output, overrides, resume, device)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err[-2000:]
     return out

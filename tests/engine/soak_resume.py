@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from dataset import scenes
 from tests.conftest import tiny_run
 from tests.engine.runs import curve, final_weights, finish, start
@@ -31,15 +33,16 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     chance = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         scenes.build(root / "scenes", seed=0, train=40, val=8, test=8, size=32)
         overrides = [*tiny_run(root / "scenes"), f"train.steps={STEPS}", "train.checkpoint_every=5"]
-        finish(root / "whole", overrides)
+        finish(root / "whole", overrides, device=device)
         killed = root / "killed"
         for goal in sorted(chance.sample(range(1, STEPS - 5), arguments.kills)):
-            process = start(killed, overrides, resume=True)
+            process = start(killed, overrides, resume=True, device=device)
             while lines(killed) < goal and process.poll() is None:
                 time.sleep(0.002)
             time.sleep(chance.uniform(0, 0.1))
@@ -47,7 +50,7 @@ def main() -> int:
             process.communicate()
             newest = max((path.name for path in killed.glob("checkpoints/step-*")), default="no checkpoint")
             sys.stdout.write(f"killed with {lines(killed)} steps in metrics.jsonl and {newest}\n")
-        finish(root / "killed", overrides, resume=True)
+        finish(root / "killed", overrides, resume=True, device=device)
         same = curve(root / "whole") == curve(root / "killed")
         same = same and final_weights(root / "whole") == final_weights(root / "killed")
     sys.stdout.write(f"{'equal to the last digit' if same else 'DIFFERENT'} after {arguments.kills} kills\n")

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 
 import pytest
 
+from tests.devices import CUDA
 from tests.engine.runs import curve, final_weights, finish, start
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, tiny_overrides):
-    output = tmp_path_factory.mktemp("runs") / "whole"
-    table = finish(output, tiny_overrides)
-    return output, table
+def whole_run(tmp_path_factory, tiny_overrides):
+    """The folder and the table of an uninterrupted run on a device."""
+
+    @functools.cache
+    def run(device: str, precision: str):
+        output = tmp_path_factory.mktemp("runs") / "whole"
+        return output, finish(output, [*tiny_overrides, f"train.precision={precision}"], device=device)
+
+    return run
 
 
-def test_a_killed_run_repeats_the_uninterrupted_one(uninterrupted, tiny_overrides, tmp_path):
-    whole, _ = uninterrupted
-    output = tmp_path / "killed"
-    process = start(output, tiny_overrides)
+@pytest.fixture
+def uninterrupted(whole_run):
+    return whole_run("cpu", "fp32")
+
+
+ON_DEVICES = [("cpu", "fp32"), *(pytest.param("cuda", name, marks=CUDA.marks) for name in ("fp32", "bf16"))]
+
+
+@pytest.mark.parametrize(("device", "precision"), ON_DEVICES)
+def test_a_killed_run_repeats_the_uninterrupted_one(whole_run, tiny_overrides, tmp_path, device, precision):
+    whole, _ = whole_run(device, precision)
+    output, overrides = tmp_path / "killed", [*tiny_overrides, f"train.precision={precision}"]
+    process = start(output, overrides, device=device)
     deadline = time.monotonic() + 120
     while not (output / "checkpoints" / "step-00000003").exists():
         assert process.poll() is None, process.communicate()[1][-2000:]
@@ -28,7 +44,7 @@ def test_a_killed_run_repeats_the_uninterrupted_one(uninterrupted, tiny_override
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    finish(output, [*tiny_overrides, "data.workers=1"], resume=True)
+    finish(output, [*overrides, "data.workers=1"], resume=True, device=device)
     assert curve(output) == curve(whole)
     assert final_weights(output) == final_weights(whole)
 

@@ -1,7 +1,9 @@
-"""What a GPU needs of a step, tested without one: no waiting for the device, no graph breaks, no shapes that change."""
+"""What a GPU needs of a step, tested with and without one: no waiting for the device, no graph breaks, no shapes that change."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from dataset.pretrain import PretrainBatches
 from engine.memory import trainer_of
 from models import packing
 from tasks.pretrain import PretrainConfig, PretrainTask
+from tests.devices import BOUNDS, CUDA, moved
 from utils.batch import PretrainBatch, Work
 from utils.config import load_config
 
@@ -33,6 +36,22 @@ class NoWaiting(TorchDispatchMode):
             waits = any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1])
         assert not waits, f"{func} would wait for the device"
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_waiting(device: torch.device) -> Iterator[None]:
+    """An operation after which the host waits for the device is an error; on CUDA also where torch finds a synchronisation."""
+    if device.type != "cuda":
+        with NoWaiting():
+            yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with NoWaiting():
+            yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @pytest.fixture
@@ -69,9 +88,13 @@ def backward(task: PretrainTask, batch: PretrainBatch) -> None:
     torch.stack([term.weight * term.total for term in task.model(batch).values()]).sum().backward()
 
 
-def test_forward_and_backward_never_wait_for_the_device(task, as_on_a_gpu):
+def test_forward_and_backward_never_wait_for_the_device(task, as_on_a_gpu, device):
     (batch,) = batches(task, 1)
-    with NoWaiting():
+    task.model.to(device)
+    batch = moved(batch, device)
+    if device.type == "cuda":
+        backward(task, batch)  # kernels are loaded, and tables are made
+    with no_waiting(device):
         backward(task, batch)
         task.model.counts(batch)
 
@@ -95,17 +118,17 @@ ALL = [
     ids=["fp32", "bf16 and recompute", "accumulated", "drop path"],
 )
 @pytest.mark.parametrize("static", [False, True])
-def test_a_step_of_the_trainer_never_waits_for_the_device(given, static, tiny_overrides, as_on_a_gpu):
+def test_a_step_of_the_trainer_never_waits_for_the_device(given, static, tiny_overrides, as_on_a_gpu, device):
     """Of all streams, with all their matching losses and without; clipping, optimiser and what is told of the step included."""
     config = load_config("configs/demo/pretrain.yaml", [*tiny_overrides, *ALL, *given], PretrainConfig)
     model = PretrainTask.build_model(config, 200)
     model.work = lambda batch: Work()  # is counted from batches on the host, on a GPU too
-    trainer = trainer_of(model, config.train, config.optim, torch.device("cpu"))
+    trainer = trainer_of(model, config.train, config.optim, device)
     made = [pretrain_batch(config.data, model.vision, 200, seed=seed, static=static) for seed in (0, 1)]
     for batches_of_step in (made, [replace(batch, unmatched=("images", "videos")) for batch in made]):
         step = batches_of_step[: config.train.accumulate]
         trainer.train_step(step)  # the optimiser makes its states, and tables are made
-        with NoWaiting():
+        with no_waiting(device):
             told = trainer.train_step(step)
         assert not told.read()["bad"]
 
@@ -148,7 +171,8 @@ def test_encoders_compile_without_graph_breaks_and_after_a_few_batches_no_more(t
     were alike by chance."""
     made = batches(task, 6)
     assert len({tuple(counts(batch)) for batch in made}) > 1
-    task.model.eval()
+    made = [moved(batch, device) for batch in made]
+    task.model.to(device).eval()
     torch.manual_seed(0)
     expected = {name: term.total.item() for name, term in task.model(made[0]).items()}
     torch._dynamo.reset()
@@ -165,6 +189,32 @@ def test_encoders_compile_without_graph_breaks_and_after_a_few_batches_no_more(t
         with torch._dynamo.config.patch(error_on_recompile=True):
             for batch in mixed:
                 backward(task, batch)
+    finally:
+        torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", [CUDA], indirect=True)
+def test_encoders_compiled_by_inductor_give_the_losses_and_gradients_of_others(task, device):
+    task.model.to(device).eval()
+    made, found = [moved(batch, device) for batch in batches(task, 2)], []
+    trained = list(task.model.named_parameters())
+    torch._dynamo.reset()
+    try:
+        for compiled in (False, True):
+            if compiled:
+                task.model.compile_encoders()
+            for number, batch in enumerate(made):
+                torch.manual_seed(number)
+                backward(task, batch)
+                torch.manual_seed(number)
+                losses = {name: term.total.detach() for name, term in task.model(batch).items()}
+                found.append(losses | {name: each.grad for name, each in trained if each.grad is not None})
+        for expected, actual in zip(found[:2], found[2:], strict=True):
+            assert actual.keys() == expected.keys()
+            for name, value in expected.items():
+                scale = value.abs().max().clamp(min=1)
+                torch.testing.assert_close(actual[name] / scale, value / scale, rtol=0, atol=BOUNDS["cuda"], msg=name)
     finally:
         torch._dynamo.reset()
 

@@ -9,6 +9,7 @@ import torch
 
 from engine.train_config import TrainConfig
 from engine.trainer import PHASES
+from tests.devices import moved
 from tests.engine.toy import Line, ToyTask, points, trainer
 from utils.errors import UserError
 
@@ -21,11 +22,11 @@ def lines(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_accumulated_micro_batches_give_the_gradient_of_all_their_rows(tmp_path):
+def test_accumulated_micro_batches_give_the_gradient_of_all_their_rows(tmp_path, device):
     """Micro-batches have 1, 2 and 3 valid rows: dividing each by its own count would weigh them wrongly."""
-    run = trainer(tmp_path, steps=1, accumulate=3, clip_grad_norm=None)
-    expected = Line()
-    batches = [points(number) for number in range(3)]
+    run = trainer(tmp_path, device=device, steps=1, accumulate=3, clip_grad_norm=None)
+    expected = Line().to(device)
+    batches = [moved(points(number), device) for number in range(3)]
     error = torch.cat([(expected.fit(b.x).squeeze(1) - b.y)[b.valid] for b in batches])
     (error.square().mean() + 0.5 * error.abs().mean()).backward()
     run.fit()
@@ -34,18 +35,18 @@ def test_accumulated_micro_batches_give_the_gradient_of_all_their_rows(tmp_path)
     assert lines(tmp_path)[0]["points/square"] == pytest.approx(error.square().mean().item())
 
 
-def test_gradients_are_clipped_to_the_norm(tmp_path):
-    run = trainer(tmp_path, steps=1, clip_grad_norm=0.01)
+def test_gradients_are_clipped_to_the_norm(tmp_path, device):
+    run = trainer(tmp_path, device=device, steps=1, clip_grad_norm=0.01)
     run.fit()
     norm = torch.cat([parameter.grad.flatten() for parameter in run.model.parameters()]).norm()
-    assert norm == pytest.approx(0.01, rel=1e-3)
+    assert norm.item() == pytest.approx(0.01, rel=1e-3)
     assert lines(tmp_path)[0]["grad_norm"] > 0.01
 
 
-def test_without_a_limit_gradients_are_measured_and_left_alone(tmp_path, monkeypatch):
+def test_without_a_limit_gradients_are_measured_and_left_alone(tmp_path, monkeypatch, device):
     expected, clipped = {}, []
     for folder, limit in (("high", 1e6), ("none", None)):
-        run = trainer(tmp_path / folder, steps=1, clip_grad_norm=limit)
+        run = trainer(tmp_path / folder, device=device, steps=1, clip_grad_norm=limit)
         run.fit()
         expected[folder] = [lines(tmp_path / folder)[0]["grad_norm"], *(p.grad for p in run.model.parameters())]
         monkeypatch.setattr(torch, "_foreach_mul_", lambda *arguments: clipped.append(arguments))
@@ -111,8 +112,8 @@ def test_the_phases_of_a_step_are_told(tmp_path):
     assert tuple(dict.fromkeys(["data", *told, "report"])) == PHASES
 
 
-def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path):
-    run = trainer(tmp_path, ToyTask(poison={2}), steps=3, max_skipped_steps=1)
+def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path, device):
+    run = trainer(tmp_path, ToyTask(poison={2}), device=device, steps=3, max_skipped_steps=1)
     before = []
     original = run.train_step
 
@@ -129,8 +130,8 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
-def test_one_skip_too_many_stops_with_step_losses_records_and_batch(tmp_path):
-    run = trainer(tmp_path, ToyTask(poison={1, 3}), max_skipped_steps=1)
+def test_one_skip_too_many_stops_with_step_losses_records_and_batch(tmp_path, device):
+    run = trainer(tmp_path, ToyTask(poison={1, 3}), device=device, max_skipped_steps=1)
     with pytest.raises(UserError) as error:
         run.fit()
     message = str(error.value)
@@ -168,10 +169,6 @@ def test_apex_levels_are_understood_with_a_note(level, name, caplog):
     assert level in caplog.text
 
 
-GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
-
-
-@pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_learns_the_line(tmp_path, precision, device):
     trainer(tmp_path, steps=40, precision=precision, device=device).fit()
@@ -179,22 +176,22 @@ def test_mixed_precision_learns_the_line(tmp_path, precision, device):
     assert written[-1]["points/square"] < written[0]["points/square"] / 4
 
 
-def scaled(folder, **options):
-    run = trainer(folder, precision="fp16")
-    run.precision.scaler = torch.amp.GradScaler("cpu", **options)
+def scaled(folder, device, **options):
+    run = trainer(folder, precision="fp16", device=device)
+    run.precision.scaler = torch.amp.GradScaler(device.type, **options)
     return run
 
 
-def test_a_metrics_line_has_the_loss_scale_of_its_step(tmp_path):
-    scaled(tmp_path, init_scale=4.0, growth_interval=1).fit()
+def test_a_metrics_line_has_the_loss_scale_of_its_step(tmp_path, device):
+    scaled(tmp_path, device, init_scale=4.0, growth_interval=1).fit()
     assert [line["loss_scale"] for line in lines(tmp_path)] == [4, 8, 16, 32, 64, 128]
-    trainer(tmp_path / "unscaled").fit()
+    trainer(tmp_path / "unscaled", device=device).fit()
     assert not any("loss_scale" in line for line in lines(tmp_path / "unscaled"))
 
 
-def test_a_loss_scale_below_one_stops_with_what_to_do(tmp_path):
+def test_a_loss_scale_below_one_stops_with_what_to_do(tmp_path, device):
     with pytest.raises(UserError, match="step 1: fp16 gradients overflow at every loss scale"):
-        scaled(tmp_path, init_scale=0.5).fit()
+        scaled(tmp_path, device, init_scale=0.5).fit()
 
 
 def test_recorded_graphs_are_refused_where_gradients_are_added_up():

@@ -91,7 +91,11 @@ class Empty(Config):
 
 
 def trainer(
-    folder: Path, task: ToyTask | None = None, checkpoint: Checkpoint | None = None, device: str = "cpu", **options
+    folder: Path,
+    task: ToyTask | None = None,
+    checkpoint: Checkpoint | None = None,
+    device: str | torch.device = "cpu",
+    **options,
 ) -> Trainer:
     settings = {"steps": 6, "precision": "fp32", "log_every": 1, "checkpoint_every": 100} | options
     return Trainer(

@@ -22,6 +22,7 @@ from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VideoConfig, VisionConfig
 from models.xvlm import XVLM
+from tests.devices import BOUNDS
 from utils.batch import (
     ImageTextBatch,
     MaskedText,
@@ -113,6 +114,10 @@ def fused(model: XVLM, texts: PackedTexts, memory: CrossMemory | None = None) ->
     return texts.packing.pad(states)
 
 
+def in_float64(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
 class PublishedNegatives(PretrainModel):
     """Negatives as the golden case drew them, in the order of the draws: images, then texts, stream by stream."""
 
@@ -123,6 +128,15 @@ class PublishedNegatives(PretrainModel):
 
 
 M = TypeVar("M", bound=XVLM)
+
+
+def assert_golden(actual: Tensor, expected: Tensor, mask: Tensor | None = None) -> None:
+    """Equal to within :data:`~tests.devices.BOUNDS`, where ``mask`` is true; the tensors may be on different devices."""
+    expected = expected.cpu()
+    error = (actual.cpu() - expected).abs() / expected.abs().clamp(min=1)
+    if mask is not None:
+        error = error[mask.cpu()]
+    assert error.max() < BOUNDS[actual.device.type], f"off by {error.max():.2e}"
 
 
 def load_case(case: str = "pretrain", root: Path = GOLDEN, image_size: int | None = None) -> PublishedNegatives:

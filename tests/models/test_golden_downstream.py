@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from metrics.retrieval import ranks_of_first_match, retrieval_recalls
 from models.contrastive import Examples
@@ -15,13 +16,14 @@ from models.negatives import negative_weights
 from models.nlvr import NLVRModel
 from models.reranking import TextBank, score_pairs
 from models.retrieval import RetrievalModel
-from tests.models.golden import GOLDEN, arrays, load_model, manifest
-from tests.models.test_golden_pretrain import assert_golden
+from tests.devices import copied_to, moved
+from tests.models.golden import GOLDEN, arrays, assert_golden, load_model, manifest
 from utils.batch import GroundingBatch, Losses, PairBatch, RetrievalBatch, Text
 
 
-def case(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    return arrays(GOLDEN / name / "inputs.npz"), arrays(GOLDEN / name / "expected.npz")
+def case(name: str, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the case gives, on the device, and what it expects."""
+    return moved(arrays(GOLDEN / name / "inputs.npz"), device), arrays(GOLDEN / name / "expected.npz")
 
 
 def text_of(given: dict[str, Tensor], rows: int | None = None) -> Text:
@@ -44,33 +46,40 @@ class PublishedNegatives(RetrievalModel):
 
 
 @pytest.fixture(scope="module")
-def retrieval():
+def loaded():
     return load_model("retrieval", PublishedNegatives)
+
+
+@pytest.fixture
+def retrieval(loaded, device):
+    return copied_to(device, loaded)
 
 
 def retrieval_batch(given: dict[str, Tensor], group: Tensor) -> RetrievalBatch:
     rows = len(given["image"])
-    return RetrievalBatch(given["image"], text_of(given, rows), group, torch.ones(rows, dtype=torch.bool))
+    valid = torch.ones(rows, dtype=torch.bool, device=group.device)
+    return RetrievalBatch(given["image"], text_of(given, rows), group, valid)
 
 
-def test_retrieval_losses(retrieval):
-    given, expected = case("retrieval")
+def test_retrieval_losses(retrieval, device):
+    given, expected = case("retrieval", device)
     retrieval.drawn = [given["train_image_neg_idx"], given["train_text_neg_idx"]]
     losses = means(retrieval, retrieval_batch(given, given["train_idx"]))
     assert_golden(losses["contrastive"], expected["loss_itc_idx"])
     assert_golden(losses["matching"], expected["loss_itm"])
 
 
-def test_retrieval_loss_without_groups(retrieval):
-    given, expected = case("retrieval")
+def test_retrieval_loss_without_groups(retrieval, device):
+    given, expected = case("retrieval", device)
     retrieval.drawn = [given["train_image_neg_idx"], given["train_text_neg_idx"]]
-    losses = means(retrieval, retrieval_batch(given, torch.arange(5)))
+    losses = means(retrieval, retrieval_batch(given, torch.arange(5, device=device)))
     assert_golden(losses["contrastive"], expected["loss_itc_noidx"])
 
 
-def test_captions_of_one_image_are_never_negatives(retrieval):
-    given, expected = case("retrieval")
-    head, examples = retrieval.contrastive, Examples(torch.ones(5, dtype=torch.bool), given["train_idx"], "positive")
+def test_captions_of_one_image_are_never_negatives(retrieval, device):
+    given, expected = case("retrieval", device)
+    valid = torch.ones(5, dtype=torch.bool, device=device)
+    head, examples = retrieval.contrastive, Examples(valid, given["train_idx"], "positive")
     with torch.no_grad():
         text = text_of(given, 5)
         similarity = head.similarity(
@@ -82,8 +91,8 @@ def test_captions_of_one_image_are_never_negatives(retrieval):
 
 
 @torch.no_grad()
-def test_retrieval_embeddings(retrieval):
-    given, expected = case("retrieval")
+def test_retrieval_embeddings(retrieval, device):
+    given, expected = case("retrieval", device)
     text = text_of(given)
     image_embed = retrieval.contrastive.embed_image(retrieval.vision(given["image"]))
     text_embed = retrieval.contrastive.embed_text(*retrieval.text([text]))
@@ -94,8 +103,8 @@ def test_retrieval_embeddings(retrieval):
 
 @pytest.mark.parametrize("tokens_per_call", [8192, 20, 1])
 @torch.no_grad()
-def test_reranking_scores_every_pair_as_published_however_it_is_cut(retrieval, tokens_per_call):
-    given, expected = case("retrieval")
+def test_reranking_scores_every_pair_as_published_however_it_is_cut(retrieval, tokens_per_call, device):
+    given, expected = case("retrieval", device)
     text, images = text_of(given), retrieval.vision(given["image"])
     bank = TextBank.of(retrieval.text([Text(text.ids[part], text.mask[part]) for part in (slice(3), slice(3, None))]))
     wanted = [torch.randperm(8, generator=torch.Generator().manual_seed(image)) for image in range(5)]
@@ -107,7 +116,7 @@ def test_reranking_scores_every_pair_as_published_however_it_is_cut(retrieval, t
 
 
 def test_recalls_equal_the_published_ones():
-    given, facts = case("retrieval")[0], manifest("retrieval")["recall_eval"]
+    given, facts = arrays(GOLDEN / "retrieval" / "inputs.npz"), manifest("retrieval")["recall_eval"]
     image_of_text = torch.tensor([facts["txt2img"][str(text)] for text in range(8)])
     matches = (torch.arange(5).unsqueeze(1) == image_of_text).numpy()
     recalls = retrieval_recalls(
@@ -130,19 +139,21 @@ def test_recalls_equal_the_published_ones():
 
 
 @torch.no_grad()
-def test_visual_reasoning():
-    given, expected = case("nlvr")
-    model = load_model("nlvr", NLVRModel)
-    batch = PairBatch(given["image"], text_of(given), given["targets"], torch.ones(3, dtype=torch.bool))
+def test_visual_reasoning(device):
+    given, expected = case("nlvr", device)
+    model = load_model("nlvr", NLVRModel).to(device)
+    batch = PairBatch(given["image"], text_of(given), given["targets"], torch.ones(3, dtype=torch.bool, device=device))
     assert_golden(model.classify(batch.pixels, batch.text), expected["logits"])
     assert_golden(means(model, batch)["classes"], expected["loss"])
 
 
 @torch.no_grad()
-def test_grounding():
-    given, expected = case("grounding")
-    model = load_model("grounding", GroundingModel)
-    batch = GroundingBatch(given["image"], text_of(given), given["target_bbox"], torch.ones(3, dtype=torch.bool))
+def test_grounding(device):
+    given, expected = case("grounding", device)
+    model = load_model("grounding", GroundingModel).to(device)
+    batch = GroundingBatch(
+        given["image"], text_of(given), given["target_bbox"], torch.ones(3, dtype=torch.bool, device=device)
+    )
     assert_golden(model.locate(batch.pixels, batch.text), expected["coords"])
     losses = means(model, batch)
     assert_golden(losses["l1"], expected["loss_bbox"])
@@ -150,8 +161,8 @@ def test_grounding():
 
 
 @torch.no_grad()
-def test_texts_in_a_bank_are_the_texts_without_their_padding(retrieval):
-    given = case("retrieval")[0]
+def test_texts_in_a_bank_are_the_texts_without_their_padding(retrieval, device):
+    given = case("retrieval", device)[0]
     text = text_of(given)
     (encoded,) = retrieval.text([text])
     order = torch.tensor([6, 0, 3])
@@ -163,23 +174,23 @@ def test_texts_in_a_bank_are_the_texts_without_their_padding(retrieval):
 
 
 @torch.no_grad()
-def test_a_bank_in_another_order_gives_the_same_texts_under_other_numbers(retrieval):
-    bank, order = TextBank.of(retrieval.text([text_of(case("retrieval")[0])])), torch.tensor([5, 2, 7])
+def test_a_bank_in_another_order_gives_the_same_texts_under_other_numbers(retrieval, device):
+    bank, order = TextBank.of(retrieval.text([text_of(case("retrieval", device)[0])])), torch.tensor([5, 2, 7])
     found, expected = bank.reordered(order).select(torch.tensor([2, 0])), bank.select(torch.tensor([7, 5]))
     assert torch.equal(found.states, expected.states)
     assert torch.equal(found.packing.lengths, expected.packing.lengths)
 
 
 @torch.no_grad()
-def test_regions_are_reranked_through_their_patch_masks(retrieval):
-    given = case("retrieval")[0]
+def test_regions_are_reranked_through_their_patch_masks(retrieval, device):
+    given = case("retrieval", device)[0]
     (texts,), images = retrieval.text([text_of(given)]), retrieval.vision(given["image"])
-    masks = torch.arange(images.patches.shape[1]) < torch.tensor([[1], [5], [3]])
-    regions = retrieval.vision.regions(images, masks, torch.tensor([4, 0, 0]))
+    masks = torch.arange(images.patches.shape[1], device=device) < torch.tensor([[1], [5], [3]], device=device)
+    regions = retrieval.vision.regions(images, masks, torch.tensor([4, 0, 0], device=device))
     wanted = [torch.tensor(rows) for rows in ([3, 1], [0, 2, 7], [6])]
     found = score_pairs(retrieval.fusion, retrieval.matching_head, regions, wanted, TextBank.of([texts]))
-    tokens, seen = regions.tokens(), torch.cat([torch.ones(3, 1, dtype=torch.bool), masks], dim=1)
+    tokens, seen = regions.tokens(), F.pad(masks, (1, 0), value=True)
     for region, (rows, scores) in enumerate(zip(wanted, found, strict=True)):
         memory = retrieval.fusion.memory(tokens[region : region + 1], seen[region : region + 1])
-        (cls,) = retrieval.fusion.fuse([FusionPass.cls(texts.select(rows), memory)])
+        (cls,) = retrieval.fusion.fuse([FusionPass.cls(texts.select(rows.to(device)), memory)])
         assert_golden(scores, retrieval.matching_head(cls)[:, 1])

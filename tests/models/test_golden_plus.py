@@ -26,10 +26,12 @@ from models.vision import VisionConfig
 from models.vqa import DecoderConfig, VQAModel, VQAModelConfig
 from models.xvlm import XVLM, ModelConfig
 from optim import OptimConfig, parameter_groups
+from tests.devices import copied_to, moved
 from tests.models.golden import (
     GOLDEN,
     PublishedNegatives,
     arrays,
+    assert_golden,
     cross_encoder,
     encoded,
     fused,
@@ -44,13 +46,6 @@ from utils.errors import UserError
 CASE = GOLDEN / "xvlmplus"
 GIVEN = arrays(CASE / "inputs.npz")
 EXPECTED = arrays(CASE / "expected.npz")
-
-
-def assert_golden(actual: Tensor, expected: Tensor, mask: Tensor | None = None) -> None:
-    error = (actual - expected).abs() / expected.abs().clamp(min=1)
-    if mask is not None:
-        error = error[mask]
-    assert error.max() < 1e-5, f"off by {error.max():.2e}"
 
 
 def case_config() -> PretrainModelConfig:
@@ -72,7 +67,7 @@ def case_config() -> PretrainModelConfig:
 
 
 @pytest.fixture(scope="module")
-def model() -> PublishedNegatives:
+def loaded() -> PublishedNegatives:
     model = PublishedNegatives(case_config(), streams=StreamWeights(images=1.0, regions=1.0, pairs=1.0))
     state = read_weights(CASE / "model.safetensors")
     report = load_published(model, state, "case")
@@ -82,30 +77,40 @@ def model() -> PublishedNegatives:
 
 
 @pytest.fixture
-def text(model) -> PackedTexts:
-    return encoded(model, GIVEN["text_ids"], GIVEN["text_atts"])
+def model(loaded, device) -> PublishedNegatives:
+    return copied_to(device, loaded)
+
+
+@pytest.fixture
+def given(device) -> dict[str, Tensor]:
+    return moved(GIVEN, device)
+
+
+@pytest.fixture
+def text(model, given) -> PackedTexts:
+    return encoded(model, given["text_ids"], given["text_atts"])
 
 
 def test_text_states_equal_those_of_the_published_xlm_roberta(text):
     assert_golden(text.padded(), EXPECTED["text_embeds"], text.packing.mask)
 
 
-def test_fusion_equals_the_published_cross_encoder(model, text):
-    memory = model.fusion.concept_memory(model.vision(GIVEN["image"]))
+def test_fusion_equals_the_published_cross_encoder(model, text, given):
+    memory = model.fusion.concept_memory(model.vision(given["image"]))
     assert_golden(fused(model, text, memory), EXPECTED["fusion_embeds"], text.packing.mask)
 
 
 @pytest.mark.parametrize("order", ["as given", "reversed", "two at each"])
-def test_fusion_looks_at_texts_as_published(model, text, order):
-    memory = text_memory(model.fusion, encoded(model, GIVEN["text_ids_2"], GIVEN["text_atts_2"]))
-    rows = torch.arange(text.packing.count)
+def test_fusion_looks_at_texts_as_published(model, text, given, order, device):
+    memory = text_memory(model.fusion, encoded(model, given["text_ids_2"], given["text_atts_2"]))
+    rows = torch.arange(text.packing.count, device=device)
     if order == "reversed":
         rows = rows.flip(0)
         memory = memory.select(rows)
     if order == "two at each":
         rows = rows.repeat_interleave(2)
     texts = text.select(rows)
-    assert_golden(fused(model, texts, memory), EXPECTED["text_text_fusion_embeds"][rows], texts.packing.mask)
+    assert_golden(fused(model, texts, memory), EXPECTED["text_text_fusion_embeds"][rows.cpu()], texts.packing.mask)
 
 
 def batch() -> PretrainBatch:
@@ -119,11 +124,12 @@ def batch() -> PretrainBatch:
     )
 
 
-def test_losses_of_images_and_of_parallel_texts_equal_the_published_ones(model):
+def test_losses_of_images_and_of_parallel_texts_equal_the_published_ones(model, given, device):
     model.drawn = [
-        GIVEN[f"{name}_neg_idx{end}"] for name, end in (("image", ""), ("text", ""), ("para", "_a"), ("para", "_b"))
+        given[f"{name}_neg_idx{end}"] for name, end in (("image", ""), ("text", ""), ("para", "_a"), ("para", "_b"))
     ]
-    terms, counts = model(batch()), model.counts(batch())
+    everything = moved(batch(), device)
+    terms, counts = model(everything), model.counts(everything)
     assert terms.keys() == counts.keys()
     published = {"contrastive": ("itc", "ttc"), "matching": ("itm", "ttm"), "mlm": ("mlm", "mlm")}
     for name, (of_images, of_pairs) in published.items():

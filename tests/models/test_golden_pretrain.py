@@ -15,9 +15,11 @@ from models.multigrained import packed_labels
 from models.negatives import allowed_negatives, negative_weights
 from models.packing import PackedTexts
 from models.streams import TextStream
+from tests.devices import BOUNDS, copied_to, moved
 from tests.models.golden import (
     GOLDEN,
     arrays,
+    assert_golden,
     encoded,
     everything,
     fused,
@@ -32,34 +34,37 @@ GIVEN = arrays(GOLDEN / "pretrain" / "inputs.npz")
 EXPECTED = arrays(GOLDEN / "pretrain" / "expected.npz")
 
 
-def assert_golden(actual: Tensor, expected: Tensor, mask: Tensor | None = None) -> None:
-    error = (actual - expected).abs() / expected.abs().clamp(min=1)
-    if mask is not None:
-        error = error[mask]
-    assert error.max() < 1e-5, f"off by {error.max():.2e}"
-
-
 @pytest.fixture(scope="module")
-def model():
+def loaded():
     return load_case()
 
 
 @pytest.fixture
-def text(model) -> PackedTexts:
-    return encoded(model, GIVEN["text_ids"], GIVEN["text_atts"])
+def model(loaded, device):
+    return copied_to(device, loaded)
 
 
-def region_concepts(model):
-    images = model.vision(GIVEN["region_image"])
-    return images, model.vision.regions(images, GIVEN["region_image_atts"][:, 1:].bool(), GIVEN["idx_to_group_img"])
+@pytest.fixture
+def given(device) -> dict[str, Tensor]:
+    return moved(GIVEN, device)
 
 
-def test_whole_images_equal_the_published_encoder(model):
-    assert_golden(model.vision(GIVEN["image"]).tokens(), EXPECTED["vision_embeds"])
+@pytest.fixture
+def text(model, given) -> PackedTexts:
+    return encoded(model, given["text_ids"], given["text_atts"])
 
 
-def test_regions_equal_the_published_encoder_in_one_pass(model):
-    images, regions = region_concepts(model)
+def region_concepts(model, given):
+    images = model.vision(given["region_image"])
+    return images, model.vision.regions(images, given["region_image_atts"][:, 1:].bool(), given["idx_to_group_img"])
+
+
+def test_whole_images_equal_the_published_encoder(model, given):
+    assert_golden(model.vision(given["image"]).tokens(), EXPECTED["vision_embeds"])
+
+
+def test_regions_equal_the_published_encoder_in_one_pass(model, given):
+    images, regions = region_concepts(model, given)
     assert_golden(regions.tokens(), EXPECTED["region_embeds"])
     assert_golden(images.tokens(), EXPECTED["region_fullimage_embeds_ungathered"])
 
@@ -72,19 +77,21 @@ def test_text_without_image_skips_cross_attention(model, text):
     assert_golden(fused(model, text), EXPECTED["text_embeds_12L_no_image"], text.packing.mask)
 
 
-def test_fusion_equals_the_published_one(model, text):
-    memory = model.fusion.concept_memory(model.vision(GIVEN["image"]))
+def test_fusion_equals_the_published_one(model, text, given):
+    memory = model.fusion.concept_memory(model.vision(given["image"]))
     assert_golden(fused(model, text, memory), EXPECTED["fusion_embeds"], text.packing.mask)
 
 
-def test_it_does_with_texts_and_images_in_another_order(model, text):
-    memory, order = model.fusion.concept_memory(model.vision(GIVEN["image"])), torch.arange(text.packing.count).flip(0)
+def test_it_does_with_texts_and_images_in_another_order(model, text, given, device):
+    memory = model.fusion.concept_memory(model.vision(given["image"]))
+    order = torch.arange(text.packing.count, device=device).flip(0)
     states = fused(model, text.select(order), memory.select(order))
-    assert_golden(states, EXPECTED["fusion_embeds"][order], text.packing.mask[order])
+    assert_golden(states, EXPECTED["fusion_embeds"][order.cpu()], text.packing.mask[order])
 
 
-def test_it_does_with_several_texts_at_an_image_and_several_passes(model, text):
-    memory, rows = model.fusion.concept_memory(model.vision(GIVEN["image"])), torch.arange(text.packing.count)
+def test_it_does_with_several_texts_at_an_image_and_several_passes(model, text, given, device):
+    memory = model.fusion.concept_memory(model.vision(given["image"]))
+    rows = torch.arange(text.packing.count, device=device)
     twice, thrice = (text.select(rows.repeat_interleave(times)) for times in (2, 3))
     passes = [FusionPass(texts, memory) for texts in (text, twice, thrice, text)]
     for each, states in zip(passes, model.fusion.fuse(passes), strict=True):
@@ -94,49 +101,51 @@ def test_it_does_with_several_texts_at_an_image_and_several_passes(model, text):
 
 
 @pytest.mark.parametrize("beside_whole_images", [False, True])
-def test_fusion_sees_a_region_through_its_patch_mask(model, beside_whole_images):
-    images, regions = region_concepts(model)
-    text = encoded(model, GIVEN["region_text_ids"], GIVEN["region_text_atts"])
+def test_fusion_sees_a_region_through_its_patch_mask(model, beside_whole_images, given):
+    images, regions = region_concepts(model, given)
+    text = encoded(model, given["region_text_ids"], given["region_text_atts"])
     seen = regions.with_whole_images(images) if beside_whole_images else regions
     memory = model.fusion.concept_memory(seen).slice(0, text.packing.count)
     assert_golden(fused(model, text, memory), EXPECTED["region_fusion_embeds"], text.packing.mask)
 
 
-def test_embeddings_similarity_and_sampling_weights(model, text):
+def test_embeddings_similarity_and_sampling_weights(model, text, given, device):
     head = model.contrastive
-    image_embed, text_embed = head.embed_image(model.vision(GIVEN["image"])), head.embed_text(text)
+    image_embed, text_embed = head.embed_image(model.vision(given["image"])), head.embed_text(text)
     assert_golden(image_embed, EXPECTED["image_feat"])
     assert_golden(text_embed, EXPECTED["text_feat"])
     similarity = head.similarity(image_embed, text_embed)
     assert_golden(similarity, EXPECTED["sim_over_temp"])
-    allowed = allowed_negatives(torch.ones(len(similarity), dtype=torch.bool))
+    allowed = allowed_negatives(torch.ones(len(similarity), dtype=torch.bool, device=device))
     assert_golden(negative_weights(similarity.t(), allowed), EXPECTED["hard_negative_weights_for_image"])
     assert_golden(negative_weights(similarity, allowed), EXPECTED["hard_negative_weights_for_text"])
 
 
-def test_boxes_and_words(model, text):
-    images = model.vision(GIVEN["region_image"])
-    phrases = encoded(model, GIVEN["region_text_ids"], GIVEN["region_text_atts"])
-    boxes = model.predict_boxes(phrases, images, GIVEN["idx_to_group_img"])
+def test_boxes_and_words(model, given, device):
+    images = model.vision(given["region_image"])
+    phrases = encoded(model, given["region_text_ids"], given["region_text_atts"])
+    boxes = model.predict_boxes(phrases, images, given["idx_to_group_img"])
     assert_golden(boxes, EXPECTED["region_pred_bbox"])
     words = masked_text(GIVEN)
-    masked = encoded(model, words.masked_ids, words.mask)
-    logits = model.predict_words(masked, model.vision(GIVEN["image"]), words)
     used = words.labels != IGNORE
-    assert torch.equal(packed_labels(words), words.labels[used])
+    words = moved(replace(words, masked=int(used.sum())), device)
+    masked = encoded(model, words.masked_ids, words.mask)
+    logits = model.predict_words(masked, model.vision(given["image"]), words)
+    assert torch.equal(packed_labels(words), words.labels[used.to(device)])
     assert_golden(logits, EXPECTED["image_mlm_logits"][used])
 
 
-def whole_step(model) -> tuple[Losses, dict[str, Tensor]]:
+def whole_step(model, device) -> tuple[Losses, dict[str, Tensor]]:
     order = region_order(GIVEN)
     place = order.argsort()
-    model.drawn = [
+    drawn = [
         GIVEN["image_neg_idx"],
         GIVEN["text_neg_idx"],
         place[GIVEN["region_image_neg_idx"]][order],
         place[GIVEN["region_text_neg_idx"]][order],
     ]
-    batch = pretrain_batch(GIVEN)
+    model.drawn = [each.to(device) for each in drawn]
+    batch = moved(pretrain_batch(GIVEN), device)
     terms = model(batch)
     counts = model.counts(batch)
     return terms, {name: term.total / counts[name] for name, term in terms.items()}
@@ -154,9 +163,8 @@ PUBLISHED_LOSSES = {
 }
 
 
-def test_losses_and_the_gradient_of_every_parameter(model):
-    model.zero_grad()
-    terms, losses = whole_step(model)
+def test_losses_and_the_gradient_of_every_parameter(model, device):
+    terms, losses = whole_step(model, device)
     assert set(losses) == set(PUBLISHED_LOSSES)
     for name, published in PUBLISHED_LOSSES.items():
         assert_golden(losses[name], EXPECTED[published])
@@ -169,14 +177,14 @@ def test_losses_and_the_gradient_of_every_parameter(model):
 def assert_gradients(model) -> None:
     norms = json.loads((GOLDEN / "pretrain" / "grad_norms.json").read_text())["per_param"]
     rename = published_to_ours(len(model.text.encoder.layer))
-    parameters = dict(model.named_parameters())
+    parameters, bound = dict(model.named_parameters()), BOUNDS[model.matching_head[0].weight.device.type]
     checked = 0
     for name, norm in norms.items():
         ours = rename(name)
         if norm is None or norm < 1e-4:
             continue
         assert parameters[ours].grad is not None, ours
-        assert abs(parameters[ours].grad.norm().item() - norm) < 1e-5 * max(1, norm), ours
+        assert abs(parameters[ours].grad.norm().item() - norm) < bound * max(1, norm), ours
         checked += 1
     assert checked > 0.9 * len(parameters) - len(model.text.encoder.layer) * 3 - len(model.fusion.layer) * 2
     for name, gradient in EXPECTED.items():
@@ -184,10 +192,10 @@ def assert_gradients(model) -> None:
             assert_golden(parameters[rename(name.removeprefix("grad::"))].grad, gradient)
 
 
-def test_boxes_of_whole_images_can_be_learned_too(model):
-    batch = pretrain_batch(GIVEN)
+def test_boxes_of_whole_images_can_be_learned_too(model, given, device):
+    batch = moved(pretrain_batch(GIVEN), device)
     regions = torch.zeros_like(batch.regions.is_image)
-    model.drawn = [GIVEN["image_neg_idx"], GIVEN["text_neg_idx"], *[torch.arange(len(regions))] * 2]
+    model.drawn = [given["image_neg_idx"], given["text_neg_idx"], *[torch.arange(len(regions), device=device)] * 2]
     batch = replace(batch, regions=replace(batch.regions, is_image=regions))
     terms, counts = model(batch), model.counts(batch)
     for name in ("l1", "giou"):
@@ -195,10 +203,10 @@ def test_boxes_of_whole_images_can_be_learned_too(model):
         assert_golden(terms[f"regions/{name}"].total / counts[f"regions/{name}"], EXPECTED[published])
 
 
-def test_text_only_masked_words(model, monkeypatch):
-    text = pretrain_batch(GIVEN).images.text
+def test_text_only_masked_words(model, monkeypatch, device):
+    text = masked_text(GIVEN)
     monkeypatch.setitem(model.streams, "texts", TextStream("texts", {"mlm": 1.0}))
-    batch = PretrainBatch(None, None, TextBatch(text, everything(text.ids)))
+    batch = moved(PretrainBatch(None, None, TextBatch(text, everything(text.ids))), device)
     loss = model(batch)["texts/mlm"].total / model.counts(batch)["texts/mlm"]
     assert (text.labels != IGNORE).any()
     assert_golden(loss, EXPECTED["textonly_loss_mlm"])

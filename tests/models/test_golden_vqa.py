@@ -22,8 +22,8 @@ from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.vqa import DecoderConfig, VQAModel, VQAModelConfig, left_to_right
 from models.xvlm import ModelConfig
-from tests.models.golden import GOLDEN, arrays, manifest, model_config
-from tests.models.test_golden_pretrain import assert_golden
+from tests.devices import copied_to, moved
+from tests.models.golden import GOLDEN, arrays, assert_golden, manifest, model_config
 from utils.batch import QuestionBatch, Text
 from utils.errors import UserError
 
@@ -42,12 +42,24 @@ def vqa_config(case: str, layers: int) -> VQAModelConfig:
 
 
 @pytest.fixture(scope="module")
-def model():
+def loaded():
     made = VQAModel(vqa_config("vqa", manifest("vqa")["config"]["num_dec_layers"]))
     report = load_published(made, read_weights(GOLDEN / "vqa" / "model.safetensors"), "golden")
     report.require_complete()
     assert report.copied == {}
     return made.eval()
+
+
+@pytest.fixture
+def model(loaded, device):
+    return copied_to(device, loaded)
+
+
+@pytest.fixture
+def asked(model, device) -> PackedTexts:
+    """The case's questions with their images."""
+    given = moved(batch(), device)
+    return model.ask(given.pixels, given.text)
 
 
 def text(name: str) -> Text:
@@ -66,22 +78,22 @@ def batch(valid: Tensor | None = None) -> QuestionBatch:
     )
 
 
-def test_training_loss(model):
-    given = batch()
+def test_training_loss(model, device):
+    given = moved(batch(), device)
     term = model(given)["answers"]
     assert_golden(term.total / model.counts(given)["answers"], EXPECTED["train_loss"])
 
 
-def test_a_question_that_does_not_count_adds_nothing(model):
-    both = model(batch())["answers"].total
-    parts = [batch(torch.tensor([keep, not keep])) for keep in (True, False)]
+def test_a_question_that_does_not_count_adds_nothing(model, device):
+    both = model(moved(batch(), device))["answers"].total
+    parts = [moved(batch(torch.tensor([keep, not keep])), device) for keep in (True, False)]
     assert_golden(sum(model(part)["answers"].total for part in parts), both)
     assert [int(model.counts(part)["answers"]) for part in parts] == [1, 1]
 
 
 @torch.no_grad()
-def test_question_states_and_decoder_logits(model):
-    given = batch()
+def test_question_states_and_decoder_logits(model, device):
+    given = moved(batch(), device)
     states = model.ask(given.pixels, given.text)
     assert_golden(states.padded(), EXPECTED["question_states"], states.packing.mask)
     memory = model.decoder.questions_memory(states).select(given.question_of_answer)
@@ -90,13 +102,13 @@ def test_question_states_and_decoder_logits(model):
 
 
 @torch.no_grad()
-def test_several_questions_about_an_image_share_it(model):
-    asked, images = text("question"), GIVEN["image"]
-    image_of_question = torch.tensor([1, 0, 1])
-    rows = torch.tensor([0, 1, 1])
-    found = model.ask(images, Text(asked.ids[rows], asked.mask[rows]), image_of_question)
-    expected = model.ask(images[image_of_question], Text(asked.ids[rows], asked.mask[rows]))
-    assert_golden(found.states, expected.states)
+def test_several_questions_about_an_image_share_it(model, device):
+    questions, images = text("question"), GIVEN["image"].to(device)
+    rows, image_of_question = torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1], device=device)
+    questions = moved(Text(questions.ids[rows], questions.mask[rows]), device)
+    found = model.ask(images, questions, image_of_question)
+    expected = model.ask(images[image_of_question], questions)
+    assert_golden(found.padded(), expected.padded(), expected.packing.mask)
 
 
 def candidates() -> list[list[int]]:
@@ -106,23 +118,21 @@ def candidates() -> list[list[int]]:
 
 @pytest.mark.parametrize("nodes_per_call", [None, 1])
 @torch.no_grad()
-def test_ranking_of_candidates(model, nodes_per_call):
-    asked = model.ask(GIVEN["image"], text("question"))
+def test_ranking_of_candidates(model, asked, nodes_per_call):
     found = rank_answers(model.decoder, asked, AnswerTree(candidates()), 9, "released", nodes_per_call)
-    assert torch.equal(found.ids, EXPECTED["rank_k9_ids"])
+    assert torch.equal(found.ids.cpu(), EXPECTED["rank_k9_ids"])
     assert_golden(found.probabilities, EXPECTED["rank_k9_probs"])
 
 
 @torch.no_grad()
-def test_the_first_tokens_choose_the_candidates(model):
-    asked = model.ask(GIVEN["image"], text("question"))
+def test_the_first_tokens_choose_the_candidates(model, asked, device):
     likeliest = EXPECTED["first_token_probs"].sort(dim=1, descending=True, stable=True).indices
     for k in (1, 4):
         found = rank_answers(model.decoder, asked, AnswerTree(candidates()), k, "likelihood")
-        assert torch.equal(found.ids.sort(dim=1).values, likeliest[:, :k].sort(dim=1).values)
-    start = torch.full((2, 1), candidates()[0][0])
+        assert torch.equal(found.ids.sort(dim=1).values.cpu(), likeliest[:, :k].sort(dim=1).values)
+    start = torch.full((2, 1), candidates()[0][0], device=device)
     memory = model.decoder.questions_memory(asked)
-    states = model.decoder.decode(start, torch.ones(1, 1, 1, dtype=torch.bool), memory)
+    states = model.decoder.decode(start, torch.ones(1, 1, 1, dtype=torch.bool, device=device), memory)
     probabilities = model.decoder.logits(states[:, 0]).softmax(dim=1)
     assert_golden(probabilities[:, [ids[1] for ids in candidates()]], EXPECTED["first_token_probs"])
 

@@ -19,17 +19,18 @@ from models.pretrain import PretrainModel, StreamWeights
 from models.retrieval import RetrievalModel
 from models.video_qa import VideoQAModel, VideoQAModelConfig
 from models.vision import FRAME_POSITIONS, VideoConfig, VisionConfig, VisionEncoder
+from tests.devices import copied_to, moved
 from tests.models.golden import (
     GOLDEN,
     PublishedNegatives,
     arrays,
+    assert_golden,
     encoded,
     manifest,
     model_config,
     pretrain_batch,
     video_batch,
 )
-from tests.models.test_golden_pretrain import assert_golden
 from utils.batch import IGNORE, ClassifiedBatch, PretrainBatch, Text
 from utils.errors import UserError
 
@@ -47,9 +48,19 @@ def load(model, case: str):
 
 
 @pytest.fixture(scope="module")
-def model() -> PublishedNegatives:
+def loaded() -> PublishedNegatives:
     streams = StreamWeights(videos=1.0)
     return load(PublishedNegatives(model_config(manifest("pretrain"), frames=3), streams=streams), "pretrain")
+
+
+@pytest.fixture
+def model(loaded, device) -> PublishedNegatives:
+    return copied_to(device, loaded)
+
+
+@pytest.fixture
+def given(device) -> dict[str, Tensor]:
+    return moved(GIVEN, device)
 
 
 def means(model, batch) -> dict[str, Tensor]:
@@ -63,27 +74,27 @@ def of_questions(config: PretrainModelConfig, classes: int) -> VideoQAModelConfi
 
 
 @torch.no_grad()
-def test_a_video_equals_the_published_encoder(model):
-    assert_golden(model.vision(GIVEN["video"]).tokens(), EXPECTED["video_embeds"])
+def test_a_video_equals_the_published_encoder(model, given):
+    assert_golden(model.vision(given["video"]).tokens(), EXPECTED["video_embeds"])
 
 
 @torch.no_grad()
-def test_matching_logits_of_videos(model):
-    concepts = model.vision(GIVEN["video"])
-    text = encoded(model, GIVEN["video_text_ids"], GIVEN["video_text_atts"])
+def test_matching_logits_of_videos(model, given):
+    concepts = model.vision(given["video"])
+    text = encoded(model, given["video_text_ids"], given["video_text_atts"])
     memory = model.fusion.concept_memory(concepts)
     passes = [
         FusionPass.cls(text, memory),
-        FusionPass.cls(text, memory.select(GIVEN["video_image_neg_idx"])),
-        FusionPass.cls(text.select(GIVEN["video_text_neg_idx"]), memory),
+        FusionPass.cls(text, memory.select(given["video_image_neg_idx"])),
+        FusionPass.cls(text.select(given["video_text_neg_idx"]), memory),
     ]
     found = model.matching_head(torch.cat(model.fusion.fuse(passes)))
     assert_golden(found, EXPECTED["video_itm_logits"])
 
 
-def test_losses_of_videos(model):
-    model.drawn = [GIVEN["video_image_neg_idx"], GIVEN["video_text_neg_idx"]]
-    for name, loss in means(model, video_batch(GIVEN)).items():
+def test_losses_of_videos(model, given, device):
+    model.drawn = [given["video_image_neg_idx"], given["video_text_neg_idx"]]
+    for name, loss in means(model, moved(video_batch(GIVEN), device)).items():
         assert_golden(loss, EXPECTED[f"video_loss_{LOSSES[name.removeprefix('videos/')]}"])
 
 
@@ -91,13 +102,13 @@ def all_streams() -> PretrainBatch:
     return replace(pretrain_batch(GIVEN), videos=video_batch(GIVEN).videos)
 
 
-def test_one_backbone_pass_over_all_streams_gives_each_its_own_losses(model, monkeypatch):
+def test_one_backbone_pass_over_all_streams_gives_each_its_own_losses(model, monkeypatch, given, device):
     calls = []
     patches = model.vision.patches
     monkeypatch.setattr(model.vision, "patches", lambda pixels: calls.append(len(pixels)) or patches(pixels))
     negatives = [*("image_neg_idx", "text_neg_idx"), *("video_image_neg_idx", "video_text_neg_idx")]
-    model.drawn = [*(GIVEN[name] for name in negatives), *[torch.arange(7).roll(1)] * 2]
-    found = means(model, all_streams())
+    model.drawn = [*(given[name] for name in negatives), *[torch.arange(7, device=device).roll(1)] * 2]
+    found = means(model, moved(all_streams(), device))
     assert calls == [4 + 3 + 2 * 3]
     for stream, published in (("images", "image"), ("videos", "video")):
         for name, short in LOSSES.items():
@@ -105,13 +116,12 @@ def test_one_backbone_pass_over_all_streams_gives_each_its_own_losses(model, mon
     assert_golden(found["regions/l1"], EXPECTED["region_loss_bbox"])
 
 
-def test_without_matching_the_other_losses_stay_and_every_parameter_has_a_gradient(model):
-    both = [torch.arange(4).roll(1), torch.arange(2).roll(1), torch.arange(7).roll(1)]
+def test_without_matching_the_other_losses_stay_and_every_parameter_has_a_gradient(model, device):
+    both = [torch.arange(count, device=device).roll(1) for count in (4, 2, 7)]
     model.drawn = [each for each in both for _ in range(2)]
-    expected = means(model, all_streams())
+    expected = means(model, moved(all_streams(), device))
     model.drawn = [each for each in both for _ in range(2)]
-    model.zero_grad()
-    batch = replace(all_streams(), unmatched=("images", "videos", "regions"))
+    batch = replace(moved(all_streams(), device), unmatched=("images", "videos", "regions"))
     found = means(model, batch)
     assert found.keys() == expected.keys()
     for name, loss in found.items():
@@ -121,18 +131,20 @@ def test_without_matching_the_other_losses_stay_and_every_parameter_has_a_gradie
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.fixture(scope="module")
-def video_qa() -> tuple[VideoQAModel, dict[str, Tensor], dict[str, Tensor]]:
+@pytest.fixture
+def video_qa(device) -> tuple[VideoQAModel, dict[str, Tensor], dict[str, Tensor]]:
+    """The model and what the case gives, both on the device, and what it expects."""
     facts = manifest("videoqa")
     shared = model_config(facts, frames=facts["config"]["frame_len"])
     config = of_questions(shared, facts["config"]["num_labels"])
     given, expected = (arrays(GOLDEN / "videoqa" / f"{name}.npz") for name in ("inputs", "expected"))
-    return load(VideoQAModel(config), "videoqa"), given, expected
+    return load(VideoQAModel(config), "videoqa").to(device), moved(given, device), expected
 
 
 def question(given: dict[str, Tensor], labels: Tensor, owner: Tensor, weights: Tensor) -> ClassifiedBatch:
     text = Text(given["text_ids"], given["text_atts"].bool())
-    return ClassifiedBatch(given["video"], text, labels, owner, weights, torch.ones(len(text.ids), dtype=torch.bool))
+    valid = torch.ones(len(text.ids), dtype=torch.bool, device=text.ids.device)
+    return ClassifiedBatch(given["video"], text, labels, owner, weights, valid)
 
 
 @torch.no_grad()
@@ -144,17 +156,17 @@ def test_classes_of_video_questions(video_qa):
 
 
 @torch.no_grad()
-def test_an_answer_out_of_the_list_teaches_nothing(video_qa):
+def test_an_answer_out_of_the_list_teaches_nothing(video_qa, device):
     model, given, expected = video_qa
-    batch = question(given, given["targets"], torch.arange(2), torch.ones(2))
+    batch = question(given, given["targets"], torch.arange(2, device=device), torch.ones(2, device=device))
     assert IGNORE in given["targets"].tolist()
     assert_golden(means(model, batch)["answers"], expected["loss"])
 
 
 @torch.no_grad()
-def test_several_weighted_answers_of_a_question(video_qa):
+def test_several_weighted_answers_of_a_question(video_qa, device):
     model, given, expected = video_qa
-    owner = torch.arange(2).repeat_interleave(given["vqa_k"])
+    owner = torch.arange(2, device=device).repeat_interleave(given["vqa_k"])
     batch = question(given, given["vqa_targets"], owner, given["vqa_weights"])
     assert_golden(means(model, batch)["answers"], expected["vqa_classification_loss"])
 
@@ -217,7 +229,7 @@ def test_the_mean_over_time_forgets_the_order_of_frames_and_tokens_keep_it():
 
 
 @torch.no_grad()
-def test_the_fusion_looks_at_every_frame_of_tokens(model):
+def test_the_fusion_looks_at_every_frame_of_tokens():
     facts = manifest("pretrain")
     config = model_config(facts, frames=3)
     video = VideoConfig(frames=3, pooling="tokens")

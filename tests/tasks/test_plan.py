@@ -13,6 +13,7 @@ from engine.measured import Measured
 from tasks.kinds import kind_of
 from tasks.plan import Planner, main, parse, published_gpus, scaled
 from tasks.plan_table import as_table
+from tests.devices import CUDA
 from tests.engine.fake_gpu import CONTEXT, ROW, FakeGPU
 from tests.models.test_flops import FINE_TUNING, MODEL
 from utils.config import load_config
@@ -238,9 +239,8 @@ def test_recorded_graphs_are_not_planned_with_accumulation():
         planner.plan()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu_the_plan_is_measured():
+@pytest.mark.parametrize("device", [CUDA], indirect=True)
+def test_on_a_gpu_the_plan_is_measured(device):
     plan = planned(BASE, "--memory", "4")
     assert plan.measured_on
     assert sum(plan.largest.memory.values()) <= 4e9

@@ -1,0 +1,69 @@
+"""Devices that tests run on: the CPU always, CUDA with ``pytest -m gpu``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from utils.batch import to_device
+
+WHY_SKIPPED = "no CUDA device"
+CUDA = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=WHY_SKIPPED)]
+)
+DEVICES = ("cpu", CUDA)
+
+BOUNDS = {"cpu": 1e-5, "cuda": 1e-4}
+"""Largest error of a float32 number against the expected one, relative above 1. CUDA's kernels add in other orders."""
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@contextmanager
+def as_in_a_run_without_tf32() -> Iterator[None]:
+    """Float32 products in full precision, and without cuDNN's attention (:func:`utils.distributed.process_group`)."""
+    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    attention = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.set_float32_matmul_precision("highest")  # sets torch.backends.cuda.matmul.allow_tf32 too
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.backends.cuda.enable_cudnn_sdp(attention)
+
+
+def bf16(device: torch.device) -> AbstractContextManager[Any]:
+    """The autocast of ``train.precision=bf16``."""
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def copied_to(device: torch.device, model: M) -> M:
+    """A copy of a model, with gradients of its own; the model stays where it is."""
+    return copy.deepcopy(model).to(device)
+
+
+def moved(given: Any, device: torch.device) -> Any:
+    """A batch, or tensors by name, on ``device``."""
+    if isinstance(given, dict):
+        return {name: value.to(device) for name, value in given.items()}
+    return to_device(given, device)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of what is expected, on the CPU."""
+    expected = expected.detach().cpu().double()
+    return float((actual.detach().cpu().double() - expected).norm() / expected.norm())
+
+
+def flattened(tensors: dict[str, Any], names: Iterable[str] | None = None) -> Tensor:
+    """All numbers of these tensors, or of those named, on the CPU."""
+    return torch.cat([tensors[name].detach().flatten().cpu() for name in (tensors if names is None else names)])
