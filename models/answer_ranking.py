@@ -106,9 +106,11 @@ def rank_answers(
     order = best_first(opening, min(k, len(tree)), ranking)
     chosen, device = order.cpu().numpy(), first.device
     scores = opening.gather(1, order) * (2 if ranking == "released" else 1)
-    for rows, nodes in _calls([np.unique(tree.path[row]) for row in chosen], nodes_per_call):
+    calls = list(_calls([np.unique(tree.path[row]) for row in chosen], nodes_per_call))
+    memories = memory.split([len(rows) for rows, _ in calls])
+    for (rows, nodes), of_call in zip(calls, memories, strict=True):
         subtrees = _Subtrees(tree, nodes, chosen[rows.start : rows.stop])
-        scores[rows.start : rows.stop] += subtrees.score(decoder, memory.slice(rows.start, rows.stop), device)
+        scores[rows.start : rows.stop] += subtrees.score(decoder, of_call, device)
     ranks = best_first(scores, scores.shape[1], ranking)
     return RankedAnswers(order.gather(1, ranks), scores.gather(1, ranks).softmax(dim=1))
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.blocks import BlockConfig, BlockStack, QueryPositions, Sequences, attention_mask, heads_error, linear_dtype
-from models.memory import Attended, CrossMemory, concat_keys
+from models.memory import Attended, CrossMemory
 from models.packing import PackedTexts
 from models.vision import Concepts
 from utils.config import Config
@@ -89,11 +89,19 @@ class FusionEncoder(BlockStack):
         """
         if concepts.patch_mask is None or concepts.image_index is None:
             return self.memory(concepts.tokens())
-        of_patches, of_concepts = self.project(concepts.patches), self.project(concepts.concept.unsqueeze(1))
-        index = concepts.image_index
+        images, patches, _ = concepts.patches.shape
+        count = len(concepts.concept)
+        # All states once, patches and then concept tokens; each row of the memory gathers its own of them.
+        states = torch.cat([concepts.patches.flatten(0, 1), concepts.concept])
+        of_image = concepts.image_index.unsqueeze(1) * patches + torch.arange(patches, device=states.device)
+        of_concept = images * patches + torch.arange(count, device=states.device).unsqueeze(1)
+        own = torch.cat([of_concept, of_image], dim=1).flatten()
         layers = tuple(
-            concat_keys([concept, (keys.index_select(0, index), values.index_select(0, index))])
-            for concept, (keys, values) in zip(of_concepts, of_patches, strict=True)
+            (
+                keys.index_select(0, own).view(count, 1 + patches, -1),
+                values.index_select(0, own).view(count, 1 + patches, -1),
+            )
+            for keys, values in self.project(states)
         )
         always = concepts.patch_mask.new_ones(len(concepts.patch_mask), 1)
         mask = torch.cat([always, concepts.patch_mask], dim=1)

@@ -41,11 +41,12 @@ class CrossMemory:
         """The rows numbered ``rows`` (M,), in that order."""
         return CrossMemory(self.layers, self.mask, rows if self.rows is None else self.rows.index_select(0, rows))
 
-    def slice(self, start: int, stop: int) -> CrossMemory:
-        """The rows from ``start`` to ``stop``, without a copy."""
-        assert self.rows is None, "rows are cut before they are selected"
-        layers = tuple((keys[start:stop], values[start:stop]) for keys, values in self.layers)
-        return CrossMemory(layers, None if self.mask is None else self.mask[start:stop])
+    def split(self, sizes: Sequence[int]) -> list[CrossMemory]:
+        """Parts of so many rows, in order, without a copy."""
+        assert self.rows is None, "rows are split before they are selected"
+        masks = [None] * len(sizes) if self.mask is None else self.mask.split(list(sizes))
+        layers = [zip(keys.split(list(sizes)), values.split(list(sizes)), strict=True) for keys, values in self.layers]
+        return [CrossMemory(own, mask) for own, mask in zip(zip(*layers, strict=True), masks, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,3 @@ class KVCache:
             key: (keys.index_select(0, hypotheses), values.index_select(0, hypotheses))
             for key, (keys, values) in self.layers.items()
         }
-
-
-def concat_keys(parts: Sequence[KeysValues]) -> KeysValues:
-    """Keys and values one after the other along the keys' axis, (R, K, D)."""
-    keys, values = zip(*parts, strict=True)
-    return torch.cat(keys, dim=1), torch.cat(values, dim=1)

@@ -53,7 +53,6 @@ class NLVRModel(XVLM):
         """Logits (N, C) of the classes. ``pixels`` (K N, 3, H, W): all first (left) images, then all second (right) ones; N
         texts."""
         memory, (statements,) = self.fusion.concept_memory(self.vision(pixels)), self.text([text])
-        count = len(text.ids)
-        seen = [memory.slice(start, start + count) for start in range(0, len(pixels), count)]
-        fused = self.fusion.fuse([FusionPass.cls(statements, images) for images in seen])
+        of_images = memory.split([len(text.ids)] * self.images)
+        fused = self.fusion.fuse([FusionPass.cls(statements, images) for images in of_images])
         return self.classifier(torch.cat(fused, dim=1))

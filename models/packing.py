@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -112,15 +113,33 @@ class Packing:
         width = packed.shape[1]
         if self.dense:
             return packed.view(self.count, self.length, width)
-        # One more row than there are slots takes the spare tokens. Writing (instead of reading by the inverse of `slots`) has
-        # a gradient that only reads: nothing is added up, which on a GPU would be slow and in no fixed order.
-        padded = packed.new_zeros(self.count * self.length + 1, width)
-        return padded.index_copy_(0, self.slots, packed)[:-1].view(self.count, self.length, width)
+        return _spread(packed, self.slots, self.count * self.length).view(self.count, self.length, width)
 
     def pack(self, padded: Tensor) -> Tensor:
         """(N, L, ...) -> (T, ...)."""
         flat = padded.flatten(0, 1)
-        return flat if self.dense else flat.index_select(0, self.slots.clamp(max=len(flat) - 1))
+        return flat if self.dense else cast(Tensor, _Pack.apply(flat, self.slots))
+
+
+def _spread(packed: Tensor, slots: Tensor, count: int) -> Tensor:
+    """(T, ...) -> (count, ...): each token in its slot, zeros elsewhere. One more row takes the spare tokens."""
+    return packed.new_zeros(count + 1, *packed.shape[1:]).index_copy_(0, slots, packed)[:-1]
+
+
+class _Pack(torch.autograd.Function):
+    """The tokens in ``slots`` of padded ones. Each slot has one token, so the gradient is written; that of ``index_select`` would be
+    added up, which is slow, and on a GPU in no fixed order."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        ctx.count = len(padded)
+        return padded.index_select(0, slots.clamp(max=len(padded) - 1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (slots,) = ctx.saved_tensors
+        return _spread(grad, slots, ctx.count), None
 
 
 @dataclass(frozen=True)

@@ -65,13 +65,12 @@ def score_pairs(
     device = bank.texts.states.device
     if tokens_per_call is None:
         tokens_per_call = 1536 if device.type == "cpu" else 16384
-    memory = fusion.concept_memory(images)
+    memories = fusion.concept_memory(images).split([1] * len(texts))
     scores = []
-    for image, wanted in enumerate(texts):
+    for memory, wanted in zip(memories, texts, strict=True):
         logits = at_least_float32(bank.texts.states.new_empty(len(wanted)))
-        alone = memory.slice(image, image + 1)
         for part in _similar_lengths(bank.lengths[wanted], tokens_per_call):
-            (cls,) = fusion.fuse([FusionPass.cls(bank.select(wanted[part]), alone)])
+            (cls,) = fusion.fuse([FusionPass.cls(bank.select(wanted[part]), memory)])
             logits[part.to(device)] = at_least_float32(matching_head(cls)[:, 1])
         scores.append(logits)
     return scores

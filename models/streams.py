@@ -253,11 +253,12 @@ class RegionTextStream(AlignedStream):
         alignment = self.align(model, part, regions, texts.get("plain"), wanted)
         passes: Passes = {}
         if needs_fusion(wanted):
-            # Rows of the memory: the regions, then for each of them its whole image, in which its box is to be found.
+            # The memory of the regions; and that of each one's whole image, in which the box of its text is looked for.
             memory = model.fusion.concept_memory(regions.with_whole_images(encoded.images))
-            passes = self.passes(part, texts, memory.slice(0, count), alignment)
+            of_regions, of_images = memory.split([count, count])
+            passes = self.passes(part, texts, of_regions, alignment)
             if {"l1", "giou"} & set(wanted):
-                passes["boxes"] = [FusionPass.cls(texts["plain"], memory.slice(count, 2 * count))]
+                passes["boxes"] = [FusionPass.cls(texts["plain"], of_images)]
         fused = fuse(model.fusion, passes)
         sums = self.sums(model, part, alignment, fused)
         if "boxes" in fused:
