@@ -127,7 +127,7 @@ def _spread(packed: Tensor, slots: Tensor, count: int) -> Tensor:
 
 
 class _Pack(torch.autograd.Function):
-    """The tokens in ``slots`` of padded ones. Each slot has one token, so the gradient is written; that of ``index_select`` would be
+    """The tokens in ``slots`` of padded ones. A slot has one token, so the gradient is written; that of ``index_select`` would be
     added up, which is slow, and on a GPU in no fixed order."""
 
     @staticmethod
