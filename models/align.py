@@ -21,7 +21,7 @@ from models.xvlm import XVLM, ModelConfig
 
 
 class AligningConfig(ModelConfig):
-    """Also the joint space of images and texts, which pre-training and retrieval have."""
+    """Adds the joint space of images and texts, which pre-training and retrieval have."""
 
     embed_dim: int = Field(256, ge=1, description="width of the contrastive embeddings")
     temperature: float = Field(0.07, gt=0, description="initial value; learned, kept within 0.001 .. 0.5")
@@ -31,7 +31,8 @@ class AligningConfig(ModelConfig):
 @dataclass(frozen=True)
 class HardNegatives:
     """For each of N examples: ``image`` (N,) the example whose image its text gets, ``text`` (N,) the one whose text its image
-    gets; ``exist`` (N,) bool: whether there is any, which others must not be read."""
+    gets; ``exist`` (N,) bool; False: the example has none, and its
+    ``image`` and ``text`` mean nothing."""
 
     image: Tensor
     text: Tensor
@@ -51,7 +52,7 @@ class AligningModel(XVLM):
 
     @torch.no_grad()
     def hard_negatives(self, image_embed: Tensor, text_embed: Tensor, examples: Examples) -> HardNegatives:
-        """Negatives within the local batch, drawn in proportion to the similarity of the embeddings (N, E)."""
+        """Negatives within the local batch, sampled by the softmax over similarities of the embeddings (N, E)."""
         allowed = examples.allowed_negatives()
         similarity = self.contrastive.similarity(image_embed, text_embed)
         return HardNegatives(
@@ -75,7 +76,7 @@ class AligningModel(XVLM):
         ]
 
     def matching_loss(self, fused: Sequence[Tensor], negatives: HardNegatives) -> Tensor:
-        """Eq. 2 on what the fusion has made of :meth:`matching_passes`, of which the first is matched.
+        """Eq. 2 from the fused [CLS] states (N, D) of :meth:`matching_passes`, of which the first is matched.
 
         An example without any negative stays out altogether: alone, it would only teach to answer "matched".
         """

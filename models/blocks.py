@@ -58,14 +58,14 @@ class QueryPositions:
 
     @staticmethod
     def concat(parts: Sequence[QueryPositions]) -> QueryPositions:
-        """Those of all texts of ``parts``."""
+        """Query positions of the concatenated texts."""
         packing = Packing.concat([part.packing for part in parts])
         positions = [F.pad(part.positions, (0, packing.length - part.positions.shape[1])) for part in parts]
         return QueryPositions(torch.cat(positions), packing)
 
     def tokens_of(self, packing: Packing) -> Tensor:
         """Numbers (Q,) of the wanted tokens among the packed ones of ``packing``; a spare one names any token."""
-        text = self.packing.texts.clamp(max=packing.count - 1)
+        text = self.packing.text_index.clamp(max=packing.count - 1)
         return packing.starts.index_select(0, text) + self.packing.pack(self.positions)
 
 
@@ -73,7 +73,7 @@ class QueryPositions:
 class Sequences:
     """How the tokens of a call are packed, and which of them self-attention lets each other see.
 
-    ``packing`` of all tokens; ``mask`` broadcasts to (N, heads, L, K) and is added to the scores (:func:`attention_mask`).
+    ``packing`` of all tokens; ``mask`` broadcasts to (N, heads, queries, K) and is added to the scores (:func:`attention_mask`).
     ``queries``: only the states of these tokens are computed; None: of all. ``cache``: keys and values of earlier tokens, to
     which those of this call are appended; K counts both.
     """
@@ -128,7 +128,7 @@ class ResidualOutput(nn.Module):
         if self.training and self.drop_path:
             keep = 1 - self.drop_path
             kept = added.new_empty(packing.count + 1, 1).bernoulli_(keep).div_(keep)  # one more for spare tokens
-            added = added * kept.index_select(0, packing.texts)
+            added = added * kept.index_select(0, packing.text_index)
         return self.LayerNorm(added + residual)
 
 
@@ -174,18 +174,20 @@ class CrossAttention(Attention):
 
     def forward(self, states: Tensor, packing: Packing, memories: Sequence[LayerMemory]) -> Tensor:
         """``states`` (T, D) -> (T, D). The memories' texts are those of ``packing``, in order."""
-        queries = packing.pad(self.self.query(states)).split([memory.texts for memory in memories])
+        queries = packing.pad(self.self.query(states)).split([memory.text_count for memory in memories])
         attended = [self._attend_to(memory, part) for memory, part in zip(memories, queries, strict=True)]
         return self.output(packing.pack(torch.cat(attended)), states, packing)
 
     def _attend_to(self, memory: LayerMemory, queries: Tensor) -> Tensor:
         """``queries`` (M, L, D) of the memory's texts -> (M, L, D)."""
-        keys, values, mask = memory.read()
+        keys, values = memory.read()
         rows, width = len(keys), queries.shape[2]
-        # All queries of a row side by side, (R, passes * S * L, D), so that its keys are there once.
-        grouped = queries.reshape(memory.passes, rows, -1, width).transpose(0, 1).reshape(rows, -1, width)
-        query, keys, values = (self.split_heads(part) for part in (grouped, keys, values))
-        attended = self.attend(query, keys, values, mask).view(rows, memory.passes, -1, width)
+        # (passes * R * S, L, D) -> (passes, R, S * L, D) -> (R, passes, S * L, D): all queries of a row, of S texts in each
+        # pass, side by side, so that its keys are there once.
+        by_row = queries.reshape(memory.pass_count, rows, -1, width).transpose(0, 1)
+        mask = memory.mask(queries=by_row.shape[2])
+        query, keys, values = (self.split_heads(part) for part in (by_row.reshape(rows, -1, width), keys, values))
+        attended = self.attend(query, keys, values, mask).view(rows, memory.pass_count, -1, width)
         return attended.transpose(0, 1).reshape(queries.shape)
 
 

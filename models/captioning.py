@@ -110,7 +110,7 @@ class CaptioningModel(XVLM):
         assert isinstance(self.text, TextEncoder)
         sequences = Sequences.with_masks(len(ids), mask, self.word_head.bias, cache)
         states = self.text.decode(ids, positions, sequences)
-        return self.fusion(states, sequences, [Attended(memory, len(ids))]).view(*ids.shape, -1)
+        return self.fusion(states, sequences, [Attended((memory,), len(ids))]).view(*ids.shape, -1)
 
 
 class CaptionDecoder:

@@ -33,8 +33,11 @@ class ContrastiveConfig(Config):
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples (batch rows) of a loss: ``valid`` (N,) bool, those that count; ``key`` (N,) int64, equal for examples that are
-    not to be told apart; ``same_key``: their role for each other in the contrastive loss."""
+    """The examples (batch rows) of a loss, equally many on each rank.
+
+    ``valid`` (N,) bool, those that count; ``key`` (N,) int64, equal for examples that are not to be told apart; ``same_key``:
+    their role for each other in the contrastive loss.
+    """
 
     valid: Tensor
     key: Tensor

@@ -40,7 +40,7 @@ PER_MAC = 6
 """FLOPs of a multiply-accumulate in a step: two forward, and two for the gradient of each factor."""
 
 PER_INPUT_MAC = 4
-"""The same where one of the factors, such as the pixels, has no gradient."""
+"""FLOPs of a multiply-accumulate where one of the factors, such as the pixels, has no gradient."""
 
 
 def lengths(mask: Tensor, valid: Tensor) -> Lengths:
@@ -85,7 +85,7 @@ class VisionCost:
         )
 
     def encode(self, images: int) -> int:
-        """Images, or frames, to patches."""
+        """FLOPs of encoding images, or frames, to patches."""
         return images * (PER_INPUT_MAC * self.embedding + PER_MAC * self.blocks)
 
     def pool_regions(self, regions: int) -> int:
@@ -168,7 +168,7 @@ class StackCost:
         return self.inner + self.last
 
     def run(self, tokens: Lengths, keys: Lengths | int | None = None, wanted: Lengths | int | None = None) -> int:
-        """Texts through all blocks.
+        """FLOPs of texts through all blocks.
 
         Args:
             tokens: of each text.
@@ -248,7 +248,7 @@ class ModelCost:
         )
 
     def head(self, name: str, states: int) -> int:
-        """So many states through a head."""
+        """FLOPs of so many states through a head."""
         return PER_MAC * states * self.heads[name]
 
     def align(self, images: int, texts: int) -> int:

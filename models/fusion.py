@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.blocks import BlockConfig, BlockStack, QueryPositions, Sequences, attention_mask, heads_error, linear_dtype
 from models.memory import Attended, CrossMemory
@@ -63,7 +64,7 @@ class FusionPass:
 
 
 class FusionEncoder(BlockStack):
-    """Blocks whose cross-attention sees visual concepts."""
+    """Blocks whose cross-attention sees visual concepts, or other texts."""
 
     def __init__(self, config: FusionConfig, text: BlockConfig, vision_width: int):
         """``text``: the sizes of the text encoder's blocks."""
@@ -83,40 +84,53 @@ class FusionEncoder(BlockStack):
         return list(fused.split([(each.wanted or each.texts).packing.tokens for each in passes]))
 
     def concept_memory(self, concepts: Concepts) -> CrossMemory:
-        """The memory of visual concepts: one row per concept, its concept token first, then the patches of its image.
-
-        The patches of an image are projected once, however many concepts share them.
-        """
-        if concepts.patch_mask is None or concepts.image_index is None:
+        """The memory of whole images or videos, or of regions: one row per concept, its concept token, then its patches."""
+        if concepts.patch_mask is None:
             return self.memory(concepts.tokens())
-        images, patches, _ = concepts.patches.shape
-        count = len(concepts.concept)
-        # All states once, patches and then concept tokens; each row of the memory gathers its own of them.
-        states = torch.cat([concepts.patches.flatten(0, 1), concepts.concept])
-        of_image = concepts.image_index.unsqueeze(1) * patches + torch.arange(patches, device=states.device)
-        of_concept = images * patches + torch.arange(count, device=states.device).unsqueeze(1)
-        own = torch.cat([of_concept, of_image], dim=1).flatten()
+        return self.region_memories(concepts, Concepts.whole(concepts.patches))[0]
+
+    def region_memories(self, regions: Concepts, images: Concepts) -> tuple[CrossMemory, CrossMemory]:
+        """The memory of R regions, and for each of them that of its whole image.
+
+        Both have the same keys and values, of the region's concept token, the image's, and the patches, which are projected once
+        per image; a mask hides the image's token and other patches from the one, and the region's token from the other.
+        """
+        assert regions.patch_mask is not None and regions.image_index is not None
+        patches, index = regions.patches, regions.image_index
+        (images_count, length, _), count = patches.shape, len(regions.concept)
+        # All states once: patches, then concept tokens of images, then of regions. Each row gathers its own of them.
+        states = torch.cat([patches.flatten(0, 1), images.concept, regions.concept])
+        of_image = images_count * length + index
+        of_region = images_count * (length + 1) + torch.arange(count, device=index.device)
+        of_patches = index.unsqueeze(1) * length + torch.arange(length, device=index.device)
+        rows = torch.cat([of_region.unsqueeze(1), of_image.unsqueeze(1), of_patches], dim=1)
         layers = tuple(
             (
-                keys.index_select(0, own).view(count, 1 + patches, -1),
-                values.index_select(0, own).view(count, 1 + patches, -1),
+                keys.index_select(0, rows.flatten()).view(*rows.shape, -1),
+                values.index_select(0, rows.flatten()).view(*rows.shape, -1),
             )
             for keys, values in self.project(states)
         )
-        always = concepts.patch_mask.new_ones(len(concepts.patch_mask), 1)
-        mask = torch.cat([always, concepts.patch_mask], dim=1)
-        return CrossMemory(layers, attention_mask(mask, linear_dtype(concepts.patches)))
+        see_region = F.pad(F.pad(regions.patch_mask, (1, 0), value=False), (1, 0), value=True)
+        see_image = F.pad(torch.ones_like(see_region[:, 1:]), (1, 0), value=False)
+        dtype = linear_dtype(patches)
+        return CrossMemory(layers, attention_mask(see_region, dtype)), CrossMemory(
+            layers, attention_mask(see_image, dtype)
+        )
 
 
 def _attended(passes: Sequence[FusionPass]) -> list[Attended]:
-    """The memory of each pass; neighbouring passes over the same one share its keys in one call of attention."""
+    """The memory of each pass; neighbouring passes over the same keys share them in one call of attention."""
     attended: list[Attended] = []
     for each in passes:
-        texts = each.texts.packing.count
-        assert (each.memory is None) == (passes[0].memory is None), "passes with a memory, and others without"
+        memory, texts = each.memory, each.texts.packing.count
+        assert (memory is None) == (passes[0].memory is None), "passes with a memory, and others without"
+        if memory is None:
+            continue
         last = attended[-1] if attended else None
-        if last is not None and last.memory is each.memory and last.texts == texts * last.passes:
-            attended[-1] = Attended(last.memory, last.texts + texts, last.passes + 1)
-        elif each.memory is not None:
-            attended.append(Attended(each.memory, texts))
+        # The same keys, and as many texts as in each of the passes before.
+        if last is not None and memory.shares_keys(last.memories[0]) and last.text_count == texts * len(last.memories):
+            attended[-1] = Attended((*last.memories, memory), last.text_count + texts)
+        else:
+            attended.append(Attended((memory,), texts))
     return attended

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import BlockConfig
-from models.packing import PackedTexts, packing_of
+from models.packing import PackedTexts, packings_of
 from models.text import TextArchitecture, TextConfig, TextEncoder
 from utils.batch import Text
 from utils.errors import UserError
@@ -87,11 +87,11 @@ class HubTextEncoder(nn.Module):
         states = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         if self.projection is not None:
             states = self.projection(states)
-        packed = []
-        for text, padded in zip(texts, states.split([len(text.ids) for text in texts]), strict=True):
-            packing = packing_of(text)
-            packed.append(PackedTexts(packing.pack(padded[:, : packing.length]), packing))
-        return packed
+        padded = states.split([len(text.ids) for text in texts])
+        return [
+            PackedTexts(packing.pack(own[:, : packing.length]), packing)
+            for packing, own in zip(packings_of(texts), padded, strict=True)
+        ]
 
 
 def _with_dropout(hub_config: Any, config: TextConfig) -> Any:

@@ -54,7 +54,7 @@ def contrastive(
     if same_key == "ignore":
         hidden = hidden | same & ~itself
     positive = same if same_key == "positive" else itself
-    target = positive / positive.sum(dim=1, keepdim=True)
+    target = positive.to(own.image.dtype) / positive.sum(dim=1, keepdim=True)
     loss = own.image.new_zeros(())
     for queries, keys in ((own.image, everyone.text), (own.text, everyone.image)):
         likelihood = (queries @ keys.t() / temperature).masked_fill(hidden, -torch.inf).log_softmax(dim=1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 KeysValues = tuple[Tensor, Tensor]
-"""Keys and values, each (R, K, D)."""
+"""Keys and values, each (..., D), or (N, heads, L, d) in a :class:`KVCache`."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,24 @@ class CrossMemory:
     rows: Tensor | None = None
 
     def __len__(self) -> int:
-        """R."""
+        """R, the number of rows."""
         return len(self.layers[0][0]) if self.rows is None else len(self.rows)
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the keys and values."""
         return self.layers[0][0].device
+
+    def shares_keys(self, other: CrossMemory) -> bool:
+        """Whether both have the same keys and values; masks may differ, where both have one."""
+        return self.layers is other.layers and self.rows is other.rows and (self.mask is None) == (other.mask is None)
 
     def select(self, rows: Tensor) -> CrossMemory:
         """The rows numbered ``rows`` (M,), in that order."""
         return CrossMemory(self.layers, self.mask, rows if self.rows is None else self.rows.index_select(0, rows))
 
     def split(self, sizes: Sequence[int]) -> list[CrossMemory]:
-        """Parts of so many rows, in order, without a copy."""
+        """Memories of ``sizes`` rows each, in order, without a copy."""
         assert self.rows is None, "rows are split before they are selected"
         masks = [None] * len(sizes) if self.mask is None else self.mask.split(list(sizes))
         layers = [zip(keys.split(list(sizes)), values.split(list(sizes)), strict=True) for keys, values in self.layers]
@@ -51,38 +55,60 @@ class CrossMemory:
 
 @dataclass(frozen=True)
 class Attended:
-    """A memory of R rows with the texts that attend to it, in ``passes`` over all rows of equally many texts.
+    """Memories of R rows with the texts that attend to them, in a pass of equally many texts for each memory. All have the same
+    keys and values; their masks may differ.
 
     In a pass of R * S texts, text m attends to row m // S.
     """
 
-    memory: CrossMemory
-    texts: int
-    passes: int = 1
+    memories: tuple[CrossMemory, ...]
+    text_count: int
 
     def layer(self, index: int) -> LayerMemory:
-        """The part of one layer."""
-        memory = self.memory
-        return LayerMemory(*memory.layers[index], memory.mask, memory.rows, self.texts, self.passes)
+        """Keys and values of layer ``index``."""
+        first = self.memories[0]
+        return LayerMemory(
+            *first.layers[index], tuple(memory.mask for memory in self.memories), first.rows, self.text_count
+        )
 
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """One layer of :class:`Attended`."""
+    """One layer of :class:`Attended`; ``masks`` has that of each pass."""
 
     keys: Tensor
     values: Tensor
-    mask: Tensor | None
+    masks: tuple[Tensor | None, ...]
     rows: Tensor | None
-    texts: int
-    passes: int
+    text_count: int
 
-    def read(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values (R, K, D) and mask (R, 1, 1, K) of the rows."""
+    @property
+    def pass_count(self) -> int:
+        """The number of passes."""
+        return len(self.masks)
+
+    def read(self) -> KeysValues:
+        """Keys and values (R, K, D) of the rows."""
         if self.rows is None:
-            return self.keys, self.values, self.mask
-        keys, values = self.keys.index_select(0, self.rows), self.values.index_select(0, self.rows)
-        return keys, values, None if self.mask is None else self.mask.index_select(0, self.rows)
+            return self.keys, self.values
+        return self.keys.index_select(0, self.rows), self.values.index_select(0, self.rows)
+
+    def mask(self, queries: int) -> Tensor | None:
+        """The mask of each row: (R, 1, 1, K), or where the passes' masks differ, (R, 1, passes * queries, K) for ``queries`` of
+        each pass."""
+        masks = (
+            self.masks if self.rows is None else [m if m is None else m.index_select(0, self.rows) for m in self.masks]
+        )
+        first = masks[0]
+        if first is None or all(mask is self.masks[0] for mask in self.masks):
+            return first
+        length = first.shape[3]
+        # As in `attention_mask`, rows are 8 numbers apart.
+        joined = first.new_zeros(len(first), 1, self.pass_count * queries, -(-length // 8) * 8)[..., :length]
+        for number, mask in enumerate(masks):
+            assert mask is not None
+            joined[:, :, number * queries : (number + 1) * queries] = mask
+        return joined
 
 
 class KVCache:
@@ -100,11 +126,11 @@ class KVCache:
         return keys, values
 
     def crop(self, length: int) -> None:
-        """Forget all tokens after the first ``length``."""
+        """Drop all tokens after the first ``length``."""
         self.layers = {key: (keys[:, :, :length], values[:, :, :length]) for key, (keys, values) in self.layers.items()}
 
     def reorder(self, hypotheses: Tensor) -> None:
-        """Go on with these hypotheses, (M,) int64."""
+        """Keep the hypotheses numbered ``hypotheses`` (M,) int64, in that order."""
         self.layers = {
             key: (keys.index_select(0, hypotheses), values.index_select(0, hypotheses))
             for key, (keys, values) in self.layers.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -54,7 +55,7 @@ class PretrainModelConfig(AligningConfig):
 
 
 class MultiGrainedModel(AligningModel):
-    """:class:`~models.align.AligningModel` with the heads that locate: boxes (eq. 4), and masked words (eq. 3)."""
+    """:class:`~models.align.AligningModel` with the box head (eq. 4) and the word head (eq. 3)."""
 
     def __init__(self, config: PretrainModelConfig, vocab_size: int | None = None):
         super().__init__(config, vocab_size)
@@ -84,7 +85,7 @@ class MultiGrainedModel(AligningModel):
         return predict_box(self.box_head, cls)
 
     def predict_words(self, masked: PackedTexts, images: Concepts, text: MaskedText) -> Tensor:
-        """Logits (Q, V) of the masked words of ``text``, in order, each text seen with its image."""
+        """Logits (Q, V) of the masked words of ``text``, in order, conditioned on the images of the texts."""
         memory = self.fusion.concept_memory(images)
         (fused,) = self.fusion.fuse([FusionPass(masked, memory, masked_positions(text))])
         return self.word_head(fused, self.text.word_embeddings)
@@ -98,13 +99,14 @@ def masked_positions(text: MaskedText) -> QueryPositions:
 def packed_labels(text: MaskedText) -> Tensor:
     """The labels (Q,) of the tokens of :func:`masked_positions`, :data:`~utils.batch.IGNORE` for spare ones."""
     packing = _packing_of_masked(text)
-    return packing.pack(text.labels).masked_fill(packing.texts >= packing.count, IGNORE)
+    return packing.pack(text.labels).masked_fill(packing.text_index >= packing.count, IGNORE)
 
 
 def _packing_of_masked(text: MaskedText) -> Packing:
     return Packing.of(text.labels.ne(IGNORE).sum(dim=1), text.labels.shape[1], text.masked)
 
 
-def zero_loss(module: torch.nn.Module) -> Tensor:
-    """Zero that depends on every parameter of ``module``: DDP waits for the gradient of each, also in a step without it."""
-    return 0 * torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
+def zero_loss(modules: Sequence[torch.nn.Module]) -> Tensor:
+    """Zero that depends on every parameter of ``modules``: DDP waits for the gradient of each, also in a step without it."""
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    return 0 * torch.stack([parameter.sum() for parameter in parameters]).sum()

@@ -5,7 +5,8 @@ other: (T, D). Attention needs the texts apart, padded to the longest of them: (
 the other, :class:`PackedTexts` are token states with their packing.
 
 The host must not ask a GPU for a text's length: that would wait for the device. So T is a number that the host knows, and may be
-larger than the number of tokens: spare tokens come last, hold any finite numbers, and are never read.
+larger than the number of tokens: spare tokens come after the others, hold any finite numbers, and are never read. For example,
+texts of 3 and 1 tokens with L = 3 are packed as 4 tokens in the slots 0, 1, 2, 3; with T = 5, a spare one has the slot 6.
 """
 
 from __future__ import annotations
@@ -104,12 +105,12 @@ class Packing:
         return self.slots % self.length
 
     @property
-    def texts(self) -> Tensor:
+    def text_index(self) -> Tensor:
         """(T,) int64: which text each token is of; N for a spare one."""
         return self.slots // self.length
 
     def pad(self, packed: Tensor) -> Tensor:
-        """(T, D) -> (N, L, D), zeros where a text has ended."""
+        """(T, D) -> (N, L, D); after the end of a text, zeros or other finite numbers that attention masks."""
         width = packed.shape[1]
         if self.dense:
             return packed.view(self.count, self.length, width)
@@ -163,7 +164,7 @@ class PackedTexts:
         lengths = self.packing.lengths.index_select(0, index)
         packing = Packing.of(lengths, length or self.packing.length, tokens)
         # Spare tokens, and padding in a dense packing, get any state.
-        text, position = packing.texts.clamp(max=len(index) - 1), packing.positions
+        text, position = packing.text_index.clamp(max=len(index) - 1), packing.positions
         start = self.packing.starts.index_select(0, index).index_select(0, text)
         source = (start + position).clamp(max=len(self.states) - 1)
         return PackedTexts(self.states.index_select(0, source), packing)
@@ -180,9 +181,13 @@ class PackedTexts:
         return list(itertools.starmap(PackedTexts, zip(parts, packings, strict=True)))
 
 
-def packing_of(text: Text) -> Packing:
-    """The packing of a batch's texts."""
-    return Packing.of(text.mask.sum(dim=1), text.mask.shape[1], text.tokens)
+def packings_of(texts: Sequence[Text]) -> list[Packing]:
+    """The packing of each batch of texts; texts and their masked copies, which have one mask, share one."""
+    made: dict[int, Packing] = {}
+    for text in texts:
+        if id(text.mask) not in made:
+            made[id(text.mask)] = Packing.of(text.mask.sum(dim=1), text.mask.shape[1], text.tokens)
+    return [made[id(text.mask)] for text in texts]
 
 
 def on_host(tensor: Tensor) -> bool:

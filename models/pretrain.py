@@ -3,6 +3,7 @@ then each stream makes its losses of them (:mod:`models.streams`). :mod:`models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ STREAMS: dict[str, type[Stream]] = {
 
 
 class LossWeights(Config):
-    """Factors of the terms of equation 6, which has them all equal. A loss of weight 0 is not computed."""
+    """Weights of the losses in equation 6; in the paper all are 1. A loss of weight 0 is not computed."""
 
     contrastive: float = Field(1.0, ge=0)
     matching: float = Field(1.0, ge=0)
@@ -88,20 +89,35 @@ class PretrainModel(MultiGrainedModel):
         """All losses of a micro-batch, as sums; divide each by its count (:meth:`counts`), over ranks and micro-batches."""
         self.contrastive.clamp_temperature()
         steps = self._steps(batch)
-        texts = [step.stream.texts(step.part, step.wanted) for step in steps]
-        packed = iter(self.text([text for of_stream in texts for text in of_stream.values()]))
-        pixels = [step.part.pixels for step in steps if step.stream.has_images]
-        concepts = iter(self.vision.encode(pixels) if pixels else [])
         terms: Losses = {}
-        for step, names in zip(steps, texts, strict=True):
+        for step, encoded in zip(steps, self._encode(steps), strict=True):
             stream = step.stream
-            images = next(concepts) if stream.has_images else None
-            encoded = Encoded(images, {name: next(packed) for name in names})
-            sums = stream.losses(self, step.part, encoded, step.wanted)
+            sums = stream.losses(self, step.part, encoded, step.wanted) if step.wanted else {}
             for loss, weight in stream.weights.items():
-                total = sums[loss] if loss in sums else zero_loss(self.matching_head)
+                total = sums[loss] if loss in sums else zero_loss(self._unreached(steps))
                 terms[f"{stream.name}/{loss}"] = Term(total, weight)
         return terms
+
+    def _encode(self, steps: Sequence[StreamStep]) -> list[Encoded]:
+        """The texts and images of each stream, from one pass of each encoder over those of all."""
+        texts = [step.stream.texts(step.part, step.wanted) for step in steps]
+        flat = [text for of_stream in texts for text in of_stream.values()]
+        has_images = [step.stream.has_images and bool(step.wanted) for step in steps]
+        pixels = [step.part.pixels for step, has in zip(steps, has_images, strict=True) if has]
+        packed = iter(self.text(flat) if flat else [])  # in the order of `steps`, as the concepts
+        concepts = iter(self.vision.encode(pixels) if pixels else [])
+        return [
+            Encoded(next(concepts) if has else None, {name: next(packed) for name in names})
+            for has, names in zip(has_images, texts, strict=True)
+        ]
+
+    def _unreached(self, steps: Sequence[StreamStep]) -> list[nn.Module]:
+        """Modules that train, but have no gradient in a step without matching losses."""
+        aligned = [step.wanted for step in steps if isinstance(step.stream, AlignedStream)]
+        if not any(aligned):
+            return [self]
+        fused = any(needs_fusion(wanted) for wanted in aligned)
+        return [self.matching_head] if fused else [self.matching_head, self.fusion]
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
         """The divisor of each loss: its examples, pairs, tokens or boxes in this micro-batch. Needs no forward pass."""
@@ -135,6 +151,7 @@ class PretrainModel(MultiGrainedModel):
         fused = [stream for stream in streams if needs_fusion(stream.weights)]
         used: dict[nn.Module, bool] = {
             self.contrastive: "contrastive" in losses,
+            self.contrastive.vision_proj: any("contrastive" in each.weights and each.has_images for each in streams),
             self.matching_head: "matching" in losses,
             self.word_head: "mlm" in losses,
             self.box_head: bool({"l1", "giou"} & losses),
@@ -146,6 +163,8 @@ class PretrainModel(MultiGrainedModel):
         for module, is_used in used.items():
             if not is_used:
                 module.requires_grad_(False)
+        if self.vision.frame_positions is not None and not any(isinstance(each, VideoTextStream) for each in streams):
+            self.vision.frame_positions.requires_grad_(False)
 
 
 def build_streams(config: PretrainModelConfig, weights: LossWeights, factors: StreamWeights) -> dict[str, Stream]:

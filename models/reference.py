@@ -70,7 +70,7 @@ def region_text_losses(
     regions = model.vision.regions(images, batch.patch_mask, batch.image_index)  # the mean of each region's own patches
     text = encode(model.text, batch.text.ids, batch.text.mask)
     contrastive, negatives = align(model, model.contrastive.embed_image(regions), embed_text(model, text), examples)
-    # A region is its mean and its own patches among those of its image; a box is looked for in the whole image.
+    # A region is its mean and its own patches among those of its image; a box is predicted from the whole image.
     region = Padded(regions.tokens(), F.pad(batch.patch_mask, (1, 0), value=True))
     whole_image = Padded(images.tokens()[batch.image_index])
     box = predict_box(model.box_head, fuse(model.fusion, text, whole_image)[:, 0])  # eq. 4
@@ -112,7 +112,8 @@ def translation_losses(model: MultiGrainedModel, batch: TextPairBatch, examples:
 
 def align(model: MultiGrainedModel, first: Tensor, second: Tensor, examples: Examples) -> tuple[Tensor, HardNegatives]:
     """The contrastive loss of the embeddings (N, E) of two views of each example, and hard negatives by their similarity."""
-    return model.contrastive.start_loss(first, second, examples)(), model.hard_negatives(first, second, examples)
+    wait_for_loss = model.contrastive.start_loss(first, second, examples)  # gathers the embeddings of other ranks
+    return wait_for_loss(), model.hard_negatives(first, second, examples)
 
 
 def embed_text(model: MultiGrainedModel, text: Padded) -> Tensor:
@@ -123,9 +124,9 @@ def embed_text(model: MultiGrainedModel, text: Padded) -> Tensor:
 def matching_loss(model: MultiGrainedModel, text: Padded, memory: Padded, negatives: HardNegatives) -> Tensor:
     """Eq. 2: do a text and what it attends to match? Matched pairs, hard negative texts, hard negative images."""
     matched = fuse(model.fusion, text, memory)
-    wrong_text = fuse(model.fusion, text.select(negatives.text), memory)
-    wrong_image = fuse(model.fusion, text, memory.select(negatives.image))
-    return model.matching_loss([states[:, 0] for states in (matched, wrong_text, wrong_image)], negatives)
+    negative_text = fuse(model.fusion, text.select(negatives.text), memory)
+    negative_image = fuse(model.fusion, text, memory.select(negatives.image))
+    return model.matching_loss([states[:, 0] for states in (matched, negative_text, negative_image)], negatives)
 
 
 def word_loss(model: MultiGrainedModel, text: MaskedText, memory: Padded | None) -> Tensor:

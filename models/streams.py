@@ -52,8 +52,8 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Alignment:
-    """``contrastive`` waits for the embeddings of the other ranks and gives the loss; ``negatives`` for the matching loss. None:
-    not wanted."""
+    """``contrastive``: call it to wait for the embeddings of the other ranks and get the loss. ``negatives``: for the matching
+    loss. None: not wanted."""
 
     contrastive: Callable[[], Tensor] | None
     negatives: HardNegatives | None
@@ -98,7 +98,7 @@ class TextStream(Stream):
     has_images = False
 
     def texts(self, part: TextBatch, wanted: Collection[str]) -> dict[str, Text]:
-        return {"masked": part.text.with_masks()}
+        return {"masked": part.text.with_masks()} if wanted else {}
 
     def losses(
         self, model: MultiGrainedModel, part: TextBatch, encoded: Encoded, wanted: Collection[str]
@@ -143,7 +143,7 @@ class AlignedStream(Stream):
         }
 
     def examples(self, part: Part) -> Examples:
-        """Which examples count, and which of them are not to be told apart."""
+        """The examples of the losses, with their keys."""
         return Examples(part.valid, part.text.key, self.same_text)
 
     def align(
@@ -189,7 +189,7 @@ class AlignedStream(Stream):
 
     @staticmethod
     def sums(model: MultiGrainedModel, part: Part, alignment: Alignment, fused: Fused) -> dict[str, Tensor]:
-        """The losses that all aligned streams have, of those that are wanted."""
+        """The wanted losses that aligned streams have in common."""
         sums = {}
         if alignment.contrastive is not None:
             sums["contrastive"] = alignment.contrastive()
@@ -227,8 +227,8 @@ class VideoTextStream(ImageTextStream):
 
 
 class RegionTextStream(AlignedStream):
-    """Regions, objects and whole images with their texts (section 3.2): aligned as images are, with the patches of each region
-    for an image; and located, by the box that a text gets in the whole image."""
+    """Regions, objects and whole images with their texts (section 3.2): aligned as images are, by the patches of each region; and
+    the box of each text, predicted from the whole image."""
 
     all_losses = (*AlignedStream.all_losses, "l1", "giou")
 
@@ -248,17 +248,16 @@ class RegionTextStream(AlignedStream):
     def losses(
         self, model: MultiGrainedModel, part: RegionBatch, encoded: Encoded, wanted: Collection[str]
     ) -> dict[str, Tensor]:
-        texts, count = encoded.texts, len(part.valid)
+        texts = encoded.texts
         regions = model.vision.regions(encoded.images, part.patch_mask, part.image_index)
         alignment = self.align(model, part, regions, texts.get("plain"), wanted)
         passes: Passes = {}
         if needs_fusion(wanted):
-            # The memory of the regions; and that of each one's whole image, in which the box of its text is looked for.
-            memory = model.fusion.concept_memory(regions.with_whole_images(encoded.images))
-            of_regions, of_images = memory.split([count, count])
-            passes = self.passes(part, texts, of_regions, alignment)
+            # A text is matched with its region; its box is predicted from the whole image.
+            of_regions, of_images = model.fusion.region_memories(regions, encoded.images)
             if {"l1", "giou"} & set(wanted):
                 passes["boxes"] = [FusionPass.cls(texts["plain"], of_images)]
+            passes |= self.passes(part, texts, of_regions, alignment)
         fused = fuse(model.fusion, passes)
         sums = self.sums(model, part, alignment, fused)
         if "boxes" in fused:
@@ -293,7 +292,7 @@ class TranslationStream(AlignedStream):
     has_images = False
 
     def texts(self, part: TextPairBatch, wanted: Collection[str]) -> dict[str, Text]:
-        return {**super().texts(part, wanted), "translation": part.other}
+        return {**super().texts(part, wanted), "translation": part.other} if wanted else {}
 
     def losses(
         self, model: MultiGrainedModel, part: TextPairBatch, encoded: Encoded, wanted: Collection[str]
@@ -331,7 +330,7 @@ def word_flops(cost: ModelCost, part: Part, tokens: Lengths, keys: Lengths | int
 
 
 def needs_fusion(wanted: Collection[str]) -> bool:
-    """Whether any of the losses is one of fused states."""
+    """Whether any of the losses needs the fusion."""
     return any(loss != "contrastive" for loss in wanted)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks import BlockConfig, BlockStack, Sequences, heads_error, init_bert_weights
-from models.packing import PackedTexts, Packing, packing_of
+from models.packing import PackedTexts, Packing, packings_of
 from utils.batch import Text
 from utils.config import Config
 
@@ -144,7 +144,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, texts: Sequence[Text]) -> list[PackedTexts]:
         """Encode several batches of texts in one pass."""
-        packings = [packing_of(text) for text in texts]
+        packings = packings_of(texts)
         # One lookup for all: the gradient of each would be a table as large as the vocabulary's.
         ids = torch.cat([packing.pack(text.ids) for packing, text in zip(packings, texts, strict=True)])
         positions = torch.cat([packing.positions for packing in packings]) + self.arch.first_position

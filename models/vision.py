@@ -49,13 +49,6 @@ class Concepts:
         patches = self.patches if self.image_index is None else self.patches.index_select(0, self.image_index)
         return torch.cat([self.concept.unsqueeze(1), patches], dim=1)
 
-    def with_whole_images(self, images: Concepts) -> Concepts:
-        """These R regions of ``images``, then for each of them, as R more, the whole image that it is of."""
-        assert self.patch_mask is not None and self.image_index is not None
-        whole = images.concept.index_select(0, self.image_index)
-        mask = torch.cat([self.patch_mask, torch.ones_like(self.patch_mask)])
-        return Concepts(self.patches, torch.cat([self.concept, whole]), mask, self.image_index.repeat(2))
-
 
 class VideoConfig(Config):
     """Videos beside images: how many frames of each, and what stands for them."""
@@ -154,7 +147,7 @@ class VisionEncoder(nn.Module):
         return patches if self.patch_positions is None else patches + self.patch_positions
 
     def regions(self, images: Concepts, patch_mask: Tensor, image_index: Tensor) -> Concepts:
-        """Rows that see a part of an image: no second backbone pass, no copy of patches.
+        """R regions that share the patches of their images: no second backbone pass, no copy of patches.
 
         Args:
             images: whole images, N of them.

@@ -101,7 +101,7 @@ class AnswerDecoder(BlockStack):
             positions = positions + self.embeddings.arch.first_position
         embedded = self.embeddings(ids, positions, self.words)
         sequences = Sequences.with_masks(len(ids), mask, embedded)
-        states: Tensor = self(embedded.flatten(0, 1), sequences, [Attended(memory, len(ids))])
+        states: Tensor = self(embedded.flatten(0, 1), sequences, [Attended((memory,), len(ids))])
         return states.view(*ids.shape, -1)
 
     def logits(self, states: Tensor) -> Tensor:
@@ -156,9 +156,9 @@ class VQAModel(XVLM):
         """See :class:`engine.task.TaskModel`."""
         valid = batch.valid.index_select(0, batch.question_of_answer)
         questions, answers = lengths(batch.text.mask, batch.valid), lengths(batch.answers.mask, valid)
-        asked = lengths(batch.text.mask.index_select(0, batch.question_of_answer), valid)
+        question_of_each = lengths(batch.text.mask.index_select(0, batch.question_of_answer), valid)
         # The last token of an answer is predicted, and not read.
-        flops = self.decoder_cost.project(int(questions.sum())) + self.decoder_cost.run(answers - 1, asked)
+        flops = self.decoder_cost.project(int(questions.sum())) + self.decoder_cost.run(answers - 1, question_of_each)
         return self.cost.fuse_pairs(questions, wanted=None) + Work(tokens=int(answers.sum()), flops=flops)
 
     def ask(self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None) -> PackedTexts:

@@ -25,8 +25,8 @@ _KEY_FACTOR, _KEY_OFFSET = 6364136223846793005, 1442695040888963407
 
 @dataclass(frozen=True)
 class Text:
-    """Texts padded to the longest of the batch: ``ids`` (N, L) int64; ``mask`` (N, L) bool, True = token. ``tokens``: how many
-    there are in all, or a few more, where the host knows."""
+    """Texts padded on the right to the longest of the batch: ``ids`` (N, L) int64; ``mask`` (N, L) bool, True = token.
+    ``tokens``: how many there are in all, or a few more, where the host knows."""
 
     ids: Tensor
     mask: Tensor
@@ -39,7 +39,8 @@ class MaskedText:
 
     ``ids`` (N, L) int64 token ids; ``mask`` (N, L) bool, True = token, False = padding (every row has at least one token);
     ``masked_ids`` (N, L) the ids after masking; ``positions`` (N, M) int64 masked positions, 0 where unused;
-    ``labels`` (N, M) int64 original ids, :data:`IGNORE` where unused; ``key`` (N,) int64, equal exactly for equal texts.
+    ``labels`` (N, M) int64 original ids, :data:`IGNORE` where unused: behind the used ones,
+    and everywhere in rows that do not count; ``key`` (N,) int64, equal exactly for equal texts.
     ``tokens`` of all texts and ``masked`` ones among them, or a few more, where the host knows: a GPU need not be asked.
     """
 

@@ -46,8 +46,8 @@ TIED = {
 SHARED_WORDS = {
     "text_decoder.bert.embeddings.word_embeddings.weight": "text_encoder.embeddings.word_embeddings.weight",
 }
-"""What files with XLM-R store twice beside those where the answer decoder shares XLM-R's words. Elsewhere the two differ: with
-BERT, and in the files of the released xGQA script."""
+"""Tensors that files with XLM-R store twice beside those, where the answer decoder shares XLM-R's words. Elsewhere the two
+differ: with BERT, and in the files of the released xGQA script."""
 
 OF_THE_VOCABULARY = re.compile(r"text\..*|(decoder\.)?word_head\.(bias|decoder\..*)|decoder\.embeddings\..*")
 """Our parameters that go with a text encoder when it is replaced: it, and what has a row for each of its words."""

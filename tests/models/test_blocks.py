@@ -44,7 +44,7 @@ def test_a_drop_path_leaves_out_whole_texts_and_each_by_itself(seeing):
         torch.nn.init.constant_(output.dense.bias, FAR)
         output.LayerNorm.register_forward_pre_hook(lambda _, given: kept.append(given[0][:, 0].detach()))
     memory = encoder.concept_memory(Concepts.whole(torch.randn(len(LENGTHS), 4, 8))) if seeing else None
-    two = None if memory is None else memory.slice(0, 2)
+    two = None if memory is None else memory.split([2, len(LENGTHS) - 2])[0]
     encoder.fuse([FusionPass(texts(LENGTHS[:2]), two), FusionPass(texts(LENGTHS), memory)])
     assert len(kept) == (3 if seeing else 2), "self-attention, cross-attention where something is seen, feed-forward"
     for rows in kept:
@@ -76,11 +76,13 @@ def test_patches_projected_once_give_the_keys_and_gradients_of_copies_for_each_r
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             memory = encoder.concept_memory(regions) if shared else encoder.memory(regions.tokens())
         parts = torch.stack([part for layer in memory.layers for part in layer])
+        if shared:
+            parts = torch.cat([parts[:, :, :1], parts[:, :, 2:]], dim=2)  # the second key is the whole image's
         assert parts.dtype == (torch.bfloat16 if half else torch.float32)
         parts.float().pow(2).sum().backward()
         found.append([patches.grad, concept.grad, parts.float()])
         if shared:
-            seen = torch.cat([torch.ones(4, 1, dtype=torch.bool), masks], dim=1)
+            seen = torch.cat([torch.tensor([[True, False]]).expand(4, 2), masks], dim=1)
             assert torch.equal(memory.mask == 0, seen[:, None, None])
             assert memory.mask.dtype == parts.dtype
     torch.testing.assert_close(found[0], found[1], rtol=rtol, atol=atol)

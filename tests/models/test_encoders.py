@@ -242,7 +242,7 @@ def test_texts_that_share_an_image_equal_texts_one_by_one(small):
     for rows, seen in ((beside, memory), (in_any_order, memory.select(torch.tensor(in_any_order)))):
         together = fused(small, texts, seen)
         for text, row in enumerate(rows):
-            alone = fused(small, texts.select(torch.tensor([text])), memory.slice(row, row + 1))
+            alone = fused(small, texts.select(torch.tensor([text])), memory.select(torch.tensor([row])))
             torch.testing.assert_close(together[text], alone[0], atol=2e-6, rtol=1e-5)
 
 

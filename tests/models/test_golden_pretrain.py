@@ -104,9 +104,12 @@ def test_it_does_with_several_texts_at_an_image_and_several_passes(model, text, 
 def test_fusion_sees_a_region_through_its_patch_mask(model, beside_whole_images, given):
     images, regions = region_concepts(model, given)
     text = encoded(model, given["region_text_ids"], given["region_text_atts"])
-    seen = regions.with_whole_images(images) if beside_whole_images else regions
-    memory = model.fusion.concept_memory(seen).slice(0, text.packing.count)
-    assert_golden(fused(model, text, memory), EXPECTED["region_fusion_embeds"], text.packing.mask)
+    of_regions, of_images = model.fusion.region_memories(regions, images)
+    passes = [FusionPass(text, of_regions)]
+    if beside_whole_images:
+        passes = [FusionPass(text, of_images), *passes]
+    states = text.packing.pad(model.fusion.fuse(passes)[-1])
+    assert_golden(states, EXPECTED["region_fusion_embeds"], text.packing.mask)
 
 
 def test_embeddings_similarity_and_sampling_weights(model, text, given, device):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.blocks import BlockConfig
 from models.fusion import FusionConfig, FusionEncoder, FusionPass, _attended
-from models.memory import Attended, CrossMemory, KVCache, concat_keys
+from models.memory import Attended, CrossMemory, KVCache
 from models.packing import PackedTexts, Packing
 
 ROWS, KEYS, WIDTH = 3, 4, 8
@@ -30,8 +30,8 @@ def memory(fusion) -> CrossMemory:
 
 def read(memory: CrossMemory) -> list[Tensor]:
     """Keys, values and mask of all layers."""
-    layers = [Attended(memory, len(memory)).layer(index).read() for index in range(len(memory.layers))]
-    return [part for layer in layers for part in layer if part is not None]
+    layers = [Attended((memory,), len(memory)).layer(index) for index in range(len(memory.layers))]
+    return [part for layer in layers for part in (*layer.read(), layer.mask(1)) if part is not None]
 
 
 def texts(count: int, seed: int) -> PackedTexts:
@@ -54,7 +54,7 @@ def test_rows_can_be_selected_of_selected_ones(memory):
         assert torch.equal(ours, expected)
 
 
-def test_a_slice_is_those_rows_without_a_copy(memory):
+def test_a_part_of_a_split_memory_is_those_rows_without_a_copy(memory):
     found = memory.split([1, 2])[1]
     assert len(found) == 2
     for ours, all_rows in zip(read(found), read(memory), strict=True):
@@ -62,7 +62,7 @@ def test_a_slice_is_those_rows_without_a_copy(memory):
         assert ours.untyped_storage().data_ptr() == all_rows.untyped_storage().data_ptr()
     assert [len(part) for part in read(found.select(torch.tensor([1])))] == [1] * 6
     with pytest.raises(AssertionError, match="before they are selected"):
-        memory.select(torch.tensor([0])).slice(0, 1)
+        memory.select(torch.tensor([0])).split([1])
 
 
 def test_a_memory_without_a_mask_hides_nothing(fusion):
@@ -70,7 +70,7 @@ def test_a_memory_without_a_mask_hides_nothing(fusion):
         states = torch.randn(ROWS, KEYS, WIDTH)
         bare, masked = fusion.memory(states), fusion.memory(states, torch.ones(ROWS, KEYS, dtype=torch.bool))
         assert bare.mask is None
-        assert bare.slice(0, 1).mask is None
+        assert bare.split([1, ROWS - 1])[0].mask is None
         given = texts(ROWS, 2)
         for selected in (torch.tensor([1, 0, 2]), torch.arange(ROWS)):
             passes = [FusionPass(given, each.select(selected)) for each in (bare, masked)]
@@ -95,7 +95,7 @@ def test_in_each_pass_text_m_attends_to_row_m_over_s(fusion, memory):
         FusionPass(texts(3, 2), memory),
         FusionPass(texts(3, 3), memory),
         FusionPass(texts(6, 4), memory),
-        FusionPass(texts(4, 5), memory.slice(0, 2)),
+        FusionPass(texts(4, 5), memory.split([2, ROWS - 2])[0]),
         FusionPass(texts(3, 6), memory.select(torch.tensor([2, 2, 0]))),
         FusionPass(texts(3, 7), memory),
     ]
@@ -107,7 +107,7 @@ def test_neighbouring_passes_over_one_memory_with_equally_many_texts_share_its_k
     other = memory.select(torch.tensor([1, 0, 2]))
     numbers = [(3, memory), (3, memory), (6, memory), (6, memory), (3, other), (3, memory)]
     found = _attended([FusionPass(texts(count, 0), seen) for count, seen in numbers])
-    assert [(each.texts, each.passes) for each in found] == [(6, 2), (12, 2), (3, 1), (3, 1)]
+    assert [(each.text_count, len(each.memories)) for each in found] == [(6, 2), (12, 2), (3, 1), (3, 1)]
     assert [each.memory for each in found] == [memory, memory, other, memory]
 
 
@@ -122,13 +122,6 @@ def test_a_text_that_sees_nothing_skips_cross_attention(fusion):
         (states,) = fusion.fuse([FusionPass(given, None)])
         alone = fusion.fuse([FusionPass(given.select(torch.tensor([text])), None) for text in range(3)])
         torch.testing.assert_close(states, torch.cat(alone), atol=1e-5, rtol=1e-5)
-
-
-def test_keys_are_joined_behind_one_another():
-    first, second = ((torch.randn(2, count, 4), torch.randn(2, count, 4)) for count in (1, 3))
-    keys, values = concat_keys([first, second])
-    assert torch.equal(keys, torch.cat([first[0], second[0]], dim=1))
-    assert torch.equal(values, torch.cat([first[1], second[1]], dim=1))
 
 
 def new_tokens(count: int) -> tuple[Tensor, Tensor]:

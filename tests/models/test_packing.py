@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models import packing
-from models.packing import PackedTexts, Packing, packing_of
+from models.packing import PackedTexts, Packing, packings_of
 from utils.batch import Text
 
 LENGTHS = (3, 5, 1, 4)
@@ -49,8 +49,8 @@ def test_what_is_packed_and_padded_again_is_as_before(tokens):
 def test_tokens_know_their_text_and_their_position(tokens):
     made = packing_to(tokens)
     numbers = torch.arange(20).view(4, 5)
-    real = made.texts < 4
-    assert torch.equal(made.texts[real] * 5 + made.positions[real], made.pack(numbers)[real])
+    real = made.text_index < 4
+    assert torch.equal(made.text_index[real] * 5 + made.positions[real], made.pack(numbers)[real])
     assert torch.equal(made.slots[made.starts], torch.arange(4) * 5)
 
 
@@ -130,7 +130,7 @@ def gradient(states: Tensor, function) -> Tensor:
 @COUNTS
 def test_gradients_are_those_of_plain_indexing(tokens):
     made, padded = packing_to(tokens), random_states(4, 5, 2)
-    packed, real = made.pack(padded), made.texts < 4
+    packed, real = made.pack(padded), made.text_index < 4
     found = gradient(packed, lambda states: made.pad(states)[MASK])
     assert torch.equal(found, gradient(packed, lambda states: states[real][made.pack(MASK)[real]]))
     found = gradient(padded, lambda states: made.pack(states)[real])
@@ -141,11 +141,11 @@ def test_gradients_are_those_of_plain_indexing(tokens):
 
 
 def test_a_batch_is_packed_by_its_own_count_where_it_has_one(monkeypatch):
-    assert packing_of(Text(MASK.long(), MASK)).tokens == KNOWN
-    assert packing_of(Text(MASK.long(), MASK, tokens=BOUNDED)).tokens == BOUNDED
+    assert packings_of([Text(MASK.long(), MASK)])[0].tokens == KNOWN
+    assert packings_of([Text(MASK.long(), MASK, tokens=BOUNDED)])[0].tokens == BOUNDED
     monkeypatch.setattr(packing, "on_host", lambda tensor: False)
-    assert packing_of(Text(MASK.long(), MASK)).dense
-    assert packing_of(Text(MASK.long(), MASK, tokens=KNOWN)).tokens == KNOWN
+    assert packings_of([Text(MASK.long(), MASK)])[0].dense
+    assert packings_of([Text(MASK.long(), MASK, tokens=KNOWN)])[0].tokens == KNOWN
 
 
 def test_texts_of_one_length_need_no_moving():

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 
 from benchmarks.synthetic import pretrain_batch
-from models.pretrain import PretrainModel
+from models.multigrained import IdenticalTexts
+from models.pretrain import STREAMS as STREAM_CLASSES
+from models.pretrain import PretrainModel, StreamWeights
+from models.streams import AlignedStream
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
-from utils.batch import PretrainBatch
+from utils.batch import Batch, PretrainBatch
 from utils.config import load_config
 
 LOSSES = ("contrastive", "matching", "mlm", "l1", "giou")
@@ -47,10 +52,43 @@ def test_every_parameter_that_trains_has_a_gradient_whatever_losses_are_left_out
     assert terms.keys() == model.counts(batch).keys()
     assert not {name.split("/")[1] for name in terms} & left_out
     torch.stack([term.total for term in terms.values()]).sum().backward()
-    idle = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
-    assert not [name for name in idle if name != "vision.frame_positions"]
+    assert not [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
     reached = [name for name, each in model.named_parameters() if not each.requires_grad and each.grad is not None]
     assert not reached
+
+
+ALIGNED = ("images", "videos", "regions", "pairs")
+UNMATCHED = [
+    ("both", {}),
+    ("all", {}),
+    ("both", only("matching")),
+    ("texts", only("matching")),
+    ("all", only("matching")),
+]
+UNMATCHED += [
+    ("texts", {"contrastive": 0.0}),
+    ("texts", only("matching", "mlm")),
+    ("both", only("matching", "contrastive")),
+]
+
+
+@pytest.mark.parametrize(("mix", "weights"), UNMATCHED)
+def test_it_has_one_in_a_step_without_matching_losses(mix, weights):
+    model, batch = built(ALL if mix == "all" else STREAMS[mix], **weights)
+    whole = totals(model, batch)
+    terms = model(replace(batch, unmatched=ALIGNED))
+    assert terms.keys() == whole.keys() == model.counts(batch).keys()
+    torch.stack([term.total for term in terms.values()]).sum().backward()
+    assert not [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+    assert all(term.total == 0 for name, term in terms.items() if name.endswith("/matching"))
+
+
+def test_the_streams_of_the_model_are_those_of_batches_and_weights():
+    parts = {field.name for field in fields(PretrainBatch)} - {field.name for field in fields(Batch)} - {"unmatched"}
+    assert STREAM_CLASSES.keys() == StreamWeights.model_fields.keys() == parts
+    assert IdenticalTexts.model_fields.keys() == {
+        name for name, kind in STREAM_CLASSES.items() if issubclass(kind, AlignedStream)
+    }
 
 
 @pytest.mark.parametrize("name", LOSSES)
