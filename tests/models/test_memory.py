@@ -108,7 +108,7 @@ def test_neighbouring_passes_over_one_memory_with_equally_many_texts_share_its_k
     numbers = [(3, memory), (3, memory), (6, memory), (6, memory), (3, other), (3, memory)]
     found = _attended([FusionPass(texts(count, 0), seen) for count, seen in numbers])
     assert [(each.text_count, len(each.memories)) for each in found] == [(6, 2), (12, 2), (3, 1), (3, 1)]
-    assert [each.memory for each in found] == [memory, memory, other, memory]
+    assert [each.memories[0] for each in found] == [memory, memory, other, memory]
 
 
 def test_passes_with_a_memory_and_without_do_not_go_together(fusion, memory):
