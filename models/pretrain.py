@@ -100,7 +100,7 @@ class PretrainModel(MultiGrainedModel):
 
     def _encode(self, steps: Sequence[StreamStep]) -> list[Encoded]:
         """The texts and images of each stream, from one pass of each encoder over those of all."""
-        texts = [step.stream.texts(step.part, step.wanted) for step in steps]
+        texts = [step.stream.texts_to_encode(step.part, step.wanted) for step in steps]
         flat = [text for of_stream in texts for text in of_stream.values()]
         has_images = [step.stream.has_images and bool(step.wanted) for step in steps]
         pixels = [step.part.pixels for step, has in zip(steps, has_images, strict=True) if has]

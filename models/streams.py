@@ -1,7 +1,7 @@
 """The streams of pre-training, a class each (section 3.3).
 
-A stream says what it encodes (``texts``, ``has_images``), what it asks of the fusion and what its losses are (``losses``), what
-these are divided by (``counts``), and what they cost (``work``). A loss of weight 0 is wanted in no step.
+A stream says what it encodes (``texts_to_encode``, ``has_images``), what it asks of the fusion and what its losses are
+(``losses``), what these are divided by (``counts``), and what they cost (``work``). A loss of weight 0 is wanted in no step.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Stream(ABC):
         self.weights = {loss: weights[loss] for loss in self.all_losses if weights[loss]}
 
     @abstractmethod
-    def texts(self, part: Part, wanted: Collection[str]) -> dict[str, Text]:
+    def texts_to_encode(self, part: Part, wanted: Collection[str]) -> dict[str, Text]:
         """The texts to encode for the ``wanted`` losses, by name."""
 
     @abstractmethod
@@ -97,7 +97,7 @@ class TextStream(Stream):
     all_losses = ("mlm",)
     has_images = False
 
-    def texts(self, part: TextBatch, wanted: Collection[str]) -> dict[str, Text]:
+    def texts_to_encode(self, part: TextBatch, wanted: Collection[str]) -> dict[str, Text]:
         return {"masked": part.text.with_masks()} if wanted else {}
 
     def losses(
@@ -127,7 +127,7 @@ class AlignedStream(Stream):
         super().__init__(name, weights)
         self.same_text = same_text
 
-    def texts(self, part: Part, wanted: Collection[str]) -> dict[str, Text]:
+    def texts_to_encode(self, part: Part, wanted: Collection[str]) -> dict[str, Text]:
         texts = {}
         if any(loss != "mlm" for loss in wanted):
             texts["plain"] = part.text.plain()
@@ -167,7 +167,9 @@ class AlignedStream(Stream):
         )
 
     @staticmethod
-    def passes(part: Part, texts: Mapping[str, PackedTexts], memory: CrossMemory, alignment: Alignment) -> Passes:
+    def fusion_passes(
+        part: Part, texts: Mapping[str, PackedTexts], memory: CrossMemory, alignment: Alignment
+    ) -> Passes:
         """Passes of the masked words, and of the matching loss, for texts that attend to ``memory``."""
         passes: Passes = {}
         if "masked" in texts:
@@ -178,12 +180,12 @@ class AlignedStream(Stream):
 
     def text_flops(self, cost: ModelCost, part: Part, tokens: Lengths, wanted: Collection[str]) -> float:
         """FLOPs of the text encoder, and of the contrastive embeddings, on which hard negatives depend, too."""
-        flops = len(self.texts(part, wanted)) * cost.text.run(tokens)
+        flops = len(self.texts_to_encode(part, wanted)) * cost.text.run(tokens)
         return flops + (cost.align(len(tokens), len(tokens)) if {"contrastive", "matching"} & set(wanted) else 0)
 
     @staticmethod
     def fusion_flops(cost: ModelCost, part: Part, tokens: Lengths, keys: int, wanted: Collection[str]) -> float:
-        """FLOPs of :meth:`passes`, and of the heads on them."""
+        """FLOPs of :meth:`fusion_passes`, and of the heads on them."""
         flops = word_flops(cost, part, tokens, keys) if "mlm" in wanted else 0.0
         return flops + (cost.match(tokens, keys) if "matching" in wanted else 0)
 
@@ -210,8 +212,8 @@ class ImageTextStream(AlignedStream):
         alignment = self.align(model, part, images, texts.get("plain"), wanted)
         passes: Passes = {}
         if needs_fusion(wanted):
-            passes = self.passes(part, texts, model.fusion.concept_memory(images), alignment)
-        return self.sums(model, part, alignment, fuse(model.fusion, passes))
+            passes = self.fusion_passes(part, texts, model.fusion.concept_memory(images), alignment)
+        return self.sums(model, part, alignment, fuse_by_loss(model.fusion, passes))
 
     def work(self, cost: ModelCost, part: Part, wanted: Collection[str]) -> Work:
         tokens, frames = lengths(part.text.mask, part.valid), frames_of(part.pixels)
@@ -257,8 +259,8 @@ class RegionTextStream(AlignedStream):
             of_regions, of_images = model.fusion.region_memories(regions, encoded.images)
             if {"l1", "giou"} & set(wanted):
                 passes["boxes"] = [FusionPass.cls(texts["plain"], of_images)]
-            passes |= self.passes(part, texts, of_regions, alignment)
-        fused = fuse(model.fusion, passes)
+            passes |= self.fusion_passes(part, texts, of_regions, alignment)
+        fused = fuse_by_loss(model.fusion, passes)
         sums = self.sums(model, part, alignment, fused)
         if "boxes" in fused:
             predicted, has_box = predict_box(model.box_head, fused["boxes"][0]), self.has_box(part)
@@ -291,8 +293,8 @@ class TranslationStream(AlignedStream):
 
     has_images = False
 
-    def texts(self, part: TextPairBatch, wanted: Collection[str]) -> dict[str, Text]:
-        return {**super().texts(part, wanted), "translation": part.other} if wanted else {}
+    def texts_to_encode(self, part: TextPairBatch, wanted: Collection[str]) -> dict[str, Text]:
+        return {**super().texts_to_encode(part, wanted), "translation": part.other} if wanted else {}
 
     def losses(
         self, model: MultiGrainedModel, part: TextPairBatch, encoded: Encoded, wanted: Collection[str]
@@ -308,12 +310,12 @@ class TranslationStream(AlignedStream):
         if "masked" in texts:
             memory = text_memory(model.fusion, translation)
             passes["mlm"] = [FusionPass(texts["masked"], memory, masked_positions(part.text))]
-        return self.sums(model, part, alignment, fuse(model.fusion, passes))
+        return self.sums(model, part, alignment, fuse_by_loss(model.fusion, passes))
 
     def work(self, cost: ModelCost, part: TextPairBatch, wanted: Collection[str]) -> Work:
         first, second = lengths(part.text.mask, part.valid), lengths(part.other.mask, part.valid)
         tokens = int(first.sum() + second.sum())
-        flops = cost.text.run(second) + sum(cost.text.run(first) for _ in super().texts(part, wanted))
+        flops = cost.text.run(second) + sum(cost.text.run(first) for _ in super().texts_to_encode(part, wanted))
         if {"contrastive", "matching"} & set(wanted):
             flops += cost.align(0, 2 * len(first))
         if "matching" in wanted:
@@ -334,7 +336,7 @@ def needs_fusion(wanted: Collection[str]) -> bool:
     return any(loss != "contrastive" for loss in wanted)
 
 
-def fuse(fusion: FusionEncoder, passes: Passes) -> Fused:
+def fuse_by_loss(fusion: FusionEncoder, passes: Passes) -> Fused:
     """The passes of all losses in one call of the fusion; the fused states by loss, in the order of its passes."""
     if not passes:
         return {}

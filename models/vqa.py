@@ -133,7 +133,7 @@ class VQAModel(XVLM):
 
     def forward(self, batch: QuestionBatch) -> Losses:
         """Token cross-entropies of a micro-batch, summed over each answer, times the answer's weight; their sum."""
-        questions = self.decoder.questions_memory(self.ask(batch.pixels, batch.text))
+        questions = self.decoder.questions_memory(self.fuse_questions(batch.pixels, batch.text))
         ids, mask, rows = batch.answers.ids, batch.answers.mask, batch.question_of_answer
         states = self.decoder.decode(ids[:, :-1], left_to_right(mask[:, :-1]), questions.select(rows))
         labels = ids[:, 1:].masked_fill(~mask[:, 1:], IGNORE)
@@ -161,7 +161,7 @@ class VQAModel(XVLM):
         flops = self.decoder_cost.project(int(questions.sum())) + self.decoder_cost.run(answers - 1, question_of_each)
         return self.cost.fuse_pairs(questions, wanted=None) + Work(tokens=int(answers.sum()), flops=flops)
 
-    def ask(self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None) -> PackedTexts:
+    def fuse_questions(self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None) -> PackedTexts:
         """N questions, each fused with its image.
 
         ``pixels`` (I, 3, H, W); ``image_of_question`` (N,) int64, None: question n asks about image n.

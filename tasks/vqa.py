@@ -161,7 +161,7 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
             rows = picture_of_each(pictures)
             pixels = torch.stack([pictures[place] for place in np.unique(rows, return_index=True)[1]])
             device = text.ids.device
-            asked = self.model.ask(pixels.to(device), text, torch.from_numpy(rows).to(device))
+            asked = self.model.fuse_questions(pixels.to(device), text, torch.from_numpy(rows).to(device))
             return rank_answers(self.model.decoder, asked, self.tree, config.candidates, config.ranking).ids[:, 0]
 
         return self.outputs(items, _read, answer, "answering")

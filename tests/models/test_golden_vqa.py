@@ -59,7 +59,7 @@ def model(loaded, device):
 def asked(model, device) -> PackedTexts:
     """The case's questions with their images."""
     given = moved(batch(), device)
-    return model.ask(given.pixels, given.text)
+    return model.fuse_questions(given.pixels, given.text)
 
 
 def text(name: str) -> Text:
@@ -94,7 +94,7 @@ def test_a_question_that_does_not_count_adds_nothing(model, device):
 @torch.no_grad()
 def test_question_states_and_decoder_logits(model, device):
     given = moved(batch(), device)
-    states = model.ask(given.pixels, given.text)
+    states = model.fuse_questions(given.pixels, given.text)
     assert_golden(states.padded(), EXPECTED["question_states"], states.packing.mask)
     memory = model.decoder.questions_memory(states).select(given.question_of_answer)
     decoded = model.decoder.decode(given.answers.ids, left_to_right(given.answers.mask), memory)
@@ -106,8 +106,8 @@ def test_several_questions_about_an_image_share_it(model, device):
     questions, images = text("question"), GIVEN["image"].to(device)
     rows, image_of_question = torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1], device=device)
     questions = moved(Text(questions.ids[rows], questions.mask[rows]), device)
-    found = model.ask(images, questions, image_of_question)
-    expected = model.ask(images[image_of_question], questions)
+    found = model.fuse_questions(images, questions, image_of_question)
+    expected = model.fuse_questions(images[image_of_question], questions)
     assert_golden(found.padded(), expected.padded(), expected.packing.mask)
 
 

@@ -121,9 +121,9 @@ def test_a_picture_is_encoded_once_for_neighbouring_questions_about_it(overrides
     task = VQATask(config_of(overrides, "evaluation.batch_size=10"))
     stir(task)
     items, seen, states = task.held_out["test"][:20], [], []
-    encode, ask = task.model.vision.forward, task.model.ask
+    encode, ask = task.model.vision.forward, task.model.fuse_questions
     monkeypatch.setattr(task.model.vision, "forward", lambda pixels: seen.append(len(pixels)) or encode(pixels))
-    monkeypatch.setattr(task.model, "ask", lambda *given: states.append(ask(*given)) or states[-1])
+    monkeypatch.setattr(task.model, "fuse_questions", lambda *given: states.append(ask(*given)) or states[-1])
     with evaluating(task.model, "fp32"):
         task._predict(items)
         shared = [row[mask] for part in states for row, mask in zip(part.padded(), part.packing.mask, strict=True)]
