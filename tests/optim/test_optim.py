@@ -14,7 +14,7 @@ from models.checkpoints.rename import published_to_ours
 from models.checkpoints.report import LoadReport
 from models.multigrained import PretrainModelConfig
 from models.nlvr import NLVRModel
-from models.pretrain import PretrainModel
+from models.pretrain import PretrainModel, StreamWeights
 from models.text import TextArchitecture, TextConfig
 from models.vision import VideoConfig, VisionConfig
 from models.vqa import VQAModel, VQAModelConfig
@@ -34,7 +34,8 @@ def base():
 @pytest.fixture(scope="module")
 def base_video():
     with torch.device("meta"):
-        return PretrainModel(BASE.model_copy(update={"vision": VisionConfig(video=VideoConfig(frames=3))}))
+        config = BASE.model_copy(update={"vision": VisionConfig(video=VideoConfig(frames=3))})
+        return PretrainModel(config, streams=StreamWeights(videos=1.0))
 
 
 def released_groups(file: str, key: str) -> dict[str, list[float]]:
