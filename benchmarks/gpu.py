@@ -102,7 +102,7 @@ class Clock:
         self.phases.append(phase)
 
     def milliseconds(self) -> list[float]:
-        """Of each of :data:`PHASES`, over all micro-batches."""
+        """Milliseconds of each of :data:`PHASES`, over all micro-batches."""
         on_gpu = self.device.type == "cuda"
         if on_gpu:
             torch.cuda.synchronize(self.device)
@@ -138,7 +138,7 @@ class Stepper:
         return clock
 
     def milliseconds(self, steps: int, context: Callable[[], AbstractContextManager[Any]]) -> list[list[float]]:
-        """Of the phases of each step. The clocks are read at the end, so that the host is ahead of the device, as in a run."""
+        """Milliseconds of the phases of each step. Clocks are read at the end, so that the host runs ahead, as in training."""
         clocks = [self.step(context()) for _ in range(steps)]
         return [clock.milliseconds() for clock in clocks]
 
@@ -160,7 +160,7 @@ def build(config: PretrainConfig) -> PretrainModel:
 
 
 def batches_for(config: PretrainConfig, model: PretrainModel, *, static: bool) -> list[PretrainBatch]:
-    """Of the config's streams and sizes, with texts of real lengths; ``static`` as the trainer has them with ``train.compile``,
+    """Micro-batches of the config's streams and sizes, with texts of real lengths; ``static``: padded as with ``train.compile``,
     with the same texts."""
     vocabulary = len(model.text.word_embeddings)
     return [
@@ -170,7 +170,7 @@ def batches_for(config: PretrainConfig, model: PretrainModel, *, static: bool) -
 
 
 def step_of(config: PretrainConfig) -> str:
-    """What a step is made of."""
+    """A line that describes the examples of a step."""
     data, video = config.data, config.model.vision.video
     said = {name: f"{stream.batch_size} {NAMES[name]}" for name, stream in data.streams().items()}
     if data.regions is not None:
@@ -308,7 +308,7 @@ def _print(line: str) -> None:
 
 
 def _clean_up() -> None:
-    """What a way leaves is not to count for the next one."""
+    """Free the memory of one way before the next is measured."""
     torch._dynamo.reset()
     gc.collect()
     torch.cuda.empty_cache()

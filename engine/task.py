@@ -1,4 +1,4 @@
-"""What a task gives the engine."""
+"""The interface between a task and the engine."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class TaskModel(Protocol):
         """Compile the encoders, in one of ``torch.compile``'s modes."""
 
     def counts(self, batch: Any) -> dict[str, Tensor]:
-        """What each sum is divided by, counted on the host before the forward pass: ``batch`` is not yet on the device. The same
+        """The divisor of each sum, counted on the host before the forward pass: ``batch`` is not yet on the device. The same
         names on every rank."""
 
     def work(self, batch: Any) -> Work:
-        """What a step on a micro-batch takes in and does, counted on the host: ``batch`` is not yet on the device."""
+        """Size and FLOPs of a step on a micro-batch, counted on the host: ``batch`` is not yet on the device."""
 
 
 class Loader(Protocol):

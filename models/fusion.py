@@ -84,7 +84,8 @@ class FusionEncoder(BlockStack):
         return list(fused.split([(each.wanted or each.texts).packing.tokens for each in passes]))
 
     def concept_memory(self, concepts: Concepts) -> CrossMemory:
-        """The memory of whole images or videos, or of regions: one row per concept, its concept token, then its patches."""
+        """The memory of whole images or videos, one row each: its concept token, then its patches; of regions, as in
+        :meth:`region_memories`."""
         if concepts.patch_mask is None:
             return self.memory(concepts.tokens())
         return self.region_memories(concepts, Concepts.whole(concepts.patches))[0]
