@@ -15,7 +15,7 @@ from models.contrastive import ContrastiveConfig, ContrastiveHead, Examples
 from models.fusion import FusionPass
 from models.heads import mlp_head
 from models.memory import CrossMemory
-from models.negatives import draw, negative_weights
+from models.negatives import negative_weights, sample
 from models.packing import PackedTexts
 from models.xvlm import XVLM, ModelConfig
 
@@ -56,14 +56,14 @@ class AligningModel(XVLM):
         allowed = examples.allowed_negatives()
         similarity = self.contrastive.similarity(image_embed, text_embed)
         return HardNegatives(
-            image=self.draw_negatives(similarity.t(), allowed),
-            text=self.draw_negatives(similarity, allowed),
+            image=self.sample_negatives(similarity.t(), allowed),
+            text=self.sample_negatives(similarity, allowed),
             exist=allowed.any(dim=1),
         )
 
-    def draw_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
+    def sample_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
         """One negative per row, (N,); see :mod:`models.negatives`."""
-        return draw(negative_weights(similarity, allowed))
+        return sample(negative_weights(similarity, allowed))
 
     @staticmethod
     def matching_passes(texts: PackedTexts, memory: CrossMemory, negatives: HardNegatives) -> list[FusionPass]:

@@ -62,7 +62,7 @@ class ContrastiveHead(nn.Module):
 
     def embed_image(self, concepts: Concepts) -> Tensor:
         """Normalised embeddings of visual concepts, (R, E), at least float32."""
-        return F.normalize(losses.at_least_float32(self.vision_proj(concepts.concept)), dim=1)
+        return F.normalize(losses.at_least_float32(self.vision_proj(concepts.cls)), dim=1)
 
     def embed_text(self, texts: PackedTexts) -> Tensor:
         """Normalised embeddings of texts, (N, E), at least float32."""

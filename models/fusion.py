@@ -98,9 +98,9 @@ class FusionEncoder(BlockStack):
         """
         assert regions.patch_mask is not None and regions.image_index is not None
         patches, index = regions.patches, regions.image_index
-        (images_count, length, _), count = patches.shape, len(regions.concept)
+        (images_count, length, _), count = patches.shape, len(regions.cls)
         # All states once: patches, then concept tokens of images, then of regions. Each row gathers its own of them.
-        states = torch.cat([patches.flatten(0, 1), images.concept, regions.concept])
+        states = torch.cat([patches.flatten(0, 1), images.cls, regions.cls])
         of_image = images_count * length + index
         of_region = images_count * (length + 1) + torch.arange(count, device=index.device)
         of_patches = index.unsqueeze(1) * length + torch.arange(length, device=index.device)

@@ -1,4 +1,4 @@
-"""Hard negatives for the matching loss (X²-VLM, section 3.3): drawn within the local batch, in one vectorised draw."""
+"""Hard negatives for the matching loss (X²-VLM, section 3.3): sampled within the local batch, all in one vectorised step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def negative_weights(similarity: Tensor, allowed: Tensor) -> Tensor:
     return (at_least_float32(similarity).softmax(dim=1) + 1e-5) * allowed
 
 
-def draw(weights: Tensor) -> Tensor:
+def sample(weights: Tensor) -> Tensor:
     """One index per row in proportion to its weights, (N,) int64; a row without any weight gives an index that is not to be
     used. No host synchronisation, no error for an empty row (``multinomial`` has both)."""
     noise = torch.empty_like(weights).exponential_()

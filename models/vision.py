@@ -29,13 +29,13 @@ FRAME_POSITIONS = "vision.frame_positions"
 class Concepts:
     """R visual concepts (section 3.2): images, videos, or regions, which share the patches of N images.
 
-    ``patches`` (N, P, D) normed patch states; ``concept`` (R, D) the mean of a concept's patches, its "[CLS] patch";
-    ``patch_mask`` (R, P) bool, which patches are its own; ``image_index`` (R,) int64, of which image. Both are None where
-    concept r is the whole of image r.
+    ``patches`` (N, P, D) normed patch states. ``cls`` (R, D) the mean of each concept's patches, which stands for it as [CLS]
+    does for a text. ``patch_mask`` (R, P) bool, True = a patch of the concept; ``image_index`` (R,) int64, its image; both are
+    None where concept r is the whole of image r.
     """
 
     patches: Tensor
-    concept: Tensor
+    cls: Tensor
     patch_mask: Tensor | None = None
     image_index: Tensor | None = None
 
@@ -45,9 +45,9 @@ class Concepts:
         return Concepts(patches, patches.mean(dim=1))
 
     def tokens(self) -> Tensor:
-        """The published layout (R, 1 + P, D): the concept token, then all patches of its image, copied for each concept."""
+        """The published layout (R, 1 + P, D): a concept's ``cls``, then all patches of its image, copied for each concept."""
         patches = self.patches if self.image_index is None else self.patches.index_select(0, self.image_index)
-        return torch.cat([self.concept.unsqueeze(1), patches], dim=1)
+        return torch.cat([self.cls.unsqueeze(1), patches], dim=1)
 
 
 class VideoConfig(Config):
@@ -161,8 +161,8 @@ class VisionEncoder(nn.Module):
         weights = share.new_zeros(patch_mask.shape[0], n, p)
         weights.scatter_(1, image_index.view(-1, 1, 1).expand(-1, 1, p), share.unsqueeze(1))
         with torch.autocast(patches.device.type, enabled=False):
-            concept = weights.view(-1, n * p) @ patches.reshape(n * p, d)
-        return Concepts(patches, concept, patch_mask, image_index)
+            cls = weights.view(-1, n * p) @ patches.reshape(n * p, d)
+        return Concepts(patches, cls, patch_mask, image_index)
 
 
 def _frame_table(config: VideoConfig, width: int) -> nn.Parameter:

@@ -144,7 +144,7 @@ class Evaluation:
         for start in range(0, len(cosine), self.config.batch_size):
             block = slice(start, start + self.config.batch_size)
             wanted = [row.nonzero().squeeze(1) for row in (by_image | by_text)[block]]
-            part = Concepts(images.patches[block], images.concept[block])
+            part = Concepts(images.patches[block], images.cls[block])
             found = score_pairs(self.model.fusion, self.model.matching_head, part, wanted, bank)
             for image, (texts, logits) in enumerate(zip(wanted, found, strict=True), start=start):
                 scores[image, texts] = logits.cpu()
@@ -205,7 +205,7 @@ class Evaluation:
             self.model.vision(torch.stack([r.pixels for r in block]).to(self.device))
             for block in _blocks(records, self.config.batch_size)
         ]
-        return Concepts(torch.cat([part.patches for part in parts]), torch.cat([part.concept for part in parts]))
+        return Concepts(torch.cat([part.patches for part in parts]), torch.cat([part.cls for part in parts]))
 
     def _encode_texts(self, texts: Sequence[str]) -> PackedTexts:
         return self.model.text([to_device(self.processor.encode_plain(texts), self.device)])[0]

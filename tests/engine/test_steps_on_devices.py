@@ -11,7 +11,7 @@ from models.pretrain import PretrainModel
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.devices import copied_to
 from tests.models.golden import in_float64
-from tests.models.test_reference import drawn_by_the_mask_alone
+from tests.models.test_reference import sampled_by_the_mask_alone
 from utils.batch import PretrainBatch, Work, map_tensors
 from utils.config import load_config
 
@@ -32,7 +32,7 @@ def config(tiny_overrides) -> PretrainConfig:
 def on_cpu(config) -> PretrainModel:
     torch.manual_seed(0)
     model = PretrainTask.build_model(config, 200)
-    model.draw_negatives = drawn_by_the_mask_alone
+    model.sample_negatives = sampled_by_the_mask_alone
     model.work = lambda batch: Work()
     return model
 

@@ -123,7 +123,7 @@ class PublishedNegatives(PretrainModel):
 
     drawn: list[Tensor]
 
-    def draw_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
+    def sample_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
         return self.drawn.pop(0)
 
 

@@ -71,8 +71,8 @@ def test_patches_projected_once_give_the_keys_and_gradients_of_copies_for_each_r
     found = []
     for shared in (True, False):
         draws = torch.Generator().manual_seed(1)
-        patches, concept = (torch.randn(*shape, generator=draws).requires_grad_() for shape in ((3, 4, 12), (4, 12)))
-        regions = Concepts(patches, concept, masks, index)
+        patches, cls = (torch.randn(*shape, generator=draws).requires_grad_() for shape in ((3, 4, 12), (4, 12)))
+        regions = Concepts(patches, cls, masks, index)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             memory = encoder.concept_memory(regions) if shared else encoder.memory(regions.tokens())
         parts = torch.stack([part for layer in memory.layers for part in layer])
@@ -80,7 +80,7 @@ def test_patches_projected_once_give_the_keys_and_gradients_of_copies_for_each_r
             parts = torch.cat([parts[:, :, :1], parts[:, :, 2:]], dim=2)  # the second key is the whole image's
         assert parts.dtype == (torch.bfloat16 if half else torch.float32)
         parts.float().pow(2).sum().backward()
-        found.append([patches.grad, concept.grad, parts.float()])
+        found.append([patches.grad, cls.grad, parts.float()])
         if shared:
             seen = torch.cat([torch.tensor([[True, False]]).expand(4, 2), masks], dim=1)
             assert torch.equal(memory.mask == 0, seen[:, None, None])

@@ -56,7 +56,7 @@ def test_any_timm_vit_gives_one_normed_state_per_patch(backbone):
     config = VisionConfig(backbone=backbone, image_size=32, patch_size=8, width=24, depth=1, heads=2, layer_scale=None)
     concepts = VisionEncoder(config)(PIXELS)
     assert concepts.patches.shape == (2, 16, 24)
-    torch.testing.assert_close(concepts.concept, concepts.patches.mean(dim=1))
+    torch.testing.assert_close(concepts.cls, concepts.patches.mean(dim=1))
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_a_region_of_all_patches_is_the_image_and_a_mask_selects_patches():
     images = encoder(PIXELS[:, :, :16, :16])
     masks = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 0]]).bool()
     regions = encoder.regions(images, masks, torch.tensor([1, 0]))
-    torch.testing.assert_close(regions.concept[0], images.concept[1])
-    torch.testing.assert_close(regions.concept[1], images.patches[0, 1])
+    torch.testing.assert_close(regions.cls[0], images.cls[1])
+    torch.testing.assert_close(regions.cls[1], images.patches[0, 1])
 
 
 def test_sincos_positions_are_all_different():

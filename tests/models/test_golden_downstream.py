@@ -41,7 +41,7 @@ class PublishedNegatives(RetrievalModel):
 
     drawn: list[Tensor]
 
-    def draw_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
+    def sample_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
         return self.drawn.pop(0)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from models.align import AligningModel
 from models.contrastive import Examples
-from models.negatives import allowed_negatives, draw, negative_weights
+from models.negatives import allowed_negatives, negative_weights, sample
 
 
 def test_a_row_is_never_its_own_negative():
@@ -13,13 +13,13 @@ def test_a_row_is_never_its_own_negative():
     similarity = torch.full((6, 6), -30.0).fill_diagonal_(30.0)
     allowed = allowed_negatives(torch.ones(6, dtype=torch.bool))
     for _ in range(200):
-        assert (draw(negative_weights(similarity, allowed)) != torch.arange(6)).all()
+        assert (sample(negative_weights(similarity, allowed)) != torch.arange(6)).all()
 
 
 def test_draws_follow_the_weights():
     torch.manual_seed(0)
     weights = torch.tensor([[0.0, 1.0, 3.0, 0.0]]).expand(20000, 4)
-    drawn = draw(weights)
+    drawn = sample(weights)
     share = drawn.bincount(minlength=4) / len(drawn)
     torch.testing.assert_close(share, torch.tensor([0.0, 0.25, 0.75, 0.0]), atol=0.02, rtol=0)
 
@@ -27,7 +27,7 @@ def test_draws_follow_the_weights():
 def test_a_batch_of_one_has_no_negative_and_does_not_fail():
     allowed = allowed_negatives(torch.ones(1, dtype=torch.bool))
     assert not allowed.any()
-    assert draw(negative_weights(torch.zeros(1, 1), allowed)).shape == (1,)
+    assert sample(negative_weights(torch.zeros(1, 1), allowed)).shape == (1,)
 
 
 @pytest.mark.parametrize("same_key", ["negative", "ignore", "positive"])
@@ -43,6 +43,6 @@ def test_rows_that_do_not_count_and_equal_texts_are_not_drawn():
     allowed = allowed_negatives(valid, key=torch.tensor([5, 5, 6, 7]))
     assert allowed.nonzero().tolist() == [[0, 3], [1, 3], [3, 0], [3, 1]]
     for _ in range(50):
-        drawn = draw(negative_weights(torch.zeros(4, 4), allowed))
+        drawn = sample(negative_weights(torch.zeros(4, 4), allowed))
         assert drawn[[0, 1]].tolist() == [3, 3]
         assert drawn[3] in (0, 1)

@@ -128,7 +128,7 @@ def test_every_stream_of_a_config_gives_the_plain_paths_numbers(mix, monkeypatch
     assert_as_plain(model, static, batch)
 
 
-def drawn_by_the_mask_alone(similarity: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+def sampled_by_the_mask_alone(similarity: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
     """Negatives that do not depend on similarities, which a rounding changes."""
     noise = torch.rand(allowed.shape, generator=torch.Generator().manual_seed(2)).to(allowed.device)
     return (noise * allowed).argmax(dim=1)
@@ -139,7 +139,7 @@ def test_in_bf16_both_paths_are_as_near_to_the_numbers_of_float64(on_cpu, device
     of a parameter 5.5e-2; the fast path's error was at most 0.995 of the plain path's. The bounds are about three times as wide,
     for other kernels."""
     model, batch = copied_to(torch.device("cpu"), on_cpu[0]), on_cpu[1]
-    model.draw_negatives = drawn_by_the_mask_alone
+    model.sample_negatives = sampled_by_the_mask_alone
     exact_model = copied_to(torch.device("cpu"), model).double()
     exact_losses = plain_losses(exact_model, map_tensors(batch, in_float64))
     exact = gradients(exact_model, exact_losses)
