@@ -39,11 +39,11 @@ def why_not_plain(model: PretrainModel) -> str | None:
 
 
 def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = PADDED) -> Losses:
-    """The losses that ``model(batch)`` gives. Negatives are drawn in the same order."""
+    """The losses that ``model(batch)`` gives. Hard negatives are sampled in the same order."""
     assert not batch.unmatched, "every stream has its matching loss"
     assert isinstance(model.text, TextEncoder)
     pad_id, parts = model.text.arch.pad_id, {}
-    for name, part in batch.parts().items():
+    for name, part in batch.streams().items():
         length = padded.translations if isinstance(part, TextPairBatch) else padded.texts
         parts[name] = replace(part, text=_masked_to(length, part.text, pad_id))
         if isinstance(part, TextPairBatch):

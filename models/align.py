@@ -30,9 +30,11 @@ class AligningConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """For each of N examples: ``image`` (N,) the example whose image its text gets, ``text`` (N,) the one whose text its image
-    gets; ``exist`` (N,) bool; False: the example has none, and its
-    ``image`` and ``text`` mean nothing."""
+    """Hard negatives of N examples.
+
+    ``image`` (N,) int64: the example whose image the text of example n is paired with. ``text`` (N,) int64: the example whose
+    text its image is paired with. ``exist`` (N,) bool: False where it has none; ``image`` and ``text`` are undefined there.
+    """
 
     image: Tensor
     text: Tensor
@@ -62,13 +64,13 @@ class AligningModel(XVLM):
         )
 
     def sample_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
-        """One negative per row, (N,); see :mod:`models.negatives`."""
+        """One negative for each example, (N,) int64; see :mod:`models.negatives`."""
         return sample(negative_weights(similarity, allowed))
 
     @staticmethod
     def matching_passes(texts: PackedTexts, memory: CrossMemory, negatives: HardNegatives) -> list[FusionPass]:
-        """The passes of the matching loss, which needs [CLS] alone: texts with their own rows of the memory, hard negative texts
-        with these rows, and the texts with hard negative rows."""
+        """The passes of the matching loss, which needs [CLS] alone: text n with memory row n, a hard negative text with that row,
+        text n with a hard negative row."""
         return [
             FusionPass.cls(texts, memory),
             FusionPass.cls(texts.select(negatives.text), memory),
@@ -76,9 +78,9 @@ class AligningModel(XVLM):
         ]
 
     def matching_loss(self, fused: Sequence[Tensor], negatives: HardNegatives) -> Tensor:
-        """Eq. 2 from the fused [CLS] states (N, D) of :meth:`matching_passes`, of which the first is matched.
+        """Eq. 2 from the fused [CLS] states (N, D) of :meth:`matching_passes`, of which the first pass is matched.
 
-        An example without any negative stays out altogether: alone, it would only teach to answer "matched".
+        An example without a hard negative is left out altogether: its matched pair alone would only teach to answer "matched".
         """
         logits = self.matching_head(torch.cat(list(fused)))
         matched = torch.arange(len(logits), device=logits.device) < len(negatives.exist)
@@ -87,7 +89,7 @@ class AligningModel(XVLM):
     @staticmethod
     def matching_count(examples: Examples) -> Tensor:
         """The pairs of the matching loss: three for each example that has a negative."""
-        if examples.same_key == "negative":  # every example that counts is one of the others'
+        if examples.same_key == "negative":  # all valid examples are negatives of each other
             count = examples.valid.sum()
             return 3 * count * (count > 1)
         return 3 * examples.allowed_negatives().any(dim=1).sum()

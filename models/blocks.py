@@ -5,6 +5,7 @@ Parameters have Hugging Face's names. States are packed, (T, D); attention pads 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,16 +36,16 @@ class BlockConfig(Config):
     def at_depth(self, index: int, blocks: int) -> BlockConfig:
         """Sizes of block ``index`` of a stack: its drop path rises linearly from 0 to ``drop_path``, and replaces the dropout
         on residual branches (as released)."""
-        share = index / (blocks - 1) if blocks > 1 else 0.0
+        depth = index / (blocks - 1) if blocks > 1 else 0.0
         dropout = 0.0 if self.drop_path else self.dropout
-        return self.model_copy(update={"drop_path": self.drop_path * share, "dropout": dropout})
+        return self.model_copy(update={"drop_path": self.drop_path * depth, "dropout": dropout})
 
 
 @dataclass(frozen=True)
 class QueryPositions:
-    """The tokens whose states are wanted of the last block: up to W of each of N texts.
+    """The tokens whose states the last block computes: up to W of each of N texts.
 
-    ``positions`` (N, W) int64 in the padded text; ``packing`` of the wanted tokens, N texts padded to W.
+    ``positions`` (N, W) int64 in the padded text; ``packing`` of these tokens, N texts padded to W.
     """
 
     positions: Tensor
@@ -64,7 +65,7 @@ class QueryPositions:
         return QueryPositions(torch.cat(positions), packing)
 
     def tokens_of(self, packing: Packing) -> Tensor:
-        """Numbers (Q,) of the wanted tokens among the packed ones of ``packing``; a spare one names any token."""
+        """Numbers (Q,) of the query positions among the tokens of ``packing``; a spare one names any token."""
         text = self.packing.text_index.clamp(max=packing.count - 1)
         return packing.starts.index_select(0, text) + self.packing.pack(self.positions)
 
@@ -73,7 +74,7 @@ class QueryPositions:
 class Sequences:
     """How the tokens of a call are packed, and which of them self-attention lets each other see.
 
-    ``packing`` of all tokens; ``mask`` broadcasts to (N, heads, queries, K) and is added to the scores (:func:`attention_mask`).
+    ``packing``: of all tokens. ``mask`` broadcasts to (N, heads, queries, K) and is added to the scores (:func:`attention_mask`).
     ``queries``: only the states of these tokens are computed; None: of all. ``cache``: keys and values of earlier tokens, to
     which those of this call are appended; K counts both.
     """
@@ -85,12 +86,12 @@ class Sequences:
 
     @staticmethod
     def of(packing: Packing, states: Tensor, queries: QueryPositions | None = None) -> Sequences:
-        """Texts whose tokens see all tokens of their own text; ``states`` say what the dtype will be."""
+        """Texts whose tokens see all tokens of their own text; ``states`` give the dtype."""
         return Sequences(packing, attention_mask(packing.mask, linear_dtype(states)), queries)
 
     @staticmethod
     def with_masks(count: int, mask: Tensor, states: Tensor, cache: KVCache | None = None) -> Sequences:
-        """``count`` texts of L tokens, each with a mask of its own: ``mask`` (N or 1, L, K) bool, True = attend."""
+        """``count`` texts of L tokens, one mask for each or for all: ``mask`` (N or 1, L, K) bool, True = attend."""
         packing = Packing.padded(count, mask.shape[1], mask.device)
         return Sequences(packing, attention_mask(mask, linear_dtype(states)), cache=cache)
 
@@ -162,7 +163,7 @@ class SelfAttention(Attention):
             queries = states.index_select(0, sequences.queries.tokens_of(packing))
             packing = sequences.queries.packing
         query = self.split_heads(packing.pad(self.self.query(queries)))
-        keys, values = (self.split_heads(sequences.packing.pad(part)) for part in self.self(states))
+        keys, values = (self.split_heads(sequences.packing.pad(packed)) for packed in self.self(states))
         if sequences.cache is not None:
             keys, values = sequences.cache.update(self, keys, values)
         attended = self.attend(query, keys, values, sequences.mask)
@@ -175,19 +176,19 @@ class CrossAttention(Attention):
     def forward(self, states: Tensor, packing: Packing, memories: Sequence[LayerMemory]) -> Tensor:
         """``states`` (T, D) -> (T, D). The memories' texts are those of ``packing``, in order."""
         queries = packing.pad(self.self.query(states)).split([memory.text_count for memory in memories])
-        attended = [self._attend_to(memory, part) for memory, part in zip(memories, queries, strict=True)]
+        attended = list(itertools.starmap(self._attend_to, zip(memories, queries, strict=True)))
         return self.output(packing.pack(torch.cat(attended)), states, packing)
 
     def _attend_to(self, memory: LayerMemory, queries: Tensor) -> Tensor:
         """``queries`` (M, L, D) of the memory's texts -> (M, L, D)."""
         keys, values = memory.read()
-        rows, width = len(keys), queries.shape[2]
-        # (passes * R * S, L, D) -> (passes, R, S * L, D) -> (R, passes, S * L, D): all queries of a row, of S texts in each
-        # pass, side by side, so that its keys are there once.
-        by_row = queries.reshape(memory.pass_count, rows, -1, width).transpose(0, 1)
+        row_count, width = len(keys), queries.shape[2]
+        # (passes * R * S, L, D) -> (passes, R, S * L, D) -> (R, passes, S * L, D): the queries of a memory row, of S texts in
+        # each pass, stand side by side, so that its keys are needed once.
+        by_row = queries.reshape(memory.pass_count, row_count, -1, width).transpose(0, 1)
         mask = memory.mask(queries=by_row.shape[2])
-        query, keys, values = (self.split_heads(part) for part in (by_row.reshape(rows, -1, width), keys, values))
-        attended = self.attend(query, keys, values, mask).view(rows, memory.pass_count, -1, width)
+        query, keys, values = map(self.split_heads, (by_row.reshape(row_count, -1, width), keys, values))
+        attended = self.attend(query, keys, values, mask).view(row_count, memory.pass_count, -1, width)
         return attended.transpose(0, 1).reshape(queries.shape)
 
 
@@ -245,8 +246,8 @@ class BlockStack(nn.Module):
         every_token = replace(sequences, queries=None)
         for index, block in enumerate(self.blocks):
             is_last = index == len(self.layer) - 1
-            of_layer = tuple(memory.layer(index) for memory in memories)
-            states = self._run(block, states, sequences if is_last else every_token, of_layer)
+            layer_memories = tuple(memory.layer(index) for memory in memories)
+            states = self._run(block, states, sequences if is_last else every_token, layer_memories)
         return states
 
     def _run(self, block: Block, *inputs: Any) -> Tensor:
@@ -266,10 +267,10 @@ class BlockStack(nn.Module):
 
 
 def attention_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A padding mask (N, K), or a mask per query (N, L, K), as a term of the scores in ``scaled_dot_product_attention``: 0
-    and -inf, (N, 1, 1 or L, K) of the ``dtype`` of queries.
+    """A padding mask (N, K), or a mask per query (N, L, K), both True = attend, as the term of attention scores that
+    ``scaled_dot_product_attention`` takes: 0 and -inf, (N, 1, 1 or L, K) of the ``dtype`` of queries.
 
-    Kernels would make this of a boolean mask anew in each layer; those of GPUs want its rows 8 numbers apart.
+    Attention kernels would convert a boolean mask anew in each layer. Those of GPUs want the last axis at a stride of 8 numbers.
     """
     mask = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
     length = mask.shape[3]

@@ -76,7 +76,7 @@ class CaptioningModel(XVLM):
         assert isinstance(self.text, TextEncoder)
         tokens = lengths(batch.text.ids != self.text.arch.pad_id, batch.valid)
         predicted = lengths(batch.text.labels != IGNORE, batch.valid)
-        fused = self.cost.fuse_pairs(tokens, frames_of(batch.pixels), wanted=None)
+        fused = self.cost.fuse_pairs(tokens, frames_of(batch.pixels), queries=None)
         return fused + Work(flops=self.cost.head("word_head", int(predicted.sum())))
 
     def images_memory(self, pixels: Tensor) -> CrossMemory:

@@ -7,9 +7,9 @@ lengths of texts.
 Counted is the least arithmetic by which the losses and their gradients can be had:
 
 - an image, or a frame of a video, goes through the backbone once, and is projected to keys and values once in each layer;
-- texts have their true length, without padding; rows that do not count are left out;
-- where only [CLS] is wanted (matching, boxes, classes), or only masked words in pre-training, the last layer computes nothing
-  else but keys and values;
+- texts have their true length, without padding; examples that do not count are left out;
+- where only [CLS] is read (matching, boxes, classes), or only masked words in pre-training, the last layer computes the states of
+  these query positions, and for the other tokens keys and values alone;
 - words are predicted at masked positions only.
 
 A multiply-accumulate is two FLOPs. Matrix products, convolutions and attention count; norms, activations, softmax, lookups, masks
@@ -44,12 +44,12 @@ PER_INPUT_MAC = 4
 
 
 def lengths(mask: Tensor, valid: Tensor) -> Lengths:
-    """Number of True in each row that counts: ``mask`` (N, L) bool, ``valid`` (N,) bool, both on the host."""
+    """Number of True for each example that counts: ``mask`` (N, L) bool, ``valid`` (N,) bool, both on the host."""
     return np.count_nonzero(mask.numpy()[valid.numpy()], axis=1)
 
 
 def frames_of(pixels: Tensor) -> int:
-    """Images in a row: 1 of images (N, 3, H, W), F of videos (N, F, 3, H, W)."""
+    """Images of an example: 1 for images (N, 3, H, W), F for videos (N, F, 3, H, W)."""
     return pixels.shape[1] if pixels.dim() == 5 else 1
 
 
@@ -89,11 +89,11 @@ class VisionCost:
         return images * (PER_INPUT_MAC * self.embedding + PER_MAC * self.blocks)
 
     def pool_regions(self, regions: int) -> int:
-        """The mean of each region's patches, whose weights have no gradient."""
+        """FLOPs of the mean of each region's patches, whose weights have no gradient."""
         return PER_INPUT_MAC * regions * self.patches * self.width
 
     def keys(self, frames: int = 1) -> int:
-        """Keys of an image, or of a video of so many frames: its patches, and its concept token before them."""
+        """Keys of an image, or of a video of so many frames: its patches, and their mean before them."""
         return 1 + self.patches * (frames if self.keeps_frames else 1)
 
 
@@ -119,11 +119,11 @@ class BlockCost:
         None."""
         total = BlockCost()
         for block in blocks:
-            own, cross = block.attention, block.crossattention
+            attention, cross = block.attention, block.crossattention
             total += BlockCost(
-                token=linear_macs(own.self.key, own.self.value),
-                query=linear_macs(own.self.query, own.output, block.intermediate, block.output),
-                pair=2 * own.self.query.out_features,
+                token=linear_macs(attention.self.key, attention.self.value),
+                query=linear_macs(attention.self.query, attention.output, block.intermediate, block.output),
+                pair=2 * attention.self.query.out_features,
             )
             if cross is not None:
                 total += BlockCost(
@@ -167,17 +167,17 @@ class StackCost:
         """All blocks together."""
         return self.inner + self.last
 
-    def run(self, tokens: Lengths, keys: Lengths | int | None = None, wanted: Lengths | int | None = None) -> int:
+    def run(self, tokens: Lengths, keys: Lengths | int | None = None, queries: Lengths | int | None = None) -> int:
         """FLOPs of texts through all blocks.
 
         Args:
             tokens: of each text.
             keys: of the cross-attention for each text, or for all alike; None: it is skipped.
-            wanted: how many states of each text the last block computes; None: all.
+            queries: how many states of each text the last block computes; None: all.
         """
-        if wanted is None:
+        if queries is None:
             return PER_MAC * (self.blocks.macs(tokens, tokens, keys) + self.projection * int(tokens.sum()))
-        queries = np.broadcast_to(wanted, tokens.shape)
+        queries = np.broadcast_to(queries, tokens.shape)
         macs = self.inner.macs(tokens, tokens, keys) + self.last.macs(tokens, queries, keys)
         return PER_MAC * (macs + self.projection * int(queries.sum()))
 
@@ -210,8 +210,8 @@ class ContrastiveCost:
         )
 
     def run(self, images: int, texts: int) -> int:
-        """Embeddings, and the similarities of this rank's rows with those of all ranks, both ways. Negatives are drawn from the
-        same similarities."""
+        """Embeddings, and the similarities of this rank's examples with those of all ranks, both ways. Hard negatives are sampled
+        by the same similarities."""
         pairs = (images + texts) // 2
         similarity = 2 * pairs * pairs * distributed.world_size() * self.width
         return PER_MAC * (images * self.image + texts * self.text + similarity)
@@ -257,17 +257,17 @@ class ModelCost:
         return self.contrastive.run(images, texts)
 
     def match(self, tokens: Lengths, keys: Lengths | int) -> int:
-        """Each text with its image, a hard negative text with the image, and the text with a hard negative image. Which text is
-        drawn, and of what length, is known in the step only: it counts as long as the right one, as it is on average."""
-        return 3 * (self.fusion.run(tokens, keys, wanted=1) + self.head("matching_head", len(tokens)))
+        """Matching: each text with its image, a hard negative text with the image, the text with a hard negative image. The
+        negative's length is not known beforehand; it counts as that of the matched text, which it is on average."""
+        return 3 * (self.fusion.run(tokens, keys, queries=1) + self.head("matching_head", len(tokens)))
 
-    def fuse_pairs(self, tokens: Lengths, frames: int = 1, wanted: Lengths | int | None = 1) -> Work:
-        """Rows that each fuse one text with one image, or with a video of so many frames; ``wanted``: see
+    def fuse_pairs(self, tokens: Lengths, frames: int = 1, queries: Lengths | int | None = 1) -> Work:
+        """Work of examples that each fuse one text with one image, or with a video of so many frames; ``queries``: see
         :meth:`StackCost.run`."""
-        rows, keys = len(tokens), self.vision.keys(frames)
-        flops = self.vision.encode(rows * frames) + self.text.run(tokens)
-        flops += self.fusion.project(rows * keys) + self.fusion.run(tokens, keys, wanted)
-        return Work(rows, rows * frames, int(tokens.sum()), flops)
+        examples, keys = len(tokens), self.vision.keys(frames)
+        flops = self.vision.encode(examples * frames) + self.text.run(tokens)
+        flops += self.fusion.project(examples * keys) + self.fusion.run(tokens, keys, queries)
+        return Work(examples, examples * frames, int(tokens.sum()), flops)
 
 
 def head_macs(head: nn.Module, words: Tensor) -> int:

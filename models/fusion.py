@@ -34,9 +34,9 @@ class FusionConfig(Config):
         Raises:
             UserError: if its heads do not divide its width.
         """
-        own = {"width": self.width, "heads": self.heads, "intermediate": self.intermediate, "eps": self.eps}
-        given = {name: value for name, value in own.items() if value is not None}
-        block = text.model_copy(update={**given, "drop_path": self.drop_path})
+        sizes = {"width": self.width, "heads": self.heads, "intermediate": self.intermediate, "eps": self.eps}
+        in_config = {name: size for name, size in sizes.items() if size is not None}
+        block = text.model_copy(update={**in_config, "drop_path": self.drop_path})
         error = heads_error(block.width, block.heads)
         if error:
             raise UserError(
@@ -50,16 +50,16 @@ class FusionPass:
     """N texts with the memory that they attend to.
 
     ``memory``: R = N / S rows, of which text n attends to row n // S; None: the cross-attention is skipped, as for texts that
-    have no image. ``wanted``: the tokens whose fused states are wanted; None: all.
+    have no image. ``queries``: the tokens whose fused states are wanted; None: all.
     """
 
     texts: PackedTexts
     memory: CrossMemory | None
-    wanted: QueryPositions | None = None
+    queries: QueryPositions | None = None
 
     @staticmethod
     def cls(texts: PackedTexts, memory: CrossMemory | None) -> FusionPass:
-        """A pass of which only [CLS] is wanted."""
+        """A pass that gives the fused state of [CLS] alone."""
         return FusionPass(texts, memory, QueryPositions.cls(texts.packing.count, texts.states.device))
 
 
@@ -74,17 +74,17 @@ class FusionEncoder(BlockStack):
         """Fuse the texts of several passes in one call: all of them attend to something, or none does.
 
         Returns:
-            For each pass the fused states (Q, D) of its wanted tokens, packed: of [CLS], one state per text.
+            For each pass the fused states (Q, D) of its query positions, packed: of [CLS], one state per text.
         """
-        texts = PackedTexts.concat([each.texts for each in passes])
-        wanted = [each.wanted for each in passes if each.wanted is not None]
-        assert len(wanted) in (0, len(passes)), "passes that want all states, and others that do not"
-        queries = QueryPositions.concat(wanted) if wanted else None
-        fused = self(texts.states, Sequences.of(texts.packing, texts.states, queries), _attended(passes))
-        return list(fused.split([(each.wanted or each.texts).packing.tokens for each in passes]))
+        texts = PackedTexts.concat([fusion_pass.texts for fusion_pass in passes])
+        queries = [fusion_pass.queries for fusion_pass in passes if fusion_pass.queries is not None]
+        assert len(queries) in (0, len(passes)), "passes with query positions, and others without"
+        positions = QueryPositions.concat(queries) if queries else None
+        fused = self(texts.states, Sequences.of(texts.packing, texts.states, positions), _attended(passes))
+        return list(fused.split([(one.queries or one.texts).packing.tokens for one in passes]))
 
     def concept_memory(self, concepts: Concepts) -> CrossMemory:
-        """The memory of whole images or videos, one row each: its concept token, then its patches; of regions, as in
+        """The memory of whole images or videos, a row each: its mean patch, then its patches; of regions, as in
         :meth:`region_memories`."""
         if concepts.patch_mask is None:
             return self.memory(concepts.tokens())
@@ -93,38 +93,38 @@ class FusionEncoder(BlockStack):
     def region_memories(self, regions: Concepts, images: Concepts) -> tuple[CrossMemory, CrossMemory]:
         """The memory of R regions, and for each of them that of its whole image.
 
-        Both have the same keys and values, of the region's concept token, the image's, and the patches, which are projected once
-        per image; a mask hides the image's token and other patches from the one, and the region's token from the other.
+        Both have the same keys and values, of the region's mean patch, the image's, and all patches, which are projected once per
+        image; a mask hides the image's mean and other regions' patches from the one, and the region's mean from the other.
         """
         assert regions.patch_mask is not None and regions.image_index is not None
         patches, index = regions.patches, regions.image_index
-        (images_count, length, _), count = patches.shape, len(regions.cls)
-        # All states once: patches, then concept tokens of images, then of regions. Each row gathers its own of them.
-        states = torch.cat([patches.flatten(0, 1), images.cls, regions.cls])
-        of_image = images_count * length + index
-        of_region = images_count * (length + 1) + torch.arange(count, device=index.device)
-        of_patches = index.unsqueeze(1) * length + torch.arange(length, device=index.device)
-        rows = torch.cat([of_region.unsqueeze(1), of_image.unsqueeze(1), of_patches], dim=1)
+        (image_count, length, _), region_count = patches.shape, len(regions.cls)
+        # Project every state once: all patches, the mean of each image, the mean of each region.
+        keys_values = self.project(torch.cat([patches.flatten(0, 1), images.cls, regions.cls]))
+        # A memory row gathers its states: the region's mean, its image's mean, its image's patches.
+        region_state = image_count * (length + 1) + torch.arange(region_count, device=index.device)
+        image_state = image_count * length + index
+        patch_states = index.unsqueeze(1) * length + torch.arange(length, device=index.device)
+        gathered = torch.cat([region_state.unsqueeze(1), image_state.unsqueeze(1), patch_states], dim=1)
         layers = tuple(
             (
-                keys.index_select(0, rows.flatten()).view(*rows.shape, -1),
-                values.index_select(0, rows.flatten()).view(*rows.shape, -1),
+                keys.index_select(0, gathered.flatten()).view(*gathered.shape, -1),
+                values.index_select(0, gathered.flatten()).view(*gathered.shape, -1),
             )
-            for keys, values in self.project(states)
+            for keys, values in keys_values
         )
         see_region = F.pad(F.pad(regions.patch_mask, (1, 0), value=False), (1, 0), value=True)
         see_image = F.pad(torch.ones_like(see_region[:, 1:]), (1, 0), value=False)
         dtype = linear_dtype(patches)
-        return CrossMemory(layers, attention_mask(see_region, dtype)), CrossMemory(
-            layers, attention_mask(see_image, dtype)
-        )
+        region_memory = CrossMemory(layers, attention_mask(see_region, dtype))
+        return region_memory, CrossMemory(layers, attention_mask(see_image, dtype))
 
 
 def _attended(passes: Sequence[FusionPass]) -> list[Attended]:
     """The memory of each pass; neighbouring passes over the same keys share them in one call of attention."""
     attended: list[Attended] = []
-    for each in passes:
-        memory, texts = each.memory, each.texts.packing.count
+    for fusion_pass in passes:
+        memory, texts = fusion_pass.memory, fusion_pass.texts.packing.count
         assert (memory is None) == (passes[0].memory is None), "passes with a memory, and others without"
         if memory is None:
             continue

@@ -1,8 +1,10 @@
-"""The model of multi-grained pre-training: encoders and every head (section 3.3). Its losses: :mod:`models.streams`."""
+"""The model of multi-grained pre-training: encoders and every head (section 3.3), and the weights of its losses, which
+:mod:`models.streams` makes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,6 +24,27 @@ from utils.config import Config
 from utils.errors import UserError
 
 Identical = Literal["ignore", "negative"]
+
+
+class LossWeights(Config):
+    """Weights of the losses in equation 6; in the paper all are 1. A loss of weight 0 is not computed."""
+
+    contrastive: float = Field(1.0, ge=0)
+    matching: float = Field(1.0, ge=0)
+    mlm: float = Field(1.0, ge=0)
+    l1: float = Field(1.0, ge=0)
+    giou: float = Field(1.0, ge=0)
+    whole_image_boxes: bool = Field(False, description="learn boxes from whole-image rows too, (0.5, 0.5, 1, 1)")
+
+
+class StreamWeights(Config):
+    """Factor of each stream's losses; None: the run does not have the stream."""
+
+    images: float | None = 1.0
+    regions: float | None = 1.0
+    texts: float | None = None
+    pairs: float | None = None
+    videos: float | None = None
 
 
 class IdenticalTexts(Config):
@@ -72,10 +95,9 @@ class MultiGrainedModel(AligningModel):
         # BERT's head belongs to the text encoder's family, and so does its eps (as released).
         self.word_head = WordHead(width, vocabulary, self.text.block_config.eps, own_table=own_table)
 
-    def word_loss(self, fused: Tensor, text: MaskedText) -> Tensor:
-        """Eq. 3: the loss of the masked words, from their fused states (Q, D), summed over them."""
-        logits = self.word_head(fused, self.text.word_embeddings)
-        return losses.masked_words(logits, packed_labels(text))
+    def word_loss(self, fused: Tensor, words: MaskedWords) -> Tensor:
+        """Eq. 3: the loss of masked words, from their fused states (Q, D), summed over them."""
+        return losses.masked_words(self.word_head(fused, self.text.word_embeddings), words.labels)
 
     def predict_boxes(self, texts: PackedTexts, images: Concepts, image_index: Tensor) -> Tensor:
         """Eq. 4: the box of each of N texts in a whole image, (N, 4) in 0..1 as centre and size; ``image_index`` (N,) int64 names
@@ -84,26 +106,27 @@ class MultiGrainedModel(AligningModel):
         (cls,) = self.fusion.fuse([FusionPass.cls(texts, memory)])
         return predict_box(self.box_head, cls)
 
-    def predict_words(self, masked: PackedTexts, images: Concepts, text: MaskedText) -> Tensor:
-        """Logits (Q, V) of the masked words of ``text``, in order, conditioned on the images of the texts."""
+    def predict_words(self, texts: PackedTexts, images: Concepts, words: MaskedWords) -> Tensor:
+        """Logits (Q, V) of the masked words of N texts, in order, from text n and image n."""
         memory = self.fusion.concept_memory(images)
-        (fused,) = self.fusion.fuse([FusionPass(masked, memory, masked_positions(text))])
+        (fused,) = self.fusion.fuse([FusionPass(texts, memory, words.queries)])
         return self.word_head(fused, self.text.word_embeddings)
 
 
-def masked_positions(text: MaskedText) -> QueryPositions:
-    """The masked tokens, whose fused states masked language modelling needs."""
-    return QueryPositions(text.positions, _packing_of_masked(text))
+@dataclass(frozen=True)
+class MaskedWords:
+    """The masked tokens of texts, packed: ``queries``, where they stand, since masked language modelling needs their fused states
+    alone; ``labels`` (Q,) int64, what they were, :data:`~utils.batch.IGNORE` for spare ones."""
 
+    queries: QueryPositions
+    labels: Tensor
 
-def packed_labels(text: MaskedText) -> Tensor:
-    """The labels (Q,) of the tokens of :func:`masked_positions`, :data:`~utils.batch.IGNORE` for spare ones."""
-    packing = _packing_of_masked(text)
-    return packing.pack(text.labels).masked_fill(packing.text_index >= packing.count, IGNORE)
-
-
-def _packing_of_masked(text: MaskedText) -> Packing:
-    return Packing.of(text.labels.ne(IGNORE).sum(dim=1), text.labels.shape[1], text.masked)
+    @staticmethod
+    def of(text: MaskedText) -> MaskedWords:
+        """The masked tokens of a batch's texts."""
+        packing = Packing.of(text.labels.ne(IGNORE).sum(dim=1), text.labels.shape[1], text.masked)
+        labels = packing.pack(text.labels).masked_fill(packing.text_index >= packing.count, IGNORE)
+        return MaskedWords(QueryPositions(text.positions, packing), labels)
 
 
 def zero_loss(modules: Sequence[torch.nn.Module]) -> Tensor:

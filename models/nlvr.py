@@ -46,7 +46,7 @@ class NLVRModel(XVLM):
         rows, keys = len(tokens), self.cost.vision.keys()
         images = rows * self.images
         flops = self.cost.vision.encode(images) + self.cost.text.run(tokens) + self.cost.fusion.project(images * keys)
-        flops += self.images * self.cost.fusion.run(tokens, keys, wanted=1) + self.cost.head("classifier", rows)
+        flops += self.images * self.cost.fusion.run(tokens, keys, queries=1) + self.cost.head("classifier", rows)
         return Work(rows, images, int(tokens.sum()), flops)
 
     def classify(self, pixels: Tensor, text: Text) -> Tensor:

@@ -6,7 +6,8 @@ the other, :class:`PackedTexts` are token states with their packing.
 
 The host must not ask a GPU for a text's length: that would wait for the device. So T is a number that the host knows, and may be
 larger than the number of tokens: spare tokens come after the others, hold any finite numbers, and are never read. For example,
-texts of 3 and 1 tokens with L = 3 are packed as 4 tokens in the slots 0, 1, 2, 3; with T = 5, a spare one has the slot 6.
+texts of 3 and 1 tokens, padded to L = 3, are packed as 4 tokens, whose padded index is 0, 1, 2 and 3; with T = 5 a spare one
+follows, whose padded index is 6.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ class Packing:
     """Where each of T packed tokens stands in N texts that are padded to L.
 
     ``lengths`` (N,) int64, tokens of each text; ``starts`` (N,) int64, the number of its first packed token; ``length`` L;
-    ``slots`` (T,) int64, text * L + position of each token, N * L for a spare one. ``dense``: the packed tokens are the padded
-    ones, T = N * L, in the same order, so that nothing has to be moved.
+    ``padded_index`` (T,) int64, text * L + position of each token, N * L for a spare one. ``dense``: T = N * L, packed and padded
+    tokens are the same in the same order, and nothing has to be moved.
     """
 
     lengths: Tensor
     starts: Tensor
     length: int
-    slots: Tensor
+    padded_index: Tensor
     dense: bool = False
 
     @staticmethod
@@ -52,15 +53,15 @@ class Packing:
         if tokens is None:
             tokens = int(lengths.sum()) if on_host(lengths) else count * length
         if tokens >= count * length:
-            slots = torch.arange(count * length, device=lengths.device)
-            return Packing(lengths, torch.arange(count, device=lengths.device) * length, length, slots, dense=True)
+            every = torch.arange(count * length, device=lengths.device)
+            return Packing(lengths, torch.arange(count, device=lengths.device) * length, length, every, dense=True)
         ends = lengths.cumsum(0)
         starts = ends - lengths
         token = torch.arange(tokens, device=lengths.device)
         text = torch.searchsorted(ends, token, right=True)
         first = F.pad(starts, (0, 1)).index_select(0, text)
-        slots = torch.where(text < count, text * length + token - first, count * length)
-        return Packing(lengths, starts, length, slots)
+        padded_index = torch.where(text < count, text * length + token - first, count * length)
+        return Packing(lengths, starts, length, padded_index)
 
     @staticmethod
     def padded(count: int, length: int, device: torch.device) -> Packing:
@@ -73,16 +74,16 @@ class Packing:
         if len(parts) == 1:
             return parts[0]
         length, count = max(part.length for part in parts), sum(part.count for part in parts)
-        slots, starts = [], []
+        indices, starts = [], []
         texts = tokens = 0
         for part in parts:
-            text, position = part.slots // part.length, part.slots % part.length
-            slots.append(torch.where(text < part.count, (text + texts) * length + position, count * length))
+            text, position = part.padded_index // part.length, part.padded_index % part.length
+            indices.append(torch.where(text < part.count, (text + texts) * length + position, count * length))
             starts.append(part.starts + tokens)
             texts, tokens = texts + part.count, tokens + part.tokens
         lengths = torch.cat([part.lengths for part in parts])
         dense = all(part.dense and part.length == length for part in parts)
-        return Packing(lengths, torch.cat(starts), length, torch.cat(slots), dense)
+        return Packing(lengths, torch.cat(starts), length, torch.cat(indices), dense)
 
     @property
     def count(self) -> int:
@@ -92,7 +93,7 @@ class Packing:
     @property
     def tokens(self) -> int:
         """T, the number of packed tokens, spare ones included."""
-        return len(self.slots)
+        return len(self.padded_index)
 
     @property
     def mask(self) -> Tensor:
@@ -102,45 +103,45 @@ class Packing:
     @property
     def positions(self) -> Tensor:
         """(T,) int64: where each token stands in its text, from 0."""
-        return self.slots % self.length
+        return self.padded_index % self.length
 
     @property
     def text_index(self) -> Tensor:
         """(T,) int64: which text each token is of; N for a spare one."""
-        return self.slots // self.length
+        return self.padded_index // self.length
 
     def pad(self, packed: Tensor) -> Tensor:
-        """(T, D) -> (N, L, D); after the end of a text, zeros or other finite numbers that attention masks."""
+        """(T, D) -> (N, L, D). Behind the end of a text are finite numbers, which attention masks."""
         width = packed.shape[1]
         if self.dense:
             return packed.view(self.count, self.length, width)
-        return _spread(packed, self.slots, self.count * self.length).view(self.count, self.length, width)
+        return _spread(packed, self.padded_index, self.count * self.length).view(self.count, self.length, width)
 
     def pack(self, padded: Tensor) -> Tensor:
         """(N, L, ...) -> (T, ...)."""
         flat = padded.flatten(0, 1)
-        return flat if self.dense else cast(Tensor, _Pack.apply(flat, self.slots))
+        return flat if self.dense else cast(Tensor, _Pack.apply(flat, self.padded_index))
 
 
-def _spread(packed: Tensor, slots: Tensor, count: int) -> Tensor:
-    """(T, ...) -> (count, ...): each token in its slot, zeros elsewhere. One more row takes the spare tokens."""
-    return packed.new_zeros(count + 1, *packed.shape[1:]).index_copy_(0, slots, packed)[:-1]
+def _spread(packed: Tensor, padded_index: Tensor, count: int) -> Tensor:
+    """(T, ...) -> (count, ...): each token at its padded index, zeros elsewhere. One more place takes the spare tokens."""
+    return packed.new_zeros(count + 1, *packed.shape[1:]).index_copy_(0, padded_index, packed)[:-1]
 
 
 class _Pack(torch.autograd.Function):
-    """The tokens in ``slots`` of padded ones. A slot has one token, so the gradient is written; that of ``index_select`` would be
-    added up, which is slow, and on a GPU in no fixed order."""
+    """``padded.index_select(0, padded_index)`` with another gradient. No two tokens have one padded index, so the gradient is
+    written; that of ``index_select`` is added up, which is slow, and on a GPU in no fixed order."""
 
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, slots: Tensor) -> Tensor:
-        ctx.save_for_backward(slots)
+    def forward(ctx: Any, padded: Tensor, padded_index: Tensor) -> Tensor:
+        ctx.save_for_backward(padded_index)
         ctx.count = len(padded)
-        return padded.index_select(0, slots.clamp(max=len(padded) - 1))
+        return padded.index_select(0, padded_index.clamp(max=len(padded) - 1))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (slots,) = ctx.saved_tensors
-        return _spread(grad, slots, ctx.count), None
+        (padded_index,) = ctx.saved_tensors
+        return _spread(grad, padded_index, ctx.count), None
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class PackedTexts:
         return self.packing.pad(self.states)
 
     def select(self, index: Tensor, tokens: int | None = None, length: int | None = None) -> PackedTexts:
-        """The texts numbered ``index`` (M,), in that order; ``tokens`` as in :meth:`Packing.of`, ``length`` too, None: as now."""
+        """The texts numbered ``index`` (M,), in that order; ``tokens`` and ``length`` as in :meth:`Packing.of`, None: L stays."""
         lengths = self.packing.lengths.index_select(0, index)
         packing = Packing.of(lengths, length or self.packing.length, tokens)
         # Spare tokens, and padding in a dense packing, get any state.
@@ -176,18 +177,18 @@ class PackedTexts:
 
     @staticmethod
     def split(states: Tensor, packings: Sequence[Packing]) -> list[PackedTexts]:
-        """Texts apart whose ``states`` (T, D) are those of a concatenation of ``packings``."""
+        """Undo a concatenation: the texts of each of ``packings``, whose ``states`` (T, D) are one after the other."""
         parts = states.split([packing.tokens for packing in packings])
         return list(itertools.starmap(PackedTexts, zip(parts, packings, strict=True)))
 
 
 def packings_of(texts: Sequence[Text]) -> list[Packing]:
     """The packing of each batch of texts; texts and their masked copies, which have one mask, share one."""
-    made: dict[int, Packing] = {}
+    by_mask: dict[int, Packing] = {}
     for text in texts:
-        if id(text.mask) not in made:
-            made[id(text.mask)] = Packing.of(text.mask.sum(dim=1), text.mask.shape[1], text.tokens)
-    return [made[id(text.mask)] for text in texts]
+        if id(text.mask) not in by_mask:
+            by_mask[id(text.mask)] = Packing.of(text.mask.sum(dim=1), text.mask.shape[1], text.tokens)
+    return [by_mask[id(text.mask)] for text in texts]
 
 
 def on_host(tensor: Tensor) -> bool:

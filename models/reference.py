@@ -24,7 +24,9 @@ from models.heads import predict_box
 from models.hub_text import HubTextEncoder
 from models.multigrained import MultiGrainedModel
 from models.pretrain import PretrainModel
-from models.streams import AlignedStream, RegionTextStream, TranslationStream
+from models.streams.base import AlignedStream
+from models.streams.region_text import RegionTextStream
+from models.streams.translation import TranslationStream
 from models.text import TextEncoder
 from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, TextPairBatch, VideoTextBatch
 
@@ -37,7 +39,7 @@ class Padded:
     mask: Tensor | None = None
 
     def select(self, index: Tensor) -> Padded:
-        """The rows numbered ``index`` (M,)."""
+        """The sequences numbered ``index`` (M,)."""
         return Padded(self.states[index], None if self.mask is None else self.mask[index])
 
 
@@ -45,20 +47,20 @@ def reference_losses(model: PretrainModel, batch: PretrainBatch) -> dict[str, Te
     """Every loss of every stream, as a sum, by the names that ``model(batch)`` gives them."""
     model.contrastive.clamp_temperature()
     totals: dict[str, Tensor] = {}
-    parts = batch.parts()
-    for name, stream in model.streams.items():  # negatives are drawn in this order
-        part = parts.get(name)
-        if part is None:
+    batches = batch.streams()
+    for name, stream in model.streams.items():  # hard negatives are sampled in this order
+        if name not in batches:
             continue
+        of_stream = batches[name]
         if isinstance(stream, RegionTextStream):
-            own = region_text_losses(model, part, stream.examples(part), stream.has_box(part))
+            by_loss = region_text_losses(model, of_stream, stream.examples(of_stream), stream.has_box(of_stream))
         elif isinstance(stream, TranslationStream):
-            own = translation_losses(model, part, stream.examples(part))
+            by_loss = translation_losses(model, of_stream, stream.examples(of_stream))
         elif isinstance(stream, AlignedStream):
-            own = image_text_losses(model, part, stream.examples(part))
+            by_loss = image_text_losses(model, of_stream, stream.examples(of_stream))
         else:
-            own = {"mlm": word_loss(model, part.text, None)}
-        totals |= {f"{name}/{loss}": total for loss, total in own.items()}
+            by_loss = {"mlm": word_loss(model, of_stream.text, None)}
+        totals |= {f"{name}/{loss}": total for loss, total in by_loss.items()}
     return totals
 
 
@@ -67,10 +69,10 @@ def region_text_losses(
 ) -> dict[str, Tensor]:
     """The five losses of R texts of regions of I images (section 3.3)."""
     images = model.vision(batch.pixels)  # patches (I, P, D), and the mean of each image's
-    regions = model.vision.regions(images, batch.patch_mask, batch.image_index)  # the mean of each region's own patches
+    regions = model.vision.regions(images, batch.patch_mask, batch.image_index)  # the mean of each region's patches
     text = encode(model.text, batch.text.ids, batch.text.mask)
     contrastive, negatives = align(model, model.contrastive.embed_image(regions), embed_text(model, text), examples)
-    # A region is its mean and its own patches among those of its image; a box is predicted from the whole image.
+    # The text sees the mean and the patches of its region; its box is predicted from the whole image.
     region = Padded(regions.tokens(), F.pad(batch.patch_mask, (1, 0), value=True))
     whole_image = Padded(images.tokens()[batch.image_index])
     box = predict_box(model.box_head, fuse(model.fusion, text, whole_image)[:, 0])  # eq. 4
@@ -147,7 +149,7 @@ def encode(encoder: TextEncoder | HubTextEncoder, ids: Tensor, mask: Tensor) -> 
 
 
 def fuse(fusion: FusionEncoder, text: Padded, memory: Padded | None) -> Tensor:
-    """Texts through the fusion encoder, text n with row n of ``memory``: (N, L, D)."""
+    """Texts through the fusion encoder, where text n attends to sequence n of ``memory``: (N, L, D)."""
     states = text.states
     for block in fusion.blocks:
         states = run_block(block, Padded(states, text.mask), memory)
@@ -164,8 +166,9 @@ def run_block(block: Block, text: Padded, memory: Padded | None) -> Tensor:
 
 def attend(attention: Attention, states: Tensor, memory: Padded) -> Tensor:
     """``states`` (N, L, D) attend to those of ``memory`` (N, K, D') that its mask allows."""
-    project, seen = attention.self, memory.states
-    query, key, value = map(attention.split_heads, (project.query(states), project.key(seen), project.value(seen)))
+    project = attention.self
+    projected = project.query(states), project.key(memory.states), project.value(memory.states)
+    query, key, value = map(attention.split_heads, projected)
     mask = None if memory.mask is None else memory.mask[:, None, None, :]
     return add_and_norm(attention.output, attention.attend(query, key, value, mask), states)
 

@@ -159,7 +159,7 @@ class VQAModel(XVLM):
         question_of_each = lengths(batch.text.mask.index_select(0, batch.question_of_answer), valid)
         # The last token of an answer is predicted, and not read.
         flops = self.decoder_cost.project(int(questions.sum())) + self.decoder_cost.run(answers - 1, question_of_each)
-        return self.cost.fuse_pairs(questions, wanted=None) + Work(tokens=int(answers.sum()), flops=flops)
+        return self.cost.fuse_pairs(questions, queries=None) + Work(tokens=int(answers.sum()), flops=flops)
 
     def fuse_questions(self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None) -> PackedTexts:
         """N questions, each fused with its image.

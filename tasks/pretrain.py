@@ -12,8 +12,8 @@ from dataset.pretrain import DataConfig, PretrainBatches
 from dataset.text import TextProcessor
 from engine.checkpoint import Checkpoint
 from engine.run_folder import RunFolder
-from models.multigrained import PretrainModelConfig
-from models.pretrain import LossWeights, PretrainModel, StreamWeights
+from models.multigrained import LossWeights, PretrainModelConfig, StreamWeights
+from models.pretrain import PretrainModel
 from tasks.common import BaseTask, RunConfig, evaluating
 from tasks.pretrain_evaluation import Evaluation, EvaluationConfig, check_files
 from tasks.synthetic import synthetic_pretrain_batch

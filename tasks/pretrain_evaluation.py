@@ -21,7 +21,7 @@ from dataset.text import TextProcessor
 from dataset.video import FrameSampler, check_backend
 from metrics.grounding import accuracy_at_iou
 from metrics.retrieval import recall_at
-from models.multigrained import packed_labels
+from models.multigrained import MaskedWords
 from models.packing import PackedTexts
 from models.pretrain import PretrainModel
 from models.reranking import TextBank, score_pairs
@@ -187,10 +187,11 @@ class Evaluation:
             examples = [self.processor.encode(r.captions[0], rng) for r, rng in zip(block, rngs, strict=True)]
             text = to_device(self.processor.collate(examples), self.device)
             (masked,) = self.model.text([text.with_masks()])
-            guesses = self.model.predict_words(masked, self._encode_images(block), text).argmax(dim=1)
-            true = packed_labels(text)
-            right += int((guesses == true)[true != IGNORE].sum())
-            labels += true[true != IGNORE].tolist()
+            words = MaskedWords.of(text)
+            guesses = self.model.predict_words(masked, self._encode_images(block), words).argmax(dim=1)
+            counts = words.labels != IGNORE
+            right += int((guesses == words.labels)[counts].sum())
+            labels += words.labels[counts].tolist()
         if not labels:
             return {}
         most_frequent = np.bincount(labels).max() / len(labels)

@@ -155,10 +155,10 @@ class PretrainBatch(Batch):
     pairs: TextPairBatch | None = None
     unmatched: tuple[str, ...] = ()
 
-    def parts(self) -> dict[str, Any]:
-        """The streams that the batch has, by name."""
-        own = [field.name for field in fields(self) if field.name not in {*Batch.__dataclass_fields__, "unmatched"}]
-        return {name: getattr(self, name) for name in own if getattr(self, name) is not None}
+    def streams(self) -> dict[str, Any]:
+        """The batch of each stream that the micro-batch has, by name."""
+        names = [field.name for field in fields(self) if field.name not in {*Batch.__dataclass_fields__, "unmatched"}]
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True)

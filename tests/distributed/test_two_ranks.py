@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from models.contrastive import Examples
-from models.multigrained import PretrainContrastiveConfig
-from models.pretrain import LossWeights, PretrainModel, StreamWeights
+from models.multigrained import LossWeights, PretrainContrastiveConfig, StreamWeights
+from models.pretrain import PretrainModel
 from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain_batch
 from utils import distributed
 from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, Text, TextPairBatch

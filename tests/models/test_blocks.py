@@ -91,7 +91,7 @@ def test_patches_projected_once_give_the_keys_and_gradients_of_copies_for_each_r
 def test_wanted_tokens_of_several_texts_are_packed_in_their_order():
     packing = Packing.of(torch.tensor(LENGTHS), 5)
     wanted = QueryPositions(torch.tensor([[2, 0], [0, 0]]), Packing.of(torch.tensor([2, 1]), 2))
-    others = QueryPositions.cls(6, packing.slots.device)
+    others = QueryPositions.cls(6, packing.padded_index.device)
     both = QueryPositions.concat([wanted, others])
     starts = packing.starts.tolist()
     assert both.tokens_of(packing).tolist() == [2, 0, 3, *starts[2:]]

@@ -25,9 +25,9 @@ from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, bert_to_ours, published_to_ours
 from models.checkpoints.tables import resize_bias_table
 from models.grounding import GroundingModel
-from models.multigrained import PretrainModelConfig
+from models.multigrained import PretrainModelConfig, StreamWeights
 from models.nlvr import NLVRModel
-from models.pretrain import PretrainModel, StreamWeights
+from models.pretrain import PretrainModel
 from models.retrieval import RetrievalModel
 from models.text import TextConfig
 from models.video_qa import VideoQAModel, VideoQAModelConfig

@@ -15,12 +15,12 @@ from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, SHARED_WORDS, TIED, published_to_ours
 from models.fusion import FusionConfig
-from models.multigrained import PretrainModelConfig
+from models.multigrained import LossWeights, PretrainModelConfig, StreamWeights
 from models.nlvr import NLVRModel
 from models.packing import PackedTexts
-from models.pretrain import LossWeights, PretrainModel, StreamWeights
+from models.pretrain import PretrainModel
 from models.retrieval import RetrievalModel
-from models.streams import text_memory
+from models.streams.translation import text_memory
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.vqa import DecoderConfig, VQAModel, VQAModelConfig

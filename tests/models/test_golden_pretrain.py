@@ -11,10 +11,10 @@ from torch import Tensor
 
 from models.checkpoints.rename import published_to_ours
 from models.fusion import FusionPass
-from models.multigrained import packed_labels
+from models.multigrained import IdenticalTexts, LossWeights, MaskedWords
 from models.negatives import allowed_negatives, negative_weights
 from models.packing import PackedTexts
-from models.streams import TextStream
+from models.streams.text import TextStream
 from tests.devices import BOUNDS, copied_to, moved
 from tests.models.golden import (
     GOLDEN,
@@ -129,12 +129,12 @@ def test_boxes_and_words(model, given, device):
     phrases = encoded(model, given["region_text_ids"], given["region_text_atts"])
     boxes = model.predict_boxes(phrases, images, given["idx_to_group_img"])
     assert_golden(boxes, EXPECTED["region_pred_bbox"])
-    words = masked_text(GIVEN)
-    used = words.labels != IGNORE
-    words = moved(replace(words, masked=int(used.sum())), device)
-    masked = encoded(model, words.masked_ids, words.mask)
+    text = masked_text(GIVEN)
+    used = text.labels != IGNORE
+    text = moved(replace(text, masked=int(used.sum())), device)
+    masked, words = encoded(model, text.masked_ids, text.mask), MaskedWords.of(text)
     logits = model.predict_words(masked, model.vision(given["image"]), words)
-    assert torch.equal(packed_labels(words), words.labels[used.to(device)])
+    assert torch.equal(words.labels, text.labels[used.to(device)])
     assert_golden(logits, EXPECTED["image_mlm_logits"][used])
 
 
@@ -208,7 +208,7 @@ def test_boxes_of_whole_images_can_be_learned_too(model, given, device):
 
 def test_text_only_masked_words(model, monkeypatch, device):
     text = masked_text(GIVEN)
-    monkeypatch.setitem(model.streams, "texts", TextStream("texts", {"mlm": 1.0}))
+    monkeypatch.setitem(model.streams, "texts", TextStream("texts", 1.0, LossWeights(), IdenticalTexts()))
     batch = moved(PretrainBatch(None, None, TextBatch(text, everything(text.ids))), device)
     loss = model(batch)["texts/mlm"].total / model.counts(batch)["texts/mlm"]
     assert (text.labels != IGNORE).any()

@@ -51,7 +51,7 @@ def test_tokens_know_their_text_and_their_position(tokens):
     numbers = torch.arange(20).view(4, 5)
     real = made.text_index < 4
     assert torch.equal(made.text_index[real] * 5 + made.positions[real], made.pack(numbers)[real])
-    assert torch.equal(made.slots[made.starts], torch.arange(4) * 5)
+    assert torch.equal(made.padded_index[made.starts], torch.arange(4) * 5)
 
 
 @pytest.mark.parametrize("tokens", [KNOWN, BOUNDED])
@@ -134,7 +134,7 @@ def test_gradients_are_those_of_plain_indexing(tokens):
     found = gradient(packed, lambda states: made.pad(states)[MASK])
     assert torch.equal(found, gradient(packed, lambda states: states[real][made.pack(MASK)[real]]))
     found = gradient(padded, lambda states: made.pack(states)[real])
-    assert torch.equal(found, gradient(padded, lambda states: states.flatten(0, 1)[made.slots[real]]))
+    assert torch.equal(found, gradient(padded, lambda states: states.flatten(0, 1)[made.padded_index[real]]))
     found = gradient(packed, lambda states: PackedTexts(states, made).select(INDEX).padded()[MASK[INDEX]])
     rows = [made.starts[text] + torch.arange(LENGTHS[text]) for text in INDEX.tolist()]
     torch.testing.assert_close(found, gradient(packed, lambda states: states[torch.cat(rows)]))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from benchmarks.synthetic import pretrain_batch
-from models.multigrained import IdenticalTexts
+from models.multigrained import IdenticalTexts, StreamWeights
 from models.pretrain import STREAMS as STREAM_CLASSES
-from models.pretrain import PretrainModel, StreamWeights
-from models.streams import AlignedStream
+from models.pretrain import PretrainModel
+from models.streams.base import AlignedStream
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
 from utils.batch import Batch, PretrainBatch

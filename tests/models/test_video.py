@@ -14,8 +14,8 @@ from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
 from models.fusion import FusionPass
-from models.multigrained import PretrainModelConfig
-from models.pretrain import PretrainModel, StreamWeights
+from models.multigrained import PretrainModelConfig, StreamWeights
+from models.pretrain import PretrainModel
 from models.retrieval import RetrievalModel
 from models.video_qa import VideoQAModel, VideoQAModelConfig
 from models.vision import FRAME_POSITIONS, VideoConfig, VisionConfig, VisionEncoder

@@ -12,9 +12,9 @@ from torch import nn
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.rename import published_to_ours
 from models.checkpoints.report import LoadReport
-from models.multigrained import PretrainModelConfig
+from models.multigrained import PretrainModelConfig, StreamWeights
 from models.nlvr import NLVRModel
-from models.pretrain import PretrainModel, StreamWeights
+from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VideoConfig, VisionConfig
 from models.vqa import VQAModel, VQAModelConfig

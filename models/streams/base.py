@@ -1,0 +1,213 @@
+"""What streams have in common: :class:`Stream`, and :class:`AlignedStream` for all that align two views of each example."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from models.align import HardNegatives
+from models.contrastive import Examples
+from models.flops import Lengths, ModelCost, lengths
+from models.fusion import FusionEncoder, FusionPass
+from models.memory import CrossMemory
+from models.multigrained import Identical, IdenticalTexts, LossWeights, MaskedWords, MultiGrainedModel
+from models.packing import PackedTexts
+from models.vision import Concepts
+from utils.batch import IGNORE, Text, Work
+
+StreamBatch = Any
+"""The batch of one stream: of the type that the stream's class names."""
+
+Passes = dict[str, list[FusionPass]]
+"""Passes through the fusion, by the loss that needs them."""
+
+Fused = dict[str, list[Tensor]]
+"""Fused states (Q, D) of the query positions of each pass, by loss."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A stream's batch after the encoders: its whole images or videos, None if it has none, and its texts by name."""
+
+    images: Concepts | None
+    texts: Mapping[str, PackedTexts]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """``contrastive``: call it to wait for the embeddings of the other ranks and get the loss. ``negatives``: for the matching
+    loss. None: not wanted."""
+
+    contrastive: Callable[[], Tensor] | None = None
+    negatives: HardNegatives | None = None
+
+
+class Stream(ABC):
+    """One source of training examples.
+
+    ``weights``: the factor of each loss in the sum of equation 6, without those that are 0.
+    """
+
+    all_losses: ClassVar[tuple[str, ...]]
+    has_images: ClassVar[bool] = True
+
+    def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
+        """``factor``: of all losses of the stream; ``weights`` and ``identical``: of all streams."""
+        self.name = name
+        self.weights = {
+            loss: factor * weight for loss in self.all_losses if (weight := getattr(weights, loss)) and factor
+        }
+
+    @abstractmethod
+    def texts_to_encode(self, batch: StreamBatch, wanted: Collection[str]) -> dict[str, Text]:
+        """The texts to encode for the ``wanted`` losses, by name."""
+
+    @abstractmethod
+    def losses(
+        self, model: MultiGrainedModel, batch: StreamBatch, encoded: Encoded, wanted: Collection[str]
+    ) -> dict[str, Tensor]:
+        """The ``wanted`` losses of a micro-batch, as sums over what :meth:`counts` counts."""
+
+    @abstractmethod
+    def counts(self, batch: StreamBatch) -> dict[str, Tensor]:
+        """The divisor of each loss: the examples, pairs, tokens or boxes that count."""
+
+    @abstractmethod
+    def work(self, cost: ModelCost, batch: StreamBatch, wanted: Collection[str]) -> Work:
+        """Examples, images, tokens and FLOPs (:mod:`models.flops`) of a batch in the host's memory."""
+
+    @abstractmethod
+    def trained(self, model: MultiGrainedModel) -> Iterator[nn.Parameter]:
+        """The parameters that the losses of the stream have gradients for."""
+
+
+class AlignedStream(Stream):
+    """Two views of each example, aligned by the contrastive and the matching loss; masked words, predicted with the other view.
+
+    ``same_text``: the role of examples with equal texts for each other.
+    """
+
+    all_losses: ClassVar[tuple[str, ...]] = ("contrastive", "matching", "mlm")
+
+    def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
+        super().__init__(name, factor, weights, identical)
+        self.same_text: Identical = getattr(identical, name)
+
+    def texts_to_encode(self, batch: StreamBatch, wanted: Collection[str]) -> dict[str, Text]:
+        texts = {}
+        if any(loss != "mlm" for loss in wanted):
+            texts["plain"] = batch.text.plain()
+        if "mlm" in wanted:
+            texts["masked"] = batch.text.with_masks()
+        return texts
+
+    def counts(self, batch: StreamBatch) -> dict[str, Tensor]:
+        return {
+            "contrastive": batch.valid.sum(),
+            "matching": MultiGrainedModel.matching_count(self.examples(batch)),
+            "mlm": (batch.text.labels != IGNORE).sum(),
+        }
+
+    def trained(self, model: MultiGrainedModel) -> Iterator[nn.Parameter]:
+        parts: list[nn.Module] = [model.text]
+        if self.has_images:
+            parts.append(model.vision.backbone)
+        if "contrastive" in self.weights:
+            yield model.contrastive.temperature
+            parts.append(model.contrastive.text_proj)
+            if self.has_images:
+                parts.append(model.contrastive.vision_proj)
+        if "matching" in self.weights:
+            parts.append(model.matching_head)
+        if "mlm" in self.weights:
+            parts.append(model.word_head)
+        if needs_fusion(self.weights):
+            parts.append(model.fusion)
+        for part in parts:
+            yield from part.parameters()
+
+    def examples(self, batch: StreamBatch) -> Examples:
+        """The examples of the losses, with their keys."""
+        return Examples(batch.valid, batch.text.key, self.same_text)
+
+    def align(
+        self,
+        model: MultiGrainedModel,
+        batch: StreamBatch,
+        views: tuple[Concepts | PackedTexts | None, PackedTexts | None],
+        wanted: Collection[str],
+    ) -> Alignment:
+        """Start the contrastive loss between two views of each example, and sample hard negatives by their similarity."""
+        first, second = views
+        if first is None or second is None or not {"contrastive", "matching"} & set(wanted):
+            return Alignment()
+        head, examples = model.contrastive, self.examples(batch)
+        embeds = (
+            head.embed_text(first) if isinstance(first, PackedTexts) else head.embed_image(first),
+            head.embed_text(second),
+        )
+        return Alignment(
+            contrastive=head.start_loss(*embeds, examples) if "contrastive" in wanted else None,
+            negatives=model.hard_negatives(*embeds, examples) if "matching" in wanted else None,
+        )
+
+    @staticmethod
+    def common_passes(
+        texts: Mapping[str, PackedTexts], memory: CrossMemory, alignment: Alignment, words: MaskedWords | None
+    ) -> Passes:
+        """Passes of the masked words, and of the matching loss, for texts that attend to ``memory``."""
+        passes: Passes = {}
+        if words is not None:
+            passes["mlm"] = [FusionPass(texts["masked"], memory, words.queries)]
+        if alignment.negatives is not None:
+            passes["matching"] = MultiGrainedModel.matching_passes(texts["plain"], memory, alignment.negatives)
+        return passes
+
+    @staticmethod
+    def common_losses(
+        model: MultiGrainedModel, alignment: Alignment, words: MaskedWords | None, fused: Fused
+    ) -> dict[str, Tensor]:
+        """The losses that aligned streams have in common, those of them that have been prepared."""
+        losses = {}
+        if alignment.contrastive is not None:
+            losses["contrastive"] = alignment.contrastive()
+        if alignment.negatives is not None:
+            losses["matching"] = model.matching_loss(fused["matching"], alignment.negatives)
+        if words is not None:
+            losses["mlm"] = model.word_loss(fused["mlm"][0], words)
+        return losses
+
+    def text_flops(self, cost: ModelCost, batch: StreamBatch, tokens: Lengths, wanted: Collection[str]) -> float:
+        """FLOPs of the text encoder, and of the contrastive embeddings, on which hard negatives depend, too."""
+        flops = len(self.texts_to_encode(batch, wanted)) * cost.text.run(tokens)
+        return flops + (cost.align(len(tokens), len(tokens)) if {"contrastive", "matching"} & set(wanted) else 0)
+
+    @staticmethod
+    def fusion_flops(cost: ModelCost, batch: StreamBatch, tokens: Lengths, keys: int, wanted: Collection[str]) -> float:
+        """FLOPs of :meth:`common_passes`, and of the heads on them."""
+        flops = word_flops(cost, batch, tokens, keys) if "mlm" in wanted else 0.0
+        return flops + (cost.match(tokens, keys) if "matching" in wanted else 0)
+
+
+def needs_fusion(losses: Collection[str]) -> bool:
+    """Whether any of the losses needs the fusion."""
+    return any(loss != "contrastive" for loss in losses)
+
+
+def fuse_by_loss(fusion: FusionEncoder, passes: Passes) -> Fused:
+    """The passes of all losses in one call of the fusion; the fused states by loss, in the order of its passes."""
+    if not passes:
+        return {}
+    fused = iter(fusion.fuse(list(itertools.chain(*passes.values()))))
+    return {loss: [next(fused) for _ in of_loss] for loss, of_loss in passes.items()}
+
+
+def word_flops(cost: ModelCost, batch: StreamBatch, tokens: Lengths, keys: Lengths | int | None) -> float:
+    """FLOPs of the fusion of masked texts, and of the word head."""
+    masked = lengths(batch.text.labels != IGNORE, batch.valid)
+    return cost.fusion.run(tokens, keys, queries=masked) + cost.head("word_head", int(masked.sum()))

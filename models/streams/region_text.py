@@ -1,0 +1,86 @@
+"""The stream of regions, objects and whole images with their texts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+from torch import Tensor, nn
+
+from models.flops import ModelCost, lengths
+from models.fusion import FusionPass
+from models.heads import predict_box
+from models.losses import box_giou, box_l1
+from models.multigrained import IdenticalTexts, LossWeights, MaskedWords, MultiGrainedModel
+from models.streams.base import AlignedStream, Encoded, Passes, fuse_by_loss, needs_fusion
+from utils.batch import RegionBatch, Work
+
+
+class RegionTextStream(AlignedStream):
+    """Regions, objects and whole images with their texts (section 3.2): aligned as images are, by the patches of each region; and
+    the box of each text, predicted from the whole image.
+
+    ``whole_image_boxes``: whether texts of whole images have a box to learn.
+    """
+
+    all_losses = (*AlignedStream.all_losses, "l1", "giou")
+
+    def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
+        super().__init__(name, factor, weights, identical)
+        self.whole_image_boxes = weights.whole_image_boxes
+
+    def losses(
+        self, model: MultiGrainedModel, batch: RegionBatch, encoded: Encoded, wanted: Collection[str]
+    ) -> dict[str, Tensor]:
+        images, texts = encoded.images, encoded.texts
+        assert images is not None
+        regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
+        alignment = self.align(model, batch, (regions, texts.get("plain")), wanted)
+        words = MaskedWords.of(batch.text) if "mlm" in wanted else None
+        passes: Passes = {}
+        if needs_fusion(wanted):
+            # A text is matched with its region; its box is predicted from the whole image.
+            region_memory, image_memory = model.fusion.region_memories(regions, images)
+            if learns_boxes(wanted):
+                passes["boxes"] = [FusionPass.cls(texts["plain"], image_memory)]
+            passes |= self.common_passes(texts, region_memory, alignment, words)
+        fused = fuse_by_loss(model.fusion, passes)
+        losses = self.common_losses(model, alignment, words, fused)
+        if "boxes" in fused:
+            predicted, has_box = predict_box(model.box_head, fused["boxes"][0]), self.has_box(batch)
+            losses["l1"] = box_l1(predicted, batch.boxes_cxcywh, has_box)
+            losses["giou"] = box_giou(predicted, batch.boxes_cxcywh, has_box)
+        return {loss: total for loss, total in losses.items() if loss in wanted}
+
+    def has_box(self, batch: RegionBatch) -> Tensor:
+        """The texts whose box is learned, (R,) bool."""
+        return batch.valid if self.whole_image_boxes else batch.valid & ~batch.is_image
+
+    def counts(self, batch: RegionBatch) -> dict[str, Tensor]:
+        boxes = self.has_box(batch).sum()
+        return {**super().counts(batch), "l1": boxes, "giou": boxes}
+
+    def work(self, cost: ModelCost, batch: RegionBatch, wanted: Collection[str]) -> Work:
+        tokens = lengths(batch.text.mask, batch.valid)
+        regions, keys = len(tokens), cost.vision.keys()
+        images = len(np.unique(batch.image_index.numpy()[batch.valid.numpy()]))
+        flops: float = cost.vision.encode(images) + cost.vision.pool_regions(regions)
+        flops += self.text_flops(cost, batch, tokens, wanted)
+        if needs_fusion(wanted):
+            # All patches once, the mean of every region, and that of every whole image, from which boxes are predicted.
+            flops += cost.fusion.project(images * keys + regions)
+            flops += self.fusion_flops(cost, batch, tokens, keys, wanted)
+        if learns_boxes(wanted):
+            located = lengths(batch.text.mask, self.has_box(batch))
+            flops += cost.fusion.run(located, keys, queries=1) + cost.head("box_head", len(located))
+        return Work(regions, images, int(tokens.sum()), flops)
+
+    def trained(self, model: MultiGrainedModel) -> Iterator[nn.Parameter]:
+        yield from super().trained(model)
+        if learns_boxes(self.weights):
+            yield from model.box_head.parameters()
+
+
+def learns_boxes(losses: Collection[str]) -> bool:
+    """Whether any of the losses is one of boxes."""
+    return bool({"l1", "giou"} & set(losses))

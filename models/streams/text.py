@@ -1,0 +1,44 @@
+"""The stream of texts alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator
+
+from torch import Tensor, nn
+
+from models.flops import ModelCost, lengths
+from models.fusion import FusionPass
+from models.multigrained import MaskedWords, MultiGrainedModel
+from models.streams.base import Encoded, Stream, word_flops
+from utils.batch import IGNORE, Text, TextBatch, Work
+
+
+class TextStream(Stream):
+    """Texts alone: masked words, with the fusion's cross-attention left out (as released)."""
+
+    all_losses = ("mlm",)
+    has_images = False
+
+    def texts_to_encode(self, batch: TextBatch, wanted: Collection[str]) -> dict[str, Text]:
+        return {"masked": batch.text.with_masks()} if wanted else {}
+
+    def losses(
+        self, model: MultiGrainedModel, batch: TextBatch, encoded: Encoded, wanted: Collection[str]
+    ) -> dict[str, Tensor]:
+        words = MaskedWords.of(batch.text)
+        (fused,) = model.fusion.fuse([FusionPass(encoded.texts["masked"], None, words.queries)])
+        return {"mlm": model.word_loss(fused, words)}
+
+    def counts(self, batch: TextBatch) -> dict[str, Tensor]:
+        return {"mlm": (batch.text.labels != IGNORE).sum()}
+
+    def work(self, cost: ModelCost, batch: TextBatch, wanted: Collection[str]) -> Work:
+        tokens = lengths(batch.text.mask, batch.valid)
+        return Work(len(tokens), 0, int(tokens.sum()), cost.text.run(tokens) + word_flops(cost, batch, tokens, None))
+
+    def trained(self, model: MultiGrainedModel) -> Iterator[nn.Parameter]:
+        yield from itertools.chain(model.text.parameters(), model.word_head.parameters())
+        for block in model.fusion.blocks:
+            for part in (block.attention, block.intermediate, block.output):
+                yield from part.parameters()
