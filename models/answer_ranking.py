@@ -136,7 +136,7 @@ def _first_tokens(decoder: AnswerDecoder, memory: CrossMemory, tree: AnswerTree)
 
 
 def _calls(nodes: Sequence[Ints], most: int) -> Iterator[tuple[range, list[Ints]]]:
-    """Split neighbouring questions, given by their nodes, into calls of at most ``most`` nodes, padding counted.
+    """Split neighbouring questions, given by their nodes, into calls of about ``most`` nodes at most, padding counted.
 
     A call is the range of its questions with their nodes, without :data:`NONE`. A question with more nodes is a call by itself.
     """

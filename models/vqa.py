@@ -181,8 +181,8 @@ class VQAModel(XVLM):
     def copied_from(self) -> dict[str, str]:
         """See :meth:`models.xvlm.XVLM.copied_from`. The decoder's layers start from the fusion's (as released).
 
-        With BERT, its embeddings and word head start from the pre-trained ones (as released). With XLM-R they start from random
-        numbers (as released), unless words are shared: then the word head is copied, which the released code does not do.
+        Without shared words, its embeddings and word head start from the pre-trained ones with BERT, and from random numbers with
+        XLM-R (both as released). With shared words the word head alone is copied, which the released code does not do.
         Keys and values of the cross-attention are copied only where images are as wide as texts: elsewhere their shapes differ.
         """
         assert isinstance(self.text, TextEncoder)
