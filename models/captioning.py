@@ -22,14 +22,14 @@ from utils.errors import UserError
 
 
 class CaptioningLossConfig(Config):
-    """The loss of captions."""
+    """Loss of the captions' words."""
 
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target that goes to all other words")
 
 
 @dataclass(frozen=True)
 class CaptionTokens:
-    """Token ids that generation needs: the ``prompt`` with its [CLS], the ``end`` ([SEP]), ``mask`` ([MASK]) and ``pad``."""
+    """Token ids for generation: the ``prompt`` with its [CLS], the ``end`` ([SEP]), ``mask`` ([MASK]) and ``pad``."""
 
     prompt: tuple[int, ...]
     end: int
@@ -38,27 +38,27 @@ class CaptionTokens:
 
 
 class CaptioningModel(XVLM):
-    """Text encoder and fusion encoder as one decoder: every token sees the image and what is before it."""
+    """Text encoder and fusion encoder as one decoder: every token attends to the image and to the tokens up to itself."""
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None, loss: CaptioningLossConfig | None = None):
         super().__init__(config, vocab_size)
         if not isinstance(self.text, TextEncoder):
             raise UserError(
-                f"model.text.encoder: {config.text.encoder!r} takes no mask for each token, as captioning needs; use an "
-                "encoder of the BERT or RoBERTa families"
+                f"model.text.encoder: {config.text.encoder!r} takes no mask per token, which captioning needs; use an encoder "
+                "of the BERT or RoBERTa families"
             )
         self.loss = loss or CaptioningLossConfig()
-        vocabulary, embedded = self.text.word_embeddings.shape
-        if embedded != self.text.width:
+        vocabulary, embedding_width = self.text.word_embeddings.shape
+        if embedding_width != self.text.width:
             raise UserError(
-                f"model.fusion.width: {self.text.width}, but words are embedded in {embedded} dimensions, and captioning reads "
-                "words off the fusion's states; give the fusion the text encoder's width"
+                f"model.fusion.width is {self.text.width}, but captioning predicts words from the fusion's states by word "
+                f"embeddings of width {embedding_width}; set model.fusion.width to {embedding_width}"
             )
-        # As in pre-training, which it starts from: the eps of the text encoder's family.
-        self.word_head = WordHead(embedded, vocabulary, self.text.block_config.eps)
+        # The eps of the text encoder's family, as in the pre-training model that this one starts from.
+        self.word_head = WordHead(embedding_width, vocabulary, self.text.block_config.eps)
 
     def forward(self, batch: CaptioningBatch) -> Losses:
-        """The words' loss of a micro-batch, as a sum."""
+        """Loss of the words of a micro-batch, as a sum."""
         logits = self.logits(batch.text, self.images_memory(batch.pixels))
         labels = batch.text.labels.masked_fill(~batch.valid.unsqueeze(1), IGNORE)
         starts = batch.text.ids[:, :1].expand_as(labels)
@@ -67,11 +67,11 @@ class CaptioningModel(XVLM):
         return {"words": Term(total, 1.0)}
 
     def counts(self, batch: CaptioningBatch) -> dict[str, Tensor]:
-        """The loss is divided by the tokens to be predicted, of the examples that count."""
+        """Divisor of the loss: the predicted tokens of the valid examples."""
         return {"words": (batch.text.labels.ne(IGNORE) & batch.valid.unsqueeze(1)).sum()}
 
     def work(self, batch: CaptioningBatch) -> Work:
-        """See :class:`engine.task.TaskModel`. The [MASK]s before the tokens to be predicted are tokens, too, and the last block
+        """See :class:`engine.task.TaskModel`. The [MASK]s before the predicted tokens count as tokens, and the last block
         computes the states of all tokens."""
         assert isinstance(self.text, TextEncoder)
         tokens = lengths(batch.text.ids != self.text.arch.pad_id, batch.valid)
@@ -84,14 +84,14 @@ class CaptioningModel(XVLM):
         return self.fusion.concept_memory(self.vision(pixels))
 
     def logits(self, text: LeftToRightText, memory: CrossMemory) -> Tensor:
-        """Logits (N, M, V) at the [MASK]s of N texts, which attend to the N / S rows of ``memory``; text n to row n // S."""
+        """Logits (N, M, V) at the [MASK]s of N texts; text n attends to row n // S of the N / S rows of ``memory``."""
         states = self.decode(text.ids, text.mask, text.positions, memory)
         return self.word_head(gather_positions(states, text.places), self.text.word_embeddings)
 
     def generate(
         self, memory: CrossMemory, tokens: CaptionTokens, config: DecodingConfig, uniforms: Tensor | None = None
     ) -> Generated:
-        """A caption for each image of ``memory``; see :func:`~models.generation.generate`."""
+        """Generate a caption for each image of ``memory``; see :func:`~models.generation.generate`."""
         prompt = torch.tensor(tokens.prompt, device=memory.device).expand(len(memory), -1)
         return generate(CaptionDecoder(self, memory, tokens.mask), prompt, tokens.end, config, uniforms)
 
@@ -102,10 +102,10 @@ class CaptioningModel(XVLM):
 
         Args:
             ids: (N, L) int64.
-            mask: (N or 1, L, K) bool, which tokens each token attends to; K counts those in the cache, too.
+            mask: (N or 1, L, K) bool, True = attend; K counts the tokens in the cache, too.
             positions: (N, L) int64, from 0.
-            memory: of the images, N / S rows; text n attends to row n // S.
-            cache: of the tokens before these, to which they are added.
+            memory: N / S images; text n attends to image n // S.
+            cache: keys and values of earlier tokens; those of ``ids`` are appended.
         """
         assert isinstance(self.text, TextEncoder)
         sequences = Sequences.with_masks(len(ids), mask, self.word_head.bias, cache)
@@ -114,10 +114,10 @@ class CaptioningModel(XVLM):
 
 
 class CaptionDecoder:
-    """The model as a :class:`~models.generation.Decoder`.
+    """A captioning model as a :class:`~models.generation.Decoder`.
 
-    A step runs the last word and a [MASK] after it, at which the next word is predicted. The keys and values of words are kept,
-    those of the [MASK] are not.
+    A step runs the last word and a [MASK] after it, and predicts the next word at the [MASK]. The cache keeps the keys and values
+    of words and drops those of the [MASK].
     """
 
     def __init__(self, model: CaptioningModel, memory: CrossMemory, mask_id: int):
@@ -128,18 +128,18 @@ class CaptionDecoder:
     def start(self, prompt: Tensor) -> Tensor:
         return self._append(prompt)
 
-    def step(self, words: Tensor, rows: Tensor) -> Tensor:
-        self.cache.reorder(rows)
-        return self._append(words.unsqueeze(1))
+    def step(self, tokens: Tensor, sources: Tensor) -> Tensor:
+        self.cache.reorder(sources)
+        return self._append(tokens.unsqueeze(1))
 
-    def _append(self, words: Tensor) -> Tensor:
-        """Logits (N, V) of what follows ``words`` (N, L), which themselves follow those of earlier calls."""
-        count, past = len(words), self.length
-        ids = torch.cat([words, words.new_full((count, 1), self.mask_id)], dim=1)
-        self.length += words.shape[1]
+    def _append(self, tokens: Tensor) -> Tensor:
+        """Append ``tokens`` (N, L) to those of earlier calls, and return the logits (N, V) of the next token."""
+        count, past = len(tokens), self.length
+        ids = torch.cat([tokens, tokens.new_full((count, 1), self.mask_id)], dim=1)
+        self.length += tokens.shape[1]
         total = self.length + 1
-        positions = torch.arange(past, total, device=words.device).expand(count, -1)
-        mask = torch.ones(1, total - past, total, dtype=torch.bool, device=words.device).tril(past)
+        positions = torch.arange(past, total, device=tokens.device).expand(count, -1)
+        mask = torch.ones(1, total - past, total, dtype=torch.bool, device=tokens.device).tril(past)
         states = self.model.decode(ids, mask, positions, self.memory, self.cache)
         self.cache.crop(self.length)
         return self.model.word_head(states[:, -1], self.model.text.word_embeddings)
@@ -147,6 +147,6 @@ class CaptionDecoder:
 
 def gather_positions(states: Tensor, positions: Tensor) -> Tensor:
     """States (N, M, D) at ``positions`` (N, M) of ``states`` (N, L, D)."""
-    n, length, width = states.shape
-    flat = positions + torch.arange(n, device=positions.device).unsqueeze(1) * length
-    return states.flatten(0, 1).index_select(0, flat.flatten()).view(n, -1, width)
+    count, length, width = states.shape
+    flat = positions + torch.arange(count, device=positions.device).unsqueeze(1) * length
+    return states.flatten(0, 1).index_select(0, flat.flatten()).view(count, -1, width)

@@ -26,8 +26,8 @@ class ContrastiveConfig(Config):
 
     gradient: Literal["exact", "released"] = Field(
         "exact",
-        description="exact: that of the single-process loss. released: the embeddings receive 1/ranks of it under DDP, "
-        "since the released gather lets only the local slice carry gradient; the temperature's is exact",
+        description="exact: gradient of the single-process loss. released: the embeddings receive 1/ranks of it under DDP, "
+        "since the released gather lets only the local slice carry gradient; the temperature's gradient is exact",
     )
 
 
@@ -35,8 +35,8 @@ class ContrastiveConfig(Config):
 class Examples:
     """The examples (batch rows) of a loss, equally many on each rank.
 
-    ``valid`` (N,) bool, those that count; ``key`` (N,) int64, equal for examples that are not to be told apart; ``same_key``:
-    their role for each other in the contrastive loss.
+    ``valid`` (N,) bool marks the examples that count. ``key`` (N,) int64 is equal for examples that the losses must not tell
+    apart; ``same_key`` is their role for each other in the contrastive loss.
     """
 
     valid: Tensor
@@ -44,7 +44,7 @@ class Examples:
     same_key: losses.SameKey
 
     def allowed_negatives(self) -> Tensor:
-        """Which examples may serve as each other's negatives in the matching loss, (N, N) bool."""
+        """Mask (N, N) of the examples that may serve as each other's negatives in the matching loss."""
         return allowed_negatives(self.valid, None if self.same_key == "negative" else self.key)
 
 
@@ -61,11 +61,11 @@ class ContrastiveHead(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(temperature))
 
     def embed_image(self, concepts: Concepts) -> Tensor:
-        """Normalised embeddings of visual concepts, (R, E), at least float32."""
+        """Normalised embeddings (R, E) of visual concepts, at least float32."""
         return F.normalize(losses.at_least_float32(self.vision_proj(concepts.cls)), dim=1)
 
     def embed_text(self, texts: PackedTexts) -> Tensor:
-        """Normalised embeddings of texts, (N, E), at least float32."""
+        """Normalised embeddings (N, E) of texts, at least float32."""
         return F.normalize(losses.at_least_float32(self.text_proj(texts.cls)), dim=1)
 
     def clamp_temperature(self) -> None:
@@ -74,29 +74,29 @@ class ContrastiveHead(nn.Module):
             self.temperature.clamp_(*TEMPERATURE_RANGE)
 
     def similarity(self, image: Tensor, text: Tensor) -> Tensor:
-        """Cosine similarity over temperature of all pairs of embeddings, (R, N)."""
+        """Cosine similarity (R, N), divided by the temperature, of all pairs of embeddings (R, E) and (N, E)."""
         with torch.autocast(image.device.type, enabled=False):
             return image @ text.t() / self.temperature
 
     def start_loss(self, image: Tensor, text: Tensor, examples: Examples) -> Callable[[], Tensor]:
-        """Eq. 1 over the global batch, summed over this rank's valid examples; each rank computes only its own.
+        """Start eq. 1 over the global batch, summed over this rank's valid examples; each rank computes its local sum alone.
 
-        Returns at once, while the embeddings (N, E) of all ranks are still being gathered, so that other work can be started; the
-        function that it returns waits for them and gives the loss. The gradient is that of the single-process loss, or 1/ranks
-        of it (``config.gradient``).
+        The method returns while the embeddings (N, E) of all ranks are still being gathered, so that the caller can start other
+        work. The function that it returns waits for them and computes the loss. The gradient is that of the single-process loss,
+        or 1/ranks of it (``config.gradient``).
         """
         if self.config.gradient == "released":
             share = 1 / distributed.world_size()
-            image, text = (distributed.scale_gradient(part, share) for part in (image, text))
-        local = losses.ContrastiveRows(image, text, examples.valid, examples.key)
-        embeds = distributed.start_gather(torch.cat([image, text], dim=1))
-        marks = distributed.start_gather(torch.stack([examples.valid.long(), examples.key], dim=1))
+            image, text = (distributed.scale_gradient(embed, share) for embed in (image, text))
+        local = losses.ContrastiveExamples(image, text, examples.valid, examples.key)
+        wait_embeds = distributed.start_gather(torch.cat([image, text], dim=1))
+        wait_keys = distributed.start_gather(torch.stack([examples.valid.long(), examples.key], dim=1))
 
         def finish() -> Tensor:
-            (images, texts), (valid, key) = embeds().split(image.shape[1], dim=1), marks().unbind(dim=1)
-            everyone = losses.ContrastiveRows(images, texts, valid.bool(), key)
+            (images, texts), (valid, key) = wait_embeds().split(image.shape[1], dim=1), wait_keys().unbind(dim=1)
+            all_ranks = losses.ContrastiveExamples(images, texts, valid.bool(), key)
             with torch.autocast(image.device.type, enabled=False):
                 offset = distributed.rank() * len(examples.valid)
-                return losses.contrastive(local, everyone, offset, self.temperature, examples.same_key)
+                return losses.contrastive(local, all_ranks, offset, self.temperature, examples.same_key)
 
         return finish

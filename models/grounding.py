@@ -13,7 +13,7 @@ from utils.batch import GroundingBatch, Losses, Term, Text, Work
 
 
 class GroundingModel(XVLM):
-    """The box head of pre-training (eq. 4) on the [CLS] state of the phrase, fused with the whole image."""
+    """The box head of pre-training (eq. 4) locates a phrase from its [CLS] state, fused with the whole image."""
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None):
         super().__init__(config, vocab_size)
@@ -28,7 +28,7 @@ class GroundingModel(XVLM):
         }
 
     def counts(self, batch: GroundingBatch) -> dict[str, Tensor]:
-        """Both losses are divided by the valid rows."""
+        """Divisor of both losses: the valid examples."""
         return {"l1": batch.valid.sum(), "giou": batch.valid.sum()}
 
     def work(self, batch: GroundingBatch) -> Work:
@@ -37,7 +37,7 @@ class GroundingModel(XVLM):
         return self.cost.fuse_pairs(tokens) + Work(flops=self.cost.head("box_head", len(tokens)))
 
     def locate(self, pixels: Tensor, text: Text) -> Tensor:
-        """The box of each text in its image, (N, 4) in 0..1 as centre and size. ``pixels`` (N, 3, H, W)."""
+        """Boxes (N, 4) of N texts in their images, centre and size in 0..1. ``pixels`` (N, 3, H, W)."""
         memory, (texts,) = self.fusion.concept_memory(self.vision(pixels)), self.text([text])
         (cls,) = self.fusion.fuse([FusionPass.cls(texts, memory)])
         return predict_box(self.box_head, cls)

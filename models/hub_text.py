@@ -1,4 +1,4 @@
-"""Text encoders by Hugging Face name or folder: ours for the BERT and RoBERTa families, an adapter for any other."""
+"""Text encoders by Hugging Face name or folder: our blocks for the BERT and RoBERTa families, an adapter for others."""
 
 from __future__ import annotations
 
@@ -21,44 +21,46 @@ from utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 BERT_FAMILY = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta"}
-"""Hugging Face ``model_type`` -> our family."""
+"""Family of :class:`~models.text.TextArchitecture` by Hugging Face ``model_type``."""
 
 _DROPOUT = ("hidden_dropout_prob", "dropout", "dropout_rate", "hidden_dropout", "embedding_dropout", "mlp_dropout")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-"""Names of the two settings in the library's configurations."""
+"""Names of both dropouts in Hugging Face configurations."""
 
 
 class HubTextEncoder(nn.Module):
-    """Any other Hugging Face encoder, through ``AutoModel``: padding masks only. ``width``: see :class:`TextEncoder`."""
+    """Any other Hugging Face encoder through ``AutoModel``, with padding masks only. ``width``: see :class:`TextEncoder`."""
 
     def __init__(self, config: TextConfig, hub_config: Any, width: int | None = None):
         super().__init__()
         if config.drop_path:
-            raise UserError("model.text.drop_path: only for the BERT and RoBERTa families; set it to 0")
+            raise UserError(
+                f"model.text.drop_path is {config.drop_path}, but only BERT and RoBERTa families support it; set it to 0"
+            )
         from transformers import AutoModel
 
         self.model = AutoModel.from_config(_with_dropout(hub_config, config))
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None  # nothing uses it, and DDP waits for the gradient of every parameter
-        own: int = hub_config.hidden_size
-        self.width: int = width or own
-        self.projection = nn.Linear(own, self.width) if self.width != own else None
-        heads = getattr(hub_config, "num_attention_heads", None) or max(1, own // 64)
+        hidden: int = hub_config.hidden_size
+        self.width: int = width or hidden
+        self.projection = nn.Linear(hidden, self.width) if self.width != hidden else None
+        heads = getattr(hub_config, "num_attention_heads", None) or max(1, hidden // 64)
         self.block_config = BlockConfig(
-            width=own,
+            width=hidden,
             heads=heads,
-            intermediate=getattr(hub_config, "intermediate_size", None) or 4 * own,
+            intermediate=getattr(hub_config, "intermediate_size", None) or 4 * hidden,
             dropout=config.dropout,
             attention_dropout=config.attention_dropout,
         )
 
-    def set_recompute(self, wanted: bool) -> None:
+    def set_recompute(self, recompute: bool) -> None:
         """See :meth:`models.xvlm.XVLM.set_recompute`.
 
         Raises:
-            UserError: if the library's model cannot.
+            UserError: if the Hugging Face model does not support it.
         """
-        if not wanted:
+        if not recompute:
             return
         try:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -67,18 +69,20 @@ class HubTextEncoder(nn.Module):
 
     @property
     def longest_text(self) -> int | None:
-        """Tokens that have a position; None where the architecture sets no bound."""
+        """Most tokens of a text; None: the architecture sets no limit."""
         positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
         table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
-        before = getattr(table, "padding_idx", None)  # as RoBERTa, some count from the number after it
-        return positions if positions is None or before is None else positions - before - 1
+        padding_index = getattr(
+            table, "padding_idx", None
+        )  # like RoBERTa, some encoders count positions from the next number
+        return positions if positions is None or padding_index is None else positions - padding_index - 1
 
     @property
     def word_embeddings(self) -> Tensor:
         return self.model.get_input_embeddings().weight
 
     def forward(self, texts: Sequence[Text]) -> list[PackedTexts]:
-        """See :meth:`TextEncoder.forward`; the library's layers pad all texts to the longest."""
+        """See :meth:`TextEncoder.forward`; Hugging Face's layers pad all texts to the longest."""
         longest = max(text.ids.shape[1] for text in texts)
         ids, mask = (
             torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
@@ -89,56 +93,70 @@ class HubTextEncoder(nn.Module):
             states = self.projection(states)
         padded = states.split([len(text.ids) for text in texts])
         return [
-            PackedTexts(packing.pack(own[:, : packing.length]), packing)
-            for packing, own in zip(packings_of(texts), padded, strict=True)
+            PackedTexts(packing.pack(batch_states[:, : packing.length]), packing)
+            for packing, batch_states in zip(packings_of(texts), padded, strict=True)
         ]
 
 
 def _with_dropout(hub_config: Any, config: TextConfig) -> Any:
-    """A copy of a Hugging Face configuration with the run's dropout, whatever its names are; those that it lacks are logged."""
-    changed = copy.deepcopy(hub_config)
-    wanted = {
+    """Copy of a Hugging Face configuration with the run's dropout; a warning is logged for a dropout that it lacks."""
+    result = copy.deepcopy(hub_config)
+    settings = {
         "dropout": (_DROPOUT, config.dropout),
         "attention_dropout": (_ATTENTION_DROPOUT, config.attention_dropout),
     }
-    for key, (names, value) in wanted.items():
-        present = [name for name in names if hasattr(changed, name)]
+    for key, (names, value) in settings.items():
+        present = [name for name in names if hasattr(result, name)]
         for name in present:
-            setattr(changed, name, value)
+            setattr(result, name, value)
         if not present:
-            logger.warning("model.text.%s: %s has no such setting; it keeps its own", key, type(changed).__name__)
-    return changed
+            logger.warning("model.text.%s: %s has no such setting and keeps its default", key, type(result).__name__)
+    return result
 
 
 def build_text_encoder(
     config: TextConfig, vocab_size: int | None, width: int | None = None
 ) -> TextEncoder | HubTextEncoder:
-    """The encoder that ``config`` names; ``vocab_size`` is the tokenizer's, for architectures that leave it open; ``width``
-    that of the states, None: the encoder's own.
+    """Build the encoder that ``config`` names, with random weights.
+
+    Args:
+        config: the encoder.
+        vocab_size: entries of the tokenizer, for architectures that leave the vocabulary open.
+        width: width of the states; None: the encoder's.
 
     Raises:
-        UserError: if ``encoder`` has no Hugging Face configuration and ``arch`` is not given.
+        UserError: ``encoder`` has no Hugging Face configuration and ``arch`` is null, or the vocabulary does not fit.
     """
     arch = config.arch
     if arch is None:
         hub_config = hub_config_of(config.encoder)
         if not is_bert_family(hub_config):
-            known = getattr(hub_config, "vocab_size", None)
-            if vocab_size is not None and known is not None and vocab_size > known:
-                raise UserError(f"model.text: the tokenizer has {vocab_size} entries, the embedding only {known}")
+            _check_vocabulary(vocab_size, getattr(hub_config, "vocab_size", None))
             return HubTextEncoder(config, hub_config, width)
         arch = architecture_of(hub_config)
     if arch.vocab_size is None:
         if vocab_size is None:
-            raise UserError("model.text.arch.vocab_size is missing and there is no tokenizer to ask")
+            raise UserError("model.text.arch.vocab_size is null, and there is no tokenizer to take it from; set it")
         arch = arch.model_copy(update={"vocab_size": vocab_size})
-    if vocab_size is not None and vocab_size > (arch.vocab_size or 0):
-        raise UserError(f"model.text: the tokenizer has {vocab_size} entries, the embedding only {arch.vocab_size}")
+    _check_vocabulary(vocab_size, arch.vocab_size)
     return TextEncoder(config, arch, width)
 
 
+def _check_vocabulary(vocab_size: int | None, embeddings: int | None) -> None:
+    """Check that every entry of the tokenizer has a word embedding; None: unknown.
+
+    Raises:
+        UserError: there are more entries than embeddings.
+    """
+    if vocab_size is not None and embeddings is not None and vocab_size > embeddings:
+        raise UserError(
+            f"model.text: the tokenizer has {vocab_size} entries, but the encoder only {embeddings} word embeddings; "
+            "use the encoder's tokenizer"
+        )
+
+
 def architecture_of(hub_config: Any) -> TextArchitecture:
-    """Our sizes from a Hugging Face configuration of the BERT or RoBERTa families."""
+    """Sizes of our encoder from a Hugging Face configuration of the BERT or RoBERTa families."""
     return TextArchitecture(
         family=BERT_FAMILY[hub_config.model_type],
         vocab_size=hub_config.vocab_size,
@@ -155,7 +173,7 @@ def architecture_of(hub_config: Any) -> TextArchitecture:
 
 
 def is_bert_family(hub_config: Any) -> bool:
-    """Whether a Hugging Face configuration is one of the encoders that run on our own layers."""
+    """Whether a Hugging Face configuration is of the BERT and RoBERTa families, which run on our blocks."""
     return hub_config.model_type in BERT_FAMILY
 
 
@@ -163,7 +181,7 @@ def hub_config_of(encoder: str) -> Any:
     """The Hugging Face configuration of a name or folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such configuration.
     """
     from transformers import AutoConfig
 
@@ -172,5 +190,5 @@ def hub_config_of(encoder: str) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"model.text.encoder: no configuration for {encoder!r}, and model.text.arch is not given: {reason}"
+            f"model.text.encoder: no configuration for {encoder!r}, and model.text.arch is null; set one of them: {reason}"
         ) from None

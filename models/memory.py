@@ -1,4 +1,4 @@
-"""Keys and values that are projected once: of states that texts attend to, and of tokens that have been generated."""
+"""Keys and values, projected once: of the states that texts attend to, and of generated tokens."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class CrossMemory:
-    """The states that texts attend to by cross-attention, R rows of K, projected to keys and values once per layer.
+    """Keys and values of the states that texts attend to by cross-attention: R rows of K states, projected once per layer.
 
     A row is an image, a region, a video, a question or a text. The keys and values of an image depend on the image alone, so all
     texts that attend to it share them.
 
-    ``layers``: keys and values of each layer, (R', K, D). ``mask`` (R', 1, 1, K), added to the scores: 0 = attend, -inf = not;
-    None: all is attended to. ``rows`` (R,) int64: which of the R' stored rows these are, copied when they are used; None: all, in
-    order.
+    ``layers``: keys and values of each layer, (R', K, D). ``mask`` (R', 1, 1, K) is added to the scores: 0 = attend, -inf = not;
+    None: texts attend to all states. ``rows`` (R,) int64: the numbers of this memory's rows among the R' stored ones, which are
+    copied at use; None: all, in order.
     """
 
     layers: tuple[KeysValues, ...]
@@ -38,27 +38,26 @@ class CrossMemory:
         return self.layers[0][0].device
 
     def shares_keys(self, other: CrossMemory) -> bool:
-        """Whether both have the same keys and values; masks may differ, where both have one."""
+        """Whether both have the same keys and values. Their masks may differ, if both have one."""
         return self.layers is other.layers and self.rows is other.rows and (self.mask is None) == (other.mask is None)
 
     def select(self, rows: Tensor) -> CrossMemory:
-        """The rows numbered ``rows`` (M,), in that order."""
+        """The memory of rows ``rows`` (M,) int64, in that order; nothing is copied yet."""
         return CrossMemory(self.layers, self.mask, rows if self.rows is None else self.rows.index_select(0, rows))
 
     def split(self, sizes: Sequence[int]) -> list[CrossMemory]:
-        """Memories of ``sizes`` rows each, in order, without a copy."""
-        assert self.rows is None, "rows are split before they are selected"
+        """Split the rows, in order and without a copy, into memories of ``sizes`` rows."""
+        assert self.rows is None, "a memory with selected rows cannot be split: split before they are selected"
         masks = [None] * len(sizes) if self.mask is None else self.mask.split(list(sizes))
         layers = [zip(keys.split(list(sizes)), values.split(list(sizes)), strict=True) for keys, values in self.layers]
-        return [CrossMemory(own, mask) for own, mask in zip(zip(*layers, strict=True), masks, strict=True)]
+        return [CrossMemory(part, mask) for part, mask in zip(zip(*layers, strict=True), masks, strict=True)]
 
 
 @dataclass(frozen=True)
 class Attended:
-    """Memories of R rows with the texts that attend to them, in a pass of equally many texts for each memory. All have the same
-    keys and values; their masks may differ.
+    """Memories of R rows that share their keys and values, with the texts that attend to them. Their masks may differ.
 
-    In a pass of R * S texts, text m attends to row m // S.
+    Each memory has one pass of R * S texts, of which text m attends to row m // S. ``text_count`` counts the texts of all passes.
     """
 
     memories: tuple[CrossMemory, ...]
@@ -74,7 +73,7 @@ class Attended:
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """One layer of :class:`Attended`; ``masks`` has that of each pass."""
+    """One layer of :class:`Attended`; ``masks`` has one entry per pass."""
 
     keys: Tensor
     values: Tensor
@@ -88,14 +87,13 @@ class LayerMemory:
         return len(self.masks)
 
     def read(self) -> KeysValues:
-        """Keys and values (R, K, D) of the rows."""
+        """Keys and values (R, K, D) of the selected rows."""
         if self.rows is None:
             return self.keys, self.values
         return self.keys.index_select(0, self.rows), self.values.index_select(0, self.rows)
 
     def mask(self, queries: int) -> Tensor | None:
-        """The mask of each row: (R, 1, 1, K), or where the passes' masks differ, (R, 1, passes * queries, K) for ``queries`` of
-        each pass."""
+        """The mask (R, 1, 1, K) of all passes, or where theirs differ (R, 1, passes * queries, K), for ``queries`` per pass."""
         masks = (
             self.masks if self.rows is None else [m if m is None else m.index_select(0, self.rows) for m in self.masks]
         )
@@ -103,7 +101,7 @@ class LayerMemory:
         if first is None or all(mask is self.masks[0] for mask in self.masks):
             return first
         length = first.shape[3]
-        # As in `attention_mask`, rows are 8 numbers apart.
+        # As in `attention_mask`, the mask's rows are 8 numbers apart.
         joined = first.new_zeros(len(first), 1, self.pass_count * queries, -(-length // 8) * 8)[..., :length]
         for number, mask in enumerate(masks):
             assert mask is not None
@@ -118,7 +116,7 @@ class KVCache:
         self.layers: dict[nn.Module, KeysValues] = {}
 
     def update(self, attention: nn.Module, keys: Tensor, values: Tensor) -> KeysValues:
-        """Append the keys and values of new tokens, (N, heads, L', d); returns those of all tokens."""
+        """Append the keys and values (N, heads, L', d) of new tokens, and return those of all tokens."""
         if attention in self.layers:
             past_keys, past_values = self.layers[attention]
             keys, values = torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
@@ -127,11 +125,13 @@ class KVCache:
 
     def crop(self, length: int) -> None:
         """Drop all tokens after the first ``length``."""
-        self.layers = {key: (keys[:, :, :length], values[:, :, :length]) for key, (keys, values) in self.layers.items()}
+        self.layers = {
+            attention: (keys[:, :, :length], values[:, :, :length]) for attention, (keys, values) in self.layers.items()
+        }
 
     def reorder(self, hypotheses: Tensor) -> None:
         """Keep the hypotheses numbered ``hypotheses`` (M,) int64, in that order."""
         self.layers = {
-            key: (keys.index_select(0, hypotheses), values.index_select(0, hypotheses))
-            for key, (keys, values) in self.layers.items()
+            attention: (keys.index_select(0, hypotheses), values.index_select(0, hypotheses))
+            for attention, (keys, values) in self.layers.items()
         }

@@ -1,4 +1,4 @@
-"""Visual reasoning: is a statement true of two images (appendix A.1), or does an image entail it?"""
+"""Visual reasoning: whether a statement is true of two images (appendix A.1), or whether an image entails it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from utils.batch import Losses, PairBatch, Term, Text, Work
 class NLVRModelConfig(ModelConfig):
     """The shared model and a classifier."""
 
-    images: int = Field(2, ge=1, le=2, description="images of a statement: 2 in NLVR2 and MaRVL, 1 in XVNLI")
+    images: int = Field(2, ge=1, le=2, description="images per statement: 2 in NLVR2 and MaRVL, 1 in XVNLI")
     classes: int = Field(2, ge=2, description="2: false, true; 3: contradiction, entailment, neutral")
 
 
 class NLVRModel(XVLM):
-    """The statement is fused with each of its images; their [CLS] states together are classified."""
+    """The fusion encoder fuses the statement with its images one by one; a classifier reads their concatenated [CLS] states."""
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None, *, images: int = 2, classes: int = 2):
         super().__init__(config, vocab_size)
@@ -33,26 +33,26 @@ class NLVRModel(XVLM):
     def forward(self, batch: PairBatch) -> Losses:
         """The cross-entropy of a micro-batch, as a sum."""
         logits = self.classify(batch.pixels, batch.text)
-        rows = F.cross_entropy(at_least_float32(logits), batch.label, reduction="none")
-        return {"classes": Term(rows.masked_fill(~batch.valid, 0).sum(), 1.0)}
+        per_example = F.cross_entropy(at_least_float32(logits), batch.label, reduction="none")
+        return {"classes": Term(per_example.masked_fill(~batch.valid, 0).sum(), 1.0)}
 
     def counts(self, batch: PairBatch) -> dict[str, Tensor]:
-        """The loss is divided by the valid rows."""
+        """Divisor of the loss: the valid examples."""
         return {"classes": batch.valid.sum()}
 
     def work(self, batch: PairBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
         tokens = lengths(batch.text.mask, batch.valid)
-        rows, keys = len(tokens), self.cost.vision.keys()
-        images = rows * self.images
+        statements, keys = len(tokens), self.cost.vision.keys()
+        images = statements * self.images
         flops = self.cost.vision.encode(images) + self.cost.text.run(tokens) + self.cost.fusion.project(images * keys)
-        flops += self.images * self.cost.fusion.run(tokens, keys, queries=1) + self.cost.head("classifier", rows)
-        return Work(rows, images, int(tokens.sum()), flops)
+        flops += self.images * self.cost.fusion.run(tokens, keys, queries=1) + self.cost.head("classifier", statements)
+        return Work(statements, images, int(tokens.sum()), flops)
 
     def classify(self, pixels: Tensor, text: Text) -> Tensor:
-        """Logits (N, C) of the classes. ``pixels`` (K N, 3, H, W): all first (left) images, then all second (right) ones; N
-        texts."""
+        """Logits (N, C) of the classes of N statements. ``pixels`` (K * N, 3, H, W): all first (left) images, then all second
+        (right) ones."""
         memory, (statements,) = self.fusion.concept_memory(self.vision(pixels)), self.text([text])
-        of_images = memory.split([len(text.ids)] * self.images)
-        fused = self.fusion.fuse([FusionPass.cls(statements, images) for images in of_images])
+        memories = memory.split([len(text.ids)] * self.images)
+        fused = self.fusion.fuse([FusionPass.cls(statements, images_memory) for images_memory in memories])
         return self.classifier(torch.cat(fused, dim=1))

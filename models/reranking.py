@@ -1,7 +1,7 @@
-"""Re-ranking: matching scores of many texts with few images (A.1), at the least cost.
+"""Re-ranking: matching scores of many texts with few images (A.1).
 
-An image's keys and values are projected once, its texts attend to them side by side and without padding, and the last block
-computes [CLS] alone.
+To save work, an image's keys and values are projected once for all its texts, the texts are packed without padding, and the last
+block computes [CLS] alone.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from models.vision import Concepts
 
 @dataclass(frozen=True)
 class TextBank:
-    """Many encoded texts: text t is number ``numbers[t]`` of ``texts`` and has ``lengths[t]`` tokens. Both are on the CPU, where
-    the calls are planned."""
+    """Many encoded texts: text t is number ``numbers[t]`` of ``texts`` and has ``lengths[t]`` tokens.
+
+    ``numbers`` and ``lengths`` are on the CPU, which plans the calls.
+    """
 
     texts: PackedTexts
     numbers: Tensor
@@ -29,7 +31,7 @@ class TextBank:
 
     @classmethod
     def of(cls, parts: Sequence[PackedTexts]) -> TextBank:
-        """All texts of ``parts``, in order."""
+        """The bank of all texts of ``parts``, in order."""
         texts = PackedTexts.concat(parts)
         return cls(texts, torch.arange(texts.packing.count), texts.packing.lengths.cpu())
 
@@ -38,7 +40,7 @@ class TextBank:
         return TextBank(self.texts, self.numbers[order], self.lengths[order])
 
     def select(self, texts: Tensor) -> PackedTexts:
-        """The texts numbered ``texts`` (M,), on the CPU, padded for attention to the longest of them."""
+        """Texts ``texts`` (M,) of the bank, int64 on the CPU; attention pads them to the longest of them."""
         lengths, numbers = self.lengths[texts], self.numbers[texts].to(self.texts.states.device)
         return self.texts.select(numbers, int(lengths.sum()), int(lengths.max()))
 
@@ -51,33 +53,36 @@ def score_pairs(
     bank: TextBank,
     tokens_per_call: int | None = None,
 ) -> list[Tensor]:
-    """The matching logit of each image with each of its texts.
+    """Compute the matching logits of images with their candidate texts.
 
     Args:
+        fusion: the fusion encoder.
+        matching_head: the head whose class 1 is "matched".
         images: B whole images.
-        texts: for each image, which texts of ``bank`` (int64, on the CPU).
-        tokens_per_call: texts of one image beyond so many tokens, padding counted, go through in several calls; None: what
-            a CPU's caches hold, or on a GPU enough to fill it.
+        texts: per image, the numbers of its texts in ``bank`` (int64, on the CPU).
+        bank: the encoded texts.
+        tokens_per_call: texts of one image with more tokens than this, padding counted, are split into several calls; None: as
+            many as a CPU's caches hold, or enough to fill a GPU.
 
     Returns:
-        For each image the logits of class "matched", at least float32, in the order of its texts.
+        Per image the logits of class "matched", at least float32, in the order of its texts.
     """
     device = bank.texts.states.device
     if tokens_per_call is None:
         tokens_per_call = 1536 if device.type == "cpu" else 16384
     memories = fusion.concept_memory(images).split([1] * len(texts))
     scores = []
-    for memory, wanted in zip(memories, texts, strict=True):
-        logits = at_least_float32(bank.texts.states.new_empty(len(wanted)))
-        for part in _similar_lengths(bank.lengths[wanted], tokens_per_call):
-            (cls,) = fusion.fuse([FusionPass.cls(bank.select(wanted[part]), memory)])
+    for memory, candidates in zip(memories, texts, strict=True):
+        logits = at_least_float32(bank.texts.states.new_empty(len(candidates)))
+        for part in _similar_lengths(bank.lengths[candidates], tokens_per_call):
+            (cls,) = fusion.fuse([FusionPass.cls(bank.select(candidates[part]), memory)])
             logits[part.to(device)] = at_least_float32(matching_head(cls)[:, 1])
         scores.append(logits)
     return scores
 
 
 def _similar_lengths(lengths: Tensor, tokens_per_call: int) -> Iterator[Tensor]:
-    """Indexes of texts, each once, shortest first, in parts of equal lengths where they are many, of similar ones else."""
+    """Split texts, sorted by length, into calls of at most ``tokens_per_call`` tokens, padding counted; yield their indices."""
     order = lengths.argsort(stable=True)
     start = 0
     while start < len(order):

@@ -1,4 +1,4 @@
-"""Image-text retrieval: the contrastive loss, in which all captions of an image are positives, and the matching loss (A.1)."""
+"""Image-text retrieval (A.1): the matching loss, and the contrastive loss with all captions of an image as positives."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from utils.batch import Losses, RetrievalBatch, Term, Work
 
 
 class RetrievalModel(AligningModel):
-    """:class:`~models.align.AligningModel` on image-text pairs; captions of one image are never each other's negatives (as
-    released)."""
+    """:class:`~models.align.AligningModel` on image-text pairs.
+
+    Captions of one image are never each other's negatives (as released).
+    """
 
     def forward(self, batch: RetrievalBatch) -> Losses:
-        """Both losses of a micro-batch, as sums."""
+        """The contrastive and the matching loss of a micro-batch, as sums."""
         self.contrastive.clamp_temperature()
         images, (texts,) = self.vision(batch.pixels), self.text([batch.text])
         examples = _examples(batch)
@@ -27,16 +29,16 @@ class RetrievalModel(AligningModel):
         return {"contrastive": Term(contrastive(), 1.0), "matching": Term(matching, 1.0)}
 
     def counts(self, batch: RetrievalBatch) -> dict[str, Tensor]:
-        """Divisors of the losses: valid examples, and pairs of the matching loss."""
+        """Divisors of the losses: the valid examples, and the pairs of the matching loss."""
         return {"contrastive": batch.valid.sum(), "matching": self.matching_count(_examples(batch))}
 
     def work(self, batch: RetrievalBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
         tokens, frames = lengths(batch.text.mask, batch.valid), frames_of(batch.pixels)
-        rows, keys = len(tokens), self.cost.vision.keys(frames)
-        flops = self.cost.vision.encode(rows * frames) + self.cost.text.run(tokens) + self.cost.align(rows, rows)
-        flops += self.cost.fusion.project(rows * keys) + self.cost.match(tokens, keys)
-        return Work(rows, rows * frames, int(tokens.sum()), flops)
+        pairs, keys = len(tokens), self.cost.vision.keys(frames)
+        flops = self.cost.vision.encode(pairs * frames) + self.cost.text.run(tokens) + self.cost.align(pairs, pairs)
+        flops += self.cost.fusion.project(pairs * keys) + self.cost.match(tokens, keys)
+        return Work(pairs, pairs * frames, int(tokens.sum()), flops)
 
 
 def _examples(batch: RetrievalBatch) -> Examples:

@@ -1,4 +1,4 @@
-"""The text encoder of the BERT and RoBERTa families. Others: :mod:`models.hub_text`."""
+"""The text encoder of the BERT and RoBERTa families; :mod:`models.hub_text` has the others."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class TextArchitecture(Config):
 
     @property
     def first_position(self) -> int:
-        """The number of the first token's position; RoBERTa's positions start after ``pad_id``."""
+        """Position of the first token; RoBERTa's positions start after ``pad_id``."""
         return self.pad_id + 1 if self.family == "roberta" else 0
 
     @property
     def longest_text(self) -> int:
-        """Tokens that have a position."""
+        """Most tokens of a text: the number of positions."""
         return self.max_positions - self.first_position
 
     @model_validator(mode="after")
@@ -58,12 +58,12 @@ class TextArchitecture(Config):
 
 
 class TextConfig(Config):
-    """Which text encoder."""
+    """The text encoder and its dropout."""
 
     encoder: str = Field(
         "bert-base-uncased", description="Hugging Face name or folder: the tokenizer, and the sizes too"
     )
-    arch: TextArchitecture | None = Field(None, description="sizes, where they are not those of `encoder`")
+    arch: TextArchitecture | None = Field(None, description="sizes; null: those of `encoder`")
     dropout: float = Field(0.1, ge=0, lt=1)
     attention_dropout: float = Field(0.1, ge=0, lt=1)
     drop_path: float = Field(
@@ -77,25 +77,30 @@ class TextConfig(Config):
 
 
 class Embeddings(nn.Module):
-    """Word, position and type embeddings, under BERT's key names. RoBERTa counts positions from ``pad_id + 1`` on tokens.
+    """Word, position and type embeddings, under BERT's key names. RoBERTa counts the positions of tokens from ``pad_id + 1``.
 
-    Without ``own_words`` the table of words is handed in at each call.
+    Without ``with_words`` the word table is an argument of each call.
     """
 
-    def __init__(self, arch: TextArchitecture, dropout: float, *, own_words: bool = True):
+    def __init__(self, arch: TextArchitecture, dropout: float, *, with_words: bool = True):
         super().__init__()
         assert arch.vocab_size is not None
         self.arch = arch
-        self.word_embeddings = nn.Embedding(arch.vocab_size, arch.width, padding_idx=arch.pad_id) if own_words else None
-        padded = arch.pad_id if arch.family == "roberta" else None
-        self.position_embeddings = nn.Embedding(arch.max_positions, arch.width, padding_idx=padded)
+        self.word_embeddings = (
+            nn.Embedding(arch.vocab_size, arch.width, padding_idx=arch.pad_id) if with_words else None
+        )
+        padding_index = arch.pad_id if arch.family == "roberta" else None
+        self.position_embeddings = nn.Embedding(arch.max_positions, arch.width, padding_idx=padding_index)
         self.token_type_embeddings = nn.Embedding(arch.token_types, arch.width)
         self.LayerNorm = nn.LayerNorm(arch.width, eps=arch.eps)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None, words: Tensor | None = None) -> Tensor:
-        """``ids`` (N, L); ``positions`` (N, L) rows of the table, where they are not those of the tokens in order; ``words``
-        (V, D), read where there is no own table."""
+        """Embeddings (N, L, D) of ``ids`` (N, L).
+
+        ``positions`` (N, L): indices in the position table; None: in the order of the tokens. ``words`` (V, D): the word table of
+        embeddings without one.
+        """
         if positions is None:
             positions = self.positions(ids)
         types = self.token_type_embeddings.weight[0]
@@ -107,16 +112,17 @@ class Embeddings(nn.Module):
         return self.dropout(self.LayerNorm(embedded + types + self.position_embeddings(positions)))
 
     def positions(self, ids: Tensor) -> Tensor:
+        """Positions (N, L) of ``ids`` (N, L), in the order of the tokens."""
         if self.arch.family == "roberta":
-            real = ids.ne(self.arch.pad_id)
-            return real.cumsum(dim=1) * real + self.arch.pad_id
+            is_token = ids.ne(self.arch.pad_id)
+            return is_token.cumsum(dim=1) * is_token + self.arch.pad_id
         return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
 
 
 class TextEncoder(nn.Module):
-    """BERT or RoBERTa, without a pooler.
+    """BERT or RoBERTa without a pooler.
 
-    ``width`` of its states: they are projected to it where the encoder's own width is another.
+    ``width``: width of the states, which are projected to it if the architecture has another; None: the architecture's.
     """
 
     def __init__(self, config: TextConfig, arch: TextArchitecture, width: int | None = None):
@@ -127,9 +133,9 @@ class TextEncoder(nn.Module):
         self.embeddings = Embeddings(arch, config.dropout)
         self.encoder = BlockStack(arch.layers, self.block_config)
         self.projection = nn.Linear(arch.width, self.width) if self.width != arch.width else None
-        for part in (self.embeddings, self.projection):
-            if part is not None:
-                part.apply(partial(init_bert_weights, std=arch.init_std))
+        for module in (self.embeddings, self.projection):
+            if module is not None:
+                module.apply(partial(init_bert_weights, std=arch.init_std))
 
     @property
     def longest_text(self) -> int:
@@ -138,14 +144,14 @@ class TextEncoder(nn.Module):
 
     @property
     def word_embeddings(self) -> Tensor:
-        """The (V, D) table, which the word head shares; D is the encoder's own width."""
+        """The word table (V, D), which the word head shares; D is the architecture's width."""
         assert self.embeddings.word_embeddings is not None
         return self.embeddings.word_embeddings.weight
 
     def forward(self, texts: Sequence[Text]) -> list[PackedTexts]:
         """Encode several batches of texts in one pass."""
         packings = packings_of(texts)
-        # One lookup for all: the gradient of each would be a table as large as the vocabulary's.
+        # One lookup for all batches: the gradient of every lookup is a table of the vocabulary's size.
         ids = torch.cat([packing.pack(text.ids) for packing, text in zip(packings, texts, strict=True)])
         positions = torch.cat([packing.positions for packing in packings]) + self.arch.first_position
         embedded = self.embeddings(ids, positions)
@@ -153,7 +159,7 @@ class TextEncoder(nn.Module):
         return PackedTexts.split(states, packings)
 
     def decode(self, ids: Tensor, positions: Tensor, sequences: Sequences) -> Tensor:
-        """States (N * L, D) of tokens with masks of their own: ``ids`` (N, L), ``positions`` (N, L) from 0."""
+        """States (N * L, D) of ``ids`` (N, L) at ``positions`` (N, L), from 0, under the masks of ``sequences``."""
         embedded = self.embeddings(ids, positions + self.arch.first_position).flatten(0, 1)
         return self._encode(embedded, sequences)
 
@@ -163,7 +169,7 @@ class TextEncoder(nn.Module):
 
 
 def block_config(config: TextConfig, arch: TextArchitecture) -> BlockConfig:
-    """The block sizes of an architecture with the run's dropout."""
+    """Block sizes of an architecture with the run's dropout."""
     return BlockConfig(
         width=arch.width,
         heads=arch.heads,

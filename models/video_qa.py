@@ -1,4 +1,4 @@
-"""Question answering as classification over candidate answers, for videos (section 4.5, appendix A.1)."""
+"""Video question answering as classification over candidate answers (section 4.5, appendix A.1)."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from utils.batch import IGNORE, ClassifiedBatch, Losses, Term, Text, Work
 class VideoQAModelConfig(ModelConfig):
     """The shared model and a classifier."""
 
-    classes: int = Field(ge=2, description="candidate answers: as many as evaluation.answers lists")
+    classes: int = Field(ge=2, description="number of candidate answers, as evaluation.answers lists them")
 
 
 class VideoQAModel(XVLM):
-    """The question is fused with the video; its [CLS] state is classified."""
+    """The fusion encoder fuses question and video; a classifier reads the fused [CLS] state."""
 
     def __init__(self, config: VideoQAModelConfig, vocab_size: int | None = None):
         super().__init__(config, vocab_size)
         self.classifier = mlp_head(self.text.width, config.classes)
 
     def forward(self, batch: ClassifiedBatch) -> Losses:
-        """Cross-entropies of a micro-batch, each times the weight of its answer; their sum. Answers that are no candidates
-        teach nothing (as released)."""
+        """Sum over the answers of a micro-batch of cross-entropy times weight. Answers that are no candidates add nothing (as
+        released)."""
         logits = self.classify(batch.pixels, batch.text).index_select(0, batch.question_of_answer)
-        each = F.cross_entropy(at_least_float32(logits), batch.labels, ignore_index=IGNORE, reduction="none")
-        counts = batch.valid.index_select(0, batch.question_of_answer)
-        return {"answers": Term((each * batch.weights).masked_fill(~counts, 0).sum(), 1.0)}
+        per_answer = F.cross_entropy(at_least_float32(logits), batch.labels, ignore_index=IGNORE, reduction="none")
+        valid = batch.valid.index_select(0, batch.question_of_answer)
+        return {"answers": Term((per_answer * batch.weights).masked_fill(~valid, 0).sum(), 1.0)}
 
     def counts(self, batch: ClassifiedBatch) -> dict[str, Tensor]:
-        """The loss is divided by the valid questions that have a candidate among their answers (as released)."""
-        known = torch.zeros(len(batch.valid), dtype=torch.int64, device=batch.valid.device)
-        known = known.index_add(0, batch.question_of_answer, (batch.labels != IGNORE).long()) > 0
-        return {"answers": (known & batch.valid).sum()}
+        """Divisor of the loss: the valid questions that have a candidate among their answers (as released)."""
+        labels = torch.zeros(len(batch.valid), dtype=torch.int64, device=batch.valid.device)
+        has_label = labels.index_add(0, batch.question_of_answer, (batch.labels != IGNORE).long()) > 0
+        return {"answers": (has_label & batch.valid).sum()}
 
     def work(self, batch: ClassifiedBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
@@ -54,10 +54,10 @@ class VideoQAModel(XVLM):
         text: Text,
         video_of_question: Tensor | None = None,
     ) -> Tensor:
-        """Logits (N, C) of the candidates for N questions.
+        """Logits (N, C) of the C candidates for N questions.
 
-        ``pixels`` (V, F, 3, H, W) or (V, 3, H, W); None: from the questions alone. ``video_of_question`` (N,) int64, None:
-        question n asks about video n.
+        ``pixels`` (V, F, 3, H, W) or (V, 3, H, W); None: the logits depend on the questions alone. ``video_of_question`` (N,)
+        int64, None: question n asks about video n.
         """
         (questions,) = self.text([text])
         memory = None if pixels is None else self.fusion.concept_memory(self.vision(pixels))

@@ -1,4 +1,4 @@
-"""The vision encoder: a timm backbone whose normed patches, averaged, stand for images, regions and videos (section 3.2)."""
+"""The vision encoder: a timm backbone; images, regions and videos are means of its normed patches (section 3.2)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 FRAME_POSITIONS = "vision.frame_positions"
-"""The table of frame positions in a model's parameters."""
+"""Parameter name of the frame positions in a model."""
 
 
 @dataclass(frozen=True)
 class Concepts:
-    """R visual concepts (section 3.2): images, videos, or regions, which share the patches of N images.
+    """R visual concepts (section 3.2): images, videos, or regions that share the patches of N images.
 
-    ``patches`` (N, P, D) normed patch states. ``cls`` (R, D) the mean of each concept's patches, which stands for it as [CLS]
-    does for a text. ``patch_mask`` (R, P) bool, True = a patch of the concept; ``image_index`` (R,) int64, its image; both are
-    None where concept r is the whole of image r.
+    ``patches`` (N, P, D) are normed patch states. ``cls`` (R, D), the mean of a concept's patches, represents it as [CLS] does a
+    text. ``patch_mask`` (R, P) bool, True = a patch of the concept; ``image_index`` (R,) int64, its image; both are None if
+    concept r is the whole image r.
     """
 
     patches: Tensor
@@ -51,18 +51,18 @@ class Concepts:
 
 
 class VideoConfig(Config):
-    """Videos beside images: how many frames of each, and what stands for them."""
+    """Frames of a video and their pooling."""
 
     frames: int = Field(ge=1, description="frames of a video")
     pooling: Literal["mean", "tokens"] = Field(
         "mean",
-        description="mean: of the frames' patches over time (published), which forgets their order; tokens: every frame's "
-        "patches stay, for the fusion to attend to",
+        description="mean: mean of the frames' patches over time (published), which forgets their order; tokens: the fusion "
+        "attends to the patches of every frame",
     )
 
 
 class VisionConfig(Config):
-    """A timm ViT by name; sizes left out are the backbone's own."""
+    """A timm ViT by name; null sizes are the backbone's."""
 
     backbone: str = Field("beitv2_base_patch16_224", description="name of a timm ViT (`timm.list_models()`)")
     image_size: int = Field(224, ge=1, description="side of the square input, pixels")
@@ -82,13 +82,13 @@ class VisionConfig(Config):
     patch_positions: bool = Field(
         False,
         description="add fixed sine-cosine positions to the normed patches: a small model from scratch learns boxes sooner "
-        "where the blocks need not carry positions to the end",
+        "if its blocks need not carry positions to the end",
     )
     video: VideoConfig | None = Field(None, description="null: images alone")
 
 
 class VisionEncoder(nn.Module):
-    """Pixels to :class:`Concepts`. The backbone's own [CLS] is attended to inside the blocks and then dropped."""
+    """Encodes pixels as :class:`Concepts`. Patches attend to the backbone's [CLS] in its blocks; then it is dropped."""
 
     backbone: Any  # timm's ViTs share attributes, not a base class
     pixel_mean: Tensor
@@ -110,36 +110,41 @@ class VisionEncoder(nn.Module):
         self.register_parameter("frame_positions", _frame_table(config.video, self.width) if config.video else None)
 
     def forward(self, pixels: Tensor) -> Concepts:
-        """Whole images or videos, a concept each: ``pixels`` as in :meth:`encode`."""
+        """Encode whole images or videos; ``pixels`` as in :meth:`encode`."""
         return self.encode([pixels])[0]
 
     def encode(self, batches: Sequence[Tensor]) -> list[Concepts]:
-        """Several batches of whole images or videos in one pass of the backbone.
+        """Encode several batches of whole images or videos in one pass of the backbone.
 
         Args:
             batches: images (N, 3, H, W) or videos (N, F, 3, H, W), uint8 in 0..255 or float already normalised.
         """
         frames = self.patches(torch.cat([pixels.flatten(0, -4) for pixels in batches]))
-        parts = frames.split([pixels.shape[:-3].numel() for pixels in batches])
+        batch_patches = frames.split([pixels.shape[:-3].numel() for pixels in batches])
         return [
             self.video(patches.unflatten(0, pixels.shape[:2])) if pixels.dim() == 5 else Concepts.whole(patches)
-            for pixels, patches in zip(batches, parts, strict=True)
+            for pixels, patches in zip(batches, batch_patches, strict=True)
         ]
 
     def video(self, patches: Tensor) -> Concepts:
-        """Videos from the patches of their frames, (N, F, P, D): each frame's get its position.
+        """Videos from the patches (N, F, P, D) of their frames; the position of a frame is added to its patches.
 
-        Their mean over time has P patches, as an image. It only adds the mean of the positions, whatever the order of the
-        frames: that is the published model. With ``pooling: tokens`` all F * P stay, frame by frame.
+        Their mean over time has P patches, as an image. The mean adds only the mean of the positions, whatever the order of the
+        frames: that is the published model. With ``pooling: tokens`` all F * P patches stay, frame by frame.
         """
-        assert self.config.video is not None and self.frame_positions is not None, "the model is not one of videos"
+        assert self.config.video is not None and self.frame_positions is not None, "model.vision.video is null; set it"
         frames, most = patches.shape[1], self.frame_positions.shape[1]
-        assert frames <= most, f"a video of {frames} frames, and positions for {most}"
-        placed = patches + self.frame_positions[:, :frames]
-        return Concepts.whole(placed.mean(dim=1) if self.config.video.pooling == "mean" else placed.flatten(1, 2))
+        assert frames <= most, (
+            f"a video has {frames} frames, but model.vision.video.frames is {most}; sample fewer frames"
+        )
+        patches = patches + self.frame_positions[:, :frames]
+        return Concepts.whole(patches.mean(dim=1) if self.config.video.pooling == "mean" else patches.flatten(1, 2))
 
     def patches(self, pixels: Tensor) -> Tensor:
-        """Normed patch states (N, P, D), row-major. Each patch is normed before any mean (timm does it the other way)."""
+        """Normed patch states (N, P, D) of ``pixels`` (N, 3, H, W), row-major.
+
+        Patches are normed before any mean; timm norms the mean.
+        """
         if pixels.dtype == torch.uint8:
             pixels = (pixels.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std
         tokens = self.backbone.forward_features(pixels)[:, self.backbone.num_prefix_tokens :]
@@ -147,37 +152,42 @@ class VisionEncoder(nn.Module):
         return patches if self.patch_positions is None else patches + self.patch_positions
 
     def regions(self, images: Concepts, patch_mask: Tensor, image_index: Tensor) -> Concepts:
-        """R regions that share the patches of their images: no second backbone pass, no copy of patches.
+        """R regions that share the patches of their images, without a second pass of the backbone or a copy of patches.
 
         Args:
-            images: whole images, N of them.
-            patch_mask: (R, P) bool, at least one True in each row.
-            image_index: (R,) int64, the image of each row.
+            images: N whole images.
+            patch_mask: (R, P) bool, at least one True per region.
+            image_index: (R,) int64, the image of a region.
         """
         patches = images.patches
-        n, p, d = patches.shape
+        count, length, width = patches.shape
         share = patch_mask.to(patches.dtype) / patch_mask.sum(dim=1, keepdim=True)
-        # One matrix product over all patches of the batch: its backward adds up in a fixed order, and nothing is copied.
-        weights = share.new_zeros(patch_mask.shape[0], n, p)
-        weights.scatter_(1, image_index.view(-1, 1, 1).expand(-1, 1, p), share.unsqueeze(1))
+        # One matrix product over all patches of the batch: its backward pass adds in a fixed order, and nothing is copied.
+        weights = share.new_zeros(patch_mask.shape[0], count, length)
+        weights.scatter_(1, image_index.view(-1, 1, 1).expand(-1, 1, length), share.unsqueeze(1))
         with torch.autocast(patches.device.type, enabled=False):
-            cls = weights.view(-1, n * p) @ patches.reshape(n * p, d)
+            cls = weights.view(-1, count * length) @ patches.reshape(count * length, width)
         return Concepts(patches, cls, patch_mask, image_index)
 
 
 def _frame_table(config: VideoConfig, width: int) -> nn.Parameter:
-    """(1, F, 1, D) under the published shape and initialisation. Where the fusion has to tell frames apart, a fresh table is
-    sine-cosine at the patches' own scale: with 0.02 it would not see them for hundreds of steps."""
+    """Frame positions (1, F, 1, D) of the published shape and, for the mean, the published initialisation.
+
+    With ``pooling: tokens`` the fusion has to tell frames apart. There the table starts as sine-cosine at the patches' scale: at
+    a scale of 0.02 the fusion would not see it for hundreds of steps.
+    """
     if config.pooling == "tokens":
         return nn.Parameter(sincos_positions(config.frames, 1, width).view(1, config.frames, 1, width))
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, config.frames, 1, width), std=0.02))
 
 
 def _check_sizes(image_size: int, patch_size: int | None, width: int | None, heads: int | None) -> None:
-    """Check the sizes of a config, where None means the backbone's own, or of a backbone.
+    """Check the sizes of a config or of a backbone; None: the backbone's, which is not known yet.
+
+    Not every backbone of timm refuses sizes that do not divide each other.
 
     Raises:
-        UserError: one does not divide the other, which not every backbone of timm refuses.
+        UserError: a size does not divide the other.
     """
     if patch_size is not None and image_size % patch_size:
         below = image_size - image_size % patch_size
@@ -197,7 +207,7 @@ def _create_backbone(config: VisionConfig) -> Any:
         "embed_dim": config.width,
         "depth": config.depth,
         "num_heads": config.heads,
-        # A backbone by name may bring a LayerScale of its own; 0 is timm's word for none.
+        # Some of timm's backbones have LayerScale by default; 0 turns it off.
         "init_values": config.layer_scale or 0.0,
     }
     options = {name: value for name, value in options.items() if value is not None}
@@ -217,10 +227,12 @@ def _create_backbone(config: VisionConfig) -> Any:
         raise UserError(
             f"model.vision.backbone: timm cannot build {config.backbone!r} with {options}: {reason}"
         ) from None
-    needed = ("forward_features", "patch_embed", "num_prefix_tokens", "fc_norm", "num_features", "blocks")
-    missing = [name for name in needed if not hasattr(backbone, name)]
+    attributes = ("forward_features", "patch_embed", "num_prefix_tokens", "fc_norm", "num_features", "blocks")
+    missing = [name for name in attributes if not hasattr(backbone, name)]
     if missing:
-        raise UserError(f"model.vision.backbone: {config.backbone!r} is not a ViT (it has no {', '.join(missing)})")
+        raise UserError(
+            f"model.vision.backbone: {config.backbone!r} is not a ViT: it has no {', '.join(missing)}; choose a ViT"
+        )
     _check_sizes(config.image_size, backbone.patch_embed.patch_size[0], backbone.num_features, _heads_of(backbone))
     if getattr(backbone, "attn_pool", None) is not None:
         backbone.attn_pool = None  # nothing uses it, and DDP waits for the gradient of every parameter
@@ -230,7 +242,7 @@ def _create_backbone(config: VisionConfig) -> Any:
 
 
 def _heads_of(backbone: Any) -> int | None:
-    """Heads of each block; None: this kind of backbone does not say."""
+    """Heads per block; None: the backbone has no such attribute."""
     heads: int | None = getattr(getattr(backbone.blocks[0], "attn", None), "num_heads", None)
     return heads
 
@@ -238,7 +250,7 @@ def _heads_of(backbone: Any) -> int | None:
 def _set_sincos_positions(backbone: Any, name: str) -> None:
     table = getattr(backbone, "pos_embed", None)
     if table is None:
-        raise UserError(f"model.vision.positions: {name!r} has no absolute positions to set; use `backbone`")
+        raise UserError(f"model.vision.positions: {name!r} has no absolute positions; set it to `backbone`")
     rows, columns = backbone.patch_embed.grid_size
     positions = sincos_positions(rows, columns, table.shape[-1])
     with torch.no_grad():
@@ -247,13 +259,15 @@ def _set_sincos_positions(backbone: Any, name: str) -> None:
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
-    """Two-dimensional sine-cosine positions, (rows * columns, width) in [-1, 1]: half the channels tell y, half x.
+    """Two-dimensional sine-cosine positions (rows * columns, width) in [-1, 1]; half the channels encode y, half x.
 
     Raises:
         UserError: if ``width`` is not a multiple of 4.
     """
     if width % 4:
-        raise UserError(f"model.vision.width: sincos positions need a multiple of 4, not {width}")
+        raise UserError(
+            f"model.vision.width is {width}, but sincos positions need a multiple of 4; use {width + -width % 4}"
+        )
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(width // 4) / (width // 4))
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies for axis in (y, x)]

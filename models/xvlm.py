@@ -28,11 +28,11 @@ class ModelConfig(Config):
 
 
 COMPILATIONS = 64
-"""Compilations of one function that are allowed: more than there are forms of a step."""
+"""Limit of compilations per function: more than the variants of a step."""
 
 
 class XVLM(nn.Module):
-    """X²-VLM (section 3): what every task shares. Tasks add their heads and their ``forward(batch)``."""
+    """X²-VLM (section 3): the encoders, which all tasks share. Tasks add their heads and ``forward(batch)``."""
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None):
         super().__init__()
@@ -47,48 +47,50 @@ class XVLM(nn.Module):
         return ModelCost.of(self)
 
     def stacks(self) -> list[BlockStack]:
-        """Every stack of blocks: of the text encoder, the fusion encoder, and an answer decoder."""
+        """All stacks of blocks: text encoder, fusion encoder and answer decoder, where they have any."""
         return [module for module in self.modules() if isinstance(module, BlockStack)]
 
     def set_recompute(self, parts: Collection[str]) -> None:
-        """Keep only the inputs of the blocks of these encoders, and the keys and values of cross-attention memories; the backward
-        pass computes the rest anew: less memory, more time.
+        """Recompute the blocks of these encoders in the backward pass: less memory, more time.
+
+        Only the blocks' inputs and the keys and values of cross-attention memories are kept.
 
         Args:
-            parts: of "vision", "text", "fusion"; an answer decoder goes with the fusion.
+            parts: any of "vision", "text", "fusion"; "fusion" includes an answer decoder.
 
         Raises:
-            UserError: if timm's backbone or a Hugging Face encoder cannot.
+            UserError: if timm's backbone or a Hugging Face encoder does not support it.
         """
         try:
             self.vision.backbone.set_grad_checkpointing("vision" in parts)
         except (AssertionError, AttributeError):
             if "vision" in parts:
                 name = self.config.vision.backbone
-                raise UserError(f"train.recompute: {name!r} cannot recompute its blocks; leave out `vision`") from None
-        of_text = list(self.text.modules())
+                raise UserError(
+                    f"train.recompute: {name!r} does not support recomputation; leave out `vision`"
+                ) from None
+        text_modules = list(self.text.modules())
         for stack in self.stacks():
-            stack.recompute = ("text" if stack in of_text else "fusion") in parts
+            stack.recompute = ("text" if stack in text_modules else "fusion") in parts
         if isinstance(self.text, HubTextEncoder):
             self.text.set_recompute("text" in parts)
 
     def compile_encoders(self, **options: Any) -> None:
-        """Compile the backbone and every stack of blocks by ``torch.compile``; names of parameters stay. The code between
-        them depends on numbers that only the host knows.
+        """Compile the backbone and every stack of blocks by ``torch.compile``; parameters keep their names.
 
-        Torch's limit of 8 compilations of a function, after which it runs uncompiled, is raised: the fusion has a form for every
-        stream and set of its losses.
+        The code between them depends on numbers that only the host knows. Torch runs a function uncompiled after 8 compilations.
+        The method raises this limit, since the fusion has a variant for every stream and set of its losses.
         """
         limits = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, COMPILATIONS)
-        backbone = self.vision.backbone  # whose forward_features alone is called
+        backbone = self.vision.backbone  # the encoder calls its forward_features alone
         backbone.forward_features = torch.compile(backbone.forward_features, **options)
-        of_hub = [self.text.model] if isinstance(self.text, HubTextEncoder) else []
-        for module in (*self.stacks(), *of_hub):
-            # Numbers of tokens change from step to step; compiled for any from the start, all ranks compile in the same step.
+        hub_modules = [self.text.model] if isinstance(self.text, HubTextEncoder) else []
+        for module in (*self.stacks(), *hub_modules):
+            # Numbers of tokens change from step to step. Compiled for any number at once, all ranks compile in the same step.
             module.compile(dynamic=True, **options)
 
     def copied_from(self) -> dict[str, str]:
-        """Parameters that start as copies of others where a checkpoint of pre-training lacks them: name -> name in the
+        """Sources of the parameters that start as copies where a pre-training checkpoint lacks them: name -> name in the
         pre-training model."""
         return {}

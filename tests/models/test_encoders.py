@@ -213,7 +213,7 @@ def test_an_encoder_without_a_dropout_of_attention_is_logged(caplog):
     given = T5Config()
     assert hub_text._with_dropout(given, wanted).dropout_rate == 0.3
     assert given.dropout_rate == 0.1
-    assert caplog.messages == ["model.text.attention_dropout: T5Config has no such setting; it keeps its own"]
+    assert caplog.messages == ["model.text.attention_dropout: T5Config has no such setting and keeps its default"]
 
 
 def test_an_encoder_that_is_nowhere_is_one_line(tmp_path):

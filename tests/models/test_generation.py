@@ -35,8 +35,8 @@ class Markov:
         self.last = prompt[:, -2:]
         return self._logits()
 
-    def step(self, words: Tensor, rows: Tensor) -> Tensor:
-        self.last = torch.stack([self.last[rows, 1], words], dim=1)
+    def step(self, words: Tensor, sources: Tensor) -> Tensor:
+        self.last = torch.stack([self.last[sources, 1], words], dim=1)
         return self._logits()
 
     def _logits(self) -> Tensor:
@@ -274,7 +274,7 @@ def test_an_encoder_without_masks_of_each_token_is_refused(tmp_path):
     from transformers import DistilBertConfig
 
     DistilBertConfig(vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=32).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="takes no mask for each token"):
+    with pytest.raises(UserError, match="takes no mask per token"):
         CaptioningModel(
             ModelConfig(
                 vision=VisionConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2),

@@ -7,58 +7,58 @@ import torch
 from torch.nn import functional as F
 
 from models import losses
-from models.losses import ContrastiveRows
+from models.losses import ContrastiveExamples
 
 TEMPERATURE = torch.tensor(0.1)
 
 
-def rows(n: int, valid=None, key=None, seed: int = 0) -> ContrastiveRows:
+def examples(n: int, valid=None, key=None, seed: int = 0) -> ContrastiveExamples:
     generator = torch.Generator().manual_seed(seed)
     image, text = (F.normalize(torch.randn(n, 8, generator=generator), dim=1) for _ in range(2))
     valid = torch.ones(n, dtype=torch.bool) if valid is None else torch.tensor(valid)
-    return ContrastiveRows(image, text, valid, torch.arange(n) if key is None else torch.tensor(key))
+    return ContrastiveExamples(image, text, valid, torch.arange(n) if key is None else torch.tensor(key))
 
 
-def contrastive(own, everyone=None, offset=0, same_key="negative") -> torch.Tensor:
-    return losses.contrastive(own, everyone or own, offset, TEMPERATURE, same_key)
+def contrastive(local, all_ranks=None, offset=0, same_key="negative") -> torch.Tensor:
+    return losses.contrastive(local, all_ranks or local, offset, TEMPERATURE, same_key)
 
 
 def test_contrastive_is_the_mean_of_both_cross_entropies():
-    own = rows(5)
-    logits = own.image @ own.text.t() / TEMPERATURE
+    local = examples(5)
+    logits = local.image @ local.text.t() / TEMPERATURE
     target = torch.arange(5)
     expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
-    torch.testing.assert_close(contrastive(own) / 5, expected)
+    torch.testing.assert_close(contrastive(local) / 5, expected)
 
 
-def test_rows_that_do_not_count_are_neither_queries_nor_negatives():
-    whole, cut = rows(5, valid=[True, True, False, True, False]), [0, 1, 3]
-    kept = ContrastiveRows(*(part[cut] for part in whole))
+def test_examples_that_do_not_count_are_neither_queries_nor_negatives():
+    whole, cut = examples(5, valid=[True, True, False, True, False]), [0, 1, 3]
+    kept = ContrastiveExamples(*(part[cut] for part in whole))
     torch.testing.assert_close(contrastive(whole), contrastive(kept))
 
 
 def test_equal_texts_are_negatives_only_when_asked():
-    same = rows(4, key=[7, 7, 1, 2])
+    same = examples(4, key=[7, 7, 1, 2])
     ignoring = contrastive(same, same_key="ignore")
     assert ignoring < contrastive(same)
-    torch.testing.assert_close(contrastive(rows(4), same_key="ignore"), contrastive(rows(4)))
+    torch.testing.assert_close(contrastive(examples(4), same_key="ignore"), contrastive(examples(4)))
 
 
-def test_rows_of_a_rank_add_up_to_the_whole():
-    whole = rows(6)
-    halves = [ContrastiveRows(*(part[i : i + 3] for part in whole)) for i in (0, 3)]
+def test_examples_of_a_rank_add_up_to_the_whole():
+    whole = examples(6)
+    halves = [ContrastiveExamples(*(part[i : i + 3] for part in whole)) for i in (0, 3)]
     parts = [contrastive(half, whole, offset) for half, offset in zip(halves, (0, 3), strict=True)]
     torch.testing.assert_close(sum(parts), contrastive(whole))
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_no_valid_row_gives_zero_and_finite_gradients(n):
-    own = rows(n, valid=[False] * n)
-    own.image.requires_grad_(True)
-    loss = contrastive(own)
+def test_no_valid_example_gives_zero_and_finite_gradients(n):
+    local = examples(n, valid=[False] * n)
+    local.image.requires_grad_(True)
+    loss = contrastive(local)
     loss.backward()
     assert loss == 0
-    assert own.image.grad.isfinite().all()
+    assert local.image.grad.isfinite().all()
 
 
 def boxes(n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,7 +77,7 @@ def test_giou_equals_torchvision_and_stays_within_bounds():
     torch.testing.assert_close(losses.giou(a, a), torch.ones(len(a)))
 
 
-def test_a_degenerate_box_touches_no_other_row():
+def test_a_degenerate_box_touches_no_other_example():
     predicted, target = boxes(3)
     counts = torch.ones(3, dtype=torch.bool)
     flat = target.clone()

@@ -8,7 +8,7 @@ from models.contrastive import Examples
 from models.negatives import allowed_negatives, negative_weights, sample
 
 
-def test_a_row_is_never_its_own_negative():
+def test_an_example_is_never_its_own_negative():
     torch.manual_seed(0)
     similarity = torch.full((6, 6), -30.0).fill_diagonal_(30.0)
     allowed = allowed_negatives(torch.ones(6, dtype=torch.bool))
@@ -16,11 +16,11 @@ def test_a_row_is_never_its_own_negative():
         assert (sample(negative_weights(similarity, allowed)) != torch.arange(6)).all()
 
 
-def test_draws_follow_the_weights():
+def test_samples_follow_the_weights():
     torch.manual_seed(0)
     weights = torch.tensor([[0.0, 1.0, 3.0, 0.0]]).expand(20000, 4)
-    drawn = sample(weights)
-    share = drawn.bincount(minlength=4) / len(drawn)
+    sampled = sample(weights)
+    share = sampled.bincount(minlength=4) / len(sampled)
     torch.testing.assert_close(share, torch.tensor([0.0, 0.25, 0.75, 0.0]), atol=0.02, rtol=0)
 
 
@@ -32,17 +32,17 @@ def test_a_batch_of_one_has_no_negative_and_does_not_fail():
 
 @pytest.mark.parametrize("same_key", ["negative", "ignore", "positive"])
 @pytest.mark.parametrize("valid", [[1, 1, 1, 1], [1, 0, 1, 1], [1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]])
-def test_the_matching_loss_counts_three_pairs_for_each_row_that_has_a_negative(valid, same_key):
+def test_the_matching_loss_counts_three_pairs_for_each_example_that_has_a_negative(valid, same_key):
     examples = Examples(torch.tensor(valid, dtype=torch.bool), torch.tensor([7, 8, 9, 7]), same_key)
     assert AligningModel.matching_count(examples) == 3 * examples.allowed_negatives().any(dim=1).sum()
 
 
-def test_rows_that_do_not_count_and_equal_texts_are_not_drawn():
+def test_examples_that_do_not_count_and_equal_texts_are_not_sampled():
     torch.manual_seed(0)
     valid = torch.tensor([True, True, False, True])
     allowed = allowed_negatives(valid, key=torch.tensor([5, 5, 6, 7]))
     assert allowed.nonzero().tolist() == [[0, 3], [1, 3], [3, 0], [3, 1]]
     for _ in range(50):
-        drawn = sample(negative_weights(torch.zeros(4, 4), allowed))
-        assert drawn[[0, 1]].tolist() == [3, 3]
-        assert drawn[3] in (0, 1)
+        sampled = sample(negative_weights(torch.zeros(4, 4), allowed))
+        assert sampled[[0, 1]].tolist() == [3, 3]
+        assert sampled[3] in (0, 1)

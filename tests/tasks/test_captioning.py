@@ -131,7 +131,7 @@ def test_a_published_file_whose_heads_are_not_those_of_published_models_is_warne
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("evaluation.decoding.min_length=9", "min_length is 9, more than max_length = 8"),
+        ("evaluation.decoding.min_length=9", "min_length 9 exceeds max_length 8"),
         ("evaluation.decoding.beams=100000", "more than the .* entries of the tokenizer"),
         ("evaluation.decoding.max_length=4000", "evaluation.decoding.max_length: with the prompt"),
         (
