@@ -63,5 +63,5 @@ def _text_to(length: int, text: Text, pad_id: int) -> Text:
 
 def _masked_to(length: int, text: MaskedText, pad_id: int) -> MaskedText:
     """Texts with masked copies, both padded as in :func:`_text_to`."""
-    plain, masked = (_text_to(length, each, pad_id) for each in (text.plain(), text.with_masks()))
+    plain, masked = (_text_to(length, each, pad_id) for each in (text.plain(), text.masked_copy()))
     return replace(text, ids=plain.ids, masked_ids=masked.ids, mask=plain.mask)

@@ -49,7 +49,7 @@ def build(width: int, layers: int, image_size: int) -> RetrievalModel:
 def usual_way(model: RetrievalModel, image: Concepts, texts: PackedTexts) -> Tensor:
     """Matching logits of one image with k texts: the image is copied and projected k times."""
     k = texts.packing.count
-    copies = Concepts(image.patches.expand(k, -1, -1).contiguous(), image.cls.expand(k, -1).contiguous())
+    copies = Concepts(image.patches.expand(k, -1, -1).contiguous(), image.mean.expand(k, -1).contiguous())
     (states,) = model.fusion.fuse([FusionPass(texts, model.fusion.concept_memory(copies))])
     cls = states.index_select(0, texts.packing.starts)
     return cast(Tensor, model.matching_head(cls))[:, 1]

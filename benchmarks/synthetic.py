@@ -71,7 +71,7 @@ class Writer:
     def plain(self, rows: list[list[int]], limits: TextDataConfig) -> Text:
         ids = stack_rows(rows, 0, limits.max_tokens if self.static else None)
         tokens = sum(map(len, rows))
-        return Text(ids, _attended(rows, ids), rounded_up(tokens, ids.numel()) if self.static else tokens)
+        return Text(ids, _memory_groups(rows, ids), rounded_up(tokens, ids.numel()) if self.static else tokens)
 
     def masked(self, rows: list[list[int]], limits: TextDataConfig) -> MaskedText:
         """With as many masked tokens as :meth:`dataset.text.TextProcessor.mask_positions` takes; [CLS] is none."""
@@ -159,5 +159,5 @@ def _noise(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(0, 256, pixels.shape, dtype=pixels.dtype, generator=generator)
 
 
-def _attended(rows: list[list[int]], ids: Tensor) -> Tensor:
+def _memory_groups(rows: list[list[int]], ids: Tensor) -> Tensor:
     return torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows]).unsqueeze(1)

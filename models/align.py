@@ -32,8 +32,9 @@ class AligningConfig(ModelConfig):
 class HardNegatives:
     """Hard negatives of N examples.
 
-    ``image`` (N,) int64: the example whose image the text of example n is paired with. ``text`` (N,) int64: the example whose
-    text its image is paired with. ``exist`` (N,) bool: False where it has none; ``image`` and ``text`` are undefined there.
+    ``image`` (N,) int64: the example whose image (of translations: first text) the text of example n is paired with. ``text``
+    (N,) int64: the example whose text its image is paired with. ``exist`` (N,) bool: False where it has none; ``image`` and
+    ``text`` are undefined there.
     """
 
     image: Tensor
@@ -70,7 +71,9 @@ class AligningModel(XVLM):
     @staticmethod
     def matching_passes(texts: PackedTexts, memory: CrossMemory, negatives: HardNegatives) -> list[FusionPass]:
         """The passes of the matching loss, which needs [CLS] alone: text n with memory row n, a hard negative text with that row,
-        text n with a hard negative row."""
+        text n with a hard negative row. The first is the matched one (:meth:`matching_loss`); the last, whose rows are selected,
+        has keys of its own, so that it stands behind those that share theirs."""
+        # A GPU's host does not know the lengths of the texts sampled, so that these stay padded there.
         return [
             FusionPass.cls(texts, memory),
             FusionPass.cls(texts.select(negatives.text), memory),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from models.memory import Attended, CrossMemory, KeysValues, KVCache, LayerMemory
+from models.memory import CrossMemory, GroupKeysValues, KeysValues, KVCache, MemoryGroup, aligned_zeros
 from models.packing import Packing
 from utils.config import Config
 
@@ -71,8 +71,8 @@ class QueryPositions:
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """How the tokens of a call are packed, and which of them self-attention lets each other see.
+class TokenLayout:
+    """What self-attention knows of the tokens of a call: how they are packed, and which of them see each other.
 
     ``packing``: of all tokens. ``mask`` broadcasts to (N, heads, queries, K) and is added to the scores (:func:`attention_mask`).
     ``queries``: only the states of these tokens are computed; None: of all. ``cache``: keys and values of earlier tokens, to
@@ -85,15 +85,15 @@ class Sequences:
     cache: KVCache | None = None
 
     @staticmethod
-    def of(packing: Packing, states: Tensor, queries: QueryPositions | None = None) -> Sequences:
-        """Texts whose tokens see all tokens of their own text; ``states`` give the dtype."""
-        return Sequences(packing, attention_mask(packing.mask, linear_dtype(states)), queries)
+    def of(packing: Packing, dtype: torch.dtype, queries: QueryPositions | None = None) -> TokenLayout:
+        """Texts whose tokens see all tokens of their own text. ``dtype``: of projected queries (:func:`linear_dtype`)."""
+        return TokenLayout(packing, attention_mask(packing.mask, dtype), queries)
 
     @staticmethod
-    def with_masks(count: int, mask: Tensor, states: Tensor, cache: KVCache | None = None) -> Sequences:
-        """``count`` texts of L tokens, one mask for each or for all: ``mask`` (N or 1, L, K) bool, True = attend."""
+    def with_mask(count: int, mask: Tensor, dtype: torch.dtype, cache: KVCache | None = None) -> TokenLayout:
+        """``count`` texts of L tokens, of which each sees what ``mask`` (N or 1, L, K) bool says, True = attend."""
         packing = Packing.padded(count, mask.shape[1], mask.device)
-        return Sequences(packing, attention_mask(mask, linear_dtype(states)), cache=cache)
+        return TokenLayout(packing, attention_mask(mask, dtype), cache=cache)
 
 
 class Projections(nn.Module):
@@ -106,14 +106,14 @@ class Projections(nn.Module):
         self.value = nn.Linear(memory_width or width, width)
 
     def forward(self, states: Tensor) -> KeysValues:
-        """Keys and values (..., D) of ``states`` (..., D')."""
+        """Keys and values (..., D) of ``states`` (..., D'); the query is projected apart, of the query positions alone."""
         return self.key(states), self.value(states)
 
 
 class ResidualOutput(nn.Module):
     """Linear, dropout, drop path, residual, LayerNorm.
 
-    The drop path leaves out whole texts (released: positions, the same ones in the whole batch).
+    The drop path leaves out whole texts. (In the released code it leaves out a position, the same one of all texts of the batch.)
     """
 
     def __init__(self, inputs: int, config: BlockConfig):
@@ -156,39 +156,39 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Tokens attend to the tokens of their own text."""
 
-    def forward(self, states: Tensor, sequences: Sequences) -> tuple[Tensor, Packing]:
+    def forward(self, states: Tensor, layout: TokenLayout) -> tuple[Tensor, Packing]:
         """``states`` (T, D) of all tokens -> those of the queries (Q, D), with their packing."""
-        queries, packing = states, sequences.packing
-        if sequences.queries is not None:
-            queries = states.index_select(0, sequences.queries.tokens_of(packing))
-            packing = sequences.queries.packing
+        queries, packing = states, layout.packing
+        if layout.queries is not None:
+            queries = states.index_select(0, layout.queries.tokens_of(packing))
+            packing = layout.queries.packing
         query = self.split_heads(packing.pad(self.self.query(queries)))
-        keys, values = (self.split_heads(sequences.packing.pad(packed)) for packed in self.self(states))
-        if sequences.cache is not None:
-            keys, values = sequences.cache.update(self, keys, values)
-        attended = self.attend(query, keys, values, sequences.mask)
+        keys, values = (self.split_heads(layout.packing.pad(packed)) for packed in self.self(states))
+        if layout.cache is not None:
+            keys, values = layout.cache.update(self, keys, values)
+        attended = self.attend(query, keys, values, layout.mask)
         return self.output(packing.pack(attended), queries, packing), packing
 
 
 class CrossAttention(Attention):
     """Tokens attend to memories whose keys and values have been projected beforehand."""
 
-    def forward(self, states: Tensor, packing: Packing, memories: Sequence[LayerMemory]) -> Tensor:
-        """``states`` (T, D) -> (T, D). The memories' texts are those of ``packing``, in order."""
-        queries = packing.pad(self.self.query(states)).split([memory.text_count for memory in memories])
-        attended = list(itertools.starmap(self._attend_to, zip(memories, queries, strict=True)))
+    def forward(self, states: Tensor, packing: Packing, groups: Sequence[GroupKeysValues]) -> Tensor:
+        """``states`` (T, D) -> (T, D). The texts of ``packing`` are those of the groups, in order."""
+        queries = packing.pad(self.self.query(states)).split([group.text_count for group in groups])
+        attended = list(itertools.starmap(self._attend_to, zip(groups, queries, strict=True)))
         return self.output(packing.pack(torch.cat(attended)), states, packing)
 
-    def _attend_to(self, memory: LayerMemory, queries: Tensor) -> Tensor:
-        """``queries`` (M, L, D) of the memory's texts -> (M, L, D)."""
-        keys, values = memory.read()
+    def _attend_to(self, group: GroupKeysValues, queries: Tensor) -> Tensor:
+        """``queries`` (M, L, D) of the group's texts -> (M, L, D). In the last block L is the query positions of a text."""
+        keys, values = group.read()
         row_count, width = len(keys), queries.shape[2]
         # (passes * R * S, L, D) -> (passes, R, S * L, D) -> (R, passes, S * L, D): the queries of a memory row, of S texts in
         # each pass, stand side by side, so that its keys are needed once.
-        by_row = queries.reshape(memory.pass_count, row_count, -1, width).transpose(0, 1)
-        mask = memory.mask(queries=by_row.shape[2])
+        by_row = queries.reshape(group.pass_count, row_count, -1, width).transpose(0, 1)
+        mask = group.mask(queries=by_row.shape[2])
         query, keys, values = map(self.split_heads, (by_row.reshape(row_count, -1, width), keys, values))
-        attended = self.attend(query, keys, values, mask).view(row_count, memory.pass_count, -1, width)
+        attended = self.attend(query, keys, values, mask).view(row_count, group.pass_count, -1, width)
         return attended.transpose(0, 1).reshape(queries.shape)
 
 
@@ -213,12 +213,12 @@ class Block(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = ResidualOutput(config.intermediate, config)
 
-    def forward(self, states: Tensor, sequences: Sequences, memories: Sequence[LayerMemory] = ()) -> Tensor:
-        """``states`` (T, D) -> (Q, D), those of the queries. Without ``memories`` the cross-attention is skipped, as for texts
-        that have no image."""
-        states, packing = self.attention(states, sequences)
-        if self.crossattention is not None and memories:
-            states = self.crossattention(states, packing, memories)
+    def forward(self, states: Tensor, layout: TokenLayout, groups: Sequence[GroupKeysValues] = ()) -> Tensor:
+        """``states`` (T, D) -> (Q, D), those of the query positions of ``layout``; without any Q = T. Without ``groups`` the
+        cross-attention is skipped, as for texts that have no image."""
+        states, packing = self.attention(states, layout)
+        if self.crossattention is not None and groups:
+            states = self.crossattention(states, packing, groups)
         return self.output(self.intermediate(states), states, packing)
 
 
@@ -237,17 +237,17 @@ class BlockStack(nn.Module):
         """The blocks, first to last."""
         return cast(list[Block], list(self.layer))
 
-    def forward(self, states: Tensor, sequences: Sequences, memories: Sequence[Attended] = ()) -> Tensor:
+    def forward(self, states: Tensor, layout: TokenLayout, groups: Sequence[MemoryGroup] = ()) -> Tensor:
         """``states`` (T, D) through all blocks -> (Q, D).
 
-        Only the last block computes the queries alone: the other blocks' states are attended to in the next one. ``memories``:
-        each text attends to one of them, in order; or there is none.
+        The last block computes the query positions alone; of the others, the next block attends to all tokens. ``groups`` hold
+        the memories that the texts attend to, in the order of the texts; or there is none.
         """
-        every_token = replace(sequences, queries=None)
+        every_token = replace(layout, queries=None)
         for index, block in enumerate(self.blocks):
             is_last = index == len(self.layer) - 1
-            layer_memories = tuple(memory.layer(index) for memory in memories)
-            states = self._run(block, states, sequences if is_last else every_token, layer_memories)
+            layer = tuple(group.layer(index) for group in groups)
+            states = self._run(block, states, layout if is_last else every_token, layer)
         return states
 
     def _run(self, block: Block, *inputs: Any) -> Tensor:
@@ -256,7 +256,7 @@ class BlockStack(nn.Module):
         return cast(Tensor, block(*inputs))
 
     def project(self, states: Tensor) -> list[KeysValues]:
-        """Keys and values for the cross-attention of each block, (R, K, D), of ``states`` (R, K, D')."""
+        """Keys and values for the cross-attention of each block, (..., D), of ``states`` (..., D')."""
         projections = [block.crossattention.self for block in self.blocks if block.crossattention is not None]
         return [project(states) for project in projections]
 
@@ -270,12 +270,10 @@ def attention_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A padding mask (N, K), or a mask per query (N, L, K), both True = attend, as the term of attention scores that
     ``scaled_dot_product_attention`` takes: 0 and -inf, (N, 1, 1 or L, K) of the ``dtype`` of queries.
 
-    Attention kernels would convert a boolean mask anew in each layer. Those of GPUs want the last axis at a stride of 8 numbers.
+    Attention kernels would convert a boolean mask anew in each layer.
     """
     mask = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
-    length = mask.shape[3]
-    added = torch.zeros((*mask.shape[:3], -(-length // 8) * 8), dtype=dtype, device=mask.device)[..., :length]
-    return added.masked_fill_(~mask, -torch.inf)
+    return aligned_zeros(tuple(mask.shape), dtype, mask.device).masked_fill_(~mask, -torch.inf)
 
 
 def linear_dtype(states: Tensor) -> torch.dtype:

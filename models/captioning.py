@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from models import losses
-from models.blocks import Sequences
+from models.blocks import TokenLayout, linear_dtype
 from models.flops import frames_of, lengths
 from models.generation import DecodingConfig, Generated, generate
 from models.heads import WordHead
-from models.memory import Attended, CrossMemory, KVCache
+from models.memory import CrossMemory, KVCache, MemoryGroup
 from models.text import TextEncoder
 from models.xvlm import XVLM, ModelConfig
 from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, Work
@@ -108,9 +108,9 @@ class CaptioningModel(XVLM):
             cache: keys and values of earlier tokens; those of ``ids`` are appended.
         """
         assert isinstance(self.text, TextEncoder)
-        sequences = Sequences.with_masks(len(ids), mask, self.word_head.bias, cache)
-        states = self.text.decode(ids, positions, sequences)
-        return self.fusion(states, sequences, [Attended((memory,), len(ids))]).view(*ids.shape, -1)
+        layout = TokenLayout.with_mask(len(ids), mask, linear_dtype(self.word_head.bias), cache)
+        states = self.text.decode(ids, positions, layout)
+        return self.fusion(states, layout, [MemoryGroup((memory,), len(ids))]).view(*ids.shape, -1)
 
 
 class CaptionDecoder:

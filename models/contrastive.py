@@ -62,7 +62,7 @@ class ContrastiveHead(nn.Module):
 
     def embed_image(self, concepts: Concepts) -> Tensor:
         """Normalised embeddings (R, E) of visual concepts, at least float32."""
-        return F.normalize(losses.at_least_float32(self.vision_proj(concepts.cls)), dim=1)
+        return F.normalize(losses.at_least_float32(self.vision_proj(concepts.mean)), dim=1)
 
     def embed_text(self, texts: PackedTexts) -> Tensor:
         """Normalised embeddings (N, E) of texts, at least float32."""

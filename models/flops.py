@@ -210,8 +210,7 @@ class ContrastiveCost:
         )
 
     def run(self, images: int, texts: int) -> int:
-        """Embeddings, and the similarities of this rank's examples with those of all ranks, both ways. Hard negatives are sampled
-        by the same similarities."""
+        """Embeddings, and the similarities of this rank's examples with those of all ranks, both ways."""
         pairs = (images + texts) // 2
         similarity = 2 * pairs * pairs * distributed.world_size() * self.width
         return PER_MAC * (images * self.image + texts * self.text + similarity)
@@ -258,7 +257,7 @@ class ModelCost:
 
     def match(self, tokens: Lengths, keys: Lengths | int) -> int:
         """Matching: each text with its image, a hard negative text with the image, the text with a hard negative image. The
-        negative's length is not known beforehand; it counts as that of the matched text, which it is on average."""
+        negative's length is not known beforehand; it counts as that of the matched text."""
         return 3 * (self.fusion.run(tokens, keys, queries=1) + self.head("matching_head", len(tokens)))
 
     def fuse_pairs(self, tokens: Lengths, frames: int = 1, queries: Lengths | int | None = 1) -> Work:

@@ -10,8 +10,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.blocks import BlockConfig, BlockStack, QueryPositions, Sequences, attention_mask, heads_error, linear_dtype
-from models.memory import Attended, CrossMemory
+from models.blocks import (
+    BlockConfig,
+    BlockStack,
+    QueryPositions,
+    TokenLayout,
+    attention_mask,
+    heads_error,
+    linear_dtype,
+)
+from models.memory import CrossMemory, MemoryGroup
 from models.packing import PackedTexts
 from models.vision import Concepts
 from utils.config import Config
@@ -26,7 +34,9 @@ class FusionConfig(Config):
     heads: int | None = Field(None, ge=1)
     intermediate: int | None = Field(None, ge=1)
     eps: float | None = Field(None, gt=0)
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth, rising linearly from 0; replaces dropout")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="stochastic depth, rising linearly from 0; replaces dropout of residuals"
+    )
 
     def block(self, text: BlockConfig) -> BlockConfig:
         """Sizes of a block, beside a text encoder whose blocks have the sizes ``text``.
@@ -49,8 +59,8 @@ class FusionConfig(Config):
 class FusionPass:
     """N texts with the memory that they attend to.
 
-    ``memory``: R = N / S rows, of which text n attends to row n // S; None: the cross-attention is skipped, as for texts that
-    have no image. ``queries``: the tokens whose fused states are wanted; None: all.
+    ``memory``: R rows, each for S = N / R texts: text n attends to row n // S; None: the cross-attention is skipped, as for
+    texts that have no image. ``queries``: the tokens whose fused states are wanted; None: all.
     """
 
     texts: PackedTexts
@@ -80,8 +90,11 @@ class FusionEncoder(BlockStack):
         queries = [fusion_pass.queries for fusion_pass in passes if fusion_pass.queries is not None]
         assert len(queries) in (0, len(passes)), "passes with query positions, and others without"
         positions = QueryPositions.concat(queries) if queries else None
-        fused = self(texts.states, Sequences.of(texts.packing, texts.states, positions), _attended(passes))
-        return list(fused.split([(one.queries or one.texts).packing.tokens for one in passes]))
+        fused = self(
+            texts.states, TokenLayout.of(texts.packing, linear_dtype(texts.states), positions), _memory_groups(passes)
+        )
+        computed = [one.texts if one.queries is None else one.queries for one in passes]
+        return list(fused.split([part.packing.tokens for part in computed]))
 
     def concept_memory(self, concepts: Concepts) -> CrossMemory:
         """The memory of whole images or videos, a row each: its mean patch, then its patches; of regions, as in
@@ -93,14 +106,15 @@ class FusionEncoder(BlockStack):
     def region_memories(self, regions: Concepts, images: Concepts) -> tuple[CrossMemory, CrossMemory]:
         """The memory of R regions, and for each of them that of its whole image.
 
-        Both have the same keys and values, of the region's mean patch, the image's, and all patches, which are projected once per
-        image; a mask hides the image's mean and other regions' patches from the one, and the region's mean from the other.
+        Both have the same keys and values, of the region's mean patch, the image's, and all patches, which are projected once
+        per image and then copied, since each row begins with its own mean. A mask hides the image's mean and the patches outside
+        the region in the one, and the region's mean in the other.
         """
         assert regions.patch_mask is not None and regions.image_index is not None
         patches, index = regions.patches, regions.image_index
-        (image_count, length, _), region_count = patches.shape, len(regions.cls)
+        (image_count, length, _), region_count = patches.shape, len(regions.mean)
         # Project every state once: all patches, the mean of each image, the mean of each region.
-        keys_values = self.project(torch.cat([patches.flatten(0, 1), images.cls, regions.cls]))
+        keys_values = self.project(torch.cat([patches.flatten(0, 1), images.mean, regions.mean]))
         # A memory row gathers its states: the region's mean, its image's mean, its image's patches.
         region_state = image_count * (length + 1) + torch.arange(region_count, device=index.device)
         image_state = image_count * length + index
@@ -120,9 +134,13 @@ class FusionEncoder(BlockStack):
         return region_memory, CrossMemory(layers, attention_mask(see_image, dtype))
 
 
-def _attended(passes: Sequence[FusionPass]) -> list[Attended]:
-    """The memory of each pass; neighbouring passes over the same keys share them in one call of attention."""
-    attended: list[Attended] = []
+def _memory_groups(passes: Sequence[FusionPass]) -> list[MemoryGroup]:
+    """The memory of each pass; neighbouring passes over the same keys share them in one call of attention.
+
+    Keys are the same where they are the same tensors and the same selected rows. So the order of passes decides how many calls
+    there are, and nothing else.
+    """
+    attended: list[MemoryGroup] = []
     for fusion_pass in passes:
         memory, texts = fusion_pass.memory, fusion_pass.texts.packing.count
         assert (memory is None) == (passes[0].memory is None), "passes with a memory, and others without"
@@ -131,7 +149,7 @@ def _attended(passes: Sequence[FusionPass]) -> list[Attended]:
         last = attended[-1] if attended else None
         # The same keys, and as many texts as in each of the passes before.
         if last is not None and memory.shares_keys(last.memories[0]) and last.text_count == texts * len(last.memories):
-            attended[-1] = Attended((*last.memories, memory), last.text_count + texts)
+            attended[-1] = MemoryGroup((*last.memories, memory), last.text_count + texts)
         else:
-            attended.append(Attended((memory,), texts))
+            attended.append(MemoryGroup((memory,), texts))
     return attended

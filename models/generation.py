@@ -45,9 +45,9 @@ class DecodingConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> DecodingConfig:
-        if self.min_length > self.max_length:
+        if self.min_length >= self.max_length:
             raise ValueError(
-                f"min_length {self.min_length} exceeds max_length {self.max_length}, so no text can end; lower min_length"
+                f"min_length {self.min_length} leaves no room for the end within max_length {self.max_length}; lower min_length"
             )
         if self.sampling is not None and self.beams != 1:
             raise ValueError(f"beams is {self.beams}, but sampling generates one text; set beams to 1")

@@ -61,6 +61,8 @@ class HubTextEncoder(nn.Module):
             UserError: if the Hugging Face model does not support it.
         """
         if not recompute:
+            if getattr(self.model, "is_gradient_checkpointing", False):
+                self.model.gradient_checkpointing_disable()
             return
         try:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -52,7 +52,7 @@ def contrastive(
         local: this rank's n examples.
         all_ranks: the N examples of all ranks in order of rank; number ``offset + i`` is local example i.
         temperature: () divisor of the similarities.
-        same_key: role of other examples of the same key; as published, negatives in pre-training.
+        same_key: role of other examples of the same key; see :class:`models.multigrained.IdenticalTexts`.
     """
     device = local.valid.device
     numbers = torch.arange(len(local.valid), device=device) + offset

@@ -54,7 +54,7 @@ class CrossMemory:
 
 
 @dataclass(frozen=True)
-class Attended:
+class MemoryGroup:
     """Memories of R rows that share their keys and values, with the texts that attend to them. Their masks may differ.
 
     Each memory has one pass of R * S texts, of which text m attends to row m // S. ``text_count`` counts the texts of all passes.
@@ -63,17 +63,17 @@ class Attended:
     memories: tuple[CrossMemory, ...]
     text_count: int
 
-    def layer(self, index: int) -> LayerMemory:
+    def layer(self, index: int) -> GroupKeysValues:
         """Keys and values of layer ``index``."""
         first = self.memories[0]
-        return LayerMemory(
+        return GroupKeysValues(
             *first.layers[index], tuple(memory.mask for memory in self.memories), first.rows, self.text_count
         )
 
 
 @dataclass(frozen=True)
-class LayerMemory:
-    """One layer of :class:`Attended`; ``masks`` has one entry per pass."""
+class GroupKeysValues:
+    """One layer of :class:`MemoryGroup`; ``masks`` has one entry per pass."""
 
     keys: Tensor
     values: Tensor
@@ -94,19 +94,26 @@ class LayerMemory:
 
     def mask(self, queries: int) -> Tensor | None:
         """The mask (R, 1, 1, K) of all passes, or where theirs differ (R, 1, passes * queries, K), for ``queries`` per pass."""
-        masks = (
-            self.masks if self.rows is None else [m if m is None else m.index_select(0, self.rows) for m in self.masks]
-        )
-        first = masks[0]
-        if first is None or all(mask is self.masks[0] for mask in self.masks):
+        first = self.masks[0]
+        if first is None:
+            return None
+        one_for_all = all(mask is first for mask in self.masks)
+        if one_for_all and self.rows is None:
             return first
-        length = first.shape[3]
-        # As in `attention_mask`, the mask's rows are 8 numbers apart.
-        joined = first.new_zeros(len(first), 1, self.pass_count * queries, -(-length // 8) * 8)[..., :length]
+        masks, repeats = ((first,), 1) if one_for_all else (self.masks, queries)
+        rows = len(first) if self.rows is None else len(self.rows)
+        joined = aligned_zeros((rows, 1, len(masks) * repeats, first.shape[3]), first.dtype, first.device)
         for number, mask in enumerate(masks):
             assert mask is not None
-            joined[:, :, number * queries : (number + 1) * queries] = mask
+            selected = mask if self.rows is None else mask.index_select(0, self.rows)
+            joined[:, :, number * repeats : (number + 1) * repeats] = selected
         return joined
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros of ``shape`` whose last axis begins at multiples of 8 numbers in memory, as attention kernels of GPUs want masks."""
+    *others, length = shape
+    return torch.zeros(*others, -(-length // 8) * 8, dtype=dtype, device=device)[..., :length]
 
 
 class KVCache:

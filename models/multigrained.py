@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import losses
 from models.align import AligningConfig, AligningModel
@@ -53,11 +53,13 @@ class IdenticalTexts(Config):
     images: Identical = "negative"
     videos: Identical = "negative"
     pairs: Identical = "negative"
-    regions: Identical = Field("ignore", description="regions often share a text ('a man'); ignore: no negatives")
+    regions: Identical = Field(
+        "ignore", description="regions often share a text ('a man'); ignore: not each other's negatives"
+    )
 
 
 class PretrainContrastiveConfig(ContrastiveConfig):
-    """Also the role of equal texts for each other."""
+    """The contrastive loss of pre-training, where texts can be equal."""
 
     identical_texts: IdenticalTexts = IdenticalTexts()
 
@@ -115,8 +117,11 @@ class MultiGrainedModel(AligningModel):
 
 @dataclass(frozen=True)
 class MaskedWords:
-    """The masked tokens of texts, packed: ``queries``, where they stand, since masked language modelling needs their fused states
-    alone; ``labels`` (Q,) int64, what they were, :data:`~utils.batch.IGNORE` for spare ones."""
+    """The masked tokens of texts, packed.
+
+    ``queries``: their positions; the fusion computes no other states for the word head. ``labels`` (Q,) int64: the original token
+    ids, :data:`~utils.batch.IGNORE` for spare ones.
+    """
 
     queries: QueryPositions
     labels: Tensor
@@ -129,7 +134,7 @@ class MaskedWords:
         return MaskedWords(QueryPositions(text.positions, packing), labels)
 
 
-def zero_loss(modules: Sequence[torch.nn.Module]) -> Tensor:
-    """Zero that depends on every parameter of ``modules``: DDP waits for the gradient of each, also in a step without it."""
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    return 0 * torch.stack([parameter.sum() for parameter in parameters]).sum()
+def zero_loss(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Zero that depends on all ``parameters``: DDP waits for the gradient of each, also in a step that does not train it."""
+    sums = [parameter.sum() for parameter in parameters]
+    return 0 * torch.stack(sums).sum() if sums else torch.zeros(())

@@ -5,7 +5,8 @@ other: (T, D). Attention needs the texts apart, padded to the longest of them: (
 the other, :class:`PackedTexts` are token states with their packing.
 
 The host must not ask a GPU for a text's length: that would wait for the device. So T is a number that the host knows, and may be
-larger than the number of tokens: spare tokens come after the others, hold any finite numbers, and are never read. For example,
+larger than the number of tokens: spare tokens come after those of their batch, hold any finite numbers, and are never read. For
+example,
 texts of 3 and 1 tokens, padded to L = 3, are packed as 4 tokens, whose padded index is 0, 1, 2 and 3; with T = 5 a spare one
 follows, whose padded index is 6.
 """
@@ -29,8 +30,9 @@ class Packing:
     """Where each of T packed tokens stands in N texts that are padded to L.
 
     ``lengths`` (N,) int64, tokens of each text; ``starts`` (N,) int64, the number of its first packed token; ``length`` L;
-    ``padded_index`` (T,) int64, text * L + position of each token, N * L for a spare one. ``dense``: T = N * L, packed and padded
-    tokens are the same in the same order, and nothing has to be moved.
+    ``padded_index`` (T,) int64, text * L + position of each token, N * L for a spare one. ``dense``: T = N * L, packed and
+    padded tokens are the same in the same order, and nothing has to be moved; padding then takes the place of spare tokens, each
+    with its own padded index.
     """
 
     lengths: Tensor
@@ -107,7 +109,7 @@ class Packing:
 
     @property
     def text_index(self) -> Tensor:
-        """(T,) int64: which text each token is of; N for a spare one."""
+        """(T,) int64: the text of each token; N for a spare one behind the texts."""
         return self.padded_index // self.length
 
     def pad(self, packed: Tensor) -> Tensor:
@@ -129,8 +131,8 @@ def _spread(packed: Tensor, padded_index: Tensor, count: int) -> Tensor:
 
 
 class _Pack(torch.autograd.Function):
-    """``padded.index_select(0, padded_index)`` with another gradient. No two tokens have one padded index, so the gradient is
-    written; that of ``index_select`` is added up, which is slow, and on a GPU in no fixed order."""
+    """``padded.index_select(0, padded_index)`` with another gradient. Spare ones apart, no two tokens have one padded index, so
+    the gradient is written; that of ``index_select`` is added up, which is slow, and on a GPU in no fixed order."""
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, padded_index: Tensor) -> Tensor:

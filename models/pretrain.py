@@ -1,5 +1,8 @@
-"""Multi-grained pre-training (section 3.3, eqs. 1-6): every stream's texts and images are encoded in one pass of each encoder,
-then each stream makes its losses of them (:mod:`models.streams`). :mod:`models.reference` says the same without packing."""
+"""Multi-grained pre-training (section 3.3, eqs. 1-6).
+
+The text encoder and the vision encoder run once for all streams, then the fusion encoder once for each stream, which makes its
+losses of the fused states (:mod:`models.streams`). :mod:`models.reference` says the same without packing.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.multigrained import LossWeights, MultiGrainedModel, PretrainModelConfig, StreamWeights, zero_loss
-from models.streams.base import AlignedStream, Encoded, Stream, StreamBatch, needs_fusion
+from models.streams.base import Encoded, Stream, StreamBatch
 from models.streams.image_text import ImageTextStream, VideoTextStream
 from models.streams.region_text import RegionTextStream
 from models.streams.text import TextStream
@@ -25,7 +28,7 @@ STREAMS: dict[str, type[Stream]] = {
     "texts": TextStream,
     "pairs": TranslationStream,
 }
-"""Streams by their names in configs, batches and losses; hard negatives are sampled in this order."""
+"""Streams by their names in configs, batches and losses; hard negatives are sampled in this order, and so repeat with a seed."""
 
 
 class StreamStep(NamedTuple):
@@ -59,14 +62,12 @@ class PretrainModel(MultiGrainedModel):
         """All losses of a micro-batch, as sums; divide each by its count (:meth:`counts`), over ranks and micro-batches."""
         self.contrastive.clamp_temperature()
         steps = self._steps(batch)
-        unwanted = zero_loss(self._unreached(steps)) if batch.unmatched else None
+        no_loss = zero_loss(self._untrained_by(steps))
         terms: Losses = {}
         for (stream, of_stream, wanted), encoded in zip(steps, self._encode(steps), strict=True):
             totals = stream.losses(self, of_stream, encoded, wanted) if wanted else {}
             for loss, weight in stream.weights.items():
-                total = totals[loss] if loss in wanted else unwanted
-                assert total is not None
-                terms[f"{stream.name}/{loss}"] = Term(total, weight)
+                terms[f"{stream.name}/{loss}"] = Term(totals[loss] if loss in wanted else no_loss, weight)
         return terms
 
     def _encode(self, steps: Sequence[StreamStep]) -> list[Encoded]:
@@ -82,13 +83,14 @@ class PretrainModel(MultiGrainedModel):
             for has, of_stream in zip(has_images, texts, strict=True)
         ]
 
-    def _unreached(self, steps: Sequence[StreamStep]) -> list[nn.Module]:
-        """Modules that train, but have no gradient in a step without matching losses."""
-        aligned = [step.wanted for step in steps if isinstance(step.stream, AlignedStream)]
-        if not any(aligned):
-            return [self]
-        fused = any(needs_fusion(wanted) for wanted in aligned)
-        return [self.matching_head] if fused else [self.matching_head, self.fusion]
+    def _untrained_by(self, steps: Sequence[StreamStep]) -> list[nn.Parameter]:
+        """The parameters that only losses left out of this step train."""
+        left_out = [step for step in steps if len(step.wanted) < len(step.stream.weights)]
+        if not left_out:
+            return []
+        trained = {id(p) for step in steps if step.wanted for p in step.stream.trained(self, step.wanted)}
+        untrained = {id(p): p for step in left_out for p in step.stream.trained(self, step.stream.weights)}
+        return [parameter for number, parameter in untrained.items() if number not in trained]
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
         """The divisor of each loss: its examples, pairs, tokens or boxes in this micro-batch. Needs no forward pass."""
@@ -102,7 +104,8 @@ class PretrainModel(MultiGrainedModel):
 
     def work(self, batch: PretrainBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
-        return sum((step.stream.work(self.cost, step.batch, step.wanted) for step in self._steps(batch)), Work())
+        steps = [step for step in self._steps(batch) if step.wanted]
+        return sum((step.stream.work(self.cost, step.batch, step.wanted) for step in steps), Work())
 
     def _steps(self, batch: PretrainBatch) -> list[StreamStep]:
         """Each stream that has a loss, with its batch and the losses of this step, in the order of the streams."""
@@ -118,9 +121,9 @@ class PretrainModel(MultiGrainedModel):
         return steps
 
     def _freeze_unused(self) -> None:
-        """Freeze what no loss of the run reaches: it costs nothing, and DDP does not wait for its gradient."""
+        """Freeze the parameters that no loss of the run trains: they cost nothing, and DDP does not wait for their gradients."""
         streams = [stream for stream in self.streams.values() if stream.weights]
-        trained = {id(parameter) for stream in streams for parameter in stream.trained(self)}
+        trained = {id(parameter) for stream in streams for parameter in stream.trained(self, stream.weights)}
         for parameter in self.parameters():
             if id(parameter) not in trained:
                 parameter.requires_grad_(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal
@@ -12,12 +11,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import BlockConfig, BlockStack, Sequences, heads_error, init_bert_weights
+from models.blocks import BlockConfig, BlockStack, TokenLayout, heads_error, init_bert_weights, linear_dtype
 from models.packing import PackedTexts, Packing, packings_of
 from utils.batch import Text
 from utils.config import Config
-
-logger = logging.getLogger(__name__)
 
 
 class TextArchitecture(Config):
@@ -155,16 +152,16 @@ class TextEncoder(nn.Module):
         ids = torch.cat([packing.pack(text.ids) for packing, text in zip(packings, texts, strict=True)])
         positions = torch.cat([packing.positions for packing in packings]) + self.arch.first_position
         embedded = self.embeddings(ids, positions)
-        states = self._encode(embedded, Sequences.of(Packing.concat(packings), embedded))
+        states = self._encode(embedded, TokenLayout.of(Packing.concat(packings), linear_dtype(embedded)))
         return PackedTexts.split(states, packings)
 
-    def decode(self, ids: Tensor, positions: Tensor, sequences: Sequences) -> Tensor:
-        """States (N * L, D) of ``ids`` (N, L) at ``positions`` (N, L), from 0, under the masks of ``sequences``."""
+    def decode(self, ids: Tensor, positions: Tensor, layout: TokenLayout) -> Tensor:
+        """States (N * L, D) of ``ids`` (N, L) at ``positions`` (N, L), from 0, under the masks of ``layout``."""
         embedded = self.embeddings(ids, positions + self.arch.first_position).flatten(0, 1)
-        return self._encode(embedded, sequences)
+        return self._encode(embedded, layout)
 
-    def _encode(self, embedded: Tensor, sequences: Sequences) -> Tensor:
-        states: Tensor = self.encoder(embedded, sequences)
+    def _encode(self, embedded: Tensor, layout: TokenLayout) -> Tensor:
+        states: Tensor = self.encoder(embedded, layout)
         return states if self.projection is None else self.projection(states)
 
 

@@ -29,13 +29,13 @@ FRAME_POSITIONS = "vision.frame_positions"
 class Concepts:
     """R visual concepts (section 3.2): images, videos, or regions that share the patches of N images.
 
-    ``patches`` (N, P, D) are normed patch states. ``cls`` (R, D), the mean of a concept's patches, represents it as [CLS] does a
+    ``patches`` (N, P, D) are normed patch states. ``mean`` (R, D), the mean of a concept's patches, represents it as [CLS] does a
     text. ``patch_mask`` (R, P) bool, True = a patch of the concept; ``image_index`` (R,) int64, its image; both are None if
     concept r is the whole image r.
     """
 
     patches: Tensor
-    cls: Tensor
+    mean: Tensor
     patch_mask: Tensor | None = None
     image_index: Tensor | None = None
 
@@ -45,9 +45,9 @@ class Concepts:
         return Concepts(patches, patches.mean(dim=1))
 
     def tokens(self) -> Tensor:
-        """The published layout (R, 1 + P, D): a concept's ``cls``, then all patches of its image, copied for each concept."""
+        """The published layout (R, 1 + P, D): a concept's ``mean``, then all patches of its image, copied for each concept."""
         patches = self.patches if self.image_index is None else self.patches.index_select(0, self.image_index)
-        return torch.cat([self.cls.unsqueeze(1), patches], dim=1)
+        return torch.cat([self.mean.unsqueeze(1), patches], dim=1)
 
 
 class VideoConfig(Config):
@@ -119,6 +119,8 @@ class VisionEncoder(nn.Module):
         Args:
             batches: images (N, 3, H, W) or videos (N, F, 3, H, W), uint8 in 0..255 or float already normalised.
         """
+        dtypes = {pixels.dtype for pixels in batches}
+        assert len(dtypes) == 1, f"batches of dtypes {dtypes}: uint8 pixels are not normalised yet, floats are"
         frames = self.patches(torch.cat([pixels.flatten(0, -4) for pixels in batches]))
         batch_patches = frames.split([pixels.shape[:-3].numel() for pixels in batches])
         return [
@@ -166,8 +168,8 @@ class VisionEncoder(nn.Module):
         weights = share.new_zeros(patch_mask.shape[0], count, length)
         weights.scatter_(1, image_index.view(-1, 1, 1).expand(-1, 1, length), share.unsqueeze(1))
         with torch.autocast(patches.device.type, enabled=False):
-            cls = weights.view(-1, count * length) @ patches.reshape(count * length, width)
-        return Concepts(patches, cls, patch_mask, image_index)
+            mean = weights.view(-1, count * length) @ patches.reshape(count * length, width)
+        return Concepts(patches, mean, patch_mask, image_index)
 
 
 def _frame_table(config: VideoConfig, width: int) -> nn.Parameter:

@@ -10,13 +10,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.blocks import BlockConfig, BlockStack, Sequences, init_bert_weights
+from models.blocks import BlockConfig, BlockStack, TokenLayout, init_bert_weights, linear_dtype
 from models.flops import StackCost, head_macs, lengths
 from models.fusion import FusionPass
 from models.heads import WordHead
 from models.hub_text import HubTextEncoder
 from models.losses import at_least_float32
-from models.memory import Attended, CrossMemory
+from models.memory import CrossMemory, MemoryGroup
 from models.packing import PackedTexts
 from models.text import Embeddings, TextArchitecture, TextEncoder
 from models.xvlm import XVLM, ModelConfig
@@ -102,8 +102,8 @@ class AnswerDecoder(BlockStack):
         if positions is not None:
             positions = positions + self.embeddings.arch.first_position
         embedded = self.embeddings(ids, positions, self.words)
-        sequences = Sequences.with_masks(len(ids), mask, embedded)
-        states: Tensor = self(embedded.flatten(0, 1), sequences, [Attended((memory,), len(ids))])
+        layout = TokenLayout.with_mask(len(ids), mask, linear_dtype(embedded))
+        states: Tensor = self(embedded.flatten(0, 1), layout, [MemoryGroup((memory,), len(ids))])
         return states.view(*ids.shape, -1)
 
     def logits(self, states: Tensor) -> Tensor:

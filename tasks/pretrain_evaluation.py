@@ -144,7 +144,7 @@ class Evaluation:
         for start in range(0, len(cosine), self.config.batch_size):
             block = slice(start, start + self.config.batch_size)
             wanted = [row.nonzero().squeeze(1) for row in (by_image | by_text)[block]]
-            part = Concepts(images.patches[block], images.cls[block])
+            part = Concepts(images.patches[block], images.mean[block])
             found = score_pairs(self.model.fusion, self.model.matching_head, part, wanted, bank)
             for image, (texts, logits) in enumerate(zip(wanted, found, strict=True), start=start):
                 scores[image, texts] = logits.cpu()
@@ -186,7 +186,7 @@ class Evaluation:
             rngs = [sample_rng(self.seed, "held-out", 0, first + index) for index in range(len(block))]
             examples = [self.processor.encode(r.captions[0], rng) for r, rng in zip(block, rngs, strict=True)]
             text = to_device(self.processor.collate(examples), self.device)
-            (masked,) = self.model.text([text.with_masks()])
+            (masked,) = self.model.text([text.masked_copy()])
             words = MaskedWords.of(text)
             guesses = self.model.predict_words(masked, self._encode_images(block), words).argmax(dim=1)
             counts = words.labels != IGNORE
@@ -206,7 +206,7 @@ class Evaluation:
             self.model.vision(torch.stack([r.pixels for r in block]).to(self.device))
             for block in _blocks(records, self.config.batch_size)
         ]
-        return Concepts(torch.cat([part.patches for part in parts]), torch.cat([part.cls for part in parts]))
+        return Concepts(torch.cat([part.patches for part in parts]), torch.cat([part.mean for part in parts]))
 
     def _encode_texts(self, texts: Sequence[str]) -> PackedTexts:
         return self.model.text([to_device(self.processor.encode_plain(texts), self.device)])[0]

@@ -57,7 +57,7 @@ class MaskedText:
         """The texts as they are."""
         return Text(self.ids, self.mask, self.tokens)
 
-    def with_masks(self) -> Text:
+    def masked_copy(self) -> Text:
         """The masked copies."""
         return Text(self.masked_ids, self.mask, self.tokens)
 

@@ -21,7 +21,7 @@ from models.vision import Concepts
 from utils.batch import IGNORE, Text, Work
 
 StreamBatch = Any
-"""The batch of one stream: of the type that the stream's class names."""
+"""The batch of one stream; each stream's class names its type."""
 
 Passes = dict[str, list[FusionPass]]
 """Passes through the fusion, by the loss that needs them."""
@@ -40,8 +40,8 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Alignment:
-    """``contrastive``: call it to wait for the embeddings of the other ranks and get the loss. ``negatives``: for the matching
-    loss. None: not wanted."""
+    """What aligned streams prepare before the fusion. ``contrastive``: a function that waits for the embeddings of the other
+    ranks and returns the loss. ``negatives``: hard negatives for the matching loss. None where the loss is not wanted."""
 
     contrastive: Callable[[], Tensor] | None = None
     negatives: HardNegatives | None = None
@@ -82,28 +82,28 @@ class Stream(ABC):
         """Examples, images, tokens and FLOPs (:mod:`models.flops`) of a batch in the host's memory."""
 
     @abstractmethod
-    def trained(self, model: MultiGrainedModel) -> Iterator[nn.Parameter]:
-        """The parameters that the losses of the stream have gradients for."""
+    def trained(self, model: MultiGrainedModel, losses: Collection[str]) -> Iterator[nn.Parameter]:
+        """The parameters for which ``losses`` of the stream, at least one, have gradients."""
 
 
 class AlignedStream(Stream):
     """Two views of each example, aligned by the contrastive and the matching loss; masked words, predicted with the other view.
 
-    ``same_text``: the role of examples with equal texts for each other.
+    ``same_key``: the role of examples with equal texts for each other.
     """
 
     all_losses: ClassVar[tuple[str, ...]] = ("contrastive", "matching", "mlm")
 
     def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
         super().__init__(name, factor, weights, identical)
-        self.same_text: Identical = getattr(identical, name)
+        self.same_key: Identical = getattr(identical, name)
 
     def texts_to_encode(self, batch: StreamBatch, wanted: Collection[str]) -> dict[str, Text]:
         texts = {}
         if any(loss != "mlm" for loss in wanted):
             texts["plain"] = batch.text.plain()
         if "mlm" in wanted:
-            texts["masked"] = batch.text.with_masks()
+            texts["masked"] = batch.text.masked_copy()
         return texts
 
     def counts(self, batch: StreamBatch) -> dict[str, Tensor]:
@@ -113,27 +113,27 @@ class AlignedStream(Stream):
             "mlm": (batch.text.labels != IGNORE).sum(),
         }
 
-    def trained(self, model: MultiGrainedModel) -> Iterator[nn.Parameter]:
+    def trained(self, model: MultiGrainedModel, losses: Collection[str]) -> Iterator[nn.Parameter]:
         parts: list[nn.Module] = [model.text]
         if self.has_images:
             parts.append(model.vision.backbone)
-        if "contrastive" in self.weights:
+        if "contrastive" in losses:
             yield model.contrastive.temperature
             parts.append(model.contrastive.text_proj)
             if self.has_images:
                 parts.append(model.contrastive.vision_proj)
-        if "matching" in self.weights:
+        if "matching" in losses:
             parts.append(model.matching_head)
-        if "mlm" in self.weights:
+        if "mlm" in losses:
             parts.append(model.word_head)
-        if needs_fusion(self.weights):
+        if needs_fusion(losses):
             parts.append(model.fusion)
         for part in parts:
             yield from part.parameters()
 
     def examples(self, batch: StreamBatch) -> Examples:
         """The examples of the losses, with their keys."""
-        return Examples(batch.valid, batch.text.key, self.same_text)
+        return Examples(batch.valid, batch.text.key, self.same_key)
 
     def align(
         self,
@@ -160,7 +160,8 @@ class AlignedStream(Stream):
     def common_passes(
         texts: Mapping[str, PackedTexts], memory: CrossMemory, alignment: Alignment, words: MaskedWords | None
     ) -> Passes:
-        """Passes of the masked words, and of the matching loss, for texts that attend to ``memory``."""
+        """Passes of the masked words, and of the matching loss, for texts that attend to ``memory``. Passes over the same keys
+        stand side by side, which makes their attention one call."""
         passes: Passes = {}
         if words is not None:
             passes["mlm"] = [FusionPass(texts["masked"], memory, words.queries)]
@@ -173,19 +174,20 @@ class AlignedStream(Stream):
         model: MultiGrainedModel, alignment: Alignment, words: MaskedWords | None, fused: Fused
     ) -> dict[str, Tensor]:
         """The losses that aligned streams have in common, those of them that have been prepared."""
-        losses = {}
+        totals = {}
         if alignment.contrastive is not None:
-            losses["contrastive"] = alignment.contrastive()
+            totals["contrastive"] = alignment.contrastive()
         if alignment.negatives is not None:
-            losses["matching"] = model.matching_loss(fused["matching"], alignment.negatives)
+            totals["matching"] = model.matching_loss(fused["matching"], alignment.negatives)
         if words is not None:
-            losses["mlm"] = model.word_loss(fused["mlm"][0], words)
-        return losses
+            totals["mlm"] = model.word_loss(fused["mlm"][0], words)
+        return totals
 
     def text_flops(self, cost: ModelCost, batch: StreamBatch, tokens: Lengths, wanted: Collection[str]) -> float:
-        """FLOPs of the text encoder, and of the contrastive embeddings, on which hard negatives depend, too."""
+        """FLOPs of the text encoder and of the contrastive loss. Hard negatives, sampled by the same embeddings, have no
+        gradient and are not counted."""
         flops = len(self.texts_to_encode(batch, wanted)) * cost.text.run(tokens)
-        return flops + (cost.align(len(tokens), len(tokens)) if {"contrastive", "matching"} & set(wanted) else 0)
+        return flops + (cost.align(len(tokens), len(tokens)) if "contrastive" in wanted else 0)
 
     @staticmethod
     def fusion_flops(cost: ModelCost, batch: StreamBatch, tokens: Lengths, keys: int, wanted: Collection[str]) -> float:

@@ -41,9 +41,9 @@ class ImageTextStream(AlignedStream):
 
 
 class VideoTextStream(ImageTextStream):
-    """Videos with their texts: as images, once the vision encoder has made concepts of their frames."""
+    """Videos with their texts: the vision encoder makes one concept of each video, and all else is as for images."""
 
-    def trained(self, model: MultiGrainedModel) -> Iterator[nn.Parameter]:
+    def trained(self, model: MultiGrainedModel, losses: Collection[str]) -> Iterator[nn.Parameter]:
         assert model.vision.frame_positions is not None, "a model without videos"
         yield model.vision.frame_positions
-        yield from super().trained(model)
+        yield from super().trained(model, losses)

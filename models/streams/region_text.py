@@ -45,12 +45,12 @@ class RegionTextStream(AlignedStream):
                 passes["boxes"] = [FusionPass.cls(texts["plain"], image_memory)]
             passes |= self.common_passes(texts, region_memory, alignment, words)
         fused = fuse_by_loss(model.fusion, passes)
-        losses = self.common_losses(model, alignment, words, fused)
+        totals = self.common_losses(model, alignment, words, fused)
         if "boxes" in fused:
             predicted, has_box = predict_box(model.box_head, fused["boxes"][0]), self.has_box(batch)
-            losses["l1"] = box_l1(predicted, batch.boxes_cxcywh, has_box)
-            losses["giou"] = box_giou(predicted, batch.boxes_cxcywh, has_box)
-        return {loss: total for loss, total in losses.items() if loss in wanted}
+            totals["l1"] = box_l1(predicted, batch.boxes_cxcywh, has_box)
+            totals["giou"] = box_giou(predicted, batch.boxes_cxcywh, has_box)
+        return {loss: total for loss, total in totals.items() if loss in wanted}
 
     def has_box(self, batch: RegionBatch) -> Tensor:
         """The texts whose box is learned, (R,) bool."""
@@ -75,9 +75,9 @@ class RegionTextStream(AlignedStream):
             flops += cost.fusion.run(located, keys, queries=1) + cost.head("box_head", len(located))
         return Work(regions, images, int(tokens.sum()), flops)
 
-    def trained(self, model: MultiGrainedModel) -> Iterator[nn.Parameter]:
-        yield from super().trained(model)
-        if learns_boxes(self.weights):
+    def trained(self, model: MultiGrainedModel, losses: Collection[str]) -> Iterator[nn.Parameter]:
+        yield from super().trained(model, losses)
+        if learns_boxes(losses):
             yield from model.box_head.parameters()
 
 

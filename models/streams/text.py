@@ -21,7 +21,7 @@ class TextStream(Stream):
     has_images = False
 
     def texts_to_encode(self, batch: TextBatch, wanted: Collection[str]) -> dict[str, Text]:
-        return {"masked": batch.text.with_masks()} if wanted else {}
+        return {"masked": batch.text.masked_copy()} if wanted else {}
 
     def losses(
         self, model: MultiGrainedModel, batch: TextBatch, encoded: Encoded, wanted: Collection[str]
@@ -37,7 +37,7 @@ class TextStream(Stream):
         tokens = lengths(batch.text.mask, batch.valid)
         return Work(len(tokens), 0, int(tokens.sum()), cost.text.run(tokens) + word_flops(cost, batch, tokens, None))
 
-    def trained(self, model: MultiGrainedModel) -> Iterator[nn.Parameter]:
+    def trained(self, model: MultiGrainedModel, losses: Collection[str]) -> Iterator[nn.Parameter]:
         yield from itertools.chain(model.text.parameters(), model.word_head.parameters())
         for block in model.fusion.blocks:
             for part in (block.attention, block.intermediate, block.output):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.blocks import BlockConfig, QueryPositions, ResidualOutput, Sequences, attention_mask
+from models.blocks import BlockConfig, QueryPositions, ResidualOutput, TokenLayout, attention_mask
 from models.fusion import FusionConfig, FusionEncoder, FusionPass
 from models.packing import PackedTexts, Packing
 from models.vision import Concepts
@@ -71,8 +71,8 @@ def test_patches_projected_once_give_the_keys_and_gradients_of_copies_for_each_r
     found = []
     for shared in (True, False):
         draws = torch.Generator().manual_seed(1)
-        patches, cls = (torch.randn(*shape, generator=draws).requires_grad_() for shape in ((3, 4, 12), (4, 12)))
-        regions = Concepts(patches, cls, masks, index)
+        patches, mean = (torch.randn(*shape, generator=draws).requires_grad_() for shape in ((3, 4, 12), (4, 12)))
+        regions = Concepts(patches, mean, masks, index)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             memory = encoder.concept_memory(regions) if shared else encoder.memory(regions.tokens())
         parts = torch.stack([part for layer in memory.layers for part in layer])
@@ -80,7 +80,7 @@ def test_patches_projected_once_give_the_keys_and_gradients_of_copies_for_each_r
             parts = torch.cat([parts[:, :, :1], parts[:, :, 2:]], dim=2)  # the second key is the whole image's
         assert parts.dtype == (torch.bfloat16 if half else torch.float32)
         parts.float().pow(2).sum().backward()
-        found.append([patches.grad, cls.grad, parts.float()])
+        found.append([patches.grad, mean.grad, parts.float()])
         if shared:
             seen = torch.cat([torch.tensor([[True, False]]).expand(4, 2), masks], dim=1)
             assert torch.equal(memory.mask == 0, seen[:, None, None])
@@ -104,8 +104,8 @@ def test_wanted_states_are_those_of_all_tokens():
     given = texts(LENGTHS)
     positions = torch.stack([torch.tensor(LENGTHS) - 1, torch.zeros(len(LENGTHS), dtype=torch.int64)], dim=1)
     wanted = QueryPositions(positions, Packing.padded(len(LENGTHS), 2, positions.device))
-    every = encoder(given.states, Sequences.of(given.packing, given.states))
-    found = encoder(given.states, Sequences.of(given.packing, given.states, wanted))
+    every = encoder(given.states, TokenLayout.of(given.packing, given.states.dtype))
+    found = encoder(given.states, TokenLayout.of(given.packing, given.states.dtype, wanted))
     expected = given.packing.pad(every).take_along_dim(positions.unsqueeze(2), dim=1)
     torch.testing.assert_close(found.view(expected.shape), expected)
 

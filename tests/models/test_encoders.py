@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from models import hub_text
-from models.blocks import BlockConfig, Sequences, heads_error
+from models.blocks import BlockConfig, TokenLayout, heads_error
 from models.checkpoints import InitConfig, initialise
 from models.fusion import FusionConfig, FusionPass
 from models.hub_text import HubTextEncoder, architecture_of, build_text_encoder
@@ -56,7 +56,7 @@ def test_any_timm_vit_gives_one_normed_state_per_patch(backbone):
     config = VisionConfig(backbone=backbone, image_size=32, patch_size=8, width=24, depth=1, heads=2, layer_scale=None)
     concepts = VisionEncoder(config)(PIXELS)
     assert concepts.patches.shape == (2, 16, 24)
-    torch.testing.assert_close(concepts.cls, concepts.patches.mean(dim=1))
+    torch.testing.assert_close(concepts.mean, concepts.patches.mean(dim=1))
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_a_region_of_all_patches_is_the_image_and_a_mask_selects_patches():
     images = encoder(PIXELS[:, :, :16, :16])
     masks = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 0]]).bool()
     regions = encoder.regions(images, masks, torch.tensor([1, 0]))
-    torch.testing.assert_close(regions.cls[0], images.cls[1])
-    torch.testing.assert_close(regions.cls[1], images.patches[0, 1])
+    torch.testing.assert_close(regions.mean[0], images.mean[1])
+    torch.testing.assert_close(regions.mean[1], images.patches[0, 1])
 
 
 def test_sincos_positions_are_all_different():
@@ -145,11 +145,11 @@ def test_a_mask_per_query_hides_what_it_says():
     encoder = TextEncoder(
         TextConfig(), TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32)
     ).eval()
-    sequences = Sequences.with_masks(2, torch.ones(1, 5, 5).tril().bool(), encoder.word_embeddings)
+    layout = TokenLayout.with_mask(2, torch.ones(1, 5, 5).tril().bool(), torch.float32)
     positions = torch.arange(5).expand(2, -1)
     changed = IDS.clone()
     changed[:, 4] = 20
-    before, after = (encoder.decode(ids, positions, sequences).view(2, 5, -1) for ids in (IDS, changed))
+    before, after = (encoder.decode(ids, positions, layout).view(2, 5, -1) for ids in (IDS, changed))
     torch.testing.assert_close(before[:, :4], after[:, :4])
     assert not torch.allclose(before[:, 4], after[:, 4])
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks import BlockConfig
-from models.fusion import FusionConfig, FusionEncoder, FusionPass, _attended
-from models.memory import Attended, CrossMemory, KVCache
+from models.fusion import FusionConfig, FusionEncoder, FusionPass, _memory_groups
+from models.memory import CrossMemory, KVCache, MemoryGroup
 from models.packing import PackedTexts, Packing
 
 ROWS, KEYS, WIDTH = 3, 4, 8
@@ -30,7 +30,7 @@ def memory(fusion) -> CrossMemory:
 
 def read(memory: CrossMemory) -> list[Tensor]:
     """Keys, values and mask of all layers."""
-    layers = [Attended((memory,), len(memory)).layer(index) for index in range(len(memory.layers))]
+    layers = [MemoryGroup((memory,), len(memory)).layer(index) for index in range(len(memory.layers))]
     return [part for layer in layers for part in (*layer.read(), layer.mask(1)) if part is not None]
 
 
@@ -106,7 +106,7 @@ def test_in_each_pass_text_m_attends_to_row_m_over_s(fusion, memory):
 def test_neighbouring_passes_over_one_memory_with_equally_many_texts_share_its_keys(memory):
     other = memory.select(torch.tensor([1, 0, 2]))
     numbers = [(3, memory), (3, memory), (6, memory), (6, memory), (3, other), (3, memory)]
-    found = _attended([FusionPass(texts(count, 0), seen) for count, seen in numbers])
+    found = _memory_groups([FusionPass(texts(count, 0), seen) for count, seen in numbers])
     assert [(each.text_count, len(each.memories)) for each in found] == [(6, 2), (12, 2), (3, 1), (3, 1)]
     assert [each.memories[0] for each in found] == [memory, memory, other, memory]
 

@@ -83,6 +83,22 @@ def test_it_has_one_in_a_step_without_matching_losses(mix, weights):
     assert all(term.total == 0 for name, term in terms.items() if name.endswith("/matching"))
 
 
+@pytest.mark.parametrize("name", ALIGNED)
+@pytest.mark.parametrize("losses", [("matching",), ("matching", "mlm"), ("matching", "contrastive")])
+def test_it_has_one_in_a_step_that_leaves_out_matching_in_one_stream(name, losses):
+    """A stream whose only loss is left out is not encoded, though others are."""
+    model, batch = built(ALL, **only(*losses))
+    terms = model(replace(batch, unmatched=(name,)))
+    torch.stack([term.total for term in terms.values()]).sum().backward()
+    assert not [key for key, each in model.named_parameters() if each.requires_grad and each.grad is None]
+
+
+def test_a_stream_that_is_not_encoded_counts_as_no_work():
+    model, batch = built(STREAMS["both"], **only("matching"))
+    without = model.work(replace(batch, unmatched=("regions",)))
+    assert without == model.work(replace(batch, regions=None))
+
+
 def test_the_streams_of_the_model_are_those_of_batches_and_weights():
     parts = {field.name for field in fields(PretrainBatch)} - {field.name for field in fields(Batch)} - {"unmatched"}
     assert STREAM_CLASSES.keys() == StreamWeights.model_fields.keys() == parts
