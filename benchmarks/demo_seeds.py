@@ -15,14 +15,18 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
+Metrics = dict[str, dict[str, Any]]
+"""The metrics of a split, as ``evaluation.json`` has them."""
+
 STARTS = {"pre-trained": [], "from scratch": ["init.checkpoint=null"]}
 
 
-def run(task: str, start: str, seed: int, folder: Path) -> dict[str, float]:
+def run(task: str, start: str, seed: int, folder: Path) -> Metrics:
     """The test metrics of a run, made if there are none yet."""
     output = folder / f"{task}-{start.replace(' ', '-')}-seed{seed}"
     report = output / "evaluation.json"
@@ -38,22 +42,22 @@ def run(task: str, start: str, seed: int, folder: Path) -> dict[str, float]:
     return json.loads(report.read_text(encoding="utf-8"))["test"]
 
 
-def lines_of(task: str, found: dict[str, list[dict[str, float]]]) -> list[str]:
+def lines_of(task: str, found: dict[str, list[Metrics]]) -> list[str]:
     """A table of every metric that has a chance level: all seeds of both starts."""
     first = found["pre-trained"][0]
-    names = [name.removesuffix("/chance") for name in first if name.endswith("/chance")]
+    names = [name for name, metric in first.items() if "chance" in metric]
     width = max(len(name) for name in (*names, task))
     column = max(6 * len(found["pre-trained"]), len("from scratch"))
     lines = [f"{task:{width}}  {'pre-trained':>{column}}  {'from scratch':>{column}}  chance  worst above best"]
     for name in names:
-        values = {start: [each[name] for each in runs] for start, runs in found.items()}
+        values = {start: [metrics[name]["value"] for metrics in runs] for start, runs in found.items()}
         shown = {start: "".join(f"{100 * value:6.1f}" for value in row) for start, row in values.items()}
         above = min(values["pre-trained"]) > max(values["from scratch"])
         lines.append(
             f"{name:{width}}  {shown['pre-trained']:>{column}}  {shown['from scratch']:>{column}}  "
-            f"{100 * first[f'{name}/chance']:6.1f}  {'yes' if above else 'no'}"
+            f"{100 * first[name]['chance']:6.1f}  {'yes' if above else 'no'}"
         )
-    sizes = ", ".join(f"{value} {name}" for name, value in first.items() if isinstance(value, int))
+    sizes = ", ".join(f"{metric['value']} {name}" for name, metric in first.items() if metric["unit"] == "count")
     return [*lines, f"(x 100; {len(found['pre-trained'])} seeds; {sizes})"]
 
 

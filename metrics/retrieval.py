@@ -35,21 +35,22 @@ def recall_at(scores: np.ndarray, matches: np.ndarray, ks: Sequence[int] = RECAL
     return {k: float((ranks < k).mean()) for k in ks}
 
 
-def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray) -> dict[str, float]:
+def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray, medium: str = "image") -> dict[str, float]:
     """Recalls both ways, their means over K = 1, 5, 10, and ``mean recall``, the mean of both (table 6's measure).
 
     Args:
         image_ranks: (I,) rank of each image's best true text (text retrieval, TR in table 3).
         text_ranks: (T,) rank of each text's image (image retrieval, IR).
+        medium: "image" or "video", for the names.
 
     >>> retrieval_recalls(np.array([0, 6]), np.array([0, 0, 4, 11]))["mean recall"]
     0.6666666666666666
     """
-    ways = {"image to text": image_ranks, "text to image": text_ranks}
+    ways = {f"{medium} to text": image_ranks, f"text to {medium}": text_ranks}
     return _with_means({way: {k: float((ranks < k).mean()) for k in RECALL_AT} for way, ranks in ways.items()})
 
 
-def chance_recalls(captions_per_image: np.ndarray, captions: int) -> dict[str, float]:
+def chance_recalls(captions_per_image: np.ndarray, captions: int, medium: str = "image") -> dict[str, float]:
     """The recalls of a random order, under the names of :func:`retrieval_recalls`.
 
     An image with c of T captions has one among the first K with probability 1 - C(T - c, K) / C(T, K).
@@ -63,7 +64,7 @@ def chance_recalls(captions_per_image: np.ndarray, captions: int) -> dict[str, f
         missed = np.prod((places - captions_per_image[:, None]).clip(min=0) / places, axis=1)
         by_image[k] = float(1 - missed.mean())
     by_text = {k: min(1.0, k / len(captions_per_image)) for k in RECALL_AT}
-    return _with_means({"image to text": by_image, "text to image": by_text})
+    return _with_means({f"{medium} to text": by_image, f"text to {medium}": by_text})
 
 
 def _with_means(ways: dict[str, dict[int, float]]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from dataset.finetune import EvaluationView
 from dataset.records import ImageSource
 from dataset.text import TextProcessor
 from dataset.video import VideoSource
-from engine.checkpoint import Checkpoint
 from engine.train_config import TrainConfig
 from metrics.captions import caption_metrics, tokenize, tokenize_references
 from metrics.captions.cider import CiderD, DocumentFrequencies
@@ -30,11 +29,15 @@ from models.captioning import CaptioningLossConfig, CaptioningModel, CaptionToke
 from models.checkpoints import LoadReport
 from models.generation import DecodingConfig
 from models.self_critical import Reward, SelfCriticalConfig, SelfCriticalModel
-from models.text import TextEncoder
-from tasks import synthetic
+from tasks.base import Parts
+from tasks.evaluation import Evaluation, Metric, count
+from tasks.finetune import HeldOut, data_options
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
-from utils.batch import IGNORE, CaptioningBatch, Text
+from utils.batch import IGNORE, Text
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 END = "</s>"
 """The word that stands for a caption's end in the self-critical reward; no tokenized caption has it."""
@@ -42,7 +45,7 @@ END = "</s>"
 logger = logging.getLogger(__name__)
 
 OF_PRE_TRAINING = ("box_head.", "bbox_head.")
-"""Our names and the published ones of what pre-training has and captioning has not."""
+"""Prefixes, ours and published, of parameters that pre-training has and captioning has not."""
 
 
 class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
@@ -64,7 +67,7 @@ class CaptioningTrainConfig(TrainConfig):
 
     objective: Literal["likelihood", "self_critical"] = Field(
         "likelihood",
-        description="likelihood of the captions; or, as a second step from its weights, CIDEr-D of what the model says",
+        description="likelihood of the captions; or, as a second step from its weights, CIDEr-D of generated captions",
     )
 
 
@@ -87,13 +90,13 @@ class CaptioningConfig(MediaConfig):
         return self
 
 
-class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel]):
-    """Model, data and measures of a captioning run."""
+class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatches]):
+    """Model, data and evaluation of a captioning run."""
 
     measure = "CIDEr"
-    make_batches = CaptioningBatches
 
-    def __init__(self, config: CaptioningConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True):
+    def __init__(self, config: CaptioningConfig, parts: Parts[CaptioningModel, CaptioningBatches], held_out: HeldOut):
+        super().__init__(config, parts, held_out)
         try:
             check_java_metrics(config.evaluation.java_metrics)
         except UserError as error:
@@ -101,22 +104,28 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel]):
         path = config.evaluation.document_frequencies
         key = "evaluation.document_frequencies"
         self.frequencies = None if path is None else read_document_frequencies(path, key)
-        super().__init__(config, checkpoint, trains=trains)
         processor = TextProcessor(self.tokenizer, config.data.text)
         prompt = prompt_tokens(processor, config.data.prompt)
         self.tokens = CaptionTokens(tuple(prompt), processor.sep_id, processor.mask_id, processor.pad_id)
         self._check_room(len(prompt), config)
-        if trains and isinstance(self.model, SelfCriticalModel):
-            self.model.set_reward(self._reward(), self.tokens, config.self_critical)
+        if parts.training is not None and isinstance(self.model, SelfCriticalModel):
+            self.model.set_reward(self._reward(parts.training.references), self.tokens, config.self_critical)
 
     @staticmethod
     def build_model(config: CaptioningConfig, vocab_size: int | None) -> CaptioningModel:
         kind = SelfCriticalModel if config.train.objective == "self_critical" else CaptioningModel
         return kind(config.model, vocab_size, config.loss)
 
-    def check_trained_for(self, task: str | None, weights: Path, report: LoadReport) -> None:
-        """The self-critical step improves what a model already says."""
-        if self.config.train.objective != "self_critical":
+    @staticmethod
+    def training_data(
+        config: CaptioningConfig, tokenizer: PreTrainedTokenizerFast, model: CaptioningModel
+    ) -> CaptioningBatches:
+        return CaptioningBatches(config.data, **data_options(config, tokenizer))
+
+    @staticmethod
+    def check_origin(config: CaptioningConfig, task: str | None, weights: Path, report: LoadReport) -> None:
+        """Check that the self-critical step, which improves the captions of a model, starts from a captioning run."""
+        if config.train.objective != "self_critical":
             return
         remedy = "train.objective: self_critical is a second step; give init.checkpoint the folder of a captioning run"
         if task not in (None, "captioning"):
@@ -125,112 +134,93 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel]):
             logger.warning("init.checkpoint: %s has heads of pre-training; %s", weights, remedy)
 
     @staticmethod
-    def synthetic_batch(config: CaptioningConfig, model: CaptioningModel) -> CaptioningBatch:
-        """Every caption with as many words to say as it may have."""
-        rows, text = config.data.batch_size, config.data.text
-        words = len(model.text.word_embeddings)
-        return CaptioningBatch(
-            pixels=synthetic.views(rows, config.model.vision),
-            text=synthetic.left_to_right_text(rows, text.max_tokens, text.max_masks, words),
-            references=((),) * rows,
-            valid=synthetic.all_count(rows),
-        )
-
-    def batches(self) -> CaptioningBatches:
-        made = super().batches()
-        assert isinstance(made, CaptioningBatches)
-        self.training = made
-        return made
-
-    @staticmethod
-    def read_split(split: CaptionedSplitConfig, key: str) -> CaptionedImages:
+    def read_split(config: CaptioningConfig, split: CaptionedSplitConfig, key: str) -> CaptionedImages:
         return read_captioned_images(split, key, 0.0)
 
     @staticmethod
     def sources(items: CaptionedImages) -> Sequence[ImageSource | VideoSource]:
         return items.images
 
-    def measures(self, items: CaptionedImages) -> dict[str, float]:
+    def evaluate(self, items: CaptionedImages) -> Evaluation:
+        """The metrics of COCO's evaluation. Chance: the first caption of the next image."""
         captions = self.captions(items)
         references = items.references()
-        # By chance: what somebody wrote under another picture.
-        others = [written[0] for written in (*references[1:], references[0])]
-        metrics: dict[str, float] = {"images": len(items.images), "captions": len(items.captions)}
-        chance = caption_metrics(others, references, self.frequencies)
+        next_captions = [written[0] for written in (*references[1:], references[0])]
+        chance = caption_metrics(next_captions, references, self.frequencies)
+        metrics = [count("images", len(items.images)), count("captions", len(items.captions))]
         for name, value in caption_metrics(captions, references, self.frequencies).items():
-            metrics[name], metrics[f"{name}/chance"] = value, chance[name]
+            metrics.append(Metric(name, value, chance[name], "score"))
         if names := self.config.evaluation.java_metrics:
-            metrics |= java_metrics(tokenize(captions), tokenize_references(references), names)
-        self.predictions = [
+            by_name = java_metrics(tokenize(captions), tokenize_references(references), names)
+            metrics += [Metric(name, value, unit="score") for name, value in by_name.items()]
+        predictions = [
             {"image_id": _server_id(identity), "caption": caption}
             for identity, caption in zip(items.ids, captions, strict=True)
         ]
-        return metrics
+        return Evaluation(tuple(metrics), predictions)
 
     def captions(self, items: CaptionedImages) -> list[str]:
         """A generated caption for each image, the same on every rank."""
         decoding = self.config.evaluation.decoding
-        # Each image has chances of its own, so that nothing depends on how the images are dealt out.
-        chances = np.random.default_rng(self.config.seed).random((len(items.images), decoding.max_length))
+        # Each image has random numbers of its own, so that nothing depends on which rank has which image.
+        uniforms = np.random.default_rng(self.config.seed).random((len(items.images), decoding.max_length))
 
-        def say(pictures: list[tuple[int, Tensor]], text: Text) -> Tensor:
-            pixels = torch.stack([picture for _, picture in pictures]).to(text.ids.device)
-            own = torch.from_numpy(chances[[index for index, _ in pictures]]).float().to(pixels.device)
-            return self.model.generate(self.model.images_memory(pixels), self.tokens, decoding, own).tokens
+        def generate(images: list[tuple[int, Tensor]], text: Text) -> Tensor:
+            pixels = torch.stack([image for _, image in images]).to(text.ids.device)
+            of_images = torch.from_numpy(uniforms[[index for index, _ in images]]).float().to(pixels.device)
+            return self.model.generate(self.model.images_memory(pixels), self.tokens, decoding, of_images).tokens
 
         read = partial(_read, prompt=self.config.data.prompt)
-        words = self.outputs(items.images, read, say, "captioning")
-        return [self._spelled(row) for row in words.tolist()]
+        tokens = self.outputs(items.images, read, generate, "captioning")
+        return [self._spelled(ids) for ids in tokens.tolist()]
 
-    def _spelled(self, words: Sequence[int]) -> str:
-        said = [word for word in words if word != IGNORE]
-        return str(self.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=True))
+    def _spelled(self, tokens: Sequence[int]) -> str:
+        ids = [token for token in tokens if token != IGNORE]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=True))
 
-    def _reward(self) -> Reward:
-        """CIDEr-D against the references of the image; how telling a word is, is counted on the training captions.
+    def _reward(self, references: Sequence[tuple[str, ...]]) -> Reward:
+        """CIDEr-D against the references of an image, whose weights of words come from all ``references``, the training captions.
 
         The end is a word like others: else nothing tells a caption that stops after "a red" from one that goes on.
         """
-        written = self.training.references
         tokens = {
-            own: [f"{caption} {END}" for caption in found]
-            for own, found in zip(written, tokenize_references(written), strict=True)
+            captions: [f"{caption} {END}" for caption in tokenized]
+            for captions, tokenized in zip(references, tokenize_references(references), strict=True)
         }
-        cider = CiderD(DocumentFrequencies.of(tokens[own] for own in written))
+        cider = CiderD(DocumentFrequencies.of(tokens[captions] for captions in references))
 
-        def reward(said: Sequence[Sequence[int]], references: Sequence[tuple[str, ...]]) -> Sequence[float]:
+        def reward(generated: Sequence[Sequence[int]], true: Sequence[tuple[str, ...]]) -> Sequence[float]:
             captions = [
-                f"{caption} {END}" if self.tokens.end in words else caption
-                for caption, words in zip(tokenize([self._spelled(words) for words in said]), said, strict=True)
+                f"{caption} {END}" if self.tokens.end in ids else caption
+                for caption, ids in zip(tokenize([self._spelled(ids) for ids in generated]), generated, strict=True)
             ]
-            # A row that does not count has no references; its reward is not looked at.
-            return cider.scores(captions, [tokens.get(own, [""]) for own in references]).tolist()
+            # An example that does not count has no references; nobody reads its reward.
+            return cider.scores(captions, [tokens.get(captions, [""]) for captions in true]).tolist()
 
         return reward
 
     def _check_room(self, prompt: int, config: CaptioningConfig) -> None:
-        assert isinstance(self.model.text, TextEncoder)
-        arch = self.model.text.arch
-        wanted = {"evaluation.decoding": config.evaluation.decoding.max_length}
+        lengths = {"evaluation.decoding": config.evaluation.decoding.max_length}
         if config.train.objective == "self_critical":
-            wanted["self_critical"] = config.self_critical.max_length
+            lengths["self_critical"] = config.self_critical.max_length
         beams, words = config.evaluation.decoding.beams, len(self.tokenizer)
         if beams > words:
             raise UserError(
                 f"evaluation.decoding.beams is {beams}, more than the {words} entries of the tokenizer; lower it"
             )
-        for section, longest in wanted.items():
-            if prompt + longest > arch.longest_text:
+        longest = self.model.text.longest_text
+        for section, length in lengths.items():
+            if longest is not None and prompt + length > longest:
                 raise UserError(
-                    f"{section}.max_length: with the prompt, a caption could have {prompt + longest} tokens, but model.text has "
-                    f"positions for {arch.longest_text}; lower it"
+                    f"{section}.max_length: with the prompt, a caption could have {prompt + length} tokens, but model.text has "
+                    f"positions for {longest}; lower it"
                 )
 
 
 def _read(
     view: EvaluationView, max_words: int, images: Sequence[ImageSource | VideoSource], index: int, *, prompt: str
 ) -> tuple[tuple[int, Tensor], str]:
-    """The picture (3, S, S) or video (F, 3, S, S) with its number, and the prompt."""
+    """The image (3, S, S) or video (F, 3, S, S) with its number, and the prompt."""
     return (index, view(images[index])), prompt
 
 

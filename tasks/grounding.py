@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -15,10 +15,15 @@ from dataset.grounding import GroundingBatches, GroundingDataConfig, GroundingSp
 from engine.run_folder import RunFolder
 from metrics.grounding import iou, pixel_iou, share_at_least
 from models.grounding import GroundingModel
-from tasks import synthetic
-from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig, evaluating
+from tasks.evaluation import Evaluation, Metric, count
+from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options
+from tasks.inference import evaluating
 from tasks.pictures import SIDE, Panel, Prediction, draw_predictions
-from utils.batch import GroundingBatch, Text
+from utils import distributed
+from utils.batch import Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class GroundingEvaluationConfig(HeldOutConfig[GroundingSplitConfig]):
@@ -35,57 +40,58 @@ class GroundingConfig(FineTuneConfig):
     evaluation: GroundingEvaluationConfig
 
 
-class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel]):
-    """Model, data and measures of a grounding run."""
+class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatches]):
+    """Model, data and evaluation of a grounding run."""
 
     measure = "IoU >= 0.5"
-    make_batches = GroundingBatches
 
     @staticmethod
     def build_model(config: GroundingConfig, vocab_size: int | None) -> GroundingModel:
         return GroundingModel(config.model, vocab_size)
 
     @staticmethod
-    def synthetic_batch(config: GroundingConfig, model: GroundingModel) -> GroundingBatch:
-        rows = config.data.batch_size
-        return GroundingBatch(
-            pixels=synthetic.pictures(rows, config.model.vision),
-            text=synthetic.text(rows, config.data.text.max_tokens, len(model.text.word_embeddings)),
-            boxes_cxcywh=torch.full((rows, 4), 0.5),
-            valid=synthetic.all_count(rows),
-        )
+    def training_data(
+        config: GroundingConfig, tokenizer: PreTrainedTokenizerFast, model: GroundingModel
+    ) -> GroundingBatches:
+        return GroundingBatches(config.data, **data_options(config, tokenizer))
 
     @staticmethod
-    def read_split(split: GroundingSplitConfig, key: str) -> list[Phrase]:
+    def read_split(config: GroundingConfig, split: GroundingSplitConfig, key: str) -> list[Phrase]:
         return read_phrases(split, key, 0.0)
 
-    def measures(self, items: list[Phrase]) -> dict[str, float]:
-        """Shares of phrases located, by plain IoU and by the published script's; chance: always the mean box."""
+    def evaluate(self, items: list[Phrase]) -> Evaluation:
+        """Share of phrases located, by plain IoU and by the published script's; chance: always the mean box."""
         predicted = self._locate(items)
         true = np.array([relative_box(item) for item in items])
         mean_box = np.broadcast_to(true.mean(axis=0), true.shape)
         sizes = np.array([item.size for item in items], dtype=np.float64)
-        results: dict[str, float] = {"phrases": len(items)}
-        for name, boxes in (("", predicted), ("/chance", mean_box)):
-            results[f"IoU >= 0.5{name}"] = share_at_least(iou(boxes, true))
-            results[f"IoU >= 0.5 (published script){name}"] = share_at_least(_published(boxes, true, sizes))
+
+        def accuracy(name: str, rows: np.ndarray) -> Metric:
+            located, chance = (share_at_least(iou(boxes[rows], true[rows])) for boxes in (predicted, mean_box))
+            return Metric(name, located, chance)
+
+        published, guessed = (share_at_least(_published(boxes, true, sizes)) for boxes in (predicted, mean_box))
+        metrics = [
+            count("phrases", len(items)),
+            accuracy(self.measure, np.arange(len(items))),
+            Metric(f"{self.measure} (published script)", published, guessed),
+        ]
         grains = np.array([item.grain for item in items])
-        for grain in sorted(set(grains.tolist())) if len(set(grains.tolist())) > 1 else ():
-            chosen = grains == grain
-            results[f"{grain}: IoU >= 0.5"] = share_at_least(iou(predicted[chosen], true[chosen]))
-            results[f"{grain}: IoU >= 0.5/chance"] = share_at_least(iou(mean_box[chosen], true[chosen]))
-            results[f"{grain} phrases"] = int(chosen.sum())
-        return results
+        if len(set(grains.tolist())) > 1:
+            for grain in sorted(set(grains.tolist())):
+                rows = np.flatnonzero(grains == grain)
+                metrics += [accuracy(f"{grain}: {self.measure}", rows), count(f"{grain} phrases", len(rows))]
+        return Evaluation(tuple(metrics))
 
     def report(self, folder: RunFolder) -> str:
-        """As for every task, with a picture of some predictions."""
-        found = super().report(folder)
-        count = self.config.evaluation.panels
-        if found and count:
-            items = list(self.held_out.values())[-1]
-            chosen = [items[place] for place in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
+        """As for every task, with an image of some predictions."""
+        table = super().report(folder)
+        panels = self.config.evaluation.panels
+        if distributed.rank() == 0 and panels:
+            items = list(self.held_out.test.values())[-1]
+            shown = [items[place] for place in np.linspace(0, len(items) - 1, min(panels, len(items))).astype(int)]
             with evaluating(self.model, self.config.evaluation.precision):
-                boxes = self._locate(chosen, alone=True)
+                boxes = self._locate(shown, alone=True)
             view = EvaluationView(SIDE, self.config.data.max_pixels)
             draw_predictions(
                 [
@@ -93,29 +99,29 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel]):
                         view(item.image).permute(1, 2, 0).numpy(),
                         [Prediction(item.text, relative_box(item), tuple(box.tolist()))],
                     )
-                    for item, box in zip(chosen, boxes, strict=True)
+                    for item, box in zip(shown, boxes, strict=True)
                 ],
                 folder.path / "predictions.png",
             )
-        return found
+        return table
 
     def _locate(self, items: list[Phrase], *, alone: bool = False) -> np.ndarray:
         """The box of every phrase, (N, 4); ``alone``: see :meth:`outputs`."""
 
-        def locate(pictures: list[Tensor], text: Text) -> Tensor:
-            return self.model.locate(torch.stack(pictures).to(text.ids.device), text)
+        def locate(images: list[Tensor], text: Text) -> Tensor:
+            return self.model.locate(torch.stack(images).to(text.ids.device), text)
 
         return self.outputs(items, _read, locate, "locating", alone=alone)
 
 
 def relative_box(item: Phrase) -> tuple[float, float, float, float]:
-    """The true box relative to its picture, centre and size."""
+    """The true box relative to its image, centre and size."""
     (x, y, w, h), (width, height) = item.box, item.size
     return (x + w / 2) / width, (y + h / 2) / height, w / width, h / height
 
 
 def _published(a: np.ndarray, b: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """:func:`~metrics.grounding.pixel_iou` of relative boxes (N, 4) in pictures of ``sizes`` (N, 2)."""
+    """:func:`~metrics.grounding.pixel_iou` of relative boxes (N, 4) in images of ``sizes`` (N, 2)."""
     return pixel_iou(*(_in_pixels(boxes, sizes) for boxes in (a, b)))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
 from tasks import TASKS
-from tasks.common import BaseTask, RunConfig
+from tasks.base import BaseTask, RunConfig
 from utils import logging
 from utils.config import load_config, peek
 from utils.distributed import process_group
@@ -22,9 +22,9 @@ def run_task(
     argv: Sequence[str],
     name: str,
     schema: type[RunConfig],
-    kind: type[BaseTask[Any, Any]],
+    kind: type[BaseTask[Any, Any, Any]],
     root: Path,
-    others: Mapping[str, tuple[type[RunConfig], type[BaseTask[Any, Any]]]] | None = None,
+    others: Mapping[str, tuple[type[RunConfig], type[BaseTask[Any, Any, Any]]]] | None = None,
 ) -> int:
     """Train and report, or with ``--evaluate`` only report; returns the exit status.
 
@@ -56,7 +56,7 @@ def run_task(
                 f"--evaluate --resume: {folder.path} holds no weights; give the --output of a run that was trained"
             )
         logging.set_up(folder.log)
-        task = kind(config, checkpoint, trains=not arguments.evaluate)
+        task = kind.build(config, checkpoint, trains=not arguments.evaluate)
         if arguments.evaluate:
             task.model.to(device)
         else:
@@ -71,8 +71,8 @@ def run_task(
                 checkpoint=checkpoint,
             )
             trainer.fit()
-        if found := task.report(folder):
-            sys.stdout.write(f"{found}\n")
+        if table := task.report(folder):
+            sys.stdout.write(f"{table}\n")
     return 0
 
 

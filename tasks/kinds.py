@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tasks.base import BaseTask, RunConfig
 from tasks.captioning import CaptioningConfig, CaptioningTask
-from tasks.common import BaseTask, RunConfig
 from tasks.grounding import GroundingConfig, GroundingTask
 from tasks.nlvr import NLVRConfig, NLVRTask
 from tasks.pretrain import PretrainConfig, PretrainTask
@@ -16,7 +16,7 @@ from tasks.vqa import VQAConfig, VQATask
 from utils.config import peek
 from utils.errors import UserError
 
-Kind = tuple[type[RunConfig], type[BaseTask[Any, Any]]]
+Kind = tuple[type[RunConfig], type[BaseTask[Any, Any, Any]]]
 
 KINDS: dict[str, Kind] = {
     "pretrain": (PretrainConfig, PretrainTask),

@@ -11,8 +11,8 @@ from pydantic import Field
 from dataset.finetune import EvaluationView, MediaDataConfig, check_medium, frame_sampler
 from dataset.records import ImageSource
 from dataset.video import VideoSource, check_held_out
-from engine.checkpoint import Checkpoint
-from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig, M, S
+from tasks.base import B, M, Parts, frames_of
+from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig, S
 
 
 class MediaEvaluationConfig(HeldOutConfig[S], Generic[S]):
@@ -33,16 +33,16 @@ class MediaConfig(FineTuneConfig):
 G = TypeVar("G", bound=MediaConfig)
 
 
-class MediaTask(FineTuneTask[G, M]):
+class MediaTask(FineTuneTask[G, M, B]):
     """A fine-tuning task of images, or where ``model.vision.video`` says so of videos."""
 
     takes_videos = True
 
-    def __init__(self, config: G, checkpoint: Checkpoint | None = None, *, trains: bool = True):
-        super().__init__(config, checkpoint, trains=trains)
-        for key, items in self.splits.items():
+    def __init__(self, config: G, parts: Parts[M, B], held_out: HeldOut):
+        super().__init__(config, parts, held_out)
+        for key, items in held_out.by_key().items():
             sources = self.sources(items)
-            check_medium(sources, self.frames, key)
+            check_medium(sources, frames_of(config), key)
             videos = [source for source in sources if isinstance(source, VideoSource)]
             check_held_out(videos, config.data.video, config.data.max_pixels, key)
 
@@ -51,7 +51,8 @@ class MediaTask(FineTuneTask[G, M]):
     def sources(items: Any) -> Sequence[ImageSource | VideoSource]:
         """The images or videos of a split."""
 
-    def evaluation_view(self) -> EvaluationView:
-        data, size = self.config.data, self.config.model.vision.image_size
-        videos = frame_sampler(data.video, self.frames, data.max_pixels)
-        return EvaluationView(size, data.max_pixels, videos, shuffle_frames=self.config.evaluation.shuffle_frames)
+    @staticmethod
+    def evaluation_view(config: G) -> EvaluationView:
+        data, size = config.data, config.model.vision.image_size
+        videos = frame_sampler(data.video, frames_of(config), data.max_pixels)
+        return EvaluationView(size, data.max_pixels, videos, shuffle_frames=config.evaluation.shuffle_frames)

@@ -1,10 +1,10 @@
-"""Visual reasoning as a task: fine-tuning on statements about two pictures, accuracy and consistency."""
+"""Visual reasoning as a task: fine-tuning on statements about two images, accuracy and consistency."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from dataset.finetune import EvaluationView, cleaned
 from dataset.nlvr import NLVRBatches, NLVRDataConfig, NLVRSplitConfig, Statement, check_statements, read_statements
-from engine.checkpoint import Checkpoint
 from metrics.classification import accuracy, consistency
 from models.nlvr import NLVRModel, NLVRModelConfig
-from tasks import synthetic
-from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
-from utils.batch import PairBatch, Text
+from tasks.evaluation import Evaluation, Metric, count
+from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options
+from utils.batch import Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class NLVREvaluationConfig(HeldOutConfig[NLVRSplitConfig]):
@@ -33,18 +35,10 @@ class NLVRConfig(FineTuneConfig):
     evaluation: NLVREvaluationConfig
 
 
-class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel]):
-    """Model, data and measures of a visual reasoning run."""
+class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
+    """Model, data and evaluation of a visual reasoning run."""
 
     measure = "accuracy"
-    make_batches = NLVRBatches
-
-    def __init__(self, config: NLVRConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True):
-        super().__init__(config, checkpoint, trains=trains)
-        for name, items in self.held_out.items():
-            self._check(items, f"evaluation.test.{name}")
-        if config.evaluation.validation is not None:
-            self._check(self.validation, "evaluation.validation")
 
     @staticmethod
     def build_model(config: NLVRConfig, vocab_size: int | None) -> NLVRModel:
@@ -52,43 +46,32 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel]):
         return NLVRModel(model, vocab_size, images=model.images, classes=model.classes)
 
     @staticmethod
-    def synthetic_batch(config: NLVRConfig, model: NLVRModel) -> PairBatch:
-        rows = config.data.batch_size
-        return PairBatch(
-            pixels=synthetic.pictures(config.model.images * rows, config.model.vision),
-            text=synthetic.text(rows, config.data.text.max_tokens, len(model.text.word_embeddings)),
-            label=torch.zeros(rows, dtype=torch.int64),
-            valid=synthetic.all_count(rows),
-        )
-
-    def batches(self) -> NLVRBatches:
-        batches = super().batches()
-        assert isinstance(batches, NLVRBatches)
-        self._check(batches.items, "data.train")
+    def training_data(config: NLVRConfig, tokenizer: PreTrainedTokenizerFast, model: NLVRModel) -> NLVRBatches:
+        batches = NLVRBatches(config.data, **data_options(config, tokenizer))
+        check_statements(batches.items, config.model.images, config.model.classes, "data.train")
         return batches
 
-    def _check(self, items: list[Statement], key: str) -> None:
-        check_statements(items, self.config.model.images, self.config.model.classes, key)
-
     @staticmethod
-    def read_split(split: NLVRSplitConfig, key: str) -> list[Statement]:
-        return read_statements(split, key, 0.0)
+    def read_split(config: NLVRConfig, split: NLVRSplitConfig, key: str) -> list[Statement]:
+        items = read_statements(split, key, 0.0)
+        check_statements(items, config.model.images, config.model.classes, key)
+        return items
 
-    def measures(self, items: list[Statement]) -> dict[str, float]:
+    def evaluate(self, items: list[Statement]) -> Evaluation:
+        """Accuracy (chance: always the most frequent class), and the share of sentences that are judged right throughout."""
         predicted = self._predict(items)
         true = np.array([item.label for item in items])
         sentences = [item.sentence_id for item in items]
         majority = np.bincount(true).max() / len(true)
-        return {
-            "statements": len(items),
-            "sentences": len(set(sentences)),
-            "accuracy": accuracy(predicted, true),
-            "accuracy/chance": float(majority),
-            "consistency": consistency(predicted == true, sentences),
-            "consistency/chance": float(
-                np.mean([self.config.model.classes ** -float(pairs) for pairs in Counter(sentences).values()])
-            ),
-        }
+        guessed = np.mean([self.config.model.classes ** -float(pairs) for pairs in Counter(sentences).values()])
+        return Evaluation(
+            (
+                count("statements", len(items)),
+                count("sentences", len(set(sentences))),
+                Metric("accuracy", accuracy(predicted, true), float(majority)),
+                Metric("consistency", consistency(predicted == true, sentences), float(guessed)),
+            )
+        )
 
     def _predict(self, items: list[Statement]) -> np.ndarray:
         """The class of every statement."""
@@ -101,6 +84,6 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel]):
 
 
 def _read(view: EvaluationView, max_words: int, items: Sequence[Statement], index: int) -> tuple[Tensor, str]:
-    """The pictures (K, 3, S, S) and the cleaned sentence."""
+    """The images (K, 3, S, S) and the cleaned sentence."""
     item = items[index]
     return torch.stack([view(picture) for picture in item.pictures]), cleaned(item.sentence, max_words, item.place)

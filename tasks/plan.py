@@ -18,7 +18,7 @@ from dataset.text import load_tokenizer
 from engine.devices import ASSUMED_UTILISATION, PEAKS, known, peak
 from engine.measured import Measured, ran_out_of_memory
 from engine.memory import Rehearsal, StepMemory
-from tasks.common import BaseTask
+from tasks.base import BaseTask
 from tasks.kinds import KINDS, kind_of
 from tasks.plan_search import largest_that_fits, share_out
 from tasks.plan_table import Plan, Setting, as_table
@@ -291,7 +291,7 @@ def _this_gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def scaled(config: Any, kind: type[BaseTask[Any, Any]], rows: int) -> Any:
+def scaled(config: Any, kind: type[BaseTask[Any, Any, Any]], rows: int) -> Any:
     """The config with micro-batches of ``rows`` rows of the leading stream, and of the others in proportion."""
     sizes = kind.batch_sizes(config)
     leading = next(iter(sizes.values()))

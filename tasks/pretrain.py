@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from dataset.loaders import LoadingConfig
 from dataset.pretrain import DataConfig, PretrainBatches
 from dataset.text import TextProcessor
-from engine.checkpoint import Checkpoint
 from engine.run_folder import RunFolder
 from models.multigrained import LossWeights, PretrainModelConfig, StreamWeights
 from models.pretrain import PretrainModel
-from tasks.common import BaseTask, RunConfig, evaluating
-from tasks.pretrain_evaluation import Evaluation, EvaluationConfig, check_files
-from tasks.synthetic import synthetic_pretrain_batch
-from tasks.tables import table
+from tasks.base import BaseTask, Parts, RunConfig, frames_of
+from tasks.evaluation import write_evaluations
+from tasks.inference import evaluating
+from tasks.pretrain_evaluation import EvaluationConfig, PretrainEvaluator, check_files
 from utils import distributed
-from utils.batch import PretrainBatch
-from utils.files import write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+HELD_OUT = "held-out"
+"""The name of the one split in ``evaluation.json``."""
 
 
 class PretrainConfig(RunConfig):
@@ -33,7 +34,7 @@ class PretrainConfig(RunConfig):
     evaluation: EvaluationConfig | None = Field(None, description="held-out records to report on at the end")
 
     @model_validator(mode="after")
-    def _has_pictures(self) -> PretrainConfig:
+    def _has_images(self) -> PretrainConfig:
         if self.data.images is None and self.data.regions is None and self.data.videos is None:
             raise ValueError("pre-training needs data.images, data.regions or data.videos: texts alone align nothing")
         if (self.data.videos is None) != (self.model.vision.video is None):
@@ -41,16 +42,15 @@ class PretrainConfig(RunConfig):
         return self
 
 
-class PretrainTask(BaseTask[PretrainConfig, PretrainModel]):
+class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
     """Model and data of a pre-training run. Its result is the last checkpoint: nothing is selected."""
 
-    def __init__(self, config: PretrainConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True):
-        """See :class:`~tasks.common.BaseTask`."""
-        super().__init__(config, checkpoint, trains=trains)
+    takes_videos = True
+
+    def __init__(self, config: PretrainConfig, parts: Parts[PretrainModel, PretrainBatches]):
+        super().__init__(config, parts)
         if config.evaluation is not None:
             check_files(config.evaluation, config.data)
-
-    takes_videos = True
 
     @staticmethod
     def build_model(config: PretrainConfig, vocab_size: int | None) -> PretrainModel:
@@ -59,55 +59,44 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel]):
         return PretrainModel(config.model, vocab_size, config.loss, streams)
 
     @staticmethod
-    def batch_sizes(config: PretrainConfig) -> dict[str, int]:
-        sizes = {f"data.{name}.batch_size": stream.batch_size for name, stream in config.data.streams().items()}
-        regions = config.data.regions
-        return sizes | ({} if regions is None else {"data.regions.max_images": regions.max_images})
+    def training_data(
+        config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, model: PretrainModel
+    ) -> PretrainBatches:
+        return PretrainBatches(
+            config.data,
+            tokenizer=tokenizer,
+            image_size=config.model.vision.image_size,
+            patch_size=model.vision.patch_size,
+            seed=config.seed,
+            world_size=distributed.world_size(),
+            frames=frames_of(config),
+            accumulate=config.train.accumulate,
+            static=bool(config.train.compile),
+        )
 
     @staticmethod
-    def synthetic_batch(config: PretrainConfig, model: PretrainModel) -> PretrainBatch:
-        return synthetic_pretrain_batch(config.data, model.vision, len(model.text.word_embeddings))
-
-    @property
-    def loading(self) -> LoadingConfig:
-        return self.config.data
-
-    def _check_lengths(self) -> None:
-        super()._check_lengths()
-        pairs = self.config.data.pairs
-        if pairs is not None and pairs.text is not None:
-            self.check_length("data.pairs.text.max_tokens", pairs.text.max_tokens)
-
-    def batches(self) -> PretrainBatches:
-        return PretrainBatches(
-            self.config.data,
-            tokenizer=self.tokenizer,
-            image_size=self.config.model.vision.image_size,
-            patch_size=self.model.vision.patch_size,
-            seed=self.config.seed,
-            world_size=distributed.world_size(),
-            frames=self.frames,
-            accumulate=self.config.train.accumulate,
-            static=bool(self.config.train.compile),
+    def text_lengths(config: PretrainConfig) -> dict[str, int]:
+        pairs = config.data.pairs
+        translations = (
+            {} if pairs is None or pairs.text is None else {"data.pairs.text.max_tokens": pairs.text.max_tokens}
         )
+        return BaseTask.text_lengths(config) | translations
 
     def validate(self) -> dict[str, float]:
         """Not called: pre-training selects nothing."""
         return {}
 
     def report(self, folder: RunFolder) -> str:
-        """Evaluate on rank 0, write ``evaluation.json`` and ``predictions.png`` into ``folder``, and return the table."""
-        evaluation = self._evaluation()
-        if evaluation is None or distributed.rank() != 0:
+        """Evaluate on all ranks; write ``evaluation.json`` and ``predictions.png`` into ``folder``, and return the table."""
+        config = self.config
+        if config.evaluation is None:
             return ""
+        processor = TextProcessor(self.tokenizer, config.data.text)
+        evaluator = PretrainEvaluator(config.evaluation, config.data, self.model, processor, config.seed)
         with evaluating(self.model, "fp32"):
-            metrics = evaluation.metrics()
-            evaluation.draw(folder.path / "predictions.png")
-        write_text(folder.path / "evaluation.json", json.dumps(metrics, indent=2) + "\n")
-        return table(metrics)
-
-    def _evaluation(self) -> Evaluation | None:
-        if self.config.evaluation is None:
-            return None
-        processor = TextProcessor(self.tokenizer, self.config.data.text)
-        return Evaluation(self.config.evaluation, self.config.data, self.model, processor, self.config.seed)
+            evaluation = evaluator.evaluate()
+            if distributed.rank() != 0:
+                return ""
+            evaluator.draw(folder.path / "predictions.png")
+        write_evaluations(folder.path, {HELD_OUT: evaluation})
+        return evaluation.table(HELD_OUT)

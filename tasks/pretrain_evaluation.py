@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,18 +19,18 @@ from dataset.streams.pairs import first_clips
 from dataset.text import TextProcessor
 from dataset.video import FrameSampler, check_backend
 from metrics.grounding import accuracy_at_iou
-from metrics.retrieval import recall_at
 from models.multigrained import MaskedWords
 from models.packing import PackedTexts
 from models.pretrain import PretrainModel
-from models.reranking import TextBank, score_pairs
 from models.vision import Concepts
+from tasks.evaluation import Evaluation, Metric, count
+from tasks.inference import device_of
 from tasks.pictures import Panel, Prediction, draw_predictions
+from tasks.two_stage import TwoStageRetrieval
+from utils import distributed
 from utils.batch import IGNORE, to_device
 from utils.config import Config
 from utils.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 
 class EvaluationConfig(Config):
@@ -64,14 +63,22 @@ def check_files(config: EvaluationConfig, data: DataConfig) -> None:
                 check_backend(clips, data.videos.reading, "data.videos.reading")
 
 
-class Evaluation:
-    """Evaluates a model once; ``metrics()`` has ``<name>`` and ``<name>/chance`` entries, shares in 0..1."""
+class PretrainEvaluator:
+    """Evaluates a pre-trained model on held-out records, each rank on its share of them.
+
+    Args:
+        config: the held-out files.
+        data: how training reads such records.
+        model: in evaluation mode when :meth:`evaluate` or :meth:`draw` is called.
+        processor: of training.
+        seed: of the words that are masked.
+    """
 
     def __init__(
         self, config: EvaluationConfig, data: DataConfig, model: PretrainModel, processor: TextProcessor, seed: int
     ):
         self.config, self.data, self.model, self.processor, self.seed = config, data, model, processor, seed
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
         self.records = self._read("files") if config.files else []
         self.with_boxes = self._read("region_files") if config.region_files else self.records
         self.videos = self._read_videos() if config.video_files else []
@@ -105,66 +112,51 @@ class Evaluation:
             index_folder=self.data.cache_index,
         )
 
-    def metrics(self) -> dict[str, float]:
-        """All metrics of the held-out records; the model is in evaluation mode."""
-        videos = {name.replace("image", "video"): each for name, each in self._retrieval(self.videos).items()}
-        if videos:
-            videos["videos"] = videos.pop("records")
-        return {**self._retrieval(self.records), **videos, **self._grounding(), **self._words()}
+    def evaluate(self) -> Evaluation:
+        """All metrics of the held-out records; the same on every rank."""
+        metrics = [*self._retrieval(self.records, "image", "records"), *self._retrieval(self.videos, "video", "videos")]
+        return Evaluation((*metrics, *self._grounding(), *self._words()))
 
-    def _retrieval(self, records: Sequence[HeldOutRecord]) -> dict[str, float]:
+    def _retrieval(self, records: Sequence[HeldOutRecord], medium: str, size: str) -> list[Metric]:
+        """Recall of the first caption of each image, and of its image, among all; chance: a random order."""
         captioned = [record for record in records if record.captions]
         if not captioned:
-            return {}
-        images = self._encode_images(captioned)
-        text = self._encode_texts([record.captions[0] for record in captioned])
-        head = self.model.contrastive
-        cosine = (head.embed_image(images) @ head.embed_text(text).t()).cpu()
-        scores = {"cosine": (cosine, cosine), "reranked": self._rerank(images, text, cosine)}
-        same = np.eye(len(captioned), dtype=bool)
-        results: dict[str, float] = {"records": len(captioned)}
-        for name, (by_image, by_text) in scores.items():
-            results[f"image to text R@1 ({name})"] = recall_at(by_image.numpy(), same, ks=(1,))[1]
-            results[f"text to image R@1 ({name})"] = recall_at(by_text.t().numpy(), same, ks=(1,))[1]
-        for name in list(results):
-            if "R@1" in name:
-                results[f"{name}/chance"] = 1 / len(captioned)
-        return results
+            return []
 
-    def _rerank(self, images: Concepts, text: PackedTexts, cosine: Tensor) -> tuple[Tensor, Tensor]:
-        """Matching scores of each image's best texts and each text's best images; pairs wanted both ways are scored once.
+        def read(share: range) -> Iterator[list[Tensor]]:
+            for block in _blocks(captioned[share.start : share.stop], self.config.batch_size):
+                yield [record.pixels for record in block]
 
-        Returns (N, N) scores for ranking texts by image and images by text; -inf where a pair was no candidate.
-        """
-        k = min(self.config.candidates, len(cosine))
-        by_image = torch.zeros(cosine.shape, dtype=torch.bool).scatter_(1, cosine.topk(k, dim=1).indices, True)
-        by_text = torch.zeros(cosine.shape, dtype=torch.bool).scatter_(0, cosine.topk(k, dim=0).indices, True)
-        scores = torch.full(cosine.shape, -torch.inf)
-        bank = TextBank.of([text])
-        for start in range(0, len(cosine), self.config.batch_size):
-            block = slice(start, start + self.config.batch_size)
-            wanted = [row.nonzero().squeeze(1) for row in (by_image | by_text)[block]]
-            part = Concepts(images.patches[block], images.mean[block])
-            found = score_pairs(self.model.fusion, self.model.matching_head, part, wanted, bank)
-            for image, (texts, logits) in enumerate(zip(wanted, found, strict=True), start=start):
-                scores[image, texts] = logits.cpu()
-        return scores.masked_fill(~by_image, -torch.inf), scores.masked_fill(~by_text, -torch.inf)
+        search = TwoStageRetrieval(
+            self.model, self.processor, candidates=self.config.candidates, batch_size=self.config.batch_size
+        )
+        rankings = search.rank(len(captioned), read, [record.captions[0] for record in captioned])
+        chance = 1 / len(captioned)
+        metrics = [count(size, len(captioned))]
+        for name, stage in (("cosine", rankings.cosine), ("reranked", rankings.reranked)):
+            image_ranks, text_ranks = stage.ranks(np.arange(len(captioned)))
+            metrics.append(Metric(f"{medium} to text R@1 ({name})", float((image_ranks < 1).mean()), chance))
+            metrics.append(Metric(f"text to {medium} R@1 ({name})", float((text_ranks < 1).mean()), chance))
+        return metrics
 
-    def _grounding(self) -> dict[str, float]:
+    def _grounding(self) -> list[Metric]:
+        """Boxes of the elements, by grain; chance: always their mean box."""
         records = [record for record in self.with_boxes if record.elements]
         if not records:
-            return {}
-        predicted = np.concatenate(self._predict_boxes(records))
+            return []
+        share = distributed.share_of(len(records))
+        by_rank = distributed.gather_objects(self._predict_boxes(records[share.start : share.stop]))
+        predicted = np.concatenate([boxes for of_rank in by_rank for boxes in of_rank])
         true = np.array([element.box for record in records for element in record.elements])
         grains = np.array([element.grain for record in records for element in record.elements])
-        results: dict[str, float] = {}
+        metrics = []
         for grain in sorted(set(grains.tolist())):
-            chosen = grains == grain
-            mean_box = np.broadcast_to(true[chosen].mean(axis=0), true[chosen].shape)
-            results[f"{grain} phrases"] = int(chosen.sum())
-            results[f"{grain} box, IoU >= 0.5"] = accuracy_at_iou(predicted[chosen], true[chosen])
-            results[f"{grain} box, IoU >= 0.5/chance"] = accuracy_at_iou(mean_box, true[chosen])
-        return results
+            rows = grains == grain
+            mean_box = np.broadcast_to(true[rows].mean(axis=0), true[rows].shape)
+            located, chance = (accuracy_at_iou(boxes, true[rows]) for boxes in (predicted[rows], mean_box))
+            metrics.append(count(f"{grain} phrases", int(rows.sum())))
+            metrics.append(Metric(f"{grain} box, IoU >= 0.5", located, chance))
+        return metrics
 
     def _predict_boxes(self, records: Sequence[HeldOutRecord]) -> list[np.ndarray]:
         """For each record the boxes of its elements, (E, 4) as centre and size."""
@@ -173,54 +165,52 @@ class Evaluation:
             counts = [len(record.elements) for record in block]
             text = self._encode_texts([element.caption for record in block for element in record.elements])
             index = torch.arange(len(block)).repeat_interleave(torch.tensor(counts)).to(self.device)
-            found = self.model.predict_boxes(text, self._encode_images(block), index).cpu().numpy()
-            boxes += np.split(found, np.cumsum(counts)[:-1])
+            predicted = self.model.predict_boxes(text, self._encode_images(block), index).cpu().numpy()
+            boxes += np.split(predicted, np.cumsum(counts)[:-1])
         return boxes
 
-    def _words(self) -> dict[str, float]:
-        """Masked words of captions, seen with their picture; chance = always the most frequent masked word."""
-        right, labels = 0, []
+    def _words(self) -> list[Metric]:
+        """Masked words of captions, predicted with their image; chance: always the most frequent masked word."""
         captioned = [record for record in self.records if record.captions]
-        for start, block in enumerate(_blocks(captioned, self.config.batch_size)):
-            first = start * self.config.batch_size
-            rngs = [sample_rng(self.seed, "held-out", 0, first + index) for index in range(len(block))]
+        share = distributed.share_of(len(captioned))
+        right, labels = 0, []
+        for start in range(share.start, share.stop, self.config.batch_size):
+            block = captioned[start : min(start + self.config.batch_size, share.stop)]
+            rngs = [sample_rng(self.seed, "held-out", 0, start + index) for index in range(len(block))]
             examples = [self.processor.encode(r.captions[0], rng) for r, rng in zip(block, rngs, strict=True)]
             text = to_device(self.processor.collate(examples), self.device)
             (masked,) = self.model.text([text.masked_copy()])
             words = MaskedWords.of(text)
-            guesses = self.model.predict_words(masked, self._encode_images(block), words).argmax(dim=1)
+            predicted = self.model.predict_words(masked, self._encode_images(block), words).argmax(dim=1)
             counts = words.labels != IGNORE
-            right += int((guesses == words.labels)[counts].sum())
+            right += int((predicted == words.labels)[counts].sum())
             labels += words.labels[counts].tolist()
+        by_rank = distributed.gather_objects((right, labels))
+        right, labels = sum(right for right, _ in by_rank), [label for _, of_rank in by_rank for label in of_rank]
         if not labels:
-            return {}
-        most_frequent = np.bincount(labels).max() / len(labels)
-        return {
-            "masked words": len(labels),
-            "masked word": right / len(labels),
-            "masked word/chance": float(most_frequent),
-        }
+            return []
+        most_frequent = float(np.bincount(labels).max()) / len(labels)
+        return [
+            count("masked words", len(labels)),
+            Metric("masked word", right / len(labels), most_frequent),
+        ]
 
     def _encode_images(self, records: Sequence[HeldOutRecord]) -> Concepts:
-        parts = [
-            self.model.vision(torch.stack([r.pixels for r in block]).to(self.device))
-            for block in _blocks(records, self.config.batch_size)
-        ]
-        return Concepts(torch.cat([part.patches for part in parts]), torch.cat([part.mean for part in parts]))
+        return self.model.vision(torch.stack([record.pixels for record in records]).to(self.device))
 
     def _encode_texts(self, texts: Sequence[str]) -> PackedTexts:
         return self.model.text([to_device(self.processor.encode_plain(texts), self.device)])[0]
 
     def draw(self, path: Path) -> None:
-        """Write the first held-out pictures with true and predicted boxes and their phrases."""
+        """Write the first held-out images with true and predicted boxes and their phrases."""
         records = [record for record in self.with_boxes if record.elements][: self.config.panels]
         if not records:
             return
         panels = []
         for record, boxes in zip(records, self._predict_boxes(records), strict=True):
             pairs = zip(record.elements, boxes, strict=True)
-            found = [Prediction(element.caption, element.box, tuple(box.tolist())) for element, box in pairs]
-            panels.append(Panel(record.pixels.permute(1, 2, 0).numpy(), found))
+            predictions = [Prediction(element.caption, element.box, tuple(box.tolist())) for element, box in pairs]
+            panels.append(Panel(record.pixels.permute(1, 2, 0).numpy(), predictions))
         draw_predictions(panels, path)
 
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
+from torch import Tensor
 
 from dataset.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
+from dataset.finetune import EvaluationView, cleaned, in_batches
 from dataset.records import ImageSource
 from dataset.retrieval import RetrievalBatches, RetrievalDataConfig
 from dataset.video import VideoSource
+from metrics.retrieval import chance_recalls, retrieval_recalls
 from models.align import AligningConfig
 from models.retrieval import RetrievalModel
-from tasks import synthetic
+from tasks.base import frames_of
+from tasks.evaluation import Evaluation, Metric, count
+from tasks.finetune import data_options
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
-from tasks.retrieval_evaluation import RetrievalEvaluation
-from utils.batch import RetrievalBatch
+from tasks.two_stage import TwoStageRetrieval
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
@@ -35,42 +42,50 @@ class RetrievalConfig(MediaConfig):
     evaluation: RetrievalEvaluationConfig
 
 
-class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel]):
-    """Model, data and measures of a retrieval run."""
+class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]):
+    """Model, data and evaluation of a retrieval run."""
 
     measure = "mean recall"
-    make_batches = RetrievalBatches
 
     @staticmethod
     def build_model(config: RetrievalConfig, vocab_size: int | None) -> RetrievalModel:
         return RetrievalModel(config.model, vocab_size)
 
     @staticmethod
-    def synthetic_batch(config: RetrievalConfig, model: RetrievalModel) -> RetrievalBatch:
-        rows = config.data.batch_size
-        return RetrievalBatch(
-            pixels=synthetic.views(rows, config.model.vision),
-            text=synthetic.text(rows, config.data.text.max_tokens, len(model.text.word_embeddings)),
-            group=torch.arange(rows),
-            valid=synthetic.all_count(rows),
-        )
+    def training_data(
+        config: RetrievalConfig, tokenizer: PreTrainedTokenizerFast, model: RetrievalModel
+    ) -> RetrievalBatches:
+        return RetrievalBatches(config.data, **data_options(config, tokenizer))
 
     @staticmethod
-    def read_split(split: CaptionedSplitConfig, key: str) -> CaptionedImages:
+    def read_split(config: RetrievalConfig, split: CaptionedSplitConfig, key: str) -> CaptionedImages:
         return read_captioned_images(split, key, 0.0)
 
     @staticmethod
     def sources(items: CaptionedImages) -> Sequence[ImageSource | VideoSource]:
         return items.images
 
-    def measures(self, items: CaptionedImages) -> dict[str, float]:
-        evaluation = RetrievalEvaluation(
-            self.model,
-            self.text,
-            self.view,
-            candidates=self.config.evaluation.candidates,
-            batch_size=self.config.evaluation.batch_size,
-            workers=self.config.data.workers,
-        )
-        found = evaluation.metrics(items)
-        return found if self.frames is None else {name.replace("image", "video"): each for name, each in found.items()}
+    def evaluate(self, items: CaptionedImages) -> Evaluation:
+        """Recalls after re-ranking and by cosine alone, each beside that of a random order."""
+        config = self.config.evaluation
+        medium = "image" if frames_of(self.config) is None else "video"
+        search = TwoStageRetrieval(self.model, self.text, candidates=config.candidates, batch_size=config.batch_size)
+        read = partial(_view_of, self.held_out.view, items.images)
+        captions = [
+            cleaned(caption, self.text.max_words, items.images[image].place)
+            for caption, image in zip(items.captions, items.image_of_caption.tolist(), strict=True)
+        ]
+        rankings = search.rank(len(items.images), partial(self._read, read), captions)
+        metrics = [count(f"{medium}s", len(items.images)), count("captions", len(captions))]
+        chance = chance_recalls(items.captions_per_image, len(captions), medium)
+        for suffix, stage in (("", rankings.reranked), (" (cosine)", rankings.cosine)):
+            recalls = retrieval_recalls(*stage.ranks(items.image_of_caption), medium)
+            metrics += [Metric(f"{name}{suffix}", value, chance[name]) for name, value in recalls.items()]
+        return Evaluation(tuple(metrics))
+
+    def _read(self, read: Callable[[int], Tensor], share: range) -> Iterator[list[Tensor]]:
+        return in_batches(read, share, self.config.evaluation.batch_size, self.config.data.workers)
+
+
+def _view_of(view: EvaluationView, images: Sequence[ImageSource | VideoSource], index: int) -> Tensor:
+    return view(images[index])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -22,12 +22,16 @@ from dataset.video_qa import (
     read_classes,
     read_video_questions,
 )
-from engine.checkpoint import Checkpoint
 from models.video_qa import VideoQAModel, VideoQAModelConfig
-from tasks import synthetic
+from tasks.base import Parts
+from tasks.evaluation import Evaluation, Metric, count
+from tasks.finetune import HeldOut, data_options
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
-from tasks.vqa import by_answer_type, picture_of_each
-from utils.batch import ClassifiedBatch, Text
+from tasks.vqa import by_answer_type, number_of_image
+from utils.batch import Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class VideoQAEvaluationConfig(MediaEvaluationConfig[VideoQuestionsConfig]):
@@ -51,98 +55,84 @@ class VideoQAConfig(MediaConfig):
         return self
 
 
-class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel]):
-    """Model, data and measures of a video question answering run."""
+class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
+    """Model, data and evaluation of a video question answering run.
+
+    ``classes``: the candidate answers by label. ``commonest``: the most frequent training answer; None where an evaluation finds
+    no training data.
+    """
 
     measure = "accuracy"
-    make_batches = VideoQABatches
+    reads_training_data_to_evaluate = True
 
-    commonest: str | None = None
-    """The most frequent training answer; None where an evaluation finds no training data."""
-
-    def __init__(self, config: VideoQAConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True):
-        self.classes = read_classes(config.evaluation.answers, "evaluation.answers", config.model.classes)
-        super().__init__(config, checkpoint, trains=trains)
-        if not trains:
-            self.look_for_training_data()
+    def __init__(self, config: VideoQAConfig, parts: Parts[VideoQAModel, VideoQABatches], held_out: HeldOut):
+        super().__init__(config, parts, held_out)
+        self.classes = _classes(config)
+        self.commonest = None if parts.training is None else _most_frequent(parts.training)
 
     @staticmethod
     def build_model(config: VideoQAConfig, vocab_size: int | None) -> VideoQAModel:
         return VideoQAModel(config.model, vocab_size)
 
     @staticmethod
-    def synthetic_batch(config: VideoQAConfig, model: VideoQAModel) -> ClassifiedBatch:
-        rows = config.data.batch_size
-        return ClassifiedBatch(
-            pixels=synthetic.views(rows, config.model.vision),
-            text=synthetic.text(rows, config.data.text.max_tokens, len(model.text.word_embeddings)),
-            labels=torch.zeros(rows, dtype=torch.int64),
-            question_of_answer=torch.arange(rows),
-            weights=torch.ones(rows),
-            valid=synthetic.all_count(rows),
-        )
+    def training_data(config: VideoQAConfig, tokenizer: PreTrainedTokenizerFast, model: VideoQAModel) -> VideoQABatches:
+        return VideoQABatches(config.data, classes=_classes(config), **data_options(config, tokenizer))
 
     @staticmethod
-    def read_split(split: VideoQuestionsConfig, key: str) -> list[VideoQuestion]:
+    def read_split(config: VideoQAConfig, split: VideoQuestionsConfig, key: str) -> list[VideoQuestion]:
         return read_video_questions(split, key, 0.0, answered=False)
-
-    def batches(self) -> VideoQABatches:
-        made = VideoQABatches(
-            self.config.data,
-            classes=self.classes,
-            tokenizer=self.tokenizer,
-            image_size=self.config.model.vision.image_size,
-            seed=self.config.seed,
-            frames=self.frames,
-        )
-        answers = Counter(item.answer for item in made.items)
-        self.commonest = answers.most_common(1)[0][0]
-        return made
 
     @staticmethod
     def sources(items: list[VideoQuestion]) -> list[VideoSource]:
         return [item.video for item in items]
 
-    def measures(self, items: list[VideoQuestion]) -> dict[str, float]:
-        """The share of all questions whose answer is met to the letter, those that no candidate answers included, overall and
-        by type of answer. Chance: a candidate drawn at random. Beside it, what the most frequent training answer gives."""
+    def evaluate(self, items: list[VideoQuestion]) -> Evaluation:
+        """The share of all questions whose answer is met to the letter, those that no candidate answers included, overall and by
+        type of answer. Chance: a candidate at random. Beside it, the accuracy of the most frequent training answer."""
         predicted = [self.classes[label] for label in self._predict(items)]
-        self.predictions = [
+        predictions = [
             {"question_id": item.question_id, "answer": answer} for item, answer in zip(items, predicted, strict=True)
         ]
-        results: dict[str, float] = {"questions": len(items)}
+        metrics = [count("questions", len(items))]
         if not all(item.answer for item in items):
-            return results
+            return Evaluation(tuple(metrics), predictions)
         right = np.array([item.answer == answer for item, answer in zip(items, predicted, strict=True)])
         listed = set(self.classes)
         known = np.array([item.answer in listed for item in items])
-        for name, chosen in by_answer_type([item.answer_type for item in items]).items():
-            prefix = f"{name}: " if name else ""
-            results[f"{prefix}accuracy"] = float(right[chosen].mean())
-            results[f"{prefix}accuracy/chance"] = float(known[chosen].mean()) / len(self.classes)
-            if name:
-                results[f"{name} questions"] = int(chosen.sum())
+        for kind, rows in by_answer_type([item.answer_type for item in items]).items():
+            chance = float(known[rows].mean()) / len(self.classes)
+            metrics.append(Metric(f"{kind}: accuracy" if kind else "accuracy", float(right[rows].mean()), chance))
+            if kind:
+                metrics.append(count(f"{kind} questions", int(rows.sum())))
         if self.commonest is not None:
-            results[f'always "{self.commonest}"'] = float(np.mean([item.answer == self.commonest for item in items]))
-        results["answer is a candidate"] = float(known.mean())
-        return results
+            always = float(np.mean([item.answer == self.commonest for item in items]))
+            metrics.append(Metric(f'always "{self.commonest}"', always))
+        metrics.append(Metric("answer is a candidate", float(known.mean())))
+        return Evaluation(tuple(metrics), predictions)
 
     def _predict(self, items: list[VideoQuestion]) -> np.ndarray:
         """The label of every question's likeliest answer."""
 
         def answer(videos: list[Tensor], text: Text) -> Tensor:
-            rows = picture_of_each(videos)
-            pixels = torch.stack([videos[place] for place in np.unique(rows, return_index=True)[1]])
+            video_of_question = number_of_image(videos)
+            pixels = torch.stack([videos[place] for place in np.unique(video_of_question, return_index=True)[1]])
             device = text.ids.device
-            logits = self.model.classify(pixels.to(device), text, torch.from_numpy(rows).to(device))
+            logits = self.model.classify(pixels.to(device), text, torch.from_numpy(video_of_question).to(device))
             return logits.argmax(dim=1)
 
         return self.outputs(items, partial(_read, LastVideo()), answer, "answering")
 
 
+def _classes(config: VideoQAConfig) -> list[str]:
+    return read_classes(config.evaluation.answers, "evaluation.answers", config.model.classes)
+
+
+def _most_frequent(training: VideoQABatches) -> str:
+    return Counter(item.answer for item in training.items).most_common(1)[0][0]
+
+
 class LastVideo:
-    """The frames of the video that was read last: files list the questions about a video together, and reading it is what costs
-    most."""
+    """Keeps the frames of the video read last: files list the questions about a video together, and reading it costs most."""
 
     def __init__(self) -> None:
         self.source: VideoSource | None = None

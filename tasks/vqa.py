@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -21,15 +21,18 @@ from dataset.vqa import (
     read_candidates,
     read_questions,
 )
-from engine.checkpoint import Checkpoint
 from metrics.vqa import normalize_answer, soft_accuracy
 from models.answer_ranking import AnswerTree, Ranking, rank_answers
 from models.vqa import VQAModel, VQAModelConfig
 from optim import OptimConfig
-from tasks import synthetic
-from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
-from utils.batch import QuestionBatch, Text
+from tasks.base import Parts
+from tasks.evaluation import Evaluation, Metric, count
+from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig, data_options
+from utils.batch import Text
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class VQAOptimConfig(OptimConfig):
@@ -63,124 +66,105 @@ class VQAConfig(FineTuneConfig):
     evaluation: VQAEvaluationConfig
 
 
-class VQATask(FineTuneTask[VQAConfig, VQAModel]):
-    """Model, data and measures of a question answering run."""
+class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
+    """Model, data and evaluation of a question answering run.
+
+    ``candidates``: the answers that can be predicted. ``commonest``: the most frequent training answer by type of answer; None
+    where an evaluation finds no training data.
+    """
 
     measure = "accuracy"
-    make_batches = VQABatches
+    reads_training_data_to_evaluate = True
 
-    commonest: dict[str, str] | None = None
-    """The most frequent training answer by type of answer; None where an evaluation finds no training data."""
-
-    def __init__(self, config: VQAConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True):
+    def __init__(self, config: VQAConfig, parts: Parts[VQAModel, VQABatches], held_out: HeldOut):
+        super().__init__(config, parts, held_out)
+        self._check_answer_length()
         self.candidates = read_candidates(config.evaluation.answers, "evaluation.answers")
-        super().__init__(config, checkpoint, trains=trains)
         self.tree = self._tree()
-        if not trains:
-            self.look_for_training_data()
+        self.commonest = None if parts.training is None else most_frequent_answers(parts.training.items)
+        if config.optim.fresh_decoder:
+            self.fresh |= {name for name, _ in self.model.named_parameters() if name.startswith("decoder.")}
 
     @staticmethod
     def build_model(config: VQAConfig, vocab_size: int | None) -> VQAModel:
         return VQAModel(config.model, vocab_size)
 
     @staticmethod
-    def synthetic_batch(config: VQAConfig, model: VQAModel) -> QuestionBatch:
-        """As in VQA v2: no question has more than ten answers, nor, at five words and a bit, an answer more than eight tokens."""
-        rows, words, most = config.data.batch_size, len(model.text.word_embeddings), 10
-        return QuestionBatch(
-            pixels=synthetic.pictures(rows, config.model.vision),
-            text=synthetic.text(rows, config.data.text.max_tokens, words),
-            answers=synthetic.text(most * rows, min(config.data.max_answer_tokens, 8), words),
-            question_of_answer=torch.arange(most * rows) // most,
-            weights=torch.full((most * rows,), 1 / most),
-            valid=synthetic.all_count(rows),
-        )
+    def training_data(config: VQAConfig, tokenizer: PreTrainedTokenizerFast, model: VQAModel) -> VQABatches:
+        return VQABatches(config.data, **data_options(config, tokenizer))
 
     @staticmethod
-    def read_split(split: QuestionsConfig, key: str) -> list[Question]:
+    def read_split(config: VQAConfig, split: QuestionsConfig, key: str) -> list[Question]:
         return read_questions(split, key, 0.0, answered=False)
 
-    def batches(self) -> VQABatches:
-        batches = super().batches()
-        assert isinstance(batches, VQABatches)
-        self.commonest = most_frequent_answers(batches.items)
-        return batches
-
-    def measures(self, items: list[Question]) -> dict[str, float]:
-        """Soft accuracies, overall and by type of answer. Chance: a candidate drawn at random. Beside them, what the most
-        frequent training answer (of the type) gives everywhere."""
+    def evaluate(self, items: list[Question]) -> Evaluation:
+        """Soft accuracies, overall and by type of answer. Chance: a candidate at random. Beside them, the accuracy of always
+        giving the most frequent training answer (of the type). A split without answers is answered and not measured."""
         predicted = [self.candidates[place] for place in self._predict(items)]
-        self.predictions = [
+        predictions = [
             {"question_id": item.question_id, "answer": answer} for item, answer in zip(items, predicted, strict=True)
         ]
-        results: dict[str, float] = {"questions": len(items)}
+        metrics = [count("questions", len(items))]
         if not all(item.answers for item in items):
-            return results
+            return Evaluation(tuple(metrics), predictions)
         answers = [item.answers for item in items]
-        found, chance = accuracies(predicted, answers), chance_accuracy(self.candidates, answers)
-        for name, chosen in by_answer_type([item.answer_type for item in items]).items():
-            prefix = f"{name}: " if name else ""
-            results[f"{prefix}accuracy"] = float(found[chosen].mean())
-            results[f"{prefix}accuracy/chance"] = float(chance[chosen].mean())
+        accuracy, chance = accuracies(predicted, answers), chance_accuracy(self.candidates, answers)
+        for kind, rows in by_answer_type([item.answer_type for item in items]).items():
+            prefix = f"{kind}: " if kind else ""
+            metrics.append(Metric(f"{prefix}accuracy", float(accuracy[rows].mean()), float(chance[rows].mean())))
             if self.commonest is not None:
-                guess = self.commonest.get(name, self.commonest[""])
-                always = [soft_accuracy(guess, answers[row]) for row in np.flatnonzero(chosen)]
-                results[f'{prefix}always "{guess}"'] = float(np.mean(always))
-            if name:
-                results[f"{name} questions"] = int(chosen.sum())
-        return results
+                guess = self.commonest.get(kind, self.commonest[""])
+                always = [soft_accuracy(guess, answers[row]) for row in np.flatnonzero(rows)]
+                metrics.append(Metric(f'{prefix}always "{guess}"', float(np.mean(always))))
+            if kind:
+                metrics.append(count(f"{kind} questions", int(rows.sum())))
+        return Evaluation(tuple(metrics), predictions)
 
-    def _load(self, checkpoint: Checkpoint | None) -> set[str]:
-        fresh = super()._load(checkpoint)
-        if self.config.optim.fresh_decoder:
-            fresh |= {name for name, _ in self.model.named_parameters() if name.startswith("decoder.")}
-        return fresh
-
-    def _check_lengths(self) -> None:
-        super()._check_lengths()
-        most, longest = self.config.data.max_answer_tokens, self.model.decoder.embeddings.arch.longest_text
-        if most > longest:
+    def _check_answer_length(self) -> None:
+        length, longest = self.config.data.max_answer_tokens, self.model.decoder.embeddings.arch.longest_text
+        if length > longest:
             raise UserError(
-                f"data.max_answer_tokens is {most}, but the decoder has positions for {longest} tokens; lower it"
+                f"data.max_answer_tokens is {length}, but the decoder has positions for {longest} tokens; lower it"
             )
 
     def _tree(self) -> AnswerTree:
         limits = TextLimits(max_tokens=self.config.data.max_answer_tokens)
         text = PlainTextProcessor(self.tokenizer, limits).encode_plain(self.candidates)
-        rows = [row[: int(length)].tolist() for row, length in zip(text.ids, text.mask.sum(dim=1), strict=True)]
-        for answer, row in zip(self.candidates, rows, strict=True):
-            if len(row) < 3:
+        tokens = [ids[: int(length)].tolist() for ids, length in zip(text.ids, text.mask.sum(dim=1), strict=True)]
+        for answer, ids in zip(self.candidates, tokens, strict=True):
+            if len(ids) < 3:
                 raise UserError(f"evaluation.answers: the tokenizer makes nothing of the answer {answer!r}; remove it")
-        return AnswerTree(rows)
+        return AnswerTree(tokens)
 
     def _predict(self, items: list[Question]) -> np.ndarray:
-        """The place in the list of every question's answer."""
+        """The index of every question's answer in the list of candidates."""
         config = self.config.evaluation
 
-        def answer(pictures: list[Tensor], text: Text) -> Tensor:
-            rows = picture_of_each(pictures)
-            pixels = torch.stack([pictures[place] for place in np.unique(rows, return_index=True)[1]])
+        def answer(images: list[Tensor], text: Text) -> Tensor:
+            image_of_question = number_of_image(images)
+            pixels = torch.stack([images[place] for place in np.unique(image_of_question, return_index=True)[1]])
             device = text.ids.device
-            asked = self.model.fuse_questions(pixels.to(device), text, torch.from_numpy(rows).to(device))
-            return rank_answers(self.model.decoder, asked, self.tree, config.candidates, config.ranking).ids[:, 0]
+            index = torch.from_numpy(image_of_question).to(device)
+            questions = self.model.fuse_questions(pixels.to(device), text, index)
+            return rank_answers(self.model.decoder, questions, self.tree, config.candidates, config.ranking).ids[:, 0]
 
         return self.outputs(items, _read, answer, "answering")
 
 
 def by_answer_type(types: Sequence[str]) -> dict[str, np.ndarray]:
     """Which questions, (N,) bool: all under "", and where there are several types of answer, those of each."""
-    given = np.array(types)
-    groups = {"": np.ones(len(given), dtype=bool)}
+    type_of = np.array(types)
+    groups = {"": np.ones(len(type_of), dtype=bool)}
     if len(set(types)) > 1:
-        groups |= {name: given == name for name in sorted({*types} - {""})}
+        groups |= {name: type_of == name for name in sorted({*types} - {""})}
     return groups
 
 
-def picture_of_each(pictures: Sequence[Tensor]) -> np.ndarray:
-    """A number for each picture, the same for equal neighbours: files list the questions of a picture together, and the vision
-    encoder costs most, so that it sees a picture once for all of them."""
-    new = [place > 0 and not torch.equal(picture, pictures[place - 1]) for place, picture in enumerate(pictures)]
-    return np.cumsum(new)
+def number_of_image(images: Sequence[Tensor]) -> np.ndarray:
+    """A number for each image (N,) int64, the same for equal neighbours. Files list the questions of an image together, and the
+    vision encoder costs most, so that it encodes an image once for all of them."""
+    is_new = [place > 0 and not torch.equal(image, images[place - 1]) for place, image in enumerate(images)]
+    return np.cumsum(is_new)
 
 
 def most_frequent_answers(questions: Sequence[Question]) -> dict[str, str]:
@@ -190,25 +174,25 @@ def most_frequent_answers(questions: Sequence[Question]) -> dict[str, str]:
         answer = question.most_frequent()
         for kind in {"", question.answer_type}:
             counts.setdefault(kind, Counter())[answer] += 1
-    return {kind: found.most_common(1)[0][0] for kind, found in counts.items()}
+    return {kind: counter.most_common(1)[0][0] for kind, counter in counts.items()}
 
 
 def accuracies(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
     """The soft accuracy of each prediction, (N,) in 0..1."""
-    return np.array([soft_accuracy(each, given) for each, given in zip(predicted, answers, strict=True)])
+    return np.array([soft_accuracy(answer, true) for answer, true in zip(predicted, answers, strict=True)])
 
 
 def chance_accuracy(candidates: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
-    """The expected accuracy of each question for a candidate drawn at random, (N,)."""
+    """The expected accuracy of each question for a candidate at random, (N,)."""
     listed, sums = set(candidates), []
-    for given in answers:
+    for true in answers:
         # No other candidate can agree with an annotator.
-        agreeing = listed.intersection({*given, *map(normalize_answer, given)})
-        sums.append(sum(soft_accuracy(candidate, given) for candidate in sorted(agreeing)))
+        agreeing = listed.intersection({*true, *map(normalize_answer, true)})
+        sums.append(sum(soft_accuracy(candidate, true) for candidate in sorted(agreeing)))
     return np.array(sums) / len(candidates)
 
 
 def _read(view: EvaluationView, max_words: int, items: Sequence[Question], index: int) -> tuple[Tensor, str]:
-    """The picture (3, S, S) and the cleaned question."""
+    """The image (3, S, S) and the cleaned question."""
     item = items[index]
     return view(item.picture), cleaned_question(item.question, max_words, item.place)

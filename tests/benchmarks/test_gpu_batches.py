@@ -34,7 +34,7 @@ def compiled_task(tiny_overrides, tmp_path) -> PretrainTask:
         streams.append(f"data.{stream}={{files: [{path}], batch_size: 4{own}}}")
     sizes = ["data.text.max_tokens=30", "data.regions.batch_size=32", "model.vision.video.frames=2"]
     overrides = [*tiny_overrides, *streams, *sizes, "train.compile=true"]
-    return PretrainTask(load_config("configs/demo/pretrain.yaml", overrides, PretrainConfig))
+    return PretrainTask.build(load_config("configs/demo/pretrain.yaml", overrides, PretrainConfig))
 
 
 def test_the_compiled_way_has_batches_of_the_shapes_that_the_trainer_makes(compiled_task):

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tasks.captioning import CaptioningConfig, CaptioningTask
-from tasks.common import FineTuneTask, evaluating
+from tasks.finetune import FineTuneTask
 from tasks.grounding import GroundingConfig, GroundingTask
+from tasks.inference import evaluating
 from tasks.nlvr import NLVRConfig, NLVRTask
 from tasks.retrieval import RetrievalConfig, RetrievalTask
 from tasks.vqa import VQAConfig, VQATask
@@ -45,7 +46,7 @@ class Measure:
     def __init__(self, scenes: Path):
         self.scenes = scenes
 
-    def task(self, name: str) -> FineTuneTask[Any, Any]:
+    def task(self, name: str) -> FineTuneTask[Any, Any, Any]:
         schema, kind, file = KINDS[name]
         overrides = [
             *[each for each in tiny_run(self.scenes) if each.startswith(("model.", "train.", "schedule."))],
@@ -56,7 +57,9 @@ class Measure:
             "evaluation.batch_size=2",
             *EXTRA.get(name, []),
         ]
-        task: FineTuneTask[Any, Any] = kind(load_config(ROOT / f"configs/demo/{name}.yaml", overrides, schema))
+        task: FineTuneTask[Any, Any, Any] = kind.build(
+            load_config(ROOT / f"configs/demo/{name}.yaml", overrides, schema)
+        )
         generator = torch.Generator().manual_seed(4)
         with torch.no_grad():
             for part, parameter in task.model.named_parameters():
@@ -82,9 +85,9 @@ class Measure:
         for name in KINDS:
             task = self.task(name)
             for count in COUNTS:
-                items = first_of(task.held_out["test"], count)
+                items = first_of(task.held_out.test["test"], count)
                 with evaluating(task.model, "fp32"):
-                    found[f"{name}/{count}"] = task.measures(items)
+                    found[f"{name}/{count}"] = task.evaluate(items)
                     for method in ("_predict", "_locate", "captions"):
                         if hasattr(task, method):
                             found[f"{name}/{count}/rows"] = [
@@ -120,7 +123,7 @@ def both(scenes_folder, tmp_path_factory) -> list[dict[str, Any]]:
 def test_both_ranks_measure_what_one_process_measures(alone, both, name, count):
     """The metrics are shares of counts: equal means equal, not close."""
     expected = alone[f"{name}/{count}"]
-    assert expected[SIZES[name]] == count
+    assert expected[SIZES[name]].value == count
     for found in both:
         assert found[f"{name}/{count}"] == expected
 
@@ -129,7 +132,7 @@ def test_both_ranks_measure_what_one_process_measures(alone, both, name, count):
 def test_the_items_decide_what_is_measured(alone, name):
     """Else the test above could not fail."""
     found = [alone[f"{name}/{count}"] for count in COUNTS]
-    assert len({tuple(value for value in each.values() if isinstance(value, float)) for each in found}) > 2
+    assert len({tuple(metric.value for metric in each.metrics if metric.unit != "count") for each in found}) > 2
 
 
 @pytest.mark.parametrize("count", COUNTS)

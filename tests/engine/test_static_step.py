@@ -157,7 +157,7 @@ def test_static_batches_have_one_shape_but_for_counts_in_few_steps(task):
 
 
 def test_losses_of_static_batches_equal_those_of_others(task, tiny_overrides):
-    other = PretrainTask(load_config("configs/demo/pretrain.yaml", tiny_overrides, PretrainConfig))
+    other = PretrainTask.build(load_config("configs/demo/pretrain.yaml", tiny_overrides, PretrainConfig))
     task.model.eval()
     found = []
     for maker in (task, other):

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from tasks import kinds
-from tasks.common import evaluating
+from tasks.evaluation import Evaluation
+from tasks.inference import evaluating
 from utils.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -73,9 +74,9 @@ def rows_of(task: str, numbers: range) -> list[dict[str, Any]]:
 
 def task_of(name: str, overrides: Callable[[str], list[str]]) -> Any:
     schema, kind = KINDS[name]
-    return kind(load_config(ROOT / f"configs/demo/{name}.yaml", overrides(name), schema))
+    return kind.build(load_config(ROOT / f"configs/demo/{name}.yaml", overrides(name), schema))
 
 
-def measured(task: Any) -> dict[str, float]:
+def measured(task: Any) -> Evaluation:
     with evaluating(task.model, "fp32"):
-        return task.measures(task.held_out["test"])
+        return task.evaluate(task.held_out.test["test"])

@@ -34,7 +34,7 @@ def overrides_of(scenes_folder: Path, *more: str) -> list[str]:
 
 def task_of(scenes_folder: Path, *more: str) -> CaptioningTask:
     config = ROOT / "configs/demo/captioning.yaml"
-    return CaptioningTask(load_config(config, overrides_of(scenes_folder, *more), CaptioningConfig))
+    return CaptioningTask.build(load_config(config, overrides_of(scenes_folder, *more), CaptioningConfig))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def run_of_task(folder: Path, task: CaptioningTask | PretrainTask) -> Path:
 
 
 def test_the_second_step_takes_a_captioning_run_and_no_other(scenes_folder, tiny_overrides, tmp_path, caplog):
-    pretraining = PretrainTask(load_config(ROOT / "configs/demo/pretrain.yaml", tiny_overrides, PretrainConfig))
+    pretraining = PretrainTask.build(load_config(ROOT / "configs/demo/pretrain.yaml", tiny_overrides, PretrainConfig))
     folder = run_of_task(tmp_path / "pretrain", pretraining)
     second = ("train.objective=self_critical", f"init.checkpoint={folder}")
     with pytest.raises(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.common import evaluating
+from tasks.inference import evaluating
 
 
 class Backend:

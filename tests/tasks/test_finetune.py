@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,17 @@ from dataset.finetune import in_batches
 from dataset.records import BrokenRecordError
 from dataset.text import load_tokenizer
 from engine.checkpoint import list_checkpoints
-from tasks.common import BaseTask
+from tasks.base import BaseTask
+from tasks.evaluation import Evaluation, Metric
 from tasks.job import run_task
 from tasks.nlvr import NLVRTask
-from tasks.tables import table
 from tests.tasks.painted import FILES, KINDS, ROOT
 from utils.config import load_config
 from utils.errors import UserError
 
 
 def start(
-    task: str, output: Path, overrides: list[str], *flags: str, kind: type[BaseTask[Any, Any]] | None = None
+    task: str, output: Path, overrides: list[str], *flags: str, kind: type[BaseTask[Any, Any, Any]] | None = None
 ) -> dict[str, Any]:
     """A run in this process; gives back its `evaluation.json`."""
     schema, usual = KINDS[task]
@@ -65,9 +66,9 @@ def test_a_run_trains_validates_and_reports(runs, task):
     assert [line["step"] for line in validations] == [2, 4, 6]
     report = json.loads((run / "evaluation.json").read_text())
     assert report.keys() == {"test"}
-    assert {name for name in report["test"] if not name.endswith("/chance")} == validations[0].keys() - {"step"}
-    for name, value in report["test"].items():
-        assert isinstance(value, int) or 0 <= value <= (10 if name.startswith("CIDEr") else 1), name
+    assert report["test"].keys() == validations[0].keys() - {"step"}
+    for name, metric in report["test"].items():
+        assert metric["unit"] == "count" or 0 <= metric["value"] <= (10 if name.startswith("CIDEr") else 1), name
 
 
 EXPECTED = {
@@ -82,7 +83,8 @@ EXPECTED = {
 @pytest.mark.parametrize("task", KINDS)
 def test_every_held_out_item_is_measured_once(runs, task):
     report = json.loads((runs(task) / "evaluation.json").read_text())["test"]
-    assert {name: value for name, value in report.items() if isinstance(value, int)} == EXPECTED[task]
+    sizes = {name: metric["value"] for name, metric in report.items() if metric["unit"] == "count"}
+    assert sizes == EXPECTED[task]
 
 
 def checksum(tensors: dict[str, torch.Tensor]) -> float:
@@ -90,12 +92,14 @@ def checksum(tensors: dict[str, torch.Tensor]) -> float:
     return sum(float(tensor.double().square().sum()) for tensor in tensors.values())
 
 
-def watched(kind: type[BaseTask[Any, Any]], scores: list[float]) -> type[BaseTask[Any, Any]]:
+def watched(kind: type[BaseTask[Any, Any, Any]], scores: list[float]) -> type[BaseTask[Any, Any, Any]]:
     """The task, whose validations give ``scores`` one after the other, and whose measures tell which weights they are of."""
 
     class Watched(kind):  # type: ignore[misc,valid-type]
-        def measures(self, items: Any) -> dict[str, float]:
-            return {**super().measures(items), "weights": checksum(dict(self.model.state_dict()))}
+        def evaluate(self, items: Any) -> Evaluation:
+            weights = Metric("weights", checksum(dict(self.model.state_dict())))
+            evaluation = super().evaluate(items)
+            return replace(evaluation, metrics=(*evaluation.metrics, weights))
 
         def validate(self) -> dict[str, float]:
             return {**super().validate(), self.measure: scores.pop(0)}
@@ -111,7 +115,7 @@ def test_reported_are_the_best_weights_and_not_the_last(overrides, task, tmp_pat
     last = checksum(load_file(tmp_path / "checkpoints" / "step-00000006" / "model.safetensors"))
     best = checksum(load_file(tmp_path / "best.safetensors"))
     assert validations[2]["weights"] == pytest.approx(last, rel=1e-12)
-    assert report["test"]["weights"] == pytest.approx(best, rel=1e-12)
+    assert report["test"]["weights"]["value"] == pytest.approx(best, rel=1e-12)
     assert best == pytest.approx(validations[1]["weights"], rel=1e-12)
     assert best != pytest.approx(last, rel=1e-9)
 
@@ -120,7 +124,7 @@ def test_reported_are_the_best_weights_and_not_the_last(overrides, task, tmp_pat
 def test_without_validation_the_last_weights_are_reported(overrides, task, tmp_path):
     report = start(task, tmp_path, [*overrides(task), "evaluation.validation=null"], kind=watched(KINDS[task][1], []))
     last = checksum(load_file(tmp_path / "checkpoints" / "step-00000006" / "model.safetensors"))
-    assert report["test"]["weights"] == pytest.approx(last, rel=1e-12)
+    assert report["test"]["weights"]["value"] == pytest.approx(last, rel=1e-12)
     assert not (tmp_path / "best.safetensors").exists()
     assert not (tmp_path / "validation.jsonl").exists()
 
@@ -136,7 +140,8 @@ def test_the_best_weights_measured_again_give_the_reported_numbers(runs, overrid
     (tmp_path / "copy" / "evaluation.json").unlink()
     capsys.readouterr()
     assert start(task, tmp_path / "copy", overrides(task), "--evaluate", "--resume") == expected
-    assert capsys.readouterr().out.startswith(table(expected["test"], "test") + "\n")
+    metrics = tuple(Metric(name, **values) for name, values in expected["test"].items())
+    assert capsys.readouterr().out.startswith(Evaluation(metrics).table("test") + "\n")
 
 
 @pytest.mark.parametrize("killed_at", [3, 4])
@@ -174,8 +179,8 @@ def test_evaluating_trains_nothing(runs, overrides, task, tmp_path):
     files = {path.name for path in tmp_path.iterdir()} - written
     assert files == {"config.yaml", "evaluation.json", "log.txt"}
     schema, kind = KINDS[task]
-    fresh = kind(load_config(ROOT / f"configs/demo/{task}.yaml", options, schema))
-    assert report["test"]["weights"] == pytest.approx(checksum(dict(fresh.model.state_dict())), rel=1e-12)
+    fresh = kind.build(load_config(ROOT / f"configs/demo/{task}.yaml", options, schema))
+    assert report["test"]["weights"]["value"] == pytest.approx(checksum(dict(fresh.model.state_dict())), rel=1e-12)
 
 
 @pytest.mark.parametrize("task", KINDS)
@@ -238,7 +243,7 @@ def test_a_run_folder_without_best_weights_stands_for_its_newest_checkpoint(runs
     options = [*overrides("nlvr"), f"init.checkpoint={run}"]
     report = start("nlvr", tmp_path / "out", options, "--evaluate", kind=watched(NLVRTask, []))
     last = checksum(load_file(run / "checkpoints" / "step-00000006" / "model.safetensors"))
-    assert report["test"]["weights"] == pytest.approx(last, rel=1e-12)
+    assert report["test"]["weights"]["value"] == pytest.approx(last, rel=1e-12)
 
 
 def test_a_folder_without_weights_is_told_in_one_line(overrides, tmp_path):

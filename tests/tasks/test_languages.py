@@ -28,7 +28,7 @@ FUSION = "model.fusion={layers: 1, width: 16, heads: 2, intermediate: 32}"
 @pytest.fixture(scope="module")
 def pretrained(tiny_overrides, tmp_path_factory) -> Path:
     """Weights of the demo's pre-training in small, in English."""
-    task = PretrainTask(load_config("configs/demo/pretrain.yaml", tiny_overrides, PretrainConfig))
+    task = PretrainTask.build(load_config("configs/demo/pretrain.yaml", tiny_overrides, PretrainConfig))
     path = tmp_path_factory.mktemp("english") / "model.safetensors"
     save_file({name: value.clone() for name, value in task.model.state_dict().items()}, path)
     return path
@@ -65,18 +65,20 @@ def test_a_run_replaces_the_text_encoder_and_measures_each_language(overrides, t
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     mean = report.pop("mean of splits")
     assert report.keys() == {"test", "zh"}
-    assert mean["mean recall"] == pytest.approx((report["test"]["mean recall"] + report["zh"]["mean recall"]) / 2)
+    assert mean["mean recall"]["value"] == pytest.approx(
+        (report["test"]["mean recall"]["value"] + report["zh"]["mean recall"]["value"]) / 2
+    )
     assert "captions" not in mean
     assert "mean of splits" in capsys.readouterr().out
-    assert all(found["captions"] == 16 for found in report.values())
-    assert all("mean recall" in found and "mean recall/chance" in found for found in report.values())
+    assert all(found["captions"]["value"] == 16 for found in report.values())
+    assert all("chance" in found["mean recall"] for found in report.values())
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "the text encoder is another than the checkpoint's" in log
     assert re.search(r"weights: .*model.safetensors; \d+ of text from random numbers\n", log)
 
 
 def test_the_new_text_encoder_learns_faster_and_the_rest_as_before(overrides):
-    task = RetrievalTask(load_config(LANGUAGE, overrides, RetrievalConfig))
+    task = RetrievalTask.build(load_config(LANGUAGE, overrides, RetrievalConfig))
     assert task.fresh == {f"text.{name}" for name, _ in task.model.text.named_parameters()}
     assert task.model.text.projection is not None
 
@@ -84,7 +86,7 @@ def test_the_new_text_encoder_learns_faster_and_the_rest_as_before(overrides):
 def test_a_run_without_the_word_that_the_encoder_is_new_is_one_line(overrides):
     config = load_config(LANGUAGE, [*overrides, "init.new_text=false"], RetrievalConfig)
     with pytest.raises(UserError, match=r"shapes differ: .*init.new_text=true") as error:
-        RetrievalTask(config)
+        RetrievalTask.build(config)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -93,7 +95,7 @@ def test_a_language_that_no_record_has_is_one_line_with_the_key(overrides):
     with pytest.raises(
         UserError, match=r"^data.train: .* no text in language 'it'; languages there: en, de, fr, cs, zh, ja$"
     ):
-        RetrievalTask(config)
+        RetrievalTask.build(config)
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def with_pairs(tiny_overrides, tmp_path) -> list[str]:
 
 
 def test_text_pairs_are_trained_on_beside_the_pictures(with_pairs):
-    task = PretrainTask(load_config("configs/demo/pretrain.yaml", with_pairs, PretrainConfig))
+    task = PretrainTask.build(load_config("configs/demo/pretrain.yaml", with_pairs, PretrainConfig))
     batch = next(task.train_loader().batches(0, 1))
     terms, counts = task.model(batch), task.model.counts(batch)
     assert (
@@ -120,7 +122,7 @@ def test_text_pairs_are_trained_on_beside_the_pictures(with_pairs):
 
 
 def test_padding_of_a_text_pair_changes_no_loss(with_pairs):
-    task = PretrainTask(load_config("configs/demo/pretrain.yaml", with_pairs, PretrainConfig))
+    task = PretrainTask.build(load_config("configs/demo/pretrain.yaml", with_pairs, PretrainConfig))
     task.model.eval()
     whole = next(task.train_loader().batches(0, 1))
     batch = whole.pairs
@@ -143,12 +145,12 @@ def test_text_pairs_need_pictures_as_wide_as_texts_and_positions_enough(with_pai
     with pytest.raises(
         UserError, match=r"data.pairs: .* images have width 32 and texts 16; give model.vision and model.fusion one"
     ):
-        PretrainTask(load_config("configs/demo/pretrain.yaml", wide, PretrainConfig))
+        PretrainTask.build(load_config("configs/demo/pretrain.yaml", wide, PretrainConfig))
     long = [*with_pairs, "data.pairs.text={max_tokens: 65}"]
     with pytest.raises(
         UserError, match=r"data.pairs.text.max_tokens is 65, but model.text has positions for 64 tokens"
     ):
-        PretrainTask(load_config("configs/demo/pretrain.yaml", long, PretrainConfig))
+        PretrainTask.build(load_config("configs/demo/pretrain.yaml", long, PretrainConfig))
 
 
 def test_entailment_is_learned_by_the_task_of_statements(scenes_folder, tmp_path):
@@ -171,14 +173,14 @@ def test_entailment_is_learned_by_the_task_of_statements(scenes_folder, tmp_path
         "evaluation.validation=null",
         f"evaluation.test.test.annotations={path}",
     ]
-    task = NLVRTask(load_config("configs/demo/nlvr.yaml", overrides, NLVRConfig))
+    task = NLVRTask.build(load_config("configs/demo/nlvr.yaml", overrides, NLVRConfig))
     batch = next(task.train_loader().batches(0, 1))
     assert batch.pixels.shape[0] == 2
     assert task.model(batch)["classes"].total > 0
     task.model.eval()
     with torch.no_grad():
-        found = task.measures(task.held_out["test"])
-    assert found["statements"] == 4
-    assert found["accuracy/chance"] == 0.5
+        found = task.evaluate(task.held_out.test["test"])
+    assert found["statements"].value == 4
+    assert found["accuracy"].chance == 0.5
     with pytest.raises(UserError, match=r"^data.train: .*test.jsonl:1 has 1 images, but model.images is 2"):
-        NLVRTask(load_config("configs/demo/nlvr.yaml", [*overrides, "model.images=2"], NLVRConfig))
+        NLVRTask.build(load_config("configs/demo/nlvr.yaml", [*overrides, "model.images=2"], NLVRConfig))

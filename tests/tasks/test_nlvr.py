@@ -14,7 +14,7 @@ def test_the_left_picture_of_a_statement_is_classified_as_the_left_one(overrides
     """A stand-in for the model says "true" where both pictures are alike, as in the one true pair of each sentence, and,
     wrongly, where the left one has a yellow square."""
     task = task_of("nlvr", overrides)
-    items = task.held_out["test"]
+    items = task.held_out.test["test"]
     view = EvaluationView(SIZE, 10**6)
     seen: list[torch.Tensor] = []
 
@@ -33,6 +33,6 @@ def test_the_left_picture_of_a_statement_is_classified_as_the_left_one(overrides
     for item, pair in zip(items, seen, strict=True):
         assert torch.equal(pair, torch.stack([view(picture) for picture in item.pictures]))
     # Pictures 9 … 11 are green, 12 … 15 yellow: of these four sets the false pair is taken for true.
-    assert found["accuracy"] == 1 - 4 / 14
-    assert found["consistency"] == 3 / 7
-    assert (found["accuracy/chance"], found["consistency/chance"]) == (0.5, 0.25)
+    assert found["accuracy"].value == 1 - 4 / 14
+    assert found["consistency"].value == 3 / 7
+    assert (found["accuracy"].chance, found["consistency"].chance) == (0.5, 0.25)

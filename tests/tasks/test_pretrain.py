@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.fusion import FusionPass
-from tasks.common import evaluating
+from dataset.text import TextProcessor
+from tasks.inference import evaluating
 from tasks.pretrain import PretrainConfig, PretrainTask
-from tasks.pretrain_evaluation import Evaluation
-from tasks.tables import table
+from tasks.pretrain_evaluation import PretrainEvaluator
 from tests.dataset.test_video import encoded
 from utils.batch import IGNORE, PretrainBatch
 from utils.config import load_config
@@ -24,7 +23,7 @@ DEMO = "configs/demo/pretrain.yaml"
 @pytest.fixture(scope="module")
 def task(tiny_overrides) -> PretrainTask:
     overrides = [*tiny_overrides, "model.text.dropout=0", "model.vision.drop_path=0"]
-    return PretrainTask(load_config(DEMO, overrides, PretrainConfig))
+    return PretrainTask.build(load_config(DEMO, overrides, PretrainConfig))
 
 
 @pytest.fixture
@@ -92,7 +91,7 @@ def test_whole_image_rows_alone_give_a_zero_box_loss(task, batch):
 
 def test_without_regions_the_box_head_is_not_trained(tiny_overrides):
     config = load_config(DEMO, [*tiny_overrides, "data.regions=null"], PretrainConfig)
-    task = PretrainTask(config)
+    task = PretrainTask.build(config)
     assert not any(parameter.requires_grad for parameter in task.model.box_head.parameters())
     batch = next(task.train_loader().batches(0, 1))
     sum(term.total for term in task.model(batch).values()).backward()
@@ -109,7 +108,7 @@ def test_a_text_stream_is_mixed_in(tiny_overrides, tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text('{"text": "a small red star"}\n{"text": "a large blue circle"}\n')
     stream = f"data.texts={{files: [{path}], batch_size: 2, weight: 0.5}}"
-    task = PretrainTask(load_config(DEMO, [*tiny_overrides, stream], PretrainConfig))
+    task = PretrainTask.build(load_config(DEMO, [*tiny_overrides, stream], PretrainConfig))
     batch = next(task.train_loader().batches(0, 1))
     term = task.model(batch)["texts/mlm"]
     assert term.weight == 0.5
@@ -117,35 +116,23 @@ def test_a_text_stream_is_mixed_in(tiny_overrides, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def evaluation(task) -> Evaluation:
-    return task._evaluation()
+def evaluator(task) -> PretrainEvaluator:
+    return evaluator_of(task)
 
 
-def test_reranking_equals_scoring_every_pair_by_itself(task, evaluation):
-    """With as many candidates as texts, the shared pairs of both directions are all pairs."""
-    task.model.eval()
-    with torch.no_grad():
-        images = evaluation._encode_images(evaluation.records)
-        text = evaluation._encode_texts([record.captions[0] for record in evaluation.records])
-        count = text.packing.count
-        by_image, by_text = evaluation._rerank(images, text, torch.zeros(count, count))
-        memory = task.model.fusion.concept_memory(images)
-        for row in range(count):
-            (cls,) = task.model.fusion.fuse([FusionPass.cls(text, memory.select(torch.full((count,), row)))])
-            torch.testing.assert_close(by_image[row], task.model.matching_head(cls)[:, 1], atol=1e-5, rtol=1e-5)
-    assert torch.equal(by_image, by_text)
+def evaluator_of(task: PretrainTask) -> PretrainEvaluator:
+    processor = TextProcessor(task.tokenizer, task.config.data.text)
+    return PretrainEvaluator(task.config.evaluation, task.config.data, task.model, processor, task.config.seed)
 
 
-def test_metrics_are_shares_with_their_chance(evaluation):
-    with evaluating(evaluation.model, "fp32"):
-        metrics = evaluation.metrics()
-    measured = [name for name in metrics if f"{name}/chance" in metrics]
-    assert len(measured) >= 7
-    for name in measured:
-        assert 0 <= metrics[name] <= 1
-        assert 0 <= metrics[f"{name}/chance"] <= 1
-    assert metrics["records"] == 8
-    assert "8 records" in table(metrics)
+def test_metrics_are_shares_with_their_chance(evaluator):
+    with evaluating(evaluator.model, "fp32"):
+        evaluation = evaluator.evaluate()
+    shares = [metric for metric in evaluation.metrics if metric.unit == "share"]
+    assert len(shares) >= 7
+    assert all(0 <= metric.value <= 1 and 0 <= metric.chance <= 1 for metric in shares)
+    assert evaluation["records"].value == 8
+    assert "8 records" in evaluation.table()
 
 
 def with_videos(tiny_overrides, tmp_path, *more: str) -> PretrainConfig:
@@ -158,7 +145,7 @@ def with_videos(tiny_overrides, tmp_path, *more: str) -> PretrainConfig:
 
 @pytest.mark.parametrize("pooling", ["mean", "tokens"])
 def test_a_video_stream_is_mixed_in(tiny_overrides, tmp_path, pooling):
-    task = PretrainTask(with_videos(tiny_overrides, tmp_path, f"model.vision.video.pooling={pooling}"))
+    task = PretrainTask.build(with_videos(tiny_overrides, tmp_path, f"model.vision.video.pooling={pooling}"))
     batch = next(task.train_loader().batches(0, 1))
     terms = task.model(batch)
     assert terms.keys() == task.model.counts(batch).keys()
@@ -172,7 +159,7 @@ def test_a_video_stream_is_mixed_in(tiny_overrides, tmp_path, pooling):
 
 
 def test_after_the_last_matching_step_the_losses_keep_their_names(tiny_overrides, tmp_path):
-    task = PretrainTask(with_videos(tiny_overrides, tmp_path, "data.matching_steps=1"))
+    task = PretrainTask.build(with_videos(tiny_overrides, tmp_path, "data.matching_steps=1"))
     first, second = task.train_loader().batches(0, 2)
     assert first.unmatched == ()
     assert second.unmatched == ("images", "videos", "regions")
@@ -185,24 +172,24 @@ def test_after_the_last_matching_step_the_losses_keep_their_names(tiny_overrides
 def test_held_out_videos_are_found_beside_pictures_or_alone(tiny_overrides, tmp_path, pooling):
     held_out = f"evaluation.video_files=[{tmp_path}/videos.jsonl]"
     given = (held_out, f"model.vision.video.pooling={pooling}")
-    task = PretrainTask(with_videos(tiny_overrides, tmp_path, *given))
+    task = PretrainTask.build(with_videos(tiny_overrides, tmp_path, *given))
     with evaluating(task.model, "fp32"):
-        both = task._evaluation().metrics()
-    alone = PretrainTask(with_videos(tiny_overrides, tmp_path, *given, "evaluation.files=[]"))
+        both = evaluator_of(task).evaluate()
+    alone = PretrainTask.build(with_videos(tiny_overrides, tmp_path, *given, "evaluation.files=[]"))
     with evaluating(alone.model, "fp32"):
-        videos = alone._evaluation().metrics()
-    assert (both["records"], both["videos"]) == (8, 8)
+        videos = evaluator_of(alone).evaluate()
+    assert (both["records"].value, both["videos"].value) == (8, 8)
     for name in ("video to text R@1 (cosine)", "text to video R@1 (cosine)", "text to video R@1 (reranked)"):
-        assert videos[f"{name}/chance"] == 1 / 8
+        assert videos[name].chance == 1 / 8
         assert both[name] == videos[name]
-    assert not [name for name in videos if "image" in name or name == "records"]
+    assert not [name for name in videos.values() if "image" in name or name == "records"]
 
 
 def test_held_out_videos_need_a_stream_that_says_how_they_are_read(tiny_overrides, tmp_path):
     with_videos(tiny_overrides, tmp_path)
     held_out = f"evaluation.video_files=[{tmp_path}/videos.jsonl]"
     with pytest.raises(UserError, match=r"^evaluation.video_files: there is no data.videos to say how they are read"):
-        PretrainTask(load_config(DEMO, [*tiny_overrides, held_out], PretrainConfig))
+        PretrainTask.build(load_config(DEMO, [*tiny_overrides, held_out], PretrainConfig))
     with pytest.raises(UserError, match=r"evaluation: .*names no files; give files, region_files or video_files"):
         load_config(DEMO, [*tiny_overrides, "evaluation.files=[]"], PretrainConfig)
 

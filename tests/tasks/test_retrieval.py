@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,10 @@ from dataset.finetune import EvaluationView
 from dataset.text import PlainTextProcessor, clean_caption
 from metrics.retrieval import chance_recalls
 from models.fusion import FusionPass
-from tasks import retrieval_evaluation
-from tasks.common import evaluating
+from tasks import two_stage
+from tasks.evaluation import Evaluation
+from tasks.inference import evaluating
 from tasks.retrieval import RetrievalConfig, RetrievalTask
-from tasks.retrieval_evaluation import RetrievalEvaluation
 from tests.tasks.painted import ROOT, SIZE
 from utils.config import load_config
 
@@ -22,7 +24,9 @@ from utils.config import load_config
 @pytest.fixture(scope="module")
 def retrieval(overrides) -> RetrievalTask:
     """A model whose scores are far enough apart that the order of sums does not matter."""
-    task = RetrievalTask(load_config(ROOT / "configs/demo/retrieval.yaml", overrides("retrieval"), RetrievalConfig))
+    task = RetrievalTask.build(
+        load_config(ROOT / "configs/demo/retrieval.yaml", overrides("retrieval"), RetrievalConfig)
+    )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in task.model.parameters():
@@ -34,13 +38,14 @@ def retrieval(overrides) -> RetrievalTask:
 @pytest.fixture(scope="module")
 def items(retrieval) -> CaptionedImages:
     """All 7 images of the test split; 13 captions."""
-    return retrieval.held_out["test"]
+    return retrieval.held_out.test["test"]
 
 
-def evaluation(task: RetrievalTask, candidates: int, batch_size: int) -> RetrievalEvaluation:
-    processor = PlainTextProcessor(task.tokenizer, task.config.data.text)
-    view = EvaluationView(task.config.model.vision.image_size, task.config.data.max_pixels)
-    return RetrievalEvaluation(task.model, processor, view, candidates=candidates, batch_size=batch_size, workers=0)
+def evaluated(task: RetrievalTask, items: CaptionedImages, candidates: int, batch_size: int) -> Evaluation:
+    sizes = task.config.evaluation.model_copy(update={"candidates": candidates, "batch_size": batch_size})
+    other = copy(task)
+    other.config = task.config.model_copy(update={"evaluation": sizes})
+    return other.evaluate(items)
 
 
 @pytest.fixture(scope="module")
@@ -87,25 +92,25 @@ def recalls_of(cosines: np.ndarray, logits: np.ndarray, owner: np.ndarray, candi
 def test_recalls_are_those_of_every_pair_scored_by_itself(retrieval, items, every_pair, candidates, batch_size):
     cosines, logits = every_pair
     with evaluating(retrieval.model, "fp32"):
-        found = evaluation(retrieval, candidates, batch_size).metrics(items)
+        found = evaluated(retrieval, items, candidates, batch_size)
     for name, value in recalls_of(cosines, logits, items.image_of_caption, candidates).items():
-        assert found[name] == pytest.approx(value), name
+        assert found[name].value == pytest.approx(value), name
     # By cosine alone, candidates are all that there are up to the tenth, however few are re-ranked.
     for name, value in recalls_of(cosines, cosines, items.image_of_caption, 100).items():
-        assert found[f"{name} (cosine)"] == pytest.approx(value), name
+        assert found[f"{name} (cosine)"].value == pytest.approx(value), name
 
 
 def test_in_half_precision_the_first_stage_still_compares_cosines_in_full(retrieval, items):
     """Rounded to bfloat16, cosines near 1 are steps of 1/256 and candidates a matter of chance."""
-    ours = evaluation(retrieval, 3, 3)
+    ours = two_stage.TwoStageRetrieval(retrieval.model, retrieval.text, candidates=3, batch_size=3)
     steps = 1 - torch.arange(13) / 2000
     keys = torch.stack([steps, (1 - steps**2).sqrt()], dim=1)
     with evaluating(retrieval.model, "bf16"):
         nearest = ours._nearest(torch.tensor([[1.0, 0.0]]), keys)
-        found = ours.metrics(items)
+        found = evaluated(retrieval, items, 3, 3)
     assert nearest.ids.tolist() == [list(range(10))]
     assert nearest.scores.dtype == np.float32
-    assert 0 <= found["mean recall"] <= 1
+    assert 0 <= found["mean recall"].value <= 1
 
 
 def test_re_ranking_matters_in_this_test(every_pair, items):
@@ -121,17 +126,17 @@ def test_a_pair_that_is_wanted_both_ways_is_scored_once(retrieval, items, every_
     cosines, _ = every_pair
     scored: list[int] = []
     encoded: list[int] = []
-    score_pairs = retrieval_evaluation.score_pairs
+    score_pairs = two_stage.score_pairs
 
     def counting(fusion, head, images, texts, bank):
         scored.extend(len(each) for each in texts)
         assert all(len(set(each.tolist())) == len(each) for each in texts)
         return score_pairs(fusion, head, images, texts, bank)
 
-    monkeypatch.setattr(retrieval_evaluation, "score_pairs", counting)
+    monkeypatch.setattr(two_stage, "score_pairs", counting)
     hook = retrieval.model.vision.register_forward_hook(lambda module, inputs, output: encoded.append(len(inputs[0])))
     with evaluating(retrieval.model, "fp32"):
-        evaluation(retrieval, candidates, 3).metrics(items)
+        evaluated(retrieval, items, candidates, 3)
     hook.remove()
     by_image = {(i, int(t)) for i, row in enumerate(cosines) for t in np.argsort(-row)[:candidates]}
     by_text = {(int(i), t) for t, row in enumerate(cosines.T) for i in np.argsort(-row)[:candidates]}

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import common
+from tasks import two_stage
+from tasks.evaluation import Evaluation
+from tasks.inference import evaluating
 from tasks.retrieval import RetrievalConfig, RetrievalTask
 from tasks.video_qa import VideoQAConfig, VideoQATask
 from tasks.vqa import VQAConfig, VQATask
@@ -92,9 +94,9 @@ def stir(task) -> None:
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
-def measured(task) -> dict[str, float]:
-    with common.evaluating(task.model, "fp32"):
-        return task.measures(task.held_out["test"])
+def measured(task) -> Evaluation:
+    with evaluating(task.model, "fp32"):
+        return task.evaluate(task.held_out.test["test"])
 
 
 def losses(task) -> dict[str, float]:
@@ -106,30 +108,28 @@ def losses(task) -> dict[str, float]:
 
 
 def test_retrieval_on_videos_trains_every_parameter_and_measures_both_ways(clips, scenes_folder):
-    task = RetrievalTask(retrieval(clips, scenes_folder))
+    task = RetrievalTask.build(retrieval(clips, scenes_folder))
     assert all(np.isfinite(value) for value in losses(task).values())
     found = measured(task)
-    assert found["videos"] == CLIPS
-    assert 0 <= found["text to video R@1"] <= 1
-    assert "mean recall" in found
+    assert found["videos"].value == CLIPS
+    assert 0 <= found["text to video R@1"].value <= 1
+    assert found["mean recall"].chance > 0
 
 
 @pytest.mark.parametrize(("pooling", "differs"), [("mean", False), ("tokens", True)])
 def test_the_order_of_frames_matters_to_tokens_alone(clips, scenes_folder, monkeypatch, pooling, differs):
     given = [f"model.vision.video.pooling={pooling}", "model.vision.drop_path=0", "model.text.dropout=0"]
     scores = []
-    from tasks import retrieval_evaluation
-
-    real = retrieval_evaluation.score_pairs
+    real = two_stage.score_pairs
 
     def keep(*args, **options):
         found = real(*args, **options)
         scores[-1].append(torch.cat(found))
         return found
 
-    monkeypatch.setattr(retrieval_evaluation, "score_pairs", keep)
+    monkeypatch.setattr(two_stage, "score_pairs", keep)
     for shuffle in ("false", "true"):
-        task = RetrievalTask(retrieval(clips, scenes_folder, *given, f"evaluation.shuffle_frames={shuffle}"))
+        task = RetrievalTask.build(retrieval(clips, scenes_folder, *given, f"evaluation.shuffle_frames={shuffle}"))
         stir(task)
         scores.append([])
         measured(task)
@@ -138,40 +138,39 @@ def test_the_order_of_frames_matters_to_tokens_alone(clips, scenes_folder, monke
 
 
 def test_video_questions_are_classified_and_unlisted_answers_are_wrong(clips, scenes_folder, monkeypatch):
-    task = VideoQATask(video_qa(clips, scenes_folder))
+    task = VideoQATask.build(video_qa(clips, scenes_folder))
     assert task.classes == ["star", "0", "1"]
     assert np.isfinite(losses(task)["answers"])
     labels = {"star": 0, "0": 1, "1": 2}
-    items = task.held_out["test"]
+    items = task.held_out.test["test"]
     right = np.array([labels.get(item.answer, 0) for item in items])
     monkeypatch.setattr(task, "_predict", lambda items: right)
     found = measured(task)
     known = (CLIPS + 2) / (2 * CLIPS)
-    assert found["accuracy"] == pytest.approx(known)
-    assert found["answer is a candidate"] == pytest.approx(known)
-    assert found["accuracy/chance"] == pytest.approx(known / 3)
-    assert found['always "star"'] == pytest.approx(0.5)
-    assert task.predictions[1] == {"question_id": 1, "answer": "0"}
+    assert found["accuracy"].value == pytest.approx(known)
+    assert found["answer is a candidate"].value == pytest.approx(known)
+    assert found["accuracy"].chance == pytest.approx(known / 3)
+    assert found['always "star"'].value == pytest.approx(0.5)
+    assert found.predictions[1] == {"question_id": 1, "answer": "0"}
 
 
 def test_a_video_is_read_and_encoded_once_for_its_questions(clips, scenes_folder, monkeypatch):
-    task = VideoQATask(video_qa(clips, scenes_folder))
+    task = VideoQATask.build(video_qa(clips, scenes_folder))
     stir(task)
     read, encoded_videos = [], []
-    sample, encode = task.view.videos.evaluation, task.model.vision.forward
+    videos = task.held_out.view.videos
+    sample, encode = videos.evaluation, task.model.vision.forward
     monkeypatch.setattr(
-        type(task.view.videos), "evaluation", lambda self, source, look: read.append(source) or sample(source, look)
+        type(videos), "evaluation", lambda self, source, look: read.append(source) or sample(source, look)
     )
     monkeypatch.setattr(
         task.model.vision, "forward", lambda pixels: encoded_videos.append(len(pixels)) or encode(pixels)
     )
-    measured(task)
-    together = [each["answer"] for each in task.predictions]
+    together = measured(task).predictions
     assert len(read) == sum(encoded_videos) == CLIPS
-    alone = VideoQATask(video_qa(clips, scenes_folder, "evaluation.batch_size=1"))
+    alone = VideoQATask.build(video_qa(clips, scenes_folder, "evaluation.batch_size=1"))
     alone.model.load_state_dict(task.model.state_dict())
-    measured(alone)
-    assert [each["answer"] for each in alone.predictions] == together
+    assert measured(alone).predictions == together
 
 
 def test_a_config_says_whether_it_asks_about_images_or_videos():
@@ -185,14 +184,14 @@ def test_frame_lists_run_without_a_decoder_and_a_video_file_is_refused_before_tr
     clips, scenes_folder, monkeypatch
 ):
     without_decoders(monkeypatch)
-    assert measured(RetrievalTask(retrieval(clips, scenes_folder)))["videos"] == CLIPS
-    assert measured(VideoQATask(video_qa(clips, scenes_folder)))["questions"] == 2 * CLIPS
+    assert measured(RetrievalTask.build(retrieval(clips, scenes_folder)))["videos"].value == CLIPS
+    assert measured(VideoQATask.build(video_qa(clips, scenes_folder)))["questions"].value == 2 * CLIPS
     (clips / "film.mp4").write_bytes(b"a file")
     rows = [json.dumps({"video": name, "caption": "a star"}) for name in ("video_0.json", "film.mp4")]
     (clips / "mixed.jsonl").write_text("\n".join(rows))
     for part in ("data.train", "evaluation.test.test"):
         with pytest.raises(UserError) as caught:
-            RetrievalTask(retrieval(clips, scenes_folder, f"{part}.annotations={clips}/mixed.jsonl"))
+            RetrievalTask.build(retrieval(clips, scenes_folder, f"{part}.annotations={clips}/mixed.jsonl"))
         assert "film.mp4 (" in str(caught.value)
         assert str(caught.value).endswith("is a video file; pip install av")
         assert "\n" not in str(caught.value)
@@ -202,14 +201,14 @@ def test_questions_about_images_are_told_from_those_about_videos(clips, scenes_f
     (tmp_path / "v2.json").write_text(json.dumps({"questions": [{"image_id": 1, "question": "what?"}]}))
     for file in (f"{scenes_folder}/vqa_train.jsonl", f"{tmp_path}/v2.json"):
         with pytest.raises(UserError, match=r"^data.train: .* asks about images, and this config is one of videos"):
-            VideoQATask(video_qa(clips, scenes_folder, f"data.train.questions={file}"))
+            VideoQATask.build(video_qa(clips, scenes_folder, f"data.train.questions={file}"))
 
 
 def test_mistakes_are_one_line_before_training(clips, scenes_folder):
     with pytest.raises(UserError, match=r"data.train holds videos, the model is one of images; set model.vision.video"):
-        RetrievalTask(retrieval(clips, scenes_folder, "model.vision.video=null"))
+        RetrievalTask.build(retrieval(clips, scenes_folder, "model.vision.video=null"))
     with pytest.raises(UserError, match=r"evaluation.answers: .* lists 3 answers; set model.classes=3, not 4"):
-        VideoQATask(video_qa(clips, scenes_folder, "model.classes=4"))
+        VideoQATask.build(video_qa(clips, scenes_folder, "model.classes=4"))
     with pytest.raises(UserError, match=r"needs model.vision.video.frames"):
         video_qa(clips, scenes_folder, "model.vision.video=null")
     images = [
@@ -221,4 +220,4 @@ def test_mistakes_are_one_line_before_training(clips, scenes_folder):
     ]
     config = load_config(ROOT / "configs/demo/vqa.yaml", [*sizes(scenes_folder), *images], VQAConfig)
     with pytest.raises(UserError, match=r"model.vision.video: this task is one of images; drop it"):
-        VQATask(config)
+        VQATask.build(config)

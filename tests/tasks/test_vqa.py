@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from tasks import answer_list, vqa
-from tasks.common import evaluating
-from tasks.tables import table
-from tasks.vqa import VQAConfig, VQATask, chance_accuracy, picture_of_each
+from tasks.inference import evaluating
+from tasks.vqa import VQAConfig, VQATask, chance_accuracy, number_of_image
 from tests.conftest import tiny_run
 from utils.config import load_config
 from utils.errors import UserError
@@ -41,7 +40,7 @@ def config_of(overrides: list[str], *more: str) -> VQAConfig:
 
 @pytest.fixture(scope="module")
 def task(overrides) -> VQATask:
-    return VQATask(config_of(overrides))
+    return VQATask.build(config_of(overrides))
 
 
 def stir(task: VQATask) -> None:
@@ -58,27 +57,31 @@ def predicting(task: VQATask, answers: list[str], monkeypatch) -> None:
 
 
 def test_right_answers_measure_one_and_chance_is_a_random_candidate(task, monkeypatch):
-    items = task.held_out["test"]
+    items = task.held_out.test["test"]
     predicting(task, [item.answers[0] for item in items], monkeypatch)
-    found = task.measures(items)
+    found = task.evaluate(items)
     for kind in ("", "yes/no: ", "number: ", "other: "):
-        assert found[f"{kind}accuracy"] == 1
-        assert found[f"{kind}accuracy/chance"] == pytest.approx(1 / len(task.candidates))
-    assert sum(found[f"{kind} questions"] for kind in ("yes/no", "number", "other")) == found["questions"] == len(items)
+        assert found[f"{kind}accuracy"].value == 1
+        assert found[f"{kind}accuracy"].chance == pytest.approx(1 / len(task.candidates))
+    assert (
+        sum(found[f"{kind} questions"].value for kind in ("yes/no", "number", "other"))
+        == found["questions"].value
+        == len(items)
+    )
 
 
 def test_the_most_frequent_answer_of_training_stands_beside(task, monkeypatch):
-    items = task.held_out["test"]
+    items = task.held_out.test["test"]
     predicting(task, ["yes"] * len(items), monkeypatch)
-    found = task.measures(items)
+    found = task.evaluate(items)
     guesses = {kind: answer for kind, answer in task.commonest.items() if kind}
     assert guesses.keys() == {"yes/no", "number", "other"}
     assert guesses["yes/no"] in ("yes", "no")
-    assert found["yes/no: accuracy"] == 0.5
+    assert found["yes/no: accuracy"].value == 0.5
     number = [item for item in items if item.answer_type == "number"]
     share = np.mean([item.answers[0] == guesses["number"] for item in number])
-    assert found[f'number: always "{guesses["number"]}"'] == pytest.approx(share)
-    assert "always" in table(found)
+    assert found[f'number: always "{guesses["number"]}"'].value == pytest.approx(share)
+    assert "always" in found.table()
 
 
 def test_chance_counts_what_each_candidate_would_score():
@@ -93,13 +96,13 @@ def test_a_split_without_answers_is_answered_for_the_server_and_not_measured(ove
         "".join(json.dumps({k: v for k, v in row.items() if "answer" not in k}) + "\n" for row in rows)
     )
     more = f"{{questions: {unanswered}, images: {scenes_folder}}}"
-    task = VQATask(config_of(overrides, f"evaluation.test.server={more}"))
+    task = VQATask.build(config_of(overrides, f"evaluation.test.server={more}"))
     folder = type("Folder", (), {"path": tmp_path, "best": tmp_path / "best.safetensors"})
-    said = task.report(folder)
+    table = task.report(folder)
     results = json.loads((tmp_path / "evaluation.json").read_text())
-    assert results["server"] == {"questions": len(rows)}
-    assert "server: nothing to measure" in said
-    assert f"{len(rows)} predictions in {tmp_path}/predictions_server.json" in said
+    assert results["server"] == {"questions": {"value": len(rows), "unit": "count"}}
+    assert "server: nothing to measure" in table
+    assert f"{len(rows)} predictions in {tmp_path}/predictions_server.json" in table
     written = json.loads((tmp_path / "predictions_server.json").read_text())
     assert [row["question_id"] for row in written] == [row["question_id"] for row in rows]
     assert {row["answer"] for row in written} <= set(task.candidates)
@@ -112,15 +115,15 @@ def test_the_decoder_counts_as_fresh_if_so_configured(overrides, scenes_folder, 
     state = dict(task.model.state_dict())
     save_file(state, tmp_path / "model.safetensors")
     more = [f"init.checkpoint={tmp_path}/model.safetensors", f"optim.fresh_decoder={str(fresh).lower()}"]
-    found = VQATask(config_of(overrides, *more)).fresh
+    found = VQATask.build(config_of(overrides, *more)).fresh
     decoder = {name for name in state if name.startswith("decoder.")}
     assert found == (decoder if fresh else set())
 
 
 def test_a_picture_is_encoded_once_for_neighbouring_questions_about_it(overrides, monkeypatch):
-    task = VQATask(config_of(overrides, "evaluation.batch_size=10"))
+    task = VQATask.build(config_of(overrides, "evaluation.batch_size=10"))
     stir(task)
-    items, seen, states = task.held_out["test"][:20], [], []
+    items, seen, states = task.held_out.test["test"][:20], [], []
     encode, ask = task.model.vision.forward, task.model.fuse_questions
     monkeypatch.setattr(task.model.vision, "forward", lambda pixels: seen.append(len(pixels)) or encode(pixels))
     monkeypatch.setattr(task.model, "fuse_questions", lambda *given: states.append(ask(*given)) or states[-1])
@@ -128,7 +131,7 @@ def test_a_picture_is_encoded_once_for_neighbouring_questions_about_it(overrides
         task._predict(items)
         shared = [row[mask] for part in states for row, mask in zip(part.padded(), part.packing.mask, strict=True)]
         assert sum(seen) < len(items)
-        monkeypatch.setattr(vqa, "picture_of_each", lambda pictures: np.arange(len(pictures)))
+        monkeypatch.setattr(vqa, "number_of_image", lambda images: np.arange(len(images)))
         states.clear()
         task._predict(items)
     apart = [row[mask] for part in states for row, mask in zip(part.padded(), part.packing.mask, strict=True)]
@@ -139,17 +142,19 @@ def test_a_picture_is_encoded_once_for_neighbouring_questions_about_it(overrides
 
 def test_a_picture_that_comes_again_later_is_another():
     pictures = [torch.zeros(3, 2, 2), torch.zeros(3, 2, 2), torch.ones(3, 2, 2), torch.zeros(3, 2, 2)]
-    assert picture_of_each(pictures).tolist() == [0, 0, 1, 2]
+    assert number_of_image(pictures).tolist() == [0, 0, 1, 2]
 
 
 def test_the_ranking_and_the_number_of_candidates_decide_on_the_answers(overrides):
     """Of the same weights: of one candidate the likeliest beginning decides, and "released" counts that beginning twice."""
     answers = {}
     for ranking, candidates in (("likelihood", 20), ("likelihood", 1), ("released", 20), ("released", 1)):
-        task = VQATask(config_of(overrides, f"evaluation.ranking={ranking}", f"evaluation.candidates={candidates}"))
+        task = VQATask.build(
+            config_of(overrides, f"evaluation.ranking={ranking}", f"evaluation.candidates={candidates}")
+        )
         stir(task)
         with evaluating(task.model, "fp32"):
-            answers[ranking, candidates] = task._predict(task.held_out["test"][:30]).tolist()
+            answers[ranking, candidates] = task._predict(task.held_out.test["test"][:30]).tolist()
     assert answers["likelihood", 1] == answers["released", 1]
     assert answers["likelihood", 20] != answers["likelihood", 1]
     assert answers["likelihood", 20] != answers["released", 20]
@@ -159,12 +164,12 @@ def test_what_cannot_be_is_told_before_training(overrides, tmp_path):
     with pytest.raises(
         UserError, match=r"^data\.max_answer_tokens is 200, but the decoder has positions for 64 tokens"
     ):
-        VQATask(config_of(overrides, "data.max_answer_tokens=200"))
+        VQATask.build(config_of(overrides, "data.max_answer_tokens=200"))
     with pytest.raises(UserError, match=r"^evaluation\.answers: .*gone\.json does not exist"):
-        VQATask(config_of(overrides, f"evaluation.answers={tmp_path}/gone.json"))
+        VQATask.build(config_of(overrides, f"evaluation.answers={tmp_path}/gone.json"))
     (tmp_path / "bare.json").write_text(json.dumps(["yes", "\u200b"]))
     with pytest.raises(UserError, match=r"^evaluation\.answers: the tokenizer makes nothing of"):
-        VQATask(config_of(overrides, f"evaluation.answers={tmp_path}/bare.json"))
+        VQATask.build(config_of(overrides, f"evaluation.answers={tmp_path}/bare.json"))
 
 
 def test_a_candidate_list_is_made_of_the_training_answers(overrides, scenes_folder, tmp_path, monkeypatch, capsys):

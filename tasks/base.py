@@ -1,0 +1,229 @@
+"""What every task shares: the sections of its config, and how its tokenizer, model, weights and training data are built."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+from pydantic import Field
+
+from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
+from dataset.text import load_tokenizer
+from engine.checkpoint import Checkpoint, find_weights, run_of
+from engine.run_folder import RunFolder
+from engine.train_config import TrainConfig
+from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
+from models.checkpoints.initialise import fresh_parameters, loading_lines
+from models.checkpoints.settings import model_section, require_same_settings, unlike_published
+from models.xvlm import XVLM, ModelConfig
+from optim import OptimConfig
+from scheduler import ScheduleConfig
+from utils import distributed
+from utils.config import Config, read_yaml
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+
+class RunConfig(Config):
+    """The sections of every run; a task adds its evaluation and narrows the types of the others."""
+
+    seed: int = Field(0, ge=0)
+    model: ModelConfig
+    init: InitConfig = InitConfig()
+    optim: OptimConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig
+    data: LoadingConfig
+
+
+C = TypeVar("C", bound=RunConfig)
+M = TypeVar("M", bound=XVLM)
+B = TypeVar("B", bound=BatchMaker)
+
+
+@dataclass(frozen=True)
+class Parts(Generic[M, B]):
+    """The parts of a task that :func:`build_parts` builds from its config.
+
+    ``fresh``: names of the parameters that train at ``lr * lr_mult``. ``training``: the training data, and ``loader`` their
+    batches on this rank; None where the task only evaluates.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    model: M
+    fresh: set[str]
+    training: B | None
+    loader: BatchLoader | None
+
+
+class BaseTask(ABC, Generic[C, M, B]):
+    """A model with its training data (see :class:`engine.task.Task`).
+
+    A task is made by :meth:`build`, which builds the parts from the config by the static methods below and hands them to the
+    constructor. A subclass whose constructor adds fields calls this one first.
+    """
+
+    selects: str | None = None
+
+    takes_videos: ClassVar[bool] = False
+    """Whether the data may be videos, where ``model.vision.video`` says so."""
+
+    reads_training_data_to_evaluate: ClassVar[bool] = False
+    """Whether an evaluation compares with the training data, if they are there."""
+
+    def __init__(self, config: C, parts: Parts[M, B]):
+        self.config = config
+        self.tokenizer, self.model, self.fresh = parts.tokenizer, parts.model, set(parts.fresh)
+        self.training, self.loader = parts.training, parts.loader
+
+    @classmethod
+    def build(cls, config: C, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
+        """The task of a config, with the weights of ``checkpoint`` or of ``config.init``.
+
+        Everything that the run needs is checked: weights, tokenizer, data, held-out data. Without ``trains`` no training data
+        are needed.
+
+        Raises:
+            UserError: if one of them cannot be used.
+        """
+        return cls(config, build_parts(cls, config, checkpoint, trains=trains))
+
+    @staticmethod
+    @abstractmethod
+    def build_model(config: C, vocab_size: int | None) -> M:
+        """The model of a config, with random weights on torch's current default device."""
+
+    @staticmethod
+    @abstractmethod
+    def training_data(config: C, tokenizer: PreTrainedTokenizerFast, model: M) -> B:
+        """The training data of a config.
+
+        Raises:
+            UserError: if they cannot be used.
+        """
+
+    @staticmethod
+    def text_lengths(config: C) -> dict[str, int]:
+        """The greatest length of a text, in tokens, by the config keys that set one."""
+        return {"data.text.max_tokens": config.data.text.max_tokens}
+
+    @staticmethod
+    def check_origin(config: C, task: str | None, weights: Path, report: LoadReport) -> None:
+        """Check the task that ``init.checkpoint`` is of; None where the file is not in a run's folder.
+
+        Raises:
+            UserError: if this run cannot start from it.
+        """
+
+    @abstractmethod
+    def validate(self) -> dict[str, float]:
+        """See :class:`engine.task.Task`."""
+
+    @abstractmethod
+    def report(self, folder: RunFolder) -> str:
+        """Evaluate the result of the run on held-out data, on all ranks; write it into ``folder`` and return it as a table."""
+
+    def train_loader(self) -> BatchLoader:
+        """See :class:`engine.task.Task`."""
+        assert self.loader is not None, "the task was built to evaluate"
+        return self.loader
+
+
+def frames_of(config: RunConfig) -> int | None:
+    """Frames of a video; None where the model is one of images."""
+    video = config.model.vision.video
+    return None if video is None else video.frames
+
+
+def build_parts(
+    kind: type[BaseTask[C, M, B]], config: C, checkpoint: Checkpoint | None, *, trains: bool
+) -> Parts[M, B]:
+    """The parts of a task; see :meth:`BaseTask.build`."""
+    if frames_of(config) is not None and not kind.takes_videos:
+        raise UserError("model.vision.video: this task is one of images; drop it")
+    tokenizer = load_tokenizer(config.model.text.encoder)
+    _check_padding(config, tokenizer)
+    torch.manual_seed(config.seed)
+    model = kind.build_model(config, len(tokenizer))
+    for key, length in kind.text_lengths(config).items():
+        check_length(model, key, length)
+    fresh = _resume(model, checkpoint) if checkpoint is not None else _initialise(kind, config, model)
+    logger.info("%.1f M parameters", sum(parameter.numel() for parameter in model.parameters()) / 1e6)
+    training, loader = None, None
+    if trains:
+        training = kind.training_data(config, tokenizer, model)
+        loader = BatchLoader(training, config.data, rank=distributed.rank(), world_size=distributed.world_size())
+        _log_sizes(config.train, loader)
+    elif kind.reads_training_data_to_evaluate:
+        try:
+            training = kind.training_data(config, tokenizer, model)
+        except UserError as error:
+            logger.info("evaluating without the training data: %s", error)
+    return Parts(tokenizer, model, fresh, training, loader)
+
+
+def check_length(model: XVLM, key: str, length: int) -> None:
+    """Raise a :class:`UserError` with the config ``key`` of ``length``, if the text encoder has no place for so many tokens."""
+    longest = model.text.longest_text
+    if longest is not None and length > longest:
+        raise UserError(f"{key} is {length}, but model.text has positions for {longest} tokens; lower it")
+
+
+def _check_padding(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    arch, pad = config.model.text.arch, tokenizer.pad_token_id
+    if arch is not None and arch.family == "roberta" and arch.pad_id != pad:
+        raise UserError(
+            f"model.text.arch.pad_id is {arch.pad_id}, the tokenizer's {pad}: RoBERTa counts positions from it"
+        )
+
+
+def _resume(model: XVLM, checkpoint: Checkpoint) -> set[str]:
+    load_weights(model, checkpoint.model_file).require_complete()
+    return set(checkpoint.training_state()["fresh"])
+
+
+def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> set[str]:
+    """Load what ``config.init`` names; returns the names of the parameters that stay random."""
+    init = config.init
+    if init.checkpoint is not None:
+        init = init.model_copy(update={"checkpoint": str(find_weights(Path(init.checkpoint).expanduser()))})
+    reports = initialise(model, init)
+    if init.checkpoint is not None:
+        _check_origin(kind, config, model, Path(init.checkpoint), reports[0])
+    logger.info("%s", "\n".join(loading_lines(model, reports)))
+    return fresh_parameters(model, reports)
+
+
+def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, weights: Path, report: LoadReport) -> None:
+    """Compare the settings that no shape shows with the config of the run that wrote the weights, or with published models."""
+    run = run_of(weights)
+    trained = None if run is None else read_yaml(run)
+    kind.check_origin(config, None if trained is None else str(trained.get("task")), weights, report)
+    if trained is not None and run is not None:
+        section = model_section(trained)
+        if section is None:
+            logger.warning("%s is of another version; what no shape of its weights shows is not compared", run)
+        else:
+            require_same_settings(model, section, str(run), new_text=report.text_left_out)
+    elif report.published and (differences := unlike_published(model)):
+        logger.warning("%s: %s; is the model meant to differ?", weights, "; ".join(differences))
+
+
+def _log_sizes(train: TrainConfig, loader: BatchLoader) -> None:
+    steps, per_step = train.total_steps(loader), train.records_per_step(loader)
+    logger.info(
+        "%s; %d rows a step over all ranks; %d steps are %.1f epochs of %s",
+        f"records: {', '.join(f'{count} {name}' for name, count in loader.stream_sizes.items())}",
+        loader.examples_per_batch * distributed.world_size() * train.accumulate,
+        steps,
+        steps * per_step / loader.epoch_size,
+        next(iter(loader.stream_sizes)),
+    )

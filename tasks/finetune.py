@@ -1,0 +1,198 @@
+"""What fine-tuning tasks share: held-out splits, of which one selects the weights, and their evaluation on all ranks."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from dataset.finetune import EvaluationView, FineTuneDataConfig, in_batches
+from dataset.text import PlainTextProcessor
+from engine.checkpoint import Checkpoint
+from engine.precision import PrecisionName
+from engine.run_folder import RunFolder
+from models.checkpoints import load_weights
+from tasks.base import B, BaseTask, M, Parts, RunConfig, build_parts, frames_of
+from tasks.evaluation import Evaluation, mean_of_splits, write_evaluations
+from tasks.inference import device_of, evaluating, progress
+from utils import distributed
+from utils.batch import Text, to_device
+from utils.config import Config
+from utils.files import write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+MEAN = "mean of splits"
+"""The entry of a report beside those of the splits."""
+
+S = TypeVar("S", bound=Config)
+T = TypeVar("T")
+P = TypeVar("P")
+
+
+class HeldOutConfig(Config, Generic[S]):
+    """The held-out splits of a fine-tuning task, and how they are evaluated."""
+
+    batch_size: int = Field(32, ge=1, description="images, or pairs of them, in one forward pass")
+    precision: PrecisionName = "fp32"
+    validation: S | None = Field(None, description="selects the weights; null: the last ones count")
+    test: dict[str, S] = Field(min_length=1, description="splits to report on, by name")
+
+
+class FineTuneConfig(RunConfig):
+    """The sections of a fine-tuning run; tasks narrow their types."""
+
+    data: FineTuneDataConfig
+    evaluation: HeldOutConfig[Any]
+
+
+F = TypeVar("F", bound=FineTuneConfig)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out splits of a run. ``view``: how evaluation sees an image or a video."""
+
+    view: EvaluationView
+    test: Mapping[str, Any]
+    validation: Any | None
+
+    def by_key(self) -> dict[str, Any]:
+        """Every split by its config key."""
+        splits = {f"evaluation.test.{name}": split for name, split in self.test.items()}
+        return splits if self.validation is None else {**splits, "evaluation.validation": self.validation}
+
+
+class FineTuneTask(BaseTask[F, M, B]):
+    """A task that is evaluated on held-out splits and keeps the weights that are best on the one for validation."""
+
+    measure: ClassVar[str]
+    """The metric that selects."""
+
+    def __init__(self, config: F, parts: Parts[M, B], held_out: HeldOut):
+        super().__init__(config, parts)
+        self.held_out = held_out
+        self.text = PlainTextProcessor(self.tokenizer, config.data.text)
+        self.selects = None if held_out.validation is None else self.measure
+
+    @classmethod
+    def build(cls, config: F, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
+        return cls(config, build_parts(cls, config, checkpoint, trains=trains), cls.read_held_out(config))
+
+    @classmethod
+    def read_held_out(cls, config: F) -> HeldOut:
+        """The held-out splits of a config.
+
+        Raises:
+            UserError: if one is not whole.
+        """
+        splits, validation = config.evaluation, config.evaluation.validation
+        return HeldOut(
+            cls.evaluation_view(config),
+            {name: cls.read_split(config, split, f"evaluation.test.{name}") for name, split in splits.test.items()},
+            None if validation is None else cls.read_split(config, validation, "evaluation.validation"),
+        )
+
+    @staticmethod
+    @abstractmethod
+    def read_split(config: F, split: Any, key: str) -> Any:
+        """A held-out split, which has to be whole.
+
+        Raises:
+            UserError: with the config ``key``, if it is not.
+        """
+
+    @staticmethod
+    def evaluation_view(config: F) -> EvaluationView:
+        """How evaluation sees an image."""
+        return EvaluationView(config.model.vision.image_size, config.data.max_pixels)
+
+    @abstractmethod
+    def evaluate(self, items: Any) -> Evaluation:
+        """Evaluate the model, which is in evaluation mode, on a split; the same on every rank."""
+
+    def outputs(
+        self,
+        items: Sequence[T],
+        read: Callable[[EvaluationView, int, Sequence[T], int], tuple[P, str]],
+        forward: Callable[[list[P], Text], Tensor],
+        description: str,
+        *,
+        alone: bool = False,
+    ) -> np.ndarray:
+        """Run ``forward`` on every item; each rank runs its share, or with ``alone`` this one runs all.
+
+        Args:
+            items: at least one.
+            read: (view, words to keep, items, index) -> the item's images, or whatever goes with them, and its cleaned text.
+            forward: (images on the CPU, texts on the model's device) of several items -> a tensor with a row for each.
+            description: of the progress bar.
+
+        Returns:
+            The rows of all items, in order.
+        """
+        size, device = self.config.evaluation.batch_size, device_of(self.model)
+        share = range(len(items)) if alone else distributed.share_of(len(items))
+        reader = partial(read, self.held_out.view, self.text.max_words, items)
+        batches = in_batches(reader, share, size, self.config.data.workers)
+        local = []
+        for batch in progress(batches, description, -(-len(share) // size)):
+            text = to_device(self.text.encode_plain([text for _, text in batch]), device)
+            local.append(forward([images for images, _ in batch], text).cpu().numpy())
+        by_rank = [local] if alone else distributed.gather_objects(local)
+        return np.concatenate([rows for rank in by_rank for rows in rank])
+
+    def validate(self) -> dict[str, float]:
+        """See :class:`engine.task.Task`."""
+        with evaluating(self.model, self.config.evaluation.precision):
+            return self.evaluate(self.held_out.validation).values()
+
+    def report(self, folder: RunFolder) -> str:
+        """Evaluate the best weights, or where the run kept none the present ones.
+
+        Writes ``evaluation.json``, with the mean where several splits are measured, and ``predictions_<split>.json`` where
+        there are predictions.
+        """
+        if folder.best.is_file():
+            load_weights(self.model, folder.best).require_complete()
+        with evaluating(self.model, self.config.evaluation.precision):
+            evaluations = {name: self.evaluate(items) for name, items in self.held_out.test.items()}
+        if distributed.rank() != 0:
+            return ""
+        tables = []
+        for name, evaluation in evaluations.items():
+            tables.append(evaluation.table(name))
+            if evaluation.predictions is not None:
+                tables[-1] += "\n" + _write_predictions(folder.path / f"predictions_{name}.json", evaluation)
+        if mean := mean_of_splits(evaluations.values()):
+            evaluations[MEAN] = mean
+            tables.append(mean.table(MEAN))
+        write_evaluations(folder.path, evaluations)
+        return "\n\n".join(tables)
+
+
+def data_options(config: FineTuneConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The arguments of :class:`dataset.finetune.FineTuneBatches` beside the section ``data``."""
+    return {
+        "tokenizer": tokenizer,
+        "image_size": config.model.vision.image_size,
+        "seed": config.seed,
+        "frames": frames_of(config),
+    }
+
+
+def _write_predictions(path: Path, evaluation: Evaluation) -> str:
+    """Write the predictions as a JSON list; returns a line that names the file."""
+    predictions = evaluation.predictions or ()
+    lines = ",\n".join(json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
+    write_text(path, f"[\n{lines}\n]\n")
+    return f"{len(predictions)} predictions in {path}, as the evaluation server takes them"

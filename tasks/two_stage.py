@@ -1,0 +1,175 @@
+"""Retrieval in two stages (appendix A.1): cosine similarities of all images and texts, then the fusion encoder re-ranks.
+
+Each image is encoded once. Its patches wait on disk until the candidates are known, so that memory holds only the embeddings of
+images, and the states of texts. Its keys and values are projected once for all texts that it is scored with, in both directions.
+Every rank takes its share of the images. Texts are encoded by each rank, which costs little beside the pairs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metrics.retrieval import RECALL_AT, ranks_of_first_match
+from models.align import AligningModel
+from models.reranking import TextBank, score_pairs
+from models.vision import Concepts
+from tasks.inference import device_of, progress
+from utils import distributed
+from utils.batch import Text, to_device
+from utils.spool import TensorSpool
+
+logger = logging.getLogger(__name__)
+
+
+class TextEncoding(Protocol):
+    """Makes token ids of cleaned texts, as the processors of :mod:`dataset.text` do."""
+
+    def encode_plain(self, texts: Sequence[str]) -> Text: ...
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best ``ids`` (Q, k) of each query, best first by cosine, and their ``scores`` (Q, k) float32."""
+
+    ids: np.ndarray
+    scores: np.ndarray
+
+    def first(self, count: int) -> Candidates:
+        """The best ``count`` of each query."""
+        return Candidates(self.ids[:, :count], self.scores[:, :count])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Both directions under one kind of score: the candidate ``texts`` of each of I images, and ``images`` of each of T texts."""
+
+    texts: Candidates
+    images: Candidates
+
+    def ranks(self, image_of_text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks (I,) of each image's best true text, and (T,) of each text's image; ``image_of_text`` (T,) int64 is the truth."""
+        right_texts = image_of_text[self.texts.ids] == np.arange(len(self.texts.ids))[:, None]
+        right_images = self.images.ids == image_of_text[:, None]
+        return (
+            ranks_of_first_match(self.texts.scores, right_texts),
+            ranks_of_first_match(self.images.scores, right_images),
+        )
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """Candidates by cosine, and re-ranked by matching logits."""
+
+    cosine: Stage
+    reranked: Stage
+
+
+class TwoStageRetrieval:
+    """Ranks the texts of each image and the images of each text.
+
+    Args:
+        model: in evaluation mode.
+        text: makes token ids of the texts.
+        candidates: how many of each query are re-ranked.
+        batch_size: images in one forward pass, and in memory while they are re-ranked.
+    """
+
+    def __init__(self, model: AligningModel, text: TextEncoding, *, candidates: int, batch_size: int):
+        self.model, self.text, self.candidates, self.batch_size = model, text, candidates, batch_size
+        self.device = device_of(model)
+
+    def rank(self, image_count: int, read: Callable[[range], Iterator[list[Tensor]]], texts: Sequence[str]) -> Rankings:
+        """Rank ``image_count`` images and all ``texts``, which are cleaned; the same on every rank.
+
+        Args:
+            image_count: I.
+            read: a range of image numbers -> their pixels (3, S, S) or (F, 3, S, S), in order, in lists of the batch size.
+            texts: T texts.
+        """
+        with TensorSpool() as patches:
+            image_embed = self._encode_images(image_count, read, patches)
+            bank, text_embed = self._encode_texts(texts)
+            cosine = Stage(self._nearest(image_embed, text_embed), self._nearest(text_embed, image_embed))
+            k = self.candidates
+            return Rankings(cosine, self._rerank(patches, bank, Stage(cosine.texts.first(k), cosine.images.first(k))))
+
+    def _encode_images(
+        self, count: int, read: Callable[[range], Iterator[list[Tensor]]], patches: TensorSpool
+    ) -> Tensor:
+        """Embeddings of all images (I, E); the tokens of this rank's share go to ``patches``."""
+        share = distributed.share_of(count)
+        local = [np.zeros((0, self.model.config.embed_dim), dtype=np.float32)]
+        for pixels in progress(read(share), "encoding images", -(-len(share) // self.batch_size)):
+            concepts = self.model.vision(torch.stack(pixels).to(self.device))
+            local.append(self.model.contrastive.embed_image(concepts).cpu().numpy())
+            patches.append(concepts.tokens().float())
+        return torch.from_numpy(np.concatenate(distributed.gather_objects(np.concatenate(local))))
+
+    def _encode_texts(self, texts: Sequence[str]) -> tuple[TextBank, Tensor]:
+        """States and embeddings (T, E) of all texts; texts of similar length share a batch."""
+        order = np.argsort([len(text) for text in texts], kind="stable")
+        size = 8 * self.batch_size
+        states, embeds = [], []
+        for start in progress(range(0, len(order), size), "encoding texts", -(-len(order) // size)):
+            text = self.text.encode_plain([texts[place] for place in order[start : start + size]])
+            (encoded,) = self.model.text([to_device(text, self.device)])
+            embeds.append(self.model.contrastive.embed_text(encoded).cpu())
+            states.append(encoded)
+        back = torch.from_numpy(np.argsort(order, kind="stable"))
+        return TextBank.of(states).reordered(back), torch.cat(embeds)[back]
+
+    def _nearest(self, queries: Tensor, keys: Tensor) -> Candidates:
+        """The candidates of each query by cosine; at least as many as the recalls look at."""
+        count = min(max(self.candidates, *RECALL_AT), len(keys))
+        ids, scores = [], []
+        keys = keys.to(self.device)
+        # In full precision whatever the evaluation's: rounded to 8 bits, near cosines tie.
+        with torch.autocast(self.device.type, enabled=False):
+            for block in queries.split(1024):
+                best = (block.to(self.device) @ keys.t()).topk(count, dim=1)
+                ids.append(best.indices.cpu().numpy())
+                scores.append(best.values.cpu().numpy())
+        return Candidates(np.concatenate(ids), np.concatenate(scores))
+
+    def _rerank(self, patches: TensorSpool, bank: TextBank, stage: Stage) -> Stage:
+        """The candidates of ``stage`` with matching logits as scores; a pair that both directions ask for is scored once."""
+        texts, images = stage.texts.ids, stage.images.ids
+        total = len(images)
+        pairs = np.unique(np.concatenate([_pairs(texts, total), _pairs(images, total, flipped=True)]))
+        share = distributed.share_of(len(texts))
+        local = pairs[np.searchsorted(pairs, share.start * total) : np.searchsorted(pairs, share.stop * total)]
+        by_image = np.split(local % total, np.searchsorted(local // total, np.arange(share.start + 1, share.stop)))
+        scores = [np.zeros(0, dtype=np.float32)]
+        blocks = range(0, len(share), self.batch_size)
+        for start in progress(blocks, "re-ranking", len(blocks)):
+            tokens = patches.read(start, start + self.batch_size).to(self.device)
+            candidates = [torch.from_numpy(ids) for ids in by_image[start : start + self.batch_size]]
+            concepts = Concepts(tokens[:, 1:], tokens[:, 0])
+            logits = score_pairs(self.model.fusion, self.model.matching_head, concepts, candidates, bank)
+            scores += [of_image.cpu().numpy() for of_image in logits]
+        # In order of image, then text, as `pairs` is.
+        logits_of_pairs = np.concatenate(distributed.gather_objects(np.concatenate(scores)))
+        logger.info(
+            "re-ranked %d pairs for %d images and %d texts; direction by direction they would have been %d",
+            len(pairs),
+            len(texts),
+            total,
+            texts.size + images.size,
+        )
+        of_texts = logits_of_pairs[np.searchsorted(pairs, _pairs(texts, total))].reshape(texts.shape)
+        of_images = logits_of_pairs[np.searchsorted(pairs, _pairs(images, total, flipped=True))].reshape(images.shape)
+        return Stage(Candidates(texts, of_texts), Candidates(images, of_images))
+
+
+def _pairs(ids: np.ndarray, texts: int, flipped: bool = False) -> np.ndarray:
+    """Each (query, candidate) as one number, image * ``texts`` + text; ``flipped``: the queries are texts."""
+    queries = np.arange(len(ids))[:, None]
+    pairs = ids * texts + queries if flipped else queries * texts + ids
+    return pairs.ravel()

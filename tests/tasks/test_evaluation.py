@@ -1,0 +1,59 @@
+"""Evaluations as they are printed and written."""
+
+import json
+
+import pytest
+
+from tasks.evaluation import Evaluation, Metric, count, mean_of_splits, write_evaluations
+
+
+def test_shares_stand_beside_chance_and_scores_have_no_sign():
+    metrics = (
+        Metric("accuracy", 0.5, 0.04),
+        Metric("CIDEr", 1.326, 0.1, "score"),
+        Metric("only", 1.0),
+        count("images", 7),
+    )
+    assert Evaluation(metrics).table("test").splitlines() == [
+        "test      measured  chance",
+        "accuracy    50.0%    4.0%",
+        "CIDEr      132.6    10.0",
+        "only       100.0%",
+        "(7 images)",
+    ]
+
+
+def test_nothing_to_measure_is_said():
+    assert Evaluation((count("images", 7),)).table("test") == "test: nothing to measure"
+
+
+def test_the_mean_is_that_of_the_metrics_that_all_measured_splits_have():
+    german = Evaluation((count("images", 7), Metric("recall", 0.2, 0.1), Metric('always "rot"', 0.5)))
+    french = Evaluation((count("images", 9), Metric("recall", 0.5, 0.3)))
+    mean = mean_of_splits([german, french, Evaluation((count("images", 3),))])
+    assert mean.values() == {"recall": pytest.approx(0.35)}
+    assert mean["recall"].chance == pytest.approx(0.2)
+
+
+def test_one_measured_split_has_no_mean():
+    assert mean_of_splits([Evaluation((Metric("recall", 0.2),)), Evaluation((count("images", 3),))]) is None
+
+
+def test_a_chance_that_not_all_splits_have_is_left_out_of_the_mean():
+    mean = mean_of_splits([Evaluation((Metric("recall", 0.2, 0.1),)), Evaluation((Metric("recall", 0.4),))])
+    assert mean.metrics == (Metric("recall", pytest.approx(0.3)),)
+
+
+def test_a_metric_that_is_not_there_is_no_number():
+    with pytest.raises(KeyError, match="recall"):
+        Evaluation(())["recall"]
+
+
+def test_the_file_says_value_chance_and_unit(tmp_path):
+    write_evaluations(tmp_path, {"test": Evaluation((count("images", 7), Metric("recall", 0.2, 0.1)))})
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == {
+        "test": {
+            "images": {"value": 7, "unit": "count"},
+            "recall": {"value": 0.2, "chance": 0.1, "unit": "share"},
+        }
+    }
