@@ -87,7 +87,7 @@ class Measure:
             for count in COUNTS:
                 items = first_of(task.held_out.test["test"], count)
                 with evaluating(task.model, "fp32"):
-                    found[f"{name}/{count}"] = task.evaluate(items)
+                    found[f"{name}/{count}"] = task.evaluate(items).as_json()
                     for method in ("_predict", "_locate", "captions"):
                         if hasattr(task, method):
                             found[f"{name}/{count}/rows"] = [
@@ -123,7 +123,7 @@ def both(scenes_folder, tmp_path_factory) -> list[dict[str, Any]]:
 def test_both_ranks_measure_what_one_process_measures(alone, both, name, count):
     """The metrics are shares of counts: equal means equal, not close."""
     expected = alone[f"{name}/{count}"]
-    assert expected[SIZES[name]].value == count
+    assert expected[SIZES[name]]["value"] == count
     for found in both:
         assert found[f"{name}/{count}"] == expected
 
@@ -132,7 +132,7 @@ def test_both_ranks_measure_what_one_process_measures(alone, both, name, count):
 def test_the_items_decide_what_is_measured(alone, name):
     """Else the test above could not fail."""
     found = [alone[f"{name}/{count}"] for count in COUNTS]
-    assert len({tuple(metric.value for metric in each.metrics if metric.unit != "count") for each in found}) > 2
+    assert len({str([metric for metric in each.values() if metric["unit"] != "count"]) for each in found}) > 2
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import save_file
 
 from models.checkpoints import LoadReport
+from tasks.base import _check_origin
 from tasks.captioning import CaptioningConfig, CaptioningTask, _server_id
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.conftest import tiny_run
@@ -121,17 +122,17 @@ def test_a_setting_that_no_shape_shows_is_that_of_the_run(scenes_folder, tmp_pat
 
 def test_a_published_file_whose_heads_are_not_those_of_published_models_is_warned_of(scenes_folder, tmp_path, caplog):
     task = task_of(scenes_folder)
-    task._check_origin(tmp_path / "a.th", LoadReport("a.th", published=True))
+    _check_origin(CaptioningTask, task.config, task.model, tmp_path / "a.th", LoadReport("a.th", published=True))
     assert "a.th: model.fusion.heads is 2 at a width of 16, a head in published models has 64" in caplog.text
     caplog.clear()
-    task._check_origin(tmp_path / "a.th", LoadReport("a.th"))
+    _check_origin(CaptioningTask, task.config, task.model, tmp_path / "a.th", LoadReport("a.th"))
     assert not caplog.text
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("evaluation.decoding.min_length=9", "min_length 9 exceeds max_length 8"),
+        ("evaluation.decoding.min_length=9", "min_length 9 leaves no room for the end within max_length 8"),
         ("evaluation.decoding.beams=100000", "more than the .* entries of the tokenizer"),
         ("evaluation.decoding.max_length=4000", "evaluation.decoding.max_length: with the prompt"),
         (
