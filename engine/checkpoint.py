@@ -38,7 +38,12 @@ class Checkpoint:
         return self.folder / MODEL_FILE
 
     def training_state(self) -> dict[str, Any]:
-        """Optimiser, scaler, position and counters, read without running code from the file."""
+        """Optimiser, scaler, position and counters, read without running code from the file. It is twice as large as the model's
+        file; :class:`engine.trainer.Trainer` alone reads it, once.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
         try:
             return torch.load(self.folder / TRAINING_FILE, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

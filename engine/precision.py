@@ -23,6 +23,12 @@ def has_bf16() -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def check_precision(name: PrecisionName, device: torch.device, key: str) -> None:
+    """Raise a :class:`UserError` with the config ``key`` if ``device`` does not compute in this precision."""
+    if name == "bf16" and device.type == "cuda" and not has_bf16():
+        raise UserError(f"{key}: this GPU has no bf16; use {key}=fp16")
+
+
 class Precision:
     """Autocast and, for fp16, loss scaling."""
 
@@ -30,8 +36,7 @@ class Precision:
         self.name = APEX_LEVELS.get(name, name)
         if self.name != name:
             logger.info("train.precision: %s is a level of apex.amp; here it means %s by torch.amp", name, self.name)
-        if self.name == "bf16" and device.type == "cuda" and not has_bf16():
-            raise UserError("train.precision: this GPU has no bf16; use train.precision=fp16")
+        check_precision(name, device, "train.precision")
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 

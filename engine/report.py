@@ -30,6 +30,24 @@ COMPILING = 8
 logger = logging.getLogger(__name__)
 
 
+RESERVED = frozenset(
+    {
+        "step",
+        "loss",
+        "grad_norm",
+        "loss_scale",
+        "bad",
+        "culprit",
+        "elapsed_s",
+        "utilisation",
+        "data_wait",
+        "tflops_per_s",
+    }
+    | {*WORK, *(f"{name}_per_s" for name in WORK)}
+)
+"""Names of a step's numbers that no loss may have."""
+
+
 @dataclass
 class PendingStep:
     """A step whose numbers are still on their way from the device."""

@@ -22,7 +22,7 @@ from engine.checkpoint import Checkpoint, save_best, save_checkpoint
 from engine.parallel import data_parallel
 from engine.precision import Precision
 from engine.prefetch import moved
-from engine.report import PendingStep, Reporter, Tally
+from engine.report import RESERVED, PendingStep, Reporter, Tally
 from engine.run_folder import MetricsLog, RunFolder
 from engine.task import Task, TaskModel
 from engine.train_config import TrainConfig
@@ -64,8 +64,10 @@ class Trainer:
         torch.use_deterministic_algorithms(train.deterministic)
         self.model: nn.Module = task.model.to(device).train()
         self._set_up_encoders()
+        state = None if checkpoint is None else checkpoint.training_state()
+        self.fresh = set(task.fresh if state is None else state["fresh"])
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.groups = parameter_groups(self.model.named_parameters(), optim, task.fresh)
+        self.groups = parameter_groups(self.model.named_parameters(), optim, self.fresh)
         self.optimizer = build_optimizer(self.groups, optim)
         self.loader = task.train_loader()
         self.steps = train.total_steps(self.loader)
@@ -77,8 +79,8 @@ class Trainer:
         """Weights of the losses on the device."""
         self.after: Callable[[str], None] = lambda phase: None
         """Called when the host has enqueued a phase of a step (:data:`PHASES`)."""
-        if checkpoint is not None:
-            self._restore(checkpoint)
+        if checkpoint is not None and state is not None:
+            self._restore(checkpoint, state)
         self.parallel = data_parallel(self.model, device)
 
     def _set_up_encoders(self) -> None:
@@ -138,8 +140,9 @@ class Trainer:
             progress.close()
             if metrics:
                 metrics.close()
-        # Asking once more lets the loader tell of the broken records of the whole run.
-        assert next(on_device, None) is None, "the loader gave more batches than were asked for"
+        # Asking once more lets the loader judge the broken records of the whole run.
+        if next(on_device, None) is not None:
+            raise RuntimeError("the loader gave more batches than it was asked for")
 
     def _validates(self) -> bool:
         """Whether this step is followed by a validation."""
@@ -272,6 +275,10 @@ class Trainer:
         model = cast(TaskModel, self.model)
         each = [model.counts(batch) for batch in micro_batches]
         names = list(each[0])
+        if reserved := RESERVED.intersection(names):
+            raise ValueError(
+                f"a loss is named {sorted(reserved)[0]!r}, which a step's numbers use; give it another name"
+            )
         counts = _sum([torch.stack([counts[name] for name in names]) for counts in each])
         self.after("counts")
         work = sum((model.work(batch) for batch in micro_batches), Work())
@@ -307,18 +314,17 @@ class Trainer:
                 "skipped": self.tally.skipped,
                 "elapsed_s": self.tally.elapsed_s,
                 "best": self.best,
-                "fresh": sorted(self.task.fresh),
+                "fresh": sorted(self.fresh),
             }
             save_checkpoint(self.folder.checkpoints, self.step, self.model, state, self.config.keep_checkpoints)
         distributed.barrier()
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        state = checkpoint.training_state()
+    def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])
         self.step, self.consumed, self.best = checkpoint.step, state["consumed"], state["best"]
         self.tally = Tally(state["skipped"], state["elapsed_s"])
-        logger.info("goes on from %s", checkpoint.folder)
+        logger.info("resuming from %s", checkpoint.folder)
 
 
 def _sum(parts: list[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -20,6 +20,9 @@ NO_MODULE = ("vision.frame_positions",)
 """Parameters that have ``lr`` though their name starts like a module with a rate of its own (as released)."""
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimConfig(Config):
     """Learning rates at the schedule's peak, and AdamW's constants."""
 
@@ -29,7 +32,7 @@ class OptimConfig(Config):
     text_lr: float | None = Field(None, gt=0, description="of the text encoder and the word head")
     cross_lr: float | None = Field(None, gt=0, description="of the fusion encoder; as text_lr if left out")
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     eps: float = Field(1e-8, gt=0)
     fused: Literal["auto", "apex"] = Field(
         "auto", description="auto: torch's fused AdamW; apex: NVIDIA apex's FusedAdam"

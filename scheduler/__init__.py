@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from utils.config import Config
+from utils.errors import UserError
 
 Schedule = Callable[[int], float]
 
@@ -18,7 +19,15 @@ class ScheduleConfig(Config):
 
     kind: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: float = Field(0, ge=0, description="steps, or below 1 a share of all steps")
-    min_rate: float = Field(0.0, ge=0, le=1, description="the multiplier never decays below it")
+    min_rate: float = Field(0.0, ge=0, lt=1, description="the multiplier never decays below it")
+
+    @model_validator(mode="after")
+    def _decays(self) -> ScheduleConfig:
+        if self.kind == "constant" and self.min_rate:
+            raise ValueError(
+                f"min_rate is {self.min_rate:g}, but a constant schedule does not decay; drop it, or choose another kind"
+            )
+        return self
 
 
 def build_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:
@@ -26,8 +35,16 @@ def build_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:
 
     ``linear`` is the released schedule: step 0 has rate 0, the peak 1 is reached at the end of the warm-up (a fractional
     warm-up with ``min_rate`` peaks a little above 1, as released).
+
+    Raises:
+        UserError: if the warm-up is longer than the run, so that the peak is never reached.
     """
     warmup = config.warmup_steps if config.warmup_steps >= 1 else int(config.warmup_steps * total_steps)
+    if warmup > total_steps:
+        raise UserError(
+            f"schedule.warmup_steps is {warmup:g}, but the run has {total_steps} steps and would never reach its learning rate; "
+            "lower it, or give a share of the steps, such as 0.1"
+        )
     return lambda step: (
         step / warmup if step < warmup else DECAYS[config.kind](step, warmup, total_steps, config.min_rate)
     )

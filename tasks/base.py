@@ -53,7 +53,8 @@ B = TypeVar("B", bound=BatchMaker)
 class Parts(Generic[M, B]):
     """The parts of a task that :func:`build_parts` builds from its config.
 
-    ``fresh``: names of the parameters that train at ``lr * lr_mult``. ``training``: the training data, and ``loader`` their
+    ``fresh``: names of the parameters that train at ``lr * lr_mult``; of a run that is resumed, its checkpoint has them instead.
+    ``training``: the training data, and ``loader`` their
     batches on this rank; None where the task only evaluates.
     """
 
@@ -155,7 +156,11 @@ def build_parts(
     model = kind.build_model(config, len(tokenizer))
     for key, length in kind.text_lengths(config).items():
         check_length(model, key, length)
-    fresh = _resume(model, checkpoint) if checkpoint is not None else _initialise(kind, config, model)
+    fresh: set[str] = set()
+    if checkpoint is not None:
+        load_weights(model, checkpoint.model_file).require_complete()
+    else:
+        fresh = _initialise(kind, config, model)
     logger.info("%.1f M parameters", sum(parameter.numel() for parameter in model.parameters()) / 1e6)
     training, loader = None, None
     if trains:
@@ -185,11 +190,6 @@ def _check_padding(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Non
         )
 
 
-def _resume(model: XVLM, checkpoint: Checkpoint) -> set[str]:
-    load_weights(model, checkpoint.model_file).require_complete()
-    return set(checkpoint.training_state()["fresh"])
-
-
 def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> set[str]:
     """Load what ``config.init`` names; returns the names of the parameters that stay random."""
     init = config.init
@@ -206,7 +206,12 @@ def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, wei
     """Compare the settings that no shape shows with the config of the run that wrote the weights, or with published models."""
     run = run_of(weights)
     trained = None if run is None else read_yaml(run)
-    kind.check_origin(config, None if trained is None else str(trained.get("task")), weights, report)
+    if trained is not None and not isinstance(trained.get("task"), str):
+        raise UserError(
+            f"init.checkpoint: {run}, beside the weights, names no task, so it is not the config of a run; move the weights "
+            "away from it"
+        )
+    kind.check_origin(config, None if trained is None else trained["task"], weights, report)
     if trained is not None and run is not None:
         section = model_section(trained)
         if section is None:

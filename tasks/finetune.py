@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from dataset.finetune import EvaluationView, FineTuneDataConfig, in_batches
 from dataset.text import PlainTextProcessor
 from engine.checkpoint import Checkpoint
-from engine.precision import PrecisionName
+from engine.precision import PrecisionName, check_precision
 from engine.run_folder import RunFolder
 from models.checkpoints import load_weights
 from tasks.base import B, BaseTask, M, Parts, RunConfig, build_parts, frames_of
@@ -86,6 +87,8 @@ class FineTuneTask(BaseTask[F, M, B]):
 
     @classmethod
     def build(cls, config: F, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        check_precision(config.evaluation.precision, device, "evaluation.precision")
         return cls(config, build_parts(cls, config, checkpoint, trains=trains), cls.read_held_out(config))
 
     @classmethod

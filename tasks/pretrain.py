@@ -88,11 +88,9 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
 
     def report(self, folder: RunFolder) -> str:
         """Evaluate on all ranks; write ``evaluation.json`` and ``predictions.png`` into ``folder``, and return the table."""
-        config = self.config
-        if config.evaluation is None:
+        if self.config.evaluation is None:
             return ""
-        processor = TextProcessor(self.tokenizer, config.data.text)
-        evaluator = PretrainEvaluator(config.evaluation, config.data, self.model, processor, config.seed)
+        evaluator = self.evaluator()
         with evaluating(self.model, "fp32"):
             evaluation = evaluator.evaluate()
             if distributed.rank() != 0:
@@ -100,3 +98,10 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
             evaluator.draw(folder.path / "predictions.png")
         write_evaluations(folder.path, {HELD_OUT: evaluation})
         return evaluation.table(HELD_OUT)
+
+    def evaluator(self) -> PretrainEvaluator:
+        """Reads the held-out records, to evaluate the model on them."""
+        config = self.config
+        assert config.evaluation is not None
+        processor = TextProcessor(self.tokenizer, config.data.text)
+        return PretrainEvaluator(config.evaluation, config.data, self.model, processor, config.seed)

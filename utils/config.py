@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError
@@ -28,6 +28,31 @@ class Config(BaseModel):
     """Base of every config section: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number is meant; pydantic would take them for 1 and 0."""
+        assert info.field_name is not None
+        types_of_field = _leaf_types(cls.model_fields[info.field_name].annotation)
+        values = value if isinstance(value, list) else [value]
+        if (
+            any(isinstance(item, bool) for item in values)
+            and types_of_field & {int, float}
+            and bool not in types_of_field
+        ):
+            raise ValueError("Input should be a number, not a boolean")
+        return value
+
+
+def _leaf_types(annotation: Any) -> set[Any]:
+    """The types that an annotation such as ``list[int] | None`` is made of."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _leaf_types(arguments[0])
+    if not arguments or origin is typing.Literal:
+        return {origin or annotation}
+    return set().union(*(_leaf_types(argument) for argument in arguments if argument is not ...))
 
 
 class ConfigError(UserError):

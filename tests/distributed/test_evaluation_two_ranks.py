@@ -13,6 +13,7 @@ from tasks.finetune import FineTuneTask
 from tasks.grounding import GroundingConfig, GroundingTask
 from tasks.inference import evaluating
 from tasks.nlvr import NLVRConfig, NLVRTask
+from tasks.pretrain import PretrainConfig, PretrainTask
 from tasks.retrieval import RetrievalConfig, RetrievalTask
 from tasks.vqa import VQAConfig, VQATask
 from tests.conftest import tiny_run
@@ -93,6 +94,10 @@ class Measure:
                             found[f"{name}/{count}/rows"] = [
                                 row.tolist() if hasattr(row, "tolist") else row for row in getattr(task, method)(items)
                             ]
+        overrides = [*tiny_run(self.scenes), "data.workers=0", "evaluation.batch_size=3"]
+        pretraining = PretrainTask.build(load_config(ROOT / "configs/demo/pretrain.yaml", overrides, PretrainConfig))
+        with evaluating(pretraining.model, "fp32"):
+            found["pretrain"] = pretraining.evaluator().evaluate().as_json()
         return found
 
 
@@ -159,3 +164,10 @@ def test_the_shares_of_all_ranks_are_all_items_once_and_in_order(both):
     for count, own in first.items():
         assert own + second[count] == list(range(count))
         assert abs(len(own) - len(second[count])) <= 1
+
+
+def test_both_ranks_evaluate_a_pre_trained_model_as_one_process_does(alone, both):
+    expected = alone["pretrain"]
+    assert expected["records"]["value"] > 1
+    assert expected["masked words"]["value"] > 1
+    assert [found["pretrain"] for found in both] == [expected] * 2

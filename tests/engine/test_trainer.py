@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from engine.checkpoint import list_checkpoints
 from engine.train_config import TrainConfig
 from engine.trainer import PHASES
 from tests.devices import moved
@@ -200,3 +201,29 @@ def test_recorded_graphs_are_refused_where_gradients_are_added_up():
     ):
         TrainConfig(steps=1, accumulate=2, compile="reduce-overhead")
     assert TrainConfig(steps=1, accumulate=2, compile=True).compile is True
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "step", "samples_per_s"])
+def test_a_loss_may_not_have_the_name_of_another_number(tmp_path, monkeypatch, name):
+    task = ToyTask()
+    counts = task.model.counts
+    monkeypatch.setattr(task.model, "counts", lambda batch: {**counts(batch), name: batch.valid.sum()})
+    with pytest.raises(ValueError, match=f"a loss is named '{name}'"):
+        trainer(tmp_path, task).fit()
+
+
+def test_a_resumed_run_reads_the_state_of_its_training_once(tmp_path, monkeypatch):
+    trainer(tmp_path, steps=2).fit()
+    reads, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **options: reads.append(args) or load(*args, **options))
+    checkpoint = list_checkpoints(tmp_path / "checkpoints")[-1]
+    trainer(tmp_path, checkpoint=checkpoint, steps=4).fit()
+    assert len(reads) == 1
+
+
+def test_a_loader_that_gives_too_many_batches_is_told(tmp_path, monkeypatch):
+    task = ToyTask()
+    batches = task.loader.batches
+    monkeypatch.setattr(task.loader, "batches", lambda consumed, count: batches(consumed, count + 1))
+    with pytest.raises(RuntimeError, match="more batches than it was asked for"):
+        trainer(tmp_path, task).fit()

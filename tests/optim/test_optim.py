@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from models.checkpoints.initialise import fresh_parameters
@@ -135,3 +136,9 @@ def test_missing_apex_is_one_clear_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", None)
     with pytest.raises(UserError, match=r"NVIDIA apex is not installed.*optim.fused=auto"):
         build_optimizer([], OptimConfig(lr=1.0, fused="apex"))
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.98), (0.9, 1.0), (-0.1, 0.9)])
+def test_betas_outside_of_0_to_1_are_refused(betas):
+    with pytest.raises(ValidationError, match=r"less than 1|greater than or equal to 0"):
+        OptimConfig(lr=0.1, betas=betas)

@@ -5,8 +5,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from scheduler import ScheduleConfig, build_schedule
+from utils.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "misc" / "schedules.json").read_text())
 
@@ -31,3 +33,18 @@ def test_every_schedule_peaks_at_one_after_warmup_and_never_rises_again(kind):
 
 def test_cosine_ends_at_its_minimum():
     assert build_schedule(ScheduleConfig(kind="cosine", min_rate=0.1), 50)(50) == pytest.approx(0.1)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused():
+    build_schedule(ScheduleConfig(warmup_steps=10), 10)
+    with pytest.raises(UserError, match=r"^schedule.warmup_steps is 11, but the run has 10 steps .*; lower it"):
+        build_schedule(ScheduleConfig(warmup_steps=11), 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"kind": "constant", "min_rate": 0.1}, "does not decay"), ({"min_rate": 1}, "less than 1")],
+)
+def test_a_least_rate_that_binds_nothing_is_refused(options, message):
+    with pytest.raises(ValidationError, match=message):
+        ScheduleConfig(**options)

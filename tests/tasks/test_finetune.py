@@ -18,7 +18,8 @@ from transformers import AutoModel, DistilBertConfig
 from dataset.finetune import in_batches
 from dataset.records import BrokenRecordError
 from dataset.text import load_tokenizer
-from engine.checkpoint import list_checkpoints
+from engine import precision
+from engine.checkpoint import Checkpoint, list_checkpoints
 from tasks.base import BaseTask
 from tasks.evaluation import Evaluation, Metric
 from tasks.job import run_task
@@ -293,3 +294,28 @@ def test_each_item_is_read_once_in_order_and_a_broken_one_is_told(workers):
     assert list(in_batches(read_tens, range(3, 3), 2, workers)) == []
     with pytest.raises(UserError, match=r"^a:7: unreadable image: is torn; a held-out set has to be whole$"):
         list(in_batches(read_tens, range(5, 9), 2, workers))
+
+
+def test_an_evaluation_does_not_read_the_state_of_the_training(runs, overrides, tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoint, "training_state", lambda self: pytest.fail("the optimiser's state was read"))
+    shutil.copytree(runs("nlvr"), tmp_path / "copy")
+    (tmp_path / "copy" / "best.safetensors").unlink()
+    assert start("nlvr", tmp_path / "copy", overrides("nlvr"), "--evaluate", "--resume")
+
+
+def test_weights_beside_a_config_that_names_no_task_are_refused(runs, overrides, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs("nlvr"), run)
+    lines = (run / "config.yaml").read_text().splitlines(keepends=True)
+    (run / "config.yaml").write_text("".join(line for line in lines if not line.startswith("task:")))
+    with pytest.raises(UserError, match=r"^init.checkpoint: .*config.yaml, beside the weights, names no task"):
+        start("nlvr", tmp_path / "out", [*overrides("nlvr"), f"init.checkpoint={run}"])
+
+
+def test_a_precision_that_the_gpu_has_not_is_told_before_training(overrides, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(precision, "has_bf16", lambda: False)
+    schema, kind = KINDS["nlvr"]
+    config = load_config(ROOT / "configs/demo/nlvr.yaml", [*overrides("nlvr"), "evaluation.precision=bf16"], schema)
+    with pytest.raises(UserError, match=r"^evaluation.precision: this GPU has no bf16; use evaluation.precision=fp16$"):
+        kind.build(config)

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dataset.text import TextProcessor
 from tasks.inference import evaluating
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tasks.pretrain_evaluation import PretrainEvaluator
@@ -117,12 +116,7 @@ def test_a_text_stream_is_mixed_in(tiny_overrides, tmp_path):
 
 @pytest.fixture(scope="module")
 def evaluator(task) -> PretrainEvaluator:
-    return evaluator_of(task)
-
-
-def evaluator_of(task: PretrainTask) -> PretrainEvaluator:
-    processor = TextProcessor(task.tokenizer, task.config.data.text)
-    return PretrainEvaluator(task.config.evaluation, task.config.data, task.model, processor, task.config.seed)
+    return task.evaluator()
 
 
 def test_metrics_are_shares_with_their_chance(evaluator):
@@ -174,10 +168,10 @@ def test_held_out_videos_are_found_beside_pictures_or_alone(tiny_overrides, tmp_
     given = (held_out, f"model.vision.video.pooling={pooling}")
     task = PretrainTask.build(with_videos(tiny_overrides, tmp_path, *given))
     with evaluating(task.model, "fp32"):
-        both = evaluator_of(task).evaluate()
+        both = task.evaluator().evaluate()
     alone = PretrainTask.build(with_videos(tiny_overrides, tmp_path, *given, "evaluation.files=[]"))
     with evaluating(alone.model, "fp32"):
-        videos = evaluator_of(alone).evaluate()
+        videos = alone.evaluator().evaluate()
     assert (both["records"].value, both["videos"].value) == (8, 8)
     for name in ("video to text R@1 (cosine)", "text to video R@1 (cosine)", "text to video R@1 (reranked)"):
         assert videos[name].chance == 1 / 8

@@ -1,5 +1,7 @@
 """The config system: inheritance, overrides, and every error at once with its place and a suggestion."""
 
+from typing import Literal
+
 import pytest
 from pydantic import model_validator
 
@@ -147,3 +149,20 @@ def test_an_item_of_a_list_cannot_be_overridden_and_typos_are_the_command_lines(
         load_config(path, ["inner.names.0=b"], Outer)
     with pytest.raises(ConfigError, match=r"command line: iner is not a field of Outer; did you mean 'inner'"):
         load_config(path, ["iner.names=[b]"], Outer)
+
+
+class Numbers(Config):
+    steps: int = 1
+    rate: float | None = None
+    betas: tuple[float, float] = (0.9, 0.98)
+    mode: bool | Literal["fast"] = False
+
+
+@pytest.mark.parametrize("override", ["steps=true", "rate=false", "betas=[0.9, true]"])
+def test_a_boolean_is_no_number(write, override):
+    with pytest.raises(ConfigError, match="should be a number, not a boolean"):
+        load_config(write("a.yaml", "mode: true\n"), [override], Numbers)
+
+
+def test_a_boolean_is_what_it_is_where_one_is_meant(write):
+    assert load_config(write("a.yaml", "mode: true\n"), [], Numbers).mode is True
