@@ -1,0 +1,138 @@
+"""Pictures of shapes with sentences that they entail, contradict, or leave open; drawn on first use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from pydantic import Field
+from torch import Tensor
+from transformers import BertTokenizerFast
+
+from dataset.finetune import EvaluationView, FineTuneBatches, FineTuneDataConfig
+from dataset.records import ImageSource
+from utils.batch import Batch, Text
+from utils.config import Config
+
+CLASSES = ("entailment", "neutral", "contradiction")
+COLOURS = ("red", "green", "blue", "yellow", "purple")
+SHAPES = ("circle", "square", "triangle")
+INVISIBLE = ("old", "heavy", "expensive")
+"""Properties that no picture shows."""
+
+SIZES = {"train": 1500, "val": 150, "test": 150}
+SIDE = 32
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sentence about an image; ``label`` numbers a class of :data:`CLASSES`."""
+
+    image: ImageSource
+    sentence: str
+    label: int
+
+
+@dataclass(frozen=True)
+class EntailmentBatch(Batch):
+    """``pixels`` (N, 3, S, S) uint8; ``text`` N sentences; ``label`` (N,) int64; ``valid`` (N,) bool: examples that count."""
+
+    pixels: Tensor
+    text: Text
+    label: Tensor
+    valid: Tensor
+
+
+class SplitConfig(Config):
+    """A split of the drawn data."""
+
+    file: str = Field(description="JSON lines with image, sentence and label; image paths start at its folder")
+
+
+class EntailmentDataConfig(FineTuneDataConfig):
+    """Where the data are, or are drawn."""
+
+    folder: str = Field(description="drawn on first use")
+    train: SplitConfig
+
+
+class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, tuple[Tensor, str, int]]):
+    """Every sentence once an epoch."""
+
+    name = "sentences"
+
+    def read(self, data: EntailmentDataConfig) -> int:
+        self.items = read_items(data.train.file)
+        self.view = EvaluationView(self.image_size, data.max_pixels)
+        return len(self.items)
+
+    def example(self, index: int, rng: np.random.Generator) -> tuple[Tensor, str, int]:
+        item = self.items[index]
+        return self.view(item.image), item.sentence, item.label
+
+    def place(self, index: int) -> str:
+        return self.items[index].image.place
+
+    def filler(self) -> tuple[Tensor, str, int]:
+        return torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8), "a", 0
+
+    def collate(self, examples: Sequence[tuple[Tensor, str, int]], valid: Tensor, **made: Any) -> EntailmentBatch:
+        pixels, sentences, labels = zip(*examples, strict=True)
+        text = self.text.encode_plain(sentences)
+        return EntailmentBatch(torch.stack(pixels), text, torch.tensor(labels), valid, **made)
+
+
+def read_items(file: str) -> list[Item]:
+    """The items of a file that :func:`draw` wrote."""
+    path, items = Path(file), []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        row = json.loads(line)
+        source = ImageSource(f"{file}:{number}", path=path.parent / row["image"])
+        items.append(Item(source, row["sentence"], CLASSES.index(row["label"])))
+    return items
+
+
+def draw(folder: Path) -> None:
+    """Fill ``folder`` with images, a file for each split, and a tokenizer, which is the last to be written."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for number, (split, count) in enumerate(SIZES.items()):
+        rng = np.random.default_rng(number)
+        rows = [_example(rng, folder, f"images/{split}_{index}.png") for index in range(count)]
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    words = ["there", "is", "a", "the", *COLOURS, *SHAPES, *INVISIBLE]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(str(folder / "tokenizer"))
+
+
+def _example(rng: np.random.Generator, folder: Path, name: str) -> dict[str, str]:
+    colours, shapes = rng.permutation(COLOURS), rng.permutation(SHAPES)
+    image = Image.new("RGB", (SIDE, SIDE), "white")
+    for place, (colour, shape) in enumerate(zip(colours[:2], shapes[:2], strict=True)):
+        _draw_shape(ImageDraw.Draw(image), colour, shape, left=1 + place * SIDE // 2)
+    image.save(folder / name)
+    label = CLASSES[int(rng.integers(3))]
+    if label == "contradiction":  # the colour of one shape with the other shape
+        return {"image": name, "sentence": f"there is a {colours[0]} {shapes[1]}", "label": label}
+    place = int(rng.integers(2))
+    there = f"{colours[place]} {shapes[place]}"
+    if label == "entailment":
+        return {"image": name, "sentence": f"there is a {there}", "label": label}
+    return {"image": name, "sentence": f"the {there} is {rng.choice(INVISIBLE)}", "label": label}
+
+
+def _draw_shape(canvas: ImageDraw.ImageDraw, colour: str, shape: str, left: int) -> None:
+    right, top, bottom = left + 13, 9, 22
+    if shape == "circle":
+        canvas.ellipse((left, top, right, bottom), fill=colour)
+    elif shape == "square":
+        canvas.rectangle((left, top, right, bottom), fill=colour)
+    else:
+        canvas.polygon(((left, bottom), (right, bottom), ((left + right) // 2, top)), fill=colour)

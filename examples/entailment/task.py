@@ -1,0 +1,112 @@
+"""Visual entailment: does an image entail a sentence, contradict it, or leave it open?
+
+A task outside the checkout is a folder with this file and ``config.yaml``: ``python run.py --task examples/entailment``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dataset.finetune import EvaluationView
+from engine.checkpoint import Checkpoint
+from models.fusion import FusionPass
+from models.heads import mlp_head
+from models.xvlm import XVLM, ModelConfig
+from tasks.evaluation import Evaluation, Metric, count
+from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options
+from tasks.kinds import TaskKind
+from utils import distributed
+from utils.batch import Losses, Term, Text, Work
+
+from .data import CLASSES, EntailmentBatch, EntailmentBatches, EntailmentDataConfig, Item, SplitConfig, draw, read_items
+
+
+class EntailmentModel(XVLM):
+    """A classifier on the fused [CLS] state of a sentence and its image."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int | None = None):
+        super().__init__(config, vocab_size)
+        self.classifier = mlp_head(self.text.width, len(CLASSES))
+
+    def forward(self, batch: EntailmentBatch) -> Losses:
+        """The cross-entropy of a micro-batch, as a sum over the examples that count."""
+        per_example = F.cross_entropy(self.classify(batch.pixels, batch.text).float(), batch.label, reduction="none")
+        return {"entailment": Term(per_example.masked_fill(~batch.valid, 0).sum(), 1.0)}
+
+    def counts(self, batch: EntailmentBatch) -> dict[str, Tensor]:
+        """Divisor of the loss."""
+        return {"entailment": batch.valid.sum()}
+
+    def work(self, batch: EntailmentBatch) -> Work:
+        """Size of a step; its FLOPs are not counted."""
+        examples = int(batch.valid.sum())
+        return Work(examples, images=examples, tokens=int(batch.text.mask.sum()), flops=float("nan"))
+
+    def classify(self, pixels: Tensor, text: Text) -> Tensor:
+        """Logits (N, 3) of the classes."""
+        (sentences,) = self.text([text])
+        (cls,) = self.fusion.fuse([FusionPass.cls(sentences, self.fusion.concept_memory(self.vision(pixels)))])
+        return self.classifier(cls)
+
+
+class EntailmentConfig(FineTuneConfig):
+    """The sections of a run; those that are not named here are the same for every task."""
+
+    task: Literal["entailment"] = "entailment"
+    data: EntailmentDataConfig
+    evaluation: HeldOutConfig[SplitConfig]
+
+
+class EntailmentTask(FineTuneTask[EntailmentConfig, EntailmentModel, EntailmentBatches]):
+    """Model, data and evaluation of a run."""
+
+    measure = "accuracy"
+
+    @classmethod
+    def build(cls, config: EntailmentConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
+        folder = Path(config.data.folder)
+        if distributed.rank() == 0 and not (folder / "tokenizer").exists():
+            draw(folder)
+        distributed.barrier()
+        return super().build(config, checkpoint, trains=trains)
+
+    @staticmethod
+    def build_model(config: EntailmentConfig, vocab_size: int | None) -> EntailmentModel:
+        return EntailmentModel(config.model, vocab_size)
+
+    @staticmethod
+    def training_data(config: EntailmentConfig, tokenizer: Any, model: EntailmentModel) -> EntailmentBatches:
+        return EntailmentBatches(config.data, **data_options(config, tokenizer))
+
+    @staticmethod
+    def read_split(config: EntailmentConfig, split: SplitConfig, key: str) -> list[Item]:
+        return read_items(split.file)
+
+    def evaluate(self, items: list[Item]) -> Evaluation:
+        """Accuracy, overall and by class; chance: always the most frequent class."""
+        predicted, true = self._predict(items), np.array([item.label for item in items])
+        chance = float(np.bincount(true).max() / len(true))
+        metrics = [count("sentences", len(items)), Metric("accuracy", float((predicted == true).mean()), chance)]
+        for label, name in enumerate(CLASSES):
+            metrics.append(Metric(f"{name}: accuracy", float((predicted == true)[true == label].mean())))
+        return Evaluation(tuple(metrics))
+
+    def _predict(self, items: list[Item]) -> np.ndarray:
+        def classify(images: list[Tensor], text: Text) -> Tensor:
+            return self.model.classify(torch.stack(images).to(text.ids.device), text).argmax(dim=1)
+
+        return self.outputs(items, _read, classify, "classifying")
+
+
+def _read(view: EvaluationView, max_words: int, items: Sequence[Item], index: int) -> tuple[Tensor, str]:
+    return view(items[index].image), items[index].sentence
+
+
+TASK = TaskKind(EntailmentConfig, EntailmentTask)
