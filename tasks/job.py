@@ -11,7 +11,7 @@ from engine.run_folder import RunFolder
 from engine.trainer import Trainer
 from tasks import TASKS
 from tasks.common import BaseTask, RunConfig
-from utils import logging
+from utils import log
 from utils.config import load_config, peek
 from utils.distributed import process_group
 from utils.errors import UserError
@@ -55,7 +55,7 @@ def run_task(
             raise UserError(
                 f"--evaluate --resume: {folder.path} holds no weights; give the --output of a run that was trained"
             )
-        logging.set_up(folder.log)
+        log.set_up(folder.log)
         task = kind(config, checkpoint, trains=not arguments.evaluate)
         if arguments.evaluate:
             task.model.to(device)

@@ -38,7 +38,7 @@ from dataset.readers import Shards
 from dataset.records import BrokenRecordError, broken_key
 from dataset.video import VideoReadingConfig, VideoSource, check_backend, video_source
 from dataset.video_files import VIDEO_SUFFIXES
-from utils import logging as logs
+from utils import log
 from utils.batch import BrokenRecord
 from utils.errors import UserError, one_line_errors
 from utils.files import sync_file
@@ -330,7 +330,7 @@ frames are wanted: set it where videos last many minutes""",
 def main() -> int:
     """Make the frames and print one line of what there is; exit status 2 for a mistake of the user."""
     flags = _parser().parse_args()
-    logs.set_up()
+    log.set_up()
     reading = VideoReadingConfig(
         backend=flags.backend, frames_per_second=flags.frames_per_second, time_limit_s=flags.time_limit
     )
