@@ -32,6 +32,7 @@ from models.generation import DecodingConfig
 from models.self_critical import Reward, SelfCriticalConfig, SelfCriticalModel
 from models.text import TextEncoder
 from tasks import synthetic
+from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from utils.batch import IGNORE, CaptioningBatch, Text
 from utils.errors import UserError
@@ -239,3 +240,6 @@ def _server_id(identity: str) -> int | str:
     names stay."""
     match = re.fullmatch(r"(?:coco_|(?:.*/)?COCO_\w+?_)?0*(\d+)(?:\.jpg)?", identity)
     return int(match[1]) if match else identity
+
+
+TASK = TaskKind(CaptioningConfig, CaptioningTask)

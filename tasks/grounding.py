@@ -17,6 +17,7 @@ from metrics.grounding import iou, pixel_iou, share_at_least
 from models.grounding import GroundingModel
 from tasks import synthetic
 from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig, evaluating
+from tasks.kinds import TaskKind
 from tasks.pictures import SIDE, Panel, Prediction, draw_predictions
 from utils.batch import GroundingBatch, Text
 
@@ -126,3 +127,6 @@ def _in_pixels(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def _read(view: EvaluationView, max_words: int, items: Sequence[Phrase], index: int) -> tuple[Tensor, str]:
     item = items[index]
     return view(item.image, item.size), cleaned(item.text, max_words, item.place)
+
+
+TASK = TaskKind(GroundingConfig, GroundingTask)

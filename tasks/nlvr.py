@@ -17,6 +17,7 @@ from metrics.classification import accuracy, consistency
 from models.nlvr import NLVRModel, NLVRModelConfig
 from tasks import synthetic
 from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
+from tasks.kinds import TaskKind
 from utils.batch import PairBatch, Text
 
 
@@ -104,3 +105,6 @@ def _read(view: EvaluationView, max_words: int, items: Sequence[Statement], inde
     """The pictures (K, 3, S, S) and the cleaned sentence."""
     item = items[index]
     return torch.stack([view(picture) for picture in item.pictures]), cleaned(item.sentence, max_words, item.place)
+
+
+TASK = TaskKind(NLVRConfig, NLVRTask)

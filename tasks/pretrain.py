@@ -15,6 +15,7 @@ from engine.run_folder import RunFolder
 from models.multigrained import LossWeights, PretrainModelConfig, StreamWeights
 from models.pretrain import PretrainModel
 from tasks.common import BaseTask, RunConfig, evaluating
+from tasks.kinds import TaskKind
 from tasks.pretrain_evaluation import Evaluation, EvaluationConfig, check_files
 from tasks.synthetic import synthetic_pretrain_batch
 from tasks.tables import table
@@ -111,3 +112,6 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel]):
             return None
         processor = TextProcessor(self.tokenizer, self.config.data.text)
         return Evaluation(self.config.evaluation, self.config.data, self.model, processor, self.config.seed)
+
+
+TASK = TaskKind(PretrainConfig, PretrainTask)

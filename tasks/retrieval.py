@@ -15,6 +15,7 @@ from dataset.video import VideoSource
 from models.align import AligningConfig
 from models.retrieval import RetrievalModel
 from tasks import synthetic
+from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.retrieval_evaluation import RetrievalEvaluation
 from utils.batch import RetrievalBatch
@@ -74,3 +75,6 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel]):
         )
         found = evaluation.metrics(items)
         return found if self.frames is None else {name.replace("image", "video"): each for name, each in found.items()}
+
+
+TASK = TaskKind(RetrievalConfig, RetrievalTask)

@@ -25,6 +25,7 @@ from dataset.video_qa import (
 from engine.checkpoint import Checkpoint
 from models.video_qa import VideoQAModel, VideoQAModelConfig
 from tasks import synthetic
+from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.vqa import by_answer_type, picture_of_each
 from utils.batch import ClassifiedBatch, Text
@@ -160,3 +161,6 @@ def _read(
     """The frames (F, 3, S, S) and the cleaned question."""
     item = items[index]
     return last(view, item.video), cleaned_question(item.question, max_words, item.place)
+
+
+TASK = TaskKind(VideoQAConfig, VideoQATask)

@@ -28,6 +28,7 @@ from models.vqa import VQAModel, VQAModelConfig
 from optim import OptimConfig
 from tasks import synthetic
 from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
+from tasks.kinds import TaskKind
 from utils.batch import QuestionBatch, Text
 from utils.errors import UserError
 
@@ -212,3 +213,6 @@ def _read(view: EvaluationView, max_words: int, items: Sequence[Question], index
     """The picture (3, S, S) and the cleaned question."""
     item = items[index]
     return view(item.picture), cleaned_question(item.question, max_words, item.place)
+
+
+TASK = TaskKind(VQAConfig, VQATask)
