@@ -176,7 +176,7 @@ def _in_module(given: str) -> TaskSource:
         module = f"{given}.task"
         place, spec = _place_of(spec), _spec_of(module)
         if spec is None:
-            raise UserError(f"--task {given}: the package ({place}) has no module task")
+            raise UserError(f"--task {given}: the package ({place}) has no module task; name the module that has TASK")
     *packages, last = module.split(".")
     name = packages[-1] if last == "task" and packages else last
     return TaskSource(given, name, module, _beside(Path(spec.origin)) if spec.origin else None)

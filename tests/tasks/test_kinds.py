@@ -82,6 +82,7 @@ def test_vqa_takes_configs_of_video_qa_and_keeps_its_name():
         (None, None, "give --task TASK, or --config FILE that says its task"),
         (None, "retreival", "--task retreival: no task, folder or module has this name; did you mean 'retrieval'?"),
         (None, "xyz", "this name; known: pretrain, retrieval, nlvr, grounding, vqa, video_qa, captioning"),
+        (None, "json", "json/__init__.py) has no module task; name the module that has TASK"),
         (None, "./nowhere", "--task ./nowhere: no such folder"),
     ],
 )
