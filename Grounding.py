@@ -6,16 +6,14 @@ One process without a launcher; ``run.py`` starts it on many.
 """
 
 import sys
-from pathlib import Path
 
-from tasks.grounding import GroundingConfig, GroundingTask
 from tasks.job import run_task
 from utils.errors import one_line_errors
 
 
 @one_line_errors
 def main() -> int:
-    return run_task(sys.argv[1:], "grounding", GroundingConfig, GroundingTask, Path(__file__).parent)
+    return run_task(sys.argv[1:], "grounding")
 
 
 if __name__ == "__main__":

@@ -6,16 +6,14 @@ One process without a launcher; ``run.py`` starts it on many.
 """
 
 import sys
-from pathlib import Path
 
 from tasks.job import run_task
-from tasks.nlvr import NLVRConfig, NLVRTask
 from utils.errors import one_line_errors
 
 
 @one_line_errors
 def main() -> int:
-    return run_task(sys.argv[1:], "nlvr", NLVRConfig, NLVRTask, Path(__file__).parent)
+    return run_task(sys.argv[1:], "nlvr")
 
 
 if __name__ == "__main__":

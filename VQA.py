@@ -6,18 +6,14 @@ A config with ``task: video_qa`` is one about videos. One process without a laun
 """
 
 import sys
-from pathlib import Path
 
 from tasks.job import run_task
-from tasks.video_qa import VideoQAConfig, VideoQATask
-from tasks.vqa import VQAConfig, VQATask
 from utils.errors import one_line_errors
 
 
 @one_line_errors
 def main() -> int:
-    others = {"video_qa": (VideoQAConfig, VideoQATask)}
-    return run_task(sys.argv[1:], "vqa", VQAConfig, VQATask, Path(__file__).parent, others)
+    return run_task(sys.argv[1:], "vqa")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,70 @@
-"""Run a task: ``python run.py --task pretrain [--config FILE] [--gpus N | --cpu N] [--output DIR] [key=value ...]``, or tell
-beforehand what fits and how long it takes: ``python run.py plan --config FILE --gpus N --memory GB``."""
+"""The command line: ``python run.py --task TASK ...`` runs a task, ``python run.py COMMAND ...`` another command.
 
+``python run.py --help`` lists both. A command's module is imported when the command is asked for.
+"""
+
+import difflib
+import importlib
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from tasks import TASKS
-from utils.launcher import main
+from utils.errors import UserError, one_line_errors
+
+
+class Command(NamedTuple):
+    """``module`` defines ``main(argv) -> int``: the arguments after the command's name -> the exit status."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "plan": Command("tasks.plan", "the largest micro-batch that fits, and how long a run takes"),
+}
+
+START = """run.py: give a task, a config or a command.
+
+  make demo                           pre-train a small model on drawn scenes, in minutes on a CPU
+  python run.py --config FILE         run the task of a config; those of the paper are in configs/
+  python run.py --task TASK           run a task with its default config; TASK may be a folder of yours with task.py
+  python run.py --help                all flags, tasks and commands
+"""
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> int:
+    if not argv:
+        sys.stderr.write(START)
+        return 2
+    first, *rest = argv
+    if first in COMMANDS:
+        command = importlib.import_module(COMMANDS[first].module)
+        return command.main(rest)
+    if not first.startswith("-") and "=" not in first:
+        raise UserError(_no_command(first))
+    launch = importlib.import_module("tasks.launch")
+    return launch.main(argv, lists())
+
+
+def lists() -> str:
+    """The commands and the tasks, for the help."""
+    lines = ["commands (python run.py COMMAND --help):"]
+    lines += [f"  {name:12}{command.help}" for name, command in COMMANDS.items()]
+    lines += ["", "tasks (--task TASK):"]
+    lines += [f"  {name:12}{entry.help}" for name, entry in TASKS.items()]
+    return "\n".join(lines) + "\n\n"
+
+
+def _no_command(word: str) -> str:
+    if word in TASKS:
+        return f"{word} is a task and no command; give --task {word}"
+    close = difflib.get_close_matches(word, [*COMMANDS, *TASKS], n=1, cutoff=0.7)
+    if not close:
+        return f"{word!r} is no command; known: {', '.join(COMMANDS)}; to run a task, give --task or --config"
+    return f"{word!r} is no command; did you mean {'--task ' if close[0] in TASKS else ''}{close[0]}?"
+
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["plan"]:
-        from tasks.plan import main as plan
-
-        sys.exit(plan())
-    sys.exit(main(sys.argv[1:], TASKS, Path(__file__).parent))
+    sys.exit(main(sys.argv[1:]))

@@ -27,7 +27,7 @@ from models.packing import PackedTexts, Packing
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.vqa import AnswerDecoder, VQAModelConfig, left_to_right
-from utils.launcher import positive
+from utils.flags import positive
 
 LENGTHS = {1: 2050, 2: 800, 3: 230, 4: 40, 5: 8, 6: 1}
 """Word pieces of an answer -> number of candidates, 3,129 in all."""

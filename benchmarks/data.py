@@ -41,7 +41,7 @@ from dataset.pretrain import DataConfig, PretrainBatches
 from dataset.records import parse_image_record
 from dataset.streams.pairs import ImageStream
 from engine.devices import ASSUMED_UTILISATION, PEAKS
-from utils.launcher import positive, positive_real, share
+from utils.flags import positive, positive_real, share
 
 _ODD = 0.5
 """Pillow and torch round a bicubic resize differently: by less than this on average, in grey levels."""

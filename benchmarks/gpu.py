@@ -44,7 +44,8 @@ from utils import distributed
 from utils.batch import PretrainBatch, Work, to_device
 from utils.config import load_config, peek
 from utils.errors import UserError, one_line_errors
-from utils.launcher import let_segments_grow, positive
+from utils.flags import positive
+from utils.launcher import let_segments_grow
 
 VOCABULARY = 30522
 """Words, where the config leaves their number to a tokenizer."""

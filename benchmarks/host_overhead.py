@@ -37,7 +37,7 @@ from models.pretrain import PretrainModel
 from tasks.pretrain import PretrainConfig
 from utils.batch import Losses, PretrainBatch, Term
 from utils.errors import one_line_errors
-from utils.launcher import positive
+from utils.flags import positive
 
 EXCLUDED = ("forward", "backward", "clip", "optimiser")
 """Phases of a step that are not the trainer's own."""

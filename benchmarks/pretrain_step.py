@@ -33,7 +33,7 @@ from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from optim import OptimConfig
 from utils.batch import PretrainBatch
-from utils.launcher import positive
+from utils.flags import positive
 
 BACKBONE = "beitv2_base_patch16_224"
 PAIRS, REGIONS, IMAGES = 8, 12, 4

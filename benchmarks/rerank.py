@@ -26,7 +26,7 @@ from models.reranking import TextBank, score_pairs
 from models.retrieval import RetrievalModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import Concepts, VisionConfig
-from utils.launcher import positive
+from utils.flags import positive
 
 IMAGES, CAPTIONS, K = 5000, 25010, 80
 PADDED = 40

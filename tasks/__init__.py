@@ -1,4 +1,4 @@
-"""The tasks: which script runs each, and the config it runs without ``--config``. Plain data: importing it costs nothing."""
+"""The tasks of the checkout, one row each. Plain data: importing it costs nothing."""
 
 from __future__ import annotations
 
@@ -6,18 +6,35 @@ from typing import NamedTuple
 
 
 class TaskEntry(NamedTuple):
-    """``also``: what a config's ``task`` may say instead of the name, for another task of the same script."""
+    """A row of :data:`TASKS`."""
+
+    module: str
+    """Defines ``TASK``, a :class:`tasks.kinds.TaskKind`."""
 
     script: str
-    demo_config: str
+    """Runs the task in one process, from the top of the checkout."""
+
+    default_config: str
+    """The config of a run without ``--config``, from the top of the checkout."""
+
+    help: str
+
     also: tuple[str, ...] = ()
+    """Other tasks whose configs ``--task`` and the script take too."""
 
 
 TASKS = {
-    "pretrain": TaskEntry("Pretrain.py", "configs/demo/pretrain.yaml"),
-    "retrieval": TaskEntry("Retrieval.py", "configs/demo/retrieval.yaml"),
-    "nlvr": TaskEntry("NLVR.py", "configs/demo/nlvr.yaml"),
-    "vqa": TaskEntry("VQA.py", "configs/demo/vqa.yaml", ("video_qa",)),
-    "grounding": TaskEntry("Grounding.py", "configs/demo/grounding.yaml"),
-    "captioning": TaskEntry("Captioning.py", "configs/demo/captioning.yaml"),
+    "pretrain": TaskEntry("tasks.pretrain", "Pretrain.py", "configs/demo/pretrain.yaml", "multi-grained pre-training"),
+    "retrieval": TaskEntry(
+        "tasks.retrieval", "Retrieval.py", "configs/demo/retrieval.yaml", "images or videos and texts find each other"
+    ),
+    "nlvr": TaskEntry("tasks.nlvr", "NLVR.py", "configs/demo/nlvr.yaml", "is a sentence true of two images?"),
+    "grounding": TaskEntry(
+        "tasks.grounding", "Grounding.py", "configs/demo/grounding.yaml", "the box that a phrase refers to"
+    ),
+    "vqa": TaskEntry("tasks.vqa", "VQA.py", "configs/demo/vqa.yaml", "questions about images", also=("video_qa",)),
+    "video_qa": TaskEntry("tasks.video_qa", "VQA.py", "configs/demo/vqa_clips.yaml", "questions about videos"),
+    "captioning": TaskEntry(
+        "tasks.captioning", "Captioning.py", "configs/demo/captioning.yaml", "a sentence that describes an image"
+    ),
 }

@@ -32,6 +32,7 @@ from models.self_critical import Reward, SelfCriticalConfig, SelfCriticalModel
 from tasks.base import Parts
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import HeldOut, data_options
+from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from utils.batch import IGNORE, Text
 from utils.errors import UserError
@@ -229,3 +230,6 @@ def _server_id(identity: str) -> int | str:
     names stay."""
     match = re.fullmatch(r"(?:coco_|(?:.*/)?COCO_\w+?_)?0*(\d+)(?:\.jpg)?", identity)
     return int(match[1]) if match else identity
+
+
+TASK = TaskKind(CaptioningConfig, CaptioningTask)

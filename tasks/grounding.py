@@ -18,6 +18,7 @@ from models.grounding import GroundingModel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options
 from tasks.inference import evaluating
+from tasks.kinds import TaskKind
 from tasks.pictures import SIDE, Panel, Prediction, draw_predictions
 from utils import distributed
 from utils.batch import Text
@@ -132,3 +133,6 @@ def _in_pixels(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def _read(view: EvaluationView, max_words: int, items: Sequence[Phrase], index: int) -> tuple[Tensor, str]:
     item = items[index]
     return view(item.image, item.size), cleaned(item.text, max_words, item.place)
+
+
+TASK = TaskKind(GroundingConfig, GroundingTask)

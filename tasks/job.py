@@ -1,62 +1,73 @@
-"""The story of every task's script: config, run folder, task, training, report."""
+"""The story of a run in one process: config, run folder, task, training, report."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
 from tasks import TASKS
-from tasks.base import BaseTask, RunConfig
-from utils import logging
-from utils.config import load_config, peek
+from tasks.kinds import Choice, TaskKind, choose
+from utils import log
+from utils.config import load_config
 from utils.distributed import process_group
 from utils.errors import UserError
-from utils.launcher import parse_script
+from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, parse
 
 
-def run_task(
-    argv: Sequence[str],
-    name: str,
-    schema: type[RunConfig],
-    kind: type[BaseTask[Any, Any, Any]],
-    root: Path,
-    others: Mapping[str, tuple[type[RunConfig], type[BaseTask[Any, Any, Any]]]] | None = None,
-) -> int:
-    """Train and report, or with ``--evaluate`` only report; returns the exit status.
+def run_task(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> int:
+    """The command of a task's own script; returns the exit status.
 
     Args:
         argv: the command line.
-        name: of the task.
-        schema, kind: its config and what runs it.
-        root: folder of the script.
-        others: the same for what a config's ``task`` may say instead of ``name``.
+        name: of the task, in the table.
+        kind: runs in place of the table's, with any config of the task.
 
     Raises:
         UserError: for a mistake in the command line, the config or the data.
     """
-    arguments = parse_script(argv, name, TASKS[name], root)
-    said = peek(arguments.config, arguments.overrides, "task")
-    if others and isinstance(said, str) and said in others:
-        schema, kind = others[said]
-    elif said != name:
-        _refuse_other_task(arguments.config, said)
-    config = load_config(arguments.config, arguments.overrides, schema)
+    parser = argparse.ArgumentParser(prog=TASKS[name].script, description=TASKS[name].help, allow_abbrev=False)
+    add_run_flags(parser)
+    arguments = parse(parser, argv)
+    return run(choose(arguments.config, arguments.overrides, name, remedy="run {script}"), arguments, kind)
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a run, without those that start it on many devices."""
+    add_config(parser)
+    add_output(parser)
+    add_resume(parser)
+    add_evaluate(parser)
+    add_overrides(parser)
+
+
+def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = None) -> int:
+    """Train and report, or with ``--evaluate`` only report; returns the exit status.
+
+    Args:
+        choice: the task and its config.
+        arguments: of :func:`add_run_flags`.
+        kind: runs in place of the chosen one.
+
+    Raises:
+        UserError: for a mistake in the config or the data.
+    """
+    schema, task_class = choice.load() if kind is None else kind
+    config = load_config(choice.config, arguments.overrides, schema)
     if arguments.evaluate and not arguments.resume and config.init.checkpoint is None:
         raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
     with process_group() as device:
-        folder, checkpoint = RunFolder.open(
-            Path(arguments.output), config, arguments.resume, evaluate=arguments.evaluate
-        )
+        output = Path(arguments.output) if arguments.output else _default_output(choice, arguments)
+        folder, checkpoint = RunFolder.open(output, config, arguments.resume, evaluate=arguments.evaluate)
         if arguments.evaluate and arguments.resume and checkpoint is None and not folder.best.is_file():
             raise UserError(
                 f"--evaluate --resume: {folder.path} holds no weights; give the --output of a run that was trained"
             )
-        logging.set_up(folder.log)
-        task = kind.build(config, checkpoint, trains=not arguments.evaluate)
+        log.set_up(folder.log)
+        task = task_class.build(config, checkpoint, trains=not arguments.evaluate)
         if arguments.evaluate:
             task.model.to(device)
         else:
@@ -71,13 +82,12 @@ def run_task(
                 checkpoint=checkpoint,
             )
             trainer.fit()
-        if table := task.report(folder):
-            sys.stdout.write(f"{table}\n")
+        if results := task.report(folder):
+            sys.stdout.write(f"{results}\n")
     return 0
 
 
-def _refuse_other_task(config: str, said: object) -> None:
-    """Raise a :class:`UserError` where a config says that it is of another task; what it says wrong, binding tells."""
-    for other, entry in TASKS.items():
-        if said == other or said in entry.also:
-            raise UserError(f"{config}: this is a config of task {said}; run --task {other}, or {entry.script}")
+def _default_output(choice: Choice, arguments: argparse.Namespace) -> Path:
+    """Without weights of its own, an evaluation gets a folder beside that of the run."""
+    suffix = "-evaluate" if arguments.evaluate and not arguments.resume else ""
+    return Path("runs") / choice.source.name / f"{choice.config.stem}{suffix}"

@@ -20,6 +20,7 @@ from utils.batch import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+from tasks.kinds import TaskKind
 
 
 class NLVREvaluationConfig(HeldOutConfig[NLVRSplitConfig]):
@@ -87,3 +88,6 @@ def _read(view: EvaluationView, max_words: int, items: Sequence[Statement], inde
     """The images (K, 3, S, S) and the cleaned sentence."""
     item = items[index]
     return torch.stack([view(picture) for picture in item.pictures]), cleaned(item.sentence, max_words, item.place)
+
+
+TASK = TaskKind(NLVRConfig, NLVRTask)

@@ -18,14 +18,16 @@ from dataset.text import load_tokenizer
 from engine.devices import ASSUMED_UTILISATION, PEAKS, known, peak
 from engine.measured import Measured, ran_out_of_memory
 from engine.memory import Rehearsal, StepMemory
+from tasks import TASKS
 from tasks.base import BaseTask
-from tasks.kinds import KINDS, kind_of
+from tasks.kinds import kind_of
 from tasks.plan_search import largest_that_fits, share_out
 from tasks.plan_table import Plan, Setting, as_table
 from utils.config import load_config
 from utils.distributed import process_group
 from utils.errors import UserError, one_line_errors
-from utils.launcher import let_segments_grow, positive, positive_real, share
+from utils.flags import positive, positive_real, share
+from utils.launcher import let_segments_grow
 
 CONTEXT, FRAGMENTS = 700_000_000, 0.05
 """Assumed where no GPU is at hand: what CUDA and its libraries take, and the allocator's share beside the tensors."""
@@ -54,7 +56,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
-    parser.add_argument("--task", choices=list(KINDS), help="of a config that has no key `task`")
+    parser.add_argument("--task", choices=list(TASKS), help="of a config that has no key `task`")
     parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="GPUs on all nodes together (default: 1)")
     parser.add_argument(
         "--memory", type=positive_real, metavar="GB", help="of a whole GPU, in 1e9 bytes (default: that of this GPU)"
@@ -317,8 +319,8 @@ def published_gpus(path: Path) -> int | None:
 
 
 @one_line_errors
-def main() -> int:
-    arguments = parse(sys.argv[2:])
+def main(argv: Sequence[str]) -> int:
+    arguments = parse(argv)
     let_segments_grow()
     with process_group():  # a GPU is set up as it is for the run
         plan = Planner(arguments).plan()

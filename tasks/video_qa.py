@@ -26,6 +26,7 @@ from models.video_qa import VideoQAModel, VideoQAModelConfig
 from tasks.base import Parts
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import HeldOut, data_options
+from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.vqa import by_answer_type, number_of_image
 from utils.batch import Text
@@ -150,3 +151,6 @@ def _read(
     """The frames (F, 3, S, S) and the cleaned question."""
     item = items[index]
     return last(view, item.video), cleaned_question(item.question, max_words, item.place)
+
+
+TASK = TaskKind(VideoQAConfig, VideoQATask)

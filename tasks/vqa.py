@@ -28,6 +28,7 @@ from optim import OptimConfig
 from tasks.base import Parts
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig, data_options
+from tasks.kinds import TaskKind
 from utils.batch import Text
 from utils.errors import UserError
 
@@ -196,3 +197,6 @@ def _read(view: EvaluationView, max_words: int, items: Sequence[Question], index
     """The image (3, S, S) and the cleaned question."""
     item = items[index]
     return view(item.picture), cleaned_question(item.question, max_words, item.place)
+
+
+TASK = TaskKind(VQAConfig, VQATask)

@@ -1,4 +1,7 @@
-"""Arrows between packages point one way (design: utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks)."""
+"""Arrows between packages point one way.
+
+utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- tools, examples
+"""
 
 import ast
 from pathlib import Path
@@ -16,6 +19,8 @@ ALLOWED = {
     "engine": {"utils", "optim", "scheduler", "engine"},
     "tasks": {"utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks"},
 }
+TOP = ("tools", "examples")
+"""Packages that nothing imports: a command's module is imported by its name when the command is asked for."""
 SCRIPTS = [path for path in ROOT.glob("*.py") if path.name != "run.py"]
 
 
@@ -40,11 +45,19 @@ def test_a_package_imports_only_what_lies_below_it(package):
 
 def test_every_package_of_ours_has_its_place_in_the_order():
     ours = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert ours == ALLOWED.keys()
+    assert ALLOWED.keys() <= ours <= ALLOWED.keys() | set(TOP)
 
 
-def test_run_imports_only_the_launcher_and_the_table_of_tasks():
-    assert imported_packages(ROOT / "run.py") <= {"sys", "pathlib", "tasks", "utils"}
+@pytest.mark.parametrize("package", TOP)
+def test_a_package_at_the_top_is_imported_by_itself_and_tests_alone(package):
+    others = (ALLOWED.keys() | {"benchmarks", "docs", *TOP}) - {package}
+    for path in [*ROOT.glob("*.py"), *(path for other in others for path in (ROOT / other).rglob("*.py"))]:
+        assert package not in imported_packages(path), path.relative_to(ROOT)
+
+
+def test_run_imports_only_the_table_of_tasks():
+    ours = ALLOWED.keys() | set(TOP) | {"benchmarks", "tests"}
+    assert imported_packages(ROOT / "run.py") & ours == {"tasks", "utils"}
     assert imported_packages(ROOT / "tasks" / "__init__.py") <= {"__future__", "typing"}
 
 

@@ -99,16 +99,25 @@ def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = Non
         raise ConfigError([_finding(dict(e), schema, places or {}, source) for e in error.errors()]) from None
 
 
+def read_config(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The plain values of a config with its bases and overrides, before they are bound; wrong overrides are left to binding.
+
+    Raises:
+        ConfigError: if a file cannot be read.
+    """
+    values = _read_with_bases(Path(path), {}, chain=())
+    for override in overrides:
+        _apply_override(values, override, {}, [])
+    return values
+
+
 def peek(path: str | Path, overrides: Sequence[str], key: str) -> Any:
     """The plain value of a key at the top of a config, before it is bound; None where it is not given, or where the config
     cannot be read (which binding tells)."""
-    values: dict[str, Any] = {}
     try:
-        values = _read_with_bases(Path(path), {}, chain=())
+        values = read_config(path, overrides)
     except ConfigError:
         return None
-    for override in overrides:
-        _apply_override(values, override, {}, [])
     return values.get(key)
 
 

@@ -1,69 +1,29 @@
-"""``run.py``'s command line, and the start of a job through torchrun."""
+"""Start a job on this machine's GPUs or cores, alone or as one of many nodes, through torchrun."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
-import math
 import os
+import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Sequence
 
+from utils.cores import usable_cores
 from utils.errors import UserError
-
-
-class Entry(Protocol):
-    """What the launcher needs to know of a task."""
-
-    @property
-    def script(self) -> str: ...
-
-    @property
-    def demo_config(self) -> str: ...
-
-    @property
-    def also(self) -> tuple[str, ...]: ...
-
-
-EPILOG = """without --config, the task's demo config runs; key=value overrides any key of the config (optim.lr=3e-5).
-examples:
-  python run.py --task pretrain --output runs/demo
-  python run.py --task pretrain --config configs/pretrain/base_4m.yaml --gpus 8 --output runs/base_4m
-  python run.py --task retrieval --config C --gpus 8 --evaluate init.checkpoint=base_4m.safetensors
-  python run.py --task pretrain --config C --gpus 8 --nodes 4 --node-rank 0 --master node0:29500 --output runs/base_4m
-what fits on a GPU, and how long a run takes: python run.py plan --help"""
-
+from utils.flags import positive
 
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """What torch reads its CUDA allocator's settings from."""
 
-EVALUATE = "do not train: measure the weights of init.checkpoint (with --resume: the run's own)"
+DEVICE = re.compile(r"\d|GPU-|MIG-")
+"""How a valid entry of CUDA_VISIBLE_DEVICES begins."""
 
 
-def parse(argv: Sequence[str], tasks: Mapping[str, Entry]) -> argparse.Namespace:
-    """Parse ``run.py``'s arguments; a wrong one ends the program with a line and status 2."""
-    parser = argparse.ArgumentParser(
-        prog="run.py",
-        description="Run a task on the CPU, on GPUs, or on many nodes.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-    def named(task: str) -> str:
-        for name, entry in tasks.items():
-            if task in entry.also:
-                raise argparse.ArgumentTypeError(
-                    f"{task!r} is picked by `task: {task}` in the config; give --task {name}"
-                )
-        return task
-
-    parser.add_argument("--task", required=True, type=named, choices=list(tasks), help="what to run")
-    parser.add_argument("--config", help="YAML file; see configs/")
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    """The flags that say on how many devices and nodes a job runs."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--gpus", type=positive, metavar="N", help="processes per node, one a GPU (default: every GPU there is)"
@@ -74,14 +34,10 @@ def parse(argv: Sequence[str], tasks: Mapping[str, Entry]) -> argparse.Namespace
     )
     parser.add_argument("--node-rank", type=int, default=0, metavar="R", help="this node's number, from 0")
     parser.add_argument("--master", metavar="HOST:PORT", help="address of node 0; needed with --nodes")
-    parser.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/<task>/<config's name>)")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
-    parser.add_argument("--evaluate", action="store_true", help=EVALUATE)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
-    arguments = parser.parse_intermixed_args(argv)
-    wrong = [text for text in arguments.overrides if "=" not in text]
-    if wrong:
-        parser.error(f"{wrong[0]!r} is neither a flag nor of the form key=value")
+
+
+def check_placement(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End the program with a line and status 2 where the flags of :func:`add_placement` do not go together."""
     if arguments.nodes > 1 and not arguments.master:
         parser.error("--nodes needs --master HOST:PORT")
     if arguments.master and arguments.nodes == 1:
@@ -91,57 +47,25 @@ def parse(argv: Sequence[str], tasks: Mapping[str, Entry]) -> argparse.Namespace
         parser.error(f"--master {arguments.master!r} is not of the form HOST:PORT")
     if not 0 <= arguments.node_rank < arguments.nodes:
         parser.error(f"--node-rank {arguments.node_rank} is not within 0 .. {arguments.nodes - 1}")
-    return arguments
 
 
-def positive(text: str) -> int:
-    """An integer of at least 1, for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
+def torchrun(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+    """Run a command on every rank, and return the job's exit status (128 + n if signal n ended it).
 
+    Args:
+        arguments: of :func:`add_placement`.
+        command: a script and its arguments, or ``--module``, a module and its arguments.
 
-def positive_real(text: str) -> float:
-    """A finite number above 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
-
-
-def share(text: str) -> float:
-    """A number above 0 and at most 1, for argparse."""
-    value = positive_real(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than 1, all there is")
-    return value
-
-
-def launch(argv: Sequence[str], tasks: Mapping[str, Entry], root: Path) -> int:
-    """Run a task under torchrun and return the job's exit status (128 + n if signal n ended it)."""
-    arguments = parse(argv, tasks)
-    entry = tasks[arguments.task]
-    config = Path(arguments.config) if arguments.config else root / entry.demo_config
-    if not config.is_file():
-        raise UserError(f"--config {config}: no such file")
-    command = [str(root / entry.script), "--config", str(config)]
-    command += ["--output", arguments.output] if arguments.output else []
-    command += ["--resume"] if arguments.resume else []
-    command += ["--evaluate"] if arguments.evaluate else []
-    return _torchrun(arguments, [*command, *arguments.overrides])
-
-
-def _torchrun(arguments: argparse.Namespace, command: list[str]) -> int:
+    Raises:
+        UserError: if there are too few GPUs, or the nodes do not find each other.
+    """
     processes = _processes(arguments)
     # Imported here, so that --help and mistakes answer at once.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
     # A thread that waits for another gives its core away soon: the loader's workers, and whatever else runs, need it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     flags = [f"--nproc-per-node={processes}"]
@@ -187,35 +111,12 @@ def let_segments_grow() -> None:
 
 
 def _gpus() -> int:
-    """GPUs of this machine, without importing torch."""
+    """GPUs that this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([name for name in visible.split(",") if name.strip()])
+        # CUDA stops at the first entry that is no device: "-1" and "" hide all.
+        return len(list(itertools.takewhile(DEVICE.match, (name.strip() for name in visible.split(",")))))
     if not shutil.which("nvidia-smi"):
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-
-
-def parse_script(argv: Sequence[str], task: str, entry: Entry, root: Path) -> argparse.Namespace:
-    """The command line of a task's script: ``--config --output --resume key=value``."""
-    parser = argparse.ArgumentParser(prog=Path(entry.script).name, allow_abbrev=False)
-    parser.add_argument("--config", default=str(root / entry.demo_config), help="YAML file (default: the demo's)")
-    parser.add_argument("--output", help="folder of the run (default: runs/<task>/<config's name>)")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
-    parser.add_argument("--evaluate", action="store_true", help=EVALUATE)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_intermixed_args(argv)
-    if arguments.output is None:
-        apart = "-evaluate" if arguments.evaluate and not arguments.resume else ""
-        arguments.output = str(Path("runs") / task / f"{Path(arguments.config).stem}{apart}")
-    return arguments
-
-
-def main(argv: Sequence[str], tasks: Mapping[str, Entry], root: Path) -> int:
-    """``run.py``: a user's mistake is one line on stderr and status 2."""
-    try:
-        return launch(argv, tasks, root)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2

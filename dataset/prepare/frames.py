@@ -33,16 +33,17 @@ from typing import Any
 from dataset.prepare.book import BROKEN, Book, Entry, alone_in, cannot_write
 from dataset.prepare.folders import LineParser, tally, whole_number
 from dataset.prepare.frame_making import MAKING, FrameMaking, Job, Made, killed, work
-from dataset.prepare.processes import cores, in_order
+from dataset.prepare.processes import in_order
 from dataset.readers import Shards
 from dataset.records import BrokenRecordError, broken_key
 from dataset.video import VideoReadingConfig, VideoSource, check_backend, video_source
 from dataset.video_files import VIDEO_SUFFIXES
-from utils import logging as logs
+from utils import log
 from utils.batch import BrokenRecord
+from utils.cores import usable_cores
 from utils.errors import UserError, one_line_errors
 from utils.files import sync_file
-from utils.launcher import positive_real
+from utils.flags import positive_real
 from utils.progress import progress_bar
 
 BOOK = "_frames"
@@ -304,7 +305,7 @@ frames are wanted: set it where videos last many minutes""",
     parser.add_argument(
         "--workers",
         type=whole_number(1, 1024),
-        default=cores(),
+        default=usable_cores(),
         metavar="N",
         help="processes (default: one a core, %(default)d)",
     )
@@ -330,7 +331,7 @@ frames are wanted: set it where videos last many minutes""",
 def main() -> int:
     """Make the frames and print one line of what there is; exit status 2 for a mistake of the user."""
     flags = _parser().parse_args()
-    logs.set_up()
+    log.set_up()
     reading = VideoReadingConfig(
         backend=flags.backend, frames_per_second=flags.frames_per_second, time_limit_s=flags.time_limit
     )

@@ -23,11 +23,6 @@ AHEAD = 4
 go on where one job takes long."""
 
 
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def in_order(
     work: Callable[[J], R], jobs: Iterable[J], workers: int, died: Callable[[J], R]
 ) -> Generator[R, None, None]:

@@ -430,7 +430,7 @@ def test_rows_that_name_files_and_data_sets_with_a_mapping_find_lists_too(videos
 
 def run(monkeypatch, *flags: Any) -> int:
     monkeypatch.setattr(sys, "argv", ["frames", *map(str, flags)])
-    monkeypatch.setattr(frames.logs, "set_up", lambda: None)
+    monkeypatch.setattr(frames.log, "set_up", lambda: None)
     return frames.main()
 
 

@@ -8,27 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.captioning import CaptioningConfig, CaptioningTask
 from tasks.finetune import FineTuneTask
-from tasks.grounding import GroundingConfig, GroundingTask
 from tasks.inference import evaluating
-from tasks.nlvr import NLVRConfig, NLVRTask
+from tasks.kinds import find_task
 from tasks.pretrain import PretrainConfig, PretrainTask
-from tasks.retrieval import RetrievalConfig, RetrievalTask
-from tasks.vqa import VQAConfig, VQATask
 from tests.conftest import tiny_run
 from tests.distributed.test_two_ranks import on_two_ranks
 from utils import distributed
 from utils.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent
-KINDS = {
-    "retrieval": (RetrievalConfig, RetrievalTask, "retrieval"),
-    "nlvr": (NLVRConfig, NLVRTask, "nlvr"),
-    "grounding": (GroundingConfig, GroundingTask, "refer"),
-    "vqa": (VQAConfig, VQATask, "vqa"),
-    "captioning": (CaptioningConfig, CaptioningTask, "captioning"),
-}
+FILES = {"retrieval": "retrieval", "nlvr": "nlvr", "grounding": "refer", "vqa": "vqa", "captioning": "captioning"}
+"""How the names of each task's files begin."""
 SIZES = {
     "retrieval": "images",
     "nlvr": "statements",
@@ -48,12 +39,12 @@ class Measure:
         self.scenes = scenes
 
     def task(self, name: str) -> FineTuneTask[Any, Any, Any]:
-        schema, kind, file = KINDS[name]
+        schema, kind = find_task(name).load()
         overrides = [
             *[each for each in tiny_run(self.scenes) if each.startswith(("model.", "train.", "schedule."))],
             "init.checkpoint=null",
             "data.workers=0",
-            *self.files(name, f"{self.scenes}/{file}"),
+            *self.files(name, f"{self.scenes}/{FILES[name]}"),
             "evaluation.validation=null",
             "evaluation.batch_size=2",
             *EXTRA.get(name, []),
@@ -83,7 +74,7 @@ class Measure:
     def __call__(self) -> dict[str, Any]:
         torch.set_num_threads(1)
         found: dict[str, Any] = {"shares": {count: list(distributed.share_of(count)) for count in (0, 1, 2, 3, 7, 100)}}
-        for name in KINDS:
+        for name in FILES:
             task = self.task(name)
             for count in COUNTS:
                 items = first_of(task.held_out.test["test"], count)
@@ -124,7 +115,7 @@ def both(scenes_folder, tmp_path_factory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", FILES)
 def test_both_ranks_measure_what_one_process_measures(alone, both, name, count):
     """The metrics are shares of counts: equal means equal, not close."""
     expected = alone[f"{name}/{count}"]
@@ -133,7 +124,7 @@ def test_both_ranks_measure_what_one_process_measures(alone, both, name, count):
         assert found[f"{name}/{count}"] == expected
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", FILES)
 def test_the_items_decide_what_is_measured(alone, name):
     """Else the test above could not fail."""
     found = [alone[f"{name}/{count}"] for count in COUNTS]

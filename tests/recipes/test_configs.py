@@ -9,7 +9,7 @@ import torch
 
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
 from tasks import TASKS
-from tasks.kinds import KINDS, kind_of
+from tasks.kinds import find_task, kind_of
 from utils.config import Config, dump_config, load_config, peek
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,11 +38,11 @@ def total(path: Path, *overrides: str) -> int:
 
 
 def test_every_task_has_configs_and_a_demo():
-    assert KINDS.keys() == {name for task, entry in TASKS.items() for name in (task, *entry.also)}
-    assert {task_of(path) for path in RUNS} == TASKS.keys()
+    assert {peek(path, [], "task") for path in RUNS} == TASKS.keys()
     for name, entry in TASKS.items():
         assert (ROOT / entry.script).is_file()
-        assert task_of(ROOT / entry.demo_config) == name
+        assert ROOT / entry.default_config in RUNS
+        assert peek(ROOT / entry.default_config, [], "task") == name
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -98,7 +98,7 @@ def test_a_base_model_has_a_place_for_every_published_tensor(name):
     task = task_of(path)
     config = load(path, f"model.vision.image_size={PUBLISHED_SIZE.get(task, 384)}")
     with torch.device("meta"):
-        model = KINDS[task][1].build_model(config, None)
+        model = find_task(task).load().task.build_model(config, None)
     published = json.loads((ROOT / "tests/golden/checkpoint_keys" / f"{task}_base.json").read_text())["keys"]
     rename = published_to_ours(text_layers=12)
     expected = {

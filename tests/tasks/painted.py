@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tasks import kinds
 from tasks.evaluation import Evaluation
 from tasks.inference import evaluating
+from tasks.kinds import find_task
 from utils.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent
-KINDS = {name: kinds.KINDS[name] for name in ("retrieval", "nlvr", "grounding", "vqa", "captioning")}
+KINDS = {name: find_task(name).load() for name in ("retrieval", "nlvr", "grounding", "vqa", "captioning")}
 FILES = {"vqa": "questions"}
 """The key that names a split's file, where it is not `annotations`."""
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30), "yellow": (220, 220, 30)}

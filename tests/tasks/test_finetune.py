@@ -23,6 +23,7 @@ from engine.checkpoint import Checkpoint, list_checkpoints
 from tasks.base import BaseTask
 from tasks.evaluation import Evaluation, Metric
 from tasks.job import run_task
+from tasks.kinds import TaskKind
 from tasks.nlvr import NLVRTask
 from tests.tasks.painted import FILES, KINDS, ROOT
 from utils.config import load_config
@@ -33,9 +34,9 @@ def start(
     task: str, output: Path, overrides: list[str], *flags: str, kind: type[BaseTask[Any, Any, Any]] | None = None
 ) -> dict[str, Any]:
     """A run in this process; gives back its `evaluation.json`."""
-    schema, usual = KINDS[task]
     arguments = ["--config", str(ROOT / f"configs/demo/{task}.yaml"), "--output", str(output), *flags, *overrides]
-    assert run_task(arguments, task, schema, kind or usual, ROOT) == 0
+    chosen = None if kind is None else TaskKind(KINDS[task].config, kind)
+    assert run_task(arguments, task, chosen) == 0
     return json.loads((output / "evaluation.json").read_text())
 
 
@@ -111,7 +112,7 @@ def watched(kind: type[BaseTask[Any, Any, Any]], scores: list[float]) -> type[Ba
 @pytest.mark.parametrize("task", KINDS)
 def test_reported_are_the_best_weights_and_not_the_last(overrides, task, tmp_path):
     """The second of three validations is made the best one."""
-    report = start(task, tmp_path, overrides(task), kind=watched(KINDS[task][1], [0.2, 0.3, 0.1]))
+    report = start(task, tmp_path, overrides(task), kind=watched(KINDS[task].task, [0.2, 0.3, 0.1]))
     validations = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
     last = checksum(load_file(tmp_path / "checkpoints" / "step-00000006" / "model.safetensors"))
     best = checksum(load_file(tmp_path / "best.safetensors"))
@@ -123,7 +124,7 @@ def test_reported_are_the_best_weights_and_not_the_last(overrides, task, tmp_pat
 
 @pytest.mark.parametrize("task", KINDS)
 def test_without_validation_the_last_weights_are_reported(overrides, task, tmp_path):
-    report = start(task, tmp_path, [*overrides(task), "evaluation.validation=null"], kind=watched(KINDS[task][1], []))
+    report = start(task, tmp_path, [*overrides(task), "evaluation.validation=null"], kind=watched(KINDS[task].task, []))
     last = checksum(load_file(tmp_path / "checkpoints" / "step-00000006" / "model.safetensors"))
     assert report["test"]["weights"]["value"] == pytest.approx(last, rel=1e-12)
     assert not (tmp_path / "best.safetensors").exists()
@@ -175,7 +176,7 @@ def best_step(run: Path) -> int:
 def test_evaluating_trains_nothing(runs, overrides, task, tmp_path):
     """Zero-shot: the weights measured are those that the model starts with."""
     options = [*overrides(task), f"init.checkpoint={runs(task)}"]
-    report = start(task, tmp_path, options, "--evaluate", kind=watched(KINDS[task][1], []))
+    report = start(task, tmp_path, options, "--evaluate", kind=watched(KINDS[task].task, []))
     written = {"predictions.png", "predictions_test.json"}
     files = {path.name for path in tmp_path.iterdir()} - written
     assert files == {"config.yaml", "evaluation.json", "log.txt"}
@@ -205,10 +206,8 @@ def test_random_weights_are_nothing_to_measure_and_no_data_are_read_to_say_so(ov
 
 @pytest.mark.parametrize("said", ["captioning", "video_qa"])
 def test_a_config_of_another_task_is_refused_by_its_name(overrides, tmp_path, said):
-    owner, script = {"captioning": ("captioning", "Captioning.py"), "video_qa": ("vqa", "VQA.py")}[said]
-    with pytest.raises(
-        UserError, match=rf"nlvr.yaml: this is a config of task {said}; run --task {owner}, or {script}$"
-    ):
+    script = {"captioning": "Captioning.py", "video_qa": "VQA.py"}[said]
+    with pytest.raises(UserError, match=rf"nlvr.yaml: this is a config of task {said}; run {script}$"):
         start("nlvr", tmp_path, [*overrides("nlvr"), f"task={said}"])
 
 

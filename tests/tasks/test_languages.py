@@ -61,7 +61,7 @@ def overrides(scenes_folder, pretrained) -> list[str]:
 
 def test_a_run_replaces_the_text_encoder_and_measures_each_language(overrides, tmp_path, capsys):
     arguments = ["--config", LANGUAGE, "--output", str(tmp_path / "run"), *overrides]
-    assert run_task(arguments, "retrieval", RetrievalConfig, RetrievalTask, ROOT) == 0
+    assert run_task(arguments, "retrieval") == 0
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     mean = report.pop("mean of splits")
     assert report.keys() == {"test", "zh"}

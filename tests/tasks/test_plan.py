@@ -140,9 +140,8 @@ def test_run_plans_and_prints_json():
     assert plan["chosen"]["overrides"]["train.accumulate"] >= 1
 
 
-def test_a_mistake_ends_with_a_line_and_status_2(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["run.py", "plan", "--config", BASE, "--memory", "1", "optim.lrr=1"])
-    assert main() == 2
+def test_a_mistake_ends_with_a_line_and_status_2(capsys):
+    assert main(["--config", BASE, "--memory", "1", "optim.lrr=1"]) == 2
     assert capsys.readouterr().err.startswith("error: command line: optim.lrr is not a field of OptimConfig")
 
 

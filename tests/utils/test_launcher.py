@@ -1,4 +1,4 @@
-"""`run.py`'s command line and the exit status of a job."""
+"""`run.py`'s command line, how it starts a job, and the exit status of a job."""
 
 import json
 import os
@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tasks import TaskEntry
-from utils.launcher import ALLOCATOR, parse
+import run
+from tasks import TASKS
+from tasks.launch import parse_run
+from utils import launcher
+from utils.errors import UserError
+from utils.launcher import ALLOCATOR
 
 ROOT = Path(__file__).parent.parent.parent
-TASKS = {
-    "pretrain": TaskEntry("Pretrain.py", "configs/demo/pretrain.yaml"),
-    "vqa": TaskEntry("VQA.py", "configs/demo/vqa.yaml", ("video_qa",)),
-}
 
 
 def test_overrides_may_stand_anywhere_after_the_flags():
-    arguments = parse(["--task", "pretrain", "--cpu", "2", "optim.lr=1", "seed=3"], TASKS)
+    arguments = parse_run(["--task", "pretrain", "--cpu", "2", "optim.lr=1", "seed=3"])
     assert arguments.cpu == 2
     assert arguments.overrides == ["optim.lr=1", "seed=3"]
 
@@ -27,20 +27,18 @@ def test_overrides_may_stand_anywhere_after_the_flags():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--task", "pretrian"], "invalid choice: 'pretrian'"),
-        (["--task", "video_qa"], "'video_qa' is picked by `task: video_qa` in the config; give --task vqa"),
         (["--task", "pretrain", "--gpus", "1", "--cpu", "1"], "not allowed with"),
         (["--task", "pretrain", "--cpu", "0"], "'0' is not a positive number"),
         (["--task", "pretrain", "--nodes", "2"], "--nodes needs --master HOST:PORT"),
         (["--task", "pretrain", "--nodes", "2", "--master", "host"], "not of the form HOST:PORT"),
         (["--task", "pretrain", "--node-rank", "1"], "--node-rank 1 is not within 0 .. 0"),
         (["--task", "pretrain", "lr"], "'lr' is neither a flag nor of the form key=value"),
-        ([], "--task"),
+        (["--tsk", "pretrain"], "unrecognized arguments: --tsk"),
     ],
 )
 def test_a_wrong_command_line_is_named(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        parse(argv, TASKS)
+        parse_run(argv)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -48,13 +46,12 @@ def test_a_wrong_command_line_is_named(argv, message, capsys):
 def run_job(folder: Path, body: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Launch a script that has nothing but ``body``."""
     (folder / "Job.py").write_text(body)
-    (folder / "c.yaml").write_text("")
     call = (
-        "import sys; from pathlib import Path; from tasks import TaskEntry; from utils.launcher import main;"
-        "sys.exit(main(['--task', 'job', *sys.argv[2:]], {'job': TaskEntry('Job.py', 'c.yaml')}, Path(sys.argv[1])))"
+        "import sys; from tasks.launch import parse_run; from utils.launcher import torchrun;"
+        "sys.exit(torchrun(parse_run(sys.argv[2:]), [sys.argv[1]]))"
     )
-    command = [sys.executable, "-c", call, str(folder), *flags]
-    kept = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
+    command = [sys.executable, "-c", call, str(folder / "Job.py"), *flags]
+    kept = {name: value for name, value in os.environ.items() if name not in (*ALLOCATOR, "OMP_NUM_THREADS")}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=kept | environment)
 
 
@@ -85,4 +82,91 @@ def test_a_missing_config_is_one_line():
     command = [sys.executable, "run.py", "--task", "pretrain", "--config", "configs/none.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: --config configs/none.yaml: no such file\n"
+    assert done.stderr == "error: --config configs/none.yaml: no such config file\n"
+
+
+def test_threads_are_shared_out_over_the_cores_of_this_process_and_not_of_the_machine(tmp_path):
+    body = "import os; print(os.environ['OMP_NUM_THREADS'])"
+    core = min(os.sched_getaffinity(0))
+    call = f"import os; os.sched_setaffinity(0, {{{core}}})\n"
+    done = run_job(tmp_path, body, "--cpu", "1", OMP_NUM_THREADS="3")
+    assert done.stdout == "3\n"
+    (tmp_path / "Launch.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{call}"
+        "from tasks.launch import parse_run\nfrom utils.launcher import torchrun\n"
+        "sys.exit(torchrun(parse_run(['--cpu', '1']), [sys.argv[1]]))"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, str(tmp_path / "Launch.py"), str(tmp_path / "Job.py")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, env=kept).stdout == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [
+        ("", 0),
+        ("-1", 0),
+        ("NoDevFiles", 0),
+        ("0", 1),
+        ("2, 3", 2),
+        ("0,-1,1", 1),
+        ("0,,1", 1),
+        ("GPU-8932f937-d72c,GPU-1", 2),
+        ("MIG-GPU-1/0/0", 1),
+    ],
+)
+def test_cuda_stops_at_the_first_entry_that_is_no_device(monkeypatch, visible, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert launcher._gpus() == gpus
+    if not gpus:
+        with pytest.raises(UserError, match="--gpus 1: this machine has 0; use --cpu N to run without"):
+            launcher.torchrun(parse_run(["--gpus", "1"]), ["none.py"])
+
+
+def test_the_help_lists_commands_and_tasks_without_torch():
+    code = (
+        "import runpy, sys; sys.argv = ['run.py', '--help']\n"
+        "try: runpy.run_path('run.py', run_name='__main__')\n"
+        "except SystemExit as end: status = end.code\n"
+        "assert status == 0; assert 'torch' not in sys.modules; assert 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    for name, row in (run.COMMANDS | TASKS).items():
+        assert f"  {name:12}{row.help}\n" in done.stdout
+
+
+def test_each_command_has_a_main_that_takes_its_arguments(capsys):
+    for name in run.COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            run.main([name, "--help"])
+        assert stop.value.code == 0
+        assert f"usage: run.py {name}" in capsys.readouterr().out
+
+
+def test_run_alone_says_what_to_do(capsys):
+    assert run.main([]) == 2
+    said = capsys.readouterr().err
+    assert all(part in said for part in ("make demo", "--config FILE", "--task TASK", "--help"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["plann"], "'plann' is no command; did you mean plan?"),
+        (["nlvr", "seed=1"], "nlvr is a task and no command; give --task nlvr"),
+        (["retreival"], "'retreival' is no command; did you mean --task retrieval?"),
+        (["lr"], "'lr' is no command; known: plan; to run a task, give --task or --config"),
+        (["--task", "pretrian"], "--task pretrian: no task, folder or module has this name; did you mean 'pretrain'?"),
+        (["--gpus", "1"], "give --task TASK, or --config FILE that says its task"),
+        (
+            ["--config", "configs/demo/vqa.yaml", "--task", "nlvr"],
+            "configs/demo/vqa.yaml: this is a config of task vqa; leave out --task nlvr",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_nearest_name(argv, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert run.main(argv) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"

@@ -1,4 +1,4 @@
-"""Logs: to the screen and ``log.txt`` on rank 0, warnings with their rank elsewhere. Modules use ``logging.getLogger``."""
+"""Logs: to the screen and ``log.txt`` on rank 0, warnings with their rank elsewhere. Modules write with ``logging.getLogger``."""
 
 from __future__ import annotations
 

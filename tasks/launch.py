@@ -1,0 +1,55 @@
+"""The command that runs a task: finds it, and starts ``python -m tasks.run`` on every rank."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from tasks.kinds import ROOT, choose
+from utils.errors import one_line_errors
+from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, add_task, parse
+from utils.launcher import add_placement, check_placement, torchrun
+
+EXAMPLES = """examples:
+  python run.py --task pretrain --output runs/demo
+  python run.py --config configs/pretrain/base_4m.yaml --gpus 8 --output runs/base_4m
+  python run.py --config C --gpus 8 --evaluate init.checkpoint=base_4m.safetensors
+  python run.py --config C --gpus 8 --nodes 4 --node-rank 0 --master node0:29500 --output runs/base_4m
+  python run.py --task my/counting --cpu 2 optim.lr=3e-5"""
+
+
+def parse_run(argv: Sequence[str], lists: str = "") -> argparse.Namespace:
+    """The arguments of a run; a wrong one ends the program with a line and status 2. ``lists``: shown at the end of the help."""
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        description="Run a task on the CPU, on GPUs, or on many nodes; or a command on the files of one.",
+        epilog=f"{lists}{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_task(parser)
+    add_config(parser)
+    add_placement(parser)
+    add_output(parser)
+    add_resume(parser)
+    add_evaluate(parser)
+    add_overrides(parser)
+    arguments = parse(parser, argv)
+    check_placement(parser, arguments)
+    return arguments
+
+
+@one_line_errors
+def main(argv: Sequence[str], lists: str = "") -> int:
+    """Run a task under torchrun; returns the job's exit status."""
+    arguments = parse_run(argv, lists)
+    choice = choose(arguments.config, arguments.overrides, arguments.task)
+    command = ["--module", "tasks.run", choice.source.given, "--config", str(choice.config)]
+    command += ["--output", arguments.output] if arguments.output else []
+    command += ["--resume"] if arguments.resume else []
+    command += ["--evaluate"] if arguments.evaluate else []
+    # The ranks find this checkout from any working directory, whose own packages do not come before ours.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONSAFEPATH"] = "1"
+    return torchrun(arguments, [*command, *arguments.overrides])

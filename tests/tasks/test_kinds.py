@@ -1,0 +1,222 @@
+"""The table of tasks, and tasks that lie outside the checkout: where they are found, and what is said where they are not."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks import TASKS
+from tasks.kinds import TaskKind, choose, find_task, kind_of
+from tasks.nlvr import NLVRConfig, NLVRTask
+from tasks.video_qa import VideoQATask
+from tasks.vqa import VQATask
+from utils.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+TASK = """from tasks.kinds import TaskKind
+from tasks.nlvr import NLVRConfig, NLVRTask
+
+
+class CountingTask(NLVRTask):
+    pass
+
+
+TASK = TaskKind(NLVRConfig, CountingTask)
+"""
+
+
+@pytest.fixture(autouse=True)
+def modules_of_a_process(monkeypatch):
+    """A command imports one task; the other tests share this process."""
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in set(sys.modules) - before:
+        if not name.startswith(("tasks", "models", "dataset", "engine", "utils", "torch")):
+            del sys.modules[name]
+
+
+def outside(folder: Path, task: str = TASK, **files: str) -> Path:
+    """The folder of a task."""
+    folder.mkdir(parents=True)
+    (folder / "task.py").write_text(task)
+    (folder / "config.yaml").write_text("")
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_each_row_of_the_table_is_a_task_with_a_config_of_its_own(name):
+    source = find_task(name)
+    kind = source.load()
+    assert source.name == name
+    assert kind.config.model_fields["task"].default == name
+    assert choose(source.default_config, [], None).source == source
+
+
+def test_a_config_says_its_task():
+    assert kind_of(ROOT / "configs/demo/nlvr.yaml", []) == (NLVRConfig, NLVRTask)
+    assert kind_of(ROOT / "configs/demo/nlvr.yaml", [], "nlvr") == (NLVRConfig, NLVRTask)
+    assert kind_of(ROOT / "configs/demo/vqa_clips.yaml", [])[1] is VideoQATask
+    assert kind_of(ROOT / "configs/demo/vqa.yaml", [])[1] is VQATask
+
+
+def test_vqa_takes_configs_of_video_qa_and_keeps_its_name():
+    choice = choose(ROOT / "configs/demo/vqa_clips.yaml", [], "vqa")
+    assert choice.source.name == "vqa"
+    assert choice.load()[1] is VideoQATask
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "message"),
+    [
+        ("configs/demo/vqa.yaml", "nlvr", "configs/demo/vqa.yaml: this is a config of task vqa; leave out --task nlvr"),
+        ("configs/demo/vqa.yaml", "video_qa", "this is a config of task vqa; leave out --task video_qa"),
+        ("configs/presets/tiny.yaml", None, "tiny.yaml: task is None, none of pretrain, retrieval, nlvr"),
+        ("configs/none.yaml", "nlvr", "--config configs/none.yaml: no such config file"),
+        (None, None, "give --task TASK, or --config FILE that says its task"),
+        (None, "retreival", "--task retreival: no task, folder or module has this name; did you mean 'retrieval'?"),
+        (None, "xyz", "this name; known: pretrain, retrieval, nlvr, grounding, vqa, video_qa, captioning"),
+        (None, "json", "json/__init__.py) has no module task; name the module that has TASK"),
+        (None, "./nowhere", "--task ./nowhere: no such folder"),
+    ],
+)
+def test_what_names_no_task_is_told_in_a_line(config, task, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError) as error:
+        choose(config, [], task)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_that_cannot_be_read_is_told_and_not_that_it_says_no_task(tmp_path):
+    (tmp_path / "c.yaml").write_text("base: gone.yaml")
+    with pytest.raises(UserError, match=r"base file .* does not exist"):
+        choose(tmp_path / "c.yaml", [], None)
+
+
+def test_one_task_imports_no_other():
+    code = (
+        "import sys; from tasks.kinds import kind_of; from pathlib import Path; "
+        "kind_of(Path('configs/demo/nlvr.yaml'), []); "
+        "assert 'tasks.nlvr' in sys.modules; assert 'tasks.captioning' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_folder_is_a_task_of_its_name_with_the_config_beside_it(tmp_path):
+    task = TASK.replace("pass", "words = WORDS").replace("\n\n\nclass", "\nfrom .words import WORDS\n\n\nclass", 1)
+    folder = outside(tmp_path / "counting_apples", task, words="WORDS = 'one two'")
+    choice = choose(None, [], str(folder))
+    assert (choice.source.name, choice.config) == ("counting_apples", folder / "config.yaml")
+    kind = choice.load()
+    assert kind.task.words == "one two"
+    assert kind.task.__module__ == "counting_apples.task"
+    assert pickle.loads(pickle.dumps(kind.task)) is kind.task
+
+
+def test_a_config_beside_a_task_is_one_of_that_task(tmp_path):
+    folder = outside(tmp_path / "counting_pears")
+    (folder / "config.yaml").write_text("task: nlvr")
+    assert choose(folder / "config.yaml", [], None).source.name == "counting_pears"
+    assert choose(folder / "config.yaml", [], "nlvr").source.name == "nlvr"
+
+
+def test_a_relative_folder_is_found_from_where_the_command_runs(tmp_path, monkeypatch):
+    folder = outside(tmp_path / "counting_plums")
+    for place, text in (
+        (tmp_path, "counting_plums"),
+        (tmp_path, "counting_plums/"),
+        (folder, "."),
+        (folder, "../counting_plums"),
+    ):
+        monkeypatch.chdir(place)
+        assert find_task(text).name == "counting_plums"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("orchard.counting", "counting"), ("orchard.counting.task", "counting"), ("orchard.single", "single")],
+)
+def test_a_module_is_a_task(tmp_path, monkeypatch, text, name):
+    outside(tmp_path / "orchard" / "counting")
+    (tmp_path / "orchard" / "single.py").write_text(TASK)
+    (tmp_path / "orchard" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    source = find_task(text)
+    assert source.name == name
+    assert source.default_config == (tmp_path / "orchard/counting/config.yaml" if name == "counting" else None)
+    assert source.load().task.__name__ == "CountingTask"
+
+
+def test_a_task_without_a_config_beside_it_needs_one(tmp_path):
+    folder = outside(tmp_path / "counting_figs")
+    (folder / "config.yaml").unlink()
+    with pytest.raises(UserError, match=f"--task {folder}: has no config.yaml beside its task.py; give --config FILE$"):
+        choose(None, [], str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "message"),
+    [
+        ("counting_a", None, "has no task.py; write one that ends with TASK = TaskKind(config class, task class)"),
+        ("counting_b", "x = 1", "task.py: defines no TASK; end it with TASK = TaskKind(config class, task class)"),
+        ("counting_c", "TASK = {}", "task.py: TASK is of type dict; make it a TaskKind(config class, task class)"),
+        (
+            "counting_d",
+            TASK.replace("(NLVRConfig, CountingTask)", "(CountingTask, NLVRConfig)"),
+            "task.py: the first class of TASK, CountingTask, is no RunConfig; write TaskKind(config class, task class)",
+        ),
+        (
+            "counting_e",
+            TASK.replace("(NLVRConfig, CountingTask)", "(NLVRConfig, NLVRConfig)"),
+            "task.py: the second class of TASK, NLVRConfig, is no BaseTask; write TaskKind(config class, task class)",
+        ),
+        ("my-counting", TASK, "'my-counting' is no Python name, and the folder is imported as a package; rename it"),
+        ("json", TASK, "Python imports another 'json' ("),
+        ("dataset", TASK, "Python imports another 'dataset' ("),
+    ],
+)
+def test_a_folder_that_is_no_task_is_told_in_a_line(tmp_path, name, task, message):
+    folder = outside(tmp_path / name, task or "")
+    if task is None:
+        (folder / "task.py").unlink()
+    with pytest.raises(UserError) as error:
+        find_task(str(folder)).load()
+    assert message in str(error.value)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_is_refused_with_its_folder_named(tmp_path):
+    folder = outside(tmp_path / "counting_f")
+    with pytest.raises(UserError, match=f"--task {folder}/task.py: is a file; give its folder {folder}$"):
+        find_task(f"{folder}/task.py")
+
+
+def test_what_a_task_raises_keeps_its_traceback(tmp_path):
+    folder = outside(tmp_path / "counting_g", "import nothing_of_this_name")
+    with pytest.raises(ModuleNotFoundError, match="nothing_of_this_name"):
+        find_task(str(folder)).load()
+
+
+def test_a_task_outside_refuses_a_config_of_a_task_of_the_table(tmp_path):
+    own = TASK.replace(
+        "TASK = TaskKind(NLVRConfig",
+        "class CountingConfig(NLVRConfig):\n    task: str = 'counting'\n\n\nTASK = TaskKind(CountingConfig",
+    )
+    folder = outside(tmp_path / "counting_h", own)
+    with pytest.raises(UserError, match=f"vqa.yaml: this is a config of task vqa; leave out --task {folder}$"):
+        choose(ROOT / "configs/demo/vqa.yaml", [], str(folder)).load()
+    (folder / "config.yaml").write_text("task: counting")
+    assert choose(None, [], str(folder)).load().task.__name__ == "CountingTask"
+
+
+def test_a_kind_is_unpacked_as_config_class_and_task_class():
+    schema, task = TaskKind(NLVRConfig, NLVRTask)
+    assert (schema, task) == (NLVRConfig, NLVRTask)

@@ -1,0 +1,124 @@
+"""A task in a folder outside the checkout, run from the command line: it trains, resumes and is evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+TASK = '''"""Visual reasoning under another name."""
+
+import logging
+from typing import Literal
+
+from tasks.kinds import TaskKind
+from tasks.nlvr import NLVRConfig, NLVRTask
+
+from .batches import CountingBatches
+
+
+class CountingConfig(NLVRConfig):
+    task: Literal["counting"] = "counting"
+    greeting: str
+
+
+class CountingTask(NLVRTask):
+    make_batches = CountingBatches
+
+    @staticmethod
+    def build_model(config, vocab_size):
+        logging.getLogger(__name__).info("%s from %s", config.greeting, __name__)
+        return NLVRTask.build_model(config, vocab_size)
+
+
+TASK = TaskKind(CountingConfig, CountingTask)
+'''
+BATCHES = """from dataset.nlvr import NLVRBatches
+
+
+class CountingBatches(NLVRBatches):
+    pass
+"""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """The task's folder, in one that also has packages named as ours."""
+    folder = tmp_path / "elsewhere" / "counting"
+    folder.mkdir(parents=True)
+    (folder / "task.py").write_text(TASK)
+    (folder / "batches.py").write_text(BATCHES)
+    (folder / "config.yaml").write_text(f"base: {ROOT}/configs/demo/nlvr.yaml\ntask: counting\ngreeting: hello\n")
+    for name in ("utils", "tasks"):
+        (tmp_path / "elsewhere" / name).mkdir()
+        (tmp_path / "elsewhere" / name / "__init__.py").write_text("raise ImportError('not ours')")
+    return folder
+
+
+def launch(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_a_folder_trains_resumes_and_is_evaluated(folder, overrides):
+    """From the folder around it, with worker processes; the last time on two ranks."""
+    cwd = folder.parent
+    options = [
+        *overrides("nlvr"),
+        "train.steps=2",
+        "train.checkpoint_every=1",
+        "train.validate_every=1",
+        "data.workers=1",
+    ]
+    done = launch(cwd, "--task", "counting", "--cpu", "1", *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "hello from counting.task" in done.stderr
+    run = cwd / "runs" / "counting" / "config"
+    expected = (run / "evaluation.json").read_text()
+    last = run / "checkpoints" / "step-00000002" / "model.safetensors"
+    weights = last.read_bytes()
+
+    for file in last.parent.iterdir():
+        file.unlink()
+    last.parent.rmdir()
+    (run / "evaluation.json").unlink()
+    done = launch(cwd, "--config", "counting/config.yaml", "--cpu", "1", "--resume", *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert last.read_bytes() == weights
+    assert (run / "evaluation.json").read_text() == expected
+
+    start = f"init.checkpoint={run}"
+    done = launch(cwd, "--task", str(folder), "--cpu", "2", "--evaluate", *options, start)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((cwd / "runs/counting/config-evaluate/evaluation.json").read_text()) == json.loads(expected)
+
+
+def test_a_mistake_is_one_line_but_what_the_task_raises_has_a_traceback(folder):
+    done = launch(folder, "--task", ".", "--config", str(ROOT / "configs/demo/vqa.yaml"), "--cpu", "1")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {ROOT}/configs/demo/vqa.yaml: this is a config of task vqa; give vqa instead of .\n"
+    (folder / "batches.py").write_text("import nothing_of_this_name")
+    done = launch(folder, "--task", ".", "--cpu", "1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "nothing_of_this_name" in done.stderr
+
+
+def test_one_process_needs_no_launcher(folder, overrides, tmp_path):
+    command = [sys.executable, "-m", "tasks.run", str(folder), "--output", str(tmp_path / "run")]
+    done = subprocess.run(
+        [*command, *overrides("nlvr"), "train.steps=2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "evaluation.json").is_file()

@@ -1,0 +1,73 @@
+"""Flags that several commands have, each declared once, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+
+
+def add_task(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--task", metavar="TASK", help="a task's name, a folder with task.py, or a module (default: the config's task)"
+    )
+
+
+def add_config(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    default = "" if required else " (default: the task's own)"
+    parser.add_argument("--config", required=required, metavar="FILE", help=f"YAML file; see configs/{default}")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/<task>/<config's name>)")
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint in --output")
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="do not train: measure the weights of init.checkpoint (with --resume: the run's own)",
+    )
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments; overrides may stand before, between and after the flags. A wrong line ends the program with status 2."""
+    arguments = parser.parse_intermixed_args(argv)
+    for text in arguments.overrides:
+        if "=" not in text:
+            parser.error(f"{text!r} is neither a flag nor of the form key=value")
+    return arguments
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def positive_real(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def share(text: str) -> float:
+    """A number above 0 and at most 1, for argparse."""
+    value = positive_real(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than 1, all there is")
+    return value
