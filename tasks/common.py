@@ -23,6 +23,7 @@ from engine.checkpoint import Checkpoint, find_weights, run_of
 from engine.precision import Precision, PrecisionName
 from engine.run_folder import RunFolder
 from engine.train_config import TrainConfig
+from models.align import AligningModel
 from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
 from models.checkpoints.initialise import fresh_parameters, loading_lines
 from models.checkpoints.settings import model_section, require_same_settings, unlike_published
@@ -52,6 +53,7 @@ class RunConfig(Config):
     optim: OptimConfig
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig
+    data: LoadingConfig
 
 
 S = TypeVar("S", bound=Config)
@@ -209,15 +211,22 @@ class BaseTask(ABC, Generic[C, M]):
 
     def _log_sizes(self, loader: BatchLoader) -> None:
         train = self.config.train
-        steps, per_step = train.total_steps(loader), train.records_per_step(loader)
+        steps, per_step, accumulation = train.total_steps(loader), train.records_per_step(loader), train.accumulation(loader)
+        ranks = distributed.world_size()
         logger.info(
             "%s; %d rows a step over all ranks; %d steps are %.1f epochs of %s",
             f"records: {', '.join(f'{count} {name}' for name, count in loader.stream_sizes.items())}",
-            loader.examples_per_batch * distributed.world_size() * train.accumulate,
+            loader.examples_per_batch * ranks * accumulation,
             steps,
             steps * per_step / loader.epoch_size,
             next(iter(loader.stream_sizes)),
         )
+        if train.global_batch is not None and accumulation > 1 and isinstance(self.model, AligningModel):
+            size = loader.micro_batch.size
+            logger.info(
+                "contrastive loss: %s examples (micro-batch %d x %d ranks) of train.global_batch = %s: fewer negatives",
+                *(f"{size * ranks:,}", size, ranks, f"{train.global_batch:,}"),
+            )
 
 
 class FineTuneTask(BaseTask[F, M]):

@@ -48,6 +48,8 @@ def run_task(
     if arguments.evaluate and not arguments.resume and config.init.checkpoint is None:
         raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
     with process_group() as device:
+        if not arguments.evaluate:
+            config.train.accumulation(config.data)  # refuses a batch that does not divide, before anything is loaded
         folder, checkpoint = RunFolder.open(
             Path(arguments.output), config, arguments.resume, evaluate=arguments.evaluate
         )

@@ -87,7 +87,7 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel]):
             seed=self.config.seed,
             world_size=distributed.world_size(),
             frames=self.frames,
-            accumulate=self.config.train.accumulate,
+            accumulate=self.config.train.accumulation(self.config.data),
             static=bool(self.config.train.compile),
         )
 

@@ -12,6 +12,7 @@ import torch
 from tests.distributed.test_two_ranks import on_two_ranks
 from tests.engine.toy import Points, ToyTask, points, trainer
 from utils import distributed
+from utils.batch import MicroBatch
 from utils.errors import UserError
 
 
@@ -19,6 +20,7 @@ class NumberedLoader:
     """Micro-batches by number, dealt to ranks as the real loader deals them."""
 
     examples_per_batch = 4
+    micro_batch = MicroBatch("data.batch_size", 4)
 
     def __init__(self, poison: int | None = None):
         self.poison = poison
