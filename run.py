@@ -9,7 +9,7 @@ from utils.launcher import main
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["plan"]:
-        from tasks.plan import main as plan
+        from tools.plan.command import main as plan
 
         sys.exit(plan())
     sys.exit(main(sys.argv[1:], TASKS, Path(__file__).parent))

@@ -31,9 +31,8 @@ from models.checkpoints import LoadReport
 from models.generation import DecodingConfig
 from models.self_critical import Reward, SelfCriticalConfig, SelfCriticalModel
 from models.text import TextEncoder
-from tasks import synthetic
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
-from utils.batch import IGNORE, CaptioningBatch, Text
+from utils.batch import IGNORE, Text
 from utils.errors import UserError
 
 END = "</s>"
@@ -123,18 +122,6 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel]):
             raise UserError(f"init.checkpoint: {weights} is of a run of task {task}; {remedy}")
         if any(name.startswith(OF_PRE_TRAINING) for name in report.unused):
             logger.warning("init.checkpoint: %s has heads of pre-training; %s", weights, remedy)
-
-    @staticmethod
-    def synthetic_batch(config: CaptioningConfig, model: CaptioningModel) -> CaptioningBatch:
-        """Every caption with as many words to say as it may have."""
-        rows, text = config.data.batch_size, config.data.text
-        words = len(model.text.word_embeddings)
-        return CaptioningBatch(
-            pixels=synthetic.views(rows, config.model.vision),
-            text=synthetic.left_to_right_text(rows, text.max_tokens, text.max_masks, words),
-            references=((),) * rows,
-            valid=synthetic.all_count(rows),
-        )
 
     def batches(self) -> CaptioningBatches:
         made = super().batches()

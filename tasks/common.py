@@ -32,7 +32,7 @@ from optim import OptimConfig
 from scheduler import ScheduleConfig
 from tasks.tables import mean_of_splits, table
 from utils import distributed
-from utils.batch import Batch, Text, to_device
+from utils.batch import Text, to_device
 from utils.config import Config, read_yaml
 from utils.errors import UserError
 from utils.files import write_text
@@ -121,16 +121,6 @@ class BaseTask(ABC, Generic[C, M]):
     def build_model(config: C, vocab_size: int | None) -> M:
         """The model of a config, with random weights on torch's current default device."""
 
-    @staticmethod
-    @abstractmethod
-    def batch_sizes(config: C) -> dict[str, int]:
-        """The keys of the config that size a micro-batch, that of the leading stream first."""
-
-    @staticmethod
-    @abstractmethod
-    def synthetic_batch(config: C, model: M) -> Batch:
-        """A micro-batch of these sizes made of nothing, as large as a real one can be (see :mod:`tasks.synthetic`)."""
-
     @property
     @abstractmethod
     def loading(self) -> LoadingConfig:
@@ -211,7 +201,11 @@ class BaseTask(ABC, Generic[C, M]):
 
     def _log_sizes(self, loader: BatchLoader) -> None:
         train = self.config.train
-        steps, per_step, accumulation = train.total_steps(loader), train.records_per_step(loader), train.accumulation(loader)
+        steps, per_step, accumulation = (
+            train.total_steps(loader),
+            train.records_per_step(loader),
+            train.accumulation(loader),
+        )
         ranks = distributed.world_size()
         logger.info(
             "%s; %d rows a step over all ranks; %d steps are %.1f epochs of %s",
@@ -264,10 +258,6 @@ class FineTuneTask(BaseTask[F, M]):
         Raises:
             UserError: with the config ``key``, if it is not.
         """
-
-    @staticmethod
-    def batch_sizes(config: F) -> dict[str, int]:
-        return {"data.batch_size": config.data.batch_size}
 
     def evaluation_view(self) -> EvaluationView:
         """How held-out pictures are seen."""

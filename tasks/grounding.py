@@ -15,10 +15,9 @@ from dataset.grounding import GroundingBatches, GroundingDataConfig, GroundingSp
 from engine.run_folder import RunFolder
 from metrics.grounding import iou, pixel_iou, share_at_least
 from models.grounding import GroundingModel
-from tasks import synthetic
 from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig, evaluating
 from tasks.pictures import SIDE, Panel, Prediction, draw_predictions
-from utils.batch import GroundingBatch, Text
+from utils.batch import Text
 
 
 class GroundingEvaluationConfig(HeldOutConfig[GroundingSplitConfig]):
@@ -44,16 +43,6 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel]):
     @staticmethod
     def build_model(config: GroundingConfig, vocab_size: int | None) -> GroundingModel:
         return GroundingModel(config.model, vocab_size)
-
-    @staticmethod
-    def synthetic_batch(config: GroundingConfig, model: GroundingModel) -> GroundingBatch:
-        rows = config.data.batch_size
-        return GroundingBatch(
-            pixels=synthetic.pictures(rows, config.model.vision),
-            text=synthetic.text(rows, config.data.text.max_tokens, len(model.text.word_embeddings)),
-            boxes_cxcywh=torch.full((rows, 4), 0.5),
-            valid=synthetic.all_count(rows),
-        )
 
     @staticmethod
     def read_split(split: GroundingSplitConfig, key: str) -> list[Phrase]:

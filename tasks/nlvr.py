@@ -15,9 +15,8 @@ from dataset.nlvr import NLVRBatches, NLVRDataConfig, NLVRSplitConfig, Statement
 from engine.checkpoint import Checkpoint
 from metrics.classification import accuracy, consistency
 from models.nlvr import NLVRModel, NLVRModelConfig
-from tasks import synthetic
 from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
-from utils.batch import PairBatch, Text
+from utils.batch import Text
 
 
 class NLVREvaluationConfig(HeldOutConfig[NLVRSplitConfig]):
@@ -50,16 +49,6 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel]):
     def build_model(config: NLVRConfig, vocab_size: int | None) -> NLVRModel:
         model = config.model
         return NLVRModel(model, vocab_size, images=model.images, classes=model.classes)
-
-    @staticmethod
-    def synthetic_batch(config: NLVRConfig, model: NLVRModel) -> PairBatch:
-        rows = config.data.batch_size
-        return PairBatch(
-            pixels=synthetic.pictures(config.model.images * rows, config.model.vision),
-            text=synthetic.text(rows, config.data.text.max_tokens, len(model.text.word_embeddings)),
-            label=torch.zeros(rows, dtype=torch.int64),
-            valid=synthetic.all_count(rows),
-        )
 
     def batches(self) -> NLVRBatches:
         batches = super().batches()

@@ -16,10 +16,8 @@ from models.multigrained import LossWeights, PretrainModelConfig, StreamWeights
 from models.pretrain import PretrainModel
 from tasks.common import BaseTask, RunConfig, evaluating
 from tasks.pretrain_evaluation import Evaluation, EvaluationConfig, check_files
-from tasks.synthetic import synthetic_pretrain_batch
 from tasks.tables import table
 from utils import distributed
-from utils.batch import PretrainBatch
 from utils.files import write_text
 
 
@@ -57,16 +55,6 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel]):
         weights = {name: stream.weight for name, stream in config.data.streams().items()}
         streams = StreamWeights(**{name: weights.get(name) for name in StreamWeights.model_fields})
         return PretrainModel(config.model, vocab_size, config.loss, streams)
-
-    @staticmethod
-    def batch_sizes(config: PretrainConfig) -> dict[str, int]:
-        sizes = {f"data.{name}.batch_size": stream.batch_size for name, stream in config.data.streams().items()}
-        regions = config.data.regions
-        return sizes | ({} if regions is None else {"data.regions.max_images": regions.max_images})
-
-    @staticmethod
-    def synthetic_batch(config: PretrainConfig, model: PretrainModel) -> PretrainBatch:
-        return synthetic_pretrain_batch(config.data, model.vision, len(model.text.word_embeddings))
 
     @property
     def loading(self) -> LoadingConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from dataset.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
@@ -14,10 +13,8 @@ from dataset.retrieval import RetrievalBatches, RetrievalDataConfig
 from dataset.video import VideoSource
 from models.align import AligningConfig
 from models.retrieval import RetrievalModel
-from tasks import synthetic
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.retrieval_evaluation import RetrievalEvaluation
-from utils.batch import RetrievalBatch
 
 
 class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
@@ -44,16 +41,6 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel]):
     @staticmethod
     def build_model(config: RetrievalConfig, vocab_size: int | None) -> RetrievalModel:
         return RetrievalModel(config.model, vocab_size)
-
-    @staticmethod
-    def synthetic_batch(config: RetrievalConfig, model: RetrievalModel) -> RetrievalBatch:
-        rows = config.data.batch_size
-        return RetrievalBatch(
-            pixels=synthetic.views(rows, config.model.vision),
-            text=synthetic.text(rows, config.data.text.max_tokens, len(model.text.word_embeddings)),
-            group=torch.arange(rows),
-            valid=synthetic.all_count(rows),
-        )
 
     @staticmethod
     def read_split(split: CaptionedSplitConfig, key: str) -> CaptionedImages:

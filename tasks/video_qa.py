@@ -24,10 +24,9 @@ from dataset.video_qa import (
 )
 from engine.checkpoint import Checkpoint
 from models.video_qa import VideoQAModel, VideoQAModelConfig
-from tasks import synthetic
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.vqa import by_answer_type, picture_of_each
-from utils.batch import ClassifiedBatch, Text
+from utils.batch import Text
 
 
 class VideoQAEvaluationConfig(MediaEvaluationConfig[VideoQuestionsConfig]):
@@ -69,18 +68,6 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel]):
     @staticmethod
     def build_model(config: VideoQAConfig, vocab_size: int | None) -> VideoQAModel:
         return VideoQAModel(config.model, vocab_size)
-
-    @staticmethod
-    def synthetic_batch(config: VideoQAConfig, model: VideoQAModel) -> ClassifiedBatch:
-        rows = config.data.batch_size
-        return ClassifiedBatch(
-            pixels=synthetic.views(rows, config.model.vision),
-            text=synthetic.text(rows, config.data.text.max_tokens, len(model.text.word_embeddings)),
-            labels=torch.zeros(rows, dtype=torch.int64),
-            question_of_answer=torch.arange(rows),
-            weights=torch.ones(rows),
-            valid=synthetic.all_count(rows),
-        )
 
     @staticmethod
     def read_split(split: VideoQuestionsConfig, key: str) -> list[VideoQuestion]:

@@ -26,9 +26,8 @@ from metrics.vqa import normalize_answer, soft_accuracy
 from models.answer_ranking import AnswerTree, Ranking, rank_answers
 from models.vqa import VQAModel, VQAModelConfig
 from optim import OptimConfig
-from tasks import synthetic
 from tasks.common import FineTuneConfig, FineTuneTask, HeldOutConfig
-from utils.batch import QuestionBatch, Text
+from utils.batch import Text
 from utils.errors import UserError
 
 
@@ -82,19 +81,6 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel]):
     @staticmethod
     def build_model(config: VQAConfig, vocab_size: int | None) -> VQAModel:
         return VQAModel(config.model, vocab_size)
-
-    @staticmethod
-    def synthetic_batch(config: VQAConfig, model: VQAModel) -> QuestionBatch:
-        """As in VQA v2: no question has more than ten answers, nor, at five words and a bit, an answer more than eight tokens."""
-        rows, words, most = config.data.batch_size, len(model.text.word_embeddings), 10
-        return QuestionBatch(
-            pixels=synthetic.pictures(rows, config.model.vision),
-            text=synthetic.text(rows, config.data.text.max_tokens, words),
-            answers=synthetic.text(most * rows, min(config.data.max_answer_tokens, 8), words),
-            question_of_answer=torch.arange(most * rows) // most,
-            weights=torch.full((most * rows,), 1 / most),
-            valid=synthetic.all_count(rows),
-        )
 
     @staticmethod
     def read_split(split: QuestionsConfig, key: str) -> list[Question]:

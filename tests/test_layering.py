@@ -1,4 +1,4 @@
-"""Arrows between packages point one way (design: utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks)."""
+"""Arrows between packages point one way (design: utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- tools)."""
 
 import ast
 from pathlib import Path
@@ -15,7 +15,10 @@ ALLOWED = {
     "dataset": {"utils", "dataset"},
     "engine": {"utils", "optim", "scheduler", "engine"},
     "tasks": {"utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks"},
+    "tools": {"utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks", "tools"},
 }
+"""Beside these, benchmarks and tests may import all."""
+
 SCRIPTS = [path for path in ROOT.glob("*.py") if path.name != "run.py"]
 
 
@@ -27,6 +30,15 @@ def imported_packages(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.add(node.module.split(".")[0])
     return names
+
+
+def is_import(node: ast.AST) -> bool:
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_task_script_imports_no_tools(script):
+    assert "tools" not in imported_packages(script)
 
 
 @pytest.mark.parametrize("package", ALLOWED)
@@ -44,7 +56,10 @@ def test_every_package_of_ours_has_its_place_in_the_order():
 
 
 def test_run_imports_only_the_launcher_and_the_table_of_tasks():
-    assert imported_packages(ROOT / "run.py") <= {"sys", "pathlib", "tasks", "utils"}
+    """And a command's module, where that is asked for."""
+    assert imported_packages(ROOT / "run.py") <= {"sys", "pathlib", "tasks", "tools", "utils"}
+    at_import = [node for node in ast.parse((ROOT / "run.py").read_text(encoding="utf-8")).body if is_import(node)]
+    assert not any("tools" in ast.unparse(node) for node in at_import)
     assert imported_packages(ROOT / "tasks" / "__init__.py") <= {"__future__", "typing"}
 
 
