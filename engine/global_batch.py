@@ -24,7 +24,8 @@ def accumulation(global_batch: int, micro_batch: MicroBatch, ranks: int, *, grap
     remedies = [f"{micro_batch.key} to {_either(sizes)}"] if sizes else []
     if graphs is not None:
         fact = f"not one micro-batch of all ranks, and train.compile = {graphs} records graphs, which allow no accumulation"
-        remedies.append(f"train.global_batch to {together}, or train.compile to true")
+        remedies.append(f"train.global_batch to {together}")
+        remedies += [] if rest else ["train.compile to true"]
     else:
         fact = f"not a multiple of {together}"
         below = global_batch - rest

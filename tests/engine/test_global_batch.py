@@ -89,6 +89,7 @@ def test_recorded_graphs_take_one_micro_batch_a_step(size, ranks):
     assert named(message, KEY) == [1024 // ranks]
     assert named(message, "train.global_batch") == [size * ranks]
     assert accumulation(1024, 1024 // ranks, ranks, compile="reduce-overhead") == 1
+    assert ("train.compile to true" in message) == (1024 % (size * ranks) == 0)
     assert accumulation(size * ranks, size, ranks, compile="reduce-overhead") == 1
 
 
