@@ -34,7 +34,7 @@ def accumulation(global_batch: int, micro_batch: MicroBatch, ranks: int, *, grap
 
 
 def _micro_batch_sizes(global_batch: int, size: int, ranks: int, *, single: bool) -> list[int]:
-    """The nearest smaller and larger micro-batch that divides a rank's share of ``global_batch``; ``single``: the share itself."""
+    """The nearest smaller and larger micro-batch that divides a rank's share of the batch; ``single``: the share itself."""
     share, rest = divmod(global_batch, ranks)
     if rest or not share:
         return []

@@ -1,4 +1,4 @@
-"""Arrows between packages point one way (design: utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- tools)."""
+"""Arrows between packages point one way: utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- tools."""
 
 import ast
 from pathlib import Path
