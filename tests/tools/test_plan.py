@@ -224,7 +224,7 @@ def gpu(monkeypatch) -> FakeGPU:
         ("NVIDIA A100-SXM4-80GB", [], 312, "this a100's 312 TFLOP/s (--gpu, --utilisation)"),
         ("NVIDIA A100-SXM4-80GB", ["--gpu", "l4"], 121, "l4's 121 TFLOP/s (--gpu, --utilisation)"),
         ("NVIDIA A100-SXM4-80GB", ["train.peak_tflops=9"], 9, "9 TFLOP/s (train.peak_tflops, --utilisation)"),
-        ("another GPU", [], 989.4, "h100's 989.4 TFLOP/s (the GPU here is unknown; --gpu, --utilisation)"),
+        ("another GPU", [], 989.4, "h100's 989.4 TFLOP/s (--gpu, --utilisation)"),
         ("another GPU", ["--gpu", "l4"], 121, "l4's 121 TFLOP/s (--gpu, --utilisation)"),
         ("Tesla V100-SXM2-16GB", ["train.peak_tflops=7"], 7, "7 TFLOP/s (train.peak_tflops, --utilisation)"),
         ("Tesla V100-SXM2-16GB", ["train.precision=fp16"], 125, "this v100's 125 TFLOP/s (--gpu, --utilisation)"),

@@ -6,12 +6,12 @@ A new task is planned once it has a row in :data:`SYNTHETIC`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
 from dataset.pretrain import DataConfig, RegionStreamConfig
+from dataset.streams.base import StreamConfig
 from dataset.text import TextDataConfig
 from models.nlvr import NLVRModel
 from models.pretrain import PretrainModel
@@ -40,7 +40,6 @@ from utils.batch import (
     QuestionBatch,
     RegionBatch,
     RetrievalBatch,
-    Text,
     TextBatch,
     TextPairBatch,
     VideoTextBatch,
@@ -89,28 +88,31 @@ def text_limits(data: DataConfig, stream: str) -> TextDataConfig:
 def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> PretrainBatch:
     """A micro-batch of every configured stream."""
 
-    def masked(count: int, limits: TextDataConfig = data.text) -> MaskedText:
-        return parts.masked_text(count, limits.max_tokens, limits.max_masks, vocabulary)
+    def masked(stream: StreamConfig, limits: TextDataConfig = data.text) -> MaskedText:
+        return parts.masked_text(stream.batch_size, limits.max_tokens, limits.max_masks, vocabulary)
 
-    made = PretrainBatch(images=None, regions=None, texts=None)
-    if data.images is not None:
-        count = data.images.batch_size
-        pixels = parts.images(count, vision.config)
-        made = replace(made, images=ImageTextBatch(pixels, masked(count), parts.all_valid(count)))
-    if data.videos is not None:
-        count = data.videos.batch_size
-        pixels = parts.images_or_videos(count, vision.config)
-        made = replace(made, videos=VideoTextBatch(pixels, masked(count), parts.all_valid(count)))
-    if data.regions is not None:
-        made = replace(made, regions=_regions(data.regions, vision, masked(data.regions.batch_size)))
-    if data.texts is not None:
-        count = data.texts.batch_size
-        made = replace(made, texts=TextBatch(masked(count), parts.all_valid(count)))
-    if data.pairs is not None:
-        count, limits = data.pairs.batch_size, text_limits(data, "pairs")
-        other = parts.text(count, limits.max_tokens, vocabulary)
-        made = replace(made, pairs=TextPairBatch(masked(count, limits), other, parts.all_valid(count)))
-    return made
+    def translations(stream: StreamConfig) -> TextPairBatch:
+        limits = text_limits(data, "pairs")
+        other = parts.text(stream.batch_size, limits.max_tokens, vocabulary)
+        return TextPairBatch(masked(stream, limits), other, parts.all_valid(stream.batch_size))
+
+    def images(stream: StreamConfig) -> ImageTextBatch:
+        count = stream.batch_size
+        return ImageTextBatch(parts.images(count, vision.config), masked(stream), parts.all_valid(count))
+
+    def videos(stream: StreamConfig) -> VideoTextBatch:
+        count = stream.batch_size
+        return VideoTextBatch(parts.images_or_videos(count, vision.config), masked(stream), parts.all_valid(count))
+
+    makers: dict[str, Callable[[Any], Any]] = {
+        "images": images,
+        "videos": videos,
+        "regions": lambda stream: _regions(stream, vision, masked(stream)),
+        "texts": lambda stream: TextBatch(masked(stream), parts.all_valid(stream.batch_size)),
+        "pairs": translations,
+    }
+    absent = dict.fromkeys(makers)
+    return PretrainBatch(**{**absent, **{name: makers[name](stream) for name, stream in data.streams().items()}})
 
 
 def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedText) -> RegionBatch:
@@ -137,64 +139,51 @@ def _regions_of_images(regions: int, images: int, most: int) -> list[int]:
     return [first, *(each + (place < left) for place in range(others))]
 
 
-def _text(config: Any, model: XVLM) -> Text:
-    """A text of every example of a fine-tuning task."""
-    return parts.text(config.data.batch_size, config.data.text.max_tokens, len(model.text.word_embeddings))
+def _shared(config: Any, model: XVLM) -> dict[str, Any]:
+    """The fields that all fine-tuning tasks share: an image or a video, and a text, of every example."""
+    count, limits = config.data.batch_size, config.data.text
+    return {
+        "pixels": parts.images_or_videos(count, config.model.vision),
+        "text": parts.text(count, limits.max_tokens, len(model.text.word_embeddings)),
+        "valid": parts.all_valid(count),
+    }
 
 
 def _retrieval(config: RetrievalConfig, model: RetrievalModel) -> RetrievalBatch:
-    count = config.data.batch_size
-    return RetrievalBatch(
-        pixels=parts.images_or_videos(count, config.model.vision),
-        text=_text(config, model),
-        group=torch.arange(count),
-        valid=parts.all_valid(count),
-    )
+    return RetrievalBatch(**_shared(config, model), group=torch.arange(config.data.batch_size))
 
 
 def _nlvr(config: NLVRConfig, model: NLVRModel) -> PairBatch:
     count = config.data.batch_size
-    return PairBatch(
-        pixels=parts.images(config.model.images * count, config.model.vision),
-        text=_text(config, model),
-        label=torch.zeros(count, dtype=torch.int64),
-        valid=parts.all_valid(count),
-    )
+    images = parts.images(config.model.images * count, config.model.vision)
+    fields = {**_shared(config, model), "pixels": images}
+    return PairBatch(**fields, label=torch.zeros(count, dtype=torch.int64))
 
 
 def _grounding(config: GroundingConfig, model: XVLM) -> GroundingBatch:
-    count = config.data.batch_size
-    return GroundingBatch(
-        pixels=parts.images(count, config.model.vision),
-        text=_text(config, model),
-        boxes_cxcywh=torch.full((count, 4), 0.5),
-        valid=parts.all_valid(count),
-    )
+    return GroundingBatch(**_shared(config, model), boxes_cxcywh=torch.full((config.data.batch_size, 4), 0.5))
 
 
 def _vqa(config: VQAConfig, model: VQAModel) -> QuestionBatch:
     """As in VQA v2: a question has at most ten answers, and an answer of a little over five words at most eight tokens."""
-    count, most = config.data.batch_size, 10
+    most = 10
+    total = most * config.data.batch_size
     tokens = min(config.data.max_answer_tokens, 8)
     return QuestionBatch(
-        pixels=parts.images(count, config.model.vision),
-        text=_text(config, model),
-        answers=parts.text(most * count, tokens, len(model.text.word_embeddings)),
-        question_of_answer=torch.arange(most * count) // most,
-        weights=torch.full((most * count,), 1 / most),
-        valid=parts.all_valid(count),
+        **_shared(config, model),
+        answers=parts.text(total, tokens, len(model.text.word_embeddings)),
+        question_of_answer=torch.arange(total) // most,
+        weights=torch.full((total,), 1 / most),
     )
 
 
 def _video_qa(config: VideoQAConfig, model: VideoQAModel) -> ClassifiedBatch:
     count = config.data.batch_size
     return ClassifiedBatch(
-        pixels=parts.images_or_videos(count, config.model.vision),
-        text=_text(config, model),
+        **_shared(config, model),
         labels=torch.zeros(count, dtype=torch.int64),
         question_of_answer=torch.arange(count),
         weights=torch.ones(count),
-        valid=parts.all_valid(count),
     )
 
 
@@ -207,12 +196,9 @@ def _captioning(config: CaptioningConfig, model: XVLM) -> CaptioningBatch:
         )
     count, limits = config.data.batch_size, config.data.text
     words = len(model.text.word_embeddings)
-    return CaptioningBatch(
-        pixels=parts.images_or_videos(count, config.model.vision),
-        text=parts.left_to_right_text(count, limits.max_tokens, limits.max_masks, words),
-        references=((),) * count,
-        valid=parts.all_valid(count),
-    )
+    captions = parts.left_to_right_text(count, limits.max_tokens, limits.max_masks, words)
+    fields = {**_shared(config, model), "text": captions}
+    return CaptioningBatch(**fields, references=((),) * count)
 
 
 def _pretrain(config: PretrainConfig, model: PretrainModel) -> PretrainBatch:

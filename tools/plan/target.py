@@ -79,11 +79,7 @@ class Target:
         return [", ".join(memory), f"{self.utilisation:.0%} of {self._source_of_peak()}"]
 
     def _source_of_peak(self) -> str:
-        rate = f"{self.peak:g} TFLOP/s"
         if self.own_peak is not None:
-            return f"{rate} (train.peak_tflops, --utilisation)"
-        if self.named or self.device is None:
-            return f"{self.gpu}'s {rate} (--gpu, --utilisation)"
-        if self.at_hand:
-            return f"this {self.gpu}'s {rate} (--gpu, --utilisation)"
-        return f"{self.gpu}'s {rate} (the GPU here is unknown; --gpu, --utilisation)"
+            return f"{self.peak:g} TFLOP/s (train.peak_tflops, --utilisation)"
+        this = "this " if self.at_hand and not self.named else ""
+        return f"{this}{self.gpu}'s {self.peak:g} TFLOP/s (--gpu, --utilisation)"
