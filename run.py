@@ -21,7 +21,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "plan": Command("tasks.plan", "the largest micro-batch that fits, and how long a run takes"),
+    "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes"),
 }
 
 START = """run.py: give a task, a config or a command.

@@ -39,7 +39,7 @@ from engine.train_config import TrainConfig
 from engine.trainer import Trainer
 from models.pretrain import PretrainModel
 from tasks.pretrain import PretrainConfig, PretrainTask
-from tasks.synthetic import text_limits
+from tools.plan.synthetic import text_limits
 from utils import distributed
 from utils.batch import PretrainBatch, Work, to_device
 from utils.config import load_config, peek
@@ -178,7 +178,8 @@ def step_of(config: PretrainConfig) -> str:
         said["regions"] += f" of {data.regions.max_images} images"
     if video is not None and data.videos is not None:
         said["videos"] += f" of {video.frames} frames"
-    times = f"{config.train.accumulate} times " if config.train.accumulate > 1 else ""
+    accumulation = config.train.accumulation(config.data)
+    times = f"{accumulation} times " if accumulation > 1 else ""
     return f"a step: {times}" + ", ".join(said.values())
 
 
@@ -240,11 +241,12 @@ def measure(way: str, config: PretrainConfig, flags: argparse.Namespace, device:
     if way == "plain":
         model.forward = functools.partial(plain_losses, model, padded=padding_of(config))  # type: ignore[method-assign]
     train = train_of(way, config.train)
+    accumulation = train.accumulation(config.data)
     trainer = trainer_of(model, train, config.optim, device)
     batches = batches_for(config, model, static=bool(train.compile))
     if device.type == "cuda":
         batches = [batch.pin_memory() for batch in batches]
-    stepper = Stepper(trainer, batches, train.accumulate)
+    stepper = Stepper(trainer, batches, accumulation)
     alone = trainer.parallel.no_sync if isinstance(trainer.parallel, DistributedDataParallel) else nullcontext
     stepper.milliseconds(flags.warm_up or _warm_up(train, flags.small), nullcontext)
     if device.type == "cuda":
@@ -255,7 +257,7 @@ def measure(way: str, config: PretrainConfig, flags: argparse.Namespace, device:
     communication = max(0.0, phases[2] - statistics.median(row[2] for row in apart))
     whole_s = statistics.median(sum(row) for row in together) / 1000
     work = sum((model.work(batch) for batch in batches), Work())
-    share = train.accumulate / len(batches)
+    share = accumulation / len(batches)
     each = Work(samples=work.samples * share, flops=work.flops * share)
     return _tell(way, train, device, each, (phases, communication, whole_s))
 
@@ -386,7 +388,7 @@ def run(flags: argparse.Namespace) -> int:
                 speeds[way] = speed
             _clean_up()
         if not speeds:
-            key, size = next(iter(PretrainTask.batch_sizes(config).items()))
+            key, size = config.data.micro_batch
             raise UserError(f"no way fits: give smaller batches, such as {key}={max(1, size // 2)}")
         first, fastest = next(iter(speeds)), max(speeds, key=lambda way: speeds[way])
         _print(f"the fastest is {fastest}, and the ratio is to {first}")

@@ -35,7 +35,7 @@ from engine.run_folder import RunFolder
 from engine.trainer import PHASES, Trainer
 from models.pretrain import PretrainModel
 from tasks.pretrain import PretrainConfig
-from utils.batch import Losses, PretrainBatch, Term
+from utils.batch import Losses, MicroBatch, PretrainBatch, Term
 from utils.errors import one_line_errors
 from utils.flags import positive
 
@@ -68,6 +68,7 @@ class StubTask:
 
     selects: str | None = None
     examples_per_batch = records_per_batch = epoch_size = 1
+    micro_batch = MicroBatch("the micro-batch", 1)
 
     def __init__(self, config: PretrainConfig):
         with torch.device("meta"):

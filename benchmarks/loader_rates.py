@@ -21,6 +21,7 @@ from dataset.text import load_tokenizer
 from engine.devices import peak
 from tasks.kinds import kind_of
 from tasks.pretrain import PretrainConfig
+from tools.plan.synthetic import synthetic_batch
 from utils.config import load_config
 
 CONFIG = Path("configs/pretrain/base_4m.yaml")
@@ -176,7 +177,7 @@ def print_needs(given: Callable[[PretrainConfig | Any, str], float], flags: argp
             continue  # its size is that of a tokenizer which need not be here
         with torch.device("meta"):
             model = kind.build_model(config, None)
-        work = model.work(kind.synthetic_batch(config, model))
+        work = model.work(synthetic_batch(config, model))
         step_s = work.flops / (1e12 * peak(flags.gpu, config.train.precision) * flags.utilisation)
         needed = flags.step_images_per_s or work.images / step_s
         sys.stdout.write(

@@ -21,7 +21,7 @@ import torch
 
 from engine.memory import Rehearsal, trainer_of
 from tasks.kinds import kind_of
-from tasks.plan import scaled
+from tools.plan.synthetic import scaled, synthetic_batch
 from utils.config import load_config
 
 TINY = ["model.text.arch.vocab_size=500"]
@@ -29,6 +29,7 @@ MIDDLE = [
     *("model.vision.width=384", "model.vision.depth=6", "model.vision.heads=6"),
     "model.text.arch={family: bert, vocab_size: 8000, width: 384, layers: 4, heads: 6, intermediate: 1536, max_positions: 64}",
     "model.fusion={layers: 3, width: 384, heads: 6, intermediate: 1536}",
+    "train.global_batch=null",
 ]
 CASES: list[tuple[str, list[str], Sequence[int]]] = [
     ("configs/demo/pretrain.yaml", TINY, (64, 128, 256)),
@@ -66,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def estimated(path: str, overrides: list[str], rows: int) -> int:
     """Bytes of a step, planned for this CPU."""
     schema, kind = kind_of(Path(path), overrides)
-    config = scaled(load_config(path, overrides, schema), kind, rows)
+    config = scaled(load_config(path, overrides, schema), rows)
     rehearsal = Rehearsal(lambda: kind.build_model(config, None), config.train, config.optim, as_on_gpu=False)
-    several = config.train.accumulate > 1
-    return rehearsal.memory(lambda model: kind.synthetic_batch(config, model), gradients_stay=several).total
+    several = config.train.accumulation(config.data, 1) > 1
+    return rehearsal.memory(lambda model: synthetic_batch(config, model), gradients_stay=several).total
 
 
 def measured(path: str, overrides: list[str], rows: int) -> int:
@@ -93,13 +94,13 @@ def measured_here(path: str, overrides: list[str], rows: int) -> int:
 def _steps(path: str, overrides: list[str], rows: int) -> None:
     """Two of them: in the second, the optimiser has its states."""
     schema, kind = kind_of(Path(path), overrides)
-    config: Any = scaled(load_config(path, overrides, schema), kind, rows)
+    config: Any = scaled(load_config(path, overrides, schema), rows)
     torch.manual_seed(0)
     trainer = trainer_of(kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
-    batch = kind.synthetic_batch(config, trainer.model)
+    batch = synthetic_batch(config, trainer.model)
     for _ in range(2):
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        trainer.train_step([batch] * config.train.accumulate)
+        trainer.train_step([batch] * config.train.accumulation(config.data, 1))
 
 
 def _memory(field: str) -> int:

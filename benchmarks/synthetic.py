@@ -1,6 +1,6 @@
 """Random pre-training batches of real proportions, for measurements that depend on sizes alone.
 
-Which streams there are, and of what sizes, :mod:`tasks.synthetic` says; drawn here is what is in them.
+Which streams there are, and of what sizes, :mod:`tools.plan.synthetic` says; drawn here is what is in them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torch import Tensor
 from dataset.pretrain import DataConfig, RegionStreamConfig
 from dataset.text import TextDataConfig, rounded_up
 from models.vision import VisionEncoder
-from tasks.synthetic import FIRST_WORD, synthetic_pretrain_batch, text_limits
+from tools.plan import synthetic
+from tools.plan.parts import FIRST_WORD
+from tools.plan.synthetic import text_limits
 from utils.batch import IGNORE, MaskedText, PretrainBatch, RegionBatch, Text, stack_rows, text_keys
 
 CLS_ID, SEP_ID, MASK_ID, FIRST_DRAWN = range(FIRST_WORD, FIRST_WORD + 4)
@@ -116,7 +118,7 @@ def pretrain_batch(
     """
     generator = torch.Generator().manual_seed(seed)
     writer = Writer(vocabulary, generator, longer, static)
-    made = synthetic_pretrain_batch(data, vision, vocabulary)
+    made = synthetic.pretrain_batch(data, vision, vocabulary)
 
     def filled(stream: str) -> Any:
         part, limits = getattr(made, stream), text_limits(data, stream)

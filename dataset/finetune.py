@@ -19,7 +19,7 @@ from dataset.records import BrokenRecordError, ImageSource
 from dataset.samplers import RandomOrder, sample_rng
 from dataset.text import PlainTextProcessor, TextLimits, clean_caption, clean_question
 from dataset.video import FrameSampler, VideoReadingConfig, VideoSource, check_backend
-from utils.batch import Batch
+from utils.batch import Batch, MicroBatch
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ class FineTuneDataConfig(LoadingConfig):
 
     text: TextLimits = TextLimits(max_tokens=40)
     batch_size: int = Field(ge=1, description="Rows of a micro-batch of one process.")
+
+    @property
+    def micro_batch(self) -> MicroBatch:
+        return MicroBatch("data.batch_size", self.batch_size)
 
 
 class MediaDataConfig(FineTuneDataConfig):

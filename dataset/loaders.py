@@ -12,7 +12,7 @@ from pydantic import Field
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.text import TextLimits
-from utils.batch import Batch, BrokenRecord
+from utils.batch import Batch, BrokenRecord, MicroBatch
 from utils.config import Config
 from utils.errors import UserError
 
@@ -28,6 +28,11 @@ class LoadingConfig(Config):
     workers: int = Field(4, ge=0, description="Processes that make batches; 0 = the training process itself.")
     max_broken: float = Field(0.01, ge=0, le=1, description="Share of broken records that stops the run when exceeded.")
     max_pixels: int = Field(80_000_000, ge=1, description="Pictures with more pixels are broken records.")
+
+    @property
+    def micro_batch(self) -> MicroBatch:
+        """Size of a micro-batch. The data of a task say it, if its configs may set ``train.global_batch``."""
+        raise UserError("train.global_batch: the data of this task do not know their micro-batch; set train.accumulate")
 
 
 class BrokenRecordLog:
@@ -134,6 +139,10 @@ class BatchLoader:
         self.examples_per_batch = maker.rows_per_batch
         self.records_per_batch = maker.records_per_batch
         self.broken = BrokenRecordLog(config.max_broken, sum(self.stream_sizes.values()))
+
+    @property
+    def micro_batch(self) -> MicroBatch:
+        return self.config.micro_batch
 
     @property
     def epoch_size(self) -> int:

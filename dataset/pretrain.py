@@ -17,7 +17,7 @@ from dataset.streams.regions import RegionStream, RegionStreamConfig
 from dataset.streams.texts import TextPairStream, TextPairStreamConfig, TextStream, TextStreamConfig
 from dataset.text import TextDataConfig, TextProcessor
 from dataset.video import FrameSampler
-from utils.batch import PretrainBatch
+from utils.batch import MicroBatch, PretrainBatch
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ class DataConfig(LoadingConfig):
         if not self.streams():
             raise ValueError("no stream is configured; give at least one of images, regions, videos, texts, pairs")
         return self
+
+    @property
+    def micro_batch(self) -> MicroBatch:
+        """That of the leading stream."""
+        name, stream = next(iter(self.streams().items()))
+        return MicroBatch(f"data.{name}.batch_size", stream.batch_size)
 
     def streams(self) -> dict[str, AnyStreamConfig]:
         """The configured streams by name."""

@@ -31,7 +31,7 @@ from engine.train_config import TrainConfig
 from engine.trainer import Trainer
 from optim import OptimConfig
 from scheduler import ScheduleConfig
-from utils.batch import Work
+from utils.batch import MicroBatch, Work
 from utils.errors import UserError
 
 WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS = "weights", "gradients", "optimiser", "activations"
@@ -125,7 +125,8 @@ class Rehearsal:
 
 def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device: torch.device) -> Trainer:
     """A trainer that is only asked for single steps, on batches that the caller has."""
-    train = train.model_copy(update={"steps": 1, "epochs": None, "deterministic": False})
+    alone = {"steps": 1, "epochs": None, "deterministic": False, "global_batch": None, "accumulate": None}
+    train = train.model_copy(update=alone)
     if device.type == "cpu":
         optim = optim.model_copy(update={"fused": "auto"})
     return Trainer(
@@ -144,6 +145,7 @@ class _Nothing:
 
     selects: str | None = None
     examples_per_batch = records_per_batch = epoch_size = 1
+    micro_batch = MicroBatch("the micro-batch", 1)
 
     def __init__(self, model: nn.Module):
         self.model = model

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from utils.batch import Losses, Work
+from utils.batch import Losses, MicroBatch, Work
 
 Encoder = Literal["vision", "text", "fusion"]
 
@@ -32,7 +32,14 @@ class TaskModel(Protocol):
         """Size and FLOPs of a step on a micro-batch, counted on the host: ``batch`` is not yet on the device."""
 
 
-class Loader(Protocol):
+class SizesMicroBatch(Protocol):
+    """Data that know the size of their micro-batches."""
+
+    @property
+    def micro_batch(self) -> MicroBatch: ...
+
+
+class Loader(SizesMicroBatch, Protocol):
     """Micro-batches by number, so that a resumed run repeats the uninterrupted one.
 
     ``examples_per_batch`` rows of a micro-batch; ``records_per_batch`` records that it takes of the ``epoch_size`` of an epoch.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from engine.global_batch import accumulation
 from engine.precision import PrecisionName
-from engine.task import Encoder, Loader
+from engine.task import Encoder, Loader, SizesMicroBatch
 from utils import distributed
 from utils.config import Config
 
@@ -18,7 +20,15 @@ class TrainConfig(Config):
 
     steps: int | None = Field(None, ge=1, description="optimiser steps; or give epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the leading stream; or give steps")
-    accumulate: int = Field(1, ge=1, description="micro-batches per step and rank")
+    global_batch: int | None = Field(
+        None,
+        ge=1,
+        description="examples of the leading stream per step over all ranks, from which accumulation is derived; null: as many "
+        "as micro-batch, ranks and accumulate make",
+    )
+    accumulate: int | None = Field(
+        None, ge=1, description="micro-batches per step and rank (null: 1), where no global_batch is given"
+    )
     precision: PrecisionName = "bf16"
     clip_grad_norm: float | None = Field(1.0, gt=0)
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
@@ -50,9 +60,26 @@ class TrainConfig(Config):
             raise ValueError("give either steps or epochs")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _accumulates_once(cls, values: Any) -> Any:
+        """Write out the default, as configs saved by earlier versions do, so that their runs can be resumed."""
+        if not isinstance(values, Mapping) or values.get("global_batch") is not None or "accumulate" in values:
+            return values
+        return {**values, "accumulate": 1}
+
+    @model_validator(mode="after")
+    def _accumulates_in_one_way(self) -> TrainConfig:
+        if self.global_batch is not None and self.accumulate is not None:
+            raise ValueError(
+                f"accumulate = {self.accumulate} and global_batch = {self.global_batch} exclude each other: accumulation is "
+                "derived from the global batch; set one of them to null"
+            )
+        return self
+
     @model_validator(mode="after")
     def _keeps_gradients(self) -> TrainConfig:
-        if self.records_graphs and self.accumulate > 1:
+        if self.records_graphs and self.accumulate is not None and self.accumulate > 1:
             raise ValueError(
                 f"compile: {self.compile} records graphs, whose next run may write over gradients that are still added to; with "
                 f"accumulate = {self.accumulate}, give compile: true"
@@ -63,6 +90,17 @@ class TrainConfig(Config):
     def records_graphs(self) -> bool:
         """Whether the compiler records CUDA graphs."""
         return isinstance(self.compile, str)
+
+    def accumulation(self, data: SizesMicroBatch, ranks: int | None = None) -> int:
+        """Micro-batches per step and rank, on ``ranks`` (None: those of this run).
+
+        Raises:
+            UserError: if the micro-batches of all ranks do not make ``global_batch``.
+        """
+        if self.global_batch is None:
+            return self.accumulate or 1
+        graphs = self.compile if isinstance(self.compile, str) else None
+        return accumulation(self.global_batch, data.micro_batch, ranks or distributed.world_size(), graphs=graphs)
 
     def total_steps(self, loader: Loader) -> int:
         """Optimiser steps of the run; a part of a step counts as one."""
@@ -78,4 +116,4 @@ class TrainConfig(Config):
 
     def records_per_step(self, loader: Loader) -> int:
         """Records of the leading stream that a step takes, over all ranks."""
-        return loader.records_per_batch * self.accumulate * distributed.world_size()
+        return loader.records_per_batch * self.accumulation(loader) * distributed.world_size()

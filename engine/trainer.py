@@ -71,6 +71,8 @@ class Trainer:
         self.optimizer = build_optimizer(self.groups, optim)
         self.loader = task.train_loader()
         self.steps = train.total_steps(self.loader)
+        self.accumulation = train.accumulation(self.loader)
+        """Micro-batches per step of this rank."""
         self.schedule = build_schedule(schedule, self.steps)
         self.precision = Precision(train.precision, device)
         self.step, self.consumed, self.tally = 0, 0, Tally()
@@ -101,7 +103,7 @@ class Trainer:
         if remaining <= 0:
             logger.info("all %d steps are done", self.steps)
             return
-        micro_batches = self.loader.batches(self.consumed, remaining * self.config.accumulate)
+        micro_batches = self.loader.batches(self.consumed, remaining * self.accumulation)
         on_device = moved(micro_batches, self.device)
         main = distributed.rank() == 0
         metrics = MetricsLog(self.folder, self.step) if main else None
@@ -120,7 +122,7 @@ class Trainer:
         try:
             while self.step < self.steps:
                 asked = time.perf_counter()
-                taken = [next(on_device) for _ in range(self.config.accumulate)]
+                taken = [next(on_device) for _ in range(self.accumulation)]
                 waited_s = time.perf_counter() - asked
                 self.after("data")
                 current = self.train_step([each.on_host for each in taken], [each.on_device for each in taken])
@@ -200,7 +202,7 @@ class Trainer:
         pending = self._update([*terms, "loss"], _sum(averages), work, micro_batches)
         self.after("numbers")
         self.step += 1
-        self.consumed += self.config.accumulate * distributed.world_size()
+        self.consumed += self.accumulation * distributed.world_size()
         return pending
 
     def _divided(self, terms: Losses, counts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

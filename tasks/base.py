@@ -16,6 +16,7 @@ from dataset.text import load_tokenizer
 from engine.checkpoint import Checkpoint, find_weights, run_of
 from engine.run_folder import RunFolder
 from engine.train_config import TrainConfig
+from models.align import AligningModel
 from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
 from models.checkpoints.initialise import fresh_parameters, loading_lines
 from models.checkpoints.settings import model_section, require_same_settings, unlike_published
@@ -166,7 +167,7 @@ def build_parts(
     if trains:
         training = kind.training_data(config, tokenizer, model)
         loader = BatchLoader(training, config.data, rank=distributed.rank(), world_size=distributed.world_size())
-        _log_sizes(config.train, loader)
+        _log_sizes(config.train, loader, model)
     elif kind.reads_training_data_to_evaluate:
         try:
             training = kind.training_data(config, tokenizer, model)
@@ -222,13 +223,21 @@ def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, wei
         logger.warning("%s: %s; is the model meant to differ?", weights, "; ".join(differences))
 
 
-def _log_sizes(train: TrainConfig, loader: BatchLoader) -> None:
+def _log_sizes(train: TrainConfig, loader: BatchLoader, model: XVLM) -> None:
+    """Log the sizes of the data, of a step and of the run, and where the contrastive loss has fewer examples than the batch."""
+    ranks, accumulation = distributed.world_size(), train.accumulation(loader)
     steps, per_step = train.total_steps(loader), train.records_per_step(loader)
     logger.info(
-        "%s; %d rows a step over all ranks; %d steps are %.1f epochs of %s",
-        f"records: {', '.join(f'{count} {name}' for name, count in loader.stream_sizes.items())}",
-        loader.examples_per_batch * distributed.world_size() * train.accumulate,
+        "records: %s; %d examples a step over all ranks; %d steps are %.1f epochs of %s",
+        ", ".join(f"{count} {name}" for name, count in loader.stream_sizes.items()),
+        loader.examples_per_batch * ranks * accumulation,
         steps,
         steps * per_step / loader.epoch_size,
         next(iter(loader.stream_sizes)),
     )
+    if train.global_batch is not None and accumulation > 1 and isinstance(model, AligningModel):
+        size = loader.micro_batch.size
+        logger.info(
+            "contrastive loss: %s examples (micro-batch %d x %d ranks) of train.global_batch = %s: fewer negatives",
+            *(f"{size * ranks:,}", size, ranks, f"{train.global_batch:,}"),
+        )

@@ -60,6 +60,8 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     if arguments.evaluate and not arguments.resume and config.init.checkpoint is None:
         raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
     with process_group() as device:
+        if not arguments.evaluate:
+            config.train.accumulation(config.data)  # refuses a batch that does not divide, before anything is loaded
         output = Path(arguments.output) if arguments.output else _default_output(choice, arguments)
         folder, checkpoint = RunFolder.open(output, config, arguments.resume, evaluate=arguments.evaluate)
         if arguments.evaluate and arguments.resume and checkpoint is None and not folder.best.is_file():

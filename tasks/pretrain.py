@@ -70,7 +70,7 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
             seed=config.seed,
             world_size=distributed.world_size(),
             frames=frames_of(config),
-            accumulate=config.train.accumulate,
+            accumulate=config.train.accumulation(config.data),
             static=bool(config.train.compile),
         )
 

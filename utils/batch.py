@@ -23,6 +23,13 @@ IGNORE = -100
 _KEY_FACTOR, _KEY_OFFSET = 6364136223846793005, 1442695040888963407
 
 
+class MicroBatch(NamedTuple):
+    """Examples of the leading stream in a micro-batch of one rank, and the config key that sets their number."""
+
+    key: str
+    size: int
+
+
 @dataclass(frozen=True)
 class Text:
     """Texts padded on the right to the longest of the batch: ``ids`` (N, L) int64; ``mask`` (N, L) bool, True = token.

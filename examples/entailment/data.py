@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor
-from transformers import BertTokenizerFast
 
 from dataset.finetune import EvaluationView, FineTuneBatches, FineTuneDataConfig
+from dataset.prepare.tokenizer import train_wordpiece
 from dataset.records import ImageSource
 from utils.batch import Batch, Text
 from utils.config import Config
@@ -101,15 +101,14 @@ def read_items(file: str) -> list[Item]:
 def draw(folder: Path) -> None:
     """Fill ``folder`` with images, a file for each split, and a tokenizer, which is the last to be written."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    sentences = []
     for number, (split, count) in enumerate(SIZES.items()):
         rng = np.random.default_rng(number)
         rows = [_example(rng, folder, f"images/{split}_{index}.png") for index in range(count)]
         lines = [json.dumps(row) + "\n" for row in rows]
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    words = ["there", "is", "a", "the", *COLOURS, *SHAPES, *INVISIBLE]
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(str(folder / "tokenizer"))
+        sentences += [row["sentence"] for row in rows]
+    train_wordpiece(sentences, folder / "tokenizer", vocab_size=100)
 
 
 def _example(rng: np.random.Generator, folder: Path, name: str) -> dict[str, str]:

@@ -218,7 +218,7 @@ def test_the_steps_are_those_of_the_config(monkeypatch, capsys):
     monkeypatch.setattr(PretrainModel, "compile_encoders", lambda model, **options: asked.append(options))
     monkeypatch.setattr(gpu.Stepper, "milliseconds", lambda stepper, *_: steppers.append(stepper) or [[1.0] * 4])
     given = ["train.recompute=[vision]", "train.precision=bf16", "train.clip_grad_norm=null", "optim.lr=0.5"]
-    assert gpu.main(["--small", "train.accumulate=2", *given]) == 0
+    assert gpu.main(["--small", "train.global_batch=8", *given]) == 0
     assert asked == [["vision"], ["vision"], {"mode": None}], "the released algebra computes nothing anew"
     for stepper in steppers:
         trainer = stepper.trainer

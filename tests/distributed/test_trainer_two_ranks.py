@@ -12,6 +12,7 @@ import torch
 from tests.distributed.test_two_ranks import on_two_ranks
 from tests.engine.toy import Points, ToyTask, points, trainer
 from utils import distributed
+from utils.batch import MicroBatch
 from utils.errors import UserError
 
 
@@ -19,6 +20,7 @@ class NumberedLoader:
     """Micro-batches by number, dealt to ranks as the real loader deals them."""
 
     examples_per_batch = 4
+    micro_batch = MicroBatch("data.batch_size", 4)
 
     def __init__(self, poison: int | None = None):
         self.poison = poison
@@ -35,13 +37,13 @@ class NumberedLoader:
 class Run:
     """A picklable job: train on every rank, give back the weights and what was logged."""
 
-    def __init__(self, folder: Path, accumulate: int, steps: int = 3, poison: int | None = None, skips: int = 0):
-        self.folder, self.accumulate, self.steps, self.poison, self.skips = folder, accumulate, steps, poison, skips
+    def __init__(self, folder: Path, steps: int = 3, poison: int | None = None, skips: int = 0, **options: int):
+        self.folder, self.steps, self.poison, self.skips, self.options = folder, steps, poison, skips, options
 
     def __call__(self) -> dict:
         task = ToyTask()
         task.loader = NumberedLoader(self.poison)
-        options = {"accumulate": self.accumulate, "max_skipped_steps": self.skips, "peak_tflops": 0.5}
+        options = {**self.options, "max_skipped_steps": self.skips, "peak_tflops": 0.5}
         run = trainer(self.folder, task, steps=self.steps, **options)
         message = ""
         try:
@@ -62,11 +64,14 @@ def rows_of_steps(lines: list[dict]) -> list[float]:
     ]
 
 
-def test_two_ranks_that_accumulate_follow_one_process_that_accumulates_more(tmp_path):
+@pytest.mark.parametrize(
+    ("alone", "both"), [({"accumulate": 4}, {"accumulate": 2}), ({"global_batch": 16}, {"global_batch": 16})]
+)
+def test_two_ranks_that_accumulate_follow_one_process_that_accumulates_more(tmp_path, alone, both):
     """2 ranks x 2 micro-batches and 1 x 4 see the same rows each step, with uneven numbers of valid ones."""
     (tmp_path / "out").mkdir()
-    alone = Run(tmp_path / "alone", accumulate=4)()
-    for found in on_two_ranks(Run(tmp_path / "both", accumulate=2), tmp_path / "out"):
+    alone = Run(tmp_path / "alone", **alone)()
+    for found in on_two_ranks(Run(tmp_path / "both", **both), tmp_path / "out"):
         assert rows_of_steps(found["lines"]) == pytest.approx(rows_of_steps(alone["lines"]))
         for line in found["lines"][1:]:
             assert line["utilisation"] == pytest.approx(line["tflops_per_s"] / 2 / 0.5), "of each of two devices"
@@ -76,7 +81,7 @@ def test_two_ranks_that_accumulate_follow_one_process_that_accumulates_more(tmp_
 
 def test_a_nan_on_one_rank_is_left_out_on_both(tmp_path):
     (tmp_path / "out").mkdir()
-    first, second = on_two_ranks(Run(tmp_path / "run", 1, steps=3, poison=3, skips=1), tmp_path / "out")
+    first, second = on_two_ranks(Run(tmp_path / "run", steps=3, poison=3, skips=1), tmp_path / "out")
     assert first["skipped"] == second["skipped"] == 1
     assert first["weights"].isfinite().all()
     assert torch.equal(first["weights"], second["weights"])
@@ -84,7 +89,7 @@ def test_a_nan_on_one_rank_is_left_out_on_both(tmp_path):
 
 def test_the_rank_with_the_nan_is_the_one_whose_records_are_named(tmp_path):
     (tmp_path / "out").mkdir()
-    for found in on_two_ranks(Run(tmp_path / "run", 1, poison=3), tmp_path / "out"):
+    for found in on_two_ranks(Run(tmp_path / "run", poison=3), tmp_path / "out"):
         assert "step 2" in found["message"]
         assert "points:3:0" in found["message"]
         assert "rank-1.pt" in found["message"]

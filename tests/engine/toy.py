@@ -15,7 +15,7 @@ from engine.train_config import TrainConfig
 from engine.trainer import Trainer
 from optim import OptimConfig
 from scheduler import ScheduleConfig
-from utils.batch import Losses, Term, Work
+from utils.batch import Losses, MicroBatch, Term, Work
 from utils.config import Config
 
 
@@ -54,6 +54,7 @@ def points(number: int, rows: int = 4) -> Points:
 
 class ToyLoader:
     examples_per_batch = 4
+    micro_batch = MicroBatch("data.batch_size", 4)
     records_per_batch = 4
     epoch_size = 10
 

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tasks.kinds import kind_of
+from tools.plan.synthetic import synthetic_batch
 from utils.batch import IGNORE
 from utils.config import load_config
 
@@ -66,7 +67,7 @@ def made(name: str, overrides: list[str]):
     config = load_config(path, [*MODEL, *overrides], schema)
     torch.manual_seed(0)
     model = kind.build_model(config, None)
-    return model, kind.synthetic_batch(config, model)
+    return model, synthetic_batch(config, model)
 
 
 def counted(model, batch) -> float:
@@ -179,7 +180,7 @@ def test_the_step_of_the_published_base_run_costs_what_was_reckoned_by_hand():
     assert model.cost.vision.embedding + model.cost.vision.blocks == pytest.approx(17.563e9, rel=1e-3)
     regions = load_config(path, ["data.text.max_tokens=6", "data.images=null"], schema)
     pairs = load_config(path, ["data.text.max_tokens=13", "data.regions=null"], schema)
-    total = sum(model.work(kind.synthetic_batch(part, model)).flops for part in (regions, pairs))
+    total = sum(model.work(synthetic_batch(part, model)).flops for part in (regions, pairs))
     assert total / 6 == pytest.approx(4.3e12, rel=0.02)
 
 

@@ -1,19 +1,19 @@
-"""The most rows that fit, in few tries, and the micro-batches of a step."""
+"""The most examples that fit, in few tries, and the micro-batches of a step."""
 
 import math
 
 import pytest
 
-from tasks.plan_search import largest_that_fits, share_out
+from tools.plan.search import largest_that_fits, share_out
 
 
 @pytest.mark.parametrize("start", [1, 8, 100, 5000])
 def test_the_largest_micro_batch_is_found_in_a_few_tries(start):
     tried = []
 
-    def cost(rows: int) -> float:
-        tried.append(rows)
-        return 10 + 3 * rows + rows % 3
+    def cost(examples: int) -> float:
+        tried.append(examples)
+        return 10 + 3 * examples + examples % 3
 
     assert 295 <= largest_that_fits(cost, 10 + 3 * 300, start) <= 300
     assert len(tried) <= 8
@@ -24,19 +24,24 @@ def test_the_largest_micro_batch_is_found_in_a_few_tries(start):
 def test_the_largest_micro_batch_is_exact_where_it_is_small(most, start):
     """Also where what does not fit has no finite cost, as on a GPU that ran out of memory."""
     for above in (2.0, math.inf):
-        assert largest_that_fits(lambda rows, above=above: rows if rows <= most else above * rows, most, start) == most
+        assert (
+            largest_that_fits(
+                lambda examples, above=above: examples if examples <= most else above * examples, most, start
+            )
+            == most
+        )
 
 
 @pytest.mark.parametrize("start", [1, 8, 128, 280, 500])
 @pytest.mark.parametrize("most", [6, 37, 296, 1000])
-def test_costs_that_flatten_near_the_limit_do_not_make_it_try_row_by_row(most, start):
+def test_costs_that_flatten_near_the_limit_do_not_make_it_try_one_by_one(most, start):
     """As on a GPU: near its limit the allocator gives back what it had kept, and what does not fit has no cost at all."""
     tried = []
     limit = 3 + 0.26 * most
 
-    def cost(rows: int) -> float:
-        tried.append(rows)
-        return math.inf if rows > most else min(3 + 0.25 * rows, 0.9 * limit + 0.001 * rows)
+    def cost(examples: int) -> float:
+        tried.append(examples)
+        return math.inf if examples > most else min(3 + 0.25 * examples, 0.9 * limit + 0.001 * examples)
 
     assert 0.98 * most <= largest_that_fits(cost, limit, start) <= most
     assert len(tried) <= 12

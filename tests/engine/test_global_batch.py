@@ -1,0 +1,141 @@
+"""Accumulation that follows from the global batch: what divides, what is refused, and that a run is the same."""
+
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.checkpoint import list_checkpoints
+from engine.train_config import TrainConfig
+from tests.engine.toy import ToyTask, trainer
+from utils import distributed
+from utils.batch import MicroBatch
+from utils.config import ConfigError, bind
+from utils.errors import UserError
+
+KEY = "data.batch_size"
+
+
+class Data:
+    def __init__(self, size: int):
+        self.micro_batch = MicroBatch(KEY, size)
+
+
+def accumulation(global_batch: int | None, size: int, ranks: int, **options) -> int:
+    train = bind({"steps": 1, "global_batch": global_batch, **options}, TrainConfig)
+    return train.accumulation(Data(size), ranks)
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "size", "ranks", "expected"),
+    [(1024, 128, 8, 1), (1024, 64, 4, 4), (1024, 1024, 1, 1), (480, 60, 8, 1), (6, 1, 2, 3), (None, 7, 3, 1)],
+)
+def test_accumulation_follows_from_the_global_batch(global_batch, size, ranks, expected):
+    assert accumulation(global_batch, size, ranks) == expected
+
+
+def test_without_a_global_batch_the_config_says_how_often_to_accumulate():
+    assert accumulation(None, 7, 3, accumulate=5) == 5
+    assert accumulation(None, 7, 3, accumulate=None) == 1
+
+
+@pytest.mark.parametrize("given", [{}, {"global_batch": None}])
+def test_a_config_without_a_global_batch_is_saved_as_before_there_was_one(given):
+    """Or runs that older configs started could not be resumed."""
+    assert bind({"steps": 1, **given}, TrainConfig).accumulate == 1
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "size", "ranks", "sizes", "batches"),
+    [
+        (1024, 48, 4, [32, 64], [960, 1152]),
+        (1024, 300, 4, [256], [1200]),  # more than a rank's share: nothing above it divides, no batch below it
+        (1024, 48, 6, [], [864, 1152]),  # six ranks share no 1,024
+        (12, 5, 1, [4, 6], [10, 15]),
+        (7, 8, 1, [7], [8]),
+    ],
+)
+def test_a_batch_that_does_not_divide_names_numbers_that_do(global_batch, size, ranks, sizes, batches):
+    with pytest.raises(UserError) as error:
+        accumulation(global_batch, size, ranks)
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith(f"train.global_batch = {global_batch}: ")
+    assert f"{KEY} = {size}" in message and f"{ranks} rank" in message
+    assert named(message, KEY) == sizes
+    assert named(message, "train.global_batch") == batches
+    for other in sizes:
+        assert accumulation(global_batch, other, ranks) * other * ranks == global_batch
+    for other in batches:
+        assert accumulation(other, size, ranks) * size * ranks == other
+
+
+def named(message: str, key: str) -> list[int]:
+    """The numbers to which a message says to set ``key``."""
+    found = re.search(rf"{re.escape(key)} to ([\d or]+)", message)
+    return [int(number) for number in re.findall(r"\d+", found[1])] if found else []
+
+
+@pytest.mark.parametrize(("size", "ranks"), [(128, 2), (48, 4)])
+def test_recorded_graphs_take_one_micro_batch_a_step(size, ranks):
+    """Also where accumulation is derived; the numbers that are named make one."""
+    assert accumulation(1024, 512, 2, compile="reduce-overhead") == 1
+    assert accumulation(1024, 128, 2, compile=True) == 4
+    with pytest.raises(UserError, match="reduce-overhead") as error:
+        accumulation(1024, size, ranks, compile="reduce-overhead")
+    message = str(error.value)
+    assert "\n" not in message
+    assert named(message, KEY) == [1024 // ranks]
+    assert named(message, "train.global_batch") == [size * ranks]
+    assert accumulation(1024, 1024 // ranks, ranks, compile="reduce-overhead") == 1
+    assert ("train.compile to true" in message) == (1024 % (size * ranks) == 0)
+    assert accumulation(size * ranks, size, ranks, compile="reduce-overhead") == 1
+
+
+def test_both_keys_are_refused_in_one_line():
+    with pytest.raises(ConfigError) as error:
+        bind({"steps": 1, "accumulate": 2, "global_batch": 64}, TrainConfig)
+    message = str(error.value)
+    assert "accumulate = 2" in message and "global_batch = 64" in message
+    assert "\n" not in message
+
+
+def test_derived_accumulation_trains_as_the_explicit_one(tmp_path):
+    derived = trainer(tmp_path / "derived", steps=3, global_batch=12)
+    explicit = trainer(tmp_path / "explicit", steps=3, accumulate=3)
+    for run in (derived, explicit):
+        run.fit()
+    assert derived.consumed == explicit.consumed == 9
+    for one, other in zip(derived.model.parameters(), explicit.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("derived", "explicit")]
+    assert len(lines[0]) == len(lines[1]) == 3
+
+
+def test_a_resumed_run_repeats_the_derived_one(tmp_path):
+    settings = {"steps": 4, "global_batch": 8, "checkpoint_every": 2}
+    whole = trainer(tmp_path / "whole", **settings)
+    whole.fit()
+    part = trainer(tmp_path / "part", **settings)
+    part.steps = 2
+    part.fit()
+    task, (checkpoint,) = ToyTask(), list_checkpoints(tmp_path / "part" / "checkpoints")
+    task.model.load_state_dict(load_file(checkpoint.model_file))
+    resumed = trainer(tmp_path / "part", task, checkpoint, **settings)
+    assert (resumed.step, resumed.consumed) == (2, 4)
+    resumed.fit()
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_epochs_count_the_global_batch(tmp_path):
+    """2 epochs of 10 records, 8 a step."""
+    run = trainer(tmp_path, steps=None, epochs=2, global_batch=8)
+    assert run.steps == 3
+
+
+def test_a_trainer_refuses_what_does_not_divide(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(UserError, match=r"^train\.global_batch = 8: "):
+        trainer(tmp_path, ToyTask(), global_batch=8)

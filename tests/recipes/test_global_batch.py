@@ -1,0 +1,55 @@
+"""The global batch of every shipped config, and that the GPUs of its command make it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tasks.kinds import kind_of
+from utils.config import Config, load_config
+
+ROOT = Path(__file__).parent.parent.parent
+RUNS = sorted(path for path in ROOT.glob("configs/*/*.yaml") if path.parent.name != "presets")
+PUBLISHED = {
+    # paper, section 4.2; released for 1B's second step
+    **dict.fromkeys(
+        ["pretrain/base_4m", "pretrain/large_4m", "pretrain/base_1b_stage2", "pretrain/large_1b_stage2"], 1024
+    ),
+    # released: 60 on each of 8 GPUs
+    **dict.fromkeys(["pretrain/multilingual_base", "pretrain/multilingual_large"], 480),
+    # paper, appendix A.1
+    **{f"retrieval/{data}_{size}": 1024 for data in ("coco", "flickr30k") for size in ("base_4m", "base_1b")},
+    **{f"retrieval/{data}_{size}": 1024 for data in ("coco", "flickr30k") for size in ("large_4m", "large_1b")},
+    # released: 8 x 16 GPUs, and 2 x 2 x 32 GPUs
+    **{f"vqa/vqa2_{size}": 128 for size in ("base_4m", "base_1b", "large_4m", "large_1b")},
+}
+
+
+def name(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def gpus(path: Path) -> int | None:
+    """GPUs of the command with which a config opens, over all nodes; None: it names no number."""
+    head = path.read_text(encoding="utf-8").split("base:")[0]
+    each, nodes = re.search(r"--gpus (\d+)", head), re.search(r"--nodes (\d+)", head)
+    return int(each[1]) * (int(nodes[1]) if nodes else 1) if each else None
+
+
+def load(path: Path) -> Config:
+    return load_config(path, [], kind_of(path, [])[0])
+
+
+@pytest.mark.parametrize("path", RUNS, ids=name)
+def test_a_config_for_several_gpus_carries_a_global_batch_that_they_make(path):
+    """The others, the demo's among them, take as many examples as their machine makes."""
+    config, ranks = load(path), gpus(path)
+    assert (config.train.global_batch is None) == (ranks is None)
+    if ranks is not None:
+        accumulation = config.train.accumulation(config.data, ranks)
+        assert config.data.micro_batch.size * ranks * accumulation == config.train.global_batch
+
+
+@pytest.mark.parametrize(("config", "published"), PUBLISHED.items())
+def test_a_published_global_batch_is_kept(config, published):
+    assert load(ROOT / "configs" / f"{config}.yaml").train.global_batch == published

@@ -1,0 +1,299 @@
+"""The plans of `run.py plan`, without a GPU."""
+
+import json
+import runpy
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import measured
+from engine.measured import Measured
+from tasks import TASKS
+from tasks.kinds import kind_of
+from tests.devices import CUDA
+from tests.engine.fake_gpu import CONTEXT, ROW, FakeGPU
+from tests.models.test_flops import FINE_TUNING
+from tools.plan import synthetic
+from tools.plan.command import arguments_of, main
+from tools.plan.planner import Planner
+from tools.plan.synthetic import SYNTHETIC, batch_sizes, scaled, synthetic_batch
+from tools.plan.table import Plan, as_table
+from utils.config import load_config
+from utils.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+BASE = "configs/pretrain/base_4m.yaml"
+SMALL = [
+    "model.vision.width=64",
+    "model.vision.depth=1",
+    "model.vision.heads=2",
+    "model.vision.image_size=64",
+    "model.vision.patch_size=16",
+    "model.text.arch={family: bert, vocab_size: 300, width: 64, layers: 1, heads: 2, intermediate: 128, max_positions: 64}",
+    "model.fusion={layers: 1, width: 64, heads: 2, intermediate: 128}",
+]
+"""Few layers: an estimate takes a step of each, whatever their width."""
+
+FEW = ["data.images.batch_size=8", "data.regions.batch_size=8", "data.regions.max_images=3"]
+"""Micro-batches of pre-training from which a search starts that takes real steps."""
+
+MEMORY = ["--memory", "0.9"]
+
+
+@cache
+def planned(config: str, *flags: str) -> Plan:
+    """A plan without a GPU, made once."""
+    return Planner(arguments_of(["--config", config, *flags, *SMALL])).plan()
+
+
+def on_gpu(*flags: str) -> Plan:
+    """A plan of pre-training where a GPU is pretended."""
+    return Planner(arguments_of(["--config", BASE, *flags, *SMALL, *FEW])).plan()
+
+
+def test_the_streams_of_a_micro_batch_keep_their_proportion():
+    schema, _ = kind_of(Path(BASE), [])
+    sizes = batch_sizes(scaled(load_config(BASE, [], schema), 64))
+    assert sizes == {"data.images.batch_size": 64, "data.regions.batch_size": 64, "data.regions.max_images": 25}
+
+
+def test_a_plan_of_pre_training_fits_and_reaches_the_published_batch():
+    flags = [BASE, "--gpus", "2", "--memory", "1.9", "--utilisation", "0.5", "train.peak_tflops=100"]
+    plan = planned(*flags)
+    assert plan.global_batch == plan.asked_batch == 1024
+    size, largest = (each.sizes["data.images.batch_size"] for each in (plan.chosen, plan.largest))
+    assert size * plan.chosen.accumulation * 2 == 1024
+    assert size <= largest < 1024
+    assert 0.9 * 1.9e9 < sum(plan.largest.memory.values()) <= 1.9e9
+    assert plan.largest.memory["outside torch's allocator"] == 1_700_000_000
+    assert plan.chosen.step_s == pytest.approx(plan.chosen.tflop_per_gpu / 50)
+    assert plan.steps == 500_000
+    text = as_table(plan)
+    for part in ("1 GB for NCCL's buffers", "2 GPUs of 1.9 GB, bf16; estimated", "1,024 examples per step"):
+        assert part in text
+    assert "50% of 100 TFLOP/s (train.peak_tflops, --utilisation)" in text
+
+
+@pytest.mark.parametrize("fixed", ["train.global_batch=1024", "train.global_batch=null"])
+def test_a_run_with_the_keys_of_a_plan_makes_its_global_batch(fixed):
+    """Where the config has no global batch, accumulation is said instead."""
+    plan = planned(BASE, "--gpus", "2", "--memory", "1.9", "--global-batch", "1024", fixed)
+    overrides = [f"{key}={value}" for key, value in plan.overrides.items()]
+    assert as_table(plan).endswith(f"run with: {' '.join(overrides)}")
+    config = load_config(BASE, [fixed, *overrides], kind_of(Path(BASE), [])[0])
+    assert config.train.accumulation(config.data, 2) == plan.chosen.accumulation > 1
+    assert config.data.micro_batch.size * 2 * plan.chosen.accumulation == 1024
+
+
+@pytest.mark.parametrize(("flags", "total"), [([], 128 * 3), (["train.accumulate=2"], 128 * 3 * 2)])
+def test_without_a_global_batch_the_config_s_own_sizes_make_it(flags, total):
+    flags = ["--config", BASE, "--gpus", "3", *MEMORY, "train.global_batch=null", *flags, *SMALL]
+    assert Planner(arguments_of(flags)).global_batch == total
+
+
+@pytest.mark.parametrize("task", FINE_TUNING)
+def test_every_fine_tuning_task_can_be_planned(task):
+    decoder = ["model.decoder.layers=1"] if task == "vqa" else []
+    config = f"configs/{FINE_TUNING[task]}.yaml"
+    planner = Planner(arguments_of(["--config", config, *MEMORY, "--gpu", "a100", *SMALL, *decoder]))
+    two, four = (planner._setting(examples, 3) for examples in (2, 4))
+    assert two.sizes == {"data.batch_size": 2}
+    assert two.memory["weights"] == four.memory["weights"]
+    assert two.memory["activations"] < four.memory["activations"]
+    assert 0 < two.step_s < four.step_s
+
+
+def test_every_task_has_a_synthetic_batch_and_one_without_is_refused(monkeypatch):
+    assert TASKS.keys() == SYNTHETIC.keys()
+    monkeypatch.setattr(synthetic, "SYNTHETIC", {})
+    with pytest.raises(
+        UserError, match=r"^task = pretrain: cannot be planned, since .* has no batch of it; add a row$"
+    ):
+        Planner(arguments_of(["--config", BASE, *MEMORY, *SMALL]))
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(1018, 1020), (1024, 1024)])
+def sized_by_hand(*flags: str) -> Planner:
+    """A planner in which every example takes 10 MB."""
+    planner = Planner(arguments_of([*flags, *SMALL]))
+    planner._memory = lambda examples: {"activations": 10**7 * examples}
+    return planner
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(1018, 1020), (1024, 1024)])
+def test_more_examples_per_step_than_asked_are_noted(asked, taken):
+    """255 examples fit on each of two GPUs; 509 is a prime."""
+    plan = sized_by_hand("--config", BASE, "--gpus", "2", "--memory", "2.55", "--global-batch", f"{asked}").plan()
+    assert (plan.global_batch, plan.asked_batch, plan.overrides["train.global_batch"]) == (taken, asked, taken)
+    notes = [line for line in as_table(plan).splitlines() if line.startswith("note: ")]
+    said = "note: 1,020 examples per step instead of 1,018, which equal micro-batches of about this size cannot make"
+    assert notes == ([said] if taken != asked else [])
+
+
+def test_without_a_name_a_gpu_is_assumed_and_the_end_of_epochs_needs_the_records():
+    given = ["--config", "configs/nlvr/nlvr2_base_4m.yaml", *MEMORY]
+    plan = sized_by_hand(*given).plan()
+    assert plan.chosen.step_s == pytest.approx(plan.chosen.tflop_per_gpu / (0.35 * 989.4))
+    assert "35% of h100's 989.4 TFLOP/s (--gpu, --utilisation)" in as_table(plan)
+    assert plan.steps is None
+    assert "in epochs: give --records" in as_table(plan)
+    assert sized_by_hand(*given, "--records", "800", "train.epochs=3").plan().steps == 30
+
+
+def test_recomputed_and_compiled_encoders_are_planned_and_what_an_estimate_leaves_out_is_said():
+    deep = ["--config", BASE, *MEMORY, *SMALL, "model.vision.depth=4"]
+    plain = Planner(arguments_of(deep))
+    less = Planner(arguments_of([*deep, "train.recompute=[vision,text,fusion]", "train.compile=true"]))
+    assert less._memory(64)["activations"] < 0.7 * plain._memory(64)["activations"]
+    assert set(less._assumptions()) - set(plain._assumptions()) == {
+        "no time for what train.recompute computes anew (vision, text, fusion)",
+        "memory and time without what train.compile changes",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config", BASE, "--memory", "0.05"], "--memory 0.05: a micro-batch of one example needs 0."),
+        (["--config", BASE], "--memory: there is no GPU here to ask"),
+        (["--config", BASE, "--memory", "1", "--gpu", "v100"], "the v100 has no bf16; set train.precision=fp16"),
+        (["--config", "configs/none.yaml", "--memory", "1"], "configs/none.yaml: no such config file"),
+        (["--config", BASE, "--memory", "1", "task=null"], "task is None, none of pretrain, retrieval, nlvr"),
+        (["--config", BASE, "--memory", "80", "--task", "vqa"], "a config of task pretrain; leave out --task vqa"),
+        (
+            ["--config", "configs/captioning/coco_base_4m.yaml", "--memory", "1", "train.objective=self_critical"],
+            "train.objective = self_critical: cannot be planned",
+        ),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to ask")
+def test_a_plan_that_cannot_be_made_is_refused_in_one_line(flags, message):
+    smaller = FEW if BASE in flags else []
+    with pytest.raises(UserError) as error:
+        Planner(arguments_of([*flags, *SMALL, *smaller])).plan()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_more_than_the_peak_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        arguments_of(["--config", BASE, "--utilisation", "3"])
+    assert "'3' is more than 1, all there is" in capsys.readouterr().err
+
+
+def test_run_plans_and_prints_json(monkeypatch, capsys):
+    flags = ["--config", BASE, *MEMORY, "--estimate", "--json", *SMALL, *FEW]
+    monkeypatch.setattr(sys, "argv", ["run.py", "plan", *flags])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+    assert ended.value.code == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["measured_on"] is None
+    assert plan["overrides"]["train.global_batch"] == 1024
+
+
+def test_a_mistake_ends_with_a_line_and_status_2(capsys):
+    assert main(["--config", BASE, "--memory", "1", "optim.lrr=1"]) == 2
+    assert capsys.readouterr().err.startswith("error: command line: optim.lrr is not a field of OptimConfig")
+
+
+def test_the_time_of_a_step_is_measured_by_taking_it():
+    schema, kind = kind_of(Path(BASE), [])
+    config = scaled(load_config(BASE, [*SMALL, "train.precision=fp32"], schema), 4)
+    run = Measured(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
+    assert 0 < run.seconds(lambda model: synthetic_batch(config, model)) < 60
+    assert run.trainer.step == 8
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> FakeGPU:
+    fake = FakeGPU()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    fake.install(monkeypatch, lambda batch: len(batch.images.pixels))
+    monkeypatch.setattr(measured, "WARM_UP", 1)
+    monkeypatch.setattr(measured, "TIMED", 1)
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "peak", "said"),
+    [
+        ("NVIDIA A100-SXM4-80GB", [], 312, "this a100's 312 TFLOP/s (--gpu, --utilisation)"),
+        ("NVIDIA A100-SXM4-80GB", ["--gpu", "l4"], 121, "l4's 121 TFLOP/s (--gpu, --utilisation)"),
+        ("NVIDIA A100-SXM4-80GB", ["train.peak_tflops=9"], 9, "9 TFLOP/s (train.peak_tflops, --utilisation)"),
+        ("another GPU", [], 989.4, "h100's 989.4 TFLOP/s (--gpu, --utilisation)"),
+        ("another GPU", ["--gpu", "l4"], 121, "l4's 121 TFLOP/s (--gpu, --utilisation)"),
+        ("Tesla V100-SXM2-16GB", ["train.peak_tflops=7"], 7, "7 TFLOP/s (train.peak_tflops, --utilisation)"),
+        ("Tesla V100-SXM2-16GB", ["train.precision=fp16"], 125, "this v100's 125 TFLOP/s (--gpu, --utilisation)"),
+    ],
+)
+def test_an_estimate_is_of_the_gpu_at_hand_unless_another_is_named(gpu, monkeypatch, device, flags, peak, said):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: device)
+    planner = Planner(arguments_of(["--config", BASE, "--estimate", "--memory", "2", *flags, *SMALL]))
+    assert not planner.target.measures
+    assert f"35% of {said}" in planner.target.assumptions()
+    assert planner._seconds(1, 1e12) == pytest.approx(1 / (0.35 * peak))
+
+
+def test_an_estimate_in_a_precision_that_the_gpu_at_hand_lacks_is_refused(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: "Tesla V100-SXM2-16GB")
+    with pytest.raises(UserError, match=r"the v100 has no bf16; set train.precision=fp16, or name another --gpu$"):
+        on_gpu("--estimate", "--memory", "2")
+
+
+SMALL_BUFFERS = 4_000
+"""Bytes of NCCL's buffers, on a GPU of 80,000 bytes."""
+
+
+def test_where_there_is_a_gpu_the_plan_is_measured_on_it(gpu):
+    """A step takes 10 bytes an example, CUDA 500 of the 620 that are given: 12 examples fit."""
+    plan = on_gpu("--memory", "620e-9", "--global-batch", "4", "train.precision=fp32")
+    assert plan.measured_on == "a pretended GPU"
+    assert plan.largest.sizes["data.images.batch_size"] == 12
+    assert sum(plan.largest.memory.values()) == 620
+    assert sum(plan.chosen.memory.values()) == 4 * ROW + CONTEXT
+    assert plan.chosen.memory["outside torch's allocator"] == CONTEXT
+    assert plan.chosen.step_s > 0
+    assert not any("TFLOP/s" in each or "CUDA" in each for each in plan.assumptions)
+
+
+def test_several_gpus_leave_memory_for_the_buffers_of_their_communication(gpu, monkeypatch):
+    monkeypatch.setattr("tools.plan.target.NCCL", SMALL_BUFFERS)
+    plan = on_gpu("--gpus", "2", "--memory", "4540e-9", "--global-batch", "4", "train.precision=fp32")
+    assert gpu.cap == pytest.approx(4540 - CONTEXT - SMALL_BUFFERS)
+    assert plan.largest.sizes["data.images.batch_size"] == 4
+    assert plan.largest.memory["outside torch's allocator"] == CONTEXT + SMALL_BUFFERS
+    assert "GB for NCCL's buffers" in as_table(plan)
+
+
+def test_more_memory_than_this_gpu_has_is_only_estimated(gpu):
+    with pytest.raises(UserError, match=r"^--memory 1: this GPU has 0\.0 GB; add --estimate to plan for another$"):
+        on_gpu("--memory", "1")
+
+
+def test_a_model_whose_weights_do_not_fit_is_refused_in_a_line(gpu, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("engine.measured.trainer_of", full)
+    with pytest.raises(UserError, match="not even the weights fit"):
+        on_gpu("--memory", "620e-9")
+
+
+def test_recorded_graphs_are_not_planned_with_accumulation():
+    flags = ["--config", BASE, "--memory", "2", "--global-batch", "1000000", "train.compile=reduce-overhead"]
+    planner = sized_by_hand(*flags)
+    refused = "train.compile = reduce-overhead: takes one micro-batch per step, and of the 1,000,000 examples of a GPU 200 fit"
+    with pytest.raises(UserError, match=refused):
+        planner.plan()
+
+
+@pytest.mark.parametrize("device", [CUDA], indirect=True)
+def test_on_a_gpu_the_plan_is_measured(device):
+    plan = on_gpu("--memory", "4")
+    assert plan.measured_on
+    assert sum(plan.largest.memory.values()) <= 4e9
+    assert plan.chosen.step_s > 0

@@ -1,0 +1,63 @@
+"""The command line of ``run.py plan``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from engine.devices import ASSUMED_UTILISATION, PEAKS
+from tools.plan.planner import Planner
+from tools.plan.table import as_table
+from tools.plan.target import ASSUMED_GPU
+from utils.distributed import process_group
+from utils.errors import one_line_errors
+from utils.flags import add_config, add_overrides, add_task, parse, positive, positive_real, share
+from utils.launcher import let_segments_grow
+
+EXAMPLES = """examples:
+  python run.py plan --config configs/pretrain/base_4m.yaml --gpus 8 --memory 80 --gpu h100
+  python run.py plan --config configs/vqa/vqa2_base_4m.yaml --gpus 4 --memory 24 --records 1000000 train.peak_tflops=71"""
+
+
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py plan``."""
+    parser = argparse.ArgumentParser(
+        prog="run.py plan",
+        description="Find the largest micro-batch that fits, the accumulation for the global batch, and the time of a run: "
+        "measured where there is a GPU, else estimated.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flag = parser.add_argument
+    add_config(parser, required=True)
+    add_task(parser)
+    flag("--gpus", type=positive, default=1, metavar="N", help="GPUs on all nodes together (default: 1)")
+    flag("--memory", type=positive_real, metavar="GB", help="of a whole GPU, in 1e9 bytes (default: that of this GPU)")
+    known = (
+        f"known: {', '.join(PEAKS)} (default: this GPU; without one, {ASSUMED_GPU}); train.peak_tflops=X is for others"
+    )
+    flag("--gpu", choices=list(PEAKS), metavar="NAME", help=known)
+    assumed = f"fraction of the peak in an estimate (default: {ASSUMED_UTILISATION})"
+    flag("--utilisation", type=share, default=ASSUMED_UTILISATION, metavar="U", help=assumed)
+    batch = "examples of the leading stream per step (default: the config's train.global_batch)"
+    flag("--global-batch", type=positive, metavar="N", help=batch)
+    flag("--records", type=positive, metavar="N", help="of the leading stream, for a run whose length is in epochs")
+    flag("--estimate", action="store_true", help="do not measure, even if there is a GPU")
+    flag("--json", action="store_true", help="print JSON")
+    add_overrides(parser)
+    return parse(parser, argv)
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> int:
+    """Print the plan."""
+    arguments = arguments_of(argv)
+    let_segments_grow()
+    with process_group():  # sets up a GPU as a run does
+        plan = Planner(arguments).plan()
+    sys.stdout.write((json.dumps(asdict(plan), indent=2) if arguments.json else as_table(plan)) + "\n")
+    return 0

@@ -1,0 +1,181 @@
+"""Finds the largest micro-batch of a config that fits, and how the global batch is shared out to ranks and micro-batches."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset.text import load_tokenizer
+from engine.measured import Measured, ran_out_of_memory
+from engine.memory import Rehearsal, StepMemory
+from tasks.kinds import kind_of
+from tools.plan.search import largest_that_fits, share_out
+from tools.plan.synthetic import batch_sizes, scaled, synthetic_batch
+from tools.plan.table import Plan, Setting
+from tools.plan.target import CONTEXT, FRAGMENTS, Target
+from utils.config import load_config
+from utils.errors import UserError
+
+OUTSIDE = "outside torch's allocator"
+
+
+class Planner:
+    """A config's model and micro-batches of any size, on a GPU or as an estimate.
+
+    Args:
+        arguments: of the command line, see :func:`tools.plan.command.parse`.
+
+    Raises:
+        UserError: if the config or its task cannot be planned, or the GPU does not suit.
+    """
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments, self.path = arguments, Path(arguments.config)
+        schema, self.task = kind_of(self.path, arguments.overrides, arguments.task)
+        self.config: Any = load_config(self.path, arguments.overrides, schema)
+        self.leading = next(iter(batch_sizes(self.config).values()))
+        """Examples of the leading stream in the config's own micro-batch."""
+        self.target = Target(arguments, self.config.train)
+        self.global_batch = self._global_batch()
+        self.vocabulary = self._vocabulary()
+        with torch.device("meta"):
+            self.counted = self._build()
+        self.steps = self._stepper()
+        self.memories: dict[int, dict[str, int] | None] = {}
+        """Memory of a step by the examples of its micro-batch, None where it does not fit."""
+
+    def plan(self) -> Plan:
+        """The plan.
+
+        Raises:
+            UserError: if not even one example fits, or the compiler's graphs rule out the accumulation that it takes.
+        """
+        gpus, train = self.arguments.gpus, self.config.train
+        largest = largest_that_fits(self._cost, self.target.memory, self.leading)
+        if largest == 0:
+            self._refuse_memory()
+        size, accumulation = share_out(self.global_batch, gpus, largest)
+        if accumulation > 1 and train.records_graphs:
+            raise UserError(
+                f"train.compile = {train.compile}: takes one micro-batch per step, and of the "
+                f"{math.ceil(self.global_batch / gpus):,} examples of a GPU {largest:,} fit; plan train.compile=true, "
+                f"more --gpus, or --global-batch {largest * gpus}"
+            )
+        total = size * gpus * accumulation
+        chosen = self._setting(size, accumulation)
+        derived = {"train.accumulate": accumulation} if train.global_batch is None else {"train.global_batch": total}
+        return Plan(
+            config=str(self.path),
+            gpus=gpus,
+            memory_gb=self.target.memory / 1e9,
+            precision=train.precision,
+            measured_on=self.target.product if self.target.measures else None,
+            global_batch=total,
+            asked_batch=self.global_batch,
+            largest=self._setting(largest, 1),
+            chosen=chosen,
+            overrides={**chosen.sizes, **derived},
+            steps=self._steps_of_run(total),
+            assumptions=self._assumptions(),
+        )
+
+    def _cost(self, examples: int) -> float:
+        """Bytes of a step on a micro-batch; infinite if it was tried and did not fit."""
+        memory = self._memory(examples)
+        return math.inf if memory is None else sum(memory.values())
+
+    def _memory(self, examples: int) -> dict[str, int] | None:
+        if examples not in self.memories:
+            accumulates = self.global_batch > examples and not self.config.train.records_graphs
+            gradients_stay = self.arguments.gpus > 1 or accumulates
+            memory = self.steps.memory(self._batch(examples), gradients_stay=gradients_stay)
+            self.memories[examples] = None if memory is None else self._with_overhead(memory)
+        return self.memories[examples]
+
+    def _with_overhead(self, memory: StepMemory) -> dict[str, int]:
+        if isinstance(self.steps, Measured):
+            return {**asdict(memory), OUTSIDE: self.steps.outside() + self.target.communication}
+        outside = CONTEXT + self.target.communication
+        return {**asdict(memory), "fragments": int(FRAGMENTS * memory.total), OUTSIDE: outside}
+
+    def _refuse_memory(self) -> None:
+        needed = self._cost(1)
+        fact = f"needs {needed / 1e9:.1f} GB" if math.isfinite(needed) else "does not fit"
+        raise UserError(
+            f"--memory {self.target.memory / 1e9:g}: a micro-batch of one example {fact}; take smaller images "
+            "(model.vision.image_size), a smaller model or a larger GPU"
+        )
+
+    def _setting(self, examples: int, accumulation: int) -> Setting:
+        memory = self._memory(examples)
+        assert memory is not None
+        work = self.counted.work(self._batch(examples)(self.counted))
+        seconds, counted = self._seconds(examples, work.flops), not math.isnan(work.flops)
+        return Setting(
+            sizes=batch_sizes(scaled(self.config, examples)),
+            accumulation=accumulation,
+            memory=memory,
+            step_s=None if seconds is None else seconds * accumulation,
+            samples_per_s=None if seconds is None else work.samples * self.arguments.gpus / seconds,
+            tflop_per_gpu=work.flops * accumulation / 1e12 if counted else None,
+        )
+
+    def _seconds(self, examples: int, flops: float) -> float | None:
+        """Time of a micro-batch; None: unknown."""
+        if isinstance(self.steps, Measured):
+            return self.steps.seconds(self._batch(examples))
+        return None if math.isnan(flops) else self.target.seconds(flops)
+
+    def _stepper(self) -> Measured | Rehearsal:
+        """Takes the steps, on this GPU or as an estimate."""
+        train, optim, target = self.config.train, self.config.optim, self.target
+        if not target.measures:
+            return Rehearsal(self._build, train, optim, as_on_gpu=True)
+        assert target.device is not None
+        try:
+            return Measured(self._build, train, optim, target.device, target.memory - target.communication)
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise UserError(
+                f"--memory {target.memory / 1e9:g}: not even the weights fit; take a smaller model or a larger GPU"
+            ) from None
+
+    def _build(self) -> Any:
+        return self.task.build_model(self.config, self.vocabulary)
+
+    def _batch(self, examples: int) -> Callable[[Any], Any]:
+        config = scaled(self.config, examples)
+        return lambda model: synthetic_batch(config, model)
+
+    def _global_batch(self) -> int:
+        """Examples of the leading stream per step: as the command line says, as the config says, or as its sizes make."""
+        train, asked = self.config.train, self.arguments.global_batch
+        return asked or train.global_batch or self.leading * (train.accumulate or 1) * self.arguments.gpus
+
+    def _vocabulary(self) -> int | None:
+        """Entries of the tokenizer, where the config leaves the size to it."""
+        text = self.config.model.text
+        return None if text.knows_vocabulary else len(load_tokenizer(text.encoder))
+
+    def _steps_of_run(self, total: int) -> int | None:
+        train, records = self.config.train, self.arguments.records
+        return train.steps if train.steps is not None or records is None else train.steps_of(records, total)
+
+    def _assumptions(self) -> list[str]:
+        train = self.config.train
+        lines = [
+            "texts of their greatest length; no time for data and for the network between GPUs",
+            *self.target.assumptions(),
+        ]
+        if train.recompute and not self.target.measures:
+            lines.append(f"no time for what train.recompute computes anew ({', '.join(train.recompute)})")
+        if train.compile and not self.target.measures:
+            lines.append("memory and time without what train.compile changes")
+        return lines

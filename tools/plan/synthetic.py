@@ -1,0 +1,243 @@
+"""Synthetic micro-batches of every task that can be planned: as large as real ones can be, without data.
+
+A new task is planned once it has a row in :data:`SYNTHETIC`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from dataset.pretrain import DataConfig, RegionStreamConfig
+from dataset.streams.base import StreamConfig
+from dataset.text import TextDataConfig
+from models.nlvr import NLVRModel
+from models.pretrain import PretrainModel
+from models.retrieval import RetrievalModel
+from models.video_qa import VideoQAModel
+from models.vision import VisionEncoder
+from models.vqa import VQAModel
+from models.xvlm import XVLM
+from tasks.captioning import CaptioningConfig
+from tasks.grounding import GroundingConfig
+from tasks.nlvr import NLVRConfig
+from tasks.pretrain import PretrainConfig
+from tasks.retrieval import RetrievalConfig
+from tasks.video_qa import VideoQAConfig
+from tasks.vqa import VQAConfig
+from tools.plan import parts
+from utils.batch import (
+    Batch,
+    CaptioningBatch,
+    ClassifiedBatch,
+    GroundingBatch,
+    ImageTextBatch,
+    MaskedText,
+    PairBatch,
+    PretrainBatch,
+    QuestionBatch,
+    RegionBatch,
+    RetrievalBatch,
+    TextBatch,
+    TextPairBatch,
+    VideoTextBatch,
+)
+from utils.errors import UserError
+
+
+def batch_sizes(config: Any) -> dict[str, int]:
+    """The keys that size a micro-batch, that of the leading stream first.
+
+    Raises:
+        UserError: if the config's task has no synthetic batch.
+    """
+    return _row(config).sizes(config)
+
+
+def synthetic_batch(config: Any, model: Any) -> Any:
+    """A micro-batch of the config's sizes.
+
+    Raises:
+        UserError: see :func:`batch_sizes`.
+    """
+    return _row(config).batch(config, model)
+
+
+def scaled(config: Any, examples: int) -> Any:
+    """The config with micro-batches of ``examples`` of the leading stream, and of the other streams in proportion."""
+    sizes = batch_sizes(config)
+    leading = next(iter(sizes.values()))
+    for key, size in sizes.items():
+        config = _with(config, key.split("."), max(1, round(size * examples / leading)))
+    return config
+
+
+def _with(config: Any, keys: list[str], value: int) -> Any:
+    name, *rest = keys
+    return config.model_copy(update={name: _with(getattr(config, name), rest, value) if rest else value})
+
+
+def text_limits(data: DataConfig, stream: str) -> TextDataConfig:
+    """Limits of the texts of a stream of pre-training; translations may have their own."""
+    own = data.pairs.text if stream == "pairs" and data.pairs is not None else None
+    return own or data.text
+
+
+def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> PretrainBatch:
+    """A micro-batch of every configured stream."""
+
+    def masked(stream: StreamConfig, limits: TextDataConfig = data.text) -> MaskedText:
+        return parts.masked_text(stream.batch_size, limits.max_tokens, limits.max_masks, vocabulary)
+
+    def translations(stream: StreamConfig) -> TextPairBatch:
+        limits = text_limits(data, "pairs")
+        other = parts.text(stream.batch_size, limits.max_tokens, vocabulary)
+        return TextPairBatch(masked(stream, limits), other, parts.all_valid(stream.batch_size))
+
+    def images(stream: StreamConfig) -> ImageTextBatch:
+        count = stream.batch_size
+        return ImageTextBatch(parts.images(count, vision.config), masked(stream), parts.all_valid(count))
+
+    def videos(stream: StreamConfig) -> VideoTextBatch:
+        count = stream.batch_size
+        return VideoTextBatch(parts.images_or_videos(count, vision.config), masked(stream), parts.all_valid(count))
+
+    makers: dict[str, Callable[[Any], Any]] = {
+        "images": images,
+        "videos": videos,
+        "regions": lambda stream: _regions(stream, vision, masked(stream)),
+        "texts": lambda stream: TextBatch(masked(stream), parts.all_valid(stream.batch_size)),
+        "pairs": translations,
+    }
+    absent = dict.fromkeys(makers)
+    return PretrainBatch(**{**absent, **{name: makers[name](stream) for name, stream in data.streams().items()}})
+
+
+def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedText) -> RegionBatch:
+    """Boxes in the middle that see every patch; one image has as many as an image may have."""
+    count = len(texts.ids)
+    of_image = _regions_of_images(count, stream.max_images, stream.max_regions)
+    return RegionBatch(
+        pixels=parts.images(len(of_image), vision.config),
+        image_index=torch.arange(len(of_image)).repeat_interleave(torch.tensor(of_image), output_size=count),
+        patch_mask=torch.ones(count, vision.grid[0] * vision.grid[1], dtype=torch.bool),
+        boxes_cxcywh=torch.full((count, 4), 0.5),
+        is_image=torch.zeros(count, dtype=torch.bool),
+        text=texts,
+        valid=parts.all_valid(count),
+    )
+
+
+def _regions_of_images(regions: int, images: int, most: int) -> list[int]:
+    """Regions of each image: the first has ``most``, as far as the others keep one each; the rest is dealt evenly."""
+    images = min(images, regions)
+    first = min(max(most, -(-regions // images)), regions - images + 1)
+    others = images - 1
+    each, left = divmod(regions - first, others) if others else (0, 0)
+    return [first, *(each + (place < left) for place in range(others))]
+
+
+def _shared(config: Any, model: XVLM) -> dict[str, Any]:
+    """The fields that all fine-tuning tasks share: an image or a video, and a text, of every example."""
+    count, limits = config.data.batch_size, config.data.text
+    return {
+        "pixels": parts.images_or_videos(count, config.model.vision),
+        "text": parts.text(count, limits.max_tokens, len(model.text.word_embeddings)),
+        "valid": parts.all_valid(count),
+    }
+
+
+def _retrieval(config: RetrievalConfig, model: RetrievalModel) -> RetrievalBatch:
+    return RetrievalBatch(**_shared(config, model), group=torch.arange(config.data.batch_size))
+
+
+def _nlvr(config: NLVRConfig, model: NLVRModel) -> PairBatch:
+    count = config.data.batch_size
+    images = parts.images(config.model.images * count, config.model.vision)
+    fields = {**_shared(config, model), "pixels": images}
+    return PairBatch(**fields, label=torch.zeros(count, dtype=torch.int64))
+
+
+def _grounding(config: GroundingConfig, model: XVLM) -> GroundingBatch:
+    return GroundingBatch(**_shared(config, model), boxes_cxcywh=torch.full((config.data.batch_size, 4), 0.5))
+
+
+def _vqa(config: VQAConfig, model: VQAModel) -> QuestionBatch:
+    """As in VQA v2: a question has at most ten answers, and an answer of a little over five words at most eight tokens."""
+    most = 10
+    total = most * config.data.batch_size
+    tokens = min(config.data.max_answer_tokens, 8)
+    return QuestionBatch(
+        **_shared(config, model),
+        answers=parts.text(total, tokens, len(model.text.word_embeddings)),
+        question_of_answer=torch.arange(total) // most,
+        weights=torch.full((total,), 1 / most),
+    )
+
+
+def _video_qa(config: VideoQAConfig, model: VideoQAModel) -> ClassifiedBatch:
+    count = config.data.batch_size
+    return ClassifiedBatch(
+        **_shared(config, model),
+        labels=torch.zeros(count, dtype=torch.int64),
+        question_of_answer=torch.arange(count),
+        weights=torch.ones(count),
+    )
+
+
+def _captioning(config: CaptioningConfig, model: XVLM) -> CaptioningBatch:
+    """Captions with as many predicted words as they may have."""
+    if config.train.objective == "self_critical":
+        raise UserError(
+            "train.objective = self_critical: cannot be planned, since the length of sampled captions is unknown in advance; "
+            "plan train.objective=likelihood"
+        )
+    count, limits = config.data.batch_size, config.data.text
+    words = len(model.text.word_embeddings)
+    captions = parts.left_to_right_text(count, limits.max_tokens, limits.max_masks, words)
+    fields = {**_shared(config, model), "text": captions}
+    return CaptioningBatch(**fields, references=((),) * count)
+
+
+def _pretrain(config: PretrainConfig, model: PretrainModel) -> PretrainBatch:
+    return pretrain_batch(config.data, model.vision, len(model.text.word_embeddings))
+
+
+def _sizes_of_streams(config: PretrainConfig) -> dict[str, int]:
+    sizes = {f"data.{name}.batch_size": stream.batch_size for name, stream in config.data.streams().items()}
+    regions = config.data.regions
+    return sizes | ({} if regions is None else {"data.regions.max_images": regions.max_images})
+
+
+def _one_size(config: Any) -> dict[str, int]:
+    return {"data.batch_size": config.data.batch_size}
+
+
+class Synthetic(NamedTuple):
+    """A task's keys that size a micro-batch, with their values, and its synthetic batch, both of its config."""
+
+    sizes: Callable[[Any], dict[str, int]]
+    batch: Callable[[Any, Any], Batch]
+
+
+SYNTHETIC = {
+    "pretrain": Synthetic(_sizes_of_streams, _pretrain),
+    "retrieval": Synthetic(_one_size, _retrieval),
+    "nlvr": Synthetic(_one_size, _nlvr),
+    "grounding": Synthetic(_one_size, _grounding),
+    "vqa": Synthetic(_one_size, _vqa),
+    "video_qa": Synthetic(_one_size, _video_qa),
+    "captioning": Synthetic(_one_size, _captioning),
+}
+"""Rows by the task that a config names."""
+
+
+def _row(config: Any) -> Synthetic:
+    name = getattr(config, "task", None)
+    if name not in SYNTHETIC:
+        raise UserError(
+            f"task = {name}: cannot be planned, since tools/plan/synthetic.py has no batch of it; add a row"
+        )
+    return SYNTHETIC[name]
