@@ -26,7 +26,7 @@ from models.xvlm import ModelConfig
 from utils.flags import positive
 
 TOKENS = CaptionTokens(prompt=(101, 1037, 3861, 1997), end=102, mask=103, pad=0)
-DECODING = DecodingConfig(beams=3, min_length=20, max_length=20, no_repeat_ngram=3)
+DECODING = DecodingConfig(beams=3, min_length=19, max_length=20, no_repeat_ngram=3)
 
 
 class AnewDecoder:

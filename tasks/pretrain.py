@@ -14,6 +14,7 @@ from models.pretrain import PretrainModel
 from tasks.base import BaseTask, Parts, RunConfig, frames_of
 from tasks.evaluation import write_evaluations
 from tasks.inference import evaluating
+from tasks.kinds import TaskKind
 from tasks.pretrain_evaluation import EvaluationConfig, PretrainEvaluator, check_files
 from utils import distributed
 
@@ -105,3 +106,6 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
         assert config.evaluation is not None
         processor = TextProcessor(self.tokenizer, config.data.text)
         return PretrainEvaluator(config.evaluation, config.data, self.model, processor, config.seed)
+
+
+TASK = TaskKind(PretrainConfig, PretrainTask)

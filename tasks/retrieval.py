@@ -20,6 +20,7 @@ from models.retrieval import RetrievalModel
 from tasks.base import frames_of
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import data_options
+from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.two_stage import TwoStageRetrieval
 
@@ -89,3 +90,6 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
 
 def _view_of(view: EvaluationView, images: Sequence[ImageSource | VideoSource], index: int) -> Tensor:
     return view(images[index])
+
+
+TASK = TaskKind(RetrievalConfig, RetrievalTask)

@@ -1,4 +1,4 @@
-"""Pictures of shapes with sentences that they entail, contradict, or leave open; drawn on first use."""
+"""Images of a shape with sentences that they entail, contradict, or leave open; drawn on first use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASSES = ("entailment", "neutral", "contradiction")
 COLOURS = ("red", "green", "blue", "yellow", "purple")
 SHAPES = ("circle", "square", "triangle")
 INVISIBLE = ("old", "heavy", "expensive")
-"""Properties that no picture shows."""
+"""Properties that no image shows."""
 
 SIZES = {"train": 1500, "val": 150, "test": 150}
 SIDE = 32
@@ -112,23 +112,21 @@ def draw(folder: Path) -> None:
 
 
 def _example(rng: np.random.Generator, folder: Path, name: str) -> dict[str, str]:
-    colours, shapes = rng.permutation(COLOURS), rng.permutation(SHAPES)
+    """One shape, and a sentence about its colour, about a colour that it has not, or about what nobody can see."""
+    colour, other = rng.permutation(COLOURS)[:2]
+    shape, label = rng.choice(SHAPES), CLASSES[int(rng.integers(3))]
     image = Image.new("RGB", (SIDE, SIDE), "white")
-    for place, (colour, shape) in enumerate(zip(colours[:2], shapes[:2], strict=True)):
-        _draw_shape(ImageDraw.Draw(image), colour, shape, left=1 + place * SIDE // 2)
+    _draw_shape(ImageDraw.Draw(image), colour, shape, *rng.integers(1, SIDE - 17, 2).tolist())
     image.save(folder / name)
-    label = CLASSES[int(rng.integers(3))]
-    if label == "contradiction":  # the colour of one shape with the other shape
-        return {"image": name, "sentence": f"there is a {colours[0]} {shapes[1]}", "label": label}
-    place = int(rng.integers(2))
-    there = f"{colours[place]} {shapes[place]}"
-    if label == "entailment":
-        return {"image": name, "sentence": f"there is a {there}", "label": label}
-    return {"image": name, "sentence": f"the {there} is {rng.choice(INVISIBLE)}", "label": label}
+    if label == "neutral":
+        sentence = f"the {colour} {shape} is {rng.choice(INVISIBLE)}"
+    else:
+        sentence = f"there is a {colour if label == 'entailment' else other} {shape}"
+    return {"image": name, "sentence": sentence, "label": label}
 
 
-def _draw_shape(canvas: ImageDraw.ImageDraw, colour: str, shape: str, left: int) -> None:
-    right, top, bottom = left + 13, 9, 22
+def _draw_shape(canvas: ImageDraw.ImageDraw, colour: str, shape: str, left: int, top: int) -> None:
+    right, bottom = left + 15, top + 15
     if shape == "circle":
         canvas.ellipse((left, top, right, bottom), fill=colour)
     elif shape == "square":
