@@ -78,7 +78,7 @@ def video_qa(clips: Path, scenes_folder: Path, *more: str) -> VideoQAConfig:
         f"evaluation.answers={clips}/answers.json",
         "model.classes=3",
         "train.epochs=null",
-        "train.accumulate=1",
+        "train.global_batch=null",
         "model.vision.backbone=beitv2_base_patch16_224",
         "model.vision.patch_size=8",
         "model.vision.video.frames=3",
