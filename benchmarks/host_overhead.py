@@ -34,6 +34,7 @@ from benchmarks.gpu import CONFIG, SMALL, batches_for, build, config_for
 from engine.run_folder import RunFolder
 from engine.trainer import PHASES, Trainer
 from models.pretrain import PretrainModel
+from scheduler import ScheduleConfig
 from tasks.pretrain import PretrainConfig
 from utils.batch import Losses, MicroBatch, PretrainBatch, Term
 from utils.errors import one_line_errors
@@ -112,7 +113,7 @@ def measure(config: PretrainConfig, steps: int) -> list[dict[str, float]]:
             task,
             train=train,
             optim=config.optim,
-            schedule=config.schedule,
+            schedule=ScheduleConfig(),
             seed=config.seed,
             folder=RunFolder(Path(folder)),
             device=torch.device("cpu"),

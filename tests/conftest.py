@@ -12,6 +12,15 @@ from dataset import scenes
 from tests.devices import DEVICES, as_in_a_run_without_tf32
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The models are so small that threads mostly wait for each other, several times as long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request) -> Iterator[torch.device]:
     """The CPU, and CUDA without TF32 (marked ``gpu``, skipped where there is none)."""

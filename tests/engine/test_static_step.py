@@ -13,7 +13,6 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.synthetic import pretrain_batch
-from dataset.pretrain import PretrainBatches
 from engine.memory import trainer_of
 from models import packing
 from tasks.pretrain import PretrainConfig, PretrainTask
@@ -56,7 +55,7 @@ def no_waiting(device: torch.device) -> Iterator[None]:
 
 @pytest.fixture
 def task(tiny_overrides) -> PretrainTask:
-    return PretrainTask(
+    return PretrainTask.build(
         load_config("configs/demo/pretrain.yaml", [*tiny_overrides, "train.compile=true"], PretrainConfig)
     )
 
@@ -67,9 +66,7 @@ def as_on_a_gpu(monkeypatch):
 
 
 def batches(task: PretrainTask, count: int) -> list[PretrainBatch]:
-    maker = task.batches()
-    assert isinstance(maker, PretrainBatches)
-    return [maker.make(number) for number in range(count)]
+    return [task.training.make(number) for number in range(count)]
 
 
 def shapes(part: Any) -> dict[str, object]:
