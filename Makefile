@@ -3,8 +3,11 @@
 PYTHON ?= python3
 TASK ?= pretrain
 SEED ?= 0
-ifeq ($(filter pretrain retrieval nlvr grounding vqa captioning,$(TASK)),)
-$(error TASK=$(TASK) is no task of the demo; use pretrain, retrieval, nlvr, grounding, vqa or captioning)
+ifneq ($(filter demo,$(MAKECMDGOALS)),)
+TASKS := $(shell $(PYTHON) -c "from tasks import TASKS; print(*TASKS)")
+ifeq ($(filter $(TASKS),$(TASK)),)
+$(error TASK=$(TASK) is no task; use one of $(TASKS))
+endif
 endif
 PRETRAINED := runs/demo/pretrain-seed0
 RUN := runs/demo/$(TASK)-seed$(SEED)

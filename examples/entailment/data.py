@@ -14,15 +14,16 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor
 
-from dataset.finetune import EvaluationView, FineTuneBatches, FineTuneDataConfig
+from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_rows
+from dataset.finetune import EvaluationView, FineTuneBatches, FineTuneDataConfig, black, cleaned
 from dataset.prepare.tokenizer import train_wordpiece
-from dataset.records import ImageSource
+from dataset.records import BrokenRecordError, ImageSource
 from utils.batch import Batch, Text
 from utils.config import Config
 
 CLASSES = ("entailment", "neutral", "contradiction")
 COLOURS = ("red", "green", "blue", "yellow", "purple")
-SHAPES = ("circle", "square", "triangle")
+SHAPES = ("circle", "square")
 INVISIBLE = ("old", "heavy", "expensive")
 """Properties that no image shows."""
 
@@ -68,19 +69,19 @@ class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, tuple[Tensor, str,
     name = "sentences"
 
     def read(self, data: EntailmentDataConfig) -> int:
-        self.items = read_items(data.train.file)
+        self.items = read_items(data.train.file, "data.train", data.max_broken)
         self.view = EvaluationView(self.image_size, data.max_pixels)
         return len(self.items)
 
     def example(self, index: int, rng: np.random.Generator) -> tuple[Tensor, str, int]:
         item = self.items[index]
-        return self.view(item.image), item.sentence, item.label
+        return self.view(item.image), cleaned(item.sentence, self.text.max_words, item.image.place), item.label
 
     def place(self, index: int) -> str:
         return self.items[index].image.place
 
     def filler(self) -> tuple[Tensor, str, int]:
-        return torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8), "a", 0
+        return black(self.image_size), "a", 0
 
     def collate(self, examples: Sequence[tuple[Tensor, str, int]], valid: Tensor, **made: Any) -> EntailmentBatch:
         pixels, sentences, labels = zip(*examples, strict=True)
@@ -88,14 +89,21 @@ class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, tuple[Tensor, str,
         return EntailmentBatch(torch.stack(pixels), text, torch.tensor(labels), valid, **made)
 
 
-def read_items(file: str) -> list[Item]:
-    """The items of a file that :func:`draw` wrote."""
-    path, items = Path(file), []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        row = json.loads(line)
-        source = ImageSource(f"{file}:{number}", path=path.parent / row["image"])
-        items.append(Item(source, row["sentence"], CLASSES.index(row["label"])))
-    return items
+def read_items(file: str, key: str, max_broken: float = 0.0) -> list[Item]:
+    """The items of a file; ``max_broken``: the share of its rows that may be broken.
+
+    Raises:
+        UserError: with the config ``key``, if the file cannot be used.
+    """
+    images = Pictures(images_folder(None, file))
+    return parse_rows(read_rows(file, key), lambda row: _parse(row, images), key, max_broken)
+
+
+def _parse(row: Row, images: Pictures) -> Item:
+    label = row.get("label", str)
+    if label not in CLASSES:
+        raise BrokenRecordError("wrong type", row.place, f"label is {label!r}, none of {', '.join(CLASSES)}")
+    return Item(images.find(row.get("image", str), row.place), row.get("sentence", str), CLASSES.index(label))
 
 
 def draw(folder: Path) -> None:
@@ -116,20 +124,12 @@ def _example(rng: np.random.Generator, folder: Path, name: str) -> dict[str, str
     colour, other = rng.permutation(COLOURS)[:2]
     shape, label = rng.choice(SHAPES), CLASSES[int(rng.integers(3))]
     image = Image.new("RGB", (SIDE, SIDE), "white")
-    _draw_shape(ImageDraw.Draw(image), colour, shape, *rng.integers(1, SIDE - 17, 2).tolist())
+    left, top = rng.integers(1, SIDE - 17, 2).tolist()
+    canvas = ImageDraw.Draw(image)
+    (canvas.ellipse if shape == "circle" else canvas.rectangle)((left, top, left + 15, top + 15), fill=colour)
     image.save(folder / name)
     if label == "neutral":
         sentence = f"the {colour} {shape} is {rng.choice(INVISIBLE)}"
     else:
         sentence = f"there is a {colour if label == 'entailment' else other} {shape}"
     return {"image": name, "sentence": sentence, "label": label}
-
-
-def _draw_shape(canvas: ImageDraw.ImageDraw, colour: str, shape: str, left: int, top: int) -> None:
-    right, bottom = left + 15, top + 15
-    if shape == "circle":
-        canvas.ellipse((left, top, right, bottom), fill=colour)
-    elif shape == "square":
-        canvas.rectangle((left, top, right, bottom), fill=colour)
-    else:
-        canvas.polygon(((left, bottom), (right, bottom), ((left + right) // 2, top)), fill=colour)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset.finetune import EvaluationView
+from dataset.finetune import EvaluationView, cleaned
 from engine.checkpoint import Checkpoint
 from models.fusion import FusionPass
 from models.heads import mlp_head
@@ -87,7 +87,7 @@ class EntailmentTask(FineTuneTask[EntailmentConfig, EntailmentModel, EntailmentB
 
     @staticmethod
     def read_split(config: EntailmentConfig, split: SplitConfig, key: str) -> list[Item]:
-        return read_items(split.file)
+        return read_items(split.file, key)
 
     def evaluate(self, items: list[Item]) -> Evaluation:
         """Accuracy, overall and by class; chance: always the most frequent class."""
@@ -106,7 +106,8 @@ class EntailmentTask(FineTuneTask[EntailmentConfig, EntailmentModel, EntailmentB
 
 
 def _read(view: EvaluationView, max_words: int, items: Sequence[Item], index: int) -> tuple[Tensor, str]:
-    return view(items[index].image), items[index].sentence
+    item = items[index]
+    return view(item.image), cleaned(item.sentence, max_words, item.image.place)
 
 
 TASK = TaskKind(EntailmentConfig, EntailmentTask)

@@ -16,6 +16,7 @@ TASK = '''"""Visual reasoning under another name."""
 import logging
 from typing import Literal
 
+from tasks.finetune import data_options
 from tasks.kinds import TaskKind
 from tasks.nlvr import NLVRConfig, NLVRTask
 
@@ -28,7 +29,9 @@ class CountingConfig(NLVRConfig):
 
 
 class CountingTask(NLVRTask):
-    make_batches = CountingBatches
+    @staticmethod
+    def training_data(config, tokenizer, model):
+        return CountingBatches(config.data, **data_options(config, tokenizer))
 
     @staticmethod
     def build_model(config, vocab_size):

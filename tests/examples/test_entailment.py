@@ -1,0 +1,70 @@
+"""The example of a task outside the checkout: copied elsewhere it trains, validates, resumes and is evaluated; its document
+quotes it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.tasks.test_outside import launch
+
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLE = ROOT / "examples" / "entailment"
+SMALL = [
+    "model.vision.width=16",
+    "model.vision.depth=1",
+    "model.vision.heads=2",
+    "model.text.arch.width=16",
+    "model.text.arch.heads=2",
+    "model.text.arch.intermediate=32",
+    "model.fusion.layers=1",
+    "schedule.warmup_steps=0",
+    "train.validate_every=1",
+    "train.checkpoint_every=1",
+]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    shutil.copytree(EXAMPLE, tmp_path / "entailment", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "entailment"
+
+
+def test_a_copy_trains_validates_resumes_and_is_evaluated(folder):
+    cwd, run = folder.parent, folder.parent / "run"
+    options = ["--task", "entailment", "--cpu", "1", "--output", str(run), *SMALL]
+    done = launch(cwd, *options, "train.steps=2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [json.loads(line)["step"] for line in (run / "validation.jsonl").read_text().splitlines()] == [1, 2]
+    shutil.rmtree(run / "checkpoints" / "step-00000002")
+    report = json.loads((run / "evaluation.json").read_text())
+    done = launch(cwd, *options, "train.steps=2", "--resume")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"resuming from {run}/checkpoints/step-00000001" in done.stderr
+    assert json.loads((run / "evaluation.json").read_text()) == report
+    done = launch(cwd, *options[:4], "--evaluate", *SMALL, f"init.checkpoint={run}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((cwd / "runs/entailment/config-evaluate/evaluation.json").read_text()) == report
+    assert report["test"]["sentences"] == {"value": 150, "unit": "count"}
+    assert 0 <= report["test"]["accuracy"]["value"] <= 1
+
+
+def test_it_is_short():
+    lines = [line for file in EXAMPLE.glob("*.py") for line in file.read_text().splitlines()]
+    assert len(lines) <= 250
+
+
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "new_task.md").read_text(encoding="utf-8"), re.S)
+
+
+@pytest.mark.parametrize("block", [block for language, block in BLOCKS if language in ("python", "yaml")])
+def test_the_document_quotes_the_example(block):
+    assert any(block in file.read_text(encoding="utf-8") for file in EXAMPLE.iterdir() if file.is_file())
+
+
+def test_the_document_shows_every_part():
+    assert len(BLOCKS) >= 8
