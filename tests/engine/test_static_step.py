@@ -66,7 +66,8 @@ def as_on_a_gpu(monkeypatch):
 
 
 def batches(task: PretrainTask, count: int) -> list[PretrainBatch]:
-    return [task.training.make(number) for number in range(count)]
+    maker = PretrainTask.training_data(task.config, task.tokenizer, task.model)
+    return [maker.make(number) for number in range(count)]
 
 
 def shapes(part: Any) -> dict[str, object]:

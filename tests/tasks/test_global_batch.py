@@ -7,7 +7,7 @@ import pytest
 from tasks.job import run_task
 from tasks.nlvr import NLVRTask
 from tasks.pretrain import PretrainConfig, PretrainTask
-from tests.tasks.painted import KINDS, ROOT, task_of
+from tests.tasks.painted import ROOT, task_of
 from utils import distributed
 from utils.config import load_config
 from utils.errors import UserError
@@ -38,7 +38,7 @@ def test_fewer_negatives_than_the_global_batch_are_told(overrides, caplog, monke
 def test_pre_training_tells_it_too_and_takes_its_whole_steps_from_it(tiny_overrides, caplog):
     caplog.set_level(logging.INFO)
     given = [*tiny_overrides, "train.global_batch=8", "data.matching_steps=3"]
-    task = PretrainTask(load_config(ROOT / "configs/demo/pretrain.yaml", given, PretrainConfig))
+    task = PretrainTask.build(load_config(ROOT / "configs/demo/pretrain.yaml", given, PretrainConfig))
     assert SAID.format("4 examples (micro-batch 4 x 1 ranks)", 8) in caplog.messages
     assert task.train_loader().maker.numbers_per_step == 2
 
@@ -46,11 +46,11 @@ def test_pre_training_tells_it_too_and_takes_its_whole_steps_from_it(tiny_overri
 def test_a_run_that_cannot_make_its_global_batch_ends_before_anything_is_loaded(overrides, tmp_path, monkeypatch):
     """An evaluation takes no steps and is not refused."""
     built = []
-    monkeypatch.setattr(NLVRTask, "__init__", lambda self, *_, **options: built.append(options) or 1 / 0)
+    monkeypatch.setattr(NLVRTask, "build", lambda *_, **options: built.append(options) or 1 / 0)
     command = ["--config", str(ROOT / "configs/demo/nlvr.yaml"), "--output", str(tmp_path / "run"), *overrides("nlvr")]
     with pytest.raises(UserError, match=r"^train.global_batch = 6: .*data.batch_size to 3 or 6"):
-        run_task([*command, "train.global_batch=6"], "nlvr", *KINDS["nlvr"], ROOT)
+        run_task([*command, "train.global_batch=6"], "nlvr")
     assert not built and not (tmp_path / "run").exists()
     with pytest.raises(ZeroDivisionError):
-        run_task([*command, "--evaluate", "init.checkpoint=x", "train.global_batch=6"], "nlvr", *KINDS["nlvr"], ROOT)
+        run_task([*command, "--evaluate", "init.checkpoint=x", "train.global_batch=6"], "nlvr")
     assert built == [{"trains": False}]
