@@ -21,10 +21,10 @@ $(PRETRAINED)/evaluation.json: | scenes
 	.venv/bin/python run.py --task pretrain --cpu 2 --output $(PRETRAINED) --resume
 
 scenes: .venv/installed
-	.venv/bin/python -m dataset.scenes --out data/scenes --seed 0
+	.venv/bin/python -m demo.scenes --out data/scenes --seed 0
 
 clips: scenes
-	.venv/bin/python -m dataset.scenes.clips --out data/clips --seed 0
+	.venv/bin/python -m demo.clips --out data/clips --seed 0
 
 test: .venv/installed-dev
 	.venv/bin/python -m pytest

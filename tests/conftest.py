@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataset import scenes
+from demo import scenes
 from tests.devices import DEVICES, as_in_a_run_without_tf32
 
 

@@ -1,6 +1,6 @@
 """Arrows between packages point one way.
 
-utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- tools, examples
+utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- tools, examples; utils, dataset <- demo
 """
 
 import ast
@@ -16,11 +16,12 @@ ALLOWED = {
     "metrics": {"utils", "metrics"},
     "models": {"utils", "models"},
     "dataset": {"utils", "dataset"},
+    "demo": {"utils", "dataset", "demo"},
     "engine": {"utils", "optim", "scheduler", "engine"},
     "tasks": {"utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks"},
     "tools": {"utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks", "tools"},
 }
-TOP = ("tools", "examples")
+TOP = ("demo", "tools", "examples")
 """Packages that no other imports, tests and benchmarks apart: a command's module is imported when the command is asked for."""
 SCRIPTS = [path for path in ROOT.glob("*.py") if path.name != "run.py"]
 

@@ -9,9 +9,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from dataset.prepare.tokenizer import SPECIAL_TOKENS, train_wordpiece
-from dataset.scenes import compose_scene, scene_record
-from dataset.scenes.build import VOCABULARY_LIMIT, texts_of
-from dataset.scenes.vocabulary import COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES
+from demo.scenes import compose_scene, scene_record
+from demo.scenes.build import VOCABULARY_LIMIT, texts_of
+from demo.scenes.vocabulary import COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from dataset import scenes
+from demo import scenes
 from tests.conftest import tiny_run
 from tests.engine.runs import curve, final_weights, finish, start
 

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dataset.scenes.compose import QUESTION_STREAM, Scene, stream
-from dataset.scenes.describe import (
+from demo.scenes.compose import QUESTION_STREAM, Scene, stream
+from demo.scenes.describe import (
     Attributes,
     Looks,
     Mention,
@@ -23,7 +23,7 @@ from dataset.scenes.describe import (
     reference_to,
     vaguely,
 )
-from dataset.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES, TEXTURES
+from demo.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES, TEXTURES
 
 Kind = Literal["colour", "count", "relation", "existence"]
 

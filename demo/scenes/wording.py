@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from dataset.scenes.compose import Scene
-from dataset.scenes.describe import (
+from demo.scenes.compose import Scene
+from demo.scenes.describe import (
     EVERYTHING,
     PAIR,
     UNTEXTURED,
@@ -17,10 +17,10 @@ from dataset.scenes.describe import (
     RelationPhrase,
     looks_of,
 )
-from dataset.scenes.questions import Question
-from dataset.scenes.referring import PlacePhrase
-from dataset.scenes.statements import Statement
-from dataset.scenes.vocabulary import SIDES
+from demo.scenes.questions import Question
+from demo.scenes.referring import PlacePhrase
+from demo.scenes.statements import Statement
+from demo.scenes.vocabulary import SIDES
 
 MAX_PIECES = 28
 """Words and commas of a caption, at most: 30 tokens with [CLS] and [SEP]."""

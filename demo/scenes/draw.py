@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.scenes.backgrounds import paint_background
-from dataset.scenes.compose import Scene
+from demo.scenes.backgrounds import paint_background
+from demo.scenes.compose import Scene
 
 
 def draw_scene(scene: Scene) -> NDArray[np.uint8]:

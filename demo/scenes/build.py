@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from dataset.prepare.folders import SPLITS, claim_folder, close_folder, write_records
 from dataset.prepare.tokenizer import train_wordpiece
-from dataset.scenes.compose import Scene, compose_scene
-from dataset.scenes.describe import describe_scene, looks_of
-from dataset.scenes.draw import draw_scene
-from dataset.scenes.languages import captions_by_language
-from dataset.scenes.questions import ANSWER_TYPES, ask_about
-from dataset.scenes.referring import refer_in_scene
-from dataset.scenes.statements import Picture, StatementSet, statement_sets
-from dataset.scenes.wording import (
+from demo.scenes.compose import Scene, compose_scene
+from demo.scenes.describe import describe_scene, looks_of
+from demo.scenes.draw import draw_scene
+from demo.scenes.languages import captions_by_language
+from demo.scenes.questions import ANSWER_TYPES, ask_about
+from demo.scenes.referring import refer_in_scene
+from demo.scenes.statements import Picture, StatementSet, statement_sets
+from demo.scenes.wording import (
     captions,
     noun_phrase,
     place_phrase,

@@ -14,9 +14,9 @@ from PIL import Image
 
 from dataset.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.pictures import pixels_of
-from dataset.prepare import emoji
 from dataset.prepare.folders import split_by_hash
 from dataset.video import VideoReadingConfig, read_frames
+from demo import emoji
 from utils.errors import UserError
 
 COUNT = 30

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataset.prepare.folders import SPLITS, split_by_hash
-from dataset.scenes import vocabulary as words
-from dataset.scenes.backgrounds import Background, pick_background
-from dataset.scenes.shapes import Form, Raster, rasterise
+from demo.scenes import vocabulary as words
+from demo.scenes.backgrounds import Background, pick_background
+from demo.scenes.shapes import Form, Raster, rasterise
 
 Composition = tuple[tuple[str, str], ...]
 """(shape, colour) pairs, sorted."""

@@ -1,4 +1,4 @@
-"""``python -m dataset.prepare.emoji --packages DIR --out DIR``: clips from the animated Fluent emoji, with their names.
+"""``python -m demo.emoji --packages DIR --out DIR``: clips from the animated Fluent emoji, with their names.
 
 ``--packages`` is a folder in which this was run (three .tgz files, 176 MB; nothing is unpacked):
 
@@ -227,9 +227,7 @@ def _names_of(code: str, names: Names) -> dict[str, str]:
 
 
 def _parser() -> LineParser:
-    parser = LineParser(
-        prog="python -m dataset.prepare.emoji", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = LineParser(prog="python -m demo.emoji", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--packages", type=Path, required=True, metavar="DIR", help="holds the three .tgz files")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
     parser.add_argument("--side", type=whole_number(16, 256), default=96, metavar="PIXELS", help="of a frame")

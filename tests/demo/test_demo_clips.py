@@ -13,10 +13,10 @@ from PIL import Image
 
 from dataset.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.pictures import pixels_of
-from dataset.scenes import draw_scene
-from dataset.scenes.clips import DIRECTIONS, build, caption, compose_clip, encode_frames, question
 from dataset.video import VideoReadingConfig, read_frames
 from dataset.video_qa import VideoQuestionsConfig, read_classes, read_video_questions
+from demo.clips import DIRECTIONS, build, caption, compose_clip, encode_frames, question
+from demo.scenes import draw_scene
 from utils.errors import UserError
 
 CLIPS = [compose_clip(0, "train", index) for index in range(60)]

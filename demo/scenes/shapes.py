@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.scenes.vocabulary import PLAIN
+from demo.scenes.vocabulary import PLAIN
 
 SAMPLES = 4
 """Samples per pixel along each axis."""

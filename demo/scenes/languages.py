@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from dataset.scenes import wording, wording_cs, wording_de, wording_fr, wording_ja, wording_zh
-from dataset.scenes.compose import Scene
-from dataset.scenes.describe import Looks, describe_scene, looks_of
+from demo.scenes import wording, wording_cs, wording_de, wording_fr, wording_ja, wording_zh
+from demo.scenes.compose import Scene
+from demo.scenes.describe import Looks, describe_scene, looks_of
 
 
 class Language(NamedTuple):
@@ -34,7 +34,7 @@ LANGUAGES = ("en", *TRANSLATIONS)
 
 
 def captions_by_language(scene: Scene) -> dict[str, list[str]]:
-    """Two captions in each language, as :func:`~dataset.scenes.wording.captions` words them in English."""
+    """Two captions in each language, as :func:`~demo.scenes.wording.captions` words them in English."""
     description = describe_scene(scene)
     found = {"en": wording.captions(scene, description)}
     of_list, of_sentence = wording.details(scene, description)

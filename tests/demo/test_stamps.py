@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.prepare import stamps as command
-from dataset.prepare.stamps import (
+from demo import stamps as command
+from demo.stamps import (
     build,
     caption_key,
     find_stamps,

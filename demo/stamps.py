@@ -1,4 +1,4 @@
-"""``python -m dataset.prepare.stamps --out DIR``: records from Debian's package tuxpaint-stamps-default.
+"""``python -m demo.stamps --out DIR``: records from Debian's package tuxpaint-stamps-default.
 
 The package (GPL-2; install it, ship none of it) holds photographed and drawn cut-outs, each with a caption in many languages.
 This makes two kinds of records: pictures (one cut-out on a soft background, its caption by language) and regions (one to four
@@ -37,7 +37,7 @@ from dataset.prepare.folders import (
     write_records,
 )
 from dataset.prepare.tokenizer import train_wordpiece
-from dataset.scenes.backgrounds import paint_background, pick_background
+from demo.scenes.backgrounds import paint_background, pick_background
 from utils.errors import UserError, one_line_errors
 from utils.progress import progress_bar
 
@@ -350,7 +350,7 @@ def _canvas(rng: np.random.Generator, cutouts: Sequence[Image.Image], width: int
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = LineParser(prog="python -m dataset.prepare.stamps", description="Records from Tux Paint's stamps.")
+    parser = LineParser(prog="python -m demo.stamps", description="Records from Tux Paint's stamps.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
     parser.add_argument("--stamps", type=Path, default=DEBIAN_FOLDER, metavar="DIR", help="default: %(default)s")
     parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)

@@ -8,10 +8,10 @@ import re
 import pytest
 from transformers import AutoTokenizer
 
-from dataset.scenes import build, compose_scene, wording_cs, wording_de, wording_fr, wording_ja, wording_zh
-from dataset.scenes.describe import Looks
-from dataset.scenes.languages import LANGUAGES, captions_by_language
-from dataset.scenes.vocabulary import COLOURS, RELATIONS, SHAPES, SIZES
+from demo.scenes import build, compose_scene, wording_cs, wording_de, wording_fr, wording_ja, wording_zh
+from demo.scenes.describe import Looks
+from demo.scenes.languages import LANGUAGES, captions_by_language
+from demo.scenes.vocabulary import COLOURS, RELATIONS, SHAPES, SIZES
 
 STAR = Looks("small", "dotted", "red", "star")
 HEART = Looks(None, None, "blue", "heart")

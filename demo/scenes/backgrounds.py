@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.scenes.vocabulary import RGB
+from demo.scenes.vocabulary import RGB
 
 KINDS = ("flat", "gradient", "noise")
 

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import pytest
 from transformers import AutoTokenizer
 
-from dataset.scenes import ask_about, build, compose_scene, question_text
+from demo.scenes import ask_about, build, compose_scene, question_text
 
 COUNTS = {"train": 120, "val": 40, "test": 40}
 SIDES = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}

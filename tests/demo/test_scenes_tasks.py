@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 import pytest
 from transformers import AutoTokenizer
 
-from dataset.scenes import (
+from dataset.text import mentions_side
+from demo.scenes import (
     build,
     compose_scene,
     describe_scene,
@@ -18,8 +19,7 @@ from dataset.scenes import (
     statement_sets,
     statements,
 )
-from dataset.scenes.describe import looks_of
-from dataset.text import mentions_side
+from demo.scenes.describe import looks_of
 
 COUNTS = {"train": 90, "val": 30, "test": 30}
 HELD_OUT = ("val", "test")

@@ -15,9 +15,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.scenes.compose import STATEMENT_STREAM, stream
-from dataset.scenes.describe import Looks
-from dataset.scenes.vocabulary import COLOURS, OBJECT_COUNTS, PLAIN, SHAPES, SIDES, SIZES, TEXTURES
+from demo.scenes.compose import STATEMENT_STREAM, stream
+from demo.scenes.describe import Looks
+from demo.scenes.vocabulary import COLOURS, OBJECT_COUNTS, PLAIN, SHAPES, SIDES, SIZES, TEXTURES
 
 Kind = Literal["side", "both", "either", "one", "more"]
 

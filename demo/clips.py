@@ -1,4 +1,4 @@
-"""``python -m dataset.scenes.clips --out DIR``: clips of drawn scenes in which the order of the frames matters.
+"""``python -m demo.clips --out DIR``: clips of drawn scenes in which the order of the frames matters.
 
 In each clip one object of a scene moves across it, to the left, to the right, up or down, and the others stay. No single frame
 tells which way, and neither do all frames without their order: a clip played backwards is as likely a clip as itself. A clip is a
@@ -21,10 +21,10 @@ from typing import Any, Literal
 from PIL import Image
 
 from dataset.prepare.folders import SPLITS, LineParser, claim_folder, close_folder, whole_number, write_records
-from dataset.scenes.compose import Scene, compose_scene, stream
-from dataset.scenes.describe import PAIR, Mention
-from dataset.scenes.draw import draw_scene
-from dataset.scenes.wording import noun_phrase
+from demo.scenes.compose import Scene, compose_scene, stream
+from demo.scenes.describe import PAIR, Mention
+from demo.scenes.draw import draw_scene
+from demo.scenes.wording import noun_phrase
 from utils.errors import UserError, one_line_errors
 from utils.files import write_text
 from utils.progress import progress_bar
@@ -177,9 +177,7 @@ def _records(out: Path, seed: int, split: str, count: int, size: int, frames: in
 
 
 def _parser() -> LineParser:
-    parser = LineParser(
-        prog="python -m dataset.scenes.clips", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = LineParser(prog="python -m demo.clips", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
     parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
     for split, count in (("train", 2000), ("val", 200), ("test", 200)):

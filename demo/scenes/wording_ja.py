@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from dataset.scenes.describe import Looks
+from demo.scenes.describe import Looks
 
 WORDS = {
     "circle": "丸",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dataset.scenes.describe import Looks
+from demo.scenes.describe import Looks
 
 CASES = ("nominative", "genitive", "instrumental")
 

@@ -7,14 +7,14 @@ object can be singled out, ``ask_about`` what is asked about it, and ``statement
 split, truly and falsely.
 """
 
-from dataset.scenes.build import build, question_records, referring_record, scene_record
-from dataset.scenes.compose import Scene, SceneObject, compose_scene, split_of
-from dataset.scenes.describe import Description, describe_scene
-from dataset.scenes.draw import draw_scene
-from dataset.scenes.questions import Question, ask_about
-from dataset.scenes.referring import Referring, refer_in_scene
-from dataset.scenes.statements import Statement, StatementSet, statement_sets
-from dataset.scenes.wording import captions, noun_phrase, place_phrase, question_text, relation_phrase, statement_text
+from demo.scenes.build import build, question_records, referring_record, scene_record
+from demo.scenes.compose import Scene, SceneObject, compose_scene, split_of
+from demo.scenes.describe import Description, describe_scene
+from demo.scenes.draw import draw_scene
+from demo.scenes.questions import Question, ask_about
+from demo.scenes.referring import Referring, refer_in_scene
+from demo.scenes.statements import Statement, StatementSet, statement_sets
+from demo.scenes.wording import captions, noun_phrase, place_phrase, question_text, relation_phrase, statement_text
 
 __all__ = [
     "Description",

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataset.scenes.compose import REFERRING_STREAM, Scene, SceneObject, stream
-from dataset.scenes.describe import Attributes, Mention, RelationPhrase, describe_scene, fitting, named_by
-from dataset.scenes.vocabulary import PLACES
+from demo.scenes.compose import REFERRING_STREAM, Scene, SceneObject, stream
+from demo.scenes.describe import Attributes, Mention, RelationPhrase, describe_scene, fitting, named_by
+from demo.scenes.vocabulary import PLACES
 
 PLACE_MARGIN = 0.1
 """How far the leftmost object of several lies to the left of the next one, at least, by its centre and by its left edge: a

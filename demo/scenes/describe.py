@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset.scenes.compose import TEXT_STREAM, Scene, SceneObject, stream
-from dataset.scenes.vocabulary import INVERSE, PLAIN, RELATIONS
+from demo.scenes.compose import TEXT_STREAM, Scene, SceneObject, stream
+from demo.scenes.vocabulary import INVERSE, PLAIN, RELATIONS
 
 MARGIN = 0.2
 """Distance of two centres along a relation's axis, at least, as a fraction of the picture's shorter side."""

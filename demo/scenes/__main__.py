@@ -1,4 +1,4 @@
-"""``python -m dataset.scenes --out DIR [--seed 0]``: draw the scenes data set."""
+"""``python -m demo.scenes --out DIR [--seed 0]``: draw the scenes data set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.prepare.folders import LineParser, fill_and_tell, whole_number
-from dataset.scenes.build import FACTS, build
+from demo.scenes.build import FACTS, build
 from utils.errors import one_line_errors
 
 
@@ -22,7 +22,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _parser() -> LineParser:
-    parser = LineParser(prog="python -m dataset.scenes", description="Draw the scenes data set.")
+    parser = LineParser(prog="python -m demo.scenes", description="Draw the scenes data set.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
     parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
     parser.add_argument("--train", type=whole_number(1, 1_000_000), default=6000, metavar="N", help="training scenes")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.scenes import __main__ as command
-from dataset.scenes import (
+from demo.scenes import __main__ as command
+from demo.scenes import (
     build,
     captions,
     compose_scene,
@@ -18,9 +18,9 @@ from dataset.scenes import (
     scene_record,
     split_of,
 )
-from dataset.scenes.describe import MARGIN
-from dataset.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES, TEXTURES
-from dataset.scenes.wording import MAX_PIECES, pieces
+from demo.scenes.describe import MARGIN
+from demo.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES, TEXTURES
+from demo.scenes.wording import MAX_PIECES, pieces
 from utils.errors import UserError
 
 SCENES = [compose_scene(0, split, index) for split in ("train", "val", "test") for index in range(40)]
