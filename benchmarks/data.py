@@ -34,12 +34,12 @@ from torchvision.transforms import functional as pillow
 
 from benchmarks.loader_rates import CONFIG, SMALL, WHOLE, Made, print_loaders, print_needs
 from benchmarks.records import write_records, write_videos
-from dataset.images import RandAugment, draw_crop, hflip, resize, stack_views
-from dataset.pictures import Picture, crop
+from dataset.media.augment import RandAugment, draw_crop, hflip, resize, stack_views
+from dataset.media.encoded import Picture, crop
 from dataset.prepare.folders import whole_number
-from dataset.pretrain import DataConfig, PretrainBatches
-from dataset.records import parse_image_record
-from dataset.streams.pairs import ImageStream
+from dataset.records.schema import parse_image_record
+from dataset.tasks.pretrain import DataConfig, PretrainBatches
+from dataset.tasks.streams.pairs import ImageStream
 from engine.devices import ASSUMED_UTILISATION, PEAKS
 from utils.flags import positive, positive_real, share
 

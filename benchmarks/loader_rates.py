@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from dataset.loaders import BatchLoader
-from dataset.pretrain import DataConfig, PretrainBatches
-from dataset.text import load_tokenizer
+from dataset.tasks.pretrain import DataConfig, PretrainBatches
+from dataset.text.processors import load_tokenizer
 from engine.devices import peak
 from tasks.kinds import kind_of
 from tasks.pretrain import PretrainConfig

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.synthetic import pretrain_batch
-from dataset.pretrain import DataConfig, ImageStreamConfig, RegionStreamConfig
+from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, RegionStreamConfig
 from engine.memory import trainer_of
 from engine.train_config import TrainConfig
 from models.fusion import FusionConfig

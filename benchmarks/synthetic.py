@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset.pretrain import DataConfig, RegionStreamConfig
-from dataset.text import TextDataConfig, rounded_up
+from dataset.tasks.pretrain import DataConfig, RegionStreamConfig
+from dataset.text.processors import TextDataConfig, rounded_up
 from models.vision import VisionEncoder
 from tools.plan import synthetic
 from tools.plan.parts import FIRST_WORD
@@ -55,8 +55,8 @@ sentences of an encyclopedia, those of ``pairs`` in the pieces of a vocabulary o
 class Writer:
     """Draws texts of random words.
 
-    ``longer``: factor of the mean length; ``static``: in the shapes of :class:`dataset.text.TextProcessor` for compiled
-    encoders, with the same words.
+    ``longer``: factor of the mean length; ``static``: in the shapes of :class:`dataset.text.processors.TextProcessor` for
+    compiled encoders, with the same words.
     """
 
     vocabulary: int
@@ -76,7 +76,7 @@ class Writer:
         return Text(ids, _memory_groups(rows, ids), rounded_up(tokens, ids.numel()) if self.static else tokens)
 
     def masked(self, rows: list[list[int]], limits: TextDataConfig) -> MaskedText:
-        """With as many masked tokens as :meth:`dataset.text.TextProcessor.mask_positions` takes; [CLS] is none."""
+        """With as many masked tokens as :meth:`dataset.text.processors.TextProcessor.mask_positions` takes; [CLS] is none."""
         text, masked, positions, labels = self.plain(rows, limits), [], [], []
         for ids in rows:
             count = min(limits.max_masks, max(1, round(len(ids) * limits.mask_prob)))

@@ -17,8 +17,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from dataset.pictures import pixels_of
-from dataset.video import FrameSampler, VideoReadingConfig, VideoSource
+from dataset.media.encoded import pixels_of
+from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource
 
 FRAMES = 150
 SIDE = 256

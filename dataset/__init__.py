@@ -1,1 +1,6 @@
-"""Records, readers and batches; the scenes the project draws itself; preparation of public data sets."""
+"""Data on their way to the model.
+
+``records`` and ``shards`` hold what is on disk, ``formats`` the files of published data sets, ``media`` and ``text`` what an
+example consists of, ``tasks`` the batches of each task, ``loaders`` their reading by worker processes. ``prepare`` makes records
+of public data sets beforehand.
+"""

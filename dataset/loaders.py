@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import DataLoader, Dataset
 
-from dataset.text import TextLimits
+from dataset.text.processors import TextLimits
 from utils.batch import Batch, BrokenRecord, MicroBatch
 from utils.config import Config
 from utils.errors import UserError

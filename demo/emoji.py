@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from dataset.media.video import sample_frames
 from dataset.prepare.folders import (
     SPLITS,
     LineParser,
@@ -38,7 +39,6 @@ from dataset.prepare.folders import (
     write_records,
 )
 from dataset.prepare.tokenizer import train_wordpiece
-from dataset.video import sample_frames
 from utils.errors import UserError, one_line_errors
 from utils.files import write_text
 from utils.progress import progress_bar

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from dataset.prepare.folders import LineParser, whole_number
-from dataset.vqa import COMMON, frequent_answers, read_questions
+from dataset.tasks.vqa import COMMON, frequent_answers, read_questions
 from metrics.vqa import normalize_answer
 from tasks.vqa import VQAConfig
 from utils.config import load_config

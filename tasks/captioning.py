@@ -14,12 +14,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dataset.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
-from dataset.captioning import CaptioningBatches, CaptioningDataConfig, prompt_tokens
-from dataset.finetune import EvaluationView
-from dataset.records import ImageSource
-from dataset.text import TextProcessor
-from dataset.video import VideoSource
+from dataset.formats.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
+from dataset.media.video import VideoSource
+from dataset.media.views import EvaluationView
+from dataset.records.schema import ImageSource
+from dataset.tasks.captioning import CaptioningBatches, CaptioningDataConfig, prompt_tokens
+from dataset.text.processors import TextProcessor
 from engine.train_config import TrainConfig
 from metrics.captions import caption_metrics, tokenize, tokenize_references
 from metrics.captions.cider import CiderD, DocumentFrequencies

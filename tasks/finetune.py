@@ -15,8 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataset.finetune import EvaluationView, FineTuneDataConfig, in_batches
-from dataset.text import PlainTextProcessor
+from dataset.media.views import EvaluationView
+from dataset.tasks.finetune import FineTuneDataConfig, in_batches
+from dataset.text.processors import PlainTextProcessor
 from engine.checkpoint import Checkpoint
 from engine.precision import PrecisionName, check_precision
 from engine.run_folder import RunFolder
@@ -184,7 +185,7 @@ class FineTuneTask(BaseTask[F, M, B]):
 
 
 def data_options(config: FineTuneConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """The arguments of :class:`dataset.finetune.FineTuneBatches` beside the section ``data``."""
+    """The arguments of :class:`dataset.tasks.finetune.FineTuneBatches` beside the section ``data``."""
     return {
         "tokenizer": tokenizer,
         "image_size": config.model.vision.image_size,

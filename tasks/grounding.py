@@ -10,8 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataset.finetune import EvaluationView, cleaned
-from dataset.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig, Phrase, read_phrases
+from dataset.media.views import EvaluationView
+from dataset.tasks.finetune import cleaned
+from dataset.tasks.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig, Phrase, read_phrases
 from engine.run_folder import RunFolder
 from metrics.grounding import iou, pixel_iou, share_at_least
 from models.grounding import GroundingModel

@@ -8,9 +8,10 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import Field
 
-from dataset.finetune import EvaluationView, MediaDataConfig, check_medium, frame_sampler
-from dataset.records import ImageSource
-from dataset.video import VideoSource, check_held_out
+from dataset.media.video import VideoSource, check_held_out
+from dataset.media.views import EvaluationView, check_medium, frame_sampler
+from dataset.records.schema import ImageSource
+from dataset.tasks.finetune import MediaDataConfig
 from tasks.base import B, M, Parts, frames_of
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig, S
 

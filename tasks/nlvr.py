@@ -10,8 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.finetune import EvaluationView, cleaned
-from dataset.nlvr import NLVRBatches, NLVRDataConfig, NLVRSplitConfig, Statement, check_statements, read_statements
+from dataset.media.views import EvaluationView
+from dataset.tasks.finetune import cleaned
+from dataset.tasks.nlvr import (
+    NLVRBatches,
+    NLVRDataConfig,
+    NLVRSplitConfig,
+    Statement,
+    check_statements,
+    read_statements,
+)
 from metrics.classification import accuracy, consistency
 from models.nlvr import NLVRModel, NLVRModelConfig
 from tasks.evaluation import Evaluation, Metric, count

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from dataset.pretrain import DataConfig, PretrainBatches
-from dataset.text import TextProcessor
+from dataset.tasks.pretrain import DataConfig, PretrainBatches
+from dataset.text.processors import TextProcessor
 from engine.run_folder import RunFolder
 from models.multigrained import LossWeights, PretrainModelConfig, StreamWeights
 from models.pretrain import PretrainModel

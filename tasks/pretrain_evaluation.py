@@ -10,14 +10,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dataset.held_out import HeldOutRecord, read_held_out, read_held_out_videos
-from dataset.pretrain import DataConfig
-from dataset.readers import Shards
-from dataset.samplers import sample_rng
-from dataset.streams.base import PictureStreamConfig
-from dataset.streams.pairs import first_clips
-from dataset.text import TextProcessor
-from dataset.video import FrameSampler, check_backend
+from dataset.media.video import FrameSampler, check_backend
+from dataset.shards.readers import Shards
+from dataset.shards.samplers import sample_rng
+from dataset.tasks.held_out import HeldOutRecord, read_held_out, read_held_out_videos
+from dataset.tasks.pretrain import DataConfig
+from dataset.tasks.streams.base import PictureStreamConfig
+from dataset.tasks.streams.pairs import first_clips
+from dataset.text.processors import TextProcessor
 from metrics.grounding import accuracy_at_iou
 from models.multigrained import MaskedWords
 from models.packing import PackedTexts

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from torch import Tensor
 
-from dataset.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
-from dataset.finetune import EvaluationView, cleaned, in_batches
-from dataset.records import ImageSource
-from dataset.retrieval import RetrievalBatches, RetrievalDataConfig
-from dataset.video import VideoSource
+from dataset.formats.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
+from dataset.media.video import VideoSource
+from dataset.media.views import EvaluationView
+from dataset.records.schema import ImageSource
+from dataset.tasks.finetune import cleaned, in_batches
+from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
 from metrics.retrieval import chance_recalls, retrieval_recalls
 from models.align import AligningConfig
 from models.retrieval import RetrievalModel

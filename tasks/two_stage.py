@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class TextEncoding(Protocol):
-    """Makes token ids of cleaned texts, as the processors of :mod:`dataset.text` do."""
+    """Makes token ids of cleaned texts, as the processors of :mod:`dataset.text.processors` do."""
 
     def encode_plain(self, texts: Sequence[str]) -> Text: ...
 

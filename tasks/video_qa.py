@@ -12,9 +12,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dataset.finetune import EvaluationView, cleaned_question
-from dataset.video import VideoSource
-from dataset.video_qa import (
+from dataset.media.video import VideoSource
+from dataset.media.views import EvaluationView
+from dataset.tasks.finetune import cleaned_question
+from dataset.tasks.video_qa import (
     VideoQABatches,
     VideoQADataConfig,
     VideoQuestion,

@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataset.finetune import EvaluationView, cleaned_question
-from dataset.text import PlainTextProcessor, TextLimits
-from dataset.vqa import (
+from dataset.media.views import EvaluationView
+from dataset.tasks.finetune import cleaned_question
+from dataset.tasks.vqa import (
     Question,
     QuestionsConfig,
     VQABatches,
@@ -21,6 +21,7 @@ from dataset.vqa import (
     read_candidates,
     read_questions,
 )
+from dataset.text.processors import PlainTextProcessor, TextLimits
 from metrics.vqa import normalize_answer, soft_accuracy
 from models.answer_ranking import AnswerTree, Ranking, rank_answers
 from models.vqa import VQAModel, VQAModelConfig

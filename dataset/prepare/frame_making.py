@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset.images import shrink
-from dataset.pictures import Picture, encode_jpeg, pixels_of
+from dataset.media.augment import shrink
+from dataset.media.encoded import Picture, encode_jpeg, pixels_of
+from dataset.media.video import VideoReadingConfig, VideoSource, read_frames, sample_frames, video_source
 from dataset.prepare.book import json_line
-from dataset.records import BrokenRecordError
-from dataset.video import VideoReadingConfig, VideoSource, read_frames, sample_frames, video_source
+from dataset.records.schema import BrokenRecordError
 from utils.batch import BrokenRecord
 
 MAKING = 1
@@ -45,7 +45,7 @@ class FrameMaking:
         """The frames as base64 JPEGs.
 
         Raises:
-            BrokenRecordError: as :func:`~dataset.video.read_frames`.
+            BrokenRecordError: as :func:`~dataset.media.video.read_frames`.
         """
 
         def choose(count: int) -> Sequence[int]:
@@ -66,7 +66,7 @@ class FrameMaking:
         are, also where they are larger.
 
         Raises:
-            BrokenRecordError: as :func:`~dataset.video.video_source` and :func:`~dataset.video.read_frames`.
+            BrokenRecordError: as :func:`~dataset.media.video.video_source` and :func:`~dataset.media.video.read_frames`.
         """
         if has_clips(value):
             return [self.clips(clip, f"{key}[{number}]", place, folder)[0] for number, clip in enumerate(value)]
@@ -77,7 +77,7 @@ class FrameMaking:
 
 
 def has_clips(value: Any) -> bool:
-    """Whether a record's video is several clips (see :mod:`dataset.clips`)."""
+    """Whether a record's video is several clips (see :mod:`dataset.records.clips`)."""
     return isinstance(value, list) and bool(value) and all(isinstance(clip, list) for clip in value)
 
 

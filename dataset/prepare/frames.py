@@ -30,14 +30,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dataset.formats.video_files import VIDEO_SUFFIXES
+from dataset.media.video import VideoReadingConfig, VideoSource, check_backend, video_source
 from dataset.prepare.book import BROKEN, Book, Entry, alone_in, cannot_write
 from dataset.prepare.folders import LineParser, tally, whole_number
 from dataset.prepare.frame_making import MAKING, FrameMaking, Job, Made, killed, work
 from dataset.prepare.processes import in_order
-from dataset.readers import Shards
-from dataset.records import BrokenRecordError, broken_key
-from dataset.video import VideoReadingConfig, VideoSource, check_backend, video_source
-from dataset.video_files import VIDEO_SUFFIXES
+from dataset.records.schema import BrokenRecordError, broken_key
+from dataset.shards.readers import Shards
 from utils import log
 from utils.batch import BrokenRecord
 from utils.cores import usable_cores
@@ -73,7 +73,7 @@ def outputs_of_shards(
     """A shard of JSON lines for each shard.
 
     Raises:
-        UserError: as :class:`~dataset.readers.Shards`; two shards have one name; the decoder cannot be loaded.
+        UserError: as :class:`~dataset.shards.readers.Shards`; two shards have one name; the decoder cannot be loaded.
     """
     shards = Shards(files, key="--records")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.prepare.folders import LineParser, write_records
-from dataset.records import BrokenRecordError, ImageKeys, RawRecord, image_source
+from dataset.records.schema import BrokenRecordError, ImageKeys, RawRecord, image_source
 from utils.errors import UserError, one_line_errors
 
 KEYS = ImageKeys(image_key="image_content", image_is="base64")

@@ -14,10 +14,11 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor
 
-from dataset.annotations import Pictures, Row, images_folder, parse_rows, read_rows
-from dataset.finetune import EvaluationView, FineTuneBatches, FineTuneDataConfig, black, cleaned
+from dataset.formats.annotations import Pictures, Row, images_folder, parse_rows, read_rows
+from dataset.media.views import EvaluationView, black
 from dataset.prepare.tokenizer import train_wordpiece
-from dataset.records import BrokenRecordError, ImageSource
+from dataset.records.schema import BrokenRecordError, ImageSource
+from dataset.tasks.finetune import FineTuneBatches, FineTuneDataConfig, cleaned
 from utils.batch import Batch, Text
 from utils.config import Config
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset.finetune import EvaluationView, cleaned
+from dataset.media.views import EvaluationView
+from dataset.tasks.finetune import cleaned
 from engine.checkpoint import Checkpoint
 from models.fusion import FusionPass
 from models.heads import mlp_head

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from torch import Tensor
 
-from dataset.video import VideoReadingConfig, VideoSource, read_frames
+from dataset.media.video import VideoReadingConfig, VideoSource, read_frames
 
 SIDE = 512
 STRETCHES, ROUNDS = 5, 10

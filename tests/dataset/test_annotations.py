@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dataset.annotations import (
+from dataset.formats.annotations import (
     Pictures,
     Row,
     images_folder,
@@ -18,7 +18,7 @@ from dataset.annotations import (
     texts_of,
     wanted_splits,
 )
-from dataset.records import BrokenRecordError, RawRecord, parse_text_record, spoken
+from dataset.records.schema import BrokenRecordError, RawRecord, parse_text_record, spoken
 from utils.errors import UserError
 
 KEY = "data.train"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dataset.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.captioning import CaptioningBatches, CaptioningDataConfig
-from dataset.images import AugmentConfig
-from dataset.text import TextDataConfig
+from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.media.augment import AugmentConfig
+from dataset.tasks.captioning import CaptioningBatches, CaptioningDataConfig
+from dataset.text.processors import TextDataConfig
 from utils.batch import IGNORE
 from utils.errors import UserError
 

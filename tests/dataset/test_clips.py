@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.clips import choose_clip, parse_video_record
-from dataset.images import AugmentConfig
 from dataset.loaders import BatchLoader
-from dataset.pretrain import (
+from dataset.media.augment import AugmentConfig
+from dataset.records.clips import choose_clip, parse_video_record
+from dataset.records.schema import BrokenRecordError, RawRecord
+from dataset.tasks.pretrain import (
     DataConfig,
     ImageStreamConfig,
     PretrainBatches,
@@ -20,8 +21,7 @@ from dataset.pretrain import (
     Steps,
     VideoStreamConfig,
 )
-from dataset.records import BrokenRecordError, RawRecord
-from dataset.streams.base import CleanSetConfig
+from dataset.tasks.streams.base import CleanSetConfig
 from tests.dataset.test_video import encoded, without_decoders
 from utils.errors import UserError
 

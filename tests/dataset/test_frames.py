@@ -17,16 +17,16 @@ import pytest
 import torch
 import yaml
 
-from dataset.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.images import AugmentConfig
-from dataset.pictures import pixels_of
+from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.formats.video_files import Videos
+from dataset.media.augment import AugmentConfig
+from dataset.media.encoded import pixels_of
+from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource, read_frames
 from dataset.prepare import frames
 from dataset.prepare.book import alone_in
 from dataset.prepare.frame_making import FrameMaking
 from dataset.prepare.frames import Summary, build, outputs_of_folder, outputs_of_shards
-from dataset.pretrain import DataConfig, PretrainBatches, VideoStreamConfig
-from dataset.video import FrameSampler, VideoReadingConfig, VideoSource, read_frames
-from dataset.video_files import Videos
+from dataset.tasks.pretrain import DataConfig, PretrainBatches, VideoStreamConfig
 from tests.dataset.test_video import encoded, number_on, write_video
 from utils.errors import UserError
 
@@ -70,7 +70,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def numbers(value: Any) -> list[int]:
-    from dataset.video import video_source
+    from dataset.media.video import video_source
 
     source = video_source(value, "video", "p", Path())
     return [number_on(frame) for frame in read_frames(source, VideoReadingConfig(), range, pixels_of, 10**6)]

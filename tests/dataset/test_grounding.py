@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig, read_phrases
-from dataset.images import RegionAugmentConfig
+from dataset.media.augment import RegionAugmentConfig
+from dataset.tasks.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig, read_phrases
 from utils.config import ConfigError, bind
 from utils.errors import UserError
 from utils.pickles import read_plain_pickle

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.held_out import read_held_out, read_held_out_videos
-from dataset.records import ImageKeys
-from dataset.streams.pairs import VideoStreamConfig
-from dataset.text import TextDataConfig, TextProcessor
-from dataset.video import FrameSampler
+from dataset.media.video import FrameSampler
+from dataset.records.schema import ImageKeys
+from dataset.tasks.held_out import read_held_out, read_held_out_videos
+from dataset.tasks.streams.pairs import VideoStreamConfig
+from dataset.text.processors import TextDataConfig, TextProcessor
 from tests.dataset.test_video import encoded
 from utils.errors import UserError
 

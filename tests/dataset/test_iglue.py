@@ -7,9 +7,9 @@ import json
 import pytest
 from PIL import Image
 
-from dataset.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.nlvr import NLVRSplitConfig, check_statements, read_statements
-from dataset.vqa import QuestionsConfig, read_questions
+from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.tasks.nlvr import NLVRSplitConfig, check_statements, read_statements
+from dataset.tasks.vqa import QuestionsConfig, read_questions
 from metrics.vqa import soft_accuracy
 from utils.errors import UserError
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize as torchvision_resize
 
-from dataset.images import (
+from dataset.media.augment import (
     COLOUR_OPS,
     GEOMETRIC_OPS,
     AugmentConfig,

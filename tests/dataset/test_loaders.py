@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dataset.loaders import BatchLoader, BrokenRecordLog
-from dataset.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
-from dataset.readers import Shards
+from dataset.shards.readers import Shards
+from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
 from utils.batch import BrokenRecord, PretrainBatch
 from utils.errors import UserError
 

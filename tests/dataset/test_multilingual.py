@@ -11,7 +11,7 @@ import sys
 import pytest
 from PIL import Image
 
-from dataset.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.prepare import multi30k, multilingual_coco, wikimatrix, wit
 from utils.errors import UserError
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.images import AugmentConfig
-from dataset.nlvr import NLVRBatches, NLVRDataConfig, NLVRSplitConfig, read_statements
+from dataset.media.augment import AugmentConfig
+from dataset.tasks.nlvr import NLVRBatches, NLVRDataConfig, NLVRSplitConfig, read_statements
 from utils.errors import UserError
 
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(1, 1), flip=0, rand_augment_ops=0)

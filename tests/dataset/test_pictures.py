@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.pictures import JPEGFrame, Picture, crop, decode, encode_jpeg, jpeg_frame
-from dataset.records import BrokenRecordError
+from dataset.media.encoded import JPEGFrame, Picture, crop, decode, encode_jpeg, jpeg_frame
+from dataset.records.schema import BrokenRecordError
 
 MANY = 10**6
 
@@ -74,7 +74,7 @@ def test_the_size_of_a_jpeg_is_read_without_pillow(monkeypatch, mode, options):
     content = encode(picture().convert(mode), "JPEG", **options)
     assert jpeg_frame(content)[1:] == (64, 48, len(mode))
     expected = as_tensor(Image.open(io.BytesIO(content)))
-    monkeypatch.setattr("dataset.pictures.Image.open", lambda *args, **more: pytest.fail("opened by Pillow"))
+    monkeypatch.setattr("dataset.media.encoded.Image.open", lambda *args, **more: pytest.fail("opened by Pillow"))
     assert torch.equal(decode(content, MANY, "p"), expected)
     with pytest.raises(BrokenRecordError, match="image too large: 64 x 48 pixels, more than max_pixels = 3071"):
         decode(content, 64 * 48 - 1, "p")
@@ -111,7 +111,7 @@ def test_what_is_no_picture_is_unreadable(content):
 
 
 def test_a_picture_that_is_too_large_is_never_decoded(monkeypatch):
-    monkeypatch.setattr("dataset.pictures.decode_image", lambda *args, **more: pytest.fail("decoded"))
+    monkeypatch.setattr("dataset.media.encoded.decode_image", lambda *args, **more: pytest.fail("decoded"))
     with pytest.raises(BrokenRecordError, match="image too large: 64 x 48 pixels, more than max_pixels = 3071"):
         decode(encode(picture(), "PNG"), 64 * 48 - 1, "p")
     small = encode(picture(), "PNG")
@@ -185,7 +185,7 @@ def test_a_sampling_that_turbojpeg_does_not_know_is_left_to_torchvision(monkeypa
 
     content = encode(photo(), "JPEG")
     whole = as_tensor(Image.open(io.BytesIO(content)))
-    monkeypatch.setattr("dataset.pictures.simplejpeg.decode_jpeg", unknown)
+    monkeypatch.setattr("dataset.media.encoded.simplejpeg.decode_jpeg", unknown)
     assert torch.equal(crop(Picture(content, MANY, "p"), 10, 20, 30, 40), whole[:, 10:40, 20:60])
 
 

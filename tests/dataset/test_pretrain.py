@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.images import AugmentConfig, RegionAugmentConfig, evaluation_view
-from dataset.pictures import decode
-from dataset.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
+from dataset.media.augment import AugmentConfig, RegionAugmentConfig, evaluation_view
+from dataset.media.encoded import decode
+from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
 from utils.batch import IGNORE, PretrainBatch, RegionBatch
 from utils.config import ConfigError, bind
 from utils.errors import UserError

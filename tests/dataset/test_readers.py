@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import dataset.readers
-from dataset.readers import Shards, find_shards
-from dataset.records import BrokenRecordError
+import dataset.shards.readers
+from dataset.records.schema import BrokenRecordError
+from dataset.shards.readers import Shards, find_shards
 from utils.errors import UserError
 
 
@@ -51,7 +51,7 @@ def test_any_record_is_read_with_its_line(write_lines):
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 @pytest.mark.parametrize("last", [True, False])
 def test_line_ends_and_scan_borders_do_not_matter(tmp_path, monkeypatch, ending, last):
-    monkeypatch.setattr(dataset.readers, "_SCAN_BYTES", 7)
+    monkeypatch.setattr(dataset.shards.readers, "_SCAN_BYTES", 7)
     lines = [json.dumps({"n": "x" * n}) for n in range(12)]
     path = tmp_path / "a.jsonl"
     path.write_bytes((ending.join([*lines[:5], "", *lines[5:]]) + (ending if last else "")).encode())
@@ -120,7 +120,7 @@ def test_the_index_is_cached_and_renewed_with_the_file(tmp_path, write_lines, in
     file = write_lines("a.jsonl", [{"n": 0}, {"n": 1}])
     assert len(Shards([file])) == 2
     with monkeypatch.context() as patched:
-        patched.setattr(dataset.readers, "_scan_lines", lambda path: pytest.fail("scanned again"))
+        patched.setattr(dataset.shards.readers, "_scan_lines", lambda path: pytest.fail("scanned again"))
         assert Shards([file]).read(1).values == {"n": 1}
     write_lines("a.jsonl", [{"n": 5}, {"n": 6}, {"n": 7}])
     assert Shards([file]).read(2).values == {"n": 7}
@@ -208,7 +208,7 @@ def test_a_tar_member_that_is_no_json_is_a_broken_record(tmp_path, encoded):
 
 
 def test_more_shards_than_open_files_are_read(write_lines, monkeypatch):
-    monkeypatch.setattr(dataset.readers, "_OPEN_FILES", 3)
+    monkeypatch.setattr(dataset.shards.readers, "_OPEN_FILES", 3)
     files = [write_lines(f"{n}.jsonl", [{"n": n}]) for n in range(9)]
     shards = Shards(files)
     assert [shards.read(n).values["n"] for n in [*range(9), *range(9)]] == [*range(9), *range(9)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset.records import (
+from dataset.records.schema import (
     BrokenRecordError,
     ImageKeys,
     RawRecord,

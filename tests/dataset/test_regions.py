@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.records import Element
-from dataset.regions import (
+from dataset.records.boxes import (
     SLIVER,
     Crop,
     crop_around,
@@ -21,6 +20,7 @@ from dataset.regions import (
     visible_box,
     visible_elements,
 )
+from dataset.records.schema import Element
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "data_helpers.json").read_text(encoding="utf-8"))
 

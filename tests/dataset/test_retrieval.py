@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.images import AugmentConfig
+from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.loaders import BatchLoader
-from dataset.retrieval import RetrievalBatches, RetrievalDataConfig
+from dataset.media.augment import AugmentConfig
+from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
 from utils.batch import RetrievalBatch
 from utils.errors import UserError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dataset.samplers import KeyedPermutation, RandomOrder, SequentialOrder, sample_rng
+from dataset.shards.samplers import KeyedPermutation, RandomOrder, SequentialOrder, sample_rng
 from utils.errors import UserError
 
 

@@ -13,8 +13,8 @@ import torch
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
-from dataset.records import BrokenRecordError
-from dataset.text import (
+from dataset.records.schema import BrokenRecordError
+from dataset.text.processors import (
     TextDataConfig,
     TextProcessor,
     clean_alternatives,

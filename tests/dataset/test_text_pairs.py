@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dataset.pretrain import DataConfig, PretrainBatches, TextPairStreamConfig
-from dataset.text import TextDataConfig
+from dataset.tasks.pretrain import DataConfig, PretrainBatches, TextPairStreamConfig
+from dataset.text.processors import TextDataConfig
 from utils.batch import IGNORE
 
 

@@ -20,11 +20,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import video_decoding
-from dataset.finetune import EvaluationView, in_batches
-from dataset.pictures import pixels_of
-from dataset.records import BrokenRecordError
-from dataset.video import (
+from dataset.media import decoding as video_decoding
+from dataset.media.encoded import pixels_of
+from dataset.media.video import (
     FrameSampler,
     VideoReadingConfig,
     VideoSource,
@@ -34,6 +32,9 @@ from dataset.video import (
     sample_frames,
     video_source,
 )
+from dataset.media.views import EvaluationView
+from dataset.records.schema import BrokenRecordError
+from dataset.tasks.finetune import in_batches
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent

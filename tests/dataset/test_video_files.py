@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.finetune import EvaluationView, TrainingView, check_medium
-from dataset.images import AugmentConfig
-from dataset.retrieval import RetrievalBatches, RetrievalDataConfig
-from dataset.video import FrameSampler, VideoReadingConfig, VideoSource
-from dataset.video_qa import (
+from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.media.augment import AugmentConfig
+from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource
+from dataset.media.views import EvaluationView, TrainingView, check_medium
+from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
+from dataset.tasks.video_qa import (
     VideoQABatches,
     VideoQADataConfig,
     VideoQuestionsConfig,
@@ -139,7 +139,7 @@ def test_training_pairs_hold_the_frames_of_their_video(folder, tokenizer):
 
 
 def source(numbers: list[int]) -> VideoSource:
-    from dataset.video import video_source
+    from dataset.media.video import video_source
 
     return video_source([encoded(n) for n in numbers], "video", "a:1", Path())
 

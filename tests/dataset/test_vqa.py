@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from dataset.images import AugmentConfig
-from dataset.vqa import (
+from dataset.media.augment import AugmentConfig
+from dataset.tasks.vqa import (
     QuestionsConfig,
     VQABatches,
     VQADataConfig,

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.pictures import pixels_of
-from dataset.video import VideoReadingConfig, read_frames
-from dataset.video_qa import VideoQuestionsConfig, read_classes, read_video_questions
+from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.media.encoded import pixels_of
+from dataset.media.video import VideoReadingConfig, read_frames
+from dataset.tasks.video_qa import VideoQuestionsConfig, read_classes, read_video_questions
 from demo.clips import DIRECTIONS, build, caption, compose_clip, encode_frames, question
 from demo.scenes import draw_scene
 from utils.errors import UserError

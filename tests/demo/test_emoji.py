@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.pictures import pixels_of
+from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.media.encoded import pixels_of
+from dataset.media.video import VideoReadingConfig, read_frames
 from dataset.prepare.folders import split_by_hash
-from dataset.video import VideoReadingConfig, read_frames
 from demo import emoji
 from utils.errors import UserError
 

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import pytest
 from transformers import AutoTokenizer
 
-from dataset.text import mentions_side
+from dataset.text.processors import mentions_side
 from demo.scenes import (
     build,
     compose_scene,

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModel, DistilBertConfig
 
-from dataset.finetune import in_batches
-from dataset.records import BrokenRecordError
-from dataset.text import load_tokenizer
+from dataset.records.schema import BrokenRecordError
+from dataset.tasks.finetune import in_batches
+from dataset.text.processors import load_tokenizer
 from engine import precision
 from engine.checkpoint import Checkpoint, list_checkpoints
 from tasks.base import BaseTask

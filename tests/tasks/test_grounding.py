@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.finetune import EvaluationView
+from dataset.media.views import EvaluationView
 from tests.tasks.painted import SIZE, measured, task_of
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dataset.finetune import EvaluationView
+from dataset.media.views import EvaluationView
 from tests.tasks.painted import SIZE, measured, task_of
 
 

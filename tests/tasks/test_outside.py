@@ -41,7 +41,7 @@ class CountingTask(NLVRTask):
 
 TASK = TaskKind(CountingConfig, CountingTask)
 '''
-BATCHES = """from dataset.nlvr import NLVRBatches
+BATCHES = """from dataset.tasks.nlvr import NLVRBatches
 
 
 class CountingBatches(NLVRBatches):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.captioned import CaptionedImages
-from dataset.finetune import EvaluationView
-from dataset.text import PlainTextProcessor, clean_caption
+from dataset.formats.captioned import CaptionedImages
+from dataset.media.views import EvaluationView
+from dataset.text.processors import PlainTextProcessor, clean_caption
 from metrics.retrieval import chance_recalls
 from models.fusion import FusionPass
 from tasks import two_stage

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dataset.text import load_tokenizer
+from dataset.text.processors import load_tokenizer
 from engine.measured import Measured, ran_out_of_memory
 from engine.memory import Rehearsal, StepMemory
 from tasks.kinds import kind_of

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dataset.pretrain import DataConfig, RegionStreamConfig
-from dataset.streams.base import StreamConfig
-from dataset.text import TextDataConfig
+from dataset.tasks.pretrain import DataConfig, RegionStreamConfig
+from dataset.tasks.streams.base import StreamConfig
+from dataset.text.processors import TextDataConfig
 from models.nlvr import NLVRModel
 from models.pretrain import PretrainModel
 from models.retrieval import RetrievalModel

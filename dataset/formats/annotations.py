@@ -1,0 +1,220 @@
+"""Annotation files that fit into memory, JSON arrays or JSON lines; checked before any work starts.
+
+A split is read as a whole. What is wrong with its rows is counted by kind; too much of it is one line, with the first place
+of each kind, before training. A split that is evaluated has to be whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from dataset.records.schema import BrokenRecordError, ImageSource, spoken, texts_in
+from dataset.text.processors import clean_caption
+from utils.batch import BrokenRecord
+from utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One annotation as read, and where: ``file:line``, or ``file[index]`` in an array."""
+
+    values: dict[str, Any]
+    place: str
+
+    def get(self, key: str, kind: type[T]) -> T:
+        """The value of ``key``.
+
+        Raises:
+            BrokenRecordError: "missing key" or "wrong type".
+        """
+        value = self.values.get(key)
+        if value is None:
+            known = ", ".join(sorted(self.values)) or "none"
+            raise BrokenRecordError("missing key", self.place, f"no {key!r}; keys: {known[:200]}")
+        if not isinstance(value, kind):
+            raise BrokenRecordError("wrong type", self.place, f"{key} is {value!r:.80}, not of type {kind.__name__}")
+        return value
+
+
+def read_json(path: str, key: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: with the config ``key``: no such file, or not JSON.
+    """
+    try:
+        return json.loads(read_text(path, key))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{key}: {path}:{error.lineno}: not JSON: {error.msg}") from None
+
+
+def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
+    """The rows of a JSON array of objects or of JSON lines; a line that is no object comes back as its error.
+
+    Raises:
+        UserError: with the config ``key``: no such file, empty, or neither format.
+    """
+    text = read_text(path, key)
+    if text.lstrip().startswith("["):
+        rows = [_row(value, f"{path}[{index}]") for index, value in enumerate(read_json(path, key))]
+    else:
+        # Not splitlines(), which also ends a line at separators that JSON allows inside a string.
+        lines = enumerate(text.split("\n"), start=1)
+        rows = [_parsed_line(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    if not rows:
+        raise UserError(f"{key}: {path} is empty; it should hold a JSON array or JSON lines")
+    return rows
+
+
+def parse_rows(
+    rows: Iterable[Row | BrokenRecordError], parse: Callable[[Row], T], key: str, max_broken: float
+) -> list[T]:
+    """``parse`` of every row that it takes.
+
+    Raises:
+        UserError: if more than the share ``max_broken`` of the rows are broken, or none is left: one line that counts them by
+            kind, with the first place of each.
+    """
+    found: list[T] = []
+    broken: list[BrokenRecord] = []
+    for row in rows:
+        try:
+            if isinstance(row, BrokenRecordError):
+                raise row
+            found.append(parse(row))
+        except BrokenRecordError as error:
+            broken.append(error.as_broken())
+    if not broken:
+        return found
+    total = len(found) + len(broken)
+    kinds = Counter(each.kind for each in broken)
+    first = {each.kind: each for each in reversed(broken)}
+    said = "; ".join(f"{n} {kind} ({first[kind].place}: {first[kind].message})" for kind, n in kinds.most_common())
+    line = f"{key}: {len(broken)} of {total} records are broken: {said}"
+    if len(broken) > max_broken * total or not found:
+        remedy = "mend or remove them" + (", or raise data.max_broken" if found else "")
+        if key.startswith("evaluation."):
+            remedy = "a held-out set has to be whole"
+        raise UserError(f"{line}; {remedy}")
+    logger.warning("%s; they are left out", line)
+    return found
+
+
+def wanted_splits(found: Sequence[str], wanted: Sequence[str], key: str, path: str) -> None:
+    """Check that every wanted split names a record.
+
+    Raises:
+        UserError: naming the splits that there are.
+    """
+    counts = Counter(found)
+    missing = [name for name in wanted if not counts[name]]
+    if missing:
+        there = ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
+        raise UserError(f"{key}: no record of {path} is in split {', '.join(missing)}; splits there: {there}")
+
+
+class Pictures:
+    """The pictures of a data set by their relative path; each is looked for once."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._there: dict[str, bool] = {}
+
+    def find(self, name: str, place: str) -> ImageSource:
+        """Raises :class:`BrokenRecordError` ("missing image")."""
+        path = self.folder / name
+        if not self.has(name):
+            raise BrokenRecordError("missing image", place, f"{str(path)[:200]} does not exist")
+        return ImageSource(place, path=path)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a picture."""
+        if name not in self._there:
+            self._there[name] = _is_file(self.folder / name)
+        return self._there[name]
+
+    def size(self, source: ImageSource) -> tuple[int, int]:
+        """Width and height in pixels, from the header alone.
+
+        Raises:
+            BrokenRecordError: "unreadable image".
+        """
+        assert source.path is not None
+        try:
+            with Image.open(source.path) as header:
+                return header.size
+        except (OSError, ValueError) as error:
+            raise BrokenRecordError("unreadable image", source.place, f"{source.path}: {error}") from None
+
+
+def images_folder(images: str | None, annotations: str) -> Path:
+    """Where relative picture paths start: ``images``, or the folder of the annotation file."""
+    return Path(images).expanduser() if images is not None else Path(annotations).expanduser().parent
+
+
+def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
+    """What :func:`~dataset.records.schema.texts_in` finds under ``key``, one by one and none of them empty; of dictionaries by
+    language ``language``, or with None all.
+
+    Raises:
+        BrokenRecordError: "missing key", "wrong type" or "empty text".
+    """
+    texts: list[str] = []
+    for found in texts_in(row.get(key, object), key, row.place):
+        if not isinstance(found, str) and language is not None and language not in found:
+            raise BrokenRecordError("missing key", row.place, f"{key} has no text in language {language!r}")
+        texts += spoken(found, language)
+    for text in texts:
+        try:
+            clean_caption(text, 1)
+        except ValueError:
+            raise BrokenRecordError(
+                "empty text", row.place, f"{key} holds {text[:80]!r}, a text without words"
+            ) from None
+    return texts
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # longer than a name may be, as a picture in base64 is
+        return False
+
+
+def _parsed_line(line: str, place: str) -> Row | BrokenRecordError:
+    try:
+        return _row(json.loads(line), place)
+    except json.JSONDecodeError as error:
+        return BrokenRecordError("bad json", place, error.msg)
+
+
+def _row(value: Any, place: str) -> Row | BrokenRecordError:
+    if isinstance(value, dict):
+        return Row(value, place)
+    return BrokenRecordError("wrong type", place, f"{value!r:.80} is no object")
+
+
+def read_text(path: str, key: str) -> str:
+    """The content of a text file.
+
+    Raises:
+        UserError: with the config ``key``: there is none, or it cannot be read.
+    """
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}: {path} cannot be read: {error}") from None

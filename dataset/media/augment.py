@@ -1,0 +1,311 @@
+"""The released augmentation, on (3, H, W) uint8 tensors; normalisation happens on the device.
+
+All random numbers come from the generator that the caller passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import default_collate
+
+from dataset.media.encoded import Picture, crop, pixels_of
+from utils.config import Config
+
+FILL = 128
+"""Grey level that geometric operations bring in from outside the picture."""
+
+_CROP_ATTEMPTS = 10
+_LEVELS = np.arange(256)
+
+_FRAME = 2
+"""Pixels of :data:`FILL` around a picture that is warped: both neighbours of a place outside lie in them."""
+_CHANNEL_BITS, _WEIGHT_BITS = np.uint64(21), np.uint64(10)
+_EACH_CHANNEL = np.uint64(1 | 1 << 21 | 1 << 42)
+_HALF = np.uint64(512)
+"""Of the weights' 1024: rounds to the nearest."""
+
+Planes = np.ndarray
+"""(3, H, W) uint8, contiguous."""
+Affine = tuple[float, float, float, float, float, float]
+
+
+class RegionAugmentConfig(Config):
+    """Augmentation of a picture with boxes, whose crop follows the boxes; of RandAugment, the colour operations only."""
+
+    flip: float = Field(0.5, ge=0, le=1, description="Chance of a horizontal flip.")
+    rand_augment_ops: int = Field(2, ge=0, description="RandAugment operations drawn for a picture; 0 turns it off.")
+    rand_augment_magnitude: int = Field(7, ge=0, le=10, description="Their strength, from 0 to 10.")
+
+
+class AugmentConfig(RegionAugmentConfig):
+    """Augmentation of a training picture (values: released). ``scale: [1, 1]`` with ``ratio`` as wide as the pictures' own
+    gives the whole picture."""
+
+    scale: tuple[float, float] = Field(
+        (0.2, 1.0), description="Least and greatest share of the area that a crop keeps."
+    )
+    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="Least and greatest width : height of a crop.")
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> AugmentConfig:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale = {self.scale} must be 0 < least <= greatest <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio = {self.ratio} must be 0 < least <= greatest")
+        return self
+
+
+def random_resized_crop(image: Tensor | Picture, size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """A random part of ``image``, resized to (3, ``size``, ``size``) with antialiased bicubic interpolation."""
+    part = draw_crop(image.shape[1], image.shape[2], config, rng)
+    return resize(crop(image, *part), size)
+
+
+def draw_crop(height: int, width: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random part of a picture.
+
+    The area is uniform in ``config.scale``, the ratio log-uniform in ``config.ratio``; after ten draws that do not fit, the
+    largest central crop whose ratio is allowed (as torchvision's ``RandomResizedCrop``).
+    """
+    low, high = math.log(config.ratio[0]), math.log(config.ratio[1])
+    for _ in range(_CROP_ATTEMPTS):
+        area = height * width * rng.uniform(*config.scale)
+        ratio = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    w = min(width, max(1, round(height * config.ratio[1])))
+    h = min(height, max(1, round(width / config.ratio[0])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resize(image: Tensor, size: int) -> Tensor:
+    """(3, H, W) uint8 -> (3, ``size``, ``size``) uint8, bicubic with antialiasing; the aspect is not kept."""
+    return _resize(image, size, size)
+
+
+def shrink(image: Tensor, short_side: int) -> Tensor:
+    """(3, H, W) uint8 with a shorter side of at most ``short_side``, bicubic with antialiasing; the aspect is kept, and what is
+    small enough is left as it is."""
+    height, width = image.shape[1:]
+    scale = short_side / min(height, width)
+    return image if scale >= 1 else _resize(image, round(scale * height), round(scale * width))
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    if tuple(image.shape[1:]) == (height, width):
+        return image
+    # Decoded pictures have their channels last; what is dense is resized as it lies, and anything else turned around twice.
+    laid = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
+    return interpolate(laid, [height, width], mode="bicubic", antialias=True)[0]
+
+
+def training_view(
+    image: Tensor | Picture,
+    size: int,
+    config: AugmentConfig,
+    augment: RandAugment,
+    rng: np.random.Generator,
+    *,
+    may_flip: bool,
+) -> Tensor:
+    """A random crop at (3, ``size``, ``size``), mirrored at times where it may be, then through RandAugment."""
+    view = random_resized_crop(image, size, config, rng)
+    if rng.random() < config.flip and may_flip:
+        view = hflip(view)
+    return augment(view, rng)
+
+
+def evaluation_view(image: Tensor | Picture, size: int) -> Tensor:
+    """The whole picture at (3, ``size``, ``size``), without a centre crop (released)."""
+    return resize(pixels_of(image), size).contiguous()
+
+
+def stack_views(views: Sequence[Tensor]) -> Tensor:
+    """Views of one shape along a new first dimension; a worker process writes them to the memory that it shares with the
+    trainer's process, where ``torch.stack`` would have them copied there."""
+    stacked: Tensor = default_collate(list(views))
+    return stacked
+
+
+def hflip(image: Tensor) -> Tensor:
+    """The picture mirrored left to right."""
+    return image.flip(-1)
+
+
+class RandAugment:
+    """The released RandAugment: operations drawn with replacement, each applied with probability 0.5.
+
+    Identity, AutoContrast, Equalize, Brightness, Sharpness, ShearX, ShearY, TranslateX, TranslateY, Rotate; geometric ones with
+    a random sign. On the released fixture they agree exactly but for Sharpness, which clips where the released one wraps around.
+
+    Args:
+        ops: operations drawn for a picture.
+        magnitude: from 0 to 10; at 7 factors are 1.36, shears 0.21, shifts 7 px, angles 21 degrees.
+        colour_only: without the geometric operations, which would move what boxes point at.
+    """
+
+    def __init__(self, ops: int, magnitude: int, *, colour_only: bool = False):
+        self.ops = ops
+        self.choices = [*COLOUR_OPS] if colour_only else [*COLOUR_OPS, *GEOMETRIC_OPS]
+        strength = magnitude / 10
+        self.factor = 0.1 + 1.8 * strength
+        self.amounts = {"Shear": 0.3 * strength, "Translate": 10 * strength, "Rotate": 30 * strength}
+
+    def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        """(3, H, W) uint8 -> (3, H, W) uint8."""
+        for _ in range(self.ops):
+            name = self.choices[int(rng.integers(len(self.choices)))]
+            sign = 1 if rng.random() < 0.5 else -1
+            if rng.random() < 0.5:
+                image = self.apply(name, image, sign)
+        return image
+
+    def apply(self, name: str, image: Tensor, sign: int = 1) -> Tensor:
+        """One operation by name at this strength; ``sign`` (1 or -1) matters for geometric ones."""
+        if name == "Identity":
+            return image
+        planes = image.contiguous().numpy()
+        if name in COLOUR_OPS:
+            return torch.from_numpy(COLOUR_OPS[name](planes, self.factor))
+        amount = sign * self.amounts[name.rstrip("XY")]
+        return torch.from_numpy(GEOMETRIC_OPS[name](planes, amount))
+
+
+def _auto_contrast(planes: Planes, _: float) -> Planes:
+    """Each channel stretched to 0 … 255."""
+    tables = []
+    for low, high in ((int(plane.min()), int(plane.max())) for plane in planes):
+        scale = 255 / (high - low) if high > low else 1.0
+        tables.append((_LEVELS * scale - (low * scale if high > low else 0)).clip(0, 255))
+    return _look_up(planes, tables)
+
+
+def _equalize(planes: Planes, _: float) -> Planes:
+    """Each channel's histogram made flat; the last occupied level does not count towards the step, as released."""
+    tables = []
+    for plane in planes:
+        histogram = np.array(Image.fromarray(plane).histogram())  # half the time of numpy's bincount
+        step = int(histogram[histogram > 0][:-1].sum()) // 255
+        if step == 0:
+            tables.append(_LEVELS)
+            continue
+        below = np.concatenate([[step // 2], histogram[:-1]])
+        tables.append((np.cumsum(below) // step).clip(0, 255))
+    return _look_up(planes, tables)
+
+
+def _brightness(planes: Planes, factor: float) -> Planes:
+    table = (_LEVELS.astype(np.float32) * factor).clip(0, 255)
+    return _look_up(planes, [table] * 3)
+
+
+def _sharpness(planes: Planes, factor: float) -> Planes:
+    """Away (``factor`` > 1) from a 3 x 3 smoothing with weights 1 and, in the middle, 5; the outermost pixels stay."""
+    wide = planes.astype(np.int16)
+    rows = wide[:, :-2] + wide[:, 1:-1]
+    rows += wide[:, 2:]
+    box = rows[:, :, :-2] + rows[:, :, 1:-1]
+    box += rows[:, :, 2:]
+    middle = wide[:, 1:-1, 1:-1]
+    smooth = (((box + 4 * middle).astype(np.uint16) * 2 + 13) // 26).astype(np.float32)
+    sharp = smooth + np.float32(factor) * (middle - smooth)
+    out = planes.copy()
+    out[:, 1:-1, 1:-1] = sharp.clip(0, 255)
+    return out
+
+
+def _look_up(planes: Planes, tables: Sequence[np.ndarray]) -> Planes:
+    out = np.empty_like(planes)
+    for plane, table, found in zip(planes, tables, out, strict=True):
+        # bytes.translate looks up twice as fast as an array that is indexed by an array.
+        translated = plane.tobytes().translate(table.astype(np.uint8).tobytes())
+        found[:] = np.frombuffer(translated, np.uint8).reshape(found.shape)
+    return out
+
+
+def _translate(planes: Planes, x: int, y: int) -> Planes:
+    """What was at (x, y) comes to (0, 0)."""
+    _, height, width = planes.shape
+    out = np.full_like(planes, FILL)
+    kept_w, kept_h = max(width - abs(x), 0), max(height - abs(y), 0)
+    to_x, to_y, from_x, from_y = max(-x, 0), max(-y, 0), max(x, 0), max(y, 0)
+    out[:, to_y : to_y + kept_h, to_x : to_x + kept_w] = planes[:, from_y : from_y + kept_h, from_x : from_x + kept_w]
+    return out
+
+
+def _rotate(planes: Planes, degrees: float) -> Planes:
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y = planes.shape[2] / 2, planes.shape[1] / 2
+    return _warp(planes, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y))
+
+
+def _warp(planes: Planes, source: Affine) -> Planes:
+    """The pixel at (x, y) comes from (a x + b y + c, d x + e y + f), where the first pixel is at (0, 0).
+
+    Bilinear at 1/32 pixel, with OpenCV's rounding; outside is :data:`FILL`. The three channels of a pixel lie in one 64-bit
+    number, 21 bits each, so that they are gathered and weighed together.
+    """
+    _, height, width = planes.shape
+    row = width + 2 * _FRAME
+    packed = np.full((height + 2 * _FRAME, row), FILL * _EACH_CHANNEL, np.uint64)
+    inner = packed[_FRAME:-_FRAME, _FRAME:-_FRAME]
+    inner[:] = planes[2]
+    for plane in (planes[1], planes[0]):
+        inner <<= _CHANNEL_BITS
+        inner |= plane
+    flat = packed.ravel()
+    places, weights = _bilinear(source, height, width)
+    places = places.astype(np.intp)
+    total = np.full(height * width, _HALF * _EACH_CHANNEL, np.uint64)
+    for offset, weight in zip((0, 1, row, row + 1), weights, strict=True):
+        if weight is not None:
+            total += flat[offset:].take(places) * weight
+    total >>= _WEIGHT_BITS
+    out = np.empty((3, height * width), np.uint8)
+    for plane in out:
+        plane[:] = total  # its lowest byte
+        total >>= _CHANNEL_BITS
+    return out.reshape(planes.shape)
+
+
+@lru_cache(maxsize=16)
+def _bilinear(source: Affine, height: int, width: int) -> tuple[np.ndarray, list[np.ndarray | None]]:
+    """Where the upper left neighbour of each pixel's source lies in the framed picture, flat, and the weights, of 1024 in all,
+    of the four neighbours: upper left, upper right, lower left, lower right; None: all zero. A run's augmentation has six
+    maps, so they are kept."""
+    a, b, c, d, e, f = source
+    columns, rows = np.arange(width), np.arange(height)[:, None]
+    # OpenCV adds up fixed-point numbers of 10 bits behind the point, each rounded by itself, and then keeps five bits.
+    x = np.rint(a * columns * 1024).astype(int) + np.rint((b * rows + c) * 1024).astype(int) + 16 >> 5
+    y = np.rint(d * columns * 1024).astype(int) + np.rint((e * rows + f) * 1024).astype(int) + 16 >> 5
+    left, top = (x >> 5).clip(-_FRAME, width), (y >> 5).clip(-_FRAME, height)
+    places = (top + _FRAME) * (width + 2 * _FRAME) + left + _FRAME
+    right, low = x & 31, y & 31
+    weights = [(v * h).astype(np.uint16).ravel() for v in (32 - low, low) for h in (32 - right, right)]
+    return places.astype(np.int32).ravel(), [weight if weight.any() else None for weight in weights]
+
+
+COLOUR_OPS: dict[str, Callable[[Planes, float], Planes]] = {
+    "Identity": lambda planes, _: planes,
+    "AutoContrast": _auto_contrast,
+    "Equalize": _equalize,
+    "Brightness": _brightness,
+    "Sharpness": _sharpness,
+}
+GEOMETRIC_OPS: dict[str, Callable[[Planes, float], Planes]] = {
+    "ShearX": lambda planes, amount: _warp(planes, (1, -amount, 0, 0, 1, 0)),
+    "ShearY": lambda planes, amount: _warp(planes, (1, 0, 0, -amount, 1, 0)),
+    "TranslateX": lambda planes, amount: _translate(planes, round(amount), 0),
+    "TranslateY": lambda planes, amount: _translate(planes, 0, round(amount)),
+    "Rotate": _rotate,
+}

@@ -1,0 +1,308 @@
+"""Video files: which frames there are and when each is shown, and the pixels of those that are wanted.
+
+The packets of a file say when its frames are shown, without any being decoded. They are read with PyAV whatever the backend that
+decodes, so that which frames are wanted does not depend on it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import importlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from dataset.records.schema import BrokenRecordError
+from utils.errors import UserError
+
+T = TypeVar("T")
+
+Backend = Literal["av", "decord", "torchcodec"]
+
+_WHOLE_ENOUGH = 0.95
+"""A file with a smaller share of the length that its header says is truncated: headers are rough."""
+_LEAVE_OUT = ("h264", "hevc", "mpeg4", "mpeg2video")
+"""FFmpeg's decoders that can be told packet by packet to leave a frame out; the one of AV1 takes it to be said for good."""
+
+
+class Clock:
+    """The time limit of one video."""
+
+    def __init__(self, limit_s: float, place: str):
+        self.limit_s, self.place = limit_s, place
+        self.ends = time.monotonic() + limit_s
+
+    def check(self) -> None:
+        """Raise where the time is up."""
+        if time.monotonic() > self.ends:
+            raise self.late()
+
+    def late(self) -> BrokenRecordError:
+        return BrokenRecordError("unreadable video", self.place, f"not read within time_limit_s = {self.limit_s:g} s")
+
+
+def within(clock: Clock, work: Callable[[], T]) -> T:
+    """``work()``, given up when the time is over, even in the middle of a library's call that does not return."""
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="video")
+    thread.start()
+    thread.join(max(0.0, clock.ends - time.monotonic()))
+    if failed:
+        raise failed[0]
+    if not done:
+        raise clock.late()
+    return done[0]
+
+
+@dataclass(frozen=True)
+class FileIndex:
+    """The frames of a file in the order in which they are shown: ``times`` of each, and of those that decoding can start at,
+    ``keys``, in the stream's own ticks of ``tick_s`` seconds. ``timed``: the packets say when each frame is shown."""
+
+    times: list[int]
+    keys: list[int]
+    tick_s: float
+    timed: bool
+
+    def shown_each(self, seconds: float) -> list[int]:
+        """The frames shown at 0, ``seconds``, 2 ``seconds`` … after the first one, up to the last."""
+        shown = [(time - self.times[0]) * self.tick_s for time in self.times]
+        slack = self.tick_s / 2
+        return [
+            bisect.bisect_right(shown, number * seconds + slack) - 1
+            for number in range(int((shown[-1] + slack) / seconds) + 1)
+        ]
+
+
+def index_of(path: Path, max_pixels: int, clock: Clock) -> FileIndex:
+    """Reads the packets of a file without decoding any.
+
+    Raises:
+        BrokenRecordError: the file is no video, or not whole.
+    """
+    times, keys, timed = [], [], True
+    with _reading(path, clock.place), _open(path, clock) as container:
+        stream = _pictures_of(container)
+        if stream is None:
+            raise BrokenRecordError("unreadable video", clock.place, f"{path} has no pictures, only sound or data")
+        if stream.width * stream.height > max_pixels:
+            size = f"{path}: {stream.width} x {stream.height} pixels, more than max_pixels = {max_pixels}"
+            raise BrokenRecordError("image too large", clock.place, size)
+        # Exact fractions would take as long as reading the packets.
+        ticks = [float(each.time_base or 0) for each in container.streams]
+        tick_s, reached_s = float(stream.time_base or 1), 0.0
+        # Of all streams: the length that the header says is often that of the longest.
+        for packet in container.demux():
+            clock.check()
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if packet.size == 0 or stamp is None:
+                continue
+            number = packet.stream_index
+            reached_s = max(reached_s, (stamp + (packet.duration or 0)) * ticks[number])
+            if number != stream.index or packet.is_discard:
+                continue
+            timed = timed and packet.pts is not None
+            times.append(stamp)
+            if packet.is_keyframe:
+                keys.append(stamp)
+        said_s = _said_length_s(container, stream)
+    if not times:
+        raise BrokenRecordError("unreadable video", clock.place, f"{path} has no frames")
+    times.sort()
+    # How long the last frame is shown is not said: as long as any other, at most.
+    longest = max((later - earlier for earlier, later in itertools.pairwise(times)), default=0)
+    reached_s = max(reached_s, (times[-1] + longest) * tick_s)
+    if reached_s < _WHOLE_ENOUGH * said_s:
+        there = f"it has {reached_s:.1f} of the {said_s:.1f} s that its header says"
+        raise BrokenRecordError("unreadable video", clock.place, f"{path} is truncated: {there}")
+    return FileIndex(times, sorted(keys), tick_s, timed)
+
+
+def _pictures_of(container: Any) -> Any:
+    """The stream of pictures, None where there is none: the cover of a song is no video."""
+    cover = import_backend("av").stream.Disposition.attached_pic
+    return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+
+
+def _said_length_s(container: Any, stream: Any) -> float:
+    """How long a file lasts by its header; 0 where it does not say."""
+    if container.format.name == "avi":
+        # The library takes the length of a cut file for its own; the header counts frames of one tick each.
+        return float(stream.frames * stream.time_base)
+    return container.duration / 1_000_000 if container.duration else 0.0
+
+
+def decoded(
+    path: Path, index: FileIndex, wanted: Sequence[int], backend: Backend, clock: Clock
+) -> Generator[Tensor, None, None]:
+    """The ``wanted`` frames of a file, ascending and each once, (3, H, W) uint8 RGB; each is decoded when it is asked for.
+
+    Raises:
+        BrokenRecordError: "unreadable video" where one cannot be decoded.
+    """
+    found = _BACKENDS[backend](path, index, wanted, clock)
+    try:
+        for _ in wanted:
+            with _reading(path, clock.place):
+                frame = next(found)
+            yield frame
+    finally:
+        found.close()
+
+
+def _av_frames(path: Path, index: FileIndex, wanted: Sequence[int], clock: Clock) -> Generator[Tensor, None, None]:
+    with _open(path, clock) as container:
+        reader = _AvReader(container, index, wanted, clock)
+        for number in wanted:
+            yield reader.frame(number)
+
+
+class _AvReader:
+    """Decodes forwards, from the last key frame before each wanted frame or from where it is, and leaves out frames that
+    neither are wanted nor are looked at by others."""
+
+    def __init__(self, container: Any, index: FileIndex, wanted: Sequence[int], clock: Clock):
+        self.container, self.index, self.clock = container, index, clock
+        self.stream = _pictures_of(container)
+        self.stream.codec_context.thread_count = 1
+        leaves_out = index.timed and self.stream.codec_context.name in _LEAVE_OUT
+        self.needed = {index.times[number] for number in wanted} if leaves_out else None
+        """Times of the frames that have to be decoded for their own sake; None: all."""
+        self.decoded = _decode(container, self.stream, self.needed, clock)
+        self.passed = 0
+        """Frames decoded since the start; what counts where frames have no times."""
+        self.reached = index.times[0] - 1
+
+    def frame(self, number: int) -> Tensor:
+        if not self.index.timed:
+            return self._counted(number)
+        wanted = self.index.times[number]
+        place = bisect.bisect_right(self.index.keys, wanted) - 1
+        if place > 0 and self.index.keys[place] > self.reached:
+            self._jump(self.index.keys[place])
+        found = self._run_to(wanted)
+        if found is None:
+            # The container's table of key frames can be wrong: from the start, with all frames, nothing is missed.
+            self.needed = None
+            self._jump(self.index.times[0])
+            found = self._run_to(wanted)
+        if found is None:
+            raise BrokenRecordError("unreadable video", self.clock.place, f"frame {number} cannot be decoded")
+        return found
+
+    def _jump(self, stamp: int) -> None:
+        self.container.seek(stamp, stream=self.stream, backward=True)
+        self.decoded = _decode(self.container, self.stream, self.needed, self.clock)
+
+    def _run_to(self, wanted: int) -> Tensor | None:
+        for frame in self.decoded:
+            self.reached = frame.pts if frame.pts is not None else self.reached
+            if frame.pts == wanted:
+                return _rgb(frame)
+            if frame.pts is not None and frame.pts > wanted:
+                return None
+        return None
+
+    def _counted(self, number: int) -> Tensor:
+        for frame in self.decoded:
+            self.passed += 1
+            if self.passed == number + 1:
+                return _rgb(frame)
+        raise BrokenRecordError("unreadable video", self.clock.place, f"frame {number} cannot be decoded")
+
+
+def _decode(container: Any, stream: Any, needed: Set[int] | None, clock: Clock) -> Iterator[Any]:
+    """The frames from where the container is, without those that are not shown at the times ``needed`` and that no other frame
+    looks at. Not a method: a reader that is held by its own generator would keep its file open until garbage is collected."""
+    for packet in container.demux(stream):
+        clock.check()
+        may_skip = needed is not None and packet.pts is not None and packet.pts not in needed
+        stream.codec_context.skip_frame = "NONREF" if may_skip else "DEFAULT"
+        yield from packet.decode()
+
+
+def _rgb(frame: Any) -> Tensor:
+    return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+
+
+def _decord_frames(path: Path, index: FileIndex, wanted: Sequence[int], clock: Clock) -> Generator[Tensor, None, None]:
+    reader = import_backend("decord").VideoReader(str(path), num_threads=1)
+    _same_count(len(reader), index, "decord", clock)
+    for number in wanted:
+        clock.check()
+        yield torch.from_numpy(reader.get_batch([number]).asnumpy()[0]).permute(2, 0, 1)
+
+
+def _torchcodec_frames(
+    path: Path, index: FileIndex, wanted: Sequence[int], clock: Clock
+) -> Generator[Tensor, None, None]:
+    decoder = import_backend("torchcodec").VideoDecoder(str(path), seek_mode="exact", num_ffmpeg_threads=1)
+    _same_count(len(decoder), index, "torchcodec", clock)
+    for number in wanted:
+        clock.check()
+        yield decoder.get_frame_at(number).data
+
+
+def _same_count(found: int, index: FileIndex, backend: str, clock: Clock) -> None:
+    if found != len(index.times):
+        message = f"{backend} finds {found} frames where the file has {len(index.times)}; backend: av can read it"
+        raise BrokenRecordError("unreadable video", clock.place, message)
+
+
+_BACKENDS: dict[Backend, Callable[[Path, FileIndex, Sequence[int], Clock], Generator[Tensor, None, None]]] = {
+    "av": _av_frames,
+    "decord": _decord_frames,
+    "torchcodec": _torchcodec_frames,
+}
+
+
+def import_backend(backend: Backend) -> Any:
+    """Imported only where it is used: each brings its own FFmpeg."""
+    return importlib.import_module("torchcodec.decoders" if backend == "torchcodec" else backend)
+
+
+def why_not_loaded(backend: Backend) -> str | None:
+    """What an import of the backend says; None where it works."""
+    try:
+        import_backend("av")  # indexes the packets for every backend
+        import_backend(backend)
+    # torchcodec raises RuntimeError and OSError where it finds no FFmpeg.
+    except (ImportError, OSError, RuntimeError) as error:
+        return str(error).strip().split("\n")[0][:200]
+    return None
+
+
+def _open(path: Path, clock: Clock) -> Any:
+    return import_backend("av").open(str(path), timeout=max(0.1, clock.ends - time.monotonic()))
+
+
+@contextmanager
+def _reading(path: Path, place: str) -> Iterator[None]:
+    """Turns what the decoding libraries raise, which is of many kinds, into a broken record."""
+    try:
+        yield
+    except (BrokenRecordError, UserError, MemoryError):
+        raise
+    except ImportError as error:
+        raise UserError(f"{place}: {path} is a video file, and {error.name} cannot be loaded; pip install it") from None
+    except Exception as error:
+        # PyAV's errors repeat the path and FFmpeg's log after what they mean.
+        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0][:200] or type(error).__name__
+        detail = reason if place == str(path) else f"{path}: {reason}"
+        raise BrokenRecordError("unreadable video", place, detail) from None

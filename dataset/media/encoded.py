@@ -1,0 +1,177 @@
+"""Encoded pictures: what their header says, and their pixels as uint8 tensors.
+
+A picture is (3, H, W) uint8 RGB from the file to the device.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+from dataset.records.schema import BrokenRecordError
+
+_DECODED_BY_TORCHVISION = ("JPEG", "PNG", "WEBP")
+_FRAME_HEADERS = (0xC0, 0xC1, 0xC2)
+"""Markers of baseline, extended and progressive JPEG."""
+_SKIPPED_SEGMENTS = (*range(0xE0, 0xF0), 0xC4, 0xDB, 0xDD, 0xFE)
+"""Markers of applications' data, tables, restart intervals and comments."""
+_END_OF_JPEG = b"\xff\xd9"
+_BLOCK_ROWS = 16
+"""Rows that a JPEG decoder makes together where colours are stored at half the height."""
+
+
+class JPEGFrame(NamedTuple):
+    """What the frame header of a JPEG file states, and where in the file it lies."""
+
+    at: int
+    width: int
+    height: int
+    components: int
+    """1 of grey pictures, 3 of coloured ones, 4 of those for print (CMYK)."""
+
+
+class Picture:
+    """A picture whose header was read; its pixels are decoded when they are asked for.
+
+    Grey, CMYK, palette, alpha (dropped) and 16-bit pictures become 8-bit RGB; of an animation, the first frame. An EXIF
+    orientation is *not* applied: boxes refer to the pixels as they are stored.
+
+    Args:
+        content: the file.
+        max_pixels: the most that are decoded.
+        place: where it comes from, for messages.
+
+    Raises:
+        BrokenRecordError: "image too large" where the header says more than ``max_pixels`` (nothing is decoded then);
+            "unreadable image" for bytes that are no picture.
+    """
+
+    def __init__(self, content: bytes, max_pixels: int, place: str):
+        self.content, self.place = content, place
+        self._frame = jpeg_frame(content)
+        self._header = None if self._frame is not None else _open(content, place)
+        width, height = self._header.size if self._header is not None else self._frame[1:3]  # type: ignore[index]
+        self.shape = (3, height, width)
+        """Of the tensor of its pixels."""
+        if width * height > max_pixels:
+            raise BrokenRecordError(
+                "image too large", place, f"{width} x {height} pixels, more than max_pixels = {max_pixels}"
+            )
+
+    def rows(self, count: int) -> Tensor:
+        """At least the first ``count`` rows, (3, >= ``count``, W) uint8; those of a JPEG file that lie below are not decoded.
+
+        Raises:
+            BrokenRecordError: "unreadable image" for a picture that cannot be decoded, or whose end is missing.
+        """
+        try:
+            return self._decode(count)
+        except Exception as error:  # readers raise many kinds on malformed bytes
+            raise _unreadable(self.place, self.content, error) from None
+
+    def pixels(self) -> Tensor:
+        """The whole picture, (3, H, W) uint8; raises as :meth:`rows`."""
+        return self.rows(self.shape[1])
+
+    def _decode(self, rows: int) -> Tensor:
+        if self._frame is not None:
+            if self.content.rfind(_END_OF_JPEG) < self._frame.at:
+                raise ValueError("the end of the JPEG file is missing")
+            if self._frame.components == 4:
+                return _decode_by_torchvision(self.content)  # simplejpeg rounds CMYK otherwise than Pillow does
+            try:
+                return _decode_jpeg(self.content, self._frame, rows)
+            except ValueError:  # sampling that TurboJPEG does not know
+                return _decode_by_torchvision(self.content)
+        header = self._header
+        assert header is not None
+        if header.format in _DECODED_BY_TORCHVISION and not getattr(header, "is_animated", False):
+            return _decode_by_torchvision(self.content)  # faster than Pillow, with the same pixels
+        if header.mode.startswith("I;16"):
+            header = Image.fromarray((np.asarray(header) >> 8).astype(np.uint8))  # convert would clip instead
+        return torch.from_numpy(np.array(header.convert("RGB"))).permute(2, 0, 1)
+
+
+def decode(content: bytes, max_pixels: int, place: str) -> Tensor:
+    """Encoded bytes to (3, H, W) uint8 RGB; see :class:`Picture`, also for what it raises."""
+    return Picture(content, max_pixels, place).pixels()
+
+
+def pixels_of(image: Tensor | Picture) -> Tensor:
+    """All of a picture that may still be encoded, (3, H, W) uint8; raises as :meth:`Picture.rows`."""
+    return image.pixels() if isinstance(image, Picture) else image
+
+
+def encode_jpeg(image: Tensor, quality: int) -> bytes:
+    """(3, H, W) uint8 RGB as a JPEG file, with colours at half the width and height (4:2:0), as cameras store them."""
+    laid = image.permute(1, 2, 0).contiguous().numpy()
+    content: bytes = simplejpeg.encode_jpeg(laid, quality=quality, colorspace="RGB", colorsubsampling="420")
+    return content
+
+
+def crop(image: Tensor | Picture, top: int, left: int, height: int, width: int) -> Tensor:
+    """A part of a picture, (3, ``height``, ``width``) uint8; of an encoded one, the rows down to its bottom are decoded."""
+    pixels = image.rows(top + height) if isinstance(image, Picture) else image
+    return pixels[:, top : top + height, left : left + width]
+
+
+def jpeg_frame(content: bytes) -> JPEGFrame | None:
+    """The frame header of a JPEG file; None for other bytes, and for what is rare in a JPEG's header (several pictures in one
+    file, lossless and arithmetic coding), which Pillow then looks at, ten times as slowly."""
+    at = 2 if content.startswith(b"\xff\xd8") else len(content)
+    while at + 9 < len(content) and content[at] == 0xFF:
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+        if marker in _FRAME_HEADERS:
+            height, width = (int.from_bytes(content[at + start : at + start + 2], "big") for start in (5, 7))
+            return JPEGFrame(at, width, height, content[at + 9]) if width and height else None
+        if marker not in _SKIPPED_SEGMENTS or content.startswith(b"MPF\0", at + 4):
+            return None
+        at += 2 + length
+    return None
+
+
+def _decode_jpeg(content: bytes, frame: JPEGFrame, rows: int) -> Tensor:
+    """The rows of a JPEG file down to ``rows`` and less than two blocks more.
+
+    The decoder is told of a picture that ends there. What follows in the file is then data without a meaning, and libjpeg
+    warns of it, as of other faults that it can repair; hence not ``strict``, as Pillow and torchvision are not. The row above
+    the end takes its colour from its own block alone, so that there is always one more than asked for. (Where a progressive
+    file has no more than its coarsest scan, libjpeg smooths it across blocks, and the last rows may differ from those of the
+    whole.)
+    """
+    told = (rows // _BLOCK_ROWS + 1) * _BLOCK_ROWS
+    data: bytes | bytearray = content
+    if told < frame.height:
+        data = bytearray(content)
+        data[frame.at + 5 : frame.at + 7] = told.to_bytes(2, "big")
+    return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB", strict=False)).permute(2, 0, 1)
+
+
+def _decode_by_torchvision(content: bytes) -> Tensor:
+    pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    return pixels if pixels.dtype == torch.uint8 else (pixels.to(torch.int32) >> 8).to(torch.uint8)
+
+
+def _open(content: bytes, place: str) -> Image.Image:
+    """The picture before it is decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns at a size of its own
+            return Image.open(io.BytesIO(content))
+    except Image.DecompressionBombError as error:
+        raise BrokenRecordError("image too large", place, str(error)) from None
+    except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
+        raise _unreadable(place, content, error) from None
+
+
+def _unreadable(place: str, content: bytes, error: Exception) -> BrokenRecordError:
+    reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error).split("\n")[0][:120]
+    return BrokenRecordError("unreadable image", place, f"{len(content)} bytes: {reason}")

@@ -1,0 +1,252 @@
+"""Videos: the frames that are wanted, and only those, from files, lists of pictures and folders of pictures.
+
+Of a file, the frames shown at each whole second are the candidates (section 3.2); of a list or a folder, all pictures are.
+From the candidates some are taken: uniformly in evaluation, at random in training. Which frames these are does not depend on
+the backend that decodes them. A rotation in a file's header is not applied, as with pictures.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dataset.media.decoding import Backend, Clock, decoded, index_of, why_not_loaded, within
+from dataset.media.encoded import Picture
+from dataset.records.schema import BrokenRecordError, ImageSource, picture_of
+from utils.config import Config
+from utils.errors import UserError
+
+Choose = Callable[[int], Sequence[int]]
+"""From the number of candidates to those that are taken, ascending; one may be taken several times."""
+Look = Callable[[Tensor | Picture], Tensor]
+"""What is kept of a frame: (3, H, W) uint8 RGB, or a picture that decodes no more than is asked of it."""
+
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+LIST_SUFFIX = ".json"
+
+
+class VideoReadingConfig(Config):
+    """How the frames of videos are found and decoded."""
+
+    backend: Backend = Field(
+        "av", description="of files: av (PyAV); decord; torchcodec (its exact mode: the other picks wrong frames)"
+    )
+    frames_per_second: float = Field(1.0, gt=0, description="candidates in a second of a file")
+    time_limit_s: float = Field(60.0, gt=0, description="a video that takes longer is a broken record")
+    same_view: bool = Field(
+        False, description="one crop, flip and colouring for all frames of a video (released: each frame has its own)"
+    )
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """A video that is read only when it is needed: a ``path`` (a video file, a JSON list of base64 pictures, or a folder of
+    pictures), or the ``frames`` themselves."""
+
+    place: str
+    path: Path | None = None
+    frames: tuple[ImageSource, ...] = ()
+
+
+def video_source(value: Any, key: str, place: str, folder: Path) -> VideoSource:
+    """The video that ``value`` of ``key`` names, a path from ``folder``, or holds, a list of base64 pictures or their paths.
+
+    Raises:
+        BrokenRecordError: "wrong type", "missing video", or what a picture is broken by.
+    """
+    if isinstance(value, list):
+        if not value:
+            raise BrokenRecordError("unreadable video", place, f"{key} is an empty list")
+        return VideoSource(place, frames=tuple(picture_of(each, f"{key}[…]", place, folder) for each in value))
+    if not isinstance(value, str):
+        raise BrokenRecordError("wrong type", place, f"{key} is {value!r:.80}, neither a path nor a list of pictures")
+    if not value:
+        raise BrokenRecordError("missing video", place, f"{key} is empty")
+    return VideoSource(place, path=folder / value)
+
+
+def sample_frames(count: int, wanted: int, rng: np.random.Generator | None = None) -> list[int]:
+    """``wanted`` of ``count`` frames, ascending (the released ``sample_frame_ids``).
+
+    Where there are enough, one of each of ``wanted`` stretches of nearly equal length: the first in evaluation (without
+    ``rng``), with the longer stretches first; a random one in training, with the stretches in random order of length. Where
+    there are too few, all, and in turn again in evaluation, or random ones again in training.
+    """
+    if count <= wanted:
+        again = range(count, wanted) if rng is None else rng.integers(count, size=wanted - count).tolist()
+        return sorted([*range(count), *(each % count for each in again)])
+    lengths = np.full(wanted, count // wanted)
+    lengths[: count % wanted] += 1
+    if rng is not None:
+        rng.shuffle(lengths)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    return (starts if rng is None else starts + rng.integers(lengths)).tolist()
+
+
+@dataclass(frozen=True)
+class FrameSampler:
+    """Videos to tensors (F, 3, S, S) with as many ``frames`` as the model has; a frame is reduced as soon as it is decoded."""
+
+    frames: int
+    config: VideoReadingConfig
+    max_pixels: int
+
+    def training(
+        self,
+        source: VideoSource,
+        rng: np.random.Generator,
+        look: Callable[[Tensor | Picture, np.random.Generator], Tensor],
+    ) -> Tensor:
+        """Random frames, each through ``look``, which takes a picture and its random numbers.
+
+        Raises:
+            BrokenRecordError: as :func:`read_frames`.
+        """
+        chosen, views = (np.random.default_rng(rng.integers(2**63)) for _ in range(2))
+        seed = int(views.integers(2**63))
+
+        def seen(frame: Tensor | Picture) -> Tensor:
+            return look(frame, np.random.default_rng(seed) if self.config.same_view else views)
+
+        return self._read(source, lambda count: sample_frames(count, self.frames, chosen), seen)
+
+    def evaluation(self, source: VideoSource, look: Look) -> Tensor:
+        """Frames at even distances, each through ``look``.
+
+        Raises:
+            BrokenRecordError: as :func:`read_frames`.
+        """
+        return self._read(source, lambda count: sample_frames(count, self.frames), look)
+
+    def _read(self, source: VideoSource, choose: Choose, look: Look) -> Tensor:
+        return torch.stack(read_frames(source, self.config, choose, look, self.max_pixels))
+
+
+def read_frames(
+    source: VideoSource, config: VideoReadingConfig, choose: Choose, look: Look, max_pixels: int
+) -> list[Tensor]:
+    """``look`` of each chosen frame, in order. At no time is more than one frame there in full size.
+
+    Raises:
+        BrokenRecordError: "missing video"; "unreadable video" for a file that is empty, truncated, damaged, without pictures,
+            or not read within the time limit; "image too large"; and what a picture of a list is broken by.
+    """
+    clock = Clock(config.time_limit_s, source.place)
+    return within(clock, lambda: [look(frame) for frame in _chosen(source, config, choose, max_pixels, clock)])
+
+
+def check_backend(sources: Iterable[VideoSource], config: VideoReadingConfig, key: str) -> None:
+    """Lists and folders of pictures need no decoder; ``sources`` are looked at only where it is missing.
+
+    Raises:
+        UserError: with the config ``key``, where a video file is among ``sources`` and the backend cannot be used here.
+    """
+    reason = why_not_loaded(config.backend)
+    if reason is None:
+        return
+    file = next((source for source in sources if source.path is not None and _is_video_file(source.path)), None)
+    if file is not None:
+        remedy = "av" if config.backend == "av" else f"av {config.backend}, or use backend: av"
+        raise UserError(
+            f"{key}.backend: {config.backend} cannot be loaded ({reason}), and {file.path} ({file.place}) is a video file; "
+            f"pip install {remedy}"
+        )
+
+
+def check_held_out(sources: Sequence[VideoSource], config: VideoReadingConfig, max_pixels: int, key: str) -> None:
+    """Look at the packets of every video file of a split, without decoding any, so that a broken one is told before training.
+
+    Raises:
+        UserError: with the config ``key``, for the first that is no whole video; or as :func:`check_backend`.
+    """
+    check_backend(sources, config, "data.video")
+    for path, place in {source.path: source.place for source in sources if source.path is not None}.items():
+        if not _is_video_file(path):
+            continue
+        try:
+            index_of(path, max_pixels, Clock(config.time_limit_s, place))
+        except BrokenRecordError as error:
+            raise UserError(f"{key}: {error}; a held-out set has to be whole") from None
+
+
+def _is_video_file(path: Path) -> bool:
+    """Whether what lies at ``path`` is for a decoder: neither a list nor a folder of pictures."""
+    return path.suffix.lower() != LIST_SUFFIX and not path.is_dir()
+
+
+def _chosen(
+    source: VideoSource, config: VideoReadingConfig, choose: Choose, max_pixels: int, clock: Clock
+) -> Iterator[Tensor | Picture]:
+    """Each chosen frame, decoded in a file, still encoded in a list or a folder of pictures."""
+    pictures = _pictures(source)
+    if pictures is not None:
+        for number, again in itertools.groupby(choose(len(pictures))):
+            picture = Picture(pictures[number].load(), max_pixels, source.place)
+            for _ in again:
+                clock.check()
+                yield picture
+        return
+    assert source.path is not None
+    index = index_of(source.path, max_pixels, clock)
+    candidates = index.shown_each(1 / config.frames_per_second)
+    chosen = [candidates[number] for number in choose(len(candidates))]
+    with closing(decoded(source.path, index, sorted(set(chosen)), config.backend, clock)) as frames:
+        for _, again in itertools.groupby(chosen):
+            frame = next(frames)
+            for _ in again:
+                clock.check()
+                yield frame
+
+
+def _pictures(source: VideoSource) -> Sequence[ImageSource] | None:
+    """The pictures of a list or a folder; None for a video file.
+
+    Raises:
+        BrokenRecordError: there is nothing there, or no picture.
+    """
+    if source.path is None:
+        return source.frames
+    path = source.path
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # a name that is longer than one may be
+        raise BrokenRecordError("missing video", source.place, f"{str(path)[:200]}: {error.strerror}") from None
+    if not (is_folder or is_file):
+        raise BrokenRecordError("missing video", source.place, f"{str(path)[:200]} does not exist")
+    if is_folder:
+        names = sorted((each for each in path.iterdir() if each.suffix.lower() in FRAME_SUFFIXES), key=_by_number)
+        found = [ImageSource(source.place, path=each) for each in names]
+    elif path.suffix.lower() == LIST_SUFFIX:
+        found = _listed_pictures(path, source.place)
+    else:
+        return None
+    if not found:
+        raise BrokenRecordError("unreadable video", source.place, f"{path} holds no pictures")
+    return found
+
+
+def _listed_pictures(path: Path, place: str) -> list[ImageSource]:
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BrokenRecordError("unreadable video", place, f"{path} is no JSON list of pictures: {error}") from None
+    if not isinstance(values, list):
+        raise BrokenRecordError("unreadable video", place, f"{path} is no JSON list of pictures")
+    return [picture_of(value, f"{path.name}[{number}]", place, path.parent) for number, value in enumerate(values)]
+
+
+def _by_number(path: Path) -> list[Any]:
+    """So that 10.jpg comes after 9.jpg."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]

@@ -1,0 +1,113 @@
+"""How training and evaluation see an image or a video."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset.media.augment import AugmentConfig, RandAugment, evaluation_view, training_view
+from dataset.media.encoded import Picture, decode
+from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource
+from dataset.records.schema import BrokenRecordError, ImageSource
+from utils.errors import UserError
+
+
+class TrainingView:
+    """A picture as training sees it, (3, S, S) uint8, or frames of a video, (F, 3, S, S), each a view of its own.
+
+    Args:
+        image_size: S.
+        max_pixels: see :class:`~dataset.media.encoded.Picture`.
+        augment: what is done to each picture.
+        videos: how frames are taken of videos; None where there are none.
+    """
+
+    def __init__(self, image_size: int, max_pixels: int, augment: AugmentConfig, videos: FrameSampler | None = None):
+        self.image_size, self.max_pixels, self.config, self.videos = image_size, max_pixels, augment, videos
+        self.augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude)
+
+    def __call__(self, source: ImageSource | VideoSource, rng: np.random.Generator, *, may_flip: bool) -> Tensor:
+        """Raises :class:`BrokenRecordError` where it cannot be read."""
+
+        def look(image: Tensor | Picture, rng: np.random.Generator) -> Tensor:
+            return training_view(image, self.image_size, self.config, self.augment, rng, may_flip=may_flip)
+
+        if isinstance(source, VideoSource):
+            assert self.videos is not None, "videos without a number of frames"
+            return self.videos.training(source, rng, look)
+        return look(Picture(source.load(), self.max_pixels, source.place), rng)
+
+    def filler(self) -> Tensor:
+        """A black view for a row that does not count."""
+        image = black(self.image_size)
+        return image if self.videos is None else image.expand(self.videos.frames, -1, -1, -1)
+
+
+class EvaluationView:
+    """A picture as evaluation sees it: the whole of it, (3, S, S) uint8; or whole frames of a video, (F, 3, S, S).
+
+    With ``shuffle_frames`` the frames of a video are put into an order drawn from its place: what the model makes of them
+    then shows how far it looks at their order.
+    """
+
+    def __init__(
+        self, image_size: int, max_pixels: int, videos: FrameSampler | None = None, *, shuffle_frames: bool = False
+    ):
+        self.image_size, self.max_pixels = image_size, max_pixels
+        self.videos, self.shuffle_frames = videos, shuffle_frames
+
+    def __call__(self, source: ImageSource | VideoSource, size: tuple[int, int] | None = None) -> Tensor:
+        """The view; ``size``: (width, height) that the annotations give the picture.
+
+        Raises:
+            BrokenRecordError: the picture or video cannot be read, or is of another size.
+        """
+        if isinstance(source, VideoSource):
+            assert self.videos is not None, "videos without a number of frames"
+            frames = self.videos.evaluation(source, lambda frame: evaluation_view(frame, self.image_size))
+            return _other_order(frames, source.place) if self.shuffle_frames else frames
+        image = decode(source.load(), self.max_pixels, source.place)
+        if size is not None:
+            check_size(image, size, source.place)
+        return evaluation_view(image, self.image_size)
+
+
+def _other_order(frames: Tensor, place: str) -> Tensor:
+    """The frames in an order that is never their own, where there are two at least."""
+    count = len(frames)
+    if count < 2:
+        return frames
+    rng = np.random.default_rng(zlib.crc32(place.encode()))
+    while (order := rng.permutation(count)).tolist() == list(range(count)):
+        pass
+    return frames[torch.from_numpy(order)]
+
+
+def check_medium(sources: Sequence[ImageSource | VideoSource], frames: int | None, key: str) -> None:
+    """Raise a :class:`UserError` with the config ``key`` where data and model are not both of images or both of videos."""
+    videos = sum(isinstance(source, VideoSource) for source in sources)
+    if videos and frames is None:
+        raise UserError(f"{key} holds videos, the model is one of images; set model.vision.video.frames")
+    if frames is not None and videos < len(sources):
+        raise UserError(f"{key} holds images, the model is one of videos; drop model.vision.video")
+
+
+def frame_sampler(config: VideoReadingConfig, frames: int | None, max_pixels: int) -> FrameSampler | None:
+    """What takes ``frames`` of each video; None where the model is one of images."""
+    return None if frames is None else FrameSampler(frames, config, max_pixels)
+
+
+def check_size(image: Tensor | Picture, size: tuple[int, int], place: str) -> None:
+    """Raises :class:`BrokenRecordError` where a picture (3, H, W) is not of the (width, height) that its boxes refer to."""
+    found = (image.shape[2], image.shape[1])
+    if found != size:
+        raise BrokenRecordError("unreadable image", place, f"is of {found} pixels, in the annotations of {size}")
+
+
+def black(size: int) -> Tensor:
+    """A black picture for a row that does not count."""
+    return torch.zeros(3, size, size, dtype=torch.uint8)

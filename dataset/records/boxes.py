@@ -1,0 +1,138 @@
+"""Described boxes: crop and flip that know them, and the patches that a box covers (X²-VLM, section 3.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset.media.encoded import Picture, crop
+from dataset.records.schema import Box, BrokenRecordError, Element, RegionRecord, place_box
+from utils.batch import BrokenRecord
+
+WHOLE_BOX: Box = (0.5, 0.5, 1.0, 1.0)
+"""Centre and size, relative, of the whole picture."""
+
+SLIVER = 1e-3
+"""Least side of a box, relative to the input: a smaller one is no target to learn from."""
+
+_SNAP = 1e-6
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of a picture in whole pixels: left, top, right, bottom (right and bottom not included)."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    def of(self, image: Tensor | Picture) -> Tensor:
+        """The part of a picture, (3, y1 - y0, x1 - x0) uint8."""
+        return crop(image, self.y0, self.x0, self.y1 - self.y0, self.x1 - self.x0)
+
+
+def elements_inside(record: RegionRecord, width: int, height: int) -> tuple[list[Element], list[BrokenRecord]]:
+    """The elements whose box lies in the picture, clamped to it, and what is wrong with the others."""
+    elements, broken = [], []
+    for element in record.elements:
+        try:
+            box = place_box(element.box, width, height, record.place, element.name)
+        except BrokenRecordError as error:
+            broken.append(error.as_broken())
+        else:
+            elements.append(replace(element, box=box))
+    return elements, broken
+
+
+def visible_elements(
+    elements: Sequence[Element],
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    crop: bool,
+    most: int,
+    min_inside: float,
+) -> tuple[Crop, list[tuple[Element, Box]]]:
+    """A crop of a picture of ``size`` (width, height) and up to ``most`` elements in it, with their boxes relative to it.
+
+    The crop keeps a random element whole; that one comes first, the others follow in random order if more than ``min_inside``
+    of their area is in the crop (the released reader may leave the kept one out). Without ``crop``, the whole picture.
+    """
+    width, height = size
+    whole = Crop(0, 0, width, height)
+    if not elements:
+        return whole, []
+    order = rng.permutation(len(elements)).tolist()
+    kept = elements[order[0]]
+    part = crop_around(kept.box, width, height, rng) if crop else whole
+    found: list[tuple[Element, Box]] = []
+    for element in (elements[place] for place in order):
+        if len(found) >= most:
+            break
+        if share_inside(element.box, part) > min_inside:
+            box = visible_box(element.box, part)
+            if box is not None:
+                found.append((element, box))
+    return part, found
+
+
+def crop_around(box: Box, width: int, height: int, rng: np.random.Generator) -> Crop:
+    """A random crop that holds the whole of ``box`` (x, y, w, h in pixels): each edge uniform between box and border."""
+    x, y, w, h = box
+    x0 = int(rng.integers(0, math.floor(x) + 1))
+    y0 = int(rng.integers(0, math.floor(y) + 1))
+    x1 = int(rng.integers(min(math.ceil(x + w), width), width + 1))
+    y1 = int(rng.integers(min(math.ceil(y + h), height), height + 1))
+    return Crop(x0, y0, x1, y1)
+
+
+def share_inside(box: Box, crop: Crop) -> float:
+    """The share of the box's area that lies inside the crop, in [0, 1]."""
+    x, y, w, h = box
+    inside_w = min(x + w, crop.x1) - max(x, crop.x0)
+    inside_h = min(y + h, crop.y1) - max(y, crop.y0)
+    return max(inside_w, 0.0) * max(inside_h, 0.0) / (w * h)
+
+
+def visible_box(box: Box, crop: Crop) -> Box | None:
+    """The part of ``box`` inside ``crop`` as (cx, cy, w, h) relative to the crop; None for less than a sliver."""
+    x, y, w, h = box
+    width, height = crop.x1 - crop.x0, crop.y1 - crop.y0
+    x0, x1 = (max(x, crop.x0) - crop.x0) / width, (min(x + w, crop.x1) - crop.x0) / width
+    y0, y1 = (max(y, crop.y0) - crop.y0) / height, (min(y + h, crop.y1) - crop.y0) / height
+    if x1 - x0 < SLIVER or y1 - y0 < SLIVER:
+        return None
+    return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+
+
+def flip_box(box_cxcywh: Box) -> Box:
+    """A relative box (cx, cy, w, h) in the mirrored picture."""
+    cx, cy, w, h = box_cxcywh
+    return 1 - cx, cy, w, h
+
+
+def patch_mask(box_xywh: Sequence[float], image_size: int, patch_size: int) -> Tensor:
+    """The patches that a box touches: (P,) bool, row-major, at least one True.
+
+    ``box_xywh`` in pixels of the input of ``image_size`` x ``image_size``. Columns floor(x / p) up to ceil((x + w) / p), rows
+    alike, clamped to the grid (released, without the entry for [CLS]). An edge within a millionth of a patch of a grid line
+    counts as on it, so that rounding in a flip or a resize adds no row of patches.
+    """
+    grid = image_size // patch_size
+    x, y, w, h = box_xywh
+    mask = torch.zeros(grid, grid, dtype=torch.bool)
+    (left, right), (top, bottom) = _cells(x, w, patch_size, grid), _cells(y, h, patch_size, grid)
+    mask[top:bottom, left:right] = True
+    return mask.flatten()
+
+
+def _cells(start: float, length: float, patch_size: int, grid: int) -> tuple[int, int]:
+    first = min(max(math.floor(start / patch_size + _SNAP), 0), grid - 1)
+    last = min(math.ceil((start + length) / patch_size - _SNAP), grid)
+    return first, max(last, first + 1)

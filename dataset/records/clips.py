@@ -1,0 +1,105 @@
+"""Video-text records of pre-training: clips with their captions, of which neighbours may be joined (X²-VLM, section 4.1).
+
+A record has one clip, ``{"video": ["<base64>", …] | "<path>", "caption": …}``, or several, ``{"video": [["<base64>", …], …],
+"caption": [text per clip], "is_continuous": bool}``: those of a continuous video follow each other. Paths of pictures may stand
+for base64; several clips are never video files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dataset.media.video import VideoSource, video_source
+from dataset.records.schema import BrokenRecordError, RawRecord, Texts, broken_key, texts_in
+
+NOTHING_SAID = "[music]"
+"""What the transcript of a clip without speech is; such clips are not used (as released)."""
+
+
+@dataclass(frozen=True)
+class VideoRecord:
+    """Clips and the captions of each (alternatives: one is drawn each time)."""
+
+    place: str
+    clips: tuple[VideoSource, ...]
+    captions: tuple[Texts, ...]
+    continuous: bool
+
+    @property
+    def spoken(self) -> list[int]:
+        """The clips that have something to say."""
+        return [clip for clip, texts in enumerate(self.captions) if not _says_nothing(texts)]
+
+
+def parse_video_record(raw: RawRecord, video_key: str, caption_key: str, root: Path | None) -> VideoRecord:
+    """The clips of a record; paths start from ``root``, or where that is None from the folder of the shard.
+
+    Raises:
+        BrokenRecordError: "missing key", "wrong type", "missing video" or "unreadable video".
+    """
+    value, said = raw.values.get(video_key), raw.values.get(caption_key)
+    if value is None:
+        raise broken_key(raw, video_key)
+    if said is None:
+        raise broken_key(raw, caption_key)
+    folder, place = root or raw.folder, raw.place
+    continuous = raw.values.get("is_continuous") is True
+    if not (isinstance(value, list) and value and all(isinstance(clip, list) for clip in value)):
+        if continuous and isinstance(said, list):
+            raise BrokenRecordError(
+                "wrong type",
+                place,
+                f"is_continuous joins clips that are lists of pictures or of their paths, and {video_key} is one video; give a "
+                f"list of lists, or one video a record without is_continuous",
+            )
+        return VideoRecord(
+            place, (video_source(value, video_key, place, folder),), (texts_in(said, caption_key, place),), False
+        )
+    if not isinstance(said, list) or len(said) != len(value):
+        count = f"{len(said)} texts" if isinstance(said, list) else "no list"
+        raise BrokenRecordError(
+            "wrong type", place, f"{caption_key} is {count} for the {len(value)} clips of {video_key}"
+        )
+    clips = [video_source(clip, f"{video_key}[{number}]", place, folder) for number, clip in enumerate(value)]
+    captions = [texts_in(text, f"{caption_key}[{number}]", place) for number, text in enumerate(said)]
+    return VideoRecord(place, tuple(clips), tuple(captions), continuous)
+
+
+def choose_clip(
+    record: VideoRecord, rng: np.random.Generator, *, join: bool, min_frames: int
+) -> tuple[VideoSource, list[Texts]]:
+    """A random clip that has something to say, and its captions; of a continuous video with ``join`` the clips around it too.
+
+    Neighbours are added on a random side until the clips with something to say have ``min_frames`` frames or none is left (the
+    released ``sample_clip_ids``; there the first clip may be one that says nothing).
+
+    Raises:
+        BrokenRecordError: "empty text" where no clip has anything to say.
+    """
+    spoken = record.spoken
+    if not spoken:
+        raise BrokenRecordError("empty text", record.place, "no clip has anything but [Music] to say")
+    first = last = spoken[int(rng.integers(len(spoken)))]
+    end = len(record.clips) - 1
+    while (
+        join and record.continuous and _frames(record, spoken, first, last) < min_frames and (first, last) != (0, end)
+    ):
+        leftwards = first > 0 and (last == end or rng.random() < 0.5)
+        first, last = (first - 1, last) if leftwards else (first, last + 1)
+    chosen = [clip for clip in spoken if first <= clip <= last]
+    if len(chosen) == 1:
+        return record.clips[chosen[0]], [record.captions[chosen[0]]]
+    frames = tuple(frame for clip in chosen for frame in record.clips[clip].frames)
+    return VideoSource(record.place, frames=frames), [record.captions[clip] for clip in chosen]
+
+
+def _frames(record: VideoRecord, spoken: Sequence[int], first: int, last: int) -> int:
+    return sum(len(record.clips[clip].frames) for clip in spoken if first <= clip <= last)
+
+
+def _says_nothing(texts: Texts) -> bool:
+    return all(isinstance(text, str) and text.strip().lower() == NOTHING_SAID for text in texts)

@@ -1,0 +1,105 @@
+"""Captioning data: a caption after its prompt, with the places at which a token has to be said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.media.augment import stack_views
+from dataset.tasks.finetune import FineTuneBatches, MediaDataConfig, media_view
+from dataset.text.processors import TextDataConfig, TextProcessor, mentions_side
+from utils.batch import CaptioningBatch, LeftToRightText
+from utils.errors import UserError
+
+
+class CaptioningDataConfig(MediaDataConfig):
+    """Training captions. They are not cleaned: the tokenizer alone decides what becomes of case and punctuation (as released)."""
+
+    train: CaptionedSplitConfig
+    text: TextDataConfig = TextDataConfig(max_tokens=40, mask_prob=0.6, max_masks=18)
+    prompt: str = Field("a picture of ", description="what every caption follows")
+    careful_flip: bool = Field(True, description="do not flip where the caption says left or right; English only")
+
+
+def prompt_tokens(processor: TextProcessor, prompt: str) -> list[int]:
+    """[CLS] and the prompt.
+
+    Raises:
+        UserError: if ``data.text.max_tokens`` leaves no room for a word after it.
+    """
+    tokens = [processor.cls_id, *processor.pieces(prompt)[0]]
+    if len(tokens) >= processor.limits.max_tokens:
+        raise UserError(
+            f"data.prompt: {prompt!r} and [CLS] are {len(tokens)} tokens, and data.text.max_tokens is "
+            f"{processor.limits.max_tokens}; nothing could be said after it"
+        )
+    return tokens
+
+
+@dataclass(frozen=True)
+class CaptionExample:
+    """One training row: a view (3, S, S) of the picture, or (F, 3, S, S) of the video, the token ids of prompt and caption,
+    which of them have to be said (ascending places), and all captions of the picture."""
+
+    pixels: Tensor
+    ids: list[int]
+    said: list[int]
+    references: tuple[str, ...]
+
+
+class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
+    """Every caption once an epoch, with its picture."""
+
+    name = "captions"
+    text: TextProcessor
+
+    def make_processor(self, tokenizer: Any, data: CaptioningDataConfig) -> TextProcessor:
+        return TextProcessor(tokenizer, data.text)
+
+    def read(self, data: CaptioningDataConfig) -> int:
+        self.prompt = prompt_tokens(self.text, data.prompt)
+        self.items = read_captioned_images(data.train, "data.train", data.max_broken)
+        self.references = self.items.references()
+        self.view = media_view(data, self.items.images, self.frames, self.image_size)
+        return len(self.items.captions)
+
+    def example(self, index: int, rng: np.random.Generator) -> CaptionExample:
+        image = int(self.items.image_of_caption[index])
+        source, caption = self.items.images[image], self.items.captions[index]
+        # What the model says may be judged by all captions of the picture.
+        may_flip = not (self.data.careful_flip and any(map(mentions_side, self.references[image])))
+        pixels = self.view(source, rng, may_flip=may_flip)
+        ids, said = self.tokens(caption, rng)
+        return CaptionExample(pixels, ids, said, self.references[image])
+
+    def tokens(self, caption: str, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        """[CLS], prompt, caption and [SEP], cut to ``max_tokens`` (which may lose [SEP], as released: what is cut does not
+        end there), and the places that have to be said."""
+        pieces, continues = self.text.pieces(caption)
+        before = len(self.prompt)
+        longest = self.data.text.max_tokens
+        ids = [*self.prompt, *pieces, self.text.sep_id][:longest]
+        joined = [*[False] * before, *continues, False][:longest]
+        return ids, self.text.mask_positions(joined, rng, prompt=before - 1)
+
+    def place(self, index: int) -> str:
+        return self.items.images[int(self.items.image_of_caption[index])].place
+
+    def filler(self) -> CaptionExample:
+        return CaptionExample(self.view.filler(), [*self.prompt, self.text.sep_id], [len(self.prompt)], ())
+
+    def collate(self, examples: Sequence[CaptionExample], valid: Tensor, **made: Any) -> CaptioningBatch:
+        ids, said = [example.ids for example in examples], [example.said for example in examples]
+        return CaptioningBatch(
+            pixels=stack_views([example.pixels for example in examples]),
+            text=LeftToRightText.of(ids, said, self.text.mask_id, self.text.pad_id),
+            references=tuple(example.references for example in examples),
+            valid=valid,
+            **made,
+        )

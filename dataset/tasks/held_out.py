@@ -1,0 +1,127 @@
+"""Held-out records for evaluation: every one exactly once, in order, without augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dataset.media.augment import evaluation_view
+from dataset.media.encoded import decode
+from dataset.media.video import FrameSampler
+from dataset.records.schema import BrokenRecordError, ImageKeys, RawRecord, Texts, parse_region_record, place_box
+from dataset.shards.readers import Shards
+from dataset.tasks.streams.pairs import VideoStreamConfig
+from dataset.text.processors import TextProcessor, clean_alternatives, clean_caption
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class HeldOutElement:
+    """A described box: ``box`` (cx, cy, w, h) relative to the picture; ``grain`` is the record's own word for its kind.
+
+    Where training draws among several captions or attributes, this is the first of each.
+    """
+
+    caption: str
+    box: tuple[float, float, float, float]
+    grain: str
+
+
+@dataclass(frozen=True)
+class HeldOutRecord:
+    """A picture or a video with its cleaned texts. ``pixels`` (3, S, S) uint8, or (F, 3, S, S) of a video; ``captions`` may be
+    empty."""
+
+    place: str
+    pixels: Tensor
+    captions: list[str]
+    elements: list[HeldOutElement]
+
+
+def read_held_out(
+    files: Sequence[str],
+    processor: TextProcessor,
+    *,
+    image_size: int,
+    keys: ImageKeys,
+    caption_key: str = "caption",
+    max_pixels: int = 80_000_000,
+    limit: int | None = None,
+    config_key: str = "evaluation.files",
+    index_folder: str | None = None,
+) -> list[HeldOutRecord]:
+    """Read the first ``limit`` records (None: all).
+
+    Raises:
+        UserError: for the first broken record: a held-out set must be whole, or its numbers mean something else.
+    """
+    shards = Shards(files, key=config_key, index_folder=index_folder)
+    return _whole(shards, limit, lambda raw: _read_one(raw, processor, image_size, keys, caption_key, max_pixels))
+
+
+def read_held_out_videos(
+    files: Sequence[str],
+    processor: TextProcessor,
+    config: VideoStreamConfig,
+    sampler: FrameSampler,
+    *,
+    image_size: int,
+    limit: int | None = None,
+    config_key: str = "evaluation.video_files",
+    index_folder: str | None = None,
+) -> list[HeldOutRecord]:
+    """Of the first ``limit`` records (None: all) the first clip that has something to say, under the keys of ``config``.
+
+    Raises:
+        UserError: as :func:`read_held_out`.
+    """
+
+    def read(raw: RawRecord) -> HeldOutRecord:
+        record = config.record(raw)
+        if not record.spoken:
+            raise BrokenRecordError("empty text", raw.place, "no clip has anything to say")
+        clip = record.spoken[0]
+        frames = sampler.evaluation(record.clips[clip], lambda frame: evaluation_view(frame, image_size))
+        return HeldOutRecord(raw.place, frames, _clean(record.captions[clip], processor, raw.place), [])
+
+    return _whole(Shards(files, key=config_key, index_folder=index_folder), limit, read)
+
+
+def _whole(shards: Shards, limit: int | None, read: Callable[[RawRecord], HeldOutRecord]) -> list[HeldOutRecord]:
+    """``read`` of the first ``limit`` records, every one of which has to be fit."""
+    try:
+        return [read(shards.read(number)) for number in range(min(len(shards), limit or len(shards)))]
+    except BrokenRecordError as error:
+        raise UserError(f"{error}; a held-out set has to be whole") from None
+
+
+def _read_one(
+    raw: RawRecord,
+    processor: TextProcessor,
+    image_size: int,
+    keys: ImageKeys,
+    caption_key: str,
+    max_pixels: int,
+) -> HeldOutRecord:
+    record = parse_region_record(raw, keys, caption_key)
+    picture = decode(record.image.load(), max_pixels, raw.place)
+    height, width = picture.shape[-2:]
+    if record.broken:
+        raise BrokenRecordError(record.broken[0].kind, raw.place, record.broken[0].message)  # type: ignore[arg-type]
+    elements = []
+    for element in record.elements:
+        x, y, w, h = place_box(element.box, width, height, raw.place, element.name)
+        box = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+        caption = _clean(element.captions, processor, raw.place)[0]
+        if element.attributes:
+            named = f"{_clean(element.attributes, processor, raw.place)[0]} {caption}"
+            caption = clean_caption(named, processor.max_words)
+        elements.append(HeldOutElement(caption, box, element.grain))
+    captions = _clean(record.captions, processor, raw.place) if record.captions else []
+    return HeldOutRecord(raw.place, evaluation_view(picture, image_size), captions, elements)
+
+
+def _clean(texts: Texts, processor: TextProcessor, place: str) -> list[str]:
+    return clean_alternatives(texts, processor.config.language, processor.max_words, place)

@@ -1,0 +1,200 @@
+"""Pre-training data: records of up to five streams to examples to one :class:`~utils.batch.PretrainBatch`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeGuard
+
+from pydantic import Field, model_validator
+
+from dataset.loaders import LoadingConfig
+from dataset.media.video import FrameSampler
+from dataset.media.views import TrainingView
+from dataset.shards.readers import Shards
+from dataset.shards.samplers import RecordSource, sample_rng
+from dataset.tasks.streams.base import Report, StreamConfig
+from dataset.tasks.streams.pairs import ImageStream, ImageStreamConfig, VideoStream, VideoStreamConfig
+from dataset.tasks.streams.regions import RegionStream, RegionStreamConfig
+from dataset.tasks.streams.texts import TextPairStream, TextPairStreamConfig, TextStream, TextStreamConfig
+from dataset.text.processors import TextDataConfig, TextProcessor
+from utils.batch import MicroBatch, PretrainBatch
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+PAIRED = ("images", "videos", "regions")
+"""The streams that have a matching loss."""
+
+
+AnyStreamConfig = ImageStreamConfig | RegionStreamConfig | VideoStreamConfig | TextStreamConfig | TextPairStreamConfig
+
+
+class DataConfig(LoadingConfig):
+    """The data of pre-training: its streams, mixed in every micro-batch."""
+
+    text: TextDataConfig = Field(default_factory=TextDataConfig, description="Cutting and masking of all texts.")
+    images: ImageStreamConfig | None = Field(None, description="Image-text pairs.")
+    regions: RegionStreamConfig | None = Field(None, description="Pictures with described boxes.")
+    videos: VideoStreamConfig | None = Field(None, description="Video-text pairs.")
+    texts: TextStreamConfig | None = Field(None, description="Texts alone.")
+    pairs: TextPairStreamConfig | None = Field(None, description="Texts with their translations.")
+    matching_steps: int | None = Field(
+        None, ge=0, description="Steps after which no stream has a matching loss any more; null: all have one."
+    )
+    cache_index: str | None = Field(None, description="Folder of shard indexes; null = the user's cache folder.")
+
+    @model_validator(mode="after")
+    def _has_a_stream(self) -> DataConfig:
+        if not self.streams():
+            raise ValueError("no stream is configured; give at least one of images, regions, videos, texts, pairs")
+        return self
+
+    @property
+    def micro_batch(self) -> MicroBatch:
+        """That of the leading stream."""
+        name, stream = next(iter(self.streams().items()))
+        return MicroBatch(f"data.{name}.batch_size", stream.batch_size)
+
+    def streams(self) -> dict[str, AnyStreamConfig]:
+        """The configured streams by name."""
+        named = {
+            "images": self.images,
+            "regions": self.regions,
+            "videos": self.videos,
+            "texts": self.texts,
+            "pairs": self.pairs,
+        }
+        return {name: stream for name, stream in named.items() if stream is not None}
+
+
+class PretrainBatches:
+    """Micro-batch number u of a run, as a function of u alone (and of data, seed and, in sequential order, ranks; with clean
+    sets, which are drawn for whole steps, of the micro-batches in a step too).
+
+    Args:
+        data: the streams.
+        tokenizer: see :class:`~dataset.text.processors.TextProcessor`.
+        image_size: side of the input in pixels.
+        patch_size: side of a patch; must divide ``image_size``.
+        seed: of order, augmentation and masking.
+        world_size: processes that share the data.
+        frames: of a video; None where the model is one of images.
+        accumulate: micro-batches of a process in a step.
+        static: batches of few different shapes (see :class:`~dataset.text.processors.TextProcessor`).
+
+    Raises:
+        UserError: in one line, naming the config key: no files, no records, fewer shards than ranks, sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        *,
+        tokenizer: PreTrainedTokenizerFast,
+        image_size: int,
+        patch_size: int,
+        seed: int,
+        world_size: int = 1,
+        frames: int | None = None,
+        accumulate: int = 1,
+        static: bool = False,
+    ):
+        if image_size % patch_size:
+            raise UserError(f"image size {image_size} is not a multiple of patch size {patch_size}; change one of them")
+        self.text = TextProcessor(tokenizer, data.text, static=static)
+        streams = data.streams()
+        cleans = {name: stream.clean for name, stream in streams.items() if _may_be_clean(stream) and stream.clean}
+
+        def source(name: str, files: list[str]) -> RecordSource:
+            stream = streams[name.removesuffix("/clean")]
+            return RecordSource(
+                Shards(files, key=f"data.{name.replace('/', '.')}.files", index_folder=data.cache_index),
+                _records_per_batch(stream),
+                order=stream.order,
+                name=name,
+                seed=seed,
+                world_size=world_size,
+            )
+
+        sources = {name: source(name, stream.files) for name, stream in streams.items()}
+        sources |= {f"{name}/clean": source(f"{name}/clean", clean.files) for name, clean in cleans.items()}
+        self.steps = Steps({name: clean.probability for name, clean in cleans.items()}, data.matching_steps, seed)
+        self.numbers_per_step = world_size * accumulate if cleans or data.matching_steps is not None else 1
+        self.stream_sizes = {name: len(source.shards) for name, source in sources.items()}
+        self.rows_per_batch = sum(stream.batch_size for stream in streams.values())
+        self.records_per_batch = _records_per_batch(next(iter(streams.values())))
+        self.images = self.regions = self.texts = self.videos = self.pairs = None
+        if data.images:
+            both = (sources["images"], sources.get("images/clean"))
+            view = TrainingView(image_size, data.max_pixels, data.images.augment)
+            self.images = ImageStream(data.images, both, self.text, view)
+        if data.videos:
+            if frames is None:
+                raise UserError("data.videos: the model is one of images; set model.vision.video.frames")
+            both = (sources["videos"], sources.get("videos/clean"))
+            sampler = FrameSampler(frames, data.videos.reading, data.max_pixels)
+            view = TrainingView(image_size, data.max_pixels, data.videos.augment, sampler)
+            self.videos = VideoStream(data.videos, both, self.text, view)
+        if data.regions:
+            sizes = (image_size, patch_size)
+            self.regions = RegionStream(data.regions, sources["regions"], self.text, sizes, data.max_pixels)
+        if data.texts:
+            self.texts = TextStream(data.texts, sources["texts"], self.text)
+        if data.pairs:
+            text = TextProcessor(tokenizer, data.pairs.text, static=static) if data.pairs.text else self.text
+            self.pairs = TextPairStream(data.pairs, sources["pairs"], text)
+
+    def make(self, number: int) -> PretrainBatch:
+        """Micro-batch ``number``, counted over all ranks."""
+        report = Report()
+        clean, unmatched = self.steps.draw(number // self.numbers_per_step)
+        return PretrainBatch(
+            images=self.images.batch(number, "images" in clean, report) if self.images else None,
+            videos=self.videos.batch(number, "videos" in clean, report) if self.videos else None,
+            unmatched=tuple(stream for stream in unmatched if getattr(self, stream) is not None),
+            regions=self.regions.batch(number, report) if self.regions else None,
+            texts=self.texts.batch(number, report) if self.texts else None,
+            pairs=self.pairs.batch(number, report) if self.pairs else None,
+            records=tuple(report.places),
+            broken=tuple(report.broken),
+            read=report.read,
+        )
+
+
+class Steps:
+    """What is drawn for whole steps, from seed and step alone, so that all ranks agree.
+
+    Args:
+        clean: the chance of each stream that has a clean set to be taken from it.
+        matching_steps: steps after which there is no matching loss; None: there always is.
+        seed: of the run.
+    """
+
+    def __init__(self, clean: Mapping[str, float], matching_steps: int | None, seed: int):
+        self.clean, self.matching_steps, self.seed = clean, matching_steps, seed
+
+    def draw(self, step: int) -> tuple[set[str], tuple[str, ...]]:
+        """The streams that take a step from their clean set, and those that have no matching loss in it.
+
+        Where images are noisy no stream has one (released: wrong pairs would be taught as right ones); where videos are, they
+        have none.
+        """
+        taken = {
+            name
+            for name, share in self.clean.items()
+            if sample_rng(self.seed, f"{name}/clean", 0, step).random() < share
+        }
+        noisy = self.clean.keys() - taken
+        if "images" in noisy or (self.matching_steps is not None and step >= self.matching_steps):
+            return taken, PAIRED
+        return taken, tuple(stream for stream in PAIRED if stream in noisy)
+
+
+def _records_per_batch(stream: StreamConfig) -> int:
+    return stream.max_images if isinstance(stream, RegionStreamConfig) else stream.batch_size
+
+
+def _may_be_clean(stream: StreamConfig) -> TypeGuard[ImageStreamConfig | VideoStreamConfig]:
+    return isinstance(stream, ImageStreamConfig | VideoStreamConfig)

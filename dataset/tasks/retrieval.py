@@ -1,0 +1,71 @@
+"""Retrieval data: captions of one image belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.media.augment import stack_views
+from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, MediaDataConfig, cleaned, media_view
+from dataset.text.processors import TextLimits, mentions_side
+from utils.batch import RetrievalBatch
+
+
+class RetrievalDataConfig(MediaDataConfig):
+    """Training pairs."""
+
+    train: CaptionedSplitConfig
+    text: TextLimits = TextLimits(max_tokens=40, max_words=30)
+    careful_flip: bool = Field(
+        False, description="do not flip where the caption says left or right; English only (released: flips)"
+    )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One training row: a view (3, S, S) of the picture, or (F, 3, S, S) of the video, a cleaned caption, and which image it
+    is."""
+
+    pixels: Tensor
+    caption: str
+    group: int
+
+
+class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, Pair]):
+    """Every caption once an epoch, with its picture."""
+
+    name = "captions"
+
+    def read(self, data: RetrievalDataConfig) -> int:
+        self.items = read_captioned_images(data.train, "data.train", data.max_broken)
+        self.view = media_view(data, self.items.images, self.frames, self.image_size)
+        return len(self.items.captions)
+
+    def example(self, index: int, rng: np.random.Generator) -> Pair:
+        image = int(self.items.image_of_caption[index])
+        source = self.items.images[image]
+        caption = cleaned(self.items.captions[index], self.text.max_words, source.place)
+        may_flip = not (self.data.careful_flip and mentions_side(caption))
+        return Pair(self.view(source, rng, may_flip=may_flip), caption, image)
+
+    def place(self, index: int) -> str:
+        return self.items.images[int(self.items.image_of_caption[index])].place
+
+    def filler(self) -> Pair:
+        return Pair(self.view.filler(), FILLER_TEXT, -1)
+
+    def collate(self, examples: Sequence[Pair], valid: Tensor, **made: Any) -> RetrievalBatch:
+        return RetrievalBatch(
+            pixels=stack_views([example.pixels for example in examples]),
+            text=self.text.encode_plain([example.caption for example in examples]),
+            group=torch.tensor([example.group for example in examples]),
+            valid=valid,
+            **made,
+        )

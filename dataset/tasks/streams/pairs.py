@@ -1,0 +1,164 @@
+"""Pictures or videos, a text for each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dataset.media.augment import AugmentConfig, stack_views
+from dataset.media.video import VideoReadingConfig, VideoSource, check_backend
+from dataset.media.views import TrainingView
+from dataset.records.clips import VideoRecord, choose_clip, parse_video_record
+from dataset.records.schema import BrokenRecordError, RawRecord, parse_image_record
+from dataset.shards.readers import Shards
+from dataset.shards.samplers import RecordSource
+from dataset.tasks.streams.base import CleanSetConfig, PictureStreamConfig, Report, StreamConfig
+from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
+from utils.batch import ImageTextBatch, MaskedText, VideoTextBatch
+
+
+class ImageStreamConfig(PictureStreamConfig):
+    """Image-text pairs."""
+
+    clean: CleanSetConfig | None = Field(
+        None, description="Clean pairs; on steps without them no stream has a matching loss."
+    )
+
+    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Augmentation of the pictures.")
+    careful_flip: bool = Field(
+        False, description="Do not flip where the caption says left or right; English only (released: flips)."
+    )
+
+
+class VideoStreamConfig(StreamConfig):
+    """Video-text pairs, of as many frames as ``model.vision.video.frames``. Lists of frames are read many times as fast as video
+    files; :mod:`dataset.prepare.frames` makes them."""
+
+    video_key: str = Field("video", description="Key of the frames, or of the path, in a record.")
+    video_root: str | None = Field(None, description="Folder of relative paths; null = the folder of the shard.")
+    caption_key: str = Field("caption", description="Key of the caption, or of one for each clip.")
+    join_clips: bool = Field(True, description="Join neighbouring clips of a continuous video.")
+    min_frames: int = Field(8, ge=1, description="Join clips until they have so many frames.")
+    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Augmentation of the frames.")
+    careful_flip: bool = Field(
+        False, description="Do not flip where the caption says left or right; English only (released: flips)."
+    )
+    reading: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="How videos are read.")
+    clean: CleanSetConfig | None = Field(
+        None, description="Clean pairs; on steps without them this stream has no matching loss."
+    )
+
+    def record(self, raw: RawRecord, caption_key: str | None = None) -> VideoRecord:
+        """See :func:`~dataset.records.clips.parse_video_record`."""
+        root = Path(self.video_root).expanduser() if self.video_root is not None else None
+        return parse_video_record(raw, self.video_key, caption_key or self.caption_key, root)
+
+
+def first_clips(shards: Shards, config: VideoStreamConfig, caption_key: str) -> Iterator[VideoSource]:
+    """The clips of the first record of each shard: whether these are files says whether a decoder is needed."""
+    for first in shards.starts:
+        try:
+            yield from config.record(shards.read(first), caption_key).clips
+        except BrokenRecordError:
+            continue  # told when its turn comes
+
+
+class PairStream(ABC):
+    """Pictures or videos, a text for each.
+
+    Args:
+        sources: of the noisy set, and of the clean one if there is one.
+        text: of the captions.
+        view: of the pictures.
+    """
+
+    def __init__(
+        self,
+        config: ImageStreamConfig | VideoStreamConfig,
+        sources: tuple[RecordSource, RecordSource | None],
+        text: TextProcessor,
+        view: TrainingView,
+    ):
+        self.sources, self.text, self.view = sources, text, view
+        named = config.clean.caption_key if config.clean else None
+        self.caption_keys = (config.caption_key, named or config.caption_key)
+        self.careful_flip = config.careful_flip
+
+    def rows(self, number: int, clean: bool, report: Report) -> tuple[Tensor, MaskedText, Tensor]:
+        """Pixels, texts, and which rows count, of micro-batch ``number``."""
+        source = self.sources[clean]
+        assert source is not None
+        pixels, texts, valid = [], [], []
+        for index, rng in source.samples(number):
+            report.read += 1
+            try:
+                raw = source.shards.read(index)
+                view, text = self.example(raw, self.caption_keys[clean], rng)
+                report.places.append(raw.place)
+                valid.append(True)
+            except BrokenRecordError as error:
+                report.broken.append(error.as_broken())
+                view, text = self.view.filler(), self.text.filler()
+                valid.append(False)
+            pixels.append(view)
+            texts.append(text)
+        return stack_views(pixels), self.text.collate(texts), torch.tensor(valid)
+
+    def may_flip(self, text: str) -> bool:
+        """Whether the text stays true of a mirrored picture, as far as the config cares."""
+        return not (self.careful_flip and mentions_side(text))
+
+    @abstractmethod
+    def example(self, raw: RawRecord, caption_key: str, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
+        """The view and the text of a record.
+
+        Raises:
+            BrokenRecordError: there are none.
+        """
+
+
+class ImageStream(PairStream):
+    """Pictures with a caption each."""
+
+    def __init__(self, config: ImageStreamConfig, *made: Any):
+        super().__init__(config, *made)
+        self.keys = config.keys()
+
+    def batch(self, number: int, clean: bool, report: Report) -> ImageTextBatch:
+        return ImageTextBatch(*self.rows(number, clean, report))
+
+    def example(self, raw: RawRecord, caption_key: str, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
+        record = parse_image_record(raw, self.keys, caption_key)
+        text = self.text.choose(record.captions, rng, record.place)
+        view = self.view(record.image, rng, may_flip=self.may_flip(text))
+        return view, self.text.encode(text, rng)
+
+
+class VideoStream(PairStream):
+    """Clips of videos with what is said in them."""
+
+    def __init__(self, config: VideoStreamConfig, *made: Any):
+        super().__init__(config, *made)
+        self.config = config
+        for source, caption_key in zip(self.sources, self.caption_keys, strict=True):
+            if source is not None:
+                check_backend(first_clips(source.shards, config, caption_key), config.reading, "data.videos.reading")
+
+    def batch(self, number: int, clean: bool, report: Report) -> VideoTextBatch:
+        return VideoTextBatch(*self.rows(number, clean, report))
+
+    def example(self, raw: RawRecord, caption_key: str, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
+        record = self.config.record(raw, caption_key)
+        join, frames = self.config.join_clips, self.config.min_frames
+        source, captions = choose_clip(record, rng, join=join, min_frames=frames)
+        said = [self.text.choose(texts, rng, record.place) for texts in captions]
+        text = clean_caption(" ".join(said), self.text.max_words)
+        view = self.view(source, rng, may_flip=self.may_flip(text))
+        return view, self.text.encode(text, rng)

@@ -1,0 +1,191 @@
+"""Pictures with described boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dataset.media.augment import RandAugment, RegionAugmentConfig, hflip, resize, stack_views
+from dataset.media.encoded import Picture
+from dataset.media.views import black
+from dataset.records.boxes import WHOLE_BOX, elements_inside, flip_box, patch_mask, visible_elements
+from dataset.records.schema import Box, BrokenRecordError, Element, RawRecord, RegionRecord, parse_region_record
+from dataset.shards.samplers import RecordSource, sample_rng
+from dataset.tasks.streams.base import PictureStreamConfig, Report
+from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
+from utils.batch import BrokenRecord, RegionBatch
+
+
+class RegionStreamConfig(PictureStreamConfig):
+    """Pictures with described boxes; a row is a text with its box, or the picture's whole caption."""
+
+    max_images: int = Field(
+        ge=1, description="Records read for a micro-batch; rows beyond batch_size are dropped at random."
+    )
+    max_regions: int = Field(5, ge=1, description="Most rows of one picture, the whole caption included.")
+    min_inside: float = Field(
+        0.5, ge=0, lt=1, description="Share of its area that a box must keep in the crop, exclusive."
+    )
+    careful_flip: bool = Field(
+        True, description="Do not flip where a used text says left or right; English only (released 4M: flips)."
+    )
+    crop: bool = Field(True, description="Crop at random around one of the boxes; false = the whole picture.")
+    whole_image_rows: bool = Field(
+        True, description="Use the caption of the whole picture as a row where there is one."
+    )
+    augment: RegionAugmentConfig = Field(default_factory=RegionAugmentConfig, description="Flip and colours.")
+
+
+@dataclass(frozen=True)
+class RegionRow:
+    """One text of a picture: its relative box (cx, cy, w, h) and the patches (P,) that it covers."""
+
+    text: TextExample
+    box: Box
+    patch_mask: Tensor
+    is_image: bool
+
+
+class RegionStream:
+    """Rows of described boxes, several of a picture."""
+
+    def __init__(
+        self,
+        config: RegionStreamConfig,
+        source: RecordSource,
+        text: TextProcessor,
+        view: tuple[int, int],
+        max_pixels: int,
+    ):
+        self.config, self.source, self.text = config, source, text
+        self.image_size, self.patch_size = view
+        self.max_pixels = max_pixels
+        self.keys = config.keys()
+        augment = config.augment
+        self.rand_augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
+
+    def batch(self, number: int, report: Report) -> RegionBatch:
+        images: list[Tensor] = []
+        rows: list[tuple[int, RegionRow]] = []
+        for index, rng in self.source.samples(number):
+            report.read += 1
+            try:
+                raw = self.source.shards.read(index)
+                image, own_rows = self._example(raw, rng, report)
+            except BrokenRecordError as error:
+                report.broken.append(error.as_broken())
+                continue
+            if own_rows:
+                report.places.append(raw.place)
+            rows += [(len(images), row) for row in own_rows]
+            images.append(image)
+        if len(rows) > self.config.batch_size:
+            rng = sample_rng(self.source.seed, "regions/rows", 0, number)
+            kept = rng.choice(len(rows), self.config.batch_size, replace=False)
+            rows = [rows[row] for row in sorted(kept.tolist())]
+        return self._collate(images, rows)
+
+    def _collate(self, images: list[Tensor], rows: list[tuple[int, RegionRow]]) -> RegionBatch:
+        """Rows in the order of their images; images without rows are left out, or black where shapes are to be static; missing
+        rows are filled, not valid.
+
+        Fillers go to the images with the fewest rows: the largest number of rows of one image sizes the attention of all.
+        """
+        used = sorted({image for image, _ in rows})
+        pixels = [images[image] for image in used] or [black(self.image_size)]
+        renumbered = {image: place for place, image in enumerate(used)}
+        laid = [(renumbered[image], True, row) for image, row in rows]
+        if self.text.static:
+            pixels += [black(self.image_size)] * (self.config.max_images - len(pixels))
+        counts = np.bincount([image for image, _, _ in laid], minlength=len(pixels))
+        for _ in range(self.config.batch_size - len(rows)):
+            image = int(counts.argmin())
+            counts[image] += 1
+            laid.append((image, False, self._whole(self.text.filler())))
+        laid.sort(key=lambda entry: entry[0])
+        image_index, all_rows = [image for image, _, _ in laid], [row for _, _, row in laid]
+        return RegionBatch(
+            pixels=stack_views(pixels),
+            image_index=torch.tensor(image_index),
+            patch_mask=torch.stack([row.patch_mask for row in all_rows]),
+            boxes_cxcywh=torch.tensor([row.box for row in all_rows], dtype=torch.float32),
+            is_image=torch.tensor([row.is_image for row in all_rows]),
+            text=self.text.collate([row.text for row in all_rows]),
+            valid=torch.tensor([valid for _, valid, _ in laid]),
+        )
+
+    def _example(self, raw: RawRecord, rng: np.random.Generator, report: Report) -> tuple[Tensor, list[RegionRow]]:
+        """The picture (3, S, S) and its rows; unusable parts of the record go to the report.
+
+        Raises:
+            BrokenRecordError: where no row is left and no part has been reported.
+        """
+        record = parse_region_record(raw, self.keys, self.config.caption_key)
+        picture = Picture(record.image.load(), self.max_pixels, record.place)
+        _, height, width = picture.shape
+        broken = list(record.broken)
+        caption = self._caption(record, rng, broken)
+        elements, outside = elements_inside(record, width, height)
+        broken += outside
+        crop, found = visible_elements(
+            elements,
+            (width, height),
+            rng,
+            crop=self.config.crop,
+            most=self.config.max_regions - len(caption),
+            min_inside=self.config.min_inside,
+        )
+        texts = [self._element_text(element, record.place, rng, broken) for element, _ in found]
+        report.broken += broken
+        image = resize(crop.of(picture), self.image_size)
+        flip = rng.random() < self.config.augment.flip
+        used = [text for text in (*caption, *texts) if text is not None]
+        if flip and not (self.config.careful_flip and any(mentions_side(text) for text in used)):
+            image = hflip(image)
+            found = [(element, flip_box(box)) for element, box in found]
+        rows = [self._whole(self.text.encode(text, rng)) for text in caption]
+        for text, (_, box) in zip(texts, found, strict=True):
+            if text is not None:
+                rows.append(self._row(self.text.encode(text, rng), box))
+        if not rows and not broken:
+            kind, why = (
+                ("degenerate box", "every box is a sliver") if elements else ("missing key", "no element to use")
+            )
+            raise BrokenRecordError(kind, record.place, why)  # type: ignore[arg-type]
+        return self.rand_augment(image, rng), rows
+
+    def _caption(self, record: RegionRecord, rng: np.random.Generator, broken: list[BrokenRecord]) -> list[str]:
+        """The whole picture's text, if there is one to use: at most one."""
+        if not (self.config.whole_image_rows and record.captions):
+            return []
+        try:
+            return [self.text.choose(record.captions, rng, record.place)]
+        except BrokenRecordError as error:
+            broken.append(error.as_broken())
+            return []
+
+    def _element_text(
+        self, element: Element, place: str, rng: np.random.Generator, broken: list[BrokenRecord]
+    ) -> str | None:
+        """A caption with a random attribute before it, where there are attributes; their languages are drawn apart."""
+        try:
+            text = self.text.choose(element.captions, rng, place)
+            if element.attributes:
+                text = clean_caption(f"{self.text.choose(element.attributes, rng, place)} {text}", self.text.max_words)
+        except BrokenRecordError as error:
+            broken.append(BrokenRecord(error.kind, place, f"{element.name}: {error.message}"))
+            return None
+        return text
+
+    def _row(self, text: TextExample, box: Box) -> RegionRow:
+        cx, cy, w, h = (side * self.image_size for side in box)
+        mask = patch_mask((cx - w / 2, cy - h / 2, w, h), self.image_size, self.patch_size)
+        return RegionRow(text, box, mask, is_image=False)
+
+    def _whole(self, text: TextExample) -> RegionRow:
+        grid = self.image_size // self.patch_size
+        return RegionRow(text, WHOLE_BOX, torch.ones(grid * grid, dtype=torch.bool), is_image=True)

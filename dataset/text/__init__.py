@@ -1,0 +1,1 @@
+"""Texts: the released clean-up, tokens, and masking."""

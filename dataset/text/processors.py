@@ -1,0 +1,364 @@
+"""Captions to tokens: the released clean-up, whole-word and skip-gram masking, padding to the longest of a batch."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dataset.records.schema import BrokenRecordError, Texts, alternatives
+from utils.batch import IGNORE, MaskedText, Text, stack_rows, text_keys
+from utils.config import Config
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_TO_SPACE = re.compile(r"[,.'!?\"()*#:;~]")
+_JOINING = re.compile(r"[-/]")
+_WORD_MARK = "\u2581"
+"""What SentencePiece puts in the place of the space before a word."""
+_UNSPACED_SCRIPTS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9f\U00020000-\U0003ffff"
+)
+"""Thai and Lao, Burmese, Khmer, kana, Han."""
+_UNSPACED = re.compile(f"[{_UNSPACED_SCRIPTS}]")
+_WIDE_MARKS = "\u3001-\u3004\u3008-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+"""Punctuation of Chinese and Japanese."""
+_SEGMENTED = re.compile(rf"(?<=[{_UNSPACED_SCRIPTS}{_WIDE_MARKS}])\s+(?=[{_UNSPACED_SCRIPTS}{_WIDE_MARKS}])")
+"""White space that someone put between words of a script that has none."""
+_SPACES = re.compile(r"\s{2,}")
+_SIDE = re.compile(r"\b(left|right)(most|wards?|hand)?\b", re.IGNORECASE)
+
+
+class TextLimits(Config):
+    """How long a text may be."""
+
+    max_tokens: int = Field(30, ge=3, description="Tokens of a text with [CLS] and [SEP]; the rest is cut off.")
+    max_words: int | None = Field(
+        None, ge=1, description="Words, split at spaces, that the clean-up keeps; null = max_tokens, as released."
+    )
+
+
+class TextDataConfig(TextLimits):
+    """How texts are cut and masked (X²-VLM, sections 3.3 and 4.2)."""
+
+    mask_prob: float = Field(0.5, gt=0, le=1, description="Share of the tokens that is masked.")
+    max_masks: int = Field(12, ge=1, description="Most masked tokens of a text.")
+    whole_word: bool = Field(True, description="Mask all pieces of a word together.")
+    skipgram_prob: float = Field(0.2, ge=0, le=1, description="Chance that a masked span has several tokens.")
+    skipgram_size: int = Field(3, ge=2, description="Most tokens of such a span; it has at least two.")
+    language: str | None = Field(
+        None, description="Which text of a record in several languages is used; null = a random one each time."
+    )
+
+
+class TextExample:
+    """One encoded text: ``ids`` with [CLS] and [SEP], ``masked_ids``, and the masked ``positions`` with their ``labels``."""
+
+    __slots__ = ("ids", "labels", "masked_ids", "positions")
+
+    def __init__(self, ids: list[int], masked_ids: list[int], positions: list[int]):
+        self.ids = ids
+        self.masked_ids = masked_ids
+        self.positions = positions
+        self.labels = [ids[position] for position in positions]
+
+
+def clean_caption(text: str, max_words: int) -> str:
+    """Lower case, punctuation to spaces, hyphens and slashes to spaces, runs of white space to one, at most ``max_words`` words.
+
+    The released ``pre_caption``, character for character, but for spaces between two characters of a script that is written
+    without them: those of segmented Chinese or Japanese are dropped. Words are what single spaces separate, so that nothing is
+    cut from these scripts; ``max_tokens`` does that.
+
+    Raises:
+        ValueError: where nothing is left.
+    """
+    text = _TO_SPACE.sub(" ", text.lower())
+    text = _JOINING.sub(" ", text).replace("<person>", "person")
+    text = _SEGMENTED.sub("", _SPACES.sub(" ", text).rstrip("\n").strip(" "))
+    text = " ".join(text.split(" ")[:max_words])
+    if not text:
+        raise ValueError("nothing is left of the caption after cleaning")
+    return text
+
+
+def clean_question(text: str, max_words: int) -> str:
+    """Lower case, the same punctuation to spaces as in captions, at most ``max_words`` words; may be empty.
+
+    The released ``pre_question``, character for character, but for segmented Chinese or Japanese (see :func:`clean_caption`):
+    white space stays as it is but for spaces at the end, and counts as words where there is a run of it. To a tokenizer it is
+    all one.
+    """
+    text = _SEGMENTED.sub("", _JOINING.sub(" ", _TO_SPACE.sub(" ", text.lower())).rstrip(" "))
+    return " ".join(text.split(" ")[:max_words])
+
+
+def clean_alternatives(texts: Texts, language: str | None, max_words: int, place: str) -> list[str]:
+    """Every alternative that is not empty, cleaned, for evaluation; of several languages ``language``, or the first.
+
+    Raises:
+        BrokenRecordError: "empty text" where all are empty, "missing key" where none has the language.
+    """
+    cleaned = []
+    for text in alternatives(texts, language, None, place):
+        try:
+            cleaned.append(clean_caption(text, max_words))
+        except ValueError:
+            continue
+    if not cleaned:
+        raise BrokenRecordError("empty text", place, "nothing is left of the text after cleaning")
+    return cleaned
+
+
+def mentions_side(text: str) -> bool:
+    """Whether a mirrored picture would make the text false: it has left or right as a word of its own, or as leftmost,
+    rightward, right-hand. The released code looks for substrings, which also finds "bright" and "leftover". English only."""
+    return _SIDE.search(text) is not None
+
+
+class PlainTextProcessor:
+    """Texts to token ids.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer with a classification, a separator and a padding token.
+        limits: lengths.
+
+    Raises:
+        UserError: where the tokenizer lacks one of these tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, limits: TextLimits):
+        self.limits = limits
+        self.max_words = limits.max_words or limits.max_tokens
+        self.cls_id = _special(tokenizer, "cls_token")
+        self.sep_id = _special(tokenizer, "sep_token")
+        self.pad_id = _special(tokenizer, "pad_token")
+        self._pieces = tokenizer.backend_tokenizer
+        # The wrapper sets these on each of its calls; here texts are encoded without it, nearly twice as fast, and cut by hand.
+        self._marks_words = self._pieces.token_to_id(_WORD_MARK) is not None
+        self._pieces.no_truncation()
+        self._pieces.no_padding()
+
+    def encode_plain(self, texts: Sequence[str]) -> Text:
+        """Cleaned texts without masking."""
+        rows = [self._tokens(text)[0] for text in texts]
+        ids = stack_rows(rows, self.pad_id)
+        return Text(ids, _attended(rows, ids.shape[1]), sum(map(len, rows)))
+
+    def pieces(self, text: str) -> tuple[list[int], list[bool]]:
+        """Ids of a text alone, not cut, and for each whether it continues the word of the one before it.
+
+        Words are what the tokenizer groups. Where a script is written without spaces (Chinese, Japanese, Thai and their
+        neighbours), every token is a word of its own: there a tokenizer takes a whole sentence for one.
+        """
+        found = self._pieces.encode(text, add_special_tokens=False)
+        words = found.word_ids
+        continues = [word is not None and word == before for before, word in itertools.pairwise(words)]
+        if self._marks_words:  # whatever groups them: SentencePiece puts its mark where a word begins
+            continues = [
+                joined and not piece.startswith(_WORD_MARK)
+                for joined, piece in zip(continues, found.tokens[1:], strict=True)
+            ]
+        if _UNSPACED.search(text):
+            edges = itertools.pairwise(found.offsets)
+            continues = [
+                joined and not (_unspaced(text[before[1] - 1 : before[1]]) or _unspaced(text[after[0] : after[0] + 1]))
+                for joined, (before, after) in zip(continues, edges, strict=True)
+            ]
+        return found.ids, [*([False] if words else []), *continues]
+
+    def _tokens(self, text: str) -> tuple[list[int], list[bool]]:
+        """Ids with [CLS] and [SEP], and for each whether it continues the word of the one before it."""
+        ids, continues = self.pieces(text)
+        kept = self.limits.max_tokens - 2
+        return [self.cls_id, *ids[:kept], self.sep_id], [False, *continues[:kept], False]
+
+
+class TextProcessor(PlainTextProcessor):
+    """Texts to token ids and masked copies.
+
+    Args:
+        tokenizer: see :class:`PlainTextProcessor`; with a mask token.
+        config: cutting and masking.
+        static: batches of few different shapes, so that compiled code fits them again.
+
+    Raises:
+        UserError: where the tokenizer lacks one of these tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: TextDataConfig, *, static: bool = False):
+        self.static = static
+        self.mask_id = _special(tokenizer, "mask_token")
+        super().__init__(tokenizer, config)
+        self.config = config
+        self.vocab_size = len(tokenizer)
+
+    def choose(self, texts: Texts, rng: np.random.Generator, place: str) -> str:
+        """A random alternative that is not empty, cleaned.
+
+        Raises:
+            BrokenRecordError: "empty text" where all are empty, "missing key" where none has the configured language.
+        """
+        found = alternatives(texts, self.config.language, rng, place)
+        order = rng.permutation(len(found)).tolist() if len(found) > 1 else [0]
+        for index in order:
+            try:
+                return clean_caption(found[index], self.max_words)
+            except ValueError:
+                continue
+        raise BrokenRecordError("empty text", place, f"nothing is left of {found[0][:80]!r} after cleaning")
+
+    def encode(self, text: str, rng: np.random.Generator) -> TextExample:
+        """Token ids of a cleaned text, at most ``max_tokens``, with a masked copy."""
+        ids, continues = self._tokens(text)
+        positions = self.mask_positions(continues, rng)
+        masked = list(ids)
+        for position in positions:
+            draw = rng.random()
+            if draw < 0.8:
+                masked[position] = self.mask_id
+            elif draw < 0.9:
+                # Uniform over the whole vocabulary, special and unused entries too, as released.
+                masked[position] = int(rng.integers(self.vocab_size))
+        return TextExample(ids, masked, positions)
+
+    def encode_plain(self, texts: Sequence[str]) -> Text:
+        text = super().encode_plain(texts)
+        if not self.static:
+            return text
+        more = (0, self.limits.max_tokens - text.ids.shape[1])
+        ids = pad(text.ids, more, value=self.pad_id)
+        return Text(ids, pad(text.mask, more), rounded_up(int(text.mask.sum()), ids.numel()))
+
+    def filler(self) -> TextExample:
+        """The text of a row that does not count: [CLS] [SEP], nothing masked."""
+        ids = [self.cls_id, self.sep_id]
+        return TextExample(ids, list(ids), [])
+
+    def collate(self, examples: Sequence[TextExample]) -> MaskedText:
+        """Examples as tensors, padded to the longest text and to the most masks of these examples, or to those that there can be.
+
+        Of what can be, tokens and masks in all are then counted up to a multiple of a sixteenth: few shapes, little waste.
+        """
+        length = self.limits.max_tokens if self.static else None
+        ids = stack_rows([example.ids for example in examples], self.pad_id, length)
+        mask = _attended([example.ids for example in examples], ids.shape[1])
+        masks = max(1, *(len(example.positions) for example in examples), 0)
+        if self.static:
+            masks = self.config.max_masks
+        tokens = sum(len(example.ids) for example in examples)
+        masked = max(1, sum(len(example.positions) for example in examples))
+        return MaskedText(
+            ids=ids,
+            mask=mask,
+            masked_ids=stack_rows([example.masked_ids for example in examples], self.pad_id, length),
+            positions=stack_rows([example.positions for example in examples], 0, masks),
+            labels=stack_rows([example.labels for example in examples], IGNORE, masks),
+            key=text_keys(ids, mask),
+            tokens=rounded_up(tokens, ids.numel()) if self.static else tokens,
+            masked=rounded_up(masked, len(ids) * masks) if self.static else masked,
+        )
+
+    def mask_positions(self, continues: list[bool], rng: np.random.Generator, prompt: int = 0) -> list[int]:
+        """Ascending positions to mask: the released ``TextMaskingGenerator``, with words as the tokenizer groups them.
+
+        The ``prompt`` tokens after [CLS] neither count nor are masked. The count is a share of all tokens, [CLS] and [SEP]
+        counted, with Python's rounding to even; [SEP] may be masked, [CLS] may not. Spans may overshoot the count: what is
+        over is cut at random, which may cut through a word.
+        """
+        length, first = len(continues), 1 + prompt
+        count = min(self.config.max_masks, max(1, round((length - prompt) * self.config.mask_prob)))
+        chosen: set[int] = set()
+        for start in (rng.permutation(length - first) + first).tolist():
+            if len(chosen) >= count:
+                break
+            if start in chosen:
+                continue
+            end = start + 1
+            if self.config.skipgram_prob > 0 and rng.random() < self.config.skipgram_prob:
+                end = start + int(rng.integers(2, self.config.skipgram_size + 1))
+            if self.config.whole_word:
+                while start > 0 and continues[start]:
+                    start -= 1
+                while end < length and continues[end]:
+                    end += 1
+            chosen.update(range(max(start, first), min(end, length)))
+        positions = sorted(chosen)
+        if len(positions) > count:
+            positions = sorted(rng.permutation(positions)[:count].tolist())
+        return positions
+
+
+def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a Hugging Face model, by name or from a folder (one with only a BERT ``vocab.txt`` will do).
+
+    Raises:
+        UserError: in one line: not found, no network, no fast version, no vocabulary.
+    """
+    # Imported here: it takes seconds, and most of this package does not need it.
+    from transformers import AutoTokenizer, BertTokenizer
+
+    name, folder = str(name_or_folder), Path(name_or_folder).expanduser()
+    is_folder = folder.is_dir()
+    is_bare = is_folder and (folder / "vocab.txt").is_file() and not (folder / "tokenizer.json").is_file()
+    has_config = is_folder and any((folder / file).is_file() for file in ("config.json", "tokenizer_config.json"))
+    try:
+        if is_bare and not has_config:
+            tokenizer = BertTokenizer.from_pretrained(str(folder))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder) if is_folder else name, use_fast=True)
+    # The library raises OSError, ValueError, KeyError, ImportError, and whatever its network layer raises.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        if is_folder:
+            where, remedy = "the folder holds no usable tokenizer", "save one there with tokenizer.save_pretrained"
+            if next(folder.glob("*.model"), None) is not None and not (folder / "tokenizer.json").is_file():
+                remedy = "beside a SentencePiece model it needs tokenizer.json, or `pip install sentencepiece protobuf`"
+        else:
+            where = "no such folder, and not found by name or no network"
+            remedy = "check the name, or make the folder: the first lines of a config say how its data is made"
+        raise UserError(f"tokenizer {name}: {where}; {remedy} ({type(error).__name__}: {reason})") from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            f"tokenizer {name}: only a slow version exists, which cannot tell words apart; use one with a fast version"
+        )
+    if len(tokenizer) <= len(tokenizer.all_special_ids) + 1:
+        raise UserError(
+            f"tokenizer {name}: its vocabulary has {len(tokenizer)} entries; is the vocabulary file missing or empty?"
+        )
+    return tokenizer
+
+
+def rounded_up(count: int, most: int) -> int:
+    """``count`` up to a multiple of a sixteenth of ``most``."""
+    step = max(1, -(-most // 16))
+    return min(most, -(-count // step) * step)
+
+
+def _special(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
+    number = getattr(tokenizer, f"{name}_id")
+    if number is None:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no {name}; set one and save it"
+        )
+    return int(number)
+
+
+def _unspaced(character: str) -> bool:
+    return _UNSPACED.match(character) is not None
+
+
+def _attended(rows: Sequence[Sequence[int]], width: int) -> Tensor:
+    lengths = torch.tensor([len(row) for row in rows])
+    return torch.arange(width)[None, :] < lengths[:, None]
