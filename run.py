@@ -21,6 +21,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "config": Command(
+        "tools.config.command", "the keys of a task's config, or a file's values and where they come from"
+    ),
     "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes"),
 }
 

@@ -29,11 +29,11 @@ Identical = Literal["ignore", "negative"]
 class LossWeights(Config):
     """Weights of the losses in equation 6; in the paper all are 1. A loss of weight 0 is not computed."""
 
-    contrastive: float = Field(1.0, ge=0)
-    matching: float = Field(1.0, ge=0)
-    mlm: float = Field(1.0, ge=0)
-    l1: float = Field(1.0, ge=0)
-    giou: float = Field(1.0, ge=0)
+    contrastive: float = Field(1.0, ge=0, description="weight of equation 1")
+    matching: float = Field(1.0, ge=0, description="weight of equation 2")
+    mlm: float = Field(1.0, ge=0, description="weight of equation 3")
+    l1: float = Field(1.0, ge=0, description="weight of the L1 part of equation 5")
+    giou: float = Field(1.0, ge=0, description="weight of the GIoU part of equation 5")
     whole_image_boxes: bool = Field(False, description="learn boxes from whole-image rows too, (0.5, 0.5, 1, 1)")
 
 
@@ -50,9 +50,9 @@ class StreamWeights(Config):
 class IdenticalTexts(Config):
     """The role of equal texts of a batch for each other, by stream."""
 
-    images: Identical = "negative"
-    videos: Identical = "negative"
-    pairs: Identical = "negative"
+    images: Identical = Field("negative", description="negative: each other's negatives; ignore: not")
+    videos: Identical = Field("negative", description="negative: each other's negatives; ignore: not")
+    pairs: Identical = Field("negative", description="negative: each other's negatives; ignore: not")
     regions: Identical = Field(
         "ignore", description="regions often share a text ('a man'); ignore: not each other's negatives"
     )

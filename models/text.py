@@ -20,16 +20,16 @@ from utils.config import Config
 class TextArchitecture(Config):
     """Sizes of a BERT or RoBERTa encoder."""
 
-    family: Literal["bert", "roberta"] = "bert"
+    family: Literal["bert", "roberta"] = Field("bert", description="how positions are counted and texts are padded")
     vocab_size: int | None = Field(None, ge=1, description="None: the tokenizer's")
-    width: int = Field(768, ge=1)
-    layers: int = Field(12, ge=1)
-    heads: int = Field(12, ge=1)
-    intermediate: int = Field(3072, ge=1)
-    max_positions: int = Field(512, ge=1)
-    token_types: int = Field(2, ge=1)
-    eps: float = Field(1e-12, gt=0)
-    pad_id: int = Field(0, ge=0)
+    width: int = Field(768, ge=1, description="width of the states")
+    layers: int = Field(12, ge=1, description="number of blocks")
+    heads: int = Field(12, ge=1, description="attention heads; they divide the width")
+    intermediate: int = Field(3072, ge=1, description="width inside the feed-forward block")
+    max_positions: int = Field(512, ge=1, description="rows of the position table; RoBERTa does not use the first two")
+    token_types: int = Field(2, ge=1, description="rows of the token type table, of which the first is used")
+    eps: float = Field(1e-12, gt=0, description="of every LayerNorm, of the fusion and the word head too")
+    pad_id: int = Field(0, ge=0, description="token id of padding")
     init_std: float = Field(
         0.02,
         gt=0,
@@ -61,8 +61,8 @@ class TextConfig(Config):
         "bert-base-uncased", description="Hugging Face name or folder: the tokenizer, and the sizes too"
     )
     arch: TextArchitecture | None = Field(None, description="sizes; null: those of `encoder`")
-    dropout: float = Field(0.1, ge=0, lt=1)
-    attention_dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1, description="of embeddings and residuals, in the fusion too")
+    attention_dropout: float = Field(0.1, ge=0, lt=1, description="of attention weights, in the fusion too")
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="stochastic depth of the layers, rising linearly from 0; replaces their dropout"
     )

@@ -66,10 +66,10 @@ class VisionConfig(Config):
 
     backbone: str = Field("beitv2_base_patch16_224", description="name of a timm ViT (`timm.list_models()`)")
     image_size: int = Field(224, ge=1, description="side of the square input, pixels")
-    patch_size: int | None = Field(None, ge=1)
-    width: int | None = Field(None, ge=1)
-    depth: int | None = Field(None, ge=1)
-    heads: int | None = Field(None, ge=1)
+    patch_size: int | None = Field(None, ge=1, description="side of a patch, pixels; null: the backbone's")
+    width: int | None = Field(None, ge=1, description="width of the states; null: the backbone's")
+    depth: int | None = Field(None, ge=1, description="number of blocks; null: the backbone's")
+    heads: int | None = Field(None, ge=1, description="attention heads; null: the backbone's")
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block, rising linearly from 0")
     layer_scale: float | None = Field(
         0.1, description="initial LayerScale, null for none; the published BEiT-2 models use 0.1"

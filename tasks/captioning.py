@@ -75,7 +75,7 @@ class CaptioningTrainConfig(TrainConfig):
 class CaptioningConfig(MediaConfig):
     """A captioning run."""
 
-    task: Literal["captioning"] = "captioning"
+    task: Literal["captioning"] = Field("captioning", description="the task that the config is of")
     loss: CaptioningLossConfig = CaptioningLossConfig()
     self_critical: SelfCriticalConfig = SelfCriticalConfig()
     data: CaptioningDataConfig

@@ -45,7 +45,9 @@ class HeldOutConfig(Config, Generic[S]):
     """The held-out splits of a fine-tuning task, and how they are evaluated."""
 
     batch_size: int = Field(32, ge=1, description="images, or pairs of them, in one forward pass")
-    precision: PrecisionName = "fp32"
+    precision: PrecisionName = Field(
+        "fp32", description="of forward passes; O0, O1, O2: apex's names for fp32 and fp16"
+    )
     validation: S | None = Field(None, description="selects the weights; null: the last ones count")
     test: dict[str, S] = Field(min_length=1, description="splits to report on, by name")
 

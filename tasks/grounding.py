@@ -37,7 +37,7 @@ class GroundingEvaluationConfig(HeldOutConfig[GroundingSplitConfig]):
 class GroundingConfig(FineTuneConfig):
     """A grounding run."""
 
-    task: Literal["grounding"] = "grounding"
+    task: Literal["grounding"] = Field("grounding", description="the task that the config is of")
     data: GroundingDataConfig
     evaluation: GroundingEvaluationConfig
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from dataset.media.views import EvaluationView
@@ -38,7 +39,7 @@ class NLVREvaluationConfig(HeldOutConfig[NLVRSplitConfig]):
 class NLVRConfig(FineTuneConfig):
     """A visual reasoning run."""
 
-    task: Literal["nlvr"] = "nlvr"
+    task: Literal["nlvr"] = Field("nlvr", description="the task that the config is of")
     model: NLVRModelConfig
     data: NLVRDataConfig
     evaluation: NLVREvaluationConfig

@@ -28,7 +28,7 @@ HELD_OUT = "held-out"
 class PretrainConfig(RunConfig):
     """A pre-training run."""
 
-    task: Literal["pretrain"] = "pretrain"
+    task: Literal["pretrain"] = Field("pretrain", description="the task that the config is of")
     model: PretrainModelConfig
     loss: LossWeights = LossWeights()
     data: DataConfig

@@ -40,7 +40,7 @@ class EvaluationConfig(Config):
     region_files: list[str] = Field([], description="records of the boxes, if not those of `files`")
     video_files: list[str] = Field([], description="records of videos, read as those of data.videos")
     candidates: int = Field(16, ge=1, description="candidates that the fusion encoder re-ranks, each way")
-    batch_size: int = Field(50, ge=1)
+    batch_size: int = Field(50, ge=1, description="images in one forward pass")
     limit: int | None = Field(None, ge=1, description="read so many records at most")
     panels: int = Field(12, ge=1, description="pictures in predictions.png: the first records with boxes")
 

@@ -38,7 +38,7 @@ class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
 class RetrievalConfig(MediaConfig):
     """A retrieval run."""
 
-    task: Literal["retrieval"] = "retrieval"
+    task: Literal["retrieval"] = Field("retrieval", description="the task that the config is of")
     model: AligningConfig
     data: RetrievalDataConfig
     evaluation: RetrievalEvaluationConfig

@@ -45,7 +45,7 @@ class VideoQAEvaluationConfig(MediaEvaluationConfig[VideoQuestionsConfig]):
 class VideoQAConfig(MediaConfig):
     """A video question answering run."""
 
-    task: Literal["video_qa"] = "video_qa"
+    task: Literal["video_qa"] = Field("video_qa", description="the task that the config is of")
     model: VideoQAModelConfig
     data: VideoQADataConfig
     evaluation: VideoQAEvaluationConfig

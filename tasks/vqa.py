@@ -61,7 +61,7 @@ class VQAEvaluationConfig(HeldOutConfig[QuestionsConfig]):
 class VQAConfig(FineTuneConfig):
     """A question answering run."""
 
-    task: Literal["vqa"] = "vqa"
+    task: Literal["vqa"] = Field("vqa", description="the task that the config is of")
     model: VQAModelConfig
     data: VQADataConfig
     optim: VQAOptimConfig

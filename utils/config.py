@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -77,6 +78,11 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[C]) -> 
     Raises:
         ConfigError: with one line for each unreadable file, unknown, missing or mistyped key.
     """
+    return load_with_places(path, overrides, schema)[0]
+
+
+def load_with_places(path: str | Path, overrides: Sequence[str], schema: type[C]) -> tuple[C, Places]:
+    """Load as :func:`load_config`; also returns where each key was written, ``file:line`` or :data:`COMMAND_LINE`."""
     places: Places = {}
     values = _read_with_bases(Path(path), places, chain=())
     findings: list[str] = []
@@ -84,7 +90,7 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[C]) -> 
         _apply_override(values, override, places, findings)
     if findings:
         raise ConfigError(findings)
-    return bind(values, schema, places, str(path))
+    return bind(values, schema, places, str(path)), places
 
 
 def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = None, source: str = "config") -> C:
@@ -152,7 +158,7 @@ def _read_with_bases(path: Path, places: Places, chain: tuple[Path, ...]) -> dic
         raise ConfigError([f"{path}: base must be a file name or a list of file names, not {bases!r}"])
     values: dict[str, Any] = {}
     for base in bases:
-        base_path = path.parent / base
+        base_path = Path(os.path.normpath(path.parent / base))
         if not base_path.is_file():
             raise ConfigError([f"{path}: base file {base_path} does not exist; base is relative to the file it is in"])
         _merge(values, _read_with_bases(base_path, places, (*chain, path.resolve())))
@@ -235,7 +241,16 @@ def _apply_override(values: dict[str, Any], override: str, places: Places, findi
             places[keys[:depth]] = COMMAND_LINE
         node = child
     node[keys[-1]] = value
+    for replaced in [path for path in places if path[: len(keys)] == keys]:
+        del places[replaced]
+    _record_override(value, places, keys)
+
+
+def _record_override(value: Any, places: Places, keys: KeyPath) -> None:
     places[keys] = COMMAND_LINE
+    if isinstance(value, dict):
+        for key, child in value.items():
+            _record_override(child, places, (*keys, key))
 
 
 def _finding(error: dict[str, Any], schema: type[Config], places: Places, source: str) -> str:

@@ -43,7 +43,7 @@ class CaptionedSplitConfig(Config):
     list itself.
     """
 
-    annotations: str
+    annotations: str = Field(description="a Karpathy file, MSR-VTT's, a list of pairs, or records")
     splits: list[str] | None = Field(
         None, min_length=1, description="parts of a Karpathy file; its restval belongs to train"
     )

@@ -32,7 +32,7 @@ class NLVRSplitConfig(Config):
     found below ``images`` as in the official layout (``train/<directory>/…-img0.png``, ``dev/…``, ``test1/…``); those of MaRVL
     (``<concept>/<picture>``) or XVNLI (``<Flickr id>.jpg``); or rows that name their pictures, left first, in ``images``."""
 
-    annotations: str
+    annotations: str = Field(description="JSON lines of NLVR2, MaRVL or XVNLI, or with the paths of images")
     images: str | None = Field(None, description="folder of relative paths; null: that of the annotations")
 
 

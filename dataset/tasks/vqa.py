@@ -53,7 +53,7 @@ class QuestionsConfig(Config):
     found below ``images`` as ``gqa/images/<imageId>.jpg``.
     """
 
-    questions: str
+    questions: str = Field(description="VQA v2's or Visual Genome's file, or questions with their answers")
     annotations: str | None = Field(
         None, description="the answers to VQA v2's questions; null: they are in `questions`"
     )

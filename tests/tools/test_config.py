@@ -1,0 +1,88 @@
+"""`run.py config`: every key with its type, default and meaning; the values of a file and their places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import Field
+
+from tasks import TASKS
+from tasks.kinds import find_task
+from tools.config.command import document, main
+from tools.config.keys import Key, keys_of
+from utils.config import Config
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Inner(Config):
+    rate: float | None = Field(None, gt=0, lt=1, description="a share")
+
+
+class Schema(Config):
+    name: str
+    kind: Literal["fast", "slow"] = "fast"
+    inner: Inner = Inner()
+    parts: list[Inner] = []
+    splits: dict[str, Inner] | None = Field(None, description="by name")
+    betas: tuple[float, float] = (0.9, 0.98)
+
+
+def test_keys_have_types_limits_and_defaults():
+    share = ("float > 0 < 1 or null", "null", "a share")
+    assert list(keys_of(Schema)) == [
+        Key("name", "text", "required", ""),
+        Key("kind", "fast or slow", '"fast"', ""),
+        Key("inner.rate", *share),
+        Key("parts[].rate", *share),
+        Key("splits", "{name: section} or null", "null", "by name"),
+        Key("splits.<name>.rate", *share),
+        Key("betas", "[float, float]", "[0.9, 0.98]", ""),
+    ]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_key_of_every_task_says_what_it_means(task):
+    assert not [key.path for key in keys_of(find_task(task).load().config) if not key.meaning and key.type != "section"]
+
+
+def test_a_files_values_name_their_places(capsys):
+    assert main(["configs/pretrain/base_4m.yaml", "train.steps", "train.epochs", "optim.lr", "optim.lr=1e-5"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    file = (ROOT / "configs/pretrain/base_4m.yaml").read_text().splitlines()
+    (number,) = (number for number, line in enumerate(file, start=1) if line.startswith("  steps: 500000"))
+    assert f"train.steps = 500000  (configs/pretrain/base_4m.yaml:{number})" in lines
+    assert "train.epochs = null  (default)" in lines
+    assert "optim.lr = 1e-05  (command line)" in lines
+
+
+def test_a_section_given_on_the_command_line_replaces_the_files(capsys):
+    assert main(["configs/demo/nlvr.yaml", "data.augment", "data.augment={flip: 0.5}"]) == 0
+    out = capsys.readouterr().out
+    assert "data.augment.flip = 0.5  (command line)" in out
+    assert "data.augment.rand_augment_ops = 2  (default)" in out or "(default)" in out
+    assert "configs/" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["retreival"], "did you mean 'retrieval'?"),
+        (["retrieval", "optin."], "retrieval has no key that begins with optin."),
+        (["retrieval", "optim.lr=1"], "give a FILE instead of retrieval"),
+        (["configs/demo/nlvr.yaml", "optim.lrr=1"], "did you mean 'lr'?"),
+        (["gone.yaml"], "gone.yaml: no such config file"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, arguments, message):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_document_is_current():
+    """`python run.py config --markdown > docs/config.md` makes it."""
+    assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == document()

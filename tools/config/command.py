@@ -1,0 +1,138 @@
+"""The command line of ``run.py config``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from tasks import TASKS
+from tasks.kinds import choose, find_task
+from tools.config.keys import REQUIRED, Key, keys_of
+from utils.config import Config, load_with_places
+from utils.errors import UserError, one_line_errors
+
+EXAMPLES = """examples:
+  python run.py config retrieval                                   every key of a retrieval run
+  python run.py config retrieval optim. schedule.                  the keys of these sections
+  python run.py config configs/pretrain/base_4m.yaml train.        values, and the file and line of each
+  python run.py config configs/pretrain/base_4m.yaml train. train.steps=10
+  python run.py config --markdown > docs/config.md                 every key of every task"""
+
+DEFAULT = "default"
+"""The place of a value that no file and no override sets."""
+
+TITLE = """# Config keys
+
+Every key of every task, as `python run.py config --markdown` prints them. `python run.py config TASK` shows those of one task;
+`python run.py config FILE` shows the values of a file, with the file and line that each comes from. `[]` stands for an entry of a
+list, `<name>` for a name that you choose.
+"""
+
+
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py config``."""
+    parser = argparse.ArgumentParser(
+        prog="run.py config",
+        description="Print the keys of a task's config with type, default and meaning; or the values of a file and their places.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("target", nargs="?", metavar="TASK|FILE", help="a task, a folder with task.py, or a YAML file")
+    parser.add_argument(
+        "filters",
+        nargs="*",
+        metavar="PREFIX|key=value",
+        help="show keys with this prefix alone; values that replace a file's",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the keys of all tasks as a document")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.markdown == bool(arguments.target):
+        parser.error("give a TASK or a FILE, or --markdown alone")
+    return arguments
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> int:
+    """Print the keys; exit status 2 for a mistake of the user."""
+    arguments = arguments_of(argv)
+    if arguments.markdown:
+        sys.stdout.write(document())
+        return 0
+    prefixes = [text for text in arguments.filters if "=" not in text]
+    overrides = [text for text in arguments.filters if "=" in text]
+    if arguments.target.endswith((".yaml", ".yml")):
+        lines = list(lines_of_file(arguments.target, overrides, prefixes))
+    else:
+        if overrides:
+            raise UserError(
+                f"{overrides[0]}: a value replaces one of a file; give a FILE instead of {arguments.target}"
+            )
+        lines = list(lines_of_task(arguments.target, prefixes))
+    if not lines:
+        raise UserError(
+            f"{arguments.target} has no key that begins with {' or '.join(prefixes)}; leave it out to see all"
+        )
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def lines_of_task(task: str, prefixes: Sequence[str]) -> Iterator[str]:
+    """Two lines for each key: path, type and default; its meaning."""
+    for key in _selected(keys_of(find_task(task).load().config), prefixes):
+        yield f"{key.path}: {key.type} ({key.default if key.default == REQUIRED else f'default: {key.default}'})"
+        if key.meaning:
+            yield f"    {key.meaning}"
+
+
+def lines_of_file(path: str, overrides: Sequence[str], prefixes: Sequence[str]) -> Iterator[str]:
+    """Two lines for each value of a config: path, value and place; its meaning."""
+    schema = choose(path, overrides, None).load().config
+    config, places = load_with_places(path, overrides, schema)
+    meanings = {key.path: key.meaning for key in keys_of(schema)}
+    for keys, value in _values(config):
+        name = ".".join(keys)
+        if prefixes and not name.startswith(tuple(prefixes)):
+            continue
+        yield f"{name} = {json.dumps(value, ensure_ascii=False)}  ({places.get(keys, DEFAULT)})"
+        if meaning := meanings.get(name):
+            yield f"    {meaning}"
+
+
+def document() -> str:
+    """The keys of every task in Markdown: first those that all tasks have alike, then those of each task."""
+    by_task = {task: list(keys_of(find_task(task).load().config)) for task in TASKS}
+    first, *others = by_task.values()
+    common = [key for key in first if all(key in keys for keys in others)]
+    parts = [TITLE, "## Every task\n", *_table(common)]
+    for task, keys in by_task.items():
+        parts += [f"\n## `{task}`: {TASKS[task].help}\n", *_table(key for key in keys if key not in common)]
+    return "\n".join(parts) + "\n"
+
+
+def _table(keys: Iterable[Key]) -> Iterator[str]:
+    yield "| key | values | default | meaning |"
+    yield "|---|---|---|---|"
+    for key in keys:
+        cells = (f"`{key.path}`", key.type, key.default if key.default == REQUIRED else f"`{key.default}`", key.meaning)
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _selected(keys: Iterable[Key], prefixes: Sequence[str]) -> Iterator[Key]:
+    return (key for key in keys if not prefixes or key.path.startswith(tuple(prefixes)))
+
+
+def _values(config: Config) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The values of a bound config with their keys; a list is one value."""
+
+    def walk(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+        if isinstance(node, dict) and node:
+            for name, child in node.items():
+                yield from walk(child, (*keys, name))
+        else:
+            yield keys, node
+
+    return walk(config.model_dump(mode="json"), ())

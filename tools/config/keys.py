@@ -1,0 +1,117 @@
+"""The keys of a config class as data."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import annotated_types
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from utils.config import Config
+
+REQUIRED = "required"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a config.
+
+    ``path``: ``section.name``; ``[]`` stands for an entry of a list, ``<name>`` for a key that the user chooses. ``type``,
+    ``default`` and ``meaning`` are text; ``default`` is :data:`REQUIRED` where there is none.
+    """
+
+    path: str
+    type: str
+    default: str
+    meaning: str
+
+
+def keys_of(schema: type[Config], prefix: str = "") -> Iterator[Key]:
+    """Every key of a config class and of its sections, in their order."""
+    for name, field in schema.model_fields.items():
+        path = f"{prefix}{name}"
+        sections = list(_sections(field.annotation, path))
+        if not sections or _takes_other_values(field.annotation) or field.description:
+            yield Key(path, type_of(field), default_of(field), field.description or "")
+        for section_path, section in sections:
+            yield from keys_of(section, f"{section_path}.")
+
+
+def type_of(field: FieldInfo) -> str:
+    """The values that a field takes, such as ``int >= 1 or null``."""
+    limits = "".join(f" {sign} {limit:g}" for sign, limit in _limits(field.metadata))
+    return re.sub(r"\b(int|float|text)\b", rf"\1{limits}", _type(field.annotation), count=1)
+
+
+def default_of(field: FieldInfo) -> str:
+    """The default value as JSON; of a section its name."""
+    if field.is_required():
+        return REQUIRED
+    default = field.get_default(call_default_factory=True)
+    if default is PydanticUndefined:
+        return REQUIRED
+    return "its keys' defaults" if isinstance(default, Config) else json.dumps(default, ensure_ascii=False, default=str)
+
+
+def _sections(annotation: Any, path: str) -> Iterator[tuple[str, type[Config]]]:
+    """The config classes in an annotation, each with the path of its keys."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, Config) and origin is None:
+        yield path, annotation
+    elif origin in (list, tuple):
+        yield from _sections(arguments[0], f"{path}[]")
+    elif origin is dict:
+        yield from _sections(arguments[1], f"{path}.<name>")
+    elif origin in (typing.Union, types.UnionType, typing.Annotated):
+        for argument in arguments:
+            yield from _sections(argument, path)
+
+
+def _takes_other_values(annotation: Any) -> bool:
+    """Whether something that is no section may stand there, such as null."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return any(_takes_other_values(argument) for argument in typing.get_args(annotation))
+    return not list(_sections(annotation, ""))
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in (None, types.NoneType):
+        return "null"
+    if origin is typing.Literal:
+        return " or ".join(json.dumps(value) if not isinstance(value, str) else value for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(argument) for argument in arguments)
+    if origin is typing.Annotated:
+        limits = [f"{sign} {limit:g}" for sign, limit in _limits(arguments[1:])]
+        return " ".join([_type(arguments[0]), *limits])
+    if origin in (list, tuple):
+        inner = [argument for argument in arguments if argument is not ...]
+        return f"[{', '.join(_type(argument) for argument in inner)}{'' if len(inner) > 1 else ', ...'}]"
+    if origin is dict:
+        return f"{{name: {_type(arguments[1])}}}"
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return "section"
+    return (
+        {"str": "text"}.get(annotation.__name__, annotation.__name__)
+        if isinstance(annotation, type)
+        else str(annotation)
+    )
+
+
+def _limits(metadata: typing.Iterable[Any]) -> Iterator[tuple[str, float]]:
+    signs = {annotated_types.Ge: (">=", "ge"), annotated_types.Gt: (">", "gt")}
+    signs |= {annotated_types.Le: ("<=", "le"), annotated_types.Lt: ("<", "lt")}
+    for entry in metadata:
+        if isinstance(entry, FieldInfo):
+            yield from _limits(entry.metadata)
+        elif type(entry) in signs:
+            sign, attribute = signs[type(entry)]
+            yield sign, getattr(entry, attribute)
