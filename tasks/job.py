@@ -7,13 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.run_folder import RunFolder
-from engine.trainer import Trainer
 from tasks import TASKS
 from tasks.kinds import Choice, TaskKind, choose
-from utils import log
 from utils.config import load_config
-from utils.distributed import process_group
 from utils.errors import UserError
 from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, parse
 
@@ -55,6 +51,12 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     Raises:
         UserError: for a mistake in the config or the data.
     """
+    # Imported here, so that --help and mistakes in the command line do not wait for torch.
+    from engine.run_folder import RunFolder
+    from engine.trainer import Trainer
+    from utils import log
+    from utils.distributed import process_group
+
     schema, task_class = choice.load() if kind is None else kind
     config = load_config(choice.config, arguments.overrides, schema)
     if arguments.evaluate and not arguments.resume and config.init.checkpoint is None:

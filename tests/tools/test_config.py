@@ -25,7 +25,7 @@ class Schema(Config):
     name: str
     kind: Literal["fast", "slow"] = "fast"
     inner: Inner = Inner()
-    parts: list[Inner] = []
+    parts: tuple[Inner, ...] = ()
     splits: dict[str, Inner] | None = Field(None, description="by name")
     betas: tuple[float, float] = (0.9, 0.98)
 

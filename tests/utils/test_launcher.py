@@ -170,3 +170,12 @@ def test_a_mistake_is_one_line_with_the_nearest_name(argv, message, capsys, monk
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert run.main(argv) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_the_help_of_a_tasks_script_does_not_wait_for_torch():
+    code = "import runpy, sys; sys.argv = ['Retrieval.py', '--help']\n"
+    code += "try:\n    runpy.run_path('Retrieval.py', run_name='__main__')\nexcept SystemExit as end:\n    assert end.code == 0\n"
+    code += "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--evaluate" in done.stdout
