@@ -33,8 +33,8 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.plain_path import Padding, plain_losses, why_not_plain
 from benchmarks.synthetic import pretrain_batch
 from engine.devices import peak_of
-from engine.measured import ran_out_of_memory
 from engine.memory import trainer_of
+from engine.real_steps import ran_out_of_memory
 from engine.train_config import TrainConfig
 from engine.trainer import Trainer
 from models.pretrain import PretrainModel

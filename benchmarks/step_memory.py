@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from engine.memory import Rehearsal, trainer_of
+from engine.memory import FakeSteps, trainer_of
 from tasks.kinds import kind_of
 from tools.plan.synthetic import scaled, synthetic_batch
 from utils.config import load_config
@@ -68,7 +68,7 @@ def estimated(path: str, overrides: list[str], rows: int) -> int:
     """Bytes of a step, planned for this CPU."""
     schema, kind = kind_of(Path(path), overrides)
     config = scaled(load_config(path, overrides, schema), rows)
-    rehearsal = Rehearsal(lambda: kind.build_model(config, None), config.train, config.optim, as_on_gpu=False)
+    rehearsal = FakeSteps(lambda: kind.build_model(config, None), config.train, config.optim, as_on_gpu=False)
     several = config.train.accumulation(config.data, 1) > 1
     return rehearsal.memory(lambda model: synthetic_batch(config, model), gradients_stay=several).total
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import measured
-from engine.measured import Measured
+from engine import real_steps
+from engine.real_steps import RealSteps
 from tasks import TASKS
 from tasks.kinds import kind_of
 from tests.devices import CUDA
@@ -203,7 +203,7 @@ def test_a_mistake_ends_with_a_line_and_status_2(capsys):
 def test_the_time_of_a_step_is_measured_by_taking_it():
     schema, kind = kind_of(Path(BASE), [])
     config = scaled(load_config(BASE, [*SMALL, "train.precision=fp32"], schema), 4)
-    run = Measured(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
+    run = RealSteps(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
     assert 0 < run.seconds(lambda model: synthetic_batch(config, model)) < 60
     assert run.trainer.step == 8
 
@@ -213,8 +213,8 @@ def gpu(monkeypatch) -> FakeGPU:
     fake = FakeGPU()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     fake.install(monkeypatch, lambda batch: len(batch.images.pixels))
-    monkeypatch.setattr(measured, "WARM_UP", 1)
-    monkeypatch.setattr(measured, "TIMED", 1)
+    monkeypatch.setattr(real_steps, "WARM_UP", 1)
+    monkeypatch.setattr(real_steps, "TIMED", 1)
     return fake
 
 
@@ -278,7 +278,7 @@ def test_a_model_whose_weights_do_not_fit_is_refused_in_a_line(gpu, monkeypatch)
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("engine.measured.trainer_of", full)
+    monkeypatch.setattr("engine.real_steps.trainer_of", full)
     with pytest.raises(UserError, match="not even the weights fit"):
         on_gpu("--memory", "620e-9")
 

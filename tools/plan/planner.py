@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from dataset.text import load_tokenizer
-from engine.measured import Measured, ran_out_of_memory
-from engine.memory import Rehearsal, StepMemory
+from engine.memory import FakeSteps, StepMemory
+from engine.real_steps import RealSteps, ran_out_of_memory
 from tasks.kinds import kind_of
 from tools.plan.search import largest_that_fits, share_out
 from tools.plan.synthetic import batch_sizes, scaled, synthetic_batch
@@ -99,7 +99,7 @@ class Planner:
         return self.memories[examples]
 
     def _with_overhead(self, memory: StepMemory) -> dict[str, int]:
-        if isinstance(self.steps, Measured):
+        if isinstance(self.steps, RealSteps):
             return {**asdict(memory), OUTSIDE: self.steps.outside() + self.target.communication}
         outside = CONTEXT + self.target.communication
         return {**asdict(memory), "fragments": int(FRAGMENTS * memory.total), OUTSIDE: outside}
@@ -128,18 +128,18 @@ class Planner:
 
     def _seconds(self, examples: int, flops: float) -> float | None:
         """Time of a micro-batch; None: unknown."""
-        if isinstance(self.steps, Measured):
+        if isinstance(self.steps, RealSteps):
             return self.steps.seconds(self._batch(examples))
         return None if math.isnan(flops) else self.target.seconds(flops)
 
-    def _stepper(self) -> Measured | Rehearsal:
+    def _stepper(self) -> RealSteps | FakeSteps:
         """Takes the steps, on this GPU or as an estimate."""
         train, optim, target = self.config.train, self.config.optim, self.target
         if not target.measures:
-            return Rehearsal(self._build, train, optim, as_on_gpu=True)
+            return FakeSteps(self._build, train, optim, as_on_gpu=True)
         assert target.device is not None
         try:
-            return Measured(self._build, train, optim, target.device, target.memory - target.communication)
+            return RealSteps(self._build, train, optim, target.device, target.memory - target.communication)
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise

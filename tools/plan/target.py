@@ -6,7 +6,7 @@ import argparse
 
 import torch
 
-from engine.devices import PEAKS, known, peak
+from engine.devices import PEAKS, peak, peak_key
 from engine.train_config import TrainConfig
 from utils.errors import UserError
 
@@ -32,7 +32,7 @@ class Target:
         self.device = torch.device("cuda", torch.cuda.current_device()) if here else None  # torch caps memory by index
         self.product = torch.cuda.get_device_name(self.device) if here else ""
         self.measures = here and not arguments.estimate
-        self.at_hand = known(self.product)
+        self.at_hand = peak_key(self.product)
         self.named: str | None = arguments.gpu
         self.gpu = self.named or self.at_hand or ASSUMED_GPU
         self.own_peak = None if self.named else train.peak_tflops
