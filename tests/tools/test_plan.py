@@ -110,7 +110,7 @@ def test_every_task_has_a_synthetic_batch_and_one_without_is_refused(monkeypatch
     assert TASKS.keys() == SYNTHETIC.keys()
     monkeypatch.setattr(synthetic, "SYNTHETIC", {})
     with pytest.raises(
-        UserError, match=r"^task = pretrain: cannot be planned, since .* has no batch of it; add a row$"
+        UserError, match=r"^task = pretrain: cannot be planned, since .* has no batch of it; add an entry$"
     ):
         Planner(arguments_of(["--config", BASE, *MEMORY, *SMALL]))
 
@@ -149,8 +149,8 @@ def test_recomputed_and_compiled_encoders_are_planned_and_what_an_estimate_leave
     less = Planner(arguments_of([*deep, "train.recompute=[vision,text,fusion]", "train.compile=true"]))
     assert less._memory(64)["activations"] < 0.7 * plain._memory(64)["activations"]
     assert set(less._assumptions()) - set(plain._assumptions()) == {
-        "no time for what train.recompute computes anew (vision, text, fusion)",
-        "memory and time without what train.compile changes",
+        "no time for recomputation (train.recompute: vision, text, fusion)",
+        "memory and time as without train.compile",
     }
 
 
@@ -158,7 +158,7 @@ def test_recomputed_and_compiled_encoders_are_planned_and_what_an_estimate_leave
     ("flags", "message"),
     [
         (["--config", BASE, "--memory", "0.05"], "--memory 0.05: a micro-batch of one example needs 0."),
-        (["--config", BASE], "--memory: there is no GPU here to ask"),
+        (["--config", BASE], "--memory: this machine has no GPU; give --memory GB"),
         (["--config", BASE, "--memory", "1", "--gpu", "v100"], "the v100 has no bf16; set train.precision=fp16"),
         (["--config", "configs/none.yaml", "--memory", "1"], "configs/none.yaml: no such config file"),
         (["--config", BASE, "--memory", "1", "task=null"], "task is None, none of pretrain, retrieval, nlvr"),
