@@ -103,21 +103,11 @@ class Trainer:
         if remaining <= 0:
             logger.info("%s: all %d steps are done", self.folder.path, self.steps)
             return
-        micro_batches = self.loader.batches(self.consumed, remaining * self.accumulation)
-        batches = prefetch(micro_batches, self.device)
+        batches = prefetch(self.loader.batches(self.consumed, remaining * self.accumulation), self.device)
         main = distributed.rank() == 0
         metrics = MetricsLog(self.folder, self.step) if main else None
         progress = progress_bar(total=self.steps, quiet=not main, initial=self.step, unit="step")
-        report = Reporter(
-            self.config,
-            steps=self.steps,
-            device=self.device,
-            tally=self.tally,
-            learning_rates=self._learning_rates,
-            folder=self.folder.path,
-            metrics=metrics,
-            progress=progress,
-        )
+        report = self._reporter(metrics, progress)
         pending: PendingStep | None = None
         try:
             while self.step < self.steps:
@@ -146,6 +136,18 @@ class Trainer:
         if next(batches, None) is not None:
             raise RuntimeError("the loader yields more batches than requested")
 
+    def _reporter(self, metrics: MetricsLog | None, progress: Any) -> Reporter:
+        return Reporter(
+            self.config,
+            steps=self.steps,
+            device=self.device,
+            tally=self.tally,
+            learning_rates=self._learning_rates,
+            folder=self.folder.path,
+            metrics=metrics,
+            progress=progress,
+        )
+
     def _validates(self) -> bool:
         """Whether a validation follows this step."""
         if self.task.selects is None:
@@ -163,7 +165,7 @@ class Trainer:
         value = metric_values[self.task.selects]
         better = not math.isnan(value) and (self.best is None or value > self.best)
         logger.info(
-            "step %d: validation %s %.4f%s", self.step, self.task.selects, value, ", the best" if better else ""
+            "step %d: validation %s %.4f%s", self.step, self.task.selects, value, ", the best so far" if better else ""
         )
         if better:
             self.best = value

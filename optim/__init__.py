@@ -47,7 +47,7 @@ class OptimConfig(Config):
     @model_validator(mode="after")
     def _rates_come_together(self) -> OptimConfig:
         if (self.vision_lr is None) != (self.text_lr is None):
-            raise ValueError("vision_lr and text_lr are given together or not at all")
+            raise ValueError("set both vision_lr and text_lr, or neither")
         if self.cross_lr is not None and self.text_lr is None:
             raise ValueError("cross_lr needs vision_lr and text_lr")
         return self

@@ -46,7 +46,7 @@ def main() -> int:
     ]
     answers = frequent_answers(questions, normalize_answer, flags.at_least)
     if not answers:
-        raise UserError(f"--at-least {flags.at_least}: no answer is that of so many questions; give a smaller number")
+        raise UserError(f"--at-least {flags.at_least}: no answer occurs in so many questions; give a smaller number")
     out = Path(config.evaluation.answers).expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, json.dumps(answers, ensure_ascii=False) + "\n")

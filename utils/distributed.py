@@ -64,7 +64,7 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def gather_rows(tensor: Tensor) -> Tensor:
+def gather_tensors(tensor: Tensor) -> Tensor:
     """Concatenate the tensors of all ranks along axis 0, in order of rank: (n, ...) -> (ranks * n, ...), n equal on all ranks.
 
     The gradient is exact: that of the sum of all ranks' losses with respect to this rank's tensor.
@@ -73,24 +73,24 @@ def gather_rows(tensor: Tensor) -> Tensor:
 
 
 def start_gather(tensor: Tensor) -> Callable[[], Tensor]:
-    """Start :func:`gather_rows` in the background; returns a function that waits for its result and returns it."""
+    """Start :func:`gather_tensors` in the background; returns a function that waits for its result and returns it."""
     if not is_distributed():
         return lambda: tensor
     local = tensor.detach().contiguous()
-    rows = local.new_empty((world_size() * len(local), *local.shape[1:]))
-    transfer = _all_gather(rows, local, async_op=True)
+    gathered = local.new_empty((world_size() * len(local), *local.shape[1:]))
+    transfer = _all_gather(gathered, local, async_op=True)
 
     def finish() -> Tensor:
         transfer.wait()
-        return cast(Tensor, _GatherRows.apply(tensor, rows)) if tensor.requires_grad else rows
+        return cast(Tensor, _GatherTensors.apply(tensor, gathered)) if tensor.requires_grad else gathered
 
     return finish
 
 
-class _GatherRows(torch.autograd.Function):
+class _GatherTensors(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, rows: Tensor) -> Tensor:
-        return rows.view_as(rows)
+    def forward(ctx: Any, tensor: Tensor, gathered: Tensor) -> Tensor:
+        return gathered.view_as(gathered)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -143,7 +143,7 @@ def process_group() -> Iterator[torch.device]:
         barrier()  # rank 0 may still evaluate or save when the others have finished
     except RuntimeError as error:
         if _peer_is_gone(error):
-            raise UserError("the connection to another rank broke; that rank tells why it stopped") from None
+            raise UserError("the connection to another rank broke; that rank reports why it stopped") from None
         raise
     # Not after an error: closed connections would stop the other ranks before this one has reported its error.
     dist.destroy_process_group()

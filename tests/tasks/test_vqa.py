@@ -181,4 +181,4 @@ def test_a_candidate_list_is_made_of_the_training_answers(overrides, scenes_fold
     assert "they cover the most frequent answer of 100.0% of" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["answer_list", "--at-least", "100000", *config])
     assert answer_list.main() == 2
-    assert capsys.readouterr().err.startswith("error: --at-least 100000: no answer is that of so many questions")
+    assert capsys.readouterr().err.startswith("error: --at-least 100000: no answer occurs in so many questions")
