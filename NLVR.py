@@ -2,7 +2,7 @@
 
 ``python NLVR.py --config FILE [--output DIR] [--evaluate] [key=value ...]``
 
-One process without a launcher; ``run.py`` starts it on many.
+The script runs one process; ``run.py`` starts the task on many.
 """
 
 import sys
@@ -13,6 +13,7 @@ from utils.errors import one_line_errors
 
 @one_line_errors
 def main() -> int:
+    """Run the task; returns the exit status."""
     return run_task(sys.argv[1:], "nlvr")
 
 

@@ -1,6 +1,6 @@
 """Multi-grained pre-training (X²-VLM, section 3): ``python Pretrain.py --config FILE [--output DIR] [key=value ...]``.
 
-One process without a launcher; ``run.py`` starts it on many.
+The script runs one process; ``run.py`` starts the task on many.
 """
 
 import sys
@@ -11,6 +11,7 @@ from utils.errors import one_line_errors
 
 @one_line_errors
 def main() -> int:
+    """Run the task; returns the exit status."""
     return run_task(sys.argv[1:], "pretrain")
 
 

@@ -1,8 +1,8 @@
-"""Question answering, about images (VQA v2) and videos (MSRVTT-QA, MSVD-QA; X²-VLM, sections 4.3, 4.5, appendix A.1):
+"""Question answering about images (VQA v2) and videos (MSRVTT-QA, MSVD-QA; X²-VLM, sections 4.3, 4.5, appendix A.1):
 
 ``python VQA.py --config FILE [--output DIR] [--evaluate] [key=value ...]``
 
-A config with ``task: video_qa`` is one about videos. One process without a launcher; ``run.py`` starts it on many.
+A config for videos has ``task: video_qa``. The script runs one process; ``run.py`` starts the task on many.
 """
 
 import sys
@@ -13,6 +13,7 @@ from utils.errors import one_line_errors
 
 @one_line_errors
 def main() -> int:
+    """Run the task; returns the exit status."""
     return run_task(sys.argv[1:], "vqa")
 
 

@@ -1,6 +1,6 @@
-"""The command line: ``python run.py --task TASK ...`` runs a task, ``python run.py COMMAND ...`` another command.
+"""The command line: ``python run.py --task TASK ...`` runs a task, ``python run.py COMMAND ...`` runs another command.
 
-``python run.py --help`` lists both. A command's module is imported when the command is asked for.
+``python run.py --help`` lists both. The module of a command is imported only when the command runs.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from utils.errors import UserError, one_line_errors
 
 
 class Command(NamedTuple):
-    """``module`` defines ``main(argv) -> int``: the arguments after the command's name -> the exit status."""
+    """A command. ``module`` defines ``main(argv) -> int``, from the arguments after the command's name to the exit status."""
 
     module: str
     help: str
@@ -29,8 +29,8 @@ COMMANDS = {
 
 START = """run.py: give a task, a config or a command.
 
-  make demo                           pre-train a small model on drawn scenes, in minutes on a CPU
-  python run.py --config FILE         run the task of a config; those of the paper are in configs/
+  make demo                           pre-train a small model on synthetic scenes, in minutes on a CPU
+  python run.py --config FILE         run the task of a config; configs/ has those of the paper
   python run.py --task TASK           run a task with its default config; TASK may be a folder of yours with task.py
   python run.py --help                all flags, tasks and commands
 """
@@ -38,6 +38,7 @@ START = """run.py: give a task, a config or a command.
 
 @one_line_errors
 def main(argv: Sequence[str]) -> int:
+    """Run a command or a task; returns the exit status."""
     if not argv:
         sys.stderr.write(START)
         return 2
@@ -46,13 +47,13 @@ def main(argv: Sequence[str]) -> int:
         command = importlib.import_module(COMMANDS[first].module)
         return command.main(rest)
     if not first.startswith("-") and "=" not in first:
-        raise UserError(_no_command(first))
+        raise UserError(_unknown_command(first))
     launch = importlib.import_module("tasks.launch")
     return launch.main(argv, lists())
 
 
 def lists() -> str:
-    """The commands and the tasks, for the help."""
+    """The lists of commands and tasks for the help."""
     lines = ["commands (python run.py COMMAND --help):"]
     lines += [f"  {name:12}{command.help}" for name, command in COMMANDS.items()]
     lines += ["", "tasks (--task TASK):"]
@@ -60,7 +61,7 @@ def lists() -> str:
     return "\n".join(lines) + "\n\n"
 
 
-def _no_command(word: str) -> str:
+def _unknown_command(word: str) -> str:
     if word in TASKS:
         return f"{word} is a task and no command; give --task {word}"
     close = difflib.get_close_matches(word, [*COMMANDS, *TASKS], n=1, cutoff=0.7)

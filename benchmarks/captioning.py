@@ -1,8 +1,8 @@
-"""Caption generation with and without kept keys and values, base size: ``python -m benchmarks.captioning``.
+"""Caption generation with and without a KV cache, base size: ``python -m benchmarks.captioning``.
 
-Beam search with 3 beams and 20 pieces a caption, in one process, in turn. Both ways project each image once and run the same
-search; without the cache every step computes all that was said anew. Random weights: no caption may end before its 20 pieces.
-Both must find the same words. The last line is the median ratio of the times.
+Both ways alternate in one process: beam search with 3 beams and 20 word pieces per caption. Both project each image once and
+run the same search; without the cache, every step recomputes all tokens so far. Weights are random, so captions may not end
+before 20 pieces. Both must generate the same words. The last line is the median ratio of the times.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ TOKENS = CaptionTokens(prompt=(101, 1037, 3861, 1997), end=102, mask=103, pad=0)
 DECODING = DecodingConfig(beams=3, min_length=19, max_length=20, no_repeat_ngram=3)
 
 
-class AnewDecoder:
-    """A decoder that keeps words and no states."""
+class UncachedDecoder:
+    """A decoder that stores tokens instead of states, and recomputes all of them in every step."""
 
     def __init__(self, model: CaptioningModel, memory: CrossMemory, mask_id: int):
         self.model, self.memory, self.mask_id = model, memory, mask_id
-        self.said: Tensor
+        self.tokens: Tensor
 
     def start(self, prompt: Tensor) -> Tensor:
-        self.said = prompt
+        self.tokens = prompt
         return CaptionDecoder(self.model, self.memory, self.mask_id).start(prompt)
 
     def step(self, words: Tensor, rows: Tensor) -> Tensor:
-        self.said = torch.cat([self.said.index_select(0, rows), words.unsqueeze(1)], dim=1)
-        return CaptionDecoder(self.model, self.memory, self.mask_id).start(self.said)
+        self.tokens = torch.cat([self.tokens.index_select(0, rows), words.unsqueeze(1)], dim=1)
+        return CaptionDecoder(self.model, self.memory, self.mask_id).start(self.tokens)
 
 
 def build(width: int, text_layers: int, fusion_layers: int, image_size: int) -> CaptioningModel:
-    """A model of base size, or smaller for a check."""
+    """A model with random weights."""
     heads = max(1, width // 64)
     arch = TextArchitecture(vocab_size=30522, width=width, layers=text_layers, heads=heads, intermediate=4 * width)
     config = ModelConfig(
@@ -58,20 +58,20 @@ def build(width: int, text_layers: int, fusion_layers: int, image_size: int) -> 
 
 
 def timed(decoder: Decoder, images: int) -> tuple[float, Generated]:
-    """Seconds for captions of all images, and the captions."""
+    """Caption ``images`` images; returns the time in seconds and the captions."""
     prompt = torch.tensor(TOKENS.prompt).expand(images, -1)
     started = time.perf_counter()
-    found = generate(decoder, prompt, TOKENS.end, DECODING)
-    return time.perf_counter() - started, found
+    captions = generate(decoder, prompt, TOKENS.end, DECODING)
+    return time.perf_counter() - started, captions
 
 
 @torch.no_grad()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=positive, default=5, help="pairs of measurements")
-    parser.add_argument("--images", type=int, default=32, help="images that are captioned together")
-    parser.add_argument("--small", action="store_true", help="a small model: a check that it runs")
+    parser.add_argument("--rounds", type=positive, default=5, help="number of pairs of measurements")
+    parser.add_argument("--images", type=int, default=32, help="number of images per batch")
+    parser.add_argument("--small", action="store_true", help="check that it runs, with a small model")
     flags = parser.parse_args(argv)
     torch.manual_seed(0)
     model = build(64, 2, 2, 64) if flags.small else build(768, 12, 6, 480)
@@ -79,13 +79,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     ratios = []
     for number in range(flags.rounds + 1):
         memory = model.images_memory(torch.randn(flags.images, 3, side, side))
-        anew_s, expected = timed(AnewDecoder(model, memory, TOKENS.mask), flags.images)
-        ours_s, found = timed(CaptionDecoder(model, memory, TOKENS.mask), flags.images)
-        assert torch.equal(found.tokens, expected.tokens), "the captions differ"
+        uncached_s, expected = timed(UncachedDecoder(model, memory, TOKENS.mask), flags.images)
+        cached_s, captions = timed(CaptionDecoder(model, memory, TOKENS.mask), flags.images)
+        assert torch.equal(captions.tokens, expected.tokens), "the captions differ"
         if number:  # the first round warms up
-            ratios.append(anew_s / ours_s)
+            ratios.append(uncached_s / cached_s)
             sys.stdout.write(
-                f"{flags.images} captions anew {anew_s:.2f} s, ours {ours_s:.2f} s, ratio {ratios[-1]:.2f}, same words\n"
+                f"{flags.images} captions uncached {uncached_s:.2f} s, cached {cached_s:.2f} s, "
+                f"ratio {ratios[-1]:.2f}, same words\n"
             )
     sys.stdout.write(f"3 beams, 20 pieces, {side} px, {torch.get_num_threads()} threads\n")
     sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")

@@ -1,8 +1,8 @@
-"""What pre-training is worth in the demo's tasks: ``python -m benchmarks.demo_seeds retrieval nlvr grounding vqa captioning``.
+"""Gain from pre-training in the demo's tasks: ``python -m benchmarks.demo_seeds retrieval nlvr grounding vqa captioning``.
 
-Each task is fine-tuned with each seed from the demo's pre-trained model and, with the same steps, from random weights, and
-measured on its test scenes. Runs that are complete are not repeated, stopped ones go on. Prints every number of every run, and
-whether the worst pre-trained one is above the best from scratch. Minutes a run; ``make demo`` comes first.
+For each task and seed, the benchmark fine-tunes the demo's pre-trained model and, with equal steps, a model with random
+weights, and evaluates both on the test scenes. It skips complete runs and resumes stopped ones. It prints all metrics of all
+runs, and whether the worst pre-trained run is above the best from scratch. A run takes minutes; run ``make demo`` first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STARTS = {"pre-trained": [], "from scratch": ["init.checkpoint=null"]}
 
 
 def run(task: str, start: str, seed: int, folder: Path) -> Metrics:
-    """The test metrics of a run, made if there are none yet."""
+    """The test metrics of a run, which is started if it has none yet."""
     output = folder / f"{task}-{start.replace(' ', '-')}-seed{seed}"
     report = output / "evaluation.json"
     if not report.is_file():
@@ -42,36 +42,36 @@ def run(task: str, start: str, seed: int, folder: Path) -> Metrics:
     return json.loads(report.read_text(encoding="utf-8"))["test"]
 
 
-def lines_of(task: str, found: dict[str, list[Metrics]]) -> list[str]:
-    """A table of every metric that has a chance level: all seeds of both starts."""
-    first = found["pre-trained"][0]
+def lines_of(task: str, runs_by_start: dict[str, list[Metrics]]) -> list[str]:
+    """Lines of a table with all metrics that have a chance level, for all seeds of both starts."""
+    first = runs_by_start["pre-trained"][0]
     names = [name for name, metric in first.items() if "chance" in metric]
     width = max(len(name) for name in (*names, task))
-    column = max(6 * len(found["pre-trained"]), len("from scratch"))
+    column = max(6 * len(runs_by_start["pre-trained"]), len("from scratch"))
     lines = [f"{task:{width}}  {'pre-trained':>{column}}  {'from scratch':>{column}}  chance  worst above best"]
     for name in names:
-        values = {start: [metrics[name]["value"] for metrics in runs] for start, runs in found.items()}
-        shown = {start: "".join(f"{100 * value:6.1f}" for value in row) for start, row in values.items()}
+        values = {start: [metrics[name]["value"] for metrics in runs] for start, runs in runs_by_start.items()}
+        shown = {start: "".join(f"{100 * value:6.1f}" for value in seeds) for start, seeds in values.items()}
         above = min(values["pre-trained"]) > max(values["from scratch"])
         lines.append(
             f"{name:{width}}  {shown['pre-trained']:>{column}}  {shown['from scratch']:>{column}}  "
             f"{100 * first[name]['chance']:6.1f}  {'yes' if above else 'no'}"
         )
     sizes = ", ".join(f"{metric['value']} {name}" for name, metric in first.items() if metric["unit"] == "count")
-    return [*lines, f"(x 100; {len(found['pre-trained'])} seeds; {sizes})"]
+    return [*lines, f"(x 100; {len(runs_by_start['pre-trained'])} seeds; {sizes})"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is missing and print the tables."""
+    """Run all missing runs and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "tasks",
         nargs="+",
         choices=[name for name in TASKS if name != "pretrain"],
-        help="names as of run.py --task, which run their demo configs",
+        help="tasks to run with their demo configs",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="number of parallel runs, one thread each")
     parser.add_argument("--folder", type=Path, default=Path("runs/demo/seeds"))
     flags = parser.parse_args(argv)
     with ThreadPoolExecutor(flags.jobs) as pool:
@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for seed in flags.seeds
         }
         for task in flags.tasks:
-            found = {start: [runs[task, start, seed].result() for seed in flags.seeds] for start in STARTS}
-            sys.stdout.write("\n".join(lines_of(task, found)) + "\n\n")
+            runs_by_start = {start: [runs[task, start, seed].result() for seed in flags.seeds] for start in STARTS}
+            sys.stdout.write("\n".join(lines_of(task, runs_by_start)) + "\n\n")
             sys.stdout.flush()
 
 

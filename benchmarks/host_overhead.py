@@ -1,17 +1,16 @@
-"""The host's share of a pre-training step: ``python -m benchmarks.host_overhead``.
+"""Time of the host in a pre-training step: ``python -m benchmarks.host_overhead``.
 
-A GPU idles where the host takes longer to prepare its work than the GPU to do it. Measured is what the train loop
-(:meth:`engine.trainer.Trainer.fit`) does on the host beside forward, backward, clipping, the optimiser and the copies to the
-device: seeding, learning rates, counts, the sum of the losses, FLOPs, and the report (every ``log_every`` steps with a line of
-metrics).
+A GPU idles if the host takes longer to enqueue a step than the GPU to compute it. The benchmark measures the train loop
+(:meth:`engine.trainer.Trainer.fit`) on the host without forward, backward, clipping, optimiser and copies to the device. The
+rest is seeding, learning rates, counts, the sum of the losses, FLOPs, and the report, which writes a line of metrics every
+``log_every`` steps.
 
-The steps are the trainer's, with the config's settings and batches of its real sizes on the CPU. A stub stands in for the model:
-it returns zeros for all losses, and has as many parameters, of one element each, so that the trainer walks over as many
-gradients. Counts and FLOPs are those of the real model, which has sizes and no contents. Where tensors are on the CPU already,
-copying them moves nothing; what is left of "data" is the bookkeeping, which counts.
+The trainer runs with the config's settings and batches of their real sizes, on the CPU. A stub replaces the model: it returns
+zeros for all losses, and has as many parameters as the model, of one element each. Counts and FLOPs are those of the real model
+on the meta device. On the CPU nothing is copied, so "data" is the bookkeeping of the loader alone.
 
-The last line is the median of the steps; of the parts, the table has the medians, and the means, in which a line of metrics is
-spread over the steps from one to the next.
+A table has the median and the mean of each phase; means include the lines of metrics, medians do not. The last line is the
+median over steps of the sum.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.gpu import CONFIG, SMALL, batches_for, build, config_for
+from benchmarks.step_config import CONFIG, SMALL, batches_for, build, config_for
 from engine.run_folder import RunFolder
 from engine.trainer import PHASES, Trainer
 from models.pretrain import PretrainModel
@@ -40,17 +39,17 @@ from utils.batch import Losses, MicroBatch, PretrainBatch, Term
 from utils.errors import one_line_errors
 from utils.flags import positive
 
-EXCLUDED = ("forward", "backward", "clip", "optimiser")
-"""Phases of a step that are not the trainer's own."""
+DEVICE_PHASES = ("forward", "backward", "clip", "optimiser")
+"""Phases in which the device computes; they are not measured."""
 
-OWN = tuple(phase for phase in PHASES if phase not in EXCLUDED)
+HOST_PHASES = tuple(phase for phase in PHASES if phase not in DEVICE_PHASES)
 
 WARM_UP = 5
-"""Steps before the clock runs: the optimiser makes its states, and modules are imported."""
+"""Number of steps before timing: the optimiser makes its states, and modules are imported."""
 
 
 class Stub(nn.Module):
-    """All losses of a model as zeros. Every parameter has a gradient; counts and work are those of ``real``."""
+    """Replaces a model: all losses are zeros, every parameter has a gradient, counts and FLOPs are those of ``real``."""
 
     def __init__(self, real: PretrainModel):
         super().__init__()
@@ -65,7 +64,7 @@ class Stub(nn.Module):
 
 
 class StubTask:
-    """A task of the stub, and its loader, which has the batches at hand."""
+    """A task with the stub as its model; it is its own loader."""
 
     selects: str | None = None
     examples_per_batch = records_per_batch = epoch_size = 1
@@ -75,21 +74,21 @@ class StubTask:
         with torch.device("meta"):
             real = build(config)
         self.model: nn.Module = Stub(real)
-        self.ready = batches_for(config, real, static=False)
+        self.micro_batches = batches_for(config, real, static=False)
         self.fresh: set[str] = set()
 
     def train_loader(self) -> StubTask:
         return self
 
     def batches(self, consumed: int, count: int) -> Iterator[PretrainBatch]:
-        return itertools.islice(itertools.cycle(self.ready), count)
+        return itertools.islice(itertools.cycle(self.micro_batches), count)
 
     def validate(self) -> dict[str, float]:
         return {}
 
 
 class Stopwatch:
-    """Milliseconds of each phase of each step, by :attr:`engine.trainer.Trainer.after`."""
+    """Records milliseconds of each phase of each step, as :attr:`engine.trainer.Trainer.after`."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
@@ -103,7 +102,7 @@ class Stopwatch:
 
 
 def measure(config: PretrainConfig, steps: int) -> list[dict[str, float]]:
-    """Milliseconds of each phase, for each of ``steps`` steps after those of the warm-up."""
+    """Milliseconds by phase of each of ``steps`` steps after warm-up."""
     task = StubTask(config)
     train = config.train.model_copy(
         update={"steps": WARM_UP + steps, "epochs": None, "compile": False, "recompute": []}
@@ -125,8 +124,8 @@ def measure(config: PretrainConfig, steps: int) -> list[dict[str, float]]:
 
 
 def table(steps: Sequence[dict[str, float]]) -> list[str]:
-    """Median and mean of each part."""
-    columns: dict[str, Any] = {phase: [step[phase] for step in steps] for phase in OWN}
+    """Lines with the median and the mean of each host phase."""
+    columns: dict[str, Any] = {phase: [step[phase] for step in steps] for phase in HOST_PHASES}
     return [
         f"{'ms a step':10} {'median':>7} {'mean':>7}",
         *(f"{phase:10} {statistics.median(ms):7.3f} {statistics.mean(ms):7.3f}" for phase, ms in columns.items()),
@@ -134,11 +133,11 @@ def table(steps: Sequence[dict[str, float]]) -> list[str]:
 
 
 def run(flags: argparse.Namespace) -> int:
-    """Measure, and print the parts and the whole."""
+    """Measure; print the phases and their sum."""
     config, overrides = SMALL if flags.small else (CONFIG, [])
     steps = measure(config_for(config, overrides), flags.steps)
-    whole = statistics.median(sum(step[phase] for phase in OWN) for step in steps)
-    lines = [*table(steps), f"{torch.get_num_threads()} threads, {config}", f"ms: {whole:.2f}"]
+    total = statistics.median(sum(step[phase] for phase in HOST_PHASES) for step in steps)
+    lines = [*table(steps), f"{torch.get_num_threads()} threads, {config}", f"ms: {total:.2f}"]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
@@ -146,8 +145,8 @@ def run(flags: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=positive, default=50, help="steps that are timed")
-    parser.add_argument("--small", action="store_true", help="a small model and batch: a check that it runs")
+    parser.add_argument("--steps", type=positive, default=50, help="number of timed steps")
+    parser.add_argument("--small", action="store_true", help="check that it runs, with a small model and batch")
     flags = parser.parse_args(argv)
     return one_line_errors(lambda: run(flags))()
 

@@ -1,4 +1,4 @@
-"""What the loaders of the configs give, on files that were made for it, and what the steps of those configs need."""
+"""Throughput of the loaders of the configs on synthetic files, and the throughput that the steps of those configs need."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ FINE_TUNING = (
 )
 WORKERS = 8
 STORED = ("lists", "files")
-"""How a video is stored: as a list of JPEG pictures, or as a video file."""
+"""Storage of a video: a list of JPEG images, or a video file."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured: JPEG files; videos, and the seconds of each; their sides divided by ``divide``; records of each kind,
-    and micro-batches of the loader."""
+    """Size of the measurement: JPEG files, videos and seconds of each, divisor of their sides, records of each kind,
+    micro-batches of the loader, and overrides of the config."""
 
-    pictures: int
+    images: int
     videos: int
     seconds: int
     divide: int
@@ -55,9 +55,9 @@ class Scale:
     config: tuple[str, ...] = ()
 
 
-WHOLE = Scale(pictures=64, videos=2, seconds=16, divide=1, records=256, batches=6)
+WHOLE = Scale(images=64, videos=2, seconds=16, divide=1, records=256, batches=6)
 SMALL = Scale(
-    pictures=8,
+    images=8,
     videos=1,
     seconds=3,
     divide=4,
@@ -73,14 +73,14 @@ SMALL = Scale(
 
 
 @dataclass(frozen=True)
-class Made:
+class Files:
     """The files of :mod:`benchmarks.records` in ``folder``."""
 
     folder: Path
     scale: Scale
 
     def config(self, path: Path, stored: str = STORED[0]) -> PretrainConfig:
-        """A config of pre-training whose data are these; videos as they are ``stored``."""
+        """A config of pre-training on these files; ``stored``: storage of videos."""
         files = {"images": "pairs", "regions": "regions"}
         if path == VIDEO_CONFIG:
             files["videos"] = stored
@@ -94,7 +94,7 @@ class Made:
     def batches(
         self, data: DataConfig, *, size: int = 224, frames: int | None = None, **streams: Any
     ) -> PretrainBatches:
-        """What makes the micro-batches; ``streams=None`` leaves one out."""
+        """The maker of micro-batches; ``<stream>=None`` removes a stream."""
         return PretrainBatches(
             data.model_copy(update=streams),
             tokenizer=load_tokenizer(self.folder / "tokenizer"),
@@ -105,7 +105,7 @@ class Made:
         )
 
     def loader_rate(self, path: Path, workers: int, rounds: int, stored: str = STORED[0]) -> tuple[float, float]:
-        """Pictures, frames among them, a second of a core, and of the clock: the loader as the trainer has it."""
+        """Images/s of the trainer's loader, frames included: per second of processor time, and per second of wall time."""
         config = self.config(path, stored)
         data, frames = config.data.model_copy(update={"workers": workers}), config.model.vision.video
         maker = self.batches(data, frames=frames.frames if frames else None)
@@ -114,67 +114,67 @@ class Made:
         for _ in range(rounds):
             started, clock = processor_s(), time.perf_counter()
             loader = BatchLoader(maker, data).batches(0, self.scale.batches)
-            pictures = sum(batch.read + more for batch in loader)
-            rates.append((pictures / (processor_s() - started), pictures / (time.perf_counter() - clock)))
-        core, together = (statistics.median(each) for each in zip(*rates, strict=True))
-        return core, together
+            images = sum(batch.read + more for batch in loader)
+            rates.append((images / (processor_s() - started), images / (time.perf_counter() - clock)))
+        core, wall = (statistics.median(column) for column in zip(*rates, strict=True))
+        return core, wall
 
     def stream_rate(self, rounds: int, size: int, frames: int | None, stored: str) -> float:
-        """Pictures a second of a core at ``size`` pixels: of pairs, or of videos with so many frames."""
+        """Images per second of processor time at ``size`` pixels, from pairs, or from videos of ``frames`` frames."""
         data = self.config(CONFIG if frames is None else VIDEO_CONFIG, stored).data
         others = {name: None for name in data.streams() if name != ("images" if frames is None else "videos")}
         maker = self.batches(data, size=size, frames=frames, **others)
         maker.make(0)
-        took = []
+        times = []
         for number in range(1, rounds + 1):
             started = time.process_time()
             maker.make(number)
-            took.append(time.process_time() - started)
-        return maker.rows_per_batch * (frames or 1) / statistics.median(took)
+            times.append(time.process_time() - started)
+        return maker.examples_per_batch * (frames or 1) / statistics.median(times)
 
 
 def processor_s() -> float:
-    """Processor time of this process and of its workers that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    """Processor time of this process and its finished workers in seconds."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def print_loaders(made: Made, rounds: int) -> Callable[[PretrainConfig | Any, str], float]:
-    """Time the loaders of pre-training, without workers and with two; gives back what a worker of a config gives."""
+def print_loaders(files: Files, rounds: int) -> Callable[[PretrainConfig | Any, str], float]:
+    """Measure and print the loaders of pre-training; returns a function from config and storage to a worker's images/s."""
 
     def rate(path: Path, workers: int, stored: str = STORED[0]) -> float:
-        core, together = made.loader_rate(path, workers, rounds, stored)
+        core, wall = files.loader_rate(path, workers, rounds, stored)
         videos = f", videos as {stored}" if path == VIDEO_CONFIG else ""
         sys.stdout.write(
-            f"loader of {path.stem}{videos}, {workers} workers: {core:,.0f} images/s a core, {together:,.0f} images/s\n"
+            f"loader of {path.stem}{videos}, {workers} workers: {core:,.0f} images/s a core, {wall:,.0f} images/s\n"
         )
         return core
 
     alone, shared = (rate(CONFIG, workers) for workers in (0, 2))
     mixed = {stored: rate(VIDEO_CONFIG, 2, stored) for stored in STORED}
-    stream = functools.cache(functools.partial(made.stream_rate, rounds))
+    stream = functools.cache(functools.partial(files.stream_rate, rounds))
 
-    def given(config: PretrainConfig | Any, stored: str) -> float:
+    def worker_rate(config: PretrainConfig | Any, stored: str) -> float:
         video = config.model.vision.video
         if isinstance(config, PretrainConfig):
             return mixed[stored] if video else shared
         # One of two workers is slower than a process alone.
         return stream(config.model.vision.image_size, video.frames if video else None, stored) * shared / alone
 
-    return given
+    return worker_rate
 
 
-def print_needs(given: Callable[[PretrainConfig | Any, str], float], flags: argparse.Namespace) -> None:
-    """What the step of a GPU takes, beside what its workers give, for pre-training and for the base size of each task."""
+def print_needs(worker_rate: Callable[[PretrainConfig | Any, str], float], flags: argparse.Namespace) -> None:
+    """Print the images/s that a GPU's step needs and that its workers load, for pre-training and the base size of each task."""
     sys.stdout.write(
-        f"assumed: {flags.utilisation:.0%} of the peak of one {flags.gpu}, texts of their greatest length\n"
-        f"{'config':32}{'pixels':>7}{'images a step':>15}{'TFLOP a step':>14}{'needed images/s':>17}{'8 workers give':>16}\n"
+        f"assumed: {flags.utilisation:.0%} of the peak of one {flags.gpu}, texts of maximum length\n"
+        f"{'config':32}{'pixels':>7}{'images a step':>15}{'TFLOP a step':>14}{'needed images/s':>17}{'8 workers load':>16}\n"
     )
     for path in [*sorted(CONFIG.parent.glob("*.yaml")), *(CONFIG.parents[1] / name for name in FINE_TUNING)]:
         schema, kind = kind_of(path, [], None)
         config = load_config(path, [], schema)
         if not config.model.text.knows_vocabulary:
-            continue  # its size is that of a tokenizer which need not be here
+            continue  # the size of its vocabulary needs a tokenizer, which may be missing
         with torch.device("meta"):
             model = kind.build_model(config, None)
         work = model.work(synthetic_batch(config, model))
@@ -185,7 +185,7 @@ def print_needs(given: Callable[[PretrainConfig | Any, str], float], flags: argp
             f"{work.flops / 1e12:14.2f}{needed:17,.0f}"
         )
         for stored in STORED if config.model.vision.video else STORED[:1]:
-            gives = WORKERS * given(config, stored)
-            named = f" ({stored})" if config.model.vision.video else ""
-            sys.stdout.write(f"{gives:16,.0f} {'enough' if gives >= needed else 'too slow'}{named}")
+            loaded = WORKERS * worker_rate(config, stored)
+            storage = f" ({stored})" if config.model.vision.video else ""
+            sys.stdout.write(f"{loaded:16,.0f} {'enough' if loaded >= needed else 'too slow'}{storage}")
         sys.stdout.write("\n")

@@ -1,9 +1,8 @@
-"""The losses of pre-training by the algebra of the released code, as a baseline: :mod:`models.reference`, with texts padded to
-one length.
+"""Baseline: the losses of pre-training by the algebra of the released code (:mod:`models.reference`), texts padded to one length.
 
-Each stream is encoded by itself, and so are masked texts; a region takes a copy of its image's patches; each pass through the
-fusion is a call of its own, projects the keys and values of its rows anew, and computes every state of every block; words are
-predicted at all the padded places of masked tokens. Attention is fused.
+It encodes each stream and each set of masked texts separately, and copies the patches of an image for each region. Each fusion
+pass is a separate call, which projects the keys and values of each example and computes all states of all blocks. Words are
+predicted at all padded positions of masked tokens. Attention is fused.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from utils.batch import Losses, MaskedText, PretrainBatch, Term, Text, TextPairB
 
 
 class Padding(NamedTuple):
-    """Tokens to which texts are padded, and those of texts and their translations."""
+    """Number of tokens after padding, for texts and for texts with translations."""
 
     texts: int
     translations: int
 
 
-PADDED = Padding(40, 64)
-"""As released."""
+RELEASED_PADDING = Padding(40, 64)
+"""The padding of the released configs."""
 
 
 def why_not_plain(model: PretrainModel) -> str | None:
-    """The reason why a model's losses are not written out here; None: they are."""
+    """Reason why this module does not support a model; None if it does."""
     if not isinstance(model.text, TextEncoder):
         return "model.text.encoder is none of BERT's or RoBERTa's family"
     dropped = [name for name in ("text", "fusion") if getattr(model.config, name).drop_path]
     return f"model.{dropped[0]}.drop_path is set" if dropped else None
 
 
-def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = PADDED) -> Losses:
-    """The losses that ``model(batch)`` gives. Hard negatives are sampled in the same order."""
-    assert not batch.unmatched, "every stream has its matching loss"
+def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = RELEASED_PADDING) -> Losses:
+    """The losses of ``model(batch)``. Hard negatives are sampled in the same order."""
+    assert not batch.unmatched, "a stream without matching loss is not supported"
     assert isinstance(model.text, TextEncoder)
     pad_id, parts = model.text.arch.pad_id, {}
     for name, part in batch.streams().items():
@@ -56,12 +55,12 @@ def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = P
 
 
 def _text_to(length: int, text: Text, pad_id: int) -> Text:
-    """Texts padded to ``length`` tokens, or to the longest if that is more."""
+    """Pad texts to ``length`` tokens; longer batches stay as they are."""
     more = (0, max(0, length - text.ids.shape[1]))
     return replace(text, ids=F.pad(text.ids, more, value=pad_id), mask=F.pad(text.mask, more))
 
 
 def _masked_to(length: int, text: MaskedText, pad_id: int) -> MaskedText:
-    """Texts with masked copies, both padded as in :func:`_text_to`."""
-    plain, masked = (_text_to(length, each, pad_id) for each in (text.plain(), text.masked_copy()))
+    """Pad texts and their masked copies as in :func:`_text_to`."""
+    plain, masked = (_text_to(length, version, pad_id) for version in (text.plain(), text.masked_copy()))
     return replace(text, ids=plain.ids, masked_ids=masked.ids, mask=plain.mask)

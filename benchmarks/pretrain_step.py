@@ -1,11 +1,13 @@
-"""A whole step of pre-training against the bare backbone: ``python -m benchmarks.pretrain_step``.
+"""Time of a whole pre-training step over that of the bare backbone: ``python -m benchmarks.pretrain_step``.
 
-Base size, 224 px, float32: 8 image-text pairs and 12 regions of 4 images through :meth:`engine.trainer.Trainer.train_step`
-(forward, backward, clipping, AdamW), against forward and backward of timm's BEiT-2 base alone on the same 12 images in one
-batch, with fused attention and drop path 0.1. Both run in one process in turn, in train mode. The last line is the median
-ratio of the times; that of the fastest of each, which a disturbed machine changes least, is told before it. The memory is the
-process's peak before the bare backbone is built. On a machine whose host takes back memory that was not touched for a while,
-``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000`` before the command keeps it (see ``benchmarks/README.md``).
+The step is :meth:`engine.trainer.Trainer.train_step` (forward, backward, clipping, AdamW) in base size, 224 px, float32, on 8
+image-text pairs and 12 regions of 4 images. The backbone is timm's BEiT-2 base alone, forward and backward, on the same 12
+images in one batch, with fused attention and drop path 0.1. Both alternate in one process, in train mode.
+
+The last line is the median ratio of the times. The line before it is the ratio of the fastest times, which other programs
+disturb least. The memory is the process's peak before the bare backbone is built. Virtual machines may reclaim memory that is
+idle for some seconds: ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000`` before the command prevents that
+(``benchmarks/README.md``).
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ STREAMS = DataConfig(
 
 
 def build(small: bool) -> tuple[PretrainModel, PretrainBatch]:
-    """The model, of base size or small, and a batch for it."""
+    """A model with random weights, and a batch for it."""
     if small:
         vision = VisionConfig(image_size=64, width=64, depth=2, heads=2)
         arch = TextArchitecture(vocab_size=200, width=64, layers=2, heads=2, intermediate=256)
@@ -58,7 +60,7 @@ def build(small: bool) -> tuple[PretrainModel, PretrainBatch]:
 
 
 def bare_backbone(pixels: Tensor, small: bool) -> Callable[[], None]:
-    """Forward and backward of the backbone alone, as timm builds it."""
+    """A function that runs forward and backward of timm's backbone on ``pixels``, (N, 3, H, W) uint8."""
     sizes: dict[str, Any] = {"img_size": 64, "embed_dim": 64, "depth": 2, "num_heads": 2} if small else {}
     backbone: Any = timm.create_model(BACKBONE, num_classes=0, drop_path_rate=0.1, **sizes).train()
     normed = pixels.float() / 127.5 - 1
@@ -71,7 +73,7 @@ def bare_backbone(pixels: Tensor, small: bool) -> Callable[[], None]:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Wall time of a call in seconds."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
@@ -80,8 +82,8 @@ def seconds(run: Callable[[], object]) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=positive, default=7, help="pairs of measurements")
-    parser.add_argument("--small", action="store_true", help="a small model: a check that it runs")
+    parser.add_argument("--rounds", type=positive, default=7, help="number of pairs of measurements")
+    parser.add_argument("--small", action="store_true", help="check that it runs, with a small model")
     flags = parser.parse_args(argv)
     torch.manual_seed(0)
     model, batch = build(flags.small)
@@ -93,12 +95,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     def step() -> None:
         trainer.train_step([batch])
 
-    for _ in range(2):  # the optimiser's states are made in the first step
+    for _ in range(2):  # the first step makes the optimiser's states
         step()
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     backbone = bare_backbone(torch.cat([batch.images.pixels, batch.regions.pixels]), flags.small)
     backbone()
-    step()  # beside the backbone's memory, and so for the last time in new memory
+    step()  # now with the backbone in memory: later steps allocate no new memory
     times = []
     for _ in range(flags.rounds):
         step_s, backbone_s = seconds(step), seconds(backbone)

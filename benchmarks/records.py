@@ -1,4 +1,4 @@
-"""Pictures, videos, captions and boxes in files, of the sizes that pre-training meets; their contents are noise."""
+"""Files with synthetic images, videos, captions and boxes in realistic sizes; their contents are noise."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from PIL import Image, ImageFilter
 from dataset.prepare.tokenizer import train_wordpiece
 
 SIZES = ((640, 480), (640, 480), (640, 480), (640, 427), (640, 427), (480, 640), (427, 640), (500, 375))
-"""Width and height in COCO's mixture, roughly."""
+"""Width and height of images, roughly in COCO's proportions."""
 _TEXTURE = ((3, 70), (8, 40), (24, 24), (80, 14), (240, 9))
-"""Cells across and strength of each layer of smooth noise."""
+"""Cells across, and strength in grey levels, of each layer of smooth noise."""
 _GRAIN = 22
 VIDEO_SIZE = (596, 336)
 """Width and height of WebVid's small files."""
 _FPS = 25
 _VIDEO_GRAIN = 4
 _SHORT_SIDE = 256
-"""Of the pictures that a list of frames holds."""
+"""Short side in pixels of the images in a list of frames."""
 _WORDS = 4000
 _SYLLABLES = [consonant + vowel for consonant in "bdfghklmnprstvw" for vowel in "aeio"]
 
 
-def write_records(folder: Path, pictures: int, records: int, *, divide: int = 1, quality: int = 90) -> float:
-    """``pairs.jsonl`` and ``regions.jsonl`` of so many records each, on so many JPEG files, with a ``tokenizer``.
+def write_records(folder: Path, images: int, records: int, *, divide: int = 1, quality: int = 90) -> float:
+    """Write ``images`` JPEG files, ``pairs.jsonl`` and ``regions.jsonl`` with ``records`` records each, and a ``tokenizer``.
 
-    Sizes are divided by ``divide``. Gives back the mean size of a file in bytes.
+    ``divide``: divisor of the images' sides. Returns the mean size of a JPEG file in bytes.
     """
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(_SYLLABLES, int(rng.integers(1, 5)))) for _ in range(_WORDS)]
-    sizes = [(width // divide, height // divide) for width, height in (SIZES[n % len(SIZES)] for n in range(pictures))]
+    sizes = [(width // divide, height // divide) for width, height in (SIZES[n % len(SIZES)] for n in range(images))]
     for number, (width, height) in enumerate(sizes):
-        picture(width, height, rng).save(folder / f"{number}.jpg", "JPEG", quality=quality)
+        noise_image(width, height, rng).save(folder / f"{number}.jpg", "JPEG", quality=quality)
     pairs: list[dict[str, Any]] = []
     regions: list[dict[str, Any]] = []
     for number in range(records):
-        image, size = f"{number % pictures}.jpg", sizes[number % pictures]
+        image, size = f"{number % images}.jpg", sizes[number % images]
         pairs.append({"image": image, "caption": caption(words, 10.5, 2.5, rng)})
         elems = [{"bb": box(*size, rng), "caption": caption(words, 3.5, 1.5, rng)} for _ in range(8)]
         regions.append({"image": image, "caption": caption(words, 10.5, 2.5, rng), "elems": elems})
     for name, lines in (("pairs", pairs), ("regions", regions)):
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    # Of all texts, so that their words are mostly in its vocabulary, as those of captions are in BERT's.
-    texts = [str(each["caption"]) for line in (*pairs, *regions) for each in (line, *line.get("elems", ()))]
+    # Trained on all texts: most words are in its vocabulary, as those of captions are in BERT's.
+    texts = [str(item["caption"]) for line in (*pairs, *regions) for item in (line, *line.get("elems", ()))]
     train_wordpiece(texts, folder / "tokenizer", vocab_size=30522)
-    return sum(path.stat().st_size for path in folder.glob("*.jpg")) / pictures
+    return sum(path.stat().st_size for path in folder.glob("*.jpg")) / images
 
 
 def write_videos(folder: Path, videos: int, records: int, *, seconds: int = 16, divide: int = 1) -> tuple[float, float]:
-    """``files.jsonl`` of so many records on so many H.264 files, whose picture pans and in which another one moves, and
-    ``lists.jsonl`` of the same as lists of JPEG pictures, one of each second.
+    """Write ``videos`` H.264 files, in which an image pans and another moves, and the same videos as lists of JPEG frames.
 
-    Gives back the mean size of a file and of a picture in bytes.
+    ``files.jsonl`` and ``lists.jsonl`` have ``records`` records each, on the files and on the lists (one frame per second).
+    Returns the mean size of a file and of a frame in bytes.
     """
     rng = np.random.default_rng(0)
     width, height = (side // divide // 4 * 4 for side in VIDEO_SIZE)
@@ -67,14 +67,14 @@ def write_videos(folder: Path, videos: int, records: int, *, seconds: int = 16, 
     for name, values in (("files", [f"{number}.mp4" for number in range(videos)]), ("lists", lists)):
         lines = [{"video": values[number % videos], "caption": text} for number, text in enumerate(texts)]
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    pictures = [3 * len(each) / 4 for frames in lists for each in frames]
-    return sum(path.stat().st_size for path in folder.glob("*.mp4")) / videos, sum(pictures) / len(pictures)
+    frame_bytes = [3 * len(frame) / 4 for frames in lists for frame in frames]
+    return sum(path.stat().st_size for path in folder.glob("*.mp4")) / videos, sum(frame_bytes) / len(frame_bytes)
 
 
 def _write_video(path: Path, width: int, height: int, seconds: int, rng: np.random.Generator) -> list[str]:
-    """Writes the file, with the key frames that the encoder chooses; gives back a JPEG of each second in base64."""
-    wide = picture(width + 20 * seconds, height, rng).filter(ImageFilter.GaussianBlur(1.5))
-    moving, frames = picture(height // 3, height // 3, rng), []
+    """Write a file, with key frames by the encoder's choice; returns a frame of each second as JPEG in base64."""
+    wide = noise_image(width + 20 * seconds, height, rng).filter(ImageFilter.GaussianBlur(1.5))
+    moving, frames = noise_image(height // 3, height // 3, rng), []
     grain = _VIDEO_GRAIN * rng.standard_normal((height + _FPS, width, 1), dtype=np.float32)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=_FPS)
@@ -93,13 +93,13 @@ def _write_video(path: Path, width: int, height: int, seconds: int, rng: np.rand
 
 
 def _as_base64(frame: Image.Image) -> str:
-    share, stream = min(1.0, _SHORT_SIDE / min(frame.size)), io.BytesIO()
-    frame.resize((round(frame.width * share), round(frame.height * share))).save(stream, "JPEG", quality=90)
+    scale, stream = min(1.0, _SHORT_SIDE / min(frame.size)), io.BytesIO()
+    frame.resize((round(frame.width * scale), round(frame.height * scale))).save(stream, "JPEG", quality=90)
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def picture(width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Smooth noise at several scales, with grain."""
+def noise_image(width: int, height: int, rng: np.random.Generator) -> Image.Image:
+    """An image of smooth noise at several scales, with grain."""
     planes = np.full((height, width, 3), 128, np.float32)
     for cells, strength in _TEXTURE:
         coarse = rng.standard_normal((max(2, cells * height // width), cells, 3))
@@ -112,13 +112,13 @@ def picture(width: int, height: int, rng: np.random.Generator) -> Image.Image:
 
 
 def caption(words: list[str], mean: float, spread: float, rng: np.random.Generator) -> str:
-    """So many words, the frequent ones more often, with a capital and a full stop."""
+    """A sentence of random words with realistic frequencies; ``mean`` and ``spread``: of the number of words."""
     count = max(1, round(rng.normal(mean, spread)))
-    chosen = (len(words) ** rng.random(count)).astype(int) - 1
-    return " ".join(words[index] for index in chosen).capitalize() + "."
+    indices = (len(words) ** rng.random(count)).astype(int) - 1
+    return " ".join(words[index] for index in indices).capitalize() + "."
 
 
 def box(width: int, height: int, rng: np.random.Generator) -> list[int]:
-    """x, y, width and height of a part of the picture."""
+    """A random box, [x, y, width, height] in pixels, in an image of ``width`` and ``height``."""
     w, h = int(rng.integers(8, width // 2)), int(rng.integers(8, height // 2))
     return [int(rng.integers(width - w)), int(rng.integers(height - h)), w, h]

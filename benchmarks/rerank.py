@@ -1,10 +1,10 @@
 """Re-ranking at COCO proportions, base size, 384 px: ``python -m benchmarks.rerank``.
 
-Ours (:func:`models.reranking.score_pairs`) against the usual way: k pairs a call, text padded to 40 for attention, the image's
-keys and values projected anew for every pair, every state of the last block, fused attention. Both score the same pairs of an
-image in one process, in turn; ours goes on to the pairs of the other direction too, as an evaluation does, and its time is
-divided by all of them. Weights, patches and texts are random: the time depends on their sizes alone. The last line is the median
-ratio of the times per pair.
+The benchmark compares :func:`models.reranking.score_pairs` with the usual way: k pairs per call, texts padded to 40 tokens for
+attention, keys and values of the image projected for every pair, all states of the last block computed, fused attention. Both
+alternate in one process and score the same pairs of an image. Ours also scores the pairs of the other direction, as in an
+evaluation; its time is divided by all pairs. Weights, patches and texts are random: the time depends on sizes alone. The last
+line is the median ratio of the times per pair.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from utils.flags import positive
 IMAGES, CAPTIONS, K = 5000, 25010, 80
 PADDED = 40
 MEAN_LENGTH, SPREAD = 13.0, 2.8
-"""Tokens of a COCO caption, [CLS] and [SEP] counted: our assumption for the synthetic texts."""
+"""Mean and standard deviation of the tokens of a caption, [CLS] and [SEP] included: our assumption about COCO."""
 
 
 def build(width: int, layers: int, image_size: int) -> RetrievalModel:
-    """A model of base size, or smaller for a check; only its fusion and its matching head are run."""
+    """A model with random weights; only its fusion and its matching head are used."""
     heads = max(1, width // 64)
     arch = TextArchitecture(vocab_size=100, width=width, layers=1, heads=heads, intermediate=4 * width)
     config = AligningConfig(
@@ -47,7 +47,7 @@ def build(width: int, layers: int, image_size: int) -> RetrievalModel:
 
 
 def usual_way(model: RetrievalModel, image: Concepts, texts: PackedTexts) -> Tensor:
-    """Matching logits of one image with k texts: the image is copied and projected k times."""
+    """Matching logits (k,) of one image with k texts; the image is copied and projected k times."""
     k = texts.packing.count
     copies = Concepts(image.patches.expand(k, -1, -1).contiguous(), image.mean.expand(k, -1).contiguous())
     (states,) = model.fusion.fuse([FusionPass(texts, model.fusion.concept_memory(copies))])
@@ -56,7 +56,7 @@ def usual_way(model: RetrievalModel, image: Concepts, texts: PackedTexts) -> Ten
 
 
 def shared_pairs(generator: torch.Generator) -> float:
-    """The share of pairs that both directions want, for embeddings in which captions lie near their image."""
+    """Fraction of pairs that occur in both directions, for synthetic embeddings in which captions are near their image."""
     image = torch.nn.functional.normalize(torch.randn(IMAGES, 64, generator=generator), dim=1)
     near = image.repeat_interleave(5, dim=0)[:CAPTIONS]
     extra = image[: CAPTIONS - len(near)]
@@ -72,8 +72,8 @@ def shared_pairs(generator: torch.Generator) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=positive, default=5, help="pairs of measurements")
-    parser.add_argument("--small", action="store_true", help="a small model and few pairs: a check that it runs")
+    parser.add_argument("--rounds", type=positive, default=5, help="number of pairs of measurements")
+    parser.add_argument("--small", action="store_true", help="check that it runs, with a small model and few pairs")
     flags = parser.parse_args(argv)
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
@@ -95,21 +95,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         expected = usual_way(model, image, first)
         usual_s = (time.perf_counter() - started) / k
         started = time.perf_counter()
-        found = score_pairs(model.fusion, model.matching_head, image, [torch.arange(pairs)], bank)[0]
+        scores = score_pairs(model.fusion, model.matching_head, image, [torch.arange(pairs)], bank)[0]
         ours_s = (time.perf_counter() - started) / pairs
-        difference = float((found[:k] - expected).abs().max())
+        difference = float((scores[:k] - expected).abs().max())
         assert difference < 1e-4, f"scores differ by {difference}"
         if number:  # the first round warms up
             ratios.append(usual_s / ours_s)
             sys.stdout.write(
-                f"{k} pairs the usual way {1e3 * usual_s:.1f} ms a pair, {pairs} pairs ours {1e3 * ours_s:.2f} ms a pair, "
+                f"{k} pairs the usual way {1e3 * usual_s:.1f} ms each, {pairs} pairs ours {1e3 * ours_s:.2f} ms each, "
                 f"ratio {ratios[-1]:.2f}, scores differ by {difference:.1e}\n"
             )
     if not flags.small:
         share = shared_pairs(generator)
         sys.stdout.write(
-            f"apart from that: of the {K * (IMAGES + CAPTIONS)} pairs of both directions {100 * share:.1f} % are wanted "
-            "twice and scored once (synthetic embeddings)\n"
+            f"not in the ratio: of the {K * (IMAGES + CAPTIONS)} pairs, {100 * share:.1f} % occur in both directions and are "
+            "scored once (synthetic embeddings)\n"
         )
     sys.stdout.write(f"mean length {lengths.float().mean():.1f} tokens, {torch.get_num_threads()} threads\n")
     sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")

@@ -1,7 +1,7 @@
-"""The planned memory of a training step against that of real steps, on the CPU: ``python -m benchmarks.step_memory``.
+"""Memory of a training step, planned over measured, on the CPU: ``python -m benchmarks.step_memory``.
 
-Every real step runs in a process of its own: the most memory that the process had in the step (the kernel's high-water mark),
-less what it had before the model was built, when another small model had taken a step.
+Each real step runs in a separate process. The measured memory is the process's peak in the step (the kernel's high-water mark)
+less its memory before the model is built, after a step of another small model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from engine.memory import Rehearsal, trainer_of
+from engine.memory import FakeSteps, trainer_of
 from tasks.kinds import kind_of
 from tools.plan.synthetic import scaled, synthetic_batch
 from utils.config import load_config
@@ -38,75 +38,78 @@ CASES: list[tuple[str, list[str], Sequence[int]]] = [
     ("configs/retrieval/coco_base_4m.yaml", [*MIDDLE, "train.precision=fp32", "train.accumulate=1"], (4, 8)),
     ("configs/retrieval/coco_base_4m.yaml", [*MIDDLE, "train.precision=fp32", "train.accumulate=2"], (2, 8)),
 ]
-"""Config, overrides, and rows of the leading stream in a micro-batch."""
-
+"""Config, overrides, and examples of the leading stream in a micro-batch."""
 
 SMALL = [("configs/demo/pretrain.yaml", TINY, (64,)), (CASES[2][0], CASES[2][1], (8,))]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark and print the ratio furthest from 1."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="two cases, for a check")
+    parser.add_argument("--small", action="store_true", help="check that it runs, with two cases")
     parser.add_argument("--measure", nargs="+", metavar="WORD", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.measure:
-        config, rows, *overrides = arguments.measure
-        sys.stdout.write(f"{measured_here(config, overrides, int(rows))}\n")
+        config, examples, *overrides = arguments.measure
+        sys.stdout.write(f"{measure_here(config, overrides, int(examples))}\n")
         return
     worst = 1.0
     for config, overrides, sizes in SMALL if arguments.small else CASES:
-        for rows in sizes:
-            planned, found = estimated(config, overrides, rows), measured(config, overrides, rows)
-            worst = max(worst, planned / found, key=lambda ratio: abs(ratio - 1))
-            said = " ".join([config, *(each for each in overrides if each.startswith("train."))])
-            sys.stdout.write(f"{said}, {rows} rows: {planned / 1e6:.0f} MB planned, {found / 1e6:.0f} MB measured\n")
+        for examples in sizes:
+            planned, actual = estimate(config, overrides, examples), measure(config, overrides, examples)
+            worst = max(worst, planned / actual, key=lambda ratio: abs(ratio - 1))
+            case = " ".join([config, *(override for override in overrides if override.startswith("train."))])
+            sys.stdout.write(
+                f"{case}, {examples} examples: {planned / 1e6:.0f} MB planned, {actual / 1e6:.0f} MB measured\n"
+            )
             sys.stdout.flush()
     sys.stdout.write(f"ratio: {worst:.2f}\n")
 
 
-def estimated(path: str, overrides: list[str], rows: int) -> int:
-    """Bytes of a step, planned for this CPU."""
+def estimate(path: str, overrides: list[str], examples: int) -> int:
+    """Peak bytes of a step, planned for this CPU."""
     schema, kind = kind_of(Path(path), overrides)
-    config = scaled(load_config(path, overrides, schema), rows)
-    rehearsal = Rehearsal(lambda: kind.build_model(config, None), config.train, config.optim, as_on_gpu=False)
+    config = scaled(load_config(path, overrides, schema), examples)
+    steps = FakeSteps(lambda: kind.build_model(config, None), config.train, config.optim, as_on_gpu=False)
     several = config.train.accumulation(config.data, 1) > 1
-    return rehearsal.memory(lambda model: synthetic_batch(config, model), gradients_stay=several).total
+    return steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=several).total
 
 
-def measured(path: str, overrides: list[str], rows: int) -> int:
-    """Bytes of the same step as it runs, in a process that gives back at once what it frees."""
+def measure(path: str, overrides: list[str], examples: int) -> int:
+    """Peak bytes of a real step, in a process that returns freed memory to the system at once."""
     settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "benchmarks.step_memory", "--measure", path, str(rows), *overrides]
+    command = [sys.executable, "-m", "benchmarks.step_memory", "--measure", path, str(examples), *overrides]
     root = Path(__file__).parent.parent
-    done = subprocess.run(command, env=os.environ | settings, cwd=root, capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    process = subprocess.run(command, env=os.environ | settings, cwd=root, capture_output=True, text=True, check=True)
+    return int(process.stdout)
 
 
-def measured_here(path: str, overrides: list[str], rows: int) -> int:
+def measure_here(path: str, overrides: list[str], examples: int) -> int:
+    """Peak bytes of a step in this process."""
     _steps("configs/demo/pretrain.yaml", TINY, 2)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = _memory("VmRSS")
-    _steps(path, overrides, rows)
+    _steps(path, overrides, examples)
     return _memory("VmHWM") - before
 
 
-def _steps(path: str, overrides: list[str], rows: int) -> None:
-    """Two of them: in the second, the optimiser has its states."""
+def _steps(path: str, overrides: list[str], examples: int) -> None:
+    """Run two steps: the first makes the optimiser's states, the second is measured."""
     schema, kind = kind_of(Path(path), overrides)
-    config: Any = scaled(load_config(path, overrides, schema), rows)
+    config: Any = scaled(load_config(path, overrides, schema), examples)
     torch.manual_seed(0)
     trainer = trainer_of(kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
     batch = synthetic_batch(config, trainer.model)
     for _ in range(2):
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         trainer.train_step([batch] * config.train.accumulation(config.data, 1))
 
 
 def _memory(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Random pre-training batches of real proportions, for measurements that depend on sizes alone.
+"""Random pre-training batches of realistic proportions, for measurements that depend on sizes alone.
 
-Which streams there are, and of what sizes, :mod:`tools.plan.synthetic` says; drawn here is what is in them.
+:mod:`tools.plan.synthetic` makes the streams in their sizes; this module fills them with random contents.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from tools.plan.parts import FIRST_WORD
 from tools.plan.synthetic import text_limits
 from utils.batch import IGNORE, MaskedText, PretrainBatch, RegionBatch, Text, stack_rows, text_keys
 
-CLS_ID, SEP_ID, MASK_ID, FIRST_DRAWN = range(FIRST_WORD, FIRST_WORD + 4)
+CLS_ID, SEP_ID, MASK_ID, FIRST_RANDOM = range(FIRST_WORD, FIRST_WORD + 4)
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a text, [CLS] and [SEP] counted: a normal distribution, our assumption around the measured means."""
+    """Distribution of the tokens of a text, [CLS] and [SEP] included: normal, clamped to ``least`` and ``most``."""
 
     mean: float
     spread: float
     least: int = 3
     most: int = 30
 
-    def draw(self, count: int, generator: torch.Generator) -> list[int]:
-        """``count`` lengths in random order, evenly over the distribution, so that few have its mean too."""
+    def sample(self, count: int, generator: torch.Generator) -> list[int]:
+        """``count`` lengths, evenly spaced quantiles in random order: even small samples have the mean."""
         normal = statistics.NormalDist(self.mean, self.spread)
-        even = [round(normal.inv_cdf((index + 0.5) / count)) for index in range(count)]
-        clamped = [min(max(length, self.least), self.most) for length in even]
+        quantiles = [round(normal.inv_cdf((index + 0.5) / count)) for index in range(count)]
+        clamped = [min(max(length, self.least), self.most) for length in quantiles]
         return [clamped[index] for index in torch.randperm(count, generator=generator).tolist()]
 
 
@@ -47,16 +47,16 @@ LENGTHS = {
     "texts": Lengths(26, 8),
     "pairs": Lengths(32, 10),
 }
-"""By stream. Measured are captions and texts of regions alone; assumed are what is said in eight seconds of a video, and
-sentences of an encyclopedia, those of ``pairs`` in the pieces of a vocabulary of many languages."""
+"""Text lengths by stream. Means of captions and of regions are measured. Other values are assumptions: speech in eight seconds of
+video, sentences of an encyclopedia, and for ``pairs`` the same in a multilingual vocabulary."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Draws texts of random words.
+    """Writes texts of random words.
 
-    ``longer``: factor of the mean length; ``static``: in the shapes of :class:`dataset.text.processors.TextProcessor` for
-    compiled encoders, with the same words.
+    ``longer``: factor on the mean length; ``static``: equal words in the shapes of
+    :class:`dataset.text.processors.TextProcessor` for compiled encoders.
     """
 
     vocabulary: int
@@ -64,26 +64,28 @@ class Writer:
     longer: float
     static: bool
 
-    def rows(self, stream: str, count: int, limits: TextDataConfig) -> list[list[int]]:
+    def token_lists(self, stream: str, count: int, limits: TextDataConfig) -> list[list[int]]:
         """``count`` texts of a stream's lengths, between [CLS] and [SEP]."""
         lengths = LENGTHS[stream]
-        drawn = replace(lengths, mean=self.longer * lengths.mean, most=limits.max_tokens).draw(count, self.generator)
-        return [[CLS_ID, *self._words(length - 2), SEP_ID] for length in drawn]
+        lengths = replace(lengths, mean=self.longer * lengths.mean, most=limits.max_tokens)
+        return [[CLS_ID, *self._words(length - 2), SEP_ID] for length in lengths.sample(count, self.generator)]
 
-    def plain(self, rows: list[list[int]], limits: TextDataConfig) -> Text:
-        ids = stack_rows(rows, 0, limits.max_tokens if self.static else None)
-        tokens = sum(map(len, rows))
-        return Text(ids, _memory_groups(rows, ids), rounded_up(tokens, ids.numel()) if self.static else tokens)
+    def plain(self, texts: list[list[int]], limits: TextDataConfig) -> Text:
+        """The batch of ``texts``, token ids."""
+        ids = stack_rows(texts, 0, limits.max_tokens if self.static else None)
+        tokens = sum(map(len, texts))
+        return Text(ids, _token_mask(texts, ids), rounded_up(tokens, ids.numel()) if self.static else tokens)
 
-    def masked(self, rows: list[list[int]], limits: TextDataConfig) -> MaskedText:
-        """With as many masked tokens as :meth:`dataset.text.processors.TextProcessor.mask_positions` takes; [CLS] is none."""
-        text, masked, positions, labels = self.plain(rows, limits), [], [], []
-        for ids in rows:
+    def masked(self, texts: list[list[int]], limits: TextDataConfig) -> MaskedText:
+        """The batch of ``texts``, with as many masked tokens as :meth:`dataset.text.processors.TextProcessor.mask_positions`
+        makes."""
+        text, masked, positions, labels = self.plain(texts, limits), [], [], []
+        for ids in texts:
             count = min(limits.max_masks, max(1, round(len(ids) * limits.mask_prob)))
-            chosen = sorted((torch.randperm(len(ids) - 1, generator=self.generator)[:count] + 1).tolist())
-            masked.append([MASK_ID if place in chosen else token for place, token in enumerate(ids)])
-            positions.append(chosen)
-            labels.append([ids[place] for place in chosen])
+            places = sorted((torch.randperm(len(ids) - 1, generator=self.generator)[:count] + 1).tolist())
+            masked.append([MASK_ID if place in places else token for place, token in enumerate(ids)])
+            positions.append(places)
+            labels.append([ids[place] for place in places])
         most = limits.max_masks if self.static else max(map(len, positions))
         used = sum(map(len, positions))
         return MaskedText(
@@ -94,11 +96,11 @@ class Writer:
             labels=stack_rows(labels, IGNORE, most),
             key=text_keys(text.ids, text.mask),
             tokens=text.tokens,
-            masked=rounded_up(used, len(rows) * most) if self.static else used,
+            masked=rounded_up(used, len(texts) * most) if self.static else used,
         )
 
     def _words(self, count: int) -> list[int]:
-        return torch.randint(FIRST_DRAWN, self.vocabulary, (count,), generator=self.generator).tolist()
+        return torch.randint(FIRST_RANDOM, self.vocabulary, (count,), generator=self.generator).tolist()
 
 
 def pretrain_batch(
@@ -110,43 +112,43 @@ def pretrain_batch(
     longer: float = 1.0,
     static: bool = False,
 ) -> PretrainBatch:
-    """A micro-batch of every configured stream, of the configured sizes; pixels are uint8, and every row counts.
+    """A micro-batch of every configured stream in its size; pixels are uint8, and all examples count.
 
     Args:
-        longer: factor of the mean length of texts.
-        static: the same batch in shapes that depend on the limits, as the trainer makes them for compiled encoders.
+        longer: factor on the mean length of texts.
+        static: equal contents in the fixed shapes that the trainer makes for compiled encoders.
     """
     generator = torch.Generator().manual_seed(seed)
     writer = Writer(vocabulary, generator, longer, static)
-    made = synthetic.pretrain_batch(data, vision, vocabulary)
+    template = synthetic.pretrain_batch(data, vision, vocabulary)
 
     def filled(stream: str) -> Any:
-        part, limits = getattr(made, stream), text_limits(data, stream)
-        rows = len(part.valid)
-        changed: dict[str, Any] = {"text": writer.masked(writer.rows(stream, rows, limits), limits)}
+        part, limits = getattr(template, stream), text_limits(data, stream)
+        count = len(part.valid)
+        changes: dict[str, Any] = {"text": writer.masked(writer.token_lists(stream, count, limits), limits)}
         if stream == "pairs":
-            changed["other"] = writer.plain(writer.rows(stream, rows, limits), limits)
+            changes["other"] = writer.plain(writer.token_lists(stream, count, limits), limits)
         if hasattr(part, "pixels"):
-            changed["pixels"] = _noise(part.pixels, generator)
-        return replace(part, **changed)
+            changes["pixels"] = _noise(part.pixels, generator)
+        return replace(part, **changes)
 
     parts = {stream: filled(stream) for stream in data.streams()}
     if data.regions is not None:
         parts["regions"] = _scattered(parts["regions"], data.regions, vision, generator, static=static)
-    return replace(made, **parts)
+    return replace(template, **parts)
 
 
 def _scattered(
     part: RegionBatch, stream: RegionStreamConfig, vision: VisionEncoder, generator: torch.Generator, *, static: bool
 ) -> RegionBatch:
-    """The rows dealt evenly to the images, each in a box of random patches; ``static``: with all images that there can be."""
-    images, rows = len(part.pixels), len(part.valid)
+    """Spread the regions evenly over the images, in boxes of random patches; ``static``: pad to the maximum number of images."""
+    images, regions = len(part.pixels), len(part.valid)
     grid, _ = vision.grid
-    corner = torch.randint(0, grid, (rows, 2, 2), generator=generator).sort(dim=2).values
+    corner = torch.randint(0, grid, (regions, 2, 2), generator=generator).sort(dim=2).values
     axis = torch.arange(grid)
     inside = (axis >= corner[:, :, :1]) & (axis <= corner[:, :, 1:])
     low, high = corner[:, :, 0] / grid, (corner[:, :, 1] + 1) / grid
-    index = (torch.arange(rows) * images) // rows
+    index = (torch.arange(regions) * images) // regions
     black = part.pixels.new_zeros(stream.max_images - images if static else 0, *part.pixels.shape[1:])
     return replace(
         part,
@@ -161,5 +163,6 @@ def _noise(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(0, 256, pixels.shape, dtype=pixels.dtype, generator=generator)
 
 
-def _memory_groups(rows: list[list[int]], ids: Tensor) -> Tensor:
-    return torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
+def _token_mask(texts: list[list[int]], ids: Tensor) -> Tensor:
+    """(N, L) bool, True = token."""
+    return torch.arange(ids.shape[1]) < torch.tensor([len(text) for text in texts]).unsqueeze(1)

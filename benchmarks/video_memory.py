@@ -1,7 +1,7 @@
 """``python -m benchmarks.video_memory [--files 1000] [--backend av]``: memory while many video files are read.
 
-Makes one short file with PyAV, reads five frames of it again and again, as often as a thousand files would be, and prints the
-process's memory along the way. Each read opens the file anew, so that what a decoder leaves behind adds up.
+The benchmark writes one short file with PyAV, reads five frames of it ``--files`` times, and prints the memory of the process
+on the way. Each read opens the file again, so that leaks of a decoder add up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIDE = 256
 
 
 def write_file(path: Path) -> None:
-    """Six seconds of moving noise."""
+    """Write six seconds of moving noise."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (SIDE, 2 * SIDE, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
@@ -38,7 +38,7 @@ def write_file(path: Path) -> None:
 
 
 def memory_mb() -> float:
-    """What the process holds now; where the system does not say, the most it ever held."""
+    """Memory of the process in MB; its peak if the system does not report the current value."""
     status = Path("/proc/self/statm")
     if status.is_file():
         return int(status.read_text().split()[1]) * resource.getpagesize() / 1e6
@@ -46,6 +46,7 @@ def memory_mb() -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--backend", default="av")

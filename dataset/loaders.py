@@ -107,12 +107,12 @@ class BrokenRecordLog:
 class BatchMaker(Protocol):
     """Micro-batch number u of a run, as a function of u alone.
 
-    ``stream_sizes``: records of each stream, the leading one first; ``rows_per_batch``: rows of a micro-batch, all streams
-    together; ``records_per_batch``: records of the leading stream that a micro-batch reads.
+    ``stream_sizes``: records of each stream, the leading one first; ``examples_per_batch``: examples of a micro-batch, all
+    streams together; ``records_per_batch``: records of the leading stream that a micro-batch reads.
     """
 
     stream_sizes: dict[str, int]
-    rows_per_batch: int
+    examples_per_batch: int
     records_per_batch: int
 
     def make(self, number: int) -> Batch:
@@ -136,7 +136,7 @@ class BatchLoader:
     def __init__(self, maker: BatchMaker, config: LoadingConfig, *, rank: int = 0, world_size: int = 1):
         self.maker, self.config, self.rank, self.world_size = maker, config, rank, world_size
         self.stream_sizes = maker.stream_sizes
-        self.examples_per_batch = maker.rows_per_batch
+        self.examples_per_batch = maker.examples_per_batch
         self.records_per_batch = maker.records_per_batch
         self.broken = BrokenRecordLog(config.max_broken, sum(self.stream_sizes.values()))
 

@@ -1,1 +1,1 @@
-"""The one train loop, its precision, checkpoints and run folder. Knows nothing of any task."""
+"""The train loop, its precision, checkpoints and run folder. It depends on no task."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: a folder each, complete or absent, the newest few kept."""
+"""Checkpoints of a run: one folder each, complete or absent; the newest few are kept."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ class Checkpoint:
         return self.folder / MODEL_FILE
 
     def training_state(self) -> dict[str, Any]:
-        """Optimiser, scaler, position and counters, read without running code from the file. It is twice as large as the model's
-        file; :class:`engine.trainer.Trainer` alone reads it, once.
+        """States of optimiser and loss scaler, position and counters, read without running code from the file.
+
+        The file is twice as large as that of the model: only :class:`engine.trainer.Trainer` reads it, once.
 
         Raises:
             UserError: if it cannot be read.
@@ -49,21 +50,23 @@ class Checkpoint:
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
             file = self.folder / TRAINING_FILE
-            raise UserError(f"{file}: cannot be read ({reason}); remove its folder to use an older one") from None
+            raise UserError(
+                f"{file}: cannot be read ({reason}); remove its folder to resume from an older checkpoint"
+            ) from None
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """The complete checkpoints in ``folder``, oldest first."""
-    found = []
+    checkpoints = []
     for entry in folder.iterdir() if folder.is_dir() else ():
         match = NAME.fullmatch(entry.name)
         if match and entry.is_dir():
-            found.append(Checkpoint(entry, int(match[1])))
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+            checkpoints.append(Checkpoint(entry, int(match[1])))
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
 def save_checkpoint(folder: Path, step: int, model: nn.Module, training: dict[str, Any], keep: int) -> Checkpoint:
-    """Write a checkpoint under a temporary name, give it its name when it is whole, and remove all but the newest ``keep``."""
+    """Write a checkpoint atomically (under a temporary name, then renamed), and remove all but the newest ``keep``."""
     folder.mkdir(parents=True, exist_ok=True)
     final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
     for leftover in folder.glob(".step-*.tmp"):
@@ -79,23 +82,23 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, training: dict[st
     os.replace(temporary, final)
     sync_file(folder)
     for old in list_checkpoints(folder)[:-keep]:
-        # Renamed first: a run killed half-way through must not leave half a checkpoint under its name.
-        leaving = folder / f".{old.folder.name}.tmp"
-        os.replace(old.folder, leaving)
-        shutil.rmtree(leaving)
+        # Renamed first: a run killed half-way must not leave half a checkpoint under a valid name.
+        doomed = folder / f".{old.folder.name}.tmp"
+        os.replace(old.folder, doomed)
+        shutil.rmtree(doomed)
     return Checkpoint(final, step)
 
 
 def save_best(path: Path, step: int, model: nn.Module, metrics: dict[str, float]) -> None:
-    """Replace the best weights of a run, with their step and metrics in the file's header (JSON under ``validation``)."""
-    # One entry, as safetensors writes several in random order: equal runs leave equal files.
-    found = json.dumps({"step": step, **metrics})
+    """Replace the best weights of a run. The file's header has their step and metrics (JSON under ``validation``)."""
+    # One entry: safetensors writes several in random order, and equal runs must leave equal files.
+    validation = json.dumps({"step": step, **metrics})
     with replacing(path) as temporary:
-        save_file(_weights(model), temporary, metadata={"validation": found})
+        save_file(_weights(model), temporary, metadata={"validation": validation})
 
 
 def find_weights(path: Path) -> Path:
-    """The weight file that ``path`` names: itself, or in the folder of a run its best weights, else its newest checkpoint.
+    """The weight file at ``path``: the file itself, or the best weights of a run's folder, else those of its newest checkpoint.
 
     Raises:
         UserError: if there is none.
@@ -115,7 +118,7 @@ def find_weights(path: Path) -> Path:
 
 
 def run_of(weights: Path) -> Path | None:
-    """The ``config.yaml`` of the run that a weight file lies in; None where it lies elsewhere."""
+    """The ``config.yaml`` of the run whose folder holds the weight file; None if it is in no run's folder."""
     folders = [weights.parent, *([weights.parents[2]] if weights.parent.parent.name == CHECKPOINTS else [])]
     return next((folder / CONFIG_FILE for folder in folders if (folder / CONFIG_FILE).is_file()), None)
 

@@ -1,4 +1,4 @@
-"""The peak rates of known GPUs, against which utilisation is measured."""
+"""Peak throughput of known GPUs, the reference of utilisation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from engine.precision import APEX_LEVELS, PrecisionName
 
 
 class Peak(NamedTuple):
-    """Dense TFLOP/s from the vendor's data sheet: of 16-bit products summed in 32 bits, of 32-bit products with TF32 (None: it
-    has none), and of 32-bit products proper. ``name``: what torch calls the device, after the brand."""
+    """Dense TFLOP/s of a GPU from the vendor's data sheet, and a pattern of its name in torch, without brand.
+
+    ``half``: 16-bit products with 32-bit sums; ``tf32``: TF32 products, None if the GPU lacks TF32; ``single``: 32-bit products.
+    """
 
     name: str
     half: float
@@ -41,34 +43,34 @@ PEAKS = {
     "h200": Peak("H200", 989.4, 494.7, 66.9),
     "h200-nvl": Peak("H200 NVL", 835.5, 417.5, 60),
 }
-"""By a short name for the command line. What a data sheet says "with sparsity" is halved."""
+"""Peaks by a short key for the command line. Data-sheet values "with sparsity" are halved."""
 
 ASSUMED_UTILISATION = 0.35
-"""Share of a GPU's peak that a step is assumed to reach, where it has not been measured."""
+"""Fraction of a GPU's peak that estimates assume for a training step."""
 
 _BRAND = re.compile(r"^(NVIDIA |Tesla |GeForce )*")
 
 
 def peak_of(device: torch.device, precision: PrecisionName) -> float | None:
-    """Of the GPU that ``device`` is; None: it is not known, is a part of one (MIG), or is no GPU."""
+    """Peak TFLOP/s of ``device``; None if it is no GPU, an unknown one, or a part of one (MIG)."""
     if device.type != "cuda":
         return None
-    key = known(torch.cuda.get_device_name(device))
+    key = peak_key(torch.cuda.get_device_name(device))
     return None if key is None else peak(key, precision)
 
 
-def known(name: str) -> str | None:
-    """The key in :data:`PEAKS` of what torch calls a device; None: it has none."""
+def peak_key(name: str) -> str | None:
+    """The key in :data:`PEAKS` of a device's name in torch; None if it has no entry."""
     bare = _BRAND.sub("", name)
     if "MIG" in bare:
         return None
-    return next((key for key, each in PEAKS.items() if re.fullmatch(each.name, bare)), None)
+    return next((key for key, entry in PEAKS.items() if re.fullmatch(entry.name, bare)), None)
 
 
 def peak(key: str, precision: PrecisionName) -> float:
-    """TFLOP/s of a known device in a precision; in fp32 those of TF32 where torch may use it."""
-    found = PEAKS[key]
+    """Peak TFLOP/s of a device in :data:`PEAKS` in a precision; for fp32 that of TF32 if torch may use it."""
+    entry = PEAKS[key]
     if APEX_LEVELS.get(precision, precision) != "fp32":
-        return found.half
-    fast = torch.get_float32_matmul_precision() != "highest"
-    return found.tf32 if fast and found.tf32 is not None else found.single
+        return entry.half
+    may_use_tf32 = torch.get_float32_matmul_precision() != "highest"
+    return entry.tf32 if may_use_tf32 and entry.tf32 is not None else entry.single

@@ -1,4 +1,4 @@
-"""How many micro-batches of all ranks make a global batch, and the sizes that would fit where they do not."""
+"""Accumulation: how many micro-batches make a global batch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ def accumulation(global_batch: int, micro_batch: MicroBatch, ranks: int, *, grap
     """Micro-batches per step and rank: ``global_batch = micro-batch x ranks x accumulation``.
 
     Args:
-        graphs: the mode of a compiler that records CUDA graphs, which allow one micro-batch per step.
+        graphs: the mode of ``train.compile`` if it records CUDA graphs, which allow one micro-batch per step; else None.
 
     Raises:
-        UserError: if there is no such number; the message names the nearest sizes for which there is one.
+        UserError: if no whole number does; the message names the nearest sizes for which one does.
     """
-    together = micro_batch.size * ranks
-    count, rest = divmod(global_batch, together)
+    per_pass = micro_batch.size * ranks
+    count, rest = divmod(global_batch, per_pass)
     if not rest and (count == 1 or graphs is None):
         return count
     on_ranks = f"{micro_batch.key} = {micro_batch.size} on {ranks} {'rank' if ranks == 1 else 'ranks'}"
@@ -24,25 +24,25 @@ def accumulation(global_batch: int, micro_batch: MicroBatch, ranks: int, *, grap
     remedies = [f"{micro_batch.key} to {_either(sizes)}"] if sizes else []
     if graphs is not None:
         fact = f"not one micro-batch of all ranks, and train.compile = {graphs} records graphs, which allow no accumulation"
-        remedies.append(f"train.global_batch to {together}")
+        remedies.append(f"train.global_batch to {per_pass}")
         remedies += [] if rest else ["train.compile to true"]
     else:
-        fact = f"not a multiple of {together}"
+        fact = f"not a multiple of {per_pass}"
         below = global_batch - rest
-        remedies.append(f"train.global_batch to {_either([each for each in (below, below + together) if each])}")
+        remedies.append(f"train.global_batch to {_either([size for size in (below, below + per_pass) if size])}")
     raise UserError(f"train.global_batch = {global_batch}: {fact} ({on_ranks}); set {', or '.join(remedies)}")
 
 
 def _micro_batch_sizes(global_batch: int, size: int, ranks: int, *, single: bool) -> list[int]:
-    """The nearest smaller and larger micro-batch that divides a rank's share of the batch; ``single``: the share itself."""
+    """The nearest smaller and larger divisor of a rank's share of the global batch; with ``single``, the share itself."""
     share, rest = divmod(global_batch, ranks)
     if rest or not share:
         return []
     if single:
         return [share]
-    divisors = [each for each in range(1, share + 1) if share % each == 0]
-    smaller = [each for each in divisors if each < size][-1:]
-    return smaller + [each for each in divisors if each > size][:1]
+    divisors = [candidate for candidate in range(1, share + 1) if share % candidate == 0]
+    smaller = [divisor for divisor in divisors if divisor < size][-1:]
+    return smaller + [divisor for divisor in divisors if divisor > size][:1]
 
 
 def _either(numbers: list[int]) -> str:

@@ -1,7 +1,7 @@
-"""The memory of a training step, found without running it: by tensors that have sizes and no contents.
+"""Memory of a training step, estimated with fake tensors: they have shapes and no contents.
 
-The real trainer takes a real step; only what the tensors hold is missing. So whatever a config switches on is in the number,
-and a model that fits no memory here can be planned for.
+The trainer takes its real step on them. So the estimate includes all options of the config, and the model need not fit into this
+machine's memory.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS = "weights", "gradients", "optimiser"
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes at the moment of the step when most are used; ``activations`` is all that is none of the others."""
+    """Bytes at the peak of a step by their use; ``activations`` are all bytes with no other use."""
 
     weights: int
     gradients: int
@@ -51,25 +51,25 @@ class StepMemory:
         return self.weights + self.gradients + self.optimiser + self.activations
 
 
-class Rehearsal:
-    """A model and its optimiser that take steps without contents, as the trainer does.
+class FakeSteps:
+    """Runs the trainer's steps on fake tensors; :class:`engine.real_steps.RealSteps` measures real ones.
 
     Args:
-        build: the model, on torch's default device.
-        train, optim: the run's sections.
-        as_on_gpu: the kernels of a GPU are assumed, else those of this CPU.
+        build: builds the model on torch's default device.
+        train, optim: the sections of the run's config.
+        as_on_gpu: assume the kernels of a GPU, else those of this CPU.
     """
 
     def __init__(self, build: Callable[[], nn.Module], train: TrainConfig, optim: OptimConfig, *, as_on_gpu: bool):
         self.fake, self.live, self.as_on_gpu = FakeTensorMode(), LiveMemory(), as_on_gpu
         with torch.device("meta"):
             model = build()
-        with self._without_contents(), self.live.named(WEIGHTS):
+        with self._fake_tensors(), self.live.named(WEIGHTS):
             model = model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        # What has no contents can be neither moved nor counted.
+        # Fake tensors can be neither moved nor counted.
         model.to = lambda _: model
         model.work = lambda _: Work()
-        # The scaler of fp16 looks at its numbers; bf16 is as wide.
+        # The loss scaler of fp16 reads contents; bf16 has the same width.
         half = "bf16" if APEX_LEVELS.get(train.precision, train.precision) == "fp16" else train.precision
         self.trainer = trainer_of(model, train.model_copy(update={"precision": half}), optim, torch.device("cpu"))
         for parameter in model.parameters():
@@ -79,18 +79,18 @@ class Rehearsal:
         self.started = False
 
     def memory(self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool) -> StepMemory:
-        """Of a step on one micro-batch, which is not the first step.
+        """Memory of a step on one micro-batch, after a first step that makes the optimiser's states.
 
         Args:
-            make_batch: the micro-batch for the model.
-            gradients_stay: they are there beside the activations of a whole forward pass, as with several micro-batches in a
+            make_batch: makes the micro-batch for the model.
+            gradients_stay: gradients exist beside the activations of a whole forward pass, as with several micro-batches per
                 step or several processes.
 
         Raises:
-            UserError: if what the step does depends on the contents of its tensors.
+            UserError: if the step depends on the contents of its tensors.
         """
         try:
-            with self._without_contents():
+            with self._fake_tensors():
                 batch = make_batch(self.trainer.model)
                 if not self.started:
                     self.trainer.train_step([batch])
@@ -99,18 +99,16 @@ class Rehearsal:
                 self.trainer.train_step([batch])
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise UserError(
-                f"the memory of this model's step depends on what its tensors hold ({error}); plan it on a machine with a GPU"
+                f"the memory of this model's step depends on the contents of tensors ({error}); plan it on a machine with a GPU"
             ) from None
-        found = StepMemory(**{name: self.live.at_peak[name] for name in StepMemory.__dataclass_fields__})
+        peak = StepMemory(**{name: self.live.at_peak[name] for name in StepMemory.__dataclass_fields__})
         if not gradients_stay:
-            return found
-        learned = sum(
-            each.numel() * each.element_size() for each in self.trainer.model.parameters() if each.requires_grad
-        )
-        return replace(found, gradients=learned, activations=self.live.most_activations)
+            return peak
+        gradients = tensor_bytes(trainable(self.trainer.model))
+        return replace(peak, gradients=gradients, activations=self.live.most_activations)
 
     @contextlib.contextmanager
-    def _without_contents(self) -> Iterator[None]:
+    def _fake_tensors(self) -> Iterator[None]:
         with contextlib.ExitStack() as modes:
             modes.enter_context(self.fake)
             modes.enter_context(self.live)
@@ -123,14 +121,24 @@ class Rehearsal:
             self.live.rename(parameter.grad, GRADIENTS)
 
 
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that have gradients."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Total size of the tensors in bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device: torch.device) -> Trainer:
-    """A trainer that is only asked for single steps, on batches that the caller has."""
-    alone = {"steps": 1, "epochs": None, "deterministic": False, "global_batch": None, "accumulate": None}
-    train = train.model_copy(update=alone)
+    """A trainer without data, for single steps on the caller's batches."""
+    single_step = {"steps": 1, "epochs": None, "deterministic": False, "global_batch": None, "accumulate": None}
+    train = train.model_copy(update=single_step)
     if device.type == "cpu":
         optim = optim.model_copy(update={"fused": "auto"})
     return Trainer(
-        _Nothing(model),
+        _NoData(model),
         train=train,
         optim=optim,
         schedule=ScheduleConfig(kind="constant"),
@@ -140,8 +148,8 @@ def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device:
     )
 
 
-class _Nothing:
-    """A task and its loader without data."""
+class _NoData:
+    """A task without data; it is its own empty loader."""
 
     selects: str | None = None
     examples_per_batch = records_per_batch = epoch_size = 1
@@ -151,7 +159,7 @@ class _Nothing:
         self.model = model
         self.fresh: set[str] = set()
 
-    def train_loader(self) -> _Nothing:
+    def train_loader(self) -> _NoData:
         return self
 
     def batches(self, consumed: int, count: int) -> Iterator[Any]:
@@ -162,8 +170,11 @@ class _Nothing:
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive, by what they are, and remembers the counts at the peak of them all, and
-    the most activations, which may be at another moment."""
+    """Counts the bytes of live storages by their use.
+
+    ``at_peak``: the counts when their total was largest; ``most_activations``: the largest count of activations, possibly at
+    another time.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,22 +185,22 @@ class LiveMemory(TorchDispatchMode):
         self.kinds: dict[int, str] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for part in tree_leaves(made):
-            if isinstance(part, Tensor):
-                self._see(part)
-        return made
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._register(leaf)
+        return result
 
     def forget_peak(self) -> None:
         self.at_peak, self.most_activations = self.now.copy(), self.now[ACTIVATIONS]
 
     def name_next(self, kind: str) -> None:
-        """What new storages are from now on."""
+        """Set the use of all storages created from now on."""
         self.kind = kind
 
     @contextlib.contextmanager
     def named(self, kind: str) -> Iterator[None]:
-        """What new storages within the context are."""
+        """Set the use of storages created within the context."""
         before, self.kind = self.kind, kind
         try:
             yield
@@ -197,26 +208,26 @@ class LiveMemory(TorchDispatchMode):
             self.kind = before
 
     def rename(self, tensor: Tensor, kind: str) -> None:
-        """Say what a tensor's storage is after all."""
+        """Correct the use of a tensor's storage."""
         key, size = _identity(tensor), tensor.untyped_storage().nbytes()
         if self.kinds.get(key, kind) != kind:
             self.now[self.kinds[key]] -= size
             self.now[kind] += size
             self.kinds[key] = kind
 
-    def _see(self, tensor: Tensor) -> None:
+    def _register(self, tensor: Tensor) -> None:
         key = _identity(tensor)
         if key in self.kinds:
             return
         storage = tensor.untyped_storage()
         self.kinds[key] = self.kind
         self.now[self.kind] += storage.nbytes()
-        weakref.finalize(storage, self._gone, key, storage.nbytes()).atexit = False
+        weakref.finalize(storage, self._release, key, storage.nbytes()).atexit = False
         if self.now.total() > self.at_peak.total():
             self.at_peak = self.now.copy()
         self.most_activations = max(self.most_activations, self.now[ACTIVATIONS])
 
-    def _gone(self, key: int, size: int) -> None:
+    def _release(self, key: int, size: int) -> None:
         self.now[self.kinds.pop(key)] -= size
 
 
@@ -226,20 +237,20 @@ def _identity(tensor: Tensor) -> int:
 
 @contextlib.contextmanager
 def as_on_gpu() -> Iterator[None]:
-    """Where tensors are on the CPU by name, choose what a GPU would run.
+    """Replace functions of torch by those that a GPU would run, for fake tensors that are nominally on the CPU.
 
-    Fused attention, which keeps no table of probabilities, with any mask and with dropout; norms in 32 bits under autocast;
-    dropout that keeps a byte an element. The functions themselves are exchanged: a mode of torch would not reach into the
-    backward pass, where layers may be computed anew.
+    Attention is fused and stores no probabilities, with any mask and with dropout; norms are in 32 bits under autocast; dropout
+    stores one byte per element. The functions themselves are replaced: a mode of torch would not reach recomputation in the
+    backward pass.
     """
-    before = {name: getattr(F, name) for name in _ON_GPU}
+    originals = {name: getattr(F, name) for name in _ON_GPU}
     try:
-        for name, chosen in _ON_GPU.items():
-            setattr(F, name, chosen)
+        for name, replacement in _ON_GPU.items():
+            setattr(F, name, replacement)
         yield
     finally:
-        for name, own in before.items():
-            setattr(F, name, own)
+        for name, original in originals.items():
+            setattr(F, name, original)
 
 
 def _fused_attention(
@@ -252,7 +263,7 @@ def _fused_attention(
     scale: float | None = None,
 ) -> Tensor:
     if torch.is_autocast_enabled("cpu"):
-        query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
+        query, key, value = (states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value))
     if attn_mask is not None:
         shape = (*query.shape[:3], key.shape[2])
         attn_mask = attn_mask.to(query.dtype).expand(shape)

@@ -1,4 +1,4 @@
-"""Several processes that share a step."""
+"""Data-parallel training: several processes share a step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from utils import distributed
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model in DDP; without a process group, the model itself."""
+    """The model wrapped by DDP; without a process group, the model itself."""
     if not distributed.is_distributed():
         return model
     devices = [device.index] if device.type == "cuda" else None
-    # Buffers are constants here. torch 2.13 renames the option that says so.
+    # Buffers are constants here, so DDP need not send them. torch 2.13 renames this option.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
     options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **options)

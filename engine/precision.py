@@ -12,19 +12,23 @@ from utils.errors import UserError
 
 PrecisionName = Literal["bf16", "fp16", "fp32", "O0", "O1", "O2"]
 APEX_LEVELS = {"O0": "fp32", "O1": "fp16", "O2": "fp16"}
-"""What the released configurations call precision (levels of apex.amp, which NVIDIA has removed) -> ours."""
+"""Precisions in the released configs (levels of apex.amp, which NVIDIA has removed) -> our names."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 logger = logging.getLogger(__name__)
 
 
 def has_bf16() -> bool:
-    """Whether this GPU computes in bf16 by itself. Older ones (V100, T4) have it emulated, which is slow."""
+    """Whether this GPU has bf16 in hardware. On older ones (V100, T4), torch emulates it slowly."""
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def check_precision(name: PrecisionName, device: torch.device, key: str) -> None:
-    """Raise a :class:`UserError` with the config ``key`` if ``device`` does not compute in this precision."""
+    """Check that ``device`` has this precision.
+
+    Raises:
+        UserError: with the config ``key``, if it lacks bf16.
+    """
     if name == "bf16" and device.type == "cuda" and not has_bf16():
         raise UserError(f"{key}: this GPU has no bf16; use {key}=fp16")
 
@@ -41,5 +45,5 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
     def autocast(self) -> AbstractContextManager:
-        """The context of a forward pass."""
+        """Context of a forward pass in this precision."""
         return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")

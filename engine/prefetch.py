@@ -1,4 +1,4 @@
-"""Micro-batches on their way to the device while it is still busy with the step before."""
+"""Copies of micro-batches to the device, made while it computes the step before."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 from utils.batch import map_tensors, to_device
 
 
-class Moved(NamedTuple):
-    """A micro-batch as the loader gave it, and its copy on the device."""
+class HostAndDevice(NamedTuple):
+    """A micro-batch of the loader, and its copy on the device."""
 
     on_host: Any
     on_device: Any
 
 
-def moved(batches: Iterator[Any], device: torch.device) -> Iterator[Moved]:
-    """Each of ``batches`` with its copy on ``device``.
+def prefetch(batches: Iterator[Any], device: torch.device) -> Iterator[HostAndDevice]:
+    """Yield each micro-batch with its copy on ``device``.
 
-    A GPU copies on a stream of its own. The host is ahead of it: when the next micro-batch is asked for, the step before is
-    still being computed, and the copy runs beside it.
+    A GPU copies on a separate stream. The host is ahead of the GPU: when it requests the next micro-batch, the GPU still computes
+    the step before, and the copy runs in parallel.
     """
     copying = torch.cuda.Stream(device) if device.type == "cuda" else None
     for batch in batches:
-        yield Moved(batch, to_device(batch, device) if copying is None else _copy(batch, device, copying))
+        yield HostAndDevice(batch, to_device(batch, device) if copying is None else _copy(batch, device, copying))
 
 
 def _copy(batch: Any, device: torch.device, copying: Any) -> Any:
@@ -36,7 +36,7 @@ def _copy(batch: Any, device: torch.device, copying: Any) -> Any:
     computing.wait_stream(copying)
 
     def keep(tensor: Tensor) -> Tensor:
-        tensor.record_stream(computing)  # its memory is not given to others before the step is done with it
+        tensor.record_stream(computing)  # its memory is not reused before the step has read it
         return tensor
 
     return map_tensors(on_device, keep)

@@ -1,4 +1,4 @@
-"""A step's numbers on their way from the device: read one step late, logged, and the end of a run that is not finite."""
+"""Report of a step: its numbers are read one step late and logged; a run stops if too many of them are not finite."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from utils.batch import WORK, Work
 from utils.errors import UserError
 from utils.files import replacing
 
-TOLD_WAIT = 0.05
-"""Share of the time that is waited for data from which on the progress bar says so."""
+MIN_SHOWN_DATA_WAIT = 0.05
+"""The progress bar shows data wait from this fraction of step time."""
 
-COMPILING = 8
-"""Steps of a run with compiled encoders in which a form of them may still be compiled; they are left out of the rates."""
+COMPILE_STEPS = 8
+"""First steps of a run with compiled encoders, in which shapes may still be compiled; rates exclude them."""
 
 logger = logging.getLogger(__name__)
 
 
-RESERVED = frozenset(
+RESERVED_NAMES = frozenset(
     {
         "step",
         "loss",
@@ -45,39 +45,44 @@ RESERVED = frozenset(
     }
     | {*WORK, *(f"{name}_per_s" for name in WORK)}
 )
-"""Names of a step's numbers that no loss may have."""
+"""Names of a step's other numbers in ``metrics.jsonl``: no loss may have them."""
 
 
 @dataclass
 class PendingStep:
-    """A step whose numbers are still on their way from the device."""
+    """A step whose numbers are still being computed or copied to the host.
+
+    ``values`` (K,) float32 have ``names``, and can be read after the event ``copied`` (None: at once). ``enqueued_s``: time by
+    ``time.perf_counter`` at which the step was enqueued on the device. ``data_wait_s``: wait for its micro-batches.
+    """
 
     step: int
     names: list[str]
     values: Tensor
-    arrived: torch.cuda.Event | None
+    copied: torch.cuda.Event | None
     micro_batches: list[Any]
-    at: float  # when it was handed to the device, by time.perf_counter
-    waited_s: float = 0.0  # for the micro-batches
+    enqueued_s: float
+    data_wait_s: float = 0.0
 
     def read(self) -> dict[str, float]:
-        if self.arrived is not None:
-            self.arrived.synchronize()
+        """The numbers by name; waits for the device."""
+        if self.copied is not None:
+            self.copied.synchronize()
         return dict(zip(self.names, self.values.tolist(), strict=True))
 
 
 @dataclass
 class Tally:
-    """What a run counts over all its parts, and its checkpoints hold."""
+    """Counters of a run, kept in its checkpoints."""
 
     skipped: int = 0
-    """Steps left out because a loss or a gradient was not finite."""
+    """Steps that were skipped because a loss or a gradient was not finite."""
     elapsed_s: float = 0.0
-    """Time of its steps."""
+    """Total time of the steps in seconds."""
 
 
 class Reporter:
-    """Reads a step's numbers when they have arrived: metrics, progress bar, and the end of a run whose loss is not finite."""
+    """Reads a step's numbers, updates metrics and progress bar, and stops a run with too many non-finite steps."""
 
     def __init__(
         self,
@@ -94,14 +99,14 @@ class Reporter:
         self.config, self.steps, self.tally, self.learning_rates = config, steps, tally, learning_rates
         self.folder, self.metrics, self.progress = folder, metrics, progress
         peak = config.peak_tflops or peak_of(device, config.precision)
-        self.throughput = Throughput(distributed.world_size(), peak, COMPILING if config.compile else 1)
+        self.throughput = Throughput(distributed.world_size(), peak, COMPILE_STEPS if config.compile else 1)
         self.clock = time.perf_counter()
 
     def __call__(self, pending: PendingStep) -> None:
-        values, now = pending.read(), pending.at
+        values, now = pending.read(), pending.enqueued_s
         self.tally.elapsed_s += now - self.clock
         self.clock = now
-        self.throughput.add(Work(*(values.pop(name) for name in WORK)), now, pending.waited_s)
+        self.throughput.add(Work(*(values.pop(name) for name in WORK)), now, pending.data_wait_s)
         self.progress.update(1)
         culprit, scale = bool(values.pop("culprit")), values.pop("loss_scale", None)
         if values.pop("bad"):
@@ -121,31 +126,34 @@ class Reporter:
             self.metrics.write({"step": pending.step, **values, **rates, **speed, "elapsed_s": self.tally.elapsed_s})
         self.progress.set_postfix_str(_short(values, speed))
 
-    def leave_out(self, seconds: float) -> None:
-        """Time that was not spent on training."""
+    def exclude(self, seconds: float) -> None:
+        """Exclude time that was not spent on training."""
         self.clock += seconds
-        self.throughput.leave_out(seconds)
+        self.throughput.exclude(seconds)
 
     def _not_finite(self, pending: PendingStep, values: dict[str, float], culprit: bool) -> None:
-        """Count the step, which never reached the weights; stop with everything needed to look into it if it is one too many.
+        """Count a skipped step; if there are too many, save the batch and stop.
 
-        All ranks read the same flag, so all come here, and none leaves before every batch is saved.
+        All ranks read the same flag, so all of them call this, and none stops before every rank has saved its batch.
+
+        Raises:
+            UserError: if more steps were skipped than ``train.max_skipped_steps``.
         """
         self.tally.skipped += 1
         losses = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self.tally.skipped <= self.config.max_skipped_steps:
-            logger.warning("step %d left out: not finite (%s)", pending.step, losses)
+            logger.warning("step %d: skipped, since a loss or gradient is not finite (%s)", pending.step, losses)
             return
-        saved = save_bad_batch(self.folder, pending.step, pending.micro_batches)
+        file = save_bad_batch(self.folder, pending.step, pending.micro_batches)
         records = [record for batch in pending.micro_batches for record in getattr(batch, "records", ())]
-        found = distributed.gather_objects((culprit, str(saved), records))
-        # A gradient can overflow where every loss is finite: then no rank is to blame more than another.
-        suspects = [each for each in found if each[0]] or found
-        _, where, suspected = suspects[0]
-        shown = ", ".join(suspected[:8]) + (f", … ({len(suspected)} in all)" if len(suspected) > 8 else "")
+        ranks = distributed.gather_objects((culprit, str(file), records))
+        # A gradient can overflow although all losses are finite: then every rank is a suspect.
+        suspects = [rank for rank in ranks if rank[0]] or ranks
+        _, path, names = suspects[0]
+        shown = ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
         raise UserError(
-            f"step {pending.step}: loss or gradient is not finite ({losses}); it did not reach the weights. Records: {shown}. "
-            f"Batch saved to {where}; train.max_skipped_steps lets a run leave out such steps"
+            f"step {pending.step}: a loss or gradient is not finite ({losses}); the weights were not updated. Records: {shown}. "
+            f"Batch saved to {path}; set train.max_skipped_steps to skip such steps"
         )
 
 
@@ -166,7 +174,7 @@ def _as_plain(value: Any) -> Any:
 
 
 def _short(values: dict[str, float], speed: dict[str, float]) -> str:
-    """Losses and rates as a progress bar has room for them."""
+    """Losses and rates, abbreviated for the progress bar."""
 
     def short(name: str) -> str:
         stream, _, term = name.partition("/")
@@ -174,6 +182,6 @@ def _short(values: dict[str, float], speed: dict[str, float]) -> str:
 
     shown = [f"{short(name)} {value:.2f}" for name, value in values.items() if name != "grad_norm"]
     forms = {"samples_per_s": "{:.3g} samples/s", "tflops_per_s": "{:.3g} TFLOP/s", "utilisation": "{:.0%} of peak"}
-    if speed.get("data_wait", 0) >= TOLD_WAIT:
+    if speed.get("data_wait", 0) >= MIN_SHOWN_DATA_WAIT:
         forms["data_wait"] = "{:.0%} waiting for data"
     return " ".join([*shown, *(form.format(speed[name]) for name, form in forms.items() if name in speed)])

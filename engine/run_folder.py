@@ -27,16 +27,16 @@ MAY_CHANGE = (
     "data.cache_index",
     "evaluation",
 )
-"""Keys, or sections, that may differ when a run is resumed: they do not touch what is learned."""
+"""Keys and sections that may change when a run is resumed: they do not affect training."""
 
 MUST_STAY = ("evaluation.validation",)
-"""Parts of these sections that may not: the best weights so far were chosen by them."""
+"""Exceptions in these sections: the best weights so far were selected with them."""
 
 logger = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Where a run writes. Only rank 0 writes; every rank may read."""
+    """The folder that a run writes to. Only rank 0 writes; every rank may read."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -50,17 +50,17 @@ class RunFolder:
     def open(
         cls, path: Path, config: Config, resume: bool, evaluate: bool = False
     ) -> tuple[RunFolder, Checkpoint | None]:
-        """Create the folder, or with ``resume`` find the newest checkpoint in it (None: the run starts from its beginning).
+        """Create the folder, or open it with ``resume``; returns it and its newest checkpoint, None if there is none.
 
         Raises:
-            UserError: if the folder holds a run and ``resume`` is not given, or the run had another config; also, where it is
-                only to be evaluated, if it would be measured in another way, whose numbers would replace the run's.
+            UserError: if the folder cannot be written, holds a run and ``resume`` is false, or holds a run with another config;
+                with ``evaluate``, also if its evaluation differs: the new metrics would replace those of the run.
         """
         folder = cls(path)
         saved = path / CONFIG_FILE
         checkpoints = list_checkpoints(folder.checkpoints)
         newest = checkpoints[-1].step if checkpoints else 0
-        # A folder in which nothing was trained yet is free: what was wrong may have been mended since, or it was an evaluation.
+        # A folder without a trained step may be reused: an earlier start failed, or the run was an evaluation.
         started = saved.exists() and (folder.metrics.exists() or newest > 0)
         if len(set(distributed.gather_objects((started, newest)))) > 1:
             raise UserError(
@@ -69,7 +69,7 @@ class RunFolder:
         if newest and not saved.exists():
             raise UserError(f"{path} holds checkpoints of a run whose {CONFIG_FILE} is gone; give another --output")
         if started and not resume:
-            raise UserError(f"{path} already holds a run; add --resume to go on with it, or give another --output")
+            raise UserError(f"{path} already holds a run; add --resume to resume it, or give another --output")
         if started:
             folder._require_same_config(saved, config, evaluate)
         if distributed.rank() == 0:
@@ -86,7 +86,7 @@ class RunFolder:
         changed = [
             f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not (_may_change(key) and not (evaluate and _is_measured(key)))
+            if before.get(key) != now.get(key) and not (_may_change(key) and not (evaluate and _affects_metrics(key)))
         ]
         if changed:
             more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
@@ -100,8 +100,8 @@ def _may_change(key: str) -> bool:
     return _is_in(key, MAY_CHANGE) and not _is_in(key, MUST_STAY)
 
 
-def _is_measured(key: str) -> bool:
-    """Whether the key says what is measured, and not how fast."""
+def _affects_metrics(key: str) -> bool:
+    """Whether a key of the evaluation changes its metrics, and not only its speed."""
     return key.startswith("evaluation.") and not key.endswith((".batch_size", ".precision", ".panels"))
 
 
@@ -119,27 +119,27 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _json_line(values: dict[str, float]) -> str:
-    """JSON has no NaN and no infinity: null stands for them."""
+    """One line of JSON. NaN and infinity, which JSON lacks, become null."""
     return json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()}) + "\n"
 
 
 class MetricsLog:
-    """``metrics.jsonl``, one line per logged step in order, ``validation.jsonl``, one per validation, and the same scalars as
-    TensorBoard events."""
+    """Writes ``metrics.jsonl`` (a line per logged step), ``validation.jsonl`` (a line per validation), and both as TensorBoard
+    events."""
 
     def __init__(self, folder: RunFolder, after_step: int):
-        """Opens for appending; lines after ``after_step`` (of a run that was killed) are removed first."""
+        """Open for appending, after removing lines later than ``after_step``: a run may have been killed after them."""
         for path in (folder.metrics, folder.validation):
-            self._keep_until(path, after_step)
+            self._truncate(path, after_step)
         self._validation = folder.validation
         self._file: IO[str] = folder.metrics.open("a", encoding="utf-8")
-        # Imported here: it takes a second, and only the rank that writes needs it.
+        # Imported here: the import takes a second, and only the rank that writes needs it.
         from torch.utils.tensorboard import SummaryWriter
 
         self._events = SummaryWriter(str(folder.path / "tensorboard"), purge_step=after_step + 1)
 
     @staticmethod
-    def _keep_until(path: Path, step: int) -> None:
+    def _truncate(path: Path, step: int) -> None:
         if not path.exists():
             return
         kept = []
@@ -154,7 +154,7 @@ class MetricsLog:
         write_text(path, "".join(kept))
 
     def write(self, values: dict[str, float]) -> None:
-        """Append one line; ``values`` has ``step``."""
+        """Append one line of ``values``, among them ``step``."""
         self._file.write(_json_line(values))
         self._file.flush()
         for name, value in values.items():
@@ -162,7 +162,7 @@ class MetricsLog:
                 self._events.add_scalar(name, value, int(values["step"]))
 
     def write_validation(self, step: int, values: dict[str, float]) -> None:
-        """Append the metrics of a validation after ``step``."""
+        """Append the metrics of the validation after ``step``."""
         with self._validation.open("a", encoding="utf-8") as file:
             file.write(_json_line({"step": step, **values}))
             file.flush()
@@ -171,7 +171,7 @@ class MetricsLog:
             self._events.add_scalar(f"validation/{name}", value, step)
 
     def sync(self) -> None:
-        """Force the lines onto the disk; a checkpoint must never be newer than its metrics."""
+        """Flush all lines to the disk: a checkpoint must never be newer than its metrics."""
         os.fsync(self._file.fileno())
         self._events.flush()
 

@@ -16,33 +16,34 @@ class TaskModel(Protocol):
     """The module of a task, before DDP wraps it."""
 
     def __call__(self, batch: Any) -> Losses:
-        """All losses of a micro-batch, as sums."""
+        """All losses of a micro-batch, as sums over examples or tokens."""
 
     def set_recompute(self, parts: Collection[Encoder]) -> None:
-        """Keep no activations of these encoders for the backward pass."""
+        """Recompute the activations of these encoders in the backward pass instead of storing them."""
 
     def compile_encoders(self, *, mode: str | None) -> None:
-        """Compile the encoders, in one of ``torch.compile``'s modes."""
+        """Compile the encoders in a mode of ``torch.compile`` (None: its default)."""
 
     def counts(self, batch: Any) -> dict[str, Tensor]:
-        """The divisor of each sum, counted on the host before the forward pass: ``batch`` is not yet on the device. The same
-        names on every rank."""
+        """The divisor of each loss, a scalar by the loss's name, equal names on every rank. ``batch`` is on the host: counting
+        runs before the forward pass."""
 
     def work(self, batch: Any) -> Work:
-        """Size and FLOPs of a step on a micro-batch, counted on the host: ``batch`` is not yet on the device."""
+        """Size and FLOPs of a step on a micro-batch; ``batch`` is on the host."""
 
 
 class SizesMicroBatch(Protocol):
-    """Data that know the size of their micro-batches."""
+    """Training data with a fixed size of micro-batches."""
 
     @property
     def micro_batch(self) -> MicroBatch: ...
 
 
 class Loader(SizesMicroBatch, Protocol):
-    """Micro-batches by number, so that a resumed run repeats the uninterrupted one.
+    """Micro-batches as a function of their number, so that a resumed run equals an uninterrupted one.
 
-    ``examples_per_batch`` rows of a micro-batch; ``records_per_batch`` records that it takes of the ``epoch_size`` of an epoch.
+    ``examples_per_batch``: examples of a micro-batch, all streams together. ``records_per_batch``: records of the leading stream
+    in a micro-batch; ``epoch_size``: those of an epoch.
     """
 
     examples_per_batch: int
@@ -52,20 +53,20 @@ class Loader(SizesMicroBatch, Protocol):
     def epoch_size(self) -> int: ...
 
     def batches(self, consumed: int, count: int) -> Iterator[Any]:
-        """``count`` micro-batches of this rank, after ``consumed`` were used by all ranks together."""
+        """The next ``count`` micro-batches of this rank, after all ranks together have used ``consumed``."""
 
 
 class Task(Protocol):
-    """A model with its data. ``fresh`` names the parameters that train at ``lr * lr_mult``."""
+    """A model with its data. ``fresh``: names of the parameters that train at ``lr * lr_mult``."""
 
     model: nn.Module
     fresh: set[str]
 
     selects: str | None
-    """The metric of :meth:`validate` that picks the best weights, higher is better; None: the last ones are the result."""
+    """The metric of :meth:`validate` that selects the best weights, higher is better; None: the last weights are the result."""
 
     def train_loader(self) -> Loader:
         """The training data of this rank."""
 
     def validate(self) -> dict[str, float]:
-        """Metrics on the validation split, the same on every rank; called on all of them, with the model in training mode."""
+        """Metrics on the validation split, equal on every rank. All ranks call this, with the model in training mode."""

@@ -1,4 +1,4 @@
-"""How much work is done in a second, and what share of a device's peak that is."""
+"""Throughput, and utilisation of the devices."""
 
 from __future__ import annotations
 
@@ -8,47 +8,50 @@ from utils.batch import WORK, Work
 
 
 class Throughput:
-    """The rates since they were last asked for, over all ranks.
+    """Rates over all ranks, since the last call of :meth:`rates`.
 
     Args:
-        devices: there are.
-        peak_tflops: of a device; None: there is no utilisation.
-        uncounted: so many steps at the beginning, in which memory is found and kernels are chosen or compiled.
+        devices: number of devices.
+        peak_tflops: peak TFLOP/s of a device; None: unknown, and utilisation is omitted.
+        excluded_steps: first steps to exclude; in them, memory is allocated and kernels are selected or compiled.
     """
 
-    def __init__(self, devices: int, peak_tflops: float | None, uncounted: int = 1):
-        self.devices, self.peak_tflops, self.uncounted = devices, peak_tflops, uncounted
+    def __init__(self, devices: int, peak_tflops: float | None, excluded_steps: int = 1):
+        self.devices, self.peak_tflops, self.excluded_steps = devices, peak_tflops, excluded_steps
         self.since: float | None = None
         self.until = 0.0
-        self.work, self.waited_s = Work(), 0.0
+        self.work, self.data_wait_s = Work(), 0.0
 
-    def add(self, work: Work, at: float, waited_s: float = 0.0) -> None:
-        """Work over all ranks that was done at the time ``at``, after this one had waited so long for its data."""
-        self.uncounted -= 1
-        if self.uncounted >= 0:
+    def add(self, work: Work, at: float, data_wait_s: float = 0.0) -> None:
+        """Add a step: its size over all ranks, its time ``at`` in seconds, and this rank's wait for data before it."""
+        self.excluded_steps -= 1
+        if self.excluded_steps >= 0:
             self.since = at
         else:
             self.work += work
-            self.waited_s += waited_s
+            self.data_wait_s += data_wait_s
         self.until = at
 
-    def leave_out(self, seconds: float) -> None:
-        """Time that was not spent on training."""
+    def exclude(self, seconds: float) -> None:
+        """Exclude time that was not spent on training."""
         if self.since is not None:
             self.since += seconds
 
     def rates(self) -> dict[str, float]:
-        """``samples_per_s``, ``images_per_s``, ``tokens_per_s``, ``tflops_per_s`` of all ranks, ``utilisation``, the share of the
-        devices' peak, and ``data_wait``, the share of the time in which this rank waited for its data; those that are not known
-        are left out, and until more steps were taken than are uncounted, all are."""
+        """The rates by name; empty until a step after the excluded ones.
+
+        ``samples_per_s``, ``images_per_s``, ``tokens_per_s`` and ``tflops_per_s`` are those of all ranks; ``utilisation`` is a
+        fraction of the devices' peak; ``data_wait`` is the fraction of time in which this rank waited for data. Unknown rates are
+        omitted.
+        """
         if self.since is None or self.until <= self.since:
             return {}
         seconds = self.until - self.since
-        done = {name: getattr(self.work, name) / seconds for name in WORK}
-        tflops = done.pop("flops") / 1e12
-        found = {f"{name}_per_s": rate for name, rate in done.items()} | {"tflops_per_s": tflops}
+        per_s = {name: getattr(self.work, name) / seconds for name in WORK}
+        tflops = per_s.pop("flops") / 1e12
+        rates = {f"{name}_per_s": rate for name, rate in per_s.items()} | {"tflops_per_s": tflops}
         if self.peak_tflops is not None:
-            found["utilisation"] = tflops / self.devices / self.peak_tflops
-        found["data_wait"] = self.waited_s / seconds
-        self.since, self.work, self.waited_s = self.until, Work(), 0.0
-        return {name: rate for name, rate in found.items() if not math.isnan(rate)}
+            rates["utilisation"] = tflops / self.devices / self.peak_tflops
+        rates["data_wait"] = self.data_wait_s / seconds
+        self.since, self.work, self.data_wait_s = self.until, Work(), 0.0
+        return {name: rate for name, rate in rates.items() if not math.isnan(rate)}

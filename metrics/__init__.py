@@ -1,1 +1,1 @@
-"""Metrics: arrays in, numbers out."""
+"""Metrics: pure functions from arrays to numbers."""

@@ -1,4 +1,4 @@
-"""Accuracy of classes, and consistency over groups."""
+"""Accuracy of classification, and consistency over groups."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def accuracy(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Share of equal entries; NaN for none.
+    """Fraction of equal entries of two (N,) arrays; NaN for N = 0.
 
     >>> accuracy(np.array([1, 0, 1, 1]), np.array([1, 1, 1, 1]))
     0.75
@@ -17,13 +17,13 @@ def accuracy(predicted: np.ndarray, true: np.ndarray) -> float:
     return float((predicted == true).mean()) if len(true) else float("nan")
 
 
-def consistency(right: np.ndarray, groups: Sequence[str]) -> float:
-    """Share of groups all of whose items are right: NLVR2's second measure, over the pairs of each statement.
+def consistency(correct: np.ndarray, groups: Sequence[str]) -> float:
+    """Fraction of groups whose items are all correct (NLVR2's second metric, over the image pairs of a statement).
 
     >>> consistency(np.array([True, True, True, False]), ["a", "a", "b", "b"])
     0.5
     """
-    whole: defaultdict[str, bool] = defaultdict(lambda: True)
-    for group, is_right in zip(groups, right.tolist(), strict=True):
-        whole[group] = whole[group] and is_right
-    return float(np.mean(list(whole.values()))) if whole else float("nan")
+    all_correct: defaultdict[str, bool] = defaultdict(lambda: True)
+    for group, is_correct in zip(groups, correct.tolist(), strict=True):
+        all_correct[group] = all_correct[group] and is_correct
+    return float(np.mean(list(all_correct.values()))) if all_correct else float("nan")

@@ -1,4 +1,4 @@
-"""Accuracy of boxes, by plain IoU and by the published script's."""
+"""Accuracy of boxes, by plain IoU and by the IoU of the published script."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Plain intersection over union, row by row, of (N, 4) boxes as centre and size: (N,) in 0..1; 0 where both are empty.
+    """Plain intersection over union of N pairs of boxes, (N, 4) as centre and size: (N,) in 0..1; 0 if both are empty.
 
     >>> iou(np.array([[0.5, 0.5, 1.0, 1.0]]), np.array([[0.75, 0.5, 0.5, 1.0]]))
     array([0.5])
@@ -18,10 +18,10 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def pixel_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The IoU of the published RefCOCO evaluation, of (N, 4) boxes in pixels as left, top, width, height.
+    """IoU of the published RefCOCO evaluation for N pairs of boxes, (N, 4) in pixels as left, top, width, height: (N,).
 
-    Boxes are rows of whole pixels there, the last one included, so that an overlap of one pixel or less along an axis is
-    none at all; any other overlap, and the areas, come out as in :func:`iou`.
+    That evaluation counts whole pixels, the last one included: an overlap of at most one pixel along an axis counts as 0. Other
+    overlaps, and the areas, equal those of :func:`iou`.
 
     >>> pixel_iou(np.array([[0.0, 0.0, 10.0, 10.0]]), np.array([[5.0, 0.0, 10.0, 10.0]])).round(4)
     array([0.3333])
@@ -34,12 +34,12 @@ def pixel_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def accuracy_at_iou(predicted: np.ndarray, true: np.ndarray, threshold: float = 0.5) -> float:
-    """Share of boxes whose plain IoU with the truth is at least ``threshold``; NaN for no boxes."""
+    """Fraction of boxes whose plain IoU with the true box is at least ``threshold``; NaN without boxes."""
     return share_at_least(iou(predicted, true), threshold)
 
 
 def share_at_least(overlaps: np.ndarray, threshold: float = 0.5) -> float:
-    """Share of overlaps of at least ``threshold``; NaN for none.
+    """Fraction of overlaps (N,) of at least ``threshold``; NaN for N = 0.
 
     >>> share_at_least(np.array([0.5, 0.4]))
     0.5

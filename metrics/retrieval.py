@@ -1,4 +1,4 @@
-"""Recall at K, over whole matrices of scores or over each query's candidates."""
+"""Recall at K, from matrices of scores or from ranks."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Sequence
 import numpy as np
 
 RECALL_AT = (1, 5, 10)
-"""K of the recalls that are reported (table 3)."""
+"""K of the reported recalls (table 3)."""
 
-NOT_FOUND = np.iinfo(np.int64).max
-"""Rank of a query none of whose true candidates was scored."""
+NO_MATCH = np.iinfo(np.int64).max
+"""Rank of a query without a scored true candidate."""
 
 
 def ranks_of_first_match(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
-    """How many candidates stand before the best-ranked true one, (Q,) int64; ties count against the query.
+    """Rank from 0 of the best-ranked true candidate of each query, (Q,) int64. Ties count against the query.
 
     Args:
         scores: (Q, C), higher is better; -inf for candidates that were not scored.
-        matches: (Q, C) bool; a row without a True has rank :data:`NOT_FOUND`.
+        matches: (Q, C) bool, True = true candidate; a query without one has rank :data:`NO_MATCH`.
     """
     best = np.where(matches, scores, -np.inf).max(axis=1, keepdims=True)
     before = ((scores >= best) & ~matches).sum(axis=1)
-    return np.where(np.isneginf(best[:, 0]), NOT_FOUND, before)
+    return np.where(np.isneginf(best[:, 0]), NO_MATCH, before)
 
 
 def recall_at(scores: np.ndarray, matches: np.ndarray, ks: Sequence[int] = RECALL_AT) -> dict[int, float]:
-    """Share of queries with a true candidate among the first K, for each K.
+    """Fraction of queries with a true candidate among the first K, by K.
 
     >>> recall_at(np.array([[0.9, 0.1], [0.8, 0.7]]), np.eye(2, dtype=bool), ks=(1, 2))
     {1: 0.5, 2: 1.0}
@@ -36,12 +36,12 @@ def recall_at(scores: np.ndarray, matches: np.ndarray, ks: Sequence[int] = RECAL
 
 
 def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray, medium: str = "image") -> dict[str, float]:
-    """Recalls both ways, their means over K = 1, 5, 10, and ``mean recall``, the mean of both (table 6's measure).
+    """Recalls in both directions, their means over K = 1, 5, 10, and ``mean recall``, the mean of both (table 6).
 
     Args:
-        image_ranks: (I,) rank of each image's best true text (text retrieval, TR in table 3).
-        text_ranks: (T,) rank of each text's image (image retrieval, IR).
-        medium: "image" or "video", for the names.
+        image_ranks: (I,) rank of the best true text of each image (text retrieval, TR in table 3).
+        text_ranks: (T,) rank of the image of each text (image retrieval, IR in table 3).
+        medium: "image" or "video", for the names of the metrics.
 
     >>> retrieval_recalls(np.array([0, 6]), np.array([0, 0, 4, 11]))["mean recall"]
     0.6666666666666666
@@ -51,9 +51,9 @@ def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray, medium: s
 
 
 def chance_recalls(captions_per_image: np.ndarray, captions: int, medium: str = "image") -> dict[str, float]:
-    """The recalls of a random order, under the names of :func:`retrieval_recalls`.
+    """Expected recalls of a random order, under the names of :func:`retrieval_recalls`.
 
-    An image with c of T captions has one among the first K with probability 1 - C(T - c, K) / C(T, K).
+    For an image with c of T captions, one of them is among the first K with probability 1 - C(T - c, K) / C(T, K).
 
     >>> chance_recalls(np.array([1, 1, 2, 1]), 5)["text to image R@1"]
     0.25

@@ -1,9 +1,9 @@
-"""Soft accuracy of answers to questions, as the official VQA v2 evaluation gives it.
+"""Soft accuracy of answers to questions, as in the official VQA v2 evaluation.
 
-The evaluation that is commonly copied with research code normalises every prediction, but of the annotators' answers only the
-punctuation. The later official release, which is followed here, treats both alike: where the annotators did not all write the
-same, all answers and the prediction are normalised in full; where they did, nothing is, and the prediction has to be what they
-wrote.
+This module follows the later official release, which treats prediction and annotators' answers alike: if the annotators
+disagree, it normalises all answers and the prediction in full; if they all wrote the same, it normalises nothing, and the
+prediction must equal their answer. The earlier release, commonly copied with research code, normalises predictions in full but
+only the punctuation of the annotators' answers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NUMBERS = {
 NUMBERS |= {"eight": "8", "nine": "9", "ten": "10"}
 ARTICLES = frozenset(["a", "an", "the"])
 
-_RIGHT_CONTRACTIONS = """
+_CONTRACTIONS = """
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd it'll
 ma'am might've mightn't must've mustn't needn't not've o'clock oughtn't shan't should've shouldn't somebody'll somebody's
 someone'd someone'll someone's something'd something'll that's there'd there're there's they'd they'll they're they've 'twas
@@ -35,19 +35,19 @@ why's won't would've wouldn't y'all you'd you'll you're you've
 couldn't've hadn't've he'd've it'd've mightn't've 'ow's'at she'd've shouldn't've somebody'd've someone'd've something'd've
 there'd've they'd've we'd've who'd've wouldn't've y'all'd've y'all'll you'd've
 """
-"""What the official table writes right; it knows no others ("shes", "wed" and "hell" stay, as they are words of their own)."""
+"""The contractions of the official table. It has no others: "shes", "wed" and "hell" stay unchanged."""
 
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MAX_PERIODS = int(re.UNICODE)
-"""The official code gives a flag where the number of replacements belongs."""
+"""The official code passes a flag in place of the number of replacements."""
 
 
 def _misspellings() -> dict[str, str]:
-    """Each contraction with one apostrophe left out -> the right one."""
-    table = {"somebody'd": "somebodyd"}  # the wrong way round in the official table
-    for right in _RIGHT_CONTRACTIONS.split():
-        table |= {right[: mark.start()] + right[mark.end() :]: right for mark in re.finditer("'", right)}
+    """Contractions without one of their apostrophes -> correct contractions."""
+    table = {"somebody'd": "somebodyd"}  # reversed in the official table
+    for word in _CONTRACTIONS.split():
+        table |= {word[: mark.start()] + word[mark.end() :]: word for mark in re.finditer("'", word)}
     return table
 
 
@@ -55,10 +55,10 @@ CONTRACTIONS = _misspellings()
 
 
 def normalize_answer(answer: str) -> str:
-    """Without punctuation and articles, with digits for the numbers to ten and apostrophes in contractions, in lower case.
+    """Normalise an answer: lower case, no punctuation or articles, digits for numbers to ten, apostrophes in contractions.
 
-    A punctuation mark becomes a space, but nothing if the answer has it beside a space, or has a comma between digits. A
-    period goes unless a digit follows.
+    A punctuation mark becomes a space; it is dropped if the answer has this mark beside a space, or any comma between digits. A
+    period is dropped unless a digit follows.
 
     >>> normalize_answer("Two dogs, and the cat doesnt")
     "2 dogs and cat doesn't"
@@ -76,9 +76,9 @@ def normalize_answer(answer: str) -> str:
 
 
 def soft_accuracy(predicted: str, answers: Sequence[str]) -> float:
-    """How far the annotators agree with a prediction, in 0..1.
+    """Agreement of the annotators with a prediction, in 0..1.
 
-    For each annotator, the others who gave the predicted answer count a third each, three at most; the mean over annotators.
+    It is the mean over annotators of min(1, n / 3), where n of the other annotators gave the predicted answer.
 
     Args:
         answers: one per annotator, ten in VQA v2; at least one.
@@ -90,7 +90,7 @@ def soft_accuracy(predicted: str, answers: Sequence[str]) -> float:
     if len(set(answers)) > 1:
         predicted, answers = normalize_answer(predicted), [normalize_answer(answer) for answer in answers]
     agreeing = [answer == predicted for answer in answers]
-    return sum(min(1.0, (sum(agreeing) - own) / 3) for own in agreeing) / len(answers)
+    return sum(min(1.0, (sum(agreeing) - agrees) / 3) for agrees in agreeing) / len(answers)
 
 
 def _clean(answer: str) -> str:

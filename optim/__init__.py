@@ -13,42 +13,48 @@ from utils.config import Config
 from utils.errors import UserError
 
 NO_DECAY = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
-"""A parameter whose name contains one of these is not decayed (as released: position bias tables and ``fc_norm`` are among
-them; LayerScale, the temperature, embeddings and the norm inside an MLP head are decayed)."""
+"""Parts of the names of parameters without weight decay, as released. They match position bias tables and ``fc_norm``, but not
+LayerScale, the temperature, embeddings and the norm inside an MLP head."""
 
 NO_MODULE = ("vision.frame_positions",)
-"""Parameters that have ``lr`` though their name starts like a module with a rate of its own (as released)."""
+"""Parameters that train at ``lr`` although their module has a learning rate of its own (as released)."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Config):
-    """Learning rates at the schedule's peak, and AdamW's constants."""
+    """Peak learning rates and the constants of AdamW."""
 
-    lr: float = Field(gt=0)
-    lr_mult: float = Field(2.0, gt=0, description="factor for parameters that no checkpoint initialised")
-    vision_lr: float | None = Field(None, gt=0, description="of the vision encoder; needs text_lr")
-    text_lr: float | None = Field(None, gt=0, description="of the text encoder and the word head")
-    cross_lr: float | None = Field(None, gt=0, description="of the fusion encoder; as text_lr if left out")
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.98)
-    eps: float = Field(1e-8, gt=0)
+    lr: float = Field(gt=0, description="peak learning rate")
+    lr_mult: float = Field(2.0, gt=0, description="factor on lr for parameters that no checkpoint initialised")
+    vision_lr: float | None = Field(
+        None, gt=0, description="peak learning rate of the vision encoder; null: lr; set with text_lr"
+    )
+    text_lr: float | None = Field(
+        None, gt=0, description="peak learning rate of the text encoder and the word head; null: lr; set with vision_lr"
+    )
+    cross_lr: float | None = Field(
+        None, gt=0, description="peak learning rate of the fusion encoder; null: text_lr, or lr"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="of all parameters but biases and norms")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="decay of AdamW's two running means")
+    eps: float = Field(1e-8, gt=0, description="AdamW's term against division by zero")
     fused: Literal["auto", "apex"] = Field(
-        "auto", description="auto: torch's fused AdamW; apex: NVIDIA apex's FusedAdam"
+        "auto", description="implementation of AdamW: auto (torch's fused one) or apex (NVIDIA's FusedAdam)"
     )
 
     @model_validator(mode="after")
     def _rates_come_together(self) -> OptimConfig:
         if (self.vision_lr is None) != (self.text_lr is None):
-            raise ValueError("vision_lr and text_lr are given together or not at all")
+            raise ValueError("set both vision_lr and text_lr, or neither")
         if self.cross_lr is not None and self.text_lr is None:
             raise ValueError("cross_lr needs vision_lr and text_lr")
         return self
 
 
 def learning_rate(name: str, config: OptimConfig, fresh: Collection[str]) -> float:
-    """The peak rate of the parameter ``name``: its module's rate if there is one, else ``lr``, times ``lr_mult`` if fresh."""
+    """Peak learning rate of the parameter ``name``: that of its module if set, else ``lr``, times ``lr_mult`` if fresh."""
     if config.vision_lr is not None and config.text_lr is not None and name not in NO_MODULE:
         if name.startswith("vision."):
             return config.vision_lr
@@ -62,7 +68,7 @@ def learning_rate(name: str, config: OptimConfig, fresh: Collection[str]) -> flo
 def parameter_groups(
     parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, fresh: Collection[str]
 ) -> list[dict[str, Any]]:
-    """Groups of equal rate and decay, in order of first appearance; each carries ``name``, ``names`` and ``peak_lr``."""
+    """Groups of equal learning rate and decay, in order of first appearance, with ``name``, ``names`` and ``peak_lr``."""
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in parameters:
         if not parameter.requires_grad:
@@ -78,11 +84,13 @@ def parameter_groups(
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW. torch decays before the update, the released code after it: p - lr * wd * p' with p' the updated value, a
-    difference of lr * wd * |update|, at most 1e-6 of an update for the published rates.
+    """AdamW with fused kernels.
+
+    Torch decays a parameter before its update; the released code decays it afterwards (p - lr * wd * p', p' the updated value).
+    They differ by lr * wd * |update|: at most 1e-6 of an update at the published rates.
 
     Raises:
-        UserError: if ``fused: apex`` is asked for and NVIDIA apex is not installed.
+        UserError: if ``optim.fused`` is apex, and NVIDIA apex is not installed or cannot run.
     """
     if config.fused == "apex":
         return _apex(groups, config)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions from a step to a multiplier."""
+"""Learning-rate schedules: pure functions from the step to a factor on the learning rate."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ Schedule = Callable[[int], float]
 
 
 class ScheduleConfig(Config):
-    """Warm-up from 0 to 1, then a decay."""
+    """A factor on the learning rate: warm-up from 0 to 1, then decay."""
 
-    kind: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: float = Field(0, ge=0, description="steps, or below 1 a share of all steps")
-    min_rate: float = Field(0.0, ge=0, lt=1, description="the multiplier never decays below it")
+    kind: Literal["linear", "cosine", "constant"] = Field("linear", description="shape of the decay after the warm-up")
+    warmup_steps: float = Field(
+        0, ge=0, description="length of the warm-up in steps; below 1: as a fraction of all steps"
+    )
+    min_rate: float = Field(0.0, ge=0, lt=1, description="lower bound of the factor in the decay")
 
     @model_validator(mode="after")
     def _decays(self) -> ScheduleConfig:
@@ -31,19 +33,19 @@ class ScheduleConfig(Config):
 
 
 def build_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:
-    """The multiplier of the learning rate at each step, counted from 0.
+    """The factor on the learning rate, as a function of the step (from 0).
 
-    ``linear`` is the released schedule: step 0 has rate 0, the peak 1 is reached at the end of the warm-up (a fractional
-    warm-up with ``min_rate`` peaks a little above 1, as released).
+    ``linear`` is the released schedule: the factor is 0 at step 0 and 1 at the end of the warm-up. With a fractional number of
+    warm-up steps and ``min_rate``, the peak is a little above 1, as released.
 
     Raises:
-        UserError: if the warm-up is longer than the run, so that the peak is never reached.
+        UserError: if the warm-up is longer than the run.
     """
     warmup = config.warmup_steps if config.warmup_steps >= 1 else int(config.warmup_steps * total_steps)
     if warmup > total_steps:
         raise UserError(
             f"schedule.warmup_steps is {warmup:g}, but the run has {total_steps} steps and would never reach its learning rate; "
-            "lower it, or give a share of the steps, such as 0.1"
+            "lower it, or give a fraction of the steps, such as 0.1"
         )
     return lambda step: (
         step / warmup if step < warmup else DECAYS[config.kind](step, warmup, total_steps, config.min_rate)

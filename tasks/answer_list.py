@@ -1,7 +1,7 @@
-"""``python -m tasks.answer_list --config FILE [--at-least 9] [key=value ...]``: make a question answering run's candidate list.
+"""``python -m tasks.answer_list --config FILE [--at-least 9] [key=value ...]``: make the candidate list.
 
-Reads the run's training questions and writes the answers that are frequent among them, normalised as the metric normalises
-them, to the file that ``evaluation.answers`` names. VQA v2's list came from training and validation questions by this rule.
+The command writes the frequent answers of the training questions, normalised as in the metric, to the file
+``evaluation.answers``. The published list of VQA v2 follows this rule, from training and validation questions.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from utils.files import write_text
 
 @one_line_errors
 def main() -> int:
-    """Write the list and print one line of facts; exit status 2 for a mistake of the user."""
+    """Write the list and print its size and coverage; returns the exit status, 2 for a mistake of the user."""
     parser = LineParser(
         prog="python -m tasks.answer_list", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="of a question answering run")
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="YAML file of a question-answering run"
+    )
     parser.add_argument(
         "--at-least",
         type=whole_number(1, 10**9),
         default=COMMON,
         metavar="N",
-        help=f"questions an answer is given to; {COMMON}",
+        help=f"least number of questions with an answer (default: {COMMON})",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
     flags = parser.parse_args()
     config = load_config(flags.config, flags.overrides, VQAConfig)
     questions = [
@@ -44,13 +46,13 @@ def main() -> int:
     ]
     answers = frequent_answers(questions, normalize_answer, flags.at_least)
     if not answers:
-        raise UserError(f"no answer is that of {flags.at_least} questions; give a smaller --at-least")
+        raise UserError(f"--at-least {flags.at_least}: no answer occurs in so many questions; give a smaller number")
     out = Path(config.evaluation.answers).expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, json.dumps(answers, ensure_ascii=False) + "\n")
     covered = sum(normalize_answer(question.most_frequent()) in set(answers) for question in questions) / len(questions)
     sys.stdout.write(
-        f"{out}: {len(answers)} answers, that of most annotators to {covered:.1%} of {len(questions)} questions\n"
+        f"{out}: {len(answers)} answers; they cover the most frequent answer of {covered:.1%} of {len(questions)} questions\n"
     )
     return 0
 

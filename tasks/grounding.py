@@ -16,11 +16,11 @@ from dataset.tasks.grounding import GroundingBatches, GroundingDataConfig, Groun
 from engine.run_folder import RunFolder
 from metrics.grounding import iou, pixel_iou, share_at_least
 from models.grounding import GroundingModel
+from tasks.drawing import SIDE, Panel, Prediction, draw_predictions
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options
 from tasks.inference import evaluating
 from tasks.kinds import TaskKind
-from tasks.pictures import SIDE, Panel, Prediction, draw_predictions
 from utils import distributed
 from utils.batch import Text
 

@@ -1,6 +1,6 @@
-"""What a task is made of, and how a command finds one: by its name in the table, by its folder, or by its module.
+"""Finding a task by its name in the table, by its folder, or by its module.
 
-Nothing here imports torch: a task's module is imported when the task is loaded.
+This module does not import torch. The module of a task is imported when the task is loaded.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from tasks.base import BaseTask, RunConfig
 
 ROOT = Path(__file__).parent.parent
-"""The checkout."""
+"""Root folder of the checkout."""
 
 CONFIG_FILE = "config.yaml"
-"""The default config of a task outside the checkout, beside its ``task.py``."""
+"""Name of the default config of a task outside the checkout, beside its ``task.py``."""
 
 FORM = "TaskKind(config class, task class)"
 
 
 class TaskKind(NamedTuple):
-    """The two classes of a task. Its module defines one by the name ``TASK``."""
+    """The classes of a task. Its module defines one as ``TASK``."""
 
     config: type[RunConfig]
     task: type[BaseTask[Any, Any, Any]]
@@ -41,18 +41,22 @@ class TaskKind(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskSource:
-    """Where a task is defined. ``given``: how the command line names it; ``name``: the folder of its runs below ``runs/``."""
+    """Where a task is defined.
 
-    given: str
+    ``argument``: its name on the command line; ``name``: folder of its runs below ``runs/``; ``module``: defines ``TASK``;
+    ``default_config``: None if it has none.
+    """
+
+    argument: str
     name: str
     module: str
     default_config: Path | None
 
     def load(self) -> TaskKind:
-        """Import the module and take its ``TASK``. What the module itself raises is not caught.
+        """Import the module and return its ``TASK``. Exceptions of the module itself pass through.
 
         Raises:
-            UserError: if it defines none, or something else.
+            UserError: if the module defines no ``TASK``, or one of another type.
         """
         module = importlib.import_module(self.module)
         file = getattr(module, "__file__", None) or self.module
@@ -61,64 +65,66 @@ class TaskSource:
         return _checked(module.TASK, file)
 
     def outside(self) -> bool:
-        """Whether the task is not one of the table."""
-        return self.given not in TASKS
+        """Whether the task is not in the table."""
+        return self.argument not in TASKS
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The task and the config of a command line. ``said``: the config's key ``task``; ``remedy``: see :func:`choose`."""
+    """The task and the config of a command line. ``config_task``: value of the config's key ``task``; ``remedy``: see
+    :func:`choose`."""
 
     source: TaskSource
     config: Path
-    said: object
+    config_task: object
     remedy: str
 
     def load(self) -> TaskKind:
-        """Both classes of the task.
+        """The classes of the task.
 
         Raises:
-            UserError: see :meth:`TaskSource.load`; also if the config is of a task of the table, and this one lies outside.
+            UserError: see :meth:`TaskSource.load`; also if this task is outside the table, and the config is of one in it.
         """
         kind = self.source.load()
-        own = kind.config.model_fields.get("task")
-        if self.source.outside() and self.said in TASKS and (own is None or own.default != self.said):
-            raise _contradiction(self.config, str(self.said), self.source.given, self.remedy)
+        field = kind.config.model_fields.get("task")
+        if self.source.outside() and self.config_task in TASKS and (field is None or field.default != self.config_task):
+            raise _contradiction(self.config, str(self.config_task), self.source.argument, self.remedy)
         return kind
 
 
 def choose(
     config: str | Path | None, overrides: Sequence[str], task: str | None, remedy: str = "leave out --task {task}"
 ) -> Choice:
-    """The task and the config that a command line names by one of them, or by both.
+    """The task and the config of a command line that names one of them, or both.
 
     Args:
-        config: None: the task's default.
-        overrides: the config's values from the command line.
-        task: a name, folder or module; None: what the config says, or the folder that it lies in.
-        remedy: what to do where ``task`` is not what the config says; may name {task}, {said} and the {script} of ``said``.
+        config: a YAML file; None: the default config of ``task``.
+        overrides: ``key=value`` arguments that replace values of the config.
+        task: a name, folder or module; None: the task in the config's folder, or the value of the config's key ``task``.
+        remedy: advice for the error message if ``task`` contradicts the config; may contain {task}, {config_task}, and the
+            {script} of the latter.
 
     Raises:
-        UserError: if there is no such task or config, or the two contradict each other.
+        UserError: if the task or the config does not exist, or they contradict each other.
     """
     if config is None and task is None:
-        raise UserError("give --task TASK, or --config FILE that says its task")
+        raise UserError("give --task TASK, or --config FILE with a key task")
     source = None if task is None else find_task(task)
     path = _default_config(source) if config is None and source is not None else Path(str(config))
     if not path.is_file():
         raise UserError(f"--config {path}: no such config file")
-    said = peek(path, overrides, "task")
+    config_task = peek(path, overrides, "task")
     if source is None:
-        source = _task_of(path, overrides, said)
-    elif not source.outside() and said != source.name and isinstance(said, str) and said in TASKS:
-        if said not in TASKS[source.name].also:
-            raise _contradiction(path, said, source.name, remedy)
-        source = replace(source, module=TASKS[said].module)
-    return Choice(source, path, said, remedy)
+        source = _task_of(path, overrides, config_task)
+    elif not source.outside() and config_task != source.name and isinstance(config_task, str) and config_task in TASKS:
+        if config_task not in TASKS[source.name].also:
+            raise _contradiction(path, config_task, source.name, remedy)
+        source = replace(source, module=TASKS[config_task].module)
+    return Choice(source, path, config_task, remedy)
 
 
 def kind_of(path: Path, overrides: list[str], task: str | None = None) -> TaskKind:
-    """The config class and the task class of the config's task, or of ``task``.
+    """The config class and the task class of ``task``, or if that is None, of the config's task.
 
     Raises:
         UserError: see :func:`choose`.
@@ -126,92 +132,96 @@ def kind_of(path: Path, overrides: list[str], task: str | None = None) -> TaskKi
     return choose(path, overrides, task).load()
 
 
-def find_task(given: str) -> TaskSource:
-    """The task of a name in the table, of a folder that holds ``task.py``, or of a module.
+def find_task(argument: str) -> TaskSource:
+    """Find a task by its name in the table, by a folder that holds ``task.py``, or by a module.
 
-    Of a folder, its parent is appended to ``sys.path``, and the folder is imported as a package: relative imports, pickling
-    and worker processes find it. Of a module, the working directory is.
+    A folder is imported as a package, so that relative imports, pickling and worker processes find it: its parent folder is
+    appended to ``sys.path``. For a module, the working directory is appended.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no such task.
     """
-    if given in TASKS:
-        entry = TASKS[given]
-        return TaskSource(given, given, entry.module, ROOT / entry.default_config)
-    path = Path(given).expanduser()
+    if argument in TASKS:
+        entry = TASKS[argument]
+        return TaskSource(argument, argument, entry.module, ROOT / entry.default_config)
+    path = Path(argument).expanduser()
     if path.is_dir():
-        return _in_folder(given, Path(os.path.abspath(path)))
+        return _in_folder(argument, Path(os.path.abspath(path)))
     if path.is_file():
-        raise UserError(f"--task {given}: is a file; give its folder {path.parent}")
-    if os.sep in given or given.startswith((".", "~")):
-        raise UserError(f"--task {given}: no such folder")
-    return _in_module(given)
+        raise UserError(f"--task {argument}: is a file; give its folder {path.parent}")
+    if os.sep in argument or argument.startswith((".", "~")):
+        raise UserError(f"--task {argument}: no such folder")
+    return _in_module(argument)
 
 
-def _in_folder(given: str, folder: Path) -> TaskSource:
+def _in_folder(argument: str, folder: Path) -> TaskSource:
     file = folder / "task.py"
     if not file.is_file():
-        raise UserError(f"--task {given}: {folder} has no task.py; write one that ends with TASK = {FORM}")
+        raise UserError(f"--task {argument}: {folder} has no task.py; write one that ends with TASK = {FORM}")
     if not folder.name.isidentifier():
         raise UserError(
-            f"--task {given}: {folder.name!r} is no Python name, and the folder is imported as a package; rename it"
+            f"--task {argument}: {folder.name!r} is no Python name, and the folder is imported as a package; rename it"
         )
     module = f"{folder.name}.task"
     _append_to_path(folder.parent)
     spec = _spec_of(module)
     if spec is None or spec.origin is None or not file.samefile(spec.origin):
         other = _place_of(_spec_of(folder.name))
-        raise UserError(f"--task {given}: Python imports another {folder.name!r} ({other}); rename the folder {folder}")
-    return TaskSource(given, folder.name, module, _beside(file))
+        raise UserError(
+            f"--task {argument}: Python imports another {folder.name!r} ({other}); rename the folder {folder}"
+        )
+    return TaskSource(argument, folder.name, module, _beside(file))
 
 
-def _in_module(given: str) -> TaskSource:
+def _in_module(argument: str) -> TaskSource:
     _append_to_path(Path.cwd())
-    spec, module = _spec_of(given), given
+    spec, module = _spec_of(argument), argument
     if spec is None:
-        close = difflib.get_close_matches(given, TASKS, n=1)
+        close = difflib.get_close_matches(argument, TASKS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(TASKS)}"
-        raise UserError(f"--task {given}: no task, folder or module has this name; {hint}")
+        raise UserError(f"--task {argument}: no task, folder or module has this name; {hint}")
     if spec.submodule_search_locations is not None:
-        module = f"{given}.task"
+        module = f"{argument}.task"
         place, spec = _place_of(spec), _spec_of(module)
         if spec is None:
-            raise UserError(f"--task {given}: the package ({place}) has no module task; name the module that has TASK")
+            raise UserError(
+                f"--task {argument}: the package ({place}) has no module task; name the module that has TASK"
+            )
     *packages, last = module.split(".")
     name = packages[-1] if last == "task" and packages else last
-    return TaskSource(given, name, module, _beside(Path(spec.origin)) if spec.origin else None)
+    return TaskSource(argument, name, module, _beside(Path(spec.origin)) if spec.origin else None)
 
 
-def _task_of(config: Path, overrides: Sequence[str], said: object) -> TaskSource:
-    """The task of a config that is given without one."""
+def _task_of(config: Path, overrides: Sequence[str], config_task: object) -> TaskSource:
+    """The task of a config without ``--task``: that in its folder, or that of its key ``task``."""
     if (config.parent / "task.py").is_file():
         return find_task(os.path.join(config.parent, ""))
-    read_config(config, overrides)  # raises where the config cannot be read, and so says no task
-    if not isinstance(said, str) or said not in TASKS:
-        raise UserError(f"{config}: task is {said!r}, none of {', '.join(TASKS)}; set it, or give --task TASK")
-    return find_task(said)
+    read_config(config, overrides)  # raises if the config cannot be read: then it has no task either
+    if not isinstance(config_task, str) or config_task not in TASKS:
+        raise UserError(f"{config}: task is {config_task!r}, none of {', '.join(TASKS)}; set it, or give --task TASK")
+    return find_task(config_task)
 
 
 def _default_config(source: TaskSource) -> Path:
     if source.default_config is None:
-        raise UserError(f"--task {source.given}: has no {CONFIG_FILE} beside its task.py; give --config FILE")
+        raise UserError(f"--task {source.argument}: has no {CONFIG_FILE} beside its task.py; give --config FILE")
     return source.default_config
 
 
-def _contradiction(config: Path, said: str, task: str, remedy: str) -> UserError:
-    remedy = remedy.format(task=task, said=said, script=TASKS[said].script)
-    return UserError(f"{config}: this is a config of task {said}; {remedy}")
+def _contradiction(config: Path, config_task: str, task: str, remedy: str) -> UserError:
+    remedy = remedy.format(task=task, config_task=config_task, script=TASKS[config_task].script)
+    return UserError(f"{config}: this is a config of task {config_task}; {remedy}")
 
 
 def _append_to_path(folder: Path) -> None:
-    """Let Python import from a folder; at the end, where it hides no module of the checkout."""
+    """Append a folder to ``sys.path``: at the end, it hides no module of the checkout."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     importlib.invalidate_caches()
 
 
 def _spec_of(module: str) -> ModuleSpec | None:
-    """Where Python finds a module; None: nowhere. Unlike ``importlib.util.find_spec``, imports none of its packages."""
+    """The spec of a module; None if Python does not find it. Unlike ``importlib.util.find_spec``, it imports no package."""
     first, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(first)
@@ -220,7 +230,7 @@ def _spec_of(module: str) -> ModuleSpec | None:
     for part in rest:
         if spec is None or spec.submodule_search_locations is None:
             return None
-        # By the part alone: with the whole name, a folder without __init__.py would be looked up in its package's module.
+        # Only the part: with the full name, Python would look up a folder without __init__.py in its package's module.
         spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
     return spec
 
@@ -237,13 +247,13 @@ def _beside(file: Path) -> Path | None:
 
 
 def _checked(kind: Any, file: str) -> TaskKind:
-    # Imported here: torch takes seconds, and to find a task is not to load it.
+    # Imported here: torch takes seconds, and finding a task does not need it.
     from tasks.base import BaseTask, RunConfig
 
     if not isinstance(kind, TaskKind):
         raise UserError(f"{file}: TASK is of type {type(kind).__name__}; make it a {FORM}")
-    for place, found, base in (("first", kind.config, RunConfig), ("second", kind.task, BaseTask)):
-        if not (isinstance(found, type) and issubclass(found, base)):
-            shown = getattr(found, "__name__", repr(found))
-            raise UserError(f"{file}: the {place} class of TASK, {shown}, is no {base.__name__}; write {FORM}")
+    for place, member, base in (("first", kind.config, RunConfig), ("second", kind.task, BaseTask)):
+        if not (isinstance(member, type) and issubclass(member, base)):
+            name = getattr(member, "__name__", repr(member))
+            raise UserError(f"{file}: the {place} class of TASK, {name}, is no {base.__name__}; write {FORM}")
     return kind

@@ -1,4 +1,4 @@
-"""The command that runs a task: finds it, and starts ``python -m tasks.run`` on every rank."""
+"""The command that runs a task: it starts ``python -m tasks.run`` on every rank."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ EXAMPLES = """examples:
 
 
 def parse_run(argv: Sequence[str], lists: str = "") -> argparse.Namespace:
-    """The arguments of a run; a wrong one ends the program with a line and status 2. ``lists``: shown at the end of the help."""
+    """Parse the arguments of a run; a wrong one ends the program with one line and status 2. ``lists``: end of the help."""
     parser = argparse.ArgumentParser(
         prog="run.py",
-        description="Run a task on the CPU, on GPUs, or on many nodes; or a command on the files of one.",
+        description="Run a task on the CPU, on GPUs, or on many nodes; or run another command.",
         epilog=f"{lists}{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -45,11 +45,11 @@ def main(argv: Sequence[str], lists: str = "") -> int:
     """Run a task under torchrun; returns the job's exit status."""
     arguments = parse_run(argv, lists)
     choice = choose(arguments.config, arguments.overrides, arguments.task)
-    command = ["--module", "tasks.run", choice.source.given, "--config", str(choice.config)]
+    command = ["--module", "tasks.run", choice.source.argument, "--config", str(choice.config)]
     command += ["--output", arguments.output] if arguments.output else []
     command += ["--resume"] if arguments.resume else []
     command += ["--evaluate"] if arguments.evaluate else []
-    # The ranks find this checkout from any working directory, whose own packages do not come before ours.
+    # Ranks import this checkout from any working directory, and packages of the working directory do not hide it.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONSAFEPATH"] = "1"
     return torchrun(arguments, [*command, *arguments.overrides])

@@ -23,9 +23,9 @@ from models.multigrained import MaskedWords
 from models.packing import PackedTexts
 from models.pretrain import PretrainModel
 from models.vision import Concepts
+from tasks.drawing import Panel, Prediction, draw_predictions
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.inference import device_of
-from tasks.pictures import Panel, Prediction, draw_predictions
 from tasks.two_stage import TwoStageRetrieval
 from utils import distributed
 from utils.batch import IGNORE, to_device

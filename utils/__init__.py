@@ -1,1 +1,1 @@
-"""Pieces that know nothing of models, data or tasks: configuration, errors, batches, ranks, files, logs."""
+"""Helpers that depend on no model, data set or task: configuration, errors, batches, ranks, files, logs."""

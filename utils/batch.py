@@ -1,7 +1,8 @@
-"""The batches in which data and models meet, and the losses that a model gives back.
+"""The batches that data loading makes and models take, and the losses that models return.
 
-``models`` and ``dataset`` never import each other: what one makes and the other takes is defined here. Masks are boolean,
-True = attend or True = counts. Batches hold tensors only beside the ``records`` that say where each row came from.
+``models`` and ``dataset`` never import each other; both import these types. Axes: N examples, L tokens, I images, R regions,
+F frames, A answers, P patches, H and W pixels. Masks are boolean: True = attend, or True = counts. A batch holds tensors, and
+``records`` with the origin of each example.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import torch
 from torch import Tensor
 
 B = TypeVar("B")
+TokenIds = Sequence[Sequence[int]]
 
 IGNORE = -100
-"""Label of a masked position that does not count."""
+"""Label of a position that no loss counts."""
 
 _KEY_FACTOR, _KEY_OFFSET = 6364136223846793005, 1442695040888963407
 
 
 class MicroBatch(NamedTuple):
-    """Examples of the leading stream in a micro-batch of one rank, and the config key that sets their number."""
+    """The size of one rank's micro-batch: examples of the leading stream, and the config key that sets their number."""
 
     key: str
     size: int
@@ -33,7 +35,7 @@ class MicroBatch(NamedTuple):
 @dataclass(frozen=True)
 class Text:
     """Texts padded on the right to the longest of the batch: ``ids`` (N, L) int64; ``mask`` (N, L) bool, True = token.
-    ``tokens``: how many there are in all, or a few more, where the host knows."""
+    ``tokens``: number of tokens in all texts, or a little more; None: the host does not know it."""
 
     ids: Tensor
     mask: Tensor
@@ -42,13 +44,13 @@ class Text:
 
 @dataclass(frozen=True)
 class MaskedText:
-    """Texts and a masked copy of each (X²-VLM, section 3.3, eq. 3), padded to the longest of the batch.
+    """Texts and a masked copy of each (X²-VLM, section 3.3, eq. 3), padded on the right to the longest of the batch.
 
-    ``ids`` (N, L) int64 token ids; ``mask`` (N, L) bool, True = token, False = padding (every row has at least one token);
-    ``masked_ids`` (N, L) the ids after masking; ``positions`` (N, M) int64 masked positions, 0 where unused;
-    ``labels`` (N, M) int64 original ids, :data:`IGNORE` where unused: behind the used ones,
-    and everywhere in rows that do not count; ``key`` (N,) int64, equal exactly for equal texts.
-    ``tokens`` of all texts and ``masked`` ones among them, or a few more, where the host knows: a GPU need not be asked.
+    ``ids`` (N, L) int64: token ids. ``mask`` (N, L) bool: True = token, False = padding; every text has at least one token.
+    ``masked_ids`` (N, L) int64: the ids after masking. ``positions`` (N, M) int64: masked positions, unused ones last and 0.
+    ``labels`` (N, M) int64: the original ids; :data:`IGNORE` where unused, and everywhere in examples that do not count.
+    ``key`` (N,) int64: equal exactly for equal texts. ``tokens``, ``masked``: number of tokens and of masked tokens in all
+    texts, or a little more; None: unknown to the host. With them, no step waits for a GPU to count.
     """
 
     ids: Tensor
@@ -61,7 +63,7 @@ class MaskedText:
     masked: int | None = None
 
     def plain(self) -> Text:
-        """The texts as they are."""
+        """The unmasked texts."""
         return Text(self.ids, self.mask, self.tokens)
 
     def masked_copy(self) -> Text:
@@ -71,7 +73,7 @@ class MaskedText:
 
 @dataclass(frozen=True)
 class ImageTextBatch:
-    """Image-text pairs. ``pixels`` (N, 3, H, W) uint8 (or float, already normalised); ``valid`` (N,) bool: rows that count."""
+    """Image-text pairs. ``pixels`` (N, 3, H, W) uint8 (or float, normalised); ``valid`` (N,) bool: examples that count."""
 
     pixels: Tensor
     text: MaskedText
@@ -80,8 +82,8 @@ class ImageTextBatch:
 
 @dataclass(frozen=True)
 class VideoTextBatch:
-    """Video-text pairs. ``pixels`` (N, F, 3, H, W) uint8 (or float, already normalised), F frames of each video in order;
-    ``valid`` (N,) bool: rows that count."""
+    """Video-text pairs. ``pixels`` (N, F, 3, H, W) uint8 (or float, normalised): the frames of each video in order;
+    ``valid`` (N,) bool: examples that count."""
 
     pixels: Tensor
     text: MaskedText
@@ -92,10 +94,10 @@ class VideoTextBatch:
 class RegionBatch:
     """Texts of regions, objects or whole images that share I images (one backbone pass per image, section 3.2).
 
-    ``pixels`` (I, 3, H, W) uint8 (or float, already normalised); ``image_index`` (R,) int64 into I, **ascending** so that
-    the rows of one image lie together; ``patch_mask`` (R, P) bool, patches row-major, at least one True in each row;
-    ``boxes_cxcywh`` (R, 4) float32 relative to the input, centre and size; ``is_image`` (R,) bool: the text describes the
-    whole image, so that no box is learned from the row; ``valid`` (R,) bool: rows that count.
+    ``pixels`` (I, 3, H, W) uint8 (or float, normalised). ``image_index`` (R,) int64 into I: **ascending**, so that the regions
+    of an image are neighbours. ``patch_mask`` (R, P) bool: the patches of each region, row-major, at least one.
+    ``boxes_cxcywh`` (R, 4) float32: centre and size relative to the image. ``is_image`` (R,) bool: the text describes the whole
+    image, and the box loss leaves it out. ``valid`` (R,) bool: examples that count.
     """
 
     pixels: Tensor
@@ -109,7 +111,7 @@ class RegionBatch:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Texts without an image; ``valid`` (N,) bool: rows that count."""
+    """Texts without an image. ``valid`` (N,) bool: examples that count."""
 
     text: MaskedText
     valid: Tensor
@@ -117,7 +119,7 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class TextPairBatch:
-    """Texts and their translations, ``other``; ``valid`` (N,) bool: rows that count."""
+    """Texts and their translations ``other``. ``valid`` (N,) bool: examples that count."""
 
     text: MaskedText
     other: Text
@@ -126,7 +128,7 @@ class TextPairBatch:
 
 @dataclass(frozen=True)
 class BrokenRecord:
-    """A record that could not be used: its kind (``bad json``, ``missing key``, …), ``file:line`` and what was wrong."""
+    """A record that could not be used: the kind of its fault (``bad json``, ``missing key``, …), ``file:line``, and a message."""
 
     kind: str
     place: str
@@ -135,10 +137,10 @@ class BrokenRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What every micro-batch tells of its making.
+    """Base of all micro-batches: where their examples come from.
 
-    ``records`` names the records that the rows came from; ``broken`` those that were skipped while the batch was made;
-    ``read`` counts the records that were asked for.
+    ``records``: the record of each example; ``broken``: records that were skipped while the batch was made; ``read``: number of
+    records that were read, broken ones among them.
     """
 
     records: tuple[str, ...] = ()
@@ -146,14 +148,14 @@ class Batch:
     read: int = 0
 
     def pin_memory(self: B) -> B:
-        """The same batch in page-locked memory (called by torch's ``DataLoader``)."""
+        """A copy of the batch in page-locked memory (called by torch's ``DataLoader``)."""
         return map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)
 class PretrainBatch(Batch):
-    """One micro-batch of every stream of pre-training; a stream that the run does not have is None. ``unmatched`` names the
-    streams that have no matching loss in this step, the same on all ranks."""
+    """One micro-batch of every stream of pre-training; None for a stream that the run does not have. ``unmatched``: names of the
+    streams without matching loss in this step, equal on all ranks."""
 
     images: ImageTextBatch | None
     regions: RegionBatch | None
@@ -163,15 +165,15 @@ class PretrainBatch(Batch):
     unmatched: tuple[str, ...] = ()
 
     def streams(self) -> dict[str, Any]:
-        """The batch of each stream that the micro-batch has, by name."""
+        """The batches of the streams, without those that are None, by the name of the stream."""
         names = [field.name for field in fields(self) if field.name not in {*Batch.__dataclass_fields__, "unmatched"}]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True)
 class RetrievalBatch(Batch):
-    """Image-text pairs of retrieval. ``pixels`` (N, 3, H, W) uint8, or of videos (N, F, 3, H, W); ``group`` (N,) int64, equal
-    exactly for captions of one image, which are positives of each other; ``valid`` (N,) bool: rows that count."""
+    """Image-text pairs of retrieval. ``pixels`` (N, 3, H, W) uint8, of videos (N, F, 3, H, W); ``group`` (N,) int64: equal
+    exactly for captions of one image, which are positives of each other; ``valid`` (N,) bool: examples that count."""
 
     pixels: Tensor
     text: Text
@@ -181,8 +183,8 @@ class RetrievalBatch(Batch):
 
 @dataclass(frozen=True)
 class PairBatch(Batch):
-    """Statements about K images, mostly two. ``pixels`` (K N, 3, H, W) uint8, all first (left) images before all second
-    (right) ones; ``label`` (N,) int64, 1 = true or entailed; ``valid`` (N,) bool: rows that count."""
+    """Statements about K images, mostly two. ``pixels`` (K N, 3, H, W) uint8: all first (left) images, then all second (right)
+    ones; ``label`` (N,) int64: 1 = true or entailed; ``valid`` (N,) bool: examples that count."""
 
     pixels: Tensor
     text: Text
@@ -192,8 +194,8 @@ class PairBatch(Batch):
 
 @dataclass(frozen=True)
 class GroundingBatch(Batch):
-    """Phrases with the box they refer to. ``pixels`` (N, 3, H, W) uint8; ``boxes_cxcywh`` (N, 4) float32 relative to the
-    input, centre and size; ``valid`` (N,) bool: rows that count."""
+    """Phrases with the box they refer to. ``pixels`` (N, 3, H, W) uint8; ``boxes_cxcywh`` (N, 4) float32: centre and size
+    relative to the image; ``valid`` (N,) bool: examples that count."""
 
     pixels: Tensor
     text: Text
@@ -203,9 +205,9 @@ class GroundingBatch(Batch):
 
 @dataclass(frozen=True)
 class QuestionBatch(Batch):
-    """Questions about images, with answers. ``pixels`` (N, 3, H, W) uint8; ``text`` N questions; ``answers`` A answers with
-    [CLS] and [SEP]; ``question_of_answer`` (A,) int64; ``weights`` (A,) float32 of the answers' losses; ``valid`` (N,)
-    bool: questions that count."""
+    """Questions about images, with answers. ``pixels`` (N, 3, H, W) uint8; ``text``: N questions; ``answers``: A answers with
+    [CLS] and [SEP]; ``question_of_answer`` (A,) int64 into N; ``weights`` (A,) float32: weights of the answers' losses;
+    ``valid`` (N,) bool: questions that count."""
 
     pixels: Tensor
     text: Text
@@ -217,9 +219,9 @@ class QuestionBatch(Batch):
 
 @dataclass(frozen=True)
 class ClassifiedBatch(Batch):
-    """Questions about images or videos, each with the candidates that answer it. ``pixels`` (N, 3, H, W) or (N, F, 3, H, W)
-    uint8; ``text`` N questions; ``labels`` (A,) int64, places in the list of candidates, :data:`IGNORE` for an answer that is
-    none of them; ``question_of_answer`` (A,) int64; ``weights`` (A,) float32 of the answers' losses; ``valid`` (N,) bool:
+    """Questions about images or videos, with answers as classes. ``pixels`` (N, 3, H, W) or (N, F, 3, H, W) uint8; ``text``: N
+    questions; ``labels`` (A,) int64: index of each answer in the candidate list, :data:`IGNORE` if it is not in the list;
+    ``question_of_answer`` (A,) int64 into N; ``weights`` (A,) float32: weights of the answers' losses; ``valid`` (N,) bool:
     questions that count."""
 
     pixels: Tensor
@@ -232,14 +234,13 @@ class ClassifiedBatch(Batch):
 
 @dataclass(frozen=True)
 class LeftToRightText:
-    """Texts whose tokens see only what is before them, with the places at which a token has to be said (captioning).
+    """Texts under a causal mask, with [MASK] tokens where the model predicts a word (captioning).
 
-    Before each token that has to be said stands a [MASK]: it shares the token's position, sees the tokens before it and itself,
-    and nothing else sees it (X²-VLM, section 4.3, after Zeng and Nie). So the model predicts in training what it predicts when
-    it generates.
+    A [MASK] stands before each token to predict. It shares the token's position and attends to itself and the tokens before it;
+    no other token attends to it (X²-VLM, section 4.3, after Zeng and Nie). Training and generation so predict a word alike.
 
-    ``ids`` (N, L) int64; ``mask`` (N, L, L) bool, row = the token that attends; ``positions`` (N, L) int64, counted from 0;
-    ``places`` (N, M) int64 where the [MASK]s stand, 0 where unused; ``labels`` (N, M) int64 the tokens to be said,
+    ``ids`` (N, L) int64. ``mask`` (N, L, L) bool: first L = the token that attends. ``positions`` (N, L) int64 from 0.
+    ``places`` (N, M) int64: indices of the [MASK]s, 0 where unused. ``labels`` (N, M) int64: the tokens to predict,
     :data:`IGNORE` where unused.
     """
 
@@ -250,23 +251,24 @@ class LeftToRightText:
     labels: Tensor
 
     @staticmethod
-    def of(texts: Sequence[Sequence[int]], said: Sequence[Sequence[int]], mask_id: int, pad_id: int) -> LeftToRightText:
-        """Texts of token ids, each with the ascending places of the tokens that have to be said."""
+    def of(texts: TokenIds, targets: TokenIds, mask_id: int, pad_id: int) -> LeftToRightText:
+        """The batch of ``texts`` (token ids) and ``targets``: ascending indices of the tokens to predict in each text."""
         ids, positions, places, labels = [], [], [], []
-        for text, chosen in zip(texts, said, strict=True):
-            order = sorted([*((place, 1) for place in range(len(text))), *((place, 0) for place in chosen)])
-            ids.append([text[place] if real else mask_id for place, real in order])
-            positions.append([place for place, _ in order])
-            places.append([index for index, (_, real) in enumerate(order) if not real])
-            labels.append([text[place] for place in chosen])
-        padded, most = stack_rows(ids, pad_id), max(1, *(len(chosen) for chosen in said), 0)
+        for text, indices in zip(texts, targets, strict=True):
+            # Pairs (index, is it the token?): a [MASK] sorts before the token of the same index.
+            order = sorted([*((index, 1) for index in range(len(text))), *((index, 0) for index in indices)])
+            ids.append([text[index] if is_token else mask_id for index, is_token in order])
+            positions.append([index for index, _ in order])
+            places.append([place for place, (_, is_token) in enumerate(order) if not is_token])
+            labels.append([text[index] for index in indices])
+        padded, most = stack_rows(ids, pad_id), max(1, *(len(indices) for indices in targets), 0)
         length = padded.shape[1]
         where = stack_rows(places, length, most)
-        unseen = torch.zeros(len(texts), length + 1, dtype=torch.bool).scatter_(1, where, True)[:, :length]
-        seen = torch.ones(length, length, dtype=torch.bool).tril() & ~unseen.unsqueeze(1)
+        is_mask = torch.zeros(len(texts), length + 1, dtype=torch.bool).scatter_(1, where, True)[:, :length]
+        causal = torch.ones(length, length, dtype=torch.bool).tril() & ~is_mask.unsqueeze(1)
         return LeftToRightText(
             ids=padded,
-            mask=seen | torch.eye(length, dtype=torch.bool),
+            mask=causal | torch.eye(length, dtype=torch.bool),
             positions=stack_rows(positions, 0, length),
             places=where.masked_fill(where == length, 0),
             labels=stack_rows(labels, IGNORE, most),
@@ -275,8 +277,8 @@ class LeftToRightText:
 
 @dataclass(frozen=True)
 class CaptioningBatch(Batch):
-    """Images with a caption each. ``pixels`` (N, 3, H, W) uint8; ``references``: all captions of each image, as they were
-    written; ``valid`` (N,) bool: rows that count."""
+    """Images with one caption each. ``pixels`` (N, 3, H, W) uint8; ``references``: all captions of each image, unedited;
+    ``valid`` (N,) bool: examples that count."""
 
     pixels: Tensor
     text: LeftToRightText
@@ -285,8 +287,8 @@ class CaptioningBatch(Batch):
 
 
 class Term(NamedTuple):
-    """One loss before it is divided: ``total`` the sum over the rows or tokens that count, ``weight`` its factor in the sum
-    of equation 6. The number to divide by comes from ``counts(batch)``, since it spans ranks and micro-batches."""
+    """One loss before division. ``total``: scalar sum over the examples or tokens that count; ``weight``: its factor in equation
+    6. The divisor comes from the model's ``counts(batch)``, summed over ranks and micro-batches."""
 
     total: Tensor
     weight: float
@@ -297,9 +299,8 @@ Losses = dict[str, Term]
 
 @dataclass(frozen=True)
 class Work:
-    """What a step takes in and does: ``samples`` rows that count, ``images`` pictures and frames, ``tokens`` of the texts without
-    padding, a masked copy not counted, and ``flops``, the least operations forward and backward (see :mod:`models.flops`).
-    NaN: not known before the step, or not counted."""
+    """Size of a step: ``samples``, the examples that count; ``images``, frames included; ``tokens``, without padding and masked
+    copies; ``flops`` forward and backward (:mod:`models.flops`). NaN: unknown before the step, or not counted."""
 
     samples: float = 0
     images: float = 0
@@ -314,12 +315,12 @@ WORK = tuple(field.name for field in fields(Work))
 
 
 def to_device(batch: B, device: torch.device) -> B:
-    """The same batch with every tensor on ``device``; copies do not block where memory is pinned."""
+    """A copy of the batch with every tensor on ``device``. Copies from pinned memory do not block."""
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def map_tensors(value: Any, function: Any) -> Any:
-    """A batch, or a part of one, with ``function`` of each of its tensors in their place."""
+    """A copy of a batch, or of a part of it, whose tensors are replaced by ``function(tensor)``."""
     if isinstance(value, Tensor):
         return function(value)
     if is_dataclass(value) and not isinstance(value, type):
@@ -329,14 +330,13 @@ def map_tensors(value: Any, function: Any) -> Any:
 
 
 def text_keys(ids: Tensor, mask: Tensor) -> Tensor:
-    """A number for each text, equal exactly where the attended token ids are equal (up to 64-bit collisions).
+    """A key for each text: ``ids`` and ``mask`` (N, L) -> (N,) int64, equal exactly for equal ids (up to 64-bit collisions).
 
-    ``ids`` and ``mask`` (N, L) -> (N,) int64. A polynomial in the ids modulo 2^64, so that padding changes nothing.
+    The key is a polynomial in the ids modulo 2^64, so padding does not change it.
     """
     following = mask.sum(dim=1, keepdim=True) - mask.cumsum(dim=1)
-    powers = (
-        torch.full((ids.shape[1] + 1,), _KEY_FACTOR).cumprod(dim=0).roll(1)
-    )  # wraps around at 2^64, as all that follows
+    # This product and all arithmetic below wrap around at 2^64.
+    powers = torch.full((ids.shape[1] + 1,), _KEY_FACTOR).cumprod(dim=0).roll(1)
     powers[:1] = 1
     return ((ids + _KEY_OFFSET) * powers[following] * mask).sum(dim=1)
 

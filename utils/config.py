@@ -1,8 +1,8 @@
 """The config system: YAML files that inherit, command-line overrides, strict binding to typed models.
 
-A file is read with YAML 1.2 rules (``1e-4`` is a number, ``no`` is a string, a key given twice is an error). ``base:`` names
-one or more files, relative to the file itself, whose values it starts from. ``a.b=value`` on the command line comes last.
-Binding reports every unknown, missing or mistyped key at once, each with its file, line and the nearest real name.
+Files follow YAML 1.2: ``1e-4`` is a number, ``no`` is a string, a repeated key is an error. ``base:`` names one or more files,
+relative to the file itself, whose values the file inherits. ``a.b=value`` on the command line overrides both. Binding reports
+all unknown, missing or mistyped keys at once, with file, line and the nearest valid name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false where a number is meant; pydantic would take them for 1 and 0."""
+        """Refuse true and false for a number; pydantic would convert them to 1 and 0."""
         assert info.field_name is not None
         types_of_field = _leaf_types(cls.model_fields[info.field_name].annotation)
         values = value if isinstance(value, list) else [value]
@@ -47,7 +47,7 @@ class Config(BaseModel):
 
 
 def _leaf_types(annotation: Any) -> set[Any]:
-    """The types that an annotation such as ``list[int] | None`` is made of."""
+    """The leaf types of an annotation: int and None for ``list[int] | None``."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _leaf_types(arguments[0])
@@ -57,7 +57,7 @@ def _leaf_types(annotation: Any) -> set[Any]:
 
 
 class ConfigError(UserError):
-    """Everything that is wrong with a config, one finding a line."""
+    """All errors of a config, one per line."""
 
     def __init__(self, findings: Sequence[str]):
         self.findings = list(findings)
@@ -76,7 +76,7 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[C]) -> 
     """Read ``path`` with its bases, apply ``a.b=value`` overrides and bind the result to ``schema``.
 
     Raises:
-        ConfigError: with one line for each unreadable file, unknown, missing or mistyped key.
+        ConfigError: with one line per unreadable file and per unknown, missing or mistyped key.
     """
     return load_with_places(path, overrides, schema)[0]
 
@@ -94,7 +94,7 @@ def load_with_places(path: str | Path, overrides: Sequence[str], schema: type[C]
 
 
 def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = None, source: str = "config") -> C:
-    """Bind plain values to ``schema``; ``places`` says where each key was written.
+    """Bind plain values to ``schema``. ``places``: ``file:line`` of each key, for error messages.
 
     Raises:
         ConfigError: see :func:`load_config`.
@@ -106,7 +106,7 @@ def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = Non
 
 
 def read_config(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """The plain values of a config with its bases and overrides, before they are bound; wrong overrides are left to binding.
+    """The plain, unbound values of a config with its bases and overrides. Malformed overrides are skipped: binding reports them.
 
     Raises:
         ConfigError: if a file cannot be read.
@@ -118,8 +118,8 @@ def read_config(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def peek(path: str | Path, overrides: Sequence[str], key: str) -> Any:
-    """The plain value of a key at the top of a config, before it is bound; None where it is not given, or where the config
-    cannot be read (which binding tells)."""
+    """The plain, unbound value of a top-level key; None if the key is absent, or the config cannot be read (binding reports
+    that)."""
     try:
         values = read_config(path, overrides)
     except ConfigError:
@@ -128,7 +128,7 @@ def peek(path: str | Path, overrides: Sequence[str], key: str) -> Any:
 
 
 def dump_config(config: Config) -> str:
-    """The whole resolved config as YAML that :func:`load_config` reads back to an equal config."""
+    """The resolved config as YAML; :func:`load_config` reads it back to an equal config."""
     stream = io.StringIO()
     yaml = YAML(typ="safe")
     yaml.default_flow_style = False
@@ -198,7 +198,7 @@ def _record_places(node: Any, path: Path, places: Places, prefix: KeyPath = ()) 
 
 
 def _plain(node: Any) -> Any:
-    """Round-trip nodes to built-in types; numbers and strings keep their value, not their spelling."""
+    """Convert ruamel's round-trip nodes to built-in types."""
     if isinstance(node, dict):
         return {str(key): _plain(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -210,7 +210,7 @@ def _plain(node: Any) -> Any:
 
 
 def _merge(target: dict[str, Any], update: Mapping[str, Any]) -> None:
-    """Mappings merge key by key; anything else, lists included, replaces what was there."""
+    """Merge mappings key by key; any other value, lists included, replaces the old value."""
     for key, value in update.items():
         if isinstance(value, dict) and isinstance(target.get(key), dict):
             _merge(target[key], value)
@@ -268,8 +268,8 @@ def _finding(error: dict[str, Any], schema: type[Config], places: Places, source
         return f"{place}: {name} is missing; add it or give {name}=... on the command line"
     message = str(error["msg"]).removeprefix("Value error, ")
     if isinstance(error["input"], Mapping | BaseModel):
-        given = any(where == COMMAND_LINE and key[: len(keys)] == keys for key, where in places.items())
-        if given and place != COMMAND_LINE:
+        overridden = any(where == COMMAND_LINE and key[: len(keys)] == keys for key, where in places.items())
+        if overridden and place != COMMAND_LINE:
             place = f"{COMMAND_LINE} and {place}"
         return f"{place}: {name}: {message}"
     return f"{place}: {name} = {error['input']!r}: {message}"
@@ -283,7 +283,7 @@ def _nearest_place(keys: KeyPath, places: Places, source: str) -> str:
 
 
 def _owner(schema: type[Config], location: Sequence[Any]) -> type[Config] | None:
-    """The section class that holds the key at ``location``; looks through optional and container annotations."""
+    """The section class that holds the key at ``location``, also inside optional and container annotations."""
     owner: type[Config] | None = schema
     for part in location:
         if owner is None or not isinstance(part, str) or part not in owner.model_fields:
@@ -296,7 +296,7 @@ def _config_class(annotation: Any) -> type[Config] | None:
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return annotation if issubclass(annotation, Config) else None
     for argument in typing.get_args(annotation):
-        found = _config_class(argument)
-        if found:
-            return found
+        section = _config_class(argument)
+        if section:
+            return section
     return None

@@ -1,4 +1,4 @@
-"""CPU cores that this process may use."""
+"""Number of CPU cores that this process may use."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import os
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
-OWN_CGROUP = Path("/proc/self/cgroup")
+PROCESS_CGROUP = Path("/proc/self/cgroup")
 
 
 def usable_cores() -> int:
-    """Cores in the affinity of this process, or the CPU quota of its control group where that is smaller; at least 1.
+    """The smaller of the process's CPU affinity and its control group's CPU quota; at least 1.
 
-    A container on a shared machine sees all cores of the machine, and may use a few.
+    A container on a shared machine sees all cores of the machine, but its quota may allow only a few.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Rounded down: with one thread too many, the group is stopped for the rest of each period.
+    # Rounded down: one thread too many, and the kernel stops the group for the rest of each period.
     return max(1, min([cores, *(int(quota) for quota in _quotas())]))
 
 
 def _quotas() -> list[float]:
-    """CPU quotas, in cores, of this process's control group and of the groups above it."""
-    quotas = [_quota_v2(folder) for folder in _with_parents(CGROUPS, _own_group(""))]
+    """CPU quotas, in cores, of this process's control group and of its parents."""
+    quotas = [_quota_v2(folder) for folder in _with_parents(CGROUPS, _process_group(""))]
     first = CGROUPS / "cpu"
-    quotas += [_quota_v1(folder) for folder in _with_parents(first, _own_group("cpu"))]
+    quotas += [_quota_v1(folder) for folder in _with_parents(first, _process_group("cpu"))]
     return [quota for quota in quotas if quota is not None]
 
 
-def _own_group(controller: str) -> str:
-    """Path of this process's group below the root of ``controller`` ("": version 2, which has one tree for all)."""
-    for line in _read(OWN_CGROUP).splitlines():
+def _process_group(controller: str) -> str:
+    """Path of this process's group below the root of ``controller`` ("": cgroup version 2, one tree for all controllers)."""
+    for line in _read(PROCESS_CGROUP).splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             return path
@@ -51,7 +51,7 @@ def _quota_v1(folder: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """None where there is no quota: "max" or -1 stands for it, or the files do not exist."""
+    """The quota in cores; None if there is none: the file says "max" or -1, or does not exist."""
     if not quota.strip().isdigit() or not period.strip().isdigit():
         return None
     return int(quota) / max(1, int(period))

@@ -1,4 +1,4 @@
-"""Ranks and collectives. Without a process group every function is the identity of one rank."""
+"""Ranks and collectives. Without a process group, each function acts as on a single rank."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from utils.errors import UserError
 T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=2)
-"""How long a rank waits for the others: rank 0 may measure or save for longer than the ten minutes that NCCL has by default."""
+"""Time that a rank waits for the others: rank 0 may evaluate or save for longer than NCCL's default of ten minutes."""
 
-# The forms that take one tensor; lists of them would be copied. Newer versions of torch rename both.
+# The variants for one tensor; those for lists of tensors copy. Newer versions of torch rename both.
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", getattr(dist, "reduce_scatter_tensor", None))
 
@@ -37,7 +37,7 @@ def world_size() -> int:
 
 
 def share_of(count: int) -> range:
-    """This rank's part of ``count`` items: the parts of all ranks are in order, and hold each item exactly once."""
+    """This rank's contiguous share of ``count`` items; the shares of all ranks, in order of rank, cover each item once."""
     return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
@@ -47,7 +47,7 @@ def barrier() -> None:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The element-wise sum over ranks; no gradient flows."""
+    """Element-wise sum over ranks, without gradient."""
     if not is_distributed():
         return tensor
     total = tensor.detach().clone()
@@ -56,7 +56,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def gather_objects(value: T) -> list[T]:
-    """One small picklable value of each rank, in order of rank."""
+    """The values of all ranks, in order of rank; small and picklable."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -64,39 +64,39 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def gather_rows(tensor: Tensor) -> Tensor:
-    """Rows of all ranks, in order of rank: (n, ...) -> (world * n, ...); every rank has the same n.
+def gather_tensors(tensor: Tensor) -> Tensor:
+    """Concatenate the tensors of all ranks along axis 0, in order of rank: (n, ...) -> (ranks * n, ...), n equal on all ranks.
 
-    Gradient: exact. The gradient of the sum of all ranks' losses with respect to this rank's rows comes back.
+    The gradient is exact: that of the sum of all ranks' losses with respect to this rank's tensor.
     """
     return start_gather(tensor)()
 
 
 def start_gather(tensor: Tensor) -> Callable[[], Tensor]:
-    """:func:`gather_rows` in the background: what comes back waits for the rows and gives them."""
+    """Start :func:`gather_tensors` in the background; returns a function that waits for its result and returns it."""
     if not is_distributed():
         return lambda: tensor
-    own = tensor.detach().contiguous()
-    rows = own.new_empty((world_size() * len(own), *own.shape[1:]))
-    sent = _all_gather(rows, own, async_op=True)
+    local = tensor.detach().contiguous()
+    gathered = local.new_empty((world_size() * len(local), *local.shape[1:]))
+    transfer = _all_gather(gathered, local, async_op=True)
 
     def finish() -> Tensor:
-        sent.wait()
-        return cast(Tensor, _GatherRows.apply(tensor, rows)) if tensor.requires_grad else rows
+        transfer.wait()
+        return cast(Tensor, _GatherTensors.apply(tensor, gathered)) if tensor.requires_grad else gathered
 
     return finish
 
 
-class _GatherRows(torch.autograd.Function):
+class _GatherTensors(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, rows: Tensor) -> Tensor:
-        return rows.view_as(rows)
+    def forward(ctx: Any, tensor: Tensor, gathered: Tensor) -> Tensor:
+        return gathered.view_as(gathered)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        own = grad.new_empty((len(grad) // world_size(), *grad.shape[1:]))
-        _reduce_scatter(own, grad.contiguous())
-        return own, None
+        local = grad.new_empty((len(grad) // world_size(), *grad.shape[1:]))
+        _reduce_scatter(local, grad.contiguous())
+        return local, None
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -111,22 +111,25 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
-    """The same values; the gradient that flows back is multiplied by ``factor``."""
+    """Identity whose gradient is multiplied by ``factor``."""
     return _ScaleGradient.apply(tensor, factor)
 
 
 @contextmanager
 def process_group() -> Iterator[torch.device]:
-    """Join the process group that torchrun's environment describes, if any; yields this rank's device.
+    """Join the process group of torchrun's environment, if there is one; yields this rank's device.
 
-    NCCL where CUDA is available, gloo elsewhere. No rank leaves before the others, but by an error. The environment is read
-    here, when a job starts, and nowhere else.
+    The backend is NCCL with CUDA, else gloo. Unless a rank fails, no rank leaves before the others. Only this function reads
+    torchrun's environment.
+
+    Raises:
+        UserError: if the connection to another rank breaks.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # cuDNN's attention is planned on the host for each new shape, and texts and candidates come in thousands of shapes.
+        # cuDNN plans its attention on the host for each new shape, and texts and candidates have thousands of shapes.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
@@ -137,12 +140,12 @@ def process_group() -> Iterator[torch.device]:
         dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield device
-        barrier()  # rank 0 may still measure or save when the others have nothing left to do
+        barrier()  # rank 0 may still evaluate or save when the others have finished
     except RuntimeError as error:
         if _peer_is_gone(error):
-            raise UserError("the connection to another rank broke; that rank tells why it stopped") from None
+            raise UserError("the connection to another rank broke; that rank reports why it stopped") from None
         raise
-    # Not after an error: closing the connections would stop the other ranks before this one has told its own.
+    # Not after an error: closed connections would stop the other ranks before this one has reported its error.
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Writing files so that a crash at any moment leaves either the old or the new content."""
+"""Atomic writes: after a crash, a file has either its old or its new content."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def sync_file(path: Path) -> None:
-    """Force a file, or the entries of a folder, onto the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -25,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` to write to, which takes its place when the block ends without an exception."""
+    """Yields a temporary file beside ``path``, which replaces ``path`` when the block ends without an exception."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -1,4 +1,4 @@
-"""Flags that several commands have, each declared once, and the types of their values."""
+"""Flags that several commands share, and argparse types for their values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluate",
         action="store_true",
-        help="do not train: measure the weights of init.checkpoint (with --resume: the run's own)",
+        help="do not train: evaluate the weights of init.checkpoint (with --resume: those of the run)",
     )
 
 
@@ -39,7 +39,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments; overrides may stand before, between and after the flags. A wrong line ends the program with status 2."""
+    """Parse flags and overrides in any order. A wrong argument ends the program with one line and status 2."""
     arguments = parser.parse_intermixed_args(argv)
     for text in arguments.overrides:
         if "=" not in text:

@@ -1,4 +1,4 @@
-"""Start a job on this machine's GPUs or cores, alone or as one of many nodes, through torchrun."""
+"""Start a job through torchrun: on this machine's GPUs or cores, as the only node or as one of many."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from utils.errors import UserError
 from utils.flags import positive
 
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-"""What torch reads its CUDA allocator's settings from."""
+"""Environment variables with the settings of torch's CUDA allocator."""
 
 DEVICE = re.compile(r"\d|GPU-|MIG-")
-"""How a valid entry of CUDA_VISIBLE_DEVICES begins."""
+"""Start of a valid entry of CUDA_VISIBLE_DEVICES."""
 
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
-    """The flags that say on how many devices and nodes a job runs."""
+    """Declare the flags for the number of devices and nodes of a job."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--gpus", type=positive, metavar="N", help="processes per node, one a GPU (default: every GPU there is)"
@@ -37,7 +37,7 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
 
 
 def check_placement(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """End the program with a line and status 2 where the flags of :func:`add_placement` do not go together."""
+    """End the program with one line and status 2 if the flags of :func:`add_placement` contradict each other."""
     if arguments.nodes > 1 and not arguments.master:
         parser.error("--nodes needs --master HOST:PORT")
     if arguments.master and arguments.nodes == 1:
@@ -50,23 +50,23 @@ def check_placement(parser: argparse.ArgumentParser, arguments: argparse.Namespa
 
 
 def torchrun(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Run a command on every rank, and return the job's exit status (128 + n if signal n ended it).
+    """Run a command on every rank; returns the job's exit status (128 + n if signal n ended it).
 
     Args:
-        arguments: of :func:`add_placement`.
-        command: a script and its arguments, or ``--module``, a module and its arguments.
+        arguments: the flags of :func:`add_placement`.
+        command: a script and its arguments; or ``--module``, a module and its arguments.
 
     Raises:
         UserError: if there are too few GPUs, or the nodes do not find each other.
     """
     processes = _processes(arguments)
-    # Imported here, so that --help and mistakes answer at once.
+    # Imported here, so that --help and errors do not wait for torch.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
-    # A thread that waits for another gives its core away soon: the loader's workers, and whatever else runs, need it.
+    # A waiting thread yields its core early: the loader's workers and other programs need it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     flags = [f"--nproc-per-node={processes}"]
     if arguments.nodes > 1:
@@ -75,7 +75,7 @@ def torchrun(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         flags += [f"--master-addr={host}", f"--master-port={port}"]
     else:
         flags += ["--standalone"]
-    # The job prints its own error; torchrun's report on it would bury that line.
+    # The job prints its error itself; torchrun's report would bury that line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         run(get_args_parser().parse_args([*flags, *command]))
@@ -94,29 +94,29 @@ def _processes(arguments: argparse.Namespace) -> int:
     if arguments.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return arguments.cpu
-    found = _gpus()
-    if arguments.gpus is not None and arguments.gpus > found:
-        raise UserError(f"--gpus {arguments.gpus}: this machine has {found}; use --cpu N to run without")
-    if found:
+    available = _gpus()
+    if arguments.gpus is not None and arguments.gpus > available:
+        raise UserError(f"--gpus {arguments.gpus}: this machine has {available}; use --cpu N to run without")
+    if available:
         let_segments_grow()
-    return arguments.gpus or max(1, found)
+    return arguments.gpus or max(1, available)
 
 
 def let_segments_grow() -> None:
-    """Let torch extend its pieces of GPU memory, unless the user has set up the allocator: blocks whose sizes change with every
-    step leave gaps in pieces of fixed size."""
+    """Let torch's CUDA allocator use segments that grow, unless the user has configured it: blocks whose sizes change from step
+    to step leave gaps in segments of fixed size."""
     if not any(name in os.environ for name in ALLOCATOR):
         # The second name alone is not enough for torch 2.9, and for the first alone torch 2.9 warns.
         os.environ.update(dict.fromkeys(ALLOCATOR, "expandable_segments:True"))
 
 
 def _gpus() -> int:
-    """GPUs that this process may use, without importing torch."""
+    """Number of GPUs that this process may use, counted without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        # CUDA stops at the first entry that is no device: "-1" and "" hide all.
+        # CUDA stops at the first invalid entry: "-1" and "" hide all GPUs.
         return len(list(itertools.takewhile(DEVICE.match, (name.strip() for name in visible.split(",")))))
     if not shutil.which("nvidia-smi"):
         return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())

@@ -1,4 +1,4 @@
-"""Logs: to the screen and ``log.txt`` on rank 0, warnings with their rank elsewhere. Modules write with ``logging.getLogger``."""
+"""Set-up of the standard ``logging``: rank 0 logs to the screen and ``log.txt``, other ranks print warnings with their rank."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from utils import distributed
 
 
 class _ScreenHandler(logging.Handler):
-    """Writes above a progress bar instead of through it."""
+    """Prints lines above a progress bar, which they would otherwise break."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 def set_up(log_file: Path | None = None) -> None:
-    """Configure the root logger of this process; ``log_file`` is appended to by rank 0."""
+    """Configure the root logger of this process; rank 0 appends to ``log_file``."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)

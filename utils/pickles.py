@@ -1,4 +1,4 @@
-"""Reading pickles as data, without running what they may hold of code."""
+"""Reading pickles as plain data, without running their code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONTAINERS = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Takes lists, dictionaries (with a number as default, too), strings and numbers; whatever would need code is refused."""
+    """Unpickler for lists, dictionaries (``defaultdict`` of numbers included), strings and numbers; refuses all else."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -29,10 +29,10 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_plain_pickle(path: str, key: str) -> Any:
-    """The plain data of a pickle, of which no code is run (Python 2's texts are read as Latin-1).
+    """The plain data of a pickle; no code in it runs. Strings of Python 2 are decoded as Latin-1.
 
     Raises:
-        UserError: with the config ``key``: no such file, damaged, or not plain data.
+        UserError: with the config ``key``, if the file is missing, damaged, or holds more than plain data.
     """
     try:
         with Path(path).expanduser().open("rb") as stream:

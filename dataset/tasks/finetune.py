@@ -82,7 +82,7 @@ class FineTuneBatches(ABC, Generic[D, E]):
         count = self.read(data)
         self.order = RandomOrder(count, data.batch_size, seed=seed, stream=self.name)
         self.stream_sizes = {self.name: count}
-        self.rows_per_batch = self.records_per_batch = data.batch_size
+        self.examples_per_batch = self.records_per_batch = data.batch_size
 
     def make_processor(self, tokenizer: PreTrainedTokenizerFast, data: D) -> PlainTextProcessor:
         """What makes tokens of the texts."""

@@ -123,7 +123,7 @@ class PretrainBatches:
         self.steps = Steps({name: clean.probability for name, clean in cleans.items()}, data.matching_steps, seed)
         self.numbers_per_step = world_size * accumulate if cleans or data.matching_steps is not None else 1
         self.stream_sizes = {name: len(source.shards) for name, source in sources.items()}
-        self.rows_per_batch = sum(stream.batch_size for stream in streams.values())
+        self.examples_per_batch = sum(stream.batch_size for stream in streams.values())
         self.records_per_batch = _records_per_batch(next(iter(streams.values())))
         self.images = self.regions = self.texts = self.videos = self.pairs = None
         if data.images:

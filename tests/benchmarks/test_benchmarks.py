@@ -15,6 +15,7 @@ from benchmarks import (
     host_overhead,
     pretrain_step,
     rerank,
+    step_config,
     step_memory,
     video_memory,
 )
@@ -96,7 +97,9 @@ def test_the_hosts_share_of_a_step_is_timed_by_part(capsys):
     host_overhead.main(["--small", "--steps", "3"])
     head, *parts, _, last = capsys.readouterr().out.splitlines()
     assert head.split() == ["ms", "a", "step", "median", "mean"]
-    assert [line.split()[0] for line in parts] == [phase for phase in PHASES if phase not in host_overhead.EXCLUDED]
+    assert [line.split()[0] for line in parts] == [
+        phase for phase in PHASES if phase not in host_overhead.DEVICE_PHASES
+    ]
     medians = [float(line.split()[1]) for line in parts]
     whole = float(last.removeprefix("ms: "))
     assert min(medians) > 0
@@ -104,9 +107,9 @@ def test_the_hosts_share_of_a_step_is_timed_by_part(capsys):
 
 
 def test_the_stub_has_the_losses_and_the_counts_of_the_model():
-    config = gpu.config_for(*gpu.SMALL)
+    config = step_config.config_for(*step_config.SMALL)
     task = host_overhead.StubTask(config)
-    real, batch = gpu.build(config), task.ready[0]
+    real, batch = step_config.build(config), task.micro_batches[0]
     assert list(task.model(batch)) == list(real.counts(batch))
     assert real(batch).keys() == task.model(batch).keys()
     assert task.model.work(batch) == real.work(batch)
@@ -200,7 +203,7 @@ def test_the_compiled_way_is_split_too(capsys, monkeypatch):
             compile_encoders(model, backend="aot_eager", **options)
 
     monkeypatch.setattr(PretrainModel, "compile_encoders", uncompiled)
-    monkeypatch.setattr(gpu, "LONGER", (1.0,))
+    monkeypatch.setattr(step_config, "LENGTH_FACTORS", (1.0,))
     flags = ["--small", "--rounds", "1", "--ways", "compiled", PEAK]
     assert gpu.main([*flags, *SMALLER, *mixed("all")]) == 0
     _, compiled, which, last = capsys.readouterr().out.splitlines()
@@ -246,8 +249,8 @@ def test_each_batch_is_seen_before_the_clock_runs(way, flags, steps, monkeypatch
     monkeypatch.setattr(gpu.Stepper, "milliseconds", lambda stepper, steps, _: taken.append(steps) or [[1.0] * 4])
     monkeypatch.setattr(PretrainModel, "compile_encoders", lambda *_, **__: None)
     parsed = gpu.parse([*flags, "--ways", way])
-    small_config, small = gpu.SMALL
-    gpu.measure(way, gpu.config_for(small_config, [*small, *parsed.overrides]), parsed, torch.device("cpu"))
+    small_config, small = step_config.SMALL
+    gpu.measure(way, step_config.config_for(small_config, [*small, *parsed.overrides]), parsed, torch.device("cpu"))
     assert taken == [steps, parsed.rounds]
 
 
@@ -258,7 +261,7 @@ def test_each_batch_is_seen_before_the_clock_runs(way, flags, steps, monkeypatch
         (["optim.lrr=1"], "command line: optim.lrr is not a field of OptimConfig; did you mean 'lr'?"),
         (
             ["--config", "configs/vqa/vqa2_base_4m.yaml"],
-            "configs/vqa/vqa2_base_4m.yaml: task is 'vqa'; this benchmark is of pre-training: "
+            "configs/vqa/vqa2_base_4m.yaml: task is 'vqa', but this benchmark needs pre-training; "
             "give a config such as configs/pretrain/base_4m.yaml",
         ),
         (
@@ -268,7 +271,7 @@ def test_each_batch_is_seen_before_the_clock_runs(way, flags, steps, monkeypatch
         ),
         (
             ["--ways", "plain", "model.text.drop_path=0.1"],
-            "--ways plain: the released algebra is not written out where model.text.drop_path is set; give --ways eager,compiled",
+            "--ways plain: does not support this config (model.text.drop_path is set); give --ways eager,compiled",
         ),
     ],
 )
@@ -282,9 +285,12 @@ def test_a_config_that_cannot_be_measured_is_refused_in_a_line(wrong, said, caps
     [
         (["foo"], "'foo' is neither a flag nor of the form key=value"),
         (["--ways", "eager,fast"], "argument --ways: 'fast' is none of plain,eager,compiled"),
-        (["--ways", "eager,eager"], "argument --ways: 'eager' is given twice"),
+        (["--ways", "eager,eager"], "argument --ways: 'eager' occurs twice"),
         (["--rounds", "-4"], "argument --rounds: '-4' is not a positive number"),
-        (["--small", "--config", "configs/demo/pretrain.yaml"], "--small has a config of its own"),
+        (
+            ["--small", "--config", "configs/demo/pretrain.yaml"],
+            "--small sets the config; leave out --small or --config",
+        ),
     ],
 )
 def test_a_wrong_flag_of_the_gpu_benchmark_is_refused(wrong, said, capsys):
@@ -297,7 +303,7 @@ def test_a_wrong_flag_of_the_gpu_benchmark_is_refused(wrong, said, capsys):
 def test_the_small_check_keeps_what_the_user_gave():
     flags = gpu.parse(["--small", "--warm-up", "3", "data.images.batch_size=2"])
     assert flags.warm_up == 3
-    assert gpu.config_for(flags.config, flags.overrides).data.images.batch_size == 2
+    assert step_config.config_for(flags.config, flags.overrides).data.images.batch_size == 2
 
 
 def test_a_way_that_needs_too_much_memory_does_not_end_the_others(capsys, monkeypatch):
@@ -317,16 +323,22 @@ def test_a_way_that_needs_too_much_memory_does_not_end_the_others(capsys, monkey
     ]
     speeds.clear()
     assert gpu.main(["--small"]) == 2
-    assert capsys.readouterr().err == "error: no way fits: give smaller batches, such as data.images.batch_size=2\n"
+    assert (
+        capsys.readouterr().err
+        == "error: no way fits into memory; give smaller batches, such as data.images.batch_size=2\n"
+    )
     assert gpu.main(["--small", "data.images=null"]) == 2
-    assert capsys.readouterr().err == "error: no way fits: give smaller batches, such as data.regions.batch_size=3\n"
+    assert (
+        capsys.readouterr().err
+        == "error: no way fits into memory; give smaller batches, such as data.regions.batch_size=3\n"
+    )
 
 
 def test_the_plain_way_is_left_out_with_a_word_where_it_has_not_all(capsys, monkeypatch):
     monkeypatch.setattr(gpu, "measure", lambda *_: 1.0)
     assert gpu.main(["--small", "model.fusion.drop_path=0.1"]) == 0
     left_out, *_ = capsys.readouterr().out.splitlines()
-    assert left_out == "plain is left out: the released algebra is not written out where model.fusion.drop_path is set"
+    assert left_out == "plain: skipped, since it does not support this config (model.fusion.drop_path is set)"
 
 
 def test_another_text_encoder_has_no_plain_way_and_no_utilisation(capsys, tmp_path):
@@ -336,19 +348,17 @@ def test_another_text_encoder_has_no_plain_way_and_no_utilisation(capsys, tmp_pa
     flags = ["--small", "--rounds", "1", "--ways", "plain,eager", "model.word_table=own"]
     assert gpu.main([*flags, *SMALLER[1:], *encoder]) == 0
     left_out, _, eager, _, _ = capsys.readouterr().out.splitlines()
-    assert left_out.endswith("is not written out where model.text.encoder is none of BERT's or RoBERTa's family")
-    assert eager.endswith("utilisation unknown: the operations of this text encoder are not counted")
+    assert left_out.endswith("does not support this config (model.text.encoder is none of BERT's or RoBERTa's family)")
+    assert eager.endswith("utilisation unknown: the FLOPs of this text encoder are unknown")
 
 
 def test_what_a_run_leaves_out_of_some_steps_is_said():
     def said(name: str) -> str:
-        return gpu.steps_apart(gpu.config_for(Path(f"configs/pretrain/{name}.yaml"), []))
+        return step_config.describe_other_steps(step_config.config_for(Path(f"configs/pretrain/{name}.yaml"), []))
 
     assert said("base_4m") == ""
-    assert said("base_1b_stage2") == (
-        "with all matching losses, which data.videos.clean leaves out of some steps of a run"
-    )
-    assert "which data.images.clean and data.matching_steps leave out of" in said("base_1b")
+    assert said("base_1b_stage2") == ("with all matching losses, which data.videos.clean omits in some steps of a run")
+    assert "which data.images.clean and data.matching_steps omit in" in said("base_1b")
 
 
 def test_another_error_of_a_way_is_told(monkeypatch):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import step_config
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.dataset.test_video import encoded
 from tests.engine.test_static_step import batches as made_by_the_trainer
@@ -40,22 +40,22 @@ def compiled_task(tiny_overrides, tmp_path) -> PretrainTask:
 def test_the_compiled_way_has_batches_of_the_shapes_that_the_trainer_makes(compiled_task):
     (theirs,) = made_by_the_trainer(compiled_task, 1)
     assert {name.split(".")[0] for name in shapes(theirs)} == {"images", "regions", "videos", "texts", "pairs"}
-    for batch in gpu.batches_for(compiled_task.config, compiled_task.model, static=True):
+    for batch in step_config.batches_for(compiled_task.config, compiled_task.model, static=True):
         assert shapes(batch) == shapes(theirs)
 
 
 def test_also_with_more_pictures_than_regions(compiled_task):
     regions = compiled_task.config.data.regions.model_copy(update={"batch_size": 2, "max_images": 5})
     data = compiled_task.config.data.model_copy(update={"regions": regions})
-    compiled_task.config = compiled_task.config.model_copy(update={"data": data})
-    (theirs,) = made_by_the_trainer(compiled_task, 1)
-    batch, *_ = gpu.batches_for(compiled_task.config, compiled_task.model, static=True)
+    task = PretrainTask.build(compiled_task.config.model_copy(update={"data": data}))
+    (theirs,) = made_by_the_trainer(task, 1)
+    batch, *_ = step_config.batches_for(task.config, task.model, static=True)
     assert shapes(batch) == shapes(theirs)
 
 
 def test_all_ways_have_the_same_texts_and_the_compiled_one_other_counts_from_step_to_step(compiled_task):
     padded, plain = (
-        gpu.batches_for(compiled_task.config, compiled_task.model, static=static) for static in (True, False)
+        step_config.batches_for(compiled_task.config, compiled_task.model, static=static) for static in (True, False)
     )
     for stream in compiled_task.config.data.streams():
         for ours, theirs in zip(padded, plain, strict=True):
@@ -71,5 +71,5 @@ def test_all_ways_have_the_same_texts_and_the_compiled_one_other_counts_from_ste
 
 
 def test_no_token_of_a_drawn_text_is_padding_in_any_family(compiled_task):
-    batch, *_ = gpu.batches_for(compiled_task.config, compiled_task.model, static=False)
+    batch, *_ = step_config.batches_for(compiled_task.config, compiled_task.model, static=False)
     assert min(part.text.ids[part.text.mask].min() for part in (batch.images, batch.regions, batch.pairs)) > 2

@@ -156,7 +156,7 @@ def test_a_video_stream_is_mixed_beside_images_and_regions(maker, write_lines, m
     assert batch.unmatched == ()
     said = tokenizer.decode(batch.videos.text.ids[0], skip_special_tokens=True)
     assert said.endswith("the [UNK]") or "number" in said
-    assert batches.rows_per_batch == 2 + 5 + 4
+    assert batches.examples_per_batch == 2 + 5 + 4
     assert torch.equal(batches.make(3).videos.pixels, batch.videos.pixels)
     alone = maker(videos=videos).make(3)
     assert torch.equal(alone.videos.pixels, batch.videos.pixels)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine import measured
+from engine import real_steps
 from engine.memory import trainer_of
 from engine.trainer import Trainer
 
@@ -75,4 +75,4 @@ class FakeGPU:
             model.register_forward_pre_hook(lambda _, given: self.step(rows_of(given[0])))
             return trainer
 
-        monkeypatch.setattr(measured, "trainer_of", on_cpu)
+        monkeypatch.setattr(real_steps, "trainer_of", on_cpu)

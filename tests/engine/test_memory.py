@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from engine.memory import Rehearsal, as_on_gpu
+from engine.memory import FakeSteps, as_on_gpu
 from engine.train_config import TrainConfig
 from optim import OptimConfig
 from tests.engine.toy import Points
@@ -28,10 +28,10 @@ class Deep(nn.Module):
         states = batch.x
         for block in self.blocks:
             states = checkpoint(block, states, use_reentrant=False) if self.recompute else block(states)
-        return {"square": Term((states.sum(dim=1) - batch.y).square().sum(), 1.0)}
+        return {"error": Term((states.sum(dim=1) - batch.y).square().sum(), 1.0)}
 
     def counts(self, batch: Points) -> dict[str, Tensor]:
-        return {"square": batch.valid.sum()}
+        return {"error": batch.valid.sum()}
 
 
 class Asking(Deep):
@@ -43,9 +43,9 @@ def points(_: nn.Module) -> Points:
     return Points(torch.ones(ROWS, WIDTH), torch.ones(ROWS), torch.ones(ROWS, dtype=torch.bool), ())
 
 
-def rehearsal(model: type[Deep] = Deep, recompute: bool = False, **options) -> Rehearsal:
+def rehearsal(model: type[Deep] = Deep, recompute: bool = False, **options) -> FakeSteps:
     train = TrainConfig(steps=1, precision="fp32")
-    return Rehearsal(lambda: model(recompute), train, OptimConfig(lr=1.0), **{"as_on_gpu": False, **options})
+    return FakeSteps(lambda: model(recompute), train, OptimConfig(lr=1.0), **{"as_on_gpu": False, **options})
 
 
 def test_each_part_has_the_size_that_it_must_have():
@@ -102,7 +102,7 @@ def test_the_same_step_takes_the_same_memory_again():
 
 
 def test_a_step_that_looks_at_contents_is_refused_in_one_line():
-    with pytest.raises(UserError, match="depends on what its tensors hold"):
+    with pytest.raises(UserError, match="depends on the contents of tensors"):
         rehearsal(Asking).memory(points, gradients_stay=True)
 
 

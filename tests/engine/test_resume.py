@@ -64,7 +64,7 @@ def test_a_folder_with_a_run_is_not_overwritten(uninterrupted, tiny_overrides):
     process = start(whole, tiny_overrides)
     _, err = process.communicate()
     assert process.returncode == 2
-    assert err == f"error: {whole} already holds a run; add --resume to go on with it, or give another --output\n"
+    assert err == f"error: {whole} already holds a run; add --resume to resume it, or give another --output\n"
 
 
 def test_resuming_with_another_config_is_refused(uninterrupted, tiny_overrides):

@@ -4,28 +4,28 @@ import math
 
 import pytest
 
-from engine.devices import PEAKS, known, peak
+from engine.devices import PEAKS, peak, peak_key
 from engine.throughput import Throughput
 from utils.batch import Work
 
 
 def test_neither_the_first_step_nor_a_validation_counts():
     throughput = Throughput(devices=2, peak_tflops=10)
-    throughput.add(Work(8, 8, 80, 1e13), at=100.0, waited_s=90.0)
-    throughput.add(Work(8, 4, 80, 1e13), at=101.0, waited_s=0.5)
-    throughput.leave_out(50.0)
-    throughput.add(Work(4, 4, 40, 1e13), at=152.0, waited_s=0.1)
+    throughput.add(Work(8, 8, 80, 1e13), at=100.0, data_wait_s=90.0)
+    throughput.add(Work(8, 4, 80, 1e13), at=101.0, data_wait_s=0.5)
+    throughput.exclude(50.0)
+    throughput.add(Work(4, 4, 40, 1e13), at=152.0, data_wait_s=0.1)
     found = throughput.rates()
     expected = {"samples_per_s": 6, "images_per_s": 4, "tokens_per_s": 60, "tflops_per_s": 10, "utilisation": 0.5}
     assert found == pytest.approx({**expected, "data_wait": 0.3})
 
 
 def test_so_many_steps_at_the_beginning_do_not_count():
-    throughput = Throughput(devices=1, peak_tflops=None, uncounted=3)
+    throughput = Throughput(devices=1, peak_tflops=None, excluded_steps=3)
     for at in (0.0, 60.0, 90.0):
-        throughput.add(Work(samples=5), at, waited_s=9.0)
+        throughput.add(Work(samples=5), at, data_wait_s=9.0)
         assert throughput.rates() == {}
-    throughput.add(Work(samples=6), 92.0, waited_s=1.0)
+    throughput.add(Work(samples=6), 92.0, data_wait_s=1.0)
     assert throughput.rates().items() >= {"samples_per_s": 3, "data_wait": 0.5}.items()
 
 
@@ -36,7 +36,7 @@ def test_rates_start_anew_once_they_were_asked_for():
         throughput.add(Work(samples=5), at)
     assert throughput.rates()["samples_per_s"] == 5
     assert throughput.rates() == {}
-    throughput.add(Work(samples=6), 4.0, waited_s=1.5)
+    throughput.add(Work(samples=6), 4.0, data_wait_s=1.5)
     assert throughput.rates().items() >= {"samples_per_s": 2, "data_wait": 0.5}.items()
     throughput.add(Work(samples=6), 5.0)
     assert throughput.rates()["data_wait"] == 0
@@ -73,7 +73,7 @@ def test_what_a_task_does_not_know_has_no_rate():
     ],
 )
 def test_a_device_is_known_by_its_whole_name(name, key):
-    assert known(name) == key
+    assert peak_key(name) == key
 
 
 def test_peaks_are_dense_and_fall_with_the_width_of_the_numbers():

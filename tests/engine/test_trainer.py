@@ -225,5 +225,5 @@ def test_a_loader_that_gives_too_many_batches_is_told(tmp_path, monkeypatch):
     task = ToyTask()
     batches = task.loader.batches
     monkeypatch.setattr(task.loader, "batches", lambda consumed, count: batches(consumed, count + 1))
-    with pytest.raises(RuntimeError, match="more batches than it was asked for"):
+    with pytest.raises(RuntimeError, match="more batches than requested"):
         trainer(tmp_path, task).fit()

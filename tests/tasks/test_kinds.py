@@ -79,7 +79,7 @@ def test_vqa_takes_configs_of_video_qa_and_keeps_its_name():
         ("configs/demo/vqa.yaml", "video_qa", "this is a config of task vqa; leave out --task video_qa"),
         ("configs/presets/tiny.yaml", None, "tiny.yaml: task is None, none of pretrain, retrieval, nlvr"),
         ("configs/none.yaml", "nlvr", "--config configs/none.yaml: no such config file"),
-        (None, None, "give --task TASK, or --config FILE that says its task"),
+        (None, None, "give --task TASK, or --config FILE with a key task"),
         (None, "retreival", "--task retreival: no task, folder or module has this name; did you mean 'retrieval'?"),
         (None, "xyz", "this name; known: pretrain, retrieval, nlvr, grounding, vqa, video_qa, captioning"),
         (None, "json", "json/__init__.py) has no module task; name the module that has TASK"),

@@ -178,7 +178,7 @@ def test_a_candidate_list_is_made_of_the_training_answers(overrides, scenes_fold
     monkeypatch.setattr(sys, "argv", ["answer_list", "--at-least", "1", *config])
     assert answer_list.main() == 0
     assert json.loads(out.read_text()) == json.loads((scenes_folder / "vqa_answers.json").read_text())
-    assert "that of most annotators to 100.0% of" in capsys.readouterr().out
+    assert "they cover the most frequent answer of 100.0% of" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["answer_list", "--at-least", "100000", *config])
     assert answer_list.main() == 2
-    assert capsys.readouterr().err.startswith("error: no answer is that of 100000 questions")
+    assert capsys.readouterr().err.startswith("error: --at-least 100000: no answer occurs in so many questions")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import measured
-from engine.measured import Measured
+from engine import real_steps
+from engine.real_steps import RealSteps
 from tasks import TASKS
 from tasks.kinds import kind_of
 from tests.devices import CUDA
@@ -110,7 +110,7 @@ def test_every_task_has_a_synthetic_batch_and_one_without_is_refused(monkeypatch
     assert TASKS.keys() == SYNTHETIC.keys()
     monkeypatch.setattr(synthetic, "SYNTHETIC", {})
     with pytest.raises(
-        UserError, match=r"^task = pretrain: cannot be planned, since .* has no batch of it; add a row$"
+        UserError, match=r"^task = pretrain: cannot be planned, since .* has no batch of it; add an entry$"
     ):
         Planner(arguments_of(["--config", BASE, *MEMORY, *SMALL]))
 
@@ -149,8 +149,8 @@ def test_recomputed_and_compiled_encoders_are_planned_and_what_an_estimate_leave
     less = Planner(arguments_of([*deep, "train.recompute=[vision,text,fusion]", "train.compile=true"]))
     assert less._memory(64)["activations"] < 0.7 * plain._memory(64)["activations"]
     assert set(less._assumptions()) - set(plain._assumptions()) == {
-        "no time for what train.recompute computes anew (vision, text, fusion)",
-        "memory and time without what train.compile changes",
+        "no time for recomputation (train.recompute: vision, text, fusion)",
+        "memory and time as without train.compile",
     }
 
 
@@ -158,7 +158,7 @@ def test_recomputed_and_compiled_encoders_are_planned_and_what_an_estimate_leave
     ("flags", "message"),
     [
         (["--config", BASE, "--memory", "0.05"], "--memory 0.05: a micro-batch of one example needs 0."),
-        (["--config", BASE], "--memory: there is no GPU here to ask"),
+        (["--config", BASE], "--memory: this machine has no GPU; give --memory GB"),
         (["--config", BASE, "--memory", "1", "--gpu", "v100"], "the v100 has no bf16; set train.precision=fp16"),
         (["--config", "configs/none.yaml", "--memory", "1"], "configs/none.yaml: no such config file"),
         (["--config", BASE, "--memory", "1", "task=null"], "task is None, none of pretrain, retrieval, nlvr"),
@@ -203,7 +203,7 @@ def test_a_mistake_ends_with_a_line_and_status_2(capsys):
 def test_the_time_of_a_step_is_measured_by_taking_it():
     schema, kind = kind_of(Path(BASE), [])
     config = scaled(load_config(BASE, [*SMALL, "train.precision=fp32"], schema), 4)
-    run = Measured(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
+    run = RealSteps(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
     assert 0 < run.seconds(lambda model: synthetic_batch(config, model)) < 60
     assert run.trainer.step == 8
 
@@ -213,8 +213,8 @@ def gpu(monkeypatch) -> FakeGPU:
     fake = FakeGPU()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     fake.install(monkeypatch, lambda batch: len(batch.images.pixels))
-    monkeypatch.setattr(measured, "WARM_UP", 1)
-    monkeypatch.setattr(measured, "TIMED", 1)
+    monkeypatch.setattr(real_steps, "WARM_UP", 1)
+    monkeypatch.setattr(real_steps, "TIMED", 1)
     return fake
 
 
@@ -278,7 +278,7 @@ def test_a_model_whose_weights_do_not_fit_is_refused_in_a_line(gpu, monkeypatch)
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("engine.measured.trainer_of", full)
+    monkeypatch.setattr("engine.real_steps.trainer_of", full)
     with pytest.raises(UserError, match="not even the weights fit"):
         on_gpu("--memory", "620e-9")
 

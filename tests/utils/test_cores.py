@@ -20,7 +20,7 @@ def eight_cores(monkeypatch):
 def groups(tmp_path, monkeypatch) -> Path:
     """An empty tree of control groups."""
     monkeypatch.setattr(cores, "CGROUPS", tmp_path)
-    monkeypatch.setattr(cores, "OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(cores, "PROCESS_CGROUP", tmp_path / "own")
     return tmp_path
 
 

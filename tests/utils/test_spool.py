@@ -26,7 +26,7 @@ def test_every_block_reads_as_the_same_slice_of_the_tensor(spool):
             found = spool.read(start, stop)
             assert found.dtype == torch.float32
             assert torch.equal(found, ROWS[start:stop]), (start, stop)
-    assert spool.rows == 7
+    assert spool.count == 7
 
 
 def test_reading_between_appends_does_not_move_where_rows_are_added(spool):
@@ -53,11 +53,11 @@ def test_rows_that_are_no_contiguous_block_of_memory_are_kept_in_their_order():
         assert torch.equal(spool.read(7, 14), ROWS.flip(0).transpose(1, 2))
 
 
-def test_rows_of_another_shape_or_type_are_refused(spool):
+def test_tensors_of_another_shape_or_dtype_are_refused(spool):
     for wrong in (ROWS[:, :1], ROWS.double(), ROWS.flatten(1)):
-        with pytest.raises(AssertionError, match="another shape or type"):
+        with pytest.raises(AssertionError, match="another shape or dtype"):
             spool.append(wrong)
-    assert spool.rows == 7
+    assert spool.count == 7
     assert torch.equal(spool.read(0, 9), ROWS)
 
 

@@ -1,1 +1,1 @@
-"""``run.py plan``: what fits on a GPU, how often to accumulate for the global batch, and how long a run takes."""
+"""``run.py plan``: the largest micro-batch on a GPU, the accumulation for the global batch, and the time of a run."""

@@ -23,11 +23,11 @@ EXAMPLES = """examples:
 
 
 def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py plan``."""
+    """Parse the arguments after ``run.py plan``."""
     parser = argparse.ArgumentParser(
         prog="run.py plan",
         description="Find the largest micro-batch that fits, the accumulation for the global batch, and the time of a run: "
-        "measured where there is a GPU, else estimated.",
+        "measured with a GPU, else estimated.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -36,17 +36,15 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     add_config(parser, required=True)
     add_task(parser)
     flag("--gpus", type=positive, default=1, metavar="N", help="GPUs on all nodes together (default: 1)")
-    flag("--memory", type=positive_real, metavar="GB", help="of a whole GPU, in 1e9 bytes (default: that of this GPU)")
-    known = (
-        f"known: {', '.join(PEAKS)} (default: this GPU; without one, {ASSUMED_GPU}); train.peak_tflops=X is for others"
-    )
-    flag("--gpu", choices=list(PEAKS), metavar="NAME", help=known)
-    assumed = f"fraction of the peak in an estimate (default: {ASSUMED_UTILISATION})"
-    flag("--utilisation", type=share, default=ASSUMED_UTILISATION, metavar="U", help=assumed)
+    flag("--memory", type=positive_real, metavar="GB", help="memory of a whole GPU, in 1e9 bytes (default: this GPU's)")
+    names = f"known: {', '.join(PEAKS)} (default: this GPU; without one, {ASSUMED_GPU}); for others, give train.peak_tflops=X"
+    flag("--gpu", choices=list(PEAKS), metavar="NAME", help=names)
+    utilisation = f"assumed fraction of the peak in an estimate (default: {ASSUMED_UTILISATION})"
+    flag("--utilisation", type=share, default=ASSUMED_UTILISATION, metavar="U", help=utilisation)
     batch = "examples of the leading stream per step (default: the config's train.global_batch)"
     flag("--global-batch", type=positive, metavar="N", help=batch)
-    flag("--records", type=positive, metavar="N", help="of the leading stream, for a run whose length is in epochs")
-    flag("--estimate", action="store_true", help="do not measure, even if there is a GPU")
+    flag("--records", type=positive, metavar="N", help="records of the leading stream, for a run measured in epochs")
+    flag("--estimate", action="store_true", help="do not measure, even with a GPU")
     flag("--json", action="store_true", help="print JSON")
     add_overrides(parser)
     return parse(parser, argv)

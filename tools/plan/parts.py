@@ -1,4 +1,4 @@
-"""Parts of synthetic batches: texts of their greatest length that differ from each other, and black images."""
+"""Parts of synthetic batches: distinct texts of maximum length, and black images."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from models.vision import VisionConfig
 from utils.batch import LeftToRightText, MaskedText, Text
 
 FIRST_WORD = 3
-"""The first id that is neither padding nor [CLS] in any family."""
+"""Smallest token id that is neither padding nor [CLS] in any family."""
 
 
 def images(count: int, vision: VisionConfig) -> Tensor:
-    """Black ones, (N, 3, S, S) uint8."""
+    """N black images, (N, 3, S, S) uint8."""
     return torch.zeros(count, 3, vision.image_size, vision.image_size, dtype=torch.uint8)
 
 
 def images_or_videos(count: int, vision: VisionConfig) -> Tensor:
-    """Videos (N, F, 3, S, S) where the model is one of videos."""
+    """N black images, or N black videos (N, F, 3, S, S) uint8 for a video model."""
     still = images(count, vision)
     return still if vision.video is None else still.unsqueeze(1).repeat(1, vision.video.frames, 1, 1, 1)
 
 
 def token_ids(count: int, tokens: int, vocabulary: int) -> Tensor:
-    """(N, L) int64: the words in order, over and over."""
+    """Token ids (N, L) int64 that cycle through the vocabulary."""
     return torch.arange(count * tokens).view(count, tokens) % max(1, vocabulary - FIRST_WORD) + FIRST_WORD
 
 
 def text(count: int, tokens: int, vocabulary: int) -> Text:
-    """Texts of ``tokens`` tokens."""
+    """N texts of ``tokens`` tokens, without padding."""
     return Text(token_ids(count, tokens, vocabulary), torch.ones(count, tokens, dtype=torch.bool))
 
 
 def masked_text(count: int, tokens: int, masks: int, vocabulary: int) -> MaskedText:
-    """Texts with ``masks`` masked words, as far as there are words beside [CLS]."""
+    """N texts with ``masks`` masked tokens, [CLS] excepted."""
     plain, masks = text(count, tokens, vocabulary), min(masks, tokens - 1)
     return MaskedText(
         ids=plain.ids,
@@ -46,15 +46,15 @@ def masked_text(count: int, tokens: int, masks: int, vocabulary: int) -> MaskedT
     )
 
 
-def left_to_right_text(count: int, tokens: int, predicted: int, vocabulary: int) -> LeftToRightText:
-    """Texts whose last ``predicted`` tokens are predicted, each from the [MASK] before it."""
-    predicted = min(predicted, tokens - 1)
-    # Plain numbers, so that the text can be made under fake tensors.
+def left_to_right_text(count: int, tokens: int, targets: int, vocabulary: int) -> LeftToRightText:
+    """N texts whose last ``targets`` tokens are predicted, each from a [MASK] before it."""
+    targets = min(targets, tokens - 1)
+    # Plain numbers: fake tensors have no contents to make a text from.
     words = [FIRST_WORD + place % max(1, vocabulary - FIRST_WORD) for place in range(tokens)]
-    places = list(range(tokens - predicted, tokens))
-    return LeftToRightText.of([words] * count, [places] * count, mask_id=FIRST_WORD, pad_id=0)
+    indices = list(range(tokens - targets, tokens))
+    return LeftToRightText.of([words] * count, [indices] * count, mask_id=FIRST_WORD, pad_id=0)
 
 
 def all_valid(count: int) -> Tensor:
-    """Every example counts."""
+    """The mask of N examples that all count, (N,) bool."""
     return torch.ones(count, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Finds the largest micro-batch of a config that fits, and how the global batch is shared out to ranks and micro-batches."""
+"""Finds the largest micro-batch of a config that fits, and splits the global batch into ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from dataset.text.processors import load_tokenizer
-from engine.measured import Measured, ran_out_of_memory
-from engine.memory import Rehearsal, StepMemory
+from engine.memory import FakeSteps, StepMemory
+from engine.real_steps import RealSteps, ran_out_of_memory
 from tasks.kinds import kind_of
 from tools.plan.search import largest_that_fits, share_out
 from tools.plan.synthetic import batch_sizes, scaled, synthetic_batch
@@ -26,13 +26,13 @@ OUTSIDE = "outside torch's allocator"
 
 
 class Planner:
-    """A config's model and micro-batches of any size, on a GPU or as an estimate.
+    """Plans a run of a config: measures its steps on a GPU, or estimates them.
 
     Args:
-        arguments: of the command line, see :func:`tools.plan.command.parse`.
+        arguments: the flags of :func:`tools.plan.command.arguments_of`.
 
     Raises:
-        UserError: if the config or its task cannot be planned, or the GPU does not suit.
+        UserError: if the config or its task cannot be planned, or the GPU lacks memory or the precision.
     """
 
     def __init__(self, arguments: argparse.Namespace):
@@ -40,21 +40,21 @@ class Planner:
         schema, self.task = kind_of(self.path, arguments.overrides, arguments.task)
         self.config: Any = load_config(self.path, arguments.overrides, schema)
         self.leading = next(iter(batch_sizes(self.config).values()))
-        """Examples of the leading stream in the config's own micro-batch."""
+        """Examples of the leading stream in a micro-batch of the config."""
         self.target = Target(arguments, self.config.train)
         self.global_batch = self._global_batch()
         self.vocabulary = self._vocabulary()
         with torch.device("meta"):
-            self.counted = self._build()
-        self.steps = self._stepper()
+            self.meta_model = self._build()
+        self.steps = self._make_steps()
         self.memories: dict[int, dict[str, int] | None] = {}
-        """Memory of a step by the examples of its micro-batch, None where it does not fit."""
+        """Memory of a step by the examples of its micro-batch; None: it does not fit."""
 
     def plan(self) -> Plan:
         """The plan.
 
         Raises:
-            UserError: if not even one example fits, or the compiler's graphs rule out the accumulation that it takes.
+            UserError: if not even one example fits, or ``train.compile`` forbids the necessary accumulation.
         """
         gpus, train = self.arguments.gpus, self.config.train
         largest = largest_that_fits(self._cost, self.target.memory, self.leading)
@@ -86,7 +86,7 @@ class Planner:
         )
 
     def _cost(self, examples: int) -> float:
-        """Bytes of a step on a micro-batch; infinite if it was tried and did not fit."""
+        """Bytes of a step on a micro-batch; infinite if it does not fit."""
         memory = self._memory(examples)
         return math.inf if memory is None else sum(memory.values())
 
@@ -99,7 +99,7 @@ class Planner:
         return self.memories[examples]
 
     def _with_overhead(self, memory: StepMemory) -> dict[str, int]:
-        if isinstance(self.steps, Measured):
+        if isinstance(self.steps, RealSteps):
             return {**asdict(memory), OUTSIDE: self.steps.outside() + self.target.communication}
         outside = CONTEXT + self.target.communication
         return {**asdict(memory), "fragments": int(FRAGMENTS * memory.total), OUTSIDE: outside}
@@ -115,31 +115,31 @@ class Planner:
     def _setting(self, examples: int, accumulation: int) -> Setting:
         memory = self._memory(examples)
         assert memory is not None
-        work = self.counted.work(self._batch(examples)(self.counted))
-        seconds, counted = self._seconds(examples, work.flops), not math.isnan(work.flops)
+        work = self.meta_model.work(self._batch(examples)(self.meta_model))
+        seconds, has_flops = self._seconds(examples, work.flops), not math.isnan(work.flops)
         return Setting(
             sizes=batch_sizes(scaled(self.config, examples)),
             accumulation=accumulation,
             memory=memory,
             step_s=None if seconds is None else seconds * accumulation,
             samples_per_s=None if seconds is None else work.samples * self.arguments.gpus / seconds,
-            tflop_per_gpu=work.flops * accumulation / 1e12 if counted else None,
+            tflop_per_gpu=work.flops * accumulation / 1e12 if has_flops else None,
         )
 
     def _seconds(self, examples: int, flops: float) -> float | None:
-        """Time of a micro-batch; None: unknown."""
-        if isinstance(self.steps, Measured):
+        """Time of a step on a micro-batch in seconds; None: unknown."""
+        if isinstance(self.steps, RealSteps):
             return self.steps.seconds(self._batch(examples))
         return None if math.isnan(flops) else self.target.seconds(flops)
 
-    def _stepper(self) -> Measured | Rehearsal:
-        """Takes the steps, on this GPU or as an estimate."""
+    def _make_steps(self) -> RealSteps | FakeSteps:
+        """The source of memory and time: real steps on this GPU, or fake ones."""
         train, optim, target = self.config.train, self.config.optim, self.target
         if not target.measures:
-            return Rehearsal(self._build, train, optim, as_on_gpu=True)
+            return FakeSteps(self._build, train, optim, as_on_gpu=True)
         assert target.device is not None
         try:
-            return Measured(self._build, train, optim, target.device, target.memory - target.communication)
+            return RealSteps(self._build, train, optim, target.device, target.memory - target.communication)
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
@@ -155,12 +155,12 @@ class Planner:
         return lambda model: synthetic_batch(config, model)
 
     def _global_batch(self) -> int:
-        """Examples of the leading stream per step: as the command line says, as the config says, or as its sizes make."""
-        train, asked = self.config.train, self.arguments.global_batch
-        return asked or train.global_batch or self.leading * (train.accumulate or 1) * self.arguments.gpus
+        """Examples of the leading stream per step, from the command line, ``train.global_batch``, or the config's sizes."""
+        train, flag = self.config.train, self.arguments.global_batch
+        return flag or train.global_batch or self.leading * (train.accumulate or 1) * self.arguments.gpus
 
     def _vocabulary(self) -> int | None:
-        """Entries of the tokenizer, where the config leaves the size to it."""
+        """Size of the tokenizer's vocabulary; None if the config sets the size."""
         text = self.config.model.text
         return None if text.knows_vocabulary else len(load_tokenizer(text.encoder))
 
@@ -171,11 +171,11 @@ class Planner:
     def _assumptions(self) -> list[str]:
         train = self.config.train
         lines = [
-            "texts of their greatest length; no time for data and for the network between GPUs",
+            "texts of maximum length; no time for data or for the network between GPUs",
             *self.target.assumptions(),
         ]
         if train.recompute and not self.target.measures:
-            lines.append(f"no time for what train.recompute computes anew ({', '.join(train.recompute)})")
+            lines.append(f"no time for recomputation (train.recompute: {', '.join(train.recompute)})")
         if train.compile and not self.target.measures:
-            lines.append("memory and time without what train.compile changes")
+            lines.append("memory and time as without train.compile")
         return lines

@@ -1,6 +1,6 @@
-"""Synthetic micro-batches of every task that can be planned: as large as real ones can be, without data.
+"""Synthetic micro-batches of maximum size for every task that can be planned.
 
-A new task is planned once it has a row in :data:`SYNTHETIC`.
+To plan a new task, add an entry to :data:`SYNTHETIC`.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ from utils.errors import UserError
 
 
 def batch_sizes(config: Any) -> dict[str, int]:
-    """The keys that size a micro-batch, that of the leading stream first.
+    """Config keys for the size of a micro-batch, with their values; that of the leading stream comes first.
 
     Raises:
         UserError: if the config's task has no synthetic batch.
     """
-    return _row(config).sizes(config)
+    return _entry(config).sizes(config)
 
 
 def synthetic_batch(config: Any, model: Any) -> Any:
-    """A micro-batch of the config's sizes.
+    """A micro-batch of the sizes in the config.
 
     Raises:
         UserError: see :func:`batch_sizes`.
     """
-    return _row(config).batch(config, model)
+    return _entry(config).batch(config, model)
 
 
 def scaled(config: Any, examples: int) -> Any:
-    """The config with micro-batches of ``examples`` of the leading stream, and of the other streams in proportion."""
+    """The config with ``examples`` of the leading stream per micro-batch, and the other streams in proportion."""
     sizes = batch_sizes(config)
     leading = next(iter(sizes.values()))
     for key, size in sizes.items():
@@ -80,9 +80,9 @@ def _with(config: Any, keys: list[str], value: int) -> Any:
 
 
 def text_limits(data: DataConfig, stream: str) -> TextDataConfig:
-    """Limits of the texts of a stream of pre-training; translations may have their own."""
-    own = data.pairs.text if stream == "pairs" and data.pairs is not None else None
-    return own or data.text
+    """Limits on the texts of a pre-training stream; translations may have separate ones."""
+    limits = data.pairs.text if stream == "pairs" and data.pairs is not None else None
+    return limits or data.text
 
 
 def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> PretrainBatch:
@@ -116,12 +116,12 @@ def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> 
 
 
 def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedText) -> RegionBatch:
-    """Boxes in the middle that see every patch; one image has as many as an image may have."""
+    """Regions that attend to all patches, with centred boxes; one image has the maximum number of regions."""
     count = len(texts.ids)
-    of_image = _regions_of_images(count, stream.max_images, stream.max_regions)
+    counts = _regions_of_images(count, stream.max_images, stream.max_regions)
     return RegionBatch(
-        pixels=parts.images(len(of_image), vision.config),
-        image_index=torch.arange(len(of_image)).repeat_interleave(torch.tensor(of_image), output_size=count),
+        pixels=parts.images(len(counts), vision.config),
+        image_index=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts), output_size=count),
         patch_mask=torch.ones(count, vision.grid[0] * vision.grid[1], dtype=torch.bool),
         boxes_cxcywh=torch.full((count, 4), 0.5),
         is_image=torch.zeros(count, dtype=torch.bool),
@@ -131,16 +131,16 @@ def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedTex
 
 
 def _regions_of_images(regions: int, images: int, most: int) -> list[int]:
-    """Regions of each image: the first has ``most``, as far as the others keep one each; the rest is dealt evenly."""
+    """Number of regions of each image: ``most`` for the first, if one remains for every other; equal shares for the others."""
     images = min(images, regions)
     first = min(max(most, -(-regions // images)), regions - images + 1)
     others = images - 1
-    each, left = divmod(regions - first, others) if others else (0, 0)
-    return [first, *(each + (place < left) for place in range(others))]
+    share, rest = divmod(regions - first, others) if others else (0, 0)
+    return [first, *(share + (index < rest) for index in range(others))]
 
 
 def _shared(config: Any, model: XVLM) -> dict[str, Any]:
-    """The fields that all fine-tuning tasks share: an image or a video, and a text, of every example."""
+    """Fields of all fine-tuning batches: an image or a video, and a text, per example."""
     count, limits = config.data.batch_size, config.data.text
     return {
         "pixels": parts.images_or_videos(count, config.model.vision),
@@ -165,7 +165,7 @@ def _grounding(config: GroundingConfig, model: XVLM) -> GroundingBatch:
 
 
 def _vqa(config: VQAConfig, model: VQAModel) -> QuestionBatch:
-    """As in VQA v2: a question has at most ten answers, and an answer of a little over five words at most eight tokens."""
+    """Ten answers per question, as at most in VQA v2, of eight tokens: answers of five words have at most that many."""
     most = 10
     total = most * config.data.batch_size
     tokens = min(config.data.max_answer_tokens, 8)
@@ -188,7 +188,7 @@ def _video_qa(config: VideoQAConfig, model: VideoQAModel) -> ClassifiedBatch:
 
 
 def _captioning(config: CaptioningConfig, model: XVLM) -> CaptioningBatch:
-    """Captions with as many predicted words as they may have."""
+    """Captions with the maximum number of predicted tokens."""
     if config.train.objective == "self_critical":
         raise UserError(
             "train.objective = self_critical: cannot be planned, since the length of sampled captions is unknown in advance; "
@@ -216,7 +216,7 @@ def _one_size(config: Any) -> dict[str, int]:
 
 
 class Synthetic(NamedTuple):
-    """A task's keys that size a micro-batch, with their values, and its synthetic batch, both of its config."""
+    """How to plan a task. ``sizes``: config -> size keys with values; ``batch``: config and model -> micro-batch."""
 
     sizes: Callable[[Any], dict[str, int]]
     batch: Callable[[Any, Any], Batch]
@@ -231,13 +231,13 @@ SYNTHETIC = {
     "video_qa": Synthetic(_one_size, _video_qa),
     "captioning": Synthetic(_one_size, _captioning),
 }
-"""Rows by the task that a config names."""
+"""Entries by the name of the task."""
 
 
-def _row(config: Any) -> Synthetic:
+def _entry(config: Any) -> Synthetic:
     name = getattr(config, "task", None)
     if name not in SYNTHETIC:
         raise UserError(
-            f"task = {name}: cannot be planned, since tools/plan/synthetic.py has no batch of it; add a row"
+            f"task = {name}: cannot be planned, since tools/plan/synthetic.py has no batch of it; add an entry"
         )
     return SYNTHETIC[name]

@@ -1,4 +1,4 @@
-"""A plan, and the table that ``run.py plan`` prints."""
+"""A plan, and its table, which ``run.py plan`` prints."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Setting:
-    """A micro-batch and how often it is accumulated. ``sizes``: the config's keys; ``memory``: bytes of a GPU by their use;
-    ``samples_per_s``: of all streams and GPUs."""
+    """A micro-batch and its accumulation.
+
+    ``sizes``: config keys with values; ``memory``: bytes of a GPU by their use; ``step_s``: seconds of an optimiser step;
+    ``samples_per_s``: examples of all streams on all GPUs; ``tflop_per_gpu``: 1e12 FLOPs of a GPU per optimiser step. None:
+    unknown.
+    """
 
     sizes: dict[str, int]
     accumulation: int
@@ -20,8 +24,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Plan:
-    """``global_batch``: examples of the leading stream per step, ``asked_batch``: how many were asked for; ``overrides``: the
-    config's keys for ``chosen``; ``steps`` of the whole run, None: unknown."""
+    """The plan of a run; its fields are the keys of ``run.py plan --json``.
+
+    ``global_batch``: examples of the leading stream per step, ``asked_batch``: the requested number. ``largest``: the largest
+    micro-batch that fits; ``chosen``: the one for the global batch; ``overrides``: config keys and values for it. ``steps``:
+    steps of the whole run, None: unknown.
+    """
 
     config: str
     gpus: int
@@ -41,10 +49,10 @@ def as_table(plan: Plan) -> str:
     """The plan as text."""
     how = f"measured on {plan.measured_on}" if plan.measured_on else "estimated without a GPU"
     gpus = "1 GPU" if plan.gpus == 1 else f"{plan.gpus} GPUs"
-    notes = [f"assumed: {each}" for each in plan.assumptions]
+    notes = [f"assumed: {assumption}" for assumption in plan.assumptions]
     if plan.global_batch != plan.asked_batch:
-        more = f"{plan.global_batch:,} examples per step instead of {plan.asked_batch:,}"
-        notes.append(f"note: {more}, which equal micro-batches of about this size cannot make")
+        change = f"{plan.global_batch:,} examples per step instead of {plan.asked_batch:,}"
+        notes.append(f"note: {change}, which equal micro-batches of about this size cannot make")
     return "\n".join(
         [
             f"{plan.config}: {gpus} of {plan.memory_gb:g} GB, {plan.precision}; {how}",
@@ -66,9 +74,12 @@ def _rows(plan: Plan) -> list[tuple[str, ...]]:
         ("accumulation", f"{largest.accumulation:,}", f"{chosen.accumulation:,}"),
         *((use, _gigabytes(largest.memory[use]), _gigabytes(chosen.memory[use])) for use in chosen.memory),
         ("memory of a GPU", _gigabytes(sum(largest.memory.values())), _gigabytes(sum(chosen.memory.values()))),
-        ("work of a GPU per step", *(_known(each.tflop_per_gpu, "{:.1f} TFLOP") for each in (largest, chosen))),
-        ("time of a step", *(_known(each.step_s, "{:.3g} s") for each in (largest, chosen))),
-        ("samples per second", *(_known(each.samples_per_s, "{:,.0f}") for each in (largest, chosen))),
+        (
+            "FLOPs of a GPU per step",
+            *(_or_unknown(setting.tflop_per_gpu, "{:.1f} TFLOP") for setting in (largest, chosen)),
+        ),
+        ("time of a step", *(_or_unknown(setting.step_s, "{:.3g} s") for setting in (largest, chosen))),
+        ("samples per second", *(_or_unknown(setting.samples_per_s, "{:,.0f}") for setting in (largest, chosen))),
         ("time of 1,000 steps", "", _duration(chosen.step_s, 1000)),
         (whole, "", "in epochs: give --records" if steps is None else _duration(chosen.step_s, steps)),
     ]
@@ -83,12 +94,12 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def _known(value: float | None, form: str) -> str:
+def _or_unknown(value: float | None, form: str) -> str:
     return "unknown" if value is None else form.format(value)
 
 
 def _duration(step_s: float | None, steps: int) -> str:
-    """The time of so many steps, in the unit that suits it."""
+    """Time of ``steps`` steps, in a suitable unit."""
     if step_s is None:
         return "unknown"
     seconds = step_s * steps

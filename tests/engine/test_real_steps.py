@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
-from engine import measured, trainer
-from engine.measured import Measured, ran_out_of_memory
+from engine import real_steps, trainer
+from engine.real_steps import RealSteps, ran_out_of_memory
 from engine.train_config import TrainConfig
 from optim import OptimConfig
 from tests.engine.fake_gpu import CONTEXT, ROW, TOTAL, FakeGPU
@@ -24,12 +24,12 @@ def gpu(monkeypatch) -> FakeGPU:
     return fake
 
 
-def run(limit: int = TOTAL, device: torch.device = GPU, **train) -> Measured:
+def run(limit: int = TOTAL, device: torch.device = GPU, **train) -> RealSteps:
     config = TrainConfig(**{"steps": 1, "precision": "fp32"} | train)
-    return Measured(Line, config, OptimConfig(lr=0.1), device, limit)
+    return RealSteps(Line, config, OptimConfig(lr=0.1), device, limit)
 
 
-def total(run: Measured, rows: int, gradients_stay: bool = False) -> int | None:
+def total(run: RealSteps, rows: int, gradients_stay: bool = False) -> int | None:
     found = run.memory(lambda model: points(0, rows), gradients_stay=gradients_stay)
     return None if found is None else found.total
 
@@ -100,7 +100,7 @@ def test_the_time_of_a_step_has_no_copy_of_its_batch(gpu, monkeypatch):
         copies.append(device)
         return to_device(batch, device)
 
-    for module in (measured, trainer):
+    for module in (real_steps, trainer):
         monkeypatch.setattr(module, "to_device", copied)
     assert run().seconds(lambda model: points(0)) > 0
     assert len(copies) == 1

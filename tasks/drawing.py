@@ -1,4 +1,4 @@
-"""Pictures of predictions."""
+"""Drawing of predicted boxes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIDE, MARGIN, LINE, COLUMNS = 280, 14, 19, 4
 
 @dataclass(frozen=True)
 class Prediction:
-    """A phrase with its true and predicted box, (cx, cy, w, h) relative to the picture."""
+    """A phrase with its true and predicted box, (cx, cy, w, h) relative to the image."""
 
     phrase: str
     true: BoxCxcywh
@@ -27,14 +27,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture, (H, W, 3) uint8, and what was predicted in it."""
+    """An image, (H, W, 3) uint8, and its predictions."""
 
     pixels: np.ndarray
     predictions: list[Prediction]
 
 
 def draw_predictions(panels: list[Panel], path: Path) -> None:
-    """Write a PNG of all panels: true boxes thin and white, predicted ones thick and coloured, phrases with their IoU."""
+    """Write a PNG of all panels: true boxes thin and white, predicted boxes thick and coloured, phrases with their IoU."""
     most = max(len(panel.predictions) for panel in panels)
     width, height = SIDE + 2 * MARGIN, SIDE + 2 * MARGIN + most * LINE
     rows = -(-len(panels) // COLUMNS)
@@ -50,8 +50,8 @@ def draw_predictions(panels: list[Panel], path: Path) -> None:
 
 
 def _draw_panel(sheet: Image.Image, corner: tuple[int, int], panel: Panel) -> None:
-    picture = Image.fromarray(panel.pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    canvas = ImageDraw.Draw(picture)
+    image = Image.fromarray(panel.pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    canvas = ImageDraw.Draw(image)
     count = len(panel.predictions)
     colours = [_colour(index / max(1, count)) for index in range(count)]
     for prediction in panel.predictions:
@@ -59,7 +59,7 @@ def _draw_panel(sheet: Image.Image, corner: tuple[int, int], panel: Panel) -> No
         canvas.rectangle(_pixels(prediction.true), outline="white", width=1)
     for prediction, colour in zip(panel.predictions, colours, strict=True):
         canvas.rectangle(_pixels(prediction.predicted), outline=colour, width=3)
-    sheet.paste(picture, corner)
+    sheet.paste(image, corner)
     text = ImageDraw.Draw(sheet)
     for line, (prediction, colour) in enumerate(zip(panel.predictions, colours, strict=True)):
         overlap = iou(np.array([prediction.true]), np.array([prediction.predicted]))[0]

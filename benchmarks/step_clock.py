@@ -1,0 +1,85 @@
+"""Timing of the trainer's steps by phase."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from engine.trainer import Trainer
+from utils.batch import PretrainBatch, to_device
+
+PHASES = ("data", "forward", "backward", "optimiser")
+"""The reported phases of a step."""
+
+REPORTED_PHASE = {
+    **dict.fromkeys(("data",), "data"),
+    **dict.fromkeys(("rates", "counts", "work", "forward", "losses"), "forward"),
+    **dict.fromkeys(("backward",), "backward"),
+    **dict.fromkeys(("clip", "optimiser", "numbers"), "optimiser"),
+}
+"""Phases of the trainer (:data:`engine.trainer.PHASES`) -> :data:`PHASES`."""
+
+
+class Clock:
+    """Records the end of each phase of a step. The times are read after all steps, so the host never waits for the device."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.marks: list[Any] = []
+        self.phases: list[str] = []
+        self.mark("start")
+
+    def mark(self, phase: str) -> None:
+        """Record the end of ``phase``."""
+        mark: Any = time.perf_counter()
+        if self.device.type == "cuda":
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+        self.marks.append(mark)
+        self.phases.append(phase)
+
+    def milliseconds(self) -> list[float]:
+        """Milliseconds of each of :data:`PHASES`, summed over micro-batches."""
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.synchronize(self.device)
+        totals = dict.fromkeys(PHASES, 0.0)
+        for (start, end), phase in zip(itertools.pairwise(self.marks), self.phases[1:], strict=True):
+            totals[REPORTED_PHASE[phase]] += start.elapsed_time(end) if on_gpu else 1000 * (end - start)
+        return list(totals.values())
+
+
+class Stepper:
+    """Runs and times steps of a trainer.
+
+    Args:
+        trainer: the trainer, with its model.
+        batches: micro-batches to cycle through, on the host; in pinned memory for a GPU.
+        accumulate: micro-batches per step.
+    """
+
+    def __init__(self, trainer: Trainer, batches: Sequence[PretrainBatch], accumulate: int):
+        self.trainer, self.accumulate = trainer, accumulate
+        self.batches = itertools.cycle(batches)
+
+    def step(self, context: AbstractContextManager[Any]) -> Clock:
+        """Run a step, all but the copy of its data within ``context``; returns its clock."""
+        device = self.trainer.device
+        micro_batches = [next(self.batches) for _ in range(self.accumulate)]
+        clock = Clock(device)
+        on_device = [to_device(batch, device) for batch in micro_batches]
+        clock.mark("data")
+        self.trainer.after = clock.mark
+        with context:
+            self.trainer.train_step(micro_batches, on_device)
+        return clock
+
+    def milliseconds(self, steps: int, context: Callable[[], AbstractContextManager[Any]]) -> list[list[float]]:
+        """Milliseconds of each phase of each step, [steps][phases]. As in training, the host runs ahead of the device."""
+        clocks = [self.step(context()) for _ in range(steps)]
+        return [clock.milliseconds() for clock in clocks]

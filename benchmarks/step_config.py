@@ -1,0 +1,97 @@
+"""Config, model and batches of benchmarks of a pre-training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.synthetic import pretrain_batch
+from models.pretrain import PretrainModel
+from tasks.pretrain import PretrainConfig, PretrainTask
+from utils.batch import PretrainBatch
+from utils.config import load_config, peek
+from utils.errors import UserError
+
+VOCABULARY = 30522
+"""Size of the vocabulary if the config leaves it to a tokenizer."""
+
+CONFIG = Path("configs/pretrain/base_4m.yaml")
+"""The default config."""
+
+SMALL = (
+    Path("configs/demo/pretrain.yaml"),
+    ["data.images.batch_size=4", "data.regions.batch_size=6", "data.regions.max_images=2"],
+)
+"""Config and overrides of ``--small``, a check that the benchmark runs."""
+
+EXAMPLES = {
+    "images": "pairs of image and text",
+    "regions": "regions",
+    "videos": "pairs of video and text",
+    "texts": "texts alone",
+    "pairs": "pairs of texts",
+}
+"""The examples of each stream, for output."""
+
+LENGTH_FACTORS = (0.85, 1.05, 0.95, 1.15)
+"""Factor on the mean text length of each batch. The batches differ so much that their numbers of tokens, rounded up for compiled
+encoders, differ from step to step, as in a run."""
+
+
+def config_for(path: Path, overrides: Sequence[str]) -> PretrainConfig:
+    """Load a config of pre-training.
+
+    Raises:
+        UserError: see :func:`~utils.config.load_config`; also for a config of another task.
+    """
+    task = peek(path, overrides, "task")
+    if task not in (None, "pretrain"):
+        raise UserError(
+            f"{path}: task is {task!r}, but this benchmark needs pre-training; give a config such as {CONFIG}"
+        )
+    return load_config(path, overrides, PretrainConfig)
+
+
+def build(config: PretrainConfig) -> PretrainModel:
+    """The model of a config, with random weights."""
+    return PretrainTask.build_model(config, None if config.model.text.knows_vocabulary else VOCABULARY)
+
+
+def batches_for(config: PretrainConfig, model: PretrainModel, *, static: bool) -> list[PretrainBatch]:
+    """One micro-batch per factor in :data:`LENGTH_FACTORS`, with the config's streams and sizes, and texts of realistic lengths.
+
+    ``static``: with the same texts, padded as for ``train.compile``.
+    """
+    vocabulary = len(model.text.word_embeddings)
+    return [
+        pretrain_batch(config.data, model.vision, vocabulary, seed=seed, longer=factor, static=static)
+        for seed, factor in enumerate(LENGTH_FACTORS)
+    ]
+
+
+def describe_step(config: PretrainConfig) -> str:
+    """A line that lists the examples of a step."""
+    data, video = config.data, config.model.vision.video
+    streams = {name: f"{stream.batch_size} {EXAMPLES[name]}" for name, stream in data.streams().items()}
+    if data.regions is not None:
+        streams["regions"] += f" of {data.regions.max_images} images"
+    if video is not None and data.videos is not None:
+        streams["videos"] += f" of {video.frames} frames"
+    accumulation = config.train.accumulation(config.data)
+    times = f"{accumulation} times " if accumulation > 1 else ""
+    return f"a step: {times}" + ", ".join(streams.values())
+
+
+def describe_other_steps(config: PretrainConfig) -> str:
+    """A line on the steps of a run that differ from the benchmark's; empty if there are none."""
+    data = config.data
+    conditions = {
+        "data.images.clean": data.images is not None and data.images.clean is not None,
+        "data.videos.clean": data.videos is not None and data.videos.clean is not None,
+        "data.matching_steps": data.matching_steps is not None,
+    }
+    keys = [key for key, is_set in conditions.items() if is_set]
+    if not keys:
+        return ""
+    omit = "omits" if len(keys) == 1 else "omit"
+    return f"with all matching losses, which {' and '.join(keys)} {omit} in some steps of a run"

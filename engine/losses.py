@@ -1,0 +1,76 @@
+"""The losses of a step: their divisors over all ranks and micro-batches, and their weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.report import RESERVED_NAMES
+from engine.task import TaskModel
+from utils import distributed
+from utils.batch import WORK, Losses, Work
+
+
+class StepCounts(NamedTuple):
+    """Counts of a step over all ranks and micro-batches, on the device.
+
+    ``divisors``: by loss, a scalar of at least 1. ``work`` (4,) float32: size and FLOPs, in the order of
+    :data:`~utils.batch.WORK`.
+    """
+
+    divisors: dict[str, Tensor]
+    work: Tensor
+
+
+def count_step(
+    model: TaskModel, micro_batches: list[Any], device: torch.device, after: Callable[[str], None]
+) -> StepCounts:
+    """Count a step before its forward pass.
+
+    The host counts and sends all numbers in one copy: on a GPU, each small operation would be a kernel launch.
+
+    Args:
+        micro_batches: those of this rank, on the host.
+        after: called after the phases "counts" and "work".
+
+    Raises:
+        ValueError: if a loss has a reserved name.
+    """
+    counts_of_batches = [model.counts(batch) for batch in micro_batches]
+    names = list(counts_of_batches[0])
+    if reserved := RESERVED_NAMES.intersection(names):
+        raise ValueError(f"a loss is named {sorted(reserved)[0]!r}, which a step's numbers use; give it another name")
+    counts = sum_tensors([torch.stack([counts[name] for name in names]) for counts in counts_of_batches])
+    after("counts")
+    work = sum((model.work(batch) for batch in micro_batches), Work())
+    numbers = torch.cat([counts.float(), torch.tensor([getattr(work, name) for name in WORK], dtype=torch.float32)])
+    if device.type == "cuda":
+        numbers = numbers.pin_memory().to(device, non_blocking=True)
+    divisors, total_work = distributed.sum_over_ranks(numbers).split([len(names), len(WORK)])
+    after("work")
+    return StepCounts(dict(zip(names, divisors.clamp(min=1).unbind(), strict=True)), total_work)
+
+
+class WeightedSum:
+    """Divides losses by their counts and adds them up, without a copy from host to device in every step."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.weights: dict[tuple[float, ...], Tensor] = {}
+
+    def __call__(self, losses: Losses, divisors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The divided losses, (K,), and their weighted sum, a scalar."""
+        totals = torch.stack([loss.total for loss in losses.values()])
+        averages = totals / torch.stack([divisors[name] for name in losses])
+        weights = tuple(loss.weight for loss in losses.values())
+        if weights not in self.weights:
+            self.weights[weights] = torch.tensor(weights, device=self.device)
+        return averages, (averages * self.weights[weights]).sum()
+
+
+def sum_tensors(tensors: list[Tensor]) -> Tensor:
+    """Element-wise sum of tensors of one shape."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(tensors).sum(dim=0)

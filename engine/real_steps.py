@@ -1,0 +1,166 @@
+"""Memory and time of a training step, measured by running it on a GPU."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from engine.memory import StepMemory, tensor_bytes, trainable, trainer_of
+from engine.precision import Precision
+from engine.train_config import TrainConfig
+from optim import OptimConfig
+from utils.batch import to_device
+
+T = TypeVar("T")
+
+WARM_UP, TIMED = 3, 5
+"""Number of steps before and during the measurement of time."""
+
+OUT_OF_MEMORY = (
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""Messages of code that allocates GPU memory without torch's allocator: other parts of torch, compiled kernels, cuBLAS."""
+
+
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a lack of GPU memory caused the error.
+
+    The whole chain of exceptions is searched: the compiler wraps errors, and clean-up after an error may raise another.
+    """
+    visited: list[BaseException] = []
+    queue = [error]
+    while queue:
+        current = queue.pop()
+        if current is None or current in visited:
+            continue
+        if isinstance(current, torch.OutOfMemoryError):
+            return True
+        if isinstance(current, RuntimeError) and any(message in str(current) for message in OUT_OF_MEMORY):
+            return True
+        visited.append(current)
+        queue += [getattr(current, "inner_exception", None), current.__cause__, current.__context__]
+    return False
+
+
+class RealSteps:
+    """Measures real steps of a model with random weights; :class:`engine.memory.FakeSteps` estimates them.
+
+    Args:
+        build: builds the model.
+        train, optim: the sections of the run's config.
+        device: a GPU with its index (time can also be measured on a CPU).
+        limit: bytes of GPU memory that may be used, those outside torch's allocator included; None: all.
+
+    Raises:
+        ValueError: if a GPU has no index: torch limits memory by index.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        train: TrainConfig,
+        optim: OptimConfig,
+        device: torch.device,
+        limit: int | None = None,
+    ):
+        if device.type == "cuda" and device.index is None:
+            raise ValueError(f"{device} has no index; give torch.device('cuda', torch.cuda.current_device())")
+        self.device, self.limit = device, limit
+        self._cap()
+        torch.manual_seed(0)
+        self.trainer = trainer_of(build(), train, optim, device)
+        self.records_graphs = train.records_graphs
+
+    def memory(self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool) -> StepMemory | None:
+        """Memory of a step on one micro-batch; None if it does not fit.
+
+        With ``gradients_stay`` (see :meth:`~engine.memory.FakeSteps.memory`), the step has a second micro-batch. CUDA graphs
+        allow only one: then the bytes of the gradients are added, a slight overestimate, since some exist at the peak anyway.
+        """
+        batch = make_batch(self.trainer.model)
+        adds_gradients = gradients_stay and self.records_graphs
+        batches = [batch] * (2 if gradients_stay and not adds_gradients else 1)
+        peak = self._run_fresh(lambda: self._peak(batches))
+        if peak is None:
+            return None
+        model = self.trainer.model
+        weights = tensor_bytes([*model.parameters(), *model.buffers()])
+        gradients = tensor_bytes(trainable(model))
+        peak += gradients if adds_gradients else 0
+        return StepMemory(weights, gradients, 2 * gradients, peak - weights - 3 * gradients)
+
+    def seconds(self, make_batch: Callable[[nn.Module], Any]) -> float | None:
+        """Seconds of a step on one micro-batch that is on the device, after warm-up steps; None if it does not fit."""
+        batch = make_batch(self.trainer.model)
+        return self._run_fresh(lambda: self._time(batch))
+
+    def outside(self) -> int:
+        """Bytes of GPU memory outside torch's allocator: CUDA's context, the kernels loaded so far, and other programs."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        return total - free - torch.cuda.memory_reserved(self.device)
+
+    def _peak(self, batches: list[Any]) -> int:
+        """Peak bytes of torch's allocator in a step with optimiser states and compiled code."""
+        # Two copies: in a run, the batch of the next step is copied during this one.
+        on_device, _ahead = ([to_device(batch, self.trainer.device) for batch in batches] for _ in range(2))
+        for _ in range(3 if self.records_graphs else 2):  # graphs are recorded in the second
+            # The peak starts at the memory in use, which must not include leftovers of a step or of kernel tuning.
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.trainer.train_step(batches, on_device)
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_reserved(self.device)
+
+    def _time(self, batch: Any) -> float:
+        # Copied once: in a run, the copy is made during the step before.
+        on_device = [to_device(batch, self.trainer.device)]
+        for _ in range(WARM_UP):
+            self.trainer.train_step([batch], on_device)
+        started = self._now()
+        for _ in range(TIMED):
+            self.trainer.train_step([batch], on_device)
+        return (self._now() - started) / TIMED
+
+    def _run_fresh(self, steps: Callable[[], T]) -> T | None:
+        """Result of ``steps``, which start from a clean state; None if the GPU is full."""
+        self._clean_up()
+        try:
+            return steps()
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+        # Not within `except`: the error holds the frames that raised it, and these hold the step's tensors. The optimiser may
+        # have some of its states, and the loss scaler is in the middle of a step.
+        self.trainer.optimizer.state.clear()
+        self.trainer.precision = Precision(self.trainer.config.precision, self.trainer.device)
+        self._clean_up()
+        return None
+
+    def _clean_up(self) -> None:
+        """Free the memory of earlier steps, and limit torch's allocator again."""
+        self.trainer.optimizer.zero_grad(set_to_none=True)
+        if self.trainer.config.compile:
+            torch._dynamo.reset()  # each size is a new shape, and the compiler stops after a few shapes
+        gc.collect()
+        torch.cuda.empty_cache()
+        self._cap()
+
+    def _cap(self) -> None:
+        """Limit torch's allocator to ``limit`` less the memory outside it, which grows as kernels are loaded."""
+        if self.limit is not None:
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            fraction = max(0, self.limit - self.outside()) / total
+            torch.cuda.set_per_process_memory_fraction(min(1.0, fraction), self.device)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

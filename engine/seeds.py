@@ -1,0 +1,21 @@
+"""Random seeds that depend on a step's position alone."""
+
+from __future__ import annotations
+
+import torch
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's generators on the CPU and on ``device``. ``torch.manual_seed`` also queues calls for unused devices."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def mix_seed(*parts: int) -> int:
+    """One 63-bit seed from several integers; neighbouring integers give unrelated seeds."""
+    mixed = 0
+    for part in parts:
+        mixed = (mixed ^ (part + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9 % (1 << 64)
+        mixed ^= mixed >> 31
+    return mixed % (1 << 63)
