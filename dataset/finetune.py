@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -12,14 +13,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dataset.broken import broken_record, not_whole
 from dataset.images import AugmentConfig, RandAugment, evaluation_view, training_view
 from dataset.loaders import LoadingConfig, in_workers
-from dataset.pictures import Picture, decode
+from dataset.pictures import Picture, PixelsAre, decode, for_boxes
 from dataset.records import BrokenRecordError, ImageSource
 from dataset.samplers import RandomOrder, sample_rng
 from dataset.text import PlainTextProcessor, TextLimits, clean_caption, clean_question
 from dataset.video import FrameSampler, VideoReadingConfig, VideoSource, check_backend
-from utils.batch import Batch, MicroBatch
+from utils.batch import Batch, BrokenRecord, MicroBatch
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,39 +117,72 @@ class FineTuneBatches(ABC, Generic[D, E]):
 
     def make(self, number: int) -> Batch:
         """Micro-batch ``number``, counted over all ranks."""
-        examples, valid, places, broken = [], [], [], []
-        for epoch, index in self.order.batch(number):
+        examples: list[E | None] = []
+        broken: list[BrokenRecord] = []
+        drawn = self.order.batch(number)
+        for epoch, index in drawn:
             try:
                 examples.append(self.example(index, sample_rng(self.seed, self.name, epoch, index)))
-                valid.append(True)
-                places.append(self.place(index))
-            except BrokenRecordError as error:
-                broken.append(error.as_broken())
-                examples.append(self.filler())
-                valid.append(False)
-        made = {"records": tuple(places), "broken": tuple(broken), "read": len(valid)}
-        return self.collate(examples, torch.tensor(valid), **made)
+            except Exception as error:  # nothing in a record ends a run
+                broken.append(broken_record(error, partial(self.place, index)))
+                examples.append(None)
+        places = [self.place(index) for _, index in drawn]
+        try:
+            return self._batch(examples, places, broken)
+        except Exception:
+            # Texts are tokenised here. Which example is to blame shows where each is collated alone.
+            if not (failed := self._not_collated(examples, places)):
+                raise
+            examples = [None if number in failed else example for number, example in enumerate(examples)]
+            return self._batch(examples, places, [*broken, *failed.values()])
+
+    def _batch(self, examples: Sequence[E | None], places: Sequence[str], broken: Sequence[BrokenRecord]) -> Batch:
+        """The batch of examples, with fillers for those that are None."""
+        valid = [example is not None for example in examples]
+        rows = [self.filler() if example is None else example for example in examples]
+        records = tuple(place for place, counts in zip(places, valid, strict=True) if counts)
+        return self.collate(rows, torch.tensor(valid), records=records, broken=tuple(broken), read=len(valid))
+
+    def _not_collated(self, examples: Sequence[E | None], places: Sequence[str]) -> dict[int, BrokenRecord]:
+        """The examples that cannot be collated, by their row."""
+        failed = {}
+        for row, example in enumerate(examples):
+            try:
+                self._batch([example], [places[row]], ())
+            except Exception as error:
+                failed[row] = broken_record(error, partial(places.__getitem__, row))
+        return failed
 
 
-def in_batches(read: Callable[[int], T], items: range, batch_size: int, workers: int) -> Iterator[list[T]]:
-    """``read(item)`` of each item once, in order, in lists of ``batch_size``, read by worker processes.
+def in_batches(
+    read: Callable[[int], T],
+    items: range,
+    batch_size: int,
+    workers: int,
+    place: Callable[[int], str] = "held-out record {}".format,
+) -> Iterator[list[T]]:
+    """``read(item)`` of each item once, in order, in lists of ``batch_size``, read by worker processes; ``place``: of an item,
+    for messages.
 
     Raises:
         UserError: for the first broken record: a held-out set must be whole, or its numbers mean something else.
     """
-    chunks = _Chunks(read, items, batch_size)
+    chunks = _Chunks(read, items, batch_size, place)
     yield from in_workers(chunks, range(-(-len(items) // batch_size)), workers)
 
 
 class _Chunks(Generic[T]):
-    def __init__(self, read: Callable[[int], T], items: range, size: int):
-        self.read, self.items, self.size = read, items, size
+    def __init__(self, read: Callable[[int], T], items: range, size: int, place: Callable[[int], str]):
+        self.read, self.items, self.size, self.place = read, items, size, place
 
     def __call__(self, number: int) -> list[T]:
-        try:
-            return [self.read(item) for item in self.items[number * self.size : (number + 1) * self.size]]
-        except BrokenRecordError as error:
-            raise UserError(f"{error}; a held-out set has to be whole") from None
+        made = []
+        for item in self.items[number * self.size : (number + 1) * self.size]:
+            try:
+                made.append(self.read(item))
+            except Exception as error:
+                raise not_whole(error, partial(self.place, item)) from None
+        return made
 
 
 class TrainingView:
@@ -158,10 +193,20 @@ class TrainingView:
         max_pixels: see :class:`~dataset.pictures.Picture`.
         augment: what is done to each picture.
         videos: how frames are taken of videos; None where there are none.
+        pixels: see :data:`~dataset.pictures.PixelsAre`.
     """
 
-    def __init__(self, image_size: int, max_pixels: int, augment: AugmentConfig, videos: FrameSampler | None = None):
+    def __init__(
+        self,
+        image_size: int,
+        max_pixels: int,
+        augment: AugmentConfig,
+        videos: FrameSampler | None = None,
+        *,
+        pixels: PixelsAre = "shown",
+    ):
         self.image_size, self.max_pixels, self.config, self.videos = image_size, max_pixels, augment, videos
+        self.pixels: PixelsAre = pixels
         self.augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude)
 
     def __call__(self, source: ImageSource | VideoSource, rng: np.random.Generator, *, may_flip: bool) -> Tensor:
@@ -173,7 +218,7 @@ class TrainingView:
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"
             return self.videos.training(source, rng, look)
-        return look(Picture(source.load(), self.max_pixels, source.place), rng)
+        return look(Picture(source.load(), self.max_pixels, source.place, self.pixels), rng)
 
     def filler(self) -> Tensor:
         """A black view for a row that does not count."""
@@ -189,13 +234,20 @@ class EvaluationView:
     """
 
     def __init__(
-        self, image_size: int, max_pixels: int, videos: FrameSampler | None = None, *, shuffle_frames: bool = False
+        self,
+        image_size: int,
+        max_pixels: int,
+        videos: FrameSampler | None = None,
+        *,
+        shuffle_frames: bool = False,
+        pixels: PixelsAre = "shown",
     ):
         self.image_size, self.max_pixels = image_size, max_pixels
+        self.pixels: PixelsAre = pixels
         self.videos, self.shuffle_frames = videos, shuffle_frames
 
     def __call__(self, source: ImageSource | VideoSource, size: tuple[int, int] | None = None) -> Tensor:
-        """The view; ``size``: (width, height) that the annotations give the picture.
+        """The view; ``size``: (width, height) that the annotations give a picture with boxes, which then is not turned.
 
         Raises:
             BrokenRecordError: the picture or video cannot be read, or is of another size.
@@ -204,7 +256,8 @@ class EvaluationView:
             assert self.videos is not None, "videos without a number of frames"
             frames = self.videos.evaluation(source, lambda frame: evaluation_view(frame, self.image_size))
             return _other_order(frames, source.place) if self.shuffle_frames else frames
-        image = decode(source.load(), self.max_pixels, source.place)
+        pixels = self.pixels if size is None else for_boxes(self.pixels)
+        image = decode(source.load(), self.max_pixels, source.place, pixels)
         if size is not None:
             check_size(image, size, source.place)
         return evaluation_view(image, self.image_size)
@@ -240,12 +293,12 @@ def media_view(
     """
     check_medium(sources, frames, "data.train")
     check_backend((each for each in sources if isinstance(each, VideoSource)), data.video, "data.video")
-    return TrainingView(image_size, data.max_pixels, data.augment, frame_sampler(data.video, frames, data.max_pixels))
+    return TrainingView(image_size, data.max_pixels, data.augment, frame_sampler(data, frames), pixels=data.pixels)
 
 
-def frame_sampler(config: VideoReadingConfig, frames: int | None, max_pixels: int) -> FrameSampler | None:
+def frame_sampler(data: MediaDataConfig, frames: int | None) -> FrameSampler | None:
     """What takes ``frames`` of each video; None where the model is one of images."""
-    return None if frames is None else FrameSampler(frames, config, max_pixels)
+    return None if frames is None else FrameSampler(frames, data.video, data.max_pixels, data.pixels)
 
 
 def check_size(image: Tensor | Picture, size: tuple[int, int], place: str) -> None:

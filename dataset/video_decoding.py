@@ -297,7 +297,7 @@ def _reading(path: Path, place: str) -> Iterator[None]:
     """Turns what the decoding libraries raise, which is of many kinds, into a broken record."""
     try:
         yield
-    except (BrokenRecordError, UserError, MemoryError):
+    except (BrokenRecordError, UserError):
         raise
     except ImportError as error:
         raise UserError(f"{place}: {path} is a video file, and {error.name} cannot be loaded; pip install it") from None

@@ -21,7 +21,7 @@ from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, b
 from dataset.iglue import is_xgqa, question_row, xgqa_rows
 from dataset.images import AugmentConfig, RandAugment, stack_views, training_view
 from dataset.pictures import Picture
-from dataset.records import BrokenRecordError, ImageSource
+from dataset.records import BrokenRecordError, ImageSource, check_text
 from dataset.text import PlainTextProcessor, TextLimits, clean_question, mentions_side
 from utils.batch import QuestionBatch
 from utils.config import Config
@@ -267,7 +267,7 @@ def _genome_picture(image: int, pictures: Pictures) -> str:
 def _is_taken(row: Row, share: tuple[float, float]) -> bool:
     if share == (0.0, 1.0):
         return True
-    digest = hashlib.blake2b(str(row.values.get("image")).encode("utf-8"), digest_size=8).digest()
+    digest = hashlib.blake2b(str(row.values.get("image")).encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return share[0] <= int.from_bytes(digest, "big") / 2**64 < share[1]
 
 
@@ -282,6 +282,7 @@ def _parse(row: Row, pictures: Pictures, paths: dict[str, Path], config: Questio
         for answer in answers:
             if not isinstance(answer, str):
                 raise BrokenRecordError("wrong type", row.place, f"answer holds {answer!r:.80}, not a text")
+            check_text(answer, "answer", row.place)
         answers = [answer for answer in answers if answer.strip()]
         if not answers:
             raise BrokenRecordError("empty text", row.place, "there is no answer, or only empty ones")
@@ -372,7 +373,7 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
         answers = item.weighted_answers()
         said = [question, *(answer for answer, _ in answers)]
         pixels = training_view(
-            Picture(item.picture.load(), self.data.max_pixels, item.place),
+            Picture(item.picture.load(), self.data.max_pixels, item.place, self.data.pixels),
             self.image_size,
             self.data.augment,
             self.augment,

@@ -54,5 +54,5 @@ class MediaTask(FineTuneTask[G, M, B]):
     @staticmethod
     def evaluation_view(config: G) -> EvaluationView:
         data, size = config.data, config.model.vision.image_size
-        videos = frame_sampler(data.video, frames_of(config), data.max_pixels)
-        return EvaluationView(size, data.max_pixels, videos, shuffle_frames=config.evaluation.shuffle_frames)
+        videos, shuffled = frame_sampler(data, frames_of(config)), config.evaluation.shuffle_frames
+        return EvaluationView(size, data.max_pixels, videos, shuffle_frames=shuffled, pixels=data.pixels)

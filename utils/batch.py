@@ -126,11 +126,13 @@ class TextPairBatch:
 
 @dataclass(frozen=True)
 class BrokenRecord:
-    """A record that could not be used: its kind (``bad json``, ``missing key``, …), ``file:line`` and what was wrong."""
+    """A record that could not be used: its kind (``bad json``, ``missing key``, …), ``file:line`` and what was wrong.
+    ``traceback``: of an exception that was not foreseen."""
 
     kind: str
     place: str
     message: str
+    traceback: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,13 +59,6 @@ def test_the_first_frame_of_an_animation_is_used(form):
     assert torch.equal(decode(content, MANY, "p"), as_tensor(Image.open(io.BytesIO(content))))
 
 
-def test_orientation_is_not_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image = decode(encode(picture(), "JPEG", exif=exif), MANY, "p")
-    assert tuple(image.shape) == (3, 48, 64), "boxes refer to pixels as they are stored"
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"comment": b"x" * 999}, {"dpi": (72, 72)}, {"exif": b"x"}]
 )
