@@ -33,14 +33,17 @@ def read_file(path: Path, limit: int, place: str, kind: str = "image") -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BrokenRecordError(f"missing {kind}", place, f"{str(path)[:200]}: {reason}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise BrokenRecordError(
                 f"unreadable {kind}", place, f"{path} is {_what(status.st_mode)}, not a regular file"
             )
         check_bytes(status.st_size, limit, place, f"{path}", kind)
-        return file.read(limit)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(limit)
+    finally:
+        os.close(descriptor)
 
 
 def check_bytes(size: int, limit: int, place: str, what: str, kind: str = "image") -> None:

@@ -202,3 +202,20 @@ def test_an_encoded_picture_is_decoded_the_right_way_round_and_in_its_colours(la
     assert frame is not None
     assert content[frame.at + 11] == 0x22  # of the first component, two samples each way for one of the others
     assert len(encode_jpeg(as_tensor(picture()), 30)) < len(encode_jpeg(as_tensor(picture()), 90))
+
+
+@pytest.mark.parametrize(
+    "content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 3\n%%EndComments\nshowpage\n", b"%PDF-1.4\n"]
+)
+def test_no_program_is_started_for_a_picture(monkeypatch, content):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **more: pytest.fail("Ghostscript was started"))
+    with pytest.raises(
+        BrokenRecordError, match=r"not a picture of a format that is read \(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM\)"
+    ):
+        decode(content, MANY, "p")
+
+
+def test_a_portable_map_is_read():
+    assert torch.equal(decode(encode(picture(), "PPM"), MANY, "p"), as_tensor(picture()))
