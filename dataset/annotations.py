@@ -142,7 +142,8 @@ class Pictures:
         """Raises :class:`BrokenRecordError` ("missing image")."""
         path = self.folder / name
         if not self.has(name):
-            raise BrokenRecordError("missing image", place, f"{str(path)[:200]} does not exist, or is no regular file")
+            reason = "is no regular file" if _exists(path) else "does not exist"
+            raise BrokenRecordError("missing image", place, f"{str(path)[:200]} {reason}")
         return ImageSource(place, path=path)
 
     def has(self, name: str) -> bool:
@@ -193,8 +194,12 @@ def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
 
 
 def _is_file(path: Path) -> bool:
+    return _exists(path) and path.is_file()
+
+
+def _exists(path: Path) -> bool:
     try:
-        return path.is_file()
+        return path.exists()
     except (OSError, ValueError):  # longer than a name may be, as a picture in base64 is; or no name at all
         return False
 

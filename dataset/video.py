@@ -235,9 +235,8 @@ def _pictures(source: VideoSource) -> Sequence[ImageSource] | None:
     except (OSError, ValueError) as error:  # longer than a name may be, or no name at all
         raise BrokenRecordError("missing video", source.place, f"{str(path)[:200]}: {error}") from None
     if not (is_folder or is_file):
-        raise BrokenRecordError(
-            "missing video", source.place, f"{str(path)[:200]} does not exist, or is no regular file"
-        )
+        reason = "is no regular file" if path.exists() else "does not exist"
+        raise BrokenRecordError("missing video", source.place, f"{str(path)[:200]} {reason}")
     if is_folder:
         names = sorted((each for each in path.iterdir() if each.suffix.lower() in FRAME_SUFFIXES), key=_by_number)
         found = [ImageSource(source.place, path=each) for each in names]

@@ -21,7 +21,8 @@ from dataset.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, b
 from dataset.iglue import is_xgqa, question_row, xgqa_rows
 from dataset.images import AugmentConfig, RandAugment, stack_views, training_view
 from dataset.pictures import Picture
-from dataset.records import BrokenRecordError, ImageSource, check_text
+from dataset.questions import Question, QuestionTable
+from dataset.records import BrokenRecordError, check_text
 from dataset.text import PlainTextProcessor, TextLimits, clean_question, mentions_side
 from utils.batch import QuestionBatch
 from utils.config import Config
@@ -93,34 +94,6 @@ class VQADataConfig(FineTuneDataConfig):
         True,
         description="do not flip where question or answers have left or right as a word; English only (released: as letters)",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """``answers``: that of every annotator as written, or none. ``answer_type``: the data set's word for it, or "".
-    ``weight``: factor of the answers' losses. There are millions: questions about a picture share its ``path``."""
-
-    question_id: int | str
-    question: str
-    path: Path
-    answers: tuple[str, ...]
-    answer_type: str
-    weight: float
-    place: str
-
-    @property
-    def picture(self) -> ImageSource:
-        """The picture that is asked about."""
-        return ImageSource(self.place, path=self.path)
-
-    def weighted_answers(self) -> list[tuple[str, float]]:
-        """Each different answer with the share of annotators who gave it, times the weight (released)."""
-        counts = Counter(self.answers)
-        return [(answer, self.weight * count / len(self.answers)) for answer, count in counts.items()]
-
-    def most_frequent(self) -> str:
-        """The answer of most annotators, of equally many the first."""
-        return Counter(self.answers).most_common(1)[0][0]
 
 
 def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answered: bool) -> list[Question]:
@@ -359,11 +332,13 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
         super().__init__(data, tokenizer=tokenizer, **options)
 
     def read(self, data: VQADataConfig) -> int:
-        self.items = [
-            question
-            for number, source in enumerate(data.train)
-            for question in read_questions(source, f"data.train[{number}]", data.max_broken, answered=True)
-        ]
+        self.items = QuestionTable(
+            [
+                question
+                for number, source in enumerate(data.train)
+                for question in read_questions(source, f"data.train[{number}]", data.max_broken, answered=True)
+            ]
+        )
         self.augment = RandAugment(data.augment.rand_augment_ops, data.augment.rand_augment_magnitude)
         return len(self.items)
 
@@ -383,7 +358,7 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
         return QuestionExample(pixels, question, answers)
 
     def place(self, index: int) -> str:
-        return self.items[index].place
+        return self.items.place(index)
 
     def filler(self) -> QuestionExample:
         return QuestionExample(black(self.image_size), FILLER_TEXT, [(FILLER_TEXT, 0.0)])
