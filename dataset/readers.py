@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import glob
 import hashlib
+import json
 import logging
 import os
 import re
@@ -38,6 +39,7 @@ _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
 _COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _SCAN_BYTES = 1 << 24
 _OPEN_FILES = 64
+_FIRST_LINE = 1 << 20
 _INDEX_VERSION = 1
 _HEADER = 5
 
@@ -269,7 +271,7 @@ class ShardIndex:
         if self.path.suffix == TAR_SUFFIX:
             rows, ends = scan_tar(self.path, key)
             extra = np.empty(0, np.int64) if ends else np.ones(1, np.int64)
-        elif start.lstrip()[:1] == b"[":
+        elif start.lstrip()[:1] == b"[" and _is_one_array(self.path):
             raise UserError(f"{key}: {self.path} is one JSON array; a shard has one JSON object on each line")
         else:
             rows, extra = _scan_lines(self.path)
@@ -311,6 +313,17 @@ class _OpenFiles:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_process": -1, "_files": OrderedDict()}
+
+
+def _is_one_array(path: Path) -> bool:
+    """Whether a file that begins with a list is one, and not lines of which the first is a list: a broken record."""
+    with path.open("rb") as file:
+        line = file.readline(_FIRST_LINE)
+        try:
+            json.loads(line)
+        except (ValueError, RecursionError):
+            return True
+        return not file.readline().strip()
 
 
 def _scan_lines(path: Path) -> tuple[np.ndarray, np.ndarray]:
