@@ -204,10 +204,7 @@ class ShardIndex:
                 self._save()
             if path.suffix == TAR_SUFFIX and len(self._flat) > _HEADER + self._flat[3] * self._flat[4]:
                 logger.warning(
-                    "%s: %s ends without the blocks that end a tar; %d records were found: is the file whole?",
-                    key,
-                    path,
-                    len(self),
+                    "%s: %s lacks the end of a tar; %d records were found: is it whole?", key, path, len(self)
                 )
         except OSError as error:
             raise UserError(f"{key}: {path}: {error.strerror or error}; check the file and its permissions") from None

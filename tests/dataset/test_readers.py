@@ -232,9 +232,7 @@ def test_a_tar_without_its_end_blocks_is_told_with_its_count_on_every_run(tmp_pa
     for run in range(2):
         assert len(Shards([str(cut)], key="data.images.files")) == 2
         (said,) = [record.getMessage() for record in caplog.records[run:]]
-        assert said == (
-            f"data.images.files: {cut} ends without the blocks that end a tar; 2 records were found: is the file whole?"
-        )
+        assert said == (f"data.images.files: {cut} lacks the end of a tar; 2 records were found: is it whole?")
     assert [Shards([str(cut)]).read(n).text for n in range(2)] == ["x", "y" * 3000]
 
 
@@ -246,7 +244,7 @@ def test_a_tar_that_is_cut_anywhere_is_refused_or_told(tmp_path, caplog, end):
     ends = (1024, 1024 + 512 + 3072, 1024 + 512 + 3072 + 1024)
     if end in ends:
         assert len(Shards([str(cut)])) == 1 + ends.index(end)
-        assert "ends without the blocks" in caplog.text
+        assert "lacks the end of a tar" in caplog.text
     else:
         with pytest.raises(
             UserError, match=r"is not a whole tar file \(.*, after \d records\); copy or write it again"
