@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import Field
@@ -19,6 +19,8 @@ from utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 _ENOUGH_TO_JUDGE = 1000
+_FIRST = 100
+"""Records of which one at least has to be usable before a step is made."""
 
 
 class LoadingConfig(Config):
@@ -28,6 +30,11 @@ class LoadingConfig(Config):
     workers: int = Field(4, ge=0, description="Processes that make batches; 0 = the training process itself.")
     max_broken: float = Field(0.01, ge=0, le=1, description="Share of broken records that stops the run when exceeded.")
     max_pixels: int = Field(80_000_000, ge=1, description="Pictures with more pixels are broken records.")
+    pixels: Literal["shown", "stored"] = Field(
+        "shown",
+        description="shown: EXIF orientation is applied (not where there are boxes: they refer to the stored pixels), and "
+        "transparency is laid on white; stored: neither (released)",
+    )
 
     @property
     def micro_batch(self) -> MicroBatch:
@@ -46,7 +53,10 @@ class BrokenRecordLog:
     def __init__(self, max_broken: float, total_records: int):
         self.max_broken = max_broken
         self.enough = min(total_records, _ENOUGH_TO_JUDGE)
+        self.first_records = min(total_records, _FIRST)
         self.read = 0
+        self.usable = False
+        """Whether a record that was not broken has been seen."""
         self.broken_records = 0
         self.kinds: Counter[str] = Counter()
         self.first: dict[str, BrokenRecord] = {}
@@ -57,9 +67,10 @@ class BrokenRecordLog:
         A record counts once towards the share, however many of its parts are broken; kinds count parts.
 
         Raises:
-            UserError: the summary, as soon as the share is exceeded.
+            UserError: the summary, as soon as the share is exceeded, or the first 100 records are all broken.
         """
         self.read += batch.read
+        self.usable = self.usable or bool(batch.records) or len(batch.broken) < batch.read
         self.broken_records += len({broken.place for broken in batch.broken})
         for broken in batch.broken:
             self.kinds[broken.kind] += 1
@@ -71,8 +82,22 @@ class BrokenRecordLog:
                     broken.kind,
                     broken.message,
                 )
+                if broken.traceback:
+                    logger.debug("%s at %s:\n%s", broken.kind, broken.place, broken.traceback)
+        if not self.usable and self.read >= self.first_records:
+            raise self.none_usable()
         if self.read >= self.enough:
             self._judge()
+
+    def none_usable(self) -> UserError:
+        """The error for records that are all broken."""
+        kinds = "; ".join(
+            f"{count} {kind} (first: {self.first[kind].place}: {self.first[kind].message})"
+            for kind, count in self.kinds.most_common()
+        )
+        return UserError(
+            f"the first {self.read} records are all broken: {kinds}; mend them, or the paths in the section data"
+        )
 
     def finish(self) -> str:
         """The summary at the end of a run, however short.
@@ -163,9 +188,15 @@ class BatchLoader:
             )
         first = consumed + self.rank
         numbers = range(first, first + count * self.world_size, self.world_size)
+        held: list[Batch] = []
         for batch in in_workers(self.maker.make, numbers, self.config.workers):
             self.broken.add(batch)
-            yield batch
+            held.append(batch)
+            if self.broken.usable:  # else look further before a step is made
+                yield from held
+                held.clear()
+        if held:
+            raise self.broken.none_usable()
         # What a resumed run reads is too little to judge a share by, unless it is as much as anywhere.
         whole = consumed == 0 or self.broken.read >= self.broken.enough
         logger.info("%s", self.broken.finish() if whole else self.broken.summary())

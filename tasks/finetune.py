@@ -120,7 +120,7 @@ class FineTuneTask(BaseTask[F, M, B]):
     @staticmethod
     def evaluation_view(config: F) -> EvaluationView:
         """How evaluation sees an image."""
-        return EvaluationView(config.model.vision.image_size, config.data.max_pixels)
+        return EvaluationView(config.model.vision.image_size, config.data.max_pixels, pixels=config.data.pixels)
 
     @abstractmethod
     def evaluate(self, items: Any) -> Evaluation:
@@ -149,7 +149,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         size, device = self.config.evaluation.batch_size, device_of(self.model)
         share = range(len(items)) if alone else distributed.share_of(len(items))
         reader = partial(read, self.held_out.view, self.text.max_words, items)
-        batches = in_batches(reader, share, size, self.config.data.workers)
+        batches = in_batches(reader, share, size, self.config.data.workers, partial(place_of, items))
         local = []
         for batch in progress(batches, description, -(-len(share) // size)):
             text = to_device(self.text.encode_plain([text for _, text in batch]), device)
@@ -194,6 +194,11 @@ def data_options(config: FineTuneConfig, tokenizer: PreTrainedTokenizerFast) -> 
         "seed": config.seed,
         "frames": frames_of(config),
     }
+
+
+def place_of(items: Sequence[Any], index: int) -> str:
+    """Where an item comes from, for messages."""
+    return str(getattr(items[index], "place", f"record {index}"))
 
 
 def _write_predictions(path: Path, evaluation: Evaluation) -> str:

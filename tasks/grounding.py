@@ -94,11 +94,11 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
             shown = [items[place] for place in np.linspace(0, len(items) - 1, min(panels, len(items))).astype(int)]
             with evaluating(self.model, self.config.evaluation.precision):
                 boxes = self._locate(shown, alone=True)
-            view = EvaluationView(SIDE, self.config.data.max_pixels)
+            view = EvaluationView(SIDE, self.config.data.max_pixels, pixels=self.config.data.pixels)
             draw_predictions(
                 [
                     Panel(
-                        view(item.image).permute(1, 2, 0).numpy(),
+                        view(item.image, item.size).permute(1, 2, 0).numpy(),
                         [Prediction(item.text, relative_box(item), tuple(box.tolist()))],
                     )
                     for item, box in zip(shown, boxes, strict=True)

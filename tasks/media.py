@@ -9,9 +9,9 @@ from typing import Any, Generic, TypeVar
 from pydantic import Field
 
 from dataset.media.video import VideoSource, check_held_out
-from dataset.media.views import EvaluationView, check_medium, frame_sampler
+from dataset.media.views import EvaluationView, check_medium
 from dataset.records.schema import ImageSource
-from dataset.tasks.finetune import MediaDataConfig
+from dataset.tasks.finetune import MediaDataConfig, frame_sampler
 from tasks.base import B, M, Parts, frames_of
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig, S
 
@@ -55,5 +55,5 @@ class MediaTask(FineTuneTask[G, M, B]):
     @staticmethod
     def evaluation_view(config: G) -> EvaluationView:
         data, size = config.data, config.model.vision.image_size
-        videos = frame_sampler(data.video, frames_of(config), data.max_pixels)
-        return EvaluationView(size, data.max_pixels, videos, shuffle_frames=config.evaluation.shuffle_frames)
+        videos, shuffled = frame_sampler(data, frames_of(config)), config.evaluation.shuffle_frames
+        return EvaluationView(size, data.max_pixels, videos, shuffle_frames=shuffled, pixels=data.pixels)

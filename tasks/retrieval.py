@@ -20,7 +20,7 @@ from models.align import AligningConfig
 from models.retrieval import RetrievalModel
 from tasks.base import frames_of
 from tasks.evaluation import Evaluation, Metric, count
-from tasks.finetune import data_options
+from tasks.finetune import data_options, place_of
 from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.two_stage import TwoStageRetrieval
@@ -77,7 +77,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
             cleaned(caption, self.text.max_words, items.images[image].place)
             for caption, image in zip(items.captions, items.image_of_caption.tolist(), strict=True)
         ]
-        rankings = search.rank(len(items.images), partial(self._read, read), captions)
+        rankings = search.rank(len(items.images), partial(self._read, read, items.images), captions)
         metrics = [count(f"{medium}s", len(items.images)), count("captions", len(captions))]
         chance = chance_recalls(items.captions_per_image, len(captions), medium)
         for suffix, stage in (("", rankings.reranked), (" (cosine)", rankings.cosine)):
@@ -85,8 +85,11 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
             metrics += [Metric(f"{name}{suffix}", value, chance[name]) for name, value in recalls.items()]
         return Evaluation(tuple(metrics))
 
-    def _read(self, read: Callable[[int], Tensor], share: range) -> Iterator[list[Tensor]]:
-        return in_batches(read, share, self.config.evaluation.batch_size, self.config.data.workers)
+    def _read(
+        self, read: Callable[[int], Tensor], images: Sequence[ImageSource | VideoSource], share: range
+    ) -> Iterator[list[Tensor]]:
+        size, workers = self.config.evaluation.batch_size, self.config.data.workers
+        return in_batches(read, share, size, workers, partial(place_of, images))
 
 
 def _view_of(view: EvaluationView, images: Sequence[ImageSource | VideoSource], index: int) -> Tensor:

@@ -128,11 +128,13 @@ class TextPairBatch:
 
 @dataclass(frozen=True)
 class BrokenRecord:
-    """A record that could not be used: the kind of its fault (``bad json``, ``missing key``, …), ``file:line``, and a message."""
+    """A record that could not be used: the kind of its fault (``bad json``, ``missing key``, …), ``file:line``, and a message.
+    ``traceback``: of an unforeseen exception."""
 
     kind: str
     place: str
     message: str
+    traceback: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

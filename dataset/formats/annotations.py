@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from dataset.records.schema import BrokenRecordError, ImageSource, spoken, texts_in
+from dataset.media.encoded import FORMATS
+from dataset.records.broken import broken_record
+from dataset.records.schema import BrokenRecordError, ImageSource, check_text, spoken, texts_in
 from dataset.text.processors import clean_caption
 from utils.batch import BrokenRecord
 from utils.errors import UserError
@@ -37,7 +39,7 @@ class Row:
         """The value of ``key``.
 
         Raises:
-            BrokenRecordError: "missing key" or "wrong type".
+            BrokenRecordError: "missing key" or "wrong type"; "bad text" as :func:`~dataset.records.schema.check_text`.
         """
         value = self.values.get(key)
         if value is None:
@@ -45,6 +47,8 @@ class Row:
             raise BrokenRecordError("missing key", self.place, f"no {key!r}; keys: {known[:200]}")
         if not isinstance(value, kind):
             raise BrokenRecordError("wrong type", self.place, f"{key} is {value!r:.80}, not of type {kind.__name__}")
+        if isinstance(value, str):
+            check_text(value, key, self.place)
         return value
 
 
@@ -58,6 +62,8 @@ def read_json(path: str, key: str) -> Any:
         return json.loads(read_text(path, key))
     except json.JSONDecodeError as error:
         raise UserError(f"{key}: {path}:{error.lineno}: not JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # an integer with thousands of digits; lists a thousand deep
+        raise UserError(f"{key}: {path} cannot be read as JSON: {error}") from None
 
 
 def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
@@ -94,8 +100,8 @@ def parse_rows(
             if isinstance(row, BrokenRecordError):
                 raise row
             found.append(parse(row))
-        except BrokenRecordError as error:
-            broken.append(error.as_broken())
+        except Exception as error:  # nothing in a record ends a run
+            broken.append(broken_record(error, lambda row=row: row.place))  # type: ignore[misc]
     if not broken:
         return found
     total = len(found) + len(broken)
@@ -136,7 +142,8 @@ class Pictures:
         """Raises :class:`BrokenRecordError` ("missing image")."""
         path = self.folder / name
         if not self.has(name):
-            raise BrokenRecordError("missing image", place, f"{str(path)[:200]} does not exist")
+            reason = "is no regular file" if _exists(path) else "does not exist"
+            raise BrokenRecordError("missing image", place, f"{str(path)[:200]} {reason}")
         return ImageSource(place, path=path)
 
     def has(self, name: str) -> bool:
@@ -153,9 +160,9 @@ class Pictures:
         """
         assert source.path is not None
         try:
-            with Image.open(source.path) as header:
+            with source.path.open("rb") as file, Image.open(file, formats=FORMATS) as header:
                 return header.size
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
             raise BrokenRecordError("unreadable image", source.place, f"{source.path}: {error}") from None
 
 
@@ -187,17 +194,21 @@ def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
 
 
 def _is_file(path: Path) -> bool:
+    return _exists(path) and path.is_file()
+
+
+def _exists(path: Path) -> bool:
     try:
-        return path.is_file()
-    except OSError:  # longer than a name may be, as a picture in base64 is
+        return path.exists()
+    except (OSError, ValueError):  # longer than a name may be, as a picture in base64 is; or no name at all
         return False
 
 
 def _parsed_line(line: str, place: str) -> Row | BrokenRecordError:
     try:
         return _row(json.loads(line), place)
-    except json.JSONDecodeError as error:
-        return BrokenRecordError("bad json", place, error.msg)
+    except (ValueError, RecursionError) as error:
+        return BrokenRecordError("bad json", place, getattr(error, "msg", None) or str(error))
 
 
 def _row(value: Any, place: str) -> Row | BrokenRecordError:

@@ -29,7 +29,7 @@ class Videos:
 
     def __init__(self, folder: Path, names: Mapping[str, str] | None = None):
         self.folder, self.names = folder, names or {}
-        self._found: dict[str, Path | None] = {}
+        self._found: dict[tuple[str, ...], Path | None] = {}
 
     def of_row(self, row: Row) -> tuple[str, VideoSource]:
         """The id and the video of a row: under ``video``, a path or a list of pictures, or under ``video_id``.
@@ -44,7 +44,7 @@ class Videos:
             )
         if isinstance(value, str):
             # A folder of lists made of the files stands for theirs.
-            path = self._find(value, (value, os.path.splitext(value)[0] + LIST_SUFFIX))
+            path = self._find((value, os.path.splitext(value)[0] + LIST_SUFFIX))
             if path is None:
                 raise self._missing(value, row.place)
             return str(value if identity is None else identity), VideoSource(row.place, path=path)
@@ -68,16 +68,17 @@ class Videos:
         stems = [text, *(form.format(digits) for form in NUMBERED)] if digits.isdigit() else [text]
         stems = [self.names[stem] for stem in stems if stem in self.names] or stems
         endings = (*VIDEO_SUFFIXES, LIST_SUFFIX, "")
-        path = self._find(text, tuple(stem + ending for stem in dict.fromkeys(stems) for ending in endings))
+        path = self._find(tuple(stem + ending for stem in dict.fromkeys(stems) for ending in endings))
         if path is None:
             raise self._missing(f"{stems[0]} with any of {', '.join(endings[:-1])}", place)
         return path
 
-    def _find(self, key: str, names: tuple[str, ...]) -> Path | None:
-        if key not in self._found:
+    def _find(self, names: tuple[str, ...]) -> Path | None:
+        """The first of ``names`` that is there. They are the key: a path "7" and an id 7 have different ones."""
+        if names not in self._found:
             there = (self.folder / name for name in names)
-            self._found[key] = next((path for path in there if _exists(path)), None)
-        return self._found[key]
+            self._found[names] = next((path for path in there if _exists(path)), None)
+        return self._found[names]
 
     def _missing(self, what: str, place: str) -> BrokenRecordError:
         return BrokenRecordError("missing video", place, f"{self.folder} has no {what[:200]}")
@@ -127,7 +128,7 @@ def msrvtt_rows(path: str, listed: str | None, key: str) -> list[Row | BrokenRec
                 rows.append(Row({name: each.get(name) for name in ("video_id", "caption")}, place))
             else:
                 rows.append(BrokenRecordError("wrong type", place, f"{each!r:.80} is no object"))
-    kept = [row for row in rows if wanted is None or not isinstance(row, Row) or row.values["video_id"] in wanted]
+    kept = [row for row in rows if wanted is None or not isinstance(row, Row) or str(row.values["video_id"]) in wanted]
     if not kept:
         raise UserError(f"{key}: {path} has no sentence" + (f" of a video that {listed} lists" if listed else ""))
     return kept
@@ -156,5 +157,5 @@ def read_table(path: str, columns: tuple[str, ...], key: str) -> list[dict[str, 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # longer than a name may be
+    except (OSError, ValueError):  # longer than a name may be, or none at all
         return False

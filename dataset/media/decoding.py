@@ -33,6 +33,11 @@ _LEAVE_OUT = ("h264", "hevc", "mpeg4", "mpeg2video")
 """FFmpeg's decoders that can be told packet by packet to leave a frame out; the one of AV1 takes it to be said for good."""
 
 
+_MOST_HANGING = 8
+_HANGING: list[threading.Thread] = []
+"""Threads of this process whose videos were given up."""
+
+
 class Clock:
     """The time limit of one video."""
 
@@ -50,7 +55,15 @@ class Clock:
 
 
 def within(clock: Clock, work: Callable[[], T]) -> T:
-    """``work()``, given up when the time is over, even in the middle of a library's call that does not return."""
+    """``work()``, given up when the time is over, even in the middle of a library's call that does not return.
+
+    A thread that was given up ends at its next look at the clock. One in a call that never returns cannot be ended: with
+    :data:`_MOST_HANGING` of them, no further one is started.
+    """
+    _HANGING[:] = [thread for thread in _HANGING if thread.is_alive()]
+    if len(_HANGING) >= _MOST_HANGING:
+        message = f"{_MOST_HANGING} videos before it still hang in the decoder; try another backend"
+        raise BrokenRecordError("unreadable video", clock.place, message)
     done: list[T] = []
     failed: list[BaseException] = []
 
@@ -66,6 +79,7 @@ def within(clock: Clock, work: Callable[[], T]) -> T:
     if failed:
         raise failed[0]
     if not done:
+        _HANGING.append(thread)
         raise clock.late()
     return done[0]
 
@@ -297,7 +311,7 @@ def _reading(path: Path, place: str) -> Iterator[None]:
     """Turns what the decoding libraries raise, which is of many kinds, into a broken record."""
     try:
         yield
-    except (BrokenRecordError, UserError, MemoryError):
+    except (BrokenRecordError, UserError):
         raise
     except ImportError as error:
         raise UserError(f"{place}: {path} is a video file, and {error.name} cannot be loaded; pip install it") from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -16,9 +16,18 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from dataset.records.schema import BrokenRecordError
+from dataset.media.orientation import exif_orientation, jpeg_orientation, turned
+from dataset.records.broken import BrokenRecordError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Formats that are opened, under Pillow's names. It knows others, of which some start programs (EPS: Ghostscript)."""
+
+PixelsAre = Literal["shown", "unturned", "stored"]
+"""How a file becomes pixels: "shown", as people see it, with its EXIF orientation applied and transparency laid on white;
+"unturned", the same without the orientation, for images with boxes; "stored", neither, and alpha dropped (released)."""
 
 _DECODED_BY_TORCHVISION = ("JPEG", "PNG", "WEBP")
+_NOT_A_PICTURE = f"not a picture of a format that is read ({', '.join(FORMATS)})"
 _FRAME_HEADERS = (0xC0, 0xC1, 0xC2)
 """Markers of baseline, extended and progressive JPEG."""
 _SKIPPED_SEGMENTS = (*range(0xE0, 0xF0), 0xC4, 0xDB, 0xDD, 0xFE)
@@ -41,25 +50,31 @@ class JPEGFrame(NamedTuple):
 class Picture:
     """A picture whose header was read; its pixels are decoded when they are asked for.
 
-    Grey, CMYK, palette, alpha (dropped) and 16-bit pictures become 8-bit RGB; of an animation, the first frame. An EXIF
-    orientation is *not* applied: boxes refer to the pixels as they are stored.
+    Grey, CMYK, palette and 16-bit pictures become 8-bit RGB; of an animation, the first frame. (Pillow itself applies the
+    orientation of a TIFF file.)
+
+    Boxes refer to the pixels as they are stored: pycocotools, the ``refer`` package, Visual Genome's driver and the released
+    readers all open files without applying EXIF, and sizes in COCO's annotations are those of the stored pixels. Whatever reads
+    boxes asks for "unturned" or "stored" pixels (:func:`for_boxes`).
 
     Args:
         content: the file.
         max_pixels: the most that are decoded.
         place: where it comes from, for messages.
+        pixels: see :data:`PixelsAre`.
 
     Raises:
         BrokenRecordError: "image too large" where the header says more than ``max_pixels`` (nothing is decoded then);
             "unreadable image" for bytes that are no picture.
     """
 
-    def __init__(self, content: bytes, max_pixels: int, place: str):
-        self.content, self.place = content, place
+    def __init__(self, content: bytes, max_pixels: int, place: str, pixels: PixelsAre = "shown"):
+        self.content, self.place, self.on_white = content, place, pixels != "stored"
         self._frame = jpeg_frame(content)
         self._header = None if self._frame is not None else _open(content, place)
         width, height = self._header.size if self._header is not None else self._frame[1:3]  # type: ignore[index]
-        self.shape = (3, height, width)
+        self.orientation = self._orientation() if pixels == "shown" else 1
+        self.shape = (3, height, width) if self.orientation < 5 else (3, width, height)
         """Of the tensor of its pixels."""
         if width * height > max_pixels:
             raise BrokenRecordError(
@@ -67,12 +82,15 @@ class Picture:
             )
 
     def rows(self, count: int) -> Tensor:
-        """At least the first ``count`` rows, (3, >= ``count``, W) uint8; those of a JPEG file that lie below are not decoded.
+        """At least the first ``count`` rows, (3, >= ``count``, W) uint8; those of a JPEG file that lie below are not decoded,
+        if it is not turned.
 
         Raises:
             BrokenRecordError: "unreadable image" for a picture that cannot be decoded, or whose end is missing.
         """
         try:
+            if self.orientation > 1:
+                return turned(self._decode(max(self.shape)), self.orientation)
             return self._decode(count)
         except Exception as error:  # readers raise many kinds on malformed bytes
             raise _unreadable(self.place, self.content, error) from None
@@ -80,6 +98,14 @@ class Picture:
     def pixels(self) -> Tensor:
         """The whole picture, (3, H, W) uint8; raises as :meth:`rows`."""
         return self.rows(self.shape[1])
+
+    def _orientation(self) -> int:
+        if self._frame is not None:
+            return jpeg_orientation(self.content, self._frame.at)
+        assert self._header is not None
+        if self._header.format == "TIFF":
+            return 1  # Pillow turns it when it decodes
+        return exif_orientation(self._header.info.get("exif") or b"")
 
     def _decode(self, rows: int) -> Tensor:
         if self._frame is not None:
@@ -93,6 +119,8 @@ class Picture:
                 return _decode_by_torchvision(self.content)
         header = self._header
         assert header is not None
+        if self.on_white and _is_transparent(header):
+            return _on_white(header)
         if header.format in _DECODED_BY_TORCHVISION and not getattr(header, "is_animated", False):
             return _decode_by_torchvision(self.content)  # faster than Pillow, with the same pixels
         if header.mode.startswith("I;16"):
@@ -100,9 +128,14 @@ class Picture:
         return torch.from_numpy(np.array(header.convert("RGB"))).permute(2, 0, 1)
 
 
-def decode(content: bytes, max_pixels: int, place: str) -> Tensor:
+def decode(content: bytes, max_pixels: int, place: str, pixels: PixelsAre = "shown") -> Tensor:
     """Encoded bytes to (3, H, W) uint8 RGB; see :class:`Picture`, also for what it raises."""
-    return Picture(content, max_pixels, place).pixels()
+    return Picture(content, max_pixels, place, pixels).pixels()
+
+
+def for_boxes(pixels: PixelsAre) -> PixelsAre:
+    """How an image with boxes is decoded where others are decoded as ``pixels``: never turned."""
+    return "unturned" if pixels == "shown" else pixels
 
 
 def pixels_of(image: Tensor | Picture) -> Tensor:
@@ -160,12 +193,25 @@ def _decode_by_torchvision(content: bytes) -> Tensor:
     return pixels if pixels.dtype == torch.uint8 else (pixels.to(torch.int32) >> 8).to(torch.uint8)
 
 
+def _is_transparent(header: Image.Image) -> bool:
+    return header.mode in ("RGBA", "LA", "PA", "RGBa", "La") or (
+        "transparency" in header.info and not header.mode.startswith("I")
+    )
+
+
+def _on_white(header: Image.Image) -> Tensor:
+    image = header.convert("RGBA")
+    laid = Image.new("RGB", image.size, "white")
+    laid.paste(image, mask=image.getchannel("A"))
+    return torch.from_numpy(np.array(laid)).permute(2, 0, 1)
+
+
 def _open(content: bytes, place: str) -> Image.Image:
     """The picture before it is decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns at a size of its own
-            return Image.open(io.BytesIO(content))
+            return Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BrokenRecordError("image too large", place, str(error)) from None
     except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
@@ -173,5 +219,5 @@ def _open(content: bytes, place: str) -> Image.Image:
 
 
 def _unreadable(place: str, content: bytes, error: Exception) -> BrokenRecordError:
-    reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error).split("\n")[0][:120]
+    reason = _NOT_A_PICTURE if isinstance(error, Image.UnidentifiedImageError) else str(error).split("\n")[0][:120]
     return BrokenRecordError("unreadable image", place, f"{len(content)} bytes: {reason}")

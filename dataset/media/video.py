@@ -2,7 +2,7 @@
 
 Of a file, the frames shown at each whole second are the candidates (section 3.2); of a list or a folder, all pictures are.
 From the candidates some are taken: uniformly in evaluation, at random in training. Which frames these are does not depend on
-the backend that decodes them. A rotation in a file's header is not applied, as with pictures.
+the backend that decodes them. A rotation in a video file's header is not applied.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dataset.files import RECORD_BYTES, read_file
 from dataset.media.decoding import Backend, Clock, decoded, index_of, why_not_loaded, within
-from dataset.media.encoded import Picture
+from dataset.media.encoded import Picture, PixelsAre
 from dataset.records.schema import BrokenRecordError, ImageSource, picture_of
 from utils.config import Config
 from utils.errors import UserError
@@ -101,6 +102,7 @@ class FrameSampler:
     frames: int
     config: VideoReadingConfig
     max_pixels: int
+    pixels: PixelsAre = "shown"
 
     def training(
         self,
@@ -130,11 +132,16 @@ class FrameSampler:
         return self._read(source, lambda count: sample_frames(count, self.frames), look)
 
     def _read(self, source: VideoSource, choose: Choose, look: Look) -> Tensor:
-        return torch.stack(read_frames(source, self.config, choose, look, self.max_pixels))
+        return torch.stack(read_frames(source, self.config, choose, look, self.max_pixels, self.pixels))
 
 
 def read_frames(
-    source: VideoSource, config: VideoReadingConfig, choose: Choose, look: Look, max_pixels: int
+    source: VideoSource,
+    config: VideoReadingConfig,
+    choose: Choose,
+    look: Look,
+    max_pixels: int,
+    pixels: PixelsAre = "shown",
 ) -> list[Tensor]:
     """``look`` of each chosen frame, in order. At no time is more than one frame there in full size.
 
@@ -143,7 +150,7 @@ def read_frames(
             or not read within the time limit; "image too large"; and what a picture of a list is broken by.
     """
     clock = Clock(config.time_limit_s, source.place)
-    return within(clock, lambda: [look(frame) for frame in _chosen(source, config, choose, max_pixels, clock)])
+    return within(clock, lambda: [look(frame) for frame in _chosen(source, config, choose, max_pixels, pixels, clock)])
 
 
 def check_backend(sources: Iterable[VideoSource], config: VideoReadingConfig, key: str) -> None:
@@ -186,13 +193,18 @@ def _is_video_file(path: Path) -> bool:
 
 
 def _chosen(
-    source: VideoSource, config: VideoReadingConfig, choose: Choose, max_pixels: int, clock: Clock
+    source: VideoSource,
+    config: VideoReadingConfig,
+    choose: Choose,
+    max_pixels: int,
+    pixels: PixelsAre,
+    clock: Clock,
 ) -> Iterator[Tensor | Picture]:
     """Each chosen frame, decoded in a file, still encoded in a list or a folder of pictures."""
     pictures = _pictures(source)
     if pictures is not None:
         for number, again in itertools.groupby(choose(len(pictures))):
-            picture = Picture(pictures[number].load(), max_pixels, source.place)
+            picture = Picture(pictures[number].load(), max_pixels, source.place, pixels)
             for _ in again:
                 clock.check()
                 yield picture
@@ -220,10 +232,11 @@ def _pictures(source: VideoSource) -> Sequence[ImageSource] | None:
     path = source.path
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
-    except OSError as error:  # a name that is longer than one may be
-        raise BrokenRecordError("missing video", source.place, f"{str(path)[:200]}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # longer than a name may be, or no name at all
+        raise BrokenRecordError("missing video", source.place, f"{str(path)[:200]}: {error}") from None
     if not (is_folder or is_file):
-        raise BrokenRecordError("missing video", source.place, f"{str(path)[:200]} does not exist")
+        reason = "is no regular file" if path.exists() else "does not exist"
+        raise BrokenRecordError("missing video", source.place, f"{str(path)[:200]} {reason}")
     if is_folder:
         names = sorted((each for each in path.iterdir() if each.suffix.lower() in FRAME_SUFFIXES), key=_by_number)
         found = [ImageSource(source.place, path=each) for each in names]
@@ -238,8 +251,8 @@ def _pictures(source: VideoSource) -> Sequence[ImageSource] | None:
 
 def _listed_pictures(path: Path, place: str) -> list[ImageSource]:
     try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        values = json.loads(read_file(path, RECORD_BYTES, place, "video"))
+    except (ValueError, RecursionError) as error:
         raise BrokenRecordError("unreadable video", place, f"{path} is no JSON list of pictures: {error}") from None
     if not isinstance(values, list):
         raise BrokenRecordError("unreadable video", place, f"{path} is no JSON list of pictures")
@@ -249,4 +262,4 @@ def _listed_pictures(path: Path, place: str) -> list[ImageSource]:
 def _by_number(path: Path) -> list[Any]:
     """So that 10.jpg comes after 9.jpg."""
     parts = re.split(r"(\d+)", path.name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]

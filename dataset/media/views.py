@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dataset.media.augment import AugmentConfig, RandAugment, evaluation_view, training_view
-from dataset.media.encoded import Picture, decode
-from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource
+from dataset.media.encoded import Picture, PixelsAre, decode, for_boxes
+from dataset.media.video import FrameSampler, VideoSource
 from dataset.records.schema import BrokenRecordError, ImageSource
 from utils.errors import UserError
 
@@ -24,10 +24,20 @@ class TrainingView:
         max_pixels: see :class:`~dataset.media.encoded.Picture`.
         augment: what is done to each picture.
         videos: how frames are taken of videos; None where there are none.
+        pixels: see :data:`~dataset.media.encoded.PixelsAre`.
     """
 
-    def __init__(self, image_size: int, max_pixels: int, augment: AugmentConfig, videos: FrameSampler | None = None):
+    def __init__(
+        self,
+        image_size: int,
+        max_pixels: int,
+        augment: AugmentConfig,
+        videos: FrameSampler | None = None,
+        *,
+        pixels: PixelsAre = "shown",
+    ):
         self.image_size, self.max_pixels, self.config, self.videos = image_size, max_pixels, augment, videos
+        self.pixels: PixelsAre = pixels
         self.augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude)
 
     def __call__(self, source: ImageSource | VideoSource, rng: np.random.Generator, *, may_flip: bool) -> Tensor:
@@ -39,7 +49,7 @@ class TrainingView:
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"
             return self.videos.training(source, rng, look)
-        return look(Picture(source.load(), self.max_pixels, source.place), rng)
+        return look(Picture(source.load(), self.max_pixels, source.place, self.pixels), rng)
 
     def filler(self) -> Tensor:
         """A black view for a row that does not count."""
@@ -55,13 +65,20 @@ class EvaluationView:
     """
 
     def __init__(
-        self, image_size: int, max_pixels: int, videos: FrameSampler | None = None, *, shuffle_frames: bool = False
+        self,
+        image_size: int,
+        max_pixels: int,
+        videos: FrameSampler | None = None,
+        *,
+        shuffle_frames: bool = False,
+        pixels: PixelsAre = "shown",
     ):
         self.image_size, self.max_pixels = image_size, max_pixels
+        self.pixels: PixelsAre = pixels
         self.videos, self.shuffle_frames = videos, shuffle_frames
 
     def __call__(self, source: ImageSource | VideoSource, size: tuple[int, int] | None = None) -> Tensor:
-        """The view; ``size``: (width, height) that the annotations give the picture.
+        """The view; ``size``: (width, height) that the annotations give a picture with boxes, which then is not turned.
 
         Raises:
             BrokenRecordError: the picture or video cannot be read, or is of another size.
@@ -70,7 +87,8 @@ class EvaluationView:
             assert self.videos is not None, "videos without a number of frames"
             frames = self.videos.evaluation(source, lambda frame: evaluation_view(frame, self.image_size))
             return _other_order(frames, source.place) if self.shuffle_frames else frames
-        image = decode(source.load(), self.max_pixels, source.place)
+        pixels = self.pixels if size is None else for_boxes(self.pixels)
+        image = decode(source.load(), self.max_pixels, source.place, pixels)
         if size is not None:
             check_size(image, size, source.place)
         return evaluation_view(image, self.image_size)
@@ -94,11 +112,6 @@ def check_medium(sources: Sequence[ImageSource | VideoSource], frames: int | Non
         raise UserError(f"{key} holds videos, the model is one of images; set model.vision.video.frames")
     if frames is not None and videos < len(sources):
         raise UserError(f"{key} holds images, the model is one of videos; drop model.vision.video")
-
-
-def frame_sampler(config: VideoReadingConfig, frames: int | None, max_pixels: int) -> FrameSampler | None:
-    """What takes ``frames`` of each video; None where the model is one of images."""
-    return None if frames is None else FrameSampler(frames, config, max_pixels)
 
 
 def check_size(image: Tensor | Picture, size: tuple[int, int], place: str) -> None:

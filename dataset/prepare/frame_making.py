@@ -16,6 +16,7 @@ from dataset.media.augment import shrink
 from dataset.media.encoded import Picture, encode_jpeg, pixels_of
 from dataset.media.video import VideoReadingConfig, VideoSource, read_frames, sample_frames, video_source
 from dataset.prepare.book import json_line
+from dataset.records.broken import broken_record
 from dataset.records.schema import BrokenRecordError
 from utils.batch import BrokenRecord
 
@@ -114,6 +115,8 @@ def work(job: Job) -> Made | BrokenRecord:
         return error.as_broken()
     except (OSError, MemoryError) as error:
         return BrokenRecord("unreadable video", job.place, str(error) or "it needs more memory than there is")
+    except Exception as error:
+        return broken_record(error, lambda: job.place)
     frames: Any = clips if has_clips(value) else clips[0]
     content = json.dumps(frames).encode("ascii") if job.bare else json_line({**job.values, job.key: frames})
     return Made(content, len(clips), sum(map(len, clips)))

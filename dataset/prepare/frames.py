@@ -36,6 +36,7 @@ from dataset.prepare.book import BROKEN, Book, Entry, alone_in, cannot_write
 from dataset.prepare.folders import LineParser, tally, whole_number
 from dataset.prepare.frame_making import MAKING, FrameMaking, Job, Made, killed, work
 from dataset.prepare.processes import in_order
+from dataset.records.broken import broken_record
 from dataset.records.schema import BrokenRecordError, broken_key
 from dataset.shards.readers import Shards
 from utils import log
@@ -82,8 +83,9 @@ def outputs_of_shards(
             raw = shards.read(number)
             if raw.values.get(video_key) is None:
                 raise broken_key(raw, video_key)
-        except BrokenRecordError as error:
-            return Job(making, error.place, Path(), {}, broken=error.as_broken())
+        except Exception as error:
+            broken = broken_record(error, partial(shards.place, number))
+            return Job(making, broken.place, Path(), {}, broken=broken)
         return Job(making, raw.place, video_root or raw.folder, raw.values, video_key)
 
     outputs = [

@@ -16,21 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dataset.files import IMAGE_BYTES, check_bytes, read_file
+from dataset.records.broken import BrokenRecordError
 from utils.batch import BrokenRecord
 
-BrokenKind = Literal[
-    "bad json",
-    "missing key",
-    "wrong type",
-    "empty text",
-    "missing image",
-    "unreadable image",
-    "image too large",
-    "missing video",
-    "unreadable video",
-    "box outside image",
-    "degenerate box",
-]
 ImageIs = Literal["auto", "path", "base64"]
 Box = tuple[float, float, float, float]
 Texts = tuple["str | Mapping[str, str | list[str]]", ...]
@@ -39,20 +28,8 @@ Texts = tuple["str | Mapping[str, str | list[str]]", ...]
 BOX_TOLERANCE_PX = 1.0
 _ENCODED_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0AK")
 _LONGEST_PATH = 1024
-
-
-class BrokenRecordError(Exception):
-    """A record that cannot be used: its kind, where it lies (``file:line``) and what was wrong."""
-
-    def __init__(self, kind: BrokenKind, place: str, message: str):
-        super().__init__(f"{place}: {kind}: {message}")
-        self.kind: BrokenKind = kind
-        self.place = place
-        self.message = message
-
-    def as_broken(self) -> BrokenRecord:
-        """The same as plain data, for the batch."""
-        return BrokenRecord(self.kind, self.place, self.message)
+LONGEST_TEXT = 100_000
+"""Characters of a text: a word of a million costs a tokenizer seconds."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +60,15 @@ class ImageSource:
         """The encoded bytes.
 
         Raises:
-            BrokenRecordError: "missing image" where the file is not there or cannot be read; "unreadable image" for a text that
-                is not base64.
+            BrokenRecordError: "missing image" where the file is not there or cannot be read; "unreadable image" for what is no
+                regular file, is larger than :data:`~dataset.files.IMAGE_BYTES`, or is a text that is not base64.
         """
         if self.content is not None:
             return self.content
         if self.base64 is not None:
             return _decode_base64(self.base64, self.place)
         assert self.path is not None
-        try:
-            return self.path.read_bytes()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise BrokenRecordError("missing image", self.place, f"{self.path}: {reason}") from None
+        return read_file(self.path, IMAGE_BYTES, self.place)
 
 
 @dataclass(frozen=True)
@@ -294,34 +267,56 @@ def _element(value: Any, name: str, place: str) -> Element:
     attributes = value.get("attributes")
     return Element(
         name=name,
-        box=_box(value["bb"], name, place),
+        box=box_in(value["bb"], f"{name}.bb", place),
         captions=texts_in(value["caption"], f"{name}.caption", place),
         attributes=texts_in(attributes, f"{name}.attributes", place) if attributes else (),
         grain=str(value.get("grain", "object")),
     )
 
 
-def _box(value: Any, name: str, place: str) -> Box:
-    def is_number(item: Any) -> bool:
-        return isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item)
+def box_in(value: Any, name: str, place: str) -> Box:
+    """The box that ``value`` of ``name`` gives as [x, y, width, height].
 
-    if not isinstance(value, list) or len(value) != 4 or not all(is_number(item) for item in value):
-        raise BrokenRecordError("wrong type", place, f"{name}.bb = {str(value)[:80]} is not [x, y, width, height]")
-    x, y, w, h = (float(item) for item in value)
-    return x, y, w, h
+    Raises:
+        BrokenRecordError: "wrong type" for anything but four finite numbers.
+    """
+    try:
+        if isinstance(value, list) and len(value) == 4 and not any(isinstance(item, bool | str) for item in value):
+            x, y, w, h = (float(item) for item in value)
+            if all(map(math.isfinite, (x, y, w, h))):
+                return x, y, w, h
+    except (TypeError, OverflowError):  # no number, or an integer beyond all floats
+        pass
+    raise BrokenRecordError("wrong type", place, f"{name} = {str(value)[:80]} is not [x, y, width, height]")
+
+
+def check_text(text: str, key: str, place: str) -> None:
+    """Raises :class:`BrokenRecordError` ("bad text") for a text that no tokenizer takes: one with half a surrogate pair, or an
+    endless one."""
+    if len(text) > LONGEST_TEXT:
+        message = f"{key} has {len(text):,} characters, more than the limit of {LONGEST_TEXT:,} (dataset/records.py)"
+        raise BrokenRecordError("bad text", place, message)
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BrokenRecordError("bad text", place, f"{key}: character {error.start} is half a surrogate pair") from None
 
 
 def texts_in(value: Any, key: str, place: str) -> Texts:
     """What ``value`` of ``key`` says: a text, texts by language, or a list of such alternatives.
 
     Raises:
-        BrokenRecordError: "wrong type" or "empty text".
+        BrokenRecordError: "wrong type", "empty text" or "bad text".
     """
     items: Sequence[Any] = value if isinstance(value, list) else [value]
     for item in items:
         is_languages = isinstance(item, dict) and all(map(_is_text_or_texts, item.values()))
         if not isinstance(item, str) and not is_languages:
             raise BrokenRecordError("wrong type", place, f"{key} holds {_type_name(item)}, not a text")
+        for text in spoken(item, None):
+            check_text(text, key, place)
     if not items or {} in items:
         raise BrokenRecordError(
             "empty text", place, f"{key} {'holds an empty object' if items else 'is an empty list'}"
@@ -343,6 +338,7 @@ def _looks_encoded(value: str) -> bool:
 def _decode_base64(value: str, place: str) -> bytes:
     if value.startswith("data:"):
         value = value.partition(",")[2]
+    check_bytes(len(value) * 3 // 4, IMAGE_BYTES, place, "the base64 text")
     try:
         return binascii.a2b_base64(value)
     except ValueError as error:

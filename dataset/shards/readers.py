@@ -18,27 +18,30 @@ import sys
 import tarfile
 import tempfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from dataset.records.schema import BrokenRecordError, RawRecord
+from dataset.files import RECORD_BYTES, check_bytes
+from dataset.records.schema import RawRecord
+from dataset.shards.tars import parse_object, place_of, read_group, scan_tar
 from utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 LINES_SUFFIXES = (".jsonl", ".json")
 TAR_SUFFIX = ".tar"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+COMPANION_SUFFIXES = (".parquet", ".csv", ".feather")
+"""Of the tables that img2dataset writes beside each tar."""
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
 _COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _SCAN_BYTES = 1 << 24
 _OPEN_FILES = 64
+_FIRST_LINE = 1 << 20
 _INDEX_VERSION = 1
 _HEADER = 5
-_BLOCK = 512
 
 
 def find_shards(entries: Sequence[str], key: str) -> list[Path]:
@@ -74,18 +77,32 @@ def _expand(entry: str, key: str) -> list[Path]:
     path = Path(entry).expanduser()
     if path.is_dir():
         known = (*LINES_SUFFIXES, TAR_SUFFIX)
-        found = [p for p in path.iterdir() if p.suffix in known or _COMPRESSED_TAR.search(p.name)]
+        found = _without_companions(p for p in path.iterdir() if p.suffix in known or _COMPRESSED_TAR.search(p.name))
         if not found:
             raise UserError(f"{key}: the folder {path} holds no *.jsonl, *.json or *.tar file; check the path")
         return sorted(found)
     if path.is_file():
         return [path]
     if any(sign in entry for sign in "*?["):
-        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        matches = (Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        found = sorted(_without_companions(matches))
         if not found:
             raise UserError(f"{key}: no file matches {entry}; check the pattern")
         return found
     raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})")
+
+
+def _without_companions(paths: Iterable[Path]) -> list[Path]:
+    """The paths without what img2dataset and open_clip write beside shards; named by themselves they would be taken."""
+    found = list(paths)
+    tars = {path.with_suffix("") for path in found if path.suffix == TAR_SUFFIX}
+    return [
+        path
+        for path in found
+        if not path.name.endswith("_stats.json")
+        and not (tars and path.name == "sizes.json")
+        and not (path.suffix in COMPANION_SUFFIXES and path.with_suffix("") in tars)
+    ]
 
 
 def default_index_folder() -> Path:
@@ -129,6 +146,24 @@ class Shards:
         """The number of the first record of each shard that has any."""
         return [end - size for size, end in zip(self.sizes, self._ends, strict=True) if size]
 
+    def place(self, number: int) -> str:
+        """Where record ``number`` lies, for messages: as in the record, or for a tar that cannot be read its number there."""
+        path, index, row = self._locate(number)
+        if path.suffix != TAR_SUFFIX:
+            return f"{path}:{index.line(row)}"
+        try:
+            file, offsets = self._files.open(path), index.rows[row].tolist()
+            return place_of(file, path, offsets)
+        except (OSError, tarfile.TarError, ValueError):
+            return f"{path}: record {row}"
+
+    def _locate(self, number: int) -> tuple[Path, ShardIndex, int]:
+        """The shard of a record, its index, and the record's number in it."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"record {number} is not in 0 … {len(self) - 1}")
+        shard = bisect.bisect_right(self._ends, number)
+        return self.paths[shard], self._indexes[shard], number - (self._ends[shard] - self.sizes[shard])
+
     def read(self, number: int) -> RawRecord:
         """Record ``number``, with ``place`` as ``file:line`` or ``shard.tar:member``.
 
@@ -136,15 +171,11 @@ class Shards:
             BrokenRecordError: "bad json" or "wrong type".
             UserError: where the shard itself can no longer be read.
         """
-        if not 0 <= number < len(self):
-            raise IndexError(f"record {number} is not in 0 … {len(self) - 1}")
-        shard = bisect.bisect_right(self._ends, number)
-        path, index = self.paths[shard], self._indexes[shard]
-        row = number - (self._ends[shard] - self.sizes[shard])
+        path, index, row = self._locate(number)
         try:
             file = self._files.open(path)
             if path.suffix == TAR_SUFFIX:
-                return _read_group(file, path, index.rows[row].tolist())
+                return read_group(file, path, index.rows[row].tolist())
             return _read_line(file, path, index.span(row), index.line(row))
         except (OSError, tarfile.TarError) as error:
             raise UserError(
@@ -156,7 +187,8 @@ class ShardIndex:
     """Where each record of one shard starts.
 
     ``rows`` (n, 1) int64: the offset of each line that is not blank; for a tar (n, 4): the offsets of the headers of the
-    picture, the ``.txt``, the ``.json`` and the first member of each group, -1 where there is none.
+    picture, the ``.txt``, the ``.json`` and the first member of each group, -1 where there is none. After the rows come, of
+    lines, how many records lie before each blank one; of a tar, a number where its end blocks are missing.
     """
 
     def __init__(self, path: Path, folder: Path, key: str):
@@ -170,6 +202,10 @@ class ShardIndex:
             if self._flat is None:
                 self._flat = self._build(key)
                 self._save()
+            if path.suffix == TAR_SUFFIX and len(self._flat) > _HEADER + self._flat[3] * self._flat[4]:
+                logger.warning(
+                    "%s: %s lacks the end of a tar; %d records were found: is it whole?", key, path, len(self)
+                )
         except OSError as error:
             raise UserError(f"{key}: {path}: {error.strerror or error}; check the file and its permissions") from None
 
@@ -230,8 +266,9 @@ class ShardIndex:
         if start.startswith(_COMPRESSED_STARTS):
             raise UserError(f"{key}: {self.path} is compressed and cannot be read at an offset; decompress it first")
         if self.path.suffix == TAR_SUFFIX:
-            rows, extra = _scan_tar(self.path, key), np.empty(0, np.int64)
-        elif start.lstrip()[:1] == b"[":
+            rows, ends = scan_tar(self.path, key)
+            extra = np.empty(0, np.int64) if ends else np.ones(1, np.int64)
+        elif start.lstrip()[:1] == b"[" and _is_one_array(self.path):
             raise UserError(f"{key}: {self.path} is one JSON array; a shard has one JSON object on each line")
         else:
             rows, extra = _scan_lines(self.path)
@@ -275,6 +312,17 @@ class _OpenFiles:
         return {"_process": -1, "_files": OrderedDict()}
 
 
+def _is_one_array(path: Path) -> bool:
+    """Whether a file that begins with a list is one, and not lines of which the first is a list: a broken record."""
+    with path.open("rb") as file:
+        line = file.readline(_FIRST_LINE)
+        try:
+            json.loads(line)
+        except (ValueError, RecursionError):
+            return True
+        return not file.readline().strip()
+
+
 def _scan_lines(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Offsets (n, 1) of the lines that are not blank, and for each blank line how many records come before it."""
     size = path.stat().st_size
@@ -295,83 +343,8 @@ def _scan_lines(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.delete(starts, blank).reshape(-1, 1), before_blank
 
 
-def _scan_tar(path: Path, key: str) -> np.ndarray:
-    """Header offsets (n, 4) of picture, text, JSON and first member of each group: the members whose names differ only in
-    what follows the first dot."""
-    groups: dict[str, list[int]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # else the archive keeps every member in memory
-                folder, _, name = member.name.rpartition("/")
-                stem, dot, suffix = name.partition(".")
-                if not member.isfile() or not stem:
-                    continue
-                group = groups.setdefault(f"{folder}/{stem}", [-1, -1, -1, member.offset])
-                kind = _member_kind(dot + suffix.lower())
-                if kind is not None and group[kind] < 0:
-                    group[kind] = member.offset
-            end = tar.offset
-        with path.open("rb") as file:
-            # tarfile takes a broken header for the end of the archive, in silence.
-            file.seek(end)
-            if file.read(_BLOCK).strip(b"\0"):
-                raise tarfile.ReadError(f"no valid header at byte {end}")
-    except tarfile.TarError as error:
-        raise UserError(f"{key}: {path} is not a whole tar file ({error}); copy or write it again") from None
-    return np.array(list(groups.values()), np.int64).reshape(-1, 4)
-
-
-def _member_kind(suffix: str) -> int | None:
-    if suffix in IMAGE_SUFFIXES:
-        return 0
-    return {".txt": 1, ".json": 2}.get(suffix)
-
-
 def _read_line(file: BinaryIO, path: Path, span: tuple[int, int], line: int) -> RawRecord:
     file.seek(span[0])
     place = f"{path}:{line}"
-    return RawRecord(_parse(file.read(span[1]), place), place, path.parent)
-
-
-def _read_group(file: BinaryIO, path: Path, offsets: Sequence[int]) -> RawRecord:
-    names: list[str] = []
-    contents: list[bytes | None] = []
-    for offset in offsets[:3]:
-        name, content = _read_member(file, offset) if offset >= 0 else ("", None)
-        names.append(name)
-        contents.append(content)
-    if not any(names):
-        names.append(_read_member(file, offsets[3])[0])
-    place = f"{path}:{next(name for name in names if name)}"
-    image, text, values = contents
-    try:
-        caption = text.decode("utf-8") if text is not None else None
-    except UnicodeDecodeError as error:
-        raise BrokenRecordError("wrong type", place, f"the text is not UTF-8: {error}") from None
-    return RawRecord(_parse(values, place) if values is not None else {}, place, path.parent, image, caption)
-
-
-def _read_member(file: BinaryIO, offset: int) -> tuple[str, bytes]:
-    file.seek(offset)
-    member = tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
-    if member.isreg():
-        return member.name, file.read(member.size)
-    # The blocks of a long name stand before the member's own header: a tar opened in the middle reads both.
-    file.seek(offset)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        long_named = tar.next()
-        content = tar.extractfile(long_named) if long_named is not None else None
-        if long_named is None or content is None:
-            raise tarfile.ReadError(f"no member at byte {offset}")
-        return long_named.name, content.read()
-
-
-def _parse(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        values = json.loads(line.decode("utf-8-sig"))  # json's own decoding of bytes takes twice the time of the rest
-    except (ValueError, RecursionError) as error:
-        raise BrokenRecordError("bad json", place, str(error)) from None
-    if not isinstance(values, dict):
-        raise BrokenRecordError("wrong type", place, "the line is not a JSON object")
-    return values
+    check_bytes(span[1], RECORD_BYTES, place, "the line", "json")
+    return RawRecord(parse_object(file.read(span[1]), place), place, path.parent)

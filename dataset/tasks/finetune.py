@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from dataset.loaders import LoadingConfig, in_workers
 from dataset.media.augment import AugmentConfig
-from dataset.media.video import VideoReadingConfig, VideoSource, check_backend
-from dataset.media.views import TrainingView, check_medium, frame_sampler
+from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource, check_backend
+from dataset.media.views import TrainingView, check_medium
+from dataset.records.broken import broken_record, not_whole
 from dataset.records.schema import BrokenRecordError, ImageSource
 from dataset.shards.samplers import RandomOrder, sample_rng
 from dataset.text.processors import PlainTextProcessor, TextLimits, clean_caption, clean_question
-from utils.batch import Batch, MicroBatch
-from utils.errors import UserError
+from utils.batch import Batch, BrokenRecord, MicroBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -114,39 +115,77 @@ class FineTuneBatches(ABC, Generic[D, E]):
 
     def make(self, number: int) -> Batch:
         """Micro-batch ``number``, counted over all ranks."""
-        examples, valid, places, broken = [], [], [], []
-        for epoch, index in self.order.batch(number):
+        examples: list[E | None] = []
+        broken: list[BrokenRecord] = []
+        drawn = self.order.batch(number)
+        for epoch, index in drawn:
             try:
                 examples.append(self.example(index, sample_rng(self.seed, self.name, epoch, index)))
-                valid.append(True)
-                places.append(self.place(index))
-            except BrokenRecordError as error:
-                broken.append(error.as_broken())
-                examples.append(self.filler())
-                valid.append(False)
-        made = {"records": tuple(places), "broken": tuple(broken), "read": len(valid)}
-        return self.collate(examples, torch.tensor(valid), **made)
+            except Exception as error:  # nothing in a record ends a run
+                broken.append(broken_record(error, partial(self.place, index)))
+                examples.append(None)
+        places = [self.place(index) for _, index in drawn]
+        try:
+            return self._batch(examples, places, broken)
+        except Exception:
+            # Texts are tokenised here. Which example is to blame shows where each is collated alone.
+            if not (failed := self._not_collated(examples, places)):
+                raise
+            examples = [None if number in failed else example for number, example in enumerate(examples)]
+            return self._batch(examples, places, [*broken, *failed.values()])
+
+    def _batch(self, examples: Sequence[E | None], places: Sequence[str], broken: Sequence[BrokenRecord]) -> Batch:
+        """The batch of examples, with fillers for those that are None."""
+        valid = [example is not None for example in examples]
+        rows = [self.filler() if example is None else example for example in examples]
+        records = tuple(place for place, counts in zip(places, valid, strict=True) if counts)
+        return self.collate(rows, torch.tensor(valid), records=records, broken=tuple(broken), read=len(valid))
+
+    def _not_collated(self, examples: Sequence[E | None], places: Sequence[str]) -> dict[int, BrokenRecord]:
+        """The examples that cannot be collated, by their row."""
+        failed = {}
+        for row, example in enumerate(examples):
+            try:
+                self._batch([example], [places[row]], ())
+            except Exception as error:
+                failed[row] = broken_record(error, partial(places.__getitem__, row))
+        return failed
 
 
-def in_batches(read: Callable[[int], T], items: range, batch_size: int, workers: int) -> Iterator[list[T]]:
-    """``read(item)`` of each item once, in order, in lists of ``batch_size``, read by worker processes.
+def in_batches(
+    read: Callable[[int], T],
+    items: range,
+    batch_size: int,
+    workers: int,
+    place: Callable[[int], str] = "held-out record {}".format,
+) -> Iterator[list[T]]:
+    """``read(item)`` of each item once, in order, in lists of ``batch_size``, read by worker processes; ``place``: of an item,
+    for messages.
 
     Raises:
         UserError: for the first broken record: a held-out set must be whole, or its numbers mean something else.
     """
-    chunks = _Chunks(read, items, batch_size)
+    chunks = _Chunks(read, items, batch_size, place)
     yield from in_workers(chunks, range(-(-len(items) // batch_size)), workers)
 
 
 class _Chunks(Generic[T]):
-    def __init__(self, read: Callable[[int], T], items: range, size: int):
-        self.read, self.items, self.size = read, items, size
+    def __init__(self, read: Callable[[int], T], items: range, size: int, place: Callable[[int], str]):
+        self.read, self.items, self.size, self.place = read, items, size, place
 
     def __call__(self, number: int) -> list[T]:
-        try:
-            return [self.read(item) for item in self.items[number * self.size : (number + 1) * self.size]]
-        except BrokenRecordError as error:
-            raise UserError(f"{error}; a held-out set has to be whole") from None
+        made = []
+        for item in self.items[number * self.size : (number + 1) * self.size]:
+            try:
+                made.append(self.read(item))
+            except Exception as error:
+                raise not_whole(error, partial(self.place, item)) from None
+        return made
+
+
+def frame_sampler(data: MediaDataConfig, frames: int | None) -> FrameSampler | None:
+    """What takes ``frames`` of each video; None where the model is one of images."""
+    return None if frames is None else FrameSampler(frames, data.video, data.max_pixels, data.pixels)
 
 
 def media_view(
@@ -159,7 +198,7 @@ def media_view(
     """
     check_medium(sources, frames, "data.train")
     check_backend((each for each in sources if isinstance(each, VideoSource)), data.video, "data.video")
-    return TrainingView(image_size, data.max_pixels, data.augment, frame_sampler(data.video, frames, data.max_pixels))
+    return TrainingView(image_size, data.max_pixels, data.augment, frame_sampler(data, frames), pixels=data.pixels)
 
 
 def cleaned(text: str, max_words: int, place: str) -> str:

@@ -23,7 +23,7 @@ from dataset.formats.annotations import (
     wanted_splits,
 )
 from dataset.media.augment import RandAugment, RegionAugmentConfig, hflip, resize, stack_views
-from dataset.media.encoded import Picture
+from dataset.media.encoded import Picture, for_boxes
 from dataset.media.views import black, check_size
 from dataset.records.boxes import WHOLE_BOX, flip_box, visible_elements
 from dataset.records.schema import (
@@ -33,6 +33,7 @@ from dataset.records.schema import (
     ImageKeys,
     ImageSource,
     RawRecord,
+    box_in,
     parse_region_record,
     place_box,
 )
@@ -115,7 +116,7 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float) -> l
 def _parse_record(row: Row, folder: Path, pictures: Pictures, language: str | None) -> list[Phrase]:
     record = parse_region_record(RawRecord(row.values, row.place, folder), ImageKeys(image_is="path"), "")
     if record.broken:
-        raise BrokenRecordError(record.broken[0].kind, row.place, record.broken[0].message)  # type: ignore[arg-type]
+        raise BrokenRecordError(record.broken[0].kind, row.place, record.broken[0].message)
     source = pictures.find(row.get("image", str), row.place)
     width, height = size = pictures.size(source)
     phrases = []
@@ -153,12 +154,8 @@ def _read_refcoco(config: GroundingSplitConfig, key: str, max_broken: float) -> 
             )
         source = pictures.find(COCO_NAME.format(image), row.place)
         width, height = size = sizes[image]
-        try:
-            x, y, w, h = (float(value) for value in boxes[annotation])
-        except (TypeError, ValueError):
-            said = f"bbox of ann_id {annotation} is {boxes[annotation]!r:.80}, not [x, y, width, height]"
-            raise BrokenRecordError("wrong type", row.place, said) from None
-        box = place_box((x, y, w, h), width, height, row.place, "annotation")
+        given = box_in(boxes[annotation], f"bbox of ann_id {annotation}", row.place)
+        box = place_box(given, width, height, row.place, "annotation")
         sentences = [each.get("sent") for each in row.get("sentences", list) if isinstance(each, dict)]
         texts = [text for text in sentences if isinstance(text, str) and text.strip()]
         if not texts:
@@ -192,7 +189,7 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
     def example(self, index: int, rng: np.random.Generator) -> GroundingExample:
         item = self.items[index]
         text = cleaned(item.text, self.text.max_words, item.place)
-        picture = Picture(item.image.load(), self.data.max_pixels, item.place)
+        picture = Picture(item.image.load(), self.data.max_pixels, item.place, for_boxes(self.data.pixels))
         check_size(picture, item.size, item.place)
         element = Element("phrase", item.box, (text,))
         crop, found = visible_elements([element], item.size, rng, crop=self.data.crop, most=1, min_inside=0.5)

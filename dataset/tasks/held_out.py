@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from dataset.media.augment import evaluation_view
-from dataset.media.encoded import decode
+from dataset.media.encoded import PixelsAre, decode, for_boxes
 from dataset.media.video import FrameSampler
+from dataset.records.broken import not_whole
 from dataset.records.schema import BrokenRecordError, ImageKeys, RawRecord, Texts, parse_region_record, place_box
 from dataset.shards.readers import Shards
 from dataset.tasks.streams.pairs import VideoStreamConfig
 from dataset.text.processors import TextProcessor, clean_alternatives, clean_caption
-from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def read_held_out(
     keys: ImageKeys,
     caption_key: str = "caption",
     max_pixels: int = 80_000_000,
+    pixels: PixelsAre = "shown",
     limit: int | None = None,
     config_key: str = "evaluation.files",
     index_folder: str | None = None,
@@ -58,7 +60,9 @@ def read_held_out(
         UserError: for the first broken record: a held-out set must be whole, or its numbers mean something else.
     """
     shards = Shards(files, key=config_key, index_folder=index_folder)
-    return _whole(shards, limit, lambda raw: _read_one(raw, processor, image_size, keys, caption_key, max_pixels))
+    return _whole(
+        shards, limit, lambda raw: _read_one(raw, processor, image_size, keys, caption_key, (max_pixels, pixels))
+    )
 
 
 def read_held_out_videos(
@@ -91,10 +95,13 @@ def read_held_out_videos(
 
 def _whole(shards: Shards, limit: int | None, read: Callable[[RawRecord], HeldOutRecord]) -> list[HeldOutRecord]:
     """``read`` of the first ``limit`` records, every one of which has to be fit."""
-    try:
-        return [read(shards.read(number)) for number in range(min(len(shards), limit or len(shards)))]
-    except BrokenRecordError as error:
-        raise UserError(f"{error}; a held-out set has to be whole") from None
+    records = []
+    for number in range(min(len(shards), limit or len(shards))):
+        try:
+            records.append(read(shards.read(number)))
+        except Exception as error:
+            raise not_whole(error, partial(shards.place, number)) from None
+    return records
 
 
 def _read_one(
@@ -103,13 +110,14 @@ def _read_one(
     image_size: int,
     keys: ImageKeys,
     caption_key: str,
-    max_pixels: int,
+    decoding: tuple[int, PixelsAre],
 ) -> HeldOutRecord:
     record = parse_region_record(raw, keys, caption_key)
-    picture = decode(record.image.load(), max_pixels, raw.place)
+    max_pixels, pixels = decoding
+    picture = decode(record.image.load(), max_pixels, raw.place, for_boxes(pixels) if record.elements else pixels)
     height, width = picture.shape[-2:]
     if record.broken:
-        raise BrokenRecordError(record.broken[0].kind, raw.place, record.broken[0].message)  # type: ignore[arg-type]
+        raise BrokenRecordError(record.broken[0].kind, raw.place, record.broken[0].message)
     elements = []
     for element in record.elements:
         x, y, w, h = place_box(element.box, width, height, raw.place, element.name)

@@ -143,7 +143,7 @@ class NLVRBatches(FineTuneBatches[NLVRDataConfig, PairExample]):
         may_flip = not (self.data.careful_flip and mentions_side(sentence))
         views = [
             training_view(
-                Picture(source.load(), self.data.max_pixels, source.place),
+                Picture(source.load(), self.data.max_pixels, source.place, self.data.pixels),
                 self.image_size,
                 self.data.augment,
                 self.augment,

@@ -128,18 +128,20 @@ class PretrainBatches:
         self.images = self.regions = self.texts = self.videos = self.pairs = None
         if data.images:
             both = (sources["images"], sources.get("images/clean"))
-            view = TrainingView(image_size, data.max_pixels, data.images.augment)
+            view = TrainingView(image_size, data.max_pixels, data.images.augment, pixels=data.pixels)
             self.images = ImageStream(data.images, both, self.text, view)
         if data.videos:
             if frames is None:
                 raise UserError("data.videos: the model is one of images; set model.vision.video.frames")
             both = (sources["videos"], sources.get("videos/clean"))
-            sampler = FrameSampler(frames, data.videos.reading, data.max_pixels)
+            sampler = FrameSampler(frames, data.videos.reading, data.max_pixels, data.pixels)
             view = TrainingView(image_size, data.max_pixels, data.videos.augment, sampler)
             self.videos = VideoStream(data.videos, both, self.text, view)
         if data.regions:
             sizes = (image_size, patch_size)
-            self.regions = RegionStream(data.regions, sources["regions"], self.text, sizes, data.max_pixels)
+            self.regions = RegionStream(
+                data.regions, sources["regions"], self.text, sizes, data.max_pixels, data.pixels
+            )
         if data.texts:
             self.texts = TextStream(data.texts, sources["texts"], self.text)
         if data.pairs:

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def read_video_questions(
     """
     names = {} if config.names is None else _read_names(config.names, f"{key}.names")
     videos = Videos(images_folder(config.videos, config.questions), names)
-    sources: dict[str, VideoSource] = {}
+    sources: dict[Path, VideoSource] = {}
     rows = read_rows(config.questions, key)
     if any(isinstance(row, Row) and _is_of_images(row) for row in rows[:1]):
         raise UserError(
@@ -101,7 +102,7 @@ def _is_of_images(row: Row) -> bool:
     return isinstance(row.values.get("questions"), list) or ("image" in named and not {"video", "video_id"} & named)
 
 
-def _parse(row: Row, videos: Videos, sources: dict[str, VideoSource], answered: bool) -> VideoQuestion:
+def _parse(row: Row, videos: Videos, sources: dict[Path, VideoSource], answered: bool) -> VideoQuestion:
     text = row.get("question", str)
     if not clean_question(text, 1000).strip():
         raise BrokenRecordError("empty text", row.place, f"question is {text[:80]!r}, a text without words")
@@ -110,9 +111,9 @@ def _parse(row: Row, videos: Videos, sources: dict[str, VideoSource], answered: 
         answer = row.get("answer", str)
         if not answer.strip():
             raise BrokenRecordError("empty text", row.place, "the answer is empty")
-    identity, video = videos.of_row(row)
+    _, video = videos.of_row(row)
     # There are many questions about a video: they share what says where it lies.
-    video = sources.setdefault(identity, video) if video.path is not None else video
+    video = sources.setdefault(video.path, video) if video.path is not None else video
     number = row.values.get("question_id", row.values.get("id"))
     return VideoQuestion(
         question_id=number if isinstance(number, int | str) else row.place,

@@ -21,8 +21,9 @@ from dataset.formats.iglue import is_xgqa, question_row, xgqa_rows
 from dataset.media.augment import AugmentConfig, RandAugment, stack_views, training_view
 from dataset.media.encoded import Picture
 from dataset.media.views import black
-from dataset.records.schema import BrokenRecordError, ImageSource
+from dataset.records.schema import BrokenRecordError, check_text
 from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, cleaned_question
+from dataset.tasks.questions import Question, QuestionTable
 from dataset.text.processors import PlainTextProcessor, TextLimits, clean_question, mentions_side
 from utils.batch import QuestionBatch
 from utils.config import Config
@@ -94,34 +95,6 @@ class VQADataConfig(FineTuneDataConfig):
         True,
         description="do not flip where question or answers have left or right as a word; English only (released: as letters)",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """``answers``: that of every annotator as written, or none. ``answer_type``: the data set's word for it, or "".
-    ``weight``: factor of the answers' losses. There are millions: questions about a picture share its ``path``."""
-
-    question_id: int | str
-    question: str
-    path: Path
-    answers: tuple[str, ...]
-    answer_type: str
-    weight: float
-    place: str
-
-    @property
-    def picture(self) -> ImageSource:
-        """The picture that is asked about."""
-        return ImageSource(self.place, path=self.path)
-
-    def weighted_answers(self) -> list[tuple[str, float]]:
-        """Each different answer with the share of annotators who gave it, times the weight (released)."""
-        counts = Counter(self.answers)
-        return [(answer, self.weight * count / len(self.answers)) for answer, count in counts.items()]
-
-    def most_frequent(self) -> str:
-        """The answer of most annotators, of equally many the first."""
-        return Counter(self.answers).most_common(1)[0][0]
 
 
 def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answered: bool) -> list[Question]:
@@ -268,7 +241,7 @@ def _genome_picture(image: int, pictures: Pictures) -> str:
 def _is_taken(row: Row, share: tuple[float, float]) -> bool:
     if share == (0.0, 1.0):
         return True
-    digest = hashlib.blake2b(str(row.values.get("image")).encode("utf-8"), digest_size=8).digest()
+    digest = hashlib.blake2b(str(row.values.get("image")).encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return share[0] <= int.from_bytes(digest, "big") / 2**64 < share[1]
 
 
@@ -283,6 +256,7 @@ def _parse(row: Row, pictures: Pictures, paths: dict[str, Path], config: Questio
         for answer in answers:
             if not isinstance(answer, str):
                 raise BrokenRecordError("wrong type", row.place, f"answer holds {answer!r:.80}, not a text")
+            check_text(answer, "answer", row.place)
         answers = [answer for answer in answers if answer.strip()]
         if not answers:
             raise BrokenRecordError("empty text", row.place, "there is no answer, or only empty ones")
@@ -359,11 +333,13 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
         super().__init__(data, tokenizer=tokenizer, **options)
 
     def read(self, data: VQADataConfig) -> int:
-        self.items = [
-            question
-            for number, source in enumerate(data.train)
-            for question in read_questions(source, f"data.train[{number}]", data.max_broken, answered=True)
-        ]
+        self.items = QuestionTable(
+            [
+                question
+                for number, source in enumerate(data.train)
+                for question in read_questions(source, f"data.train[{number}]", data.max_broken, answered=True)
+            ]
+        )
         self.augment = RandAugment(data.augment.rand_augment_ops, data.augment.rand_augment_magnitude)
         return len(self.items)
 
@@ -373,7 +349,7 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
         answers = item.weighted_answers()
         said = [question, *(answer for answer, _ in answers)]
         pixels = training_view(
-            Picture(item.picture.load(), self.data.max_pixels, item.place),
+            Picture(item.picture.load(), self.data.max_pixels, item.place, self.data.pixels),
             self.image_size,
             self.data.augment,
             self.augment,
@@ -383,7 +359,7 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
         return QuestionExample(pixels, question, answers)
 
     def place(self, index: int) -> str:
-        return self.items[index].place
+        return self.items.place(index)
 
     def filler(self) -> QuestionExample:
         return QuestionExample(black(self.image_size), FILLER_TEXT, [(FILLER_TEXT, 0.0)])

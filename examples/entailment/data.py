@@ -71,7 +71,7 @@ class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, tuple[Tensor, str,
 
     def read(self, data: EntailmentDataConfig) -> int:
         self.items = read_items(data.train.file, "data.train", data.max_broken)
-        self.view = EvaluationView(self.image_size, data.max_pixels)
+        self.view = EvaluationView(self.image_size, data.max_pixels, pixels=data.pixels)
         return len(self.items)
 
     def example(self, index: int, rng: np.random.Generator) -> tuple[Tensor, str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +11,54 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from models.checkpoints.refused import STATE_KEYS, check_start, refusal
 from utils.errors import UserError
 
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every name."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` or PyTorch file by name; a nested ``model`` or ``module`` dictionary is opened.
+    """The tensors of a ``.safetensors`` or PyTorch file by name; a nested ``model``, ``module`` or ``state_dict`` dictionary is
+    opened, and a prefix that all names have from DistributedDataParallel or torch.compile is left out.
 
     Raises:
-        UserError: if the file is missing, damaged, or would need code to run.
+        UserError: if the file is missing, damaged, no weight file (a web page, a git-lfs pointer), or would need code to run.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"{path}: no such weight file")
     try:
+        check_start(path)
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _unwrapped(load_file(path))
         # Published checkpoints hold their command line beside the weights; an argparse namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: no weight file of torch or safetensors, or one that holds more than weights (no code in it is run)"
-        ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a readable weight file: {str(error).splitlines()[0]}") from None
-    for key in ("model", "module", "state_dict"):
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not a readable weight file: {reason}") from None
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise refusal(path, error) from None
+    for key in STATE_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
     named = content.items() if isinstance(content, dict) else ()
     tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"{path}: holds no weights")
+        held = ", ".join(str(key) for key in content)[:120] if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path}: holds no weights, but {held or 'nothing'}")
+    return _unwrapped(tensors)
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the model's own names."""
+    while prefix := next((each for each in WRAPPERS if all(name.startswith(each) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.formats.video_files import Videos
@@ -28,6 +27,7 @@ from dataset.prepare.frame_making import FrameMaking
 from dataset.prepare.frames import Summary, build, outputs_of_folder, outputs_of_shards
 from dataset.tasks.pretrain import DataConfig, PretrainBatches, VideoStreamConfig
 from tests.dataset.test_video import encoded, number_on, write_video
+from utils.config import read_yaml
 from utils.errors import UserError
 
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(4, 4), flip=0, rand_augment_ops=0)
@@ -135,7 +135,7 @@ def test_large_frames_are_shrunk_and_small_ones_left(videos, tmp_path):
 def test_the_default_size_serves_every_config_of_videos():
     sizes = set()
     for path in (Path(__file__).parents[2] / "configs").rglob("*.yaml"):
-        vision = (yaml.safe_load(path.read_text(encoding="utf-8")).get("model") or {}).get("vision") or {}
+        vision = (read_yaml(path).get("model") or {}).get("vision") or {}
         if "video" in vision and "image_size" in vision:
             sizes.add(vision["image_size"])
     assert max(sizes) == MAKING.short_side

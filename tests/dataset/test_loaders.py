@@ -11,6 +11,7 @@ import torch
 from dataset.loaders import BatchLoader, BrokenRecordLog
 from dataset.shards.readers import Shards
 from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
+from dataset.tasks.streams.base import CleanSetConfig
 from utils.batch import BrokenRecord, PretrainBatch
 from utils.errors import UserError
 
@@ -194,3 +195,21 @@ def test_pixels_stay_uint8_and_every_tensor_of_a_batch_is_pinned(loader, monkeyp
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
     batch.pin_memory()
     assert [id(tensor) for tensor in pinned] == [id(tensor) for tensor in tensors(batch)]
+
+
+def test_an_epoch_with_a_clean_set_reads_its_share_of_the_noisy_one(tokenizer, write_lines, make_pair, tmp_path):
+    """As many steps as without it, as released: records of noisy steps once at most, and other ones in the next epoch."""
+    noisy = write_lines("noisy.jsonl", [make_pair(n) for n in range(100)])
+    clean = write_lines("clean.jsonl", [make_pair(n) for n in range(5)])
+    images = ImageStreamConfig(files=[noisy], batch_size=1, clean=CleanSetConfig(files=[clean], probability=0.15))
+    data = DataConfig(images=images, cache_index=str(tmp_path / "index"), workers=0)
+    loader = BatchLoader(PretrainBatches(data, tokenizer=tokenizer, image_size=32, patch_size=8, seed=0), data)
+    assert (loader.epoch_size, loader.records_per_batch) == (100, 1)
+    epochs = []
+    for first in (0, 100):
+        places = [batch.records[0] for batch in loader.batches(first, 100)]
+        taken = [place for place in places if place.startswith(noisy)]
+        assert len(set(taken)) == len(taken)
+        assert 75 <= len(taken) <= 95
+        epochs.append(set(taken))
+    assert len(epochs[0] | epochs[1]) > len(epochs[0]) + 5

@@ -59,13 +59,6 @@ def test_the_first_frame_of_an_animation_is_used(form):
     assert torch.equal(decode(content, MANY, "p"), as_tensor(Image.open(io.BytesIO(content))))
 
 
-def test_orientation_is_not_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image = decode(encode(picture(), "JPEG", exif=exif), MANY, "p")
-    assert tuple(image.shape) == (3, 48, 64), "boxes refer to pixels as they are stored"
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"comment": b"x" * 999}, {"dpi": (72, 72)}, {"exif": b"x"}]
 )
@@ -209,3 +202,20 @@ def test_an_encoded_picture_is_decoded_the_right_way_round_and_in_its_colours(la
     assert frame is not None
     assert content[frame.at + 11] == 0x22  # of the first component, two samples each way for one of the others
     assert len(encode_jpeg(as_tensor(picture()), 30)) < len(encode_jpeg(as_tensor(picture()), 90))
+
+
+@pytest.mark.parametrize(
+    "content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 3\n%%EndComments\nshowpage\n", b"%PDF-1.4\n"]
+)
+def test_no_program_is_started_for_a_picture(monkeypatch, content):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **more: pytest.fail("Ghostscript was started"))
+    with pytest.raises(
+        BrokenRecordError, match=r"not a picture of a format that is read \(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM\)"
+    ):
+        decode(content, MANY, "p")
+
+
+def test_a_portable_map_is_read():
+    assert torch.equal(decode(encode(picture(), "PPM"), MANY, "p"), as_tensor(picture()))

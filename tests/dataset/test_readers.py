@@ -221,3 +221,62 @@ def test_a_shard_that_vanishes_during_the_run_is_a_user_error(write_lines):
     Path(file).unlink()
     with pytest.raises(UserError, match=r"a.jsonl: cannot be read any more .* during the run"):
         shards.read(0)
+
+
+def test_a_tar_without_its_end_blocks_is_told_with_its_count_on_every_run(tmp_path, caplog):
+    whole = Path(write_tar(tmp_path / "whole.tar", [("a.txt", b"x"), ("b.txt", b"y" * 3000), ("c.txt", b"z")]))
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(whole.read_bytes()[: 2 * 512 + 512 + 3072])  # a and b, and nothing after them
+    assert len(Shards([str(whole)])) == 3
+    assert not caplog.records
+    for run in range(2):
+        assert len(Shards([str(cut)], key="data.images.files")) == 2
+        (said,) = [record.getMessage() for record in caplog.records[run:]]
+        assert said == (f"data.images.files: {cut} lacks the end of a tar; 2 records were found: is it whole?")
+    assert [Shards([str(cut)]).read(n).text for n in range(2)] == ["x", "y" * 3000]
+
+
+@pytest.mark.parametrize("end", [100, 512, 900, 1024, 1100, 1536, 3000, 4608, 4700, 5120, 5500, 5632])
+def test_a_tar_that_is_cut_anywhere_is_refused_or_told(tmp_path, caplog, end):
+    whole = Path(write_tar(tmp_path / "whole.tar", [("a.txt", b"x"), ("b.txt", b"y" * 3000), ("c.txt", b"z")]))
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(whole.read_bytes()[:end])
+    ends = (1024, 1024 + 512 + 3072, 1024 + 512 + 3072 + 1024)
+    if end in ends:
+        assert len(Shards([str(cut)])) == 1 + ends.index(end)
+        assert "lacks the end of a tar" in caplog.text
+    else:
+        with pytest.raises(
+            UserError, match=r"is not a whole tar file \(.*, after \d records\); copy or write it again"
+        ):
+            Shards([str(cut)])
+
+
+def test_companions_of_img2dataset_are_no_shards(tmp_path):
+    shard = write_tar(tmp_path / "00000.tar", [("a.txt", b"x")])
+    (tmp_path / "00000_stats.json").write_text('{"count": 1}')
+    (tmp_path / "00000.parquet").write_bytes(b"PAR1")
+    (tmp_path / "sizes.json").write_text('{"00000.tar": 1}')
+    (tmp_path / "_tmp").mkdir()
+    for entry in (tmp_path, tmp_path / "*", tmp_path / "*.tar", tmp_path / "0*"):
+        assert find_shards([str(entry)], "key") == [Path(shard)], entry
+    assert len(Shards([str(tmp_path)])) == 1
+    with pytest.raises(UserError, match=r"^key: no file matches .*_stats.json"):
+        find_shards([str(tmp_path / "*_stats.json")], "key")
+    lines = tmp_path / "lines"
+    lines.mkdir()
+    (lines / "sizes.json").write_text('{"text": "a"}')
+    assert len(Shards([str(lines)])) == 1, "beside no tar, a shard may be called anything"
+
+
+def test_a_record_that_cannot_be_read_still_has_its_place(tmp_path, write_lines):
+    lines = Shards([write_lines("a.jsonl", ["", "{", "{"])])
+    assert [lines.place(n) for n in range(2)] == [f"{tmp_path}/a.jsonl:{n}" for n in (2, 3)]
+    file = write_tar(
+        tmp_path / "a.tar", [("x/a.txt", b"x"), ("x/a.jpg", b"y"), ("b.cls", b"1"), ("y" * 150 + ".txt", b"z")]
+    )
+    tar = Shards([file])
+    assert [tar.place(n) for n in range(3)] == [f"{file}:x/a.jpg", f"{file}:b.cls", f"{file}:{'y' * 150}.txt"]
+    assert [tar.read(n).place for n in range(3)] == [tar.place(n) for n in range(3)]
+    Path(file).write_bytes(b"")
+    assert Shards.place(tar, 1) in (f"{file}:b.cls", f"{file}: record 1")

@@ -9,6 +9,7 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 from functools import partial
@@ -472,3 +473,41 @@ def test_many_files_leave_no_memory_behind():
     command = [sys.executable, "-m", "tests.dataset.read_again_and_again"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(found.stdout) < 200_000
+
+
+def test_the_thread_of_a_video_that_was_given_up_ends(tmp_path, monkeypatch):
+    """It looks at the clock after each frame."""
+
+    def slow(frame):
+        time.sleep(0.1)
+        return pixels_of(frame)
+
+    monkeypatch.setattr(video_decoding, "_HANGING", [])
+    source = as_list(tmp_path, list(range(40)))
+    config = VideoReadingConfig(time_limit_s=0.15)
+    for _ in range(3):
+        with pytest.raises(BrokenRecordError, match="not read within"):
+            read_frames(source, config, lambda count: range(count), slow, 10**6)
+    assert video_decoding._HANGING
+    for thread in video_decoding._HANGING:
+        thread.join(2)
+        assert not thread.is_alive()
+
+
+def test_calls_that_never_return_leave_a_bounded_number_of_threads(monkeypatch):
+    monkeypatch.setattr(video_decoding, "_HANGING", [])
+    go_on, started = threading.Event(), []
+
+    def hang():
+        started.append(1)
+        go_on.wait(30)
+
+    for number in range(12):
+        with pytest.raises(BrokenRecordError) as caught:
+            video_decoding.within(video_decoding.Clock(0.02, f"a.jsonl:{number}"), hang)
+        assert ("hang in the decoder" in str(caught.value)) == (number >= 8)
+    assert len(started) == 8
+    go_on.set()
+    for thread in list(video_decoding._HANGING):
+        thread.join()
+    assert video_decoding.within(video_decoding.Clock(5, "a.jsonl:13"), lambda: 7) == 7

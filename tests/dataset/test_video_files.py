@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from dataset.formats.annotations import Row
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.formats.video_files import Videos
 from dataset.media.augment import AugmentConfig
 from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource
 from dataset.media.views import EvaluationView, TrainingView, check_medium
@@ -235,3 +237,25 @@ def test_an_answer_that_is_no_candidate_is_read_without_a_label(folder, tokenize
     assert batch.pixels.shape == (3, 2, 3, 32, 32)
     with pytest.raises(UserError, match="no answer is one of the candidates"):
         VideoQABatches(data, classes=["cat", "dog"], tokenizer=tokenizer, image_size=32, seed=0, frames=2)
+
+
+def test_a_path_and_an_id_of_one_name_are_two_videos(tmp_path):
+    """Each finds its own, in whichever order they are asked for."""
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7.mp4").write_bytes(b"")
+    path, number = Row({"video": "7"}, "a[0]"), Row({"video_id": 7}, "a[1]")
+    for rows in ((path, number), (number, path)):
+        videos = Videos(tmp_path)
+        found = {row.place: videos.of_row(row)[1].path for row in rows}
+        assert found == {"a[0]": tmp_path / "7", "a[1]": tmp_path / "7.mp4"}
+
+
+def test_questions_about_a_path_and_an_id_of_one_name_see_their_own_video(tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7.mp4").write_bytes(b"")
+    rows = [{"video": "7"}, {"video_id": 7}, {"video": "7"}]
+    (tmp_path / "a.json").write_text(json.dumps([{"question": "what", "answer": "man", **row} for row in rows]))
+    config = VideoQuestionsConfig(questions=str(tmp_path / "a.json"))
+    items = read_video_questions(config, "data.train", 0.0, answered=True)
+    assert [item.video.path.name for item in items] == ["7", "7.mp4", "7"]
+    assert items[0].video is items[2].video

@@ -247,3 +247,10 @@ def test_xlm_r_stands_beside_the_fusion_of_the_english_model(size):
             assert config.model.fusion == english.fusion, path
             assert (config.model.text.arch.family, config.model.text.arch.eps) == ("roberta", 1e-5)
             assert (config.model.text.arch.pad_id, config.model.text.arch.vocab_size) == (1, 250002)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_configs_of_the_paper_read_pixels_as_released(path):
+    """The released readers apply no EXIF orientation and drop alpha; what is ours shows images as people see them."""
+    is_ours = path.parent.name == "demo" or path.stem.endswith("_tiny")
+    assert load(path).data.pixels == ("shown" if is_ours else "stored")

@@ -44,7 +44,11 @@ class PictureStreamConfig(StreamConfig):
 
 class CleanSetConfig(Config):
     """A smaller set of better pairs, from which a whole step is taken at times; the other steps are the noisy ones, which have no
-    matching loss (released for the 1B set)."""
+    matching loss (released for the 1B set).
+
+    An epoch has as many steps as the stream's own set fills, those of both sets counted (released). So it reads the share
+    1 - ``probability`` of the noisy set, each record at most once; which ones, differs from epoch to epoch.
+    """
 
     files: list[str] = Field(description="Shards, as of the stream.")
     probability: float = Field(gt=0, lt=1, description="Chance of a step to be taken from this set.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from torch import Tensor
 from dataset.media.augment import AugmentConfig, stack_views
 from dataset.media.video import VideoReadingConfig, VideoSource, check_backend
 from dataset.media.views import TrainingView
+from dataset.records.broken import broken_record
 from dataset.records.clips import VideoRecord, choose_clip, parse_video_record
-from dataset.records.schema import BrokenRecordError, RawRecord, parse_image_record
+from dataset.records.schema import RawRecord, parse_image_record
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import RecordSource
 from dataset.tasks.streams.base import CleanSetConfig, PictureStreamConfig, Report, StreamConfig
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 from utils.batch import ImageTextBatch, MaskedText, VideoTextBatch
+from utils.errors import UserError
 
 
 class ImageStreamConfig(PictureStreamConfig):
@@ -66,7 +69,9 @@ def first_clips(shards: Shards, config: VideoStreamConfig, caption_key: str) -> 
     for first in shards.starts:
         try:
             yield from config.record(shards.read(first), caption_key).clips
-        except BrokenRecordError:
+        except UserError:
+            raise
+        except Exception:
             continue  # told when its turn comes
 
 
@@ -103,8 +108,8 @@ class PairStream(ABC):
                 view, text = self.example(raw, self.caption_keys[clean], rng)
                 report.places.append(raw.place)
                 valid.append(True)
-            except BrokenRecordError as error:
-                report.broken.append(error.as_broken())
+            except Exception as error:  # nothing in a record ends a run
+                report.broken.append(broken_record(error, partial(source.shards.place, index)))
                 view, text = self.view.filler(), self.text.filler()
                 valid.append(False)
             pixels.append(view)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,9 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from dataset.media.augment import RandAugment, RegionAugmentConfig, hflip, resize, stack_views
-from dataset.media.encoded import Picture
+from dataset.media.encoded import Picture, PixelsAre, for_boxes
 from dataset.media.views import black
 from dataset.records.boxes import WHOLE_BOX, elements_inside, flip_box, patch_mask, visible_elements
+from dataset.records.broken import broken_record
 from dataset.records.schema import Box, BrokenRecordError, Element, RawRecord, RegionRecord, parse_region_record
 from dataset.shards.samplers import RecordSource, sample_rng
 from dataset.tasks.streams.base import PictureStreamConfig, Report
@@ -60,10 +62,11 @@ class RegionStream:
         text: TextProcessor,
         view: tuple[int, int],
         max_pixels: int,
+        pixels: PixelsAre = "shown",
     ):
         self.config, self.source, self.text = config, source, text
         self.image_size, self.patch_size = view
-        self.max_pixels = max_pixels
+        self.max_pixels, self.pixels = max_pixels, for_boxes(pixels)
         self.keys = config.keys()
         augment = config.augment
         self.rand_augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
@@ -76,8 +79,8 @@ class RegionStream:
             try:
                 raw = self.source.shards.read(index)
                 image, own_rows = self._example(raw, rng, report)
-            except BrokenRecordError as error:
-                report.broken.append(error.as_broken())
+            except Exception as error:  # nothing in a record ends a run
+                report.broken.append(broken_record(error, partial(self.source.shards.place, index)))
                 continue
             if own_rows:
                 report.places.append(raw.place)
@@ -125,7 +128,7 @@ class RegionStream:
             BrokenRecordError: where no row is left and no part has been reported.
         """
         record = parse_region_record(raw, self.keys, self.config.caption_key)
-        picture = Picture(record.image.load(), self.max_pixels, record.place)
+        picture = Picture(record.image.load(), self.max_pixels, record.place, self.pixels)
         _, height, width = picture.shape
         broken = list(record.broken)
         caption = self._caption(record, rng, broken)
@@ -155,7 +158,7 @@ class RegionStream:
             kind, why = (
                 ("degenerate box", "every box is a sliver") if elements else ("missing key", "no element to use")
             )
-            raise BrokenRecordError(kind, record.place, why)  # type: ignore[arg-type]
+            raise BrokenRecordError(kind, record.place, why)
         return self.rand_augment(image, rng), rows
 
     def _caption(self, record: RegionRecord, rng: np.random.Generator, broken: list[BrokenRecord]) -> list[str]:

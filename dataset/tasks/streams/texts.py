@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from pydantic import Field
 
-from dataset.records.schema import BrokenRecordError, RawRecord, parse_pair_record, parse_text_record
+from dataset.records.broken import broken_record
+from dataset.records.schema import RawRecord, parse_pair_record, parse_text_record
 from dataset.shards.samplers import RecordSource
 from dataset.tasks.streams.base import Report, StreamConfig
 from dataset.text.processors import TextDataConfig, TextExample, TextProcessor
@@ -44,8 +47,8 @@ class TextStream:
                 texts.append(self.text.encode(self.text.choose(record.texts, rng, record.place), rng))
                 report.places.append(record.place)
                 valid.append(True)
-            except BrokenRecordError as error:
-                report.broken.append(error.as_broken())
+            except Exception as error:  # nothing in a record ends a run
+                report.broken.append(broken_record(error, partial(self.source.shards.place, index)))
                 texts.append(self.text.filler())
                 valid.append(False)
         return TextBatch(self.text.collate(texts), torch.tensor(valid))
@@ -66,8 +69,8 @@ class TextPairStream:
                 text, other = self._example(raw, rng)
                 report.places.append(raw.place)
                 valid.append(True)
-            except BrokenRecordError as error:
-                report.broken.append(error.as_broken())
+            except Exception as error:  # nothing in a record ends a run
+                report.broken.append(broken_record(error, partial(self.source.shards.place, index)))
                 text, other = self.text.filler(), ""
                 valid.append(False)
             texts.append(text)

@@ -1,0 +1,59 @@
+"""Broken records: the error that names one, and how any exception raised while a record is used becomes one."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+
+from utils.batch import BrokenRecord
+from utils.errors import UserError
+
+BrokenKind = str
+"""What is wrong with a record: "bad json", "missing key", "wrong type", "empty text", "bad text", "missing image", "unreadable
+image", "image too large", "missing video", "unreadable video", "box outside image" or "degenerate box"; or, for an exception
+that nothing here foresaw, the name of its class."""
+
+_LONGEST_MESSAGE = 300
+
+
+class BrokenRecordError(Exception):
+    """A record that cannot be used: its kind, where it lies (``file:line``) and what was wrong."""
+
+    def __init__(self, kind: BrokenKind, place: str, message: str):
+        place, message = _printable(place), _printable(message)
+        super().__init__(f"{place}: {kind}: {message}")
+        self.kind: BrokenKind = kind
+        self.place = place
+        self.message = message
+
+    def as_broken(self) -> BrokenRecord:
+        """The same as plain data, for the batch."""
+        return BrokenRecord(self.kind, self.place, self.message)
+
+
+def broken_record(error: Exception, place: Callable[[], str]) -> BrokenRecord:
+    """The broken record that ``error`` stands for, raised while the record at ``place`` was read or made.
+
+    A class of exceptions that nothing foresaw is a kind of its own and keeps its traceback, so that a mistake in the code shows.
+
+    Raises:
+        UserError: ``error`` itself, if it is one: no record is to blame.
+    """
+    if isinstance(error, UserError):
+        raise error
+    if isinstance(error, BrokenRecordError):
+        return error.as_broken()
+    message = _printable(" ".join(str(error).split())[:_LONGEST_MESSAGE]) or "no message"
+    where = _printable(place())
+    return BrokenRecord(type(error).__name__, where, message, "".join(traceback.format_exception(error)))
+
+
+def not_whole(error: Exception, place: Callable[[], str]) -> UserError:
+    """The error for a broken record of a held-out set, in one line."""
+    broken = broken_record(error, place)
+    return UserError(f"{broken.place}: {broken.kind}: {broken.message}; a held-out set has to be whole")
+
+
+def _printable(text: str) -> str:
+    """The text without what would break a line of a log, or its encoding: escapes stand for it."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -1,0 +1,133 @@
+"""Weight files that are refused: what each is, or holds, and the remedy. Nothing in a pickle is imported or run."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+STATE_KEYS = ("model", "module", "state_dict")
+"""Where checkpoints keep their weights beside other things."""
+_PLAIN = ("torch.", "collections.OrderedDict", "argparse.Namespace", "_codecs.encode", "builtins.set")
+"""Classes and functions that weight files may name."""
+_LEGACY_HEADERS = 3
+"""Pickles before the content in a file of torch's old format: magic number, version, machine."""
+_NAMED = 3
+
+
+def check_start(path: Path) -> None:
+    """Raises :class:`UserError` for a file whose first bytes say that it never was one of weights."""
+    with path.open("rb") as file:
+        start = file.read(1024)
+    if not start:
+        raise UserError(f"{path} is empty, not a weight file; fetch or copy it again")
+    if start.startswith(b"version https://git-lfs"):
+        size = re.search(rb"^size (\d+)$", start, re.MULTILINE)
+        whole = f"a file of {int(size[1]):,} bytes" if size else "a file"
+        raise UserError(
+            f"{path} is a git-lfs pointer to {whole}, not the weights; run `git lfs pull` in its repository"
+        )
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        raise UserError(
+            f"{path} is an HTML page, not weights: the server answered with a page (login, quota, preview); download the file "
+            "itself"
+        )
+    if start.startswith(b"\x1f\x8b") or start[257:262] == b"ustar":
+        raise UserError(f"{path} is an archive, not a weight file; unpack it and name the file inside")
+
+
+def refusal(path: Path, error: Exception) -> UserError:
+    """The error for a file that PyTorch does not load as weights: what it pickles beside them, and how to keep those alone."""
+    names, content = _look(path)
+    if not names:
+        named = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        names = [named[1]] if named else []
+    if not names:
+        reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
+        return UserError(f"{path} is no weight file of torch or safetensors ({reason})")
+    listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    key = next((key for key in STATE_KEYS if isinstance(content, dict) and key in content), None)
+    if key is not None:
+        what, part = f"its `{key}`", f"[{key!r}]"
+    elif isinstance(content, dict):
+        what, part = "its tensors", ""
+    else:
+        what, part = "its state_dict()", ".state_dict()"
+    out = path.with_name(f"{path.stem}_weights.pth")
+    load = f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)"
+    kept = f"{load}{part}" if part else f"{{k: v for k, v in {load}.items() if torch.is_tensor(v)}}"
+    return UserError(
+        f"{path} pickles {listed}, and no code of a file is run: save only {what}. If you trust the file, where its code is "
+        f"installed: import torch; torch.save({kept}, {str(out)!r})"
+    )
+
+
+class _Inert:
+    """Stands for whatever a pickle makes of a class or function that it names."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any):
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> _Inert:
+        return self
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+    def __setitem__(self, *_: Any) -> None:
+        pass
+
+    def append(self, _: Any) -> None:
+        pass
+
+    def extend(self, _: Any) -> None:
+        pass
+
+
+class _Looker(pickle.Unpickler):
+    """Builds plain containers, and inert objects in the place of all others; ``names``: the classes and functions it met."""
+
+    def __init__(self, file: Any):
+        super().__init__(file, encoding="latin1")
+        self.names: dict[str, None] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        full = f"{module.replace('__builtin__', 'builtins')}.{name}"  # protocol 2 writes Python 2's name
+        if not full.startswith(_PLAIN) or full.startswith("torch.nn.modules."):
+            self.names[full] = None
+        return type("Inert", (_Inert,), {})
+
+    def persistent_load(self, _: Any) -> Any:
+        return _Inert()
+
+
+def _look(path: Path) -> tuple[list[str], Any]:
+    """What a file pickles that is no weight, and its content with inert objects; nothing where it cannot be looked into."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                with archive.open(name) as file:
+                    looker = _Looker(file)
+                    return _names_and(looker, looker.load())
+        with path.open("rb") as file:
+            for _ in range(_LEGACY_HEADERS):
+                _Looker(file).load()
+            looker = _Looker(file)
+            return _names_and(looker, looker.load())
+    except Exception:  # a damaged pickle raises nearly anything
+        return [], None
+
+
+def _names_and(looker: _Looker, content: Any) -> tuple[list[str], Any]:
+    return list(looker.names), content

@@ -1,0 +1,153 @@
+"""Images as people see them: EXIF orientation and transparency, on every path that decodes; boxes stay where they are stored."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from dataset.media.augment import RegionAugmentConfig
+from dataset.media.encoded import Picture, crop, decode
+from dataset.media.orientation import exif_orientation
+from dataset.tasks.pretrain import DataConfig, PretrainBatches, RegionStreamConfig
+
+MANY = 10**6
+ORIENTATIONS = range(1, 9)
+
+
+def painted() -> Image.Image:
+    """A large image, grey, with corners of four colours: no two of its eight orientations are alike."""
+    image = Image.new("RGB", (96, 64), (128, 128, 128))
+    for corner, colour in (((0, 0), "red"), ((64, 0), "lime"), ((0, 48), "blue")):
+        image.paste(colour, (*corner, corner[0] + 32, corner[1] + 16))
+    return image
+
+
+def encode(image: Image.Image, form: str, orientation: int, **options) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    image.save(stream, form, exif=exif, **options)
+    return stream.getvalue()
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def far_apart(one: torch.Tensor, other: torch.Tensor) -> int:
+    return int((one.int() - other.int()).abs().max())
+
+
+KINDS = {
+    "JPEG": {"quality": 100, "subsampling": 0},
+    "MPO": {"quality": 100, "subsampling": 0, "save_all": True, "append_images": [painted()]},
+    "PNG": {},
+    "WEBP": {"lossless": True},
+}
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("form", KINDS)
+def test_an_image_is_turned_as_exif_says(form, orientation):
+    content = encode(painted(), form, orientation, **KINDS[form])
+    opened = Image.open(io.BytesIO(content))
+    shown = as_tensor(ImageOps.exif_transpose(opened))
+    found = Picture(content, MANY, "p")
+    assert found.shape == found.pixels().shape == shown.shape
+    assert torch.equal(found.pixels(), shown)
+    for pixels in ("stored", "unturned"):
+        assert torch.equal(decode(content, MANY, "p", pixels), as_tensor(opened))
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_paths_agree_and_a_crop_is_the_part_of_the_whole(monkeypatch, orientation):
+    content = encode(painted(), "JPEG", orientation, **KINDS["JPEG"])
+    whole = decode(content, MANY, "p")
+    assert torch.equal(crop(Picture(content, MANY, "p"), 9, 5, 40, 50), whole[:, 9:49, 5:55])
+    monkeypatch.setattr("dataset.media.encoded.jpeg_frame", lambda content: None)
+    assert torch.equal(decode(content, MANY, "p"), whole), "by Pillow's header and torchvision"
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_the_oracle_of_all_orientations_stands_upright(orientation):
+    """However a camera held the sensor, its file shows the same image."""
+    undo = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}[orientation]
+    carrier = Image.open(io.BytesIO(encode(painted(), "PNG", undo)))
+    stored = ImageOps.exif_transpose(carrier)
+    content = encode(stored, "JPEG", orientation, **KINDS["JPEG"])
+    assert far_apart(decode(content, MANY, "p"), as_tensor(painted())) < 30
+
+
+def box_of(pixels: torch.Tensor) -> list[int]:
+    """x, y, w, h of the green part."""
+    green = (pixels[1] > 200) & (pixels[0] < 60)
+    rows, columns = torch.where(green)
+    return [*map(int, (columns.min(), rows.min(), columns.max() - columns.min() + 1, rows.max() - rows.min() + 1))]
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("pixels", ["shown", "stored"])
+def test_a_box_stays_around_its_part_in_all_orientations(tokenizer, write_lines, tmp_path, orientation, pixels):
+    content = encode(painted(), "JPEG", orientation, **KINDS["JPEG"])
+    record = {
+        "image": base64.b64encode(content).decode(),
+        "elems": [{"bb": [64, 0, 32, 16], "caption": "a star"}],
+    }
+    plain = RegionAugmentConfig(flip=0, rand_augment_ops=0)
+    data = DataConfig(
+        cache_index=str(tmp_path / "index"),
+        pixels=pixels,
+        regions=RegionStreamConfig(
+            files=[write_lines("a.jsonl", [record])], batch_size=1, max_images=1, crop=False, augment=plain
+        ),
+    )
+    regions = PretrainBatches(data, tokenizer=tokenizer, image_size=96, patch_size=8, seed=0).make(0).regions
+    cx, cy, w, h = (regions.boxes_cxcywh[0] * 96).tolist()
+    assert box_of(regions.pixels[0]) == pytest.approx([cx - w / 2, cy - h / 2, w, h], abs=1.5)
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_on_white_and_alpha_is_dropped_where_pixels_are_as_stored(form, mode):
+    image = painted().convert(mode)
+    alpha = Image.linear_gradient("L").resize(image.size)
+    image.putalpha(alpha)
+    stream = io.BytesIO()
+    image.save(stream, form, **({"lossless": True, "exact": True} if form == "WEBP" else {}))
+    content = stream.getvalue()
+    colour, share = as_tensor(image.convert("RGB")).float(), torch.from_numpy(np.array(alpha)).float() / 255
+    on_white = colour * share + 255 * (1 - share)
+    for pixels in ("shown", "unturned"):
+        assert (decode(content, MANY, "p", pixels) - on_white).abs().max() <= 1
+    assert torch.equal(decode(content, MANY, "p", "stored"), colour.to(torch.uint8))
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF"])
+def test_a_transparent_colour_of_a_palette_is_white(form):
+    image = painted().convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
+    grey = image.getpixel((48, 32))
+    stream = io.BytesIO()
+    image.save(stream, form, transparency=grey)
+    content = stream.getvalue()
+    assert decode(content, MANY, "p")[:, 32, 48].tolist() == [255, 255, 255]
+    assert decode(content, MANY, "p")[:, 4, 4].tolist() == [255, 0, 0]
+    assert decode(content, MANY, "p", "stored")[:, 32, 48].tolist() != [255, 255, 255]
+
+
+def test_malformed_exif_is_no_orientation():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = exif.tobytes()
+    assert exif_orientation(whole) == 6
+    for end in range(len(whole)):
+        assert exif_orientation(whole[:end]) in (1, 6)
+    big = b"MM\0*" + struct.pack(">IH", 8, 1) + struct.pack(">HHIHH", 0x0112, 3, 1, 8, 0)
+    assert exif_orientation(big) == 8
+    for bad in (b"", b"II", b"XX" + big[2:], big[:4] + b"\xff\xff\xff\xff", big.replace(b"\0\x08\0\0", b"\0\x09\0\0")):
+        assert exif_orientation(bad) == 1
