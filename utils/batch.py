@@ -46,9 +46,9 @@ class MaskedText:
 
     ``ids`` (N, L) int64 token ids; ``mask`` (N, L) bool, True = token, False = padding (every row has at least one token);
     ``masked_ids`` (N, L) the ids after masking; ``positions`` (N, M) int64 masked positions, 0 where unused;
-    ``labels`` (N, M) int64 original ids, :data:`IGNORE` where unused: behind the used ones,
-    and everywhere in rows that do not count; ``key`` (N,) int64, equal exactly for equal texts.
-    ``tokens`` of all texts and ``masked`` ones among them, or a few more, where the host knows: a GPU need not be asked.
+    ``labels`` (N, M) int64 original ids, :data:`IGNORE` where unused (behind the used ones, and everywhere in rows that do not
+    count); ``key`` (N,) int64, equal exactly for equal texts. ``tokens`` of all texts and ``masked`` ones among them, or a few
+    more, where the host knows: a GPU need not be asked.
     """
 
     ids: Tensor
@@ -126,8 +126,7 @@ class TextPairBatch:
 
 @dataclass(frozen=True)
 class BrokenRecord:
-    """A record that could not be used: its kind (``bad json``, ``missing key``, …), ``file:line`` and what was wrong.
-    ``traceback``: of an exception that was not foreseen."""
+    """A record that could not be used: kind (``bad json``, …), ``file:line``, what was wrong; of a surprise, its traceback."""
 
     kind: str
     place: str
@@ -139,9 +138,7 @@ class BrokenRecord:
 class Batch:
     """What every micro-batch tells of its making.
 
-    ``records`` names the records that the rows came from; ``broken`` those that were skipped while the batch was made;
-    ``read`` counts the records that were asked for.
-    """
+    ``records``: where the rows came from; ``broken``: records that were skipped; ``read``: how many were asked for."""
 
     records: tuple[str, ...] = ()
     broken: tuple[BrokenRecord, ...] = ()
