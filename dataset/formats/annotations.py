@@ -194,13 +194,16 @@ def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
 
 
 def _is_file(path: Path) -> bool:
-    return _exists(path) and path.is_file()
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # longer than a name may be, as a picture in base64 is; or no name at all
+        return False
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # longer than a name may be, as a picture in base64 is; or no name at all
+    except (OSError, ValueError):
         return False
 
 
