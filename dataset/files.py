@@ -41,7 +41,7 @@ def read_file(path: Path, limit: int, place: str, kind: str = "image") -> bytes:
             )
         check_bytes(status.st_size, limit, place, f"{path}", kind)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(limit)
+            return file.read(status.st_size)
     finally:
         os.close(descriptor)
 

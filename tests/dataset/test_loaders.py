@@ -198,7 +198,7 @@ def test_pixels_stay_uint8_and_every_tensor_of_a_batch_is_pinned(loader, monkeyp
 
 
 def test_an_epoch_with_a_clean_set_reads_its_share_of_the_noisy_one(tokenizer, write_lines, make_pair, tmp_path):
-    """As many steps as without it, as released: records of noisy steps once at most, and other ones in the next epoch."""
+    """As many steps as without it: records of noisy steps once at most, and other ones in the next epoch."""
     noisy = write_lines("noisy.jsonl", [make_pair(n) for n in range(100)])
     clean = write_lines("clean.jsonl", [make_pair(n) for n in range(5)])
     images = ImageStreamConfig(files=[noisy], batch_size=1, clean=CleanSetConfig(files=[clean], probability=0.15))

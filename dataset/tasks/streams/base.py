@@ -46,7 +46,7 @@ class CleanSetConfig(Config):
     """A smaller set of better pairs, from which a whole step is taken at times; the other steps are the noisy ones, which have no
     matching loss (released for the 1B set).
 
-    An epoch has as many steps as the stream's own set fills, those of both sets counted (released). So it reads the share
+    An epoch has as many steps as the stream's own set fills, those of both sets counted. So it reads the share
     1 - ``probability`` of the noisy set, each record at most once; which ones, differs from epoch to epoch.
     """
 
