@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import step_config
 from tasks.pretrain import PretrainConfig, PretrainTask
-from tests.dataset.test_video import encoded
+from tests.dataset.media.test_video import encoded
 from tests.engine.test_static_step import batches as made_by_the_trainer
 from tests.engine.test_static_step import shapes
 from utils.batch import IGNORE

@@ -11,7 +11,7 @@ from engine.run_folder import RunFolder
 from engine.trainer import Trainer
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.conftest import tiny_run
-from tests.dataset.test_video import encoded
+from tests.dataset.media.test_video import encoded
 from tests.distributed.test_two_ranks import on_two_ranks
 from utils.config import load_config
 

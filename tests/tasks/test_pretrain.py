@@ -11,7 +11,7 @@ import torch
 from tasks.inference import evaluating
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tasks.pretrain_evaluation import PretrainEvaluator
-from tests.dataset.test_video import encoded
+from tests.dataset.media.test_video import encoded
 from utils.batch import IGNORE, PretrainBatch
 from utils.config import load_config
 from utils.errors import UserError

@@ -16,7 +16,7 @@ from tasks.retrieval import RetrievalConfig, RetrievalTask
 from tasks.video_qa import VideoQAConfig, VideoQATask
 from tasks.vqa import VQAConfig, VQATask
 from tests.conftest import tiny_run
-from tests.dataset.test_video import encoded, without_decoders
+from tests.dataset.media.test_video import encoded, without_decoders
 from utils.config import load_config, peek
 from utils.errors import UserError
 

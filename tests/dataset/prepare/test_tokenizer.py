@@ -13,7 +13,7 @@ from demo.scenes import compose_scene, scene_record
 from demo.scenes.build import VOCABULARY_LIMIT, texts_of
 from demo.scenes.vocabulary import COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

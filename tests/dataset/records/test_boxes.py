@@ -22,7 +22,7 @@ from dataset.records.boxes import (
 )
 from dataset.records.schema import Element
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "data_helpers.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "data_helpers.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("case", GOLDEN["region_patch_mask"], ids=lambda case: str(case["box_xywh"][0])[:8])

@@ -26,7 +26,7 @@ from dataset.prepare.book import alone_in
 from dataset.prepare.frame_making import FrameMaking
 from dataset.prepare.frames import Summary, build, outputs_of_folder, outputs_of_shards
 from dataset.tasks.pretrain import DataConfig, PretrainBatches, VideoStreamConfig
-from tests.dataset.test_video import encoded, number_on, write_video
+from tests.dataset.media.test_video import encoded, number_on, write_video
 from utils.config import read_yaml
 from utils.errors import UserError
 
@@ -134,7 +134,7 @@ def test_large_frames_are_shrunk_and_small_ones_left(videos, tmp_path):
 
 def test_the_default_size_serves_every_config_of_videos():
     sizes = set()
-    for path in (Path(__file__).parents[2] / "configs").rglob("*.yaml"):
+    for path in (Path(__file__).parents[3] / "configs").rglob("*.yaml"):
         vision = (read_yaml(path).get("model") or {}).get("vision") or {}
         if "video" in vision and "image_size" in vision:
             sizes.add(vision["image_size"])
@@ -195,7 +195,7 @@ def test_pictures_that_are_named_become_part_of_the_record(videos, tmp_path, wri
     """Paths start from the shard's folder, which the new shard does not lie in."""
     from PIL import Image
 
-    from tests.dataset.test_video import painted
+    from tests.dataset.media.test_video import painted
 
     (tmp_path / "folder").mkdir()
     for number in (1, 2, 3):
@@ -499,7 +499,7 @@ def test_a_mistake_is_one_line(videos, tmp_path, monkeypatch, capsys, write_line
 
 
 def test_a_decoder_that_is_missing_is_told_before_any_work(videos, files, tmp_path, monkeypatch):
-    from tests.dataset.test_video import without_decoders
+    from tests.dataset.media.test_video import without_decoders
 
     without_decoders(monkeypatch)
     expected = r"^--backend: av cannot be loaded \(No module named 'av'\), and .* is a video file; pip install av$"

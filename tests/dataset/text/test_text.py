@@ -26,7 +26,7 @@ from dataset.text.processors import (
 from utils.batch import IGNORE
 from utils.errors import UserError
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "data_helpers.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "data_helpers.json").read_text(encoding="utf-8"))
 LONG = "a red star on the small watermelon street with two playful dog and " * 5
 
 

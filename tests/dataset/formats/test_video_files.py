@@ -23,7 +23,7 @@ from dataset.tasks.video_qa import (
     read_classes,
     read_video_questions,
 )
-from tests.dataset.test_video import encoded
+from tests.dataset.media.test_video import encoded
 from utils.batch import IGNORE
 from utils.errors import UserError
 

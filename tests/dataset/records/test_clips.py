@@ -22,7 +22,7 @@ from dataset.tasks.pretrain import (
     VideoStreamConfig,
 )
 from dataset.tasks.streams.base import CleanSetConfig
-from tests.dataset.test_video import encoded, without_decoders
+from tests.dataset.media.test_video import encoded, without_decoders
 from utils.errors import UserError
 
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(4, 4), flip=0, rand_augment_ops=0)

@@ -25,7 +25,7 @@ from dataset.media.augment import (
     stack_views,
 )
 
-GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "augment_ops.npz"))
+GOLDEN = dict(np.load(Path(__file__).parents[2] / "golden" / "augment_ops.npz"))
 
 
 def picture() -> Image.Image:

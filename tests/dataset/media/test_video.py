@@ -38,7 +38,7 @@ from dataset.records.schema import BrokenRecordError
 from dataset.tasks.finetune import in_batches
 from utils.errors import UserError
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 GOLDEN = json.loads((ROOT / "tests/golden/data_helpers.json").read_text())
 BACKENDS = [
     name if importlib.util.find_spec(name) else pytest.param(name, marks=pytest.mark.skip(reason=f"no {name}"))

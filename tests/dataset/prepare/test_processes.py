@@ -14,7 +14,7 @@ import pytest
 
 from dataset.prepare.processes import AHEAD, in_order
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 FORKS = multiprocessing.get_start_method() == "fork"
 pytestmark = pytest.mark.skipif(not FORKS, reason="functions of a test are known to forked processes alone")
 

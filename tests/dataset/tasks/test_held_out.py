@@ -13,7 +13,7 @@ from dataset.records.schema import ImageKeys
 from dataset.tasks.held_out import read_held_out, read_held_out_videos
 from dataset.tasks.streams.pairs import VideoStreamConfig
 from dataset.text.processors import TextDataConfig, TextProcessor
-from tests.dataset.test_video import encoded
+from tests.dataset.media.test_video import encoded
 from utils.errors import UserError
 
 
