@@ -18,7 +18,8 @@ from models.vision import VisionEncoder
 from tools.plan import synthetic
 from tools.plan.parts import FIRST_WORD
 from tools.plan.synthetic import text_limits
-from utils.batch import IGNORE, MaskedText, PretrainBatch, RegionBatch, Text, stack_rows, text_keys
+from utils.batch import IGNORE, MaskedText, PretrainBatch, RegionBatch, Text
+from utils.sequences import stack_rows, text_keys
 
 CLS_ID, SEP_ID, MASK_ID, FIRST_RANDOM = range(FIRST_WORD, FIRST_WORD + 4)
 

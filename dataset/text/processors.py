@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dataset.records.schema import BrokenRecordError, Texts, alternatives
-from utils.batch import IGNORE, MaskedText, Text, stack_rows, text_keys
+from utils.batch import IGNORE, MaskedText, Text
 from utils.config import Config
 from utils.errors import UserError
+from utils.sequences import stack_rows, text_keys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -2,7 +2,7 @@
 
 import torch
 
-from utils.batch import stack_rows, text_keys
+from utils.sequences import stack_rows, text_keys
 
 
 def test_keys_are_equal_exactly_for_equal_texts_whatever_the_padding():

@@ -1,0 +1,33 @@
+"""Token ids of several texts: stacked into a tensor, and compared by keys."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_KEY_FACTOR, _KEY_OFFSET = 6364136223846793005, 1442695040888963407
+
+
+def text_keys(ids: Tensor, mask: Tensor) -> Tensor:
+    """A key for each text: ``ids`` and ``mask`` (N, L) -> (N,) int64, equal exactly for equal ids (up to 64-bit collisions).
+
+    The key is a polynomial in the ids modulo 2^64, so padding does not change it.
+    """
+    following = mask.sum(dim=1, keepdim=True) - mask.cumsum(dim=1)
+    # This product and all arithmetic below wrap around at 2^64.
+    powers = torch.full((ids.shape[1] + 1,), _KEY_FACTOR).cumprod(dim=0).roll(1)
+    powers[:1] = 1
+    return ((ids + _KEY_OFFSET) * powers[following] * mask).sum(dim=1)
+
+
+def stack_rows(rows: Sequence[Sequence[int]], fill: int, length: int | None = None) -> Tensor:
+    """Lists of integers as one (N, L) int64 tensor, padded on the right with ``fill`` to the longest (or to ``length``)."""
+    lengths = np.array([len(row) for row in rows], np.int64)
+    width = int(lengths.max(initial=0)) if length is None else length
+    out = np.full((len(rows), width), fill, np.int64)
+    out[np.arange(width) < lengths[:, None]] = np.fromiter(itertools.chain.from_iterable(rows), np.int64, lengths.sum())
+    return torch.from_numpy(out)
