@@ -7,6 +7,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from tasks import TASKS
@@ -62,6 +63,10 @@ def lists() -> str:
 
 
 def _unknown_command(word: str) -> str:
+    if word.endswith((".yaml", ".yml")):
+        return f"{word!r} is no command; to run a config, give --config {word}"
+    if Path(word).is_dir():
+        return f"{word!r} is no command; to run the task of a folder, give --task {word}"
     if word in TASKS:
         return f"{word} is a task and no command; give --task {word}"
     close = difflib.get_close_matches(word, [*COMMANDS, *TASKS], n=1, cutoff=0.7)

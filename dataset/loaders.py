@@ -83,7 +83,7 @@ class BrokenRecordLog:
                     broken.message,
                 )
                 if broken.traceback:
-                    logger.debug("%s at %s:\n%s", broken.kind, broken.place, broken.traceback)
+                    logger.warning("%s at %s:\n%s", broken.kind, broken.place, broken.traceback)
         if not self.usable and self.read >= self.first_records:
             raise self.none_usable()
         if self.read >= self.enough:

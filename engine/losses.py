@@ -63,6 +63,8 @@ class WeightedSum:
 
     def __call__(self, losses: Losses, divisors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The divided losses, (K,), and their weighted sum, a scalar."""
+        if losses.keys() != divisors.keys():
+            raise ValueError(f"forward() gives the losses {list(losses)}, but counts() gives {list(divisors)}")
         totals = torch.stack([loss.total for loss in losses.values()])
         averages = totals / torch.stack([divisors[name] for name in losses])
         weights = tuple(loss.weight for loss in losses.values())

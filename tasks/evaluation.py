@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ of a set, an integer."""
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of an evaluation. ``chance``: what a guess would give; None where there is no such level."""
+    """One number of an evaluation. ``chance``: the value of a guess; None where a guess has none."""
 
     name: str
     value: float
@@ -25,16 +26,17 @@ class Metric:
     unit: Unit = "share"
 
     def as_json(self) -> dict[str, Any]:
-        """The metric without its name; ``chance`` is left out where it is None."""
-        values: dict[str, Any] = {"value": self.value, "chance": self.chance, "unit": self.unit}
-        return {name: value for name, value in values.items() if value is not None}
+        """The metric without its name. A value that is NaN, of an empty set for instance, is null; no chance is left out."""
+        values: dict[str, Any] = {"value": None if math.isnan(self.value) else self.value, "unit": self.unit}
+        return values if self.chance is None else {**values, "chance": self.chance}
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Metrics of one split in the order in which they are shown.
 
-    ``predictions``: one JSON object per example, as the data set's evaluation server takes them; None where it has no server.
+    ``predictions``: one JSON object per example, to be written to a file; where the data set has an evaluation server, as that
+    takes them.
     """
 
     metrics: tuple[Metric, ...]
@@ -68,7 +70,8 @@ class Evaluation:
         for metric in shown:
             sign = "%" if metric.unit == "share" else " "
             chance = "" if metric.chance is None else f"{100 * metric.chance:5.1f}{sign}"
-            lines.append(f"{metric.name:{width}}  {100 * metric.value:6.1f}{sign}  {chance}".rstrip())
+            value = "   none" if math.isnan(metric.value) else f"{100 * metric.value:6.1f}{sign}"
+            lines.append(f"{metric.name:{width}}  {value}  {chance}".rstrip())
         sizes = [f"{metric.value} {metric.name}" for metric in self.metrics if metric.unit == "count"]
         return "\n".join([*lines, f"({', '.join(sizes)})"] if sizes else lines)
 

@@ -92,7 +92,8 @@ class FineTuneTask(BaseTask[F, M, B]):
     def build(cls, config: F, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         check_precision(config.evaluation.precision, device, "evaluation.precision")
-        return cls(config, build_parts(cls, config, checkpoint, trains=trains), cls.read_held_out(config))
+        held_out = cls.read_held_out(config)  # first, since a mistake in a file shows in seconds
+        return cls(config, build_parts(cls, config, checkpoint, trains=trains), held_out)
 
     @classmethod
     def read_held_out(cls, config: F) -> HeldOut:
@@ -160,7 +161,11 @@ class FineTuneTask(BaseTask[F, M, B]):
     def validate(self) -> dict[str, float]:
         """See :class:`engine.task.Task`."""
         with evaluating(self.model, self.config.evaluation.precision):
-            return self.evaluate(self.held_out.validation).values()
+            values = self.evaluate(self.held_out.validation).values()
+        if self.measure not in values:
+            known = ", ".join(values)
+            raise ValueError(f"{type(self).__name__}.measure is {self.measure!r}, but evaluate() gives {known}")
+        return values
 
     def report(self, folder: RunFolder) -> str:
         """Evaluate the best weights, or where the run kept none the present ones.
@@ -206,4 +211,4 @@ def _write_predictions(path: Path, evaluation: Evaluation) -> str:
     predictions = evaluation.predictions or ()
     lines = ",\n".join(json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
     write_text(path, f"[\n{lines}\n]\n")
-    return f"{len(predictions)} predictions in {path}, as the evaluation server takes them"
+    return f"{len(predictions)} predictions in {path}"

@@ -54,6 +54,7 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     # Imported here, so that --help and mistakes in the command line do not wait for torch.
     from engine.run_folder import RunFolder
     from engine.trainer import Trainer
+    from scheduler import build_schedule
     from utils import log
     from utils.distributed import process_group
 
@@ -63,7 +64,10 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
         raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
     with process_group() as device:
         if not arguments.evaluate:
-            config.train.accumulation(config.data)  # refuses a batch that does not divide, before anything is loaded
+            # Both refuse what cannot be, before anything is loaded.
+            config.train.accumulation(config.data)
+            if config.train.steps is not None:
+                build_schedule(config.schedule, config.train.steps)
         output = Path(arguments.output) if arguments.output else _default_output(choice, arguments)
         folder, checkpoint = RunFolder.open(output, config, arguments.resume, evaluate=arguments.evaluate)
         if arguments.evaluate and arguments.resume and checkpoint is None and not folder.best.is_file():

@@ -251,7 +251,7 @@ def _checked(kind: Any, file: str) -> TaskKind:
     from tasks.base import BaseTask, RunConfig
 
     if not isinstance(kind, TaskKind):
-        raise UserError(f"{file}: TASK is of type {type(kind).__name__}; make it a {FORM}")
+        raise UserError(f"{file}: TASK is {kind!r:.80}; make it {FORM}")
     for place, member, base in (("first", kind.config, RunConfig), ("second", kind.task, BaseTask)):
         if not (isinstance(member, type) and issubclass(member, base)):
             name = getattr(member, "__name__", repr(member))

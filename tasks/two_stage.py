@@ -89,7 +89,7 @@ class TwoStageRetrieval:
         """Rank ``image_count`` images and all ``texts``, which are cleaned; the same on every rank.
 
         Args:
-            image_count: I.
+            image_count: I, the number of images.
             read: a range of image numbers -> their pixels (3, S, S) or (F, 3, S, S), in order, in lists of the batch size.
             texts: T texts.
         """
@@ -141,31 +141,35 @@ class TwoStageRetrieval:
     def _rerank(self, patches: TensorSpool, bank: TextBank, stage: Stage) -> Stage:
         """The candidates of ``stage`` with matching logits as scores; a pair that both directions ask for is scored once."""
         texts, images = stage.texts.ids, stage.images.ids
-        total = len(images)
-        pairs = np.unique(np.concatenate([_pairs(texts, total), _pairs(images, total, flipped=True)]))
+        text_count = len(images)
+        # A pair is one number, image * text_count + text, so that sorting puts the pairs of an image side by side.
+        pairs = np.unique(np.concatenate([_pairs(texts, text_count), _pairs(images, text_count, flipped=True)]))
         share = distributed.share_of(len(texts))
-        local = pairs[np.searchsorted(pairs, share.start * total) : np.searchsorted(pairs, share.stop * total)]
-        by_image = np.split(local % total, np.searchsorted(local // total, np.arange(share.start + 1, share.stop)))
+        first, last = np.searchsorted(pairs, [share.start * text_count, share.stop * text_count])
+        local = pairs[first:last]  # the pairs of this rank's images
+        ends = np.searchsorted(local // text_count, np.arange(share.start + 1, share.stop))
+        texts_of_image = np.split(local % text_count, ends)
         scores = [np.zeros(0, dtype=np.float32)]
         blocks = range(0, len(share), self.batch_size)
         for start in progress(blocks, "re-ranking", len(blocks)):
             tokens = patches.read(start, start + self.batch_size).to(self.device)
-            candidates = [torch.from_numpy(ids) for ids in by_image[start : start + self.batch_size]]
+            candidates = [torch.from_numpy(ids) for ids in texts_of_image[start : start + self.batch_size]]
             concepts = Concepts(tokens[:, 1:], tokens[:, 0])
             logits = score_pairs(self.model.fusion, self.model.matching_head, concepts, candidates, bank)
             scores += [of_image.cpu().numpy() for of_image in logits]
-        # In order of image, then text, as `pairs` is.
-        logits_of_pairs = np.concatenate(distributed.gather_objects(np.concatenate(scores)))
+        # Ranks have ascending shares, so that all scores together are in the order of `pairs`.
+        score_of_pair = np.concatenate(distributed.gather_objects(np.concatenate(scores)))
         logger.info(
             "re-ranked %d pairs for %d images and %d texts; direction by direction they would have been %d",
             len(pairs),
             len(texts),
-            total,
+            text_count,
             texts.size + images.size,
         )
-        of_texts = logits_of_pairs[np.searchsorted(pairs, _pairs(texts, total))].reshape(texts.shape)
-        of_images = logits_of_pairs[np.searchsorted(pairs, _pairs(images, total, flipped=True))].reshape(images.shape)
-        return Stage(Candidates(texts, of_texts), Candidates(images, of_images))
+        # Each direction looks its candidates up by their number.
+        by_image = score_of_pair[np.searchsorted(pairs, _pairs(texts, text_count))].reshape(texts.shape)
+        by_text = score_of_pair[np.searchsorted(pairs, _pairs(images, text_count, flipped=True))].reshape(images.shape)
+        return Stage(Candidates(texts, by_image), Candidates(images, by_text))
 
 
 def _pairs(ids: np.ndarray, texts: int, flipped: bool = False) -> np.ndarray:

@@ -45,7 +45,7 @@ class Row:
         if value is None:
             known = ", ".join(sorted(self.values)) or "none"
             raise BrokenRecordError("missing key", self.place, f"no {key!r}; keys: {known[:200]}")
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind in (int, float)):
             raise BrokenRecordError("wrong type", self.place, f"{key} is {value!r:.80}, not of type {kind.__name__}")
         if isinstance(value, str):
             check_text(value, key, self.place)
@@ -104,6 +104,8 @@ def parse_rows(
             broken.append(broken_record(error, lambda row=row: row.place))  # type: ignore[misc]
     if not broken:
         return found
+    for unforeseen in {each.kind: each.traceback for each in reversed(broken) if each.traceback}.values():
+        logger.warning("%s", unforeseen)
     total = len(found) + len(broken)
     kinds = Counter(each.kind for each in broken)
     first = {each.kind: each for each in reversed(broken)}
@@ -114,7 +116,7 @@ def parse_rows(
         if key.startswith("evaluation."):
             remedy = "a held-out set has to be whole"
         raise UserError(f"{line}; {remedy}")
-    logger.warning("%s; they are left out", line)
+    logger.warning("%s; they are left out of the run", line)
     return found
 
 

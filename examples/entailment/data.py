@@ -70,7 +70,7 @@ class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, tuple[Tensor, str,
     name = "sentences"
 
     def read(self, data: EntailmentDataConfig) -> int:
-        self.items = read_items(data.train.file, "data.train", data.max_broken)
+        self.items = read_items(data.train.file, "data.train.file", data.max_broken)
         self.view = EvaluationView(self.image_size, data.max_pixels, pixels=data.pixels)
         return len(self.items)
 

@@ -88,14 +88,14 @@ class EntailmentTask(FineTuneTask[EntailmentConfig, EntailmentModel, EntailmentB
 
     @staticmethod
     def read_split(config: EntailmentConfig, split: SplitConfig, key: str) -> list[Item]:
-        return read_items(split.file, key)
+        return read_items(split.file, f"{key}.file")
 
     def evaluate(self, items: list[Item]) -> Evaluation:
         """Accuracy, overall and by class; chance: always the most frequent class."""
         predicted, true = self._predict(items), np.array([item.label for item in items])
         chance = float(np.bincount(true).max() / len(true))
         metrics = [count("sentences", len(items)), Metric("accuracy", float((predicted == true).mean()), chance)]
-        for label, name in enumerate(CLASSES):
+        for label, name in enumerate(CLASSES):  # a class without a sentence has no accuracy: NaN
             metrics.append(Metric(f"{name}: accuracy", float((predicted == true)[true == label].mean())))
         return Evaluation(tuple(metrics))
 

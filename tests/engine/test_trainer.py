@@ -227,3 +227,13 @@ def test_a_loader_that_gives_too_many_batches_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(task.loader, "batches", lambda consumed, count: batches(consumed, count + 1))
     with pytest.raises(RuntimeError, match="more batches than requested"):
         trainer(tmp_path, task).fit()
+
+
+def test_losses_and_counts_have_the_same_names(tmp_path, monkeypatch):
+    task = ToyTask()
+    counts = task.model.counts
+    monkeypatch.setattr(task.model, "counts", lambda batch: {"points/other": counts(batch)["points/abs"]})
+    with pytest.raises(
+        ValueError, match=r"forward\(\) gives the losses .*'points/abs'.*counts\(\) gives .*'points/other'"
+    ):
+        trainer(tmp_path, task).fit()

@@ -49,6 +49,13 @@ def test_a_metric_that_is_not_there_is_no_number():
         Evaluation(())["recall"]
 
 
+def test_a_value_that_is_no_number_is_null_and_none(tmp_path):
+    evaluation = Evaluation((Metric("recall", float("nan"), 0.1),))
+    write_evaluations(tmp_path, {"test": evaluation})
+    assert json.loads((tmp_path / "evaluation.json").read_text())["test"]["recall"]["value"] is None
+    assert evaluation.table("test").splitlines()[1] == "recall     none   10.0%"
+
+
 def test_the_file_says_value_chance_and_unit(tmp_path):
     write_evaluations(tmp_path, {"test": Evaluation((count("images", 7), Metric("recall", 0.2, 0.1)))})
     assert json.loads((tmp_path / "evaluation.json").read_text()) == {

@@ -318,3 +318,15 @@ def test_a_precision_that_the_gpu_has_not_is_told_before_training(overrides, tmp
     config = load_config(ROOT / "configs/demo/nlvr.yaml", [*overrides("nlvr"), "evaluation.precision=bf16"], schema)
     with pytest.raises(UserError, match=r"^evaluation.precision: this GPU has no bf16; use evaluation.precision=fp16$"):
         kind.build(config)
+
+
+def test_a_measure_that_is_no_metric_is_told_with_those_there_are(overrides, tmp_path):
+    kind = type("Misspelt", (NLVRTask,), {"measure": "acuracy"})
+    with pytest.raises(ValueError, match=r"Misspelt.measure is 'acuracy', but evaluate\(\) gives .*, accuracy"):
+        start("nlvr", tmp_path, overrides("nlvr"), kind=kind)
+
+
+def test_a_warm_up_longer_than_the_run_is_told_before_anything_is_loaded(overrides, tmp_path):
+    options = [*overrides("nlvr"), "schedule.warmup_steps=50", "data.train.annotations=gone.jsonl"]
+    with pytest.raises(UserError, match=r"schedule.warmup_steps"):
+        start("nlvr", tmp_path, options)

@@ -166,7 +166,7 @@ def test_a_task_without_a_config_beside_it_needs_one(tmp_path):
     [
         ("counting_a", None, "has no task.py; write one that ends with TASK = TaskKind(config class, task class)"),
         ("counting_b", "x = 1", "task.py: defines no TASK; end it with TASK = TaskKind(config class, task class)"),
-        ("counting_c", "TASK = {}", "task.py: TASK is of type dict; make it a TaskKind(config class, task class)"),
+        ("counting_c", "TASK = {}", "task.py: TASK is {}; make it TaskKind(config class, task class)"),
         (
             "counting_d",
             TASK.replace("(NLVRConfig, CountingTask)", "(CountingTask, NLVRConfig)"),

@@ -182,5 +182,5 @@ def test_entailment_is_learned_by_the_task_of_statements(scenes_folder, tmp_path
         found = task.evaluate(task.held_out.test["test"])
     assert found["statements"].value == 4
     assert found["accuracy"].chance == 0.5
-    with pytest.raises(UserError, match=r"^data.train: .*test.jsonl:1 has 1 images, but model.images is 2"):
+    with pytest.raises(UserError, match=r"^evaluation.test.test: .*test.jsonl:1 has 1 images, but model.images is 2"):
         NLVRTask.build(load_config("configs/demo/nlvr.yaml", [*overrides, "model.images=2"], NLVRConfig))

@@ -33,7 +33,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     flag = parser.add_argument
-    add_config(parser, required=True)
+    add_config(parser)
     add_task(parser)
     flag("--gpus", type=positive, default=1, metavar="N", help="GPUs on all nodes together (default: 1)")
     flag("--memory", type=positive_real, metavar="GB", help="memory of a whole GPU, in 1e9 bytes (default: this GPU's)")

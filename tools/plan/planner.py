@@ -6,7 +6,6 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import torch
 from dataset.text.processors import load_tokenizer
 from engine.memory import FakeSteps, StepMemory
 from engine.real_steps import RealSteps, ran_out_of_memory
-from tasks.kinds import kind_of
+from tasks.kinds import choose
 from tools.plan.search import largest_that_fits, share_out
 from tools.plan.synthetic import batch_sizes, scaled, synthetic_batch
 from tools.plan.table import Plan, Setting
@@ -36,8 +35,9 @@ class Planner:
     """
 
     def __init__(self, arguments: argparse.Namespace):
-        self.arguments, self.path = arguments, Path(arguments.config)
-        schema, self.task = kind_of(self.path, arguments.overrides, arguments.task)
+        choice = choose(arguments.config, arguments.overrides, arguments.task)
+        self.arguments, self.path = arguments, choice.config
+        schema, self.task = choice.load()
         self.config: Any = load_config(self.path, arguments.overrides, schema)
         self.leading = next(iter(batch_sizes(self.config).values()))
         """Examples of the leading stream in a micro-batch of the config."""

@@ -238,6 +238,6 @@ def _entry(config: Any) -> Synthetic:
     name = getattr(config, "task", None)
     if name not in SYNTHETIC:
         raise UserError(
-            f"task = {name}: cannot be planned, since tools/plan/synthetic.py has no batch of it; add an entry"
+            f"task = {name}: cannot be planned: tools/plan knows the tasks of the checkout alone; try train.steps=5 instead"
         )
     return SYNTHETIC[name]

@@ -121,7 +121,7 @@ def test_up_to_the_allowed_share_broken_rows_are_left_out_with_a_warning(caplog)
     with caplog.at_level("WARNING"):
         assert parse_rows(rows, number_below_7, KEY, max_broken=0.3) == list(range(7))
     assert caplog.messages == [
-        "data.train: 3 of 10 records are broken: 3 empty text (a:7: 7 is too much); they are left out"
+        "data.train: 3 of 10 records are broken: 3 empty text (a:7: 7 is too much); they are left out of the run"
     ]
 
 
@@ -304,3 +304,9 @@ def test_annotations_and_shards_hold_texts_by_one_rule(value):
         except BrokenRecordError as error:
             outcomes.append((error.kind, error.message))
     assert outcomes[0] == outcomes[1]
+
+
+def test_a_boolean_is_no_number_of_a_row():
+    with pytest.raises(BrokenRecordError, match="number is True, not of type int"):
+        Row({"number": True}, "a:1").get("number", int)
+    assert Row({"flag": True}, "a:1").get("flag", bool) is True
