@@ -105,7 +105,14 @@ def measure(config: PretrainConfig, steps: int) -> list[dict[str, float]]:
     """Milliseconds by phase of each of ``steps`` steps after warm-up."""
     task = StubTask(config)
     train = config.train.model_copy(
-        update={"steps": WARM_UP + steps, "epochs": None, "compile": False, "recompute": []}
+        update={
+            "steps": WARM_UP + steps,
+            "epochs": None,
+            "global_batch": None,
+            "accumulate": 1,
+            "compile": False,
+            "recompute": [],
+        }
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
