@@ -32,8 +32,8 @@ from utils.batch import (
     TextBatch,
     TextPairBatch,
     VideoTextBatch,
-    text_keys,
 )
+from utils.sequences import text_keys
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
