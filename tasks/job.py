@@ -6,12 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks import TASKS
 from tasks.kinds import Choice, TaskKind, choose
 from utils.config import load_config
 from utils.errors import UserError
 from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, parse
+
+if TYPE_CHECKING:
+    from tasks.base import RunConfig
 
 
 def run_task(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> int:
@@ -54,7 +58,6 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     # Imported here, so that --help and mistakes in the command line do not wait for torch.
     from engine.run_folder import RunFolder
     from engine.trainer import Trainer
-    from scheduler import build_schedule
     from utils import log
     from utils.distributed import process_group
 
@@ -64,10 +67,7 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
         raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
     with process_group() as device:
         if not arguments.evaluate:
-            # Both refuse what cannot be, before anything is loaded.
-            config.train.accumulation(config.data)
-            if config.train.steps is not None:
-                build_schedule(config.schedule, config.train.steps)
+            _check_steps(config)
         output = Path(arguments.output) if arguments.output else _default_output(choice, arguments)
         folder, checkpoint = RunFolder.open(output, config, arguments.resume, evaluate=arguments.evaluate)
         if arguments.evaluate and arguments.resume and checkpoint is None and not folder.best.is_file():
@@ -93,6 +93,15 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
         if results := task.report(folder):
             sys.stdout.write(f"{results}\n")
     return 0
+
+
+def _check_steps(config: RunConfig) -> None:
+    """Refuse, before anything is loaded, a global batch that does not divide, and a warm-up longer than the run."""
+    from scheduler import build_schedule
+
+    config.train.accumulation(config.data)
+    if config.train.steps is not None:
+        build_schedule(config.schedule, config.train.steps)
 
 
 def _default_output(choice: Choice, arguments: argparse.Namespace) -> Path:
