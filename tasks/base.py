@@ -56,9 +56,8 @@ B = TypeVar("B", bound=BatchMaker)
 class Parts(Generic[M, B]):
     """The parts of a task that :func:`build_parts` builds from its config.
 
-    ``fresh``: names of the parameters that train at ``lr * lr_mult``; of a run that is resumed, its checkpoint has them instead.
-    ``training``: the training data, and ``loader`` their
-    batches on this rank; None where the task only evaluates.
+    ``fresh``: names of the parameters that train at ``lr * lr_mult``; a resumed run takes them from its checkpoint instead.
+    ``training``: the training data, and ``loader``, which makes their batches on this rank; None where the task only evaluates.
     """
 
     tokenizer: PreTrainedTokenizerFast

@@ -50,7 +50,7 @@ OF_PRE_TRAINING = ("box_head.", "bbox_head.")
 
 
 class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
-    """Also how captions are generated."""
+    """Held-out splits of captioning, and how captions are generated for them."""
 
     decoding: DecodingConfig = DecodingConfig()
     document_frequencies: str | None = Field(
@@ -64,7 +64,7 @@ class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
 
 
 class CaptioningTrainConfig(TrainConfig):
-    """Also what is learned."""
+    """How long to train, and by which objective."""
 
     objective: Literal["likelihood", "self_critical"] = Field(
         "likelihood",

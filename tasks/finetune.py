@@ -48,7 +48,9 @@ class HeldOutConfig(Config, Generic[S]):
     precision: PrecisionName = Field(
         "fp32", description="of forward passes; O0, O1, O2: apex's names for fp32 and fp16"
     )
-    validation: S | None = Field(None, description="selects the weights; null: the last ones count")
+    validation: S | None = Field(
+        None, description="split that selects the best weights; null: the last weights are the result"
+    )
     test: dict[str, S] = Field(min_length=1, description="splits to report on, by name")
 
 

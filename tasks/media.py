@@ -17,7 +17,7 @@ from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig,
 
 
 class MediaEvaluationConfig(HeldOutConfig[S], Generic[S]):
-    """Also how videos are shown."""
+    """Held-out splits of images or videos, and how videos are shown."""
 
     shuffle_frames: bool = Field(
         False, description="show videos with their frames out of order: does the model look at the order?"

@@ -25,11 +25,11 @@ from metrics.classification import accuracy, consistency
 from models.nlvr import NLVRModel, NLVRModelConfig
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options
+from tasks.kinds import TaskKind
 from utils.batch import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-from tasks.kinds import TaskKind
 
 
 class NLVREvaluationConfig(HeldOutConfig[NLVRSplitConfig]):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
-    """Also how many candidates the fusion encoder re-ranks."""
+    """Held-out splits of retrieval, and how many candidates the fusion encoder re-ranks."""
 
     candidates: int = Field(ge=1, description="k: candidates of each image and each text that are re-ranked")
 

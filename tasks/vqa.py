@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class VQAOptimConfig(OptimConfig):
-    """Also whether the decoder counts as fresh."""
+    """Learning rates, and whether the decoder counts as fresh."""
 
     fresh_decoder: bool = Field(
         True,
