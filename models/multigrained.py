@@ -134,7 +134,8 @@ class MaskedWords:
         return MaskedWords(QueryPositions(text.positions, packing), labels)
 
 
-def zero_loss(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Zero that depends on all ``parameters``: DDP waits for the gradient of each, also in a step that does not train it."""
-    sums = [parameter.sum() for parameter in parameters]
-    return 0 * torch.stack(sums).sum() if sums else torch.zeros(())
+def zero_loss(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor:
+    """Zero on ``device`` that depends on all ``parameters``: DDP waits for the gradient of each, also in a step that does not
+    train it."""
+    zero = torch.zeros((), device=device)
+    return sum((0 * parameter.sum() for parameter in parameters), zero)

@@ -56,13 +56,15 @@ class PretrainModel(MultiGrainedModel):
                 f"data.pairs: the fusion attends to texts as it does to images, but images have width {self.vision.width} "
                 f"and texts {self.text.width}; give model.vision and model.fusion one width, or drop data.pairs"
             )
+        self._untrained: dict[tuple[tuple[str, ...], ...], list[nn.Parameter]] = {}
+        """See :meth:`_untrained_by`; by the losses of a step, since to walk through a model takes the host milliseconds."""
         self._freeze_unused()
 
     def forward(self, batch: PretrainBatch) -> Losses:
         """All losses of a micro-batch, as sums; divide each by its count (:meth:`counts`), over ranks and micro-batches."""
         self.contrastive.clamp_temperature()
         steps = self._steps(batch)
-        no_loss = zero_loss(self._untrained_by(steps))
+        no_loss = zero_loss(self._untrained_by(steps), self.contrastive.temperature.device)
         terms: Losses = {}
         for (stream, of_stream, wanted), encoded in zip(steps, self._encode(steps), strict=True):
             totals = stream.losses(self, of_stream, encoded, wanted) if wanted else {}
@@ -85,12 +87,13 @@ class PretrainModel(MultiGrainedModel):
 
     def _untrained_by(self, steps: Sequence[StreamStep]) -> list[nn.Parameter]:
         """The parameters that only losses left out of this step train."""
-        left_out = [step for step in steps if len(step.wanted) < len(step.stream.weights)]
-        if not left_out:
-            return []
-        trained = {id(p) for step in steps if step.wanted for p in step.stream.trained(self, step.wanted)}
-        untrained = {id(p): p for step in left_out for p in step.stream.trained(self, step.stream.weights)}
-        return [parameter for number, parameter in untrained.items() if number not in trained]
+        key = tuple((step.stream.name, *step.wanted) for step in steps)
+        if key not in self._untrained:
+            left_out = [step for step in steps if len(step.wanted) < len(step.stream.weights)]
+            trained = {id(p) for step in steps if step.wanted for p in step.stream.trained(self, step.wanted)}
+            parameters = {id(p): p for step in left_out for p in step.stream.trained(self, step.stream.weights)}
+            self._untrained[key] = [parameter for number, parameter in parameters.items() if number not in trained]
+        return self._untrained[key]
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
         """The divisor of each loss: its examples, pairs, tokens or boxes in this micro-batch. Needs no forward pass."""

@@ -21,7 +21,7 @@ class TextArchitecture(Config):
     """Sizes of a BERT or RoBERTa encoder."""
 
     family: Literal["bert", "roberta"] = Field("bert", description="how positions are counted and texts are padded")
-    vocab_size: int | None = Field(None, ge=1, description="None: the tokenizer's")
+    vocab_size: int | None = Field(None, ge=1, description="entries of the word table; null: those of the tokenizer")
     width: int = Field(768, ge=1, description="width of the states")
     layers: int = Field(12, ge=1, description="number of blocks")
     heads: int = Field(12, ge=1, description="attention heads; they divide the width")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.synthetic import pretrain_batch
-from models.multigrained import IdenticalTexts, StreamWeights
+from models.multigrained import IdenticalTexts, StreamWeights, zero_loss
 from models.pretrain import STREAMS as STREAM_CLASSES
 from models.pretrain import PretrainModel
 from models.streams.base import AlignedStream
@@ -91,6 +91,22 @@ def test_it_has_one_in_a_step_that_leaves_out_matching_in_one_stream(name, losse
     terms = model(replace(batch, unmatched=(name,)))
     torch.stack([term.total for term in terms.values()]).sum().backward()
     assert not [key for key, each in model.named_parameters() if each.requires_grad and each.grad is None]
+
+
+def test_the_zero_of_a_loss_left_out_is_on_the_models_device():
+    """Also where other streams train every parameter, as the translations do when images have no matching loss."""
+    model, batch = built(ALL)
+    assert (
+        zero_loss(untrained(model, replace(batch, unmatched=("images",))), torch.device("meta")).device.type == "meta"
+    )
+    assert not untrained(model, replace(batch, unmatched=("images",)))
+    assert {id(p) for p in untrained(model, replace(batch, unmatched=ALIGNED))} == {
+        id(p) for p in model.matching_head.parameters()
+    }
+
+
+def untrained(model: PretrainModel, batch: PretrainBatch) -> list[torch.nn.Parameter]:
+    return model._untrained_by(model._steps(batch))
 
 
 def test_a_stream_that_is_not_encoded_counts_as_no_work():
