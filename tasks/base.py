@@ -140,7 +140,7 @@ class BaseTask(ABC, Generic[C, M, B]):
         return self.loader
 
 
-def frames_of(config: RunConfig) -> int | None:
+def video_frames(config: RunConfig) -> int | None:
     """Frames of a video; None where the model is one of images."""
     video = config.model.vision.video
     return None if video is None else video.frames
@@ -150,7 +150,7 @@ def build_parts(
     kind: type[BaseTask[C, M, B]], config: C, checkpoint: Checkpoint | None, *, trains: bool
 ) -> Parts[M, B]:
     """The parts of a task; see :meth:`BaseTask.build`."""
-    if frames_of(config) is not None and not kind.takes_videos:
+    if video_frames(config) is not None and not kind.takes_videos:
         raise UserError("model.vision.video: this task is one of images; drop it")
     tokenizer = load_tokenizer(config.model.text.encoder)
     _check_padding(config, tokenizer)

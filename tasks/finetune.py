@@ -22,7 +22,7 @@ from engine.checkpoint import Checkpoint
 from engine.precision import PrecisionName, check_precision
 from engine.run_folder import RunFolder
 from models.checkpoints import load_weights
-from tasks.base import B, BaseTask, M, Parts, RunConfig, build_parts, frames_of
+from tasks.base import B, BaseTask, M, Parts, RunConfig, build_parts, video_frames
 from tasks.evaluation import Evaluation, mean_of_splits, write_evaluations
 from tasks.inference import device_of, evaluating, progress
 from utils import distributed
@@ -199,7 +199,7 @@ def data_options(config: FineTuneConfig, tokenizer: PreTrainedTokenizerFast) -> 
         "tokenizer": tokenizer,
         "image_size": config.model.vision.image_size,
         "seed": config.seed,
-        "frames": frames_of(config),
+        "frames": video_frames(config),
     }
 
 

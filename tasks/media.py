@@ -12,7 +12,7 @@ from dataset.media.video import VideoSource, check_held_out
 from dataset.media.views import EvaluationView, check_medium
 from dataset.records.schema import ImageSource
 from dataset.tasks.finetune import MediaDataConfig, frame_sampler
-from tasks.base import B, M, Parts, frames_of
+from tasks.base import B, M, Parts, video_frames
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig, S
 
 
@@ -43,7 +43,7 @@ class MediaTask(FineTuneTask[G, M, B]):
         super().__init__(config, parts, held_out)
         for key, items in held_out.by_key().items():
             sources = self.sources(items)
-            check_medium(sources, frames_of(config), key)
+            check_medium(sources, video_frames(config), key)
             videos = [source for source in sources if isinstance(source, VideoSource)]
             check_held_out(videos, config.data.video, config.data.max_pixels, key)
 
@@ -55,5 +55,5 @@ class MediaTask(FineTuneTask[G, M, B]):
     @staticmethod
     def evaluation_view(config: G) -> EvaluationView:
         data, size = config.data, config.model.vision.image_size
-        videos, shuffled = frame_sampler(data, frames_of(config)), config.evaluation.shuffle_frames
+        videos, shuffled = frame_sampler(data, video_frames(config)), config.evaluation.shuffle_frames
         return EvaluationView(size, data.max_pixels, videos, shuffle_frames=shuffled, pixels=data.pixels)

@@ -11,7 +11,7 @@ from dataset.text.processors import TextProcessor
 from engine.run_folder import RunFolder
 from models.multigrained import LossWeights, PretrainModelConfig, StreamWeights
 from models.pretrain import PretrainModel
-from tasks.base import BaseTask, Parts, RunConfig, frames_of
+from tasks.base import BaseTask, Parts, RunConfig, video_frames
 from tasks.evaluation import write_evaluations
 from tasks.inference import evaluating
 from tasks.kinds import TaskKind
@@ -70,7 +70,7 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
             patch_size=model.vision.patch_size,
             seed=config.seed,
             world_size=distributed.world_size(),
-            frames=frames_of(config),
+            frames=video_frames(config),
             accumulate=config.train.accumulation(config.data),
             static=bool(config.train.compile),
         )

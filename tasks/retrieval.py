@@ -18,7 +18,7 @@ from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
 from metrics.retrieval import chance_recalls, retrieval_recalls
 from models.align import AligningConfig
 from models.retrieval import RetrievalModel
-from tasks.base import frames_of
+from tasks.base import video_frames
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import data_options, place_of
 from tasks.kinds import TaskKind
@@ -70,7 +70,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
     def evaluate(self, items: CaptionedImages) -> Evaluation:
         """Recalls after re-ranking and by cosine alone, each beside that of a random order."""
         config = self.config.evaluation
-        medium = "image" if frames_of(self.config) is None else "video"
+        medium = "image" if video_frames(self.config) is None else "video"
         search = TwoStageRetrieval(self.model, self.text, candidates=config.candidates, batch_size=config.batch_size)
         read = partial(_view_of, self.held_out.view, items.images)
         captions = [

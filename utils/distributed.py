@@ -64,16 +64,15 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def gather_tensors(tensor: Tensor) -> Tensor:
-    """Concatenate the tensors of all ranks along axis 0, in order of rank: (n, ...) -> (ranks * n, ...), n equal on all ranks.
+def start_gather(tensor: Tensor) -> Callable[[], Tensor]:
+    """Start to concatenate the tensors of all ranks along axis 0, in order of rank: (n, ...) -> (ranks * n, ...), n equal on all
+    ranks.
 
     The gradient is exact: that of the sum of all ranks' losses with respect to this rank's tensor.
+
+    Returns:
+        A function that waits for the result and returns it.
     """
-    return start_gather(tensor)()
-
-
-def start_gather(tensor: Tensor) -> Callable[[], Tensor]:
-    """Start :func:`gather_tensors` in the background; returns a function that waits for its result and returns it."""
     if not is_distributed():
         return lambda: tensor
     local = tensor.detach().contiguous()

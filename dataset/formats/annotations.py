@@ -174,8 +174,8 @@ def images_folder(images: str | None, annotations: str) -> Path:
 
 
 def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
-    """What :func:`~dataset.records.schema.texts_in` finds under ``key``, one by one and none of them empty; of dictionaries by
-    language ``language``, or with None all.
+    """The texts under ``key`` (:func:`~dataset.records.schema.texts_in`), none of them empty; by language, those in
+    ``language``, or with None all.
 
     Raises:
         BrokenRecordError: "missing key", "wrong type" or "empty text".

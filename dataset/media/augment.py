@@ -234,7 +234,7 @@ def _look_up(planes: Planes, tables: Sequence[np.ndarray]) -> Planes:
 
 
 def _translate(planes: Planes, x: int, y: int) -> Planes:
-    """What was at (x, y) comes to (0, 0)."""
+    """Move the planes so that (x, y) comes to (0, 0)."""
     _, height, width = planes.shape
     out = np.full_like(planes, FILL)
     kept_w, kept_h = max(width - abs(x), 0), max(height - abs(y), 0)

@@ -292,7 +292,7 @@ def import_backend(backend: Backend) -> Any:
 
 
 def why_not_loaded(backend: Backend) -> str | None:
-    """What an import of the backend says; None where it works."""
+    """Error message of the backend's import; None if it can be imported."""
     try:
         import_backend("av")  # indexes the packets for every backend
         import_backend(backend)

@@ -38,7 +38,7 @@ _BLOCK_ROWS = 16
 
 
 class JPEGFrame(NamedTuple):
-    """What the frame header of a JPEG file states, and where in the file it lies."""
+    """Frame header of a JPEG file, and its place ``at`` in the file."""
 
     at: int
     width: int

@@ -1,4 +1,4 @@
-"""What becomes of one record whose video is made into a list of frames."""
+"""Making the video of one record into a list of frames."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Made:
-    """What is written of a record, and how many ``videos`` and ``frames`` it has."""
+    """Line of a record to be written, with the number of its ``videos`` and ``frames``."""
 
     content: bytes
     videos: int
@@ -105,7 +105,7 @@ class Made:
 
 
 def work(job: Job) -> Made | BrokenRecord:
-    """What becomes of a record; any fault of its video is given back."""
+    """Make the frames of a record; returns a broken record if its video cannot be used."""
     if job.broken is not None:
         return job.broken
     value = job.values.get(job.key)
@@ -123,7 +123,7 @@ def work(job: Job) -> Made | BrokenRecord:
 
 
 def killed(job: Job) -> BrokenRecord:
-    """What is told of a video whose reading ended its process."""
+    """The broken record of a video whose reading ended its process."""
     return BrokenRecord(
         "unreadable video", job.place, "the process that read it died (a fault of the decoder, or memory)"
     )

@@ -197,8 +197,8 @@ def test_released_gradient_equals_the_released_formula(tmp_path):
 def helpers() -> dict[str, torch.Tensor]:
     rank = distributed.rank()
     return {
-        "rows": distributed.gather_tensors(torch.tensor([rank, rank + 10])),
-        "masks": distributed.gather_tensors(torch.tensor([[rank == 0, True]])),
+        "rows": distributed.start_gather(torch.tensor([rank, rank + 10]))(),
+        "masks": distributed.start_gather(torch.tensor([[rank == 0, True]]))(),
         "sum": distributed.sum_over_ranks(torch.tensor(rank + 1)),
     }
 
@@ -214,7 +214,7 @@ def test_rank_helpers_are_the_identity_without_a_process_group():
     rows = torch.arange(3.0)
     assert distributed.rank() == 0
     assert distributed.world_size() == 1
-    assert distributed.gather_tensors(rows) is rows
+    assert distributed.start_gather(rows)() is rows
     assert distributed.sum_over_ranks(rows) is rows
     distributed.barrier()
 

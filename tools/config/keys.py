@@ -38,7 +38,7 @@ def keys_of(schema: type[Config], prefix: str = "") -> Iterator[Key]:
     for name, field in schema.model_fields.items():
         path = f"{prefix}{name}"
         sections = list(_sections(field.annotation, path))
-        if not sections or _takes_other_values(field.annotation) or field.description:
+        if not sections or _takes_other_values(field.annotation) or field.description or _changes_defaults(field):
             yield Key(path, type_of(field), default_of(field), field.description or "")
         for section_path, section in sections:
             yield from keys_of(section, f"{section_path}.")
@@ -51,13 +51,25 @@ def type_of(field: FieldInfo) -> str:
 
 
 def default_of(field: FieldInfo) -> str:
-    """The default value as JSON; of a section its name."""
+    """The default value as JSON; of a section, the values in which it differs from its keys' defaults."""
     if field.is_required():
         return REQUIRED
     default = field.get_default(call_default_factory=True)
     if default is PydanticUndefined:
         return REQUIRED
-    return "its keys' defaults" if isinstance(default, Config) else json.dumps(default, ensure_ascii=False, default=str)
+    if isinstance(default, Config):
+        return json.dumps(_changes(default), ensure_ascii=False) if _changes(default) else "its keys' defaults"
+    return json.dumps(default, ensure_ascii=False, default=str)
+
+
+def _changes_defaults(field: FieldInfo) -> bool:
+    """Whether a section left out has other values than its keys' defaults."""
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    return isinstance(default, Config) and bool(_changes(default))
+
+
+def _changes(section: Config) -> dict[str, Any]:
+    return section.model_dump(mode="json", exclude_defaults=True)
 
 
 def _sections(annotation: Any, path: str) -> Iterator[tuple[str, type[Config]]]:
