@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _ENOUGH_TO_JUDGE = 1000
 _FIRST = 100
-"""Records of which one at least has to be usable before a step is made."""
+"""Records of a stream of which one at least has to be usable before a step is made."""
 
 
 class LoadingConfig(Config):
@@ -47,16 +47,16 @@ class BrokenRecordLog:
 
     Args:
         max_broken: greatest share of broken records among those read.
-        total_records: records there are; the share is judged once that many, or 1000, have been read.
+        stream_sizes: records of each stream; the share is judged once all of them, or 1000, have been read.
     """
 
-    def __init__(self, max_broken: float, total_records: int):
-        self.max_broken = max_broken
-        self.enough = min(total_records, _ENOUGH_TO_JUDGE)
-        self.first_records = min(total_records, _FIRST)
+    def __init__(self, max_broken: float, stream_sizes: Mapping[str, int]):
+        self.max_broken, self.stream_sizes = max_broken, stream_sizes
+        self.enough = min(sum(stream_sizes.values()), _ENOUGH_TO_JUDGE)
         self.read = 0
-        self.usable = False
-        """Whether a record that was not broken has been seen."""
+        self.unusable: dict[str, int] = {}
+        """Records read of each stream of which none was usable yet."""
+        self._usable: set[str] = set()
         self.broken_records = 0
         self.kinds: Counter[str] = Counter()
         self.first: dict[str, BrokenRecord] = {}
@@ -67,10 +67,15 @@ class BrokenRecordLog:
         A record counts once towards the share, however many of its parts are broken; kinds count parts.
 
         Raises:
-            UserError: the summary, as soon as the share is exceeded, or the first 100 records are all broken.
+            UserError: the summary, as soon as the share is exceeded, or the first 100 records of a stream are all broken.
         """
         self.read += batch.read
-        self.usable = self.usable or bool(batch.records) or len(batch.broken) < batch.read
+        for stream, count in batch.counts.items():
+            if stream in self._usable or count.usable:
+                self._usable.add(stream)
+                self.unusable.pop(stream, None)
+            else:
+                self.unusable[stream] = self.unusable.get(stream, 0) + count.read
         self.broken_records += len({broken.place for broken in batch.broken})
         for broken in batch.broken:
             self.kinds[broken.kind] += 1
@@ -84,19 +89,21 @@ class BrokenRecordLog:
                 )
                 if broken.traceback:
                     logger.warning("%s at %s:\n%s", broken.kind, broken.place, broken.traceback)
-        if not self.usable and self.read >= self.first_records:
-            raise self.none_usable()
+        for stream, read in self.unusable.items():
+            if read >= min(self.stream_sizes[stream], _FIRST):
+                raise self.none_usable(stream)
         if self.read >= self.enough:
             self._judge()
 
-    def none_usable(self) -> UserError:
-        """The error for records that are all broken."""
+    def none_usable(self, stream: str) -> UserError:
+        """The error for a stream whose records are all broken."""
         kinds = "; ".join(
             f"{count} {kind} (first: {self.first[kind].place}: {self.first[kind].message})"
             for kind, count in self.kinds.most_common()
         )
         return UserError(
-            f"the first {self.read} records are all broken: {kinds}; mend them, or the paths in the section data"
+            f"none of the first {self.unusable[stream]} records of {stream} can be used; broken so far: {kinds}; mend them, or "
+            "the paths in the section data"
         )
 
     def finish(self) -> str:
@@ -163,7 +170,7 @@ class BatchLoader:
         self.stream_sizes = maker.stream_sizes
         self.examples_per_batch = maker.examples_per_batch
         self.records_per_batch = maker.records_per_batch
-        self.broken = BrokenRecordLog(config.max_broken, sum(self.stream_sizes.values()))
+        self.broken = BrokenRecordLog(config.max_broken, self.stream_sizes)
 
     @property
     def micro_batch(self) -> MicroBatch:
@@ -192,11 +199,11 @@ class BatchLoader:
         for batch in in_workers(self.maker.make, numbers, self.config.workers):
             self.broken.add(batch)
             held.append(batch)
-            if self.broken.usable:  # else look further before a step is made
+            if not self.broken.unusable:  # else look further before a step is made
                 yield from held
                 held.clear()
         if held:
-            raise self.broken.none_usable()
+            raise self.broken.none_usable(next(iter(self.broken.unusable)))
         # What a resumed run reads is too little to judge a share by, unless it is as much as anywhere.
         whole = consumed == 0 or self.broken.read >= self.broken.enough
         logger.info("%s", self.broken.finish() if whole else self.broken.summary())

@@ -7,8 +7,8 @@ F frames, A answers, P patches, H and W pixels. Masks are boolean: True = attend
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -135,17 +135,29 @@ class BrokenRecord:
     traceback: str = ""
 
 
+class RecordCount(NamedTuple):
+    """Records of a stream that were ``read`` for a batch, and those of them that an example was made of."""
+
+    read: int
+    usable: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Base of all micro-batches: where their examples come from.
 
-    ``records``: the record of each example; ``broken``: records that were skipped while the batch was made; ``read``: number of
-    records that were read, broken ones among them.
+    ``records``: the record of each example; ``broken``: records that were skipped while the batch was made; ``counts``: how many
+    records of each stream were read.
     """
 
     records: tuple[str, ...] = ()
     broken: tuple[BrokenRecord, ...] = ()
-    read: int = 0
+    counts: Mapping[str, RecordCount] = field(default_factory=dict)
+
+    @property
+    def read(self) -> int:
+        """Number of records that were read, broken ones among them."""
+        return sum(count.read for count in self.counts.values())
 
     def pin_memory(self: B) -> B:
         """A copy of the batch in page-locked memory (called by torch's ``DataLoader``)."""

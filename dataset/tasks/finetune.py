@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -16,11 +15,12 @@ from dataset.loaders import LoadingConfig, in_workers
 from dataset.media.augment import AugmentConfig
 from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource, check_backend
 from dataset.media.views import TrainingView, check_medium
-from dataset.records.broken import broken_record, not_whole
+from dataset.records.broken import not_whole
 from dataset.records.schema import BrokenRecordError, ImageSource
 from dataset.shards.samplers import RandomOrder, sample_rng
+from dataset.tasks.account import Account, filled
 from dataset.text.processors import PlainTextProcessor, TextLimits, clean_caption, clean_question
-from utils.batch import Batch, BrokenRecord, MicroBatch
+from utils.batch import Batch, MicroBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -115,40 +115,33 @@ class FineTuneBatches(ABC, Generic[D, E]):
 
     def make(self, number: int) -> Batch:
         """Micro-batch ``number``, counted over all ranks."""
-        examples: list[E | None] = []
-        broken: list[BrokenRecord] = []
+        account = Account()
         drawn = self.order.batch(number)
-        for epoch, index in drawn:
-            try:
-                examples.append(self.example(index, sample_rng(self.seed, self.name, epoch, index)))
-            except Exception as error:  # nothing in a record ends a run
-                broken.append(broken_record(error, partial(self.place, index)))
-                examples.append(None)
-        places = [self.place(index) for _, index in drawn]
+        draws = [(index, sample_rng(self.seed, self.name, epoch, index)) for epoch, index in drawn]
+        examples = account.examples(self.name, draws, self.example, self.place)
         try:
-            return self._batch(examples, places, broken)
+            return self._batch(examples, account)
         except Exception:
             # Texts are tokenised here. Which example is to blame shows where each is collated alone.
-            if not (failed := self._not_collated(examples, places)):
+            if not (failed := self._not_collated(examples)):
                 raise
-            examples = [None if number in failed else example for number, example in enumerate(examples)]
-            return self._batch(examples, places, [*broken, *failed.values()])
+            for row, error in failed.items():
+                account.reject(self.name, error, self.place(drawn[row][1]))
+                examples[row] = None
+            return self._batch(examples, account)
 
-    def _batch(self, examples: Sequence[E | None], places: Sequence[str], broken: Sequence[BrokenRecord]) -> Batch:
-        """The batch of examples, with fillers for those that are None."""
-        valid = [example is not None for example in examples]
-        rows = [self.filler() if example is None else example for example in examples]
-        records = tuple(place for place, counts in zip(places, valid, strict=True) if counts)
-        return self.collate(rows, torch.tensor(valid), records=records, broken=tuple(broken), read=len(valid))
+    def _batch(self, examples: Sequence[E | None], account: Account) -> Batch:
+        rows, valid = filled(examples, self.filler)
+        return self.collate(rows, valid, **account.fields())
 
-    def _not_collated(self, examples: Sequence[E | None], places: Sequence[str]) -> dict[int, BrokenRecord]:
-        """The examples that cannot be collated, by their row."""
+    def _not_collated(self, examples: Sequence[E | None]) -> dict[int, Exception]:
+        """What is raised by the examples that cannot be collated, by their row."""
         failed = {}
         for row, example in enumerate(examples):
             try:
-                self._batch([example], [places[row]], ())
+                self._batch([example], Account())
             except Exception as error:
-                failed[row] = broken_record(error, partial(places.__getitem__, row))
+                failed[row] = error
         return failed
 
 

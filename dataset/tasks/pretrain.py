@@ -12,7 +12,8 @@ from dataset.media.video import FrameSampler
 from dataset.media.views import TrainingView
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import RecordSource, sample_rng
-from dataset.tasks.streams.base import Report, StreamConfig
+from dataset.tasks.account import Account
+from dataset.tasks.streams.base import StreamConfig
 from dataset.tasks.streams.pairs import ImageStream, ImageStreamConfig, VideoStream, VideoStreamConfig
 from dataset.tasks.streams.regions import RegionStream, RegionStreamConfig
 from dataset.tasks.streams.texts import TextPairStream, TextPairStreamConfig, TextStream, TextStreamConfig
@@ -150,18 +151,16 @@ class PretrainBatches:
 
     def make(self, number: int) -> PretrainBatch:
         """Micro-batch ``number``, counted over all ranks."""
-        report = Report()
+        account = Account()
         clean, unmatched = self.steps.draw(number // self.numbers_per_step)
         return PretrainBatch(
-            images=self.images.batch(number, "images" in clean, report) if self.images else None,
-            videos=self.videos.batch(number, "videos" in clean, report) if self.videos else None,
+            images=self.images.batch(number, "images" in clean, account) if self.images else None,
+            videos=self.videos.batch(number, "videos" in clean, account) if self.videos else None,
             unmatched=tuple(stream for stream in unmatched if getattr(self, stream) is not None),
-            regions=self.regions.batch(number, report) if self.regions else None,
-            texts=self.texts.batch(number, report) if self.texts else None,
-            pairs=self.pairs.batch(number, report) if self.pairs else None,
-            records=tuple(report.places),
-            broken=tuple(report.broken),
-            read=report.read,
+            regions=self.regions.batch(number, account) if self.regions else None,
+            texts=self.texts.batch(number, account) if self.texts else None,
+            pairs=self.pairs.batch(number, account) if self.pairs else None,
+            **account.fields(),
         )
 
 

@@ -12,7 +12,7 @@ from dataset.loaders import BatchLoader, BrokenRecordLog
 from dataset.shards.readers import Shards
 from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
 from dataset.tasks.streams.base import CleanSetConfig
-from utils.batch import BrokenRecord, PretrainBatch
+from utils.batch import BrokenRecord, PretrainBatch, RecordCount
 from utils.errors import UserError
 
 
@@ -165,11 +165,12 @@ def test_a_run_with_too_many_broken_records_stops_with_a_summary(loader, write_l
 
 def batch(read: int, *broken: tuple[str, str]) -> PretrainBatch:
     records = tuple(BrokenRecord(kind, place, "why") for kind, place in broken)
-    return PretrainBatch(None, None, None, broken=records, read=read)
+    usable = read - len({record.place for record in records})
+    return PretrainBatch(None, None, None, broken=records, counts={"images": RecordCount(read, max(usable, 0))})
 
 
 def test_the_share_is_judged_after_enough_records_or_at_the_end():
-    log = BrokenRecordLog(0.01, total_records=5000)
+    log = BrokenRecordLog(0.01, {"images": 5000})
     log.add(batch(500, *[("bad json", f"a:{n}") for n in range(9)]))
     with pytest.raises(UserError, match=r"9 of 500 records \(1.8 %\)"):
         log.finish()
@@ -179,10 +180,10 @@ def test_the_share_is_judged_after_enough_records_or_at_the_end():
 
 
 def test_a_record_with_several_broken_parts_is_one_broken_record():
-    log = BrokenRecordLog(0.02, total_records=100)
+    log = BrokenRecordLog(0.02, {"images": 100})
     log.add(batch(100, *[("degenerate box", "a:1")] * 5, ("degenerate box", "a:2")))
     assert log.finish() == "2 of 100 records (2.0 %) are broken: 6 degenerate box (first: a:1)"
-    assert BrokenRecordLog(0.0, 10).finish() == "0 records read, none broken"
+    assert BrokenRecordLog(0.0, {"images": 10}).finish() == "0 records read, none broken"
 
 
 def test_pixels_stay_uint8_and_every_tensor_of_a_batch_is_pinned(loader, monkeypatch):

@@ -419,7 +419,7 @@ def test_the_first_100_records_are_all_broken(tokenizer, tmp_path, workers):
         next(steps)
     said = str(caught.value)
     assert "\n" not in said
-    assert said.startswith("the first 104 records are all broken: ")
+    assert said.startswith("none of the first 104 records of images can be used; broken so far: ")
     assert f"missing image (first: {file}:" in said
     assert f"bad json (first: {file}:" in said
     assert said.endswith("; mend them, or the paths in the section data")
@@ -434,7 +434,9 @@ def test_a_run_that_is_shorter_than_100_records_and_all_broken(tokenizer, tmp_pa
         max_broken=1.0,
     )
     batches = PretrainBatches(data, tokenizer=tokenizer, image_size=32, patch_size=8, seed=0)
-    with pytest.raises(UserError, match="the first 16 records are all broken: 16 bad json"):
+    with pytest.raises(
+        UserError, match="none of the first 16 records of images can be used; broken so far: 16 bad json"
+    ):
         list(BatchLoader(batches, data).batches(0, 2))
 
 
@@ -452,3 +454,19 @@ def test_batches_before_the_first_usable_record_are_not_lost(tokenizer, tmp_path
     assert [len(batch.records) for batch in read] == [len(batches.make(n).records) for n in range(31)]
     assert sum(int(batch.images.valid.sum()) for batch in read) == 1
     assert all(torch.equal(batch.images.pixels, batches.make(n).images.pixels) for n, batch in enumerate(read))
+
+
+def test_each_stream_has_to_have_a_record_of_use(tokenizer, tmp_path, write_lines, make_pair):
+    """Pairs that are whole do not hide texts that are not."""
+    pairs = write_lines("pairs.jsonl", [make_pair(n) for n in range(200)])
+    data = DataConfig(
+        images=ImageStreamConfig(files=[pairs], batch_size=4),
+        texts=TextStreamConfig(files=[write(tmp_path / "texts.jsonl", ["{}"] * 200)], batch_size=8),
+        cache_index=str(tmp_path / "index"),
+        workers=0,
+        max_broken=1.0,
+    )
+    batches = PretrainBatches(data, tokenizer=tokenizer, image_size=32, patch_size=8, seed=0)
+    steps = BatchLoader(batches, data).batches(0, 40)
+    with pytest.raises(UserError, match="none of the first 104 records of texts can be used"):
+        next(steps)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 from pydantic import Field
 
-from dataset.records.schema import ImageIs, ImageKeys
-from dataset.shards.samplers import OrderName
-from utils.batch import BrokenRecord
+from dataset.records.schema import ImageIs, ImageKeys, RawRecord
+from dataset.shards.samplers import OrderName, RecordSource
+from dataset.tasks.account import Account
 from utils.config import Config
+
+E = TypeVar("E")
 
 
 class StreamConfig(Config):
@@ -55,10 +59,11 @@ class CleanSetConfig(Config):
     caption_key: str | None = Field(None, description="Key of the caption; null: the stream's.")
 
 
-@dataclass
-class Report:
-    """What happened while a batch was made."""
-
-    places: list[str] = field(default_factory=list)
-    broken: list[BrokenRecord] = field(default_factory=list)
-    read: int = 0
+def read_examples(
+    source: RecordSource, number: int, account: Account, example: Callable[[RawRecord, np.random.Generator], E | None]
+) -> list[E | None]:
+    """An example of each record of micro-batch ``number``: see :meth:`~dataset.tasks.account.Account.examples`."""
+    shards = source.shards
+    return account.examples(
+        source.name, source.samples(number), lambda index, rng: example(shards.read(index), rng), shards.place
+    )

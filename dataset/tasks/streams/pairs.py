@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from dataset.media.augment import AugmentConfig, stack_views
 from dataset.media.video import VideoReadingConfig, VideoSource, check_backend
 from dataset.media.views import TrainingView
-from dataset.records.broken import broken_record
 from dataset.records.clips import VideoRecord, choose_clip, parse_video_record
 from dataset.records.schema import RawRecord, parse_image_record
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import RecordSource
-from dataset.tasks.streams.base import CleanSetConfig, PictureStreamConfig, Report, StreamConfig
+from dataset.tasks.account import Account, filled
+from dataset.tasks.streams.base import CleanSetConfig, PictureStreamConfig, StreamConfig, read_examples
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 from utils.batch import ImageTextBatch, MaskedText, VideoTextBatch
 from utils.errors import UserError
@@ -96,32 +95,21 @@ class PairStream(ABC):
         self.caption_keys = (config.caption_key, named or config.caption_key)
         self.careful_flip = config.careful_flip
 
-    def rows(self, number: int, clean: bool, report: Report) -> tuple[Tensor, MaskedText, Tensor]:
+    def rows(self, number: int, clean: bool, account: Account) -> tuple[Tensor, MaskedText, Tensor]:
         """Pixels, texts, and which rows count, of micro-batch ``number``."""
         source = self.sources[clean]
         assert source is not None
-        pixels, texts, valid = [], [], []
-        for index, rng in source.samples(number):
-            report.read += 1
-            try:
-                raw = source.shards.read(index)
-                view, text = self.example(raw, self.caption_keys[clean], rng)
-                report.places.append(raw.place)
-                valid.append(True)
-            except Exception as error:  # nothing in a record ends a run
-                report.broken.append(broken_record(error, partial(source.shards.place, index)))
-                view, text = self.view.filler(), self.text.filler()
-                valid.append(False)
-            pixels.append(view)
-            texts.append(text)
-        return stack_views(pixels), self.text.collate(texts), torch.tensor(valid)
+        example = partial(self.example, caption_key=self.caption_keys[clean])
+        examples = read_examples(source, number, account, example)
+        rows, valid = filled(examples, lambda: (self.view.filler(), self.text.filler()))
+        return stack_views([view for view, _ in rows]), self.text.collate([text for _, text in rows]), valid
 
     def may_flip(self, text: str) -> bool:
         """Whether the text stays true of a mirrored picture, as far as the config cares."""
         return not (self.careful_flip and mentions_side(text))
 
     @abstractmethod
-    def example(self, raw: RawRecord, caption_key: str, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
+    def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, TextExample]:
         """The view and the text of a record.
 
         Raises:
@@ -136,10 +124,10 @@ class ImageStream(PairStream):
         super().__init__(config, *made)
         self.keys = config.keys()
 
-    def batch(self, number: int, clean: bool, report: Report) -> ImageTextBatch:
-        return ImageTextBatch(*self.rows(number, clean, report))
+    def batch(self, number: int, clean: bool, account: Account) -> ImageTextBatch:
+        return ImageTextBatch(*self.rows(number, clean, account))
 
-    def example(self, raw: RawRecord, caption_key: str, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
+    def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, TextExample]:
         record = parse_image_record(raw, self.keys, caption_key)
         text = self.text.choose(record.captions, rng, record.place)
         view = self.view(record.image, rng, may_flip=self.may_flip(text))
@@ -156,10 +144,10 @@ class VideoStream(PairStream):
             if source is not None:
                 check_backend(first_clips(source.shards, config, caption_key), config.reading, "data.videos.reading")
 
-    def batch(self, number: int, clean: bool, report: Report) -> VideoTextBatch:
-        return VideoTextBatch(*self.rows(number, clean, report))
+    def batch(self, number: int, clean: bool, account: Account) -> VideoTextBatch:
+        return VideoTextBatch(*self.rows(number, clean, account))
 
-    def example(self, raw: RawRecord, caption_key: str, rng: np.random.Generator) -> tuple[Tensor, TextExample]:
+    def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, TextExample]:
         record = self.config.record(raw, caption_key)
         join, frames = self.config.join_clips, self.config.min_frames
         source, captions = choose_clip(record, rng, join=join, min_frames=frames)

@@ -14,10 +14,10 @@ from dataset.media.augment import RandAugment, RegionAugmentConfig, hflip, resiz
 from dataset.media.encoded import Picture, PixelsAre, for_boxes
 from dataset.media.views import black
 from dataset.records.boxes import WHOLE_BOX, elements_inside, flip_box, patch_mask, visible_elements
-from dataset.records.broken import broken_record
 from dataset.records.schema import Box, BrokenRecordError, Element, RawRecord, RegionRecord, parse_region_record
 from dataset.shards.samplers import RecordSource, sample_rng
-from dataset.tasks.streams.base import PictureStreamConfig, Report
+from dataset.tasks.account import Account
+from dataset.tasks.streams.base import PictureStreamConfig, read_examples
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 from utils.batch import BrokenRecord, RegionBatch
 
@@ -71,21 +71,11 @@ class RegionStream:
         augment = config.augment
         self.rand_augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
 
-    def batch(self, number: int, report: Report) -> RegionBatch:
-        images: list[Tensor] = []
-        rows: list[tuple[int, RegionRow]] = []
-        for index, rng in self.source.samples(number):
-            report.read += 1
-            try:
-                raw = self.source.shards.read(index)
-                image, own_rows = self._example(raw, rng, report)
-            except Exception as error:  # nothing in a record ends a run
-                report.broken.append(broken_record(error, partial(self.source.shards.place, index)))
-                continue
-            if own_rows:
-                report.places.append(raw.place)
-            rows += [(len(images), row) for row in own_rows]
-            images.append(image)
+    def batch(self, number: int, account: Account) -> RegionBatch:
+        example = partial(self._example, account=account)
+        usable = [made for made in read_examples(self.source, number, account, example) if made is not None]
+        images = [image for image, _ in usable]
+        rows = [(place, row) for place, (_, own_rows) in enumerate(usable) for row in own_rows]
         if len(rows) > self.config.batch_size:
             rng = sample_rng(self.source.seed, "regions/rows", 0, number)
             kept = rng.choice(len(rows), self.config.batch_size, replace=False)
@@ -121,8 +111,10 @@ class RegionStream:
             valid=torch.tensor([valid for _, valid, _ in laid]),
         )
 
-    def _example(self, raw: RawRecord, rng: np.random.Generator, report: Report) -> tuple[Tensor, list[RegionRow]]:
-        """The picture (3, S, S) and its rows; unusable parts of the record go to the report.
+    def _example(
+        self, raw: RawRecord, rng: np.random.Generator, account: Account
+    ) -> tuple[Tensor, list[RegionRow]] | None:
+        """The picture (3, S, S) and its rows; unusable parts of the record go to the account. None where no part is usable.
 
         Raises:
             BrokenRecordError: where no row is left and no part has been reported.
@@ -143,7 +135,7 @@ class RegionStream:
             min_inside=self.config.min_inside,
         )
         texts = [self._element_text(element, record.place, rng, broken) for element, _ in found]
-        report.broken += broken
+        account.broken += broken
         image = resize(crop.of(picture), self.image_size)
         flip = rng.random() < self.config.augment.flip
         used = [text for text in (*caption, *texts) if text is not None]
@@ -159,7 +151,7 @@ class RegionStream:
                 ("degenerate box", "every box is a sliver") if elements else ("missing key", "no element to use")
             )
             raise BrokenRecordError(kind, record.place, why)
-        return self.rand_augment(image, rng), rows
+        return (self.rand_augment(image, rng), rows) if rows else None
 
     def _caption(self, record: RegionRecord, rng: np.random.Generator, broken: list[BrokenRecord]) -> list[str]:
         """The whole picture's text, if there is one to use: at most one."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
-import torch
 from pydantic import Field
 
-from dataset.records.broken import broken_record
 from dataset.records.schema import RawRecord, parse_pair_record, parse_text_record
 from dataset.shards.samplers import RecordSource
-from dataset.tasks.streams.base import Report, StreamConfig
+from dataset.tasks.account import Account, filled
+from dataset.tasks.streams.base import StreamConfig, read_examples
 from dataset.text.processors import TextDataConfig, TextExample, TextProcessor
 from utils.batch import TextBatch, TextPairBatch
 
@@ -38,20 +35,13 @@ class TextStream:
     def __init__(self, config: TextStreamConfig, source: RecordSource, text: TextProcessor):
         self.config, self.source, self.text = config, source, text
 
-    def batch(self, number: int, report: Report) -> TextBatch:
-        texts, valid = [], []
-        for index, rng in self.source.samples(number):
-            report.read += 1
-            try:
-                record = parse_text_record(self.source.shards.read(index), self.config.text_key)
-                texts.append(self.text.encode(self.text.choose(record.texts, rng, record.place), rng))
-                report.places.append(record.place)
-                valid.append(True)
-            except Exception as error:  # nothing in a record ends a run
-                report.broken.append(broken_record(error, partial(self.source.shards.place, index)))
-                texts.append(self.text.filler())
-                valid.append(False)
-        return TextBatch(self.text.collate(texts), torch.tensor(valid))
+    def batch(self, number: int, account: Account) -> TextBatch:
+        texts, valid = filled(read_examples(self.source, number, account, self._example), self.text.filler)
+        return TextBatch(self.text.collate(texts), valid)
+
+    def _example(self, raw: RawRecord, rng: np.random.Generator) -> TextExample:
+        record = parse_text_record(raw, self.config.text_key)
+        return self.text.encode(self.text.choose(record.texts, rng, record.place), rng)
 
 
 class TextPairStream:
@@ -60,22 +50,11 @@ class TextPairStream:
     def __init__(self, config: TextPairStreamConfig, source: RecordSource, text: TextProcessor):
         self.config, self.source, self.text = config, source, text
 
-    def batch(self, number: int, report: Report) -> TextPairBatch:
-        texts, others, valid = [], [], []
-        for index, rng in self.source.samples(number):
-            report.read += 1
-            try:
-                raw = self.source.shards.read(index)
-                text, other = self._example(raw, rng)
-                report.places.append(raw.place)
-                valid.append(True)
-            except Exception as error:  # nothing in a record ends a run
-                report.broken.append(broken_record(error, partial(self.source.shards.place, index)))
-                text, other = self.text.filler(), ""
-                valid.append(False)
-            texts.append(text)
-            others.append(other)
-        return TextPairBatch(self.text.collate(texts), self.text.encode_plain(others), torch.tensor(valid))
+    def batch(self, number: int, account: Account) -> TextPairBatch:
+        examples = read_examples(self.source, number, account, self._example)
+        rows, valid = filled(examples, lambda: (self.text.filler(), ""))
+        texts = self.text.collate([text for text, _ in rows])
+        return TextPairBatch(texts, self.text.encode_plain([other for _, other in rows]), valid)
 
     def _example(self, raw: RawRecord, rng: np.random.Generator) -> tuple[TextExample, str]:
         sides = parse_pair_record(raw, self.config.source_key, self.config.target_key)
