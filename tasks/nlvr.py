@@ -96,7 +96,7 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
 def _read(view: EvaluationView, max_words: int, items: Sequence[Statement], index: int) -> tuple[Tensor, str]:
     """The images (K, 3, S, S) and the cleaned sentence."""
     item = items[index]
-    return torch.stack([view(picture) for picture in item.pictures]), cleaned(item.sentence, max_words, item.place)
+    return torch.stack([view(image) for image in item.images]), cleaned(item.sentence, max_words, item.place)
 
 
 TASK = TaskKind(NLVRConfig, NLVRTask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from dataset.media.video import VideoSource
 from dataset.media.views import EvaluationView
+from dataset.records.schema import ImageSource
 from dataset.tasks.finetune import cleaned_question
+from dataset.tasks.questions import Question, QuestionTable
 from dataset.tasks.video_qa import (
     VideoQABatches,
     VideoQADataConfig,
-    VideoQuestion,
     VideoQuestionsConfig,
     read_classes,
     read_video_questions,
@@ -81,38 +83,41 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         return VideoQABatches(config.data, classes=_classes(config), **data_options(config, tokenizer))
 
     @staticmethod
-    def read_split(config: VideoQAConfig, split: VideoQuestionsConfig, key: str) -> list[VideoQuestion]:
-        return read_video_questions(split, key, 0.0, answered=False)
+    def read_split(config: VideoQAConfig, split: VideoQuestionsConfig, key: str) -> QuestionTable:
+        return QuestionTable(read_video_questions(split, key, 0.0, answered=False))
 
     @staticmethod
-    def sources(items: list[VideoQuestion]) -> list[VideoSource]:
-        return [item.video for item in items]
+    def sources(items: QuestionTable) -> Sequence[ImageSource | VideoSource]:
+        return items.sources()
 
-    def evaluate(self, items: list[VideoQuestion]) -> Evaluation:
+    def evaluate(self, items: QuestionTable) -> Evaluation:
         """The share of all questions whose answer is met to the letter, those that no candidate answers included, overall and by
         type of answer. Chance: a candidate at random. Beside it, the accuracy of the most frequent training answer."""
         predicted = [self.classes[label] for label in self._predict(items)]
+        questions = list(items)
         predictions = [
-            {"question_id": item.question_id, "answer": answer} for item, answer in zip(items, predicted, strict=True)
+            {"question_id": question.question_id, "answer": answer}
+            for question, answer in zip(questions, predicted, strict=True)
         ]
-        metrics = [count("questions", len(items))]
-        if not all(item.answer for item in items):
+        metrics = [count("questions", len(questions))]
+        if not all(question.answers for question in questions):
             return Evaluation(tuple(metrics), predictions)
-        right = np.array([item.answer == answer for item, answer in zip(items, predicted, strict=True)])
+        answers = [question.answers[0] for question in questions]
+        right = np.array([true == answer for true, answer in zip(answers, predicted, strict=True)])
         listed = set(self.classes)
-        known = np.array([item.answer in listed for item in items])
-        for kind, rows in by_answer_type([item.answer_type for item in items]).items():
+        known = np.array([answer in listed for answer in answers])
+        for kind, rows in by_answer_type([question.answer_type for question in questions]).items():
             chance = float(known[rows].mean()) / len(self.classes)
             metrics.append(Metric(f"{kind}: accuracy" if kind else "accuracy", float(right[rows].mean()), chance))
             if kind:
                 metrics.append(count(f"{kind} questions", int(rows.sum())))
         if self.commonest is not None:
-            always = float(np.mean([item.answer == self.commonest for item in items]))
+            always = float(np.mean([answer == self.commonest for answer in answers]))
             metrics.append(Metric(f'always "{self.commonest}"', always))
         metrics.append(Metric("answer is a candidate", float(known.mean())))
         return Evaluation(tuple(metrics), predictions)
 
-    def _predict(self, items: list[VideoQuestion]) -> np.ndarray:
+    def _predict(self, items: QuestionTable) -> np.ndarray:
         """The label of every question's likeliest answer."""
 
         def answer(videos: list[Tensor], text: Text) -> Tensor:
@@ -130,28 +135,28 @@ def _classes(config: VideoQAConfig) -> list[str]:
 
 
 def _most_frequent(training: VideoQABatches) -> str:
-    return Counter(item.answer for item in training.items).most_common(1)[0][0]
+    return Counter(item.answers[0] for item in training.items).most_common(1)[0][0]
 
 
 class LastVideo:
     """Keeps the frames of the video read last: files list the questions about a video together, and reading it costs most."""
 
     def __init__(self) -> None:
-        self.source: VideoSource | None = None
+        self.path: Path | None = None
         self.frames: Tensor | None = None
 
-    def __call__(self, view: EvaluationView, source: VideoSource) -> Tensor:
-        if self.frames is None or source != self.source:
-            self.frames, self.source = view(source), source
+    def __call__(self, view: EvaluationView, source: ImageSource | VideoSource) -> Tensor:
+        if self.frames is None or source.path is None or source.path != self.path:
+            self.frames, self.path = view(source), source.path
         return self.frames
 
 
 def _read(
-    last: LastVideo, view: EvaluationView, max_words: int, items: Sequence[VideoQuestion], index: int
+    last: LastVideo, view: EvaluationView, max_words: int, items: Sequence[Question], index: int
 ) -> tuple[Tensor, str]:
     """The frames (F, 3, S, S) and the cleaned question."""
     item = items[index]
-    return last(view, item.video), cleaned_question(item.question, max_words, item.place)
+    return last(view, item.source), cleaned_question(item.question, max_words, item.place)
 
 
 TASK = TaskKind(VideoQAConfig, VideoQATask)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned_question
+from dataset.tasks.questions import Question, QuestionTable
 from dataset.tasks.vqa import (
-    Question,
     QuestionsConfig,
     VQABatches,
     VQADataConfig,
@@ -96,22 +96,24 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         return VQABatches(config.data, **data_options(config, tokenizer))
 
     @staticmethod
-    def read_split(config: VQAConfig, split: QuestionsConfig, key: str) -> list[Question]:
-        return read_questions(split, key, 0.0, answered=False)
+    def read_split(config: VQAConfig, split: QuestionsConfig, key: str) -> QuestionTable:
+        return QuestionTable(read_questions(split, key, 0.0, answered=False))
 
-    def evaluate(self, items: list[Question]) -> Evaluation:
+    def evaluate(self, items: QuestionTable) -> Evaluation:
         """Soft accuracies, overall and by type of answer. Chance: a candidate at random. Beside them, the accuracy of always
         giving the most frequent training answer (of the type). A split without answers is answered and not measured."""
         predicted = [self.candidates[place] for place in self._predict(items)]
+        questions = list(items)
         predictions = [
-            {"question_id": item.question_id, "answer": answer} for item, answer in zip(items, predicted, strict=True)
+            {"question_id": question.question_id, "answer": answer}
+            for question, answer in zip(questions, predicted, strict=True)
         ]
-        metrics = [count("questions", len(items))]
-        if not all(item.answers for item in items):
+        metrics = [count("questions", len(questions))]
+        answers = [question.answers for question in questions]
+        if not all(answers):
             return Evaluation(tuple(metrics), predictions)
-        answers = [item.answers for item in items]
         accuracy, chance = accuracies(predicted, answers), chance_accuracy(self.candidates, answers)
-        for kind, rows in by_answer_type([item.answer_type for item in items]).items():
+        for kind, rows in by_answer_type([question.answer_type for question in questions]).items():
             prefix = f"{kind}: " if kind else ""
             metrics.append(Metric(f"{prefix}accuracy", float(accuracy[rows].mean()), float(chance[rows].mean())))
             if self.commonest is not None:
@@ -138,7 +140,7 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
                 raise UserError(f"evaluation.answers: the tokenizer makes nothing of the answer {answer!r}; remove it")
         return AnswerTree(tokens)
 
-    def _predict(self, items: list[Question]) -> np.ndarray:
+    def _predict(self, items: QuestionTable) -> np.ndarray:
         """The index of every question's answer in the list of candidates."""
         config = self.config.evaluation
 
@@ -197,7 +199,7 @@ def chance_accuracy(candidates: Sequence[str], answers: Sequence[Sequence[str]])
 def _read(view: EvaluationView, max_words: int, items: Sequence[Question], index: int) -> tuple[Tensor, str]:
     """The image (3, S, S) and the cleaned question."""
     item = items[index]
-    return view(item.picture), cleaned_question(item.question, max_words, item.place)
+    return view(item.source), cleaned_question(item.question, max_words, item.place)
 
 
 TASK = TaskKind(VQAConfig, VQATask)

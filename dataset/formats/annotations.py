@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,24 @@ from utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_OFFICIAL = {
+    (
+        "images",
+        "annotations",
+        "info",
+    ): "it is COCO's own file; give Karpathy's dataset_coco.json, with format: karpathy",
+    ("images", "dataset"): "it is Karpathy's file; set format: karpathy, and name its splits",
+    ("videos", "sentences"): "it is MSR-VTT's file; set format: msrvtt",
+    ("questions", "data_subtype"): "it is VQA v2's file of questions; set format: vqa2",
+    ("qas",): "it is Visual Genome's file; set format: visual_genome",
+    ("sent", "img_id"): "it is LXMERT's file of GQA; set format: gqa_lxmert",
+    ("img_path", "sentences"): "it is a file of xFlickr&CO; set format: xflickrco",
+    ("left_img", "right_img"): "it is a file of MaRVL; set format: marvl",
+    ("identifier", "left_url", "right_url"): "it is NLVR2's file; set format: nlvr2",
+    ("gold_label", "sentence2"): "it is a file of XVNLI; set format: xvnli",
+}
+"""What is wrong where the first record has all of these keys."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +103,47 @@ def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
     return rows
 
 
+def read_records(path: str, key: str) -> list[Row | BrokenRecordError]:
+    """The rows of a file of our own (:func:`read_rows`).
+
+    Raises:
+        UserError: with the config ``key``: as :func:`read_rows`, or it is an official file, whose format the config has to name.
+    """
+    rows = read_rows(path, key)
+    first = rows[0].values if isinstance(rows[0], Row) else {}
+    if isinstance(rows[0], BrokenRecordError) and rows[0].kind == "bad json":
+        with suppress(UserError):  # what is no JSON at all is told as broken records
+            content = read_json(path, key)
+            first = content if isinstance(content, dict) else {}
+    for signs, remedy in _OFFICIAL.items():
+        if all(sign in first for sign in signs):
+            raise UserError(f"{key}: {path} holds no records; {remedy}")
+    return rows
+
+
+def converted(
+    rows: Iterable[Row | BrokenRecordError], convert: Callable[[Row], Row]
+) -> Iterator[Row | BrokenRecordError]:
+    """The rows under other names; one that cannot be converted becomes its error."""
+    for row in rows:
+        try:
+            yield convert(row) if isinstance(row, Row) else row
+        except BrokenRecordError as error:
+            yield error
+
+
+def listed_rows(content: Any, name: str, path: str, key: str, what: str) -> list[Row | BrokenRecordError]:
+    """The objects of the list ``name`` of a JSON object.
+
+    Raises:
+        UserError: with the config ``key``: there is no such list, so that the file is not ``what`` it should be.
+    """
+    values = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(values, list):
+        raise UserError(f"{key}: {path} has no list {name!r}, as {what} has; see {key}.format")
+    return [_row(value, f"{path}: {name}[{index}]") for index, value in enumerate(values)]
+
+
 def parse_rows(
     rows: Iterable[Row | BrokenRecordError], parse: Callable[[Row], T], key: str, max_broken: float
 ) -> list[T]:
@@ -133,8 +193,8 @@ def wanted_splits(found: Sequence[str], wanted: Sequence[str], key: str, path: s
         raise UserError(f"{key}: no record of {path} is in split {', '.join(missing)}; splits there: {there}")
 
 
-class Pictures:
-    """The pictures of a data set by their relative path; each is looked for once."""
+class ImageFiles:
+    """The images of a data set by their relative path; each is looked for once."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -149,7 +209,7 @@ class Pictures:
         return ImageSource(place, path=path)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a picture."""
+        """Whether there is such an image."""
         if name not in self._there:
             self._there[name] = _is_file(self.folder / name)
         return self._there[name]
@@ -169,7 +229,7 @@ class Pictures:
 
 
 def images_folder(images: str | None, annotations: str) -> Path:
-    """Where relative picture paths start: ``images``, or the folder of the annotation file."""
+    """Where relative image paths start: ``images``, or the folder of the annotation file."""
     return Path(images).expanduser() if images is not None else Path(annotations).expanduser().parent
 
 
@@ -198,7 +258,7 @@ def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # longer than a name may be, as a picture in base64 is; or no name at all
+    except (OSError, ValueError):  # longer than a name may be, as an image in base64 is; or no name at all
         return False
 
 

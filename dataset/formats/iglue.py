@@ -1,15 +1,13 @@
-"""The rows of cross-lingual sets (IGLUE, arXiv:2201.11732) as the official files have them, under the names that ours have.
-
-Each function takes one row of a file and gives it back unchanged where it is none of its sets.
-"""
+"""The official files of the cross-lingual sets of IGLUE (arXiv:2201.11732), and of GQA, as rows under our names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dataset.formats.annotations import Row
+from dataset.formats.annotations import Row, converted, read_json, read_rows
 from dataset.records.schema import BrokenRecordError
+from utils.errors import UserError
 
 ENTAILMENT = ("contradiction", "entailment", "neutral")
 """Labels of XVNLI, in the order of their classes (released)."""
@@ -19,77 +17,92 @@ ANNOTATORS = 10
 very answer is right."""
 
 FLICKR_FOLDER, COCO_FOLDER, GQA_FOLDER = "flickr30k/flickr30k-images", "coco/val2014", "gqa/images"
-"""Where the pictures lie below ``images``."""
+"""Where the images lie below ``images``."""
+
+Rows = Iterable[Row | BrokenRecordError]
 
 
-def retrieval_row(row: Row) -> Row:
-    """xFlickr&CO: ``sentences``, ``id`` and ``img_path``, the name of a picture of Flickr30K or of COCO."""
-    if "img_path" not in row.values:
-        return row
-    name = row.get("img_path", str)
-    folder = COCO_FOLDER if name.startswith("COCO_") else FLICKR_FOLDER
-    values = {"image": f"{folder}/{name}", "caption": row.get("sentences", list), "image_id": name}
-    return Row(values, row.place)
+def xflickrco_rows(path: str, key: str) -> Rows:
+    """xFlickr&CO's ``sentences``, ``id`` and ``img_path``, the name of an image of Flickr30K or of COCO, as caption, image_id and
+    image."""
+
+    def captioned(row: Row) -> Row:
+        name = row.get("img_path", str)
+        folder = COCO_FOLDER if name.startswith("COCO_") else FLICKR_FOLDER
+        values = {"image": f"{folder}/{name}", "caption": row.get("sentences", list), "image_id": name}
+        return Row(values, row.place)
+
+    return converted(read_rows(path, key), captioned)
 
 
-def statement_row(row: Row) -> Row:
-    """XVNLI: ``gold_label``, ``sentence2`` (the hypothesis; the premise is not read) and ``Flikr30kID`` (sic).
+def xvnli_rows(path: str, key: str) -> Rows:
+    """XVNLI's ``gold_label``, ``sentence2`` (the hypothesis; the premise is not read) and ``Flikr30kID`` (sic) as label, sentence
+    and images. Rows without a label, on which the annotators did not agree, are left out."""
 
-    MaRVL: ``caption``, ``label``, ``left_img`` and ``right_img``, whose folder is the ``concept`` where they name none.
-    """
-    if "gold_label" in row.values:
-        picture = row.get("Flikr30kID", str).removesuffix(".jpg")
+    def statement(row: Row) -> Row:
+        image = row.get("Flikr30kID", str).removesuffix(".jpg")
         values = {
             "sentence": row.get("sentence2", str),
             "label": row.get("gold_label", str),
-            "images": [f"{picture}.jpg"],
+            "images": [f"{image}.jpg"],
         }
         return Row(values, row.place)
-    if "left_img" in row.values:
-        found = [row.get(key, str) for key in ("left_img", "right_img")]
-        names = [name if "/" in name else f"{row.get('concept', str)}/{name}" for name in found]
+
+    rows = read_rows(path, key)
+    agreed = [row for row in rows if not isinstance(row, Row) or row.values.get("gold_label", "") in (*ENTAILMENT, "")]
+    return converted(agreed, statement)
+
+
+def marvl_rows(path: str, key: str) -> Rows:
+    """MaRVL's ``caption``, ``label``, ``left_img`` and ``right_img``, whose folder is the ``concept`` where they name none, as
+    sentence, label and images."""
+
+    def statement(row: Row) -> Row:
+        sides = [row.get(side, str) for side in ("left_img", "right_img")]
+        names = [name if "/" in name else f"{row.get('concept', str)}/{name}" for name in sides]
         return Row({"sentence": row.get("caption", str), "label": row.get("label", object), "images": names}, row.place)
-    return row
+
+    return converted(read_rows(path, key), statement)
 
 
-def without_gold(row: Row | BrokenRecordError) -> bool:
-    """Whether the annotators of a row of XVNLI did not agree: it has no label."""
-    return isinstance(row, Row) and "gold_label" in row.values and row.values["gold_label"] not in ENTAILMENT
+def gqa_rows(path: str, key: str) -> Rows:
+    """A file of GQA or xGQA, questions by their id, as rows of question_id, question, image and answer, which is English in every
+    language.
+
+    Raises:
+        UserError: with the config ``key``: the file cannot be read, or holds no such questions.
+    """
+    content = read_json(path, key)
+    if not isinstance(content, dict) or not all(isinstance(asked, Mapping) for asked in list(content.values())[:1]):
+        raise UserError(f"{key}: {path} is no object of questions by their id, as GQA's files are; see {key}.format")
+
+    def question(row: Row) -> Row:
+        values = {
+            "question_id": row.values["question_id"],
+            "question": row.get("question", str),
+            "image": f"{GQA_FOLDER}/{row.get('imageId', str)}.jpg",
+        }
+        known = {"answer": [row.get("answer", str)] * ANNOTATORS} if "answer" in row.values else {}
+        return Row(values | known, row.place)
+
+    rows = (
+        Row({**(asked if isinstance(asked, dict) else {}), "question_id": identity}, f"{path}: {identity}")
+        for identity, asked in content.items()
+    )
+    return converted(rows, question)
 
 
-def is_xgqa(content: Any) -> bool:
-    """Whether a JSON object is a file of xGQA's or GQA's: questions by their id."""
-    if not isinstance(content, Mapping) or not content:
-        return False
-    first = next(iter(content.values()))
-    return isinstance(first, Mapping) and "imageId" in first and "question" in first
+def gqa_lxmert_rows(path: str, key: str) -> Rows:
+    """GQA as LXMERT has it, ``sent``, ``img_id``, ``label`` (the answer and its score) and ``question_id``, as the rows of
+    :func:`gqa_rows`."""
 
+    def question(row: Row) -> Row:
+        values: dict[str, Any] = {
+            "question_id": row.values.get("question_id"),
+            "question": row.get("sent", str),
+            "image": f"{GQA_FOLDER}/{row.get('img_id', str)}.jpg",
+            "answer": [answer for answer in row.get("label", dict) for _ in range(ANNOTATORS)],
+        }
+        return Row(values, row.place)
 
-def xgqa_rows(content: Mapping[str, Any], path: str) -> Iterator[Row | BrokenRecordError]:
-    """The questions of such a file; their answers are English in every language."""
-    for identity, each in content.items():
-        row = Row(each if isinstance(each, dict) else {}, f"{path}: {identity}")
-        try:
-            values: dict[str, Any] = {
-                "question_id": identity,
-                "question": row.get("question", str),
-                "image": f"{GQA_FOLDER}/{row.get('imageId', str)}.jpg",
-            }
-            if "answer" in row.values:
-                values["answer"] = [row.get("answer", str)] * ANNOTATORS
-            yield Row(values, row.place)
-        except BrokenRecordError as error:
-            yield error
-
-
-def question_row(row: Row) -> Row:
-    """GQA as LXMERT has it: ``sent``, ``img_id``, ``label`` (the answer and its score) and ``question_id``."""
-    if "sent" not in row.values or "img_id" not in row.values:
-        return row
-    values = {
-        "question_id": row.values.get("question_id"),
-        "question": row.get("sent", str),
-        "image": f"{GQA_FOLDER}/{row.get('img_id', str)}.jpg",
-        "answer": [answer for answer in row.get("label", dict) for _ in range(ANNOTATORS)],
-    }
-    return Row(values, row.place)
+    return converted(read_rows(path, key), question)

@@ -1,27 +1,19 @@
-"""Grounding data: RefCOCO's official files, or region records of our own."""
+"""Grounding data: phrases with their boxes, of RefCOCO's official files or of region records."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dataset.formats.annotations import (
-    Pictures,
-    Row,
-    images_folder,
-    parse_rows,
-    read_json,
-    read_rows,
-    texts_of,
-    wanted_splits,
-)
+from dataset.formats import refcoco
+from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_records, texts_of
 from dataset.media.augment import RandAugment, RegionAugmentConfig, hflip, resize, stack_views
 from dataset.media.encoded import Picture, for_boxes
 from dataset.media.views import black, check_size
@@ -41,33 +33,34 @@ from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataCon
 from dataset.text.processors import mentions_side
 from utils.batch import GroundingBatch
 from utils.config import Config
-from utils.errors import UserError
-from utils.pickles import read_plain_pickle
-
-COCO_NAME = "COCO_train2014_{:012d}.jpg"
-"""All pictures of RefCOCO, RefCOCO+ and RefCOCOg are of COCO train2014; the references' own ``file_name`` has a suffix."""
 
 
 class GroundingSplitConfig(Config):
-    """A split: RefCOCO's ``refs`` (``refs(unc).p``) with ``instances`` (``instances.json``), of which ``splits`` names parts;
-    or ``annotations``, region records (``image``, ``elems`` of ``bb`` and ``caption``)."""
+    """A split. Of ``format: records``, ``annotations`` are region records (``image``, ``elems`` of ``bb`` and ``caption``); of
+    ``format: refcoco``, ``refs`` (``refs(unc).p``) and ``instances`` (``instances.json``) are the official files."""
 
+    format: Literal["records", "refcoco"] = Field(
+        "records", description="records: of one's own; refcoco: of RefCOCO, RefCOCO+ or RefCOCOg"
+    )
+    annotations: str | None = Field(None, description="region records")
     refs: str | None = Field(None, description="the official pickle of references; no code in it is run")
     instances: str | None = Field(None, description="the official COCO instances with the boxes")
     splits: list[str] | None = Field(
-        None, min_length=1, description="train, val, testA, testB (RefCOCOg: train, val, test)"
+        None, min_length=1, description="of the references: train, val, testA, testB (RefCOCOg: train, val, test)"
     )
-    annotations: str | None = Field(None, description="region records, instead of refs and instances")
-    images: str | None = Field(None, description="folder of the pictures; null: that of the annotations")
+    images: str | None = Field(None, description="folder of the images; null: that of the annotations")
     language: str | None = Field(None, description="of phrases in several languages; null: all of them")
 
     @model_validator(mode="after")
-    def _is_one_of_both(self) -> GroundingSplitConfig:
-        official = (self.refs, self.instances, self.splits, self.images)
-        if self.annotations is None and None in official:
-            raise ValueError("give refs, instances, splits and images, or annotations")
-        if self.annotations is not None and (self.refs or self.instances or self.splits):
-            raise ValueError("give either annotations, or refs, instances and splits")
+    def _keys_fit_the_format(self) -> GroundingSplitConfig:
+        official = {"refs": self.refs, "instances": self.instances, "splits": self.splits}
+        needed = {**official, "images": self.images} if self.format == "refcoco" else {"annotations": self.annotations}
+        others = official if self.format == "records" else {"annotations": self.annotations}
+        missing = [key for key, value in needed.items() if value is None]
+        if missing:
+            raise ValueError(f"format is {self.format}; give {', '.join(missing)}")
+        if given := [key for key, value in others.items() if value is not None]:
+            raise ValueError(f"format is {self.format}; drop {', '.join(given)}, or change the format")
         return self
 
 
@@ -84,7 +77,7 @@ class GroundingDataConfig(FineTuneDataConfig):
 
 @dataclass(frozen=True)
 class Phrase:
-    """A phrase and its ``box``, x, y, w, h in pixels of the picture of ``size`` (width, height); ``grain``: its kind."""
+    """A phrase and its ``box``, x, y, w, h in pixels of the image of ``size`` (width, height); ``grain``: its kind."""
 
     text: str
     image: ImageSource
@@ -98,27 +91,39 @@ class Phrase:
 
 
 def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float) -> list[Phrase]:
-    """Read and check a split; every picture is looked for, and every box must lie in it.
+    """Read and check a split; every image is looked for, and every box must lie in it.
 
     Raises:
         UserError: with the config ``key``: a file cannot be used, a split names no record, or more than the share
             ``max_broken`` of its rows are broken.
     """
-    if config.annotations is None:
-        return _read_refcoco(config, key, max_broken)
-    folder = images_folder(config.images, config.annotations)
-    pictures = Pictures(folder)
-    rows = read_rows(config.annotations, key)
-    parsed = parse_rows(rows, lambda row: _parse_record(row, folder, pictures, config.language), key, max_broken)
+    rows: Iterable[Row | BrokenRecordError]
+    if config.format == "refcoco":
+        assert config.refs and config.instances and config.splits and config.images
+        images = ImageFiles(Path(config.images).expanduser())
+        rows = refcoco.phrase_rows(config.refs, config.instances, config.splits, key)
+        parsed = parse_rows(rows, lambda row: _parse_reference(row, images), key, max_broken)
+    else:
+        assert config.annotations is not None
+        images = ImageFiles(images_folder(config.images, config.annotations))
+        rows = read_records(config.annotations, key)
+        parsed = parse_rows(rows, lambda row: _parse_record(row, images, config.language), key, max_broken)
     return [phrase for phrases in parsed for phrase in phrases]
 
 
-def _parse_record(row: Row, folder: Path, pictures: Pictures, language: str | None) -> list[Phrase]:
-    record = parse_region_record(RawRecord(row.values, row.place, folder), ImageKeys(image_is="path"), "")
+def _parse_reference(row: Row, images: ImageFiles) -> list[Phrase]:
+    source = images.find(row.get("image", str), row.place)
+    width, height = size = row.values["size"]
+    box = place_box(box_in(row.values["box"], "bbox", row.place), width, height, row.place, "annotation")
+    return [Phrase(text, source, box, size, row.values["split"]) for text in row.values["phrases"]]
+
+
+def _parse_record(row: Row, images: ImageFiles, language: str | None) -> list[Phrase]:
+    record = parse_region_record(RawRecord(row.values, row.place, images.folder), ImageKeys(image_is="path"), "")
     if record.broken:
         raise BrokenRecordError(record.broken[0].kind, row.place, record.broken[0].message)
-    source = pictures.find(row.get("image", str), row.place)
-    width, height = size = pictures.size(source)
+    source = images.find(row.get("image", str), row.place)
+    width, height = size = images.size(source)
     phrases = []
     for element in record.elements:
         box = place_box(element.box, width, height, row.place, element.name)
@@ -127,43 +132,6 @@ def _parse_record(row: Row, folder: Path, pictures: Pictures, language: str | No
     if not phrases:
         raise BrokenRecordError("empty text", row.place, "elems is empty")
     return phrases
-
-
-def _read_refcoco(config: GroundingSplitConfig, key: str, max_broken: float) -> list[Phrase]:
-    assert config.refs and config.instances and config.splits and config.images
-    refs = read_plain_pickle(config.refs, f"{key}.refs")
-    if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
-        raise UserError(f"{key}.refs: {config.refs} is no list of references")
-    wanted_splits([str(ref.get("split")) for ref in refs], config.splits, key, config.refs)
-    instances = read_json(config.instances, f"{key}.instances")
-    try:
-        boxes = {each["id"]: each["bbox"] for each in instances["annotations"]}
-        sizes = {each["id"]: (each["width"], each["height"]) for each in instances["images"]}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{key}.instances: {config.instances} is no COCO instances file (no {error})") from None
-    pictures = Pictures(Path(config.images).expanduser())
-    rows: list[Row | BrokenRecordError] = [
-        Row(ref, f"{config.refs}[{index}]") for index, ref in enumerate(refs) if ref.get("split") in config.splits
-    ]
-
-    def parse(row: Row) -> list[Phrase]:
-        image, annotation = row.get("image_id", int), row.get("ann_id", int)
-        if annotation not in boxes or image not in sizes:
-            raise BrokenRecordError(
-                "missing key", row.place, f"ann_id {annotation}, image_id {image}: not in instances"
-            )
-        source = pictures.find(COCO_NAME.format(image), row.place)
-        width, height = size = sizes[image]
-        given = box_in(boxes[annotation], f"bbox of ann_id {annotation}", row.place)
-        box = place_box(given, width, height, row.place, "annotation")
-        sentences = [each.get("sent") for each in row.get("sentences", list) if isinstance(each, dict)]
-        texts = [text for text in sentences if isinstance(text, str) and text.strip()]
-        if not texts:
-            raise BrokenRecordError("empty text", row.place, "no sentence with words")
-        return [Phrase(text, source, box, size, row.get("split", str)) for text in texts]
-
-    parsed = parse_rows(rows, parse, key, max_broken)
-    return [phrase for phrases in parsed for phrase in phrases]
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,29 @@
-"""Visual reasoning data: the JSON lines of NLVR2, MaRVL and XVNLI, or lists with the names of the pictures."""
+"""Visual reasoning data: statements about one or two images, of every format."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataset.formats.annotations import Pictures, Row, images_folder, parse_rows, read_rows, texts_of
-from dataset.formats.iglue import ENTAILMENT, statement_row, without_gold
-from dataset.media.augment import AugmentConfig, RandAugment, training_view
-from dataset.media.encoded import Picture
-from dataset.media.views import black
+from dataset.formats import iglue, nlvr2
+from dataset.formats.annotations import (
+    ImageFiles,
+    Row,
+    converted,
+    images_folder,
+    parse_rows,
+    read_records,
+    read_rows,
+    texts_of,
+)
+from dataset.media.augment import AugmentConfig
+from dataset.media.views import TrainingView
 from dataset.records.schema import BrokenRecordError, ImageSource
 from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, cleaned
 from dataset.text.processors import mentions_side
@@ -24,15 +31,17 @@ from utils.batch import PairBatch
 from utils.config import Config
 from utils.errors import UserError
 
-_IDENTIFIER = re.compile(r"([a-z]+\d*)-(\d+)-(\d+)-(\d+)")
-
 
 class NLVRSplitConfig(Config):
-    """A split: NLVR2's JSON lines (``sentence``, ``label``, ``identifier``, and in train ``directory``), whose pictures are
-    found below ``images`` as in the official layout (``train/<directory>/…-img0.png``, ``dev/…``, ``test1/…``); those of MaRVL
-    (``<concept>/<picture>``) or XVNLI (``<Flickr id>.jpg``); or rows that name their pictures, left first, in ``images``."""
+    """A split. Of ``format: records``, ``annotations`` is a JSON array or JSON lines of ``{"sentence", "label", "images"}``, with
+    the paths of one or two images, the left one first."""
 
-    annotations: str = Field(description="JSON lines of NLVR2, MaRVL or XVNLI, or with the paths of images")
+    format: Literal["records", "nlvr2", "marvl", "xvnli"] = Field(
+        "records",
+        description="records: of one's own; nlvr2: train.json, dev.json, test1.json, with images below `images` as in the "
+        "official layout; marvl: MaRVL's lines (<concept>/<image>); xvnli: XVNLI's (<Flickr id>.jpg)",
+    )
+    annotations: str = Field(description="the file")
     images: str | None = Field(None, description="folder of relative paths; null: that of the annotations")
 
 
@@ -51,11 +60,11 @@ class NLVRDataConfig(FineTuneDataConfig):
 
 @dataclass(frozen=True)
 class Statement:
-    """``label``: the sentence is false (0) or true (1) of the ``pictures``, or it contradicts them (0), follows from them (1)
+    """``label``: the sentence is false (0) or true (1) of the ``images``, or it contradicts them (0), follows from them (1)
     or neither (2). ``sentence_id``: equal for rows that share their sentence."""
 
     sentence: str
-    pictures: tuple[ImageSource, ...]
+    images: tuple[ImageSource, ...]
     label: int
     sentence_id: str
     place: str
@@ -68,18 +77,27 @@ def read_statements(config: NLVRSplitConfig, key: str, max_broken: float) -> lis
         UserError: with the config ``key``: the file cannot be used, or more than the share ``max_broken`` of its rows are
             broken.
     """
-    pictures = Pictures(images_folder(config.images, config.annotations))
-    rows = [row for row in read_rows(config.annotations, key) if not without_gold(row)]
-    return parse_rows(rows, lambda row: _parse(statement_row(row), pictures), key, max_broken)
+    images = ImageFiles(images_folder(config.images, config.annotations))
+    return parse_rows(_rows(config, key), lambda row: _parse(row, images), key, max_broken)
 
 
-def check_statements(items: Sequence[Statement], pictures: int, classes: int, key: str) -> None:
-    """Raises :class:`UserError` with the config ``key`` where a statement is about another number of pictures, or its label is
+def _rows(config: NLVRSplitConfig, key: str) -> Iterable[Row | BrokenRecordError]:
+    if config.format == "nlvr2":
+        return converted(read_rows(config.annotations, key), nlvr2.statement_row)
+    if config.format == "marvl":
+        return iglue.marvl_rows(config.annotations, key)
+    if config.format == "xvnli":
+        return iglue.xvnli_rows(config.annotations, key)
+    return read_records(config.annotations, key)
+
+
+def check_statements(items: Sequence[Statement], images: int, classes: int, key: str) -> None:
+    """Raises :class:`UserError` with the config ``key`` where a statement is about another number of images, or its label is
     none of the classes."""
     for item in items:
-        if len(item.pictures) != pictures:
+        if len(item.images) != images:
             raise UserError(
-                f"{key}: {item.place} has {len(item.pictures)} images, but model.images is {pictures}; change it"
+                f"{key}: {item.place} has {len(item.images)} images, but model.images is {images}; change it"
             )
         if item.label >= classes:
             raise UserError(
@@ -87,35 +105,18 @@ def check_statements(items: Sequence[Statement], pictures: int, classes: int, ke
             )
 
 
-def _parse(row: Row, pictures: Pictures) -> Statement:
+def _parse(row: Row, images: ImageFiles) -> Statement:
     sentence = texts_of(row, "sentence")[0]
     label = str(row.get("label", object)).lower()
-    names = next((names for names in (("false", "true"), ENTAILMENT) if label in names), None)
-    if names is None:
-        known = f"neither True nor False, nor one of {', '.join(ENTAILMENT)}"
+    classes = next((classes for classes in (("false", "true"), iglue.ENTAILMENT) if label in classes), None)
+    if classes is None:
+        known = f"neither True nor False, nor one of {', '.join(iglue.ENTAILMENT)}"
         raise BrokenRecordError("wrong type", row.place, f"label is {row.values['label']!r}, {known}")
-    found = tuple(pictures.find(name, row.place) for name in _picture_names(row))
-    match = _IDENTIFIER.fullmatch(str(row.values.get("identifier")))
-    # An identifier is split-set-pair-sentence: the pair is what rows of one sentence differ in.
-    sentence_id = f"{match[1]}-{match[2]}-{match[4]}" if match else sentence
-    return Statement(sentence, found, names.index(label), sentence_id, row.place)
-
-
-def _picture_names(row: Row) -> tuple[str, ...]:
-    if "images" in row.values:
-        names = row.get("images", list)
-        if len(names) not in (1, 2) or not all(isinstance(name, str) for name in names):
-            raise BrokenRecordError("wrong type", row.place, f"images is {names!r:.80}, not two paths, or one")
-        return tuple(names)
-    identifier = row.get("identifier", str)
-    match = _IDENTIFIER.fullmatch(identifier)
-    if not match:
-        raise BrokenRecordError("wrong type", row.place, f"identifier {identifier!r} is not split-set-pair-sentence")
-    folder = match[1]
-    if folder == "train":
-        folder = f"train/{row.get('directory', int)}"
-    stem = identifier.rpartition("-")[0]
-    return f"{folder}/{stem}-img0.png", f"{folder}/{stem}-img1.png"
+    names = row.get("images", list)
+    if len(names) not in (1, 2) or not all(isinstance(name, str) for name in names):
+        raise BrokenRecordError("wrong type", row.place, f"images is {names!r:.80}, not two paths, or one")
+    sources = tuple(images.find(name, row.place) for name in names)
+    return Statement(sentence, sources, classes.index(label), nlvr2.sentence_id(row) or sentence, row.place)
 
 
 @dataclass(frozen=True)
@@ -134,31 +135,21 @@ class NLVRBatches(FineTuneBatches[NLVRDataConfig, PairExample]):
 
     def read(self, data: NLVRDataConfig) -> int:
         self.items = read_statements(data.train, "data.train", data.max_broken)
-        self.augment = RandAugment(data.augment.rand_augment_ops, data.augment.rand_augment_magnitude)
+        self.view = TrainingView(self.image_size, data.max_pixels, data.augment, pixels=data.pixels)
         return len(self.items)
 
     def example(self, index: int, rng: np.random.Generator) -> PairExample:
         item = self.items[index]
         sentence = cleaned(item.sentence, self.text.max_words, item.place)
         may_flip = not (self.data.careful_flip and mentions_side(sentence))
-        views = [
-            training_view(
-                Picture(source.load(), self.data.max_pixels, source.place, self.data.pixels),
-                self.image_size,
-                self.data.augment,
-                self.augment,
-                rng,
-                may_flip=may_flip,
-            )
-            for source in item.pictures
-        ]
+        views = [self.view(image, rng, may_flip=may_flip) for image in item.images]
         return PairExample(torch.stack(views), sentence, item.label)
 
     def place(self, index: int) -> str:
         return self.items[index].place
 
     def filler(self) -> PairExample:
-        return PairExample(torch.stack([black(self.image_size)] * len(self.items[0].pictures)), FILLER_TEXT, 0)
+        return PairExample(torch.stack([self.view.filler()] * len(self.items[0].images)), FILLER_TEXT, 0)
 
     def collate(self, examples: Sequence[PairExample], valid: Tensor, **made: Any) -> PairBatch:
         return PairBatch(

@@ -1,37 +1,44 @@
-"""Questions about images: one of them, and a training split as columns of arrays."""
+"""Questions about images or videos: what is checked of each, and millions of them as columns of arrays."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
 from dataset.columns import RepeatedTextColumn, TextColumn
-from dataset.records.schema import ImageSource
+from dataset.formats.annotations import Row
+from dataset.media.video import VideoSource
+from dataset.records.schema import BrokenRecordError, ImageSource, check_text
+from dataset.text.processors import clean_question
+from utils.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """``answers``: that of every annotator as written, or none. ``answer_type``: the data set's word for it, or "".
-    ``weight``: factor of the answers' losses. There are millions: questions about a picture share its ``path``."""
+    """A question about the image or video ``source``.
+
+    ``answers``: that of every annotator as written, or none. ``answer_type``: the data set's word for it, or "". ``weight``:
+    factor of the answers' losses.
+    """
 
     question_id: int | str
     question: str
-    path: Path
+    source: ImageSource | VideoSource
     answers: tuple[str, ...]
-    answer_type: str
-    weight: float
-    place: str
+    answer_type: str = ""
+    weight: float = 1.0
 
     @property
-    def picture(self) -> ImageSource:
-        """The picture that is asked about."""
-        return ImageSource(self.place, path=self.path)
+    def place(self) -> str:
+        """Where the question comes from."""
+        return self.source.place
 
     def weighted_answers(self) -> list[tuple[str, float]]:
         """Each different answer with the share of annotators who gave it, times the weight (released)."""
@@ -43,19 +50,71 @@ class Question:
         return Counter(self.answers).most_common(1)[0][0]
 
 
+def question_of(row: Row, source: ImageSource | VideoSource, *, answered: bool, weight: float = 1.0) -> Question:
+    """The question of a row with ``question``, and as far as they are known ``answer`` (a text or a list of texts),
+    ``answer_type`` and ``question_id`` (or ``id``).
+
+    Args:
+        row: of the annotations.
+        source: what is asked about.
+        answered: without answers the row is broken.
+        weight: see :class:`Question`.
+
+    Raises:
+        BrokenRecordError: "missing key", "wrong type", "empty text" or "bad text".
+    """
+    text = row.get("question", str)
+    if not clean_question(text, 1000).strip():
+        raise BrokenRecordError("empty text", row.place, f"question is {text[:80]!r}, a text without words")
+    identity = row.values.get("question_id", row.values.get("id"))
+    return Question(
+        question_id=identity if isinstance(identity, int | str) else row.place,
+        question=text,
+        source=source,
+        answers=_answers(row) if answered or row.values.get("answer") is not None else (),
+        answer_type=sys.intern(str(row.values.get("answer_type") or "")),
+        weight=weight,
+    )
+
+
+def _answers(row: Row) -> tuple[str, ...]:
+    value: Any = row.get("answer", object)
+    answers = value if isinstance(value, list) else [value]
+    for answer in answers:
+        if not isinstance(answer, str):
+            raise BrokenRecordError("wrong type", row.place, f"answer holds {answer!r:.80}, not a text")
+        check_text(answer, "answer", row.place)
+    if not any(answer.strip() for answer in answers):
+        raise BrokenRecordError("empty text", row.place, "there is no answer, or only empty ones")
+    return tuple(sys.intern(answer) for answer in answers if answer.strip())
+
+
+def check_all_answered_or_none(questions: Sequence[Question], key: str) -> None:
+    """Raises :class:`UserError` with the config ``key`` where only some questions have answers."""
+    without = [question for question in questions if not question.answers]
+    if 0 < len(without) < len(questions):
+        raise UserError(
+            f"{key}: {len(without)} of {len(questions)} questions have no answers (the first: {without[0].place}); either "
+            "all have, and are measured, or none"
+        )
+
+
 class QuestionTable(Sequence[Question]):
     """A sequence of :class:`Question` that makes each one when it is asked for."""
 
     def __init__(self, questions: Sequence[Question]):
-        self._ids = TextColumn(json.dumps(each.question_id) for each in questions)
-        self._texts = TextColumn(each.question for each in questions)
-        self._paths = RepeatedTextColumn(str(each.path) for each in questions)
-        self._answers = RepeatedTextColumn(answer for each in questions for answer in each.answers)
-        self._answer_ends = np.cumsum([0, *(len(each.answers) for each in questions)], dtype=np.int64)
-        self._types = RepeatedTextColumn(each.answer_type for each in questions)
-        self._weights = np.array([each.weight for each in questions], np.float64)
+        self._ids = TextColumn(json.dumps(question.question_id) for question in questions)
+        self._texts = TextColumn(question.question for question in questions)
+        self._answers = RepeatedTextColumn(answer for question in questions for answer in question.answers)
+        self._answer_ends = np.cumsum([0, *(len(question.answers) for question in questions)], dtype=np.int64)
+        self._types = RepeatedTextColumn(question.answer_type for question in questions)
+        self._weights = np.array([question.weight for question in questions], np.float64)
+        sources = [question.source for question in questions]
+        self._paths = RepeatedTextColumn("" if source.path is None else str(source.path) for source in sources)
+        self._without_path = {row: source for row, source in enumerate(sources) if source.path is None}
+        self._kind = type(sources[0]) if sources else ImageSource
         # A place is a file, or a file and a row's number in it: the texts differ in their ends.
-        parts = [each.place.rpartition(":" if each.place[-1:].isdigit() else "[") for each in questions]
+        parts = [source.place.rpartition(":" if source.place[-1:].isdigit() else "[") for source in sources]
         self._files = RepeatedTextColumn(before + sign for before, sign, _ in parts)
         self._rows = TextColumn(row for _, _, row in parts)
 
@@ -81,16 +140,29 @@ class QuestionTable(Sequence[Question]):
         return Question(
             question_id=json.loads(self._ids[row]),
             question=self._texts[row],
-            path=Path(self._paths[row]),
+            source=self.source(row),
             answers=tuple(self._answers[at] for at in range(self._answer_ends[row], self._answer_ends[row + 1])),
             answer_type=self._types[row],
             weight=float(self._weights[row]),
-            place=self.place(row),
         )
 
     def __iter__(self) -> Iterator[Question]:
         return (self[row] for row in range(len(self)))
 
+    def source(self, row: int) -> ImageSource | VideoSource:
+        """What a question is about."""
+        if row in self._without_path:
+            return self._without_path[row]
+        return self._kind(self.place(row), path=Path(self._paths[row]))
+
+    def sources(self) -> list[ImageSource | VideoSource]:
+        """Of each image or video that is asked about, the source in the first question."""
+        return [self.source(row) for row in self._first_rows()]
+
     def place(self, row: int) -> str:
         """Where a question comes from."""
         return self._files[row] + self._rows[row]
+
+    def _first_rows(self) -> Iterable[int]:
+        first = np.unique(self._paths.numbers, return_index=True)[1].tolist()
+        return sorted({*first, *self._without_path})

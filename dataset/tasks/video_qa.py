@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +16,10 @@ from torch import Tensor
 from dataset.formats.annotations import Row, images_folder, parse_rows, read_json, read_rows, read_text
 from dataset.formats.video_files import Videos
 from dataset.media.augment import stack_views
-from dataset.media.video import VideoSource
 from dataset.records.schema import BrokenRecordError
 from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, MediaDataConfig, cleaned_question, media_view
-from dataset.text.processors import TextLimits, clean_question, mentions_side
+from dataset.tasks.questions import Question, QuestionTable, check_all_answered_or_none, question_of
+from dataset.text.processors import TextLimits, mentions_side
 from utils.batch import IGNORE, ClassifiedBatch
 from utils.config import Config
 from utils.errors import UserError
@@ -51,22 +49,10 @@ class VideoQADataConfig(MediaDataConfig):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class VideoQuestion:
-    """``answer`` as written, "" where none is given; ``answer_type``: the data set's word for it, or ""."""
-
-    question_id: int | str
-    question: str
-    answer: str
-    answer_type: str
-    video: VideoSource
-    place: str
-
-
 def read_video_questions(
     config: VideoQuestionsConfig, key: str, max_broken: float, *, answered: bool
-) -> list[VideoQuestion]:
-    """Read and check a split; every video is looked for.
+) -> list[Question]:
+    """Read and check a split; every video is looked for. A question has one answer, or none.
 
     Args:
         config: the split.
@@ -79,50 +65,27 @@ def read_video_questions(
     """
     names = {} if config.names is None else _read_names(config.names, f"{key}.names")
     videos = Videos(images_folder(config.videos, config.questions), names)
-    sources: dict[Path, VideoSource] = {}
+
+    def parse(row: Row) -> Question:
+        if isinstance(row.values.get("answer"), list):
+            raise BrokenRecordError("wrong type", row.place, "answer is a list, and a question about a video has one")
+        return question_of(row, videos.of_row(row)[1], answered=answered)
+
     rows = read_rows(config.questions, key)
     if any(isinstance(row, Row) and _is_of_images(row) for row in rows[:1]):
         raise UserError(
             f"{key}: {config.questions} asks about images, and this config is one of videos (task: video_qa); for images, start "
             "from configs/vqa/vqa2_base_4m.yaml"
         )
-    found = parse_rows(rows, lambda row: _parse(row, videos, sources, answered), key, max_broken)
-    without = [question for question in found if not question.answer]
-    if 0 < len(without) < len(found):
-        raise UserError(
-            f"{key}: {len(without)} of {len(found)} questions have no answer (the first: {without[0].place}); either all "
-            "have one, and are measured, or none"
-        )
-    return found
+    questions = parse_rows(rows, parse, key, max_broken)
+    check_all_answered_or_none(questions, key)
+    return questions
 
 
 def _is_of_images(row: Row) -> bool:
     """Whether a row asks about an image, or is VQA v2's own file of questions, which is one object."""
     named = row.values.keys()
     return isinstance(row.values.get("questions"), list) or ("image" in named and not {"video", "video_id"} & named)
-
-
-def _parse(row: Row, videos: Videos, sources: dict[Path, VideoSource], answered: bool) -> VideoQuestion:
-    text = row.get("question", str)
-    if not clean_question(text, 1000).strip():
-        raise BrokenRecordError("empty text", row.place, f"question is {text[:80]!r}, a text without words")
-    answer = ""
-    if answered or row.values.get("answer") is not None:
-        answer = row.get("answer", str)
-        if not answer.strip():
-            raise BrokenRecordError("empty text", row.place, "the answer is empty")
-    _, video = videos.of_row(row)
-    # There are many questions about a video: they share what says where it lies.
-    video = sources.setdefault(video.path, video) if video.path is not None else video
-    number = row.values.get("question_id", row.values.get("id"))
-    return VideoQuestion(
-        question_id=number if isinstance(number, int | str) else row.place,
-        question=text,
-        answer=sys.intern(answer),
-        answer_type=sys.intern(str(row.values.get("answer_type") or "")),
-        video=video,
-        place=row.place,
-    )
 
 
 def _read_names(path: str, key: str) -> dict[str, str]:
@@ -179,21 +142,21 @@ class VideoQABatches(FineTuneBatches[VideoQADataConfig, VideoQuestionExample]):
         super().__init__(data, **options)
 
     def read(self, data: VideoQADataConfig) -> int:
-        self.items = read_video_questions(data.train, "data.train", data.max_broken, answered=True)
-        if not any(item.answer in self.labels for item in self.items):
+        self.items = QuestionTable(read_video_questions(data.train, "data.train", data.max_broken, answered=True))
+        if not any(item.answers[0] in self.labels for item in self.items):
             raise UserError("data.train: no answer is one of the candidates of evaluation.answers")
-        self.view = media_view(data, [item.video for item in self.items], self.frames, self.image_size)
+        self.view = media_view(data, self.items.sources(), self.frames, self.image_size)
         return len(self.items)
 
     def example(self, index: int, rng: np.random.Generator) -> VideoQuestionExample:
         item = self.items[index]
-        question = cleaned_question(item.question, self.text.max_words, item.place)
-        may_flip = not (self.data.careful_flip and any(map(mentions_side, (question, item.answer))))
-        pixels = self.view(item.video, rng, may_flip=may_flip)
-        return VideoQuestionExample(pixels, question, self.labels.get(item.answer, IGNORE))
+        question, answer = cleaned_question(item.question, self.text.max_words, item.place), item.answers[0]
+        may_flip = not (self.data.careful_flip and any(map(mentions_side, (question, answer))))
+        pixels = self.view(item.source, rng, may_flip=may_flip)
+        return VideoQuestionExample(pixels, question, self.labels.get(answer, IGNORE))
 
     def place(self, index: int) -> str:
-        return self.items[index].place
+        return self.items.place(index)
 
     def filler(self) -> VideoQuestionExample:
         return VideoQuestionExample(self.view.filler(), FILLER_TEXT, IGNORE)

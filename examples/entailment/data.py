@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor
 
-from dataset.formats.annotations import Pictures, Row, images_folder, parse_rows, read_rows
+from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_rows
 from dataset.media.views import EvaluationView, black
 from dataset.prepare.tokenizer import train_wordpiece
 from dataset.records.schema import BrokenRecordError, ImageSource
@@ -96,11 +96,11 @@ def read_items(file: str, key: str, max_broken: float = 0.0) -> list[Item]:
     Raises:
         UserError: with the config ``key``, if the file cannot be used.
     """
-    images = Pictures(images_folder(None, file))
+    images = ImageFiles(images_folder(None, file))
     return parse_rows(read_rows(file, key), lambda row: _parse(row, images), key, max_broken)
 
 
-def _parse(row: Row, images: Pictures) -> Item:
+def _parse(row: Row, images: ImageFiles) -> Item:
     label = row.get("label", str)
     if label not in CLASSES:
         raise BrokenRecordError("wrong type", row.place, f"label is {label!r}, none of {', '.join(CLASSES)}")

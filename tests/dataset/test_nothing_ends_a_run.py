@@ -347,6 +347,7 @@ def test_official_grounding_files(bad, tokenizer, tmp_path, caplog):
     (tmp_path / "instances.json").write_text(instances)
     (tmp_path / "refs.p").write_bytes(pickle.dumps(refs))
     train = GroundingSplitConfig(
+        format="refcoco",
         refs=str(tmp_path / "refs.p"),
         instances=str(tmp_path / "instances.json"),
         splits=["train"],

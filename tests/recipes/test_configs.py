@@ -189,7 +189,7 @@ def test_values_name_their_source(path):
         return
     for number, line in enumerate(lines):
         code = line.split("#")[0].strip()
-        if not code or code.endswith(":") or code.startswith("base:"):
+        if not code or code.endswith(":") or code.removeprefix("- ").startswith(("base:", "format:")):
             continue
         said = " ".join(part.split("#", 1)[1] for part in lines[max(0, number - 1) : number + 1] if "#" in part)
         assert any(source in said for source in ("paper", "released", "ours")), f"{path}:{number + 1}: {line}"

@@ -29,7 +29,7 @@ def settings_of_a_process():
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
-    """Pictures, and for each task a split to train on (13 pictures), to validate (5) and to test (7)."""
+    """ImageFiles, and for each task a split to train on (13 pictures), to validate (5) and to test (7)."""
     folder = tmp_path_factory.mktemp("finetune")
     write_pictures(folder / "images")
     for task in KINDS:

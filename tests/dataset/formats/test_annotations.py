@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dataset.formats.annotations import (
-    Pictures,
+    ImageFiles,
     Row,
     images_folder,
     parse_rows,
@@ -230,7 +230,7 @@ def test_a_split_without_a_record_is_told_with_those_that_have_some():
 def test_pictures_are_found_below_their_folder_or_by_an_absolute_path(tmp_path):
     (tmp_path / "sub").mkdir()
     Image.new("RGB", (5, 3)).save(tmp_path / "sub" / "a.png")
-    pictures = Pictures(tmp_path)
+    pictures = ImageFiles(tmp_path)
     for name in ("sub/a.png", str(tmp_path / "sub" / "a.png")):
         source = pictures.find(name, "a:1")
         assert source.place == "a:1"
@@ -241,7 +241,7 @@ def test_pictures_are_found_below_their_folder_or_by_an_absolute_path(tmp_path):
 @pytest.mark.parametrize("name", ["gone.png", "", ".", "a\0b", "/9j/" + "A" * 5000], ids=lambda name: name[:8])
 def test_what_names_no_picture_is_a_missing_image_with_a_short_message(tmp_path, name):
     """A record of pre-training holds the picture itself: base64 text is longer than a file name may be."""
-    pictures = Pictures(tmp_path)
+    pictures = ImageFiles(tmp_path)
     for place in ("a:1", "a:2"):
         with pytest.raises(BrokenRecordError) as error:
             pictures.find(name, place)
@@ -254,7 +254,7 @@ def test_each_picture_is_looked_for_once(tmp_path, monkeypatch):
     asked = []
     is_file = Path.is_file
     monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path.name) or is_file(path))
-    pictures = Pictures(tmp_path)
+    pictures = ImageFiles(tmp_path)
     for place in range(5):
         pictures.find("a.png", f"a:{place}")
         with pytest.raises(BrokenRecordError):
@@ -264,7 +264,7 @@ def test_each_picture_is_looked_for_once(tmp_path, monkeypatch):
 
 def test_the_size_of_what_is_no_picture_is_a_broken_record(tmp_path):
     (tmp_path / "a.png").write_text("no picture")
-    pictures = Pictures(tmp_path)
+    pictures = ImageFiles(tmp_path)
     with pytest.raises(BrokenRecordError, match=r"^a:1: unreadable image: "):
         pictures.size(pictures.find("a.png", "a:1"))
 

@@ -31,8 +31,8 @@ def write(tmp_path):
     return write
 
 
-def statements(path: str, folder):
-    config = NLVRSplitConfig(annotations=path, images=str(folder / "images"))
+def statements(path: str, folder, name: str):
+    config = NLVRSplitConfig(format=name, annotations=path, images=str(folder / "images"))
     return read_statements(config, "evaluation.test.a", 0.0)
 
 
@@ -48,10 +48,10 @@ def test_xvnli_has_one_picture_and_three_classes_and_skips_what_has_no_label(wri
         }
         for n, label in enumerate(labels)
     ]
-    items = statements(write(rows, "12.jpg"), tmp_path)
+    items = statements(write(rows, "12.jpg"), tmp_path, "xvnli")
     assert [item.label for item in items] == [0, 1, 2]
     assert [item.sentence for item in items] == ["un chien 0", "un chien 1", "un chien 2"]
-    assert all(len(item.pictures) == 1 for item in items)
+    assert all(len(item.images) == 1 for item in items)
     check_statements(items, 1, 3, "data.train")
     with pytest.raises(UserError, match=r"^data.train: .*file.json:1 has 1 images, but model.images is 2"):
         check_statements(items, 2, 3, "data.train")
@@ -70,17 +70,21 @@ def test_marvl_finds_its_pictures_by_concept_and_keeps_left_left(write, tmp_path
         "right_img": "39-1.jpg",
     }
     path = write([{**row, "label": True, "id": "id-0"}], "39-Panci/39-0.jpg", "39-Panci/39-1.jpg")
-    (item,) = statements(path, tmp_path)
-    assert [picture.path.name for picture in item.pictures] == ["39-0.jpg", "39-1.jpg"]
+    (item,) = statements(path, tmp_path, "marvl")
+    assert [picture.path.name for picture in item.images] == ["39-0.jpg", "39-1.jpg"]
     assert item.label == 1
     few = {**row, "left_img": "39-Panci/39-0.jpg", "right_img": "39-Panci/39-1.jpg", "label": False}
-    (item,) = statements(write([few]), tmp_path)
+    (item,) = statements(write([few]), tmp_path, "marvl")
     assert item.label == 0
+
+
+def gqa_config(name: str, path: str, folder) -> QuestionsConfig:
+    return QuestionsConfig(format=name, questions=path, images=str(folder / "images"))
 
 
 def test_xgqa_counts_only_the_very_answer(write, tmp_path):
     content = {"2014": {"question": "Ist es bewölkt?", "imageId": "n16", "answer": "no", "fullAnswer": "No."}}
-    config = QuestionsConfig(questions=write(content, "gqa/images/n16.jpg"), images=str(tmp_path / "images"))
+    config = gqa_config("gqa", write(content, "gqa/images/n16.jpg"), tmp_path)
     (item,) = read_questions(config, "evaluation.test.de", 0.0, answered=True)
     assert (item.question_id, item.question) == ("2014", "Ist es bewölkt?")
     assert soft_accuracy("no", item.answers) == 1
@@ -89,7 +93,7 @@ def test_xgqa_counts_only_the_very_answer(write, tmp_path):
 
 def test_gqa_is_read_as_lxmert_has_it(write, tmp_path):
     rows = [{"img_id": "n16", "label": {"no": 1.0}, "question_id": "20", "sent": "Is it overcast?"}]
-    config = QuestionsConfig(questions=write(rows, "gqa/images/n16.jpg"), images=str(tmp_path / "images"))
+    config = gqa_config("gqa_lxmert", write(rows, "gqa/images/n16.jpg"), tmp_path)
     (item,) = read_questions(config, "data.train", 0.0, answered=True)
     assert item.weighted_answers() == [("no", 1.0)]
 
@@ -99,7 +103,7 @@ def test_a_broken_question_of_gqa_is_counted_and_not_raised_by_the_reader(write,
         {"img_id": "n16", "label": {"no": 1.0}, "question_id": "20", "sent": "Is it?"},
         {"img_id": 7, "sent": "What?"},
     ]
-    config = QuestionsConfig(questions=write(rows, "gqa/images/n16.jpg"), images=str(tmp_path / "images"))
+    config = gqa_config("gqa_lxmert", write(rows, "gqa/images/n16.jpg"), tmp_path)
     with pytest.raises(
         UserError, match=r"^data.train: 1 of 2 records are broken: 1 wrong type \(.*file.json:2: img_id"
     ):
@@ -112,7 +116,8 @@ def test_xflickrco_finds_the_pictures_of_both_sets(write, tmp_path):
         {"sentences": ["eine Katze"], "id": 34, "img_path": "COCO_val2014_000000000034.jpg"},
     ]
     names = ("flickr30k/flickr30k-images/12.jpg", "coco/val2014/COCO_val2014_000000000034.jpg")
-    config = CaptionedSplitConfig(annotations=write(rows, *names), images=str(tmp_path / "images"))
+    images = str(tmp_path / "images")
+    config = CaptionedSplitConfig(format="xflickrco", annotations=write(rows, *names), images=images)
     items = read_captioned_images(config, "evaluation.test.de", 0.0)
     assert items.captions == ["ein Hund", "eine Katze"]
     assert [str(image.path.relative_to(tmp_path / "images")) for image in items.images] == list(names)

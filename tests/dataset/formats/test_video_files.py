@@ -15,6 +15,7 @@ from dataset.formats.video_files import Videos
 from dataset.media.augment import AugmentConfig
 from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource
 from dataset.media.views import EvaluationView, TrainingView, check_medium
+from dataset.tasks.questions import QuestionTable
 from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
 from dataset.tasks.video_qa import (
     VideoQABatches,
@@ -52,6 +53,8 @@ def msrvtt(folder: Path) -> str:
 
 
 def captioned(folder: Path, annotations: str, **options):
+    official = "MSRVTT" in annotations or annotations.endswith(".csv")
+    options = {"format": "msrvtt" if official else "records", **options}
     config = CaptionedSplitConfig(annotations=annotations, images=str(folder / "videos"), **options)
     return read_captioned_images(config, "data.train", 0.0)
 
@@ -97,9 +100,14 @@ def test_rows_of_our_own_name_a_file_or_hold_their_frames(folder):
         ("a.jsonl", [{"caption": "a"}], {}, r"no 'image'"),
         ("a.jsonl", [{"video": "none.mp4", "caption": "a"}], {}, r"videos has no none.mp4"),
         ("a.jsonl", [{"video": 3, "caption": "a"}], {}, r"neither a path nor a list"),
-        ("a.jsonl", [{"video": "video0.mp4", "caption": "a"}], {"listed": "x.csv"}, r"data.train.listed: .*drop it"),
-        ("a.json", {"sentences": 3}, {}, r"'sentences' is no list"),
-        ("a.json", {"sentences": [3]}, {}, r"3 is no object"),
+        ("a.json", {"videos": [], "sentences": []}, {}, r"it is MSR-VTT's file; set format: msrvtt$"),
+        (
+            "MSRVTT.json",
+            {"sentences": 3},
+            {},
+            r"has no list 'sentences', as MSR-VTT's file has; see data.train.format$",
+        ),
+        ("MSRVTT.json", {"sentences": [3]}, {}, r"3 is no object"),
     ],
 )
 def test_what_is_wrong_is_told_before_training(folder, name, content, options, said):
@@ -178,18 +186,17 @@ def questions(folder: Path, rows, name: str = "train_qa.json", **options):
 
 def test_msrvtt_qa_numbers_its_videos(folder):
     _, found = questions(folder, ASKED)
-    assert [item.video.path.name for item in found] == ["video0.mp4", "video0.mp4", "video_1.json"]
+    assert [item.source.path.name for item in found] == ["video0.mp4", "video0.mp4", "video_1.json"]
     assert [item.question_id for item in found] == [4, 5, 6]
-    assert found[0].video is found[1].video
     named = [{**row, "video_id": f"video{row['video_id']}"} for row in ASKED]
     _, again = questions(folder, named, "train.jsonl")
-    assert [item.video.path for item in again] == [item.video.path for item in found]
+    assert [item.source.path for item in again] == [item.source.path for item in found]
 
 
 def test_msvd_names_its_videos_in_a_file_of_their_own(folder):
     names = write(folder, "youtube_mapping.txt", "clip_3_9 vid1\nother_1_2 vid2\n")
     _, found = questions(folder, [{"id": 0, "video_id": 1, "question": "what is it?", "answer": "meat"}], names=names)
-    assert found[0].video.path.name == "clip_3_9.avi"
+    assert found[0].source.path.name == "clip_3_9.avi"
     with pytest.raises(UserError, match=r"missing video .*has no other_1_2 with any of"):
         questions(folder, [{"id": 0, "video_id": 2, "question": "what is it?", "answer": "meat"}], names=names)
     with pytest.raises(UserError, match=r"data.train.names: .*:1: 'a b c' is not a file name and a video_id"):
@@ -200,7 +207,7 @@ def test_msvd_names_its_videos_in_a_file_of_their_own(folder):
     ("row", "said"),
     [
         ({"question": "?!"}, "a text without words"),
-        ({"answer": " "}, "the answer is empty"),
+        ({"answer": " "}, "there is no answer, or only empty ones"),
         ({"answer": None}, "no 'answer'"),
         ({"video_id": None}, "no 'video' or 'video_id'"),
         ({"video_id": 1.5}, "neither a text nor a number"),
@@ -257,5 +264,6 @@ def test_questions_about_a_path_and_an_id_of_one_name_see_their_own_video(tmp_pa
     (tmp_path / "a.json").write_text(json.dumps([{"question": "what", "answer": "man", **row} for row in rows]))
     config = VideoQuestionsConfig(questions=str(tmp_path / "a.json"))
     items = read_video_questions(config, "data.train", 0.0, answered=True)
-    assert [item.video.path.name for item in items] == ["7", "7.mp4", "7"]
-    assert items[0].video is items[2].video
+    assert [item.source.path.name for item in items] == ["7", "7.mp4", "7"]
+    table = QuestionTable(items)
+    assert [source.path.name for source in table.sources()] == ["7", "7.mp4"]

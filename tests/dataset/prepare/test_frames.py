@@ -406,7 +406,9 @@ def test_a_fine_tuning_data_set_finds_lists_where_files_were(videos, tmp_path):
     (tmp_path / "MSRVTT_data.json").write_text(json.dumps({"videos": [], "sentences": sentences}))
     found = {}
     for images in (videos / "sub", out):
-        split = CaptionedSplitConfig(annotations=str(tmp_path / "MSRVTT_data.json"), images=str(images))
+        split = CaptionedSplitConfig(
+            format="msrvtt", annotations=str(tmp_path / "MSRVTT_data.json"), images=str(images)
+        )
         found[images.name] = read_captioned_images(split, "data.train", 0.0)
     assert found["sub"].images[0].path.name == "video7010.mp4"
     assert found["out"].images[0].path == out / "video7010.json"

@@ -73,7 +73,9 @@ def official(tmp_path):
         for number in (581857, 581858):
             write_picture(tmp_path / "train2014" / f"COCO_train2014_{number:012d}.jpg", (0, 0, 5, 5))
         files = {"refs": str(tmp_path / "refs(unc).p"), "instances": str(tmp_path / "instances.json")}
-        return GroundingSplitConfig(**files, images=str(tmp_path / "train2014"), splits=list(splits), **config)
+        return GroundingSplitConfig(
+            format="refcoco", **files, images=str(tmp_path / "train2014"), splits=list(splits), **config
+        )
 
     return write
 
@@ -223,15 +225,19 @@ def test_a_picture_that_is_missing_is_told_by_its_coco_name(official, tmp_path):
     "values",
     [
         {},
-        {"refs": "r", "instances": "i", "splits": ["val"]},
-        {"refs": "r", "instances": "i", "images": "p"},
-        {"refs": "r", "splits": ["val"], "images": "p"},
+        {"refs": "r", "instances": "i", "splits": ["val"], "images": "p"},
+        {"format": "refcoco", "refs": "r", "instances": "i", "splits": ["val"]},
+        {"format": "refcoco", "refs": "r", "instances": "i", "images": "p"},
+        {"format": "refcoco", "refs": "r", "splits": ["val"], "images": "p"},
+        {"format": "refcoco", "annotations": "a"},
         {"annotations": "a", "refs": "r"},
         {"annotations": "a", "splits": ["val"]},
     ],
 )
 def test_a_split_is_official_files_or_annotations_and_not_both(values):
-    with pytest.raises(ConfigError, match=r"give (refs, instances, splits and images, or|either) annotations"):
+    with pytest.raises(
+        ConfigError, match=r"format is (records|refcoco); (give|drop) (annotations|refs|instances|splits|images)"
+    ):
         bind(values, GroundingSplitConfig)
 
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
+from dataset.media.video import VideoSource
+from dataset.records.schema import ImageSource
 from dataset.tasks.questions import Question, QuestionTable
 
 
@@ -12,18 +19,20 @@ def question(n: int) -> Question:
     return Question(
         question_id=262148000 + n if n % 3 else f"q{n}",
         question=f"What is the größte number {n} in this picture?",
-        path=Path(f"/data/images/train2014/COCO_train2014_{n // 5:012d}.jpg"),
+        source=ImageSource(
+            place=[f"v2.json: questions[{n}]", f"a.jsonl:{n}", f"vg.json[{n}].qas[3]", f"gqa.json: {n}x"][n % 4],
+            path=Path(f"/data/images/train2014/COCO_train2014_{n // 5:012d}.jpg"),
+        ),
         answers=tuple(["yes", "no", f"number {n % 50}"][k % 3] for k in range(10 if n % 2 else 1)),
         answer_type="" if n % 7 else "yes/no",
         weight=0.5 if n % 2 else 1.0,
-        place=[f"v2.json: questions[{n}]", f"a.jsonl:{n}", f"vg.json[{n}].qas[3]", f"gqa.json: {n}x"][n % 4],
     )
 
 
 def test_a_table_gives_back_what_it_was_made_of():
     odd = [
-        Question(10**400, "half a pair \ud800", Path("a"), (), "", 1.0, ""),
-        Question("", "", Path("."), ("", "é"), "t", 2.5, "file"),
+        Question(10**400, "half a pair \ud800", ImageSource("", path=Path("a")), (), "", 1.0),
+        Question("", "", ImageSource("file", path=Path(".")), ("", "é"), "t", 2.5),
     ]
     listed = [*odd, *map(question, range(200))]
     table = QuestionTable(listed)
@@ -44,3 +53,49 @@ def test_a_question_takes_its_text_and_few_bytes_more():
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 1.25 * kept.nbytes, "all of it in arrays: reading it writes to no page"
+
+
+def test_a_table_of_videos_gives_each_video_once_and_keeps_frames_that_a_row_holds():
+    frames = (ImageSource("b.jsonl:2", base64="/9j/"),)
+    videos = [
+        VideoSource("b.jsonl:1", path=Path("7.mp4")),
+        VideoSource("b.jsonl:2", frames=frames),
+        VideoSource("b.jsonl:3", path=Path("7.mp4")),
+    ]
+    questions = [Question(n, "what is it?", video, ("a dog",)) for n, video in enumerate(videos)]
+    table = QuestionTable(questions)
+    assert list(table) == questions
+    assert table.sources() == videos[:2]
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").is_file(), reason="the kernel does not say what a process wrote to"
+)
+def test_a_worker_that_reads_all_questions_shares_their_memory():
+    """As Python objects, reading them would copy their pages into every forked worker."""
+    questions = [question(n) for n in range(50_000)]
+    table, of_list = QuestionTable(questions), grown_in_a_fork(questions)
+    del questions  # Python interns the parts of paths: the table's would be found among the list's
+    assert grown_in_a_fork(table) < 0.5 * table.nbytes
+    assert of_list > 2 * table.nbytes, "the measurement sees what it should"
+
+
+def grown_in_a_fork(questions: Sequence[Question]) -> int:
+    """Bytes that are a forked process's own after it has read the questions, and were not before."""
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        gc.disable()
+        before = private_bytes()
+        for one in questions:
+            assert one.question
+        os.write(writer, str(private_bytes() - before).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        return int(file.read())
+
+
+def private_bytes() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))

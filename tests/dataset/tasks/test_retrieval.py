@@ -56,6 +56,7 @@ def write(tmp_path):
 @pytest.fixture
 def read(tmp_path):
     def read(annotations: str, max_broken: float = 0.0, **options):
+        options |= {"format": "karpathy"} if "splits" in options else {}
         config = CaptionedSplitConfig(annotations=annotations, images=str(tmp_path / "images"), **options)
         return read_captioned_images(config, "evaluation.test.a", max_broken)
 
@@ -227,7 +228,10 @@ def test_a_split_that_is_not_there_is_told_with_those_that_are(read, write, pict
 @pytest.mark.parametrize("content", [[{"image": "a.png", "caption": "a"}], {"image": "a.png"}, {"images": 3}])
 def test_splits_of_a_file_that_has_none_are_refused(read, write, content):
     path = write(content)
-    with pytest.raises(UserError, match=f"^evaluation.test.a: {path} has no list 'images'.*drop `splits`$"):
+    with pytest.raises(
+        UserError,
+        match=f"{path} has no list 'images', as Karpathy's file has; see evaluation.test.a.format$",
+    ):
         read(path, splits=["val"])
 
 

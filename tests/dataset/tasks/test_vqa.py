@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -111,11 +112,13 @@ def test_official_questions_are_joined_with_their_answers_and_pictures(picture, 
     for number in (9, 458752):
         picture(f"val2014/COCO_val2014_{number:012d}.jpg")
     config = source(
-        write("questions.json", asked([9, 458752])), annotations=write("answers.json", annotated([458752, 9]))
+        write("questions.json", asked([9, 458752])),
+        format="vqa2",
+        annotations=write("answers.json", annotated([458752, 9])),
     )
     first, second = read_questions(config, "data.train[0]", 0.0, answered=True)
     assert first.question_id == 9000
-    assert second.path == tmp_path / "images/val2014/COCO_val2014_000000458752.jpg"
+    assert second.source.path == tmp_path / "images/val2014/COCO_val2014_000000458752.jpg"
     assert first.answer_type == "yes/no"
     assert first.answers == ("yes",) * 7 + ("no",) * 3
     assert dict(first.weighted_answers()) == {"yes": 0.7, "no": pytest.approx(0.3)}
@@ -124,7 +127,7 @@ def test_official_questions_are_joined_with_their_answers_and_pictures(picture, 
 
 def test_test_dev_has_the_pictures_of_test_and_no_answers(picture, write, source):
     picture("test2015/COCO_test2015_000000000001.jpg")
-    config = source(write("questions.json", asked([1], "test-dev2015")))
+    config = source(write("questions.json", asked([1], "test-dev2015")), format="vqa2")
     (only,) = read_questions(config, "evaluation.test.dev", 0.0, answered=False)
     assert only.answers == ()
     with pytest.raises(UserError, match=r"^data.train\[0\]: .*questions without answers; give `annotations` too$"):
@@ -138,13 +141,13 @@ def test_visual_genome_is_read_wherever_its_pictures_lie_and_weighs_half(picture
         {"qa_id": 986768, "image_id": 1, "question": "What color is the clock?", "answer": "Green.", "a_objects": []},
         {"qa_id": 986769, "image_id": 1, "question": "Where?", "answer": "On the left", "a_objects": []},
     ]
-    config = source(write("qa.json", [{"id": 1, "qas": qas}]))
+    config = source(write("qa.json", [{"id": 1, "qas": qas}]), format="visual_genome")
     first, second = read_questions(config, "data.train[1]", 0.0, answered=True)
     assert (first.question_id, first.answers, first.weighted_answers()) == (986768, ("green",), [("green", 0.5)])
     assert second.place == f"{config.questions}[0].qas[1]"
-    assert first.path == tmp_path / f"images/{folder}1.jpg"
+    assert first.source.path == tmp_path / f"images/{folder}1.jpg"
     qas.insert(1, {"qa_id": 5, "image_id": 1, "question": "Where?"})
-    broken = source(write("broken.json", [{"id": 1, "qas": [*qas, "no object"]}, {"id": 2}]))
+    broken = source(write("broken.json", [{"id": 1, "qas": [*qas, "no object"]}, {"id": 2}]), format="visual_genome")
     assert len(read_questions(broken, "data.train[1]", 0.9, answered=True)) == 2
     with pytest.raises(UserError, match=r"3 of 5 records are broken: 3 missing key \(.*\[0\]\.qas\[1\]: no 'answer'"):
         read_questions(broken, "data.train[1]", 0.0, answered=True)
@@ -168,18 +171,18 @@ def test_processed_lists_hold_answers_of_annotators_or_one_text(picture, write, 
 def test_a_part_of_the_pictures_is_held_out_with_all_their_questions(picture, write, source):
     rows = [processed(10 * n + m, picture(f"{n}.png"), ["yes"] * 10) for n in range(40) for m in range(2)]
     path = write("vqa.jsonl", rows)
-    kept = read_questions(source(path, pictures=(0.25, 1.0)), "k", 0.0, answered=True)
-    held_out = read_questions(source(path, pictures=(0.0, 0.25)), "k", 0.0, answered=True)
+    kept = read_questions(source(path, image_share=(0.25, 1.0)), "k", 0.0, answered=True)
+    held_out = read_questions(source(path, image_share=(0.0, 0.25)), "k", 0.0, answered=True)
     everything = read_questions(source(path), "k", 0.0, answered=True)
     numbers = [{each.question_id for each in part} for part in (kept, held_out, everything)]
     assert numbers[0] | numbers[1] == numbers[2]
-    assert not {each.path for each in kept} & {each.path for each in held_out}
+    assert not {each.source.path for each in kept} & {each.source.path for each in held_out}
     assert 4 < len(held_out) < 40
-    with pytest.raises(UserError, match=r"no picture of .* is within pictures: \[0\.0, 1e-09\]"):
-        read_questions(source(path, pictures=(0.0, 1e-9)), "k", 0.0, answered=True)
+    with pytest.raises(UserError, match=r"no image of .* is within image_share: \[0\.0, 1e-09\]"):
+        read_questions(source(path, image_share=(0.0, 1e-9)), "k", 0.0, answered=True)
     for share in ((0.5, 0.5), (0.5, 0.2), (-0.1, 1.0)):
         with pytest.raises(ValidationError, match="two rising numbers within 0 and 1"):
-            source(path, pictures=share)
+            source(path, image_share=share)
 
 
 BROKEN = {
@@ -209,20 +212,22 @@ def test_a_question_without_words_is_broken(picture, write, source):
 def test_files_that_are_not_what_they_should_be_are_told_in_one_line(picture, write, source):
     picture("val2014/COCO_val2014_000000000001.jpg")
     questions, answers = write("q.json", asked([1])), write("a.json", annotated([2]))
+    official = partial(source, format="vqa2")
     cases = [
         (source("gone.json"), r"^k: gone\.json does not exist"),
-        (source(questions, annotations="gone.json"), r"^k\.annotations: gone\.json does not exist"),
-        (source(questions, annotations=questions), "has no list 'annotations'"),
+        (official(questions, annotations="gone.json"), r"^k\.annotations: gone\.json does not exist"),
+        (official(questions, annotations=questions), "has no list 'annotations'"),
         (
-            source(questions, annotations=answers),
+            official(questions, annotations=answers),
             r"1 missing key \(.*q\.json: questions\[0\]: .*a\.json has no question_id 1000\)",
         ),
-        (source(write("b.json", {"annotations": [{}]}), annotations=answers), "is not VQA v2's question file"),
+        (official(write("b.json", {"annotations": [{}]}), annotations=answers), "has no list 'questions', as VQA v2's"),
+        (source(questions), r"q\.json holds no records; it is VQA v2's file of questions; set format: vqa2$"),
         (
-            source(questions, annotations=write("c.json", {"annotations": [{"question_id": 1}]})),
+            official(questions, annotations=write("c.json", {"annotations": [{"question_id": 1}]})),
             r"annotations\[0\] lacks",
         ),
-        (source(write("d.json", {"questions": []}), annotations=answers), "lacks VQA v2's 'data_subtype'"),
+        (official(write("d.json", {"questions": []}), annotations=answers), "lacks VQA v2's 'data_subtype'"),
     ]
     for config, message in cases:
         with pytest.raises(UserError, match=message) as error:

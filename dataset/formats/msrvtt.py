@@ -1,0 +1,60 @@
+"""MSR-VTT's own files: ``MSRVTT_data.json``, and lists of pairs as ``MSRVTT_JSFUSION_test.csv``."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from dataset.formats.annotations import Row, listed_rows, read_json, read_text
+from dataset.records.schema import BrokenRecordError
+from utils.errors import UserError
+
+
+def captioned_rows(path: str, listed: str | None, key: str) -> list[Row | BrokenRecordError]:
+    """A row of video_id and caption for each sentence.
+
+    Args:
+        path: ``MSRVTT_data.json`` (``{"videos", "sentences": [{"video_id", "caption"}]}``), or a CSV with the columns video_id
+            and sentence (``MSRVTT_JSFUSION_test.csv``).
+        listed: a CSV whose column video_id names the videos that are wanted; None: all.
+        key: the config key of ``path``.
+
+    Raises:
+        UserError: with ``key``: a file cannot be read, lacks a column, or no sentence is of a listed video.
+    """
+    wanted = None if listed is None else {row["video_id"] for row in read_table(listed, ("video_id",), f"{key}.listed")}
+    rows: list[Row | BrokenRecordError] = []
+    if path.endswith(".csv"):
+        table = read_table(path, ("video_id", "sentence"), key)
+        rows = [
+            Row({"video_id": row["video_id"], "caption": row["sentence"]}, f"{path}:{line}")
+            for line, row in enumerate(table, start=2)
+        ]
+    else:
+        rows = listed_rows(read_json(path, key), "sentences", path, key, "MSR-VTT's file")
+    kept = [
+        row for row in rows if wanted is None or not isinstance(row, Row) or str(row.values.get("video_id")) in wanted
+    ]
+    if not kept:
+        raise UserError(f"{key}: {path} has no sentence" + (f" of a video that {listed} lists" if listed else ""))
+    return kept
+
+
+def read_table(path: str, columns: tuple[str, ...], key: str) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header.
+
+    Raises:
+        UserError: with the config ``key``: it cannot be read, is empty, or lacks a column.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path, key)))
+    missing = [column for column in columns if column not in (reader.fieldnames or ())]
+    if missing:
+        there = ", ".join(reader.fieldnames or ()) or "none"
+        raise UserError(f"{key}: {path} has no column {', '.join(missing)}; columns: {there[:200]}")
+    rows = [row for row in reader if any(row.values())]
+    if not rows:
+        raise UserError(f"{key}: {path} has no row below its header")
+    short = next((line for line, row in enumerate(rows, start=2) if None in (row[name] for name in columns)), None)
+    if short is not None:
+        raise UserError(f"{key}: {path}:{short}: a value is missing")
+    return rows

@@ -1,0 +1,31 @@
+"""NLVR2's own JSON lines: ``train.json``, ``dev.json`` and ``test1.json``."""
+
+from __future__ import annotations
+
+import re
+
+from dataset.formats.annotations import Row
+from dataset.records.schema import BrokenRecordError
+
+_IDENTIFIER = re.compile(r"([a-z]+\d*)-(\d+)-(\d+)-(\d+)")
+
+
+def statement_row(row: Row) -> Row:
+    """sentence, label and identifier as they are, with the two ``images`` of the official layout
+    (``train/<directory>/…-img0.png``, ``dev/…``, ``test1/…``)."""
+    identifier = row.get("identifier", str)
+    match = _IDENTIFIER.fullmatch(identifier)
+    if not match:
+        raise BrokenRecordError("wrong type", row.place, f"identifier {identifier!r} is not split-set-pair-sentence")
+    folder = match[1]
+    if folder == "train":
+        folder = f"train/{row.get('directory', int)}"
+    stem = identifier.rpartition("-")[0]
+    return Row({**row.values, "images": [f"{folder}/{stem}-img{side}.png" for side in (0, 1)]}, row.place)
+
+
+def sentence_id(row: Row) -> str | None:
+    """What the rows of one sentence share: their identifiers, split-set-pair-sentence, differ in the pair of images. None where a
+    row has no such identifier."""
+    match = _IDENTIFIER.fullmatch(str(row.values.get("identifier")))
+    return f"{match[1]}-{match[2]}-{match[4]}" if match else None

@@ -1,0 +1,44 @@
+"""Visual Genome's own ``question_answers.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dataset.formats.annotations import ImageFiles, Row, read_rows
+from dataset.records.schema import BrokenRecordError
+
+IMAGE_FOLDERS = ("", "VG_100K/", "VG_100K_2/")
+"""Where the images may lie: merged, or as they are unpacked."""
+
+
+def question_rows(path: str, images: ImageFiles, key: str) -> Iterator[Row | BrokenRecordError]:
+    """Rows of question_id, question, image and answer, in lower case and without its full stop.
+
+    Raises:
+        UserError: with the config ``key``, if the file cannot be read.
+    """
+    for row in read_rows(path, key):
+        try:
+            if isinstance(row, BrokenRecordError):
+                raise row
+            listed = row.get("qas", list)
+        except BrokenRecordError as error:
+            yield error
+            continue
+        for index, values in enumerate(listed):
+            asked = Row(values if isinstance(values, dict) else {}, f"{row.place}.qas[{index}]")
+            try:
+                answer = asked.get("answer", str).lower().strip().rstrip(".")
+                image = _image_file(asked.get("image_id", int), images)
+            except BrokenRecordError as error:
+                yield error
+                continue
+            yield Row(
+                {**asked.values, "question_id": asked.values.get("qa_id"), "image": image, "answer": answer},
+                asked.place,
+            )
+
+
+def _image_file(image_id: int, images: ImageFiles) -> str:
+    names = [f"{folder}{image_id}.jpg" for folder in IMAGE_FOLDERS]
+    return next((name for name in names if images.has(name)), names[0])

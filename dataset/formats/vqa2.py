@@ -1,0 +1,58 @@
+"""VQA v2's own files: ``v2_OpenEnded_mscoco_<split>_questions.json`` and ``v2_mscoco_<split>_annotations.json``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from dataset.formats.annotations import Row, converted, listed_rows, read_json
+from dataset.records.schema import BrokenRecordError
+from utils.errors import UserError
+
+
+def question_rows(path: str, annotations: str | None, key: str) -> Iterable[Row | BrokenRecordError]:
+    """Rows of question_id, question, image (``train2014/COCO_train2014_….jpg``, as in the official layout), and with the file
+    of ``annotations`` answer (a list of ten) and answer_type. They are made one after the other, so that they are never all in
+    memory.
+
+    Raises:
+        UserError: with the config ``key``: a file cannot be read, or is none of VQA v2's.
+    """
+    content = read_json(path, key)
+    rows = listed_rows(content, "questions", path, key, "VQA v2's file of questions")
+    # test-dev2015 is a part of test2015, whose images it shares.
+    subset = str(content.get("data_subtype", "")).replace("test-dev", "test")
+    if not subset:
+        raise UserError(f"{key}: {path} lacks VQA v2's 'data_subtype'")
+    answers = None if annotations is None else _read_answers(annotations, f"{key}.annotations")
+
+    def with_answers(row: Row) -> Row:
+        identity, image = row.get("question_id", int), row.get("image_id", int)
+        if answers is not None and identity not in answers:
+            raise BrokenRecordError("missing key", row.place, f"{annotations} has no question_id {identity}")
+        known = {} if answers is None else answers[identity]
+        return Row({**row.values, "image": f"{subset}/COCO_{subset}_{image:012d}.jpg", **known}, row.place)
+
+    return converted(rows, with_answers)
+
+
+def _read_answers(path: str, key: str) -> dict[int, dict[str, Any]]:
+    """answer and answer_type by question_id."""
+    content = read_json(path, key)
+    listed = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(listed, list):
+        raise UserError(f"{key}: {path} has no list 'annotations', as VQA v2's file of answers has")
+    answers_of = {}
+    for index, annotation in enumerate(listed):
+        try:
+            answers = [sys.intern(answer["answer"]) for answer in annotation["answers"]]
+            answers_of[annotation["question_id"]] = {
+                "answer": answers,
+                "answer_type": annotation.get("answer_type", ""),
+            }
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{key}: {path}: annotations[{index}] lacks question_id or answers as VQA v2 has them"
+            ) from None
+    return answers_of
