@@ -63,7 +63,7 @@ WAYS = ("plain", "eager", "compiled")
 
 def padding_of(config: PretrainConfig) -> Padding:
     """Padding of the plain way, as in the released code: to the maximum numbers of tokens in the config."""
-    return Padding(*(text_limits(config.data, stream).max_tokens for stream in ("images", "pairs")))
+    return Padding(*(text_limits(config.data, stream).max_tokens for stream in ("images", "translations")))
 
 
 def supported_ways(config: PretrainConfig, ways: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from models.pretrain import PretrainModel
 from models.reference import reference_losses
 from models.text import TextEncoder
-from utils.batch import Losses, MaskedText, PretrainBatch, Term, Text, TextPairBatch
+from utils.batch import Losses, MaskedText, PretrainBatch, Term, Text, TranslationBatch
 
 
 class Padding(NamedTuple):
@@ -43,9 +43,9 @@ def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = R
     assert isinstance(model.text, TextEncoder)
     pad_id, parts = model.text.arch.pad_id, {}
     for name, part in batch.streams().items():
-        length = padded.translations if isinstance(part, TextPairBatch) else padded.texts
+        length = padded.translations if isinstance(part, TranslationBatch) else padded.texts
         parts[name] = replace(part, text=_masked_to(length, part.text, pad_id))
-        if isinstance(part, TextPairBatch):
+        if isinstance(part, TranslationBatch):
             parts[name] = replace(parts[name], other=_text_to(length, part.other, pad_id))
     totals = reference_losses(model, replace(batch, **parts))
     weights = {

@@ -29,7 +29,7 @@ EXAMPLES = {
     "regions": "regions",
     "videos": "pairs of video and text",
     "texts": "texts alone",
-    "pairs": "pairs of texts",
+    "translations": "pairs of texts",
 }
 """The examples of each stream, for output."""
 

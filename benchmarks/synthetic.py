@@ -46,7 +46,7 @@ LENGTHS = {
     "regions": Lengths(6, 1.8),
     "videos": Lengths(22, 6),
     "texts": Lengths(26, 8),
-    "pairs": Lengths(32, 10),
+    "translations": Lengths(32, 10),
 }
 """Text lengths by stream. Means of captions and of regions are measured. Other values are assumptions: speech in eight seconds of
 video, sentences of an encyclopedia, and for ``pairs`` the same in a multilingual vocabulary."""
@@ -127,7 +127,7 @@ def pretrain_batch(
         part, limits = getattr(template, stream), text_limits(data, stream)
         count = len(part.valid)
         changes: dict[str, Any] = {"text": writer.masked(writer.token_lists(stream, count, limits), limits)}
-        if stream == "pairs":
+        if stream == "translations":
             changes["other"] = writer.plain(writer.token_lists(stream, count, limits), limits)
         if hasattr(part, "pixels"):
             changes["pixels"] = _noise(part.pixels, generator)

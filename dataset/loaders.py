@@ -29,7 +29,7 @@ class LoadingConfig(Config):
     text: TextLimits = Field(default_factory=TextLimits, description="How long a text may be.")
     workers: int = Field(4, ge=0, description="Processes that make batches; 0 = the training process itself.")
     max_broken: float = Field(0.01, ge=0, le=1, description="Share of broken records that stops the run when exceeded.")
-    max_pixels: int = Field(80_000_000, ge=1, description="Pictures with more pixels are broken records.")
+    max_pixels: int = Field(80_000_000, ge=1, description="Images with more pixels are broken records.")
     pixels: Literal["shown", "stored"] = Field(
         "shown",
         description="shown: EXIF orientation is applied (not where there are boxes: they refer to the stored pixels), and "

@@ -43,7 +43,7 @@ class StreamWeights(Config):
     images: float | None = 1.0
     regions: float | None = 1.0
     texts: float | None = None
-    pairs: float | None = None
+    translations: float | None = None
     videos: float | None = None
 
 
@@ -52,7 +52,7 @@ class IdenticalTexts(Config):
 
     images: Identical = Field("negative", description="negative: each other's negatives; ignore: not")
     videos: Identical = Field("negative", description="negative: each other's negatives; ignore: not")
-    pairs: Identical = Field("negative", description="negative: each other's negatives; ignore: not")
+    translations: Identical = Field("negative", description="negative: each other's negatives; ignore: not")
     regions: Identical = Field(
         "ignore", description="regions often share a text ('a man'); ignore: not each other's negatives"
     )

@@ -12,7 +12,7 @@ from models.fusion import FusionPass
 from models.heads import mlp_head
 from models.losses import at_least_float32
 from models.xvlm import XVLM, ModelConfig
-from utils.batch import Losses, PairBatch, Term, Text, Work
+from utils.batch import Losses, StatementBatch, Term, Text, Work
 
 
 class NLVRModelConfig(ModelConfig):
@@ -30,17 +30,17 @@ class NLVRModel(XVLM):
         self.images = images
         self.classifier = mlp_head(images * self.text.width, classes)
 
-    def forward(self, batch: PairBatch) -> Losses:
+    def forward(self, batch: StatementBatch) -> Losses:
         """The cross-entropy of a micro-batch, as a sum."""
         logits = self.classify(batch.pixels, batch.text)
         per_example = F.cross_entropy(at_least_float32(logits), batch.label, reduction="none")
         return {"classes": Term(per_example.masked_fill(~batch.valid, 0).sum(), 1.0)}
 
-    def counts(self, batch: PairBatch) -> dict[str, Tensor]:
+    def counts(self, batch: StatementBatch) -> dict[str, Tensor]:
         """Divisor of the loss: the valid examples."""
         return {"classes": batch.valid.sum()}
 
-    def work(self, batch: PairBatch) -> Work:
+    def work(self, batch: StatementBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
         tokens = lengths(batch.text.mask, batch.valid)
         statements, keys = len(tokens), self.cost.vision.keys()

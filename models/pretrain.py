@@ -26,7 +26,7 @@ STREAMS: dict[str, type[Stream]] = {
     "videos": VideoTextStream,
     "regions": RegionTextStream,
     "texts": TextStream,
-    "pairs": TranslationStream,
+    "translations": TranslationStream,
 }
 """Streams by their names in configs, batches and losses; hard negatives are sampled in this order, and so repeat with a seed."""
 
@@ -51,10 +51,10 @@ class PretrainModel(MultiGrainedModel):
     ):
         super().__init__(config, vocab_size)
         self.streams = build_streams(config, weights or LossWeights(), streams or StreamWeights())
-        if "pairs" in self.streams and self.vision.width != self.text.width:
+        if "translations" in self.streams and self.vision.width != self.text.width:
             raise UserError(
-                f"data.pairs: the fusion attends to texts as it does to images, but images have width {self.vision.width} "
-                f"and texts {self.text.width}; give model.vision and model.fusion one width, or drop data.pairs"
+                f"data.translations: the fusion attends to texts as it does to images, but images have width {self.vision.width} "
+                f"and texts {self.text.width}; give model.vision and model.fusion one width, or drop data.translations"
             )
         self._untrained: dict[tuple[tuple[str, ...], ...], list[nn.Parameter]] = {}
         """See :meth:`_untrained_by`; by the losses of a step, since to walk through a model takes the host milliseconds."""

@@ -28,7 +28,7 @@ from models.streams.base import AlignedStream
 from models.streams.region_text import RegionTextStream
 from models.streams.translation import TranslationStream
 from models.text import TextEncoder
-from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, TextPairBatch, VideoTextBatch
+from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, TranslationBatch, VideoTextBatch
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def image_text_losses(
     }
 
 
-def translation_losses(model: MultiGrainedModel, batch: TextPairBatch, examples: Examples) -> dict[str, Tensor]:
+def translation_losses(model: MultiGrainedModel, batch: TranslationBatch, examples: Examples) -> dict[str, Tensor]:
     """The losses of N texts and their translations: the first text stands where an image does."""
     first = encode(model.text, batch.text.ids, batch.text.mask)
     second = encode(model.text, batch.other.ids, batch.other.mask)

@@ -44,7 +44,7 @@ P = TypeVar("P")
 class HeldOutConfig(Config, Generic[S]):
     """The held-out splits of a fine-tuning task, and how they are evaluated."""
 
-    batch_size: int = Field(32, ge=1, description="images, or pairs of them, in one forward pass")
+    batch_size: int = Field(32, ge=1, description="items in one forward pass: images, videos, questions or statements")
     precision: PrecisionName = Field(
         "fp32", description="of forward passes; O0, O1, O2: apex's names for fp32 and fp16"
     )

@@ -73,7 +73,9 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
         true = np.array([item.label for item in items])
         sentences = [item.sentence_id for item in items]
         majority = np.bincount(true).max() / len(true)
-        guessed = np.mean([self.config.model.classes ** -float(pairs) for pairs in Counter(sentences).values()])
+        guessed = np.mean(
+            [self.config.model.classes ** -float(statements) for statements in Counter(sentences).values()]
+        )
         return Evaluation(
             (
                 count("statements", len(items)),
@@ -86,8 +88,8 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
     def _predict(self, items: list[Statement]) -> np.ndarray:
         """The class of every statement."""
 
-        def classify(pairs: list[Tensor], text: Text) -> Tensor:
-            pixels = torch.stack(pairs, dim=1).flatten(0, 1)
+        def classify(images: list[Tensor], text: Text) -> Tensor:
+            pixels = torch.stack(images, dim=1).flatten(0, 1)
             return self.model.classify(pixels.to(text.ids.device), text).argmax(dim=1)
 
         return self.outputs(items, _read, classify, "classifying")

@@ -77,11 +77,10 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
 
     @staticmethod
     def text_lengths(config: PretrainConfig) -> dict[str, int]:
-        pairs = config.data.pairs
-        translations = (
-            {} if pairs is None or pairs.text is None else {"data.pairs.text.max_tokens": pairs.text.max_tokens}
-        )
-        return BaseTask.text_lengths(config) | translations
+        translations = config.data.translations
+        own = None if translations is None else translations.text
+        lengths = {} if own is None else {"data.translations.text.max_tokens": own.max_tokens}
+        return BaseTask.text_lengths(config) | lengths
 
     def validate(self) -> dict[str, float]:
         """Not called: pre-training selects nothing."""

@@ -15,7 +15,7 @@ from dataset.shards.readers import Shards
 from dataset.shards.samplers import sample_rng
 from dataset.tasks.held_out import HeldOutRecord, read_held_out, read_held_out_videos
 from dataset.tasks.pretrain import DataConfig
-from dataset.tasks.streams.base import PictureStreamConfig
+from dataset.tasks.streams.base import ImageRecordsConfig
 from dataset.tasks.streams.pairs import first_clips
 from dataset.text.processors import TextProcessor
 from metrics.grounding import accuracy_at_iou
@@ -36,13 +36,13 @@ from utils.errors import UserError
 class EvaluationConfig(Config):
     """Held-out records; their first caption is the one that has to be found."""
 
-    files: list[str] = Field([], description="records of pictures")
+    files: list[str] = Field([], description="records of images")
     region_files: list[str] = Field([], description="records of the boxes, if not those of `files`")
     video_files: list[str] = Field([], description="records of videos, read as those of data.videos")
     candidates: int = Field(16, ge=1, description="candidates that the fusion encoder re-ranks, each way")
     batch_size: int = Field(50, ge=1, description="images in one forward pass")
     limit: int | None = Field(None, ge=1, description="read so many records at most")
-    panels: int = Field(12, ge=1, description="pictures in predictions.png: the first records with boxes")
+    panels: int = Field(12, ge=1, description="images in predictions.png: the first records with boxes")
 
     @model_validator(mode="after")
     def _has_files(self) -> EvaluationConfig:
@@ -99,7 +99,7 @@ class PretrainEvaluator:
     def _read(self, which: str) -> list[HeldOutRecord]:
         """Records under the keys that training reads: those of the region stream for boxes, if there is one."""
         regions = self.data.regions if which == "region_files" or self.data.images is None else None
-        stream = regions or self.data.images or PictureStreamConfig(files=[], batch_size=1)
+        stream = regions or self.data.images or ImageRecordsConfig(files=[], batch_size=1)
         return read_held_out(
             getattr(self.config, which),
             self.processor,

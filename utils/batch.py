@@ -116,7 +116,7 @@ class TextBatch:
 
 
 @dataclass(frozen=True)
-class TextPairBatch:
+class TranslationBatch:
     """Texts and their translations ``other``. ``valid`` (N,) bool: examples that count."""
 
     text: MaskedText
@@ -173,7 +173,7 @@ class PretrainBatch(Batch):
     regions: RegionBatch | None
     texts: TextBatch | None
     videos: VideoTextBatch | None = None
-    pairs: TextPairBatch | None = None
+    translations: TranslationBatch | None = None
     unmatched: tuple[str, ...] = ()
 
     def streams(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class RetrievalBatch(Batch):
 
 
 @dataclass(frozen=True)
-class PairBatch(Batch):
+class StatementBatch(Batch):
     """Statements about K images, mostly two. ``pixels`` (K N, 3, H, W) uint8: all first (left) images, then all second (right)
     ones; ``label`` (N,) int64: 1 = true or entailed; ``valid`` (N,) bool: examples that count."""
 

@@ -29,7 +29,7 @@ class Videos:
         self._found: dict[tuple[str, ...], Path | None] = {}
 
     def of_row(self, row: Row) -> tuple[str, VideoSource]:
-        """The id and the video of a row: under ``video``, a path or a list of pictures, or under ``video_id``.
+        """The id and the video of a row: under ``video``, a path or a list of images, or under ``video_id``.
 
         Raises:
             BrokenRecordError: "missing key", "wrong type" or "missing video".

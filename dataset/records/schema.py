@@ -36,7 +36,7 @@ LONGEST_TEXT = 100_000
 class RawRecord:
     """A record as read: parsed JSON ``values``, and where it came from.
 
-    ``image`` and ``text`` are what a tar shard holds beside the JSON: the encoded picture and the ``.txt`` member. They are
+    ``image`` and ``text`` are what a tar shard holds beside the JSON: the encoded image and the ``.txt`` member. They are
     None for JSON lines. ``folder`` is what a relative image path starts from.
     """
 
@@ -49,7 +49,7 @@ class RawRecord:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A picture that is loaded only when it is needed: its ``content``, the same as ``base64`` text, or the ``path`` to it."""
+    """An image that is loaded only when it is needed: its ``content``, the same as ``base64`` text, or the ``path`` to it."""
 
     place: str
     content: bytes | None = None
@@ -73,7 +73,7 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """A picture and its captions (alternatives: one is drawn each time)."""
+    """An image and its captions (alternatives: one is drawn each time)."""
 
     place: str
     image: ImageSource
@@ -82,7 +82,7 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Element:
-    """A described box: ``box`` is x, y, width, height in pixels of the stored picture, kept as floats (the released reader
+    """A described box: ``box`` is x, y, width, height in pixels of the stored image, kept as floats (the released reader
     truncates to integers). ``name`` says which element of the record it is; ``grain`` is what kind of text it has."""
 
     name: str
@@ -94,7 +94,7 @@ class Element:
 
 @dataclass(frozen=True)
 class RegionRecord:
-    """A picture with described boxes and, if the record has one, a caption of the whole; ``broken`` names unusable parts."""
+    """An image with described boxes and, if the record has one, a caption of the whole; ``broken`` names unusable parts."""
 
     place: str
     image: ImageSource
@@ -105,7 +105,7 @@ class RegionRecord:
 
 @dataclass(frozen=True)
 class TextRecord:
-    """A text without a picture."""
+    """A text without an image."""
 
     place: str
     texts: Texts
@@ -113,7 +113,7 @@ class TextRecord:
 
 @dataclass(frozen=True)
 class ImageKeys:
-    """How a stream's records name and hold their picture."""
+    """How a stream's records name and hold their image."""
 
     image_key: str = "image"
     image_is: ImageIs = "auto"
@@ -139,7 +139,7 @@ def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Re
     """Keep every usable element and the caption; what is unusable is named in ``broken``.
 
     Raises:
-        BrokenRecordError: where the picture's key or ``elems`` is missing or mistyped, so that nothing can be used.
+        BrokenRecordError: where the image's key or ``elems`` is missing or mistyped, so that nothing can be used.
     """
     image = image_source(raw, keys)
     broken: list[BrokenRecord] = []
@@ -164,7 +164,7 @@ def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Re
 
 
 def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:
-    """Where the record's picture is: the tar member, base64 text in the record, or a path.
+    """Where the record's image is: the tar member, base64 text in the record, or a path.
 
     With ``image_is="auto"``, text is base64 if it starts like an encoded JPEG, PNG, WebP, GIF, BMP or TIFF file and holds no
     dot (no base64 text does, nearly every file name does), if it is a ``data:`` address, or if it is longer than any path.
@@ -178,7 +178,7 @@ def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:
 
 
 def picture_of(value: Any, key: str, place: str, folder: Path, image_is: ImageIs = "auto") -> ImageSource:
-    """The picture that the text ``value`` of ``key`` holds or names, a path from ``folder``; see :func:`image_source`.
+    """The image that the text ``value`` of ``key`` holds or names, a path from ``folder``; see :func:`image_source`.
 
     Raises:
         BrokenRecordError: "wrong type" or "missing image".
@@ -193,7 +193,7 @@ def picture_of(value: Any, key: str, place: str, folder: Path, image_is: ImageIs
 
 
 def place_box(box: Box, width: int, height: int, place: str, name: str) -> Box:
-    """The box inside its picture of ``width`` x ``height`` pixels: within one pixel of the border it is clamped.
+    """The box inside its image of ``width`` x ``height`` pixels: within one pixel of the border it is clamped.
 
     Rule (released, with our tolerance): x, y >= 0; w, h > 0; x + w <= width; y + h <= height.
 
@@ -205,11 +205,11 @@ def place_box(box: Box, width: int, height: int, place: str, name: str) -> Box:
         raise BrokenRecordError("degenerate box", place, f"{name}.bb = {list(box)} has no area")
     low, right, bottom = -BOX_TOLERANCE_PX, width + BOX_TOLERANCE_PX, height + BOX_TOLERANCE_PX
     if x < low or y < low or x + w > right or y + h > bottom:
-        message = f"{name}.bb = {list(box)} (x, y, width, height) leaves the {width} x {height} picture"
+        message = f"{name}.bb = {list(box)} (x, y, width, height) leaves the {width} x {height} image"
         raise BrokenRecordError("box outside image", place, message)
     x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
     if x1 <= x0 or y1 <= y0:
-        raise BrokenRecordError("degenerate box", place, f"{name}.bb = {list(box)} has no area inside the picture")
+        raise BrokenRecordError("degenerate box", place, f"{name}.bb = {list(box)} has no area inside the image")
     return x0, y0, x1 - x0, y1 - y0
 
 

@@ -187,7 +187,7 @@ class ShardIndex:
     """Where each record of one shard starts.
 
     ``rows`` (n, 1) int64: the offset of each line that is not blank; for a tar (n, 4): the offsets of the headers of the
-    picture, the ``.txt``, the ``.json`` and the first member of each group, -1 where there is none. After the rows come, of
+    image, the ``.txt``, the ``.json`` and the first member of each group, -1 where there is none. After the rows come, of
     lines, how many records lie before each blank one; of a tar, a number where its end blocks are missing.
     """
 

@@ -44,8 +44,8 @@ def prompt_tokens(processor: TextProcessor, prompt: str) -> list[int]:
 
 @dataclass(frozen=True)
 class CaptionExample:
-    """One training row: a view (3, S, S) of the picture, or (F, 3, S, S) of the video, the token ids of prompt and caption,
-    which of them have to be said (ascending places), and all captions of the picture."""
+    """One training row: a view (3, S, S) of the image, or (F, 3, S, S) of the video, the token ids of prompt and caption,
+    which of them have to be said (ascending places), and all captions of the image."""
 
     pixels: Tensor
     ids: list[int]
@@ -54,7 +54,7 @@ class CaptionExample:
 
 
 class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
-    """Every caption once an epoch, with its picture."""
+    """Every caption once an epoch, with its image."""
 
     name = "captions"
     text: TextProcessor
@@ -72,7 +72,7 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
     def example(self, index: int, rng: np.random.Generator) -> CaptionExample:
         image = int(self.items.image_of_caption[index])
         source, caption = self.items.images[image], self.items.captions[index]
-        # What the model says may be judged by all captions of the picture.
+        # What the model says may be judged by all captions of the image.
         may_flip = not (self.data.careful_flip and any(map(mentions_side, self.references[image])))
         pixels = self.view(source, rng, may_flip=may_flip)
         ids, said = self.tokens(caption, rng)

@@ -45,7 +45,7 @@ class MediaDataConfig(FineTuneDataConfig):
     """What the training data have where they are images or videos."""
 
     augment: AugmentConfig = Field(
-        default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the pictures or frames"
+        default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the images or frames"
     )
     video: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="how videos are read")
 

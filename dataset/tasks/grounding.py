@@ -68,7 +68,7 @@ class GroundingDataConfig(FineTuneDataConfig):
     """Training phrases."""
 
     train: GroundingSplitConfig
-    crop: bool = Field(True, description="crop at random around the box; false: the whole picture")
+    crop: bool = Field(True, description="crop at random around the box; false: the whole image")
     careful_flip: bool = Field(
         True, description="do not flip where the phrase says left or right; English only (as released)"
     )
@@ -136,7 +136,7 @@ def _parse_record(row: Row, images: ImageFiles, language: str | None) -> list[Ph
 
 @dataclass(frozen=True)
 class GroundingExample:
-    """One training row: a view (3, S, S) of the picture, the cleaned phrase, and its box (cx, cy, w, h) in the view."""
+    """One training row: a view (3, S, S) of the image, the cleaned phrase, and its box (cx, cy, w, h) in the view."""
 
     pixels: Tensor
     text: str
@@ -157,14 +157,14 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
     def example(self, index: int, rng: np.random.Generator) -> GroundingExample:
         item = self.items[index]
         text = cleaned(item.text, self.text.max_words, item.place)
-        picture = Picture(item.image.load(), self.data.max_pixels, item.place, for_boxes(self.data.pixels))
-        check_size(picture, item.size, item.place)
+        encoded = Picture(item.image.load(), self.data.max_pixels, item.place, for_boxes(self.data.pixels))
+        check_size(encoded, item.size, item.place)
         element = Element("phrase", item.box, (text,))
         crop, found = visible_elements([element], item.size, rng, crop=self.data.crop, most=1, min_inside=0.5)
         if not found:
-            raise BrokenRecordError("degenerate box", item.place, f"{item.box} is a sliver of the picture")
+            raise BrokenRecordError("degenerate box", item.place, f"{item.box} is a sliver of the image")
         box = found[0][1]
-        image = resize(crop.of(picture), self.image_size)
+        image = resize(crop.of(encoded), self.image_size)
         if rng.random() < self.data.augment.flip and not (self.data.careful_flip and mentions_side(text)):
             image, box = hflip(image), flip_box(box)
         return GroundingExample(self.augment(image, rng), text, box)

@@ -20,7 +20,7 @@ from dataset.text.processors import TextProcessor, clean_alternatives, clean_cap
 
 @dataclass(frozen=True)
 class HeldOutElement:
-    """A described box: ``box`` (cx, cy, w, h) relative to the picture; ``grain`` is the record's own word for its kind.
+    """A described box: ``box`` (cx, cy, w, h) relative to the image; ``grain`` is the record's own word for its kind.
 
     Where training draws among several captions or attributes, this is the first of each.
     """
@@ -32,7 +32,7 @@ class HeldOutElement:
 
 @dataclass(frozen=True)
 class HeldOutRecord:
-    """A picture or a video with its cleaned texts. ``pixels`` (3, S, S) uint8, or (F, 3, S, S) of a video; ``captions`` may be
+    """An image or a video with its cleaned texts. ``pixels`` (3, S, S) uint8, or (F, 3, S, S) of a video; ``captions`` may be
     empty."""
 
     place: str
@@ -114,8 +114,8 @@ def _read_one(
 ) -> HeldOutRecord:
     record = parse_region_record(raw, keys, caption_key)
     max_pixels, pixels = decoding
-    picture = decode(record.image.load(), max_pixels, raw.place, for_boxes(pixels) if record.elements else pixels)
-    height, width = picture.shape[-2:]
+    image = decode(record.image.load(), max_pixels, raw.place, for_boxes(pixels) if record.elements else pixels)
+    height, width = image.shape[-2:]
     if record.broken:
         raise BrokenRecordError(record.broken[0].kind, raw.place, record.broken[0].message)
     elements = []
@@ -128,7 +128,7 @@ def _read_one(
             caption = clean_caption(named, processor.max_words)
         elements.append(HeldOutElement(caption, box, element.grain))
     captions = _clean(record.captions, processor, raw.place) if record.captions else []
-    return HeldOutRecord(raw.place, evaluation_view(picture, image_size), captions, elements)
+    return HeldOutRecord(raw.place, evaluation_view(image, image_size), captions, elements)
 
 
 def _clean(texts: Texts, processor: TextProcessor, place: str) -> list[str]:

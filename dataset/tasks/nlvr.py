@@ -27,7 +27,7 @@ from dataset.media.views import TrainingView
 from dataset.records.schema import BrokenRecordError, ImageSource
 from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, cleaned
 from dataset.text.processors import mentions_side
-from utils.batch import PairBatch
+from utils.batch import StatementBatch
 from utils.config import Config
 from utils.errors import UserError
 
@@ -51,7 +51,7 @@ class NLVRDataConfig(FineTuneDataConfig):
     train: NLVRSplitConfig
     augment: AugmentConfig = Field(
         default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)),
-        description="augmentation, drawn for each picture apart",
+        description="augmentation, drawn for each image apart",
     )
     careful_flip: bool = Field(
         False, description="do not flip where the text says left or right; English only (released: flips)"
@@ -71,7 +71,7 @@ class Statement:
 
 
 def read_statements(config: NLVRSplitConfig, key: str, max_broken: float) -> list[Statement]:
-    """Read and check a split; every picture is looked for.
+    """Read and check a split; every image is looked for.
 
     Raises:
         UserError: with the config ``key``: the file cannot be used, or more than the share ``max_broken`` of its rows are
@@ -120,15 +120,15 @@ def _parse(row: Row, images: ImageFiles) -> Statement:
 
 
 @dataclass(frozen=True)
-class PairExample:
-    """One training row: views (K, 3, S, S) of the pictures, the cleaned statement, and its label."""
+class StatementExample:
+    """One training row: views (K, 3, S, S) of the images, the cleaned statement, and its label."""
 
     pixels: Tensor
     sentence: str
     label: int
 
 
-class NLVRBatches(FineTuneBatches[NLVRDataConfig, PairExample]):
+class NLVRBatches(FineTuneBatches[NLVRDataConfig, StatementExample]):
     """Every statement once an epoch."""
 
     name = "statements"
@@ -138,21 +138,21 @@ class NLVRBatches(FineTuneBatches[NLVRDataConfig, PairExample]):
         self.view = TrainingView(self.image_size, data.max_pixels, data.augment, pixels=data.pixels)
         return len(self.items)
 
-    def example(self, index: int, rng: np.random.Generator) -> PairExample:
+    def example(self, index: int, rng: np.random.Generator) -> StatementExample:
         item = self.items[index]
         sentence = cleaned(item.sentence, self.text.max_words, item.place)
         may_flip = not (self.data.careful_flip and mentions_side(sentence))
         views = [self.view(image, rng, may_flip=may_flip) for image in item.images]
-        return PairExample(torch.stack(views), sentence, item.label)
+        return StatementExample(torch.stack(views), sentence, item.label)
 
     def place(self, index: int) -> str:
         return self.items[index].place
 
-    def filler(self) -> PairExample:
-        return PairExample(torch.stack([self.view.filler()] * len(self.items[0].images)), FILLER_TEXT, 0)
+    def filler(self) -> StatementExample:
+        return StatementExample(torch.stack([self.view.filler()] * len(self.items[0].images)), FILLER_TEXT, 0)
 
-    def collate(self, examples: Sequence[PairExample], valid: Tensor, **made: Any) -> PairBatch:
-        return PairBatch(
+    def collate(self, examples: Sequence[StatementExample], valid: Tensor, **made: Any) -> StatementBatch:
+        return StatementBatch(
             pixels=torch.stack([example.pixels for example in examples], dim=1).flatten(0, 1),
             text=self.text.encode_plain([example.sentence for example in examples]),
             label=torch.tensor([example.label for example in examples]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
@@ -13,10 +13,10 @@ from dataset.media.views import TrainingView
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import RecordSource, sample_rng
 from dataset.tasks.account import Account
-from dataset.tasks.streams.base import StreamConfig
+from dataset.tasks.streams.base import CleanSetConfig, StreamConfig
 from dataset.tasks.streams.pairs import ImageStream, ImageStreamConfig, VideoStream, VideoStreamConfig
 from dataset.tasks.streams.regions import RegionStream, RegionStreamConfig
-from dataset.tasks.streams.texts import TextPairStream, TextPairStreamConfig, TextStream, TextStreamConfig
+from dataset.tasks.streams.texts import TextStream, TextStreamConfig, TranslationStream, TranslationStreamConfig
 from dataset.text.processors import TextDataConfig, TextProcessor
 from utils.batch import MicroBatch, PretrainBatch
 from utils.errors import UserError
@@ -29,7 +29,9 @@ PAIRED = ("images", "videos", "regions")
 """The streams that have a matching loss."""
 
 
-AnyStreamConfig = ImageStreamConfig | RegionStreamConfig | VideoStreamConfig | TextStreamConfig | TextPairStreamConfig
+AnyStreamConfig = (
+    ImageStreamConfig | RegionStreamConfig | VideoStreamConfig | TextStreamConfig | TranslationStreamConfig
+)
 
 
 class DataConfig(LoadingConfig):
@@ -37,10 +39,10 @@ class DataConfig(LoadingConfig):
 
     text: TextDataConfig = Field(default_factory=TextDataConfig, description="Cutting and masking of all texts.")
     images: ImageStreamConfig | None = Field(None, description="Image-text pairs.")
-    regions: RegionStreamConfig | None = Field(None, description="Pictures with described boxes.")
+    regions: RegionStreamConfig | None = Field(None, description="Images with described boxes.")
     videos: VideoStreamConfig | None = Field(None, description="Video-text pairs.")
     texts: TextStreamConfig | None = Field(None, description="Texts alone.")
-    pairs: TextPairStreamConfig | None = Field(None, description="Texts with their translations.")
+    translations: TranslationStreamConfig | None = Field(None, description="Texts with their translations.")
     matching_steps: int | None = Field(
         None, ge=0, description="Steps after which no stream has a matching loss any more; null: all have one."
     )
@@ -49,7 +51,9 @@ class DataConfig(LoadingConfig):
     @model_validator(mode="after")
     def _has_a_stream(self) -> DataConfig:
         if not self.streams():
-            raise ValueError("no stream is configured; give at least one of images, regions, videos, texts, pairs")
+            raise ValueError(
+                "no stream is configured; give at least one of images, regions, videos, texts, translations"
+            )
         return self
 
     @property
@@ -65,9 +69,16 @@ class DataConfig(LoadingConfig):
             "regions": self.regions,
             "videos": self.videos,
             "texts": self.texts,
-            "pairs": self.pairs,
+            "translations": self.translations,
         }
         return {name: stream for name, stream in named.items() if stream is not None}
+
+    def clean_sets(self) -> dict[str, CleanSetConfig]:
+        """The clean sets by the name of their stream."""
+        paired = {"images": self.images, "videos": self.videos}
+        return {
+            name: stream.clean for name, stream in paired.items() if stream is not None and stream.clean is not None
+        }
 
 
 class PretrainBatches:
@@ -105,28 +116,14 @@ class PretrainBatches:
         if image_size % patch_size:
             raise UserError(f"image size {image_size} is not a multiple of patch size {patch_size}; change one of them")
         self.text = TextProcessor(tokenizer, data.text, static=static)
-        streams = data.streams()
-        cleans = {name: stream.clean for name, stream in streams.items() if _may_be_clean(stream) and stream.clean}
-
-        def source(name: str, files: list[str]) -> RecordSource:
-            stream = streams[name.removesuffix("/clean")]
-            return RecordSource(
-                Shards(files, key=f"data.{name.replace('/', '.')}.files", index_folder=data.cache_index),
-                _records_per_batch(stream),
-                order=stream.order,
-                name=name,
-                seed=seed,
-                world_size=world_size,
-            )
-
-        sources = {name: source(name, stream.files) for name, stream in streams.items()}
-        sources |= {f"{name}/clean": source(f"{name}/clean", clean.files) for name, clean in cleans.items()}
-        self.steps = Steps({name: clean.probability for name, clean in cleans.items()}, data.matching_steps, seed)
-        self.numbers_per_step = world_size * accumulate if cleans or data.matching_steps is not None else 1
+        streams, clean_sets = data.streams(), data.clean_sets()
+        sources = open_sources(data, seed, world_size)
+        self.steps = Steps({name: clean.probability for name, clean in clean_sets.items()}, data.matching_steps, seed)
+        self.numbers_per_step = world_size * accumulate if clean_sets or data.matching_steps is not None else 1
         self.stream_sizes = {name: len(source.shards) for name, source in sources.items()}
         self.examples_per_batch = sum(stream.batch_size for stream in streams.values())
         self.records_per_batch = _records_per_batch(next(iter(streams.values())))
-        self.images = self.regions = self.texts = self.videos = self.pairs = None
+        self.images = self.regions = self.texts = self.videos = self.translations = None
         if data.images:
             both = (sources["images"], sources.get("images/clean"))
             view = TrainingView(image_size, data.max_pixels, data.images.augment, pixels=data.pixels)
@@ -145,9 +142,10 @@ class PretrainBatches:
             )
         if data.texts:
             self.texts = TextStream(data.texts, sources["texts"], self.text)
-        if data.pairs:
-            text = TextProcessor(tokenizer, data.pairs.text, static=static) if data.pairs.text else self.text
-            self.pairs = TextPairStream(data.pairs, sources["pairs"], text)
+        if data.translations:
+            own = data.translations.text
+            text = self.text if own is None else TextProcessor(tokenizer, own, static=static)
+            self.translations = TranslationStream(data.translations, sources["translations"], text)
 
     def make(self, number: int) -> PretrainBatch:
         """Micro-batch ``number``, counted over all ranks."""
@@ -159,7 +157,7 @@ class PretrainBatches:
             unmatched=tuple(stream for stream in unmatched if getattr(self, stream) is not None),
             regions=self.regions.batch(number, account) if self.regions else None,
             texts=self.texts.batch(number, account) if self.texts else None,
-            pairs=self.pairs.batch(number, account) if self.pairs else None,
+            translations=self.translations.batch(number, account) if self.translations else None,
             **account.fields(),
         )
 
@@ -193,9 +191,23 @@ class Steps:
         return taken, tuple(stream for stream in PAIRED if stream in noisy)
 
 
+def open_sources(data: DataConfig, seed: int, world_size: int) -> dict[str, RecordSource]:
+    """The records of each stream by its name, and those of its clean set as ``<name>/clean``.
+
+    Raises:
+        UserError: no files, no records, or in sequential order fewer shards than ranks.
+    """
+    streams = data.streams()
+    files = {name: stream.files for name, stream in streams.items()}
+    files |= {f"{name}/clean": clean.files for name, clean in data.clean_sets().items()}
+    sources = {}
+    for name, own in files.items():
+        stream = streams[name.removesuffix("/clean")]
+        shards = Shards(own, key=f"data.{name.replace('/', '.')}.files", index_folder=data.cache_index)
+        rows = _records_per_batch(stream)
+        sources[name] = RecordSource(shards, rows, order=stream.order, name=name, seed=seed, world_size=world_size)
+    return sources
+
+
 def _records_per_batch(stream: StreamConfig) -> int:
     return stream.max_images if isinstance(stream, RegionStreamConfig) else stream.batch_size
-
-
-def _may_be_clean(stream: StreamConfig) -> TypeGuard[ImageStreamConfig | VideoStreamConfig]:
-    return isinstance(stream, ImageStreamConfig | VideoStreamConfig)

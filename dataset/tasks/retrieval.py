@@ -30,7 +30,7 @@ class RetrievalDataConfig(MediaDataConfig):
 
 @dataclass(frozen=True)
 class Pair:
-    """One training row: a view (3, S, S) of the picture, or (F, 3, S, S) of the video, a cleaned caption, and which image it
+    """One training row: a view (3, S, S) of the image, or (F, 3, S, S) of the video, a cleaned caption, and which image it
     is."""
 
     pixels: Tensor
@@ -39,7 +39,7 @@ class Pair:
 
 
 class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, Pair]):
-    """Every caption once an epoch, with its picture."""
+    """Every caption once an epoch, with its image."""
 
     name = "captions"
 

@@ -27,7 +27,7 @@ from utils.errors import UserError
 
 class VideoQuestionsConfig(Config):
     """Questions about videos: a JSON array or JSON lines of ``{"question", "answer", "video_id"}``, as MSRVTT-QA and MSVD-QA
-    have them, or with ``video`` in the place of ``video_id``: a path, or a list of base64 pictures."""
+    have them, or with ``video`` in the place of ``video_id``: a path, or a list of base64 images."""
 
     questions: str = Field(description="MSRVTT-QA's or MSVD-QA's file, or questions of one's own")
     videos: str | None = Field(None, description="folder of the videos; null: that of `questions`")

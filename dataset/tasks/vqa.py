@@ -93,7 +93,7 @@ class VQADataConfig(FineTuneDataConfig):
         40, ge=3, description="tokens of an answer with [CLS] and [SEP]; the rest is cut off"
     )
     augment: AugmentConfig = Field(
-        default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the pictures"
+        default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the images"
     )
     careful_flip: bool = Field(
         True,
@@ -192,7 +192,7 @@ def frequent_answers(
 
 @dataclass(frozen=True)
 class QuestionExample:
-    """One training row: a view (3, S, S) of the picture, the cleaned question, and answers with their weights."""
+    """One training row: a view (3, S, S) of the image, the cleaned question, and answers with their weights."""
 
     pixels: Tensor
     question: str

@@ -12,7 +12,7 @@ from models.memory import CrossMemory
 from models.multigrained import MaskedWords, MultiGrainedModel
 from models.packing import PackedTexts
 from models.streams.base import AlignedStream, Encoded, Passes, fuse_by_loss, word_flops
-from utils.batch import Text, TextPairBatch, Work
+from utils.batch import Text, TranslationBatch, Work
 
 
 class TranslationStream(AlignedStream):
@@ -24,11 +24,11 @@ class TranslationStream(AlignedStream):
 
     has_images = False
 
-    def texts_to_encode(self, batch: TextPairBatch, wanted: Collection[str]) -> dict[str, Text]:
+    def texts_to_encode(self, batch: TranslationBatch, wanted: Collection[str]) -> dict[str, Text]:
         return {**super().texts_to_encode(batch, wanted), "translation": batch.other} if wanted else {}
 
     def losses(
-        self, model: MultiGrainedModel, batch: TextPairBatch, encoded: Encoded, wanted: Collection[str]
+        self, model: MultiGrainedModel, batch: TranslationBatch, encoded: Encoded, wanted: Collection[str]
     ) -> dict[str, Tensor]:
         texts, translation = encoded.texts, encoded.texts["translation"]
         alignment = self.align(model, batch, (texts.get("plain"), translation), wanted)
@@ -41,7 +41,7 @@ class TranslationStream(AlignedStream):
             passes["mlm"] = [FusionPass(texts["masked"], text_memory(model.fusion, translation), words.queries)]
         return self.common_losses(model, alignment, words, fuse_by_loss(model.fusion, passes))
 
-    def work(self, cost: ModelCost, batch: TextPairBatch, wanted: Collection[str]) -> Work:
+    def work(self, cost: ModelCost, batch: TranslationBatch, wanted: Collection[str]) -> Work:
         first, second = lengths(batch.text.mask, batch.valid), lengths(batch.other.mask, batch.valid)
         tokens = int(first.sum() + second.sum())
         flops = cost.text.run(second) + sum(cost.text.run(first) for _ in super().texts_to_encode(batch, wanted))

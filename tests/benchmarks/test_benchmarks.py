@@ -134,18 +134,18 @@ STREAMS = {
     "regions": ["data.images=null"],
     "videos": ["data.images=null", "data.regions=null", "data.videos={files: [x], batch_size: 3}"],
     "texts": ["data.regions=null", "data.texts={files: [x], batch_size: 3}"],
-    "pairs": ["data.pairs={files: [x], batch_size: 3, text: {max_tokens: 40, max_masks: 16}}"],
+    "translations": ["data.translations={files: [x], batch_size: 3, text: {max_tokens: 40, max_masks: 16}}"],
     "all": [
         "data.videos={files: [x], batch_size: 3}",
         "data.texts={files: [x], batch_size: 5}",
-        "data.pairs={files: [x], batch_size: 3}",
+        "data.translations={files: [x], batch_size: 3}",
     ],
 }
 STEPS = {
     "regions": "6 regions of 2 images",
     "videos": "3 pairs of video and text of 2 frames",
     "texts": "4 pairs of image and text, 3 texts alone",
-    "pairs": "4 pairs of image and text, 6 regions of 2 images, 3 pairs of texts",
+    "translations": "4 pairs of image and text, 6 regions of 2 images, 3 pairs of texts",
     "all": "4 pairs of image and text, 6 regions of 2 images, 3 pairs of video and text of 2 frames, 5 texts alone, "
     "3 pairs of texts",
 }

@@ -19,7 +19,7 @@ def record_of(stream: str, number: int) -> dict[str, object]:
     return {
         "videos": {"video": [encoded(number), encoded(number + 1)], "caption": words},
         "texts": {"text": words},
-        "pairs": {"source_text": words, "target_text": words},
+        "translations": {"source_text": words, "target_text": words},
     }[stream]
 
 
@@ -27,10 +27,10 @@ def record_of(stream: str, number: int) -> dict[str, object]:
 def compiled_task(tiny_overrides, tmp_path) -> PretrainTask:
     """With all streams, and texts as long as those of the paper's runs."""
     streams = []
-    for stream in ("videos", "texts", "pairs"):
+    for stream in ("videos", "texts", "translations"):
         path = tmp_path / f"{stream}.jsonl"
         path.write_text("".join(json.dumps(record_of(stream, number)) + "\n" for number in range(8)))
-        own = ", text: {max_tokens: 50, max_masks: 16}" if stream == "pairs" else ""
+        own = ", text: {max_tokens: 50, max_masks: 16}" if stream == "translations" else ""
         streams.append(f"data.{stream}={{files: [{path}], batch_size: 4{own}}}")
     sizes = ["data.text.max_tokens=30", "data.regions.batch_size=32", "model.vision.video.frames=2"]
     overrides = [*tiny_overrides, *streams, *sizes, "train.compile=true"]
@@ -39,7 +39,7 @@ def compiled_task(tiny_overrides, tmp_path) -> PretrainTask:
 
 def test_the_compiled_way_has_batches_of_the_shapes_that_the_trainer_makes(compiled_task):
     (theirs,) = made_by_the_trainer(compiled_task, 1)
-    assert {name.split(".")[0] for name in shapes(theirs)} == {"images", "regions", "videos", "texts", "pairs"}
+    assert {name.split(".")[0] for name in shapes(theirs)} == {"images", "regions", "videos", "texts", "translations"}
     for batch in step_config.batches_for(compiled_task.config, compiled_task.model, static=True):
         assert shapes(batch) == shapes(theirs)
 
@@ -66,10 +66,13 @@ def test_all_ways_have_the_same_texts_and_the_compiled_one_other_counts_from_ste
             assert text.tokens >= other.tokens == int(other.mask.sum())
         assert len({getattr(batch, stream).text.tokens for batch in padded}) > 1
     for ours, theirs in zip(padded, plain, strict=True):
-        assert torch.equal(ours.pairs.other.ids[ours.pairs.other.mask], theirs.pairs.other.ids[theirs.pairs.other.mask])
+        assert torch.equal(
+            ours.translations.other.ids[ours.translations.other.mask],
+            theirs.translations.other.ids[theirs.translations.other.mask],
+        )
     assert [compiled_task.model.work(batch) for batch in padded] == [compiled_task.model.work(b) for b in plain]
 
 
 def test_no_token_of_a_drawn_text_is_padding_in_any_family(compiled_task):
     batch, *_ = step_config.batches_for(compiled_task.config, compiled_task.model, static=False)
-    assert min(part.text.ids[part.text.mask].min() for part in (batch.images, batch.regions, batch.pairs)) > 2
+    assert min(part.text.ids[part.text.mask].min() for part in (batch.images, batch.regions, batch.translations)) > 2

@@ -27,8 +27,8 @@ from dataset.tasks.pretrain import (
     ImageStreamConfig,
     PretrainBatches,
     RegionStreamConfig,
-    TextPairStreamConfig,
     TextStreamConfig,
+    TranslationStreamConfig,
     VideoStreamConfig,
 )
 from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
@@ -86,8 +86,8 @@ PRETRAIN = {
         lambda n: {"video": [pair(n)["image"]] * 2, "caption": "a dog"},
     ),
     "texts": (lambda files: TextStreamConfig(files=files, batch_size=2), lambda n: {"text": f"a dog with number {n}"}),
-    "pairs": (
-        lambda files: TextPairStreamConfig(files=files, batch_size=2),
+    "translations": (
+        lambda files: TranslationStreamConfig(files=files, batch_size=2),
         lambda n: {"source_text": f"a dog {n}", "target_text": "the cat"},
     ),
 }
@@ -118,7 +118,7 @@ TEXT_KEYS = {
     "regions": ["caption", "elems"],
     "videos": ["caption"],
     "texts": ["text"],
-    "pairs": ["source_text", "target_text"],
+    "translations": ["source_text", "target_text"],
 }
 
 

@@ -19,7 +19,7 @@ from models.multigrained import LossWeights, PretrainContrastiveConfig, StreamWe
 from models.pretrain import PretrainModel
 from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain_batch
 from utils import distributed
-from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, Text, TextPairBatch
+from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, Text, TranslationBatch
 
 # Negatives are drawn within the local batch, so the matching loss of two halves is not that of the whole.
 WEIGHTS = LossWeights(matching=0.0)
@@ -118,11 +118,11 @@ def text_pairs(rows: slice) -> PretrainBatch:
     images = with_an_invalid_row(pretrain_batch(arrays(GOLDEN / "pretrain" / "inputs.npz"))).images
     text = replace(images.text, **{name: part[rows] for name, part in tensors(images.text).items()})
     other = Text(images.text.ids.flip(0)[rows], images.text.mask.flip(0)[rows])
-    return PretrainBatch(None, None, None, pairs=TextPairBatch(text, other, images.valid[rows]))
+    return PretrainBatch(None, None, None, translations=TranslationBatch(text, other, images.valid[rows]))
 
 
 def text_pair_step() -> dict[str, torch.Tensor]:
-    model = build(streams=StreamWeights(pairs=1.0))
+    model = build(streams=StreamWeights(translations=1.0))
     torch.manual_seed(1)
     with torch.no_grad():
         for matrix in (parameter for parameter in model.parameters() if parameter.dim() == 2):

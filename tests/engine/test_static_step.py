@@ -100,7 +100,7 @@ def test_forward_and_backward_never_wait_for_the_device(task, as_on_a_gpu, devic
 ALL = [
     "data.videos={files: [x], batch_size: 3}",
     "data.texts={files: [x], batch_size: 5}",
-    "data.pairs={files: [x], batch_size: 3}",
+    "data.translations={files: [x], batch_size: 3}",
     "model.vision.video.frames=2",
 ]
 

@@ -30,7 +30,7 @@ from utils.batch import (
     RegionBatch,
     Text,
     TextBatch,
-    TextPairBatch,
+    TranslationBatch,
     VideoTextBatch,
 )
 from utils.sequences import text_keys
@@ -214,7 +214,7 @@ def all_streams_batch(given: dict[str, Tensor]) -> PretrainBatch:
     if "pair_text_ids" in given:
         other = Text(given["pair_other_ids"], given["pair_other_atts"].bool())
         return replace(
-            batch, pairs=TextPairBatch(masked_text(given, "pair_"), other, everything(given["pair_text_ids"]))
+            batch, translations=TranslationBatch(masked_text(given, "pair_"), other, everything(given["pair_text_ids"]))
         )
     assert batch.images is not None
     captions = TextBatch(batch.images.text, batch.images.valid)

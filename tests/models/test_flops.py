@@ -35,7 +35,7 @@ STREAMS = {
     "regions": ["data.images=null", "data.regions={files: [x], batch_size: 8, max_images: 4, max_regions: 2}"],
     "both": ["data.images.batch_size=6", "data.regions={files: [x], batch_size: 8, max_images: 4, max_regions: 2}"],
     "texts": ["data.images.batch_size=2", "data.regions=null", "data.texts={files: [x], batch_size: 6}"],
-    "pairs": ["data.images.batch_size=2", "data.regions=null", "data.pairs={files: [x], batch_size: 6}"],
+    "translations": ["data.images.batch_size=2", "data.regions=null", "data.translations={files: [x], batch_size: 6}"],
     "videos": [
         "data.images=null",
         "data.regions=null",

@@ -18,7 +18,7 @@ from models.reranking import TextBank, score_pairs
 from models.retrieval import RetrievalModel
 from tests.devices import copied_to, moved
 from tests.models.golden import GOLDEN, arrays, assert_golden, load_model, manifest
-from utils.batch import GroundingBatch, Losses, PairBatch, RetrievalBatch, Text
+from utils.batch import GroundingBatch, Losses, RetrievalBatch, StatementBatch, Text
 
 
 def case(name: str, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -142,7 +142,9 @@ def test_recalls_equal_the_published_ones():
 def test_visual_reasoning(device):
     given, expected = case("nlvr", device)
     model = load_model("nlvr", NLVRModel).to(device)
-    batch = PairBatch(given["image"], text_of(given), given["targets"], torch.ones(3, dtype=torch.bool, device=device))
+    batch = StatementBatch(
+        given["image"], text_of(given), given["targets"], torch.ones(3, dtype=torch.bool, device=device)
+    )
     assert_golden(model.classify(batch.pixels, batch.text), expected["logits"])
     assert_golden(means(model, batch)["classes"], expected["loss"])
 

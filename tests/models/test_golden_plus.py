@@ -40,7 +40,7 @@ from tests.models.golden import (
     text_architecture,
 )
 from tests.models.published import published_state
-from utils.batch import ImageTextBatch, PretrainBatch, Text, TextPairBatch
+from utils.batch import ImageTextBatch, PretrainBatch, Text, TranslationBatch
 from utils.errors import UserError
 
 CASE = GOLDEN / "xvlmplus"
@@ -68,7 +68,7 @@ def case_config() -> PretrainModelConfig:
 
 @pytest.fixture(scope="module")
 def loaded() -> PublishedNegatives:
-    model = PublishedNegatives(case_config(), streams=StreamWeights(images=1.0, regions=1.0, pairs=1.0))
+    model = PublishedNegatives(case_config(), streams=StreamWeights(images=1.0, regions=1.0, translations=1.0))
     state = read_weights(CASE / "model.safetensors")
     report = load_published(model, state, "case")
     assert report.fresh == []
@@ -120,7 +120,7 @@ def batch() -> PretrainBatch:
         images=ImageTextBatch(GIVEN["image"], masked_text(GIVEN), valid),
         regions=None,
         texts=None,
-        pairs=TextPairBatch(masked_text(GIVEN), other, valid),
+        translations=TranslationBatch(masked_text(GIVEN), other, valid),
     )
 
 
@@ -134,7 +134,9 @@ def test_losses_of_images_and_of_parallel_texts_equal_the_published_ones(model, 
     published = {"contrastive": ("itc", "ttc"), "matching": ("itm", "ttm"), "mlm": ("mlm", "mlm")}
     for name, (of_images, of_pairs) in published.items():
         assert_golden(terms[f"images/{name}"].total / counts[f"images/{name}"], EXPECTED[f"image_loss_{of_images}"])
-        assert_golden(terms[f"pairs/{name}"].total / counts[f"pairs/{name}"], EXPECTED[f"paratext_loss_{of_pairs}"])
+        assert_golden(
+            terms[f"translations/{name}"].total / counts[f"translations/{name}"], EXPECTED[f"paratext_loss_{of_pairs}"]
+        )
 
 
 ROBERTA = TextArchitecture(family="roberta", vocab_size=250002, max_positions=514, token_types=1, eps=1e-5, pad_id=1)
@@ -153,7 +155,7 @@ def config(kind: type[ModelConfig], image_size: int, **more) -> ModelConfig:
 def base_model(name: str) -> XVLM:
     with torch.device("meta"):
         if name == "pretrain_cclm_base":
-            streams = StreamWeights(images=1.0, regions=1.0, pairs=1.0)
+            streams = StreamWeights(images=1.0, regions=1.0, translations=1.0)
             return PretrainModel(config(PretrainModelConfig, 224, word_table="own"), None, LossWeights(), streams)
         if name == "plus_retrieval_base":
             return RetrievalModel(config(AligningConfig, 384))

@@ -33,15 +33,15 @@ ROOT = GOLDEN / "random64"
 CASES = ("a", "b", "cclm")
 BOUND = 1e-10
 
-STREAMS = {"images": "image", "regions": "region", "videos": "video", "texts": "textonly", "pairs": "pair"}
+STREAMS = {"images": "image", "regions": "region", "videos": "video", "texts": "textonly", "translations": "pair"}
 LOSSES = {"contrastive": "itc", "matching": "itm", "mlm": "mlm", "l1": "bbox", "giou": "giou"}
-LOSSES_OF_PAIRS = {"contrastive": "ttc", "matching": "ttm", "mlm": "mlm"}
+LOSSES_OF_TRANSLATIONS = {"contrastive": "ttc", "matching": "ttm", "mlm": "mlm"}
 
 
 def published_loss(name: str) -> str:
     """The authors' name for one of our losses, such as ``images/mlm``."""
     stream, loss = name.split("/")
-    return f"{STREAMS[stream]}_loss_{(LOSSES_OF_PAIRS if stream == 'pairs' else LOSSES)[loss]}"
+    return f"{STREAMS[stream]}_loss_{(LOSSES_OF_TRANSLATIONS if stream == 'translations' else LOSSES)[loss]}"
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:
@@ -54,7 +54,7 @@ def difference(actual: Tensor, expected: Tensor) -> float:
 def load(case: str) -> PublishedNegatives:
     facts = manifest(case, ROOT)
     given = arrays(ROOT / case / "inputs.npz")
-    has_videos, has_pairs = "video" in given, "pair_text_ids" in given
+    has_videos, has_translations = "video" in given, "pair_text_ids" in given
     model = PublishedNegatives(
         model_config(facts, frames=facts["config"].get("frame_len")),
         weights=LossWeights(whole_image_boxes=facts["calc_image_bbox_loss"]),
@@ -62,7 +62,7 @@ def load(case: str) -> PublishedNegatives:
             regions=facts["iter_perc"],
             videos=1.0 if has_videos else None,
             texts=1.0 if has_videos else None,  # the English cases also train on their captions alone
-            pairs=1.0 if has_pairs else None,
+            translations=1.0 if has_translations else None,
         ),
     )
     load_published(model, read_weights(ROOT / case / "model.safetensors"), case).require_complete()

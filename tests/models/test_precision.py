@@ -18,7 +18,7 @@ from models.xvlm import XVLM
 from tests.models import test_golden_captioning, test_golden_vqa, test_video
 from tests.models.golden import GOLDEN, arrays, manifest, model_config
 from tests.models.test_golden_downstream import retrieval_batch, text_of
-from utils.batch import Batch, GroundingBatch, PairBatch, map_tensors
+from utils.batch import Batch, GroundingBatch, StatementBatch, map_tensors
 
 
 def vqa() -> tuple[XVLM, Batch]:
@@ -46,7 +46,7 @@ def retrieval() -> tuple[XVLM, Batch]:
 
 def nlvr() -> tuple[XVLM, Batch]:
     given, valid = arrays(GOLDEN / "nlvr" / "inputs.npz"), torch.ones(3, dtype=torch.bool)
-    batch = PairBatch(given["image"], text_of(given), given["targets"], valid)
+    batch = StatementBatch(given["image"], text_of(given), given["targets"], valid)
     return NLVRModel(model_config(manifest("nlvr"))), batch
 
 

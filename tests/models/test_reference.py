@@ -104,11 +104,11 @@ ROBERTA = [
     "model.text.arch={family: roberta, vocab_size: 300, width: 128, layers: 2, heads: 4, intermediate: 512, max_positions: 64, "
     "pad_id: 1}",
     "model.word_table=own",
-    "data.pairs.text={max_tokens: 50, max_masks: 16, mask_prob: 0.4}",
+    "data.translations.text={max_tokens: 50, max_masks: 16, mask_prob: 0.4}",
 ]
-MIXES = {name: STREAMS[name] for name in ("texts", "pairs", "videos", "frames")} | {
-    "translations of XLM-R": [*STREAMS["pairs"], *ROBERTA],
-    "all": [*STREAMS["both"], *STREAMS["texts"][2:], *STREAMS["pairs"][2:], *STREAMS["videos"][2:]],
+MIXES = {name: STREAMS[name] for name in ("texts", "translations", "videos", "frames")} | {
+    "translations of XLM-R": [*STREAMS["translations"], *ROBERTA],
+    "all": [*STREAMS["both"], *STREAMS["texts"][2:], *STREAMS["translations"][2:], *STREAMS["videos"][2:]],
 }
 
 

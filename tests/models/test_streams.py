@@ -18,7 +18,7 @@ from utils.batch import Batch, PretrainBatch
 from utils.config import load_config
 
 LOSSES = ("contrastive", "matching", "mlm", "l1", "giou")
-ALL = [*STREAMS["both"], *STREAMS["texts"][2:], *STREAMS["pairs"][2:], *STREAMS["videos"][2:]]
+ALL = [*STREAMS["both"], *STREAMS["texts"][2:], *STREAMS["translations"][2:], *STREAMS["videos"][2:]]
 
 
 def built(overrides: list[str], **weights: float) -> tuple[PretrainModel, PretrainBatch]:
@@ -40,7 +40,7 @@ def only(*losses: str) -> dict[str, float]:
 
 CASES = [(mix, {name: 0.0}) for mix in ("both", "all") for name in LOSSES]
 CASES += [("both", only(name)) for name in LOSSES] + [("all", only("contrastive")), ("all", only("mlm"))]
-CASES += [("images", only("contrastive")), ("texts", only("mlm")), ("pairs", only("mlm"))]
+CASES += [("images", only("contrastive")), ("texts", only("mlm")), ("translations", only("mlm"))]
 
 
 @pytest.mark.parametrize(("mix", "weights"), CASES)
@@ -57,7 +57,7 @@ def test_every_parameter_that_trains_has_a_gradient_whatever_losses_are_left_out
     assert not reached
 
 
-ALIGNED = ("images", "videos", "regions", "pairs")
+ALIGNED = ("images", "videos", "regions", "translations")
 UNMATCHED = [
     ("both", {}),
     ("all", {}),

@@ -226,10 +226,10 @@ def test_the_two_steps_of_the_1b_runs_have_the_released_settings(size):
 def test_multilingual_pre_training_has_the_released_settings(size, rows, most, rates):
     config = load(ROOT / f"configs/pretrain/multilingual_{size}.yaml")
     data, optim, text = config.data, config.optim, config.data.text
-    assert (data.images.batch_size, data.regions.batch_size, data.pairs.batch_size) == (rows, rows, rows)
+    assert (data.images.batch_size, data.regions.batch_size, data.translations.batch_size) == (rows, rows, rows)
     assert (data.regions.max_images, data.regions.max_regions) == (most, 5)
     assert (text.max_tokens, text.mask_prob, text.max_masks, text.whole_word) == (30, 0.4, 10, False)
-    pairs = data.pairs.text
+    pairs = data.translations.text
     assert (pairs.max_tokens, pairs.mask_prob, pairs.max_masks, pairs.whole_word) == (64, 0.4, 16, False)
     assert (optim.lr, optim.vision_lr, optim.text_lr, optim.cross_lr) == rates
     assert (config.schedule.warmup_steps, config.train.epochs, config.train.precision) == (1000, 39, "fp32")

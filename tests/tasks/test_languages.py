@@ -99,33 +99,33 @@ def test_a_language_that_no_record_has_is_one_line_with_the_key(overrides):
 
 
 @pytest.fixture
-def with_pairs(tiny_overrides, tmp_path) -> list[str]:
+def with_translations(tiny_overrides, tmp_path) -> list[str]:
     path = tmp_path / "pairs.jsonl"
     rows = [{"source_text": f"a small red star {n}", "target_text": f"a large blue circle {n}"} for n in range(5)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [*tiny_overrides, f"data.pairs={{files: [{path}], batch_size: 3, weight: 0.5}}"]
+    return [*tiny_overrides, f"data.translations={{files: [{path}], batch_size: 3, weight: 0.5}}"]
 
 
-def test_text_pairs_are_trained_on_beside_the_pictures(with_pairs):
-    task = PretrainTask.build(load_config("configs/demo/pretrain.yaml", with_pairs, PretrainConfig))
+def test_translations_are_trained_on_beside_the_images(with_translations):
+    task = PretrainTask.build(load_config("configs/demo/pretrain.yaml", with_translations, PretrainConfig))
     batch = next(task.train_loader().batches(0, 1))
     terms, counts = task.model(batch), task.model.counts(batch)
     assert (
         terms.keys()
         == counts.keys()
-        >= {"pairs/contrastive", "pairs/matching", "pairs/mlm", "images/mlm", "regions/l1"}
+        >= {"translations/contrastive", "translations/matching", "translations/mlm", "images/mlm", "regions/l1"}
     )
-    assert [terms[f"pairs/{name}"].weight for name in ("contrastive", "matching", "mlm")] == [0.5, 2.5, 0.5]
-    sum(terms[f"pairs/{name}"].total for name in ("contrastive", "matching", "mlm")).backward()
+    assert [terms[f"translations/{name}"].weight for name in ("contrastive", "matching", "mlm")] == [0.5, 2.5, 0.5]
+    sum(terms[f"translations/{name}"].total for name in ("contrastive", "matching", "mlm")).backward()
     assert task.model.text.encoder.layer[0].output.dense.weight.grad.abs().sum() > 0
     assert task.model.vision.backbone.blocks[0].mlp.fc1.weight.grad is None
 
 
-def test_padding_of_a_text_pair_changes_no_loss(with_pairs):
-    task = PretrainTask.build(load_config("configs/demo/pretrain.yaml", with_pairs, PretrainConfig))
+def test_padding_of_a_translation_changes_no_loss(with_translations):
+    task = PretrainTask.build(load_config("configs/demo/pretrain.yaml", with_translations, PretrainConfig))
     task.model.eval()
     whole = next(task.train_loader().batches(0, 1))
-    batch = whole.pairs
+    batch = whole.translations
     other = replace(
         batch.other,
         ids=torch.nn.functional.pad(batch.other.ids, (0, 3)),
@@ -134,21 +134,22 @@ def test_padding_of_a_text_pair_changes_no_loss(with_pairs):
     found = []
     for each in (batch, replace(batch, other=other)):
         torch.manual_seed(0)
-        terms = task.model(replace(whole, images=None, regions=None, pairs=each))
+        terms = task.model(replace(whole, images=None, regions=None, translations=each))
         found.append({name: term.total.item() for name, term in terms.items()})
-    assert found[0].keys() == {"pairs/contrastive", "pairs/matching", "pairs/mlm"}
+    assert found[0].keys() == {"translations/contrastive", "translations/matching", "translations/mlm"}
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
-def test_text_pairs_need_pictures_as_wide_as_texts_and_positions_enough(with_pairs):
-    wide = [*with_pairs, "model.vision.width=32", FUSION]
+def test_translations_need_images_as_wide_as_texts_and_positions_enough(with_translations):
+    wide = [*with_translations, "model.vision.width=32", FUSION]
     with pytest.raises(
-        UserError, match=r"data.pairs: .* images have width 32 and texts 16; give model.vision and model.fusion one"
+        UserError,
+        match=r"data.translations: .* images have width 32 and texts 16; give model.vision and model.fusion one",
     ):
         PretrainTask.build(load_config("configs/demo/pretrain.yaml", wide, PretrainConfig))
-    long = [*with_pairs, "data.pairs.text={max_tokens: 65}"]
+    long = [*with_translations, "data.translations.text={max_tokens: 65}"]
     with pytest.raises(
-        UserError, match=r"data.pairs.text.max_tokens is 65, but model.text has positions for 64 tokens"
+        UserError, match=r"data.translations.text.max_tokens is 65, but model.text has positions for 64 tokens"
     ):
         PretrainTask.build(load_config("configs/demo/pretrain.yaml", long, PretrainConfig))
 

@@ -35,13 +35,13 @@ from utils.batch import (
     GroundingBatch,
     ImageTextBatch,
     MaskedText,
-    PairBatch,
     PretrainBatch,
     QuestionBatch,
     RegionBatch,
     RetrievalBatch,
+    StatementBatch,
     TextBatch,
-    TextPairBatch,
+    TranslationBatch,
     VideoTextBatch,
 )
 from utils.errors import UserError
@@ -81,7 +81,7 @@ def _with(config: Any, keys: list[str], value: int) -> Any:
 
 def text_limits(data: DataConfig, stream: str) -> TextDataConfig:
     """Limits on the texts of a pre-training stream; translations may have separate ones."""
-    limits = data.pairs.text if stream == "pairs" and data.pairs is not None else None
+    limits = data.translations.text if stream == "translations" and data.translations is not None else None
     return limits or data.text
 
 
@@ -91,10 +91,10 @@ def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> 
     def masked(stream: StreamConfig, limits: TextDataConfig = data.text) -> MaskedText:
         return parts.masked_text(stream.batch_size, limits.max_tokens, limits.max_masks, vocabulary)
 
-    def translations(stream: StreamConfig) -> TextPairBatch:
-        limits = text_limits(data, "pairs")
+    def translations(stream: StreamConfig) -> TranslationBatch:
+        limits = text_limits(data, "translations")
         other = parts.text(stream.batch_size, limits.max_tokens, vocabulary)
-        return TextPairBatch(masked(stream, limits), other, parts.all_valid(stream.batch_size))
+        return TranslationBatch(masked(stream, limits), other, parts.all_valid(stream.batch_size))
 
     def images(stream: StreamConfig) -> ImageTextBatch:
         count = stream.batch_size
@@ -109,7 +109,7 @@ def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> 
         "videos": videos,
         "regions": lambda stream: _regions(stream, vision, masked(stream)),
         "texts": lambda stream: TextBatch(masked(stream), parts.all_valid(stream.batch_size)),
-        "pairs": translations,
+        "translations": translations,
     }
     absent = dict.fromkeys(makers)
     return PretrainBatch(**{**absent, **{name: makers[name](stream) for name, stream in data.streams().items()}})
@@ -153,11 +153,11 @@ def _retrieval(config: RetrievalConfig, model: RetrievalModel) -> RetrievalBatch
     return RetrievalBatch(**_shared(config, model), group=torch.arange(config.data.batch_size))
 
 
-def _nlvr(config: NLVRConfig, model: NLVRModel) -> PairBatch:
+def _nlvr(config: NLVRConfig, model: NLVRModel) -> StatementBatch:
     count = config.data.batch_size
     images = parts.images(config.model.images * count, config.model.vision)
     fields = {**_shared(config, model), "pixels": images}
-    return PairBatch(**fields, label=torch.zeros(count, dtype=torch.int64))
+    return StatementBatch(**fields, label=torch.zeros(count, dtype=torch.int64))
 
 
 def _grounding(config: GroundingConfig, model: XVLM) -> GroundingBatch:

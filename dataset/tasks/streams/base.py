@@ -30,18 +30,18 @@ class StreamConfig(Config):
     )
 
 
-class PictureStreamConfig(StreamConfig):
-    """A stream whose records have a picture."""
+class ImageRecordsConfig(StreamConfig):
+    """A stream whose records have an image."""
 
-    image_key: str = Field("image", description="Key of the picture in a JSON record.")
+    image_key: str = Field("image", description="Key of the image in a JSON record.")
     image_is: ImageIs = Field(
         "auto", description="path, base64 (of the encoded file), or auto: told apart by its start."
     )
     image_root: str | None = Field(None, description="Folder of relative paths; null = the folder of the shard.")
-    caption_key: str = Field("caption", description="Key of the caption of the whole picture.")
+    caption_key: str = Field("caption", description="Key of the caption of the whole image.")
 
     def keys(self) -> ImageKeys:
-        """How to find a record's picture."""
+        """How to find a record's image."""
         root = Path(self.image_root).expanduser() if self.image_root is not None else None
         return ImageKeys(self.image_key, self.image_is, root)
 

@@ -1,4 +1,4 @@
-"""Pictures or videos, a text for each."""
+"""Images or videos, a text for each."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from dataset.records.schema import RawRecord, parse_image_record
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import RecordSource
 from dataset.tasks.account import Account, filled
-from dataset.tasks.streams.base import CleanSetConfig, PictureStreamConfig, StreamConfig, read_examples
+from dataset.tasks.streams.base import CleanSetConfig, ImageRecordsConfig, StreamConfig, read_examples
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 from utils.batch import ImageTextBatch, MaskedText, VideoTextBatch
 from utils.errors import UserError
 
 
-class ImageStreamConfig(PictureStreamConfig):
+class ImageStreamConfig(ImageRecordsConfig):
     """Image-text pairs."""
 
     clean: CleanSetConfig | None = Field(
         None, description="Clean pairs; on steps without them no stream has a matching loss."
     )
 
-    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Augmentation of the pictures.")
+    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Augmentation of the images.")
     careful_flip: bool = Field(
         False, description="Do not flip where the caption says left or right; English only (released: flips)."
     )
@@ -75,12 +75,12 @@ def first_clips(shards: Shards, config: VideoStreamConfig, caption_key: str) -> 
 
 
 class PairStream(ABC):
-    """Pictures or videos, a text for each.
+    """Images or videos, a text for each.
 
     Args:
         sources: of the noisy set, and of the clean one if there is one.
         text: of the captions.
-        view: of the pictures.
+        view: of the images.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class PairStream(ABC):
         return stack_views([view for view, _ in rows]), self.text.collate([text for _, text in rows]), valid
 
     def may_flip(self, text: str) -> bool:
-        """Whether the text stays true of a mirrored picture, as far as the config cares."""
+        """Whether the text stays true of a mirrored image, as far as the config cares."""
         return not (self.careful_flip and mentions_side(text))
 
     @abstractmethod
@@ -118,7 +118,7 @@ class PairStream(ABC):
 
 
 class ImageStream(PairStream):
-    """Pictures with a caption each."""
+    """Images with a caption each."""
 
     def __init__(self, config: ImageStreamConfig, *made: Any):
         super().__init__(config, *made)

@@ -1,4 +1,4 @@
-"""Pictures with described boxes."""
+"""Images with described boxes."""
 
 from __future__ import annotations
 
@@ -17,34 +17,32 @@ from dataset.records.boxes import WHOLE_BOX, elements_inside, flip_box, patch_ma
 from dataset.records.schema import Box, BrokenRecordError, Element, RawRecord, RegionRecord, parse_region_record
 from dataset.shards.samplers import RecordSource, sample_rng
 from dataset.tasks.account import Account
-from dataset.tasks.streams.base import PictureStreamConfig, read_examples
+from dataset.tasks.streams.base import ImageRecordsConfig, read_examples
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 from utils.batch import BrokenRecord, RegionBatch
 
 
-class RegionStreamConfig(PictureStreamConfig):
-    """Pictures with described boxes; a row is a text with its box, or the picture's whole caption."""
+class RegionStreamConfig(ImageRecordsConfig):
+    """Images with described boxes; a row is a text with its box, or the image's whole caption."""
 
     max_images: int = Field(
         ge=1, description="Records read for a micro-batch; rows beyond batch_size are dropped at random."
     )
-    max_regions: int = Field(5, ge=1, description="Most rows of one picture, the whole caption included.")
+    max_regions: int = Field(5, ge=1, description="Most rows of one image, the whole caption included.")
     min_inside: float = Field(
         0.5, ge=0, lt=1, description="Share of its area that a box must keep in the crop, exclusive."
     )
     careful_flip: bool = Field(
         True, description="Do not flip where a used text says left or right; English only (released 4M: flips)."
     )
-    crop: bool = Field(True, description="Crop at random around one of the boxes; false = the whole picture.")
-    whole_image_rows: bool = Field(
-        True, description="Use the caption of the whole picture as a row where there is one."
-    )
+    crop: bool = Field(True, description="Crop at random around one of the boxes; false = the whole image.")
+    whole_image_rows: bool = Field(True, description="Use the caption of the whole image as a row where there is one.")
     augment: RegionAugmentConfig = Field(default_factory=RegionAugmentConfig, description="Flip and colours.")
 
 
 @dataclass(frozen=True)
 class RegionRow:
-    """One text of a picture: its relative box (cx, cy, w, h) and the patches (P,) that it covers."""
+    """One text of an image: its relative box (cx, cy, w, h) and the patches (P,) that it covers."""
 
     text: TextExample
     box: Box
@@ -53,7 +51,7 @@ class RegionRow:
 
 
 class RegionStream:
-    """Rows of described boxes, several of a picture."""
+    """Rows of described boxes, several of an image."""
 
     def __init__(
         self,
@@ -114,14 +112,14 @@ class RegionStream:
     def _example(
         self, raw: RawRecord, rng: np.random.Generator, account: Account
     ) -> tuple[Tensor, list[RegionRow]] | None:
-        """The picture (3, S, S) and its rows; unusable parts of the record go to the account. None where no part is usable.
+        """The image (3, S, S) and its rows; unusable parts of the record go to the account. None where no part is usable.
 
         Raises:
             BrokenRecordError: where no row is left and no part has been reported.
         """
         record = parse_region_record(raw, self.keys, self.config.caption_key)
-        picture = Picture(record.image.load(), self.max_pixels, record.place, self.pixels)
-        _, height, width = picture.shape
+        encoded = Picture(record.image.load(), self.max_pixels, record.place, self.pixels)
+        _, height, width = encoded.shape
         broken = list(record.broken)
         caption = self._caption(record, rng, broken)
         elements, outside = elements_inside(record, width, height)
@@ -136,7 +134,7 @@ class RegionStream:
         )
         texts = [self._element_text(element, record.place, rng, broken) for element, _ in found]
         account.broken += broken
-        image = resize(crop.of(picture), self.image_size)
+        image = resize(crop.of(encoded), self.image_size)
         flip = rng.random() < self.config.augment.flip
         used = [text for text in (*caption, *texts) if text is not None]
         if flip and not (self.config.careful_flip and any(mentions_side(text) for text in used)):
@@ -154,7 +152,7 @@ class RegionStream:
         return (self.rand_augment(image, rng), rows) if rows else None
 
     def _caption(self, record: RegionRecord, rng: np.random.Generator, broken: list[BrokenRecord]) -> list[str]:
-        """The whole picture's text, if there is one to use: at most one."""
+        """The whole image's text, if there is one to use: at most one."""
         if not (self.config.whole_image_rows and record.captions):
             return []
         try:

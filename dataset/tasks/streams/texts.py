@@ -1,4 +1,4 @@
-"""Texts without pictures, alone or with a translation."""
+"""Texts without images, alone or with a translation."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataset.shards.samplers import RecordSource
 from dataset.tasks.account import Account, filled
 from dataset.tasks.streams.base import StreamConfig, read_examples
 from dataset.text.processors import TextDataConfig, TextExample, TextProcessor
-from utils.batch import TextBatch, TextPairBatch
+from utils.batch import TextBatch, TranslationBatch
 
 
 class TextStreamConfig(StreamConfig):
-    """Texts without pictures."""
+    """Texts without images."""
 
     text_key: str = Field("text", description="Key of the text in a JSON record.")
 
 
-class TextPairStreamConfig(StreamConfig):
+class TranslationStreamConfig(StreamConfig):
     """Texts and their translations, in either direction."""
 
     source_key: str = Field("source_text", description="Key of a text in a JSON record.")
@@ -44,17 +44,17 @@ class TextStream:
         return self.text.encode(self.text.choose(record.texts, rng, record.place), rng)
 
 
-class TextPairStream:
+class TranslationStream:
     """Of each pair one text is masked, at random (as released), and the other one is whole."""
 
-    def __init__(self, config: TextPairStreamConfig, source: RecordSource, text: TextProcessor):
+    def __init__(self, config: TranslationStreamConfig, source: RecordSource, text: TextProcessor):
         self.config, self.source, self.text = config, source, text
 
-    def batch(self, number: int, account: Account) -> TextPairBatch:
+    def batch(self, number: int, account: Account) -> TranslationBatch:
         examples = read_examples(self.source, number, account, self._example)
         rows, valid = filled(examples, lambda: (self.text.filler(), ""))
         texts = self.text.collate([text for text, _ in rows])
-        return TextPairBatch(texts, self.text.encode_plain([other for _, other in rows]), valid)
+        return TranslationBatch(texts, self.text.encode_plain([other for _, other in rows]), valid)
 
     def _example(self, raw: RawRecord, rng: np.random.Generator) -> tuple[TextExample, str]:
         sides = parse_pair_record(raw, self.config.source_key, self.config.target_key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dataset.tasks.pretrain import DataConfig, PretrainBatches, TextPairStreamConfig
+from dataset.tasks.pretrain import DataConfig, PretrainBatches, TranslationStreamConfig
 from dataset.text.processors import TextDataConfig
 from utils.batch import IGNORE
 
@@ -14,8 +14,8 @@ from utils.batch import IGNORE
 def batches(tokenizer):
     def batches(file: str, size: int = 4, **more) -> PretrainBatches:
         text = TextDataConfig(max_tokens=8, mask_prob=0.5)
-        stream = TextPairStreamConfig(files=[file], batch_size=size, **more)
-        data = DataConfig(text=text, pairs=stream, workers=0)
+        stream = TranslationStreamConfig(files=[file], batch_size=size, **more)
+        data = DataConfig(text=text, translations=stream, workers=0)
         return PretrainBatches(data, tokenizer=tokenizer, image_size=16, patch_size=8, seed=0)
 
     return batches
@@ -27,7 +27,7 @@ def rows(count: int) -> list[dict[str, str]]:
 
 def test_either_text_of_a_pair_is_the_masked_one(batches, write_lines, tokenizer):
     batch = batches(write_lines("a.jsonl", rows(32)), 32).make(0)
-    pairs = batch.pairs
+    pairs = batch.translations
     first = [tokenizer.decode(ids, skip_special_tokens=True) for ids in pairs.text.ids]
     second = [tokenizer.decode(ids, skip_special_tokens=True) for ids in pairs.other.ids]
     assert set(first) == {"a red star", "the blue circle"}
@@ -39,7 +39,7 @@ def test_either_text_of_a_pair_is_the_masked_one(batches, write_lines, tokenizer
 
 def test_pairs_are_a_function_of_the_number_alone(batches, write_lines):
     file = write_lines("a.jsonl", rows(9))
-    one, other = batches(file).make(3).pairs, batches(file).make(3).pairs
+    one, other = batches(file).make(3).translations, batches(file).make(3).translations
     assert torch.equal(one.text.masked_ids, other.text.masked_ids)
     assert torch.equal(one.other.ids, other.other.ids)
 
@@ -47,15 +47,15 @@ def test_pairs_are_a_function_of_the_number_alone(batches, write_lines):
 def test_a_broken_pair_of_texts_is_a_row_that_does_not_count(batches, write_lines):
     broken = [{"source_text": "a red star"}, {"source_text": "a dog", "target_text": "?!"}]
     batch = batches(write_lines("a.jsonl", [*rows(2), *broken])).make(0)
-    assert batch.pairs.valid.sum() == 2
+    assert batch.translations.valid.sum() == 2
     assert sorted(item.kind for item in batch.broken) == ["empty text", "missing key"]
-    assert (batch.pairs.text.labels[~batch.pairs.valid] == IGNORE).all()
+    assert (batch.translations.text.labels[~batch.translations.valid] == IGNORE).all()
 
 
 def test_pairs_may_be_longer_than_captions(batches, write_lines):
     long = [{"source_text": "a red star " * 10, "target_text": "the blue circle " * 10}]
     text = TextDataConfig(max_tokens=20, max_masks=4)
-    pairs = batches(write_lines("a.jsonl", long), 1, text=text).make(0).pairs
+    pairs = batches(write_lines("a.jsonl", long), 1, text=text).make(0).translations
     assert pairs.text.ids.shape == (1, 20)
     assert pairs.other.ids.shape == (1, 20)
-    assert batches(write_lines("a.jsonl", long), 1).make(0).pairs.text.ids.shape == (1, 8)
+    assert batches(write_lines("a.jsonl", long), 1).make(0).translations.text.ids.shape == (1, 8)
