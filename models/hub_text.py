@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from models.packing import PackedTexts, packings_of
 from models.text import TextArchitecture, TextConfig, TextEncoder
 from utils.batch import Text
 from utils.errors import UserError
+from utils.hub import local_folder
 
 logger = logging.getLogger(__name__)
 
@@ -187,8 +187,9 @@ def hub_config_of(encoder: str) -> Any:
     """
     from transformers import AutoConfig
 
+    folder = local_folder(encoder, ("config.json",), "model.text.encoder")
     try:
-        return AutoConfig.from_pretrained(str(Path(encoder).expanduser()) if encoder.startswith("~") else encoder)
+        return AutoConfig.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.checkpoints.refused import STATE_KEYS, check_start, refusal
 from utils.errors import UserError
+from utils.hub import local_folder
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
@@ -68,26 +69,11 @@ def read_hub_weights(source: str, key: str) -> dict[str, Tensor]:
     Raises:
         UserError: if there is neither such a folder nor, on the hub or in its cache, such a model.
     """
-    folder = Path(source).expanduser()
-    if folder.is_file():
-        return read_weights(folder)
-    if folder.is_dir():
-        for name in WEIGHT_FILES:
-            if (folder / name).is_file():
-                return read_weights(folder / name)
+    path = Path(source).expanduser()
+    if path.is_file():
+        return read_weights(path)
+    folder = local_folder(source, WEIGHT_FILES, key)
+    file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if file is None:
         raise UserError(f"{key}: {folder} holds neither {' nor '.join(WEIGHT_FILES)}")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    for name in WEIGHT_FILES:
-        try:
-            return read_weights(hf_hub_download(source, name))
-        except LocalEntryNotFoundError:
-            break
-        except EntryNotFoundError:
-            continue
-        except (HfHubHTTPError, HFValidationError, OSError):
-            break
-    raise UserError(
-        f"{key}: {source!r} is no folder, and no weights of that name could be fetched from the Hugging Face hub"
-    )
+    return read_weights(file)

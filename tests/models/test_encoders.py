@@ -217,7 +217,7 @@ def test_an_encoder_without_a_dropout_of_attention_is_logged(caplog):
 
 
 def test_an_encoder_that_is_nowhere_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"no configuration for .*nothing"):
+    with pytest.raises(UserError, match=r"^model.text.encoder: .*nothing does not exist; check the path"):
         build_text_encoder(TextConfig(encoder=str(tmp_path / "nothing")), None)
 
 

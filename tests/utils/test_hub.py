@@ -1,0 +1,98 @@
+"""Models by folder or by name on the hub: a path is never looked for there, and without network the answer comes soon."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from utils.errors import UserError
+from utils.hub import local_folder, looks_like_path
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for variable in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def asked(monkeypatch) -> Iterator[list[str]]:
+    """A hub that knows nothing, and what it was asked for."""
+    paths: list[str] = []
+
+    class Nothing(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            paths.append(self.path)
+            self.send_error(404)
+
+        do_GET = do_HEAD  # noqa: N815 - the name that the server calls
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Nothing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield paths
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_folder_is_itself(tmp_path, asked):
+    assert local_folder(str(tmp_path), ["vocab.txt"], "k") == tmp_path
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["data/scenes/tokenizer", "data/tokenizer", "runs/x", "./x", "../x/y", "~/x", "/x", "a/b/c", "vocab.txt", "x.json"],
+)
+def test_a_path_never_becomes_a_request(name, asked):
+    with pytest.raises(UserError, match=rf"^model\.text\.encoder: {name} does not exist; check the path"):
+        local_folder(name, ["vocab.txt"], "model.text.encoder")
+    assert not asked
+
+
+@pytest.mark.parametrize("name", ["bert-base-uncased", "google-bert/bert-base-uncased", "FacebookAI/xlm-roberta-base"])
+def test_names_of_the_hub_are_no_paths(name):
+    assert not looks_like_path(name)
+
+
+def test_the_first_part_of_a_path_may_be_a_folder_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not looks_like_path("mine/bert")
+    Path("mine").mkdir()
+    assert looks_like_path("mine/bert")
+
+
+def test_without_network_the_answer_is_one_line_and_comes_soon(monkeypatch):
+    """A server that takes the connection and never answers is the slowest kind of no network."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("utils.hub.REACH_S", 0.3)
+        started = time.monotonic()
+        with pytest.raises(UserError) as error:
+            local_folder("bert-base-uncased", ["vocab.txt"], "model.text.encoder")
+        assert time.monotonic() - started < 2
+    said = str(error.value)
+    assert said.startswith(
+        "model.text.encoder: bert-base-uncased is no folder and not in the hub's cache, and http://127"
+    )
+    assert "\n" not in said
+
+
+def test_what_the_hub_does_not_know_is_told_in_one_line(asked):
+    with pytest.raises(
+        UserError, match=r"^init\.text: no/such-model is no folder, and the hub does not give it"
+    ) as error:
+        local_folder("no/such-model", ["model.safetensors"], "init.text")
+    assert asked
+    assert "\n" not in str(error.value)
