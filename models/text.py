@@ -15,6 +15,7 @@ from models.blocks import BlockConfig, BlockStack, TokenLayout, heads_error, ini
 from models.packing import PackedTexts, Packing, packings_of
 from utils.batch import Text
 from utils.config import Config
+from utils.inputs import InputModel
 
 
 class TextArchitecture(Config):
@@ -57,7 +58,7 @@ class TextArchitecture(Config):
 class TextConfig(Config):
     """The text encoder and its dropout."""
 
-    encoder: str = Field(
+    encoder: InputModel = Field(
         "bert-base-uncased", description="Hugging Face name or folder: the tokenizer, and the sizes too"
     )
     arch: TextArchitecture | None = Field(None, description="sizes; null: those of `encoder`")

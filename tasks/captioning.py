@@ -36,6 +36,7 @@ from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from utils.batch import IGNORE, Text
 from utils.errors import UserError
+from utils.inputs import InputFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,7 +54,7 @@ class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
     """Held-out splits of captioning, and how captions are generated for them."""
 
     decoding: DecodingConfig = DecodingConfig()
-    document_frequencies: str | None = Field(
+    document_frequencies: InputFile | None = Field(
         None,
         description="CIDEr's weights of words from a file, JSON or the usual pickle; null: of the split's own references, as is "
         "standard. The self-critical reward counts them on the training captions",

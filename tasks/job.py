@@ -60,6 +60,7 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     from engine.trainer import Trainer
     from utils import log
     from utils.distributed import process_group
+    from utils.inputs import check_inputs
 
     schema, task_class = choice.load() if kind is None else kind
     config = load_config(choice.config, arguments.overrides, schema)
@@ -74,6 +75,9 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
             raise UserError(
                 f"--evaluate --resume: {folder.path} holds no weights; give the --output of a run that was trained"
             )
+        # A checkpoint of the run replaces what a fresh one starts from, and an evaluation needs no training data.
+        started = checkpoint is not None or (arguments.evaluate and arguments.resume)
+        check_inputs(config, (*(("init",) if started else ()), *(("data",) if arguments.evaluate else ())))
         log.set_up(folder.log)
         task = task_class.build(config, checkpoint, trains=not arguments.evaluate)
         if arguments.evaluate:

@@ -31,14 +31,15 @@ from utils import distributed
 from utils.batch import IGNORE, to_device
 from utils.config import Config
 from utils.errors import UserError
+from utils.inputs import InputShards
 
 
 class EvaluationConfig(Config):
     """Held-out records; their first caption is the one that has to be found."""
 
-    files: list[str] = Field([], description="records of images")
-    region_files: list[str] = Field([], description="records of the boxes, if not those of `files`")
-    video_files: list[str] = Field([], description="records of videos, read as those of data.videos")
+    files: InputShards = Field([], description="records of images")
+    region_files: InputShards = Field([], description="records of the boxes, if not those of `files`")
+    video_files: InputShards = Field([], description="records of videos, read as those of data.videos")
     candidates: int = Field(16, ge=1, description="candidates that the fusion encoder re-ranks, each way")
     batch_size: int = Field(50, ge=1, description="images in one forward pass")
     limit: int | None = Field(None, ge=1, description="read so many records at most")

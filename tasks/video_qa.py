@@ -33,6 +33,7 @@ from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.vqa import by_answer_type, number_of_image
 from utils.batch import Text
+from utils.inputs import InputFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 class VideoQAEvaluationConfig(MediaEvaluationConfig[VideoQuestionsConfig]):
     """Splits without answers are answered and not measured."""
 
-    answers: str = Field(description="the candidate answers: a JSON list, or an object from answer to label")
+    answers: InputFile = Field(description="the candidate answers: a JSON list, or an object from answer to label")
 
 
 class VideoQAConfig(MediaConfig):

@@ -32,6 +32,7 @@ from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig,
 from tasks.kinds import TaskKind
 from utils.batch import Text
 from utils.errors import UserError
+from utils.inputs import InputFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -49,7 +50,7 @@ class VQAOptimConfig(OptimConfig):
 class VQAEvaluationConfig(HeldOutConfig[QuestionsConfig]):
     """Splits without answers are answered for the evaluation server and not measured."""
 
-    answers: str = Field(description="JSON list of the candidate answers")
+    answers: InputFile = Field(description="JSON list of the candidate answers")
     candidates: int = Field(
         128, ge=1, description="k: candidates with the likeliest first tokens, which are scored in full"
     )

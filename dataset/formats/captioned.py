@@ -18,6 +18,7 @@ from dataset.media.video import VideoSource
 from dataset.records.schema import BrokenRecordError, ImageSource
 from utils.config import Config
 from utils.errors import UserError
+from utils.inputs import InputFile, InputFolder
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +37,15 @@ class CaptionedSplitConfig(Config):
         description="records: of one's own; karpathy: dataset_coco.json or dataset_flickr30k.json; msrvtt: MSRVTT_data.json or a "
         "CSV as MSRVTT_JSFUSION_test.csv; xflickrco: lines of xFlickr&CO",
     )
-    annotations: str = Field(description="the file")
+    annotations: InputFile = Field(description="the file")
     splits: list[str] | None = Field(
         None, min_length=1, description="parts of a Karpathy file; its restval belongs to train"
     )
-    images: str | None = Field(
+    images: InputFolder | None = Field(
         None,
         description="folder of relative paths, of xFlickr&CO that of flickr30k and coco; null: that of the annotations",
     )
-    listed: str | None = Field(
+    listed: InputFile | None = Field(
         None, description="a CSV with a column video_id: only these videos of MSR-VTT (MSRVTT_train.9k.csv)"
     )
     language: str | None = Field(

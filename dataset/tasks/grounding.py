@@ -33,6 +33,7 @@ from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataCon
 from dataset.text.processors import mentions_side
 from utils.batch import GroundingBatch
 from utils.config import Config
+from utils.inputs import InputFile, InputFolder
 
 
 class GroundingSplitConfig(Config):
@@ -42,13 +43,13 @@ class GroundingSplitConfig(Config):
     format: Literal["records", "refcoco"] = Field(
         "records", description="records: of one's own; refcoco: of RefCOCO, RefCOCO+ or RefCOCOg"
     )
-    annotations: str | None = Field(None, description="region records")
-    refs: str | None = Field(None, description="the official pickle of references; no code in it is run")
-    instances: str | None = Field(None, description="the official COCO instances with the boxes")
+    annotations: InputFile | None = Field(None, description="region records")
+    refs: InputFile | None = Field(None, description="the official pickle of references; no code in it is run")
+    instances: InputFile | None = Field(None, description="the official COCO instances with the boxes")
     splits: list[str] | None = Field(
         None, min_length=1, description="of the references: train, val, testA, testB (RefCOCOg: train, val, test)"
     )
-    images: str | None = Field(None, description="folder of the images; null: that of the annotations")
+    images: InputFolder | None = Field(None, description="folder of the images; null: that of the annotations")
     language: str | None = Field(None, description="of phrases in several languages; null: all of them")
 
     @model_validator(mode="after")

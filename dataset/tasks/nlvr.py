@@ -30,6 +30,7 @@ from dataset.text.processors import mentions_side
 from utils.batch import StatementBatch
 from utils.config import Config
 from utils.errors import UserError
+from utils.inputs import InputFile, InputFolder
 
 
 class NLVRSplitConfig(Config):
@@ -41,8 +42,8 @@ class NLVRSplitConfig(Config):
         description="records: of one's own; nlvr2: train.json, dev.json, test1.json, with images below `images` as in the "
         "official layout; marvl: MaRVL's lines (<concept>/<image>); xvnli: XVNLI's (<Flickr id>.jpg)",
     )
-    annotations: str = Field(description="the file")
-    images: str | None = Field(None, description="folder of relative paths; null: that of the annotations")
+    annotations: InputFile = Field(description="the file")
+    images: InputFolder | None = Field(None, description="folder of relative paths; null: that of the annotations")
 
 
 class NLVRDataConfig(FineTuneDataConfig):

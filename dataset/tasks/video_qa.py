@@ -23,15 +23,16 @@ from dataset.text.processors import TextLimits, mentions_side
 from utils.batch import IGNORE, ClassifiedBatch
 from utils.config import Config
 from utils.errors import UserError
+from utils.inputs import InputFile, InputFolder
 
 
 class VideoQuestionsConfig(Config):
     """Questions about videos: a JSON array or JSON lines of ``{"question", "answer", "video_id"}``, as MSRVTT-QA and MSVD-QA
     have them, or with ``video`` in the place of ``video_id``: a path, or a list of base64 images."""
 
-    questions: str = Field(description="MSRVTT-QA's or MSVD-QA's file, or questions of one's own")
-    videos: str | None = Field(None, description="folder of the videos; null: that of `questions`")
-    names: str | None = Field(
+    questions: InputFile = Field(description="MSRVTT-QA's or MSVD-QA's file, or questions of one's own")
+    videos: InputFolder | None = Field(None, description="folder of the videos; null: that of `questions`")
+    names: InputFile | None = Field(
         None, description="MSVD's youtube_mapping.txt: lines of a file name without suffix and a video_id"
     )
 

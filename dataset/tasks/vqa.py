@@ -26,6 +26,7 @@ from dataset.text.processors import PlainTextProcessor, TextLimits, mentions_sid
 from utils.batch import QuestionBatch
 from utils.config import Config
 from utils.errors import UserError
+from utils.inputs import InputFile, InputFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -52,9 +53,11 @@ class QuestionsConfig(Config):
         "(train2014/COCO_train2014_….jpg); visual_genome: question_answers.json (<image_id>.jpg, in VG_100K and VG_100K_2 too); "
         "gqa: a file of GQA or xGQA (gqa/images/<imageId>.jpg); gqa_lxmert: GQA as LXMERT has it",
     )
-    questions: str = Field(description="the file")
-    annotations: str | None = Field(None, description="the file of answers to VQA v2's questions; null: there are none")
-    images: str | None = Field(None, description="folder of relative paths; null: that of `questions`")
+    questions: InputFile = Field(description="the file")
+    annotations: InputFile | None = Field(
+        None, description="the file of answers to VQA v2's questions; null: there are none"
+    )
+    images: InputFolder | None = Field(None, description="folder of relative paths; null: that of `questions`")
     weight: float | None = Field(
         None,
         gt=0,

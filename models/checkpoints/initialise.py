@@ -19,6 +19,7 @@ from models.vision import FRAME_POSITIONS
 from models.xvlm import XVLM
 from utils.config import Config
 from utils.errors import UserError
+from utils.inputs import InputFile, InputModel, InputWeights
 
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 NOT_OURS = {
@@ -36,9 +37,9 @@ TIED_TO_EMBEDDING = re.compile(r"(cls\.predictions|lm_head)\.decoder\.(weight|bi
 class InitConfig(Config):
     """Where the weights start from; what is left out starts from random numbers."""
 
-    vision: str | None = Field(None, description="a BEiT-2 file, .pth or .safetensors")
-    text: str | None = Field(None, description="a BERT folder or Hugging Face name")
-    checkpoint: str | None = Field(
+    vision: InputFile | None = Field(None, description="a BEiT-2 file, .pth or .safetensors")
+    text: InputModel | None = Field(None, description="a BERT folder or Hugging Face name")
+    checkpoint: InputWeights | None = Field(
         None,
         description="an X²-VLM checkpoint, published or ours, instead of the two; with `text` beside it, that takes the place "
         "of the checkpoint's text encoder, and vision, fusion and heads are kept",

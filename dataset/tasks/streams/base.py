@@ -13,6 +13,7 @@ from dataset.records.schema import ImageIs, ImageKeys, RawRecord
 from dataset.shards.samplers import OrderName, RecordSource
 from dataset.tasks.account import Account
 from utils.config import Config
+from utils.inputs import InputFolder, InputShards
 
 E = TypeVar("E")
 
@@ -20,7 +21,7 @@ E = TypeVar("E")
 class StreamConfig(Config):
     """What every stream has."""
 
-    files: list[str] = Field(
+    files: InputShards = Field(
         description="Shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines) and *.tar."
     )
     batch_size: int = Field(ge=1, description="Rows of the stream in a micro-batch of one process.")
@@ -37,7 +38,9 @@ class ImageRecordsConfig(StreamConfig):
     image_is: ImageIs = Field(
         "auto", description="path, base64 (of the encoded file), or auto: told apart by its start."
     )
-    image_root: str | None = Field(None, description="Folder of relative paths; null = the folder of the shard.")
+    image_root: InputFolder | None = Field(
+        None, description="Folder of relative paths; null = the folder of the shard."
+    )
     caption_key: str = Field("caption", description="Key of the caption of the whole image.")
 
     def keys(self) -> ImageKeys:
@@ -54,7 +57,7 @@ class CleanSetConfig(Config):
     1 - ``probability`` of the noisy set, each record at most once; which ones, differs from epoch to epoch.
     """
 
-    files: list[str] = Field(description="Shards, as of the stream.")
+    files: InputShards = Field(description="Shards, as of the stream.")
     probability: float = Field(gt=0, lt=1, description="Chance of a step to be taken from this set.")
     caption_key: str | None = Field(None, description="Key of the caption; null: the stream's.")
 

@@ -24,6 +24,7 @@ from dataset.tasks.streams.base import CleanSetConfig, ImageRecordsConfig, Strea
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 from utils.batch import ImageTextBatch, MaskedText, VideoTextBatch
 from utils.errors import UserError
+from utils.inputs import InputFolder
 
 
 class ImageStreamConfig(ImageRecordsConfig):
@@ -44,7 +45,9 @@ class VideoStreamConfig(StreamConfig):
     files; :mod:`dataset.prepare.frames` makes them."""
 
     video_key: str = Field("video", description="Key of the frames, or of the path, in a record.")
-    video_root: str | None = Field(None, description="Folder of relative paths; null = the folder of the shard.")
+    video_root: InputFolder | None = Field(
+        None, description="Folder of relative paths; null = the folder of the shard."
+    )
     caption_key: str = Field("caption", description="Key of the caption, or of one for each clip.")
     join_clips: bool = Field(True, description="Join neighbouring clips of a continuous video.")
     min_frames: int = Field(8, ge=1, description="Join clips until they have so many frames.")

@@ -1,0 +1,86 @@
+"""The files that a config names: all that are missing are told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from utils.config import Config
+from utils.errors import UserError
+from utils.inputs import (
+    InputFile,
+    InputFolder,
+    InputModel,
+    InputShards,
+    InputWeights,
+    check_inputs,
+    inputs_of,
+    missing_inputs,
+)
+
+
+class Split(Config):
+    annotations: InputFile
+    images: InputFolder | None = None
+
+
+class Data(Config):
+    train: list[Split] = []
+    files: InputShards = Field(default_factory=list)
+
+
+class Everything(Config):
+    encoder: InputModel = "bert-base-uncased"
+    checkpoint: InputWeights | None = None
+    data: Data = Data()
+    test: dict[str, Split] = {}
+    name: str = "no/input"
+
+
+def test_inputs_are_found_wherever_the_config_holds_them():
+    config = Everything(
+        checkpoint="runs/x",
+        data=Data(train=[Split(annotations="a"), Split(annotations="b", images="c")], files=["d", "e*"]),
+        test={"one": Split(annotations="f")},
+    )
+    assert [(key, path) for key, _, path in inputs_of(config)] == [
+        ("encoder", "bert-base-uncased"),
+        ("checkpoint", "runs/x"),
+        ("data.train[0].annotations", "a"),
+        ("data.train[1].annotations", "b"),
+        ("data.train[1].images", "c"),
+        ("data.files", "d"),
+        ("data.files", "e*"),
+        ("test.one.annotations", "f"),
+    ]
+
+
+def test_what_is_missing_is_told_at_once_and_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("there").write_text("")
+    Path("shard-1.jsonl").write_text("")
+    config = Everything(
+        encoder="data/tokenizer",
+        data=Data(train=[Split(annotations="there", images="gone")] * 4, files=["shard-*.jsonl", "none-*.tar"]),
+        test={"one": Split(annotations="x" * 5000)},
+    )
+    assert list(missing_inputs(config)) == ["data/tokenizer", "gone", "none-*.tar", "x" * 5000]
+    assert list(missing_inputs(config, ("data", "test"))) == ["data/tokenizer"]
+    with pytest.raises(UserError) as error:
+        check_inputs(config)
+    first, *lines = str(error.value).split("\n")
+    assert first.startswith("4 files or folders of this config do not exist; check the path (it is relative to ")
+    assert lines[0] == "  data/tokenizer  (encoder)"
+    assert lines[1] == "  gone  (data.train[0].images, data.train[1].images and 2 more keys)"
+
+
+def test_one_missing_file_is_one_line():
+    with pytest.raises(UserError, match=r"^test\.one\.annotations: gone does not exist; check the path .*$") as error:
+        check_inputs(Everything(test={"one": Split(annotations="gone")}))
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_on_the_hub_is_no_path():
+    check_inputs(Everything(encoder="google-bert/bert-base-uncased"))
