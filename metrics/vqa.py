@@ -1,4 +1,4 @@
-"""Soft accuracy of answers to questions, as in the official VQA v2 evaluation.
+"""Accuracy of answers to questions: soft, as in the official VQA v2 evaluation, or exact where there are few answers.
 
 This module follows the later official release, which treats prediction and annotators' answers alike: if the annotators
 disagree, it normalises all answers and the prediction in full; if they all wrote the same, it normalises nothing, and the
@@ -9,7 +9,7 @@ only the punctuation of the annotators' answers.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUMBERS = {
@@ -24,6 +24,9 @@ NUMBERS = {
     "seven": "7",
 }
 NUMBERS |= {"eight": "8", "nine": "9", "ten": "10"}
+FEWEST_ANNOTATORS = 4
+SOFT, EXACT = "soft accuracy of VQA v2", "exact match with one of the answers"
+
 ARTICLES = frozenset(["a", "an", "the"])
 
 _CONTRACTIONS = """
@@ -91,6 +94,24 @@ def soft_accuracy(predicted: str, answers: Sequence[str]) -> float:
         predicted, answers = normalize_answer(predicted), [normalize_answer(answer) for answer in answers]
     agreeing = [answer == predicted for answer in answers]
     return sum(min(1.0, (sum(agreeing) - agrees) / 3) for agrees in agreeing) / len(answers)
+
+
+def exact_match(predicted: str, answers: Sequence[str]) -> float:
+    """1 if the prediction is one of the answers, both normalised, else 0.
+
+    >>> exact_match("The dogs", ["dogs", "two dogs"]), exact_match("cats", ["dogs"])
+    (1.0, 0.0)
+    """
+    wanted = {normalize_answer(_clean(answer)) for answer in answers}
+    return float(normalize_answer(_clean(predicted)) in wanted)
+
+
+def accuracy_rule(answers: Iterable[Sequence[str]]) -> str:
+    """By which rule a set is measured: :data:`SOFT` where every question has four answers, else :data:`EXACT`.
+
+    Soft accuracy needs three annotators beside the one that is left out: with fewer, no prediction is fully right.
+    """
+    return SOFT if all(len(own) >= FEWEST_ANNOTATORS for own in answers) else EXACT
 
 
 def _clean(answer: str) -> str:

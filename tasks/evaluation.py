@@ -18,17 +18,20 @@ of a set, an integer."""
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of an evaluation. ``chance``: the value of a guess; None where a guess has none."""
+    """One number of an evaluation. ``chance``: the value of a guess; None where a guess has none. ``rule``: how it is measured,
+    where there is more than one way."""
 
     name: str
     value: float
     chance: float | None = None
     unit: Unit = "share"
+    rule: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The metric without its name. A value that is NaN, of an empty set for instance, is null; no chance is left out."""
-        values: dict[str, Any] = {"value": None if math.isnan(self.value) else self.value, "unit": self.unit}
-        return values if self.chance is None else {**values, "chance": self.chance}
+        values = {"value": None if math.isnan(self.value) else self.value, "unit": self.unit}
+        known = {"chance": self.chance, "rule": self.rule}
+        return values | {name: value for name, value in known.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Evaluation:
         return {metric.name: metric.as_json() for metric in self.metrics}
 
     def table(self, title: str = "held-out") -> str:
-        """The metrics as text, measured beside chance, with the sizes of the sets in the last line.
+        """The metrics as text, measured beside chance, with the sizes of the sets and the rules in the last line.
 
         Without any metric but sizes, one line that says so.
         """
@@ -73,7 +76,9 @@ class Evaluation:
             value = "   none" if math.isnan(metric.value) else f"{100 * metric.value:6.1f}{sign}"
             lines.append(f"{metric.name:{width}}  {value}  {chance}".rstrip())
         sizes = [f"{metric.value} {metric.name}" for metric in self.metrics if metric.unit == "count"]
-        return "\n".join([*lines, f"({', '.join(sizes)})"] if sizes else lines)
+        rules = dict.fromkeys(metric.rule for metric in self.metrics if metric.rule is not None)
+        below = "; ".join([", ".join(sizes), *rules] if sizes else rules)
+        return "\n".join([*lines, f"({below})"] if below else lines)
 
 
 def count(name: str, value: int) -> Metric:
@@ -103,4 +108,4 @@ def _mean(metrics: Sequence[Metric]) -> Metric:
     chances = [metric.chance for metric in metrics if metric.chance is not None]
     chance = sum(chances) / len(chances) if len(chances) == len(metrics) else None
     value = sum(metric.value for metric in metrics) / len(metrics)
-    return Metric(metrics[0].name, value, chance, metrics[0].unit)
+    return Metric(metrics[0].name, value, chance, metrics[0].unit, metrics[0].rule)

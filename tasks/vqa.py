@@ -1,9 +1,9 @@
-"""Question answering as a task: fine-tuning on weighted answers, soft accuracy of the likeliest candidate."""
+"""Question answering as a task: fine-tuning on weighted answers, accuracy of the likeliest candidate."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ from dataset.tasks.vqa import (
     read_questions,
 )
 from dataset.text.processors import PlainTextProcessor, TextLimits
-from metrics.vqa import normalize_answer, soft_accuracy
+from metrics.vqa import SOFT, accuracy_rule, exact_match, normalize_answer, soft_accuracy
 from models.answer_ranking import AnswerTree, Ranking, rank_answers
 from models.vqa import VQAModel, VQAModelConfig
 from optim import OptimConfig
@@ -101,8 +101,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         return QuestionTable(read_questions(split, key, 0.0, answered=False))
 
     def evaluate(self, items: QuestionTable) -> Evaluation:
-        """Soft accuracies, overall and by type of answer. Chance: a candidate at random. Beside them, the accuracy of always
-        giving the most frequent training answer (of the type). A split without answers is answered and not measured."""
+        """Accuracies, overall and by type of answer. Chance: a candidate at random. Beside them, the accuracy of always giving
+        the most frequent training answer (of the type). A split without answers is answered and not measured."""
         predicted = [self.candidates[place] for place in self._predict(items)]
         questions = list(items)
         predictions = [
@@ -113,13 +113,17 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         answers = [question.answers for question in questions]
         if not all(answers):
             return Evaluation(tuple(metrics), predictions)
-        accuracy, chance = accuracies(predicted, answers), chance_accuracy(self.candidates, answers)
+        rule = accuracy_rule(answers)
+        score = soft_accuracy if rule == SOFT else exact_match
+        accuracy = np.array([score(answer, true) for answer, true in zip(predicted, answers, strict=True)])
+        chance = chance_accuracy(self.candidates, answers, score)
         for kind, rows in by_answer_type([question.answer_type for question in questions]).items():
             prefix = f"{kind}: " if kind else ""
-            metrics.append(Metric(f"{prefix}accuracy", float(accuracy[rows].mean()), float(chance[rows].mean())))
+            measured, guessed = float(accuracy[rows].mean()), float(chance[rows].mean())
+            metrics.append(Metric(f"{prefix}accuracy", measured, guessed, rule=rule))
             if self.commonest is not None:
                 guess = self.commonest.get(kind, self.commonest[""])
-                always = [soft_accuracy(guess, answers[row]) for row in np.flatnonzero(rows)]
+                always = [score(guess, answers[row]) for row in np.flatnonzero(rows)]
                 metrics.append(Metric(f'{prefix}always "{guess}"', float(np.mean(always))))
             if kind:
                 metrics.append(count(f"{kind} questions", int(rows.sum())))
@@ -182,18 +186,20 @@ def most_frequent_answers(questions: Sequence[Question]) -> dict[str, str]:
     return {kind: counter.most_common(1)[0][0] for kind, counter in counts.items()}
 
 
-def accuracies(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
-    """The soft accuracy of each prediction, (N,) in 0..1."""
-    return np.array([soft_accuracy(answer, true) for answer, true in zip(predicted, answers, strict=True)])
-
-
-def chance_accuracy(candidates: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
-    """The expected accuracy of each question for a candidate at random, (N,)."""
-    listed, sums = set(candidates), []
+def chance_accuracy(
+    candidates: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    score: Callable[[str, Sequence[str]], float] = soft_accuracy,
+) -> np.ndarray:
+    """The expected accuracy of each question for a candidate at random, (N,); ``score``: of a prediction by the answers."""
+    of_normal: dict[str, list[str]] = {}
+    for candidate in candidates:
+        of_normal.setdefault(normalize_answer(candidate), []).append(candidate)
+    sums = []
     for true in answers:
         # No other candidate can agree with an annotator.
-        agreeing = listed.intersection({*true, *map(normalize_answer, true)})
-        sums.append(sum(soft_accuracy(candidate, true) for candidate in sorted(agreeing)))
+        agreeing = {candidate for answer in true for candidate in of_normal.get(normalize_answer(answer), ())}
+        sums.append(sum(score(candidate, true) for candidate in sorted(agreeing)))
     return np.array(sums) / len(candidates)
 
 

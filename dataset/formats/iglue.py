@@ -12,10 +12,6 @@ from utils.errors import UserError
 ENTAILMENT = ("contradiction", "entailment", "neutral")
 """Labels of XVNLI, in the order of their classes (released)."""
 
-ANNOTATORS = 10
-"""Answers to a question of VQA v2, by which answers are measured. GQA's one answer counts as so many equal ones: nothing but that
-very answer is right."""
-
 FLICKR_FOLDER, COCO_FOLDER, GQA_FOLDER = "flickr30k/flickr30k-images", "coco/val2014", "gqa/images"
 """Where the images lie below ``images``."""
 
@@ -82,7 +78,7 @@ def gqa_rows(path: str, key: str) -> Rows:
             "question": row.get("question", str),
             "image": f"{GQA_FOLDER}/{row.get('imageId', str)}.jpg",
         }
-        known = {"answer": [row.get("answer", str)] * ANNOTATORS} if "answer" in row.values else {}
+        known = {"answer": row.get("answer", str)} if "answer" in row.values else {}
         return Row(values | known, row.place)
 
     rows = (
@@ -101,7 +97,7 @@ def gqa_lxmert_rows(path: str, key: str) -> Rows:
             "question_id": row.values.get("question_id"),
             "question": row.get("sent", str),
             "image": f"{GQA_FOLDER}/{row.get('img_id', str)}.jpg",
-            "answer": [answer for answer in row.get("label", dict) for _ in range(ANNOTATORS)],
+            "answer": list(row.get("label", dict)),
         }
         return Row(values, row.place)
 

@@ -187,8 +187,12 @@ def frequent_answers(
     questions: Iterable[Question], normalise: Callable[[str], str], at_least: int = COMMON
 ) -> list[str]:
     """Candidates made of training answers, the most frequent first: those that are, normalised, the answer of most annotators
-    to ``at_least`` questions. Questions with a single annotator, as Visual Genome's, have no say (as in VQA v2's list)."""
-    counts = Counter(normalise(each.most_frequent()) for each in questions if len(each.answers) > 1)
+    to ``at_least`` questions. Beside questions with several annotators, those with a single one, as Visual Genome's, have no say
+    (as in VQA v2's list)."""
+    single, several = Counter[str](), Counter[str]()
+    for question in questions:
+        (several if len(question.answers) > 1 else single)[normalise(question.most_frequent())] += 1
+    counts = several or single
     kept = [answer for answer, count in counts.items() if count >= at_least and answer]
     return sorted(kept, key=lambda answer: (-counts[answer], answer))
 

@@ -23,6 +23,12 @@ def test_accuracy_is_averaged_over_annotators_left_out_in_turn(same, expected):
     assert vqa.soft_accuracy("cat", answers) == pytest.approx(expected)
 
 
+def test_soft_accuracy_is_for_sets_in_which_something_can_be_right():
+    assert vqa.soft_accuracy("cat", ["cat"] * 3) < 1 == vqa.soft_accuracy("cat", ["cat"] * 4)
+    assert vqa.accuracy_rule([["cat"] * 4, ["dog"] * 10]) == vqa.SOFT
+    assert vqa.accuracy_rule([["cat"] * 3, ["dog"] * 10]) == vqa.EXACT
+
+
 @pytest.mark.parametrize(
     ("answer", "normalized"),
     [

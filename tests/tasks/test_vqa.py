@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,20 @@ def test_the_most_frequent_answer_of_training_stands_beside(task, monkeypatch):
 def test_chance_counts_what_each_candidate_would_score():
     answers = [["red"] * 10, ["red"] * 5 + ["blue"] * 5, ["x"] * 10]
     np.testing.assert_allclose(chance_accuracy(["red", "blue", "green", "pink"], answers), [1 / 4, 2 / 4, 0])
+
+
+def test_a_split_with_few_answers_is_measured_by_exact_match_and_says_so(task, monkeypatch):
+    """By VQA v2's rule nothing could be right: it asks for three annotators beside the one that is left out."""
+    items = [replace(item, answers=item.answers[:1]) for item in task.held_out.test["test"]]
+    predicting(task, [items[0].answers[0]] * len(items), monkeypatch)
+    found = task.evaluate(items)
+    right = np.mean([item.answers == items[0].answers for item in items])
+    assert found["accuracy"].value == pytest.approx(right)
+    assert found["accuracy"].chance == pytest.approx(1 / len(task.candidates))
+    assert found.table("test").endswith("; exact match with one of the answers)")
+    whole = task.evaluate(task.held_out.test["test"])
+    assert whole.table("test").endswith("; soft accuracy of VQA v2)")
+    assert whole["accuracy"].as_json()["rule"] == "soft accuracy of VQA v2"
 
 
 def test_a_split_without_answers_is_answered_for_the_server_and_not_measured(overrides, scenes_folder, tmp_path):

@@ -27,7 +27,7 @@ class Split(Config):
 
 
 class Data(Config):
-    train: list[Split] = []
+    train: list[Split] = Field(default_factory=list)
     files: InputShards = Field(default_factory=list)
 
 
@@ -35,7 +35,7 @@ class Everything(Config):
     encoder: InputModel = "bert-base-uncased"
     checkpoint: InputWeights | None = None
     data: Data = Data()
-    test: dict[str, Split] = {}
+    test: dict[str, Split] = Field(default_factory=dict)
     name: str = "no/input"
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.tasks.nlvr import NLVRSplitConfig, check_statements, read_statements
 from dataset.tasks.vqa import QuestionsConfig, read_questions
-from metrics.vqa import soft_accuracy
+from metrics.vqa import EXACT, accuracy_rule, exact_match
 from utils.errors import UserError
 
 
@@ -87,8 +87,9 @@ def test_xgqa_counts_only_the_very_answer(write, tmp_path):
     config = gqa_config("gqa", write(content, "gqa/images/n16.jpg"), tmp_path)
     (item,) = read_questions(config, "evaluation.test.de", 0.0, answered=True)
     assert (item.question_id, item.question) == ("2014", "Ist es bewölkt?")
-    assert soft_accuracy("no", item.answers) == 1
-    assert soft_accuracy("yes", item.answers) == 0
+    assert accuracy_rule([item.answers]) == EXACT
+    assert exact_match("no", item.answers) == 1
+    assert exact_match("yes", item.answers) == 0
 
 
 def test_gqa_is_read_as_lxmert_has_it(write, tmp_path):
