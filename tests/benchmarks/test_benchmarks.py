@@ -267,7 +267,7 @@ def test_each_batch_is_seen_before_the_clock_runs(way, flags, steps, monkeypatch
         (
             ["data.regions=null", "data.images=null"],
             "command line and configs/pretrain/base_4m.yaml:9: data: no stream is configured; "
-            "give at least one of images, regions, videos, texts, pairs",
+            "give at least one of images, regions, videos, texts, translations",
         ),
         (
             ["--ways", "plain", "model.text.drop_path=0.1"],

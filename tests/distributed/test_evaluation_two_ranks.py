@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dataset.tasks.questions import QuestionTable
 from tasks.finetune import FineTuneTask
 from tasks.inference import evaluating
 from tasks.kinds import find_task
@@ -93,8 +94,8 @@ class Measure:
 
 
 def first_of(items: Any, count: int) -> Any:
-    """The first ``count`` images with their captions, or the first statements or phrases."""
-    if isinstance(items, list):
+    """The first ``count`` images with their captions, or the first statements, phrases or questions."""
+    if isinstance(items, list | QuestionTable):
         assert len(items) >= count
         return items[:count]
     assert len(items.images) >= count

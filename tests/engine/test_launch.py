@@ -28,8 +28,10 @@ def test_a_mistake_is_told_once_in_one_line_with_status_2(tmp_path, tiny_overrid
     assert "Traceback" not in done.stderr
 
 
-def test_too_many_broken_records_stop_both_ranks_without_a_traceback(tmp_path, tiny_overrides):
-    (tmp_path / "broken.jsonl").write_text("{\n" * 40)
+def test_too_many_broken_records_stop_both_ranks_without_a_traceback(tmp_path, tiny_overrides, scenes_folder):
+    whole = (scenes_folder / "train.jsonl").read_text().splitlines()
+    lines = [line.replace('"image": "', f'"image": "{scenes_folder}/') for line in whole[:10]]
+    (tmp_path / "broken.jsonl").write_text("".join(f"{line}\n{{\n{{\n{{\n" for line in lines))
     files = f"data.images.files=[{tmp_path}/broken.jsonl]"
     done = launch("--output", str(tmp_path / "run"), *tiny_overrides, files, "train.steps=60")
     assert done.returncode == 2

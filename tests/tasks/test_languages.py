@@ -170,9 +170,9 @@ def test_entailment_is_learned_by_the_task_of_statements(scenes_folder, tmp_path
         "model.classes=3",
         "data.workers=0",
         "data.batch_size=2",
-        f"data.train.annotations={path}",
+        f"data.train={{format: xvnli, annotations: {path}}}",
         "evaluation.validation=null",
-        f"evaluation.test.test.annotations={path}",
+        f"evaluation.test.test={{format: xvnli, annotations: {path}}}",
     ]
     task = NLVRTask.build(load_config("configs/demo/nlvr.yaml", overrides, NLVRConfig))
     batch = next(task.train_loader().batches(0, 1))

@@ -31,7 +31,7 @@ def test_the_left_picture_of_a_statement_is_classified_as_the_left_one(overrides
     found = measured(task)
     assert len(seen) == len(items)
     for item, pair in zip(items, seen, strict=True):
-        assert torch.equal(pair, torch.stack([view(picture) for picture in item.pictures]))
+        assert torch.equal(pair, torch.stack([view(image) for image in item.images]))
     # ImageFiles 9 … 11 are green, 12 … 15 yellow: of these four sets the false pair is taken for true.
     assert found["accuracy"].value == 1 - 4 / 14
     assert found["consistency"].value == 3 / 7

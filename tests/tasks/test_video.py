@@ -143,7 +143,7 @@ def test_video_questions_are_classified_and_unlisted_answers_are_wrong(clips, sc
     assert np.isfinite(losses(task)["answers"])
     labels = {"star": 0, "0": 1, "1": 2}
     items = task.held_out.test["test"]
-    right = np.array([labels.get(item.answer, 0) for item in items])
+    right = np.array([labels.get(item.answers[0], 0) for item in items])
     monkeypatch.setattr(task, "_predict", lambda items: right)
     found = measured(task)
     known = (CLIPS + 2) / (2 * CLIPS)
