@@ -26,6 +26,7 @@ COMMANDS = {
         "tools.config.command", "the keys of a task's config, or a file's values and where they come from"
     ),
     "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes"),
+    "tokenizer": Command("tools.tokenizer", "learn a tokenizer from the texts of your records"),
 }
 
 START = """run.py: give a task, a config or a command.

@@ -1,0 +1,53 @@
+"""``run.py tokenizer``: every text of every kind of record is learned from, and what cannot be read is told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dataset.text.processors import load_tokenizer
+from run import main
+
+RECORDS = [
+    {"image": "a.png", "caption": ["a crimson kite", "ein roter Drache"]},
+    {"image": "a.png", "caption": {"en": "an ochre barn", "cs": ["žlutá stodola"]}},
+    {"image": "a.png", "elems": [{"bb": [0, 0, 1, 1], "caption": "a turquoise boat", "attributes": ["wooden"]}]},
+    {"image": "a.png", "question": "Which hue?", "answer": ["magenta", "pink"]},
+    {"source_text": "hello", "target_text": "bonjour"},
+    {"sentence": "both images differ", "label": True},
+]
+WORDS = "crimson drache ochre stodola turquoise wooden hue magenta pink hello bonjour differ"
+
+
+def test_words_of_every_kind_of_record_are_known(tmp_path, capsys):
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("".join(json.dumps(record) + "\n" for record in RECORDS) + "{\n")
+    array = tmp_path / "b.json"
+    array.write_text(json.dumps([{"text": "from an array", "image": "unseen"}, 3]))
+    out = tmp_path / "tokenizer"
+    assert main(["tokenizer", "--records", str(lines), str(array), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{out}: ")
+    assert f"entries, from 13 texts of 9 records; 2 records left out, the first: {lines}:7: bad json" in printed
+    tokenizer = load_tokenizer(out)
+    for word in [*WORDS.split(), "array"]:
+        assert tokenizer.unk_token_id not in tokenizer(word).input_ids, word
+    assert main(["tokenizer", "--records", str(lines), "--out", str(out)]) == 2
+    assert "holds a tokenizer; give another folder, or --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--keys", "title"], "no text under the keys title in 6 records; name them in --keys"),
+        (["--size", "7"], "--size 7: vocab_size 7 is too small"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, capsys, flags, said):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    arguments = ["tokenizer", "--records", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "t"), *flags]
+    assert main(arguments) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if "reading" not in line and line]
+    assert len(error) == 1
+    assert said in error[0]

@@ -1,0 +1,134 @@
+"""The command line of ``run.py tokenizer``: a WordPiece tokenizer learned from the texts of records."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dataset.formats.annotations import Row, read_rows
+from dataset.prepare.tokenizer import train_wordpiece
+from dataset.records.broken import broken_record
+from dataset.shards.readers import Shards
+from utils.errors import UserError, one_line_errors
+from utils.flags import positive
+from utils.progress import progress_bar
+
+TEXT_KEYS = ("caption", "text", "sentence", "question", "answer", "attributes", "source_text", "target_text")
+"""Keys whose texts are learned from, in a record and in its elements."""
+
+EXAMPLES = """examples:
+  python run.py tokenizer --records data/own/captions_train.jsonl --out data/own/tokenizer
+  python run.py tokenizer --records data/pairs/*.tar data/regions --out data/tokenizer --size 8000
+  python run.py tokenizer --records list.jsonl --keys title,alt_text --out data/tokenizer"""
+
+
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py tokenizer``."""
+    parser = argparse.ArgumentParser(
+        prog="run.py tokenizer",
+        description="Learn a tokenizer from the texts of records; model.text.encoder takes its folder.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--records", nargs="+", required=True, metavar="FILE", help="JSON lines, a JSON array, tars, folders"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--size", type=positive, default=30_000, metavar="N", help="most entries (default: 30000)")
+    parser.add_argument(
+        "--keys",
+        type=lambda text: tuple(text.split(",")),
+        default=TEXT_KEYS,
+        metavar="KEY,...",
+        help=f"keys that hold texts (default: {','.join(TEXT_KEYS)})",
+    )
+    parser.add_argument("--cased", action="store_true", help="keep upper and lower case apart")
+    parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer in DIR")
+    return parser.parse_args(argv)
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> int:
+    """Learn and save the tokenizer, and print what it was made of; exit status 2 for a mistake of the user."""
+    arguments = arguments_of(argv)
+    if (arguments.out / "tokenizer.json").exists() and not arguments.overwrite:
+        raise UserError(f"--out {arguments.out}: holds a tokenizer; give another folder, or --overwrite")
+    counts = {"records": 0, "texts": 0}
+    broken: list[str] = []
+    texts = dict.fromkeys(_texts(arguments.records, arguments.keys, counts, broken))
+    if not texts:
+        raise UserError(
+            f"--records: no text under the keys {', '.join(arguments.keys)} in {counts['records']} records; name them in --keys"
+        )
+    try:
+        entries = train_wordpiece(texts, arguments.out, vocab_size=arguments.size, lowercase=not arguments.cased)
+    except ValueError as error:
+        raise UserError(f"--size {arguments.size}: {error}") from None
+    except OSError as error:
+        raise UserError(f"--out {arguments.out}: cannot be written: {error.strerror or error}") from None
+    left_out = f"; {len(broken)} records left out, the first: {broken[0]}" if broken else ""
+    sys.stdout.write(
+        f"{arguments.out}: {entries} entries, from {counts['texts']} texts of {counts['records']} records{left_out}\n"
+    )
+    return 0
+
+
+def _texts(files: Iterable[str], keys: tuple[str, ...], counts: dict[str, int], broken: list[str]) -> Iterator[str]:
+    for file in files:
+        records, total = _records(file)
+        for record in progress_bar(records, total=total, desc=f"reading {file}", unit="record"):
+            counts["records"] += 1
+            if isinstance(record, str):
+                broken.append(record)
+                continue
+            for text in texts_of(record, keys):
+                counts["texts"] += 1
+                yield text
+
+
+def texts_of(record: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[str]:
+    """All texts under ``keys``, in lists and by language too, of a record and of its ``elems``."""
+    for key in keys:
+        yield from _strings(record.get(key))
+    elements = record.get("elems")
+    for element in elements if isinstance(elements, list) else ():
+        if isinstance(element, Mapping):
+            yield from texts_of(element, keys)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        # Half of a surrogate pair is in no vocabulary; runs count such a record as broken.
+        yield value.encode("utf-8", "replace").decode("utf-8")
+    elif isinstance(value, Mapping | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(part)
+
+
+def _records(file: str) -> tuple[Iterator[Mapping[str, Any] | str], int]:
+    """The records of a file, and how many there are; for one that cannot be read, where and why."""
+    path = Path(file).expanduser()
+    if path.is_file() and path.suffix in (".json", ".jsonl") and _starts_array(path):
+        rows = read_rows(file, "--records")
+        return (row.values if isinstance(row, Row) else str(row) for row in rows), len(rows)
+    shards = Shards([file], key="--records")
+    return (_record(shards, number) for number in range(len(shards))), len(shards)
+
+
+def _record(shards: Shards, number: int) -> Mapping[str, Any] | str:
+    try:
+        record = shards.read(number)
+    except Exception as error:
+        broken = broken_record(error, lambda: shards.place(number))
+        return f"{broken.place}: {broken.kind}: {broken.message}"
+    # The caption of a pair in a tar is a member of its own.
+    return record.values if record.text is None else {"text": record.text, **record.values}
+
+
+def _starts_array(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
