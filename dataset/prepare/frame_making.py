@@ -15,7 +15,7 @@ from torch import Tensor
 from dataset.media.augment import shrink
 from dataset.media.encoded import Picture, encode_jpeg, pixels_of
 from dataset.media.video import VideoReadingConfig, VideoSource, read_frames, sample_frames, video_source
-from dataset.prepare.book import json_line
+from dataset.prepare.output import json_line
 from dataset.records.broken import broken_record
 from dataset.records.schema import BrokenRecordError
 from utils.batch import BrokenRecord
@@ -96,15 +96,15 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Made:
-    """Line of a record to be written, with the number of its ``videos`` and ``frames``."""
+class RecordLine:
+    """A record with its frames, encoded as it is written, and the numbers of its ``videos`` and ``frames``."""
 
     content: bytes
     videos: int
     frames: int
 
 
-def work(job: Job) -> Made | BrokenRecord:
+def work(job: Job) -> RecordLine | BrokenRecord:
     """Make the frames of a record; returns a broken record if its video cannot be used."""
     if job.broken is not None:
         return job.broken
@@ -119,7 +119,7 @@ def work(job: Job) -> Made | BrokenRecord:
         return broken_record(error, lambda: job.place)
     frames: Any = clips if has_clips(value) else clips[0]
     content = json.dumps(frames).encode("ascii") if job.bare else json_line({**job.values, job.key: frames})
-    return Made(content, len(clips), sum(map(len, clips)))
+    return RecordLine(content, len(clips), sum(map(len, clips)))
 
 
 def killed(job: Job) -> BrokenRecord:

@@ -6,14 +6,14 @@ parted by tabs. For each source, ``DIR/<its name>.jsonl`` is made, of ``{"source
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataset.prepare.folders import LineParser, write_records
+from dataset.prepare.official import command_parser, manifest_of, write_by_source
+from dataset.prepare.output import OutputFolder
 from utils.errors import UserError, one_line_errors
 
 THRESHOLD = 1.04
@@ -47,18 +47,16 @@ def pairs(source: Path, at_least: float = THRESHOLD) -> Iterator[dict[str, str]]
 @one_line_errors
 def main() -> int:
     """Make the records and print a line for each source; exit status 2 for a mistake of the user."""
-    parser = LineParser(prog="python -m dataset.prepare.wikimatrix", description="Text pairs of WikiMatrix.")
-    parser.add_argument(
-        "--source", type=Path, required=True, nargs="+", metavar="FILE", help="WikiMatrix.<a>-<b>.tsv.gz"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
-    parser.add_argument("--at-least", type=float, default=THRESHOLD, metavar="SCORE", help=f"default {THRESHOLD}")
-    flags: argparse.Namespace = parser.parse_args()
-    flags.out.mkdir(parents=True, exist_ok=True)
-    for source in flags.source:
-        name = source.name.removesuffix(".gz").removesuffix(".tsv") + ".jsonl"
-        count = write_records(flags.out / name, pairs(source, flags.at_least))
-        sys.stdout.write(f"{flags.out / name}: {count} pairs\n")
+    parser = command_parser("wikimatrix", "Text pairs of WikiMatrix.")
+    add = parser.add_argument
+    add("--source", type=Path, required=True, nargs="+", metavar="FILE", help="WikiMatrix.<a>-<b>.tsv.gz")
+    add("--at-least", type=float, default=THRESHOLD, metavar="SCORE", help=f"default {THRESHOLD}")
+    flags = parser.parse_args()
+    sources = {path.name.removesuffix(".gz").removesuffix(".tsv") + ".jsonl": path for path in flags.source}
+    arguments = {"at_least": flags.at_least}
+    manifest = manifest_of("wikimatrix")
+    folder = OutputFolder(flags.out, manifest, arguments, sources, overwrite=flags.overwrite)
+    write_by_source(folder, sources, lambda source: pairs(source, flags.at_least), "pairs")
     return 0
 
 
