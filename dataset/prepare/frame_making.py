@@ -21,12 +21,12 @@ from dataset.records.schema import BrokenRecordError
 from utils.batch import BrokenRecord
 
 MAKING = 1
-"""Goes up when the same arguments give other frames."""
+"""Increased when the same arguments give other frames."""
 
 
 @dataclass(frozen=True)
 class FrameMaking:
-    """Which frames are taken of a video, and how they are kept.
+    """Choice and encoding of a video's frames.
 
     Args:
         reading: candidates in a second, backend, time limit.
@@ -63,7 +63,7 @@ class FrameMaking:
         )
 
     def clips(self, value: Any, key: str, place: str, folder: Path) -> list[list[str]]:
-        """The frames of each clip under ``key``: of one video, or of a list of lists of pictures. Base64 pictures stay as they
+        """The frames of each clip under ``key``: of one video, or of a list of lists of images. Base64 images stay as they
         are, also where they are larger.
 
         Raises:
@@ -84,7 +84,7 @@ def has_clips(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Job:
-    """A record whose video is to be made frames of. ``broken``: the record itself. ``bare``: only the frames are wanted."""
+    """A record whose video becomes frames. ``broken``: why the record cannot be read. ``bare``: write the frames alone."""
 
     making: FrameMaking
     place: str

@@ -99,7 +99,7 @@ def test_a_truncated_picture_is_unreadable(form):
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"not a picture" * 20])
 def test_what_is_no_picture_is_unreadable(content):
-    with pytest.raises(BrokenRecordError, match=f"p: unreadable image: {len(content)} bytes: not a picture"):
+    with pytest.raises(BrokenRecordError, match=f"p: unreadable image: {len(content)} bytes: not an image"):
         decode(content, MANY, "p")
 
 
@@ -212,7 +212,7 @@ def test_no_program_is_started_for_a_picture(monkeypatch, content):
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **more: pytest.fail("Ghostscript was started"))
     with pytest.raises(
-        BrokenRecordError, match=r"not a picture of a format that is read \(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM\)"
+        BrokenRecordError, match=r"not an image of a format that is read \(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM\)"
     ):
         decode(content, MANY, "p")
 

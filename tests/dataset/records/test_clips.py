@@ -53,7 +53,7 @@ def test_one_clip_is_the_video():
 @pytest.mark.parametrize("video", ["a.mp4", ["a.mp4", "b.mp4"]])
 def test_files_of_a_continuous_video_are_not_taken_for_its_pictures(video):
     with pytest.raises(
-        BrokenRecordError, match=r"is_continuous joins clips that are lists of pictures .*, and video is one"
+        BrokenRecordError, match=r"is_continuous joins clips that are lists of images .*, and video is one"
     ):
         parse(video=video, caption=["x", "y"], is_continuous=True)
     assert len(parse(video=video, caption="x", is_continuous=True).clips) == 1
