@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from dataset.records.schema import BrokenRecordError
+from dataset.text.loading import load_tokenizer
 from dataset.text.processors import (
     TextDataConfig,
     TextProcessor,
     clean_alternatives,
     clean_caption,
     clean_question,
-    load_tokenizer,
     mentions_side,
 )
 from utils.batch import IGNORE
