@@ -21,10 +21,10 @@ _claimed: dict[Path, OutputFolder] = {}
 
 
 class LineParser(argparse.ArgumentParser):
-    """An argument parser whose complaint is a :class:`~utils.errors.UserError`, so that the user sees one line."""
+    """Argument parser that raises a :class:`~utils.errors.UserError`, so that the user sees one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise the parser's complaint as a UserError, with the way to the list of flags."""
+        """Raise a UserError that names --help."""
         raise UserError(f"{message}; --help lists the flags")
 
 
@@ -44,7 +44,7 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 def split_by_hash(key: str) -> str:
-    """The split a key belongs to, for ever: 80 % of keys "train", 10 % "val", 10 % "test", whatever the seed."""
+    """Fixed split of a key, for every seed: "train" for 80 % of keys, "val" for 10 %, "test" for 10 %."""
     bucket = int.from_bytes(hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest(), "big") % 100
     return "train" if bucket < 80 else "val" if bucket < 90 else "test"
 
@@ -84,8 +84,8 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def fill_and_tell(out: Path, facts_name: str, fill: Callable[[], object], said: Callable[[dict[str, Any]], str]) -> int:
-    """``fill()`` the folder ``out``, and print in one line what ``said`` makes of its facts, or that nothing was to be done.
+def fill_and_tell(out: Path, facts_name: str, fill: Callable[[], object], line: Callable[[dict[str, Any]], str]) -> int:
+    """``fill()`` the folder ``out``, and print ``line`` of its facts, or that there was nothing to do.
 
     Returns:
         The exit status, 0.
@@ -96,7 +96,7 @@ def fill_and_tell(out: Path, facts_name: str, fill: Callable[[], object], said: 
     if before is not None and facts_path.stat().st_mtime_ns == before:
         sys.stdout.write(f"{out} is already complete with these arguments; nothing to do\n")
     else:
-        sys.stdout.write(f"{out}: {said(read_facts(facts_path))}\n")
+        sys.stdout.write(f"{out}: {line(read_facts(facts_path))}\n")
     return 0
 
 

@@ -1,17 +1,16 @@
-"""``python -m dataset.prepare.frames (--records FILE ... | --folder DIR) --out DIR``: videos become lists of frames, once.
+"""``python -m dataset.prepare.frames (--records FILE ... | --folder DIR) --out DIR``: videos become lists of frames.
 
-A training that reads video files decodes them again in every epoch, at many times the price of an image. This decodes each of
-them once and keeps the frames of whole seconds (X²-VLM, section 3.2) as base64 JPEGs, which is how the released data are.
+Training on video files decodes them again in every epoch, which costs many times as much as images. This command decodes each
+video once and keeps the frames of whole seconds (X²-VLM, section 3.2) as base64 JPEGs, the form of the released data.
 
---records   shards of pre-training (files, patterns or folders): for each shard DIR/<its name>.jsonl, the same records with the
-            frames in place of the path. Records that hold base64 images stay as they are.
---folder    every video file below a folder: DIR/<its path>.json for each, a list of frames, which is found where the file was
-            (by the video_id of MSR-VTT and others) once DIR stands for the folder.
+--records   shards of pre-training (files, patterns or folders): for each shard DIR/<its name>.jsonl, the same records with
+            frames instead of the path. Records that hold base64 images stay as they are.
+--folder    every video file below a folder: DIR/<its path>.json for each, a list of frames. With DIR in place of the
+            folder in a config, the lists are found as the files were (by the video_id of MSR-VTT and others).
 
-A video that cannot be read is left out, with its record, counted, and named in DIR/_frames/broken.jsonl. A run that was
-interrupted resumes with the same command: shards and lists that are whole are not made again, and one that was deleted, or whose
-source has another size than before, is. Broken videos of a folder are tried again each time; those of a shard once it is deleted.
-One run at a time fills DIR.
+A video that cannot be read is left out with its record, counted, and named in DIR/_frames/broken.jsonl. The same command resumes
+an interrupted run: finished files are kept, and made again only if they were deleted or their source has another size. Broken
+videos of a folder are tried again each time; those of a shard once the shard is deleted. One run at a time fills DIR.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Summary:
-    """Content of a folder, and of it what this run made, and how fast. ``tried``: files that were not there before."""
+    """Totals of a folder; ``tried`` files were missing before this run, which made ``made`` videos in ``seconds``."""
 
     videos: int
     frames: int
@@ -249,7 +248,7 @@ def main() -> int:
     else:
         sys.stdout.write(f"{flags.out} is already complete with these arguments; nothing to do\n")
     if summary.broken:
-        sys.stdout.write(f"all that is broken: {flags.out / BROKEN}\n")
+        sys.stdout.write(f"broken videos: {flags.out / BROKEN}\n")
     return 0
 
 

@@ -1,8 +1,8 @@
 """``python -m dataset.prepare.multi30k --source DIR --out DIR``: records of Multi30K, captions by language.
 
 ``--source`` is a copy of the official repository (multi30k/dataset). English and German have five captions of each image,
-written without sight of each other (task 2); French and Czech one, a translation (task 1); so do English and German where task 2
-is not there. The test split is that of 2016. Images are those of Flickr30K, named relative to their own folder.
+written independently (task 2); French and Czech have one, a translation (task 1), and so have English and German without task 2.
+The test split is that of 2016. Images are those of Flickr30K, named relative to their own folder.
 """
 
 from __future__ import annotations

@@ -86,10 +86,15 @@ def write_splits(
 
 
 def write_by_source(
-    folder: OutputFolder, sources: Mapping[str, Path], records: Callable[[Path], Iterable[Mapping[str, Any]]], unit: str
+    command: str,
+    flags: argparse.Namespace,
+    arguments: Mapping[str, Any],
+    sources: Mapping[str, Path],
+    records: Callable[[Path], Iterable[Mapping[str, Any]]],
+    unit: str,
 ) -> None:
     """Write a file of records for each source, unless it is finished, and print a line for each."""
-    with folder:
+    with OutputFolder(flags.out, manifest_of(command), arguments, sources, overwrite=flags.overwrite) as folder:
         for name, source in sources.items():
             path = folder.out / name
             entry = folder.finished(name, source)

@@ -1,8 +1,8 @@
 """``python -m dataset.prepare.wit --source FILE ... --out DIR``: records of IGLUE's WIT, with their images as files.
 
 The sources are ``test_<language>.jsonl``, ``val_en.jsonl`` or ``train_en.jsonl`` with ``image_content`` beside the official keys:
-the image in base64, which each user fetches by ``image_url``. Captions of one address are captions of one image; rows without
-a caption are left out. For each source, ``DIR/<its name>`` is made, and its images in ``DIR/images``.
+the image in base64, which each user downloads from ``image_url``. Captions with one URL are captions of one image; lines without
+a caption are left out. Each source becomes ``DIR/<its name>``, with its images in ``DIR/images``.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.official import command_parser, manifest_of, write_by_source
-from dataset.prepare.output import OutputFolder
+from dataset.prepare.official import command_parser, write_by_source
 from dataset.records.schema import BrokenRecordError, ImageKeys, RawRecord, image_source
 from utils.errors import UserError, one_line_errors
 
@@ -39,17 +39,17 @@ def records(source: Path, out: Path) -> Iterator[dict[str, Any]]:
                 caption = str(row.get("caption_reference_description") or "").strip()
                 if not caption:
                     continue
-                address = str(row.get("image_url") or "")
-                name = f"images/{hashlib.blake2b(address.encode(), digest_size=10).hexdigest()}.jpg"
+                url = str(row.get("image_url") or "")
+                name = f"images/{hashlib.blake2b(url.encode(), digest_size=10).hexdigest()}.jpg"
                 if name not in written:
                     written.add(name)
                     (out / name).parent.mkdir(exist_ok=True)
                     content = image_source(RawRecord(row, place, source.parent), KEYS).load()
                     (out / name).write_bytes(content)
-                yield {"image": name, "caption": caption, "image_id": address}
+                yield {"image": name, "caption": caption, "image_id": url}
     except BrokenRecordError as error:
         raise UserError(
-            f"{error}; fetch each image by its image_url, and put it beside the official keys in base64"
+            f"{error}; download each image from its image_url, and put it beside the official keys in base64"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{source} cannot be read, or {out} not written: {error}") from None
@@ -73,8 +73,7 @@ def main() -> int:
     add("--source", type=Path, required=True, nargs="+", metavar="FILE", help="JSON lines with image_content")
     flags = parser.parse_args()
     sources = {path.name: path for path in flags.source}
-    folder = OutputFolder(flags.out, manifest_of("wit"), {}, sources, overwrite=flags.overwrite)
-    write_by_source(folder, sources, lambda source: records(source, flags.out), "captions")
+    write_by_source("wit", flags, {}, sources, partial(records, out=flags.out), "captions")
     return 0
 
 

@@ -453,7 +453,7 @@ def test_the_command_says_in_a_line_what_there_is(videos, files, tmp_path, monke
     break_video(videos)
     assert run(monkeypatch, *command, "--quality", 50) == 0
     said = capsys.readouterr().out
-    assert "1 broken (1 unreadable video); none of them new\nall that is broken: " in said
+    assert "1 broken (1 unreadable video); none of them new\nbroken videos: " in said
 
 
 def test_the_command_makes_records(videos, files, tmp_path, monkeypatch, capsys):
