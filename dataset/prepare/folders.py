@@ -57,13 +57,11 @@ def claim_folder(
     Returns:
         False if ``out`` is complete and was made with the same arguments: there is nothing to do.
     """
+    if already_made(out, facts_name, arguments, overwrite=overwrite):  # a complete folder may be read-only
+        return False
     if out in _claimed:  # of an attempt in this process that failed
         _claimed.pop(out).release()
-    output = OutputFolder(out, facts_name, arguments, owned, overwrite=overwrite).__enter__()
-    if output.complete:
-        output.release()
-        return False
-    _claimed[out] = output
+    _claimed[out] = OutputFolder(out, facts_name, arguments, owned, overwrite=overwrite).__enter__()
     return True
 
 
