@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 
-from dataset.media.encoded import Picture, crop, pixels_of
+from dataset.media.encoded import EncodedImage, crop, pixels_of
 from utils.config import Config
 
 FILL = 128
@@ -64,7 +64,9 @@ class AugmentConfig(RegionAugmentConfig):
         return self
 
 
-def random_resized_crop(image: Tensor | Picture, size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+def random_resized_crop(
+    image: Tensor | EncodedImage, size: int, config: AugmentConfig, rng: np.random.Generator
+) -> Tensor:
     """A random part of ``image``, resized to (3, ``size``, ``size``) with antialiased bicubic interpolation."""
     part = draw_crop(image.shape[1], image.shape[2], config, rng)
     return resize(crop(image, *part), size)
@@ -110,7 +112,7 @@ def _resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def training_view(
-    image: Tensor | Picture,
+    image: Tensor | EncodedImage,
     size: int,
     config: AugmentConfig,
     augment: RandAugment,
@@ -125,7 +127,7 @@ def training_view(
     return augment(view, rng)
 
 
-def evaluation_view(image: Tensor | Picture, size: int) -> Tensor:
+def evaluation_view(image: Tensor | EncodedImage, size: int) -> Tensor:
     """The whole image at (3, ``size``, ``size``), without a centre crop (released)."""
     return resize(pixels_of(image), size).contiguous()
 

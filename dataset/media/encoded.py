@@ -47,8 +47,8 @@ class JPEGFrame(NamedTuple):
     """1 of grey images, 3 of coloured ones, 4 of those for print (CMYK)."""
 
 
-class Picture:
-    """An image whose header was read; its pixels are decoded when they are asked for.
+class EncodedImage:
+    """An encoded image whose header was read; its pixels are decoded on demand.
 
     Grey, CMYK, palette and 16-bit images become 8-bit RGB; of an animation, the first frame. (Pillow itself applies the
     orientation of a TIFF file.)
@@ -129,8 +129,8 @@ class Picture:
 
 
 def decode(content: bytes, max_pixels: int, place: str, pixels: PixelsAre = "shown") -> Tensor:
-    """Encoded bytes to (3, H, W) uint8 RGB; see :class:`Picture`, also for what it raises."""
-    return Picture(content, max_pixels, place, pixels).pixels()
+    """Encoded bytes to (3, H, W) uint8 RGB; see :class:`EncodedImage`, also for what it raises."""
+    return EncodedImage(content, max_pixels, place, pixels).pixels()
 
 
 def for_boxes(pixels: PixelsAre) -> PixelsAre:
@@ -138,9 +138,9 @@ def for_boxes(pixels: PixelsAre) -> PixelsAre:
     return "unturned" if pixels == "shown" else pixels
 
 
-def pixels_of(image: Tensor | Picture) -> Tensor:
-    """All of an image that may still be encoded, (3, H, W) uint8; raises as :meth:`Picture.rows`."""
-    return image.pixels() if isinstance(image, Picture) else image
+def pixels_of(image: Tensor | EncodedImage) -> Tensor:
+    """All of an image that may still be encoded, (3, H, W) uint8; raises as :meth:`EncodedImage.rows`."""
+    return image.pixels() if isinstance(image, EncodedImage) else image
 
 
 def encode_jpeg(image: Tensor, quality: int) -> bytes:
@@ -150,9 +150,9 @@ def encode_jpeg(image: Tensor, quality: int) -> bytes:
     return content
 
 
-def crop(image: Tensor | Picture, top: int, left: int, height: int, width: int) -> Tensor:
+def crop(image: Tensor | EncodedImage, top: int, left: int, height: int, width: int) -> Tensor:
     """A part of an image, (3, ``height``, ``width``) uint8; of an encoded one, the rows down to its bottom are decoded."""
-    pixels = image.rows(top + height) if isinstance(image, Picture) else image
+    pixels = image.rows(top + height) if isinstance(image, EncodedImage) else image
     return pixels[:, top : top + height, left : left + width]
 
 

@@ -23,14 +23,14 @@ from torch import Tensor
 
 from dataset.files import RECORD_BYTES, read_file
 from dataset.media.decoding import Backend, Clock, decoded, index_of, why_not_loaded, within
-from dataset.media.encoded import Picture, PixelsAre
-from dataset.records.schema import BrokenRecordError, ImageSource, picture_of
+from dataset.media.encoded import EncodedImage, PixelsAre
+from dataset.records.schema import BrokenRecordError, ImageSource, image_of
 from utils.config import Config
 from utils.errors import UserError
 
 Choose = Callable[[int], Sequence[int]]
 """From the number of candidates to those that are taken, ascending; one may be taken several times."""
-FrameView = Callable[[Tensor | Picture], Tensor]
+FrameView = Callable[[Tensor | EncodedImage], Tensor]
 """From a frame, (3, H, W) uint8 RGB or still encoded, to the tensor that is kept of it."""
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -69,7 +69,7 @@ def video_source(value: Any, key: str, place: str, folder: Path) -> VideoSource:
     if isinstance(value, list):
         if not value:
             raise BrokenRecordError("unreadable video", place, f"{key} is an empty list")
-        return VideoSource(place, frames=tuple(picture_of(frame, f"{key}[…]", place, folder) for frame in value))
+        return VideoSource(place, frames=tuple(image_of(frame, f"{key}[…]", place, folder) for frame in value))
     if not isinstance(value, str):
         raise BrokenRecordError("wrong type", place, f"{key} is {value!r:.80}, neither a path nor a list of images")
     if not value:
@@ -108,7 +108,7 @@ class FrameSampler:
         self,
         source: VideoSource,
         rng: np.random.Generator,
-        view: Callable[[Tensor | Picture, np.random.Generator], Tensor],
+        view: Callable[[Tensor | EncodedImage, np.random.Generator], Tensor],
     ) -> Tensor:
         """Views of random frames; ``view`` takes a frame and the generator for its random numbers.
 
@@ -118,7 +118,7 @@ class FrameSampler:
         chosen, views = (np.random.default_rng(rng.integers(2**63)) for _ in range(2))
         seed = int(views.integers(2**63))
 
-        def view_of(frame: Tensor | Picture) -> Tensor:
+        def view_of(frame: Tensor | EncodedImage) -> Tensor:
             return view(frame, np.random.default_rng(seed) if self.config.same_view else views)
 
         return self._read(source, lambda count: sample_frames(count, self.frames, chosen), view_of)
@@ -199,12 +199,12 @@ def _chosen(
     max_pixels: int,
     pixels: PixelsAre,
     clock: Clock,
-) -> Iterator[Tensor | Picture]:
+) -> Iterator[Tensor | EncodedImage]:
     """Each chosen frame, decoded in a file, still encoded in a list or a folder of images."""
     images = _images(source)
     if images is not None:
         for number, again in itertools.groupby(choose(len(images))):
-            image = Picture(images[number].load(), max_pixels, source.place, pixels)
+            image = EncodedImage(images[number].load(), max_pixels, source.place, pixels)
             for _ in again:
                 clock.check()
                 yield image
@@ -256,7 +256,7 @@ def _listed_images(path: Path, place: str) -> list[ImageSource]:
         raise BrokenRecordError("unreadable video", place, f"{path} is no JSON list of images: {error}") from None
     if not isinstance(values, list):
         raise BrokenRecordError("unreadable video", place, f"{path} is no JSON list of images")
-    return [picture_of(value, f"{path.name}[{number}]", place, path.parent) for number, value in enumerate(values)]
+    return [image_of(value, f"{path.name}[{number}]", place, path.parent) for number, value in enumerate(values)]
 
 
 def _by_number(path: Path) -> list[Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dataset.media.augment import AugmentConfig, RandAugment, evaluation_view, training_view
-from dataset.media.encoded import Picture, PixelsAre, decode, for_boxes
+from dataset.media.encoded import EncodedImage, PixelsAre, decode, for_boxes
 from dataset.media.video import FrameSampler, VideoSource
 from dataset.records.schema import BrokenRecordError, ImageSource
 from utils.errors import UserError
@@ -21,7 +21,7 @@ class TrainingView:
 
     Args:
         image_size: S.
-        max_pixels: see :class:`~dataset.media.encoded.Picture`.
+        max_pixels: see :class:`~dataset.media.encoded.EncodedImage`.
         augment: what is done to each image.
         videos: how frames are taken of videos; None where there are none.
         pixels: see :data:`~dataset.media.encoded.PixelsAre`.
@@ -43,13 +43,13 @@ class TrainingView:
     def __call__(self, source: ImageSource | VideoSource, rng: np.random.Generator, *, may_flip: bool) -> Tensor:
         """Raises :class:`BrokenRecordError` where it cannot be read."""
 
-        def view(image: Tensor | Picture, rng: np.random.Generator) -> Tensor:
+        def view(image: Tensor | EncodedImage, rng: np.random.Generator) -> Tensor:
             return training_view(image, self.image_size, self.config, self.augment, rng, may_flip=may_flip)
 
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"
             return self.videos.training(source, rng, view)
-        return view(Picture(source.load(), self.max_pixels, source.place, self.pixels), rng)
+        return view(EncodedImage(source.load(), self.max_pixels, source.place, self.pixels), rng)
 
     def filler(self) -> Tensor:
         """A black view for a row that does not count."""
@@ -114,7 +114,7 @@ def check_medium(sources: Sequence[ImageSource | VideoSource], frames: int | Non
         raise UserError(f"{key} holds images, the model is one of videos; drop model.vision.video")
 
 
-def check_size(image: Tensor | Picture, size: tuple[int, int], place: str) -> None:
+def check_size(image: Tensor | EncodedImage, size: tuple[int, int], place: str) -> None:
     """Raises :class:`BrokenRecordError` where an image (3, H, W) is not of the (width, height) that its boxes refer to."""
     actual = (image.shape[2], image.shape[1])
     if actual != size:

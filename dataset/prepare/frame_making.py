@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dataset.media.augment import shrink
-from dataset.media.encoded import Picture, encode_jpeg, pixels_of
+from dataset.media.encoded import EncodedImage, encode_jpeg, pixels_of
 from dataset.media.video import VideoReadingConfig, VideoSource, read_frames, sample_frames, video_source
 from dataset.prepare.output import json_line
 from dataset.records.broken import broken_record
@@ -56,7 +56,7 @@ class FrameMaking:
         encoded = read_frames(source, self.reading, choose, self._encoded, self.max_pixels)
         return [base64.b64encode(content.numpy().tobytes()).decode("ascii") for content in encoded]
 
-    def _encoded(self, frame: Tensor | Picture) -> Tensor:
+    def _encoded(self, frame: Tensor | EncodedImage) -> Tensor:
         """(bytes,) uint8: of a long video, only the encoded frames are there all at once."""
         return torch.frombuffer(
             bytearray(encode_jpeg(shrink(pixels_of(frame), self.short_side), self.quality)), dtype=torch.uint8

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.media.encoded import Picture, crop
+from dataset.media.encoded import EncodedImage, crop
 from dataset.records.schema import Box, BrokenRecordError, Element, RegionRecord, place_box
 from utils.batch import BrokenRecord
 
@@ -33,7 +33,7 @@ class Crop:
     x1: int
     y1: int
 
-    def of(self, image: Tensor | Picture) -> Tensor:
+    def of(self, image: Tensor | EncodedImage) -> Tensor:
         """The part of an image, (3, y1 - y0, x1 - x0) uint8."""
         return crop(image, self.y0, self.x0, self.y1 - self.y0, self.x1 - self.x0)
 
