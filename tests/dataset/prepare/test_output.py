@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,18 @@ def test_another_process_does_not_fill_a_claimed_folder(out):
     with folder(out) as output:
         output.close()
     assert not (out / JOURNAL).exists()
+
+
+def test_a_worker_that_outlives_its_run_does_not_keep_the_lock(out):
+    with folder(out):
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+        worker.start()
+    try:
+        with folder(out) as output:
+            output.close()
+    finally:
+        worker.kill()
+        worker.join()
 
 
 def test_a_lock_on_the_journal_of_a_folder_closed_meanwhile_is_no_claim(out, monkeypatch):
