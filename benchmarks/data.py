@@ -37,7 +37,7 @@ from torchvision.transforms import functional as pillow
 from benchmarks.loader_rates import CONFIG, SMALL, WHOLE, Files, print_loaders, print_needs
 from benchmarks.records import write_records, write_videos
 from dataset.media.augment import RandAugment, draw_crop, hflip, resize, stack_views
-from dataset.media.encoded import Picture, crop
+from dataset.media.encoded import EncodedImage, crop
 from dataset.prepare.folders import whole_number
 from dataset.records.schema import parse_image_record
 from dataset.tasks.pretrain import DataConfig, PretrainBatches
@@ -85,8 +85,8 @@ def time_stages(stream: ImageStream, size: int) -> dict[str, float]:
         laps.lap("read")
         caption = text.choose(record.captions, rng, record.place)
         laps.lap("tokenise and mask")
-        picture = Picture(content, stream.view.max_pixels, record.place)
-        part = crop(picture, *draw_crop(*picture.shape[1:], config, rng))
+        image = EncodedImage(content, stream.view.max_pixels, record.place)
+        part = crop(image, *draw_crop(*image.shape[1:], config, rng))
         laps.lap("decode")
         view = resize(part, size)
         laps.lap("resize")
@@ -139,11 +139,11 @@ def ratios(contents: Sequence[bytes], data: DataConfig, size: int, rounds: int) 
     """Time of the usual way over ours on the same files and crops, for each round."""
     assert data.images is not None
     config, values = data.images.augment, []
-    images = [Picture(content, data.max_pixels, "") for content in contents]
+    images = [EncodedImage(content, data.max_pixels, "") for content in contents]
     parts = [draw_crop(*image.shape[1:], config, np.random.default_rng(n)) for n, image in enumerate(images)]
 
     def ours(number: int) -> Tensor:
-        return resize(crop(Picture(contents[number], data.max_pixels, ""), *parts[number]), size)
+        return resize(crop(EncodedImage(contents[number], data.max_pixels, ""), *parts[number]), size)
 
     def usual(number: int) -> Tensor:
         return usual_way(contents[number], parts[number], size)

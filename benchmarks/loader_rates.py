@@ -17,7 +17,7 @@ import torch
 
 from dataset.loaders import BatchLoader
 from dataset.tasks.pretrain import DataConfig, PretrainBatches
-from dataset.text.processors import load_tokenizer
+from dataset.text.loading import load_tokenizer
 from engine.devices import peak
 from tasks.kinds import kind_of
 from tasks.pretrain import PretrainConfig

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
-from dataset.text.processors import load_tokenizer
+from dataset.text.loading import load_tokenizer
 from engine.checkpoint import Checkpoint, find_weights, run_of
 from engine.run_folder import RunFolder
 from engine.train_config import TrainConfig

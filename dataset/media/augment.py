@@ -17,17 +17,17 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 
-from dataset.media.encoded import Picture, crop, pixels_of
+from dataset.media.encoded import EncodedImage, crop, pixels_of
 from utils.config import Config
 
 FILL = 128
-"""Grey level that geometric operations bring in from outside the picture."""
+"""Grey level that geometric operations bring in from outside the image."""
 
 _CROP_ATTEMPTS = 10
 _LEVELS = np.arange(256)
 
 _FRAME = 2
-"""Pixels of :data:`FILL` around a picture that is warped: both neighbours of a place outside lie in them."""
+"""Pixels of :data:`FILL` around an image that is warped: both neighbours of a place outside lie in them."""
 _CHANNEL_BITS, _WEIGHT_BITS = np.uint64(21), np.uint64(10)
 _EACH_CHANNEL = np.uint64(1 | 1 << 21 | 1 << 42)
 _HALF = np.uint64(512)
@@ -39,16 +39,16 @@ Affine = tuple[float, float, float, float, float, float]
 
 
 class RegionAugmentConfig(Config):
-    """Augmentation of a picture with boxes, whose crop follows the boxes; of RandAugment, the colour operations only."""
+    """Augmentation of an image with boxes, whose crop follows the boxes; of RandAugment, the colour operations only."""
 
     flip: float = Field(0.5, ge=0, le=1, description="Chance of a horizontal flip.")
-    rand_augment_ops: int = Field(2, ge=0, description="RandAugment operations drawn for a picture; 0 turns it off.")
+    rand_augment_ops: int = Field(2, ge=0, description="RandAugment operations drawn for an image; 0 turns it off.")
     rand_augment_magnitude: int = Field(7, ge=0, le=10, description="Their strength, from 0 to 10.")
 
 
 class AugmentConfig(RegionAugmentConfig):
-    """Augmentation of a training picture (values: released). ``scale: [1, 1]`` with ``ratio`` as wide as the pictures' own
-    gives the whole picture."""
+    """Augmentation of a training image (values: released). ``scale: [1, 1]`` with ``ratio`` as wide as the images' own
+    gives the whole image."""
 
     scale: tuple[float, float] = Field(
         (0.2, 1.0), description="Least and greatest share of the area that a crop keeps."
@@ -64,14 +64,16 @@ class AugmentConfig(RegionAugmentConfig):
         return self
 
 
-def random_resized_crop(image: Tensor | Picture, size: int, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+def random_resized_crop(
+    image: Tensor | EncodedImage, size: int, config: AugmentConfig, rng: np.random.Generator
+) -> Tensor:
     """A random part of ``image``, resized to (3, ``size``, ``size``) with antialiased bicubic interpolation."""
     part = draw_crop(image.shape[1], image.shape[2], config, rng)
     return resize(crop(image, *part), size)
 
 
 def draw_crop(height: int, width: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random part of a picture.
+    """Top, left, height and width of a random part of an image.
 
     The area is uniform in ``config.scale``, the ratio log-uniform in ``config.ratio``; after ten draws that do not fit, the
     largest central crop whose ratio is allowed (as torchvision's ``RandomResizedCrop``).
@@ -94,8 +96,8 @@ def resize(image: Tensor, size: int) -> Tensor:
 
 
 def shrink(image: Tensor, short_side: int) -> Tensor:
-    """(3, H, W) uint8 with a shorter side of at most ``short_side``, bicubic with antialiasing; the aspect is kept, and what is
-    small enough is left as it is."""
+    """(3, H, W) uint8 with a shorter side of at most ``short_side``, bicubic with antialiasing; the aspect is kept. A smaller
+    image is returned unchanged."""
     height, width = image.shape[1:]
     scale = short_side / min(height, width)
     return image if scale >= 1 else _resize(image, round(scale * height), round(scale * width))
@@ -104,13 +106,13 @@ def shrink(image: Tensor, short_side: int) -> Tensor:
 def _resize(image: Tensor, height: int, width: int) -> Tensor:
     if tuple(image.shape[1:]) == (height, width):
         return image
-    # Decoded pictures have their channels last; what is dense is resized as it lies, and anything else turned around twice.
-    laid = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
-    return interpolate(laid, [height, width], mode="bicubic", antialias=True)[0]
+    # Decoded images have their channels last, which interpolate keeps; other layouts would be converted there and back.
+    batch = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
+    return interpolate(batch, [height, width], mode="bicubic", antialias=True)[0]
 
 
 def training_view(
-    image: Tensor | Picture,
+    image: Tensor | EncodedImage,
     size: int,
     config: AugmentConfig,
     augment: RandAugment,
@@ -118,27 +120,27 @@ def training_view(
     *,
     may_flip: bool,
 ) -> Tensor:
-    """A random crop at (3, ``size``, ``size``), mirrored at times where it may be, then through RandAugment."""
+    """A random crop at (3, ``size``, ``size``), mirrored with probability ``config.flip`` if it may be, then RandAugment."""
     view = random_resized_crop(image, size, config, rng)
     if rng.random() < config.flip and may_flip:
         view = hflip(view)
     return augment(view, rng)
 
 
-def evaluation_view(image: Tensor | Picture, size: int) -> Tensor:
-    """The whole picture at (3, ``size``, ``size``), without a centre crop (released)."""
+def evaluation_view(image: Tensor | EncodedImage, size: int) -> Tensor:
+    """The whole image at (3, ``size``, ``size``), without a centre crop (released)."""
     return resize(pixels_of(image), size).contiguous()
 
 
 def stack_views(views: Sequence[Tensor]) -> Tensor:
-    """Views of one shape along a new first dimension; a worker process writes them to the memory that it shares with the
-    trainer's process, where ``torch.stack`` would have them copied there."""
+    """Views of one shape, stacked. A worker process writes them straight to the memory that it shares with the trainer's
+    process; ``torch.stack`` would need one more copy."""
     stacked: Tensor = default_collate(list(views))
     return stacked
 
 
 def hflip(image: Tensor) -> Tensor:
-    """The picture mirrored left to right."""
+    """The image mirrored left to right."""
     return image.flip(-1)
 
 
@@ -149,7 +151,7 @@ class RandAugment:
     a random sign. On the released fixture they agree exactly but for Sharpness, which clips where the released one wraps around.
 
     Args:
-        ops: operations drawn for a picture.
+        ops: operations drawn for an image.
         magnitude: from 0 to 10; at 7 factors are 1.36, shears 0.21, shifts 7 px, angles 21 degrees.
         colour_only: without the geometric operations, which would move what boxes point at.
     """
@@ -226,10 +228,10 @@ def _sharpness(planes: Planes, factor: float) -> Planes:
 
 def _look_up(planes: Planes, tables: Sequence[np.ndarray]) -> Planes:
     out = np.empty_like(planes)
-    for plane, table, found in zip(planes, tables, out, strict=True):
+    for plane, table, target in zip(planes, tables, out, strict=True):
         # bytes.translate looks up twice as fast as an array that is indexed by an array.
         translated = plane.tobytes().translate(table.astype(np.uint8).tobytes())
-        found[:] = np.frombuffer(translated, np.uint8).reshape(found.shape)
+        target[:] = np.frombuffer(translated, np.uint8).reshape(target.shape)
     return out
 
 
@@ -280,9 +282,9 @@ def _warp(planes: Planes, source: Affine) -> Planes:
 
 @lru_cache(maxsize=16)
 def _bilinear(source: Affine, height: int, width: int) -> tuple[np.ndarray, list[np.ndarray | None]]:
-    """Where the upper left neighbour of each pixel's source lies in the framed picture, flat, and the weights, of 1024 in all,
-    of the four neighbours: upper left, upper right, lower left, lower right; None: all zero. A run's augmentation has six
-    maps, so they are kept."""
+    """Flat index, in the framed image, of the upper left neighbour of each pixel's source; and the weights of its four
+    neighbours, which sum to 1024: upper left, upper right, lower left, lower right; None if all are zero. Cached: the
+    augmentation of a run has six maps."""
     a, b, c, d, e, f = source
     columns, rows = np.arange(width), np.arange(height)[:, None]
     # OpenCV adds up fixed-point numbers of 10 bits behind the point, each rounded by itself, and then keeps five bits.

@@ -1,7 +1,7 @@
-"""Video files: which frames there are and when each is shown, and the pixels of those that are wanted.
+"""Video files: an index of their frames, and the pixels of the frames that are wanted.
 
-The packets of a file say when its frames are shown, without any being decoded. They are read with PyAV whatever the backend that
-decodes, so that which frames are wanted does not depend on it.
+The packets of a file tell when each frame is shown, and nothing has to be decoded for that. PyAV reads them for every backend, so
+that the choice of frames does not depend on the backend.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ T = TypeVar("T")
 Backend = Literal["av", "decord", "torchcodec"]
 
 _WHOLE_ENOUGH = 0.95
-"""A file with a smaller share of the length that its header says is truncated: headers are rough."""
+"""A file with less than this share of the length in its header is truncated; headers are not exact."""
 _LEAVE_OUT = ("h264", "hevc", "mpeg4", "mpeg2video")
-"""FFmpeg's decoders that can be told packet by packet to leave a frame out; the one of AV1 takes it to be said for good."""
+"""FFmpeg's decoders that can skip a frame packet by packet; the one of AV1 would skip all frames from there on."""
 
 
 _MOST_HANGING = 8
 _HANGING: list[threading.Thread] = []
-"""Threads of this process whose videos were given up."""
+"""Threads of this process whose time limit has passed."""
 
 
 class Clock:
@@ -55,9 +55,9 @@ class Clock:
 
 
 def within(clock: Clock, work: Callable[[], T]) -> T:
-    """``work()``, given up when the time is over, even in the middle of a library's call that does not return.
+    """``work()`` in a thread that is abandoned at the time limit, even inside a library call that does not return.
 
-    A thread that was given up ends at its next look at the clock. One in a call that never returns cannot be ended: with
+    An abandoned thread ends at its next check of the clock. One in a call that never returns cannot be ended: once there are
     :data:`_MOST_HANGING` of them, no further one is started.
     """
     _HANGING[:] = [thread for thread in _HANGING if thread.is_alive()]
@@ -86,8 +86,8 @@ def within(clock: Clock, work: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class FileIndex:
-    """The frames of a file in the order in which they are shown: ``times`` of each, and of those that decoding can start at,
-    ``keys``, in the stream's own ticks of ``tick_s`` seconds. ``timed``: the packets say when each frame is shown."""
+    """Frames of a file in the order in which they are shown: the ``times`` of all, and of the key frames (``keys``), in the
+    stream's ticks of ``tick_s`` seconds. ``timed``: the packets tell when each frame is shown."""
 
     times: list[int]
     keys: list[int]
@@ -105,23 +105,23 @@ class FileIndex:
 
 
 def index_of(path: Path, max_pixels: int, clock: Clock) -> FileIndex:
-    """Reads the packets of a file without decoding any.
+    """The index of a file, from its packets; nothing is decoded.
 
     Raises:
         BrokenRecordError: the file is no video, or not whole.
     """
     times, keys, timed = [], [], True
     with _reading(path, clock.place), _open(path, clock) as container:
-        stream = _pictures_of(container)
+        stream = _video_stream_of(container)
         if stream is None:
-            raise BrokenRecordError("unreadable video", clock.place, f"{path} has no pictures, only sound or data")
+            raise BrokenRecordError("unreadable video", clock.place, f"{path} has no video stream, only sound or data")
         if stream.width * stream.height > max_pixels:
             size = f"{path}: {stream.width} x {stream.height} pixels, more than max_pixels = {max_pixels}"
             raise BrokenRecordError("image too large", clock.place, size)
         # Exact fractions would take as long as reading the packets.
-        ticks = [float(each.time_base or 0) for each in container.streams]
+        ticks = [float(other.time_base or 0) for other in container.streams]
         tick_s, reached_s = float(stream.time_base or 1), 0.0
-        # Of all streams: the length that the header says is often that of the longest.
+        # Packets of all streams: the length in the header is often that of the longest stream.
         for packet in container.demux():
             clock.check()
             stamp = packet.pts if packet.pts is not None else packet.dts
@@ -135,26 +135,26 @@ def index_of(path: Path, max_pixels: int, clock: Clock) -> FileIndex:
             times.append(stamp)
             if packet.is_keyframe:
                 keys.append(stamp)
-        said_s = _said_length_s(container, stream)
+        header_s = _header_length_s(container, stream)
     if not times:
         raise BrokenRecordError("unreadable video", clock.place, f"{path} has no frames")
     times.sort()
-    # How long the last frame is shown is not said: as long as any other, at most.
+    # The file does not tell how long the last frame is shown: at most as long as any other.
     longest = max((later - earlier for earlier, later in itertools.pairwise(times)), default=0)
     reached_s = max(reached_s, (times[-1] + longest) * tick_s)
-    if reached_s < _WHOLE_ENOUGH * said_s:
-        there = f"it has {reached_s:.1f} of the {said_s:.1f} s that its header says"
-        raise BrokenRecordError("unreadable video", clock.place, f"{path} is truncated: {there}")
+    if reached_s < _WHOLE_ENOUGH * header_s:
+        length = f"it has {reached_s:.1f} of the {header_s:.1f} s that its header says"
+        raise BrokenRecordError("unreadable video", clock.place, f"{path} is truncated: {length}")
     return FileIndex(times, sorted(keys), tick_s, timed)
 
 
-def _pictures_of(container: Any) -> Any:
-    """The stream of pictures, None where there is none: the cover of a song is no video."""
+def _video_stream_of(container: Any) -> Any:
+    """The video stream, None where there is none: the cover of a song is no video."""
     cover = import_backend("av").stream.Disposition.attached_pic
     return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
 
 
-def _said_length_s(container: Any, stream: Any) -> float:
+def _header_length_s(container: Any, stream: Any) -> float:
     """How long a file lasts by its header; 0 where it does not say."""
     if container.format.name == "avi":
         # The library takes the length of a cut file for its own; the header counts frames of one tick each.
@@ -170,14 +170,14 @@ def decoded(
     Raises:
         BrokenRecordError: "unreadable video" where one cannot be decoded.
     """
-    found = _BACKENDS[backend](path, index, wanted, clock)
+    frames = _BACKENDS[backend](path, index, wanted, clock)
     try:
         for _ in wanted:
             with _reading(path, clock.place):
-                frame = next(found)
+                frame = next(frames)
             yield frame
     finally:
-        found.close()
+        frames.close()
 
 
 def _av_frames(path: Path, index: FileIndex, wanted: Sequence[int], clock: Clock) -> Generator[Tensor, None, None]:
@@ -188,19 +188,19 @@ def _av_frames(path: Path, index: FileIndex, wanted: Sequence[int], clock: Clock
 
 
 class _AvReader:
-    """Decodes forwards, from the last key frame before each wanted frame or from where it is, and leaves out frames that
-    neither are wanted nor are looked at by others."""
+    """Decodes forwards, from its position or from the last key frame before the wanted frame, whichever is later. Skips frames
+    that are neither wanted nor referenced by others."""
 
     def __init__(self, container: Any, index: FileIndex, wanted: Sequence[int], clock: Clock):
         self.container, self.index, self.clock = container, index, clock
-        self.stream = _pictures_of(container)
+        self.stream = _video_stream_of(container)
         self.stream.codec_context.thread_count = 1
         leaves_out = index.timed and self.stream.codec_context.name in _LEAVE_OUT
         self.needed = {index.times[number] for number in wanted} if leaves_out else None
-        """Times of the frames that have to be decoded for their own sake; None: all."""
+        """Times of the frames that are wanted; None: decode all frames."""
         self.decoded = _decode(container, self.stream, self.needed, clock)
         self.passed = 0
-        """Frames decoded since the start; what counts where frames have no times."""
+        """Frames decoded since the start; used if frames have no times."""
         self.reached = index.times[0] - 1
 
     def frame(self, number: int) -> Tensor:
@@ -210,15 +210,15 @@ class _AvReader:
         place = bisect.bisect_right(self.index.keys, wanted) - 1
         if place > 0 and self.index.keys[place] > self.reached:
             self._jump(self.index.keys[place])
-        found = self._run_to(wanted)
-        if found is None:
+        pixels = self._run_to(wanted)
+        if pixels is None:
             # The container's table of key frames can be wrong: from the start, with all frames, nothing is missed.
             self.needed = None
             self._jump(self.index.times[0])
-            found = self._run_to(wanted)
-        if found is None:
+            pixels = self._run_to(wanted)
+        if pixels is None:
             raise BrokenRecordError("unreadable video", self.clock.place, f"frame {number} cannot be decoded")
-        return found
+        return pixels
 
     def _jump(self, stamp: int) -> None:
         self.container.seek(stamp, stream=self.stream, backward=True)
@@ -242,8 +242,8 @@ class _AvReader:
 
 
 def _decode(container: Any, stream: Any, needed: Set[int] | None, clock: Clock) -> Iterator[Any]:
-    """The frames from where the container is, without those that are not shown at the times ``needed`` and that no other frame
-    looks at. Not a method: a reader that is held by its own generator would keep its file open until garbage is collected."""
+    """Frames from the container's position on, without those whose time is not in ``needed`` and that no other frame references.
+    Not a method: a generator that holds its reader would keep the file open until garbage collection."""
     for packet in container.demux(stream):
         clock.check()
         may_skip = needed is not None and packet.pts is not None and packet.pts not in needed
@@ -257,7 +257,7 @@ def _rgb(frame: Any) -> Tensor:
 
 def _decord_frames(path: Path, index: FileIndex, wanted: Sequence[int], clock: Clock) -> Generator[Tensor, None, None]:
     reader = import_backend("decord").VideoReader(str(path), num_threads=1)
-    _same_count(len(reader), index, "decord", clock)
+    _check_count(len(reader), index, "decord", clock)
     for number in wanted:
         clock.check()
         yield torch.from_numpy(reader.get_batch([number]).asnumpy()[0]).permute(2, 0, 1)
@@ -267,15 +267,15 @@ def _torchcodec_frames(
     path: Path, index: FileIndex, wanted: Sequence[int], clock: Clock
 ) -> Generator[Tensor, None, None]:
     decoder = import_backend("torchcodec").VideoDecoder(str(path), seek_mode="exact", num_ffmpeg_threads=1)
-    _same_count(len(decoder), index, "torchcodec", clock)
+    _check_count(len(decoder), index, "torchcodec", clock)
     for number in wanted:
         clock.check()
         yield decoder.get_frame_at(number).data
 
 
-def _same_count(found: int, index: FileIndex, backend: str, clock: Clock) -> None:
-    if found != len(index.times):
-        message = f"{backend} finds {found} frames where the file has {len(index.times)}; backend: av can read it"
+def _check_count(count: int, index: FileIndex, backend: str, clock: Clock) -> None:
+    if count != len(index.times):
+        message = f"{backend} finds {count} frames where the file has {len(index.times)}; backend: av can read it"
         raise BrokenRecordError("unreadable video", clock.place, message)
 
 
@@ -287,7 +287,7 @@ _BACKENDS: dict[Backend, Callable[[Path, FileIndex, Sequence[int], Clock], Gener
 
 
 def import_backend(backend: Backend) -> Any:
-    """Imported only where it is used: each brings its own FFmpeg."""
+    """The backend's module, imported on first use: each brings its own FFmpeg."""
     return importlib.import_module("torchcodec.decoders" if backend == "torchcodec" else backend)
 
 

@@ -1,6 +1,6 @@
-"""Encoded pictures: what their header says, and their pixels as uint8 tensors.
+"""Encoded images: what their header says, and their pixels as uint8 tensors.
 
-A picture is (3, H, W) uint8 RGB from the file to the device.
+An image is (3, H, W) uint8 RGB from the file to the device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PixelsAre = Literal["shown", "unturned", "stored"]
 "unturned", the same without the orientation, for images with boxes; "stored", neither, and alpha dropped (released)."""
 
 _DECODED_BY_TORCHVISION = ("JPEG", "PNG", "WEBP")
-_NOT_A_PICTURE = f"not a picture of a format that is read ({', '.join(FORMATS)})"
+_NOT_AN_IMAGE = f"not an image of a format that is read ({', '.join(FORMATS)})"
 _FRAME_HEADERS = (0xC0, 0xC1, 0xC2)
 """Markers of baseline, extended and progressive JPEG."""
 _SKIPPED_SEGMENTS = (*range(0xE0, 0xF0), 0xC4, 0xDB, 0xDD, 0xFE)
@@ -44,13 +44,13 @@ class JPEGFrame(NamedTuple):
     width: int
     height: int
     components: int
-    """1 of grey pictures, 3 of coloured ones, 4 of those for print (CMYK)."""
+    """1 of grey images, 3 of coloured ones, 4 of those for print (CMYK)."""
 
 
-class Picture:
-    """A picture whose header was read; its pixels are decoded when they are asked for.
+class EncodedImage:
+    """An encoded image whose header was read; its pixels are decoded on demand.
 
-    Grey, CMYK, palette and 16-bit pictures become 8-bit RGB; of an animation, the first frame. (Pillow itself applies the
+    Grey, CMYK, palette and 16-bit images become 8-bit RGB; of an animation, the first frame. (Pillow itself applies the
     orientation of a TIFF file.)
 
     Boxes refer to the pixels as they are stored: pycocotools, the ``refer`` package, Visual Genome's driver and the released
@@ -65,7 +65,7 @@ class Picture:
 
     Raises:
         BrokenRecordError: "image too large" where the header says more than ``max_pixels`` (nothing is decoded then);
-            "unreadable image" for bytes that are no picture.
+            "unreadable image" for bytes that are no image.
     """
 
     def __init__(self, content: bytes, max_pixels: int, place: str, pixels: PixelsAre = "shown"):
@@ -75,7 +75,7 @@ class Picture:
         width, height = self._header.size if self._header is not None else self._frame[1:3]  # type: ignore[index]
         self.orientation = self._orientation() if pixels == "shown" else 1
         self.shape = (3, height, width) if self.orientation < 5 else (3, width, height)
-        """Of the tensor of its pixels."""
+        """Shape of its pixels as a tensor."""
         if width * height > max_pixels:
             raise BrokenRecordError(
                 "image too large", place, f"{width} x {height} pixels, more than max_pixels = {max_pixels}"
@@ -86,7 +86,7 @@ class Picture:
         if it is not turned.
 
         Raises:
-            BrokenRecordError: "unreadable image" for a picture that cannot be decoded, or whose end is missing.
+            BrokenRecordError: "unreadable image" for an image that cannot be decoded, or whose end is missing.
         """
         try:
             if self.orientation > 1:
@@ -96,7 +96,7 @@ class Picture:
             raise _unreadable(self.place, self.content, error) from None
 
     def pixels(self) -> Tensor:
-        """The whole picture, (3, H, W) uint8; raises as :meth:`rows`."""
+        """The whole image, (3, H, W) uint8; raises as :meth:`rows`."""
         return self.rows(self.shape[1])
 
     def _orientation(self) -> int:
@@ -129,8 +129,8 @@ class Picture:
 
 
 def decode(content: bytes, max_pixels: int, place: str, pixels: PixelsAre = "shown") -> Tensor:
-    """Encoded bytes to (3, H, W) uint8 RGB; see :class:`Picture`, also for what it raises."""
-    return Picture(content, max_pixels, place, pixels).pixels()
+    """Encoded bytes to (3, H, W) uint8 RGB; see :class:`EncodedImage`, also for what it raises."""
+    return EncodedImage(content, max_pixels, place, pixels).pixels()
 
 
 def for_boxes(pixels: PixelsAre) -> PixelsAre:
@@ -138,27 +138,27 @@ def for_boxes(pixels: PixelsAre) -> PixelsAre:
     return "unturned" if pixels == "shown" else pixels
 
 
-def pixels_of(image: Tensor | Picture) -> Tensor:
-    """All of a picture that may still be encoded, (3, H, W) uint8; raises as :meth:`Picture.rows`."""
-    return image.pixels() if isinstance(image, Picture) else image
+def pixels_of(image: Tensor | EncodedImage) -> Tensor:
+    """All of an image that may still be encoded, (3, H, W) uint8; raises as :meth:`EncodedImage.rows`."""
+    return image.pixels() if isinstance(image, EncodedImage) else image
 
 
 def encode_jpeg(image: Tensor, quality: int) -> bytes:
     """(3, H, W) uint8 RGB as a JPEG file, with colours at half the width and height (4:2:0), as cameras store them."""
-    laid = image.permute(1, 2, 0).contiguous().numpy()
-    content: bytes = simplejpeg.encode_jpeg(laid, quality=quality, colorspace="RGB", colorsubsampling="420")
+    channels_last = image.permute(1, 2, 0).contiguous().numpy()
+    content: bytes = simplejpeg.encode_jpeg(channels_last, quality=quality, colorspace="RGB", colorsubsampling="420")
     return content
 
 
-def crop(image: Tensor | Picture, top: int, left: int, height: int, width: int) -> Tensor:
-    """A part of a picture, (3, ``height``, ``width``) uint8; of an encoded one, the rows down to its bottom are decoded."""
-    pixels = image.rows(top + height) if isinstance(image, Picture) else image
+def crop(image: Tensor | EncodedImage, top: int, left: int, height: int, width: int) -> Tensor:
+    """A part of an image, (3, ``height``, ``width``) uint8; of an encoded one, the rows down to its bottom are decoded."""
+    pixels = image.rows(top + height) if isinstance(image, EncodedImage) else image
     return pixels[:, top : top + height, left : left + width]
 
 
 def jpeg_frame(content: bytes) -> JPEGFrame | None:
-    """The frame header of a JPEG file; None for other bytes, and for what is rare in a JPEG's header (several pictures in one
-    file, lossless and arithmetic coding), which Pillow then looks at, ten times as slowly."""
+    """The frame header of a JPEG file; None for other formats, and for rare kinds of JPEG (several images in one file, lossless
+    and arithmetic coding), which Pillow opens, ten times as slowly."""
     at = 2 if content.startswith(b"\xff\xd8") else len(content)
     while at + 9 < len(content) and content[at] == 0xFF:
         marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
@@ -172,19 +172,18 @@ def jpeg_frame(content: bytes) -> JPEGFrame | None:
 
 
 def _decode_jpeg(content: bytes, frame: JPEGFrame, rows: int) -> Tensor:
-    """The rows of a JPEG file down to ``rows`` and less than two blocks more.
+    """At least the first ``rows`` rows of a JPEG file, and less than two blocks more.
 
-    The decoder is told of a picture that ends there. What follows in the file is then data without a meaning, and libjpeg
-    warns of it, as of other faults that it can repair; hence not ``strict``, as Pillow and torchvision are not. The row above
-    the end takes its colour from its own block alone, so that there is always one more than asked for. (Where a progressive
-    file has no more than its coarsest scan, libjpeg smooths it across blocks, and the last rows may differ from those of the
-    whole.)
+    The frame header is changed to an image of that height. libjpeg then warns of the data after its end, as of other faults
+    that it can repair; hence not ``strict``, as in Pillow and torchvision. The last row above the end takes its colour from
+    its own block alone, so one row more than needed is decoded. (A progressive file with no more than its coarsest scan is
+    smoothed across blocks: there the last rows may differ from those of the whole image.)
     """
-    told = (rows // _BLOCK_ROWS + 1) * _BLOCK_ROWS
+    height = (rows // _BLOCK_ROWS + 1) * _BLOCK_ROWS
     data: bytes | bytearray = content
-    if told < frame.height:
+    if height < frame.height:
         data = bytearray(content)
-        data[frame.at + 5 : frame.at + 7] = told.to_bytes(2, "big")
+        data[frame.at + 5 : frame.at + 7] = height.to_bytes(2, "big")
     return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB", strict=False)).permute(2, 0, 1)
 
 
@@ -201,13 +200,13 @@ def _is_transparent(header: Image.Image) -> bool:
 
 def _on_white(header: Image.Image) -> Tensor:
     image = header.convert("RGBA")
-    laid = Image.new("RGB", image.size, "white")
-    laid.paste(image, mask=image.getchannel("A"))
-    return torch.from_numpy(np.array(laid)).permute(2, 0, 1)
+    canvas = Image.new("RGB", image.size, "white")
+    canvas.paste(image, mask=image.getchannel("A"))
+    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
 
 
 def _open(content: bytes, place: str) -> Image.Image:
-    """The picture before it is decoded."""
+    """The image with its header read, not yet decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns at a size of its own
@@ -219,5 +218,5 @@ def _open(content: bytes, place: str) -> Image.Image:
 
 
 def _unreadable(place: str, content: bytes, error: Exception) -> BrokenRecordError:
-    reason = _NOT_A_PICTURE if isinstance(error, Image.UnidentifiedImageError) else str(error).split("\n")[0][:120]
+    reason = _NOT_AN_IMAGE if isinstance(error, Image.UnidentifiedImageError) else str(error).split("\n")[0][:120]
     return BrokenRecordError("unreadable image", place, f"{len(content)} bytes: {reason}")

@@ -1,8 +1,8 @@
-"""Videos: the frames that are wanted, and only those, from files, lists of pictures and folders of pictures.
+"""Videos: frames chosen from files, lists of images and folders of images; only these are decoded.
 
-Of a file, the frames shown at each whole second are the candidates (section 3.2); of a list or a folder, all pictures are.
-From the candidates some are taken: uniformly in evaluation, at random in training. Which frames these are does not depend on
-the backend that decodes them. A rotation in a video file's header is not applied.
+Candidates are the frames of a file that are shown at whole seconds (section 3.2), or all images of a list or a folder. Evaluation
+takes some of them at even distances, training at random. The choice does not depend on the backend that decodes. A rotation in
+the header of a video file is not applied.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from torch import Tensor
 
 from dataset.files import RECORD_BYTES, read_file
 from dataset.media.decoding import Backend, Clock, decoded, index_of, why_not_loaded, within
-from dataset.media.encoded import Picture, PixelsAre
-from dataset.records.schema import BrokenRecordError, ImageSource, picture_of
+from dataset.media.encoded import EncodedImage, PixelsAre
+from dataset.records.schema import BrokenRecordError, ImageSource, image_of
 from utils.config import Config
 from utils.errors import UserError
 
 Choose = Callable[[int], Sequence[int]]
 """From the number of candidates to those that are taken, ascending; one may be taken several times."""
-Look = Callable[[Tensor | Picture], Tensor]
-"""What is kept of a frame: (3, H, W) uint8 RGB, or a picture that decodes no more than is asked of it."""
+FrameView = Callable[[Tensor | EncodedImage], Tensor]
+"""From a frame, (3, H, W) uint8 RGB or still encoded, to the tensor that is kept of it."""
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 LIST_SUFFIX = ".json"
@@ -52,8 +52,8 @@ class VideoReadingConfig(Config):
 
 @dataclass(frozen=True)
 class VideoSource:
-    """A video that is read only when it is needed: a ``path`` (a video file, a JSON list of base64 pictures, or a folder of
-    pictures), or the ``frames`` themselves."""
+    """A video that is read only when it is needed: a ``path`` (a video file, a JSON list of base64 images, or a folder of
+    images), or the ``frames`` themselves."""
 
     place: str
     path: Path | None = None
@@ -61,17 +61,17 @@ class VideoSource:
 
 
 def video_source(value: Any, key: str, place: str, folder: Path) -> VideoSource:
-    """The video that ``value`` of ``key`` names, a path from ``folder``, or holds, a list of base64 pictures or their paths.
+    """The video that ``value`` of ``key`` names, a path from ``folder``, or holds, a list of base64 images or their paths.
 
     Raises:
-        BrokenRecordError: "wrong type", "missing video", or what a picture is broken by.
+        BrokenRecordError: "wrong type", "missing video", or what an image is broken by.
     """
     if isinstance(value, list):
         if not value:
             raise BrokenRecordError("unreadable video", place, f"{key} is an empty list")
-        return VideoSource(place, frames=tuple(picture_of(each, f"{key}[…]", place, folder) for each in value))
+        return VideoSource(place, frames=tuple(image_of(frame, f"{key}[…]", place, folder) for frame in value))
     if not isinstance(value, str):
-        raise BrokenRecordError("wrong type", place, f"{key} is {value!r:.80}, neither a path nor a list of pictures")
+        raise BrokenRecordError("wrong type", place, f"{key} is {value!r:.80}, neither a path nor a list of images")
     if not value:
         raise BrokenRecordError("missing video", place, f"{key} is empty")
     return VideoSource(place, path=folder / value)
@@ -85,8 +85,8 @@ def sample_frames(count: int, wanted: int, rng: np.random.Generator | None = Non
     there are too few, all, and in turn again in evaluation, or random ones again in training.
     """
     if count <= wanted:
-        again = range(count, wanted) if rng is None else rng.integers(count, size=wanted - count).tolist()
-        return sorted([*range(count), *(each % count for each in again)])
+        repeated = range(count, wanted) if rng is None else rng.integers(count, size=wanted - count).tolist()
+        return sorted([*range(count), *(frame % count for frame in repeated)])
     lengths = np.full(wanted, count // wanted)
     lengths[: count % wanted] += 1
     if rng is not None:
@@ -108,9 +108,9 @@ class FrameSampler:
         self,
         source: VideoSource,
         rng: np.random.Generator,
-        look: Callable[[Tensor | Picture, np.random.Generator], Tensor],
+        view: Callable[[Tensor | EncodedImage, np.random.Generator], Tensor],
     ) -> Tensor:
-        """Random frames, each through ``look``, which takes a picture and its random numbers.
+        """Views of random frames; ``view`` takes a frame and the generator for its random numbers.
 
         Raises:
             BrokenRecordError: as :func:`read_frames`.
@@ -118,43 +118,43 @@ class FrameSampler:
         chosen, views = (np.random.default_rng(rng.integers(2**63)) for _ in range(2))
         seed = int(views.integers(2**63))
 
-        def seen(frame: Tensor | Picture) -> Tensor:
-            return look(frame, np.random.default_rng(seed) if self.config.same_view else views)
+        def view_of(frame: Tensor | EncodedImage) -> Tensor:
+            return view(frame, np.random.default_rng(seed) if self.config.same_view else views)
 
-        return self._read(source, lambda count: sample_frames(count, self.frames, chosen), seen)
+        return self._read(source, lambda count: sample_frames(count, self.frames, chosen), view_of)
 
-    def evaluation(self, source: VideoSource, look: Look) -> Tensor:
-        """Frames at even distances, each through ``look``.
+    def evaluation(self, source: VideoSource, view: FrameView) -> Tensor:
+        """Views of frames at even distances.
 
         Raises:
             BrokenRecordError: as :func:`read_frames`.
         """
-        return self._read(source, lambda count: sample_frames(count, self.frames), look)
+        return self._read(source, lambda count: sample_frames(count, self.frames), view)
 
-    def _read(self, source: VideoSource, choose: Choose, look: Look) -> Tensor:
-        return torch.stack(read_frames(source, self.config, choose, look, self.max_pixels, self.pixels))
+    def _read(self, source: VideoSource, choose: Choose, view: FrameView) -> Tensor:
+        return torch.stack(read_frames(source, self.config, choose, view, self.max_pixels, self.pixels))
 
 
 def read_frames(
     source: VideoSource,
     config: VideoReadingConfig,
     choose: Choose,
-    look: Look,
+    view: FrameView,
     max_pixels: int,
     pixels: PixelsAre = "shown",
 ) -> list[Tensor]:
-    """``look`` of each chosen frame, in order. At no time is more than one frame there in full size.
+    """The ``view`` of each chosen frame, in order. Only one frame at a time is in memory in full size.
 
     Raises:
-        BrokenRecordError: "missing video"; "unreadable video" for a file that is empty, truncated, damaged, without pictures,
-            or not read within the time limit; "image too large"; and what a picture of a list is broken by.
+        BrokenRecordError: "missing video"; "unreadable video" for a file that is empty, truncated, damaged, without images,
+            or not read within the time limit; "image too large"; and what an image of a list is broken by.
     """
     clock = Clock(config.time_limit_s, source.place)
-    return within(clock, lambda: [look(frame) for frame in _chosen(source, config, choose, max_pixels, pixels, clock)])
+    return within(clock, lambda: [view(frame) for frame in _chosen(source, config, choose, max_pixels, pixels, clock)])
 
 
 def check_backend(sources: Iterable[VideoSource], config: VideoReadingConfig, key: str) -> None:
-    """Lists and folders of pictures need no decoder; ``sources`` are looked at only where it is missing.
+    """Lists and folders of images need no decoder; ``sources`` are looked at only where it is missing.
 
     Raises:
         UserError: with the config ``key``, where a video file is among ``sources`` and the backend cannot be used here.
@@ -172,10 +172,10 @@ def check_backend(sources: Iterable[VideoSource], config: VideoReadingConfig, ke
 
 
 def check_held_out(sources: Sequence[VideoSource], config: VideoReadingConfig, max_pixels: int, key: str) -> None:
-    """Look at the packets of every video file of a split, without decoding any, so that a broken one is told before training.
+    """Index every video file of a held-out split, without decoding, so that a broken one is reported before training.
 
     Raises:
-        UserError: with the config ``key``, for the first that is no whole video; or as :func:`check_backend`.
+        UserError: with the config ``key``, for the first file that is no whole video; or as :func:`check_backend`.
     """
     check_backend(sources, config, "data.video")
     for path, place in {source.path: source.place for source in sources if source.path is not None}.items():
@@ -188,7 +188,7 @@ def check_held_out(sources: Sequence[VideoSource], config: VideoReadingConfig, m
 
 
 def _is_video_file(path: Path) -> bool:
-    """Whether what lies at ``path`` is for a decoder: neither a list nor a folder of pictures."""
+    """Whether ``path`` needs a video decoder: it is neither a list nor a folder of images."""
     return path.suffix.lower() != LIST_SUFFIX and not path.is_dir()
 
 
@@ -199,15 +199,15 @@ def _chosen(
     max_pixels: int,
     pixels: PixelsAre,
     clock: Clock,
-) -> Iterator[Tensor | Picture]:
-    """Each chosen frame, decoded in a file, still encoded in a list or a folder of pictures."""
-    pictures = _pictures(source)
-    if pictures is not None:
-        for number, again in itertools.groupby(choose(len(pictures))):
-            picture = Picture(pictures[number].load(), max_pixels, source.place, pixels)
+) -> Iterator[Tensor | EncodedImage]:
+    """Each chosen frame, decoded in a file, still encoded in a list or a folder of images."""
+    images = _images(source)
+    if images is not None:
+        for number, again in itertools.groupby(choose(len(images))):
+            image = EncodedImage(images[number].load(), max_pixels, source.place, pixels)
             for _ in again:
                 clock.check()
-                yield picture
+                yield image
         return
     assert source.path is not None
     index = index_of(source.path, max_pixels, clock)
@@ -221,11 +221,11 @@ def _chosen(
                 yield frame
 
 
-def _pictures(source: VideoSource) -> Sequence[ImageSource] | None:
-    """The pictures of a list or a folder; None for a video file.
+def _images(source: VideoSource) -> Sequence[ImageSource] | None:
+    """The images of a list or a folder; None for a video file.
 
     Raises:
-        BrokenRecordError: there is nothing there, or no picture.
+        BrokenRecordError: there is nothing there, or no image.
     """
     if source.path is None:
         return source.frames
@@ -238,28 +238,28 @@ def _pictures(source: VideoSource) -> Sequence[ImageSource] | None:
         reason = "is no regular file" if path.exists() else "does not exist"
         raise BrokenRecordError("missing video", source.place, f"{str(path)[:200]} {reason}")
     if is_folder:
-        names = sorted((each for each in path.iterdir() if each.suffix.lower() in FRAME_SUFFIXES), key=_by_number)
-        found = [ImageSource(source.place, path=each) for each in names]
+        files = sorted((file for file in path.iterdir() if file.suffix.lower() in FRAME_SUFFIXES), key=_by_number)
+        images = [ImageSource(source.place, path=file) for file in files]
     elif path.suffix.lower() == LIST_SUFFIX:
-        found = _listed_pictures(path, source.place)
+        images = _listed_images(path, source.place)
     else:
         return None
-    if not found:
-        raise BrokenRecordError("unreadable video", source.place, f"{path} holds no pictures")
-    return found
+    if not images:
+        raise BrokenRecordError("unreadable video", source.place, f"{path} holds no images")
+    return images
 
 
-def _listed_pictures(path: Path, place: str) -> list[ImageSource]:
+def _listed_images(path: Path, place: str) -> list[ImageSource]:
     try:
         values = json.loads(read_file(path, RECORD_BYTES, place, "video"))
     except (ValueError, RecursionError) as error:
-        raise BrokenRecordError("unreadable video", place, f"{path} is no JSON list of pictures: {error}") from None
+        raise BrokenRecordError("unreadable video", place, f"{path} is no JSON list of images: {error}") from None
     if not isinstance(values, list):
-        raise BrokenRecordError("unreadable video", place, f"{path} is no JSON list of pictures")
-    return [picture_of(value, f"{path.name}[{number}]", place, path.parent) for number, value in enumerate(values)]
+        raise BrokenRecordError("unreadable video", place, f"{path} is no JSON list of images")
+    return [image_of(value, f"{path.name}[{number}]", place, path.parent) for number, value in enumerate(values)]
 
 
 def _by_number(path: Path) -> list[Any]:
-    """So that 10.jpg comes after 9.jpg."""
+    """Sort key by which 10.jpg comes after 9.jpg."""
     parts = re.split(r"(\d+)", path.name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]

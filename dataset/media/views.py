@@ -1,4 +1,4 @@
-"""How training and evaluation see an image or a video."""
+"""Views of images and videos: the tensors that training and evaluation get of them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from dataset.media.augment import AugmentConfig, RandAugment, evaluation_view, training_view
-from dataset.media.encoded import Picture, PixelsAre, decode, for_boxes
+from dataset.media.encoded import EncodedImage, PixelsAre, decode, for_boxes
 from dataset.media.video import FrameSampler, VideoSource
 from dataset.records.schema import BrokenRecordError, ImageSource
 from utils.errors import UserError
 
 
 class TrainingView:
-    """A picture as training sees it, (3, S, S) uint8, or frames of a video, (F, 3, S, S), each a view of its own.
+    """An image as training sees it, (3, S, S) uint8, or frames of a video, (F, 3, S, S), each a view of its own.
 
     Args:
         image_size: S.
-        max_pixels: see :class:`~dataset.media.encoded.Picture`.
-        augment: what is done to each picture.
+        max_pixels: see :class:`~dataset.media.encoded.EncodedImage`.
+        augment: what is done to each image.
         videos: how frames are taken of videos; None where there are none.
         pixels: see :data:`~dataset.media.encoded.PixelsAre`.
     """
@@ -43,13 +43,13 @@ class TrainingView:
     def __call__(self, source: ImageSource | VideoSource, rng: np.random.Generator, *, may_flip: bool) -> Tensor:
         """Raises :class:`BrokenRecordError` where it cannot be read."""
 
-        def look(image: Tensor | Picture, rng: np.random.Generator) -> Tensor:
+        def view(image: Tensor | EncodedImage, rng: np.random.Generator) -> Tensor:
             return training_view(image, self.image_size, self.config, self.augment, rng, may_flip=may_flip)
 
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"
-            return self.videos.training(source, rng, look)
-        return look(Picture(source.load(), self.max_pixels, source.place, self.pixels), rng)
+            return self.videos.training(source, rng, view)
+        return view(EncodedImage(source.load(), self.max_pixels, source.place, self.pixels), rng)
 
     def filler(self) -> Tensor:
         """A black view for a row that does not count."""
@@ -58,7 +58,7 @@ class TrainingView:
 
 
 class EvaluationView:
-    """A picture as evaluation sees it: the whole of it, (3, S, S) uint8; or whole frames of a video, (F, 3, S, S).
+    """An image as evaluation sees it: the whole of it, (3, S, S) uint8; or whole frames of a video, (F, 3, S, S).
 
     With ``shuffle_frames`` the frames of a video are put into an order drawn from its place: what the model makes of them
     then shows how far it looks at their order.
@@ -78,10 +78,10 @@ class EvaluationView:
         self.videos, self.shuffle_frames = videos, shuffle_frames
 
     def __call__(self, source: ImageSource | VideoSource, size: tuple[int, int] | None = None) -> Tensor:
-        """The view; ``size``: (width, height) that the annotations give a picture with boxes, which then is not turned.
+        """The view; ``size``: (width, height) that the annotations give an image with boxes, which then is not turned.
 
         Raises:
-            BrokenRecordError: the picture or video cannot be read, or is of another size.
+            BrokenRecordError: the image or video cannot be read, or is of another size.
         """
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"
@@ -114,13 +114,13 @@ def check_medium(sources: Sequence[ImageSource | VideoSource], frames: int | Non
         raise UserError(f"{key} holds images, the model is one of videos; drop model.vision.video")
 
 
-def check_size(image: Tensor | Picture, size: tuple[int, int], place: str) -> None:
-    """Raises :class:`BrokenRecordError` where a picture (3, H, W) is not of the (width, height) that its boxes refer to."""
-    found = (image.shape[2], image.shape[1])
-    if found != size:
-        raise BrokenRecordError("unreadable image", place, f"is of {found} pixels, in the annotations of {size}")
+def check_size(image: Tensor | EncodedImage, size: tuple[int, int], place: str) -> None:
+    """Raises :class:`BrokenRecordError` where an image (3, H, W) is not of the (width, height) that its boxes refer to."""
+    actual = (image.shape[2], image.shape[1])
+    if actual != size:
+        raise BrokenRecordError("unreadable image", place, f"is of {actual} pixels, in the annotations of {size}")
 
 
 def black(size: int) -> Tensor:
-    """A black picture for a row that does not count."""
+    """A black image for a row that does not count."""
     return torch.zeros(3, size, size, dtype=torch.uint8)

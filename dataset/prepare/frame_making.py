@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from dataset.media.augment import shrink
-from dataset.media.encoded import Picture, encode_jpeg, pixels_of
+from dataset.media.encoded import EncodedImage, encode_jpeg, pixels_of
 from dataset.media.video import VideoReadingConfig, VideoSource, read_frames, sample_frames, video_source
-from dataset.prepare.book import json_line
+from dataset.prepare.output import json_line
 from dataset.records.broken import broken_record
 from dataset.records.schema import BrokenRecordError
 from utils.batch import BrokenRecord
 
 MAKING = 1
-"""Goes up when the same arguments give other frames."""
+"""Increased when the same arguments give other frames."""
 
 
 @dataclass(frozen=True)
 class FrameMaking:
-    """Which frames are taken of a video, and how they are kept.
+    """Choice and encoding of a video's frames.
 
     Args:
         reading: candidates in a second, backend, time limit.
@@ -56,14 +56,14 @@ class FrameMaking:
         encoded = read_frames(source, self.reading, choose, self._encoded, self.max_pixels)
         return [base64.b64encode(content.numpy().tobytes()).decode("ascii") for content in encoded]
 
-    def _encoded(self, frame: Tensor | Picture) -> Tensor:
+    def _encoded(self, frame: Tensor | EncodedImage) -> Tensor:
         """(bytes,) uint8: of a long video, only the encoded frames are there all at once."""
         return torch.frombuffer(
             bytearray(encode_jpeg(shrink(pixels_of(frame), self.short_side), self.quality)), dtype=torch.uint8
         )
 
     def clips(self, value: Any, key: str, place: str, folder: Path) -> list[list[str]]:
-        """The frames of each clip under ``key``: of one video, or of a list of lists of pictures. Base64 pictures stay as they
+        """The frames of each clip under ``key``: of one video, or of a list of lists of images. Base64 images stay as they
         are, also where they are larger.
 
         Raises:
@@ -84,7 +84,7 @@ def has_clips(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Job:
-    """A record whose video is to be made frames of. ``broken``: the record itself. ``bare``: only the frames are wanted."""
+    """A record whose video becomes frames. ``broken``: why the record cannot be read. ``bare``: write the frames alone."""
 
     making: FrameMaking
     place: str
@@ -96,15 +96,15 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Made:
-    """Line of a record to be written, with the number of its ``videos`` and ``frames``."""
+class RecordLine:
+    """A record with its frames, encoded as it is written, and the numbers of its ``videos`` and ``frames``."""
 
     content: bytes
     videos: int
     frames: int
 
 
-def work(job: Job) -> Made | BrokenRecord:
+def work(job: Job) -> RecordLine | BrokenRecord:
     """Make the frames of a record; returns a broken record if its video cannot be used."""
     if job.broken is not None:
         return job.broken
@@ -119,7 +119,7 @@ def work(job: Job) -> Made | BrokenRecord:
         return broken_record(error, lambda: job.place)
     frames: Any = clips if has_clips(value) else clips[0]
     content = json.dumps(frames).encode("ascii") if job.bare else json_line({**job.values, job.key: frames})
-    return Made(content, len(clips), sum(map(len, clips)))
+    return RecordLine(content, len(clips), sum(map(len, clips)))
 
 
 def killed(job: Job) -> BrokenRecord:

@@ -1,44 +1,40 @@
-"""``python -m dataset.prepare.frames (--records FILE ... | --folder DIR) --out DIR``: videos become lists of frames, once.
+"""``python -m dataset.prepare.frames (--records FILE ... | --folder DIR) --out DIR``: videos become lists of frames.
 
-A training that reads video files decodes them again in every epoch, at many times the price of a picture. This decodes each of
-them once and keeps the frames of whole seconds (X²-VLM, section 3.2) as base64 JPEGs, which is how the released data are.
+Training on video files decodes them again in every epoch, which costs many times as much as images. This command decodes each
+video once and keeps the frames of whole seconds (X²-VLM, section 3.2) as base64 JPEGs, the form of the released data.
 
---records   shards of pre-training (files, patterns or folders): for each shard DIR/<its name>.jsonl, the same records with the
-            frames in place of the path. Records that hold base64 pictures stay as they are.
---folder    every video file below a folder: DIR/<its path>.json for each, a list of frames, which is found where the file was
-            (by the video_id of MSR-VTT and others) once DIR stands for the folder.
+--records   shards of pre-training (files, patterns or folders): for each shard DIR/<its name>.jsonl, the same records with
+            frames instead of the path. Records that hold base64 images stay as they are.
+--folder    every video file below a folder: DIR/<its path>.json for each, a list of frames. With DIR in place of the
+            folder in a config, the lists are found as the files were (by the video_id of MSR-VTT and others).
 
-A video that cannot be read is left out, with its record, counted, and named in DIR/_frames/broken.jsonl. A run that was
-interrupted goes on with the same command: shards and lists that are whole are not made again, and one that was deleted, or whose
-source has another size than before, is. Broken videos of a folder are tried again each time; those of a shard once it is deleted.
-One run at a time fills DIR.
+A video that cannot be read is left out with its record, counted, and named in DIR/_frames/broken.jsonl. The same command resumes
+an interrupted run: finished files are kept, and made again only if they were deleted or their source has another size. Broken
+videos of a folder are tried again each time; those of a shard once the shard is deleted. One run at a time fills DIR.
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
 import itertools
 import logging
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dataset.formats.video_files import VIDEO_SUFFIXES
-from dataset.media.video import VideoReadingConfig, VideoSource, check_backend, video_source
-from dataset.prepare.book import BROKEN, Book, Entry, alone_in, cannot_write
+from dataset.media.video import VideoReadingConfig
 from dataset.prepare.folders import LineParser, tally, whole_number
-from dataset.prepare.frame_making import MAKING, FrameMaking, Job, Made, killed, work
+from dataset.prepare.frame_files import OutputFile, outputs_of_folder, outputs_of_shards
+from dataset.prepare.frame_making import MAKING, FrameMaking, RecordLine, killed, work
+from dataset.prepare.official import command_parser, manifest_of
+from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.processes import in_order
-from dataset.records.broken import broken_record
-from dataset.records.schema import BrokenRecordError, broken_key
-from dataset.shards.readers import Shards
 from utils import log
 from utils.batch import BrokenRecord
 from utils.cores import usable_cores
@@ -47,105 +43,17 @@ from utils.files import sync_file
 from utils.flags import positive_real
 from utils.progress import progress_bar
 
-BOOK = "_frames"
-"""The folder of what is known of the others. It is not among them, so that the whole can be named as a folder of shards."""
+MANIFEST, BROKEN = manifest_of("frames"), "_frames/broken.jsonl"
 
 NAMED = 3
-"""Broken videos of a kind that are told at once; all are in the file."""
+"""Broken videos of a kind that are logged; the file has all."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Output:
-    """A file to be made of ``count`` records, which ``jobs`` gives; ``source`` is what they come from. ``bare``: a list of
-    frames, which is not there where its video is broken."""
-
-    name: str
-    source: Path
-    count: int
-    jobs: Callable[[], Iterable[Job]]
-    bare: bool = False
-
-
-def outputs_of_shards(
-    files: Sequence[str], making: FrameMaking, *, video_key: str = "video", video_root: Path | None = None
-) -> list[Output]:
-    """A shard of JSON lines for each shard.
-
-    Raises:
-        UserError: as :class:`~dataset.shards.readers.Shards`; two shards have one name; the decoder cannot be loaded.
-    """
-    shards = Shards(files, key="--records")
-
-    def job(number: int) -> Job:
-        try:
-            raw = shards.read(number)
-            if raw.values.get(video_key) is None:
-                raise broken_key(raw, video_key)
-        except Exception as error:
-            broken = broken_record(error, partial(shards.place, number))
-            return Job(making, broken.place, Path(), {}, broken=broken)
-        return Job(making, raw.place, video_root or raw.folder, raw.values, video_key)
-
-    outputs = [
-        Output(path.stem + ".jsonl", path, size, partial(map, job, range(end - size, end)))
-        for path, size, end in zip(shards.paths, shards.sizes, itertools.accumulate(shards.sizes), strict=True)
-    ]
-    _check_names(outputs, "--records", "rename one, or make it in a folder of its own")
-    _check_decoder((source for start in shards.starts for source in _sources(job(start))), making)
-    return outputs
-
-
-def outputs_of_folder(folder: Path, making: FrameMaking) -> list[Output]:
-    """A list of frames for each video file below ``folder``; hidden files are none.
-
-    Raises:
-        UserError: there is no video file, two would become one list, or the decoder cannot be loaded.
-    """
-    if not folder.is_dir():
-        raise UserError(f"--folder: {folder} is no folder; check the path (it is relative to {Path.cwd()})")
-    found = glob.glob("**/*", root_dir=folder, recursive=True)
-    names = sorted(name for name in found if Path(name).suffix.lower() in VIDEO_SUFFIXES and (folder / name).is_file())
-    if not names:
-        raise UserError(f"--folder: {folder} holds no video file ({', '.join(VIDEO_SUFFIXES)}); check the path")
-
-    def output(name: str) -> Output:
-        job = Job(making, str(folder / name), folder, {"video": name}, bare=True)
-        return Output(Path(name).with_suffix(".json").as_posix(), folder / name, 1, lambda: [job], bare=True)
-
-    outputs = [output(name) for name in names]
-    _check_names(outputs, "--folder", "move one of them")
-    _check_decoder([VideoSource(str(folder / names[0]), path=folder / names[0])], making)
-    return outputs
-
-
-def _sources(job: Job) -> Iterator[VideoSource]:
-    try:
-        if job.broken is None:
-            yield video_source(job.values[job.key], job.key, job.place, job.folder)
-    except BrokenRecordError:
-        return  # several clips, which are no files, or broken: told when its turn comes
-
-
-def _check_names(outputs: Sequence[Output], flag: str, remedy: str) -> None:
-    first: dict[str, Path] = {}
-    for output in outputs:
-        other = first.setdefault(output.name, output.source)
-        if other is not output.source:
-            raise UserError(f"{flag}: {other} and {output.source} would both become {output.name}; {remedy}")
-
-
-def _check_decoder(sources: Iterable[VideoSource], making: FrameMaking) -> None:
-    try:
-        check_backend(sources, making.reading, "")
-    except UserError as error:
-        raise UserError(f"--{str(error).removeprefix('.')}") from None
-
-
-@dataclass(frozen=True)
 class Summary:
-    """What a folder holds, and what of it this run made in which time. ``tried``: files that were not there before."""
+    """Totals of a folder; ``tried`` files were missing before this run, which made ``made`` videos in ``seconds``."""
 
     videos: int
     frames: int
@@ -157,17 +65,17 @@ class Summary:
 
     def line(self) -> str:
         """ "12 videos, 90 frames, 0.010 GB; 1 broken (1 missing video); 3.2 s, 3.8 videos a second"."""
-        said = f"{self.videos} videos, {self.frames} frames, {self.bytes / 1e9:.3f} GB"
-        said += f"; {self.broken.total()} broken ({tally(self.broken)})" if self.broken else "; none broken"
+        content = f"{self.videos} videos, {self.frames} frames, {self.bytes / 1e9:.3f} GB"
+        content += f"; {self.broken.total()} broken ({tally(self.broken)})" if self.broken else "; none broken"
         if not self.made:
-            return f"{said}; none of them new"
-        some = "" if self.made == self.videos else f"{self.made} of them new, "
-        return f"{said}; {some}{self.seconds:.1f} s, {self.made / max(self.seconds, 1e-9):.1f} videos a second"
+            return f"{content}; none of them new"
+        new = "" if self.made == self.videos else f"{self.made} of them new, "
+        return f"{content}; {new}{self.seconds:.1f} s, {self.made / max(self.seconds, 1e-9):.1f} videos a second"
 
 
 def build(
     out: Path,
-    outputs: Sequence[Output],
+    outputs: Sequence[OutputFile],
     arguments: Mapping[str, Any],
     *,
     workers: int,
@@ -177,156 +85,133 @@ def build(
     """Make those of ``outputs`` in ``out`` that are not there yet, by ``workers`` processes.
 
     Raises:
-        UserError: as :class:`Book` and :func:`~dataset.prepare.book.alone_in`; or no video could be read.
+        UserError: as :class:`~dataset.prepare.output.OutputFolder`; or no video could be read.
     """
-    taken = {output.source.resolve(): output.name for output in outputs}
+    sources = {output.source.resolve() for output in outputs}
     for output in outputs:
-        if (out / output.name).resolve() in taken:
+        if (out / output.name).resolve() in sources:
             raise UserError(f"{out}: {output.name} would replace what it is made from; give another folder")
-    with alone_in(out, BOOK):
-        return _build(out, outputs, arguments, workers, overwrite, progress)
+    names = [output.name for output in outputs]
+    with OutputFolder(out, MANIFEST, arguments, names, overwrite=overwrite) as folder:
+        summary = _fill(folder, outputs, workers, progress)
+        folder.close()
+    if summary.broken and not summary.videos:
+        first = next(broken for entry in folder.entries.values() for broken in entry.broken)
+        raise UserError(
+            f"{out}: no video could be read: {tally(summary.broken)} (first: {first['place']}: {first['detail']}); "
+            "check the paths (--overwrite makes everything anew)"
+        )
+    return summary
 
 
-def _build(
-    out: Path, outputs: Sequence[Output], arguments: Mapping[str, Any], workers: int, overwrite: bool, progress: bool
-) -> Summary:
+def _fill(folder: OutputFolder, outputs: Sequence[OutputFile], workers: int, progress: bool) -> Summary:
     started = time.monotonic()
-    book = Book(out, BOOK, arguments, (output.name for output in outputs), overwrite=overwrite)
-    left = [output for output in outputs if book.whole(output.name, output.source) is None]
-    count, before = sum(output.count for output in left), sum(output.count for output in outputs)
-    results = in_order(work, (job for output in left for job in output.jobs()), min(workers, max(count, 1)), killed)
-    told: Counter[str] = Counter()
+    missing = [output for output in outputs if folder.finished(output.name, output.source) is None]
+    total, left = sum(output.count for output in outputs), sum(output.count for output in missing)
+    jobs = (job for output in missing for job in output.jobs())
+    results = in_order(work, jobs, min(workers, max(left, 1)), killed)
+    logged: Counter[str] = Counter()
     made = 0
     try:
         with progress_bar(
-            total=before, initial=before - count, quiet=not progress or not left, desc="frames", unit="video"
+            total=total, initial=total - left, quiet=not progress or not missing, desc="frames", unit="video"
         ) as bar:
-            for output in left:
-                entry = _make(out, output, results, lambda broken: _tell(broken, told), bar.update)
-                book.add(entry)
-                made += entry.videos
-    except OSError as error:
-        raise cannot_write(error, out) from None
+            for output in missing:
+                entry = _make(folder.out, output, results, lambda broken: _log(broken, logged), bar.update)
+                folder.add(entry)
+                made += entry.counts["videos"]
     finally:
         results.close()
-        book.tell_broken()
-    entries = [book.entries[output.name] for output in outputs]
-    broken = Counter(each["reason"] for entry in entries for each in entry.broken)
-    videos, frames, size = (sum(getattr(entry, name) for entry in entries) for name in ("videos", "frames", "bytes"))
-    if broken and not videos:
-        first = next(each for entry in entries for each in entry.broken)
-        raise UserError(
-            f"{out}: no video could be read: {tally(broken)} (first: {first['place']}: {first['detail']}); check the paths "
-            "(--overwrite makes everything anew)"
-        )
-    return Summary(videos, frames, size, broken, len(left), made, time.monotonic() - started)
+        folder.write_broken(BROKEN)
+    entries = [folder.entries[output.name] for output in outputs]
+    counts: Counter[str] = Counter()
+    for entry in entries:
+        counts.update(entry.counts)
+    kinds = Counter(broken["reason"] for entry in entries for broken in entry.broken)
+    size = sum(entry.bytes for entry in entries)
+    seconds = time.monotonic() - started
+    return Summary(counts["videos"], counts["frames"], size, kinds, len(missing), made, seconds)
 
 
 def _make(
     out: Path,
-    output: Output,
-    results: Iterator[Made | BrokenRecord],
-    tell: Callable[[BrokenRecord], None],
-    passed: Callable[[], object],
+    output: OutputFile,
+    results: Iterator[RecordLine | BrokenRecord],
+    on_broken: Callable[[BrokenRecord], None],
+    on_result: Callable[[], object],
 ) -> Entry:
-    """One file, from as many results as it has records; it has its name once it is whole."""
+    """Make one file from the next ``output.count`` results; it gets its name once it is whole."""
     path = out / output.name
     part = path.with_name(path.name + ".part")
-    broken: list[BrokenRecord] = []
+    broken: list[dict[str, str]] = []
     videos = frames = 0
     source_bytes = output.source.stat().st_size
     path.parent.mkdir(parents=True, exist_ok=True)
     with part.open("wb") as stream:
-        for made in itertools.islice(results, output.count):
-            if isinstance(made, BrokenRecord):
-                broken.append(made)
-                tell(made)
+        for result in itertools.islice(results, output.count):
+            if isinstance(result, BrokenRecord):
+                broken.append({"place": result.place, "reason": str(result.kind), "detail": result.message})
+                on_broken(result)
             else:
-                stream.write(made.content)
-                videos, frames = videos + made.videos, frames + made.frames
-            passed()
+                stream.write(result.content)
+                videos, frames = videos + result.videos, frames + result.frames
+            on_result()
         size = stream.tell()
     if output.bare and broken:
         part.unlink()
     else:
         sync_file(part)
         os.replace(part, path)
-    named = tuple({"place": each.place, "reason": str(each.kind), "detail": each.message} for each in broken)
-    return Entry(output.name, str(output.source.resolve()), source_bytes, videos, frames, size, named)
+    counts = {"videos": videos, "frames": frames}
+    return Entry(output.name, str(output.source.resolve()), source_bytes, size, counts, tuple(broken))
 
 
-def _tell(broken: BrokenRecord, told: Counter[str]) -> None:
-    told[broken.kind] += 1
-    if told[broken.kind] <= NAMED:
-        more = f" (more of this kind are only written to {BOOK}/{BROKEN})" if told[broken.kind] == NAMED else ""
+def _log(broken: BrokenRecord, logged: Counter[str]) -> None:
+    logged[broken.kind] += 1
+    if logged[broken.kind] <= NAMED:
+        more = f" (more of this kind are only written to {BROKEN})" if logged[broken.kind] == NAMED else ""
         logger.warning("left out: %s: %s: %s%s", broken.place, broken.kind, broken.message, more)
 
 
 def _parser() -> LineParser:
-    parser = LineParser(
-        prog="python -m dataset.prepare.frames", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    made = FrameMaking()
+    parser = command_parser("frames", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--records", nargs="+", metavar="FILE", help="shards, patterns, or folders of shards")
-    source.add_argument(
-        "--folder", type=Path, metavar="DIR", help=f"every video file below it ({' '.join(VIDEO_SUFFIXES)})"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
-    parser.add_argument("--video-key", default="video", metavar="KEY", help="of the video in a record (default: video)")
-    parser.add_argument(
-        "--video-root", type=Path, metavar="DIR", help="of relative paths (default: the shard's folder)"
-    )
-    parser.add_argument(
-        "--frames-per-second", type=positive_real, default=1.0, metavar="N", help="default 1, the paper's"
-    )
-    parser.add_argument(
-        "--short-side",
-        type=whole_number(16, 4096),
-        default=made.short_side,
-        metavar="PIXELS",
-        help=f"""of a frame at most (default {made.short_side}: the largest input of any config of videos; smaller
+    suffixes = " ".join(VIDEO_SUFFIXES)
+    source.add_argument("--folder", type=Path, metavar="DIR", help=f"every video file below it ({suffixes})")
+    add = parser.add_argument
+    add("--video-key", default="video", metavar="KEY", help="of the video in a record (default: video)")
+    add("--video-root", type=Path, metavar="DIR", help="of relative paths (default: the shard's folder)")
+    _add_making(parser)
+    cores = usable_cores()
+    add("--workers", type=whole_number(1, 1024), default=cores, metavar="N", help="default: one a core, %(default)d")
+    return parser
+
+
+def _add_making(parser: argparse.ArgumentParser) -> None:
+    """Flags that decide the content of a file."""
+    making = FrameMaking()
+    add = parser.add_argument
+    add("--frames-per-second", type=positive_real, default=1.0, metavar="N", help="default 1, the paper's")
+    side = """of a frame at most (default %(default)d: the largest input of any config of videos; smaller
 frames stay as they are). 256 is enough for pre-training at 224, and takes less than half the
-space and the time to decode it""",
-    )
-    parser.add_argument(
+space and the time to decode it"""
+    add("--short-side", type=whole_number(16, 4096), default=making.short_side, metavar="PIXELS", help=side)
+    add(
         "--quality",
         type=whole_number(1, 100),
-        default=made.quality,
+        default=making.quality,
         metavar="N",
-        help=f"of the JPEGs (default {made.quality})",
+        help="of JPEGs (default %(default)d)",
     )
-    parser.add_argument(
-        "--max-frames",
-        type=whole_number(1, 1_000_000),
-        metavar="N",
-        help="""of a video, at even distances (default: all). A list is read whole whenever some of its
-frames are wanted: set it where videos last many minutes""",
-    )
-    parser.add_argument("--backend", choices=("av", "decord", "torchcodec"), default="av", help="default av (PyAV)")
-    parser.add_argument(
-        "--workers",
-        type=whole_number(1, 1024),
-        default=usable_cores(),
-        metavar="N",
-        help="processes (default: one a core, %(default)d)",
-    )
-    parser.add_argument(
-        "--time-limit",
-        type=positive_real,
-        default=made.reading.time_limit_s,
-        metavar="SECONDS",
-        help="a video that takes longer is broken (default %(default)g)",
-    )
-    parser.add_argument(
-        "--max-pixels",
-        type=whole_number(1, 2**31),
-        default=made.max_pixels,
-        metavar="N",
-        help="a video of larger frames, too (default %(default)d)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what this command made in DIR")
-    return parser
+    limit = """of a video, at even distances (default: all). A list is read whole whenever some of its
+frames are wanted: set it where videos last many minutes"""
+    add("--max-frames", type=whole_number(1, 1_000_000), metavar="N", help=limit)
+    add("--backend", choices=("av", "decord", "torchcodec"), default="av", help="default av (PyAV)")
+    seconds = "a video that takes longer is broken (default %(default)g)"
+    add("--time-limit", type=positive_real, default=making.reading.time_limit_s, metavar="SECONDS", help=seconds)
+    pixels = "a video of larger frames, too (default %(default)d)"
+    add("--max-pixels", type=whole_number(1, 2**31), default=making.max_pixels, metavar="N", help=pixels)
 
 
 @one_line_errors
@@ -346,24 +231,24 @@ def main() -> int:
                 f"--out: {flags.out} is the folder of the videos, which are found before their lists; give another"
             )
         outputs = outputs_of_folder(flags.folder, making)
-        given: dict[str, str | None] = {"folder": str(flags.folder.resolve())}
+        arguments: dict[str, Any] = {"folder": str(flags.folder.resolve())}
     else:
         outputs = outputs_of_shards(flags.records, making, video_key=flags.video_key, video_root=flags.video_root)
         root = None if flags.video_root is None else str(flags.video_root.resolve())
-        given = {"video_key": flags.video_key, "video_root": root}
+        arguments = {"video_key": flags.video_key, "video_root": root}
     names = ("frames_per_second", "short_side", "quality", "max_frames", "backend", "time_limit", "max_pixels")
-    arguments = {**given, **{name: getattr(flags, name) for name in names}, "making": MAKING}
+    arguments |= {**{name: getattr(flags, name) for name in names}, "making": MAKING}
     try:
-        made = build(flags.out, outputs, arguments, workers=flags.workers, overwrite=flags.overwrite, progress=True)
+        summary = build(flags.out, outputs, arguments, workers=flags.workers, overwrite=flags.overwrite, progress=True)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on\n")
+        sys.stderr.write("interrupted; the same command resumes\n")
         return 130
-    if made.tried:
-        sys.stdout.write(f"{flags.out}: {made.line()}\n")
+    if summary.tried:
+        sys.stdout.write(f"{flags.out}: {summary.line()}\n")
     else:
         sys.stdout.write(f"{flags.out} is already complete with these arguments; nothing to do\n")
-    if made.broken:
-        sys.stdout.write(f"all that is broken: {flags.out / BOOK / BROKEN}\n")
+    if summary.broken:
+        sys.stdout.write(f"broken videos: {flags.out / BROKEN}\n")
     return 0
 
 

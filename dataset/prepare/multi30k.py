@@ -1,20 +1,18 @@
 """``python -m dataset.prepare.multi30k --source DIR --out DIR``: records of Multi30K, captions by language.
 
 ``--source`` is a copy of the official repository (multi30k/dataset). English and German have five captions of each image,
-written without sight of each other (task 2); French and Czech one, a translation (task 1); so do English and German where task 2
-is not there. The test split is that of 2016. Pictures are those of Flickr30K, named relative to their own folder.
+written independently (task 2); French and Czech have one, a translation (task 1), and so have English and German without task 2.
+The test split is that of 2016. Images are those of Flickr30K, named relative to their own folder.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.folders import LineParser
-from dataset.prepare.official import read_lines, write_splits
+from dataset.prepare.official import command_parser, read_lines, write_splits
 from utils.errors import UserError, one_line_errors
 
 LANGUAGES = ("en", "de", "fr", "cs")
@@ -37,18 +35,18 @@ def records(source: Path, split: str) -> Iterator[dict[str, Any]]:
     images = _images(tasks / "task1" / "image_splits" / f"{translated}.txt")
     captions: dict[str, dict[str, list[str]]] = {image: {} for image in images}
     for language in LANGUAGES:
-        found = _described(tasks / "task2", described, language) if language in DESCRIBED else {}
-        if not found:
+        by_image = _described(tasks / "task2", described, language) if language in DESCRIBED else {}
+        if not by_image:
             lines = _lines(tasks / "task1" / "raw" / f"{translated}.{language}", len(images))
-            found = {image: [line] for image, line in zip(images, lines, strict=True)}
+            by_image = {image: [line] for image, line in zip(images, lines, strict=True)}
         for image in images:
-            if image not in found:
+            if image not in by_image:
                 raise UserError(
                     f"{tasks}: {image} has no {language} caption in task 2, but is in task 1's {translated}"
                 )
-            captions[image][language] = found[image]
-    for image, said in captions.items():
-        yield {"image": image, "caption": said, "image_id": image}
+            captions[image][language] = by_image[image]
+    for image, by_language in captions.items():
+        yield {"image": image, "caption": by_language, "image_id": image}
 
 
 def _described(task: Path, split: str, language: str) -> dict[str, list[str]]:
@@ -77,12 +75,11 @@ def _lines(path: Path, count: int) -> list[str]:
 @one_line_errors
 def main() -> int:
     """Make the records and print one line; exit status 2 for a mistake of the user."""
-    parser = LineParser(prog="python -m dataset.prepare.multi30k", description="Records of Multi30K.")
+    parser = command_parser("multi30k", "Records of Multi30K.")
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="copy of multi30k/dataset")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
-    flags: argparse.Namespace = parser.parse_args()
-    made = write_splits(flags.out, {split: list(records(flags.source, split)) for split in SPLITS})
-    sys.stdout.write(f"{made}\n")
+    flags = parser.parse_args()
+    arguments = {"source": str(flags.source.resolve())}
+    write_splits("multi30k", flags, arguments, {split: records(flags.source, split) for split in SPLITS})
     return 0
 
 

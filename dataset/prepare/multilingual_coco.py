@@ -9,7 +9,6 @@ three), which leaves out every image that is held out in either: an English capt
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections import defaultdict
@@ -17,8 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.folders import LineParser
-from dataset.prepare.official import read_lines, read_object, write_splits
+from dataset.prepare.official import command_parser, read_lines, read_object, write_splits
 from utils.errors import UserError, one_line_errors
 
 SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
@@ -37,14 +35,14 @@ def read_karpathy(path: Path) -> dict[str, Captions]:
         UserError: the file is not Karpathy's of COCO.
     """
     ours = {theirs: split for split, names in SPLITS.items() for theirs in names}
-    found: dict[str, Captions] = {split: {} for split in SPLITS}
+    captions: dict[str, Captions] = {split: {} for split in SPLITS}
     for place, image in enumerate(read_object(path, "images")["images"]):
         try:
             name = f"{image['filepath']}/{image['filename']}"
-            found[ours[image["split"]]][name] = [sentence["raw"].strip() for sentence in image["sentences"]]
+            captions[ours[image["split"]]][name] = [sentence["raw"].strip() for sentence in image["sentences"]]
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: images[{place}] is not as in dataset_coco.json ({error})") from None
-    return found
+    return captions
 
 
 def read_stair(paths: Sequence[Path]) -> Captions:
@@ -53,16 +51,16 @@ def read_stair(paths: Sequence[Path]) -> Captions:
     Raises:
         UserError: a file is not STAIR's.
     """
-    found: defaultdict[str, list[str]] = defaultdict(list)
+    captions: defaultdict[str, list[str]] = defaultdict(list)
     for path in paths:
         content = read_object(path, "annotations")
         names = {image["id"]: image["file_name"] for image in content.get("images", [])}
-        for place, each in enumerate(content["annotations"]):
+        for place, annotation in enumerate(content["annotations"]):
             try:
-                found[_path_of(names[each["image_id"]], path)].append(each["caption"].strip())
+                captions[_path_of(names[annotation["image_id"]], path)].append(annotation["caption"].strip())
             except (KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{path}: annotations[{place}] is not as in STAIR's files ({error})") from None
-    return dict(found)
+    return dict(captions)
 
 
 def read_coco_cn(folder: Path) -> dict[str, Captions]:
@@ -78,23 +76,23 @@ def read_coco_cn(folder: Path) -> dict[str, Captions]:
         if not tab:
             raise UserError(f"{source}:{number}: no tab between image and caption")
         captions[name.split("#")[0]].append("".join(text.split()))
-    found: dict[str, Captions] = {}
+    splits: dict[str, Captions] = {}
     for split in SPLITS:
         listed = folder / f"coco-cn_{split}.txt"
-        found[split] = {}
+        splits[split] = {}
         for number, line in enumerate(read_lines(listed), start=1):
             if line.strip() not in captions:
                 raise UserError(f"{listed}:{number}: {line.strip()!r} has no caption in {source.name}")
-            found[split][_path_of(line.strip(), listed)] = captions[line.strip()]
-    return found
+            splits[split][_path_of(line.strip(), listed)] = captions[line.strip()]
+    return splits
 
 
 def records(languages: Mapping[str, Captions]) -> Iterator[dict[str, Any]]:
     """``image``, ``caption`` (lists by language) and ``image_id`` of each image that has a caption in any language."""
     for image in dict.fromkeys(name for captions in languages.values() for name in captions):
-        said = {language: captions[image] for language, captions in languages.items() if image in captions}
+        by_language = {language: captions[image] for language, captions in languages.items() if image in captions}
         match = _NAME.search(image)
-        yield {"image": image, "caption": said, "image_id": int(match[2]) if match else image}
+        yield {"image": image, "caption": by_language, "image_id": int(match[2]) if match else image}
 
 
 def joint_training(
@@ -104,7 +102,7 @@ def joint_training(
     held_out = {name for split in ("val", "test") for captions in (english, chinese) for name in captions[split]}
     training = {"en": english["train"], "ja": _of(english["train"], japanese), "zh": chinese["train"]}
     return {
-        language: {name: said for name, said in captions.items() if name not in held_out}
+        language: {name: texts for name, texts in captions.items() if name not in held_out}
         for language, captions in training.items()
     }
 
@@ -116,28 +114,22 @@ def _of(images: Iterable[str], captions: Captions) -> Captions:
 def _path_of(name: str, source: Path) -> str:
     match = _NAME.search(name)
     if not match:
-        raise UserError(f"{source}: {name!r} is no picture of COCO 2014")
+        raise UserError(f"{source}: {name!r} is no image of COCO 2014")
     return f"{match[1]}/{match[0]}.jpg"
 
 
 @one_line_errors
 def main() -> int:
     """Make the records and print one line; exit status 2 for a mistake of the user."""
-    parser = LineParser(
-        prog="python -m dataset.prepare.multilingual_coco", description="Records of COCO in en, ja, zh."
-    )
-    parser.add_argument("--karpathy", type=Path, required=True, metavar="FILE", help="dataset_coco.json")
-    parser.add_argument(
-        "--stair",
-        type=Path,
-        required=True,
-        nargs=2,
-        metavar="FILE",
-        help="stair_captions_v1.2_train.json and …_val.json",
-    )
-    parser.add_argument("--coco-cn", type=Path, required=True, metavar="DIR", help="folder coco-cn-version1805v1.1")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
-    flags: argparse.Namespace = parser.parse_args()
+    parser = command_parser("multilingual_coco", "Records of COCO in en, ja, zh.")
+    add = parser.add_argument
+    add("--karpathy", type=Path, required=True, metavar="FILE", help="dataset_coco.json")
+    stair = "stair_captions_v1.2_train.json and …_val.json"
+    add("--stair", type=Path, required=True, nargs=2, metavar="FILE", help=stair)
+    add("--coco-cn", type=Path, required=True, metavar="DIR", help="folder coco-cn-version1805v1.1")
+    flags = parser.parse_args()
+    paths = {"karpathy": flags.karpathy, "stair": flags.stair[0], "stair_2": flags.stair[1], "coco_cn": flags.coco_cn}
+    arguments = {name: str(path.resolve()) for name, path in paths.items()}
     english, japanese, chinese = read_karpathy(flags.karpathy), read_stair(flags.stair), read_coco_cn(flags.coco_cn)
     splits = {
         f"karpathy_{split}": records({"en": captions, "ja": _of(captions, japanese)})
@@ -145,7 +137,7 @@ def main() -> int:
     }
     splits |= {f"coco_cn_{split}": records({"zh": captions}) for split, captions in chinese.items()}
     splits["joint_train"] = records(joint_training(english, japanese, chinese))
-    sys.stdout.write(f"{write_splits(flags.out, splits)}\n")
+    write_splits("multilingual_coco", flags, arguments, splits)
     return 0
 
 

@@ -1,16 +1,20 @@
-"""What the commands share that make records of official files: reading them, plain or packed, with one line where they fail."""
+"""Parts of every command that makes records of official files: flags, reading them, plain or packed, and writing."""
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
+import sys
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.folders import write_records
+from dataset.prepare.folders import LineParser, tally, write_records
+from dataset.prepare.output import Entry, OutputFolder
 from utils.errors import UserError
+from utils.files import replacing
 
 
 def read_lines(path: Path) -> list[str]:
@@ -50,15 +54,54 @@ def read_object(path: Path, key: str) -> dict[str, Any]:
     return content
 
 
-def write_splits(out: Path, splits: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
-    """Write ``out/<split>.jsonl`` for each split, the folder made if missing; what was written, in a line.
+def command_parser(command: str, description: str) -> LineParser:
+    """The parser of a command of this package, with the flags that every one of them has."""
+    program, formatter = f"python -m dataset.prepare.{command}", argparse.RawTextHelpFormatter
+    parser = LineParser(prog=program, description=description, formatter_class=formatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
+    parser.add_argument("--overwrite", action="store_true", help="replace what this command made in DIR")
+    return parser
 
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        counts = {name: write_records(out / f"{name}.jsonl", records) for name, records in splits.items()}
-    except OSError as error:
-        raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
-    return f"{out}: {', '.join(f'{count} {name}' for name, count in counts.items())}"
+
+def manifest_of(command: str) -> str:
+    """Its path below the output folder: in a folder of its own, so that the output folder can be read as one of shards."""
+    return f"_{command}/manifest.json"
+
+
+def write_splits(
+    command: str,
+    flags: argparse.Namespace,
+    arguments: Mapping[str, Any],
+    splits: Mapping[str, Iterable[Mapping[str, Any]]],
+) -> None:
+    """Write ``<split>.jsonl`` for each split, unless the folder is complete, and print one line."""
+    files = {f"{split}.jsonl": records for split, records in splits.items()}
+    with OutputFolder(flags.out, manifest_of(command), arguments, files, overwrite=flags.overwrite) as folder:
+        if folder.complete:
+            sys.stdout.write(f"{folder.out} is already complete with these arguments; nothing to do\n")
+            return
+        counts = {name: write_records(folder.out / name, records) for name, records in files.items()}
+        folder.close({"records": counts})
+    sys.stdout.write(f"{folder.out}: {', '.join(f'{count} in {name}' for name, count in counts.items())}\n")
+
+
+def write_by_source(
+    command: str,
+    flags: argparse.Namespace,
+    arguments: Mapping[str, Any],
+    sources: Mapping[str, Path],
+    records: Callable[[Path], Iterable[Mapping[str, Any]]],
+    unit: str,
+) -> None:
+    """Write a file of records for each source, unless it is finished, and print a line for each."""
+    with OutputFolder(flags.out, manifest_of(command), arguments, sources, overwrite=flags.overwrite) as folder:
+        for name, source in sources.items():
+            path = folder.out / name
+            entry = folder.finished(name, source)
+            if entry is None:
+                with replacing(path) as part:
+                    counts = {unit: write_records(part, records(source))}
+                entry = Entry(name, str(source.resolve()), source.stat().st_size, path.stat().st_size, counts)
+                folder.add(entry)
+            sys.stdout.write(f"{path}: {tally(entry.counts)}\n")
+        folder.close()

@@ -1,4 +1,4 @@
-"""Work on many files by processes of which one may die: what a decoding library does with a damaged file is its own affair."""
+"""Work on many files by processes that may die: a damaged file can crash a decoding library."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 AHEAD = 4
-"""Jobs for each process that are under way, or done and waiting for their turn: what is held in memory, and how far the others
-go on where one job takes long."""
+"""Jobs per process that run, or are done and wait for their turn. More would take more memory; fewer would let the processes idle
+behind a long job."""
 
 
 def in_order(
     work: Callable[[J], R], jobs: Iterable[J], workers: int, died: Callable[[J], R]
 ) -> Generator[R, None, None]:
-    """``work(job)`` of each job in their order, by ``workers`` processes; ``jobs`` are asked for as they are needed.
+    """Yields ``work(job)`` in the order of ``jobs``, which are taken as they are needed, by ``workers`` processes.
 
-    Where a process dies, the jobs that were under way are done again, each in a process of its own; for one that kills that
-    process too, the result is ``died(job)``. What ``work`` raises is raised here.
+    If a process dies, the running jobs are done again, each in a process of its own; the result of a job that kills that process
+    too is ``died(job)``. An exception of ``work`` is raised here.
     """
     left = iter(jobs)
     waiting: deque[tuple[J, Future[R]]] = deque()
@@ -48,10 +48,10 @@ def in_order(
                 return
             job, future = waiting.popleft()
             try:
-                made = future.result()
+                result = future.result()
             except BrokenProcessPool:
-                made = _alone(work, job, died)
-            yield made
+                result = _alone(work, job, died)
+            yield result
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -69,7 +69,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _begin() -> None:
-    """In a new process: one thread, an end without a traceback at Ctrl-C, and none left over where its parent is killed."""
+    """Set up a new process: one thread, no traceback at Ctrl-C, and an end when its parent is killed."""
     torch.set_num_threads(1)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

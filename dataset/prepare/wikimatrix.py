@@ -1,30 +1,30 @@
-"""``python -m dataset.prepare.wikimatrix --source FILE ... --out DIR``: text pairs of WikiMatrix for multilingual pre-training.
+"""``python -m dataset.prepare.wikimatrix --source FILE ... --out DIR``: translations of WikiMatrix for multilingual pre-training.
 
-The sources are the official ``WikiMatrix.<a>-<b>.tsv.gz``, packed or not: a score, a text and its translation in each line,
-parted by tabs. For each source, ``DIR/<its name>.jsonl`` is made, of ``{"source_text", "target_text"}``.
+The sources are the official ``WikiMatrix.<a>-<b>.tsv.gz``, gzipped or not: a score, a text and its translation in each line,
+separated by tabs. Each source becomes ``DIR/<its name>.jsonl``, of ``{"source_text", "target_text"}``.
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import sys
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from dataset.prepare.folders import LineParser, write_records
+from dataset.prepare.official import command_parser, write_by_source
 from utils.errors import UserError, one_line_errors
 
 THRESHOLD = 1.04
-"""Margin score from which the authors of WikiMatrix call a pair a translation."""
+"""Margin score from which the authors of WikiMatrix take two texts for translations."""
 
 
-def pairs(source: Path, at_least: float = THRESHOLD) -> Iterator[dict[str, str]]:
-    """The pairs of a file with at least that score; those with an empty side are left out.
+def translations(source: Path, at_least: float = THRESHOLD) -> Iterator[dict[str, str]]:
+    """Texts of a file with their translations, from that score on; those with an empty side are left out.
 
     Raises:
-        UserError: the file cannot be read, or a line has not three parts.
+        UserError: the file cannot be read, or a line does not have three columns.
     """
     try:
         with (
@@ -37,7 +37,7 @@ def pairs(source: Path, at_least: float = THRESHOLD) -> Iterator[dict[str, str]]
                 try:
                     score, first, second = float(parts[0]), parts[1].strip(), parts[2].strip()
                 except (ValueError, IndexError):
-                    raise UserError(f"{source}:{number}: not a score and two texts, parted by tabs") from None
+                    raise UserError(f"{source}:{number}: not a score and two texts, separated by tabs") from None
                 if score >= at_least and first and second:
                     yield {"source_text": first, "target_text": second}
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
@@ -47,18 +47,15 @@ def pairs(source: Path, at_least: float = THRESHOLD) -> Iterator[dict[str, str]]
 @one_line_errors
 def main() -> int:
     """Make the records and print a line for each source; exit status 2 for a mistake of the user."""
-    parser = LineParser(prog="python -m dataset.prepare.wikimatrix", description="Text pairs of WikiMatrix.")
-    parser.add_argument(
-        "--source", type=Path, required=True, nargs="+", metavar="FILE", help="WikiMatrix.<a>-<b>.tsv.gz"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
-    parser.add_argument("--at-least", type=float, default=THRESHOLD, metavar="SCORE", help=f"default {THRESHOLD}")
-    flags: argparse.Namespace = parser.parse_args()
-    flags.out.mkdir(parents=True, exist_ok=True)
-    for source in flags.source:
-        name = source.name.removesuffix(".gz").removesuffix(".tsv") + ".jsonl"
-        count = write_records(flags.out / name, pairs(source, flags.at_least))
-        sys.stdout.write(f"{flags.out / name}: {count} pairs\n")
+    parser = command_parser("wikimatrix", "Translations of WikiMatrix.")
+    add = parser.add_argument
+    add("--source", type=Path, required=True, nargs="+", metavar="FILE", help="WikiMatrix.<a>-<b>.tsv.gz")
+    add("--at-least", type=float, default=THRESHOLD, metavar="SCORE", help=f"default {THRESHOLD}")
+    flags = parser.parse_args()
+    sources = {path.name.removesuffix(".gz").removesuffix(".tsv") + ".jsonl": path for path in flags.source}
+    arguments = {"at_least": flags.at_least}
+    records = partial(translations, at_least=flags.at_least)
+    write_by_source("wikimatrix", flags, arguments, sources, records, "translations")
     return 0
 
 

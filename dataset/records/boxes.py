@@ -10,35 +10,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.media.encoded import Picture, crop
+from dataset.media.encoded import EncodedImage, crop
 from dataset.records.schema import Box, BrokenRecordError, Element, RegionRecord, place_box
 from utils.batch import BrokenRecord
 
 WHOLE_BOX: Box = (0.5, 0.5, 1.0, 1.0)
-"""Centre and size, relative, of the whole picture."""
+"""Centre and size, relative, of the whole image."""
 
 SLIVER = 1e-3
-"""Least side of a box, relative to the input: a smaller one is no target to learn from."""
+"""Smallest side of a box, relative to the crop. A smaller box is no target to learn from."""
 
-_SNAP = 1e-6
+_GRID_TOLERANCE = 1e-6
+"""Distance from a grid line, in patches, within which an edge of a box counts as on it."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of a picture in whole pixels: left, top, right, bottom (right and bottom not included)."""
+    """A part of an image in whole pixels: left, top, right, bottom (right and bottom not included)."""
 
     x0: int
     y0: int
     x1: int
     y1: int
 
-    def of(self, image: Tensor | Picture) -> Tensor:
-        """The part of a picture, (3, y1 - y0, x1 - x0) uint8."""
+    def of(self, image: Tensor | EncodedImage) -> Tensor:
+        """The part of an image, (3, y1 - y0, x1 - x0) uint8."""
         return crop(image, self.y0, self.x0, self.y1 - self.y0, self.x1 - self.x0)
 
 
 def elements_inside(record: RegionRecord, width: int, height: int) -> tuple[list[Element], list[BrokenRecord]]:
-    """The elements whose box lies in the picture, clamped to it, and what is wrong with the others."""
+    """Elements whose box lies in the image, with boxes clamped to it; and the others as broken records."""
     elements, broken = [], []
     for element in record.elements:
         try:
@@ -59,10 +60,10 @@ def visible_elements(
     most: int,
     min_inside: float,
 ) -> tuple[Crop, list[tuple[Element, Box]]]:
-    """A crop of a picture of ``size`` (width, height) and up to ``most`` elements in it, with their boxes relative to it.
+    """A crop of an image of ``size`` (width, height) and up to ``most`` elements in it, with their boxes relative to it.
 
     The crop keeps a random element whole; that one comes first, the others follow in random order if more than ``min_inside``
-    of their area is in the crop (the released reader may leave the kept one out). Without ``crop``, the whole picture.
+    of their area is in the crop (the released reader may leave the kept one out). Without ``crop``, the whole image.
     """
     width, height = size
     whole = Crop(0, 0, width, height)
@@ -71,15 +72,15 @@ def visible_elements(
     order = rng.permutation(len(elements)).tolist()
     kept = elements[order[0]]
     part = crop_around(kept.box, width, height, rng) if crop else whole
-    found: list[tuple[Element, Box]] = []
+    visible: list[tuple[Element, Box]] = []
     for element in (elements[place] for place in order):
-        if len(found) >= most:
+        if len(visible) >= most:
             break
         if share_inside(element.box, part) > min_inside:
             box = visible_box(element.box, part)
             if box is not None:
-                found.append((element, box))
-    return part, found
+                visible.append((element, box))
+    return part, visible
 
 
 def crop_around(box: Box, width: int, height: int, rng: np.random.Generator) -> Crop:
@@ -112,7 +113,7 @@ def visible_box(box: Box, crop: Crop) -> Box | None:
 
 
 def flip_box(box_cxcywh: Box) -> Box:
-    """A relative box (cx, cy, w, h) in the mirrored picture."""
+    """A relative box (cx, cy, w, h) in the mirrored image."""
     cx, cy, w, h = box_cxcywh
     return 1 - cx, cy, w, h
 
@@ -133,6 +134,6 @@ def patch_mask(box_xywh: Sequence[float], image_size: int, patch_size: int) -> T
 
 
 def _cells(start: float, length: float, patch_size: int, grid: int) -> tuple[int, int]:
-    first = min(max(math.floor(start / patch_size + _SNAP), 0), grid - 1)
-    last = min(math.ceil((start + length) / patch_size - _SNAP), grid)
+    first = min(max(math.floor(start / patch_size + _GRID_TOLERANCE), 0), grid - 1)
+    last = min(math.ceil((start + length) / patch_size - _GRID_TOLERANCE), grid)
     return first, max(last, first + 1)

@@ -1,7 +1,7 @@
-"""Video-text records of pre-training: clips with their captions, of which neighbours may be joined (X²-VLM, section 4.1).
+"""Video-text records of pre-training: clips with their captions, whose neighbours may be joined (X²-VLM, section 4.1).
 
 A record has one clip, ``{"video": ["<base64>", …] | "<path>", "caption": …}``, or several, ``{"video": [["<base64>", …], …],
-"caption": [text per clip], "is_continuous": bool}``: those of a continuous video follow each other. Paths of pictures may stand
+"caption": [text per clip], "is_continuous": bool}``: those of a continuous video follow each other. Paths of images may stand
 for base64; several clips are never video files.
 """
 
@@ -16,13 +16,13 @@ import numpy as np
 from dataset.media.video import VideoSource, video_source
 from dataset.records.schema import BrokenRecordError, RawRecord, Texts, broken_key, texts_in
 
-NOTHING_SAID = "[music]"
-"""What the transcript of a clip without speech is; such clips are not used (as released)."""
+NO_SPEECH = "[music]"
+"""Transcript of a clip without speech; such clips are not used (as released)."""
 
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """Clips and the captions of each (alternatives: one is drawn each time)."""
+    """Clips, and for each the alternatives of its caption, of which one is drawn each time."""
 
     place: str
     clips: tuple[VideoSource, ...]
@@ -31,8 +31,8 @@ class VideoRecord:
 
     @property
     def spoken(self) -> list[int]:
-        """The clips that have something to say."""
-        return [clip for clip, texts in enumerate(self.captions) if not _says_nothing(texts)]
+        """Numbers of the clips with speech."""
+        return [clip for clip, texts in enumerate(self.captions) if not _has_no_speech(texts)]
 
 
 def parse_video_record(raw: RawRecord, video_key: str, caption_key: str, root: Path | None) -> VideoRecord:
@@ -41,44 +41,44 @@ def parse_video_record(raw: RawRecord, video_key: str, caption_key: str, root: P
     Raises:
         BrokenRecordError: "missing key", "wrong type", "missing video" or "unreadable video".
     """
-    value, said = raw.values.get(video_key), raw.values.get(caption_key)
+    value, caption = raw.values.get(video_key), raw.values.get(caption_key)
     if value is None:
         raise broken_key(raw, video_key)
-    if said is None:
+    if caption is None:
         raise broken_key(raw, caption_key)
     folder, place = root or raw.folder, raw.place
     continuous = raw.values.get("is_continuous") is True
     if not (isinstance(value, list) and value and all(isinstance(clip, list) for clip in value)):
-        if continuous and isinstance(said, list):
+        if continuous and isinstance(caption, list):
             raise BrokenRecordError(
                 "wrong type",
                 place,
-                f"is_continuous joins clips that are lists of pictures or of their paths, and {video_key} is one video; give a "
+                f"is_continuous joins clips that are lists of images or of their paths, and {video_key} is one video; give a "
                 f"list of lists, or one video a record without is_continuous",
             )
         return VideoRecord(
-            place, (video_source(value, video_key, place, folder),), (texts_in(said, caption_key, place),), False
+            place, (video_source(value, video_key, place, folder),), (texts_in(caption, caption_key, place),), False
         )
-    if not isinstance(said, list) or len(said) != len(value):
-        count = f"{len(said)} texts" if isinstance(said, list) else "no list"
+    if not isinstance(caption, list) or len(caption) != len(value):
+        count = f"{len(caption)} texts" if isinstance(caption, list) else "no list"
         raise BrokenRecordError(
             "wrong type", place, f"{caption_key} is {count} for the {len(value)} clips of {video_key}"
         )
     clips = [video_source(clip, f"{video_key}[{number}]", place, folder) for number, clip in enumerate(value)]
-    captions = [texts_in(text, f"{caption_key}[{number}]", place) for number, text in enumerate(said)]
+    captions = [texts_in(text, f"{caption_key}[{number}]", place) for number, text in enumerate(caption)]
     return VideoRecord(place, tuple(clips), tuple(captions), continuous)
 
 
 def choose_clip(
     record: VideoRecord, rng: np.random.Generator, *, join: bool, min_frames: int
 ) -> tuple[VideoSource, list[Texts]]:
-    """A random clip that has something to say, and its captions; of a continuous video with ``join`` the clips around it too.
+    """A random clip with speech and its captions; with ``join``, for a continuous video, the clips around it too.
 
-    Neighbours are added on a random side until the clips with something to say have ``min_frames`` frames or none is left (the
-    released ``sample_clip_ids``; there the first clip may be one that says nothing).
+    Neighbours are added on a random side until the clips with speech have ``min_frames`` frames or none is left (the released
+    ``sample_clip_ids``; there the first clip may have no speech).
 
     Raises:
-        BrokenRecordError: "empty text" where no clip has anything to say.
+        BrokenRecordError: "empty text" if no clip has speech.
     """
     spoken = record.spoken
     if not spoken:
@@ -101,5 +101,5 @@ def _frames(record: VideoRecord, spoken: Sequence[int], first: int, last: int) -
     return sum(len(record.clips[clip].frames) for clip in spoken if first <= clip <= last)
 
 
-def _says_nothing(texts: Texts) -> bool:
-    return all(isinstance(text, str) and text.strip().lower() == NOTHING_SAID for text in texts)
+def _has_no_speech(texts: Texts) -> bool:
+    return all(isinstance(text, str) and text.strip().lower() == NO_SPEECH for text in texts)

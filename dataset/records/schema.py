@@ -174,10 +174,10 @@ def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:
     value = raw.values.get(keys.image_key)
     if value is None:
         raise broken_key(raw, keys.image_key)
-    return picture_of(value, keys.image_key, raw.place, keys.image_root or raw.folder, keys.image_is)
+    return image_of(value, keys.image_key, raw.place, keys.image_root or raw.folder, keys.image_is)
 
 
-def picture_of(value: Any, key: str, place: str, folder: Path, image_is: ImageIs = "auto") -> ImageSource:
+def image_of(value: Any, key: str, place: str, folder: Path, image_is: ImageIs = "auto") -> ImageSource:
     """The image that the text ``value`` of ``key`` holds or names, a path from ``folder``; see :func:`image_source`.
 
     Raises:

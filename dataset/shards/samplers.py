@@ -1,7 +1,7 @@
-"""Order without memory: which record comes at which position, and each sample's own random numbers.
+"""Stateless order of records, and a random generator for each sample.
 
-Nothing here keeps state. The record at a position is a function of (seed, stream, epoch, position), so a run can be resumed
-anywhere, with any number of workers, and an epoch over a billion records costs no memory.
+The record at a position is a function of (seed, stream, epoch, position). So a run can be resumed anywhere, with any number of
+workers, and an epoch over a billion records costs no memory.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from utils.errors import UserError
 OrderName = Literal["random", "sequential"]
 
 _ROUNDS = 6
+"""Rounds of the Feistel network. Up to four, positions at some distances give records at some distances too often; and another
+number changes the order of every run, so that none could be resumed."""
 _WORD = (1 << 64) - 1
 
 
@@ -32,7 +34,7 @@ def sample_rng(seed: int, stream: str, epoch: int, index: int) -> np.random.Gene
 class KeyedPermutation:
     """A pseudo-random permutation of 0 … ``count`` - 1, computed one element at a time in O(1) memory.
 
-    A Feistel network on pairs (left, right) below ``side`` = ceil(sqrt(count)); numbers that fall outside the range are sent
+    A Feistel network on the digits (left, right) in base ``side`` = ceil(sqrt(count)); numbers outside the range are sent
     through again until they fall inside (cycle walking), which keeps it one-to-one.
     """
 
@@ -142,9 +144,9 @@ class SequentialOrder:
     def _layout(self, rank: int, epoch: int) -> tuple[list[int], list[int]]:
         """The rank's shards in the epoch's order, and the position at which each ends."""
         if (rank, epoch) not in self._layouts:
-            own = self.shards[rank]
-            order = KeyedPermutation(len(own), self.seed, f"{self.stream}/{rank}", epoch)
-            shards = [own[order(place)] for place in range(len(own))]
+            dealt = self.shards[rank]
+            order = KeyedPermutation(len(dealt), self.seed, f"{self.stream}/{rank}", epoch)
+            shards = [dealt[order(place)] for place in range(len(dealt))]
             # Two epochs are enough: a batch may cross from one into the next.
             while len(self._layouts) >= 2 * self.world_size:
                 self._layouts.pop(next(iter(self._layouts)))
@@ -160,7 +162,7 @@ def _deal(shards: Sequence[int], sizes: Sequence[int], world_size: int) -> list[
         rank = min(range(world_size), key=lambda rank: (totals[rank], len(dealt[rank]), rank))
         dealt[rank].append(shard)
         totals[rank] += sizes[shard]
-    return [sorted(own) for own in dealt]
+    return [sorted(numbers) for numbers in dealt]
 
 
 class RecordSource:

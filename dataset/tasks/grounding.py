@@ -15,7 +15,7 @@ from torch import Tensor
 from dataset.formats import refcoco
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_records, texts_of
 from dataset.media.augment import RandAugment, RegionAugmentConfig, hflip, resize, stack_views
-from dataset.media.encoded import Picture, for_boxes
+from dataset.media.encoded import EncodedImage, for_boxes
 from dataset.media.views import black, check_size
 from dataset.records.boxes import WHOLE_BOX, flip_box, visible_elements
 from dataset.records.schema import (
@@ -158,7 +158,7 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
     def example(self, index: int, rng: np.random.Generator) -> GroundingExample:
         item = self.items[index]
         text = cleaned(item.text, self.text.max_words, item.place)
-        encoded = Picture(item.image.load(), self.data.max_pixels, item.place, for_boxes(self.data.pixels))
+        encoded = EncodedImage(item.image.load(), self.data.max_pixels, item.place, for_boxes(self.data.pixels))
         check_size(encoded, item.size, item.place)
         element = Element("phrase", item.box, (text,))
         crop, found = visible_elements([element], item.size, rng, crop=self.data.crop, most=1, min_inside=0.5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 _TO_SPACE = re.compile(r"[,.'!?\"()*#:;~]")
 _JOINING = re.compile(r"[-/]")
 _WORD_MARK = "\u2581"
-"""What SentencePiece puts in the place of the space before a word."""
+"""SentencePiece's mark of a piece that begins a word, for the space before it."""
 _UNSPACED_SCRIPTS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\uff66-\uff9f\U00020000-\U0003ffff"
@@ -36,13 +35,13 @@ _UNSPACED = re.compile(f"[{_UNSPACED_SCRIPTS}]")
 _WIDE_MARKS = "\u3001-\u3004\u3008-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
 """Punctuation of Chinese and Japanese."""
 _SEGMENTED = re.compile(rf"(?<=[{_UNSPACED_SCRIPTS}{_WIDE_MARKS}])\s+(?=[{_UNSPACED_SCRIPTS}{_WIDE_MARKS}])")
-"""White space that someone put between words of a script that has none."""
+"""White space between words of a script that is written without it."""
 _SPACES = re.compile(r"\s{2,}")
 _SIDE = re.compile(r"\b(left|right)(most|wards?|hand)?\b", re.IGNORECASE)
 
 
 class TextLimits(Config):
-    """How long a text may be."""
+    """Maximum length of a text."""
 
     max_tokens: int = Field(30, ge=3, description="Tokens of a text with [CLS] and [SEP]; the rest is cut off.")
     max_words: int | None = Field(
@@ -51,7 +50,7 @@ class TextLimits(Config):
 
 
 class TextDataConfig(TextLimits):
-    """How texts are cut and masked (X²-VLM, sections 3.3 and 4.2)."""
+    """Length and masking of texts (X²-VLM, sections 3.3 and 4.2)."""
 
     mask_prob: float = Field(0.5, gt=0, le=1, description="Share of the tokens that is masked.")
     max_masks: int = Field(12, ge=1, description="Most masked tokens of a text.")
@@ -78,12 +77,12 @@ class TextExample:
 def clean_caption(text: str, max_words: int) -> str:
     """Lower case, punctuation to spaces, hyphens and slashes to spaces, runs of white space to one, at most ``max_words`` words.
 
-    The released ``pre_caption``, character for character, but for spaces between two characters of a script that is written
-    without them: those of segmented Chinese or Japanese are dropped. Words are what single spaces separate, so that nothing is
-    cut from these scripts; ``max_tokens`` does that.
+    The released ``pre_caption``, character for character, with one exception: spaces between two characters of a script that
+    is written without them (segmented Chinese or Japanese) are dropped. Words are separated by single spaces, so ``max_words``
+    cuts nothing from these scripts; ``max_tokens`` does.
 
     Raises:
-        ValueError: where nothing is left.
+        ValueError: nothing is left.
     """
     text = _TO_SPACE.sub(" ", text.lower())
     text = _JOINING.sub(" ", text).replace("<person>", "person")
@@ -97,16 +96,15 @@ def clean_caption(text: str, max_words: int) -> str:
 def clean_question(text: str, max_words: int) -> str:
     """Lower case, the same punctuation to spaces as in captions, at most ``max_words`` words; may be empty.
 
-    The released ``pre_question``, character for character, but for segmented Chinese or Japanese (see :func:`clean_caption`):
-    white space stays as it is but for spaces at the end, and counts as words where there is a run of it. To a tokenizer it is
-    all one.
+    The released ``pre_question``, character for character, with the exception of :func:`clean_caption`. Only spaces at the end
+    are dropped: a run of spaces stays and counts as words. Tokenizers do not see the difference.
     """
     text = _SEGMENTED.sub("", _JOINING.sub(" ", _TO_SPACE.sub(" ", text.lower())).rstrip(" "))
     return " ".join(text.split(" ")[:max_words])
 
 
 def clean_alternatives(texts: Texts, language: str | None, max_words: int, place: str) -> list[str]:
-    """Every alternative that is not empty, cleaned, for evaluation; of several languages ``language``, or the first.
+    """All alternatives that are not empty, cleaned, for evaluation; in ``language``, or in the first one of each.
 
     Raises:
         BrokenRecordError: "empty text" where all are empty, "missing key" where none has the language.
@@ -123,8 +121,8 @@ def clean_alternatives(texts: Texts, language: str | None, max_words: int, place
 
 
 def mentions_side(text: str) -> bool:
-    """Whether a mirrored picture would make the text false: it has left or right as a word of its own, or as leftmost,
-    rightward, right-hand. The released code looks for substrings, which also finds "bright" and "leftover". English only."""
+    """Whether a mirrored image makes the text false: it has left or right as a word of its own, or leftmost, rightward,
+    right-hand. English only. The released code searches for substrings, which also match "bright" and "leftover"."""
     return _SIDE.search(text) is not None
 
 
@@ -146,7 +144,7 @@ class PlainTextProcessor:
         self.sep_id = _special(tokenizer, "sep_token")
         self.pad_id = _special(tokenizer, "pad_token")
         self._pieces = tokenizer.backend_tokenizer
-        # The wrapper sets these on each of its calls; here texts are encoded without it, nearly twice as fast, and cut by hand.
+        # Texts are encoded without the wrapper, nearly twice as fast, and cut here; so what it sets at each call is set once.
         self._marks_words = self._pieces.token_to_id(_WORD_MARK) is not None
         self._pieces.no_truncation()
         self._pieces.no_padding()
@@ -158,29 +156,29 @@ class PlainTextProcessor:
         return Text(ids, _attended(rows, ids.shape[1]), sum(map(len, rows)))
 
     def pieces(self, text: str) -> tuple[list[int], list[bool]]:
-        """Ids of a text alone, not cut, and for each whether it continues the word of the one before it.
+        """Token ids of a text, not cut and without special tokens; and for each token whether it continues the word before it.
 
         Words are what the tokenizer groups. Where a script is written without spaces (Chinese, Japanese, Thai and their
         neighbours), every token is a word of its own: there a tokenizer takes a whole sentence for one.
         """
-        found = self._pieces.encode(text, add_special_tokens=False)
-        words = found.word_ids
+        encoding = self._pieces.encode(text, add_special_tokens=False)
+        words = encoding.word_ids
         continues = [word is not None and word == before for before, word in itertools.pairwise(words)]
-        if self._marks_words:  # whatever groups them: SentencePiece puts its mark where a word begins
+        if self._marks_words:  # SentencePiece marks the pieces that begin a word, whatever `words` says
             continues = [
                 joined and not piece.startswith(_WORD_MARK)
-                for joined, piece in zip(continues, found.tokens[1:], strict=True)
+                for joined, piece in zip(continues, encoding.tokens[1:], strict=True)
             ]
         if _UNSPACED.search(text):
-            edges = itertools.pairwise(found.offsets)
+            edges = itertools.pairwise(encoding.offsets)
             continues = [
                 joined and not (_unspaced(text[before[1] - 1 : before[1]]) or _unspaced(text[after[0] : after[0] + 1]))
                 for joined, (before, after) in zip(continues, edges, strict=True)
             ]
-        return found.ids, [*([False] if words else []), *continues]
+        return encoding.ids, [*([False] if words else []), *continues]
 
     def _tokens(self, text: str) -> tuple[list[int], list[bool]]:
-        """Ids with [CLS] and [SEP], and for each whether it continues the word of the one before it."""
+        """Token ids with [CLS] and [SEP], cut; and for each token whether it continues the word before it."""
         ids, continues = self.pieces(text)
         kept = self.limits.max_tokens - 2
         return [self.cls_id, *ids[:kept], self.sep_id], [False, *continues[:kept], False]
@@ -211,14 +209,14 @@ class TextProcessor(PlainTextProcessor):
         Raises:
             BrokenRecordError: "empty text" where all are empty, "missing key" where none has the configured language.
         """
-        found = alternatives(texts, self.config.language, rng, place)
-        order = rng.permutation(len(found)).tolist() if len(found) > 1 else [0]
+        candidates = alternatives(texts, self.config.language, rng, place)
+        order = rng.permutation(len(candidates)).tolist() if len(candidates) > 1 else [0]
         for index in order:
             try:
-                return clean_caption(found[index], self.max_words)
+                return clean_caption(candidates[index], self.max_words)
             except ValueError:
                 continue
-        raise BrokenRecordError("empty text", place, f"nothing is left of {found[0][:80]!r} after cleaning")
+        raise BrokenRecordError("empty text", place, f"nothing is left of {candidates[0][:80]!r} after cleaning")
 
     def encode(self, text: str, rng: np.random.Generator) -> TextExample:
         """Token ids of a cleaned text, at most ``max_tokens``, with a masked copy."""
@@ -243,14 +241,15 @@ class TextProcessor(PlainTextProcessor):
         return Text(ids, pad(text.mask, more), rounded_up(int(text.mask.sum()), ids.numel()))
 
     def filler(self) -> TextExample:
-        """The text of a row that does not count: [CLS] [SEP], nothing masked."""
+        """Text of a filler row: [CLS] [SEP], nothing masked."""
         ids = [self.cls_id, self.sep_id]
         return TextExample(ids, list(ids), [])
 
     def collate(self, examples: Sequence[TextExample]) -> MaskedText:
-        """Examples as tensors, padded to the longest text and to the most masks of these examples, or to those that there can be.
+        """Examples as tensors, padded to the longest text and to the most masks among them.
 
-        Of what can be, tokens and masks in all are then counted up to a multiple of a sixteenth: few shapes, little waste.
+        With ``static``, padded to the longest possible text and the most possible masks; the totals of tokens and masks are
+        rounded up to a sixteenth of the possible ones: few shapes, little waste.
         """
         length = self.limits.max_tokens if self.static else None
         ids = stack_rows([example.ids for example in examples], self.pad_id, length)
@@ -274,9 +273,9 @@ class TextProcessor(PlainTextProcessor):
     def mask_positions(self, continues: list[bool], rng: np.random.Generator, prompt: int = 0) -> list[int]:
         """Ascending positions to mask: the released ``TextMaskingGenerator``, with words as the tokenizer groups them.
 
-        The ``prompt`` tokens after [CLS] neither count nor are masked. The count is a share of all tokens, [CLS] and [SEP]
-        counted, with Python's rounding to even; [SEP] may be masked, [CLS] may not. Spans may overshoot the count: what is
-        over is cut at random, which may cut through a word.
+        The ``prompt`` tokens after [CLS] neither count nor are masked. The count is a share of all other tokens, [CLS] and
+        [SEP] included, with Python's rounding to even; [SEP] may be masked, [CLS] may not. If the last span overshoots the
+        count, random positions are dropped, which may cut through a word.
         """
         length, first = len(continues), 1 + prompt
         count = min(self.config.max_masks, max(1, round((length - prompt) * self.config.mask_prob)))
@@ -299,46 +298,6 @@ class TextProcessor(PlainTextProcessor):
         if len(positions) > count:
             positions = sorted(rng.permutation(positions)[:count].tolist())
         return positions
-
-
-def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a Hugging Face model, by name or from a folder (one with only a BERT ``vocab.txt`` will do).
-
-    Raises:
-        UserError: in one line: not found, no network, no fast version, no vocabulary.
-    """
-    # Imported here: it takes seconds, and most of this package does not need it.
-    from transformers import AutoTokenizer, BertTokenizer
-
-    name, folder = str(name_or_folder), Path(name_or_folder).expanduser()
-    is_folder = folder.is_dir()
-    is_bare = is_folder and (folder / "vocab.txt").is_file() and not (folder / "tokenizer.json").is_file()
-    has_config = is_folder and any((folder / file).is_file() for file in ("config.json", "tokenizer_config.json"))
-    try:
-        if is_bare and not has_config:
-            tokenizer = BertTokenizer.from_pretrained(str(folder))
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder) if is_folder else name, use_fast=True)
-    # The library raises OSError, ValueError, KeyError, ImportError, and whatever its network layer raises.
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        if is_folder:
-            where, remedy = "the folder holds no usable tokenizer", "save one there with tokenizer.save_pretrained"
-            if next(folder.glob("*.model"), None) is not None and not (folder / "tokenizer.json").is_file():
-                remedy = "beside a SentencePiece model it needs tokenizer.json, or `pip install sentencepiece protobuf`"
-        else:
-            where = "no such folder, and not found by name or no network"
-            remedy = "check the name, or make the folder: the first lines of a config say how its data is made"
-        raise UserError(f"tokenizer {name}: {where}; {remedy} ({type(error).__name__}: {reason})") from None
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(
-            f"tokenizer {name}: only a slow version exists, which cannot tell words apart; use one with a fast version"
-        )
-    if len(tokenizer) <= len(tokenizer.all_special_ids) + 1:
-        raise UserError(
-            f"tokenizer {name}: its vocabulary has {len(tokenizer)} entries; is the vocabulary file missing or empty?"
-        )
-    return tokenizer
 
 
 def rounded_up(count: int, most: int) -> int:

@@ -17,7 +17,7 @@ from transformers import AutoModel, DistilBertConfig
 
 from dataset.records.schema import BrokenRecordError
 from dataset.tasks.finetune import in_batches
-from dataset.text.processors import load_tokenizer
+from dataset.text.loading import load_tokenizer
 from engine import precision
 from engine.checkpoint import Checkpoint, list_checkpoints
 from tasks.base import BaseTask

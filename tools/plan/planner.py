@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dataset.text.processors import load_tokenizer
+from dataset.text.loading import load_tokenizer
 from engine.memory import FakeSteps, StepMemory
 from engine.real_steps import RealSteps, ran_out_of_memory
 from tasks.kinds import choose

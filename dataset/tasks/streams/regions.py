@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dataset.media.augment import RandAugment, RegionAugmentConfig, hflip, resize, stack_views
-from dataset.media.encoded import Picture, PixelsAre, for_boxes
+from dataset.media.encoded import EncodedImage, PixelsAre, for_boxes
 from dataset.media.views import black
 from dataset.records.boxes import WHOLE_BOX, elements_inside, flip_box, patch_mask, visible_elements
 from dataset.records.schema import Box, BrokenRecordError, Element, RawRecord, RegionRecord, parse_region_record
@@ -118,7 +118,7 @@ class RegionStream:
             BrokenRecordError: where no row is left and no part has been reported.
         """
         record = parse_region_record(raw, self.keys, self.config.caption_key)
-        encoded = Picture(record.image.load(), self.max_pixels, record.place, self.pixels)
+        encoded = EncodedImage(record.image.load(), self.max_pixels, record.place, self.pixels)
         _, height, width = encoded.shape
         broken = list(record.broken)
         caption = self._caption(record, rng, broken)

@@ -17,6 +17,7 @@ from dataset.media.augment import (
     GEOMETRIC_OPS,
     AugmentConfig,
     RandAugment,
+    draw_crop,
     evaluation_view,
     hflip,
     random_resized_crop,
@@ -120,6 +121,27 @@ def test_crops_have_the_asked_for_area_and_ratio():
         assert 0.8 * 0.85 < width / height < 1.25 * 1.15
         corners.append((float(crop[0, 0, 8]), float(crop[1, 8, 0])))
     assert all(min(edge) < 8 and max(edge) > 25 for edge in zip(*corners, strict=True)), "crops lie anywhere"
+
+
+def test_crops_are_wide_as_often_as_tall_and_of_any_area():
+    """Ratios of width to height are log-uniform: doubled as often as halved. None of these crops has to be drawn again."""
+    config = AugmentConfig(scale=(0.05, 0.15), ratio=(1 / 4, 4))
+    rng = np.random.default_rng(0)
+    sizes = np.array([draw_crop(400, 400, config, rng)[2:] for _ in range(2000)])
+    height, width = sizes.T
+    ratio, area = width / height, height * width / 400**2
+    # A standard error is at most 0.011.
+    for low, high, share in ((0, 1 / 2, 0.25), (1 / 2, 1, 0.25), (1, 2, 0.25), (2, 9, 0.25)):
+        assert np.mean((ratio > low) & (ratio <= high)) == pytest.approx(share, abs=0.045)
+    for quarter in (0.075, 0.1, 0.125):
+        assert np.mean(area < quarter) == pytest.approx((quarter - 0.05) / 0.1, abs=0.045)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((100, 300), (0, 83, 100, 133)), ((300, 90), (90, 0, 120, 90))])
+def test_where_no_crop_fits_the_largest_central_one_is_taken(size, expected):
+    """All of the area at a ratio that the image does not have: nothing drawn fits."""
+    config = AugmentConfig(scale=(1, 1), ratio=(3 / 4, 4 / 3))
+    assert draw_crop(*size, config, np.random.default_rng(0)) == expected
 
 
 def test_the_whole_picture_can_be_kept():

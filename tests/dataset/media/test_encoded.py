@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.media.encoded import JPEGFrame, Picture, crop, decode, encode_jpeg, jpeg_frame
+from dataset.media.encoded import EncodedImage, JPEGFrame, crop, decode, encode_jpeg, jpeg_frame
 from dataset.records.schema import BrokenRecordError
 
 MANY = 10**6
@@ -99,7 +99,7 @@ def test_a_truncated_picture_is_unreadable(form):
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"not a picture" * 20])
 def test_what_is_no_picture_is_unreadable(content):
-    with pytest.raises(BrokenRecordError, match=f"p: unreadable image: {len(content)} bytes: not a picture"):
+    with pytest.raises(BrokenRecordError, match=f"p: unreadable image: {len(content)} bytes: not an image"):
         decode(content, MANY, "p")
 
 
@@ -141,20 +141,20 @@ def test_a_crop_of_a_jpeg_equals_the_part_of_the_whole(capfd, mode, kind):
     whole = as_tensor(Image.open(io.BytesIO(content)))
     for bottom in (1, 15, 16, 17, 31, 32, 33, 47, 48, 79, 80, 81, 95, 96, 97, 99, 100):
         top, left = bottom // 3, bottom // 2
-        part = crop(Picture(content, MANY, "p"), top, left, bottom - top, 40)
+        part = crop(EncodedImage(content, MANY, "p"), top, left, bottom - top, 40)
         assert torch.equal(part, whole[:, top:bottom, left : left + 40]), bottom
     assert capfd.readouterr() == ("", ""), "libjpeg's warnings"
 
 
 def test_rows_below_a_crop_are_not_decoded():
-    picture = Picture(encode(photo(), "JPEG"), MANY, "p")
+    picture = EncodedImage(encode(photo(), "JPEG"), MANY, "p")
     assert [picture.rows(count).shape[1] for count in (1, 15, 16, 40, 90, 96, 100)] == [16, 16, 32, 48, 96, 100, 100]
     assert picture.pixels().shape == picture.shape
 
 
 def test_a_crop_of_another_kind_is_the_part_of_the_whole():
     whole = as_tensor(photo())
-    for image in (Picture(encode(photo(), "PNG"), MANY, "p"), whole):
+    for image in (EncodedImage(encode(photo(), "PNG"), MANY, "p"), whole):
         assert torch.equal(crop(image, 10, 20, 30, 40), whole[:, 10:40, 20:60])
 
 
@@ -162,7 +162,7 @@ def test_a_crop_of_another_kind_is_the_part_of_the_whole():
 def test_a_jpeg_that_is_truncated_below_the_crop_is_unreadable(kind):
     content = encode(photo(), "JPEG", **JPEG_KINDS[kind])
     with pytest.raises(BrokenRecordError, match=r"p: unreadable image: .* the end of the JPEG file is missing"):
-        crop(Picture(content[:-20], MANY, "p"), 0, 0, 16, 16)
+        crop(EncodedImage(content[:-20], MANY, "p"), 0, 0, 16, 16)
 
 
 def test_faults_that_libjpeg_repairs_are_no_reason_to_drop_a_picture(capfd):
@@ -179,7 +179,7 @@ def test_a_sampling_that_turbojpeg_does_not_know_is_left_to_torchvision(monkeypa
     content = encode(photo(), "JPEG")
     whole = as_tensor(Image.open(io.BytesIO(content)))
     monkeypatch.setattr("dataset.media.encoded.simplejpeg.decode_jpeg", unknown)
-    assert torch.equal(crop(Picture(content, MANY, "p"), 10, 20, 30, 40), whole[:, 10:40, 20:60])
+    assert torch.equal(crop(EncodedImage(content, MANY, "p"), 10, 20, 30, 40), whole[:, 10:40, 20:60])
 
 
 def test_the_frame_header_is_found_behind_a_thumbnails():
@@ -212,7 +212,7 @@ def test_no_program_is_started_for_a_picture(monkeypatch, content):
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **more: pytest.fail("Ghostscript was started"))
     with pytest.raises(
-        BrokenRecordError, match=r"not a picture of a format that is read \(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM\)"
+        BrokenRecordError, match=r"not an image of a format that is read \(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM\)"
     ):
         decode(content, MANY, "p")
 

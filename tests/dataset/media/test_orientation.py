@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from dataset.media.augment import RegionAugmentConfig
-from dataset.media.encoded import Picture, crop, decode
+from dataset.media.encoded import EncodedImage, crop, decode
 from dataset.media.orientation import exif_orientation
 from dataset.tasks.pretrain import DataConfig, PretrainBatches, RegionStreamConfig
 
@@ -58,7 +58,7 @@ def test_an_image_is_turned_as_exif_says(form, orientation):
     content = encode(painted(), form, orientation, **KINDS[form])
     opened = Image.open(io.BytesIO(content))
     shown = as_tensor(ImageOps.exif_transpose(opened))
-    found = Picture(content, MANY, "p")
+    found = EncodedImage(content, MANY, "p")
     assert found.shape == found.pixels().shape == shown.shape
     assert torch.equal(found.pixels(), shown)
     for pixels in ("stored", "unturned"):
@@ -69,7 +69,7 @@ def test_an_image_is_turned_as_exif_says(form, orientation):
 def test_paths_agree_and_a_crop_is_the_part_of_the_whole(monkeypatch, orientation):
     content = encode(painted(), "JPEG", orientation, **KINDS["JPEG"])
     whole = decode(content, MANY, "p")
-    assert torch.equal(crop(Picture(content, MANY, "p"), 9, 5, 40, 50), whole[:, 9:49, 5:55])
+    assert torch.equal(crop(EncodedImage(content, MANY, "p"), 9, 5, 40, 50), whole[:, 9:49, 5:55])
     monkeypatch.setattr("dataset.media.encoded.jpeg_frame", lambda content: None)
     assert torch.equal(decode(content, MANY, "p"), whole), "by Pillow's header and torchvision"
 

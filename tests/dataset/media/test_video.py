@@ -95,7 +95,7 @@ def write_sound(container, stream, seconds: float) -> None:
 
 
 def write_song(path: Path) -> None:
-    """Sound with a cover picture, which is a stream of pictures too."""
+    """Sound with a cover image, which is a video stream too."""
     with av.open(str(path), "w") as container:
         heard = container.add_stream("aac", rate=8000)
         cover = container.add_stream("mjpeg", rate=1)
@@ -373,11 +373,11 @@ def test_what_is_no_video_is_a_broken_record(tmp_path, backend):
         "missing.mp4": ("missing video", "does not exist"),
         "empty.mp4": ("unreadable video", "empty.mp4"),
         "text.mp4": ("unreadable video", "text.mp4"),
-        "sound.mp4": ("unreadable video", "no pictures, only sound"),
-        "song.mp4": ("unreadable video", "no pictures, only sound"),
-        "folder": ("unreadable video", "holds no pictures"),
+        "sound.mp4": ("unreadable video", "no video stream, only sound"),
+        "song.mp4": ("unreadable video", "no video stream, only sound"),
+        "folder": ("unreadable video", "holds no images"),
         "object.json": ("unreadable video", "no JSON list"),
-        "none.json": ("unreadable video", "holds no pictures"),
+        "none.json": ("unreadable video", "holds no images"),
         "number.json": ("wrong type", "is a number, not a string"),
         "x" * 5000: ("missing video", "xxx"),
     }

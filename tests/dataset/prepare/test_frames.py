@@ -22,9 +22,10 @@ from dataset.media.augment import AugmentConfig
 from dataset.media.encoded import pixels_of
 from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource, read_frames
 from dataset.prepare import frames
-from dataset.prepare.book import alone_in
+from dataset.prepare.frame_files import outputs_of_folder, outputs_of_shards
 from dataset.prepare.frame_making import FrameMaking
-from dataset.prepare.frames import Summary, build, outputs_of_folder, outputs_of_shards
+from dataset.prepare.frames import Summary, build
+from dataset.prepare.output import JOURNAL, OutputFolder
 from dataset.tasks.pretrain import DataConfig, PretrainBatches, VideoStreamConfig
 from tests.dataset.media.test_video import encoded, number_on, write_video
 from utils.config import read_yaml
@@ -78,7 +79,7 @@ def numbers(value: Any) -> list[int]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if not name.startswith("_frames/")}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith((JOURNAL, "_frames/"))}
 
 
 def break_video(videos: Path, name: str = "broken.mp4") -> None:
@@ -294,8 +295,8 @@ def test_an_interrupted_run_goes_on(videos, files, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             shards(files, out, root=videos)
     assert contents(out).keys() == {"a.jsonl", "b.jsonl.part"}
-    with (out / "_frames/made.jsonl").open("a") as book:
-        book.write('{"file": "b.jsonl", "sou')  # as if it had been killed while it wrote
+    with (out / JOURNAL).open("a") as journal:
+        journal.write('\n{"file": "b.jsonl", "sou')  # as if it had been killed while it wrote
     before = (out / "a.jsonl").stat()
     summary = shards(files, out, root=videos)
     assert (out / "a.jsonl").stat() == before
@@ -317,7 +318,7 @@ def test_an_interrupted_folder_goes_on(videos, tmp_path, monkeypatch):
 
 def test_two_runs_do_not_fill_one_folder(videos, tmp_path):
     with (
-        alone_in(tmp_path / "out", frames.BOOK),
+        OutputFolder(tmp_path / "out", frames.MANIFEST, {"a": 1}, []),
         pytest.raises(UserError, match=r"out: another run is filling it; let it end, or give another folder$"),
     ):
         lists(videos, tmp_path / "out")
@@ -452,7 +453,7 @@ def test_the_command_says_in_a_line_what_there_is(videos, files, tmp_path, monke
     break_video(videos)
     assert run(monkeypatch, *command, "--quality", 50) == 0
     said = capsys.readouterr().out
-    assert "1 broken (1 unreadable video); none of them new\nall that is broken: " in said
+    assert "1 broken (1 unreadable video); none of them new\nbroken videos: " in said
 
 
 def test_the_command_makes_records(videos, files, tmp_path, monkeypatch, capsys):
@@ -461,7 +462,7 @@ def test_the_command_makes_records(videos, files, tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().out.startswith(f"{tmp_path}/out: 12 videos, 60 frames, ")
     interrupt_after(3, monkeypatch)
     assert run(monkeypatch, "--records", *files, "--video-root", videos, "--out", tmp_path / "again") == 130
-    assert "interrupted; the same command goes on\n" in capsys.readouterr().err
+    assert "interrupted; the same command resumes\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

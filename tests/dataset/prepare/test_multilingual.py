@@ -52,7 +52,9 @@ def test_multi30k_is_read_by_retrieval_in_one_language_or_in_all(repository, tmp
     out = tmp_path / "out"
     monkeypatch.setattr(sys, "argv", ["multi30k", "--source", str(repository), "--out", str(out)])
     assert multi30k.main() == 0
-    assert "3 train, 2 val, 2 test" in capsys.readouterr().out
+    assert "3 in train.jsonl, 2 in val.jsonl, 2 in test.jsonl" in capsys.readouterr().out
+    assert multi30k.main() == 0
+    assert "is already complete with these arguments; nothing to do" in capsys.readouterr().out
     for split, count in TRANSLATED.items():
         for number in range(count):
             Image.new("RGB", (4, 4)).save(out / f"{split}{number}.jpg")
@@ -159,19 +161,39 @@ def test_records_without_the_language_are_left_out_and_a_language_that_none_has_
         captions("fr")
 
 
-def test_wikimatrix_keeps_pairs_that_are_translations(tmp_path):
+def test_wikimatrix_keeps_texts_that_are_translations(tmp_path):
     path = tmp_path / "WikiMatrix.de-en.tsv.gz"
     path.write_bytes(gzip.compress(b"1.2\tein Hund\ta dog\n1.01\tx\ty\n1.3\t\tz\n"))
-    assert list(wikimatrix.pairs(path)) == [{"source_text": "ein Hund", "target_text": "a dog"}]
+    assert list(wikimatrix.translations(path)) == [{"source_text": "ein Hund", "target_text": "a dog"}]
     path.write_bytes(gzip.compress(b"1.2\tein Hund\n"))
     with pytest.raises(UserError, match=r"WikiMatrix.de-en.tsv.gz:1: not a score and two texts"):
-        list(wikimatrix.pairs(path))
+        list(wikimatrix.translations(path))
     path.write_bytes(b"no archive")
     with pytest.raises(UserError, match="cannot be read"):
-        list(wikimatrix.pairs(path))
+        list(wikimatrix.translations(path))
 
 
-def test_wit_gives_a_picture_for_each_address_and_leaves_out_empty_captions(tmp_path, monkeypatch):
+def test_wikimatrix_makes_only_the_files_that_are_missing(tmp_path, monkeypatch, capsys):
+    sources = [tmp_path / f"WikiMatrix.{pair}.tsv" for pair in ("de-en", "en-fr")]
+    for source in sources:
+        source.write_text("1.2\tein Hund\ta dog\n")
+    out = tmp_path / "out"
+
+    def run(*flags) -> int:
+        monkeypatch.setattr(sys, "argv", ["wikimatrix", "--out", str(out), "--source", *map(str, flags)])
+        return wikimatrix.main()
+
+    assert run(sources[0], tmp_path / "none.tsv") == 2
+    assert "none.tsv cannot be read" in capsys.readouterr().err
+    first = (out / "WikiMatrix.de-en.jsonl").stat()
+    assert run(*sources) == 0
+    assert capsys.readouterr().out == "".join(f"{out}/{source.stem}.jsonl: 1 translations\n" for source in sources)
+    assert (out / "WikiMatrix.de-en.jsonl").stat() == first
+    assert run(*sources, "--at-least", 1.1) == 2
+    assert "made with other arguments (at_least=1.04, not 1.1)" in capsys.readouterr().err
+
+
+def test_wit_gives_an_image_for_each_address_and_leaves_out_empty_captions(tmp_path, monkeypatch):
     stream = io.BytesIO()
     Image.new("RGB", (4, 4)).save(stream, "JPEG")
     content = base64.b64encode(stream.getvalue()).decode()
@@ -192,5 +214,5 @@ def test_wit_gives_a_picture_for_each_address_and_leaves_out_empty_captions(tmp_
     assert len(items.images) == 1
     del rows[0]["image_content"]
     source.write_text(json.dumps({**rows[0], "image_url": "http://c"}))
-    with pytest.raises(UserError, match=r"test_ja.jsonl:1: .*image_content.*fetch each picture by its image_url"):
+    with pytest.raises(UserError, match=r"test_ja.jsonl:1: .*image_content.*download each image from its image_url"):
         list(wit.records(source, out))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from dataset.records.boxes import (
-    SLIVER,
     Crop,
     crop_around,
     flip_box,
@@ -40,10 +39,33 @@ def test_a_patch_mask_is_never_empty_and_stays_on_the_grid():
     assert patch_mask((0, 0, 32, 32), 32, 8).all()
 
 
-def test_rounding_at_a_grid_line_adds_no_patches():
-    exact = patch_mask((8, 8, 16, 8), 32, 8)
-    assert exact.sum() == 2
-    assert torch.equal(patch_mask((8 - 1e-9, 8 + 1e-9, 16 + 2e-9, 8), 32, 8), exact)
+def corners(box: tuple[float, float, float, float], side: float) -> tuple[float, float, float, float]:
+    cx, cy, w, h = (value * side for value in box)
+    return cx - w / 2, cy - h / 2, w, h
+
+
+def test_a_box_on_grid_lines_covers_its_patches_and_no_more_after_crop_flip_and_resize():
+    """Whole patches of the input, as a region of a larger image: rounding on the way adds no patch."""
+    grid, patch = 7, 16
+    for image_side in (70, 105, 343):  # a patch is 10, 15 or 49 pixels of the image
+        scale, offset = image_side // grid, 13
+        crop = Crop(offset, offset, offset + image_side, offset + image_side)
+        for first, last in itertools.combinations(range(grid + 1), 2):
+            box = (offset + first * scale, offset, (last - first) * scale, scale)
+            seen = visible_box(tuple(map(float, box)), crop)
+            for columns, view in ((range(first, last), seen), (range(grid - last, grid - first), flip_box(seen))):
+                mask = patch_mask(corners(view, grid * patch), grid * patch, patch).view(grid, grid)
+                assert mask.nonzero().tolist() == [[0, column] for column in columns]
+
+
+@pytest.mark.parametrize("edge", ["left", "top", "right", "bottom"])
+@pytest.mark.parametrize(("beyond", "touches"), [(0.5e-6, False), (2e-6, True), (0.01, True)])
+def test_a_box_touches_a_patch_from_a_millionth_of_it_on(edge, beyond, touches):
+    x0, y0, x1, y1 = 16.0, 16.0, 32.0, 32.0  # the patch in row 2, column 2
+    step = 8 * beyond
+    x0, y0 = x0 - step * (edge == "left"), y0 - step * (edge == "top")
+    x1, y1 = x1 + step * (edge == "right"), y1 + step * (edge == "bottom")
+    assert patch_mask((x0, y0, x1 - x0, y1 - y0), 64, 8).sum() == 4 + 2 * touches
 
 
 def test_a_crop_keeps_its_element_whole_and_reaches_every_border():
@@ -95,36 +117,61 @@ def test_boxes_follow_crop_and_flip_to_the_pixel():
             )
 
 
-def test_a_sliver_is_no_box():
-    crop = Crop(0, 0, 1000, 1000)
-    assert visible_box((999.5, 0, 5, 1000), crop) is None
-    assert visible_box((10, 10, 500, 0.5), crop) is None
-    assert visible_box((10, 10, 500, 1.5), crop) == pytest.approx((0.26, 0.01075, 0.5, 0.0015))
-    assert SLIVER == 1e-3
+@pytest.mark.parametrize("size", [(1000, 1000), (250, 4000)])
+def test_less_than_a_thousandth_of_the_crop_is_no_box(size):
+    width, height = size
+    crop = Crop(0, 0, width, height)
+    for share, seen in ((0.0009, False), (0.0011, True)):
+        narrow, low = (0.0, 0.0, share * width, height / 2), (0.0, 0.0, width / 2, share * height)
+        cut = (width * (1 - share), 0.0, width / 2, float(height))  # most of it lies outside
+        for box in (narrow, low, cut):
+            assert (visible_box(box, crop) is not None) == seen
 
 
 def boxes(*values) -> list[Element]:
     return [Element(f"elems[{i}]", value, ("text",)) for i, value in enumerate(values)]
 
 
+def pixels_inside(box: tuple[float, ...], crop: Crop) -> float:
+    """Share of a box of whole pixels that lies in the crop, counted pixel by pixel."""
+    x, y, w, h = map(int, box)
+    pixels = [(column, row) for column in range(x, x + w) for row in range(y, y + h)]
+    return sum(crop.x0 <= column < crop.x1 and crop.y0 <= row < crop.y1 for column, row in pixels) / len(pixels)
+
+
 def test_elements_stay_if_enough_of_them_is_visible():
     elements = boxes((0.0, 0.0, 4.0, 4.0), (6.0, 0.0, 4.0, 4.0), (2.0, 0.0, 6.0, 4.0))
     rng = np.random.default_rng(0)
+    kept_first, shares = set(), set()
     for _ in range(100):
-        crop, found = visible_elements(elements, (10, 10), rng, crop=True, most=3, min_inside=0.5)
-        names = {element.name for element, _ in found}
-        kept = found[0][0]
-        assert share_inside(kept.box, crop) == pytest.approx(1.0)
-        others = {e.name for e in elements if e is not kept and share_inside(e.box, crop) > 0.5}
-        assert names == {kept.name} | others
-        assert all(0 < side <= 1 for _, box in found for side in box)
+        crop, visible = visible_elements(elements, (10, 10), rng, crop=True, most=3, min_inside=0.5)
+        inside = {element.name: pixels_inside(element.box, crop) for element in elements}
+        names = [element.name for element, _ in visible]
+        assert inside[names[0]] == 1
+        assert set(names) == {name for name, share in inside.items() if share > 0.5}
+        assert all(0 < side <= 1 for _, box in visible for side in box)
+        kept_first.add(names[0])
+        shares |= set(inside.values())
+    assert len(kept_first) == 3
+    assert {0, 0.5, 1} < shares, "the crops try the limit"
 
 
 def test_exactly_half_inside_is_not_enough():
-    assert share_inside((0, 0, 4, 4), Crop(2, 0, 10, 10)) == 0.5
+    """Without a crop, boxes that reach over the border of the image."""
+    half, more = (8.0, 0.0, 4.0, 4.0), (7.0, 0.0, 4.0, 4.0)
     rng = np.random.default_rng(0)
-    _, found = visible_elements(boxes((0.0, 0.0, 4.0, 4.0)), (10, 10), rng, crop=True, most=3, min_inside=0.99)
-    assert len(found) == 1, "the element that the crop is made around always stays"
+    _, visible = visible_elements(boxes(half, more), (10, 10), rng, crop=False, most=3, min_inside=0.5)
+    assert [element.box for element, _ in visible] == [more]
+
+
+@pytest.mark.parametrize("min_inside", [0.0, 0.5, 0.99])
+def test_the_element_that_the_crop_is_made_around_always_stays(min_inside):
+    rng = np.random.default_rng(0)
+    for box in ((0.0, 0.0, 4.0, 4.0), (2.3, 1.1, 3.3, 6.2)):
+        for _ in range(20):
+            crop, visible = visible_elements(boxes(box), (10, 10), rng, crop=True, most=3, min_inside=min_inside)
+            (_, (_, _, w, h)) = visible[0]
+            assert (w * (crop.x1 - crop.x0), h * (crop.y1 - crop.y0)) == pytest.approx(box[2:])
 
 
 def test_no_more_elements_than_asked_for_and_no_crop_where_it_is_off():
@@ -143,4 +190,4 @@ def test_no_more_elements_than_asked_for_and_no_crop_where_it_is_off():
 
 def test_flipping_twice_changes_nothing():
     assert flip_box(flip_box((0.3, 0.4, 0.2, 0.1))) == pytest.approx((0.3, 0.4, 0.2, 0.1))
-    assert math.isclose(flip_box((0.25, 0.5, 0.5, 1.0))[0], 0.75)
+    assert flip_box((0.25, 0.5, 0.5, 1.0)) == (0.75, 0.5, 0.5, 1.0)

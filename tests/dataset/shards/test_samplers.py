@@ -33,6 +33,27 @@ def test_neighbouring_positions_are_not_neighbouring_records():
     assert abs(np.corrcoef(records, np.arange(10_000))[0, 1]) < 0.05
 
 
+@pytest.mark.parametrize("stride", [1, 100, 101, 5000])
+def test_positions_at_a_fixed_distance_are_not_records_at_a_fixed_distance(stride):
+    """100 is the side of the square on which the permutation works: too few rounds show as a pattern along it."""
+    order = KeyedPermutation(10_000, 0, "images", 0)
+    records = np.array([order(position) for position in range(10_000)])
+    distances = (records[stride:] - records[:-stride]) % 10_000
+    for digit in (distances, distances // 100, distances % 100):
+        common = np.bincount(digit).max() / len(digit)
+        assert common < 0.02, "no distance is met much more often than the others"
+    assert len(np.unique(distances)) > 0.55 * len(distances), "random distances: 63 % differ"
+
+
+def test_the_order_is_the_same_in_every_version():
+    """A checkpoint keeps only a position: with another order, a resumed run would read some records twice and some never."""
+    small, large = KeyedPermutation(10, 3, "images", 1), KeyedPermutation(1_323_042_683, 0, "texts", 2)
+    assert [small(position) for position in range(10)] == [3, 0, 9, 2, 1, 6, 7, 5, 8, 4]
+    assert [large(position) for position in range(4)] == [1018388698, 1228738186, 520153574, 274696321]
+    drawn = sample_rng(3, "images", 1, 7).integers(1000, size=4).tolist()
+    assert drawn == [287, 684, 757, 625]
+
+
 def test_a_billion_records_need_no_memory():
     count = 1_323_042_683
     order = RandomOrder(count, 4, seed=0, stream="images")

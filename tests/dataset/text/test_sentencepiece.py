@@ -9,7 +9,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from dataset.text.processors import TextDataConfig, TextProcessor, clean_caption, load_tokenizer
+from dataset.text.loading import load_tokenizer
+from dataset.text.processors import TextDataConfig, TextProcessor, clean_caption
 from utils.errors import UserError
 
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

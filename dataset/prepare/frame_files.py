@@ -1,0 +1,105 @@
+"""Files that the frames command makes: a shard for each shard, or a list of frames for each video file."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from dataset.formats.video_files import VIDEO_SUFFIXES
+from dataset.media.video import VideoSource, check_backend, video_source
+from dataset.prepare.frame_making import FrameMaking, Job
+from dataset.records.broken import broken_record
+from dataset.records.schema import BrokenRecordError, broken_key
+from dataset.shards.readers import Shards
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file to make from the ``count`` records of ``source``, a job each. ``bare``: a list of frames, of one video; there is
+    no file if the video is broken."""
+
+    name: str
+    source: Path
+    count: int
+    jobs: Callable[[], Iterable[Job]]
+    bare: bool = False
+
+
+def outputs_of_shards(
+    files: Sequence[str], making: FrameMaking, *, video_key: str = "video", video_root: Path | None = None
+) -> list[OutputFile]:
+    """A shard of JSON lines for each shard.
+
+    Raises:
+        UserError: as :class:`~dataset.shards.readers.Shards`; two shards have one name; the decoder cannot be loaded.
+    """
+    shards = Shards(files, key="--records")
+
+    def job(number: int) -> Job:
+        try:
+            raw = shards.read(number)
+            if raw.values.get(video_key) is None:
+                raise broken_key(raw, video_key)
+        except Exception as error:
+            broken = broken_record(error, partial(shards.place, number))
+            return Job(making, broken.place, Path(), {}, broken=broken)
+        return Job(making, raw.place, video_root or raw.folder, raw.values, video_key)
+
+    outputs = [
+        OutputFile(path.stem + ".jsonl", path, size, partial(map, job, range(end - size, end)))
+        for path, size, end in zip(shards.paths, shards.sizes, itertools.accumulate(shards.sizes), strict=True)
+    ]
+    _check_names(outputs, "--records", "rename one, or make it in a folder of its own")
+    _check_decoder((source for start in shards.starts for source in _sources(job(start))), making)
+    return outputs
+
+
+def outputs_of_folder(folder: Path, making: FrameMaking) -> list[OutputFile]:
+    """A list of frames for each video file below ``folder``; hidden files are none.
+
+    Raises:
+        UserError: there is no video file, two would become one list, or the decoder cannot be loaded.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--folder: {folder} is no folder; check the path (it is relative to {Path.cwd()})")
+    paths = glob.glob("**/*", root_dir=folder, recursive=True)
+    names = sorted(name for name in paths if Path(name).suffix.lower() in VIDEO_SUFFIXES and (folder / name).is_file())
+    if not names:
+        raise UserError(f"--folder: {folder} holds no video file ({', '.join(VIDEO_SUFFIXES)}); check the path")
+
+    def output(name: str) -> OutputFile:
+        job = Job(making, str(folder / name), folder, {"video": name}, bare=True)
+        return OutputFile(Path(name).with_suffix(".json").as_posix(), folder / name, 1, lambda: [job], bare=True)
+
+    outputs = [output(name) for name in names]
+    _check_names(outputs, "--folder", "move one of them")
+    _check_decoder([VideoSource(str(folder / names[0]), path=folder / names[0])], making)
+    return outputs
+
+
+def _sources(job: Job) -> Iterator[VideoSource]:
+    try:
+        if job.broken is None:
+            yield video_source(job.values[job.key], job.key, job.place, job.folder)
+    except BrokenRecordError:
+        return  # several clips, which are no files, or broken: told when its turn comes
+
+
+def _check_names(outputs: Sequence[OutputFile], flag: str, remedy: str) -> None:
+    first: dict[str, Path] = {}
+    for output in outputs:
+        other = first.setdefault(output.name, output.source)
+        if other is not output.source:
+            raise UserError(f"{flag}: {other} and {output.source} would both become {output.name}; {remedy}")
+
+
+def _check_decoder(sources: Iterable[VideoSource], making: FrameMaking) -> None:
+    try:
+        check_backend(sources, making.reading, "")
+    except UserError as error:
+        raise UserError(f"--{str(error).removeprefix('.')}") from None

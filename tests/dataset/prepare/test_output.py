@@ -1,0 +1,212 @@
+"""The folder of a command: one run at a time fills it, a run that was cut is resumed, and nobody else's files are touched."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dataset.prepare.folders import claim_folder, close_folder
+from dataset.prepare.output import JOURNAL, Entry, OutputFolder
+from utils.errors import UserError
+
+NAMES = ["a.jsonl", "b.jsonl"]
+MANIFEST = "_command/manifest.json"
+
+
+def folder(out: Path, size: int = 1, manifest: str = MANIFEST, *, overwrite: bool = False) -> OutputFolder:
+    return OutputFolder(out, manifest, {"size": size}, NAMES, overwrite=overwrite)
+
+
+def make(output: OutputFolder, name: str, source: Path) -> None:
+    path = output.out / name
+    path.write_text(name)
+    output.add(Entry(name, str(source.resolve()), source.stat().st_size, path.stat().st_size, {"records": 1}))
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    path = tmp_path / "source"
+    path.write_text("source")
+    return path
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+def test_another_process_does_not_fill_a_claimed_folder(out):
+    program = (
+        "import sys; from pathlib import Path; from dataset.prepare.output import OutputFolder\n"
+        "with OutputFolder(Path(sys.argv[1]), 'other.json', {}, ['c']): pass"
+    )
+    command = [sys.executable, "-c", program, str(out)]
+    with folder(out):
+        other = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert "out: another run is filling it; let it end, or give another folder" in other.stderr
+    with folder(out) as output:
+        output.close()
+    assert not (out / JOURNAL).exists()
+
+
+def test_a_worker_that_outlives_its_run_does_not_keep_the_lock(out):
+    with folder(out):
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+        worker.start()
+    try:
+        with folder(out) as output:
+            output.close()
+    finally:
+        worker.kill()
+        worker.join()
+
+
+def test_a_lock_on_the_journal_of_a_folder_closed_meanwhile_is_no_claim(out, monkeypatch):
+    """Between opening the journal and locking it, another run closes the folder, and a third one claims it anew."""
+    from dataset.prepare import output as module
+
+    first = folder(out).__enter__()
+    third = folder(out, overwrite=True)
+    lock = module.fcntl.flock
+
+    def late(file, how):
+        monkeypatch.undo()
+        first.close()
+        third.__enter__()
+        return lock(file, how)
+
+    monkeypatch.setattr(module.fcntl, "flock", late)
+    with pytest.raises(UserError, match="another run is filling it"), folder(out):
+        pass
+    third.release()
+
+
+def test_finished_files_of_a_run_that_was_cut_are_kept_and_the_others_removed(out, source):
+    with folder(out) as output:
+        make(output, "a.jsonl", source)
+        (out / "b.jsonl").write_text("half")
+    with (out / JOURNAL).open("a") as journal:
+        journal.write('\n{"file": "b.jso')  # as if it had been killed while it wrote
+    with folder(out) as output:
+        assert not output.complete
+        assert output.finished("a.jsonl", source).counts == {"records": 1}
+        assert output.finished("b.jsonl", source) is None and not (out / "b.jsonl").exists()
+        make(output, "b.jsonl", source)
+        output.close({"vocabulary": 3})
+    manifest = json.loads((out / MANIFEST).read_text())
+    assert (manifest["arguments"], manifest["vocabulary"]) == ({"size": 1}, 3)
+    assert [entry["file"] for entry in manifest["files"]] == NAMES
+    with folder(out) as output:
+        assert output.complete and all(output.finished(name, source) for name in NAMES)
+
+
+def test_a_complete_folder_stays_complete_while_a_lost_file_is_made_again(out, source):
+    with folder(out) as output:
+        for name in NAMES:
+            make(output, name, source)
+        output.close()
+    (out / "a.jsonl").unlink()
+    with folder(out) as output:
+        assert output.finished("a.jsonl", source) is None
+        make(output, "a.jsonl", source)
+    with folder(out) as output:
+        assert output.complete and all(output.finished(name, source) for name in NAMES)
+
+
+def test_a_file_is_not_finished_if_it_or_its_source_has_another_size(out, source):
+    with folder(out) as output:
+        make(output, "a.jsonl", source)
+        (out / "a.jsonl").write_text("cut")
+        assert output.finished("a.jsonl", source) is None
+        make(output, "a.jsonl", source)
+        source.write_text("longer source")
+        assert output.finished("a.jsonl", source) is None
+        with pytest.raises(UserError, match=r"a.jsonl was made from .*source, not from .*other; give another folder"):
+            output.finished("a.jsonl", source.with_name("other"))
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_files_made_with_other_arguments_are_only_replaced_on_demand(out, source, closed):
+    with folder(out) as output:
+        make(output, "a.jsonl", source)
+        (out / "notes.txt").write_text("mine")
+        if closed:
+            output.close()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=re.escape("out was made with other arguments (size=1, not 2); give another")):
+        folder(out, 2).__enter__()
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    with folder(out, 2, overwrite=True) as output:
+        assert not output.entries
+        assert not (out / "a.jsonl").exists() and (out / "notes.txt").exists() and not (out / MANIFEST).exists()
+
+
+def test_an_unfinished_folder_without_finished_files_is_begun_again_with_any_arguments(out):
+    with folder(out):
+        (out / "a.jsonl").write_text("half")
+    with folder(out, 2) as output:
+        assert not (out / "a.jsonl").exists()
+        output.close()
+    assert json.loads((out / MANIFEST).read_text()) == {"arguments": {"size": 2}}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_another_origin_are_never_claimed(out, overwrite):
+    out.mkdir()
+    (out / "b.jsonl").write_text("mine")
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"out holds b.jsonl, which this command did not make; give an empty folder"
+        ):
+            folder(out, overwrite=overwrite).__enter__()
+        assert [path.name for path in out.iterdir()] == ["b.jsonl"]
+    (out / "b.jsonl").unlink()
+    with folder(out, manifest="other.json"):
+        pass
+    with pytest.raises(UserError, match=r"out holds an unfinished other.json, which this command did not make"):
+        folder(out, overwrite=overwrite).__enter__()
+
+
+def test_a_full_disk_is_one_line_and_the_lock_is_given_up(out, source):
+    def fill() -> None:
+        with folder(out) as output:
+            make(output, "b.jsonl", source)
+            raise OSError(28, os.strerror(28), str(out / "a.jsonl"))
+
+    with pytest.raises(
+        UserError, match=r"a.jsonl cannot be written: No space left on device; the same command resumes"
+    ):
+        fill()
+    source.with_name("file").touch()
+    with pytest.raises(UserError, match=r"cannot be written: Not a directory$"):
+        folder(source.with_name("file") / "out").__enter__()
+    with folder(out) as output:
+        output.close()
+
+
+def test_a_damaged_manifest_is_told_or_overwritten(out):
+    with folder(out) as output:
+        output.close()
+    (out / MANIFEST).write_text("[")
+    with pytest.raises(UserError, match=r"manifest.json is no JSON object; remove it, or give --overwrite"):
+        folder(out).__enter__()
+    with folder(out, overwrite=True) as output:
+        assert not output.complete
+
+
+def test_a_claim_that_failed_in_this_process_is_taken_up_again(out):
+    assert claim_folder(out, "facts.json", {"a": 1}, NAMES, overwrite=False)
+    with pytest.raises(UserError, match="another run is filling it"):
+        folder(out).__enter__()
+    assert claim_folder(out, "facts.json", {"a": 2}, NAMES, overwrite=False)
+    close_folder(out, "facts.json", {"words": 3})
+    assert json.loads((out / "facts.json").read_text()) == {"arguments": {"a": 2}, "words": 3}
+    assert not claim_folder(out, "facts.json", {"a": 2}, NAMES, overwrite=False)

@@ -1,0 +1,47 @@
+"""Which rows of a batch of regions are kept where there are more than it holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from dataset.tasks.pretrain import DataConfig, PretrainBatches, RegionStreamConfig
+
+IMAGES, ROWS, BATCHES = 6, 2, 24
+
+
+@pytest.fixture
+def kept(tokenizer, tmp_path, write_lines, make_pair):
+    """``kept(seed)``: for each batch, the places among the images read for it whose rows were kept; each image has one row."""
+    file = write_lines("a.jsonl", [{**make_pair(n), "elems": []} for n in range(IMAGES)])
+    stream = RegionStreamConfig(files=[file], batch_size=ROWS, max_images=IMAGES, max_regions=1)
+    data = DataConfig(cache_index=str(tmp_path / "index"), regions=stream)
+
+    def places(seed: int) -> list[tuple[int, ...]]:
+        batches = PretrainBatches(data, tokenizer=tokenizer, image_size=16, patch_size=8, seed=seed, world_size=1)
+        found = []
+        for number in range(BATCHES):
+            batch = batches.make(number)
+            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in batch.regions.text.ids]
+            names = [f"number zero {name}" for name in ("zero", "one", "two", "three", "four", "five")]
+            records = [int(place.rsplit(":", 1)[1]) - 1 for place in batch.records]
+            found.append(tuple(records.index(names.index(text)) for text in texts))
+        return found
+
+    return places
+
+
+def test_every_batch_draws_the_rows_that_it_keeps(kept):
+    drawn = kept(0)
+    assert all(len(set(places)) == ROWS and list(places) == sorted(places) for places in drawn)
+    assert len(set(drawn)) > 8, "of 15 ways to keep two of six"
+    counts = Counter(place for places in drawn for place in places)
+    assert len(counts) == IMAGES and max(counts.values()) < 2 * BATCHES * ROWS / IMAGES
+
+
+def test_the_rows_kept_depend_on_the_seed_and_on_nothing_else(kept):
+    first, again, other = kept(0), kept(0), kept(1)
+    assert first == again
+    same = sum(one == two for one, two in zip(first, other, strict=True))
+    assert same < BATCHES / 3
