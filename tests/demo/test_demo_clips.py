@@ -79,7 +79,7 @@ def test_a_folder_of_clips_is_read_as_retrieval_and_as_questions(tmp_path):
     asked = VideoQuestionsConfig(questions=str(tmp_path / "clips/questions_test.jsonl"))
     questions = read_video_questions(asked, "data.train", 0.0, answered=True)
     classes = read_classes(str(tmp_path / "clips/answers.json"), "evaluation.answers", 4)
-    assert {item.answer for item in questions} <= set(classes)
+    assert {item.answers[0] for item in questions} <= set(classes)
     again = tmp_path / "again"
     build(again, train=6, val=2, test=3, size=32, frames=3)
     for name in ("retrieval_train.jsonl", "frames/test/000002.json"):
