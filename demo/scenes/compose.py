@@ -1,6 +1,6 @@
 """Decides what a scene holds and where: a pure function of seed, split and index.
 
-A scene's *composition* is the multiset of its (shape, colour) pairs. Within a scene the pairs differ, so that "a red star" is
+A scene's *composition* is the multiset of the (shape, colour) of its objects. Within a scene they differ, so that "a red star" is
 never ambiguous; a composition belongs to one split for ever (a hash of it decides), and the validation and test splits have
 no composition twice.
 """
@@ -8,7 +8,9 @@ no composition twice.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,14 +19,16 @@ from demo.scenes import vocabulary as words
 from demo.scenes.backgrounds import Background, pick_background
 from demo.scenes.shapes import Form, Raster, rasterise
 
+T = TypeVar("T")
+
 Composition = tuple[tuple[str, str], ...]
-"""(shape, colour) pairs, sorted."""
+"""(shape, colour) of all objects, sorted."""
 
 Box = tuple[int, int, int, int]
 """x, y, w, h in pixels from the top left corner."""
 
 GAP = 1
-"""Pixels between the boxes of two objects, at least, and between an object and the picture's edge."""
+"""Pixels between the boxes of two objects, at least, and between an object and the image's edge."""
 
 COMPOSITION_STREAM, LAYOUT_STREAM, TEXT_STREAM, REFERRING_STREAM, STATEMENT_STREAM, QUESTION_STREAM = range(6)
 
@@ -55,7 +59,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows; ``width`` and ``height`` in pixels; (seed, split, index) say which scene it is."""
+    """What an image shows; ``width`` and ``height`` in pixels; (seed, split, index) say which scene it is."""
 
     seed: int
     split: str
@@ -65,9 +69,13 @@ class Scene:
     background: Background
     objects: tuple[SceneObject, ...]
 
+    def rng(self, purpose: int) -> np.random.Generator:
+        """The random numbers of this scene for one purpose, independent of all others."""
+        return stream(self.seed, self.split, self.index, purpose)
+
     @property
     def composition(self) -> Composition:
-        """The scene's (shape, colour) pairs, sorted."""
+        """(shape, colour) of the scene's objects, sorted."""
         return tuple(sorted((thing.shape, thing.colour) for thing in self.objects))
 
 
@@ -78,7 +86,7 @@ def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int]
         seed: not negative.
         split: "train", "val" or "test".
         index: not negative.
-        size: side of a square picture, or (width, height), in pixels; 32 at least.
+        size: side of a square image, or (width, height), in pixels; 32 at least.
 
     Raises:
         ValueError: an argument is out of its range, or a val or test split has no composition left for this index.
@@ -93,7 +101,7 @@ def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int]
     if split == "train":
         composition = _draw_composition(stream(seed, split, index, COMPOSITION_STREAM), split)
     else:
-        composition = _distinct_compositions(seed, split).at(index)
+        composition = _distinct_composition(seed, split, index)
     rng = stream(seed, split, index, LAYOUT_STREAM)
     objects = _lay_out(rng, composition, width, height)
     background = pick_background(rng, [thing.rgb for thing in objects])
@@ -103,6 +111,16 @@ def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int]
 def stream(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
     """The random numbers of one scene, or of one set of statements, for one purpose, independent of all others."""
     return np.random.default_rng([seed, SPLITS.index(split), index, purpose])
+
+
+def one_of(rng: np.random.Generator, items: Sequence[T]) -> T:
+    """A random item."""
+    return items[int(rng.integers(len(items)))]
+
+
+def shuffled(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
+    """All items in random order."""
+    return [items[place] for place in rng.permutation(len(items))]
 
 
 def split_of(composition: Composition) -> str:
@@ -116,53 +134,46 @@ def _draw_composition(rng: np.random.Generator, split: str) -> Composition:
     while True:
         number = int(rng.choice(counts, p=shares))
         picks = rng.choice(len(words.SHAPES) * len(colours), size=number, replace=False)
-        pairs = [(words.SHAPES[pick // len(colours)], colours[pick % len(colours)]) for pick in picks]
-        composition = tuple(sorted(pairs))
+        objects = [(words.SHAPES[pick // len(colours)], colours[pick % len(colours)]) for pick in picks]
+        composition = tuple(sorted(objects))
         if split_of(composition) == split:
             return composition
 
 
-class _DistinctCompositions:
-    """The compositions of a split in order, none twice; a longer list begins with the shorter one."""
-
-    def __init__(self, seed: int, split: str) -> None:
-        self.seed, self.split = seed, split
-        self.found: dict[Composition, None] = {}
-        self.ordered: list[Composition] = []
-
-    def at(self, index: int) -> Composition:
-        while len(self.ordered) <= index:
-            rng = stream(self.seed, self.split, len(self.ordered), COMPOSITION_STREAM)
-            for _ in range(10_000):
-                composition = _draw_composition(rng, self.split)
-                if composition not in self.found:
-                    break
-            else:
-                raise ValueError(f"no new composition found for scene {len(self.ordered)} of {self.split}")
-            self.found[composition] = None
-            self.ordered.append(composition)
-        return self.ordered[index]
-
-
 @functools.lru_cache(maxsize=8)
-def _distinct_compositions(seed: int, split: str) -> _DistinctCompositions:
-    return _DistinctCompositions(seed, split)
+def _drawn_compositions(seed: int, split: str) -> tuple[set[Composition], list[Composition]]:
+    """The compositions that :func:`_distinct_composition` has drawn so far, as a set and in order."""
+    return set(), []
+
+
+def _distinct_composition(seed: int, split: str, index: int) -> Composition:
+    """The composition at ``index`` of a split that has none twice; a longer split begins with the shorter one."""
+    known, ordered = _drawn_compositions(seed, split)
+    while len(ordered) <= index:
+        rng = stream(seed, split, len(ordered), COMPOSITION_STREAM)
+        draws = (_draw_composition(rng, split) for _ in range(10_000))
+        composition = next((composition for composition in draws if composition not in known), None)
+        if composition is None:
+            raise ValueError(f"no new composition for scene {len(ordered)} of {split}")
+        known.add(composition)
+        ordered.append(composition)
+    return ordered[index]
 
 
 def _lay_out(rng: np.random.Generator, composition: Composition, width: int, height: int) -> tuple[SceneObject, ...]:
-    """Give each pair a size, a texture and a place that overlaps no other; objects in random order."""
+    """Give each object a size, a texture and a place that overlaps no other; objects in random order."""
     for _ in range(1000):
-        pairs = [composition[place] for place in rng.permutation(len(composition))]
-        sizes = _draw_sizes(rng, len(pairs))
+        named = shuffled(rng, composition)
+        sizes = _draw_sizes(rng, len(named))
         placed: list[SceneObject] = []
         # Large ones first: there is always a corner left for a small one.
-        for (shape, colour), size in sorted(zip(pairs, sizes, strict=True), key=lambda item: item[1]):
+        for (shape, colour), size in sorted(zip(named, sizes, strict=True), key=lambda item: item[1]):
             thing = _place(rng, shape, colour, size, width, height, [other.box for other in placed])
             if thing is None:
                 break
             placed.append(thing)
         else:
-            return tuple(placed[place] for place in rng.permutation(len(placed)))
+            return tuple(shuffled(rng, placed))
     raise RuntimeError(f"{len(composition)} objects found no place in {width} x {height} pixels")
 
 
