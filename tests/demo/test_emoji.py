@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import tarfile
@@ -17,6 +16,8 @@ from dataset.media.encoded import pixels_of
 from dataset.media.video import VideoReadingConfig, read_frames
 from dataset.prepare.folders import split_by_hash
 from demo import emoji
+from demo.folder import LANGUAGES
+from tests.demo.scene_texts import read
 from utils.errors import UserError
 
 COUNT = 30
@@ -24,13 +25,13 @@ COUNT = 30
 
 def webp(number: int, frames: int = 5) -> bytes:
     """A grey that grows lighter, half of it transparent."""
-    pictures = []
+    images = []
     for frame in range(frames):
         pixels = np.zeros((16, 16, 4), dtype=np.uint8)
         pixels[:, :8] = (40 * frame, number, 0, 255)
-        pictures.append(Image.fromarray(pixels))
+        images.append(Image.fromarray(pixels))
     stream = io.BytesIO()
-    pictures[0].save(stream, "WEBP", save_all=frames > 1, append_images=pictures[1:], duration=40, lossless=True)
+    images[0].save(stream, "WEBP", save_all=frames > 1, append_images=images[1:], duration=40, lossless=True)
     return stream.getvalue()
 
 
@@ -64,7 +65,7 @@ def packages(tmp_path_factory) -> Path:
         ("cldr-annotations-derived-full-48.2.0", "annotationsDerived", {"x": "unused"}),
     ):
         tables = {}
-        for language in emoji.LANGUAGES:
+        for language in LANGUAGES:
             table = {sign: {"default": ["a"], "tts": [f"{name} {language}"]} for sign, name in said.items()}
             if language == "ja":
                 table.pop(chr(0x1F700), None)
@@ -81,24 +82,20 @@ def made(packages, tmp_path_factory) -> Path:
     return out
 
 
-def rows(made: Path, split: str) -> list[dict]:
-    return [json.loads(line) for line in (made / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def test_what_moves_and_has_a_name_is_a_clip_in_the_split_of_its_name(made):
-    everything = {split: rows(made, split) for split in ("train", "val", "test")}
+    everything = {split: read(made, split) for split in ("train", "val", "test")}
     assert sum(map(len, everything.values())) == COUNT + 1
-    for split, found in everything.items():
-        assert all(split_by_hash(row["caption"]["en"]) == split for row in found)
+    for split, records in everything.items():
+        assert all(split_by_hash(row["caption"]["en"]) == split for row in records)
     facts = json.loads((made / "emoji.json").read_text())
     assert facts["left_out"] == {"no name": 2, "still picture": 1, "unreadable picture": 1}
-    assert facts["clips"] == {split: len(found) for split, found in everything.items()}
-    varied = next(row for found in everything.values() for row in found if row["image_id"] == "1f700-fe0f")
+    assert facts["clips"] == {split: len(records) for split, records in everything.items()}
+    varied = next(row for records in everything.values() for row in records if row["image_id"] == "1f700-fe0f")
     assert varied["caption"].keys() == {"en", "de", "fr", "cs", "zh"}
 
 
 def test_a_clip_has_frames_at_even_distances(made):
-    row = rows(made, "train")[0]
+    row = read(made, "train")[0]
     config = CaptionedSplitConfig(annotations=str(made / "train.jsonl"), language="en")
     items = read_captioned_images(config, "data.train", 0.0)
     frames = read_frames(items.images[0], VideoReadingConfig(), range, pixels_of, 10**6)
@@ -113,12 +110,9 @@ def test_what_is_transparent_becomes_white():
     pixels = np.zeros((16, 16, 4), dtype=np.uint8)
     pixels[:, :8, 3] = 255
     stream = io.BytesIO()
-    pictures = [Image.fromarray(pixels), Image.fromarray(pixels[:, ::-1].copy())]
-    pictures[0].save(stream, "PNG", save_all=True, append_images=pictures[1:])
-    first, second = (
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(each))))
-        for each in emoji.encode_frames(stream.getvalue(), 16, 8)
-    )
+    images = [Image.fromarray(pixels), Image.fromarray(pixels[:, ::-1].copy())]
+    images[0].save(stream, "PNG", save_all=True, append_images=images[1:])
+    first, second = (np.asarray(frame) for frame in emoji.draw_frames(stream.getvalue(), 16, 8))
     assert first[8, 2].max() < 20 and first[8, 13].min() > 235
     assert second[8, 13].max() < 20 and second[8, 2].min() > 235
 

@@ -1,6 +1,5 @@
 """Stamps become records: on a little folder of stamps of the test's own."""
 
-import json
 from collections import Counter
 
 import numpy as np
@@ -13,10 +12,11 @@ from demo.stamps import (
     caption_key,
     find_stamps,
     joined_captions,
-    place_cutouts,
+    place_stamps,
     read_captions,
     split_stamps,
 )
+from tests.demo.scene_texts import read
 from utils.errors import UserError
 
 NAMES = [
@@ -64,17 +64,13 @@ def made(package, tmp_path_factory):
     return out
 
 
-def _records(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def test_captions_are_read_by_language_and_a_missing_one_has_no_key(package):
     assert read_captions(package / "things" / "03.txt") == {"en": "A red fox.", "de": "Das red fox.", "zh": "东西3。"}
 
 
 def test_what_is_left_out_is_counted_by_reason(package):
-    found, left_out = find_stamps(package)
-    assert len(found) == 2 * len(NAMES)
+    usable, left_out = find_stamps(package)
+    assert len(usable) == 2 * len(NAMES)
     assert left_out == {
         "symbol": 1,
         "no text": 1,
@@ -86,9 +82,9 @@ def test_what_is_left_out_is_counted_by_reason(package):
 
 
 def test_variants_of_a_caption_share_a_split_and_held_out_captions_are_distinct(package):
-    found, _ = find_stamps(package)
+    usable, _ = find_stamps(package)
     left_out = Counter()
-    splits = split_stamps(found, left_out)
+    splits = split_stamps(usable, left_out)
     keys = {split: [stamp.key for stamp in members] for split, members in splits.items()}
     assert all(keys.values())
     assert not set(keys["train"]) & set(keys["val"] + keys["test"])
@@ -103,16 +99,16 @@ def test_caption_keys_ignore_case_and_punctuation():
     assert caption_key("…") == ""
 
 
-def test_pictures_of_both_kinds_keep_to_their_split(made):
+def test_images_of_both_kinds_keep_to_their_split(made):
     names = {}
     for split in ("train", "val", "test"):
-        pictures = _records(made / f"{split}.jsonl")
-        assert pictures
-        names[split] = {caption_key(record["caption"]["en"]) for record in pictures}
-        for record in pictures:
-            with Image.open(made / record["image"]) as picture:
-                assert max(picture.size) <= 96
-        regions = _records(made / f"regions_{split}.jsonl")
+        images = read(made, f"{split}")
+        assert images
+        names[split] = {caption_key(record["caption"]["en"]) for record in images}
+        for record in images:
+            with Image.open(made / record["image"]) as image:
+                assert max(image.size) <= 96
+        regions = read(made, f"regions_{split}")
         assert len(regions) == (30 if split == "train" else 3)
         assert {caption_key(elem["caption"]["en"]) for record in regions for elem in record["elems"]} <= names[split]
     assert not names["train"] & names["test"]
@@ -120,9 +116,9 @@ def test_pictures_of_both_kinds_keep_to_their_split(made):
 
 def test_region_boxes_are_exact_and_do_not_overlap(made):
     counts = set()
-    for record in _records(made / "regions_train.jsonl"):
-        with Image.open(made / record["image"]) as picture:
-            pixels = np.asarray(picture.convert("RGB")).astype(int)
+    for record in read(made, "regions_train"):
+        with Image.open(made / record["image"]) as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)
         covered = np.zeros(pixels.shape[:2], dtype=int)
         for elem in record["elems"]:
             x, y, w, h = elem["bb"]
@@ -141,9 +137,9 @@ def test_region_boxes_are_exact_and_do_not_overlap(made):
 
 
 def test_a_placed_cutout_fills_its_box(package):
-    found, _ = find_stamps(package)
+    usable, _ = find_stamps(package)
     for seed in range(10):
-        placed = place_cutouts(np.random.default_rng(seed), found, 96)
+        placed = place_stamps(np.random.default_rng(seed), usable, 96)
         assert len({stamp.key for stamp, _, _ in placed}) == len(placed)
         for _, cutout, (_, _, w, h) in placed:
             assert cutout.getchannel("A").getbbox() == (0, 0, w, h)
