@@ -19,9 +19,8 @@ from PIL import Image
 from dataset.prepare.folders import SPLITS, whole_number, write_records
 from demo.folder import Folder, command_parser, run_command
 from demo.scenes.compose import Scene, compose_scene, one_of, stream
-from demo.scenes.describe import Mention, attribute_sets
+from demo.scenes.describe import looks_of
 from demo.scenes.draw import draw_scene
-from demo.scenes.wording import definite
 from utils.errors import one_line_errors
 from utils.files import write_text
 from utils.progress import progress_bar
@@ -90,9 +89,8 @@ def question(clip: Clip) -> str:
 
 
 def _names(clip: Clip) -> list[str]:
-    scene = clip.frames[0]
-    (names,) = attribute_sets("colour shape")
-    return [definite(scene, Mention(place, names)) for place in range(len(scene.objects))]
+    named = frozenset({"colour", "shape"})
+    return [f"the {looks_of(thing, named).name()}" for thing in clip.frames[0].objects]
 
 
 def build(
@@ -109,8 +107,6 @@ def build(
 ) -> None:
     """Make ``out/retrieval_{split}.jsonl``, ``out/questions_{split}.jsonl``, ``out/answers.json``, ``out/frames/`` and, last,
     ``out/clips.json``. The scenes' tokenizer spells the words that are new.
-
-    A folder that is complete and was made with the same arguments is left as it is.
 
     Raises:
         UserError: the folder was made with other arguments, holds files of another origin, or cannot be written.

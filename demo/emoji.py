@@ -63,14 +63,7 @@ def build(
 ) -> None:
     """Make ``out/{train,val,test}.jsonl``, ``out/frames/``, ``out/tokenizer/`` and, last, ``out/emoji.json``.
 
-    Args:
-        out: the folder; made if missing. One that is complete and was made with the same arguments is left as it is.
-        packages: holds the three packages.
-        side: of a frame, in pixels.
-        frames: of a clip; fewer where the animation has fewer.
-        vocab_size: upper bound of the tokenizer's vocabulary, learned from the English names of train.
-        overwrite: replace what an earlier run with other arguments made.
-        progress: show a progress bar on stderr.
+    Clips of animations with fewer than ``frames`` frames have these. The tokenizer learns from the English names of train.
 
     Raises:
         UserError: a package is missing or damaged, a split would be empty, or ``out`` cannot be used.

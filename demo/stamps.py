@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dataset.prepare.folders import SPLITS, tally, whole_number, write_records
 from demo.folder import LANGUAGES, Folder, by_split, command_parser, run_command
 from demo.scenes.backgrounds import paint_background, pick_background
-from demo.scenes.compose import Box
+from demo.scenes.compose import Box, apart
 from utils.errors import UserError, one_line_errors
 from utils.progress import progress_bar
 
@@ -92,16 +92,8 @@ def build(
 ) -> None:
     """Make ``out/{train,val,test}.jsonl``, ``out/regions_{…}.jsonl``, ``out/images/``, ``out/tokenizer/``, ``out/stamps.json``.
 
-    Args:
-        out: the folder; made if missing. One that is complete and was made with the same arguments is left as it is.
-        stamps: the package's folder of stamps.
-        seed: of backgrounds and of what lies where in region images; the splits do not depend on it.
-        side: longest side of an image and side of a region image, in pixels.
-        regions: training images of regions; validation and test get a tenth each.
-        languages: whose training captions the tokenizer learns from.
-        vocab_size: upper bound of the tokenizer's vocabulary.
-        overwrite: replace what an earlier run with other arguments made.
-        progress: show a progress bar on stderr.
+    ``seed`` decides backgrounds and what lies where in region images; the splits do not depend on it. ``side`` is the longest
+    side of an image. Train has ``regions`` region images, validation and test a tenth each.
 
     Raises:
         UserError: there are no stamps, a split would be empty, the tokenizer's size is too small, or ``out`` cannot be used.
@@ -291,7 +283,7 @@ def place_stamps(rng: np.random.Generator, members: Sequence[Stamp], side: int) 
         w, h = cutout.size
         for _ in range(30):
             x, y = int(rng.integers(0, side - w + 1)), int(rng.integers(0, side - h + 1))
-            if all(x + w <= a or a + c <= x or y + h <= b or b + d <= y for _, _, (a, b, c, d) in placed):
+            if all(apart((x, y, w, h), other.box) for other in placed):
                 placed.append(PlacedStamp(stamp, cutout, (x, y, w, h)))
                 break
     return placed

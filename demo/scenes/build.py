@@ -58,19 +58,10 @@ def build(
     overwrite: bool = False,
     progress: bool = False,
 ) -> None:
-    """Make the images, and for each split and task of :mod:`demo.scenes.records` a file of records that name them.
+    """Make images of ``size`` (a side, or width and height), and a file of records for each split and task.
 
     ``vqa_answers.json`` has the answers of train, the most frequent ones first. ``tokenizer/`` learns from the English texts of
-    train and ``tokenizer_multilingual/`` from its captions in all languages. A folder that is complete and was made with the
-    same arguments is left as it is.
-
-    Args:
-        out: the folder; made if missing.
-        seed: not negative.
-        train, val, test: numbers of scenes.
-        size: side of the square images, or (width, height), in pixels.
-        overwrite: replace what an earlier run with other arguments made.
-        progress: show a progress bar on stderr.
+    train and ``tokenizer_multilingual/`` from its captions in all languages.
 
     Raises:
         UserError: the folder was made with other arguments, holds files of another origin, or cannot be written.

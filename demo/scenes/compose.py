@@ -98,10 +98,7 @@ def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int]
         raise ValueError(f"{split!r} is no split; splits are {', '.join(SPLITS)}")
     if seed < 0 or index < 0:
         raise ValueError(f"seed {seed} and index {index} must not be negative")
-    if split == "train":
-        composition = _draw_composition(stream(seed, split, index, COMPOSITION_STREAM), split)
-    else:
-        composition = _distinct_composition(seed, split, index)
+    composition = _composition(seed, split, index)
     rng = stream(seed, split, index, LAYOUT_STREAM)
     objects = _lay_out(rng, composition, width, height)
     background = pick_background(rng, [thing.rgb for thing in objects])
@@ -142,12 +139,14 @@ def _draw_composition(rng: np.random.Generator, split: str) -> Composition:
 
 @functools.lru_cache(maxsize=8)
 def _drawn_compositions(seed: int, split: str) -> tuple[set[Composition], list[Composition]]:
-    """The compositions that :func:`_distinct_composition` has drawn so far, as a set and in order."""
+    """The compositions that :func:`_composition` has drawn so far, as a set and in order."""
     return set(), []
 
 
-def _distinct_composition(seed: int, split: str, index: int) -> Composition:
-    """The composition at ``index`` of a split that has none twice; a longer split begins with the shorter one."""
+def _composition(seed: int, split: str, index: int) -> Composition:
+    """The composition at ``index`` of a split; val and test have none twice, and a longer split begins with the shorter one."""
+    if split == "train":
+        return _draw_composition(stream(seed, split, index, COMPOSITION_STREAM), split)
     known, ordered = _drawn_compositions(seed, split)
     while len(ordered) <= index:
         rng = stream(seed, split, len(ordered), COMPOSITION_STREAM)
@@ -203,18 +202,18 @@ def _place(
     for _ in range(40):
         x = int(rng.integers(GAP, width - w - GAP + 1))
         y = int(rng.integers(GAP, height - h - GAP + 1))
-        if not any(_touch((x, y, w, h), other) for other in taken):
+        box = (x, y, w, h)
+        if all(apart(box, other, GAP) for other in taken):
             rgb, accent = _lit(tones.rgb, light), _lit(tones.accent, light)
-            return SceneObject(shape, colour, form.texture, size, form, rgb, accent, (x, y, w, h))
+            return SceneObject(shape, colour, form.texture, size, form, rgb, accent, box)
     return None
 
 
-def _touch(a: Box, b: Box) -> bool:
-    """Whether two boxes come closer than the gap."""
-    apart = (
-        a[0] + a[2] + GAP <= b[0] or b[0] + b[2] + GAP <= a[0] or a[1] + a[3] + GAP <= b[1] or b[1] + b[3] + GAP <= a[1]
-    )
-    return not apart
+def apart(first: Box, second: Box, gap: int = 0) -> bool:
+    """Whether at least ``gap`` pixels lie between two boxes."""
+    (x, y, w, h), (left, top, width, height) = first, second
+    beside = x + w + gap <= left or left + width + gap <= x
+    return beside or y + h + gap <= top or top + height + gap <= y
 
 
 def _lit(rgb: words.RGB, light: float) -> words.RGB:

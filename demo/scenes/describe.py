@@ -1,6 +1,6 @@
-"""Decides what is said of a scene, at three grains; ``wording.py`` puts it into words.
+"""Decides what is said of a scene: phrases that refer to one object, and the order and the relations in its captions.
 
-Every phrase fits exactly one object of its scene, and every relation that is said is clearly true.
+Every phrase fits exactly one object of its scene, and every relation is clearly true.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from demo.scenes.compose import TEXT_STREAM, Scene, SceneObject, one_of, shuffled
-from demo.scenes.vocabulary import PLAIN, RELATIONS
+from demo.scenes.compose import REFERRING_STREAM, TEXT_STREAM, Scene, SceneObject, one_of, shuffled
+from demo.scenes.vocabulary import PLACES, PLAIN, RELATIONS
 
 T = TypeVar("T")
 
@@ -25,6 +24,12 @@ DOMINANCE = 1.2
 """How much longer the distance along the relation's axis is than the one across, at least."""
 
 MAX_RELATIONS = 3
+MAX_ATTRIBUTES = 2
+MAX_PLACES = 2
+
+PLACE_MARGIN = 0.1
+"""How far the leftmost object of several lies to the left of the next one, at least, by its centre and by its left edge: a
+fraction of the image's shorter side. The same for the other places."""
 
 Attributes = frozenset[str]
 """Which of "size", "texture", "colour" and "shape" a phrase names. Without "shape" the noun is the general "shape"."""
@@ -35,9 +40,17 @@ def attribute_sets(*sets: str) -> tuple[Attributes, ...]:
     return tuple(frozenset(names.split()) for names in sets)
 
 
-UNTEXTURED, EVERYTHING = attribute_sets("size colour shape", "size texture colour shape")
+EVERYTHING: Attributes = frozenset({"size", "texture", "colour", "shape"})
 _SUBJECTS = attribute_sets("shape", "size shape", "texture shape", "colour shape", "colour", "size")
 _REFERENCES = attribute_sets("colour shape", "size colour shape", "shape", "colour")
+_SUBSETS: tuple[Attributes, ...] = tuple(
+    frozenset(names)
+    for number in (1, 2, 3)
+    for names in itertools.combinations(("size", "texture", "colour", "shape"), number)
+)
+"""Smaller sets first. Size, colour, shape and texture together are never needed: colour and shape alone fit one object."""
+
+_PLACED = attribute_sets("", "shape", "colour", "size", "texture")
 
 
 class Looks(NamedTuple):
@@ -48,52 +61,58 @@ class Looks(NamedTuple):
     colour: str | None = None
     shape: str | None = None
 
+    def name(self) -> str:
+        """English words without an article: "small red shape"."""
+        return " ".join([*(word for word in self[:-1] if word is not None), self.shape or "shape"])
 
-@dataclass(frozen=True)
-class Mention:
-    """An object of the scene, by its place in ``scene.objects``, and the attributes by which it is named."""
+    def indefinite(self) -> str:
+        """ "a striped red star", "an orange shape"."""
+        return f"{'an' if self.name()[0] in 'aeiou' else 'a'} {self.name()}"
 
-    index: int
+
+class Mention(NamedTuple):
+    """An object of a scene, by its place in ``scene.objects``, and the attributes by which it is named."""
+
+    scene: Scene
+    place: int
     attributes: Attributes
 
-    def looks(self, scene: Scene) -> Looks:
+    def looks(self) -> Looks:
         """The named attributes of the object."""
-        return looks_of(scene.objects[self.index], self.attributes)
+        return looks_of(self.scene.objects[self.place], self.attributes)
 
-    def fitting(self, scene: Scene) -> list[int]:
+    def name(self) -> str:
+        """English words without an article."""
+        return self.looks().name()
+
+    def fitting(self) -> list[int]:
         """All objects of the scene that these attributes fit, in order."""
-        values = [[getattr(thing, name) for name in self.attributes] for thing in scene.objects]
-        return [place for place, value in enumerate(values) if value == values[self.index]]
+        values = [[getattr(thing, name) for name in self.attributes] for thing in self.scene.objects]
+        return [place for place, value in enumerate(values) if value == values[self.place]]
 
-    def is_clear(self, scene: Scene) -> bool:
+    def is_clear(self) -> bool:
         """Whether no other object fits."""
-        return len(self.fitting(scene)) == 1
+        return len(self.fitting()) == 1
 
 
-@dataclass(frozen=True)
-class RelationPhrase:
-    """``subject`` stands in ``relation`` to ``reference``; the phrase refers to the subject."""
+class Phrase(NamedTuple):
+    """An English text that refers to the object at ``place`` of ``scene.objects``, and to no other."""
 
-    subject: Mention
-    relation: str
-    reference: Mention
+    place: int
+    text: str
 
 
-@dataclass(frozen=True)
-class Description:
-    """All that is said of a scene.
+class Description(NamedTuple):
+    """What is said of a scene.
 
     Attributes:
-        objects: each object of the scene, named by everything that tells it apart: equal looks have equal texts, so that a
-            batch never holds a true text as a negative.
-        relations: up to :data:`MAX_RELATIONS`, no two of one subject.
+        relations: up to :data:`MAX_RELATIONS` phrases such as "the small circle left of the blue square", no two of one object.
         listed: the objects in the order of a plain list.
         chain: the objects in the order of a sentence.
         links: ``links[i]`` is the true relation of ``chain[i]`` to ``chain[i + 1]``, or None where none is clear.
     """
 
-    objects: tuple[Mention, ...]
-    relations: tuple[RelationPhrase, ...]
+    relations: tuple[Phrase, ...]
     listed: tuple[int, ...]
     chain: tuple[int, ...]
     links: tuple[str | None, ...]
@@ -103,10 +122,8 @@ class Description:
 def describe_scene(scene: Scene) -> Description:
     """The description of ``scene``: a function of the scene alone, cached because several records of a scene need it."""
     rng = scene.rng(TEXT_STREAM)
-    objects = tuple(named_by(scene, place, [EVERYTHING, UNTEXTURED])[0] for place in range(len(scene.objects)))
     listed = tuple(int(place) for place in rng.permutation(len(scene.objects)))
-    chain, links = _chain(scene)
-    return Description(objects, _relation_phrases(scene, rng), listed, chain, links)
+    return Description(_relation_phrases(scene, rng), listed, *_chain(scene))
 
 
 def clearly(scene: Scene, relation: str, subject: SceneObject, reference: SceneObject) -> bool:
@@ -135,7 +152,7 @@ def looks_of(thing: SceneObject, attributes: Attributes = EVERYTHING) -> Looks:
 def named_by(scene: Scene, place: int, sets: Sequence[Attributes]) -> list[Mention]:
     """Mentions of an object by each of the sets that can name it: a plain texture names nothing."""
     plain = scene.objects[place].texture == PLAIN
-    return [Mention(place, names) for names in sets if not (plain and "texture" in names)]
+    return [Mention(scene, place, names) for names in sets if not (plain and "texture" in names)]
 
 
 def first_of_each(items: Iterable[T], key: Callable[[T], Hashable], limit: int) -> tuple[T, ...]:
@@ -146,11 +163,11 @@ def first_of_each(items: Iterable[T], key: Callable[[T], Hashable], limit: int) 
     return tuple(itertools.islice(first.values(), limit))
 
 
-def _relation_phrases(scene: Scene, rng: np.random.Generator) -> tuple[RelationPhrase, ...]:
-    """Phrases that refer to one object each. First come those that need their relation for that; in every other scene the
-    ones with a general noun ("the red shape left of …") come last."""
+def _relation_phrases(scene: Scene, rng: np.random.Generator) -> tuple[Phrase, ...]:
+    """First come those that need their relation to refer to one object; in every other scene the ones with a general noun ("the
+    red shape left of …") come last."""
     true = [
-        RelationPhrase(mention, relation, Mention(other, frozenset()))
+        (mention, relation, other)
         for place, other in itertools.permutations(range(len(scene.objects)), 2)
         for relation in RELATIONS
         if clearly(scene, relation, scene.objects[place], scene.objects[other])
@@ -158,25 +175,27 @@ def _relation_phrases(scene: Scene, rng: np.random.Generator) -> tuple[RelationP
     ]
     general_last = bool(rng.integers(2))
 
-    def rank(phrase: RelationPhrase) -> tuple[bool, bool]:
-        general = general_last and "shape" not in phrase.subject.attributes
-        return general, phrase.subject.is_clear(scene)
+    def rank(phrase: tuple[Mention, str, int]) -> tuple[bool, bool]:
+        return general_last and "shape" not in phrase[0].attributes, phrase[0].is_clear()
 
-    clear = [phrase for phrase in shuffled(rng, true) if _refers_to(scene, phrase) == [phrase.subject.index]]
-    chosen = first_of_each(sorted(clear, key=rank), lambda phrase: phrase.subject.index, MAX_RELATIONS)
-    return tuple(replace(phrase, reference=reference_to(scene, phrase.reference.index, rng)) for phrase in chosen)
+    clear = [phrase for phrase in shuffled(rng, true) if _could_mean(*phrase) == [phrase[0].place]]
+    chosen = first_of_each(sorted(clear, key=rank), lambda phrase: phrase[0].place, MAX_RELATIONS)
+    return tuple(
+        Phrase(subject.place, f"the {subject.name()} {relation} the {reference_to(scene, other, rng).name()}")
+        for subject, relation, other in chosen
+    )
 
 
-def _refers_to(scene: Scene, phrase: RelationPhrase) -> list[int]:
+def _could_mean(subject: Mention, relation: str, reference: int) -> list[int]:
     """The objects that a relational phrase could mean, vague cases included."""
-    reference = scene.objects[phrase.reference.index]
-    others = [place for place in phrase.subject.fitting(scene) if place != phrase.reference.index]
-    return [place for place in others if vaguely(phrase.relation, scene.objects[place], reference)]
+    objects = subject.scene.objects
+    others = [place for place in subject.fitting() if place != reference]
+    return [place for place in others if vaguely(relation, objects[place], objects[reference])]
 
 
 def reference_to(scene: Scene, place: int, rng: np.random.Generator) -> Mention:
     """One of the ways to name an object so that nothing else in the scene fits."""
-    return one_of(rng, [mention for mention in named_by(scene, place, _REFERENCES) if mention.is_clear(scene)])
+    return one_of(rng, [mention for mention in named_by(scene, place, _REFERENCES) if mention.is_clear()])
 
 
 def _chain(scene: Scene) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
@@ -189,3 +208,54 @@ def _chain(scene: Scene) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
         for first, second in itertools.pairwise(order)
     ]
     return tuple(order), tuple(links)
+
+
+def refer_in_scene(scene: Scene) -> tuple[tuple[Phrase, ...], tuple[Phrase, ...]]:
+    """Phrases by attributes ("the small star") and by place ("the leftmost red shape"): a function of the scene alone.
+
+    A scene of one object has none: nothing needs telling apart.
+    """
+    if len(scene.objects) == 1:
+        return (), ()
+    rng = scene.rng(REFERRING_STREAM)
+    return _attribute_phrases(scene, rng), _place_phrases(scene, rng)
+
+
+def _attribute_phrases(scene: Scene, rng: np.random.Generator) -> tuple[Phrase, ...]:
+    """With any attribute left out they would fit more objects. The ones that need most attributes come first."""
+    minimal: list[Mention] = []
+    for place in range(len(scene.objects)):
+        smaller: list[Attributes] = []
+        for mention in named_by(scene, place, _SUBSETS):
+            if not any(names < mention.attributes for names in smaller) and mention.is_clear():
+                smaller.append(mention.attributes)
+                minimal.append(mention)
+    most_first = sorted(shuffled(rng, minimal), key=lambda mention: -len(mention.attributes))
+    chosen = first_of_each(most_first, lambda mention: mention.place, MAX_ATTRIBUTES)
+    return tuple(Phrase(mention.place, f"the {mention.name()}") for mention in chosen)
+
+
+def _place_phrases(scene: Scene, rng: np.random.Generator) -> tuple[Phrase, ...]:
+    """Of all objects that the named attributes fit, two at least, the one at a place."""
+    clear: list[Phrase] = []
+    for place, thing in enumerate(scene.objects):
+        for mention in named_by(scene, place, _PLACED):
+            others = [scene.objects[other] for other in mention.fitting() if other != place]
+            sides = [side for side in PLACES if others and _stands_out(scene, side, thing, others)]
+            clear += [Phrase(place, f"the {side} {mention.name()}") for side in sides]
+    return first_of_each(shuffled(rng, clear), lambda phrase: phrase.place, MAX_PLACES)
+
+
+def _stands_out(scene: Scene, side: str, thing: SceneObject, others: Sequence[SceneObject]) -> bool:
+    """Whether ``thing`` is clearly the one at ``side`` among itself and ``others``."""
+    margin = PLACE_MARGIN * min(scene.width, scene.height)
+    centre, edge = _reach(side, thing)
+    reached = [_reach(side, other) for other in others]
+    return all(centre - theirs >= margin and edge - outer >= margin for theirs, outer in reached)
+
+
+def _reach(side: str, thing: SceneObject) -> tuple[float, float]:
+    """How far towards ``side`` the object's centre and its outer edge lie, in pixels."""
+    axis, sign = PLACES[side]
+    outer = thing.box[axis] + (thing.box[axis + 2] if sign > 0 else 0)
+    return sign * thing.centre[axis], sign * outer

@@ -1,4 +1,4 @@
-"""Decides what is asked about a scene, each time with its one true answer; ``wording.py`` puts it into words.
+"""Decides what is asked about a scene, each time with its one true answer.
 
 The answers are balanced as far as the scenes allow, so that little can be guessed without the image: each scene has one
 question on existence whose answer is yes and one whose answer is no, and numbers are drawn before the objects to count.
@@ -7,7 +7,7 @@ question on existence whose answer is yes and one whose answer is no, and number
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,11 +24,6 @@ from demo.scenes.describe import (
 )
 from demo.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES, TEXTURES
 
-Kind = Literal["colour", "count", "relation", "existence"]
-
-ANSWER_TYPES: dict[Kind, str] = {"colour": "other", "count": "number", "relation": "other", "existence": "yes/no"}
-"""VQA v2's ``answer_type`` of each kind."""
-
 MAX_OF_A_KIND = 2
 
 _ASKED = attribute_sets("", "shape", "size", "texture", "size shape", "texture shape", "size texture")
@@ -44,16 +39,11 @@ _COUNTED: tuple[Looks, ...] = (
 
 
 class Question(NamedTuple):
-    """A question and its answer.
+    """A question, its answer, and its ``answer_type`` in VQA v2."""
 
-    "colour": the colour of the one object of such ``looks``. "count": the number of objects that look so. "relation": the
-    shape of the one object in ``relation`` to the object of such ``looks``. "existence": whether there is such an object.
-    """
-
-    kind: Kind
-    looks: Looks
+    text: str
     answer: str
-    relation: str | None = None
+    answer_type: str
 
 
 def ask_about(scene: Scene) -> tuple[Question, ...]:
@@ -65,10 +55,10 @@ def ask_about(scene: Scene) -> tuple[Question, ...]:
 def _colours(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     asked = 0
     for place in rng.permutation(len(scene.objects)):
-        clear = [mention for mention in named_by(scene, int(place), _ASKED) if mention.is_clear(scene)]
+        clear = [mention for mention in named_by(scene, int(place), _ASKED) if mention.is_clear()]
         if clear and asked < MAX_OF_A_KIND:
             asked += 1
-            yield Question("colour", one_of(rng, clear).looks(scene), scene.objects[place].colour)
+            yield Question(f"what colour is the {one_of(rng, clear).name()}?", scene.objects[place].colour, "other")
 
 
 def _counts(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
@@ -76,7 +66,7 @@ def _counts(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     for looks in _COUNTED:
         by_number.setdefault(_number(scene, looks), []).append(looks)
     for number in shuffled(rng, list(by_number))[:MAX_OF_A_KIND]:
-        yield Question("count", one_of(rng, by_number[number]), str(number))
+        yield Question(f"how many {one_of(rng, by_number[number]).name()}s are there?", str(number), "number")
 
 
 def _relations(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
@@ -88,8 +78,8 @@ def _relations(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
             if len(there) == 1 and clearly(scene, relation, scene.objects[there[0]], reference):
                 clear.append((place, relation, there[0]))
     for place, relation, other in first_of_each(shuffled(rng, clear), lambda triple: triple[2], MAX_OF_A_KIND):
-        looks = reference_to(scene, place, rng).looks(scene)
-        yield Question("relation", looks, scene.objects[other].shape, relation)
+        reference_name = reference_to(scene, place, rng).name()
+        yield Question(f"what is {relation} the {reference_name}?", scene.objects[other].shape, "other")
 
 
 def _existences(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
@@ -105,8 +95,8 @@ def _existences(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     words = {word for thing in scene.objects for word in (thing.colour, thing.shape)}
     near = [looks for looks in absent if {looks.colour, looks.shape} <= words]
     lacking = near if near and rng.integers(2) else absent
-    yes = Question("existence", one_of(rng, present), "yes")
-    no = Question("existence", one_of(rng, lacking), "no")
+    yes = Question(f"is there {one_of(rng, present).indefinite()}?", "yes", "yes/no")
+    no = Question(f"is there {one_of(rng, lacking).indefinite()}?", "no", "yes/no")
     yield from (yes, no) if rng.integers(2) else (no, yes)
 
 

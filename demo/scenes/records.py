@@ -5,21 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from demo.scenes.captions import captions_by_language, reference_captions
 from demo.scenes.compose import Scene
-from demo.scenes.describe import describe_scene
-from demo.scenes.questions import ANSWER_TYPES, ask_about
-from demo.scenes.referring import refer_in_scene
+from demo.scenes.describe import describe_scene, looks_of, refer_in_scene
+from demo.scenes.questions import ask_about
 from demo.scenes.statements import StatementSet
-from demo.scenes.wording import (
-    captions_by_language,
-    definite,
-    indefinite,
-    place_phrase,
-    question_text,
-    reference_captions,
-    relation_phrase,
-    statement_text,
-)
 
 Record = dict[str, Any]
 
@@ -58,10 +48,10 @@ def pretraining_record(scene: Scene, captions: list[str]) -> Record:
     fit more than one region of a batch. In the others each phrase is an element, marked by its grain.
     """
     training = scene.split == "train"
-    description = describe_scene(scene)
-    phrases = [[("object", indefinite(mention.looks(scene)))] for mention in description.objects]
-    for phrase in description.relations[:1] if training else description.relations:
-        phrases[phrase.subject.index].append(("relation", relation_phrase(scene, phrase)))
+    relations = describe_scene(scene).relations
+    phrases = [[("object", looks_of(thing).indefinite())] for thing in scene.objects]
+    for index, text in relations[:1] if training else relations:
+        phrases[index].append(("relation", text))
     elems: list[Record] = []
     for thing, of_object in zip(scene.objects, phrases, strict=True):
         box = list(thing.box)
@@ -79,15 +69,12 @@ def referring_records(scene: Scene) -> list[Record]:
     ``grain`` is "relation", "attribute" or "place": by what the phrase tells its object apart. Each phrase is an element of its
     own in train too, so that an object may have several. A scene of one object has no record.
     """
-    mentions, places = refer_in_scene(scene)
-    phrases = [
-        *(("relation", phrase.subject, relation_phrase(scene, phrase)) for phrase in describe_scene(scene).relations),
-        *(("attribute", mention, definite(scene, mention)) for mention in mentions),
-        *(("place", phrase.subject, place_phrase(scene, phrase)) for phrase in places),
-    ]
+    attributes, places = refer_in_scene(scene)
+    by_grain = {"relation": describe_scene(scene).relations, "attribute": attributes, "place": places}
     elems = [
-        {"bb": list(scene.objects[mention.index].box), "caption": text, "grain": grain}
-        for grain, mention, text in phrases
+        {"bb": list(scene.objects[index].box), "caption": text, "grain": grain}
+        for grain, phrases in by_grain.items()
+        for index, text in phrases
     ]
     name = _name(scene.split, scene.index)
     return [{"id": name, "image": _image(name), "elems": elems}] if elems else []
@@ -101,11 +88,11 @@ def question_records(scene: Scene) -> list[Record]:
     return [
         {
             "question_id": 100 * scene.index + place,
-            "question": question_text(question),
+            "question": question.text,
             "image": _image(_name(scene.split, scene.index)),
             "dataset": "vqa",
             "answer": [question.answer] * ANNOTATORS,
-            "answer_type": ANSWER_TYPES[question.kind],
+            "answer_type": question.answer_type,
         }
         for place, question in enumerate(ask_about(scene))
     ]
@@ -117,7 +104,7 @@ def statement_records(split: str, stated: StatementSet) -> list[Record]:
     examples = [("True", stated.true), ("False", stated.false)]
     return [
         {
-            "sentence": statement_text(stated.statement),
+            "sentence": stated.text,
             "label": label,
             "identifier": f"{split}-{stated.number}-{place}-0",
             "images": [_image(_name(split, index)) for index in images],

@@ -10,12 +10,12 @@ from PIL import Image
 
 from demo.scenes import __main__ as command
 from demo.scenes.build import build
+from demo.scenes.captions import MAX_PIECES, captions_by_language, pieces
 from demo.scenes.compose import compose_scene, split_of
 from demo.scenes.describe import MARGIN, describe_scene
 from demo.scenes.draw import draw_scene
 from demo.scenes.records import records_of
 from demo.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES
-from demo.scenes.wording import MAX_PIECES, captions_by_language, pieces
 from tests.demo.scene_texts import COUNTS, fitting, further, meant_by, read
 from utils.errors import UserError
 

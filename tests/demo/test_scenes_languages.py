@@ -7,11 +7,10 @@ import re
 import pytest
 from transformers import AutoTokenizer
 
+from demo.scenes.captions import LANGUAGES, captions_by_language, listing, sentence
 from demo.scenes.compose import compose_scene
 from demo.scenes.describe import Looks
-from demo.scenes.languages import LANGUAGES, listing, sentence
 from demo.scenes.vocabulary import COLOURS, RELATIONS, SHAPES, SIZES
-from demo.scenes.wording import captions_by_language
 from tests.demo.scene_texts import COUNTS, read
 
 STAR = Looks("small", "dotted", "red", "star")

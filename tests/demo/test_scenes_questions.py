@@ -8,7 +8,6 @@ import pytest
 
 from demo.scenes.compose import compose_scene
 from demo.scenes.questions import ask_about
-from demo.scenes.wording import question_text
 from tests.demo.scene_texts import COUNTS, fitting, further, read, scene_of
 
 TYPES = {"what colour": "other", "how many": "number", "what is": "other", "is there": "yes/no"}
@@ -106,9 +105,7 @@ def test_questions_are_a_function_of_the_scene_and_counted_in_the_facts(folder):
     for split in COUNTS:
         records = read(folder, f"vqa_{split}")
         asked = [
-            question_text(question)
-            for index in range(COUNTS[split])
-            for question in ask_about(compose_scene(0, split, index))
+            question.text for index in range(COUNTS[split]) for question in ask_about(compose_scene(0, split, index))
         ]
         assert [record["question"] for record in records] == asked
         assert facts["questions"][split] == len(records)

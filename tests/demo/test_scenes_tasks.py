@@ -12,11 +12,9 @@ from dataset.text.processors import mentions_side
 from demo.scenes import statements
 from demo.scenes.build import build
 from demo.scenes.compose import compose_scene
-from demo.scenes.describe import describe_scene, looks_of
+from demo.scenes.describe import describe_scene, looks_of, refer_in_scene
 from demo.scenes.records import referring_records
-from demo.scenes.referring import refer_in_scene
 from demo.scenes.statements import statement_sets
-from demo.scenes.wording import relation_phrase
 from tests.demo.scene_texts import COUNTS, SIDES, fitting, meant_by, read, scene_of
 
 HELD_OUT = ("val", "test")
@@ -134,7 +132,7 @@ def test_statements_are_a_function_of_seed_split_and_number():
 def test_where_no_statement_is_possible_a_set_is_left_out():
     assert list(statement_sets(0, "train", [], 3)) == []
     assert list(statement_sets(0, "train", images("train", 1), 3)) == []
-    few = [stated.statement for stated in statement_sets(0, "val", images("val", 4), 200)]
+    few = [stated.text for stated in statement_sets(0, "val", images("val", 4), 200)]
     assert 0 < len(few) < 200
     assert len(set(few)) == len(few)
 
@@ -147,9 +145,8 @@ def test_a_long_split_is_searched_piece_by_piece(monkeypatch):
     assert min(map(min, places)) < 10
     assert max(map(max, places)) >= 70
     for stated in statement_sets(0, "val", seen, 60):
-        kind, looks, _ = stated.statement
-        if kind == "both":
-            wanted = {word for word in looks if word is not None}
+        if stated.text.startswith("both"):
+            wanted = set(stated.text.split()[4:]) - {"shape"}
             assert all(any(wanted <= set(thing) for thing in seen[place]) for place in stated.true)
 
 
@@ -173,7 +170,7 @@ def test_a_relation_phrase_fits_one_object_and_all_of_a_scene_are_there(folder):
         scene = compose_scene(0, "train", index)
         elems = [elem for record in referring_records(scene) for elem in record["elems"]]
         texts = [elem["caption"] for elem in elems if elem["grain"] == "relation"]
-        assert texts == [relation_phrase(scene, phrase) for phrase in describe_scene(scene).relations]
+        assert texts == [phrase.text for phrase in describe_scene(scene).relations]
 
 
 def test_an_attribute_phrase_fits_one_object_and_needs_each_of_its_words(folder):
