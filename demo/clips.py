@@ -90,7 +90,7 @@ def question(clip: Clip) -> str:
 
 def _names(clip: Clip) -> list[str]:
     named = frozenset({"colour", "shape"})
-    return [f"the {looks_of(thing, named).name()}" for thing in clip.frames[0].objects]
+    return [f"the {looks_of(obj, named).name()}" for obj in clip.frames[0].objects]
 
 
 def build(

@@ -111,7 +111,7 @@ def build(
     total = sum(map(len, splits.values())) + sum(numbers.values())
     with (
         folder.filling() as facts,
-        progress_bar(total=total, quiet=not progress, desc="placing stamps", unit="picture") as bar,
+        progress_bar(total=total, quiet=not progress, desc="placing stamps", unit="image") as bar,
     ):
         facts |= {"pictures": {}, "regions": {}}
         texts = [stamp.captions[name] for stamp in splits["train"] for name in languages if name in stamp.captions]

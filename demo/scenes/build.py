@@ -160,4 +160,4 @@ def _draw(out: Path, seed: int, split: str, size: tuple[int, int], index: int) -
     scene = compose_scene(seed, split, index, size)
     records = records_of(scene)
     Image.fromarray(draw_scene(scene)).save(out / records[""][0]["image"])
-    return records, tuple(looks_of(thing) for thing in scene.objects)
+    return records, tuple(looks_of(obj) for obj in scene.objects)

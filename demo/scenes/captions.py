@@ -137,8 +137,8 @@ def reference_captions(scene: Scene) -> list[str]:
 
     Those that fit into :data:`MAX_PIECES`; the one with the least detail always does.
     """
-    objects = sorted(scene.objects, key=lambda thing: thing.centre)
-    texts = [_enumeration("en", [looks_of(thing, detail).indefinite() for thing in objects]) for detail in _DETAIL]
+    objects = sorted(scene.objects, key=lambda obj: obj.centre)
+    texts = [_enumeration("en", [looks_of(obj, detail).indefinite() for obj in objects]) for detail in _DETAIL]
     return list(dict.fromkeys(text for text in texts if pieces(text) <= MAX_PIECES))
 
 
@@ -163,21 +163,22 @@ def sentence(language: str, objects: Sequence[Looks], links: Sequence[str | None
     if not links:
         return _euphonic(language, _clause(language, "only", objects))
     clauses = [
-        _clause(language, link or "also", [looks], subject)
-        for link, (subject, looks) in zip(links, itertools.pairwise(objects), strict=True)
+        _clause(language, link or "also", [looks], prior)
+        for link, (prior, looks) in zip(links, itertools.pairwise(objects), strict=True)
     ]
     if links[0] is None or "{a}" not in _template(language, links[0]):  # no clause names the first object
         clauses.insert(0, _clause(language, "first", objects[:1]))
     return _euphonic(language, LANGUAGES[language].comma.join(clauses) + LANGUAGES[language].end)
 
 
-def _clause(language: str, name: str, objects: Sequence[Looks], subject: Looks | None = None) -> str:
+def _clause(language: str, name: str, objects: Sequence[Looks], prior: Looks | None = None) -> str:
+    """A clause of the tables with objects filled in, in every case: the template takes those that it names."""
     in_cases = {
         case: _enumeration(language, [noun_phrase(language, looks, case) for looks in objects])
         for case in LANGUAGES[language].cases
     }
     first_case = next(iter(in_cases))
-    named = {"a": noun_phrase(language, subject, first_case)} if subject else {}
+    named = {"a": noun_phrase(language, prior, first_case)} if prior else {}
     return _template(language, name).format(in_cases[first_case], **in_cases, **named)
 
 
@@ -200,12 +201,13 @@ def noun_phrase(language: str, looks: Looks, case: str) -> str:
     """An object in a case, with article and adjectives that agree: "einem kleinen roten Stern"."""
     assert looks.shape is not None
     grammar = LANGUAGES[language]
-    *genders, forms = (looks.shape, *_NOUNS[looks.shape])[grammar.column].split(maxsplit=1)
-    gender, nouns = "".join(genders), forms.split()
-    words = {"shape": nouns[min(list(grammar.cases).index(case), len(nouns) - 1)]}
     articles, endings = grammar.cases[case]
-    for name, adjective in zip(("size", "texture", "colour"), looks, strict=False):
-        if adjective is not None:
+    *nouns, last = (looks.shape, *_NOUNS[looks.shape])[grammar.column].split()
+    gender = nouns.pop(0) if nouns else ""
+    number = list(grammar.cases).index(case)
+    words = {"shape": nouns[number] if number < len(nouns) else last}
+    for name, adjective in looks._asdict().items():
+        if adjective is not None and name != "shape":
             masculine, _, feminine = (adjective, *_ADJECTIVES[adjective])[grammar.column].partition("/")
             form = feminine if feminine and gender == "f" else masculine
             words[name] = form.replace("-", endings.get(gender, ""))

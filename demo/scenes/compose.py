@@ -76,7 +76,7 @@ class Scene:
     @property
     def composition(self) -> Composition:
         """(shape, colour) of the scene's objects, sorted."""
-        return tuple(sorted((thing.shape, thing.colour) for thing in self.objects))
+        return tuple(sorted((obj.shape, obj.colour) for obj in self.objects))
 
 
 def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int] = 64) -> Scene:
@@ -101,7 +101,7 @@ def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int]
     composition = _composition(seed, split, index)
     rng = stream(seed, split, index, LAYOUT_STREAM)
     objects = _lay_out(rng, composition, width, height)
-    background = pick_background(rng, [thing.rgb for thing in objects])
+    background = pick_background(rng, [obj.rgb for obj in objects])
     return Scene(seed, split, index, width, height, background, objects)
 
 
@@ -167,10 +167,10 @@ def _lay_out(rng: np.random.Generator, composition: Composition, width: int, hei
         placed: list[SceneObject] = []
         # Large ones first: there is always a corner left for a small one.
         for (shape, colour), size in sorted(zip(named, sizes, strict=True), key=lambda item: item[1]):
-            thing = _place(rng, shape, colour, size, width, height, [other.box for other in placed])
-            if thing is None:
+            obj = _place(rng, shape, colour, size, width, height, [other.box for other in placed])
+            if obj is None:
                 break
-            placed.append(thing)
+            placed.append(obj)
         else:
             return tuple(shuffled(rng, placed))
     raise RuntimeError(f"{len(composition)} objects found no place in {width} x {height} pixels")

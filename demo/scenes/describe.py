@@ -87,7 +87,7 @@ class Mention(NamedTuple):
 
     def fitting(self) -> list[int]:
         """All objects of the scene that these attributes fit, in order."""
-        values = [[getattr(thing, name) for name in self.attributes] for thing in self.scene.objects]
+        values = [[getattr(obj, name) for name in self.attributes] for obj in self.scene.objects]
         return [place for place, value in enumerate(values) if value == values[self.place]]
 
     def is_clear(self) -> bool:
@@ -143,9 +143,9 @@ def vaguely(relation: str, subject: SceneObject, reference: SceneObject) -> bool
     return sign * (reference.centre[axis] - subject.centre[axis]) > 0
 
 
-def looks_of(thing: SceneObject, attributes: Attributes = EVERYTHING) -> Looks:
+def looks_of(obj: SceneObject, attributes: Attributes = EVERYTHING) -> Looks:
     """The named attributes of an object; a plain texture is never named."""
-    values = {name: getattr(thing, name) for name in attributes}
+    values = {name: getattr(obj, name) for name in attributes}
     return Looks(**{name: word for name, word in values.items() if word != PLAIN})
 
 
@@ -200,7 +200,7 @@ def reference_to(scene: Scene, place: int, rng: np.random.Generator) -> Mention:
 
 def _chain(scene: Scene) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
     """From left to right where the objects lie side by side, and otherwise from the top down, with the true relations."""
-    x, y = ([thing.centre[axis] for thing in scene.objects] for axis in (0, 1))
+    x, y = ([obj.centre[axis] for obj in scene.objects] for axis in (0, 1))
     along = x if max(x) - min(x) >= max(y) - min(y) else y
     order = sorted(range(len(scene.objects)), key=lambda place: along[place])
     links = [
@@ -238,24 +238,24 @@ def _attribute_phrases(scene: Scene, rng: np.random.Generator) -> tuple[Phrase, 
 def _place_phrases(scene: Scene, rng: np.random.Generator) -> tuple[Phrase, ...]:
     """Of all objects that the named attributes fit, two at least, the one at a place."""
     clear: list[Phrase] = []
-    for place, thing in enumerate(scene.objects):
+    for place, obj in enumerate(scene.objects):
         for mention in named_by(scene, place, _PLACED):
             others = [scene.objects[other] for other in mention.fitting() if other != place]
-            sides = [side for side in PLACES if others and _stands_out(scene, side, thing, others)]
+            sides = [side for side in PLACES if others and _stands_out(scene, side, obj, others)]
             clear += [Phrase(place, f"the {side} {mention.name()}") for side in sides]
     return first_of_each(shuffled(rng, clear), lambda phrase: phrase.place, MAX_PLACES)
 
 
-def _stands_out(scene: Scene, side: str, thing: SceneObject, others: Sequence[SceneObject]) -> bool:
-    """Whether ``thing`` is clearly the one at ``side`` among itself and ``others``."""
+def _stands_out(scene: Scene, side: str, obj: SceneObject, others: Sequence[SceneObject]) -> bool:
+    """Whether ``obj`` is clearly the one at ``side`` among itself and ``others``."""
     margin = PLACE_MARGIN * min(scene.width, scene.height)
-    centre, edge = _reach(side, thing)
+    centre, edge = _reach(side, obj)
     reached = [_reach(side, other) for other in others]
     return all(centre - theirs >= margin and edge - outer >= margin for theirs, outer in reached)
 
 
-def _reach(side: str, thing: SceneObject) -> tuple[float, float]:
+def _reach(side: str, obj: SceneObject) -> tuple[float, float]:
     """How far towards ``side`` the object's centre and its outer edge lie, in pixels."""
     axis, sign = PLACES[side]
-    outer = thing.box[axis] + (thing.box[axis + 2] if sign > 0 else 0)
-    return sign * thing.centre[axis], sign * outer
+    outer = obj.box[axis] + (obj.box[axis + 2] if sign > 0 else 0)
+    return sign * obj.centre[axis], sign * outer

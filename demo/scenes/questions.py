@@ -74,7 +74,7 @@ def _relations(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     clear: list[tuple[int, str, int]] = []
     for place, reference in enumerate(scene.objects):
         for relation in RELATIONS:
-            there = [other for other, thing in enumerate(scene.objects) if vaguely(relation, thing, reference)]
+            there = [other for other, obj in enumerate(scene.objects) if vaguely(relation, obj, reference)]
             if len(there) == 1 and clearly(scene, relation, scene.objects[there[0]], reference):
                 clear.append((place, relation, there[0]))
     for place, relation, other in first_of_each(shuffled(rng, clear), lambda triple: triple[2], MAX_OF_A_KIND):
@@ -87,12 +87,12 @@ def _existences(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     wording is likelier true than another. Of the absent objects, every other one has a colour and a shape that are in the
     scene, but not together."""
     (names,) = attribute_sets(one_of(rng, ["colour shape", "colour shape", "colour", "shape"]))
-    present = [looks_of(thing, names) for thing in scene.objects]
+    present = [looks_of(obj, names) for obj in scene.objects]
     colours = COLOURS if "colour" in names else (None,)
     shapes = SHAPES if "shape" in names else (None,)
     absent = [Looks(colour=colour, shape=shape) for colour in colours for shape in shapes]
     absent = [looks for looks in absent if looks not in present]
-    words = {word for thing in scene.objects for word in (thing.colour, thing.shape)}
+    words = {word for obj in scene.objects for word in (obj.colour, obj.shape)}
     near = [looks for looks in absent if {looks.colour, looks.shape} <= words]
     lacking = near if near and rng.integers(2) else absent
     yes = Question(f"is there {one_of(rng, present).indefinite()}?", "yes", "yes/no")
@@ -102,5 +102,5 @@ def _existences(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 def _number(scene: Scene, looks: Looks) -> int:
     """The number of objects that fit."""
-    named = [looks_of(thing) for thing in scene.objects]
-    return sum(all(word in (None, own) for word, own in zip(looks, thing, strict=True)) for thing in named)
+    named = [looks_of(obj) for obj in scene.objects]
+    return sum(all(wanted in (None, word) for wanted, word in zip(looks, whole, strict=True)) for whole in named)

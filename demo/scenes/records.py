@@ -49,12 +49,12 @@ def pretraining_record(scene: Scene, captions: list[str]) -> Record:
     """
     training = scene.split == "train"
     relations = describe_scene(scene).relations
-    phrases = [[("object", looks_of(thing).indefinite())] for thing in scene.objects]
+    phrases = [[("object", looks_of(obj).indefinite())] for obj in scene.objects]
     for index, text in relations[:1] if training else relations:
         phrases[index].append(("relation", text))
     elems: list[Record] = []
-    for thing, of_object in zip(scene.objects, phrases, strict=True):
-        box = list(thing.box)
+    for obj, of_object in zip(scene.objects, phrases, strict=True):
+        box = list(obj.box)
         if training:
             elems.append({"bb": box, "caption": [text for _, text in of_object]})
         else:

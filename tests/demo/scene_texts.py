@@ -29,9 +29,7 @@ def scene_of(image: str) -> Scene:
 def fitting(scene: Scene, text: str) -> list[SceneObject]:
     """The objects that a text such as "a small red star" or "the large shape" fits."""
     wanted = set(text.split()) - {"a", "an", "the"}
-    return [
-        thing for thing in scene.objects if wanted <= {thing.size, thing.texture, thing.colour, thing.shape, "shape"}
-    ]
+    return [obj for obj in scene.objects if wanted <= {obj.size, obj.texture, obj.colour, obj.shape, "shape"}]
 
 
 def further(relation: str, subject: SceneObject, reference: SceneObject) -> float:
@@ -45,4 +43,4 @@ def meant_by(scene: Scene, phrase: str) -> tuple[list[SceneObject], str, SceneOb
     relation = next(name for name in SIDES if f" {name} " in phrase)
     subject, reference = phrase.split(f" {relation} ")
     (other,) = fitting(scene, reference)
-    return [thing for thing in fitting(scene, subject) if further(relation, thing, other) > 0], relation, other
+    return [obj for obj in fitting(scene, subject) if further(relation, obj, other) > 0], relation, other

@@ -34,16 +34,16 @@ def test_a_box_is_the_tight_box_of_the_pixels_that_its_object_changes(size):
         image = draw_scene(scene)
         assert image.shape == (scene.height, scene.width, 3)
         assert image.dtype == np.uint8
-        for thing in scene.objects:
-            others = tuple(other for other in scene.objects if other is not thing)
+        for obj in scene.objects:
+            others = tuple(other for other in scene.objects if other is not obj)
             without = draw_scene(replace(scene, objects=others))
-            assert _tight_box((image != without).any(axis=2)) == thing.box
+            assert _tight_box((image != without).any(axis=2)) == obj.box
 
 
 def test_boxes_lie_within_the_image_and_never_overlap():
     for scene in SCENES:
         covered = np.zeros((scene.height, scene.width), dtype=int)
-        for x, y, w, h in (thing.box for thing in scene.objects):
+        for x, y, w, h in (obj.box for obj in scene.objects):
             assert x >= 0
             assert y >= 0
             assert x + w <= scene.width
@@ -60,8 +60,8 @@ def test_no_large_object_is_as_small_as_a_small_one():
 def test_each_shape_has_an_outline_of_its_own():
     filled = {}
     for scene in (compose_scene(5, "train", index, 200) for index in range(60)):
-        for thing in scene.objects:
-            filled.setdefault(thing.shape, []).append(float(thing.raster().coverage.mean()))
+        for obj in scene.objects:
+            filled.setdefault(obj.shape, []).append(float(obj.raster().coverage.mean()))
     means = {shape: float(np.mean(shares)) for shape, shares in filled.items()}
     assert set(means) == set(SHAPES)
     # Shares of the bounding box, up to some turning and the part-covered pixels at its edges: circle pi/4, square near
@@ -76,22 +76,22 @@ def test_each_shape_has_an_outline_of_its_own():
 def test_the_hue_of_an_object_dominates_its_texture():
     for scene in SCENES:
         image = draw_scene(scene).astype(float)
-        for thing in scene.objects:
-            x, y, w, h = thing.box
-            inside = thing.raster().coverage == 1
+        for obj in scene.objects:
+            x, y, w, h = obj.box
+            inside = obj.raster().coverage == 1
             mean = image[y : y + h, x : x + w][inside].mean(axis=0)
             tints = {name: (np.array(c.rgb) + np.array(c.accent)) / 2 for name, c in COLOURS.items()}
             distances = {
                 name: min(np.linalg.norm(mean - tint), np.linalg.norm(mean - COLOURS[name].rgb))
                 for name, tint in tints.items()
             }
-            assert min(distances, key=distances.__getitem__) == thing.colour
+            assert min(distances, key=distances.__getitem__) == obj.colour
 
 
 def test_no_background_hides_an_object():
     for scene in SCENES:
-        for thing, tone in itertools.product(scene.objects, scene.background.tones):
-            assert np.linalg.norm(np.subtract(thing.rgb, tone)) > 60
+        for obj, tone in itertools.product(scene.objects, scene.background.tones):
+            assert np.linalg.norm(np.subtract(obj.rgb, tone)) > 60
 
 
 def phrases(scene, grain) -> list[tuple[list[int], str]]:
@@ -105,12 +105,12 @@ def phrases(scene, grain) -> list[tuple[list[int], str]]:
 
 def test_each_object_phrase_names_all_that_tells_its_object_apart():
     for scene in SCENES:
-        for (box, text), thing in zip(phrases(scene, "object"), scene.objects, strict=True):
-            assert fitting(scene, text) == [thing]
-            assert box == list(thing.box)
-            article = "an" if thing.size[0] in "aeiou" else "a"
-            texture = [] if thing.texture == PLAIN else [thing.texture]
-            assert text == " ".join([article, thing.size, *texture, thing.colour, thing.shape])
+        for (box, text), obj in zip(phrases(scene, "object"), scene.objects, strict=True):
+            assert fitting(scene, text) == [obj]
+            assert box == list(obj.box)
+            article = "an" if obj.size[0] in "aeiou" else "a"
+            texture = [] if obj.texture == PLAIN else [obj.texture]
+            assert text == " ".join([article, obj.size, *texture, obj.colour, obj.shape])
 
 
 def test_a_training_record_never_has_two_elements_of_one_box():
@@ -151,8 +151,8 @@ def test_captions_name_every_object_within_the_token_budget():
         assert len(set(texts)) == 2
         for text in texts:
             assert pieces(text) <= MAX_PIECES
-            for thing in scene.objects:
-                assert f"{thing.colour} {thing.shape}" in text
+            for obj in scene.objects:
+                assert f"{obj.colour} {obj.shape}" in text
 
 
 def test_a_scene_does_not_depend_on_the_order_of_drawing():

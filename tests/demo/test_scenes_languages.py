@@ -20,7 +20,7 @@ CHAIN = ([STAR, HEART, CIRCLE], ["left of", None])
 
 
 @pytest.mark.parametrize(
-    ("language", "listed", "said"),
+    ("language", "list_text", "sentence_text"),
     [
         (
             "de",
@@ -50,15 +50,14 @@ CHAIN = ([STAR, HEART, CIRCLE], ["left of", None])
     ],
     ids=lambda value: value[:2],
 )
-def test_captions_agree_in_gender_case_and_order(language, listed, said):
-    assert listing(language, CHAIN[0]) == listed
-    assert sentence(language, *CHAIN) == said
+def test_captions_agree_in_gender_case_and_order(language, list_text, sentence_text):
+    assert listing(language, CHAIN[0]) == list_text
+    assert sentence(language, *CHAIN) == sentence_text
 
 
 def test_every_relation_is_said_in_every_language():
     for language in LANGUAGES:
-        said = {sentence(language, [STAR, HEART], [relation]) for relation in RELATIONS}
-        assert len(said) == len(RELATIONS)
+        assert len({sentence(language, [STAR, HEART], [relation]) for relation in RELATIONS}) == len(RELATIONS)
 
 
 def test_czech_prepositions_govern_their_case_and_are_vocalised():
@@ -86,22 +85,22 @@ def test_different_looks_are_different_words_in_every_language():
         for shape in SHAPES
     ]
     for language in LANGUAGES:
-        assert len({listing(language, [each]) for each in looks}) == len(looks)
+        assert len({listing(language, [one]) for one in looks}) == len(looks)
 
 
 def test_the_same_objects_are_named_in_every_language():
     for index in range(30):
         scene = compose_scene(0, "train", index)
-        found = captions_by_language(scene)
-        assert found.keys() == LANGUAGES.keys()
+        captions = captions_by_language(scene)
+        assert captions.keys() == LANGUAGES.keys()
         names = {
             "circle": ("Kreis", "cercle", "kruh", "圆形", "丸"),
             "heart": ("Herz", "cœur", "srdc", "心形", "ハート"),
         }
         for shape, words in names.items():
-            count = sum(thing.shape == shape for thing in scene.objects)
+            count = sum(obj.shape == shape for obj in scene.objects)
             for language, word in zip(("de", "fr", "cs", "zh", "ja"), words, strict=True):
-                assert found[language][0].count(word) == count, (found["en"], found[language])
+                assert captions[language][0].count(word) == count, captions
 
 
 def test_records_and_the_tokenizer_of_all_languages(folder):

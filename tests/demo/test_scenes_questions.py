@@ -20,8 +20,8 @@ def questions(folder):
 
 def answer(scene, question: str) -> str:
     if match := re.fullmatch(r"what colour is the (.*)\?", question):
-        (thing,) = fitting(scene, match[1])
-        return thing.colour
+        (obj,) = fitting(scene, match[1])
+        return obj.colour
     if match := re.fullmatch(r"how many (.*shape)s are there\?", question):
         return str(len(fitting(scene, match[1])))
     if match := re.fullmatch(r"is there an? (.*)\?", question):
@@ -29,9 +29,9 @@ def answer(scene, question: str) -> str:
     match = re.fullmatch(r"what is (left of|right of|above|below) the (.*)\?", question)
     assert match is not None, question
     (reference,) = fitting(scene, match[2])
-    (thing,) = (thing for thing in scene.objects if further(match[1], thing, reference) > 0)
-    assert further(match[1], thing, reference) >= 0.2 * 64
-    return thing.shape
+    (obj,) = (obj for obj in scene.objects if further(match[1], obj, reference) > 0)
+    assert further(match[1], obj, reference) >= 0.2 * 64
+    return obj.shape
 
 
 def kind(question: str) -> str:

@@ -118,7 +118,7 @@ def test_all_kinds_of_statements_are_made_and_of_both_sides(folder):
 
 
 def images(split: str, number: int):
-    return [tuple(looks_of(thing) for thing in compose_scene(0, split, index).objects) for index in range(number)]
+    return [tuple(looks_of(obj) for obj in compose_scene(0, split, index).objects) for index in range(number)]
 
 
 def test_statements_are_a_function_of_seed_split_and_number():
@@ -147,7 +147,7 @@ def test_a_long_split_is_searched_piece_by_piece(monkeypatch):
     for stated in statement_sets(0, "val", seen, 60):
         if stated.text.startswith("both"):
             wanted = set(stated.text.split()[4:]) - {"shape"}
-            assert all(any(wanted <= set(thing) for thing in seen[place]) for place in stated.true)
+            assert all(any(wanted <= set(obj) for obj in seen[place]) for place in stated.true)
 
 
 def phrases(folder, grain):
@@ -176,7 +176,7 @@ def test_a_relation_phrase_fits_one_object_and_all_of_a_scene_are_there(folder):
 def test_an_attribute_phrase_fits_one_object_and_needs_each_of_its_words(folder):
     numbers = Counter()
     for scene, box, text in phrases(folder, "attribute"):
-        assert [list(thing.box) for thing in fitting(scene, text)] == [box]
+        assert [list(obj.box) for obj in fitting(scene, text)] == [box]
         needed = set(text.split()) - {"the", "shape"}
         for word in needed:
             assert len(fitting(scene, " ".join(needed - {word}))) > 1
@@ -192,11 +192,11 @@ def test_a_place_phrase_fits_one_object_by_a_clear_margin(folder):
         candidates = fitting(scene, text.replace(f"{place} ", ""))
         assert len(candidates) > 1
 
-        def edge(thing, axis=axis, sign=sign):
-            return sign * (thing.box[axis] if sign > 0 else thing.box[axis] + thing.box[axis + 2])
+        def edge(obj, axis=axis, sign=sign):
+            return sign * (obj.box[axis] if sign > 0 else obj.box[axis] + obj.box[axis + 2])
 
-        def centre(thing, axis=axis, sign=sign):
-            return sign * thing.centre[axis]
+        def centre(obj, axis=axis, sign=sign):
+            return sign * obj.centre[axis]
 
         for reach in (edge, centre):
             first, second = sorted(candidates, key=reach)[:2]

@@ -58,8 +58,8 @@ def package(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(package, tmp_path_factory):
-    out = tmp_path_factory.mktemp("made")
+def built(package, tmp_path_factory):
+    out = tmp_path_factory.mktemp("built")
     build(out, stamps=package, regions=30, side=96, vocab_size=200)
     return out
 
@@ -99,25 +99,25 @@ def test_caption_keys_ignore_case_and_punctuation():
     assert caption_key("…") == ""
 
 
-def test_images_of_both_kinds_keep_to_their_split(made):
+def test_images_of_both_kinds_keep_to_their_split(built):
     names = {}
     for split in ("train", "val", "test"):
-        images = read(made, f"{split}")
+        images = read(built, f"{split}")
         assert images
         names[split] = {caption_key(record["caption"]["en"]) for record in images}
         for record in images:
-            with Image.open(made / record["image"]) as image:
+            with Image.open(built / record["image"]) as image:
                 assert max(image.size) <= 96
-        regions = read(made, f"regions_{split}")
+        regions = read(built, f"regions_{split}")
         assert len(regions) == (30 if split == "train" else 3)
         assert {caption_key(elem["caption"]["en"]) for record in regions for elem in record["elems"]} <= names[split]
     assert not names["train"] & names["test"]
 
 
-def test_region_boxes_are_exact_and_do_not_overlap(made):
+def test_region_boxes_are_exact_and_do_not_overlap(built):
     counts = set()
-    for record in read(made, "regions_train"):
-        with Image.open(made / record["image"]) as image:
+    for record in read(built, "regions_train"):
+        with Image.open(built / record["image"]) as image:
             pixels = np.asarray(image.convert("RGB")).astype(int)
         covered = np.zeros(pixels.shape[:2], dtype=int)
         for elem in record["elems"]:
@@ -151,18 +151,18 @@ def test_captions_are_joined_in_the_languages_that_all_have():
     assert joined_captions([{"en": "word " * 40}]) == {}
 
 
-def test_the_same_arguments_give_the_same_records_and_another_seed_does_not_move_a_split(package, made, tmp_path):
+def test_the_same_arguments_give_the_same_records_and_another_seed_does_not_move_a_split(package, built, tmp_path):
     build(tmp_path / "again", stamps=package, regions=30, side=96, vocab_size=200)
     build(tmp_path / "other", stamps=package, regions=30, side=96, vocab_size=200, seed=1)
     for name in ("train.jsonl", "regions_test.jsonl", "tokenizer/tokenizer.json"):
-        assert (made / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    assert (made / "test.jsonl").read_bytes() == (tmp_path / "other" / "test.jsonl").read_bytes()
-    assert (made / "regions_train.jsonl").read_bytes() != (tmp_path / "other" / "regions_train.jsonl").read_bytes()
+        assert (built / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    assert (built / "test.jsonl").read_bytes() == (tmp_path / "other" / "test.jsonl").read_bytes()
+    assert (built / "regions_train.jsonl").read_bytes() != (tmp_path / "other" / "regions_train.jsonl").read_bytes()
 
 
-def test_other_arguments_are_refused(package, made):
+def test_other_arguments_are_refused(package, built):
     with pytest.raises(UserError, match=r"made with other arguments \(side=96, not 64\)"):
-        build(made, stamps=package, regions=30, side=64, vocab_size=200)
+        build(built, stamps=package, regions=30, side=64, vocab_size=200)
 
 
 def test_a_missing_package_is_one_line_with_the_remedy(tmp_path, monkeypatch, capsys):
