@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,9 @@ OWNED = (
     "tokenizer",
     "tokenizer_multilingual",
 )
+
+ENGLISH = ("", "refer_", "vqa_", "captioning_", "nlvr_")
+"""Files from whose texts the tokenizer learns."""
 
 VOCABULARY_LIMIT = 512
 MULTILINGUAL_LIMIT = 1500
@@ -73,72 +75,65 @@ def build(
     folder = Folder(out, FACTS, OWNED, arguments, overwrite)
     if folder.is_complete():
         return
-    with folder.filling() as facts:
-        content = {split: _Content() for split in SPLITS}
-        with progress_bar(total=sum(counts.values()), quiet=not progress, desc="drawing scenes", unit="scene") as bar:
-            for split, count in counts.items():
-                for scene in _write_scenes(out, seed, split, count, (width, height)):
-                    content[split].add(*scene)
-                    bar.update()
-                content[split].write_statements(out, seed, split)
-        for name in ("objects", "relations", "sentences", "referring", "questions"):
-            facts[name] = {split: content[split].facts()[name] for split in SPLITS}
-        learned = content["train"]
-        frequent_first = sorted(learned.answers, key=lambda answer: (-learned.answers[answer], answer))
-        write_text(out / ANSWERS, json.dumps(frequent_first, ensure_ascii=False) + "\n")
-        facts["vocabulary"] = folder.train_tokenizer([*learned.texts, *learned.answers], VOCABULARY_LIMIT)
-        facts["multilingual vocabulary"] = folder.train_tokenizer(
-            learned.multilingual, MULTILINGUAL_LIMIT, "tokenizer_multilingual"
-        )
+    with (
+        folder.filling() as facts,
+        progress_bar(total=sum(counts.values()), quiet=not progress, desc="drawing scenes", unit="scene") as bar,
+    ):
+        facts |= {name: {} for name in ("objects", "relations", "sentences", "referring", "questions")}
+        for split, count in counts.items():
+            images: list[ImageLooks] = []
+            for looks in _write_scenes(out, seed, split, count, (width, height)):
+                images.append(looks)
+                bar.update()
+            statements = list(statement_sets(seed, split, images, count // 3 if split == "train" else count))
+            examples = (record for stated in statements for record in statement_records(split, stated))
+            write_records(out / f"nlvr_{split}.jsonl", examples)
+            for name, number in _facts(out, split).items():
+                facts[name][split] = number
+        facts |= _train_tokenizers(folder)
 
 
-@dataclass
-class _Content:
-    """Counts for the facts file, and texts for the tokenizers, of a split; dictionaries without values are ordered sets."""
-
-    images: list[ImageLooks] = field(default_factory=list)
-    relations: int = 0
-    statements: int = 0
-    grains: Counter[str] = field(default_factory=Counter)
-    answers: Counter[str] = field(default_factory=Counter)
-    texts: dict[str, None] = field(default_factory=dict)
-    multilingual: dict[str, None] = field(default_factory=dict)
-
-    def add(self, records: dict[str, list[Record]], looks: ImageLooks) -> None:
-        """Count a scene."""
-        self.images.append(looks)
-        (scene,) = records[""]
-        # All of its texts are captions, a phrase for each object, and relational phrases.
-        self.relations += len(list(texts_of(scene))) - len(scene["caption"]) - len(looks)
-        self.grains.update(elem["grain"] for record in records["refer_"] for elem in record["elems"])
-        self.answers.update(record["answer"][0] for record in records["vqa_"])
-        for task in ("", "refer_", "vqa_", "captioning_"):
-            self.texts.update(dict.fromkeys(text for record in records[task] for text in texts_of(record)))
-        (translated,) = records["multilingual_"]
-        self.multilingual.update(dict.fromkeys(text for texts in translated["caption"].values() for text in texts))
-
-    def write_statements(self, out: Path, seed: int, split: str) -> None:
-        """Write statements on the images so far, and count them."""
-        count = len(self.images) // 3 if split == "train" else len(self.images)
-        sets = list(statement_sets(seed, split, self.images, count))
-        records = [record for stated in sets for record in statement_records(split, stated)]
-        write_records(out / f"nlvr_{split}.jsonl", records)
-        self.statements = len(sets)
-        self.texts.update(dict.fromkeys(record["sentence"] for record in records))
-
-    def facts(self) -> dict[str, Any]:
-        """The split's part of the facts file."""
-        return {
-            "objects": sum(map(len, self.images)),
-            "relations": self.relations,
-            "sentences": self.statements,
-            "referring": {grain: self.grains[grain] for grain in ("relation", "attribute", "place")},
-            "questions": self.answers.total(),
-        }
+def _train_tokenizers(folder: Folder) -> dict[str, int]:
+    """Learn from the texts and answers of train, and list the answers; returns sizes of vocabularies for the facts file."""
+    answers = Counter(record["answer"][0] for record in _read(folder.out, "vqa_train"))
+    by_frequency = sorted(answers, key=lambda answer: (-answers[answer], answer))
+    write_text(folder.out / ANSWERS, json.dumps(by_frequency, ensure_ascii=False) + "\n")
+    english = {text for task in ENGLISH for record in _read(folder.out, f"{task}train") for text in texts_of(record)}
+    translated = {text for record in _read(folder.out, "multilingual_train") for text in texts_of(record)}
+    return {
+        "vocabulary": folder.train_tokenizer(sorted(english | answers.keys()), VOCABULARY_LIMIT),
+        "multilingual vocabulary": folder.train_tokenizer(
+            sorted(translated), MULTILINGUAL_LIMIT, "tokenizer_multilingual"
+        ),
+    }
 
 
-def _write_scenes(out: Path, seed: int, split: str, count: int, size: tuple[int, int]) -> Iterator[SceneRecords]:
-    """Draw the scenes of a split, by as many processes as there are cores where that pays; no file is held as a whole."""
+def _facts(out: Path, split: str) -> dict[str, Any]:
+    """Counts of what the files of a split hold."""
+    phrases: Counter[str] = Counter()
+    for record in _read(out, split):
+        for elem in record["elems"]:
+            # In train, all phrases of an object are in one element, and the first of them is no relational phrase.
+            grains = [elem["grain"]] if "grain" in elem else ["object", *["relation"] * (len(elem["caption"]) - 1)]
+            phrases.update(grains)
+    referring = Counter(elem["grain"] for record in _read(out, f"refer_{split}") for elem in record["elems"])
+    return {
+        "objects": phrases["object"],
+        "relations": phrases["relation"],
+        "sentences": sum(1 for _ in _read(out, f"nlvr_{split}")) // 2,
+        "referring": {grain: referring[grain] for grain in ("relation", "attribute", "place")},
+        "questions": sum(1 for _ in _read(out, f"vqa_{split}")),
+    }
+
+
+def _read(out: Path, name: str) -> Iterator[Record]:
+    with (out / f"{name}.jsonl").open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def _write_scenes(out: Path, seed: int, split: str, count: int, size: tuple[int, int]) -> Iterator[ImageLooks]:
+    """Write the images and the records of a split, by as many processes as there are cores where that pays; yields how each
+    image's objects look. No file is held as a whole."""
     (out / "images" / split).mkdir(parents=True, exist_ok=True)
     draw = partial(_draw, out, seed, split, size)
     with ExitStack() as stack:
@@ -152,7 +147,7 @@ def _write_scenes(out: Path, seed: int, split: str, count: int, size: tuple[int,
         for records, looks in scenes:
             for task, lines in records.items():
                 files[task].writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in lines)
-            yield records, looks
+            yield looks
 
 
 def _draw(out: Path, seed: int, split: str, size: tuple[int, int], index: int) -> SceneRecords:

@@ -77,13 +77,9 @@ class Mention(NamedTuple):
     place: int
     attributes: Attributes
 
-    def looks(self) -> Looks:
-        """The named attributes of the object."""
-        return looks_of(self.scene.objects[self.place], self.attributes)
-
     def name(self) -> str:
         """English words without an article."""
-        return self.looks().name()
+        return looks_of(self.scene.objects[self.place], self.attributes).name()
 
     def fitting(self) -> list[int]:
         """All objects of the scene that these attributes fit, in order."""

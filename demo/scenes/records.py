@@ -114,10 +114,13 @@ def statement_records(split: str, stated: StatementSet) -> list[Record]:
 
 
 def texts_of(record: Mapping[str, Any]) -> Iterator[str]:
-    """The captions, phrases, question and sentence of a record in one language."""
+    """The captions in all languages, phrases, question and sentence of a record."""
     for described in (record, *record.get("elems", ())):
         caption = described.get("caption", ())
-        yield from [caption] if isinstance(caption, str) else caption
+        if isinstance(caption, dict):
+            yield from (text for texts in caption.values() for text in texts)
+        else:
+            yield from [caption] if isinstance(caption, str) else caption
     yield from (record[name] for name in ("question", "sentence") if name in record)
 
 
