@@ -55,9 +55,12 @@ class Folder(NamedTuple):
         """Whether the folder was made with the same arguments; always False with ``overwrite``.
 
         Raises:
-            UserError: the folder was made with other arguments.
+            UserError: the folder was made with other arguments, or cannot be read.
         """
-        complete = already_made(self.out, self.facts_name, self.arguments, overwrite=self.overwrite)
+        try:
+            complete = already_made(self.out, self.facts_name, self.arguments, overwrite=self.overwrite)
+        except OSError as error:
+            raise UserError(f"{self.out} cannot be read: {error.strerror or error}") from error
         if complete:
             logger.info("%s is complete and was made with the same arguments", self.out)
         return complete

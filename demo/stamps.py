@@ -217,7 +217,8 @@ def split_stamps(usable: Sequence[Stamp], left_out: Counter[str]) -> dict[str, l
         first: dict[str, Stamp] = {}
         for stamp in splits[split]:
             first.setdefault(stamp.key, stamp)
-        left_out[f"same caption in {split}"] = len(splits[split]) - len(first)
+        if len(first) < len(splits[split]):
+            left_out[f"same caption in {split}"] = len(splits[split]) - len(first)
         splits[split] = list(first.values())
     return splits
 

@@ -59,7 +59,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows; ``width`` and ``height`` in pixels; (seed, split, index) say which scene it is."""
+    """The content of an image; ``width`` and ``height`` in pixels; (seed, split, index) say which scene it is."""
 
     seed: int
     split: str

@@ -99,7 +99,7 @@ class Phrase(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What is said of a scene.
+    """Relational phrases of a scene, and the order of its captions.
 
     Attributes:
         relations: up to :data:`MAX_RELATIONS` phrases such as "the small circle left of the blue square", no two of one object.

@@ -1,4 +1,4 @@
-"""What a scene can hold, as data: shapes, colours, textures, sizes and relations, by their names."""
+"""Vocabulary of the scenes: shapes, colours, textures, sizes and relations, by their names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLOURS: dict[str, Colour] = {
 }
 
 PLAIN = "plain"
-"""The texture that is not spoken of."""
+"""The texture that is never named."""
 
 TEXTURES = (PLAIN, "striped", "dotted", "checked")
 

@@ -23,6 +23,11 @@ CHAIN = ([STAR, HEART, CIRCLE], ["left of", None])
     ("language", "list_text", "sentence_text"),
     [
         (
+            "en",
+            "a scene with a small dotted red star, a blue heart and a large striped green circle",
+            "a small dotted red star left of a blue heart and a large striped green circle",
+        ),
+        (
             "de",
             "eine Szene mit einem kleinen gepunkteten roten Stern, einem blauen Herzen und einem großen gestreiften grünen Kreis",
             "ein kleiner gepunkteter roter Stern links von einem blauen Herzen und ein großer gestreifter grüner Kreis",
@@ -67,13 +72,16 @@ def test_czech_prepositions_govern_their_case_and_are_vocalised():
     assert listing("cs", [Looks(None, None, None, "square")]) == "scéna se čtvercem"
 
 
-def test_a_scene_of_one_object_is_said_alone():
-    only = [HEART]
-    assert sentence("de", only, []) == "nur ein blaues Herz"
-    assert sentence("fr", only, []) == "seulement un cœur bleu"
-    assert sentence("cs", only, []) == "jenom modré srdce"
-    assert sentence("zh", only, []) == "只有一个蓝色心形"
-    assert sentence("ja", only, []) == "青いハートだけがある"
+def test_a_sentence_on_one_object_names_it_alone():
+    assert {language: sentence(language, [HEART], []) for language in LANGUAGES} == {
+        "en": "only a blue heart",
+        "de": "nur ein blaues Herz",
+        "fr": "seulement un cœur bleu",
+        "cs": "jenom modré srdce",
+        "zh": "只有一个蓝色心形",
+        "ja": "青いハートだけがある",
+    }
+    assert sentence("en", [Looks(colour="orange", shape="star")], []) == "only an orange star"
 
 
 def test_different_looks_are_different_words_in_every_language():

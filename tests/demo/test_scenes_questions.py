@@ -6,8 +6,6 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from demo.scenes.compose import compose_scene
-from demo.scenes.questions import ask_about
 from tests.demo.scene_texts import COUNTS, fitting, further, read, scene_of
 
 TYPES = {"what colour": "other", "how many": "number", "what is": "other", "is there": "yes/no"}
@@ -98,14 +96,3 @@ def test_the_answer_list_holds_the_answers_of_train_the_most_frequent_first(fold
     counts = Counter(record["answer"][0] for record in read(folder, "vqa_train"))
     assert set(listed) == set(counts)
     assert [counts[word] for word in listed] == sorted(counts.values(), reverse=True)
-
-
-def test_questions_are_a_function_of_the_scene_and_counted_in_the_facts(folder):
-    facts = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
-    for split in COUNTS:
-        records = read(folder, f"vqa_{split}")
-        asked = [
-            question.text for index in range(COUNTS[split]) for question in ask_about(compose_scene(0, split, index))
-        ]
-        assert [record["question"] for record in records] == asked
-        assert facts["questions"][split] == len(records)

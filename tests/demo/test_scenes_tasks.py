@@ -245,10 +245,11 @@ def test_every_word_of_the_held_out_texts_is_one_token(folder):
     assert {word: tokenizer.tokenize(word) for word in words} == {word: [word] for word in words}
 
 
-def test_the_facts_count_the_statements_and_the_phrases(folder):
+def test_the_facts_count_statements_phrases_and_questions(folder):
     facts = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
     for split in COUNTS:
         assert facts["sentences"][split] == len(sets_of(folder, split))
+        assert facts["questions"][split] == len(read(folder, f"vqa_{split}"))
         grains = Counter(elem["grain"] for record in read(folder, f"refer_{split}") for elem in record["elems"])
         assert facts["referring"][split] == grains
 

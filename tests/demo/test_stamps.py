@@ -92,6 +92,9 @@ def test_variants_of_a_caption_share_a_split_and_held_out_captions_are_distinct(
     for split in ("val", "test"):
         assert len(set(keys[split])) == len(keys[split]) == left_out[f"same caption in {split}"]
     assert len(keys["train"]) == 2 * len(set(keys["train"]))
+    none = Counter()
+    split_stamps([stamp for stamp in usable if stamp.name.startswith("things")], none)
+    assert not none.keys()
 
 
 def test_caption_keys_ignore_case_and_punctuation():
