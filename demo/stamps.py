@@ -324,9 +324,7 @@ def main() -> int:
     parser = command_parser("stamps", "Records from Tux Paint's stamps.")
     parser.add_argument("--stamps", type=Path, default=DEBIAN_FOLDER, metavar="DIR", help="default: %(default)s")
     parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
-    parser.add_argument(
-        "--side", type=whole_number(64, 1024), default=160, metavar="PIXELS", help="default: %(default)s"
-    )
+    parser.add_argument("--side", type=whole_number(64, 1024), default=160, metavar="PIXELS", help="default: 160")
     parser.add_argument("--regions", type=whole_number(1, 1_000_000), default=2000, metavar="N", help="training images")
     parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=["en"], help="the tokenizer's languages")
     parser.add_argument("--vocab-size", type=whole_number(32, 1_000_000), default=2000, metavar="N")

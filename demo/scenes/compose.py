@@ -73,11 +73,6 @@ class Scene:
         """The random numbers of this scene for one purpose, independent of all others."""
         return stream(self.seed, self.split, self.index, purpose)
 
-    @property
-    def composition(self) -> Composition:
-        """(shape, colour) of the scene's objects, sorted."""
-        return tuple(sorted((obj.shape, obj.colour) for obj in self.objects))
-
 
 def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int] = 64) -> Scene:
     """Compose one scene; the order in which scenes are asked for does not matter.
