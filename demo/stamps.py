@@ -1,7 +1,7 @@
 """``python -m demo.stamps --out DIR``: records from Debian's package tuxpaint-stamps-default.
 
 The package (GPL-2; install it, ship none of it) holds photographed and drawn cut-outs, each with a caption in many languages.
-This makes two kinds of records: pictures (one cut-out on a soft background, its caption by language) and regions (one to four
+This makes two kinds of records: images (one cut-out on a soft background, its caption by language) and regions (one to four
 cut-outs beside each other, with their exact boxes). A cut-out is in one split only, for both kinds, and cut-outs of the same
 English caption share the split; the split hangs on the caption alone, not on the seed. Letters, digits and coins are left out.
 
@@ -10,7 +10,6 @@ The tokenizer learns from the English captions of the training split; ``--langua
 
 from __future__ import annotations
 
-import argparse
 import logging
 import re
 import sys
@@ -18,39 +17,28 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataset.prepare.folders import (
-    SPLITS,
-    LineParser,
-    already_made,
-    claim_folder,
-    close_folder,
-    fill_and_tell,
-    split_by_hash,
-    tally,
-    whole_number,
-    write_records,
-)
-from dataset.prepare.tokenizer import train_wordpiece
+from dataset.prepare.folders import SPLITS, tally, whole_number, write_records
+from demo.folder import LANGUAGES, Folder, by_split, command_parser, run_command
 from demo.scenes.backgrounds import paint_background, pick_background
+from demo.scenes.compose import Box, apart
 from utils.errors import UserError, one_line_errors
 from utils.progress import progress_bar
 
 DEBIAN_FOLDER = Path("/usr/share/tuxpaint/stamps")
 LEFT_OUT = "symbols"
-LANGUAGES = ("en", "de", "fr", "cs", "zh", "ja")
 PACKAGE_CODES = {"zh_CN": "zh"}
 """Language codes of the package that differ from ours."""
 
 FACTS = "stamps.json"
 OWNED = (*(f"{kind}{split}.jsonl" for kind in ("", "regions_") for split in SPLITS), "images", "tokenizer")
 MAKING = 1
-"""Goes up when the same arguments give other pictures or texts."""
+"""Goes up when the same arguments give other images or texts."""
 
 MAX_PIXELS = 4096 * 4096
 MIN_SIDE = 4
@@ -59,7 +47,7 @@ VISIBLE_ALPHA = 32
 """Fainter pixels of a cut-out are not drawn, so that a box is tight around what can be seen."""
 
 MAX_JOINED_WORDS = 24
-"""Words of a region picture's whole caption, at most, in languages that put spaces between words."""
+"""Words of a region image's whole caption, at most, in languages that put spaces between words."""
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +65,17 @@ class Stamp:
         """The English caption without case and punctuation: equal for stamps that belong into one split."""
         return caption_key(self.captions["en"])
 
-    @property
-    def split(self) -> str:
-        """ "train", "val" or "test", by the English caption."""
-        return split_by_hash(self.key)
+
+class PlacedStamp(NamedTuple):
+    """A stamp in a region image: its visible pixels (RGBA), as large as its box."""
+
+    stamp: Stamp
+    cutout: Image.Image
+    box: Box
 
 
 class UnusableStampError(ValueError):
-    """Why a stamp is left out; the message is a kind to count, such as "unreadable picture"."""
+    """The reason why a stamp is left out; the message is a kind to count, such as "unreadable picture"."""
 
 
 def build(
@@ -101,16 +92,8 @@ def build(
 ) -> None:
     """Make ``out/{train,val,test}.jsonl``, ``out/regions_{…}.jsonl``, ``out/images/``, ``out/tokenizer/``, ``out/stamps.json``.
 
-    Args:
-        out: the folder; made if missing. One that is complete and was made with the same arguments is left as it is.
-        stamps: the package's folder of stamps.
-        seed: of backgrounds and of what lies where in region pictures; the splits do not depend on it.
-        side: longest side of a picture and side of a region picture, in pixels.
-        regions: training pictures of regions; validation and test get a tenth each.
-        languages: whose training captions the tokenizer learns from.
-        vocab_size: upper bound of the tokenizer's vocabulary.
-        overwrite: replace what an earlier run with other arguments made.
-        progress: show a progress bar on stderr.
+    ``seed`` decides backgrounds and what lies where in region images; the splits do not depend on it. ``side`` is the longest
+    side of an image. Train has ``regions`` region images, validation and test a tenth each.
 
     Raises:
         UserError: there are no stamps, a split would be empty, the tokenizer's size is too small, or ``out`` cannot be used.
@@ -119,29 +102,26 @@ def build(
         "stamps": str(stamps), "seed": seed, "side": side, "regions": regions, "languages": list(languages),
         "vocab_size": vocab_size, "making": MAKING,
     }  # fmt: skip
-    if already_made(out, FACTS, arguments, overwrite=overwrite):
-        logger.info("%s is complete and was made with the same arguments", out)
+    folder = Folder(out, FACTS, OWNED, arguments, overwrite)
+    if folder.is_complete():
         return
-    found, left_out = find_stamps(stamps)
-    splits = split_stamps(found, left_out)
-    claim_folder(out, FACTS, arguments, OWNED, overwrite=overwrite)
+    usable, left_out = find_stamps(stamps)
+    splits = split_stamps(usable, left_out)
     numbers = {"train": regions, "val": (regions + 9) // 10, "test": (regions + 9) // 10}
-    facts: dict[str, Any] = {"arguments": arguments, "pictures": {}, "regions": {}}
     total = sum(map(len, splits.values())) + sum(numbers.values())
-    with progress_bar(total=total, quiet=not progress, desc="placing stamps", unit="picture") as bar:
-        try:
-            texts = [stamp.captions[name] for stamp in splits["train"] for name in languages if name in stamp.captions]
-            facts["vocabulary"] = train_wordpiece(texts, out / "tokenizer", vocab_size=vocab_size)
-            for split, members in splits.items():
-                pictures = _pictures(out, split, members, seed, side, bar)
-                facts["pictures"][split] = write_records(out / f"{split}.jsonl", pictures)
-                placed = _regions(out, split, members, numbers[split], seed, side, bar)
-                facts["regions"][split] = write_records(out / f"regions_{split}.jsonl", placed)
-            close_folder(out, FACTS, {**facts, "left_out": dict(sorted(left_out.items()))})
-        except OSError as error:
-            raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
-        except ValueError as error:
-            raise UserError(f"the tokenizer cannot be made: {error}") from error
+    with (
+        folder.filling() as facts,
+        progress_bar(total=total, quiet=not progress, desc="placing stamps", unit="image") as bar,
+    ):
+        facts |= {"pictures": {}, "regions": {}}
+        texts = [stamp.captions[name] for stamp in splits["train"] for name in languages if name in stamp.captions]
+        facts["vocabulary"] = folder.train_tokenizer(texts, vocab_size)
+        for split, members in splits.items():
+            images = _images(out, split, members, seed, side, bar)
+            facts["pictures"][split] = write_records(out / f"{split}.jsonl", images)
+            placed = _regions(out, split, members, numbers[split], seed, side, bar)
+            facts["regions"][split] = write_records(out / f"regions_{split}.jsonl", placed)
+        facts["left_out"] = dict(sorted(left_out.items()))
 
 
 def find_stamps(folder: Path) -> tuple[list[Stamp], Counter[str]]:
@@ -152,26 +132,24 @@ def find_stamps(folder: Path) -> tuple[list[Stamp], Counter[str]]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: apt install tuxpaint-stamps-default, or give --stamps DIR")
-    found: list[Stamp] = []
+    usable: list[Stamp] = []
     left_out: Counter[str] = Counter()
     for path in sorted(folder.rglob("*.png")):
         relative = path.relative_to(folder)
-        if relative.parts[0] == LEFT_OUT:
-            left_out["symbol"] += 1
-            continue
         try:
+            if relative.parts[0] == LEFT_OUT:
+                raise UnusableStampError("symbol")
             captions = read_captions(path.with_suffix(".txt"))
             read_cutout(path)
         except UnusableStampError as error:
             left_out[str(error)] += 1
             logger.debug("%s: %s", path, error)
         else:
-            found.append(Stamp(relative.with_suffix("").as_posix(), path, captions))
-    if not found:
-        raise UserError(
-            f"{folder} holds no usable stamp ({tally(left_out) if left_out else 'no PNG file'}); give another --stamps DIR"
-        )
-    return found, left_out
+            usable.append(Stamp(relative.with_suffix("").as_posix(), path, captions))
+    if not usable:
+        reasons = tally(left_out) if left_out else "no PNG file"
+        raise UserError(f"{folder} holds no usable stamp ({reasons}); give another --stamps DIR")
+    return usable, left_out
 
 
 def read_captions(path: Path) -> dict[str, str]:
@@ -207,12 +185,12 @@ def read_cutout(path: Path) -> Image.Image:
         UnusableStampError: it cannot be read, is far too large or too small, or is invisible.
     """
     try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
                 raise UnusableStampError("picture too large")
-            if min(picture.size) < MIN_SIDE:
+            if min(image.size) < MIN_SIDE:
                 raise UnusableStampError("picture too small")
-            cutout = picture.convert("RGBA")
+            cutout = image.convert("RGBA")
     except UnusableStampError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -228,42 +206,36 @@ def caption_key(caption: str) -> str:
     return " ".join(re.sub(r"[\W_]+", " ", caption.casefold()).split())
 
 
-def split_stamps(found: Sequence[Stamp], left_out: Counter[str]) -> dict[str, list[Stamp]]:
+def split_stamps(usable: Sequence[Stamp], left_out: Counter[str]) -> dict[str, list[Stamp]]:
     """Stamps by split. In val and test only the first of equal English captions stays; the others are counted.
 
     Raises:
         UserError: a split would be empty.
     """
-    splits: dict[str, list[Stamp]] = {split: [] for split in SPLITS}
-    seen: set[str] = set()
-    for stamp in found:
-        if stamp.split != "train" and stamp.key in seen:
-            left_out[f"same caption in {stamp.split}"] += 1
-            continue
-        seen.add(stamp.key)
-        splits[stamp.split].append(stamp)
-    for split, members in splits.items():
-        if not members:
-            raise UserError(f"{len(found)} usable stamps are too few: none falls into the {split} split")
+    splits = by_split(usable, lambda stamp: stamp.key, "usable stamps")
+    for split in ("val", "test"):
+        first: dict[str, Stamp] = {}
+        for stamp in splits[split]:
+            first.setdefault(stamp.key, stamp)
+        if len(first) < len(splits[split]):
+            left_out[f"same caption in {split}"] = len(splits[split]) - len(first)
+        splits[split] = list(first.values())
     return splits
 
 
-def _pictures(
+def _images(
     out: Path, split: str, members: Sequence[Stamp], seed: int, side: int, bar: tqdm[Any]
 ) -> Iterator[dict[str, Any]]:
-    (out / "images" / split).mkdir(parents=True, exist_ok=True)
+    margin = max(2, side // 20)
     for number, stamp in enumerate(members):
         rng = np.random.default_rng([seed, SPLITS.index(split), number, 0])
-        cutout = read_cutout(stamp.path)
-        margin = max(2, side // 20)
-        cutout = _resized(cutout, side - 2 * margin)
+        cutout = _resized(read_cutout(stamp.path), side - 2 * margin)
         # At most twice as long as wide: a pencil keeps some room beside it.
         width = max(cutout.width, cutout.height // 2) + 2 * margin
         height = max(cutout.height, cutout.width // 2) + 2 * margin
-        canvas = _canvas(rng, [cutout], width, height)
-        canvas.paste(cutout, ((width - cutout.width) // 2, (height - cutout.height) // 2), cutout)
+        box = ((width - cutout.width) // 2, (height - cutout.height) // 2, *cutout.size)
         image = f"images/{split}/{number:04d}.jpg"
-        canvas.save(out / image, quality=92)
+        _draw(out / image, rng, width, height, [PlacedStamp(stamp, cutout, box)])
         bar.update()
         yield {"id": f"{split}/{stamp.name}", "image": image, "caption": dict(stamp.captions)}
 
@@ -271,16 +243,12 @@ def _pictures(
 def _regions(
     out: Path, split: str, members: Sequence[Stamp], count: int, seed: int, side: int, bar: tqdm[Any]
 ) -> Iterator[dict[str, Any]]:
-    (out / "images" / f"regions_{split}").mkdir(parents=True, exist_ok=True)
     for number in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), number, 1])
-        placed = place_cutouts(rng, members, side)
-        canvas = _canvas(rng, [cutout for _, cutout, _ in placed], side, side)
-        for _, cutout, (x, y, _, _) in placed:
-            canvas.paste(cutout, (x, y), cutout)
+        placed = place_stamps(rng, members, side)
         name = f"regions_{split}/{number:05d}"
-        canvas.save(out / f"images/{name}.jpg", quality=92)
         record: dict[str, Any] = {"id": name, "image": f"images/{name}.jpg"}
+        _draw(out / record["image"], rng, side, side, placed)
         whole = joined_captions([stamp.captions for stamp, _, _ in placed])
         if whole:
             record["caption"] = whole
@@ -292,34 +260,32 @@ def _regions(
 
 
 def joined_captions(captions: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """One caption for several things, in each language that all of them have; empty where it would be too long."""
+    """One caption for several stamps, in each language that all of them have; empty where it would be too long."""
     joined: dict[str, str] = {}
     for language in LANGUAGES:
-        if all(language in each for each in captions):
+        if all(language in texts for texts in captions):
             stop, gap = ("。", "") if language in ("zh", "ja") else (".", " ")
             joined[language] = gap.join(
-                each[language] if each[language][-1] in ".!?。！？" else each[language] + stop for each in captions
+                texts[language] if texts[language][-1] in ".!?。！？" else texts[language] + stop for texts in captions
             )
     return joined if len(joined.get("en", "").split()) <= MAX_JOINED_WORDS else {}
 
 
-def place_cutouts(
-    rng: np.random.Generator, members: Sequence[Stamp], side: int
-) -> list[tuple[Stamp, Image.Image, tuple[int, int, int, int]]]:
-    """One to four cut-outs of different captions with boxes (x, y, w, h) that do not overlap."""
+def place_stamps(rng: np.random.Generator, members: Sequence[Stamp], side: int) -> list[PlacedStamp]:
+    """One to four stamps of different captions with boxes that do not overlap."""
     wanted = int(rng.integers(1, 5))
-    placed: list[tuple[Stamp, Image.Image, tuple[int, int, int, int]]] = []
+    placed: list[PlacedStamp] = []
     for pick in rng.permutation(len(members))[:12]:
         stamp = members[pick]
-        if len(placed) == wanted or stamp.key in {other.key for other, _, _ in placed}:
+        if len(placed) == wanted or stamp.key in {other.stamp.key for other in placed}:
             continue
         share = rng.uniform(0.45, 0.8) if wanted == 1 else rng.uniform(0.3, 0.5)
         cutout = _resized(read_cutout(stamp.path), int(side * share))
         w, h = cutout.size
         for _ in range(30):
             x, y = int(rng.integers(0, side - w + 1)), int(rng.integers(0, side - h + 1))
-            if all(x + w <= a or a + c <= x or y + h <= b or b + d <= y for _, _, (a, b, c, d) in placed):
-                placed.append((stamp, cutout, (x, y, w, h)))
+            if all(apart((x, y, w, h), other.box) for other in placed):
+                placed.append(PlacedStamp(stamp, cutout, (x, y, w, h)))
                 break
     return placed
 
@@ -329,8 +295,7 @@ def _resized(cutout: Image.Image, longest: int) -> Image.Image:
     scale = min(longest / max(cutout.size), MAX_ENLARGEMENT)
     width, height = (max(MIN_SIDE, min(longest, round(length * scale))) for length in cutout.size)
     small = cutout.resize((width, height), Image.Resampling.LANCZOS)
-    alpha = small.getchannel("A").point([0] * VISIBLE_ALPHA + list(range(VISIBLE_ALPHA, 256)))
-    small.putalpha(alpha)
+    small.putalpha(small.getchannel("A").point([0] * VISIBLE_ALPHA + list(range(VISIBLE_ALPHA, 256))))
     return small.crop(_visible_box(small) or (0, 0, width, height))
 
 
@@ -338,46 +303,39 @@ def _visible_box(cutout: Image.Image) -> tuple[int, int, int, int] | None:
     return cutout.getchannel("A").point([0] * VISIBLE_ALPHA + [255] * (256 - VISIBLE_ALPHA)).getbbox()
 
 
-def _canvas(rng: np.random.Generator, cutouts: Sequence[Image.Image], width: int, height: int) -> Image.Image:
-    """A background that keeps away from the cut-outs' mean colours."""
+def _draw(path: Path, rng: np.random.Generator, width: int, height: int, placed: Sequence[PlacedStamp]) -> None:
+    """Write an image of stamps on a background that keeps away from their mean colours."""
     means: list[tuple[int, int, int]] = []
-    for cutout in cutouts:
+    for _, cutout, _ in placed:
         pixels = np.asarray(cutout)
         red, green, blue = pixels[pixels[..., 3] >= VISIBLE_ALPHA][:, :3].mean(axis=0)
         means.append((int(red), int(green), int(blue)))
     painted = paint_background(pick_background(rng, means), width, height)
-    return Image.fromarray(np.clip(np.rint(painted), 0, 255).astype(np.uint8))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = LineParser(prog="python -m demo.stamps", description="Records from Tux Paint's stamps.")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
-    parser.add_argument("--stamps", type=Path, default=DEBIAN_FOLDER, metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
-    parser.add_argument(
-        "--side", type=whole_number(64, 1024), default=160, metavar="PIXELS", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--regions", type=whole_number(1, 1_000_000), default=2000, metavar="N", help="training pictures"
-    )
-    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=["en"], help="the tokenizer's languages")
-    parser.add_argument("--vocab-size", type=whole_number(32, 1_000_000), default=2000, metavar="N")
-    parser.add_argument("--overwrite", action="store_true", help="replace what other arguments made in DIR")
-    return parser
+    canvas = Image.fromarray(np.clip(np.rint(painted), 0, 255).astype(np.uint8))
+    for _, cutout, (x, y, _, _) in placed:
+        canvas.paste(cutout, (x, y), cutout)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path, quality=92)
 
 
 @one_line_errors
 def main() -> int:
     """Make the records and print one line of facts; exit status 2 for a mistake of the user."""
-    flags = vars(_parser().parse_args())
+    parser = command_parser("stamps", "Records from Tux Paint's stamps.")
+    parser.add_argument("--stamps", type=Path, default=DEBIAN_FOLDER, metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    parser.add_argument("--side", type=whole_number(64, 1024), default=160, metavar="PIXELS", help="default: 160")
+    parser.add_argument("--regions", type=whole_number(1, 1_000_000), default=2000, metavar="N", help="training images")
+    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=["en"], help="the tokenizer's languages")
+    parser.add_argument("--vocab-size", type=whole_number(32, 1_000_000), default=2000, metavar="N")
 
-    def said(facts: dict[str, Any]) -> str:
+    def summary(facts: dict[str, Any]) -> str:
         return (
             f"{tally(facts['pictures'])} pictures; {tally(facts['regions'])} region pictures; "
             f"{facts['vocabulary']} word pieces; left out: {tally(facts['left_out'])}"
         )
 
-    return fill_and_tell(flags["out"], FACTS, lambda: build(**flags, progress=True), said)
+    return run_command(parser, FACTS, build, summary)
 
 
 if __name__ == "__main__":

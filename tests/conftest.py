@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from demo import scenes
+from demo.scenes.build import build
 from tests.devices import DEVICES, as_in_a_run_without_tf32
 
 
@@ -32,7 +32,7 @@ def device(request) -> Iterator[torch.device]:
 def scenes_folder(tmp_path_factory) -> Path:
     """A small scenes data set."""
     out = tmp_path_factory.mktemp("data") / "scenes"
-    scenes.build(out, seed=0, train=40, val=8, test=8, size=32)
+    build(out, seed=0, train=40, val=8, test=8, size=32)
     return out
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from dataset.prepare.folders import LineParser, fill_and_tell, whole_number
+from dataset.prepare.folders import whole_number
+from demo.folder import command_parser, run_command
 from demo.scenes.build import FACTS, build
 from utils.errors import one_line_errors
 
@@ -21,9 +21,10 @@ def _size(text: str) -> tuple[int, int]:
     return side(parts[0]), side(parts[-1])
 
 
-def _parser() -> LineParser:
-    parser = LineParser(prog="python -m demo.scenes", description="Draw the scenes data set.")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
+@one_line_errors
+def main() -> int:
+    """Draw the data set and print one line of facts; exit status 2 for a mistake of the user."""
+    parser = command_parser("scenes", "Draw the scenes data set.")
     parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
     parser.add_argument("--train", type=whole_number(1, 1_000_000), default=6000, metavar="N", help="training scenes")
     parser.add_argument("--val", type=whole_number(1, 10_000), default=200, metavar="N", help="validation scenes")
@@ -31,20 +32,14 @@ def _parser() -> LineParser:
     parser.add_argument(
         "--size", type=_size, default=(64, 64), metavar="PIXELS", help="64, or 96x64 for width x height"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what other arguments made in DIR")
-    return parser
-
-
-@one_line_errors
-def main() -> int:
-    """Draw the data set and print one line of facts; exit status 2 for a mistake of the user."""
-    flags = vars(_parser().parse_args())
     started = time.monotonic()
 
-    def said(facts: dict[str, Any]) -> str:
-        width, height = flags["size"]
+    def summary(facts: dict[str, Any]) -> str:
+        arguments = facts["arguments"]
+        width, height = arguments["size"]
         return (
-            f"{flags['train']} train, {flags['val']} val, {flags['test']} test scenes of {width}x{height} pixels; "
+            f"{arguments['train']} train, {arguments['val']} val, {arguments['test']} test scenes "
+            f"of {width}x{height} pixels; "
             f"{sum(facts['objects'].values())} objects, {sum(facts['relations'].values())} relational phrases, "
             f"{sum(facts['sentences'].values())} statements on two pictures, "
             f"{sum(sum(grains.values()) for grains in facts['referring'].values())} referring phrases, "
@@ -52,7 +47,7 @@ def main() -> int:
             f"{facts['vocabulary']} word pieces; {time.monotonic() - started:.0f} s"
         )
 
-    return fill_and_tell(flags["out"], FACTS, lambda: build(**flags, progress=True), said)
+    return run_command(parser, FACTS, build, summary)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from demo.scenes.vocabulary import RGB
 KINDS = ("flat", "gradient", "noise")
 
 CONTRAST = 90.0
-"""Distance in RGB that is looked for between a background's tones and the colours that lie on it."""
+"""Wanted distance in RGB between a background's tones and the colours on it."""
 
 _NOISE_CELLS = 5
 
@@ -51,8 +51,10 @@ def paint_background(background: Background, width: int, height: int) -> NDArray
     if background.kind == "flat":
         return np.broadcast_to(first, (height, width, 3)).copy()
     x, y = np.meshgrid(np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32))
-    gradient = background.kind == "gradient"
-    mix = _gradient(background.angle, x, y) if gradient else _slow_noise(background.noise_seed, x, y)
+    if background.kind == "gradient":  # rises along the angle
+        mix = (0.5 + 0.35 * (math.cos(background.angle) * x + math.sin(background.angle) * y)).astype(np.float32)
+    else:
+        mix = _slow_noise(background.noise_seed, x, y)
     painted: NDArray[np.float32] = (first + (second - first) * mix[..., None]).astype(np.float32)
     return painted
 
@@ -70,12 +72,6 @@ def _neighbour(rng: np.random.Generator, tone: RGB) -> RGB:
 def _rgb(hue: float, saturation: float, value: float) -> RGB:
     red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue % 1, saturation, value))
     return red, green, blue
-
-
-def _gradient(angle: float, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rises along ``angle``; in [0, 1] for x and y in [-1, 1]."""
-    mix: NDArray[np.float32] = (0.5 + 0.35 * (math.cos(angle) * x + math.sin(angle) * y)).astype(np.float32)
-    return mix
 
 
 def _slow_noise(seed: int, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """Decides what a scene holds and where: a pure function of seed, split and index.
 
-A scene's *composition* is the multiset of its (shape, colour) pairs. Within a scene the pairs differ, so that "a red star" is
+A scene's *composition* is the multiset of the (shape, colour) of its objects. Within a scene they differ, so that "a red star" is
 never ambiguous; a composition belongs to one split for ever (a hash of it decides), and the validation and test splits have
 no composition twice.
 """
@@ -8,7 +8,9 @@ no composition twice.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,14 +19,16 @@ from demo.scenes import vocabulary as words
 from demo.scenes.backgrounds import Background, pick_background
 from demo.scenes.shapes import Form, Raster, rasterise
 
+T = TypeVar("T")
+
 Composition = tuple[tuple[str, str], ...]
-"""(shape, colour) pairs, sorted."""
+"""(shape, colour) of all objects, sorted."""
 
 Box = tuple[int, int, int, int]
 """x, y, w, h in pixels from the top left corner."""
 
 GAP = 1
-"""Pixels between the boxes of two objects, at least, and between an object and the picture's edge."""
+"""Pixels between the boxes of two objects, at least, and between an object and the image's edge."""
 
 COMPOSITION_STREAM, LAYOUT_STREAM, TEXT_STREAM, REFERRING_STREAM, STATEMENT_STREAM, QUESTION_STREAM = range(6)
 
@@ -55,7 +59,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows; ``width`` and ``height`` in pixels; (seed, split, index) say which scene it is."""
+    """The content of an image; ``width`` and ``height`` in pixels; (seed, split, index) say which scene it is."""
 
     seed: int
     split: str
@@ -65,10 +69,9 @@ class Scene:
     background: Background
     objects: tuple[SceneObject, ...]
 
-    @property
-    def composition(self) -> Composition:
-        """The scene's (shape, colour) pairs, sorted."""
-        return tuple(sorted((thing.shape, thing.colour) for thing in self.objects))
+    def rng(self, purpose: int) -> np.random.Generator:
+        """The random numbers of this scene for one purpose, independent of all others."""
+        return stream(self.seed, self.split, self.index, purpose)
 
 
 def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int] = 64) -> Scene:
@@ -78,7 +81,7 @@ def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int]
         seed: not negative.
         split: "train", "val" or "test".
         index: not negative.
-        size: side of a square picture, or (width, height), in pixels; 32 at least.
+        size: side of a square image, or (width, height), in pixels; 32 at least.
 
     Raises:
         ValueError: an argument is out of its range, or a val or test split has no composition left for this index.
@@ -90,19 +93,26 @@ def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int]
         raise ValueError(f"{split!r} is no split; splits are {', '.join(SPLITS)}")
     if seed < 0 or index < 0:
         raise ValueError(f"seed {seed} and index {index} must not be negative")
-    if split == "train":
-        composition = _draw_composition(stream(seed, split, index, COMPOSITION_STREAM), split)
-    else:
-        composition = _distinct_compositions(seed, split).at(index)
+    composition = _composition(seed, split, index)
     rng = stream(seed, split, index, LAYOUT_STREAM)
     objects = _lay_out(rng, composition, width, height)
-    background = pick_background(rng, [thing.rgb for thing in objects])
+    background = pick_background(rng, [obj.rgb for obj in objects])
     return Scene(seed, split, index, width, height, background, objects)
 
 
 def stream(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
     """The random numbers of one scene, or of one set of statements, for one purpose, independent of all others."""
     return np.random.default_rng([seed, SPLITS.index(split), index, purpose])
+
+
+def one_of(rng: np.random.Generator, items: Sequence[T]) -> T:
+    """A random item."""
+    return items[int(rng.integers(len(items)))]
+
+
+def shuffled(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
+    """All items in random order."""
+    return [items[place] for place in rng.permutation(len(items))]
 
 
 def split_of(composition: Composition) -> str:
@@ -116,53 +126,48 @@ def _draw_composition(rng: np.random.Generator, split: str) -> Composition:
     while True:
         number = int(rng.choice(counts, p=shares))
         picks = rng.choice(len(words.SHAPES) * len(colours), size=number, replace=False)
-        pairs = [(words.SHAPES[pick // len(colours)], colours[pick % len(colours)]) for pick in picks]
-        composition = tuple(sorted(pairs))
+        objects = [(words.SHAPES[pick // len(colours)], colours[pick % len(colours)]) for pick in picks]
+        composition = tuple(sorted(objects))
         if split_of(composition) == split:
             return composition
 
 
-class _DistinctCompositions:
-    """The compositions of a split in order, none twice; a longer list begins with the shorter one."""
-
-    def __init__(self, seed: int, split: str) -> None:
-        self.seed, self.split = seed, split
-        self.found: dict[Composition, None] = {}
-        self.ordered: list[Composition] = []
-
-    def at(self, index: int) -> Composition:
-        while len(self.ordered) <= index:
-            rng = stream(self.seed, self.split, len(self.ordered), COMPOSITION_STREAM)
-            for _ in range(10_000):
-                composition = _draw_composition(rng, self.split)
-                if composition not in self.found:
-                    break
-            else:
-                raise ValueError(f"no new composition found for scene {len(self.ordered)} of {self.split}")
-            self.found[composition] = None
-            self.ordered.append(composition)
-        return self.ordered[index]
-
-
 @functools.lru_cache(maxsize=8)
-def _distinct_compositions(seed: int, split: str) -> _DistinctCompositions:
-    return _DistinctCompositions(seed, split)
+def _drawn_compositions(seed: int, split: str) -> tuple[set[Composition], list[Composition]]:
+    """The compositions that :func:`_composition` has drawn so far, as a set and in order."""
+    return set(), []
+
+
+def _composition(seed: int, split: str, index: int) -> Composition:
+    """The composition at ``index`` of a split; val and test have none twice, and a longer split begins with the shorter one."""
+    if split == "train":
+        return _draw_composition(stream(seed, split, index, COMPOSITION_STREAM), split)
+    known, ordered = _drawn_compositions(seed, split)
+    while len(ordered) <= index:
+        rng = stream(seed, split, len(ordered), COMPOSITION_STREAM)
+        draws = (_draw_composition(rng, split) for _ in range(10_000))
+        composition = next((composition for composition in draws if composition not in known), None)
+        if composition is None:
+            raise ValueError(f"no new composition for scene {len(ordered)} of {split}")
+        known.add(composition)
+        ordered.append(composition)
+    return ordered[index]
 
 
 def _lay_out(rng: np.random.Generator, composition: Composition, width: int, height: int) -> tuple[SceneObject, ...]:
-    """Give each pair a size, a texture and a place that overlaps no other; objects in random order."""
+    """Give each object a size, a texture and a place that overlaps no other; objects in random order."""
     for _ in range(1000):
-        pairs = [composition[place] for place in rng.permutation(len(composition))]
-        sizes = _draw_sizes(rng, len(pairs))
+        named = shuffled(rng, composition)
+        sizes = _draw_sizes(rng, len(named))
         placed: list[SceneObject] = []
         # Large ones first: there is always a corner left for a small one.
-        for (shape, colour), size in sorted(zip(pairs, sizes, strict=True), key=lambda item: item[1]):
-            thing = _place(rng, shape, colour, size, width, height, [other.box for other in placed])
-            if thing is None:
+        for (shape, colour), size in sorted(zip(named, sizes, strict=True), key=lambda item: item[1]):
+            obj = _place(rng, shape, colour, size, width, height, [other.box for other in placed])
+            if obj is None:
                 break
-            placed.append(thing)
+            placed.append(obj)
         else:
-            return tuple(placed[place] for place in rng.permutation(len(placed)))
+            return tuple(shuffled(rng, placed))
     raise RuntimeError(f"{len(composition)} objects found no place in {width} x {height} pixels")
 
 
@@ -192,18 +197,18 @@ def _place(
     for _ in range(40):
         x = int(rng.integers(GAP, width - w - GAP + 1))
         y = int(rng.integers(GAP, height - h - GAP + 1))
-        if not any(_touch((x, y, w, h), other) for other in taken):
+        box = (x, y, w, h)
+        if all(apart(box, other, GAP) for other in taken):
             rgb, accent = _lit(tones.rgb, light), _lit(tones.accent, light)
-            return SceneObject(shape, colour, form.texture, size, form, rgb, accent, (x, y, w, h))
+            return SceneObject(shape, colour, form.texture, size, form, rgb, accent, box)
     return None
 
 
-def _touch(a: Box, b: Box) -> bool:
-    """Whether two boxes come closer than the gap."""
-    apart = (
-        a[0] + a[2] + GAP <= b[0] or b[0] + b[2] + GAP <= a[0] or a[1] + a[3] + GAP <= b[1] or b[1] + b[3] + GAP <= a[1]
-    )
-    return not apart
+def apart(first: Box, second: Box, gap: int = 0) -> bool:
+    """Whether at least ``gap`` pixels lie between two boxes."""
+    (x, y, w, h), (left, top, width, height) = first, second
+    beside = x + w + gap <= left or left + width + gap <= x
+    return beside or y + h + gap <= top or top + height + gap <= y
 
 
 def _lit(rgb: words.RGB, light: float) -> words.RGB:

@@ -10,13 +10,13 @@ from demo.scenes.compose import Scene
 
 
 def draw_scene(scene: Scene) -> NDArray[np.uint8]:
-    """The scene's picture: (height, width, 3) uint8 RGB. Outside the objects' boxes it is the background alone."""
+    """The scene's image: (height, width, 3) uint8 RGB. Outside the objects' boxes it is the background alone."""
     canvas = paint_background(scene.background, scene.width, scene.height)
-    for thing in scene.objects:
-        coverage, accent = thing.raster()
-        base, second = (np.array(tone, dtype=np.float32) for tone in (thing.rgb, thing.accent))
+    for obj in scene.objects:
+        coverage, accent = obj.raster()
+        base, second = (np.array(tone, dtype=np.float32) for tone in (obj.rgb, obj.accent))
         fill = base + (second - base) * accent[..., None]
-        x, y, w, h = thing.box
+        x, y, w, h = obj.box
         under = canvas[y : y + h, x : x + w]
         under += (fill - under) * coverage[..., None]
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)

@@ -19,7 +19,7 @@ VISIBLE = 0.25
 """A pixel that a shape covers by less than this is left out, so that each pixel of a shape can be seen."""
 
 Plane = NDArray[np.float32]
-Inside = Callable[[Plane, Plane], NDArray[np.bool_]]
+Mask = NDArray[np.bool_]
 
 
 class Form(NamedTuple):
@@ -68,28 +68,13 @@ def _turned(x: Plane, y: Plane, angle: float) -> tuple[Plane, Plane]:
     return cosine * x + sine * y, cosine * y - sine * x
 
 
-def _pixel_means(samples: NDArray[np.bool_], side: int) -> Plane:
+def _pixel_means(samples: Mask, side: int) -> Plane:
     counts = samples.reshape(side, SAMPLES, side, SAMPLES).sum(axis=(1, 3), dtype=np.float32)
     means: Plane = counts / np.float32(SAMPLES**2)
     return means
 
 
-# Outlines: u to the right, v downwards, both about -1 to 1 over the extent. True = inside.
-
-
-def _circle(u: Plane, v: Plane) -> NDArray[np.bool_]:
-    return u * u + v * v <= 0.96
-
-
-def _square(u: Plane, v: Plane) -> NDArray[np.bool_]:
-    return np.maximum(abs(u), abs(v)) <= 0.86
-
-
-def _triangle(u: Plane, v: Plane) -> NDArray[np.bool_]:
-    return (v <= 0.82) & (abs(u) <= (v + 0.98) * (1.02 / 1.8))
-
-
-def _star(u: Plane, v: Plane) -> NDArray[np.bool_]:
+def _star(u: Plane, v: Plane) -> Mask:
     """Five points: one is straight up, and the plane is folded onto half of one point."""
     sector = 2 * math.pi / 5
     inner_x, inner_y = 0.47 * math.cos(sector / 2), 0.47 * math.sin(sector / 2)
@@ -97,53 +82,32 @@ def _star(u: Plane, v: Plane) -> NDArray[np.bool_]:
     angle = abs((np.arctan2(u, -v) + sector / 2) % sector - sector / 2)
     radius = np.hypot(u, v)
     along, across = radius * np.cos(angle), radius * np.sin(angle)
-    inside: NDArray[np.bool_] = (1 - along) * inner_y >= across * (1 - inner_x)
+    inside: Mask = (1 - along) * inner_y >= across * (1 - inner_x)
     return inside
 
 
-def _cross(u: Plane, v: Plane) -> NDArray[np.bool_]:
-    u, v = abs(u), abs(v)
-    return (np.minimum(u, v) <= 0.34) & (np.maximum(u, v) <= 0.96)
-
-
-def _diamond(u: Plane, v: Plane) -> NDArray[np.bool_]:
-    return abs(u) / 0.78 + abs(v) / 1.04 <= 1
-
-
-def _heart(u: Plane, v: Plane) -> NDArray[np.bool_]:
+def _heart(u: Plane, v: Plane) -> Mask:
     """The sextic (x² + y² - 1)³ <= x² y³, moved to the middle."""
     x, y = u * 1.18, 0.12 - v * 1.16
     ring = x * x + y * y - 1
-    inside: NDArray[np.bool_] = ring * ring * ring <= x * x * y * y * y
+    inside: Mask = ring * ring * ring <= x * x * y * y * y
     return inside
 
 
-OUTLINES: dict[str, Inside] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
+OUTLINES: dict[str, Callable[[Plane, Plane], Mask]] = {
+    "circle": lambda u, v: u * u + v * v <= 0.96,
+    "square": lambda u, v: np.maximum(abs(u), abs(v)) <= 0.86,
+    "triangle": lambda u, v: (v <= 0.82) & (abs(u) <= (v + 0.98) * (1.02 / 1.8)),
     "star": _star,
-    "cross": _cross,
-    "diamond": _diamond,
+    "cross": lambda u, v: (np.minimum(abs(u), abs(v)) <= 0.34) & (np.maximum(abs(u), abs(v)) <= 0.96),
+    "diamond": lambda u, v: abs(u) / 0.78 + abs(v) / 1.04 <= 1,
     "heart": _heart,
 }
+"""Insides, from u to the right and v downwards, both about -1 to 1 over the extent."""
 
-
-# Patterns: lengths in periods. True = second tone.
-
-
-def _stripes(x: Plane, y: Plane) -> NDArray[np.bool_]:
-    return np.broadcast_to((x + 0.2) % 1 < 0.42, np.broadcast_shapes(x.shape, y.shape))
-
-
-def _dots(x: Plane, y: Plane) -> NDArray[np.bool_]:
-    inside: NDArray[np.bool_] = (x % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2 <= 0.1
-    return inside
-
-
-def _checks(x: Plane, y: Plane) -> NDArray[np.bool_]:
-    cells: NDArray[np.bool_] = (np.floor(x + 0.5) + np.floor(y + 0.5)) % 2 == 1
-    return cells
-
-
-PATTERNS: dict[str, Inside] = {"striped": _stripes, "dotted": _dots, "checked": _checks}
+PATTERNS: dict[str, Callable[[Plane, Plane], Mask]] = {
+    "striped": lambda x, y: np.broadcast_to((x + 0.2) % 1 < 0.42, np.broadcast_shapes(x.shape, y.shape)),
+    "dotted": lambda x, y: (x % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2 <= 0.1,
+    "checked": lambda x, y: (np.floor(x + 0.5) + np.floor(y + 0.5)) % 2 == 1,
+}
+"""Places of the second tone, from lengths in periods."""

@@ -1,184 +1,182 @@
-"""Decides what is stated of pairs of pictures, and of which pairs it is true; ``wording.py`` says it in words.
+"""Decides what is stated of two images, and of which two images it is true.
 
-Each statement comes with two pairs, one for which it is true and one for which it is false, so that the text alone tells
-nothing. The false pair is the true one with its pictures exchanged, or with one of them replaced by a picture of as many
-objects: their number tells nothing either, except where it is what the statement is about. A picture that lacks what is
-stated has, every other time, an object that fits but for one attribute, where the split has such a picture.
+Each statement comes with two images for which it is true and two for which it is false, so that the text alone tells nothing.
+The false two are the true ones exchanged, or with one of them replaced by an image of as many objects: their number tells
+nothing either, except where it is what the statement is about. An image that lacks what is stated has, every other time, an
+object that fits but for one attribute, where the split has such an image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from demo.scenes.compose import STATEMENT_STREAM, stream
+from demo.scenes.compose import STATEMENT_STREAM, one_of, stream
 from demo.scenes.describe import Looks
 from demo.scenes.vocabulary import COLOURS, OBJECT_COUNTS, PLAIN, SHAPES, SIDES, SIZES, TEXTURES
 
-Kind = Literal["side", "both", "either", "one", "more"]
-
-KINDS: tuple[Kind, ...] = ("both", "either", "side", "both", "either", "side", "one", "more")
-"""The kinds of statements, in turn: mostly those for which it helps to find the thing in one picture. Of the others alone a
-small model learns nothing in minutes, since nothing in one picture makes them likelier."""
+TURNS = ("both", "either", "side", "both", "either", "side", "one", "more")
+"""The kinds of statements, in turn: mostly those for which it helps to find an object in one image. Of the others alone a
+small model learns nothing in minutes, since nothing in one image makes them likelier."""
 
 EXCHANGED = 0.25
-"""How often the false pair of a statement on a side is the true one exchanged."""
+"""How often the false images of a statement on a side are the true ones exchanged."""
 
 TRIES = 12
 """Draws of a kind until another kind's turn comes."""
 
 SEARCHED = 2000
-"""The pictures of a statement are chosen among so many neighbours, so that the time a split takes grows with its length
+"""The images of a statement are chosen among so many neighbours, so that the time a split takes grows with its length
 alone and not with its square."""
 
-Picture = tuple[Looks, ...]
-"""How the objects of a picture look."""
+ImageLooks = tuple[Looks, ...]
+"""How the objects of an image look."""
 
-Pair = tuple[int, int]
-"""The left and the right picture, by their places in the split."""
+TwoImages = tuple[int, int]
+"""Places of the left and the right image in the split."""
 
-Mask = NDArray[np.bool_]
-
-
-class Statement(NamedTuple):
-    """What is stated of two pictures.
-
-    "side": the picture at ``side`` has a thing of such ``looks``. "both": each has one. "either": at least one of them has.
-    "one": one has one and the other none.
-    "more": the picture at ``side`` has more of them than the other.
-    """
-
-    kind: Kind
-    looks: Looks
-    side: str | None = None
-
-
-class Judgement(NamedTuple):
-    """A statement with a pair of pictures for which it is true and one for which it is false."""
-
-    statement: Statement
-    true: Pair
-    false: Pair
-
-
-@dataclass(frozen=True)
-class StatementSet:
-    """A judgement, its ``number`` in its split, and in which order its two pairs come."""
-
-    number: int
-    judgement: Judgement
-    true_first: bool
-
-
-def statement_sets(seed: int, split: str, pictures: Sequence[Picture], count: int) -> Iterator[StatementSet]:
-    """Up to ``count`` sets on the pictures of a split: a function of the arguments alone.
-
-    In train a statement may come again with other pictures: there are few of some kinds. In val and test none does. Where
-    the pictures allow no statement, or no new one, a set is left out and its number with it.
-    """
-    table = _Table(pictures)
-    seen: set[Statement] = set()
-    for number in range(count):
-        rng = stream(seed, split, number, STATEMENT_STREAM)
-        judgement = _judgement(table, number, rng, seen)
-        if judgement is not None:
-            if split != "train":
-                seen.add(judgement.statement)
-            yield StatementSet(number, judgement, true_first=bool(rng.integers(2)))
-
-
-def _judgement(table: _Table, number: int, rng: np.random.Generator, seen: set[Statement]) -> Judgement | None:
-    for turn in range(len(KINDS)):
-        draw = _DRAW[KINDS[(number + turn) % len(KINDS)]]
-        for _ in range(TRIES):
-            try:
-                judgement = draw(_Search(table, rng))
-            except _NotFoundError:
-                continue
-            if judgement.statement not in seen:
-                return judgement
-    return None
-
+Choice = tuple[TwoImages, TwoImages]
+"""Images for which a statement is true, and for which it is false."""
 
 _WORDS = (tuple(SIZES), tuple(texture for texture in TEXTURES if texture != PLAIN), tuple(COLOURS), SHAPES)
 """Words by the fields of :class:`Looks`; a word's code is its place, from 1."""
 
+Codes = NDArray[np.int8]
+"""(images, objects, fields of :class:`Looks`); 0 = plain, or no such object."""
 
-class _Table:
-    """All pictures of a split in arrays, so that they can be searched at once.
+Mask = NDArray[np.bool_]
 
-    ``looks``: (pictures, objects, 4) int8, codes of the fields of :class:`Looks`; 0 = plain, or no such object.
-    ``totals``: (pictures,) int64, numbers of objects.
+_HAD = [names.split() for names in ("colour", "colour", "colour", "texture colour", "colour shape")]
+"""Attributes that name an object that an image has: always its colour, which the pre-trained demo model finds by itself, where
+it hardly tells shapes apart without."""
+
+_COUNTED = [
+    names.split() for names in ("", "colour", "size", "texture", "texture colour", "size colour", "size texture")
+]
+"""Attributes that name objects to count. Never by shape: one plural is enough."""
+
+
+class StatementSet(NamedTuple):
+    """A statement, its ``number`` in its split, and the (left, right) images for which it is true and for which it is false."""
+
+    number: int
+    text: str
+    true: TwoImages
+    false: TwoImages
+    true_first: bool
+
+
+def statement_sets(seed: int, split: str, images: Sequence[ImageLooks], count: int) -> Iterator[StatementSet]:
+    """Up to ``count`` sets on the images of a split: a function of the arguments alone.
+
+    In train a statement may come again with other images: there are few of some kinds. In val and test none does. Where
+    the images allow no statement, or no new one, a set is left out and its number with it.
     """
+    codes = _codes_of(images)
+    seen: set[str] = set()
+    for number in range(count):
+        rng = stream(seed, split, number, STATEMENT_STREAM)
+        drawn = _new_statement(codes, number, rng, seen)
+        if drawn is not None:
+            if split != "train":
+                seen.add(drawn[0])
+            yield StatementSet(number, *drawn, true_first=bool(rng.integers(2)))
 
-    def __init__(self, pictures: Sequence[Picture]) -> None:
-        self.totals = np.array([len(picture) for picture in pictures], dtype=np.int64)
-        self.looks = np.zeros((len(pictures), max(OBJECT_COUNTS), len(_WORDS)), dtype=np.int8)
-        for place, picture in enumerate(pictures):
-            for index, thing in enumerate(picture):
-                self.looks[place, index] = [_code(words, said) for words, said in zip(_WORDS, thing, strict=True)]
+
+def _new_statement(
+    codes: Codes, number: int, rng: np.random.Generator, seen: set[str]
+) -> tuple[str, TwoImages, TwoImages] | None:
+    for turn in range(len(TURNS)):
+        for _ in range(TRIES):
+            try:
+                drawn = _draw(TURNS[(number + turn) % len(TURNS)], codes, rng)
+            except _NotFoundError:
+                continue
+            if drawn[0] not in seen:
+                return drawn
+    return None
 
 
-def _code(words: tuple[str, ...], said: str | None) -> int:
-    return 0 if said is None else 1 + words.index(said)
+def _draw(kind: str, codes: Codes, rng: np.random.Generator) -> tuple[str, TwoImages, TwoImages]:
+    """A statement, and the images for which it is true and for which it is false.
+
+    Raises:
+        _NotFoundError: there are no such images for the drawn looks.
+    """
+    template, choose = _KINDS[kind]
+    search = _Search(codes, rng, _COUNTED if kind == "more" else _HAD)
+    side = one_of(rng, SIDES)
+    opposite = SIDES[1] if side == SIDES[0] else SIDES[0]
+    text = template.format(name=search.looks.name(), one=search.looks.indefinite(), side=side, opposite=opposite)
+    places = [(search.start + first, search.start + second) for first, second in choose(search)]
+    true, false = places if side == SIDES[0] else [two[::-1] for two in places]
+    return text, true, false
+
+
+def _codes_of(images: Sequence[ImageLooks]) -> Codes:
+    """Looks of all objects of all images, so that they can be searched at once."""
+    codes = np.zeros((len(images), max(OBJECT_COUNTS), len(_WORDS)), dtype=np.int8)
+    for place, image in enumerate(images):
+        for number, looks in enumerate(image):
+            codes[place, number] = [
+                0 if word is None else 1 + words.index(word) for words, word in zip(_WORDS, looks, strict=True)
+            ]
+    return codes
 
 
 class _NotFoundError(Exception):
-    """There is no picture as it is wanted."""
+    """The searched images have none as it is wanted."""
 
 
 class _Search:
-    """Chooses pictures at random, among neighbours in the split; masks and chosen places count from the first of these."""
+    """Draws the looks of some object, and chooses images at random, among neighbours in the split.
 
-    def __init__(self, table: _Table, rng: np.random.Generator) -> None:
+    Attributes:
+        start: place of the first neighbour; masks and chosen places count from it.
+        totals: number of objects of each image.
+        looks: looks of some object, as far as one of the sets of attributes names them.
+        count: of each image the number of objects that look so.
+        near: whether an object of the image looks so but for one attribute.
+    """
+
+    def __init__(self, codes: Codes, rng: np.random.Generator, sets: Sequence[Sequence[str]]) -> None:
         self.rng = rng
-        self.start = int(rng.integers(max(1, len(table.totals) - SEARCHED + 1)))
-        self.looks = table.looks[self.start : self.start + SEARCHED]
-        self.totals = table.totals[self.start : self.start + SEARCHED]
+        self.start = int(rng.integers(max(1, len(codes) - SEARCHED + 1)))
+        codes = codes[self.start : self.start + SEARCHED]
+        present = codes.any(axis=2)
+        self.totals = np.count_nonzero(present, axis=1)
+        place = self.pick(self.totals > 0)
+        drawn = codes[place, rng.integers(self.totals[place])]
+        named = {
+            name: words[code - 1] for name, words, code in zip(Looks._fields, _WORDS, drawn, strict=True) if code > 0
+        }
+        names = one_of(rng, [names for names in sets if named.keys() >= set(names)])
+        self.looks = Looks(**{name: named[name] for name in names})
+        columns = [Looks._fields.index(name) for name in names]
+        met = np.where(present, np.count_nonzero(codes[..., columns] == drawn[columns], axis=2), -1)
+        self.count = np.count_nonzero(met == len(columns), axis=1)
+        self.near: Mask = (met == len(columns) - 1).any(axis=1)
 
     def chance(self) -> bool:
         """True every other time."""
         return bool(self.rng.integers(2))
 
-    def side(self) -> str:
-        """The left or the right picture."""
-        return SIDES[self.rng.integers(len(SIDES))]
-
-    def draw_looks(self, sets: Sequence[tuple[str, ...]]) -> Looks:
-        """The looks of some object, as far as one of the sets of attributes names them."""
-        codes = self.looks[self.pick(self.totals > 0)]
-        thing = codes[self.rng.integers(np.count_nonzero(codes.any(axis=1)))]
-        said = {
-            name: words[code - 1] for name, words, code in zip(Looks._fields, _WORDS, thing, strict=True) if code > 0
-        }
-        possible = [names for names in sets if said.keys() >= set(names)]
-        return Looks(**{name: said[name] for name in possible[self.rng.integers(len(possible))]})
-
-    def find(self, looks: Looks) -> tuple[NDArray[np.int64], Mask]:
-        """Of each picture the number of objects that fit, and whether one fits but for one attribute."""
-        columns = [column for column, said in enumerate(looks) if said is not None]
-        wanted = [_code(_WORDS[column], looks[column]) for column in columns]
-        met = np.count_nonzero(self.looks[..., columns] == wanted, axis=2)
-        met[~self.looks.any(axis=2)] = -1
-        return np.count_nonzero(met == len(columns), axis=1), (met == len(columns) - 1).any(axis=1)
-
     def like(self, place: int) -> Mask:
-        """The pictures of as many objects as the one at ``place``, and not this one."""
+        """The images of as many objects as the one at ``place``, and not this one."""
         mask: Mask = self.totals == self.totals[place]
         return mask & self.other_than(place)
 
     def other_than(self, *places: int) -> Mask:
-        """All pictures but these."""
+        """All images but these."""
         mask = np.ones(len(self.totals), dtype=np.bool_)
         mask[list(places)] = False
         return mask
 
     def pick(self, mask: Mask, preferred: Mask | None = None) -> int:
-        """One picture of the mask; every other time of the preferred ones, if there are any.
+        """One image of the mask; every other time of the preferred ones, if there are any.
 
         Raises:
             _NotFoundError: the mask has none.
@@ -190,94 +188,74 @@ class _Search:
             raise _NotFoundError
         return int(places[self.rng.integers(len(places))])
 
-    def pair(self, side: str, there: int, opposite: int) -> Pair:
-        """The pair that has picture ``there`` at ``side``, in places of the split."""
-        there, opposite = self.start + there, self.start + opposite
-        return (there, opposite) if side == SIDES[0] else (opposite, there)
+
+# Each function chooses images for one kind of statement; of two images, the first is the one at the statement's side.
 
 
-_HAD = tuple(tuple(names.split()) for names in ("colour", "colour", "colour", "texture colour", "colour shape"))
-"""By which attributes a thing is named that a picture has: always by its colour, which the pre-trained demo model finds by
-itself, where it hardly tells shapes apart without."""
-
-_COUNTED = tuple(
-    tuple(names.split()) for names in ("", "colour", "size", "texture", "texture colour", "size colour", "size texture")
-)
-"""By which attributes things are named that are counted. Never by shape: one plural is enough."""
-
-
-def _side(search: _Search) -> Judgement:
-    """The false pair has another picture at the side that the statement is about; the picture opposite has such a thing too
-    every other time, so that it tells little whether one is to be seen at all. Now and then it is exchanged instead."""
-    looks, side = search.draw_looks(_HAD), search.side()
-    statement = Statement("side", looks, side)
-    count, near = search.find(looks)
+def _side(search: _Search) -> Choice:
+    """The false two have another image at the statement's side; the image opposite has such an object too every other time, so
+    that it tells little whether one is to be seen at all. Now and then the two are exchanged instead."""
+    count, near = search.count, search.near
     has = search.pick(count > 0)
     lacks = search.pick((count == 0) & search.like(has), near)
     if search.rng.random() < EXCHANGED:
-        return Judgement(statement, search.pair(side, has, lacks), search.pair(side, lacks, has))
+        return (has, lacks), (lacks, has)
     opposite = search.pick(((count > 0) == search.chance()) & search.other_than(has, lacks))
-    return Judgement(statement, search.pair(side, has, opposite), search.pair(side, lacks, opposite))
+    return (has, opposite), (lacks, opposite)
 
 
-def _both(search: _Search) -> Judgement:
-    """In the false pair one picture lacks such a thing."""
-    looks, side = search.draw_looks(_HAD), search.side()
-    count, near = search.find(looks)
+def _both(search: _Search) -> Choice:
+    """Of the false two, one lacks such an object."""
+    count, near = search.count, search.near
     stays = search.pick(count > 0)
     has = search.pick((count > 0) & search.other_than(stays))
     lacks = search.pick((count == 0) & search.like(has), near)
-    return Judgement(Statement("both", looks), search.pair(side, has, stays), search.pair(side, lacks, stays))
+    return (has, stays), (lacks, stays)
 
 
-def _either(search: _Search) -> Judgement:
-    """In the false pair neither picture has such a thing; in the true one, one has."""
-    looks, side = search.draw_looks(_HAD), search.side()
-    count, near = search.find(looks)
+def _either(search: _Search) -> Choice:
+    """Of the false two, neither has such an object; of the true ones, one has."""
+    count, near = search.count, search.near
     has = search.pick(count > 0)
     lacks = search.pick((count == 0) & search.like(has), near)
     stays = search.pick((count == 0) & search.other_than(lacks), near)
-    return Judgement(Statement("either", looks), search.pair(side, has, stays), search.pair(side, lacks, stays))
+    return (has, stays), (lacks, stays)
 
 
-def _one(search: _Search) -> Judgement:
-    """In the false pair both pictures have such a thing, or none has."""
-    looks, side = search.draw_looks(_HAD), search.side()
-    count, near = search.find(looks)
+def _one(search: _Search) -> Choice:
+    """Of the false two, both have such an object, or none has."""
+    count, near = search.count, search.near
     has = search.pick(count > 0)
     lacks = search.pick(count == 0, near)
     if search.chance():
-        false = search.pair(side, has, search.pick((count > 0) & search.like(lacks) & search.other_than(has)))
-    else:
-        false = search.pair(side, search.pick((count == 0) & search.like(has) & search.other_than(lacks), near), lacks)
-    return Judgement(Statement("one", looks), search.pair(side, has, lacks), false)
+        return (has, lacks), (has, search.pick((count > 0) & search.like(lacks) & search.other_than(has)))
+    return (has, lacks), (search.pick((count == 0) & search.like(has) & search.other_than(lacks), near), lacks)
 
 
-def _more(search: _Search) -> Judgement:
-    """The false pair is exchanged, or the one picture has at least as many such things, or the other at most as many.
+def _more(search: _Search) -> Choice:
+    """The false two are exchanged, or the one image has at least as many such objects, or the other at most as many.
 
-    With "more shapes" the number of objects is what the statement is about; otherwise all pictures have as many objects.
+    With "more shapes" the number of objects is what the statement is about; otherwise all images have as many objects.
     """
-    looks, side = search.draw_looks(_COUNTED), search.side()
-    count, _ = search.find(looks)
+    count = search.count
     more = search.pick(count > 0, count > 1)
-    alike = search.like(more) if any(looks) else search.other_than(more)
+    alike = search.like(more) if any(search.looks) else search.other_than(more)
     fewer = search.pick((count < count[more]) & alike, count > 0)
     alike = alike & search.other_than(fewer)
     match int(search.rng.integers(3)):
         case 0:
-            false = search.pair(side, fewer, more)
+            false = fewer, more
         case 1:
-            false = search.pair(side, more, search.pick((count >= count[more]) & alike))
+            false = more, search.pick((count >= count[more]) & alike)
         case _:
-            false = search.pair(side, search.pick((count <= count[fewer]) & alike), fewer)
-    return Judgement(Statement("more", looks, side), search.pair(side, more, fewer), false)
+            false = search.pick((count <= count[fewer]) & alike), fewer
+    return (more, fewer), false
 
 
-_DRAW: dict[Kind, Callable[[_Search], Judgement]] = {
-    "side": _side,
-    "both": _both,
-    "either": _either,
-    "one": _one,
-    "more": _more,
+_KINDS: dict[str, tuple[str, Callable[[_Search], Choice]]] = {
+    "side": ("the {side} picture has {one}", _side),
+    "both": ("both pictures have {one}", _both),
+    "either": ("at least one picture has {one}", _either),
+    "one": ("only one picture has {one}", _one),
+    "more": ("the {side} picture has more {name}s than the {opposite} picture", _more),
 }

@@ -1,4 +1,4 @@
-"""The things a scene can hold, as data: shapes, colours, textures, sizes and relations, by their names."""
+"""Vocabulary of the scenes: shapes, colours, textures, sizes and relations, by their names."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ COLOURS: dict[str, Colour] = {
 }
 
 PLAIN = "plain"
-"""The texture that is not spoken of."""
+"""The texture that is never named."""
 
 TEXTURES = (PLAIN, "striped", "dotted", "checked")
 
 SIZES: dict[str, tuple[float, float]] = {"small": (0.20, 0.25), "large": (0.33, 0.41)}
-"""Bounds of an object's extent, as a fraction of the picture's shorter side. No object lies between small and large."""
+"""Bounds of an object's extent, as a fraction of the image's shorter side. No object lies between small and large."""
 
 MAX_LARGE = {1: 1, 2: 2, 3: 3, 4: 2, 5: 1}
 """How many large objects fit beside the others, by the number of objects."""
@@ -41,10 +41,11 @@ MAX_LARGE = {1: 1, 2: 2, 3: 3, 4: 2, 5: 1}
 OBJECT_COUNTS = {1: 0.10, 2: 0.25, 3: 0.30, 4: 0.20, 5: 0.15}
 """How often a scene has so many objects."""
 
-INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-RELATIONS = tuple(INVERSE)
+RELATIONS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
+"""Axis (0 = x, 1 = y), and the sign of how much further along it the reference lies than the subject."""
 
-PLACES = ("leftmost", "rightmost", "topmost", "bottommost")
+PLACES = {"leftmost": (0, -1), "rightmost": (0, 1), "topmost": (1, -1), "bottommost": (1, 1)}
+"""Axis, and the direction along it."""
 
 SIDES = ("left", "right")
-"""The pictures of a pair."""
+"""The two images of a statement."""

@@ -15,8 +15,8 @@ from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_image
 from dataset.media.encoded import pixels_of
 from dataset.media.video import VideoReadingConfig, read_frames
 from dataset.tasks.video_qa import VideoQuestionsConfig, read_classes, read_video_questions
-from demo.clips import DIRECTIONS, build, caption, compose_clip, encode_frames, question
-from demo.scenes import draw_scene
+from demo.clips import DIRECTIONS, build, caption, compose_clip, question
+from demo.scenes.draw import draw_scene
 from utils.errors import UserError
 
 CLIPS = [compose_clip(0, "train", index) for index in range(60)]
@@ -58,17 +58,19 @@ def test_all_directions_are_as_likely_and_a_clip_backwards_could_be_one_too():
     assert abs(middles["up"] - middles["down"]) < 4
 
 
-def test_frames_are_pictures_of_their_scenes():
-    clip = CLIPS[0]
-    for encoded, scene in zip(encode_frames(clip), clip.frames, strict=True):
-        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
-        assert np.abs(picture.astype(int) - draw_scene(scene)).mean() < 8
-    pictures = [draw_scene(scene) for scene in clip.frames]
-    assert all((a != b).any() for a, b in itertools.pairwise(pictures))
+def test_frames_are_images_of_their_scenes(tmp_path):
+    build(tmp_path, train=1, val=1, test=1)
+    encoded = json.loads((tmp_path / "frames/train/000000.json").read_text())
+    drawn = [draw_scene(scene) for scene in CLIPS[0].frames]
+    for frame, expected in zip(encoded, drawn, strict=True):
+        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(frame))))
+        assert np.abs(image.astype(int) - expected).mean() < 8
+    assert all((first != second).any() for first, second in itertools.pairwise(drawn))
 
 
 def test_a_folder_of_clips_is_read_as_retrieval_and_as_questions(tmp_path):
-    facts = build(tmp_path / "clips", train=6, val=2, test=3, size=32, frames=3)
+    build(tmp_path / "clips", train=6, val=2, test=3, size=32, frames=3)
+    facts = json.loads((tmp_path / "clips/clips.json").read_text())
     assert facts["directions"]["train"].keys() <= set(DIRECTIONS)
     items = read_captioned_images(
         CaptionedSplitConfig(annotations=str(tmp_path / "clips/retrieval_train.jsonl")), "data.train", 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import tarfile
@@ -17,6 +16,8 @@ from dataset.media.encoded import pixels_of
 from dataset.media.video import VideoReadingConfig, read_frames
 from dataset.prepare.folders import split_by_hash
 from demo import emoji
+from demo.folder import LANGUAGES
+from tests.demo.scene_texts import read
 from utils.errors import UserError
 
 COUNT = 30
@@ -24,13 +25,13 @@ COUNT = 30
 
 def webp(number: int, frames: int = 5) -> bytes:
     """A grey that grows lighter, half of it transparent."""
-    pictures = []
+    images = []
     for frame in range(frames):
         pixels = np.zeros((16, 16, 4), dtype=np.uint8)
         pixels[:, :8] = (40 * frame, number, 0, 255)
-        pictures.append(Image.fromarray(pixels))
+        images.append(Image.fromarray(pixels))
     stream = io.BytesIO()
-    pictures[0].save(stream, "WEBP", save_all=frames > 1, append_images=pictures[1:], duration=40, lossless=True)
+    images[0].save(stream, "WEBP", save_all=frames > 1, append_images=images[1:], duration=40, lossless=True)
     return stream.getvalue()
 
 
@@ -59,13 +60,13 @@ def packages(tmp_path_factory) -> Path:
     pack(folder / "lobehub-fluent-emoji-anim-1-1.0.0.tgz", files)
     names = {chr(int(code, 16)): name for code, name in signs().items()}
     own = {**names, chr(0x1F700): "sign with a variation", chr(0x1F701): "damaged"}
-    for package, inside, said in (
+    for package, inside, signs_of_package in (
         ("cldr-annotations-full-48.2.0", "annotations", own),
         ("cldr-annotations-derived-full-48.2.0", "annotationsDerived", {"x": "unused"}),
     ):
         tables = {}
-        for language in emoji.LANGUAGES:
-            table = {sign: {"default": ["a"], "tts": [f"{name} {language}"]} for sign, name in said.items()}
+        for language in LANGUAGES:
+            table = {sign: {"default": ["a"], "tts": [f"{name} {language}"]} for sign, name in signs_of_package.items()}
             if language == "ja":
                 table.pop(chr(0x1F700), None)
             content = json.dumps({inside: {"identity": {}, "annotations": table}})
@@ -75,31 +76,27 @@ def packages(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(packages, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("made") / "emoji"
+def built(packages, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("built") / "emoji"
     emoji.build(out, packages, side=24, frames=3, vocab_size=200)
     return out
 
 
-def rows(made: Path, split: str) -> list[dict]:
-    return [json.loads(line) for line in (made / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def test_what_moves_and_has_a_name_is_a_clip_in_the_split_of_its_name(made):
-    everything = {split: rows(made, split) for split in ("train", "val", "test")}
+def test_what_moves_and_has_a_name_is_a_clip_in_the_split_of_its_name(built):
+    everything = {split: read(built, split) for split in ("train", "val", "test")}
     assert sum(map(len, everything.values())) == COUNT + 1
-    for split, found in everything.items():
-        assert all(split_by_hash(row["caption"]["en"]) == split for row in found)
-    facts = json.loads((made / "emoji.json").read_text())
+    for split, records in everything.items():
+        assert all(split_by_hash(row["caption"]["en"]) == split for row in records)
+    facts = json.loads((built / "emoji.json").read_text())
     assert facts["left_out"] == {"no name": 2, "still picture": 1, "unreadable picture": 1}
-    assert facts["clips"] == {split: len(found) for split, found in everything.items()}
-    varied = next(row for found in everything.values() for row in found if row["image_id"] == "1f700-fe0f")
+    assert facts["clips"] == {split: len(records) for split, records in everything.items()}
+    varied = next(row for records in everything.values() for row in records if row["image_id"] == "1f700-fe0f")
     assert varied["caption"].keys() == {"en", "de", "fr", "cs", "zh"}
 
 
-def test_a_clip_has_frames_at_even_distances(made):
-    row = rows(made, "train")[0]
-    config = CaptionedSplitConfig(annotations=str(made / "train.jsonl"), language="en")
+def test_a_clip_has_frames_at_even_distances(built):
+    row = read(built, "train")[0]
+    config = CaptionedSplitConfig(annotations=str(built / "train.jsonl"), language="en")
     items = read_captioned_images(config, "data.train", 0.0)
     frames = read_frames(items.images[0], VideoReadingConfig(), range, pixels_of, 10**6)
     assert items.captions[0] == row["caption"]["en"]
@@ -113,12 +110,9 @@ def test_what_is_transparent_becomes_white():
     pixels = np.zeros((16, 16, 4), dtype=np.uint8)
     pixels[:, :8, 3] = 255
     stream = io.BytesIO()
-    pictures = [Image.fromarray(pixels), Image.fromarray(pixels[:, ::-1].copy())]
-    pictures[0].save(stream, "PNG", save_all=True, append_images=pictures[1:])
-    first, second = (
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(each))))
-        for each in emoji.encode_frames(stream.getvalue(), 16, 8)
-    )
+    images = [Image.fromarray(pixels), Image.fromarray(pixels[:, ::-1].copy())]
+    images[0].save(stream, "PNG", save_all=True, append_images=images[1:])
+    first, second = (np.asarray(frame) for frame in emoji.draw_frames(stream.getvalue(), 16, 8))
     assert first[8, 2].max() < 20 and first[8, 13].min() > 235
     assert second[8, 13].max() < 20 and second[8, 2].min() > 235
 
@@ -138,9 +132,9 @@ def test_packages_that_are_missing_or_damaged_are_one_line(packages, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_made_with_other_arguments_is_kept(made, packages):
-    before = (made / "train.jsonl").stat().st_mtime_ns
-    emoji.build(made, packages, side=24, frames=3, vocab_size=200)
-    assert (made / "train.jsonl").stat().st_mtime_ns == before
+def test_a_folder_made_with_other_arguments_is_kept(built, packages):
+    before = (built / "train.jsonl").stat().st_mtime_ns
+    emoji.build(built, packages, side=24, frames=3, vocab_size=200)
+    assert (built / "train.jsonl").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"made with other arguments \(frames=3, not 4\)"):
-        emoji.build(made, packages, side=24, frames=4, vocab_size=200)
+        emoji.build(built, packages, side=24, frames=4, vocab_size=200)

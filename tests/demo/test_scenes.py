@@ -9,18 +9,14 @@ import pytest
 from PIL import Image
 
 from demo.scenes import __main__ as command
-from demo.scenes import (
-    build,
-    captions,
-    compose_scene,
-    describe_scene,
-    draw_scene,
-    scene_record,
-    split_of,
-)
-from demo.scenes.describe import MARGIN
-from demo.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES, TEXTURES
-from demo.scenes.wording import MAX_PIECES, pieces
+from demo.scenes.build import build
+from demo.scenes.captions import MAX_PIECES, captions_by_language, pieces
+from demo.scenes.compose import compose_scene, split_of
+from demo.scenes.describe import MARGIN, describe_scene
+from demo.scenes.draw import draw_scene
+from demo.scenes.records import records_of
+from demo.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES
+from tests.demo.scene_texts import COUNTS, fitting, further, meant_by, read
 from utils.errors import UserError
 
 SCENES = [compose_scene(0, split, index) for split in ("train", "val", "test") for index in range(40)]
@@ -31,43 +27,23 @@ def _tight_box(changed: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
 
 
-def _said_of(scene, words: list[str]) -> list[int]:
-    """The objects that fit words such as ["small", "red", "star"], by an independent reading of the text."""
-    places = range(len(scene.objects))
-    for word in words:
-        if word != "shape":
-            kind = next(
-                name
-                for name, known in (("shape", SHAPES), ("colour", COLOURS), ("texture", TEXTURES), ("size", SIZES))
-                if word in known
-            )
-            places = [place for place in places if getattr(scene.objects[place], kind) == word]
-    return list(places)
-
-
-def _split_at_relation(text: str) -> tuple[list[str], str, list[str]]:
-    relation = next(name for name in RELATIONS if f" {name} " in text)
-    before, after = text.split(f" {relation} ")
-    return before.split()[1:], relation, after.split()[1:]
-
-
 @pytest.mark.parametrize("size", [64, (96, 48), 150])
 def test_a_box_is_the_tight_box_of_the_pixels_that_its_object_changes(size):
     for index in range(12):
         scene = compose_scene(3, "train", index, size)
-        picture = draw_scene(scene)
-        assert picture.shape == (scene.height, scene.width, 3)
-        assert picture.dtype == np.uint8
-        for thing in scene.objects:
-            others = tuple(other for other in scene.objects if other is not thing)
+        image = draw_scene(scene)
+        assert image.shape == (scene.height, scene.width, 3)
+        assert image.dtype == np.uint8
+        for obj in scene.objects:
+            others = tuple(other for other in scene.objects if other is not obj)
             without = draw_scene(replace(scene, objects=others))
-            assert _tight_box((picture != without).any(axis=2)) == thing.box
+            assert _tight_box((image != without).any(axis=2)) == obj.box
 
 
-def test_boxes_lie_within_the_picture_and_never_overlap():
+def test_boxes_lie_within_the_image_and_never_overlap():
     for scene in SCENES:
         covered = np.zeros((scene.height, scene.width), dtype=int)
-        for x, y, w, h in (thing.box for thing in scene.objects):
+        for x, y, w, h in (obj.box for obj in scene.objects):
             assert x >= 0
             assert y >= 0
             assert x + w <= scene.width
@@ -84,8 +60,8 @@ def test_no_large_object_is_as_small_as_a_small_one():
 def test_each_shape_has_an_outline_of_its_own():
     filled = {}
     for scene in (compose_scene(5, "train", index, 200) for index in range(60)):
-        for thing in scene.objects:
-            filled.setdefault(thing.shape, []).append(float(thing.raster().coverage.mean()))
+        for obj in scene.objects:
+            filled.setdefault(obj.shape, []).append(float(obj.raster().coverage.mean()))
     means = {shape: float(np.mean(shares)) for shape, shares in filled.items()}
     assert set(means) == set(SHAPES)
     # Shares of the bounding box, up to some turning and the part-covered pixels at its edges: circle pi/4, square near
@@ -99,51 +75,48 @@ def test_each_shape_has_an_outline_of_its_own():
 
 def test_the_hue_of_an_object_dominates_its_texture():
     for scene in SCENES:
-        picture = draw_scene(scene).astype(float)
-        for thing in scene.objects:
-            x, y, w, h = thing.box
-            inside = thing.raster().coverage == 1
-            mean = picture[y : y + h, x : x + w][inside].mean(axis=0)
+        image = draw_scene(scene).astype(float)
+        for obj in scene.objects:
+            x, y, w, h = obj.box
+            inside = obj.raster().coverage == 1
+            mean = image[y : y + h, x : x + w][inside].mean(axis=0)
             tints = {name: (np.array(c.rgb) + np.array(c.accent)) / 2 for name, c in COLOURS.items()}
             distances = {
                 name: min(np.linalg.norm(mean - tint), np.linalg.norm(mean - COLOURS[name].rgb))
                 for name, tint in tints.items()
             }
-            assert min(distances, key=distances.__getitem__) == thing.colour
+            assert min(distances, key=distances.__getitem__) == obj.colour
 
 
 def test_no_background_hides_an_object():
     for scene in SCENES:
-        for thing, tone in itertools.product(scene.objects, scene.background.tones):
-            assert np.linalg.norm(np.subtract(thing.rgb, tone)) > 60
+        for obj, tone in itertools.product(scene.objects, scene.background.tones):
+            assert np.linalg.norm(np.subtract(obj.rgb, tone)) > 60
 
 
 def phrases(scene, grain) -> list[tuple[list[int], str]]:
     """Box and text of every phrase of a grain, from the record as it is written for the scene's split."""
-    elems = scene_record(scene)["elems"]
+    elems = records_of(scene)[""][0]["elems"]
     if scene.split != "train":
         return [(elem["bb"], elem["caption"]) for elem in elems if elem["grain"] == grain]
     chosen = slice(0, 1) if grain == "object" else slice(1, None)
     return [(elem["bb"], text) for elem in elems for text in elem["caption"][chosen]]
 
 
-def test_each_object_phrase_says_all_that_tells_its_object_apart():
+def test_each_object_phrase_names_all_that_tells_its_object_apart():
     for scene in SCENES:
-        found = phrases(scene, "object")
-        assert len(found) == len(scene.objects)
-        for (box, text), thing in zip(found, scene.objects, strict=True):
-            (place,) = _said_of(scene, text.split()[1:])
-            assert scene.objects[place] is thing
-            assert box == list(thing.box)
-            article = "an" if thing.size[0] in "aeiou" else "a"
-            texture = [] if thing.texture == PLAIN else [thing.texture]
-            assert text == " ".join([article, thing.size, *texture, thing.colour, thing.shape])
+        for (box, text), obj in zip(phrases(scene, "object"), scene.objects, strict=True):
+            assert fitting(scene, text) == [obj]
+            assert box == list(obj.box)
+            article = "an" if obj.size[0] in "aeiou" else "a"
+            texture = [] if obj.texture == PLAIN else [obj.texture]
+            assert text == " ".join([article, obj.size, *texture, obj.colour, obj.shape])
 
 
 def test_a_training_record_never_has_two_elements_of_one_box():
     for scene in SCENES:
         if scene.split == "train":
-            boxes = [tuple(elem["bb"]) for elem in scene_record(scene)["elems"]]
+            boxes = [tuple(elem["bb"]) for elem in records_of(scene)[""][0]["elems"]]
             assert len(set(boxes)) == len(boxes)
 
 
@@ -151,19 +124,12 @@ def test_each_relational_phrase_is_true_and_refers_to_one_object():
     seen = set()
     for scene in SCENES:
         for box, text in phrases(scene, "relation"):
-            subject_words, relation, reference_words = _split_at_relation(text)
-            (reference,) = (scene.objects[place] for place in _said_of(scene, reference_words))
-            (subject,) = (thing for thing in scene.objects if list(thing.box) == box)
-            axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[relation]
-            along = sign * (reference.centre[axis] - subject.centre[axis])
+            (subject,), relation, reference = meant_by(scene, text)
+            assert list(subject.box) == box
+            axis = 0 if relation in ("left of", "right of") else 1
+            along = further(relation, subject, reference)
             assert along >= MARGIN * min(scene.width, scene.height)
             assert along > abs(reference.centre[1 - axis] - subject.centre[1 - axis])
-            meant = [
-                scene.objects[place]
-                for place in _said_of(scene, subject_words)
-                if sign * (reference.centre[axis] - scene.objects[place].centre[axis]) > 0
-            ]
-            assert meant == [subject]
             seen.add(relation)
     assert seen == set(RELATIONS)
 
@@ -173,22 +139,20 @@ def test_each_relation_of_a_caption_is_true():
     for scene in SCENES:
         description = describe_scene(scene)
         for link, (first, second) in zip(description.links, itertools.pairwise(description.chain), strict=True):
-            a, b = scene.objects[first], scene.objects[second]
             if link is not None:
-                axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[link]
-                assert sign * (b.centre[axis] - a.centre[axis]) > 0
+                assert further(link, scene.objects[first], scene.objects[second]) > 0
                 checked += 1
     assert checked > 50
 
 
 def test_captions_name_every_object_within_the_token_budget():
     for scene in SCENES:
-        texts = captions(scene, describe_scene(scene))
+        texts = captions_by_language(scene)["en"]
         assert len(set(texts)) == 2
         for text in texts:
             assert pieces(text) <= MAX_PIECES
-            for thing in scene.objects:
-                assert f"{thing.colour} {thing.shape}" in text
+            for obj in scene.objects:
+                assert f"{obj.colour} {obj.shape}" in text
 
 
 def test_a_scene_does_not_depend_on_the_order_of_drawing():
@@ -199,18 +163,24 @@ def test_a_scene_does_not_depend_on_the_order_of_drawing():
     assert compose_scene(8, "test", 3) != forwards[3]
 
 
+def composition_of(scene):
+    return tuple(sorted((obj.shape, obj.colour) for obj in scene.objects))
+
+
 def test_splits_share_no_composition_and_held_out_ones_have_none_twice():
     for seed in (0, 1):
-        held_out = [compose_scene(seed, split, index).composition for split in ("val", "test") for index in range(60)]
+        held_out = [
+            composition_of(compose_scene(seed, split, index)) for split in ("val", "test") for index in range(60)
+        ]
         assert len(set(held_out)) == len(held_out)
     for scene in SCENES:
-        assert split_of(scene.composition) == scene.split
-        assert len(set(scene.composition)) == len(scene.objects)
+        assert split_of(composition_of(scene)) == scene.split
+        assert len(set(composition_of(scene))) == len(scene.objects)
 
 
 def test_captions_of_the_test_split_are_pairwise_distinct():
     scenes = [compose_scene(0, "test", index) for index in range(120)]
-    texts = [text for scene in scenes for text in captions(scene, describe_scene(scene))]
+    texts = [text for scene in scenes for text in captions_by_language(scene)["en"]]
     assert len(set(texts)) == len(texts)
 
 
@@ -236,22 +206,18 @@ def _build(out, **changes):
     build(out, **{"seed": 0, "train": 12, "val": 3, "test": 3, "size": 64, **changes})
 
 
-def test_a_built_folder_holds_the_records_the_pictures_and_the_facts(tmp_path):
-    _build(tmp_path / "a")
-    _build(tmp_path / "b")
-    for split, count in (("train", 12), ("val", 3), ("test", 3)):
-        lines = (tmp_path / "a" / f"{split}.jsonl").read_text(encoding="utf-8")
-        assert lines == (tmp_path / "b" / f"{split}.jsonl").read_text(encoding="utf-8")
-        records = [json.loads(line) for line in lines.splitlines()]
+def test_a_built_folder_holds_the_records_the_images_and_the_facts(folder):
+    for split, count in COUNTS.items():
+        records = read(folder, split)
         assert len(records) == count
         for index, record in enumerate(records):
             assert record["id"] == f"{split}/{index:06d}"
-            with Image.open(tmp_path / "a" / record["image"]) as picture:
-                assert np.array_equal(np.asarray(picture), draw_scene(compose_scene(0, split, index)))
-    facts = json.loads((tmp_path / "a" / "scenes.json").read_text(encoding="utf-8"))
-    assert facts["arguments"]["train"] == 12
-    assert (tmp_path / "a" / "tokenizer" / "tokenizer.json").exists()
-    assert not (tmp_path / "a" / ".building").exists()
+            with Image.open(folder / record["image"]) as image:
+                assert np.array_equal(np.asarray(image), draw_scene(compose_scene(0, split, index)))
+    facts = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
+    assert facts["arguments"]["train"] == COUNTS["train"]
+    assert (folder / "tokenizer" / "tokenizer.json").exists()
+    assert not (folder / ".building").exists()
 
 
 def test_a_complete_folder_is_left_alone_and_another_request_is_refused(tmp_path):

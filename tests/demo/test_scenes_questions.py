@@ -1,74 +1,44 @@
-"""What is asked about the scenes is answered again here, from the questions' words and the objects alone."""
+"""The questions about the scenes are answered again here, from the questions' words and the objects alone."""
 
 import json
 import re
 from collections import Counter, defaultdict
 
 import pytest
-from transformers import AutoTokenizer
 
-from demo.scenes import ask_about, build, compose_scene, question_text
+from tests.demo.scene_texts import COUNTS, fitting, further, read, scene_of
 
-COUNTS = {"train": 120, "val": 40, "test": 40}
-SIDES = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
-"""Axis, and the sign of how much further along it the reference lies."""
 TYPES = {"what colour": "other", "how many": "number", "what is": "other", "is there": "yes/no"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("scenes")
-    build(out, seed=0, **COUNTS, size=64)
-    return out
-
-
-def read(folder, name):
-    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def everything(folder):
-    for split in COUNTS:
-        yield from read(folder, f"vqa_{split}")
-
-
-def scene_of(image: str):
-    split, index = re.fullmatch(r"images/(\w+)/(\d{6})\.png", image).groups()
-    return compose_scene(0, split, int(index))
-
-
-def like(scene, text: str):
-    """The objects that fit words such as "large red shape"."""
-    wanted = set(text.split())
-    return [
-        thing for thing in scene.objects if wanted <= {thing.size, thing.texture, thing.colour, thing.shape, "shape"}
-    ]
+def questions(folder):
+    return [record for split in COUNTS for record in read(folder, f"vqa_{split}")]
 
 
 def answer(scene, question: str) -> str:
     if match := re.fullmatch(r"what colour is the (.*)\?", question):
-        (thing,) = like(scene, match[1])
-        return thing.colour
+        (obj,) = fitting(scene, match[1])
+        return obj.colour
     if match := re.fullmatch(r"how many (.*shape)s are there\?", question):
-        return str(len(like(scene, match[1])))
+        return str(len(fitting(scene, match[1])))
     if match := re.fullmatch(r"is there an? (.*)\?", question):
-        return "yes" if like(scene, match[1]) else "no"
+        return "yes" if fitting(scene, match[1]) else "no"
     match = re.fullmatch(r"what is (left of|right of|above|below) the (.*)\?", question)
     assert match is not None, question
-    (reference,) = like(scene, match[2])
-    axis, sign = SIDES[match[1]]
-    distances = [(sign * (reference.centre[axis] - thing.centre[axis]), thing.shape) for thing in scene.objects]
-    ((distance, shape),) = [(further, name) for further, name in distances if further > 0]
-    assert distance >= 0.2 * 64
-    return shape
+    (reference,) = fitting(scene, match[2])
+    (obj,) = (obj for obj in scene.objects if further(match[1], obj, reference) > 0)
+    assert further(match[1], obj, reference) >= 0.2 * 64
+    return obj.shape
 
 
 def kind(question: str) -> str:
     return " ".join(question.split()[:2])
 
 
-def test_every_answer_is_what_the_picture_shows_and_ten_times_the_same(folder):
+def test_every_answer_is_what_the_image_shows_and_ten_times_the_same(questions):
     kinds = Counter()
-    for record in everything(folder):
+    for record in questions:
         assert record["answer"] == [answer(scene_of(record["image"]), record["question"])] * 10, record
         assert record["answer_type"] == TYPES[kind(record["question"])]
         assert record["dataset"] == "vqa"
@@ -88,9 +58,9 @@ def test_the_questions_of_a_scene_differ_and_so_do_all_their_numbers(folder):
         assert len({record["question_id"] for record in records}) == len(records)
 
 
-def test_every_scene_is_asked_for_a_thing_that_is_there_and_for_one_that_is_not(folder):
+def test_every_scene_is_asked_for_a_thing_that_is_there_and_for_one_that_is_not(questions):
     by_image = defaultdict(list)
-    for record in everything(folder):
+    for record in questions:
         if record["answer_type"] == "yes/no":
             by_image[record["image"]].append(record["answer"][0])
     assert len(by_image) == sum(COUNTS.values())
@@ -99,9 +69,9 @@ def test_every_scene_is_asked_for_a_thing_that_is_there_and_for_one_that_is_not(
     assert min(first.values()) > 0.35 * first.total()
 
 
-def test_the_most_frequent_answer_is_a_weak_guess(folder):
+def test_the_most_frequent_answer_is_a_weak_guess(questions):
     answers, numbers = Counter(), Counter()
-    for record in everything(folder):
+    for record in questions:
         answers[record["answer"][0]] += 1
         if record["answer_type"] == "number":
             numbers[record["answer"][0]] += 1
@@ -110,14 +80,14 @@ def test_the_most_frequent_answer_is_a_weak_guess(folder):
     assert {"0", "1", "2", "3"} <= set(numbers)
 
 
-def test_a_thing_that_is_not_there_often_has_words_that_fit_something(folder):
+def test_a_thing_that_is_not_there_often_has_words_that_fit_something(questions):
     near = total = 0
-    for record in everything(folder):
+    for record in questions:
         match = re.fullmatch(r"is there an? (\w+) (?!shape)(\w+)\?", record["question"])
         if match and record["answer"][0] == "no":
             total += 1
             scene = scene_of(record["image"])
-            near += bool(like(scene, match[1])) and bool(like(scene, match[2]))
+            near += bool(fitting(scene, match[1])) and bool(fitting(scene, match[2]))
     assert near > 0.3 * total > 10
 
 
@@ -126,25 +96,3 @@ def test_the_answer_list_holds_the_answers_of_train_the_most_frequent_first(fold
     counts = Counter(record["answer"][0] for record in read(folder, "vqa_train"))
     assert set(listed) == set(counts)
     assert [counts[word] for word in listed] == sorted(counts.values(), reverse=True)
-
-
-def test_every_word_of_held_out_questions_and_answers_is_one_token(folder):
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    words = set()
-    for split in ("val", "test"):
-        for record in read(folder, f"vqa_{split}"):
-            words.update(re.findall(r"\w+", record["question"]))
-            words.add(record["answer"][0])
-    assert {"how", "many", "there", "yes", "no", "0"} <= words
-    assert {word: tokenizer.tokenize(word) for word in words} == {word: [word] for word in words}
-
-
-def test_questions_are_a_function_of_the_scene_and_counted_in_the_facts(folder):
-    facts = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
-    for split in COUNTS:
-        records = read(folder, f"vqa_{split}")
-        asked = [
-            question_text(each) for index in range(COUNTS[split]) for each in ask_about(compose_scene(0, split, index))
-        ]
-        assert [record["question"] for record in records] == asked
-        assert facts["questions"][split] == len(records)

@@ -1,4 +1,4 @@
-"""What the scenes say for retrieval, reasoning over two pictures and referring is judged again here, from the texts alone."""
+"""The records for retrieval, reasoning over two images and referring are judged again here, from the texts alone."""
 
 import itertools
 import json
@@ -9,55 +9,21 @@ import pytest
 from transformers import AutoTokenizer
 
 from dataset.text.processors import mentions_side
-from demo.scenes import (
-    build,
-    compose_scene,
-    describe_scene,
-    refer_in_scene,
-    referring_record,
-    relation_phrase,
-    statement_sets,
-    statements,
-)
-from demo.scenes.describe import looks_of
+from demo.scenes import statements
+from demo.scenes.build import build
+from demo.scenes.compose import compose_scene
+from demo.scenes.describe import describe_scene, looks_of, refer_in_scene
+from demo.scenes.records import referring_records
+from demo.scenes.statements import statement_sets
+from tests.demo.scene_texts import COUNTS, SIDES, fitting, meant_by, read, scene_of
 
-COUNTS = {"train": 90, "val": 30, "test": 30}
 HELD_OUT = ("val", "test")
-SIDES = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
-"""Axis, and the sign of how much further along it the reference lies."""
 PLACES = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "bottommost": (1, -1)}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("scenes")
-    build(out, seed=0, **COUNTS, size=64)
-    return out
-
-
-def read(folder, name):
-    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def scene_of(image: str):
-    split, index = re.fullmatch(r"images/(\w+)/(\d{6})\.png", image).groups()
-    return compose_scene(0, split, int(index))
-
-
-def words_of(thing) -> set[str]:
-    """All words that are true of an object."""
-    return {thing.size, thing.texture, thing.colour, thing.shape, "shape"}
-
-
-def said_of(scene, text: str) -> list[int]:
-    """The objects that fit a text such as "a small red star"."""
-    wanted = set(text.split()) - {"a", "an", "the"}
-    return [place for place, thing in enumerate(scene.objects) if wanted <= words_of(thing)]
 
 
 def is_true(sentence: str, left, right) -> bool:
     def number(scene, text):
-        return len(said_of(scene, text))
+        return len(fitting(scene, text))
 
     if match := re.fullmatch(r"the (left|right) picture has (an? .*)", sentence):
         return number({"left": left, "right": right}[match[1]], match[2]) > 0
@@ -75,7 +41,7 @@ def is_true(sentence: str, left, right) -> bool:
 
 
 def sets_of(folder, split) -> dict[str, list[dict]]:
-    """The examples by split, set and sentence of their identifiers: the pair's field is left out."""
+    """The examples by set and sentence of their identifiers: the field of the two images is left out."""
     sets = defaultdict(list)
     for example in read(folder, f"nlvr_{split}"):
         first, number, _, sentence = example["identifier"].split("-")
@@ -85,7 +51,7 @@ def sets_of(folder, split) -> dict[str, list[dict]]:
 
 
 @pytest.mark.parametrize("split", COUNTS)
-def test_retrieval_has_each_picture_with_its_captions(folder, split):
+def test_retrieval_has_each_image_with_its_captions(folder, split):
     expected = [
         {"image": record["image"], "caption": record["caption"], "image_id": record["id"]}
         for record in read(folder, split)
@@ -96,44 +62,44 @@ def test_retrieval_has_each_picture_with_its_captions(folder, split):
 
 
 @pytest.mark.parametrize("split", COUNTS)
-def test_each_label_is_what_the_two_pictures_show(folder, split):
+def test_each_label_is_what_the_two_images_show(folder, split):
     for example in read(folder, f"nlvr_{split}"):
         truth = is_true(example["sentence"], *(scene_of(image) for image in example["images"]))
         assert example["label"] == str(truth), example
 
 
 @pytest.mark.parametrize("split", COUNTS)
-def test_each_statement_has_one_true_and_one_false_pair_of_its_split(folder, split):
+def test_each_statement_is_true_of_two_images_of_its_split_and_false_of_two(folder, split):
     sets = sets_of(folder, split)
     assert len(sets) == (COUNTS[split] // 3 if split == "train" else COUNTS[split])
-    for pairs in sets.values():
-        assert len({example["sentence"] for example in pairs}) == 1
-        assert sorted(example["label"] for example in pairs) == ["False", "True"]
-        assert [example["identifier"].split("-")[2] for example in pairs] == ["0", "1"]
-        assert pairs[0]["images"] != pairs[1]["images"]
-        for example in pairs:
+    for examples in sets.values():
+        assert len({example["sentence"] for example in examples}) == 1
+        assert sorted(example["label"] for example in examples) == ["False", "True"]
+        assert [example["identifier"].split("-")[2] for example in examples] == ["0", "1"]
+        assert examples[0]["images"] != examples[1]["images"]
+        for example in examples:
             assert example["images"][0] != example["images"][1]
             for image in example["images"]:
                 assert image.startswith(f"images/{split}/")
                 assert (folder / image).exists()
 
 
-def test_the_order_of_the_pairs_tells_nothing(folder):
-    first = Counter(pairs[0]["label"] for split in COUNTS for pairs in sets_of(folder, split).values())
+def test_the_order_of_the_examples_tells_nothing(folder):
+    first = Counter(examples[0]["label"] for split in COUNTS for examples in sets_of(folder, split).values())
     assert min(first.values()) > 0.35 * sum(first.values())
 
 
 @pytest.mark.parametrize("split", HELD_OUT)
 def test_no_statement_of_a_held_out_split_comes_twice(folder, split):
-    sentences = [pairs[0]["sentence"] for pairs in sets_of(folder, split).values()]
+    sentences = [examples[0]["sentence"] for examples in sets_of(folder, split).values()]
     assert len(set(sentences)) == len(sentences)
 
 
 @pytest.mark.parametrize("split", COUNTS)
 def test_numbers_of_objects_tell_a_label_only_where_they_are_the_statement(folder, split):
-    for pairs in sets_of(folder, split).values():
-        if "more shapes" not in pairs[0]["sentence"]:
-            first, second = ([len(scene_of(image).objects) for image in example["images"]] for example in pairs)
+    for examples in sets_of(folder, split).values():
+        if "more shapes" not in examples[0]["sentence"]:
+            first, second = ([len(scene_of(image).objects) for image in example["images"]] for example in examples)
             assert first == second
 
 
@@ -151,12 +117,12 @@ def test_all_kinds_of_statements_are_made_and_of_both_sides(folder):
     assert set(more) == {"left", "right"}
 
 
-def pictures(split: str, number: int):
-    return [tuple(looks_of(thing) for thing in compose_scene(0, split, index).objects) for index in range(number)]
+def images(split: str, number: int):
+    return [tuple(looks_of(obj) for obj in compose_scene(0, split, index).objects) for index in range(number)]
 
 
 def test_statements_are_a_function_of_seed_split_and_number():
-    seen = pictures("val", 30)
+    seen = images("val", 30)
     longer = list(statement_sets(0, "val", seen, 20))
     assert list(statement_sets(0, "val", seen, 8)) == longer[:8]
     assert list(statement_sets(1, "val", seen, 8)) != longer[:8]
@@ -165,24 +131,23 @@ def test_statements_are_a_function_of_seed_split_and_number():
 
 def test_where_no_statement_is_possible_a_set_is_left_out():
     assert list(statement_sets(0, "train", [], 3)) == []
-    assert list(statement_sets(0, "train", pictures("train", 1), 3)) == []
-    few = [each.judgement.statement for each in statement_sets(0, "val", pictures("val", 4), 200)]
+    assert list(statement_sets(0, "train", images("train", 1), 3)) == []
+    few = [stated.text for stated in statement_sets(0, "val", images("val", 4), 200)]
     assert 0 < len(few) < 200
     assert len(set(few)) == len(few)
 
 
 def test_a_long_split_is_searched_piece_by_piece(monkeypatch):
     monkeypatch.setattr(statements, "SEARCHED", 25)
-    seen = pictures("val", 80)
-    places = [(*each.judgement.true, *each.judgement.false) for each in statement_sets(0, "val", seen, 60)]
+    seen = images("val", 80)
+    places = [(*stated.true, *stated.false) for stated in statement_sets(0, "val", seen, 60)]
     assert all(max(four) - min(four) < 25 for four in places)
     assert min(map(min, places)) < 10
     assert max(map(max, places)) >= 70
-    for each in statement_sets(0, "val", seen, 60):
-        kind, looks, _ = each.judgement.statement
-        if kind == "both":
-            wanted = {word for word in looks if word is not None}
-            assert all(any(wanted <= set(thing) for thing in seen[place]) for place in each.judgement.true)
+    for stated in statement_sets(0, "val", seen, 60):
+        if stated.text.startswith("both"):
+            wanted = set(stated.text.split()[4:]) - {"shape"}
+            assert all(any(wanted <= set(obj) for obj in seen[place]) for place in stated.true)
 
 
 def phrases(folder, grain):
@@ -197,33 +162,24 @@ def phrases(folder, grain):
 def test_a_relation_phrase_fits_one_object_and_all_of_a_scene_are_there(folder):
     seen = set()
     for scene, box, text in phrases(folder, "relation"):
-        relation = next(name for name in SIDES if f" {name} " in text)
-        subject, reference = text.split(f" {relation} ")
-        (reference,) = said_of(scene, reference)
-        axis, sign = SIDES[relation]
-        meant = [
-            list(scene.objects[place].box)
-            for place in said_of(scene, subject)
-            if sign * (scene.objects[reference].centre[axis] - scene.objects[place].centre[axis]) > 0
-        ]
-        assert meant == [box]
+        (subject,), relation, _ = meant_by(scene, text)
+        assert list(subject.box) == box
         seen.add(relation)
     assert seen == set(SIDES)
     for index in range(20):
         scene = compose_scene(0, "train", index)
-        elems = (referring_record(scene) or {"elems": []})["elems"]
-        said = [elem["caption"] for elem in elems if elem["grain"] == "relation"]
-        assert said == [relation_phrase(scene, phrase) for phrase in describe_scene(scene).relations]
+        elems = [elem for record in referring_records(scene) for elem in record["elems"]]
+        texts = [elem["caption"] for elem in elems if elem["grain"] == "relation"]
+        assert texts == [phrase.text for phrase in describe_scene(scene).relations]
 
 
 def test_an_attribute_phrase_fits_one_object_and_needs_each_of_its_words(folder):
     numbers = Counter()
     for scene, box, text in phrases(folder, "attribute"):
-        assert [list(scene.objects[place].box) for place in said_of(scene, text)] == [box]
-        *said, noun = text.split()[1:]
-        needed = [*said, *([] if noun == "shape" else [noun])]
+        assert [list(obj.box) for obj in fitting(scene, text)] == [box]
+        needed = set(text.split()) - {"the", "shape"}
         for word in needed:
-            assert len(said_of(scene, " ".join(set(needed) - {word}))) > 1
+            assert len(fitting(scene, " ".join(needed - {word}))) > 1
         numbers[len(needed)] += 1
     assert numbers[1] and numbers[2]
 
@@ -233,17 +189,17 @@ def test_a_place_phrase_fits_one_object_by_a_clear_margin(folder):
     for scene, box, text in phrases(folder, "place"):
         place = text.split()[1]
         axis, sign = PLACES[place]
-        fitting = [scene.objects[index] for index in said_of(scene, text.replace(f"{place} ", ""))]
-        assert len(fitting) > 1
+        candidates = fitting(scene, text.replace(f"{place} ", ""))
+        assert len(candidates) > 1
 
-        def edge(thing, axis=axis, sign=sign):
-            return sign * (thing.box[axis] if sign > 0 else thing.box[axis] + thing.box[axis + 2])
+        def edge(obj, axis=axis, sign=sign):
+            return sign * (obj.box[axis] if sign > 0 else obj.box[axis] + obj.box[axis + 2])
 
-        def centre(thing, axis=axis, sign=sign):
-            return sign * thing.centre[axis]
+        def centre(obj, axis=axis, sign=sign):
+            return sign * obj.centre[axis]
 
         for reach in (edge, centre):
-            first, second = sorted(fitting, key=reach)[:2]
+            first, second = sorted(candidates, key=reach)[:2]
             assert list(first.box) == box
             assert reach(second) - reach(first) >= 0.1 * min(scene.width, scene.height)
         seen.add(place)
@@ -268,7 +224,7 @@ def test_no_two_referring_phrases_of_a_scene_are_the_same_and_none_depends_on_an
     assert forwards[::-1] == [refer_in_scene(compose_scene(0, "val", index)) for index in reversed(range(6))]
 
 
-def test_a_phrase_that_a_mirrored_picture_makes_false_is_recognised(folder):
+def test_a_phrase_that_a_mirrored_image_makes_false_is_recognised(folder):
     for grain in ("relation", "attribute", "place"):
         for _, _, text in phrases(folder, grain):
             assert mentions_side(text) == ("left" in text or "right" in text)
@@ -283,14 +239,17 @@ def test_every_word_of_the_held_out_texts_is_one_token(folder):
             words.update(word for elem in record["elems"] for word in elem["caption"].split())
         for record in read(folder, f"retrieval_{split}"):
             words.update(word for text in record["caption"] for word in re.findall(r"\w+", text))
-    assert {"pictures", "more", "bottommost", "striped"} <= words
+        for record in read(folder, f"vqa_{split}"):
+            words.update([*re.findall(r"\w+", record["question"]), record["answer"][0]])
+    assert {"pictures", "more", "bottommost", "striped", "how", "many", "there", "yes", "no", "0"} <= words
     assert {word: tokenizer.tokenize(word) for word in words} == {word: [word] for word in words}
 
 
-def test_the_facts_count_the_statements_and_the_phrases(folder):
+def test_the_facts_count_statements_phrases_and_questions(folder):
     facts = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
     for split in COUNTS:
         assert facts["sentences"][split] == len(sets_of(folder, split))
+        assert facts["questions"][split] == len(read(folder, f"vqa_{split}"))
         grains = Counter(elem["grain"] for record in read(folder, f"refer_{split}") for elem in record["elems"])
         assert facts["referring"][split] == grains
 

@@ -1,6 +1,5 @@
 """Stamps become records: on a little folder of stamps of the test's own."""
 
-import json
 from collections import Counter
 
 import numpy as np
@@ -13,10 +12,11 @@ from demo.stamps import (
     caption_key,
     find_stamps,
     joined_captions,
-    place_cutouts,
+    place_stamps,
     read_captions,
     split_stamps,
 )
+from tests.demo.scene_texts import read
 from utils.errors import UserError
 
 NAMES = [
@@ -58,14 +58,10 @@ def package(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(package, tmp_path_factory):
-    out = tmp_path_factory.mktemp("made")
+def built(package, tmp_path_factory):
+    out = tmp_path_factory.mktemp("built")
     build(out, stamps=package, regions=30, side=96, vocab_size=200)
     return out
-
-
-def _records(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_captions_are_read_by_language_and_a_missing_one_has_no_key(package):
@@ -73,8 +69,8 @@ def test_captions_are_read_by_language_and_a_missing_one_has_no_key(package):
 
 
 def test_what_is_left_out_is_counted_by_reason(package):
-    found, left_out = find_stamps(package)
-    assert len(found) == 2 * len(NAMES)
+    usable, left_out = find_stamps(package)
+    assert len(usable) == 2 * len(NAMES)
     assert left_out == {
         "symbol": 1,
         "no text": 1,
@@ -86,9 +82,9 @@ def test_what_is_left_out_is_counted_by_reason(package):
 
 
 def test_variants_of_a_caption_share_a_split_and_held_out_captions_are_distinct(package):
-    found, _ = find_stamps(package)
+    usable, _ = find_stamps(package)
     left_out = Counter()
-    splits = split_stamps(found, left_out)
+    splits = split_stamps(usable, left_out)
     keys = {split: [stamp.key for stamp in members] for split, members in splits.items()}
     assert all(keys.values())
     assert not set(keys["train"]) & set(keys["val"] + keys["test"])
@@ -96,6 +92,9 @@ def test_variants_of_a_caption_share_a_split_and_held_out_captions_are_distinct(
     for split in ("val", "test"):
         assert len(set(keys[split])) == len(keys[split]) == left_out[f"same caption in {split}"]
     assert len(keys["train"]) == 2 * len(set(keys["train"]))
+    none = Counter()
+    split_stamps([stamp for stamp in usable if stamp.name.startswith("things")], none)
+    assert not none.keys()
 
 
 def test_caption_keys_ignore_case_and_punctuation():
@@ -103,26 +102,26 @@ def test_caption_keys_ignore_case_and_punctuation():
     assert caption_key("…") == ""
 
 
-def test_pictures_of_both_kinds_keep_to_their_split(made):
+def test_images_of_both_kinds_keep_to_their_split(built):
     names = {}
     for split in ("train", "val", "test"):
-        pictures = _records(made / f"{split}.jsonl")
-        assert pictures
-        names[split] = {caption_key(record["caption"]["en"]) for record in pictures}
-        for record in pictures:
-            with Image.open(made / record["image"]) as picture:
-                assert max(picture.size) <= 96
-        regions = _records(made / f"regions_{split}.jsonl")
+        images = read(built, f"{split}")
+        assert images
+        names[split] = {caption_key(record["caption"]["en"]) for record in images}
+        for record in images:
+            with Image.open(built / record["image"]) as image:
+                assert max(image.size) <= 96
+        regions = read(built, f"regions_{split}")
         assert len(regions) == (30 if split == "train" else 3)
         assert {caption_key(elem["caption"]["en"]) for record in regions for elem in record["elems"]} <= names[split]
     assert not names["train"] & names["test"]
 
 
-def test_region_boxes_are_exact_and_do_not_overlap(made):
+def test_region_boxes_are_exact_and_do_not_overlap(built):
     counts = set()
-    for record in _records(made / "regions_train.jsonl"):
-        with Image.open(made / record["image"]) as picture:
-            pixels = np.asarray(picture.convert("RGB")).astype(int)
+    for record in read(built, "regions_train"):
+        with Image.open(built / record["image"]) as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)
         covered = np.zeros(pixels.shape[:2], dtype=int)
         for elem in record["elems"]:
             x, y, w, h = elem["bb"]
@@ -141,9 +140,9 @@ def test_region_boxes_are_exact_and_do_not_overlap(made):
 
 
 def test_a_placed_cutout_fills_its_box(package):
-    found, _ = find_stamps(package)
+    usable, _ = find_stamps(package)
     for seed in range(10):
-        placed = place_cutouts(np.random.default_rng(seed), found, 96)
+        placed = place_stamps(np.random.default_rng(seed), usable, 96)
         assert len({stamp.key for stamp, _, _ in placed}) == len(placed)
         for _, cutout, (_, _, w, h) in placed:
             assert cutout.getchannel("A").getbbox() == (0, 0, w, h)
@@ -155,18 +154,18 @@ def test_captions_are_joined_in_the_languages_that_all_have():
     assert joined_captions([{"en": "word " * 40}]) == {}
 
 
-def test_the_same_arguments_give_the_same_records_and_another_seed_does_not_move_a_split(package, made, tmp_path):
+def test_the_same_arguments_give_the_same_records_and_another_seed_does_not_move_a_split(package, built, tmp_path):
     build(tmp_path / "again", stamps=package, regions=30, side=96, vocab_size=200)
     build(tmp_path / "other", stamps=package, regions=30, side=96, vocab_size=200, seed=1)
     for name in ("train.jsonl", "regions_test.jsonl", "tokenizer/tokenizer.json"):
-        assert (made / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    assert (made / "test.jsonl").read_bytes() == (tmp_path / "other" / "test.jsonl").read_bytes()
-    assert (made / "regions_train.jsonl").read_bytes() != (tmp_path / "other" / "regions_train.jsonl").read_bytes()
+        assert (built / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    assert (built / "test.jsonl").read_bytes() == (tmp_path / "other" / "test.jsonl").read_bytes()
+    assert (built / "regions_train.jsonl").read_bytes() != (tmp_path / "other" / "regions_train.jsonl").read_bytes()
 
 
-def test_other_arguments_are_refused(package, made):
+def test_other_arguments_are_refused(package, built):
     with pytest.raises(UserError, match=r"made with other arguments \(side=96, not 64\)"):
-        build(made, stamps=package, regions=30, side=64, vocab_size=200)
+        build(built, stamps=package, regions=30, side=64, vocab_size=200)
 
 
 def test_a_missing_package_is_one_line_with_the_remedy(tmp_path, monkeypatch, capsys):

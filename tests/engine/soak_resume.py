@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from demo import scenes
+from demo.scenes.build import build
 from tests.conftest import tiny_run
 from tests.engine.runs import curve, final_weights, finish, start
 
@@ -37,7 +37,7 @@ def main() -> int:
     chance = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        scenes.build(root / "scenes", seed=0, train=40, val=8, test=8, size=32)
+        build(root / "scenes", seed=0, train=40, val=8, test=8, size=32)
         overrides = [*tiny_run(root / "scenes"), f"train.steps={STEPS}", "train.checkpoint_every=5"]
         finish(root / "whole", overrides, device=device)
         killed = root / "killed"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dataset.text.processors import load_tokenizer
+from dataset.text.loading import load_tokenizer
 from run import main
 
 RECORDS = [

@@ -9,8 +9,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from dataset.prepare.tokenizer import SPECIAL_TOKENS, train_wordpiece
-from demo.scenes import compose_scene, scene_record
-from demo.scenes.build import VOCABULARY_LIMIT, texts_of
+from demo.scenes.build import VOCABULARY_LIMIT
+from demo.scenes.compose import compose_scene
+from demo.scenes.records import records_of, texts_of
 from demo.scenes.vocabulary import COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES
 
 REPOSITORY = Path(__file__).parents[3]
@@ -19,7 +20,8 @@ REPOSITORY = Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def scenes_tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    texts = [text for index in range(150) for text in texts_of(scene_record(compose_scene(0, "train", index)))]
+    records = [records_of(compose_scene(0, "train", index))[""][0] for index in range(150)]
+    texts = [text for record in records for text in texts_of(record)]
     size = train_wordpiece(texts, folder, vocab_size=VOCABULARY_LIMIT)
     return AutoTokenizer.from_pretrained(folder, local_files_only=True), size, folder
 

@@ -1,0 +1,132 @@
+"""The records of a scene, for every task that the demo trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from demo.scenes.captions import captions_by_language, reference_captions
+from demo.scenes.compose import Scene
+from demo.scenes.describe import describe_scene, looks_of, refer_in_scene
+from demo.scenes.questions import ask_about
+from demo.scenes.statements import StatementSet
+
+Record = dict[str, Any]
+
+TASKS = ("", "retrieval_", "refer_", "vqa_", "captioning_", "multilingual_")
+"""Beginnings of the files' names; the records for pre-training are in ``{split}.jsonl``."""
+
+ANNOTATORS = 10
+"""Answers to a question of VQA v2, by which its accuracy is measured; here they all agree."""
+
+
+def records_of(scene: Scene) -> dict[str, list[Record]]:
+    """The records of a scene by :data:`TASKS`; those of "captioning_" have several references, of "multilingual_" captions by
+    language."""
+    captions = captions_by_language(scene)
+
+    def captioned(caption: object) -> list[Record]:
+        name = _name(scene.split, scene.index)
+        return [{"image": _image(name), "caption": caption, "image_id": name}]
+
+    records = (
+        [pretraining_record(scene, captions["en"])],
+        captioned(captions["en"]),
+        referring_records(scene),
+        question_records(scene),
+        captioned(reference_captions(scene)),
+        captioned(captions),
+    )
+    return dict(zip(TASKS, records, strict=True))
+
+
+def pretraining_record(scene: Scene, captions: list[str]) -> Record:
+    """The scene as ``id``, ``image`` (relative path), ``caption`` and ``elems`` with ``bb`` = x, y, w, h in pixels.
+
+    In the training split each object is one element with all its phrases, of which a reader takes one at a time: two texts of
+    one box would be wrong negatives of each other in a batch. Only one object also has a relational phrase there: such phrases
+    fit more than one region of a batch. In the others each phrase is an element, marked by its grain.
+    """
+    training = scene.split == "train"
+    relations = describe_scene(scene).relations
+    phrases = [[("object", looks_of(obj).indefinite())] for obj in scene.objects]
+    for index, text in relations[:1] if training else relations:
+        phrases[index].append(("relation", text))
+    elems: list[Record] = []
+    for obj, of_object in zip(scene.objects, phrases, strict=True):
+        box = list(obj.box)
+        if training:
+            elems.append({"bb": box, "caption": [text for _, text in of_object]})
+        else:
+            elems += [{"bb": box, "caption": text, "grain": grain} for grain, text in of_object]
+    name = _name(scene.split, scene.index)
+    return {"id": name, "image": _image(name), "caption": captions, "elems": elems}
+
+
+def referring_records(scene: Scene) -> list[Record]:
+    """Phrases of which each fits one object of the scene: ``id``, ``image`` and ``elems`` with ``bb``, ``caption`` and ``grain``.
+
+    ``grain`` is "relation", "attribute" or "place": by what the phrase tells its object apart. Each phrase is an element of its
+    own in train too, so that an object may have several. A scene of one object has no record.
+    """
+    attributes, places = refer_in_scene(scene)
+    by_grain = {"relation": describe_scene(scene).relations, "attribute": attributes, "place": places}
+    elems = [
+        {"bb": list(scene.objects[index].box), "caption": text, "grain": grain}
+        for grain, phrases in by_grain.items()
+        for index, text in phrases
+    ]
+    name = _name(scene.split, scene.index)
+    return [{"id": name, "image": _image(name), "elems": elems}] if elems else []
+
+
+def question_records(scene: Scene) -> list[Record]:
+    """Questions in the processed format of VQA v2, each with its ``answer_type`` beside it.
+
+    ``question_id`` is the scene's index times 100, plus the question's place.
+    """
+    return [
+        {
+            "question_id": 100 * scene.index + place,
+            "question": question.text,
+            "image": _image(_name(scene.split, scene.index)),
+            "dataset": "vqa",
+            "answer": [question.answer] * ANNOTATORS,
+            "answer_type": question.answer_type,
+        }
+        for place, question in enumerate(ask_about(scene))
+    ]
+
+
+def statement_records(split: str, stated: StatementSet) -> list[Record]:
+    """The two examples of a statement in the form of the processed NLVR2: ``sentence``, ``label`` ("True" or "False"),
+    ``identifier`` (split, set, two images and sentence) and ``images`` (left, right)."""
+    examples = [("True", stated.true), ("False", stated.false)]
+    return [
+        {
+            "sentence": stated.text,
+            "label": label,
+            "identifier": f"{split}-{stated.number}-{place}-0",
+            "images": [_image(_name(split, index)) for index in images],
+        }
+        for place, (label, images) in enumerate(examples if stated.true_first else examples[::-1])
+    ]
+
+
+def texts_of(record: Mapping[str, Any]) -> Iterator[str]:
+    """The captions in all languages, phrases, question and sentence of a record."""
+    for described in (record, *record.get("elems", ())):
+        caption = described.get("caption", ())
+        if isinstance(caption, dict):
+            yield from (text for texts in caption.values() for text in texts)
+        else:
+            yield from [caption] if isinstance(caption, str) else caption
+    yield from (record[name] for name in ("question", "sentence") if name in record)
+
+
+def _name(split: str, index: int) -> str:
+    return f"{split}/{index:06d}"
+
+
+def _image(name: str) -> str:
+    return f"images/{name}.png"

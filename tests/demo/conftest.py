@@ -1,0 +1,18 @@
+"""Fixtures of the tests of the demo's data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from demo.scenes.build import build
+from tests.demo.scene_texts import COUNTS
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """A built folder of scenes."""
+    out = tmp_path_factory.mktemp("scenes")
+    build(out, seed=0, **COUNTS, size=64)
+    return out
