@@ -14,15 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from dataset.prepare.folders import (
-    SPLITS,
-    LineParser,
-    already_made,
-    claim_folder,
-    close_folder,
-    fill_and_tell,
-    split_by_hash,
-)
+from dataset.prepare.folders import SPLITS, LineParser, fill_and_tell, split_by_hash
+from dataset.prepare.output import OutputFolder, already_made
 from dataset.prepare.tokenizer import train_wordpiece
 from utils.errors import UserError
 from utils.files import write_text
@@ -72,14 +65,10 @@ class Folder(NamedTuple):
         Raises:
             UserError: the folder holds files of another origin, or cannot be written.
         """
-        claim_folder(self.out, self.facts_name, self.arguments, self.owned, overwrite=self.overwrite)
-        facts: dict[str, Any] = {"arguments": self.arguments}
-        try:
+        with OutputFolder(self.out, self.facts_name, self.arguments, self.owned, overwrite=self.overwrite) as output:
+            facts: dict[str, Any] = {}
             yield facts
-            close_folder(self.out, self.facts_name, facts)
-        except OSError as error:
-            place = error.filename or self.out
-            raise UserError(f"{place} cannot be written: {error.strerror or error}") from error
+            output.close(facts)
 
     def train_tokenizer(self, texts: Iterable[str], vocab_size: int, name: str = "tokenizer") -> int:
         """Make a tokenizer from texts; returns the size of its vocabulary."""

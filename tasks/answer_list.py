@@ -39,6 +39,8 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
     flags = parser.parse_args()
     config = load_config(flags.config, flags.overrides, VQAConfig)
+    if config.evaluation.answers is None:
+        raise UserError("evaluation.answers is null: name the file to write, evaluation.answers=FILE")
     questions = [
         question
         for number, source in enumerate(config.data.train)

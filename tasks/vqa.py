@@ -18,6 +18,7 @@ from dataset.tasks.vqa import (
     QuestionsConfig,
     VQABatches,
     VQADataConfig,
+    frequent_answers,
     read_candidates,
     read_questions,
 )
@@ -50,7 +51,9 @@ class VQAOptimConfig(OptimConfig):
 class VQAEvaluationConfig(HeldOutConfig[QuestionsConfig]):
     """Splits without answers are answered for the evaluation server and not measured."""
 
-    answers: InputFile = Field(description="JSON list of the candidate answers")
+    answers: InputFile | None = Field(
+        None, description="JSON list of the candidate answers; null: the answers of the training questions"
+    )
     candidates: int = Field(
         128, ge=1, description="k: candidates with the likeliest first tokens, which are scored in full"
     )
@@ -82,7 +85,7 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
     def __init__(self, config: VQAConfig, parts: Parts[VQAModel, VQABatches], held_out: HeldOut):
         super().__init__(config, parts, held_out)
         self._check_answer_length()
-        self.candidates = read_candidates(config.evaluation.answers, "evaluation.answers")
+        self.candidates = _candidates(config, parts.training)
         self.tree = self._tree()
         self.commonest = None if parts.training is None else most_frequent_answers(parts.training.items)
         if config.optim.fresh_decoder:
@@ -158,6 +161,17 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
             return rank_answers(self.model.decoder, questions, self.tree, config.candidates, config.ranking).ids[:, 0]
 
         return self.outputs(items, _read, answer, "answering")
+
+
+def _candidates(config: VQAConfig, training: VQABatches | None) -> list[str]:
+    if config.evaluation.answers is not None:
+        return read_candidates(config.evaluation.answers, "evaluation.answers")
+    if training is None:
+        raise UserError(
+            "evaluation.answers is null, and the training questions, whose answers then are the candidates, cannot be read; give "
+            "a list, or the files of data.train"
+        )
+    return frequent_answers(training.items, str.strip, at_least=1)
 
 
 def by_answer_type(types: Sequence[str]) -> dict[str, np.ndarray]:

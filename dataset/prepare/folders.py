@@ -6,18 +6,14 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dataset.prepare.output import OutputFolder, read_facts
-from dataset.prepare.output import already_made as already_made
+from dataset.prepare.output import read_facts
 from utils.errors import UserError
 
 SPLITS = ("train", "val", "test")
-
-_claimed: dict[Path, OutputFolder] = {}
-"""Folders between :func:`claim_folder` and :func:`close_folder`."""
 
 
 class LineParser(argparse.ArgumentParser):
@@ -47,29 +43,6 @@ def split_by_hash(key: str) -> str:
     """Fixed split of a key, for every seed: "train" for 80 % of keys, "val" for 10 %, "test" for 10 %."""
     bucket = int.from_bytes(hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest(), "big") % 100
     return "train" if bucket < 80 else "val" if bucket < 90 else "test"
-
-
-def claim_folder(
-    out: Path, facts_name: str, arguments: Mapping[str, Any], owned: Sequence[str], *, overwrite: bool
-) -> bool:
-    """Enter an :class:`OutputFolder` that :func:`close_folder` leaves; it stays locked until then, or until the process ends.
-
-    Returns:
-        False if ``out`` is complete and was made with the same arguments: there is nothing to do.
-    """
-    if already_made(out, facts_name, arguments, overwrite=overwrite):  # a complete folder may be read-only
-        return False
-    if out in _claimed:  # of an attempt in this process that failed
-        _claimed.pop(out).release()
-    _claimed[out] = OutputFolder(out, facts_name, arguments, owned, overwrite=overwrite).__enter__()
-    return True
-
-
-def close_folder(out: Path, facts_name: str, facts: Mapping[str, Any]) -> None:
-    """Write the facts file, atomically and last: a folder that has it is complete."""
-    output = _claimed.pop(out)
-    assert output.manifest == facts_name
-    output.close(facts)
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:

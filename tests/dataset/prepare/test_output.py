@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from dataset.prepare.folders import claim_folder, close_folder
 from dataset.prepare.output import JOURNAL, Entry, OutputFolder
 from utils.errors import UserError
 
@@ -200,13 +199,3 @@ def test_a_damaged_manifest_is_told_or_overwritten(out):
         folder(out).__enter__()
     with folder(out, overwrite=True) as output:
         assert not output.complete
-
-
-def test_a_claim_that_failed_in_this_process_is_taken_up_again(out):
-    assert claim_folder(out, "facts.json", {"a": 1}, NAMES, overwrite=False)
-    with pytest.raises(UserError, match="another run is filling it"):
-        folder(out).__enter__()
-    assert claim_folder(out, "facts.json", {"a": 2}, NAMES, overwrite=False)
-    close_folder(out, "facts.json", {"words": 3})
-    assert json.loads((out / "facts.json").read_text()) == {"arguments": {"a": 2}, "words": 3}
-    assert not claim_folder(out, "facts.json", {"a": 2}, NAMES, overwrite=False)
