@@ -20,6 +20,7 @@ from models.align import AligningModel
 from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
 from models.checkpoints.initialise import fresh_parameters, loading_lines
 from models.checkpoints.settings import model_section, require_same_settings, unlike_published
+from models.hub_text import hub_config_of
 from models.xvlm import XVLM, ModelConfig
 from optim import OptimConfig
 from scheduler import ScheduleConfig
@@ -29,6 +30,9 @@ from utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+TOKENIZER, ANSWERS = "tokenizer", "answers.json"
+"""Names in a run's folder of the copies that it keeps."""
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +137,13 @@ class BaseTask(ABC, Generic[C, M, B]):
     @abstractmethod
     def report(self, folder: RunFolder) -> str:
         """Evaluate the result of the run on held-out data, on all ranks; write it into ``folder`` and return it as a table."""
+
+    def keep_inputs(self, folder: Path) -> None:
+        """Copy into a run's folder what its weights cannot be used without; see :mod:`tasks.kept`."""
+        self.tokenizer.save_pretrained(str(folder / TOKENIZER))
+        text = self.config.model.text
+        if text.arch is None:
+            hub_config_of(text.encoder).save_pretrained(str(folder / TOKENIZER))
 
     def train_loader(self) -> BatchLoader:
         """See :class:`engine.task.Task`."""

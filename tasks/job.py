@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tasks import TASKS
 from tasks.kinds import Choice, TaskKind, choose
@@ -15,7 +15,11 @@ from utils.errors import UserError
 from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, parse
 
 if TYPE_CHECKING:
+    from engine.checkpoint import Checkpoint
+    from engine.run_folder import RunFolder
     from tasks.base import RunConfig
+
+C = TypeVar("C", bound="RunConfig")
 
 
 def run_task(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> int:
@@ -59,8 +63,7 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     from engine.run_folder import RunFolder
     from engine.trainer import Trainer
     from utils import log
-    from utils.distributed import process_group
-    from utils.inputs import check_inputs
+    from utils.distributed import process_group, rank
 
     schema, task_class = choice.load() if kind is None else kind
     config = load_config(choice.config, arguments.overrides, schema)
@@ -71,18 +74,14 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
             _check_steps(config)
         output = Path(arguments.output) if arguments.output else _default_output(choice, arguments)
         folder, checkpoint = RunFolder.open(output, config, arguments.resume, evaluate=arguments.evaluate)
-        if arguments.evaluate and arguments.resume and checkpoint is None and not folder.best.is_file():
-            raise UserError(
-                f"--evaluate --resume: {folder.path} holds no weights; give the --output of a run that was trained"
-            )
-        # A checkpoint of the run replaces what a fresh one starts from, and an evaluation needs no training data.
-        started = checkpoint is not None or (arguments.evaluate and arguments.resume)
-        check_inputs(config, (*(("init",) if started else ()), *(("data",) if arguments.evaluate else ())))
         log.set_up(folder.log)
+        config = _usable(config, folder, checkpoint, arguments)
         task = task_class.build(config, checkpoint, trains=not arguments.evaluate)
         if arguments.evaluate:
             task.model.to(device)
         else:
+            if rank() == 0:
+                task.keep_inputs(folder.path)
             trainer = Trainer(
                 task,
                 train=config.train,
@@ -97,6 +96,27 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
         if results := task.report(folder):
             sys.stdout.write(f"{results}\n")
     return 0
+
+
+def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, arguments: argparse.Namespace) -> C:
+    """The config with what the run, or the one that it starts from, keeps in place of what is gone.
+
+    Raises:
+        UserError: if something that the run reads is not there.
+    """
+    from tasks.kept import run_behind, with_kept_inputs
+    from utils.inputs import check_inputs
+
+    evaluates_itself = arguments.evaluate and arguments.resume
+    if evaluates_itself and checkpoint is None and not folder.best.is_file():
+        raise UserError(
+            f"--evaluate --resume: {folder.path} holds no weights; give the --output of a run that was trained"
+        )
+    # A checkpoint of the run replaces what a fresh one starts from, and an evaluation needs no training data.
+    own = checkpoint is not None or evaluates_itself
+    config = with_kept_inputs(config, folder.path if own else run_behind(config.init.checkpoint))
+    check_inputs(config, (*(("init",) if own else ()), *(("data",) if arguments.evaluate else ())))
+    return config
 
 
 def _check_steps(config: RunConfig) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
-from tasks.kinds import ROOT, choose
-from utils.errors import one_line_errors
+from tasks.kinds import CONFIG_FILE, ROOT, choose
+from utils.errors import UserError, one_line_errors
 from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, add_task, parse
 from utils.launcher import add_placement, check_placement, torchrun
 
@@ -15,6 +16,7 @@ EXAMPLES = """examples:
   python run.py --task pretrain --output runs/demo
   python run.py --config configs/pretrain/base_4m.yaml --gpus 8 --output runs/base_4m
   python run.py --config C --gpus 8 --evaluate init.checkpoint=base_4m.safetensors
+  python run.py --output runs/base_4m --resume --evaluate
   python run.py --config C --gpus 8 --nodes 4 --node-rank 0 --master node0:29500 --output runs/base_4m
   python run.py --task my/counting --cpu 2 optim.lr=3e-5"""
 
@@ -40,11 +42,23 @@ def parse_run(argv: Sequence[str], lists: str = "") -> argparse.Namespace:
     return arguments
 
 
+def _config(arguments: argparse.Namespace) -> str | None:
+    """The config of the command line, or that of the run that resumes."""
+    if arguments.config is not None or arguments.task is not None or not (arguments.resume and arguments.output):
+        return arguments.config
+    saved = Path(arguments.output) / CONFIG_FILE
+    if not saved.is_file():
+        raise UserError(
+            f"--output {arguments.output} --resume: holds no {CONFIG_FILE}; give the folder of a run, or --config"
+        )
+    return str(saved)
+
+
 @one_line_errors
 def main(argv: Sequence[str], lists: str = "") -> int:
     """Run a task under torchrun; returns the job's exit status."""
     arguments = parse_run(argv, lists)
-    choice = choose(arguments.config, arguments.overrides, arguments.task)
+    choice = choose(_config(arguments), arguments.overrides, arguments.task)
     command = ["--module", "tasks.run", choice.source.argument, "--config", str(choice.config)]
     command += ["--output", arguments.output] if arguments.output else []
     command += ["--resume"] if arguments.resume else []

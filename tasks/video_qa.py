@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -26,13 +27,14 @@ from dataset.tasks.video_qa import (
     read_video_questions,
 )
 from models.video_qa import VideoQAModel, VideoQAModelConfig
-from tasks.base import Parts
+from tasks.base import ANSWERS, Parts
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import HeldOut, data_options
 from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.vqa import by_answer_type, number_of_image
 from utils.batch import Text
+from utils.files import write_text
 from utils.inputs import InputFile
 
 if TYPE_CHECKING:
@@ -74,6 +76,10 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         super().__init__(config, parts, held_out)
         self.classes = _classes(config)
         self.commonest = None if parts.training is None else _most_frequent(parts.training)
+
+    def keep_inputs(self, folder: Path) -> None:
+        super().keep_inputs(folder)
+        write_text(folder / ANSWERS, json.dumps(self.classes, ensure_ascii=False) + "\n")
 
     @staticmethod
     def build_model(config: VideoQAConfig, vocab_size: int | None) -> VideoQAModel:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -27,12 +29,13 @@ from metrics.vqa import SOFT, accuracy_rule, exact_match, normalize_answer, soft
 from models.answer_ranking import AnswerTree, Ranking, rank_answers
 from models.vqa import VQAModel, VQAModelConfig
 from optim import OptimConfig
-from tasks.base import Parts
+from tasks.base import ANSWERS, Parts
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig, data_options
 from tasks.kinds import TaskKind
 from utils.batch import Text
 from utils.errors import UserError
+from utils.files import write_text
 from utils.inputs import InputFile
 
 if TYPE_CHECKING:
@@ -90,6 +93,10 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         self.commonest = None if parts.training is None else most_frequent_answers(parts.training.items)
         if config.optim.fresh_decoder:
             self.fresh |= {name for name, _ in self.model.named_parameters() if name.startswith("decoder.")}
+
+    def keep_inputs(self, folder: Path) -> None:
+        super().keep_inputs(folder)
+        write_text(folder / ANSWERS, json.dumps(self.candidates, ensure_ascii=False) + "\n")
 
     @staticmethod
     def build_model(config: VQAConfig, vocab_size: int | None) -> VQAModel:

@@ -1,0 +1,70 @@
+"""The tokenizer and the answers that a run's folder keeps, so that its weights can be used from anywhere."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TypeVar
+
+from engine.checkpoint import CONFIG_FILE, find_weights, run_of
+from tasks.base import ANSWERS, TOKENIZER, RunConfig
+from utils.config import Config, read_yaml
+from utils.errors import UserError
+from utils.hub import looks_like_path
+
+C = TypeVar("C", bound=RunConfig)
+
+logger = logging.getLogger(__name__)
+
+
+def with_kept_inputs(config: C, run: Path | None) -> C:
+    """The config with the tokenizer and the list of answers that a run keeps, where its own are not there.
+
+    A copy stands for what the run's config calls by the same name, and only where that is gone or a name on the hub.
+
+    Args:
+        config: of a run that resumes, evaluates or starts from ``run``.
+        run: its folder; one of an older version, or none at all, keeps nothing.
+    """
+    if run is None or not (run / CONFIG_FILE).is_file():
+        return config
+    kept = read_yaml(run / CONFIG_FILE)
+    keys = {"model.text.encoder": run / TOKENIZER, "evaluation.answers": run / ANSWERS}
+    for key, copy in keys.items():
+        now, before = _value(config, key), _value(kept, key)
+        if copy.exists() and now == before and not _is_there(now) and _has(config, key):
+            logger.info("%s: %s, which the run keeps, stands for %s", key, copy, now)
+            config = _replaced(config, key.split("."), str(copy))
+    return config
+
+
+def run_behind(weights: str | None) -> Path | None:
+    """The folder of the run that ``init.checkpoint`` is of; None if it is of none."""
+    if weights is None:
+        return None
+    try:
+        saved = run_of(find_weights(Path(weights).expanduser()))
+    except UserError:
+        return None  # told when the weights are loaded
+    return None if saved is None else saved.parent
+
+
+def _is_there(value: object) -> bool:
+    return isinstance(value, str) and (Path(value).expanduser().exists() and looks_like_path(value))
+
+
+def _value(values: object, key: str) -> object:
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, dict) else getattr(values, name, None)
+    return values
+
+
+def _has(config: Config, key: str) -> bool:
+    section, _, name = key.rpartition(".")
+    holder = _value(config, section) if section else config
+    return isinstance(holder, Config) and name in type(holder).model_fields
+
+
+def _replaced(config: C, names: list[str], value: str) -> C:
+    first, *rest = names
+    return config.model_copy(update={first: _replaced(getattr(config, first), rest, value) if rest else value})

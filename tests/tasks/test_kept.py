@@ -1,0 +1,111 @@
+"""A run's folder keeps what its weights cannot be used without: elsewhere, and when the data are gone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dataset.text.loading import load_tokenizer
+from tasks.job import run_task
+from tests.conftest import tiny_run
+from utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data(scenes_folder, tmp_path_factory) -> Path:
+    """A copy of the scenes that tests may take away."""
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    shutil.copytree(scenes_folder, folder)
+    return folder
+
+
+def vqa(data: Path, *more: str) -> list[str]:
+    return [
+        *[each for each in tiny_run(data) if each.startswith(("model.", "schedule."))],
+        "init.checkpoint=null",
+        "data.workers=0",
+        "data.batch_size=4",
+        f"data.train=[{{questions: {data}/vqa_train.jsonl}}]",
+        "evaluation.answers=null",
+        "evaluation.validation=null",
+        f"evaluation.test.test.questions={data}/vqa_test.jsonl",
+        "train.steps=2",
+        *more,
+    ]
+
+
+def start(output: Path, *arguments: str) -> dict:
+    config = str(ROOT / "configs/demo/vqa.yaml")
+    assert run_task(["--config", config, "--output", str(output), *arguments], "vqa") == 0
+    return json.loads((output / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("run") / "vqa"
+    start(output, *vqa(data))
+    return output
+
+
+@pytest.fixture
+def taken_away(data, run):
+    """The tokenizer and the training questions are gone."""
+    hidden = [data / "tokenizer", data / "vqa_train.jsonl"]
+    for path in hidden:
+        path.rename(path.with_name(f"hidden-{path.name}"))
+    yield
+    for path in hidden:
+        path.with_name(f"hidden-{path.name}").rename(path)
+
+
+def test_a_run_keeps_its_tokenizer_and_its_answers(data, run):
+    text = "a small red star left of a blue heart"
+    assert load_tokenizer(run / "tokenizer")(text) == load_tokenizer(data / "tokenizer")(text)
+    answers = json.loads((run / "answers.json").read_text())
+    asked = [json.loads(line)["answer"] for line in (data / "vqa_train.jsonl").read_text().splitlines()]
+    assert set(answers) == {answer for own in asked for answer in own}
+
+
+def without_guesses(report: dict) -> dict:
+    return {name: value for name, value in report["test"].items() if "always" not in name}
+
+
+@pytest.mark.usefixtures("taken_away")
+def test_its_weights_are_evaluated_without_what_it_was_trained_with(data, run, tmp_path):
+    expected = without_guesses(json.loads((run / "evaluation.json").read_text()))
+    options = vqa(data, f"init.checkpoint={run}")
+    assert without_guesses(start(tmp_path / "elsewhere", "--evaluate", *options)) == expected
+    line = f"model.text.encoder: {run}/tokenizer, which the run keeps, stands for {data}/tokenizer"
+    assert line in (tmp_path / "elsewhere" / "log.txt").read_text()
+    shutil.copytree(run, tmp_path / "copy")
+    assert without_guesses(start(tmp_path / "copy", "--evaluate", "--resume", *vqa(data))) == expected
+
+
+@pytest.mark.usefixtures("taken_away")
+def test_another_run_that_starts_from_it_takes_its_tokenizer_and_no_other(data, run, tmp_path):
+    questions = f"data.train=[{{questions: {data}/vqa_val.jsonl}}]"
+    start(tmp_path / "next", *vqa(data, f"init.checkpoint={run}", questions))
+    assert (tmp_path / "next" / "tokenizer" / "tokenizer.json").is_file()
+    other = vqa(data, f"init.checkpoint={run}", questions, f"model.text.encoder={data}/other")
+    with pytest.raises(UserError, match=r"^model\.text\.encoder: .*/other does not exist"):
+        start(tmp_path / "other", *other)
+
+
+def test_a_run_is_evaluated_by_its_folder_alone_from_another_working_directory(run, tmp_path):
+    command = [sys.executable, str(ROOT / "run.py"), "--output", str(run), "--resume", "--evaluate", "--cpu", "1"]
+    before = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").unlink()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "evaluation.json").read_text()) == before
+    command[3] = str(tmp_path / "nothing")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith("holds no config.yaml; give the folder of a run, or --config\n")
