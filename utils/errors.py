@@ -15,6 +15,24 @@ SILENCE_S = 3.0
 """Seconds that a rank other than 0 waits before it prints its error."""
 
 
+PACKAGES = (
+    *(
+        "torch",
+        "torchvision",
+        "transformers",
+        "timm",
+        "tokenizers",
+        "safetensors",
+        "pydantic",
+        "ruamel",
+        "numpy",
+        "scipy",
+    ),
+    *("PIL", "simplejpeg", "tqdm", "tensorboard", "av"),
+)
+"""What the packages of requirements.txt are imported as."""
+
+
 class UserError(Exception):
     """A mistake in the user's input (a config, a file, a flag). The message has fact, value, place and remedy."""
 
@@ -32,6 +50,14 @@ def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
                 # reports the error alone. An error of this rank alone is still reported.
                 time.sleep(SILENCE_S)
             sys.stderr.write(f"error: {error}\n")
+            return 2
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in PACKAGES:
+                raise
+            sys.stderr.write(
+                f"error: the package {error.name} is not installed for {sys.executable}; run `make setup`, and `. "
+                ".venv/bin/activate` in this shell\n"
+            )
             return 2
 
     return wrapped

@@ -304,7 +304,10 @@ def test_a_saved_tokenizer_and_a_bare_vocabulary_load(tokenizer, tmp_path):
 def test_an_absent_or_unusable_tokenizer_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
-    for name, message in ((tmp_path / "empty", "holds no usable tokenizer"), (tmp_path / "gone", "does not exist; check the path")):
+    for name, message in (
+        (tmp_path / "empty", "holds no usable tokenizer"),
+        (tmp_path / "gone", "does not exist; check the path"),
+    ):
         with pytest.raises(UserError, match=message) as caught:
             load_tokenizer(name)
         assert "\n" not in str(caught.value)

@@ -1,0 +1,45 @@
+"""What ends a command: a mistake of the user and a missing package are one line, anything else keeps its traceback."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from utils.errors import PACKAGES, UserError, one_line_errors
+
+ROOT = Path(__file__).parents[2]
+
+
+def ends_with(error: Exception) -> int:
+    def main() -> int:
+        raise error
+
+    return one_line_errors(main)()
+
+
+def test_a_mistake_is_one_line_with_status_2(capsys):
+    assert ends_with(UserError("a.yaml: no such file")) == 2
+    assert capsys.readouterr().err == "error: a.yaml: no such file\n"
+
+
+def test_a_package_that_is_not_installed_is_one_line_with_the_remedy(capsys):
+    assert ends_with(ModuleNotFoundError("No module named 'ruamel'", name="ruamel.yaml")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: the package ruamel.yaml is not installed for {sys.executable}; run `make setup`")
+    assert said.count("\n") == 1
+
+
+def test_a_module_of_a_users_own_that_is_missing_keeps_its_traceback():
+    with pytest.raises(ModuleNotFoundError):
+        ends_with(ModuleNotFoundError("No module named 'my_losses'", name="my_losses"))
+
+
+def test_the_packages_are_those_of_the_requirements():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    named = {re.split(r"[><=\[]", line)[0].lower() for line in lines if line and not line.startswith("#")}
+    known = {name: {each.lower() for each in found} for name, found in packages_distributions().items()}
+    assert {distribution for package in PACKAGES for distribution in known[package]} >= named
