@@ -306,7 +306,7 @@ def test_an_absent_or_unusable_tokenizer_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     for name, message in (
         (tmp_path / "empty", "holds no usable tokenizer"),
-        (tmp_path / "gone", "does not exist; check the path"),
+        (tmp_path / "gone", "does not exist; check"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             load_tokenizer(name)
