@@ -42,7 +42,7 @@ def parse_run(argv: Sequence[str], lists: str = "") -> argparse.Namespace:
     return arguments
 
 
-def _config(arguments: argparse.Namespace) -> str | None:
+def config_of(arguments: argparse.Namespace) -> str | None:
     """The config of the command line, or that of the run that resumes."""
     if arguments.config is not None or arguments.task is not None or not (arguments.resume and arguments.output):
         return arguments.config
@@ -58,7 +58,7 @@ def _config(arguments: argparse.Namespace) -> str | None:
 def main(argv: Sequence[str], lists: str = "") -> int:
     """Run a task under torchrun; returns the job's exit status."""
     arguments = parse_run(argv, lists)
-    choice = choose(_config(arguments), arguments.overrides, arguments.task)
+    choice = choose(config_of(arguments), arguments.overrides, arguments.task)
     command = ["--module", "tasks.run", choice.source.argument, "--config", str(choice.config)]
     command += ["--output", arguments.output] if arguments.output else []
     command += ["--resume"] if arguments.resume else []

@@ -15,8 +15,22 @@ SILENCE_S = 3.0
 """Seconds that a rank other than 0 waits before it prints its error."""
 
 
-PACKAGES = tuple(
-    "torch torchvision transformers timm tokenizers safetensors pydantic ruamel numpy scipy PIL simplejpeg tqdm tensorboard av".split()
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "timm",
+    "tokenizers",
+    "safetensors",
+    "pydantic",
+    "ruamel",
+    "numpy",
+    "scipy",
+    "PIL",
+    "simplejpeg",
+    "tqdm",
+    "tensorboard",
+    "av",
 )
 """What the packages of requirements.txt are imported as."""
 
