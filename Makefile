@@ -1,5 +1,6 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs.
 # `make demo TASK=retrieval` (or nlvr, grounding, vqa, captioning) fine-tunes the pre-trained demo model, and pre-trains it first where needed.
+# `make demo QUICK=1` shows in two minutes that the model learns.
 PYTHON ?= python3
 TASK ?= pretrain
 SEED ?= 0
@@ -12,10 +13,24 @@ endif
 PRETRAINED := runs/demo/pretrain-seed0
 RUN := runs/demo/$(TASK)-seed$(SEED)
 
-.PHONY: demo scenes clips test lint types setup setup-dev clean-demo
+.PHONY: demo demo-quick scenes clips test lint types setup setup-dev clean-demo
 
+ifdef QUICK
+demo: demo-quick
+else
 demo: scenes $(if $(filter-out pretrain,$(TASK)),$(PRETRAINED)/evaluation.json)
 	.venv/bin/python run.py --task $(TASK) --cpu $(if $(filter pretrain,$(TASK)),2,1) --output $(RUN) --resume seed=$(SEED)
+	@echo
+	@echo "Look at $(RUN)/predictions.png, and at the losses with: .venv/bin/tensorboard --logdir $(RUN)"
+	@echo "Next: make demo TASK=retrieval (nlvr, grounding, vqa, captioning), or your own data: docs/own_data.md"
+endif
+
+demo-quick: .venv/installed
+	.venv/bin/python -m demo.scenes --out data/scenes_quick --seed 0 --train 1500 --val 100 --test 100
+	.venv/bin/python run.py --config configs/demo/pretrain_quick.yaml --cpu 2 --output runs/demo/pretrain_quick --resume
+	@echo
+	@echo "That was a tenth of the demo's steps: texts and scenes are aligned, matching and boxes are not learned yet."
+	@echo "Next: make demo, which takes ten minutes; or your own data: docs/own_data.md"
 
 $(PRETRAINED)/evaluation.json: | scenes
 	.venv/bin/python run.py --task pretrain --cpu 2 --output $(PRETRAINED) --resume
@@ -51,4 +66,4 @@ setup-dev: .venv/installed-dev
 	touch .venv/installed $@
 
 clean-demo:
-	rm -rf runs/demo data/scenes data/clips
+	rm -rf runs/demo data/scenes data/scenes_quick data/clips
