@@ -199,7 +199,7 @@ class BatchLoader:
         for batch in in_workers(self.maker.make, numbers, self.config.workers):
             self.broken.add(batch)
             held.append(batch)
-            if not self.broken.unusable:  # else look further before a step is made
+            if not self.broken.unusable:  # else look further before a step is batch
                 yield from held
                 held.clear()
         if held:
@@ -228,10 +228,10 @@ def in_workers(make: Callable[[int], T], numbers: Sequence[int], workers: int) -
         # Without one of its own, the loader draws from torch's global generator, which belongs to the model's dropout.
         generator=torch.Generator(),
     )
-    for made in loader:
-        if isinstance(made, _Failure):
-            raise UserError(made.message)
-        yield made
+    for batch in loader:
+        if isinstance(batch, _Failure):
+            raise UserError(batch.message)
+        yield batch
 
 
 class _Failure:

@@ -104,6 +104,10 @@ class BaseTask(ABC, Generic[C, M, B]):
         return cls(config, build_parts(cls, config, checkpoint, trains=trains))
 
     @staticmethod
+    def make_inputs(config: C) -> None:
+        """Make files that the config names, if the task makes any itself; called before they are looked for, on every rank."""
+
+    @staticmethod
     @abstractmethod
     def build_model(config: C, vocab_size: int | None) -> M:
         """The model of a config, with random weights on torch's current default device."""

@@ -75,6 +75,7 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
         output = Path(arguments.output) if arguments.output else _default_output(choice, arguments)
         folder, checkpoint = RunFolder.open(output, config, arguments.resume, evaluate=arguments.evaluate)
         log.set_up(folder.log)
+        task_class.make_inputs(config)
         config = _usable(config, folder, checkpoint, arguments)
         task = task_class.build(config, checkpoint, trains=not arguments.evaluate)
         if arguments.evaluate:

@@ -153,31 +153,31 @@ def parse_rows(
         UserError: if more than the share ``max_broken`` of the rows are broken, or none is left: one line that counts them by
             kind, with the first place of each.
     """
-    found: list[T] = []
+    parsed: list[T] = []
     broken: list[BrokenRecord] = []
     for row in rows:
         try:
             if isinstance(row, BrokenRecordError):
                 raise row
-            found.append(parse(row))
+            parsed.append(parse(row))
         except Exception as error:  # nothing in a record ends a run
             broken.append(broken_record(error, lambda row=row: row.place))  # type: ignore[misc]
     if not broken:
-        return found
-    for unforeseen in {each.kind: each.traceback for each in reversed(broken) if each.traceback}.values():
+        return parsed
+    for unforeseen in {record.kind: record.traceback for record in reversed(broken) if record.traceback}.values():
         logger.warning("%s", unforeseen)
-    total = len(found) + len(broken)
-    kinds = Counter(each.kind for each in broken)
-    first = {each.kind: each for each in reversed(broken)}
-    said = "; ".join(f"{n} {kind} ({first[kind].place}: {first[kind].message})" for kind, n in kinds.most_common())
-    line = f"{key}: {len(broken)} of {total} records are broken: {said}"
-    if len(broken) > max_broken * total or not found:
-        remedy = "mend or remove them" + (", or raise data.max_broken" if found else "")
+    total = len(parsed) + len(broken)
+    kinds = Counter(record.kind for record in broken)
+    first = {record.kind: record for record in reversed(broken)}
+    counts = "; ".join(f"{n} {kind} ({first[kind].place}: {first[kind].message})" for kind, n in kinds.most_common())
+    line = f"{key}: {len(broken)} of {total} records are broken: {counts}"
+    if len(broken) > max_broken * total or not parsed:
+        remedy = "mend or remove them" + (", or raise data.max_broken" if parsed else "")
         if key.startswith("evaluation."):
             remedy = "a held-out set has to be whole"
         raise UserError(f"{line}; {remedy}")
     logger.warning("%s; they are left out of the run", line)
-    return found
+    return parsed
 
 
 def wanted_splits(found: Sequence[str], wanted: Sequence[str], key: str, path: str) -> None:

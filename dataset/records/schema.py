@@ -219,25 +219,25 @@ def alternatives(texts: Texts, language: str | None, rng: np.random.Generator | 
     Raises:
         BrokenRecordError: "missing key" where no alternative has the language.
     """
-    found: list[str] = []
+    chosen: list[str] = []
     for text in texts:
         if isinstance(text, str) or language is not None:
-            found += spoken(text, language)
+            chosen += spoken(text, language)
         else:
             names = list(text)
-            found += spoken(text, names[int(rng.integers(len(names))) if rng is not None else 0])
-    if not found:
+            chosen += spoken(text, names[int(rng.integers(len(names))) if rng is not None else 0])
+    if not chosen:
         wanted = "no text" if language is None else f"no text in language {language!r}"
         raise BrokenRecordError("missing key", place, wanted)
-    return found
+    return chosen
 
 
 def spoken(text: str | Mapping[str, str | list[str]], language: str | None) -> list[str]:
     """What an alternative of :data:`Texts` says: of a dictionary in ``language``, or with None in all of them."""
     if isinstance(text, str):
         return [text]
-    said = [each for name, each in text.items() if language in (None, name)]
-    return [one for each in said for one in ([each] if isinstance(each, str) else each)]
+    by_language = [value for name, value in text.items() if language in (None, name)]
+    return [each for value in by_language for each in ([value] if isinstance(value, str) else value)]
 
 
 def broken_key(raw: RawRecord, key: str) -> BrokenRecordError:

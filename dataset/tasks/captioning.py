@@ -49,7 +49,7 @@ class CaptionExample:
 
     pixels: Tensor
     ids: list[int]
-    said: list[int]
+    targets: list[int]
     references: tuple[str, ...]
 
 
@@ -75,8 +75,8 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
         # What the model says may be judged by all captions of the image.
         may_flip = not (self.data.careful_flip and any(map(mentions_side, self.references[image])))
         pixels = self.view(source, rng, may_flip=may_flip)
-        ids, said = self.tokens(caption, rng)
-        return CaptionExample(pixels, ids, said, self.references[image])
+        ids, targets = self.tokens(caption, rng)
+        return CaptionExample(pixels, ids, targets, self.references[image])
 
     def tokens(self, caption: str, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         """[CLS], prompt, caption and [SEP], cut to ``max_tokens`` (which may lose [SEP], as released: what is cut does not
@@ -94,12 +94,12 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
     def filler(self) -> CaptionExample:
         return CaptionExample(self.view.filler(), [*self.prompt, self.text.sep_id], [len(self.prompt)], ())
 
-    def collate(self, examples: Sequence[CaptionExample], valid: Tensor, **made: Any) -> CaptioningBatch:
-        ids, said = [example.ids for example in examples], [example.said for example in examples]
+    def collate(self, examples: Sequence[CaptionExample], valid: Tensor, **account: Any) -> CaptioningBatch:
+        ids, targets = [example.ids for example in examples], [example.targets for example in examples]
         return CaptioningBatch(
             pixels=stack_views([example.pixels for example in examples]),
-            text=LeftToRightText.of(ids, said, self.text.mask_id, self.text.pad_id),
+            text=LeftToRightText.of(ids, targets, self.text.mask_id, self.text.pad_id),
             references=tuple(example.references for example in examples),
             valid=valid,
-            **made,
+            **account,
         )

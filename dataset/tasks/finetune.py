@@ -110,8 +110,8 @@ class FineTuneBatches(ABC, Generic[D, E]):
         """An example for a row that does not count."""
 
     @abstractmethod
-    def collate(self, examples: Sequence[E], valid: Tensor, **made: Any) -> Batch:
-        """The batch; ``made`` holds the fields of :class:`~utils.batch.Batch`."""
+    def collate(self, examples: Sequence[E], valid: Tensor, **account: Any) -> Batch:
+        """The batch; ``account`` holds the fields of :class:`~utils.batch.Batch`."""
 
     def make(self, number: int) -> Batch:
         """Micro-batch ``number``, counted over all ranks."""
@@ -167,13 +167,13 @@ class _Chunks(Generic[T]):
         self.read, self.items, self.size, self.place = read, items, size, place
 
     def __call__(self, number: int) -> list[T]:
-        made = []
-        for item in self.items[number * self.size : (number + 1) * self.size]:
+        items = []
+        for index in self.items[number * self.size : (number + 1) * self.size]:
             try:
-                made.append(self.read(item))
+                items.append(self.read(index))
             except Exception as error:
-                raise not_whole(error, partial(self.place, item)) from None
-        return made
+                raise not_whole(error, partial(self.place, index)) from None
+        return items
 
 
 def frame_sampler(data: MediaDataConfig, frames: int | None) -> FrameSampler | None:
@@ -190,7 +190,7 @@ def media_view(
         UserError: as :func:`check_medium` and :func:`~dataset.media.video.check_backend`.
     """
     check_medium(sources, frames, "data.train")
-    check_backend((each for each in sources if isinstance(each, VideoSource)), data.video, "data.video")
+    check_backend((source for source in sources if isinstance(source, VideoSource)), data.video, "data.video")
     return TrainingView(image_size, data.max_pixels, data.augment, frame_sampler(data, frames), pixels=data.pixels)
 
 
@@ -212,10 +212,10 @@ def cleaned_question(text: str, max_words: int, place: str) -> str:
     Raises:
         BrokenRecordError: "empty text" where nothing is left of its first words.
     """
-    found = clean_question(text, max_words)
-    if not found.strip():
+    cleaned = clean_question(text, max_words)
+    if not cleaned.strip():
         raise BrokenRecordError("empty text", place, f"nothing is left of {text[:80]!r} after cleaning")
-    return found
+    return cleaned
 
 
 FILLER_TEXT = "a"

@@ -161,10 +161,10 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
         encoded = EncodedImage(item.image.load(), self.data.max_pixels, item.place, for_boxes(self.data.pixels))
         check_size(encoded, item.size, item.place)
         element = Element("phrase", item.box, (text,))
-        crop, found = visible_elements([element], item.size, rng, crop=self.data.crop, most=1, min_inside=0.5)
-        if not found:
+        crop, visible = visible_elements([element], item.size, rng, crop=self.data.crop, most=1, min_inside=0.5)
+        if not visible:
             raise BrokenRecordError("degenerate box", item.place, f"{item.box} is a sliver of the image")
-        box = found[0][1]
+        box = visible[0][1]
         image = resize(crop.of(encoded), self.image_size)
         if rng.random() < self.data.augment.flip and not (self.data.careful_flip and mentions_side(text)):
             image, box = hflip(image), flip_box(box)
@@ -176,11 +176,11 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
     def filler(self) -> GroundingExample:
         return GroundingExample(black(self.image_size), FILLER_TEXT, WHOLE_BOX)
 
-    def collate(self, examples: Sequence[GroundingExample], valid: Tensor, **made: Any) -> GroundingBatch:
+    def collate(self, examples: Sequence[GroundingExample], valid: Tensor, **account: Any) -> GroundingBatch:
         return GroundingBatch(
             pixels=stack_views([example.pixels for example in examples]),
             text=self.text.encode_plain([example.text for example in examples]),
             boxes_cxcywh=torch.tensor([example.box for example in examples], dtype=torch.float32),
             valid=valid,
-            **made,
+            **account,
         )

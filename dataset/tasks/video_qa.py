@@ -112,7 +112,7 @@ def read_classes(path: str, key: str, classes: int) -> list[str]:
     content = read_json(path, key)
     if isinstance(content, dict) and sorted(content.values(), key=str) == sorted(range(len(content)), key=str):
         content = sorted(content, key=lambda answer: content[answer])
-    if not isinstance(content, list) or not all(isinstance(each, str) and each.strip() for each in content):
+    if not isinstance(content, list) or not all(isinstance(answer, str) and answer.strip() for answer in content):
         raise UserError(
             f"{key}: {path} is neither a JSON list of answers nor an object from answers to labels 0, 1, 2 …"
         )
@@ -162,7 +162,7 @@ class VideoQABatches(FineTuneBatches[VideoQADataConfig, VideoQuestionExample]):
     def filler(self) -> VideoQuestionExample:
         return VideoQuestionExample(self.view.filler(), FILLER_TEXT, IGNORE)
 
-    def collate(self, examples: Sequence[VideoQuestionExample], valid: Tensor, **made: Any) -> ClassifiedBatch:
+    def collate(self, examples: Sequence[VideoQuestionExample], valid: Tensor, **account: Any) -> ClassifiedBatch:
         return ClassifiedBatch(
             pixels=stack_views([example.pixels for example in examples]),
             text=self.text.encode_plain([example.question for example in examples]),
@@ -170,5 +170,5 @@ class VideoQABatches(FineTuneBatches[VideoQADataConfig, VideoQuestionExample]):
             question_of_answer=torch.arange(len(examples)),
             weights=torch.ones(len(examples)),
             valid=valid,
-            **made,
+            **account,
         )

@@ -173,14 +173,18 @@ def read_candidates(path: str, key: str) -> list[str]:
         listed = None
     if listed is None or not all(entry is None or isinstance(entry, str) for entry in listed):
         raise UserError(f"{key}: {path} is no JSON list of texts, and no JSON object from text to label")
-    found = list(dict.fromkeys(entry for entry in listed if entry is not None and entry.strip()))
-    if not found:
+    candidates = list(dict.fromkeys(entry for entry in listed if entry is not None and entry.strip()))
+    if not candidates:
         raise UserError(f"{key}: {path} has no candidate answer")
-    if len(found) < len(listed):
+    if len(candidates) < len(listed):
         logger.warning(
-            "%s: %d of %d entries of %s are null, empty or repeated", key, len(listed) - len(found), len(listed), path
+            "%s: %d of %d entries of %s are null, empty or repeated",
+            key,
+            len(listed) - len(candidates),
+            len(listed),
+            path,
         )
-    return found
+    return candidates
 
 
 def frequent_answers(
@@ -230,8 +234,8 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
         item = self.items[index]
         question = cleaned_question(item.question, self.text.max_words, item.place)
         answers = item.weighted_answers()
-        said = [question, *(answer for answer, _ in answers)]
-        may_flip = not (self.data.careful_flip and any(map(mentions_side, said)))
+        texts = [question, *(answer for answer, _ in answers)]
+        may_flip = not (self.data.careful_flip and any(map(mentions_side, texts)))
         pixels = self.view(item.source, rng, may_flip=may_flip)
         return QuestionExample(pixels, question, answers)
 
@@ -241,15 +245,15 @@ class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
     def filler(self) -> QuestionExample:
         return QuestionExample(self.view.filler(), FILLER_TEXT, [(FILLER_TEXT, 0.0)])
 
-    def collate(self, examples: Sequence[QuestionExample], valid: Tensor, **made: Any) -> QuestionBatch:
+    def collate(self, examples: Sequence[QuestionExample], valid: Tensor, **account: Any) -> QuestionBatch:
         counts = [len(example.answers) for example in examples]
-        answers = [each for example in examples for each in example.answers]
+        answers = [answer for example in examples for answer in example.answers]
         return QuestionBatch(
             pixels=stack_views([example.pixels for example in examples]),
             text=self.text.encode_plain([example.question for example in examples]),
-            answers=self.answers.encode_plain([answer for answer, _ in answers]),
+            answers=self.answers.encode_plain([text for text, _ in answers]),
             question_of_answer=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
             weights=torch.tensor([weight for _, weight in answers]),
             valid=valid,
-            **made,
+            **account,
         )

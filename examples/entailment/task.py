@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
-from engine.checkpoint import Checkpoint
 from models.fusion import FusionPass
 from models.heads import mlp_head
 from models.xvlm import XVLM, ModelConfig
@@ -70,13 +69,13 @@ class EntailmentTask(FineTuneTask[EntailmentConfig, EntailmentModel, EntailmentB
 
     measure = "accuracy"
 
-    @classmethod
-    def build(cls, config: EntailmentConfig, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
+    @staticmethod
+    def make_inputs(config: EntailmentConfig) -> None:
+        """Draw the data where there are none."""
         folder = Path(config.data.folder)
         if distributed.rank() == 0 and not (folder / "tokenizer").exists():
             draw(folder)
         distributed.barrier()
-        return super().build(config, checkpoint, trains=trains)
 
     @staticmethod
     def build_model(config: EntailmentConfig, vocab_size: int | None) -> EntailmentModel:

@@ -123,8 +123,8 @@ class PairStream(ABC):
 class ImageStream(PairStream):
     """Images with a caption each."""
 
-    def __init__(self, config: ImageStreamConfig, *made: Any):
-        super().__init__(config, *made)
+    def __init__(self, config: ImageStreamConfig, *arguments: Any):
+        super().__init__(config, *arguments)
         self.keys = config.keys()
 
     def batch(self, number: int, clean: bool, account: Account) -> ImageTextBatch:
@@ -140,8 +140,8 @@ class ImageStream(PairStream):
 class VideoStream(PairStream):
     """Clips of videos with what is said in them."""
 
-    def __init__(self, config: VideoStreamConfig, *made: Any):
-        super().__init__(config, *made)
+    def __init__(self, config: VideoStreamConfig, *arguments: Any):
+        super().__init__(config, *arguments)
         self.config = config
         for source, caption_key in zip(self.sources, self.caption_keys, strict=True):
             if source is not None:
@@ -154,7 +154,7 @@ class VideoStream(PairStream):
         record = self.config.record(raw, caption_key)
         join, frames = self.config.join_clips, self.config.min_frames
         source, captions = choose_clip(record, rng, join=join, min_frames=frames)
-        said = [self.text.choose(texts, rng, record.place) for texts in captions]
-        text = clean_caption(" ".join(said), self.text.max_words)
+        texts = [self.text.choose(alternatives, rng, record.place) for alternatives in captions]
+        text = clean_caption(" ".join(texts), self.text.max_words)
         view = self.view(source, rng, may_flip=self.may_flip(text))
         return view, self.text.encode(text, rng)

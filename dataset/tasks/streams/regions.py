@@ -71,7 +71,7 @@ class RegionStream:
 
     def batch(self, number: int, account: Account) -> RegionBatch:
         example = partial(self._example, account=account)
-        usable = [made for made in read_examples(self.source, number, account, example) if made is not None]
+        usable = [example for example in read_examples(self.source, number, account, example) if example is not None]
         images = [image for image, _ in usable]
         rows = [(place, row) for place, (_, own_rows) in enumerate(usable) for row in own_rows]
         if len(rows) > self.config.batch_size:
@@ -124,7 +124,7 @@ class RegionStream:
         caption = self._caption(record, rng, broken)
         elements, outside = elements_inside(record, width, height)
         broken += outside
-        crop, found = visible_elements(
+        crop, visible = visible_elements(
             elements,
             (width, height),
             rng,
@@ -132,16 +132,16 @@ class RegionStream:
             most=self.config.max_regions - len(caption),
             min_inside=self.config.min_inside,
         )
-        texts = [self._element_text(element, record.place, rng, broken) for element, _ in found]
+        texts = [self._element_text(element, record.place, rng, broken) for element, _ in visible]
         account.broken += broken
         image = resize(crop.of(encoded), self.image_size)
         flip = rng.random() < self.config.augment.flip
         used = [text for text in (*caption, *texts) if text is not None]
         if flip and not (self.config.careful_flip and any(mentions_side(text) for text in used)):
             image = hflip(image)
-            found = [(element, flip_box(box)) for element, box in found]
+            visible = [(element, flip_box(box)) for element, box in visible]
         rows = [self._whole(self.text.encode(text, rng)) for text in caption]
-        for text, (_, box) in zip(texts, found, strict=True):
+        for text, (_, box) in zip(texts, visible, strict=True):
             if text is not None:
                 rows.append(self._row(self.text.encode(text, rng), box))
         if not rows and not broken:
