@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.interpolate import RectBivariateSpline
 from torch import Tensor
 
 CLS_ROWS = 3
@@ -22,6 +21,9 @@ def resize_bias_table(table: Tensor, target_patches: int) -> Tensor:
     Raises:
         ValueError: if the table does not belong to a square grid.
     """
+    # Imported here: it takes a second, and most runs resize no table.
+    from scipy.interpolate import RectBivariateSpline
+
     target_side = 2 * target_patches - 1
     if table.shape[0] == target_side**2 + CLS_ROWS:
         return table
