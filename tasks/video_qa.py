@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -27,11 +27,12 @@ from dataset.tasks.video_qa import (
 )
 from models.video_qa import VideoQAModel, VideoQAModelConfig
 from tasks.base import Parts
+from tasks.drawing import ImageReader, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import HeldOut, data_options
 from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
-from tasks.vqa import by_answer_type, number_of_image
+from tasks.vqa import by_answer_type, number_of_image, question_panel
 from utils.batch import Text
 from utils.inputs import InputFile
 
@@ -117,6 +118,11 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
             metrics.append(Metric(f'always "{self.commonest}"', always))
         metrics.append(Metric("answer is a candidate", float(known.mean())))
         return Evaluation(tuple(metrics), predictions)
+
+    def panel(self, items: QuestionTable, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
+        question, answer = items[number], prediction["answer"]
+        score = float(answer == question.answers[0]) if question.answers else None
+        return question_panel(question, answer, score, read)
 
     def _predict(self, items: QuestionTable) -> np.ndarray:
         """The label of every question's likeliest answer."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tasks import two_stage
+from tasks.drawing import ImageReader
 from tasks.evaluation import Evaluation
 from tasks.inference import evaluating
 from tasks.retrieval import RetrievalConfig, RetrievalTask
@@ -221,3 +222,17 @@ def test_mistakes_are_one_line_before_training(clips, scenes_folder):
     config = load_config(ROOT / "configs/demo/vqa.yaml", [*sizes(scenes_folder), *images], VQAConfig)
     with pytest.raises(UserError, match=r"model.vision.video: this task is one of images; drop it"):
         VQATask.build(config)
+
+
+def test_videos_are_drawn_as_strips_of_their_frames(clips, scenes_folder):
+    """Side by side where one is asked about or with, below each other where it is retrieved."""
+    asked = VideoQATask.build(video_qa(clips, scenes_folder))
+    found = RetrievalTask.build(retrieval(clips, scenes_folder))
+    for task, number, wide in ((asked, 0, True), (found, 0, False), (found, CLIPS, True)):
+        items = task.held_out.test["test"]
+        with evaluating(task.model, "fp32"):
+            predictions = task.evaluate(items).predictions
+        panel = task.panel(items, number, predictions[number], ImageReader(task.held_out.view))
+        for picture in panel.pictures:
+            height, width = picture.pixels.shape[:2]
+            assert (width > 2 * height) if wide else (height > width)
