@@ -81,7 +81,7 @@ class ImageReader:
 
 
 def readable_panels(makers: Iterable[Callable[[], Panel | None]], file: str) -> tuple[list[Panel], str]:
-    """The panels that can be made, and a remark for the sheet's title on those that cannot: a broken image is left out.
+    """The panels that can be made, and a remark for the sheet's title on those that cannot, such as one of a broken image.
 
     ``file``: of the sheet, for the log.
     """
@@ -92,9 +92,12 @@ def readable_panels(makers: Iterable[Callable[[], Panel | None]], file: str) -> 
         except BrokenRecordError as error:
             logger.warning("%s: left out, since it cannot be read: %s", file, error)
             broken += 1
+        except Exception:  # a picture is not worth the report of a run
+            logger.warning("%s: an example cannot be drawn and is left out", file, exc_info=True)
+            broken += 1
         else:
             panels += [] if panel is None else [panel]
-    return panels, f" ({broken} more cannot be read)" if broken else ""
+    return panels, f" ({broken} more cannot be drawn)" if broken else ""
 
 
 def spread(count: int, wanted: int) -> list[int]:

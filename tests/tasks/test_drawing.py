@@ -300,7 +300,11 @@ def test_a_broken_image_is_left_out_with_a_note(caplog):
     def broken() -> Panel:
         raise BrokenRecordError("missing image", "a:3", "gone.png does not exist")
 
-    panels, remark = readable_panels([lambda: panel, broken, lambda: None], "predictions.png")
+    def mistaken() -> Panel:
+        raise KeyError("iou")
+
+    panels, remark = readable_panels([lambda: panel, broken, lambda: None, mistaken], "predictions.png")
     assert panels == [panel]
-    assert remark == " (1 more cannot be read)"
+    assert remark == " (2 more cannot be drawn)"
+    assert "an example cannot be drawn and is left out" in caplog.text and "KeyError: 'iou'" in caplog.text
     assert "predictions.png: left out, since it cannot be read: a:3: missing image" in caplog.text

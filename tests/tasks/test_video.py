@@ -17,7 +17,7 @@ from tasks.retrieval import RetrievalConfig, RetrievalTask
 from tasks.video_qa import VideoQAConfig, VideoQATask
 from tasks.vqa import VQAConfig, VQATask
 from tests.conftest import tiny_run
-from tests.dataset.media.test_video import encoded, without_decoders
+from tests.dataset.media.test_video import BITS, encoded, without_decoders
 from utils.config import load_config, peek
 from utils.errors import UserError
 
@@ -235,4 +235,4 @@ def test_videos_are_drawn_as_strips_of_their_frames(clips, scenes_folder):
         panel = task.panel(items, number, predictions[number], ImageReader(task.held_out.view))
         for picture in panel.pictures:
             height, width = picture.pixels.shape[:2]
-            assert (width > 2 * height) if wide else (height > width)
+            assert width / height == pytest.approx(BITS / 2 * (3 if wide else 1 / 3), rel=0.1)
