@@ -91,9 +91,10 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         rankings = search.rank(len(items.images), partial(self._read, read, items.images), captions)
         metrics = [count(f"{medium}s", len(items.images)), count("captions", len(captions))]
         chance = chance_recalls(items.captions_per_image, len(captions), medium)
-        for suffix, stage in (("", rankings.reranked), (" (cosine)", rankings.cosine)):
+        rule = f"the {config.candidates} best by cosine re-ranked"
+        for suffix, stage, rule_of in (("", rankings.reranked, rule), (" (cosine)", rankings.cosine, None)):
             recalls = retrieval_recalls(*stage.ranks(items.image_of_caption), medium)
-            metrics += [Metric(f"{name}{suffix}", value, chance[name]) for name, value in recalls.items()]
+            metrics += [Metric(f"{name}{suffix}", value, chance[name], rule=rule_of) for name, value in recalls.items()]
         return Evaluation(tuple(metrics), Nearest(items, rankings.reranked))
 
     def shown(self, predictions: Sequence[Mapping[str, Any]], count: int) -> list[int]:

@@ -110,7 +110,8 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         known = np.array([answer in listed for answer in answers])
         for kind, rows in by_answer_type([question.answer_type for question in questions]).items():
             chance = float(known[rows].mean()) / len(self.classes)
-            metrics.append(Metric(f"{kind}: accuracy" if kind else "accuracy", float(right[rows].mean()), chance))
+            name = f"{kind}: accuracy" if kind else "accuracy"
+            metrics.append(Metric(name, float(right[rows].mean()), chance, rule="exact match with the answer"))
             if kind:
                 metrics.append(count(f"{kind} questions", int(rows.sum())))
         if self.commonest is not None:
