@@ -56,7 +56,7 @@ class HeldOutConfig(Config, Generic[S]):
         None, description="split that selects the best weights; null: the last weights are the result"
     )
     test: dict[str, S] = Field(min_length=1, description="splits to report on, by name")
-    panels: int = Field(12, ge=0, description=PANELS)
+    panels: int = Field(12, ge=0, le=200, description=PANELS)
     published: dict[str, dict[str, float]] = Field(
         {}, description="published numbers, {split: {metric: percent}}; they are shown beside the measured ones"
     )

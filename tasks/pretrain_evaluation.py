@@ -64,7 +64,7 @@ class EvaluationConfig(Config):
     candidates: int = Field(16, ge=1, description="candidates that the fusion encoder re-ranks, each way")
     batch_size: int = Field(50, ge=1, description="images in one forward pass")
     limit: int | None = Field(None, ge=1, description="read so many records at most")
-    panels: int = Field(12, ge=0, description=PANELS)
+    panels: int = Field(12, ge=0, le=200, description=PANELS)
 
     @model_validator(mode="after")
     def _has_files(self) -> EvaluationConfig:
