@@ -65,6 +65,11 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint in ``folder``; 0 if there is none."""
+    return max((checkpoint.step for checkpoint in list_checkpoints(folder)), default=0)
+
+
 def save_checkpoint(folder: Path, step: int, model: nn.Module, training: dict[str, Any], keep: int) -> Checkpoint:
     """Write a checkpoint atomically (under a temporary name, then renamed), and remove all but the newest ``keep``."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.devices import peak_of
-from engine.run_folder import MetricsLog
+from engine.metrics_log import MetricsLog
 from engine.throughput import Throughput
 from engine.train_config import TrainConfig
 from utils import distributed

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import os
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import numpy as np
 
 from engine.checkpoint import BEST_FILE, CHECKPOINTS, CONFIG_FILE, Checkpoint, list_checkpoints
+from engine.curves import replaced_events
 from utils import distributed
 from utils.config import Config, dump_config, read_yaml
 from utils.errors import UserError
@@ -45,6 +45,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.validation = path / "validation.jsonl"
         self.log = path / "log.txt"
+        self.events = path / "tensorboard"
 
     @classmethod
     def open(
@@ -81,6 +82,14 @@ class RunFolder:
         distributed.barrier()
         return folder, checkpoints[-1] if checkpoints else None
 
+    def show(self, name: str, image: np.ndarray, step: int) -> None:
+        """Show an image (H, W, 3) uint8 in TensorBoard, in the place of an earlier one of this name; nothing where the folder
+        has no events, as after an evaluation."""
+        if not self.events.is_dir():
+            return
+        with replaced_events(self.events, name) as events:
+            events.add_image(name, image, step, dataformats="HWC")
+
     def _require_same_config(self, saved: Path, config: Config, evaluate: bool) -> None:
         before, now = _flat(read_yaml(saved)), _flat(config.model_dump(mode="json"))
         changed = [
@@ -102,7 +111,11 @@ def _may_change(key: str) -> bool:
 
 def _affects_metrics(key: str) -> bool:
     """Whether a key of the evaluation changes its metrics, and not only its speed."""
-    return key.startswith("evaluation.") and not key.endswith((".batch_size", ".precision", ".panels"))
+    return (
+        key.startswith("evaluation.")
+        and not key.endswith((".batch_size", ".precision", ".panels"))
+        and (".published" not in key)
+    )
 
 
 def _is_in(key: str, sections: tuple[str, ...]) -> bool:
@@ -116,65 +129,3 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
-
-
-def _json_line(values: dict[str, float]) -> str:
-    """One line of JSON. NaN and infinity, which JSON lacks, become null."""
-    return json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()}) + "\n"
-
-
-class MetricsLog:
-    """Writes ``metrics.jsonl`` (a line per logged step), ``validation.jsonl`` (a line per validation), and both as TensorBoard
-    events."""
-
-    def __init__(self, folder: RunFolder, after_step: int):
-        """Open for appending, after removing lines later than ``after_step``: a run may have been killed after them."""
-        for path in (folder.metrics, folder.validation):
-            self._truncate(path, after_step)
-        self._validation = folder.validation
-        self._file: IO[str] = folder.metrics.open("a", encoding="utf-8")
-        # Imported here: the import takes a second, and only the rank that writes needs it.
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._events = SummaryWriter(str(folder.path / "tensorboard"), purge_step=after_step + 1)
-
-    @staticmethod
-    def _truncate(path: Path, step: int) -> None:
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if values["step"] > step:
-                break
-            kept.append(line + "\n")
-        write_text(path, "".join(kept))
-
-    def write(self, values: dict[str, float]) -> None:
-        """Append one line of ``values``, among them ``step``."""
-        self._file.write(_json_line(values))
-        self._file.flush()
-        for name, value in values.items():
-            if name != "step":
-                self._events.add_scalar(name, value, int(values["step"]))
-
-    def write_validation(self, step: int, values: dict[str, float]) -> None:
-        """Append the metrics of the validation after ``step``."""
-        with self._validation.open("a", encoding="utf-8") as file:
-            file.write(_json_line({"step": step, **values}))
-            file.flush()
-            os.fsync(file.fileno())
-        for name, value in values.items():
-            self._events.add_scalar(f"validation/{name}", value, step)
-
-    def sync(self) -> None:
-        """Flush all lines to the disk: a checkpoint must never be newer than its metrics."""
-        os.fsync(self._file.fileno())
-        self._events.flush()
-
-    def close(self) -> None:
-        self._file.close()
-        self._events.close()

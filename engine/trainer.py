@@ -20,11 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.checkpoint import Checkpoint, save_best, save_checkpoint
 from engine.losses import WeightedSum, count_step, sum_tensors
+from engine.metrics_log import MetricsLog
 from engine.parallel import data_parallel
 from engine.precision import Precision
 from engine.prefetch import prefetch
 from engine.report import PendingStep, Reporter, Tally
-from engine.run_folder import MetricsLog, RunFolder
+from engine.run_folder import RunFolder
 from engine.seeds import mix_seed, seed_generators
 from engine.task import Task, TaskModel
 from engine.train_config import TrainConfig

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from models.checkpoints import LoadReport
 from models.generation import DecodingConfig
 from models.self_critical import Reward, SelfCriticalConfig, SelfCriticalModel
 from tasks.base import Parts
+from tasks.drawing import DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import HeldOut, data_options
 from tasks.kinds import TaskKind
@@ -96,6 +97,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
     """Model, data and evaluation of a captioning run."""
 
     measure = "CIDEr"
+    legend = "black: generated · grey: the first of the reference captions"
 
     def __init__(self, config: CaptioningConfig, parts: Parts[CaptioningModel, CaptioningBatches], held_out: HeldOut):
         super().__init__(config, parts, held_out)
@@ -160,6 +162,11 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
             for identity, caption in zip(items.ids, captions, strict=True)
         ]
         return Evaluation(tuple(metrics), predictions)
+
+    def panel(self, items: CaptionedImages, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
+        reference = items.captions[int(np.searchsorted(items.image_of_caption, number))]
+        lines = (Line(prediction["caption"] or "(no caption)"), Line(f"reference: {reference}", faint=True))
+        return Panel((DrawnImage(read(items.images[number])),), lines)
 
     def captions(self, items: CaptionedImages) -> list[str]:
         """A generated caption for each image, the same on every rank."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tasks.facts import Facts
 from utils.files import write_text
+
+logger = logging.getLogger(__name__)
 
 Unit = Literal["share", "score", "count"]
 """share: in 0..1, shown as a percentage. score: shown times 100 without a sign, as papers do with BLEU or CIDEr. count: the size
@@ -18,20 +22,30 @@ of a set, an integer."""
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of an evaluation. ``chance``: the value of a guess; None where a guess has none. ``rule``: how it is measured,
-    where there is more than one way."""
+    """One number of an evaluation.
+
+    ``chance``: the value of a guess; None where a guess has none. ``rule``: how it is measured, where there is more than one
+    way. ``published``: the paper's number, as a value.
+    """
 
     name: str
     value: float
     chance: float | None = None
     unit: Unit = "share"
     rule: str | None = None
+    published: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The metric without its name. A value that is NaN, of an empty set for instance, is null; no chance is left out."""
         values = {"value": None if math.isnan(self.value) else self.value, "unit": self.unit}
-        known = {"chance": self.chance, "rule": self.rule}
+        known = {"chance": self.chance, "published": self.published, "rule": self.rule}
         return values | {name: value for name, value in known.items() if value is not None}
+
+    def shown(self, value: float | None) -> str:
+        """A value of this metric in a column of tables; empty for None."""
+        if value is None:
+            return ""
+        return "   none" if math.isnan(value) else f"{100 * value:6.1f}{'%' if self.unit == 'share' else ' '}"
 
 
 @dataclass(frozen=True)
@@ -39,11 +53,12 @@ class Evaluation:
     """Metrics of one split in the order in which they are shown.
 
     ``predictions``: one JSON object per example, to be written to a file; where the data set has an evaluation server, as that
-    takes them.
+    takes them. ``facts``: None where nobody asks for them, as in a validation.
     """
 
     metrics: tuple[Metric, ...]
     predictions: Sequence[Mapping[str, Any]] | None = None
+    facts: Facts | None = None
 
     def __getitem__(self, name: str) -> Metric:
         """The metric of a name; raises a :class:`KeyError` where there is none."""
@@ -57,27 +72,40 @@ class Evaluation:
         return {metric.name: metric.value for metric in self.metrics}
 
     def as_json(self) -> dict[str, Any]:
-        """The metrics by name, for ``evaluation.json``."""
-        return {metric.name: metric.as_json() for metric in self.metrics}
+        """The metrics by name, for ``evaluation.json``; with each but the sizes, the facts."""
+        facts = {} if self.facts is None else self.facts.as_json()
+        return {metric.name: metric.as_json() | ({} if metric.unit == "count" else facts) for metric in self.metrics}
+
+    def with_published(self, percent: Mapping[str, float], split: str) -> Evaluation:
+        """The same beside the published numbers, in percent by metric; logs those that ``split`` has no metric for."""
+        for name in percent.keys() - self.values().keys():
+            logger.warning("evaluation.published.%s: there is no metric %r", split, name)
+        metrics = (
+            replace(metric, published=round(percent[metric.name] / 100, 6)) if metric.name in percent else metric
+            for metric in self.metrics
+        )
+        return replace(self, metrics=tuple(metrics))
 
     def table(self, title: str = "held-out") -> str:
-        """The metrics as text, measured beside chance, with the sizes of the sets and the rules in the last line.
+        """The metrics as text: measured, chance and where there are any the published numbers. The line below them says in
+        brackets the sizes of the sets, the rules, the split's files, the weights, and how those were trained.
 
-        Without any metric but sizes, one line that says so.
+        Without any metric but sizes, the first line says so.
         """
         shown = [metric for metric in self.metrics if metric.unit != "count"]
+        sizes = ", ".join(f"{metric.value} {metric.name}" for metric in self.metrics if metric.unit == "count")
+        rules = dict.fromkeys(metric.rule for metric in shown if metric.rule is not None)
+        facts = [] if self.facts is None else self.facts.texts()
+        below = "; ".join(filter(None, [sizes, *rules, *facts]))
         if not shown:
-            return f"{title}: nothing to measure"
+            return f"{title}: nothing to measure" + (f"\n({below})" if self.facts is not None else "")
         width = max(len(name) for name in (*(metric.name for metric in shown), title))
-        lines = [f"{title:{width}}  measured  chance"]
+        published = any(metric.published is not None for metric in shown)
+        lines = [f"{title:{width}}  measured  chance" + ("  published" if published else "")]
         for metric in shown:
-            sign = "%" if metric.unit == "share" else " "
-            chance = "" if metric.chance is None else f"{100 * metric.chance:5.1f}{sign}"
-            value = "   none" if math.isnan(metric.value) else f"{100 * metric.value:6.1f}{sign}"
-            lines.append(f"{metric.name:{width}}  {value}  {chance}".rstrip())
-        sizes = [f"{metric.value} {metric.name}" for metric in self.metrics if metric.unit == "count"]
-        rules = dict.fromkeys(metric.rule for metric in self.metrics if metric.rule is not None)
-        below = "; ".join([", ".join(sizes), *rules] if sizes else rules)
+            chance = metric.shown(metric.chance)[1:]
+            line = f"{metric.name:{width}}  {metric.shown(metric.value)}  {chance:6}"
+            lines.append((f"{line}    {metric.shown(metric.published)}" if published else line).rstrip())
         return "\n".join([*lines, f"({below})"] if below else lines)
 
 
@@ -102,6 +130,13 @@ def write_evaluations(folder: Path, evaluations: Mapping[str, Evaluation]) -> No
     """Write ``evaluation.json`` into ``folder``: for each split its metrics by name."""
     results = {name: evaluation.as_json() for name, evaluation in evaluations.items()}
     write_text(folder / "evaluation.json", json.dumps(results, indent=2) + "\n")
+
+
+def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> str:
+    """Write the predictions as a JSON list, one in a line; returns a line that names the file."""
+    lines = ",\n".join(json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
+    write_text(path, f"[\n{lines}\n]\n")
+    return f"{len(predictions)} predictions in {path}"
 
 
 def _mean(metrics: Sequence[Metric]) -> Metric:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -15,23 +14,28 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dataset.media.video import VideoSource
 from dataset.media.views import EvaluationView
+from dataset.records.schema import ImageSource
 from dataset.tasks.finetune import FineTuneDataConfig, in_batches
 from dataset.text.processors import PlainTextProcessor
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import Checkpoint, newest_step
 from engine.precision import PrecisionName, check_precision
 from engine.run_folder import RunFolder
 from models.checkpoints import load_weights
 from tasks.base import B, BaseTask, M, Parts, RunConfig, build_parts, video_frames
-from tasks.evaluation import Evaluation, mean_of_splits, write_evaluations
+from tasks.drawing import PANELS, ImageReader, Panel, Sheet, draw_sheet, readable_panels, spread
+from tasks.evaluation import Evaluation, mean_of_splits, write_evaluations, write_predictions
+from tasks.facts import Facts, files_of, measured_weights
 from tasks.inference import device_of, evaluating, progress
 from utils import distributed
 from utils.batch import Text, to_device
 from utils.config import Config
-from utils.files import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
 
 MEAN = "mean of splits"
 """The entry of a report beside those of the splits."""
@@ -52,6 +56,10 @@ class HeldOutConfig(Config, Generic[S]):
         None, description="split that selects the best weights; null: the last weights are the result"
     )
     test: dict[str, S] = Field(min_length=1, description="splits to report on, by name")
+    panels: int = Field(12, ge=0, le=200, description=PANELS)
+    published: dict[str, dict[str, float]] = Field(
+        {}, description="published numbers, {split: {metric: percent}}; they are shown beside the measured ones"
+    )
 
 
 class FineTuneConfig(RunConfig):
@@ -83,6 +91,9 @@ class FineTuneTask(BaseTask[F, M, B]):
 
     measure: ClassVar[str]
     """The metric that selects."""
+
+    legend: ClassVar[str] = "tick: right · cross: wrong"
+    """How the panels of a sheet are read."""
 
     def __init__(self, config: F, parts: Parts[M, B], held_out: HeldOut):
         super().__init__(config, parts)
@@ -135,10 +146,8 @@ class FineTuneTask(BaseTask[F, M, B]):
         read: Callable[[EvaluationView, int, Sequence[T], int], tuple[P, str]],
         forward: Callable[[list[P], Text], Tensor],
         description: str,
-        *,
-        alone: bool = False,
     ) -> np.ndarray:
-        """Run ``forward`` on every item; each rank runs its share, or with ``alone`` this one runs all.
+        """Run ``forward`` on every item; each rank runs its share.
 
         Args:
             items: at least one.
@@ -150,15 +159,14 @@ class FineTuneTask(BaseTask[F, M, B]):
             The rows of all items, in order.
         """
         size, device = self.config.evaluation.batch_size, device_of(self.model)
-        share = range(len(items)) if alone else distributed.share_of(len(items))
+        share = distributed.share_of(len(items))
         reader = partial(read, self.held_out.view, self.text.max_words, items)
         batches = in_batches(reader, share, size, self.config.data.workers, partial(place_of, items))
         local = []
         for batch in progress(batches, description, -(-len(share) // size)):
             text = to_device(self.text.encode_plain([text for _, text in batch]), device)
             local.append(forward([images for images, _ in batch], text).cpu().numpy())
-        by_rank = [local] if alone else distributed.gather_objects(local)
-        return np.concatenate([rows for rank in by_rank for rows in rank])
+        return np.concatenate([rows for rank in distributed.gather_objects(local) for rows in rank])
 
     def validate(self) -> dict[str, float]:
         """See :class:`engine.task.Task`."""
@@ -172,8 +180,9 @@ class FineTuneTask(BaseTask[F, M, B]):
     def report(self, folder: RunFolder) -> str:
         """Evaluate the best weights, or where the run kept none the present ones.
 
-        Writes ``evaluation.json``, with the mean where several splits are measured, and ``predictions_<split>.json`` where
-        there are predictions.
+        Writes ``evaluation.json``, with the mean where several splits are measured; for each split
+        ``predictions_<split>.json`` where there are predictions; and where the task draws them ``predictions.png``, or of
+        several splits ``predictions_<split>.png``.
         """
         if folder.best.is_file():
             load_weights(self.model, folder.best).require_complete()
@@ -181,16 +190,69 @@ class FineTuneTask(BaseTask[F, M, B]):
             evaluations = {name: self.evaluate(items) for name, items in self.held_out.test.items()}
         if distributed.rank() != 0:
             return ""
-        tables = []
+        notes: dict[str, list[str]] = {name: [] for name in evaluations}
         for name, evaluation in evaluations.items():
-            tables.append(evaluation.table(name))
             if evaluation.predictions is not None:
-                tables[-1] += "\n" + _write_predictions(folder.path / f"predictions_{name}.json", evaluation)
-        if mean := mean_of_splits(evaluations.values()):
-            evaluations[MEAN] = mean
-            tables.append(mean.table(MEAN))
+                notes[name].append(write_predictions(folder.path / f"predictions_{name}.json", evaluation.predictions))
+        evaluations = self._with_facts(folder, evaluations)
         write_evaluations(folder.path, evaluations)
-        return "\n\n".join(tables)
+        for name, note in self._draw(folder, evaluations).items():
+            notes[name].append(note)
+        return "\n\n".join(
+            "\n".join([evaluation.table(name), *notes.get(name, [])]) for name, evaluation in evaluations.items()
+        )
+
+    def panel(self, items: Any, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel | None:
+        """What is drawn of prediction ``number`` of a split; None: nothing. A task that draws overrides this.
+
+        Args:
+            items: the split.
+            number: of the prediction, among those of :meth:`evaluate`.
+            prediction: the prediction, which is also written to ``predictions_<split>.json``.
+            read: reads an image or a video of ``items``.
+        """
+        return None
+
+    def shown(self, predictions: Sequence[Mapping[str, Any]], count: int) -> list[int]:
+        """The numbers of the ``count`` predictions that are drawn, or of fewer where there are fewer."""
+        return spread(len(predictions), count)
+
+    def _with_facts(self, folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+        """The evaluations, and their mean where there are several, with what the report says of them."""
+        config = self.config
+        weights = measured_weights(folder, config.init.checkpoint, getattr(config, "task", None))
+        named = {
+            name: replace(evaluation, facts=Facts(files_of(config.evaluation.test[name]), weights))
+            for name, evaluation in evaluations.items()
+        }
+        if mean := mean_of_splits(evaluations.values()):
+            named[MEAN] = replace(mean, facts=Facts(", ".join(evaluations), weights))
+        published = config.evaluation.published
+        for name in sorted(published.keys() - named.keys()):
+            logger.warning("evaluation.published.%s: no such split is measured", name)
+        return {
+            name: evaluation.with_published(published[name], name) if name in published else evaluation
+            for name, evaluation in named.items()
+        }
+
+    def _draw(self, folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
+        """Draw some predictions of each split; returns by split a line that names the file."""
+        test, count = self.held_out.test, self.config.evaluation.panels
+        reader, notes, step = ImageReader(self.held_out.view), {}, newest_step(folder.checkpoints)
+        for name, items in test.items():
+            predictions = evaluations[name].predictions
+            if not count or not predictions:
+                continue
+            path = folder.path / (f"predictions_{name}.png" if len(test) > 1 else "predictions.png")
+            numbers = self.shown(predictions, count)
+            panels, broken = readable_panels(
+                [partial(self.panel, items, number, predictions[number], reader) for number in numbers], path.name
+            )
+            if panels:
+                title = f"{name}: {len(panels)} of {len(predictions):,} predictions, from all over the split{broken}"
+                folder.show(f"predictions/{name}", draw_sheet(Sheet(title, self.legend, panels), path), step)
+                notes[name] = f"{len(panels)} of them are drawn in {path}"
+        return notes
 
 
 def data_options(config: FineTuneConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -208,9 +270,6 @@ def place_of(items: Sequence[Any], index: int) -> str:
     return str(getattr(items[index], "place", f"record {index}"))
 
 
-def _write_predictions(path: Path, evaluation: Evaluation) -> str:
-    """Write the predictions as a JSON list; returns a line that names the file."""
-    predictions = evaluation.predictions or ()
-    lines = ",\n".join(json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
-    write_text(path, f"[\n{lines}\n]\n")
-    return f"{len(predictions)} predictions in {path}"
+def name_of(source: ImageSource | VideoSource) -> str:
+    """What predictions call an image or a video: its file, or where it lies in one."""
+    return source.place if source.path is None else str(source.path)

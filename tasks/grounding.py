@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -13,15 +13,12 @@ from torch import Tensor
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
 from dataset.tasks.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig, Phrase, read_phrases
-from engine.run_folder import RunFolder
 from metrics.grounding import iou, pixel_iou, share_at_least
 from models.grounding import GroundingModel
-from tasks.drawing import SIDE, Panel, Prediction, draw_predictions
+from tasks.drawing import BOX_LEGEND, DrawnImage, ImageReader, Line, Panel, colours, pair_of_boxes
 from tasks.evaluation import Evaluation, Metric, count
-from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options
-from tasks.inference import evaluating
+from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options, name_of
 from tasks.kinds import TaskKind
-from utils import distributed
 from utils.batch import Text
 
 if TYPE_CHECKING:
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
 
 class GroundingEvaluationConfig(HeldOutConfig[GroundingSplitConfig]):
     """Splits to measure; the paper reports val, which also selects, testA and testB."""
-
-    panels: int = Field(12, ge=0, description="phrases in predictions.png, spread over the last split; 0 = no picture")
 
 
 class GroundingConfig(FineTuneConfig):
@@ -46,6 +41,7 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
     """Model, data and evaluation of a grounding run."""
 
     measure = "IoU >= 0.5"
+    legend = BOX_LEGEND
 
     @staticmethod
     def build_model(config: GroundingConfig, vocab_size: int | None) -> GroundingModel:
@@ -83,43 +79,43 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
             for grain in sorted(set(grains.tolist())):
                 rows = np.flatnonzero(grains == grain)
                 metrics += [accuracy(f"{grain}: {self.measure}", rows), count(f"{grain} phrases", len(rows))]
-        return Evaluation(tuple(metrics))
+        return Evaluation(tuple(metrics), _predictions(items, predicted, true))
 
-    def report(self, folder: RunFolder) -> str:
-        """As for every task, with an image of some predictions."""
-        table = super().report(folder)
-        panels = self.config.evaluation.panels
-        if distributed.rank() == 0 and panels:
-            items = list(self.held_out.test.values())[-1]
-            shown = [items[place] for place in np.linspace(0, len(items) - 1, min(panels, len(items))).astype(int)]
-            with evaluating(self.model, self.config.evaluation.precision):
-                boxes = self._locate(shown, alone=True)
-            view = EvaluationView(SIDE, self.config.data.max_pixels, pixels=self.config.data.pixels)
-            draw_predictions(
-                [
-                    Panel(
-                        view(item.image, item.size).permute(1, 2, 0).numpy(),
-                        [Prediction(item.text, relative_box(item), tuple(box.tolist()))],
-                    )
-                    for item, box in zip(shown, boxes, strict=True)
-                ],
-                folder.path / "predictions.png",
-            )
-        return table
+    def panel(self, items: list[Phrase], number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
+        item, colour = items[number], colours(1)[0]
+        boxes = pair_of_boxes(prediction, item.size, colour)
+        line = Line(f"IoU {prediction['iou']:.2f} · {item.text}", prediction["iou"] >= 0.5, (colour, ""))
+        return Panel((DrawnImage(read(item.image, size=item.size), (boxes,)),), (line,))
 
-    def _locate(self, items: list[Phrase], *, alone: bool = False) -> np.ndarray:
-        """The box of every phrase, (N, 4); ``alone``: see :meth:`outputs`."""
+    def _locate(self, items: list[Phrase]) -> np.ndarray:
+        """The box of every phrase, (N, 4)."""
 
         def locate(images: list[Tensor], text: Text) -> Tensor:
             return self.model.locate(torch.stack(images).to(text.ids.device), text)
 
-        return self.outputs(items, _read, locate, "locating", alone=alone)
+        return self.outputs(items, _read, locate, "locating")
 
 
 def relative_box(item: Phrase) -> tuple[float, float, float, float]:
     """The true box relative to its image, centre and size."""
     (x, y, w, h), (width, height) = item.box, item.size
     return (x + w / 2) / width, (y + h / 2) / height, w / width, h / height
+
+
+def _predictions(items: Sequence[Phrase], predicted: np.ndarray, true: np.ndarray) -> list[dict[str, Any]]:
+    """One of each phrase, with boxes as x, y, width, height in pixels."""
+    sizes = np.array([item.size for item in items], dtype=np.float64)
+    boxes = _in_pixels(predicted, sizes).round(2).tolist()
+    return [
+        {
+            "image": name_of(item.image),
+            "phrase": item.text,
+            "predicted": box,
+            "true": list(item.box),
+            "iou": round(overlap, 4),
+        }
+        for item, box, overlap in zip(items, boxes, iou(predicted, true).tolist(), strict=True)
+    ]
 
 
 def _published(a: np.ndarray, b: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from dataset.formats import iglue
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
 from dataset.tasks.nlvr import (
@@ -23,6 +24,7 @@ from dataset.tasks.nlvr import (
 )
 from metrics.classification import accuracy, consistency
 from models.nlvr import NLVRModel, NLVRModelConfig
+from tasks.drawing import SIDE, DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options
 from tasks.kinds import TaskKind
@@ -30,6 +32,10 @@ from utils.batch import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+_CLASS_NAMES = {2: ("false", "true"), 3: iglue.ENTAILMENT}
+"""What the labels are called, by the number of classes."""
 
 
 class NLVREvaluationConfig(HeldOutConfig[NLVRSplitConfig]):
@@ -76,14 +82,35 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
         guessed = np.mean(
             [self.config.model.classes ** -float(statements) for statements in Counter(sentences).values()]
         )
-        return Evaluation(
-            (
-                count("statements", len(items)),
-                count("sentences", len(set(sentences))),
-                Metric("accuracy", accuracy(predicted, true), float(majority)),
-                Metric("consistency", consistency(predicted == true, sentences), float(guessed)),
-            )
+        metrics = (
+            count("statements", len(items)),
+            count("sentences", len(set(sentences))),
+            Metric("accuracy", accuracy(predicted, true), float(majority)),
+            Metric("consistency", consistency(predicted == true, sentences), float(guessed)),
         )
+        return Evaluation(
+            metrics, [self._prediction(item, label) for item, label in zip(items, predicted, strict=True)]
+        )
+
+    def _prediction(self, item: Statement, predicted: int) -> dict[str, Any]:
+        names = _CLASS_NAMES[self.config.model.classes]
+        return {
+            "place": item.place,
+            "sentence_id": item.sentence_id,
+            "sentence": item.sentence,
+            "predicted": names[int(predicted)],
+            "true": names[item.label],
+        }
+
+    def panel(self, items: list[Statement], number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
+        item, predicted, true = items[number], prediction["predicted"], prediction["true"]
+        side = SIDE if len(item.images) == 1 else SIDE // 2
+        lines = (
+            Line(item.sentence),
+            Line(f"predicted: {predicted}", predicted == true),
+            Line(f"annotated: {true}", faint=True),
+        )
+        return Panel(tuple(DrawnImage(read(image, side=side)) for image in item.images), lines)
 
     def _predict(self, items: list[Statement]) -> np.ndarray:
         """The class of every statement."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from dataset.tasks.pretrain import DataConfig, PretrainBatches
 from dataset.text.processors import TextProcessor
+from engine.checkpoint import newest_step
 from engine.run_folder import RunFolder
 from models.multigrained import LossWeights, PretrainModelConfig, StreamWeights
 from models.pretrain import PretrainModel
 from tasks.base import BaseTask, Parts, RunConfig, video_frames
-from tasks.evaluation import write_evaluations
+from tasks.evaluation import write_evaluations, write_predictions
+from tasks.facts import Facts, files_of, measured_weights
 from tasks.inference import evaluating
 from tasks.kinds import TaskKind
 from tasks.pretrain_evaluation import EvaluationConfig, PretrainEvaluator, check_files
@@ -87,17 +90,26 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
         return {}
 
     def report(self, folder: RunFolder) -> str:
-        """Evaluate on all ranks; write ``evaluation.json`` and ``predictions.png`` into ``folder``, and return the table."""
+        """Evaluate on all ranks; write ``evaluation.json``, ``predictions_held-out.json`` and ``predictions.png`` into
+        ``folder``, and return the table."""
         if self.config.evaluation is None:
             return ""
         evaluator = self.evaluator()
         with evaluating(self.model, "fp32"):
             evaluation = evaluator.evaluate()
-            if distributed.rank() != 0:
-                return ""
-            evaluator.draw(folder.path / "predictions.png")
+        if distributed.rank() != 0:
+            return ""
+        weights = measured_weights(folder, self.config.init.checkpoint, self.config.task)
+        evaluation = replace(evaluation, facts=Facts(files_of(self.config.evaluation), weights))
         write_evaluations(folder.path, {HELD_OUT: evaluation})
-        return evaluation.table(HELD_OUT)
+        texts = [evaluation.table(HELD_OUT)]
+        if evaluation.predictions:
+            texts.append(write_predictions(folder.path / f"predictions_{HELD_OUT}.json", evaluation.predictions))
+        sheet = evaluator.draw(folder.path / "predictions.png")
+        if sheet is not None:
+            folder.show(f"predictions/{HELD_OUT}", sheet, newest_step(folder.checkpoints))
+            texts.append(f"some of them are drawn in {folder.path / 'predictions.png'}")
+        return "\n".join(texts)
 
     def evaluator(self) -> PretrainEvaluator:
         """Reads the held-out records, to evaluate the model on them."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dataset.media.video import FrameSampler, check_backend
+from dataset.media.views import EvaluationView
+from dataset.records.schema import parse_region_record
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import sample_rng
 from dataset.tasks.held_out import HeldOutRecord, read_held_out, read_held_out_videos
@@ -18,12 +22,26 @@ from dataset.tasks.pretrain import DataConfig
 from dataset.tasks.streams.base import ImageRecordsConfig
 from dataset.tasks.streams.pairs import first_clips
 from dataset.text.processors import TextProcessor
-from metrics.grounding import accuracy_at_iou
+from metrics.grounding import accuracy_at_iou, iou
+from metrics.retrieval import NO_MATCH
 from models.multigrained import MaskedWords
 from models.packing import PackedTexts
 from models.pretrain import PretrainModel
 from models.vision import Concepts
-from tasks.drawing import Panel, Prediction, draw_predictions
+from tasks.drawing import (
+    BOX_LEGEND,
+    PANELS,
+    DrawnImage,
+    ImageReader,
+    Line,
+    Panel,
+    Sheet,
+    colours,
+    draw_sheet,
+    pair_of_boxes,
+    readable_panels,
+    spread,
+)
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.inference import device_of
 from tasks.two_stage import TwoStageRetrieval
@@ -32,6 +50,9 @@ from utils.batch import IGNORE, to_device
 from utils.config import Config
 from utils.errors import UserError
 from utils.inputs import InputShards
+
+MOST_BOXES = 10
+"""Phrases of an image that are drawn, at most."""
 
 
 class EvaluationConfig(Config):
@@ -43,7 +64,7 @@ class EvaluationConfig(Config):
     candidates: int = Field(16, ge=1, description="candidates that the fusion encoder re-ranks, each way")
     batch_size: int = Field(50, ge=1, description="images in one forward pass")
     limit: int | None = Field(None, ge=1, description="read so many records at most")
-    panels: int = Field(12, ge=1, description="images in predictions.png: the first records with boxes")
+    panels: int = Field(12, ge=0, le=200, description=PANELS)
 
     @model_validator(mode="after")
     def _has_files(self) -> EvaluationConfig:
@@ -80,6 +101,7 @@ class PretrainEvaluator:
     ):
         self.config, self.data, self.model, self.processor, self.seed = config, data, model, processor, seed
         self.device = device_of(model)
+        self.predictions: dict[str, dict[str, Any]] = {}
         self.records = self._read("files") if config.files else []
         self.with_boxes = self._read("region_files") if config.region_files else self.records
         self.videos = self._read_videos() if config.video_files else []
@@ -97,10 +119,13 @@ class PretrainEvaluator:
             index_folder=self.data.cache_index,
         )
 
-    def _read(self, which: str) -> list[HeldOutRecord]:
-        """Records under the keys that training reads: those of the region stream for boxes, if there is one."""
+    def _stream(self, which: str) -> ImageRecordsConfig:
+        """How training reads such records: for boxes as the region stream does, if there is one."""
         regions = self.data.regions if which == "region_files" or self.data.images is None else None
-        stream = regions or self.data.images or ImageRecordsConfig(files=[], batch_size=1)
+        return regions or self.data.images or ImageRecordsConfig(files=[], batch_size=1)
+
+    def _read(self, which: str) -> list[HeldOutRecord]:
+        stream = self._stream(which)
         return read_held_out(
             getattr(self.config, which),
             self.processor,
@@ -115,9 +140,15 @@ class PretrainEvaluator:
         )
 
     def evaluate(self) -> Evaluation:
-        """All metrics of the held-out records; the same on every rank."""
+        """All metrics of the held-out records, and a prediction of each record that has any; the same on every rank."""
+        self.predictions = {}
         metrics = [*self._retrieval(self.records, "image", "records"), *self._retrieval(self.videos, "video", "videos")]
-        return Evaluation((*metrics, *self._grounding(), *self._words()))
+        metrics += [*self._grounding(), *self._words()]
+        return Evaluation(tuple(metrics), list(self.predictions.values()))
+
+    def _prediction(self, record: HeldOutRecord) -> dict[str, Any]:
+        """What is predicted of a record, to be added to."""
+        return self.predictions.setdefault(record.place, {"place": record.place})
 
     def _retrieval(self, records: Sequence[HeldOutRecord], medium: str, size: str) -> list[Metric]:
         """Recall of the first caption of each image, and of its image, among all; chance: a random order."""
@@ -139,6 +170,10 @@ class PretrainEvaluator:
             image_ranks, text_ranks = stage.ranks(np.arange(len(captioned)))
             metrics.append(Metric(f"{medium} to text R@1 ({name})", float((image_ranks < 1).mean()), chance))
             metrics.append(Metric(f"text to {medium} R@1 ({name})", float((text_ranks < 1).mean()), chance))
+            for record, image_rank, text_rank in zip(captioned, image_ranks, text_ranks, strict=True):
+                ranks = {f"{medium} to text": _from_one(image_rank), f"text to {medium}": _from_one(text_rank)}
+                self._prediction(record)["caption"] = record.captions[0]
+                self._prediction(record).setdefault("ranks", {})[name] = ranks
         return metrics
 
     def _grounding(self) -> list[Metric]:
@@ -150,6 +185,7 @@ class PretrainEvaluator:
         by_rank = distributed.gather_objects(self._predict_boxes(records[share.start : share.stop]))
         predicted = np.concatenate([boxes for of_rank in by_rank for boxes in of_rank])
         true = np.array([element.box for record in records for element in record.elements])
+        self._keep_boxes(records, predicted, iou(predicted, true))
         grains = np.array([element.grain for record in records for element in record.elements])
         metrics = []
         for grain in sorted(set(grains.tolist())):
@@ -203,17 +239,61 @@ class PretrainEvaluator:
     def _encode_texts(self, texts: Sequence[str]) -> PackedTexts:
         return self.model.text([to_device(self.processor.encode_plain(texts), self.device)])[0]
 
-    def draw(self, path: Path) -> None:
-        """Write the first held-out images with true and predicted boxes and their phrases."""
-        records = [record for record in self.with_boxes if record.elements][: self.config.panels]
-        if not records:
-            return
-        panels = []
-        for record, boxes in zip(records, self._predict_boxes(records), strict=True):
-            pairs = zip(record.elements, boxes, strict=True)
-            predictions = [Prediction(element.caption, element.box, tuple(box.tolist())) for element, box in pairs]
-            panels.append(Panel(record.pixels.permute(1, 2, 0).numpy(), predictions))
-        draw_predictions(panels, path)
+    def _keep_boxes(self, records: Sequence[HeldOutRecord], predicted: np.ndarray, overlaps: np.ndarray) -> None:
+        """Predictions of boxes, as x, y, width, height in pixels."""
+        boxes, ious = iter(predicted.tolist()), iter(overlaps.tolist())
+        for record in records:
+            assert record.size is not None
+            self._prediction(record)["boxes"] = [
+                {
+                    "phrase": element.caption,
+                    "grain": element.grain,
+                    "predicted": _in_pixels(next(boxes), record.size),
+                    "true": _in_pixels(element.box, record.size),
+                    "iou": round(next(ious), 4),
+                }
+                for element in record.elements
+            ]
+
+    def draw(self, path: Path) -> np.ndarray | None:
+        """Write a sheet of images with true and predicted boxes and their phrases, once they are evaluated; returns it, or None
+        where there are no boxes."""
+        numbers = [number for number, record in enumerate(self.with_boxes) if record.elements]
+        shown = [numbers[place] for place in spread(len(numbers), self.config.panels)]
+        which = "region_files" if self.config.region_files else "files"
+        shards = Shards(getattr(self.config, which), key=f"evaluation.{which}", index_folder=self.data.cache_index)
+        panels, broken = readable_panels((partial(self._panel, shards, which, number) for number in shown), path.name)
+        if not panels:
+            return None
+        title = f"held-out: {len(panels)} of {len(numbers):,} images with boxes, from all over the files{broken}"
+        return draw_sheet(Sheet(title, BOX_LEGEND, panels), path)
+
+    def _panel(self, shards: Shards, which: str, number: int) -> Panel:
+        """An image, decoded again, with the boxes of at most :data:`MOST_BOXES` phrases."""
+        record, stream = self.with_boxes[number], self._stream(which)
+        source = parse_region_record(shards.read(number), stream.keys(), stream.caption_key).image
+        view = EvaluationView(self.model.config.vision.image_size, self.data.max_pixels, pixels=self.data.pixels)
+        pixels = ImageReader(view)(source, size=record.size)
+        boxes = self.predictions[record.place]["boxes"]
+        chosen = [boxes[place] for place in spread(len(boxes), MOST_BOXES)]
+        pairs, lines = [], []
+        for place, (box, colour) in enumerate(zip(chosen, colours(len(chosen)), strict=True), start=1):
+            label = str(place) if len(chosen) > 1 else ""
+            pairs.append(pair_of_boxes(box, record.size, colour, label))
+            lines.append(Line(f"IoU {box['iou']:.2f} · {box['phrase']}", box["iou"] >= 0.5, (colour, label)))
+        if more := len(boxes) - len(chosen):
+            lines.append(Line(f"and {more} more phrases", faint=True))
+        return Panel((DrawnImage(pixels, tuple(pairs)),), tuple(lines))
+
+
+def _from_one(rank: np.int64) -> int | None:
+    """A rank from 1; None where the true one is not among the candidates."""
+    return None if rank == NO_MATCH else int(rank) + 1
+
+
+def _in_pixels(box: Sequence[float], size: tuple[int, int]) -> list[float]:
+    (cx, cy, w, h), (width, height) = box, size
+    return [round(value, 2) for value in ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height)]
 
 
 def _blocks(records: Sequence[HeldOutRecord], size: int) -> Iterator[Sequence[HeldOutRecord]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
 from pydantic import Field
 from torch import Tensor
 
@@ -19,14 +20,21 @@ from metrics.retrieval import chance_recalls, retrieval_recalls
 from models.align import AligningConfig
 from models.retrieval import RetrievalModel
 from tasks.base import video_frames
+from tasks.drawing import DrawnImage, ImageReader, Line, Panel, spread
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import data_options, place_of
 from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
-from tasks.two_stage import TwoStageRetrieval
+from tasks.two_stage import Candidates, Stage, TwoStageRetrieval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+KEPT, SHOWN = 10, 5
+"""Nearest images or texts of a query: in ``predictions_<split>.json``, and drawn; fewer where fewer are re-ranked."""
+QUERY_SIDE, CANDIDATE_SIDE = 280, 150
+"""Pixels of an image that is asked with, and of one that is retrieved."""
 
 
 class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
@@ -48,6 +56,9 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
     """Model, data and evaluation of a retrieval run."""
 
     measure = "mean recall"
+    legend = (
+        "the five nearest after re-ranking, best first, with their scores · framed and ticked: right · cross: wrong"
+    )
 
     @staticmethod
     def build_model(config: RetrievalConfig, vocab_size: int | None) -> RetrievalModel:
@@ -80,16 +91,102 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         rankings = search.rank(len(items.images), partial(self._read, read, items.images), captions)
         metrics = [count(f"{medium}s", len(items.images)), count("captions", len(captions))]
         chance = chance_recalls(items.captions_per_image, len(captions), medium)
-        for suffix, stage in (("", rankings.reranked), (" (cosine)", rankings.cosine)):
+        rule = f"the {config.candidates} best by cosine re-ranked"
+        for suffix, stage, rule_of in (("", rankings.reranked, rule), (" (cosine)", rankings.cosine, None)):
             recalls = retrieval_recalls(*stage.ranks(items.image_of_caption), medium)
-            metrics += [Metric(f"{name}{suffix}", value, chance[name]) for name, value in recalls.items()]
-        return Evaluation(tuple(metrics))
+            metrics += [Metric(f"{name}{suffix}", value, chance[name], rule=rule_of) for name, value in recalls.items()]
+        return Evaluation(tuple(metrics), Nearest(items, rankings.reranked))
+
+    def shown(self, predictions: Sequence[Mapping[str, Any]], count: int) -> list[int]:
+        """Texts and their images, then images and their texts: half of each."""
+        assert isinstance(predictions, Nearest)
+        texts = len(predictions.items.captions)
+        images = spread(len(predictions) - texts, count // 2)
+        return [*spread(texts, count - len(images)), *(texts + image for image in images)]
+
+    def panel(self, items: CaptionedImages, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
+        nearest = prediction["nearest"][:SHOWN]
+        if "text" not in prediction:
+            lines = [Line(f"{text['score']:.2f} · {text['caption']}", text["right"]) for text in nearest]
+            image = read(items.images[number - len(items.captions)], side=QUERY_SIDE)
+            return Panel((DrawnImage(image),), tuple(lines), beside=True)
+        pictures = [
+            DrawnImage(
+                read(items.images[items.ids.index(image["image_id"])], side=CANDIDATE_SIDE, down=True),
+                label=f"{place} · {image['score']:.2f}",
+                right=image["image_id"] == prediction["image_id"],
+            )
+            for place, image in enumerate(nearest, start=1)
+        ]
+        above = (Line(prediction["caption"], pictures[0].right),)
+        places = [image["image_id"] for image in prediction["nearest"]]
+        right = prediction["image_id"]
+        if right in places[:SHOWN]:
+            return Panel(tuple(pictures), (), above)
+        where = f"is number {places.index(right) + 1}" if right in places else f"is not among the {len(places)} nearest"
+        return Panel(tuple(pictures), (Line(f"the right one {where}", faint=True),), above)
 
     def _read(
         self, read: Callable[[int], Tensor], images: Sequence[ImageSource | VideoSource], share: range
     ) -> Iterator[list[Tensor]]:
         size, workers = self.config.evaluation.batch_size, self.config.data.workers
         return in_batches(read, share, size, workers, partial(place_of, images))
+
+
+class Nearest(Sequence[Mapping[str, Any]]):
+    """Predictions, each made when it is asked for: of each text its nearest images, then of each image its nearest texts.
+
+    A text is known by its number among the captions of the split, an image by its id.
+    """
+
+    def __init__(self, items: CaptionedImages, stage: Stage):
+        self.items, self.stage = items, stage
+
+    def __len__(self) -> int:
+        return len(self.items.captions) + len(self.items.images)
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mapping[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        texts = len(self.items.captions)
+        return self._of_text(number) if number < texts else self._of_image(number - texts)
+
+    def _of_text(self, text: int) -> dict[str, Any]:
+        items = self.items
+        nearest = _best(self.stage.images, text)
+        return {
+            "text": text,
+            "caption": items.captions[text],
+            "image_id": items.ids[items.image_of_caption[text]],
+            "nearest": [{"image_id": items.ids[image], "score": score} for image, score in nearest],
+        }
+
+    def _of_image(self, image: int) -> dict[str, Any]:
+        items = self.items
+        nearest = [
+            {
+                "text": text,
+                "caption": items.captions[text],
+                "score": score,
+                "right": bool(items.image_of_caption[text] == image),
+            }
+            for text, score in _best(self.stage.texts, image)
+        ]
+        return {"image_id": items.ids[image], "nearest": nearest}
+
+
+def _best(candidates: Candidates, query: int) -> list[tuple[int, float]]:
+    """The :data:`KEPT` best candidates of a query with their scores, best first."""
+    scores = candidates.scores[query]
+    order = np.argsort(-scores, kind="stable")[:KEPT]
+    return [(int(candidates.ids[query, place]), round(float(scores[place]), 4)) for place in order]
 
 
 def _view_of(view: EvaluationView, images: Sequence[ImageSource | VideoSource], index: int) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -28,11 +28,12 @@ from dataset.tasks.video_qa import (
 )
 from models.video_qa import VideoQAModel, VideoQAModelConfig
 from tasks.base import ANSWERS, Parts
+from tasks.drawing import ImageReader, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import HeldOut, data_options
 from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
-from tasks.vqa import by_answer_type, number_of_image
+from tasks.vqa import by_answer_type, number_of_image, question_panel
 from utils.batch import Text
 from utils.files import write_text
 from utils.inputs import InputFile
@@ -115,7 +116,8 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         known = np.array([answer in listed for answer in answers])
         for kind, rows in by_answer_type([question.answer_type for question in questions]).items():
             chance = float(known[rows].mean()) / len(self.classes)
-            metrics.append(Metric(f"{kind}: accuracy" if kind else "accuracy", float(right[rows].mean()), chance))
+            name = f"{kind}: accuracy" if kind else "accuracy"
+            metrics.append(Metric(name, float(right[rows].mean()), chance, rule="exact match with the answer"))
             if kind:
                 metrics.append(count(f"{kind} questions", int(rows.sum())))
         if self.commonest is not None:
@@ -123,6 +125,11 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
             metrics.append(Metric(f'always "{self.commonest}"', always))
         metrics.append(Metric("answer is a candidate", float(known.mean())))
         return Evaluation(tuple(metrics), predictions)
+
+    def panel(self, items: QuestionTable, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
+        question, answer = items[number], prediction["answer"]
+        score = float(answer == question.answers[0]) if question.answers else None
+        return question_panel(question, answer, score, read)
 
     def _predict(self, items: QuestionTable) -> np.ndarray:
         """The label of every question's likeliest answer."""

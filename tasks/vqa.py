@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from models.answer_ranking import AnswerTree, Ranking, rank_answers
 from models.vqa import VQAModel, VQAModelConfig
 from optim import OptimConfig
 from tasks.base import ANSWERS, Parts
+from tasks.drawing import DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig, data_options
 from tasks.kinds import TaskKind
@@ -139,6 +140,11 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
                 metrics.append(count(f"{kind} questions", int(rows.sum())))
         return Evaluation(tuple(metrics), predictions)
 
+    def panel(self, items: QuestionTable, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
+        question, answer = items[number], prediction["answer"]
+        score = soft_accuracy if accuracy_rule([question.answers]) == SOFT else exact_match
+        return question_panel(question, answer, score(answer, question.answers) if question.answers else None, read)
+
     def _check_answer_length(self) -> None:
         length, longest = self.config.data.max_answer_tokens, self.model.decoder.embeddings.arch.longest_text
         if length > longest:
@@ -179,6 +185,20 @@ def _candidates(config: VQAConfig, training: VQABatches | None) -> list[str]:
             "a list, or the files of data.train"
         )
     return frequent_answers(training.items, str.strip, at_least=1)
+
+
+def question_panel(question: Question, answer: str, score: float | None, read: ImageReader) -> Panel:
+    """An image or video with a question, the predicted ``answer``, and the annotators' answers; right from a ``score`` of 0.5
+    on. None: nobody answered."""
+    counts = Counter(question.answers).most_common()
+    given = ", ".join(text if times == 1 else f"{text} ×{times}" for text, times in counts) or "none given"
+    points = f" ({100 * score:.0f} %)" if score is not None and 0 < score < 1 else ""
+    lines = (
+        Line(question.question),
+        Line(f"predicted: {answer}{points}", None if score is None else score >= 0.5),
+        Line(f"answers: {given}", faint=True),
+    )
+    return Panel((DrawnImage(read(question.source)),), lines)
 
 
 def by_answer_type(types: Sequence[str]) -> dict[str, np.ndarray]:

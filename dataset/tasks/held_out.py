@@ -33,12 +33,13 @@ class HeldOutElement:
 @dataclass(frozen=True)
 class HeldOutRecord:
     """An image or a video with its cleaned texts. ``pixels`` (3, S, S) uint8, or (F, 3, S, S) of a video; ``captions`` may be
-    empty."""
+    empty; ``size``: width and height of an image as decoded."""
 
     place: str
     pixels: Tensor
     captions: list[str]
     elements: list[HeldOutElement]
+    size: tuple[int, int] | None = None
 
 
 def read_held_out(
@@ -128,7 +129,7 @@ def _read_one(
             caption = clean_caption(named, processor.max_words)
         elements.append(HeldOutElement(caption, box, element.grain))
     captions = _clean(record.captions, processor, raw.place) if record.captions else []
-    return HeldOutRecord(raw.place, evaluation_view(image, image_size), captions, elements)
+    return HeldOutRecord(raw.place, evaluation_view(image, image_size), captions, elements, (width, height))
 
 
 def _clean(texts: Texts, processor: TextProcessor, place: str) -> list[str]:

@@ -254,3 +254,27 @@ def test_configs_of_the_paper_read_pixels_as_released(path):
     """The released readers apply no EXIF orientation and drop alpha; what is ours shows images as people see them."""
     is_ours = path.parent.name in ("demo", "own") or path.stem.endswith("_tiny")
     assert load(path).data.pixels == ("shown" if is_ours else "stored")
+
+
+MEASURED_CELLS = [cell for cell in CELLS if not cell.startswith("vqa/vqa2")]
+"""The numbers of VQA v2 come from its server: no split of ours has them."""
+
+
+@pytest.mark.parametrize("cell", MEASURED_CELLS)
+def test_the_published_numbers_of_a_config_are_those_of_its_head(cell):
+    """In the order of the paper's table, and each for a metric that the task gives."""
+    path = ROOT / "configs" / f"{cell}.yaml"
+    head = re.search(r"# Paper, table [345]: (.*)", path.read_text(encoding="utf-8"))[1]
+    published = load(path).evaluation.published
+    values = [value for metrics in published.values() for value in metrics.values()]
+    assert [float(number) for number in re.findall(r"\d+\.\d", head)] == values
+    known = {
+        "retrieval": {
+            f"{way} R@{k}" for way in ("image to text", "text to image", "text to video") for k in (1, 5, 10)
+        },
+        "nlvr": {"accuracy"},
+        "vqa": {"accuracy"},
+        "grounding": {"IoU >= 0.5 (published script)"},
+        "captioning": {"BLEU-4", "CIDEr"},
+    }
+    assert {name for metrics in published.values() for name in metrics} <= known[task_of(path)]

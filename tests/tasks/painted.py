@@ -25,7 +25,7 @@ SIZE = 32
 
 
 def write_pictures(folder: Path) -> None:
-    """Picture n is of the n-th colour, size and shape: plain, with a square that the last two move and scale."""
+    """DrawnImage n is of the n-th colour, size and shape: plain, with a square that the last two move and scale."""
     folder.mkdir()
     for number, (colour, size, shape) in enumerate(LOOKS):
         pixels = np.full((SIZE, SIZE, 3), 128, dtype=np.uint8)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tasks.evaluation import Evaluation, Metric, count, mean_of_splits, write_evaluations
+from tasks.facts import Facts, MeasuredWeights
 
 
 def test_shares_stand_beside_chance_and_scores_have_no_sign():
@@ -63,4 +64,48 @@ def test_the_file_says_value_chance_and_unit(tmp_path):
             "images": {"value": 7, "unit": "count"},
             "recall": {"value": 0.2, "chance": 0.1, "unit": "share"},
         }
+    }
+
+
+FACTS = Facts("a.jsonl [de]", MeasuredWeights("init.checkpoint runs/x", "zero-shot"))
+
+
+def test_the_line_below_says_sizes_rules_files_weights_and_training():
+    metrics = (count("images", 7), Metric("accuracy", 0.5, rule="exact match"), Metric("recall", 0.5))
+    assert Evaluation(metrics, facts=FACTS).table("test").splitlines()[-1] == (
+        "(7 images; exact match; a.jsonl [de]; init.checkpoint runs/x, zero-shot)"
+    )
+    assert Evaluation((count("images", 7),), facts=FACTS).table("test").splitlines() == [
+        "test: nothing to measure",
+        "(7 images; a.jsonl [de]; init.checkpoint runs/x, zero-shot)",
+    ]
+
+
+def test_published_numbers_stand_beside_measured_ones(caplog):
+    metrics = (Metric("accuracy", 0.5, 0.04), Metric("CIDEr", 1.326, 0.1, "score"), Metric("only", 0.25))
+    evaluation = Evaluation(metrics).with_published({"accuracy": 79.2, "CIDEr": 133.6, "acuracy": 1.0}, "test")
+    assert evaluation.table("test").splitlines() == [
+        "test      measured  chance  published",
+        "accuracy    50.0%    4.0%      79.2%",
+        "CIDEr      132.6    10.0      133.6",
+        "only        25.0%",
+    ]
+    assert evaluation["accuracy"].published == pytest.approx(0.792)
+    assert "evaluation.published.test: there is no metric 'acuracy'" in caplog.text
+
+
+def test_the_file_says_the_facts_and_the_published_number_of_each_metric(tmp_path):
+    evaluation = Evaluation((count("images", 7), Metric("recall", 0.2, published=0.5, rule="at 1")), facts=FACTS)
+    write_evaluations(tmp_path, {"test": evaluation})
+    assert json.loads((tmp_path / "evaluation.json").read_text())["test"] == {
+        "images": {"value": 7, "unit": "count"},
+        "recall": {
+            "value": 0.2,
+            "unit": "share",
+            "published": 0.5,
+            "rule": "at 1",
+            "split": "a.jsonl [de]",
+            "weights": "init.checkpoint runs/x",
+            "training": "zero-shot",
+        },
     }

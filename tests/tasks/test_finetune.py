@@ -59,8 +59,7 @@ def test_a_run_trains_validates_and_reports(runs, task):
     files = {path.name for path in run.iterdir()}
     written = {"config.yaml", "metrics.jsonl", "validation.jsonl", "best.safetensors", "evaluation.json", "checkpoints"}
     assert written <= files
-    assert ("predictions.png" in files) == (task == "grounding")
-    assert ("predictions_test.json" in files) == (task in ("vqa", "captioning"))
+    assert {"predictions.png", "predictions_test.json"} <= files
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
     assert all(line["loss"] > 0 for line in metrics)
@@ -71,6 +70,17 @@ def test_a_run_trains_validates_and_reports(runs, task):
     assert report["test"].keys() == validations[0].keys() - {"step"}
     for name, metric in report["test"].items():
         assert metric["unit"] == "count" or 0 <= metric["value"] <= (10 if name.startswith("CIDEr") else 1), name
+
+
+def numbers(report: dict[str, Any]) -> dict[str, Any]:
+    """A report without its facts, which differ with the place of the weights."""
+    return {
+        split: {
+            name: {key: value for key, value in metric.items() if key not in ("split", "weights", "training")}
+            for name, metric in metrics.items()
+        }
+        for split, metrics in report.items()
+    }
 
 
 EXPECTED = {
@@ -137,13 +147,18 @@ def test_the_best_weights_measured_again_give_the_reported_numbers(runs, overrid
     expected = json.loads((runs(task) / "evaluation.json").read_text())
     for name, source in (("file", runs(task) / "best.safetensors"), ("folder", runs(task))):
         options = [*overrides(task), f"init.checkpoint={source}"]
-        assert start(task, tmp_path / name, options, "--evaluate") == expected
+        report = start(task, tmp_path / name, options, "--evaluate")
+        assert numbers(report) == numbers(expected)
+        facts = [metric for metric in report["test"].values() if metric["unit"] != "count"]
+        assert {metric["weights"] for metric in facts} == {f"init.checkpoint {source}"}
+        assert {metric["training"] for metric in facts} == {"fine-tuned"}
     shutil.copytree(runs(task), tmp_path / "copy")
     (tmp_path / "copy" / "evaluation.json").unlink()
     capsys.readouterr()
     assert start(task, tmp_path / "copy", overrides(task), "--evaluate", "--resume") == expected
-    metrics = tuple(Metric(name, **values) for name, values in expected["test"].items())
-    assert capsys.readouterr().out.startswith(Evaluation(metrics).table("test") + "\n")
+    metrics = tuple(Metric(name, **values) for name, values in numbers(expected)["test"].items())
+    table = Evaluation(metrics).table("test").splitlines()[: 1 + sum(metric.unit != "count" for metric in metrics)]
+    assert capsys.readouterr().out.startswith("\n".join(table) + "\n")
 
 
 @pytest.mark.parametrize("killed_at", [3, 4])
@@ -192,7 +207,8 @@ def test_evaluating_needs_no_training_data(runs, overrides, task, tmp_path):
     gone = "data.train=[{questions: gone.jsonl}]" if task == "vqa" else "data.train.annotations=gone.jsonl"
     report = start(task, tmp_path, [*overrides(task), f"init.checkpoint={runs(task)}", gone], "--evaluate")
     for split, found in report.items():
-        assert found == {name: value for name, value in expected[split].items() if "always" not in name}
+        known = {name: value for name, value in numbers(expected)[split].items() if "always" not in name}
+        assert numbers({split: found})[split] == known
 
 
 @pytest.mark.parametrize(
@@ -231,7 +247,8 @@ def test_texts_longer_than_a_hugging_face_encoder_has_positions_for_are_refused(
 def test_half_precision_and_worker_processes_measure_too(runs, overrides, task, tmp_path):
     options = [*overrides(task), f"init.checkpoint={runs(task)}"]
     expected = json.loads((runs(task) / "evaluation.json").read_text())
-    assert start(task, tmp_path / "workers", [*options, "data.workers=2"], "--evaluate") == expected
+    report = start(task, tmp_path / "workers", [*options, "data.workers=2"], "--evaluate")
+    assert numbers(report) == numbers(expected)
     half = start(task, tmp_path / "half", [*options, "evaluation.precision=bf16"], "--evaluate")
     assert half["test"].keys() == expected["test"].keys()
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from tasks import pretrain_evaluation
 from tasks.inference import evaluating
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tasks.pretrain_evaluation import PretrainEvaluator
@@ -127,6 +130,39 @@ def test_metrics_are_shares_with_their_chance(evaluator):
     assert all(0 <= metric.value <= 1 and 0 <= metric.chance <= 1 for metric in shares)
     assert evaluation["records"].value == 8
     assert "8 records" in evaluation.table()
+
+
+def test_predictions_of_pre_training_are_boxes_and_ranks(evaluator, scenes_folder):
+    with evaluating(evaluator.model, "fp32"):
+        evaluation = evaluator.evaluate()
+    predictions = evaluation.predictions
+    rows = [json.loads(line) for line in (scenes_folder / "val.jsonl").read_text().splitlines()]
+    assert [each["place"] for each in predictions] == [f"{scenes_folder}/val.jsonl:{n}" for n in range(1, 9)]
+    for stage in ("cosine", "reranked"):
+        first = np.mean([each["ranks"][stage]["text to image"] == 1 for each in predictions])
+        assert first == pytest.approx(evaluation[f"text to image R@1 ({stage})"].value)
+    for each, row in zip(predictions, rows, strict=True):
+        assert [box["true"] for box in each["boxes"]] == [pytest.approx(element["bb"]) for element in row["elems"]]
+    ious = [box["iou"] for each in predictions for box in each["boxes"] if box["grain"] == "object"]
+    assert np.mean(np.array(ious) >= 0.5) == pytest.approx(evaluation["object box, IoU >= 0.5"].value)
+
+
+def test_the_sheet_of_pre_training_has_images_from_all_over_the_records(evaluator, tmp_path, monkeypatch):
+    with evaluating(evaluator.model, "fp32"):
+        evaluator.evaluate()
+    panels: list[Any] = []
+    monkeypatch.setattr(pretrain_evaluation, "draw_sheet", lambda sheet, path: panels.extend(sheet.panels))
+    evaluator.draw(tmp_path / "predictions.png")
+    assert len(panels) == 2
+    first, last = (evaluator.with_boxes[place] for place in (0, -1))
+    for panel, record in zip(panels, (first, last), strict=True):
+        (picture,) = panel.pictures
+        assert picture.pixels.shape == (320, 320, 3), "the file's 32 pixels, each ten times"
+        assert torch.equal(torch.from_numpy(picture.pixels[::10, ::10].copy()).permute(2, 0, 1), record.pixels)
+        assert [line.text.split(" · ")[1] for line in panel.lines[: len(record.elements)]] == [
+            element.caption for element in record.elements
+        ]
+        assert len(picture.boxes) == len(record.elements)
 
 
 def with_videos(tiny_overrides, tmp_path, *more: str) -> PretrainConfig:

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from tasks import two_stage
+from tasks.drawing import ImageReader
 from tasks.evaluation import Evaluation
 from tasks.inference import evaluating
 from tasks.retrieval import RetrievalConfig, RetrievalTask
 from tasks.video_qa import VideoQAConfig, VideoQATask
 from tasks.vqa import VQAConfig, VQATask
 from tests.conftest import tiny_run
-from tests.dataset.media.test_video import encoded, without_decoders
+from tests.dataset.media.test_video import BITS, encoded, without_decoders
 from utils.config import load_config, peek
 from utils.errors import UserError
 
@@ -221,3 +222,17 @@ def test_mistakes_are_one_line_before_training(clips, scenes_folder):
     config = load_config(ROOT / "configs/demo/vqa.yaml", [*sizes(scenes_folder), *images], VQAConfig)
     with pytest.raises(UserError, match=r"model.vision.video: this task is one of images; drop it"):
         VQATask.build(config)
+
+
+def test_videos_are_drawn_as_strips_of_their_frames(clips, scenes_folder):
+    """Side by side where one is asked about or with, below each other where it is retrieved."""
+    asked = VideoQATask.build(video_qa(clips, scenes_folder))
+    found = RetrievalTask.build(retrieval(clips, scenes_folder))
+    for task, number, wide in ((asked, 0, True), (found, 0, False), (found, CLIPS, True)):
+        items = task.held_out.test["test"]
+        with evaluating(task.model, "fp32"):
+            predictions = task.evaluate(items).predictions
+        panel = task.panel(items, number, predictions[number], ImageReader(task.held_out.view))
+        for picture in panel.pictures:
+            height, width = picture.pixels.shape[:2]
+            assert width / height == pytest.approx(BITS / 2 * (3 if wide else 1 / 3), rel=0.1)

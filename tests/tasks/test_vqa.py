@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engine.run_folder import RunFolder
 from tasks import answer_list, vqa
 from tasks.inference import evaluating
 from tasks.vqa import VQAConfig, VQATask, chance_accuracy, number_of_image
@@ -112,7 +113,7 @@ def test_a_split_without_answers_is_answered_for_the_server_and_not_measured(ove
     )
     more = f"{{questions: {unanswered}, images: {scenes_folder}}}"
     task = VQATask.build(config_of(overrides, f"evaluation.test.server={more}"))
-    folder = type("Folder", (), {"path": tmp_path, "best": tmp_path / "best.safetensors"})
+    folder = RunFolder(tmp_path)
     table = task.report(folder)
     results = json.loads((tmp_path / "evaluation.json").read_text())
     assert results["server"] == {"questions": {"value": len(rows), "unit": "count"}}

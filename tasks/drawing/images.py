@@ -1,0 +1,133 @@
+"""The images of a sheet: decoded again from their files, at their own aspect ratio and resolution."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from dataset.media.encoded import EncodedImage, decode, for_boxes, pixels_of
+from dataset.media.video import VideoSource, read_frames, sample_frames
+from dataset.media.views import EvaluationView, check_size
+from dataset.records.schema import BrokenRecordError, ImageSource
+from tasks.drawing.sheet import Panel
+
+logger = logging.getLogger(__name__)
+
+SIDE = 448
+"""Pixels of an image's longer side, at most."""
+SMALL = 160
+"""An image whose longer side is shorter is magnified by a whole number: each of its pixels becomes a square."""
+FRAMES, FRAMES_DOWN = 6, 3
+"""Frames of a video that are shown, at most: side by side, and below each other."""
+
+
+class ImageReader:
+    """Reads an image, or a video as a strip of its frames, as (H, W, 3) uint8; turned and laid on white as the run's evaluation
+    sees it."""
+
+    def __init__(self, view: EvaluationView):
+        self.view = view
+
+    def __call__(
+        self,
+        source: ImageSource | VideoSource,
+        *,
+        size: tuple[int, int] | None = None,
+        side: int = SIDE,
+        down: bool = False,
+    ) -> np.ndarray:
+        """The image.
+
+        Args:
+            source: the image or video.
+            size: (width, height) of an image with boxes, which then is not turned.
+            side: greatest length of its longer side; a strip is twice as wide, or as wide with ``down``.
+            down: lay the frames of a video below each other, not side by side.
+
+        Raises:
+            BrokenRecordError: it cannot be read.
+        """
+        if isinstance(source, VideoSource):
+            return self._strip(source, side, down)
+        pixels = self.view.pixels if size is None else for_boxes(self.view.pixels)
+        image = decode(source.load(), self.view.max_pixels, source.place, pixels)
+        if size is not None:
+            check_size(image, size, source.place)
+        return _channels_last(fitted(image, side))
+
+    def _strip(self, source: VideoSource, side: int, down: bool) -> np.ndarray:
+        sampler = self.view.videos
+        assert sampler is not None, "videos without a number of frames"
+        count = min(sampler.frames, FRAMES_DOWN if down else FRAMES)
+        side_of_frame = side if down else min(side, max(1, 2 * side // count))
+
+        def frame(image: Tensor | EncodedImage) -> Tensor:
+            return fitted(pixels_of(image), side_of_frame)
+
+        frames = read_frames(
+            source,
+            sampler.config,
+            lambda candidates: sample_frames(candidates, count),
+            frame,
+            sampler.max_pixels,
+            sampler.pixels,
+        )
+        return joined([_channels_last(image) for image in frames], down=down)
+
+
+def readable_panels(makers: Iterable[Callable[[], Panel | None]], file: str) -> tuple[list[Panel], str]:
+    """The panels that can be made, and a remark for the sheet's title on those that cannot, such as one of a broken image.
+
+    ``file``: of the sheet, for the log.
+    """
+    panels, broken = list[Panel](), 0
+    for make in makers:
+        try:
+            panel = make()
+        except BrokenRecordError as error:
+            logger.warning("%s: left out, since it cannot be read: %s", file, error)
+            broken += 1
+        except Exception:  # a picture is not worth the report of a run
+            logger.warning("%s: an example cannot be drawn and is left out", file, exc_info=True)
+            broken += 1
+        else:
+            panels += [] if panel is None else [panel]
+    return panels, f" ({broken} more cannot be drawn)" if broken else ""
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most ``wanted`` of ``count`` places, at even distances from the first to the last."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(wanted, count)).tolist()})
+
+
+def fitted(image: Tensor, side: int) -> Tensor:
+    """(3, H, W) uint8 scaled down to a longer side of ``side``, or magnified by a whole number where it is :data:`SMALL`."""
+    height, width = image.shape[1:]
+    longer = max(height, width)
+    if longer > side:
+        shape = [max(1, round(length * side / longer)) for length in (height, width)]
+        return interpolate(image.unsqueeze(0).contiguous(), shape, mode="bicubic", antialias=True)[0]
+    times = min(side, 2 * SMALL) // longer if longer < SMALL else 1
+    return image.repeat_interleave(times, 1).repeat_interleave(times, 2)
+
+
+def joined(frames: list[np.ndarray], *, down: bool, gap: int = 2) -> np.ndarray:
+    """Frames side by side, or below each other, on white."""
+    axis = 0 if down else 1
+    across = max(frame.shape[1 - axis] for frame in frames)
+    parts = []
+    for place, frame in enumerate(frames):
+        padding = [(0, 0), (0, 0), (0, 0)]
+        padding[1 - axis] = (0, across - frame.shape[1 - axis])
+        padding[axis] = (gap if place else 0, 0)
+        parts.append(np.pad(frame, padding, constant_values=255))
+    return np.concatenate(parts, axis=axis)
+
+
+def _channels_last(image: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(image.to(torch.uint8).permute(1, 2, 0).numpy())

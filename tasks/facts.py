@@ -1,0 +1,105 @@
+"""What an evaluation measured: the files of a split, the weights, and whether a run trained them on the task."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import safe_open
+
+from engine.checkpoint import CONFIG_FILE, find_weights, list_checkpoints, run_of
+from engine.run_folder import RunFolder
+from utils.config import Config, read_yaml
+from utils.errors import UserError
+from utils.inputs import inputs_of
+
+Training = Literal["zero-shot", "fine-tuned", "pre-trained", "unknown"]
+"""zero-shot: no run trained the weights on this task. fine-tuned: one did. pre-trained: one did, and the task is pre-training.
+unknown: they come from a file that is in no run's folder, such as a published one."""
+
+MOST_RUNS = 50
+"""Runs that start from each other's weights, at most; a circle of them ends there."""
+
+
+@dataclass(frozen=True)
+class MeasuredWeights:
+    """``name``: of the weights in a report. ``training``: see :data:`Training`."""
+
+    name: str
+    training: Training
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a split was measured on and with. ``split``: its files; None where they are not known."""
+
+    split: str | None
+    weights: MeasuredWeights
+
+    def as_json(self) -> dict[str, Any]:
+        """The facts, which stand beside each metric in ``evaluation.json``."""
+        split = {} if self.split is None else {"split": self.split}
+        return {**split, "weights": self.weights.name, "training": self.weights.training}
+
+    def texts(self) -> list[str]:
+        """The facts for the line below a table."""
+        return [*filter(None, [self.split]), f"{self.weights.name}, {self.weights.training}"]
+
+
+def files_of(config: Config) -> str | None:
+    """The files that a split's section names, and which part of them it takes: "dataset_coco.json [test]"; None without files."""
+    paths = ", ".join(path for _, kind, path in inputs_of(config) if kind in ("file", "shards"))
+    taken = list(getattr(config, "splits", None) or [])
+    taken += [language] if (language := getattr(config, "language", None)) else []
+    low, high = getattr(config, "image_share", (0.0, 1.0))
+    taken += [f"image_share {low:g} to {high:g}"] if (low, high) != (0.0, 1.0) else []
+    taken += [f"first {limit}"] if (limit := getattr(config, "limit", None)) else []
+    return (f"{paths} [{', '.join(taken)}]" if taken else paths) or None
+
+
+def measured_weights(folder: RunFolder, checkpoint: str | None, task: str | None) -> MeasuredWeights:
+    """The weights that a run in ``folder`` reports on: the best ones of the run, else its last ones, else those of
+    ``checkpoint`` (``init.checkpoint``).
+
+    ``task``: of the config.
+    """
+    trained: Training = "pre-trained" if task == "pretrain" else "fine-tuned"
+    if folder.best.is_file():
+        return MeasuredWeights(f"best weights of this run, step {_best_step(folder.best)}", trained)
+    if checkpoints := list_checkpoints(folder.checkpoints):
+        return MeasuredWeights(f"last weights of this run, step {checkpoints[-1].step}", trained)
+    if checkpoint is None:
+        return MeasuredWeights("weights without training", "zero-shot")
+    return MeasuredWeights(f"init.checkpoint {checkpoint}", training_of(checkpoint, task))
+
+
+def training_of(checkpoint: str, task: str | None) -> Training:
+    """How the weights at ``checkpoint`` were trained: their run is looked at, the one that it started from, and so on."""
+    for _ in range(MOST_RUNS):
+        config = _config_of(checkpoint)
+        if config is None:
+            return "unknown"
+        if config.get("task") == task:
+            return "pre-trained" if task == "pretrain" else "fine-tuned"
+        start = (config.get("init") or {}).get("checkpoint")
+        if start is None:
+            return "zero-shot"
+        checkpoint = str(start)
+    return "unknown"
+
+
+def _config_of(checkpoint: str) -> dict[str, Any] | None:
+    """The config of the run that wrote the weights; None where it is not known."""
+    try:
+        path = Path(checkpoint).expanduser()
+        run = path / CONFIG_FILE if (path / CONFIG_FILE).is_file() else run_of(find_weights(path))
+        return None if run is None else read_yaml(run)
+    except (UserError, OSError):  # it was moved since
+        return None
+
+
+def _best_step(path: Path) -> int:
+    with safe_open(path, "pt") as file:
+        return int(json.loads(file.metadata()["validation"])["step"])

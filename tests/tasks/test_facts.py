@@ -1,0 +1,101 @@
+"""What a report says of the weights and the files that it measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dataset.formats.captioned import CaptionedSplitConfig
+from dataset.tasks.grounding import GroundingSplitConfig
+from dataset.tasks.vqa import QuestionsConfig
+from engine.run_folder import RunFolder
+from tasks.facts import Facts, MeasuredWeights, files_of, measured_weights, training_of
+
+
+def run(folder: Path, task: str, start: Path | None = None, *, step: int = 4) -> Path:
+    """A run's folder with a checkpoint."""
+    checkpoint = folder / "checkpoints" / f"step-{step:08d}"
+    checkpoint.mkdir(parents=True)
+    save_file({"a": torch.zeros(1)}, checkpoint / "model.safetensors")
+    text = f"task: {task}\ninit: {{checkpoint: {'null' if start is None else start}}}\n"
+    (folder / "config.yaml").write_text(text)
+    return folder
+
+
+def test_best_weights_are_named_before_the_last_ones(tmp_path):
+    folder = run(tmp_path / "run", "vqa")
+    assert measured_weights(RunFolder(folder), "other", "vqa") == MeasuredWeights(
+        "last weights of this run, step 4", "fine-tuned"
+    )
+    metadata = {"validation": json.dumps({"step": 2, "accuracy": 0.5})}
+    save_file({"a": torch.zeros(1)}, folder / "best.safetensors", metadata=metadata)
+    assert measured_weights(RunFolder(folder), None, "vqa").name == "best weights of this run, step 2"
+
+
+def test_pre_training_is_called_so(tmp_path):
+    folder = run(tmp_path / "run", "pretrain")
+    assert measured_weights(RunFolder(folder), None, "pretrain").training == "pre-trained"
+    assert training_of(str(folder), "pretrain") == "pre-trained"
+
+
+def test_zero_shot_are_weights_that_no_run_trained_on_the_task(tmp_path):
+    pretrained = run(tmp_path / "pretrained", "pretrain")
+    retrieval = run(tmp_path / "retrieval", "retrieval", pretrained)
+    again = run(tmp_path / "again", "captioning", retrieval)
+    for start, task, training in (
+        (pretrained, "retrieval", "zero-shot"),
+        (retrieval, "retrieval", "fine-tuned"),
+        (retrieval, "vqa", "zero-shot"),
+        (again, "retrieval", "fine-tuned"),
+        (again, "nlvr", "zero-shot"),
+        (pretrained / "checkpoints" / "step-00000004" / "model.safetensors", "vqa", "zero-shot"),
+    ):
+        measured = measured_weights(RunFolder(tmp_path / "new"), str(start), task)
+        assert measured == MeasuredWeights(f"init.checkpoint {start}", training)
+
+
+def test_nothing_is_known_of_a_file_in_no_runs_folder(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "published.safetensors")
+    assert training_of(str(tmp_path / "published.safetensors"), "vqa") == "unknown"
+    assert training_of(str(tmp_path / "gone"), "vqa") == "unknown"
+    captioning = run(tmp_path / "run", "captioning", tmp_path / "published.safetensors")
+    assert training_of(str(captioning), "vqa") == "unknown"
+    assert training_of(str(captioning), "captioning") == "fine-tuned"
+
+
+def test_runs_that_start_from_each_other_come_to_an_end(tmp_path):
+    first = run(tmp_path / "first", "vqa", tmp_path / "second")
+    run(tmp_path / "second", "nlvr", first)
+    assert training_of(str(first), "retrieval") == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (CaptionedSplitConfig(annotations="a.jsonl"), "a.jsonl"),
+        (CaptionedSplitConfig(annotations="a.jsonl", images="images", language="de"), "a.jsonl [de]"),
+        (CaptionedSplitConfig(format="karpathy", annotations="a.json", splits=["train", "val"]), "a.json [train, val]"),
+        (
+            GroundingSplitConfig(format="refcoco", refs="r.p", instances="i.json", splits=["testA"], images="i"),
+            "r.p, i.json [testA]",
+        ),
+        (QuestionsConfig(questions="q.json", image_share=(0.0, 0.05)), "q.json [image_share 0 to 0.05]"),
+    ],
+)
+def test_a_splits_files_and_what_it_takes_of_them(config, expected):
+    assert files_of(config) == expected
+
+
+def test_facts_as_json_and_as_text():
+    facts = Facts("a.jsonl", MeasuredWeights("best weights of this run, step 4", "fine-tuned"))
+    assert facts.texts() == ["a.jsonl", "best weights of this run, step 4, fine-tuned"]
+    assert facts.as_json() == {
+        "split": "a.jsonl",
+        "weights": "best weights of this run, step 4",
+        "training": "fine-tuned",
+    }
+    assert Facts(None, facts.weights).texts() == facts.texts()[1:]
