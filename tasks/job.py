@@ -58,6 +58,7 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     # Imported here, so that --help and mistakes in the command line do not wait for torch.
     from engine.run_folder import RunFolder
     from engine.trainer import Trainer
+    from tasks.checks import check_start
     from utils import log
     from utils.distributed import process_group
     from utils.inputs import check_inputs
@@ -83,6 +84,7 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
         if arguments.evaluate:
             task.model.to(device)
         else:
+            check_start(task)
             trainer = Trainer(
                 task,
                 train=config.train,
