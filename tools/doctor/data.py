@@ -17,6 +17,7 @@ from tasks.vqa import VQAConfig
 from tools.doctor import subject as subjects
 from tools.doctor.boxes import check_boxes
 from tools.doctor.findings import NotCheckedError, Report
+from tools.doctor.held_out import check_images
 from tools.doctor.sample import check_sample, check_unknown
 from tools.doctor.shared import check_shared
 from tools.doctor.subject import Subject
@@ -43,7 +44,8 @@ def _check_held_out(subject: Subject, report: Report) -> None:
     for key, split in subject.splits().items():
         with report.check("held out"):
             items = subject.read_held_out(key, split)
-            report.ok("held out", f"{key}: {_counted(items)}")
+            decoded = check_images(subject, key, items)
+            report.ok("held out", f"{key}: {_counted(items)}; {decoded}")
     config = subject.config
     if isinstance(config, PretrainConfig) and config.evaluation is not None:
         with report.check("held out"):

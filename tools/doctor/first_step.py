@@ -36,7 +36,8 @@ def check_first_step(subject: Subject, report: Report, out: Path) -> None:
         batch = first_batch(subject)
         assert subject.tokenizer is not None
         out.mkdir(parents=True, exist_ok=True)
-        draw(panels_of(batch, subject.tokenizer), out / FILE)
+        classes = {label: answer for answer, label in getattr(subject.training, "labels", {}).items()}
+        draw(panels_of(batch, subject.tokenizer, classes), out / FILE)
         report.ok("picture", f"{out / FILE}: images, boxes and texts as the model gets them")
     with report.check("step"):
         _check_step(subject, report)

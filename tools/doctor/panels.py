@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,15 +38,15 @@ class Panel(NamedTuple):
     lines: list[Line]
 
 
-def panels_of(batch: Any, tokenizer: Any) -> list[Panel]:
+def panels_of(batch: Any, tokenizer: Any, classes: Mapping[int, str] | None = None) -> list[Panel]:
     """The first examples of each stream of a batch. A batch of an unknown class is shown by its fields ``pixels``, ``text`` and
-    ``boxes_cxcywh``."""
+    ``boxes_cxcywh``; ``classes``: names of labels, as far as they are known."""
     if isinstance(batch, PretrainBatch):
-        return [panel for name, part in batch.streams().items() for panel in _of_stream(name, part, tokenizer)]
-    return list(_of_stream("", batch, tokenizer))
+        return [panel for name, part in batch.streams().items() for panel in _of_stream(name, part, tokenizer, {})]
+    return list(_of_stream("", batch, tokenizer, classes or {}))
 
 
-def _of_stream(name: str, part: Any, tokenizer: Any) -> Iterator[Panel]:
+def _of_stream(name: str, part: Any, tokenizer: Any, classes: Mapping[int, str]) -> Iterator[Panel]:
     if isinstance(part, RegionBatch):
         yield from _of_regions(name, part, tokenizer)
         return
@@ -58,7 +58,7 @@ def _of_stream(name: str, part: Any, tokenizer: Any) -> Iterator[Panel]:
         images = [] if pixels is None else images_of(pixels, row, count)
         own = [tuple(boxes[row].tolist())] if isinstance(boxes, Tensor) else []
         lines = lines_of(text, row, tokenizer, box=0 if own else None)
-        lines += _other_lines(part, row, tokenizer)
+        lines += _other_lines(part, row, tokenizer, classes)
         if isinstance(valid, Tensor) and not valid[row]:
             lines.append(Line([Segment("(does not count)", True)]))
         yield Panel(f"{name} {row}".strip(), images, own, lines)
@@ -132,7 +132,7 @@ def as_word(token: str) -> tuple[str, bool]:
     return token.lstrip("\u2581\u0120"), False
 
 
-def _other_lines(part: Any, row: int, tokenizer: Any) -> list[Line]:
+def _other_lines(part: Any, row: int, tokenizer: Any, classes: Mapping[int, str]) -> list[Line]:
     """Answers with their weights, translations, labels and references of an example."""
     lines: list[Line] = []
     owner, answers, labels = (getattr(part, name, None) for name in ("question_of_answer", "answers", "labels"))
@@ -143,7 +143,15 @@ def _other_lines(part: Any, row: int, tokenizer: Any) -> list[Line]:
                 lines += [Line([Segment(weight), *each.segments]) for each in lines_of(answers, place, tokenizer)]
             elif isinstance(labels, Tensor):
                 number = int(labels[place])
-                lines.append(Line([Segment("no class" if number == IGNORE else f"{weight}class {number}")]))
+                lines.append(
+                    Line(
+                        [
+                            Segment(
+                                "no class" if number == IGNORE else f"{weight}class {number} {classes.get(number, '')}"
+                            )
+                        ]
+                    )
+                )
     lines += lines_of(getattr(part, "other", None), row, tokenizer)
     label = getattr(part, "label", None)
     if isinstance(label, Tensor):

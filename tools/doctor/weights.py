@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+
 from models.checkpoints import LoadReport
 from models.checkpoints.report import by_module
 from tasks.base import check_length, load_initial
@@ -42,8 +45,8 @@ def _check_loading(subject: Subject, report: Report) -> None:
     random = [name for name, _ in subject.model.named_parameters() if name not in loaded_names]
     report.add("random", encoder_findings(subject, reports, random), _listed(random) or "nothing stays random")
     for each in reports:
-        for line in each.lines()[1:]:
-            report.ok("", line.strip())
+        for check, text in details(each):
+            report.ok(check, text)
 
 
 def counts(report: LoadReport) -> str:
@@ -52,6 +55,24 @@ def counts(report: LoadReport) -> str:
         f"{report.source}: {len(report.loaded)} loaded ({len(report.resized)} of them resized), {len(report.copied)} copied, "
         f"{len(report.dropped)} dropped, {len(report.unused)} without a place"
     )
+
+
+def details(report: LoadReport) -> Iterator[tuple[str, str]]:
+    """What was not simply loaded, a line for each kind."""
+    if report.resized:
+        first = next(iter(report.resized.values()))
+        yield "resized", f"{_listed(list(report.resized))}: {first}"
+    if report.copied:
+        ours, theirs = (
+            sorted({name.split(".")[0] for name in names}) for names in zip(*report.copied.items(), strict=True)
+        )
+        yield "copied", f"{len(report.copied)} of {', '.join(ours)} from {', '.join(theirs)}"
+    if report.dropped:
+        reasons = Counter("tied to others" if why.startswith("tied to") else why for why in report.dropped.values())
+        yield "dropped", "; ".join(f"{count} {why}" for why, count in reasons.items())
+    if report.unused:
+        parts = Counter(name.split(".")[0] for name in report.unused)
+        yield "without a place", ", ".join(f"{name} ({count})" for name, count in parts.items())
 
 
 def encoder_findings(subject: Subject, reports: list[LoadReport], random: list[str]) -> list[Finding]:
