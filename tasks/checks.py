@@ -19,6 +19,7 @@ from dataset.tasks.streams.regions import RegionStreamConfig
 from metrics.vqa import normalize_answer
 from models.align import AligningModel
 from tasks.base import BaseTask
+from tasks.finetune import FineTuneTask
 from utils import distributed
 from utils.errors import UserError
 from utils.findings import Finding
@@ -57,9 +58,10 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
     found.append(many_epochs(steps * per_step / loader.epoch_size))
     found += findings_in_items(getattr(training, "items", None))
     candidates = getattr(task, "candidates", None) or getattr(task, "classes", None)
-    if candidates and config.evaluation.answers is not None:
-        splits = {"data.train": training.items, **task.held_out.by_key()}  # type: ignore[attr-defined]
-        found += findings_in_answers(splits, candidates, config.evaluation.answers, exact=hasattr(task, "classes"))
+    answers = getattr(getattr(config, "evaluation", None), "answers", None)
+    if candidates and answers is not None and isinstance(task, FineTuneTask):
+        splits = {"data.train": getattr(training, "items", None), **task.held_out.by_key()}
+        found += findings_in_answers(splits, candidates, answers, exact=hasattr(task, "classes"))
     return [finding for finding in found if finding is not None]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from tools.doctor.findings import Report
+from models.checkpoints.files import WEIGHT_FILES
+from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject, has_own_build, shorten
 from utils.findings import Finding
+from utils.hub import check_hub, is_local, looks_like_path
 from utils.inputs import inputs_of
 
 REMEDIES = {
@@ -32,6 +34,12 @@ def check_files(subject: Subject, report: Report) -> None:
         subject.require_inputs("model.text.encoder")
         tokenizer = subject.load_tokenizer()
         report.ok("tokenizer", f"{encoder}, {len(tokenizer):,} tokens")
+    name = subject.config.init.text
+    if name is not None and not looks_like_path(name) and not is_local(name, WEIGHT_FILES):
+        subject.unfetched = name
+        with report.check("init.text"):
+            check_hub(name, "init.text")
+            raise NotCheckedError(f"{name} is not in the hub's cache; the run fetches it")
 
 
 def missing_files(subject: Subject) -> list[Finding]:
@@ -40,6 +48,7 @@ def missing_files(subject: Subject) -> list[Finding]:
     findings = []
     for path, keys in subject.missing.items():
         is_tokenizer = "model.text.encoder" in keys
-        remedy = TOKENIZER if is_tokenizer else REMEDIES[kinds[path]].format(key=keys[0])
+        kind = "weights" if keys[0].startswith("init.") else kinds[path]
+        remedy = TOKENIZER if is_tokenizer else REMEDIES[kind].format(key=keys[0])
         findings.append(Finding("refused", shorten(keys, 2), f"{path} does not exist", remedy))
     return findings

@@ -34,6 +34,7 @@ class Subject:
 
     ``missing``: inputs that are not there, with the config keys that name them. ``model``: on the meta device. ``training``:
     makes tiny micro-batches of the training data; ``held_out``: splits by config key; ``batches``: of the sample.
+    ``weights_fit``: the weights of ``init`` can be loaded. ``unfetched``: the model of ``init.text``, if a run has to fetch it.
     """
 
     choice: Choice
@@ -49,6 +50,7 @@ class Subject:
     held_out: dict[str, Any] = field(default_factory=dict)
     batches: list[Batch] = field(default_factory=list)
     weights_fit: bool = False
+    unfetched: str | None = None
 
     def __post_init__(self) -> None:
         self.missing = missing_inputs(self.config)

@@ -35,6 +35,8 @@ def _check_loading(subject: Subject, report: Report) -> None:
         subject.weights_fit = True
         return
     subject.require_inputs("init.")
+    if subject.unfetched is not None:
+        raise NotCheckedError(f"init.text: {subject.unfetched} is not here")
     if subject.model is None:
         raise NotCheckedError("it needs the model")
     reports = load_initial(subject.task, subject.config, subject.model)
