@@ -173,7 +173,7 @@ def test_boxes_of_pre_training_that_look_like_corners_are_warned_of(doctor, give
 @pytest.mark.parametrize(("every", "status", "told"), [(1, 1, "none of the"), (2, 0, "are not among the")])
 def test_answers_outside_the_list(every, status, told, doctor, given, scenes_folder, tmp_path):
     def change(number, row):
-        return {**row, "answer": "blargh"} if number % every == 0 else row
+        return {**row, "answer": ["blargh"] * 10} if number % every == 0 else row
 
     path = rewritten(scenes_folder / "vqa_train.jsonl", tmp_path / "questions.jsonl", change)
     found, printed = doctor(*given("vqa", train=path))
