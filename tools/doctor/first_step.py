@@ -74,6 +74,8 @@ def _check_step(subject: Subject, report: Report) -> None:
             if not ran_out_of_memory(error):
                 raise
             raise NotCheckedError("the GPU has no room even for a tiny batch; is another program using it?") from None
+        if pending.copied is not None:
+            pending.copied.synchronize()
         values = dict(zip(pending.names, pending.values.tolist(), strict=True))
         report.add("step", step_findings(name, values), _told(name, values, time.perf_counter() - started))
 

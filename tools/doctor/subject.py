@@ -127,9 +127,8 @@ class Subject:
 
     def build_by_task(self) -> None:
         """Call ``build`` of a task that has one of its own, which may make what the run reads; see :func:`has_own_build`."""
-        task = self.task.build(self.small, None)
+        self.task.build(self.small, None)
         self.missing = missing_inputs(self.config)
-        del task
 
 
 def has_own_build(task: type) -> bool:
