@@ -25,6 +25,9 @@ COMMANDS = {
     "config": Command(
         "tools.config.command", "the keys of a task's config, or a file's values and where they come from"
     ),
+    "doctor": Command(
+        "tools.doctor.command", "check files, data, weights, memory and one step before a run, in half a minute"
+    ),
     "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes"),
     "tokenizer": Command("tools.tokenizer", "learn a tokenizer from the texts of your records"),
 }

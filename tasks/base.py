@@ -209,14 +209,24 @@ def _check_padding(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Non
 
 def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> set[str]:
     """Load what ``config.init`` names; returns the names of the parameters that stay random."""
+    reports = load_initial(kind, config, model)
+    logger.info("%s", "\n".join(loading_lines(model, reports)))
+    return fresh_parameters(model, reports)
+
+
+def load_initial(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> list[LoadReport]:
+    """Load what ``config.init`` names; a model on the meta device is only compared with the files.
+
+    Raises:
+        UserError: if a file cannot be used, or this run cannot start from it.
+    """
     init = config.init
     if init.checkpoint is not None:
         init = init.model_copy(update={"checkpoint": str(find_weights(Path(init.checkpoint).expanduser()))})
     reports = initialise(model, init)
     if init.checkpoint is not None:
         _check_origin(kind, config, model, Path(init.checkpoint), reports[0])
-    logger.info("%s", "\n".join(loading_lines(model, reports)))
-    return fresh_parameters(model, reports)
+    return reports
 
 
 def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, weights: Path, report: LoadReport) -> None:

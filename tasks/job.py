@@ -62,6 +62,7 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     # Imported here, so that --help and mistakes in the command line do not wait for torch.
     from engine.run_folder import RunFolder
     from engine.trainer import Trainer
+    from tasks.checks import check_start
     from utils import log
     from utils.distributed import process_group, rank
 
@@ -81,6 +82,7 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
         if arguments.evaluate:
             task.model.to(device)
         else:
+            check_start(task)
             if rank() == 0:
                 task.keep_inputs(folder.path)
             trainer = Trainer(

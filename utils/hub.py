@@ -36,6 +36,23 @@ def local_folder(name: str, files: Sequence[str], key: str, beside: Sequence[str
     return _cached(name, files) or _fetched(name, files, key, beside)
 
 
+def is_local(name: str, files: Sequence[str]) -> bool:
+    """Whether ``name`` is a folder, or a model in the hub's cache with one of ``files``: nothing has to be fetched."""
+    return Path(name).expanduser().is_dir() or (not looks_like_path(name) and _cached(name, files) is not None)
+
+
+def check_hub(name: str, key: str) -> None:
+    """Raise a :class:`UserError` with ``key``, which names a model to be fetched, if the hub cannot be asked."""
+    from huggingface_hub import constants
+
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
+    if reason:
+        raise UserError(
+            f"{key}: {name} is no folder and not in the hub's cache, and {constants.ENDPOINT} cannot be asked ({reason}); give a "
+            "folder with the model's files"
+        )
+
+
 def looks_like_path(name: str) -> bool:
     """Whether ``name`` is meant as a path and not as ``model`` or ``owner/model``."""
     first, _, rest = name.partition("/")
@@ -59,14 +76,9 @@ def _cached(name: str, files: Sequence[str]) -> Path | None:
 
 
 def _fetched(name: str, files: Sequence[str], key: str, beside: Sequence[str]) -> Path:
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
-    if reason:
-        raise UserError(
-            f"{key}: {name} is no folder and not in the hub's cache, and {constants.ENDPOINT} cannot be asked ({reason}); give a "
-            "folder with the model's files"
-        )
+    check_hub(name, key)
     for file in files:
         try:
             folder = Path(snapshot_download(name, allow_patterns=[file, *beside], etag_timeout=REACH_S))

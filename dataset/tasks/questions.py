@@ -163,6 +163,11 @@ class QuestionTable(Sequence[Question]):
         """Where a question comes from."""
         return self._files[row] + self._rows[row]
 
+    def answer_counts(self) -> dict[str, int]:
+        """How many annotators gave each different answer, over all questions."""
+        counts = np.bincount(self._answers.numbers, minlength=len(self._answers.texts)).tolist()
+        return {self._answers.texts[number]: count for number, count in enumerate(counts)}
+
     def _first_rows(self) -> Iterable[int]:
         first = np.unique(self._paths.numbers, return_index=True)[1].tolist()
         return sorted({*first, *self._without_path})

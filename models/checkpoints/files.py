@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             return _unwrapped(load_file(path))
         # Published checkpoints hold their command line beside the weights; an argparse namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, not read: only the tensors that are used are, and a file of torch's old format cannot be.
+            mapped = zipfile.is_zipfile(path)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a readable weight file: {reason}") from None

@@ -51,6 +51,8 @@ def test_a_run_that_cannot_make_its_global_batch_ends_before_anything_is_loaded(
     with pytest.raises(UserError, match=r"^train.global_batch = 6: .*data.batch_size to 3 or 6"):
         run_task([*command, "train.global_batch=6"], "nlvr")
     assert not built and not (tmp_path / "run").exists()
+    weights = tmp_path / "x"
+    weights.touch()
     with pytest.raises(ZeroDivisionError):
-        run_task([*command, "--evaluate", "init.checkpoint=x", "train.global_batch=6"], "nlvr")
+        run_task([*command, "--evaluate", f"init.checkpoint={weights}", "train.global_batch=6"], "nlvr")
     assert built == [{"trains": False}]

@@ -55,7 +55,8 @@ def test_a_folder_is_itself(tmp_path, asked):
     "name",
     ["data/scenes/tokenizer", "data/tokenizer", "runs/x", "./x", "../x/y", "~/x", "/x", "a/b/c", "vocab.txt", "x.json"],
 )
-def test_a_path_never_becomes_a_request(name, asked):
+def test_a_path_never_becomes_a_request(name, asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"^model\.text\.encoder: {name} does not exist; check the path"):
         local_folder(name, ["vocab.txt"], "model.text.encoder")
     assert not asked

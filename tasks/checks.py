@@ -1,0 +1,155 @@
+"""Checks of a run that cost nothing: made at the start of every run, and by ``run.py doctor``.
+
+They decode no image. What is wrong on purpose is a warning, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dataset.records.box_form import are_relative
+from dataset.tasks.grounding import Phrase
+from dataset.tasks.pretrain import PAIRED, DataConfig
+from dataset.tasks.questions import QuestionTable
+from dataset.tasks.streams.regions import RegionStreamConfig
+from metrics.vqa import normalize_answer
+from models.align import AligningModel
+from tasks.base import BaseTask
+from tasks.finetune import FineTuneTask
+from utils import distributed
+from utils.errors import UserError
+from utils.findings import Finding
+
+MOST_EPOCHS = 100
+RELATIVE = "boxes are relative; multiply x and width by the image's width, y and height by its height"
+
+logger = logging.getLogger(__name__)
+
+
+def check_start(task: BaseTask[Any, Any, Any]) -> None:
+    """Log the warnings of a task that is about to train.
+
+    Raises:
+        UserError: with everything for which the run is refused.
+    """
+    findings = findings_at_start(task)
+    for finding in findings:
+        if finding.level == "warning" and distributed.rank() == 0:
+            logger.warning("%s", finding)
+    refused = [str(finding) for finding in findings if finding.level == "refused"]
+    if refused:
+        raise UserError("\n       ".join(refused))
+
+
+def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
+    """What the free checks find."""
+    loader, training, config = task.loader, task.training, task.config
+    if loader is None or training is None:
+        return []
+    ranks = distributed.world_size()
+    found: list[Finding | None] = []
+    if isinstance(task.model, AligningModel):
+        found += small_data(records_per_micro_batch(config.data), loader.stream_sizes, ranks)
+    steps, per_step = config.train.total_steps(loader), config.train.records_per_step(loader)
+    found.append(many_epochs(steps * per_step / loader.epoch_size))
+    found += findings_in_items(getattr(training, "items", None))
+    candidates = getattr(task, "candidates", None) or getattr(task, "classes", None)
+    answers = getattr(getattr(config, "evaluation", None), "answers", None)
+    if candidates and answers is not None and isinstance(task, FineTuneTask):
+        splits = {"data.train": getattr(training, "items", None), **task.held_out.by_key()}
+        found += findings_in_answers(splits, candidates, answers, exact=hasattr(task, "classes"))
+    return [finding for finding in found if finding is not None]
+
+
+def findings_in_items(items: Any, key: str = "data.train") -> list[Finding]:
+    """What is wrong with the annotations of a split, by themselves."""
+    is_phrases = isinstance(items, list) and bool(items) and isinstance(items[0], Phrase)
+    if not is_phrases or not are_relative(np.array([phrase.box for phrase in items])):
+        return []
+    return [relative_boxes(len(items), items[0].place, items[0].box, key)]
+
+
+def relative_boxes(count: int, place: str, box: Sequence[float], key: str) -> Finding:
+    """The finding for boxes all of which are within 0 and 1."""
+    fact = f"all {count:,} boxes lie within 0 and 1, as {[round(value, 4) for value in box]} at {place}"
+    return Finding("refused", key, fact, RELATIVE)
+
+
+def findings_in_answers(
+    splits: Mapping[str, Any], candidates: Sequence[str], path: str, *, exact: bool
+) -> list[Finding]:
+    """Answers outside the candidates of the file ``path`` in each split of questions, by its config key; ``exact``: an answer has
+    to be met to the letter, as in video question answering."""
+    questions = {key: items for key, items in splits.items() if isinstance(items, QuestionTable)}
+    found = [answers_outside(items, candidates, key, path, exact=exact) for key, items in questions.items()]
+    return [finding for finding in found if finding is not None]
+
+
+def records_per_micro_batch(data: Any) -> dict[str, tuple[str, int]]:
+    """For each stream with a contrastive loss, the config key that sets how many records a rank reads at once, and the number;
+    "" stands for the one stream of a fine-tuning task."""
+    if not isinstance(data, DataConfig):
+        return {"": (data.micro_batch.key, data.micro_batch.size)}
+    streams = {name: stream for name, stream in data.streams().items() if name in PAIRED}
+    return {
+        name: (f"data.{name}.max_images", stream.max_images)
+        if isinstance(stream, RegionStreamConfig)
+        else (f"data.{name}.batch_size", stream.batch_size)
+        for name, stream in streams.items()
+    }
+
+
+def small_data(sizes: Mapping[str, tuple[str, int]], records: Mapping[str, int], ranks: int) -> list[Finding]:
+    """Streams whose micro-batch on all ranks is larger than their data: a record would then be its own negative.
+
+    Args:
+        sizes: of :func:`records_per_micro_batch`.
+        records: by stream.
+        ranks: that share the data.
+    """
+    findings = []
+    for stream, (key, size) in sizes.items():
+        name = stream or next(iter(records))
+        if size * ranks > records[name]:
+            on_ranks = f"{size} on {ranks} ranks, {size * ranks} together," if ranks > 1 else f"{size}"
+            more = f"{on_ranks} is more than the {records[name]} {name} of the data"
+            fact = f"{more}: a record would be its own negative in the contrastive loss"
+            findings.append(Finding("refused", key, fact, f"lower it to {max(1, records[name] // ranks)} at most"))
+    return findings
+
+
+def many_epochs(epochs: float) -> Finding | None:
+    """The finding for a run of more than :data:`MOST_EPOCHS` passes over its data."""
+    if epochs <= MOST_EPOCHS:
+        return None
+    fact = f"the run makes {epochs:,.0f} passes over its data, more than {MOST_EPOCHS}"
+    return Finding("warning", "train", fact, "lower train.steps or train.epochs, or take more data")
+
+
+def answers_outside(
+    items: QuestionTable, candidates: Sequence[str], key: str, path: str, *, exact: bool
+) -> Finding | None:
+    """The finding for answers that are none of the candidates in the file ``path``, so that no prediction can be right."""
+    normal: Callable[[str], str] = str if exact else normalize_answer
+    known = {normal(candidate) for candidate in candidates}
+    counts = items.answer_counts()
+    outside = {answer: count for answer, count in counts.items() if normal(answer) not in known}
+    if not outside:
+        return None
+    total, without = sum(counts.values()), sum(outside.values())
+    often = sorted(outside, key=lambda answer: -outside[answer])[:3]
+    examples = ", ".join(f"{answer!r} ({outside[answer]:,})" for answer in often)
+    remedy = (
+        "make the list of these answers (python -m tasks.answer_list --config FILE), or set evaluation.answers=null"
+    )
+    if without == total:
+        fact = f"none of the {total:,} answers is among the {len(candidates):,} of {path}, as {examples}"
+        return Finding("refused", key, fact, remedy)
+    fact = (
+        f"{without / total:.1%} of the {total:,} answers are not among the {len(candidates):,} of {path}, as {examples}"
+    )
+    return Finding("warning", key, fact, f"they count as wrong whatever is learned; {remedy}")

@@ -1,0 +1,304 @@
+"""``run.py doctor`` on small data: each refusal and each warning fires on bad data, and none on good data."""
+
+import json
+import re
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from dataset.prepare.tokenizer import train_wordpiece
+from engine.memory import StepMemory
+from tasks.kinds import choose
+from tests.conftest import tiny_run
+from tools.doctor import command, memory, sample
+from tools.doctor.command import main
+from utils.config import load_config
+
+FINE = "0 refused, 0 warnings, 0 not checked"
+
+
+@pytest.fixture
+def doctor(capsys, tmp_path, monkeypatch):
+    """Runs the command; returns its exit status and what it printed. The estimate of memory, which takes most time, is made only
+    with ``estimate``."""
+
+    def run(*argv: str, estimate: bool = False) -> tuple[int, str]:
+        if not estimate:
+            monkeypatch.setattr(command, "check_memory", lambda *_: None)
+        monkeypatch.setattr(sample, "MICRO_BATCHES", 20)  # all of the 80 captions
+        status = main([*argv, "--out", str(tmp_path / "out")])
+        printed = capsys.readouterr()
+        return status, re.sub(r"\s+", " ", printed.out + printed.err)
+
+    return run
+
+
+@pytest.fixture
+def given(scenes_folder):
+    """The arguments of a good run of a task on the small scenes."""
+
+    def of(task: str, **splits: object) -> list[str]:
+        tiny = tiny_run(scenes_folder)
+        if task == "pretrain":
+            return ["--config", "configs/demo/pretrain.yaml", *tiny]
+        names = {"grounding": "refer", "vqa": "vqa"}
+        files = {split: f"{scenes_folder}/{names.get(task, task)}_{split}.jsonl" for split in ("train", "val", "test")}
+        files |= splits  # type: ignore[arg-type]
+        key = "questions" if task == "vqa" else "annotations"
+        train = (
+            f"data.train=[{{questions: {files['train']}}}]" if task == "vqa" else f"data.train.{key}={files['train']}"
+        )
+        return [
+            *("--config", f"configs/demo/{task}.yaml", "init.checkpoint=null", "data.batch_size=4", train),
+            *(f"evaluation.validation.{key}={files['val']}", f"evaluation.test.test.{key}={files['test']}"),
+            *([f"evaluation.answers={scenes_folder}/vqa_answers.json"] if task == "vqa" else []),
+            *(each for each in tiny if each.startswith(("model.", "train.", "schedule."))),
+            *("train.validate_every=4", "data.max_broken=0.1"),
+        ]
+
+    return of
+
+
+def rewritten(path: Path, out: Path, change) -> str:
+    """JSON lines with each record changed; image paths become absolute."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = []
+    for number, row in enumerate(rows):
+        row["image"] = str(path.parent / row["image"])
+        changed.append(json.dumps(change(number, row)) + "\n")
+    out.write_text("".join(changed))
+    return str(out)
+
+
+def with_boxes(change):
+    """A change of records that changes each of their boxes."""
+
+    def of_record(_, row):
+        return {**row, "elems": [{**element, "bb": change(element["bb"])} for element in row["elems"]]}
+
+    return of_record
+
+
+RELATIVE = with_boxes(lambda box: [value / 32 for value in box])
+CORNERS = with_boxes(lambda box: [box[0], box[1], box[0] + box[2], box[1] + box[3]])
+
+
+@pytest.mark.parametrize("task", ["pretrain", "retrieval", "grounding", "vqa", "nlvr", "captioning"])
+def test_a_good_run_has_no_findings(task, doctor, given, tmp_path):
+    status, printed = doctor(*given(task), estimate=task == "retrieval")
+    assert status == 0
+    assert FINE in printed
+    assert "grad_norm" in printed
+    assert "images/s per core" in printed and "a step takes up to" not in printed  # of an unknown device
+    assert Image.open(tmp_path / "out" / "first_batch.png").width > 300
+
+
+def test_everything_that_is_missing_is_told_at_once(doctor, given):
+    missing = ["model.text.encoder=data/nowhere", "init.checkpoint=weights/none.pth", "data.train.images=data/none"]
+    status, printed = doctor(*given("retrieval", val="data/none.jsonl"), *missing)
+    assert status == 1
+    for place in ("data/nowhere", "weights/none.pth", "data/none", "data/none.jsonl"):
+        assert f"{place} does not exist" in printed
+    assert "4. refused" in printed and "5. refused" not in printed
+    for check in ("tokenizer", "model", "weights", "training", "batch", "sample", "picture", "step", "checkpoints"):
+        assert f"- {check} not checked: " in printed
+    assert "evaluation.test.test: 8 images or videos" in printed
+    assert "python run.py tokenizer" in printed
+
+
+def test_a_mistake_in_the_config_is_one_line(doctor, given):
+    status, printed = doctor(*given("retrieval"), "data.batch_siz=4")
+    assert status == 2
+    assert printed.startswith("error: command line: data.batch_siz is not a field")
+
+
+def test_a_global_batch_that_does_not_divide_is_refused(doctor, given):
+    status, printed = doctor(*given("retrieval"), "train.global_batch=10", "train.accumulate=null")
+    assert status == 1
+    assert "train.global_batch" in printed and "not a multiple of 4" in printed
+
+
+@pytest.mark.parametrize(("flags", "fine"), [(["--gpus", "20"], True), (["--gpus", "21"], False)])
+def test_a_contrastive_batch_larger_than_the_data_is_refused(flags, fine, doctor, given):
+    """There are 80 captions."""
+    status, printed = doctor(*given("retrieval"), *flags)
+    assert status == (0 if fine else 1)
+    assert ("84 together, is more than the 80 captions" in printed) is not fine
+
+
+def test_other_tasks_may_repeat_their_data_in_a_batch(doctor, given):
+    status, _ = doctor(*given("grounding"), "--gpus", "1000", "train.steps=1")
+    assert status == 0
+
+
+def test_more_than_100_epochs_are_warned_of(doctor, given):
+    assert FINE in doctor(*given("retrieval"), "train.steps=2000")[1]
+    status, printed = doctor(*given("retrieval"), "train.steps=2001")
+    assert status == 0
+    assert "1. warning: train fact: the run makes 100 passes" in printed
+
+
+def test_relative_boxes_are_refused(doctor, given, scenes_folder, tmp_path):
+    path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "relative.jsonl", RELATIVE)
+    status, printed = doctor(*given("grounding", train=path))
+    assert status == 1
+    assert "boxes lie within 0 and 1" in printed and "remedy: boxes are relative; multiply" in printed
+
+
+def test_relative_boxes_of_pre_training_are_refused(doctor, given, scenes_folder, tmp_path):
+    path = rewritten(scenes_folder / "train.jsonl", tmp_path / "relative.jsonl", RELATIVE)
+    status, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]")
+    assert status == 1
+    assert "data.regions: all" in printed and "boxes lie within 0 and 1" in printed
+
+
+def test_boxes_that_look_like_corners_are_warned_of(doctor, given, scenes_folder, tmp_path):
+    path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "corners.jsonl", CORNERS)
+    _, printed = doctor(*given("grounding", train=path))
+    assert "warning: data.train fact: boxes look like x1, y1, x2, y2" in printed
+    assert f"in an image of (32, 32) at {path}:" in printed
+
+
+def test_boxes_of_pre_training_that_look_like_corners_are_warned_of(doctor, given, scenes_folder, tmp_path):
+    path = rewritten(scenes_folder / "train.jsonl", tmp_path / "corners.jsonl", CORNERS)
+    _, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]")
+    assert "warning: data.regions fact: boxes look like x1, y1, x2, y2" in printed
+
+
+@pytest.mark.parametrize(("every", "status", "told"), [(1, 1, "none of the"), (2, 0, "are not among the")])
+def test_answers_outside_the_list(every, status, told, doctor, given, scenes_folder, tmp_path):
+    def change(number, row):
+        return {**row, "answer": ["blargh"] * 10} if number % every == 0 else row
+
+    path = rewritten(scenes_folder / "vqa_train.jsonl", tmp_path / "questions.jsonl", change)
+    found, printed = doctor(*given("vqa", train=path))
+    assert found == status
+    assert f"1. {'warning' if status == 0 else 'refused'}: data.train fact: " in printed
+    assert told in printed and "'blargh'" in printed
+
+
+def test_unknown_tokens_are_warned_of(doctor, given, tmp_path):
+    train_wordpiece(["привет мир"], tmp_path / "other", vocab_size=60)
+    status, printed = doctor(*given("retrieval"), f"model.text.encoder={tmp_path}/other")
+    assert status == 0
+    assert "100.0% of" in printed and "are unknown, those of: " in printed and "run.py tokenizer" in printed
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_images_shared_with_a_held_out_split_are_warned_of(copied, doctor, given, scenes_folder, tmp_path):
+    def change(number, row):
+        if copied and number < 3:
+            name = str(tmp_path / f"copy{number}.png")
+            shutil.copy(row["image"], name)
+            row["image"] = name
+        return row
+
+    path = rewritten(scenes_folder / "retrieval_val.jsonl", tmp_path / "val.jsonl", change)
+    status, printed = doctor(*given("retrieval", train=path), "data.batch_size=2")
+    assert status == 0
+    assert "1. warning: evaluation.validation fact: 8 of its 8 images are also in training" in printed
+    assert ("3 of them under another path" in printed) is copied
+    assert "none of 8 in evaluation.test.test is in training" in printed
+
+
+def test_pre_training_data_are_compared_with_their_evaluation(doctor, given, scenes_folder):
+    status, printed = doctor(*given("pretrain"), f"evaluation.files=[{scenes_folder}/train.jsonl]")
+    assert status == 0
+    assert "evaluation.files fact: 40 of its 40 images are also in training" in printed
+
+
+@pytest.mark.parametrize(("most", "level", "status"), [(0.01, "refused", 1), (0.5, "warning", 0)])
+def test_broken_records_are_counted_by_kind_with_their_place(
+    most, level, status, doctor, given, scenes_folder, tmp_path
+):
+    def change(number, row):
+        if number == 5:
+            row["image"] = str(tmp_path / "broken.png")
+        return row
+
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    path = rewritten(scenes_folder / "retrieval_train.jsonl", tmp_path / "train.jsonl", change)
+    found, printed = doctor(*given("retrieval", train=path), f"data.max_broken={most}")
+    assert found == status
+    assert f"1. {level}: {path}:6 fact: unreadable image: 8 bytes" in printed
+
+
+def test_a_held_out_image_that_cannot_be_read_is_refused(doctor, given, scenes_folder, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    broken = lambda number, row: {**row, "image": str(tmp_path / "broken.png")} if number == 2 else row  # noqa: E731
+    path = rewritten(scenes_folder / "retrieval_val.jsonl", tmp_path / "val.jsonl", broken)
+    status, printed = doctor(*given("retrieval", val=path))
+    assert status == 1
+    assert f"refused: {path}:3 fact: unreadable image" in printed and "a held-out set has to be whole" in printed
+
+
+def tiny_weights(argv: list[str]) -> dict[str, torch.Tensor]:
+    path, overrides = argv[1], [each for each in argv[2:] if "=" in each]
+    schema, task = choose(path, overrides, None).load()
+    return task.build_model(load_config(path, overrides, schema), 210).state_dict()
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_a_checkpoint_would_load_is_told(suffix, whole, doctor, given, tmp_path, scenes_folder):
+    argv = given("retrieval")
+    vocabulary = len((scenes_folder / "tokenizer" / "vocab.txt").read_text().splitlines())
+    weights = {name: tensor for name, tensor in tiny_weights(argv).items() if whole or not name.startswith("fusion.")}
+    for name, tensor in weights.items():
+        if tensor.shape[:1] == (210,):
+            weights[name] = torch.zeros(vocabulary, *tensor.shape[1:])
+    path, kept = tmp_path / f"weights.{suffix}", {name: tensor.contiguous() for name, tensor in weights.items()}
+    save_file(kept, path) if suffix == "safetensors" else torch.save({"model": kept}, path)
+    status, printed = doctor(*argv, f"init.checkpoint={path}")
+    assert status == 0, printed
+    assert f"{len(weights)} loaded (0 of them resized)" in printed
+    assert ("start from random numbers: fusion.layer" in printed) is not whole
+    assert (FINE in printed) is whole
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(doctor, given, tmp_path):
+    save_file({"text.embeddings.LayerNorm.weight": torch.zeros(7)}, tmp_path / "other.safetensors")
+    status, printed = doctor(*given("retrieval"), f"init.checkpoint={tmp_path}/other.safetensors")
+    assert status == 1
+    assert "shapes differ" in printed
+
+
+def test_slow_loading_is_told_only_where_the_device_is_known(doctor, given):
+    """A device of 1e9 TFLOP/s waits for any data."""
+    printed = doctor(*given("retrieval"), "train.peak_tflops=1e9")[1]
+    assert "warning: data.workers fact: data loading will limit the GPU" in printed
+    printed = doctor(*given("retrieval"), "train.peak_tflops=1e-9")[1]
+    assert FINE in printed and "a step takes up to" in printed
+
+
+def test_too_little_memory_or_disk_is_warned_of(doctor, given, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(memory, "free_memory", lambda: 1e5)
+    monkeypatch.setattr(memory, "estimate", lambda _: StepMemory(10**6, 0, 0, 0))
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda _: usage(1e4))
+    status, printed = doctor(*given("retrieval"), estimate=True)
+    assert status == 0
+    assert "0 refused, 2 warnings" in printed
+    assert "its free memory is 0.0 GB" in printed and "0.0 MB are free at" in printed
+
+
+def test_a_model_too_large_for_a_step_on_a_cpu_makes_none(doctor, given, monkeypatch):
+    monkeypatch.setattr("tools.doctor.first_step.LARGEST_ON_CPU", 1000)
+    status, printed = doctor(*given("retrieval"))
+    assert status == 0
+    assert "- step not checked: a step of 0 M parameters takes minutes on a CPU" in printed
+
+
+def test_a_task_in_a_folder_is_examined(doctor, tmp_path):
+    data = tmp_path / "entailment"
+    files = {"data.train": "train", "evaluation.validation": "val", "evaluation.test.test": "test"}
+    options = [f"{key}.file={data}/{split}.jsonl" for key, split in files.items()]
+    options += [f"data.folder={data}", f"model.text.encoder={data}/tokenizer"]
+    status, printed = doctor("--task", "examples/entailment", *options)
+    assert status == 0
+    assert "1,500 sentences" in printed and "grad_norm" in printed

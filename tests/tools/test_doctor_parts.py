@@ -1,0 +1,233 @@
+"""The parts of ``run.py doctor``, and the checks at the start of every run."""
+
+import json
+import logging
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dataset import leaks
+from dataset.leaks import shared_images
+from dataset.media.video import VideoSource
+from dataset.records.box_form import are_relative, look_like_corners
+from dataset.records.schema import ImageSource
+from tasks import run
+from tasks.checks import check_start, small_data
+from tests.conftest import tiny_run
+from tools.doctor.findings import NotCheckedError, Report, finding_of
+from tools.doctor.first_step import step_findings
+from tools.doctor.machine import versions
+from tools.doctor.panels import Segment, as_image, images_of, lines_of
+from tools.doctor.text_log import TextLog
+from utils.batch import IGNORE, MaskedText
+from utils.errors import UserError
+from utils.findings import Finding
+
+
+def random_boxes(count: int = 200, side: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """True boxes x, y, w, h in square images."""
+    rng = np.random.default_rng(0)
+    sizes = rng.uniform(5, 40, (count, 2))
+    corner = rng.uniform(0, side - sizes)
+    return np.concatenate([corner, sizes], axis=1), np.full((count, 2), side)
+
+
+def test_the_form_of_boxes():
+    boxes, sizes = random_boxes()
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    assert are_relative(boxes / 100) and not are_relative(boxes) and not are_relative(boxes[:0])
+    assert look_like_corners(corners, sizes)
+    assert not look_like_corners(boxes, sizes)
+    assert not look_like_corners(boxes[:0], sizes[:0])
+    outside = boxes + np.array([80.0, 0, 0, 0])
+    assert not look_like_corners(outside, sizes)
+
+
+def test_one_box_beyond_one_is_not_relative():
+    boxes = random_boxes()[0] / 100
+    boxes[7, 2] = 1.5
+    assert not are_relative(boxes)
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    for name, content in {"a.png": b"one", "b.png": b"two", "c.png": b"333", "d.png": b"one"}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "link").symlink_to(tmp_path)
+    return tmp_path
+
+
+def image(path: Path) -> ImageSource:
+    return ImageSource(path.name, path=path)
+
+
+def test_images_are_shared_by_path_link_or_content(files):
+    found = shared_images([image(files / "a.png")], [image(files / "a.png"), image(files / "b.png")])
+    assert (found.shared, found.held_out, found.by_content, found.example) == (1, 2, 0, ("a.png", "a.png"))
+    linked = shared_images([image(files / "a.png")], [image(files / "link" / "a.png")])
+    assert (linked.shared, linked.by_content) == (1, 0)
+    copy = shared_images([image(files / "a.png")], [image(files / "d.png")])
+    assert (copy.shared, copy.by_content, copy.example) == (1, 1, ("a.png", "d.png"))
+    inside = shared_images([ImageSource("tar", content=b"one")], [image(files / "d.png")])
+    assert inside.by_content == 1
+    assert shared_images([image(files / "a.png")], [image(files / "b.png"), image(files / "c.png")]).shared == 0
+
+
+def test_videos_and_missing_files_are_compared_too(files):
+    frames = tuple(ImageSource("x", content=content) for content in (b"1", b"2"))
+    assert shared_images([VideoSource("a", frames=frames)], [VideoSource("b", frames=frames)]).shared == 1
+    assert shared_images([VideoSource("a", path=files)], [VideoSource("b", path=files / "b.png")]).shared == 0
+    assert shared_images([image(files / "none.png")], [image(files / "gone.png")]).shared == 0
+
+
+def test_too_much_to_read_is_compared_by_path_alone(files, monkeypatch):
+    both = [image(files / "a.png")], [image(files / "d.png"), image(files / "a.png")]
+    monkeypatch.setattr(leaks, "MOST_BYTES", 4)
+    found = shared_images(*both)
+    assert (found.shared, found.contents_compared) == (1, False)
+    monkeypatch.setattr(leaks, "MOST_FILES", 0)
+    assert not shared_images(*both).contents_compared
+
+
+def test_a_finding_is_told_apart_in_an_error():
+    finding = finding_of(UserError("data.train: x.json does not exist; check the path; or make it"))
+    assert finding == Finding("refused", "data.train", "x.json does not exist; check the path", "or make it")
+    assert finding_of(UserError("no key here: 1")).place == "config"
+
+
+def test_a_report_goes_on_after_errors_and_counts():
+    written = []
+    report = Report(written.append)
+    for error in (NotCheckedError("why"), UserError("a.b: fact; remedy"), ValueError("odd")):
+        with report.check("check"):
+            raise error
+    report.add("other", [Finding("warning", "c", "fact", "remedy")])
+    assert report.end(3.2) == 1
+    text = "".join(written)
+    assert "not checked: why" in text and "ValueError: odd" in text
+    assert text.endswith("2 refused, 1 warning, 1 not checked (3 s)\n")
+    assert Report(lambda _: None).end(0) == 0
+
+
+def test_versions_outside_the_requirements_are_told(tmp_path):
+    file = tmp_path / "requirements.txt"
+    file.write_text("# comment\ntorch>=2\nnumpy<1  # old\nno-such-package-of-ours>=1\n")
+    assert [(each.level, each.place) for each in versions(file)] == [
+        ("warning", "numpy"),
+        ("refused", "no-such-package-of-ours"),
+    ]
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"), [((1.0, 2.0), ""), ((NAN, 2.0), "mlm, loss"), ((1.0, INFINITE), "grad_norm")]
+)
+def test_losses_and_gradients_have_to_be_finite(values, wrong):
+    loss, norm = values
+    found = step_findings("images", {"mlm": loss, "loss": loss, "grad_norm": norm, "flops": float("nan")})
+    assert [each.level for each in found] == (["refused"] if wrong else [])
+    assert all(each.fact.startswith(f"{wrong} of the first step") for each in found)
+
+
+class Tokenizer:
+    """Five tokens, of which 1 is unknown."""
+
+    unk_token_id, pad_token_id = 1, 0
+
+    def __init__(self):
+        self.backend_tokenizer = self
+
+    def encode(self, text, add_special_tokens):
+        return Namespace(ids=[1, 3], offsets=[(0, 2), (3, 5)])
+
+    def convert_ids_to_tokens(self, ids):
+        return [["[PAD]", "[UNK]", "[MASK]", "red", "##dish"][number] for number in ids]
+
+
+def test_a_text_log_counts_unknown_words():
+    log = TextLog(Tokenizer())
+    log.backend_tokenizer.encode("xy red", add_special_tokens=False)
+    assert (log.tokens, dict(log.unknown), log.pad_token_id) == (2, {"xy": 1}, 0)
+
+
+def test_masked_places_are_marked():
+    text = MaskedText(
+        ids=torch.tensor([[3, 3, 4, 0]]),
+        mask=torch.tensor([[True, True, True, False]]),
+        masked_ids=torch.tensor([[3, 2, 4, 0]]),
+        positions=torch.tensor([[1, 0]]),
+        labels=torch.tensor([[3, IGNORE]]),
+        key=torch.tensor([0]),
+    )
+    shown, target = lines_of(text, 0, Tokenizer(), box=2)
+    assert shown.box == 2
+    assert shown.segments == [Segment("red"), Segment(" [MASK]", True), Segment("dish")]
+    assert target.segments[1] == Segment("red", True)
+
+
+def test_images_are_shown_as_the_batch_has_them():
+    pixels = torch.arange(6 * 3 * 2 * 2, dtype=torch.uint8).view(6, 3, 2, 2)
+    pair = images_of(pixels, 1, 3)  # three statements about two images each
+    assert [int(each[0, 0, 0]) for each in pair] == [12, 48]
+    video = images_of(pixels.view(2, 3, 3, 2, 2), 1, 2)
+    assert [int(each[0, 0, 0]) for each in video] == [36, 48, 60]
+    mean = torch.zeros(3, 2, 2)
+    assert as_image(mean)[0, 0].tolist() == [123, 117, 104]  # CLIP's mean colour
+
+
+def test_small_data_are_counted_by_stream():
+    sizes = {"images": ("data.images.batch_size", 4), "regions": ("data.regions.max_images", 6)}
+    records = {"images": 8, "regions": 10}
+    assert small_data(sizes, records, 1) == []
+    (found,) = small_data(sizes, records, 2)
+    assert (found.place, found.remedy) == ("data.regions.max_images", "lower it to 5 at most")
+
+
+def start(task: str, folder: Path, output: Path, *overrides: str) -> int:
+    tiny = [each for each in tiny_run(folder) if each.startswith(("model.", "train.", "schedule."))]
+    name = {"grounding": "refer", "vqa": "vqa"}.get(task, task)
+    key = "questions" if task == "vqa" else "annotations"
+    train = f"{folder}/{name}_train.jsonl"
+    splits = [f"evaluation.{split}.{key}={folder}/{name}_test.jsonl" for split in ("validation", "test.test")]
+    splits.append(f"data.train=[{{questions: {train}}}]" if task == "vqa" else f"data.train.annotations={train}")
+    common = ["--output", str(output), "init.checkpoint=null", "data.workers=0", "data.batch_size=4"]
+    return run.main([task, *common, *splits, *tiny, *overrides])
+
+
+@pytest.fixture
+def root_logger():
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+    root.setLevel(level)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_a_run_starts_with_the_checks_that_cost_nothing(scenes_folder, tmp_path, capsys):
+    assert start("retrieval", scenes_folder, tmp_path / "a", "data.batch_size=81") == 2
+    assert "data.batch_size: 81 is more than the 80 captions" in capsys.readouterr().err
+    answers = tmp_path / "answers.json"
+    answers.write_text(json.dumps(["blargh"]))
+    assert start("vqa", scenes_folder, tmp_path / "b", f"evaluation.answers={answers}") == 2
+    assert "answers is among the 1 of" in capsys.readouterr().err
+
+
+def test_warnings_are_logged_and_the_run_goes_on(caplog):
+    train = Namespace(total_steps=lambda _: 101, records_per_step=lambda _: 10)
+    loader, config = Namespace(epoch_size=10), Namespace(train=train)
+    task = Namespace(loader=loader, training=Namespace(items=[]), config=config, model=None)
+    with caplog.at_level(logging.WARNING):
+        check_start(task)
+        assert "train: the run makes 101 passes over its data" in caplog.text
+        caplog.clear()
+        loader.epoch_size = 11
+        check_start(task)
+    assert not caplog.text

@@ -1,0 +1,106 @@
+"""The data: can they be read, are they enough, and what is in a sample of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.checks import (
+    findings_in_answers,
+    many_epochs,
+    records_per_micro_batch,
+    small_data,
+)
+from tasks.pretrain import PretrainConfig
+from tasks.pretrain_evaluation import check_files as check_held_out_files
+from tasks.video_qa import VideoQAConfig
+from tasks.vqa import VQAConfig
+from tools.doctor import subject as subjects
+from tools.doctor.boxes import check_boxes
+from tools.doctor.findings import NotCheckedError, Report
+from tools.doctor.held_out import check_images
+from tools.doctor.sample import check_sample, check_unknown
+from tools.doctor.shared import check_shared
+from tools.doctor.subject import Subject
+
+
+def check_data(subject: Subject, report: Report) -> None:
+    """The section ``data``; reads training data and held-out splits, and a sample of their records."""
+    report.section("data")
+    with report.check("training"):
+        training = subject.read_training()
+        records = ", ".join(f"{count:,} {name}" for name, count in training.stream_sizes.items())
+        report.ok("training", records)
+    _check_held_out(subject, report)
+    with report.check("batch"):
+        _check_sizes(subject, report)
+    check_boxes(subject, report)
+    check_sample(subject, report)
+    check_unknown(subject, report)
+    _check_answers(subject, report)
+    check_shared(subject, report)
+
+
+def _check_held_out(subject: Subject, report: Report) -> None:
+    for key, split in subject.splits().items():
+        with report.check("held out"):
+            items = subject.read_held_out(key, split)
+            decoded = check_images(subject, key, items)
+            report.ok("held out", f"{key}: {_counted(items)}; {decoded}")
+    config = subject.config
+    if isinstance(config, PretrainConfig) and config.evaluation is not None:
+        with report.check("held out"):
+            subject.require_inputs("evaluation.")
+            check_held_out_files(config.evaluation, config.data)
+            report.ok("held out", "evaluation: the files can be read")
+
+
+def _counted(items: Any) -> str:
+    texts = getattr(items, "captions", None)
+    if texts is not None:
+        return f"{len(items.images):,} images or videos, {len(texts):,} captions"
+    return f"{len(items):,} records"
+
+
+def _check_sizes(subject: Subject, report: Report) -> None:
+    """The batch against the data, and the number of epochs."""
+    config, training = subject.config, subject.training
+    accumulation = config.train.accumulation(
+        config.data, subject.gpus
+    )  # a config that does not divide is told without data
+    if training is None:
+        raise NotCheckedError("the training data cannot be read")
+    findings = []
+    if subject.is_contrastive():
+        findings += small_data(records_per_micro_batch(config.data), training.stream_sizes, subject.gpus)
+    records = next(iter(training.stream_sizes.values()))
+    per_step = subjects.records_per_micro_batch(config) * accumulation * subject.gpus
+    train = config.train
+    epochs = train.epochs if train.steps is None else train.steps * per_step / records
+    if finding := many_epochs(epochs):
+        findings.append(finding)
+    on = "1 process" if subject.gpus == 1 else f"{subject.gpus} processes"
+    report.add("batch", findings, f"{per_step:,} records a step on {on}; {epochs:.3g} passes over {records:,} records")
+
+
+def _check_answers(subject: Subject, report: Report) -> None:
+    """Answers of questions outside the list of candidates."""
+    from dataset.tasks.video_qa import read_classes
+    from dataset.tasks.vqa import read_candidates
+
+    config = subject.config
+    if not isinstance(config, VQAConfig | VideoQAConfig) or config.evaluation.answers is None:
+        return
+    with report.check("answers"):
+        subject.require_inputs("evaluation.answers")
+        path, key = config.evaluation.answers, "evaluation.answers"
+        exact = isinstance(config, VideoQAConfig)
+        if isinstance(config, VideoQAConfig):
+            listed = read_classes(path, key, config.model.classes)
+        else:
+            listed = read_candidates(path, key)
+        splits = {"data.train": getattr(subject.training, "items", None), **subject.held_out}
+        splits = {key: items for key, items in splits.items() if items is not None}
+        if not splits:
+            raise NotCheckedError("no questions can be read")
+        findings = findings_in_answers(splits, listed, path, exact=exact)
+        report.add("answers", findings, f"all are among the {len(listed):,} candidates")

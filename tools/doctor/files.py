@@ -1,0 +1,51 @@
+"""Inputs that are missing, each with a remedy of its kind, and the tokenizer."""
+
+from __future__ import annotations
+
+from models.checkpoints.files import WEIGHT_FILES
+from tools.doctor.findings import NotCheckedError, Report
+from tools.doctor.subject import Subject, shorten
+from utils.findings import Finding
+from utils.hub import check_hub, is_local, looks_like_path
+from utils.inputs import inputs_of
+
+REMEDIES = {
+    "file": "check the path; the first lines of the config, and of its bases, say how the file is made",
+    "folder": "check the path; the first lines of the config say where the images come from",
+    "shards": "check the path or pattern; the first lines of the config say how the records are made",
+    "weights": "download the file, name the folder of a finished run, or set {key}=null to start from random numbers",
+    "model": "give a folder or a name on the Hugging Face hub",
+}
+TOKENIZER = "learn one from your texts with `python run.py tokenizer`, or name another encoder"
+
+
+def check_files(subject: Subject, report: Report) -> None:
+    """The section ``files``; loads the tokenizer."""
+    report.section("files")
+    subject.make_inputs()
+    found = missing_files(subject)
+    count = len({path for _, _, path in inputs_of(subject.config)})
+    report.add("inputs", found, f"{count} files and folders of the config are there")
+    with report.check("tokenizer"):
+        encoder = subject.config.model.text.encoder
+        subject.require_inputs("model.text.encoder")
+        tokenizer = subject.load_tokenizer()
+        report.ok("tokenizer", f"{encoder}, {len(tokenizer):,} tokens")
+    name = subject.config.init.text
+    if name is not None and not looks_like_path(name) and not is_local(name, WEIGHT_FILES):
+        subject.unfetched = name
+        with report.check("init.text"):
+            check_hub(name, "init.text")
+            raise NotCheckedError(f"{name} is not in the hub's cache; the run fetches it")
+
+
+def missing_files(subject: Subject) -> list[Finding]:
+    """A finding for each input that is not there."""
+    kinds = {path: kind for _, kind, path in inputs_of(subject.config)}
+    findings = []
+    for path, keys in subject.missing.items():
+        is_tokenizer = "model.text.encoder" in keys
+        kind = "weights" if keys[0].startswith("init.") else kinds[path]
+        remedy = TOKENIZER if is_tokenizer else REMEDIES[kind].format(key=keys[0])
+        findings.append(Finding("refused", shorten(keys, 2), f"{path} does not exist", remedy))
+    return findings

@@ -1,0 +1,97 @@
+"""The report of ``run.py doctor``: a line for each check as it ends, then the numbered findings."""
+
+from __future__ import annotations
+
+import contextlib
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+from utils.errors import UserError
+from utils.findings import Finding
+
+WIDTH = 120
+
+
+class NotCheckedError(Exception):
+    """A check that cannot run; the message says why."""
+
+
+class Report:
+    """Writes the lines of a report and keeps its findings.
+
+    Args:
+        write: writes a text; it is called as soon as a line is complete.
+    """
+
+    def __init__(self, write: Callable[[str], object]):
+        self._write = write
+        self.findings: list[Finding] = []
+        self.not_checked = 0
+
+    def section(self, name: str) -> None:
+        """Begin a section."""
+        self._write(f"\n{name}\n")
+
+    def ok(self, check: str, text: str) -> None:
+        """A check that found nothing wrong."""
+        self._line("ok", check, text)
+
+    def skip(self, check: str, why: str) -> None:
+        """A check that could not run."""
+        self.not_checked += 1
+        self._line("-", check, f"not checked: {why}")
+
+    def add(self, check: str, findings: Sequence[Finding], otherwise: str | None = None) -> bool:
+        """The findings of a check, or if there are none, the line ``otherwise``; returns whether there are any."""
+        for finding in findings:
+            self.findings.append(finding)
+            self._line(finding.level, check, f"[{len(self.findings)}] {finding.place}: {finding.fact}")
+        if not findings and otherwise is not None:
+            self.ok(check, otherwise)
+        return bool(findings)
+
+    @contextlib.contextmanager
+    def check(self, name: str) -> Iterator[None]:
+        """Run a check: an error becomes a finding or a line, and the next check goes on."""
+        try:
+            yield
+        except NotCheckedError as error:
+            self.skip(name, str(error))
+        except UserError as error:
+            self.add(name, [finding_of(error)])
+        except Exception as error:  # of a task's own code: the other checks do not depend on it
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            fact = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            remedy = "mend the code there, or report it if it is not yours"
+            self.add(name, [Finding("refused", f"{last.filename}:{last.lineno}", fact, remedy)])
+
+    def end(self, seconds: float) -> int:
+        """Write the numbered findings and the number of each kind; returns the exit status."""
+        if self.findings:
+            self._write("\nfindings\n")
+        for number, finding in enumerate(self.findings, start=1):
+            self._write(f"{number:3}. {finding.level}: {finding.place}\n")
+            for name, text in (("fact", finding.fact), ("remedy", finding.remedy)):
+                wrapped = textwrap.fill(text, WIDTH - 13, break_long_words=False, break_on_hyphens=False)
+                self._write(f"     {name + ':':7} {wrapped.replace(chr(10), chr(10) + ' ' * 13)}\n")
+        levels = [finding.level for finding in self.findings]
+        refused, warnings = levels.count("refused"), levels.count("warning")
+        counts = f"{refused} refused, {warnings} {'warning' if warnings == 1 else 'warnings'}, {self.not_checked} not checked"
+        self._write(f"\n{counts} ({seconds:.0f} s)\n")
+        return 1 if refused else 0
+
+    def _line(self, level: str, check: str, text: str) -> None:
+        head = f"  {level:8} {check:16} "
+        lines = textwrap.wrap(text, WIDTH - len(head), break_long_words=False, break_on_hyphens=False) or [""]
+        self._write(head + ("\n" + " " * len(head)).join(lines) + "\n")
+
+
+def finding_of(error: UserError) -> Finding:
+    """A refused finding for an error of one line: place, fact and remedy as far as they are told apart in it."""
+    text = str(error)
+    place, colon, rest = text.partition(": ")
+    if not colon or " " in place:
+        place, rest = "config", text
+    fact, semicolon, remedy = rest.rpartition("; ")
+    return Finding("refused", place, fact, remedy) if semicolon else Finding("refused", place, rest, "mend it")

@@ -1,0 +1,125 @@
+"""One real step of each stream on a tiny batch, and a picture of the batch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.memory import trainer_of
+from engine.precision import APEX_LEVELS
+from engine.real_steps import ran_out_of_memory
+from models.self_critical import SelfCriticalModel
+from tasks.base import load_initial
+from tools.doctor.findings import NotCheckedError, Report
+from tools.doctor.panels import panels_of
+from tools.doctor.picture import draw
+from tools.doctor.subject import Subject
+from utils.batch import Batch, PretrainBatch
+from utils.findings import Finding
+
+LARGEST_ON_CPU = 60_000_000
+"""Parameters of a model from which on no step is made on a CPU: it would take longer than all other checks together."""
+
+FILE = "first_batch.png"
+
+
+def check_first_step(subject: Subject, report: Report, out: Path) -> None:
+    """The section ``first step``."""
+    report.section("first step")
+    with report.check("picture"):
+        batch = first_batch(subject)
+        assert subject.tokenizer is not None
+        out.mkdir(parents=True, exist_ok=True)
+        classes = {label: answer for answer, label in getattr(subject.training, "labels", {}).items()}
+        draw(panels_of(batch, subject.tokenizer, classes), out / FILE)
+        report.ok("picture", f"{out / FILE}: images, boxes and texts as the model gets them")
+    with report.check("step"):
+        _check_step(subject, report)
+
+
+def first_batch(subject: Subject) -> Batch:
+    """The first micro-batch of training, as tiny as those of the sample.
+
+    Raises:
+        NotCheckedError: if there is none.
+    """
+    if subject.training is None:
+        raise NotCheckedError("there is no batch: the training data cannot be read")
+    return subject.training.make(0)
+
+
+def _check_step(subject: Subject, report: Report) -> None:
+    batch = first_batch(subject)
+    if subject.model is None:
+        raise NotCheckedError("it needs the model")
+    parameters = sum(parameter.numel() for parameter in subject.model.parameters())
+    if subject.device.type == "cpu" and parameters > LARGEST_ON_CPU:
+        raise NotCheckedError(
+            f"a step of {parameters / 1e6:,.0f} M parameters takes minutes on a CPU; run this with a GPU"
+        )
+    if isinstance(subject.model, SelfCriticalModel):
+        raise NotCheckedError("the self-critical step needs the whole task; try train.steps=1")
+    trainer = _trainer(subject)
+    for name, part in streams_of(batch):
+        started = time.perf_counter()
+        try:
+            pending = trainer.train_step([part])
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise NotCheckedError("the GPU has no room even for a tiny batch; is another program using it?") from None
+        if pending.copied is not None:
+            pending.copied.synchronize()
+        values = dict(zip(pending.names, pending.values.tolist(), strict=True))
+        report.add("step", step_findings(name, values), _told(name, values, time.perf_counter() - started))
+
+
+def _trainer(subject: Subject) -> Any:
+    """A trainer of the model with the weights from which the run starts, or random ones if these do not fit."""
+    config, device = subject.config, subject.device
+    assert subject.tokenizer is not None
+    torch.manual_seed(config.seed)
+    model = subject.task.build_model(config, len(subject.tokenizer))
+    if subject.weights_fit:
+        load_initial(subject.task, config, model)
+    plain: dict[str, Any] = {"compile": False, "peak_tflops": None}
+    if device.type == "cpu" and APEX_LEVELS.get(config.train.precision, config.train.precision) != "fp32":
+        plain["precision"] = "fp32"
+    return trainer_of(model, config.train.model_copy(update=plain), config.optim, device)
+
+
+def streams_of(batch: Any) -> Iterator[tuple[str, Any]]:
+    """A batch for each stream alone, by the stream's name; "" for a batch that has only one."""
+    if not isinstance(batch, PretrainBatch):
+        yield "", batch
+        return
+    names = batch.streams().keys()
+    absent = {field.name: None for field in fields(batch) if field.name in names}
+    for name in names:
+        yield name, replace(batch, **{**absent, name: getattr(batch, name)}, unmatched=())
+
+
+def step_findings(name: str, values: dict[str, float]) -> list[Finding]:
+    """Losses or a gradient that are not finite."""
+    wrong = [key for key, value in values.items() if key in _shown(values) and not math.isfinite(value)]
+    if not wrong:
+        return []
+    fact = f"{', '.join(wrong)} of the first step {'is' if len(wrong) == 1 else 'are'} not finite"
+    remedy = "check the weights of init, lower optim.lr, or set train.precision=fp32"
+    return [Finding("refused", name or "first step", fact, remedy)]
+
+
+def _shown(values: dict[str, float]) -> list[str]:
+    """The names of losses, of their sum and of the gradient's norm."""
+    return [*list(values)[: list(values).index("loss") + 1], "grad_norm"]
+
+
+def _told(name: str, values: dict[str, float], seconds: float) -> str:
+    said = ", ".join(f"{key.removeprefix(f'{name}/')} {values[key]:.3g}" for key in _shown(values))
+    return f"{f'{name}: ' if name else ''}{said} ({seconds:.1f} s)"

@@ -1,0 +1,120 @@
+"""Memory of a step, and disk space for the run's checkpoints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.memory import FakeSteps, StepMemory, tensor_bytes, trainable
+from tools.doctor.findings import NotCheckedError, Report
+from tools.doctor.subject import Subject
+from tools.plan.synthetic import batch_sizes, synthetic_batch
+from tools.plan.target import CONTEXT, FRAGMENTS, NCCL
+from utils.errors import UserError
+from utils.findings import Finding
+
+
+def check_memory(subject: Subject, report: Report) -> None:
+    """The section ``memory``: the estimate of ``run.py plan`` for the config as it is."""
+    report.section("memory")
+    with report.check("a step"):
+        try:
+            sizes = batch_sizes(subject.config)
+            memory = estimate(subject)
+        except UserError as error:  # tasks that cannot be planned can still be run
+            raise NotCheckedError(str(error)) from None
+        on_gpu = subject.device.type == "cuda" or subject.gpus > 1
+        total = memory.total + (outside(subject.gpus, memory.total) if on_gpu else 0)
+        per = ", ".join(f"{key}={size}" for key, size in sizes.items())
+        parts = f"weights {memory.weights / 1e9:.2f}, gradients {memory.gradients / 1e9:.2f}, optimiser "
+        parts += f"{memory.optimiser / 1e9:.2f}, activations {memory.activations / 1e9:.2f}"
+        on_one = (memory.total + outside(subject.gpus, memory.total)) / 1e9
+        of = "GB of each GPU" if on_gpu else f"GB on a CPU, {on_one:.2f} GB on a GPU,"
+        text = f"about {total / 1e9:.2f} {of} with {per} ({parts}; an estimate)"
+        report.add("a step", memory_findings(subject, total, text, next(iter(sizes))), text)
+
+
+def estimate(subject: Subject) -> StepMemory:
+    """Memory of a step on a full micro-batch, by fake tensors.
+
+    Raises:
+        UserError: if the task cannot be planned.
+    """
+    config, model = subject.config, subject.model
+    if model is None:
+        raise NotCheckedError("it needs the model")
+    vocabulary = None if subject.tokenizer is None else len(subject.tokenizer)
+    steps = FakeSteps(lambda: subject.task.build_model(config, vocabulary), config.train, config.optim, as_on_gpu=True)
+    accumulates = (config.train.accumulate or 1) > 1 or config.train.global_batch is not None
+    stay = subject.gpus > 1 or (accumulates and config.train.accumulation(config.data, subject.gpus) > 1)
+    return steps.memory(lambda built: synthetic_batch(config, built), gradients_stay=stay)
+
+
+def outside(gpus: int, tensors: int) -> int:
+    """Bytes of a GPU beside those of tensors, as ``run.py plan`` assumes them."""
+    return CONTEXT + int(FRAGMENTS * tensors) + (NCCL if gpus > 1 else 0)
+
+
+def memory_findings(subject: Subject, total: float, text: str, key: str) -> list[Finding]:
+    """A warning if the device at hand has less memory."""
+    if subject.device.type == "cuda":
+        there, what = float(torch.cuda.get_device_properties(subject.device).total_memory), "this GPU has"
+    elif subject.gpus > 1:
+        return []
+    else:
+        there, what = free_memory(), "this machine has no GPU, and its free memory is"
+    if total <= there:
+        return []
+    remedy = f"lower {key}, take a larger device, or let `python run.py plan` find the largest micro-batch"
+    return [Finding("warning", key, f"{text}, and {what} {there / 1e9:.1f} GB", remedy)]
+
+
+def free_memory() -> float:
+    """Free bytes of this machine's memory; infinite if they cannot be read."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        values = {name: text for name, _, text in (line.partition(":") for line in lines)}
+        return int(values["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return float("inf")
+
+
+def check_disk(subject: Subject, report: Report) -> None:
+    """The section ``disk``: free space where the run writes against its checkpoints."""
+    report.section("disk")
+    with report.check("checkpoints"):
+        if subject.model is None:
+            raise NotCheckedError("it needs the model")
+        has_best = bool(subject.splits()) and subject.config.evaluation.validation is not None
+        one, best, total = needed_bytes(subject.model, subject.config.train.keep_checkpoints, has_best)
+        folder = existing(subject.output)
+        free = shutil.disk_usage(folder).free
+        kept = subject.config.train.keep_checkpoints
+        text = f"{_size(total)}: checkpoints of {_size(one)}, of which {kept} stay, one more while it is written"
+        text += f", best weights of {_size(best)}" if has_best else ""
+        text += f"; {_size(free)} are free at {folder}"
+        remedy = "free space there, lower train.keep_checkpoints, or give another --output"
+        short = Finding("warning", str(subject.output), f"the run needs {text}", remedy)
+        report.add("checkpoints", [short] if total > free else [], text)
+
+
+def needed_bytes(model: Any, keep: int, has_best: bool) -> tuple[int, int, int]:
+    """Bytes of a checkpoint, of the best weights, and of all that a run has on disk at its most."""
+    weights = tensor_bytes([*model.parameters(), *model.buffers()])
+    one = weights + 2 * tensor_bytes(trainable(model))
+    best = weights if has_best else 0
+    return one, best, (keep + 1) * one + best
+
+
+def existing(path: Path) -> Path:
+    """The nearest folder at or above ``path`` that exists."""
+    path = Path(os.path.abspath(path.expanduser()))
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,159 @@
+"""A batch as panels: its pixels, its boxes, and its texts decoded from their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.vision import PIXEL_MEAN, PIXEL_STD
+from utils.batch import IGNORE, LeftToRightText, MaskedText, PretrainBatch, RegionBatch, Text
+
+MOST_PANELS, MOST_LINES = 4, 8
+
+
+class Segment(NamedTuple):
+    """A piece of text; ``marked``: the model does not see it, or has to predict it."""
+
+    text: str
+    marked: bool = False
+
+
+class Line(NamedTuple):
+    """A text, and the number of the box that it describes; None: it has none."""
+
+    segments: list[Segment]
+    box: int | None = None
+
+
+class Panel(NamedTuple):
+    """Images (H, W, 3) uint8 side by side, boxes (cx, cy, w, h) relative to the first of them, and texts."""
+
+    title: str
+    images: list[np.ndarray]
+    boxes: list[tuple[float, ...]]
+    lines: list[Line]
+
+
+def panels_of(batch: Any, tokenizer: Any, classes: Mapping[int, str] | None = None) -> list[Panel]:
+    """The first examples of each stream of a batch. A batch of an unknown class is shown by its fields ``pixels``, ``text`` and
+    ``boxes_cxcywh``; ``classes``: names of labels, as far as they are known."""
+    if isinstance(batch, PretrainBatch):
+        return [panel for name, part in batch.streams().items() for panel in _of_stream(name, part, tokenizer, {})]
+    return list(_of_stream("", batch, tokenizer, classes or {}))
+
+
+def _of_stream(name: str, part: Any, tokenizer: Any, classes: Mapping[int, str]) -> Iterator[Panel]:
+    if isinstance(part, RegionBatch):
+        yield from _of_regions(name, part, tokenizer)
+        return
+    text, pixels = getattr(part, "text", None), getattr(part, "pixels", None)
+    valid = getattr(part, "valid", None)
+    count = len(valid) if isinstance(valid, Tensor) else (0 if pixels is None else len(pixels))
+    boxes = getattr(part, "boxes_cxcywh", None)
+    for row in range(min(count, MOST_PANELS)):
+        images = [] if pixels is None else images_of(pixels, row, count)
+        own = [tuple(boxes[row].tolist())] if isinstance(boxes, Tensor) else []
+        lines = lines_of(text, row, tokenizer, box=0 if own else None)
+        lines += _other_lines(part, row, tokenizer, classes)
+        if isinstance(valid, Tensor) and not valid[row]:
+            lines.append(Line([Segment("(does not count)", True)]))
+        yield Panel(f"{name} {row}".strip(), images, own, lines)
+
+
+def _of_regions(name: str, part: RegionBatch, tokenizer: Any) -> Iterator[Panel]:
+    for image in range(min(len(part.pixels), MOST_PANELS)):
+        rows = [row for row in torch.nonzero(part.image_index == image).flatten().tolist() if part.valid[row]]
+        boxes: list[tuple[float, ...]] = []
+        lines: list[Line] = []
+        for row in rows[:MOST_LINES]:
+            whole = bool(part.is_image[row])
+            lines += lines_of(part.text, row, tokenizer, box=None if whole else len(boxes))
+            boxes += [] if whole else [tuple(part.boxes_cxcywh[row].tolist())]
+        yield Panel(f"{name} {image}", images_of(part.pixels, image, len(part.pixels)), boxes, lines)
+
+
+def images_of(pixels: Tensor, row: int, count: int) -> list[np.ndarray]:
+    """The images of an example: frames of a video, or with K images an example, one of each K-th part of the batch."""
+    shown = pixels[row] if pixels.dim() == 5 else pixels[row::count]
+    return [as_image(image) for image in shown]
+
+
+def as_image(pixels: Tensor) -> np.ndarray:
+    """Pixels (3, H, W) as (H, W, 3) uint8; normalised ones are made pixels again."""
+    if pixels.is_floating_point():
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+        pixels = ((pixels.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(1, 2, 0).contiguous().numpy()
+
+
+def lines_of(text: Any, row: int, tokenizer: Any, box: int | None = None) -> list[Line]:
+    """The text of an example as the model gets it; masked places are marked, and what stands there follows."""
+    if isinstance(text, MaskedText):
+        length = int(text.mask[row].sum())
+        labels = text.labels[row]
+        places = set(text.positions[row][labels != IGNORE].tolist())
+        line = segments(text.masked_ids[row][:length].tolist(), places, tokenizer)
+        return [Line(line, box), *_targets(labels, tokenizer)]
+    if isinstance(text, LeftToRightText):
+        ids, labels = text.ids[row], text.labels[row]
+        length = int((ids != tokenizer.pad_token_id).sum())
+        places = set(text.places[row][labels != IGNORE].tolist())
+        return [Line(segments(ids[:length].tolist(), places, tokenizer), box), *_targets(labels, tokenizer)]
+    if isinstance(text, Text):
+        return [Line(segments(text.ids[row][text.mask[row]].tolist(), set(), tokenizer), box)]
+    return []
+
+
+def _targets(labels: Tensor, tokenizer: Any) -> list[Line]:
+    ids = labels[labels != IGNORE].tolist()
+    if not ids:
+        return []
+    return [Line([Segment("to predict: "), Segment(" ".join(tokenizer.convert_ids_to_tokens(ids)), True)])]
+
+
+def segments(ids: list[int], places: set[int], tokenizer: Any) -> list[Segment]:
+    """Token ids as pieces of text, those at ``places`` marked; pieces of a word are joined."""
+    found: list[Segment] = []
+    for place, token in enumerate(tokenizer.convert_ids_to_tokens(ids)):
+        shown, joined = as_word(str(token))
+        space = "" if joined or not place else " "
+        found.append(Segment(space + shown, place in places))
+    return found
+
+
+def as_word(token: str) -> tuple[str, bool]:
+    """A token without the marks of its tokenizer, and whether it continues the word before it."""
+    if token.startswith("##"):
+        return token[2:], True
+    return token.lstrip("\u2581\u0120"), False
+
+
+def _other_lines(part: Any, row: int, tokenizer: Any, classes: Mapping[int, str]) -> list[Line]:
+    """Answers with their weights, translations, labels and references of an example."""
+    lines: list[Line] = []
+    owner, answers, labels = (getattr(part, name, None) for name in ("question_of_answer", "answers", "labels"))
+    if isinstance(owner, Tensor):
+        for place in torch.nonzero(owner == row).flatten().tolist()[:MOST_LINES]:
+            weight = f"{float(part.weights[place]):.2g} x "
+            if isinstance(answers, Text):
+                lines += [Line([Segment(weight), *each.segments]) for each in lines_of(answers, place, tokenizer)]
+            elif isinstance(labels, Tensor):
+                number = int(labels[place])
+                lines.append(
+                    Line(
+                        [
+                            Segment(
+                                "no class" if number == IGNORE else f"{weight}class {number} {classes.get(number, '')}"
+                            )
+                        ]
+                    )
+                )
+    lines += lines_of(getattr(part, "other", None), row, tokenizer)
+    label = getattr(part, "label", None)
+    if isinstance(label, Tensor):
+        lines.append(Line([Segment(f"label {int(label[row])}")]))
+    return lines

@@ -1,0 +1,127 @@
+"""A sample of the training records over the whole data, decoded as training does it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from engine.devices import ASSUMED_UTILISATION, peak_of
+from tools.doctor.findings import NotCheckedError, Report
+from tools.doctor.subject import Subject
+from utils.batch import Batch, BrokenRecord, PretrainBatch
+from utils.cores import usable_cores
+from utils.findings import Finding
+
+MICRO_BATCHES, SECONDS = 60, 4.0
+"""Tiny micro-batches of the sample, and the time after which no more are made."""
+
+MOST_UNKNOWN = 0.05
+"""Share of unknown tokens from which on the doctor warns."""
+
+
+def check_sample(subject: Subject, report: Report) -> None:
+    """Decode a sample: broken records by kind, and images per second."""
+    with report.check("sample"):
+        training = subject.training
+        if training is None:
+            raise NotCheckedError("the training data cannot be read")
+        records = next(iter(training.stream_sizes.values()))
+        micro_batches = math.ceil(records / training.records_per_batch)
+        rng = np.random.default_rng(subject.config.seed)
+        chosen = rng.choice(micro_batches, min(MICRO_BATCHES, micro_batches), replace=False).tolist()
+        started = time.perf_counter()
+        for number in chosen:
+            subject.batches.append(training.make(number))
+            seconds = time.perf_counter() - started
+            if seconds > SECONDS:
+                break
+        read = sum(batch.read for batch in subject.batches)
+        findings = broken_findings(subject.batches, read, subject.config.data.max_broken)
+        report.add("sample", findings, f"{read:,} records at random are whole")
+        check_speed(subject, seconds, report)
+
+
+def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[Finding]:
+    """Broken records by kind; refused if they are more than the run tolerates."""
+    broken = [each for batch in batches for each in batch.broken]
+    records = len({each.place for each in broken})
+    level = "refused" if records > max_broken * read else "warning"
+    kinds = Counter(each.kind for each in broken)
+    first: dict[str, BrokenRecord] = {each.kind: each for each in reversed(broken)}
+    rest = f"{records:,} of {read:,} sampled records are broken; a run stops above data.max_broken = {max_broken:.3g}"
+    return [
+        Finding(
+            level,  # type: ignore[arg-type]
+            first[kind].place,
+            f"{kind}: {first[kind].message} ({count:,} of this kind; {rest})",
+            "mend or remove these records, or check the paths in the section data",
+        )
+        for kind, count in kinds.most_common()
+    ]
+
+
+def check_speed(subject: Subject, seconds: float, report: Report) -> None:
+    """Images per second of one core, against what a step on the device would take."""
+    images = sum(images_in(batch) for batch in subject.batches)
+    texts_alone = images == 0
+    count = sum(batch.read for batch in subject.batches) if texts_alone else images
+    unit, rate = "records" if texts_alone else "images", count / max(seconds, 1e-9)
+    text = f"{rate:,.0f} {unit}/s per core"
+    needed = needed_per_second(subject)
+    if needed is None or texts_alone:
+        report.ok("loading", f"{text} ({count:,} in {seconds:.1f} s)")
+        return
+    workers = max(1, subject.config.data.workers)
+    cores = max(1.0, usable_cores() / subject.gpus)
+    supply = rate * min(workers, cores)
+    text += f"; {min(workers, cores):.3g} workers make {supply:,.0f}, a step takes up to {needed:,.0f} (estimate)"
+    remedy = f"raise data.workers to {math.ceil(needed / rate)}, or shrink the images on disk"
+    slow = Finding("warning", "data.workers", f"data loading will limit the GPU: {text}", remedy)
+    report.add("loading", [slow] if supply < needed else [], text)
+
+
+def needed_per_second(subject: Subject) -> float | None:
+    """Images per second that a step on the device takes; None where that cannot be told."""
+    train = subject.config.train
+    peak = train.peak_tflops or peak_of(subject.device, train.precision)
+    if peak is None or subject.model is None or not subject.batches:
+        return None
+    work = subject.model.work(subject.batches[0])
+    if not work.flops > 0 or not work.images:  # NaN: not counted
+        return None
+    return work.images / (work.flops / (peak * 1e12 * ASSUMED_UTILISATION))
+
+
+def images_in(batch: Any) -> int:
+    """Images and frames of a batch."""
+    parts = list(batch.streams().values()) if isinstance(batch, PretrainBatch) else [batch]
+    pixels = [part.pixels for part in parts if isinstance(getattr(part, "pixels", None), Tensor)]
+    return sum(math.prod(tensor.shape[:-3]) for tensor in pixels)
+
+
+def check_unknown(subject: Subject, report: Report) -> None:
+    """The share of unknown tokens in the sampled texts."""
+    with report.check("unknown tokens"):
+        log = subject.tokenizer
+        if log is None or not subject.batches:
+            raise NotCheckedError("no texts were sampled")
+        if log.unknown_id is None:
+            report.ok("unknown tokens", "the tokenizer has none")
+            return
+        unknown, tokens = sum(log.unknown.values()), max(1, log.tokens)
+        findings = [] if unknown <= MOST_UNKNOWN * tokens else [_unknown_finding(subject, unknown, tokens)]
+        report.add("unknown tokens", findings, f"{unknown / tokens:.1%} of {log.tokens:,} tokens")
+
+
+def _unknown_finding(subject: Subject, unknown: int, tokens: int) -> Finding:
+    assert subject.tokenizer is not None
+    words = ", ".join(f"{word} ({count:,})" for word, count in subject.tokenizer.unknown.most_common(8))
+    place = f"model.text.encoder = {subject.config.model.text.encoder}"
+    remedy = "learn a tokenizer from your texts (python run.py tokenizer --help), or name an encoder that knows their language"
+    fact = f"{unknown / tokens:.1%} of {tokens:,} tokens in the sample are unknown, those of: {words}"
+    return Finding("warning", place, fact, remedy)

@@ -1,0 +1,140 @@
+"""Images that training and held-out splits share."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from dataset.formats.captioned import CaptionedImages
+from dataset.leaks import SharedImages, Source, shared_images
+from dataset.media.video import VideoSource
+from dataset.records.schema import ImageSource, image_source
+from dataset.shards.readers import Shards
+from dataset.tasks.questions import QuestionTable
+from dataset.tasks.streams.base import ImageRecordsConfig
+from dataset.tasks.streams.pairs import VideoStreamConfig
+from tasks.pretrain import PretrainConfig
+from tools.doctor.findings import NotCheckedError, Report
+from tools.doctor.subject import Subject
+from utils.findings import Finding
+
+MOST_RECORDS, MOST_SECONDS = 20_000, 3.0
+"""Records of pre-training that are read at most, on each side."""
+
+REMEDY = "split by image, not by text: take these images out of one of the two"
+
+
+def check_shared(subject: Subject, report: Report) -> None:
+    """Training images among those of each held-out split."""
+    if isinstance(subject.config, PretrainConfig):
+        _check_pretraining(subject, report)
+        return
+    for key in subject.splits():
+        with report.check("shared images"):
+            if key not in subject.held_out:
+                raise NotCheckedError(f"{key} cannot be read")
+            training = sources_of(_required_items(subject))
+            _tell(shared_images(training, sources_of(subject.held_out[key])), key, "", report)
+
+
+def _required_items(subject: Subject) -> Any:
+    if subject.training is None:
+        raise NotCheckedError("the training data cannot be read")
+    items = getattr(subject.training, "items", None)
+    if items is None:
+        raise NotCheckedError("the training data have no list `items`")
+    return items
+
+
+def _tell(found: SharedImages, key: str, of: str, report: Report) -> None:
+    how = "by path and content" if found.contents_compared else "by path; contents are too many to compare"
+    if not found.shared:
+        report.ok("shared images", f"none of {found.held_out:,} in {key} is in training{of} ({how})")
+        return
+    assert found.example is not None
+    copies = f", {found.by_content:,} of them under another path" if found.by_content else ""
+    fact = (
+        f"{found.shared:,} of its {found.held_out:,} images are also in training{of}{copies}, as {found.example[1]} and "
+        f"{found.example[0]}"
+    )
+    report.add("shared images", [Finding("warning", key, fact, REMEDY)])
+
+
+def sources_of(items: Any) -> list[Source]:
+    """The images or videos of a split: of our tables, or of the fields ``image``, ``images`` or ``source`` of each item.
+
+    Raises:
+        NotCheckedError: if no item has such a field.
+    """
+    if isinstance(items, CaptionedImages):
+        return list(items.images)
+    if isinstance(items, QuestionTable):
+        return items.sources()
+    found = list(itertools.chain.from_iterable(_of_item(item) for item in items))
+    if not found:
+        raise NotCheckedError("its items have no image, images or source that is an ImageSource or a VideoSource")
+    return found
+
+
+def _of_item(item: Any) -> Iterator[Source]:
+    for name in ("image", "images", "source"):
+        value = getattr(item, name, None)
+        values: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
+        yield from (each for each in values if isinstance(each, ImageSource | VideoSource))
+
+
+def _check_pretraining(subject: Subject, report: Report) -> None:
+    config = subject.config
+    if config.evaluation is None:
+        return
+    streams, evaluation = config.data.streams(), config.evaluation
+    with_images = {name: stream for name, stream in streams.items() if name in ("images", "regions")}
+    sides = {
+        "evaluation.files": (evaluation.files, next(iter(with_images.values()), None), with_images),
+        "evaluation.region_files": (evaluation.region_files, with_images.get("regions"), with_images),
+        "evaluation.video_files": (
+            evaluation.video_files,
+            config.data.videos,
+            {"videos": config.data.videos} if config.data.videos else {},
+        ),
+    }
+    for key, (files, stream, training) in sides.items():
+        if not files or stream is None or not training:
+            continue
+        with report.check("shared images"):
+            subject.require_inputs(key, *(f"data.{name}" for name in training))
+            held_out, read, there = _read(files, stream, subject, key)
+            ours: list[Source] = []
+            notes = [f"; {read:,} of {there:,} held-out records read"] if read < there else []
+            for name, own in training.items():
+                found, read, there = _read(own.files, own, subject, f"data.{name}.files")
+                ours += found
+                notes += [f"; {read:,} of {there:,} records of data.{name} read"] if read < there else []
+            _tell(shared_images(ours, held_out), key, "".join(notes), report)
+
+
+def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[list[Source], int, int]:
+    """The images or videos of at most :data:`MOST_RECORDS` records at random, how many were read, and how many there are."""
+    shards = Shards(files, key=key, index_folder=subject.config.data.cache_index)
+    count = min(len(shards), MOST_RECORDS)
+    rng, until = np.random.default_rng(subject.config.seed), time.perf_counter() + MOST_SECONDS
+    chosen = rng.choice(len(shards), count, replace=False).tolist()  # unsorted: the time may end before the list
+    found: list[Source] = []
+    read = 0
+    for index in chosen:
+        if time.perf_counter() > until:
+            break
+        read += 1
+        try:
+            raw = shards.read(index)
+            if isinstance(stream, ImageRecordsConfig):
+                found.append(image_source(raw, stream.keys()))
+            elif isinstance(stream, VideoStreamConfig):
+                found += stream.record(raw).clips
+        except Exception:  # counted by the sample
+            continue
+    return found, read, len(shards)

@@ -1,0 +1,164 @@
+"""The run that is examined: its config, and the parts of it that can be built, each of which may be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset.tasks.pretrain import DataConfig
+from dataset.tasks.streams.regions import RegionStreamConfig
+from dataset.text.loading import load_tokenizer
+from models.align import AligningModel
+from tasks.finetune import FineTuneTask
+from tasks.kinds import Choice
+from tools.doctor.findings import NotCheckedError
+from tools.doctor.text_log import TextLog
+from utils.batch import Batch
+from utils.hub import local_folder
+from utils.inputs import missing_inputs
+
+ROWS = 4
+"""Examples of a stream in a tiny micro-batch."""
+
+TEXTS_OF_AN_IMAGE = 3
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "tokenizer.model", "spiece.model")
+
+
+@dataclass
+class Subject:
+    """A run and what of it could be built so far.
+
+    ``missing``: inputs that are not there, with the config keys that name them. ``model``: on the meta device. ``training``:
+    makes tiny micro-batches of the training data; ``held_out``: splits by config key; ``batches``: of the sample.
+    ``weights_fit``: the weights of ``init`` can be loaded. ``unfetched``: the model of ``init.text``, if a run has to fetch it.
+    """
+
+    choice: Choice
+    config: Any
+    task: Any
+    gpus: int
+    output: Path
+    device: torch.device
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    tokenizer: TextLog | None = None
+    model: Any = None
+    training: Any = None
+    held_out: dict[str, Any] = field(default_factory=dict)
+    batches: list[Batch] = field(default_factory=list)
+    weights_fit: bool = False
+    unfetched: str | None = None
+
+    def __post_init__(self) -> None:
+        self.missing = missing_inputs(self.config)
+        self.small = small(self.config)
+        """The config with tiny micro-batches."""
+
+    def missing_below(self, *prefixes: str) -> list[str]:
+        """The keys that name a missing input and begin with one of the prefixes."""
+        keys = [key for of_path in self.missing.values() for key in of_path]
+        return [key for key in keys if key.startswith(prefixes)]
+
+    def require_inputs(self, *prefixes: str) -> None:
+        """Raise :class:`NotCheckedError` if an input whose key begins with one of the prefixes is missing."""
+        if keys := self.missing_below(*prefixes):
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise NotCheckedError(f"{keys[0]}{more} {'are' if more else 'is'} missing")
+
+    def load_tokenizer(self) -> TextLog:
+        """Load the tokenizer; its texts are recorded.
+
+        Raises:
+            UserError: if there is none.
+        """
+        name = self.config.model.text.encoder
+        folder = local_folder(name, TOKENIZER_FILES, "model.text.encoder", beside=("*.json", "*.txt"))
+        self.tokenizer = TextLog(load_tokenizer(folder))
+        return self.tokenizer
+
+    def build_meta_model(self) -> Any:
+        """Build the model without contents."""
+        vocabulary = None if self.tokenizer is None else len(self.tokenizer)
+        if vocabulary is None and not self.config.model.text.knows_vocabulary:
+            raise NotCheckedError("without the tokenizer, the size of the vocabulary is unknown")
+        with torch.device("meta"):
+            self.model = self.task.build_model(self.config, vocabulary)
+        return self.model
+
+    def read_training(self) -> Any:
+        """Read the training data; micro-batches are tiny.
+
+        Raises:
+            NotCheckedError: if a part is missing.
+            UserError: if the data cannot be used.
+        """
+        self.require_inputs("data.")
+        if self.tokenizer is None:
+            raise NotCheckedError("it needs the tokenizer")
+        if self.model is None:
+            raise NotCheckedError("it needs the model")
+        self.training = self.task.training_data(self.small, self.tokenizer, self.model)
+        return self.training
+
+    def read_held_out(self, key: str, split: Any) -> Any:
+        """Read a held-out split of a fine-tuning task.
+
+        Raises:
+            NotCheckedError: if a file is missing.
+            UserError: if it is not whole.
+        """
+        self.require_inputs(key)
+        self.held_out[key] = self.task.read_split(self.config, split, key)
+        return self.held_out[key]
+
+    def splits(self) -> dict[str, Any]:
+        """The configs of the held-out splits of a fine-tuning task by their keys."""
+        if not issubclass(self.task, FineTuneTask):
+            return {}
+        evaluation = self.config.evaluation
+        validation = {} if evaluation.validation is None else {"evaluation.validation": evaluation.validation}
+        return {**validation, **{f"evaluation.test.{name}": split for name, split in evaluation.test.items()}}
+
+    def is_contrastive(self) -> bool:
+        return isinstance(self.model, AligningModel)
+
+    def make_inputs(self) -> None:
+        """Have the task make the files that it makes itself."""
+        self.task.make_inputs(self.config)
+        self.missing = missing_inputs(self.config)
+
+
+def small(config: Any) -> Any:
+    """The config with tiny micro-batches and no accumulation."""
+    train = config.train.model_copy(update={"global_batch": None, "accumulate": 1, "compile": False})
+    data = config.data
+    if isinstance(data, DataConfig):
+        streams = {name: _small_stream(stream) for name, stream in data.streams().items()}
+        data = data.model_copy(update={**streams, "workers": 0})
+    else:
+        data = data.model_copy(update={"batch_size": min(ROWS, data.batch_size), "workers": 0})
+    return config.model_copy(update={"train": train, "data": data})
+
+
+def _small_stream(stream: Any) -> Any:
+    if not isinstance(stream, RegionStreamConfig):
+        return stream.model_copy(update={"batch_size": min(ROWS, stream.batch_size)})
+    texts = min(stream.batch_size, ROWS * min(stream.max_regions, TEXTS_OF_AN_IMAGE))
+    return stream.model_copy(update={"batch_size": texts, "max_images": min(ROWS, stream.max_images)})
+
+
+def records_per_micro_batch(config: Any) -> int:
+    """Records of the leading stream that a rank reads for a micro-batch."""
+    if not isinstance(config.data, DataConfig):
+        return config.data.batch_size
+    stream = next(iter(config.data.streams().values()))
+    return stream.max_images if isinstance(stream, RegionStreamConfig) else stream.batch_size
+
+
+def shorten(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,94 @@
+"""The model's size, and what a run would load into it, told without building a tensor of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from models.checkpoints import LoadReport
+from models.checkpoints.report import by_module
+from tasks.base import check_length, load_initial
+from tools.doctor.findings import NotCheckedError, Report
+from tools.doctor.subject import Subject, shorten
+from utils.findings import Finding
+
+ENCODERS = ("vision.", "text.", "fusion.")
+
+
+def check_weights(subject: Subject, report: Report) -> None:
+    """The section ``model and weights``; builds the model on the meta device."""
+    report.section("model and weights")
+    with report.check("model"):
+        model = subject.build_meta_model()
+        for key, length in subject.task.text_lengths(subject.config).items():
+            check_length(model, key, length)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        report.ok("model", f"{parameters / 1e6:,.1f} M parameters")
+    with report.check("weights"):
+        _check_loading(subject, report)
+
+
+def _check_loading(subject: Subject, report: Report) -> None:
+    init = subject.config.init
+    if init.checkpoint is None and init.vision is None and init.text is None:
+        report.ok("weights", "all from random numbers (init names no file)")
+        subject.weights_fit = True
+        return
+    subject.require_inputs("init.")
+    if subject.unfetched is not None:
+        raise NotCheckedError(f"init.text: {subject.unfetched} is not here")
+    if subject.model is None:
+        raise NotCheckedError("it needs the model")
+    reports = load_initial(subject.task, subject.config, subject.model)
+    subject.weights_fit = True
+    for loaded in reports:
+        report.ok("weights", counts(loaded))
+    loaded_names = {name for each in reports for name in (*each.loaded, *each.copied)}
+    random = [name for name, _ in subject.model.named_parameters() if name not in loaded_names]
+    report.add("random", encoder_findings(subject, reports, random), _listed(random) or "nothing stays random")
+    for each in reports:
+        for check, text in details(each):
+            report.ok(check, text)
+
+
+def counts(report: LoadReport) -> str:
+    """What becomes of a file's tensors, in numbers."""
+    return (
+        f"{report.source}: {len(report.loaded)} loaded ({len(report.resized)} of them resized), {len(report.copied)} copied, "
+        f"{len(report.dropped)} dropped, {len(report.unused)} without a place"
+    )
+
+
+def details(report: LoadReport) -> Iterator[tuple[str, str]]:
+    """What was not simply loaded, a line for each kind."""
+    if report.resized:
+        first = next(iter(report.resized.values()))
+        yield "resized", f"{_listed(list(report.resized))}: {first}"
+    if report.copied:
+        ours, theirs = (
+            sorted({name.split(".")[0] for name in names}) for names in zip(*report.copied.items(), strict=True)
+        )
+        yield "copied", f"{len(report.copied)} of {', '.join(ours)} from {', '.join(theirs)}"
+    if report.dropped:
+        reasons = Counter("tied to others" if why.startswith("tied to") else why for why in report.dropped.values())
+        yield "dropped", "; ".join(f"{count} {why}" for why, count in reasons.items())
+    if report.unused:
+        parts = Counter(name.split(".")[0] for name in report.unused)
+        yield "without a place", ", ".join(f"{name} ({count})" for name, count in parts.items())
+
+
+def encoder_findings(subject: Subject, reports: list[LoadReport], random: list[str]) -> list[Finding]:
+    """Parameters of the encoders that a checkpoint lacks; none where that is meant."""
+    if subject.config.init.checkpoint is None or reports[0].text_left_out:
+        return []
+    missing = [name for name in random if name.startswith(ENCODERS)]
+    if not missing:
+        return []
+    fact = f"{len(missing)} parameters of the encoders are not in the file and start from random numbers: {_listed(missing)}"
+    return [
+        Finding("warning", "init.checkpoint", fact, "is it the right file, and is model the one it was trained with?")
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    return shorten(by_module(names), 5)
