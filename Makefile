@@ -42,7 +42,7 @@ clips: scenes
 	.venv/bin/python -m demo.clips --out data/clips --seed 0
 
 test: .venv/installed-dev
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --dist loadscope
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

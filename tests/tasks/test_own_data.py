@@ -107,6 +107,10 @@ def test_the_walk_of_the_page_runs_as_printed(newcomer, capsys):
             expanded = [path for word in arguments for path in (sorted(glob.glob(word)) if "*" in word else [word])]
             assert run.main(expanded) == 0
             continue
+        if arguments[0] == "doctor":
+            assert run.main([*arguments, *SMALL[:-1], *BATCH["pretrain"]]) == 0
+            assert (newcomer / "first_batch.png").is_file()
+            continue
         flags = launch.parse_run(arguments)
         choice = choose(launch.config_of(flags), flags.overrides, flags.task)
         walked.append(choice.config.stem)
