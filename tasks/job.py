@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks import TASKS
 from tasks.kinds import Choice, TaskKind, choose
@@ -15,9 +15,11 @@ from utils.errors import UserError
 from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, parse
 
 if TYPE_CHECKING:
+    import torch
+
     from engine.checkpoint import Checkpoint
     from engine.run_folder import RunFolder
-    from tasks.base import RunConfig
+    from tasks.base import BaseTask, RunConfig
 
 C = TypeVar("C", bound="RunConfig")
 
@@ -61,10 +63,8 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     """
     # Imported here, so that --help and mistakes in the command line do not wait for torch.
     from engine.run_folder import RunFolder
-    from engine.trainer import Trainer
-    from tasks.checks import check_start
     from utils import log
-    from utils.distributed import process_group, rank
+    from utils.distributed import process_group
 
     schema, task_class = choice.load() if kind is None else kind
     config = load_config(choice.config, arguments.overrides, schema)
@@ -82,23 +82,33 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
         if arguments.evaluate:
             task.model.to(device)
         else:
-            check_start(task)
-            if rank() == 0:
-                task.keep_inputs(folder.path)
-            trainer = Trainer(
-                task,
-                train=config.train,
-                optim=config.optim,
-                schedule=config.schedule,
-                seed=config.seed,
-                folder=folder,
-                device=device,
-                checkpoint=checkpoint,
-            )
-            trainer.fit()
+            _train(task, folder, device, checkpoint)
         if results := task.report(folder):
             sys.stdout.write(f"{results}\n")
     return 0
+
+
+def _train(
+    task: BaseTask[Any, Any, Any], folder: RunFolder, device: torch.device, checkpoint: Checkpoint | None
+) -> None:
+    from engine.trainer import Trainer
+    from tasks.checks import check_start
+    from utils.distributed import rank
+
+    check_start(task)
+    if rank() == 0:
+        task.keep_inputs(folder.path)
+    config = task.config
+    Trainer(
+        task,
+        train=config.train,
+        optim=config.optim,
+        schedule=config.schedule,
+        seed=config.seed,
+        folder=folder,
+        device=device,
+        checkpoint=checkpoint,
+    ).fit()
 
 
 def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, arguments: argparse.Namespace) -> C:
