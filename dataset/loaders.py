@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import DataLoader, Dataset
 
+from dataset.records.broken import remedy_for
 from dataset.text.processors import TextLimits
 from utils.batch import Batch, BrokenRecord, MicroBatch
 from utils.config import Config
@@ -124,7 +125,8 @@ class BrokenRecordLog:
     def _judge(self) -> None:
         if self.broken_records > self.max_broken * self.read:
             limit = f"more than data.max_broken = {100 * self.max_broken:.3g} %"
-            raise UserError(f"{self._share()}, {limit}: {self._kinds()}; mend or remove them, or raise data.max_broken")
+            tolerated = "data.max_broken" if self.broken_records <= self.read / 2 else None
+            raise UserError(f"{self._share()}, {limit}: {self._kinds()}; {remedy_for(self.kinds, tolerated)}")
 
     def _share(self) -> str:
         percent = 100 * self.broken_records / max(self.read, 1)

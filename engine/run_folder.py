@@ -70,7 +70,8 @@ class RunFolder:
         if newest and not saved.exists():
             raise UserError(f"{path} holds checkpoints of a run whose {CONFIG_FILE} is gone; give another --output")
         if started and not resume:
-            raise UserError(f"{path} already holds a run; add --resume to resume it, or give another --output")
+            remedy = "add --resume to resume it" if newest else "it has no checkpoint: remove it if it is not running"
+            raise UserError(f"{path} already holds a run; {remedy}, or give another --output")
         if started:
             folder._require_same_config(saved, config, evaluate)
         if distributed.rank() == 0:

@@ -167,7 +167,7 @@ def build_parts(
     """The parts of a task; see :meth:`BaseTask.build`."""
     if video_frames(config) is not None and not kind.takes_videos:
         raise UserError("model.vision.video: this task is one of images; drop it")
-    tokenizer = load_tokenizer(config.model.text.encoder)
+    tokenizer = load_tokenizer(config.model.text.encoder, "model.text.encoder")
     _check_padding(config, tokenizer)
     torch.manual_seed(config.seed)
     model = kind.build_model(config, len(tokenizer))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from dataset.media.encoded import FORMATS
-from dataset.records.broken import broken_record
+from dataset.records.broken import broken_record, json_fault, remedy_for
 from dataset.records.schema import BrokenRecordError, ImageSource, check_text, spoken, texts_in
 from dataset.text.processors import clean_caption
 from utils.batch import BrokenRecord
@@ -29,22 +29,19 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _OFFICIAL = {
-    (
-        "images",
-        "annotations",
-        "info",
-    ): "it is COCO's own file; give Karpathy's dataset_coco.json, with format: karpathy",
-    ("images", "dataset"): "it is Karpathy's file; set format: karpathy, and name its splits",
-    ("videos", "sentences"): "it is MSR-VTT's file; set format: msrvtt",
-    ("questions", "data_subtype"): "it is VQA v2's file of questions; set format: vqa2",
-    ("qas",): "it is Visual Genome's file; set format: visual_genome",
-    ("sent", "img_id"): "it is LXMERT's file of GQA; set format: gqa_lxmert",
-    ("img_path", "sentences"): "it is a file of xFlickr&CO; set format: xflickrco",
-    ("left_img", "right_img"): "it is a file of MaRVL; set format: marvl",
-    ("identifier", "left_url", "right_url"): "it is NLVR2's file; set format: nlvr2",
-    ("gold_label", "sentence2"): "it is a file of XVNLI; set format: xvnli",
+    ("images", "dataset"): ("Karpathy's file", "karpathy"),
+    ("images", "annotations"): ("COCO's own file", None),
+    ("annotations", "data_subtype"): ("VQA v2's file of answers", None),
+    ("videos", "sentences"): ("MSR-VTT's file", "msrvtt"),
+    ("questions", "data_subtype"): ("VQA v2's file of questions", "vqa2"),
+    ("qas",): ("Visual Genome's file", "visual_genome"),
+    ("sent", "img_id"): ("LXMERT's file of GQA", "gqa_lxmert"),
+    ("img_path", "sentences"): ("a file of xFlickr&CO", "xflickrco"),
+    ("left_img", "right_img"): ("a file of MaRVL", "marvl"),
+    ("identifier", "left_url", "right_url"): ("NLVR2's file", "nlvr2"),
+    ("gold_label", "sentence2"): ("a file of XVNLI", "xvnli"),
 }
-"""What is wrong where the first record has all of these keys."""
+"""What a file is whose first record has all of these keys, and its format."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +77,10 @@ def read_json(path: str, key: str) -> Any:
     try:
         return json.loads(read_text(path, key))
     except json.JSONDecodeError as error:
-        raise UserError(f"{key}: {path}:{error.lineno}: not JSON: {error.msg}") from None
+        lines = "; if these are JSON lines, it is no official file: drop format" if error.msg == "Extra data" else ""
+        raise UserError(f"{key}: {path}:{error.lineno}: not JSON: {error.msg}{lines}") from None
     except (ValueError, RecursionError) as error:  # an integer with thousands of digits; lists a thousand deep
-        raise UserError(f"{key}: {path} cannot be read as JSON: {error}") from None
+        raise UserError(f"{key}: {path} cannot be read as JSON: {json_fault(error)}") from None
 
 
 def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
@@ -103,11 +101,16 @@ def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
     return rows
 
 
-def read_records(path: str, key: str) -> list[Row | BrokenRecordError]:
+def read_records(path: str, key: str, formats: Collection[str] = ()) -> list[Row | BrokenRecordError]:
     """The rows of a file of our own (:func:`read_rows`).
 
+    Args:
+        path: the file.
+        key: the config key that names it.
+        formats: the official ones that could be named in its place.
+
     Raises:
-        UserError: with the config ``key``: as :func:`read_rows`, or it is an official file, whose format the config has to name.
+        UserError: with the config ``key``: as :func:`read_rows`, or it is an official file.
     """
     rows = read_rows(path, key)
     first = rows[0].values if isinstance(rows[0], Row) else {}
@@ -115,9 +118,10 @@ def read_records(path: str, key: str) -> list[Row | BrokenRecordError]:
         with suppress(UserError):  # what is no JSON at all is told as broken records
             content = read_json(path, key)
             first = content if isinstance(content, dict) else {}
-    for signs, remedy in _OFFICIAL.items():
+    for signs, (what, name) in _OFFICIAL.items():
         if all(sign in first for sign in signs):
-            raise UserError(f"{key}: {path} holds no records; {remedy}")
+            remedy = f"set format: {name}" if name in formats else "this task does not read it"
+            raise UserError(f"{key}: {path} is {what}, not records; {remedy}")
     return rows
 
 
@@ -172,7 +176,7 @@ def parse_rows(
     counts = "; ".join(f"{n} {kind} ({first[kind].place}: {first[kind].message})" for kind, n in kinds.most_common())
     line = f"{key}: {len(broken)} of {total} records are broken: {counts}"
     if len(broken) > max_broken * total or not parsed:
-        remedy = "mend or remove them" + (", or raise data.max_broken" if parsed else "")
+        remedy = remedy_for(kinds, "data.max_broken" if len(broken) <= total / 2 else None)
         if key.startswith("evaluation."):
             remedy = "a held-out set has to be whole"
         raise UserError(f"{line}; {remedy}")
@@ -273,7 +277,7 @@ def _parsed_line(line: str, place: str) -> Row | BrokenRecordError:
     try:
         return _row(json.loads(line), place)
     except (ValueError, RecursionError) as error:
-        return BrokenRecordError("bad json", place, getattr(error, "msg", None) or str(error))
+        return BrokenRecordError("bad json", place, json_fault(error))
 
 
 def _row(value: Any, place: str) -> Row | BrokenRecordError:

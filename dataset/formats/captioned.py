@@ -122,7 +122,7 @@ def _rows(config: CaptionedSplitConfig, key: str) -> Iterable[Row | BrokenRecord
         return msrvtt.captioned_rows(config.annotations, config.listed, key)
     if config.format == "xflickrco":
         return xflickrco_rows(config.annotations, key)
-    return read_records(config.annotations, key)
+    return read_records(config.annotations, key, ("karpathy", "msrvtt", "xflickrco"))
 
 
 def _spoken_in(

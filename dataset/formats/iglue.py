@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ ENTAILMENT = ("contradiction", "entailment", "neutral")
 
 FLICKR_FOLDER, COCO_FOLDER, GQA_FOLDER = "flickr30k/flickr30k-images", "coco/val2014", "gqa/images"
 """Where the images lie below ``images``."""
+
+logger = logging.getLogger(__name__)
 
 Rows = Iterable[Row | BrokenRecordError]
 
@@ -45,8 +48,12 @@ def xvnli_rows(path: str, key: str) -> Rows:
         return Row(values, row.place)
 
     rows = read_rows(path, key)
-    agreed = [row for row in rows if not isinstance(row, Row) or row.values.get("gold_label", "") in (*ENTAILMENT, "")]
-    return converted(agreed, statement)
+    labelled = [row for row in rows if not isinstance(row, Row) or row.values.get("gold_label") not in ("-", "")]
+    if len(labelled) < len(rows):
+        logger.info("%s: %d of %d rows of %s have no label", key, len(rows) - len(labelled), len(rows), path)
+    if not labelled:
+        raise UserError(f"{key}: no row of {path} has a label")
+    return converted(labelled, statement)
 
 
 def marvl_rows(path: str, key: str) -> Rows:

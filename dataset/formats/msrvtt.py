@@ -22,13 +22,17 @@ def captioned_rows(path: str, listed: str | None, key: str) -> list[Row | Broken
     Raises:
         UserError: with ``key``: a file cannot be read, lacks a column, or no sentence is of a listed video.
     """
-    wanted = None if listed is None else {row["video_id"] for row in read_table(listed, ("video_id",), f"{key}.listed")}
+    wanted = (
+        None
+        if listed is None
+        else {row["video_id"] for row in read_table(listed, ("video_id",), f"{key}.listed").values()}
+    )
     rows: list[Row | BrokenRecordError] = []
     if path.endswith(".csv"):
         table = read_table(path, ("video_id", "sentence"), key)
         rows = [
             Row({"video_id": row["video_id"], "caption": row["sentence"]}, f"{path}:{line}")
-            for line, row in enumerate(table, start=2)
+            for line, row in table.items()
         ]
     else:
         rows = listed_rows(read_json(path, key), "sentences", path, key, "MSR-VTT's file")
@@ -40,8 +44,8 @@ def captioned_rows(path: str, listed: str | None, key: str) -> list[Row | Broken
     return kept
 
 
-def read_table(path: str, columns: tuple[str, ...], key: str) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header.
+def read_table(path: str, columns: tuple[str, ...], key: str) -> dict[int, dict[str, str]]:
+    """The rows of a CSV file with a header, by the line at which each ends.
 
     Raises:
         UserError: with the config ``key``: it cannot be read, is empty, or lacks a column.
@@ -51,10 +55,10 @@ def read_table(path: str, columns: tuple[str, ...], key: str) -> list[dict[str, 
     if missing:
         there = ", ".join(reader.fieldnames or ()) or "none"
         raise UserError(f"{key}: {path} has no column {', '.join(missing)}; columns: {there[:200]}")
-    rows = [row for row in reader if any(row.values())]
+    rows = dict((reader.line_num, row) for row in reader if any(row.values()))  # noqa: C402 - it reads line_num row by row
     if not rows:
         raise UserError(f"{key}: {path} has no row below its header")
-    short = next((line for line, row in enumerate(rows, start=2) if None in (row[name] for name in columns)), None)
+    short = next((line for line, row in rows.items() if None in (row[name] for name in columns)), None)
     if short is not None:
         raise UserError(f"{key}: {path}:{short}: a value is missing")
     return rows

@@ -7,7 +7,7 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,15 @@ def write_by_source(
     sources: Mapping[str, Path],
     records: Callable[[Path], Iterable[Mapping[str, Any]]],
     unit: str,
+    beside: Sequence[str] = (),
 ) -> None:
-    """Write a file of records for each source, unless it is finished, and print a line for each."""
-    with OutputFolder(flags.out, manifest_of(command), arguments, sources, overwrite=flags.overwrite) as folder:
+    """Write a file of records for each source, unless it is finished, and print a line for each. ``beside``: folders that
+    ``records`` fills; what is in them belongs to the command."""
+    owned = (*sources, *beside)
+    with OutputFolder(flags.out, manifest_of(command), arguments, owned, overwrite=flags.overwrite) as folder:
+        # Without the folders, the records are made again.
+        if not all((folder.out / name).exists() for name in beside):
+            folder.entries.clear()
         for name, source in sources.items():
             path = folder.out / name
             entry = folder.finished(name, source)

@@ -18,6 +18,7 @@ from typing import Any
 from dataset.prepare.official import command_parser, write_by_source
 from dataset.records.schema import BrokenRecordError, ImageKeys, RawRecord, image_source
 from utils.errors import UserError, one_line_errors
+from utils.files import replacing
 
 KEYS = ImageKeys(image_key="image_content", image_is="base64")
 
@@ -45,7 +46,8 @@ def records(source: Path, out: Path) -> Iterator[dict[str, Any]]:
                     written.add(name)
                     (out / name).parent.mkdir(exist_ok=True)
                     content = image_source(RawRecord(row, place, source.parent), KEYS).load()
-                    (out / name).write_bytes(content)
+                    with replacing(out / name) as part:
+                        part.write_bytes(content)
                 yield {"image": name, "caption": caption, "image_id": url}
     except BrokenRecordError as error:
         raise UserError(
@@ -73,7 +75,7 @@ def main() -> int:
     add("--source", type=Path, required=True, nargs="+", metavar="FILE", help="JSON lines with image_content")
     flags = parser.parse_args()
     sources = {path.name: path for path in flags.source}
-    write_by_source("wit", flags, {}, sources, partial(records, out=flags.out), "captions")
+    write_by_source("wit", flags, {}, sources, partial(records, out=flags.out), "captions", ("images",))
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from utils.batch import BrokenRecord
 from utils.errors import UserError
@@ -46,6 +46,24 @@ def broken_record(error: Exception, place: Callable[[], str]) -> BrokenRecord:
     message = _printable(" ".join(str(error).split())[:_LONGEST_MESSAGE]) or "no message"
     where = _printable(place())
     return BrokenRecord(type(error).__name__, where, message, "".join(traceback.format_exception(error)))
+
+
+def json_fault(error: Exception) -> str:
+    """What is wrong with a JSON text, without Python's advice to programmers."""
+    if "set_int_max_str_digits" in str(error):
+        return "a number has thousands of digits"
+    return getattr(error, "msg", None) or str(error)
+
+
+def remedy_for(kinds: Mapping[str, int], limit: str | None) -> str:
+    """What to do about broken records, by how often each kind occurs. ``limit``: the key that tolerates more; None: there are too
+    many for that."""
+    first = max(kinds, key=lambda kind: kinds[kind])
+    if first in ("box outside image", "degenerate box"):
+        return "boxes are x, y, width, height in pixels: are these x1, y1, x2, y2, or of another size of the images?"
+    if first == "missing key" and limit is None:
+        return "is it the right file, and the right format?"
+    return "mend or remove them" + (f", or raise {limit}" if limit else "")
 
 
 def not_whole(error: Exception, place: Callable[[], str]) -> UserError:

@@ -294,7 +294,9 @@ def check_text(text: str, key: str, place: str) -> None:
     """Raises :class:`BrokenRecordError` ("bad text") for a text that no tokenizer takes: one with half a surrogate pair, or an
     endless one."""
     if len(text) > LONGEST_TEXT:
-        message = f"{key} has {len(text):,} characters, more than the limit of {LONGEST_TEXT:,} (dataset/records.py)"
+        message = (
+            f"{key} has {len(text):,} characters, more than the limit of {LONGEST_TEXT:,} (dataset/records/schema.py)"
+        )
         raise BrokenRecordError("bad text", place, message)
     if text.isascii():
         return

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dataset.files import IMAGE_BYTES, RECORD_BYTES, check_bytes
-from dataset.records.broken import BrokenRecordError
+from dataset.records.broken import BrokenRecordError, json_fault
 from dataset.records.schema import RawRecord
 from utils.errors import UserError
 
@@ -92,7 +92,7 @@ def parse_object(line: bytes, place: str) -> dict[str, Any]:
     try:
         values = json.loads(line.decode("utf-8-sig"))  # json's own decoding of bytes takes twice the time of the rest
     except (ValueError, RecursionError) as error:
-        raise BrokenRecordError("bad json", place, str(error)) from None
+        raise BrokenRecordError("bad json", place, json_fault(error)) from None
     if not isinstance(values, dict):
         raise BrokenRecordError("wrong type", place, "the line is not a JSON object")
     return values

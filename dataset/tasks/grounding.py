@@ -107,7 +107,7 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float) -> l
     else:
         assert config.annotations is not None
         images = ImageFiles(images_folder(config.images, config.annotations))
-        rows = read_records(config.annotations, key)
+        rows = read_records(config.annotations, key, ("refcoco",))
         parsed = parse_rows(rows, lambda row: _parse_record(row, images, config.language), key, max_broken)
     return [phrase for phrases in parsed for phrase in phrases]
 

@@ -89,7 +89,7 @@ def _rows(config: NLVRSplitConfig, key: str) -> Iterable[Row | BrokenRecordError
         return iglue.marvl_rows(config.annotations, key)
     if config.format == "xvnli":
         return iglue.xvnli_rows(config.annotations, key)
-    return read_records(config.annotations, key)
+    return read_records(config.annotations, key, ("nlvr2", "marvl", "xvnli"))
 
 
 def check_statements(items: Sequence[Statement], images: int, classes: int, key: str) -> None:

@@ -149,7 +149,7 @@ def _rows(config: QuestionsConfig, key: str, images: ImageFiles) -> Iterable[Row
         return iglue.gqa_rows(config.questions, key)
     if config.format == "gqa_lxmert":
         return iglue.gqa_lxmert_rows(config.questions, key)
-    return read_records(config.questions, key)
+    return read_records(config.questions, key, ("vqa2", "visual_genome", "gqa", "gqa_lxmert"))
 
 
 def _is_taken(row: Row, share: tuple[float, float]) -> bool:

@@ -23,8 +23,12 @@ BESIDE = (
 )
 
 
-def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTrainedTokenizerFast:
     """The fast tokenizer of a Hugging Face model, by name or from a folder (one with only a BERT ``vocab.txt`` will do).
+
+    Args:
+        name_or_folder: see above.
+        key: what names it, for messages.
 
     Raises:
         UserError: in one line: not found, no network, no fast version, no vocabulary.
@@ -33,7 +37,7 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer, BertTokenizer
 
     name = str(name_or_folder)
-    folder = local_folder(name, FILES, "tokenizer", beside=BESIDE)
+    folder = local_folder(name, FILES, key, beside=BESIDE)
     is_bare = (folder / "vocab.txt").is_file() and not (folder / "tokenizer.json").is_file()
     has_config = any((folder / file).is_file() for file in ("config.json", "tokenizer_config.json"))
     try:

@@ -14,6 +14,7 @@ from dataset.formats.annotations import (
     images_folder,
     parse_rows,
     read_json,
+    read_records,
     read_rows,
     texts_of,
     wanted_splits,
@@ -150,15 +151,15 @@ def test_the_line_counts_each_kind_and_names_its_first_place():
     assert str(error.value) == (
         "data.train: 7 of 8 records are broken: 3 empty text (a:8: 8 is too much); 2 missing key (a:1: no 'n'; keys: none); "
         "1 bad json (a:2: Expecting value); 1 wrong type (a:12: n is 'x', not of type int); "
-        "mend or remove them, or raise data.max_broken"
+        "mend or remove them"
     )
 
 
 @pytest.mark.parametrize(
     ("key", "share", "remedy"),
     [
-        ("data.train", 0.01, "mend or remove them, or raise data.max_broken"),
-        ("data.train", 0.0, "mend or remove them, or raise data.max_broken"),
+        ("data.train", 0.01, "mend or remove them"),
+        ("data.train", 0.0, "mend or remove them"),
         ("evaluation.validation", 0.0, "a held-out set has to be whole"),
         ("evaluation.test.dev", 0.0, "a held-out set has to be whole"),
     ],
@@ -310,3 +311,28 @@ def test_a_boolean_is_no_number_of_a_row():
     with pytest.raises(BrokenRecordError, match="number is True, not of type int"):
         Row({"number": True}, "a:1").get("number", int)
     assert Row({"flag": True}, "a:1").get("flag", bool) is True
+
+
+def test_the_remedy_fits_what_is_wrong():
+    outside = [Row({"n": n}, f"a:{n}") for n in range(4)]
+
+    def box(row: Row) -> int:
+        raise BrokenRecordError("box outside image", row.place, "leaves the image")
+
+    with pytest.raises(UserError, match=r"boxes are x, y, width, height in pixels: are these x1, y1, x2, y2"):
+        parse_rows(outside, box, KEY, 0.01)
+    with pytest.raises(UserError, match=r"is it the right file, and the right format\?$"):
+        parse_rows(outside, lambda row: row.get("caption", str), KEY, 0.01)
+    mixed = [row(n) for n in range(10)]
+    with pytest.raises(UserError, match=r"mend or remove them, or raise data\.max_broken$"):
+        parse_rows(mixed, number_below_7, KEY, 0.01)
+
+
+def test_an_official_file_names_its_format_where_the_task_reads_it(write):
+    path = write('{"images": [], "dataset": "coco"}')
+    with pytest.raises(UserError, match=r"is Karpathy's file, not records; set format: karpathy$"):
+        read_records(path, KEY, ("karpathy",))
+    with pytest.raises(UserError, match=r"is Karpathy's file, not records; this task does not read it$"):
+        read_records(path, KEY, ("refcoco",))
+    with pytest.raises(UserError, match=r"if these are JSON lines, it is no official file: drop format$"):
+        read_json(write('{"n": 1}\n{"n": 2}\n'), KEY)

@@ -122,3 +122,13 @@ def test_xflickrco_finds_the_pictures_of_both_sets(write, tmp_path):
     items = read_captioned_images(config, "evaluation.test.de", 0.0)
     assert items.captions == ["ein Hund", "eine Katze"]
     assert [str(image.path.relative_to(tmp_path / "images")) for image in items.images] == list(names)
+
+
+def test_a_label_that_xvnli_does_not_have_is_a_broken_row_and_none_at_all_is_refused(write, tmp_path):
+    """The annotators' own word for no agreement is "-"."""
+    row = {"sentence2": "un chien", "Flikr30kID": "12"}
+    path = write([{**row, "gold_label": "neutral"}, {**row, "gold_label": "Maybe"}], "12.jpg")
+    with pytest.raises(UserError, match=r"1 of 2 records are broken: 1 wrong type \(.*:2: label is 'Maybe'"):
+        statements(path, tmp_path, "xvnli")
+    with pytest.raises(UserError, match=r"^evaluation.test.a: no row of .*file.json has a label"):
+        statements(write([{**row, "gold_label": "-"}], "12.jpg"), tmp_path, "xvnli")

@@ -100,7 +100,7 @@ def test_rows_of_our_own_name_a_file_or_hold_their_frames(folder):
         ("a.jsonl", [{"caption": "a"}], {}, r"no 'image'"),
         ("a.jsonl", [{"video": "none.mp4", "caption": "a"}], {}, r"videos has no none.mp4"),
         ("a.jsonl", [{"video": 3, "caption": "a"}], {}, r"neither a path nor a list"),
-        ("a.json", {"videos": [], "sentences": []}, {}, r"it is MSR-VTT's file; set format: msrvtt$"),
+        ("a.json", {"videos": [], "sentences": []}, {}, r"is MSR-VTT's file, not records; set format: msrvtt$"),
         (
             "MSRVTT.json",
             {"sentences": 3},

@@ -222,7 +222,7 @@ def test_files_that_are_not_what_they_should_be_are_told_in_one_line(picture, wr
             r"1 missing key \(.*q\.json: questions\[0\]: .*a\.json has no question_id 1000\)",
         ),
         (official(write("b.json", {"annotations": [{}]}), annotations=answers), "has no list 'questions', as VQA v2's"),
-        (source(questions), r"q\.json holds no records; it is VQA v2's file of questions; set format: vqa2$"),
+        (source(questions), r"q\.json is VQA v2's file of questions, not records; set format: vqa2$"),
         (
             official(questions, annotations=write("c.json", {"annotations": [{"question_id": 1}]})),
             r"annotations\[0\] lacks",
