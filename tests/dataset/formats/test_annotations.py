@@ -158,8 +158,8 @@ def test_the_line_counts_each_kind_and_names_its_first_place():
 @pytest.mark.parametrize(
     ("key", "share", "remedy"),
     [
-        ("data.train", 0.01, "mend or remove them"),
-        ("data.train", 0.0, "mend or remove them"),
+        ("data.train", 0.01, "mend or remove them, or raise data.max_broken"),
+        ("data.train", 0.0, "mend or remove them, or raise data.max_broken"),
         ("evaluation.validation", 0.0, "a held-out set has to be whole"),
         ("evaluation.test.dev", 0.0, "a held-out set has to be whole"),
     ],
