@@ -13,7 +13,7 @@ import numpy as np
 
 from dataset.records.box_form import are_relative
 from dataset.tasks.grounding import Phrase
-from dataset.tasks.pretrain import PAIRED, DataConfig
+from dataset.tasks.pretrain import MATCHED_STREAMS, DataConfig
 from dataset.tasks.questions import QuestionTable
 from dataset.tasks.streams.regions import RegionStreamConfig
 from metrics.vqa import normalize_answer
@@ -94,7 +94,7 @@ def records_per_micro_batch(data: Any) -> dict[str, tuple[str, int]]:
     "" stands for the one stream of a fine-tuning task."""
     if not isinstance(data, DataConfig):
         return {"": (data.micro_batch.key, data.micro_batch.size)}
-    streams = {name: stream for name, stream in data.streams().items() if name in PAIRED}
+    streams = {name: stream for name, stream in data.streams().items() if name in MATCHED_STREAMS}
     return {
         name: (f"data.{name}.max_images", stream.max_images)
         if isinstance(stream, RegionStreamConfig)

@@ -30,7 +30,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="run.py tokenizer",
         description="Learn a tokenizer from the texts of records; model.text.encoder takes its folder.",
-        epilog=EXAMPLES,
+        epilog=f"{EXAMPLES}\n\nkeys that hold texts: {', '.join(TEXT_KEYS)}, and these in elems",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -44,7 +44,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
         type=lambda text: tuple(text.split(",")),
         default=TEXT_KEYS,
         metavar="KEY,...",
-        help=f"keys that hold texts (default: {','.join(TEXT_KEYS)})",
+        help="keys that hold texts (default: those listed below)",
     )
     parser.add_argument("--cased", action="store_true", help="keep upper and lower case apart")
     parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer in DIR")

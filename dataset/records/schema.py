@@ -130,7 +130,7 @@ def parse_text_record(raw: RawRecord, text_key: str) -> TextRecord:
     return TextRecord(raw.place, _captions_of(raw, text_key))
 
 
-def parse_pair_record(raw: RawRecord, source_key: str, target_key: str) -> tuple[Texts, Texts]:
+def parse_translation_record(raw: RawRecord, source_key: str, target_key: str) -> tuple[Texts, Texts]:
     """A text and its translation. Raises :class:`BrokenRecordError` ("missing key", "wrong type")."""
     return _captions_of(raw, source_key), _captions_of(raw, target_key)
 

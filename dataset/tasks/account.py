@@ -1,4 +1,4 @@
-"""The one loop in which records become examples, for every stream and task: nothing in a record ends a run."""
+"""The one loop in which records become training examples, for every stream and task: nothing in a record ends a run."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-PAIRED = ("images", "videos", "regions")
+MATCHED_STREAMS = ("images", "videos", "regions")
 """The streams that have a matching loss."""
 
 
@@ -187,8 +187,8 @@ class Steps:
         }
         noisy = self.clean.keys() - taken
         if "images" in noisy or (self.matching_steps is not None and step >= self.matching_steps):
-            return taken, PAIRED
-        return taken, tuple(stream for stream in PAIRED if stream in noisy)
+            return taken, MATCHED_STREAMS
+        return taken, tuple(stream for stream in MATCHED_STREAMS if stream in noisy)
 
 
 def open_sources(data: DataConfig, seed: int, world_size: int) -> dict[str, RecordSource]:

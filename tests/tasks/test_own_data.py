@@ -13,7 +13,7 @@ from PIL import Image
 
 import run
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.records.schema import RawRecord, parse_pair_record, parse_text_record
+from dataset.records.schema import RawRecord, parse_text_record, parse_translation_record
 from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
 from dataset.tasks.nlvr import NLVRSplitConfig, read_statements
 from dataset.tasks.vqa import QuestionsConfig, read_questions
@@ -64,7 +64,7 @@ def test_every_record_of_the_page_is_read(written, tmp_path):
     items = read_captioned_images(CaptionedSplitConfig(annotations=written(4)), "k", 0.0)
     assert items.images[0].path == tmp_path / videos["video"]
     assert parse_text_record(RawRecord(text, "a:1", tmp_path), "text").texts == ("a dog on a lawn",)
-    sides = parse_pair_record(RawRecord(translation, "a:1", tmp_path), "source_text", "target_text")
+    sides = parse_translation_record(RawRecord(translation, "a:1", tmp_path), "source_text", "target_text")
     assert sides == (("a dog on a lawn",), ("ein Hund auf einem Rasen",))
 
 

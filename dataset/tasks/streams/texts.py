@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from dataset.records.schema import RawRecord, parse_pair_record, parse_text_record
+from dataset.records.schema import RawRecord, parse_text_record, parse_translation_record
 from dataset.shards.samplers import RecordSource
 from dataset.tasks.account import Account, filled
 from dataset.tasks.streams.base import StreamConfig, read_examples
@@ -57,7 +57,7 @@ class TranslationStream:
         return TranslationBatch(texts, self.text.encode_plain([other for _, other in rows]), valid)
 
     def _example(self, raw: RawRecord, rng: np.random.Generator) -> tuple[TextExample, str]:
-        sides = parse_pair_record(raw, self.config.source_key, self.config.target_key)
+        sides = parse_translation_record(raw, self.config.source_key, self.config.target_key)
         first, second = sides if rng.random() < 0.5 else sides[::-1]
         text = self.text.encode(self.text.choose(first, rng, raw.place), rng)
         return text, self.text.choose(second, rng, raw.place)
