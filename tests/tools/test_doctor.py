@@ -302,3 +302,15 @@ def test_a_task_in_a_folder_is_examined(doctor, tmp_path):
     status, printed = doctor("--task", "examples/entailment", *options)
     assert status == 0
     assert "1,500 sentences" in printed and "grad_norm" in printed
+
+
+def test_records_that_training_leaves_out_are_told(doctor, given, scenes_folder, tmp_path):
+    lines = (scenes_folder / "refer_train.jsonl").read_text().splitlines()
+    whole = [line.replace('"image": "', f'"image": "{scenes_folder}/') for line in lines]
+    (tmp_path / "some.jsonl").write_text("\n".join([*whole, '{"image": 3}']) + "\n")
+    arguments = [*given("grounding", train=str(tmp_path / "some.jsonl")), "data.max_broken=0.1"]
+    status, printed = doctor(*arguments)
+    assert status == 0
+    assert "1 warning" in printed
+    assert f"data.train: 1 of {len(whole) + 1} records are broken: 1 missing key" in printed or "wrong type" in printed
+    assert f"some.jsonl:{len(whole) + 1}" in printed

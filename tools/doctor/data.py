@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tasks.checks import (
@@ -21,15 +24,16 @@ from tools.doctor.held_out import check_images
 from tools.doctor.sample import check_sample, check_unknown
 from tools.doctor.shared import check_shared
 from tools.doctor.subject import Subject
+from utils.findings import Finding
 
 
 def check_data(subject: Subject, report: Report) -> None:
     """The section ``data``; reads training data and held-out splits, and a sample of their records."""
     report.section("data")
-    with report.check("training"):
+    with report.check("training"), _warnings_of("dataset.formats.annotations") as left_out:
         training = subject.read_training()
         records = ", ".join(f"{count:,} {name}" for name, count in training.stream_sizes.items())
-        report.ok("training", records)
+        report.add("training", [_left_out(line) for line in left_out], records)
     _check_held_out(subject, report)
     with report.check("batch"):
         _check_sizes(subject, report)
@@ -38,6 +42,25 @@ def check_data(subject: Subject, report: Report) -> None:
     check_unknown(subject, report)
     _check_answers(subject, report)
     check_shared(subject, report)
+
+
+@contextmanager
+def _warnings_of(name: str) -> Iterator[list[str]]:
+    """The warnings that a module logs meanwhile."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+
+
+def _left_out(line: str) -> Finding:
+    key, _, fact = line.partition(": ")
+    return Finding("warning", key, fact, "mend or remove them, if they matter to you")
 
 
 def _check_held_out(subject: Subject, report: Report) -> None:
