@@ -29,8 +29,8 @@ demo-quick: .venv/installed
 	.venv/bin/python -m demo.scenes --out data/scenes_quick --seed 0 --train 1500 --val 100 --test 100
 	.venv/bin/python run.py --config configs/demo/pretrain_quick.yaml --cpu 2 --output runs/demo/pretrain_quick --resume
 	@echo
-	@echo "That was a tenth of the demo's steps: texts and scenes are aligned, matching and boxes are not learned yet."
-	@echo "Next: make demo, which takes ten minutes; or your own data: docs/own_data.md"
+	@echo "That was a tenth of the demo's steps: texts and scenes begin to find each other, matching and boxes come later."
+	@echo "Next: make demo, which takes ten to twelve minutes; or your own data: docs/own_data.md"
 
 $(PRETRAINED)/evaluation.json: | scenes
 	.venv/bin/python run.py --task pretrain --cpu 2 --output $(PRETRAINED) --resume

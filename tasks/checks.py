@@ -15,7 +15,6 @@ from dataset.records.box_form import are_relative
 from dataset.tasks.grounding import Phrase
 from dataset.tasks.pretrain import MATCHED_STREAMS, DataConfig
 from dataset.tasks.questions import QuestionTable
-from dataset.tasks.streams.regions import RegionStreamConfig
 from metrics.vqa import normalize_answer
 from models.align import AligningModel
 from tasks.base import BaseTask
@@ -95,12 +94,7 @@ def records_per_micro_batch(data: Any) -> dict[str, tuple[str, int]]:
     if not isinstance(data, DataConfig):
         return {"": (data.micro_batch.key, data.micro_batch.size)}
     streams = {name: stream for name, stream in data.streams().items() if name in MATCHED_STREAMS}
-    return {
-        name: (f"data.{name}.max_images", stream.max_images)
-        if isinstance(stream, RegionStreamConfig)
-        else (f"data.{name}.batch_size", stream.batch_size)
-        for name, stream in streams.items()
-    }
+    return {name: (f"data.{name}.{stream.records_key}", stream.records_per_batch) for name, stream in streams.items()}
 
 
 def small_data(sizes: Mapping[str, tuple[str, int]], records: Mapping[str, int], ranks: int) -> list[Finding]:

@@ -25,7 +25,7 @@ def statement_row(row: Row) -> Row:
 
 
 def sentence_id(row: Row) -> str | None:
-    """What the rows of one sentence share: their identifiers, split-set-pair-sentence, differ in the pair of images. None where a
+    """The part of the identifier, split-set-pair-sentence, that rows of one sentence share: all but the pair. None where a
     row has no such identifier."""
     match = _IDENTIFIER.fullmatch(str(row.values.get("identifier")))
     return f"{match[1]}-{match[2]}-{match[4]}" if match else None

@@ -64,7 +64,8 @@ def command_parser(command: str, description: str) -> LineParser:
 
 
 def manifest_of(command: str) -> str:
-    """Its path below the output folder: in a folder of its own, so that the output folder can be read as one of shards."""
+    """Path of a command's manifest below the output folder, which can be read as a folder of shards: so it has a folder of its
+    own."""
     return f"_{command}/manifest.json"
 
 

@@ -27,7 +27,7 @@ class BrokenRecordError(Exception):
         self.message = message
 
     def as_broken(self) -> BrokenRecord:
-        """The same as plain data, for the batch."""
+        """The error as plain data, for the batch."""
         return BrokenRecord(self.kind, self.place, self.message)
 
 
@@ -49,14 +49,14 @@ def broken_record(error: Exception, place: Callable[[], str]) -> BrokenRecord:
 
 
 def json_fault(error: Exception) -> str:
-    """What is wrong with a JSON text, without Python's advice to programmers."""
+    """The fault of a JSON text, without Python's advice to programmers."""
     if "set_int_max_str_digits" in str(error):
         return "a number has thousands of digits"
     return getattr(error, "msg", None) or str(error)
 
 
 def remedy_for(kinds: Mapping[str, int], limit: str | None) -> str:
-    """What to do about broken records, by how often each kind occurs. ``limit``: the key that tolerates more; None: there are too
+    """The remedy for broken records, by how often each kind occurs. ``limit``: the key that tolerates more; None: there are too
     many for that."""
     first = max(kinds, key=lambda kind: kinds[kind])
     if first in ("box outside image", "degenerate box"):

@@ -233,7 +233,7 @@ def alternatives(texts: Texts, language: str | None, rng: np.random.Generator | 
 
 
 def spoken(text: str | Mapping[str, str | list[str]], language: str | None) -> list[str]:
-    """What an alternative of :data:`Texts` says: of a dictionary in ``language``, or with None in all of them."""
+    """The texts of an alternative of :data:`Texts`: of a dictionary in ``language``, or with None in all of them."""
     if isinstance(text, str):
         return [text]
     by_language = [value for name, value in text.items() if language in (None, name)]
@@ -307,7 +307,7 @@ def check_text(text: str, key: str, place: str) -> None:
 
 
 def texts_in(value: Any, key: str, place: str) -> Texts:
-    """What ``value`` of ``key`` says: a text, texts by language, or a list of such alternatives.
+    """The alternatives in ``value`` of ``key``: a text, texts by language, or a list of such alternatives.
 
     Raises:
         BrokenRecordError: "wrong type", "empty text" or "bad text".

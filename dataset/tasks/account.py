@@ -17,7 +17,7 @@ E = TypeVar("E")
 
 
 class Account:
-    """What happened to the records of one batch: ``usable``, the places of those that examples were made of; ``broken``, all that
+    """Account of the records of one batch: ``usable``, the places of those that examples were made of; ``broken``, all that
     could not be used; ``counts``, of each stream."""
 
     def __init__(self) -> None:

@@ -40,6 +40,11 @@ class FineTuneDataConfig(LoadingConfig):
     def micro_batch(self) -> MicroBatch:
         return MicroBatch("data.batch_size", self.batch_size)
 
+    @property
+    def records_per_batch(self) -> int:
+        """Records that a rank reads for a micro-batch."""
+        return self.batch_size
+
 
 class MediaDataConfig(FineTuneDataConfig):
     """What the training data have where they are images or videos."""
@@ -83,7 +88,7 @@ class FineTuneBatches(ABC, Generic[D, E]):
         count = self.read(data)
         self.order = RandomOrder(count, data.batch_size, seed=seed, stream=self.name)
         self.stream_sizes = {self.name: count}
-        self.examples_per_batch = self.records_per_batch = data.batch_size
+        self.examples_per_batch, self.records_per_batch = data.batch_size, data.records_per_batch
 
     def make_processor(self, tokenizer: PreTrainedTokenizerFast, data: D) -> PlainTextProcessor:
         """What makes tokens of the texts."""

@@ -13,7 +13,7 @@ from dataset.media.views import TrainingView
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import RecordSource, sample_rng
 from dataset.tasks.account import Account
-from dataset.tasks.streams.base import CleanSetConfig, StreamConfig
+from dataset.tasks.streams.base import CleanSetConfig
 from dataset.tasks.streams.pairs import ImageStream, ImageStreamConfig, VideoStream, VideoStreamConfig
 from dataset.tasks.streams.regions import RegionStream, RegionStreamConfig
 from dataset.tasks.streams.texts import TextStream, TextStreamConfig, TranslationStream, TranslationStreamConfig
@@ -61,6 +61,11 @@ class DataConfig(LoadingConfig):
         """That of the leading stream."""
         name, stream = next(iter(self.streams().items()))
         return MicroBatch(f"data.{name}.batch_size", stream.batch_size)
+
+    @property
+    def records_per_batch(self) -> int:
+        """Records of the leading stream that a rank reads for a micro-batch."""
+        return next(iter(self.streams().values())).records_per_batch
 
     def streams(self) -> dict[str, AnyStreamConfig]:
         """The configured streams by name."""
@@ -122,7 +127,7 @@ class PretrainBatches:
         self.numbers_per_step = world_size * accumulate if clean_sets or data.matching_steps is not None else 1
         self.stream_sizes = {name: len(source.shards) for name, source in sources.items()}
         self.examples_per_batch = sum(stream.batch_size for stream in streams.values())
-        self.records_per_batch = _records_per_batch(next(iter(streams.values())))
+        self.records_per_batch = data.records_per_batch
         self.images = self.regions = self.texts = self.videos = self.translations = None
         if data.images:
             both = (sources["images"], sources.get("images/clean"))
@@ -204,10 +209,6 @@ def open_sources(data: DataConfig, seed: int, world_size: int) -> dict[str, Reco
     for name, own in files.items():
         stream = streams[name.removesuffix("/clean")]
         shards = Shards(own, key=f"data.{name.replace('/', '.')}.files", index_folder=data.cache_index)
-        rows = _records_per_batch(stream)
-        sources[name] = RecordSource(shards, rows, order=stream.order, name=name, seed=seed, world_size=world_size)
+        count = stream.records_per_batch
+        sources[name] = RecordSource(shards, count, order=stream.order, name=name, seed=seed, world_size=world_size)
     return sources
-
-
-def _records_per_batch(stream: StreamConfig) -> int:
-    return stream.max_images if isinstance(stream, RegionStreamConfig) else stream.batch_size

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from dataset.formats.annotations import ImageFiles, Row, images_folder, read_rows
 from dataset.media.encoded import EncodedImage, for_boxes
 from dataset.records.box_form import are_relative, look_like_corners, outside_images
-from dataset.records.schema import Box, ImageKeys, RawRecord, parse_region_record
+from dataset.records.schema import Box, ImageKeys, RawRecord, RegionRecord, parse_region_record
 from dataset.shards.readers import Shards
 from tasks.checks import relative_boxes
 from tasks.grounding import GroundingConfig
@@ -90,32 +91,33 @@ def _chosen(count: int, rng: np.random.Generator) -> list[int]:
 
 def _of_rows(path: str, images: str | None, key: str, rng: np.random.Generator) -> Iterator[RawBox]:
     rows = [row for row in read_rows(path, key) if isinstance(row, Row)]
-    files = ImageFiles(images_folder(images, path))
+    files, keys = ImageFiles(images_folder(images, path)), ImageKeys(image_is="path")
     for index in _chosen(len(rows), rng):
-        try:
-            raw = RawRecord(rows[index].values, rows[index].place, files.folder)
-            record = parse_region_record(raw, ImageKeys(image_is="path"), "")
-        except Exception:  # counted by the sample
-            continue
-        try:
-            size = files.size(record.image)
-        except Exception:
-            size = None
-        yield from (RawBox(element.box, size, record.place) for element in record.elements)
+        raw = RawRecord(rows[index].values, rows[index].place, files.folder)
+        yield from _boxes_of(partial(parse_region_record, raw, keys, ""), lambda record: files.size(record.image))
 
 
 def _of_shards(subject: Subject, stream: Any, rng: np.random.Generator) -> Iterator[RawBox]:
-    data = subject.config.data
-    shards, keys = Shards(stream.files, key="data.regions.files", index_folder=data.cache_index), stream.keys()
+    data, keys = subject.config.data, stream.keys()
+    shards = Shards(stream.files, key="data.regions.files", index_folder=data.cache_index)
+
+    def size(record: RegionRecord) -> tuple[int, int]:
+        shape = EncodedImage(record.image.load(), data.max_pixels, record.place, for_boxes(data.pixels)).shape
+        return shape[2], shape[1]
+
     for index in _chosen(len(shards), rng):
-        try:
-            record = parse_region_record(shards.read(index), keys, stream.caption_key)
-        except Exception:  # counted by the sample
-            continue
-        size: tuple[int, int] | None = None
-        try:
-            image = EncodedImage(record.image.load(), data.max_pixels, record.place, for_boxes(data.pixels))
-            size = (image.shape[2], image.shape[1])
-        except Exception:
-            size = None
-        yield from (RawBox(element.box, size, record.place) for element in record.elements)
+        read = partial(shards.read, index)
+        yield from _boxes_of(lambda read=read: parse_region_record(read(), keys, stream.caption_key), size)  # type: ignore[misc]
+
+
+def _boxes_of(read: Callable[[], RegionRecord], size: Callable[[RegionRecord], tuple[int, int]]) -> Iterator[RawBox]:
+    """The boxes of a record; none of one that cannot be read, and no size of an image that cannot: the sample counts these."""
+    try:
+        record = read()
+    except Exception:
+        return
+    try:
+        known = size(record)
+    except Exception:
+        known = None
+    yield from (RawBox(element.box, known, record.place) for element in record.elements)

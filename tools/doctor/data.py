@@ -17,7 +17,6 @@ from tasks.pretrain import PretrainConfig
 from tasks.pretrain_evaluation import check_files as check_held_out_files
 from tasks.video_qa import VideoQAConfig
 from tasks.vqa import VQAConfig
-from tools.doctor import subject as subjects
 from tools.doctor.boxes import check_boxes
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.held_out import check_images
@@ -96,7 +95,7 @@ def _check_sizes(subject: Subject, report: Report) -> None:
     if subject.is_contrastive():
         findings += small_data(records_per_micro_batch(config.data), training.stream_sizes, subject.gpus)
     records = next(iter(training.stream_sizes.values()))
-    per_step = subjects.records_per_micro_batch(config) * accumulation * subject.gpus
+    per_step = config.data.records_per_batch * accumulation * subject.gpus
     train = config.train
     epochs = train.epochs if train.steps is None else train.steps * per_step / records
     if finding := many_epochs(epochs):

@@ -18,14 +18,12 @@ from tasks.kinds import Choice
 from tools.doctor.findings import NotCheckedError
 from tools.doctor.text_log import TextLog
 from utils.batch import Batch
-from utils.hub import local_folder
 from utils.inputs import missing_inputs
 
 ROWS = 4
 """Examples of a stream in a tiny micro-batch."""
 
 TEXTS_OF_AN_IMAGE = 3
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "tokenizer.model", "spiece.model")
 
 
 @dataclass
@@ -74,9 +72,7 @@ class Subject:
         Raises:
             UserError: if there is none.
         """
-        name = self.config.model.text.encoder
-        folder = local_folder(name, TOKENIZER_FILES, "model.text.encoder", beside=("*.json", "*.txt"))
-        self.tokenizer = TextLog(load_tokenizer(folder))
+        self.tokenizer = TextLog(load_tokenizer(self.config.model.text.encoder, "model.text.encoder"))
         return self.tokenizer
 
     def build_meta_model(self) -> Any:
@@ -148,14 +144,6 @@ def _small_stream(stream: Any) -> Any:
         return stream.model_copy(update={"batch_size": min(ROWS, stream.batch_size)})
     texts = min(stream.batch_size, ROWS * min(stream.max_regions, TEXTS_OF_AN_IMAGE))
     return stream.model_copy(update={"batch_size": texts, "max_images": min(ROWS, stream.max_images)})
-
-
-def records_per_micro_batch(config: Any) -> int:
-    """Records of the leading stream that a rank reads for a micro-batch."""
-    if not isinstance(config.data, DataConfig):
-        return config.data.batch_size
-    stream = next(iter(config.data.streams().values()))
-    return stream.max_images if isinstance(stream, RegionStreamConfig) else stream.batch_size
 
 
 def shorten(names: Sequence[str], most: int = 3) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -29,6 +29,14 @@ class StreamConfig(Config):
     order: OrderName = Field(
         "random", description="random: any record next; sequential: whole shards dealt to ranks, for slow disks."
     )
+
+    records_key: ClassVar[str] = "batch_size"
+    """The key that sets how many records a rank reads for a micro-batch."""
+
+    @property
+    def records_per_batch(self) -> int:
+        """Records that a rank reads for a micro-batch."""
+        return int(getattr(self, self.records_key))
 
 
 class ImageRecordsConfig(StreamConfig):
@@ -66,7 +74,15 @@ def read_examples(
     source: RecordSource, number: int, account: Account, example: Callable[[RawRecord, np.random.Generator], E | None]
 ) -> list[E | None]:
     """An example of each record of micro-batch ``number``: see :meth:`~dataset.tasks.account.Account.examples`."""
-    shards = source.shards
+    places: dict[int, str] = {}
+
+    def of_record(index: int, rng: np.random.Generator) -> E | None:
+        raw = source.shards.read(index)
+        places[index] = raw.place
+        return example(raw, rng)
+
+    # The place of a record that was read is known; in a tar, looking it up reads the file again.
+    place = source.shards.place
     return account.examples(
-        source.name, source.samples(number), lambda index, rng: example(shards.read(index), rng), shards.place
+        source.name, source.samples(number), of_record, lambda index: places.get(index) or place(index)
     )

@@ -25,6 +25,8 @@ from utils.batch import BrokenRecord, RegionBatch
 class RegionStreamConfig(ImageRecordsConfig):
     """Images with described boxes; a row is a text with its box, or the image's whole caption."""
 
+    records_key = "max_images"
+
     max_images: int = Field(
         ge=1, description="Records read for a micro-batch; rows beyond batch_size are dropped at random."
     )
