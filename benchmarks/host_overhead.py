@@ -69,8 +69,10 @@ class StubTask:
     selects: str | None = None
     examples_per_batch = records_per_batch = epoch_size = 1
     micro_batch = MicroBatch("the micro-batch", 1)
+    order_needs_ranks = False
 
     def __init__(self, config: PretrainConfig):
+        self.stream_sizes = {"examples": 1}
         with torch.device("meta"):
             real = build(config)
         self.model: nn.Module = Stub(real)

@@ -172,6 +172,7 @@ class BatchLoader:
         self.stream_sizes = maker.stream_sizes
         self.examples_per_batch = maker.examples_per_batch
         self.records_per_batch = maker.records_per_batch
+        self.order_needs_ranks: bool = getattr(maker, "order_needs_ranks", False)
         self.broken = BrokenRecordLog(config.max_broken, self.stream_sizes)
 
     @property

@@ -1,23 +1,29 @@
-"""Checkpoints of a run: one folder each, complete or absent; the newest few are kept."""
+"""Checkpoints of a run: one folder each, complete or absent, with a manifest that shows any change; the newest few are kept."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import replacing, sync_file
+from utils.files import sync_file
+from utils.weight_file import save_weights
 
+FORMAT = 1
+"""Version of the files of a checkpoint. One of a later version, or without a manifest, is not read."""
+
+MANIFEST = "manifest.json"
 MODEL_FILE = "model.safetensors"
 TRAINING_FILE = "training.pt"
 CHECKPOINTS = "checkpoints"
@@ -70,36 +76,104 @@ def newest_step(folder: Path) -> int:
     return max((checkpoint.step for checkpoint in list_checkpoints(folder)), default=0)
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, training: dict[str, Any], keep: int) -> Checkpoint:
-    """Write a checkpoint atomically (under a temporary name, then renamed), and remove all but the newest ``keep``."""
-    folder.mkdir(parents=True, exist_ok=True)
+def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint in ``folder`` whose files are as they were written, and what is wrong with each newer one.
+
+    Raises:
+        UserError: if there are checkpoints, and none is whole.
+    """
+    faults: list[str] = []
+    for checkpoint in reversed(list_checkpoints(folder)):
+        fault = fault_of(checkpoint.folder)
+        if fault is None:
+            return checkpoint, faults
+        faults.append(fault)
+    if faults:
+        raise UserError(
+            f"no checkpoint in {folder} can be resumed: {'; '.join(faults)}; bring one back from a copy, or start another run "
+            f"from the weights: --output of another folder with init.checkpoint={folder}/step-N/{MODEL_FILE}"
+        )
+    return None, []
+
+
+def fault_of(folder: Path, names: tuple[str, ...] = (MODEL_FILE, TRAINING_FILE)) -> str | None:
+    """What is wrong with the files ``names`` of a checkpoint by its manifest, in one line; None: nothing."""
+    manifest = folder / MANIFEST
+    try:
+        stated = json.loads(manifest.read_text(encoding="utf-8"))
+        version, files = stated["format"], {name: stated["files"][name] for name in names}
+        expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
+    except FileNotFoundError:
+        return f"{folder} has no {MANIFEST}: an earlier version wrote it"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{manifest} cannot be read"
+    if version != FORMAT:
+        return f"{folder} has format {version}, and this version reads format {FORMAT}: use the version that wrote it"
+    for name, (size, digest) in expected.items():
+        file = folder / name
+        try:
+            found = file.stat().st_size
+            if found != size:
+                return f"{file} has {found:,} of {size:,} bytes"
+            if _digest(file) != digest:
+                return f"{file} is damaged: its bytes are not those that were written"
+        except OSError as error:
+            return f"{file} cannot be read: {error.strerror}"
+    return None
+
+
+def write_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> Checkpoint:
+    """Write a checkpoint atomically (under a temporary name, then renamed), in place of one of the same step.
+
+    Args:
+        folder: of the run's checkpoints.
+        step: optimiser steps that are done.
+        weights: of the model, on the CPU, each with memory of its own.
+        training: the state that :meth:`Checkpoint.training_state` gives back: tensors and plain values.
+    """
     final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
-    for leftover in folder.glob(".step-*.tmp"):
-        shutil.rmtree(leftover)
-    if final.exists():
-        return Checkpoint(final, step)
-    temporary.mkdir()
-    save_file(_weights(model), temporary / MODEL_FILE)
-    torch.save(training, temporary / TRAINING_FILE)
+    remove_leftovers(folder)
+    temporary.mkdir(parents=True)
+    save_weights(temporary / MODEL_FILE, weights)
+    torch.save(dict(training), temporary / TRAINING_FILE)
+    files = {
+        name: {"bytes": (temporary / name).stat().st_size, "sha256": _digest(temporary / name)}
+        for name in (MODEL_FILE, TRAINING_FILE)
+    }
+    manifest = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2)
+    (temporary / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
     for file in temporary.iterdir():
         sync_file(file)
     sync_file(temporary)
+    if final.exists():
+        _remove(Checkpoint(final, step))
     os.replace(temporary, final)
     sync_file(folder)
-    for old in list_checkpoints(folder)[:-keep]:
-        # Renamed first: a run killed half-way must not leave half a checkpoint under a valid name.
-        doomed = folder / f".{old.folder.name}.tmp"
-        os.replace(old.folder, doomed)
-        shutil.rmtree(doomed)
     return Checkpoint(final, step)
 
 
-def save_best(path: Path, step: int, model: nn.Module, metrics: dict[str, float]) -> None:
-    """Replace the best weights of a run. The file's header has their step and metrics (JSON under ``validation``)."""
-    # One entry: safetensors writes several in random order, and equal runs must leave equal files.
-    validation = json.dumps({"step": step, **metrics})
-    with replacing(path) as temporary:
-        save_file(_weights(model), temporary, metadata={"validation": validation})
+def remove_old(folder: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints."""
+    for old in list_checkpoints(folder)[:-keep]:
+        _remove(old)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a write or a removal left that was interrupted."""
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove(checkpoint: Checkpoint) -> None:
+    """Renamed first: a run killed half-way must not leave half a checkpoint under a valid name."""
+    doomed = checkpoint.folder.with_name(f".{checkpoint.folder.name}.old.tmp")
+    os.replace(checkpoint.folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def find_weights(path: Path) -> Path:
@@ -126,7 +200,3 @@ def run_of(weights: Path) -> Path | None:
     """The ``config.yaml`` of the run whose folder holds the weight file; None if it is in no run's folder."""
     folders = [weights.parent, *([weights.parents[2]] if weights.parent.parent.name == CHECKPOINTS else [])]
     return next((folder / CONFIG_FILE for folder in folders if (folder / CONFIG_FILE).is_file()), None)
-
-
-def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

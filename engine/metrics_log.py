@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -13,65 +14,122 @@ from engine.curves import Curves, show_config
 from engine.run_folder import RunFolder
 from utils.files import write_text
 
+logger = logging.getLogger(__name__)
+
 
 class MetricsLog:
     """Writes ``metrics.jsonl`` (a line per logged step), ``validation.jsonl`` (a line per validation), and both as TensorBoard
-    events: a curve of each value that is no constant, beside the config as text."""
+    events: a curve of each value that is no constant, beside the config as text.
+
+    A line that cannot be written, on a full disk say, is lost: that is told, and training goes on.
+    """
 
     def __init__(self, folder: RunFolder, after_step: int):
         """Open for appending, after removing lines later than ``after_step``: a run may have been killed after them."""
-        self._validation = folder.validation
         config = folder.path / CONFIG_FILE
         if config.is_file():
             # First: TensorBoard reads the files in order, and nothing that is added to one before the last.
             show_config(folder.events, config.read_text(encoding="utf-8"))
-        self._curves = Curves(folder.events, purge_step=after_step + 1)
+        self._curves = Curves(folder.events)
         for path, prefix in ((folder.metrics, ""), (folder.validation, "validation/")):
-            self._truncate(path, prefix, after_step)
-        self._file: IO[str] = folder.metrics.open("a", encoding="utf-8")
-
-    def _truncate(self, path: Path, prefix: str, step: int) -> None:
-        if not path.exists():
-            return
-        kept, whole = [], True
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            whole = whole and values["step"] <= step
-            if whole:
-                kept.append(line + "\n")
-            for name, value in values.items():
-                if name != "step":
-                    self._curves.replay(prefix + name, value, int(values["step"]), purged=not whole)
-        write_text(path, "".join(kept))
+            for values in keep_until(path, after_step):
+                self._draw(values, prefix)
+        self._metrics = _Lines(folder.metrics)
+        self._validation = _Lines(folder.validation)
 
     def write(self, values: dict[str, float]) -> None:
         """Append one line of ``values``, among them ``step``."""
-        self._file.write(_json_line(values))
-        self._file.flush()
-        for name, value in values.items():
-            if name != "step":
-                self._curves.add(name, value, int(values["step"]))
+        self._metrics.append(values)
+        self._draw(values, "")
 
     def write_validation(self, step: int, values: dict[str, float]) -> None:
         """Append the metrics of the validation after ``step``."""
-        with self._validation.open("a", encoding="utf-8") as file:
-            file.write(_json_line({"step": step, **values}))
-            file.flush()
-            os.fsync(file.fileno())
-        for name, value in values.items():
-            self._curves.add(f"validation/{name}", value, step)
+        self._validation.append({"step": step, **values})
+        self._validation.sync()
+        self._draw({"step": step, **values}, "validation/")
 
     def sync(self) -> None:
         """Flush all lines to the disk: a checkpoint must never be newer than its metrics."""
-        os.fsync(self._file.fileno())
+        self._metrics.sync()
         self._curves.flush()
 
     def close(self) -> None:
-        self._file.close()
+        self._metrics.close()
+        self._validation.close()
         self._curves.close()
+
+    def _draw(self, values: dict[str, float], prefix: str) -> None:
+        for name, value in values.items():
+            if name != "step":
+                self._curves.add(prefix + name, value, int(values["step"]))
+
+
+class _Lines:
+    """A file of JSON lines that is open for appending, once there is a line."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: IO[str] | None = None
+        self._failed = False
+
+    def append(self, values: dict[str, float]) -> None:
+        line = _json_line(values)
+        try:
+            if self._file is None:
+                self._file = self.path.open("a", encoding="utf-8")
+            self._file.write("\n" + line if self._failed else line)  # what failed may have left half a line
+            self._file.flush()
+            self._failed = False
+        except OSError as error:
+            self._fail(error)
+
+    def sync(self) -> None:
+        try:
+            if self._file is not None:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            self._fail(error)
+
+    def close(self) -> None:
+        try:
+            if self._file is not None:
+                self._file.close()
+        except OSError as error:  # what was not written before is not written now
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        if not self._failed:
+            logger.warning("%s cannot be written (%s): lines are missing from here on", self.path, error.strerror)
+        self._failed = True
+
+
+def keep_until(path: Path, step: int) -> list[dict[str, float]]:
+    """Remove the lines later than ``step``, and those that are no metrics, which are told; returns what is left."""
+    if not path.exists():
+        return []
+    kept, odd = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        values = _metrics_in(line)
+        if values is None:
+            odd.append(number)
+        elif values["step"] <= step:
+            kept.append(values)
+    if odd:
+        logger.warning("%s: %d lines hold no metrics and are left out; the first is line %d", path, len(odd), odd[0])
+    write_text(path, "".join(_json_line(values) for values in kept))
+    return kept
+
+
+def _metrics_in(line: str) -> dict[str, float] | None:
+    """The numbers of a line, null as NaN; None where it is torn, as by a kill, or holds anything else."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        return None
+    numbers = {name: math.nan if value is None else value for name, value in values.items()}
+    return numbers if all(isinstance(value, int | float) for value in numbers.values()) else None
 
 
 def _json_line(values: dict[str, float]) -> str:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.checkpoint import BEST_FILE, CHECKPOINTS, CONFIG_FILE, Checkpoint, list_checkpoints
-from engine.curves import replaced_events
+from engine.checkpoint import BEST_FILE, CHECKPOINTS, CONFIG_FILE, Checkpoint, list_checkpoints, newest_whole
+from engine.curves import Events
 from utils import distributed
 from utils.config import Config, dump_config, read_yaml
 from utils.errors import UserError
 from utils.files import write_text
+from utils.folder_lock import FolderLock
 
 MAY_CHANGE = (
+    "train.accumulate",  # the records of a step may not: see engine.identity
+    "train.global_batch",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -35,6 +40,25 @@ MUST_STAY = ("evaluation.validation",)
 logger = logging.getLogger(__name__)
 
 
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """The folder belongs to this run until the block ends; rank 0 has the lock, and all ranks learn whether.
+
+    Raises:
+        UserError: if another run has it, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        fault = None
+        if distributed.rank() == 0:
+            try:
+                stack.enter_context(FolderLock(path))
+            except UserError as error:
+                fault = str(error)
+        if fault := distributed.gather_objects(fault)[0]:
+            raise UserError(fault)
+        yield
+
+
 class RunFolder:
     """The folder that a run writes to. Only rank 0 writes; every rank may read."""
 
@@ -51,7 +75,7 @@ class RunFolder:
     def open(
         cls, path: Path, config: Config, resume: bool, evaluate: bool = False
     ) -> tuple[RunFolder, Checkpoint | None]:
-        """Create the folder, or open it with ``resume``; returns it and its newest checkpoint, None if there is none.
+        """Create the folder, or open it with ``resume``; returns it and its newest whole checkpoint, None if there is none.
 
         Raises:
             UserError: if the folder cannot be written, holds a run and ``resume`` is false, or holds a run with another config;
@@ -81,15 +105,33 @@ class RunFolder:
             except OSError as error:
                 raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None
         distributed.barrier()
-        return folder, checkpoints[-1] if checkpoints else None
+        return folder, folder._newest_whole() if checkpoints else None
+
+    def _newest_whole(self) -> Checkpoint | None:
+        """The newest checkpoint that is as it was written; rank 0 reads it, and says which ones it passes over."""
+        found: Checkpoint | None = None
+        faults: list[str] = []
+        refused: str | None = None
+        if distributed.rank() == 0:
+            try:
+                found, faults = newest_whole(self.checkpoints)
+            except UserError as error:
+                refused = str(error)
+        found, refused = distributed.gather_objects((found, refused))[0]
+        if refused is not None:
+            raise UserError(refused)
+        for fault in faults:
+            logger.warning("passed over a checkpoint: %s", fault)
+        return found
 
     def show(self, name: str, image: np.ndarray, step: int) -> None:
         """Show an image (H, W, 3) uint8 in TensorBoard, in the place of an earlier one of this name; nothing where the folder
         has no events, as after an evaluation."""
         if not self.events.is_dir():
             return
-        with replaced_events(self.events, name) as events:
-            events.add_image(name, image, step, dataformats="HWC")
+        events = Events(self.events, name)
+        events.write(lambda events: events.add_image(name, image, step, dataformats="HWC"))
+        events.close()
 
     def _require_same_config(self, saved: Path, config: Config, evaluate: bool) -> None:
         before, now = _flat(read_yaml(saved)), _flat(config.model_dump(mode="json"))

@@ -11,14 +11,15 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.checkpoint import Checkpoint, save_best, save_checkpoint
+from engine.checkpoint import Checkpoint
+from engine.identity import RunIdentity
 from engine.losses import WeightedSum, count_step, sum_tensors
 from engine.metrics_log import MetricsLog
 from engine.parallel import data_parallel
@@ -26,6 +27,7 @@ from engine.precision import Precision
 from engine.prefetch import prefetch
 from engine.report import PendingStep, Reporter, Tally
 from engine.run_folder import RunFolder
+from engine.saving import CheckpointWriter, save_best
 from engine.seeds import mix_seed, seed_generators
 from engine.task import Task, TaskModel
 from engine.train_config import TrainConfig
@@ -46,7 +48,10 @@ PHASES = (
 
 
 class Trainer:
-    """Trains a :class:`~engine.task.Task` for a fixed number of steps, from the start or exactly from a checkpoint."""
+    """Trains a :class:`~engine.task.Task` for a fixed number of steps, from the start or exactly from a checkpoint.
+
+    ``data``: digests of the training data by config key (:attr:`~engine.identity.RunIdentity.data`).
+    """
 
     def __init__(
         self,
@@ -59,6 +64,7 @@ class Trainer:
         folder: RunFolder,
         device: torch.device,
         checkpoint: Checkpoint | None = None,
+        data: Mapping[str, str] | None = None,
     ):
         self.task, self.config, self.seed, self.folder, self.device = task, train, seed, folder, device
         if train.deterministic and device.type == "cuda":
@@ -75,6 +81,15 @@ class Trainer:
         self.steps = train.total_steps(self.loader)
         self.accumulation = train.accumulation(self.loader)
         """Micro-batches per step of this rank."""
+        self.identity = RunIdentity(
+            ranks=distributed.world_size(),
+            records_per_step=train.records_per_step(self.loader),
+            steps=self.steps,
+            records=dict(self.loader.stream_sizes),
+            data=dict(data or {}),
+            order_needs_ranks=self.loader.order_needs_ranks,
+        )
+        self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints)
         self.schedule = build_schedule(schedule, self.steps)
         self.precision = Precision(train.precision, device)
         self.step, self.consumed, self.tally = 0, 0, Tally()
@@ -130,9 +145,12 @@ class Trainer:
                         self._validate(metrics, report)
                     self._save(metrics)
         finally:
+            self.writer.wait()
             progress.close()
             if metrics:
                 metrics.close()
+        self.writer.finish()
+        distributed.barrier()  # the other ranks may read the checkpoint
         # The last call makes the loader check the number of broken records in the whole run.
         if next(batches, None) is not None:
             raise RuntimeError("the loader yields more batches than requested")
@@ -168,12 +186,11 @@ class Trainer:
         logger.info(
             "step %d: validation %s %.4f%s", self.step, self.task.selects, value, ", the best so far" if better else ""
         )
-        if better:
-            self.best = value
         if metrics is not None:
             metrics.write_validation(self.step, metric_values)
-            if better:
-                save_best(self.folder.best, self.step, self.model, metric_values)
+            better = better and save_best(self.folder.best, self.step, self.model, metric_values)
+        if better:
+            self.best = value
         report.exclude(time.perf_counter() - started)
 
     def train_step(self, micro_batches: list[Any], on_device: list[Any] | None = None) -> PendingStep:
@@ -283,23 +300,31 @@ class Trainer:
         return contextlib.nullcontext()
 
     def _save(self, metrics: MetricsLog | None) -> None:
-        if metrics is not None:
-            metrics.sync()
-            state = {
+        """Start to write a checkpoint of this step; only rank 0 does."""
+        if metrics is None:
+            return
+        metrics.sync()
+        self.writer.save(
+            self.step,
+            self.model,
+            {
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.precision.scaler.state_dict(),
-                "consumed": self.consumed,
+                "records": self.consumed * self.loader.records_per_batch,
                 "skipped": self.tally.skipped,
                 "elapsed_s": self.tally.elapsed_s,
                 "best": self.best,
                 "fresh": sorted(self.fresh),
-            }
-            save_checkpoint(self.folder.checkpoints, self.step, self.model, state, self.config.keep_checkpoints)
-        distributed.barrier()
+                "run": self.identity.state(),
+            },
+        )
 
     def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+        run = self.folder.path
+        for change in self.identity.check_resumes(RunIdentity(**state["run"]), run, self.loader.records_per_batch):
+            logger.warning("%s: %s", run, change)
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])
-        self.step, self.consumed, self.best = checkpoint.step, state["consumed"], state["best"]
-        self.tally = Tally(state["skipped"], state["elapsed_s"])
+        self.step, self.consumed = checkpoint.step, state["records"] // self.loader.records_per_batch
+        self.best, self.tally = state["best"], Tally(state["skipped"], state["elapsed_s"])
         logger.info("resuming from %s", checkpoint.folder)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-from safetensors import safe_open
 
 from engine.checkpoint import CONFIG_FILE, find_weights, list_checkpoints, run_of
 from engine.run_folder import RunFolder
 from utils.config import Config, read_yaml
 from utils.errors import UserError
 from utils.inputs import inputs_of
+from utils.weight_file import read_about
 
 Training = Literal["zero-shot", "fine-tuned", "pre-trained", "unknown"]
 """zero-shot: no run trained the weights on this task. fine-tuned: one did. pre-trained: one did, and the task is pre-training.
@@ -101,5 +99,4 @@ def _config_of(checkpoint: str) -> dict[str, Any] | None:
 
 
 def _best_step(path: Path) -> int:
-    with safe_open(path, "pt") as file:
-        return int(json.loads(file.metadata()["validation"])["step"])
+    return int(read_about(path)["validation"]["step"])

@@ -62,7 +62,7 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
         UserError: for a mistake in the config or the data.
     """
     # Imported here, so that --help and mistakes in the command line do not wait for torch.
-    from engine.run_folder import RunFolder
+    from engine.run_folder import RunFolder, claimed
     from utils import log
     from utils.distributed import process_group
 
@@ -70,10 +70,10 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     config = load_config(choice.config, arguments.overrides, schema)
     if arguments.evaluate and not arguments.resume and config.init.checkpoint is None:
         raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
-    with process_group() as device:
+    output = Path(arguments.output) if arguments.output else _default_output(choice, arguments)
+    with process_group() as device, claimed(output):
         if not arguments.evaluate:
             _check_steps(config)
-        output = Path(arguments.output) if arguments.output else _default_output(choice, arguments)
         folder, checkpoint = RunFolder.open(output, config, arguments.resume, evaluate=arguments.evaluate)
         log.set_up(folder.log)
         task_class.make_inputs(config)
@@ -93,6 +93,7 @@ def _train(
 ) -> None:
     from engine.trainer import Trainer
     from tasks.checks import check_start
+    from tasks.data_identity import data_identity
     from utils.distributed import rank
 
     check_start(task)
@@ -108,6 +109,7 @@ def _train(
         folder=folder,
         device=device,
         checkpoint=checkpoint,
+        data=data_identity(config.data),
     ).fit()
 
 

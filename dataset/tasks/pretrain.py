@@ -128,6 +128,7 @@ class PretrainBatches:
         self.stream_sizes = {name: len(source.shards) for name, source in sources.items()}
         self.examples_per_batch = sum(stream.batch_size for stream in streams.values())
         self.records_per_batch = data.records_per_batch
+        self.order_needs_ranks = any(stream.order == "sequential" for stream in streams.values())
         self.images = self.regions = self.texts = self.videos = self.translations = None
         if data.images:
             both = (sources["images"], sources.get("images/clean"))

@@ -15,6 +15,7 @@ from torch import Tensor
 from models.checkpoints.refused import STATE_KEYS, check_start, refusal
 from utils.errors import UserError
 from utils.hub import local_folder
+from utils.weight_file import is_damaged
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
@@ -34,7 +35,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         check_start(path)
         if path.suffix == ".safetensors":
-            return _unwrapped(load_file(path))
+            tensors = load_file(path)
+            if is_damaged(path, tensors):
+                raise UserError(f"{path} is damaged: its weights are not those that were written; take another file")
+            return _unwrapped(tensors)
         # Published checkpoints hold their command line beside the weights; an argparse namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Mapped, not read: only the tensors that are used are, and a file of torch's old format cannot be.

@@ -213,10 +213,10 @@ def test_a_loss_may_not_have_the_name_of_another_number(tmp_path, monkeypatch, n
 
 
 def test_a_resumed_run_reads_the_state_of_its_training_once(tmp_path, monkeypatch):
-    trainer(tmp_path, steps=2).fit()
+    trainer(tmp_path, steps=4, checkpoint_every=2).fit()
     reads, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **options: reads.append(args) or load(*args, **options))
-    checkpoint = list_checkpoints(tmp_path / "checkpoints")[-1]
+    checkpoint = list_checkpoints(tmp_path / "checkpoints")[0]
     trainer(tmp_path, checkpoint=checkpoint, steps=4).fit()
     assert len(reads) == 1
 

@@ -12,7 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from engine.checkpoint import Checkpoint, find_weights, list_checkpoints, save_best
+from engine.checkpoint import Checkpoint, find_weights, list_checkpoints
+from engine.saving import save_best
 from engine.train_config import TrainConfig
 from tests.engine.toy import Line, ToyLoader, ToyTask, trainer
 from utils.config import ConfigError, bind
@@ -122,7 +123,7 @@ def test_the_best_weights_are_those_of_the_first_best_validation(tmp_path, score
         assert torch.equal(tensor, task.seen[best][name])
         assert not any(torch.equal(tensor, seen[name]) for place, seen in enumerate(task.seen) if place != best)
     with safe_open(tmp_path / "best.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["validation"]) == {"step": 2 * best + 2, "score": scores[best]}
+        assert json.loads(file.metadata()["about"])["validation"] == {"step": 2 * best + 2, "score": scores[best]}
 
 
 def test_where_every_validation_is_nan_no_weights_are_the_best(tmp_path):
@@ -191,14 +192,16 @@ def test_a_killed_run_repeats_validations_and_best_weights_to_the_last_byte(tmp_
     for name in ("validation.jsonl", "best.safetensors", "checkpoints/step-00000012/model.safetensors"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     with safe_open(killed / "best.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["validation"])["step"] == 6
+        assert json.loads(file.metadata()["about"])["validation"]["step"] == 6
 
 
 def test_a_resumed_run_that_gets_no_better_keeps_its_best_weights(tmp_path):
-    trainer(tmp_path, ToyTask(scores=[0.5, 0.1]), steps=4, validate_every=2).fit()
+    every = {"steps": 8, "validate_every": 2, "checkpoint_every": 2}
+    trainer(tmp_path, ToyTask(scores=[0.5, 0.1, 0.2, 0.3]), **every).fit()
     before = (tmp_path / "best.safetensors").read_bytes()
-    newest = list_checkpoints(tmp_path / "checkpoints")[-1]
-    trainer(tmp_path, resumed(newest, [0.5, 0.4]), newest, steps=8, validate_every=2).fit()
+    half = list_checkpoints(tmp_path / "checkpoints")[0]
+    assert half.step == 4
+    trainer(tmp_path, resumed(half, [0.5, 0.4]), half, **every).fit()
     assert (tmp_path / "best.safetensors").read_bytes() == before
     assert [line["step"] for line in validations(tmp_path)] == [2, 4, 6, 8]
 

@@ -184,7 +184,7 @@ def test_a_resumed_run_repeats_validations_and_best_weights_to_the_last_byte(
 
 def best_step(run: Path) -> int:
     with safe_open(run / "best.safetensors", "pt") as file:
-        return json.loads(file.metadata()["validation"])["step"]
+        return json.loads(file.metadata()["about"])["validation"]["step"]
 
 
 @pytest.mark.parametrize("task", KINDS)

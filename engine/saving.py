@@ -1,0 +1,99 @@
+"""Saving that the train loop hardly waits for: states are copied, and written to the disk by a thread."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoint import remove_leftovers, remove_old, write_checkpoint
+from utils.errors import UserError
+from utils.weight_file import save_weights
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run, one at a time, and keeps the newest ``keep`` of those in ``folder``.
+
+    A checkpoint that cannot be written, on a full disk say, is a warning: the older ones stay, and training goes on until the next.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = folder, keep
+        self._thread: threading.Thread | None = None
+        self._fault: str | None = None
+
+    def save(self, step: int, model: nn.Module, training: dict[str, Any]) -> None:
+        """Copy the states, and start to write them as the checkpoint of ``step``; waits for the one before to be written.
+
+        ``training``: see :func:`engine.checkpoint.write_checkpoint`.
+        """
+        self.wait()
+        weights, copied = copied_to_cpu(dict(model.state_dict())), copied_to_cpu(training)
+        self._thread = threading.Thread(target=self._write, args=(step, weights, copied), name=f"save step {step}")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written, or has failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def finish(self) -> None:
+        """Wait for the last checkpoint.
+
+        Raises:
+            UserError: if it could not be written.
+        """
+        self.wait()
+        if self._fault is not None:
+            raise UserError(self._fault)
+
+    def _write(self, step: int, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
+        try:
+            write_checkpoint(self.folder, step, weights, training)
+            remove_old(self.folder, self.keep)
+            self._fault = None
+        # A disk that is full is an OSError, or whatever the library that writes makes of one.
+        except Exception as error:
+            self._fault = cannot_save(self.folder, f"the checkpoint of step {step}", error)
+            logger.warning("%s", self._fault)
+            remove_leftovers(self.folder)
+
+
+def save_best(path: Path, step: int, model: nn.Module, metrics: dict[str, float]) -> bool:
+    """Replace the best weights of a run; returns whether they could be written. If not, that is a warning, and the file stays as
+    it was. Its header has step and metrics under ``validation``."""
+    try:
+        save_weights(path, copied_to_cpu(dict(model.state_dict())), {"validation": {"step": step, **metrics}})
+    except Exception as error:
+        logger.warning("%s", cannot_save(path.parent, f"the best weights, of step {step},", error))
+        return False
+    return True
+
+
+def cannot_save(folder: Path, what: str, error: Exception) -> str:
+    """The line that tells why ``what`` could not be saved in ``folder``."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    try:
+        space = f" with {shutil.disk_usage(folder).free / 1e6:,.0f} MB free"
+    except OSError:
+        space = ""
+    return f"{folder}: {what} cannot be written ({reason}){space}; make room there, older checkpoints are untouched"
+
+
+def copied_to_cpu(value: Any) -> Any:
+    """A copy in which tensors, in dictionaries, lists and tuples too, are on the CPU and share no memory with the original."""
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="cpu").copy_(value.detach())
+    if isinstance(value, dict):
+        return {key: copied_to_cpu(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied_to_cpu(part) for part in value)
+    return value

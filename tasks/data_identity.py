@@ -1,0 +1,45 @@
+"""Digests of the files that a config names for training, so that a resumed run knows whether they have changed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataset.shards.readers import find_shards
+from utils.config import Config
+from utils.inputs import inputs_of
+
+SAMPLED_FILES = 64
+SAMPLED_BYTES = 1 << 16
+"""At the start and at the end of a file."""
+
+
+def data_identity(data: Config) -> dict[str, str]:
+    """A digest for each key of the section ``data`` that names annotation files or shards.
+
+    It covers names and sizes of all files, and the first and last bytes of up to :data:`SAMPLED_FILES` of each key: reading whole
+    data sets would take hours. Folders of images are not looked into.
+    """
+    named: dict[str, list[Path]] = defaultdict(list)
+    for key, kind, path in inputs_of(data, "data."):
+        if kind == "file":
+            named[key].append(Path(path).expanduser())
+        elif kind == "shards":
+            named[key] += find_shards([path], key)
+    return {key: _digest(files) for key, files in named.items()}
+
+
+def _digest(files: Sequence[Path]) -> str:
+    total = hashlib.sha256()
+    step = max(1, len(files) // SAMPLED_FILES)
+    for number, file in enumerate(files):
+        size = file.stat().st_size
+        total.update(f"{file.name} {size}\n".encode("utf-8", "surrogateescape"))
+        if number % step == 0:
+            with file.open("rb") as opened:
+                total.update(opened.read(SAMPLED_BYTES))
+                opened.seek(max(0, size - SAMPLED_BYTES))
+                total.update(opened.read(SAMPLED_BYTES))
+    return total.hexdigest()

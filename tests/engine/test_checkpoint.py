@@ -1,0 +1,180 @@
+"""A checkpoint that is not what was written is found out, named, and passed over."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+import torch
+
+from engine.checkpoint import (
+    FORMAT,
+    MANIFEST,
+    MODEL_FILE,
+    TRAINING_FILE,
+    fault_of,
+    list_checkpoints,
+    newest_whole,
+    remove_old,
+    write_checkpoint,
+)
+from engine.saving import CheckpointWriter, copied_to_cpu, save_best
+from models.checkpoints.files import read_weights
+from tests.engine.toy import Line
+from utils.errors import UserError
+from utils.weight_file import read_about, save_weights
+
+
+def written(folder, step: int = 3):
+    return write_checkpoint(folder, step, {"a": torch.arange(100.0)}, {"records": 12, "state": {"m": torch.ones(50)}})
+
+
+def flip_a_bit(file, place: int = -40) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(file) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def empty(file) -> None:
+    file.write_bytes(b"")
+
+
+def remove(file) -> None:
+    file.unlink()
+
+
+FAULTS = {flip_a_bit: "is damaged", truncate: "bytes", empty: "has 0 of", remove: "No such file"}
+
+
+def test_what_was_written_is_whole_and_is_read_back(tmp_path):
+    checkpoint = written(tmp_path)
+    assert fault_of(checkpoint.folder) is None
+    assert newest_whole(tmp_path) == (checkpoint, [])
+    assert checkpoint.training_state()["records"] == 12
+    assert torch.equal(read_weights(checkpoint.model_file)["a"], torch.arange(100.0))
+
+
+@pytest.mark.parametrize("name", [MODEL_FILE, TRAINING_FILE])
+@pytest.mark.parametrize("harm", FAULTS, ids=lambda harm: harm.__name__)
+def test_a_harmed_checkpoint_is_passed_over_and_named(tmp_path, name, harm):
+    older, newer = written(tmp_path, 2), written(tmp_path, 4)
+    harm(newer.folder / name)
+    found, (fault,) = newest_whole(tmp_path)
+    assert found == older
+    assert fault.startswith(f"{newer.folder / name}") and FAULTS[harm] in fault and "\n" not in fault
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 1, "files": {"model.safetensors": 3}}', "\x00"])
+def test_a_manifest_that_makes_no_sense_is_a_fault(tmp_path, content):
+    checkpoint = written(tmp_path)
+    (checkpoint.folder / MANIFEST).write_text(content)
+    assert fault_of(checkpoint.folder) == f"{checkpoint.folder / MANIFEST} cannot be read"
+
+
+@pytest.mark.parametrize("name", [MODEL_FILE, TRAINING_FILE])
+def test_every_bit_counts(tmp_path, name):
+    checkpoint = written(tmp_path)
+    size = (checkpoint.folder / name).stat().st_size
+    for place in (0, 8, size // 2, size - 1):
+        flip_a_bit(checkpoint.folder / name, place)
+        assert "is damaged" in (fault_of(checkpoint.folder) or "")
+        flip_a_bit(checkpoint.folder / name, place)
+    assert fault_of(checkpoint.folder) is None
+
+
+def test_without_a_whole_checkpoint_there_is_a_way_out(tmp_path):
+    empty(written(tmp_path, 2).folder / MODEL_FILE)
+    remove(written(tmp_path, 4).folder / MANIFEST)
+    with pytest.raises(UserError, match=r"has no manifest.json: an earlier version wrote it; .* 0 of .*init\.checkpoint="):
+        newest_whole(tmp_path)
+    assert newest_whole(tmp_path / "none") == (None, [])
+
+
+def test_a_later_format_is_refused_with_the_way_out(tmp_path):
+    manifest = written(tmp_path).folder / MANIFEST
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(values | {"format": FORMAT + 1}))
+    with pytest.raises(UserError, match=rf"format {FORMAT + 1}, and this version reads format {FORMAT}: use the version"):
+        newest_whole(tmp_path)
+
+
+def test_a_step_that_is_written_again_replaces_the_first(tmp_path):
+    empty(written(tmp_path).folder / MODEL_FILE)
+    assert fault_of(written(tmp_path).folder) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_the_newest_are_kept(tmp_path):
+    for step in (1, 2, 3):
+        written(tmp_path, step)
+    remove_old(tmp_path, keep=2)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [2, 3]
+
+
+def test_a_flipped_bit_in_weights_is_seen_wherever_they_are_read(tmp_path):
+    assert save_best(tmp_path / "best.safetensors", 3, Line(), {"score": 0.5})
+    assert read_about(tmp_path / "best.safetensors")["validation"] == {"step": 3, "score": 0.5}
+    flip_a_bit(tmp_path / "best.safetensors", -1)
+    with pytest.raises(UserError, match=r"best\.safetensors is damaged: its weights are not those that were written"):
+        read_weights(tmp_path / "best.safetensors")
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_weights_of_every_type_are_read_back(tmp_path, kind):
+    tensors = {"a": torch.ones(3, 2, dtype=kind).t(), "none": torch.ones(0, dtype=kind), "one": torch.ones((), dtype=kind)}
+    save_weights(tmp_path / "w.safetensors", tensors)
+    read = read_weights(tmp_path / "w.safetensors")
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+
+
+def test_the_loop_does_not_wait_and_trains_on_copies(tmp_path, monkeypatch):
+    model, go = torch.nn.Linear(2, 2), threading.Event()
+
+    def slowly(*args):
+        assert go.wait(10)
+        return write_checkpoint(*args)
+
+    monkeypatch.setattr("engine.saving.write_checkpoint", slowly)
+    writer = CheckpointWriter(tmp_path, keep=1)
+    before = model.weight.detach().clone()
+    writer.save(1, model, {"state": [model.weight]})
+    with torch.no_grad():
+        model.weight.zero_()
+    assert not list_checkpoints(tmp_path)
+    go.set()
+    writer.finish()
+    (checkpoint,) = list_checkpoints(tmp_path)
+    assert torch.equal(read_weights(checkpoint.model_file)["weight"], before)
+    assert torch.equal(checkpoint.training_state()["state"][0], before)
+
+
+def test_a_write_that_fails_is_told_and_loses_nothing(tmp_path, monkeypatch, caplog):
+    writer, model = CheckpointWriter(tmp_path, keep=1), Line()
+    writer.save(1, model, {})
+    writer.finish()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("engine.checkpoint.torch.save", full)
+    writer.save(2, model, {})
+    with pytest.raises(UserError, match=r"the checkpoint of step 2 cannot be written .*No space left.*MB free; make room"):
+        writer.finish()
+    assert "No space left" in caplog.text
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    writer.save(3, model, {})
+    writer.finish()
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [3]
+
+
+def test_copies_share_no_memory():
+    state = {"a": [torch.ones(2)], "b": (torch.zeros(1), 3, "x")}
+    copied = copied_to_cpu(state)
+    state["a"][0].zero_()
+    assert torch.equal(copied["a"][0], torch.ones(2)) and copied["b"][1:] == (3, "x")

@@ -1,0 +1,81 @@
+"""A run that resumes goes on as it began, or says why it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.checkpoint import list_checkpoints
+from engine.identity import RunIdentity
+from tests.engine.toy import ToyTask, trainer
+from utils.errors import UserError
+
+RUN = Path("runs/x")
+BEGAN = RunIdentity(ranks=4, records_per_step=256, steps=100, records={"images": 6000, "regions": 50}, data={"k": "a"})
+
+
+def test_the_same_run_goes_on_in_silence():
+    assert BEGAN.check_resumes(BEGAN, RUN, 64) == []
+
+
+def test_another_number_of_ranks_goes_on_where_a_step_stays_the_same():
+    now = replace(BEGAN, ranks=2)
+    assert now.check_resumes(BEGAN, RUN, 64) == [
+        "the run goes on with 2 ranks instead of 4, at the same records a step"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "per_step", "remedy"),
+    [
+        (2, 128, "resume it on 4 ranks, or with train.global_batch=null train.accumulate=2"),
+        (1, 64, "resume it on 4 ranks, or with train.global_batch=null train.accumulate=4"),
+        (3, 192, "resume it on 4 ranks$"),
+        (8, 512, "resume it on 4 ranks$"),
+    ],
+)
+def test_another_size_of_a_step_is_refused_with_the_remedy(ranks, per_step, remedy):
+    now = replace(BEGAN, ranks=ranks, records_per_step=per_step)
+    with pytest.raises(UserError, match=rf"runs/x: a step of this run is 256 records on 4 ranks, but {per_step} on .*; {remedy}"):
+        now.check_resumes(BEGAN, RUN, 64)
+
+
+def test_an_order_that_needs_its_ranks_is_refused_on_others():
+    now = replace(BEGAN, ranks=2, order_needs_ranks=True)
+    with pytest.raises(UserError, match="order: sequential .* a run of 4 ranks cannot go on with 2; resume it on 4"):
+        now.check_resumes(BEGAN, RUN, 64)
+
+
+def test_changed_data_are_told():
+    assert replace(BEGAN, records={"images": 6001, "regions": 50}).check_resumes(BEGAN, RUN, 64) == [
+        "images has 6,001 records instead of 6,000"
+    ]
+    assert replace(BEGAN, data={"k": "b"}).check_resumes(BEGAN, RUN, 64) == [
+        "the files of k are not those that the run began with"
+    ]
+
+
+def test_data_that_change_the_length_of_the_run_are_refused():
+    now = replace(BEGAN, steps=50, records={"images": 3000, "regions": 50})
+    with pytest.raises(UserError, match=r"of 100 steps, and would be of 50 now, since images has 3,000 records instead of 6,000"):
+        now.check_resumes(BEGAN, RUN, 64)
+
+
+def test_a_run_is_not_told_finished_when_its_data_have_shrunk(tmp_path):
+    trainer(tmp_path, steps=None, epochs=4, checkpoint_every=6).fit()
+    checkpoint = list_checkpoints(tmp_path / "checkpoints")[0]
+    assert checkpoint.step == 6
+    task = ToyTask()
+    task.loader.epoch_size = 5
+    task.loader.stream_sizes = {"points": 5}
+    with pytest.raises(UserError, match=r"this run was of 10 steps, and would be of 5 now, since points has 5 records"):
+        trainer(tmp_path, task, checkpoint, steps=None, epochs=4)
+
+
+def test_the_position_of_a_checkpoint_counts_records(tmp_path):
+    trainer(tmp_path, steps=6, checkpoint_every=3, accumulate=2).fit()
+    checkpoint = list_checkpoints(tmp_path / "checkpoints")[0]
+    assert (checkpoint.step, checkpoint.training_state()["records"]) == (3, 24)
+    assert trainer(tmp_path, checkpoint=checkpoint, steps=6, accumulate=2).consumed == 6

@@ -1,0 +1,89 @@
+"""Two processes never have one folder; one that was killed leaves it free."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from utils import folder_lock
+from utils.errors import UserError
+from utils.folder_lock import LEASE_FILE, LOCK_FILE, FolderLock
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from utils.folder_lock import FolderLock
+with FolderLock(Path(sys.argv[1])):
+    if os.fork() == 0:
+        time.sleep(60)  # a worker that outlives its run
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(folder):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True, process_group=0
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_held_folder_names_who_has_it_and_a_killed_process_leaves_it(tmp_path):
+    process = holder(tmp_path)
+    try:
+        with pytest.raises(UserError) as caught, FolderLock(tmp_path):
+            pass
+        message = str(caught.value)
+        assert message.startswith(f"{tmp_path} is in use by process {process.pid} on {socket.gethostname()}, since 20")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with FolderLock(tmp_path):  # though the worker still lives
+            assert str(os.getpid()) in (tmp_path / LOCK_FILE).read_text()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for bad in (tmp_path / "file" / "run", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match=r"--output .*: cannot be written: .*; give another folder"), FolderLock(bad):
+            pass
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(folder_lock.fcntl, "lockf", refuse)
+    monkeypatch.setattr(folder_lock, "RENEW_S", 0.01)
+    monkeypatch.setattr(folder_lock, "SETTLE_S", 0.05)
+
+
+def test_a_disk_without_locks_has_leases(tmp_path, no_locks):
+    with FolderLock(tmp_path):
+        with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on"), FolderLock(tmp_path):
+            pass
+        os.utime(tmp_path / LEASE_FILE, (0, 0))
+        deadline = time.monotonic() + 5
+        while (tmp_path / LEASE_FILE).stat().st_mtime < 1:  # it is renewed
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    with FolderLock(tmp_path):
+        pass
+
+
+def test_a_stale_lease_is_taken_over(tmp_path, no_locks):
+    (tmp_path / LEASE_FILE).write_text("{}")
+    os.utime(tmp_path / LEASE_FILE, (0, 0))
+    with FolderLock(tmp_path):
+        assert str(os.getpid()) in (tmp_path / LEASE_FILE).read_text()

@@ -1,0 +1,138 @@
+"""One writer for a folder, over processes and machines."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from utils.errors import UserError
+
+LOCK_FILE = ".lock"
+LEASE_FILE = ".lease"
+RENEW_S = 20.0
+"""Time between two renewals of a lease."""
+STALE_S = 180.0
+"""Age from which a lease that was not renewed is of a process that is gone."""
+SETTLE_S = 2.0
+"""Time in which two processes that take over one stale lease have both written: the last one has it."""
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+
+class FolderLock:
+    """Context manager: the folder, made if missing, belongs to this process until the block ends or the process does.
+
+    The lock is the kernel's, on ``folder/.lock``, which names host and process. A process that is killed gives it up, and forked
+    workers have no part in it. On disks without locks it is a lease, ``folder/.lease``: a thread renews it, and an old one is free.
+
+    Raises:
+        UserError: (on entering) another process has the folder, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.path = folder, folder / LOCK_FILE
+        self._file: IO[str] | None = None
+        self._token = uuid.uuid4().hex
+        self._end = threading.Event()
+
+    def __enter__(self) -> FolderLock:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock()
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                self.path.unlink(missing_ok=True)
+                self.path = self.folder / LEASE_FILE
+                self._lease()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"--output {self.folder}: cannot be written: {reason}; give another folder") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        if self._file is not None or self._token in self._read():  # else another process took the lease over
+            self.path.unlink(missing_ok=True)  # while it is locked: who waits looks whether the file is still there
+        if self._file is not None:
+            self._file.close()
+
+    def _lock(self) -> None:
+        while True:
+            file = self.path.open("a+", encoding="utf-8")
+            try:
+                # Not flock: forked workers would share it, and one that hangs would hold it after the run.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                held = error.errno in (errno.EACCES, errno.EAGAIN)
+                file.close()
+                if held:
+                    raise self._taken() from None
+                raise
+            if self.path.exists() and os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
+                break
+            file.close()  # the process before removed it at its end
+        self._file = file
+        file.truncate(0)
+        file.write(self._owner())
+        file.flush()
+
+    def _lease(self) -> None:
+        """Create the file, or take over a stale one."""
+        try:
+            with self.path.open("x", encoding="utf-8") as file:
+                file.write(self._owner())
+        except FileExistsError:
+            if self._age() < STALE_S:
+                raise self._taken() from None
+            self.path.write_text(self._owner(), encoding="utf-8")
+            time.sleep(SETTLE_S)
+            if self._token not in self._read():
+                raise self._taken() from None
+        threading.Thread(target=self._renew, daemon=True, name="lease").start()
+
+    def _age(self) -> float:
+        """Seconds since the lease was renewed, by the clock of the disk."""
+        probe = self.path.with_name(f"{LEASE_FILE}.{self._token}")
+        probe.touch()
+        try:
+            return probe.stat().st_mtime - self.path.stat().st_mtime
+        finally:
+            probe.unlink()
+
+    def _renew(self) -> None:
+        while not self._end.wait(RENEW_S):
+            try:
+                os.utime(self.path)
+            except OSError:
+                continue  # the next renewal may succeed; a lease lasts for several
+
+    def _owner(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        return json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since, "token": self._token})
+
+    def _read(self) -> str:
+        try:
+            return self.path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+
+    def _taken(self) -> UserError:
+        try:
+            owner = json.loads(self._read())
+            who = f"process {owner['process']} on {owner['host']}, since {owner['since']}"
+        except (ValueError, KeyError, TypeError):
+            who = "another process"
+        return UserError(f"{self.folder} is in use by {who}; wait for it, stop it, or give another --output")

@@ -1,0 +1,53 @@
+"""Weight files that show damage: safetensors with a hash of the tensors in the header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from utils.files import replacing
+
+ABOUT = "about"
+"""Entry of the header: JSON, with the hash under ``sha256``. There is one, since safetensors writes several in random order."""
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
+    """Replace ``path`` atomically by a safetensors file of ``tensors``, which are on the CPU.
+
+    ``about``: more values for the entry of the header. Equal tensors and values give equal files.
+    """
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    header = {ABOUT: json.dumps({"sha256": digest(contiguous), **(about or {})})}
+    with replacing(path) as temporary:
+        save_file(contiguous, temporary, metadata=header)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The values in the header of a safetensors file; none where another program wrote it."""
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get(ABOUT, "{}"))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names, types, shapes and contents of tensors on the CPU, as hexadecimal digits."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel():
+            total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def is_damaged(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether ``tensors``, just read from the safetensors file ``path``, are not those that :func:`save_weights` wrote. A file
+    of another program has no hash: False."""
+    stated = read_about(path).get("sha256")
+    return stated is not None and stated != digest(tensors)
