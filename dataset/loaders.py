@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Literal, Protocol
 
-import torch
 from pydantic import Field
-from torch.utils.data import DataLoader, Dataset
 
 from dataset.records.broken import remedy_for
 from dataset.text.processors import TextLimits
+from dataset.workers import TIMEOUT_S, in_workers
 from utils.batch import Batch, BrokenRecord, MicroBatch
 from utils.config import Config
 from utils.errors import UserError
@@ -29,6 +28,11 @@ class LoadingConfig(Config):
 
     text: TextLimits = Field(default_factory=TextLimits, description="How long a text may be.")
     workers: int = Field(4, ge=0, description="Processes that make batches; 0 = the training process itself.")
+    worker_timeout_s: float = Field(
+        TIMEOUT_S,
+        gt=0,
+        description="Seconds after which a worker that makes one batch is taken to hang, and is replaced.",
+    )
     max_broken: float = Field(0.01, ge=0, le=1, description="Share of broken records that stops the run when exceeded.")
     max_pixels: int = Field(80_000_000, ge=1, description="Images with more pixels are broken records.")
     pixels: Literal["shown", "stored"] = Field(
@@ -199,7 +203,7 @@ class BatchLoader:
         first = consumed + self.rank
         numbers = range(first, first + count * self.world_size, self.world_size)
         held: list[Batch] = []
-        for batch in in_workers(self.maker.make, numbers, self.config.workers):
+        for batch in in_workers(self.maker.make, numbers, self.config.workers, self.config.worker_timeout_s):
             self.broken.add(batch)
             held.append(batch)
             if not self.broken.unusable:  # else look further before a step is batch
@@ -210,50 +214,3 @@ class BatchLoader:
         # What a resumed run reads is too little to judge a share by, unless it is as much as anywhere.
         whole = consumed == 0 or self.broken.read >= self.broken.enough
         logger.info("%s", self.broken.finish() if whole else self.broken.summary())
-
-
-T = TypeVar("T")
-
-
-def in_workers(make: Callable[[int], T], numbers: Sequence[int], workers: int) -> Iterator[T]:
-    """``make(number)`` for each number in order, made by ``workers`` processes (0: by this one).
-
-    Raises:
-        UserError: as ``make`` does, in whichever process.
-    """
-    loader: DataLoader[T | _Failure] = DataLoader(
-        _Numbered(make),
-        batch_size=None,
-        sampler=numbers,
-        num_workers=min(workers, len(numbers)),
-        worker_init_fn=_use_one_thread,
-        pin_memory=torch.cuda.is_available(),
-        # Without one of its own, the loader draws from torch's global generator, which belongs to the model's dropout.
-        generator=torch.Generator(),
-    )
-    for batch in loader:
-        if isinstance(batch, _Failure):
-            raise UserError(batch.message)
-        yield batch
-
-
-class _Failure:
-    """A user error on its way out of a worker: torch would wrap the exception itself in a traceback."""
-
-    def __init__(self, message: str):
-        self.message = message
-
-
-class _Numbered(Dataset[Any]):
-    def __init__(self, make: Callable[[int], Any]):
-        self.make = make
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return self.make(number)
-        except UserError as error:
-            return _Failure(str(error))
-
-
-def _use_one_thread(_: int) -> None:
-    torch.set_num_threads(1)

@@ -1,7 +1,6 @@
 """TensorBoard events of a run: curves of the values that change, the config as text, and images.
 
-They are a picture of ``metrics.jsonl`` and the like: a process draws them anew when it starts, and where they cannot be written, the
-run goes on without them.
+A process draws them anew from ``metrics.jsonl`` when it starts. Where they cannot be written, the run goes on without them.
 """
 
 from __future__ import annotations
@@ -98,7 +97,9 @@ class Events:
     def _give_up(self, error: Exception) -> None:
         self._writer = None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        logger.warning("%s: TensorBoard's events cannot be written (%s); the run goes on without them", self.folder, reason)
+        logger.warning(
+            "%s: TensorBoard's events cannot be written (%s); the run goes on without them", self.folder, reason
+        )
 
 
 def show_config(folder: Path, text: str) -> None:

@@ -15,8 +15,8 @@ class RunIdentity:
     """What the steps of a run depend on beside its config.
 
     ``ranks``: processes. ``records_per_step``: records of the leading stream in a step, over all ranks. ``steps``: of the whole
-    run. ``records``: number of records of each stream, the leading one first. ``data``: a digest of the files that each key of the
-    config names. ``order_needs_ranks``: another number of ranks would read the records in another order.
+    run. ``records``: number of records of each stream, the leading one first. ``data``: a digest of the files by config key.
+    ``order_needs_ranks``: another number of ranks would read the records in another order.
     """
 
     ranks: int
@@ -48,18 +48,20 @@ class RunIdentity:
             )
         if self.ranks != before.ranks and self.order_needs_ranks:
             raise UserError(
-                f"{folder}: with order: sequential every rank has its own shards, so a run of {_ranks(before.ranks)} cannot go on "
-                f"with {self.ranks}; resume it on {before.ranks}"
+                f"{folder}: with order: sequential every rank has its own shards, so a run of {_ranks(before.ranks)} cannot go "
+                f"on with {self.ranks}; resume it on {before.ranks}"
             )
         changes = self._changed_data(before)
         if self.steps != before.steps:
             reason = f", since {changes[0]}" if changes else ""
             raise UserError(
-                f"{folder}: this run was of {before.steps} steps, and would be of {self.steps} now{reason}; bring the data back, or "
-                f"start another run from its weights with init.checkpoint={folder}"
+                f"{folder}: this run was of {before.steps} steps, and would be of {self.steps} now{reason}; bring the data back, "
+                f"or start another run from its weights with init.checkpoint={folder}"
             )
         if self.ranks != before.ranks:
-            changes.append(f"the run goes on with {_ranks(self.ranks)} instead of {before.ranks}, at the same records a step")
+            changes.append(
+                f"the run goes on with {_ranks(self.ranks)} instead of {before.ranks}, at the same records a step"
+            )
         return changes
 
     def _changed_data(self, before: RunIdentity) -> list[str]:

@@ -38,6 +38,7 @@ RESERVED_NAMES = frozenset(
         "loss_scale",
         "bad",
         "culprit",
+        "asked",
         "elapsed_s",
         "utilisation",
         "data_wait",
@@ -102,18 +103,19 @@ class Reporter:
         self.throughput = Throughput(distributed.world_size(), peak, COMPILE_STEPS if config.compile else 1)
         self.clock = time.perf_counter()
 
-    def __call__(self, pending: PendingStep) -> None:
+    def __call__(self, pending: PendingStep) -> bool:
+        """Report a step; returns whether a rank was asked to stop."""
         values, now = pending.read(), pending.enqueued_s
         self.tally.elapsed_s += now - self.clock
         self.clock = now
         self.throughput.add(Work(*(values.pop(name) for name in WORK)), now, pending.data_wait_s)
         self.progress.update(1)
-        culprit, scale = bool(values.pop("culprit")), values.pop("loss_scale", None)
+        culprit, asked, scale = bool(values.pop("culprit")), bool(values.pop("asked")), values.pop("loss_scale", None)
         if values.pop("bad"):
             self._not_finite(pending, values, culprit)
-            return
+            return asked
         if pending.step % self.config.log_every and pending.step != self.steps:
-            return
+            return asked
         if scale is not None:
             values["loss_scale"] = scale
             if scale < 1:
@@ -125,6 +127,7 @@ class Reporter:
         if self.metrics:
             self.metrics.write({"step": pending.step, **values, **rates, **speed, "elapsed_s": self.tally.elapsed_s})
         self.progress.set_postfix_str(_short(values, speed))
+        return asked
 
     def exclude(self, seconds: float) -> None:
         """Exclude time that was not spent on training."""

@@ -25,9 +25,14 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.max_skipped_steps",
+    "train.start_timeout_min",
+    "train.step_timeout_min",
+    "train.stall_s",
+    "train.grace_s",
     "train.recompute",
     "train.peak_tflops",
     "data.workers",
+    "data.worker_timeout_s",
     "data.max_broken",
     "data.cache_index",
     "evaluation",
@@ -123,6 +128,10 @@ class RunFolder:
         for fault in faults:
             logger.warning("passed over a checkpoint: %s", fault)
         return found
+
+    def log_of(self, rank: int) -> Path:
+        """The log of a rank: ``log.txt`` of rank 0, ``logs/rank-00001.txt`` of the next."""
+        return self.log if rank == 0 else self.path / "logs" / f"rank-{rank:05d}.txt"
 
     def show(self, name: str, image: np.ndarray, step: int) -> None:
         """Show an image (H, W, 3) uint8 in TensorBoard, in the place of an earlier one of this name; nothing where the folder

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 class CheckpointWriter:
     """Writes the checkpoints of a run, one at a time, and keeps the newest ``keep`` of those in ``folder``.
 
-    A checkpoint that cannot be written, on a full disk say, is a warning: the older ones stay, and training goes on until the next.
+    A checkpoint that cannot be written, on a full disk say, is a warning: the older ones stay, and training goes on to the next.
     """
 
     def __init__(self, folder: Path, keep: int):

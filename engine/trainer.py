@@ -11,7 +11,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -24,11 +25,13 @@ from engine.losses import WeightedSum, count_step, sum_tensors
 from engine.metrics_log import MetricsLog
 from engine.parallel import data_parallel
 from engine.precision import Precision
-from engine.prefetch import prefetch
-from engine.report import PendingStep, Reporter, Tally
+from engine.prefetch import HostAndDevice, prefetch
+from engine.report import COMPILE_STEPS, PendingStep, Reporter, Tally
 from engine.run_folder import RunFolder
 from engine.saving import CheckpointWriter, save_best
 from engine.seeds import mix_seed, seed_generators
+from engine.stall import StallWatch
+from engine.stopping import Stopped, StopRequest
 from engine.task import Task, TaskModel
 from engine.train_config import TrainConfig
 from optim import OptimConfig, build_optimizer, parameter_groups
@@ -50,7 +53,8 @@ PHASES = (
 class Trainer:
     """Trains a :class:`~engine.task.Task` for a fixed number of steps, from the start or exactly from a checkpoint.
 
-    ``data``: digests of the training data by config key (:attr:`~engine.identity.RunIdentity.data`).
+    ``data``: digests of the training data by config key (see :class:`~engine.identity.RunIdentity`). ``stop``: what may ask the
+    run to stop; None: nothing does.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Trainer:
         device: torch.device,
         checkpoint: Checkpoint | None = None,
         data: Mapping[str, str] | None = None,
+        stop: StopRequest | None = None,
     ):
         self.task, self.config, self.seed, self.folder, self.device = task, train, seed, folder, device
         if train.deterministic and device.type == "cuda":
@@ -93,12 +98,17 @@ class Trainer:
         self.schedule = build_schedule(schedule, self.steps)
         self.precision = Precision(train.precision, device)
         self.step, self.consumed, self.tally = 0, 0, Tally()
+        self.stop = stop or StopRequest()
+        self.stall = StallWatch(train.stall_s, folder.log_of(distributed.rank()))
         self.best: float | None = None
+        self.validation_due = False
+        """Whether the validation after this step is still to be made."""
         self.weighted_sum = WeightedSum(device)
         self.after: Callable[[str], None] = lambda phase: None
         """Called after the host has enqueued a phase of a step, with its name in :data:`PHASES`."""
         if checkpoint is not None and state is not None:
             self._restore(checkpoint, state)
+        self.first_step = self.step
         self.parallel = data_parallel(self.model, device)
 
     def _set_up_encoders(self) -> None:
@@ -124,26 +134,9 @@ class Trainer:
         metrics = MetricsLog(self.folder, self.step) if main else None
         progress = progress_bar(total=self.steps, quiet=not main, initial=self.step, unit="step")
         report = self._reporter(metrics, progress)
-        pending: PendingStep | None = None
         try:
-            while self.step < self.steps:
-                started = time.perf_counter()
-                pairs = [next(batches) for _ in range(self.accumulation)]
-                data_wait_s = time.perf_counter() - started
-                self.after("data")
-                current = self.train_step([pair.on_host for pair in pairs], [pair.on_device for pair in pairs])
-                current.data_wait_s = data_wait_s
-                if pending is not None:
-                    report(pending)
-                self.after("report")
-                pending = current
-                validates = self._validates()
-                if validates or self.step % self.config.checkpoint_every == 0 or self.step == self.steps:
-                    report(pending)
-                    pending = None
-                    if validates:
-                        self._validate(metrics, report)
-                    self._save(metrics)
+            with self.stall.watching():
+                self._train(batches, metrics, report)
         finally:
             self.writer.wait()
             progress.close()
@@ -154,6 +147,45 @@ class Trainer:
         # The last call makes the loader check the number of broken records in the whole run.
         if next(batches, None) is not None:
             raise RuntimeError("the loader yields more batches than requested")
+
+    def _train(self, batches: Iterator[HostAndDevice], metrics: MetricsLog | None, report: Reporter) -> None:
+        """All steps that are left, with what is due between them."""
+        pending: PendingStep | None = None
+        asked = False
+        if self.validation_due:
+            self._validate(metrics, report)
+        while self.step < self.steps:
+            started = time.perf_counter()
+            pairs = [next(batches) for _ in range(self.accumulation)]
+            data_wait_s = time.perf_counter() - started
+            self._reached("data")
+            current = self.train_step([pair.on_host for pair in pairs], [pair.on_device for pair in pairs])
+            current.data_wait_s = data_wait_s
+            asked = pending is not None and report(pending)
+            self._reached("report")
+            pending = current
+            self.validation_due = self._validates()
+            if asked or self.validation_due or self.step % self.config.checkpoint_every == 0 or self.step == self.steps:
+                asked = report(pending) or asked
+                pending = None
+                if asked and self.step < self.steps:
+                    raise Stopped(self._save_and_say(metrics), self.stop.status)
+                if self.validation_due:
+                    self._validate(metrics, report)
+                self._save(metrics)
+            if self.step == self.first_step + COMPILE_STEPS:
+                distributed.set_timeout(self.config.step_timeout_min)
+
+    def _save_and_say(self, metrics: MetricsLog | None) -> str:
+        """Write a checkpoint of this step, and wait for it; returns the line for who asked to stop."""
+        self._save(metrics)
+        self.writer.finish()
+        return f"the checkpoint of step {self.step} is in {self.folder.checkpoints}; the same command with --resume goes on"
+
+    def _reached(self, phase: str) -> None:
+        """The host is through with a phase of the step."""
+        self.stall.phase = PHASES[(PHASES.index(phase) + 1) % len(PHASES)]
+        self.after(phase)
 
     def _reporter(self, metrics: MetricsLog | None, progress: Any) -> Reporter:
         return Reporter(
@@ -180,7 +212,10 @@ class Trainer:
         """Validate, and save the weights if they are the best so far (not if they tie)."""
         assert self.task.selects is not None
         started = time.perf_counter()
-        metric_values = self.task.validate()
+        with self.stop.at_once(partial(self._save_and_say, metrics)), self.stall.paused():
+            distributed.set_timeout(self.config.start_timeout_min)
+            metric_values = self.task.validate()
+            self.validation_due = False
         value = metric_values[self.task.selects]
         better = not math.isnan(value) and (self.best is None or value > self.best)
         logger.info(
@@ -191,6 +226,7 @@ class Trainer:
             better = better and save_best(self.folder.best, self.step, self.model, metric_values)
         if better:
             self.best = value
+        distributed.set_timeout(self.config.step_timeout_min)
         report.exclude(time.perf_counter() - started)
 
     def train_step(self, micro_batches: list[Any], on_device: list[Any] | None = None) -> PendingStep:
@@ -205,10 +241,10 @@ class Trainer:
         self._set_rates()
         for parameter in self.parameters:
             parameter.grad = None  # twice as fast as zero_grad, which checks each gradient first
-        self.after("rates")
+        self._reached("rates")
         if on_device is None:
             on_device = [to_device(batch, self.device) for batch in micro_batches]
-        divisors, work = count_step(cast(TaskModel, self.model), micro_batches, self.device, self.after)
+        divisors, work = count_step(cast(TaskModel, self.model), micro_batches, self.device, self._reached)
         averages: list[Tensor] = []
         for index, batch in enumerate(on_device):
             if self.config.compile:
@@ -216,16 +252,17 @@ class Trainer:
             with self._synchronised_gradients(last=index == len(on_device) - 1):
                 with self.precision.autocast():
                     losses: Losses = self.parallel(batch)
-                self.after("forward")
+                self._reached("forward")
                 divided, loss = self.weighted_sum(losses, divisors)
                 averages.append(torch.cat([divided, loss.view(1)]).detach())
-                self.after("losses")
+                self._reached("losses")
                 # DDP averages gradients over ranks, but the divisors already span all ranks.
                 self.precision.scaler.scale(loss * distributed.world_size()).backward()
-            self.after("backward")
+            self._reached("backward")
         pending = self._update([*losses, "loss"], sum_tensors(averages), work, micro_batches)
-        self.after("numbers")
+        self._reached("numbers")
         self.step += 1
+        self.stall.finished(self.step)
         self.consumed += self.accumulation * distributed.world_size()
         return pending
 
@@ -234,7 +271,9 @@ class Trainer:
 
         ``local`` (K + 1,): this rank's losses and their sum, by ``names``.
         """
-        losses = distributed.sum_over_ranks(local)
+        # A flag is summed like a loss: all ranks learn after the same step whether one of them was asked to stop.
+        flag = local.new_full((1,), float(self.stop.signum is not None))
+        losses, asked = distributed.sum_over_ranks(torch.cat([local, flag])).split([len(local), 1])
         bad = ~losses.isfinite().all()
         scaler, rest = self.precision.scaler, {}
         if scaler.is_enabled():
@@ -242,14 +281,14 @@ class Trainer:
             rest["loss_scale"] = scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait
         scaler.unscale_(self.optimizer)
         norm = self._clip()
-        self.after("clip")
+        self._reached("clip")
         if not scaler.is_enabled():
             # With fp16, gradients may overflow: the scaler skips the step and lowers the scale.
             bad = bad | ~norm.isfinite()
         self._step_unless(bad)
-        self.after("optimiser")
+        self._reached("optimiser")
         culprit = ~local.isfinite().all()
-        rest |= {"grad_norm": norm, "bad": bad, "culprit": culprit}
+        rest |= {"grad_norm": norm, "bad": bad, "culprit": culprit, "asked": asked[0]}
         values = torch.cat([losses, torch.stack([value.float() for value in rest.values()]), work]).detach()
         copied = None
         if self.device.type == "cuda":
@@ -314,6 +353,7 @@ class Trainer:
                 "skipped": self.tally.skipped,
                 "elapsed_s": self.tally.elapsed_s,
                 "best": self.best,
+                "validation_due": self.validation_due,
                 "fresh": sorted(self.fresh),
                 "run": self.identity.state(),
             },
@@ -326,5 +366,6 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])
         self.step, self.consumed = checkpoint.step, state["records"] // self.loader.records_per_batch
-        self.best, self.tally = state["best"], Tally(state["skipped"], state["elapsed_s"])
+        self.best, self.validation_due = state["best"], state["validation_due"]
+        self.tally = Tally(state["skipped"], state["elapsed_s"])
         logger.info("resuming from %s", checkpoint.folder)

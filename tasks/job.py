@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
 
     from engine.checkpoint import Checkpoint
     from engine.run_folder import RunFolder
+    from engine.stopping import StopRequest
     from tasks.base import BaseTask, RunConfig
 
 C = TypeVar("C", bound="RunConfig")
+
+logger = logging.getLogger(__name__)
 
 
 def run_task(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> int:
@@ -62,55 +66,93 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
         UserError: for a mistake in the config or the data.
     """
     # Imported here, so that --help and mistakes in the command line do not wait for torch.
-    from engine.run_folder import RunFolder, claimed
-    from utils import log
-    from utils.distributed import process_group
+    from engine.run_folder import claimed
+    from engine.stopping import Stopped, StopRequest
+    from utils.distributed import process_group, rank
 
     schema, task_class = choice.load() if kind is None else kind
     config = load_config(choice.config, arguments.overrides, schema)
     if arguments.evaluate and not arguments.resume and config.init.checkpoint is None:
         raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
     output = Path(arguments.output) if arguments.output else _default_output(choice, arguments)
-    with process_group() as device, claimed(output):
+    with (
+        process_group(config.train.start_timeout_min) as device,
+        claimed(output),
+        StopRequest(config.train.grace_s) as stop,
+    ):
+        try:
+            _run(task_class, config, output, arguments, device, stop)
+        except Stopped as stopped:
+            if rank() == 0:
+                logger.warning("stopped by %s: %s", stop.name, stopped)
+            return stopped.status
+        except UserError:
+            raise
+        except Exception:
+            logger.exception("rank %d ends with an error", rank())  # in its log too, which outlives the screen
+            raise
+    return 0
+
+
+def _run(
+    task_class: type[BaseTask[Any, Any, Any]],
+    config: RunConfig,
+    output: Path,
+    arguments: argparse.Namespace,
+    device: torch.device,
+    stop: StopRequest,
+) -> None:
+    from engine.run_folder import RunFolder
+    from utils import distributed, log
+
+    with stop.at_once():
         if not arguments.evaluate:
             _check_steps(config)
         folder, checkpoint = RunFolder.open(output, config, arguments.resume, evaluate=arguments.evaluate)
-        log.set_up(folder.log)
+        log.set_up(folder.log_of(distributed.rank()))
         task_class.make_inputs(config)
         config = _usable(config, folder, checkpoint, arguments)
         task = task_class.build(config, checkpoint, trains=not arguments.evaluate)
         if arguments.evaluate:
             task.model.to(device)
-        else:
-            _train(task, folder, device, checkpoint)
+    if not arguments.evaluate:
+        _train(task, folder, device, checkpoint, stop)
+    with stop.at_once(lambda: "the evaluation is not finished; the same command with --resume --evaluate makes it"):
+        distributed.set_timeout(config.train.start_timeout_min)
         if results := task.report(folder):
             sys.stdout.write(f"{results}\n")
-    return 0
 
 
 def _train(
-    task: BaseTask[Any, Any, Any], folder: RunFolder, device: torch.device, checkpoint: Checkpoint | None
+    task: BaseTask[Any, Any, Any],
+    folder: RunFolder,
+    device: torch.device,
+    checkpoint: Checkpoint | None,
+    stop: StopRequest,
 ) -> None:
     from engine.trainer import Trainer
     from tasks.checks import check_start
     from tasks.data_identity import data_identity
     from utils.distributed import rank
 
-    check_start(task)
-    if rank() == 0:
-        task.keep_inputs(folder.path)
     config = task.config
-    Trainer(
-        task,
-        train=config.train,
-        optim=config.optim,
-        schedule=config.schedule,
-        seed=config.seed,
-        folder=folder,
-        device=device,
-        checkpoint=checkpoint,
-        data=data_identity(config.data),
-    ).fit()
+    with stop.at_once():
+        check_start(task)
+        if rank() == 0:
+            task.keep_inputs(folder.path)
+        trainer = Trainer(
+            task,
+            train=config.train,
+            optim=config.optim,
+            schedule=config.schedule,
+            seed=config.seed,
+            folder=folder,
+            device=device,
+            checkpoint=checkpoint,
+            data=data_identity(config.data),
+            stop=stop,
+        )
+    trainer.fit()
 
 
 def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, arguments: argparse.Namespace) -> C:

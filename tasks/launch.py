@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.kinds import CONFIG_FILE, ROOT, choose
+from utils.config import peek
 from utils.errors import UserError, one_line_errors
 from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, add_task, parse
 from utils.launcher import add_placement, check_placement, torchrun
+
+GRACE_S = 120
+"""The default of ``train.grace_s``, which is read here without importing torch."""
 
 EXAMPLES = """examples:
   python run.py --task pretrain --output runs/demo
@@ -66,4 +70,11 @@ def main(argv: Sequence[str], lists: str = "") -> int:
     # Ranks import this checkout from any working directory, and packages of the working directory do not hide it.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONSAFEPATH"] = "1"
-    return torchrun(arguments, [*command, *arguments.overrides])
+    return torchrun(arguments, [*command, *arguments.overrides], grace_of(choice.config, arguments.overrides))
+
+
+def grace_of(config: Path, overrides: Sequence[str]) -> int:
+    """``train.grace_s``; its default where the config cannot be read or has another kind of value, which the ranks report."""
+    train = peek(config, overrides, "train")
+    given = train.get("grace_s") if isinstance(train, dict) else None
+    return given if isinstance(given, int) and given > 0 else GRACE_S

@@ -13,11 +13,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.processes import die_with_parent
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(hours=2)
-"""Time that a rank waits for the others: rank 0 may evaluate or save for longer than NCCL's default of ten minutes."""
+TIMEOUT_MIN = 120.0
+"""Minutes that a rank waits for the others, unless a config says otherwise."""
 
 # The variants for one tensor; those for lists of tensors copy. Newer versions of torch rename both.
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
@@ -114,16 +115,33 @@ def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
     return _ScaleGradient.apply(tensor, factor)
 
 
+def set_timeout(minutes: float) -> None:
+    """Change the time that ranks wait for each other from now on."""
+    if is_distributed():
+        # The one way that torch has; the leading underscore has stood there since it exists.
+        dist.distributed_c10d._set_pg_timeout(timedelta(minutes=minutes), None)
+
+
+def shared_store(name: str) -> dist.Store | None:
+    """Keys and values that all ranks see, under ``name``, on a connection of its own, so that a thread may use it; None without a
+    process group."""
+    if not is_distributed():
+        return None
+    return dist.PrefixStore(name, dist.distributed_c10d._get_default_store().clone())  # type: ignore[attr-defined]
+
+
 @contextmanager
-def process_group() -> Iterator[torch.device]:
+def process_group(timeout_min: float = TIMEOUT_MIN) -> Iterator[torch.device]:
     """Join the process group of torchrun's environment, if there is one; yields this rank's device.
 
-    The backend is NCCL with CUDA, else gloo. Unless a rank fails, no rank leaves before the others. Only this function reads
-    torchrun's environment.
+    ``timeout_min``: minutes that ranks wait for each other, until :func:`set_timeout` changes it. The backend is NCCL with CUDA,
+    else gloo. Unless a rank fails, no rank leaves before the others. Only this function reads torchrun's environment.
 
     Raises:
-        UserError: if the connection to another rank breaks.
+        UserError: if the connection to another rank breaks, or a rank does not answer in time.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()  # no rank goes on alone when its launcher was killed
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
@@ -134,15 +152,20 @@ def process_group() -> Iterator[torch.device]:
         yield device
         return
     if device.type == "cuda":
-        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
+        dist.init_process_group("nccl", timeout=timedelta(minutes=timeout_min), device_id=device)
     else:
-        dist.init_process_group("gloo", timeout=TIMEOUT)
+        dist.init_process_group("gloo", timeout=timedelta(minutes=timeout_min))
     try:
         yield device
         barrier()  # rank 0 may still evaluate or save when the others have finished
     except RuntimeError as error:
         if _peer_is_gone(error):
             raise UserError("the connection to another rank broke; that rank reports why it stopped") from None
+        if "Timed out waiting" in str(error):
+            raise UserError(
+                f"rank {rank()} has waited in vain for another rank (train.start_timeout_min, train.step_timeout_min); the rank "
+                "that hangs says so after train.stall_s seconds, with its stacks in the logs of the run's folder"
+            ) from None
         raise
     # Not after an error: closed connections would stop the other ranks before this one has reported its error.
     dist.destroy_process_group()

@@ -53,6 +53,9 @@ def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
                 time.sleep(SILENCE_S)
             sys.stderr.write(f"error: {error}\n")
             return 2
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            return 130
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in PACKAGES:
                 raise

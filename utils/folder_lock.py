@@ -32,7 +32,8 @@ class FolderLock:
     """Context manager: the folder, made if missing, belongs to this process until the block ends or the process does.
 
     The lock is the kernel's, on ``folder/.lock``, which names host and process. A process that is killed gives it up, and forked
-    workers have no part in it. On disks without locks it is a lease, ``folder/.lease``: a thread renews it, and an old one is free.
+    workers have no part in it. On disks without locks it is a lease, ``folder/.lease``: a thread renews it, and an old one is
+    free.
 
     Raises:
         UserError: (on entering) another process has the folder, or it cannot be written.

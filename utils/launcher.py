@@ -9,14 +9,19 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.flags import positive
+from utils.processes import STOP_SIGNALS, signal_name, status_of_stop
 
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Environment variables with the settings of torch's CUDA allocator."""
+
+FORWARDED = "SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT"
+"""Signals to the launcher that go on to the ranks."""
 
 DEVICE = re.compile(r"\d|GPU-|MIG-")
 """Start of a valid entry of CUDA_VISIBLE_DEVICES."""
@@ -49,12 +54,16 @@ def check_placement(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error(f"--node-rank {arguments.node_rank} is not within 0 .. {arguments.nodes - 1}")
 
 
-def torchrun(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+def torchrun(arguments: argparse.Namespace, command: Sequence[str], grace_s: int = 120) -> int:
     """Run a command on every rank; returns the job's exit status (128 + n if signal n ended it).
+
+    A signal goes on to the ranks, which have ``grace_s`` seconds to end: 75 is the status then, by which schedulers requeue, and
+    130 after Ctrl-C. A second signal ends all of them at once.
 
     Args:
         arguments: the flags of :func:`add_placement`.
         command: a script and its arguments; or ``--module``, a module and its arguments.
+        grace_s: seconds from a signal to the end of the ranks.
 
     Raises:
         UserError: if there are too few GPUs, or the nodes do not find each other.
@@ -75,19 +84,39 @@ def torchrun(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         flags += [f"--master-addr={host}", f"--master-port={port}"]
     else:
         flags += ["--standalone"]
+    parser = get_args_parser()
+    if "--signals-to-handle" in parser._option_string_actions:  # torch 2.9 forwards fewer
+        flags += [f"--signals-to-handle={FORWARDED}"]
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(grace_s)
     # The job prints its error itself; torchrun's report would bury that line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        run(get_args_parser().parse_args([*flags, *command]))
+        run(parser.parse_args([*flags, *command]))
     except ChildFailedError as error:
-        status = error.get_first_failure()[1].exitcode
-        return 128 - status if status < 0 else status
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        sys.stderr.write(f"error: {_ended_by(rank, signal_name(-failure.exitcode))}\n")
+        return 128 - failure.exitcode
     except SignalException as stopped:
-        return 128 + int(stopped.sigval)
+        signum = int(stopped.sigval)
+        return status_of_stop(signum) if signum in STOP_SIGNALS else 128 + signum
     except (ConnectionError, TimeoutError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the nodes did not find each other (--master {arguments.master}): {reason}") from None
     return 0
+
+
+def _ended_by(rank: int, name: str) -> str:
+    """The line for a rank that a signal ended."""
+    reasons = {
+        "SIGKILL": "where memory is full, the system kills: lower the batch size or data.workers",
+        "SIGABRT": "a library gave up, such as NCCL after a time-out: the rank's log has its last lines",
+        "SIGSEGV": "a library failed: its version may not fit the others",
+        "SIGBUS": "shared memory or the disk is full: look at /dev/shm, or lower data.workers",
+    }
+    reason = f" ({reasons[name]})" if name in reasons else ""
+    return f"rank {rank} was ended by {name}{reason}; the same command with --resume goes on from the newest checkpoint"
 
 
 def _processes(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Set-up of the standard ``logging``: rank 0 logs to the screen and ``log.txt``, other ranks print warnings with their rank."""
+"""Set-up of the standard ``logging``: every rank logs to a file; on the screen, rank 0 shows all, the others their warnings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils import distributed
+from utils.errors import UserError
 
 
 class _ScreenHandler(logging.Handler):
@@ -18,8 +19,19 @@ class _ScreenHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _FileHandler(logging.FileHandler):
+    """Drops lines that cannot be written, on a full disk say: the screen has them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        pass
+
+
 def set_up(log_file: Path | None = None) -> None:
-    """Configure the root logger of this process; rank 0 appends to ``log_file``."""
+    """Configure the root logger of this process, which appends to ``log_file``.
+
+    Raises:
+        UserError: if that file cannot be written.
+    """
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
@@ -27,11 +39,16 @@ def set_up(log_file: Path | None = None) -> None:
     rank = distributed.rank()
     screen = _ScreenHandler()
     screen.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
+    screen.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     root.addHandler(screen)
-    if rank == 0 and log_file is not None:
-        file = logging.FileHandler(log_file, encoding="utf-8")
+    if log_file is not None:
+        try:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            file = _FileHandler(log_file, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{log_file} cannot be written: {error.strerror}; give another --output") from None
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
-    root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    root.setLevel(logging.INFO)
     for chatty in ("httpx", "urllib3", "filelock", "huggingface_hub"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

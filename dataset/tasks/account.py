@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dataset.records.broken import broken_record
+from dataset.workers import reading
 from utils.batch import BrokenRecord, RecordCount
 
 E = TypeVar("E")
@@ -44,8 +45,11 @@ class Account:
             UserError: as ``example``: no record is to blame.
         """
         examples: list[E | None] = []
+        note = reading.get(None)
         for index, rng in draws:
             made = None
+            if note is not None:
+                note(place(index))
             try:
                 made = example(index, rng)
             except Exception as error:

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from dataset.loaders import LoadingConfig, in_workers
+from dataset.loaders import LoadingConfig
 from dataset.media.augment import AugmentConfig
 from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource, check_backend
 from dataset.media.views import TrainingView, check_medium
@@ -20,6 +20,7 @@ from dataset.records.schema import BrokenRecordError, ImageSource
 from dataset.shards.samplers import RandomOrder, sample_rng
 from dataset.tasks.account import Account, filled
 from dataset.text.processors import PlainTextProcessor, TextLimits, clean_caption, clean_question
+from dataset.workers import in_workers, reading
 from utils.batch import Batch, MicroBatch
 
 if TYPE_CHECKING:
@@ -172,9 +173,11 @@ class _Chunks(Generic[T]):
         self.read, self.items, self.size, self.place = read, items, size, place
 
     def __call__(self, number: int) -> list[T]:
-        items = []
+        items, note = [], reading.get(None)
         for index in self.items[number * self.size : (number + 1) * self.size]:
             try:
+                if note is not None:
+                    note(self.place(index))
                 items.append(self.read(index))
             except Exception as error:
                 raise not_whole(error, partial(self.place, index)) from None

@@ -90,7 +90,9 @@ def test_every_bit_counts(tmp_path, name):
 def test_without_a_whole_checkpoint_there_is_a_way_out(tmp_path):
     empty(written(tmp_path, 2).folder / MODEL_FILE)
     remove(written(tmp_path, 4).folder / MANIFEST)
-    with pytest.raises(UserError, match=r"has no manifest.json: an earlier version wrote it; .* 0 of .*init\.checkpoint="):
+    with pytest.raises(
+        UserError, match=r"has no manifest.json: an earlier version wrote it; .* 0 of .*init\.checkpoint="
+    ):
         newest_whole(tmp_path)
     assert newest_whole(tmp_path / "none") == (None, [])
 
@@ -99,7 +101,9 @@ def test_a_later_format_is_refused_with_the_way_out(tmp_path):
     manifest = written(tmp_path).folder / MANIFEST
     values = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(values | {"format": FORMAT + 1}))
-    with pytest.raises(UserError, match=rf"format {FORMAT + 1}, and this version reads format {FORMAT}: use the version"):
+    with pytest.raises(
+        UserError, match=rf"format {FORMAT + 1}, and this version reads format {FORMAT}: use the version"
+    ):
         newest_whole(tmp_path)
 
 
@@ -126,7 +130,11 @@ def test_a_flipped_bit_in_weights_is_seen_wherever_they_are_read(tmp_path):
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
 def test_weights_of_every_type_are_read_back(tmp_path, kind):
-    tensors = {"a": torch.ones(3, 2, dtype=kind).t(), "none": torch.ones(0, dtype=kind), "one": torch.ones((), dtype=kind)}
+    tensors = {
+        "a": torch.ones(3, 2, dtype=kind).t(),
+        "none": torch.ones(0, dtype=kind),
+        "one": torch.ones((), dtype=kind),
+    }
     save_weights(tmp_path / "w.safetensors", tensors)
     read = read_weights(tmp_path / "w.safetensors")
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
@@ -163,7 +171,9 @@ def test_a_write_that_fails_is_told_and_loses_nothing(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr("engine.checkpoint.torch.save", full)
     writer.save(2, model, {})
-    with pytest.raises(UserError, match=r"the checkpoint of step 2 cannot be written .*No space left.*MB free; make room"):
+    with pytest.raises(
+        UserError, match=r"the checkpoint of step 2 cannot be written .*No space left.*MB free; make room"
+    ):
         writer.finish()
     assert "No space left" in caplog.text
     monkeypatch.undo()

@@ -38,13 +38,15 @@ def test_another_number_of_ranks_goes_on_where_a_step_stays_the_same():
 )
 def test_another_size_of_a_step_is_refused_with_the_remedy(ranks, per_step, remedy):
     now = replace(BEGAN, ranks=ranks, records_per_step=per_step)
-    with pytest.raises(UserError, match=rf"runs/x: a step of this run is 256 records on 4 ranks, but {per_step} on .*; {remedy}"):
+    with pytest.raises(
+        UserError, match=rf"runs/x: a step of this run is 256 records on 4 ranks, but {per_step} on .*; {remedy}"
+    ):
         now.check_resumes(BEGAN, RUN, 64)
 
 
 def test_an_order_that_needs_its_ranks_is_refused_on_others():
     now = replace(BEGAN, ranks=2, order_needs_ranks=True)
-    with pytest.raises(UserError, match="order: sequential .* a run of 4 ranks cannot go on with 2; resume it on 4"):
+    with pytest.raises(UserError, match=r"order: sequential .* a run of 4 ranks cannot go on with 2; resume it on 4"):
         now.check_resumes(BEGAN, RUN, 64)
 
 
@@ -59,7 +61,9 @@ def test_changed_data_are_told():
 
 def test_data_that_change_the_length_of_the_run_are_refused():
     now = replace(BEGAN, steps=50, records={"images": 3000, "regions": 50})
-    with pytest.raises(UserError, match=r"of 100 steps, and would be of 50 now, since images has 3,000 records instead of 6,000"):
+    with pytest.raises(
+        UserError, match=r"of 100 steps, and would be of 50 now, since images has 3,000 records instead of 6,000"
+    ):
         now.check_resumes(BEGAN, RUN, 64)
 
 

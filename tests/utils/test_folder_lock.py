@@ -55,7 +55,10 @@ def test_a_held_folder_names_who_has_it_and_a_killed_process_leaves_it(tmp_path)
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     for bad in (tmp_path / "file" / "run", tmp_path / ("x" * 300)):
-        with pytest.raises(UserError, match=r"--output .*: cannot be written: .*; give another folder"), FolderLock(bad):
+        with (
+            pytest.raises(UserError, match=r"--output .*: cannot be written: .*; give another folder"),
+            FolderLock(bad),
+        ):
             pass
 
 

@@ -1,0 +1,131 @@
+"""Stop a run on request, at a place from which it can be resumed.
+
+A signal sets a flag. While steps are trained, the flag travels with the sum of the losses over ranks, so that all ranks stop
+after the same step, and no step waits for it. Set-up, validation and evaluation do not change the weights: there a thread ends
+the process at once, after writing the checkpoint that the steps so far need.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+from utils import distributed
+from utils.processes import STOP_SIGNALS, signal_name, status_of_stop
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.25
+
+
+class Stopped(Exception):  # noqa: N818 (it is no error)
+    """The run was asked to stop, and all ranks have. ``status``: of the process."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+class StopRequest:
+    """Context manager of the main thread: what asks this process to stop from now on. A second signal ends the process at once.
+
+    Args:
+        grace_s: seconds that the other ranks give rank 0 to save.
+    """
+
+    def __init__(self, grace_s: float = 120.0):
+        self.grace_s = grace_s
+        self.signum: int | None = None
+        self.store = distributed.shared_store("stop")
+        self._lock = threading.Lock()
+        self._save: Callable[[], str] | None = None
+        self._ended = threading.Event()
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._handlers = {signum: signal.signal(signum, self._receive) for signum in STOP_SIGNALS}
+        threading.Thread(target=self._watch, daemon=True, name="stop requests").start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+
+    @property
+    def name(self) -> str:
+        """Of the signal, for messages."""
+        return "another rank" if self.signum is None else signal_name(self.signum)
+
+    @property
+    def status(self) -> int:
+        """Exit status of a process that stops."""
+        return status_of_stop(self.signum or signal.SIGTERM)
+
+    @contextmanager
+    def at_once(self, save: Callable[[], str] = lambda: "nothing was trained yet") -> Iterator[None]:
+        """Inside, a request ends the process at once. ``save``: on rank 0, what is to be done before; returns what to say."""
+        with self._lock:
+            outer, self._save = self._save, save
+        try:
+            yield
+        finally:
+            with self._lock:  # waits for ever if the process is being ended
+                self._save = outer
+
+    def _receive(self, signum: int, _: FrameType | None) -> None:
+        if self.signum is not None:
+            os._exit(128 + signum)
+        self.signum = signum
+
+    def _watch(self) -> None:
+        published = False
+        while not self._ended.wait(POLL_S):
+            if self.signum is None:
+                self.signum = self._of_another_rank()
+            if self.signum is None:
+                continue
+            if not published and self.store is not None:
+                self.store.set("signal", str(int(self.signum)))
+                published = True
+            with self._lock:
+                if self._save is not None and not self._ended.is_set():
+                    self._end(self._save)
+
+    def _of_another_rank(self) -> int | None:
+        if self.store is None or not self.store.check(["signal"]):
+            return None
+        return int(self.store.get("signal"))
+
+    def _end(self, save: Callable[[], str]) -> None:
+        """End the process, rank 0 first: the launcher stops the other ranks as soon as one has ended."""
+        if distributed.rank() == 0:
+            try:
+                logger.warning("stopped by %s: %s", self.name, save())
+            except Exception as error:  # the process ends all the same
+                logger.warning("stopped by %s; the checkpoint could not be saved: %s", self.name, error)
+        self.leave()
+
+    def leave(self) -> None:
+        """End this process, without what Python does at the end: threads and workers may be anywhere."""
+        if self.store is not None:
+            if distributed.rank() == 0:
+                self.store.set("ended", "1")
+            else:
+                ends = time.monotonic() + self.grace_s
+                while not self.store.check(["ended"]) and time.monotonic() < ends:
+                    time.sleep(POLL_S)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        logging.shutdown()
+        os._exit(self.status)

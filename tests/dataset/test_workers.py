@@ -1,0 +1,76 @@
+"""A worker that hangs or is killed is told with what it read, and replaced."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from dataset.workers import RESTARTS, in_workers, reading
+from utils.errors import UserError
+
+
+class Making:
+    """Number 3 does ``harm`` as often as ``times``, counted by files."""
+
+    def __init__(self, folder: Path, harm: str, times: int):
+        self.folder, self.harm, self.times = folder, harm, times
+
+    def __call__(self, number: int) -> int:
+        reading.get()(f"data/train.jsonl:{number}")
+        if number == 3 and len(list(self.folder.iterdir())) < self.times:
+            (self.folder / f"{len(list(self.folder.iterdir()))}").touch()
+            if self.harm == "hang":
+                time.sleep(60)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (
+            "hang",
+            r"worker 1 of rank 0 has made no batch for 1 s \(data\.worker_timeout_s\); it reads data/train\.jsonl:3: ",
+        ),
+        ("kill", r"worker 1 of rank 0 was ended by SIGKILL while it read data/train\.jsonl:3; where memory is full"),
+    ],
+)
+def test_a_lost_worker_is_told_and_replaced(tmp_path, caplog, harm, told):
+    made = in_workers(Making(tmp_path, harm, times=1), range(8), 2, timeout_s=1)
+    assert list(made) == list(range(8))
+    (record,) = caplog.records
+    assert record.getMessage().endswith(f"the workers are started again (1 of at most {RESTARTS} times)")
+    assert re.match(told, record.getMessage())
+
+
+def test_a_worker_that_is_lost_again_and_again_ends_the_run_in_one_line(tmp_path):
+    batches = in_workers(Making(tmp_path, "kill", times=99), range(8), 2, timeout_s=10)
+    with pytest.raises(
+        UserError, match=rf"ended by SIGKILL while it read .*:3; .*started again {RESTARTS} times in vain"
+    ):
+        list(batches)
+    assert not multiprocessing.active_children()
+
+
+def test_a_loop_that_is_left_leaves_no_workers(tmp_path):
+    batches = in_workers(Making(tmp_path, "hang", times=1), range(8), 2)
+    assert next(batches) == 0
+    started = time.monotonic()
+    batches.close()
+    assert not [child for child in multiprocessing.active_children() if child.is_alive()]
+    assert time.monotonic() - started < 30
+
+
+def test_workers_leave_signals_of_the_scheduler_to_the_run(tmp_path):
+    def make(number: int) -> int:
+        for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.kill(os.getpid(), signum)
+        return number
+
+    assert list(in_workers(make, range(4), 2)) == [0, 1, 2, 3]

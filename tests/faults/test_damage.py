@@ -1,0 +1,124 @@
+"""Damaged files, full disks, folders in use: one line each, and nothing is lost."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import stat
+import time
+
+import pytest
+
+from tests.faults.conftest import STEPS, Job, lines
+
+
+@pytest.fixture
+def copy_of(whole, tmp_path):
+    """A copy of the undisturbed run that was cut after its step 30."""
+
+    def make():
+        run = tmp_path / "run"
+        shutil.copytree(whole, run)
+        shutil.rmtree(run / f"checkpoints/step-{STEPS:08d}")
+        (run / "evaluation.json").unlink()
+        return run
+
+    return make
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "manifest.json"])
+@pytest.mark.parametrize("harm", ["flip", "truncate", "empty", "remove"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(copy_of, equals_whole, name, harm):
+    run = copy_of()
+    file = run / "checkpoints/step-00000030" / name
+    if harm == "flip":
+        flip(file)
+    elif harm == "truncate":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif harm == "empty":
+        file.write_bytes(b"")
+    else:
+        file.unlink()
+    equals_whole(run)
+    (told,) = [line for line in (run / "log.txt").read_text().splitlines() if "passed over a checkpoint" in line]
+    assert "step-00000030" in told
+
+
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path, overrides, equals_whole, whole):
+    """No file may grow beyond the size of the weights: the state of training does not fit, the rest does."""
+    size = (whole / f"checkpoints/step-{STEPS:08d}/training.pt").stat().st_size
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, size - 1))
+
+    with Job(tmp_path / "run", *overrides, prepare=limit) as job:
+        assert job.wait() == 2
+    assert "Traceback" not in job.errors
+    told = [line for line in job.errors.splitlines() if "cannot be written" in line]
+    assert "the checkpoint of step 10 cannot be written" in told[0]
+    assert told[-1].startswith("error: ") and f"the checkpoint of step {STEPS}" in told[-1]
+    assert lines(job.output)[-1]["step"] == STEPS, "it trained to the end all the same"
+    assert list((job.output / "checkpoints").iterdir()) == []
+
+
+def test_torn_and_odd_lines_of_the_metrics_are_left_out(copy_of, equals_whole):
+    run = copy_of()
+    text = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    text[5] = text[5].rstrip() + "\n\x00\x00\n[1]\n"
+    (run / "metrics.jsonl").write_text("".join(text[:31]) + text[31][:20])
+    equals_whole(run)
+    assert "3 lines hold no metrics and are left out; the first is line 7" in (run / "log.txt").read_text()
+
+
+def test_tensorboard_cannot_end_a_run(copy_of, equals_whole):
+    run = copy_of()
+    shutil.rmtree(run / "tensorboard")
+    (run / "tensorboard").write_text("a file in the place of the folder")
+    equals_whole(run)
+    assert "TensorBoard's events cannot be written" in (run / "log.txt").read_text()
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, overrides):
+    with Job(tmp_path / "run", *overrides, "train.steps=100000", ranks=1) as first:
+        first.until_step(2)
+        for flags in ((), ("--resume",), ("--resume", "--evaluate")):
+            with Job(first.output, *overrides, "train.steps=100000", ranks=1, flags=flags) as second:
+                assert second.wait() == 2
+            (told,) = second.errors.splitlines()
+            assert told.startswith(f"error: {first.output} is in use by process "), told
+
+
+@pytest.mark.parametrize("flags", [(), ("--resume", "--evaluate")])
+def test_a_folder_that_cannot_be_written_is_one_line(copy_of, overrides, flags):
+    run = copy_of()
+    bad = run / ("x" * 300) if not flags else run
+    if flags:
+        (run / ".lock").mkdir()  # even for the superuser
+        run.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with Job(bad if flags else run / ("x" * 300), *overrides, ranks=1, flags=flags) as job:
+        assert job.wait() == 2
+    run.chmod(stat.S_IRWXU)
+    (told,) = job.errors.splitlines()
+    assert told.startswith("error: --output ") and "cannot be written" in told
+
+
+def test_other_ranks_go_on_with_the_same_records(copy_of, overrides):
+    """By the order of records; the losses differ, since dropout and negatives depend on the rank."""
+    run = copy_of()
+    with Job(run, *overrides, "data.workers=0", ranks=1, flags=("--resume",)) as job:
+        assert job.wait() == 2
+    (told,) = [line for line in job.errors.splitlines() if line.startswith("error:")]
+    assert "a step of this run is 8 records on 2 ranks, but 4 on 1 rank; resume it on 2 ranks, or with" in told
+    assert told.endswith("train.global_batch=null train.accumulate=2")
+    with Job(run, *overrides, "train.global_batch=null", "train.accumulate=2", ranks=1, flags=("--resume",)) as job:
+        assert job.wait() == 0, job.errors[-2000:]
+    assert "the run goes on with 1 rank instead of 2, at the same records a step" in job.errors
+    assert [line["step"] for line in lines(run)] == list(range(1, STEPS + 1))
+    log = (run / "log.txt").read_text().splitlines()
+    assert time.strptime(log[-1][:10], "%Y-%m-%d")

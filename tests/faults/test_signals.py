@@ -1,0 +1,106 @@
+"""Signals of a scheduler, of a user, and of the system."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.faults.conftest import STEPS, Job, lines
+
+
+def checkpoints(output) -> list[str]:
+    return sorted(path.name for path in (output / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("to", "signum", "status"),
+    [
+        ("launcher", signal.SIGTERM, 75),
+        ("launcher", signal.SIGUSR1, 75),
+        ("launcher", signal.SIGINT, 130),
+        ("rank 1", signal.SIGUSR1, 75),
+    ],
+)
+def test_a_run_that_is_asked_to_stop_saves_this_step_and_goes_on(tmp_path, overrides, equals_whole, to, signum, status):
+    with Job(tmp_path / "run", *overrides) as job:
+        job.until_step(3)
+        os.kill(job.process.pid if to == "launcher" else job.ranks()[1], signum)
+        assert job.wait() == status, job.errors[-3000:]
+    done = lines(job.output)[-1]["step"]
+    assert 3 <= done < 10, "it stopped within some steps"
+    assert checkpoints(job.output) == [f"step-{done:08d}"], "it did not wait for the next checkpoint"
+    who = signal.Signals(signum).name
+    said = [line for line in job.errors.splitlines() if line.startswith("stopped by")]
+    assert len(said) == 1 and said[0].startswith("stopped by" if to == "rank 1" else f"stopped by {who}"), job.errors
+    assert f"the checkpoint of step {done} is in {job.output}/checkpoints; the same command with --resume" in said[0]
+    assert "Traceback" not in job.errors
+    equals_whole(job.output)
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path, overrides):
+    with Job(tmp_path / "run", *overrides, "train.steps=100000") as job:
+        job.until_step(2)
+        ranks = job.ranks()
+        os.kill(ranks[0], signal.SIGSTOP)  # the run cannot stop in order
+        os.kill(job.process.pid, signal.SIGTERM)
+        time.sleep(0.3)
+        started = time.monotonic()
+        os.kill(job.process.pid, signal.SIGTERM)
+        job.wait(20)
+        assert time.monotonic() - started < 10
+    deadline = time.monotonic() + 5
+    while any(os.path.exists(f"/proc/{rank}") for rank in ranks):
+        assert time.monotonic() < deadline, "a rank outlives the launcher"
+        time.sleep(0.05)
+
+
+def test_a_signal_in_the_evaluation_ends_it_and_it_can_be_made_again(tmp_path, overrides, equals_whole):
+    long = ["evaluation.batch_size=1", "evaluation.candidates=8"]
+    with Job(tmp_path / "run", *overrides, *long) as job:
+        job.until(lambda: (job.output / f"checkpoints/step-{STEPS:08d}").exists())
+        os.kill(job.process.pid, signal.SIGTERM)
+        status = job.wait()
+    if status == 0:
+        pytest.skip("the evaluation was through before the signal came")
+    assert status == 75
+    assert "the evaluation is not finished; the same command with --resume --evaluate makes it" in job.errors
+    assert "Traceback" not in job.errors
+    with Job(job.output, *overrides, *long, flags=("--resume", "--evaluate")) as again:
+        assert again.wait() == 0, again.errors[-3000:]
+    assert (job.output / "evaluation.json").exists()
+
+
+def test_a_signal_during_set_up_ends_the_run_before_its_first_step(tmp_path, overrides):
+    with Job(tmp_path / "run", *overrides) as job:
+        job.until(lambda: (job.output / "log.txt").exists())
+        os.kill(job.process.pid, signal.SIGTERM)
+        assert job.wait() == 75
+    assert "Traceback" not in job.errors
+    assert "stopped by SIGTERM" in job.errors
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_the_system_kills_is_named(tmp_path, overrides, equals_whole, rank):
+    with Job(tmp_path / "run", *overrides) as job:
+        job.until(lambda: (job.output / "checkpoints/step-00000010").exists())
+        os.kill(job.ranks()[rank], signal.SIGKILL)
+        assert job.wait() == 137
+    assert f"error: rank {rank} was ended by SIGKILL (where memory is full, the system kills" in job.errors
+    assert "Traceback" not in job.errors
+    equals_whole(job.output)
+
+
+def test_a_killed_launcher_takes_its_ranks_with_it_and_the_folder_is_free(tmp_path, overrides, equals_whole):
+    with Job(tmp_path / "run", *overrides) as job:
+        job.until_step(12)
+        ranks = job.ranks()
+        job.process.kill()
+        job.wait()
+    deadline = time.monotonic() + 5
+    while any(os.path.exists(f"/proc/{rank}") for rank in ranks):
+        assert time.monotonic() < deadline, "a rank outlives the launcher"
+        time.sleep(0.05)
+    equals_whole(job.output)
