@@ -63,10 +63,14 @@ class HeldOutConfig(Config, Generic[S]):
         description="cell of `configs/tables.yaml`, such as `3/base_4m/coco_5k`, whose numbers stand beside the measured ones",
     )
 
-    @field_validator("published")
+    @field_validator("published", mode="before")
     @classmethod
-    def _is_a_cell(cls, value: str | None) -> str | None:
-        return None if value is None else check_name(value)
+    def _is_a_cell(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            raise ValueError(
+                "numbers are no cell of configs/tables.yaml; name one, such as 3/base_4m/coco_5k, or set it to null"
+            )
+        return check_name(value) if isinstance(value, str) else value
 
 
 class FineTuneConfig(RunConfig):

@@ -1,7 +1,8 @@
 """``python -m dataset.prepare.karpathy --karpathy FILE --images DIR --out DIR``: COCO's captions as records for pre-training.
 
-Made are ``train.jsonl`` (training and restval images), ``val.jsonl`` and ``test.jsonl`` of Karpathy's ``dataset_coco.json``. Pre-train
-on the first, and measure on the second: neither has an image of the third, which retrieval and captioning are measured on.
+Made are ``train.jsonl`` (training and restval images), ``val.jsonl`` and ``test.jsonl`` of Karpathy's ``dataset_coco.json``.
+Pre-train on the first, and measure on the second: neither has an image of the third, which retrieval and captioning are measured
+on.
 """
 
 from __future__ import annotations
