@@ -72,6 +72,12 @@ def load(path: Path, *overrides: str) -> Config:
     return load_config(path, overrides, kind_of(path, list(overrides))[0])
 
 
+@cache
+def shipped(config: str) -> Config:
+    """The bound config of one of :func:`runs_of_the_paper`."""
+    return load(runs_of_the_paper()[config])
+
+
 def differences(config: Mapping[str, Any], expected: Mapping[str, Expected]) -> list[str]:
     """A line for each expected value that the resolved config (plain values) does not have."""
     return [

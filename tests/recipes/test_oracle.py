@@ -5,7 +5,7 @@ from ruamel.yaml import YAML
 
 from tests.recipes.marks import COMMENT, MARK, resolved_leaves
 from tests.recipes.mutations import all_mutations, copy_of_configs, notice, other
-from tests.recipes.oracle import ROOT, differences, expected_of, load, runs_of_the_paper
+from tests.recipes.oracle import ROOT, differences, expected_of, runs_of_the_paper, shipped
 
 RUNS = runs_of_the_paper()
 FILES = sorted({leaf.file for path in RUNS.values() for leaf in resolved_leaves(path).values()})
@@ -15,7 +15,7 @@ FILES = sorted({leaf.file for path in RUNS.values() for leaf in resolved_leaves(
 def test_a_config_has_the_values_of_its_sources(name):
     expected = expected_of(name)
     assert expected
-    assert differences(load(RUNS[name]).model_dump(mode="json"), expected) == []
+    assert differences(shipped(name).model_dump(mode="json"), expected) == []
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -83,7 +83,7 @@ MUTATIONS = [
 @pytest.mark.parametrize(("name", "override"), MUTATIONS)
 def test_a_changed_value_is_reported_with_its_source(name, override):
     key, _, value = override.partition("=")
-    config = load(RUNS[name]).model_dump(mode="json")
+    config = shipped(name).model_dump(mode="json")
     _set(config, key.split("."), value)
     [line] = differences(config, expected_of(name))
     assert line.startswith(f"{key} = ")
@@ -110,7 +110,7 @@ def test_a_mutation_is_another_value(value):
 
 def test_the_oracle_reports_nothing_but_what_differs():
     name = "retrieval/coco_base_4m"
-    config = load(RUNS[name]).model_dump(mode="json")
+    config = shipped(name).model_dump(mode="json")
     config["evaluation"]["batch_size"] = 7
     assert differences(config, expected_of(name)) == []
     del config["evaluation"]["candidates"]

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from tasks.evaluation import Evaluation, Metric
 from tasks.finetune import _with_published
 from tasks.tables import TABLES, read_tables
-from tests.recipes.oracle import ROOT, load, runs_of_the_paper
+from tests.recipes.oracle import ROOT, load, runs_of_the_paper, shipped
 from utils.config import ConfigError
 
 CELLS = read_tables()
@@ -86,8 +86,8 @@ def test_no_two_cells_claim_one_run():
 
 
 def test_every_config_that_names_a_cell_is_the_cells():
-    for name, path in runs_of_the_paper().items():
-        cell = getattr(load(path).evaluation, "published", None)
+    for name in runs_of_the_paper():
+        cell = getattr(shipped(name).evaluation, "published", None)
         assert cell is None or CELLS[cell].config == f"configs/{name}.yaml"
 
 
@@ -121,6 +121,11 @@ def test_a_name_that_is_no_cell_is_refused_with_the_nearest():
         load(ROOT / "configs/retrieval/coco_base_4m.yaml", "evaluation.published=3/base4m/coco_5k")
     with pytest.raises(ConfigError, match=r"cells are named TABLE/ROW/COLUMN; null shows no numbers$"):
         load(ROOT / "configs/retrieval/coco_base_4m.yaml", "evaluation.published=zzz")
+
+
+def test_numbers_of_an_older_config_are_refused_with_the_remedy():
+    with pytest.raises(ConfigError, match=r"numbers are no cell of configs/tables.yaml; .* or set it to null$"):
+        load(ROOT / "configs/retrieval/coco_base_4m.yaml", "evaluation.published={coco_5k: {image to text R@1: 80.5}}")
 
 
 def test_the_numbers_are_found_from_any_folder_and_stand_beside_the_measured_ones(tmp_path, monkeypatch):
