@@ -273,7 +273,7 @@ def data_options(config: FineTuneConfig, tokenizer: PreTrainedTokenizerFast) -> 
 def _with_published(evaluations: Mapping[str, Evaluation], name: str) -> dict[str, Evaluation]:
     """The evaluations beside the numbers of the cell ``name``; logs the splits of the cell that were not measured here."""
     cell = read_tables()[name]
-    for split in cell.numbers.keys() - evaluations.keys():
+    for split in (split for split in cell.numbers if split not in evaluations):
         if cell.server is None:
             logger.warning("evaluation.published: %s has numbers of %s, but no such split is measured", name, split)
         else:
