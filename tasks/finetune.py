@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from dataset.media.video import VideoSource
@@ -28,6 +28,7 @@ from tasks.drawing import PANELS, ImageReader, Panel, Sheet, draw_sheet, readabl
 from tasks.evaluation import Evaluation, mean_of_splits, write_evaluations, write_predictions
 from tasks.facts import Facts, files_of, measured_weights
 from tasks.inference import device_of, evaluating, progress
+from tasks.tables import check_name, read_tables
 from utils import distributed
 from utils.batch import Text, to_device
 from utils.config import Config
@@ -57,9 +58,19 @@ class HeldOutConfig(Config, Generic[S]):
     )
     test: dict[str, S] = Field(min_length=1, description="splits to report on, by name")
     panels: int = Field(12, ge=0, le=200, description=PANELS)
-    published: dict[str, dict[str, float]] = Field(
-        {}, description="published numbers, {split: {metric: percent}}; they are shown beside the measured ones"
+    published: str | None = Field(
+        None,
+        description="cell of `configs/tables.yaml`, such as `3/base_4m/coco_5k`, whose numbers stand beside the measured ones",
     )
+
+    @field_validator("published", mode="before")
+    @classmethod
+    def _is_a_cell(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            raise ValueError(
+                "numbers are no cell of configs/tables.yaml; name one, such as 3/base_4m/coco_5k, or set it to null"
+            )
+        return check_name(value) if isinstance(value, str) else value
 
 
 class FineTuneConfig(RunConfig):
@@ -227,13 +238,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         }
         if mean := mean_of_splits(evaluations.values()):
             named[MEAN] = replace(mean, facts=Facts(", ".join(evaluations), weights))
-        published = config.evaluation.published
-        for name in sorted(published.keys() - named.keys()):
-            logger.warning("evaluation.published.%s: no such split is measured", name)
-        return {
-            name: evaluation.with_published(published[name], name) if name in published else evaluation
-            for name, evaluation in named.items()
-        }
+        return named if config.evaluation.published is None else _with_published(named, config.evaluation.published)
 
     def _draw(self, folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
         """Draw some predictions of each split; returns by split a line that names the file."""
@@ -262,6 +267,21 @@ def data_options(config: FineTuneConfig, tokenizer: PreTrainedTokenizerFast) -> 
         "image_size": config.model.vision.image_size,
         "seed": config.seed,
         "frames": video_frames(config),
+    }
+
+
+def _with_published(evaluations: Mapping[str, Evaluation], name: str) -> dict[str, Evaluation]:
+    """The evaluations beside the numbers of the cell ``name``; logs the splits of the cell that were not measured here."""
+    cell = read_tables()[name]
+    for split in (split for split in cell.numbers if split not in evaluations):
+        if cell.server is None:
+            logger.warning("evaluation.published: %s has numbers of %s, but no such split is measured", name, split)
+        else:
+            numbers = ", ".join(f"{metric} {percent}" for metric, percent in cell.numbers[split].items())
+            logger.info("published for %s: %s, as measured by %s", split, numbers, cell.server)
+    return {
+        split: evaluation.with_published(cell.numbers[split], split) if split in cell.numbers else evaluation
+        for split, evaluation in evaluations.items()
     }
 
 

@@ -3,8 +3,9 @@
 Records of COCO with captions by language: English from Karpathy's ``dataset_coco.json``, whose splits they keep; Japanese from
 STAIR's ``stair_captions_v1.2_{train,val}.json``, by image id; Chinese from COCO-CN, which has splits of its own.
 
-Made are ``karpathy_{train,val,test}.jsonl`` (en, ja), ``coco_cn_{train,val,test}.jsonl`` (zh), and ``joint_train.jsonl`` (all
-three), which leaves out every image that is held out in either: an English caption would teach what the Chinese test asks.
+Made are ``karpathy_{train,val,test}.jsonl`` (en, ja), ``karpathy_test_1k.jsonl`` (the first 1,000 images of the test),
+``coco_cn_{train,val,test}.jsonl`` (zh), and ``joint_train.jsonl`` (all three), which leaves out every image that is held out in
+either: an English caption would teach what the Chinese test asks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from utils.errors import UserError, one_line_errors
 
 SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 """Our name of a split -> Karpathy's."""
+
+SMALL_TEST = 1000
+"""Images of ``karpathy_test_1k.jsonl``."""
 
 _NAME = re.compile(r"COCO_(train2014|val2014)_(\d{12})")
 
@@ -135,6 +140,8 @@ def main() -> int:
         f"karpathy_{split}": records({"en": captions, "ja": _of(captions, japanese)})
         for split, captions in english.items()
     }
+    small = dict(islice(english["test"].items(), SMALL_TEST))
+    splits["karpathy_test_1k"] = records({"en": small, "ja": _of(small, japanese)})
     splits |= {f"coco_cn_{split}": records({"zh": captions}) for split, captions in chinese.items()}
     splits["joint_train"] = records(joint_training(english, japanese, chinese))
     write_splits("multilingual_coco", flags, arguments, splits)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.prepare import multi30k, multilingual_coco, wikimatrix, wit
+from dataset.prepare import karpathy, multi30k, multilingual_coco, wikimatrix, wit
 from utils.errors import UserError
 
 TRANSLATED = {"train": 3, "val": 2, "test_2016_flickr": 2}
@@ -123,9 +123,43 @@ def test_coco_keeps_karpathys_splits_and_coco_cns_and_joins_no_held_out_image(co
         return {row["image_id"]: row["caption"] for row in map(json.loads, lines)}
 
     assert sorted(read("karpathy_train")) == [1, 2, 3]
-    assert read("karpathy_test") == {5: {"en": ["en 5"], "ja": ["日本 5"]}}
+    assert read("karpathy_test") == read("karpathy_test_1k") == {5: {"en": ["en 5"], "ja": ["日本 5"]}}
     assert read("coco_cn_test") == {2: {"zh": ["中文2"]}}
     assert read("joint_train") == {1: {"en": ["en 1"], "ja": ["日本 1"], "zh": ["中文1"]}}
+
+
+def test_the_small_test_of_coco_has_the_first_images_of_the_test(coco, monkeypatch, capsys):
+    file = coco / "karpathy.json"
+    content = json.loads(file.read_text())
+    content["images"][3]["split"] = "test"
+    file.write_text(json.dumps(content))
+    arguments = ["--karpathy", file, "--stair", coco / "stair_train.json", coco / "stair_val.json"]
+    arguments += ["--coco-cn", coco / "cn", "--out", coco / "out"]
+    monkeypatch.setattr(sys, "argv", ["multilingual_coco", *map(str, arguments)])
+    monkeypatch.setattr(multilingual_coco, "SMALL_TEST", 1)
+    assert multilingual_coco.main() == 0, capsys.readouterr().err
+    images = [
+        [json.loads(line)["image_id"] for line in (coco / "out" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("karpathy_test", "karpathy_test_1k")
+    ]
+    assert images == [[4, 5], [4]]
+
+
+def test_cocos_records_for_pre_training_keep_karpathys_splits_and_find_their_images(coco, monkeypatch, capsys):
+    arguments = ["--karpathy", coco / "karpathy.json", "--images", coco / "images", "--out", coco / "coco_karpathy"]
+    monkeypatch.setattr(sys, "argv", ["karpathy", *map(str, arguments)])
+    assert karpathy.main() == 0, capsys.readouterr().err
+    rows = {
+        split: [json.loads(line) for line in (coco / "coco_karpathy" / f"{split}.jsonl").read_text().splitlines()]
+        for split in ("train", "val", "test")
+    }
+    assert [row["caption"] for row in rows["train"]] == [["en 1"], ["en 2"], ["en 3"]]
+    assert rows["val"] == [{"image": f"../images/val2014/{coco_name(4)}.jpg", "caption": ["en 4"]}]
+    assert [row["caption"] for row in rows["test"]] == [["en 5"]]
+    image = coco / "images" / "val2014" / f"{coco_name(4)}.jpg"
+    image.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(image)
+    assert (coco / "coco_karpathy" / rows["val"][0]["image"]).resolve() == image.resolve()
 
 
 def test_coco_files_of_another_kind_are_one_line(coco):

@@ -1,0 +1,113 @@
+"""The paper's and the released values (paper.yaml), held against a config: a pure function of the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tasks.kinds import kind_of
+from utils.config import Config, load_config
+
+ROOT = Path(__file__).parent.parent.parent
+ORACLE = Path(__file__).parent / "paper.yaml"
+ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A value with its source: ``paper, PLACE``, ``released, WHERE`` or ``ours, WHY``."""
+
+    value: Any
+    source: str
+
+    def mark(self) -> str | None:
+        """The mark of the value in a config; None for one of ours, which has none."""
+        kind = self.source.split(",")[0]
+        return {"paper": self.source, "released": "released", "ours": None}[kind]
+
+
+def runs_of_the_paper(root: Path = ROOT) -> dict[str, Path]:
+    """The shipped configs but those of the demo, of own data, and the small ones; by folder/file."""
+    paths = sorted(root.glob("configs/*/*.yaml"))
+    return {
+        f"{path.parent.name}/{path.stem}": path
+        for path in paths
+        if path.parent.name not in ("presets", "demo", "own") and not path.stem.endswith("_tiny")
+    }
+
+
+@cache
+def _document() -> Any:
+    return YAML(typ="safe").load(ORACLE.read_text(encoding="utf-8"))
+
+
+def belongs(config: str, groups: list[str]) -> bool:
+    """Whether a config, named folder/file, is in one of the groups or matches one of the patterns."""
+    known = _document()["groups"]
+    return any(belongs(config, known[group]) if group in known else fnmatchcase(config, group) for group in groups)
+
+
+def expected_of(config: str) -> dict[str, Expected]:
+    """What the sources say of a config, by dotted key; a key of two entries is a mistake in the file."""
+    expected: dict[str, Expected] = {}
+    for entry in _document()["values"]:
+        if not belongs(config, entry["configs"]):
+            continue
+        left_out = {key for group, keys in entry.get("except", {}).items() if belongs(config, [group]) for key in keys}
+        for key, value in entry["values"].items():
+            if key not in left_out:
+                assert key not in expected, f"{config}: {key} is in two entries of {ORACLE.name}"
+                expected[key] = Expected(value, entry["source"])
+    return expected
+
+
+def load(path: Path, *overrides: str) -> Config:
+    """The bound config of a file."""
+    return load_config(path, overrides, kind_of(path, list(overrides))[0])
+
+
+@cache
+def shipped(config: str) -> Config:
+    """The bound config of one of :func:`runs_of_the_paper`."""
+    return load(runs_of_the_paper()[config])
+
+
+def differences(config: Mapping[str, Any], expected: Mapping[str, Expected]) -> list[str]:
+    """A line for each expected value that the resolved config (plain values) does not have."""
+    return [
+        f"{key} = {actual!r}, but {wanted.source}: {wanted.value!r}"
+        for key, wanted in expected.items()
+        if not same(actual := value_at(config, key), wanted.value)
+    ]
+
+
+def same(actual: Any, wanted: Any) -> bool:
+    """Whether a value is the expected one.
+
+    An expected string that begins with ``.../`` is the end of a path. A plain value that is expected of a section is expected of
+    each value in it.
+    """
+    if isinstance(actual, Mapping) and not isinstance(wanted, Mapping):
+        return bool(actual) and all(same(value, wanted) for value in actual.values())
+    if isinstance(wanted, list):
+        items = isinstance(actual, list) and len(actual) == len(wanted)
+        return items and all(same(*pair) for pair in zip(actual, wanted, strict=True))
+    if isinstance(wanted, str) and wanted.startswith(".../"):
+        return isinstance(actual, str) and actual.endswith(wanted[3:])
+    return isinstance(actual, bool) == isinstance(wanted, bool) and bool(actual == wanted)
+
+
+def value_at(config: Any, key: str) -> Any:
+    """The value at a dotted key, whose numbers index lists; ``ABSENT`` where there is none."""
+    for part in key.split("."):
+        if isinstance(config, list):
+            config = config[int(part)] if part.isdigit() and int(part) < len(config) else ABSENT
+        else:
+            config = config.get(part, ABSENT) if isinstance(config, Mapping) else ABSENT
+    return config
