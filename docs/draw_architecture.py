@@ -49,7 +49,9 @@ def main() -> None:
     board.arrow((COLUMNS[1] + W, third + middle), (COLUMNS[2] - 2, third + middle))
     board.arrow((COLUMNS[2] + W, third + middle), (COLUMNS[3] - 2, third + middle))
 
-    board.note(20, 392, "init.checkpoint=RUN starts another run from a checkpoint's weights; --resume continues the same run.")
+    board.note(
+        20, 392, "init.checkpoint=RUN starts another run from a checkpoint's weights; --resume continues the same run."
+    )
     board.image.save(Path(__file__).parent / "architecture.png", optimize=True)
 
 
