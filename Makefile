@@ -13,7 +13,7 @@ endif
 PRETRAINED := runs/demo/pretrain-seed0
 RUN := runs/demo/$(TASK)-seed$(SEED)
 
-.PHONY: demo demo-quick scenes clips test lint types setup setup-dev clean-demo
+.PHONY: demo demo-quick scenes clips test test-lowest lint types setup setup-dev clean-demo
 
 ifdef QUICK
 demo: demo-quick
@@ -43,6 +43,31 @@ clips: scenes
 
 test: .venv/installed-dev
 	.venv/bin/python -m pytest -n auto --dist loadscope
+
+# The lowest releases that requirements.txt allows, in an environment of their own: tests that use each package, then demo steps.
+# uv has its own settings (UV_INDEX_URL, UV_TORCH_BACKEND, ...) and does not read pip's.
+LOWEST := .lowest/bin/python
+LOWEST_TESTS := tests/dataset/media tests/dataset/text tests/dataset/prepare/test_tokenizer.py tests/engine/test_curves.py tests/metrics \
+	tests/models/test_golden_downstream.py tests/models/test_golden_pretrain.py tests/models/test_golden_random64.py \
+	tests/models/test_initialise.py tests/models/test_new_text.py tests/models/test_tables.py tests/models/test_weight_files.py \
+	tests/tasks/test_drawing.py tests/utils/test_config.py tests/utils/test_hub.py
+
+test-lowest:
+	rm -rf .lowest
+	$(PYTHON) -m venv .lowest
+	$(LOWEST) -m pip install --quiet 'uv>=0.9,<1'
+	.lowest/bin/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -r requirements.txt 'pytest>=8,<10'
+	.lowest/bin/uv pip list --quiet --python $(LOWEST)
+	$(LOWEST) -m pytest -m "not gpu" -p no:cacheprovider $(LOWEST_TESTS)
+	$(LOWEST) -m demo.scenes --out .lowest/scenes --seed 0 --train 200 --val 20 --test 20
+	$(LOWEST) run.py --config configs/demo/pretrain_quick.yaml --cpu 2 --output .lowest/pretrain train.steps=4 schedule.warmup_steps=0.5 \
+		model.text.encoder=.lowest/scenes/tokenizer 'data.images.files=[.lowest/scenes/train.jsonl]' \
+		'data.regions.files=[.lowest/scenes/train.jsonl]' 'evaluation.files=[.lowest/scenes/test.jsonl]'
+	$(LOWEST) run.py --config configs/demo/retrieval.yaml --cpu 1 --output .lowest/retrieval train.steps=4 schedule.warmup_steps=0.5 \
+		init.checkpoint=.lowest/pretrain model.text.encoder=.lowest/scenes/tokenizer \
+		data.train.annotations=.lowest/scenes/retrieval_train.jsonl \
+		evaluation.validation.annotations=.lowest/scenes/retrieval_val.jsonl \
+		evaluation.test.test.annotations=.lowest/scenes/retrieval_test.jsonl
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

@@ -1,4 +1,5 @@
-"""README and docs: relative links lead somewhere, and command lines of run.py, make and python -m are ones that exist."""
+"""README and docs: relative links lead somewhere, command lines of run.py, make and python -m are ones that exist, and tables
+name what is there."""
 
 from __future__ import annotations
 
@@ -6,10 +7,17 @@ import importlib.util
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import run
+from dataset.formats.captioned import CaptionedSplitConfig
+from dataset.tasks.grounding import GroundingSplitConfig
+from dataset.tasks.nlvr import NLVRSplitConfig
+from dataset.tasks.vqa import QuestionsConfig
 from tasks import TASKS, launch
 from tasks.kinds import choose
 from utils.config import load_config
@@ -21,6 +29,9 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "benchmarks/README.md",
 ]
+README_WORDS = 1000
+NOT_PACKAGES = {"data", "docs", "runs", "weights"}
+"""Folders at the top that hold no code or config: documents, and what runs read and write."""
 BLOCK = re.compile(r"```(?:bash|sh)?\n(.*?)```", re.S)
 
 
@@ -91,3 +102,76 @@ def check_run(arguments: list[str]) -> None:
         return
     choice = choose(config, flags.overrides, flags.task)
     load_config(choice.config, flags.overrides, choice.load()[0])
+
+
+def test_the_readme_is_short():
+    """Counted as ``wc -w`` does."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= README_WORDS
+
+
+def test_the_readme_links_every_page():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name})" not in text]
+    assert missing == []
+
+
+def rows_of(page: str, section: str) -> list[list[str]]:
+    """The cells of the rows of the first table below a title, without its header."""
+    text = (ROOT / page).read_text(encoding="utf-8").split(f"\n## {section}\n", 1)[1]
+    lines = [line for line in text.split("\n## ", 1)[0].splitlines() if line.startswith("|")]
+    first = next(index for index, line in enumerate(lines) if re.fullmatch(r"\|[-|]+", line))
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[first + 1 :]]
+
+
+def test_the_table_of_packages_names_every_folder_and_no_other():
+    named = {name for row in rows_of("docs/architecture.md", "Packages") for name in re.findall(r"`(\w+)/`", row[0])}
+    there = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))}
+    there = {name for name in there if not name.endswith(".egg-info")} - NOT_PACKAGES
+    assert named == there
+
+
+def test_the_table_of_packages_names_every_command_of_run():
+    text = next(row[1] for row in rows_of("docs/architecture.md", "Packages") if row[0] == "`run.py`")
+    assert set(re.findall(r"`(\w+)`", text.split("Other commands:")[1])) == set(run.COMMANDS)
+
+
+def test_the_page_of_data_names_every_format_and_every_command_that_prepares():
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    formats = {
+        name
+        for config in (CaptionedSplitConfig, GroundingSplitConfig, NLVRSplitConfig, QuestionsConfig)
+        for name in get_args(config.model_fields["format"].annotation)
+    }
+    assert len(formats) > 8
+    assert [name for name in sorted(formats - {"records"}) if not re.search(rf"`(format: )?{name}`", text)] == []
+    modules = (ROOT / "dataset/prepare").glob("*.py")
+    commands = [path.stem for path in modules if "__main__" in path.read_text(encoding="utf-8")]
+    assert len(commands) > 4
+    assert [name for name in commands if f"dataset.prepare.{name}" not in text] == []
+
+
+def test_the_tree_of_data_has_every_folder_that_a_config_of_the_paper_reads():
+    """Folders of the demo and of one's own records have pages of their own."""
+    own = ("scenes", "scenes_quick", "clips", "stamps", "stamps_six", "emoji", "own")
+    tree = (ROOT / "docs/data.md").read_text(encoding="utf-8").split("\n## One tree\n", 1)[1].split("```")[1]
+    read = {
+        folder
+        for path in (ROOT / "configs").rglob("*.yaml")
+        for folder in re.findall(r"(?<![\w/])data/([\w+]+)/", path.read_text(encoding="utf-8"))
+    }
+    assert len(read) > 10
+    assert [folder for folder in sorted(read - set(own)) if f"{folder}/" not in tree] == []
+
+
+def test_the_constraints_are_releases_within_the_ranges_of_every_requirement():
+    lines = [line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines if line)}
+    assert all(re.fullmatch(r"[\d.]+(post\d+)?", version) for version in pinned.values()), (
+        "releases without +cpu or +cu"
+    )
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        wanted = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
+        for requirement in (Requirement(line) for line in wanted if line and not line.startswith("-r")):
+            name = canonicalize_name(requirement.name)
+            assert name in pinned, name
+            assert requirement.specifier.contains(pinned[name]), name

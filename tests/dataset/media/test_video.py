@@ -100,7 +100,7 @@ def write_song(path: Path) -> None:
         heard = container.add_stream("aac", rate=8000)
         cover = container.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = BITS * CELL, 2 * CELL, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         container.mux(cover.encode(av.VideoFrame.from_ndarray(painted(1), format="rgb24")))
         container.mux(cover.encode())
         write_sound(container, heard, 1.0)
