@@ -19,11 +19,13 @@ from utils.errors import UserError
 class NumberedLoader:
     """Micro-batches by number, dealt to ranks as the real loader deals them."""
 
-    examples_per_batch = 4
+    examples_per_batch = records_per_batch = 4
+    order_needs_ranks = False
     micro_batch = MicroBatch("data.batch_size", 4)
 
     def __init__(self, poison: int | None = None):
         self.poison = poison
+        self.stream_sizes = {"points": 1000}
 
     def batches(self, consumed: int, count: int) -> Iterator[Points]:
         step = distributed.world_size()
