@@ -75,6 +75,8 @@ class RunFolder:
         self.validation = path / "validation.jsonl"
         self.log = path / "log.txt"
         self.events = path / "tensorboard"
+        self.passed_over: list[str] = []
+        """On rank 0: what is wrong with each checkpoint that is newer than the one the run resumes from."""
 
     @classmethod
     def open(
@@ -113,20 +115,17 @@ class RunFolder:
         return folder, folder._newest_whole() if checkpoints else None
 
     def _newest_whole(self) -> Checkpoint | None:
-        """The newest checkpoint that is as it was written; rank 0 reads it, and says which ones it passes over."""
+        """The newest checkpoint that is as it was written; rank 0 reads them."""
         found: Checkpoint | None = None
-        faults: list[str] = []
         refused: str | None = None
         if distributed.rank() == 0:
             try:
-                found, faults = newest_whole(self.checkpoints)
+                found, self.passed_over = newest_whole(self.checkpoints)
             except UserError as error:
                 refused = str(error)
         found, refused = distributed.gather_objects((found, refused))[0]
         if refused is not None:
             raise UserError(refused)
-        for fault in faults:
-            logger.warning("passed over a checkpoint: %s", fault)
         return found
 
     def log_of(self, rank: int) -> Path:

@@ -110,6 +110,8 @@ def _run(
             _check_steps(config)
         folder, checkpoint = RunFolder.open(output, config, arguments.resume, evaluate=arguments.evaluate)
         log.set_up(folder.log_of(distributed.rank()))
+        for fault in folder.passed_over:
+            logger.warning("passed over a checkpoint: %s", fault)
         task_class.make_inputs(config)
         config = _usable(config, folder, checkpoint, arguments)
         task = task_class.build(config, checkpoint, trains=not arguments.evaluate)

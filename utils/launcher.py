@@ -8,9 +8,10 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from utils.cores import usable_cores
 from utils.errors import UserError
@@ -20,8 +21,8 @@ from utils.processes import STOP_SIGNALS, signal_name, status_of_stop
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Environment variables with the settings of torch's CUDA allocator."""
 
-FORWARDED = "SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT"
-"""Signals to the launcher that go on to the ranks."""
+HANDLED_BY_TORCHRUN = "SIGHUP,SIGQUIT"
+"""The signals that torchrun forwards by itself; the others are :data:`~utils.processes.STOP_SIGNALS`."""
 
 DEVICE = re.compile(r"\d|GPU-|MIG-")
 """Start of a valid entry of CUDA_VISIBLE_DEVICES."""
@@ -85,9 +86,10 @@ def torchrun(arguments: argparse.Namespace, command: Sequence[str], grace_s: int
     else:
         flags += ["--standalone"]
     parser = get_args_parser()
-    if "--signals-to-handle" in parser._option_string_actions:  # torch 2.9 forwards fewer
-        flags += [f"--signals-to-handle={FORWARDED}"]
+    if "--signals-to-handle" in parser._option_string_actions:
+        flags += [f"--signals-to-handle={HANDLED_BY_TORCHRUN}"]
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(grace_s)
+    _forward_first_signal(SignalException)
     # The job prints its error itself; torchrun's report would bury that line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
@@ -105,6 +107,21 @@ def torchrun(arguments: argparse.Namespace, command: Sequence[str], grace_s: int
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the nodes did not find each other (--master {arguments.master}): {reason}") from None
     return 0
+
+
+def _forward_first_signal(exception: Callable[[str, signal.Signals], Exception]) -> None:
+    """Raise torchrun's ``exception`` for the first stop signal, which makes it forward that; end at once on the second. The ranks
+    end with their launcher (:func:`utils.processes.die_with_parent`)."""
+    received: list[int] = []
+
+    def receive(signum: int, _: object) -> None:
+        if received:
+            os._exit(128 + signum)
+        received.append(signum)
+        raise exception(f"got {signal_name(signum)}", signal.Signals(signum))
+
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, receive)
 
 
 def _ended_by(rank: int, name: str) -> str:

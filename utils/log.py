@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,6 +25,12 @@ class _FileHandler(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         pass
+
+
+def _thread_failed(error: threading.ExceptHookArgs) -> None:
+    """One line on the screen for a thread that ends with an exception; whoever waits for it reports what that means."""
+    name = "a thread" if error.thread is None else f"the thread {error.thread.name}"
+    logging.getLogger(__name__).warning("%s ended with %s: %s", name, error.exc_type.__name__, error.exc_value)
 
 
 def set_up(log_file: Path | None = None) -> None:
@@ -50,5 +57,6 @@ def set_up(log_file: Path | None = None) -> None:
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
     root.setLevel(logging.INFO)
+    threading.excepthook = _thread_failed
     for chatty in ("httpx", "urllib3", "filelock", "huggingface_hub"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

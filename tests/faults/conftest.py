@@ -3,80 +3,125 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from demo.scenes.build import build
 from tests.conftest import tiny_run
+from tests.distributed.test_two_ranks import free_port
+from tests.faults.rank import run_rank
 
 ROOT = Path(__file__).parent.parent.parent
-STEPS = 40
+STEPS = 18
 OF_TIME = ("samples_per_s", "images_per_s", "tokens_per_s", "tflops_per_s", "utilisation", "data_wait", "elapsed_s")
 
 
-class Job:
-    """``run.py`` on some ranks of the CPU, with its output in files."""
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.faults.rank"])
 
-    def __init__(self, output: Path, *overrides: str, ranks: int = 2, flags: tuple[str, ...] = (), prepare=None):
+
+class Job:
+    """A run on the CPU whose errors go to a file: by ``run.py``, or quicker, by ranks that are forked from a process that has
+    imported everything.
+
+    Args:
+        output: folder of the run.
+        overrides: of the demo's config.
+        ranks: processes.
+        flags: of the command.
+        launcher: whether ``run.py`` starts the ranks.
+        file_bytes: no file may grow larger, as on a full disk.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        *overrides: str,
+        ranks: int = 2,
+        flags: tuple[str, ...] = (),
+        launcher: bool = False,
+        file_bytes: int | None = None,
+    ):
         self.output = output
-        output.parent.mkdir(parents=True, exist_ok=True)
-        self.err = output.with_name(f"{output.name}-stderr-{time.monotonic_ns()}.txt")
-        command = [sys.executable, "run.py", "--config", "configs/demo/pretrain.yaml", "--cpu", str(ranks)]
-        with self.err.open("w", encoding="utf-8") as err:
-            self.process = subprocess.Popen(
-                [*command, "--output", str(output), *flags, *overrides],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=err,
-                text=True,
-                preexec_fn=prepare,
-            )
+        self.err = Path(tempfile.mkstemp(prefix="stderr-", suffix=".txt")[1])
+        arguments = ["--config", "configs/demo/pretrain.yaml", "--output", str(output), *flags, *overrides]
+        self.said: str | None = None
+        self.process: subprocess.Popen[str] | None = None
+        self.forked: list[Any] = []
+        if launcher:
+            command = [sys.executable, "run.py", "--cpu", str(ranks), *arguments]
+            with self.err.open("w", encoding="utf-8") as err:
+                self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=err, text=True)
+            return
+        port = free_port()
+        for rank in range(ranks):
+            call = (rank, ranks, port, str(self.err), ["pretrain", *arguments], file_bytes)
+            self.forked.append(CONTEXT.Process(target=run_rank, args=call))
+            self.forked[-1].start()
 
     def __enter__(self) -> Job:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
+        for process in (self.process, *self.forked):
+            if process is not None and self._status(process) is None:
+                process.kill()
+        self.wait()
+        self.said = self.errors
+        self.err.unlink()
 
     def wait(self, timeout: float = 120) -> int:
-        self.process.communicate(timeout=timeout)
-        return self.process.returncode
+        """Exit status: of the launcher, or of the first rank that failed."""
+        if self.process is not None:
+            return self.process.wait(timeout)
+        for process in self.forked:
+            process.join(timeout)
+            assert process.exitcode is not None, f"a rank does not end\n{self.errors[-3000:]}"
+        return next((process.exitcode for process in self.forked if process.exitcode), 0)
+
+    @staticmethod
+    def _status(process: Any) -> int | None:
+        return process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
 
     @property
     def errors(self) -> str:
+        if self.said is not None:
+            return self.said
         return self.err.read_text(encoding="utf-8")
 
     def until(self, reached: Callable[[], bool], timeout: float = 90) -> None:
         deadline = time.monotonic() + timeout
         while not reached():
-            assert self.process.poll() is None, self.errors[-3000:]
+            running = [each for each in (self.process, *self.forked) if each is not None and self._status(each) is None]
+            assert running, self.errors[-3000:]
             assert time.monotonic() < deadline, self.errors[-3000:]
             time.sleep(0.01)
 
     def until_step(self, step: int) -> None:
         self.until(lambda: len(lines(self.output)) >= step)
 
-    def children(self, process: int | None = None) -> list[int]:
-        """The processes that a process has started: the ranks, of the launcher; the workers, of a rank."""
-        process = self.process.pid if process is None else process
-        found = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False
-        )
-        return [pid for pid in map(int, found.stdout.split()) if "python" in command_of(pid)]
-
     def ranks(self) -> list[int]:
         """The processes of the ranks, in their order."""
-        ranks = [pid for pid in self.children() if "tasks.run" in command_of(pid)]
+        if self.process is None:
+            return [process.pid for process in self.forked]
+        ranks = [pid for pid in children(self.process.pid) if "tasks.run" in command_of(pid)]
         return sorted(ranks, key=lambda pid: int(environment_of(pid)["RANK"]))
+
+
+def children(process: int) -> list[int]:
+    """The Python processes that a process has started."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
+    return [pid for pid in map(int, found.stdout.split()) if "python" in command_of(pid)]
 
 
 def command_of(pid: int) -> str:
@@ -119,7 +164,7 @@ def pause(pid: int) -> None:
 def overrides(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("faults") / "scenes"
     build(folder, seed=0, train=40, val=8, test=8, size=32)
-    return [*tiny_run(folder), f"train.steps={STEPS}", "train.checkpoint_every=10", "data.workers=1"]
+    return [*tiny_run(folder), f"train.steps={STEPS}", "train.checkpoint_every=6", "train.keep_checkpoints=9", "data.workers=1"]
 
 
 @pytest.fixture(scope="session")

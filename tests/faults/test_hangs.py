@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from tests.faults.conftest import Job, pause
+from tests.faults.conftest import Job, children, pause
 
 
 def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides, equals_whole):
@@ -25,11 +25,11 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides
 def test_a_worker_that_hangs_or_is_killed_is_replaced_and_the_run_is_the_same(tmp_path, overrides, equals_whole):
     with Job(tmp_path / "run", *overrides, "data.worker_timeout_s=2") as job:
         job.until_step(5)
-        (worker,) = job.children(job.ranks()[0])
+        (worker,) = children(job.ranks()[0])
         pause(worker)
         job.until(lambda: "has made no batch for 2 s" in job.errors)
         job.until_step(15)
-        (worker,) = job.children(job.ranks()[1])
+        (worker,) = children(job.ranks()[1])
         os.kill(worker, signal.SIGKILL)
         assert job.wait() == 0, job.errors[-3000:]
     assert "worker 0 of rank 0 has made no batch for 2 s (data.worker_timeout_s); it reads " in job.errors
