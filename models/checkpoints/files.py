@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.checkpoints.refused import STATE_KEYS, check_start, refusal
 from utils.errors import UserError
+from utils.files import expanded
 from utils.hub import local_folder
 from utils.weight_file import is_damaged
 
@@ -29,7 +30,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: if the file is missing, damaged, no weight file (a web page, a git-lfs pointer), or would need code to run.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weight file")
     try:
@@ -76,7 +77,7 @@ def read_hub_weights(source: str, key: str) -> dict[str, Tensor]:
     Raises:
         UserError: if there is neither such a folder nor, on the hub or in its cache, such a model.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_file():
         return read_weights(path)
     folder = local_folder(source, WEIGHT_FILES, key)
