@@ -16,7 +16,7 @@ from models.checkpoints.refused import STATE_KEYS, check_start, refusal
 from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import local_folder
-from utils.weight_file import is_damaged
+from utils.weight_file import is_damaged, refuse_inflating
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
@@ -40,6 +40,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             if is_damaged(path, tensors):
                 raise UserError(f"{path} is damaged: its weights are not those that were written; take another file")
             return _unwrapped(tensors)
+        refuse_inflating(path)
         # Published checkpoints hold their command line beside the weights; an argparse namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Mapped, not read: only the tensors that are used are, and a file of torch's old format cannot be.
