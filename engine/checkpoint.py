@@ -18,7 +18,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import sync_file
-from utils.weight_file import save_weights
+from utils.weight_file import refuse_inflating, save_weights
 
 FORMAT = 1
 """Version of the files of a checkpoint. One of a later version, or without a manifest, is not read."""
@@ -51,14 +51,20 @@ class Checkpoint:
         Raises:
             UserError: if it cannot be read.
         """
+        file, remedy = self.folder / TRAINING_FILE, "remove its folder to resume from an older checkpoint"
         try:
-            return torch.load(self.folder / TRAINING_FILE, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
-            file = self.folder / TRAINING_FILE
-            raise UserError(
-                f"{file}: cannot be read ({reason}); remove its folder to resume from an older checkpoint"
-            ) from None
+            refuse_inflating(file)
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except UserError as error:
+            raise UserError(f"{error}; {remedy}") from None
+        except Exception as error:  # a damaged pickle raises nearly anything
+            # torch's own message begins with advice to run the code in the file.
+            code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = f"it pickles {code[1]}, and no code of a file is run" if code else reason
+            if isinstance(error, pickle.UnpicklingError) and not code:
+                reason = "it is not a state that torch.save wrote"
+            raise UserError(f"{file}: cannot be read ({reason}); {remedy}") from None
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:

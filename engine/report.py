@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ MIN_SHOWN_DATA_WAIT = 0.05
 
 COMPILE_STEPS = 8
 """First steps of a run with compiled encoders, in which shapes may still be compiled; rates exclude them."""
+
+FIRST_STEPS = 10
+"""Among these steps, a loss that is not finite may come from the learning rate as well as from the records."""
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +86,10 @@ class Tally:
 
 
 class Reporter:
-    """Reads a step's numbers, updates metrics and progress bar, and stops a run with too many non-finite steps."""
+    """Reads a step's numbers, updates metrics and progress bar, and stops a run with too many non-finite steps.
+
+    ``weights``: the model's parameters by name, equal on all ranks; read only after a non-finite step. None: never read.
+    """
 
     def __init__(
         self,
@@ -96,12 +102,15 @@ class Reporter:
         folder: Path,
         metrics: MetricsLog | None,
         progress: Any,
+        weights: Callable[[], Iterable[tuple[str, Tensor]]] | None = None,
     ):
         self.config, self.steps, self.tally, self.learning_rates = config, steps, tally, learning_rates
         self.folder, self.metrics, self.progress = folder, metrics, progress
         peak = config.peak_tflops or peak_of(device, config.precision)
         self.throughput = Throughput(distributed.world_size(), peak, COMPILE_STEPS if config.compile else 1)
         self.clock = time.perf_counter()
+        self.weights = weights
+        self.has_finite_step = self.has_checked_weights = False
 
     def __call__(self, pending: PendingStep) -> bool:
         """Report a step; returns whether a rank was asked to stop."""
@@ -114,6 +123,7 @@ class Reporter:
         if values.pop("bad"):
             self._not_finite(pending, values, culprit)
             return asked
+        self.has_finite_step = True
         if pending.step % self.config.log_every and pending.step != self.steps:
             return asked
         if scale is not None:
@@ -135,16 +145,19 @@ class Reporter:
         self.throughput.exclude(seconds)
 
     def _not_finite(self, pending: PendingStep, values: dict[str, float], culprit: bool) -> None:
-        """Count a skipped step; if there are too many, save the batch and stop.
+        """Count a skipped step; if there are too many, or the weights are ruined, save the batch and stop.
 
         All ranks read the same flag, so all of them call this, and none stops before every rank has saved its batch.
 
         Raises:
-            UserError: if more steps were skipped than ``train.max_skipped_steps``.
+            UserError: if more steps were skipped than ``train.max_skipped_steps``, or the weights themselves are not finite: then
+                no later step can be.
         """
         self.tally.skipped += 1
         losses = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        if self.tally.skipped <= self.config.max_skipped_steps:
+        too_many = self.tally.skipped > self.config.max_skipped_steps
+        ruined = self._ruined_weights() if too_many or not self.has_checked_weights else None
+        if not too_many and not ruined:
             logger.warning("step %d: skipped, since a loss or gradient is not finite (%s)", pending.step, losses)
             return
         file = save_bad_batch(self.folder, pending.step, pending.micro_batches)
@@ -154,10 +167,36 @@ class Reporter:
         suspects = [rank for rank in ranks if rank[0]] or ranks
         _, path, names = suspects[0]
         shown = ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+        cause, remedy = "the weights were not updated", "set train.max_skipped_steps to skip such steps"
+        if ruined:
+            cause = f"the weights hold numbers that are not finite ({ruined}); {self._rate(pending.step)}"
+            remedy = (
+                "lower optim.lr or lengthen schedule.warmup_steps, and start from weights that are finite: an earlier step or "
+                "another init"
+            )
+        elif pending.step <= FIRST_STEPS or not self.has_finite_step:
+            cause += f". So early, the learning rate can be too high: {self._rate(pending.step)}"
+            remedy = (
+                "lower optim.lr or lengthen schedule.warmup_steps, or look at the records; train.max_skipped_steps skips such "
+                "steps"
+            )
         raise UserError(
-            f"step {pending.step}: a loss or gradient is not finite ({losses}); the weights were not updated. Records: {shown}. "
-            f"Batch saved to {path}; set train.max_skipped_steps to skip such steps"
+            f"step {pending.step}: a loss or gradient is not finite ({losses}); {cause}. Records: {shown}. Batch saved to {path}"
+            f"; {remedy}"
         )
+
+    def _ruined_weights(self) -> str | None:
+        """Which weights are not finite, None if all are. Waits for the device."""
+        self.has_checked_weights = True
+        named = [(name, weight.detach()) for name, weight in (self.weights() if self.weights else ())]
+        ruined = [name for name, weight in named if not bool(weight.isfinite().all())]
+        return f"{len(ruined)} of {len(named)} tensors, first {ruined[0]}" if ruined else None
+
+    def _rate(self, step: int) -> str:
+        """The highest learning rate of a step, and of the run."""
+        now = max(self.learning_rates(step - 1).values())
+        peak = max(max(self.learning_rates(each).values()) for each in range(self.steps))
+        return f"learning rate {now:.3g}, at its peak {peak:.3g}"
 
 
 def save_bad_batch(folder: Path, step: int, micro_batches: list[Any]) -> Path:

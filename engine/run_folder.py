@@ -105,13 +105,18 @@ class RunFolder:
             raise UserError(f"{path} already holds a run; {remedy}, or give another --output")
         if started:
             folder._require_same_config(saved, config, evaluate)
+        fault = None
         if distributed.rank() == 0:
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 write_text(saved, dump_config(config))
+                if folder.checkpoints.exists():
+                    next(folder.checkpoints.iterdir(), None)  # raises where it is no folder
             except OSError as error:
-                raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None
-        distributed.barrier()
+                name = error.filename2 or error.filename or path
+                fault = f"--output {path}: {name} cannot be written: {error.strerror}; give another folder"
+        if fault := distributed.gather_objects(fault)[0]:
+            raise UserError(fault)
         return folder, folder._newest_whole() if checkpoints else None
 
     def _newest_whole(self) -> Checkpoint | None:

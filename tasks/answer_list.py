@@ -17,7 +17,7 @@ from metrics.vqa import normalize_answer
 from tasks.vqa import VQAConfig
 from utils.config import load_config
 from utils.errors import UserError, one_line_errors
-from utils.files import write_text
+from utils.files import expanded, write_text
 
 
 @one_line_errors
@@ -49,7 +49,7 @@ def main() -> int:
     answers = frequent_answers(questions, normalize_answer, flags.at_least)
     if not answers:
         raise UserError(f"--at-least {flags.at_least}: no answer occurs in so many questions; give a smaller number")
-    out = Path(config.evaluation.answers).expanduser()
+    out = expanded(config.evaluation.answers)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, json.dumps(answers, ensure_ascii=False) + "\n")
     covered = sum(normalize_answer(question.most_frequent()) in set(answers) for question in questions) / len(questions)

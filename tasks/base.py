@@ -27,6 +27,7 @@ from scheduler import ScheduleConfig
 from utils import distributed
 from utils.config import Config, read_yaml
 from utils.errors import UserError
+from utils.files import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -222,7 +223,7 @@ def load_initial(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> l
     """
     init = config.init
     if init.checkpoint is not None:
-        init = init.model_copy(update={"checkpoint": str(find_weights(Path(init.checkpoint).expanduser()))})
+        init = init.model_copy(update={"checkpoint": str(find_weights(expanded(init.checkpoint)))})
     reports = initialise(model, init)
     if init.checkpoint is not None:
         _check_origin(kind, config, model, Path(init.checkpoint), reports[0])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dataset.shards.readers import find_shards
 from utils.config import Config
+from utils.files import expanded
 from utils.inputs import inputs_of
 
 SAMPLED_FILES = 64
@@ -25,7 +26,7 @@ def data_identity(data: Config) -> dict[str, str]:
     named: dict[str, list[Path]] = defaultdict(list)
     for key, kind, path in inputs_of(data, "data."):
         if kind == "file":
-            named[key].append(Path(path).expanduser())
+            named[key].append(expanded(path))
         elif kind == "shards":
             named[key] += find_shards([path], key)
     return {key: _digest(files) for key, files in named.items()}

@@ -10,6 +10,7 @@ from engine.checkpoint import CONFIG_FILE, find_weights, list_checkpoints, run_o
 from engine.run_folder import RunFolder
 from utils.config import Config, read_yaml
 from utils.errors import UserError
+from utils.files import expanded
 from utils.inputs import inputs_of
 from utils.weight_file import read_about
 
@@ -91,7 +92,7 @@ def training_of(checkpoint: str, task: str | None) -> Training:
 def _config_of(checkpoint: str) -> dict[str, Any] | None:
     """The config of the run that wrote the weights; None where it is not known."""
     try:
-        path = Path(checkpoint).expanduser()
+        path = expanded(checkpoint)
         run = path / CONFIG_FILE if (path / CONFIG_FILE).is_file() else run_of(find_weights(path))
         return None if run is None else read_yaml(run)
     except (UserError, OSError):  # it was moved since

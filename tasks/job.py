@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tasks import TASKS
 from tasks.kinds import Choice, TaskKind, choose
 from utils.config import load_config
-from utils.errors import UserError
+from utils.errors import UserError, of_surroundings
 from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, parse
 
 if TYPE_CHECKING:
@@ -88,7 +88,9 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
             return stopped.status
         except UserError:
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and (told := of_surroundings(error)):
+                raise told from error
             logger.exception("rank %d ends with an error", rank())  # in its log too, which outlives the screen
             raise
     return 0

@@ -10,6 +10,7 @@ from engine.checkpoint import CONFIG_FILE, find_weights, run_of
 from tasks.base import ANSWERS, TOKENIZER, RunConfig
 from utils.config import Config, read_yaml
 from utils.errors import UserError
+from utils.files import expanded
 from utils.hub import looks_like_path
 
 C = TypeVar("C", bound=RunConfig)
@@ -43,14 +44,14 @@ def run_behind(weights: str | None) -> Path | None:
     if weights is None:
         return None
     try:
-        saved = run_of(find_weights(Path(weights).expanduser()))
+        saved = run_of(find_weights(expanded(weights)))
     except UserError:
         return None  # told when the weights are loaded
     return None if saved is None else saved.parent
 
 
 def _is_there(value: object) -> bool:
-    return isinstance(value, str) and (Path(value).expanduser().exists() and looks_like_path(value))
+    return isinstance(value, str) and (expanded(value).exists() and looks_like_path(value))
 
 
 def _value(values: object, key: str) -> object:

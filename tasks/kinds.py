@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tasks import TASKS
 from utils.config import peek, read_config
 from utils.errors import UserError
+from utils.files import expanded
 
 if TYPE_CHECKING:
     from tasks.base import BaseTask, RunConfig
@@ -144,7 +145,7 @@ def find_task(argument: str) -> TaskSource:
     if argument in TASKS:
         entry = TASKS[argument]
         return TaskSource(argument, argument, entry.module, ROOT / entry.default_config)
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     if path.is_dir():
         return _in_folder(argument, Path(os.path.abspath(path)))
     if path.is_file():

@@ -13,6 +13,7 @@ from dataset.prepare.tokenizer import train_wordpiece
 from dataset.records.broken import broken_record
 from dataset.shards.readers import Shards
 from utils.errors import UserError, one_line_errors
+from utils.files import expanded
 from utils.flags import positive
 from utils.progress import progress_bar
 
@@ -111,7 +112,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _records(file: str) -> tuple[Iterator[Mapping[str, Any] | str], int]:
     """The records of a file, and how many there are; for one that cannot be read, where and why."""
-    path = Path(file).expanduser()
+    path = expanded(file)
     if path.is_file() and path.suffix in (".json", ".jsonl") and _starts_array(path):
         rows = read_rows(file, "--records")
         return (row.values if isinstance(row, Row) else str(row) for row in rows), len(rows)

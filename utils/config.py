@@ -1,8 +1,9 @@
 """The config system: YAML files that inherit, command-line overrides, strict binding to typed models.
 
-Files follow YAML 1.2: ``1e-4`` is a number, ``no`` is a string, a repeated key is an error. ``base:`` names one or more files,
-relative to the file itself, whose values the file inherits. ``a.b=value`` on the command line overrides both. Binding reports
-all unknown, missing or mistyped keys at once, with file, line and the nearest valid name.
+Files follow YAML 1.2: ``1e-4`` is a number, ``no`` is a string, a repeated key is an error; ``<<: *name`` merges as in YAML
+1.1. ``base:`` names one or more files, relative to the file itself, whose values the file inherits. ``a.b=value`` on the
+command line overrides both. Binding reports all unknown, missing or mistyped keys at once, with file, line and the nearest
+valid name.
 """
 
 from __future__ import annotations
@@ -18,17 +19,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.reader import ReaderError
 
 from utils.errors import UserError
+from utils.yaml_text import MAX_CHARACTERS, MAX_DEPTH, KeyPath, YamlError, parse
 
 
 class Config(BaseModel):
-    """Base of every config section: immutable, and an unknown key is an error."""
+    """Base of every config section: immutable; an unknown key is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -60,15 +59,29 @@ class ConfigError(UserError):
     """All errors of a config, one per line."""
 
     def __init__(self, findings: Sequence[str]):
-        self.findings = list(findings)
-        super().__init__("\n       ".join(self.findings))
+        self.findings = [_printable(finding) for finding in findings]
+        shown = self.findings[:MAX_FINDINGS]
+        if len(self.findings) > len(shown):
+            shown.append(f"… and {len(self.findings) - len(shown):,} more")
+        super().__init__("\n       ".join(shown))
+
+
+def _printable(text: str) -> str:
+    """The text in one line: names and values of a file may hold line breaks and control characters."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 C = TypeVar("C", bound=Config)
 COMMAND_LINE = "command line"
 """The place of an override."""
 
-KeyPath = tuple[str, ...]
+MAX_FINDINGS = 20
+"""Errors of a config that are shown."""
+MAX_SHOWN = 200
+"""Characters of a wrong value that are shown."""
+MAX_FILES = 100
+"""Files that a config may inherit from, each as often as it is named."""
+
 Places = dict[KeyPath, str]
 
 
@@ -144,69 +157,79 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it cannot be read.
     """
-    return _plain(_read_yaml(path))
+    return _read_yaml(path, {})
 
 
-def _read_with_bases(path: Path, places: Places, chain: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in chain:
+def _read_with_bases(
+    path: Path, places: Places, chain: tuple[Path, ...], files: list[Path] | None = None
+) -> dict[str, Any]:
+    """The values of a file over those of its bases. ``chain``: the files that lead here; ``files``: all that were read."""
+    files = [] if files is None else files
+    files.append(path)
+    if len(files) > MAX_FILES:
+        raise ConfigError([f"{path}: more than {MAX_FILES} files are inherited from; inherit from fewer"])
+    own_places: Places = {}
+    document = _read_yaml(path, own_places)
+    absolute = Path(os.path.realpath(path))
+    if absolute in chain:
         raise ConfigError([f"{path}: base files form a circle: {' -> '.join(p.name for p in (*chain, path))}"])
-    document = _read_yaml(path)
     bases = document.pop("base", [])
     if isinstance(bases, str):
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError([f"{path}: base must be a file name or a list of file names, not {bases!r}"])
+        raise ConfigError(
+            [f"{own_places[('base',)]}: base must be a file name or a list of file names, not {_shown(bases)}"]
+        )
     values: dict[str, Any] = {}
     for base in bases:
         base_path = Path(os.path.normpath(path.parent / base))
-        if not base_path.is_file():
+        if not os.path.isfile(base_path):
             raise ConfigError([f"{path}: base file {base_path} does not exist; base is relative to the file it is in"])
-        _merge(values, _read_with_bases(base_path, places, (*chain, path.resolve())))
-    _record_places(document, path, places)
-    _merge(values, _plain(document))
+        _merge(values, _read_with_bases(base_path, places, (*chain, absolute), files))
+    places.update({keys: place for keys, place in own_places.items() if keys[0] != "base"})
+    _merge(values, document)
     return values
 
 
-def _read_yaml(path: Path) -> CommentedMap:
-    if not path.is_file():
-        raise ConfigError([f"{path}: no such config file"])
+def _read_yaml(path: Path, places: Places) -> dict[str, Any]:
+    """The values of a file; adds the places of its keys."""
+    # os.path: Path.is_file raises for a name that is too long, or in a folder that may not be entered.
+    if not os.path.isfile(path):
+        raise ConfigError([f"{path}: {_why_no_file(path)}"])
     try:
-        document = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            [f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"]
-        ) from None
-    except ReaderError as error:
-        raise ConfigError([f"{path}: holds a character that YAML does not allow: {error.reason}"]) from None
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        problem = (error.problem or "not valid YAML").split("\n")[0]
-        raise ConfigError([f"{path}:{line}: {problem}"]) from None
-    if document is None:
-        return CommentedMap()
-    if not isinstance(document, CommentedMap):
-        raise ConfigError([f"{path}:1: a config is a mapping of keys to values, not a {type(document).__name__}"])
-    return document
+        size = path.stat().st_size
+        if size > 4 * MAX_CHARACTERS:
+            raise ConfigError([f"{path}:1: {size:,} bytes are more than a config may have; is this a config?"])
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}; check its permissions"]) from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{path}:{line}: cannot be read: it is not UTF-8 text; save it as UTF-8"]) from None
+    try:
+        values, lines = parse(text)
+    except YamlError as error:
+        raise ConfigError([f"{path}:{error.line}: {error.problem}"]) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError([f"{path}:1: a config is a mapping of keys to values, not a {type(values).__name__}"])
+    places.update({keys: f"{path}:{line}" for keys, line in lines.items()})
+    return values
 
 
-def _record_places(node: Any, path: Path, places: Places, prefix: KeyPath = ()) -> None:
-    if not isinstance(node, CommentedMap):
-        return
-    for key, value in node.items():
-        places[(*prefix, str(key))] = f"{path}:{node.lc.key(key)[0] + 1}"
-        _record_places(value, path, places, (*prefix, str(key)))
-
-
-def _plain(node: Any) -> Any:
-    """Convert ruamel's round-trip nodes to built-in types."""
-    if isinstance(node, dict):
-        return {str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
+def _why_no_file(path: Path) -> str:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return "no such config file"
+    except (OSError, ValueError) as error:
+        return f"no such config file ({getattr(error, 'strerror', None) or error}); check the path"
+    return (
+        "is a folder, not a config file; give a file in it"
+        if path.is_dir()
+        else "is not a plain file; give a YAML file"
+    )
 
 
 def _merge(target: dict[str, Any], update: Mapping[str, Any]) -> None:
@@ -222,12 +245,15 @@ def _apply_override(values: dict[str, Any], override: str, places: Places, findi
     name, equals, text = override.partition("=")
     keys = tuple(name.split("."))
     if not equals or not all(keys):
-        findings.append(f"{COMMAND_LINE}: {override!r} is not of the form section.key=value")
+        findings.append(f"{COMMAND_LINE}: {_shown(override)} is not of the form section.key=value")
+        return
+    if len(keys) > MAX_DEPTH:
+        findings.append(f"{COMMAND_LINE}: {_shown(override)} is nested more than {MAX_DEPTH} deep; check the key")
         return
     try:
-        value = _plain(YAML(typ="rt").load(text)) if text.strip() else None
-    except (MarkedYAMLError, ReaderError):
-        findings.append(f"{COMMAND_LINE}: the value of {override!r} is not valid YAML; quote it")
+        value, _ = parse(text)
+    except YamlError as error:
+        findings.append(f"{COMMAND_LINE}: the value of {_shown(override)}: {error.problem}")
         return
     node = values
     for depth, key in enumerate(keys[:-1], start=1):
@@ -272,7 +298,12 @@ def _finding(error: dict[str, Any], schema: type[Config], places: Places, source
         if overridden and place != COMMAND_LINE:
             place = f"{COMMAND_LINE} and {place}"
         return f"{place}: {name}: {message}"
-    return f"{place}: {name} = {error['input']!r}: {message}"
+    return f"{place}: {name} = {_shown(error['input'])}: {message}"
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
 
 
 def _nearest_place(keys: KeyPath, places: Places, source: str) -> str:

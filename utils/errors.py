@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -39,20 +40,43 @@ class UserError(Exception):
     """A mistake in the user's input (a config, a file, a flag). The message has fact, value, place and remedy."""
 
 
+_OF_SURROUNDINGS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
+
+
+def of_surroundings(error: OSError) -> UserError | None:
+    """The error of a file that may not be read or written, in one line; None if it does not name a file, or has another cause."""
+    if error.errno not in _OF_SURROUNDINGS or not isinstance(error.filename, str | bytes | os.PathLike):
+        return None
+    # The target of a move is named second; the first is a temporary file.
+    name = os.fsdecode(error.filename2 if error.filename2 is not None else error.filename)
+    remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path and its permissions"
+    return UserError(f"{name}: {error.strerror}; {remedy}")
+
+
 def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
-    """Wrap a command's ``main``: it prints a :class:`UserError` to stderr as one line and returns exit status 2."""
+    """Wrap a command's ``main``: it prints a :class:`UserError`, or a file error :func:`of_surroundings`, to stderr as one line
+    and returns exit status 2."""
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            if os.environ.get("RANK", "0") != "0":
-                # Most mistakes stop all ranks alike, and the launcher ends the others as soon as one has stopped: so rank 0
-                # reports the error alone. An error of this rank alone is still reported.
-                time.sleep(SILENCE_S)
-            sys.stderr.write(f"error: {error}\n")
-            return 2
+            return _report(error)
+        except OSError as error:
+            if (told := of_surroundings(error)) is None:
+                raise
+            return _report(told)
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")
             return 130
@@ -66,3 +90,12 @@ def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
             return 2
 
     return wrapped
+
+
+def _report(error: UserError) -> int:
+    if os.environ.get("RANK", "0") != "0":
+        # Most mistakes stop all ranks alike, and the launcher ends the others as soon as one has stopped: so rank 0 reports
+        # the error alone. An error of this rank alone is still reported.
+        time.sleep(SILENCE_S)
+    sys.stderr.write(f"error: {error}\n")
+    return 2

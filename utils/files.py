@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` as the home folder; unchanged where there is none, which ``Path.expanduser`` refuses to do."""
+    return Path(os.path.expanduser(path))
+
+
 def sync_file(path: Path) -> None:
     """Flush a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import expanded
 
 OWN_FOLDERS = ("data", "runs", "weights", "checkpoints")
 """Folders of a checkout: a name that begins with one of them is a path, also where it is not there yet."""
@@ -28,7 +29,7 @@ def local_folder(name: str, files: Sequence[str], key: str, beside: Sequence[str
     Raises:
         UserError: neither; a name that looks like a path is not looked for on the hub. Without network within five seconds.
     """
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         return folder
     if looks_like_path(name):
@@ -38,7 +39,7 @@ def local_folder(name: str, files: Sequence[str], key: str, beside: Sequence[str
 
 def is_local(name: str, files: Sequence[str]) -> bool:
     """Whether ``name`` is a folder, or a model in the hub's cache with one of ``files``: nothing has to be fetched."""
-    return Path(name).expanduser().is_dir() or (not looks_like_path(name) and _cached(name, files) is not None)
+    return expanded(name).is_dir() or (not looks_like_path(name) and _cached(name, files) is not None)
 
 
 def check_hub(name: str, key: str) -> None:

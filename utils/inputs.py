@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from utils.config import Config
 from utils.errors import UserError
+from utils.files import expanded
 from utils.hub import looks_like_path
 
 Kind = Literal["file", "folder", "shards", "weights", "model"]
@@ -84,7 +85,7 @@ def _configs_in(value: Any, key: str) -> Iterator[tuple[Config, str]]:
 
 
 def _is_there(kind: Kind, value: str) -> bool:
-    path = Path(value).expanduser()
+    path = expanded(value)
     try:
         if kind == "model" and not looks_like_path(value):
             return True

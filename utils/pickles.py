@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.files import expanded
 
 _CONTAINERS = {
     ("collections", "defaultdict"): defaultdict,
@@ -35,7 +36,7 @@ def read_plain_pickle(path: str, key: str) -> Any:
         UserError: with the config ``key``, if the file is missing, damaged, or holds more than plain data.
     """
     try:
-        with Path(path).expanduser().open("rb") as stream:
+        with expanded(path).open("rb") as stream:
             return _PlainUnpickler(stream, encoding="latin1").load()
     except FileNotFoundError:
         raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from utils.errors import UserError
 from utils.files import replacing
 
 ABOUT = "about"
@@ -51,3 +53,18 @@ def is_damaged(path: Path, tensors: Mapping[str, Tensor]) -> bool:
     of another program has no hash: False."""
     stated = read_about(path).get("sha256")
     return stated is not None and stated != digest(tensors)
+
+
+def refuse_inflating(path: Path) -> None:
+    """Raises :class:`UserError` for an archive of torch that unpacks to more than it holds; torch itself compresses nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception:  # no archive, or a damaged one, which torch.load reports
+        return
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > path.stat().st_size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise UserError(
+            f"{path}: its archive is compressed, or says that it unpacks to {unpacked:,} bytes, as no weight file of torch does; "
+            "save the weights again with torch.save"
+        )

@@ -23,6 +23,7 @@ from dataset.records.schema import BrokenRecordError, ImageSource, check_text, s
 from dataset.text.processors import clean_caption
 from utils.batch import BrokenRecord
 from utils.errors import UserError
+from utils.files import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +235,7 @@ class ImageFiles:
 
 def images_folder(images: str | None, annotations: str) -> Path:
     """Where relative image paths start: ``images``, or the folder of the annotation file."""
-    return Path(images).expanduser() if images is not None else Path(annotations).expanduser().parent
+    return expanded(images) if images is not None else expanded(annotations).parent
 
 
 def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
@@ -293,7 +294,7 @@ def read_text(path: str, key: str) -> str:
         UserError: with the config ``key``: there is none, or it cannot be read.
     """
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+        return expanded(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None
     except (OSError, UnicodeDecodeError) as error:

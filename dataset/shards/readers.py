@@ -8,6 +8,7 @@ memory, so that many processes share one copy.
 from __future__ import annotations
 
 import bisect
+import functools
 import glob
 import hashlib
 import json
@@ -28,6 +29,7 @@ from dataset.files import RECORD_BYTES, check_bytes
 from dataset.records.schema import RawRecord
 from dataset.shards.tars import parse_object, place_of, read_group, scan_tar
 from utils.errors import UserError
+from utils.files import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ def find_shards(entries: Sequence[str], key: str) -> list[Path]:
 
 
 def _expand(entry: str, key: str) -> list[Path]:
-    path = Path(entry).expanduser()
+    path = expanded(entry)
     if path.is_dir():
         known = (*LINES_SUFFIXES, TAR_SUFFIX)
         found = _without_companions(p for p in path.iterdir() if p.suffix in known or _COMPRESSED_TAR.search(p.name))
@@ -105,12 +107,24 @@ def _without_companions(paths: Iterable[Path]) -> list[Path]:
     ]
 
 
-def default_index_folder() -> Path:
-    """Where indexes are cached unless the config names a folder: the user's cache folder of the platform."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "x2vlm" / "index"
-    variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
-    return Path(os.environ.get(variable) or Path.home() / ".cache") / "x2vlm" / "index"
+def default_index_folder() -> Path | None:
+    """Where indexes are cached unless the config names a folder: the user's cache folder of the platform; None without one."""
+    home = expanded("~")
+    variable = {"darwin": "", "win32": "LOCALAPPDATA"}.get(sys.platform, "XDG_CACHE_HOME")
+    named = os.environ.get(variable)
+    if not named and not home.is_absolute():
+        return None
+    caches = home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"
+    return Path(named or caches) / "x2vlm" / "index"
+
+
+@functools.cache
+def _warn_not_cached(folder: Path | None, reason: str) -> None:
+    """Warn once, not for each shard."""
+    where = f"in {folder} ({reason})" if folder else f"({reason})"
+    logger.warning(
+        "indexes of shards are not cached %s; they stay in memory; data.cache_index names another folder", where
+    )
 
 
 class Shards:
@@ -130,7 +144,7 @@ class Shards:
     def __init__(self, files: Sequence[str], *, key: str = "files", index_folder: str | Path | None = None):
         self.key = key
         self.paths = find_shards(files, key)
-        folder = Path(index_folder).expanduser() if index_folder is not None else default_index_folder()
+        folder = expanded(index_folder) if index_folder is not None else default_index_folder()
         self._indexes = [ShardIndex(path, folder, key) for path in self.paths]
         self.sizes = [len(index) for index in self._indexes]
         self._ends = np.cumsum(self.sizes, dtype=np.int64).tolist()
@@ -191,14 +205,14 @@ class ShardIndex:
     lines, how many records lie before each blank one; of a tar, a number where its end blocks are missing.
     """
 
-    def __init__(self, path: Path, folder: Path, key: str):
+    def __init__(self, path: Path, folder: Path | None, key: str):
         self.path = path
         try:
             status = path.stat()
             self._identity = (_INDEX_VERSION, status.st_size, status.st_mtime_ns)
             name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-            self.cache = folder / f"{name}.npy"
-            self._flat = self._load() if self.cache.is_file() else None
+            self.cache = None if folder is None else folder / f"{name}.npy"
+            self._flat = self._load()
             if self._flat is None:
                 self._flat = self._build(key)
                 self._save()
@@ -245,7 +259,9 @@ class ShardIndex:
         return state
 
     def _load(self) -> np.ndarray | None:
-        """The cached index, or None where it is broken or belongs to an older state of the shard."""
+        """The cached index, or None where there is none, or it is broken or belongs to an older state of the shard."""
+        if self.cache is None:
+            return None
         try:
             flat = np.load(self.cache, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
@@ -277,13 +293,21 @@ class ShardIndex:
     def _save(self) -> None:
         """Write the cache in one step, so that no reader sees half of it, and map it; go on without where that fails."""
         assert self._flat is not None
+        if self.cache is None:
+            _warn_not_cached(None, "the user has no home folder")
+            return
         try:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.cache.parent, suffix=".tmp", delete=False) as file:
-                np.save(file, self._flat)
-            os.replace(file.name, self.cache)
+                try:
+                    np.save(file, self._flat)
+                    file.flush()
+                    os.replace(file.name, self.cache)
+                except OSError:
+                    Path(file.name).unlink()
+                    raise
         except OSError as error:
-            logger.warning("%s: index not cached in %s (%s); it stays in memory", self.path, self.cache.parent, error)
+            _warn_not_cached(self.cache.parent, error.strerror or str(error))
             return
         mapped = self._load()
         if mapped is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +32,7 @@ from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataCon
 from dataset.text.processors import mentions_side
 from utils.batch import GroundingBatch
 from utils.config import Config
+from utils.files import expanded
 from utils.inputs import InputFile, InputFolder
 
 
@@ -101,7 +101,7 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float) -> l
     rows: Iterable[Row | BrokenRecordError]
     if config.format == "refcoco":
         assert config.refs and config.instances and config.splits and config.images
-        images = ImageFiles(Path(config.images).expanduser())
+        images = ImageFiles(expanded(config.images))
         rows = refcoco.phrase_rows(config.refs, config.instances, config.splits, key)
         parsed = parse_rows(rows, lambda row: _parse_reference(row, images), key, max_broken)
     else:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from models.checkpoints.refused import STATE_KEYS, check_start, refusal
 from utils.errors import UserError
+from utils.files import expanded
 from utils.hub import local_folder
-from utils.weight_file import is_damaged
+from utils.weight_file import is_damaged, refuse_inflating
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
@@ -29,7 +30,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: if the file is missing, damaged, no weight file (a web page, a git-lfs pointer), or would need code to run.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weight file")
     try:
@@ -39,6 +40,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             if is_damaged(path, tensors):
                 raise UserError(f"{path} is damaged: its weights are not those that were written; take another file")
             return _unwrapped(tensors)
+        refuse_inflating(path)
         # Published checkpoints hold their command line beside the weights; an argparse namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Mapped, not read: only the tensors that are used are, and a file of torch's old format cannot be.
@@ -76,7 +78,7 @@ def read_hub_weights(source: str, key: str) -> dict[str, Tensor]:
     Raises:
         UserError: if there is neither such a folder nor, on the hub or in its cache, such a model.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_file():
         return read_weights(path)
     folder = local_folder(source, WEIGHT_FILES, key)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from PIL import ImageDraw, ImageFont
 
+from utils.files import expanded
+
 logger = logging.getLogger(__name__)
 
 FONT_FOLDERS = (
@@ -170,7 +172,7 @@ def _opened(folders: Sequence[str], size: int) -> Iterator[Font]:
 
 def _font_files(folders: Sequence[str]) -> Iterator[Path]:
     for folder in folders:
-        for parent, _, names in os.walk(Path(folder).expanduser()):
+        for parent, _, names in os.walk(expanded(folder)):
             yield from (Path(parent) / name for name in sorted(names) if name.lower().endswith(_SUFFIXES))
 
 

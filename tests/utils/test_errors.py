@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import sys
 from importlib.metadata import packages_distributions
@@ -43,3 +45,27 @@ def test_the_packages_are_those_of_the_requirements():
     named = {re.split(r"[><=\[]", line)[0].lower() for line in lines if line and not line.startswith("#")}
     known = {name: {each.lower() for each in found} for name, found in packages_distributions().items()}
     assert {distribution for package in PACKAGES for distribution in known[package]} >= named
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENAMETOOLONG, errno.EROFS, errno.EISDIR, errno.ENOSPC])
+def test_a_file_that_the_surroundings_refuse_is_one_line(capsys, code):
+    @one_line_errors
+    def main(names: list[str]) -> int:
+        raise OSError(code, os.strerror(code), names[0], None, *names[1:])
+
+    assert main(["a/b"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: a/b: {os.strerror(code)}; ") and said.count("\n") == 1
+    assert main(["a/.b.tmp", "a/b"]) == 2
+    assert capsys.readouterr().err == said, "of a move, the target is named"
+
+
+def test_other_errors_of_files_keep_their_traceback():
+    for error in (FileNotFoundError(errno.ENOENT, "gone", "a"), OSError(errno.EACCES, "a socket"), OSError("odd")):
+
+        @one_line_errors
+        def main(error: OSError) -> int:
+            raise error
+
+        with pytest.raises(OSError):
+            main(error)

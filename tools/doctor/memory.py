@@ -15,6 +15,7 @@ from tools.doctor.subject import Subject
 from tools.plan.synthetic import batch_sizes, synthetic_batch
 from tools.plan.target import CONTEXT, FRAGMENTS, NCCL
 from utils.errors import UserError
+from utils.files import expanded
 from utils.findings import Finding
 
 
@@ -112,7 +113,7 @@ def needed_bytes(model: Any, keep: int, has_best: bool) -> tuple[int, int, int]:
 
 def existing(path: Path) -> Path:
     """The nearest folder at or above ``path`` that exists."""
-    path = Path(os.path.abspath(path.expanduser()))
+    path = Path(os.path.abspath(expanded(path)))
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 

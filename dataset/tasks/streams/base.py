@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import numpy as np
@@ -13,6 +12,7 @@ from dataset.records.schema import ImageIs, ImageKeys, RawRecord
 from dataset.shards.samplers import OrderName, RecordSource
 from dataset.tasks.account import Account
 from utils.config import Config
+from utils.files import expanded
 from utils.inputs import InputFolder, InputShards
 
 E = TypeVar("E")
@@ -53,7 +53,7 @@ class ImageRecordsConfig(StreamConfig):
 
     def keys(self) -> ImageKeys:
         """How to find a record's image."""
-        root = Path(self.image_root).expanduser() if self.image_root is not None else None
+        root = expanded(self.image_root) if self.image_root is not None else None
         return ImageKeys(self.image_key, self.image_is, root)
 
 

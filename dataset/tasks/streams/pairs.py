@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from dataset.tasks.streams.base import CleanSetConfig, ImageRecordsConfig, Strea
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 from utils.batch import ImageTextBatch, MaskedText, VideoTextBatch
 from utils.errors import UserError
+from utils.files import expanded
 from utils.inputs import InputFolder
 
 
@@ -62,7 +62,7 @@ class VideoStreamConfig(StreamConfig):
 
     def record(self, raw: RawRecord, caption_key: str | None = None) -> VideoRecord:
         """See :func:`~dataset.records.clips.parse_video_record`."""
-        root = Path(self.video_root).expanduser() if self.video_root is not None else None
+        root = expanded(self.video_root) if self.video_root is not None else None
         return parse_video_record(raw, self.video_key, caption_key or self.caption_key, root)
 
 

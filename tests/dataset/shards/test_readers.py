@@ -144,9 +144,24 @@ def test_a_broken_cache_is_rebuilt(write_lines, index_folder, damage):
 
 def test_without_a_writable_cache_the_index_stays_in_memory(tmp_path, write_lines, caplog):
     (tmp_path / "blocked").write_text("a file where the folder should be")
-    shards = Shards([write_lines("a.jsonl", [{"n": 0}])], index_folder=tmp_path / "blocked")
+    files = [write_lines("a.jsonl", [{"n": 0}]), write_lines("b.jsonl", [{"n": 1}])]
+    shards = Shards(files, index_folder=tmp_path / "blocked")
     assert shards.read(0).values == {"n": 0}
-    assert "index not cached" in caplog.text
+    assert caplog.messages == [
+        f"indexes of shards are not cached in {tmp_path / 'blocked'} (File exists); they stay in memory; data.cache_index names "
+        "another folder"
+    ], "one warning for all"
+    assert pickle.loads(pickle.dumps(shards)).read(0).values == {"n": 0}
+
+
+def test_without_a_home_the_index_stays_in_memory(write_lines, monkeypatch, caplog):
+    for variable in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    dataset.shards.readers._warn_not_cached.cache_clear()
+    assert dataset.shards.readers.default_index_folder() is None
+    shards = Shards([write_lines("a.jsonl", [{"n": 0}])])
+    assert "the user has no home folder" in caplog.text
     assert pickle.loads(pickle.dumps(shards)).read(0).values == {"n": 0}
 
 

@@ -1,0 +1,82 @@
+"""A run that stops at a non-finite step names the cause: records, learning rate, or weights that are ruined."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import pytest
+import torch
+
+from engine.report import FIRST_STEPS, Reporter
+from tests.engine.toy import ToyTask, trainer
+from utils.errors import UserError
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    """Train a task, and return the line that ends the run."""
+
+    def train(task: ToyTask, **options) -> str:
+        reporter = functools.partial(Reporter, weights=task.model.named_parameters)
+        monkeypatch.setattr("engine.trainer.Reporter", reporter)
+        with pytest.raises(UserError) as error:
+            trainer(tmp_path, task, **options).fit()
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    return train
+
+
+def test_a_first_step_that_is_not_finite_names_learning_rate_and_records(told):
+    said = told(ToyTask(poison={0}))
+    assert said.startswith("step 1: a loss or gradient is not finite (points/square nan")
+    assert (
+        "the weights were not updated. So early, the learning rate can be too high: learning rate 0.1, at its peak 0.1."
+        in said
+    )
+    assert "Records: points:0:0" in said
+    assert said.endswith(
+        "lower optim.lr or lengthen schedule.warmup_steps, or look at the records; train.max_skipped_steps skips such steps"
+    )
+
+
+def test_a_late_step_that_is_not_finite_blames_its_records_alone(told):
+    said = told(ToyTask(poison={FIRST_STEPS}), steps=FIRST_STEPS + 2)
+    assert said.startswith(f"step {FIRST_STEPS + 1}: ")
+    assert "learning rate" not in said
+    assert said.endswith("set train.max_skipped_steps to skip such steps")
+
+
+def test_weights_that_are_not_finite_are_named_and_no_step_is_skipped_for_them(told, caplog):
+    task = ToyTask()
+    with torch.no_grad():
+        task.model.fit.bias.fill_(torch.inf)
+    with caplog.at_level(logging.WARNING):
+        said = told(task, steps=FIRST_STEPS + 5, max_skipped_steps=3)
+    assert said.startswith("step 1: a loss or gradient is not finite")
+    assert (
+        "the weights hold numbers that are not finite (1 of 2 tensors, first fit.bias); learning rate 0.1, at its peak 0.1"
+        in said
+    )
+    assert "were not updated" not in said and "max_skipped_steps" not in said
+    assert "skipped, since" not in caplog.text
+
+
+def test_weights_that_an_update_ruins_are_named_with_the_rate(told):
+    task = ToyTask()
+    run_rates = []
+
+    class Ruin(torch.nn.Linear):
+        def forward(self, x):
+            run_rates.append(1)
+            if len(run_rates) == 2:  # as after an update with a rate that is far too high
+                with torch.no_grad():
+                    self.weight.fill_(torch.nan)
+            return super().forward(x)
+
+    task.model.fit.__class__ = Ruin
+    said = told(task)
+    assert said.startswith("step 2: ")
+    assert "(1 of 2 tensors, first fit.weight)" in said
+    assert "Records: points:1:0" in said

@@ -1,0 +1,136 @@
+"""Surroundings that a run cannot use: no home, caches and folders that cannot be written, files where folders are meant."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from demo.scenes.build import build
+from tests.conftest import tiny_run
+
+ROOT = Path(__file__).parent.parent.parent
+HOMELESS = """
+import pwd, runpy, sys
+def unknown(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+pwd.getpwuid = unknown  # as of a user of a container who is in no table
+runpy.run_module("tasks.run", run_name="__main__", alter_sys=True)
+"""
+HOME = ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="takes rights from the superuser by Linux's prctl")
+
+
+def without_rights() -> None:
+    """Permissions bind the superuser too from the next program on: no CAP_DAC_OVERRIDE, no CAP_DAC_READ_SEARCH."""
+    for capability in (1, 2):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+def run(*arguments: str, command: tuple[str, ...] = ("-m", "tasks.run"), **environment: str | None):
+    """``python -m tasks.run pretrain`` with more arguments; None takes a variable away."""
+    variables = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    return subprocess.run(
+        [sys.executable, *command, "pretrain", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=variables,
+        preexec_fn=without_rights,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("surroundings") / "scenes"
+    build(folder, seed=0, train=12, val=4, test=4, size=32)
+    return [*tiny_run(folder), "train.steps=1", "schedule.warmup_steps=0", "data.cache_index=null"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, overrides) -> Path:
+    """The folder of a run whose user has no home."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    done = run("--output", str(folder), *overrides, command=("-c", HOMELESS), **dict.fromkeys(HOME))
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = [line for line in done.stderr.splitlines() if "not cached" in line]
+    assert len(told) == 1 and "(the user has no home folder); they stay in memory" in told[0]
+    return folder
+
+
+@pytest.fixture
+def closed(tmp_path):
+    """A folder in which nothing can be written."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    yield folder
+    folder.chmod(stat.S_IRWXU)
+
+
+def told(*arguments: str, **environment: str | None) -> str:
+    """The one line that a run ends with at its start."""
+    done = run(*arguments, **environment)
+    assert done.returncode == 2, done.stderr[-3000:]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_a_run_needs_no_home(trained):
+    assert (trained / "evaluation.json").is_file()
+
+
+def test_a_home_that_cannot_be_written_is_one_warning(tmp_path, closed, overrides):
+    done = run("--output", str(tmp_path / "run"), *overrides, HOME=str(closed), XDG_CACHE_HOME=None)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = [line for line in done.stderr.splitlines() if "not cached" in line]
+    assert f"in {closed}/.cache/x2vlm/index (Permission denied); they stay in memory" in line
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, closed, overrides):
+    (tmp_path / "file").write_text("")
+    for output, reason in (
+        (closed, "Permission denied"),
+        (tmp_path / "file", "File exists"),
+    ):
+        assert f"cannot be written: {reason}; give another folder" in told("--output", str(output), *overrides)
+
+
+def test_a_run_that_cannot_be_written_is_not_evaluated_into(tmp_path, trained, overrides):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    line = told("--output", str(folder), "--evaluate", "--resume", *overrides)
+    folder.chmod(stat.S_IRWXU)
+    assert line == f"error: --output {folder}: cannot be written: Permission denied; give another folder"
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_before_training(tmp_path, overrides):
+    (tmp_path / "checkpoints").write_text("")
+    line = told("--output", str(tmp_path), *overrides)
+    assert line.endswith(f"{tmp_path}/checkpoints cannot be written: Not a directory; give another folder")
+
+
+def test_a_resumed_run_whose_config_is_hostile_is_one_line(tmp_path, trained, overrides):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / "config.yaml").write_text("seed: 0\na: &a [*a]\n")
+    line = told("--output", str(folder), "--resume", *overrides)
+    assert line == f"error: {folder}/config.yaml:2: &a contains itself by *a; write the value out"
+
+
+def test_paths_that_may_not_be_looked_at_are_one_line(tmp_path, closed, overrides):
+    closed.chmod(0)
+    denied, output = "Permission denied; check the path and its permissions", ("--output", str(tmp_path / "run"))
+    assert denied in told(*output, *overrides, f"init.checkpoint={closed}/x.pth")
+    assert denied in told(*output, *overrides, "--config", f"{closed}/x.yaml")
+    assert "File name too long; check the path" in told(*output, *overrides, "--config", "x" * 300)

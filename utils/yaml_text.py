@@ -1,0 +1,267 @@
+"""Plain values of a YAML text, each with its line; any text ends in values or in one :class:`YamlError`, in bounded time.
+
+ruamel.yaml parses the text to nodes. The values are made here: its constructors raise assorted exceptions for odd text, expand
+aliases without bound, and lose the lines of merged keys.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, MaxDepthExceededError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
+
+MAX_CHARACTERS = 1_000_000
+MAX_NODES = 20_000
+"""Values of a text, keys included, with its aliases written out. The parser reads some 20,000 in a second."""
+MAX_DEPTH = 64
+MAX_KEY = 200
+"""Characters of a key."""
+
+_TAG = "tag:yaml.org,2002:"
+_INTEGERS = range(-(2**63), 2**64)
+
+KeyPath = tuple[str, ...]
+Lines = dict[KeyPath, int]
+
+
+class YamlError(Exception):
+    """A text that holds no plain values. ``problem``: the fact and the remedy; ``line`` counts from 1."""
+
+    def __init__(self, line: int, problem: str):
+        super().__init__(f"line {line}: {problem}")
+        self.line, self.problem = line, problem
+
+
+def parse(text: str) -> tuple[Any, Lines]:
+    """The value of a text (dict, list, str, int, float, bool or None), and the line on which each key is written.
+
+    YAML 1.2, with the merge keys of 1.1. A date stays text. Keys are text; a number as a key is the text as it is written.
+
+    Raises:
+        YamlError: if it is no YAML, or holds something else than plain values, or too much.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise YamlError(
+            1, f"{len(text):,} characters are more than a config may have ({MAX_CHARACTERS:,}); is this a config?"
+        )
+    root = _compose(text)
+    if root is None:
+        return None, {}
+    _Bounds().check(root)
+    lines: Lines = {}
+    return _value(root, (), lines), lines
+
+
+class _Composer(Composer):
+    """Stops at too many nodes, while it reads."""
+
+    nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise YamlError(self.parser.peek_event().start_mark.line + 1, _TOO_MANY)
+        return super().compose_node(parent, index)
+
+
+_TOO_MANY = (
+    f"more than {MAX_NODES:,} values, aliases written out; name many files by a pattern or a folder, or drop aliases"
+)
+_TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep; write them flat"
+_CHECK = "check quotes, brackets and indentation"
+
+
+def _compose(text: str) -> Node | None:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _Composer
+    yaml.max_depth = MAX_DEPTH
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ReusedAnchorWarning)
+            root: Node | None = yaml.compose(text)
+    except YamlError:
+        raise
+    except ReaderError as error:
+        character = error.character if isinstance(error.character, int) else ord(str(error.character)[:1] or "?")
+        raise YamlError(
+            text.count("\n", 0, error.position) + 1,
+            f"holds the character U+{character:04X}, which YAML does not allow; remove it",
+        ) from None
+    except ReusedAnchorWarning as warning:
+        # As by the message of ruamel: "found duplicate anchor 'a'", then the places of both.
+        problem = str(warning).strip().split("\n")[0]
+        line = int(str(warning).rpartition("line ")[2].split(",")[0])
+        raise YamlError(line, f"{problem}; rename one of the two") from None
+    except MaxDepthExceededError as error:
+        raise YamlError(_line_of(error), _TOO_DEEP) from None
+    except MarkedYAMLError as error:
+        problem = (error.problem or "not valid YAML").strip().split("\n")[0]
+        raise YamlError(_line_of(error), f"{problem}; {_CHECK}") from None
+    except Exception as error:  # broken text raises what happens to fail inside the parser
+        reader = getattr(yaml, "_reader", None)
+        line = getattr(reader, "line", 0) + 1
+        raise YamlError(line, f"not valid YAML ({type(error).__name__}); {_CHECK}") from None
+    return root
+
+
+def _line_of(error: MarkedYAMLError) -> int:
+    mark = error.problem_mark or error.context_mark
+    return mark.line + 1 if mark else 1
+
+
+class _Bounds:
+    """Refuses a graph of nodes that contains itself, or is too large or too deep once its aliases are written out."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[int, tuple[int, int]] = {}
+        self.open: set[int] = set()
+
+    def check(self, node: Node) -> tuple[int, int]:
+        """The number of values below a node and their depth; each node is counted once, however many aliases it has."""
+        if id(node) in self.open:
+            raise YamlError(_line(node), f"&{node.anchor} contains itself by *{node.anchor}; write the value out")
+        if id(node) not in self.sizes:
+            self.open.add(id(node))
+            children = [self.check(child) for child in _children(node)]
+            size, depth = 1 + sum(child[0] for child in children), 1 + max((child[1] for child in children), default=0)
+            if size > MAX_NODES:
+                raise YamlError(_line(node), _TOO_MANY)
+            if depth > MAX_DEPTH:
+                raise YamlError(_line(node), _TOO_DEEP)
+            self.open.remove(id(node))
+            self.sizes[id(node)] = size, depth
+        return self.sizes[id(node)]
+
+
+def _children(node: Node) -> list[Node]:
+    if isinstance(node, MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, SequenceNode) else []
+
+
+def _line(node: Node) -> int:
+    return node.start_mark.line + 1
+
+
+def _value(node: Node, path: KeyPath, lines: Lines) -> Any:
+    """The plain value of a node at ``path``; adds the lines of its keys."""
+    tag = _tag(node)
+    if isinstance(node, MappingNode) and tag == "map":
+        values = {}
+        for key, (key_node, value_node) in _pairs(node).items():
+            lines[(*path, key)] = _line(key_node)
+            values[key] = _value(value_node, (*path, key), lines)
+        return values
+    if isinstance(node, SequenceNode) and tag == "seq":
+        return [_value(child, path, {}) for child in node.value]
+    if isinstance(node, ScalarNode) and tag in _SCALARS:
+        return _scalar(node, tag)
+    raise YamlError(_line(node), f"the tag {node.tag} makes no plain value here; remove it")
+
+
+def _tag(node: Node) -> str:
+    return str(node.tag).removeprefix(_TAG)
+
+
+def _pairs(node: MappingNode) -> dict[str, tuple[Node, Node]]:
+    """Nodes of key and value by key: a mapping's own keys, then the merged ones that it has not, the earlier first."""
+    own: dict[str, tuple[Node, Node]] = {}
+    merged: list[MappingNode] = []
+    merge_line = 0
+    for key_node, value_node in node.value:
+        if isinstance(key_node, ScalarNode) and _tag(key_node) == "merge":
+            if merge_line:
+                raise YamlError(
+                    _line(key_node), f"found duplicate key '<<', first on line {merge_line}; merge a list of aliases"
+                )
+            merge_line = _line(key_node)
+            merged = _merged(key_node, value_node)
+            continue
+        key = _key(key_node)
+        if key in own:
+            raise YamlError(
+                _line(key_node), f"found duplicate key {key!r}, first on line {_line(own[key][0])}; keep one of them"
+            )
+        own[key] = (key_node, value_node)
+    for source in merged:
+        for key, pair in _pairs(source).items():
+            own.setdefault(key, pair)
+    return own
+
+
+def _merged(key_node: Node, value_node: Node) -> list[MappingNode]:
+    sources = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
+    if not all(isinstance(source, MappingNode) for source in sources):
+        raise YamlError(_line(key_node), "<< merges a mapping or a list of mappings; give it an alias of one, as *name")
+    return list(sources)
+
+
+def _key(node: Node) -> str:
+    if not isinstance(node, ScalarNode) or _tag(node) not in ("str", "int", "float", "bool", "timestamp"):
+        kind = "a mapping" if isinstance(node, MappingNode) else "a list" if isinstance(node, SequenceNode) else "null"
+        kind = kind if _tag(node) in ("map", "seq", "null") else f"tagged {node.tag}"
+        raise YamlError(_line(node), f"a key is {kind}; keys are names")
+    if len(node.value) > MAX_KEY:
+        raise YamlError(
+            _line(node), f"a key has {len(node.value):,} characters, more than {MAX_KEY}; is this a config?"
+        )
+    return _text(node)
+
+
+def _scalar(node: ScalarNode, tag: str) -> Any:
+    try:
+        return _SCALARS[tag](node)
+    except (ValueError, KeyError, IndexError):
+        raise YamlError(
+            _line(node), f"{_short(node.value)} is no {_NAMES.get(tag, tag)}; quote it if it is text"
+        ) from None
+
+
+def _text(node: ScalarNode) -> str:
+    value = str(node.value)
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise YamlError(_line(node), f"{_short(value)} holds a character that no text may hold; remove it")
+    return value
+
+
+def _integer(node: ScalarNode) -> int:
+    text = node.value.replace("_", "").lower()
+    digits = text.lstrip("+-")
+    base = {"0x": 16, "0o": 8, "0b": 2}.get(digits[:2], 10)
+    number = int(text, base) if len(text) <= 100 else None  # int() refuses thousands of digits
+    if number is None or number not in _INTEGERS:
+        raise YamlError(_line(node), f"{_short(node.value)} does not fit into 64 bits; give a smaller number")
+    return number
+
+
+def _float(node: ScalarNode) -> float:
+    text = node.value.replace("_", "").lower()
+    if text.lstrip("+-") in (".inf", ".nan"):
+        return float(text.replace(".", ""))
+    number = float(text)
+    if math.isinf(number):
+        raise YamlError(_line(node), f"{_short(node.value)} is beyond the range of a float; give a smaller number")
+    return number
+
+
+_SCALARS: Mapping[str, Any] = {
+    "str": _text,
+    "timestamp": _text,
+    "null": lambda node: None,
+    "bool": lambda node: {"true": True, "false": False}[node.value.lower()],
+    "int": _integer,
+    "float": _float,
+}
+_NAMES = {"int": "integer", "float": "number", "bool": "boolean"}
+
+
+def _short(value: str) -> str:
+    shown = value if len(value) <= 40 else f"{value[:20]}…{value[-5:]} ({len(value):,} characters)"
+    return repr(shown)
