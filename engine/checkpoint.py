@@ -141,15 +141,16 @@ def write_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], tra
     remove_leftovers(folder)
     temporary.mkdir(parents=True)
     save_weights(temporary / MODEL_FILE, weights)
-    torch.save(dict(training), temporary / TRAINING_FILE)
+    with (temporary / TRAINING_FILE).open("wb") as file:  # given a path, torch would not say that the disk is full
+        torch.save(dict(training), file)
     files = {
         name: {"bytes": (temporary / name).stat().st_size, "sha256": _digest(temporary / name)}
         for name in (MODEL_FILE, TRAINING_FILE)
     }
     manifest = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2)
     (temporary / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
-    for file in temporary.iterdir():
-        sync_file(file)
+    for written in temporary.iterdir():
+        sync_file(written)
     sync_file(temporary)
     if final.exists():
         _remove(Checkpoint(final, step))

@@ -80,7 +80,7 @@ def save_best(path: Path, step: int, model: nn.Module, metrics: dict[str, float]
 
 def cannot_save(folder: Path, what: str, error: Exception) -> str:
     """The line that tells why ``what`` could not be saved in ``folder``."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
     try:
         space = f" with {shutil.disk_usage(folder).free / 1e6:,.0f} MB free"
     except OSError:

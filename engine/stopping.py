@@ -7,6 +7,7 @@ the process at once, after writing the checkpoint that the steps so far need.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -89,23 +90,25 @@ class StopRequest:
         self.signum = signum
 
     def _watch(self) -> None:
-        published = False
         while not self._ended.wait(POLL_S):
-            if self.signum is None:
-                self.signum = self._of_another_rank()
+            self._exchange()
             if self.signum is None:
                 continue
-            if not published and self.store is not None:
-                self.store.set("signal", str(int(self.signum)))
-                published = True
             with self._lock:
                 if self._save is not None and not self._ended.is_set():
                     self._end(self._save)
 
-    def _of_another_rank(self) -> int | None:
-        if self.store is None or not self.store.check(["signal"]):
-            return None
-        return int(self.store.get("signal"))
+    def _exchange(self) -> None:
+        """Tell the other ranks of a signal, and learn of theirs."""
+        if self.store is None:
+            return
+        try:
+            if self.store.check(["signal"]):
+                self.signum = self.signum or int(self.store.get("signal"))
+            elif self.signum is not None:
+                self.store.set("signal", str(int(self.signum)))
+        except RuntimeError:
+            self.store = None  # who kept the store has ended
 
     def _end(self, save: Callable[[], str]) -> None:
         """End the process, rank 0 first: the launcher stops the other ranks as soon as one has ended."""
@@ -114,17 +117,22 @@ class StopRequest:
                 logger.warning("stopped by %s: %s", self.name, save())
             except Exception as error:  # the process ends all the same
                 logger.warning("stopped by %s; the checkpoint could not be saved: %s", self.name, error)
-        self.leave()
+        self._leave()
 
-    def leave(self) -> None:
+    def _let_first_rank_end(self) -> None:
+        if self.store is None:
+            return
+        if distributed.rank() == 0:
+            self.store.set("ended", "1")
+            return
+        ends = time.monotonic() + self.grace_s
+        while not self.store.check(["ended"]) and time.monotonic() < ends:
+            time.sleep(POLL_S)
+
+    def _leave(self) -> None:
         """End this process, without what Python does at the end: threads and workers may be anywhere."""
-        if self.store is not None:
-            if distributed.rank() == 0:
-                self.store.set("ended", "1")
-            else:
-                ends = time.monotonic() + self.grace_s
-                while not self.store.check(["ended"]) and time.monotonic() < ends:
-                    time.sleep(POLL_S)
+        with contextlib.suppress(RuntimeError):  # who kept the store has ended
+            self._let_first_rank_end()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         logging.shutdown()

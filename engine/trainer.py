@@ -194,6 +194,7 @@ class Trainer:
             device=self.device,
             tally=self.tally,
             learning_rates=self._learning_rates,
+            weights=self.model.named_parameters,
             folder=self.folder.path,
             metrics=metrics,
             progress=progress,

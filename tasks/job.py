@@ -68,6 +68,7 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     # Imported here, so that --help and mistakes in the command line do not wait for torch.
     from engine.run_folder import claimed
     from engine.stopping import Stopped, StopRequest
+    from utils import log
     from utils.distributed import process_group, rank
 
     schema, task_class = choice.load() if kind is None else kind
@@ -75,24 +76,24 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     if arguments.evaluate and not arguments.resume and config.init.checkpoint is None:
         raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
     output = Path(arguments.output) if arguments.output else _default_output(choice, arguments)
-    with (
-        process_group(config.train.start_timeout_min) as device,
-        claimed(output),
-        StopRequest(config.train.grace_s) as stop,
-    ):
-        try:
-            _run(task_class, config, output, arguments, device, stop)
-        except Stopped as stopped:
-            if rank() == 0:
-                logger.warning("stopped by %s: %s", stop.name, stopped)
-            return stopped.status
-        except UserError:
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and (told := of_surroundings(error)):
-                raise told from error
-            logger.exception("rank %d ends with an error", rank())  # in its log too, which outlives the screen
-            raise
+    try:
+        with (
+            process_group(config.train.start_timeout_min) as device,
+            claimed(output),
+            StopRequest(config.train.grace_s) as stop,
+        ):
+            try:
+                _run(task_class, config, output, arguments, device, stop)
+            except Stopped as stopped:
+                if rank() == 0:
+                    logger.warning("stopped by %s: %s", stop.name, stopped)
+                return stopped.status
+    except Exception as error:
+        told = of_surroundings(error) if isinstance(error, OSError) else None
+        log.keep_error(told or error)
+        if told is not None:
+            raise told from error
+        raise
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,6 +26,16 @@ class _FileHandler(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         pass
+
+
+def keep_error(error: Exception) -> None:
+    """Write an error that ends this process into its log file, with the traceback unless it is a user's; the screen gets it
+    elsewhere."""
+    text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
+    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, "the run ends: %s", (text,), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _FileHandler):
+            handler.handle(record)
 
 
 def _thread_failed(error: threading.ExceptHookArgs) -> None:

@@ -164,7 +164,13 @@ def pause(pid: int) -> None:
 def overrides(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("faults") / "scenes"
     build(folder, seed=0, train=40, val=8, test=8, size=32)
-    return [*tiny_run(folder), f"train.steps={STEPS}", "train.checkpoint_every=6", "train.keep_checkpoints=9", "data.workers=1"]
+    return [
+        *tiny_run(folder),
+        f"train.steps={STEPS}",
+        "train.checkpoint_every=6",
+        "train.keep_checkpoints=9",
+        "data.workers=1",
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import sys
@@ -25,5 +26,6 @@ def run_rank(rank: int, ranks: int, port: int, errors: str, arguments: list[str]
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    multiprocessing.set_start_method("fork", force=True)  # as in a run; this process is of another context
     torch.set_num_threads(1)
     sys.exit(main(arguments))

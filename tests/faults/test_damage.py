@@ -57,7 +57,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path, overrides, equals_whole
 
     with Job(tmp_path / "run", *overrides, file_bytes=size - 1) as job:
         assert job.wait() == 2
-    assert "Traceback" not in job.errors, print(job.errors)
+    assert "Traceback" not in job.errors
     told = [line for line in job.errors.splitlines() if "cannot be written" in line]
     assert "the checkpoint of step 6 cannot be written" in told[0]
     assert told[-1].startswith("error: ") and f"the checkpoint of step {STEPS}" in told[-1]

@@ -10,7 +10,7 @@ from tests.faults.conftest import Job, children, pause
 
 def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides, equals_whole):
     quick = ["train.stall_s=2", "train.step_timeout_min=0.1", "train.start_timeout_min=1", "train.grace_s=1"]
-    with Job(tmp_path / "run", *overrides, *quick) as job:
+    with Job(tmp_path / "run", *overrides, *quick, launcher=True) as job:
         job.until_step(13)  # the time-out of steps holds after the first ones
         pause(job.ranks()[1])
         assert job.wait(60) != 0
@@ -23,16 +23,16 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides
 
 
 def test_a_worker_that_hangs_or_is_killed_is_replaced_and_the_run_is_the_same(tmp_path, overrides, equals_whole):
-    with Job(tmp_path / "run", *overrides, "data.worker_timeout_s=2") as job:
+    with Job(tmp_path / "run", *overrides, "data.worker_timeout_s=3") as job:
         job.until_step(5)
         (worker,) = children(job.ranks()[0])
         pause(worker)
-        job.until(lambda: "has made no batch for 2 s" in job.errors)
+        job.until(lambda: "has made no batch for 3 s" in job.errors)
         job.until_step(15)
         (worker,) = children(job.ranks()[1])
         os.kill(worker, signal.SIGKILL)
         assert job.wait() == 0, job.errors[-3000:]
-    assert "worker 0 of rank 0 has made no batch for 2 s (data.worker_timeout_s); it reads " in job.errors
+    assert "worker 0 of rank 0 has made no batch for 3 s (data.worker_timeout_s); it reads " in job.errors
     assert "worker 0 of rank 1 was ended by SIGKILL while it read " in job.errors
     assert "train.jsonl:" in job.errors
     equals_whole(job.output)
