@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import re
+import signal
+import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,6 +36,7 @@ reading: ContextVar[Callable[[str], object]] = ContextVar("reading")
 """In a worker: called with the place of each record before it is read, for the message if the worker does not come back."""
 
 _PLACE_BYTES = 480
+_END = object()
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +87,12 @@ class _Pool:
     def __init__(self, make: Callable[[int], Any], numbers: Sequence[int], workers: int, timeout_s: float):
         self.workers, self.timeout_s = min(workers, len(numbers)), timeout_s
         self.children: list[BaseProcess] = []
+        self.made = 0
+        self.waiting_since: float | None = None
+        self.late: int | None = None
+        """The worker that was killed since its batch did not come."""
+        self.handler: Any = None
+        self.ended = threading.Event()
         # A row a worker: its process in the first 8 bytes, the place of the record that it reads in the others.
         self.board = torch.zeros(max(1, self.workers), 8 + _PLACE_BYTES, dtype=torch.uint8)
         if self.workers:
@@ -93,7 +103,6 @@ class _Pool:
             sampler=numbers,
             num_workers=self.workers,
             worker_init_fn=partial(_begin, self.board),
-            timeout=timeout_s if self.workers else 0,
             pin_memory=torch.cuda.is_available(),
             # Without one of its own, the loader draws from torch's global generator, which belongs to the model's dropout.
             generator=torch.Generator(),
@@ -106,47 +115,87 @@ class _Pool:
             _LostWorkerError: if a worker does not come back.
             UserError: as ``make`` does.
         """
-        made, others = 0, multiprocessing.active_children()
+        others = multiprocessing.active_children()
         try:
             iterator = iter(self.loader)
             self.children = [child for child in multiprocessing.active_children() if child not in others]
-            for batch in iterator:
+            if self.children:
+                self._watch_children()
+            while True:
+                self.waiting_since = time.monotonic()
+                self._raise_if_lost()
+                batch = next(iterator, _END)
+                self.waiting_since = None
+                if batch is _END:
+                    return
                 if isinstance(batch, _Failure):
                     raise UserError(batch.message)
                 yield batch
-                made += 1
-        except RuntimeError as error:
-            lost = self._lost(str(error), made)
-            if lost is None:
-                raise
-            raise _LostWorkerError(lost) from None
+                self.made += 1
+        except (RuntimeError, OSError, EOFError):
+            # Torch may notice first that a worker is gone, by a connection that breaks before the process has ended.
+            ends = time.monotonic() + 1.0
+            while self.children and time.monotonic() < ends:
+                self._raise_if_lost()
+                time.sleep(0.05)
+            raise
+        finally:
+            self.waiting_since = None
+
+    def _watch_children(self) -> None:
+        threading.Thread(target=self._kill_if_late, daemon=True, name="watch workers").start()
+        if threading.current_thread() is threading.main_thread():
+            # Torch's own handler raises wherever the main thread is, in the middle of a step say.
+            self.handler = signal.signal(signal.SIGCHLD, self._child_ended)
+
+    def _child_ended(self, _: int, __: FrameType | None) -> None:
+        """A process ended: if a worker, and a batch is waited for, do not wait for it any more."""
+        if self.waiting_since is not None:
+            self._raise_if_lost()
+
+    def _kill_if_late(self) -> None:
+        """Kill the worker whose batch does not come. Torch's own time-out is not reached where a worker hangs with half a batch
+        handed over."""
+        while not self.ended.wait(min(1.0, self.timeout_s / 4)):
+            since = self.waiting_since
+            if since is not None and time.monotonic() - since > self.timeout_s:
+                self.late = self._awaited
+                process = self._process(self._awaited)
+                for child in self.children:
+                    if child.pid == process or not process:
+                        child.kill()
+                return
+
+    @property
+    def _awaited(self) -> int:
+        """The worker that makes the next batch: they take turns."""
+        return self.made % self.workers
 
     def end(self) -> None:
         """Kill the workers that still live: one that hangs would be waited for."""
+        self.ended.set()
         for child in self.children:
             child.kill()
             child.join()
+        if self.handler is not None:
+            signal.signal(signal.SIGCHLD, self.handler)
 
-    def _lost(self, message: str, made: int) -> str | None:
-        """The line for torch's message about a worker that does not come back; None: it is about something else."""
+    def _raise_if_lost(self) -> None:
+        """Raises :class:`_LostWorkerError` if a worker has hung, or has ended before its time."""
         rank = distributed.rank()
-        if "timed out after" in message:
-            worker = made % self.workers  # they take turns
-            return (
-                f"worker {worker} of rank {rank} has made no batch for {self.timeout_s:g} s (data.worker_timeout_s); it reads "
-                f"{self._place(worker)}: is the disk there that holds it?"
+        if self.late is not None:
+            raise _LostWorkerError(
+                f"worker {self.late} of rank {rank} has made no batch for {self.timeout_s:g} s (data.worker_timeout_s); it reads "
+                f"{self._place(self.late)}: is the disk there that holds it?"
             )
-        killed = re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)", message)
-        if killed is None:
-            return None
-        process = int(killed[1].split(",")[0])
-        worker = next((number for number in range(self.workers) if self._process(number) == process), 0)
-        code = next((child.exitcode for child in self.children if child.pid == process), None)
-        ended = f"was ended by {signal_name(-code)}" if code is not None and code < 0 else "ended by itself"
-        return (
-            f"worker {worker} of rank {rank} {ended} while it read {self._place(worker)}; where memory is full, the "
-            "system kills: lower data.workers"
-        )
+        for child in self.children:
+            if child.exitcode:
+                worker = next((number for number in range(self.workers) if self._process(number) == child.pid), 0)
+                how = f"was ended by {signal_name(-child.exitcode)}" if child.exitcode < 0 else "ended by itself"
+                raise _LostWorkerError(
+                    f"worker {worker} of rank {rank} {how} while it read {self._place(worker)}; where memory is full, the system "
+                    "kills: lower data.workers"
+                )
 
     def _process(self, worker: int) -> int:
         return int(self.board[worker, :8].view(torch.int64).item())

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from dataset.workers import RESTARTS, in_workers, reading
 from utils.errors import UserError
@@ -47,6 +48,24 @@ def test_a_lost_worker_is_told_and_replaced(tmp_path, caplog, harm, told):
     (record,) = caplog.records
     assert record.getMessage().endswith(f"the workers are started again (1 of at most {RESTARTS} times)")
     assert re.match(told, record.getMessage())
+
+
+def test_a_worker_that_is_stopped_with_batches_under_way_is_replaced(tmp_path):
+    """Its batches are handed over by a thread of its own, which is stopped too."""
+    batches = in_workers(torch.ones, range(1, 40), 1, timeout_s=1)
+    assert len(next(batches)) == 1
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGSTOP)
+    assert [len(batch) for batch in batches] == list(range(2, 40))
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_step_does_not_disturb_it(tmp_path):
+    batches = in_workers(torch.ones, range(1, 9), 1)
+    assert len(next(batches)) == 1
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    time.sleep(0.5)  # the step: torch's own handler would raise here
+    assert [len(batch) for batch in batches] == list(range(2, 9))
 
 
 def test_a_worker_that_is_lost_again_and_again_ends_the_run_in_one_line(tmp_path):

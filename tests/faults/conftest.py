@@ -73,12 +73,20 @@ class Job:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in (self.process, *self.forked):
-            if process is not None and self._status(process) is None:
-                process.kill()
+        self.kill()
         self.wait()
         self.said = self.errors
         self.err.unlink()
+
+    def ended(self) -> bool:
+        """Whether all processes have ended."""
+        return all(self._status(each) is not None for each in (self.process, *self.forked) if each is not None)
+
+    def kill(self) -> None:
+        """End what still runs."""
+        for process in (self.process, *self.forked):
+            if process is not None and self._status(process) is None:
+                process.kill()
 
     def wait(self, timeout: float = 120) -> int:
         """Exit status: of the launcher, or of the first rank that failed."""
@@ -102,8 +110,7 @@ class Job:
     def until(self, reached: Callable[[], bool], timeout: float = 90) -> None:
         deadline = time.monotonic() + timeout
         while not reached():
-            running = [each for each in (self.process, *self.forked) if each is not None and self._status(each) is None]
-            assert running, self.errors[-3000:]
+            assert not self.ended(), self.errors[-3000:]
             assert time.monotonic() < deadline, self.errors[-3000:]
             time.sleep(0.01)
 

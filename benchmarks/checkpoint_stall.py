@@ -1,0 +1,57 @@
+"""How long the train loop waits for a checkpoint: ``python -m benchmarks.checkpoint_stall``.
+
+The model is X²-VLM base with AdamW's state, some 3 GB. A save that the loop waits for writes, hashes and syncs the checkpoint; the run's
+own copies the states, and a thread does the rest. Both alternate in one process, and each is written to its end before the next begins.
+
+The last line is the median of the seconds that the loop waits over those of a save that it waits for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.pretrain_step import build, seconds
+from engine.checkpoint import write_checkpoint
+from engine.saving import CheckpointWriter, copied_to_cpu
+from utils.flags import positive
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint_stall", description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="saves of each kind (default 3)")
+    parser.add_argument("--small", action="store_true", help="a small model, to see that the benchmark runs")
+    arguments = parser.parse_args(argv)
+    model, _ = build(arguments.small)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        writer = CheckpointWriter(Path(folder), keep=1)
+
+        def save_and_wait(step: int) -> None:
+            weights, state = copied_to_cpu(dict(model.state_dict())), copied_to_cpu(optimizer.state_dict())
+            write_checkpoint(Path(folder), step, weights, {"optimizer": state})
+
+        for number in range(arguments.rounds):
+            waited = seconds(lambda step=2 * number: save_and_wait(step))  # type: ignore[misc]
+            stalled = seconds(
+                lambda step=2 * number + 1: writer.save(step, model, {"optimizer": optimizer.state_dict()})  # type: ignore[misc]
+            )
+            writer.finish()
+            ratios.append(stalled / waited)
+            sys.stdout.write(f"round {number + 1}: waits {stalled:.2f} s instead of {waited:.2f} s\n")
+    sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,117 @@
+"""Disturb a run at random, resume it each time, and compare it at the end with an undisturbed one.
+
+    python -m tests.faults.soak --kills 20
+
+Each time, the run is ended by SIGKILL or SIGTERM, of one rank or of all, at a moment drawn at random; after some of them its newest
+checkpoint is damaged too (a flipped bit, a truncated or an empty file), or it goes on for a while with a disk on which no checkpoint
+fits. The last line says whether metrics and weights equal those of the undisturbed run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from demo.scenes.build import build
+from engine.checkpoint import CHECKPOINTS, list_checkpoints
+from tests.conftest import tiny_run
+from tests.faults.conftest import Job, lines
+
+STEPS = 400
+EVERY = 10
+
+
+def wait_until(job: Job, chance: random.Random, first: int) -> None:
+    """Let a run go on for some steps, or end."""
+    goal = first + chance.randrange(0, 3 * EVERY)
+    deadline = time.monotonic() + 120
+    while len(lines(job.output)) < goal and time.monotonic() < deadline and not job.ended():
+        time.sleep(0.01)
+    time.sleep(chance.uniform(0, 0.2))
+
+
+def damage(output: Path, chance: random.Random) -> str | None:
+    """Damage a file of the newest checkpoint, if there is an older one; returns what was done."""
+    checkpoints = list_checkpoints(output / CHECKPOINTS)
+    if len(checkpoints) < 2:
+        return None
+    file = chance.choice(sorted(checkpoints[-1].folder.iterdir()))
+    content = bytearray(file.read_bytes())
+    how = chance.choice(["flipped bit", "truncated", "empty"])
+    if how == "flipped bit":
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    file.write_bytes(content if how == "flipped bit" else content[: len(content) // 2] if how == "truncated" else b"")
+    return f"{how} {file.name}"
+
+
+def disturb(output: Path, overrides: list[str], chance: random.Random, counts: Counter[str]) -> bool:
+    """One start of the run, ended at random; returns whether it came to its end."""
+    full = chance.random() < 0.15
+    first = len(lines(output))
+    with Job(output, *overrides, flags=("--resume",), file_bytes=150_000 if full else None) as job:
+        wait_until(job, chance, first)
+        if job.ended():
+            counts["ended by itself"] += 1
+            return job.wait() == 0
+        signum = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
+        ranks = job.ranks()
+        for rank in ranks if chance.random() < 0.5 else [chance.choice(ranks)]:
+            os.kill(rank, signum)
+        if signum == signal.SIGKILL:
+            job.kill()  # as the launcher does
+        job.wait()
+    counts[signal.Signals(signum).name] += 1
+    counts["full disk"] += full
+    if "Traceback" in job.errors:
+        counts["TRACEBACK"] += 1
+        sys.stdout.write(job.errors)
+    if chance.random() < 0.3 and (done := damage(output, chance)):
+        counts[done] += 1
+    return False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, metavar="N", help="how often the run is disturbed")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    chance, counts = random.Random(arguments.seed), Counter[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        build(root / "scenes", seed=0, train=40, val=8, test=8, size=32)
+        overrides = [*tiny_run(root / "scenes"), f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}"]
+        overrides += ["train.keep_checkpoints=3", "data.workers=1"]
+        with Job(root / "whole", *overrides) as job:
+            assert job.wait(1200) == 0, job.errors
+        run, runs = root / "run-0", 0
+        for _ in range(arguments.kills):
+            if disturb(run, overrides, chance, counts):
+                runs = check(root, run, overrides, runs, counts)
+                run = root / f"run-{runs}"
+        check(root, run, overrides, runs, counts)
+    sys.stdout.write(", ".join(f"{count} {name}" for name, count in sorted(counts.items())) + "\n")
+    wrong = counts["DIFFERENT"] + counts["TRACEBACK"]
+    sys.stdout.write(f"{'WRONG' if wrong else 'equal to the last digit'} after {arguments.kills} disturbances\n")
+    return 1 if wrong else 0
+
+
+def check(root: Path, run: Path, overrides: list[str], runs: int, counts: Counter[str]) -> int:
+    """Let a run come to its end and compare it with the undisturbed one; returns the number of runs so far."""
+    with Job(run, *overrides, flags=("--resume",)) as job:
+        if job.wait(1200) != 0:
+            sys.stdout.write(job.errors)
+    last = f"{CHECKPOINTS}/step-{STEPS:08d}/model.safetensors"
+    same = (root / "whole" / last).read_bytes() == (run / last).read_bytes() and lines(root / "whole") == lines(run)
+    counts["runs equal" if same else "DIFFERENT"] += 1
+    return runs + 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
