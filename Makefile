@@ -13,7 +13,7 @@ endif
 PRETRAINED := runs/demo/pretrain-seed0
 RUN := runs/demo/$(TASK)-seed$(SEED)
 
-.PHONY: demo demo-quick scenes clips test test-lowest lint types setup setup-dev clean-demo
+.PHONY: demo demo-quick scenes clips test faults test-lowest lint types setup setup-dev clean-demo
 
 ifdef QUICK
 demo: demo-quick
@@ -68,6 +68,9 @@ test-lowest:
 		data.train.annotations=.lowest/scenes/retrieval_train.jsonl \
 		evaluation.validation.annotations=.lowest/scenes/retrieval_val.jsonl \
 		evaluation.test.test.annotations=.lowest/scenes/retrieval_test.jsonl
+
+faults: .venv/installed-dev
+	.venv/bin/python -m pytest tests/faults
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .
