@@ -45,6 +45,7 @@ def load_weights(model: XVLM, path: str | Path, *, new_text: bool = False) -> Lo
     if new_text:
         state = _without_text(state, report, lambda name: name)
     assign(model, state, report)
+    report.require_same_depth()
     return report
 
 
@@ -56,7 +57,7 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_te
     the file's: it, and what has a row for each word of its vocabulary, stays as it is.
 
     Raises:
-        UserError: if a shape does not fit, or two copies of a tied tensor differ.
+        UserError: if a shape or the depth of an encoder does not fit, or two copies of a tied tensor differ.
     """
     report = LoadReport(source, published=True)
     kept: dict[str, Tensor] = {}
@@ -77,6 +78,7 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_te
     if new_text:
         kept = _without_text(kept, report, rename)
     assign(model, kept, report, rename)
+    report.require_same_depth()
     return report
 
 

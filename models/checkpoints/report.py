@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -38,6 +39,23 @@ class LoadReport:
         lines += [f"  unused {name}" for name in by_module(self.unused)]
         return lines
 
+    def require_same_depth(self) -> None:
+        """Raise a :class:`UserError` if file and model have different numbers of layers in an encoder: half an encoder loads in
+        silence otherwise."""
+        for encoder, pattern in _LAYERS.items():
+            if encoder == "text" and self.text_left_out:
+                continue
+            spare = {int(match[1]) for name in self.unused if (match := pattern.match(name))}
+            missing = {int(match[1]) for name in self.fresh if (match := pattern.match(name))}
+            # A layer of which only some parameters are fresh is another kind of layer, which is for the caller to judge.
+            missing -= {int(match[1]) for name in self.loaded if (match := pattern.match(name))}
+            if spare or missing:
+                difference = _layers(len(spare), "more") if spare else _layers(len(missing), "fewer")
+                raise UserError(
+                    f"{self.source}: has {difference} in its {encoder} encoder than the model; set {_DEPTH_KEYS[encoder]} to "
+                    "its depth"
+                )
+
     def require_complete(self) -> None:
         """Raise a :class:`UserError` if a parameter stayed fresh or a tensor of the file found no place."""
         problems = []
@@ -49,6 +67,18 @@ class LoadReport:
             raise UserError(
                 f"{self.source}: {'; '.join(problems)}; is the model built with the sizes of the checkpoint?"
             )
+
+
+_LAYERS = {
+    "vision": re.compile(r"(?:vision\.backbone|vision_encoder)\.blocks\.(\d+)\."),
+    "text": re.compile(r"text\.encoder\.layer\.(\d+)\."),
+    "fusion": re.compile(r"fusion\.layer\.(\d+)\."),
+}
+_DEPTH_KEYS = {"vision": "model.vision.depth", "text": "model.text.arch.layers", "fusion": "model.fusion.layers"}
+
+
+def _layers(count: int, word: str) -> str:
+    return f"one layer {word}" if count == 1 else f"{count} layers {word}"
 
 
 def _some(names: list[str]) -> str:

@@ -2,9 +2,9 @@
 
     python -m tests.faults.soak --kills 20
 
-Each time, the run is ended by SIGKILL or SIGTERM, of one rank or of all, at a moment drawn at random; after some of them its newest
-checkpoint is damaged too (a flipped bit, a truncated or an empty file), or it goes on for a while with a disk on which no checkpoint
-fits. The last line says whether metrics and weights equal those of the undisturbed run.
+Each time, the run is ended by SIGKILL or SIGTERM, of one rank or of all, at a moment drawn at random; after some of them its
+newest checkpoint is damaged too (a flipped bit, a truncated or an empty file), or it goes on for a while with a disk on which no
+checkpoint fits. The last line says whether metrics and weights equal those of the undisturbed run.
 """
 
 from __future__ import annotations

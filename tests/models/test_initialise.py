@@ -142,6 +142,24 @@ def test_our_own_checkpoint_reads_back_whole(model, tmp_path):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("encoder", ["vision", "text", "fusion"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_half_an_encoder_is_refused(tmp_path, encoder, layers):
+    """The model has one layer fewer, or more, than the file, whose encoders have two."""
+    two = CONFIG.model_copy(update={"fusion": FusionConfig(layers=2)})
+    save_file(PretrainModel(two).state_dict(), tmp_path / "two.safetensors")
+    other = {
+        "vision": {"vision": two.vision.model_copy(update={"depth": layers})},
+        "text": {"text": TextConfig(arch=ARCH.model_copy(update={"layers": layers}))},
+        "fusion": {"fusion": FusionConfig(layers=layers)},
+    }
+    difference = "one layer more" if layers == 1 else "one layer fewer"
+    with pytest.raises(
+        UserError, match=rf"two\.safetensors: has {difference} in its {encoder} encoder than the model; set model\."
+    ):
+        load_weights(PretrainModel(two.model_copy(update=other[encoder])), tmp_path / "two.safetensors")
+
+
 def test_an_incomplete_checkpoint_is_named(model, tmp_path):
     state = dict(model.state_dict())
     del state["box_head.0.bias"]
