@@ -10,6 +10,7 @@ import torch
 from benchmarks import (
     answer_ranking,
     captioning,
+    checkpoint_stall,
     data,
     gpu,
     host_overhead,
@@ -44,6 +45,11 @@ def test_answers_are_ranked_as_the_naive_way_does_and_the_ratio_is_printed(capsy
 
 def test_captioning_runs_and_ends_with_its_ratio(capsys):
     captioning.main(["--small", "--rounds", "1"])
+    assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_wait_for_a_checkpoint_is_printed(capsys):
+    checkpoint_stall.main(["--small", "--rounds", "1"])
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
