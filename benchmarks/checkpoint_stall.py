@@ -1,7 +1,7 @@
 """How long the train loop waits for a checkpoint: ``python -m benchmarks.checkpoint_stall``.
 
 The model is X²-VLM base with AdamW's state, some 3 GB. A save that the loop waits for writes, hashes and syncs the checkpoint.
-The run's own save copies the states, and a thread does the rest. Both alternate in one process, and none begins before the other ends.
+The run's own save copies the states, and a thread does the rest. Both alternate, and none begins before the other ends.
 
 The last line is the median of the seconds that the loop waits over those of a save that it waits for.
 """
