@@ -66,7 +66,7 @@ def measured_weights(folder: RunFolder, checkpoint: str | None, task: str | None
     """
     trained: Training = "pre-trained" if task == "pretrain" else "fine-tuned"
     if folder.best.is_file():
-        return MeasuredWeights(f"best weights of this run, step {_best_step(folder.best)}", trained)
+        return MeasuredWeights(f"best weights of this run{_best_step(folder.best)}", trained)
     if checkpoints := list_checkpoints(folder.checkpoints):
         return MeasuredWeights(f"last weights of this run, step {checkpoints[-1].step}", trained)
     if checkpoint is None:
@@ -99,5 +99,7 @@ def _config_of(checkpoint: str) -> dict[str, Any] | None:
         return None
 
 
-def _best_step(path: Path) -> int:
-    return int(read_about(path)["validation"]["step"])
+def _best_step(path: Path) -> str:
+    """The step of a run's best weights, as the end of their name; empty where an earlier version wrote them."""
+    validation = read_about(path).get("validation")
+    return f", step {validation['step']}" if validation else ""

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -77,11 +78,12 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
         raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
     output = Path(arguments.output) if arguments.output else _default_output(choice, arguments)
     try:
-        with (
-            process_group(config.train.start_timeout_min) as device,
-            claimed(output),
-            StopRequest(config.train.grace_s) as stop,
-        ):
+        with ExitStack() as stack:
+            device = stack.enter_context(process_group(config.train.start_timeout_min))
+            if not arguments.evaluate:
+                _check_steps(config)
+            stack.enter_context(claimed(output))
+            stop = stack.enter_context(StopRequest(config.train.grace_s))
             try:
                 _run(task_class, config, output, arguments, device, stop)
             except Stopped as stopped:
@@ -109,8 +111,6 @@ def _run(
     from utils import distributed, log
 
     with stop.at_once():
-        if not arguments.evaluate:
-            _check_steps(config)
         folder, checkpoint = RunFolder.open(output, config, arguments.resume, evaluate=arguments.evaluate)
         log.set_up(folder.log_of(distributed.rank()))
         for fault in folder.passed_over:

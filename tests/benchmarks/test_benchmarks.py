@@ -272,7 +272,7 @@ def test_each_batch_is_seen_before_the_clock_runs(way, flags, steps, monkeypatch
         ),
         (
             ["data.regions=null", "data.images=null"],
-            "command line and configs/pretrain/base_4m.yaml:9: data: no stream is configured; "
+            "command line and configs/pretrain/base_4m.yaml:8: data: no stream is configured; "
             "give at least one of images, regions, videos, texts, translations",
         ),
         (

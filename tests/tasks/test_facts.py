@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from dataset.tasks.grounding import GroundingSplitConfig
 from dataset.tasks.vqa import QuestionsConfig
 from engine.run_folder import RunFolder
 from tasks.facts import Facts, MeasuredWeights, files_of, measured_weights, training_of
+from utils.weight_file import save_weights
 
 
 def run(folder: Path, task: str, start: Path | None = None, *, step: int = 4) -> Path:
@@ -31,9 +31,11 @@ def test_best_weights_are_named_before_the_last_ones(tmp_path):
     assert measured_weights(RunFolder(folder), "other", "vqa") == MeasuredWeights(
         "last weights of this run, step 4", "fine-tuned"
     )
-    metadata = {"validation": json.dumps({"step": 2, "accuracy": 0.5})}
-    save_file({"a": torch.zeros(1)}, folder / "best.safetensors", metadata=metadata)
+    weights = {"a": torch.zeros(1)}
+    save_weights(folder / "best.safetensors", weights, {"validation": {"step": 2, "accuracy": 0.5}})
     assert measured_weights(RunFolder(folder), None, "vqa").name == "best weights of this run, step 2"
+    save_file(weights, folder / "best.safetensors")  # of an earlier version
+    assert measured_weights(RunFolder(folder), None, "vqa").name == "best weights of this run"
 
 
 def test_pre_training_is_called_so(tmp_path):
