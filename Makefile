@@ -29,8 +29,8 @@ demo-quick: .venv/installed
 	.venv/bin/python -m demo.scenes --out data/scenes_quick --seed 0 --train 1500 --val 100 --test 100
 	.venv/bin/python run.py --config configs/demo/pretrain_quick.yaml --cpu 2 --output runs/demo/pretrain_quick --resume
 	@echo
-	@echo "That was a tenth of the demo's steps: texts and scenes begin to find each other, matching and boxes come later."
-	@echo "Next: make demo, which takes ten to twelve minutes; or your own data: docs/own_data.md"
+	@echo "That was 100 steps of 870: texts and scenes begin to find each other, matching and boxes come later."
+	@echo "Next: make demo, which takes some ten minutes; or your own data: docs/own_data.md"
 
 $(PRETRAINED)/evaluation.json: | scenes
 	.venv/bin/python run.py --task pretrain --cpu 2 --output $(PRETRAINED) --resume
@@ -86,11 +86,11 @@ setup-dev: .venv/installed-dev
 	$(PYTHON) -m venv .venv
 
 .venv/installed: requirements.txt | .venv/bin/python
-	.venv/bin/python -m pip install -r requirements.txt
+	.venv/bin/python -m pip install --no-compile -r requirements.txt
 	touch $@
 
 .venv/installed-dev: requirements.txt requirements-dev.txt | .venv/bin/python
-	.venv/bin/python -m pip install -r requirements-dev.txt
+	.venv/bin/python -m pip install --no-compile -r requirements-dev.txt
 	touch .venv/installed $@
 
 clean-demo:
