@@ -29,7 +29,7 @@ demo-quick: .venv/installed
 	.venv/bin/python -m demo.scenes --out data/scenes_quick --seed 0 --train 1500 --val 100 --test 100
 	.venv/bin/python run.py --config configs/demo/pretrain_quick.yaml --cpu 2 --output runs/demo/pretrain_quick --resume
 	@echo
-	@echo "That was 100 steps of 870: texts and scenes begin to find each other, matching and boxes come later."
+	@echo "That was 100 steps of 900: texts and scenes begin to find each other, matching and boxes come later."
 	@echo "Next: make demo, which takes some ten minutes; or your own data: docs/own_data.md"
 
 $(PRETRAINED)/evaluation.json: | scenes
