@@ -22,6 +22,7 @@ def progress_bar(items: Iterable[Any] | None = None, *, total: int, quiet: bool 
         disable=quiet,
         mininterval=SECONDS_IN_A_FILE,
         maxinterval=SECONDS_IN_A_FILE,
+        miniters=1,  # else tqdm skips lines when the steps get slower
         delay=SECONDS_IN_A_FILE,
         bar_format=("{desc}: " if options.get("desc") else "") + LINE,
         **options,
