@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -40,6 +41,12 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended in between
         os._exit(128 + signal.SIGKILL)
+
+
+def kill_children() -> None:
+    """Kill the processes that :mod:`multiprocessing` has started: at its end, Python waits for those that ignore its signal."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def ignore_stop_signals() -> None:
