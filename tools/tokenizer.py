@@ -39,7 +39,9 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
         "--records", nargs="+", required=True, metavar="FILE", help="JSON lines, a JSON array, tars, folders"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--size", type=positive, default=30_000, metavar="N", help="most entries (default: 30000)")
+    parser.add_argument(
+        "--size", type=positive, default=30_000, metavar="N", help="largest number of entries (default: 30000)"
+    )
     parser.add_argument(
         "--keys",
         type=lambda text: tuple(text.split(",")),

@@ -63,7 +63,8 @@ def check_inputs(config: Config, leave_out: tuple[str, ...] = ()) -> None:
     missing = missing_inputs(config, leave_out)
     if not missing:
         return
-    remedy = f"check the path (it is relative to {Path.cwd()}); the first lines of a config say how its data are made"
+    sources = "docs/data.md, docs/checkpoints.md and the first lines of the config"
+    remedy = f"check the path (it is relative to {Path.cwd()}); for its source, see {sources}"
     if len(missing) == 1:
         [(path, keys)] = missing.items()
         raise UserError(f"{keys[0]}: {path} does not exist; {remedy}")

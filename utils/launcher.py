@@ -36,7 +36,11 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--cpu", type=positive, metavar="N", help="N processes on the CPU (default without a GPU: 1)")
     parser.add_argument(
-        "--nodes", type=positive, default=1, metavar="N", help="number of nodes; run the same line on each"
+        "--nodes",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="number of nodes; run the line on each, with its --node-rank",
     )
     parser.add_argument("--node-rank", type=int, default=0, metavar="R", help="this node's number, from 0")
     parser.add_argument("--master", metavar="HOST:PORT", help="address of node 0; needed with --nodes")

@@ -37,7 +37,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="run.py doctor",
         description="Check a run before it starts: missing files, versions, a sample of the records, weights, memory, disk, and "
-        "one real step of each stream on a tiny batch. Everything is told at once, with its remedy, in about half a minute.",
+        "one real step of each stream on a tiny batch. All findings are reported at once, each with a remedy, in half a minute.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

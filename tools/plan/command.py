@@ -43,7 +43,12 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     flag("--utilisation", type=share, default=ASSUMED_UTILISATION, metavar="U", help=utilisation)
     batch = "examples of the leading stream per step (default: the config's train.global_batch)"
     flag("--global-batch", type=positive, metavar="N", help=batch)
-    flag("--records", type=positive, metavar="N", help="records of the leading stream, for a run measured in epochs")
+    flag(
+        "--records",
+        type=positive,
+        metavar="N",
+        help="records of the leading stream; needed for the time of a run in epochs",
+    )
     flag("--estimate", action="store_true", help="do not measure, even with a GPU")
     flag("--json", action="store_true", help="print JSON")
     add_overrides(parser)
