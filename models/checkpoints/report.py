@@ -48,7 +48,7 @@ class LoadReport:
             spare = {int(match[1]) for name in self.unused if (match := pattern.match(name))}
             missing = {int(match[1]) for name in self.fresh if (match := pattern.match(name))}
             loaded = {int(match[1]) for name in self.loaded if (match := pattern.match(name))}
-            # A layer of which only some parameters are fresh is of another kind, for the caller to judge; a file may lack an encoder.
+            # A layer with some fresh parameters is of another kind, for the caller to judge; a file may lack an encoder.
             missing = missing - loaded if loaded else set()
             if spare or missing:
                 difference = _layers(len(spare), "more") if spare else _layers(len(missing), "fewer")
