@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from utils.processes import die_with_parent, ignore_stop_signals, signal_name
 T = TypeVar("T")
 
 RESTARTS = 3
-"""How often workers are started again in a run, after one has hung or was killed."""
+"""How often workers are started again for one batch, after one has hung or was killed."""
 
 TIMEOUT_S = 600.0
 """Time for one batch, unless a config says otherwise."""
@@ -47,7 +48,7 @@ def in_workers(
     """``make(number)`` for each number in order, made by ``workers`` processes (0: by this one).
 
     As ``make`` gives the same for a number whoever calls it, workers of which one hangs or is killed are replaced, up to
-    :data:`RESTARTS` times.
+    :data:`RESTARTS` times for one batch.
 
     Args:
         make: of the batches.
@@ -56,9 +57,9 @@ def in_workers(
         timeout_s: seconds after which a worker that makes one batch is taken to hang.
 
     Raises:
-        UserError: as ``make`` does, in whichever process; or if workers hang or are killed again and again.
+        UserError: as ``make`` does, in whichever process; or if workers hang or are killed again and again at one batch.
     """
-    done, faults = 0, 0
+    done = faults = at_last_fault = 0
     while True:
         pool = _Pool(make, numbers[done:], workers, timeout_s)
         batches = pool.batches()
@@ -68,7 +69,8 @@ def in_workers(
                 yield batch
             return
         except _LostWorkerError as lost:
-            faults += 1
+            faults = faults + 1 if done == at_last_fault else 1
+            at_last_fault = done
             if faults > RESTARTS:
                 raise UserError(f"{lost}; workers were started again {RESTARTS} times in vain") from None
             logger.warning("%s; the workers are started again (%d of at most %d times)", lost, faults, RESTARTS)
@@ -92,6 +94,7 @@ class _Pool:
         self.late: int | None = None
         """The worker that was killed since its batch did not come."""
         self.handler: Any = None
+        self.kill_children: Callable[[], object] | None = None
         self.ended = threading.Event()
         # A row a worker: its process in the first 8 bytes, the place of the record that it reads in the others.
         self.board = torch.zeros(max(1, self.workers), 8 + _PLACE_BYTES, dtype=torch.uint8)
@@ -143,6 +146,8 @@ class _Pool:
             self.waiting_since = None
 
     def _watch_children(self) -> None:
+        # Called at the end of the process too, where Python would wait for the workers of a loop that an error has left.
+        self.kill_children = Finalize(None, _kill, args=(self.children,), exitpriority=0)
         threading.Thread(target=self._kill_if_late, daemon=True, name="watch workers").start()
         if threading.current_thread() is threading.main_thread():
             # Torch's own handler raises wherever the main thread is, in the middle of a step say.
@@ -174,9 +179,8 @@ class _Pool:
     def end(self) -> None:
         """Kill the workers that still live: one that hangs would be waited for."""
         self.ended.set()
-        for child in self.children:
-            child.kill()
-            child.join()
+        if self.kill_children is not None:
+            self.kill_children()
         if self.handler is not None:
             signal.signal(signal.SIGCHLD, self.handler)
 
@@ -203,6 +207,12 @@ class _Pool:
     def _place(self, worker: int) -> str:
         text = bytes(self.board[worker, 8:].tolist()).rstrip(b"\0")
         return text.decode("utf-8", "replace") or "its first record"
+
+
+def _kill(children: Sequence[BaseProcess]) -> None:
+    for child in children:
+        child.kill()
+        child.join()
 
 
 def _begin(board: Tensor, worker: int) -> None:

@@ -1,4 +1,4 @@
-"""What a run is: kept in its checkpoints, and compared when it resumes."""
+"""The identity of a run, which its checkpoints keep, and which is compared when it resumes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What the steps of a run depend on beside its config.
+    """All that the steps of a run depend on beside its config.
 
     ``ranks``: processes. ``records_per_step``: records of the leading stream in a step, over all ranks. ``steps``: of the whole
     run. ``records``: number of records of each stream, the leading one first. ``data``: a digest of the files by config key.

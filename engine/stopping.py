@@ -20,7 +20,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from utils import distributed
-from utils.processes import STOP_SIGNALS, signal_name, status_of_stop
+from utils.processes import GRACE_S, STOP_SIGNALS, signal_name, status_of_stop
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class StopRequest:
         grace_s: seconds that the other ranks give rank 0 to save.
     """
 
-    def __init__(self, grace_s: float = 120.0):
+    def __init__(self, grace_s: float = GRACE_S):
         self.grace_s = grace_s
         self.signum: int | None = None
         self.store = distributed.shared_store("stop")

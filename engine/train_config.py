@@ -13,6 +13,7 @@ from engine.precision import PrecisionName
 from engine.task import Encoder, Loader, SizesMicroBatch
 from utils import distributed
 from utils.config import Config
+from utils.processes import GRACE_S
 
 
 class TrainConfig(Config):
@@ -43,14 +44,16 @@ class TrainConfig(Config):
         description="number of steps with a non-finite loss or gradient that may be skipped before the run stops",
     )
     start_timeout_min: float = Field(
-        120.0, gt=0, description="minutes that ranks wait for each other at the start, in validations and evaluations"
+        distributed.TIMEOUT_MIN,
+        gt=0,
+        description="minutes that ranks wait for each other at the start, in validations and evaluations",
     )
     step_timeout_min: float = Field(15.0, gt=0, description="minutes that ranks wait for each other in a step")
     stall_s: float = Field(
         300.0, gt=0, description="seconds without a finished step after which a rank says where it hangs"
     )
     grace_s: int = Field(
-        120, ge=1, description="seconds that ranks have to save a checkpoint after a signal, before they are ended"
+        GRACE_S, ge=1, description="seconds that ranks have to save a checkpoint after a signal, before they are ended"
     )
     peak_tflops: float | None = Field(
         None,

@@ -47,7 +47,7 @@ PHASES = (
     *("forward", "losses", "backward"),  # of each micro-batch
     *("clip", "optimiser", "numbers", "report"),
 )
-"""The phases of a step in order: "data" and "report" in :meth:`Trainer.fit`, the others in :meth:`Trainer.train_step`."""
+"""The phases of a step in order: "data" and "report" in :meth:`Trainer._train`, the others in :meth:`Trainer.train_step`."""
 
 
 class Trainer:
@@ -86,14 +86,7 @@ class Trainer:
         self.steps = train.total_steps(self.loader)
         self.accumulation = train.accumulation(self.loader)
         """Micro-batches per step of this rank."""
-        self.identity = RunIdentity(
-            ranks=distributed.world_size(),
-            records_per_step=train.records_per_step(self.loader),
-            steps=self.steps,
-            records=dict(self.loader.stream_sizes),
-            data=dict(data or {}),
-            order_needs_ranks=self.loader.order_needs_ranks,
-        )
+        self.identity = self._identity(data or {})
         self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints)
         self.schedule = build_schedule(schedule, self.steps)
         self.precision = Precision(train.precision, device)
@@ -110,6 +103,16 @@ class Trainer:
             self._restore(checkpoint, state)
         self.first_step = self.step
         self.parallel = data_parallel(self.model, device)
+
+    def _identity(self, data: Mapping[str, str]) -> RunIdentity:
+        return RunIdentity(
+            ranks=distributed.world_size(),
+            records_per_step=self.config.records_per_step(self.loader),
+            steps=self.steps,
+            records=dict(self.loader.stream_sizes),
+            data=dict(data),
+            order_needs_ranks=self.loader.order_needs_ranks,
+        )
 
     def _set_up_encoders(self) -> None:
         model = cast(TaskModel, self.model)

@@ -15,7 +15,6 @@ from tasks.kinds import Choice, TaskKind, choose
 from utils.config import load_config
 from utils.errors import UserError, of_surroundings
 from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, parse
-from utils.processes import kill_children
 
 if TYPE_CHECKING:
     import torch
@@ -97,8 +96,6 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
         if told is not None:
             raise told from error
         raise
-    finally:
-        kill_children()
     return 0
 
 

@@ -12,9 +12,7 @@ from utils.config import peek
 from utils.errors import UserError, one_line_errors
 from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, add_task, parse
 from utils.launcher import add_placement, check_placement, torchrun
-
-GRACE_S = 120
-"""The default of ``train.grace_s``, which is read here without importing torch."""
+from utils.processes import GRACE_S
 
 EXAMPLES = """examples:
   python run.py --task pretrain --output runs/demo

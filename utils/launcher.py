@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.flags import positive
-from utils.processes import STOP_SIGNALS, signal_name, status_of_stop
+from utils.processes import GRACE_S, STOP_SIGNALS, signal_name, status_of_stop
 
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Environment variables with the settings of torch's CUDA allocator."""
@@ -59,7 +59,7 @@ def check_placement(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error(f"--node-rank {arguments.node_rank} is not within 0 .. {arguments.nodes - 1}")
 
 
-def torchrun(arguments: argparse.Namespace, command: Sequence[str], grace_s: int = 120) -> int:
+def torchrun(arguments: argparse.Namespace, command: Sequence[str], grace_s: int = GRACE_S) -> int:
     """Run a command on every rank; returns the job's exit status (128 + n if signal n ended it).
 
     A signal goes on to the ranks, which have ``grace_s`` seconds to end: 75 is the status then, by which schedulers requeue, and
@@ -82,13 +82,7 @@ def torchrun(arguments: argparse.Namespace, command: Sequence[str], grace_s: int
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
     # A waiting thread yields its core early: the loader's workers and other programs need it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    flags = [f"--nproc-per-node={processes}"]
-    if arguments.nodes > 1:
-        host, _, port = arguments.master.rpartition(":")
-        flags += [f"--nnodes={arguments.nodes}", f"--node-rank={arguments.node_rank}"]
-        flags += [f"--master-addr={host}", f"--master-port={port}"]
-    else:
-        flags += ["--standalone"]
+    flags = _torchrun_flags(arguments, processes)
     parser = get_args_parser()
     if "--signals-to-handle" in parser._option_string_actions:
         flags += [f"--signals-to-handle={HANDLED_BY_TORCHRUN}"]
@@ -111,6 +105,15 @@ def torchrun(arguments: argparse.Namespace, command: Sequence[str], grace_s: int
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the nodes did not find each other (--master {arguments.master}): {reason}") from None
     return 0
+
+
+def _torchrun_flags(arguments: argparse.Namespace, processes: int) -> list[str]:
+    flags = [f"--nproc-per-node={processes}"]
+    if arguments.nodes == 1:
+        return [*flags, "--standalone"]
+    host, _, port = arguments.master.rpartition(":")
+    flags += [f"--nnodes={arguments.nodes}", f"--node-rank={arguments.node_rank}"]
+    return [*flags, f"--master-addr={host}", f"--master-port={port}"]
 
 
 def _forward_first_signal(exception: Callable[[str, signal.Signals], Exception]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,6 +12,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 REQUEUE = 75
 """Exit status of a run that was asked to stop and can be resumed (EX_TEMPFAIL: schedulers requeue on it)."""
+
+GRACE_S = 120
+"""Seconds from a signal to the end of a run, unless a config says otherwise."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
@@ -41,12 +43,6 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended in between
         os._exit(128 + signal.SIGKILL)
-
-
-def kill_children() -> None:
-    """Kill the processes that :mod:`multiprocessing` has started: at its end, Python waits for those that ignore its signal."""
-    for child in multiprocessing.active_children():
-        child.kill()
 
 
 def ignore_stop_signals() -> None:

@@ -96,7 +96,7 @@ def main() -> int:
                 runs = check(root, run, overrides, runs, counts)
                 run = root / f"run-{runs}"
         check(root, run, overrides, runs, counts)
-    sys.stdout.write(", ".join(f"{count} {name}" for name, count in sorted(counts.items())) + "\n")
+    sys.stdout.write(", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count) + "\n")
     wrong = counts["DIFFERENT"] + counts["TRACEBACK"]
     sys.stdout.write(f"{'WRONG' if wrong else 'equal to the last digit'} after {arguments.kills} disturbances\n")
     return 1 if wrong else 0

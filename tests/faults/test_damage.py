@@ -107,7 +107,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(copy_of, overrides, flags):
 
 
 def test_other_ranks_go_on_with_the_same_records(copy_of, overrides):
-    """By the order of records; the losses differ, since dropout and negatives depend on the rank."""
+    """To the last step; tests/dataset holds that the order of records is the same. The losses differ, since dropout and negatives
+    depend on the rank."""
     run = copy_of()
     with Job(run, *overrides, "data.workers=0", ranks=1, flags=("--resume",)) as job:
         assert job.wait() == 2
