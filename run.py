@@ -28,6 +28,8 @@ COMMANDS = {
     "doctor": Command(
         "tools.doctor.command", "check files, data, weights, memory and one step before a run, in half a minute"
     ),
+    "prepare": Command("tools.prepare.command", "records for pre-training from the official files of public data sets"),
+    "leaks": Command("tools.leaks", "images that training data share with held-out splits"),
     "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes"),
     "tokenizer": Command("tools.tokenizer", "learn a tokenizer from the texts of your records"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from utils.errors import UserError
 from utils.files import expanded
@@ -37,9 +37,22 @@ def read_plain_pickle(path: str, key: str) -> Any:
     """
     try:
         with expanded(path).open("rb") as stream:
-            return _PlainUnpickler(stream, encoding="latin1").load()
+            return load_plain_pickle(stream)
     except FileNotFoundError:
         raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None
-    # A damaged pickle can raise nearly anything.
-    except Exception as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{key}: {path} is not a pickle of plain data: {error}") from None
+
+
+def load_plain_pickle(stream: IO[bytes]) -> Any:
+    """As :func:`read_plain_pickle`, from an open file.
+
+    Raises:
+        ValueError: it is damaged, or holds more than plain data.
+    """
+    try:
+        return _PlainUnpickler(stream, encoding="latin1").load()
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise ValueError(str(error)) from None

@@ -1,4 +1,4 @@
-"""``python -m dataset.prepare.frames (--records FILE ... | --folder DIR) --out DIR``: videos become lists of frames.
+"""``python run.py prepare frames (--records FILE ... | --folder DIR) --out DIR``: videos become lists of frames.
 
 Training on video files decodes them again in every epoch, which costs many times as much as images. This command decodes each
 video once and keeps the frames of whole seconds (X²-VLM, section 3.2) as base64 JPEGs, the form of the released data.
@@ -215,9 +215,9 @@ frames are wanted: set it where videos last many minutes"""
 
 
 @one_line_errors
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Make the frames and print one line of what there is; exit status 2 for a mistake of the user."""
-    flags = _parser().parse_args()
+    flags = _parser().parse_args(argv)
     log.set_up()
     reading = VideoReadingConfig(
         backend=flags.backend, frames_per_second=flags.frames_per_second, time_limit_s=flags.time_limit
@@ -250,7 +250,3 @@ def main() -> int:
     if summary.broken:
         sys.stdout.write(f"broken videos: {flags.out / BROKEN}\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

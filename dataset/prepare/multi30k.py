@@ -1,4 +1,4 @@
-"""``python -m dataset.prepare.multi30k --source DIR --out DIR``: records of Multi30K, captions by language.
+"""``python run.py prepare multi30k --source DIR --out DIR``: records of Multi30K, captions by language.
 
 ``--source`` is a copy of the official repository (multi30k/dataset). English and German have five captions of each image,
 written independently (task 2); French and Czech have one, a translation (task 1), and so have English and German without task 2.
@@ -7,8 +7,7 @@ The test split is that of 2016. Images are those of Flickr30K, named relative to
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +72,11 @@ def _lines(path: Path, count: int) -> list[str]:
 
 
 @one_line_errors
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Make the records and print one line; exit status 2 for a mistake of the user."""
     parser = command_parser("multi30k", "Records of Multi30K.")
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="copy of multi30k/dataset")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     arguments = {"source": str(flags.source.resolve())}
     write_splits("multi30k", flags, arguments, {split: records(flags.source, split) for split in SPLITS})
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

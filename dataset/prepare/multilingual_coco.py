@@ -1,4 +1,4 @@
-"""``python -m dataset.prepare.multilingual_coco --karpathy FILE --stair FILE FILE --coco-cn DIR --out DIR``.
+"""``python run.py prepare multilingual_coco --karpathy FILE --stair FILE FILE --coco-cn DIR --out DIR``.
 
 Records of COCO with captions by language: English from Karpathy's ``dataset_coco.json``, whose splits they keep; Japanese from
 STAIR's ``stair_captions_v1.2_{train,val}.json``, by image id; Chinese from COCO-CN, which has splits of its own.
@@ -11,7 +11,6 @@ either: an English caption would teach what the Chinese test asks.
 from __future__ import annotations
 
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -124,7 +123,7 @@ def _path_of(name: str, source: Path) -> str:
 
 
 @one_line_errors
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Make the records and print one line; exit status 2 for a mistake of the user."""
     parser = command_parser("multilingual_coco", "Records of COCO in en, ja, zh.")
     add = parser.add_argument
@@ -132,7 +131,7 @@ def main() -> int:
     stair = "stair_captions_v1.2_train.json and …_val.json"
     add("--stair", type=Path, required=True, nargs=2, metavar="FILE", help=stair)
     add("--coco-cn", type=Path, required=True, metavar="DIR", help="folder coco-cn-version1805v1.1")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     paths = {"karpathy": flags.karpathy, "stair": flags.stair[0], "stair_2": flags.stair[1], "coco_cn": flags.coco_cn}
     arguments = {name: str(path.resolve()) for name, path in paths.items()}
     english, japanese, chinese = read_karpathy(flags.karpathy), read_stair(flags.stair), read_coco_cn(flags.coco_cn)
@@ -146,7 +145,3 @@ def main() -> int:
     splits["joint_train"] = records(joint_training(english, japanese, chinese))
     write_splits("multilingual_coco", flags, arguments, splits)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

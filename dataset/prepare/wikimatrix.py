@@ -1,4 +1,4 @@
-"""``python -m dataset.prepare.wikimatrix --source FILE ... --out DIR``: translations of WikiMatrix for multilingual pre-training.
+"""``python run.py prepare wikimatrix --source FILE ... --out DIR``: translations of WikiMatrix for multilingual pre-training.
 
 The sources are the official ``WikiMatrix.<a>-<b>.tsv.gz``, gzipped or not: a score, a text and its translation in each line,
 separated by tabs. Each source becomes ``DIR/<its name>.jsonl``, of ``{"source_text", "target_text"}``.
@@ -7,9 +7,8 @@ separated by tabs. Each source becomes ``DIR/<its name>.jsonl``, of ``{"source_t
 from __future__ import annotations
 
 import gzip
-import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -45,19 +44,15 @@ def translations(source: Path, at_least: float = THRESHOLD) -> Iterator[dict[str
 
 
 @one_line_errors
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Make the records and print a line for each source; exit status 2 for a mistake of the user."""
     parser = command_parser("wikimatrix", "Translations of WikiMatrix.")
     add = parser.add_argument
     add("--source", type=Path, required=True, nargs="+", metavar="FILE", help="WikiMatrix.<a>-<b>.tsv.gz")
     add("--at-least", type=float, default=THRESHOLD, metavar="SCORE", help=f"default {THRESHOLD}")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     sources = {path.name.removesuffix(".gz").removesuffix(".tsv") + ".jsonl": path for path in flags.source}
     arguments = {"at_least": flags.at_least}
     records = partial(translations, at_least=flags.at_least)
     write_by_source("wikimatrix", flags, arguments, sources, records, "translations")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""``python -m dataset.prepare.wit --source FILE ... --out DIR``: records of IGLUE's WIT, with their images as files.
+"""``python run.py prepare wit --source FILE ... --out DIR``: records of IGLUE's WIT, with their images as files.
 
 The sources are ``test_<language>.jsonl``, ``val_en.jsonl`` or ``train_en.jsonl`` with ``image_content`` beside the official keys:
 the image in base64, which each user downloads from ``image_url``. Captions with one URL are captions of one image; lines without
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,16 +67,12 @@ def _row(line: str, place: str) -> dict[str, Any]:
 
 
 @one_line_errors
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Make the records and print a line for each source; exit status 2 for a mistake of the user."""
     parser = command_parser("wit", "Records of IGLUE's WIT.")
     add = parser.add_argument
     add("--source", type=Path, required=True, nargs="+", metavar="FILE", help="JSON lines with image_content")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     sources = {path.name: path for path in flags.source}
     write_by_source("wit", flags, {}, sources, partial(records, out=flags.out), "captions", ("images",))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -76,7 +76,7 @@ MUTATIONS = [
     ("pretrain/base_1b_stage2", "init.checkpoint=weights/x2vlm_base_4m.th"),
     ("pretrain/large_1b_stage2", "model.vision.video.frames=4"),
     ("pretrain/multilingual_base", "optim.text_lr=8.0e-6"),
-    ("pretrain/multilingual_base", "evaluation.files=[data/coco_karpathy/test.jsonl]"),
+    ("pretrain/multilingual_base", "evaluation.files=[data/pretrain/coco]"),
 ]
 
 

@@ -66,13 +66,13 @@ def image(path: Path) -> ImageSource:
 
 def test_images_are_shared_by_path_link_or_content(files):
     found = shared_images([image(files / "a.png")], [image(files / "a.png"), image(files / "b.png")])
-    assert (found.shared, found.held_out, found.by_content, found.example) == (1, 2, 0, ("a.png", "a.png"))
+    assert (found.pairs, found.held_out) == ((("a.png", "a.png", "path"),), 2)
     linked = shared_images([image(files / "a.png")], [image(files / "link" / "a.png")])
-    assert (linked.shared, linked.by_content) == (1, 0)
+    assert (linked.shared, linked.count("path")) == (1, 1)
     copy = shared_images([image(files / "a.png")], [image(files / "d.png")])
-    assert (copy.shared, copy.by_content, copy.example) == (1, 1, ("a.png", "d.png"))
+    assert copy.pairs == (("d.png", "a.png", "content"),)
     inside = shared_images([ImageSource("tar", content=b"one")], [image(files / "d.png")])
-    assert inside.by_content == 1
+    assert inside.count("content") == 1
     assert shared_images([image(files / "a.png")], [image(files / "b.png"), image(files / "c.png")]).shared == 0
 
 

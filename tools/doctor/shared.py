@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from dataset.formats.captioned import CaptionedImages
-from dataset.leaks import SharedImages, Source, shared_images
+from dataset.leaks import KnownImage, SharedImages, Source, known_image, shared_images
 from dataset.media.video import VideoSource
-from dataset.records.schema import ImageSource, image_source
+from dataset.records.schema import ImageSource, RawRecord, image_source
 from dataset.shards.readers import Shards
 from dataset.tasks.questions import QuestionTable
 from dataset.tasks.streams.base import ImageRecordsConfig
@@ -51,15 +51,16 @@ def _required_items(subject: Subject) -> Any:
 
 
 def _tell(found: SharedImages, key: str, of: str, report: Report) -> None:
-    how = "by path and content" if found.contents_compared else "by path; contents are too many to compare"
+    how = "by id, path and content" if found.contents_compared else "by id and path; contents are too many to compare"
     if not found.shared:
         report.ok("shared images", f"none of {found.held_out:,} in {key} is in training{of} ({how})")
         return
-    assert found.example is not None
-    copies = f", {found.by_content:,} of them under another path" if found.by_content else ""
+    first = found.pairs[0]
+    copies = f", {found.count('content'):,} of them under another path" if found.count("content") else ""
+    photographs = f", {found.count('id'):,} of them by their ids in public data sets" if found.count("id") else ""
     fact = (
-        f"{found.shared:,} of its {found.held_out:,} images are also in training{of}{copies}, as {found.example[1]} and "
-        f"{found.example[0]}"
+        f"{found.shared:,} of its {found.held_out:,} images are also in training{of}{copies}{photographs}, as {first.held_out} "
+        f"and {first.training}"
     )
     report.add("shared images", [Finding("warning", key, fact, REMEDY)])
 
@@ -108,7 +109,7 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
         with report.check("shared images"):
             subject.require_inputs(key, *(f"data.{name}" for name in training))
             held_out, read, there = _read(files, stream, subject, key)
-            ours: list[Source] = []
+            ours: list[KnownImage] = []
             notes = [f"; {read:,} of {there:,} held-out records read"] if read < there else []
             for name, own in training.items():
                 found, read, there = _read(own.files, own, subject, f"data.{name}.files")
@@ -117,13 +118,13 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
             _tell(shared_images(ours, held_out), key, "".join(notes), report)
 
 
-def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[list[Source], int, int]:
+def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[list[KnownImage], int, int]:
     """The images or videos of at most :data:`MOST_RECORDS` records at random, how many were read, and how many there are."""
     shards = Shards(files, key=key, index_folder=subject.config.data.cache_index)
     count = min(len(shards), MOST_RECORDS)
     rng, until = np.random.default_rng(subject.config.seed), time.perf_counter() + MOST_SECONDS
     chosen = rng.choice(len(shards), count, replace=False).tolist()  # unsorted: the time may end before the list
-    found: list[Source] = []
+    found: list[KnownImage] = []
     read = 0
     for index in chosen:
         if time.perf_counter() > until:
@@ -131,10 +132,20 @@ def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[li
         read += 1
         try:
             raw = shards.read(index)
-            if isinstance(stream, ImageRecordsConfig):
-                found.append(image_source(raw, stream.keys()))
-            elif isinstance(stream, VideoStreamConfig):
-                found += stream.record(raw).clips
+            found += images_of_record(raw, stream)
         except Exception:  # counted by the sample
             continue
     return found, read, len(shards)
+
+
+def images_of_record(raw: RawRecord, stream: Any) -> list[KnownImage]:
+    """The image of a record of pre-training, or its video clips, with the ids that it gives.
+
+    Raises:
+        BrokenRecordError: it has none.
+    """
+    if isinstance(stream, ImageRecordsConfig):
+        return [known_image(image_source(raw, stream.keys()), raw.values)]
+    if isinstance(stream, VideoStreamConfig):
+        return [known_image(clip) for clip in stream.record(raw).clips]
+    return []

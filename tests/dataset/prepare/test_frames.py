@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -432,9 +431,8 @@ def test_rows_that_name_files_and_data_sets_with_a_mapping_find_lists_too(videos
 
 
 def run(monkeypatch, *flags: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["frames", *map(str, flags)])
     monkeypatch.setattr(frames.log, "set_up", lambda: None)
-    return frames.main()
+    return frames.main([*map(str, flags)])
 
 
 def test_the_command_says_in_a_line_what_there_is(videos, files, tmp_path, monkeypatch, capsys):

@@ -6,13 +6,12 @@ import base64
 import gzip
 import io
 import json
-import sys
 
 import pytest
 from PIL import Image
 
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.prepare import karpathy, multi30k, multilingual_coco, wikimatrix, wit
+from dataset.prepare import multi30k, multilingual_coco, wikimatrix, wit
 from utils.errors import UserError
 
 TRANSLATED = {"train": 3, "val": 2, "test_2016_flickr": 2}
@@ -50,10 +49,10 @@ def test_multi30k_has_five_captions_in_english_and_german_and_one_in_french_and_
 
 def test_multi30k_is_read_by_retrieval_in_one_language_or_in_all(repository, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    monkeypatch.setattr(sys, "argv", ["multi30k", "--source", str(repository), "--out", str(out)])
-    assert multi30k.main() == 0
+    argv = ["--source", str(repository), "--out", str(out)]
+    assert multi30k.main(argv) == 0
     assert "3 in train.jsonl, 2 in val.jsonl, 2 in test.jsonl" in capsys.readouterr().out
-    assert multi30k.main() == 0
+    assert multi30k.main(argv) == 0
     assert "is already complete with these arguments; nothing to do" in capsys.readouterr().out
     for split, count in TRANSLATED.items():
         for number in range(count):
@@ -73,8 +72,8 @@ def test_multi30k_that_is_cut_or_missing_is_one_line(repository, capsys, monkeyp
     raw.unlink()
     with pytest.raises(UserError, match=r"train.fr is missing, and so is train.fr.gz"):
         list(multi30k.records(repository, "train"))
-    monkeypatch.setattr(sys, "argv", ["multi30k", "--source", str(tmp_path / "no"), "--out", str(tmp_path / "out")])
-    assert multi30k.main() == 2
+    argv = ["--source", str(tmp_path / "no"), "--out", str(tmp_path / "out")]
+    assert multi30k.main(argv) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
@@ -115,8 +114,8 @@ def coco(tmp_path):
 def test_coco_keeps_karpathys_splits_and_coco_cns_and_joins_no_held_out_image(coco, monkeypatch, capsys):
     arguments = ["--karpathy", coco / "karpathy.json", "--stair", coco / "stair_train.json", coco / "stair_val.json"]
     arguments += ["--coco-cn", coco / "cn", "--out", coco / "out"]
-    monkeypatch.setattr(sys, "argv", ["multilingual_coco", *map(str, arguments)])
-    assert multilingual_coco.main() == 0, capsys.readouterr().err
+    argv = [*map(str, arguments)]
+    assert multilingual_coco.main(argv) == 0, capsys.readouterr().err
 
     def read(name: str) -> dict[int, dict]:
         lines = (coco / "out" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -135,31 +134,14 @@ def test_the_small_test_of_coco_has_the_first_images_of_the_test(coco, monkeypat
     file.write_text(json.dumps(content))
     arguments = ["--karpathy", file, "--stair", coco / "stair_train.json", coco / "stair_val.json"]
     arguments += ["--coco-cn", coco / "cn", "--out", coco / "out"]
-    monkeypatch.setattr(sys, "argv", ["multilingual_coco", *map(str, arguments)])
+    argv = [*map(str, arguments)]
     monkeypatch.setattr(multilingual_coco, "SMALL_TEST", 1)
-    assert multilingual_coco.main() == 0, capsys.readouterr().err
+    assert multilingual_coco.main(argv) == 0, capsys.readouterr().err
     images = [
         [json.loads(line)["image_id"] for line in (coco / "out" / f"{name}.jsonl").read_text().splitlines()]
         for name in ("karpathy_test", "karpathy_test_1k")
     ]
     assert images == [[4, 5], [4]]
-
-
-def test_cocos_records_for_pre_training_keep_karpathys_splits_and_find_their_images(coco, monkeypatch, capsys):
-    arguments = ["--karpathy", coco / "karpathy.json", "--images", coco / "images", "--out", coco / "coco_karpathy"]
-    monkeypatch.setattr(sys, "argv", ["karpathy", *map(str, arguments)])
-    assert karpathy.main() == 0, capsys.readouterr().err
-    rows = {
-        split: [json.loads(line) for line in (coco / "coco_karpathy" / f"{split}.jsonl").read_text().splitlines()]
-        for split in ("train", "val", "test")
-    }
-    assert [row["caption"] for row in rows["train"]] == [["en 1"], ["en 2"], ["en 3"]]
-    assert rows["val"] == [{"image": f"../images/val2014/{coco_name(4)}.jpg", "caption": ["en 4"]}]
-    assert [row["caption"] for row in rows["test"]] == [["en 5"]]
-    image = coco / "images" / "val2014" / f"{coco_name(4)}.jpg"
-    image.parent.mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(image)
-    assert (coco / "coco_karpathy" / rows["val"][0]["image"]).resolve() == image.resolve()
 
 
 def test_coco_files_of_another_kind_are_one_line(coco):
@@ -214,8 +196,8 @@ def test_wikimatrix_makes_only_the_files_that_are_missing(tmp_path, monkeypatch,
     out = tmp_path / "out"
 
     def run(*flags) -> int:
-        monkeypatch.setattr(sys, "argv", ["wikimatrix", "--out", str(out), "--source", *map(str, flags)])
-        return wikimatrix.main()
+        argv = ["--out", str(out), "--source", *map(str, flags)]
+        return wikimatrix.main(argv)
 
     assert run(sources[0], tmp_path / "none.tsv") == 2
     assert "none.tsv cannot be read" in capsys.readouterr().err
@@ -239,8 +221,8 @@ def test_wit_gives_an_image_for_each_address_and_leaves_out_empty_captions(tmp_p
     source = tmp_path / "test_ja.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "wit"
-    monkeypatch.setattr(sys, "argv", ["wit", "--source", str(source), "--out", str(out)])
-    assert wit.main() == 0
+    argv = ["--source", str(source), "--out", str(out)]
+    assert wit.main(argv) == 0
     items = read_captioned_images(
         CaptionedSplitConfig(annotations=str(out / "test_ja.jsonl")), "evaluation.test.ja", 0.0
     )

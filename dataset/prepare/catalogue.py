@@ -1,0 +1,246 @@
+"""The data sets that ``run.py prepare`` knows, and how one of them is made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataset.prepare.building import build_folder, fill_with_records
+from dataset.prepare.counts import Counts
+from dataset.prepare.downloads import download_command, finished_shards, take_shards, write_url_list
+from dataset.prepare.held_out import HeldOut, read_held_out
+from dataset.prepare.image_finder import IMAGE_SUFFIXES
+from dataset.prepare.manifest import MANIFEST, Manifest
+from dataset.prepare.output import OutputFolder
+from dataset.prepare.raw_folder import RawFile, RawFolder
+from dataset.prepare.sets.base import DataSet, Product, Request
+from dataset.prepare.sets.coco import COCO
+from dataset.prepare.sets.flickr30k_entities import ENTITIES
+from dataset.prepare.sets.gqa import GQA
+from dataset.prepare.sets.refcoco import REFCOCO
+from dataset.prepare.sets.visual_genome import VISUAL_GENOME
+from dataset.prepare.sets.web import CC3M, SBU, WEB_SETS
+from dataset.prepare.verify import verify_images
+from utils.errors import UserError
+from utils.files import write_text
+
+SETS: dict[str, DataSet] = {
+    "coco": COCO,
+    "visual_genome": VISUAL_GENOME,
+    "sbu": SBU,
+    "cc3m": CC3M,
+    "refcoco": REFCOCO,
+    "gqa": GQA,
+    "flickr30k_entities": ENTITIES,
+}
+"""Data sets by name."""
+
+GROUPS = {"4m": tuple(SETS)}
+"""Names that stand for several sets: those of configs/pretrain/{base,large}_4m.yaml."""
+
+DOWNLOADS = "_download"
+"""Folder below the output for lists of addresses, and for what is downloaded by them."""
+
+MISSING = "_prepare/missing.txt"
+"""Path, in a folder of records, of the images that were not there: an address or a usual path a line."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks for.
+
+    Args:
+        raw: folder of the official files and images.
+        out: folder in which the folders of records are made.
+        held_out: more folders in which the files of downstream splits are looked for.
+        without: names of downstream splits whose images are kept.
+        missing: file of images that others miss, to be left out here too.
+        verify: decode every image.
+        overwrite: make anew what is there.
+        workers: processes.
+        tell: called with each line for the user.
+    """
+
+    raw: Path
+    out: Path
+    held_out: tuple[Path, ...]
+    without: tuple[str, ...]
+    missing: Path | None
+    verify: bool
+    overwrite: bool
+    workers: int
+    tell: Callable[[str], object]
+
+
+def prepare(name: str, options: Options) -> list[Manifest]:
+    """Make the folders of records of a set; returns the manifests of those that were not there before.
+
+    Raises:
+        UserError: official files are missing or cannot be used, or a folder is of another origin.
+    """
+    data_set = SETS[name]
+    raw = RawFolder([options.raw])
+    held_out = read_held_out(RawFolder([options.raw, *options.held_out]), data_set.required, options.without)
+    if name in WEB_SETS:
+        return _prepare_web(name, raw, held_out, options)
+    unusable = _verified(raw, options) if options.verify else {}
+    made = []
+    for product in data_set.products:
+        request = Request(raw, held_out, options.out / product.folder, _excluded(options), unusable)
+        manifest = _prepare_records(data_set, product, request, options)
+        if manifest is not None:
+            made.append(manifest)
+    return made
+
+
+def _prepare_records(data_set: DataSet, product: Product, request: Request, options: Options) -> Manifest | None:
+    opened = product.open(request)
+    arguments = _arguments(opened.sources, request.held_out, options)
+
+    def fill(folder: OutputFolder) -> Counts:
+        counts = fill_with_records(folder, opened.work(), options.workers, product.folder)
+        _write_missing(folder.out, opened.images.missing)
+        if opened.images.annotations_alone:
+            where = opened.images.raw.roots[0]
+            options.tell(f"{product.folder}: no image is there; the records name where they usually lie, below {where}")
+        return counts
+
+    def facts() -> Mapping[str, Any]:
+        return _facts(data_set, request.held_out, options) | {"annotations_alone": opened.images.annotations_alone}
+
+    name = product.folder
+    manifest = build_folder(options.out, name, arguments, fill, overwrite=options.overwrite, facts=facts)
+    _tell_result(name, manifest, options, data_set.sizes)
+    return manifest
+
+
+def _prepare_web(name: str, raw: RawFolder, held_out: HeldOut, options: Options) -> list[Manifest]:
+    """Write the list of addresses; once img2dataset has downloaded by it, make the folder of shards."""
+    data_set, web = SETS[name], WEB_SETS[name]
+    sources = web.sources(raw)
+    arguments = _arguments(sources, held_out, options)
+    urls_folder, shards_folder = f"{name}_urls", options.out / DOWNLOADS / f"{name}_shards"
+    urls = options.out / DOWNLOADS / urls_folder / "urls.tsv"
+
+    def fill_urls(folder: OutputFolder) -> Counts:
+        counts = Counts()
+        pairs, total = web.pairs(sources, counts), data_set.sizes["pairs"]
+        write_url_list(folder.out / urls.name, pairs, counts, held_out, _excluded(options), total)
+        return counts
+
+    def facts() -> Mapping[str, Any]:
+        return _facts(data_set, held_out, options)
+
+    listed = build_folder(
+        options.out / DOWNLOADS, urls_folder, arguments, fill_urls, overwrite=options.overwrite, facts=facts
+    )
+    _tell_result(f"{DOWNLOADS}/{urls_folder}", listed, options, data_set.sizes)
+    shards, unfinished = finished_shards(shards_folder) if shards_folder.is_dir() else ([], [])
+    if not shards:
+        options.tell(
+            f"{name}: download the images with img2dataset (pip install img2dataset), then give this command again:"
+        )
+        options.tell(f"  {download_command(urls, shards_folder)}")
+        return [listed] if listed is not None else []
+    if unfinished:
+        options.tell(
+            f"{name}: {len(unfinished)} shards are unfinished and left out; give img2dataset's command again: {unfinished[0]}"
+        )
+    web_facts: dict[str, Any] = {}
+
+    def fill(folder: OutputFolder) -> Counts:
+        counts, downloaded = take_shards(urls, folder, shards, verify=options.verify, workers=options.workers)
+        _write_missing(folder.out, downloaded.rot)
+        web_facts["statuses"] = dict(downloaded.statuses)
+        return counts
+
+    digest = hashlib.sha256("\n".join(f"{path.name} {path.stat().st_size}" for path in shards).encode()).hexdigest()
+    manifest = build_folder(
+        options.out,
+        name,
+        {**arguments, "shards": digest},
+        fill,
+        overwrite=options.overwrite,
+        facts=lambda: {**facts(), **web_facts},
+    )
+    _tell_result(name, manifest, options, data_set.sizes)
+    return [each for each in (listed, manifest) if each is not None]
+
+
+def _arguments(sources: list[RawFile], held_out: HeldOut, options: Options) -> dict[str, Any]:
+    """What decides the content of a folder, as JSON values."""
+    return {
+        "sources": {str(file.path): file.digest() for file in sources},
+        "held_out": {name: file.digest() for name, file in held_out.sources.items()},
+        "without": sorted(options.without),
+        "missing": None if options.missing is None else RawFile(options.missing).digest(),
+        "verify": options.verify,
+    }
+
+
+def _facts(data_set: DataSet, held_out: HeldOut, options: Options) -> dict[str, Any]:
+    """What the manifest says beside its arguments and counts."""
+    return {
+        "data_set": data_set.title,
+        "official_sizes": dict(data_set.sizes),
+        "leaks": {
+            "removed": "every image of these splits",
+            "splits": {name: str(file) for name, file in held_out.sources.items()},
+            "ids": len(held_out.split_of),
+            "not_checked": [*held_out.absent, *options.without],
+        },
+    }
+
+
+def _tell_result(name: str, manifest: Manifest | None, options: Options, sizes: Mapping[str, int]) -> None:
+    """Say what was made, and what was left out and why."""
+    if manifest is None:
+        options.tell(
+            f"{options.out / name}: already there, made from the same files with the same flags; nothing to do"
+        )
+        return
+    counts = manifest.counts
+    options.tell(f"{manifest.folder}: {_listed(counts.made)}; read: {_listed(counts.read)}")
+    for unit, official in sizes.items():
+        if unit in counts.read and counts.read[unit] != official:
+            options.tell(f"  {unit}: {counts.read[unit]:,} in the files, {official:,} in the official ones")
+    for verb, counter in (("left out", counts.left_out), ("mended", counts.mended)):
+        for reason, number in counter.most_common():
+            if number:
+                places = counts.places.get(reason)
+                options.tell(f"  {verb}: {number:,} {reason}" + (f", first {places[0]}" if places else ""))
+    if manifest.values.get("statuses"):
+        options.tell(f"  img2dataset: {_listed(manifest.values['statuses'])}")
+    not_checked = manifest.values["leaks"]["not_checked"]
+    if not_checked:
+        options.tell(f"  not checked against held-out images of: {', '.join(not_checked)}")
+    options.tell(f"  manifest: {manifest.folder / MANIFEST}")
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {unit}" for unit, number in counts.items()) or "nothing"
+
+
+def _excluded(options: Options) -> frozenset[str]:
+    """The images that others miss."""
+    if options.missing is None:
+        return frozenset()
+    try:
+        return frozenset(options.missing.read_text(encoding="utf-8").split("\n")) - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--missing {options.missing} cannot be read: {error}") from None
+
+
+def _verified(raw: RawFolder, options: Options) -> dict[Path, str]:
+    """Decode all images below the raw folder, or remember that they were."""
+    images = [path for paths in raw.files.values() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    return verify_images(sorted(images), options.out / "_verified.jsonl", options.workers)
+
+
+def _write_missing(folder: Path, names: list[str]) -> None:
+    path = folder / MISSING
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(f"{name}\n" for name in names))

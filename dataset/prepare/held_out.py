@@ -1,0 +1,237 @@
+"""Images that downstream tasks validate or test on: no record for pre-training has one of them (X²-VLM, section 4.1).
+
+They are found by the ids that data sets share (:mod:`dataset.image_ids`). The links between COCO, Visual Genome and Flickr come
+from ``image_data.json`` and COCO's ``flickr_url``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from dataset.image_ids import Ids, ids_in_url
+from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.raw_folder import RawFile, RawFolder
+from utils.errors import UserError
+from utils.pickles import load_plain_pickle
+
+TRAINING = ("train", "restval")
+"""Splits that are trained on downstream."""
+
+
+class HeldOutSplits(NamedTuple):
+    """The held-out splits of a downstream data set.
+
+    ``file``: the name of its official file, for messages; ``locate``: where that is; ``read``: the ids of its held-out images,
+    each with its split.
+    """
+
+    title: str
+    file: str
+    locate: Callable[[RawFolder], RawFile | None]
+    read: Callable[[RawFile], Iterator[tuple[str, str]]]
+
+
+@dataclass
+class HeldOut:
+    """Held-out images by id, with the split that each is in.
+
+    ``sources``: the files that they come from, by the name of the splits; ``absent``: names whose file is not there.
+    """
+
+    split_of: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, RawFile] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+
+    def find(self, ids: Ids) -> str | None:
+        """The split that an image with these ids is held out in, if any."""
+        return next((self.split_of[each] for each in sorted(ids) if each in self.split_of), None)
+
+
+def read_held_out(raw: RawFolder, required: Sequence[str], without: Sequence[str]) -> HeldOut:
+    """The held-out images of every set in :data:`SPLITS` whose file is there.
+
+    Args:
+        raw: the folders in which the official files are looked for.
+        required: names of :data:`SPLITS` whose file has to be there.
+        without: names that are left aside: their images are kept.
+
+    Raises:
+        UserError: a required file is missing, or one cannot be read.
+    """
+    held_out = HeldOut()
+    for name, splits in SPLITS.items():
+        if name in without:
+            continue
+        file = splits.locate(raw)
+        if file is None:
+            held_out.absent.append(name)
+            continue
+        held_out.sources[name] = file
+        for each, split in splits.read(file):
+            held_out.split_of.setdefault(each, f"{splits.title} {split}")
+    missing = [name for name in required if name in held_out.absent]
+    if missing:
+        files = ", ".join(f"{SPLITS[name].file} of {SPLITS[name].title}" for name in missing)
+        roots = ", ".join(map(str, raw.roots))
+        raise UserError(
+            f"held-out images are not known: no {files} below {roots}; give their folder with --held-out DIR, or, if you "
+            f"never measure on them, {' '.join(f'--without {name}' for name in missing)}"
+        )
+    _follow_links(raw, held_out)
+    return held_out
+
+
+def _follow_links(raw: RawFolder, held_out: HeldOut) -> None:
+    """Add the other ids of held-out images, as far as the files that link them are there."""
+    links = [*_links_of_visual_genome(raw), *_links_of_coco(raw)]
+    for _ in range(2):  # from Flickr to COCO by way of Visual Genome, and on
+        for ids in links:
+            if (split := held_out.find(ids)) is not None:
+                for each in ids:
+                    held_out.split_of.setdefault(each, split)
+
+
+def _links_of_visual_genome(raw: RawFolder) -> Iterator[Ids]:
+    file = raw.find("image_data.json")
+    if file is None:
+        return
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            if isinstance(piece.value, dict):
+                yield ids_in_image_data(piece.value)
+
+
+def ids_in_image_data(values: dict[str, Any]) -> Ids:
+    """The ids in an object of Visual Genome's ``image_data.json``."""
+    named = {"vg": values.get("image_id"), "coco": values.get("coco_id"), "flickr": values.get("flickr_id")}
+    return frozenset(f"{of}:{int(value)}" for of, value in named.items() if value is not None and str(value).isdigit())
+
+
+def _links_of_coco(raw: RawFolder) -> Iterator[Ids]:
+    for split in ("train2014", "val2014", "train2017", "val2017"):
+        file = raw.find(f"captions_{split}.json") or raw.find(f"instances_{split}.json")
+        if file is None:
+            continue
+        with file.open() as stream:
+            for piece in json_pieces(stream, str(file)):
+                if piece.section == "annotations":
+                    break
+                if piece.section == "images" and isinstance(piece.value, dict) and "id" in piece.value:
+                    flickr = ids_in_url(str(piece.value.get("flickr_url") or ""))
+                    if flickr:
+                        yield flickr | {f"coco:{piece.value['id']}"}
+
+
+def _karpathy(of: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
+    """Reader of Karpathy's file of COCO or Flickr30K."""
+
+    def read(file: RawFile) -> Iterator[tuple[str, str]]:
+        with file.open() as stream:
+            for piece in json_pieces(stream, str(file)):
+                if piece.section != "images":
+                    continue
+                try:
+                    split = piece.value["split"]
+                    number = piece.value["cocoid"] if of == "coco" else piece.value["filename"].partition(".")[0]
+                    if split not in TRAINING:
+                        yield f"{of}:{int(number)}", split
+                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                    raise _odd(file, f"images[{piece.key}]", error) from None
+
+    return read
+
+
+def _references(file: RawFile) -> Iterator[tuple[str, str]]:
+    """Reader of ``refs(*).p``."""
+    for index, ref in enumerate(read_references(file)):
+        try:
+            if ref["split"] not in TRAINING:
+                yield f"coco:{int(ref['image_id'])}", ref["split"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise _odd(file, f"[{index}]", error) from None
+
+
+def read_references(file: RawFile) -> list[dict[str, Any]]:
+    """The references of the RefCOCO family; no code of the pickle runs.
+
+    Raises:
+        UserError: it is damaged, holds more than plain data, or is no list of objects.
+    """
+    with file.open() as stream:
+        try:
+            references = load_plain_pickle(stream)
+        except ValueError as error:
+            raise UserError(f"{file} is not a pickle of plain data: {error}; is it the official file?") from None
+    if not isinstance(references, list) or not all(isinstance(each, dict) for each in references):
+        raise UserError(f"{file} is no list of references; is it the official file?")
+    return references
+
+
+def _questions(file: RawFile) -> Iterator[tuple[str, str]]:
+    """Reader of VQA v2's questions of test2015, and of the list of those images."""
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            if piece.section not in ("questions", "images"):
+                continue
+            try:
+                yield f"coco:{int(piece.value['image_id' if piece.section == 'questions' else 'id'])}", "test"
+            except (KeyError, TypeError, ValueError) as error:
+                raise _odd(file, f"{piece.section}[{piece.key}]", error) from None
+
+
+def _entities(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
+    """Reader of ``val.txt`` or ``test.txt`` of Flickr30K Entities: an id a line."""
+
+    def read(file: RawFile) -> Iterator[tuple[str, str]]:
+        with file.open() as stream:
+            for number, line in enumerate(stream, start=1):
+                text = line.decode("utf-8", "replace").strip()
+                if text and not text.isdigit():
+                    raise UserError(f"{file}:{number}: {text[:40]!r} is no id of Flickr30K; is it the official file?")
+                if text:
+                    yield f"flickr:{int(text)}", split
+
+    return read
+
+
+def _odd(file: RawFile, place: str, error: Exception) -> UserError:
+    return UserError(f"{file}: {place} is not as in the official file ({type(error).__name__}: {error})")
+
+
+def _named(*names: str, below: str = "") -> Callable[[RawFolder], RawFile | None]:
+    """Finds the first of the files that is there, in a folder ``below``."""
+    return lambda raw: next((file for name in names if (file := raw.find(name, below)) is not None), None)
+
+
+def _of_entities(name: str) -> Callable[[RawFolder], RawFile | None]:
+    """Finds a list of ids in the folder of Flickr30K Entities: the one that has ``Sentences``."""
+    return lambda raw: None if (beside := raw.folder("Sentences")) is None else raw.beside(beside, name)
+
+
+SPLITS: dict[str, HeldOutSplits] = {
+    "karpathy_coco": HeldOutSplits(
+        "COCO (Karpathy)", "dataset_coco.json", _named("dataset_coco.json"), _karpathy("coco")
+    ),
+    "karpathy_flickr30k": HeldOutSplits(
+        "Flickr30K (Karpathy)", "dataset_flickr30k.json", _named("dataset_flickr30k.json"), _karpathy("flickr")
+    ),
+    "refcoco": HeldOutSplits("RefCOCO", "refcoco/refs(unc).p", _named("refs(unc).p", below="refcoco"), _references),
+    "refcoco+": HeldOutSplits("RefCOCO+", "refcoco+/refs(unc).p", _named("refs(unc).p", below="refcoco+"), _references),
+    "refcocog": HeldOutSplits(
+        "RefCOCOg", "refcocog/refs(umd).p", _named("refs(umd).p", "refs(google).p", below="refcocog"), _references
+    ),
+    "vqa2": HeldOutSplits(
+        "VQA v2",
+        "v2_OpenEnded_mscoco_test2015_questions.json",
+        _named("v2_OpenEnded_mscoco_test2015_questions.json", "image_info_test2015.json"),
+        _questions,
+    ),
+    "entities_val": HeldOutSplits("Flickr30K Entities", "val.txt", _of_entities("val.txt"), _entities("val")),
+    "entities_test": HeldOutSplits("Flickr30K Entities", "test.txt", _of_entities("test.txt"), _entities("test")),
+}
+"""Downstream splits by name."""
+
+OF_COCO = ("karpathy_coco", "refcoco", "refcoco+", "refcocog")
+"""Splits whose images are COCO's training and validation images."""

@@ -1,0 +1,166 @@
+"""The official files of a data set below a folder: at any depth, plain or still packed, and what each one is."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, cast
+
+from utils.errors import UserError
+
+MOST_ENTRIES = 3_000_000
+"""Files below a folder that are looked at; one with more is not the folder of a data set's annotations."""
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile)
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """An official file: ``path``, and inside a zip the name of its ``member``."""
+
+    path: Path
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """The content, unpacked.
+
+        Raises:
+            UserError: it cannot be read, or the archive is damaged; also in the block, for what is read there.
+        """
+        try:
+            if self.member is not None:
+                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
+                    yield stream
+            elif self.path.suffix == ".gz":
+                with gzip.open(self.path) as unpacked:
+                    yield cast(IO[bytes], unpacked)
+            else:
+                with self.path.open("rb") as stream:
+                    yield stream
+        except _DAMAGED as error:
+            raise UserError(f"{self}: the archive is damaged or cut off ({error}); download it again") from None
+        except RuntimeError as error:  # zipfile, for an encrypted member
+            raise UserError(f"{self}: cannot be unpacked: {error}") from None
+        except OSError as error:
+            raise UserError(f"{self} cannot be read: {error.strerror or error}") from None
+
+    def digest(self) -> str:
+        """The SHA-256 of the file as it lies there; of a zip, of the whole archive."""
+        return file_digest(self.path)
+
+
+class RawFolder:
+    """The files below the folders ``roots``, by name.
+
+    Args:
+        roots: folders; a file in an earlier one is taken before one of the same name in a later one.
+
+    Raises:
+        UserError: a folder does not exist.
+    """
+
+    def __init__(self, roots: Sequence[Path]):
+        self.roots = list(dict.fromkeys(roots))
+        for root in self.roots:
+            if not root.is_dir():
+                raise UserError(f"{root} is no folder; give the folder of the official files")
+
+    @cached_property
+    def files(self) -> dict[str, list[Path]]:
+        """Every file below the roots by its name, in a fixed order."""
+        found: dict[str, list[Path]] = {}
+        count = 0
+        for root in self.roots:
+            for folder, folders, names in os.walk(root):
+                folders.sort()
+                for name in sorted(names):
+                    found.setdefault(name, []).append(Path(folder, name))
+                count += len(names)
+                if count > MOST_ENTRIES:
+                    raise UserError(f"{root} holds more than {MOST_ENTRIES:,} files; give the data set's own folder")
+        return found
+
+    @cached_property
+    def _members(self) -> dict[str, list[RawFile]]:
+        """The files inside zips by their name."""
+        found: dict[str, list[RawFile]] = {}
+        for name, paths in self.files.items():
+            if not name.endswith(".zip"):
+                continue
+            for path in paths:
+                try:
+                    with zipfile.ZipFile(path) as archive:
+                        members = archive.namelist()
+                except (*_DAMAGED, OSError) as error:
+                    raise UserError(f"{path} is no whole zip archive ({error}); download it again") from None
+                for member in members:
+                    found.setdefault(member.rpartition("/")[2], []).append(RawFile(path, member))
+        return found
+
+    def find(self, name: str, below: str = "") -> RawFile | None:
+        """The official file ``name``: as it is, gzipped, or inside a zip; ``below``: a folder that it has to be in."""
+        for candidate in (name, f"{name}.gz"):
+            for path in self.files.get(candidate, []):
+                if not below or below in path.parts[:-1]:
+                    return RawFile(path)
+        for packed in self._members.get(name, []):
+            if not below or below in f"{packed.path.stem}/{packed.member}".split("/"):
+                return packed
+        return None
+
+    def need(self, *names: str) -> list[RawFile]:
+        """The official files of these names.
+
+        Raises:
+            UserError: that names every one that is not there.
+        """
+        found = {name: self.find(name) for name in names}
+        missing = [name for name, file in found.items() if file is None]
+        if missing:
+            raise UserError(
+                f"{', '.join(map(str, self.roots))}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not there, "
+                "plain or zipped; `python run.py prepare --list` has the official files"
+            )
+        return [file for file in found.values() if file is not None]
+
+    def folder(self, name: str) -> Path | None:
+        """The first folder of this name below the roots, or a root itself."""
+        for root in self.roots:
+            if root.name == name:
+                return root
+        for paths in self.files.values():
+            for path in paths:
+                for parent in path.parents:
+                    if parent.name == name:
+                        return parent
+        return None
+
+    def beside(self, folder: Path, name: str) -> RawFile | None:
+        """The file ``name`` in the folder that holds ``folder``."""
+        path = folder.parent / name
+        return RawFile(path) if path.is_file() else None
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -1,0 +1,1 @@
+"""The public data sets of pre-training, one module for each kind of official files."""

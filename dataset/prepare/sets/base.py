@@ -1,0 +1,68 @@
+"""What every data set of pre-training has: its official files, what is made of them, and the request to make it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from dataset.prepare.building import Work
+from dataset.prepare.held_out import HeldOut
+from dataset.prepare.image_finder import ImageFinder
+from dataset.prepare.raw_folder import RawFile, RawFolder
+
+
+@dataclass(frozen=True)
+class Request:
+    """A folder of records that is asked for: official files, the ids that may not be used, and the folder for the records."""
+
+    raw: RawFolder
+    held_out: HeldOut
+    folder: Path
+    excluded: frozenset[str] = frozenset()
+    unusable: Mapping[Path, str] = field(default_factory=dict)
+
+
+class Opened(NamedTuple):
+    """A conversion that is ready: the ``sources`` that it reads, and its ``work``, which starts when it is called. ``images``:
+    knows afterwards which images are missing."""
+
+    sources: list[RawFile]
+    work: Callable[[], Work]
+    images: ImageFinder
+
+
+@dataclass(frozen=True)
+class Product:
+    """A folder of records that is made of a data set.
+
+    ``folder``: its name, as the configs have it. ``records``: what a record is. ``open``: looks the official files up.
+    """
+
+    folder: str
+    records: str
+    open: Callable[[Request], Opened]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A public data set.
+
+    Args:
+        title: its name.
+        home: where it comes from.
+        licence: as its home states it; not verified here.
+        files: official files, with what they are for.
+        sizes: official counts by unit, from the sets' own pages; the manifest compares them.
+        products: what is made.
+        required: names of held-out splits that have to be known (:data:`dataset.prepare.held_out.SPLITS`).
+    """
+
+    title: str
+    home: str
+    licence: str
+    files: Mapping[str, str]
+    sizes: Mapping[str, int]
+    products: tuple[Product, ...]
+    required: tuple[str, ...]

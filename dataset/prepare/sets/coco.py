@@ -1,0 +1,261 @@
+"""COCO: captions as image-text records, objects with captions as region records; of 2014 or of 2017, whose images are the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dataset.prepare.building import Job, Work
+from dataset.prepare.cleaning import cleaned_text, cleaned_texts, placed_box
+from dataset.prepare.counts import Counts
+from dataset.prepare.held_out import OF_COCO, HeldOut
+from dataset.prepare.image_finder import ImageFinder, ImageNames
+from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.raw_folder import RawFile, RawFolder
+from dataset.prepare.sets.base import DataSet, Opened, Product, Request
+from utils.errors import UserError
+
+SPLITS_2014, SPLITS_2017 = ("train2014", "val2014"), ("train2017", "val2017")
+IMAGES = re.compile(r"(?:COCO_(?:train|val)2014_)?\d{12}\.jpg")
+BATCH = 200
+"""Images of a job."""
+
+
+def image_names(image_id: int, split: str) -> ImageNames:
+    """How a COCO image may be called: by its name of 2014, or of 2017, when all were named anew."""
+    bare = f"{image_id:012}.jpg"
+    years_2014 = [f"COCO_{each}_{bare}" for each in SPLITS_2014]
+    usual = f"{split}/{bare}" if split.endswith("2017") else f"{split}/COCO_{split}_{bare}"
+    return ImageNames(frozenset({f"coco:{image_id}"}), [*years_2014, bare], usual)
+
+
+@dataclass
+class _Image:
+    """An image of the annotation files, with all that they say of it."""
+
+    place: str
+    split: str
+    width: int
+    height: int
+    captions: list[Any] = field(default_factory=list)
+    objects: list[tuple[str, str, Any]] = field(default_factory=list)
+    """Place, name and box of each object."""
+
+
+def open_captions(request: Request) -> Opened:
+    """Image-text records, one for each caption."""
+    files = _caption_files(request.raw)
+    return _opened(request, files, {}, _caption_records)
+
+
+def open_objects(request: Request) -> Opened:
+    """Region records, one for each image: its objects, and its captions as those of the whole image."""
+    captions = _caption_files(request.raw)
+    instances = {split: request.raw.need(f"instances_{split}.json")[0] for split in captions}
+    return _opened(request, captions, instances, _object_records)
+
+
+def open_validation(request: Request) -> Opened:
+    """Image-text records of Karpathy's validation images, one for each with all of its captions."""
+    [file] = request.raw.need("dataset_coco.json")
+    # Held out is what is wanted here.
+    finder = ImageFinder(request.raw, request.folder, IMAGES, HeldOut(), request.excluded, request.unusable)
+
+    def work() -> Work:
+        images = _read_validation(file)
+        return Work(_validation_records, _jobs(images, finder, Counts()), len(images))
+
+    return Opened([file], work, finder)
+
+
+def _read_validation(file: RawFile) -> dict[int, _Image]:
+    images = {}
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            if piece.section != "images":
+                continue
+            place = f"{file}: images[{piece.key}]"
+            try:
+                if piece.value["split"] == "val":
+                    texts = [sentence["raw"] for sentence in piece.value["sentences"]]
+                    images[int(piece.value["cocoid"])] = _Image(place, piece.value["filepath"], 0, 0, texts)
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{place} is not as in Karpathy's dataset_coco.json ({type(error).__name__}: {error})"
+                ) from None
+    return images
+
+
+def _validation_records(items: list[tuple[str, int, _Image]], counts: Counts) -> Iterator[dict[str, Any]]:
+    for path, number, image in items:
+        counts.read["captions"] += len(image.captions)
+        texts = [text for text in (cleaned_text(each, counts, image.place) for each in image.captions) if text]
+        if texts:
+            counts.made["images"] += 1
+            counts.made["captions"] += len(texts)
+            yield {"image": path, "caption": texts, "coco_id": number}
+
+
+def _caption_files(raw: RawFolder) -> dict[str, RawFile]:
+    """The captions of training and validation images, of one year."""
+    for splits in (SPLITS_2014, SPLITS_2017):
+        if any(raw.find(f"captions_{split}.json") for split in splits):
+            return {split: raw.need(f"captions_{split}.json")[0] for split in splits}
+    raw.need(*(f"captions_{split}.json" for split in SPLITS_2014))
+    raise AssertionError
+
+
+def _opened(
+    request: Request, captions: Mapping[str, RawFile], instances: Mapping[str, RawFile], convert: Any
+) -> Opened:
+    finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.unusable)
+
+    def work() -> Work:
+        counts = Counts()
+        images: dict[int, _Image] = {}
+        for split, file in captions.items():
+            _read_images(file, split, images)
+            _read_captions(file, images, counts)
+        for file in instances.values():
+            _read_objects(file, images, counts)
+        return Work(convert, _jobs(images, finder, counts), len(images))
+
+    return Opened([*captions.values(), *instances.values()], work, finder)
+
+
+def _read_images(file: RawFile, split: str, images: dict[int, _Image]) -> None:
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            if piece.section != "images":
+                continue
+            value, place = piece.value, f"{file}: images[{piece.key}]"
+            try:
+                image = _Image(place, split, int(value["width"]), int(value["height"]))
+                images[int(value["id"])] = image
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{place} is not as in COCO's file ({type(error).__name__}: {error})") from None
+    if not images:
+        raise UserError(f"{file} has no list 'images'; is it COCO's file?")
+
+
+def _read_captions(file: RawFile, images: Mapping[int, _Image], counts: Counts) -> None:
+    for place, value in _annotations(file, counts):
+        counts.read["captions"] += 1
+        if (image := _image_of(value, images, counts, place)) is not None:
+            if "caption" not in value:
+                counts.leave_out("missing key", place, f"no 'caption'; keys: {', '.join(value)[:80]}")
+            else:
+                image.captions.append(value["caption"])
+
+
+def _read_objects(file: RawFile, images: Mapping[int, _Image], counts: Counts) -> None:
+    names = _categories(file)
+    for place, value in _annotations(file, counts):
+        counts.read["objects"] += 1
+        if (image := _image_of(value, images, counts, place)) is None:
+            continue
+        if value.get("iscrowd"):
+            counts.leave_out("crowd", place)
+        elif value.get("category_id") not in names:
+            counts.leave_out("unknown category", place, str(value.get("category_id")))
+        else:
+            image.objects.append((place, names[value["category_id"]], value.get("bbox")))
+
+
+def _categories(file: RawFile) -> dict[int, str]:
+    with file.open() as stream:
+        found = [piece.value for piece in json_pieces(stream, str(file)) if piece.section == "categories"]
+    try:
+        return {value["id"]: value["name"] for value in found}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file}: categories are not as in COCO's file ({type(error).__name__}: {error})") from None
+
+
+def _annotations(file: RawFile, counts: Counts) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of the list ``annotations`` with their places."""
+    there = False
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            if piece.section != "annotations":
+                continue
+            there, place = True, f"{file}: annotations[{piece.key}]"
+            if isinstance(piece.value, dict):
+                yield place, piece.value
+            else:
+                counts.leave_out("wrong type", place, f"{piece.text[:40]} is no object")
+    if not there:
+        raise UserError(f"{file} has no annotations; is it COCO's file?")
+
+
+def _image_of(value: dict[str, Any], images: Mapping[int, _Image], counts: Counts, place: str) -> _Image | None:
+    number = value.get("image_id")
+    image = images.get(number) if isinstance(number, int) else None
+    if image is None:
+        reason = "missing key" if number is None else "unknown image"
+        counts.leave_out(reason, place, f"image_id is {number!r}")
+    return image
+
+
+def _jobs(images: dict[int, _Image], finder: ImageFinder, counts: Counts) -> Iterator[Job]:
+    """Jobs of :data:`BATCH` images each; the first one has what was counted before."""
+    job = Job([], counts=counts)
+    for number, image in sorted(images.items()):
+        job.size += 1
+        job.counts.read["images"] += 1
+        path = finder.find(image_names(number, image.split), job.counts, image.place)
+        if path is not None:
+            job.items.append((path, number, image))
+        if job.size == BATCH:
+            yield job
+            job = Job([])
+    yield job
+
+
+def _caption_records(items: list[tuple[str, int, _Image]], counts: Counts) -> Iterator[dict[str, Any]]:
+    for path, number, image in items:
+        texts = cleaned_texts(image.captions, counts, f"{image.place}: captions")
+        if not texts:
+            counts.leave_out("image without captions", image.place)
+            continue
+        counts.made["images"] += 1
+        for text in texts:
+            counts.made["captions"] += 1
+            yield {"image": path, "caption": text, "coco_id": number}
+
+
+def _object_records(items: list[tuple[str, int, _Image]], counts: Counts) -> Iterator[dict[str, Any]]:
+    for path, number, image in items:
+        elements = []
+        for place, name, value in image.objects:
+            box = placed_box(value, image.width, image.height, counts, place)
+            if box is not None:
+                elements.append({"caption": name, "bb": box, "grain": "object"})
+        texts = cleaned_texts(image.captions, counts, f"{image.place}: captions")
+        if not elements:
+            counts.leave_out("image without boxes", image.place)
+            continue
+        counts.made["images"] += 1
+        counts.made["objects"] += len(elements)
+        yield {"image": path, **({"caption": texts} if texts else {}), "elems": elements, "coco_id": number}
+
+
+COCO = DataSet(
+    title="COCO",
+    home="cocodataset.org",
+    licence="annotations CC BY 4.0; images under the terms of Flickr",
+    files={
+        "captions_train2014.json, captions_val2014.json": "captions (annotations_trainval2014.zip)",
+        "instances_train2014.json, instances_val2014.json": "objects (the same archive)",
+        "dataset_coco.json": "Karpathy's split (caption_datasets.zip)",
+        "train2014/, val2014/": "images (train2014.zip, val2014.zip)",
+    },
+    sizes={"images": 123_287},
+    products=(
+        Product("coco", "an image and one of its captions", open_captions),
+        Product("coco_regions", "an image, its captions, and its objects", open_objects),
+        Product("coco_val", "an image that Karpathy validates on and its captions, to measure on", open_validation),
+    ),
+    required=OF_COCO,
+)

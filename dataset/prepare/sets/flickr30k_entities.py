@@ -1,0 +1,207 @@
+"""Flickr30K Entities: the phrases of the captions and their boxes as region records, one for each training image."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+from dataset.prepare.building import Job, Work
+from dataset.prepare.cleaning import cleaned_text, cleaned_texts, placed_box
+from dataset.prepare.counts import Counts
+from dataset.prepare.image_finder import ImageFinder, ImageNames
+from dataset.prepare.raw_folder import RawFile, RawFolder
+from dataset.prepare.sets.base import DataSet, Opened, Product, Request
+from dataset.records.broken import BrokenRecordError
+from dataset.records.schema import Box
+from utils.errors import UserError
+
+IMAGES = re.compile(r"\d+\.jpg")
+BATCH = 100
+TRAIN = "train.txt"
+
+_PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^/\s\]]+)+)\s+([^\]]*)\]")
+_NOT_VISUAL = "0"
+"""Chain of phrases that nothing in the image stands for."""
+
+
+@dataclass(frozen=True)
+class _Annotated:
+    """An image on its way to a worker: path of its record, id, name of the set's files, and the content of its two files."""
+
+    path: str
+    number: int
+    place: str
+    sentences: bytes
+    boxes: bytes
+
+
+class _Files:
+    """``Sentences/<id>.txt`` and ``Annotations/<id>.xml``, unpacked or in ``annotations.zip``."""
+
+    def __init__(self, raw: RawFolder):
+        sentences, annotations = raw.folder("Sentences"), raw.folder("Annotations")
+        self._folders = {".txt": sentences, ".xml": annotations}
+        self._archive: zipfile.ZipFile | None = None
+        packed = raw.find("annotations.zip")
+        if (sentences is None or annotations is None) and packed is not None:
+            try:
+                self._archive = zipfile.ZipFile(packed.path)
+            except (zipfile.BadZipFile, OSError) as error:
+                raise UserError(f"{packed} is no whole zip archive ({error}); download it again") from None
+            self._members = {name.rpartition("/")[2]: name for name in self._archive.namelist()}
+            self.name = str(packed)
+        elif sentences is None or annotations is None:
+            roots = ", ".join(map(str, raw.roots))
+            raise UserError(f"{roots}: no folders Sentences and Annotations, and no annotations.zip that has them")
+        else:
+            self.name = str(sentences.parent)
+
+    def read(self, name: str) -> bytes:
+        """Raises :class:`BrokenRecordError` ("missing annotation") where a file is not there or damaged."""
+        folder = self._folders[name[-4:]]
+        try:
+            if self._archive is not None:
+                return self._archive.read(self._members[name])
+            assert folder is not None
+            return (folder / name).read_bytes()
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            raise BrokenRecordError("missing annotation", f"{self.name}: {name}", type(error).__name__) from None
+
+
+def open_entities(request: Request) -> Opened:
+    """Region records: a phrase's box is the smallest one around all boxes of its chain."""
+    raw = request.raw
+    sentences = raw.folder("Sentences")
+    listed = (raw.beside(sentences, TRAIN) if sentences is not None else None) or raw.need(TRAIN)[0]
+    files = _Files(raw)
+    finder = ImageFinder(raw, request.folder, IMAGES, request.held_out, request.excluded, request.unusable)
+
+    def work() -> Work:
+        numbers = _training_ids(listed)
+        return Work(_records, _jobs(numbers, files, finder), len(numbers))
+
+    packed = raw.find("annotations.zip")
+    return Opened([listed, *([packed] if packed is not None and sentences is None else [])], work, finder)
+
+
+def _training_ids(file: RawFile) -> list[int]:
+    with file.open() as stream:
+        lines = [line.strip() for line in stream.read().decode("utf-8", "replace").split("\n")]
+    for number, line in enumerate(lines, start=1):
+        if line and not line.isdigit():
+            raise UserError(f"{file}:{number}: {line[:40]!r} is no id of Flickr30K; is it the official file?")
+    return [int(line) for line in lines if line]
+
+
+def _jobs(numbers: list[int], files: _Files, finder: ImageFinder) -> Iterator[Job]:
+    job = Job([])
+    for number in numbers:
+        job.size += 1
+        job.counts.read["images"] += 1
+        place = f"{files.name}: {number}"
+        image = ImageNames(frozenset({f"flickr:{number}"}), [f"{number}.jpg"], f"flickr30k-images/{number}.jpg")
+        path = finder.find(image, job.counts, place)
+        if path is not None:
+            try:
+                item = _Annotated(path, number, place, files.read(f"{number}.txt"), files.read(f"{number}.xml"))
+                job.items.append(item)
+            except BrokenRecordError as error:
+                job.counts.leave_out(error.kind, error.place, error.message)
+        if job.size == BATCH:
+            yield job
+            job = Job([])
+    yield job
+
+
+def _records(items: list[_Annotated], counts: Counts) -> Iterator[dict[str, Any]]:
+    for item in items:
+        try:
+            boxes = _boxes(item.boxes, f"{item.place}.xml", counts)
+        except BrokenRecordError as error:
+            counts.leave_out(error.kind, error.place, error.message)
+            continue
+        captions, phrases = _parsed_sentences(item.sentences)
+        elements = []
+        for chain, texts in phrases.items():
+            counts.read["phrases"] += len(texts)
+            if chain == _NOT_VISUAL:
+                counts.leave_out("not visual", item.place, repr(texts[0][:40]))
+            elif chain not in boxes:
+                counts.leave_out("phrase without box", f"{item.place}: chain {chain}", repr(texts[0][:40]))
+            elif cleaned := [
+                each for each in dict.fromkeys(cleaned_text(t, counts, item.place) for t in texts) if each
+            ]:
+                elements.append({"caption": cleaned, "bb": boxes[chain], "grain": "region"})
+        if not elements:
+            counts.leave_out("image without boxes", item.place)
+            continue
+        counts.made["images"] += 1
+        counts.made["boxes"] += len(elements)
+        texts = cleaned_texts(captions, counts, f"{item.place}.txt")
+        yield {"image": item.path, **({"caption": texts} if texts else {}), "elems": elements, "flickr_id": item.number}
+
+
+def _parsed_sentences(content: bytes) -> tuple[list[str], dict[str, list[str]]]:
+    """The captions without marks, and the phrases of each chain."""
+    captions: list[str] = []
+    phrases: dict[str, list[str]] = {}
+    for line in content.decode("utf-8", "replace").split("\n"):
+        if line.strip():
+            captions.append(_PHRASE.sub(lambda match: match[3], line))
+            for chain, _, text in _PHRASE.findall(line):
+                phrases.setdefault(chain, []).append(text)
+    return captions, phrases
+
+
+def _boxes(content: bytes, place: str, counts: Counts) -> dict[str, Box]:
+    """The box of each chain, in pixels: around all of its boxes.
+
+    Raises:
+        BrokenRecordError: "bad xml", or a size is missing.
+    """
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+        raise BrokenRecordError("bad xml", place, "it declares entities, as no official file does")
+    try:
+        root = ElementTree.fromstring(content)
+        width, height = int(root.findtext("size/width", "")), int(root.findtext("size/height", ""))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise BrokenRecordError("bad xml", place, str(error)) from None
+    corners: dict[str, list[tuple[float, ...]]] = {}
+    for index, element in enumerate(root.iter("object")):
+        if element.find("bndbox") is None:
+            continue  # a scene, or something that no box shows
+        try:
+            values = [float(element.findtext(f"bndbox/{name}", "")) for name in ("xmin", "ymin", "xmax", "ymax")]
+        except ValueError:
+            counts.leave_out("wrong type", f"{place}: object[{index}]", "its box has no four numbers")
+            continue
+        for name in element.iter("name"):
+            corners.setdefault((name.text or "").strip(), []).append(tuple(values))
+    found = {}
+    for chain, of_chain in corners.items():
+        left, top, right, bottom = (
+            pick(column) for pick, column in zip((min, min, max, max), zip(*of_chain, strict=True), strict=True)
+        )
+        box = placed_box((left, top, right - left, bottom - top), width, height, counts, f"{place}: chain {chain}")
+        if box is not None:
+            found[chain] = box
+    return found
+
+
+ENTITIES = DataSet(
+    title="Flickr30K Entities",
+    home="github.com/BryanPlummer/flickr30k_entities",
+    licence="annotations for research; images under the terms of Flickr",
+    files={
+        "annotations.zip: Sentences/, Annotations/": "phrases and boxes, packed or not",
+        "train.txt": "ids of the training images",
+        "flickr30k-images/": "images of Flickr30K",
+    },
+    sizes={"images": 29_783},
+    products=(Product("flickr_entities", "an image, its captions, and the phrases with their boxes", open_entities),),
+    required=("karpathy_flickr30k",),
+)

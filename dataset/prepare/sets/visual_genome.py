@@ -1,0 +1,234 @@
+"""Visual Genome: objects with attributes and described regions as region records; region descriptions as image-text records."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from dataset.prepare.building import Job, Work
+from dataset.prepare.cleaning import cleaned_text, placed_box
+from dataset.prepare.counts import Counts
+from dataset.prepare.held_out import OF_COCO, ids_in_image_data
+from dataset.prepare.image_finder import ImageFinder, ImageNames
+from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.piece_store import PieceStore
+from dataset.prepare.raw_folder import RawFile
+from dataset.prepare.sets.base import DataSet, Opened, Product, Request
+from utils.errors import UserError
+
+IMAGES = re.compile(r"\d{1,7}\.jpg")
+BATCH = 50
+"""Images of a job: some 2,500 regions."""
+
+CAPTIONS_OF_AN_IMAGE = 8
+"""Region descriptions that become captions of their image, those of the largest boxes. About 770,000 in all, as the 4M set has;
+which ones the authors took is not published."""
+
+
+@dataclass(frozen=True)
+class ImageTexts:
+    """An image on its way to a worker: the ``path`` that records have, keys with its ids, its size, and the texts of its items in
+    the official files by their name, each with its place."""
+
+    path: str
+    ids: Mapping[str, int]
+    width: int
+    height: int
+    texts: Mapping[str, tuple[str, str]]
+
+
+def vg_names(image_id: int, others: frozenset[str] = frozenset()) -> ImageNames:
+    """How an image of Visual Genome or GQA is called."""
+    return ImageNames(frozenset({f"vg:{image_id}"}) | others, [f"{image_id}.jpg"], f"images/{image_id}.jpg")
+
+
+def open_captions(request: Request) -> Opened:
+    """Image-text records: the descriptions of an image's largest regions, one record for each."""
+    return _opened(request, {"regions": "region_descriptions.json"}, _caption_records)
+
+
+def open_regions(request: Request) -> Opened:
+    """Region records, one for each image: its objects with their attributes, and its described regions."""
+    names = {"objects": "objects.json", "attributes": "attributes.json", "regions": "region_descriptions.json"}
+    return _opened(request, names, _region_records)
+
+
+def _opened(request: Request, names: Mapping[str, str], convert: Any) -> Opened:
+    listed, *files = request.raw.need("image_data.json", *names.values())
+    finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.unusable)
+
+    def work() -> Work:
+        images = read_image_data(listed)
+        return Work(convert, _jobs(images, dict(zip(names, files, strict=True)), finder), len(images))
+
+    return Opened([listed, *files], work, finder)
+
+
+def read_image_data(file: RawFile) -> list[tuple[str, dict[str, Any]]]:
+    """The images with their places.
+
+    Raises:
+        UserError: it is not Visual Genome's list of images.
+    """
+    found = []
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            place = f"{file}[{piece.key}]"
+            try:
+                value = {name: int(piece.value[name]) for name in ("image_id", "width", "height")}
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{place} is not as in Visual Genome's image_data.json ({type(error).__name__}: {error})"
+                ) from None
+            found.append((place, {**piece.value, **value}))
+    return found
+
+
+def _jobs(images: list[tuple[str, dict[str, Any]]], files: Mapping[str, RawFile], finder: ImageFinder) -> Iterator[Job]:
+    """Jobs of :data:`BATCH` images each. The files may have the images in any order: they go through stores on disk."""
+    counts = Counts()
+    with ExitStack() as open_stores:
+        stores = {name: open_stores.enter_context(PieceStore()) for name in files}
+        for name, file in files.items():
+            stores[name].fill(_pieces(file, name, counts))
+        job = Job([], counts=counts)
+        for place, values in images:
+            job.size += 1
+            job.counts.read["images"] += 1
+            ids = ids_in_image_data(values)
+            path = finder.find(vg_names(values["image_id"], ids), job.counts, place)
+            if path is not None:
+                texts = {name: found for name, store in stores.items() if (found := store.get(values["image_id"]))}
+                keys = {f"{of}_id": int(number) for of, _, number in (each.partition(":") for each in sorted(ids))}
+                job.items.append(ImageTexts(path, keys, values["width"], values["height"], texts))
+            if job.size == BATCH:
+                yield job
+                job = Job([])
+        yield job
+
+
+def _pieces(file: RawFile, name: str, counts: Counts) -> Iterator[tuple[int, str, str]]:
+    """The items of a file by image. An item has the list ``name``; a file without any such item is another file."""
+    fitting = 0
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            place = f"{file}[{piece.key}]"
+            value = piece.value if isinstance(piece.value, dict) else {}
+            number, listed = value.get("image_id", value.get("id")), value.get(name)
+            if isinstance(number, int) and isinstance(listed, list):
+                fitting += 1
+                yield number, place, piece.text
+            else:
+                counts.leave_out(
+                    "missing key", place, f"no 'image_id' and list {name!r}; keys: {', '.join(value)[:80]}"
+                )
+    if not fitting:
+        raise UserError(f"{file}: no item has a list {name!r}; is it Visual Genome's file?")
+
+
+def _listed(image: ImageTexts, name: str, counts: Counts) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of the list ``name`` of an image, with their places."""
+    if name not in image.texts:
+        return
+    place, text = image.texts[name]
+    for index, value in enumerate(json.loads(text)[name]):
+        counts.read[name] += 1
+        if isinstance(value, dict):
+            yield f"{place}.{name}[{index}]", value
+        else:
+            counts.leave_out("wrong type", f"{place}.{name}[{index}]", f"{str(value)[:40]!r} is no object")
+
+
+def _region_records(items: list[ImageTexts], counts: Counts) -> Iterator[dict[str, Any]]:
+    for image in items:
+        elements = [*_objects(image, counts), *_regions(image, counts)]
+        if not elements:
+            counts.leave_out("image without boxes", image.path)
+            continue
+        counts.made["images"] += 1
+        for element in elements:
+            counts.made["regions" if element["grain"] == "region" else "objects"] += 1
+        yield {"image": image.path, "elems": elements, **image.ids}
+
+
+def _objects(image: ImageTexts, counts: Counts) -> Iterator[dict[str, Any]]:
+    """The objects of an image; their attributes are in a file of their own, by the number of the object."""
+    attributes = {value.get("object_id"): value.get("attributes") for _, value in _listed(image, "attributes", counts)}
+    for place, value in _listed(image, "objects", counts):
+        names = value.get("names")
+        name = names[0] if isinstance(names, list) and names else value.get("name")
+        element = described_box(image.width, image.height, place, value, name, counts)
+        if element is not None:
+            described = attributes.get(value.get("object_id"))
+            yield {**element, **attribute_key(described, place, counts), "grain": "object"}
+
+
+def _regions(image: ImageTexts, counts: Counts) -> Iterator[dict[str, Any]]:
+    for place, value in _listed(image, "regions", counts):
+        element = described_box(image.width, image.height, place, value, value.get("phrase"), counts)
+        if element is not None:
+            yield {**element, "grain": "region"}
+
+
+def described_box(
+    width: int, height: int, place: str, value: Mapping[str, Any], text: Any, counts: Counts
+) -> dict[str, Any] | None:
+    """``caption`` and ``bb`` of a box with its text, in an image of ``width`` x ``height`` pixels; None, and counted, if one is
+    unusable. Objects name the sides of their boxes w and h, regions width and height."""
+    sides = ("w", "h") if "w" in value else ("width", "height")
+    absent = [key for key in ("x", "y", *sides) if value.get(key) is None]
+    if absent:
+        counts.leave_out("missing key", place, f"no {', '.join(absent)}; keys: {', '.join(value)[:80]}")
+        return None
+    if text is None:
+        counts.leave_out("box without text", place)
+        return None
+    box = placed_box([value[key] for key in ("x", "y", *sides)], width, height, counts, place)
+    caption = cleaned_text(text, counts, place) if box is not None else None
+    return None if box is None or caption is None else {"caption": caption, "bb": box}
+
+
+def attribute_key(values: Any, place: str, counts: Counts) -> dict[str, list[str]]:
+    """``attributes`` of an element, without those that are empty; nothing if there are none."""
+    if not isinstance(values, list):
+        return {}
+    texts = dict.fromkeys(
+        text for value in values if (text := cleaned_text(value, counts, f"{place}: attributes")) is not None
+    )
+    return {"attributes": list(texts)} if texts else {}
+
+
+def _caption_records(items: list[ImageTexts], counts: Counts) -> Iterator[dict[str, Any]]:
+    for image in items:
+        regions = sorted(_regions(image, counts), key=lambda region: -region["bb"][2] * region["bb"][3])
+        texts = list(dict.fromkeys(region["caption"] for region in regions))
+        if not texts:
+            counts.leave_out("image without captions", image.path)
+            continue
+        counts.made["images"] += 1
+        for text in texts[:CAPTIONS_OF_AN_IMAGE]:
+            counts.made["captions"] += 1
+            yield {"image": image.path, "caption": text, **image.ids}
+
+
+VISUAL_GENOME = DataSet(
+    title="Visual Genome",
+    home="visualgenome.org",
+    licence="CC BY 4.0",
+    files={
+        "image_data.json": "sizes of the images, and their ids in COCO and on Flickr",
+        "objects.json, attributes.json": "objects with attributes",
+        "region_descriptions.json": "described regions",
+        "VG_100K/, VG_100K_2/": "images (images.zip, images2.zip), apart or merged",
+    },
+    sizes={"images": 108_077},
+    products=(
+        Product("vg", "an image and the description of one of its largest regions", open_captions),
+        Product("vg_regions", "an image, its objects with attributes, and its described regions", open_regions),
+    ),
+    required=(*OF_COCO, "karpathy_flickr30k"),
+)

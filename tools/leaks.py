@@ -1,0 +1,167 @@
+"""``python run.py leaks CONFIG ...``: images that the training data of configs share with the held-out splits of any of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dataset.leaks import KnownImage, SharedImages, known_image, shared_with_splits
+from dataset.records.broken import BrokenRecordError
+from dataset.shards.readers import Shards
+from tasks.finetune import FineTuneTask
+from tasks.kinds import choose
+from tasks.pretrain import PretrainConfig
+from tools.doctor.findings import NotCheckedError
+from tools.doctor.shared import images_of_record, sources_of
+from utils.config import load_config
+from utils.errors import UserError, one_line_errors
+from utils.files import write_text
+from utils.progress import progress_bar
+
+NAMED = 5
+"""Shared images of a pair of sides that are printed; --out has all."""
+
+EXAMPLES = """examples:
+  python run.py leaks configs/pretrain/base_4m.yaml configs/retrieval/coco_base_4m.yaml configs/vqa/vqa2_base_4m.yaml
+  python run.py leaks my/pretrain.yaml my/retrieval.yaml --out leaks.tsv
+
+exit status: 0 nothing is shared; 1 something is; 2 a config or the command line is wrong"""
+
+
+@dataclass
+class Sides:
+    """The images of some configs: those that are trained on and those that are held out, by ``CONFIG KEY``."""
+
+    training: dict[str, Iterable[KnownImage]] = field(default_factory=dict)
+    held_out: dict[str, Iterable[KnownImage]] = field(default_factory=dict)
+    not_checked: list[str] = field(default_factory=list)
+    """What cannot be read, and why."""
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> int:
+    """Print a line for each training side and held-out split that share images; returns the exit status."""
+    flags = _parser().parse_args(argv)
+    sides = Sides()
+    for config in flags.configs:
+        _read(config, sides)
+    if not sides.training or not sides.held_out:
+        missing = "training data" if not sides.training else "held-out split"
+        raise UserError(
+            f"{', '.join(flags.configs)}: no {missing} could be read: {'; '.join(sides.not_checked) or 'none is named'}"
+        )
+    rows: list[tuple[str, ...]] = []
+    for training, images in sides.training.items():
+        for split, found in shared_with_splits(images, sides.held_out).items():
+            rows += _tell(training, split, found)
+    for each in sides.not_checked:
+        sys.stdout.write(f"not checked: {each}\n")
+    if flags.out is not None:
+        header = ("training", "held_out", "found_by", "training_image", "held_out_image")
+        write_text(flags.out, "".join("\t".join(row) + "\n" for row in [header, *rows]))
+        sys.stdout.write(f"{flags.out}: {len(rows):,} shared images\n")
+    return 1 if rows else 0
+
+
+def _read(path: str, sides: Sides) -> None:
+    choice = choose(path, [], None)
+    kind = choice.load()
+    config: Any = load_config(choice.config, [], kind.config)
+    if isinstance(config, PretrainConfig):
+        _read_pretraining(path, config, sides)
+    elif issubclass(kind.task, FineTuneTask):
+        _read_fine_tuning(path, config, kind.task, sides)
+    else:
+        sides.not_checked.append(f"{path}: a task that has neither streams nor splits")
+
+
+def _read_pretraining(path: str, config: Any, sides: Sides) -> None:
+    streams = {
+        name: stream for name, stream in config.data.streams().items() if name in ("images", "regions", "videos")
+    }
+    for name, stream in streams.items():
+        for files in stream.files:
+            key = f"data.{name}.files"
+            _try(f"{path} {files}", partial(_Records, [files], stream, key), sides.training, sides)
+    evaluation = config.evaluation
+    if evaluation is None:
+        return
+    for key, stream in (("files", "images"), ("region_files", "regions"), ("video_files", "videos")):
+        files = getattr(evaluation, key)
+        own = streams.get(stream) or next(iter(streams.values()), None)
+        if files and own is not None:
+            _try(f"{path} evaluation.{key}", partial(_Records, files, own, f"evaluation.{key}"), sides.held_out, sides)
+
+
+class _Records:
+    """The images of the records of shards, read when they are gone through; broken records are left out, as in a run."""
+
+    def __init__(self, files: list[str], stream: Any, key: str):
+        self.shards, self.stream, self.name = Shards(files, key=key), stream, files[0]
+
+    def __iter__(self) -> Iterator[KnownImage]:
+        count = len(self.shards)
+        for number in progress_bar(range(count), total=count, desc=self.name, unit="record", leave=False):
+            try:
+                yield from images_of_record(self.shards.read(number), self.stream)
+            except BrokenRecordError:
+                continue
+
+
+def _read_fine_tuning(path: str, config: Any, task: type[FineTuneTask[Any, Any, Any]], sides: Sides) -> None:
+    def read(split: Any, key: str) -> list[KnownImage]:
+        return [known_image(source) for source in sources_of(task.read_split(config, split, key))]
+
+    train = getattr(config.data, "train", None)
+    for number, split in enumerate(train if isinstance(train, list) else [train] if train is not None else []):
+        key = f"data.train[{number}]" if isinstance(train, list) else "data.train"
+        _try(f"{path} {key}", partial(read, split, key), sides.training, sides)
+    evaluation = config.evaluation
+    held_out = {} if evaluation.validation is None else {"evaluation.validation": evaluation.validation}
+    held_out |= {f"evaluation.test.{name}": split for name, split in evaluation.test.items()}
+    for key, split in held_out.items():
+        _try(f"{path} {key}", partial(read, split, key), sides.held_out, sides)
+
+
+def _try(
+    name: str, read: Callable[[], Iterable[KnownImage]], into: dict[str, Iterable[KnownImage]], sides: Sides
+) -> None:
+    try:
+        into[name] = read()
+    except (UserError, NotCheckedError) as error:
+        sides.not_checked.append(f"{name}: {error}")
+
+
+def _tell(training: str, split: str, found: SharedImages) -> Iterator[tuple[str, ...]]:
+    """Print what two sides share; yields a row of the table for each image."""
+    how = ", ".join(f"{found.count(each):,} by {each}" for each in ("id", "path", "content") if found.count(each))
+    compared = "" if found.contents_compared else "; contents are too many to compare"
+    line = f"{found.shared:,} of {found.held_out:,} ({how})" if found.shared else f"none of {found.held_out:,}"
+    sys.stdout.write(f"{training} has {line} of {split}{compared}\n")
+    for number, pair in enumerate(found.pairs):
+        if number < NAMED:
+            sys.stdout.write(f"  {pair.held_out} is {pair.training}\n")
+        yield training, split, pair.how, pair.training, pair.held_out
+    if found.shared > NAMED:
+        sys.stdout.write(f"  and {found.shared - NAMED:,} more (--out FILE lists all)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python run.py leaks",
+        description="Look for images that training data share with held-out splits, over all configs that are given: by the ids "
+        "that public data sets share (COCO, Visual Genome, Flickr), by path, and of up to 20,000 files by content.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="configs of pre-training or fine-tuning")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write all shared images to a table, separated by tabs"
+    )
+    return parser

@@ -1,0 +1,1 @@
+"""``python run.py prepare``: official files of public data sets to records for pre-training."""
