@@ -79,7 +79,7 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     output = Path(arguments.output) if arguments.output else _default_output(choice, arguments)
     try:
         with ExitStack() as stack:
-            device = stack.enter_context(process_group(config.train.start_timeout_min))
+            device = stack.enter_context(process_group(config.train.start_timeout_min, output))
             if not arguments.evaluate:
                 _check_steps(config)
             stack.enter_context(claimed(output))

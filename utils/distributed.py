@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,6 +20,9 @@ T = TypeVar("T")
 
 TIMEOUT_MIN = 120.0
 """Minutes that a rank waits for the others, unless a config says otherwise."""
+
+RECORDED_COLLECTIVES = 2000
+"""Collectives that the flight recorder keeps of each rank: those of tens of steps."""
 
 # The variants for one tensor; those for lists of tensors copy. Newer versions of torch rename both.
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
@@ -130,12 +134,26 @@ def shared_store(name: str) -> dist.Store | None:
     return dist.PrefixStore(name, dist.distributed_c10d._get_default_store().clone())  # type: ignore[attr-defined]
 
 
+def record_collectives(folder: Path) -> None:
+    """Have NCCL's flight recorder write the last collectives of each rank to ``folder/collectives_rank_<n>`` when one of them
+    times out. The user's own settings are kept. Call it before the process group is made."""
+    settings = {
+        ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"): str(RECORDED_COLLECTIVES),
+        ("TORCH_NCCL_DUMP_ON_TIMEOUT",): "1",
+        ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"): str(folder.absolute() / "collectives_rank_"),
+    }
+    for names, value in settings.items():  # the second name is that of torch before 2.9
+        if not any(name in os.environ for name in names):
+            os.environ.update(dict.fromkeys(names, value))
+
+
 @contextmanager
-def process_group(timeout_min: float = TIMEOUT_MIN) -> Iterator[torch.device]:
+def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None) -> Iterator[torch.device]:
     """Join the process group of torchrun's environment, if there is one; yields this rank's device.
 
-    ``timeout_min``: minutes that ranks wait for each other, until :func:`set_timeout` changes it. The backend is NCCL with CUDA,
-    else gloo. Unless a rank fails, no rank leaves before the others. Only this function reads torchrun's environment.
+    ``timeout_min``: minutes that ranks wait for each other, until :func:`set_timeout` changes it. ``records``: the folder for
+    :func:`record_collectives`. The backend is NCCL with CUDA, else gloo. Unless a rank fails, no rank leaves before the others.
+    Only this function reads torchrun's environment.
 
     Raises:
         UserError: if the connection to another rank breaks, or a rank does not answer in time.
@@ -152,6 +170,8 @@ def process_group(timeout_min: float = TIMEOUT_MIN) -> Iterator[torch.device]:
         yield device
         return
     if device.type == "cuda":
+        if records is not None:
+            record_collectives(records)
         dist.init_process_group("nccl", timeout=timedelta(minutes=timeout_min), device_id=device)
     else:
         dist.init_process_group("gloo", timeout=timedelta(minutes=timeout_min))

@@ -47,6 +47,7 @@ class ImageFinder:
     unusable: Mapping[Path, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list, init=False)
     """Usual paths of the images that are not there."""
+    _parents: dict[Path, str] = field(default_factory=dict, init=False)
 
     @cached_property
     def annotations_alone(self) -> bool:
@@ -76,7 +77,15 @@ class ImageFinder:
         if path in self.unusable:
             counts.leave_out(self.unusable[path], place, str(path))
             return None
-        return os.path.relpath(path, self.folder)
+        return self._relative(path)
+
+    def _relative(self, path: Path) -> str:
+        """The path from the folder of records. Both are real ones: the system takes ``..`` of a link from its target."""
+        parent = self._parents.get(path.parent)
+        if parent is None:
+            real = os.path.relpath(os.path.realpath(path.parent), os.path.realpath(self.folder))
+            parent = self._parents[path.parent] = real
+        return os.path.join(parent, path.name)
 
     def _path(self, image: ImageNames) -> Path | None:
         for name in image.names:

@@ -60,3 +60,15 @@ def test_attention_on_a_gpu_is_not_planned_for_each_shape(second_gpu, monkeypatc
     with distributed.process_group():
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert not second_gpu, "one process joins no group"
+
+
+def test_the_flight_recorder_writes_to_the_run_and_leaves_the_users_settings(tmp_path, monkeypatch):
+    for name in [*os.environ]:
+        if name.startswith(("TORCH_FR_", "TORCH_NCCL_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "environ", {**os.environ, "TORCH_NCCL_TRACE_BUFFER_SIZE": "7"})
+    distributed.record_collectives(tmp_path)
+    assert os.environ["TORCH_NCCL_TRACE_BUFFER_SIZE"] == "7" and "TORCH_FR_BUFFER_SIZE" not in os.environ
+    assert os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
+    for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"):
+        assert os.environ[name] == f"{tmp_path}/collectives_rank_"

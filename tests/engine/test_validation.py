@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -247,3 +251,35 @@ def test_a_path_without_weights_is_told_in_one_line(tmp_path):
     assert str(error.value) == expected
     with pytest.raises(UserError, match=f"^init.checkpoint: {tmp_path}/gone: no such file or folder of a run"):
         find_weights(tmp_path / "gone")
+
+
+class Interrupted(ToyTask):
+    """Is asked to stop in the middle of its second validation."""
+
+    def validate(self) -> dict[str, float]:
+        if len(self.scores or ()) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return super().validate()
+
+
+def fit_until_interrupted(folder: Path) -> None:
+    run = trainer(folder, Interrupted(scores=[0.5, 0.25]), steps=4, validate_every=2, checkpoint_every=3)
+    with run.stop:
+        run.fit()
+
+
+def test_a_signal_in_a_validation_saves_its_step_and_the_resumed_run_validates_first(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=fit_until_interrupted, args=(tmp_path / "run",))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 75
+    [checkpoint] = [each for each in list_checkpoints(tmp_path / "run/checkpoints") if each.step == 4]
+    assert [line["step"] for line in validations(tmp_path / "run")] == [2]
+    resumed = trainer(tmp_path / "run", ToyTask(scores=[0.25]), checkpoint, steps=4, validate_every=2, checkpoint_every=3)
+    resumed.fit()
+    whole = trainer(tmp_path / "whole", ToyTask(scores=[0.5, 0.25]), steps=4, validate_every=2, checkpoint_every=3)
+    whole.fit()
+    assert validations(tmp_path / "run") == validations(tmp_path / "whole")
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name])

@@ -1,0 +1,163 @@
+"""Rows that ``run.py prepare`` converts per second: ``python -m benchmarks.prepare``.
+
+Files in the official schemas are generated, without images, with as many rows for each image as the official ones have. A row is a
+region, an object, a caption or a pair. Each set is prepared by one process and by ``--workers``; hashing the sources and the shards
+is part of the time. ``--images 108077`` is the size of Visual Genome, and gives the peak of memory there.
+
+The last line is the lowest rate of a set, in rows per second and process, over 10,000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.prepare.catalogue import Options, prepare
+from utils.flags import positive
+
+WANTED = 10_000
+REGIONS, OBJECTS = 50, 35
+"""Of an image of Visual Genome."""
+COCO_CAPTIONS, COCO_OBJECTS = 5, 7
+_WORDS = ("a", "man", "with", "dog", "green", "clock", "on", "the", "wall", "of", "wooden", "table", "near", "red", "bus")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=positive, default=5000, metavar="N", help="of each set (default %(default)d)")
+    parser.add_argument("--workers", type=positive, default=2, metavar="N", help="processes (default %(default)d)")
+    parser.add_argument("--small", action="store_true", help="a few images, to see that the benchmark runs")
+    flags = parser.parse_args(argv)
+    images = 100 if flags.small else flags.images
+    rates = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, generate in GENERATORS.items():
+            raw = Path(folder) / name
+            raw.mkdir()
+            rows = generate(raw, images)
+            seconds = {workers: _seconds(name, raw, workers) for workers in dict.fromkeys((1, flags.workers))}
+            rates += [rows / seconds[1]]
+            each = ", ".join(f"{rows / taken:,.0f} rows/s by {workers}" for workers, taken in seconds.items())
+            sys.stdout.write(f"{name}: {rows:,} rows: {each}\n")
+            shutil.rmtree(raw)
+    sys.stdout.write(f"peak memory of a process: {_peak_gib():.2f} GiB\n")
+    sys.stdout.write(f"ratio: {min(rates) / WANTED:.2f}\n")
+    return 0
+
+
+def _seconds(name: str, raw: Path, workers: int) -> float:
+    """Seconds of one preparation, in a process of its own."""
+    process = multiprocessing.get_context("spawn").Process(target=_prepare, args=(name, raw, workers))
+    started = time.perf_counter()
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"preparing {name} ended with status {process.exitcode}")
+    return time.perf_counter() - started
+
+
+def _prepare(name: str, raw: Path, workers: int) -> None:
+    out = raw.parent / f"{raw.name}-out"
+    without = ("karpathy_coco", "karpathy_flickr30k", "refcoco", "refcoco+", "refcocog")
+    told = sys.stdout.write if multiprocessing.parent_process() is None else lambda line: None
+    prepare(name, Options(raw, out, (), without, None, False, True, workers, told))
+    shutil.rmtree(out)
+
+
+def _peak_gib() -> float:
+    """The highest memory of any child process so far, in GiB."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+
+
+def _phrase(rng: np.random.Generator, words: int) -> str:
+    return " ".join(_WORDS[each] for each in rng.integers(len(_WORDS), size=words))
+
+
+def _box(rng: np.random.Generator, sides: tuple[str, str]) -> dict[str, int]:
+    x, y, width, height = rng.integers((-3, -3, 5, 5), (600, 400, 300, 300)).tolist()
+    return {"x": x, "y": y, sides[0]: width, sides[1]: height}
+
+
+def visual_genome(folder: Path, images: int) -> int:
+    """Write Visual Genome's files; returns regions and objects together, counted for both of the folders made of them."""
+    rng = np.random.default_rng(0)
+    listed = [{"image_id": n, "width": 800, "height": 600, "coco_id": None, "flickr_id": None} for n in range(images)]
+    (folder / "image_data.json").write_text(json.dumps(listed))
+
+    def objects(n: int) -> dict[str, Any]:
+        made = [
+            {"object_id": n * OBJECTS + k, **_box(rng, ("w", "h")), "names": [_phrase(rng, 1)], "synsets": ["clock.n.01"]}
+            for k in range(OBJECTS)
+        ]
+        return {"image_id": n, "objects": made, "image_url": f"https://example.org/{n}.jpg"}
+
+    def attributes(n: int) -> dict[str, Any]:
+        listed = objects(n)["objects"]
+        return {"image_id": n, "attributes": [{**each, "attributes": [_phrase(rng, 1)]} for each in listed]}
+
+    def regions(n: int) -> dict[str, Any]:
+        made = [
+            {"region_id": n * REGIONS + k, "image_id": n, **_box(rng, ("width", "height")), "phrase": _phrase(rng, 5)}
+            for k in range(REGIONS)
+        ]
+        return {"id": n, "regions": made}
+
+    makers: dict[str, Callable[[int], dict[str, Any]]] = {
+        "objects.json": objects,
+        "attributes.json": attributes,
+        "region_descriptions.json": regions,
+    }
+    for name, make in makers.items():
+        with (folder / name).open("w") as stream:
+            for n in range(images):
+                stream.write(f"{',' if n else '['}{json.dumps(make(n))}")
+            stream.write("]")
+    return images * (2 * REGIONS + OBJECTS)
+
+
+def coco(folder: Path, images: int) -> int:
+    """Write COCO's files; returns captions, for both of the folders made of them, and objects together."""
+    rng = np.random.default_rng(0)
+    outline = rng.integers(600, size=60).tolist()
+    for split, numbers in (("train2014", range(images // 2)), ("val2014", range(images // 2, images))):
+        listed = [{"id": n, "width": 640, "height": 480, "file_name": f"COCO_{split}_{n:012}.jpg"} for n in numbers]
+        captions = [{"image_id": n, "id": n, "caption": _phrase(rng, 10)} for n in numbers for _ in range(COCO_CAPTIONS)]
+        boxes = [
+            {"image_id": n, "id": n, "bbox": rng.uniform(1, 200, 4).round(2).tolist(), "category_id": 1, "iscrowd": 0, "segmentation": [outline]}
+            for n in numbers
+            for _ in range(COCO_OBJECTS)
+        ]
+        content = {"images": listed, "annotations": captions}
+        (folder / f"captions_{split}.json").write_text(json.dumps(content))
+        content = {"images": listed, "annotations": boxes, "categories": [{"id": 1, "name": "person"}]}
+        (folder / f"instances_{split}.json").write_text(json.dumps(content))
+    split = {"images": [{"cocoid": 0, "filepath": "val2014", "split": "val", "sentences": [{"raw": "a dog"}]}]}
+    (folder / "dataset_coco.json").write_text(json.dumps(split))
+    return images * (2 * COCO_CAPTIONS + COCO_OBJECTS)
+
+
+def cc3m(folder: Path, images: int) -> int:
+    """Write CC3M's file with ten times as many pairs as ``images``; returns the pairs."""
+    rng = np.random.default_rng(0)
+    with (folder / "Train_GCC-training.tsv").open("w") as stream:
+        for n in range(10 * images):
+            stream.write(f"{_phrase(rng, 10)}\thttp://example.org/pictures/{n}.jpg\n")
+    return 10 * images
+
+
+GENERATORS: dict[str, Callable[[Path, int], int]] = {"visual_genome": visual_genome, "coco": coco, "cc3m": cc3m}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
