@@ -90,7 +90,7 @@ setup-dev: .venv/installed-dev
 	touch $@
 
 .venv/installed-dev: requirements.txt requirements-dev.txt | .venv/bin/python
-	.venv/bin/python -m pip install --no-compile -r requirements-dev.txt
+	.venv/bin/python -m pip install -r requirements-dev.txt
 	touch .venv/installed $@
 
 clean-demo:
