@@ -82,8 +82,13 @@ class RawFolder:
         """Every file below the roots by its name, in a fixed order."""
         found: dict[str, list[Path]] = {}
         count = 0
+        seen: set[str] = set()
         for root in self.roots:
-            for folder, folders, names in os.walk(root):
+            for folder, folders, names in os.walk(root, followlinks=True):
+                if (real := os.path.realpath(folder)) in seen:  # links may lead round in a circle
+                    folders.clear()
+                    continue
+                seen.add(real)
                 folders.sort()
                 for name in sorted(names):
                     found.setdefault(name, []).append(Path(folder, name))
