@@ -183,6 +183,7 @@ def _arguments(sources: list[RawFile], held_out: HeldOut, options: Options) -> d
     return {
         "sources": {str(file.path): file.digest() for file in sources},
         "held_out": {name: file.digest() for name, file in held_out.sources.items()},
+        "links": {str(file.path): file.digest() for file in held_out.links},
         "without": sorted(options.without),
         "missing": None if options.missing is None else RawFile(options.missing).digest(),
         "verify": options.verify,

@@ -37,12 +37,14 @@ class HeldOutSplits(NamedTuple):
 class HeldOut:
     """Held-out images by id, with the split that each is in.
 
-    ``sources``: the files that they come from, by the name of the splits; ``absent``: names whose file is not there.
+    ``sources``: the files that they come from, by the name of the splits; ``absent``: names whose file is not there; ``links``:
+    the files that say which images of two sets are one photograph.
     """
 
     split_of: dict[str, str] = field(default_factory=dict)
     sources: dict[str, RawFile] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
+    links: list[RawFile] = field(default_factory=list)
 
     def find(self, ids: Ids) -> str | None:
         """The split that an image with these ids is held out in, if any."""
@@ -89,7 +91,7 @@ def read_held_out(raw: RawFolder, required: Sequence[str], without: Sequence[str
 
 def _follow_links(raw: RawFolder, held_out: HeldOut) -> None:
     """Add the other ids of held-out images, as far as the files that link them are there."""
-    links = [*_links_of_visual_genome(raw), *_links_of_coco(raw)]
+    links = [*_links_of_visual_genome(raw, held_out.links), *_links_of_coco(raw, held_out.links)]
     for _ in range(2):  # from Flickr to COCO by way of Visual Genome, and on
         for ids in links:
             if (split := held_out.find(ids)) is not None:
@@ -97,10 +99,11 @@ def _follow_links(raw: RawFolder, held_out: HeldOut) -> None:
                     held_out.split_of.setdefault(each, split)
 
 
-def _links_of_visual_genome(raw: RawFolder) -> Iterator[Ids]:
+def _links_of_visual_genome(raw: RawFolder, sources: list[RawFile]) -> Iterator[Ids]:
     file = raw.find("image_data.json")
     if file is None:
         return
+    sources.append(file)
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
             if isinstance(piece.value, dict):
@@ -114,11 +117,12 @@ def ids_in_image_data(values: dict[str, Any]) -> Ids:
     return frozenset(f"{of}:{number}" for of, number in numbers.items() if number is not None)
 
 
-def _links_of_coco(raw: RawFolder) -> Iterator[Ids]:
+def _links_of_coco(raw: RawFolder, sources: list[RawFile]) -> Iterator[Ids]:
     for split in ("train2014", "val2014", "train2017", "val2017"):
         file = raw.find(f"captions_{split}.json") or raw.find(f"instances_{split}.json")
         if file is None:
             continue
+        sources.append(file)
         there = False
         with file.open() as stream:
             for piece in json_pieces(stream, str(file)):

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from dataset.image_ids import id_number
 from dataset.prepare.building import Job, Work
-from dataset.prepare.cleaning import cleaned_text, cleaned_texts, placed_box
+from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.image_finder import ImageFinder, ImageNames, SetFiles
 from dataset.prepare.raw_folder import RawFile, RawFolder
@@ -130,13 +130,12 @@ def _records(items: list[_Annotated], counts: Counts) -> Iterator[dict[str, Any]
         elements = []
         for chain, texts in phrases.items():
             counts.read["phrases"] += len(texts)
-            if chain == _NOT_VISUAL:
-                counts.leave_out("not visual", item.place, repr(texts[0][:40]))
-            elif chain not in boxes:
-                counts.leave_out("phrase without box", f"{item.place}: chain {chain}", repr(texts[0][:40]))
-            elif cleaned := [
-                each for each in dict.fromkeys(cleaned_text(t, counts, item.place) for t in texts) if each
-            ]:
+            if chain not in boxes:
+                reason = "not visual" if chain == _NOT_VISUAL else "phrase without box"
+                for text in texts:
+                    counts.leave_out(reason, f"{item.place}: chain {chain}", repr(text[:40]))
+            elif cleaned := cleaned_texts(texts, counts, f"{item.place}: chain {chain}"):
+                counts.made["phrases"] += len(cleaned)
                 elements.append({"caption": cleaned, "bb": boxes[chain], "grain": "region"})
         if not elements:
             counts.leave_out("image without boxes", item.place)
@@ -188,6 +187,8 @@ def _boxes(content: bytes, place: str, counts: Counts) -> dict[str, Box]:
         left, top, right, bottom = (
             pick(column) for pick, column in zip((min, min, max, max), zip(*of_chain, strict=True), strict=True)
         )
+        if chain == _NOT_VISUAL:
+            continue
         box = placed_box((left, top, right - left, bottom - top), width, height, counts, f"{place}: chain {chain}")
         if box is not None:
             found[chain] = box

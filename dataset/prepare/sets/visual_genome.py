@@ -205,14 +205,20 @@ def attribute_key(values: Any, place: str, counts: Counts) -> dict[str, list[str
 def _caption_records(items: list[ImageTexts], counts: Counts) -> Iterator[dict[str, Any]]:
     for image in items:
         regions = sorted(_regions(image, counts), key=lambda region: -region["bb"][2] * region["bb"][3])
-        texts = list(dict.fromkeys(region["caption"] for region in regions))
-        if not texts:
+        texts: set[str] = set()
+        for text in (region["caption"] for region in regions):
+            if text in texts:
+                counts.leave_out("duplicate text", image.path, repr(text[:80]))
+            elif len(texts) == CAPTIONS_OF_AN_IMAGE:
+                counts.leave_out("not of the largest regions", image.path, repr(text[:80]))
+            else:
+                texts.add(text)
+                counts.made["captions"] += 1
+                yield {"image": image.path, "caption": text, **image.ids}
+        if texts:
+            counts.made["images"] += 1
+        else:
             counts.leave_out("image without captions", image.path)
-            continue
-        counts.made["images"] += 1
-        for text in texts[:CAPTIONS_OF_AN_IMAGE]:
-            counts.made["captions"] += 1
-            yield {"image": image.path, "caption": text, **image.ids}
 
 
 VISUAL_GENOME = DataSet(

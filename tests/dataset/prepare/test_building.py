@@ -166,11 +166,22 @@ def test_other_files_or_flags_are_refused_and_overwrite_makes_the_folder_anew(ra
         prepared("coco", raw, out, without=("refcoco",))
     path = raw / "annotations/captions_val2014.json"
     path.write_text(path.read_text().replace("two dogs", "two cats"))
-    with pytest.raises(UserError, match=r"with other flags \(sources\)"):
+    with pytest.raises(UserError, match=r"with other flags \(sources, links\)"):
         prepared("coco", raw, out)
     prepared("coco", raw, out, overwrite=True)
     texts = [record["caption"] for record in official.records(out / "coco") if record["coco_id"] == 73]
     assert texts == ["a tray of food 73", "two dogs", "two cats"]
+
+
+def test_a_file_that_links_more_images_is_no_reason_to_say_that_nothing_is_to_do(raw, out, serial):
+    """By Visual Genome's list, COCO's 9 may be a held-out photograph of Flickr30K."""
+    prepared("coco", raw, out)
+    linked = [{"image_id": 1, "width": 64, "height": 48, "coco_id": 9, "flickr_id": official.FLICKR_TEST}]
+    official.write(raw / "image_data.json", linked)
+    with pytest.raises(UserError, match=r"with other flags \(links\); --overwrite"):
+        prepared("coco", raw, out)
+    prepared("coco", raw, out, overwrite=True)
+    assert 9 not in {record["coco_id"] for record in official.records(out / "coco")}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -133,6 +133,8 @@ def test_an_image_has_captions_of_its_eight_largest_regions(raw, out):
     write(raw / "vg/region_descriptions.json", [{"id": 1, "regions": regions}])
     prepared("visual_genome", raw, out)
     assert [record["caption"] for record in records(out / "vg")] == [f"side {s}" for s in (11, 10, 9, 8, 7, 6, 5, 4)]
+    left_out = counted(out / "vg")["left_out"]
+    assert (left_out["duplicate text"], left_out["not of the largest regions"]) == (1, 2)
 
 
 def test_gqa(raw, out):
@@ -171,7 +173,7 @@ def test_entities_have_one_box_around_those_of_a_chain(raw, out):
     ]
     assert counted(out / "flickr_entities") == {
         "read": {"images": 2, "phrases": 5},
-        "made": {"images": 1, "boxes": 1, "records": 1},
+        "made": {"phrases": 2, "images": 1, "boxes": 1, "records": 1},
         "mended": {},
         "left_out": {FLICKR_TEST: 1, "phrase without box": 2, "not visual": 1},
     }
@@ -462,7 +464,7 @@ def test_numbers_out_of_all_bounds_are_one_line(raw, out):
     fine = ['{"x": 1, "y": 0, "width": 9, "height": 9, "phrase": "fine"}'] * 600
     write(raw / "vg/region_descriptions.json", f'[{{"id": 1, "regions": [{", ".join(regions + fine)}]}}]')
     prepared("visual_genome", raw, out)
-    assert counted(out / "vg")["left_out"] == {"wrong type": 5, "missing key": 1}
+    assert counted(out / "vg")["left_out"] == {"wrong type": 5, "missing key": 1, "duplicate text": 599}
 
 
 def test_more_than_one_in_a_hundred_of_another_form_is_another_file(raw, out):
