@@ -19,7 +19,7 @@ ID_KEYS = {"coco_id": "coco", "flickr_id": "flickr", "vg_id": "vg"}
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)201[45]_|(?:^|/))(\d{12})(?:\D|$)")
 _FLICKR_URL = re.compile(r"^https?://[^/]*static\.?flickr\.com/(?:[^?]*/)?(\d+)_[0-9a-z]+", re.IGNORECASE)
 _BY_FOLDER = (  # the greedy start finds the innermost folder of a name
-    (re.compile(r"(?:.*/)?()flickr_?30k[^/]*/(?:[^/]+/)*(\d+)\.jpe?g$", re.IGNORECASE), "flickr"),
+    (re.compile(r"(?:.*/)?()[^/]*flickr_?30k[^/]*/(?:[^/]+/)*(\d+)\.jpe?g$", re.IGNORECASE), "flickr"),
     (re.compile(r"(?:.*/)?()(?:VG_100K(?:_2)?|visual_?genome|vg|gqa)/(?:images?/)?(\d+)\.jpe?g$", re.IGNORECASE), "vg"),
 )
 

@@ -25,6 +25,8 @@ from dataset.image_ids import id_number, ids_in_path, ids_in_url, ids_of_record
         ("images/7.jpg", set()),
         ("flickr30k-images/36979.jpg", {"flickr:36979"}),
         ("Flickr30K/images/36979.jpg", {"flickr:36979"}),
+        ("/a/my_flickr30k/36979.jpg", {"flickr:36979"}),
+        ("my_svg/3.jpg", set()),
         ("flickr30k/vg/VG_100K/36979.jpg", {"vg:36979"}),
         ("vg/flickr30k-images/36979.jpg", {"flickr:36979"}),
         ("flickr30k/coco/train2014/COCO_train2014_000000000009.jpg", {"coco:9"}),
