@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from dataset.image_ids import Ids, id_number, ids_in_url
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.raw_folder import RawFile, RawFolder
+from dataset.records.broken import printable
 from utils.errors import UserError
 from utils.pickles import load_plain_pickle
 
@@ -74,7 +75,7 @@ def read_held_out(raw: RawFolder, required: Sequence[str], without: Sequence[str
         there = False
         for each, split in splits.read(file):
             there = True
-            held_out.split_of.setdefault(each, f"{splits.title} {split}")
+            held_out.split_of.setdefault(each, printable(f"{splits.title} {split}"))
         if not there:
             raise UserError(f"{file} names no held-out image; is it {splits.file} of {splits.title}, and whole?")
     missing = [name for name in required if name in held_out.absent]

@@ -157,13 +157,18 @@ def _region_records(items: list[ImageTexts], counts: Counts) -> Iterator[dict[st
 
 def _objects(image: ImageTexts, counts: Counts) -> Iterator[dict[str, Any]]:
     """The objects of an image; their attributes are in a file of their own, by the number of the object."""
-    attributes = {value.get("object_id"): value.get("attributes") for _, value in _listed(image, "attributes", counts)}
+    attributes = {
+        number: value.get("attributes")
+        for _, value in _listed(image, "attributes", counts)
+        if isinstance(number := value.get("object_id"), int)
+    }
     for place, value in _listed(image, "objects", counts):
         names = value.get("names")
         name = names[0] if isinstance(names, list) and names else value.get("name")
         element = described_box(image.width, image.height, place, value, name, counts)
         if element is not None:
-            described = attributes.get(value.get("object_id"))
+            number = value.get("object_id")
+            described = attributes.get(number) if isinstance(number, int) else None
             yield {**element, **attribute_key(described, place, counts), "grain": "object"}
 
 

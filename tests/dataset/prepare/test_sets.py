@@ -467,6 +467,21 @@ def test_numbers_out_of_all_bounds_are_one_line(raw, out):
     assert counted(out / "vg")["left_out"] == {"wrong type": 5, "missing key": 1, "duplicate text": 599}
 
 
+@pytest.mark.parametrize("number", [None, {}, [1], "x"])
+def test_objects_without_a_number_get_no_attributes(number, raw, out):
+    box = {"object_id": number, "x": 1, "y": 1, "w": 5, "h": 5, "names": ["clock"]}
+    write(raw / "vg/objects.json", [{"image_id": 1, "objects": [box]}])
+    write(raw / "vg/attributes.json", [{"image_id": 1, "attributes": [{**box, "attributes": ["green"]}]}])
+    prepared("visual_genome", raw, out)
+    assert records(out / "vg_regions")[0]["elems"][0] == {"caption": "clock", "bb": [1, 1, 5, 5], "grain": "object"}
+
+
+def test_a_split_with_a_line_break_in_its_name_is_told_in_one_line(raw, out):
+    rows = [{"filename": f"{n}.jpg", "split": "odd\nsplit"} for n in (official.FLICKR_TRAIN, official.FLICKR_TEST)]
+    write(raw / "coco/dataset_flickr30k.json", {"images": rows})
+    assert "2 held out by Flickr30K (Karpathy) odd\\nsplit" in one_line("flickr30k_entities", raw, out)
+
+
 def test_more_than_one_in_a_hundred_of_another_form_is_another_file(raw, out):
     regions = [{"x": 0, "y": 0, "width": 9, "height": 9, "phrase": "fine"}] * 99
     write(raw / "vg/region_descriptions.json", [{"id": 1, "regions": [*regions, {"phrase": "odd"}, {"phrase": "odd"}]}])
