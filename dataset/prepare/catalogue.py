@@ -166,13 +166,9 @@ def _prepare_web(name: str, raw: RawFolder, held_out: HeldOut, options: Options)
         web_facts["statuses"] = dict(downloaded.statuses)
         return counts
 
+    arguments["shards"] = shards_digest(shards)
     manifest = build_folder(
-        options.out,
-        name,
-        {**arguments, "shards": shards_digest(shards)},
-        fill,
-        overwrite=options.overwrite,
-        facts=lambda: {**facts(), **web_facts},
+        options.out, name, arguments, fill, overwrite=options.overwrite, facts=lambda: {**facts(), **web_facts}
     )
     _tell_result(name, manifest, options, data_set.sizes)
     return [each for each in (listed, manifest) if each is not None]
