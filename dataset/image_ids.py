@@ -17,21 +17,29 @@ ID_KEYS = {"coco_id": "coco", "flickr_id": "flickr", "vg_id": "vg"}
 """Keys of a record that give an id, and its set."""
 
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)201[45]_|(?:^|/))(\d{12})(?:\D|$)")
-_FLICKR_URL = re.compile(r"^https?://[^/]*(?:static\.?flickr\.com|staticflickr\.com)/(?:[^?]*/)?(\d+)_[0-9a-z]+")
-_BY_FOLDER = (
-    (re.compile(r"flickr_?30k[^/]*/(?:[^/]+/)*(\d+)\.jpe?g$", re.IGNORECASE), "flickr"),
-    (re.compile(r"(?:VG_100K(?:_2)?|visual_?genome|vg|gqa)/(?:images?/)?(\d+)\.jpe?g$", re.IGNORECASE), "vg"),
+_FLICKR_URL = re.compile(r"^https?://[^/]*static\.?flickr\.com/(?:[^?]*/)?(\d+)_[0-9a-z]+", re.IGNORECASE)
+_BY_FOLDER = (  # the greedy start finds the innermost folder of a name
+    (re.compile(r"(?:.*/)?()[^/]*flickr_?30k[^/]*/(?:[^/]+/)*(\d+)\.jpe?g$", re.IGNORECASE), "flickr"),
+    (re.compile(r"(?:.*/)?()(?:VG_100K(?:_2)?|visual_?genome|vg|gqa)/(?:images?/)?(\d+)\.jpe?g$", re.IGNORECASE), "vg"),
 )
 
 
 def ids_in_path(path: str) -> Ids:
-    """The id in an image's path: the name of a COCO image (2014 to 2017), or a number in a folder that is known for its set."""
+    """The id in an image's path: the name of a COCO image (2014 to 2017), or a number in a folder that is known for its set; of
+    two such folders, in the inner one."""
     if match := _COCO.search(path):
         return frozenset({f"coco:{int(match[1])}"})
-    for pattern, of in _BY_FOLDER:
-        if match := pattern.search(path):
-            return frozenset({f"{of}:{int(match[1])}"})
-    return frozenset()
+    found = [(match.start(1), of, int(match[2])) for pattern, of in _BY_FOLDER if (match := pattern.match(path))]
+    return frozenset(f"{of}:{number}" for _, of, number in [max(found)]) if found else frozenset()
+
+
+def id_number(value: Any) -> int | None:
+    """An id as files give it: a whole number, also as a float (pandas writes 391895.0 beside missing ids) or as a text."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def ids_in_url(url: str) -> Ids:
@@ -44,9 +52,9 @@ def ids_of_record(values: Mapping[str, Any], path: str | None) -> Ids:
     """The ids of a record's image: in its keys (:data:`ID_KEYS`), its ``url``, and the ``path`` of the image."""
     found = set(ids_in_path(path)) if path else set()
     for key, of in ID_KEYS.items():
-        value = values.get(key)
-        if isinstance(value, int | str) and str(value).isdigit():
-            found.add(f"{of}:{int(value)}")
+        number = id_number(values.get(key))
+        if number is not None:
+            found.add(f"{of}:{number}")
     url = values.get("url")
     if isinstance(url, str):
         found |= ids_in_url(url)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dataset.prepare.counts import Counts
-from dataset.prepare.manifest import Manifest, check_same, write_manifest
-from dataset.prepare.output import Entry, OutputFolder, json_line
+from dataset.prepare.manifest import Manifest, check_same, is_prepared, write_manifest
+from dataset.prepare.output import JOURNAL, Entry, OutputFolder, json_line
 from dataset.prepare.processes import in_order
 from utils.errors import UserError
 from utils.files import replacing
@@ -33,6 +33,10 @@ FORM = ("missing key", "wrong type", "bad json", "columns")
 """Reasons that speak of another file, or of a damaged one."""
 
 _JOURNAL_MANIFEST = "_journal/manifest.json"
+
+
+class WorkerDiedError(UserError):
+    """A process was killed: no fault of the official files, so what is made stays and is resumed."""
 
 
 @dataclass
@@ -92,14 +96,17 @@ def build_folder(
         UserError: the folder is of another origin or of other arguments; the official files cannot be used.
     """
     target = out / name
-    if target.exists() and not overwrite:
+    if is_prepared(target) and not overwrite:
         check_same(target, arguments)
         return None
     building = out / f".building-{name}"
     with OutputFolder(building, _JOURNAL_MANIFEST, arguments, (), overwrite=overwrite) as folder:
+        _remove_leftovers(folder)
         try:
             counts = fill(folder)
             _refuse_unusable(counts, name)
+        except WorkerDiedError:
+            raise
         except UserError:
             folder.release()
             shutil.rmtree(building, ignore_errors=True)
@@ -111,10 +118,17 @@ def build_folder(
     return Manifest(target, manifest.values)
 
 
+def _remove_leftovers(folder: OutputFolder) -> None:
+    """Remove what an earlier run left without noting it as whole: it may be cut, or be made with other arguments."""
+    for path in folder.out.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != JOURNAL and path.name not in folder.entries:
+            path.unlink()
+
+
 def fill_with_records(folder: OutputFolder, work: Work, workers: int, name: str) -> Counts:
     """Make the shards of records that are not there; returns the counts of all."""
-    for leftover in folder.out.glob(".*.tmp"):
-        leftover.unlink()
     done = {entry.file: Counts.from_values(entry.counts) for entry in folder.entries.values()}
     counts = Counts()
     with progress_bar(total=work.total, desc=name, unit=work.unit) as bar:
@@ -162,7 +176,7 @@ def _convert(task: _Task) -> _Result:
 
 
 def _died(task: _Task) -> _Result:
-    raise UserError(
+    raise WorkerDiedError(
         f"{task.shard}: a process that converted it was killed; is there enough memory? give fewer --workers"
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,13 @@ from typing import Any
 
 from dataset.prepare.building import build_folder, fill_with_records
 from dataset.prepare.counts import Counts
-from dataset.prepare.downloads import download_command, finished_shards, take_shards, write_url_list
+from dataset.prepare.downloads import (
+    download_command,
+    finished_shards,
+    shards_digest,
+    take_shards,
+    write_url_list,
+)
 from dataset.prepare.held_out import HeldOut, read_held_out
 from dataset.prepare.image_finder import IMAGE_SUFFIXES
 from dataset.prepare.manifest import MANIFEST, Manifest
@@ -23,7 +28,7 @@ from dataset.prepare.sets.gqa import GQA
 from dataset.prepare.sets.refcoco import REFCOCO
 from dataset.prepare.sets.visual_genome import VISUAL_GENOME
 from dataset.prepare.sets.web import CC3M, SBU, WEB_SETS
-from dataset.prepare.verify import verify_images
+from dataset.prepare.verify import Verified, verify_images
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -86,10 +91,13 @@ def prepare(name: str, options: Options) -> list[Manifest]:
     held_out = read_held_out(RawFolder([options.raw, *options.held_out]), data_set.required, options.without)
     if name in WEB_SETS:
         return _prepare_web(name, raw, held_out, options)
-    unusable = _verified(raw, options) if options.verify else {}
+    verified = _verified(raw, options) if options.verify else {}
     made = []
     for product in data_set.products:
-        request = Request(raw, held_out, options.out / product.folder, _excluded(options), unusable)
+        if product.measures in options.without:
+            options.tell(f"{product.folder}: not made, since --without {product.measures} trains on its images")
+            continue
+        request = Request(raw, held_out, options.out / product.folder, _excluded(options), verified)
         manifest = _prepare_records(data_set, product, request, options)
         if manifest is not None:
             made.append(manifest)
@@ -134,8 +142,9 @@ def _prepare_web(name: str, raw: RawFolder, held_out: HeldOut, options: Options)
     def facts() -> Mapping[str, Any]:
         return _facts(data_set, held_out, options)
 
+    listing = {key: value for key, value in arguments.items() if key != "verify"}  # the list is made without images
     listed = build_folder(
-        options.out / DOWNLOADS, urls_folder, arguments, fill_urls, overwrite=options.overwrite, facts=facts
+        options.out / DOWNLOADS, urls_folder, listing, fill_urls, overwrite=options.overwrite, facts=facts
     )
     _tell_result(f"{DOWNLOADS}/{urls_folder}", listed, options, data_set.sizes)
     shards, unfinished = finished_shards(shards_folder) if shards_folder.is_dir() else ([], [])
@@ -157,14 +166,9 @@ def _prepare_web(name: str, raw: RawFolder, held_out: HeldOut, options: Options)
         web_facts["statuses"] = dict(downloaded.statuses)
         return counts
 
-    digest = hashlib.sha256("\n".join(f"{path.name} {path.stat().st_size}" for path in shards).encode()).hexdigest()
+    arguments["shards"] = shards_digest(shards)
     manifest = build_folder(
-        options.out,
-        name,
-        {**arguments, "shards": digest},
-        fill,
-        overwrite=options.overwrite,
-        facts=lambda: {**facts(), **web_facts},
+        options.out, name, arguments, fill, overwrite=options.overwrite, facts=lambda: {**facts(), **web_facts}
     )
     _tell_result(name, manifest, options, data_set.sizes)
     return [each for each in (listed, manifest) if each is not None]
@@ -175,6 +179,7 @@ def _arguments(sources: list[RawFile], held_out: HeldOut, options: Options) -> d
     return {
         "sources": {str(file.path): file.digest() for file in sources},
         "held_out": {name: file.digest() for name, file in held_out.sources.items()},
+        "links": {str(file.path): file.digest() for file in held_out.links},
         "without": sorted(options.without),
         "missing": None if options.missing is None else RawFile(options.missing).digest(),
         "verify": options.verify,
@@ -234,7 +239,7 @@ def _excluded(options: Options) -> frozenset[str]:
         raise UserError(f"--missing {options.missing} cannot be read: {error}") from None
 
 
-def _verified(raw: RawFolder, options: Options) -> dict[Path, str]:
+def _verified(raw: RawFolder, options: Options) -> dict[Path, Verified]:
     """Decode all images below the raw folder, or remember that they were."""
     images = [path for paths in raw.files.values() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     return verify_images(sorted(images), options.out / "_verified.jsonl", options.workers)

@@ -23,6 +23,7 @@ def placed_box(value: Any, width: int, height: int, counts: Counts, place: str) 
     """
     try:
         x, y, w, h = (float(each) for each in value)
+        far_right, far_bottom = float(width), float(height)
     except (TypeError, ValueError, OverflowError):
         counts.leave_out("wrong type", place, f"{str(value)[:80]} is no box")
         return None
@@ -32,7 +33,7 @@ def placed_box(value: Any, width: int, height: int, counts: Counts, place: str) 
     if w <= 0 or h <= 0:
         counts.leave_out("degenerate box", place, f"{[x, y, w, h]} (x, y, width, height) has no area")
         return None
-    left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
+    left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, far_right), min(y + h, far_bottom)
     if right <= left or bottom <= top:
         counts.leave_out("box outside image", place, f"{[x, y, w, h]} lies outside the {width} x {height} image")
         return None
@@ -55,6 +56,8 @@ def cleaned_text(value: Any, counts: Counts, place: str) -> str | None:
     if len(value) > LONGEST_TEXT:
         counts.leave_out("bad text", place, f"{len(value):,} characters")
         return None
+    if not value.isascii():
+        value = value.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, which UTF-8 cannot spell
     try:
         return clean_caption(" ".join(value.split()), _MOST_WORDS)
     except ValueError:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dataset.records.broken import printable
+
 PLACES = 3
 """Places that are kept of each reason."""
 
@@ -61,4 +63,4 @@ class Counts:
     def _note(self, reason: str, place: str, detail: str) -> None:
         places = self.places.setdefault(reason, [])
         if len(places) < PLACES:
-            places.append(f"{place}: {detail}" if detail else place)
+            places.append(printable(f"{place}: {detail}" if detail else place))

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tarfile
 from collections import Counter
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataset.image_ids import ids_in_url
+from dataset.prepare.building import WorkerDiedError
 from dataset.prepare.cleaning import cleaned_text
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import HeldOut
@@ -30,7 +32,6 @@ from dataset.prepare.sets.web import Pair
 from dataset.prepare.verify import image_fault
 from dataset.records.broken import BrokenRecordError
 from dataset.shards.tars import place_of, read_group, scan_tar
-from utils.errors import UserError
 from utils.files import replacing
 from utils.progress import progress_bar
 
@@ -41,9 +42,9 @@ def download_command(urls: Path, shards: Path) -> str:
     """The command that downloads the images of a list. Their short sides are at least 384 pixels where the originals' are, the
     largest that a pre-training config uses with its random crops."""
     return (
-        f"img2dataset --url_list {urls} --input_format tsv --url_col url --caption_col caption --output_format webdataset "
-        f"--output_folder {shards} --image_size 384 --resize_mode keep_ratio --resize_only_if_bigger True "
-        "--processes_count 16 --thread_count 64"
+        f"img2dataset --url_list {shlex.quote(str(urls))} --input_format tsv --url_col url --caption_col caption "
+        f"--output_format webdataset --output_folder {shlex.quote(str(shards))} "
+        "--image_size 384 --resize_mode keep_ratio --resize_only_if_bigger True --processes_count 16 --thread_count 64"
     )
 
 
@@ -70,12 +71,16 @@ def write_url_list(
                     counts.leave_out("on the list of missing images", pair.place, pair.url[:100])
                 elif digest in seen:
                     counts.leave_out("duplicate address", pair.place, pair.url[:100])
-                elif not pair.url.lower().startswith(("http://", "https://")) or any(c.isspace() for c in pair.url):
+                elif not _is_address(pair.url):
                     counts.leave_out("columns", pair.place, f"{pair.url[:60]!r} is no address")
                 elif (caption := cleaned_text(pair.caption, counts, pair.place)) is not None:
                     seen.add(digest)
                     counts.made["pairs"] += 1
                     stream.write(f"{pair.url}\t{caption}\n")
+
+
+def _is_address(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://")) and len(text.split()) == 1 and text.isprintable()
 
 
 @dataclass
@@ -94,8 +99,17 @@ class Downloaded:
 def finished_shards(folder: Path) -> tuple[list[Path], list[str]]:
     """The shards of img2dataset that are finished, and the names of those that are not."""
     tars = sorted(folder.glob("*.tar"))
-    finished = [path for path in tars if path.with_name(f"{path.stem}_stats.json").exists()]
+    finished = [path for path in tars if _statistics(path).exists()]
     return finished, [path.name for path in tars if path not in finished]
+
+
+def shards_digest(shards: list[Path]) -> str:
+    """A hash that tells downloads apart without reading the images: names and sizes, and the statistics with their times."""
+    found = hashlib.sha256()
+    for path in shards:
+        found.update(f"{path.name} {path.stat().st_size}\n".encode())
+        found.update(_statistics(path).read_bytes())
+    return found.hexdigest()
 
 
 def take_shards(
@@ -117,7 +131,9 @@ def take_shards(
     scan = functools.partial(_scan, verify=verify)
     with closing(in_order(scan, shards, workers, _died)) as scanned:
         for path, records in zip(
-            shards, progress_bar(scanned, total=len(shards), desc=folder.out.name, unit="shard"), strict=True
+            shards,
+            progress_bar(scanned, total=len(shards), desc=folder.out.name.removeprefix(".building-"), unit="shard"),
+            strict=True,
         ):
             downloaded.statuses.update(_statuses(path))
             counts.read["images"] += len(records)
@@ -166,7 +182,7 @@ def _verified(image: bytes, place: str) -> tuple[str, bytes]:
 
 
 def _died(path: Path) -> list[_Scanned]:
-    raise UserError(f"{path}: a process that read it was killed; is there enough memory? give fewer --workers")
+    raise WorkerDiedError(f"{path}: a process that read it was killed; is there enough memory? give fewer --workers")
 
 
 def _keep(
@@ -206,10 +222,15 @@ def _place(source: Path, target: Path, kept: set[str] | None) -> None:
                 new.addfile(member, old.extractfile(member))
 
 
+def _statistics(path: Path) -> Path:
+    """The file that img2dataset writes when a shard is finished."""
+    return path.with_name(f"{path.stem}_stats.json")
+
+
 def _statuses(path: Path) -> Mapping[str, int]:
     """How often each status occurred in a shard: "success", or why there is no image."""
     try:
-        values = json.loads(path.with_name(f"{path.stem}_stats.json").read_text(encoding="utf-8"))
+        values = json.loads(_statistics(path).read_text(encoding="utf-8"))
         return {str(status): int(number) for status, number in values["status_dict"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {"statistics that cannot be read": 1}

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from dataset.image_ids import Ids, ids_in_url
+from dataset.image_ids import Ids, id_number, ids_in_url
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.raw_folder import RawFile, RawFolder
+from dataset.records.broken import printable
 from utils.errors import UserError
 from utils.pickles import load_plain_pickle
 
@@ -37,12 +38,14 @@ class HeldOutSplits(NamedTuple):
 class HeldOut:
     """Held-out images by id, with the split that each is in.
 
-    ``sources``: the files that they come from, by the name of the splits; ``absent``: names whose file is not there.
+    ``sources``: the files that they come from, by the name of the splits; ``absent``: names whose file is not there; ``links``:
+    the files that say which images of two sets are one photograph.
     """
 
     split_of: dict[str, str] = field(default_factory=dict)
     sources: dict[str, RawFile] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
+    links: list[RawFile] = field(default_factory=list)
 
     def find(self, ids: Ids) -> str | None:
         """The split that an image with these ids is held out in, if any."""
@@ -58,7 +61,7 @@ def read_held_out(raw: RawFolder, required: Sequence[str], without: Sequence[str
         without: names that are left aside: their images are kept.
 
     Raises:
-        UserError: a required file is missing, or one cannot be read.
+        UserError: a required file is missing, or one cannot be read or names no held-out image.
     """
     held_out = HeldOut()
     for name, splits in SPLITS.items():
@@ -69,8 +72,12 @@ def read_held_out(raw: RawFolder, required: Sequence[str], without: Sequence[str
             held_out.absent.append(name)
             continue
         held_out.sources[name] = file
+        there = False
         for each, split in splits.read(file):
-            held_out.split_of.setdefault(each, f"{splits.title} {split}")
+            there = True
+            held_out.split_of.setdefault(each, printable(f"{splits.title} {split}"))
+        if not there:
+            raise UserError(f"{file} names no held-out image; is it {splits.file} of {splits.title}, and whole?")
     missing = [name for name in required if name in held_out.absent]
     if missing:
         files = ", ".join(f"{SPLITS[name].file} of {SPLITS[name].title}" for name in missing)
@@ -85,7 +92,7 @@ def read_held_out(raw: RawFolder, required: Sequence[str], without: Sequence[str
 
 def _follow_links(raw: RawFolder, held_out: HeldOut) -> None:
     """Add the other ids of held-out images, as far as the files that link them are there."""
-    links = [*_links_of_visual_genome(raw), *_links_of_coco(raw)]
+    links = [*_links_of_visual_genome(raw, held_out.links), *_links_of_coco(raw, held_out.links)]
     for _ in range(2):  # from Flickr to COCO by way of Visual Genome, and on
         for ids in links:
             if (split := held_out.find(ids)) is not None:
@@ -93,10 +100,11 @@ def _follow_links(raw: RawFolder, held_out: HeldOut) -> None:
                     held_out.split_of.setdefault(each, split)
 
 
-def _links_of_visual_genome(raw: RawFolder) -> Iterator[Ids]:
+def _links_of_visual_genome(raw: RawFolder, sources: list[RawFile]) -> Iterator[Ids]:
     file = raw.find("image_data.json")
     if file is None:
         return
+    sources.append(file)
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
             if isinstance(piece.value, dict):
@@ -106,18 +114,22 @@ def _links_of_visual_genome(raw: RawFolder) -> Iterator[Ids]:
 def ids_in_image_data(values: dict[str, Any]) -> Ids:
     """The ids in an object of Visual Genome's ``image_data.json``."""
     named = {"vg": values.get("image_id"), "coco": values.get("coco_id"), "flickr": values.get("flickr_id")}
-    return frozenset(f"{of}:{int(value)}" for of, value in named.items() if value is not None and str(value).isdigit())
+    numbers = {of: id_number(value) for of, value in named.items()}
+    return frozenset(f"{of}:{number}" for of, number in numbers.items() if number is not None)
 
 
-def _links_of_coco(raw: RawFolder) -> Iterator[Ids]:
+def _links_of_coco(raw: RawFolder, sources: list[RawFile]) -> Iterator[Ids]:
     for split in ("train2014", "val2014", "train2017", "val2017"):
         file = raw.find(f"captions_{split}.json") or raw.find(f"instances_{split}.json")
         if file is None:
             continue
+        sources.append(file)
+        there = False
         with file.open() as stream:
             for piece in json_pieces(stream, str(file)):
-                if piece.section == "annotations":
-                    break
+                if piece.section != "images" and there:
+                    break  # the annotations that follow take most of the time
+                there = there or piece.section == "images"
                 if piece.section == "images" and isinstance(piece.value, dict) and "id" in piece.value:
                     flickr = ids_in_url(str(piece.value.get("flickr_url") or ""))
                     if flickr:
@@ -137,7 +149,7 @@ def _karpathy(of: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
                     number = piece.value["cocoid"] if of == "coco" else piece.value["filename"].partition(".")[0]
                     if split not in TRAINING:
                         yield f"{of}:{int(number)}", split
-                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                     raise _odd(file, f"images[{piece.key}]", error) from None
 
     return read
@@ -149,7 +161,7 @@ def _references(file: RawFile) -> Iterator[tuple[str, str]]:
         try:
             if ref["split"] not in TRAINING:
                 yield f"coco:{int(ref['image_id'])}", ref["split"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _odd(file, f"[{index}]", error) from None
 
 
@@ -177,7 +189,7 @@ def _questions(file: RawFile) -> Iterator[tuple[str, str]]:
                 continue
             try:
                 yield f"coco:{int(piece.value['image_id' if piece.section == 'questions' else 'id'])}", "test"
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise _odd(file, f"{piece.section}[{piece.key}]", error) from None
 
 
@@ -188,7 +200,7 @@ def _entities(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
         with file.open() as stream:
             for number, line in enumerate(stream, start=1):
                 text = line.decode("utf-8", "replace").strip()
-                if text and not text.isdigit():
+                if text and id_number(text) is None:
                     raise UserError(f"{file}:{number}: {text[:40]!r} is no id of Flickr30K; is it the official file?")
                 if text:
                     yield f"flickr:{int(text)}", split
@@ -206,8 +218,14 @@ def _named(*names: str, below: str = "") -> Callable[[RawFolder], RawFile | None
 
 
 def _of_entities(name: str) -> Callable[[RawFolder], RawFile | None]:
-    """Finds a list of ids in the folder of Flickr30K Entities: the one that has ``Sentences``."""
-    return lambda raw: None if (beside := raw.folder("Sentences")) is None else raw.beside(beside, name)
+    """Finds a list of ids in the folder of Flickr30K Entities: the one that has ``Sentences``, or ``annotations.zip`` with it."""
+
+    def locate(raw: RawFolder) -> RawFile | None:
+        packed = raw.find("annotations.zip")
+        beside = raw.folder("Sentences") or (packed.path if packed is not None else None)
+        return None if beside is None else raw.beside(beside, name)
+
+    return locate
 
 
 SPLITS: dict[str, HeldOutSplits] = {

@@ -14,8 +14,11 @@ from dataset.image_ids import Ids, ids_in_path
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import HeldOut
 from dataset.prepare.raw_folder import RawFolder
+from dataset.prepare.verify import Verified
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+DUPLICATE = "duplicate image"
+"""Reason for which an image is left out whose content an earlier one of its set has."""
 
 
 class ImageNames(NamedTuple):
@@ -26,6 +29,20 @@ class ImageNames(NamedTuple):
     usual: str
 
 
+class SetFiles(NamedTuple):
+    """The image files of a set: ``of``, the set in an id (:mod:`dataset.image_ids`), and the ``pattern`` of their names."""
+
+    of: str
+    pattern: re.Pattern[str]
+
+    def have(self, path: Path) -> bool:
+        """Whether it may be an image of the set: its name fits, and its folder is not another set's."""
+        if not self.pattern.fullmatch(path.name) or path.suffix.lower() not in IMAGE_SUFFIXES:
+            return False
+        own = ids_in_path(path.as_posix())
+        return not own or any(each.startswith(f"{self.of}:") for each in own)
+
+
 @dataclass
 class ImageFinder:
     """Decides about each image of a set, and gives the path that its record has.
@@ -33,30 +50,30 @@ class ImageFinder:
     Args:
         raw: the folders of official files and images.
         folder: of the records; their image paths start there.
-        pattern: of the file names of the set's images.
+        set_files: the set's image files.
         held_out: images that no record may have.
         excluded: names of images that are left out because others miss them.
-        unusable: reasons by path, of images that were verified and cannot be used.
+        verified: results by path, of images that were decoded.
     """
 
     raw: RawFolder
     folder: Path
-    pattern: re.Pattern[str]
+    set_files: SetFiles
     held_out: HeldOut
     excluded: frozenset[str] = frozenset()
-    unusable: Mapping[Path, str] = field(default_factory=dict)
+    verified: Mapping[Path, Verified] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list, init=False)
     """Usual paths of the images that are not there."""
-    _parents: dict[Path, str] = field(default_factory=dict, init=False)
+    _by_content: dict[str, Ids] = field(default_factory=dict, init=False)
 
     @cached_property
     def annotations_alone(self) -> bool:
         """No image of the set is there: then records name where they usually lie."""
-        return not any(
-            self.pattern.fullmatch(name) and path.suffix.lower() in IMAGE_SUFFIXES
-            for name, paths in self.raw.files.items()
-            for path in paths[:1]
-        )
+        return not any(self.set_files.have(path) for paths in self.raw.files.values() for path in paths)
+
+    @cached_property
+    def _folder(self) -> str:
+        return os.path.realpath(self.folder)  # ".." leads out of the folder that a link points to
 
     def find(self, image: ImageNames, counts: Counts, place: str) -> str | None:
         """The path of an image as records have it; None, and counted, if no record may have it."""
@@ -74,23 +91,26 @@ class ImageFinder:
                 counts.leave_out("missing image", place, image.usual)
                 self.missing.append(image.usual)
                 return None
-        if path in self.unusable:
-            counts.leave_out(self.unusable[path], place, str(path))
+        if fault := self._fault(path, image.ids):
+            counts.leave_out(fault, place, str(path))
             return None
-        return self._relative(path)
+        return os.path.relpath(path, self._folder)
 
-    def _relative(self, path: Path) -> str:
-        """The path from the folder of records. Both are real ones: the system takes ``..`` of a link from its target."""
-        parent = self._parents.get(path.parent)
-        if parent is None:
-            real = os.path.relpath(os.path.realpath(path.parent), os.path.realpath(self.folder))
-            parent = self._parents[path.parent] = real
-        return os.path.join(parent, path.name)
+    def _fault(self, path: Path, ids: Ids) -> str:
+        """The reason for which a verified image cannot be used; a copy of another image of the set is such a reason."""
+        result = self.verified.get(path)
+        if result is None or result.fault:
+            return "" if result is None else result.fault
+        return "" if self._by_content.setdefault(result.content, ids) == ids else DUPLICATE
 
     def _path(self, image: ImageNames) -> Path | None:
+        """A number may be the name of another set's image too: one whose folder is known for its set goes first."""
+        unknown = None
         for name in image.names:
             for path in self.raw.files.get(name, []):
                 own = ids_in_path(path.as_posix())
-                if not own or own & image.ids:  # a number may be the name of another set's image too
+                if own & image.ids:
                     return path
-        return None
+                if not own and unknown is None:
+                    unknown = path
+        return unknown

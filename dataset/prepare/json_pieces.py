@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
-from dataset.records.broken import json_fault
+from dataset.records.broken import json_fault, printable
 from utils.errors import UserError
 
 BLOCK = 1 << 22
@@ -21,7 +21,10 @@ LONGEST_ITEM = 1 << 27
 """Characters of an item at most. A file without structure is refused once an item has as many."""
 
 _NEAR_END = 16
-"""An error this close to the end of what was read may come from what was not read: a word or an escape that is cut."""
+"""Characters. An error this close to the end of what was read may come from what was not read: a word, a number or an escape
+that is cut."""
+
+_LONGEST_PLACE = 80
 
 _SPACE = " \t\r\n"
 
@@ -69,9 +72,9 @@ def _items(text: _Text, section: str) -> Iterator[Piece]:
     if text.peek_sign() == "]":
         text.next_sign()
         return
-    index = 0
+    index, name = 0, printable(section[:_LONGEST_PLACE])
     while True:
-        text.place = f"{section}[{index}]"
+        text.place = f"{name}[{index}]"
         value, content = text.value(index)
         yield Piece(section, index, value, content)
         index += 1
@@ -91,7 +94,7 @@ def _keys(text: _Text) -> Iterator[str]:
         key, _ = text.value("a key")
         if not isinstance(key, str) or text.next_sign() != ":":
             raise text.fault("a key and a colon are missing")
-        text.place = key
+        text.place = printable(key[:_LONGEST_PLACE])
         yield key
         sign = text.next_sign()
         if sign == "}":
@@ -133,7 +136,7 @@ class _Text:
         while True:
             try:
                 value, end = self._parser.raw_decode(self._buffer, self._at)
-                if end < len(self._buffer) or self._ended:  # else a number may go on
+                if end <= len(self._buffer) - _NEAR_END or self._ended:  # else a number may go on, as "1" of "1.5" does
                     text = self._buffer[self._at : end]
                     self._at = end
                     return value, text

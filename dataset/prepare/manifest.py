@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dataset.prepare.counts import Counts
-from dataset.prepare.output import read_facts
+from dataset.prepare.output import json_line, read_facts
 from dataset.prepare.raw_folder import file_digest
 from utils.cores import usable_cores
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import replacing
 from utils.version import VERSION
 
 MANIFEST = "_prepare/manifest.json"
@@ -43,13 +43,6 @@ def write_manifest(
     folder: Path, arguments: Mapping[str, Any], counts: Counts, facts: Mapping[str, Any] | None = None
 ) -> Manifest:
     """Write the manifest of the shards that lie in ``folder``."""
-    paths = _shards(folder)
-    with ThreadPoolExecutor(usable_cores()) as pool:  # hashing leaves the interpreter free
-        digests = list(pool.map(file_digest, paths))
-    shards = [
-        {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
-        for path, digest in zip(paths, digests, strict=True)
-    ]
     values = {
         "version": VERSION,
         "command": sys.argv[1:],
@@ -57,11 +50,13 @@ def write_manifest(
         "arguments": dict(arguments),
         "counts": counts.to_values(),
         **(facts or {}),
-        "shards": shards,
+        "shards": _described(folder, _shards(folder)),
+        "notes": _described(folder, _notes(folder)),
     }
     path = folder / MANIFEST
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps({**values, "own_sha256": _own_digest(values)}, indent=2, ensure_ascii=False) + "\n")
+    with replacing(path) as part:
+        part.write_bytes(_content(values))
     return Manifest(folder, values)
 
 
@@ -75,15 +70,27 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.exists():
         raise UserError(f"{folder} has no {MANIFEST}: `run.py prepare` did not make it, or not to its end")
     values = read_facts(path)
-    if values.pop("own_sha256", None) != _own_digest(values):
+    values.pop("own_sha256", None)
+    if path.read_bytes() != _content(values):
         raise UserError(f"{path} was changed after it was written; prepare the folder again")
     return Manifest(folder, values)
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether the folder has a manifest; False: it is empty, or there is none.
+
+    Raises:
+        UserError: it holds files, but no manifest.
+    """
+    if (folder / MANIFEST).exists():
+        return True
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} holds files that `run.py prepare` did not make; give another --out")
+    return False
+
+
 def check_same(folder: Path, arguments: Mapping[str, Any]) -> None:
     """Raise :class:`UserError` unless the folder was made with these arguments."""
-    if not (folder / MANIFEST).exists():
-        raise UserError(f"{folder} holds files that `run.py prepare` did not make; give another --out")
     made_with = read_manifest(folder).values["arguments"]
     different = [key for key in {**made_with, **arguments} if made_with.get(key) != arguments.get(key)]
     if different:
@@ -100,11 +107,12 @@ def prepared_folders(root: Path) -> list[Path]:
 def faults(folder: Path) -> Iterator[str]:
     """What is wrong with a prepared folder: shards that are missing, changed or strange, each in a line."""
     try:
-        shards = {shard["file"]: shard for shard in read_manifest(folder).values["shards"]}
+        values = read_manifest(folder).values
     except UserError as error:
         yield str(error)
         return
-    for name, shard in shards.items():
+    shards = {shard["file"]: shard for shard in values["shards"]}
+    for name, shard in {**shards, **{note["file"]: note for note in values["notes"]}}.items():
         path = folder / name
         if not path.is_file():
             yield f"{path} is missing"
@@ -121,7 +129,22 @@ def _shards(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
 
 
-def _own_digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(
-        json.dumps(values, sort_keys=True, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    ).hexdigest()
+def _notes(folder: Path) -> list[Path]:
+    """The files beside the manifest."""
+    return sorted(path for path in (folder / MANIFEST).parent.glob("*") if path != folder / MANIFEST and path.is_file())
+
+
+def _described(folder: Path, paths: list[Path]) -> list[dict[str, Any]]:
+    """Path, size in bytes and hash of files."""
+    with ThreadPoolExecutor(usable_cores()) as pool:  # hashing leaves the interpreter free
+        digests = list(pool.map(file_digest, paths))
+    return [
+        {"file": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, digests, strict=True)
+    ]
+
+
+def _content(values: Mapping[str, Any]) -> bytes:
+    """The manifest's file: ``values``, and a hash of them, by which a change is seen."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json_line({**values, "own_sha256": digest}, indent=2)

@@ -85,7 +85,7 @@ class RawFolder:
         seen: set[str] = set()
         for root in self.roots:
             for folder, folders, names in os.walk(root, followlinks=True):
-                if (real := os.path.realpath(folder)) in seen:  # a link to a folder above would lead round for ever
+                if (real := os.path.realpath(folder)) in seen:  # links may lead round in a circle
                     folders.clear()
                     continue
                 seen.add(real)

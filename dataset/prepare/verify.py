@@ -1,4 +1,4 @@
-"""Images, decoded before training: what is broken, and what is there twice. Results are kept, so that this is done once."""
+"""Images, decoded before training: which are broken, and the hash of each. Results are kept, so that this is done once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataset.prepare.processes import in_order
 from dataset.records.broken import BrokenRecordError
 from utils.progress import progress_bar
 
-BROKEN, DUPLICATE = "unreadable image", "duplicate image"
+BROKEN = "unreadable image"
 MAX_PIXELS = 80_000_000
 """Pixels of an image that is decoded, as in a run unless its config says otherwise."""
 
@@ -39,8 +39,8 @@ def image_fault(content: bytes, place: str) -> str:
     return ""
 
 
-def verify_images(paths: Sequence[Path], notes: Path, workers: int) -> dict[Path, str]:
-    """The reason by path of every image that cannot be used: it cannot be decoded, or an earlier one has the same content.
+def verify_images(paths: Sequence[Path], notes: Path, workers: int) -> dict[Path, Verified]:
+    """Decode images; the result of each by its path.
 
     Args:
         paths: the images.
@@ -55,16 +55,7 @@ def verify_images(paths: Sequence[Path], notes: Path, workers: int) -> dict[Path
         for path, result in zip(todo, bar, strict=True):
             known[str(path)] = result
             stream.write(json.dumps([str(path), *result]) + "\n")
-    reasons: dict[Path, str] = {}
-    contents: set[str] = set()
-    for path in paths:
-        result = known[str(path)]
-        if result.fault:
-            reasons[path] = result.fault
-        elif result.content in contents:
-            reasons[path] = DUPLICATE
-        contents.add(result.content)
-    return reasons
+    return {path: known[str(path)] for path in paths}
 
 
 def _verify(path: Path) -> Verified:

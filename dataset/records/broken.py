@@ -20,7 +20,7 @@ class BrokenRecordError(Exception):
     """A record that cannot be used: its kind, where it lies (``file:line``) and what was wrong."""
 
     def __init__(self, kind: BrokenKind, place: str, message: str):
-        place, message = _printable(place), _printable(message)
+        place, message = printable(place), printable(message)
         super().__init__(f"{place}: {kind}: {message}")
         self.kind: BrokenKind = kind
         self.place = place
@@ -43,8 +43,8 @@ def broken_record(error: Exception, place: Callable[[], str]) -> BrokenRecord:
         raise error
     if isinstance(error, BrokenRecordError):
         return error.as_broken()
-    message = _printable(" ".join(str(error).split())[:_LONGEST_MESSAGE]) or "no message"
-    where = _printable(place())
+    message = printable(" ".join(str(error).split())[:_LONGEST_MESSAGE]) or "no message"
+    where = printable(place())
     return BrokenRecord(type(error).__name__, where, message, "".join(traceback.format_exception(error)))
 
 
@@ -72,6 +72,6 @@ def not_whole(error: Exception, place: Callable[[], str]) -> UserError:
     return UserError(f"{broken.place}: {broken.kind}: {broken.message}; a held-out set has to be whole")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """The text without what would break a line of a log, or its encoding: escapes stand for it."""
     return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

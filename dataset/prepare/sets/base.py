@@ -11,6 +11,7 @@ from dataset.prepare.building import Work
 from dataset.prepare.held_out import HeldOut
 from dataset.prepare.image_finder import ImageFinder
 from dataset.prepare.raw_folder import RawFile, RawFolder
+from dataset.prepare.verify import Verified
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Request:
     held_out: HeldOut
     folder: Path
     excluded: frozenset[str] = frozenset()
-    unusable: Mapping[Path, str] = field(default_factory=dict)
+    verified: Mapping[Path, Verified] = field(default_factory=dict)
 
 
 class Opened(NamedTuple):
@@ -38,11 +39,13 @@ class Product:
     """A folder of records that is made of a data set.
 
     ``folder``: its name, as the configs have it. ``records``: what a record is. ``open``: looks the official files up.
+    ``measures``: name of the held-out split that it is made of; None: it is trained on.
     """
 
     folder: str
     records: str
     open: Callable[[Request], Opened]
+    measures: str | None = None
 
 
 @dataclass(frozen=True)

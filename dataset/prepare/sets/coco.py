@@ -1,4 +1,4 @@
-"""COCO: captions as image-text records, objects with captions as region records; of 2014 or of 2017, whose images are the same."""
+"""COCO: captions as image-text records, objects with captions as region records; of 2014 or of 2017 (the same images)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dataset.prepare.building import Job, Work
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import OF_COCO, HeldOut
-from dataset.prepare.image_finder import ImageFinder, ImageNames
+from dataset.prepare.image_finder import ImageFinder, ImageNames, SetFiles
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
 from utils.errors import UserError
 
 SPLITS_2014, SPLITS_2017 = ("train2014", "val2014"), ("train2017", "val2017")
-IMAGES = re.compile(r"(?:COCO_(?:train|val)2014_)?\d{12}\.jpg")
+IMAGES = SetFiles("coco", re.compile(r"(?:COCO_(?:train|val)2014_)?\d{12}\.jpg"))
 BATCH = 200
 """Images of a job."""
 
@@ -61,7 +61,7 @@ def open_validation(request: Request) -> Opened:
     """Image-text records of Karpathy's validation images, one for each with all of its captions."""
     [file] = request.raw.need("dataset_coco.json")
     # Held out is what is wanted here.
-    finder = ImageFinder(request.raw, request.folder, IMAGES, HeldOut(), request.excluded, request.unusable)
+    finder = ImageFinder(request.raw, request.folder, IMAGES, HeldOut(), request.excluded, request.verified)
 
     def work() -> Work:
         images = _read_validation(file)
@@ -80,8 +80,8 @@ def _read_validation(file: RawFile) -> dict[int, _Image]:
             try:
                 if piece.value["split"] == "val":
                     texts = [sentence["raw"] for sentence in piece.value["sentences"]]
-                    images[int(piece.value["cocoid"])] = _Image(place, piece.value["filepath"], 0, 0, texts)
-            except (KeyError, TypeError, ValueError) as error:
+                    images[int(piece.value["cocoid"])] = _Image(place, str(piece.value["filepath"]), 0, 0, texts)
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise UserError(
                     f"{place} is not as in Karpathy's dataset_coco.json ({type(error).__name__}: {error})"
                 ) from None
@@ -110,7 +110,7 @@ def _caption_files(raw: RawFolder) -> dict[str, RawFile]:
 def _opened(
     request: Request, captions: Mapping[str, RawFile], instances: Mapping[str, RawFile], convert: Any
 ) -> Opened:
-    finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.unusable)
+    finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.verified)
 
     def work() -> Work:
         counts = Counts()
@@ -126,6 +126,7 @@ def _opened(
 
 
 def _read_images(file: RawFile, split: str, images: dict[int, _Image]) -> None:
+    before = len(images)
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
             if piece.section != "images":
@@ -134,10 +135,10 @@ def _read_images(file: RawFile, split: str, images: dict[int, _Image]) -> None:
             try:
                 image = _Image(place, split, int(value["width"]), int(value["height"]))
                 images[int(value["id"])] = image
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise UserError(f"{place} is not as in COCO's file ({type(error).__name__}: {error})") from None
-    if not images:
-        raise UserError(f"{file} has no list 'images'; is it COCO's file?")
+    if len(images) == before:
+        raise UserError(f"{file} has no list 'images', or those of another file; is it COCO's file?")
 
 
 def _read_captions(file: RawFile, images: Mapping[int, _Image], counts: Counts) -> None:
@@ -156,17 +157,20 @@ def _read_objects(file: RawFile, images: Mapping[int, _Image], counts: Counts) -
         counts.read["objects"] += 1
         if (image := _image_of(value, images, counts, place)) is None:
             continue
+        category = value.get("category_id")
         if value.get("iscrowd"):
             counts.leave_out("crowd", place)
-        elif value.get("category_id") not in names:
-            counts.leave_out("unknown category", place, str(value.get("category_id")))
+        elif not isinstance(category, int) or category not in names:
+            counts.leave_out("unknown category", place, repr(category)[:40])
         else:
-            image.objects.append((place, names[value["category_id"]], value.get("bbox")))
+            image.objects.append((place, names[category], value.get("bbox")))
 
 
 def _categories(file: RawFile) -> dict[int, str]:
     with file.open() as stream:
         found = [piece.value for piece in json_pieces(stream, str(file)) if piece.section == "categories"]
+    if not found:
+        raise UserError(f"{file} has no list 'categories'; is it COCO's file of instances?")
     try:
         return {value["id"]: value["name"] for value in found}
     except (KeyError, TypeError) as error:
@@ -255,7 +259,12 @@ COCO = DataSet(
     products=(
         Product("coco", "an image and one of its captions", open_captions),
         Product("coco_regions", "an image, its captions, and its objects", open_objects),
-        Product("coco_val", "an image that Karpathy validates on and its captions, to measure on", open_validation),
+        Product(
+            "coco_val",
+            "an image that Karpathy validates on and its captions, to measure on",
+            open_validation,
+            measures="karpathy_coco",
+        ),
     ),
     required=OF_COCO,
 )

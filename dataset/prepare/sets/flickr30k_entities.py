@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
+from dataset.image_ids import id_number
 from dataset.prepare.building import Job, Work
-from dataset.prepare.cleaning import cleaned_text, cleaned_texts, placed_box
+from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
-from dataset.prepare.image_finder import ImageFinder, ImageNames
+from dataset.prepare.image_finder import ImageFinder, ImageNames, SetFiles
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
 from utils.errors import UserError
 
-IMAGES = re.compile(r"\d+\.jpg")
+IMAGES = SetFiles("flickr", re.compile(r"\d+\.jpg"))
 BATCH = 100
 TRAIN = "train.txt"
 
@@ -68,7 +70,7 @@ class _Files:
                 return self._archive.read(self._members[name])
             assert folder is not None
             return (folder / name).read_bytes()
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
             raise BrokenRecordError("missing annotation", f"{self.name}: {name}", type(error).__name__) from None
 
 
@@ -78,7 +80,7 @@ def open_entities(request: Request) -> Opened:
     sentences = raw.folder("Sentences")
     listed = (raw.beside(sentences, TRAIN) if sentences is not None else None) or raw.need(TRAIN)[0]
     files = _Files(raw)
-    finder = ImageFinder(raw, request.folder, IMAGES, request.held_out, request.excluded, request.unusable)
+    finder = ImageFinder(raw, request.folder, IMAGES, request.held_out, request.excluded, request.verified)
 
     def work() -> Work:
         numbers = _training_ids(listed)
@@ -92,7 +94,7 @@ def _training_ids(file: RawFile) -> list[int]:
     with file.open() as stream:
         lines = [line.strip() for line in stream.read().decode("utf-8", "replace").split("\n")]
     for number, line in enumerate(lines, start=1):
-        if line and not line.isdigit():
+        if line and id_number(line) is None:
             raise UserError(f"{file}:{number}: {line[:40]!r} is no id of Flickr30K; is it the official file?")
     return [int(line) for line in lines if line]
 
@@ -128,13 +130,12 @@ def _records(items: list[_Annotated], counts: Counts) -> Iterator[dict[str, Any]
         elements = []
         for chain, texts in phrases.items():
             counts.read["phrases"] += len(texts)
-            if chain == _NOT_VISUAL:
-                counts.leave_out("not visual", item.place, repr(texts[0][:40]))
-            elif chain not in boxes:
-                counts.leave_out("phrase without box", f"{item.place}: chain {chain}", repr(texts[0][:40]))
-            elif cleaned := [
-                each for each in dict.fromkeys(cleaned_text(t, counts, item.place) for t in texts) if each
-            ]:
+            if chain not in boxes:
+                reason = "not visual" if chain == _NOT_VISUAL else "phrase without box"
+                for text in texts:
+                    counts.leave_out(reason, f"{item.place}: chain {chain}", repr(text[:40]))
+            elif cleaned := cleaned_texts(texts, counts, f"{item.place}: chain {chain}"):
+                counts.made["phrases"] += len(cleaned)
                 elements.append({"caption": cleaned, "bb": boxes[chain], "grain": "region"})
         if not elements:
             counts.leave_out("image without boxes", item.place)
@@ -168,7 +169,7 @@ def _boxes(content: bytes, place: str, counts: Counts) -> dict[str, Box]:
     try:
         root = ElementTree.fromstring(content)
         width, height = int(root.findtext("size/width", "")), int(root.findtext("size/height", ""))
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise BrokenRecordError("bad xml", place, str(error)) from None
     corners: dict[str, list[tuple[float, ...]]] = {}
     for index, element in enumerate(root.iter("object")):
@@ -186,6 +187,8 @@ def _boxes(content: bytes, place: str, counts: Counts) -> dict[str, Box]:
         left, top, right, bottom = (
             pick(column) for pick, column in zip((min, min, max, max), zip(*of_chain, strict=True), strict=True)
         )
+        if chain == _NOT_VISUAL:
+            continue
         box = placed_box((left, top, right - left, bottom - top), width, height, counts, f"{place}: chain {chain}")
         if box is not None:
             found[chain] = box

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dataset.image_ids import id_number
 from dataset.prepare.building import Job, Work
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import OF_COCO, ids_in_image_data
@@ -34,7 +35,7 @@ class _Graph:
 def open_graphs(request: Request) -> Opened:
     """Region records, one for each image of the training split."""
     graphs, listed = request.raw.need("train_sceneGraphs.json", "image_data.json")
-    finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.unusable)
+    finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.verified)
     return Opened([graphs, listed], lambda: Work(_records, _jobs(graphs, listed, finder), GRAPHS), finder)
 
 
@@ -48,7 +49,7 @@ def _jobs(graphs: RawFile, listed: RawFile, finder: ImageFinder) -> Iterator[Job
                 raise UserError(f"{place} has no 'objects'; is it GQA's file of scene graphs?")
             job.size += 1
             job.counts.read["images"] += 1
-            if not str(piece.key).isdigit() or int(piece.key) not in ids:
+            if id_number(piece.key) not in ids:
                 job.counts.leave_out("unknown image", place, f"it is not in {listed}")
             else:
                 number = int(piece.key)
@@ -66,7 +67,7 @@ def _records(items: list[_Graph], counts: Counts) -> Iterator[dict[str, Any]]:
         values = json.loads(graph.text)
         try:
             width, height = int(values["width"]), int(values["height"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             counts.leave_out("missing key", graph.place, f"no width and height ({error})")
             continue
         elements = []

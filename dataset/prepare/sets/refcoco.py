@@ -46,7 +46,7 @@ def open_references(request: Request) -> Opened:
         raise UserError(
             f"{', '.join(map(str, request.raw.roots))}: no refs(unc).p or refs(umd).p in a folder {', '.join(FAMILY)}"
         )
-    finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.unusable)
+    finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.verified)
 
     def work() -> Work:
         counts = Counts()
@@ -67,12 +67,10 @@ def _read(references: RawFile, instances: RawFile, images: dict[int, _Image], co
         if values.get("split") not in TRAINING:
             counts.leave_out("not in the training split", place, str(values.get("split")))
             continue
-        number, box = values.get("image_id"), boxes.get(values.get("ann_id"))
-        sentences = values.get("sentences")
+        number, annotation, sentences = values.get("image_id"), values.get("ann_id"), values.get("sentences")
+        box = boxes.get(annotation) if isinstance(annotation, int) else None
         if not isinstance(number, int) or number not in sizes or box is None or not isinstance(sentences, list):
-            counts.leave_out(
-                "missing key", place, f"image_id {number}, ann_id {values.get('ann_id')}: no box or no sentences"
-            )
+            counts.leave_out("missing key", place, f"image_id {number}, ann_id {annotation}: no box or no sentences")
             continue
         phrases = [sentence.get("sent") if isinstance(sentence, dict) else None for sentence in sentences]
         image = images.setdefault(number, _Image(place, sizes[number]))
@@ -90,7 +88,7 @@ def _read_instances(file: RawFile) -> tuple[dict[Any, Any], dict[Any, tuple[int,
                     boxes[piece.value["id"]] = piece.value["bbox"]
                 elif piece.section == "images":
                     sizes[piece.value["id"]] = int(piece.value["width"]), int(piece.value["height"])
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 place = f"{file}: {piece.section}[{piece.key}]"
                 raise UserError(f"{place} is not as in COCO's instances ({type(error).__name__}: {error})") from None
     if not boxes or not sizes:

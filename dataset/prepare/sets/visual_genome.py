@@ -13,14 +13,14 @@ from dataset.prepare.building import Job, Work
 from dataset.prepare.cleaning import cleaned_text, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import OF_COCO, ids_in_image_data
-from dataset.prepare.image_finder import ImageFinder, ImageNames
+from dataset.prepare.image_finder import ImageFinder, ImageNames, SetFiles
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.piece_store import PieceStore
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
 from utils.errors import UserError
 
-IMAGES = re.compile(r"\d{1,7}\.jpg")
+IMAGES = SetFiles("vg", re.compile(r"\d{1,7}\.jpg"))
 BATCH = 50
 """Images of a job: some 2,500 regions."""
 
@@ -59,7 +59,7 @@ def open_regions(request: Request) -> Opened:
 
 def _opened(request: Request, names: Mapping[str, str], convert: Any) -> Opened:
     listed, *files = request.raw.need("image_data.json", *names.values())
-    finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.unusable)
+    finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.verified)
 
     def work() -> Work:
         images = read_image_data(listed)
@@ -80,7 +80,7 @@ def read_image_data(file: RawFile) -> list[tuple[str, dict[str, Any]]]:
             place = f"{file}[{piece.key}]"
             try:
                 value = {name: int(piece.value[name]) for name in ("image_id", "width", "height")}
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise UserError(
                     f"{place} is not as in Visual Genome's image_data.json ({type(error).__name__}: {error})"
                 ) from None
@@ -119,7 +119,7 @@ def _pieces(file: RawFile, name: str, counts: Counts) -> Iterator[tuple[int, str
             place = f"{file}[{piece.key}]"
             value = piece.value if isinstance(piece.value, dict) else {}
             number, listed = value.get("image_id", value.get("id")), value.get(name)
-            if isinstance(number, int) and isinstance(listed, list):
+            if isinstance(number, int) and 0 <= number < 1 << 63 and isinstance(listed, list):
                 fitting += 1
                 yield number, place, piece.text
             else:
@@ -157,13 +157,18 @@ def _region_records(items: list[ImageTexts], counts: Counts) -> Iterator[dict[st
 
 def _objects(image: ImageTexts, counts: Counts) -> Iterator[dict[str, Any]]:
     """The objects of an image; their attributes are in a file of their own, by the number of the object."""
-    attributes = {value.get("object_id"): value.get("attributes") for _, value in _listed(image, "attributes", counts)}
+    attributes = {
+        number: value.get("attributes")
+        for _, value in _listed(image, "attributes", counts)
+        if isinstance(number := value.get("object_id"), int)
+    }
     for place, value in _listed(image, "objects", counts):
         names = value.get("names")
         name = names[0] if isinstance(names, list) and names else value.get("name")
         element = described_box(image.width, image.height, place, value, name, counts)
         if element is not None:
-            described = attributes.get(value.get("object_id"))
+            number = value.get("object_id")
+            described = attributes.get(number) if isinstance(number, int) else None
             yield {**element, **attribute_key(described, place, counts), "grain": "object"}
 
 
@@ -205,14 +210,20 @@ def attribute_key(values: Any, place: str, counts: Counts) -> dict[str, list[str
 def _caption_records(items: list[ImageTexts], counts: Counts) -> Iterator[dict[str, Any]]:
     for image in items:
         regions = sorted(_regions(image, counts), key=lambda region: -region["bb"][2] * region["bb"][3])
-        texts = list(dict.fromkeys(region["caption"] for region in regions))
-        if not texts:
+        texts: set[str] = set()
+        for text in (region["caption"] for region in regions):
+            if text in texts:
+                counts.leave_out("duplicate text", image.path, repr(text[:80]))
+            elif len(texts) == CAPTIONS_OF_AN_IMAGE:
+                counts.leave_out("not of the largest regions", image.path, repr(text[:80]))
+            else:
+                texts.add(text)
+                counts.made["captions"] += 1
+                yield {"image": image.path, "caption": text, **image.ids}
+        if texts:
+            counts.made["images"] += 1
+        else:
             counts.leave_out("image without captions", image.path)
-            continue
-        counts.made["images"] += 1
-        for text in texts[:CAPTIONS_OF_AN_IMAGE]:
-            counts.made["captions"] += 1
-            yield {"image": image.path, "caption": text, **image.ids}
 
 
 VISUAL_GENOME = DataSet(

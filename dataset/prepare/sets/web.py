@@ -95,8 +95,10 @@ def cc3m_sources(raw: RawFolder) -> list[RawFile]:
 def cc3m_pairs(sources: list[RawFile], counts: Counts) -> Iterator[Pair]:
     """The pairs of CC3M: the caption stands before the address, other than in CC12M."""
     for place, line in lines_of(sources[0]):
-        counts.read["pairs"] += 1
         columns = line.split("\t")
+        if columns == ["caption", "url"]:  # img2dataset's guide has users put such a line first
+            continue
+        counts.read["pairs"] += 1
         if len(columns) != 2:
             counts.leave_out("columns", place, f"{len(columns)} columns, not caption and address")
         elif not columns[1].strip().lower().startswith(("http://", "https://")):

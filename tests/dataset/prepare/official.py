@@ -11,6 +11,9 @@ from typing import Any
 
 from PIL import Image
 
+from dataset.prepare.catalogue import Options, prepare
+from dataset.prepare.manifest import read_manifest
+
 COCO_TRAIN, COCO_VAL = [9, 25, 30, 34], [42, 73]
 KARPATHY_TEST, KARPATHY_VAL, REFCOCOG_VAL, REFCOCO_TRAIN = 42, 25, 34, 9
 FLICKR_TEST, FLICKR_TRAIN = 36979, 1000092795
@@ -88,7 +91,13 @@ def coco(root: Path, *, pictures: bool = True) -> Path:
 
 def karpathy(root: Path) -> None:
     rows = [
-        {"cocoid": number, "filepath": "x", "filename": coco_name(number), "split": split, "sentences": []}
+        {
+            "cocoid": number,
+            "filepath": coco_name(number).partition("/")[0],
+            "filename": coco_name(number).partition("/")[2],
+            "split": split,
+            "sentences": [{"raw": "A Dog.", "tokens": ["a", "dog"]}, {"raw": "Two cats!", "tokens": ["two", "cats"]}],
+        }
         for number, split in ((9, "train"), (73, "restval"), (KARPATHY_TEST, "test"), (KARPATHY_VAL, "val"))
     ]
     write(root / "dataset_coco.json", {"dataset": "coco", "images": rows})
@@ -100,13 +109,16 @@ def karpathy(root: Path) -> None:
 
 
 def references(root: Path) -> None:
-    """The RefCOCO family: one reference for training on image 9 in each set, and a held-out one in each."""
+    """The RefCOCO family: one reference for training on image 9 in each set, and a held-out one in each. RefCOCOg also trains on
+    image 30, which RefCOCO tests on."""
     held_out = {"refcoco": (30, "testA"), "refcoco+": (30, "val"), "refcocog": (REFCOCOG_VAL, "val")}
     for name, (number, split) in held_out.items():
         refs = [
             _reference(REFCOCO_TRAIN, 900, "train", ["Navy shirt", "navy shirt", "the man"]),
             _reference(number, 100 * number, split, ["held out"]),
         ]
+        if name == "refcocog":
+            refs.append(_reference(30, 3000, "train", ["leak"]))
         folder = root / name
         folder.mkdir(parents=True, exist_ok=True)
         by = "umd" if name == "refcocog" else "unc"
@@ -285,3 +297,48 @@ def everything(root: Path) -> Path:
     sbu(root / "sbu")
     cc3m(root / "cc3m")
     return root
+
+
+def options(raw: Path, out: Path, lines: list[str] | None = None, **changes: Any) -> Options:
+    """The wish of a user who gives no flags; ``lines`` collects what is told."""
+    wish: dict[str, Any] = {
+        "raw": raw,
+        "out": out,
+        "held_out": (),
+        "without": (),
+        "missing": None,
+        "verify": False,
+        "overwrite": False,
+        "workers": 1,
+        "tell": (lines if lines is not None else []).append,
+    }
+    return Options(**(wish | changes))
+
+
+def prepared(name: str, raw: Path, out: Path, **changes: Any) -> str:
+    """Prepare a set; returns what is told."""
+    lines: list[str] = []
+    prepare(name, options(raw, out, lines, **changes))
+    return "\n".join(lines)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The records of a prepared folder, in the order of its shards."""
+    return [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+
+
+def counted(folder: Path) -> dict[str, dict[str, int]]:
+    """The counts of a manifest."""
+    counts = read_manifest(folder).values["counts"]
+    return {name: counts[name] for name in ("read", "made", "mended", "left_out")}
+
+
+def in_this_process(work: Any, jobs: Any, workers: int, died: Any) -> Any:
+    """In place of ``in_order``, where processes are not what is tested."""
+    for job in jobs:
+        yield work(job)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The shards of a prepared folder by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

@@ -1,0 +1,263 @@
+"""The official files of each set in other layouts, without images, and other files in their place."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dataset.prepare import building
+from tests.dataset.prepare import official
+from tests.dataset.prepare.official import counted, prepared, records, write
+from tests.dataset.prepare.refusals import left, one_line, pack, pack_entities
+
+
+@pytest.fixture(autouse=True)
+def serial(monkeypatch):
+    monkeypatch.setattr(building, "in_order", official.in_this_process)
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    """All sets below one folder."""
+    return official.everything(tmp_path / "raw")
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+# -- other layouts of the same
+
+
+def test_packed_annotations_give_the_same_records(raw, out, tmp_path):
+    for name in ("coco", "visual_genome", "flickr30k_entities"):
+        prepared(name, raw, tmp_path / "plain")
+    names = [
+        f"annotations/{kind}_{split}.json" for kind in ("captions", "instances") for split in ("train2014", "val2014")
+    ]
+    pack(raw / "coco", "annotations_trainval2014.zip", *names)
+    pack(raw / "coco", "caption_datasets.zip", "dataset_coco.json", "dataset_flickr30k.json")
+    for name in ("objects", "attributes", "region_descriptions", "image_data"):
+        pack(raw / "vg", f"{name}.json.zip", f"{name}.json")
+    pack_entities(raw / "flickr30k_entities")
+    for name in ("coco", "visual_genome", "flickr30k_entities"):
+        prepared(name, raw, out)
+    for folder in ("coco", "coco_regions", "coco_val", "vg", "vg_regions", "flickr_entities"):
+        assert records(out / folder) == records(tmp_path / "plain" / folder)
+
+
+def test_images_of_coco_2017_and_of_a_merged_visual_genome_are_found(raw, out):
+    for number in (9, 73):
+        target = raw / f"coco/train2017/{number:012}.jpg"
+        target.parent.mkdir(exist_ok=True)
+        shutil.move(raw / "coco" / official.coco_name(number), target)
+    for split, year in (("train2014", "train2017"), ("val2014", "val2017")):
+        for kind in ("captions", "instances"):
+            shutil.move(raw / f"coco/annotations/{kind}_{split}.json", raw / f"coco/annotations/{kind}_{year}.json")
+    (raw / "vg/images").mkdir()
+    for number in (1, 4):
+        [path] = (raw / "vg").glob(f"VG*/{number}.jpg")
+        shutil.move(path, raw / f"vg/images/{number}.jpg")
+    prepared("coco", raw, out)
+    images = [record["image"] for record in records(out / "coco_regions")]
+    assert images == [f"../../raw/coco/train2017/{number:012}.jpg" for number in (9, 73)]
+    prepared("visual_genome", raw, out)
+    assert [record["image"] for record in records(out / "vg_regions")] == [
+        f"../../raw/vg/images/{n}.jpg" for n in (1, 4)
+    ]
+
+
+def test_folders_may_be_links(raw, out, tmp_path):
+    """Of the images, and of the output: the paths of records are right from where the output really lies."""
+    shutil.move(raw / "coco/train2014", tmp_path / "disk/a/b/train2014")
+    (raw / "coco/train2014").symlink_to(tmp_path / "disk/a/b/train2014")
+    (raw / "coco/round").symlink_to(raw)
+    (tmp_path / "disk/records").mkdir()
+    out.symlink_to(tmp_path / "disk/records")
+    prepared("coco", raw, out)
+    assert len(records(out / "coco")) == 4
+    assert all((out / "coco" / record["image"]).is_file() for record in records(out / "coco"))
+
+
+def test_an_image_of_another_set_with_the_same_number_is_not_taken(raw, out):
+    """Of both sets there is an image 36979, and only Visual Genome's may be trained on."""
+    listed = [{"image_id": number, "width": 64, "height": 48} for number in (1, 36979)]
+    write(raw / "vg/image_data.json", listed)
+    regions = [{"x": 0, "y": 0, "width": 9, "height": 9, "phrase": "a wall"}]
+    write(raw / "vg/region_descriptions.json", [{"id": number, "regions": regions} for number in (1, 36979)])
+    prepared("visual_genome", raw, out)
+    assert [record["vg_id"] for record in records(out / "vg")] == [1]
+    assert (out / "vg/_prepare/missing.txt").read_text() == "images/36979.jpg\n"
+    official.image(raw / "zz_images/36979.jpg")
+    prepared("visual_genome", raw, out, overwrite=True)
+    assert [record["image"] for record in records(out / "vg")][1] == "../../raw/zz_images/36979.jpg"
+    official.image(raw / f"a/{official.FLICKR_TRAIN}.jpg")  # comes first, and might be anything
+    prepared("flickr30k_entities", raw, out)
+    assert "flickr30k-images/" in records(out / "flickr_entities")[0]["image"]
+
+
+# -- images that are not there
+
+
+def test_without_any_image_records_name_the_usual_places(raw, out):
+    for folder in ("coco/train2014", "coco/val2014", "vg/VG_100K", "vg/VG_100K_2"):
+        shutil.rmtree(raw / folder)
+    told = prepared("visual_genome", raw, out)
+    assert f"vg: no image is there; the records name where they usually lie, below {raw}" in told
+    assert [record["image"] for record in records(out / "vg_regions")] == [f"../../raw/images/{n}.jpg" for n in (1, 4)]
+    prepared("coco", raw, out)
+    usual = [f"../../raw/{official.coco_name(number)}" for number in (9, 73)]
+    assert [record["image"] for record in records(out / "coco_regions")] == usual
+    assert (out / "coco_regions/_prepare/missing.txt").read_text() == ""
+
+
+def test_missing_images_are_counted_listed_and_left_out_by_others_too(raw, out, tmp_path):
+    (raw / "coco" / official.coco_name(73)).unlink()
+    told = prepared("coco", raw, out)
+    assert "left out: 1 missing image, first" in told
+    assert {record["coco_id"] for record in records(out / "coco")} == {9}
+    listed = out / "coco/_prepare/missing.txt"
+    assert listed.read_text() == "val2014/COCO_val2014_000000000073.jpg\n"
+    official.image(raw / "coco" / official.coco_name(73))
+    prepared("coco", raw, tmp_path / "theirs", missing=listed)
+    for folder in ("coco", "coco_regions"):
+        assert official.contents(tmp_path / "theirs" / folder) == official.contents(out / folder)
+        assert counted(tmp_path / "theirs" / folder)["left_out"]["on the list of missing images"] == 1
+
+
+# -- other files in the place of the official ones
+
+SWAPPED = {
+    "vg/objects.json": "vg/attributes.json",
+    "vg/attributes.json": "vg/objects.json",
+    "vg/region_descriptions.json": "vg/objects.json",
+    "vg/image_data.json": "vg/region_descriptions.json",
+    "coco/annotations/captions_train2014.json": "coco/annotations/instances_train2014.json",
+    "coco/annotations/captions_val2014.json": "coco/dataset_coco.json",
+    "coco/annotations/instances_val2014.json": "coco/annotations/captions_val2014.json",
+    "coco/dataset_coco.json": "coco/dataset_flickr30k.json",
+    "coco/dataset_flickr30k.json": "coco/dataset_coco.json",
+    "gqa/train_sceneGraphs.json": "vg/objects.json",
+    "refcoco/instances.json": "coco/annotations/captions_train2014.json",
+    "refcoco/refs(unc).p": "refcoco/instances.json",
+    "flickr30k_entities/train.txt": "flickr30k_entities/Sentences/36979.txt",
+}
+SET_OF = {
+    "vg": "visual_genome",
+    "coco": "coco",
+    "gqa": "gqa",
+    "refcoco": "refcoco",
+    "flickr30k_entities": "flickr30k_entities",
+}
+MADE_BEFORE = {"vg": ["vg"], "coco": ["coco"]}
+"""Folders that are made before the file is read."""
+
+
+@pytest.mark.parametrize("name", SWAPPED)
+def test_another_file_in_the_place_of_one_is_one_line_with_its_name(name, raw, out):
+    shutil.copy(raw / SWAPPED[name], raw / name)
+    folder = name.partition("/")[0]
+    assert str(raw / name) in one_line(SET_OF[folder], raw, out)
+    assert set(left(out)) <= set(MADE_BEFORE.get(folder, []))
+
+
+@pytest.mark.parametrize("name", [name for name in SWAPPED if name.endswith(".json")])
+@pytest.mark.parametrize("damage", ["cut", "utf-16", "latin-1"])
+def test_a_damaged_file_is_one_line_with_its_name(name, damage, raw, out):
+    content = (raw / name).read_bytes()
+    damaged = {
+        "cut": content[: len(content) * 2 // 3],
+        "utf-16": content.decode().encode("utf-16"),
+        "latin-1": content[:-9] + b"\xe9" + content[-9:],
+    }
+    (raw / name).write_bytes(damaged[damage])
+    folder = name.partition("/")[0]
+    assert str(raw / name) in one_line(SET_OF[folder], raw, out)
+    assert set(left(out)) <= set(MADE_BEFORE.get(folder, []))
+
+
+@pytest.mark.parametrize("at", [0.5, 0.98])
+def test_a_zip_that_is_cut_or_damaged_is_one_line(at, raw, out):
+    pack(raw / "vg", "objects.json.zip", "objects.json")
+    path = raw / "vg/objects.json.zip"
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content[: int(len(content) * at)])
+    assert f"{path} is no whole zip archive" in one_line("visual_genome", raw, out)
+    for place in range(60, 90):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+    assert f"{path}:objects.json: the archive is damaged" in one_line("visual_genome", raw, out)
+    assert set(left(out)) == {"vg"}
+
+
+def test_numbers_out_of_all_bounds_are_one_line(raw, out):
+    for width, said in (("Infinity", "OverflowError"), ('"wide"', "ValueError"), ("null", "TypeError")):
+        write(raw / "vg/image_data.json", f'[{{"image_id": 1, "width": {width}, "height": 48}}]')
+        assert said in one_line("visual_genome", raw, out)
+    write(raw / "vg/image_data.json", '[{"image_id": 1, "width": 64, "height": 48}]')
+    boxes = ["1e999", "NaN", '"left"', "null", "[1]", "1" * 400]
+    regions = [f'{{"x": {x}, "y": 0, "width": 9, "height": 9, "phrase": "odd"}}' for x in boxes]
+    fine = ['{"x": 1, "y": 0, "width": 9, "height": 9, "phrase": "fine"}'] * 600
+    write(raw / "vg/region_descriptions.json", f'[{{"id": 1, "regions": [{", ".join(regions + fine)}]}}]')
+    prepared("visual_genome", raw, out)
+    assert counted(out / "vg")["left_out"] == {"wrong type": 5, "missing key": 1, "duplicate text": 599}
+
+
+@pytest.mark.parametrize("number", [None, {}, [1], "x"])
+def test_objects_without_a_number_get_no_attributes(number, raw, out):
+    box = {"object_id": number, "x": 1, "y": 1, "w": 5, "h": 5, "names": ["clock"]}
+    write(raw / "vg/objects.json", [{"image_id": 1, "objects": [box]}])
+    write(raw / "vg/attributes.json", [{"image_id": 1, "attributes": [{**box, "attributes": ["green"]}]}])
+    prepared("visual_genome", raw, out)
+    assert records(out / "vg_regions")[0]["elems"][0] == {"caption": "clock", "bb": [1, 1, 5, 5], "grain": "object"}
+
+
+def test_a_split_with_a_line_break_in_its_name_is_told_in_one_line(raw, out):
+    rows = [{"filename": f"{n}.jpg", "split": "odd\nsplit"} for n in (official.FLICKR_TRAIN, official.FLICKR_TEST)]
+    write(raw / "coco/dataset_flickr30k.json", {"images": rows})
+    assert "2 held out by Flickr30K (Karpathy) odd\\nsplit" in one_line("flickr30k_entities", raw, out)
+
+
+def test_more_than_one_in_a_hundred_of_another_form_is_another_file(raw, out):
+    regions = [{"x": 0, "y": 0, "width": 9, "height": 9, "phrase": "fine"}] * 99
+    write(raw / "vg/region_descriptions.json", [{"id": 1, "regions": [*regions, {"phrase": "odd"}, {"phrase": "odd"}]}])
+    message = one_line("visual_genome", raw, out)
+    assert message.startswith("vg: 2 of 106 entries cannot be used: 2 missing key (")
+    assert f"{raw}/vg/region_descriptions.json[0].regions[99]: no x, y, width, height; keys: phrase" in message
+
+
+def test_a_file_that_is_missing_is_named_with_the_others(raw, out):
+    for name in ("objects", "attributes"):
+        (raw / f"vg/{name}.json").unlink()
+    message = one_line("visual_genome", raw, out)
+    assert "objects.json, attributes.json are not there, plain or zipped; `python run.py prepare --list`" in message
+    (raw / "refcoco/instances.json").unlink()
+    assert "no instances.json is in the folder refcoco beside it" in one_line("refcoco", raw, out)
+
+
+def test_code_in_a_pickle_of_references_is_not_run(raw, out, tmp_path):
+    (raw / "refcoco/refs(unc).p").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
+    assert "is not a pickle of plain data: it asks for os.system" in one_line("refcoco", raw, out)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_annotation_of_entities_is_counted(raw, out):
+    folder = raw / "flickr30k_entities"
+    numbers = [official.FLICKR_TRAIN, 11, 12, 13]
+    write(folder / "train.txt", "".join(f"{n}\n" for n in numbers))
+    for n in numbers[1:]:
+        official.image(folder / f"flickr30k-images/{n}.jpg")
+        write(folder / f"Sentences/{n}.txt", "[/EN#1/people A man] .\n")
+    write(folder / "Annotations/11.xml", "<annotation><size>")
+    write(folder / "Annotations/12.xml", '<?xml version="1.0" encoding="nowhere"?><annotation/>')
+    prepared("flickr30k_entities", raw, out)
+    assert len(records(out / "flickr_entities")) == 1
+    assert counted(out / "flickr_entities")["left_out"] == {
+        "bad xml": 2,
+        "missing annotation": 1,
+        "phrase without box": 2,
+        "not visual": 1,
+    }

@@ -1,0 +1,264 @@
+"""Each set's records and counts, written by hand for the files of ``official``; and held-out images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dataset.prepare import building
+from tests.dataset.prepare import official
+from tests.dataset.prepare.official import counted, prepared, records, write
+from tests.dataset.prepare.refusals import left, one_line, pack_entities
+
+COCO_TEST, COCO_VAL = "held out by COCO (Karpathy) test", "held out by COCO (Karpathy) val"
+FLICKR_TEST = "held out by Flickr30K (Karpathy) test"
+HELD_OUT_COCO = {COCO_TEST: 1, COCO_VAL: 1, "held out by RefCOCO testA": 1, "held out by RefCOCOg val": 1}
+
+
+@pytest.fixture(autouse=True)
+def serial(monkeypatch):
+    monkeypatch.setattr(building, "in_order", official.in_this_process)
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    """All sets below one folder."""
+    return official.everything(tmp_path / "raw")
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+# -- the records
+
+
+def coco_path(number: int) -> str:
+    return f"../../raw/coco/{official.coco_name(number)}"
+
+
+def test_coco_captions(raw, out):
+    prepared("coco", raw, out)
+    assert records(out / "coco") == [
+        {"image": coco_path(number), "caption": text, "coco_id": number}
+        for number in (9, 73)
+        for text in (f"a tray of food {number}", "two dogs")
+    ]
+    assert counted(out / "coco") == {
+        "read": {"captions": 18, "images": 6},
+        "made": {"images": 2, "captions": 4, "records": 4},
+        "mended": {},
+        "left_out": {**HELD_OUT_COCO, "duplicate text": 2},
+    }
+    assert (out / "coco" / coco_path(9)).is_file()
+
+
+def test_coco_objects(raw, out):
+    prepared("coco", raw, out)
+    assert records(out / "coco_regions") == [
+        {
+            "image": coco_path(number),
+            "caption": [f"a tray of food {number}", "two dogs"],
+            "elems": [
+                {"caption": "toothbrush", "bb": [1.5, 2.25, 20, 10.5], "grain": "object"},
+                {"caption": "person", "bb": [50, 40, 14, 8], "grain": "object"},
+            ],
+            "coco_id": number,
+        }
+        for number in (9, 73)
+    ]
+    assert counted(out / "coco_regions") == {
+        "read": {"captions": 18, "objects": 30, "images": 6},
+        "made": {"images": 2, "objects": 4, "records": 2},
+        "mended": {"box clamped": 2},
+        "left_out": {**HELD_OUT_COCO, "crowd": 6, "box outside image": 2, "degenerate box": 2, "duplicate text": 2},
+    }
+
+
+def test_coco_validation_has_the_images_that_karpathy_validates_on(raw, out):
+    prepared("coco", raw, out)
+    assert records(out / "coco_val") == [{"image": coco_path(25), "caption": ["a dog", "two cats"], "coco_id": 25}]
+
+
+def vg_record(number: int, **ids: int) -> dict:
+    clock = {"caption": "clock", "bb": [0, 5, 17, 30], "attributes": ["green", "tall"], "grain": "object"}
+    return {
+        "image": f"../../raw/vg/{'VG_100K' if number % 2 else 'VG_100K_2'}/{number}.jpg",
+        "elems": [
+            clock,
+            {"caption": "hand", "bb": [1, 1, 5, 5], "grain": "object"},
+            {"caption": "the clock is green", "bb": [0, 0, 64, 48], "grain": "region"},
+            {"caption": "a wall", "bb": [60, 40, 4, 8], "grain": "region"},
+        ],
+        **ids,
+    }
+
+
+def test_visual_genome(raw, out):
+    """Image 2 is COCO's 42, 3 is Flickr30K's 36979, and 5 is a photograph that is COCO's 25."""
+    prepared("visual_genome", raw, out)
+    assert records(out / "vg_regions") == [vg_record(1, vg_id=1), vg_record(4, vg_id=4, coco_id=9, flickr_id=7009)]
+    held_out = {COCO_TEST: 1, COCO_VAL: 1, FLICKR_TEST: 1}
+    assert counted(out / "vg_regions") == {
+        "read": {"images": 5, "attributes": 4, "objects": 6, "regions": 8},
+        "made": {"images": 2, "objects": 4, "regions": 4, "records": 2},
+        "mended": {"box clamped": 4},
+        "left_out": {**held_out, "box without text": 2, "box outside image": 2, "empty text": 2},
+    }
+    captions = [(record["image"].rpartition("/")[2], record["caption"]) for record in records(out / "vg")]
+    assert captions == [(f"{n}.jpg", text) for n in (1, 4) for text in ("the clock is green", "a wall")]
+    assert counted(out / "vg")["made"] == {"images": 2, "captions": 4, "records": 4}
+
+
+def test_an_image_has_captions_of_its_eight_largest_regions(raw, out):
+    sides = [3, 9, 5, 7, 4, 6, 10, 8, 2, 11, 9]
+    regions = [{"x": 0, "y": 0, "width": s, "height": s, "phrase": f"side {s}"} for s in sides]
+    write(raw / "vg/region_descriptions.json", [{"id": 1, "regions": regions}])
+    prepared("visual_genome", raw, out)
+    assert [record["caption"] for record in records(out / "vg")] == [f"side {s}" for s in (11, 10, 9, 8, 7, 6, 5, 4)]
+    left_out = counted(out / "vg")["left_out"]
+    assert (left_out["duplicate text"], left_out["not of the largest regions"]) == (1, 2)
+
+
+def test_gqa(raw, out):
+    prepared("gqa", raw, out)
+    chair = {"caption": "chair", "bb": [22, 31, 42, 8], "attributes": ["brown"], "grain": "object"}
+    assert records(out / "gqa") == [{"image": "../../raw/vg/VG_100K/1.jpg", "elems": [chair], "vg_id": 1}]
+    assert counted(out / "gqa") == {
+        "read": {"images": 3, "objects": 2},
+        "made": {"images": 1, "objects": 1, "records": 1},
+        "mended": {"box clamped": 1},
+        "left_out": {COCO_TEST: 1, "unknown image": 1, "degenerate box": 1},
+    }
+
+
+def test_references_of_the_three_sets_on_one_box_are_joined(raw, out):
+    prepared("refcoco", raw, out)
+    element = {"caption": ["navy shirt", "the man"], "bb": [1, 2, 30, 20], "grain": "region"}
+    assert records(out / "refcoco") == [{"image": coco_path(9), "elems": [element], "coco_id": 9}]
+    assert counted(out / "refcoco") == {
+        "read": {"references": 7, "images": 2},
+        "made": {"images": 1, "boxes": 1, "phrases": 2, "records": 1},
+        "mended": {},
+        "left_out": {"not in the training split": 3, "held out by RefCOCO testA": 1, "duplicate text": 3},
+    }
+
+
+def test_entities_have_one_box_around_those_of_a_chain(raw, out):
+    prepared("flickr30k_entities", raw, out)
+    assert records(out / "flickr_entities") == [
+        {
+            "image": f"../../raw/flickr30k_entities/flickr30k-images/{official.FLICKR_TRAIN}.jpg",
+            "caption": ["two young guys with shaggy hair look up", "two men stand in a yard it seems"],
+            "elems": [{"caption": ["two young guys", "two men"], "bb": [2, 4, 38, 40], "grain": "region"}],
+            "flickr_id": official.FLICKR_TRAIN,
+        }
+    ]
+    assert counted(out / "flickr_entities") == {
+        "read": {"images": 2, "phrases": 5},
+        "made": {"phrases": 2, "images": 1, "boxes": 1, "records": 1},
+        "mended": {},
+        "left_out": {FLICKR_TEST: 1, "phrase without box": 2, "not visual": 1},
+    }
+
+
+# -- held-out images
+
+
+@pytest.mark.parametrize(
+    ("ids", "found"),
+    [
+        ({"coco_id": 42}, True),
+        ({"coco_id": 42.0}, True),
+        ({"coco_id": "42"}, True),
+        ({"flickr_id": 36979}, True),
+        ({"flickr_id": 7042}, True),
+        ({"coco_id": 36979, "flickr_id": 42}, False),
+        ({}, False),
+    ],
+)
+def test_a_held_out_image_of_visual_genome_is_found_by_its_ids(ids, found, raw, out):
+    """36979 is on Flickr, 42 is COCO's, and 7042 is the photograph on Flickr that COCO's 42 is."""
+    write(
+        raw / "vg/image_data.json",
+        [{"image_id": n, "width": 64, "height": 48, **(ids if n == 1 else {})} for n in (1, 4)],
+    )
+    prepared("visual_genome", raw, out)
+    assert [record["vg_id"] for record in records(out / "vg_regions")] == ([4] if found else [1, 4])
+
+
+def test_links_are_followed_from_flickr_to_coco_and_on_to_visual_genome(raw, out):
+    """Flickr30K's test image is COCO's 73 by its address, and that is Visual Genome's 1 by its id."""
+    for name in ("captions", "instances"):
+        path = raw / f"coco/annotations/{name}_val2014.json"
+        values = json.loads(path.read_text())
+        values["images"][1]["flickr_url"] = f"http://farm1.staticflickr.com/1/{official.FLICKR_TEST}_0a_z.jpg"
+        write(path, {"annotations": values.pop("annotations"), **values})  # the images come last
+    write(
+        raw / "vg/image_data.json",
+        [{"image_id": n, "width": 64, "height": 48, "coco_id": {1: 73}.get(n)} for n in (1, 4)],
+    )
+    prepared("visual_genome", raw, out)
+    assert [record["vg_id"] for record in records(out / "vg_regions")] == [4]
+    prepared("coco", raw, out)
+    assert counted(out / "coco")["left_out"][FLICKR_TEST] == 1
+
+
+def test_images_of_vqas_test_split_are_held_out(raw, out):
+    write(
+        raw / "vqa/v2_OpenEnded_mscoco_test2015_questions.json",
+        {"info": {}, "questions": [{"image_id": 73, "question": "?"}]},
+    )
+    prepared("coco", raw, out)
+    assert counted(out / "coco")["left_out"]["held out by VQA v2 test"] == 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_splits_of_flickr30k_entities_are_held_out_too(packed, raw, out):
+    """Packed or not, its lists of ids lie beside what has the sentences."""
+    write(raw / "flickr30k_entities/test.txt", f"{official.FLICKR_TRAIN}\n78\n")
+    if packed:
+        pack_entities(raw / "flickr30k_entities")
+    message = one_line("flickr30k_entities", raw, out)
+    assert message.endswith("2 entries: 1 held out by Flickr30K Entities test, 1 held out by Flickr30K (Karpathy) test")
+    assert left(out) == []
+
+
+def test_a_required_file_of_held_out_images_has_to_be_there(raw, out):
+    (raw / "coco/dataset_coco.json").unlink()
+    message = one_line("coco", raw, out)
+    assert "no dataset_coco.json of COCO (Karpathy) below" in message
+    assert "--held-out DIR" in message and "--without karpathy_coco" in message
+    assert left(out) == []
+    told = prepared("coco", raw, out, without=("karpathy_coco",))
+    assert {record["coco_id"] for record in records(out / "coco")} == {9, 25, 42, 73}
+    assert "coco_val: not made" in told and "not checked against held-out images of: vqa2, karpathy_coco" in told
+
+
+def test_held_out_files_may_lie_in_another_folder(raw, out, tmp_path):
+    (tmp_path / "splits").mkdir()
+    shutil.move(raw / "coco/dataset_coco.json", tmp_path / "splits/dataset_coco.json")
+    prepared("visual_genome", raw, out, held_out=(tmp_path / "splits",))
+    assert counted(out / "vg_regions")["left_out"][COCO_TEST] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("coco/dataset_coco.json", []),
+        ("coco/dataset_coco.json", {"dataset": "coco", "images": []}),
+        ("coco/dataset_flickr30k.json", {"videos": [{"split": "test"}]}),
+        ("flickr30k_entities/test.txt", "\n"),
+        ("flickr30k_entities/val.txt", "²\n"),
+        ("coco/v2_OpenEnded_mscoco_test2015_questions.json", {"annotations": []}),
+        ("coco/dataset_coco.json", {"images": [{"cocoid": 1e999, "split": "test"}]}),
+    ],
+)
+def test_a_file_of_held_out_images_that_names_none_is_refused(name, content, raw, out):
+    write(raw / name, json.dumps(content) if not isinstance(content, str) else content)
+    assert str(raw / name) in one_line("visual_genome", raw, out)
+    assert left(out) == []

@@ -1,0 +1,173 @@
+"""``run.py leaks``: images that training data share with a held-out split, however the image is called there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dataset.prepare import building
+from run import main
+from tests.dataset.prepare import official
+from tests.dataset.prepare.official import prepared, write
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(building, "in_order", official.in_this_process)
+    return official.everything(tmp_path / "raw")
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+def pretraining(root: Path, *folders: Path, regions: Path | None = None) -> Path:
+    """A config that pre-trains on folders of records, and measures on nothing."""
+    data = {
+        "images": {"files": [str(folder) for folder in folders]},
+        "regions": None if regions is None else {"files": [str(regions)]},
+    }
+    base = str(Path("configs/demo/pretrain.yaml").resolve())
+    return write(root / "pretrain.yaml", {"base": base, "data": data, "evaluation": None})
+
+
+def retrieval(root: Path, *images: Path, train: Path | None = None) -> Path:
+    """A config of retrieval that tests on images."""
+    rows = [{"image": str(image), "caption": ["a dog"]} for image in images]
+    values = {
+        "base": str(Path("configs/demo/retrieval.yaml").resolve()),
+        "data": {"train": {"annotations": str(train or root / "no_training.jsonl")}},
+        "evaluation": {
+            "validation": None,
+            "test": {"test": {"annotations": str(write(root / "test.json", rows))}},
+        },
+    }
+    return write(root / "retrieval.yaml", values)
+
+
+@pytest.fixture
+def leaks(capsys):
+    def command(*argv: object) -> tuple[int, str, str]:
+        status = main(["leaks", *map(str, argv)])
+        printed = capsys.readouterr()
+        errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+        return status, printed.out, "\n".join(errors)
+
+    return command
+
+
+def test_records_that_prepare_makes_share_no_held_out_image(raw, out, tmp_path, leaks):
+    for name in ("coco", "visual_genome", "gqa", "refcoco", "flickr30k_entities"):
+        prepared(name, raw, out)
+    config = pretraining(tmp_path, out / "coco", out / "vg", regions=out / "vg_regions")
+    held_out = [raw / "coco" / official.coco_name(number) for number in (42, 25, 30, 34)]
+    test = retrieval(tmp_path, *held_out, raw / f"flickr30k_entities/flickr30k-images/{official.FLICKR_TEST}.jpg")
+    status, printed, error = leaks(config, test)
+    assert (status, error) == (0, "")
+    assert printed.splitlines()[:3] == [
+        f"{config} {out}/{folder} has none of 5 of {test} evaluation.test.test"
+        for folder in ("coco", "vg", "vg_regions")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("without", "held_out", "how"),
+    [
+        (("karpathy_coco",), "coco/val2014/COCO_val2014_000000000042.jpg", "id"),
+        (("karpathy_flickr30k",), "flickr30k_entities/flickr30k-images/36979.jpg", "id"),
+    ],
+)
+def test_an_image_of_visual_genome_is_found_by_its_id_in_another_set(without, held_out, how, raw, out, tmp_path, leaks):
+    """The files differ: they are scaled or encoded anew."""
+    prepared("visual_genome", raw, out, without=without)
+    config = pretraining(tmp_path, out / "vg", regions=out / "vg_regions")
+    table = tmp_path / "leaks.tsv"
+    test = retrieval(tmp_path, raw / held_out)
+    status, printed, _ = leaks(config, test, "--out", table)
+    assert status == 1
+    assert f"{config} {out}/vg has 1 of 1 (1 by {how}) of {test} evaluation.test.test" in printed
+    header, *rows = [line.split("\t") for line in table.read_text().splitlines()]
+    assert header == ["training", "held_out", "found_by", "training_image", "held_out_image"]
+    assert [row[2] for row in rows] == [how, how]
+    assert rows[0][3].startswith(f"{out}/vg/part-00000.jsonl") and str(tmp_path / "test.json") in rows[0][4]
+    assert f"{table}: 2 shared images" in printed
+
+
+def own(tmp_path: Path, *images: str) -> Path:
+    """Records of a user, which have no ids; every image is another one."""
+    folder = tmp_path / "own"
+    for shade, image in enumerate(images):
+        official.image(folder / image, shade * 30)
+    lines = [json.dumps({"image": image, "caption": "a dog"}) + "\n" for image in images]
+    write(folder / "part.jsonl", "".join(lines))
+    return folder
+
+
+def test_own_images_are_found_by_path_and_by_content(tmp_path, leaks):
+    folder = own(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    shutil.copy(folder / "b.jpg", tmp_path / "copy.jpg")
+    official.image(tmp_path / "other.jpg", 200)
+    test = retrieval(tmp_path, folder / "a.jpg", tmp_path / "copy.jpg", tmp_path / "other.jpg")
+    config = pretraining(tmp_path, folder)
+    status, printed, _ = leaks(config, test)
+    assert status == 1
+    assert f"{config} {folder} has 2 of 3 (1 by path, 1 by content) of {test} evaluation.test.test" in printed
+    status, printed, _ = leaks(config, retrieval(tmp_path, tmp_path / "other.jpg"))
+    assert status == 0 and "has none of 1 of" in printed
+
+
+def test_shards_of_downloaded_images_are_found_by_their_addresses(tmp_path, leaks):
+    folder = tmp_path / "sbu"
+    official.downloaded(
+        folder, [(f"http://static.flickr.com/1/{official.FLICKR_TEST}_a.jpg", "x"), ("http://x.org/1.jpg", "y")]
+    )
+    image = tmp_path / f"flickr30k-images/{official.FLICKR_TEST}.jpg"
+    official.image(image)
+    status, printed, _ = leaks(pretraining(tmp_path, folder), retrieval(tmp_path, image))
+    assert status == 1 and "has 1 of 1 (1 by id)" in printed
+
+
+def test_the_first_five_are_printed_and_the_table_has_all(tmp_path, leaks):
+    folder = own(tmp_path, *(f"{n}.jpg" for n in range(7)))
+    test = retrieval(tmp_path, *(folder / f"{n}.jpg" for n in range(7)))
+    status, printed, _ = leaks(pretraining(tmp_path, folder), test, "--out", tmp_path / "table.tsv")
+    assert status == 1
+    assert len([line for line in printed.splitlines() if line.startswith("  /")]) == 5
+    assert "  and 2 more (--out FILE lists all)" in printed
+    assert len((tmp_path / "table.tsv").read_text().splitlines()) == 8
+
+
+def test_training_data_of_a_fine_tuning_config_are_a_side_too(tmp_path, leaks):
+    folder = own(tmp_path, "a.jpg")
+    rows = write(tmp_path / "their_train.json", [{"image": str(folder / "a.jpg"), "caption": "x", "image_id": 1}])
+    test = retrieval(tmp_path, folder / "a.jpg", train=rows)
+    status, printed, _ = leaks(test)
+    assert status == 1
+    assert f"{test} data.train has 1 of 1 (1 by path) of {test} evaluation.test.test" in printed
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_is_checked(tmp_path, leaks):
+    folder = own(tmp_path, "a.jpg")
+    config = pretraining(tmp_path, folder, tmp_path / "gone")
+    good, bad = retrieval(tmp_path, folder / "a.jpg"), retrieval(tmp_path / "bad", folder / "a.jpg")
+    (tmp_path / "bad/test.json").unlink()
+    status, printed, _ = leaks(config, good, bad)
+    assert status == 1
+    assert f"not checked: {config} {tmp_path}/gone: " in printed
+    assert f"not checked: {bad} evaluation.test.test: " in printed
+    assert f"{config} {folder} has 1 of 1 (1 by path)" in printed
+
+
+def test_without_a_training_side_or_a_held_out_one_it_is_an_error(tmp_path, leaks):
+    config = pretraining(tmp_path, own(tmp_path, "a.jpg"))
+    status, printed, error = leaks(config)
+    assert (status, printed) == (2, "")
+    assert error == f"error: {config}: no held-out split could be read: none is named"
+    (tmp_path / "own/part.jsonl").unlink()
+    status, _, error = leaks(config, retrieval(tmp_path, tmp_path / "own/a.jpg"))
+    assert status == 2 and "no training data could be read: " in error
+    assert leaks(tmp_path / "none.yaml")[0] == 2

@@ -1,0 +1,147 @@
+"""``run.py prepare``: the list of sets, mistakes in one line, several sets in one command, and the check."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from dataset.prepare import building
+from dataset.prepare.catalogue import GROUPS, SETS
+from run import main
+from tasks.kinds import choose
+from tests.dataset.prepare import official
+from utils.config import load_config
+
+
+@pytest.fixture(autouse=True)
+def serial(monkeypatch):
+    monkeypatch.setattr(building, "in_order", official.in_this_process)
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    return official.everything(tmp_path / "raw")
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command; returns its exit status, what it printed, and its errors without progress bars."""
+
+    def command(*argv: object) -> tuple[int, str, str]:
+        status = main(["prepare", *map(str, argv)])
+        printed = capsys.readouterr()
+        return status, printed.out, "\n".join(re.findall(r"^error: .*(?:\n  .*)*", printed.err, re.MULTILINE))
+
+    return command
+
+
+def test_the_list_has_every_set_with_files_size_licence_products_and_config(run):
+    status, printed, _ = run("--list")
+    assert status == 0
+    for name, data_set in SETS.items():
+        [part] = re.findall(rf"^{name}: .*?(?:\n\n)", printed, re.MULTILINE | re.DOTALL)
+        assert data_set.licence in part and data_set.home in part and "base,large}_4m.yaml" in part
+        for file in data_set.files:
+            assert file in part
+        for number in data_set.sizes.values():
+            assert f"{number:,}" in part
+        for product in data_set.products:
+            assert f"{product.folder}/: " in part
+    assert "4m: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities" in printed
+    for name in ("multi30k", "wit", "wikimatrix", "frames"):
+        assert f"\n  {name} " in printed
+
+
+def test_every_folder_that_the_configs_of_4m_read_is_made_by_a_set():
+    choice = choose("configs/pretrain/base_4m.yaml", [], None)
+    config = load_config(choice.config, [], choice.load().config)
+    read = {*config.data.images.files, *config.data.regions.files, *config.evaluation.files}
+    made = {product.folder for data_set in SETS.values() for product in data_set.products} | {"sbu", "cc3m"}
+    assert read == {f"data/pretrain/{folder}" for folder in made}
+    assert GROUPS["4m"] == tuple(SETS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "give the name of a data set; --list shows them"),
+        (["cocoo", "--raw", "."], "'cocoo' is no data set; known: coco, visual_genome, sbu,"),
+        (["coco"], "give the folder of the official files: --raw DIR"),
+        (["coco", "--raw", "nowhere"], "nowhere is no folder"),
+        (["coco", "--raw", ".", "--without", "karpathy"], "--without karpathy: no such splits; known: karpathy_coco,"),
+        (["coco", "--raw", ".", "--workers", "0"], "0 is not within 1 and 1024"),
+        (["coco", "--raw", ".", "--worker", "two"], "'two' is not a whole number"),
+        (["coco", "--row", "."], "unrecognized arguments: --row ."),
+        (["--check", "nowhere"], "--check nowhere: no prepared folder is there"),
+    ],
+)
+def test_a_mistake_is_one_line(argv, said, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, printed, error = run(*argv)
+    assert (status, printed) == (2, "")
+    assert said in error and "\n" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_4m_makes_every_folder_and_the_second_time_nothing(run, raw, out):
+    status, printed, error = run("4m", "--raw", raw, "--out", out, "--workers", 1)
+    assert (status, error) == (0, "")
+    folders = {"coco", "coco_regions", "coco_val", "vg", "vg_regions", "refcoco", "gqa", "flickr_entities", "_download"}
+    assert {path.name for path in out.iterdir()} == folders
+    assert printed.count("  img2dataset --url_list ") == 2
+    assert run("--check", out)[:2] == (
+        0,
+        "".join(
+            f"{out / name}: whole, 1 file\n"
+            for name in sorted({*folders, "_download/cc3m_urls", "_download/sbu_urls"} - {"_download"})
+        ),
+    )
+    status, printed, _ = run("4m", "--raw", raw, "--out", out, "--workers", 1)
+    assert status == 0 and printed.count("nothing to do") == 10 and "left out" not in printed
+
+
+def test_a_set_that_fails_does_not_stop_the_others(run, raw, out):
+    (raw / "vg/objects.json").write_text("[")
+    (raw / "cc3m/Train_GCC-training.tsv").unlink()
+    status, _, error = run("4m", "--raw", raw, "--out", out, "--workers", 1)
+    assert status == 2
+    first, *others = error.splitlines()
+    assert first == "error: 2 of 7 sets were not made; the others are whole"
+    assert [line.split(":")[0].strip() for line in others] == ["visual_genome", "cc3m"]
+    assert f"{raw}/vg/objects.json" in others[0] and "Train_GCC-training.tsv is not there" in others[1]
+    assert {"coco", "refcoco", "gqa", "flickr_entities"} <= {path.name for path in out.iterdir()}
+    assert not (out / "vg_regions").exists()
+
+
+def test_the_result_is_told_with_counts_by_reason(run, raw, out):
+    _, printed, _ = run("gqa", "--raw", raw, "--out", out, "--workers", 1)
+    lines = printed.splitlines()
+    assert lines[0] == f"{out}/gqa: 1 images, 1 objects, 1 records; read: 3 images, 2 objects"
+    assert "  images: 3 in the files, 74,942 in the official ones" in lines
+    assert (
+        f"  left out: 1 unknown image, first {raw}/gqa/train_sceneGraphs.json: 99: it is not in {raw}/vg/image_data.json"
+        in lines
+    )
+    assert any(line.startswith("  left out: 1 held out by COCO (Karpathy) test, first ") for line in lines)
+    assert any(line.startswith("  mended: 1 box clamped, first ") for line in lines)
+
+
+def test_the_check_names_a_changed_shard_and_goes_on(run, raw, out):
+    run("coco", "--raw", raw, "--out", out, "--workers", 1)
+    path = out / "coco_regions/part-00000.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    status, printed, _ = run("--check", out)
+    assert status == 1
+    assert f"{path} has the right size, but another content (SHA-256)" in printed
+    assert f"{out}/coco: whole, 1 file" in printed and f"{out}/coco_val: whole, 1 file" in printed
+    manifest = json.loads((out / "coco/_prepare/manifest.json").read_text())
+    assert manifest["version"]
