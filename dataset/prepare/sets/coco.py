@@ -1,4 +1,4 @@
-"""COCO: captions as image-text records, objects with captions as region records; of 2014 or of 2017, whose images are the same."""
+"""COCO: captions as image-text records, objects with captions as region records; of 2014 or 2017, whose images are the same."""
 
 from __future__ import annotations
 
