@@ -276,7 +276,9 @@ def test_a_signal_in_a_validation_saves_its_step_and_the_resumed_run_validates_f
     assert process.exitcode == 75
     [checkpoint] = [each for each in list_checkpoints(tmp_path / "run/checkpoints") if each.step == 4]
     assert [line["step"] for line in validations(tmp_path / "run")] == [2]
-    resumed = trainer(tmp_path / "run", ToyTask(scores=[0.25]), checkpoint, steps=4, validate_every=2, checkpoint_every=3)
+    resumed = trainer(
+        tmp_path / "run", ToyTask(scores=[0.25]), checkpoint, steps=4, validate_every=2, checkpoint_every=3
+    )
     resumed.fit()
     whole = trainer(tmp_path / "whole", ToyTask(scores=[0.5, 0.25]), steps=4, validate_every=2, checkpoint_every=3)
     whole.fit()
