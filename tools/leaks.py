@@ -43,10 +43,15 @@ class Sides:
     """What cannot be read, and why."""
 
 
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py leaks``."""
+    return _parser().parse_args(argv)
+
+
 @one_line_errors
 def main(argv: Sequence[str]) -> int:
     """Print a line for each training side and held-out split that share images; returns the exit status."""
-    flags = _parser().parse_args(argv)
+    flags = arguments_of(argv)
     sides = Sides()
     for config in flags.configs:
         _read(config, sides)
