@@ -26,19 +26,19 @@ _FIRST = 100
 class LoadingConfig(Config):
     """How records become batches, whatever the task."""
 
-    text: TextLimits = Field(default_factory=TextLimits, description="How long a text may be.")
-    workers: int = Field(4, ge=0, description="Processes that make batches; 0 = the training process itself.")
+    text: TextLimits = Field(default_factory=TextLimits, description="how long a text may be")
+    workers: int = Field(4, ge=0, description="processes that make batches; 0: the training process itself")
     worker_timeout_s: float = Field(
         TIMEOUT_S,
         gt=0,
-        description="Seconds after which a worker that makes one batch is taken to hang, and is replaced.",
+        description="seconds without its next batch after which a worker is killed and replaced",
     )
-    max_broken: float = Field(0.01, ge=0, le=1, description="Share of broken records that stops the run when exceeded.")
-    max_pixels: int = Field(80_000_000, ge=1, description="Images with more pixels are broken records.")
+    max_broken: float = Field(0.01, ge=0, le=1, description="share of broken records that stops the run when exceeded")
+    max_pixels: int = Field(80_000_000, ge=1, description="images with more pixels are broken records")
     pixels: Literal["shown", "stored"] = Field(
         "shown",
-        description="shown: EXIF orientation is applied (not where there are boxes: they refer to the stored pixels), and "
-        "transparency is laid on white; stored: neither (released)",
+        description="shown: EXIF orientation is applied, except where there are boxes, which refer to stored pixels, "
+        "and transparency is laid on white; stored: neither (released)",
     )
 
     @property

@@ -107,14 +107,17 @@ def fault_of(folder: Path, names: tuple[str, ...] = (MODEL_FILE, TRAINING_FILE))
     manifest = folder / MANIFEST
     try:
         stated = json.loads(manifest.read_text(encoding="utf-8"))
-        version, files = stated["format"], {name: stated["files"][name] for name in names}
+        if stated["format"] != FORMAT:
+            other = f"{folder} has format {stated['format']}"
+            return f"{other}, and this version reads format {FORMAT}: use the version that wrote it"
+        step, files = stated["step"], {name: stated["files"][name] for name in names}
         expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
     except FileNotFoundError:
         return f"{folder} has no {MANIFEST}: an earlier version wrote it"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"{manifest} cannot be read"
-    if version != FORMAT:
-        return f"{folder} has format {version}, and this version reads format {FORMAT}: use the version that wrote it"
+    if (named := NAME.fullmatch(folder.name)) and int(named[1]) != step:
+        return f"{folder} holds step {step}: it was renamed"
     for name, (size, digest) in expected.items():
         file = folder / name
         try:
@@ -159,9 +162,9 @@ def write_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], tra
     return Checkpoint(final, step)
 
 
-def remove_old(folder: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints."""
-    for old in list_checkpoints(folder)[:-keep]:
+def remove_old(folder: Path, keep: int, step: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints up to ``step``; later ones are damaged, and were passed over."""
+    for old in [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.step <= step][:-keep]:
         _remove(old)
 
 

@@ -58,7 +58,7 @@ class CheckpointWriter:
     def _write(self, step: int, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
         try:
             write_checkpoint(self.folder, step, weights, training)
-            remove_old(self.folder, self.keep)
+            remove_old(self.folder, self.keep, step)
             self._fault = None
         # A disk that is full is an OSError, or whatever the library that writes makes of one.
         except Exception as error:

@@ -20,7 +20,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from utils import distributed
-from utils.processes import GRACE_S, STOP_SIGNALS, signal_name, status_of_stop
+from utils.processes import ECHO_S, GRACE_S, STOP_SIGNALS, signal_name, status_of_stop
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class StopRequest:
     def __init__(self, grace_s: float = GRACE_S):
         self.grace_s = grace_s
         self.signum: int | None = None
+        self._received_s: float | None = None
         self.store = distributed.shared_store("stop")
         self._lock = threading.Lock()
         self._save: Callable[[], str] | None = None
@@ -85,9 +86,12 @@ class StopRequest:
                 self._save = outer
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
-        if self.signum is not None:
+        now = time.monotonic()
+        if self._received_s is None:
+            self._received_s = now
+        elif now - self._received_s > ECHO_S:
             os._exit(128 + signum)
-        self.signum = signum
+        self.signum = self.signum or signum
 
     def _watch(self) -> None:
         while not self._ended.wait(POLL_S):

@@ -30,7 +30,9 @@ class TrainConfig(Config):
     accumulate: int | None = Field(
         None, ge=1, description="micro-batches per step and rank without global_batch; null: 1"
     )
-    precision: PrecisionName = Field("bf16", description="precision of the forward pass: bf16, fp16 or fp32")
+    precision: PrecisionName = Field(
+        "bf16", description="precision of the forward pass; O0 is fp32, O1 and O2 are fp16 (apex's names)"
+    )
     clip_grad_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")

@@ -129,7 +129,7 @@ class Trainer:
             UserError: if more than ``train.max_skipped_steps`` steps have a non-finite loss or gradient.
         """
         remaining = self.steps - self.step
-        if remaining <= 0:
+        if remaining <= 0 and not self.validation_due:
             logger.info("%s: all %d steps are done", self.folder.path, self.steps)
             return
         batches = prefetch(self.loader.batches(self.consumed, remaining * self.accumulation), self.device)
@@ -157,6 +157,7 @@ class Trainer:
         asked = False
         if self.validation_due:
             self._validate(metrics, report)
+            self._save(metrics)
         while self.step < self.steps:
             started = time.perf_counter()
             pairs = [next(batches) for _ in range(self.accumulation)]

@@ -24,7 +24,11 @@ class AligningConfig(ModelConfig):
     """Adds the joint space of images and texts, which pre-training and retrieval have."""
 
     embed_dim: int = Field(256, ge=1, description="width of the contrastive embeddings")
-    temperature: float = Field(0.07, gt=0, description="initial value; learned, kept within 0.001 .. 0.5")
+    temperature: float = Field(
+        0.07,
+        gt=0,
+        description="initial temperature of the contrastive loss; it is learned, and kept within 0.001 .. 0.5",
+    )
     contrastive: ContrastiveConfig = ContrastiveConfig()
 
 

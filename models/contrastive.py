@@ -26,8 +26,9 @@ class ContrastiveConfig(Config):
 
     gradient: Literal["exact", "released"] = Field(
         "exact",
-        description="exact: gradient of the single-process loss. released: the embeddings receive 1/ranks of it under DDP, "
-        "since the released gather lets only the local slice carry gradient; the temperature's gradient is exact",
+        description="exact: the gradient that one process with the whole batch has; released: on several ranks, the "
+        "embeddings receive 1/ranks of it, since the released code passes no gradient to gathered embeddings (the "
+        "temperature's is exact)",
     )
 
 

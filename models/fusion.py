@@ -30,14 +30,21 @@ class FusionConfig(Config):
     """Sizes of the fusion encoder. Those left out are the text encoder's; the others stay when the text encoder is replaced."""
 
     layers: int = Field(6, ge=1, description="number of blocks")
-    width: int | None = Field(None, ge=1, description="text states of another width are projected to it")
+    width: int | None = Field(
+        None,
+        ge=1,
+        description="width of the states; text states of another width are projected to it; null: the text encoder's",
+    )
     heads: int | None = Field(None, ge=1, description="attention heads; null: the text encoder's")
     intermediate: int | None = Field(
         None, ge=1, description="width inside the feed-forward block; null: the text encoder's"
     )
-    eps: float | None = Field(None, gt=0, description="of every LayerNorm; null: the text encoder's")
+    eps: float | None = Field(None, gt=0, description="epsilon of every LayerNorm; null: the text encoder's")
     drop_path: float = Field(
-        0.0, ge=0, lt=1, description="stochastic depth, rising linearly from 0; replaces dropout of residuals"
+        0.0,
+        ge=0,
+        lt=1,
+        description="drop rate of the last block, rising linearly from 0 in the first; replaces the dropout of residuals",
     )
 
     def block(self, text: BlockConfig) -> BlockConfig:

@@ -21,7 +21,9 @@ UNITS = 2**52
 class SamplingConfig(Config):
     """Sampling of tokens instead of a search for the likeliest text."""
 
-    temperature: float = Field(1.0, gt=0, description="below 1: likely tokens more often")
+    temperature: float = Field(
+        1.0, gt=0, description="temperature of sampling; below 1, likely tokens are drawn more often"
+    )
     top_p: float = Field(
         1.0, gt=0, le=1, description="sample among the likeliest tokens that together have this probability"
     )
@@ -30,15 +32,16 @@ class SamplingConfig(Config):
 class DecodingConfig(Config):
     """Limits and method of text generation. Lengths count tokens without the prompt."""
 
-    beams: int = Field(3, ge=1, description="hypotheses of the beam search; 1 is greedy")
+    beams: int = Field(3, ge=1, description="hypotheses of the beam search; 1: greedy")
     max_length: int = Field(
         50,
         ge=1,
-        description="most tokens, the end counted (released: prompt counted too, and one more for each image of the batch)",
+        description="most tokens, the end token counted; the released code counts the prompt too, and adds one for "
+        "each image of the batch",
     )
-    min_length: int = Field(5, ge=0, description="tokens before the text may end")
+    min_length: int = Field(5, ge=0, description="fewest tokens before the end token")
     length_penalty: float = Field(
-        0.0, ge=0, description="p: a log-likelihood is divided by ((5 + tokens) / 6)^p; 0 prefers short texts"
+        0.0, ge=0, description="exponent p: a log-likelihood is divided by ((5 + tokens) / 6)^p; 0 prefers short texts"
     )
     no_repeat_ngram: int = Field(3, ge=0, description="no n-gram of this size occurs twice; 0: no limit")
     sampling: SamplingConfig | None = Field(None, description="sample one text instead of searching for the likeliest")

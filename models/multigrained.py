@@ -29,12 +29,14 @@ Identical = Literal["ignore", "negative"]
 class LossWeights(Config):
     """Weights of the losses in equation 6; in the paper all are 1. A loss of weight 0 is not computed."""
 
-    contrastive: float = Field(1.0, ge=0, description="weight of equation 1")
-    matching: float = Field(1.0, ge=0, description="weight of equation 2")
-    mlm: float = Field(1.0, ge=0, description="weight of equation 3")
-    l1: float = Field(1.0, ge=0, description="weight of the L1 part of equation 5")
-    giou: float = Field(1.0, ge=0, description="weight of the GIoU part of equation 5")
-    whole_image_boxes: bool = Field(False, description="learn boxes from whole-image rows too, (0.5, 0.5, 1, 1)")
+    contrastive: float = Field(1.0, ge=0, description="weight of the contrastive loss (paper, equation 1)")
+    matching: float = Field(1.0, ge=0, description="weight of the matching loss (paper, equation 2)")
+    mlm: float = Field(1.0, ge=0, description="weight of the loss on masked words (paper, equation 3)")
+    l1: float = Field(1.0, ge=0, description="weight of the boxes' L1 loss (paper, equation 5)")
+    giou: float = Field(1.0, ge=0, description="weight of the boxes' GIoU loss (paper, equation 5)")
+    whole_image_boxes: bool = Field(
+        False, description="captions of whole images have box losses too; their box is (0.5, 0.5, 1, 1)"
+    )
 
 
 class StreamWeights(Config):
@@ -50,11 +52,18 @@ class StreamWeights(Config):
 class IdenticalTexts(Config):
     """The role of equal texts of a batch for each other, by stream."""
 
-    images: Identical = Field("negative", description="negative: each other's negatives; ignore: not")
-    videos: Identical = Field("negative", description="negative: each other's negatives; ignore: not")
-    translations: Identical = Field("negative", description="negative: each other's negatives; ignore: not")
+    images: Identical = Field(
+        "negative", description="examples with equal texts are each other's negatives (negative), or are not (ignore)"
+    )
+    videos: Identical = Field(
+        "negative", description="examples with equal texts are each other's negatives (negative), or are not (ignore)"
+    )
+    translations: Identical = Field(
+        "negative", description="examples with equal texts are each other's negatives (negative), or are not (ignore)"
+    )
     regions: Identical = Field(
-        "ignore", description="regions often share a text ('a man'); ignore: not each other's negatives"
+        "ignore",
+        description="regions with equal texts, such as 'a man', are each other's negatives (negative), or are not (ignore)",
     )
 
 
@@ -75,7 +84,8 @@ class PretrainModelConfig(AligningConfig):
     contrastive: PretrainContrastiveConfig = PretrainContrastiveConfig()
     word_table: Literal["tied", "own"] = Field(
         "tied",
-        description="of the word head: tied to the word embeddings, as in BERT; own: a table apart, as released for XLM-R",
+        description="word table of the word head. tied: that of the word embeddings, as in BERT; own: a table apart, "
+        "as released for XLM-R",
     )
 
 

@@ -19,7 +19,7 @@ class NLVRModelConfig(ModelConfig):
     """The shared model and a classifier."""
 
     images: int = Field(2, ge=1, le=2, description="images per statement: 2 in NLVR2 and MaRVL, 1 in XVNLI")
-    classes: int = Field(2, ge=2, description="2: false, true; 3: contradiction, entailment, neutral")
+    classes: int = Field(2, ge=2, description="number of labels. 2: false, true; 3: contradiction, entailment, neutral")
 
 
 class NLVRModel(XVLM):

@@ -34,7 +34,8 @@ class SelfCriticalConfig(Config):
     temperature: float = Field(
         1.0,
         gt=0,
-        description="of sampling, and so of the trained distribution; below 1 where label smoothing has flattened the model",
+        description="temperature of sampling, and so of the trained distribution; below 1 where label smoothing has "
+        "flattened the model",
     )
 
 

@@ -29,12 +29,13 @@ class TextArchitecture(Config):
     intermediate: int = Field(3072, ge=1, description="width inside the feed-forward block")
     max_positions: int = Field(512, ge=1, description="rows of the position table; RoBERTa does not use the first two")
     token_types: int = Field(2, ge=1, description="rows of the token type table, of which the first is used")
-    eps: float = Field(1e-12, gt=0, description="of every LayerNorm, of the fusion and the word head too")
+    eps: float = Field(1e-12, gt=0, description="epsilon of every LayerNorm; also in the fusion and the word head")
     pad_id: int = Field(0, ge=0, description="token id of padding")
     init_std: float = Field(
         0.02,
         gt=0,
-        description="of random weights, in the fusion encoder too; 0.02 suits a width of 768, a narrow one needs more",
+        description="standard deviation of random weights, in the fusion encoder too; 0.02 suits a width of 768, a "
+        "narrow model needs more",
     )
 
     @property
@@ -59,13 +60,17 @@ class TextConfig(Config):
     """The text encoder and its dropout."""
 
     encoder: InputModel = Field(
-        "bert-base-uncased", description="Hugging Face name or folder: the tokenizer, and the sizes too"
+        "bert-base-uncased",
+        description="Hugging Face name or folder of the tokenizer; and of the sizes, where `arch` is null",
     )
-    arch: TextArchitecture | None = Field(None, description="sizes; null: those of `encoder`")
-    dropout: float = Field(0.1, ge=0, lt=1, description="of embeddings and residuals, in the fusion too")
-    attention_dropout: float = Field(0.1, ge=0, lt=1, description="of attention weights, in the fusion too")
+    arch: TextArchitecture | None = Field(None, description="sizes of the text encoder; null: those of `encoder`")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of embeddings and residuals, in the fusion too")
+    attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout of attention weights, in the fusion too")
     drop_path: float = Field(
-        0.0, ge=0, lt=1, description="stochastic depth of the layers, rising linearly from 0; replaces their dropout"
+        0.0,
+        ge=0,
+        lt=1,
+        description="drop rate of the last block, rising linearly from 0 in the first; replaces the dropout of residuals",
     )
 
     @property

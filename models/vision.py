@@ -53,7 +53,7 @@ class Concepts:
 class VideoConfig(Config):
     """Frames of a video and their pooling."""
 
-    frames: int = Field(ge=1, description="frames of a video")
+    frames: int = Field(ge=1, description="number of frames that are taken from a video")
     pooling: Literal["mean", "tokens"] = Field(
         "mean",
         description="mean: mean of the frames' patches over time (published), which forgets their order; tokens: the fusion "
@@ -70,21 +70,21 @@ class VisionConfig(Config):
     width: int | None = Field(None, ge=1, description="width of the states; null: the backbone's")
     depth: int | None = Field(None, ge=1, description="number of blocks; null: the backbone's")
     heads: int | None = Field(None, ge=1, description="attention heads; null: the backbone's")
-    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block, rising linearly from 0")
+    drop_path: float = Field(0.1, ge=0, lt=1, description="drop rate of the last block, rising linearly from 0")
     layer_scale: float | None = Field(
-        0.1, description="initial LayerScale, null for none; the published BEiT-2 models use 0.1"
+        0.1, description="initial LayerScale; the published BEiT-2 models use 0.1; null: none"
     )
     positions: Literal["backbone", "sincos"] = Field(
         "backbone",
-        description="sincos: absolute two-dimensional sine-cosine positions at unit scale, then trained; a small model "
-        "does not learn boxes from scratch without them",
+        description="backbone: positions as the backbone has them; sincos: absolute ones, which start as "
+        "two-dimensional sines and cosines and are trained: a small model from scratch does not learn boxes without them",
     )
     patch_positions: bool = Field(
         False,
-        description="add fixed sine-cosine positions to the normed patches: a small model from scratch learns boxes sooner "
-        "if its blocks need not carry positions to the end",
+        description="add fixed sine-cosine positions to the output of the last block: a small model from scratch "
+        "learns boxes sooner, as its blocks need not carry positions to the end",
     )
-    video: VideoConfig | None = Field(None, description="null: images alone")
+    video: VideoConfig | None = Field(None, description="frames of videos; null: the model has images alone")
 
 
 class VisionEncoder(nn.Module):

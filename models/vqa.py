@@ -31,12 +31,13 @@ class DecoderConfig(Config):
     layers: int | None = Field(
         None,
         ge=1,
-        description="as many as the fusion has, or half as many: they start from its weights; null: as many",
+        description="number of blocks: that of the fusion, whose weights they start from, or half of it; null: that of "
+        "the fusion",
     )
     word_table: Literal["own", "shared"] = Field(
         "own",
-        description="own: the decoder has a table, as released for VQA and in files of the released xGQA script; use it to load "
-        "such a file. shared: the text encoder's table, which saves 192M parameters with XLM-R and starts pre-trained",
+        description="own: the decoder has a word table of its own, as in released files for VQA and xGQA, which load "
+        "only so; shared: it uses the text encoder's table, which is pre-trained and saves 192M parameters with XLM-R",
     )
 
 

@@ -37,7 +37,7 @@ class OptimConfig(Config):
     cross_lr: float | None = Field(
         None, gt=0, description="peak learning rate of the fusion encoder; null: text_lr, or lr"
     )
-    weight_decay: float = Field(0.01, ge=0, description="of all parameters but biases and norms")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of all parameters but biases and norms")
     betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="decay of AdamW's two running means")
     eps: float = Field(1e-8, gt=0, description="AdamW's term against division by zero")
     fused: Literal["auto", "apex"] = Field(

@@ -42,7 +42,7 @@ class RunConfig(Config):
     """The sections of every run; a task adds its evaluation and narrows the types of the others."""
 
     seed: int = Field(
-        0, ge=0, description="of fresh weights, of the order of the data, of augmentation, masking and dropout"
+        0, ge=0, description="seed of random weights, order of the data, augmentation, masking and dropout"
     )
     model: ModelConfig
     init: InitConfig = InitConfig()

@@ -57,8 +57,8 @@ class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
     decoding: DecodingConfig = DecodingConfig()
     document_frequencies: InputFile | None = Field(
         None,
-        description="CIDEr's weights of words from a file, JSON or the usual pickle; null: of the split's own references, as is "
-        "standard. The self-critical reward counts them on the training captions",
+        description="file with document frequencies for CIDEr, JSON or the usual pickle; null: counted in the split's "
+        "own references, as is standard; the self-critical reward always counts them in the training captions",
     )
     java_metrics: list[Literal["METEOR", "SPICE"]] = Field(
         [], description="metrics that need the optional pycocoevalcap and Java"
@@ -70,7 +70,7 @@ class CaptioningTrainConfig(TrainConfig):
 
     objective: Literal["likelihood", "self_critical"] = Field(
         "likelihood",
-        description="likelihood of the captions; or, as a second step from its weights, CIDEr-D of generated captions",
+        description="likelihood: of the captions; self_critical: CIDEr-D of sampled captions, from the weights of a finished run",
     )
 
 

@@ -49,9 +49,9 @@ P = TypeVar("P")
 class HeldOutConfig(Config, Generic[S]):
     """The held-out splits of a fine-tuning task, and how they are evaluated."""
 
-    batch_size: int = Field(32, ge=1, description="items in one forward pass: images, videos, questions or statements")
+    batch_size: int = Field(32, ge=1, description="items of a forward pass: images, videos, questions or statements")
     precision: PrecisionName = Field(
-        "fp32", description="of forward passes; O0, O1, O2: apex's names for fp32 and fp16"
+        "fp32", description="precision of forward passes; O0 is fp32, O1 and O2 are fp16 (apex's names)"
     )
     validation: S | None = Field(
         None, description="split that selects the best weights; null: the last weights are the result"

@@ -58,12 +58,14 @@ MOST_BOXES = 10
 class EvaluationConfig(Config):
     """Held-out records; their first caption is the one that has to be found."""
 
-    files: InputShards = Field([], description="records of images")
-    region_files: InputShards = Field([], description="records of the boxes, if not those of `files`")
-    video_files: InputShards = Field([], description="records of videos, read as those of data.videos")
-    candidates: int = Field(16, ge=1, description="candidates that the fusion encoder re-ranks, each way")
-    batch_size: int = Field(50, ge=1, description="images in one forward pass")
-    limit: int | None = Field(None, ge=1, description="read so many records at most")
+    files: InputShards = Field([], description="shards of images with captions")
+    region_files: InputShards = Field([], description="shards of images with boxes, if other than `files`")
+    video_files: InputShards = Field([], description="shards of videos, read as those of data.videos")
+    candidates: int = Field(
+        16, ge=1, description="number of candidates that the fusion encoder re-ranks for each image and each text"
+    )
+    batch_size: int = Field(50, ge=1, description="images of a forward pass")
+    limit: int | None = Field(None, ge=1, description="most records that are read; null: all")
     panels: int = Field(12, ge=0, le=200, description=PANELS)
 
     @model_validator(mode="after")

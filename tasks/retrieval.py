@@ -40,7 +40,9 @@ QUERY_SIDE, CANDIDATE_SIDE = 280, 150
 class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
     """Held-out splits of retrieval, and how many candidates the fusion encoder re-ranks."""
 
-    candidates: int = Field(ge=1, description="k: candidates of each image and each text that are re-ranked")
+    candidates: int = Field(
+        ge=1, description="number k of candidates that the fusion encoder re-ranks for each image and each text"
+    )
 
 
 class RetrievalConfig(MediaConfig):

@@ -48,7 +48,8 @@ class VQAOptimConfig(OptimConfig):
 
     fresh_decoder: bool = Field(
         True,
-        description="the answer decoder trains at lr * lr_mult though it starts as a copy (released: large_lr_for_dec)",
+        description="train the answer decoder at lr * lr_mult, though it starts as a copy of the fusion (released: "
+        "large_lr_for_dec)",
     )
 
 
@@ -59,10 +60,12 @@ class VQAEvaluationConfig(HeldOutConfig[QuestionsConfig]):
         None, description="JSON list of the candidate answers; null: the answers of the training questions"
     )
     candidates: int = Field(
-        128, ge=1, description="k: candidates with the likeliest first tokens, which are scored in full"
+        128, ge=1, description="number k of candidates that are scored in full: those with the likeliest first tokens"
     )
     ranking: Ranking = Field(
-        "likelihood", description="likelihood: of the whole answer; released: its first token counted twice"
+        "likelihood",
+        description="score of a candidate. likelihood: of the whole answer; released: the same with the first token "
+        "counted twice",
     )
 
 

@@ -42,7 +42,8 @@ def commands() -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
         for block in BLOCK.findall(page.read_text(encoding="utf-8")):
-            lines = [line.removeprefix("$ ") for line in block.splitlines()]
+            whole = re.sub(r"\\\n\s*", "", block)  # a line that ends with a backslash goes on
+            lines = [line.removeprefix("$ ") for line in whole.splitlines()]
             after = [*lines[1:], ""]
             pairs = zip(lines, after, strict=True)
             found += [(page.name, line) for line, following in pairs if not following.startswith("error:")]

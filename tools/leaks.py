@@ -43,10 +43,15 @@ class Sides:
     """What cannot be read, and why."""
 
 
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py leaks``."""
+    return _parser().parse_args(argv)
+
+
 @one_line_errors
 def main(argv: Sequence[str]) -> int:
     """Print a line for each training side and held-out split that share images; returns the exit status."""
-    flags = _parser().parse_args(argv)
+    flags = arguments_of(argv)
     sides = Sides()
     for config in flags.configs:
         _read(config, sides)
@@ -153,7 +158,7 @@ def _tell(training: str, split: str, found: SharedImages) -> Iterator[tuple[str,
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python run.py leaks",
+        prog="run.py leaks",
         description="Look for images that training data share with held-out splits, over all configs that are given: by the ids "
         "that public data sets share (COCO, Visual Genome, Flickr), by path, and of up to 20,000 files by content.",
         epilog=EXAMPLES,

@@ -11,12 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.flags import positive
-from utils.processes import GRACE_S, STOP_SIGNALS, signal_name, status_of_stop
+from utils.processes import ECHO_S, GRACE_S, STOP_SIGNALS, signal_name, status_of_stop
 
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Environment variables with the settings of torch's CUDA allocator."""
@@ -119,12 +120,15 @@ def _torchrun_flags(arguments: argparse.Namespace, processes: int) -> list[str]:
 def _forward_first_signal(exception: Callable[[str, signal.Signals], Exception]) -> None:
     """Raise torchrun's ``exception`` for the first stop signal, which makes it forward that; end at once on the second. The ranks
     end with their launcher (:func:`utils.processes.die_with_parent`)."""
-    received: list[int] = []
+    received_s: list[float] = []
 
     def receive(signum: int, _: object) -> None:
-        if received:
-            os._exit(128 + signum)
-        received.append(signum)
+        now = time.monotonic()
+        if received_s:
+            if now - received_s[0] > ECHO_S:
+                os._exit(128 + signum)
+            return
+        received_s.append(now)
         raise exception(f"got {signal_name(signum)}", signal.Signals(signum))
 
     for signum in STOP_SIGNALS:

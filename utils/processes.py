@@ -19,6 +19,10 @@ GRACE_S = 120
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
+ECHO_S = 1.0
+"""Seconds in which signals count as one: a scheduler signals each process of a job, and the launcher forwards its own signal too;
+`timeout` sends each twice."""
+
 _PR_SET_PDEATHSIG = 1
 
 

@@ -37,20 +37,22 @@ class CaptionedSplitConfig(Config):
         description="records: of one's own; karpathy: dataset_coco.json or dataset_flickr30k.json; msrvtt: MSRVTT_data.json or a "
         "CSV as MSRVTT_JSFUSION_test.csv; xflickrco: lines of xFlickr&CO",
     )
-    annotations: InputFile = Field(description="the file")
+    annotations: InputFile = Field(description="file of the captions")
     splits: list[str] | None = Field(
-        None, min_length=1, description="parts of a Karpathy file; its restval belongs to train"
+        None, min_length=1, description="splits of a Karpathy file, such as [train, restval]; null for other formats"
     )
     images: InputFolder | None = Field(
         None,
-        description="folder of relative paths, of xFlickr&CO that of flickr30k and coco; null: that of the annotations",
+        description="folder that relative paths start from; for xFlickr&CO the one that holds flickr30k and coco; "
+        "null: that of the annotations",
     )
     listed: InputFile | None = Field(
-        None, description="a CSV with a column video_id: only these videos of MSR-VTT (MSRVTT_train.9k.csv)"
+        None, description="CSV with a column video_id (MSRVTT_train.9k.csv): only these videos of MSR-VTT are read"
     )
     language: str | None = Field(
         None,
-        description="of captions by language: records that have none in it are left out; null: all languages together",
+        description="language of the captions, where records have several; records without it are left out; null: all "
+        "languages together",
     )
 
     @model_validator(mode="after")

@@ -41,9 +41,9 @@ Affine = tuple[float, float, float, float, float, float]
 class RegionAugmentConfig(Config):
     """Augmentation of an image with boxes, whose crop follows the boxes; of RandAugment, the colour operations only."""
 
-    flip: float = Field(0.5, ge=0, le=1, description="Chance of a horizontal flip.")
-    rand_augment_ops: int = Field(2, ge=0, description="RandAugment operations drawn for an image; 0 turns it off.")
-    rand_augment_magnitude: int = Field(7, ge=0, le=10, description="Their strength, from 0 to 10.")
+    flip: float = Field(0.5, ge=0, le=1, description="chance of a horizontal flip")
+    rand_augment_ops: int = Field(2, ge=0, description="RandAugment operations drawn for an image; 0 turns it off")
+    rand_augment_magnitude: int = Field(7, ge=0, le=10, description="strength of RandAugment's operations")
 
 
 class AugmentConfig(RegionAugmentConfig):
@@ -51,9 +51,11 @@ class AugmentConfig(RegionAugmentConfig):
     gives the whole image."""
 
     scale: tuple[float, float] = Field(
-        (0.2, 1.0), description="Least and greatest share of the area that a crop keeps."
+        (0.2, 1.0), description="least and greatest share of an image's area that a crop keeps"
     )
-    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="Least and greatest width : height of a crop.")
+    ratio: tuple[float, float] = Field(
+        (3 / 4, 4 / 3), description="least and greatest ratio of width to height of a crop"
+    )
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> AugmentConfig:

@@ -41,12 +41,19 @@ class VideoReadingConfig(Config):
     """How the frames of videos are found and decoded."""
 
     backend: Backend = Field(
-        "av", description="of files: av (PyAV); decord; torchcodec (its exact mode: the other picks wrong frames)"
+        "av",
+        description="decoder of video files: av (PyAV), decord, or torchcodec in its exact mode, as its other one "
+        "picks wrong frames",
     )
-    frames_per_second: float = Field(1.0, gt=0, description="candidates in a second of a file")
-    time_limit_s: float = Field(60.0, gt=0, description="a video that takes longer is a broken record")
+    frames_per_second: float = Field(
+        1.0, gt=0, description="frames that are read of each second of a video file; the model's are chosen among these"
+    )
+    time_limit_s: float = Field(
+        60.0, gt=0, description="seconds that a video may take to be read; one that takes longer is a broken record"
+    )
     same_view: bool = Field(
-        False, description="one crop, flip and colouring for all frames of a video (released: each frame has its own)"
+        False,
+        description="augment all frames of a video alike (released: each frame has its own crop, flip and colours)",
     )
 
 

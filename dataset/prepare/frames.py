@@ -214,10 +214,15 @@ frames are wanted: set it where videos last many minutes"""
     add("--max-pixels", type=whole_number(1, 2**31), default=making.max_pixels, metavar="N", help=pixels)
 
 
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py prepare frames``."""
+    return _parser().parse_args(argv)
+
+
 @one_line_errors
 def main(argv: Sequence[str]) -> int:
     """Make the frames and print one line of what there is; exit status 2 for a mistake of the user."""
-    flags = _parser().parse_args(argv)
+    flags = arguments_of(argv)
     log.set_up()
     reading = VideoReadingConfig(
         backend=flags.backend, frames_per_second=flags.frames_per_second, time_limit_s=flags.time_limit

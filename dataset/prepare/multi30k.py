@@ -7,6 +7,7 @@ The test split is that of 2016. Images are those of Flickr30K, named relative to
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,17 @@ def _lines(path: Path, count: int) -> list[str]:
     return lines
 
 
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py prepare multi30k``."""
+    parser = command_parser("multi30k", "Records of Multi30K.")
+    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="copy of multi30k/dataset")
+    return parser.parse_args(argv)
+
+
 @one_line_errors
 def main(argv: Sequence[str]) -> int:
     """Make the records and print one line; exit status 2 for a mistake of the user."""
-    parser = command_parser("multi30k", "Records of Multi30K.")
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="copy of multi30k/dataset")
-    flags = parser.parse_args(argv)
+    flags = arguments_of(argv)
     arguments = {"source": str(flags.source.resolve())}
     write_splits("multi30k", flags, arguments, {split: records(flags.source, split) for split in SPLITS})
     return 0

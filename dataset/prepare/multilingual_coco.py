@@ -10,6 +10,7 @@ either: an English caption would teach what the Chinese test asks.
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -122,16 +123,21 @@ def _path_of(name: str, source: Path) -> str:
     return f"{match[1]}/{match[0]}.jpg"
 
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Make the records and print one line; exit status 2 for a mistake of the user."""
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py prepare multilingual_coco``."""
     parser = command_parser("multilingual_coco", "Records of COCO in en, ja, zh.")
     add = parser.add_argument
     add("--karpathy", type=Path, required=True, metavar="FILE", help="dataset_coco.json")
     stair = "stair_captions_v1.2_train.json and …_val.json"
     add("--stair", type=Path, required=True, nargs=2, metavar="FILE", help=stair)
     add("--coco-cn", type=Path, required=True, metavar="DIR", help="folder coco-cn-version1805v1.1")
-    flags = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> int:
+    """Make the records and print one line; exit status 2 for a mistake of the user."""
+    flags = arguments_of(argv)
     paths = {"karpathy": flags.karpathy, "stair": flags.stair[0], "stair_2": flags.stair[1], "coco_cn": flags.coco_cn}
     arguments = {name: str(path.resolve()) for name, path in paths.items()}
     english, japanese, chinese = read_karpathy(flags.karpathy), read_stair(flags.stair), read_coco_cn(flags.coco_cn)

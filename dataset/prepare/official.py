@@ -56,7 +56,7 @@ def read_object(path: Path, key: str) -> dict[str, Any]:
 
 def command_parser(command: str, description: str) -> LineParser:
     """The parser of a command of this package, with the flags that every one of them has."""
-    program, formatter = f"python run.py prepare {command}", argparse.RawTextHelpFormatter
+    program, formatter = f"run.py prepare {command}", argparse.RawTextHelpFormatter
     parser = LineParser(prog=program, description=description, formatter_class=formatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
     parser.add_argument("--overwrite", action="store_true", help="replace what this command made in DIR")

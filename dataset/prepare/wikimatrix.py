@@ -6,6 +6,7 @@ separated by tabs. Each source becomes ``DIR/<its name>.jsonl``, of ``{"source_t
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
@@ -43,14 +44,19 @@ def translations(source: Path, at_least: float = THRESHOLD) -> Iterator[dict[str
         raise UserError(f"{source} cannot be read: {error}") from None
 
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Make the records and print a line for each source; exit status 2 for a mistake of the user."""
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py prepare wikimatrix``."""
     parser = command_parser("wikimatrix", "Translations of WikiMatrix.")
     add = parser.add_argument
     add("--source", type=Path, required=True, nargs="+", metavar="FILE", help="WikiMatrix.<a>-<b>.tsv.gz")
     add("--at-least", type=float, default=THRESHOLD, metavar="SCORE", help=f"default {THRESHOLD}")
-    flags = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> int:
+    """Make the records and print a line for each source; exit status 2 for a mistake of the user."""
+    flags = arguments_of(argv)
     sources = {path.name.removesuffix(".gz").removesuffix(".tsv") + ".jsonl": path for path in flags.source}
     arguments = {"at_least": flags.at_least}
     records = partial(translations, at_least=flags.at_least)

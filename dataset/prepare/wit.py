@@ -7,6 +7,7 @@ a caption are left out. Each source becomes ``DIR/<its name>``, with its images 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -66,13 +67,18 @@ def _row(line: str, place: str) -> dict[str, Any]:
     return row
 
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Make the records and print a line for each source; exit status 2 for a mistake of the user."""
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py prepare wit``."""
     parser = command_parser("wit", "Records of IGLUE's WIT.")
     add = parser.add_argument
     add("--source", type=Path, required=True, nargs="+", metavar="FILE", help="JSON lines with image_content")
-    flags = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> int:
+    """Make the records and print a line for each source; exit status 2 for a mistake of the user."""
+    flags = arguments_of(argv)
     sources = {path.name: path for path in flags.source}
     write_by_source("wit", flags, {}, sources, partial(records, out=flags.out), "captions", ("images",))
     return 0

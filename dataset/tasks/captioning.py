@@ -22,8 +22,11 @@ class CaptioningDataConfig(MediaDataConfig):
     """Training captions. They are not cleaned: the tokenizer alone decides what becomes of case and punctuation (as released)."""
 
     train: CaptionedSplitConfig
-    text: TextDataConfig = TextDataConfig(max_tokens=40, mask_prob=0.6, max_masks=18)
-    prompt: str = Field("a picture of ", description="what every caption follows")
+    text: TextDataConfig = Field(
+        default_factory=lambda: TextDataConfig(max_tokens=40, mask_prob=0.6, max_masks=18),
+        description="cutting and masking of captions",
+    )
+    prompt: str = Field("a picture of ", description="text before every caption, which is given and not learned")
     careful_flip: bool = Field(True, description="do not flip where the caption says left or right; English only")
 
 

@@ -35,7 +35,7 @@ class FineTuneDataConfig(LoadingConfig):
     """What the training data of every fine-tuning task have."""
 
     text: TextLimits = TextLimits(max_tokens=40)
-    batch_size: int = Field(ge=1, description="Rows of a micro-batch of one process.")
+    batch_size: int = Field(ge=1, description="examples in a micro-batch of one rank")
 
     @property
     def micro_batch(self) -> MicroBatch:

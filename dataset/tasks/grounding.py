@@ -43,14 +43,18 @@ class GroundingSplitConfig(Config):
     format: Literal["records", "refcoco"] = Field(
         "records", description="records: of one's own; refcoco: of RefCOCO, RefCOCO+ or RefCOCOg"
     )
-    annotations: InputFile | None = Field(None, description="region records")
+    annotations: InputFile | None = Field(None, description="file of region records")
     refs: InputFile | None = Field(None, description="the official pickle of references; no code in it is run")
-    instances: InputFile | None = Field(None, description="the official COCO instances with the boxes")
+    instances: InputFile | None = Field(None, description="the official instances.json, which has the boxes")
     splits: list[str] | None = Field(
-        None, min_length=1, description="of the references: train, val, testA, testB (RefCOCOg: train, val, test)"
+        None,
+        min_length=1,
+        description="splits of the references: train, val, testA, testB (RefCOCOg: train, val, test)",
     )
     images: InputFolder | None = Field(None, description="folder of the images; null: that of the annotations")
-    language: str | None = Field(None, description="of phrases in several languages; null: all of them")
+    language: str | None = Field(
+        None, description="language of the phrases, where records have several; null: all of them"
+    )
 
     @model_validator(mode="after")
     def _keys_fit_the_format(self) -> GroundingSplitConfig:

@@ -42,7 +42,7 @@ class NLVRSplitConfig(Config):
         description="records: of one's own; nlvr2: train.json, dev.json, test1.json, with images below `images` as in the "
         "official layout; marvl: MaRVL's lines (<concept>/<image>); xvnli: XVNLI's (<Flickr id>.jpg)",
     )
-    annotations: InputFile = Field(description="the file")
+    annotations: InputFile = Field(description="file of the statements")
     images: InputFolder | None = Field(None, description="folder of relative paths; null: that of the annotations")
 
 
@@ -52,7 +52,7 @@ class NLVRDataConfig(FineTuneDataConfig):
     train: NLVRSplitConfig
     augment: AugmentConfig = Field(
         default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)),
-        description="augmentation, drawn for each image apart",
+        description="augmentation; each image of a statement has its own",
     )
     careful_flip: bool = Field(
         False, description="do not flip where the text says left or right; English only (released: flips)"

@@ -37,16 +37,16 @@ AnyStreamConfig = (
 class DataConfig(LoadingConfig):
     """The data of pre-training: its streams, mixed in every micro-batch."""
 
-    text: TextDataConfig = Field(default_factory=TextDataConfig, description="Cutting and masking of all texts.")
-    images: ImageStreamConfig | None = Field(None, description="Image-text pairs.")
-    regions: RegionStreamConfig | None = Field(None, description="Images with described boxes.")
-    videos: VideoStreamConfig | None = Field(None, description="Video-text pairs.")
-    texts: TextStreamConfig | None = Field(None, description="Texts alone.")
-    translations: TranslationStreamConfig | None = Field(None, description="Texts with their translations.")
+    text: TextDataConfig = Field(default_factory=TextDataConfig, description="cutting and masking of all texts")
+    images: ImageStreamConfig | None = Field(None, description="image-text pairs")
+    regions: RegionStreamConfig | None = Field(None, description="images with described boxes")
+    videos: VideoStreamConfig | None = Field(None, description="video-text pairs")
+    texts: TextStreamConfig | None = Field(None, description="texts alone")
+    translations: TranslationStreamConfig | None = Field(None, description="texts with their translations")
     matching_steps: int | None = Field(
-        None, ge=0, description="Steps after which no stream has a matching loss any more; null: all have one."
+        None, ge=0, description="steps with a matching loss: later ones have none in any stream; null: all have one"
     )
-    cache_index: str | None = Field(None, description="Folder of shard indexes; null = the user's cache folder.")
+    cache_index: str | None = Field(None, description="folder of shard indexes; null: the user's cache folder")
 
     @model_validator(mode="after")
     def _has_a_stream(self) -> DataConfig:

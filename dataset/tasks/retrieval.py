@@ -22,7 +22,9 @@ class RetrievalDataConfig(MediaDataConfig):
     """Training pairs."""
 
     train: CaptionedSplitConfig
-    text: TextLimits = TextLimits(max_tokens=40, max_words=30)
+    text: TextLimits = Field(
+        default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="how long a caption may be"
+    )
     careful_flip: bool = Field(
         False, description="do not flip where the caption says left or right; English only (released: flips)"
     )

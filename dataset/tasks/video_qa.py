@@ -33,7 +33,7 @@ class VideoQuestionsConfig(Config):
     questions: InputFile = Field(description="MSRVTT-QA's or MSVD-QA's file, or questions of one's own")
     videos: InputFolder | None = Field(None, description="folder of the videos; null: that of `questions`")
     names: InputFile | None = Field(
-        None, description="MSVD's youtube_mapping.txt: lines of a file name without suffix and a video_id"
+        None, description="MSVD's youtube_mapping.txt, whose lines are a file name without suffix and a video_id"
     )
 
 
@@ -46,7 +46,8 @@ class VideoQADataConfig(MediaDataConfig):
     )
     careful_flip: bool = Field(
         True,
-        description="do not flip where question or answer have left or right as a word; English only (released: as letters)",
+        description="do not flip where question or answer have the word left or right; English only (released: its "
+        "letters in any word)",
     )
 
 

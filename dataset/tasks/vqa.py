@@ -53,9 +53,9 @@ class QuestionsConfig(Config):
         "(train2014/COCO_train2014_….jpg); visual_genome: question_answers.json (<image_id>.jpg, in VG_100K and VG_100K_2 too); "
         "gqa: a file of GQA or xGQA (gqa/images/<imageId>.jpg); gqa_lxmert: GQA as LXMERT has it",
     )
-    questions: InputFile = Field(description="the file")
+    questions: InputFile = Field(description="file of the questions")
     annotations: InputFile | None = Field(
-        None, description="the file of answers to VQA v2's questions; null: there are none"
+        None, description="VQA v2's file of annotations, which has the answers; null: there are none"
     )
     images: InputFolder | None = Field(None, description="folder of relative paths; null: that of `questions`")
     weight: float | None = Field(
@@ -65,8 +65,8 @@ class QuestionsConfig(Config):
     )
     image_share: tuple[float, float] = Field(
         (0.0, 1.0),
-        description="which share of the images is taken, with all their questions: those whose name's hash, which is in 0..1, "
-        "is not less than the first and less than the second number; so a part can be held out, or only that be read",
+        description="part of the images that is read, with all their questions. The hash of an image's name is a "
+        "number in 0..1; images from the first number up to the second are read. So [0, 0.05] can be held out from [0.05, 1]",
     )
 
     @model_validator(mode="after")
@@ -88,19 +88,22 @@ class QuestionsConfig(Config):
 class VQADataConfig(FineTuneDataConfig):
     """Training questions."""
 
-    train: list[QuestionsConfig] = Field(min_length=1, description="sources, of which every question counts alike")
+    train: list[QuestionsConfig] = Field(
+        min_length=1, description="sources; an epoch takes each question of each source once"
+    )
     text: TextLimits = Field(
         default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="how long a question may be"
     )
     max_answer_tokens: int = Field(
-        40, ge=3, description="tokens of an answer with [CLS] and [SEP]; the rest is cut off"
+        40, ge=3, description="most tokens of an answer, [CLS] and [SEP] counted; the rest is cut off"
     )
     augment: AugmentConfig = Field(
         default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the images"
     )
     careful_flip: bool = Field(
         True,
-        description="do not flip where question or answers have left or right as a word; English only (released: as letters)",
+        description="do not flip where question or answers have the word left or right; English only (released: its "
+        "letters in any word)",
     )
 
 

@@ -43,22 +43,24 @@ _SIDE = re.compile(r"\b(left|right)(most|wards?|hand)?\b", re.IGNORECASE)
 class TextLimits(Config):
     """Maximum length of a text."""
 
-    max_tokens: int = Field(30, ge=3, description="Tokens of a text with [CLS] and [SEP]; the rest is cut off.")
+    max_tokens: int = Field(30, ge=3, description="most tokens of a text, [CLS] and [SEP] counted; the rest is cut off")
     max_words: int | None = Field(
-        None, ge=1, description="Words, split at spaces, that the clean-up keeps; null = max_tokens, as released."
+        None,
+        ge=1,
+        description="most words of a text, split at spaces; the rest is cut off; null: max_tokens, as released",
     )
 
 
 class TextDataConfig(TextLimits):
     """Length and masking of texts (X²-VLM, sections 3.3 and 4.2)."""
 
-    mask_prob: float = Field(0.5, gt=0, le=1, description="Share of the tokens that is masked.")
-    max_masks: int = Field(12, ge=1, description="Most masked tokens of a text.")
-    whole_word: bool = Field(True, description="Mask all pieces of a word together.")
-    skipgram_prob: float = Field(0.2, ge=0, le=1, description="Chance that a masked span has several tokens.")
-    skipgram_size: int = Field(3, ge=2, description="Most tokens of such a span; it has at least two.")
+    mask_prob: float = Field(0.5, gt=0, le=1, description="share of a text's tokens that is masked")
+    max_masks: int = Field(12, ge=1, description="most masked tokens of a text")
+    whole_word: bool = Field(True, description="mask all pieces of a word together")
+    skipgram_prob: float = Field(0.2, ge=0, le=1, description="chance that a masked span has several tokens")
+    skipgram_size: int = Field(3, ge=2, description="most tokens of a masked span of several")
     language: str | None = Field(
-        None, description="Which text of a record in several languages is used; null = a random one each time."
+        None, description="language of the text, where a record has several; null: a random one each time"
     )
 
 

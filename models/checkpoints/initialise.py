@@ -37,16 +37,18 @@ TIED_TO_EMBEDDING = re.compile(r"(cls\.predictions|lm_head)\.decoder\.(weight|bi
 class InitConfig(Config):
     """Where the weights start from; what is left out starts from random numbers."""
 
-    vision: InputFile | None = Field(None, description="a BEiT-2 file, .pth or .safetensors")
-    text: InputModel | None = Field(None, description="a BERT folder or Hugging Face name")
+    vision: InputFile | None = Field(
+        None, description="weights of the vision encoder: a BEiT-2 file, .pth or .safetensors"
+    )
+    text: InputModel | None = Field(None, description="weights of the text encoder: a folder or a Hugging Face name")
     checkpoint: InputWeights | None = Field(
         None,
-        description="an X²-VLM checkpoint, published or ours, instead of the two; with `text` beside it, that takes the place "
-        "of the checkpoint's text encoder, and vision, fusion and heads are kept",
+        description="weights of the whole model: a published X²-VLM file, a weight file of ours, or the folder of a "
+        "run; with `text` beside it, the text encoder comes from there, and vision, fusion and heads from the checkpoint",
     )
     new_text: bool = Field(
         False,
-        description="model.text is another encoder than the checkpoint's; without `text`, it starts from random numbers",
+        description="take no text encoder from the checkpoint: it comes from `text`, or without it starts from random numbers",
     )
 
 

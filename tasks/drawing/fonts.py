@@ -166,7 +166,7 @@ def _opened(folders: Sequence[str], size: int) -> Iterator[Font]:
     for path in files[:MAX_FONTS]:
         try:
             yield ImageFont.truetype(str(path), size)
-        except OSError:  # damaged, or a font of pictures in fixed sizes
+        except OSError:  # damaged, or a font of bitmaps in fixed sizes
             continue
 
 

@@ -92,7 +92,7 @@ def readable_panels(makers: Iterable[Callable[[], Panel | None]], file: str) -> 
         except BrokenRecordError as error:
             logger.warning("%s: left out, since it cannot be read: %s", file, error)
             broken += 1
-        except Exception:  # a picture is not worth the report of a run
+        except Exception:  # an image is not worth the report of a run
             logger.warning("%s: an example cannot be drawn and is left out", file, exc_info=True)
             broken += 1
         else:

@@ -53,7 +53,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """An example: lines above its pictures, the pictures side by side, and lines below them, or with ``beside`` to their
+    """An example: lines above its images, the images side by side, and lines below them, or with ``beside`` to their
     right."""
 
     pictures: tuple[DrawnImage, ...]

@@ -69,7 +69,9 @@ def test_a_harmed_checkpoint_is_passed_over_and_named(tmp_path, name, harm):
     assert fault.startswith(f"{newer.folder / name}") and FAULTS[harm] in fault and "\n" not in fault
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 1, "files": {"model.safetensors": 3}}', "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"format": 1, "files": {"model.safetensors": 3}}', "\x00", "[" * 100_000]
+)
 def test_a_manifest_that_makes_no_sense_is_a_fault(tmp_path, content):
     checkpoint = written(tmp_path)
     (checkpoint.folder / MANIFEST).write_text(content)
@@ -116,8 +118,23 @@ def test_a_step_that_is_written_again_replaces_the_first(tmp_path):
 def test_the_newest_are_kept(tmp_path):
     for step in (1, 2, 3):
         written(tmp_path, step)
-    remove_old(tmp_path, keep=2)
+    remove_old(tmp_path, keep=2, step=3)
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [2, 3]
+
+
+def test_a_damaged_checkpoint_that_was_passed_over_takes_no_place(tmp_path):
+    """Else a resumed run that keeps one would remove what it has just written, and keep the damaged one."""
+    for step in (6, 8):
+        written(tmp_path, step)
+    empty(written(tmp_path, 12).folder / MODEL_FILE)
+    remove_old(tmp_path, keep=1, step=8)
+    assert newest_whole(tmp_path)[0].step == 8
+
+
+def test_a_renamed_checkpoint_is_not_taken_for_another_step(tmp_path):
+    folder = written(tmp_path, 6).folder
+    renamed = folder.rename(tmp_path / "step-00000009")
+    assert fault_of(renamed) == f"{renamed} holds step 6: it was renamed"
 
 
 def test_a_flipped_bit_in_weights_is_seen_wherever_they_are_read(tmp_path):

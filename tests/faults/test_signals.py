@@ -9,25 +9,34 @@ import time
 import pytest
 
 from tests.faults.conftest import STEPS, Job, lines
+from utils.processes import ECHO_S
 
 
 def checkpoints(output) -> list[str]:
     return sorted(path.name for path in (output / "checkpoints").iterdir())
 
 
+def receivers(job: Job, to: str) -> list[int]:
+    ranks = job.ranks()
+    if to.startswith("rank"):
+        return [ranks[int(to[-1])]]
+    return [*(ranks if to == "every process" else []), job.process.pid]
+
+
 @pytest.mark.parametrize(
     ("to", "signum", "status"),
     [
-        ("launcher", signal.SIGUSR1, 75),
+        ("every process", signal.SIGUSR1, 75),  # as a scheduler does; the launcher forwards its own to the ranks, too
         ("launcher", signal.SIGINT, 130),
         ("rank 0", signal.SIGTERM, 75),
         ("rank 1", signal.SIGUSR1, 75),
     ],
 )
 def test_a_run_that_is_asked_to_stop_saves_this_step_and_goes_on(tmp_path, overrides, equals_whole, to, signum, status):
-    with Job(tmp_path / "run", *overrides, launcher=to == "launcher") as job:
+    with Job(tmp_path / "run", *overrides, launcher=not to.startswith("rank")) as job:
         job.until_step(3)
-        os.kill(job.process.pid if to == "launcher" else job.ranks()[int(to[-1])], signum)
+        for process in receivers(job, to):
+            os.kill(process, signum)
         assert job.wait() == status, job.errors[-3000:]
     done = lines(job.output)[-1]["step"]
     assert 3 <= done < STEPS, "it stopped within some steps"
@@ -46,7 +55,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, overrides):
         ranks = job.ranks()
         os.kill(ranks[0], signal.SIGSTOP)  # the run cannot stop in order
         os.kill(job.process.pid, signal.SIGTERM)
-        time.sleep(0.3)
+        time.sleep(ECHO_S + 0.1)
         started = time.monotonic()
         os.kill(job.process.pid, signal.SIGTERM)
         job.wait(20)

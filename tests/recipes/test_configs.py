@@ -16,7 +16,7 @@ CONFIGS = sorted(ROOT.glob("configs/*/*.yaml"))
 RUNS = [path for path in CONFIGS if path.parent.name != "presets"]
 COUNTS = json.loads((ROOT / "tests/golden/checkpoint_keys/param_counts.json").read_text())
 PUBLISHED_SIZE = {"pretrain": 224, "vqa": 768}
-"""Of the pictures, in the golden files; 384 for the other tasks."""
+"""Size of images in the golden files; 384 for the other tasks."""
 
 
 def task_of(path: Path) -> str:
@@ -66,7 +66,7 @@ def test_a_config_says_its_task_binds_and_builds(path):
     ],
 )
 def test_presets_have_the_published_number_of_parameters(name, published):
-    """At the published picture sizes, with which the tables of position biases grow."""
+    """At the published image sizes, with which the tables of position biases grow."""
     size = f"model.vision.image_size={PUBLISHED_SIZE.get(name.split('/')[0], 384)}"
     assert total(ROOT / "configs" / f"{name}.yaml", size) == COUNTS[published]["total"]
 
@@ -76,7 +76,7 @@ def test_presets_have_the_published_number_of_parameters(name, published):
     [("retrieval/msrvtt_base", "retrieval_base_video", 8), ("vqa/msrvtt_qa_base", "videoqa_base", 5)],
 )
 def test_video_configs_have_the_published_number_of_parameters(name, published, frames):
-    """At the files' picture size and number of frames."""
+    """At the files' image size and number of frames."""
     given = ["model.vision.image_size=224", f"model.vision.video.frames={frames}"]
     assert total(ROOT / "configs" / f"{name}.yaml", *given) == COUNTS[published]["total"]
 

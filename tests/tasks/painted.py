@@ -1,4 +1,4 @@
-"""Fine-tuning data of 16 painted pictures, and tasks on them."""
+"""Fine-tuning data of 16 painted images, and tasks on them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def box_of(size: str, shape: str) -> tuple[int, int, int]:
 
 
 def rows_of(task: str, numbers: range) -> list[dict[str, Any]]:
-    """Annotations of a split over some of the pictures."""
+    """Annotations of a split over some of the images."""
     rows: list[dict[str, Any]] = []
     for number in numbers:
         colour, size, shape = LOOKS[number]

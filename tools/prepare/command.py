@@ -12,6 +12,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from dataset.prepare.catalogue import GROUPS, SETS, Options, prepare
 from dataset.prepare.folders import LineParser, whole_number
@@ -32,14 +33,25 @@ CONVERTERS = {
 """Names with flags of their own, and what each one converts: modules of dataset.prepare."""
 
 
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py prepare``."""
+    if argv and argv[0] in CONVERTERS:
+        arguments: argparse.Namespace = _converter(argv[0]).arguments_of(argv[1:])
+        return arguments
+    return _parser().parse_args(argv)
+
+
+def _converter(name: str) -> ModuleType:
+    return importlib.import_module(f"dataset.prepare.{name}")
+
+
 @one_line_errors
 def main(argv: Sequence[str]) -> int:
     """Prepare, list or check; returns the exit status: 1 if a check found a fault, 2 for a mistake of the user."""
     if argv and argv[0] in CONVERTERS:
-        converter = importlib.import_module(f"dataset.prepare.{argv[0]}")
-        status: int = converter.main(argv[1:])
+        status: int = _converter(argv[0]).main(argv[1:])
         return status
-    flags = _parser().parse_args(argv)
+    flags = arguments_of(argv)
     if flags.list:
         sys.stdout.write(listing())
         return 0
@@ -132,7 +144,7 @@ def check(root: Path) -> int:
 
 def _parser() -> LineParser:
     parser = LineParser(
-        prog="python run.py prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="run.py prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("name", nargs="?", metavar="NAME", help=f"{', '.join((*SETS, *GROUPS))}")

@@ -22,12 +22,13 @@ class StreamConfig(Config):
     """What every stream has."""
 
     files: InputShards = Field(
-        description="Shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines) and *.tar."
+        description="shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines) and *.tar"
     )
-    batch_size: int = Field(ge=1, description="Rows of the stream in a micro-batch of one process.")
-    weight: float = Field(1.0, ge=0, description="Factor of the stream's losses in the sum.")
+    batch_size: int = Field(ge=1, description="examples of the stream in a micro-batch of one rank")
+    weight: float = Field(1.0, ge=0, description="factor of the stream's losses in the sum of all losses")
     order: OrderName = Field(
-        "random", description="random: any record next; sequential: whole shards dealt to ranks, for slow disks."
+        "random",
+        description="random: records in any order; sequential: each rank reads whole shards of its own, for slow disks",
     )
 
     records_key: ClassVar[str] = "batch_size"
@@ -42,14 +43,15 @@ class StreamConfig(Config):
 class ImageRecordsConfig(StreamConfig):
     """A stream whose records have an image."""
 
-    image_key: str = Field("image", description="Key of the image in a JSON record.")
+    image_key: str = Field("image", description="key of the image in a JSON record")
     image_is: ImageIs = Field(
-        "auto", description="path, base64 (of the encoded file), or auto: told apart by its start."
+        "auto",
+        description="path: of a file; base64: of the encoded file; auto: whichever of these its first characters show",
     )
     image_root: InputFolder | None = Field(
-        None, description="Folder of relative paths; null = the folder of the shard."
+        None, description="folder that relative paths start from; null: the folder of the shard"
     )
-    caption_key: str = Field("caption", description="Key of the caption of the whole image.")
+    caption_key: str = Field("caption", description="key of the caption of the whole image")
 
     def keys(self) -> ImageKeys:
         """How to find a record's image."""
@@ -65,9 +67,9 @@ class CleanSetConfig(Config):
     1 - ``probability`` of the noisy set, each record at most once; which ones, differs from epoch to epoch.
     """
 
-    files: InputShards = Field(description="Shards, as of the stream.")
-    probability: float = Field(gt=0, lt=1, description="Chance of a step to be taken from this set.")
-    caption_key: str | None = Field(None, description="Key of the caption; null: the stream's.")
+    files: InputShards = Field(description="shards of the clean pairs, in the forms of the stream's `files`")
+    probability: float = Field(gt=0, lt=1, description="chance that a step reads this set")
+    caption_key: str | None = Field(None, description="key of the caption; null: the stream's")
 
 
 def read_examples(

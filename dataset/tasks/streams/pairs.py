@@ -31,12 +31,12 @@ class ImageStreamConfig(ImageRecordsConfig):
     """Image-text pairs."""
 
     clean: CleanSetConfig | None = Field(
-        None, description="Clean pairs; on steps without them no stream has a matching loss."
+        None, description="a smaller set of clean pairs; in steps that do not read it, no stream has a matching loss"
     )
 
-    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Augmentation of the images.")
+    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="augmentation of the images")
     careful_flip: bool = Field(
-        False, description="Do not flip where the caption says left or right; English only (released: flips)."
+        False, description="do not flip where the caption says left or right; English only (released: flips)"
     )
 
 
@@ -44,20 +44,20 @@ class VideoStreamConfig(StreamConfig):
     """Video-text pairs, of as many frames as ``model.vision.video.frames``. Lists of frames are read many times as fast as video
     files; :mod:`dataset.prepare.frames` makes them."""
 
-    video_key: str = Field("video", description="Key of the frames, or of the path, in a record.")
+    video_key: str = Field("video", description="key of the frames, or of the video's path, in a record")
     video_root: InputFolder | None = Field(
-        None, description="Folder of relative paths; null = the folder of the shard."
+        None, description="folder that relative paths start from; null: the folder of the shard"
     )
-    caption_key: str = Field("caption", description="Key of the caption, or of one for each clip.")
-    join_clips: bool = Field(True, description="Join neighbouring clips of a continuous video.")
-    min_frames: int = Field(8, ge=1, description="Join clips until they have so many frames.")
-    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Augmentation of the frames.")
+    caption_key: str = Field("caption", description="key of the caption, or of a list with one for each clip")
+    join_clips: bool = Field(True, description="join neighbouring clips of one video that are too short")
+    min_frames: int = Field(8, ge=1, description="clips are joined until they have this number of frames")
+    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="augmentation of the frames")
     careful_flip: bool = Field(
-        False, description="Do not flip where the caption says left or right; English only (released: flips)."
+        False, description="do not flip where the caption says left or right; English only (released: flips)"
     )
-    reading: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="How videos are read.")
+    reading: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="how videos are read")
     clean: CleanSetConfig | None = Field(
-        None, description="Clean pairs; on steps without them this stream has no matching loss."
+        None, description="a smaller set of clean pairs; in steps that do not read it, this stream has no matching loss"
     )
 
     def record(self, raw: RawRecord, caption_key: str | None = None) -> VideoRecord:

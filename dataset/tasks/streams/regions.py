@@ -28,18 +28,22 @@ class RegionStreamConfig(ImageRecordsConfig):
     records_key = "max_images"
 
     max_images: int = Field(
-        ge=1, description="Records read for a micro-batch; rows beyond batch_size are dropped at random."
+        ge=1,
+        description="images that are read for a micro-batch; if they have more examples than batch_size, some are "
+        "dropped at random",
     )
-    max_regions: int = Field(5, ge=1, description="Most rows of one image, the whole caption included.")
+    max_regions: int = Field(5, ge=1, description="most examples of one image, that of the whole caption counted")
     min_inside: float = Field(
-        0.5, ge=0, lt=1, description="Share of its area that a box must keep in the crop, exclusive."
+        0.5, ge=0, lt=1, description="a box is left out if no more than this share of its area is inside the crop"
     )
     careful_flip: bool = Field(
-        True, description="Do not flip where a used text says left or right; English only (released 4M: flips)."
+        True, description="do not flip where a used text says left or right; English only (released 4M: flips)"
     )
-    crop: bool = Field(True, description="Crop at random around one of the boxes; false = the whole image.")
-    whole_image_rows: bool = Field(True, description="Use the caption of the whole image as a row where there is one.")
-    augment: RegionAugmentConfig = Field(default_factory=RegionAugmentConfig, description="Flip and colours.")
+    crop: bool = Field(True, description="crop at random around one of the boxes; false: the whole image")
+    whole_image_rows: bool = Field(
+        True, description="the caption of the whole image, where there is one, is an example too"
+    )
+    augment: RegionAugmentConfig = Field(default_factory=RegionAugmentConfig, description="flip and colours")
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,16 @@ from utils.batch import TextBatch, TranslationBatch
 class TextStreamConfig(StreamConfig):
     """Texts without images."""
 
-    text_key: str = Field("text", description="Key of the text in a JSON record.")
+    text_key: str = Field("text", description="key of the text in a JSON record")
 
 
 class TranslationStreamConfig(StreamConfig):
     """Texts and their translations, in either direction."""
 
-    source_key: str = Field("source_text", description="Key of a text in a JSON record.")
-    target_key: str = Field("target_text", description="Key of its translation.")
+    source_key: str = Field("source_text", description="key of a text in a JSON record")
+    target_key: str = Field("target_text", description="key of its translation")
     text: TextDataConfig | None = Field(
-        None, description="Cutting and masking of these texts; null = that of all others."
+        None, description="cutting and masking of these texts; null: that of all others"
     )
 
 
