@@ -90,7 +90,7 @@ def _prepare(name: str, raw: Path, workers: int, answer: Connection) -> None:
     out = raw.parent / f"{raw.name}-out"
     without = ("karpathy_coco", "karpathy_flickr30k", "refcoco", "refcoco+", "refcocog")
     started = time.perf_counter()
-    prepare(name, Options(raw, out, (), without, None, False, True, workers, tell=lambda line: None))
+    prepare(name, Options(raw, out, (), without, frozenset(), False, True, workers, tell=lambda line: None))
     answer.send(time.perf_counter() - started)
     shutil.rmtree(out)
 

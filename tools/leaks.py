@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dataset.leaks import KnownImage, SharedImages, known_image, shared_with_splits
+from dataset.prepare.held_out import SPLITS, read_held_out
+from dataset.prepare.raw_folder import RawFolder
 from dataset.records.broken import BrokenRecordError
+from dataset.records.schema import ImageSource
 from dataset.shards.readers import Shards
 from tasks.finetune import FineTuneTask
 from tasks.kinds import choose
@@ -29,8 +32,10 @@ NAMED = 5
 EXAMPLES = """examples:
   python run.py leaks configs/pretrain/base_4m.yaml configs/retrieval/coco_base_4m.yaml configs/vqa/vqa2_base_4m.yaml
   python run.py leaks my/pretrain.yaml my/retrieval.yaml --out leaks.tsv
+  python run.py leaks my/pretrain.yaml --held-out data/coco --held-out data/refcoco+
 
-exit status: 0 nothing is shared; 1 something is; 2 a config or the command line is wrong"""
+exit status: 0 nothing is shared; 1 something is; 2 a config or the command line is wrong; 3 nothing is shared in what could be
+read, and the lines "not checked" have the rest"""
 
 
 @dataclass
@@ -55,6 +60,8 @@ def main(argv: Sequence[str]) -> int:
     sides = Sides()
     for config in flags.configs:
         _read(config, sides)
+    if flags.held_out:
+        sides.held_out |= _official_splits(flags.held_out)
     if not sides.training or not sides.held_out:
         missing = "training data" if not sides.training else "held-out split"
         raise UserError(
@@ -70,7 +77,24 @@ def main(argv: Sequence[str]) -> int:
         header = ("training", "held_out", "found_by", "training_image", "held_out_image")
         write_text(flags.out, "".join("\t".join(row) + "\n" for row in [header, *rows]))
         sys.stdout.write(f"{flags.out}: {len(rows):,} shared images\n")
-    return 1 if rows else 0
+    return 1 if rows else 3 if sides.not_checked else 0
+
+
+def _official_splits(folders: list[Path]) -> dict[str, Iterable[KnownImage]]:
+    """The held-out images that official files below the folders name, by split. Only their ids are compared: none has to be here.
+
+    Raises:
+        UserError: a file cannot be read, or there is none.
+    """
+    held_out = read_held_out(RawFolder(folders), required=(), without=())
+    if not held_out.sources:
+        files = ", ".join(splits.file for splits in SPLITS.values())
+        raise UserError(f"--held-out {', '.join(map(str, folders))}: none of {files} is there")
+    found: dict[str, list[KnownImage]] = {}
+    for each, split in held_out.split_of.items():
+        place = ImageSource(f"{split}: {each}", path=Path(split, each))
+        found.setdefault(split, []).append(KnownImage(place, frozenset({each})))
+    return dict(found)
 
 
 def _read(path: str, sides: Sides) -> None:
@@ -166,6 +190,14 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="configs of pre-training or fine-tuning")
+    parser.add_argument(
+        "--held-out",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="the validation and test splits of the official files below it too (dataset_coco.json, refs(unc).p, ...), by id",
+    )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write all shared images to a table, separated by tabs"
     )

@@ -6,7 +6,9 @@ folder of work; the same command goes on from its last whole shard. An error in 
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -100,6 +102,7 @@ def build_folder(
         check_same(target, arguments)
         return None
     building = out / f".building-{name}"
+    _remove_stale(building, arguments)
     with OutputFolder(building, _JOURNAL_MANIFEST, arguments, (), overwrite=overwrite) as folder:
         _remove_leftovers(folder)
         try:
@@ -116,6 +119,18 @@ def build_folder(
     shutil.rmtree(building / "_journal")
     _put_in_place(building, target)
     return Manifest(target, manifest.values)
+
+
+def _remove_stale(building: Path, arguments: Mapping[str, Any]) -> None:
+    """Remove what a run that was cut made with other arguments: nobody has used it. A run that still works keeps its folder."""
+    try:
+        with (building / JOURNAL).open("r+", encoding="utf-8") as journal:
+            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            notes = [json.loads(line) for line in journal.read().split("\n") if line.startswith('{"arguments"')]
+            if notes and notes[0]["arguments"] != dict(arguments):
+                shutil.rmtree(building)
+    except (OSError, ValueError):  # no such folder, or one in use, as the next step says; or a line that was cut
+        return
 
 
 def _remove_leftovers(folder: OutputFolder) -> None:

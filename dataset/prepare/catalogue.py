@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,11 @@ from dataset.prepare.downloads import (
 )
 from dataset.prepare.held_out import HeldOut, read_held_out
 from dataset.prepare.image_finder import IMAGE_SUFFIXES
-from dataset.prepare.manifest import MANIFEST, Manifest
+from dataset.prepare.manifest import Manifest
+from dataset.prepare.missing import write_missing
 from dataset.prepare.output import OutputFolder
 from dataset.prepare.raw_folder import RawFile, RawFolder
+from dataset.prepare.results import tell_result
 from dataset.prepare.sets.base import DataSet, Product, Request
 from dataset.prepare.sets.coco import COCO
 from dataset.prepare.sets.flickr30k_entities import ENTITIES
@@ -29,8 +32,6 @@ from dataset.prepare.sets.refcoco import REFCOCO
 from dataset.prepare.sets.visual_genome import VISUAL_GENOME
 from dataset.prepare.sets.web import CC3M, SBU, WEB_SETS
 from dataset.prepare.verify import Verified, verify_images
-from utils.errors import UserError
-from utils.files import write_text
 
 SETS: dict[str, DataSet] = {
     "coco": COCO,
@@ -49,9 +50,6 @@ GROUPS = {"4m": tuple(SETS)}
 DOWNLOADS = "_download"
 """Folder below the output for lists of addresses, and for what is downloaded by them."""
 
-MISSING = "_prepare/missing.txt"
-"""Path, in a folder of records, of the images that were not there: an address or a usual path a line."""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -62,7 +60,7 @@ class Options:
         out: folder in which the folders of records are made.
         held_out: more folders in which the files of downstream splits are looked for.
         without: names of downstream splits whose images are kept.
-        missing: file of images that others miss, to be left out here too.
+        missing: images that others miss, to be left out here too, as :func:`read_missing` gives them.
         verify: decode every image.
         overwrite: make anew what is there.
         workers: processes.
@@ -73,7 +71,7 @@ class Options:
     out: Path
     held_out: tuple[Path, ...]
     without: tuple[str, ...]
-    missing: Path | None
+    missing: frozenset[str]
     verify: bool
     overwrite: bool
     workers: int
@@ -97,7 +95,7 @@ def prepare(name: str, options: Options) -> list[Manifest]:
         if product.measures in options.without:
             options.tell(f"{product.folder}: not made, since --without {product.measures} trains on its images")
             continue
-        request = Request(raw, held_out, options.out / product.folder, _excluded(options), verified)
+        request = Request(raw, held_out, options.out / product.folder, options.missing, verified)
         manifest = _prepare_records(data_set, product, request, options)
         if manifest is not None:
             made.append(manifest)
@@ -110,7 +108,7 @@ def _prepare_records(data_set: DataSet, product: Product, request: Request, opti
 
     def fill(folder: OutputFolder) -> Counts:
         counts = fill_with_records(folder, opened.work(), options.workers, product.folder)
-        _write_missing(folder.out, opened.images.missing)
+        write_missing(folder.out, opened.images.missing)
         if opened.images.annotations_alone:
             where = opened.images.raw.roots[0]
             options.tell(f"{product.folder}: no image is there; the records name where they usually lie, below {where}")
@@ -121,7 +119,7 @@ def _prepare_records(data_set: DataSet, product: Product, request: Request, opti
 
     name = product.folder
     manifest = build_folder(options.out, name, arguments, fill, overwrite=options.overwrite, facts=facts)
-    _tell_result(name, manifest, options, data_set.sizes)
+    tell_result(options.out / name, manifest, data_set.sizes, options.tell)
     return manifest
 
 
@@ -136,7 +134,7 @@ def _prepare_web(name: str, raw: RawFolder, held_out: HeldOut, options: Options)
     def fill_urls(folder: OutputFolder) -> Counts:
         counts = Counts()
         pairs, total = web.pairs(sources, counts), data_set.sizes["pairs"]
-        write_url_list(folder.out / urls.name, pairs, counts, held_out, _excluded(options), total)
+        write_url_list(folder.out / urls.name, pairs, counts, held_out, options.missing, total)
         return counts
 
     def facts() -> Mapping[str, Any]:
@@ -146,7 +144,7 @@ def _prepare_web(name: str, raw: RawFolder, held_out: HeldOut, options: Options)
     listed = build_folder(
         options.out / DOWNLOADS, urls_folder, listing, fill_urls, overwrite=options.overwrite, facts=facts
     )
-    _tell_result(f"{DOWNLOADS}/{urls_folder}", listed, options, data_set.sizes)
+    tell_result(urls.parent, listed, data_set.sizes, options.tell)
     shards, unfinished = finished_shards(shards_folder) if shards_folder.is_dir() else ([], [])
     if not shards:
         options.tell(
@@ -162,7 +160,7 @@ def _prepare_web(name: str, raw: RawFolder, held_out: HeldOut, options: Options)
 
     def fill(folder: OutputFolder) -> Counts:
         counts, downloaded = take_shards(urls, folder, shards, verify=options.verify, workers=options.workers)
-        _write_missing(folder.out, downloaded.rot)
+        write_missing(folder.out, downloaded.rot)
         web_facts["statuses"] = dict(downloaded.statuses)
         return counts
 
@@ -170,7 +168,7 @@ def _prepare_web(name: str, raw: RawFolder, held_out: HeldOut, options: Options)
     manifest = build_folder(
         options.out, name, arguments, fill, overwrite=options.overwrite, facts=lambda: {**facts(), **web_facts}
     )
-    _tell_result(name, manifest, options, data_set.sizes)
+    tell_result(options.out / name, manifest, data_set.sizes, options.tell)
     return [each for each in (listed, manifest) if each is not None]
 
 
@@ -181,7 +179,7 @@ def _arguments(sources: list[RawFile], held_out: HeldOut, options: Options) -> d
         "held_out": {name: file.digest() for name, file in held_out.sources.items()},
         "links": {str(file.path): file.digest() for file in held_out.links},
         "without": sorted(options.without),
-        "missing": None if options.missing is None else RawFile(options.missing).digest(),
+        "missing": hashlib.sha256("\n".join(sorted(options.missing)).encode()).hexdigest(),
         "verify": options.verify,
     }
 
@@ -200,52 +198,7 @@ def _facts(data_set: DataSet, held_out: HeldOut, options: Options) -> dict[str, 
     }
 
 
-def _tell_result(name: str, manifest: Manifest | None, options: Options, sizes: Mapping[str, int]) -> None:
-    """Say what was made, and what was left out and why."""
-    if manifest is None:
-        options.tell(
-            f"{options.out / name}: already there, made from the same files with the same flags; nothing to do"
-        )
-        return
-    counts = manifest.counts
-    options.tell(f"{manifest.folder}: {_listed(counts.made)}; read: {_listed(counts.read)}")
-    for unit, official in sizes.items():
-        if unit in counts.read and counts.read[unit] != official:
-            options.tell(f"  {unit}: {counts.read[unit]:,} in the files, {official:,} in the official ones")
-    for verb, counter in (("left out", counts.left_out), ("mended", counts.mended)):
-        for reason, number in counter.most_common():
-            if number:
-                places = counts.places.get(reason)
-                options.tell(f"  {verb}: {number:,} {reason}" + (f", first {places[0]}" if places else ""))
-    if manifest.values.get("statuses"):
-        options.tell(f"  img2dataset: {_listed(manifest.values['statuses'])}")
-    not_checked = manifest.values["leaks"]["not_checked"]
-    if not_checked:
-        options.tell(f"  not checked against held-out images of: {', '.join(not_checked)}")
-    options.tell(f"  manifest: {manifest.folder / MANIFEST}")
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{number:,} {unit}" for unit, number in counts.items()) or "nothing"
-
-
-def _excluded(options: Options) -> frozenset[str]:
-    """The images that others miss."""
-    if options.missing is None:
-        return frozenset()
-    try:
-        return frozenset(options.missing.read_text(encoding="utf-8").split("\n")) - {""}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--missing {options.missing} cannot be read: {error}") from None
-
-
 def _verified(raw: RawFolder, options: Options) -> dict[Path, Verified]:
     """Decode all images below the raw folder, or remember that they were."""
     images = [path for paths in raw.files.values() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     return verify_images(sorted(images), options.out / "_verified.jsonl", options.workers)
-
-
-def _write_missing(folder: Path, names: list[str]) -> None:
-    path = folder / MISSING
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(f"{name}\n" for name in names))

@@ -52,7 +52,7 @@ class ImageFinder:
         folder: of the records; their image paths start there.
         set_files: the set's image files.
         held_out: images that no record may have.
-        excluded: names of images that are left out because others miss them.
+        excluded: usual paths and ids of images that are left out because others miss them.
         verified: results by path, of images that were decoded.
     """
 
@@ -80,7 +80,7 @@ class ImageFinder:
         if (split := self.held_out.find(image.ids)) is not None:
             counts.leave_out(f"held out by {split}", place, image.usual)
             return None
-        if image.usual in self.excluded:
+        if image.usual in self.excluded or image.ids & self.excluded:
             counts.leave_out("on the list of missing images", place, image.usual)
             return None
         path = self._path(image)

@@ -67,7 +67,7 @@ def test_records_that_prepare_makes_share_no_held_out_image(raw, out, tmp_path, 
     held_out = [raw / "coco" / official.coco_name(number) for number in (42, 25, 30, 34)]
     test = retrieval(tmp_path, *held_out, raw / f"flickr30k_entities/flickr30k-images/{official.FLICKR_TEST}.jpg")
     status, printed, error = leaks(config, test)
-    assert (status, error) == (0, "")
+    assert (status, error) == (3, "")
     assert printed.splitlines()[:3] == [
         f"{config} {out}/{folder} has none of 5 of {test} evaluation.test.test"
         for folder in ("coco", "vg", "vg_regions")
@@ -117,7 +117,7 @@ def test_own_images_are_found_by_path_and_by_content(tmp_path, leaks):
     assert status == 1
     assert f"{config} {folder} has 2 of 3 (1 by path, 1 by content) of {test} evaluation.test.test" in printed
     status, printed, _ = leaks(config, retrieval(tmp_path, tmp_path / "other.jpg"))
-    assert status == 0 and "has none of 1 of" in printed
+    assert status == 3 and "has none of 1 of" in printed
 
 
 def test_shards_of_downloaded_images_are_found_by_their_addresses(tmp_path, leaks):
@@ -171,3 +171,16 @@ def test_without_a_training_side_or_a_held_out_one_it_is_an_error(tmp_path, leak
     status, _, error = leaks(config, retrieval(tmp_path, tmp_path / "own/a.jpg"))
     assert status == 2 and "no training data could be read: " in error
     assert leaks(tmp_path / "none.yaml")[0] == 2
+
+
+def test_splits_of_official_files_are_compared_by_id_without_their_images(raw, out, tmp_path, leaks):
+    prepared("coco", raw, out, without=("karpathy_coco", "refcocog"))
+    config = pretraining(tmp_path, out / "coco")
+    status, printed, _ = leaks(config, "--held-out", raw / "coco")
+    assert status == 1 and f"{config} {out}/coco has 1 of 2 (1 by id) of COCO (Karpathy) test" in printed
+    assert "COCO (Karpathy) test: coco:42 is " in printed
+    status, printed, _ = leaks(config, "--held-out", raw / "refcoco")
+    assert status == 0 and "has none of " in printed and "of RefCOCO testA" in printed
+    (tmp_path / "empty").mkdir()
+    status, _, error = leaks(config, "--held-out", tmp_path / "empty")
+    assert status == 2 and "none of dataset_coco.json, " in error

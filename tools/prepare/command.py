@@ -18,6 +18,7 @@ from dataset.prepare.catalogue import GROUPS, SETS, Options, prepare
 from dataset.prepare.folders import LineParser, whole_number
 from dataset.prepare.held_out import SPLITS
 from dataset.prepare.manifest import faults, prepared_folders, read_manifest
+from dataset.prepare.missing import read_missing
 from utils.cores import usable_cores
 from utils.errors import UserError, one_line_errors
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         out=flags.out,
         held_out=tuple(flags.held_out),
         without=tuple(flags.without),
-        missing=flags.missing,
+        missing=frozenset() if flags.missing is None else read_missing(flags.missing),
         verify=flags.verify,
         overwrite=flags.overwrite,
         workers=flags.workers,
@@ -167,7 +168,12 @@ def _parser() -> LineParser:
         metavar="SPLITS",
         help="keep the held-out images of this set, on which you never measure; may be repeated",
     )
-    add("--missing", type=Path, metavar="FILE", help="leave out these images too: another group's _prepare/missing.txt")
+    add(
+        "--missing",
+        type=Path,
+        metavar="FILE",
+        help="leave out these images too: another group's missing.txt, or its --out",
+    )
     add("--verify", action="store_true", help="decode every image: broken ones and duplicates are left out")
     add("--overwrite", action="store_true", help="make anew what is there")
     cores = usable_cores()

@@ -306,7 +306,7 @@ def options(raw: Path, out: Path, lines: list[str] | None = None, **changes: Any
         "out": out,
         "held_out": (),
         "without": (),
-        "missing": None,
+        "missing": frozenset(),
         "verify": False,
         "overwrite": False,
         "workers": 1,

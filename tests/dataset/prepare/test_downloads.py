@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dataset.prepare.manifest import faults, read_manifest
+from dataset.prepare.missing import read_missing
 from dataset.shards.readers import Shards
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, prepared, write
@@ -195,7 +196,7 @@ def test_records_that_are_not_on_the_list_or_come_again_are_taken_out(raw, out):
 def test_addresses_that_others_miss_are_left_out_of_list_and_shards(raw, out, tmp_path):
     official.downloaded(shards_of(out), [bus(0), bus(1), bus(2)])
     missing = write(tmp_path / "missing.txt", f"{bus(1)[0]}\n")
-    prepared("cc3m", raw, out, missing=missing)
+    prepared("cc3m", raw, out, missing=read_missing(missing))
     assert captions_of(out / "cc3m") == [bus(0)[1], bus(2)[1]]
     assert counted(out / "_download/cc3m_urls")["left_out"] == {"on the list of missing images": 1}
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from dataset.prepare import building
+from dataset.prepare.missing import read_missing
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, prepared, records, write
 from tests.dataset.prepare.refusals import left, one_line, pack, pack_entities
+from utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -122,10 +124,21 @@ def test_missing_images_are_counted_listed_and_left_out_by_others_too(raw, out, 
     listed = out / "coco/_prepare/missing.txt"
     assert listed.read_text() == "val2014/COCO_val2014_000000000073.jpg\n"
     official.image(raw / "coco" / official.coco_name(73))
-    prepared("coco", raw, tmp_path / "theirs", missing=listed)
+    prepared("coco", raw, tmp_path / "theirs", missing=read_missing(listed))
     for folder in ("coco", "coco_regions"):
         assert official.contents(tmp_path / "theirs" / folder) == official.contents(out / folder)
         assert counted(tmp_path / "theirs" / folder)["left_out"]["on the list of missing images"] == 1
+
+
+def test_a_list_of_missing_images_holds_for_cocos_other_names_and_for_all_folders_below_an_output(raw, out, tmp_path):
+    (raw / "coco" / official.coco_name(73)).unlink()
+    prepared("coco", raw, out)
+    by_id = read_missing(out)
+    assert by_id == {"val2014/COCO_val2014_000000000073.jpg", "coco:73"}
+    write(tmp_path / "of_2017.txt", "val2017/000000000073.jpg\n")
+    assert read_missing(tmp_path / "of_2017.txt") == {"val2017/000000000073.jpg", "coco:73"}
+    with pytest.raises(UserError, match=r"no _prepare/missing\.txt is below it"):
+        read_missing(raw)
 
 
 # -- other files in the place of the official ones

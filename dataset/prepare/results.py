@@ -1,0 +1,39 @@
+"""The lines that say what became of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from dataset.prepare.manifest import MANIFEST, Manifest, read_manifest
+
+
+def tell_result(
+    folder: Path, manifest: Manifest | None, sizes: Mapping[str, int], tell: Callable[[str], object]
+) -> None:
+    """Say what was made, and what was left out and why; None: ``folder`` was there before."""
+    if manifest is None:
+        missing = read_manifest(folder).counts.left_out["missing image"]
+        again = f"; {missing:,} images were missing then, and --overwrite looks for them again" if missing else ""
+        tell(f"{folder}: already there, made from the same files with the same flags; nothing to do{again}")
+        return
+    counts = manifest.counts
+    tell(f"{manifest.folder}: {_listed(counts.made)}; read: {_listed(counts.read)}")
+    for unit, official in sizes.items():
+        if unit in counts.read and counts.read[unit] != official:
+            tell(f"  {unit}: {counts.read[unit]:,} in the files, {official:,} in the official ones")
+    for verb, counter in (("left out", counts.left_out), ("mended", counts.mended)):
+        for reason, number in counter.most_common():
+            if number:
+                places = counts.places.get(reason)
+                tell(f"  {verb}: {number:,} {reason}" + (f", first {places[0]}" if places else ""))
+    if manifest.values.get("statuses"):
+        tell(f"  img2dataset: {_listed(manifest.values['statuses'])}")
+    not_checked = manifest.values["leaks"]["not_checked"]
+    if not_checked:
+        tell(f"  not checked against held-out images of: {', '.join(not_checked)}")
+    tell(f"  manifest: {manifest.folder / MANIFEST}")
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {unit}" for unit, number in counts.items()) or "nothing"
