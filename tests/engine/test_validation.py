@@ -276,12 +276,12 @@ def test_a_signal_in_a_validation_saves_its_step_and_the_resumed_run_validates_f
     assert process.exitcode == 75
     [checkpoint] = [each for each in list_checkpoints(tmp_path / "run/checkpoints") if each.step == 4]
     assert [line["step"] for line in validations(tmp_path / "run")] == [2]
-    resumed = trainer(
-        tmp_path / "run", ToyTask(scores=[0.25]), checkpoint, steps=4, validate_every=2, checkpoint_every=3
-    )
-    resumed.fit()
+    task = resumed(checkpoint, [0.25])
+    trainer(tmp_path / "run", task, checkpoint, steps=4, validate_every=2, checkpoint_every=3).fit()
     whole = trainer(tmp_path / "whole", ToyTask(scores=[0.5, 0.25]), steps=4, validate_every=2, checkpoint_every=3)
     whole.fit()
     assert validations(tmp_path / "run") == validations(tmp_path / "whole")
+    [checkpoint] = [each for each in list_checkpoints(tmp_path / "run/checkpoints") if each.step == 4]
+    assert not checkpoint.training_state()["validation_due"], "another --resume does not make it again"
     for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, resumed.model.state_dict()[name])
+        assert torch.equal(tensor, task.model.state_dict()[name])
