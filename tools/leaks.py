@@ -158,7 +158,7 @@ def _tell(training: str, split: str, found: SharedImages) -> Iterator[tuple[str,
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python run.py leaks",
+        prog="run.py leaks",
         description="Look for images that training data share with held-out splits, over all configs that are given: by the ids "
         "that public data sets share (COCO, Visual Genome, Flickr), by path, and of up to 20,000 files by content.",
         epilog=EXAMPLES,

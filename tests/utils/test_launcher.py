@@ -156,7 +156,10 @@ def test_run_alone_says_what_to_do(capsys):
         (["plann"], "'plann' is no command; did you mean plan?"),
         (["nlvr", "seed=1"], "nlvr is a task and no command; give --task nlvr"),
         (["retreival"], "'retreival' is no command; did you mean --task retrieval?"),
-        (["lr"], "'lr' is no command; known: config, doctor, plan, tokenizer; to run a task, give --task or --config"),
+        (
+            ["lr"],
+            "'lr' is no command; known: config, doctor, prepare, leaks, plan, tokenizer; to run a task, give --task or --config",
+        ),
         (["--task", "pretrian"], "--task pretrian: no task, folder or module has this name; did you mean 'pretrain'?"),
         (["--gpus", "1"], "give --task TASK, or --config FILE with a key task"),
         (

@@ -144,7 +144,7 @@ def check(root: Path) -> int:
 
 def _parser() -> LineParser:
     parser = LineParser(
-        prog="python run.py prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="run.py prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("name", nargs="?", metavar="NAME", help=f"{', '.join((*SETS, *GROUPS))}")
