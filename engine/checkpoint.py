@@ -155,17 +155,20 @@ def write_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], tra
     for written in temporary.iterdir():
         sync_file(written)
     sync_file(temporary)
-    if final.exists():
-        _remove(Checkpoint(final, step))
+    former = (
+        _set_aside(final) if final.exists() else None
+    )  # removed last: that takes time, in which there would be neither
     os.replace(temporary, final)
     sync_file(folder)
+    if former is not None:
+        shutil.rmtree(former)
     return Checkpoint(final, step)
 
 
 def remove_old(folder: Path, keep: int, step: int) -> None:
     """Remove all but the newest ``keep`` checkpoints up to ``step``; later ones are damaged, and were passed over."""
     for old in [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.step <= step][:-keep]:
-        _remove(old)
+        shutil.rmtree(_set_aside(old.folder))
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -174,11 +177,11 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _remove(checkpoint: Checkpoint) -> None:
-    """Renamed first: a run killed half-way must not leave half a checkpoint under a valid name."""
-    doomed = checkpoint.folder.with_name(f".{checkpoint.folder.name}.old.tmp")
-    os.replace(checkpoint.folder, doomed)
-    shutil.rmtree(doomed)
+def _set_aside(folder: Path) -> Path:
+    """Rename a checkpoint that is to be removed: a run killed half-way must not leave half of it under a valid name."""
+    doomed = folder.with_name(f".{folder.name}.old.tmp")
+    os.replace(folder, doomed)
+    return doomed
 
 
 def _digest(file: Path) -> str:

@@ -157,7 +157,7 @@ class Trainer:
         asked = False
         if self.validation_due:
             self._validate(metrics, report)
-            self._save(metrics)
+            self._save(metrics)  # else a run that was through but for this would make it again at each --resume
         while self.step < self.steps:
             started = time.perf_counter()
             pairs = [next(batches) for _ in range(self.accumulation)]
@@ -217,7 +217,7 @@ class Trainer:
         """Validate, and save the weights if they are the best so far (not if they tie)."""
         assert self.task.selects is not None
         started = time.perf_counter()
-        with self.stop.at_once(partial(self._save_and_say, metrics)), self.stall.paused():
+        with self.stop.at_once(partial(self._save_and_say, metrics)), self.stall.doing("a validation"):
             distributed.set_timeout(self.config.start_timeout_min)
             metric_values = self.task.validate()
             self.validation_due = False

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -115,17 +115,28 @@ def _run(
         log.set_up(folder.log_of(distributed.rank()))
         for fault in folder.passed_over:
             logger.warning("passed over a checkpoint: %s", fault)
-        task_class.make_inputs(config)
-        config = _usable(config, folder, checkpoint, arguments)
-        task = task_class.build(config, checkpoint, trains=not arguments.evaluate)
+        with _watched("the set-up", config, folder):
+            task_class.make_inputs(config)
+            config = _usable(config, folder, checkpoint, arguments)
+            task = task_class.build(config, checkpoint, trains=not arguments.evaluate)
         if arguments.evaluate:
             task.model.to(device)
     if not arguments.evaluate:
         _train(task, folder, device, checkpoint, stop)
     with stop.at_once(lambda: "the evaluation is not finished; the same command with --resume --evaluate makes it"):
         distributed.set_timeout(config.train.start_timeout_min)
-        if results := task.report(folder):
+        with _watched("the evaluation", config, folder):
+            results = task.report(folder)
+        if results:
             sys.stdout.write(f"{results}\n")
+
+
+def _watched(what: str, config: RunConfig, folder: RunFolder) -> AbstractContextManager[None]:
+    """Inside, ``what`` is done; if it takes long, the log says so, with the stacks."""
+    from engine.stall import StallWatch
+    from utils.distributed import rank
+
+    return StallWatch(config.train.stall_s, folder.log_of(rank())).watching(what)
 
 
 def _train(
@@ -141,7 +152,7 @@ def _train(
     from utils.distributed import rank
 
     config = task.config
-    with stop.at_once():
+    with stop.at_once(), _watched("the set-up", config, folder):
         check_start(task)
         if rank() == 0:
             task.keep_inputs(folder.path)

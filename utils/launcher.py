@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import logging
 import os
@@ -88,9 +89,8 @@ def torchrun(arguments: argparse.Namespace, command: Sequence[str], grace_s: int
     if "--signals-to-handle" in parser._option_string_actions:
         flags += [f"--signals-to-handle={HANDLED_BY_TORCHRUN}"]
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(grace_s)
-    _forward_first_signal(SignalException)
-    # The job prints its error itself; torchrun's report would bury that line.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    _forward_first_signal(SignalException, grace_s)
+    _silence_torchrun()
     try:
         run(parser.parse_args([*flags, *command]))
     except ChildFailedError as error:
@@ -117,7 +117,14 @@ def _torchrun_flags(arguments: argparse.Namespace, processes: int) -> list[str]:
     return [*flags, f"--master-addr={host}", f"--master-port={port}"]
 
 
-def _forward_first_signal(exception: Callable[[str, signal.Signals], Exception]) -> None:
+def _silence_torchrun() -> None:
+    """The job prints its error itself; torchrun's report would bury that line. Each of torch's loggers has a level of its own."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _forward_first_signal(exception: Callable[[str, signal.Signals], Exception], grace_s: int) -> None:
     """Raise torchrun's ``exception`` for the first stop signal, which makes it forward that; end at once on the second. The ranks
     end with their launcher (:func:`utils.processes.die_with_parent`)."""
     received_s: list[float] = []
@@ -129,6 +136,9 @@ def _forward_first_signal(exception: Callable[[str, signal.Signals], Exception])
                 os._exit(128 + signum)
             return
         received_s.append(now)
+        line = f"{signal_name(signum)}: the run stops after this step, within {grace_s} s; a second signal ends it at once\n"
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode())  # sys.stderr may be in the middle of a line
         raise exception(f"got {signal_name(signum)}", signal.Signals(signum))
 
     for signum in STOP_SIGNALS:

@@ -68,7 +68,9 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
         replaced = config.new_text or config.text is not None
         report = load_weights(model, config.checkpoint, new_text=replaced)
         if not report.loaded:
-            raise UserError(f"init.checkpoint: {config.checkpoint} holds no tensor of this model")
+            raise UserError(
+                f"init.checkpoint: {config.checkpoint} holds no tensor of this model; give a checkpoint of X²-VLM or a run"
+            )
         if config.text is None:
             return [report]
         text = init_text(model, read_hub_weights(config.text, "init.text"), config.text, alone=True)
@@ -109,7 +111,11 @@ def loading_lines(model: XVLM, reports: list[LoadReport]) -> list[str]:
         sizes = f"width {fusion.width}, {fusion.heads} heads, intermediate {fusion.intermediate}, eps {fusion.eps:g}"
         lines.append("  the text encoder is another than the checkpoint's")
         lines.append(f"  the fusion has {sizes}; where the checkpoint's has others, give them in model.fusion")
-    lines += [f"  random {name}" for name in by_module(random)]
+    partly = {name.split(".")[0] for name, _ in model.named_parameters() if name in loaded}
+    lines += [
+        f"  random {part}.*" for part in dict.fromkeys(name.split(".")[0] for name in random) if part not in partly
+    ]
+    lines += [f"  random {name}" for name in by_module([name for name in random if name.split(".")[0] in partly])]
     return [*lines, *(f"  {line}" for report in reports for line in report.lines())]
 
 

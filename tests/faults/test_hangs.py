@@ -25,6 +25,19 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides
     equals_whole(job.output)
 
 
+def test_a_set_up_that_hangs_is_told(tmp_path, overrides, equals_whole):
+    """It may last, and ends after `train.start_timeout_min`; the line says where it is."""
+    with Job(tmp_path / "run", *overrides, "train.stall_s=0.5") as job:
+        job.until(lambda: (job.output / "logs/rank-00001.txt").exists())
+        second = job.ranks()[1]
+        pause(second)
+        job.until(lambda: "rank 0: the set-up has taken" in job.errors or "rank 0 has finished no step" in job.errors)
+        os.kill(second, signal.SIGCONT)
+        assert job.wait() == 0, job.errors[-3000:]
+    assert "most recent call first" in (job.output / "log.txt").read_text()
+    equals_whole(job.output)
+
+
 def test_a_worker_that_hangs_or_is_killed_is_replaced_and_the_run_is_the_same(tmp_path, overrides, equals_whole):
     with Job(tmp_path / "run", *overrides, "data.worker_timeout_s=3") as job:
         job.until_step(5)

@@ -105,7 +105,7 @@ def test_everything_that_is_missing_is_told_at_once(doctor, given):
     for place in ("data/nowhere", "weights/none.pth", "data/none", "data/none.jsonl"):
         assert f"{place} does not exist" in printed
     assert "4. refused" in printed and "5. refused" not in printed
-    for check in ("tokenizer", "model", "weights", "training", "batch", "sample", "picture", "step", "checkpoints"):
+    for check in ("tokenizer", "model", "weights", "training", "batch", "sample", "image", "step", "checkpoints"):
         assert f"- {check} not checked: " in printed
     assert "evaluation.test.test: 8 images or videos" in printed
     assert "python run.py tokenizer" in printed

@@ -32,13 +32,13 @@ FILE = "first_batch.png"
 def check_first_step(subject: Subject, report: Report, out: Path) -> None:
     """The section ``first step``."""
     report.section("first step")
-    with report.check("picture"):
+    with report.check("image"):
         batch = first_batch(subject)
         assert subject.tokenizer is not None
         out.mkdir(parents=True, exist_ok=True)
         classes = {label: answer for answer, label in getattr(subject.training, "labels", {}).items()}
         draw(panels_of(batch, subject.tokenizer, classes), out / FILE)
-        report.ok("picture", f"{out / FILE}: images, boxes and texts as the model gets them")
+        report.ok("image", f"{out / FILE}: images, boxes and texts as the model gets them")
     with report.check("step"):
         _check_step(subject, report)
 
