@@ -119,7 +119,8 @@ def _prepare_records(data_set: DataSet, product: Product, request: Request, opti
 
     name = product.folder
     manifest = build_folder(options.out, name, arguments, fill, overwrite=options.overwrite, facts=facts)
-    tell_result(options.out / name, manifest, data_set.sizes, options.tell)
+    sizes = {} if product.measures else data_set.sizes
+    tell_result(options.out / name, manifest, sizes, options.tell)
     return manifest
 
 
