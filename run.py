@@ -30,6 +30,10 @@ COMMANDS = {
     ),
     "prepare": Command("tools.prepare.command", "records for pre-training from the official files of public data sets"),
     "leaks": Command("tools.leaks", "images that training data share with held-out splits"),
+    "tables": Command("tools.tables", "the cells of the paper's tables, and which of their files are here"),
+    "reproduce": Command(
+        "tools.reproduce.command", "run cells of the paper's tables; numbers beside the published ones"
+    ),
     "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes"),
     "tokenizer": Command("tools.tokenizer", "learn a tokenizer from the texts of your records"),
 }

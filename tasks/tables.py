@@ -9,6 +9,7 @@ import difflib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -17,6 +18,9 @@ from utils.config import Config, bind, read_yaml
 
 TABLES = ROOT / "configs/tables.yaml"
 """The one home of the published numbers."""
+
+DEMO = ROOT / "configs/demo/table.yaml"
+"""The table of the demo, as README and docs/demo_results.md have it, in the same form."""
 
 Numbers = dict[str, dict[str, float]]
 """{split: {metric: percent}}."""
@@ -28,13 +32,16 @@ class CellConfig(Config):
     numbers: Numbers = Field(min_length=1, description="published numbers, {split: {metric: percent}}")
     config: str = Field(description="config of the run, relative to the project's folder")
     overrides: list[str] = Field([], description="`key=value` arguments of the run")
-    checkpoint: str = Field(description="weights that the run starts from")
+    checkpoint: str | None = Field(
+        description="weights that the run starts from: a file; `cell NAME`, the run of another cell; null: none"
+    )
+    small: list[str] = Field([], description="more `key=value` arguments, for a run of seconds that shows the way")
 
 
 class ColumnConfig(Config):
     """A column of a table: a data set, measured in one way. ``rows``: by the paper's model."""
 
-    table: int = Field(ge=3, le=6, description="of the paper")
+    table: Literal[3, 4, 5, 6, "demo"] = Field(description="of the paper, or the demo's own")
     protocol: str = Field(description="what is trained on, what selects the weights, what is measured")
     server: str | None = Field(None, description="the service that measures the numbers; null: the run does")
     rows: dict[str, CellConfig] = Field(min_length=1, description="cells, by model: base_4m, large_1b, base, …")
@@ -50,15 +57,16 @@ class TablesConfig(Config):
 class Cell:
     """A cell with what its column says of it. ``numbers``: {split: {metric: percent}}; ``server``: see :class:`ColumnConfig`."""
 
-    table: int
+    table: int | str
     row: str
     column: str
     numbers: Numbers
     config: str
     overrides: tuple[str, ...]
-    checkpoint: str
+    checkpoint: str | None
     protocol: str
     server: str | None
+    small: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -85,6 +93,7 @@ def read_tables(path: Path = TABLES) -> dict[str, Cell]:
             cell.checkpoint,
             column.protocol,
             column.server,
+            tuple(cell.small),
         )
         for name, column in tables.columns.items()
         for row, cell in column.rows.items()

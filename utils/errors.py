@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -73,6 +74,9 @@ def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
             return main(*args, **kwargs)
         except UserError as error:
             return _report(error)
+        except BrokenPipeError:  # the reader of the output, such as head, has what it wants
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         except OSError as error:
             if (told := of_surroundings(error)) is None:
                 raise

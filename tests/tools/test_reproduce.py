@@ -1,0 +1,167 @@
+"""``run.py tables`` and ``run.py reproduce``: what is missing is named, runs are made once, and their numbers have a receipt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from demo.scenes.build import build
+from run import main
+from tasks.tables import read_tables
+from tests.conftest import tiny_run
+from tools.reproduce import command, receipt
+from tools.reproduce.measured import Number, numbers_of, read_evaluation, table_of
+from utils.errors import UserError
+
+
+def number(*measured: float) -> Number:
+    return Number("test", "accuracy", 80.0, measured)
+
+
+def test_a_number_of_seeds_has_mean_spread_and_difference():
+    two = number(79.0, 82.0)
+    assert (two.mean, two.difference) == (80.5, 0.5)
+    assert two.spread == pytest.approx(2.1213, abs=1e-4)
+    assert two.text() == "80.5 ± 2.1" and number(79.0).text() == "79.0"
+    assert (number().mean, number().difference, number().text()) == (None, None, "not measured")
+
+
+def test_the_table_shows_what_was_measured_beside_what_was_published():
+    shown = table_of([number(79.0, 82.0), Number("dev", "accuracy", 81.0, ())], "paper").splitlines()
+    assert shown[0].split() == ["measured", "paper", "difference"]
+    assert shown[1].split() == ["test", "accuracy", "80.5", "±", "2.1", "80.0", "+0.5"]
+    assert shown[2].split() == ["dev", "accuracy", "not", "measured", "81.0"]
+
+
+def test_a_cells_numbers_are_read_from_the_evaluations_of_its_runs(tmp_path):
+    cell = read_tables()["4/base_4m/nlvr2"]
+    metric = {"value": 0.8512, "unit": "share", "chance": 0.5}
+    sizes = {"sentences": {"value": 6982, "unit": "count"}}
+    for name, splits in {
+        "0": {"dev": {"accuracy": metric} | sizes, "test-P": {"accuracy": metric | {"value": None}}}
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "evaluation.json").write_text(json.dumps(splits))
+    dev, test = numbers_of(cell, [read_evaluation(tmp_path / "0")])
+    assert dev.measured == pytest.approx((85.12,)) and dev.published == cell.numbers["dev"]["accuracy"]
+    assert test.measured == ()
+    (tmp_path / "0" / "evaluation.json").write_text("{")
+    with pytest.raises(UserError, match="run the cell again"):
+        read_evaluation(tmp_path / "0")
+
+
+def test_tables_lists_every_cell_and_shows_one_in_full(capsys, tmp_path):
+    assert main(["tables"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in read_tables())
+    assert main(["tables", "--cell", "3/base_4m/coco_5k", "--checkpoints", str(tmp_path)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "image to text R@1 80.5" in shown and "384 px, k = 80" in shown
+    assert f"missing {tmp_path}/x2vlm_base_4m.th (init.checkpoint)" in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--table", "9"], "--table 9: no such cell; known are --table: 3, 4, 5, 6, demo; --row: base_4m,"),
+        (["--cell", "coco"], "--cell coco: no such cell"),
+    ],
+)
+def test_a_cell_that_is_none_is_told_with_those_that_there_are(argv, message, capsys):
+    assert main(["reproduce", *argv]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_missing_is_named_with_what_makes_it_and_other_cells_go_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "--table", "4", "--row", "base_4m", "--output", "out"]) == 1
+    printed = capsys.readouterr().out
+    cells = [cell for cell in read_tables().values() if (cell.table, cell.row) == (4, "base_4m")]
+    assert len(cells) > 2 and printed.count("not run: ") == len(cells)
+    assert "weights/x2vlm_base_4m.th, " in printed and "--checkpoints DIR names a folder of weights" in printed
+    assert main(["reproduce", "--table", "demo", "--output", "out"]) == 1
+    assert "are not here; make scenes draws the data" in capsys.readouterr().out
+
+
+@pytest.fixture
+def cell(tmp_path, monkeypatch) -> Path:
+    """The demo's cell where its data are; returns the output folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("train.jsonl", "test.jsonl", "tokenizer"):
+        path = tmp_path / "data/scenes" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}\n")
+    return tmp_path / "out"
+
+
+class FakeRuns:
+    """In place of ``run_command``: notes each command, and leaves an evaluation of the seed in the run's folder."""
+
+    def __init__(self, status: int = 0):
+        self.status, self.commands = status, []
+
+    def __call__(self, command):
+        self.commands.append(command)
+        if "doctor" not in command and self.status == 0:
+            folder = Path(command[command.index("--output") + 1])
+            folder.mkdir(parents=True, exist_ok=True)
+            value = 0.8 + 0.01 * int(command[-1].partition("=")[2])
+            metrics = {"masked word": {"value": value, "unit": "share"}}
+            (folder / "evaluation.json").write_text(json.dumps({"held-out": metrics}))
+        return self.status
+
+
+def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, monkeypatch, capsys):
+    runs = FakeRuns()
+    monkeypatch.setattr(command, "run_command", runs)
+    argv = ["reproduce", "--table", "demo", "--output", str(cell), "--seeds", "0,1", "--cpu", "2"]
+    assert main(argv) == 0
+    assert ["doctor" in each for each in runs.commands] == [True, False, True, False]
+    assert runs.commands[1][-1] == "seed=0" and "--resume" in runs.commands[1] and "--cpu" in runs.commands[1]
+    printed = capsys.readouterr().out
+    assert "held-out masked word" in printed and "80.5 ± 0.7" in printed and "not measured" in printed
+    made = json.loads((cell / "demo-tiny-pretraining/receipt.json").read_text())
+    masked = next(each for each in made["numbers"] if each["metric"] == "masked word")
+    assert masked["measured"] == [80.0, 81.0] and masked["mean"] == 80.5
+    assert masked["difference"] == pytest.approx(80.5 - masked["published"])
+    assert made["weights"] is None and set(made["runs"]) == {"0", "1"} and made["environment"]["packages"]["torch"]
+    assert made["data"]["data.images.files"] and len(made["code"]["sha256"]) == 64
+    page = (cell / "table_demo.html").read_text()
+    assert "80.5 ± 0.7" in page and "tiny" in page
+    runs.commands.clear()
+    assert main(argv) == 0
+    assert runs.commands == [] and capsys.readouterr().out.count("finished before") == 2
+    assert main([*argv, "optim.lr=1e-4"]) == 0
+    assert len(runs.commands) == 4 and "not the published setting: optim.lr=1e-4" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_is_told_and_leaves_no_receipt(cell, monkeypatch, capsys):
+    monkeypatch.setattr(command, "run_command", FakeRuns(status=3))
+    argv = ["reproduce", "--table", "demo", "--output", str(cell)]
+    assert main(argv) == 1
+    assert "the doctor refuses this run" in capsys.readouterr().out
+    assert main([*argv, "--unchecked"]) == 1
+    assert "the run ended with status 3, as printed above; the same command resumes it" in capsys.readouterr().out
+    assert not (cell / "demo-tiny-pretraining/receipt.json").exists()
+
+
+def test_the_receipt_names_the_weights_by_their_hash(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    named = receipt._weights(str(weights))
+    assert named == {"path": str(weights), "bytes": 7, "sha256": named["sha256"]}
+    assert named["sha256"] == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_the_demos_cell_runs_from_its_files_to_its_numbers(tmp_path, capfd):
+    """The way of a user, with a model of nothing: every number is there, and far from the README's, which is said."""
+    build(tmp_path / "scenes", seed=0, train=12, val=4, test=4, size=32)
+    overrides = [*tiny_run(tmp_path / "scenes"), "train.steps=1", "schedule.warmup_steps=0"]
+    argv = ["reproduce", "--table", "demo", "--cpu", "1", "--unchecked", "--output", str(tmp_path / "out"), *overrides]
+    assert main(argv) == 0, capfd.readouterr().err
+    made = json.loads((tmp_path / "out/demo-tiny-pretraining/receipt.json").read_text())
+    assert all(len(each["measured"]) == 1 for each in made["numbers"])
+    assert "not the published setting: " in capfd.readouterr().out

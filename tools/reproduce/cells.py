@@ -1,0 +1,91 @@
+"""The cells that a command line chooses, each with its config, its weights and what is missing here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.kinds import ROOT, choose
+from tasks.tables import DEMO, Cell, read_tables
+from utils.config import load_config
+from utils.errors import UserError
+from utils.inputs import missing_inputs
+
+OTHER_CELL = "cell "
+"""Start of a ``checkpoint`` that is the run of another cell."""
+
+
+@dataclass(frozen=True)
+class ReadyCell:
+    """A cell with what its run needs.
+
+    ``weights``: the file or the run's folder that it starts from; None: random weights. ``overrides``: all of the run's.
+    ``missing``: paths that are not here, each with the config keys that name it.
+    """
+
+    cell: Cell
+    config: Any
+    weights: str | None
+    overrides: tuple[str, ...]
+    missing: dict[str, list[str]]
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder of the cell's runs."""
+        return folder_of(self.cell.name)
+
+
+def folder_of(name: str) -> str:
+    """The folder of a cell's runs, by the cell's name."""
+    return name.replace("/", "-")
+
+
+def chosen(table: str | None, row: str | None, column: str | None) -> list[Cell]:
+    """The cells that are asked for; None: any, of the paper's tables.
+
+    Raises:
+        UserError: there is none, with the names that there are.
+    """
+    cells = read_tables(DEMO) if table == "demo" else read_tables()
+    if column is not None and "/" in column:
+        cells = {**read_tables(), **read_tables(DEMO)}
+    found = [
+        cell
+        for cell in cells.values()
+        if table in (None, str(cell.table)) and row in (None, cell.row) and column in (None, cell.column, cell.name)
+    ]
+    if not found:
+        known = {
+            "--table": sorted({str(cell.table) for cell in cells.values()} | {"demo"}),
+            "--row": list(dict.fromkeys(cell.row for cell in cells.values())),
+            "--cell": list(dict.fromkeys(cell.column for cell in cells.values())),
+        }
+        listed = "; ".join(f"{flag}: {', '.join(names)}" for flag, names in known.items())
+        asked = " ".join(f"{flag} {value}" for flag, value in zip(known, (table, row, column), strict=True) if value)
+        raise UserError(f"{asked}: no such cell; known are {listed}")
+    return found
+
+
+def ready(
+    cell: Cell, checkpoints: Path | None, more: tuple[str, ...], *, runs: Path | None = None, evaluate: bool = False
+) -> ReadyCell:
+    """What the run of a cell needs, and what of it is missing.
+
+    Args:
+        cell: the cell.
+        checkpoints: folder of published weights; None: where the cell says.
+        more: overrides after the cell's own.
+        runs: folder of the runs of other cells.
+        evaluate: the run only evaluates, and needs no training data.
+    """
+    weights = cell.checkpoint
+    if weights is not None and weights.startswith(OTHER_CELL):
+        weights = str((runs or Path("runs/reproduce")) / folder_of(weights.removeprefix(OTHER_CELL)) / "seed-0")
+    elif weights is not None and checkpoints is not None:
+        weights = str(checkpoints.expanduser() / Path(weights).name)
+    start = () if weights is None else (f"init.checkpoint={weights}",)
+    overrides = (*cell.overrides, *start, *more)
+    choice = choose(str(ROOT / cell.config), list(overrides), None)
+    config: Any = load_config(choice.config, list(overrides), choice.load().config)
+    return ReadyCell(cell, config, weights, overrides, missing_inputs(config, ("data",) if evaluate else ()))

@@ -1,0 +1,218 @@
+"""``python run.py reproduce``: run cells of the paper's tables one after another, each checked first, with a receipt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tasks.kinds import ROOT
+from tasks.tables import Cell
+from tools.reproduce.cells import OTHER_CELL, ReadyCell, chosen, ready
+from tools.reproduce.measured import EVALUATION, Number, numbers_of, read_evaluation, table_of
+from tools.reproduce.page import write_page
+from tools.reproduce.receipt import receipt_of, write_receipt
+from tools.tables import add_choice, title_of
+from utils.errors import UserError, one_line_errors
+from utils.files import write_text
+from utils.flags import add_overrides, parse
+from utils.launcher import add_placement, check_placement
+
+OUTPUT = Path("runs/reproduce")
+REQUEST = "reproduce.json"
+"""File in a run's folder: the command that made it, and how long it took."""
+
+EXAMPLES = """examples:
+  python run.py reproduce --table 3 --row base_4m --gpus 8
+  python run.py reproduce --cell 4/base_4m/nlvr2 --checkpoints ~/weights --gpus 8 --seeds 0,1,2
+  python run.py reproduce --table 4 --row base_4m --evaluate --checkpoints ~/fine_tuned
+  python run.py reproduce --table demo --cpu 2
+
+exit status: 0 all cells have numbers; 1 some could not be run; 2 the command line is wrong"""
+
+
+@dataclass
+class Session:
+    """What a command line asks for, and what came out so far.
+
+    ``numbers``: by row and column. ``not_run``: cells, and why.
+    """
+
+    flags: argparse.Namespace
+    numbers: dict[tuple[str, str], list[Number]] = field(default_factory=dict)
+    not_run: dict[str, str] = field(default_factory=dict)
+
+
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py reproduce``."""
+    parser = argparse.ArgumentParser(
+        prog="run.py reproduce",
+        description="Run cells of the paper's tables from the published weights: check, fine-tune, evaluate, and print numbers "
+        "beside the published ones. The same command resumes; nothing is downloaded.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_choice(parser)
+    flag = parser.add_argument
+    flag("--evaluate", action="store_true", help="do not train: evaluate the weights as they are")
+    flag("--seeds", type=_seeds, default=(None,), metavar="S,S", help="a run for each seed (default: the config's)")
+    flag(
+        "--output", type=Path, default=OUTPUT, metavar="DIR", help="folder of runs and receipts (default: %(default)s)"
+    )
+    flag("--small", action="store_true", help="runs of seconds, where a cell has any: shows the way, not the number")
+    flag("--unchecked", action="store_true", help="without `run.py doctor` before each training")
+    add_placement(parser)
+    add_overrides(parser)
+    arguments = parse(parser, argv)
+    check_placement(parser, arguments)
+    if not any((arguments.table, arguments.row, arguments.cell)):
+        parser.error("choose cells by --table, --row or --cell; `run.py tables` lists them")
+    return arguments
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> int:
+    """Run the cells, and print their numbers; returns the exit status."""
+    flags = arguments_of(argv)
+    cells = chosen(flags.table, flags.row, flags.cell)
+    session = Session(flags)
+    for number, cell in enumerate(cells, start=1):
+        sys.stdout.write(f"== {cell.name} ({number} of {len(cells)})\n")
+        sys.stdout.flush()
+        try:
+            _reproduce(cell, session)
+        except UserError as error:
+            session.not_run[cell.name] = str(error)
+            sys.stdout.write(f"not run: {error}\n")
+    for table in dict.fromkeys(str(cell.table) for cell in cells):
+        of_table = {
+            (cell.row, cell.column): session.numbers[cell.row, cell.column]
+            for cell in cells
+            if str(cell.table) == table and (cell.row, cell.column) in session.numbers
+        }
+        if of_table:
+            path = flags.output / f"table_{table}.html"
+            write_page(path, title_of(next(cell for cell in cells if str(cell.table) == table)).capitalize(), of_table)
+            sys.stdout.write(f"the table: {path}\n")
+    return 1 if session.not_run else 0
+
+
+def _reproduce(cell: Cell, session: Session) -> None:
+    """Run a cell with each seed, print its numbers and write its receipt.
+
+    Raises:
+        UserError: something is missing, or a run failed.
+    """
+    flags = session.flags
+    more = (*(cell.small if flags.small else ()), *flags.overrides)
+    at_hand = ready(cell, flags.checkpoints, more, runs=flags.output, evaluate=flags.evaluate)
+    _require(at_hand)
+    runs: dict[int, dict[str, Any]] = {}
+    for seed in flags.seeds:
+        number = at_hand.config.seed if seed is None else seed
+        runs[number] = _run(at_hand, number, session)
+    evaluations = [read_evaluation(Path(run["folder"])) for run in runs.values()]
+    numbers = numbers_of(cell, evaluations)
+    session.numbers[cell.row, cell.column] = numbers
+    folder = flags.output / at_hand.folder
+    path = write_receipt(folder, receipt_of(at_hand, runs, numbers), numbers)
+    sys.stdout.write(f"\n{table_of(numbers, 'README' if cell.table == 'demo' else 'paper')}\n")
+    sys.stdout.write(f"{_remark(at_hand, numbers, flags)}the receipt: {path}\n\n")
+
+
+def _require(at_hand: ReadyCell) -> None:
+    """Raise :class:`UserError` that names what is missing, and what would make it."""
+    if not at_hand.missing:
+        return
+    listed = ", ".join(at_hand.missing)
+    if (
+        at_hand.cell.checkpoint is not None
+        and at_hand.cell.checkpoint.startswith(OTHER_CELL)
+        and at_hand.weights in at_hand.missing
+    ):
+        remedy = f"python run.py reproduce --cell {at_hand.cell.checkpoint.removeprefix(OTHER_CELL)} makes the weights"
+    elif at_hand.cell.table == "demo":
+        remedy = "make scenes draws the data"
+    else:
+        remedy = (
+            "docs/data.md and docs/checkpoints.md say where they come from; --checkpoints DIR names a folder of weights"
+        )
+    raise UserError(f"{listed} {'is' if len(at_hand.missing) == 1 else 'are'} not here; {remedy}")
+
+
+def _run(at_hand: ReadyCell, seed: int, session: Session) -> dict[str, Any]:
+    """Run a cell with one seed, unless this very run is finished; returns its command, folder and seconds."""
+    flags = session.flags
+    folder = flags.output / at_hand.folder / (f"evaluation-{seed}" if flags.evaluate else f"seed-{seed}")
+    command = ["--config", at_hand.cell.config, "--output", str(folder), *_placement(flags)]
+    command += ["--evaluate"] if flags.evaluate else ["--resume"]
+    command += [*at_hand.overrides, f"seed={seed}"]
+    done = _finished(folder, command)
+    if done is not None:
+        sys.stdout.write(f"{folder}: finished before, in {done['seconds']:.0f} s\n")
+        return done
+    runner = [sys.executable, str(ROOT / "run.py")]
+    config = ["--config", str(ROOT / at_hand.cell.config)]
+    if not flags.evaluate and not flags.unchecked:
+        out = str(flags.output / at_hand.folder)
+        Path(out).mkdir(parents=True, exist_ok=True)
+        if run_command([*runner, "doctor", *config, "--output", str(folder), "--out", out, *at_hand.overrides]) != 0:
+            raise UserError("the doctor refuses this run, as printed above; mend it, or give --unchecked")
+    started = time.perf_counter()
+    status = run_command([*runner, *config, *command[2:]])
+    if status != 0:
+        raise UserError(f"the run ended with status {status}, as printed above; the same command resumes it")
+    result = {"command": command, "folder": str(folder), "seconds": round(time.perf_counter() - started, 1)}
+    write_text(folder / REQUEST, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _finished(folder: Path, command: list[str]) -> dict[str, Any] | None:
+    """What an earlier run of the same command noted; None where there is none that came to its end."""
+    try:
+        noted: dict[str, Any] = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return noted if noted.get("command") == command and (folder / EVALUATION).is_file() else None
+
+
+def run_command(command: Sequence[str]) -> int:
+    """Run a command whose output is the user's to see; returns its exit status."""
+    return subprocess.run(command, check=False).returncode
+
+
+def _placement(flags: argparse.Namespace) -> list[str]:
+    given = {"--gpus": flags.gpus, "--cpu": flags.cpu, "--master": flags.master}
+    words = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    return words if flags.nodes == 1 else [*words, "--nodes", str(flags.nodes), "--node-rank", str(flags.node_rank)]
+
+
+def _remark(at_hand: ReadyCell, numbers: Sequence[Number], flags: argparse.Namespace) -> str:
+    """Why the numbers may be far from the published ones; "" if they are near."""
+    differences = [abs(number.difference) for number in numbers if number.difference is not None]
+    if flags.small or flags.overrides:
+        changed = " ".join((*(at_hand.cell.small if flags.small else ()), *flags.overrides))
+        return f"not the published setting: {changed}\n"
+    if not differences:
+        return (
+            f"measured by {at_hand.cell.server}, to which the run's predictions are sent\n"
+            if at_hand.cell.server
+            else ""
+        )
+    far = max(differences)
+    return f"far from the published numbers: by up to {far:.1f} points\n" if far > 2 else ""
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """ "0,1,2" for argparse."""
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds, such as 0,1,2") from None

@@ -1,0 +1,101 @@
+"""``python run.py tables``: the cells of the paper's tables, the runs that reproduce them, and which of their files are here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.tables import Cell
+from tools.reproduce.cells import ReadyCell, chosen, ready
+
+WIDTH = 110
+
+EXAMPLES = """examples:
+  python run.py tables
+  python run.py tables --table 3 --row base_4m
+  python run.py tables --cell coco_5k --checkpoints ~/weights"""
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags that choose cells, and the folder of weights."""
+    flag = parser.add_argument
+    flag("--table", metavar="N", help="3, 4, 5, 6, or demo (default: 3 to 6)")
+    flag("--row", metavar="ROW", help="model: base_4m, large_1b, base, ...")
+    flag("--cell", metavar="COLUMN", help="data set: coco_5k, vqa2, ... or a whole name, 3/base_4m/coco_5k")
+    flag("--checkpoints", type=Path, metavar="DIR", help="folder of published weights, under the authors' names")
+
+
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py tables``."""
+    parser = argparse.ArgumentParser(
+        prog="run.py tables",
+        description="The cells of the paper's tables 3 to 6 for X²-VLM: published numbers, config, weights, and what is here. "
+        "With --table, --row or --cell, each in full.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_choice(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the cells."""
+    flags = arguments_of(argv)
+    cells = chosen(flags.table, flags.row, flags.cell)
+    in_full = any((flags.table, flags.row, flags.cell))
+    for cell in cells:
+        at_hand = ready(cell, flags.checkpoints, ())
+        sys.stdout.write(_in_full(at_hand) if in_full else _in_a_line(at_hand))
+    if not in_full:
+        sys.stdout.write("\n--table N, --row ROW or --cell COLUMN shows cells in full; `run.py reproduce` runs them\n")
+    return 0
+
+
+def _in_a_line(at_hand: ReadyCell) -> str:
+    cell = at_hand.cell
+    split, metrics = next(iter(cell.numbers.items()))
+    metric, percent = next(iter(metrics.items()))
+    here = "weights and data are here" if not at_hand.missing else f"missing: {len(at_hand.missing)}"
+    return f"{cell.name:28} {f'{split} {metric}':44} {percent:5.1f}  {here}\n"
+
+
+def _in_full(at_hand: ReadyCell) -> str:
+    cell = at_hand.cell
+    rows: list[tuple[str, str]] = []
+    for split, metrics in cell.numbers.items():
+        rows.append(("published", f"{split}: " + ", ".join(f"{name} {value}" for name, value in metrics.items())))
+    rows += [("protocol", cell.protocol.strip())]
+    rows += [("measured by", cell.server)] if cell.server else []
+    rows += [("config", " ".join([cell.config, *cell.overrides])), ("weights", at_hand.weights or "none")]
+    rows += [("run", facts_of(at_hand.config))]
+    rows += [("missing", f"{path} ({', '.join(keys[:2])})") for path, keys in at_hand.missing.items()]
+    rows += [] if at_hand.missing else [("missing", "nothing")]
+    lines = [f"{cell.name}\n"]
+    for name, text in rows:
+        wrapped = textwrap.wrap(text, WIDTH - 14, break_long_words=False, break_on_hyphens=False) or [""]
+        lines += [f"  {name if not index else '':11} {line}\n" for index, line in enumerate(wrapped)]
+    return "".join([*lines, "\n"])
+
+
+def facts_of(config: Any) -> str:
+    """What a run costs and how it measures, as far as the config says."""
+    train, model, evaluation = config.train, config.model, config.evaluation
+    length = f"{train.epochs:g} epochs" if train.epochs is not None else f"{train.steps:,} steps"
+    facts = [
+        length,
+        f"{train.global_batch} examples a step" if train.global_batch else "",
+        f"{model.vision.image_size} px",
+    ]
+    facts += [f"k = {evaluation.candidates}"] if getattr(evaluation, "candidates", None) else []
+    facts += [f"seed {config.seed}"]
+    return ", ".join(filter(None, facts))
+
+
+def title_of(cell: Cell) -> str:
+    """The title of a cell's table."""
+    return "the demo's table" if cell.table == "demo" else f"table {cell.table} of the paper"
