@@ -1,8 +1,8 @@
 """Rows that ``run.py prepare`` converts per second: ``python -m benchmarks.prepare``.
 
-Files in the official schemas are generated, without images, with as many rows for each image as the official ones have. A row is a
-region, an object, a caption or a pair. Each set is prepared by one process and by ``--workers``; hashing the sources and the shards
-is part of the time. ``--images 108077`` is the size of Visual Genome, and gives the peak of memory there.
+Files in the official schemas are generated, without images, with as many rows for each image as the official ones have. A row is
+a region, an object, a caption or a pair. Each set is prepared by one process and by ``--workers``; hashing the sources and the
+shards is part of the time. ``--images 108077`` is the size of Visual Genome, and gives the peak of memory there.
 
 The last line is the lowest rate of a set, in rows per second and process, over 10,000.
 """
@@ -30,7 +30,23 @@ WANTED = 10_000
 REGIONS, OBJECTS = 50, 35
 """Of an image of Visual Genome."""
 COCO_CAPTIONS, COCO_OBJECTS = 5, 7
-_WORDS = ("a", "man", "with", "dog", "green", "clock", "on", "the", "wall", "of", "wooden", "table", "near", "red", "bus")
+_WORDS = (
+    "a",
+    "man",
+    "with",
+    "dog",
+    "green",
+    "clock",
+    "on",
+    "the",
+    "wall",
+    "of",
+    "wooden",
+    "table",
+    "near",
+    "red",
+    "bus",
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -97,7 +113,12 @@ def visual_genome(folder: Path, images: int) -> int:
 
     def objects(n: int) -> dict[str, Any]:
         made = [
-            {"object_id": n * OBJECTS + k, **_box(rng, ("w", "h")), "names": [_phrase(rng, 1)], "synsets": ["clock.n.01"]}
+            {
+                "object_id": n * OBJECTS + k,
+                **_box(rng, ("w", "h")),
+                "names": [_phrase(rng, 1)],
+                "synsets": ["clock.n.01"],
+            }
             for k in range(OBJECTS)
         ]
         return {"image_id": n, "objects": made, "image_url": f"https://example.org/{n}.jpg"}
@@ -132,9 +153,18 @@ def coco(folder: Path, images: int) -> int:
     outline = rng.integers(600, size=60).tolist()
     for split, numbers in (("train2014", range(images // 2)), ("val2014", range(images // 2, images))):
         listed = [{"id": n, "width": 640, "height": 480, "file_name": f"COCO_{split}_{n:012}.jpg"} for n in numbers]
-        captions = [{"image_id": n, "id": n, "caption": _phrase(rng, 10)} for n in numbers for _ in range(COCO_CAPTIONS)]
+        captions = [
+            {"image_id": n, "id": n, "caption": _phrase(rng, 10)} for n in numbers for _ in range(COCO_CAPTIONS)
+        ]
         boxes = [
-            {"image_id": n, "id": n, "bbox": rng.uniform(1, 200, 4).round(2).tolist(), "category_id": 1, "iscrowd": 0, "segmentation": [outline]}
+            {
+                "image_id": n,
+                "id": n,
+                "bbox": rng.uniform(1, 200, 4).round(2).tolist(),
+                "category_id": 1,
+                "iscrowd": 0,
+                "segmentation": [outline],
+            }
             for n in numbers
             for _ in range(COCO_OBJECTS)
         ]
@@ -142,8 +172,8 @@ def coco(folder: Path, images: int) -> int:
         (folder / f"captions_{split}.json").write_text(json.dumps(content))
         content = {"images": listed, "annotations": boxes, "categories": [{"id": 1, "name": "person"}]}
         (folder / f"instances_{split}.json").write_text(json.dumps(content))
-    split = {"images": [{"cocoid": 0, "filepath": "val2014", "split": "val", "sentences": [{"raw": "a dog"}]}]}
-    (folder / "dataset_coco.json").write_text(json.dumps(split))
+    karpathy = {"images": [{"cocoid": 0, "filepath": "val2014", "split": "val", "sentences": [{"raw": "a dog"}]}]}
+    (folder / "dataset_coco.json").write_text(json.dumps(karpathy))
     return images * (2 * COCO_CAPTIONS + COCO_OBJECTS)
 
 
