@@ -176,8 +176,8 @@ def coco(folder: Path, images: int) -> int:
         (folder / f"captions_{split}.json").write_text(json.dumps(content))
         content = {"images": listed, "annotations": boxes, "categories": [{"id": 1, "name": "person"}]}
         (folder / f"instances_{split}.json").write_text(json.dumps(content))
-    split = {"images": [{"cocoid": 0, "filepath": "val2014", "split": "val", "sentences": [{"raw": "a dog"}]}]}
-    (folder / "dataset_coco.json").write_text(json.dumps(split))
+    karpathy = {"images": [{"cocoid": 0, "filepath": "val2014", "split": "val", "sentences": [{"raw": "a dog"}]}]}
+    (folder / "dataset_coco.json").write_text(json.dumps(karpathy))
     return images * (2 * COCO_CAPTIONS + COCO_OBJECTS)
 
 

@@ -77,6 +77,8 @@ class RunFolder:
         self.events = path / "tensorboard"
         self.passed_over: list[str] = []
         """On rank 0: what is wrong with each checkpoint that is newer than the one the run resumes from."""
+        self.resumed: Checkpoint | None = None
+        """The checkpoint that the run resumes from, until it trains."""
 
     @classmethod
     def open(
@@ -117,7 +119,8 @@ class RunFolder:
                 fault = f"--output {path}: {name} cannot be written: {error.strerror}; give another folder"
         if fault := distributed.gather_objects(fault)[0]:
             raise UserError(fault)
-        return folder, folder._newest_whole() if checkpoints else None
+        folder.resumed = folder._newest_whole() if checkpoints else None
+        return folder, folder.resumed
 
     def _newest_whole(self) -> Checkpoint | None:
         """The newest checkpoint that is as it was written; rank 0 reads them."""

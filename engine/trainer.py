@@ -132,6 +132,7 @@ class Trainer:
         if remaining <= 0 and not self.validation_due:
             logger.info("%s: all %d steps are done", self.folder.path, self.steps)
             return
+        self.folder.resumed = None
         batches = prefetch(self.loader.batches(self.consumed, remaining * self.accumulation), self.device)
         main = distributed.rank() == 0
         metrics = MetricsLog(self.folder, self.step) if main else None

@@ -67,7 +67,7 @@ def measured_weights(folder: RunFolder, checkpoint: str | None, task: str | None
     trained: Training = "pre-trained" if task == "pretrain" else "fine-tuned"
     if folder.best.is_file():
         return MeasuredWeights(f"best weights of this run{_best_step(folder.best)}", trained)
-    if checkpoints := list_checkpoints(folder.checkpoints):
+    if checkpoints := [folder.resumed] if folder.resumed else list_checkpoints(folder.checkpoints):
         return MeasuredWeights(f"last weights of this run, step {checkpoints[-1].step}", trained)
     if checkpoint is None:
         return MeasuredWeights("weights without training", "zero-shot")

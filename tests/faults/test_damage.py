@@ -51,6 +51,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(copy_of, equa
     assert "step-00000012" in told
 
 
+def test_an_evaluation_names_the_checkpoint_that_it_measured(copy_of, overrides):
+    run = copy_of()
+    (run / "checkpoints/step-00000012/model.safetensors").write_bytes(b"")
+    with Job(run, *overrides, ranks=1, flags=("--resume", "--evaluate")) as job:
+        assert job.wait() == 0, job.errors[-3000:]
+    assert "last weights of this run, step 6" in (run / "evaluation.json").read_text()
+
+
 def test_a_full_disk_is_told_and_loses_nothing(tmp_path, overrides, equals_whole, whole):
     """No file may be as large as the state of training; the rest fits."""
     size = (whole / f"checkpoints/step-{STEPS:08d}/training.pt").stat().st_size
