@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from demo.scenes.build import build
@@ -51,6 +52,11 @@ def damage(output: Path, chance: random.Random) -> str | None:
     return f"{how} {file.name}"
 
 
+def died(rank: BaseProcess) -> bool:
+    """Whether a signal ended a rank."""
+    return rank.exitcode is not None and rank.exitcode < 0
+
+
 def disturb(output: Path, overrides: list[str], chance: random.Random, counts: Counter[str]) -> bool:
     """One start of the run, ended at random; returns whether it came to its end."""
     full = chance.random() < 0.15
@@ -64,7 +70,9 @@ def disturb(output: Path, overrides: list[str], chance: random.Random, counts: C
         ranks = job.ranks()
         for rank in ranks if chance.random() < 0.5 else [chance.choice(ranks)]:
             os.kill(rank, signum)
-        if signum == signal.SIGKILL:
+        while signum == signal.SIGTERM and not job.ended() and not any(died(rank) for rank in job.forked):
+            time.sleep(0.05)
+        if signum == signal.SIGKILL or any(died(rank) for rank in job.forked):  # before it listens, SIGTERM ends it too
             job.kill()  # as the launcher does
         job.wait()
     counts[signal.Signals(signum).name] += 1
