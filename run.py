@@ -34,6 +34,7 @@ COMMANDS = {
     "reproduce": Command(
         "tools.reproduce.command", "run cells of the paper's tables; numbers beside the published ones"
     ),
+    "sweep": Command("tools.sweep", "variants of a config one after another, and one table"),
     "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes"),
     "tokenizer": Command("tools.tokenizer", "learn a tokenizer from the texts of your records"),
 }

@@ -19,7 +19,7 @@ from utils.config import Config, bind, read_yaml
 TABLES = ROOT / "configs/tables.yaml"
 """The one home of the published numbers."""
 
-DEMO = ROOT / "configs/demo/table.yaml"
+DEMO = ROOT / "configs/tables_demo.yaml"
 """The table of the demo, as README and docs/demo_results.md have it, in the same form."""
 
 Numbers = dict[str, dict[str, float]]

@@ -13,6 +13,7 @@ from run import main
 from tasks.tables import read_tables
 from tests.conftest import tiny_run
 from tools.reproduce import command, receipt
+from tools.reproduce import runs as runs_module
 from tools.reproduce.measured import Number, numbers_of, read_evaluation, table_of
 from utils.errors import UserError
 
@@ -116,7 +117,8 @@ class FakeRuns:
 
 def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, monkeypatch, capsys):
     runs = FakeRuns()
-    monkeypatch.setattr(command, "run_command", runs)
+    for module in (command, runs_module):
+        monkeypatch.setattr(module, "run_command", runs)
     argv = ["reproduce", "--table", "demo", "--output", str(cell), "--seeds", "0,1", "--cpu", "2"]
     assert main(argv) == 0
     assert ["doctor" in each for each in runs.commands] == [True, False, True, False]
@@ -139,7 +141,8 @@ def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, monkey
 
 
 def test_a_run_that_fails_is_told_and_leaves_no_receipt(cell, monkeypatch, capsys):
-    monkeypatch.setattr(command, "run_command", FakeRuns(status=3))
+    for module in (command, runs_module):
+        monkeypatch.setattr(module, "run_command", FakeRuns(status=3))
     argv = ["reproduce", "--table", "demo", "--output", str(cell)]
     assert main(argv) == 1
     assert "the doctor refuses this run" in capsys.readouterr().out

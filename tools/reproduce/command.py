@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,18 +12,16 @@ from typing import Any
 from tasks.kinds import ROOT
 from tasks.tables import Cell
 from tools.reproduce.cells import OTHER_CELL, ReadyCell, chosen, ready
-from tools.reproduce.measured import EVALUATION, Number, numbers_of, read_evaluation, table_of
+from tools.reproduce.measured import Number, numbers_of, read_evaluation, table_of
 from tools.reproduce.page import write_page
 from tools.reproduce.receipt import receipt_of, write_receipt
+from tools.reproduce.runs import Run, finished, make, parse_seeds, placement_words, run_command
 from tools.tables import add_choice, title_of
 from utils.errors import UserError, one_line_errors
-from utils.files import write_text
 from utils.flags import add_overrides, parse
 from utils.launcher import add_placement, check_placement
 
 OUTPUT = Path("runs/reproduce")
-REQUEST = "reproduce.json"
-"""File in a run's folder: the command that made it, and how long it took."""
 
 EXAMPLES = """examples:
   python run.py reproduce --table 3 --row base_4m --gpus 8
@@ -62,7 +57,9 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     add_choice(parser)
     flag = parser.add_argument
     flag("--evaluate", action="store_true", help="do not train: evaluate the weights as they are")
-    flag("--seeds", type=_seeds, default=(None,), metavar="S,S", help="a run for each seed (default: the config's)")
+    flag(
+        "--seeds", type=parse_seeds, default=(None,), metavar="S,S", help="a run for each seed (default: the config's)"
+    )
     flag(
         "--output", type=Path, default=OUTPUT, metavar="DIR", help="folder of runs and receipts (default: %(default)s)"
     )
@@ -148,50 +145,19 @@ def _require(at_hand: ReadyCell) -> None:
 
 
 def _run(at_hand: ReadyCell, seed: int, session: Session) -> dict[str, Any]:
-    """Run a cell with one seed, unless this very run is finished; returns its command, folder and seconds."""
+    """Check and run a cell with one seed, unless this very run is finished; returns its command, folder and seconds."""
     flags = session.flags
     folder = flags.output / at_hand.folder / (f"evaluation-{seed}" if flags.evaluate else f"seed-{seed}")
-    command = ["--config", at_hand.cell.config, "--output", str(folder), *_placement(flags)]
-    command += ["--evaluate"] if flags.evaluate else ["--resume"]
-    command += [*at_hand.overrides, f"seed={seed}"]
-    done = _finished(folder, command)
-    if done is not None:
-        sys.stdout.write(f"{folder}: finished before, in {done['seconds']:.0f} s\n")
-        return done
-    runner = [sys.executable, str(ROOT / "run.py")]
-    config = ["--config", str(ROOT / at_hand.cell.config)]
-    if not flags.evaluate and not flags.unchecked:
-        out = str(flags.output / at_hand.folder)
-        Path(out).mkdir(parents=True, exist_ok=True)
-        if run_command([*runner, "doctor", *config, "--output", str(folder), "--out", out, *at_hand.overrides]) != 0:
+    end = "--evaluate" if flags.evaluate else "--resume"
+    config = str(ROOT / at_hand.cell.config)
+    run = Run(config, folder, (*placement_words(flags), end), (*at_hand.overrides, f"seed={seed}"))
+    if finished(run) is None and not flags.evaluate and not flags.unchecked:
+        out = flags.output / at_hand.folder
+        out.mkdir(parents=True, exist_ok=True)
+        words = ["doctor", "--config", config, "--output", str(folder), "--out", str(out), *at_hand.overrides]
+        if run_command([sys.executable, str(ROOT / "run.py"), *words]) != 0:
             raise UserError("the doctor refuses this run, as printed above; mend it, or give --unchecked")
-    started = time.perf_counter()
-    status = run_command([*runner, *config, *command[2:]])
-    if status != 0:
-        raise UserError(f"the run ended with status {status}, as printed above; the same command resumes it")
-    result = {"command": command, "folder": str(folder), "seconds": round(time.perf_counter() - started, 1)}
-    write_text(folder / REQUEST, json.dumps(result, indent=2) + "\n")
-    return result
-
-
-def _finished(folder: Path, command: list[str]) -> dict[str, Any] | None:
-    """What an earlier run of the same command noted; None where there is none that came to its end."""
-    try:
-        noted: dict[str, Any] = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return noted if noted.get("command") == command and (folder / EVALUATION).is_file() else None
-
-
-def run_command(command: Sequence[str]) -> int:
-    """Run a command whose output is the user's to see; returns its exit status."""
-    return subprocess.run(command, check=False).returncode
-
-
-def _placement(flags: argparse.Namespace) -> list[str]:
-    given = {"--gpus": flags.gpus, "--cpu": flags.cpu, "--master": flags.master}
-    words = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
-    return words if flags.nodes == 1 else [*words, "--nodes", str(flags.nodes), "--node-rank", str(flags.node_rank)]
+    return make(run)
 
 
 def _remark(at_hand: ReadyCell, numbers: Sequence[Number], flags: argparse.Namespace) -> str:
@@ -208,11 +174,3 @@ def _remark(at_hand: ReadyCell, numbers: Sequence[Number], flags: argparse.Names
         )
     far = max(differences)
     return f"far from the published numbers: by up to {far:.1f} points\n" if far > 2 else ""
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    """ "0,1,2" for argparse."""
-    try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds, such as 0,1,2") from None

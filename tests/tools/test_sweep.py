@@ -1,0 +1,81 @@
+"""``run.py sweep``: every combination once, seeds as mean and spread, failures told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from run import main
+from tools import sweep
+from tools.reproduce import runs
+
+
+def test_every_combination_of_the_values_is_a_variant():
+    grid = [("optim.lr", ["1e-4", "3e-4"]), ("loss.l1", ["5", "0"])]
+    assert sweep.variants_of(grid) == [
+        ("optim.lr=1e-4", "loss.l1=5"),
+        ("optim.lr=1e-4", "loss.l1=0"),
+        ("optim.lr=3e-4", "loss.l1=5"),
+        ("optim.lr=3e-4", "loss.l1=0"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [("a=1,2", ["1", "2"]), ("a=[1,2],[3]", ["[1,2]", "[3]"]), ("a={b: [1, 2]},null", ["{b: [1, 2]}", "null"])],
+)
+def test_a_comma_in_brackets_belongs_to_its_value(text, values):
+    assert sweep._axis(text) == ("a", values)
+
+
+@pytest.mark.parametrize("text", ["a", "=1", "a=", "a=1,,2"])
+def test_an_axis_without_key_or_value_is_refused(text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", "--config", "configs/demo/pretrain.yaml", "--grid", text])
+    assert stop.value.code == 2
+    assert f"{text!r} is not of the form key=value,value" in capsys.readouterr().err
+
+
+def test_the_table_has_means_and_spreads_and_says_what_is_not_measured():
+    measured = {"a=1": [{"R@1": 80.0, "box": 50.0}, {"R@1": 82.0}], "a=2": [{"R@1": 70.0}]}
+    assert sweep.table_of(measured).splitlines() == [
+        "| | R@1 | box |",
+        "|---|---|---|",
+        "| `a=1` | 81.0 ± 1.4 | 50.0 |",
+        "| `a=2` | 70.0 | not measured |",
+    ]
+
+
+def test_a_sweep_runs_each_variant_with_each_seed_once_and_goes_on_after_a_failure(tmp_path, monkeypatch, capsys):
+    commands: list[list[str]] = []
+
+    def run(command):
+        commands.append(command)
+        if "optim.lr=bad" in command:
+            return 2
+        folder = Path(command[command.index("--output") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        value = 0.5 + 0.1 * command.count("optim.lr=2") + 0.01 * command.count("seed=1")
+        (folder / "evaluation.json").write_text(json.dumps({"test": {"accuracy": {"value": value, "unit": "share"}}}))
+        return 0
+
+    monkeypatch.setattr(runs, "run_command", run)
+    argv = ["sweep", "--config", "c.yaml", "--grid", "optim.lr=1,2,bad", "--seeds", "0,1", "--output", str(tmp_path)]
+    assert main([*argv, "train.steps=3"]) == 1
+    printed = capsys.readouterr().out
+    assert "| `optim.lr=1` | 50.5 ± 0.7 |" in printed and "| `optim.lr=2` | 60.5 ± 0.7 |" in printed
+    assert printed.count("not run: the run ended with status 2") == 2
+    assert len(commands) == 6 and all("train.steps=3" in command for command in commands)
+    assert json.loads((tmp_path / "sweep.json").read_text())["optim.lr=2"] == [{"accuracy": 60.0}, {"accuracy": 61.0}]
+    commands.clear()
+    assert main([*argv, "train.steps=3"]) == 1
+    assert len(commands) == 2, "finished runs are not made again"
+
+
+def test_a_sweep_without_any_number_is_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "run_command", lambda command: 2)
+    argv = ["sweep", "--config", "c.yaml", "--grid", "a=1", "--output", str(tmp_path)]
+    assert main(argv) == 2
+    assert "error: --config c.yaml: no variant could be run" in capsys.readouterr().err
