@@ -107,7 +107,7 @@ def _prepare_records(data_set: DataSet, product: Product, request: Request, opti
     arguments = _arguments(opened.sources, request.held_out, options)
 
     def fill(folder: OutputFolder) -> Counts:
-        counts = fill_with_records(folder, opened.work(), options.workers, product.folder)
+        counts = fill_with_records(folder, opened.work(folder.out), options.workers, product.folder)
         write_missing(folder.out, opened.images.missing)
         if opened.images.annotations_alone:
             where = opened.images.raw.roots[0]

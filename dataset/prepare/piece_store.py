@@ -5,16 +5,18 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 
 from utils.errors import UserError
 
 
 class PieceStore:
-    """Context manager: texts by image number in a temporary file; the memory it takes does not grow with them."""
+    """Texts by image number in a temporary file below ``folder``; the memory that it takes does not grow with them. As a context
+    manager, it removes the file in the end."""
 
-    def __init__(self, folder: str | None = None):
-        self._folder = tempfile.TemporaryDirectory(prefix="prepare-", dir=folder)
+    def __init__(self, folder: Path):
+        self._folder = tempfile.TemporaryDirectory(prefix="pieces-", dir=folder)
         self._database = sqlite3.connect(f"{self._folder.name}/pieces")
         for pragma in ("journal_mode=OFF", "synchronous=OFF"):  # nothing of it outlives the process
             self._database.execute(f"PRAGMA {pragma}")
@@ -30,7 +32,7 @@ class PieceStore:
             with self._database:
                 self._database.executemany("INSERT OR REPLACE INTO piece VALUES (?, ?, ?)", pieces)
         except sqlite3.OperationalError as error:
-            raise UserError(f"{self._folder.name}: {error}; set TMPDIR to a larger disk") from None
+            raise UserError(f"{self._folder.name}: {error}; make room there, or give another --out") from None
 
     def get(self, number: int) -> tuple[str, str] | None:
         """Place and text of a number, if there is one."""

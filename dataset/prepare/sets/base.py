@@ -26,11 +26,11 @@ class Request:
 
 
 class Opened(NamedTuple):
-    """A conversion that is ready: the ``sources`` that it reads, and its ``work``, which starts when it is called. ``images``:
-    knows afterwards which images are missing."""
+    """A conversion that is ready: the ``sources`` that it reads, and its ``work``, which starts when it is called with the folder
+    of the shards, where it may keep files meanwhile. ``images``: knows afterwards which images are missing."""
 
     sources: list[RawFile]
-    work: Callable[[], Work]
+    work: Callable[[Path], Work]
     images: ImageFinder
 
 

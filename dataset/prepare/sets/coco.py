@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dataset.prepare.building import Job, Work
@@ -63,7 +64,7 @@ def open_validation(request: Request) -> Opened:
     # Held out is what is wanted here.
     finder = ImageFinder(request.raw, request.folder, IMAGES, HeldOut(), request.excluded, request.verified)
 
-    def work() -> Work:
+    def work(_: Path) -> Work:
         images = _read_validation(file)
         return Work(_validation_records, _jobs(images, finder, Counts()), len(images))
 
@@ -112,7 +113,7 @@ def _opened(
 ) -> Opened:
     finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.verified)
 
-    def work() -> Work:
+    def work(_: Path) -> Work:
         counts = Counts()
         images: dict[int, _Image] = {}
         for split, file in captions.items():

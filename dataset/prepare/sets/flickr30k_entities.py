@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -82,7 +83,7 @@ def open_entities(request: Request) -> Opened:
     files = _Files(raw)
     finder = ImageFinder(raw, request.folder, IMAGES, request.held_out, request.excluded, request.verified)
 
-    def work() -> Work:
+    def work(_: Path) -> Work:
         numbers = _training_ids(listed)
         return Work(_records, _jobs(numbers, files, finder), len(numbers))
 

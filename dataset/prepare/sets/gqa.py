@@ -36,7 +36,7 @@ def open_graphs(request: Request) -> Opened:
     """Region records, one for each image of the training split."""
     graphs, listed = request.raw.need("train_sceneGraphs.json", "image_data.json")
     finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.verified)
-    return Opened([graphs, listed], lambda: Work(_records, _jobs(graphs, listed, finder), GRAPHS), finder)
+    return Opened([graphs, listed], lambda _: Work(_records, _jobs(graphs, listed, finder), GRAPHS), finder)
 
 
 def _jobs(graphs: RawFile, listed: RawFile, finder: ImageFinder) -> Iterator[Job]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dataset.prepare.building import Job, Work
@@ -48,7 +49,7 @@ def open_references(request: Request) -> Opened:
         )
     finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.verified)
 
-    def work() -> Work:
+    def work(_: Path) -> Work:
         counts = Counts()
         images: dict[int, _Image] = {}
         for references, instances in pairs.values():

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dataset.prepare.building import Job, Work
@@ -19,6 +20,7 @@ from dataset.prepare.piece_store import PieceStore
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
 from utils.errors import UserError
+from utils.progress import progress_bar
 
 IMAGES = SetFiles("vg", re.compile(r"\d{1,7}\.jpg"))
 BATCH = 50
@@ -61,9 +63,13 @@ def _opened(request: Request, names: Mapping[str, str], convert: Any) -> Opened:
     listed, *files = request.raw.need("image_data.json", *names.values())
     finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.verified)
 
-    def work() -> Work:
-        images = read_image_data(listed)
-        return Work(convert, _jobs(images, dict(zip(names, files, strict=True)), finder), len(images))
+    def work(scratch: Path) -> Work:
+        images, counts = read_image_data(listed), Counts()
+        stores = {name: PieceStore(scratch) for name in names}
+        for (name, store), file in zip(stores.items(), files, strict=True):
+            pieces = progress_bar(_pieces(file, name, counts), total=len(images), desc=f"reading {name}", unit="image")
+            store.fill(pieces)
+        return Work(convert, _jobs(images, stores, finder, counts), len(images))
 
     return Opened([listed, *files], work, finder)
 
@@ -88,13 +94,13 @@ def read_image_data(file: RawFile) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def _jobs(images: list[tuple[str, dict[str, Any]]], files: Mapping[str, RawFile], finder: ImageFinder) -> Iterator[Job]:
-    """Jobs of :data:`BATCH` images each. The files may have the images in any order: they go through stores on disk."""
-    counts = Counts()
+def _jobs(
+    images: list[tuple[str, dict[str, Any]]], stores: Mapping[str, PieceStore], finder: ImageFinder, counts: Counts
+) -> Iterator[Job]:
+    """Jobs of :data:`BATCH` images each, in the order of ``images``. The other files may have another: hence the stores."""
     with ExitStack() as open_stores:
-        stores = {name: open_stores.enter_context(PieceStore()) for name in files}
-        for name, file in files.items():
-            stores[name].fill(_pieces(file, name, counts))
+        for store in stores.values():
+            open_stores.enter_context(store)
         job = Job([], counts=counts)
         for place, values in images:
             job.size += 1
