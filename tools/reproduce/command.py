@@ -16,6 +16,7 @@ from tools.reproduce.measured import Number, numbers_of, read_evaluation, table_
 from tools.reproduce.page import write_page
 from tools.reproduce.receipt import receipt_of, write_receipt
 from tools.reproduce.runs import Run, finished, make, parse_seeds, placement_words, run_command
+from tools.reproduce.submissions import check_submissions
 from tools.tables import add_choice, title_of
 from utils.errors import UserError, one_line_errors
 from utils.flags import add_overrides, parse
@@ -116,12 +117,14 @@ def _reproduce(cell: Cell, session: Session) -> None:
         number = at_hand.config.seed if seed is None else seed
         runs[number] = _run(at_hand, number, session)
     evaluations = [read_evaluation(Path(run["folder"])) for run in runs.values()]
+    sent = [line for run in runs.values() for line in check_submissions(Path(run["folder"]), at_hand.config)]
     numbers = numbers_of(cell, evaluations)
     session.numbers[cell.row, cell.column] = numbers
     folder = flags.output / at_hand.folder
     path = write_receipt(folder, receipt_of(at_hand, runs, numbers), numbers)
     sys.stdout.write(f"\n{table_of(numbers, 'README' if cell.table == 'demo' else 'paper')}\n")
-    sys.stdout.write(f"{_remark(at_hand, numbers, flags)}the receipt: {path}\n\n")
+    sys.stdout.write(f"{_remark(at_hand, numbers, flags)}the receipt: {path}\n")
+    sys.stdout.write("".join(f"to be sent: {line}\n" for line in sent) + "\n")
 
 
 def _require(at_hand: ReadyCell) -> None:

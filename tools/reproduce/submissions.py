@@ -1,0 +1,108 @@
+"""Files of predictions for the evaluation servers of VQA v2 and of COCO's captions, held against what these take."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tasks.finetune import FineTuneConfig
+from utils.errors import UserError
+
+
+class Form(NamedTuple):
+    """The form of a server's file: a list of objects with an integer ``id_key``, each once, and a text ``text_key``."""
+
+    id_key: str
+    text_key: str
+
+
+FORMS = {"vqa": Form("question_id", "answer"), "captioning": Form("image_id", "caption")}
+"""Forms by task."""
+
+
+def check_submissions(folder: Path, config: FineTuneConfig) -> list[str]:
+    """A line for each file of predictions in a run's folder that a server takes.
+
+    Raises:
+        UserError: a file is not as the server takes it.
+    """
+    task = getattr(config, "task", None)
+    form = FORMS.get(task) if isinstance(task, str) else None
+    if form is None:
+        return []
+    return [
+        check_submission(folder / f"predictions_{name}.json", form, _expected(split))
+        for name, split in config.evaluation.test.items()
+        if (folder / f"predictions_{name}.json").is_file() and getattr(split, "format", "records") != "records"
+    ]
+
+
+def check_submission(path: Path, form: Form, expected: frozenset[int] | None = None) -> str:
+    """Check a file of predictions; returns a line that says what it holds.
+
+    Args:
+        path: the file.
+        form: what the server takes.
+        expected: the ids that it has to hold; None: they are not known.
+
+    Raises:
+        UserError: it is no such file, with the first entry that is wrong, or an id is missing, there twice or unknown.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no JSON: {error}; evaluate the run again") from None
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: the server takes a list, and this is none; evaluate the run again")
+    for index, entry in enumerate(entries):
+        if fault := _fault(entry, form):
+            raise UserError(
+                f"{path}[{index}]: {fault}; the server takes {{{form.id_key}: integer, {form.text_key}: text}}"
+            )
+    counts = Counter(entry[form.id_key] for entry in entries)
+    if twice := [number for number, count in counts.items() if count > 1]:
+        raise UserError(
+            f"{path}: {form.id_key} {twice[0]} is there {counts[twice[0]]} times; the server takes each once"
+        )
+    if expected is not None and counts.keys() != expected:
+        absent, strange = sorted(expected - counts.keys()), sorted(counts.keys() - expected)
+        which = (
+            f"{len(absent):,} are missing, such as {absent[0]}"
+            if absent
+            else f"{len(strange):,} are unknown, such as {strange[0]}"
+        )
+        raise UserError(f"{path}: of {len(expected):,} {form.id_key}s {which}; the server refuses such a file")
+    known = "" if expected is None else ", all that the server asks for"
+    return f"{path}: {len(entries):,} entries in the server's form{known}"
+
+
+def _fault(entry: Any, form: Form) -> str:
+    if not isinstance(entry, dict) or set(entry) != set(form):
+        return f"it has the keys {sorted(entry)}" if isinstance(entry, dict) else "it is no object"
+    if not isinstance(entry[form.id_key], int) or isinstance(entry[form.id_key], bool):
+        return f"{form.id_key} is {entry[form.id_key]!r:.60}"
+    return "" if isinstance(entry[form.text_key], str) else f"{form.text_key} is {entry[form.text_key]!r:.60}"
+
+
+def _expected(split: Any) -> frozenset[int] | None:
+    """The ids that a split asks for, from its official file."""
+    reader = READERS.get(getattr(split, "format", ""))
+    return None if reader is None else reader(split)
+
+
+def _vqa2(split: Any) -> frozenset[int]:
+    content = json.loads(Path(split.questions).expanduser().read_text(encoding="utf-8"))
+    return frozenset(question["question_id"] for question in content["questions"])
+
+
+def _karpathy(split: Any) -> frozenset[int] | None:
+    content = json.loads(Path(split.annotations).expanduser().read_text(encoding="utf-8"))
+    ids = [image.get("cocoid") for image in content["images"] if image["split"] in split.splits]
+    return None if None in ids else frozenset(ids)
+
+
+READERS: dict[str, Callable[[Any], frozenset[int] | None]] = {"vqa2": _vqa2, "karpathy": _karpathy}
+"""Readers of the ids of an official file, by format."""
