@@ -12,7 +12,7 @@ from typing import Any
 from tasks.kinds import ROOT
 from tasks.tables import Cell
 from tools.reproduce.cells import OTHER_CELL, ReadyCell, chosen, ready
-from tools.reproduce.measured import Number, numbers_of, read_evaluation, table_of
+from tools.reproduce.measured import Number, numbers_of, read_evaluation, sizes_of, table_of
 from tools.reproduce.page import write_page
 from tools.reproduce.receipt import receipt_of, write_receipt
 from tools.reproduce.runs import Run, finished, make, parse_seeds, placement_words, run_command
@@ -23,6 +23,9 @@ from utils.flags import add_overrides, parse
 from utils.launcher import add_placement, check_placement
 
 OUTPUT = Path("runs/reproduce")
+
+FAR = 2.0
+"""Points from which on a difference is said to be large."""
 
 EXAMPLES = """examples:
   python run.py reproduce --table 3 --row base_4m --gpus 8
@@ -123,7 +126,9 @@ def _reproduce(cell: Cell, session: Session) -> None:
     folder = flags.output / at_hand.folder
     path = write_receipt(folder, receipt_of(at_hand, runs, numbers), numbers)
     sys.stdout.write(f"\n{table_of(numbers, 'README' if cell.table == 'demo' else 'paper')}\n")
-    sys.stdout.write(f"{_remark(at_hand, numbers, flags)}the receipt: {path}\n")
+    sizes = [f"measured on: {line}" for line in sizes_of(Path(next(iter(runs.values()))["folder"]))]
+    lines = [*sizes, *_remarks(at_hand, numbers, flags), f"the receipt: {path}"]
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.write("".join(f"to be sent: {line}\n" for line in sent) + "\n")
 
 
@@ -163,17 +168,15 @@ def _run(at_hand: ReadyCell, seed: int, session: Session) -> dict[str, Any]:
     return make(run)
 
 
-def _remark(at_hand: ReadyCell, numbers: Sequence[Number], flags: argparse.Namespace) -> str:
-    """Why the numbers may be far from the published ones; "" if they are near."""
-    differences = [abs(number.difference) for number in numbers if number.difference is not None]
+def _remarks(at_hand: ReadyCell, numbers: Sequence[Number], flags: argparse.Namespace) -> list[str]:
+    """What a reader of the numbers has to know."""
+    remarks = []
     if flags.small or flags.overrides:
         changed = " ".join((*(at_hand.cell.small if flags.small else ()), *flags.overrides))
-        return f"not the published setting: {changed}\n"
-    if not differences:
-        return (
-            f"measured by {at_hand.cell.server}, to which the run's predictions are sent\n"
-            if at_hand.cell.server
-            else ""
-        )
-    far = max(differences)
-    return f"far from the published numbers: by up to {far:.1f} points\n" if far > 2 else ""
+        remarks.append(f"not the published setting: {changed}")
+    differences = [abs(number.difference) for number in numbers if number.difference is not None]
+    if not differences and at_hand.cell.server:
+        remarks.append(f"measured by {at_hand.cell.server}, to which the run's predictions are sent")
+    if differences and max(differences) > FAR:
+        remarks.append(f"far from the published numbers: by up to {max(differences):.1f} points")
+    return remarks

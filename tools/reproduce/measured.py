@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tasks.tables import Cell
 from utils.errors import UserError
@@ -51,17 +52,33 @@ def read_evaluation(run: Path) -> dict[str, dict[str, float]]:
     Raises:
         UserError: the run has none, or it is damaged.
     """
+    return {
+        split: {
+            name: 100 * metric["value"]
+            for name, metric in metrics.items()
+            if metric["unit"] != "count" and metric["value"] is not None
+        }
+        for split, metrics in _read(run).items()
+    }
+
+
+def sizes_of(run: Path) -> list[str]:
+    """The sizes of each measured split, as texts: "test: 1000 images, 5000 captions". Raises as :func:`read_evaluation`."""
+    sizes = {
+        split: [f"{metric['value']} {name}" for name, metric in metrics.items() if metric["unit"] == "count"]
+        for split, metrics in _read(run).items()
+    }
+    return [f"{split}: {', '.join(listed)}" for split, listed in sizes.items() if listed]
+
+
+def _read(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
     path = run / EVALUATION
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            split: {
-                name: 100 * metric["value"]
-                for name, metric in metrics.items()
-                if metric["unit"] != "count" and metric["value"] is not None
-            }
-            for split, metrics in splits.items()
-        }
+        splits: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+        for metrics in splits.values():
+            for metric in metrics.values():
+                metric["value"], metric["unit"]
+        return splits
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}); run the cell again") from None
 
