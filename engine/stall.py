@@ -15,10 +15,47 @@ from utils import distributed
 logger = logging.getLogger(__name__)
 
 
+BEAT_S = 1.0
+"""Time between two signs of life of a rank."""
+
+
+class SignsOfLife:
+    """What each rank does, told to the others by its watching thread: a process that is stopped, or whose machine is gone, tells
+    nothing. Without a process group, there are no others."""
+
+    def __init__(self) -> None:
+        self.store = distributed.shared_store("signs of life")
+        self._count = 0
+
+    def give(self, state: str) -> None:
+        """Tell the others what this rank does."""
+        self._count += 1
+        with self._store_may_be_gone():
+            if self.store is not None:
+                self.store.set(str(distributed.rank()), f"{self._count} {state}")
+
+    def read(self) -> dict[int, str]:
+        """The newest sign of each other rank: a number, and what the rank does."""
+        signs: dict[int, str] = {}
+        with self._store_may_be_gone():
+            for rank in range(distributed.world_size()):
+                if rank != distributed.rank() and self.store is not None and self.store.check([str(rank)]):
+                    signs[rank] = self.store.get(str(rank)).decode()
+        return signs
+
+    @contextmanager
+    def _store_may_be_gone(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError:
+            self.store = None  # who kept the store has ended
+
+
 class StallWatch:
     """Tells, inside :meth:`watching`, when no step was finished for ``stall_s`` seconds; again after twice the time, and so on.
 
-    The line names rank, step and phase; the stacks of all threads of the rank go to ``log``. Where no step is made, as in set-up
+    The line names rank, step and phase, and the ranks that give no sign of life; the stacks of all threads of the rank go to
+    ``log``. Where no step is made, as in set-up
     and validation, which may last, it names that instead and is no warning.
     """
 
@@ -29,6 +66,9 @@ class StallWatch:
         self._since = time.monotonic()
         self._limit = stall_s
         self._ended = threading.Event()
+        self._signs = SignsOfLife()
+        self._earlier: dict[int, str] | None = None
+        """The signs of the other ranks when half of the time had passed."""
 
     @contextmanager
     def watching(self, instead: str | None = None) -> Iterator[None]:
@@ -54,17 +94,20 @@ class StallWatch:
 
     def finished(self, step: int) -> None:
         """``step`` steps are done."""
-        self.step, self._since, self._limit = step, time.monotonic(), self.stall_s
+        self.step, self._since, self._limit, self._earlier = step, time.monotonic(), self.stall_s, None
 
     def _watch(self) -> None:
-        while not self._ended.wait(min(1.0, self.stall_s / 4)):
+        while not self._ended.wait(min(BEAT_S, self.stall_s / 4)):
+            self._signs.give(self._instead or f"step {self.step + 1}, phase {self.phase}")
             waited = time.monotonic() - self._since
+            if waited > self._limit / 2 and self._earlier is None:
+                self._earlier = self._signs.read()
             if waited > self._limit:
                 self._limit *= 2
                 self._tell(waited)
 
     def _tell(self, waited: float) -> None:
-        where, rank = self._write_stacks(), distributed.rank()
+        where, rank = self._write_stacks() + self._silent_ranks(), distributed.rank()
         if self._instead is not None:
             logger.info("rank %d: %s has taken %.0f s by now%s", rank, self._instead, waited, where)
             return
@@ -76,6 +119,13 @@ class StallWatch:
             self.phase,
             where,
         )
+
+    def _silent_ranks(self) -> str:
+        """The end of the line that names the ranks that gave no sign of life since half of the time."""
+        earlier, now = self._earlier or {}, self._signs.read()
+        self._earlier = None
+        silent = {rank: sign.partition(" ")[2] for rank, sign in now.items() if earlier.get(rank) == sign}
+        return "".join(f"; rank {rank} gives no sign of life, last in {state}" for rank, state in silent.items())
 
     def _write_stacks(self) -> str:
         """Write the stacks of all threads to the log; returns the end of the line that says so."""
