@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.tables import Cell
 from tools.reproduce.cells import ReadyCell, chosen, ready
 
 WIDTH = 110
@@ -96,6 +95,6 @@ def facts_of(config: Any) -> str:
     return ", ".join(filter(None, facts))
 
 
-def title_of(cell: Cell) -> str:
-    """The title of a cell's table."""
-    return "the demo's table" if cell.table == "demo" else f"table {cell.table} of the paper"
+def title_of(table: str) -> str:
+    """The title of a table's page."""
+    return "the demo's table" if table == "demo" else f"table {table} of the paper"

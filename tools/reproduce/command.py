@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from tasks.kinds import ROOT
 from tasks.tables import Cell
 from tools.reproduce.cells import OTHER_CELL, ReadyCell, chosen, ready
 from tools.reproduce.measured import Number, numbers_of, read_evaluation, sizes_of, table_of
-from tools.reproduce.page import write_page
+from tools.reproduce.page import read_receipts, write_page
 from tools.reproduce.receipt import receipt_of, write_receipt
 from tools.reproduce.runs import Run, finished, make, parse_seeds, placement_words, run_command
 from tools.reproduce.submissions import check_submissions
@@ -34,18 +33,6 @@ EXAMPLES = """examples:
   python run.py reproduce --table demo --cpu 2
 
 exit status: 0 all cells have numbers; 1 some could not be run; 2 the command line is wrong"""
-
-
-@dataclass
-class Session:
-    """What a command line asks for, and what came out so far.
-
-    ``numbers``: by row and column. ``not_run``: cells, and why.
-    """
-
-    flags: argparse.Namespace
-    numbers: dict[tuple[str, str], list[Number]] = field(default_factory=dict)
-    not_run: dict[str, str] = field(default_factory=dict)
 
 
 def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
@@ -83,52 +70,44 @@ def main(argv: Sequence[str]) -> int:
     """Run the cells, and print their numbers; returns the exit status."""
     flags = arguments_of(argv)
     cells = chosen(flags.table, flags.row, flags.cell)
-    session = Session(flags)
+    failed = 0
     for number, cell in enumerate(cells, start=1):
         sys.stdout.write(f"== {cell.name} ({number} of {len(cells)})\n")
         sys.stdout.flush()
         try:
-            _reproduce(cell, session)
+            _reproduce(cell, flags)
         except UserError as error:
-            session.not_run[cell.name] = str(error)
+            failed += 1
             sys.stdout.write(f"not run: {error}\n")
     for table in dict.fromkeys(str(cell.table) for cell in cells):
-        of_table = {
-            (cell.row, cell.column): session.numbers[cell.row, cell.column]
-            for cell in cells
-            if str(cell.table) == table and (cell.row, cell.column) in session.numbers
-        }
-        if of_table:
+        if receipts := read_receipts(flags.output, table):
             path = flags.output / f"table_{table}.html"
-            write_page(path, title_of(next(cell for cell in cells if str(cell.table) == table)).capitalize(), of_table)
+            write_page(path, title_of(table).capitalize(), receipts)
             sys.stdout.write(f"the table: {path}\n")
-    return 1 if session.not_run else 0
+    return 1 if failed else 0
 
 
-def _reproduce(cell: Cell, session: Session) -> None:
+def _reproduce(cell: Cell, flags: argparse.Namespace) -> None:
     """Run a cell with each seed, print its numbers and write its receipt.
 
     Raises:
         UserError: something is missing, or a run failed.
     """
-    flags = session.flags
     more = (*(cell.small if flags.small else ()), *flags.overrides)
     at_hand = ready(cell, flags.checkpoints, more, runs=flags.output, evaluate=flags.evaluate)
     _require(at_hand)
     runs: dict[int, dict[str, Any]] = {}
     for seed in flags.seeds:
         number = at_hand.config.seed if seed is None else seed
-        runs[number] = _run(at_hand, number, session)
+        runs[number] = _run(at_hand, number, flags)
     evaluations = [read_evaluation(Path(run["folder"])) for run in runs.values()]
     sent = [line for run in runs.values() for line in check_submissions(Path(run["folder"]), at_hand.config)]
     numbers = numbers_of(cell, evaluations)
-    session.numbers[cell.row, cell.column] = numbers
-    folder = flags.output / at_hand.folder
-    path = write_receipt(folder, receipt_of(at_hand, runs, numbers), numbers)
+    remarks = [f"measured on {line}" for line in sizes_of(Path(next(iter(runs.values()))["folder"]))]
+    remarks += _remarks(at_hand, numbers, flags)
+    path = write_receipt(flags.output / at_hand.folder, receipt_of(at_hand, runs, numbers, remarks), numbers)
     sys.stdout.write(f"\n{table_of(numbers, 'README' if cell.table == 'demo' else 'paper')}\n")
-    sizes = [f"measured on: {line}" for line in sizes_of(Path(next(iter(runs.values()))["folder"]))]
-    lines = [*sizes, *_remarks(at_hand, numbers, flags), f"the receipt: {path}"]
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.write("".join(f"{line}\n" for line in [*remarks, f"the receipt: {path}"]))
     sys.stdout.write("".join(f"to be sent: {line}\n" for line in sent) + "\n")
 
 
@@ -152,9 +131,8 @@ def _require(at_hand: ReadyCell) -> None:
     raise UserError(f"{listed} {'is' if len(at_hand.missing) == 1 else 'are'} not here; {remedy}")
 
 
-def _run(at_hand: ReadyCell, seed: int, session: Session) -> dict[str, Any]:
+def _run(at_hand: ReadyCell, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
     """Check and run a cell with one seed, unless this very run is finished; returns its command, folder and seconds."""
-    flags = session.flags
     folder = flags.output / at_hand.folder / (f"evaluation-{seed}" if flags.evaluate else f"seed-{seed}")
     end = "--evaluate" if flags.evaluate else "--resume"
     config = str(ROOT / at_hand.cell.config)

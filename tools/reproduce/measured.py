@@ -39,6 +39,11 @@ class Number:
         """Measured less published."""
         return None if self.mean is None else self.mean - self.published
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Number:
+        """The number in a receipt."""
+        return cls(values["split"], values["metric"], values["published"], tuple(values["measured"]))
+
     def text(self) -> str:
         """The measured value as tables have it: "80.4", "80.4 ± 0.2", or why there is none."""
         if self.mean is None:

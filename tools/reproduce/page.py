@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tools.reproduce.measured import Number
 from utils.files import write_text
@@ -15,32 +17,54 @@ table { border-collapse: collapse; margin: 1em 0 2em; }
 th, td { padding: .35em .8em; border-bottom: 1px solid #d8dade; text-align: right; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; }
 .measured { font-weight: 600; } .far { color: #b3261e; } .near { color: #1b6e3c; } .none { color: #8a8d91; font-weight: 400; }
+.remark { color: #5c5f66; font-size: 13px; text-align: left; }
 """
 
 NEAR = 0.5
 """Percent points within which a number counts as the published one on the page."""
 
 
-def write_page(path: Path, title: str, cells: Mapping[tuple[str, str], Sequence[Number]]) -> None:
+def write_page(path: Path, title: str, receipts: Sequence[Mapping[str, Any]]) -> None:
     """Write the page as HTML that needs no other file.
 
     Args:
         path: the file.
         title: of the table.
-        cells: numbers by row (the model) and column (the data set).
+        receipts: of its cells, as :func:`~tools.reproduce.receipt.receipt_of` gives them.
     """
     parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"]
-    parts += [f"<h1>{html.escape(title)}</h1>", "<p>Published numbers, and below them what was measured here.</p>"]
-    for column in dict.fromkeys(column for _, column in cells):
-        rows = {row: numbers for (row, of), numbers in cells.items() if of == column}
+    parts += [
+        f"<h1>{html.escape(title)}</h1><p>Published numbers, and below them those measured here: green within {NEAR}"
+    ]
+    parts += [" points of the published one, else red.</p>"]
+    columns = dict.fromkeys(receipt["cell"].split("/")[2] for receipt in receipts)
+    for column in columns:
+        rows = [receipt for receipt in receipts if receipt["cell"].split("/")[2] == column]
         parts.append(f"<h2>{html.escape(column)}</h2><table><tr><th></th>")
-        first = next(iter(rows.values()))
-        parts += [f"<th>{html.escape(number.split)}<br>{html.escape(number.metric)}</th>" for number in first]
+        numbers = [[Number.of(values) for values in receipt["numbers"]] for receipt in rows]
+        parts += [f"<th>{html.escape(number.split)}<br>{html.escape(number.metric)}</th>" for number in numbers[0]]
         parts.append("</tr>")
-        for row, numbers in rows.items():
-            parts.append(f"<tr><td>{html.escape(row)}</td>{''.join(map(_entry, numbers))}</tr>")
+        for receipt, entries in zip(rows, numbers, strict=True):
+            folder = html.escape(receipt["cell"].replace("/", "-"))
+            name = f'<a href="{folder}/receipt.md">{html.escape(receipt["cell"].split("/")[1])}</a>'
+            parts.append(f"<tr><td>{name}</td>{''.join(map(_entry, entries))}</tr>")
+            remarks = html.escape("; ".join(receipt["remarks"]))
+            parts.append(f'<tr><td colspan="{len(entries) + 1}" class="remark">{remarks}</td></tr>')
         parts.append("</table>")
     write_text(path, "\n".join(parts) + "\n")
+
+
+def read_receipts(folder: Path, table: str) -> list[dict[str, Any]]:
+    """The receipts of a table's cells below a folder of reproduced cells; one that is damaged is left out."""
+    found = []
+    for path in sorted(folder.glob("*/receipt.json")):
+        try:
+            receipt = json.loads(path.read_text(encoding="utf-8"))
+            if str(receipt["cell"]).split("/")[0] == table:
+                found.append(receipt)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 def _entry(number: Number) -> str:

@@ -32,19 +32,23 @@ PACKAGES = ("torch", "torchvision", "transformers", "timm", "tokenizers", "numpy
 SOURCES = ("models", "dataset", "tasks", "engine", "optim", "scheduler", "metrics", "utils")
 
 
-def receipt_of(ready: ReadyCell, runs: Mapping[int, Mapping[str, Any]], numbers: Sequence[Number]) -> dict[str, Any]:
+def receipt_of(
+    ready: ReadyCell, runs: Mapping[int, Mapping[str, Any]], numbers: Sequence[Number], remarks: Sequence[str]
+) -> dict[str, Any]:
     """The receipt as JSON values.
 
     Args:
         ready: the cell, as it was run.
         runs: by seed: the command, the folder and the seconds of each run.
         numbers: the cell's numbers.
+        remarks: what a reader of the numbers has to know.
     """
     cell = ready.cell
     return {
         "cell": cell.name,
         "protocol": cell.protocol.strip(),
         "measured_by": cell.server or "the run",
+        "remarks": list(remarks),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "numbers": [
             {
@@ -87,8 +91,7 @@ def as_markdown(receipt: Mapping[str, Any], numbers: Sequence[Number]) -> str:
         f"{code['commit'][:12]}{', changed since' if code['changed'] else ''}" if code["commit"] else "no repository"
     )
     lines = [f"# {receipt['cell']}", "", receipt["protocol"], "", "```", table_of(numbers, "published"), "```", ""]
-    if receipt["measured_by"] != "the run":
-        lines += [f"Measured by {receipt['measured_by']}: the run writes the predictions that it takes.", ""]
+    lines += [f"- {remark}" for remark in receipt["remarks"]] + [""]
     lines += ["| | |", "|---|---|"]
     lines += [f"| seed {seed} | {run['seconds']:.0f} s, `{run['folder']}` |" for seed, run in receipt["runs"].items()]
     lines += [
