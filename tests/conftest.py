@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import torch
 
 from demo.scenes.build import build
 from tests.devices import DEVICES, as_in_a_run_without_tf32
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is not sought in what the modules hold: where a test, or what it tests, collects all of it, that took half a second
+    each time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
