@@ -35,7 +35,8 @@ def without_rights() -> None:
 
 def run(*arguments: str, command: tuple[str, ...] = ("-m", "tasks.run"), **environment: str | None):
     """``python -m tasks.run pretrain`` with more arguments; None takes a variable away."""
-    variables = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    variables = {name: value for name, value in given.items() if value is not None}
     return subprocess.run(
         [sys.executable, *command, "pretrain", *arguments],
         capture_output=True,

@@ -122,6 +122,7 @@ def test_one_process_needs_no_launcher(folder, overrides, tmp_path):
     done = subprocess.run(
         [*command, *overrides("nlvr"), "train.steps=2"],
         cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
