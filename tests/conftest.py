@@ -12,7 +12,6 @@ import torch
 from demo.scenes.build import build
 from tests.devices import DEVICES, as_in_a_run_without_tf32
 
-
 SLOW_FIRST = (
     "faults/test_signals",
     "faults/test_damage",
