@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,22 @@ def run_rank(rank: int, ranks: int, port: int, errors: str, arguments: list[str]
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     become_rank(rank, ranks, port)
     sys.exit(main(arguments))
+
+
+def run_alone(cwd: Path, *arguments: str) -> tuple[int, str]:
+    """Run ``python -m tasks.run`` in a folder; returns the exit status and what it wrote to stderr."""
+    with tempfile.TemporaryDirectory() as folder:
+        errors = Path(folder) / "stderr.txt"
+        process = CONTEXT.Process(target=_alone, args=(cwd, str(errors), list(arguments)))
+        process.start()
+        process.join(300)
+        assert process.exitcode is not None, "does not end"
+        return process.exitcode, errors.read_text(encoding="utf-8")
+
+
+def _alone(cwd: Path, errors: str, arguments: list[str]) -> None:
+    os.chdir(cwd)
+    run_rank(0, 1, 0, errors, arguments, None)
 
 
 def on_two_ranks(job: Any, folder: Path) -> list[Any]:
