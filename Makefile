@@ -42,7 +42,7 @@ clips: scenes
 	.venv/bin/python -m demo.clips --out data/clips --seed 0
 
 test: .venv/installed-dev
-	.venv/bin/python -m pytest -n auto --dist loadscope
+	.venv/bin/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
 # The lowest releases that requirements.txt allows, in an environment of their own: tests that use each package, then demo steps.
 # uv has its own settings (UV_INDEX_URL, UV_TORCH_BACKEND, ...) and does not read pip's.
@@ -70,7 +70,7 @@ test-lowest:
 		evaluation.test.test.annotations=.lowest/scenes/retrieval_test.jsonl
 
 faults: .venv/installed-dev
-	.venv/bin/python -m pytest tests/faults
+	.venv/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder tests/faults
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

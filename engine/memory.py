@@ -72,7 +72,7 @@ class FakeSteps:
         # The loss scaler of fp16 reads contents; bf16 has the same width.
         half = "bf16" if APEX_LEVELS.get(train.precision, train.precision) == "fp16" else train.precision
         self.trainer = trainer_of(model, train.model_copy(update={"precision": half}), optim, torch.device("cpu"))
-        for parameter in model.parameters():
+        for parameter in trainable(model):
             parameter.register_post_accumulate_grad_hook(self._is_gradient)
         self.trainer.optimizer.register_step_pre_hook(lambda *_: self.live.name_next(OPTIMISER))
         self.trainer.optimizer.register_step_post_hook(lambda *_: self.live.name_next(ACTIVATIONS))

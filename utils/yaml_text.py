@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -78,7 +79,10 @@ _TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep; write them flat"
 _CHECK = "check quotes, brackets and indentation"
 
 
+@lru_cache(maxsize=256)
 def _compose(text: str) -> Node | None:
+    """The nodes of a text, which nothing changes. Kept, since a command reads each file of a config several times: for its task,
+    its kind and its values."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = _Composer
     yaml.max_depth = MAX_DEPTH

@@ -12,7 +12,7 @@ from engine.trainer import Trainer
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.conftest import tiny_run
 from tests.dataset.media.test_video import encoded
-from tests.distributed.test_two_ranks import on_two_ranks
+from tests.ranks import on_two_ranks
 from utils.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent

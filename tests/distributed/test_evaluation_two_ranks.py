@@ -14,7 +14,7 @@ from tasks.inference import evaluating
 from tasks.kinds import find_task
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.conftest import tiny_run
-from tests.distributed.test_two_ranks import on_two_ranks
+from tests.ranks import on_two_ranks
 from utils import distributed
 from utils.config import load_config
 

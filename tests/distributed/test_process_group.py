@@ -10,14 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
-from tests.distributed.test_two_ranks import free_port
+from tests.ranks import on_each_of_two
 from utils import distributed
 
 
-def leave(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+def leave(rank: int, folder: Path) -> None:
     saved = folder / "saved"
     with distributed.process_group():
         if rank == 0:
@@ -27,7 +25,7 @@ def leave(rank: int, port: int, folder: Path) -> None:
 
 
 def test_no_rank_leaves_before_the_others(tmp_path):
-    mp.spawn(leave, (free_port(), tmp_path), nprocs=2)
+    on_each_of_two(leave, tmp_path)
 
 
 @pytest.fixture

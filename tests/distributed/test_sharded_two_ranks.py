@@ -9,8 +9,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from tests.distributed.test_two_ranks import build, gradients, half, on_two_ranks, single
+from tests.distributed.test_two_ranks import build, gradients, half, single
 from tests.models.golden import GOLDEN, arrays, pretrain_batch
+from tests.ranks import on_two_ranks
 from utils import distributed
 
 

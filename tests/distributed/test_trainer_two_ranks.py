@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.test_two_ranks import on_two_ranks
 from tests.engine.toy import Points, ToyTask, points, trainer
+from tests.ranks import on_two_ranks
 from utils import distributed
 from utils.batch import MicroBatch
 from utils.errors import UserError

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,6 +14,7 @@ from models.contrastive import Examples
 from models.multigrained import LossWeights, PretrainContrastiveConfig, StreamWeights
 from models.pretrain import PretrainModel
 from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain_batch
+from tests.ranks import on_two_ranks
 from utils import distributed
 from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, Text, TranslationBatch
 
@@ -25,31 +22,19 @@ from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, Text, Transla
 WEIGHTS = LossWeights(matching=0.0)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def worker(rank: int, port: int, job, folder: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
-    with distributed.process_group():
-        torch.save(job(), folder / f"{rank}.pt")
-
-
-def on_two_ranks(job, folder: Path) -> list:
-    mp.spawn(worker, (free_port(), job, folder), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-def build(gradient: str = "exact", identical: str = "negative", streams: StreamWeights | None = None) -> PretrainModel:
+def build(gradient: str = "exact", streams: StreamWeights | None = None, shallow: bool = False) -> PretrainModel:
+    """The golden model's sizes; ``shallow``: with one layer of each encoder."""
     config = model_config(manifest("pretrain"))
-    contrastive = PretrainContrastiveConfig(gradient=gradient, identical_texts=identical)
+    parts: dict[str, object] = {"contrastive": PretrainContrastiveConfig(gradient=gradient, identical_texts="negative")}
+    if shallow:
+        arch = config.text.arch.model_copy(update={"layers": 1})
+        parts |= {
+            "vision": config.vision.model_copy(update={"depth": 1}),
+            "text": config.text.model_copy(update={"arch": arch}),
+            "fusion": config.fusion.model_copy(update={"layers": 1}),
+        }
     torch.manual_seed(0)
-    return PretrainModel(
-        config.model_copy(update={"contrastive": contrastive}), weights=WEIGHTS, streams=streams
-    ).eval()
+    return PretrainModel(config.model_copy(update=parts), weights=WEIGHTS, streams=streams).eval()
 
 
 def tensors(text: MaskedText) -> dict[str, torch.Tensor]:
@@ -98,8 +83,8 @@ def released_step() -> dict[str, torch.Tensor]:
     return step("released")
 
 
-def single() -> dict[str, torch.Tensor]:
-    model = build()
+def single(shallow: bool = False) -> dict[str, torch.Tensor]:
+    model = build(shallow=shallow)
     batch = with_an_invalid_row(pretrain_batch(arrays(GOLDEN / "pretrain" / "inputs.npz")))
     return gradients(model, model, batch)
 

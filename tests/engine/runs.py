@@ -20,7 +20,7 @@ def command(output: Path, overrides: list[str], resume: bool = False) -> list[st
 def start(output: Path, overrides: list[str], resume: bool = False, device: str = "cpu") -> subprocess.Popen[str]:
     """A run on the CPU, or on CUDA; a run takes a GPU where it sees one."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
     return subprocess.Popen(command(output, overrides, resume), cwd=ROOT, env=environment, **pipes)
 
 

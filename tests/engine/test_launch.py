@@ -1,4 +1,4 @@
-"""`run.py` from the command line to the end of a job on two ranks, and mistakes told once."""
+"""`run.py` from the command line to the end of a job on two ranks, and mistakes of two ranks told once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from tests.engine.runs import ROOT, curve
+from tests.faults.conftest import Job
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,8 +34,8 @@ def test_too_many_broken_records_stop_both_ranks_without_a_traceback(tmp_path, t
     lines = [line.replace('"image": "', f'"image": "{scenes_folder}/') for line in whole[:10]]
     (tmp_path / "broken.jsonl").write_text("".join(f"{line}\n{{\n{{\n{{\n" for line in lines))
     files = f"data.images.files=[{tmp_path}/broken.jsonl]"
-    done = launch("--output", str(tmp_path / "run"), *tiny_overrides, files, "train.steps=60")
-    assert done.returncode == 2
-    assert "more than data.max_broken = 1 %" in done.stderr
-    assert "bad json (first: " in done.stderr
-    assert "Traceback" not in done.stderr
+    with Job(tmp_path / "run", *tiny_overrides, files, "train.steps=60") as job:
+        assert job.statuses() == [2, 2]
+    assert "more than data.max_broken = 1 %" in job.errors
+    assert "bad json (first: " in job.errors
+    assert "Traceback" not in job.errors

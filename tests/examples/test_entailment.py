@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ranks import run_alone
 from tests.tasks.test_outside import launch
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,18 +37,18 @@ def folder(tmp_path) -> Path:
 
 def test_a_copy_trains_validates_resumes_and_is_evaluated(folder):
     cwd, run = folder.parent, folder.parent / "run"
-    options = ["--task", "entailment", "--cpu", "1", "--output", str(run), *SMALL]
-    done = launch(cwd, *options, "train.steps=2")
+    options = ["--output", str(run), *SMALL, "train.steps=2"]
+    done = launch(cwd, "--task", "entailment", "--cpu", "1", *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [json.loads(line)["step"] for line in (run / "validation.jsonl").read_text().splitlines()] == [1, 2]
     shutil.rmtree(run / "checkpoints" / "step-00000002")
     report = json.loads((run / "evaluation.json").read_text())
-    done = launch(cwd, *options, "train.steps=2", "--resume")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"resuming from {run}/checkpoints/step-00000001" in done.stderr
+    status, told = run_alone(cwd, "entailment", *options, "--resume")
+    assert status == 0, told[-3000:]
+    assert f"resuming from {run}/checkpoints/step-00000001" in told
     assert json.loads((run / "evaluation.json").read_text()) == report
-    done = launch(cwd, *options[:4], "--evaluate", *SMALL, f"init.checkpoint={run}")
-    assert done.returncode == 0, done.stderr[-3000:]
+    status, told = run_alone(cwd, "entailment", "--evaluate", *SMALL, f"init.checkpoint={run}")
+    assert status == 0, told[-3000:]
     measured = json.loads((cwd / "runs/entailment/config-evaluate/evaluation.json").read_text())
     assert values(measured) == values(report)
     assert values(report)["test"]["sentences"] == 150

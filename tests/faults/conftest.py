@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,16 +17,11 @@ import pytest
 
 from demo.scenes.build import build
 from tests.conftest import tiny_run
-from tests.distributed.test_two_ranks import free_port
-from tests.faults.rank import run_rank
+from tests.ranks import CONTEXT, free_port, run_rank
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 18
 OF_TIME = ("samples_per_s", "images_per_s", "tokens_per_s", "tflops_per_s", "utilisation", "data_wait", "elapsed_s")
-
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.faults.rank"])
 
 
 class Job:
@@ -96,6 +90,11 @@ class Job:
             process.join(timeout)
             assert process.exitcode is not None, f"a rank does not end\n{self.errors[-3000:]}"
         return next((process.exitcode for process in self.forked if process.exitcode), 0)
+
+    def statuses(self) -> list[int]:
+        """Exit statuses of forked ranks."""
+        self.wait()
+        return [process.exitcode for process in self.forked]
 
     @staticmethod
     def _status(process: Any) -> int | None:

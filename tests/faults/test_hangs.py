@@ -10,12 +10,12 @@ from tests.faults.conftest import Job, children, pause
 
 def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides, equals_whole):
     quick = ["train.stall_s=2", "train.step_timeout_min=0.05", "train.start_timeout_min=1", "train.grace_s=1"]
-    with Job(tmp_path / "run", *overrides, *quick, launcher=True) as job:
+    with Job(tmp_path / "run", *overrides, *quick) as job:
         job.until_step(13)  # the time-out of steps holds after the first ones
         second = job.ranks()[1]
         pause(second)
         job.until(lambda: "has waited in vain" in job.errors)
-        os.kill(second, signal.SIGCONT)  # the launcher would wait for half a minute before it kills it
+        os.kill(second, signal.SIGCONT)
         assert job.wait() != 0
     assert "rank 0 has finished no step for 2 s (train.stall_s): it is in step 1" in job.errors
     assert f"its stacks are in {job.output}/log.txt; rank 1 gives no sign of life, last in step 1" in job.errors

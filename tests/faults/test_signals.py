@@ -93,13 +93,14 @@ def test_a_signal_during_set_up_ends_the_run_before_its_first_step(tmp_path, ove
 
 @pytest.mark.parametrize("rank", [1])
 def test_a_rank_that_the_system_kills_is_named(tmp_path, overrides, equals_whole, rank):
+    """And the run may go on with another number of workers."""
     with Job(tmp_path / "run", *overrides, launcher=True) as job:
         job.until(lambda: (job.output / "checkpoints/step-00000006").exists())
         os.kill(job.ranks()[rank], signal.SIGKILL)
         assert job.wait() == 137
     assert f"error: rank {rank} was ended by SIGKILL (where memory is full, the system kills" in job.errors
     assert "Traceback" not in job.errors
-    equals_whole(job.output)
+    equals_whole(job.output, "data.workers=0")
 
 
 def test_a_killed_launcher_takes_its_ranks_with_it_and_the_folder_is_free(tmp_path, overrides, equals_whole):

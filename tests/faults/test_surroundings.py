@@ -14,6 +14,7 @@ import pytest
 
 from demo.scenes.build import build
 from tests.conftest import tiny_run
+from tests.ranks import run_alone
 
 ROOT = Path(__file__).parent.parent.parent
 HOMELESS = """
@@ -35,7 +36,8 @@ def without_rights() -> None:
 
 def run(*arguments: str, command: tuple[str, ...] = ("-m", "tasks.run"), **environment: str | None):
     """``python -m tasks.run pretrain`` with more arguments; None takes a variable away."""
-    variables = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    variables = {name: value for name, value in given.items() if value is not None}
     return subprocess.run(
         [sys.executable, *command, "pretrain", *arguments],
         capture_output=True,
@@ -79,8 +81,17 @@ def closed(tmp_path):
 def told(*arguments: str, **environment: str | None) -> str:
     """The one line that a run ends with at its start."""
     done = run(*arguments, **environment)
-    assert done.returncode == 2, done.stderr[-3000:]
-    (line,) = done.stderr.splitlines()
+    return the_line(done.returncode, done.stderr)
+
+
+def told_with_rights(*arguments: str) -> str:
+    """The same in a forked process, which keeps its rights."""
+    return the_line(*run_alone(ROOT, "pretrain", *arguments))
+
+
+def the_line(status: int, errors: str) -> str:
+    assert status == 2, errors[-3000:]
+    (line,) = errors.splitlines()
     assert line.startswith("error: ")
     return line
 
@@ -98,11 +109,11 @@ def test_a_home_that_cannot_be_written_is_one_warning(tmp_path, closed, override
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path, closed, overrides):
     (tmp_path / "file").write_text("")
-    for output, reason in (
-        (closed, "Permission denied"),
-        (tmp_path / "file", "File exists"),
+    for tells, output, reason in (
+        (told, closed, "Permission denied"),
+        (told_with_rights, tmp_path / "file", "File exists"),
     ):
-        assert f"cannot be written: {reason}; give another folder" in told("--output", str(output), *overrides)
+        assert f"cannot be written: {reason}; give another folder" in tells("--output", str(output), *overrides)
 
 
 def test_a_run_that_cannot_be_written_is_not_evaluated_into(tmp_path, trained, overrides):
@@ -116,7 +127,7 @@ def test_a_run_that_cannot_be_written_is_not_evaluated_into(tmp_path, trained, o
 
 def test_a_file_in_the_place_of_a_folder_is_told_before_training(tmp_path, overrides):
     (tmp_path / "checkpoints").write_text("")
-    line = told("--output", str(tmp_path), *overrides)
+    line = told_with_rights("--output", str(tmp_path), *overrides)
     assert line.endswith(f"{tmp_path}/checkpoints cannot be written: Not a directory; give another folder")
 
 
@@ -124,7 +135,7 @@ def test_a_resumed_run_whose_config_is_hostile_is_one_line(tmp_path, trained, ov
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     (folder / "config.yaml").write_text("seed: 0\na: &a [*a]\n")
-    line = told("--output", str(folder), "--resume", *overrides)
+    line = told_with_rights("--output", str(folder), "--resume", *overrides)
     assert line == f"error: {folder}/config.yaml:2: &a contains itself by *a; write the value out"
 
 
@@ -133,4 +144,4 @@ def test_paths_that_may_not_be_looked_at_are_one_line(tmp_path, closed, override
     denied, output = "Permission denied; check the path and its permissions", ("--output", str(tmp_path / "run"))
     assert denied in told(*output, *overrides, f"init.checkpoint={closed}/x.pth")
     assert denied in told(*output, *overrides, "--config", f"{closed}/x.yaml")
-    assert "File name too long; check the path" in told(*output, *overrides, "--config", "x" * 300)
+    assert "File name too long; check the path" in told_with_rights(*output, *overrides, "--config", "x" * 300)

@@ -1,6 +1,7 @@
 """Every shipped config binds, and builds on the meta device with the published sizes."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,16 +25,27 @@ def task_of(path: Path) -> str:
     return path.stem.split("_")[0] if path.parent.name in ("demo", "own") else path.parent.name
 
 
+@cache
 def load(path: Path, *overrides: str) -> Config:
     return load_config(path, overrides, kind_of(path, [])[0])
 
 
+TOTALS: dict[tuple[object, ...], int] = {}
+"""Numbers of parameters by what a model is built from."""
+
+
 def total(path: Path, *overrides: str) -> int:
+    """The number of parameters of a config's model; equal models are built once."""
     config = load(path, *overrides)
-    arch = config.model.text.arch
-    with torch.device("meta"):
-        model = kind_of(path, [])[1].build_model(config, arch.vocab_size or 200)
-    return sum(parameter.numel() for parameter in model.parameters())
+    streams = config.data.streams() if hasattr(config.data, "streams") else {}
+    weights = tuple((name, stream.weight) for name, stream in streams.items())
+    objective = getattr(config.train, "objective", None)
+    built_from = (type(config), config.model_dump_json(include={"model", "loss"}), weights, objective)
+    if built_from not in TOTALS:
+        with torch.device("meta"):
+            model = kind_of(path, [])[1].build_model(config, config.model.text.arch.vocab_size or 200)
+        TOTALS[built_from] = sum(parameter.numel() for parameter in model.parameters())
+    return TOTALS[built_from]
 
 
 def test_every_task_has_configs_and_a_demo():

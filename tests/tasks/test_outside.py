@@ -1,4 +1,7 @@
-"""A task in a folder outside the checkout, run from the command line: it trains, resumes and is evaluated."""
+"""A task in a folder outside the checkout, run from the command line: it trains, resumes and is evaluated.
+
+The launcher starts the first run and the one on two ranks.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.ranks import run_alone
 
 ROOT = Path(__file__).parent.parent.parent
 TASK = '''"""Visual reasoning under another name."""
@@ -91,8 +96,8 @@ def test_a_folder_trains_resumes_and_is_evaluated(folder, overrides):
         file.unlink()
     last.parent.rmdir()
     (run / "evaluation.json").unlink()
-    done = launch(cwd, "--config", "counting/config.yaml", "--cpu", "1", "--resume", *options)
-    assert done.returncode == 0, done.stderr[-3000:]
+    status, told = run_alone(cwd, "counting", "--config", "counting/config.yaml", "--resume", *options)
+    assert status == 0, told[-3000:]
     assert last.read_bytes() == weights
     assert (run / "evaluation.json").read_text() == expected
 
@@ -107,25 +112,17 @@ def test_a_folder_trains_resumes_and_is_evaluated(folder, overrides):
 
 
 def test_a_mistake_is_one_line_but_what_the_task_raises_has_a_traceback(folder):
-    done = launch(folder, "--task", ".", "--config", str(ROOT / "configs/demo/vqa.yaml"), "--cpu", "1")
-    assert done.returncode == 2
-    assert done.stderr == f"error: {ROOT}/configs/demo/vqa.yaml: this is a config of task vqa; give vqa instead of .\n"
+    status, told = run_alone(folder, ".", "--config", str(ROOT / "configs/demo/vqa.yaml"))
+    assert status == 2
+    assert told == f"error: {ROOT}/configs/demo/vqa.yaml: this is a config of task vqa; give vqa instead of .\n"
     (folder / "batches.py").write_text("import nothing_of_this_name")
-    done = launch(folder, "--task", ".", "--cpu", "1")
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert "nothing_of_this_name" in done.stderr
+    status, told = run_alone(folder, ".")
+    assert status == 1
+    assert "Traceback" in told
+    assert "nothing_of_this_name" in told
 
 
 def test_one_process_needs_no_launcher(folder, overrides, tmp_path):
-    command = [sys.executable, "-m", "tasks.run", str(folder), "--output", str(tmp_path / "run")]
-    done = subprocess.run(
-        [*command, *overrides("nlvr"), "train.steps=2"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    status, told = run_alone(ROOT, str(folder), "--output", str(tmp_path / "run"), *overrides("nlvr"), "train.steps=2")
+    assert status == 0, told[-3000:]
     assert (tmp_path / "run" / "evaluation.json").is_file()

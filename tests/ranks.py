@@ -1,0 +1,90 @@
+"""Ranks of a job, in processes that are forked from one that has imported everything: they start at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # imported once for all ranks, as the rest
+import torch.multiprocessing as mp
+from torch.utils import tensorboard  # noqa: F401
+from transformers import AutoTokenizer, BertTokenizer  # noqa: F401
+
+from engine import trainer  # noqa: F401
+from tasks import captioning, grounding, nlvr, pretrain, pretrain_evaluation, retrieval, vqa  # noqa: F401
+from tasks.drawing import sheet  # noqa: F401
+from tasks.run import main
+from utils import distributed
+
+START = "forkserver"
+CONTEXT = multiprocessing.get_context(START)
+CONTEXT.set_forkserver_preload([__name__])
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def become_rank(rank: int, ranks: int, port: int) -> None:
+    """Set the environment as torchrun does."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    multiprocessing.set_start_method("fork", force=True)  # as in a run; this process is of another context
+    torch.set_num_threads(1)
+
+
+def run_rank(rank: int, ranks: int, port: int, errors: str, arguments: list[str], file_bytes: int | None) -> None:
+    """Run ``python -m tasks.run`` with ``arguments`` as one of ``ranks`` processes; see :class:`tests.faults.conftest.Job`."""
+    with open(errors, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    if file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    become_rank(rank, ranks, port)
+    sys.exit(main(arguments))
+
+
+def run_alone(cwd: Path, *arguments: str) -> tuple[int, str]:
+    """Run ``python -m tasks.run`` in a folder; returns the exit status and what it wrote to stderr."""
+    with tempfile.TemporaryDirectory() as folder:
+        errors = Path(folder) / "stderr.txt"
+        process = CONTEXT.Process(target=_alone, args=(cwd, str(errors), list(arguments)))
+        process.start()
+        process.join(300)
+        assert process.exitcode is not None, "does not end"
+        return process.exitcode, errors.read_text(encoding="utf-8")
+
+
+def _alone(cwd: Path, errors: str, arguments: list[str]) -> None:
+    os.chdir(cwd)
+    run_rank(0, 1, 0, errors, arguments, None)
+
+
+def on_two_ranks(job: Any, folder: Path) -> list[Any]:
+    """What a picklable job returns on each of two ranks of gloo. ``folder``: is left with files."""
+    on_each_of_two(_saved, job, folder)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def on_each_of_two(function: Any, *arguments: Any) -> None:
+    """Call a function with its rank and arguments on two ranks that have not joined yet; an error of one is raised here."""
+    mp.start_processes(_called, (free_port(), function, arguments), nprocs=2, start_method=START)
+
+
+def _called(rank: int, port: int, function: Any, arguments: tuple[Any, ...]) -> None:
+    become_rank(rank, 2, port)
+    function(rank, *arguments)
+
+
+def _saved(rank: int, job: Any, folder: Path) -> None:
+    with distributed.process_group():
+        torch.save(job(), folder / f"{rank}.pt")
