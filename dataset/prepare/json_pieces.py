@@ -126,6 +126,9 @@ class _Text:
 
     def next_sign(self) -> str:
         """As :meth:`peek_sign`, and go past it."""
+        if self._at < len(self._buffer) and (sign := self._buffer[self._at]) not in _SPACE:  # as nearly always
+            self._at += 1
+            return sign
         sign = self.peek_sign()
         self._at += len(sign)
         return sign

@@ -130,6 +130,8 @@ def _read_images(file: RawFile, split: str, images: dict[int, _Image]) -> None:
     before = len(images)
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
+            if piece.section == "annotations" and len(images) > before:
+                break  # the images are through, and the rest is long
             if piece.section != "images":
                 continue
             value, place = piece.value, f"{file}: images[{piece.key}]"
@@ -153,39 +155,46 @@ def _read_captions(file: RawFile, images: Mapping[int, _Image], counts: Counts) 
 
 
 def _read_objects(file: RawFile, images: Mapping[int, _Image], counts: Counts) -> None:
-    names = _categories(file)
-    for place, value in _annotations(file, counts):
+    """Add the objects of a file to their images. Categories stand at its end: names are looked up when it is through."""
+    found: list[tuple[_Image, str, Any, Any]] = []
+    categories: list[Any] = []
+    for place, value in _annotations(file, counts, categories):
         counts.read["objects"] += 1
         if (image := _image_of(value, images, counts, place)) is None:
             continue
-        category = value.get("category_id")
         if value.get("iscrowd"):
             counts.leave_out("crowd", place)
-        elif not isinstance(category, int) or category not in names:
+        else:
+            found.append((image, place, value.get("category_id"), value.get("bbox")))
+    names = _names(categories, file)
+    for image, place, category, box in found:
+        if not isinstance(category, int) or category not in names:
             counts.leave_out("unknown category", place, repr(category)[:40])
         else:
-            image.objects.append((place, names[category], value.get("bbox")))
+            image.objects.append((place, names[category], box))
 
 
-def _categories(file: RawFile) -> dict[int, str]:
-    with file.open() as stream:
-        found = [piece.value for piece in json_pieces(stream, str(file)) if piece.section == "categories"]
-    if not found:
+def _names(categories: list[Any], file: RawFile) -> dict[int, str]:
+    if not categories:
         raise UserError(f"{file} has no list 'categories'; is it COCO's file of instances?")
     try:
-        return {value["id"]: value["name"] for value in found}
+        return {value["id"]: value["name"] for value in categories}
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: categories are not as in COCO's file ({type(error).__name__}: {error})") from None
 
 
-def _annotations(file: RawFile, counts: Counts) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of the list ``annotations`` with their places."""
-    there = False
+def _annotations(
+    file: RawFile, counts: Counts, categories: list[Any] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of the list ``annotations`` with their places; those of the list ``categories`` are put into that list."""
+    there, name = False, str(file)
     with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
+        for piece in json_pieces(stream, name):
+            if piece.section == "categories" and categories is not None:
+                categories.append(piece.value)
             if piece.section != "annotations":
                 continue
-            there, place = True, f"{file}: annotations[{piece.key}]"
+            there, place = True, f"{name}: annotations[{piece.key}]"
             if isinstance(piece.value, dict):
                 yield place, piece.value
             else:
