@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from benchmarks import (
     data,
     gpu,
     host_overhead,
+    prepare,
     pretrain_step,
     rerank,
     step_config,
@@ -51,6 +53,24 @@ def test_captioning_runs_and_ends_with_its_ratio(capsys):
 def test_the_wait_for_a_checkpoint_is_printed(capsys):
     checkpoint_stall.main(["--small", "--rounds", "1"])
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
+
+
+def test_rows_that_are_prepared_are_counted_by_set_and_the_ratio_is_printed(monkeypatch, capsys):
+    def in_this_process(name, raw, workers):
+        seconds: list[float] = []
+        prepare._prepare(name, raw, workers, SimpleNamespace(send=seconds.append))
+        return seconds[0]
+
+    monkeypatch.setattr(prepare, "_seconds", in_this_process)
+    prepare.main(["--small"])
+    *sets, memory, ratio = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in sets] == [
+        ["visual_genome:", "13,500", "rows:"],
+        ["coco:", "1,700", "rows:"],
+        ["cc3m:", "1,000", "rows:"],
+    ]
+    assert re.fullmatch(r"peak memory of a process: \d\.\d\d GiB", memory)
+    assert re.fullmatch(r"ratio: \d+\.\d\d", ratio)
 
 
 def test_the_memory_of_reading_videos_is_printed(capsys):
