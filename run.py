@@ -34,6 +34,9 @@ COMMANDS = {
     "reproduce": Command(
         "tools.reproduce.command", "run cells of the paper's tables; numbers beside the published ones"
     ),
+    "checkpoint": Command(
+        "tools.checkpoint.command", "what a weight file is, its published or our form, and how two files differ"
+    ),
     "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes"),
     "tokenizer": Command("tools.tokenizer", "learn a tokenizer from the texts of your records"),
 }

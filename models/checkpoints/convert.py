@@ -71,20 +71,21 @@ def was_published(path: str | Path) -> bool:
     return Path(path).suffix == ".safetensors" and PUBLISHED in read_about(expanded(path))
 
 
-def to_ours(state: Mapping[str, Tensor], *, own_words: bool = False) -> tuple[dict[str, Tensor], Form]:
+def to_ours(state: Mapping[str, Tensor], *, shared_words: bool | None = None) -> tuple[dict[str, Tensor], Form]:
     """Tensors under the published names, under ours: without copies and buffers that :func:`to_published` makes again.
 
     Tensors without a place in our models keep their names, and so do buffers that are computed otherwise.
 
     Args:
         state: tensors of a published file.
-        own_words: keep the words of an answer decoder also where they are equal to the text encoder's.
+        shared_words: the answer decoder has the text encoder's words, and they are left out where they are equal; None: with
+            XLM-R, as the authors' code.
 
     Raises:
         UserError: if two copies of a tied tensor differ, or two names become one.
     """
     layout = Layout.of_published(state)
-    left_out = _copies_of(state, layout, own_words)
+    left_out = _copies_of(state, layout.fused_apart if shared_words is None else shared_words)
     computed = computed_buffers(_without(state, left_out))
     rename, ours = published_to_ours(layout.text_layers), {}
     for name, tensor in state.items():
@@ -124,14 +125,14 @@ def _is_ours(name: str) -> bool:
     return name.startswith(("vision.", "text.", "fusion.", "contrastive.", "decoder.", "word_head."))
 
 
-def _copies_of(state: Mapping[str, Tensor], layout: Layout, own_words: bool) -> list[str]:
+def _copies_of(state: Mapping[str, Tensor], shared_words: bool) -> list[str]:
     """The tensors of a published file that are copies of others in it.
 
     Raises:
         UserError: if one is not equal to its original, though the models tie them.
     """
     copies = []
-    shared = SHARED_WORDS if layout.fused_apart and not own_words else {}
+    shared = SHARED_WORDS if shared_words else {}
     for copy, original in {**shared, **TIED}.items():
         if copy not in state or original not in state:
             continue

@@ -119,7 +119,7 @@ def test_what_has_no_place_or_another_value_is_kept():
 def test_words_of_a_decoder_of_its_own_are_kept_on_request_and_when_they_differ():
     state, words = tiny_state("plus_vqa_base"), "decoder.embeddings.word_embeddings.weight"
     assert words not in to_ours(state)[0]
-    ours, form = to_ours(state, own_words=True)
+    ours, form = to_ours(state, shared_words=False)
     assert words in ours
     assert_same(to_published(ours, form)[0], state)
     own = torch.randn(50, 6)
