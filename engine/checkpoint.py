@@ -219,7 +219,7 @@ def find_weights(path: Path) -> Path:
         faults.append(fault)
         _warn_once(f"passed over for its weights: {fault}")
     raise UserError(
-        f"init.checkpoint: no checkpoint in {path / CHECKPOINTS} has whole weights: {'; '.join(faults)}; bring one back "
+        f"no checkpoint in {path / CHECKPOINTS} has whole weights: {'; '.join(faults)}; bring one back "
         "from a copy, or give another run or file"
     )
 

@@ -36,6 +36,13 @@ SIZES = {(768, 12): "base", (1024, 24): "large"}
 """Width and layers of a vision encoder, or of BERT."""
 THEIR_OWN = "their own"
 TABLE = re.compile(r"vision\.backbone\.(?:.*\.)?relative_position_bias_table")
+OLDER = {
+    "a Swin transformer": re.compile(r"vision_encoder\.layers\.\d+\.blocks\."),
+    "CLIP's vision transformer": re.compile(r"vision_encoder\.encoder\.layers\.\d+\."),
+    "a vision transformer without relative positions": re.compile(r"vision_encoder\.blocks\.\d+\."),
+}
+"""Vision encoders of X-VLM and CCLM, whose other names are those of X²-VLM; the first pattern that fits."""
+XLM_R_WORDS = 250002
 SWIN_MASK = "vision_encoder.layers.0.blocks.1.attn_mask"
 """A buffer of a Swin transformer: (windows, patches of a window, the same again)."""
 
@@ -114,7 +121,7 @@ def in_our_names(names: Collection[str]) -> dict[str, str]:
         layout = Layout.of_published(names)
         rename = published_to_ours(layout.text_layers)
         copies = {**TIED, **(SHARED_WORDS if layout.fused_apart else {})}
-        kept = [name for name in names if not is_buffer(name) and copies.get(name) not in names]
+        kept = [name for name in names if not is_buffer(name) and copies.get(name) not in names and not _is_mask(name)]
         return {rename(name) or name: name for name in kept}
     if any(name.startswith("vision.backbone.") for name in names):
         return {name: name for name in names if not is_buffer(name)}
@@ -128,11 +135,11 @@ def _kind_of(shapes: Shapes, ours: Shapes) -> tuple[str | None, str]:
     """Kind and whose names the file has."""
     if is_published(shapes):
         apart = any(name.startswith(FUSED_APART) for name in shapes)
-        if any(name.startswith("vision_encoder.blocks.") for name in shapes):
-            return "X²-VLM with XLM-R (CCLM)" if apart else "X²-VLM", "published"
-        if _is_swin(shapes):
-            return "CCLM with a Swin transformer" if apart else "X-VLM", "published"
-        return None, "published"
+        multilingual = apart or ours.get(WORDS, ())[:1] == (XLM_R_WORDS,)
+        if any(TABLE.fullmatch(name) for name in ours) and not _is_swin(shapes):
+            return "X²-VLM with XLM-R (CCLM)" if multilingual else "X²-VLM", "published"
+        older = next((vision for vision, is_of in OLDER.items() if any(map(is_of.match, shapes))), None)
+        return (f"{'CCLM' if multilingual else 'X-VLM'} with {older}" if older else None), "published"
     if any(name.startswith("vision.backbone.") for name in shapes):
         return "ours", "ours"
     if _is_vit(shapes):
@@ -145,12 +152,17 @@ def _kind_of(shapes: Shapes, ours: Shapes) -> tuple[str | None, str]:
     return None, THEIR_OWN
 
 
+def _is_mask(name: str) -> bool:
+    """Whether a tensor of a Swin transformer is a mask, no parameter."""
+    return name.endswith(".attn_mask")
+
+
 def _is_vit(names: Collection[str]) -> bool:
     return "blocks.0.attn.qkv.weight" in names and "patch_embed.proj.weight" in names
 
 
 def _is_swin(names: Collection[str]) -> bool:
-    return any(re.match(r"vision_encoder\.layers\.\d+\.blocks\.", name) for name in names)
+    return any(map(OLDER["a Swin transformer"].match, names))
 
 
 def _task_of(ours: Mapping[str, tuple[int, ...]]) -> str:

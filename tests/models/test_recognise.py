@@ -122,12 +122,19 @@ def swin(names: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     }
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"), [("pretrain_base", "X-VLM"), ("pretrain_cclm_base", "CCLM with a Swin transformer")]
-)
-def test_a_swin_transformer_marks_the_older_models(kind, expected):
-    found = recognise(swin(shapes(kind)))
-    assert (found.kind, found.task, found.image_size, found.vision) == (expected, "pretrain", 224, None)
+@pytest.mark.parametrize(("words", "expected"), [(30522, "X-VLM"), (250002, "CCLM")])
+def test_older_models_are_told_by_their_vision_encoder_and_words(words, expected):
+    """The names are those of the released code of X-VLM and CCLM: both have one stack of text and fusion layers."""
+    names = shapes("pretrain_base") | {"text_encoder.bert.embeddings.word_embeddings.weight": (words, 768)}
+    found = recognise(swin(names))
+    assert (found.kind, found.task, found.image_size) == (f"{expected} with a Swin transformer", "pretrain", 224)
+    assert (found.vision, found.text, found.fusion) == (None, Stack(768, 12), Stack(768, 6))
+    kept = {name: shape for name, shape in names.items() if not name.startswith("vision_encoder.")}
+    clip = recognise(kept | {"vision_encoder.encoder.layers.0.mlp.fc1.bias": (3072,)})
+    assert clip.kind == f"{expected} with CLIP's vision transformer"
+    deit = recognise({name: shape for name, shape in names.items() if "relative_position" not in name})
+    assert deit.kind == f"{expected} with a vision transformer without relative positions"
+    assert recognise(kept | {"vision_encoder.other": (1,)}).kind is None
 
 
 @pytest.mark.parametrize(

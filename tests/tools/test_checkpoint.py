@@ -151,13 +151,35 @@ def test_what_cannot_be_converted_is_told_with_the_way_out(published, tmp_path, 
     assert sorted(path.name for path in tmp_path.glob("o.*")) == []
 
 
+CONFIG = """base: {base}
+model:
+  embed_dim: 16
+  vision: {{image_size: 48, patch_size: 8, width: 24, depth: 3, heads: 4, layer_scale: 0.1, positions: backbone}}
+  text: {{arch: {{family: bert, width: 24, layers: {layers}, heads: 4, intermediate: 48, max_positions: 48}}}}
+  fusion: {{layers: 2}}
+"""
+
+
 def test_convert_compares_with_a_config(published, tmp_path, capsys):
-    config = ROOT / "configs/retrieval/coco_base_4m.yaml"
-    assert (
-        "more in its vision encoder"
-        in told(capsys, "convert", published, "--out", tmp_path / "o.safetensors", "--config", config)
-        or not (tmp_path / "o.safetensors").exists()
+    config, out = tmp_path / "config.yaml", tmp_path / "o.safetensors"
+    config.write_text(CONFIG.format(base=ROOT / "configs/demo/retrieval.yaml", layers=1))
+    assert "has 4 text and fusion layers, the model 1 + 2" in told(
+        capsys, "convert", published, "--out", out, "--config", config
     )
+    config.write_text(CONFIG.format(base=ROOT / "configs/demo/retrieval.yaml", layers=2))
+    assert run(capsys, "convert", published, "--out", out, "--config", config)[0] == 0
+    config.write_text(CONFIG.format(base=ROOT / "configs/demo/nlvr.yaml", layers=2).replace("  embed_dim: 16\n", ""))
+    assert "lacks 6 parameters of the model of" in told(
+        capsys, "convert", out, "--out", tmp_path / "o.th", "--config", config
+    )
+    assert not (tmp_path / "o.th").exists()
+
+
+def test_older_models_have_one_form(tmp_path, capsys):
+    state = {name: torch.zeros(4, 4) for name in swin(shapes("nlvr_base"))}
+    torch.save({"model": state}, tmp_path / "xvlm.th")
+    said = told(capsys, "convert", tmp_path / "xvlm.th", "--out", tmp_path / "o.safetensors")
+    assert "is X-VLM with a Swin transformer, and only models of X²-VLM have two forms; give a file of one" in said
 
 
 def test_inspect_says_kind_sizes_resolution_words_and_what_lies_beside(published, capsys):

@@ -88,7 +88,7 @@ def _sizes(found: Recognised) -> list[tuple[str, str]]:
 
 def _stack(stack: Stack) -> str:
     heads = f", {stack.heads} heads" if stack.heads else ""
-    return f"{stack.layers} layers of width {stack.width}{heads}"
+    return f"{stack.layers} layer{'s' if stack.layers != 1 else ''} of width {stack.width}{heads}"
 
 
 def _numbers(found: Recognised, outline: Outline) -> str:
