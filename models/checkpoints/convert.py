@@ -31,8 +31,8 @@ PUBLISHED = "published"
 """Entry of the header of a converted file: a :class:`Form` as plain values."""
 BIAS_TABLE = re.compile(r"(vision_encoder\.(?:.*\.)?)relative_position_bias_table")
 POSITIONS = re.compile(r"(.*\.embeddings\.)position_embeddings\.weight")
-WIDEST_GRID = 64
-"""Largest patch grid whose index is computed: it has as many entries as the fourth power of the grid's side."""
+MOST_INDEX_BYTES = 4 << 30
+"""Bytes that the indices of all tables may take: each grows with the fourth power of its grid's side."""
 
 
 @dataclass(frozen=True)
@@ -153,14 +153,23 @@ def is_buffer(name: str) -> bool:
 
 
 def computed_buffers(published: Mapping[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
-    """The buffers that the authors' code saves beside these tensors, as functions that compute them."""
+    """The buffers that the authors' code saves beside these tensors, as functions that compute them.
+
+    Raises:
+        UserError: if they would take more memory than those of any real model.
+    """
     buffers: dict[str, Callable[[], Tensor]] = {}
+    index_bytes = 0
     for name, tensor in published.items():
         if (match := BIAS_TABLE.fullmatch(name)) and tensor.dim() == 2 and (side := grid_side(tensor.shape[0])):
-            if side <= WIDEST_GRID:
-                buffers[f"{match[1]}relative_position_index"] = functools.partial(_grid_index, side)
+            index_bytes += 8 * (side * side + 1) ** 2
+            buffers[f"{match[1]}relative_position_index"] = functools.partial(_grid_index, side)
         elif (match := POSITIONS.fullmatch(name)) and tensor.dim() == 2:
             buffers[f"{match[1]}position_ids"] = functools.partial(_position_ids, tensor.shape[0])
+    if index_bytes > MOST_INDEX_BYTES:
+        raise UserError(
+            f"the indices of its position biases would take {index_bytes:,} bytes, as those of no real model; take another file"
+        )
     return buffers
 
 

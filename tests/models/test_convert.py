@@ -173,3 +173,19 @@ def test_a_converted_file_loads_as_the_published_one_does(tmp_path):
     published, converted = load_weights(first, path), load_weights(second, tmp_path / "ours.safetensors")
     assert_same(second.state_dict(), first.state_dict())
     assert (converted.unused, converted.fresh, converted.published) == (published.unused, published.fresh, True)
+
+
+def test_two_layouts_in_one_file_are_told():
+    state = tiny_state("retrieval_base")
+    words = "text_encoder.{}embeddings.word_embeddings.weight"
+    state[words.format("bert.")] = state[words.format("")]
+    with pytest.raises(UserError, match="the file mixes two layouts, take the original"):
+        to_ours(state)
+
+
+def test_small_tables_of_wide_grids_do_not_fill_the_memory():
+    state = {
+        f"vision_encoder.blocks.{block}.relative_position_bias_table": torch.ones(255**2 + 3, 1) for block in range(3)
+    }
+    with pytest.raises(UserError, match="would take 6,443,237,400 bytes"):
+        to_ours(state)

@@ -108,6 +108,15 @@ def test_a_published_file_comes_back_bit_for_bit(published, tmp_path, capsys):
     assert all(same_bits(back[name], state[name]) for name in state)
 
 
+def test_a_tensor_under_two_names_that_no_model_ties_is_kept_twice(published, tmp_path, capsys):
+    state = torch.load(published, weights_only=False)["model"]
+    torch.save({"model": state | {"ema.weight": state["itm_head.0.weight"]}}, published)
+    out = tmp_path / "ours.safetensors"
+    assert run(capsys, "convert", published, "--out", out)[0] == 0
+    assert run(capsys, "compare", published, out)[0] == 0
+    assert same_bits(read_weights(out)["ema.weight"], state["itm_head.0.weight"])
+
+
 def test_bfloat16_and_a_wrapped_model_are_kept_as_they_are(tmp_path, capsys):
     state = {name: tensor.bfloat16() for name, tensor in weights(model_of("nlvr")).items()}
     save_file({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "a.safetensors")

@@ -110,7 +110,18 @@ def _to_ours(file: Path, tensors: Mapping[str, Tensor], shared_words: bool | Non
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     _require_equal(file, to_published(ours, form)[0], tensors)
-    return ours, form
+    return _apart(ours), form
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor in memory of its own, as safetensors asks: a file may hold one under two names that no model ties."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return apart
 
 
 def _to_published(file: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,13 +129,16 @@ def _to_published(file: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if file.suffix == ".safetensors" and PUBLISHED in (about := read_about(file)):
         layout = Layout.of_ours({name: tuple(tensor.shape) for name, tensor in ours.items()})
         form = Form.of_plain(about[PUBLISHED], layout)
-    published, unnamed = to_published(ours, form)
+    try:
+        published, unnamed = to_published(ours, form)
+        back, _ = to_ours(published, shared_words=OWN_WORDS not in ours)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     if unnamed:
         more = f" and {len(unnamed) - 3} more" if len(unnamed) > 3 else ""
         raise UserError(
             f"{file}: the authors' models have no place for {', '.join(map(shown, unnamed[:3]))}{more}; keep it in our form"
         )
-    back, _ = to_ours(published, shared_words=OWN_WORDS not in ours)
     _require_equal(file, back, ours)
     return published
 
