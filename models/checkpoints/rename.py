@@ -126,9 +126,7 @@ class Layout:
         """Whether a file of this layout can have names that begin with ``published``."""
         if published.startswith(MASKED_WORDS):
             return self.masked_words
-        if published.startswith(NO_MASKED_WORDS):
-            return not self.masked_words
-        return self.fused_apart or not published.startswith(FUSED_APART)
+        return not (self.masked_words and published.startswith(NO_MASKED_WORDS))
 
 
 _OUR_TEXT_LAYER = re.compile(r"text\.encoder\.layer\.(\d+)\.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from tests.models.golden import GOLDEN
 from tests.models.published import published_state
 from tests.models.test_golden_mappings import fine_tuned, multilingual_model, pretrain_config
 from tests.models.test_recognise import bert, shapes, swin
-from tools.checkpoint.compare import largest_differences
 from tools.checkpoint.starts import candidates, starts
 from utils.weight_file import save_weights
 
@@ -283,48 +281,6 @@ def test_a_header_of_another_program_is_no_error(tmp_path, capsys):
         assert status in (0, 1) and err == "" and "ours, fine-tuned: nlvr" in out
     said = told(capsys, "convert", tmp_path / "x.safetensors", "--out", tmp_path / "x.th")
     assert "convert the published file again" in said
-
-
-def test_compare_lists_what_differs_the_largest_first(tmp_path, capsys):
-    state = weights(model_of("nlvr"))
-    other = {name: tensor.clone() for name, tensor in state.items()}
-    other["text.embeddings.LayerNorm.bias"][0] += 1.0
-    other["classifier.0.bias"][0] += 3.0
-    other["classifier.3.bias"] = torch.zeros(5)
-    other["classifier.1.bias"] = other["classifier.1.bias"].double()
-    del other["fusion.layer.0.output.dense.bias"]
-    other["new"] = torch.zeros(1)
-    save_weights(tmp_path / "a.safetensors", state)
-    save_weights(tmp_path / "b.safetensors", other)
-    status, out, _ = run(capsys, "compare", tmp_path / "a.safetensors", tmp_path / "b.safetensors")
-    assert status == 1 and out.endswith("different\n")
-    assert (
-        f"\n{len(state) - 5} tensors are equal bit for bit\n1 only in A:\n  fusion.layer.0.output.dense.bias\n" in out
-    )
-    assert "1 only in B:\n  new\n" in out
-    assert "classifier.3.bias: 2 and 5\n" in out and "classifier.1.bias: float32 and float64\n" in out
-    assert out.index("3          ") < out.index("1          ")
-    status, out, _ = run(capsys, "compare", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--most", 1)
-    assert "  … and 1 more; --all lists them" in out
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "expected"),
-    [
-        ([1.0, 2.0], [1.0, 2.0], (0.0, 0.0)),
-        ([0.0], [-0.0], (0.0, 0.0)),
-        ([1.0, -4.0], [1.5, -2.0], (2.0, 0.5)),
-        ([0.0, 100.0], [1e-3, 101.0], (1.0, 1.0)),
-        ([math.inf, math.nan], [math.inf, math.nan], (0.0, 0.0)),
-        ([math.inf], [1.0], (math.inf, math.inf)),
-        ([math.nan], [1.0], (math.nan, math.nan)),
-        ([], [], (0.0, 0.0)),
-    ],
-)
-def test_differences_are_the_largest_of_all_numbers(first, second, expected):
-    found = largest_differences(torch.tensor(first), torch.tensor(second))
-    assert found == pytest.approx(expected, nan_ok=True)
-    assert largest_differences(torch.tensor(second), torch.tensor(first)) == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_files_configs_are_those_of_its_sizes():
