@@ -120,7 +120,7 @@ class Layout:
         layers = [int(match[1]) for match in map(_OUR_TEXT_LAYER.match, shapes) if match]
         token_types = shapes.get("text.embeddings.token_type_embeddings.weight", (2,))
         tied = "word_head.bias" in shapes and "word_head.decoder.weight" not in shapes
-        return Layout(1 + max(layers, default=-1), tied, token_types[0] == 1)
+        return Layout(1 + max(layers, default=-1), tied, token_types[:1] == (1,))
 
     def has(self, published: str) -> bool:
         """Whether a file of this layout can have names that begin with ``published``."""

@@ -189,3 +189,7 @@ def test_small_tables_of_wide_grids_do_not_fill_the_memory():
     }
     with pytest.raises(UserError, match="would take 6,443,237,400 bytes"):
         to_ours(state)
+
+
+def test_a_table_without_rows_is_no_error():
+    assert not Layout.of_ours({"text.embeddings.token_type_embeddings.weight": ()}).fused_apart
