@@ -35,6 +35,9 @@ COMMANDS = {
         "tools.reproduce.command", "run cells of the paper's tables; numbers beside the published ones"
     ),
     "sweep": Command("tools.sweep", "variants of a config one after another, and one table"),
+    "checkpoint": Command(
+        "tools.checkpoint.command", "what a weight file is, its published or our form, and how two files differ"
+    ),
     "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes"),
     "tokenizer": Command("tools.tokenizer", "learn a tokenizer from the texts of your records"),
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 import os
 import pickle
 import re
@@ -19,6 +21,8 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.files import sync_file
 from utils.weight_file import refuse_inflating, save_weights
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the files of a checkpoint. One of a later version, or without a manifest, is not read."""
@@ -190,7 +194,8 @@ def _digest(file: Path) -> str:
 
 
 def find_weights(path: Path) -> Path:
-    """The weight file at ``path``: the file itself, or the best weights of a run's folder, else those of its newest checkpoint.
+    """The weight file at ``path``: the file itself, or the best weights of a run's folder, else those of its newest checkpoint
+    that is whole, as ``--resume`` takes it.
 
     Raises:
         UserError: if there is none.
@@ -206,7 +211,39 @@ def find_weights(path: Path) -> Path:
     checkpoints = list_checkpoints(path / CHECKPOINTS)
     if not checkpoints:
         raise UserError(f"{path}: holds neither {BEST_FILE}, {MODEL_FILE} nor {CHECKPOINTS}/step-*; give a weight file")
-    return checkpoints[-1].model_file
+    faults: list[str] = []
+    for checkpoint in reversed(checkpoints):
+        fault = _weights_fault(checkpoint)
+        if fault is None:
+            return checkpoint.model_file
+        faults.append(fault)
+        _warn_once(f"passed over for its weights: {fault}")
+    raise UserError(
+        f"no checkpoint in {path / CHECKPOINTS} has whole weights: {'; '.join(faults)}; bring one back "
+        "from a copy, or give another run or file"
+    )
+
+
+def _weights_fault(checkpoint: Checkpoint) -> str | None:
+    """The fault of a checkpoint's weights; None also where an earlier version wrote them without a manifest to compare with."""
+    times = []
+    for file in (checkpoint.folder / MANIFEST, checkpoint.model_file):
+        try:
+            times.append(file.stat().st_mtime_ns)
+        except OSError:
+            times.append(0)
+    return _weights_fault_at(checkpoint.folder, *times) if times[0] or not times[1] else None
+
+
+@functools.lru_cache(maxsize=32)
+def _weights_fault_at(folder: Path, *times: int) -> str | None:
+    """A run asks several times which weights it starts from, and hashing large ones takes seconds."""
+    return fault_of(folder, (MODEL_FILE,))
+
+
+@functools.lru_cache(maxsize=32)
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def run_of(weights: Path) -> Path | None:

@@ -35,7 +35,12 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 def read_about(path: Path) -> dict[str, Any]:
     """The values in the header of a safetensors file; none where another program wrote it."""
     with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {}).get(ABOUT, "{}"))
+        text = (file.metadata() or {}).get(ABOUT, "{}")
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.checkpoints.convert import is_buffer, was_published
 from models.checkpoints.files import read_weights
 from models.checkpoints.rename import (
     DROPPED,
@@ -16,6 +17,7 @@ from models.checkpoints.rename import (
     OF_THE_VOCABULARY,
     SHARED_WORDS,
     TIED,
+    is_published,
     published_to_ours,
 )
 from models.checkpoints.report import LoadReport
@@ -39,9 +41,13 @@ REMEDY = (
 def load_weights(model: XVLM, path: str | Path, *, new_text: bool = False) -> LoadReport:
     """Load our own or a published checkpoint file into ``model``; see :func:`load_published`."""
     state = read_weights(path)
-    if any(name.startswith("vision_encoder.") for name in state):
+    if is_published(state):
         return load_published(model, state, str(path), new_text=new_text)
-    report = LoadReport(str(path))
+    report = LoadReport(str(path), published=was_published(path))
+    parameters = model.state_dict()
+    for name in [name for name in state if is_buffer(name) and name not in parameters]:
+        report.dropped[name] = DROPPED[name.rsplit(".", 1)[-1]]
+        del state[name]
     if new_text:
         state = _without_text(state, report, lambda name: name)
     assign(model, state, report)

@@ -1,9 +1,10 @@
-"""Rename tables: published names -> ours. The one place that knows both."""
+"""Rename tables: published names -> ours, and back. The one place that knows both."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 PREFIXES = {
     "vision_encoder.": "vision.backbone.",
@@ -24,6 +25,11 @@ PREFIXES = {
 NAMES = {"temp": "contrastive.temperature", "absolute_frame_pos_embed": "vision.frame_positions"}
 FUSED_APART = "cross_encoder."
 """Names that only files with the fusion encoder apart from the text encoder have: those with XLM-R."""
+MASKED_WORDS = ("text_encoder.bert.", "text_encoder.cls.")
+"""Names that only files have whose text encoder is transformers' BERT for masked words, with its word head."""
+NO_MASKED_WORDS = ("text_encoder.embeddings.", "mlm_head.")
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.*)")
 
@@ -74,6 +80,93 @@ def published_to_ours(text_layers: int) -> Callable[[str], str | None]:
         return None
 
     return rename
+
+
+def is_published(names: Collection[str]) -> bool:
+    """Whether a file has the published names; one of ours may have a buffer under its published name."""
+    return _any(names, "vision_encoder.") and not _any(names, "vision.backbone.")
+
+
+def _any(names: Collection[str], prefix: str | tuple[str, ...]) -> bool:
+    return any(name.startswith(prefix) for name in names)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Facts of a published file that decide between the several published names of one of our names.
+
+    ``text_layers``: of the text encoder alone. ``masked_words``: see :data:`MASKED_WORDS`. ``fused_apart``: see
+    :data:`FUSED_APART`.
+    """
+
+    text_layers: int
+    masked_words: bool
+    fused_apart: bool
+
+    @staticmethod
+    def of_published(names: Collection[str]) -> Layout:
+        """The layout of a file with these names. In one stack, the fusion begins at the first layer with cross-attention."""
+        layers = [match for match in map(LAYER.fullmatch, names) if match]
+        fused = [int(match[1]) for match in layers if match[2].startswith("crossattention.")]
+        in_all = 1 + max((int(match[1]) for match in layers), default=-1)
+        apart = _any(names, FUSED_APART)
+        masked_words = _any(names, MASKED_WORDS)
+        return Layout(in_all if apart else min(fused, default=in_all), masked_words, apart)
+
+    @staticmethod
+    def of_ours(shapes: Shapes) -> Layout:
+        """The layout in which the authors' code would save a model with these names and shapes of ours: with BERT in one stack,
+        with XLM-R (which has one token type) apart; masked words of a text encoder whose word table is tied to its own."""
+        layers = [int(match[1]) for match in map(_OUR_TEXT_LAYER.match, shapes) if match]
+        token_types = shapes.get("text.embeddings.token_type_embeddings.weight", (2,))
+        tied = "word_head.bias" in shapes and "word_head.decoder.weight" not in shapes
+        return Layout(1 + max(layers, default=-1), tied, token_types[:1] == (1,))
+
+    def has(self, published: str) -> bool:
+        """Whether a file of this layout can have names that begin with ``published``."""
+        if published.startswith(MASKED_WORDS):
+            return self.masked_words
+        return not (self.masked_words and published.startswith(NO_MASKED_WORDS))
+
+
+_OUR_TEXT_LAYER = re.compile(r"text\.encoder\.layer\.(\d+)\.")
+_OUR_LAYER = re.compile(r"(text\.encoder|fusion)\.layer\.(\d+)\.(.*)")
+
+
+def ours_to_published(layout: Layout) -> Callable[[str], str | None]:
+    """The inverse of :func:`published_to_ours`; None for a name that no published file of the layout has."""
+    forward = published_to_ours(layout.text_layers)
+    prefixes = {ours: published for published, ours in PREFIXES.items() if layout.has(published)}
+    names = {ours: published for published, ours in NAMES.items()}
+    stack = f"text_encoder.{'bert.' if layout.masked_words else ''}encoder.layer"
+
+    def rename(name: str) -> str | None:
+        match = _OUR_LAYER.fullmatch(name)
+        if name in names:
+            published = names[name]
+        elif match and (match[1] == "text.encoder" or not layout.fused_apart):
+            layer = int(match[2]) + (layout.text_layers if match[1] == "fusion" else 0)
+            published = f"{stack}.{layer}.{match[3]}"
+        else:
+            # "decoder.embeddings." and "decoder." both fit: the longest is the one that was meant.
+            prefix = max((ours for ours in prefixes if name.startswith(ours)), key=len, default=None)
+            if prefix is None:
+                return None
+            published = prefixes[prefix] + name.removeprefix(prefix)
+        return published if forward(published) == name else None
+
+    return rename
+
+
+def stored_twice(names: Collection[str], layout: Layout) -> dict[str, str]:
+    """The tensors that a published file stores twice beside ``names``: copy -> original."""
+    with_decoder = _any(names, "text_decoder.")
+    copies = {copy: original for copy, original in SHARED_WORDS.items() if with_decoder and copy not in names}
+    for copy, original in TIED.items():
+        head = copy.partition(".decoder.")[0]
+        if layout.has(copy) and f"{head}.bias" in names and copy not in names:
+            copies[copy] = copies.get(original, original)
+    return {copy: original for copy, original in copies.items() if original in names}
 
 
 def bert_to_ours(name: str) -> str | None:

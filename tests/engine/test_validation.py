@@ -241,6 +241,28 @@ def test_a_run_folder_stands_for_its_best_weights_else_for_its_newest_checkpoint
     assert find_weights(newest / "model.safetensors") == newest / "model.safetensors"
 
 
+def test_a_damaged_checkpoint_is_passed_over_for_its_weights_as_when_resuming(tmp_path, caplog):
+    trainer(tmp_path, ToyTask(), steps=4, checkpoint_every=2, keep_checkpoints=2).fit()
+    older, newer = (checkpoint.model_file for checkpoint in list_checkpoints(tmp_path / "checkpoints"))
+    assert find_weights(tmp_path) == newer
+    newer.write_bytes(newer.read_bytes()[:-5])
+    assert find_weights(tmp_path) == find_weights(tmp_path) == older
+    told = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+    assert len(told) == 1 and str(newer) in told[0]
+    changed = bytearray(older.read_bytes())
+    changed[-1] ^= 1
+    older.write_bytes(changed)
+    with pytest.raises(UserError, match=r"has whole weights: .*bytes; .* is damaged.*; bring one back from a copy"):
+        find_weights(tmp_path)
+
+
+def test_weights_without_a_manifest_are_taken(tmp_path):
+    trainer(tmp_path, ToyTask(), steps=2).fit()
+    (newest,) = list_checkpoints(tmp_path / "checkpoints")
+    (newest.folder / "manifest.json").unlink()
+    assert find_weights(tmp_path) == newest.model_file
+
+
 def test_a_path_without_weights_is_told_in_one_line(tmp_path):
     (tmp_path / "checkpoints" / ".step-00000004.tmp").mkdir(parents=True)
     with pytest.raises(UserError) as error:

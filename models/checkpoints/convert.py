@@ -1,0 +1,204 @@
+"""Weights under the published names to ours and back, bit for bit: names change, and computed copies and buffers come and go."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.beit import gen_relative_position_index
+from torch import Tensor
+
+from models.checkpoints.rename import (
+    DROPPED,
+    SHARED_WORDS,
+    TIED,
+    Layout,
+    ours_to_published,
+    published_to_ours,
+    stored_twice,
+)
+from models.checkpoints.tables import CLS_ROWS
+from utils.errors import UserError
+from utils.files import expanded
+from utils.weight_file import read_about
+
+PUBLISHED = "published"
+"""Entry of the header of a converted file: a :class:`Form` as plain values."""
+BIAS_TABLE = re.compile(r"(vision_encoder\.(?:.*\.)?)relative_position_bias_table")
+POSITIONS = re.compile(r"(.*\.embeddings\.)position_embeddings\.weight")
+MOST_INDEX_BYTES = 4 << 30
+"""Bytes that the indices of all tables may take: each grows with the fourth power of its grid's side."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """The facts of a published file that its names of ours do not show: the layout, and the computed tensors that it lacks."""
+
+    layout: Layout
+    absent: tuple[str, ...] = ()
+
+    def as_plain(self) -> dict[str, Any]:
+        """Plain values for a file's header."""
+        return {
+            "masked_words": self.layout.masked_words,
+            "fused_apart": self.layout.fused_apart,
+            "absent": list(self.absent),
+        }
+
+    @staticmethod
+    def of_plain(values: Any, layout: Layout) -> Form:
+        """Read :meth:`as_plain`; ``layout`` says the rest.
+
+        Raises:
+            UserError: if the header holds something else.
+        """
+        try:
+            masked_words, fused_apart, absent = values["masked_words"], values["fused_apart"], values["absent"]
+        except (TypeError, KeyError):
+            masked_words = None
+        if not isinstance(masked_words, bool) or not isinstance(fused_apart, bool) or not isinstance(absent, list):
+            raise UserError(f"the header's {PUBLISHED!r} is {values!r:.80}; convert the published file again")
+        return Form(Layout(layout.text_layers, masked_words, fused_apart), tuple(map(str, absent)))
+
+
+def was_published(path: str | Path) -> bool:
+    """Whether a weight file is one of ours that was converted from the published names."""
+    return Path(path).suffix == ".safetensors" and PUBLISHED in read_about(expanded(path))
+
+
+def to_ours(state: Mapping[str, Tensor], *, shared_words: bool | None = None) -> tuple[dict[str, Tensor], Form]:
+    """Tensors under the published names, under ours: without copies and buffers that :func:`to_published` makes again.
+
+    Tensors without a place in our models keep their names, and so do buffers that are computed otherwise.
+
+    Args:
+        state: tensors of a published file.
+        shared_words: the answer decoder has the text encoder's words, and they are left out where they are equal; None: with
+            XLM-R, as the authors' code.
+
+    Raises:
+        UserError: if two copies of a tied tensor differ, or two names become one.
+    """
+    layout = Layout.of_published(state)
+    left_out = _copies_of(state, layout.fused_apart if shared_words is None else shared_words)
+    computed = computed_buffers(_without(state, left_out))
+    rename, ours = published_to_ours(layout.text_layers), {}
+    for name, tensor in state.items():
+        if name in left_out or (name in computed and same_bits(computed[name](), tensor)):
+            continue
+        kept = None if is_buffer(name) else rename(name)
+        if (target := kept or name) in ours:
+            raise UserError(f"{name} is a second tensor for {target}; the file mixes two layouts, take the original")
+        ours[target] = tensor
+    made = _published(ours, layout)
+    absent = tuple(name for name in made if name not in state)
+    return ours, Form(layout, absent)
+
+
+def to_published(ours: Mapping[str, Tensor], form: Form | None = None) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors under our names as the authors' code saves them, tied ones twice in one storage, and the names that have no
+    published one. ``form``: of the published file that they come from; None: as the authors' code has this model."""
+    layout = Layout.of_ours({name: tuple(tensor.shape) for name, tensor in ours.items()})
+    form = form or Form(layout)
+    published = _published(ours, form.layout)
+    for name in form.absent:
+        published.pop(name, None)
+    rename = ours_to_published(form.layout)
+    return published, [name for name in ours if rename(name) is None and name not in published]
+
+
+def _published(ours: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    rename = ours_to_published(layout)
+    named = {rename(name) or name: tensor for name, tensor in ours.items() if rename(name) or not _is_ours(name)}
+    copies = stored_twice(named, layout)
+    buffers = {name: make for name, make in computed_buffers(named).items() if name not in named}
+    whole = {**named, **{copy: named[original] for copy, original in copies.items()}}
+    return {**whole, **{name: make() for name, make in buffers.items()}}
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(("vision.", "text.", "fusion.", "contrastive.", "decoder.", "word_head."))
+
+
+def _copies_of(state: Mapping[str, Tensor], shared_words: bool) -> list[str]:
+    """The tensors of a published file that are copies of others in it.
+
+    Raises:
+        UserError: if one is not equal to its original, though the models tie them.
+    """
+    copies = []
+    shared = SHARED_WORDS if shared_words else {}
+    for copy, original in {**shared, **TIED}.items():
+        if copy not in state or original not in state:
+            continue
+        if same_bits(state[copy], state[original]):
+            copies.append(copy)
+        elif copy not in shared:
+            raise UserError(f"{copy} differs from {original}, to which all models tie it; take another file")
+    return copies
+
+
+def _without(state: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if name not in names}
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a published name is that of a buffer that our models compute."""
+    return name.rsplit(".", 1)[-1] in DROPPED
+
+
+def computed_buffers(published: Mapping[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
+    """The buffers that the authors' code saves beside these tensors, as functions that compute them.
+
+    Raises:
+        UserError: if they would take more memory than those of any real model.
+    """
+    buffers: dict[str, Callable[[], Tensor]] = {}
+    index_bytes = 0
+    for name, tensor in published.items():
+        if (match := BIAS_TABLE.fullmatch(name)) and tensor.dim() == 2 and (side := grid_side(tensor.shape[0])):
+            index_bytes += 8 * (side * side + 1) ** 2
+            buffers[f"{match[1]}relative_position_index"] = functools.partial(_grid_index, side)
+        elif (match := POSITIONS.fullmatch(name)) and tensor.dim() == 2:
+            buffers[f"{match[1]}position_ids"] = functools.partial(_position_ids, tensor.shape[0])
+    if index_bytes > MOST_INDEX_BYTES:
+        raise UserError(
+            f"the indices of its position biases would take {index_bytes:,} bytes, as those of no real model; take another file"
+        )
+    return buffers
+
+
+def grid_side(rows: int) -> int | None:
+    """Side of the square patch grid to which a table of ``rows`` position biases belongs; None if there is none."""
+    side = next((side for side in (int(max(0, rows - CLS_ROWS) ** 0.5),) if side % 2), 0)
+    return (side + 1) // 2 if side and side * side == rows - CLS_ROWS else None
+
+
+def _grid_index(side: int) -> Tensor:
+    return _index(side).clone()
+
+
+@functools.lru_cache(maxsize=1)
+def _index(side: int) -> Tensor:
+    index: Tensor = gen_relative_position_index((side, side))
+    return index
+
+
+def _position_ids(length: int) -> Tensor:
+    return torch.arange(length).unsqueeze(0)
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors on the CPU have the same dtype, shape and bytes. Equal values need not: 0.0 and -0.0."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    return torch.equal(_bytes(first), _bytes(second))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

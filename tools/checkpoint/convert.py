@@ -1,0 +1,157 @@
+"""``run.py checkpoint convert``: published weights to our safetensors, and ours to the published names, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.checkpoints.convert import PUBLISHED, Form, same_bits, to_ours, to_published
+from models.checkpoints.files import read_weight_file
+from models.checkpoints.loading import OWN_WORDS, load_weights
+from models.checkpoints.recognise import Recognised, recognise
+from models.checkpoints.rename import Layout
+from tasks.kinds import choose
+from tools.checkpoint.outline import shown, weights_at
+from utils.config import load_config
+from utils.errors import UserError
+from utils.files import expanded, replacing
+from utils.weight_file import read_about, save_weights
+
+SUFFIXES = {"ours": (".safetensors",), "published": (".th", ".pth", ".pt", ".bin")}
+STATE = "model"
+"""Key of the weights in published files."""
+
+
+def convert(source: str, out: str, form: str | None, config: str | None, overwrite: bool) -> str:
+    """Write the weights at ``source`` in their other form; returns a line that says what was done.
+
+    Raises:
+        UserError: if they cannot be converted, or ``out`` may not be written.
+    """
+    file, _ = weights_at(source)
+    target = expanded(out)
+    read = read_weight_file(file)
+    found = recognise({name: tuple(tensor.shape) for name, tensor in read.tensors.items()})
+    wanted = _form(file, found, form)
+    _check_target(target, wanted, overwrite)
+    shared_words = _check_config(file, config, found)
+    if wanted == "ours":
+        ours, made = _to_ours(file, read.tensors, shared_words)
+        save_weights(target, ours, {PUBLISHED: made.as_plain()})
+        less = len(read.tensors) - len(ours)
+        note = f"{len(ours)} tensors; {less} copies and buffers are computed on the way back"
+        left = [*read.beside, *([f"the prefix {read.prefix}"] if read.prefix else [])]
+    else:
+        published = _to_published(file, read.tensors)
+        with replacing(target) as temporary, temporary.open("wb") as opened:
+            torch.save({STATE: published}, opened)
+        note = f"{len(published)} tensors in `{STATE}`, {len(published) - len(read.tensors)} of them copies and buffers"
+        left = []
+    kept = f"; left out, being no weights: {', '.join(map(shown, left[:8]))}" if left else ""
+    return f"{file} -> {target} ({'our' if wanted == 'ours' else 'published'} names): {note}{kept}\n"
+
+
+def _form(file: Path, found: Recognised, form: str | None) -> str:
+    """The form to write: the other one than the file's."""
+    if found.kind is None or found.task is None or found.vision is None:
+        what = found.kind or "not recognised"
+        remedy = {"vision": "init.vision reads it as it is", "text": "init.text reads it as it is"}
+        part = "vision" if found.task is None and found.vision else "text" if found.task is None and found.text else ""
+        raise UserError(
+            f"{file}: is {what}, and only models of X²-VLM have two forms; {remedy.get(part, 'give a file of one')}"
+        )
+    other = "published" if found.names == "ours" else "ours"
+    if form not in (None, other):
+        raise UserError(f"--form {form}: {file} has this form already; copy it, or give --form {other}")
+    return other
+
+
+def _check_target(target: Path, form: str, overwrite: bool) -> None:
+    if target.suffix not in SUFFIXES[form]:
+        raise UserError(
+            f"--out {target}: a file of this form ends with {' or '.join(SUFFIXES[form])}; give such a name"
+        )
+    if not target.parent.is_dir():
+        raise UserError(f"--out {target}: there is no folder {target.parent}; make it first")
+    if target.is_dir():
+        raise UserError(f"--out {target}: is a folder; give the name of a file")
+    if target.exists() and not overwrite:
+        raise UserError(f"--out {target}: is there already; give another name, or --overwrite")
+
+
+def _check_config(file: Path, config: str | None, found: Recognised) -> bool | None:
+    """Load the file into a config's model, which keeps nothing; returns whether its answer decoder shares the words of its text
+    encoder, None without a config.
+
+    Raises:
+        UserError: if a shape or a depth differs.
+    """
+    if config is None:
+        return None
+    choice = choose(config, [], None)
+    schema, task = choice.load()
+    with torch.device("meta"):
+        model = task.build_model(load_config(choice.config, [], schema), found.words)
+        report = load_weights(model, file)
+    if report.fresh:
+        raise UserError(
+            f"{file}: lacks {len(report.fresh)} parameters of the model of {config}, the first {report.fresh[0]}; give the "
+            "config that it was trained with"
+        )
+    return OWN_WORDS not in model.state_dict()
+
+
+def _to_ours(file: Path, tensors: Mapping[str, Tensor], shared_words: bool | None) -> tuple[dict[str, Tensor], Form]:
+    try:
+        ours, form = to_ours(tensors, shared_words=shared_words)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    _require_equal(file, to_published(ours, form)[0], tensors)
+    return _apart(ours), form
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor in memory of its own, as safetensors asks: a file may hold one under two names that no model ties."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return apart
+
+
+def _to_published(file: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    form = None
+    if file.suffix == ".safetensors" and PUBLISHED in (about := read_about(file)):
+        layout = Layout.of_ours({name: tuple(tensor.shape) for name, tensor in ours.items()})
+        form = Form.of_plain(about[PUBLISHED], layout)
+    try:
+        published, unnamed = to_published(ours, form)
+        back, _ = to_ours(published, shared_words=OWN_WORDS not in ours)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    if unnamed:
+        more = f" and {len(unnamed) - 3} more" if len(unnamed) > 3 else ""
+        raise UserError(
+            f"{file}: the authors' models have no place for {', '.join(map(shown, unnamed[:3]))}{more}; keep it in our form"
+        )
+    _require_equal(file, back, ours)
+    return published
+
+
+def _require_equal(file: Path, back: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Raise :class:`UserError` if the way back does not give the file's tensors, bit for bit."""
+    wrong = [
+        name
+        for name in {**given, **back}
+        if name not in given or name not in back or not same_bits(given[name], back[name])
+    ]
+    if wrong:
+        raise UserError(
+            f"{file}: {len(wrong)} tensors would not come back as they are, the first {shown(wrong[0])}; nothing was written: "
+            "keep the file as it is"
+        )

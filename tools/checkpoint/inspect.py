@@ -1,0 +1,120 @@
+"""``run.py checkpoint inspect``: what a weight file is, in a few lines."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from engine.checkpoint import run_of
+from models.checkpoints.convert import PUBLISHED
+from models.checkpoints.recognise import VOCABULARIES, Recognised, Stack, recognise
+from tools.checkpoint.outline import Outline, read_outline, shown, weights_at, wholeness
+from tools.checkpoint.starts import starts
+from utils.config import read_yaml
+from utils.errors import UserError
+
+WIDTH = 120
+FIRST_NAMES = 6
+TASKS = {
+    "pretrain": "pre-trained",
+    "none": "without a head: encoders alone",
+}
+
+
+def inspect(path: str, *, with_configs: bool = True) -> tuple[bool, str]:
+    """Whether the weights at ``path`` are whole, and lines that say what they are.
+
+    Raises:
+        UserError: if there are none, or they cannot be read.
+    """
+    file, checkpoints = weights_at(path)
+    outline = read_outline(file)
+    found = recognise(outline.shapes)
+    whole, why = wholeness(outline)
+    rows = [("kind", _kind(found, outline)), *_run(file), *(("", state) for state in checkpoints)]
+    rows += _sizes(found) if found.kind else [("names", _first_names(outline))]
+    rows += [
+        ("numbers", _numbers(found, outline)),
+        ("file", f"{file.stat().st_size:,} bytes, {outline.held}"),
+        ("whole", why),
+    ]
+    if found.kind and with_configs:
+        rows.append(("starts", _starts(found)))
+    lines = [str(file)]
+    for label, text in rows:
+        lines += textwrap.wrap(
+            text, WIDTH, initial_indent=f"  {label:11}", subsequent_indent=" " * 13, break_on_hyphens=False
+        ) or [f"  {label}"]
+    return whole, "\n".join(lines) + "\n"
+
+
+def _kind(found: Recognised, outline: Outline) -> str:
+    if found.kind is None:
+        return "not recognised: neither a model of ours, nor X²-VLM, X-VLM, CCLM, BEiT-2, BERT, RoBERTa or XLM-R"
+    if found.task is None:
+        return found.kind
+    task = TASKS.get(found.task, f"fine-tuned: {found.task}")
+    if found.names != "ours":
+        return f"{found.kind}, {task}"
+    return f"ours, {task}" + (", converted from published names" if PUBLISHED in outline.about else "")
+
+
+def _run(file: Path) -> list[tuple[str, str]]:
+    """The run that the file is of, where it lies in one's folder."""
+    config = run_of(file)
+    if config is None:
+        return []
+    try:
+        task = read_yaml(config).get("task")
+    except UserError:
+        return [("run", f"{config} cannot be read")]
+    return [("run", f"{config.parent}, task {shown(str(task))}")]
+
+
+def _sizes(found: Recognised) -> list[tuple[str, str]]:
+    stacks = {"vision": found.vision, "text": found.text, "fusion": found.fusion, "decoder": found.decoder}
+    sizes = ", ".join(f"{name} {_stack(stack)}" for name, stack in stacks.items() if stack is not None)
+    rows = [("size", f"{found.size or 'neither base nor large'}: {sizes}")]
+    if found.patch:
+        side = f"{found.image_size} px" if found.image_size else "of a side that no table shows"
+        rows.append(("images", f"{side}, patches of {found.patch} px"))
+    if found.frames:
+        rows.append(("videos", f"{found.frames} frames"))
+    if found.words:
+        _, known = VOCABULARIES.get(found.words, ("", "of no tokenizer known here; its run or folder keeps it"))
+        rows.append(("words", f"{found.words:,}: {known}"))
+    return rows
+
+
+def _stack(stack: Stack) -> str:
+    heads = f", {stack.heads} heads" if stack.heads else ""
+    return f"{stack.layers} layer{'s' if stack.layers != 1 else ''} of width {stack.width}{heads}"
+
+
+def _numbers(found: Recognised, outline: Outline) -> str:
+    """Parameters: numbers of tensors that are no copies and no buffers."""
+    parameters = 0
+    for shape in found.shapes.values():
+        size = 1
+        for side in shape:
+            size *= side
+        parameters += size
+    dtypes = " and ".join(f"{count:,} of {dtype}" for dtype, count in outline.dtypes.most_common())
+    return f"{parameters:,} parameters in {len(found.shapes)} tensors; the file has {len(outline.shapes)}: {dtypes or 'none'}"
+
+
+def _first_names(outline: Outline) -> str:
+    names = [f"{shown(name)} {'x'.join(map(str, shape)) or 'one number'}" for name, shape in outline.shapes.items()]
+    return ", ".join(names[:FIRST_NAMES]) + (", …" if len(names) > FIRST_NAMES else "")
+
+
+def _starts(found: Recognised) -> str:
+    key, configs = starts(found)
+    if not configs:
+        return f"no config of configs/ has these sizes{f' for {key}' if key else ''}"
+    folders: dict[str, list[str]] = {}
+    for name in configs:
+        folder, _, rest = name.partition("/")
+        folders.setdefault(folder, []).append(rest.removesuffix(".yaml"))
+    listed = "; ".join(f"{folder}: {', '.join(names)}" for folder, names in folders.items())
+    return f"{key} of {len(configs)} configs: {listed}"

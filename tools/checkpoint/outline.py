@@ -1,0 +1,144 @@
+"""The names, shapes and dtypes of a weight file, and whether it is whole; no tensor is built to read them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from engine.checkpoint import CHECKPOINTS, MANIFEST, MODEL_FILE, NAME, fault_of, find_weights, list_checkpoints
+from models.checkpoints.files import WEIGHT_FILES, read_weight_file, unreadable, wrapper_of
+from models.checkpoints.refused import check_start
+from models.checkpoints.rename import Shapes
+from utils.errors import UserError
+from utils.files import expanded
+from utils.weight_file import is_damaged, read_about
+
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""Dtypes in a safetensors header."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """``dtypes``: numbers of each dtype; ``held``: how the file holds the tensors; ``about``: our entry of its header."""
+
+    path: Path
+    shapes: Shapes
+    dtypes: Counter[str]
+    held: str
+    about: dict[str, Any]
+
+
+def shown(text: str) -> str:
+    """A name of a file in one short line: it may hold anything."""
+    line = text if text.isprintable() else repr(text)[1:-1]
+    return line if len(line) <= 100 else f"{line[:97]}…"
+
+
+def weights_at(path: str | Path) -> tuple[Path, list[str]]:
+    """The weight file of a path: itself, that of a checkpoint or of a Hugging Face folder, or the one from which other runs
+    start; beside it, for a run's folder, a line for each of its checkpoints.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = expanded(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give a weight file, a run's folder, or a folder step-N of it")
+    if not path.is_dir():
+        return path, []
+    inside = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
+    if inside is not None:
+        return inside, []
+    checkpoints = list_checkpoints(path / CHECKPOINTS)
+    states = [f"{checkpoint.folder.name}: {fault_of(checkpoint.folder) or 'whole'}" for checkpoint in checkpoints]
+    return find_weights(path), states
+
+
+def read_outline(path: Path) -> Outline:
+    """The outline of a weight file.
+
+    Raises:
+        UserError: if it is no weight file, or cut off.
+    """
+    if path.suffix == ".safetensors":
+        return _of_safetensors(path)
+    file = read_weight_file(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
+    dtypes: Counter[str] = Counter()
+    for tensor in file.tensors.values():
+        dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    held = "a PyTorch file" if zipfile.is_zipfile(path) else "a PyTorch file of the old format"
+    held += f", weights in `{file.key}`" if file.key else ""
+    held += f", without the prefix {file.prefix}" if file.prefix else ""
+    beside = [shown(name) for name in file.beside]
+    held += f"; beside them {', '.join(beside[:6])}{', …' if len(beside) > 6 else ''}" if beside else ""
+    return Outline(path, shapes, dtypes, held, {})
+
+
+def _of_safetensors(path: Path) -> Outline:
+    check_start(path)
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: Counter[str] = Counter()
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                entry = file.get_slice(name)
+                shapes[name] = tuple(entry.get_shape())
+                dtypes[DTYPES.get(entry.get_dtype(), entry.get_dtype())] += _product(shapes[name])
+        about = read_about(path)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise unreadable(path, error) from None
+    prefix = wrapper_of(shapes)
+    held = "safetensors" + (f", without the prefix {prefix}" if prefix else "")
+    return Outline(path, {name.removeprefix(prefix): shape for name, shape in shapes.items()}, dtypes, held, about)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def wholeness(outline: Outline) -> tuple[bool, str]:
+    """Whether a file is as it was written, as far as that shows, and what was compared."""
+    path = outline.path
+    if NAME.fullmatch(path.parent.name) and path.name == MODEL_FILE and (path.parent / MANIFEST).is_file():
+        fault = fault_of(path.parent)
+        return fault is None, fault or "yes, by the sizes and hashes of its manifest"
+    if path.suffix == ".safetensors":
+        if "sha256" not in outline.about:
+            return True, "its sizes are those of its header, which has no hash"
+        damaged = is_damaged(path, load_file(path))
+        return (
+            not damaged,
+            "no: the tensors are not those that were written" if damaged else "yes, by the hash in its header",
+        )
+    if not zipfile.is_zipfile(path):
+        return True, "it could be read to its end; the old format has no checksums"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        return False, f"no: {shown(str(error))}"
+    return (
+        broken is None,
+        f"no: {shown(broken)} has another checksum" if broken else "yes, by the checksums of its archive",
+    )

@@ -1,0 +1,117 @@
+"""The shipped configs that can start from a weight file, and the key that names it."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from models.checkpoints.recognise import TABLE, THEIR_OWN, WORDS, Recognised
+from models.checkpoints.rename import Shapes
+from models.checkpoints.settings import model_section
+from models.vision import FRAME_POSITIONS
+from models.xvlm import XVLM, ModelConfig
+from tasks import TASKS
+from tasks.kinds import ROOT
+from utils.config import read_config
+from utils.errors import UserError
+
+ENCODERS = ("vision.", "text.", "fusion.")
+_GRID = 4
+"""Patches along a side of the models that are built here: only tables of position biases depend on them."""
+
+
+class Candidate(NamedTuple):
+    """A config: its path below ``configs/``, its section ``init``, its encoders."""
+
+    name: str
+    init: dict[str, Any]
+    model: ModelConfig
+
+
+def starts(found: Recognised) -> tuple[str, list[str]]:
+    """The key that takes the file, and the configs of ``configs/`` whose encoders have its shapes; "" where no key takes it."""
+    if found.names != THEIR_OWN:
+        fits, key = _fits_whole, "init.checkpoint"
+    elif found.vision is not None:
+        fits, key = _fits_vision, "init.vision"
+    elif found.text is not None:
+        fits, key = _fits_text, "init.text"
+    else:
+        return "", []
+    return key, [candidate.name for candidate in candidates() if fits(found, candidate)]
+
+
+@functools.cache
+def candidates() -> tuple[Candidate, ...]:
+    """All configs of runs."""
+    listed = []
+    for path in sorted((ROOT / "configs").glob("*/*.yaml")):
+        values = read_config(path, [])
+        section = model_section({"model": values.get("model", {})})
+        if path.parent.name != "presets" and values.get("task") in TASKS and section is not None:
+            listed.append(Candidate(str(Path(path.parent.name, path.name)), dict(values.get("init") or {}), section))
+    return tuple(listed)
+
+
+def _fits_whole(found: Recognised, candidate: Candidate) -> bool:
+    init = candidate.init
+    if init.get("vision"):
+        return False
+    expected = encoders_of(candidate.model, found.words)
+    parts = ("vision.", "fusion.") if init.get("text") or init.get("new_text") else ENCODERS
+    return expected is not None and _parts(expected, parts) == _parts(found.shapes, parts)
+
+
+def _fits_vision(found: Recognised, candidate: Candidate) -> bool:
+    expected = encoders_of(candidate.model, found.words)
+    blocks = ("vision.backbone.blocks.", "vision.backbone.patch_embed.")
+    if candidate.init.get("checkpoint") or expected is None:
+        return False
+    return _parts(expected, blocks) == _parts(found.shapes, blocks)
+
+
+def _fits_text(found: Recognised, candidate: Candidate) -> bool:
+    expected = encoders_of(candidate.model, found.words)
+    if expected is None or found.text is None or (candidate.init.get("checkpoint") and not candidate.init.get("text")):
+        return False
+    layers = 1 + max((int(m[1]) for m in map(_TEXT_LAYER.match, expected) if m), default=-1)
+    words = ("text.embeddings.", "text.encoder.layer.0.")
+    return bool(layers) and found.text.layers % layers == 0 and _parts(expected, words) == _parts(found.shapes, words)
+
+
+_TEXT_LAYER = re.compile(r"text\.encoder\.layer\.(\d+)\.")
+
+
+def _parts(shapes: Shapes, prefixes: tuple[str, ...]) -> Shapes:
+    """The tensors that must have the same shape to load: all but those that are resized or may be missing."""
+    return {
+        name: tuple(shape)
+        for name, shape in shapes.items()
+        if name.startswith(prefixes) and not TABLE.fullmatch(name) and name != FRAME_POSITIONS
+    }
+
+
+def encoders_of(model: ModelConfig, words: int | None) -> Shapes | None:
+    """Shapes of a config's encoders; ``words``: of a vocabulary that the config leaves open. None where they cannot be built."""
+    vision = model.vision.model_copy(update={"video": None, "drop_path": 0.0})
+    if vision.positions == "backbone" and vision.backbone.startswith("beit"):
+        vision = vision.model_copy(update={"image_size": _GRID * (vision.patch_size or 16)})
+    if model.text.arch is None:  # its files would have to be fetched
+        return None
+    section = model.model_copy(update={"vision": vision})
+    return _build(section.model_dump_json(), model.text.arch.vocab_size or words)
+
+
+@functools.cache
+def _build(section: str, words: int | None) -> Shapes | None:
+    try:
+        with torch.device("meta"):
+            model = XVLM(ModelConfig.model_validate_json(section), words)
+    except UserError:
+        return None
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    return shapes if WORDS in shapes else None
