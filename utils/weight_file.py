@@ -33,14 +33,22 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """The values in the header of a safetensors file; none where another program wrote it."""
+    """The values in the header of a safetensors file; none where another program wrote it.
+
+    Raises:
+        UserError: the entry is no JSON object, so that its hash cannot be trusted.
+    """
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get(ABOUT, "{}")
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path}: the entry {ABOUT!r} of its header is no JSON object: it is damaged; copy or fetch it again"
+        )
+    return values
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -273,14 +273,18 @@ def test_a_few_bytes_that_stand_for_terabytes_are_refused(tmp_path, capsys):
     assert "is torch.sparse_coo on cpu" in told(capsys, "inspect", tmp_path / "z.pth")
 
 
-def test_a_header_of_another_program_is_no_error(tmp_path, capsys):
+def test_a_header_of_other_values_is_no_error_and_one_that_is_damaged_is_one_line(tmp_path, capsys):
     state = {name: tensor.clone() for name, tensor in weights(model_of("nlvr")).items()}
-    for about in ("{", "[" * 10**5, "3", json.dumps({"sha256": 3}), json.dumps({"published": {"absent": 3}})):
+    for about in (json.dumps({"sha256": 3}), json.dumps({"published": {"absent": 3}})):
         save_file(state, tmp_path / "x.safetensors", metadata={"about": about})
         status, out, err = run(capsys, "inspect", tmp_path / "x.safetensors", "--no-configs")
         assert status in (0, 1) and err == "" and "ours, fine-tuned: nlvr" in out
     said = told(capsys, "convert", tmp_path / "x.safetensors", "--out", tmp_path / "x.th")
     assert "convert the published file again" in said
+    for about in ("{", "[" * 10**5, "3"):
+        save_file(state, tmp_path / "x.safetensors", metadata={"about": about})
+        status, _, err = run(capsys, "inspect", tmp_path / "x.safetensors", "--no-configs")
+        assert status == 2 and "of its header is no JSON object: it is damaged" in err and err.count("\n") == 1
 
 
 def test_a_files_configs_are_those_of_its_sizes():

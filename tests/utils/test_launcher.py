@@ -158,7 +158,7 @@ def test_run_alone_says_what_to_do(capsys):
         (["retreival"], "'retreival' is no command; did you mean --task retrieval?"),
         (
             ["lr"],
-            "'lr' is no command; known: config, doctor, prepare, leaks, plan, tokenizer; to run a task, give --task or --config",
+            f"'lr' is no command; known: {', '.join(run.COMMANDS)}; to run a task, give --task or --config",
         ),
         (["--task", "pretrian"], "--task pretrian: no task, folder or module has this name; did you mean 'pretrain'?"),
         (["--gpus", "1"], "give --task TASK, or --config FILE with a key task"),
