@@ -34,6 +34,7 @@ from engine.stall import StallWatch
 from engine.stopping import Stopped, StopRequest
 from engine.task import Task, TaskModel
 from engine.train_config import TrainConfig
+from engine.update import GuardedUpdate
 from optim import OptimConfig, build_optimizer, parameter_groups
 from scheduler import ScheduleConfig, build_schedule
 from utils import distributed
@@ -282,16 +283,17 @@ class Trainer:
         losses, asked = distributed.sum_over_ranks(torch.cat([local, flag])).split([len(local), 1])
         bad = ~losses.isfinite().all()
         scaler, rest = self.precision.scaler, {}
+        update = GuardedUpdate(self.optimizer, self.precision, self.parameters, self.config.clip_grad_norm)
         if scaler.is_enabled():
-            self._spoil_gradient_if(bad)
+            update.spoil_if(bad)
             rest["loss_scale"] = scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait
         scaler.unscale_(self.optimizer)
-        norm = self._clip()
+        norm = update.clip()
         self._reached("clip")
         if not scaler.is_enabled():
             # With fp16, gradients may overflow: the scaler skips the step and lowers the scale.
             bad = bad | ~norm.isfinite()
-        self._step_unless(bad)
+        update.step_unless(bad)
         self._reached("optimiser")
         culprit = ~local.isfinite().all()
         rest |= {"grad_norm": norm, "bad": bad, "culprit": culprit, "asked": asked[0]}
@@ -304,30 +306,6 @@ class Trainer:
             copied.record()
             values = host
         return PendingStep(self.step + 1, [*names, *rest, *WORK], values, copied, micro_batches, time.perf_counter())
-
-    def _clip(self) -> Tensor:
-        """Clip the gradient if there is a limit; returns its norm before clipping."""
-        if self.config.clip_grad_norm is not None:
-            return nn.utils.clip_grad_norm_(self.parameters, self.config.clip_grad_norm)
-        # Not with a limit of infinity, which would multiply every gradient by 1.
-        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-
-    def _spoil_gradient_if(self, bad: Tensor) -> None:
-        """Make the loss scaler skip the step too: a loss can be infinite while its gradient is finite."""
-        first = next(p.grad for p in self.parameters if p.grad is not None)
-        first.add_(torch.where(bad, torch.nan, 0.0))
-
-    def _step_unless(self, bad: Tensor) -> None:
-        """Update the parameters unless ``bad``. Only optimisers without a skip flag (apex) make the host wait for the device."""
-        if self.precision.scaler.is_enabled():
-            self.precision.scaler.step(self.optimizer)
-            self.precision.scaler.update()
-        elif self.optimizer.defaults.get("fused"):
-            # Torch's fused kernels read this flag on the device, as they do for the loss scaler.
-            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-            self.optimizer.step()
-        elif not bad:
-            self.optimizer.step()
 
     def _set_rates(self) -> None:
         factor = self.schedule(self.step)

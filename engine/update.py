@@ -1,0 +1,48 @@
+"""The update of the parameters at the end of a step: gradients are clipped, and a step that is not finite changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from engine.precision import Precision
+
+
+@dataclass(frozen=True)
+class GuardedUpdate:
+    """An optimiser and the loss scaler of ``precision``, neither of which makes the host wait for the device.
+
+    ``clip_grad_norm``: limit of the gradient's norm; None: there is none.
+    """
+
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    parameters: Sequence[nn.Parameter]
+    clip_grad_norm: float | None
+
+    def clip(self) -> Tensor:
+        """Clip the gradient if there is a limit; returns its norm before clipping."""
+        if self.clip_grad_norm is not None:
+            return nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
+        # Not with a limit of infinity, which would multiply every gradient by 1.
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def spoil_if(self, bad: Tensor) -> None:
+        """Make the loss scaler skip the step if ``bad``: a loss can be infinite while its gradient is finite."""
+        first = next(p.grad for p in self.parameters if p.grad is not None)
+        first.add_(torch.where(bad, torch.nan, 0.0))
+
+    def step_unless(self, bad: Tensor) -> None:
+        """Update the parameters unless ``bad``. Only optimisers without a skip flag (apex) make the host wait for the device."""
+        if self.precision.scaler.is_enabled():
+            self.precision.scaler.step(self.optimizer)
+            self.precision.scaler.update()
+        elif self.optimizer.defaults.get("fused"):
+            # Torch's fused kernels read this flag on the device, as they do for the loss scaler.
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not bad:
+            self.optimizer.step()
