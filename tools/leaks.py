@@ -66,16 +66,16 @@ def main(argv: Sequence[str]) -> int:
         sides.held_out |= _official_splits(flags.held_out)
     if not sides.training or not sides.held_out:
         missing = "training data" if not sides.training else "held-out split"
-        raise UserError(
-            f"{', '.join(flags.configs)}: no {missing} could be read: {'; '.join(sides.not_checked) or 'none is named'}"
-        )
+        first = sides.not_checked[0] if sides.not_checked else "none is named"
+        more = f"; and {len(sides.not_checked) - 1} more" if len(sides.not_checked) > 1 else ""
+        raise UserError(f"{', '.join(flags.configs)}: no {missing} could be read: {first}{more}")
     rows: list[tuple[str, ...]] = []
     for training, images in sides.training.items():
         found = shared_with_splits(images, sides.held_out)
         _tell_clean(training, {split: each for split, each in found.items() if not each.shared})
-        for split, each in found.items():
-            if each.shared:
-                rows += _tell(training, split, each)
+        for split, shared in found.items():
+            if shared.shared:
+                rows += _tell(training, split, shared)
     for each in sides.not_checked:
         sys.stdout.write(f"not checked: {each}\n")
     if flags.out is not None:
