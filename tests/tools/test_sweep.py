@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from run import main
 from tools import sweep
 from tools.reproduce import runs
+from utils.errors import UserError
 
 CONFIG = "configs/demo/pretrain.yaml"
 
@@ -88,3 +90,21 @@ def test_a_mistake_in_any_variant_is_told_before_the_first_run(axis, told, tmp_p
     monkeypatch.setattr(runs, "run_command", lambda command: pytest.fail("a run was started"))
     assert main(["sweep", "--config", CONFIG, "--grid", axis, "--output", str(tmp_path / "out")]) == 2
     assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_time_of_a_run_has_that_of_its_cut_attempts(tmp_path, monkeypatch):
+    statuses = [130, 0]
+
+    def run(command):
+        (tmp_path / "evaluation.json").write_text("{}")
+        return statuses.pop(0)
+
+    clock = iter([0.0, 30.0, 100.0, 105.0])
+    monkeypatch.setattr(runs, "run_command", run)
+    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    asked = runs.Run(CONFIG, tmp_path, (), ())
+    with pytest.raises(UserError, match="status 130"):
+        runs.make(asked)
+    assert runs.finished(asked) is None
+    assert runs.make(asked)["seconds"] == 35.0
+    assert runs.make(asked) == runs.finished(asked)
