@@ -17,7 +17,10 @@ ID_KEYS = {"coco_id": "coco", "flickr_id": "flickr", "vg_id": "vg"}
 """Keys of a record that give an id, and its set."""
 
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)201[45]_|(?:^|/))(\d{12})(?:\D|$)")
-_FLICKR_URL = re.compile(r"^https?://[^/]*static\.?flickr\.com/(?:[^?]*/)?(\d+)_[0-9a-z]+", re.IGNORECASE)
+_FLICKR_URL = re.compile(
+    r"^https?://(?:[^/]*static\.?flickr\.com/(?:[^?]*/)?(?=\d+_[0-9a-z])|(?:www\.)?flickr\.com/photos/[^/?]+/)(\d+)",
+    re.IGNORECASE,
+)
 _BY_FOLDER = (  # the greedy start finds the innermost folder of a name
     (re.compile(r"(?:.*/)?()[^/]*flickr_?30k[^/]*/(?:[^/]+/)*(\d+)\.jpe?g$", re.IGNORECASE), "flickr"),
     (re.compile(r"(?:.*/)?()(?:VG_100K(?:_2)?|visual_?genome|vg|gqa)/(?:images?/)?(\d+)\.jpe?g$", re.IGNORECASE), "vg"),
@@ -43,7 +46,7 @@ def id_number(value: Any) -> int | None:
 
 
 def ids_in_url(url: str) -> Ids:
-    """The id in the address of a photograph on Flickr, as SBU, COCO (``flickr_url``) and CC3M give it."""
+    """The id in the address of a photograph on Flickr, as SBU, COCO (``flickr_url``) and CC3M give it, or of its page there."""
     match = _FLICKR_URL.match(url)
     return frozenset({f"flickr:{int(match[1])}"}) if match else frozenset()
 

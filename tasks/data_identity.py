@@ -17,14 +17,14 @@ SAMPLED_BYTES = 1 << 16
 """At the start and at the end of a file."""
 
 
-def data_identity(data: Config) -> dict[str, str]:
-    """A digest for each key of the section ``data`` that names annotation files or shards.
+def data_identity(data: Config, section: str = "data") -> dict[str, str]:
+    """A digest for each key of the section ``data``, or another one, that names annotation files or shards.
 
     It covers names and sizes of all files, and the first and last bytes of up to :data:`SAMPLED_FILES` of each key: reading whole
     data sets would take hours. Folders of images are not looked into.
     """
     named: dict[str, list[Path]] = defaultdict(list)
-    for key, kind, path in inputs_of(data, "data."):
+    for key, kind, path in inputs_of(data, f"{section}."):
         if kind == "file":
             named[key].append(expanded(path))
         elif kind == "shards":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ from utils.progress import progress_bar
 
 NAMED = 5
 """Shared images of a pair of sides that are printed; --out has all."""
+
+NOT_COMPARED = "; contents are too many to compare"
 
 EXAMPLES = """examples:
   python run.py leaks configs/pretrain/base_4m.yaml configs/retrieval/coco_base_4m.yaml configs/vqa/vqa2_base_4m.yaml
@@ -64,13 +66,16 @@ def main(argv: Sequence[str]) -> int:
         sides.held_out |= _official_splits(flags.held_out)
     if not sides.training or not sides.held_out:
         missing = "training data" if not sides.training else "held-out split"
-        raise UserError(
-            f"{', '.join(flags.configs)}: no {missing} could be read: {'; '.join(sides.not_checked) or 'none is named'}"
-        )
+        first = sides.not_checked[0] if sides.not_checked else "none is named"
+        more = f"; and {len(sides.not_checked) - 1} more" if len(sides.not_checked) > 1 else ""
+        raise UserError(f"{', '.join(flags.configs)}: no {missing} could be read: {first}{more}")
     rows: list[tuple[str, ...]] = []
     for training, images in sides.training.items():
-        for split, found in shared_with_splits(images, sides.held_out).items():
-            rows += _tell(training, split, found)
+        found = shared_with_splits(images, sides.held_out)
+        _tell_clean(training, {split: each for split, each in found.items() if not each.shared})
+        for split, shared in found.items():
+            if shared.shared:
+                rows += _tell(training, split, shared)
     for each in sides.not_checked:
         sys.stdout.write(f"not checked: {each}\n")
     if flags.out is not None:
@@ -90,11 +95,10 @@ def _official_splits(folders: list[Path]) -> dict[str, Iterable[KnownImage]]:
     if not held_out.sources:
         files = ", ".join(splits.file for splits in SPLITS.values())
         raise UserError(f"--held-out {', '.join(map(str, folders))}: none of {files} is there")
-    found: dict[str, list[KnownImage]] = {}
-    for each, split in held_out.split_of.items():
-        place = ImageSource(f"{split}: {each}", path=Path(split, each))
-        found.setdefault(split, []).append(KnownImage(place, frozenset({each})))
-    return dict(found)
+    return {
+        split: [KnownImage(ImageSource(f"{split}: {name}", path=Path(split, name)), ids) for name, ids in of.items()]
+        for split, of in held_out.photographs().items()
+    }
 
 
 def _read(path: str, sides: Sides) -> None:
@@ -166,12 +170,19 @@ def _try(
         sides.not_checked.append(f"{name}: {error}")
 
 
+def _tell_clean(training: str, splits: Mapping[str, SharedImages]) -> None:
+    """Print the splits that share nothing with a training side, in one line."""
+    if splits:
+        sizes = ", ".join(f"{found.held_out:,} of {split}" for split, found in splits.items())
+        compared = all(found.contents_compared for found in splits.values())
+        sys.stdout.write(f"{training} has none of {sizes}{'' if compared else NOT_COMPARED}\n")
+
+
 def _tell(training: str, split: str, found: SharedImages) -> Iterator[tuple[str, ...]]:
     """Print what two sides share; yields a row of the table for each image."""
     how = ", ".join(f"{found.count(each):,} by {each}" for each in ("id", "path", "content") if found.count(each))
-    compared = "" if found.contents_compared else "; contents are too many to compare"
-    line = f"{found.shared:,} of {found.held_out:,} ({how})" if found.shared else f"none of {found.held_out:,}"
-    sys.stdout.write(f"{training} has {line} of {split}{compared}\n")
+    compared = "" if found.contents_compared else NOT_COMPARED
+    sys.stdout.write(f"{training} has {found.shared:,} of {found.held_out:,} ({how}) of {split}{compared}\n")
     for number, pair in enumerate(found.pairs):
         if number < NAMED:
             sys.stdout.write(f"  {pair.held_out} is {pair.training}\n")

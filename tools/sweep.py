@@ -10,8 +10,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tasks.kinds import choose
 from tools.reproduce.measured import read_evaluation
 from tools.reproduce.runs import Run, make, parse_seeds, placement_words
+from utils.config import load_config
 from utils.errors import UserError, one_line_errors
 from utils.files import write_text
 from utils.flags import add_config, add_overrides, parse
@@ -59,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the variants, and print and write their table; returns the exit status."""
     flags = arguments_of(argv)
     variants = variants_of(flags.grid)
+    _check(flags, variants)
     measured: dict[str, list[dict[str, float]]] = {}
     failed = 0
     for number, variant in enumerate(variants, start=1):
@@ -86,6 +89,18 @@ def variants_of(grid: Grid) -> list[tuple[str, ...]]:
         tuple(f"{key}={value}" for (key, _), value in zip(grid, values, strict=True))
         for values in itertools.product(*(values for _, values in grid))
     ]
+
+
+def _check(flags: argparse.Namespace, variants: Sequence[tuple[str, ...]]) -> None:
+    """Read the config of every variant: a sweep takes hours, and a mistake in its last value is told before the first run.
+
+    Raises:
+        UserError: one is wrong.
+    """
+    for variant in variants:
+        overrides = [*flags.overrides, *variant]
+        choice = choose(flags.config, overrides, None)
+        load_config(choice.config, overrides, choice.load().config)
 
 
 def _measure(flags: argparse.Namespace, variant: tuple[str, ...], number: int, seed: int | None) -> dict[str, float]:

@@ -31,7 +31,7 @@ JOBS_PER_SHARD = 100
 MAX_BROKEN = 0.01
 """Share of what was read that may be unusable by its form, before the file is refused as a whole."""
 
-FORM = ("missing key", "wrong type", "bad json", "columns")
+FORM = ("missing key", "wrong type", "bad json", "wrong columns")
 """Reasons that speak of another file, or of a damaged one."""
 
 _JOURNAL_MANIFEST = "_journal/manifest.json"

@@ -195,6 +195,7 @@ def _facts(data_set: DataSet, held_out: HeldOut, options: Options) -> dict[str, 
             "splits": {name: str(file) for name, file in held_out.sources.items()},
             "ids": len(held_out.split_of),
             "not_checked": [*held_out.absent, *options.without],
+            "not_linked": held_out.absent_links,
         },
     }
 

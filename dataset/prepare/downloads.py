@@ -72,7 +72,7 @@ def write_url_list(
                 elif digest in seen:
                     counts.leave_out("duplicate address", pair.place, pair.url[:100])
                 elif not _is_address(pair.url):
-                    counts.leave_out("columns", pair.place, f"{pair.url[:60]!r} is no address")
+                    counts.leave_out("wrong columns", pair.place, f"{pair.url[:60]!r} is no address")
                 elif (caption := cleaned_text(pair.caption, counts, pair.place)) is not None:
                     seen.add(digest)
                     counts.made["pairs"] += 1
@@ -128,6 +128,7 @@ def take_shards(
     counts, downloaded = Counts(), Downloaded()
     found: set[bytes] = set()
     contents: set[bytes] = set()
+    unusable: set[bytes] = set()
     scan = functools.partial(_scan, verify=verify)
     with closing(in_order(scan, shards, workers, _died)) as scanned:
         for path, records in zip(
@@ -138,12 +139,13 @@ def take_shards(
             downloaded.statuses.update(_statuses(path))
             counts.read["images"] += len(records)
             kept = {record.stem for record in records if _keep(record, path, allowed, found, contents, counts)}
+            unusable |= {_digest(record.url) for record in records if record.fault}
             counts.made["records"] += len(kept)
             counts.made["images"] += len(kept)
             if kept:
                 _place(path, folder.out / path.name, kept if len(kept) < len(records) else None)
     downloaded.rot = _not_in(urls, found)
-    counts.left_out["address without image"] += len(downloaded.rot)
+    counts.left_out["address without image"] += sum(_digest(url) not in unusable for url in downloaded.rot)
     return counts, downloaded
 
 

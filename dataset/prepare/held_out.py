@@ -39,13 +39,23 @@ class HeldOut:
     """Held-out images by id, with the split that each is in.
 
     ``sources``: the files that they come from, by the name of the splits; ``absent``: names whose file is not there; ``links``:
-    the files that say which images of two sets are one photograph.
+    the files that say which images of two sets are one photograph; ``absent_links``: those that are not there. ``first_id``: of
+    ids that such a file adds, the id that the photograph had before.
     """
 
     split_of: dict[str, str] = field(default_factory=dict)
+    first_id: dict[str, str] = field(default_factory=dict)
     sources: dict[str, RawFile] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
     links: list[RawFile] = field(default_factory=list)
+    absent_links: list[str] = field(default_factory=list)
+
+    def photographs(self) -> dict[str, dict[str, Ids]]:
+        """The held-out photographs by split: all ids of each, by its first one."""
+        found: dict[str, dict[str, set[str]]] = {}
+        for each, split in self.split_of.items():
+            found.setdefault(split, {}).setdefault(self.first_id.get(each, each), set()).add(each)
+        return {split: {first: frozenset(ids) for first, ids in of.items()} for split, of in found.items()}
 
     def find(self, ids: Ids) -> str | None:
         """The split that an image with these ids is held out in, if any."""
@@ -92,19 +102,23 @@ def read_held_out(raw: RawFolder, required: Sequence[str], without: Sequence[str
 
 def _follow_links(raw: RawFolder, held_out: HeldOut) -> None:
     """Add the other ids of held-out images, as far as the files that link them are there."""
-    links = [*_links_of_visual_genome(raw, held_out.links), *_links_of_coco(raw, held_out.links)]
+    links = [*_links_of_visual_genome(raw, held_out), *_links_of_coco(raw, held_out)]
     for _ in range(2):  # from Flickr to COCO by way of Visual Genome, and on
         for ids in links:
-            if (split := held_out.find(ids)) is not None:
-                for each in ids:
-                    held_out.split_of.setdefault(each, split)
+            known = next((each for each in sorted(ids) if each in held_out.split_of), None)
+            if known is None:
+                continue
+            for each in ids - held_out.split_of.keys():
+                held_out.split_of[each] = held_out.split_of[known]
+                held_out.first_id[each] = held_out.first_id.get(known, known)
 
 
-def _links_of_visual_genome(raw: RawFolder, sources: list[RawFile]) -> Iterator[Ids]:
+def _links_of_visual_genome(raw: RawFolder, held_out: HeldOut) -> Iterator[Ids]:
     file = raw.find("image_data.json")
     if file is None:
+        held_out.absent_links.append("image_data.json of Visual Genome")
         return
-    sources.append(file)
+    held_out.links.append(file)
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
             if isinstance(piece.value, dict):
@@ -118,12 +132,17 @@ def ids_in_image_data(values: dict[str, Any]) -> Ids:
     return frozenset(f"{of}:{number}" for of, number in numbers.items() if number is not None)
 
 
-def _links_of_coco(raw: RawFolder, sources: list[RawFile]) -> Iterator[Ids]:
-    for split in ("train2014", "val2014", "train2017", "val2017"):
-        file = raw.find(f"captions_{split}.json") or raw.find(f"instances_{split}.json")
+def _links_of_coco(raw: RawFolder, held_out: HeldOut) -> Iterator[Ids]:
+    files = {
+        split: raw.find(f"captions_{split}.json") or raw.find(f"instances_{split}.json")
+        for split in ("train2014", "val2014", "train2017", "val2017")
+    }
+    if not all(files[f"{split}2014"] or files[f"{split}2017"] for split in ("train", "val")):
+        held_out.absent_links.append("captions_train2014.json and captions_val2014.json of COCO")
+    for file in files.values():
         if file is None:
             continue
-        sources.append(file)
+        held_out.links.append(file)
         there = False
         with file.open() as stream:
             for piece in json_pieces(stream, str(file)):

@@ -97,11 +97,20 @@ class ImageFinder:
         return os.path.relpath(path, self._folder)
 
     def _fault(self, path: Path, ids: Ids) -> str:
-        """The reason for which a verified image cannot be used; a copy of another image of the set is such a reason."""
+        """The reason for which a verified image cannot be used; a copy of a held-out image, or of another one of the set, is such
+        a reason."""
         result = self.verified.get(path)
         if result is None or result.fault:
             return "" if result is None else result.fault
+        if (split := self._held_out_contents.get(result.content)) is not None:
+            return f"held out by {split} (a copy)"
         return "" if self._by_content.setdefault(result.content, ids) == ids else DUPLICATE
+
+    @cached_property
+    def _held_out_contents(self) -> dict[str, str]:
+        """The splits of held-out images by content, as far as these images were verified and their paths tell their ids."""
+        splits = {path: self.held_out.find(ids_in_path(path.as_posix())) for path in self.verified}
+        return {self.verified[path].content: split for path, split in splits.items() if split is not None}
 
     def _path(self, image: ImageNames) -> Path | None:
         """A number may be the name of another set's image too: one whose folder is known for its set goes first."""

@@ -14,7 +14,7 @@ def tell_result(
     """Say what was made, and what was left out and why; None: ``folder`` was there before."""
     if manifest is None:
         missing = read_manifest(folder).counts.left_out["missing image"]
-        again = f"; {missing:,} images were missing then, and --overwrite looks for them again" if missing else ""
+        again = f"; missing then: {missing:,} images; --overwrite looks for them again" if missing else ""
         tell(f"{folder}: already there, made from the same files with the same flags; nothing to do{again}")
         return
     counts = manifest.counts
@@ -32,6 +32,8 @@ def tell_result(
     not_checked = manifest.values["leaks"]["not_checked"]
     if not_checked:
         tell(f"  not checked against held-out images of: {', '.join(not_checked)}")
+    for files in manifest.values["leaks"]["not_linked"]:
+        tell(f"  held-out images are not followed from one set to another: no {files}")
     tell(f"  manifest: {manifest.folder / MANIFEST}")
 
 

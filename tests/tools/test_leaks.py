@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from dataset.prepare import building
+from dataset.prepare.held_out import read_held_out
+from dataset.prepare.raw_folder import RawFolder
 from run import main
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import prepared, write
@@ -177,10 +179,24 @@ def test_splits_of_official_files_are_compared_by_id_without_their_images(raw, o
     prepared("coco", raw, out, without=("karpathy_coco", "refcocog"))
     config = pretraining(tmp_path, out / "coco")
     status, printed, _ = leaks(config, "--held-out", raw / "coco")
-    assert status == 1 and f"{config} {out}/coco has 1 of 2 (1 by id) of COCO (Karpathy) test" in printed
+    assert status == 1 and f"{config} {out}/coco has 1 of 1 (1 by id) of COCO (Karpathy) test" in printed
     assert "COCO (Karpathy) test: coco:42 is " in printed
     status, printed, _ = leaks(config, "--held-out", raw / "refcoco")
     assert status == 0 and "has none of " in printed and "of RefCOCO testA" in printed
+    assert sum(line.startswith(f"{config} ") for line in printed.splitlines()) == 1
     (tmp_path / "empty").mkdir()
     status, _, error = leaks(config, "--held-out", tmp_path / "empty")
     assert status == 2 and "none of dataset_coco.json, " in error
+
+
+def test_a_held_out_photograph_counts_once_whatever_its_ids(raw, out, tmp_path, leaks):
+    """Files that link data sets give COCO's photographs ids of Visual Genome and Flickr beside their own."""
+    prepared("visual_genome", raw, out, without=("karpathy_coco", "refcoco", "refcoco+", "refcocog"))
+    linked = read_held_out(RawFolder([raw]), required=(), without=())
+    photographs = linked.photographs()["COCO (Karpathy) test"]
+    assert any(len(ids) > 1 for ids in photographs.values())
+    of_karpathy = json.loads((raw / "coco/dataset_coco.json").read_text())["images"]
+    assert set(photographs) == {f"coco:{image['cocoid']}" for image in of_karpathy if image["split"] == "test"}
+    config = pretraining(tmp_path, out / "vg")
+    status, printed, _ = leaks(config, "--held-out", raw)
+    assert status == 1 and f"of {len(photographs)} (1 by id) of COCO (Karpathy) test" in printed

@@ -130,7 +130,8 @@ def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, monkey
     assert masked["measured"] == [80.0, 81.0] and masked["mean"] == 80.5
     assert masked["difference"] == pytest.approx(80.5 - masked["published"])
     assert made["weights"] is None and set(made["runs"]) == {"0", "1"} and made["environment"]["packages"]["torch"]
-    assert made["data"]["data.images.files"] and len(made["code"]["sha256"]) == 64
+    assert made["data"]["data.images.files"] and made["data"]["evaluation.files"]
+    assert len(made["code"]["sha256"]) == 64
     page = (cell / "table_demo.html").read_text()
     assert "80.5 ± 0.7" in page and "tiny" in page
     runs.commands.clear()

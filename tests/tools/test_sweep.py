@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from run import main
 from tools import sweep
 from tools.reproduce import runs
+from utils.errors import UserError
+
+CONFIG = "configs/demo/pretrain.yaml"
 
 
 def test_every_combination_of_the_values_is_a_variant():
@@ -53,7 +57,7 @@ def test_a_sweep_runs_each_variant_with_each_seed_once_and_goes_on_after_a_failu
 
     def run(command):
         commands.append(command)
-        if "optim.lr=bad" in command:
+        if "optim.lr=3" in command:
             return 2
         folder = Path(command[command.index("--output") + 1])
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +66,7 @@ def test_a_sweep_runs_each_variant_with_each_seed_once_and_goes_on_after_a_failu
         return 0
 
     monkeypatch.setattr(runs, "run_command", run)
-    argv = ["sweep", "--config", "c.yaml", "--grid", "optim.lr=1,2,bad", "--seeds", "0,1", "--output", str(tmp_path)]
+    argv = ["sweep", "--config", CONFIG, "--grid", "optim.lr=1,2,3", "--seeds", "0,1", "--output", str(tmp_path)]
     assert main([*argv, "train.steps=3"]) == 1
     printed = capsys.readouterr().out
     assert "| `optim.lr=1` | 50.5 ± 0.7 |" in printed and "| `optim.lr=2` | 60.5 ± 0.7 |" in printed
@@ -76,6 +80,31 @@ def test_a_sweep_runs_each_variant_with_each_seed_once_and_goes_on_after_a_failu
 
 def test_a_sweep_without_any_number_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "run_command", lambda command: 2)
-    argv = ["sweep", "--config", "c.yaml", "--grid", "a=1", "--output", str(tmp_path)]
+    argv = ["sweep", "--config", CONFIG, "--grid", "loss.l1=1", "--output", str(tmp_path)]
     assert main(argv) == 2
-    assert "error: --config c.yaml: no variant could be run" in capsys.readouterr().err
+    assert f"error: --config {CONFIG}: no variant could be run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("axis", "told"), [("loss.l1=5,abc", "loss.l1 = 'abc'"), ("loss.l11=5,0", "loss.l11 is not")])
+def test_a_mistake_in_any_variant_is_told_before_the_first_run(axis, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "run_command", lambda command: pytest.fail("a run was started"))
+    assert main(["sweep", "--config", CONFIG, "--grid", axis, "--output", str(tmp_path / "out")]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_time_of_a_run_has_that_of_its_cut_attempts(tmp_path, monkeypatch):
+    statuses = [130, 0]
+
+    def run(command):
+        (tmp_path / "evaluation.json").write_text("{}")
+        return statuses.pop(0)
+
+    clock = iter([0.0, 30.0, 100.0, 105.0])
+    monkeypatch.setattr(runs, "run_command", run)
+    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    asked = runs.Run(CONFIG, tmp_path, (), ())
+    with pytest.raises(UserError, match="status 130"):
+        runs.make(asked)
+    assert runs.finished(asked) is None
+    assert runs.make(asked)["seconds"] == 35.0
+    assert runs.make(asked) == runs.finished(asked)

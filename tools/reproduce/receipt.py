@@ -150,11 +150,15 @@ def _weights(path: str | None) -> dict[str, Any] | None:
 
 
 def _data(config: Any) -> dict[str, str]:
-    """Digests of the training data by key, as far as they are here."""
-    try:
-        return data_identity(config.data)
-    except (UserError, OSError):
-        return {}
+    """Digests of the training data and of the data that are measured on, by key, as far as they are here."""
+    found: dict[str, str] = {}
+    for section in ("data", "evaluation"):
+        part = getattr(config, section)
+        try:
+            found |= {} if part is None else data_identity(part, section)
+        except (UserError, OSError):
+            continue
+    return found
 
 
 def _digest(content: bytes) -> str:

@@ -36,7 +36,7 @@ class Run:
 
 
 def make(run: Run) -> dict[str, Any]:
-    """Make a run, unless this very run came to its end before; returns its command, folder and seconds.
+    """Make a run, unless this very run came to its end before; returns its command, folder and seconds, cut attempts included.
 
     Raises:
         UserError: it failed.
@@ -44,23 +44,34 @@ def make(run: Run) -> dict[str, Any]:
     if (done := finished(run)) is not None:
         sys.stdout.write(f"{run.folder}: finished before, in {done['seconds']:.0f} s\n")
         return done
+    before = _noted(run).get("seconds", 0.0)
     started = time.perf_counter()
-    status = run_command([sys.executable, str(ROOT / "run.py"), *run.command()])
+    note: dict[str, Any] = {"command": run.command(), "folder": str(run.folder), "finished": False}
+    try:
+        status = run_command([sys.executable, str(ROOT / "run.py"), *run.command()])
+        note["finished"] = status == 0
+    finally:
+        note["seconds"] = round(before + time.perf_counter() - started, 1)
+        if run.folder.is_dir():
+            write_text(run.folder / NOTE, json.dumps(note, indent=2) + "\n")
     if status != 0:
         raise UserError(f"the run ended with status {status}, as printed above; the same command resumes it")
-    seconds = round(time.perf_counter() - started, 1)
-    note = {"command": run.command(), "folder": str(run.folder), "seconds": seconds}
-    write_text(run.folder / NOTE, json.dumps(note, indent=2) + "\n")
     return note
 
 
 def finished(run: Run) -> dict[str, Any] | None:
     """What an earlier run of the same command noted; None where there is none that came to its end."""
+    noted = _noted(run)
+    return noted if noted.get("finished") and (run.folder / EVALUATION).is_file() else None
+
+
+def _noted(run: Run) -> dict[str, Any]:
+    """What the last run of the same command noted; empty where there is none."""
     try:
         noted: dict[str, Any] = json.loads((run.folder / NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return noted if noted.get("command") == run.command() and (run.folder / EVALUATION).is_file() else None
+        return {}
+    return noted if noted.get("command") == run.command() else {}
 
 
 def run_command(command: Sequence[str]) -> int:

@@ -71,7 +71,9 @@ class _Files:
                 return self._archive.read(self._members[name])
             assert folder is not None
             return (folder / name).read_bytes()
-        except (OSError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        except (FileNotFoundError, KeyError):
+            raise BrokenRecordError("missing annotation", f"{self.name}: {name}", "the file is not there") from None
+        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
             raise BrokenRecordError("missing annotation", f"{self.name}: {name}", type(error).__name__) from None
 
 

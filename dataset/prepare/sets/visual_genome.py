@@ -219,9 +219,9 @@ def _caption_records(items: list[ImageTexts], counts: Counts) -> Iterator[dict[s
         texts: set[str] = set()
         for text in (region["caption"] for region in regions):
             if text in texts:
-                counts.leave_out("duplicate text", image.path, repr(text[:80]))
+                counts.leave_out("duplicate text", image.texts["regions"][0], repr(text[:80]))
             elif len(texts) == CAPTIONS_OF_AN_IMAGE:
-                counts.leave_out("not of the largest regions", image.path, repr(text[:80]))
+                counts.leave_out("not of the largest regions", image.texts["regions"][0], repr(text[:80]))
             else:
                 texts.add(text)
                 counts.made["captions"] += 1

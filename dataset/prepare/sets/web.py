@@ -100,9 +100,9 @@ def cc3m_pairs(sources: list[RawFile], counts: Counts) -> Iterator[Pair]:
             continue
         counts.read["pairs"] += 1
         if len(columns) != 2:
-            counts.leave_out("columns", place, f"{len(columns)} columns, not caption and address")
+            counts.leave_out("wrong columns", place, f"{len(columns)} columns, not caption and address")
         elif not columns[1].strip().lower().startswith(("http://", "https://")):
-            counts.leave_out("columns", place, f"the second column, {columns[1][:60]!r}, is no address")
+            counts.leave_out("wrong columns", place, f"the second column, {columns[1][:60]!r}, is no address")
         else:
             yield Pair(place, columns[1].strip(), columns[0])
 

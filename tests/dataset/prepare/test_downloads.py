@@ -94,7 +94,7 @@ def test_texts_and_addresses_that_no_table_can_hold_do_not_break_its_lines(raw, 
     write(raw / "sbu-captions-all.json", json.dumps({"image_urls": urls, "captions": captions}))
     prepared("sbu", raw, out)
     assert listed(out, "sbu")[1] == "http://x.org/1.jpg\ta dog a cat and more here"
-    assert counted(out / "_download/sbu_urls")["left_out"] == {"columns": 3}
+    assert counted(out / "_download/sbu_urls")["left_out"] == {"wrong columns": 3}
     assert len(listed(out, "sbu")) == 1 + 1 + 390 + 1
 
 
@@ -250,7 +250,8 @@ def test_verify_drops_broken_and_duplicate_images(raw, out):
     prepared("cc3m", raw, out, verify=True)
     assert captions_of(out / "cc3m") == [bus(0)[1]]
     left_out = counted(out / "cc3m")["left_out"]
-    assert left_out == {"duplicate image": 1, "unreadable image": 1, "address without image": 1}
+    assert left_out == {"duplicate image": 1, "unreadable image": 1, "address without image": 0}
+    assert (out / "cc3m/_prepare/missing.txt").read_text() == f"{bus(2)[0]}\n"
 
 
 def test_statistics_that_cannot_be_read_are_counted(raw, out):

@@ -102,3 +102,14 @@ def test_a_copy_of_an_image_in_another_folder_does_not_take_its_record(tmp_path)
     shutil.copy(raw / official.coco_name(9), raw / "a/000000000009.jpg")
     prepared("coco", raw, out, verify=True)
     assert {record["coco_id"] for record in records(out / "coco")} == {9, 73}
+
+
+def test_a_copy_of_a_held_out_image_under_another_name_is_left_out(tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    official.coco(raw)
+    official.karpathy(raw)
+    official.references(raw)
+    shutil.copy(raw / official.coco_name(42), raw / official.coco_name(73))  # 42 is in Karpathy's test split
+    prepared("coco", raw, out, verify=True)
+    assert {record["coco_id"] for record in records(out / "coco")} == {9}
+    assert counted(out / "coco")["left_out"]["held out by COCO (Karpathy) test (a copy)"] == 1
