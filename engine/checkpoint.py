@@ -159,9 +159,8 @@ def write_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], tra
     for written in temporary.iterdir():
         sync_file(written)
     sync_file(temporary)
-    former = (
-        _set_aside(final) if final.exists() else None
-    )  # removed last: that takes time, in which there would be neither
+    # Removed last: that takes time, in which there would be neither.
+    former = _set_aside(final) if final.exists() else None
     os.replace(temporary, final)
     sync_file(folder)
     if former is not None:

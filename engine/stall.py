@@ -20,7 +20,7 @@ BEAT_S = 1.0
 
 
 class SignsOfLife:
-    """What each rank does, told to the others by its watching thread: a process that is stopped, or whose machine is gone, tells
+    """State of each rank, told to the others by its watching thread: a process that is stopped, or whose machine is gone, tells
     nothing. Without a process group, there are no others."""
 
     def __init__(self) -> None:
@@ -55,8 +55,7 @@ class StallWatch:
     """Tells, inside :meth:`watching`, when no step was finished for ``stall_s`` seconds; again after twice the time, and so on.
 
     The line names rank, step and phase, and the ranks that give no sign of life; the stacks of all threads of the rank go to
-    ``log``. Where no step is made, as in set-up
-    and validation, which may last, it names that instead and is no warning.
+    ``log``. Where no step is made, as in set-up and validation, which may last, it names that instead and is no warning.
     """
 
     def __init__(self, stall_s: float, log: Path | None):

@@ -53,7 +53,7 @@ DOWNLOADS = "_download"
 
 @dataclass(frozen=True)
 class Options:
-    """What a user asks for.
+    """Choices of a user for one preparation.
 
     Args:
         raw: folder of the official files and images.
@@ -86,7 +86,8 @@ def prepare(name: str, options: Options) -> list[Manifest]:
     """
     data_set = SETS[name]
     raw = RawFolder([options.raw])
-    held_out = read_held_out(RawFolder([options.raw, *options.held_out]), data_set.required, options.without)
+    searched = RawFolder([options.raw, *options.held_out]) if options.held_out else raw
+    held_out = read_held_out(searched, data_set.required, options.without)
     if name in WEB_SETS:
         return _prepare_web(name, raw, held_out, options)
     verified = _verified(raw, options) if options.verify else {}
@@ -174,7 +175,7 @@ def _prepare_web(name: str, raw: RawFolder, held_out: HeldOut, options: Options)
 
 
 def _arguments(sources: list[RawFile], held_out: HeldOut, options: Options) -> dict[str, Any]:
-    """What decides the content of a folder, as JSON values."""
+    """The inputs that decide the content of a folder, as JSON values."""
     return {
         "sources": {str(file.path): file.digest() for file in sources},
         "held_out": {name: file.digest() for name, file in held_out.sources.items()},
@@ -186,7 +187,7 @@ def _arguments(sources: list[RawFile], held_out: HeldOut, options: Options) -> d
 
 
 def _facts(data_set: DataSet, held_out: HeldOut, options: Options) -> dict[str, Any]:
-    """What the manifest says beside its arguments and counts."""
+    """Entries of the manifest beside its arguments and counts."""
     return {
         "data_set": data_set.title,
         "official_sizes": dict(data_set.sizes),

@@ -1,4 +1,4 @@
-"""What a conversion read, made, mended and left out, by reason, with the first places of each."""
+"""Counts of a conversion: read, made, mended and left out, by reason, with the first places of each."""
 
 from __future__ import annotations
 

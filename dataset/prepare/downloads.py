@@ -85,15 +85,13 @@ def _is_address(text: str) -> bool:
 
 @dataclass
 class Downloaded:
-    """What img2dataset wrote, by the list that it was given.
+    """The result of img2dataset, held against the list that it was given.
 
-    ``rot``: addresses of the list without an image; ``statuses``: how often each status occurred, as img2dataset counted;
-    ``unfinished``: shards without their statistics, which it has not finished.
+    ``rot``: addresses of the list without an image; ``statuses``: how often each status occurred, as img2dataset counted.
     """
 
     rot: list[str] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
-    unfinished: list[str] = field(default_factory=list)
 
 
 def finished_shards(folder: Path) -> tuple[list[Path], list[str]]:

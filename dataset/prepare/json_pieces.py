@@ -104,7 +104,7 @@ def _keys(text: _Text) -> Iterator[str]:
 
 
 class _Text:
-    """What was read of a file and not yet used."""
+    """The text of a file that was read and not yet used."""
 
     def __init__(self, stream: IO[bytes], name: str):
         self.name, self.place = name, ""
@@ -125,7 +125,7 @@ class _Text:
                 return ""
 
     def next_sign(self) -> str:
-        """As :meth:`peek_sign`, and go past it."""
+        """The next character that is no white space, and go past it; "" at the end of the file."""
         if self._at < len(self._buffer) and (sign := self._buffer[self._at]) not in _SPACE:  # as nearly always
             self._at += 1
             return sign

@@ -105,7 +105,7 @@ def prepared_folders(root: Path) -> list[Path]:
 
 
 def faults(folder: Path) -> Iterator[str]:
-    """What is wrong with a prepared folder: shards that are missing, changed or strange, each in a line."""
+    """Faults of a prepared folder: shards that are missing, changed or strange, each in a line."""
     try:
         values = read_manifest(folder).values
     except UserError as error:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataset.files import IMAGE_BYTES, read_file
+from dataset.loaders import LoadingConfig
 from dataset.media.encoded import decode
 from dataset.prepare.processes import in_order
 from dataset.records.broken import BrokenRecordError
 from utils.progress import progress_bar
 
 BROKEN = "unreadable image"
-MAX_PIXELS = 80_000_000
+MAX_PIXELS: int = LoadingConfig.model_fields["max_pixels"].default
 """Pixels of an image that is decoded, as in a run unless its config says otherwise."""
 
 

@@ -147,7 +147,7 @@ def _run(at_hand: ReadyCell, seed: int, flags: argparse.Namespace) -> dict[str, 
 
 
 def _remarks(at_hand: ReadyCell, numbers: Sequence[Number], flags: argparse.Namespace) -> list[str]:
-    """What a reader of the numbers has to know."""
+    """Facts that a reader of the numbers has to know."""
     remarks = []
     if flags.small or flags.overrides:
         changed = " ".join((*(at_hand.cell.small if flags.small else ()), *flags.overrides))

@@ -41,7 +41,7 @@ def receipt_of(
         ready: the cell, as it was run.
         runs: by seed: the command, the folder and the seconds of each run.
         numbers: the cell's numbers.
-        remarks: what a reader of the numbers has to know.
+        remarks: facts that a reader of the numbers has to know.
     """
     cell = ready.cell
     return {

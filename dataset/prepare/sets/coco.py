@@ -66,7 +66,7 @@ def open_validation(request: Request) -> Opened:
 
     def work(_: Path) -> Work:
         images = _read_validation(file)
-        return Work(_validation_records, _jobs(images, finder, Counts()), len(images))
+        return Work(_validation_records, image_jobs(images, finder, Counts()), len(images))
 
     return Opened([file], work, finder)
 
@@ -101,11 +101,10 @@ def _validation_records(items: list[tuple[str, int, _Image]], counts: Counts) ->
 
 def _caption_files(raw: RawFolder) -> dict[str, RawFile]:
     """The captions of training and validation images, of one year."""
-    for splits in (SPLITS_2014, SPLITS_2017):
-        if any(raw.find(f"captions_{split}.json") for split in splits):
-            return {split: raw.need(f"captions_{split}.json")[0] for split in splits}
-    raw.need(*(f"captions_{split}.json" for split in SPLITS_2014))
-    raise AssertionError
+    years = (SPLITS_2014, SPLITS_2017)
+    there = (splits for splits in years if any(raw.find(f"captions_{split}.json") for split in splits))
+    splits = next(there, SPLITS_2014)
+    return dict(zip(splits, raw.need(*(f"captions_{split}.json" for split in splits)), strict=True))
 
 
 def _opened(
@@ -121,7 +120,7 @@ def _opened(
             _read_captions(file, images, counts)
         for file in instances.values():
             _read_objects(file, images, counts)
-        return Work(convert, _jobs(images, finder, counts), len(images))
+        return Work(convert, image_jobs(images, finder, counts), len(images))
 
     return Opened([*captions.values(), *instances.values()], work, finder)
 
@@ -212,8 +211,9 @@ def _image_of(value: dict[str, Any], images: Mapping[int, _Image], counts: Count
     return image
 
 
-def _jobs(images: dict[int, _Image], finder: ImageFinder, counts: Counts) -> Iterator[Job]:
-    """Jobs of :data:`BATCH` images each; the first one has what was counted before."""
+def image_jobs(images: Mapping[int, Any], finder: ImageFinder, counts: Counts) -> Iterator[Job]:
+    """Jobs of :data:`BATCH` images each; the first one has what was counted before. ``images``, by number, have ``place`` and
+    ``split``."""
     job = Job([], counts=counts)
     for number, image in sorted(images.items()):
         job.size += 1

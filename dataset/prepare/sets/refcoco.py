@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.building import Job, Work
+from dataset.prepare.building import Work
 from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import OF_COCO, SPLITS, TRAINING, read_references
@@ -15,7 +15,7 @@ from dataset.prepare.image_finder import ImageFinder
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
-from dataset.prepare.sets.coco import BATCH, IMAGES, image_names
+from dataset.prepare.sets.coco import IMAGES, image_jobs
 from dataset.records.schema import Box
 from utils.errors import UserError
 
@@ -25,11 +25,12 @@ INSTANCES = "instances.json"
 
 @dataclass
 class _Image:
-    """An image with its size and its references: place, phrases and box of each."""
+    """An image with its size and its references: place, phrases and box of each. All are of COCO's ``split``."""
 
     place: str
     size: tuple[int, int]
     references: list[tuple[str, list[Any], Any]] = field(default_factory=list)
+    split: str = "train2014"
 
 
 def open_references(request: Request) -> Opened:
@@ -54,7 +55,7 @@ def open_references(request: Request) -> Opened:
         images: dict[int, _Image] = {}
         for references, instances in pairs.values():
             _read(references, instances, images, counts)
-        return Work(_records, _jobs(images, finder, counts), len(images))
+        return Work(_records, image_jobs(images, finder, counts), len(images))
 
     return Opened([file for pair in pairs.values() for file in pair], work, finder)
 
@@ -95,20 +96,6 @@ def _read_instances(file: RawFile) -> tuple[dict[Any, Any], dict[Any, tuple[int,
     if not boxes or not sizes:
         raise UserError(f"{file} has no annotations or no images; is it {INSTANCES} of the RefCOCO family?")
     return boxes, sizes
-
-
-def _jobs(images: Mapping[int, _Image], finder: ImageFinder, counts: Counts) -> Iterator[Job]:
-    job = Job([], counts=counts)
-    for number, image in sorted(images.items()):
-        job.size += 1
-        job.counts.read["images"] += 1
-        path = finder.find(image_names(number, "train2014"), job.counts, image.place)
-        if path is not None:
-            job.items.append((path, number, image))
-        if job.size == BATCH:
-            yield job
-            job = Job([])
-    yield job
 
 
 def _records(items: list[tuple[str, int, _Image]], counts: Counts) -> Iterator[dict[str, Any]]:
