@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextvars import ContextVar
+from copy import copy
 from functools import partial
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from types import FrameType
@@ -94,7 +96,7 @@ class _Pool:
         self.late: int | None = None
         """The worker that was killed since its batch did not come."""
         self.handler: Any = None
-        self.kill_children: Callable[[], object] | None = None
+        self.kill_children: Finalize | None = None
         self.ended = threading.Event()
         # A row a worker: its process in the first 8 bytes, the place of the record that it reads in the others.
         self.board = torch.zeros(max(1, self.workers), 8 + _PLACE_BYTES, dtype=torch.uint8)
@@ -106,6 +108,7 @@ class _Pool:
             sampler=numbers,
             num_workers=self.workers,
             worker_init_fn=partial(_begin, self.board),
+            multiprocessing_context=_listing(self.children) if self.workers else None,
             pin_memory=torch.cuda.is_available(),
             # Without one of its own, the loader draws from torch's global generator, which belongs to the model's dropout.
             generator=torch.Generator(),
@@ -118,10 +121,9 @@ class _Pool:
             _LostWorkerError: if a worker does not come back.
             UserError: as ``make`` does.
         """
-        others = multiprocessing.active_children()
         try:
+            # Torch gives the first numbers away in here, and raises if a worker is lost over one of them.
             iterator = iter(self.loader)
-            self.children = [child for child in multiprocessing.active_children() if child not in others]
             if self.children:
                 self._watch_children()
             while True:
@@ -179,8 +181,9 @@ class _Pool:
     def end(self) -> None:
         """Kill the workers that still live: one that hangs would be waited for."""
         self.ended.set()
+        _kill(self.children)
         if self.kill_children is not None:
-            self.kill_children()
+            self.kill_children.cancel()
         if self.handler is not None:
             signal.signal(signal.SIGCHLD, self.handler)
 
@@ -211,8 +214,23 @@ class _Pool:
 
 def _kill(children: Sequence[BaseProcess]) -> None:
     for child in children:
-        child.kill()
-        child.join()
+        if child.pid is not None:  # was started
+            child.kill()
+            child.join()
+
+
+def _listing(children: list[BaseProcess]) -> BaseContext:
+    """The context that torch would start processes with, which lists them in ``children``: one that ends at once is gone from
+    ``multiprocessing.active_children()``, and how it ended with it."""
+    context = copy(multiprocessing.get_context())
+
+    def process(*args: Any, **options: Any) -> BaseProcess:
+        children.append(make(*args, **options))
+        return children[-1]
+
+    make = context.Process
+    vars(context)["Process"] = process
+    return context
 
 
 def _begin(board: Tensor, worker: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from dataset.workers import RESTARTS, in_workers, reading
 from utils.errors import UserError
@@ -74,6 +75,22 @@ def test_a_worker_that_is_lost_again_and_again_ends_the_run_in_one_line(tmp_path
         UserError, match=rf"ended by SIGKILL while it read .*:3; .*started again {RESTARTS} times in vain"
     ):
         list(batches)
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_is_lost_before_all_numbers_are_given_away_is_replaced(tmp_path, caplog, monkeypatch):
+    """Torch gives the first numbers away while it makes its iterator, and raises there."""
+    give_away = _MultiProcessingDataLoaderIter._try_put_index
+
+    def slowly(self):
+        give_away(self)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_put_index", slowly)
+    assert list(in_workers(Making(tmp_path, "kill", times=2), range(3, 9), 2)) == list(range(3, 9))
+    assert [record.getMessage().split(" while ")[0] for record in caplog.records] == [
+        "worker 0 of rank 0 was ended by SIGKILL"
+    ] * 2
     assert not multiprocessing.active_children()
 
 
