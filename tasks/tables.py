@@ -35,6 +35,9 @@ class CellConfig(Config):
     checkpoint: str | None = Field(
         description="weights that the run starts from: a file; `cell NAME`, the run of another cell; null: none"
     )
+    cpu: int | None = Field(
+        None, ge=1, description="processes on the CPU, unless the command places the run; null: as it places any"
+    )
     small: list[str] = Field([], description="more `key=value` arguments, for a run of seconds that shows the way")
 
 
@@ -55,7 +58,7 @@ class TablesConfig(Config):
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell with what its column says of it. ``numbers``: {split: {metric: percent}}; ``server``: see :class:`ColumnConfig`."""
+    """A cell with what its column says of it; fields as of :class:`CellConfig` and :class:`ColumnConfig`."""
 
     table: int | str
     row: str
@@ -66,6 +69,7 @@ class Cell:
     checkpoint: str | None
     protocol: str
     server: str | None
+    cpu: int | None = None
     small: tuple[str, ...] = ()
 
     @property
@@ -93,6 +97,7 @@ def read_tables(path: Path = TABLES) -> dict[str, Cell]:
             cell.checkpoint,
             column.protocol,
             column.server,
+            cell.cpu,
             tuple(cell.small),
         )
         for name, column in tables.columns.items()

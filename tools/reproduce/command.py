@@ -30,7 +30,7 @@ EXAMPLES = """examples:
   python run.py reproduce --table 3 --row base_4m --gpus 8
   python run.py reproduce --cell 4/base_4m/nlvr2 --checkpoints ~/weights --gpus 8 --seeds 0,1,2
   python run.py reproduce --table 4 --row base_4m --evaluate --checkpoints ~/fine_tuned
-  python run.py reproduce --table demo --cpu 2
+  python run.py reproduce --table demo
 
 exit status: 0 all cells have numbers; 1 some could not be run; 2 the command line is wrong"""
 
@@ -136,7 +136,7 @@ def _run(at_hand: ReadyCell, seed: int, flags: argparse.Namespace) -> dict[str, 
     folder = flags.output / at_hand.folder / (f"evaluation-{seed}" if flags.evaluate else f"seed-{seed}")
     end = "--evaluate" if flags.evaluate else "--resume"
     config = str(ROOT / at_hand.cell.config)
-    run = Run(config, folder, (*placement_words(flags), end), (*at_hand.overrides, f"seed={seed}"))
+    run = Run(config, folder, (*placement_words(flags, at_hand.cell.cpu), end), (*at_hand.overrides, f"seed={seed}"))
     if finished(run) is None and not flags.evaluate and not flags.unchecked:
         out = flags.output / at_hand.folder
         out.mkdir(parents=True, exist_ok=True)

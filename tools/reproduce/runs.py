@@ -80,9 +80,11 @@ def run_command(command: Sequence[str]) -> int:
     return subprocess.run(command, check=False).returncode
 
 
-def placement_words(flags: argparse.Namespace) -> tuple[str, ...]:
-    """The flags of :func:`utils.launcher.add_placement`, as words of a command."""
-    given = {"--gpus": flags.gpus, "--cpu": flags.cpu, "--master": flags.master}
+def placement_words(flags: argparse.Namespace, cpu: int | None = None) -> tuple[str, ...]:
+    """The flags of :func:`utils.launcher.add_placement`, as words of a command; ``cpu``: processes if neither number is given."""
+    if flags.gpus is not None or flags.cpu is not None:
+        cpu = flags.cpu
+    given = {"--gpus": flags.gpus, "--cpu": cpu, "--master": flags.master}
     words = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
     nodes = [] if flags.nodes == 1 else ["--nodes", str(flags.nodes), "--node-rank", str(flags.node_rank)]
     return (*words, *nodes)
