@@ -1,10 +1,14 @@
-"""``python run.py sweep``: variants of a config one after another, with seeds, and one table of what they measured."""
+"""``python run.py sweep``: variants of a config one after another, with seeds, and one table of what they measured.
+
+Variants are either all combinations of the values of some keys, or named sets of overrides.
+"""
 
 from __future__ import annotations
 
 import argparse
 import itertools
 import json
+import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,28 +25,38 @@ from utils.launcher import add_placement, check_placement
 
 EXAMPLES = """examples:
   python run.py sweep --config configs/own/retrieval.yaml --grid optim.lr=1e-4,3e-4 --seeds 0,1
-  python run.py sweep --config configs/demo/pretrain.yaml --grid loss.l1=5,0 --grid loss.giou=2,0 --cpu 2 train.steps=300
+  python run.py sweep --config configs/demo/pretrain.yaml --cpu 2 \\
+    --variant "all:" --variant "without boxes: loss.l1=0 loss.giou=0" train.steps=300
 
 exit status: 0 all variants have numbers; 1 some could not be run; 2 the command line is wrong"""
 
 Grid = list[tuple[str, list[str]]]
 """Keys, and the values that each takes in turn."""
 
+Overrides = tuple[str, ...]
+"""``key=value`` arguments."""
+
 
 def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments after ``run.py sweep``."""
     parser = argparse.ArgumentParser(
         prog="run.py sweep",
-        description="Train and evaluate every combination of the given values, one run after another, and print one table: a row "
-        "a variant, with the mean over seeds and its standard deviation. The same command resumes.",
+        description="Train and evaluate every combination of the given values, or each named variant, one run after another, and "
+        "print one table: a row a variant, with the mean over seeds and its standard deviation. The same command resumes.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add_config(parser, required=True)
     flag = parser.add_argument
-    flag(
-        "--grid", type=_axis, action="append", required=True, metavar="key=v,v", help="values of a key; may be repeated"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--grid", type=_axis, action="append", metavar="key=v,v", help="values of a key; may be repeated")
+    what.add_argument(
+        "--variant",
+        type=_named,
+        action="append",
+        metavar='"NAME: key=v …"',
+        help="a row of the table, and the overrides of its runs, which may be none; may be repeated",
     )
     flag(
         "--seeds", type=parse_seeds, default=(None,), metavar="S,S", help="a run for each seed (default: the config's)"
@@ -60,12 +74,11 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the variants, and print and write their table; returns the exit status."""
     flags = arguments_of(argv)
-    variants = variants_of(flags.grid)
+    variants = dict(flags.variant or combinations(flags.grid))
     _check(flags, variants)
     measured: dict[str, list[dict[str, float]]] = {}
     failed = 0
-    for number, variant in enumerate(variants, start=1):
-        name = " ".join(variant)
+    for number, (name, variant) in enumerate(variants.items(), start=1):
         sys.stdout.write(f"== {name} ({number} of {len(variants)})\n")
         sys.stdout.flush()
         for seed in flags.seeds:
@@ -83,27 +96,28 @@ def main(argv: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def variants_of(grid: Grid) -> list[tuple[str, ...]]:
-    """Every combination of the values, as overrides; the last key changes fastest."""
-    return [
+def combinations(grid: Grid) -> list[tuple[str, Overrides]]:
+    """Every combination of the values, with the name that it has in the table; the last key changes fastest."""
+    variants = [
         tuple(f"{key}={value}" for (key, _), value in zip(grid, values, strict=True))
         for values in itertools.product(*(values for _, values in grid))
     ]
+    return [(" ".join(variant), variant) for variant in variants]
 
 
-def _check(flags: argparse.Namespace, variants: Sequence[tuple[str, ...]]) -> None:
+def _check(flags: argparse.Namespace, variants: Mapping[str, Overrides]) -> None:
     """Read the config of every variant: a sweep takes hours, and a mistake in its last value is told before the first run.
 
     Raises:
         UserError: one is wrong.
     """
-    for variant in variants:
+    for variant in variants.values():
         overrides = [*flags.overrides, *variant]
         choice = choose(flags.config, overrides, None)
         load_config(choice.config, overrides, choice.load().config)
 
 
-def _measure(flags: argparse.Namespace, variant: tuple[str, ...], number: int, seed: int | None) -> dict[str, float]:
+def _measure(flags: argparse.Namespace, variant: Overrides, number: int, seed: int | None) -> dict[str, float]:
     """Train and evaluate one variant with one seed; returns its metrics in percent.
 
     Raises:
@@ -127,7 +141,7 @@ def table_of(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     lines = [f"| | {' | '.join(metrics)} |", f"|---|{'---|' * len(metrics)}"]
     for name, runs in measured.items():
         entries = [_entry([run[metric] for run in runs if metric in run]) for metric in metrics]
-        lines.append(f"| `{name}` | {' | '.join(entries)} |")
+        lines.append(f"| {name} | {' | '.join(entries)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -151,3 +165,12 @@ def _axis(text: str) -> tuple[str, list[str]]:
     if not sign or not key or "" in parts:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value,value")
     return key, parts
+
+
+def _named(text: str) -> tuple[str, Overrides]:
+    """ "NAME: key=value key=value" for argparse."""
+    name, colon, overrides = text.partition(":")
+    words = tuple(shlex.split(overrides))
+    if not colon or not name.strip() or not all("=" in word for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 'NAME: key=value key=value'")
+    return name.strip(), words

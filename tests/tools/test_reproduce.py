@@ -119,10 +119,11 @@ def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, monkey
     runs = FakeRuns()
     for module in (command, runs_module):
         monkeypatch.setattr(module, "run_command", runs)
-    argv = ["reproduce", "--table", "demo", "--output", str(cell), "--seeds", "0,1", "--cpu", "2"]
+    argv = ["reproduce", "--cell", "demo/tiny/pretraining", "--output", str(cell), "--seeds", "0,1"]
     assert main(argv) == 0
-    assert ["doctor" in each for each in runs.commands] == [True, False, True, False]
-    assert runs.commands[1][-1] == "seed=0" and "--resume" in runs.commands[1] and "--cpu" in runs.commands[1]
+    assert ["doctor" in each for each in runs.commands] == [True, False, False]
+    assert runs.commands[1][-1] == "seed=0" and "--resume" in runs.commands[1]
+    assert " --cpu 2 " in " ".join(runs.commands[1]), "what the cell's numbers were measured with"
     printed = capsys.readouterr().out
     assert "held-out masked word" in printed and "80.5 ± 0.7" in printed and "not measured" in printed
     made = json.loads((cell / "demo-tiny-pretraining/receipt.json").read_text())
@@ -137,14 +138,15 @@ def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, monkey
     runs.commands.clear()
     assert main(argv) == 0
     assert runs.commands == [] and capsys.readouterr().out.count("finished before") == 2
-    assert main([*argv, "optim.lr=1e-4"]) == 0
-    assert len(runs.commands) == 4 and "not the published setting: optim.lr=1e-4" in capsys.readouterr().out
+    assert main([*argv, "--cpu", "3", "optim.lr=1e-4"]) == 0
+    assert len(runs.commands) == 3 and "not the published setting: optim.lr=1e-4" in capsys.readouterr().out
+    assert " --cpu 3 " in " ".join(runs.commands[1])
 
 
 def test_a_run_that_fails_is_told_and_leaves_no_receipt(cell, monkeypatch, capsys):
     for module in (command, runs_module):
         monkeypatch.setattr(module, "run_command", FakeRuns(status=3))
-    argv = ["reproduce", "--table", "demo", "--output", str(cell)]
+    argv = ["reproduce", "--cell", "demo/tiny/pretraining", "--output", str(cell)]
     assert main(argv) == 1
     assert "the doctor refuses this run" in capsys.readouterr().out
     assert main([*argv, "--unchecked"]) == 1
@@ -164,8 +166,25 @@ def test_the_demos_cell_runs_from_its_files_to_its_numbers(tmp_path, capfd):
     """The way of a user, with a model of nothing: every number is there, and far from the README's, which is said."""
     build(tmp_path / "scenes", seed=0, train=12, val=4, test=4, size=32)
     overrides = [*tiny_run(tmp_path / "scenes"), "train.steps=1", "schedule.warmup_steps=0"]
-    argv = ["reproduce", "--table", "demo", "--cpu", "1", "--unchecked", "--output", str(tmp_path / "out"), *overrides]
+    where = ["--cpu", "1", "--unchecked", "--output", str(tmp_path / "out")]
+    argv = ["reproduce", "--cell", "demo/tiny/pretraining", *where, *overrides]
     assert main(argv) == 0, capfd.readouterr().err
     made = json.loads((tmp_path / "out/demo-tiny-pretraining/receipt.json").read_text())
     assert all(len(each["measured"]) == 1 for each in made["numbers"])
     assert "not the published setting: " in capfd.readouterr().out
+
+
+def test_a_cell_starts_from_the_run_of_another_one(tmp_path, monkeypatch, capfd):
+    build(tmp_path / "data/scenes", seed=0, train=40, val=4, test=4, size=32)
+    monkeypatch.chdir(tmp_path)
+    model = ["model.vision.image_size=32", "train.steps=1"]
+    where = ["--small", "--unchecked", "--output", "out"]
+    assert main(["reproduce", "--cell", "demo/tiny/nlvr", *where, *model]) == 1
+    assert "run.py reproduce --cell demo/tiny/pretraining makes the weights" in capfd.readouterr().out
+    assert main(["reproduce", "--cell", "demo/tiny/pretraining", "--cpu", "1", *where, *model]) == 0
+    assert main(["reproduce", "--cell", "demo/tiny/nlvr", *where, *model]) == 0
+    made = json.loads(Path("out/demo-tiny-nlvr/receipt.json").read_text())
+    assert made["weights"]["path"] == "out/demo-tiny-pretraining/seed-0"
+    assert [each["metric"] for each in made["numbers"] if each["measured"]] == ["accuracy"]
+    page = Path("out/table_demo.html").read_text()
+    assert "masked word" in page and "accuracy" in page

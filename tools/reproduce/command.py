@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tasks.kinds import ROOT
 from tasks.tables import Cell
@@ -96,10 +95,11 @@ def _reproduce(cell: Cell, flags: argparse.Namespace) -> None:
     more = (*(cell.small if flags.small else ()), *flags.overrides)
     at_hand = ready(cell, flags.checkpoints, more, runs=flags.output, evaluate=flags.evaluate)
     _require(at_hand)
-    runs: dict[int, dict[str, Any]] = {}
-    for seed in flags.seeds:
-        number = at_hand.config.seed if seed is None else seed
-        runs[number] = _run(at_hand, number, flags)
+    planned = {seed: _planned(at_hand, seed, flags) for seed in _seeds(at_hand, flags)}
+    unfinished = [run for run in planned.values() if finished(run) is None]
+    if unfinished and not flags.evaluate and not flags.unchecked:
+        _check(at_hand, unfinished[0], flags)
+    runs = {seed: make(run) for seed, run in planned.items()}
     evaluations = [read_evaluation(Path(run["folder"])) for run in runs.values()]
     sent = [line for run in runs.values() for line in check_submissions(Path(run["folder"]), at_hand.config)]
     numbers = numbers_of(cell, evaluations)
@@ -131,19 +131,28 @@ def _require(at_hand: ReadyCell) -> None:
     raise UserError(f"{listed} {'is' if len(at_hand.missing) == 1 else 'are'} not here; {remedy}")
 
 
-def _run(at_hand: ReadyCell, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
-    """Check and run a cell with one seed, unless this very run is finished; returns its command, folder and seconds."""
+def _seeds(at_hand: ReadyCell, flags: argparse.Namespace) -> list[int]:
+    return [at_hand.config.seed if seed is None else seed for seed in flags.seeds]
+
+
+def _planned(at_hand: ReadyCell, seed: int, flags: argparse.Namespace) -> Run:
+    """The run of a cell with one seed."""
     folder = flags.output / at_hand.folder / (f"evaluation-{seed}" if flags.evaluate else f"seed-{seed}")
-    end = "--evaluate" if flags.evaluate else "--resume"
-    config = str(ROOT / at_hand.cell.config)
-    run = Run(config, folder, (*placement_words(flags, at_hand.cell.cpu), end), (*at_hand.overrides, f"seed={seed}"))
-    if finished(run) is None and not flags.evaluate and not flags.unchecked:
-        out = flags.output / at_hand.folder
-        out.mkdir(parents=True, exist_ok=True)
-        words = ["doctor", "--config", config, "--output", str(folder), "--out", str(out), *at_hand.overrides]
-        if run_command([sys.executable, str(ROOT / "run.py"), *words]) != 0:
-            raise UserError("the doctor refuses this run, as printed above; mend it, or give --unchecked")
-    return make(run)
+    words = (*placement_words(flags, at_hand.cell.cpu), "--evaluate" if flags.evaluate else "--resume")
+    return Run(str(ROOT / at_hand.cell.config), folder, words, (*at_hand.overrides, f"seed={seed}"))
+
+
+def _check(at_hand: ReadyCell, run: Run, flags: argparse.Namespace) -> None:
+    """Let the doctor see the cell, whose seeds differ in nothing that it looks at.
+
+    Raises:
+        UserError: it refuses.
+    """
+    out = flags.output / at_hand.folder
+    out.mkdir(parents=True, exist_ok=True)
+    words = ["doctor", "--config", run.config, "--output", str(run.folder), "--out", str(out), *at_hand.overrides]
+    if run_command([sys.executable, str(ROOT / "run.py"), *words]) != 0:
+        raise UserError("the doctor refuses this run, as printed above; mend it, or give --unchecked")
 
 
 def _remarks(at_hand: ReadyCell, numbers: Sequence[Number], flags: argparse.Namespace) -> list[str]:
