@@ -26,10 +26,11 @@ _FIRST = ("#e6194b", "#0082c8", "#f58231", "#911eb4", "#008080", "#aa6e28", "#e0
 
 @dataclass(frozen=True)
 class PairOfBoxes:
-    """A phrase's predicted and true box, with the phrase's colour and its number in the panel ("" where there is one phrase)."""
+    """A phrase's predicted and true box, with the phrase's colour and its number in the panel ("" where there is one phrase).
+    ``true``: None where nobody knows it."""
 
     predicted: Box
-    true: Box
+    true: Box | None
     colour: str
     number: str = ""
 
@@ -62,13 +63,17 @@ def draw_boxes(image: Image.Image, pairs: tuple[PairOfBoxes, ...]) -> None:
         for inset in range(thick):
             canvas.rectangle(_shrunk(_pixels(pair.predicted, image.size), inset), outline=pair.colour)
     for pair in pairs:
-        _dashed(canvas, _shrunk(_pixels(pair.true, image.size), thick // 4), pair.colour, thick // 2)
+        if pair.true is not None:
+            _dashed(canvas, _shrunk(_pixels(pair.true, image.size), thick // 4), pair.colour, thick // 2)
     taken: list[tuple[int, int, int, int]] = []
     for pair in pairs:
-        if pair.number:
-            predicted, true = (_pixels(box, image.size) for box in (pair.predicted, pair.true))
-            at = _place_of_tag(predicted[0], predicted[1] - TAG_HEIGHT, pair.number, image.size, taken)
-            _draw_tag(canvas, at, pair.number, fill=pair.colour, ink="white")
+        if not pair.number:
+            continue
+        predicted = _pixels(pair.predicted, image.size)
+        at = _place_of_tag(predicted[0], predicted[1] - TAG_HEIGHT, pair.number, image.size, taken)
+        _draw_tag(canvas, at, pair.number, fill=pair.colour, ink="white")
+        if pair.true is not None:
+            true = _pixels(pair.true, image.size)
             at = _place_of_tag(true[0], true[3] + 1, pair.number, image.size, taken)
             _draw_tag(canvas, at, pair.number, fill="white", ink=pair.colour)
 

@@ -1,0 +1,43 @@
+"""X²-VLM in Python: load a trained model, and ask it about your own images.
+
+    from x2vlm import load
+
+    model = load("runs/demo/pretrain-seed0")
+    model.match("photo.jpg", ["a dog on a sofa", "a red bicycle"])
+
+``load`` takes a run's folder, a weight file, one of the authors' files, or ``hub:owner/name``; :class:`Model` lists the calls.
+docs/using.md shows each of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from x2vlm.attention import WordMap
+    from x2vlm.inputs import Image, View
+    from x2vlm.loading import load
+    from x2vlm.model import Box, Judgement, Model
+
+__all__ = ["Box", "Image", "Judgement", "Model", "UserError", "View", "WordMap", "load"]
+
+_HOME = {
+    "load": "x2vlm.loading",
+    "Model": "x2vlm.model",
+    "Box": "x2vlm.model",
+    "Judgement": "x2vlm.model",
+    "Image": "x2vlm.inputs",
+    "View": "x2vlm.inputs",
+    "WordMap": "x2vlm.attention",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: torch takes seconds, and a command's ``--help`` does not need it."""
+    import importlib
+
+    if name not in _HOME:
+        raise AttributeError(f"module 'x2vlm' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

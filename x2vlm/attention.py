@@ -1,0 +1,112 @@
+"""Where a model looks in an image for each word of a text: gradient-weighted cross-attention.
+
+The attention of a word to the patches, in one block of the fusion encoder, is weighted by its gradient: by how much more of it
+would raise the matching score. Heads whose attention does not matter for the score then count little (as in Grad-CAM; for
+vision-language fusion: Li et al. 2021, ALBEF, section 6.4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.align import AligningModel
+from models.blocks import Attention
+from models.fusion import FusionPass
+from models.losses import at_least_float32
+from tasks.inference import evaluating
+from utils.errors import UserError
+from x2vlm.base import LoadedModel
+from x2vlm.inputs import Image, View
+
+
+@dataclass(frozen=True)
+class WordMap:
+    """Where a model looks for a ``word``: ``weights`` (rows, columns) float32 of the patches, at least 0."""
+
+    word: str
+    weights: np.ndarray
+
+
+def word_maps(model: LoadedModel, image: Image, text: str, layer: int | None = None) -> list[WordMap]:
+    """The map of each word of a text in an image. Pieces of a word count together.
+
+    Args:
+        model: one with a matching head.
+        image: one image.
+        text: one text.
+        layer: the block of the fusion encoder, from 0; None: the last of its first half. In the last block the score depends on
+            the attention of [CLS] alone.
+
+    Raises:
+        UserError: the text has no word, the model is one of videos, or the layer is none that words have maps of.
+    """
+    network, view = model.network, model.read(image)
+    assert isinstance(network, AligningModel)
+    if view.pixels.dim() == 4:
+        raise UserError(f"explain: {view.name} is a video; there are maps of images alone")
+    last = len(network.fusion.blocks) - 1
+    number = max(0, (last + 1) // 2 - 1) if layer is None else layer
+    if not 0 <= number < last:
+        raise UserError(
+            f"explain: layer {number}: words have maps in the fusion's blocks before the last, number {last}"
+        )
+    # Gradients of attention in 16 bits vanish; one image costs little in 32.
+    with evaluating(network, "fp32"), torch.enable_grad():
+        weights = _weighted_attention(model, network, view, text, number)
+    rows, columns = network.vision.grid
+    maps = weights.detach()[:, 1:].unflatten(1, (rows, columns)).cpu().numpy()  # the first key is the mean of the image
+    return [
+        WordMap(word, maps[start + 1 : end + 1].mean(axis=0))  # [CLS] is the first token
+        for word, start, end in _words(model, text, len(maps) - 2)
+    ]
+
+
+def _weighted_attention(model: LoadedModel, network: AligningModel, view: View, text: str, layer: int) -> Tensor:
+    """(L, K) attention of the tokens to the keys, times the positive part of its gradient, the mean over heads."""
+    block = network.fusion.blocks[layer]
+    assert block.crossattention is not None
+    texts, memory = model.encoded([text]), network.fusion.concept_memory(network.vision(model.pixels([view])))
+    with _recording(block.crossattention) as recorded:
+        (states,) = network.fusion.fuse([FusionPass(texts, memory)])
+    logits = at_least_float32(network.matching_head(states[:1]))
+    (attention,) = recorded
+    (gradient,) = torch.autograd.grad(logits[0, 1], attention)
+    return (attention * gradient.clamp(min=0)).mean(dim=1)[0]
+
+
+@contextmanager
+def _recording(attention: Attention) -> Iterator[list[Tensor]]:
+    """Within, the attention is written out in full, and its weights (N, heads, L, K) are kept."""
+    kept: list[Tensor] = []
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
+        weights = (scores if mask is None else scores + mask).softmax(dim=-1)
+        kept.append(weights)
+        return (weights @ values).transpose(1, 2).flatten(2)
+
+    vars(attention)["attend"] = attend
+    try:
+        yield kept
+    finally:
+        del vars(attention)["attend"]
+
+
+def _words(model: LoadedModel, text: str, count: int) -> list[tuple[str, int, int]]:
+    """The words of the first ``count`` tokens of a text, each with its first token and the one after its last."""
+    cleaned = model.cleaned(text)
+    ids, continues = model.text.pieces(cleaned)
+    starts = [place for place, joined in enumerate(continues[:count]) if not joined]
+    ends = [*starts[1:], min(count, len(ids))]
+    return [(_spelled(model, ids[start:end]), start, end) for start, end in zip(starts, ends, strict=True)]
+
+
+def _spelled(model: LoadedModel, ids: Sequence[int]) -> str:
+    return str(model.tokenizer.decode(list(ids))).strip()

@@ -1,0 +1,120 @@
+"""What all calls of a model share: reading images, making tokens, running the network on batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from dataset.media.video import FrameSampler
+from dataset.text.processors import PlainTextProcessor, clean_caption, clean_question
+from engine.precision import PrecisionName
+from models.packing import PackedTexts
+from models.xvlm import XVLM
+from tasks.inference import device_of, evaluating
+from utils.batch import Text, to_device
+from utils.errors import UserError
+from x2vlm.inputs import Image, Reader, View
+from x2vlm.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class LoadedModel:
+    """A network with its tokenizer and settings, ready to run.
+
+    Attributes:
+        network: the torch module.
+        tokenizer: of its texts.
+        settings: what it computes with beside its weights.
+        answers: the candidate answers for question answering; None: each call has to name its own.
+        origin: what it was loaded from.
+        batch_size: images, or pairs of an image and a text, of a forward pass.
+        read: makes a :class:`~x2vlm.inputs.View` of an image; calls take views, too.
+    """
+
+    def __init__(
+        self,
+        network: XVLM,
+        tokenizer: PreTrainedTokenizerFast,
+        settings: Settings,
+        *,
+        answers: Sequence[str] | None = None,
+        origin: str = "",
+        precision: PrecisionName = "fp32",
+        batch_size: int = 32,
+    ):
+        self.network, self.tokenizer, self.settings = network, tokenizer, settings
+        self.answers = None if answers is None else list(answers)
+        self.origin, self.precision, self.batch_size = origin, precision, batch_size
+        data, vision = settings.data, settings.model.vision
+        videos = None if vision.video is None else FrameSampler(vision.video.frames, data.video, data.max_pixels)
+        self.read = Reader(vision.image_size, data.max_pixels, videos)
+        self.text = PlainTextProcessor(tokenizer, data.text)
+
+    def __repr__(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.network.parameters()) / 1e6
+        where = device_of(self.network)
+        return f"Model({self.origin!r}: task {self.settings.task}, {parameters:.1f} M parameters, {where})"
+
+    def run(self, items: Sequence[Any], forward: Callable[[Sequence[Any]], Sequence[T]]) -> list[T]:
+        """The results of ``forward`` on all items, in order; it gets a batch of them at a time.
+
+        Raises:
+            UserError: there is no item.
+        """
+        if not items:
+            raise UserError("nothing was given: no image, no text")
+        size = self.batch_size
+        with evaluating(self.network, self.precision):
+            return [one for start in range(0, len(items), size) for one in forward(items[start : start + size])]
+
+    def views(self, images: Sequence[Image]) -> list[View]:
+        """The views of images; the same image, named several times in a row, is read once."""
+        views: list[View] = []
+        for place, image in enumerate(images):
+            views.append(views[-1] if place and image is images[place - 1] else self.read(image))
+        return views
+
+    def pixels(self, views: Sequence[View]) -> Tensor:
+        """(N, 3, S, S) or (N, F, 3, S, S) uint8 on the network's device."""
+        return torch.stack([view.pixels for view in views]).to(device_of(self.network))
+
+    def tokens(self, texts: Sequence[str], *, questions: bool = False) -> Text:
+        """Token ids of texts, cleaned as in training; the log names those that are cut.
+
+        Raises:
+            UserError: nothing is left of one.
+        """
+        cleaned = [self.cleaned(text, question=questions) for text in texts]
+        cut = [text for text in cleaned if len(self.text.pieces(text)[0]) > self.text.limits.max_tokens - 2]
+        if cut:
+            most = self.text.limits.max_tokens
+            logger.warning("%d texts have more than %d tokens and are cut there, such as %.60r", len(cut), most, cut[0])
+        return to_device(self.text.encode_plain(cleaned), device_of(self.network))
+
+    def encoded(self, texts: Sequence[str]) -> PackedTexts:
+        """States of the text encoder."""
+        (states,) = self.network.text([self.tokens(texts)])
+        packed: PackedTexts = states
+        return packed
+
+    def cleaned(self, text: str, *, question: bool = False) -> str:
+        """A text as in training: lower case, without punctuation, cut to the most words.
+
+        Raises:
+            UserError: nothing is left of it.
+        """
+        clean = clean_question if question else clean_caption
+        try:
+            return clean(text, self.text.max_words)
+        except ValueError:
+            raise UserError(f"{text!r} has no word") from None

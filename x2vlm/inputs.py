@@ -1,0 +1,160 @@
+"""Images and videos in whatever form they are at hand, as the tensors that a model takes, and as pictures to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from PIL import ImageOps
+from torch import Tensor
+
+from dataset.media.augment import evaluation_view
+from dataset.media.encoded import EncodedImage, decode, pixels_of
+from dataset.media.video import LIST_SUFFIX, FrameSampler, VideoSource, sample_frames
+from dataset.records.schema import BrokenRecordError, ImageSource
+from tasks.drawing.images import fitted, joined
+from utils.errors import UserError
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", LIST_SUFFIX)
+
+SIDE = 320
+"""Pixels of the longer side of a drawn image."""
+
+
+@dataclass(frozen=True)
+class View:
+    """An image or a video as a model sees it.
+
+    ``pixels`` (3, S, S) or (F, 3, S, S) uint8; ``size``: width and height of the original, in pixels; ``name``: for messages.
+    """
+
+    pixels: Tensor
+    size: tuple[int, int]
+    name: str
+
+
+Image = str | Path | PILImage.Image | np.ndarray | Tensor | View
+"""A path of an image or a video, a Pillow image, an array (H, W, 3) or a tensor (3, H, W) of uint8; a video also as an array
+(F, H, W, 3) or a tensor (F, 3, H, W)."""
+
+FrameView = Callable[[Tensor | EncodedImage], Tensor]
+
+
+class _Views(NamedTuple):
+    """The views of the frames of a video, or of the one image; ``size``: width and height of the original."""
+
+    frames: list[Tensor]
+    size: tuple[int, int]
+    name: str
+
+
+def as_list(images: Any) -> list[Any]:
+    """A list of images; one image is a list of one."""
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+class Reader:
+    """Reads images, turned as their EXIF orientation says, with transparency laid on white; or videos.
+
+    Args:
+        image_size: S.
+        max_pixels: images with more are refused before they are decoded.
+        videos: how frames are taken of videos; None: the model is one of images.
+    """
+
+    def __init__(self, image_size: int, max_pixels: int, videos: FrameSampler | None):
+        self.image_size, self.max_pixels, self.videos = image_size, max_pixels, videos
+
+    def __call__(self, image: Image) -> View:
+        """The view of an image or a video.
+
+        Raises:
+            UserError: it cannot be read, or is of another kind than the model's.
+        """
+        if isinstance(image, View):
+            return image
+        views = self._views(image, lambda pixels: evaluation_view(pixels, self.image_size))
+        return View(torch.stack(views.frames) if self.videos else views.frames[0], views.size, views.name)
+
+    def picture(self, image: Image, side: int = SIDE) -> np.ndarray:
+        """An image to draw, (H, W, 3) uint8 with a longer side of ``side``; of a video, its frames side by side.
+
+        Raises:
+            UserError: as when it is called.
+        """
+        if isinstance(image, View):
+            image = image.pixels
+        frames = self._views(image, lambda pixels: fitted(pixels_of(pixels), side)).frames
+        return joined(
+            [np.ascontiguousarray(frame.to(torch.uint8).permute(1, 2, 0).numpy()) for frame in frames], down=False
+        )
+
+    def _views(self, image: Image, view: FrameView) -> _Views:
+        try:
+            if isinstance(image, str | Path):
+                return self._of_file(Path(image).expanduser(), view)
+            if isinstance(image, PILImage.Image):
+                return self._of_image(_of_pillow(image), "a Pillow image", view)
+            if isinstance(image, np.ndarray | Tensor):
+                return self._of_array(image, view)
+        except BrokenRecordError as error:
+            raise UserError(str(error)) from None
+        raise UserError(f"an image is a path, a Pillow image, an array or a tensor, and not {type(image).__name__}")
+
+    def _of_file(self, path: Path, view: FrameView) -> _Views:
+        name = str(path)
+        if not path.is_dir() and path.suffix.lower() not in VIDEO_SUFFIXES:
+            content = ImageSource(name, path=path).load()
+            return self._of_image(decode(content, self.max_pixels, name), name, view)
+        sizes: list[tuple[int, int]] = []
+
+        def sized(frame: Tensor | EncodedImage) -> Tensor:
+            sizes.append((frame.shape[2], frame.shape[1]))
+            return view(frame)
+
+        frames = _of_videos(self.videos, name).evaluation(VideoSource(name, path=path), sized)
+        return _Views(list(frames), sizes[0], name)
+
+    def _of_array(self, image: np.ndarray | Tensor, view: FrameView) -> _Views:
+        """Axes of an array end with the channels, those of a tensor have them before height and width."""
+        name = f"{'an array' if isinstance(image, np.ndarray) else 'a tensor'} of shape {tuple(image.shape)}"
+        pixels = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image.cpu()
+        if pixels.dtype != torch.uint8:
+            raise UserError(f"{name} holds {str(pixels.dtype).removeprefix('torch.')}; images are uint8, in 0..255")
+        if isinstance(image, np.ndarray):
+            pixels = pixels.unsqueeze(2).expand(-1, -1, 3) if pixels.dim() == 2 else pixels
+            pixels = pixels.movedim(-1, -3) if pixels.dim() >= 3 else pixels
+        if pixels.dim() not in (3, 4) or pixels.shape[-3] != 3 or 0 in pixels.shape:
+            raise UserError(
+                f"{name} is no image: an array is (H, W, 3), a tensor (3, H, W); a video has frames in front"
+            )
+        if pixels.dim() == 3:
+            return self._of_image(pixels, name, view)
+        chosen = sample_frames(len(pixels), _of_videos(self.videos, name).frames)
+        return _Views([view(pixels[number]) for number in chosen], (pixels.shape[3], pixels.shape[2]), name)
+
+    def _of_image(self, pixels: Tensor, name: str, view: FrameView) -> _Views:
+        if self.videos is not None:
+            raise UserError(f"{name} is an image, the model is one of videos; give it a video, or the frames of one")
+        return _Views([view(pixels)], (pixels.shape[2], pixels.shape[1]), name)
+
+
+def _of_videos(videos: FrameSampler | None, name: str) -> FrameSampler:
+    if videos is None:
+        raise UserError(f"{name} is a video, the model is one of images; give it an image, or load a model of videos")
+    return videos
+
+
+def _of_pillow(image: PILImage.Image) -> Tensor:
+    """(3, H, W) uint8 of a Pillow image."""
+    shown = ImageOps.exif_transpose(image)
+    if shown.mode in ("RGBA", "LA", "PA") or "transparency" in shown.info:
+        layer = shown.convert("RGBA")
+        shown = PILImage.new("RGB", layer.size, "white")
+        shown.paste(layer, mask=layer.getchannel("A"))
+    return torch.from_numpy(np.array(shown.convert("RGB"))).permute(2, 0, 1)

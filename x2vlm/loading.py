@@ -1,0 +1,172 @@
+"""Loading a model: from a run, a weight file, one of the authors' files, or the hub."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from dataset.tasks.vqa import read_candidates
+from dataset.text.loading import load_tokenizer
+from engine.checkpoint import find_weights, run_of
+from engine.precision import PrecisionName, check_precision
+from models.checkpoints.files import read_weights
+from models.checkpoints.loading import load_weights
+from models.checkpoints.recognise import XLM_R_WORDS, Recognised, recognise
+from tasks.base import ANSWERS, TOKENIZER
+from tasks.kinds import ROOT
+from utils.config import read_config, read_yaml
+from utils.errors import UserError
+from utils.files import expanded
+from utils.hub import local_folder
+from x2vlm.model import Model
+from x2vlm.settings import Settings, settings_of
+
+HUB = "hub:"
+
+PUBLISHED = {
+    "pretrain": "pretrain/{size}_4m.yaml",
+    "retrieval": "retrieval/coco_{size}_4m.yaml",
+    "grounding": "grounding/refcoco_plus_{size}_4m.yaml",
+    "nlvr": "nlvr/nlvr2_{size}_4m.yaml",
+    "vqa": "vqa/vqa2_{size}_4m.yaml",
+    "captioning": "captioning/coco_{size}_4m.yaml",
+}
+"""The config of a published file by its task: the settings that its shapes do not show are those of this run."""
+
+PUBLISHED_VIDEO = {"retrieval": "retrieval/msrvtt_{size}.yaml", "video_qa": "vqa/msrvtt_qa_{size}.yaml"}
+
+PUBLISHED_MULTILINGUAL = {
+    "pretrain": "pretrain/multilingual_{size}.yaml",
+    "retrieval": "retrieval/multi30k_{size}.yaml",
+    "nlvr": "nlvr/marvl_{size}.yaml",
+}
+
+logger = logging.getLogger(__name__)
+
+
+def load(
+    source: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    precision: PrecisionName = "fp32",
+    config: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    answers: str | Path | None = None,
+) -> Model:
+    """Load a trained model, ready to be asked.
+
+    Args:
+        source: the folder of a run or of :meth:`~x2vlm.model.Model.save`; a weight file, ours or the authors'; or
+            ``hub:owner/name``, a saved folder on the Hugging Face hub.
+        device: such as "cuda:1"; None: a GPU if there is one.
+        precision: "fp32", "bf16" or "fp16".
+        config: the config that the weights were trained with, where the file does not lie in a run's folder and is none of the
+            authors'.
+        tokenizer: folder or hub name of the tokenizer, if other than the model's own.
+        answers: JSON list of the candidate answers, for question answering.
+
+    Raises:
+        UserError: in one line: there is no such file, it is damaged, or it does not fit.
+    """
+    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_precision(precision, on, "precision")
+    weights = _weights_of(str(source))
+    run = run_of(weights)
+    settings, folder = _settings(weights, run, config), None if run is None else run.parent
+    words = _tokenizer_name(settings, folder, tokenizer)
+    settings = settings.model_copy(update={"model": _with_encoder(settings, words)})
+    loaded = load_tokenizer(words, "tokenizer")
+    network = settings.kind.build(settings.model, len(loaded))
+    load_weights(network, weights).require_complete()
+    return Model(
+        network.to(on).eval(),
+        loaded,
+        settings,
+        answers=_answers(folder, answers),
+        origin=str(source),
+        precision=precision,
+    )
+
+
+def _weights_of(source: str) -> Path:
+    """The weight file of ``source``; a model on the hub is fetched."""
+    if source.startswith(HUB):
+        folder = local_folder(
+            source.removeprefix(HUB), ["model.safetensors"], source, beside=["*.yaml", "*.json", "tokenizer/*"]
+        )
+        return find_weights(folder)
+    path = expanded(source)
+    if not path.exists():
+        raise UserError(f"{source}: no such file or folder; give a run's folder, a weight file, or {HUB}owner/name")
+    return find_weights(path)
+
+
+def _settings(weights: Path, run: Path | None, config: str | Path | None) -> Settings:
+    """The settings of a weight file: of the given config, of its run, or of the authors' run that it is of."""
+    if config is not None:
+        path = expanded(config)
+        if not path.is_file():
+            raise UserError(f"config {config}: no such file")
+        return settings_of(read_config(path, []), str(path))
+    if run is not None:
+        return settings_of(read_yaml(run), str(run))
+    found = recognise({name: tuple(tensor.shape) for name, tensor in read_weights(weights).items()})
+    path = ROOT / "configs" / _published_config(found, weights)
+    values = read_config(path, [])
+    values["model"]["vision"]["image_size"] = found.image_size
+    if found.task == "video_qa":
+        values["model"]["classes"] = found.shapes["classifier.3.weight"][0]
+    logger.info("%s: %s, %s of %d px; settings of %s", weights, found.kind, found.task, found.image_size, path)
+    return settings_of(values, str(path))
+
+
+def _published_config(found: Recognised, weights: Path) -> str:
+    """The config of the authors' run that a file is of.
+
+    Raises:
+        UserError: it is none of theirs, or has no head that could be asked.
+    """
+    remedy = "give config=, the config that it was trained with"
+    if found.kind is None or not found.kind.startswith("X²-VLM"):
+        raise UserError(f"{weights} lies in no run's folder, and is {found.kind or 'not recognised'}; {remedy}")
+    table = PUBLISHED
+    if found.words == XLM_R_WORDS:
+        table = PUBLISHED_MULTILINGUAL
+    elif found.frames is not None:
+        table = PUBLISHED_VIDEO
+    if found.task in (None, "none"):
+        raise UserError(f"{weights} has encoders without a head, which cannot be asked anything; fine-tune it first")
+    config = table.get(found.task or "", "").format(size=found.size)
+    if not config or not (ROOT / "configs" / config).is_file() or found.image_size is None:
+        raise UserError(f"{weights} is {found.kind}, task {found.task}, of an unknown size or language; {remedy}")
+    return config
+
+
+def _tokenizer_name(settings: Settings, folder: Path | None, tokenizer: str | Path | None) -> str:
+    """The tokenizer that was asked for, else the one that the run keeps, else the one of its config."""
+    if tokenizer is not None:
+        return str(tokenizer)
+    if folder is not None and (folder / TOKENIZER).is_dir():
+        return str(folder / TOKENIZER)
+    return settings.model.text.encoder
+
+
+def _with_encoder(settings: Settings, words: str) -> object:
+    """The section ``model`` whose text encoder is named by its tokenizer; its sizes, where they are not in the config, are read
+    from the same folder."""
+    model = settings.model
+    return model.model_copy(update={"text": model.text.model_copy(update={"encoder": words})})
+
+
+def _answers(folder: Path | None, answers: str | Path | None) -> list[str] | None:
+    """The candidate answers: those that were asked for, else those that the run keeps."""
+    if answers is not None:
+        return read_candidates(str(answers), "answers")
+    kept = None if folder is None else folder / ANSWERS
+    if kept is None or not kept.is_file():
+        return None
+    listed: list[str] = json.loads(kept.read_text(encoding="utf-8"))
+    return listed

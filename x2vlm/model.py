@@ -1,0 +1,337 @@
+"""A trained model and the questions that it can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset.records.boxes import patch_mask
+from dataset.tasks.captioning import prompt_tokens
+from dataset.text.processors import TextDataConfig, TextLimits, TextProcessor
+from models.align import AligningModel
+from models.answer_ranking import AnswerTree, rank_answers
+from models.captioning import CaptioningModel, CaptionTokens
+from models.fusion import FusionPass
+from models.grounding import GroundingModel
+from models.heads import predict_box
+from models.losses import at_least_float32
+from models.multigrained import MultiGrainedModel
+from models.nlvr import NLVRModel
+from models.packing import PackedTexts
+from models.reranking import TextBank, score_pairs
+from models.video_qa import VideoQAModel
+from models.vision import Concepts
+from models.vqa import VQAModel
+from utils.batch import IGNORE
+from utils.errors import UserError
+from x2vlm.base import LoadedModel
+from x2vlm.calls import TASKS
+from x2vlm.inputs import Image, View, as_list
+
+if TYPE_CHECKING:
+    from x2vlm.attention import WordMap
+
+N = TypeVar("N")
+
+LABELS = {2: ("false", "true"), 3: ("contradiction", "entailment", "neutral")}
+"""Labels of a statement, by their number."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where a phrase is: ``x``, ``y`` of the upper left corner, ``width`` and ``height``, in pixels of the image as it is shown.
+
+    ``score``: the probability that the phrase matches what the box shows; None where the model was fine-tuned for grounding, and
+    has no matching head.
+    """
+
+    phrase: str
+    x: float
+    y: float
+    width: float
+    height: float
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a statement is: its ``label`` (true, false; contradiction, entailment, neutral), and the label's probability."""
+
+    label: str
+    score: float
+
+
+class Model(LoadedModel):
+    """A trained model; :func:`x2vlm.load` makes it.
+
+    Each call takes one image or a list of them (paths, Pillow images, arrays, tensors; videos where the model is one of videos)
+    and returns a list with an entry for each. A call that the model was not trained for raises a :class:`x2vlm.UserError` that
+    names the task whose model would do. The same call gives the same result, also where the config's decoding samples.
+    """
+
+    def caption(self, images: Image | Sequence[Image]) -> list[str]:
+        """A sentence about each image."""
+        network = self._network("caption", CaptioningModel)
+        processor = TextProcessor(self.tokenizer, TextDataConfig(max_tokens=self.text.limits.max_tokens))
+        prompt = prompt_tokens(processor, self.settings.data.prompt)
+        tokens = CaptionTokens(tuple(prompt), processor.sep_id, processor.mask_id, processor.pad_id)
+        decoding, rng = self.settings.evaluation.decoding, np.random.default_rng(0)
+
+        def say(images: Sequence[Image]) -> list[str]:
+            memory = network.images_memory(self.pixels(self.views(images)))
+            uniforms = torch.from_numpy(rng.random((len(images), decoding.max_length))).float().to(memory.device)
+            return [self._spelled(ids) for ids in network.generate(memory, tokens, decoding, uniforms).tokens.tolist()]
+
+        return self.run(as_list(images), say)
+
+    def answer(
+        self, images: Image | Sequence[Image], questions: str | Sequence[str], candidates: Sequence[str] | None = None
+    ) -> list[str]:
+        """The likeliest answer to each question about its image; one image takes several questions, one question several images.
+
+        Args:
+            images: see :class:`Model`.
+            questions: one for each image.
+            candidates: the answers to choose from; None: those of the model.
+        """
+        network = cast("VQAModel | VideoQAModel", self._network("answer", VQAModel, VideoQAModel))
+        pairs = _pairs("answer", as_list(images), _texts(questions))
+        answers = self.answers if candidates is None else list(candidates)
+        if not answers:
+            raise UserError("answer: the model keeps no list of answers; give candidates=, or answers= to load")
+        if isinstance(network, VideoQAModel):
+            return self._classified(network, pairs, answers)
+        tree, config = self._tree(answers), self.settings.evaluation
+
+        def reply(pairs: Sequence[tuple[Image, str]]) -> list[str]:
+            text = self.tokens([question for _, question in pairs], questions=True)
+            fused = network.fuse_questions(self.pixels(self.views([image for image, _ in pairs])), text)
+            count = min(config.candidates, len(answers))
+            best = rank_answers(network.decoder, fused, tree, count, config.ranking).ids[:, 0]
+            return [answers[number] for number in best.tolist()]
+
+        return self.run(pairs, reply)
+
+    def locate(
+        self, images: Image | Sequence[Image], phrases: str | Sequence[str] | Sequence[Sequence[str]]
+    ) -> list[list[Box]]:
+        """Where in each image its phrases are.
+
+        Args:
+            images: see :class:`Model`.
+            phrases: a list for each image; for one image also a plain list, or one phrase.
+        """
+        network = cast("MultiGrainedModel | GroundingModel", self._network("locate", MultiGrainedModel, GroundingModel))
+        listed = as_list(images)
+        each = [_texts(phrases)] if _are_texts(phrases) and len(listed) == 1 else phrases  # type: ignore[arg-type]
+        if _are_texts(each) or len(each) != len(listed):
+            raise UserError(
+                f"locate: {len(listed)} images and {len(each)} phrases; give a list of phrases for each image"
+            )
+
+        def find(pairs: Sequence[tuple[Image, Sequence[str]]]) -> list[list[Box]]:
+            views, texts = self.views([image for image, _ in pairs]), [text for _, each in pairs for text in each]
+            counts = [len(each) for _, each in pairs]
+            if not texts:
+                return [[] for _ in pairs]
+            image_index = torch.arange(len(pairs)).repeat_interleave(torch.tensor(counts))
+            boxes = iter(self._boxes(network, views, texts, image_index))
+            return [[next(boxes) for _ in range(count)] for count in counts]
+
+        return self.run(list(zip(listed, each, strict=True)), find)
+
+    def match(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
+        """The probability that each text is about each image, (images, texts) float32."""
+        network = self._network("match", AligningModel)
+        (bank,) = self.run([_texts(texts)], lambda batch: [TextBank.of([self.encoded(batch[0])])])
+        every = torch.arange(len(bank.numbers))
+
+        def score(images: Sequence[Image]) -> list[np.ndarray]:
+            concepts = network.vision(self.pixels(self.views(images)))
+            scores = score_pairs(network.fusion, _Margin(network.matching_head), concepts, [every] * len(images), bank)
+            return [logits.sigmoid().cpu().numpy() for logits in scores]
+
+        return np.stack(self.run(as_list(images), score))
+
+    def embed_images(self, images: Image | Sequence[Image]) -> np.ndarray:
+        """Embeddings of images, (images, E) float32 of length 1; their products with those of texts are cosines."""
+        network = self._network("embed_images", AligningModel)
+
+        def embed(images: Sequence[Image]) -> list[np.ndarray]:
+            concepts = network.vision(self.pixels(self.views(images)))
+            return list(network.contrastive.embed_image(concepts).float().cpu().numpy())
+
+        return np.stack(self.run(as_list(images), embed))
+
+    def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Embeddings of texts, (texts, E) float32 of length 1."""
+        network = self._network("embed_texts", AligningModel)
+
+        def embed(texts: Sequence[str]) -> list[np.ndarray]:
+            return list(network.contrastive.embed_text(self.encoded(texts)).float().cpu().numpy())
+
+        return np.stack(self.run(_texts(texts), embed))
+
+    def compare(
+        self, images: Sequence[Image] | Sequence[Sequence[Image]], statements: str | Sequence[str]
+    ) -> list[Judgement]:
+        """Whether each statement is true of its images.
+
+        Args:
+            images: for each statement as many as the model compares, two in NLVR2, the left one first; for one statement also a
+                plain list.
+            statements: about them.
+        """
+        network = self._network("compare", NLVRModel)
+        nested = all(isinstance(group, list | tuple) for group in images)
+        pairs = _pairs("compare", [as_list(group) for group in (images if nested else [images])], _texts(statements))
+        for group, statement in pairs:
+            if len(group) != network.images:
+                raise UserError(f"compare: {statement!r} has {len(group)} images, the model compares {network.images}")
+
+        def judge(pairs: Sequence[tuple[list[Image], str]]) -> list[Judgement]:
+            views = self.views([group[place] for place in range(network.images) for group, _ in pairs])
+            logits = network.classify(self.pixels(views), self.tokens([statement for _, statement in pairs]))
+            names, shares = LABELS[logits.shape[1]], at_least_float32(logits).softmax(dim=1).cpu()
+            return [Judgement(names[int(row.argmax())], float(row.max())) for row in shares]
+
+        return self.run(pairs, judge)
+
+    def explain(self, image: Image, text: str, *, layer: int | None = None) -> list[WordMap]:
+        """Where the model looks in an image for each word of a text; see :func:`x2vlm.attention.word_maps`."""
+        from x2vlm.attention import word_maps
+
+        self._network("explain", AligningModel)
+        return word_maps(self, image, text, layer)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model as a folder that :func:`x2vlm.load` reads anywhere; see :func:`x2vlm.saving.save`."""
+        from x2vlm.saving import save
+
+        return save(self, Path(folder))
+
+    def _network(self, call: str, *kinds: type[N]) -> N:
+        """The network, if it is of one of the ``kinds`` that take a call."""
+        for kind in kinds:
+            if isinstance(self.network, kind):
+                return self.network
+        raise UserError(
+            f"{call}: {self.origin} is a model of task {self.settings.task}, which was not trained for it; load one of task "
+            f"{TASKS[call]}"
+        )
+
+    def _boxes(
+        self,
+        network: MultiGrainedModel | GroundingModel,
+        views: Sequence[View],
+        texts: Sequence[str],
+        image_index: Tensor,
+    ) -> list[Box]:
+        """The box of each text in the image that ``image_index`` names."""
+        packed, concepts = self.encoded(texts), network.vision(self.pixels(views))
+        index = image_index.to(packed.states.device)
+        memory = network.fusion.concept_memory(concepts).select(index)
+        (cls,) = network.fusion.fuse([FusionPass.cls(packed, memory)])
+        relative = at_least_float32(predict_box(network.box_head, cls)).cpu()
+        scores: Sequence[float | None] = [None] * len(texts)
+        if isinstance(network, MultiGrainedModel):
+            scores = _region_scores(network, packed, concepts, relative, index)
+        sizes = [views[place].size for place in image_index.tolist()]
+        return [_in_pixels(*each) for each in zip(texts, relative.tolist(), sizes, scores, strict=True)]
+
+    def _classified(
+        self, network: VideoQAModel, pairs: Sequence[tuple[Image, str]], answers: Sequence[str]
+    ) -> list[str]:
+        """The likeliest of ``answers`` by a classifier, which knows no others than its classes."""
+        classes = self.answers or list(answers)
+        if unknown := [answer for answer in answers if answer not in classes]:
+            raise UserError(f"answer: {unknown[0]!r} is none of the model's {len(classes)} classes; leave it out")
+        numbers = torch.tensor([classes.index(answer) for answer in answers])
+
+        def reply(pairs: Sequence[tuple[Image, str]]) -> list[str]:
+            text = self.tokens([question for _, question in pairs], questions=True)
+            logits = network.classify(self.pixels(self.views([image for image, _ in pairs])), text).cpu()
+            return [answers[number] for number in logits[:, numbers].argmax(dim=1).tolist()]
+
+        return self.run(pairs, reply)
+
+    def _tree(self, answers: Sequence[str]) -> AnswerTree:
+        limits = TextLimits(max_tokens=self.settings.data.max_answer_tokens)
+        tokens = [
+            [self.text.cls_id, *self.text.pieces(answer)[0][: limits.max_tokens - 2], self.text.sep_id]
+            for answer in answers
+        ]
+        if empty := [answer for answer, ids in zip(answers, tokens, strict=True) if len(ids) < 3]:
+            raise UserError(f"answer: the tokenizer makes nothing of the candidate {empty[0]!r}; leave it out")
+        return AnswerTree(tokens)
+
+    def _spelled(self, ids: Sequence[int]) -> str:
+        kept = [token for token in ids if token != IGNORE]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=True))
+
+
+class _Margin(torch.nn.Module):
+    """The matching head as one logit, that of "matched" less that of "not": its sigmoid is the probability."""
+
+    def __init__(self, head: torch.nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, cls: Tensor) -> Tensor:
+        """(N, D) -> (N, 2), of which :func:`~models.reranking.score_pairs` reads the second column."""
+        logits = at_least_float32(self.head(cls))
+        margin = logits[:, 1] - logits[:, 0]
+        return torch.stack([-margin, margin], dim=1)
+
+
+def _region_scores(
+    network: MultiGrainedModel, texts: PackedTexts, images: Concepts, boxes: Tensor, image_index: Tensor
+) -> list[float]:
+    """The probability that text n matches what box n shows: the matching of pre-training's regions (section 3.3).
+
+    ``boxes`` (N, 4) as centre and size, relative to their images.
+    """
+    vision = network.vision
+    size, corners = vision.config.image_size, torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
+    masks = torch.stack([patch_mask((size * box).tolist(), size, vision.patch_size) for box in corners])
+    regions = vision.regions(images, masks.to(image_index.device), image_index)
+    (cls,) = network.fusion.fuse([FusionPass.cls(texts, network.fusion.region_memories(regions, images)[0])])
+    scores: list[float] = at_least_float32(network.matching_head(cls)).softmax(dim=1)[:, 1].tolist()
+    return scores
+
+
+def _in_pixels(phrase: str, relative: Sequence[float], size: tuple[int, int], score: float | None) -> Box:
+    """A box, relative as centre and size, in pixels and inside its image."""
+    cx, cy, w, h = relative
+    left, right = (min(max(edge, 0.0), 1.0) * size[0] for edge in (cx - w / 2, cx + w / 2))
+    top, bottom = (min(max(edge, 0.0), 1.0) * size[1] for edge in (cy - h / 2, cy + h / 2))
+    return Box(phrase, left, top, right - left, bottom - top, score)
+
+
+def _texts(texts: str | Sequence[str]) -> list[str]:
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    if odd := [text for text in listed if not isinstance(text, str)]:
+        raise UserError(f"{odd[0]!r} is no text")
+    return listed
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, str) or (isinstance(values, Sequence) and all(isinstance(value, str) for value in values))
+
+
+def _pairs(call: str, images: list[N], texts: list[str]) -> list[tuple[N, str]]:
+    """Each text with its image; where there is one of the one, it goes with each of the other."""
+    count = max(len(images), len(texts))
+    if {len(images), len(texts)} - {1, count}:
+        raise UserError(
+            f"{call}: {len(images)} images and {len(texts)} texts; give as many of both, or one of one kind"
+        )
+    return list(
+        zip(images * (count // len(images) if images else 1), texts * (count // max(1, len(texts))), strict=True)
+    )

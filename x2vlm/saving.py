@@ -1,0 +1,97 @@
+"""A model as a folder of its own: weights, settings, tokenizer, answers, and a card with its numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.checkpoint import CONFIG_FILE, MODEL_FILE
+from models.hub_text import hub_config_of
+from tasks.base import ANSWERS, TOKENIZER
+from utils.config import dump_config
+from utils.errors import UserError
+from utils.files import expanded, write_text
+from utils.version import VERSION
+from utils.weight_file import save_weights
+from x2vlm.calls import TASKS
+
+if TYPE_CHECKING:
+    from x2vlm.model import Model
+
+CARD = "README.md"
+EVALUATION = "evaluation.json"
+HEADING = "## Numbers"
+
+
+def save(model: Model, folder: Path) -> Path:
+    """Write ``model.safetensors``, ``config.yaml``, ``tokenizer/``, where it has any ``answers.json``, and a model card.
+
+    The card has the numbers of the run that the model was loaded from. A run may start from the folder by ``init.checkpoint``.
+
+    Raises:
+        UserError: the folder exists and is not empty.
+    """
+    folder = expanded(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / MODEL_FILE, {name: value.cpu() for name, value in model.network.state_dict().items()})
+    text = model.settings.model.text
+    model.tokenizer.save_pretrained(str(folder / TOKENIZER))
+    if text.arch is None:
+        hub_config_of(text.encoder).save_pretrained(str(folder / TOKENIZER))
+    here = model.settings.model.model_copy(update={"text": text.model_copy(update={"encoder": TOKENIZER})})
+    write_text(folder / CONFIG_FILE, dump_config(model.settings.model_copy(update={"model": here})))
+    if model.answers is not None:
+        write_text(folder / ANSWERS, json.dumps(model.answers, ensure_ascii=False) + "\n")
+    write_text(folder / CARD, card(model, folder.name))
+    return folder
+
+
+def card(model: Model, name: str) -> str:
+    """The model card: what the model is, how it is used, and what it measured."""
+    parameters = sum(parameter.numel() for parameter in model.network.parameters()) / 1e6
+    vision = model.settings.model.vision
+    calls = [call for call, tasks in TASKS.items() if model.settings.task in tasks.split(" or ")]
+    about = {
+        "task": model.settings.task,
+        "parameters": f"{parameters:.1f} M",
+        "images": f"{vision.image_size} px" + (f", {vision.video.frames} frames" if vision.video else ""),
+        "words": f"{len(model.tokenizer):,}",
+        "answers": f"{len(model.answers):,}" if model.answers else "",
+        "saved by": f"x2vlm {VERSION}",
+    }
+    lines = [
+        f"# {name}",
+        "",
+        "An X²-VLM ([arXiv:2211.12402](https://arxiv.org/abs/2211.12402)).",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
+    lines += [f"| {key} | {value} |" for key, value in about.items() if value]
+    lines += ["", "```python", "from x2vlm import load", "", 'model = load("path/of/this/folder")', "```", ""]
+    lines += [f"It takes {', '.join(f'`{call}`' for call in calls)}.", ""]
+    return "\n".join([*lines, *_numbers(model.origin)]) + "\n"
+
+
+def _numbers(origin: str) -> list[str]:
+    """The numbers of the run that a model was loaded from, as a table; where there is one, its receipt."""
+    folder = expanded(origin)
+    folder = folder if folder.is_dir() else folder.parent
+    kept = folder / CARD
+    if kept.is_file() and HEADING in (text := kept.read_text(encoding="utf-8")):  # saved again
+        return [text[text.index(HEADING) :].rstrip()]
+    try:
+        splits = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [HEADING, "", "None were found beside the weights."]
+    lines = [HEADING, "", "| split | metric | measured | chance |", "|---|---|---|---|"]
+    for split, metrics in splits.items():
+        for metric, entry in metrics.items():
+            if entry["unit"] != "count" and entry["value"] is not None:
+                chance = f"{100 * entry['chance']:.1f}" if "chance" in entry else ""
+                lines.append(f"| {split} | {metric} | {100 * entry['value']:.1f} | {chance} |")
+    receipt = folder.parent / "receipt.md"
+    return [*lines, "", f"##{receipt.read_text(encoding='utf-8').rstrip()}"] if receipt.is_file() else lines

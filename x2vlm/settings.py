@@ -1,0 +1,120 @@
+"""What a model computes with beside its weights: its sizes, the lengths of texts, how captions and answers are made.
+
+A run's ``config.yaml`` has all of it, among what only training needs; :meth:`x2vlm.model.Model.save` writes these sections alone,
+in the same form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import Field, SerializeAsAny
+
+from dataset.media.video import VideoReadingConfig
+from dataset.tasks.captioning import CaptioningDataConfig
+from dataset.tasks.vqa import VQADataConfig
+from dataset.text.processors import TextLimits
+from models.align import AligningConfig
+from models.answer_ranking import Ranking
+from models.captioning import CaptioningModel
+from models.generation import DecodingConfig
+from models.grounding import GroundingModel
+from models.multigrained import MultiGrainedModel, PretrainModelConfig
+from models.nlvr import NLVRModel, NLVRModelConfig
+from models.retrieval import RetrievalModel
+from models.video_qa import VideoQAModel, VideoQAModelConfig
+from models.vqa import VQAModel, VQAModelConfig
+from models.xvlm import XVLM, ModelConfig
+from utils.config import Config, bind
+from utils.errors import UserError
+
+C = TypeVar("C", bound=Config)
+
+
+class Kind(NamedTuple):
+    """The model of a task: the class of its section ``model``, and the model, from that and the size of the vocabulary."""
+
+    config: type[ModelConfig]
+    build: Callable[[Any, int], XVLM]
+
+
+def _nlvr(config: NLVRModelConfig, vocab_size: int) -> NLVRModel:
+    return NLVRModel(config, vocab_size, images=config.images, classes=config.classes)
+
+
+KINDS = {
+    "pretrain": Kind(PretrainModelConfig, MultiGrainedModel),
+    "retrieval": Kind(AligningConfig, RetrievalModel),
+    "grounding": Kind(ModelConfig, GroundingModel),
+    "nlvr": Kind(NLVRModelConfig, _nlvr),
+    "vqa": Kind(VQAModelConfig, VQAModel),
+    "video_qa": Kind(VideoQAModelConfig, VideoQAModel),
+    "captioning": Kind(ModelConfig, CaptioningModel),
+}
+
+
+class DataSettings(Config):
+    """How texts, images and videos become tensors."""
+
+    text: TextLimits = TextLimits()
+    prompt: str = CaptioningDataConfig.model_fields["prompt"].default
+    max_answer_tokens: int = VQADataConfig.model_fields["max_answer_tokens"].default
+    max_pixels: int = CaptioningDataConfig.model_fields["max_pixels"].default
+    video: VideoReadingConfig = Field(default_factory=VideoReadingConfig)
+
+
+class EvaluationSettings(Config):
+    """How captions are generated, and answers ranked."""
+
+    decoding: DecodingConfig = DecodingConfig()
+    candidates: int = 128
+    ranking: Ranking = "likelihood"
+
+
+class Settings(Config):
+    """A model's settings, in the form of a run's config."""
+
+    task: str
+    model: SerializeAsAny[ModelConfig]
+    data: DataSettings = DataSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def kind(self) -> Kind:
+        """The model of the task."""
+        return KINDS[self.task]
+
+
+def settings_of(values: Mapping[str, Any], source: str) -> Settings:
+    """The settings in the values of a run's config; what only training needs is left aside.
+
+    Args:
+        values: plain values by section.
+        source: their file, for messages.
+
+    Raises:
+        UserError: the task is not among :data:`KINDS`, or a value does not fit.
+    """
+    task = values.get("task")
+    if task not in KINDS:
+        raise UserError(f"{source}: task is {task!r}; x2vlm loads models of {', '.join(KINDS)}")
+    data, evaluation = (values.get(name) or {} for name in ("data", "evaluation"))
+    model = bind(values.get("model") or {}, KINDS[task].config, source=f"{source}: model")
+    kept = _kept(data, DataSettings) | {
+        name: _kept(data[name], schema)
+        for name, schema in (("text", TextLimits), ("video", VideoReadingConfig))
+        if isinstance(data.get(name), dict)
+    }
+    settings = Settings(task=task, model=model)
+    return settings.model_copy(
+        update={
+            "data": bind(kept, DataSettings, source=f"{source}: data"),
+            "evaluation": bind(_kept(evaluation, EvaluationSettings), EvaluationSettings, source=source),
+        }
+    )
+
+
+def _kept(values: Mapping[str, Any], schema: type[Config]) -> dict[str, Any]:
+    """The values that the schema knows."""
+    return {name: value for name, value in values.items() if name in schema.model_fields}
