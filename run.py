@@ -38,6 +38,7 @@ COMMANDS = {
     "checkpoint": Command(
         "tools.checkpoint.command", "what a weight file is, its published or our form, and how two files differ"
     ),
+    "predict": Command("x2vlm.command", "ask a trained model about your images"),
     "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes"),
     "tokenizer": Command("tools.tokenizer", "learn a tokenizer from the texts of your records"),
 }

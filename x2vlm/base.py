@@ -84,6 +84,13 @@ class LoadedModel:
             views.append(views[-1] if place and image is images[place - 1] else self.read(image))
         return views
 
+    def distinct(self, images: Sequence[Image]) -> tuple[Tensor, Tensor]:
+        """The pixels of images, of equal neighbours once, and for each image the number (N,) int64 of its pixels."""
+        views = self.views(images)
+        is_new = [place == 0 or view is not views[place - 1] for place, view in enumerate(views)]
+        pixels = self.pixels([view for view, new in zip(views, is_new, strict=True) if new])
+        return pixels, torch.tensor(is_new, device=pixels.device).cumsum(0) - 1
+
     def pixels(self, views: Sequence[View]) -> Tensor:
         """(N, 3, S, S) or (N, F, 3, S, S) uint8 on the network's device."""
         return torch.stack([view.pixels for view in views]).to(device_of(self.network))

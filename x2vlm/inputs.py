@@ -19,8 +19,10 @@ from dataset.media.video import LIST_SUFFIX, FrameSampler, VideoSource, sample_f
 from dataset.records.schema import BrokenRecordError, ImageSource
 from tasks.drawing.images import fitted, joined
 from utils.errors import UserError
+from x2vlm.calls import VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", LIST_SUFFIX)
+OF_VIDEOS = (*VIDEO_SUFFIXES, LIST_SUFFIX)
+"""Suffixes of video files, and of lists of base64 images."""
 
 SIDE = 320
 """Pixels of the longer side of a drawn image."""
@@ -108,7 +110,7 @@ class Reader:
 
     def _of_file(self, path: Path, view: FrameView) -> _Views:
         name = str(path)
-        if not path.is_dir() and path.suffix.lower() not in VIDEO_SUFFIXES:
+        if not path.is_dir() and path.suffix.lower() not in OF_VIDEOS:
             content = ImageSource(name, path=path).load()
             return self._of_image(decode(content, self.max_pixels, name), name, view)
         sizes: list[tuple[int, int]] = []

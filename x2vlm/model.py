@@ -111,7 +111,8 @@ class Model(LoadedModel):
 
         def reply(pairs: Sequence[tuple[Image, str]]) -> list[str]:
             text = self.tokens([question for _, question in pairs], questions=True)
-            fused = network.fuse_questions(self.pixels(self.views([image for image, _ in pairs])), text)
+            pixels, image_of_question = self.distinct([image for image, _ in pairs])
+            fused = network.fuse_questions(pixels, text, image_of_question)
             count = min(config.candidates, len(answers))
             best = rank_answers(network.decoder, fused, tree, count, config.ranking).ids[:, 0]
             return [answers[number] for number in best.tolist()]
@@ -256,7 +257,8 @@ class Model(LoadedModel):
 
         def reply(pairs: Sequence[tuple[Image, str]]) -> list[str]:
             text = self.tokens([question for _, question in pairs], questions=True)
-            logits = network.classify(self.pixels(self.views([image for image, _ in pairs])), text).cpu()
+            pixels, video_of_question = self.distinct([video for video, _ in pairs])
+            logits = network.classify(pixels, text, video_of_question).cpu()
             return [answers[number] for number in logits[:, numbers].argmax(dim=1).tolist()]
 
         return self.run(pairs, reply)

@@ -1,0 +1,75 @@
+"""Figures of what a model says: captions and answers under images, boxes of phrases in them, maps of words over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from tasks.drawing import DrawnImage, Line, Panel, Sheet, colours, draw_sheet
+from tasks.drawing.boxes import PairOfBoxes
+from x2vlm.attention import WordMap
+from x2vlm.inputs import Image, Reader
+from x2vlm.model import Box, Judgement
+
+MAP_SIDE = 150
+"""Pixels of the longer side of an image with the map of a word."""
+HEAT = np.array([(0, 0, 90), (20, 90, 220), (60, 200, 150), (250, 220, 50), (220, 30, 30)], dtype=np.float32)
+"""Colours of a map from 0 to its greatest weight."""
+SHARE_OF_IMAGE = 0.5
+"""How much of an image shows through its map."""
+
+
+def draw(panels: Sequence[Panel], path: str | Path, title: str = "", legend: str = "") -> Path:
+    """Write panels as a PNG."""
+    draw_sheet(Sheet(title, legend, panels), Path(path))
+    return Path(path)
+
+
+def described(read: Reader, image: Image, lines: Sequence[str], above: str = "") -> Panel:
+    """An image with lines of text below it."""
+    over = (Line(above),) if above else ()
+    return Panel((DrawnImage(read.picture(image)),), tuple(map(Line, lines)), over)
+
+
+def located(read: Reader, image: Image, boxes: Sequence[Box]) -> Panel:
+    """An image with the boxes of phrases, and below it the phrases in the colours of their boxes."""
+    picture, (width, height) = read.picture(image), read(image).size
+    drawn, lines = [], []
+    for number, (box, colour) in enumerate(zip(boxes, colours(len(boxes)), strict=True), start=1):
+        key = "" if len(boxes) == 1 else str(number)
+        relative = (box.x / width, box.y / height, box.width / width, box.height / height)
+        drawn.append(PairOfBoxes(relative, None, colour, key))
+        score = "" if box.score is None else f" · {box.score:.2f}"
+        lines.append(Line(f"{box.phrase}{score}", key=(colour, key)))
+    return Panel((DrawnImage(picture, tuple(drawn)),), tuple(lines))
+
+
+def compared(read: Reader, images: Sequence[Image], statement: str, judgement: Judgement) -> Panel:
+    """Images side by side, with a statement and what it is judged to be."""
+    pictures = tuple(DrawnImage(read.picture(image, 240)) for image in images)
+    return Panel(pictures, (Line(statement), Line(f"{judgement.label} · {judgement.score:.2f}")))
+
+
+def explained(read: Reader, image: Image, maps: Sequence[WordMap], across: int = 6) -> list[Panel]:
+    """An image, and the same with the map of each word over it; one scale for all words."""
+    most = max(float(each.weights.max()) for each in maps) or 1.0
+    picture = read.picture(image, MAP_SIDE)
+    drawn = [
+        DrawnImage(picture),
+        *(DrawnImage(overlaid(picture, each.weights / most), label=each.word) for each in maps),
+    ]
+    return [Panel(tuple(drawn[start : start + across]), ()) for start in range(0, len(drawn), across)]
+
+
+def overlaid(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) under a map of ``weights`` (rows, columns) in 0..1."""
+    grid = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))[None, None]
+    smooth = interpolate(grid, picture.shape[:2], mode="bicubic", align_corners=False)[0, 0].clamp(0, 1).numpy()
+    stops = np.linspace(0, 1, len(HEAT))
+    heat: Any = np.stack([np.interp(smooth, stops, HEAT[:, channel]) for channel in range(3)], axis=2)
+    return (SHARE_OF_IMAGE * picture + (1 - SHARE_OF_IMAGE) * heat).round().astype(np.uint8)
