@@ -1,6 +1,6 @@
 """Arrows between packages point one way.
 
-utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- tools, examples; utils, dataset <- demo
+utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- tools, x2vlm, examples; utils, dataset <- demo
 """
 
 import ast
@@ -20,8 +20,9 @@ ALLOWED = {
     "engine": {"utils", "optim", "scheduler", "engine"},
     "tasks": {"utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks"},
     "tools": {"utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks", "tools"},
+    "x2vlm": {"utils", "metrics", "models", "dataset", "engine", "tasks", "x2vlm"},
 }
-TOP = ("demo", "tools", "examples")
+TOP = ("demo", "tools", "examples", "x2vlm")
 """Packages that no other imports, tests and benchmarks apart: a command's module is imported when the command is asked for."""
 SCRIPTS = [path for path in ROOT.glob("*.py") if path.name != "run.py"]
 

@@ -1,0 +1,69 @@
+"""Fixtures of the tests of x2vlm: models of each task with random weights, on 16 painted images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.checkpoint import CONFIG_FILE, MODEL_FILE
+from tasks.pretrain import TASK as PRETRAIN
+from tests.conftest import tiny_run
+from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
+from tests.tasks.painted import ROOT, task_of
+from utils.config import dump_config, load_config
+from utils.files import write_text
+from utils.weight_file import save_weights
+from x2vlm import Model, load
+
+
+@pytest.fixture(scope="session")
+def task(scenes_folder, overrides) -> Callable[[str], Any]:  # noqa: F811
+    """A task with random weights that say something: those of a fresh model are nearly the same for every input."""
+
+    @functools.cache
+    def of(name: str) -> Any:
+        if name == "pretrain":
+            more = ["model.fusion.layers=2", "model.text.arch.layers=2"]
+            config = load_config(
+                ROOT / "configs/demo/pretrain.yaml", [*tiny_run(scenes_folder), *more], PRETRAIN.config
+            )
+            built = PRETRAIN.task.build(config)
+        else:
+            built = task_of(name, overrides)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in built.model.named_parameters():
+                if parameter.dim() > 1:
+                    strength = 10.0 if ".crossattention." in name else 0.2
+                    parameter.add_(strength * torch.randn(parameter.shape, generator=generator))
+        built.model.eval()
+        return built
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def run(task, tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a run: config, weights, and what the run keeps."""
+
+    @functools.cache
+    def of(name: str) -> Path:
+        folder, built = tmp_path_factory.mktemp("run") / name, task(name)
+        folder.mkdir()
+        write_text(folder / CONFIG_FILE, dump_config(built.config))
+        save_weights(folder / MODEL_FILE, built.model.state_dict())
+        built.keep_inputs(folder)
+        return folder
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def model(run) -> Callable[[str], Model]:
+    """The loaded model of a run."""
+    return functools.cache(lambda name: load(run(name)))

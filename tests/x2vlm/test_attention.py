@@ -1,0 +1,62 @@
+"""Maps of words: the attention of one block, weighted by the gradient of the matching score."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.reference import Padded, encode, run_block
+from tests.tasks.painted import SIZE
+from x2vlm import UserError
+
+
+def test_the_maps_are_attention_times_the_positive_part_of_its_gradient(model, data):
+    """By hand: the fusion written out plainly, with weights of the first block that gradients reach."""
+    ours, image, text = model("pretrain"), data / "images/2.png", "a small blue star"
+    network = ours.network
+    with torch.no_grad():
+        ids = ours.tokens([text])
+        words = encode(network.text, ids.ids, ids.mask)
+        memory = Padded(network.vision(ours.pixels(ours.views([image]))).tokens())
+    block, last = network.fusion.blocks
+    attention, kept = block.crossattention, []
+
+    def attend(query, key, value, mask):
+        scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+        kept.append(scores.softmax(dim=-1).requires_grad_())
+        return (kept[0] @ value).transpose(1, 2).flatten(2)
+
+    attention.attend = attend
+    states = run_block(block, words, memory)
+    del attention.attend
+    fused = run_block(last, Padded(states, ids.mask), memory)
+    (gradient,) = torch.autograd.grad(network.matching_head(fused[:, 0])[0, 1], kept)
+    by_hand = (kept[0] * gradient.clamp(min=0)).mean(dim=1)[0, 1:-1, 1:].detach().numpy()
+    maps = ours.explain(image, text)
+    assert [each.word for each in maps] == text.split()
+    side = SIZE // network.vision.patch_size
+    assert by_hand.max() > 0
+    for each, expected in zip(maps, by_hand, strict=True):
+        np.testing.assert_allclose(each.weights, expected.reshape(side, side), rtol=1e-3, atol=1e-7)
+    assert "attend" not in vars(attention)
+
+
+def test_the_pieces_of_a_word_count_together(model, data):
+    ours = model("pretrain")
+    assert len(ours.text.pieces("starred")[0]) > 1
+    maps = ours.explain(data / "images/2.png", "a starred, red")
+    assert [each.word for each in maps] == ["a", "starred", "red"]
+
+
+def test_gradients_are_left_neither_on_nor_in_the_model(model, data):
+    ours = model("pretrain")
+    ours.explain(data / "images/2.png", "a star")
+    assert all(parameter.grad is None for parameter in ours.network.parameters())
+
+
+def test_the_last_block_has_no_maps(model, data):
+    with pytest.raises(UserError, match="layer 1: words have maps in the fusion's blocks before the last, number 1"):
+        model("pretrain").explain(data / "images/2.png", "a star", layer=1)
+    with pytest.raises(UserError, match="layer -1: "):
+        model("pretrain").explain(data / "images/2.png", "a star", layer=-1)

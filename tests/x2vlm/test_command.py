@@ -1,0 +1,101 @@
+"""``run.py predict``: every call from the command line; bad images are counted and told, and end nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from run import main
+from tests.tasks.painted import SIZE
+
+CALLS = {
+    "caption": ("captioning", []),
+    "answer": ("vqa", ["--text", "what colour is the star?", "--text", "is there a star?"]),
+    "locate": ("pretrain", ["--text", "a red star", "--text", "a circle"]),
+    "match": ("retrieval", ["--text", "a red star", "--text", "a circle"]),
+    "compare": ("nlvr", ["--text", "both pictures have a red star"]),
+    "explain": ("pretrain", ["--text", "a red star"]),
+}
+
+
+@pytest.fixture
+def photos(data, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(4):
+        shutil.copy(data / f"images/{number}.png", folder / f"{number}.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_call_prints_and_draws(call, run, photos, tmp_path, capsys):
+    task, words = CALLS[call]
+    argv = ["predict", call, "--model", str(run(task)), "--image", str(photos), *words]
+    assert main([*argv, "--save", str(tmp_path / "out.png"), "--batch-size", "2"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count(".png") == 4 and str(tmp_path / "out.png") in captured.err
+    assert min(Image.open(tmp_path / "out.png").size) > 100
+    assert main([*argv, "--json"]) == 0
+    values = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(values) == (2 if call == "compare" else 4)
+    if call == "locate":
+        assert values[0]["size"] == [SIZE, SIZE] and len(values[0]["boxes"]) == 2
+        assert {"phrase", "x", "y", "width", "height", "score"} == values[0]["boxes"][0].keys()
+    if call == "answer":
+        assert values[0]["answers"].keys() == {"what colour is the star?", "is there a star?"}
+
+
+def test_files_patterns_and_standard_input_name_images_each_once(run, photos, capsys, monkeypatch):
+    argv = ["predict", "caption", "--model", str(run("captioning")), "--json", "--image"]
+    assert main([*argv, str(photos / "0.png"), str(photos / "[01].png")]) == 0
+    by_pattern = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
+    assert by_pattern == [str(photos / "0.png"), str(photos / "1.png")]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{photos / '3.png'}\n\n{photos / '2.png'}\n"))
+    assert main([*argv, "-"]) == 0
+    assert [json.loads(line)["image"][-5:] for line in capsys.readouterr().out.splitlines()] == ["3.png", "2.png"]
+
+
+def test_images_that_cannot_be_read_are_counted_and_end_nothing(run, photos, capsys):
+    (photos / "1.png").write_bytes(b"no image")
+    argv = ["predict", "match", "--model", str(run("retrieval")), "--text", "a star", "--image", str(photos)]
+    assert main([*argv, str(photos / "notes.txt")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.count(".png") == 3
+    assert "not read: " in captured.err and "1.png: unreadable image" in captured.err and "notes.txt" in captured.err
+    assert "error: 2 of 5 images could not be read" in captured.err
+
+
+def test_images_that_are_compared_are_left_out_together(run, photos, capsys):
+    (photos / "1.png").write_bytes(b"no image")
+    argv = ["predict", "compare", "--model", str(run("nlvr")), "--text", "both are red", "--image"]
+    assert main([*argv, str(photos)]) == 1
+    assert capsys.readouterr().out.splitlines()[0] == f"{photos / '2.png'}, {photos / '3.png'}"
+    assert main([*argv, str(photos / "0.png")]) == 2
+    assert "compare takes 2 images at a time; 1 were given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["match", "--image", "{photos}"], "match needs --text: a text; may be repeated"),
+        (["caption", "--image", "{photos}", "--text", "a"], "caption takes no --text"),
+        (["describe", "--image", "{photos}"], "invalid choice: 'describe'"),
+        (["caption", "--image", "nowhere.png"], "--image nowhere.png: no such file, and no file fits it as a pattern"),
+        (["caption", "--image", "{empty}"], "no image or video is in this folder"),
+        (["match", "--image", "{photos}", "--text", "a star"], "is a model of task captioning"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(argv, told, run, photos, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    words = [word.format(photos=photos, empty=tmp_path / "empty") for word in argv]
+    try:
+        status = main(["predict", *words, "--model", str(run("captioning"))])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert told in capsys.readouterr().err

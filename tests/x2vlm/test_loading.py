@@ -1,0 +1,181 @@
+"""A model is found, loaded whole, and saved so that it loads anywhere; what cannot be is one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.checkpoint import find_weights, write_checkpoint
+from models.checkpoints.files import read_weights
+from models.checkpoints.recognise import VOCABULARIES, XLM_R_WORDS, Recognised, Stack
+from run import main
+from tasks.kinds import ROOT
+from utils.config import read_yaml
+from x2vlm import UserError, loading, load
+from x2vlm.saving import HEADING
+from x2vlm.settings import KINDS, settings_of
+
+NAMES = ("pretrain", "retrieval", "grounding", "nlvr", "vqa", "captioning")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_model_says_the_same_from_another_place(name, run, model, tmp_path, monkeypatch):
+    ours = model(name)
+    folder = ours.save(tmp_path / "saved")
+    moved = shutil.move(folder, tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    again = load(moved)
+    for key, tensor in ours.network.state_dict().items():
+        assert torch.equal(tensor, again.network.state_dict()[key]), key
+    assert again.settings.model_copy(update={"model": None}) == ours.settings.model_copy(update={"model": None})
+    assert again.answers == ours.answers
+    assert again.tokenizer.get_vocab() == ours.tokenizer.get_vocab()
+    assert str(run(name)) not in "".join(path.read_text() for path in Path(moved).rglob("*.yaml"))
+    with pytest.raises(UserError, match="is not empty"):
+        ours.save(moved)
+
+
+def test_a_run_may_start_from_a_saved_model(model, tmp_path):
+    folder = model("pretrain").save(tmp_path / "saved")
+    assert find_weights(folder) == folder / "model.safetensors"
+    assert read_yaml(folder / "config.yaml")["task"] == "pretrain"
+
+
+def test_the_card_has_the_numbers_of_the_run_and_its_receipt(run, tmp_path):
+    folder = shutil.copytree(run("vqa"), tmp_path / "cell" / "seed-0")
+    metrics = {
+        "questions": {"value": 14, "unit": "count"},
+        "accuracy": {"value": 0.515, "unit": "share", "chance": 0.25},
+    }
+    (folder / "evaluation.json").write_text(json.dumps({"test": metrics}))
+    (folder.parent / "receipt.md").write_text("# demo/tiny/vqa\n\nmeasured on 14 questions\n")
+    saved = load(folder).save(tmp_path / "saved")
+    card = (saved / "README.md").read_text()
+    assert "| test | accuracy | 51.5 | 25.0 |" in card and "### demo/tiny/vqa\n\nmeasured on 14 questions" in card
+    assert "It takes `answer`." in card
+    again = (load(saved).save(tmp_path / "again") / "README.md").read_text()
+    assert again[again.index(HEADING) :] == card[card.index(HEADING) :]
+
+
+def test_the_newest_checkpoint_of_a_run_is_taken_where_there_is_no_best(run, tmp_path):
+    folder = shutil.copytree(run("grounding"), tmp_path / "run")
+    state = read_weights(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    write_checkpoint(folder / "checkpoints", 3, {name: value + 1 for name, value in state.items()}, {})
+    loaded = load(folder).network.state_dict()
+    assert all(torch.equal(loaded[name], value + 1) for name, value in state.items())
+
+
+def test_a_published_file_is_loaded_by_the_config_that_is_given(run, model, data, tmp_path):
+    """As the authors publish them: other names, and a PyTorch file."""
+    folder = run("captioning")
+    assert (
+        main(
+            [
+                "checkpoint",
+                "convert",
+                str(folder / "model.safetensors"),
+                "--form",
+                "published",
+                "--out",
+                str(tmp_path / "model.th"),
+            ]
+        )
+        == 0
+    )
+    words = folder / "tokenizer"
+    again = load(tmp_path / "model.th", config=folder / "config.yaml", tokenizer=words)
+    images = [data / f"images/{number}.png" for number in range(3)]
+    assert again.caption(images) == model("captioning").caption(images)
+
+
+SIZES = {"base": Stack(768, 12), "large": Stack(1024, 24)}
+
+
+def found(task: str, size: str = "base", words: int = 30522, frames: int | None = None, **more) -> Recognised:
+    kind = "X²-VLM with XLM-R (CCLM)" if words == XLM_R_WORDS else "X²-VLM"
+    known = {"vision": SIZES.get(size), "image_size": 384, "words": words, "frames": frames} | more
+    return Recognised(**({"kind": kind, "names": "published", "shapes": {}, "task": task} | known))
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+@pytest.mark.parametrize(
+    ("task", "more"),
+    [
+        *((name, {}) for name in NAMES),
+        ("retrieval", {"frames": 12}),
+        ("video_qa", {"frames": 5}),
+        ("pretrain", {"words": XLM_R_WORDS}),
+        ("retrieval", {"words": XLM_R_WORDS}),
+    ],
+)
+def test_an_authors_file_has_the_settings_of_the_run_that_it_is_of(task, more, size):
+    config = ROOT / "configs" / loading._published_config(found(task, size, **more), Path("x.th"))
+    settings = settings_of(loading.read_config(config, []), str(config))
+    assert settings.task == task and size in config.name
+    assert settings.kind is KINDS[task]
+    if more.get("words"):
+        assert settings.model.text.encoder.startswith("xlm-roberta")
+    assert (settings.model.vision.video is not None) == ("frames" in more)
+
+
+@pytest.mark.parametrize(
+    ("recognised", "told"),
+    [
+        (found("none"), "encoders without a head, which cannot be asked anything; fine-tune it first"),
+        (found("vqa", words=XLM_R_WORDS), "task vqa, of an unknown size or language; give config="),
+        (found("vqa", size="tiny"), "of an unknown size"),
+        (found("vqa", kind=None), "lies in no run's folder, and is not recognised; give config="),
+        (found("vqa", kind="X-VLM with a Swin transformer"), "is X-VLM with a Swin transformer; give config="),
+    ],
+)
+def test_a_file_whose_settings_are_not_known_asks_for_its_config(recognised, told):
+    assert 30522 in VOCABULARIES
+    with pytest.raises(UserError, match=told):
+        loading._published_config(recognised, Path("x.th"))
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "told"),
+    [
+        ("nowhere", {}, "nowhere: no such file or folder; give a run's folder, a weight file, or hub:owner/name"),
+        ("{run}", {"config": "nowhere.yaml"}, "config nowhere.yaml: no such file"),
+        ("{run}", {"tokenizer": "./nowhere"}, "tokenizer: ./nowhere does not exist"),
+        ("{run}", {"answers": "nowhere.json"}, "answers: nowhere.json"),
+    ],
+)
+def test_what_is_missing_is_told_in_one_line(source, options, told, run):
+    with pytest.raises(UserError, match=told) as raised:
+        load(source.format(run=run("vqa")), **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_task_of_ones_own_is_told(run, tmp_path):
+    folder = shutil.copytree(run("vqa"), tmp_path / "run")
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("task: vqa", "task: entailment"))
+    with pytest.raises(UserError, match="config.yaml: task is 'entailment'; x2vlm loads models of pretrain, retrieval"):
+        load(folder)
+
+
+def test_a_model_on_the_hub_is_fetched_as_a_folder(run, monkeypatch):
+    asked = []
+
+    def local_folder(name, files, key, beside):
+        asked.append((name, key))
+        return run("grounding")
+
+    monkeypatch.setattr(loading, "local_folder", local_folder)
+    assert load("hub:somebody/model").settings.task == "grounding"
+    assert asked == [("somebody/model", "hub:somebody/model")]
+
+
+def test_bf16_is_near_fp32(run, model, data):
+    half = load(run("retrieval"), precision="bf16")
+    texts = ["a star", "a circle"]
+    np.testing.assert_allclose(half.embed_texts(texts), model("retrieval").embed_texts(texts), atol=0.05)

@@ -1,0 +1,190 @@
+"""What a loaded model says is what its task predicts, in whatever form and company the images come."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.reference import Padded, encode, fuse
+from tests.tasks.painted import SIZE, measured
+from x2vlm import UserError
+from x2vlm.calls import TASKS
+
+
+def rows(data, task: str) -> list[dict]:
+    return [json.loads(line) for line in (data / f"{task}_test.jsonl").read_text().splitlines()]
+
+
+def test_captions_are_those_of_the_task(task, model, data):
+    said = {each["image_id"]: each["caption"] for each in measured(task("captioning")).predictions}
+    listed = rows(data, "captioning")
+    assert model("captioning").caption([data / row["image"] for row in listed]) == [
+        said[row["image_id"]] for row in listed
+    ]
+    assert len(set(said.values())) > 1
+
+
+def test_answers_are_those_of_the_task(task, model, data):
+    said = {each["question_id"]: each["answer"] for each in measured(task("vqa")).predictions}
+    listed = rows(data, "vqa")
+    images, questions = [data / row["image"] for row in listed], [row["question"] for row in listed]
+    assert model("vqa").answer(images, questions) == [said[row["question_id"]] for row in listed]
+    assert len(set(said.values())) > 1
+    # Two questions about one image, read once; one candidate leaves no choice.
+    assert model("vqa").answer(images[0], questions[:2]) == [said[row["question_id"]] for row in listed[:2]]
+    assert model("vqa").answer(images[:3], questions[0], ["green"]) == ["green"] * 3
+
+
+def test_boxes_are_those_of_the_task_in_pixels(task, model, data):
+    listed = rows(data, "grounding")
+    said = [each["predicted"] for each in measured(task("grounding")).predictions]
+    phrases = [[row["elems"][0]["caption"]] for row in listed]
+    found = model("grounding").locate([data / row["image"] for row in listed], phrases)
+    for (box,), (x, y, w, h), (phrase,) in zip(found, said, phrases, strict=True):
+        left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, SIZE), min(y + h, SIZE)
+        assert (box.x, box.y, box.width, box.height) == pytest.approx((left, top, right - left, bottom - top), abs=0.01)
+        assert (box.phrase, box.score) == (phrase, None)
+
+
+def test_boxes_are_in_the_pixels_of_the_image_that_was_given(model, data):
+    ours = model("pretrain")
+    view = ours.read(Image.open(data / "images/3.png").resize((4 * SIZE, 2 * SIZE)))
+    assert view.size == (4 * SIZE, 2 * SIZE)
+    ((wide,),), ((unit,),) = (ours.locate(each, "a red star") for each in (view, replace(view, size=(1, 1))))
+    expected = (4 * SIZE * unit.x, 2 * SIZE * unit.y, 4 * SIZE * unit.width, 2 * SIZE * unit.height)
+    assert (wide.x, wide.y, wide.width, wide.height) == pytest.approx(expected, abs=1e-3)
+    assert unit.width > 0.01 and wide.score == unit.score
+
+
+@torch.no_grad()
+def test_matching_is_the_plain_forward_of_the_reference(model, data):
+    ours, texts = model("pretrain"), ["a small red star", "a circle", "the large blue circle"]
+    images = [data / f"images/{number}.png" for number in range(4)]
+    network, ids = ours.network, ours.tokens(texts)
+    text = encode(network.text, ids.ids, ids.mask)
+    concepts = network.vision(ours.pixels(ours.views(images)))
+    by_hand = []
+    for image in range(4):
+        patches = Padded(concepts.tokens()[image].expand(3, -1, -1))
+        by_hand.append(network.matching_head(fuse(network.fusion, text, patches)[:, 0]).softmax(dim=1)[:, 1])
+    matched = ours.match(images, texts)
+    assert matched.shape == (4, 3) and matched.dtype == np.float32
+    np.testing.assert_allclose(matched, torch.stack(by_hand).numpy(), atol=1e-5)
+    assert matched.std() > 0.01
+
+
+@torch.no_grad()
+def test_the_score_of_a_box_is_the_match_of_the_patches_that_it_touches(model, data):
+    ours, image = model("pretrain"), data / "images/5.png"
+    ((box,),) = ours.locate(image, "a blue circle")
+    network, patch = ours.network, ours.network.vision.patch_size
+    rows_columns = [
+        [box.x < (c + 1) * patch and box.x + box.width > c * patch and box.y < (r + 1) * patch and box.y + box.height > r * patch
+         for c in range(SIZE // patch)]
+        for r in range(SIZE // patch)
+    ]  # fmt: skip
+    touched = torch.tensor(rows_columns).flatten()
+    patches = network.vision(ours.pixels(ours.views([image]))).patches[:, touched]
+    ids = ours.tokens(["a blue circle"])
+    seen = Padded(torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1))
+    by_hand = network.matching_head(fuse(network.fusion, encode(network.text, ids.ids, ids.mask), seen)[:, 0]).softmax(
+        dim=1
+    )
+    assert box.score == pytest.approx(float(by_hand[0, 1]), abs=1e-5)
+
+
+def test_embeddings_have_length_one_and_their_cosines_are_those_of_the_contrastive_loss(task, model, data):
+    ours = model("retrieval")
+    images, texts = (
+        ours.embed_images([data / "images/0.png", data / "images/9.png"]),
+        ours.embed_texts(["a star", "a circle"]),
+    )
+    np.testing.assert_allclose([np.linalg.norm(row) for row in (*images, *texts)], 1, atol=1e-5)
+    with torch.no_grad():
+        head, network = ours.network.contrastive, ours.network
+        similarity = head.similarity(
+            head.embed_image(network.vision(ours.pixels(ours.views([data / "images/0.png", data / "images/9.png"])))),
+            head.embed_text(ours.encoded(["a star", "a circle"])),
+        )
+    np.testing.assert_allclose(images @ texts.T / head.temperature.item(), similarity.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_judgements_are_those_of_the_task(task, model, data):
+    said = [each["predicted"] for each in measured(task("nlvr")).predictions]
+    listed = rows(data, "nlvr")
+    found = model("nlvr").compare(
+        [[data / name for name in row["images"]] for row in listed], [row["sentence"] for row in listed]
+    )
+    assert [each.label for each in found] == [name.lower() for name in said]
+    assert all(0.5 <= each.score <= 1 for each in found)
+    one = model("nlvr").compare([data / name for name in listed[0]["images"]], listed[0]["sentence"])
+    assert one[0].label == found[0].label and one[0].score == pytest.approx(found[0].score, abs=1e-5)
+    with pytest.raises(UserError, match="has 1 images, the model compares 2"):
+        model("nlvr").compare([[data / "images/0.png"]], ["a star"])
+
+
+def test_batches_change_nothing(model, data):
+    ours, images = model("pretrain"), [data / f"images/{number}.png" for number in range(7)]
+    ours.batch_size, whole = 3, ours.match(images, ["a star"])
+    np.testing.assert_allclose(ours.match(images, ["a star"]), whole, atol=1e-6)
+    ours.batch_size = 32
+
+
+def test_a_call_that_a_model_was_not_trained_for_names_the_task_whose_model_would_do(model, data):
+    image = data / "images/0.png"
+    calls = {
+        "caption": lambda model: model.caption(image),
+        "answer": lambda model: model.answer(image, "what?"),
+        "locate": lambda model: model.locate(image, "a star"),
+        "match": lambda model: model.match(image, "a star"),
+        "embed_images": lambda model: model.embed_images(image),
+        "embed_texts": lambda model: model.embed_texts("a star"),
+        "compare": lambda model: model.compare([image, image], "a star"),
+        "explain": lambda model: model.explain(image, "a star"),
+    }
+    assert calls.keys() == TASKS.keys()
+    for name in ("pretrain", "retrieval", "grounding", "vqa", "captioning", "nlvr"):
+        for call, ask in calls.items():
+            if name not in TASKS[call].split(" or "):
+                with pytest.raises(
+                    UserError, match=rf"{call}: .* is a model of task {name}.* load one of task {TASKS[call]}"
+                ):
+                    ask(model(name))
+
+
+@pytest.mark.parametrize(
+    ("ask", "told"),
+    [
+        (
+            lambda model, image: model.locate([image, image], ["a star"]),
+            "2 images and 1 phrases; give a list of phrases",
+        ),
+        (lambda model, image: model.match([], ["a star"]), "nothing was given"),
+        (lambda model, image: model.match(image, "?!"), r"'\?!' has no word"),
+        (lambda model, image: model.match(image, [3]), "3 is no text"),
+        (lambda model, image: model.match(3, ["a star"]), "not int"),
+    ],
+)
+def test_mistakes_are_one_line(ask, told, model, data):
+    with pytest.raises(UserError, match=told) as raised:
+        ask(model("pretrain"), data / "images/0.png")
+    assert "\n" not in str(raised.value)
+
+
+def test_images_and_texts_that_do_not_fit_are_told(model, data):
+    with pytest.raises(UserError, match="answer: 2 images and 3 texts"):
+        model("vqa").answer([data / "images/0.png"] * 2, ["what?"] * 3)
+    with pytest.raises(UserError, match="the tokenizer makes nothing of the candidate ''"):
+        model("vqa").answer(data / "images/0.png", "what?", ["red", ""])
+
+
+def test_a_text_that_is_cut_is_told(model, data, caplog):
+    ours = model("pretrain")
+    ours.match(data / "images/0.png", ["star " * 39, "a star"])
+    (record,) = caplog.records
+    assert "1 texts have more than 40 tokens and are cut there" in record.getMessage()
