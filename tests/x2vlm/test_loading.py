@@ -16,7 +16,7 @@ from models.checkpoints.recognise import VOCABULARIES, XLM_R_WORDS, Recognised, 
 from run import main
 from tasks.kinds import ROOT
 from utils.config import read_yaml
-from x2vlm import UserError, loading, load
+from x2vlm import UserError, load, loading
 from x2vlm.saving import HEADING
 from x2vlm.settings import KINDS, settings_of
 
@@ -159,7 +159,7 @@ def test_a_task_of_ones_own_is_told(run, tmp_path):
     folder = shutil.copytree(run("vqa"), tmp_path / "run")
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("task: vqa", "task: entailment"))
-    with pytest.raises(UserError, match="config.yaml: task is 'entailment'; x2vlm loads models of pretrain, retrieval"):
+    with pytest.raises(UserError, match=r"config\.yaml: task is 'entailment'; x2vlm loads models of pretrain, retrieval"):
         load(folder)
 
 
