@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.kinds import CONFIG_FILE, ROOT, choose
+from tasks.kinds import CONFIG_FILE, choose
 from utils.config import peek
 from utils.errors import UserError, one_line_errors
 from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, add_task, parse
@@ -65,8 +65,10 @@ def main(argv: Sequence[str], lists: str = "") -> int:
     command += ["--output", arguments.output] if arguments.output else []
     command += ["--resume"] if arguments.resume else []
     command += ["--evaluate"] if arguments.evaluate else []
-    # Ranks import this checkout from any working directory, and packages of the working directory do not hide it.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    # Ranks import this checkout from any working directory, and packages of the working directory do not hide it. (Where the
+    # project is installed, this module is x2vlm.tasks.launch, and the folder is the one that holds x2vlm.)
+    top = Path(__file__).parents[__name__.count(".")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(top), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONSAFEPATH"] = "1"
     return torchrun(arguments, [*command, *arguments.overrides], grace_of(choice.config, arguments.overrides))
 

@@ -24,7 +24,7 @@ ALLOWED = {
 }
 TOP = ("demo", "tools", "examples", "x2vlm")
 """Packages that no other imports, tests and benchmarks apart: a command's module is imported when the command is asked for."""
-SCRIPTS = [path for path in ROOT.glob("*.py") if path.name != "run.py"]
+SCRIPTS = [path for path in ROOT.glob("*.py") if path.name not in ("run.py", "setup.py")]
 
 
 def imported_packages(path: Path) -> set[str]:

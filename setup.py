@@ -1,0 +1,59 @@
+"""How the project is installed: as one package, ``x2vlm``, in which the checkout's packages are subpackages.
+
+In the checkout, ``utils``, ``models`` and the others stand at the top, where they are read and run. Installed under these names they
+would stand in the way of every other project's ``utils``. So a wheel has them below ``x2vlm``, and their imports say so:
+``from utils.errors import UserError`` becomes ``from x2vlm.utils.errors import UserError``. Nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+INSIDE = ("utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks", "tools", "demo")
+"""Packages that become subpackages of x2vlm; run.py becomes a module of it."""
+
+NAMES = "|".join([*INSIDE, "run"])
+IMPORT = re.compile(rf"^(\s*from )({NAMES})(?=[. ])", re.MULTILINE)
+MODULE = re.compile(rf'"((?:{NAMES})(?:\.\w+)+)"')
+"""A text that may name a module, such as those of run.py's table of commands."""
+
+
+class BuildAsOnePackage(build_py):
+    """Copies the sources, with their imports rewritten."""
+
+    def run(self) -> None:
+        if self.editable_mode:
+            raise SystemExit("a checkout needs no installation: run it where it is, or put its folder on PYTHONPATH")
+        for source, target in files():
+            copy = Path(self.build_lib, target)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            text = source.read_text(encoding="utf-8")
+            copy.write_text(as_subpackage(text) if source.suffix == ".py" else text, encoding="utf-8")
+
+
+def files() -> Iterator[tuple[Path, Path]]:
+    """Every file of the wheel, and its place there."""
+    yield from ((path, path.relative_to(HERE)) for path in sorted((HERE / "x2vlm").glob("*.py")))
+    below = [path for package in INSIDE for path in sorted((HERE / package).rglob("*.py"))]
+    below += [*sorted((HERE / "configs").rglob("*.yaml")), HERE / "run.py", HERE / "requirements.txt"]
+    yield from ((path, Path("x2vlm") / path.relative_to(HERE)) for path in below)
+
+
+def as_subpackage(text: str) -> str:
+    """A module's text with the packages inside x2vlm under their names there."""
+    return MODULE.sub(_renamed, IMPORT.sub(r"\1x2vlm.\2", text))
+
+
+def _renamed(found: re.Match[str]) -> str:
+    path = HERE.joinpath(*found[1].split("."))
+    return f'"x2vlm.{found[1]}"' if path.is_dir() or path.with_suffix(".py").is_file() else found[0]
+
+
+if __name__ == "__main__":
+    setup(cmdclass={"build_py": BuildAsOnePackage}, packages=["x2vlm"])

@@ -1,0 +1,99 @@
+"""Installed, the project is one package, x2vlm: it adds no other name, and needs no checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from setup import INSIDE, as_subpackage
+from tests.conftest import tiny_run
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of a copy of the sources: building leaves a folder behind."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for path in [*INSIDE, "x2vlm", "configs", "run.py", "setup.py", "pyproject.toml", "requirements.txt", "LICENSE"]:
+        (source / path).symlink_to(ROOT / path)
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        out,
+        ".",
+    ]
+    subprocess.run(build, cwd=source, check=True)
+    (made,) = out.glob("*.whl")
+    return made
+
+
+@pytest.fixture(scope="session")
+def run(wheel, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a program of a fresh environment that has the wheel, and of ours the packages of requirements.txt alone."""
+    folder, elsewhere = tmp_path_factory.mktemp("fresh"), tmp_path_factory.mktemp("elsewhere")
+    venv.create(folder, with_pip=False)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    (site / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    into = [sys.executable, "-m", "pip", "--python", folder / "bin/python"]
+    subprocess.run([*into, "install", "-q", "--no-deps", "--no-index", wheel], check=True)
+    (elsewhere / "utils.py").write_text("raise SystemExit('this is a module of somebody else')\n")
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def of(*command: str) -> subprocess.CompletedProcess[str]:
+        program = [str(folder / "bin" / command[0]), *command[1:]]
+        return subprocess.run(program, cwd=elsewhere, env=clean, capture_output=True, text=True, check=False)
+
+    return of
+
+
+def test_the_wheel_adds_one_name(wheel):
+    names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert names == {"x2vlm", "x2vlm-0.1.0.dist-info"}
+
+
+def test_imports_and_names_of_modules_are_those_below_x2vlm():
+    ours = 'from utils.errors import A\n    from models import b\n"tasks.run", "engine.nothing", "run.py"\n'
+    below = 'from x2vlm.utils.errors import A\n    from x2vlm.models import b\n"x2vlm.tasks.run", "engine.nothing", "run.py"\n'
+    other = "from dataset_of_mine import c\n"
+    assert as_subpackage(ours + other) == below + other
+
+
+def test_a_trained_model_is_asked_from_another_folder(run, scenes_folder, tmp_path):
+    """Trained by the installed command, on ranks, beside a module of the user's that is called utils."""
+    folder = tmp_path / "run"
+    train = ["--task", "pretrain", "--cpu", "1", "--output", str(folder), "train.steps=1", "schedule.warmup_steps=0"]
+    done = run(
+        "x2vlm", *train, *[each for each in tiny_run(scenes_folder) if not each.startswith(("train.steps", "schedule"))]
+    )
+    assert done.returncode == 0, done.stderr
+    image = next((scenes_folder / "images/test").iterdir())
+    ask = (
+        f"from x2vlm import load; print(load({str(folder)!r}).match({str(image)!r}, ['a red star', 'a circle']).shape)"
+    )
+    done = run("python", "-c", ask)
+    assert (done.stdout, done.returncode) == ("(1, 2)\n", 0), done.stderr
+    done = run(
+        "python", "-m", "x2vlm", "predict", "match", "--model", str(folder), "--image", str(image), "--text", "a star"
+    )
+    assert done.returncode == 0 and "a star" in done.stdout, done.stderr
+
+
+def test_commands_find_their_configs(run):
+    done = run("x2vlm", "tables", "--cell", "coco_5k")
+    assert done.returncode == 0 and "configs/retrieval/coco_base_4m.yaml" in done.stdout, done.stderr
