@@ -34,8 +34,7 @@ class Scores:
 def interval(scores: Sequence[Scores], draws: int, seed: int, level: float = 0.95) -> tuple[float, float] | None:
     """The bootstrap interval of the mean of the means of ``scores``, by the percentile method.
 
-    It is of the held-out examples alone: other random numbers in training move a metric too. Where all groups have the same mean,
-    it has no width, however few they are.
+    It is of the held-out examples alone: other random numbers in training move a metric too.
 
     Args:
         scores: of one metric, all over the same groups; each draw takes the same groups of all.
@@ -44,25 +43,30 @@ def interval(scores: Sequence[Scores], draws: int, seed: int, level: float = 0.9
         level: share of the drawn means that lies inside.
 
     Returns:
-        Its ends; None where nothing can be said: no examples, a score that is no number, or fewer than two groups.
+        Its ends; None where draws say nothing: no examples, a score that is no number, or groups that are all alike, whose
+        draws are too, however few they are.
 
     Raises:
         ValueError: the scores are not over the same groups.
 
-    >>> interval([Scores(np.array([1.0, 1.0, 1.0]), ["a", "b", "b"])], draws=100, seed=0)
-    (1.0, 1.0)
+    >>> interval([Scores(np.array([1.0, 0.0, 0.5]), ["a", "b", "b"])], draws=100, seed=0)
+    (0.25, 1.0)
     """
     tables = [_by_group(part) for part in scores]
     if any(not np.array_equal(names, tables[0][0]) for names, _, _ in tables):
         raise ValueError("the parts of a metric have to be over the same groups")
     groups = len(tables[0][0]) if tables else 0
-    if groups < 2 or not all(np.isfinite(sums).all() for _, sums, _ in tables):
+    if groups == 0 or not all(np.isfinite(sums).all() for _, sums, _ in tables):
         return None
-    rng, step, means = np.random.default_rng(seed), max(1, CELLS // groups), []
+    rng, step, pieces = np.random.default_rng(seed), max(1, CELLS // groups), []
     for start in range(0, draws, step):
         drawn = rng.integers(groups, size=(min(step, draws - start), groups))
-        means.append(np.mean([sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1) for _, sums, sizes in tables], axis=0))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+        parts = [sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1) for _, sums, sizes in tables]
+        pieces.append(np.mean(parts, axis=0))
+    means = np.concatenate(pieces)
+    if np.allclose(means, means[0], rtol=1e-12, atol=0):
+        return None
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
