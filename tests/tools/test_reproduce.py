@@ -10,11 +10,14 @@ import pytest
 
 from demo.scenes.build import build
 from run import main
+from tasks.kinds import ROOT
 from tasks.tables import read_tables
 from tests.conftest import tiny_run
+from tools.prepare.command import CONVERTERS
 from tools.reproduce import command, receipt
 from tools.reproduce import runs as runs_module
 from tools.reproduce.measured import Number, numbers_of, read_evaluation, table_of
+from tools.reproduce.missing import MADE
 from utils.errors import UserError
 
 
@@ -82,9 +85,27 @@ def test_what_is_missing_is_named_with_what_makes_it_and_other_cells_go_on(tmp_p
     printed = capsys.readouterr().out
     cells = [cell for cell in read_tables().values() if (cell.table, cell.row) == (4, "base_4m")]
     assert len(cells) > 2 and printed.count("not run: ") == len(cells)
-    assert "weights/x2vlm_base_4m.th, " in printed and "--checkpoints DIR names a folder of weights" in printed
+    assert "--checkpoints DIR names a folder of weights\n    weights/x2vlm_base_4m.th\n" in printed
+    assert "published: docs/data.md (Fine-tuning)\n    data/nlvr2/" in printed
     assert main(["reproduce", "--table", "demo", "--output", "out"]) == 1
-    assert "are not here; make scenes draws the data" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert (
+        "not run: 3 paths are not here\n  made by: make scenes\n    data/scenes/tokenizer, data/scenes/train" in printed
+    )
+    assert "made by: python run.py reproduce --cell demo/tiny/pretraining\n    out/demo-tiny-pretraining" in printed
+    assert main(["reproduce", "--cell", "6/base/multi30k", "--output", "out"]) == 1
+    printed = capsys.readouterr().out
+    assert "made by: python run.py prepare multi30k, with the flags in docs/data.md" in printed
+    assert "published: docs/data.md (Fine-tuning)\n    data/flickr30k/flickr30k-images" in printed
+
+
+def test_the_commands_that_make_data_are_those_of_configs_and_exist():
+    targets = (ROOT / "Makefile").read_text()
+    read = "".join(path.read_text() for path in (ROOT / "configs").rglob("*.yaml"))
+    for folder, command_line in MADE.items():
+        words = command_line.partition(",")[0].split()
+        assert f"{folder}/" in read
+        assert f"\n{words[1]}:" in targets if words[0] == "make" else words[3] in CONVERTERS, command_line
 
 
 @pytest.fixture
@@ -180,7 +201,7 @@ def test_a_cell_starts_from_the_run_of_another_one(tmp_path, monkeypatch, capfd)
     model = ["model.vision.image_size=32", "train.steps=1"]
     where = ["--small", "--unchecked", "--output", "out"]
     assert main(["reproduce", "--cell", "demo/tiny/nlvr", *where, *model]) == 1
-    assert "run.py reproduce --cell demo/tiny/pretraining makes the weights" in capfd.readouterr().out
+    assert "made by: python run.py reproduce --cell demo/tiny/pretraining\n" in capfd.readouterr().out
     assert main(["reproduce", "--cell", "demo/tiny/pretraining", "--cpu", "1", *where, *model]) == 0
     assert main(["reproduce", "--cell", "demo/tiny/nlvr", *where, *model]) == 0
     made = json.loads(Path("out/demo-tiny-nlvr/receipt.json").read_text())

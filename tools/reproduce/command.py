@@ -9,8 +9,9 @@ from pathlib import Path
 
 from tasks.kinds import ROOT
 from tasks.tables import Cell
-from tools.reproduce.cells import OTHER_CELL, ReadyCell, chosen, ready
+from tools.reproduce.cells import ReadyCell, chosen, ready
 from tools.reproduce.measured import Number, numbers_of, read_evaluation, sizes_of, table_of
+from tools.reproduce.missing import require
 from tools.reproduce.page import read_receipts, write_page
 from tools.reproduce.receipt import receipt_of, write_receipt
 from tools.reproduce.runs import Run, finished, make, parse_seeds, placement_words, run_command
@@ -94,7 +95,7 @@ def _reproduce(cell: Cell, flags: argparse.Namespace) -> None:
     """
     more = (*(cell.small if flags.small else ()), *flags.overrides)
     at_hand = ready(cell, flags.checkpoints, more, runs=flags.output, evaluate=flags.evaluate)
-    _require(at_hand)
+    require(at_hand)
     planned = {seed: _planned(at_hand, seed, flags) for seed in _seeds(at_hand, flags)}
     unfinished = [run for run in planned.values() if finished(run) is None]
     if unfinished and not flags.evaluate and not flags.unchecked:
@@ -109,26 +110,6 @@ def _reproduce(cell: Cell, flags: argparse.Namespace) -> None:
     sys.stdout.write(f"\n{table_of(numbers, 'README' if cell.table == 'demo' else 'paper')}\n")
     sys.stdout.write("".join(f"{line}\n" for line in [*remarks, f"the receipt: {path}"]))
     sys.stdout.write("".join(f"to be sent: {line}\n" for line in sent) + "\n")
-
-
-def _require(at_hand: ReadyCell) -> None:
-    """Raise :class:`UserError` that names what is missing, and what would make it."""
-    if not at_hand.missing:
-        return
-    listed = ", ".join(at_hand.missing)
-    if (
-        at_hand.cell.checkpoint is not None
-        and at_hand.cell.checkpoint.startswith(OTHER_CELL)
-        and at_hand.weights in at_hand.missing
-    ):
-        remedy = f"python run.py reproduce --cell {at_hand.cell.checkpoint.removeprefix(OTHER_CELL)} makes the weights"
-    elif at_hand.cell.table == "demo":
-        remedy = "make scenes draws the data"
-    else:
-        remedy = (
-            "docs/data.md and docs/checkpoints.md say where they come from; --checkpoints DIR names a folder of weights"
-        )
-    raise UserError(f"{listed} {'is' if len(at_hand.missing) == 1 else 'are'} not here; {remedy}")
 
 
 def _seeds(at_hand: ReadyCell, flags: argparse.Namespace) -> list[int]:
