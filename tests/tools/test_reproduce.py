@@ -12,11 +12,12 @@ import pytest
 from demo.scenes.build import build
 from run import main
 from tasks.kinds import ROOT
-from tasks.tables import read_tables
+from tasks.tables import DEMO, read_tables
 from tests.conftest import tiny_run
 from tools.prepare.command import CONVERTERS
 from tools.reproduce import command, receipt
 from tools.reproduce import runs as runs_module
+from tools.reproduce.cells import ready
 from tools.reproduce.identity import source_remarks
 from tools.reproduce.measured import Number, numbers_of, read_evaluation, table_of
 from tools.reproduce.missing import MADE
@@ -92,9 +93,12 @@ def test_what_is_missing_is_named_with_what_makes_it_and_other_cells_go_on(tmp_p
     assert main(["reproduce", "--table", "demo", "--output", "out"]) == 1
     printed = capsys.readouterr().out
     assert (
-        "not run: 3 paths are not here\n  made by: make scenes\n    data/scenes/tokenizer, data/scenes/train" in printed
+        "not run: 3 paths are missing\n  made by: make scenes\n    data/scenes/tokenizer, data/scenes/train" in printed
     )
-    assert "made by: python run.py reproduce --cell demo/tiny/pretraining\n    out/demo-tiny-pretraining" in printed
+    assert (
+        "made or finished by: python run.py reproduce --cell demo/tiny/pretraining --output out\n    out/demo-tiny-pretraining"
+        in printed
+    )
     assert main(["reproduce", "--cell", "6/base/multi30k", "--output", "out"]) == 1
     printed = capsys.readouterr().out
     assert "made by: python run.py prepare multi30k, with the flags in docs/data.md" in printed
@@ -240,18 +244,30 @@ def test_the_sources_are_noted_with_each_run_and_differences_are_said(cell, fake
 
 
 def test_training_that_was_cut_keeps_its_sources_and_one_without_a_note_has_none(cell, fake_runs, monkeypatch):
-    for digest, status in (("a", 75), ("b", 0)):
+    run = cell / "demo-tiny-pretraining/seed-0"
+
+    def killed(command):
+        (run / "checkpoints").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    for digest, what, status in (("a", killed, 130), ("b", fake_runs, 0)):
         monkeypatch.setattr(runs_module, "code_identity", lambda digest=digest: code(digest))
-        fake_runs.status = status
-        (cell / "demo-tiny-pretraining/seed-0/checkpoints").mkdir(parents=True, exist_ok=status == 0)
-        if status:
-            (cell / "demo-tiny-pretraining/seed-0/made_by.json").write_text('{"code": []}')
-        assert main([*CELL, str(cell), "--unchecked"]) == (1 if status else 0)
-    (run,) = read_receipt(cell)["runs"].values()
-    assert [each["sha256"][0] for each in run["code"]] == ["a", "b"]
-    (cell / "demo-tiny-pretraining/seed-0/made_by.json").unlink()
+        monkeypatch.setattr(runs_module, "run_command", what)
+        assert main([*CELL, str(cell), "--unchecked"]) == status
+        assert json.loads((run / "made_by.json").read_text())["finished"] is (status == 0)
+    assert [each["sha256"][0] for each in read_receipt(cell)["runs"]["0"]["code"]] == ["a", "b"]
+    (run / "made_by.json").unlink()
     assert main([*CELL, str(cell), "--unchecked"]) == 0
     assert "seed 0 was made by sources that were not noted" in read_receipt(cell)["remarks"]
+
+
+def test_the_run_of_another_cell_that_was_cut_is_no_weights(cell):
+    run = cell / "demo-tiny-pretraining/seed-0"
+    run.mkdir(parents=True)
+    nlvr = read_tables(DEMO)["demo/tiny/nlvr"]
+    assert ready(nlvr, None, (), runs=cell).missing[str(run)] == ["init.checkpoint"]
+    (run / "evaluation.json").write_text("{}")
+    assert str(run) not in ready(nlvr, None, (), runs=cell).missing
 
 
 def test_one_state_of_the_sources_is_no_remark():
@@ -324,7 +340,10 @@ def test_a_cell_starts_from_the_run_of_another_one(tmp_path, monkeypatch, capfd)
     model = ["model.vision.image_size=32", "train.steps=1"]
     where = ["--small", "--unchecked", "--output", "out"]
     assert main(["reproduce", "--cell", "demo/tiny/nlvr", *where, *model]) == 1
-    assert "made by: python run.py reproduce --cell demo/tiny/pretraining\n" in capfd.readouterr().out
+    assert (
+        "made or finished by: python run.py reproduce --cell demo/tiny/pretraining --output out\n"
+        in capfd.readouterr().out
+    )
     assert main(["reproduce", "--cell", "demo/tiny/pretraining", "--cpu", "1", *where, *model]) == 0
     assert main(["reproduce", "--cell", "demo/tiny/nlvr", *where, *model]) == 0
     made = json.loads(Path("out/demo-tiny-nlvr/receipt.json").read_text())

@@ -37,7 +37,7 @@ def code_identity() -> dict[str, Any]:
     }
 
 
-def environment() -> dict[str, Any]:
+def machine_and_packages() -> dict[str, Any]:
     """The machine and the packages."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     packages = {}

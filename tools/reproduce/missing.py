@@ -31,14 +31,15 @@ def require(at_hand: ReadyCell) -> None:
         by_source.setdefault(_source(at_hand, path, keys), []).append(path)
     lines = [f"  {source}\n    {', '.join(paths)}" for source, paths in by_source.items()]
     count = len(at_hand.missing)
-    raise UserError("\n".join([f"{count} {'path is' if count == 1 else 'paths are'} not here", *lines]))
+    raise UserError("\n".join([f"{count} {'path is' if count == 1 else 'paths are'} missing", *lines]))
 
 
 def _source(at_hand: ReadyCell, path: str, keys: list[str]) -> str:
     """What gives the file or folder at ``path``."""
     other = at_hand.cell.checkpoint or ""
     if path == at_hand.weights and other.startswith(OTHER_CELL):
-        return f"made by: python run.py reproduce --cell {other.removeprefix(OTHER_CELL)}"
+        output = PurePath(path).parents[1]
+        return f"made or finished by: python run.py reproduce --cell {other.removeprefix(OTHER_CELL)} --output {output}"
     if "init.checkpoint" in keys:
         return f"published: {WEIGHTS}"
     for folder, command in MADE.items():

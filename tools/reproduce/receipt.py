@@ -12,7 +12,7 @@ from typing import Any
 from engine.checkpoint import find_weights
 from tasks.data_identity import data_identity
 from tools.reproduce.cells import ReadyCell
-from tools.reproduce.identity import code_identity, environment, source_remarks, sources_text
+from tools.reproduce.identity import code_identity, machine_and_packages, source_remarks, sources_text
 from tools.reproduce.measured import Number, table_of
 from utils.config import dump_config
 from utils.errors import UserError
@@ -47,7 +47,7 @@ def receipt_of(
         "weights": _weights(ready.weights),
         "data": _data(ready.config),
         "code": code,
-        "environment": environment(),
+        "environment": machine_and_packages(),
     }
 
 

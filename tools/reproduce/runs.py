@@ -62,19 +62,21 @@ def make(run: Run) -> dict[str, Any]:
         return done
     if done is not None:
         sys.stdout.write(f"{run.folder}: finished before; its weights are measured again for the intervals\n")
-    code, history = code_identity(), _sources(run)
+    sources = _sources(run)
     note = _noted(run) or {"command": run.identity(), "folder": str(run.folder), "finished": False, "seconds": 0.0}
+    if (
+        done is None
+    ):  # noted first: training that is cut, perhaps together with this process, has its part in the weights
+        note["code"] = sources
+        _write_note(run, note)
     started, status = time.perf_counter(), None
     try:
         status = run_command([sys.executable, str(ROOT / "run.py"), *run.command(measure=done is not None)])
     finally:
         if status == 0:
-            note |= {"finished": True, "draws": run.draws}
+            note |= {"finished": True, "draws": run.draws, "code": sources}
         note["seconds"] = round(note["seconds"] + time.perf_counter() - started, 1)
-        if status == 0 or done is None:  # training that was cut has its part in the weights
-            note["code"] = None if history is None else _with_code(history, code)
-        if run.folder.is_dir():
-            write_text(run.folder / NOTE, json.dumps(note, indent=2) + "\n")
+        _write_note(run, note)
     if status != 0:
         raise UserError(f"the run ended with status {status}, as printed above; the same command resumes it")
     return note
@@ -100,16 +102,21 @@ def _read_note(run: Run) -> dict[str, Any]:
         return {}
 
 
+def _write_note(run: Run, note: dict[str, Any]) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(run.folder / NOTE, json.dumps(note, indent=2) + "\n")
+
+
 def _sources(run: Run) -> list[dict[str, Any]] | None:
-    """The identities of the sources that trained what is in the run's folder; None where they were not noted."""
+    """The identities of the sources that made what is in the run's folder, and last the present one; None where those that
+    trained it so far were not noted."""
+    code = code_identity()
     if not (run.folder / CHECKPOINTS).exists():
-        return []
-    return _read_note(run).get("code")
-
-
-def _with_code(history: Sequence[dict[str, Any]], code: dict[str, Any]) -> list[dict[str, Any]]:
-    """The history with ``code`` at its end, unless the same sources are there already."""
-    return [*history] if history and history[-1]["sha256"] == code["sha256"] else [*history, code]
+        return [code]
+    before: list[dict[str, Any]] | None = _read_note(run).get("code")
+    if before is None:
+        return None
+    return before if before[-1:] and before[-1]["sha256"] == code["sha256"] else [*before, code]
 
 
 def run_command(command: Sequence[str]) -> int:
