@@ -129,8 +129,8 @@ class FakeRuns:
     """In place of ``run_command``: notes each command, and leaves a checkpoint and an evaluation of the seed in the run's
     folder, with an interval where draws are asked for."""
 
-    def __init__(self, status: int = 0):
-        self.status, self.commands = status, []
+    def __init__(self):
+        self.status, self.commands = 0, []
 
     def __call__(self, command):
         self.commands.append(command)
@@ -275,15 +275,12 @@ def test_one_state_of_the_sources_is_no_remark():
     assert source_remarks({0: {"code": [code("a")]}}, code("b")) == ["the sources have changed since seed 0 was made"]
 
 
-def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, monkeypatch, capsys):
-    runs = FakeRuns()
-    for module in (command, runs_module):
-        monkeypatch.setattr(module, "run_command", runs)
-    argv = ["reproduce", "--cell", "demo/tiny/pretraining", "--output", str(cell), "--seeds", "0,1"]
+def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, fake_runs, capsys):
+    argv = [*CELL, str(cell), "--seeds", "0,1"]
     assert main(argv) == 0
-    assert ["doctor" in each for each in runs.commands] == [True, False, False]
-    assert runs.commands[1][-1] == "seed=0" and "--resume" in runs.commands[1]
-    assert " --cpu 2 " in " ".join(runs.commands[1]), "what the cell's numbers were measured with"
+    assert ["doctor" in each for each in fake_runs.commands] == [True, False, False]
+    assert fake_runs.commands[1][-1] == "seed=0" and "--resume" in fake_runs.commands[1]
+    assert " --cpu 2 " in " ".join(fake_runs.commands[1]), "what the cell's numbers were measured with"
     printed = capsys.readouterr().out
     assert "held-out masked word" in printed and "80.5 ± 0.7" in printed and "not measured" in printed
     made = json.loads((cell / "demo-tiny-pretraining/receipt.json").read_text())
@@ -295,18 +292,16 @@ def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, monkey
     assert len(made["code"]["sha256"]) == 64
     page = (cell / "table_demo.html").read_text()
     assert "80.5 ± 0.7" in page and "tiny" in page
-    runs.commands.clear()
+    fake_runs.commands.clear()
     assert main(argv) == 0
-    assert runs.commands == [] and capsys.readouterr().out.count("finished before") == 2
+    assert fake_runs.commands == [] and capsys.readouterr().out.count("finished before") == 2
     assert main([*argv, "--cpu", "3", "optim.lr=1e-4"]) == 0
-    assert len(runs.commands) == 3 and "not the published setting: optim.lr=1e-4" in capsys.readouterr().out
-    assert " --cpu 3 " in " ".join(runs.commands[1])
+    assert len(fake_runs.commands) == 3 and "not the published setting: optim.lr=1e-4" in capsys.readouterr().out
+    assert " --cpu 3 " in " ".join(fake_runs.commands[1])
 
 
-def test_a_run_that_fails_is_told_and_leaves_no_receipt(cell, monkeypatch, capsys):
-    for module in (command, runs_module):
-        monkeypatch.setattr(module, "run_command", FakeRuns(status=3))
-    argv = ["reproduce", "--cell", "demo/tiny/pretraining", "--output", str(cell)]
+def test_a_run_that_fails_is_told_and_leaves_no_receipt(cell, fake_runs, capsys):
+    fake_runs.status, argv = 3, [*CELL, str(cell)]
     assert main(argv) == 1
     assert "the doctor refuses this run" in capsys.readouterr().out
     assert main([*argv, "--unchecked"]) == 1
