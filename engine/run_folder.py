@@ -169,10 +169,10 @@ def _may_change(key: str) -> bool:
 
 
 def _affects_metrics(key: str) -> bool:
-    """Whether a key of the evaluation changes its metrics, and not only its speed."""
+    """Whether a key of the evaluation changes its metrics, and not only its speed or what is shown with them."""
     return (
         key.startswith("evaluation.")
-        and not key.endswith((".batch_size", ".precision", ".panels"))
+        and not key.endswith((".batch_size", ".precision", ".panels", ".bootstrap"))
         and (".published" not in key)
     )
 

@@ -23,7 +23,12 @@ def consistency(correct: np.ndarray, groups: Sequence[str]) -> float:
     >>> consistency(np.array([True, True, True, False]), ["a", "a", "b", "b"])
     0.5
     """
-    all_correct: defaultdict[str, bool] = defaultdict(lambda: True)
+    return float(np.mean(list(all_correct(correct, groups).values()))) if len(groups) else float("nan")
+
+
+def all_correct(correct: np.ndarray, groups: Sequence[str]) -> dict[str, bool]:
+    """Whether all items of a group are correct, by group in the order of their first items."""
+    of_group: defaultdict[str, bool] = defaultdict(lambda: True)
     for group, is_correct in zip(groups, correct.tolist(), strict=True):
-        all_correct[group] = all_correct[group] and is_correct
-    return float(np.mean(list(all_correct.values()))) if all_correct else float("nan")
+        of_group[group] = of_group[group] and is_correct
+    return dict(of_group)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from metrics.bootstrap import Scores
+
 RECALL_AT = (1, 5, 10)
 """K of the reported recalls (table 3)."""
 
@@ -48,6 +50,29 @@ def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray, medium: s
     """
     ways = {f"{medium} to text": image_ranks, f"text to {medium}": text_ranks}
     return _with_means({way: {k: float((ranks < k).mean()) for k in RECALL_AT} for way, ranks in ways.items()})
+
+
+def recall_scores(
+    image_ranks: np.ndarray, text_ranks: np.ndarray, image_of_text: np.ndarray, medium: str = "image"
+) -> dict[str, tuple[Scores, ...]]:
+    """The scores of single queries whose means are those of :func:`retrieval_recalls`, by the same names.
+
+    Texts are grouped by their image, and the mean of both directions has two parts.
+
+    Args:
+        image_of_text: (T,) number of the image of each text.
+    """
+    ways = {
+        f"{medium} to text": (image_ranks, np.arange(len(image_ranks))),
+        f"text to {medium}": (text_ranks, image_of_text),
+    }
+    scores: dict[str, tuple[Scores, ...]] = {}
+    for way, (ranks, groups) in ways.items():
+        hits = {k: ranks < k for k in RECALL_AT}
+        scores |= {f"{way} R@{k}": (Scores(of_k, groups),) for k, of_k in hits.items()}
+        scores[f"{way} mean"] = (Scores(np.mean(list(hits.values()), axis=0), groups),)
+    scores["mean recall"] = tuple(scores[f"{way} mean"][0] for way in ways)
+    return scores
 
 
 def chance_recalls(captions_per_image: np.ndarray, captions: int, medium: str = "image") -> dict[str, float]:

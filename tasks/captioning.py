@@ -21,7 +21,8 @@ from dataset.records.schema import ImageSource
 from dataset.tasks.captioning import CaptioningBatches, CaptioningDataConfig, prompt_tokens
 from dataset.text.processors import TextProcessor
 from engine.train_config import TrainConfig
-from metrics.captions import caption_metrics, tokenize, tokenize_references
+from metrics.bootstrap import Scores
+from metrics.captions import caption_metrics, caption_scores, tokenize, tokenize_references
 from metrics.captions.cider import CiderD, DocumentFrequencies
 from metrics.captions.frequencies import read_document_frequencies
 from metrics.captions.java import check_java_metrics, java_metrics
@@ -146,14 +147,17 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         return items.images
 
     def evaluate(self, items: CaptionedImages) -> Evaluation:
-        """The metrics of COCO's evaluation. Chance: the first caption of the next image."""
+        """The metrics of COCO's evaluation. Chance: the first caption of the next image. Intervals of CIDEr are of the images'
+        scores as they are: the document frequencies of the references stay."""
         captions = self.captions(items)
         references = items.references()
         next_captions = [written[0] for written in (*references[1:], references[0])]
         chance = caption_metrics(next_captions, references, self.frequencies)
         metrics = [count("images", len(items.images)), count("captions", len(items.captions))]
-        for name, value in caption_metrics(captions, references, self.frequencies).items():
-            metrics.append(Metric(name, value, chance[name], "score"))
+        values, of_images = caption_scores(captions, references, self.frequencies)
+        for name, value in values.items():
+            scores = (Scores(of_images[name], items.ids),) if name in of_images else ()
+            metrics.append(Metric(name, value, chance[name], "score", scores=scores))
         if names := self.config.evaluation.java_metrics:
             by_name = java_metrics(tokenize(captions), tokenize_references(references), names)
             metrics += [Metric(name, value, unit="score") for name, value in by_name.items()]

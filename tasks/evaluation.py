@@ -6,10 +6,11 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from metrics.bootstrap import Scores, interval
 from tasks.facts import Facts
 from utils.files import write_text
 
@@ -19,13 +20,20 @@ Unit = Literal["share", "score", "count"]
 """share: in 0..1, shown as a percentage. score: shown times 100 without a sign, as papers do with BLEU or CIDEr. count: the size
 of a set, an integer."""
 
+BOOTSTRAP = (
+    "draws for the 95 % interval of each metric that is a mean over examples; 0: no intervals; 1000 suits tables. Examples "
+    "of one image, or statements of one sentence, are drawn together"
+)
+"""Description of ``evaluation.bootstrap``."""
+
 
 @dataclass(frozen=True)
 class Metric:
     """One number of an evaluation.
 
     ``chance``: the value of a guess; None where a guess has none. ``rule``: how it is measured, where there is more than one
-    way. ``published``: the paper's number, as a value.
+    way. ``published``: the paper's number, as a value. ``scores``: of the examples, where the value is the mean of them, or the
+    mean of such means. ``interval``: the 95 % interval over examples, where somebody asked for it.
     """
 
     name: str
@@ -34,11 +42,19 @@ class Metric:
     unit: Unit = "share"
     rule: str | None = None
     published: float | None = None
+    scores: tuple[Scores, ...] = field(default=(), compare=False, repr=False)
+    interval: tuple[float, float] | None = None
+
+    @classmethod
+    def mean_of(cls, name: str, scores: Scores, chance: float | None = None, *, rule: str | None = None) -> Metric:
+        """The share that is the mean of ``scores``."""
+        return cls(name, scores.mean(), chance, rule=rule, scores=(scores,))
 
     def as_json(self) -> dict[str, Any]:
         """The metric without its name. A value that is NaN, of an empty set for instance, is null; no chance is left out."""
         values = {"value": None if math.isnan(self.value) else self.value, "unit": self.unit}
-        known = {"chance": self.chance, "published": self.published, "rule": self.rule}
+        ends = None if self.interval is None else [round(end, 6) for end in self.interval]
+        known = {"interval": ends, "chance": self.chance, "published": self.published, "rule": self.rule}
         return values | {name: value for name, value in known.items() if value is not None}
 
     def shown(self, value: float | None) -> str:
@@ -46,6 +62,10 @@ class Metric:
         if value is None:
             return ""
         return "   none" if math.isnan(value) else f"{100 * value:6.1f}{'%' if self.unit == 'share' else ' '}"
+
+    def shown_interval(self) -> str:
+        """The interval in a column of tables; empty where there is none."""
+        return "" if self.interval is None else f"[{', '.join(f'{100 * end:.1f}' for end in self.interval)}]"
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,13 @@ class Evaluation:
         facts = {} if self.facts is None else self.facts.as_json()
         return {metric.name: metric.as_json() | ({} if metric.unit == "count" else facts) for metric in self.metrics}
 
+    def with_intervals(self, draws: int, seed: int) -> Evaluation:
+        """The same with the 95 % interval of each metric that has scores of examples; unchanged for 0 draws."""
+        if not draws:
+            return self
+        metrics = (replace(metric, interval=interval(metric.scores, draws, seed)) for metric in self.metrics)
+        return replace(self, metrics=tuple(metrics))
+
     def with_published(self, percent: Mapping[str, float], split: str) -> Evaluation:
         """The same beside the published numbers, in percent by metric; logs those that ``split`` has no metric for."""
         for name in percent.keys() - self.values().keys():
@@ -87,8 +114,8 @@ class Evaluation:
         return replace(self, metrics=tuple(metrics))
 
     def table(self, title: str = "held-out") -> str:
-        """The metrics as text: measured, chance and where there are any the published numbers. The line below them says in
-        brackets the sizes of the sets, the rules, the split's files, the weights, and how those were trained.
+        """The metrics as text: measured, chance, and where there are any the intervals and the published numbers. The line below
+        them says in brackets the sizes of the sets, the rules, the split's files, the weights, and how those were trained.
 
         Without any metric but sizes, the first line says so.
         """
@@ -101,10 +128,13 @@ class Evaluation:
             return f"{title}: nothing to measure" + (f"\n({below})" if self.facts is not None else "")
         width = max(len(name) for name in (*(metric.name for metric in shown), title))
         published = any(metric.published is not None for metric in shown)
-        lines = [f"{title:{width}}  measured  chance" + ("  published" if published else "")]
+        room = 17 if any(metric.interval is not None for metric in shown) else 0
+        header = "  95 % interval".ljust(room) if room else ""
+        lines = [f"{title:{width}}  measured{header}  chance" + ("  published" if published else "")]
         for metric in shown:
-            chance = metric.shown(metric.chance)[1:]
-            line = f"{metric.name:{width}}  {metric.shown(metric.value)}  {chance:6}"
+            chance, ends = metric.shown(metric.chance)[1:], metric.shown_interval()
+            between = f"   {ends}".ljust(room) if room else ""
+            line = f"{metric.name:{width}}  {metric.shown(metric.value)}{between}  {chance:6}"
             lines.append((f"{line}    {metric.shown(metric.published)}" if published else line).rstrip())
         return "\n".join([*lines, f"({below})"] if below else lines)
 

@@ -25,7 +25,7 @@ from engine.run_folder import RunFolder
 from models.checkpoints import load_weights
 from tasks.base import B, BaseTask, M, Parts, RunConfig, build_parts, video_frames
 from tasks.drawing import PANELS, ImageReader, Panel, Sheet, draw_sheet, readable_panels, spread
-from tasks.evaluation import Evaluation, mean_of_splits, write_evaluations, write_predictions
+from tasks.evaluation import BOOTSTRAP, Evaluation, mean_of_splits, write_evaluations, write_predictions
 from tasks.facts import Facts, files_of, measured_weights
 from tasks.inference import device_of, evaluating, progress
 from tasks.tables import check_name, read_tables
@@ -58,6 +58,7 @@ class HeldOutConfig(Config, Generic[S]):
     )
     test: dict[str, S] = Field(min_length=1, description="splits to report on, by name")
     panels: int = Field(12, ge=0, le=200, description=PANELS)
+    bootstrap: int = Field(0, ge=0, description=BOOTSTRAP)
     published: str | None = Field(
         None,
         description="cell of `configs/tables.yaml`, such as `3/base_4m/coco_5k`, whose numbers stand beside the measured ones",
@@ -201,6 +202,8 @@ class FineTuneTask(BaseTask[F, M, B]):
             evaluations = {name: self.evaluate(items) for name, items in self.held_out.test.items()}
         if distributed.rank() != 0:
             return ""
+        draws, seed = self.config.evaluation.bootstrap, self.config.seed
+        evaluations = {name: evaluation.with_intervals(draws, seed) for name, evaluation in evaluations.items()}
         notes: dict[str, list[str]] = {name: [] for name in evaluations}
         for name, evaluation in evaluations.items():
             if evaluation.predictions is not None:

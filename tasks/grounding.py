@@ -13,6 +13,7 @@ from torch import Tensor
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
 from dataset.tasks.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig, Phrase, read_phrases
+from metrics.bootstrap import Scores
 from metrics.grounding import iou, pixel_iou, share_at_least
 from models.grounding import GroundingModel
 from tasks.drawing import BOX_LEGEND, DrawnImage, ImageReader, Line, Panel, colours, pair_of_boxes
@@ -63,22 +64,25 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
         true = np.array([relative_box(item) for item in items])
         mean_box = np.broadcast_to(true.mean(axis=0), true.shape)
         sizes = np.array([item.size for item in items], dtype=np.float64)
+        images = np.array([name_of(item.image) for item in items])
 
-        def accuracy(name: str, rows: np.ndarray) -> Metric:
-            located, chance = (share_at_least(iou(boxes[rows], true[rows])) for boxes in (predicted, mean_box))
-            return Metric(name, located, chance)
+        def accuracy(name: str, rows: np.ndarray, overlaps: Sequence[np.ndarray]) -> Metric:
+            located, guessed = (of_boxes[rows] for of_boxes in overlaps)
+            return Metric.mean_of(name, Scores(located >= 0.5, images[rows]), share_at_least(guessed))
 
-        published, guessed = (share_at_least(_published(boxes, true, sizes)) for boxes in (predicted, mean_box))
+        plain = [iou(boxes, true) for boxes in (predicted, mean_box)]
+        published = [_published(boxes, true, sizes) for boxes in (predicted, mean_box)]
+        everything = np.arange(len(items))
         metrics = [
             count("phrases", len(items)),
-            accuracy(self.measure, np.arange(len(items))),
-            Metric(f"{self.measure} (published script)", published, guessed),
+            accuracy(self.measure, everything, plain),
+            accuracy(f"{self.measure} (published script)", everything, published),
         ]
         grains = np.array([item.grain for item in items])
         if len(set(grains.tolist())) > 1:
             for grain in sorted(set(grains.tolist())):
                 rows = np.flatnonzero(grains == grain)
-                metrics += [accuracy(f"{grain}: {self.measure}", rows), count(f"{grain} phrases", len(rows))]
+                metrics += [accuracy(f"{grain}: {self.measure}", rows, plain), count(f"{grain} phrases", len(rows))]
         return Evaluation(tuple(metrics), _predictions(items, predicted, true))
 
     def panel(self, items: list[Phrase], number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:

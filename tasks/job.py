@@ -123,7 +123,8 @@ def _run(
             task.model.to(device)
     if not arguments.evaluate:
         _train(task, folder, device, checkpoint, stop)
-    with stop.at_once(lambda: "the evaluation is not finished; the same command with --resume --evaluate makes it"):
+    again = "the same command" + ("" if arguments.resume or arguments.evaluate else " with --resume")
+    with stop.at_once(lambda: f"the evaluation is not finished; {again} makes it"):
         distributed.set_timeout(config.train.start_timeout_min)
         with _watched("the evaluation", config, folder):
             results = task.report(folder)

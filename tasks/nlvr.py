@@ -22,11 +22,12 @@ from dataset.tasks.nlvr import (
     check_statements,
     read_statements,
 )
-from metrics.classification import accuracy, consistency
+from metrics.bootstrap import Scores
+from metrics.classification import all_correct
 from models.nlvr import NLVRModel, NLVRModelConfig
 from tasks.drawing import SIDE, DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
-from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options
+from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options, name_of
 from tasks.kinds import TaskKind
 from utils.batch import Text
 
@@ -82,11 +83,14 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
         guessed = np.mean(
             [self.config.model.classes ** -float(statements) for statements in Counter(sentences).values()]
         )
+        right = all_correct(predicted == true, sentences)
+        # Statements of one sentence are about pairs from one set of images.
+        groups = sentences if self.config.model.images > 1 else [name_of(item.images[0]) for item in items]
         metrics = (
             count("statements", len(items)),
             count("sentences", len(set(sentences))),
-            Metric("accuracy", accuracy(predicted, true), float(majority)),
-            Metric("consistency", consistency(predicted == true, sentences), float(guessed)),
+            Metric.mean_of("accuracy", Scores(predicted == true, groups), float(majority)),
+            Metric.mean_of("consistency", Scores(np.array(list(right.values())), list(right)), float(guessed)),
         )
         return Evaluation(
             metrics, [self._prediction(item, label) for item, label in zip(items, predicted, strict=True)]

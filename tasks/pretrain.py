@@ -100,6 +100,7 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
         if distributed.rank() != 0:
             return ""
         weights = measured_weights(folder, self.config.init.checkpoint, self.config.task)
+        evaluation = evaluation.with_intervals(self.config.evaluation.bootstrap, self.config.seed)
         evaluation = replace(evaluation, facts=Facts(files_of(self.config.evaluation), weights))
         write_evaluations(folder.path, {HELD_OUT: evaluation})
         texts = [evaluation.table(HELD_OUT)]

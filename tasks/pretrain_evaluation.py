@@ -22,6 +22,7 @@ from dataset.tasks.pretrain import DataConfig
 from dataset.tasks.streams.base import ImageRecordsConfig
 from dataset.tasks.streams.pairs import first_clips
 from dataset.text.processors import TextProcessor
+from metrics.bootstrap import Scores
 from metrics.grounding import accuracy_at_iou, iou
 from metrics.retrieval import NO_MATCH
 from models.multigrained import MaskedWords
@@ -42,7 +43,7 @@ from tasks.drawing import (
     readable_panels,
     spread,
 )
-from tasks.evaluation import Evaluation, Metric, count
+from tasks.evaluation import BOOTSTRAP, Evaluation, Metric, count
 from tasks.inference import device_of
 from tasks.two_stage import TwoStageRetrieval
 from utils import distributed
@@ -67,6 +68,7 @@ class EvaluationConfig(Config):
     batch_size: int = Field(50, ge=1, description="images of a forward pass")
     limit: int | None = Field(None, ge=1, description="most records that are read; null: all")
     panels: int = Field(12, ge=0, le=200, description=PANELS)
+    bootstrap: int = Field(0, ge=0, description=BOOTSTRAP)
 
     @model_validator(mode="after")
     def _has_files(self) -> EvaluationConfig:
@@ -166,16 +168,16 @@ class PretrainEvaluator:
             self.model, self.processor, candidates=self.config.candidates, batch_size=self.config.batch_size
         )
         rankings = search.rank(len(captioned), read, [record.captions[0] for record in captioned])
-        chance = 1 / len(captioned)
+        chance, numbers = 1 / len(captioned), np.arange(len(captioned))
         metrics = [count(size, len(captioned))]
         for name, stage in (("cosine", rankings.cosine), ("reranked", rankings.reranked)):
-            image_ranks, text_ranks = stage.ranks(np.arange(len(captioned)))
-            metrics.append(Metric(f"{medium} to text R@1 ({name})", float((image_ranks < 1).mean()), chance))
-            metrics.append(Metric(f"text to {medium} R@1 ({name})", float((text_ranks < 1).mean()), chance))
+            image_ranks, text_ranks = stage.ranks(numbers)
+            for way, ranks in ((f"{medium} to text", image_ranks), (f"text to {medium}", text_ranks)):
+                metrics.append(Metric.mean_of(f"{way} R@1 ({name})", Scores(ranks < 1, numbers), chance))
             for record, image_rank, text_rank in zip(captioned, image_ranks, text_ranks, strict=True):
-                ranks = {f"{medium} to text": _from_one(image_rank), f"text to {medium}": _from_one(text_rank)}
+                places = {f"{medium} to text": _from_one(image_rank), f"text to {medium}": _from_one(text_rank)}
                 self._prediction(record)["caption"] = record.captions[0]
-                self._prediction(record).setdefault("ranks", {})[name] = ranks
+                self._prediction(record).setdefault("ranks", {})[name] = places
         return metrics
 
     def _grounding(self) -> list[Metric]:
@@ -187,15 +189,17 @@ class PretrainEvaluator:
         by_rank = distributed.gather_objects(self._predict_boxes(records[share.start : share.stop]))
         predicted = np.concatenate([boxes for of_rank in by_rank for boxes in of_rank])
         true = np.array([element.box for record in records for element in record.elements])
-        self._keep_boxes(records, predicted, iou(predicted, true))
+        overlaps = iou(predicted, true)
+        self._keep_boxes(records, predicted, overlaps)
+        images = np.repeat(np.arange(len(records)), [len(record.elements) for record in records])
         grains = np.array([element.grain for record in records for element in record.elements])
         metrics = []
         for grain in sorted(set(grains.tolist())):
             rows = grains == grain
             mean_box = np.broadcast_to(true[rows].mean(axis=0), true[rows].shape)
-            located, chance = (accuracy_at_iou(boxes, true[rows]) for boxes in (predicted[rows], mean_box))
+            scores, chance = Scores(overlaps[rows] >= 0.5, images[rows]), accuracy_at_iou(mean_box, true[rows])
             metrics.append(count(f"{grain} phrases", int(rows.sum())))
-            metrics.append(Metric(f"{grain} box, IoU >= 0.5", located, chance))
+            metrics.append(Metric.mean_of(f"{grain} box, IoU >= 0.5", scores, chance))
         return metrics
 
     def _predict_boxes(self, records: Sequence[HeldOutRecord]) -> list[np.ndarray]:
@@ -213,7 +217,7 @@ class PretrainEvaluator:
         """Masked words of captions, predicted with their image; chance: always the most frequent masked word."""
         captioned = [record for record in self.records if record.captions]
         share = distributed.share_of(len(captioned))
-        right, labels = 0, []
+        local: list[np.ndarray] = []  # of each batch (3, W): the record, the word, and whether it was predicted
         for start in range(share.start, share.stop, self.config.batch_size):
             block = captioned[start : min(start + self.config.batch_size, share.stop)]
             rngs = [sample_rng(self.seed, "held-out", 0, start + index) for index in range(len(block))]
@@ -223,16 +227,19 @@ class PretrainEvaluator:
             words = MaskedWords.of(text)
             predicted = self.model.predict_words(masked, self._encode_images(block), words).argmax(dim=1)
             counts = words.labels != IGNORE
-            right += int((predicted == words.labels)[counts].sum())
-            labels += words.labels[counts].tolist()
-        by_rank = distributed.gather_objects((right, labels))
-        right, labels = sum(right for right, _ in by_rank), [label for _, of_rank in by_rank for label in of_rank]
-        if not labels:
+            record = start + words.queries.packing.text_index
+            local.append(torch.stack([record, words.labels, predicted == words.labels])[:, counts].cpu().numpy())
+        by_rank = distributed.gather_objects(local)
+        found = np.concatenate(
+            [np.zeros((3, 0), np.int64), *(batch for of_rank in by_rank for batch in of_rank)], axis=1
+        )
+        records, labels, right = found
+        if not labels.size:
             return []
-        most_frequent = float(np.bincount(labels).max()) / len(labels)
+        most_frequent = float(np.bincount(labels).max()) / labels.size
         return [
-            count("masked words", len(labels)),
-            Metric("masked word", right / len(labels), most_frequent),
+            count("masked words", labels.size),
+            Metric.mean_of("masked word", Scores(right, records), most_frequent),
         ]
 
     def _encode_images(self, records: Sequence[HeldOutRecord]) -> Concepts:

@@ -16,7 +16,7 @@ from dataset.media.views import EvaluationView
 from dataset.records.schema import ImageSource
 from dataset.tasks.finetune import cleaned, in_batches
 from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
-from metrics.retrieval import chance_recalls, retrieval_recalls
+from metrics.retrieval import chance_recalls, recall_scores, retrieval_recalls
 from models.align import AligningConfig
 from models.retrieval import RetrievalModel
 from tasks.base import video_frames
@@ -95,8 +95,12 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         chance = chance_recalls(items.captions_per_image, len(captions), medium)
         rule = f"the {config.candidates} best by cosine re-ranked"
         for suffix, stage, rule_of in (("", rankings.reranked, rule), (" (cosine)", rankings.cosine, None)):
-            recalls = retrieval_recalls(*stage.ranks(items.image_of_caption), medium)
-            metrics += [Metric(f"{name}{suffix}", value, chance[name], rule=rule_of) for name, value in recalls.items()]
+            ranks = stage.ranks(items.image_of_caption)
+            scores = recall_scores(*ranks, items.image_of_caption, medium)
+            metrics += [
+                Metric(f"{name}{suffix}", value, chance[name], rule=rule_of, scores=scores[name])
+                for name, value in retrieval_recalls(*ranks, medium).items()
+            ]
         return Evaluation(tuple(metrics), Nearest(items, rankings.reranked))
 
     def shown(self, predictions: Sequence[Mapping[str, Any]], count: int) -> list[int]:

@@ -26,11 +26,12 @@ from dataset.tasks.video_qa import (
     read_classes,
     read_video_questions,
 )
+from metrics.bootstrap import Scores
 from models.video_qa import VideoQAModel, VideoQAModelConfig
 from tasks.base import ANSWERS, Parts
 from tasks.drawing import ImageReader, Panel
 from tasks.evaluation import Evaluation, Metric, count
-from tasks.finetune import HeldOut, data_options
+from tasks.finetune import HeldOut, data_options, name_of
 from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.vqa import by_answer_type, number_of_image, question_panel
@@ -112,12 +113,14 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
             return Evaluation(tuple(metrics), predictions)
         answers = [question.answers[0] for question in questions]
         right = np.array([true == answer for true, answer in zip(answers, predicted, strict=True)])
+        videos = np.array([name_of(question.source) for question in questions])
         listed = set(self.classes)
         known = np.array([answer in listed for answer in answers])
         for kind, rows in by_answer_type([question.answer_type for question in questions]).items():
             chance = float(known[rows].mean()) / len(self.classes)
             name = f"{kind}: accuracy" if kind else "accuracy"
-            metrics.append(Metric(name, float(right[rows].mean()), chance, rule="exact match with the answer"))
+            scores = Scores(right[rows], videos[rows])
+            metrics.append(Metric.mean_of(name, scores, chance, rule="exact match with the answer"))
             if kind:
                 metrics.append(count(f"{kind} questions", int(rows.sum())))
         if self.commonest is not None:

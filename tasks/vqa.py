@@ -25,6 +25,7 @@ from dataset.tasks.vqa import (
     read_questions,
 )
 from dataset.text.processors import PlainTextProcessor, TextLimits
+from metrics.bootstrap import Scores
 from metrics.vqa import SOFT, accuracy_rule, exact_match, normalize_answer, soft_accuracy
 from models.answer_ranking import AnswerTree, Ranking, rank_answers
 from models.vqa import VQAModel, VQAModelConfig
@@ -32,7 +33,7 @@ from optim import OptimConfig
 from tasks.base import ANSWERS, Parts
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
-from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig, data_options
+from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig, data_options, name_of
 from tasks.kinds import TaskKind
 from utils.batch import Text
 from utils.errors import UserError
@@ -131,10 +132,11 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         score = soft_accuracy if rule == SOFT else exact_match
         accuracy = np.array([score(answer, true) for answer, true in zip(predicted, answers, strict=True)])
         chance = chance_accuracy(self.candidates, answers, score)
+        images = np.array([name_of(question.source) for question in questions])
         for kind, rows in by_answer_type([question.answer_type for question in questions]).items():
             prefix = f"{kind}: " if kind else ""
-            measured, guessed = float(accuracy[rows].mean()), float(chance[rows].mean())
-            metrics.append(Metric(f"{prefix}accuracy", measured, guessed, rule=rule))
+            scores = Scores(accuracy[rows], images[rows])
+            metrics.append(Metric.mean_of(f"{prefix}accuracy", scores, float(chance[rows].mean()), rule=rule))
             if self.commonest is not None:
                 guess = self.commonest.get(kind, self.commonest[""])
                 always = [score(guess, answers[row]) for row in np.flatnonzero(rows)]

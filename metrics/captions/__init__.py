@@ -4,18 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from metrics.captions.bleu import corpus_bleu
 from metrics.captions.cider import DocumentFrequencies, cider_d
 from metrics.captions.ptb import tokenize
 from metrics.captions.rouge import rouge_l
 
-__all__ = ["caption_metrics", "tokenize", "tokenize_references"]
+__all__ = ["caption_metrics", "caption_scores", "tokenize", "tokenize_references"]
 
 
 def caption_metrics(
     candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
 ) -> dict[str, float]:
     """``BLEU-1`` to ``BLEU-4`` and ``ROUGE-L`` in 0..1, and ``CIDEr`` in 0..10, as the standard evaluation gives them.
+
+    Arguments and errors as of :func:`caption_scores`.
+    """
+    return caption_scores(candidates, references, frequencies)[0]
+
+
+def caption_scores(
+    candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """The metrics of :func:`caption_metrics`, and of those that are means over images, the scores of the images, (I,).
+
+    BLEU is of the corpus and no such mean. A score of CIDEr depends on the other images by the document frequencies alone.
 
     The order of images matters to no more than the few tokens that depend on the next caption; see
     :func:`metrics.captions.ptb.tokenize`. Papers report all times 100.
@@ -35,9 +49,11 @@ def caption_metrics(
             raise ValueError(f"references[{index}] is empty; each image needs at least one reference")
     tokens, reference_tokens = tokenize(candidates), tokenize_references(references)
     results = {f"BLEU-{n}": score for n, score in enumerate(corpus_bleu(tokens, reference_tokens), start=1)}
-    results["ROUGE-L"] = float(rouge_l(tokens, reference_tokens).mean())
-    results["CIDEr"] = float(cider_d(tokens, reference_tokens, frequencies).mean())
-    return results
+    of_images = {
+        "ROUGE-L": rouge_l(tokens, reference_tokens),
+        "CIDEr": cider_d(tokens, reference_tokens, frequencies),
+    }
+    return results | {name: float(scores.mean()) for name, scores in of_images.items()}, of_images
 
 
 def tokenize_references(references: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -75,9 +75,9 @@ def test_a_signal_in_the_evaluation_ends_it_and_it_can_be_made_again(tmp_path, o
     if status == 0:
         pytest.skip("the evaluation was through before the signal came")
     assert status == 75
-    assert "the evaluation is not finished; the same command with --resume --evaluate makes it" in job.errors
+    assert "the evaluation is not finished; the same command with --resume makes it" in job.errors
     assert "Traceback" not in job.errors
-    with Job(job.output, *overrides, *long, flags=("--resume", "--evaluate")) as again:
+    with Job(job.output, *overrides, *long, flags=("--resume",)) as again:
         assert again.wait() == 0, again.errors[-3000:]
     assert (job.output / "evaluation.json").exists()
 

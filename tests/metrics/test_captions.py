@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metrics.captions import caption_metrics, tokenize, tokenize_references
+from metrics.captions import caption_metrics, caption_scores, tokenize, tokenize_references
 from metrics.captions.bleu import corpus_bleu
 from metrics.captions.cider import CiderD, DocumentFrequencies, cider_d
 from metrics.captions.frequencies import read_document_frequencies
@@ -217,3 +217,11 @@ def test_a_java_program_that_fails_is_told_in_one_line(monkeypatch):
     monkeypatch.setitem(__import__("metrics.captions.java", fromlist=["SCORERS"]).SCORERS, "METEOR", ("json", "Meteor"))
     with pytest.raises(UserError, match=r"^METEOR failed in pycocoevalcap: AttributeError.*"):
         java_metrics(["a"], [["a"]], ["METEOR"])
+
+
+def test_the_scores_of_images_have_cider_and_rouge_as_their_means():
+    candidates, references = ["a cat sits", "a dog runs"], [["a cat sits down", "the cat"], ["one dog is running"]]
+    values, of_images = caption_scores(candidates, references)
+    assert values == caption_metrics(candidates, references)
+    assert of_images.keys() == {"CIDEr", "ROUGE-L"}, "BLEU is no mean over images"
+    assert {name: scores.mean() for name, scores in of_images.items()} == {name: values[name] for name in of_images}

@@ -70,3 +70,16 @@ def test_consistency_needs_every_pair_of_a_statement():
 def test_a_query_whose_truth_was_no_candidate_is_never_found():
     recalls = retrieval.recall_at(np.array([[0.3, 0.2]]), np.zeros((1, 2), dtype=bool), ks=(1, 10))
     assert recalls == {1: 0.0, 10: 0.0}
+
+
+def test_the_scores_of_queries_have_the_recalls_as_their_means():
+    rng = np.random.default_rng(0)
+    image_of_text = np.repeat(np.arange(20), 3)
+    ranks = rng.integers(15, size=20), rng.integers(15, size=60)
+    recalls = retrieval.retrieval_recalls(*ranks, "video")
+    scores = retrieval.recall_scores(*ranks, image_of_text, "video")
+    assert scores.keys() == recalls.keys()
+    for name, parts in scores.items():
+        assert np.mean([part.mean() for part in parts]) == pytest.approx(recalls[name]), name
+        assert all(set(part.groups) == set(range(20)) for part in parts)
+    assert [len(scores[name]) for name in ("mean recall", "video to text mean")] == [2, 1]

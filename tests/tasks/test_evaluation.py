@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from metrics.bootstrap import Scores
 from tasks.evaluation import Evaluation, Metric, count, mean_of_splits, write_evaluations
 from tasks.facts import Facts, MeasuredWeights
 
@@ -109,3 +111,32 @@ def test_the_file_says_the_facts_and_the_published_number_of_each_metric(tmp_pat
             "training": "zero-shot",
         },
     }
+
+
+RIGHT = Scores(np.array([True, False, True, True]), ["a", "a", "b", "b"])
+
+
+def test_intervals_are_drawn_on_request_and_stand_beside_the_value():
+    metrics = (Metric.mean_of("accuracy", RIGHT, 0.5), Metric("CIDEr", 1.326, unit="score"), count("images", 2))
+    evaluation = Evaluation(metrics)
+    assert evaluation["accuracy"].value == 0.75
+    assert evaluation.with_intervals(0, seed=0) is evaluation and evaluation["accuracy"].interval is None
+    drawn = evaluation.with_intervals(200, seed=0)
+    assert drawn.values() == evaluation.values()
+    assert drawn["accuracy"].interval == (0.5, 1.0), "both groups are a, or both are b"
+    assert drawn["CIDEr"].interval is None and drawn["images"].interval is None
+    assert drawn.with_published({"CIDEr": 133.6}, "test").table("test").splitlines() == [
+        "test      measured  95 % interval    chance  published",
+        "accuracy    75.0%   [50.0, 100.0]    50.0%",
+        "CIDEr      132.6                               133.6",
+        "(2 images)",
+    ]
+    assert drawn.as_json()["accuracy"] == {"value": 0.75, "unit": "share", "interval": [0.5, 1.0], "chance": 0.5}
+    assert "interval" not in drawn.as_json()["CIDEr"]
+
+
+def test_an_empty_metric_and_the_mean_of_splits_have_no_interval():
+    empty = Evaluation((Metric.mean_of("accuracy", Scores(np.array([]), [])),)).with_intervals(100, seed=0)
+    assert np.isnan(empty["accuracy"].value) and empty["accuracy"].interval is None
+    split = Evaluation((Metric.mean_of("accuracy", RIGHT),)).with_intervals(100, seed=0)
+    assert mean_of_splits([split, split])["accuracy"].interval is None

@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from demo.scenes.build import build
 from run import main
-from tasks.tables import read_tables
+from tasks.kinds import ROOT
+from tasks.tables import DEMO, read_tables
 from tests.conftest import tiny_run
+from tools.prepare.command import CONVERTERS
 from tools.reproduce import command, receipt
 from tools.reproduce import runs as runs_module
+from tools.reproduce.cells import ready
+from tools.reproduce.identity import source_remarks
 from tools.reproduce.measured import Number, numbers_of, read_evaluation, table_of
+from tools.reproduce.missing import MADE
 from utils.errors import UserError
 
 
@@ -46,7 +52,7 @@ def test_a_cells_numbers_are_read_from_the_evaluations_of_its_runs(tmp_path):
     }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "evaluation.json").write_text(json.dumps(splits))
-    dev, test = numbers_of(cell, [read_evaluation(tmp_path / "0")])
+    dev, test = numbers_of(cell, [tmp_path / "0"])
     assert dev.measured == pytest.approx((85.12,)) and dev.published == cell.numbers["dev"]["accuracy"]
     assert test.measured == ()
     (tmp_path / "0" / "evaluation.json").write_text("{")
@@ -82,9 +88,30 @@ def test_what_is_missing_is_named_with_what_makes_it_and_other_cells_go_on(tmp_p
     printed = capsys.readouterr().out
     cells = [cell for cell in read_tables().values() if (cell.table, cell.row) == (4, "base_4m")]
     assert len(cells) > 2 and printed.count("not run: ") == len(cells)
-    assert "weights/x2vlm_base_4m.th, " in printed and "--checkpoints DIR names a folder of weights" in printed
+    assert "--checkpoints DIR names a folder of weights\n    weights/x2vlm_base_4m.th\n" in printed
+    assert "published: docs/data.md (Fine-tuning)\n    data/nlvr2/" in printed
     assert main(["reproduce", "--table", "demo", "--output", "out"]) == 1
-    assert "are not here; make scenes draws the data" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert (
+        "not run: 3 paths are missing\n  made by: make scenes\n    data/scenes/tokenizer, data/scenes/train" in printed
+    )
+    assert (
+        "made or finished by: python run.py reproduce --cell demo/tiny/pretraining --output out\n    out/demo-tiny-pretraining"
+        in printed
+    )
+    assert main(["reproduce", "--cell", "6/base/multi30k", "--output", "out"]) == 1
+    printed = capsys.readouterr().out
+    assert "made by: python run.py prepare multi30k, with the flags in docs/data.md" in printed
+    assert "published: docs/data.md (Fine-tuning)\n    data/flickr30k/flickr30k-images" in printed
+
+
+def test_the_commands_that_make_data_are_those_of_configs_and_exist():
+    targets = (ROOT / "Makefile").read_text()
+    read = "".join(path.read_text() for path in (ROOT / "configs").rglob("*.yaml"))
+    for folder, command_line in MADE.items():
+        words = command_line.partition(",")[0].split()
+        assert f"{folder}/" in read
+        assert f"\n{words[1]}:" in targets if words[0] == "make" else words[3] in CONVERTERS, command_line
 
 
 @pytest.fixture
@@ -99,31 +126,161 @@ def cell(tmp_path, monkeypatch) -> Path:
 
 
 class FakeRuns:
-    """In place of ``run_command``: notes each command, and leaves an evaluation of the seed in the run's folder."""
+    """In place of ``run_command``: notes each command, and leaves a checkpoint and an evaluation of the seed in the run's
+    folder, with an interval where draws are asked for."""
 
-    def __init__(self, status: int = 0):
-        self.status, self.commands = status, []
+    def __init__(self):
+        self.status, self.commands = 0, []
 
     def __call__(self, command):
         self.commands.append(command)
         if "doctor" not in command and self.status == 0:
             folder = Path(command[command.index("--output") + 1])
+            if "--resume" in command:
+                (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
-            value = 0.8 + 0.01 * int(command[-1].partition("=")[2])
+            overrides = dict(word.split("=", 1) for word in command if "=" in word)
+            value = 0.8 + 0.01 * int(overrides["seed"])
             metrics = {"masked word": {"value": value, "unit": "share"}}
+            if overrides.get("evaluation.bootstrap"):
+                metrics["masked word"]["interval"] = [value - 0.02, value + 0.01]
             (folder / "evaluation.json").write_text(json.dumps({"held-out": metrics}))
         return self.status
 
 
-def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, monkeypatch, capsys):
+@pytest.fixture
+def fake_runs(monkeypatch) -> FakeRuns:
+    """In place of all runs and doctors."""
     runs = FakeRuns()
     for module in (command, runs_module):
         monkeypatch.setattr(module, "run_command", runs)
-    argv = ["reproduce", "--cell", "demo/tiny/pretraining", "--output", str(cell), "--seeds", "0,1"]
+    return runs
+
+
+CELL = ["reproduce", "--cell", "demo/tiny/pretraining", "--output"]
+
+
+def read_receipt(output: Path) -> dict[str, Any]:
+    return json.loads((output / "demo-tiny-pretraining/receipt.json").read_text())
+
+
+def test_a_finished_run_gets_intervals_without_training(cell, fake_runs, capsys):
+    assert main([*CELL, str(cell)]) == 0
+    assert "[" not in capsys.readouterr().out and "intervals" not in read_receipt(cell)["numbers"][-1]
+    fake_runs.commands.clear()
+    assert main([*CELL, str(cell), "--intervals"]) == 0
+    (again,) = fake_runs.commands
+    assert "--resume --evaluate" in " ".join(again) and again[-2:] == ["seed=0", "evaluation.bootstrap=1000"]
+    printed = capsys.readouterr().out
+    assert "80.0 [78.0, 81.0]" in printed and "measured again for the intervals" in printed
+    assert "in brackets: 95 % bootstrap interval over the held-out examples; the spread" in printed
+    masked = next(each for each in read_receipt(cell)["numbers"] if each["metric"] == "masked word")
+    assert masked["intervals"] == [[78.0, 81.0]] and masked["spread"] is None
+    for name in ("demo-tiny-pretraining/receipt.md", "table_demo.html"):
+        assert "80.0 [78.0, 81.0]" in (cell / name).read_text()
+    fake_runs.commands.clear()
+    for more in ([], ["--intervals", "1000"]):
+        assert main([*CELL, str(cell), *more]) == 0
+        assert fake_runs.commands == [] and "80.0 [78.0, 81.0]" in capsys.readouterr().out
+    assert main([*CELL, str(cell), "--intervals", "200"]) == 0
+    assert fake_runs.commands[0][-1] == "evaluation.bootstrap=200"
+
+
+def test_with_several_seeds_the_spread_is_shown_and_the_receipt_has_each_interval(cell, fake_runs, capsys):
+    assert main([*CELL, str(cell), "--seeds", "0,1", "--intervals", "50"]) == 0
+    assert ["doctor" in each for each in fake_runs.commands] == [True, False, False]
+    assert all("--evaluate" not in each for each in fake_runs.commands), "the run itself draws"
+    printed = capsys.readouterr().out
+    assert "80.5 ± 0.7" in printed and "[78.0" not in printed
+    masked = next(each for each in read_receipt(cell)["numbers"] if each["metric"] == "masked word")
+    assert masked["intervals"] == [[78.0, 81.0], [79.0, 82.0]]
+
+
+def test_an_evaluation_is_made_again_for_its_intervals(cell, fake_runs):
+    for more in ([], ["--intervals"]):
+        assert main([*CELL, str(cell), "--evaluate", *more]) == 0
+    plain, again = (each for each in fake_runs.commands)
+    assert again == [*plain, "evaluation.bootstrap=1000"]
+
+
+def test_intervals_that_fail_leave_the_run_finished(cell, fake_runs, capsys):
+    assert main([*CELL, str(cell)]) == 0
+    fake_runs.status = 75
+    assert main([*CELL, str(cell), "--intervals"]) == 1
+    fake_runs.commands.clear()
+    capsys.readouterr()
+    assert main([*CELL, str(cell)]) == 0
+    assert fake_runs.commands == [] and "finished before" in capsys.readouterr().out
+
+
+def test_an_override_after_the_bare_flag_is_told_apart(capsys):
+    with pytest.raises(SystemExit):
+        main([*CELL, "out", "--intervals", "optim.lr=1e-4"])
+    assert "'optim.lr=1e-4' is no number of draws; write --intervals 1000 optim.lr=1e-4" in capsys.readouterr().err
+
+
+def code(digest: str) -> dict[str, Any]:
+    return {"sha256": digest * 64, "commit": "", "changed": False, "version": "0"}
+
+
+def test_the_sources_are_noted_with_each_run_and_differences_are_said(cell, fake_runs, monkeypatch, capsys):
+    argv = [*CELL, str(cell), "--seeds"]
+    for number, digest in enumerate("aab"):
+        for module in (runs_module, receipt):
+            monkeypatch.setattr(module, "code_identity", lambda digest=digest: code(digest))
+        assert main([*argv, ",".join(map(str, range(number + 1)))]) == 0
+        printed = capsys.readouterr().out
+        assert ("different sources" in printed) == (digest == "b")
+    made = read_receipt(cell)
+    assert [run["code"][0]["sha256"][0] for run in made["runs"].values()] == ["a", "a", "b"]
+    assert made["code"] == code("b")
+    a, b = "a" * 12, "b" * 12
+    different = f"made by different sources: seed 0 by {a}; seed 1 by {a}; seed 2 by {b}"
+    assert made["remarks"][-2:] == [different, "the sources have changed since seed 0, seed 1 were made"]
+    text = (cell / "demo-tiny-pretraining/receipt.md").read_text()
+    assert f"seed-0`, sources {a} |" in text and f"seed-2`, sources {b} |" in text and different in text
+    assert main([*argv, "0", "--intervals"]) == 0
+    assert f"made by different sources: seed 0 by {a}, then {b}\n" in capsys.readouterr().out
+
+
+def test_training_that_was_cut_keeps_its_sources_and_one_without_a_note_has_none(cell, fake_runs, monkeypatch):
+    run = cell / "demo-tiny-pretraining/seed-0"
+
+    def killed(command):
+        (run / "checkpoints").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    for digest, what, status in (("a", killed, 130), ("b", fake_runs, 0)):
+        monkeypatch.setattr(runs_module, "code_identity", lambda digest=digest: code(digest))
+        monkeypatch.setattr(runs_module, "run_command", what)
+        assert main([*CELL, str(cell), "--unchecked"]) == status
+        assert json.loads((run / "made_by.json").read_text())["finished"] is (status == 0)
+    assert [each["sha256"][0] for each in read_receipt(cell)["runs"]["0"]["code"]] == ["a", "b"]
+    (run / "made_by.json").unlink()
+    assert main([*CELL, str(cell), "--unchecked"]) == 0
+    assert "seed 0 was made by sources that were not noted" in read_receipt(cell)["remarks"]
+
+
+def test_the_run_of_another_cell_that_was_cut_is_no_weights(cell):
+    run = cell / "demo-tiny-pretraining/seed-0"
+    run.mkdir(parents=True)
+    nlvr = read_tables(DEMO)["demo/tiny/nlvr"]
+    assert ready(nlvr, None, (), runs=cell).missing[str(run)] == ["init.checkpoint"]
+    (run / "evaluation.json").write_text("{}")
+    assert str(run) not in ready(nlvr, None, (), runs=cell).missing
+
+
+def test_one_state_of_the_sources_is_no_remark():
+    assert source_remarks({0: {"code": [code("a")]}, 1: {"code": [code("a")]}}, code("a")) == []
+    assert source_remarks({0: {"code": [code("a")]}}, code("b")) == ["the sources have changed since seed 0 was made"]
+
+
+def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, fake_runs, capsys):
+    argv = [*CELL, str(cell), "--seeds", "0,1"]
     assert main(argv) == 0
-    assert ["doctor" in each for each in runs.commands] == [True, False, False]
-    assert runs.commands[1][-1] == "seed=0" and "--resume" in runs.commands[1]
-    assert " --cpu 2 " in " ".join(runs.commands[1]), "what the cell's numbers were measured with"
+    assert ["doctor" in each for each in fake_runs.commands] == [True, False, False]
+    assert fake_runs.commands[1][-1] == "seed=0" and "--resume" in fake_runs.commands[1]
+    assert " --cpu 2 " in " ".join(fake_runs.commands[1]), "what the cell's numbers were measured with"
     printed = capsys.readouterr().out
     assert "held-out masked word" in printed and "80.5 ± 0.7" in printed and "not measured" in printed
     made = json.loads((cell / "demo-tiny-pretraining/receipt.json").read_text())
@@ -135,18 +292,16 @@ def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, monkey
     assert len(made["code"]["sha256"]) == 64
     page = (cell / "table_demo.html").read_text()
     assert "80.5 ± 0.7" in page and "tiny" in page
-    runs.commands.clear()
+    fake_runs.commands.clear()
     assert main(argv) == 0
-    assert runs.commands == [] and capsys.readouterr().out.count("finished before") == 2
+    assert fake_runs.commands == [] and capsys.readouterr().out.count("finished before") == 2
     assert main([*argv, "--cpu", "3", "optim.lr=1e-4"]) == 0
-    assert len(runs.commands) == 3 and "not the published setting: optim.lr=1e-4" in capsys.readouterr().out
-    assert " --cpu 3 " in " ".join(runs.commands[1])
+    assert len(fake_runs.commands) == 3 and "not the published setting: optim.lr=1e-4" in capsys.readouterr().out
+    assert " --cpu 3 " in " ".join(fake_runs.commands[1])
 
 
-def test_a_run_that_fails_is_told_and_leaves_no_receipt(cell, monkeypatch, capsys):
-    for module in (command, runs_module):
-        monkeypatch.setattr(module, "run_command", FakeRuns(status=3))
-    argv = ["reproduce", "--cell", "demo/tiny/pretraining", "--output", str(cell)]
+def test_a_run_that_fails_is_told_and_leaves_no_receipt(cell, fake_runs, capsys):
+    fake_runs.status, argv = 3, [*CELL, str(cell)]
     assert main(argv) == 1
     assert "the doctor refuses this run" in capsys.readouterr().out
     assert main([*argv, "--unchecked"]) == 1
@@ -180,7 +335,10 @@ def test_a_cell_starts_from_the_run_of_another_one(tmp_path, monkeypatch, capfd)
     model = ["model.vision.image_size=32", "train.steps=1"]
     where = ["--small", "--unchecked", "--output", "out"]
     assert main(["reproduce", "--cell", "demo/tiny/nlvr", *where, *model]) == 1
-    assert "run.py reproduce --cell demo/tiny/pretraining makes the weights" in capfd.readouterr().out
+    assert (
+        "made or finished by: python run.py reproduce --cell demo/tiny/pretraining --output out\n"
+        in capfd.readouterr().out
+    )
     assert main(["reproduce", "--cell", "demo/tiny/pretraining", "--cpu", "1", *where, *model]) == 0
     assert main(["reproduce", "--cell", "demo/tiny/nlvr", *where, *model]) == 0
     made = json.loads(Path("out/demo-tiny-nlvr/receipt.json").read_text())

@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.kinds import ROOT, choose
 from tasks.tables import DEMO, Cell, read_tables
+from tools.reproduce.measured import EVALUATION
 from utils.config import load_config
 from utils.errors import UserError
 from utils.inputs import missing_inputs
@@ -88,4 +89,9 @@ def ready(
     overrides = (*cell.overrides, *start, *more)
     choice = choose(str(ROOT / cell.config), list(overrides), None)
     config: Any = load_config(choice.config, list(overrides), choice.load().config)
-    return ReadyCell(cell, config, weights, overrides, missing_inputs(config, ("data",) if evaluate else ()))
+    missing = missing_inputs(config, ("data",) if evaluate else ())
+    # A run of another cell that was cut holds weights too, but half-trained ones.
+    of_a_cell = (cell.checkpoint or "").startswith(OTHER_CELL)
+    if weights is not None and of_a_cell and not (Path(weights) / EVALUATION).is_file():
+        missing.setdefault(weights, ["init.checkpoint"])
+    return ReadyCell(cell, config, weights, overrides, missing)

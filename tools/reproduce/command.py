@@ -9,18 +9,21 @@ from pathlib import Path
 
 from tasks.kinds import ROOT
 from tasks.tables import Cell
-from tools.reproduce.cells import OTHER_CELL, ReadyCell, chosen, ready
-from tools.reproduce.measured import Number, numbers_of, read_evaluation, sizes_of, table_of
+from tools.reproduce.cells import ReadyCell, chosen, ready
+from tools.reproduce.measured import Number, numbers_of, sizes_of, table_of
+from tools.reproduce.missing import require
 from tools.reproduce.page import read_receipts, write_page
 from tools.reproduce.receipt import receipt_of, write_receipt
 from tools.reproduce.runs import Run, finished, make, parse_seeds, placement_words, run_command
 from tools.reproduce.submissions import check_submissions
 from tools.tables import add_choice, title_of
 from utils.errors import UserError, one_line_errors
-from utils.flags import add_overrides, parse
+from utils.flags import add_overrides, parse, positive
 from utils.launcher import add_placement, check_placement
 
 OUTPUT = Path("runs/reproduce")
+
+DRAWS = 1000
 
 FAR = 2.0
 """Points from which on a difference is said to be large."""
@@ -29,7 +32,7 @@ EXAMPLES = """examples:
   python run.py reproduce --table 3 --row base_4m --gpus 8
   python run.py reproduce --cell 4/base_4m/nlvr2 --checkpoints ~/weights --gpus 8 --seeds 0,1,2
   python run.py reproduce --table 4 --row base_4m --evaluate --checkpoints ~/fine_tuned
-  python run.py reproduce --table demo
+  python run.py reproduce --table demo --intervals
 
 exit status: 0 all cells have numbers; 1 some could not be run; 2 the command line is wrong"""
 
@@ -52,6 +55,16 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     )
     flag(
         "--output", type=Path, default=OUTPUT, metavar="DIR", help="folder of runs and receipts (default: %(default)s)"
+    )
+    flag(
+        "--intervals",
+        type=_draws,
+        nargs="?",
+        const=DRAWS,
+        default=0,
+        metavar="DRAWS",
+        help="95 %% interval of each number over the held-out examples, from DRAWS bootstrap draws (without a number: "
+        "%(const)s); finished runs are measured again, not trained",
     )
     flag("--small", action="store_true", help="runs of seconds, where a cell has any: shows the way, not the number")
     flag("--unchecked", action="store_true", help="without `run.py doctor` before each training")
@@ -94,41 +107,21 @@ def _reproduce(cell: Cell, flags: argparse.Namespace) -> None:
     """
     more = (*(cell.small if flags.small else ()), *flags.overrides)
     at_hand = ready(cell, flags.checkpoints, more, runs=flags.output, evaluate=flags.evaluate)
-    _require(at_hand)
+    require(at_hand)
     planned = {seed: _planned(at_hand, seed, flags) for seed in _seeds(at_hand, flags)}
     unfinished = [run for run in planned.values() if finished(run) is None]
     if unfinished and not flags.evaluate and not flags.unchecked:
         _check(at_hand, unfinished[0], flags)
     runs = {seed: make(run) for seed, run in planned.items()}
-    evaluations = [read_evaluation(Path(run["folder"])) for run in runs.values()]
-    sent = [line for run in runs.values() for line in check_submissions(Path(run["folder"]), at_hand.config)]
-    numbers = numbers_of(cell, evaluations)
-    remarks = [f"measured on {line}" for line in sizes_of(Path(next(iter(runs.values()))["folder"]))]
-    remarks += _remarks(at_hand, numbers, flags)
-    path = write_receipt(flags.output / at_hand.folder, receipt_of(at_hand, runs, numbers, remarks), numbers)
+    folders = [Path(run["folder"]) for run in runs.values()]
+    sent = [line for folder in folders for line in check_submissions(folder, at_hand.config)]
+    numbers = numbers_of(cell, folders)
+    remarks = [f"measured on {line}" for line in sizes_of(folders[0])] + _remarks(at_hand, numbers, flags)
+    receipt = receipt_of(at_hand, runs, numbers, remarks)
+    path = write_receipt(flags.output / at_hand.folder, receipt, numbers)
     sys.stdout.write(f"\n{table_of(numbers, 'README' if cell.table == 'demo' else 'paper')}\n")
-    sys.stdout.write("".join(f"{line}\n" for line in [*remarks, f"the receipt: {path}"]))
+    sys.stdout.write("".join(f"{line}\n" for line in [*receipt["remarks"], f"the receipt: {path}"]))
     sys.stdout.write("".join(f"to be sent: {line}\n" for line in sent) + "\n")
-
-
-def _require(at_hand: ReadyCell) -> None:
-    """Raise :class:`UserError` that names what is missing, and what would make it."""
-    if not at_hand.missing:
-        return
-    listed = ", ".join(at_hand.missing)
-    if (
-        at_hand.cell.checkpoint is not None
-        and at_hand.cell.checkpoint.startswith(OTHER_CELL)
-        and at_hand.weights in at_hand.missing
-    ):
-        remedy = f"python run.py reproduce --cell {at_hand.cell.checkpoint.removeprefix(OTHER_CELL)} makes the weights"
-    elif at_hand.cell.table == "demo":
-        remedy = "make scenes draws the data"
-    else:
-        remedy = (
-            "docs/data.md and docs/checkpoints.md say where they come from; --checkpoints DIR names a folder of weights"
-        )
-    raise UserError(f"{listed} {'is' if len(at_hand.missing) == 1 else 'are'} not here; {remedy}")
 
 
 def _seeds(at_hand: ReadyCell, flags: argparse.Namespace) -> list[int]:
@@ -139,7 +132,7 @@ def _planned(at_hand: ReadyCell, seed: int, flags: argparse.Namespace) -> Run:
     """The run of a cell with one seed."""
     folder = flags.output / at_hand.folder / (f"evaluation-{seed}" if flags.evaluate else f"seed-{seed}")
     words = (*placement_words(flags, at_hand.cell.cpu), "--evaluate" if flags.evaluate else "--resume")
-    return Run(str(ROOT / at_hand.cell.config), folder, words, (*at_hand.overrides, f"seed={seed}"))
+    return Run(str(ROOT / at_hand.cell.config), folder, words, (*at_hand.overrides, f"seed={seed}"), flags.intervals)
 
 
 def _check(at_hand: ReadyCell, run: Run, flags: argparse.Namespace) -> None:
@@ -166,4 +159,15 @@ def _remarks(at_hand: ReadyCell, numbers: Sequence[Number], flags: argparse.Name
         remarks.append(f"measured by {at_hand.cell.server}, to which the run's predictions are sent")
     if differences and max(differences) > FAR:
         remarks.append(f"far from the published numbers: by up to {max(differences):.1f} points")
+    if any(number.interval for number in numbers):
+        remarks.append(
+            "in brackets: 95 % bootstrap interval over the held-out examples; the spread over seeds comes on top"
+        )
     return remarks
+
+
+def _draws(text: str) -> int:
+    """A number of draws, for argparse; an override that follows the bare flag is told apart."""
+    if "=" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of draws; write --intervals {DRAWS} {text}")
+    return positive(text)

@@ -14,15 +14,21 @@ from utils.errors import UserError
 
 EVALUATION = "evaluation.json"
 
+Interval = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class Number:
-    """One number of a cell, in percent: as published, and as measured with each seed."""
+    """One number of a cell, in percent: as published, and as measured with each seed.
+
+    ``intervals``: the 95 % interval over examples for each measured value; None where the run has none.
+    """
 
     split: str
     metric: str
     published: float
     measured: tuple[float, ...]
+    intervals: tuple[Interval | None, ...] = ()
 
     @property
     def mean(self) -> float | None:
@@ -39,15 +45,36 @@ class Number:
         """Measured less published."""
         return None if self.mean is None else self.mean - self.published
 
+    @property
+    def interval(self) -> Interval | None:
+        """The interval of the only seed; None where it has none, or there are several: their spread says more."""
+        return self.intervals[0] if len(self.intervals) == 1 else None
+
+    def as_json(self) -> dict[str, Any]:
+        """The number for a receipt; ``intervals``, where a seed has one, by seed."""
+        rounded = {"mean": self.mean, "spread": self.spread, "difference": self.difference}
+        intervals = [None if ends is None else [round(end, 4) for end in ends] for ends in self.intervals]
+        return {
+            "split": self.split,
+            "metric": self.metric,
+            "published": self.published,
+            "measured": [round(value, 4) for value in self.measured],
+            **{name: None if value is None else round(value, 4) for name, value in rounded.items()},
+            **({"intervals": intervals} if any(intervals) else {}),
+        }
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Number:
-        """The number in a receipt."""
-        return cls(values["split"], values["metric"], values["published"], tuple(values["measured"]))
+        """The number that :meth:`as_json` gave."""
+        intervals = tuple(ends and (ends[0], ends[1]) for ends in values.get("intervals", []))
+        return cls(values["split"], values["metric"], values["published"], tuple(values["measured"]), intervals)
 
     def text(self) -> str:
-        """The measured value as tables have it: "80.4", "80.4 ± 0.2", or why there is none."""
+        """The measured value as tables have it: "80.4", "80.4 [79.7, 81.1]", "80.4 ± 0.2", or why there is none."""
         if self.mean is None:
             return "not measured"
+        if self.interval is not None:
+            return f"{self.mean:.1f} [{self.interval[0]:.1f}, {self.interval[1]:.1f}]"
         return f"{self.mean:.1f}" + ("" if self.spread is None else f" ± {self.spread:.1f}")
 
 
@@ -62,6 +89,18 @@ def read_evaluation(run: Path) -> dict[str, dict[str, float]]:
             name: 100 * metric["value"]
             for name, metric in metrics.items()
             if metric["unit"] != "count" and metric["value"] is not None
+        }
+        for split, metrics in _read(run).items()
+    }
+
+
+def read_intervals(run: Path) -> dict[str, dict[str, Interval]]:
+    """The 95 % intervals of a finished run's metrics that have one, in percent. Raises as :func:`read_evaluation`."""
+    return {
+        split: {
+            name: (100 * metric["interval"][0], 100 * metric["interval"][1])
+            for name, metric in metrics.items()
+            if metric.get("interval")
         }
         for split, metrics in _read(run).items()
     }
@@ -83,31 +122,35 @@ def _read(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
         for metrics in splits.values():
             for metric in metrics.values():
                 metric["value"], metric["unit"]
+                _low, _high = metric.get("interval") or (0, 0)
         return splits
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}); run the cell again") from None
 
 
-def numbers_of(cell: Cell, evaluations: Sequence[Mapping[str, Mapping[str, float]]]) -> list[Number]:
-    """The cell's numbers beside those of its runs, in the order of the table."""
-    return [
-        Number(split, metric, published, _measured(evaluations, split, metric))
-        for split, metrics in cell.numbers.items()
-        for metric, published in metrics.items()
-    ]
-
-
-def _measured(evaluations: Sequence[Mapping[str, Mapping[str, float]]], split: str, metric: str) -> tuple[float, ...]:
-    return tuple(found[split][metric] for found in evaluations if metric in found.get(split, {}))
+def numbers_of(cell: Cell, runs: Sequence[Path]) -> list[Number]:
+    """The cell's numbers beside those of its runs' folders, in the order of the table. Raises as :func:`read_evaluation`."""
+    found = [(read_evaluation(run), read_intervals(run)) for run in runs]
+    numbers = []
+    for split, metrics in cell.numbers.items():
+        for metric, published in metrics.items():
+            measured = [
+                (values[split][metric], intervals[split].get(metric))
+                for values, intervals in found
+                if metric in values.get(split, {})
+            ]
+            values, intervals = zip(*measured, strict=True) if measured else ((), ())
+            numbers.append(Number(split, metric, published, tuple(values), tuple(intervals)))
+    return numbers
 
 
 def table_of(numbers: Sequence[Number], published: str) -> str:
     """The numbers as text: measured, published, and the difference. ``published``: the header of the published column."""
     width = max(len(f"{number.split} {number.metric}") for number in numbers)
-    lines = [f"{'':{width}}  {'measured':>12}  {published:>9}  difference"]
+    room = max(12, *(len(number.text()) for number in numbers))
+    lines = [f"{'':{width}}  {'measured':>{room}}  {published:>9}  difference"]
     for number in numbers:
         difference = "" if number.difference is None else f"{number.difference:+10.1f}"
-        lines.append(
-            f"{f'{number.split} {number.metric}':{width}}  {number.text():>12}  {number.published:9.1f}  {difference}".rstrip()
-        )
+        name = f"{number.split} {number.metric}"
+        lines.append(f"{name:{width}}  {number.text():>{room}}  {number.published:9.1f}  {difference}".rstrip())
     return "\n".join(lines)

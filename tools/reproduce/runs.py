@@ -8,52 +8,75 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint import CHECKPOINTS
 from tasks.kinds import ROOT
+from tools.reproduce.identity import code_identity
 from tools.reproduce.measured import EVALUATION
 from utils.errors import UserError
 from utils.files import write_text
 
 NOTE = "made_by.json"
-"""File in a run's folder: the command that made it, and how long it took."""
+"""File in a run's folder: the command that made it, by which sources, and how long it took."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run: its config, its folder, the flags beside these, and its overrides."""
+    """A run: its config, its folder, the flags beside these, and its overrides.
+
+    ``draws``: for the intervals of its metrics; 0: none are asked for.
+    """
 
     config: str
     folder: Path
     flags: tuple[str, ...]
     overrides: tuple[str, ...]
+    draws: int = 0
 
-    def command(self) -> list[str]:
-        """The words after ``run.py``."""
-        return ["--config", self.config, "--output", str(self.folder), *self.flags, *self.overrides]
+    def command(self, *, measure: bool = False) -> list[str]:
+        """The words after ``run.py``; ``measure``: the finished run's own weights again, without training."""
+        more = ["--evaluate"] if measure and "--evaluate" not in self.flags else []
+        draws = [f"evaluation.bootstrap={self.draws}"] if self.draws else []
+        return ["--config", self.config, "--output", str(self.folder), *self.flags, *more, *self.overrides, *draws]
+
+    def identity(self) -> list[str]:
+        """The command without the draws, which change no weight and no number: by it a finished run is known again."""
+        return replace(self, draws=0).command()
 
 
 def make(run: Run) -> dict[str, Any]:
-    """Make a run, unless this very run came to its end before; returns its command, folder and seconds, cut attempts included.
+    """Make a run, unless this very run came to its end before; returns its note: command, folder, sources, draws, and seconds,
+    cut attempts included.
+
+    A finished run that has no intervals, or those of other draws than are asked for, is measured again and not trained.
 
     Raises:
         UserError: it failed.
     """
-    if (done := finished(run)) is not None:
+    done = finished(run)
+    if done is not None and run.draws in (0, done.get("draws", 0)):
         sys.stdout.write(f"{run.folder}: finished before, in {done['seconds']:.0f} s\n")
         return done
-    before = _noted(run).get("seconds", 0.0)
-    started = time.perf_counter()
-    note: dict[str, Any] = {"command": run.command(), "folder": str(run.folder), "finished": False}
+    if done is not None:
+        sys.stdout.write(f"{run.folder}: finished before; its weights are measured again for the intervals\n")
+    sources = _sources(run)
+    note = _noted(run) or {"command": run.identity(), "folder": str(run.folder), "finished": False, "seconds": 0.0}
+    if (
+        done is None
+    ):  # noted first: training that is cut, perhaps together with this process, has its part in the weights
+        note["code"] = sources
+        _write_note(run, note)
+    started, status = time.perf_counter(), None
     try:
-        status = run_command([sys.executable, str(ROOT / "run.py"), *run.command()])
-        note["finished"] = status == 0
+        status = run_command([sys.executable, str(ROOT / "run.py"), *run.command(measure=done is not None)])
     finally:
-        note["seconds"] = round(before + time.perf_counter() - started, 1)
-        if run.folder.is_dir():
-            write_text(run.folder / NOTE, json.dumps(note, indent=2) + "\n")
+        if status == 0:
+            note |= {"finished": True, "draws": run.draws, "code": sources}
+        note["seconds"] = round(note["seconds"] + time.perf_counter() - started, 1)
+        _write_note(run, note)
     if status != 0:
         raise UserError(f"the run ended with status {status}, as printed above; the same command resumes it")
     return note
@@ -67,11 +90,33 @@ def finished(run: Run) -> dict[str, Any] | None:
 
 def _noted(run: Run) -> dict[str, Any]:
     """What the last run of the same command noted; empty where there is none."""
+    noted = _read_note(run)
+    return noted if noted.get("command") == run.identity() else {}
+
+
+def _read_note(run: Run) -> dict[str, Any]:
     try:
         noted: dict[str, Any] = json.loads((run.folder / NOTE).read_text(encoding="utf-8"))
+        return noted
     except (OSError, ValueError):
         return {}
-    return noted if noted.get("command") == run.command() else {}
+
+
+def _write_note(run: Run, note: dict[str, Any]) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(run.folder / NOTE, json.dumps(note, indent=2) + "\n")
+
+
+def _sources(run: Run) -> list[dict[str, Any]] | None:
+    """The identities of the sources that made what is in the run's folder, and last the present one; None where those that
+    trained it so far were not noted."""
+    code = code_identity()
+    if not (run.folder / CHECKPOINTS).exists():
+        return [code]
+    before: list[dict[str, Any]] | None = _read_note(run).get("code")
+    if before is None:
+        return None
+    return before if before[-1:] and before[-1]["sha256"] == code["sha256"] else [*before, code]
 
 
 def run_command(command: Sequence[str]) -> int:

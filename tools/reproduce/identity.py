@@ -1,0 +1,91 @@
+"""The sources, the machine and the packages that make a number."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.kinds import ROOT
+from utils.cores import usable_cores
+from utils.version import VERSION
+
+PACKAGES = ("torch", "torchvision", "transformers", "timm", "tokenizers", "numpy", "scipy")
+"""Packages whose releases may change a number."""
+
+SOURCES = ("models", "dataset", "tasks", "engine", "optim", "scheduler", "metrics", "utils")
+
+
+def code_identity() -> dict[str, Any]:
+    """Version, hash of the sources, and the commit where there is a repository."""
+    total = hashlib.sha256()
+    for package in SOURCES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            total.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return {
+        "version": VERSION,
+        "sha256": total.hexdigest(),
+        "commit": _git("rev-parse", "HEAD"),
+        "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def machine_and_packages() -> dict[str, Any]:
+    """The machine and the packages."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": device,
+        "gpus": torch.cuda.device_count(),
+        "cores": usable_cores(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": packages,
+        "executable": Path(sys.executable).name,
+    }
+
+
+def source_remarks(runs: Mapping[int, Mapping[str, Any]], now: Mapping[str, Any]) -> list[str]:
+    """Remarks where not all of a cell's runs were made by one state of the sources, or the sources are others now.
+
+    Args:
+        runs: by seed: what was noted of each run; ``code``: the identities of all sources that worked on it, as far as known.
+        now: the present :func:`code_identity`.
+    """
+    made = {f"seed {seed}": [code["sha256"] for code in run.get("code") or []] for seed, run in runs.items()}
+    remarks = [f"{name} was made by sources that were not noted" for name, hashes in made.items() if not hashes]
+    known = {name: hashes for name, hashes in made.items() if hashes}
+    if len({digest for hashes in known.values() for digest in hashes}) > 1:
+        listed = "; ".join(f"{name} by {sources_text(hashes)}" for name, hashes in known.items())
+        remarks.append(f"made by different sources: {listed}")
+    if changed := [name for name, hashes in known.items() if hashes[-1] != now["sha256"]]:
+        remarks.append(
+            f"the sources have changed since {', '.join(changed)} {'was' if len(changed) == 1 else 'were'} made"
+        )
+    return remarks
+
+
+def sources_text(hashes: Sequence[str]) -> str:
+    """The sources that worked on a run, in order."""
+    return ", then ".join(digest[:12] for digest in hashes) or "not noted"
+
+
+def _git(*arguments: str) -> str:
+    """What git prints; "" without git or a repository."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,48 @@
+"""The files that a cell's run lacks, each with the command that makes it, or the page that says where it is published."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+
+from tools.reproduce.cells import OTHER_CELL, ReadyCell
+from utils.errors import UserError
+
+MADE = {
+    "data/scenes": "make scenes",
+    "data/multi30k": "python run.py prepare multi30k, with the flags in docs/data.md (Other languages)",
+    "data/coco_multilingual": "python run.py prepare multilingual_coco, with the flags in docs/data.md (Other languages)",
+}
+"""Folders of data, and what makes all that configs read there; everything else is published and is downloaded by hand."""
+
+WEIGHTS = "docs/checkpoints.md (Files to start from); --checkpoints DIR names a folder of weights"
+DATA = "docs/data.md (Fine-tuning)"
+
+
+def require(at_hand: ReadyCell) -> None:
+    """Check that nothing is missing.
+
+    Raises:
+        UserError: something is; each way to get it has a line with its files.
+    """
+    if not at_hand.missing:
+        return
+    by_source: dict[str, list[str]] = {}
+    for path, keys in at_hand.missing.items():
+        by_source.setdefault(_source(at_hand, path, keys), []).append(path)
+    lines = [f"  {source}\n    {', '.join(paths)}" for source, paths in by_source.items()]
+    count = len(at_hand.missing)
+    raise UserError("\n".join([f"{count} {'path is' if count == 1 else 'paths are'} missing", *lines]))
+
+
+def _source(at_hand: ReadyCell, path: str, keys: list[str]) -> str:
+    """What gives the file or folder at ``path``."""
+    other = at_hand.cell.checkpoint or ""
+    if path == at_hand.weights and other.startswith(OTHER_CELL):
+        output = PurePath(path).parents[1]
+        return f"made or finished by: python run.py reproduce --cell {other.removeprefix(OTHER_CELL)} --output {output}"
+    if "init.checkpoint" in keys:
+        return f"published: {WEIGHTS}"
+    for folder, command in MADE.items():
+        if PurePath(path).is_relative_to(folder):
+            return f"made by: {command}"
+    return f"published: {DATA}"
