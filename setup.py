@@ -1,7 +1,7 @@
 """How the project is installed: as one package, ``x2vlm``, in which the checkout's packages are subpackages.
 
-In the checkout, ``utils``, ``models`` and the others stand at the top, where they are read and run. Installed under these names they
-would stand in the way of every other project's ``utils``. So a wheel has them below ``x2vlm``, and their imports say so:
+In the checkout, ``utils``, ``models`` and the others stand at the top, where they are read and run. Installed under these names
+they would stand in the way of every other project's ``utils``. So a wheel has them below ``x2vlm``, and their imports say so:
 ``from utils.errors import UserError`` becomes ``from x2vlm.utils.errors import UserError``. Nothing else is changed.
 """
 
