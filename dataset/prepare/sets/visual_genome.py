@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from dataset.prepare.image_finder import ImageFinder, ImageNames, SetFiles
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.piece_store import PieceStore
 from dataset.prepare.raw_folder import RawFile
+from dataset.prepare.reading import read_files
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
 from utils.errors import UserError
-from utils.progress import progress_bar
 
 IMAGES = SetFiles("vg", re.compile(r"\d{1,7}\.jpg"))
 BATCH = 50
@@ -65,13 +67,21 @@ def _opened(request: Request, names: Mapping[str, str], convert: Any) -> Opened:
 
     def work(scratch: Path) -> Work:
         images, counts = read_image_data(listed), Counts()
-        stores = {name: PieceStore(scratch) for name in names}
-        for (name, store), file in zip(stores.items(), files, strict=True):
-            pieces = progress_bar(_pieces(file, name, counts), total=len(images), desc=f"reading {name}", unit="image")
-            store.fill(pieces)
-        return Work(convert, _jobs(images, stores, finder, counts), len(images))
+        folder = tempfile.TemporaryDirectory(prefix="pieces-", dir=scratch)
+        named = dict(zip(names, files, strict=True))
+        for counted in read_files(partial(_fill_store, Path(folder.name)), named, request.workers):
+            counts.add(counted)
+        return Work(convert, _jobs(images, folder, names, finder, counts), len(images))
 
     return Opened([listed, *files], work, finder)
+
+
+def _fill_store(folder: Path, name: str, file: RawFile) -> Counts:
+    """Store the items of a file by image; runs in a worker process."""
+    counts = Counts()
+    with PieceStore(folder / name) as store:
+        store.fill(_pieces(file, name, counts))
+    return counts
 
 
 def read_image_data(file: RawFile) -> list[tuple[str, dict[str, Any]]]:
@@ -95,12 +105,16 @@ def read_image_data(file: RawFile) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _jobs(
-    images: list[tuple[str, dict[str, Any]]], stores: Mapping[str, PieceStore], finder: ImageFinder, counts: Counts
+    images: list[tuple[str, dict[str, Any]]],
+    folder: tempfile.TemporaryDirectory[str],
+    names: Iterable[str],
+    finder: ImageFinder,
+    counts: Counts,
 ) -> Iterator[Job]:
-    """Jobs of :data:`BATCH` images each, in the order of ``images``. The other files may have another: hence the stores."""
-    with ExitStack() as open_stores:
-        for store in stores.values():
-            open_stores.enter_context(store)
+    """Jobs of :data:`BATCH` images each, in the order of ``images``. The other files may have another: hence the stores in
+    ``folder``, which are removed in the end."""
+    with folder, ExitStack() as opened:
+        stores = {name: opened.enter_context(PieceStore(Path(folder.name, name))) for name in names}
         job = Job([], counts=counts)
         for place, values in images:
             job.size += 1
