@@ -79,6 +79,7 @@ def _opened(request: Request, names: Mapping[str, str], convert: Any) -> Opened:
 def _fill_store(folder: Path, name: str, file: RawFile) -> Counts:
     """Store the items of a file by image; runs in a worker process."""
     counts = Counts()
+    (folder / name).unlink(missing_ok=True)  # what a process left that was killed, for which this one is in
     with PieceStore(folder / name) as store:
         store.fill(_pieces(file, name, counts))
     return counts
