@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.building import Job, Work
+from dataset.prepare.building import Job, Work, image_jobs
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import OF_COCO, HeldOut
@@ -70,7 +70,7 @@ def open_validation(request: Request) -> Opened:
 
     def work(_: Path) -> Work:
         images = _read_validation(file)
-        return Work(_validation_records, image_jobs(images, finder, Counts()), len(images))
+        return Work(_validation_records, coco_jobs(images, finder, Counts()), len(images))
 
     return Opened([file], work, finder)
 
@@ -128,7 +128,7 @@ def _opened(
         for objects, counted in read_files(_read_objects, instances, request.workers):
             counts.add(counted)
             _add_objects(objects, images, counts)
-        return Work(convert, image_jobs(images, finder, counts), len(images))
+        return Work(convert, coco_jobs(images, finder, counts), len(images))
 
     return Opened([*captions.values(), *instances.values()], work, finder)
 
@@ -233,20 +233,15 @@ def _leave_out_of_no_image(number: Any, counts: Counts, place: str) -> None:
     counts.leave_out("missing key" if number is None else "unknown image", place, f"image_id is {number!r}")
 
 
-def image_jobs(images: Mapping[int, Any], finder: ImageFinder, counts: Counts) -> Iterator[Job]:
-    """Jobs of :data:`BATCH` images each; the first one has what was counted before. ``images``, by number, have ``place`` and
-    ``split``."""
-    job = Job([], counts=counts)
-    for number, image in sorted(images.items()):
-        job.size += 1
-        job.counts.read["images"] += 1
-        path = finder.find(image_names(number, image.split), job.counts, image.place)
-        if path is not None:
-            job.items.append((path, number, image))
-        if job.size == BATCH:
-            yield job
-            job = Job([])
-    yield job
+def coco_jobs(images: Mapping[int, Any], finder: ImageFinder, counts: Counts) -> Iterator[Job]:
+    """Jobs of images by number, whose values have ``place`` and ``split``; ``counts``: what was counted before."""
+
+    def item_of(numbered: tuple[int, Any], counts: Counts) -> tuple[str, int, Any] | None:
+        number, image = numbered
+        path = finder.find(image_names(number, image.split), counts, image.place)
+        return None if path is None else (path, number, image)
+
+    return image_jobs(sorted(images.items()), item_of, BATCH, counts)
 
 
 def _caption_records(items: list[tuple[str, int, _Image]], counts: Counts) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.building import Job, Work
+from dataset.prepare.building import Job, Work, image_jobs
 from dataset.prepare.cleaning import cleaned_text, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import OF_COCO, ids_in_image_data
@@ -116,20 +116,18 @@ def _jobs(
     ``folder``, which are removed in the end."""
     with folder, ExitStack() as opened:
         stores = {name: opened.enter_context(PieceStore(Path(folder.name, name))) for name in names}
-        job = Job([], counts=counts)
-        for place, values in images:
-            job.size += 1
-            job.counts.read["images"] += 1
-            ids = ids_in_image_data(values)
-            path = finder.find(vg_names(values["image_id"], ids), job.counts, place)
-            if path is not None:
-                texts = {name: found for name, store in stores.items() if (found := store.get(values["image_id"]))}
-                keys = {f"{of}_id": int(number) for of, _, number in (each.partition(":") for each in sorted(ids))}
-                job.items.append(ImageTexts(path, keys, values["width"], values["height"], texts))
-            if job.size == BATCH:
-                yield job
-                job = Job([])
-        yield job
+
+        def item_of(listed: tuple[str, dict[str, Any]], counts: Counts) -> ImageTexts | None:
+            place, values = listed
+            number, ids = values["image_id"], ids_in_image_data(values)
+            path = finder.find(vg_names(number, ids), counts, place)
+            if path is None:
+                return None
+            texts = {name: found for name, store in stores.items() if (found := store.get(number))}
+            keys = {f"{of}_id": int(number) for of, _, number in (each.partition(":") for each in sorted(ids))}
+            return ImageTexts(path, keys, values["width"], values["height"], texts)
+
+        yield from image_jobs(images, item_of, BATCH, counts)
 
 
 def _pieces(file: RawFile, name: str, counts: Counts) -> Iterator[tuple[int, str, str]]:
