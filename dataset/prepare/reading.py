@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 from dataset.prepare.building import WorkerDiedError
@@ -29,10 +30,21 @@ def read_files(read: Callable[[str, RawFile], R], files: Mapping[str, RawFile], 
             f"{named[1]}: a process that read it was killed; is there enough memory? give fewer --workers"
         )
 
-    with closing(in_order(functools.partial(_read, read), files.items(), workers, died)) as results:
+    with _collector_off(), closing(in_order(functools.partial(_read, read), files.items(), workers, died)) as results:
         yield from progress_bar(results, total=len(files), desc="reading", unit="file")
 
 
 def _read(read: Callable[[str, RawFile], R], named: tuple[str, RawFile]) -> R:
     """Read a file; runs in a worker process."""
-    return read(*named)
+    with _collector_off():
+        return read(*named)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """No garbage collection in the block: it would go again and again through the millions of values of a file, all in use."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
