@@ -52,7 +52,9 @@ _WORDS = (
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=positive, default=5000, metavar="N", help="of each set (default %(default)d)")
+    parser.add_argument(
+        "--images", type=positive, default=10_000, metavar="N", help="of each set (default %(default)d)"
+    )
     parser.add_argument("--workers", type=positive, default=2, metavar="N", help="processes (default %(default)d)")
     parser.add_argument("--small", action="store_true", help="a few images, to see that the benchmark runs")
     flags = parser.parse_args(argv)
@@ -88,6 +90,7 @@ def _seconds(name: str, raw: Path, workers: int) -> float:
 
 def _prepare(name: str, raw: Path, workers: int, answer: Connection) -> None:
     out = raw.parent / f"{raw.name}-out"
+    multiprocessing.set_start_method(None, force=True)  # else its own processes would be spawned, and import all anew
     without = ("karpathy_coco", "karpathy_flickr30k", "refcoco", "refcoco+", "refcocog")
     started = time.perf_counter()
     prepare(name, Options(raw, out, (), without, frozenset(), False, True, workers, tell=lambda line: None))

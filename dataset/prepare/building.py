@@ -11,11 +11,11 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dataset.prepare.counts import Counts
 from dataset.prepare.manifest import Manifest, check_same, is_prepared, write_manifest
@@ -24,6 +24,8 @@ from dataset.prepare.processes import in_order
 from utils.errors import UserError
 from utils.files import replacing
 from utils.progress import progress_bar
+
+Image = TypeVar("Image")
 
 JOBS_PER_SHARD = 100
 """Jobs whose records are one shard, which is the unit of resuming."""
@@ -49,6 +51,30 @@ class Job:
     items: list[Any]
     size: int = 0
     counts: Counts = field(default_factory=Counts)
+
+
+def image_jobs(
+    images: Iterable[Image], item_of: Callable[[Image, Counts], Any], batch: int, counts: Counts | None = None
+) -> Iterator[Job]:
+    """Jobs of ``batch`` images each.
+
+    Args:
+        images: the images of a set.
+        item_of: the item of an image for the function that converts it; None, and counted, if no record may have the image.
+        batch: images of a job.
+        counts: what was counted before; the first job has it.
+    """
+    job = Job([], counts=counts or Counts())
+    for image in images:
+        job.size += 1
+        job.counts.read["images"] += 1
+        item = item_of(image, job.counts)
+        if item is not None:
+            job.items.append(item)
+        if job.size == batch:
+            yield job
+            job = Job([])
+    yield job
 
 
 class Converted(NamedTuple):

@@ -96,7 +96,7 @@ def prepare(name: str, options: Options) -> list[Manifest]:
         if product.measures in options.without:
             options.tell(f"{product.folder}: not made, since --without {product.measures} trains on its images")
             continue
-        request = Request(raw, held_out, options.out / product.folder, options.missing, verified)
+        request = Request(raw, held_out, options.out / product.folder, options.missing, verified, options.workers)
         manifest = _prepare_records(data_set, product, request, options)
         if manifest is not None:
             made.append(manifest)

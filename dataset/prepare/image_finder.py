@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,8 +72,9 @@ class ImageFinder:
         return not any(self.set_files.have(path) for paths in self.raw.files.values() for path in paths)
 
     @cached_property
-    def _folder(self) -> str:
-        return os.path.realpath(self.folder)  # ".." leads out of the folder that a link points to
+    def _relative(self) -> Callable[[str], str]:
+        """Gives the path of a folder as it is seen from the records, where ".." leads out of the folder that a link points to."""
+        return lru_cache(partial(os.path.relpath, start=os.path.realpath(self.folder)))
 
     def find(self, image: ImageNames, counts: Counts, place: str) -> str | None:
         """The path of an image as records have it; None, and counted, if no record may have it."""
@@ -94,7 +95,8 @@ class ImageFinder:
         if fault := self._fault(path, image.ids):
             counts.leave_out(fault, place, str(path))
             return None
-        return os.path.relpath(path, self._folder)
+        folder, name = os.path.split(path)
+        return os.path.join(self._relative(folder), name)
 
     def _fault(self, path: Path, ids: Ids) -> str:
         """The reason for which a verified image cannot be used; a copy of a held-out image, or of another one of the set, is such

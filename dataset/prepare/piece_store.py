@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -12,15 +11,15 @@ from utils.errors import UserError
 
 
 class PieceStore:
-    """Texts by image number in a temporary file below ``folder``; the memory that it takes does not grow with them. As a context
-    manager, it removes the file in the end."""
+    """Texts by image number in the file ``path``, which one process may fill and another one read; the memory that it takes does
+    not grow with them. A context manager."""
 
-    def __init__(self, folder: Path):
-        self._folder = tempfile.TemporaryDirectory(prefix="pieces-", dir=folder)
-        self._database = sqlite3.connect(f"{self._folder.name}/pieces")
-        for pragma in ("journal_mode=OFF", "synchronous=OFF"):  # nothing of it outlives the process
+    def __init__(self, path: Path):
+        self.path = path
+        self._database = sqlite3.connect(path)
+        for pragma in ("journal_mode=OFF", "synchronous=OFF"):  # nobody uses a file that is not whole
             self._database.execute(f"PRAGMA {pragma}")
-        self._database.execute("CREATE TABLE piece (number INTEGER PRIMARY KEY, place TEXT, text TEXT)")
+        self._database.execute("CREATE TABLE IF NOT EXISTS piece (number INTEGER PRIMARY KEY, place TEXT, text TEXT)")
 
     def fill(self, pieces: Iterable[tuple[int, str, str]]) -> None:
         """Add pieces: number, place and text. A number that comes again replaces what was there.
@@ -32,7 +31,7 @@ class PieceStore:
             with self._database:
                 self._database.executemany("INSERT OR REPLACE INTO piece VALUES (?, ?, ?)", pieces)
         except sqlite3.OperationalError as error:
-            raise UserError(f"{self._folder.name}: {error}; make room there, or give another --out") from None
+            raise UserError(f"{self.path}: {error}; make room there, or give another --out") from None
 
     def get(self, number: int) -> tuple[str, str] | None:
         """Place and text of a number, if there is one."""
@@ -46,4 +45,3 @@ class PieceStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._database.close()
-        self._folder.cleanup()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -65,6 +66,7 @@ def _alone(work: Callable[[J], R], job: J, died: Callable[[J], R]) -> R:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
+    gc.freeze()  # else the collector goes through all that is imported again and again, here and in the processes
     return ProcessPoolExecutor(workers, initializer=_begin)
 
 

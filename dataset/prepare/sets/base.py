@@ -16,13 +16,15 @@ from dataset.prepare.verify import Verified
 
 @dataclass(frozen=True)
 class Request:
-    """A folder of records that is asked for: official files, the ids that may not be used, and the folder for the records."""
+    """A folder of records that is asked for: official files, the ids that may not be used, and the folder for the records;
+    ``workers``: processes that read the files."""
 
     raw: RawFolder
     held_out: HeldOut
     folder: Path
     excluded: frozenset[str] = frozenset()
     verified: Mapping[Path, Verified] = field(default_factory=dict)
+    workers: int = 1
 
 
 class Opened(NamedTuple):

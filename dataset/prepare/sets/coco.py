@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.building import Job, Work
+from dataset.prepare.building import Job, Work, image_jobs
 from dataset.prepare.cleaning import cleaned_text, cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import OF_COCO, HeldOut
 from dataset.prepare.image_finder import ImageFinder, ImageNames, SetFiles
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.raw_folder import RawFile, RawFolder
+from dataset.prepare.reading import read_files
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
 from utils.errors import UserError
 
@@ -32,6 +33,10 @@ def image_names(image_id: int, split: str) -> ImageNames:
     return ImageNames(frozenset({f"coco:{image_id}"}), [*years_2014, bare], usual)
 
 
+_Object = tuple[str, str, Any]
+"""Place, name and box of an object."""
+
+
 @dataclass
 class _Image:
     """An image of the annotation files, with all that they say of it."""
@@ -41,8 +46,7 @@ class _Image:
     width: int
     height: int
     captions: list[Any] = field(default_factory=list)
-    objects: list[tuple[str, str, Any]] = field(default_factory=list)
-    """Place, name and box of each object."""
+    objects: list[_Object] = field(default_factory=list)
 
 
 def open_captions(request: Request) -> Opened:
@@ -66,7 +70,7 @@ def open_validation(request: Request) -> Opened:
 
     def work(_: Path) -> Work:
         images = _read_validation(file)
-        return Work(_validation_records, image_jobs(images, finder, Counts()), len(images))
+        return Work(_validation_records, coco_jobs(images, finder, Counts()), len(images))
 
     return Opened([file], work, finder)
 
@@ -115,62 +119,85 @@ def _opened(
     def work(_: Path) -> Work:
         counts = Counts()
         images: dict[int, _Image] = {}
-        for split, file in captions.items():
-            _read_images(file, split, images)
-            _read_captions(file, images, counts)
-        for file in instances.values():
-            _read_objects(file, images, counts)
-        return Work(convert, image_jobs(images, finder, counts), len(images))
+        results = read_files(_read_captions, captions, request.workers)
+        for file, (found, counted) in zip(captions.values(), results, strict=True):
+            if found.keys() <= images.keys():
+                raise UserError(f"{file} has the images of another file; is it COCO's file?")
+            images |= found
+            counts.add(counted)
+        for objects, counted in read_files(_read_objects, instances, request.workers):
+            counts.add(counted)
+            _add_objects(objects, images, counts)
+        return Work(convert, coco_jobs(images, finder, counts), len(images))
 
     return Opened([*captions.values(), *instances.values()], work, finder)
 
 
-def _read_images(file: RawFile, split: str, images: dict[int, _Image]) -> None:
-    before = len(images)
+def _read_captions(split: str, file: RawFile) -> tuple[dict[int, _Image], Counts]:
+    """The images of a file with their captions; runs in a worker process."""
+    images, counts = _read_images(split, file), Counts()
+    for place, value in _annotations(file, counts):
+        counts.read["captions"] += 1
+        number = value.get("image_id")
+        if not isinstance(number, int) or number not in images:
+            _leave_out_of_no_image(number, counts, place)
+        elif "caption" not in value:
+            counts.leave_out("missing key", place, f"no 'caption'; keys: {', '.join(value)[:80]}")
+        else:
+            images[number].captions.append(value["caption"])
+    return images, counts
+
+
+def _read_images(split: str, file: RawFile) -> dict[int, _Image]:
+    images: dict[int, _Image] = {}
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
-            if piece.section == "annotations" and len(images) > before:
+            if piece.section == "annotations" and images:
                 break  # the images are through, and the rest is long
             if piece.section != "images":
                 continue
             value, place = piece.value, f"{file}: images[{piece.key}]"
             try:
-                image = _Image(place, split, int(value["width"]), int(value["height"]))
-                images[int(value["id"])] = image
+                images[int(value["id"])] = _Image(place, split, int(value["width"]), int(value["height"]))
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise UserError(f"{place} is not as in COCO's file ({type(error).__name__}: {error})") from None
-    if len(images) == before:
-        raise UserError(f"{file} has no list 'images', or those of another file; is it COCO's file?")
+    if not images:
+        raise UserError(f"{file} has no list 'images'; is it COCO's file?")
+    return images
 
 
-def _read_captions(file: RawFile, images: Mapping[int, _Image], counts: Counts) -> None:
-    for place, value in _annotations(file, counts):
-        counts.read["captions"] += 1
-        if (image := _image_of(value, images, counts, place)) is not None:
-            if "caption" not in value:
-                counts.leave_out("missing key", place, f"no 'caption'; keys: {', '.join(value)[:80]}")
-            else:
-                image.captions.append(value["caption"])
-
-
-def _read_objects(file: RawFile, images: Mapping[int, _Image], counts: Counts) -> None:
-    """Add the objects of a file to their images. Categories stand at its end: names are looked up when it is through."""
-    found: list[tuple[_Image, str, Any, Any]] = []
+def _read_objects(split: str, file: RawFile) -> tuple[dict[int, list[_Object]], Counts]:
+    """The objects of a file by their image; runs in a worker process. Categories stand at its end: names are looked up when it is
+    through."""
+    counts = Counts()
+    found: list[tuple[int, str, Any, Any]] = []
     categories: list[Any] = []
     for place, value in _annotations(file, counts, categories):
         counts.read["objects"] += 1
-        if (image := _image_of(value, images, counts, place)) is None:
-            continue
-        if value.get("iscrowd"):
+        number = value.get("image_id")
+        if not isinstance(number, int):
+            _leave_out_of_no_image(number, counts, place)
+        elif value.get("iscrowd"):
             counts.leave_out("crowd", place)
         else:
-            found.append((image, place, value.get("category_id"), value.get("bbox")))
+            found.append((number, place, value.get("category_id"), value.get("bbox")))
     names = _names(categories, file)
-    for image, place, category, box in found:
+    objects: dict[int, list[_Object]] = {}
+    for number, place, category, box in found:
         if not isinstance(category, int) or category not in names:
             counts.leave_out("unknown category", place, repr(category)[:40])
         else:
-            image.objects.append((place, names[category], box))
+            objects.setdefault(number, []).append((place, names[category], box))
+    return objects, counts
+
+
+def _add_objects(objects: Mapping[int, list[_Object]], images: Mapping[int, _Image], counts: Counts) -> None:
+    for number, of_image in objects.items():
+        if number in images:
+            images[number].objects += of_image
+        else:
+            for place, *_ in of_image:
+                _leave_out_of_no_image(number, counts, place)
 
 
 def _names(categories: list[Any], file: RawFile) -> dict[int, str]:
@@ -202,29 +229,19 @@ def _annotations(
         raise UserError(f"{file} has no annotations; is it COCO's file?")
 
 
-def _image_of(value: dict[str, Any], images: Mapping[int, _Image], counts: Counts, place: str) -> _Image | None:
-    number = value.get("image_id")
-    image = images.get(number) if isinstance(number, int) else None
-    if image is None:
-        reason = "missing key" if number is None else "unknown image"
-        counts.leave_out(reason, place, f"image_id is {number!r}")
-    return image
+def _leave_out_of_no_image(number: Any, counts: Counts, place: str) -> None:
+    counts.leave_out("missing key" if number is None else "unknown image", place, f"image_id is {number!r}")
 
 
-def image_jobs(images: Mapping[int, Any], finder: ImageFinder, counts: Counts) -> Iterator[Job]:
-    """Jobs of :data:`BATCH` images each; the first one has what was counted before. ``images``, by number, have ``place`` and
-    ``split``."""
-    job = Job([], counts=counts)
-    for number, image in sorted(images.items()):
-        job.size += 1
-        job.counts.read["images"] += 1
-        path = finder.find(image_names(number, image.split), job.counts, image.place)
-        if path is not None:
-            job.items.append((path, number, image))
-        if job.size == BATCH:
-            yield job
-            job = Job([])
-    yield job
+def coco_jobs(images: Mapping[int, Any], finder: ImageFinder, counts: Counts) -> Iterator[Job]:
+    """Jobs of images by number, whose values have ``place`` and ``split``; ``counts``: what was counted before."""
+
+    def item_of(numbered: tuple[int, Any], counts: Counts) -> tuple[str, int, Any] | None:
+        number, image = numbered
+        path = finder.find(image_names(number, image.split), counts, image.place)
+        return None if path is None else (path, number, image)
+
+    return image_jobs(sorted(images.items()), item_of, BATCH, counts)
 
 
 def _caption_records(items: list[tuple[str, int, _Image]], counts: Counts) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from dataset.image_ids import id_number
-from dataset.prepare.building import Job, Work
+from dataset.prepare.building import Job, Work, image_jobs
 from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.image_finder import ImageFinder, ImageNames, SetFiles
@@ -103,23 +103,19 @@ def _training_ids(file: RawFile) -> list[int]:
 
 
 def _jobs(numbers: list[int], files: _Files, finder: ImageFinder) -> Iterator[Job]:
-    job = Job([])
-    for number in numbers:
-        job.size += 1
-        job.counts.read["images"] += 1
+    def item_of(number: int, counts: Counts) -> _Annotated | None:
         place = f"{files.name}: {number}"
         image = ImageNames(frozenset({f"flickr:{number}"}), [f"{number}.jpg"], f"flickr30k-images/{number}.jpg")
-        path = finder.find(image, job.counts, place)
-        if path is not None:
-            try:
-                item = _Annotated(path, number, place, files.read(f"{number}.txt"), files.read(f"{number}.xml"))
-                job.items.append(item)
-            except BrokenRecordError as error:
-                job.counts.leave_out(error.kind, error.place, error.message)
-        if job.size == BATCH:
-            yield job
-            job = Job([])
-    yield job
+        path = finder.find(image, counts, place)
+        if path is None:
+            return None
+        try:
+            return _Annotated(path, number, place, files.read(f"{number}.txt"), files.read(f"{number}.xml"))
+        except BrokenRecordError as error:
+            counts.leave_out(error.kind, error.place, error.message)
+            return None
+
+    return image_jobs(numbers, item_of, BATCH)
 
 
 def _records(items: list[_Annotated], counts: Counts) -> Iterator[dict[str, Any]]:

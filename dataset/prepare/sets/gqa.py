@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dataset.image_ids import id_number
-from dataset.prepare.building import Job, Work
+from dataset.prepare.building import Job, Work, image_jobs
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import OF_COCO, ids_in_image_data
 from dataset.prepare.image_finder import ImageFinder
-from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.json_pieces import Piece, json_pieces
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
 from dataset.prepare.sets.visual_genome import BATCH, IMAGES, attribute_key, described_box, read_image_data, vg_names
@@ -41,25 +41,20 @@ def open_graphs(request: Request) -> Opened:
 
 def _jobs(graphs: RawFile, listed: RawFile, finder: ImageFinder) -> Iterator[Job]:
     ids = {values["image_id"]: ids_in_image_data(values) for _, values in read_image_data(listed)}
-    job = Job([])
+
+    def item_of(piece: Piece, counts: Counts) -> _Graph | None:
+        place = f"{graphs}: {piece.key}"
+        if not isinstance(piece.value, dict) or not isinstance(piece.value.get("objects"), dict):
+            raise UserError(f"{place} has no 'objects'; is it GQA's file of scene graphs?")
+        if id_number(piece.key) not in ids:
+            counts.leave_out("unknown image", place, f"it is not in {listed}")
+            return None
+        number = int(piece.key)
+        path = finder.find(vg_names(number, ids[number]), counts, place)
+        return None if path is None else _Graph(path, number, place, piece.text)
+
     with graphs.open() as stream:
-        for piece in json_pieces(stream, str(graphs)):
-            place = f"{graphs}: {piece.key}"
-            if not isinstance(piece.value, dict) or not isinstance(piece.value.get("objects"), dict):
-                raise UserError(f"{place} has no 'objects'; is it GQA's file of scene graphs?")
-            job.size += 1
-            job.counts.read["images"] += 1
-            if id_number(piece.key) not in ids:
-                job.counts.leave_out("unknown image", place, f"it is not in {listed}")
-            else:
-                number = int(piece.key)
-                path = finder.find(vg_names(number, ids[number]), job.counts, place)
-                if path is not None:
-                    job.items.append(_Graph(path, number, place, piece.text))
-            if job.size == BATCH:
-                yield job
-                job = Job([])
-    yield job
+        yield from image_jobs(json_pieces(stream, str(graphs)), item_of, BATCH)
 
 
 def _records(items: list[_Graph], counts: Counts) -> Iterator[dict[str, Any]]:

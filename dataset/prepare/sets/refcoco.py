@@ -15,7 +15,7 @@ from dataset.prepare.image_finder import ImageFinder
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
-from dataset.prepare.sets.coco import IMAGES, image_jobs
+from dataset.prepare.sets.coco import IMAGES, coco_jobs
 from dataset.records.schema import Box
 from utils.errors import UserError
 
@@ -55,7 +55,7 @@ def open_references(request: Request) -> Opened:
         images: dict[int, _Image] = {}
         for references, instances in pairs.values():
             _read(references, instances, images, counts)
-        return Work(_records, image_jobs(images, finder, counts), len(images))
+        return Work(_records, coco_jobs(images, finder, counts), len(images))
 
     return Opened([file for pair in pairs.values() for file in pair], work, finder)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.building import Job, Work
+from dataset.prepare.building import Job, Work, image_jobs
 from dataset.prepare.cleaning import cleaned_text, placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import OF_COCO, ids_in_image_data
@@ -18,9 +20,9 @@ from dataset.prepare.image_finder import ImageFinder, ImageNames, SetFiles
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.piece_store import PieceStore
 from dataset.prepare.raw_folder import RawFile
+from dataset.prepare.reading import read_files
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
 from utils.errors import UserError
-from utils.progress import progress_bar
 
 IMAGES = SetFiles("vg", re.compile(r"\d{1,7}\.jpg"))
 BATCH = 50
@@ -65,13 +67,22 @@ def _opened(request: Request, names: Mapping[str, str], convert: Any) -> Opened:
 
     def work(scratch: Path) -> Work:
         images, counts = read_image_data(listed), Counts()
-        stores = {name: PieceStore(scratch) for name in names}
-        for (name, store), file in zip(stores.items(), files, strict=True):
-            pieces = progress_bar(_pieces(file, name, counts), total=len(images), desc=f"reading {name}", unit="image")
-            store.fill(pieces)
-        return Work(convert, _jobs(images, stores, finder, counts), len(images))
+        folder = tempfile.TemporaryDirectory(prefix="pieces-", dir=scratch)
+        named = dict(zip(names, files, strict=True))
+        for counted in read_files(partial(_fill_store, Path(folder.name)), named, request.workers):
+            counts.add(counted)
+        return Work(convert, _jobs(images, folder, names, finder, counts), len(images))
 
     return Opened([listed, *files], work, finder)
+
+
+def _fill_store(folder: Path, name: str, file: RawFile) -> Counts:
+    """Store the items of a file by image; runs in a worker process."""
+    counts = Counts()
+    (folder / name).unlink(missing_ok=True)  # what a process left that was killed, for which this one is in
+    with PieceStore(folder / name) as store:
+        store.fill(_pieces(file, name, counts))
+    return counts
 
 
 def read_image_data(file: RawFile) -> list[tuple[str, dict[str, Any]]]:
@@ -95,26 +106,28 @@ def read_image_data(file: RawFile) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _jobs(
-    images: list[tuple[str, dict[str, Any]]], stores: Mapping[str, PieceStore], finder: ImageFinder, counts: Counts
+    images: list[tuple[str, dict[str, Any]]],
+    folder: tempfile.TemporaryDirectory[str],
+    names: Iterable[str],
+    finder: ImageFinder,
+    counts: Counts,
 ) -> Iterator[Job]:
-    """Jobs of :data:`BATCH` images each, in the order of ``images``. The other files may have another: hence the stores."""
-    with ExitStack() as open_stores:
-        for store in stores.values():
-            open_stores.enter_context(store)
-        job = Job([], counts=counts)
-        for place, values in images:
-            job.size += 1
-            job.counts.read["images"] += 1
-            ids = ids_in_image_data(values)
-            path = finder.find(vg_names(values["image_id"], ids), job.counts, place)
-            if path is not None:
-                texts = {name: found for name, store in stores.items() if (found := store.get(values["image_id"]))}
-                keys = {f"{of}_id": int(number) for of, _, number in (each.partition(":") for each in sorted(ids))}
-                job.items.append(ImageTexts(path, keys, values["width"], values["height"], texts))
-            if job.size == BATCH:
-                yield job
-                job = Job([])
-        yield job
+    """Jobs of :data:`BATCH` images each, in the order of ``images``. The other files may have another: hence the stores in
+    ``folder``, which are removed in the end."""
+    with folder, ExitStack() as opened:
+        stores = {name: opened.enter_context(PieceStore(Path(folder.name, name))) for name in names}
+
+        def item_of(listed: tuple[str, dict[str, Any]], counts: Counts) -> ImageTexts | None:
+            place, values = listed
+            number, ids = values["image_id"], ids_in_image_data(values)
+            path = finder.find(vg_names(number, ids), counts, place)
+            if path is None:
+                return None
+            texts = {name: found for name, store in stores.items() if (found := store.get(number))}
+            keys = {f"{of}_id": int(number) for of, _, number in (each.partition(":") for each in sorted(ids))}
+            return ImageTexts(path, keys, values["width"], values["height"], texts)
+
+        yield from image_jobs(images, item_of, BATCH, counts)
 
 
 def _pieces(file: RawFile, name: str, counts: Counts) -> Iterator[tuple[int, str, str]]:
