@@ -159,7 +159,9 @@ def test_a_task_of_ones_own_is_told(run, tmp_path):
     folder = shutil.copytree(run("vqa"), tmp_path / "run")
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("task: vqa", "task: entailment"))
-    with pytest.raises(UserError, match=r"config\.yaml: task is 'entailment'; x2vlm loads models of pretrain, retrieval"):
+    with pytest.raises(
+        UserError, match=r"config\.yaml: task is 'entailment'; x2vlm loads models of pretrain, retrieval"
+    ):
         load(folder)
 
 

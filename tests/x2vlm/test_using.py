@@ -1,0 +1,58 @@
+"""docs/using.md: every command and every example runs, on models with the names and with the form of output printed there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from run import main
+from tests.tasks.painted import ROOT
+
+PAGE = (ROOT / "docs/using.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^(python run\.py predict .*)$", PAGE, re.MULTILINE)
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+OUTPUT = dict(re.findall(r"^(python run\.py [^\n]*)\n```\n\n```\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture
+def checkout(run, data, tmp_path, monkeypatch) -> Path:
+    """A folder with the demo's models, of random weights, and some images under the names of scenes."""
+    for task, name in {"pretrain": "pretrain", "captioning": "captioning", "vqa": "vqa", "nlvr": "nlvr"}.items():
+        shutil.copytree(run(task), tmp_path / f"runs/demo/{name}-seed0")
+    folder = tmp_path / "data/scenes/images/test"
+    folder.mkdir(parents=True)
+    for name in re.findall(r"images/test/(\d+\.png)", PAGE):
+        shutil.copy(data / "images/1.png", folder / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def shape_of(text: str) -> list[str]:
+    """Lines with their numbers and answers taken out: what does not depend on the weights."""
+    lines = [re.sub(r"\d+(\.\d+)?", "N", line).rstrip() for line in text.rstrip().splitlines()]
+    return sorted(re.sub(r"^(  \S.*\?  ).*|^  (true|false)|^  a .*", r"\1", line) for line in lines)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_runs_as_printed(command, checkout, capsys):
+    assert main(shlex.split(command)[2:]) == 0
+    printed = capsys.readouterr().out
+    if command in OUTPUT:
+        assert len(printed.splitlines()) == len(OUTPUT[command].splitlines())
+        if " caption " not in command:
+            assert shape_of(printed) == shape_of(OUTPUT[command])
+    for drawn in re.findall(r"--save (\S+)", command):
+        assert (checkout / drawn).is_file()
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_runs_as_printed(example, checkout):
+    exec(compile(example, "docs/using.md", "exec"), {})
+
+
+def test_the_page_has_commands_with_output_and_examples():
+    assert len(COMMANDS) == 6 and len(OUTPUT) == 5 and len(EXAMPLES) == 3
