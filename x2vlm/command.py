@@ -105,7 +105,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Ask the model about every image; returns the exit status."""
     flags = arguments_of(argv)
-    paths = list(dict.fromkeys(path for patterns in flags.image for pattern in patterns for path in paths_of(pattern)))
+    named = [path for patterns in flags.image for pattern in patterns for path in named_by(pattern)]
     from x2vlm.loading import load
 
     model = load(
@@ -117,6 +117,9 @@ def main(argv: Sequence[str]) -> int:
         answers=flags.answers,
     )
     model.batch_size = flags.batch_size
+    paths = list(
+        dict.fromkeys(path for name in named for path in in_folder(name, videos=model.read.videos is not None))
+    )
     panels: list[Panel] = []
     broken: list[str] = []
     with progress_bar(total=len(paths), desc=flags.call, leave=False) as bar:
@@ -133,26 +136,35 @@ def main(argv: Sequence[str]) -> int:
     return _told(broken, len(paths))
 
 
-def paths_of(pattern: str) -> list[str]:
-    """The images and videos that a word of --image names.
+def named_by(pattern: str) -> list[str]:
+    """The files and folders that a word of --image names.
 
     Raises:
         UserError: there is none.
     """
     if pattern == STANDARD_INPUT:
         return [line for line in (line.rstrip("\n") for line in sys.stdin) if line]
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
-        if not files:
-            raise UserError(f"--image {pattern}: no image or video is in this folder")
-        return [str(file) for file in files]
-    if path.exists():
-        return [str(path)]
-    found = sorted(glob.glob(str(path), recursive=True))
+    path = str(Path(pattern).expanduser())
+    found = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
     if not found:
         raise UserError(f"--image {pattern}: no such file, and no file fits it as a pattern")
     return found
+
+
+def in_folder(name: str, *, videos: bool) -> list[str]:
+    """A file; or the images in a folder and the folders in it. For a model of ``videos`` the video files, or where there are none
+    the folder itself, which then holds the frames of one.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not Path(name).is_dir():
+        return [name]
+    wanted = VIDEO_SUFFIXES if videos else IMAGE_SUFFIXES
+    files = [str(file) for file in sorted(Path(name).rglob("*")) if file.suffix.lower() in wanted]
+    if not files and not videos:
+        raise UserError(f"--image {name}: no image is in this folder")
+    return files or [name]
 
 
 def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) -> Iterator[list[list[View]]]:

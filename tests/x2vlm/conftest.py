@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engine.checkpoint import CONFIG_FILE, MODEL_FILE
+from models.vision import VideoConfig
 from tasks.pretrain import TASK as PRETRAIN
 from tests.conftest import tiny_run
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
@@ -67,3 +68,15 @@ def run(task, tmp_path_factory) -> Callable[[str], Path]:
 def model(run) -> Callable[[str], Model]:
     """The loaded model of a run."""
     return functools.cache(lambda name: load(run(name)))
+
+
+@pytest.fixture(scope="session")
+def of_videos(task, model) -> Model:
+    """A retrieval model of videos with two frames."""
+    image = model("retrieval")
+    video = image.settings.model.vision.model_copy(update={"video": VideoConfig(frames=2)})
+    config = image.settings.model.model_copy(update={"vision": video})
+    settings = image.settings.model_copy(update={"model": config})
+    network = settings.kind.build(config, len(image.tokenizer))
+    network.load_state_dict(image.network.state_dict(), strict=False)
+    return Model(network.eval(), image.tokenizer, settings, origin="of videos")

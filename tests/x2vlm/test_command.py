@@ -11,6 +11,7 @@ from PIL import Image
 
 from run import main
 from tests.tasks.painted import SIZE
+from x2vlm.command import in_folder
 
 CALLS = {
     "caption": ("captioning", []),
@@ -86,7 +87,7 @@ def test_images_that_are_compared_are_left_out_together(run, photos, capsys):
         (["caption", "--image", "{photos}", "--text", "a"], "caption takes no --text"),
         (["describe", "--image", "{photos}"], "invalid choice: 'describe'"),
         (["caption", "--image", "nowhere.png"], "--image nowhere.png: no such file, and no file fits it as a pattern"),
-        (["caption", "--image", "{empty}"], "no image or video is in this folder"),
+        (["caption", "--image", "{empty}"], "no image is in this folder"),
         (["match", "--image", "{photos}", "--text", "a star"], "is a model of task captioning"),
     ],
 )
@@ -99,3 +100,13 @@ def test_mistakes_are_one_line_and_status_2(argv, told, run, photos, tmp_path, c
         status = stop.code
     assert status == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_folder_is_its_images_or_for_a_model_of_videos_its_videos_or_the_frames_of_one(photos):
+    images = [str(photos / f"{number}.png") for number in range(4)]
+    assert in_folder(str(photos), videos=False) == images
+    assert in_folder(str(photos), videos=True) == [str(photos)]
+    (photos / "clip.MP4").touch()
+    assert in_folder(str(photos), videos=True) == [str(photos / "clip.MP4")]
+    assert in_folder(str(photos), videos=False) == images
+    assert in_folder(images[0], videos=False) == [images[0]]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from models.reference import Padded, encode, fuse
 from tests.tasks.painted import SIZE, measured
-from x2vlm import UserError
+from x2vlm import UserError, load
 from x2vlm.calls import TASKS
 
 
@@ -188,3 +188,23 @@ def test_a_text_that_is_cut_is_told(model, data, caplog):
     ours.match(data / "images/0.png", ["star " * 39, "a star"])
     (record,) = caplog.records
     assert "1 texts have more than 40 tokens and are cut there" in record.getMessage()
+
+
+def test_a_video_of_one_image_is_like_the_image(of_videos, model, data, tmp_path):
+    """Its frames have no positions yet: their mean is the image."""
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes((data / "images/4.png").read_bytes())
+    texts = ["a star", "a blue circle"]
+    with torch.no_grad():
+        of_videos.network.vision.frame_positions.zero_()
+    as_video, as_image = of_videos.match(tmp_path, texts), model("retrieval").match(data / "images/4.png", texts)
+    np.testing.assert_allclose(as_video, as_image, atol=1e-5)
+    with pytest.raises(UserError, match="is an image, the model is one of videos"):
+        of_videos.match(data / "images/4.png", texts)
+    with pytest.raises(UserError, match=r"explain: .* is a video"):
+        of_videos.explain(tmp_path, "a star")
+
+
+def test_a_saved_model_of_videos_is_one_again(of_videos, tmp_path):
+    again = load(of_videos.save(tmp_path / "saved"))
+    assert again.settings.model.vision.video.frames == 2 and again.read.videos is not None
