@@ -124,6 +124,16 @@ def test_an_authors_file_has_the_settings_of_the_run_that_it_is_of(task, more, s
     assert (settings.model.vision.video is not None) == ("frames" in more)
 
 
+def test_what_the_shapes_of_an_authors_file_show_is_taken_from_them(monkeypatch):
+    classes = {"classifier.3.weight": (1234, 1536)}
+    monkeypatch.setattr(loading, "read_weights", lambda path: {})
+    monkeypatch.setattr(
+        loading, "recognise", lambda shapes: found("video_qa", frames=5, image_size=320, shapes=classes)
+    )
+    model = loading._settings(Path("x.th"), None, None).model
+    assert (model.vision.image_size, model.classes) == (320, 1234)
+
+
 @pytest.mark.parametrize(
     ("recognised", "told"),
     [
