@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.shards.readers import find_shards
+from dataset.shards.finding import find_shards
 from utils.config import Config
 from utils.files import expanded
 from utils.inputs import inputs_of

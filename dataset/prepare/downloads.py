@@ -31,7 +31,8 @@ from dataset.prepare.processes import in_order
 from dataset.prepare.sets.web import Pair
 from dataset.prepare.verify import image_fault
 from dataset.records.broken import BrokenRecordError
-from dataset.shards.tars import place_of, read_group, scan_tar
+from dataset.shards.scanning import scan_shard
+from dataset.shards.tars import place_of, read_record
 from utils.files import replacing
 from utils.progress import progress_bar
 
@@ -158,13 +159,13 @@ class _Scanned(NamedTuple):
 
 def _scan(path: Path, verify: bool) -> list[_Scanned]:
     """The records of a shard; runs in a worker process."""
-    rows, _ = scan_tar(path, str(path))
+    scanned = scan_shard(path, str(path))
     records = []
     with path.open("rb") as file:
-        for offsets in rows.tolist():
-            stem = place_of(file, path, offsets).removeprefix(f"{path}:").partition(".")[0]
+        for span, apart in scanned.records(path.stat().st_size):
+            stem = place_of(file, path, span, apart).removeprefix(f"{path}:").partition(".")[0]
             try:
-                raw = read_group(file, path, offsets)
+                raw = read_record(file, path, span, apart)
                 fault, content = "", b""
                 if raw.image is None:
                     fault = "missing image"

@@ -1,79 +1,126 @@
-"""Tar shards: where the members of each record lie, and one record at its offsets."""
+"""Tar shards: the members of an archive, and the record that some of them are."""
 
 from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import Any, BinaryIO, NamedTuple
 
 from dataset.files import IMAGE_BYTES, RECORD_BYTES, check_bytes
 from dataset.records.broken import BrokenRecordError, json_fault
 from dataset.records.schema import RawRecord
-from utils.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_BLOCK = 512
+BLOCK = 512
+"""Bytes of a header; contents are padded to multiples of it."""
+
 _LIMITS = ((IMAGE_BYTES, "image"), (RECORD_BYTES, "text"), (RECORD_BYTES, "json"))
 """The most bytes of each member of a record, and the word for it."""
+_REGULAR = (b"0", b"\0")
+_CHECKSUM = slice(148, 156)
 
 
-def scan_tar(path: Path, key: str) -> tuple[np.ndarray, bool]:
-    """Header offsets (n, 4) of image, text, JSON and first member of each group, the members whose names differ only in what
-    follows the first dot; and whether the archive ends with its end blocks.
+class Member(NamedTuple):
+    """A member of an archive: its ``name``, the first byte of its headers (``start``) and of its ``content``, the content's
+    ``size``, and the first byte after it (``end``), where the next member begins. ``is_file``: it is no folder or link."""
+
+    name: str
+    start: int
+    content: int
+    size: int
+    end: int
+    is_file: bool
+
+
+def next_member(file: BinaryIO, at: int) -> Member | None:
+    """The member whose headers begin at byte ``at``; None at the end of the archive, or of the file.
 
     Raises:
-        UserError: with the config ``key``, for a file that is cut off inside a member, or no tar.
+        tarfile.TarError, ValueError: there is no valid header.
     """
-    groups: dict[str, list[int]] = {}
+    file.seek(at)
+    header = file.read(BLOCK)
+    if not header.strip(b"\0"):
+        return None
+    size = _size_of_plain(header)
+    if size is not None:
+        prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
+        name = b"/".join(filter(None, [prefix, header[:100].split(b"\0", 1)[0]]))
+        text = name.decode("utf-8", "surrogateescape")
+        return Member(text, at, at + BLOCK, size, at + BLOCK + _padded(size), True)
+    return _by_tarfile(file, header, at)
+
+
+def _size_of_plain(header: bytes) -> int | None:
+    """The size of a regular file whose header is whole and says all in itself; None for any other, such as one with a long name.
+    Tarfile would take ten times as long."""
+    if len(header) < BLOCK or header[156:157] not in _REGULAR or not header[124:135].isdigit():
+        return None
+    total = sum(header) - sum(header[_CHECKSUM]) + 8 * ord(" ")
     try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # else the archive keeps every member in memory
-                folder, _, name = member.name.rpartition("/")
-                stem, dot, suffix = name.partition(".")
-                if not member.isfile() or not stem:
-                    continue
-                group = groups.setdefault(f"{folder}/{stem}", [-1, -1, -1, member.offset])
-                kind = _member_kind(dot + suffix.lower())
-                if kind is not None and group[kind] < 0:
-                    group[kind] = member.offset
-            end = tar.offset
-        with path.open("rb") as file:
-            # tarfile takes a broken header for the end of the archive, in silence.
-            file.seek(end)
-            last = file.read(_BLOCK)
-            if last.strip(b"\0"):
-                raise tarfile.ReadError(f"no valid header at byte {end}")
-    except (tarfile.TarError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"{key}: {path} is not a whole tar file ({error}, after {len(groups)} records); copy or write it again"
-        ) from None
-    return np.array(list(groups.values()), np.int64).reshape(-1, 4), bool(last)
+        return int(header[124:135], 8) if int(header[_CHECKSUM].strip(b" \0"), 8) == total else None
+    except ValueError:
+        return None
 
 
-def read_group(file: BinaryIO, path: Path, offsets: Sequence[int]) -> RawRecord:
-    """The record whose members have their headers at ``offsets``; its place is ``shard.tar:member``.
+def _by_tarfile(file: BinaryIO, header: bytes, at: int) -> Member:
+    tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")  # raises where this is no header
+    file.seek(at)
+    # The blocks of a long name stand before the member's own header: a tar opened in the middle reads both.
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        member = tar.next()
+        if member is None:
+            raise tarfile.ReadError(f"no member at byte {at}")
+        size = member.size if member.isfile() else 0
+        return Member(member.name, at, member.offset_data, size, member.offset_data + _padded(size), member.isfile())
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def group_of(member: Member) -> str | None:
+    """What the names of the members of one record share: folder and name up to the first dot; None for what is no part of one."""
+    folder, _, name = member.name.rpartition("/")
+    stem = name.partition(".")[0]
+    return f"{folder}/{stem}" if member.is_file and stem else None
+
+
+def members_of_record(file: BinaryIO, span: tuple[int, int], apart: Sequence[int]) -> Iterator[Member]:
+    """The members of the record that begins at the first byte of ``span``, which ends where the next one begins; ``apart``: where
+    those begin that stand elsewhere in the archive."""
+    at, end = span
+    group = None
+    while at < end and (member := next_member(file, at)) is not None:
+        at, its_group = member.end, group_of(member)
+        group = its_group if group is None else group
+        if its_group is not None and its_group == group:
+            yield member
+    for at in apart:
+        if (member := next_member(file, at)) is not None:
+            yield member
+
+
+def read_record(file: BinaryIO, path: Path, span: tuple[int, int], apart: Sequence[int] = ()) -> RawRecord:
+    """The record of :func:`members_of_record`; its place is ``shard.tar:member``.
 
     Raises:
         BrokenRecordError: "bad json", "wrong type", or "unreadable image" for a member over its limit.
-        tarfile.TarError: there is no header.
+        tarfile.TarError, ValueError: there is no header.
     """
-    place = ""
+    members = list(members_of_record(file, span, apart))
+    place = _place(path, members)
     contents: list[bytes | None] = []
-    for offset, (limit, kind) in zip(offsets[:3], _LIMITS, strict=True):
-        if offset < 0:
+    for member, (limit, kind) in zip(_by_kind(members), _LIMITS, strict=True):
+        if member is None:
             contents.append(None)
             continue
-        member = _member(file, offset)
-        place = place or f"{path}:{member.name}"
         check_bytes(member.size, limit, place, f"the {kind} member", kind)
+        file.seek(member.content)
         contents.append(file.read(member.size))
     image, text, values = contents
-    place = place or place_of(file, path, offsets)
     try:
         caption = text.decode("utf-8") if text is not None else None
     except UnicodeDecodeError as error:
@@ -81,10 +128,9 @@ def read_group(file: BinaryIO, path: Path, offsets: Sequence[int]) -> RawRecord:
     return RawRecord(parse_object(values, place) if values is not None else {}, place, path.parent, image, caption)
 
 
-def place_of(file: BinaryIO, path: Path, offsets: Sequence[int]) -> str:
+def place_of(file: BinaryIO, path: Path, span: tuple[int, int], apart: Sequence[int] = ()) -> str:
     """``shard.tar:member``, the first of the record's members in the order image, text, JSON."""
-    offset = next(offset for offset in (*offsets[:3], offsets[3]) if offset >= 0)
-    return f"{path}:{_member(file, offset).name}"
+    return _place(path, list(members_of_record(file, span, apart)))
 
 
 def parse_object(line: bytes, place: str) -> dict[str, Any]:
@@ -98,23 +144,20 @@ def parse_object(line: bytes, place: str) -> dict[str, Any]:
     return values
 
 
-def _member_kind(suffix: str) -> int | None:
-    if suffix in IMAGE_SUFFIXES:
-        return 0
-    return {".txt": 1, ".json": 2}.get(suffix)
+def _by_kind(members: Sequence[Member]) -> list[Member | None]:
+    """The first image, text and JSON."""
+    found: list[Member | None] = [None, None, None]
+    for member in members:
+        _, dot, rest = member.name.rpartition("/")[2].partition(".")
+        suffix = dot + rest.lower()
+        kind = 0 if suffix in IMAGE_SUFFIXES else {".txt": 1, ".json": 2}.get(suffix)
+        if kind is not None and found[kind] is None:
+            found[kind] = member
+    return found
 
 
-def _member(file: BinaryIO, offset: int) -> tarfile.TarInfo:
-    """The member whose header is at ``offset``; ``file`` is then at its content, if the name is not a long one."""
-    file.seek(offset)
-    member = tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
-    if member.isreg():
-        return member
-    # The blocks of a long name stand before the member's own header: a tar opened in the middle reads both.
-    file.seek(offset)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        long_named = tar.next()
-        if long_named is None or not long_named.isfile():
-            raise tarfile.ReadError(f"no member at byte {offset}")
-        file.seek(long_named.offset_data)
-        return long_named
+def _place(path: Path, members: Sequence[Member]) -> str:
+    if not members:
+        raise tarfile.ReadError("no member of the record is there")
+    first = next((member for member in _by_kind(members) if member is not None), members[0])
+    return f"{path}:{first.name}"

@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import dataset.shards.index
 import dataset.shards.readers
+import dataset.shards.scanning
 from dataset.records.schema import BrokenRecordError
-from dataset.shards.readers import Shards, find_shards
+from dataset.shards.finding import find_shards
+from dataset.shards.readers import Shards
 from utils.errors import UserError
 
 
@@ -51,7 +54,7 @@ def test_any_record_is_read_with_its_line(write_lines):
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 @pytest.mark.parametrize("last", [True, False])
 def test_line_ends_and_scan_borders_do_not_matter(tmp_path, monkeypatch, ending, last):
-    monkeypatch.setattr(dataset.shards.readers, "_SCAN_BYTES", 7)
+    monkeypatch.setattr(dataset.shards.scanning, "_SCAN_BYTES", 7)
     lines = [json.dumps({"n": "x" * n}) for n in range(12)]
     path = tmp_path / "a.jsonl"
     path.write_bytes((ending.join([*lines[:5], "", *lines[5:]]) + (ending if last else "")).encode())
@@ -116,30 +119,33 @@ def test_bad_lines_are_broken_records_with_their_place(write_lines):
     assert shards.read(2).values == {"a": 1}
 
 
-def test_the_index_is_cached_and_renewed_with_the_file(tmp_path, write_lines, index_folder, monkeypatch):
+def test_the_index_is_made_once_and_again_where_the_file_has_changed_which_is_told(write_lines, monkeypatch, caplog):
     file = write_lines("a.jsonl", [{"n": 0}, {"n": 1}])
     assert len(Shards([file])) == 2
     with monkeypatch.context() as patched:
-        patched.setattr(dataset.shards.readers, "_scan_lines", lambda path: pytest.fail("scanned again"))
+        patched.setattr(dataset.shards.index, "scan_shard", lambda *_: pytest.fail("scanned again"))
         assert Shards([file]).read(1).values == {"n": 1}
+    assert not caplog.records
     write_lines("a.jsonl", [{"n": 5}, {"n": 6}, {"n": 7}])
-    assert Shards([file]).read(2).values == {"n": 7}
-    assert [path.suffix for path in index_folder.iterdir()] == [".npy"], "no temporary file is left"
+    assert Shards([file], key="data.images.files").read(2).values == {"n": 7}
+    assert caplog.messages == [
+        f"data.images.files: 1 of 1 shards have changed since they were indexed ({file}); the index is made anew"
+    ]
 
 
 @pytest.mark.parametrize("damage", ["torn", "noise", "empty", "count"])
-def test_a_broken_cache_is_rebuilt(write_lines, index_folder, damage):
-    file = write_lines("a.jsonl", [{"n": 0}, {"n": 1}])
+@pytest.mark.parametrize("name", ["shards.npy", "starts.npy", "oddities.npy"])
+def test_a_broken_index_is_made_anew_which_is_told(write_lines, index_folder, name, damage, caplog):
+    file = write_lines("a.jsonl", [{"n": 0}, "", {"n": 1}])
     Shards([file])
-    (cache,) = index_folder.iterdir()
-    content = cache.read_bytes()
+    (folder,) = index_folder.glob("*.index")
+    content = (folder / name).read_bytes()
     if damage == "count":
-        flat = np.load(cache)
-        flat[3] = 10**6
-        np.save(cache, flat)
+        np.save(folder / name, np.concatenate([np.load(folder / name)] * 2))
     else:
-        cache.write_bytes({"torn": content[:-8], "noise": b"noise", "empty": b""}[damage])
-    assert Shards([file]).read(1).values == {"n": 1}
+        (folder / name).write_bytes({"torn": content[:-8], "noise": b"noise", "empty": b""}[damage])
+    assert Shards([file]).read(1).place == f"{file}:3"
+    assert f"files: the index {folder} is damaged; it is made anew" in caplog.text
 
 
 def test_without_a_writable_cache_the_index_stays_in_memory(tmp_path, write_lines, caplog):
@@ -158,8 +164,8 @@ def test_without_a_home_the_index_stays_in_memory(write_lines, monkeypatch, capl
     for variable in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    dataset.shards.readers._warn_not_cached.cache_clear()
-    assert dataset.shards.readers.default_index_folder() is None
+    dataset.shards.index._warn_not_cached.cache_clear()
+    assert dataset.shards.index.default_index_folder() is None
     shards = Shards([write_lines("a.jsonl", [{"n": 0}])])
     assert "the user has no home folder" in caplog.text
     assert pickle.loads(pickle.dumps(shards)).read(0).values == {"n": 0}
@@ -168,7 +174,7 @@ def test_without_a_home_the_index_stays_in_memory(write_lines, monkeypatch, capl
 def test_shards_survive_pickling(write_lines):
     shards = Shards([write_lines("a.jsonl", [{"n": n} for n in range(500)])])
     assert shards.read(0).values == {"n": 0}
-    assert len(pickle.dumps(shards)) < 2000, "the index itself is not copied"
+    assert len(pickle.dumps(shards)) < 3000, "the index itself is not copied"
     assert pickle.loads(pickle.dumps(shards)).read(7).values == {"n": 7}
 
 

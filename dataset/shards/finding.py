@@ -1,0 +1,78 @@
+"""The shard files that a config's entries name."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.files import expanded
+
+LINES_SUFFIXES = (".jsonl", ".json")
+TAR_SUFFIX = ".tar"
+COMPANION_SUFFIXES = (".parquet", ".csv", ".feather")
+"""Of the tables that img2dataset writes beside each tar."""
+_COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
+
+
+def find_shards(entries: Sequence[str], key: str) -> list[Path]:
+    """The shard files that ``entries`` name: files, glob patterns, or folders (their ``*.jsonl``, ``*.json`` and ``*.tar``).
+
+    The order is that of the entries, sorted inside a pattern or folder. Files with ``_SUCCESS`` in the name are skipped.
+
+    Raises:
+        UserError: in one line with the config ``key``: no entries, nothing there, no match, a compressed tar, a file twice.
+    """
+    if not entries:
+        raise UserError(f"{key} is empty; list at least one file, pattern or folder of *.jsonl, *.json or *.tar shards")
+    shards: list[Path] = []
+    for entry in entries:
+        shards.extend(path for path in _expand(entry, key) if "_SUCCESS" not in path.name)
+    if not shards:
+        raise UserError(f"{key}: {', '.join(entries)} holds no shards besides _SUCCESS files; check the path")
+    seen: set[Path] = set()
+    for path in shards:
+        if _COMPRESSED_TAR.search(path.name):
+            raise UserError(
+                f"{key}: {path} is a compressed tar, which cannot be read at an offset; unpack it to a plain .tar"
+            )
+        if path.suffix not in (*LINES_SUFFIXES, TAR_SUFFIX):
+            raise UserError(f"{key}: {path} is neither *.jsonl, *.json nor *.tar; rename it or take it off the list")
+        if path.resolve() in seen:
+            raise UserError(f"{key}: {path} is named twice; list each file once")
+        seen.add(path.resolve())
+    return shards
+
+
+def _expand(entry: str, key: str) -> list[Path]:
+    path = expanded(entry)
+    if path.is_dir():
+        known = (*LINES_SUFFIXES, TAR_SUFFIX)
+        found = _without_companions(p for p in path.iterdir() if p.suffix in known or _COMPRESSED_TAR.search(p.name))
+        if not found:
+            raise UserError(f"{key}: the folder {path} holds no *.jsonl, *.json or *.tar file; check the path")
+        return sorted(found)
+    if path.is_file():
+        return [path]
+    if any(sign in entry for sign in "*?["):
+        matches = (Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        found = sorted(_without_companions(matches))
+        if not found:
+            raise UserError(f"{key}: no file matches {entry}; check the pattern")
+        return found
+    raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})")
+
+
+def _without_companions(paths: Iterable[Path]) -> list[Path]:
+    """The paths without what img2dataset and open_clip write beside shards; named by themselves they would be taken."""
+    found = list(paths)
+    tars = {path.with_suffix("") for path in found if path.suffix == TAR_SUFFIX}
+    return [
+        path
+        for path in found
+        if not path.name.endswith("_stats.json")
+        and not (tars and path.name == "sizes.json")
+        and not (path.suffix in COMPANION_SUFFIXES and path.with_suffix("") in tars)
+    ]

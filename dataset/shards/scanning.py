@@ -1,0 +1,125 @@
+"""Where the records of one shard begin: what the index of a data set is made of.
+
+A shard is a file of JSON lines, or an uncompressed WebDataset-style tar (``a/000012.jpg`` beside ``a/000012.txt`` and/or
+``a/000012.json``), whose members are a record where their names differ only in what follows the first dot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from dataset.shards.finding import TAR_SUFFIX
+from dataset.shards.tars import BLOCK, group_of, next_member
+from utils.errors import UserError
+
+_COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_SCAN_BYTES = 1 << 24
+_FIRST_LINE = 1 << 20
+
+
+@dataclass(frozen=True)
+class ScannedShard:
+    """What was found in a shard.
+
+    Attributes:
+        starts: (n,) int64, the first byte of each record.
+        oddities: (m, 2) int64, ascending. Of lines, for each blank one how many records lie before it, and 0. Of a tar, for each
+            member that does not stand beside the others of its record, the record's number and the member's first byte.
+        whole: False for a tar without its end blocks.
+    """
+
+    starts: np.ndarray
+    oddities: np.ndarray
+    whole: bool = True
+
+    def records(self, size: int) -> Iterator[tuple[tuple[int, int], list[int]]]:
+        """For each record of a tar of ``size`` bytes its span, and where the members begin that stand apart from it."""
+        for row, (start, end) in enumerate(zip(self.starts.tolist(), [*self.starts[1:].tolist(), size], strict=True)):
+            yield (start, end), self.oddities[self.oddities[:, 0] == row, 1].tolist()
+
+
+def scan_shard(path: Path, key: str) -> ScannedShard:
+    """Where the records of a shard begin.
+
+    Raises:
+        UserError: with the config ``key``: it is compressed, one JSON array, no whole tar, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            if start.startswith(_COMPRESSED_STARTS):
+                raise UserError(f"{key}: {path} is compressed and cannot be read at an offset; decompress it first")
+            if path.suffix == TAR_SUFFIX:
+                return _scan_tar(file, path, key)
+        if start.lstrip()[:1] == b"[" and _is_one_array(path):
+            raise UserError(f"{key}: {path} is one JSON array; a shard has one JSON object on each line")
+        return _scan_lines(path)
+    except OSError as error:
+        raise UserError(f"{key}: {path}: {error.strerror or error}; check the file and its permissions") from None
+
+
+def _is_one_array(path: Path) -> bool:
+    """Whether a file that begins with a list is one, and not lines of which the first is a list: a broken record."""
+    with path.open("rb") as file:
+        line = file.readline(_FIRST_LINE)
+        try:
+            json.loads(line)
+        except (ValueError, RecursionError):
+            return True
+        return not file.readline().strip()
+
+
+def _scan_lines(path: Path) -> ScannedShard:
+    """The lines that are not blank."""
+    size = path.stat().st_size
+    if size == 0:
+        return ScannedShard(np.empty(0, np.int64), np.empty((0, 2), np.int64))
+    data = np.memmap(path, np.uint8, mode="r")
+    parts = [np.zeros(1, np.int64)]
+    for begin in range(0, size, _SCAN_BYTES):
+        parts.append(np.flatnonzero(data[begin : begin + _SCAN_BYTES] == ord("\n")) + (begin + 1))
+    starts = np.concatenate(parts)
+    if starts[-1] == size:
+        starts = starts[:-1]
+    # Only a line that starts with white space can be blank: look at few lines, not at all.
+    suspects = np.flatnonzero(np.isin(data[starts], np.frombuffer(b" \t\r\n", np.uint8)))
+    ends = np.append(starts[1:], size)
+    blank = [i for i in suspects.tolist() if not data[starts[i] : ends[i]].tobytes().strip()]
+    before_blank = np.array(blank, np.int64) - np.arange(len(blank))
+    return ScannedShard(np.delete(starts, blank), np.stack([before_blank, np.zeros_like(before_blank)], axis=1))
+
+
+def _scan_tar(file: BinaryIO, path: Path, key: str) -> ScannedShard:
+    numbers: dict[str, int] = {}
+    starts: list[int] = []
+    apart: list[tuple[int, int]] = []
+    at, last, size = 0, -1, os.fstat(file.fileno()).st_size
+    try:
+        while (member := next_member(file, at)) is not None:
+            at = member.end
+            if at > size:
+                raise tarfile.ReadError(f"{member.name} ends at byte {at:,}, the file at {size:,}")
+            if (group := group_of(member)) is None:
+                continue
+            number = numbers.setdefault(group, len(starts))
+            if number == len(starts):
+                starts.append(member.start)
+            elif number != last:
+                apart.append((number, member.start))
+            last = number
+        file.seek(at)
+        ending = file.read(BLOCK)
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{key}: {path} is not a whole tar file ({error}, after {len(starts)} records); copy or write it again"
+        ) from None
+    oddities = np.array(sorted(apart), np.int64).reshape(-1, 2)
+    return ScannedShard(np.array(starts, np.int64), oddities, whole=bool(ending))

@@ -1,0 +1,141 @@
+"""The index of many shards: made in parts by several processes, gone on with, kept where shards did not change."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import multiprocessing
+import random
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset.shards import index
+from dataset.shards.index import open_index
+from dataset.shards.readers import Shards
+from dataset.shards.tars import group_of, next_member
+
+
+@pytest.fixture
+def lines(tmp_path, monkeypatch) -> list[Path]:
+    """Nine shards of up to four records, and a blank line here and there; parts of two shards."""
+    monkeypatch.setattr(index, "PART", 2)
+    paths = []
+    for shard in range(9):
+        rows = [json.dumps({"id": f"{shard}-{row}"}) for row in range(shard % 5)]
+        paths.append(tmp_path / f"{shard}.jsonl")
+        paths[-1].write_text("\n\n".join(rows) + "\n")
+    return paths
+
+
+def ids(paths: list[Path], folder: Path) -> list[str]:
+    shards = Shards(list(map(str, paths)), index_folder=folder)
+    return [shards.read(number).values["id"] for number in range(len(shards))]
+
+
+def test_any_number_of_processes_makes_the_same_index(lines, tmp_path):
+    made = [open_index(lines, tmp_path / f"by{workers}", "files", workers) for workers in (1, 3)]
+    for name in ("shards.npy", "starts.npy", "oddities.npy"):
+        assert (made[0].folder / name).read_bytes() == (made[1].folder / name).read_bytes()
+    assert ids(lines, tmp_path / "by1") == [f"{shard}-{row}" for shard in range(9) for row in range(shard % 5)]
+    assert [path.suffix for path in sorted((tmp_path / "by1").iterdir())] == [".index", ".lock"], "no part is left"
+
+
+def test_an_index_has_eight_bytes_a_record(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}\n" * 10_000)
+    made = open_index([tmp_path / "a.jsonl"], tmp_path / "index", "files")
+    assert sum(file.stat().st_size for file in made.folder.iterdir()) < 8 * 10_000 + 1_000
+
+
+def test_an_interrupted_index_goes_on_with_its_parts(lines, tmp_path, monkeypatch):
+    scan, scanned = index.scan_shard, []
+
+    def scan_until_killed(path, key):
+        scanned.append(path.name)
+        if len(scanned) == 6:
+            raise KeyboardInterrupt
+        return scan(path, key)
+
+    monkeypatch.setattr(index, "scan_shard", scan_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        open_index(lines, tmp_path / "index", "files")
+    open_index(lines, tmp_path / "index", "files")
+    assert scanned[6:] == [f"{shard}.jsonl" for shard in range(4, 9)], "parts of whole shards are kept"
+    assert len(ids(lines, tmp_path / "index")) == 16
+
+
+def test_only_parts_whose_shards_changed_are_scanned_again(lines, tmp_path, monkeypatch, caplog):
+    open_index(lines, tmp_path / "index", "files")
+    scan, scanned = index.scan_shard, []
+    monkeypatch.setattr(index, "scan_shard", lambda path, key: scanned.append(path.name) or scan(path, key))
+    lines[3].write_text('{"id": "new"}\n')
+    found = ids(lines, tmp_path / "index")
+    assert scanned == ["2.jsonl", "3.jsonl"]
+    assert "new" in found and len(found) == 14
+    assert "1 of 9 shards have changed since they were indexed" in caplog.text
+    fresh = open_index(lines, tmp_path / "fresh", "files")
+    again = open_index(lines, tmp_path / "index", "files")
+    assert np.array_equal(fresh.starts, again.starts) and np.array_equal(fresh.oddities, again.oddities)
+
+
+def test_a_second_process_waits_for_the_index_of_the_first(lines, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(index, "_WAIT_S", 0.05)
+    scan, started = index.scan_shard, multiprocessing.get_context("fork").Event()
+
+    def slowly(path, key):
+        started.set()
+        time.sleep(0.1)
+        return scan(path, key)
+
+    monkeypatch.setattr(index, "scan_shard", slowly)
+    first = multiprocessing.get_context("fork").Process(target=open_index, args=(lines, tmp_path / "index", "files"))
+    first.start()
+    assert started.wait(30)
+    monkeypatch.setattr(index, "scan_shard", lambda *_: pytest.fail("scanned twice"))
+    assert len(open_index(lines, tmp_path / "index", "files").starts) == 16
+    first.join()
+    assert "files: another process makes the index; waiting for it" in caplog.text
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_those_that_tarfile_finds(form, tmp_path):
+    rng, path = random.Random(form), tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=form) as tar:
+        for number in range(60):
+            kind = rng.choice(["plain", "plain", "long", "deep", "folder", "link", "empty", "ünï"])
+            name = {"long": "n" * 99, "deep": f"{'d' * 120}/{number}", "ünï": f"ü{number}"}.get(kind, f"{number}.txt")
+            if kind == "long" and form != tarfile.USTAR_FORMAT:
+                name *= 2
+            info = tarfile.TarInfo(name)
+            if kind in ("folder", "link"):
+                info.type, info.linkname = (tarfile.DIRTYPE, "") if kind == "folder" else (tarfile.SYMTYPE, "0.txt")
+                tar.addfile(info)
+                continue
+            content = b"" if kind == "empty" else rng.randbytes(rng.randrange(1500))
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    with tarfile.open(path) as tar:
+        expected = [(m.name, m.offset, m.offset_data, m.size, m.isfile()) for m in tar.getmembers()]
+    found, at = [], 0
+    with path.open("rb") as file:
+        while (member := next_member(file, at)) is not None:
+            found.append((member.name, member.start, member.content, member.size, member.is_file))
+            at = member.end
+    assert found == expected
+
+
+def test_the_members_of_a_record_share_their_name_up_to_the_first_dot(tmp_path):
+    def group(name: str, kind: bytes = tarfile.REGTYPE) -> str | None:
+        info = tarfile.TarInfo(name)
+        info.type = kind
+        (tmp_path / "a").write_bytes(info.tobuf(tarfile.GNU_FORMAT))
+        with (tmp_path / "a").open("rb") as file:
+            return group_of(next_member(file, 0))
+
+    assert group("a/b.c.jpg") == group("a/b.txt") == "a/b" != group("c/b.txt")
+    assert group("a/.hidden") is None and group("a/b", tarfile.DIRTYPE) is None
