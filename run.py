@@ -29,6 +29,7 @@ COMMANDS = {
         "tools.doctor.command", "check files, data, weights, memory and one step before a run, in half a minute"
     ),
     "prepare": Command("tools.prepare.command", "records for pre-training from the official files of public data sets"),
+    "index-shards": Command("tools.index_shards", "where each record of a run's shards begins, by several processes"),
     "leaks": Command("tools.leaks", "images that training data share with held-out splits"),
     "tables": Command("tools.tables", "the cells of the paper's tables, and which of their files are here"),
     "reproduce": Command(
@@ -71,9 +72,9 @@ def main(argv: Sequence[str]) -> int:
 def lists() -> str:
     """The lists of commands and tasks for the help."""
     lines = ["commands (python run.py COMMAND --help):"]
-    lines += [f"  {name:12}{command.help}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:13}{command.help}" for name, command in COMMANDS.items()]
     lines += ["", "tasks (--task TASK):"]
-    lines += [f"  {name:12}{entry.help}" for name, entry in TASKS.items()]
+    lines += [f"  {name:13}{entry.help}" for name, entry in TASKS.items()]
     return "\n".join(lines) + "\n\n"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import glob
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,28 +34,36 @@ def find_shards(entries: Sequence[str], key: str) -> list[Path]:
         shards.extend(path for path in _expand(entry, key) if "_SUCCESS" not in path.name)
     if not shards:
         raise UserError(f"{key}: {', '.join(entries)} holds no shards besides _SUCCESS files; check the path")
-    seen: set[Path] = set()
-    for path in shards:
+    seen: set[str] = set()
+    for path, real in zip(shards, real_paths(shards), strict=True):
         if _COMPRESSED_TAR.search(path.name):
             raise UserError(
                 f"{key}: {path} is a compressed tar, which cannot be read at an offset; unpack it to a plain .tar"
             )
         if path.suffix not in (*LINES_SUFFIXES, TAR_SUFFIX):
             raise UserError(f"{key}: {path} is neither *.jsonl, *.json nor *.tar; rename it or take it off the list")
-        if path.resolve() in seen:
+        if real in seen:
             raise UserError(f"{key}: {path} is named twice; list each file once")
-        seen.add(path.resolve())
+        seen.add(real)
     return shards
+
+
+def real_paths(paths: Iterable[Path]) -> list[str]:
+    """The paths without links. Each folder is looked at once: there may be a hundred thousand files in it."""
+    folder = functools.cache(os.path.realpath)
+    joined = (os.path.join(folder(path.parent), path.name) for path in paths)
+    return [os.path.realpath(path) if os.path.islink(path) else path for path in joined]
 
 
 def _expand(entry: str, key: str) -> list[Path]:
     path = expanded(entry)
     if path.is_dir():
         known = (*LINES_SUFFIXES, TAR_SUFFIX)
-        found = _without_companions(p for p in path.iterdir() if p.suffix in known or _COMPRESSED_TAR.search(p.name))
+        wanted = (n for n in os.listdir(path) if os.path.splitext(n)[1] in known or _COMPRESSED_TAR.search(n))
+        found = _without_companions(path / name for name in sorted(wanted))
         if not found:
             raise UserError(f"{key}: the folder {path} holds no *.jsonl, *.json or *.tar file; check the path")
-        return sorted(found)
+        return found
     if path.is_file():
         return [path]
     if any(sign in entry for sign in "*?["):
@@ -68,11 +78,11 @@ def _expand(entry: str, key: str) -> list[Path]:
 def _without_companions(paths: Iterable[Path]) -> list[Path]:
     """The paths without what img2dataset and open_clip write beside shards; named by themselves they would be taken."""
     found = list(paths)
-    tars = {path.with_suffix("") for path in found if path.suffix == TAR_SUFFIX}
+    with_tars = any(path.suffix == TAR_SUFFIX for path in found)
     return [
         path
         for path in found
         if not path.name.endswith("_stats.json")
-        and not (tars and path.name == "sizes.json")
-        and not (path.suffix in COMPANION_SUFFIXES and path.with_suffix("") in tars)
+        and not (with_tars and path.name == "sizes.json")
+        and not (path.suffix in COMPANION_SUFFIXES and path.with_suffix(TAR_SUFFIX).exists())
     ]

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset.shards.finding import real_paths
 from dataset.shards.scanning import ScannedShard, scan_shard
 from utils.errors import UserError
 from utils.files import expanded
@@ -126,7 +127,7 @@ def open_index(paths: Sequence[Path], folder: Path | None, key: str, workers: in
         UserError: a shard cannot be read.
     """
     now = _states(paths, key)
-    name = hashlib.sha256("\n".join(_real(paths)).encode()).hexdigest()[:32]
+    name = name_of(paths)
     try:
         if folder is None:
             raise OSError("the user has no home folder")
@@ -195,10 +196,9 @@ def _states(paths: Sequence[Path], key: str) -> np.ndarray:
     return states
 
 
-def _real(paths: Sequence[Path]) -> Iterator[str]:
-    """The paths without links among their folders, each of which is looked at once."""
-    folder = functools.cache(os.path.realpath)
-    return (os.path.join(folder(path.parent), path.name) for path in paths)
+def name_of(paths: Sequence[Path]) -> str:
+    """The name of the index of shards, by their paths without links."""
+    return hashlib.sha256("\n".join(real_paths(paths)).encode()).hexdigest()[:32]
 
 
 def _make(folder: Path, paths: Sequence[Path], now: np.ndarray, key: str, workers: int) -> None:

@@ -1,0 +1,134 @@
+"""Many shards: ``python -m benchmarks.shards``. How fast tars are indexed, and what a run costs that reads 130,000 of them.
+
+The first part writes tars of small images with captions and JSON, and indexes them from the disk's cache, by one process and by two.
+The second makes as many empty files as the paper's largest set has shards, and an index for them as large as that of its records
+(sparse: it takes no room on disk), and opens it in a process of its own: seconds, anonymous memory beyond the imports, open files;
+and how many random positions a second become records' places.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import re
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.shards import index
+from dataset.shards.readers import Shards
+from dataset.shards.samplers import RandomOrder
+
+SHARDS, RECORDS = 130_000, 1_300_000_000
+TARS, PER_TAR, IMAGE_BYTES = 8, 10_000, 2_000
+POSITIONS = 100_000
+
+
+def write_tars(folder: Path, tars: int, per_tar: int) -> list[Path]:
+    """Tars as img2dataset writes them: an image, a caption and JSON for each record."""
+    content = os.urandom(IMAGE_BYTES)
+    paths = []
+    for shard in range(tars):
+        paths.append(folder / f"{shard:05d}.tar")
+        with tarfile.open(paths[-1], "w") as tar:
+            for row in range(per_tar):
+                name = f"{shard:05d}{row:04d}"
+                entries = {"jpg": content, "txt": b"a photo of a dog", "json": json.dumps({"key": name}).encode()}
+                for suffix, data in entries.items():
+                    info = tarfile.TarInfo(f"{name}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return paths
+
+
+def index_rate(paths: Sequence[Path], folder: Path, workers: int, rounds: int) -> float:
+    """Records a second, the median of several rounds."""
+    rates = []
+    for round_ in range(rounds):
+        started = time.perf_counter()
+        made = index.open_index(paths, folder / f"{workers}-{round_}", "files", workers)
+        rates.append(sum(made.sizes) / (time.perf_counter() - started))
+    return statistics.median(rates)
+
+
+def write_large(folder: Path, shards: int, records: int) -> list[str]:
+    """Empty shards, and an index that says they have ``records`` records; returns the entries of a config."""
+    (folder / "data").mkdir()
+    for shard in range(shards):
+        (folder / "data" / f"{shard:06d}.tar").touch()
+    paths = sorted((folder / "data").iterdir())
+    states = index._states(paths, "files")
+    each = np.full((shards, 1), records // shards, np.int64)
+    table = np.concatenate([states, each, np.zeros((shards, 1), np.int64), np.ones((shards, 1), np.int64)], axis=1)
+    made = folder / "index" / f"{index.name_of(paths)}.index"
+    made.mkdir(parents=True)
+    np.save(made / "shards.npy", table)
+    np.save(made / "oddities.npy", np.empty((0, 2), np.int64))
+    np.lib.format.open_memmap(made / "starts.npy", "w+", np.dtype(np.int64), (int(each.sum()),)).flush()
+    return [str(folder / "data")]
+
+
+def anonymous_mib() -> float:
+    """Anonymous memory of this process."""
+    text = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
+    found = re.search(r"^Anonymous:\s+(\d+) kB", text, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def open_large(files: list[str], folder: Path) -> dict[str, float]:
+    """What opening the large set costs in this process."""
+    before, descriptors = anonymous_mib(), len(os.listdir("/proc/self/fd"))
+    started = time.perf_counter()
+    shards = Shards(files, index_folder=folder / "index")
+    opened = time.perf_counter() - started
+    order = RandomOrder(len(shards), 1024, seed=0, stream="images")
+    started = time.perf_counter()
+    for batch in range(POSITIONS // 1024):
+        for _, number in order.batch(batch):
+            shards.index.span(*shards._locate(number))
+    rate = POSITIONS // 1024 * 1024 / (time.perf_counter() - started)
+    memory, files_open = anonymous_mib() - before, len(os.listdir("/proc/self/fd")) - descriptors
+    return {"seconds to open": opened, "MiB anonymous": memory, "descriptors": files_open, "positions/s": rate}
+
+
+def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure both parts, and print a line for each number."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tars", type=int, default=TARS)
+    parser.add_argument("--per-tar", type=int, default=PER_TAR)
+    parser.add_argument("--shards", type=int, default=SHARDS)
+    parser.add_argument("--records", type=int, default=RECORDS)
+    parser.add_argument("--rounds", type=int, default=3)
+    flags = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "tars").mkdir()
+        index.PART = 1
+        paths = write_tars(folder / "tars", flags.tars, flags.per_tar)
+        for workers in (1, 2):
+            rate = index_rate(paths, folder / "made", workers, flags.rounds)
+            sys.stdout.write(f"indexed by {workers}: {rate:,.0f} records/s\n")
+        files = write_large(folder, flags.shards, flags.records)
+        for what, value in in_a_process(open_large, files, folder).items():
+            sys.stdout.write(f"{flags.shards:,} shards, {flags.records:,} records: {value:,.1f} {what}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""``run.py index-shards``: the indexes of a config's streams are made where its run looks for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from dataset.shards import index
+from run import main
+from tasks.pretrain import TASK
+from utils.config import load_config
+
+DEMO = "configs/demo/pretrain.yaml"
+
+
+def test_the_lists_of_a_config_are_indexed_where_its_run_looks_for_them(tiny_overrides, tmp_path, monkeypatch, capsys):
+    overrides = [each for each in tiny_overrides if not each.startswith("data.cache_index")]
+    overrides.append(f"data.cache_index={tmp_path / 'index'}")
+    assert main(["index-shards", "--config", DEMO, "--workers", "2", *overrides]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed] == ["data.images.files", "data.regions.files", "evaluation.files"]
+    assert "40 records in 1 shards" in printed[0] and str(tmp_path / "index") in printed[0]
+    monkeypatch.setattr(index, "scan_shard", lambda *_: pytest.fail("scanned again"))
+    TASK.task.build(load_config(DEMO, overrides, TASK.config))
+
+
+def test_one_list_is_indexed_in_a_folder(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text("{}\n{}\n")
+    assert main(["index-shards", str(tmp_path), "--index", str(tmp_path / "index")]) == 0
+    assert capsys.readouterr().out.startswith(f"FILES: 2 records in 1 shards; {tmp_path / 'index'}/")
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "give --config FILE, or one list of files"),
+        (["--config", DEMO, "data"], "give --config FILE, or one list of files"),
+        (["nowhere"], "FILES: nowhere does not exist"),
+        (["--config", "configs/demo/nlvr.yaml"], "--config configs/demo/nlvr.yaml: names no shards"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(argv, told, capsys):
+    try:
+        status = main(["index-shards", *argv])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2 and told in capsys.readouterr().err
