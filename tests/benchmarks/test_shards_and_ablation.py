@@ -1,0 +1,51 @@
+"""The benchmark of many shards, and the ablation's variants."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import ablation, shards
+
+
+def test_many_shards_are_indexed_and_opened(monkeypatch, capsys):
+    monkeypatch.setattr(shards, "in_a_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(shards, "POSITIONS", 2048)
+    shards.main(["--tars", "2", "--per-tar", "5", "--shards", "30", "--records", "3000", "--rounds", "1"])
+    printed = capsys.readouterr().out
+    assert "indexed by 1: " in printed and "indexed by 2: " in printed
+    for what in ("seconds to open", "MiB anonymous", "1.0 descriptors", "positions/s"):
+        assert what in printed
+
+
+def test_variants_leave_out_one_part_each(tmp_path, monkeypatch):
+    scenes = tmp_path / "scenes"
+    scenes.mkdir()
+    box = {"bb": [0, 0, 1, 1], "caption": ["a star", "the star left of the circle"]}
+    records = [{"image": "a.png", "elems": [box]}, {"image": "b.png", "elems": [{**box, "caption": ["a circle"]}]}]
+    (scenes / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    monkeypatch.setattr(ablation, "SCENES", scenes)
+    variants = ablation.variants(tmp_path)
+    kept = {
+        name: [
+            [each["caption"] for each in json.loads(line)["elems"]]
+            for line in (tmp_path / f"{name}_descriptions.jsonl").read_text().splitlines()
+        ]
+        for name in ("object", "region")
+    }
+    assert kept == {"object": [[["a star"]], [["a circle"]]], "region": [[["the star left of the circle"]]]}
+    assert variants["without region descriptions"][0] == f"data.regions.files=[{tmp_path}/object_descriptions.jsonl]"
+    assert variants["without object descriptions"][0] == f"data.regions.files=[{tmp_path}/region_descriptions.jsonl]"
+    assert variants["images and captions alone"] == ["data.regions=null"]
+
+
+@pytest.mark.parametrize("seeds", ["0", "0,1"])
+def test_the_ablation_is_a_sweep_of_named_variants(seeds, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ablation, "variants", lambda folder: {"all": [], "without box losses": ["loss.l1=0"]})
+    monkeypatch.setattr(ablation.sweep, "main", lambda argv: asked.append(argv) or 0)
+    assert ablation.main(["--seeds", seeds, "--output", str(tmp_path)]) == 0
+    (argv,) = asked
+    assert argv[argv.index("--variant") + 1] == "all: " and "without box losses: loss.l1=0" in argv
+    assert argv[argv.index("--seeds") + 1] == seeds and argv[-1] == "train.steps=300"
