@@ -1,0 +1,183 @@
+"""The predictions of a run: failures first, drawn where the held-out data are at hand, else as text."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any
+
+from dataset.records.schema import BrokenRecordError
+from tasks.drawing import Line, Panel
+from tools.report.held_out import HeldOutSplit, read_split
+from tools.report.judging import Judged, chosen, judged, lines_of
+from tools.report.pictures import Room, card, sheet
+from tools.report.runs import Run, read_json
+from utils.errors import UserError
+
+MOST_SPLITS = 6
+"""Splits of a run whose predictions are shown, at most."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SplitPredictions:
+    """The predictions of a run's split, judged. ``held_out``: None where the data cannot be read, ``why`` then says why."""
+
+    split: str
+    predictions: Sequence[Mapping[str, Any]]
+    judged: list[Judged]
+    held_out: HeldOutSplit | None
+    why: str = ""
+
+
+def read_predictions(run: Run) -> list[SplitPredictions]:
+    """The predictions of each split; remarks of the run tell of files that cannot be read."""
+    found = []
+    paths = run.predictions()
+    for split, path in list(paths.items())[:MOST_SPLITS]:
+        values = read_json(path, run.remarks)
+        if values is None:
+            continue
+        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+            run.remarks.append(f"{path}: holds no list of predictions")
+            continue
+        found.append(_read(run, split, values))
+    if len(paths) > MOST_SPLITS:
+        run.remarks.append(f"predictions of the first {MOST_SPLITS} of {len(paths)} splits are shown")
+    return found
+
+
+def _read(run: Run, split: str, predictions: list[dict[str, Any]]) -> SplitPredictions:
+    held_out, why = None, ""
+    try:
+        held_out = read_split(run, split, predictions)
+    except (UserError, OSError) as error:
+        why = str(error).splitlines()[0]
+    except Exception as error:  # data of any kind; the page has the rest of the run
+        logger.warning("%s: the held-out data of %s cannot be read", run.folder, split, exc_info=True)
+        why = f"{type(error).__name__}: {error}"
+    try:
+        examples = judged(predictions, None if held_out is None else held_out.items, run.task)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        run.remarks.append(
+            f"predictions of {split}: not in the form of task {run.task} ({type(error).__name__}: {error})"
+        )
+        return SplitPredictions(split, predictions, [Judged(n, "", "") for n in range(len(predictions))], None, why)
+    return SplitPredictions(split, predictions, examples, held_out, why)
+
+
+def section(run: Run, splits: Sequence[SplitPredictions], count: int, room: Room) -> str:
+    """The predictions of a run, at most ``count`` of each split."""
+    if not count:
+        return '<p class="faint">Left out by --examples 0.</p>'
+    if not splits:
+        return (
+            _sheets(run, room) or '<p class="faint">The run has no predictions: they are written by its evaluation.</p>'
+        )
+    parts = []
+    for split in splits:
+        parts.append(f"<h3>{escape(split.split)}</h3><p>{escape(_summary(split, count))}</p>")
+        if split.why:
+            parts.append(
+                f'<p class="remark">Shown as text, since the held-out data cannot be read: {escape(split.why)}</p>'
+            )
+        parts.append(_cards(split, count, room.share(len(splits))))
+    if any(split.why for split in splits):
+        parts.append(_sheets(run, room))
+    return "".join(parts)
+
+
+def _cards(split: SplitPredictions, count: int, room: Room) -> str:
+    cards, broken, images = [], Counter[str](), 1
+    for example in chosen(split.judged, count):
+        prediction = split.predictions[example.number]
+        panel = _panel(split, example, prediction, broken)
+        if example.right is None and example.score is not None:
+            panel = replace(panel, lines=(*panel.lines, Line(f"CIDEr {100 * example.score:.1f}", faint=True)))
+        cards.append(card(panel, example.number, example.right, room))
+        images = max(images, len(panel.pictures))
+    notes = [f"{times} cannot be drawn: {reason}" for reason, times in broken.most_common(3)]
+    notes += [f"{room.left_out} images are left out: the page is bounded in size"] if room.left_out else []
+    remark = f'<p class="remark">{escape("; ".join(notes))}</p>' if notes else ""
+    legend = f'<p class="faint">{escape(split.held_out.legend)}</p>' if split.held_out is not None and cards else ""
+    kind = " wide" if images > 2 else " two" if images == 2 else ""
+    return f'{legend}{remark}<div class="cards{kind}">{"".join(cards)}</div>'
+
+
+def _panel(split: SplitPredictions, example: Judged, prediction: Mapping[str, Any], broken: Counter[str]) -> Panel:
+    if split.held_out is not None:
+        try:
+            if panel := split.held_out.draw(example.number, prediction):
+                return panel
+        except BrokenRecordError as error:
+            broken[str(error)] += 1
+        except Exception as error:  # an image is not worth the page
+            logger.warning("example %d of %s cannot be drawn", example.number, split.split, exc_info=True)
+            broken[f"{type(error).__name__}: {error}"] += 1
+    return Panel((), lines_of(prediction))
+
+
+def _summary(split: SplitPredictions, count: int) -> str:
+    """How many are right, and which are shown."""
+    total, shown = len(split.judged), min(count, len(split.judged))
+    right = sum(example.right is True for example in split.judged)
+    if any(example.right is not None for example in split.judged):
+        return (
+            f"{right:,} of {total:,} right. {shown} are shown: failures first, the worst at the top, then right ones."
+        )
+    if any(example.score is not None for example in split.judged):
+        return f"{shown} of {total:,} are shown: the lowest CIDEr first, then some of the highest."
+    return f"{shown} of {total:,} are shown, from all over the split: the file does not say which are right."
+
+
+def _sheets(run: Run, room: Room) -> str:
+    """The sheets that the run drew itself, folded."""
+    parts = [
+        f"<h4>{escape(path.name)}</h4>{sheet(path, room)}" for path in sorted(run.folder.glob("predictions*.png"))[:3]
+    ]
+    if not parts:
+        return ""
+    return f"<details><summary>The run's own sheets of examples</summary>{''.join(parts)}</details>"
+
+
+def agreement(runs: Sequence[Run], predictions: Sequence[Sequence[SplitPredictions]], count: int = 12) -> str:
+    """Of several runs that judge the same examples: how many each has right, and examples on which they differ."""
+    parts = []
+    for split in dict.fromkeys(split.split for splits in predictions for split in splits):
+        by_run = [
+            (run, found)
+            for run, splits in zip(runs, predictions, strict=True)
+            for found in splits
+            if found.split == split and all(example.right is not None for example in found.judged)
+        ]
+        # Only examples that are the same in all runs are compared.
+        if len(by_run) > 1 and len({tuple(example.subject for example in found.judged) for _, found in by_run}) == 1:
+            parts.append(_compared(split, by_run, count))
+    return "".join(parts)
+
+
+def _compared(split: str, by_run: Sequence[tuple[Run, SplitPredictions]], count: int) -> str:
+    rows = list(zip(*(found.judged for _, found in by_run), strict=True))
+    right = [sum(bool(example.right) for example in row) for row in rows]
+    every, none = sum(number == len(by_run) for number in right), right.count(0)
+    differ = [row for row, number in zip(rows, right, strict=True) if 0 < number < len(by_run)]
+    text = f"{every:,} of {len(rows):,} examples are right in all runs, {none:,} in none, {len(differ):,} in some."
+    step = max(1, len(differ) // max(1, count))
+    head = "".join(f"<th>{escape(run.name)}</th>" for run, _ in by_run)
+    lines = []
+    for row in differ[::step][:count]:
+        cells = "".join(
+            f'<td><b class="{"yes" if example.right else "no"}">{"✓" if example.right else "✗"}</b> {escape(example.answer)}</td>'
+            for example in row
+        )
+        lines.append(f"<tr><th>{row[0].number} · {escape(row[0].subject)}</th>{cells}</tr>")
+    table = (
+        f'<div class="scroll"><table class="left"><tr class="head"><th></th>{head}</tr>{"".join(lines)}</table></div>'
+        if lines
+        else ""
+    )
+    return f"<h3>{escape(split)}</h3><p>{text}</p>{table}"
