@@ -68,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
     write_text(output, page)
     for run in runs:
         state, _ = run.state
-        remarks = f"; {len(run.remarks)} remarks, see the page" if run.remarks else ""
+        count = len(run.remarks)
+        remarks = f"; {count} remark{'s' if count > 1 else ''}, see the page" if count else ""
         sys.stdout.write(f"{run.name}: {state}{remarks}\n")
     sys.stdout.write(f"{output}: {len(page.encode()) / 1e6:.1f} MB\n")
     return 0

@@ -12,7 +12,7 @@ from typing import Any
 from dataset.records.schema import BrokenRecordError
 from tasks.drawing import Line, Panel
 from tools.report.held_out import HeldOutSplit, read_split
-from tools.report.judging import Judged, chosen, judged, lines_of
+from tools.report.judging import MALFORMED, Judged, chosen, judged, lines_of
 from tools.report.pictures import Room, card, sheet
 from tools.report.runs import Run, read_json
 from utils.errors import UserError
@@ -62,7 +62,7 @@ def _read(run: Run, split: str, predictions: list[dict[str, Any]]) -> SplitPredi
         why = f"{type(error).__name__}: {error}"
     try:
         examples = judged(predictions, None if held_out is None else held_out.items, run.task)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         run.remarks.append(
             f"predictions of {split}: not in the form of task {run.task} ({type(error).__name__}: {error})"
         )
@@ -79,13 +79,15 @@ def section(run: Run, splits: Sequence[SplitPredictions], count: int, room: Room
             _sheets(run, room) or '<p class="faint">The run has no predictions: they are written by its evaluation.</p>'
         )
     parts = []
-    for split in splits:
+    for number, split in enumerate(splits):
         parts.append(f"<h3>{escape(split.split)}</h3><p>{escape(_summary(split, count))}</p>")
         if split.why:
             parts.append(
                 f'<p class="remark">Shown as text, since the held-out data cannot be read: {escape(split.why)}</p>'
             )
-        parts.append(_cards(split, count, room.share(len(splits))))
+        share = room.share(len(splits) - number)
+        parts.append(_cards(split, count, share))
+        room.give_back(share)
     if any(split.why for split in splits):
         parts.append(_sheets(run, room))
     return "".join(parts)

@@ -15,6 +15,8 @@ Prediction = Mapping[str, Any]
 
 FAILURES = 0.75
 """Share of the examples shown that are failures, where there are enough; right ones follow."""
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
+"""What is raised for a prediction that is in no known form."""
 LONGEST = 200
 """Characters of a value that is shown of an unknown form."""
 
@@ -74,10 +76,13 @@ def chosen(examples: Sequence[Judged], count: int) -> list[Judged]:
 
 def lines_of(prediction: Prediction) -> tuple[Line, ...]:
     """A prediction as text, where it cannot be drawn."""
-    lines = next((lines(prediction) for known, lines, _ in _FORMS if known(prediction)), None)
-    if lines is None:
-        lines = [Line(f"{key}: {_short(value)}") for key, value in prediction.items()]
-    return tuple(lines)
+    for known, lines, _ in _FORMS:
+        if known(prediction):
+            try:
+                return tuple(lines(prediction))
+            except MALFORMED:
+                break
+    return tuple(Line(f"{key}: {_short(value)}") for key, value in prediction.items())
 
 
 def _judge(number: int, prediction: Prediction) -> Judged:

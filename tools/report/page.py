@@ -11,7 +11,6 @@ from tools.report.examples import SplitPredictions, agreement, read_predictions,
 from tools.report.log_facts import LogFacts
 from tools.report.pictures import Room
 from tools.report.runs import Run
-from tools.report.series import Metrics
 from tools.report.style import STYLE
 from utils.version import VERSION
 
@@ -71,6 +70,7 @@ def _folded(runs: Sequence[Run], predictions: Sequence[Sequence[SplitPredictions
     for number, (run, found) in enumerate(zip(runs, predictions, strict=True)):
         share = room.share(len(runs) - number)
         sections = "".join(f"<h3>{escape(title)}</h3>{text}" for title, text in _sections(run, found, count, share))
+        room.give_back(share)
         parts.append(
             f'<details class="run"><summary><span class="key"><i class="c{number % 8}"></i></span>{escape(run.name)}</summary>'
             f"{_head(run)}{sections}</details>"
@@ -123,7 +123,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "version", escape(_version(run))
     yield "date", escape(", ".join(filter(None, [time, trained])))
     yield "resumed", escape(f"{run.log.resumed} times" if run.log.resumed else "")
-    for remark in [*run.remarks, *_damage("metrics.jsonl", run.metrics), *_damage("validation.jsonl", run.validation)]:
+    for remark in run.remarks:
         yield "remark", f'<span class="remark">{escape(remark)}</span>'
 
 
@@ -137,15 +137,6 @@ def _version(run: Run) -> str:
 def _state(run: Run) -> str:
     text, well = run.state
     return f'<b class="{"yes" if well else "no"}">{escape(text)}</b>'
-
-
-def _damage(file: str, metrics: Metrics) -> list[str]:
-    """A remark on the lines of a file that hold no metrics."""
-    if not metrics.damaged_count:
-        return []
-    numbers = ", ".join(map(str, metrics.damaged)) + (", …" if metrics.damaged_count > len(metrics.damaged) else "")
-    words = "lines hold no metrics and are" if metrics.damaged_count > 1 else "line holds no metrics and is"
-    return [f"{file}: {metrics.damaged_count:,} {words} left out ({numbers})"]
 
 
 def _records(run: Run) -> str:

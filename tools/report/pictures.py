@@ -47,6 +47,10 @@ class Room:
         self.left -= part.left
         return part
 
+    def give_back(self, part: Room) -> None:
+        """Take back what a part did not use."""
+        self.left, self.left_out = self.left + part.left, self.left_out + part.left_out
+
 
 def card(panel: Panel, number: int, right: bool | None, room: Room) -> str:
     """An example: texts above its images, the images side by side, texts below."""

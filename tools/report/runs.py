@@ -117,14 +117,16 @@ def read_run(folder: Path, name: str) -> Run:
         config = read_yaml(folder / FILES[0])
     except ConfigError as error:
         remarks.append(str(error))
+    metrics, validation = read_metrics(folder / "metrics.jsonl"), read_metrics(folder / "validation.jsonl")
+    remarks += [*_damage("metrics.jsonl", metrics), *_damage("validation.jsonl", validation)]
     evaluation = read_json(folder / "evaluation.json", remarks)
     made_by = read_json(folder / "made_by.json", remarks)
     return Run(
         folder,
         name,
         config,
-        read_metrics(folder / "metrics.jsonl"),
-        read_metrics(folder / "validation.jsonl"),
+        metrics,
+        validation,
         read_log(folder / "log.txt"),
         _evaluation_of(evaluation, folder, remarks),
         made_by if isinstance(made_by, dict) else {},
@@ -162,6 +164,15 @@ def _evaluation_of(values: Any, folder: Path, remarks: list[str]) -> dict[str, d
 
 def _evaluates(config: dict[str, Any] | None) -> bool:
     return bool((config or {}).get("evaluation"))
+
+
+def _damage(file: str, metrics: Metrics) -> list[str]:
+    """A remark on the lines of a file that hold no metrics."""
+    if not metrics.damaged_count:
+        return []
+    numbers = ", ".join(map(str, metrics.damaged)) + (", …" if metrics.damaged_count > len(metrics.damaged) else "")
+    words = "lines hold no metrics and are" if metrics.damaged_count > 1 else "line holds no metrics and is"
+    return [f"{file}: {metrics.damaged_count:,} {words} left out ({numbers})"]
 
 
 def _names(places: Sequence[str]) -> list[str]:

@@ -30,6 +30,14 @@ class Bucket:
     total: float
     count: int
 
+    def add(self, point: Point) -> None:
+        step, value = point
+        if value < self.low[1]:
+            self.low = point
+        elif value > self.high[1]:
+            self.high = point
+        self.steps, self.total, self.count = self.steps + step, self.total + value, self.count + 1
+
     def merge(self, other: Bucket) -> None:
         self.low, self.high = min(self.low, other.low, key=_value), max(self.high, other.high, key=_value)
         self.steps, self.total, self.count = (
@@ -45,11 +53,13 @@ class Bucket:
 
 
 class Series:
-    """One value over the steps. ``last``: its last finite point; ``not_finite``: how many values were NaN or infinite."""
+    """One value over the steps. ``first``, ``last``: its first and last finite points; ``not_finite``: how many values were NaN
+    or infinite."""
 
     def __init__(self) -> None:
         self.buckets: list[Bucket] = []
         self.not_finite = 0
+        self.first: Point | None = None
         self.last: Point | None = None
         self._width = 1
 
@@ -57,14 +67,14 @@ class Series:
         if not math.isfinite(value):
             self.not_finite += 1
             return
-        self.last = (step, value)
-        bucket = Bucket(self.last, self.last, step, value, 1)
+        point = self.last = (step, value)
         if self.buckets and self.buckets[-1].count < self._width:
-            self.buckets[-1].merge(bucket)
+            self.buckets[-1].add(point)
             return
         if len(self.buckets) >= CAPACITY:
             self._halve()
-        self.buckets.append(bucket)
+        self.first = self.first or point
+        self.buckets.append(Bucket(point, point, step, value, 1))
 
     def _halve(self) -> None:
         for left, right in zip(self.buckets[::2], self.buckets[1::2], strict=True):
@@ -72,9 +82,13 @@ class Series:
         self.buckets, self._width = self.buckets[::2], 2 * self._width
 
     def points(self) -> list[Point]:
-        """The least and the greatest point of each bucket, in the order of their steps."""
-        pairs = (sorted({bucket.low, bucket.high}) for bucket in self.buckets)
-        return [point for pair in pairs for point in pair]
+        """The least and the greatest point of each bucket, in the order of their steps; and the first and the last one of all."""
+        points = [point for bucket in self.buckets for point in sorted({bucket.low, bucket.high})]
+        if self.first is not None and self.first != points[0]:
+            points.insert(0, self.first)
+        if self.last is not None and self.last != points[-1]:
+            points.append(self.last)
+        return points
 
     def smoothed(self, share: float = 0.05) -> list[Point]:
         """Means over a window of ``share`` of the run, one for each bucket; empty for a window of fewer than three buckets."""
