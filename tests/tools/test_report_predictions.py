@@ -145,6 +145,11 @@ def test_the_same_examples_are_compared_over_runs(make, tmp_path):
     assert "1 of 7 examples are right in all runs, 4 in none, 2 in some" in text
     section = text.split("The same examples</h2>")[1].split("<h2")[0]
     assert [row.split(" · ")[0] for row in rows_with(section, " · ")] == ["0", "2"]
+    assert [row.rsplit("· ")[1].split(" ", 4)[-1] for row in rows_with(section, " · ")] == [
+        "✓ IoU 1.00 ✗ IoU 0.00",
+        "✗ IoU 0.02 ✓ IoU 1.00",
+    ]
+    assert section.count("<img") == 4  # each run's boxes beside its answer
     other = report(tmp_path, make("c", predictions=boxes(6)), make("d", predictions=boxes(7)))
     assert "The same examples" not in other
 

@@ -152,7 +152,7 @@ def _best(run: Run) -> tuple[float, str] | None:
 
 def _unit_of(runs: Sequence[Run], name: str) -> tuple[float, str]:
     """By what the values of a metric are multiplied when they are shown, and the unit after them: ``evaluation.json`` tells."""
-    units = {metrics[name].get("unit") for run in runs for metrics in run.evaluation.values() if name in metrics}
+    units = {str(metrics[name].get("unit")) for run in runs for metrics in run.evaluation.values() if name in metrics}
     return (100.0, " %") if "share" in units else (100.0, "") if "score" in units else (1.0, "")
 
 

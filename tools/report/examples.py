@@ -97,7 +97,7 @@ def _cards(split: SplitPredictions, count: int, room: Room) -> str:
     cards, broken, images = [], Counter[str](), 1
     for example in chosen(split.judged, count):
         prediction = split.predictions[example.number]
-        panel = _panel(split, example, prediction, broken)
+        panel = panel_of(split, example, prediction, broken)
         if example.right is None and example.score is not None:
             panel = replace(panel, lines=(*panel.lines, Line(f"CIDEr {100 * example.score:.1f}", faint=True)))
         cards.append(card(panel, example.number, example.right, room))
@@ -110,7 +110,8 @@ def _cards(split: SplitPredictions, count: int, room: Room) -> str:
     return f'{legend}{remark}<div class="cards{kind}">{"".join(cards)}</div>'
 
 
-def _panel(split: SplitPredictions, example: Judged, prediction: Mapping[str, Any], broken: Counter[str]) -> Panel:
+def panel_of(split: SplitPredictions, example: Judged, prediction: Mapping[str, Any], broken: Counter[str]) -> Panel:
+    """The panel of a prediction; of text alone where it cannot be drawn, which ``broken`` counts by reason."""
     if split.held_out is not None:
         try:
             if panel := split.held_out.draw(example.number, prediction):
@@ -144,42 +145,3 @@ def _sheets(run: Run, room: Room) -> str:
     if not parts:
         return ""
     return f"<details><summary>The run's own sheets of examples</summary>{''.join(parts)}</details>"
-
-
-def agreement(runs: Sequence[Run], predictions: Sequence[Sequence[SplitPredictions]], count: int = 12) -> str:
-    """Of several runs that judge the same examples: how many each has right, and examples on which they differ."""
-    parts = []
-    for split in dict.fromkeys(split.split for splits in predictions for split in splits):
-        by_run = [
-            (run, found)
-            for run, splits in zip(runs, predictions, strict=True)
-            for found in splits
-            if found.split == split and all(example.right is not None for example in found.judged)
-        ]
-        # Only examples that are the same in all runs are compared.
-        if len(by_run) > 1 and len({tuple(example.subject for example in found.judged) for _, found in by_run}) == 1:
-            parts.append(_compared(split, by_run, count))
-    return "".join(parts)
-
-
-def _compared(split: str, by_run: Sequence[tuple[Run, SplitPredictions]], count: int) -> str:
-    rows = list(zip(*(found.judged for _, found in by_run), strict=True))
-    right = [sum(bool(example.right) for example in row) for row in rows]
-    every, none = sum(number == len(by_run) for number in right), right.count(0)
-    differ = [row for row, number in zip(rows, right, strict=True) if 0 < number < len(by_run)]
-    text = f"{every:,} of {len(rows):,} examples are right in all runs, {none:,} in none, {len(differ):,} in some."
-    step = max(1, len(differ) // max(1, count))
-    head = "".join(f"<th>{escape(run.name)}</th>" for run, _ in by_run)
-    lines = []
-    for row in differ[::step][:count]:
-        cells = "".join(
-            f'<td><b class="{"yes" if example.right else "no"}">{"✓" if example.right else "✗"}</b> {escape(example.answer)}</td>'
-            for example in row
-        )
-        lines.append(f"<tr><th>{row[0].number} · {escape(row[0].subject)}</th>{cells}</tr>")
-    table = (
-        f'<div class="scroll"><table class="left"><tr class="head"><th></th>{head}</tr>{"".join(lines)}</table></div>'
-        if lines
-        else ""
-    )
-    return f"<h3>{escape(split)}</h3><p>{text}</p>{table}"

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
 from tools.report import curves, metrics_table
+from tools.report.agreement import agreement
 from tools.report.configs import config_of, differences
-from tools.report.examples import SplitPredictions, agreement, read_predictions, section
+from tools.report.examples import SplitPredictions, read_predictions, section
 from tools.report.log_facts import LogFacts
 from tools.report.pictures import Room
 from tools.report.runs import Run
@@ -34,7 +35,7 @@ def page_of(runs: Sequence[Run], count: int, room: Room | None = None) -> str:
     else:
         title = f"{len(runs)} runs"
         head = f"<h1>{title}</h1>{_heads(runs)}"
-        sections = [*_comparison(runs, predictions), ("Each run", _folded(runs, predictions, count, room))]
+        sections = [*_comparison(runs, predictions, room), ("Each run", _folded(runs, predictions, count, room))]
     links = "".join(f'<a href="#s{number}">{escape(name)}</a>' for number, (name, _) in enumerate(sections))
     body = "".join(f'<h2 id="s{number}">{escape(name)}</h2>{text}' for number, (name, text) in enumerate(sections))
     return (
@@ -55,13 +56,17 @@ def _sections(run: Run, predictions: Sequence[SplitPredictions], count: int, roo
     yield "Config", config_of(run)
 
 
-def _comparison(runs: Sequence[Run], predictions: Sequence[Sequence[SplitPredictions]]) -> Iterator[Section]:
+def _comparison(
+    runs: Sequence[Run], predictions: Sequence[Sequence[SplitPredictions]], room: Room
+) -> Iterator[Section]:
     yield "Metrics", metrics_table.comparison(runs)
     yield "Differences of config", differences(runs)
     yield "Losses", curves.training_charts(runs)
     yield "Validation", curves.validation_charts(runs)
-    if same := agreement(runs, predictions):
+    share = room.share(3)
+    if same := agreement(runs, predictions, share):
         yield "The same examples", same
+    room.give_back(share)
     yield "Throughput", curves.throughput(runs)
 
 
@@ -106,10 +111,9 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     words = [str(word) for word in command] if isinstance(command, list) else []
     config = words[words.index("--config") + 1] if "--config" in words[:-1] else ""
     overrides = " ".join(word for word in words if "=" in word and not word.startswith("-"))
-    checkpoint = ((run.config or {}).get("init") or {}).get("checkpoint")
     weights = run.log.weights or ""
-    if checkpoint and checkpoint not in weights:
-        weights = f"init.checkpoint {checkpoint}" + (f"; {weights}" if weights else "")
+    if run.start and run.start not in weights:
+        weights = f"init.checkpoint {run.start}" + (f"; {weights}" if weights else "")
     time = " to ".join(filter(None, [run.log.started, run.log.ended]))
     elapsed = run.metrics.series.get("elapsed_s")
     trained = f"{_duration(elapsed.last[1])} in steps" if elapsed is not None and elapsed.last else ""

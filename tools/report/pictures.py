@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -54,12 +55,12 @@ class Room:
 
 def card(panel: Panel, number: int, right: bool | None, room: Room) -> str:
     """An example: texts above its images, the images side by side, texts below."""
-    images = "".join(_figure(picture, room) for picture in panel.pictures)
+    images = figures(panel.pictures, room)
     above, below = (f"<div>{''.join(map(_line, lines))}</div>" if lines else "" for lines in (panel.above, panel.lines))
     kind = {True: " right", False: " wrong", None: ""}[right]
-    body = f'{above}<div class="images">{images}</div>{below}' if images else above + below
+    body = above + images + below
     if panel.beside and images:
-        body = f'{above}<div class="beside"><div class="images">{images}</div>{below}</div>'
+        body = f'{above}<div class="beside">{images}{below}</div>'
     return f'<div class="card{kind}"><span class="number">{number}</span>{body}</div>'
 
 
@@ -74,10 +75,16 @@ def sheet(path: Path, room: Room) -> str:
         return ""
 
 
-def _figure(picture: DrawnImage, room: Room) -> str:
+def figures(pictures: Sequence[DrawnImage], room: Room, side: int = SIDE) -> str:
+    """Images side by side with their boxes, at most ``side`` pixels high and wide; empty where none has room."""
+    images = "".join(_figure(picture, room, side) for picture in pictures)
+    return f'<div class="images">{images}</div>' if images else ""
+
+
+def _figure(picture: DrawnImage, room: Room, side: int) -> str:
     image = Image.fromarray(np.ascontiguousarray(picture.pixels))
     draw_boxes(image, picture.boxes)
-    image.thumbnail((SIDE, SIDE) if image.width <= 2 * image.height else (2 * SIDE, SIDE))
+    image.thumbnail((side, side) if image.width <= 2 * image.height else (2 * side, side))
     drawn = room.image(image)
     if not drawn:
         return ""

@@ -41,7 +41,15 @@ class Run:
 
     @property
     def task(self) -> str | None:
-        return None if self.config is None else self.config.get("task")
+        task = (self.config or {}).get("task")
+        return task if isinstance(task, str) else None
+
+    @property
+    def start(self) -> str | None:
+        """The value of ``init.checkpoint``."""
+        init = (self.config or {}).get("init")
+        checkpoint = init.get("checkpoint") if isinstance(init, dict) else None
+        return None if checkpoint is None else str(checkpoint)
 
     @property
     def steps(self) -> int | None:
