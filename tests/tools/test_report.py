@@ -8,6 +8,7 @@ import re
 import time
 
 import pytest
+from PIL import Image
 
 from run import main
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
@@ -48,22 +49,36 @@ def test_the_page_needs_nothing_from_elsewhere(make, tmp_path):
 
 def test_everything_from_files_is_escaped(make, tmp_path):
     evil = "<script>alert('x')</script>"
+    name = evil[:8]  # without a slash
     predictions = [{**box, "phrase": evil, "image": evil} for box in boxes(5)]
-    log = LOG + f"2026-01-02 03:05:00,000 WARNING a.b: {evil}\n"
     broken = f"skipped a broken record: {evil}:1: bad json: {evil} (more of this kind are counted, not logged)"
-    log += f"2026-01-02 03:05:00,000 WARNING a.b: {broken}\n"
-    folder = make(f"r{evil[:8]}", predictions=predictions, log=log, **{evil: 0.5})
-    lines = [json.dumps({"step": step, evil: 1.0 / step}) for step in (1, 2, 3)]
-    (folder / "metrics.jsonl").write_text("\n".join(lines))
-    (folder / "validation.jsonl").write_text("\n".join(lines))
-    config = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(config.replace("kind: linear", f'kind: "{evil}"'))
-    (folder / "made_by.json").write_text(json.dumps({"command": ["--config", evil, f"a={evil}"]}))
-    (folder / f"predictions_{evil[:8]}.json").write_text("[")
-    other = make("other", predictions=predictions)
-    for text in (report(tmp_path, folder), report(tmp_path, folder, other)):
+    starts = LOG.replace("old.safetensors", evil)
+    log = "".join(f"{LOG[:24]}WARNING a.b: {message}\n" for message in (evil, broken, f"stopped by {evil}"))
+    first, second, third = (make(f"{name}{number}", predictions=predictions, log=starts + log) for number in range(3))
+    values = {evil: 1.0, f"{evil} memory": 2.0, f"lr/{evil}": 0.1, f"lr/{evil}2": 0.2, "samples_per_s": 9.0}
+    lines = [json.dumps({"step": step, **{key: value * step for key, value in values.items()}}) for step in (1, 2, 3)]
+    metric = {"value": 0.5, "unit": "share", "rule": evil, "split": evil, "weights": evil}
+    for number, folder in enumerate((first, second)):
+        for file in ("metrics.jsonl", "validation.jsonl"):
+            (folder / file).write_text("\n".join(lines))
+        text = (folder / "config.yaml").read_text().replace("kind: linear", f'kind: "{evil}{number}"')
+        (folder / "config.yaml").write_text(f'{text}"{evil}{number}": {{"{evil}": {number}}}\n')
+        (folder / "evaluation.json").write_text(
+            json.dumps({evil: {evil: metric, evil[1:]: {"value": 1, "unit": "count"}}})
+        )
+        (folder / "made_by.json").write_text(json.dumps({"command": ["--config", evil, f"a={evil}"]}))
+        split = [{**box, "iou": float(number)} for box in predictions]
+        (folder / f"predictions_{name}.json").write_text(json.dumps(split))
+        Image.new("RGB", (4, 4)).save(folder / f"predictions_{name}.png")
+    (third / "config.yaml").unlink()
+    (third / f"predictions_{name}.json").write_text("[")
+    task = make("task")
+    (task / "config.yaml").write_text(f'task: "{evil}"\n')
+    for folders in ([first], [task], [first, second], [first, second, third]):
+        text = report(tmp_path, *folders)
         assert "<script" not in text
-        assert text.count("&lt;script&gt;") >= 10
+        assert "&lt;script&gt;" in text
+    assert text.count("&lt;script&gt;") > 100
 
 
 def test_the_config_marks_what_differs_from_the_defaults(make, tmp_path):
