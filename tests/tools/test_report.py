@@ -67,7 +67,7 @@ def test_everything_from_files_is_escaped(make, tmp_path):
             json.dumps({evil: {evil: metric, evil[1:]: {"value": 1, "unit": "count"}}})
         )
         (folder / "made_by.json").write_text(json.dumps({"command": ["--config", evil, f"a={evil}"]}))
-        split = [{**box, "iou": float(number)} for box in predictions]
+        split = [{"sentence": evil, "predicted": evil * number, "true": evil}]
         (folder / f"predictions_{name}.json").write_text(json.dumps(split))
         Image.new("RGB", (4, 4)).save(folder / f"predictions_{name}.png")
     (third / "config.yaml").unlink()

@@ -99,6 +99,7 @@ def test_an_axis_is_logarithmic_over_orders_of_magnitude_alone():
     assert wide.place(0.1) - wide.place(1) == pytest.approx(wide.place(1) - wide.place(10))
     for values, may in (([0.01, 10.0], False), ([5.0, 10.0], True), ([0.0, 10.0], True), ([-1.0, 100.0], True)):
         assert not y_axis(values, 100, 0, may_be_log=may).log
+    assert y_axis([5.0, 6.0], 100, 0, from_zero=True).low == 0.0 < y_axis([5.0, 6.0], 100, 0).low
     flat = y_axis([3.0, 3.0], 100, 0, may_be_log=True)
     assert flat.low < 3 < flat.high
 

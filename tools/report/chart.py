@@ -43,13 +43,15 @@ class Line:
 @dataclass(frozen=True)
 class Chart:
     """``unit``: follows values, such as " %"; ``may_be_log``: whether the axis of values may be logarithmic; ``mark``: a step
-    that is marked, and its label; ``keys``: whether the chart tells itself which colour each line has."""
+    that is marked, and its label; ``from_zero``: whether the axis has zero; ``keys``: whether the chart tells itself which
+    colour each line has."""
 
     title: str
     lines: Sequence[Line]
     unit: str = ""
     may_be_log: bool = False
     mark: tuple[float, str] | None = None
+    from_zero: bool = False
     keys: bool = False
 
     def html(self) -> str:
@@ -61,7 +63,7 @@ class Chart:
         low, high = min(steps), max(steps)
         x = Axis(low, high if high > low else low + 1, LEFT, WIDTH - RIGHT)
         values = (value for line in lines for _, value in line.points)
-        y = y_axis(values, HEIGHT - BOTTOM, TOP, may_be_log=self.may_be_log)
+        y = y_axis(values, HEIGHT - BOTTOM, TOP, may_be_log=self.may_be_log, from_zero=self.from_zero)
         note = ' <span class="faint">log</span>' if y.log else ""
         parts = [*self._axes(x, y), *self._marked(x)]
         for line in lines:

@@ -99,9 +99,11 @@ def throughput(runs: Sequence[Run]) -> str:
         else ""
     )
     charts = [
-        Chart(SPEED[n][0], _lines(runs, n, scale=SPEED[n][1]), SPEED[n][2]).html() for n in names if n != "tflops_per_s"
+        Chart(SPEED[n][0], _lines(runs, n, scale=SPEED[n][1]), SPEED[n][2], from_zero=True).html()
+        for n in names
+        if n != "tflops_per_s"
     ]
-    charts += [Chart(name, _lines(runs, name)).html() for name in memory]
+    charts += [Chart(name, _lines(runs, name), from_zero=True).html() for name in memory]
     note = '<p class="faint">The median, and in brackets the range, over the lines of metrics.jsonl.</p>'
     return f'<div class="scroll"><table>{heads}{"".join(rows)}</table></div>{note}{_grid(charts, runs)}'
 

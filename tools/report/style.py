@@ -35,6 +35,7 @@ dt {{ color: var(--faint); }} dd {{ margin: 0; }}
 table {{ border-collapse: collapse; margin: .5em 0; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3em .9em .3em 0; border-bottom: 1px solid var(--rule); text-align: right; vertical-align: top; }}
 th {{ font-weight: 500; }} th:first-child, .left th, .left td {{ text-align: left; overflow-wrap: normal; }}
+table:not(.left) td {{ white-space: nowrap; }}
 .left td, .left th {{ max-width: 30em; }} .left td {{ min-width: 7em; overflow-wrap: anywhere; }}
 .head th {{ color: var(--faint); font-size: .9em; vertical-align: bottom; }}
 .split th {{ padding-top: 1em; font-weight: 600; text-align: left; }} .best {{ font-weight: 700; }}

@@ -31,11 +31,15 @@ class Axis:
         return _log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high, about)
 
 
-def y_axis(values: Iterable[float], start: float, end: float, *, may_be_log: bool) -> Axis:
+def y_axis(
+    values: Iterable[float], start: float, end: float, *, may_be_log: bool = False, from_zero: bool = False
+) -> Axis:
     """The axis of values: logarithmic if it may be and they are of several orders of magnitude, else from zero if they come
-    near it."""
+    near it, or ``from_zero`` says so."""
     values = list(values)
     low, high = min(values), max(values)
+    if from_zero:
+        low = min(0.0, low)
     if may_be_log and low > 0 and high / low >= LOG_FROM:
         return Axis(low / 1.15, high * 1.15, start, end, log=True)
     if low == high:
