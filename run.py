@@ -36,6 +36,7 @@ COMMANDS = {
         "tools.reproduce.command", "run cells of the paper's tables; numbers beside the published ones"
     ),
     "sweep": Command("tools.sweep", "variants of a config one after another, and one table"),
+    "report": Command("tools.report.command", "one HTML page of a run, or of several side by side"),
     "checkpoint": Command(
         "tools.checkpoint.command", "what a weight file is, its published or our form, and how two files differ"
     ),

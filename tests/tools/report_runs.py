@@ -1,0 +1,83 @@
+"""Folders of runs written by hand, and their page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from run import main
+from tasks.kinds import find_task
+from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
+from tests.tasks.painted import rows_of
+from utils.config import dump_config, load_config
+
+ROOT = Path(__file__).parents[2]
+LOG = "2026-01-02 03:04:05,678 INFO tasks.base: weights: 62 of vision from old.safetensors; none from random numbers\n"
+
+
+def config_text(task: str, settings: list[str]) -> str:
+    return dump_config(load_config(ROOT / f"configs/demo/{task}.yaml", settings, find_task(task).load().config))
+
+
+@pytest.fixture(name="make")
+def make_run(tmp_path, overrides):  # noqa: F811
+    """Writes the folder of a grounding run of ten steps by hand, with what a test asks for."""
+
+    def write(
+        name: str = "run", *settings: str, losses=range(10, 0, -1), predictions=None, log: str = LOG, **metrics
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        settings_of_all = [*overrides("grounding"), "train.steps=10", *settings]
+        (folder / "config.yaml").write_text(config_text("grounding", settings_of_all))
+        (folder / "log.txt").write_text(log)
+        lines = [
+            {"step": step, "loss": loss, "l1": loss / 2, "lr/lr=0.1,decay=0": 0.1 / step, "samples_per_s": 50.0 + step}
+            | {"data_wait": 0.25, "elapsed_s": 2.0 * step}
+            for step, loss in enumerate(losses, start=1)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        metric = {
+            "value": 0.5,
+            "unit": "share",
+            "chance": 0.125,
+            "published": 0.75,
+            "rule": "by rule",
+            "split": "f.jsonl",
+        }
+        measured = {"phrases": {"value": 7, "unit": "count"}, "IoU >= 0.5": metric}
+        measured |= {metric_name.replace("_", " "): {"value": v, "unit": "share"} for metric_name, v in metrics.items()}
+        (folder / "evaluation.json").write_text(json.dumps({"test": measured}))
+        if predictions is not None:
+            (folder / "predictions_test.json").write_text(json.dumps(predictions))
+        return folder
+
+    return write
+
+
+def boxes(count: int = 7, right: tuple[int, ...] = (0, 1)) -> list[dict]:
+    """Predictions of the test split of grounding."""
+    found = []
+    for number, row in zip(range(count), rows_of("grounding", range(9, 9 + count)), strict=True):
+        elem = row["elems"][0]
+        box = elem["bb"] if number in right else [0, 0, 2, 2]
+        iou = 1.0 if number in right else 0.01 * number
+        found.append(
+            {"image": row["image"], "phrase": elem["caption"], "predicted": box, "true": elem["bb"], "iou": iou}
+        )
+    return found
+
+
+def report(tmp_path: Path, *folders: Path, flags: tuple[str, ...] = ()) -> str:
+    output = tmp_path / "page.html"
+    assert main(["report", *map(str, folders), "--output", str(output), *flags]) == 0
+    return output.read_text(encoding="utf-8")
+
+
+def rows_with(text: str, words: str) -> list[str]:
+    """The rows of tables that hold some words, without markup."""
+    rows = re.findall(r"<tr.*?</tr>", text, re.S)
+    return [" ".join(re.sub(r"<[^>]+>", " ", row).split()) for row in rows if words in row]

@@ -1,0 +1,169 @@
+"""``run.py report``: the facts on the page of a run, also of one that was cut or damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+
+import pytest
+from PIL import Image
+
+from run import main
+from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
+from tests.tools.report_runs import LOG, boxes, make_run, report, rows_with  # noqa: F401 (fixture)
+from tools.report import page, runs
+
+
+def test_the_page_of_a_run_has_the_facts_of_its_files(make, tmp_path, capsys):
+    folder = make(predictions=boxes(), right_throughout=0.25)
+    validations = [{"step": step, "IoU >= 0.5": step / 20, "phrases": 5} for step in (5, 10)]
+    (folder / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in validations))
+    command = ["--config", "configs/my.yaml", "--output", "x", "optim.lr=0.1"]
+    (folder / "made_by.json").write_text(json.dumps({"command": command}))
+    text = report(tmp_path, folder)
+    assert "finished, 10 steps" in text
+    assert "configs/my.yaml" in text and "<dd>optim.lr=0.1</dd>" in text
+    assert "62 of vision from old.safetensors" in text
+    assert rows_with(text, "IoU &gt;= 0.5")[0] == "IoU >= 0.5 50.0 % 12.5 % 75.0 %".replace(">", "&gt;")
+    assert rows_with(text, "right throughout") == ["right throughout 25.0 %"]
+    assert "7 phrases; by rule; f.jsonl" in text
+    for title in ("loss (total)", "l1", "learning rate", "IoU &gt;= 0.5", "samples per second", "time of a step"):
+        assert f"<figcaption>{title}" in text, title
+    assert "step 10\n50 %" in text  # the validation, where one points at it
+    assert rows_with(text, "samples per second") == ["samples per second 55.5 (51 to 60)"]
+    assert rows_with(text, "waiting for data") == ["waiting for data 25 % (25 to 25)"]
+    assert page.KEPT in text
+    printed = capsys.readouterr().out
+    assert printed.startswith("run: finished, 10 steps\n".replace("run", f"{tmp_path.name}/run"))
+    assert re.search(r"page\.html: \d\.\d MB\n$", printed)
+
+
+def test_the_page_needs_nothing_from_elsewhere(make, tmp_path):
+    text = report(tmp_path, make("a", predictions=boxes()), make("b", predictions=boxes()))
+    sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'>)\s]+)""", text)
+    assert sources and all(source.startswith(("data:image/", "#")) for source in sources)
+    assert not re.search(r"https?://|<script|<link|@import", text)
+
+
+def test_everything_from_files_is_escaped(make, tmp_path):
+    evil = "<script>alert('x')</script>"
+    name = evil[:8]  # without a slash
+    predictions = [{**box, "phrase": evil, "image": evil} for box in boxes(5)]
+    broken = f"skipped a broken record: {evil}:1: bad json: {evil} (more of this kind are counted, not logged)"
+    starts = LOG.replace("old.safetensors", evil)
+    log = "".join(f"{LOG[:24]}WARNING a.b: {message}\n" for message in (evil, broken, f"stopped by {evil}"))
+    first, second, third = (make(f"{name}{number}", predictions=predictions, log=starts + log) for number in range(3))
+    values = {evil: 1.0, f"{evil} memory": 2.0, f"lr/{evil}": 0.1, f"lr/{evil}2": 0.2, "samples_per_s": 9.0}
+    lines = [json.dumps({"step": step, **{key: value * step for key, value in values.items()}}) for step in (1, 2, 3)]
+    metric = {"value": 0.5, "unit": "share", "rule": evil, "split": evil, "weights": evil}
+    for number, folder in enumerate((first, second)):
+        for file in ("metrics.jsonl", "validation.jsonl"):
+            (folder / file).write_text("\n".join(lines))
+        text = (folder / "config.yaml").read_text().replace("kind: linear", f'kind: "{evil}{number}"')
+        (folder / "config.yaml").write_text(f'{text}"{evil}{number}": {{"{evil}": {number}}}\n')
+        (folder / "evaluation.json").write_text(
+            json.dumps({evil: {evil: metric, evil[1:]: {"value": 1, "unit": "count"}}})
+        )
+        (folder / "made_by.json").write_text(json.dumps({"command": ["--config", evil, f"a={evil}"]}))
+        split = [{"sentence": evil, "predicted": evil * number, "true": evil}]
+        (folder / f"predictions_{name}.json").write_text(json.dumps(split))
+        Image.new("RGB", (4, 4)).save(folder / f"predictions_{name}.png")
+    (third / "config.yaml").unlink()
+    (third / f"predictions_{name}.json").write_text("[")
+    task = make("task")
+    (task / "config.yaml").write_text(f'task: "{evil}"\n')
+    for folders in ([first], [task], [first, second], [first, second, third]):
+        text = report(tmp_path, *folders)
+        assert "<script" not in text
+        assert "&lt;script&gt;" in text
+    assert text.count("&lt;script&gt;") > 100
+
+
+def test_the_config_marks_what_differs_from_the_defaults(make, tmp_path):
+    text = report(tmp_path, make("run", "optim.weight_decay=0.5"))
+    config = text.split('<pre class="config">')[1].split("</pre>")[0]
+    assert '<mark>  weight_decay: 0.5</mark>  <span class="faint"># 0.01</span>' in config
+    assert "<mark>  lr_mult: 1.0</mark>" in config
+    assert "<mark>  lr: " in config  # has no default
+    assert "\n  min_rate: 0.0\n" in config and "<mark>seed" not in config
+
+
+def test_damaged_files_are_told_and_leave_the_rest(make, tmp_path, capsys):
+    folder = make(predictions=boxes())
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('not json\n{"step": 11, "lo')
+    (folder / "evaluation.json").write_text('{"test": {')
+    (folder / "predictions_test.json").write_text('[{"phr')
+    text = report(tmp_path, folder)
+    assert "metrics.jsonl: 2 lines hold no metrics and are left out (11, 12)" in text
+    assert "evaluation.json: is no JSON" in text and "predictions_test.json: is no JSON" in text
+    assert "<figcaption>loss (total)" in text
+    assert "3 remarks, see the page" in capsys.readouterr().out
+
+
+def test_a_run_that_was_cut_says_where_and_why(make, tmp_path):
+    log = LOG + "2026-01-02 03:05:00,000 ERROR utils.log: the run ends: disk full\n"
+    folder = make(losses=range(10, 6, -1), log=log)
+    (folder / "evaluation.json").unlink()
+    text = report(tmp_path, folder)
+    assert '<b class="no">cut at step 4 of 10 (the run ends: disk full)</b>' in text
+    assert "No evaluation" in text and "The run has no predictions" in text
+
+
+def test_a_locked_folder_is_of_a_running_run_unless_it_is_quiet(make, tmp_path):
+    folder = make(losses=range(10, 6, -1))
+    (folder / ".lock").write_text("{}")
+    assert "running, at step 4 of 10" in report(tmp_path, folder)
+    old = time.time() - 2 * runs.QUIET_S
+    for path in folder.iterdir():
+        os.utime(path, (old, old))
+    assert "killed or hanging at step 4 of 10: nothing was written for 30 minutes" in report(tmp_path, folder)
+
+
+def test_broken_records_are_told_by_kind(make, tmp_path):
+    summary = "7 of 300 records (2.3 %) are broken: 5 bad json (first: a.jsonl:3), 2 missing image (first: a.jsonl:9)"
+    text = report(tmp_path, make(log=f"{LOG}2026-01-02 03:05:00,000 WARNING dataset.loaders: {summary}\n"))
+    assert "7 of 300 records (2.3 %) are broken" in text
+    assert rows_with(text, "<td>bad json</td>") == ["bad json 5 a.jsonl:3"]
+    assert rows_with(text, "<td>missing image</td>") == ["missing image 2 a.jsonl:9"]
+
+
+def test_mistakes_are_one_line(make, tmp_path, capsys):
+    folder = make("sweep/variant-1")
+    (tmp_path / "empty").mkdir()
+
+    def error(*argv: str) -> str:
+        assert main(["report", *argv]) == 2
+        text = capsys.readouterr().err
+        assert text.startswith("error: ") and text.count("\n") == 1
+        return text
+
+    assert "no such folder" in error(str(tmp_path / "nowhere"))
+    assert "holds no run" in error(str(tmp_path / "empty"))
+    assert f"did you mean {folder}?" in error(str(tmp_path / "sweep"))
+    assert "is given twice" in error(str(folder), f"{folder}/")
+    assert "is a folder; give a file" in error(str(folder), "--output", str(tmp_path))
+    assert "there is no folder" in error(str(folder), "--output", str(tmp_path / "no" / "x.html"))
+    assert "more than a page can show" in error(*["x"] * 41)
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(folder), "--examples", "many"])
+    assert stop.value.code == 2
+    assert "'many' is no number from 0 to 200" in capsys.readouterr().err
+
+
+def test_a_page_of_a_hundred_thousand_lines_is_small(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(1, 100_001):
+            file.write(f'{{"step": {step}, "loss": {50.0 if step == 61_234 else 1 + step % 7 / 10}}}\n')
+    text = report(tmp_path, folder)
+    assert len(text) < 100_000
+    assert "trained 100,000 steps" in text
+    figure = re.search(r"<figcaption>loss \(total\).*?</figure>", text, re.S)[0]
+    heights = [
+        float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", re.search(r'class="line c0 raw" d="([^"]+)"', figure)[1])
+    ]
+    assert min(heights) < 20 < sorted(heights)[5]  # the one spike is there

@@ -1,0 +1,222 @@
+"""The parts of ``run.py report``: series of bounded size, axes, the log, judgement of predictions."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+
+import pytest
+
+from metrics.captions import caption_scores
+from tools.report import series as reading
+from tools.report.chart import WIDTH, Chart, Line, thinned
+from tools.report.judging import chosen, judged, lines_of
+from tools.report.log_facts import read_log
+from tools.report.series import Series, read_metrics
+from tools.report.ticks import Axis, linear_ticks, short, written, y_axis
+
+
+def test_a_long_series_keeps_its_extremes_its_mean_and_its_ends_in_bounded_room():
+    series = Series()
+    values = [math.sin(step / 700) for step in range(100_000)]
+    values[61_234], values[7] = 50.0, -40.0
+    for step, value in enumerate(values):
+        series.add(step, value)
+    assert len(series.buckets) <= reading.CAPACITY
+    points = series.points()
+    assert len(points) <= 2 * reading.CAPACITY + 2
+    assert (61_234, 50.0) in points and (7, -40.0) in points
+    assert points[0] == (0, values[0]) and points[-1] == (99_999, values[-1])
+    assert series.range() == (-40.0, 50.0)
+    total = sum(bucket.total for bucket in series.buckets)
+    assert total == pytest.approx(sum(values))
+    assert all(a <= b for (a, _), (b, _) in pairwise(points))
+
+
+def test_a_smoothed_series_is_the_mean_of_its_surroundings():
+    series = Series()
+    for step in range(100):
+        series.add(step, 5.0 + (1 if step % 2 else -1))
+    smooth = series.smoothed()
+    assert len(smooth) == 100
+    assert max(abs(value - 5) for _, value in smooth[10:-10]) < 0.35
+    assert Series().smoothed() == []
+
+
+def test_values_that_are_not_finite_are_counted_and_not_drawn():
+    series = Series()
+    for step, value in enumerate((1.0, math.nan, math.inf, 2.0)):
+        series.add(step, value)
+    assert series.not_finite == 2
+    assert series.points() == [(0, 1.0), (3, 2.0)]
+
+
+def test_torn_and_strange_lines_are_counted_with_their_numbers(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    good = [{"step": 1, "loss": 2.0, "elapsed_s": 3.0}, {"step": 3, "loss": None, "elapsed_s": 4.0}]
+    lines = [json.dumps(good[0]), "[1, 2]", '{"step": "2", "loss": 1}', '{"step": 2, "loss": "x"}', json.dumps(good[1])]
+    file.write_text("\n".join([*lines, '{"step": 4, "lo']))
+    metrics = read_metrics(file)
+    assert (metrics.lines, metrics.damaged_count, metrics.damaged) == (2, 4, [2, 3, 4, 6])
+    assert (metrics.first_step, metrics.last_step) == (1, 3)
+    assert metrics.series["loss"].points() == [(1, 2.0)] and metrics.series["loss"].not_finite == 1
+    assert metrics.series["step_s"].points() == [(3, 0.5)]
+
+
+def test_a_line_without_end_is_one_damaged_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "LONGEST_LINE", 40)
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "a": ' + "1" * 500 + '}\n{"step": 2, "loss": 1.5}\n')
+    metrics = read_metrics(file)
+    assert (metrics.damaged, metrics.lines, metrics.last_step) == ([1], 1, 2)
+
+
+def test_thinning_keeps_the_least_and_the_greatest_of_each_column():
+    points = [(float(step), float(step % 10)) for step in range(10_000)]
+    points[4321] = (4321.0, 99.0)
+    points[8765] = (8765.0, -99.0)
+    thin = thinned(points, Axis(0, 10_000, 0, 200).place)
+    assert len(thin) <= 400
+    assert (4321.0, 99.0) in thin and (8765.0, -99.0) in thin
+    assert thin == sorted(thin)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.61, 0.64), (-3, 17), (1e-7, 9e-7), (0, 123_456)])
+def test_ticks_are_few_round_and_within_the_axis(low, high):
+    ticks = linear_ticks(low, high, 4)
+    assert 2 <= len(ticks) <= 7
+    assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
+    assert len({short(tick) for tick in ticks}) == len(ticks)
+    step = ticks[1] - ticks[0]
+    mantissa = step / 10 ** math.floor(math.log10(step) + 1e-9)
+    assert any(mantissa == pytest.approx(times) for times in (1, 2, 2.5, 5, 10))
+
+
+def test_an_axis_is_logarithmic_over_orders_of_magnitude_alone():
+    wide = y_axis([0.01, 10.0], 100, 0, may_be_log=True)
+    assert wide.log and wide.ticks(4) == pytest.approx([0.01, 0.1, 1, 10])
+    assert wide.place(0.1) - wide.place(1) == pytest.approx(wide.place(1) - wide.place(10))
+    for values, may in (([0.01, 10.0], False), ([5.0, 10.0], True), ([0.0, 10.0], True), ([-1.0, 100.0], True)):
+        assert not y_axis(values, 100, 0, may_be_log=may).log
+    assert y_axis([5.0, 6.0], 100, 0, from_zero=True).low == 0.0 < y_axis([5.0, 6.0], 100, 0).low
+    flat = y_axis([3.0, 3.0], 100, 0, may_be_log=True)
+    assert flat.low < 3 < flat.high
+
+
+def test_numbers_are_written_short():
+    assert [written(v) for v in (0.0, 12_500.0, 0.0123456, 3e-7, 250.0)] == ["0", "12,500", "0.01235", "3e-07", "250"]
+    assert [short(v) for v in (0.0, 12_500.0, 3e6, 0.25, 0.00075)] == ["0", "12.5k", "3M", "0.25", "7.5e-4"]
+
+
+def test_a_chart_tells_its_values_and_stays_within_its_frame():
+    points = [(float(step), 100.0 - step) for step in range(1, 101)]
+    text = Chart("a < b", [Line("x & y", 0, points)], " %", mark=(60.0, "best")).html()
+    assert "a &lt; b" in text and "a < b" not in text
+    assert "step 100\nx &amp; y: 0 %" in text and ">best</text>" in text
+    places = [pair.split() for pair in text.split('class="line c0" d="M')[1].split('"')[0].split("L")]
+    assert all(0 <= float(x) <= WIDTH for x, _ in places) and len(places) == 100
+    assert Chart("none", [Line("", 0, [])]).html() == ""
+
+
+LOG = """\
+2026-01-02 03:04:05,678 INFO tasks.base: weights: 62 of vision from w.safetensors; none from random numbers
+  w.safetensors: 62 loaded
+2026-01-02 03:04:06,000 INFO tasks.base: 1.9 M parameters
+2026-01-02 03:04:06,100 INFO tasks.base: records: 10 phrases; 4 examples a step; 40 steps are 16.0 epochs of phrases
+2026-01-02 03:04:07,000 WARNING dataset.loaders: skipped a broken record: a.jsonl:3: bad json: Expecting ',': (column 3) \
+(more of this kind are counted, not logged)
+2026-01-02 03:04:08,000 WARNING engine.report: step 5: skipped, since a loss or gradient is not finite (loss nan)
+2026-01-02 03:04:09,000 INFO engine.trainer: step 10: validation IoU >= 0.5 0.2500, the best so far
+2026-01-02 03:04:09,500 INFO engine.trainer: step 20: validation IoU >= 0.5 0.1000
+2026-01-02 03:05:00,000 WARNING dataset.loaders: 7 of 300 records (2.3 %) are broken: \
+5 bad json (first: a.jsonl:3), 2 missing image (first: a.jsonl:9)
+2026-01-02 03:05:00,000 WARNING tasks.job: stopped by SIGTERM: saved step 20
+2026-01-02 04:00:00,000 INFO tasks.base: weights: 62 of vision from w.safetensors; none from random numbers
+2026-01-02 04:00:01,000 INFO engine.trainer: resuming from runs/x/checkpoints/step-00000020
+2026-01-02 04:00:02,000 WARNING tasks.base: something else
+"""
+
+
+def test_the_log_tells_of_steps_stops_and_broken_records(tmp_path):
+    (tmp_path / "log.txt").write_text(LOG)
+    facts = read_log(tmp_path / "log.txt")
+    assert (facts.started, facts.ended) == ("2026-01-02 03:04:05", "2026-01-02 04:00:02")
+    assert (facts.steps, facts.selects, facts.best, facts.skipped_steps) == (40, "IoU >= 0.5", 10, 1)
+    assert facts.parameters == "1.9 M parameters"
+    assert facts.resumed == 1 and facts.stop is None
+    assert [text for _, text in facts.events] == [
+        "stopped by SIGTERM: saved step 20",
+        "resuming from runs/x/checkpoints/step-00000020",
+    ]
+    assert facts.read == "7 of 300 records (2.3 %) are broken"
+    kinds = {kind.kind: (kind.count, kind.place) for kind in facts.kinds.values()}
+    assert kinds == {"bad json": (5, "a.jsonl:3"), "missing image": (2, "a.jsonl:9")}
+    assert facts.kinds["bad json"].message == "Expecting ',': (column 3)"
+    assert facts.warnings == [("2026-01-02 04:00:02", "something else")]
+
+
+def test_failures_come_first_the_worst_at_the_top():
+    predictions = [{"phrase": str(n), "iou": n / 20} for n in range(20)]
+    shown = chosen(judged(predictions, None, "grounding"), 8)
+    assert [example.number for example in shown[:6]] == [0, 1, 2, 3, 4, 5]
+    assert [example.right for example in shown] == [False] * 6 + [True] * 2
+    few = chosen(judged(predictions[8:], None, "grounding"), 8)
+    assert [example.number for example in few if not example.right] == [0, 1]
+    assert len(few) == 8
+    assert chosen(judged(predictions, None, "grounding"), 0) == []
+
+
+def test_equal_failures_come_from_all_over_the_split():
+    predictions = [{"predicted": "true", "true": "false", "sentence": str(n)} for n in range(1000)]
+    numbers = [example.number for example in chosen(judged(predictions, None, "nlvr"), 24)]
+    assert min(numbers) < 250 and max(numbers) > 750 and len(set(numbers)) == 24
+
+
+def test_without_answers_predictions_are_spread_over_the_split():
+    examples = judged([{"question_id": n, "answer": "yes"} for n in range(100)], None, "vqa")
+    assert all(example.right is None and example.score is None for example in examples)
+    assert [example.number for example in chosen(examples, 4)] == [0, 25, 50, 75]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "right", "answer"),
+    [
+        (
+            {"text": 0, "caption": "c", "image_id": "b", "nearest": [{"image_id": "b"}, {"image_id": "a"}]},
+            True,
+            "rank 1",
+        ),
+        (
+            {"text": 0, "caption": "c", "image_id": "b", "nearest": [{"image_id": "a"}, {"image_id": "b"}]},
+            False,
+            "rank 2",
+        ),
+        ({"image_id": "b", "nearest": [{"caption": "c", "right": False}]}, False, "not among the 1 nearest"),
+        ({"place": "f:1", "boxes": [{"phrase": "p", "iou": 0.7}, {"phrase": "q", "iou": 0.2}]}, False, "1 of 2 boxes"),
+        (
+            {"place": "f:1", "ranks": {"cosine": {"image to text": 3}, "reranked": {"image to text": 1}}},
+            True,
+            "image to text: rank 1",
+        ),
+        ({"sentence": "s", "predicted": "true", "true": "true"}, True, "true"),
+    ],
+)
+def test_a_prediction_says_itself_whether_it_is_right(prediction, right, answer):
+    (example,) = judged([prediction], None, None)
+    assert (example.right, example.answer) == (right, answer)
+    marks = [line.right for line in lines_of(prediction) if line.right is not None]
+    assert (False not in marks) == right or "nearest" in prediction
+
+
+def test_captions_are_ordered_by_the_cider_of_each():
+    class Split:
+        def references(self):
+            return [["a red star"], ["a blue circle"], ["a green square"]]
+
+    captions = ["a red star", "two dogs", "a green circle"]
+    predictions = [{"image_id": n, "caption": caption} for n, caption in enumerate(captions)]
+    examples = judged(predictions, Split(), "captioning")
+    expected = caption_scores(captions, Split().references())[1]["CIDEr"].tolist()
+    assert [example.score for example in examples] == expected
+    assert [example.number for example in chosen(examples, 3)] == [1, 2, 0]

@@ -1,0 +1,72 @@
+"""What several runs predict of the same examples: how many all have right, and those on which they differ, side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+
+from tasks.drawing import Panel
+from tools.report.examples import SplitPredictions, panel_of
+from tools.report.judging import Judged
+from tools.report.pictures import Room, figures
+from tools.report.runs import Run
+
+THUMBNAIL = 170
+"""Pixels of an image in the table, at most."""
+MOST_IMAGES = 2
+"""Images of an example that are shown, at most."""
+
+Compared = Sequence[tuple[Run, SplitPredictions]]
+
+
+def agreement(
+    runs: Sequence[Run], predictions: Sequence[Sequence[SplitPredictions]], room: Room, count: int = 12
+) -> str:
+    """A table for each split that several runs predicted; at most ``count`` examples on which they differ. Empty where there is
+    none."""
+    parts = []
+    for split in dict.fromkeys(split.split for splits in predictions for split in splits):
+        by_run = [
+            (run, found)
+            for run, splits in zip(runs, predictions, strict=True)
+            for found in splits
+            if found.split == split and all(example.right is not None for example in found.judged)
+        ]
+        # Only examples that are the same in all runs are compared.
+        if len(by_run) > 1 and len({tuple(example.subject for example in found.judged) for _, found in by_run}) == 1:
+            parts.append(_compared(split, by_run, count, room))
+    return "".join(parts)
+
+
+def _compared(split: str, by_run: Compared, count: int, room: Room) -> str:
+    rows = list(zip(*(found.judged for _, found in by_run), strict=True))
+    right = [sum(bool(example.right) for example in row) for row in rows]
+    every, none = sum(number == len(by_run) for number in right), right.count(0)
+    differ = [row for row, number in zip(rows, right, strict=True) if 0 < number < len(by_run)]
+    text = f"{every:,} of {len(rows):,} examples are right in all runs, {none:,} in none, {len(differ):,} in some."
+    head = "".join(f"<th>{escape(run.name)}</th>" for run, _ in by_run)
+    step = max(1, len(differ) // max(1, count))
+    lines = [_row(row, by_run, room) for row in differ[::step][:count]]
+    table = f'<table class="left"><tr class="head"><th></th>{head}</tr>{"".join(lines)}</table>' if lines else ""
+    return f'<h3>{escape(split)}</h3><p>{text}</p><div class="scroll">{table}</div>'
+
+
+def _row(row: Sequence[Judged], by_run: Compared, room: Room) -> str:
+    """An example: its images once, or with the boxes of each run beside its answer."""
+    panels = [
+        panel_of(found, example, found.predictions[example.number], Counter())
+        for example, (_, found) in zip(row, by_run, strict=True)
+    ]
+    boxes = any(picture.boxes for panel in panels for picture in panel.pictures)
+    once = "" if boxes else _images(panels[0], room)
+    cells = []
+    for example, panel in zip(row, panels, strict=True):
+        mark = '<b class="yes">✓</b>' if example.right else '<b class="no">✗</b>'
+        cells.append(f"<td>{_images(panel, room) if boxes else ''}{mark} {escape(example.answer)}</td>")
+    return f"<tr><th>{once}{row[0].number} · {escape(row[0].subject)}</th>{''.join(cells)}</tr>"
+
+
+def _images(panel: Panel, room: Room) -> str:
+    """The images of a panel; none of one whose images are the prediction, as in retrieval."""
+    return figures(panel.pictures, room, THUMBNAIL) if len(panel.pictures) <= MOST_IMAGES else ""

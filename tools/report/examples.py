@@ -1,0 +1,147 @@
+"""The predictions of a run: failures first, drawn where the held-out data are at hand, else as text."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any
+
+from dataset.records.schema import BrokenRecordError
+from tasks.drawing import Line, Panel
+from tools.report.held_out import HeldOutSplit, read_split
+from tools.report.judging import MALFORMED, Judged, chosen, judged, lines_of
+from tools.report.pictures import Room, card, sheet
+from tools.report.runs import Run, read_json
+from utils.errors import UserError
+
+MOST_SPLITS = 6
+"""Splits of a run whose predictions are shown, at most."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SplitPredictions:
+    """The predictions of a run's split, judged. ``held_out``: None where the data cannot be read, ``why`` then says why."""
+
+    split: str
+    predictions: Sequence[Mapping[str, Any]]
+    judged: list[Judged]
+    held_out: HeldOutSplit | None
+    why: str = ""
+
+
+def read_predictions(run: Run) -> list[SplitPredictions]:
+    """The predictions of each split; remarks of the run tell of files that cannot be read."""
+    found = []
+    paths = run.predictions()
+    for split, path in list(paths.items())[:MOST_SPLITS]:
+        values = read_json(path, run.remarks)
+        if values is None:
+            continue
+        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+            run.remarks.append(f"{path}: holds no list of predictions")
+            continue
+        found.append(_read(run, split, values))
+    if len(paths) > MOST_SPLITS:
+        run.remarks.append(f"predictions of the first {MOST_SPLITS} of {len(paths)} splits are shown")
+    return found
+
+
+def _read(run: Run, split: str, predictions: list[dict[str, Any]]) -> SplitPredictions:
+    held_out, why = None, ""
+    try:
+        held_out = read_split(run, split, predictions)
+    except (UserError, OSError) as error:
+        why = str(error).splitlines()[0]
+    except Exception as error:  # data of any kind; the page has the rest of the run
+        logger.warning("%s: the held-out data of %s cannot be read", run.folder, split, exc_info=True)
+        why = f"{type(error).__name__}: {error}"
+    try:
+        examples = judged(predictions, None if held_out is None else held_out.items, run.task)
+    except MALFORMED as error:
+        run.remarks.append(
+            f"predictions of {split}: not in the form of task {run.task} ({type(error).__name__}: {error})"
+        )
+        return SplitPredictions(split, predictions, [Judged(n, "", "") for n in range(len(predictions))], None, why)
+    return SplitPredictions(split, predictions, examples, held_out, why)
+
+
+def section(run: Run, splits: Sequence[SplitPredictions], count: int, room: Room) -> str:
+    """The predictions of a run, at most ``count`` of each split."""
+    if not count:
+        return '<p class="faint">Left out by --examples 0.</p>'
+    if not splits:
+        return (
+            _sheets(run, room) or '<p class="faint">The run has no predictions: they are written by its evaluation.</p>'
+        )
+    parts = []
+    for number, split in enumerate(splits):
+        parts.append(f"<h3>{escape(split.split)}</h3><p>{escape(_summary(split, count))}</p>")
+        if split.why:
+            parts.append(
+                f'<p class="remark">Shown as text, since the held-out data cannot be read: {escape(split.why)}</p>'
+            )
+        share = room.share(len(splits) - number)
+        parts.append(_cards(split, count, share))
+        room.give_back(share)
+    if any(split.why for split in splits):
+        parts.append(_sheets(run, room))
+    return "".join(parts)
+
+
+def _cards(split: SplitPredictions, count: int, room: Room) -> str:
+    cards, broken, images = [], Counter[str](), 1
+    for example in chosen(split.judged, count):
+        prediction = split.predictions[example.number]
+        panel = panel_of(split, example, prediction, broken)
+        if example.right is None and example.score is not None:
+            panel = replace(panel, lines=(*panel.lines, Line(f"CIDEr {100 * example.score:.1f}", faint=True)))
+        cards.append(card(panel, example.number, example.right, room))
+        images = max(images, len(panel.pictures))
+    notes = [f"{times} cannot be drawn: {reason}" for reason, times in broken.most_common(3)]
+    notes += [f"{room.left_out} images are left out: the page is bounded in size"] if room.left_out else []
+    remark = f'<p class="remark">{escape("; ".join(notes))}</p>' if notes else ""
+    legend = f'<p class="faint">{escape(split.held_out.legend)}</p>' if split.held_out is not None and cards else ""
+    kind = " wide" if images > 2 else " two" if images == 2 else ""
+    return f'{legend}{remark}<div class="cards{kind}">{"".join(cards)}</div>'
+
+
+def panel_of(split: SplitPredictions, example: Judged, prediction: Mapping[str, Any], broken: Counter[str]) -> Panel:
+    """The panel of a prediction; of text alone where it cannot be drawn, which ``broken`` counts by reason."""
+    if split.held_out is not None:
+        try:
+            if panel := split.held_out.draw(example.number, prediction):
+                return panel
+        except BrokenRecordError as error:
+            broken[str(error)] += 1
+        except Exception as error:  # an image is not worth the page
+            logger.warning("example %d of %s cannot be drawn", example.number, split.split, exc_info=True)
+            broken[f"{type(error).__name__}: {error}"] += 1
+    return Panel((), lines_of(prediction))
+
+
+def _summary(split: SplitPredictions, count: int) -> str:
+    """How many are right, and which are shown."""
+    total, shown = len(split.judged), min(count, len(split.judged))
+    right = sum(example.right is True for example in split.judged)
+    if any(example.right is not None for example in split.judged):
+        return (
+            f"{right:,} of {total:,} right. {shown} are shown: failures first, the worst at the top, then right ones."
+        )
+    if any(example.score is not None for example in split.judged):
+        return f"{shown} of {total:,} are shown: the lowest CIDEr first, then some of the highest."
+    return f"{shown} of {total:,} are shown, from all over the split: the file does not say which are right."
+
+
+def _sheets(run: Run, room: Room) -> str:
+    """The sheets that the run drew itself, folded."""
+    parts = [
+        f"<h4>{escape(path.name)}</h4>{sheet(path, room)}" for path in sorted(run.folder.glob("predictions*.png"))[:3]
+    ]
+    if not parts:
+        return ""
+    return f"<details><summary>The run's own sheets of examples</summary>{''.join(parts)}</details>"

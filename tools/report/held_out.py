@@ -1,0 +1,132 @@
+"""The held-out data of a finished run, read again without its model: images and annotations for its predictions."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+from PIL import Image
+
+from dataset.media.views import EvaluationView
+from dataset.records.schema import parse_region_record
+from dataset.shards.readers import Shards
+from dataset.tasks.streams.base import ImageRecordsConfig
+from tasks import TASKS
+from tasks.drawing import BOX_LEGEND, DrawnImage, ImageReader, Line, Panel, colours, pair_of_boxes, spread
+from tasks.finetune import FineTuneTask
+from tasks.kinds import find_task
+from tasks.pretrain_evaluation import MOST_BOXES
+from tools.report.judging import rank_lines
+from tools.report.runs import Run
+from utils.config import Config, bind
+from utils.errors import UserError
+
+MOST_RECORDS = 200_000
+"""Held-out records of pre-training that are looked through for those of the predictions."""
+IDENTITIES = {"phrase": "text", "sentence": "sentence", "question_id": "question_id"}
+"""Keys of predictions, and the field of an item that they repeat."""
+
+Prediction = Mapping[str, Any]
+Draw = Callable[[int, Prediction], Panel | None]
+"""Makes the panel of a prediction by its number; raises where an image cannot be read."""
+
+
+class HeldOutSplit:
+    """A split beside its predictions. ``items``: as the task reads them; None for pre-training, whose predictions hold all but
+    the images. ``legend``: how panels are read."""
+
+    def __init__(self, items: Any | None, draw: Draw, legend: str):
+        self.items, self.draw, self.legend = items, draw, legend
+
+
+def read_split(run: Run, split: str, predictions: Sequence[Prediction]) -> HeldOutSplit:
+    """The held-out data of a run's split.
+
+    Raises:
+        UserError: they cannot be read from here, or are no longer those of the predictions.
+    """
+    if run.config is None or run.task not in TASKS:
+        raise UserError(f"task {run.task!r} is none of {', '.join(TASKS)}")
+    kind = find_task(str(run.task)).load()
+    config = bind(run.config, kind.config)
+    if not issubclass(kind.task, FineTuneTask):
+        return HeldOutSplit(None, _records(config), f"{BOX_LEGEND} · a record is right if all its boxes and ranks are")
+    section = cast(Any, config).evaluation.test.get(split)
+    if section is None:
+        raise UserError(f"evaluation.test has no split {split!r}")
+    items = kind.task.read_split(config, section, f"evaluation.test.{split}")
+    _require_same(items, predictions, split)
+    task = _without_model(kind.task, config)
+    read = ImageReader(kind.task.evaluation_view(config))
+    return HeldOutSplit(items, lambda number, prediction: task.panel(items, number, prediction, read), kind.task.legend)
+
+
+def _without_model(kind: type[FineTuneTask[Any, Any, Any]], config: Config) -> FineTuneTask[Any, Any, Any]:
+    """A task that can only draw: its constructor would build the model. A panel is made of the split and the config."""
+    task = kind.__new__(kind)
+    task.config = config
+    return task
+
+
+def _require_same(items: Any, predictions: Sequence[Prediction], split: str) -> None:
+    """Raise a :class:`UserError` if the predictions are of other items."""
+    captions = getattr(items, "captions", None)
+    sizes = {len(items.images), len(items.images) + len(captions)} if captions is not None else {len(items)}
+    if len(predictions) not in sizes:
+        raise UserError(
+            f"split {split!r} has changed since: it gives {max(sizes):,} predictions, the run has {len(predictions):,}"
+        )
+    for key, field in IDENTITIES.items():
+        for number in spread(len(predictions), 50):
+            prediction = predictions[number]
+            if (
+                captions is None
+                and key in prediction
+                and getattr(items[number], field, prediction[key]) != prediction[key]
+            ):
+                raise UserError(f"split {split!r} has changed since: example {number} has another {key}")
+
+
+def _records(config: Config) -> Draw:
+    """Draws predictions of pre-training, whose images lie in shards."""
+    evaluation, data = cast(Any, config).evaluation, cast(Any, config).data
+    if evaluation is None:
+        raise UserError("the config has no evaluation any more")
+    places: dict[str, tuple[Shards, int, Any]] = {}
+    for which in ("files", "region_files"):
+        if not (files := getattr(evaluation, which)):
+            continue
+        shards = Shards(files, key=f"evaluation.{which}", index_folder=data.cache_index)
+        regions = data.regions if which == "region_files" or data.images is None else None
+        stream = regions or data.images or ImageRecordsConfig(files=[], batch_size=1)
+        count = min(len(shards), evaluation.limit or len(shards), MOST_RECORDS)
+        places |= {shards.place(number): (shards, number, stream) for number in range(count)}
+    view = EvaluationView(cast(Any, config).model.vision.image_size, data.max_pixels, pixels=data.pixels)
+    return partial(_record_panel, places, ImageReader(view))
+
+
+def _record_panel(
+    places: Mapping[str, tuple[Shards, int, Any]], read: ImageReader, number: int, prediction: Prediction
+) -> Panel | None:
+    if prediction["place"] not in places:  # such as a video
+        return None
+    shards, row, stream = places[prediction["place"]]
+    record = parse_region_record(shards.read(row), stream.keys(), stream.caption_key)
+    boxes = sorted(prediction.get("boxes", ()), key=lambda box: box["iou"])[:MOST_BOXES]
+    pairs, lines = [], []
+    size = _size_of(record.image.load()) if boxes else None
+    for place, (box, colour) in enumerate(zip(boxes, colours(len(boxes)), strict=True), start=1):
+        label = str(place) if len(boxes) > 1 else ""
+        pairs.append(pair_of_boxes(box, size, colour, label))
+        lines.append(Line(f"IoU {box['iou']:.2f} · {box['phrase']}", box["iou"] >= 0.5, (colour, label)))
+    if more := len(prediction.get("boxes", ())) - len(boxes):
+        lines.append(Line(f"and {more} more phrases, whose boxes overlap more", faint=True))
+    return Panel((DrawnImage(read(record.image, size=size), tuple(pairs)),), (*rank_lines(prediction), *lines))
+
+
+def _size_of(encoded: bytes) -> tuple[int, int]:
+    """Width and height of an image as it lies in its file, which its boxes are of."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        return image.size

@@ -1,0 +1,217 @@
+"""Which predictions of a run are right: by themselves where the file says it, else by the annotations of the split."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metrics.captions import caption_scores
+from metrics.vqa import SOFT, accuracy_rule, exact_match, soft_accuracy
+from tasks.drawing import Line
+
+Prediction = Mapping[str, Any]
+
+FAILURES = 0.75
+"""Share of the examples shown that are failures, where there are enough; right ones follow."""
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
+"""What is raised for a prediction that is in no known form."""
+LONGEST = 200
+"""Characters of a value that is shown of an unknown form."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A prediction. ``score``: the less, the worse, and None where nobody knows; ``right``: None where there is no right or
+    wrong; ``subject``: the text that it is about; ``answer``: the prediction in a few words."""
+
+    number: int
+    subject: str
+    answer: str
+    score: float | None = None
+    right: bool | None = None
+
+
+def judged(predictions: Sequence[Prediction], items: Any | None, task: str | None) -> list[Judged]:
+    """The predictions of a split in their order.
+
+    Args:
+        predictions: of the file.
+        items: the split as the task reads it; None where it cannot be read.
+        task: name of the task.
+    """
+    if items is not None and task == "captioning":
+        captions = [str(prediction["caption"]) for prediction in predictions]
+        scores = caption_scores(captions, items.references())[1]["CIDEr"].tolist()
+        return [
+            Judged(number, _text(prediction, "image_id"), caption, score)
+            for number, (prediction, caption, score) in enumerate(zip(predictions, captions, scores, strict=True))
+        ]
+    if items is not None and task in ("vqa", "video_qa"):
+        return [_answer(n, prediction, items[n], task) for n, prediction in enumerate(predictions)]
+    return [_judge(number, prediction) for number, prediction in enumerate(predictions)]
+
+
+def chosen(examples: Sequence[Judged], count: int) -> list[Judged]:
+    """At most ``count`` examples, the worst failures first, then right ones; those that are as bad come from all over the split.
+
+    Where nothing is judged, they are spread over the split in its order.
+    """
+    mixed = random.Random(0).sample(list(examples), len(examples))
+    known = [example for example in mixed if example.score is not None]
+    if not known:
+        every = max(1, -(-len(examples) // max(1, count)))
+        return list(examples[::every][:count])
+    worst_first = sorted(known, key=lambda example: (example.right is True, example.score))
+    if any(example.right is None for example in known):  # no right or wrong: the worst, then the best
+        failures = min(len(worst_first), max(1, round(FAILURES * count)))
+        best = worst_first[failures:][::-1][: count - failures][::-1]
+        return [*worst_first[:failures], *best][:count]
+    wrong = [example for example in worst_first if not example.right]
+    right = [example for example in mixed if example.right]
+    failures = min(len(wrong), max(round(FAILURES * count), count - len(right)))
+    return [*wrong[:failures], *right[: count - failures]][:count]
+
+
+def lines_of(prediction: Prediction) -> tuple[Line, ...]:
+    """A prediction as text, where it cannot be drawn."""
+    for known, lines, _ in _FORMS:
+        if known(prediction):
+            try:
+                return tuple(lines(prediction))
+            except MALFORMED:
+                break
+    return tuple(Line(f"{key}: {_short(value)}") for key, value in prediction.items())
+
+
+def _judge(number: int, prediction: Prediction) -> Judged:
+    for known, _, judge in _FORMS:
+        if known(prediction):
+            return judge(number, prediction)
+    subject = next((f"{key} {_short(prediction[key])}" for key in prediction), f"example {number}")
+    return Judged(number, subject, "; ".join(_short(value) for value in list(prediction.values())[1:]))
+
+
+def _is_box(prediction: Prediction) -> bool:
+    return isinstance(prediction.get("iou"), int | float) and "phrase" in prediction
+
+
+def _box(number: int, prediction: Prediction) -> Judged:
+    overlap = float(prediction["iou"])
+    return Judged(number, _text(prediction, "phrase"), f"IoU {overlap:.2f}", overlap, overlap >= 0.5)
+
+
+def _box_lines(prediction: Prediction) -> list[Line]:
+    line = Line(f"IoU {prediction['iou']:.2f} · {prediction['phrase']}", prediction["iou"] >= 0.5)
+    return [line, *([Line(str(prediction["image"]), faint=True)] if "image" in prediction else [])]
+
+
+def _is_class(prediction: Prediction) -> bool:
+    return all(isinstance(prediction.get(key), str | int) for key in ("predicted", "true"))
+
+
+def _class(number: int, prediction: Prediction) -> Judged:
+    right = prediction["predicted"] == prediction["true"]
+    subject = next((str(prediction[key]) for key in ("sentence", "text", "place") if key in prediction), f"{number}")
+    return Judged(number, subject, str(prediction["predicted"]), float(right), right)
+
+
+def _class_lines(prediction: Prediction) -> list[Line]:
+    others = [Line(_short(value)) for key, value in prediction.items() if key in ("sentence", "text")]
+    right = prediction["predicted"] == prediction["true"]
+    lines = [Line(f"predicted: {prediction['predicted']}", right), Line(f"annotated: {prediction['true']}", faint=True)]
+    return [*others, *lines, *([Line(str(prediction["place"]), faint=True)] if "place" in prediction else [])]
+
+
+def _is_ranking(prediction: Prediction) -> bool:
+    return isinstance(prediction.get("nearest"), list) and "image_id" in prediction
+
+
+def _ranking(number: int, prediction: Prediction) -> Judged:
+    marks = _marks(prediction)
+    rank = marks.index(True) + 1 if True in marks else None
+    subject = str(prediction["caption"]) if "caption" in prediction else f"image {prediction['image_id']}"
+    answer = f"rank {rank}" if rank else f"not among the {len(marks)} nearest"
+    return Judged(number, subject, answer, 1 / rank if rank else 0.0, rank == 1)
+
+
+def _marks(prediction: Prediction) -> list[bool]:
+    """Which of the nearest are right."""
+    return [
+        near.get("image_id") == prediction["image_id"] if "text" in prediction else bool(near.get("right"))
+        for near in prediction["nearest"]
+    ]
+
+
+def _ranking_lines(prediction: Prediction) -> list[Line]:
+    marks = _marks(prediction)
+    head = Line(str(prediction.get("caption", f"image {prediction['image_id']}")), bool(marks) and marks[0])
+    nearest = zip(prediction["nearest"][:5], marks, strict=False)
+    lines = [Line(f"{near.get('score')} · {near.get('caption', near.get('image_id'))}", mark) for near, mark in nearest]
+    return [head, *lines]
+
+
+def _is_record(prediction: Prediction) -> bool:
+    return "place" in prediction and (isinstance(prediction.get("boxes"), list) or "ranks" in prediction)
+
+
+def _record(number: int, prediction: Prediction) -> Judged:
+    boxes = [float(box["iou"]) for box in prediction.get("boxes", ())]
+    ranks = ranks_of(prediction)
+    right = [overlap >= 0.5 for overlap in boxes] + [rank == 1 for rank in ranks.values()]
+    parts = [f"{sum(right[: len(boxes)])} of {len(boxes)} boxes"] if boxes else []
+    parts += [f"{way}: {'none' if rank is None else f'rank {rank}'}" for way, rank in ranks.items()]
+    subject = str(prediction.get("caption") or prediction["place"])
+    return Judged(number, subject, ", ".join(parts), sum(right) / max(1, len(right)), all(right))
+
+
+def ranks_of(prediction: Prediction) -> dict[str, int | None]:
+    """The ranks of a pre-training record by direction, after re-ranking where it has been."""
+    ranks = prediction.get("ranks") or {}
+    return dict(ranks.get("reranked") or ranks.get("cosine") or {})
+
+
+def rank_lines(prediction: Prediction) -> list[Line]:
+    """The caption of a pre-training record, and its ranks."""
+    lines = [Line(str(prediction["caption"]))] if "caption" in prediction else []
+    for way, rank in ranks_of(prediction).items():
+        lines.append(Line(f"{way}: {'not among the candidates' if rank is None else f'rank {rank}'}", rank == 1))
+    return lines
+
+
+def _record_lines(prediction: Prediction) -> list[Line]:
+    boxes = [line for box in prediction.get("boxes", ()) for line in _box_lines(box)]
+    return [*rank_lines(prediction), *boxes, Line(str(prediction["place"]), faint=True)]
+
+
+def _answer(number: int, prediction: Prediction, question: Any, task: str) -> Judged:
+    answer = str(prediction["answer"])
+    if not question.answers:
+        return Judged(number, question.question, answer)
+    if task == "video_qa":
+        score = float(question.answers[0] == answer)
+    else:
+        rule = soft_accuracy if accuracy_rule([question.answers]) == SOFT else exact_match
+        score = rule(answer, question.answers)
+    return Judged(number, question.question, answer, score, score >= 0.5)
+
+
+def _text(prediction: Prediction, key: str) -> str:
+    return str(prediction.get(key, ""))
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+_FORMS: list[
+    tuple[Callable[[Prediction], bool], Callable[[Prediction], list[Line]], Callable[[int, Prediction], Judged]]
+] = [
+    (_is_box, _box_lines, _box),
+    (_is_ranking, _ranking_lines, _ranking),
+    (_is_record, _record_lines, _record),
+    (_is_class, _class_lines, _class),
+]
+"""The forms of predictions that say themselves whether they are right: how to know them, their lines, and their judgement."""

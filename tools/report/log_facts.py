@@ -1,0 +1,118 @@
+"""Facts that only a run's log has: when it ran, how often it resumed, what stopped it, and which records were broken."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ ([A-Z]+) (\S+): (.*)", re.S)
+BROKEN = re.compile(
+    r"skipped a broken record: (.+?): ([\w /-]+): (.*) \(more of this kind are counted, not logged\)", re.S
+)
+READ = re.compile(r"(\d+) records read, none broken|(\d+) of (\d+) records \([\d.]+ %\) are broken(.*)", re.S)
+KIND = re.compile(r"(\d+) ([\w /-]+) \(first: (.*?)\)(?=, \d+ |; |$)", re.S)
+STEPS = re.compile(r"; (\d+) steps are [\d.]+ epochs")
+SELECTS = re.compile(r"step \d+: validation (.+) (?:-?\d+\.\d+|nan)(?:, the best so far)?$")
+BEST = re.compile(r"step (\d+): validation .*, the best so far$")
+PARAMETERS = re.compile(r"[\d.]+ M parameters")
+
+MOST = 50
+"""Lines of a sort that are kept, at most."""
+LONGEST_LINE = 20_000
+
+
+@dataclass
+class BrokenKind:
+    """Broken records of one kind. ``count``: None where the run ended before it counted them; ``message``: of the first one."""
+
+    kind: str
+    count: int | None
+    place: str
+    message: str = ""
+
+
+@dataclass
+class LogFacts:
+    """``events``: resumptions and stops, with their time. ``read``: what the last process that ended orderly said of the records
+    that it read; ``steps``: of the whole run; ``selects``: the metric that selects the best weights, ``best``: their step."""
+
+    started: str | None = None
+    ended: str | None = None
+    events: list[tuple[str, str]] = field(default_factory=list)
+    resumed: int = 0
+    skipped_steps: int = 0
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+    warning_count: int = 0
+    read: str | None = None
+    kinds: dict[str, BrokenKind] = field(default_factory=dict)
+    steps: int | None = None
+    selects: str | None = None
+    best: int | None = None
+    weights: str | None = None
+    parameters: str | None = None
+    stop: str | None = None
+    """Why the newest process ended before its time; None: it did not, or does not say."""
+
+    def add(self, time: str, level: str, logger: str, message: str) -> None:
+        """Take one message of the log."""
+        self.started, self.ended = self.started or time, time
+        if message.startswith("weights: "):  # the first message of each process
+            self.weights, self.stop = self.weights or message.splitlines()[0].removeprefix("weights: "), None
+        if message.startswith("resuming from "):
+            self.resumed += 1
+            self._event(time, message)
+        elif message.startswith(("stopped by ", "the run ends: ")):
+            self.stop = message.splitlines()[0]
+            self._event(time, self.stop)
+        elif message.startswith("step ") and ": skipped, since" in message:
+            self.skipped_steps += 1
+        elif match := BROKEN.match(message):
+            place, kind, text = match.groups()
+            self.kinds.setdefault(kind, BrokenKind(kind, None, place, text)).message = text
+        elif logger == "dataset.loaders" and (match := READ.match(message)):
+            self._records(match)
+        elif level != "INFO":
+            self._warning(time, message)
+        if match := STEPS.search(message):
+            self.steps = int(match[1])
+        elif match := SELECTS.match(message):
+            self.selects = match[1]
+            self.best = int(best[1]) if (best := BEST.match(message)) else self.best
+        elif match := PARAMETERS.fullmatch(message):
+            self.parameters = match[0]
+
+    def _records(self, match: re.Match[str]) -> None:
+        self.read = match[0].split(": ", 1)[0]
+        for count, kind, place in KIND.findall(match[4] or ""):
+            known = self.kinds.setdefault(kind, BrokenKind(kind, 0, place))
+            known.count = (known.count or 0) + int(count)
+
+    def _event(self, time: str, text: str) -> None:
+        if len(self.events) < MOST:
+            self.events.append((time, text))
+
+    def _warning(self, time: str, message: str) -> None:
+        self.warning_count += 1
+        if len(self.warnings) < MOST:
+            self.warnings.append((time, message.strip()[:1000]))
+
+
+def read_log(path: Path) -> LogFacts:
+    """The facts of ``log.txt``; empty where there is none."""
+    facts = LogFacts()
+    if not path.is_file():
+        return facts
+    message: tuple[str, str, str, str] | None = None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while line := file.readline(LONGEST_LINE):
+            match = LINE.match(line.rstrip("\n"))
+            if match:
+                if message is not None:
+                    facts.add(*message)
+                message = (match[1], match[2], match[3], match[4])
+            elif message is not None and len(message[3]) < LONGEST_LINE:  # messages may have several lines
+                message = (*message[:3], f"{message[3]}\n{line.rstrip()}")
+    if message is not None:
+        facts.add(*message)
+    return facts

@@ -1,0 +1,144 @@
+"""Tables of what was measured at the end: beside chance and published numbers, or of several runs side by side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from tools.report.runs import Run
+from tools.report.ticks import written
+
+LOWER = re.compile(r"loss|error|perplexity|(median|mean) rank|distance", re.I)
+"""Metrics of which less is better, by their name; of the others, more is."""
+
+Metric = Mapping[str, Any]
+
+
+def table_of(run: Run) -> str:
+    """The metrics of one run, a table for each split."""
+    if not run.evaluation:
+        return '<p class="faint">No evaluation: the run has no evaluation.json.</p>'
+    parts = []
+    for split, metrics in run.evaluation.items():
+        shown = {name: metric for name, metric in metrics.items() if metric.get("unit") != "count"}
+        sizes = [f"{_count(m.get('value'))} {name}" for name, m in metrics.items() if m.get("unit") == "count"]
+        parts.append(f"<h3>{escape(split)}</h3>")
+        if shown:
+            parts.append(_table(shown))
+        parts.append(
+            f'<p class="faint">{escape("; ".join([", ".join(sizes), *_facts(metrics.values())]).strip("; "))}</p>'
+        )
+    return "".join(parts)
+
+
+def _table(metrics: Mapping[str, Metric]) -> str:
+    columns: list[tuple[str, Callable[[Metric], str]]] = [("measured", lambda metric: value_of(metric, "value"))]
+    if any("interval" in metric for metric in metrics.values()):
+        columns.append(("95 % interval", _interval))
+    for key in ("chance", "published"):
+        if any(isinstance(metric.get(key), int | float) for metric in metrics.values()):
+            columns.append((key, lambda metric, key=key: value_of(metric, key)))  # type: ignore[misc]
+    head = "".join(f"<th>{title}</th>" for title, _ in columns)
+    rows = []
+    for name, metric in metrics.items():
+        cells = "".join(f"<td>{escape(text(metric))}</td>" for _, text in columns)
+        rows.append(f"<tr><th>{escape(name)}</th>{cells}<td>{_bar(metric)}</td></tr>")
+    return f'<div class="scroll"><table><tr class="head"><th></th>{head}<th></th></tr>{"".join(rows)}</table></div>'
+
+
+def comparison(runs: Sequence[Run]) -> str:
+    """The metrics of several runs, a row each and a column for each run, the best of a row marked; then loss and speed."""
+    columns = "".join(f'<th><i class="c{number % 8}"></i> {escape(run.name)}</th>' for number, run in enumerate(runs))
+    parts = [f'<div class="scroll"><table><tr class="head"><th></th>{columns}<th>chance</th></tr>']
+    splits = dict.fromkeys(split for run in runs for split in run.evaluation)
+    for split in splits:
+        names = dict.fromkeys(name for run in runs for name in run.evaluation.get(split, {}))
+        parts.append(f'<tr class="split"><th colspan="{len(runs) + 2}">{escape(split)}</th></tr>')
+        for name in names:
+            metrics = [run.evaluation.get(split, {}).get(name, {}) for run in runs]
+            parts.append(_row(name, metrics))
+    parts.append(f'<tr class="split"><th colspan="{len(runs) + 2}">training</th></tr>')
+    for title, name, lower in (
+        ("loss, mean of the last 5 %", "loss", True),
+        ("samples per second", "samples_per_s", False),
+    ):
+        series = [run.metrics.series.get(name) for run in runs]
+        values = [None if s is None else s.mean_of_end() if lower else s.median() for s in series]
+        if any(value is not None for value in values):
+            texts = ["" if value is None else written(value) for value in values]
+            parts.append(_cells(title, values, texts, lower, ""))
+    steps = "".join(f"<td>{run.metrics.last_step or 0:,}</td>" for run in runs)
+    parts.append(f"<tr><th>steps</th>{steps}<td></td></tr></table></div>")
+    note = "Bold: the best of a row; less is better for losses, errors, ranks and perplexity, more for everything else."
+    weights = {str(fact) for run in runs for metrics in run.evaluation.values() for fact in _splits(metrics.values())}
+    unlike = " The splits are not of the same files: see each run." if len(weights) > len(splits) else ""
+    return "".join(parts) + f'<p class="faint">{note}{unlike}</p>'
+
+
+def _row(name: str, metrics: Sequence[Metric]) -> str:
+    known = next(metric for metric in metrics if metric)
+    counts = known.get("unit") == "count"
+    values = [None if counts else number_of(metric.get("value")) for metric in metrics]
+    texts = [_count(m["value"]) if counts and "value" in m else value_of(m, "value") for m in metrics]
+    return _cells(name, values, texts, bool(LOWER.search(name)), value_of(known, "chance"))
+
+
+def _cells(name: str, values: Sequence[float | None], texts: Sequence[str], lower: bool, chance: str) -> str:
+    """A row. The best is told by the values as they are shown: a difference that nobody sees is none."""
+    known = {text: value for text, value in zip(texts, values, strict=True) if value is not None}
+    best = None
+    if len(known) > 1:
+        best = (min if lower else max)(known, key=lambda text: known[text])
+    cells = "".join(f"<td{' class=best' if text == best else ''}>{escape(text)}</td>" for text in texts)
+    return f"<tr><th>{escape(name)}</th>{cells}<td>{escape(chance)}</td></tr>"
+
+
+def value_of(metric: Metric, key: str) -> str:
+    """A number of a metric as tables show it: a share in percent, a score times 100."""
+    if key == "value" and "value" in metric and metric["value"] is None:
+        return "none"
+    value = number_of(metric.get(key))
+    if value is None:
+        return ""
+    return f"{100 * value:.1f}" + (" %" if metric.get("unit", "share") == "share" else "")
+
+
+def number_of(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else str(value)
+
+
+def _interval(metric: Metric) -> str:
+    ends = metric.get("interval")
+    if not isinstance(ends, list) or not all(isinstance(end, int | float) for end in ends):
+        return ""
+    return f"[{', '.join(f'{100 * end:.1f}' for end in ends)}]"
+
+
+def _bar(metric: Metric) -> str:
+    """The value as a bar from 0 to 100 %, with a line at chance."""
+    value, chance = number_of(metric.get("value")), number_of(metric.get("chance"))
+    if value is None or metric.get("unit") != "share" or not 0 <= value <= 1:
+        return ""
+    line = "" if chance is None else f'<b style="left:{100 * min(1.0, max(0.0, chance)):.1f}%"></b>'
+    return f'<span class="bar"><i style="width:{100 * value:.1f}%"></i>{line}</span>'
+
+
+def _facts(metrics: Any) -> list[str]:
+    """The rules, files and weights of a split's metrics, each once."""
+    texts: dict[str, None] = {}
+    for metric in metrics:
+        if metric.get("unit") != "count":
+            texts |= dict.fromkeys(
+                str(metric[key]) for key in ("rule", "split", "weights", "training") if metric.get(key)
+            )
+    return list(texts)
+
+
+def _splits(metrics: Any) -> set[str]:
+    return {str(metric["split"]) for metric in metrics if "split" in metric}

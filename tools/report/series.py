@@ -1,0 +1,202 @@
+"""The values of a run over its steps, read line by line: a file of any length takes bounded memory, and no extreme is lost."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CAPACITY = 1024
+"""Buckets of a series, at most. When they are full, neighbours are merged, and each new bucket holds twice as many lines."""
+LONGEST_LINE = 100_000
+"""Characters of a line of metrics; a longer one is damaged."""
+MOST_NAMES = 500
+"""Values of a file by name, at most; more are left out."""
+
+Point = tuple[float, float]
+"""A step and a value."""
+
+
+@dataclass
+class Bucket:
+    """Values of neighbouring steps: their mean, and their least and greatest with the steps of these."""
+
+    low: Point
+    high: Point
+    steps: float
+    total: float
+    count: int
+
+    def add(self, point: Point) -> None:
+        step, value = point
+        if value < self.low[1]:
+            self.low = point
+        elif value > self.high[1]:
+            self.high = point
+        self.steps, self.total, self.count = self.steps + step, self.total + value, self.count + 1
+
+    def merge(self, other: Bucket) -> None:
+        self.low, self.high = min(self.low, other.low, key=_value), max(self.high, other.high, key=_value)
+        self.steps, self.total, self.count = (
+            self.steps + other.steps,
+            self.total + other.total,
+            self.count + other.count,
+        )
+
+    @property
+    def mean(self) -> Point:
+        """The mean step and the mean value."""
+        return self.steps / self.count, self.total / self.count
+
+
+class Series:
+    """One value over the steps. ``first``, ``last``: its first and last finite points; ``not_finite``: how many values were NaN
+    or infinite."""
+
+    def __init__(self) -> None:
+        self.buckets: list[Bucket] = []
+        self.not_finite = 0
+        self.first: Point | None = None
+        self.last: Point | None = None
+        self._width = 1
+
+    def add(self, step: float, value: float) -> None:
+        if not math.isfinite(value):
+            self.not_finite += 1
+            return
+        point = self.last = (step, value)
+        if self.buckets and self.buckets[-1].count < self._width:
+            self.buckets[-1].add(point)
+            return
+        if len(self.buckets) >= CAPACITY:
+            self._halve()
+        self.first = self.first or point
+        self.buckets.append(Bucket(point, point, step, value, 1))
+
+    def _halve(self) -> None:
+        for left, right in zip(self.buckets[::2], self.buckets[1::2], strict=True):
+            left.merge(right)
+        self.buckets, self._width = self.buckets[::2], 2 * self._width
+
+    def points(self) -> list[Point]:
+        """The least and the greatest point of each bucket, in the order of their steps; and the first and the last one of all."""
+        points = [point for bucket in self.buckets for point in sorted({bucket.low, bucket.high})]
+        if self.first is not None and self.first != points[0]:
+            points.insert(0, self.first)
+        if self.last is not None and self.last != points[-1]:
+            points.append(self.last)
+        return points
+
+    def smoothed(self, share: float = 0.05) -> list[Point]:
+        """Means over a window of ``share`` of the run, one for each bucket; empty for a window of fewer than three buckets."""
+        reach = round(len(self.buckets) * share / 2)
+        if reach < 1:
+            return []
+        points = []
+        for place, bucket in enumerate(self.buckets):
+            near = min(reach, place, len(self.buckets) - 1 - place)  # symmetric: else a slope is bent at both ends
+            window = self.buckets[place - near : place + near + 1]
+            count = sum(other.count for other in window)
+            points.append((bucket.mean[0], sum(other.total for other in window) / count))
+        return points
+
+    def range(self) -> tuple[float, float]:
+        """The least and the greatest value."""
+        return min(bucket.low[1] for bucket in self.buckets), max(bucket.high[1] for bucket in self.buckets)
+
+    def median(self) -> float:
+        return statistics.median(bucket.mean[1] for bucket in self.buckets)
+
+    def mean_of_end(self, share: float = 0.05) -> float:
+        """The mean of the last ``share`` of the buckets."""
+        end = self.buckets[-max(1, round(share * len(self.buckets))) :]
+        return sum(bucket.total for bucket in end) / sum(bucket.count for bucket in end)
+
+    def is_constant(self) -> bool:
+        low, high = self.range()
+        return low == high
+
+
+@dataclass
+class Metrics:
+    """The series of a file by name. ``damaged``: numbers of the first lines that hold no metrics; ``damaged_count``: of all."""
+
+    series: dict[str, Series] = field(default_factory=dict)
+    lines: int = 0
+    damaged: list[int] = field(default_factory=list)
+    damaged_count: int = 0
+    first_step: int | None = None
+    last_step: int | None = None
+
+    def _damage(self, number: int) -> None:
+        self.damaged_count += 1
+        if len(self.damaged) < 5:
+            self.damaged.append(number)
+
+    def _add(self, values: dict[str, float | None]) -> None:
+        step = values["step"]
+        assert isinstance(step, int)
+        self.lines += 1
+        self.first_step = step if self.first_step is None else self.first_step
+        self.last_step = step
+        for name, value in values.items():
+            if name != "step" and (name in self.series or len(self.series) < MOST_NAMES):
+                self.series.setdefault(name, Series()).add(step, math.nan if value is None else value)
+
+
+def read_metrics(path: Path) -> Metrics:
+    """The metrics of ``metrics.jsonl`` or ``validation.jsonl``; none where there is no such file.
+
+    A series that never has a finite value is left out. ``step_s``, the time of a step, is derived from ``elapsed_s``.
+    """
+    metrics = Metrics()
+    if not path.is_file():
+        return metrics
+    before: Point | None = None
+    for number, line in _lines(path):
+        values = _metrics_of(line)
+        if values is None:
+            metrics._damage(number)
+            continue
+        step, elapsed = values["step"], values.get("elapsed_s")
+        if isinstance(elapsed, int | float) and isinstance(step, int):
+            if before is not None and step > before[0] and elapsed >= before[1]:
+                values["step_s"] = (elapsed - before[1]) / (step - before[0])
+            before = (step, elapsed)
+        metrics._add(values)
+    metrics.series = {name: series for name, series in metrics.series.items() if series.buckets}
+    return metrics
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers. Of one that is too long, the pieces after the first are left out."""
+    number, within = 0, False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while line := file.readline(LONGEST_LINE):
+            if not within:
+                number += 1
+                yield number, line
+            within = not line.endswith("\n")
+
+
+def _metrics_of(line: str) -> dict[str, float | None] | None:
+    """The numbers of a line, null as None; None where the line is torn or holds something else."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or type(values.get("step")) is not int or abs(values["step"]) > 1 << 53:
+        return None
+    if any(isinstance(value, bool) or not isinstance(value, int | float | None) for value in values.values()):
+        return None
+    try:
+        return {name: value if name == "step" or value is None else float(value) for name, value in values.items()}
+    except OverflowError:
+        return None
+
+
+def _value(point: Point) -> float:
+    return point[1]
