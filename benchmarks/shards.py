@@ -2,7 +2,7 @@
 
 The first part writes tars of small images with captions and JSON, and indexes them from the disk's cache, by one process and by
 two. The second makes as many empty files as the paper's largest set has shards, and an index as large as that of its records
-(sparse: it takes no room on disk), and opens it in a process of its own: seconds, anonymous memory beyond the imports, descriptors;
+(sparse: it takes no room on disk), and opens it in a process of its own: seconds, anonymous memory beyond the imports, files;
 and how many random positions a second become places of records.
 """
 
