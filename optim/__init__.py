@@ -1,4 +1,4 @@
-"""AdamW with the published parameter groups."""
+"""AdamW with the published parameter groups, and which parameters do not train."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from optim.freeze import FreezeConfig
 from utils.config import Config
 from utils.errors import UserError
 
@@ -43,6 +44,22 @@ class OptimConfig(Config):
     fused: Literal["auto", "apex"] = Field(
         "auto", description="implementation of AdamW: auto (torch's fused one) or apex (NVIDIA's FusedAdam)"
     )
+    freeze: FreezeConfig | None = Field(None, description="encoders that do not train; null: all train")
+
+    @property
+    def frozen(self) -> FreezeConfig:
+        """The section ``freeze``."""
+        return self.freeze or FreezeConfig()
+
+    @model_validator(mode="after")
+    def _fresh_states_have_a_step_of_their_own(self) -> OptimConfig:
+        thawed = [part for part in self.frozen.steps if part not in self.frozen.frozen_for_good]
+        if self.fused == "apex" and thawed:
+            raise ValueError(
+                f"freeze.{thawed[0]} is a number of steps, but apex counts the steps of all parameters together, and those that "
+                "join later have fewer; set fused to auto, or freeze for the whole run"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rates_come_together(self) -> OptimConfig:

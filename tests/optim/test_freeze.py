@@ -1,0 +1,84 @@
+"""The section ``optim.freeze``."""
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from optim import OptimConfig
+from optim.freeze import FreezeConfig
+from utils.config import Config, ConfigError, dump_config, load_config
+from utils.errors import UserError
+
+
+class Run(Config):
+    optim: OptimConfig
+
+
+def loaded(tmp_path, *overrides: str) -> Run:
+    file = tmp_path / "run.yaml"
+    file.write_text("optim: {lr: 1.0}\n")
+    return load_config(file, list(overrides), Run)
+
+
+def test_a_part_is_frozen_for_the_whole_run_or_for_first_steps(tmp_path):
+    freeze = loaded(tmp_path, "optim.freeze={vision: true, text: 3}").optim.frozen
+    assert freeze.steps == {"vision": math.inf, "text": 3}
+    assert freeze.frozen_at(0) == freeze.frozen_at(2) == ("vision", "text")
+    assert freeze.frozen_at(3) == freeze.frozen_at(10**9) == freeze.frozen_for_good == ("vision",)
+    assert freeze.at_end() == FreezeConfig(vision=True)
+
+
+def test_one_step_is_not_the_whole_run(tmp_path):
+    """In Python, 1 == True."""
+    freeze = loaded(tmp_path, "optim.freeze.fusion=1").optim.frozen
+    assert (freeze.frozen_at(0), freeze.frozen_at(1)) == (("fusion",), ())
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(Run(optim=OptimConfig(lr=1.0, freeze=freeze))))
+    assert load_config(again, [], Run).optim.frozen.steps == {"fusion": 1}
+
+
+def test_without_the_section_nothing_is_frozen_and_the_config_is_as_before(tmp_path):
+    """A run of an earlier version has no such key, and is compared with null when it resumes."""
+    config = loaded(tmp_path)
+    assert config.optim.freeze is None
+    assert config.optim.frozen.steps == {}
+    assert loaded(tmp_path, "optim.freeze.vision=false").optim.frozen.frozen_at(0) == ()
+
+
+def test_a_parameter_belongs_to_the_part_that_its_name_begins_with():
+    freeze = FreezeConfig(vision=True, text=4)
+    assert freeze.trains_from("vision.frame_positions") == math.inf
+    assert freeze.trains_from("text.embeddings.word_embeddings.weight") == 4
+    for name in ("text_head.weight", "contrastive.vision_proj.weight", "decoder.layer.0.output.dense.bias"):
+        assert freeze.trains_from(name) == 0
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "null", "yes", "[1]"])
+def test_another_value_is_one_line(tmp_path, value):
+    with pytest.raises(ConfigError) as error:
+        loaded(tmp_path, f"optim.freeze.vision={value}")
+    (line,) = error.value.findings
+    assert line.startswith("command line: optim.freeze.vision = ")
+    assert line.endswith("give true (the whole run), false, or a number of first steps, at least 1")
+
+
+def test_an_unknown_part_is_told_with_the_nearest(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        loaded(tmp_path, "optim.freeze.visoin=true")
+    (line,) = error.value.findings
+    assert line == "command line: optim.freeze.visoin is not a field of FreezeConfig; did you mean 'vision'?"
+
+
+@pytest.mark.parametrize("steps", [5, 6])
+def test_a_part_that_would_thaw_after_the_end_is_refused(steps):
+    FreezeConfig(vision=4, text=True).check_steps(5)
+    message = f"^optim.freeze.text is {steps}, but the run has 5 steps and would never train it; lower it, or give true$"
+    with pytest.raises(UserError, match=message):
+        FreezeConfig(vision=4, text=steps).check_steps(5)
+
+
+def test_apex_takes_no_parameters_later():
+    assert OptimConfig(lr=1.0, fused="apex", freeze=FreezeConfig(vision=True)).frozen.steps
+    with pytest.raises(ValidationError, match=r"freeze.text is a number of steps, but apex counts .*set fused to auto"):
+        OptimConfig(lr=1.0, fused="apex", freeze=FreezeConfig(vision=True, text=5))
