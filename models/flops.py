@@ -12,17 +12,19 @@ Counted is the least arithmetic by which the losses and their gradients can be h
   these query positions, and for the other tokens keys and values alone;
 - words are predicted at masked positions only.
 
-A multiply-accumulate is two FLOPs. Matrix products, convolutions and attention count; norms, activations, softmax, lookups, masks
-and the optimiser, a few per cent of the time and of no tensor core, do not. A mask within a sequence (causal, or the patches of a
-region) saves nothing. No parameter that takes part is frozen. Recomputation to save memory (gradient checkpointing, the backward
-pass of fused attention) is not counted.
+A multiply-accumulate is two FLOPs, and two more for the gradient of each of its factors that has one (:func:`step_flops`). So a
+frozen encoder counts its forward pass alone; a frozen fusion, through which gradients pass to others, all but the gradients of
+its weights; and a layer that reads the states of a frozen encoder has no gradient for them. Matrix products, convolutions and
+attention count; norms, activations, softmax, lookups, masks and the optimiser, a few per cent of the time and of no tensor core,
+do not. A mask within a sequence (causal, or the patches of a region) saves nothing. Recomputation to save memory (gradient
+checkpointing, the backward pass of fused attention) is not counted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,11 +38,15 @@ from utils.batch import Work
 Lengths = npt.NDArray[np.int64]
 """A number for each text: of its tokens, of its query positions, or of the keys that it attends to."""
 
-PER_MAC = 6
-"""FLOPs of a multiply-accumulate in a step: two forward, and two for the gradient of each factor."""
 
-PER_INPUT_MAC = 4
-"""FLOPs of a multiply-accumulate where one of the factors, such as the pixels, has no gradient."""
+def step_flops(macs: int, *gradients: bool) -> int:
+    """FLOPs of multiply-accumulates in a step. ``gradients``: whether each factor has one; factors without may be left out."""
+    return 2 * macs * (1 + sum(gradients))
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether a part of a model trains; its parts are frozen whole."""
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def lengths(mask: Tensor, valid: Tensor) -> Lengths:
@@ -62,13 +68,15 @@ def linear_macs(*modules: nn.Module | None) -> int:
 @dataclass(frozen=True)
 class VisionCost:
     """Vision encoder. Multiply-accumulates of an image, or a frame: ``embedding`` of its pixels to patches, ``blocks`` of the
-    rest. ``patches`` that each has, ``width`` of their states; ``keeps_frames``: a video has the patches of all its frames."""
+    rest. ``patches`` that each has, ``width`` of their states; ``keeps_frames``: a video has the patches of all its frames.
+    ``trains``: it is not frozen."""
 
     embedding: int
     blocks: int
     patches: int
     width: int
     keeps_frames: bool
+    trains: bool
 
     @staticmethod
     def of(vision: Any) -> VisionCost:
@@ -82,15 +90,17 @@ class VisionCost:
             patches=patches,
             width=vision.width,
             keeps_frames=video is not None and video.pooling == "tokens",
+            trains=trains(vision),
         )
 
     def encode(self, images: int) -> int:
         """FLOPs of encoding images, or frames, to patches."""
-        return images * (PER_INPUT_MAC * self.embedding + PER_MAC * self.blocks)
+        blocks = step_flops(images * self.blocks, self.trains, self.trains)
+        return step_flops(images * self.embedding, self.trains) + blocks  # pixels have no gradient
 
     def pool_regions(self, regions: int) -> int:
         """FLOPs of the mean of each region's patches, whose weights have no gradient."""
-        return PER_INPUT_MAC * regions * self.patches * self.width
+        return step_flops(regions * self.patches * self.width, self.trains)
 
     def keys(self, frames: int = 1) -> int:
         """Keys of an image, or of a video of so many frames: its patches, and their mean before them."""
@@ -99,7 +109,7 @@ class VisionCost:
 
 @dataclass(frozen=True)
 class BlockCost:
-    """Multiply-accumulates of a transformer block, or of several together.
+    """FLOPs of a transformer block in a step, or of several together.
 
     ``token``: keys and values of the self-attention, for each token. ``query``: all else but attention itself, for each query
     position. ``pair``: for each pair of a query position and a token that it attends to. ``cross_query`` and ``cross_pair``: the
@@ -114,31 +124,41 @@ class BlockCost:
     memory: int = 0
 
     @staticmethod
-    def of(blocks: Iterable[Any]) -> BlockCost:
-        """The sum over ``blocks``, each with the names of BERT's layer in Hugging Face's library, and with a cross-attention or
-        None."""
-        total = BlockCost()
-        for block in blocks:
-            attention, cross = block.attention, block.crossattention
-            total += BlockCost(
-                token=linear_macs(attention.self.key, attention.self.value),
-                query=linear_macs(attention.self.query, attention.output, block.intermediate, block.output),
-                pair=2 * attention.self.query.out_features,
+    def of(block: Any, weights: bool, states: bool, memory: bool | None) -> BlockCost:
+        """A block with the names of BERT's layer in Hugging Face's library.
+
+        Args:
+            block: has a cross-attention or None.
+            weights: whether the block trains.
+            states: whether the states that come in have gradients.
+            memory: whether the states that are attended to have; None: the cross-attention is skipped.
+        """
+        attention, cross = block.attention, block.crossattention
+        after = states or weights  # whether queries, keys, values, and all that is made of them, have gradients
+        entry, leaving = attention.self, linear_macs(attention.output)
+        cost = BlockCost(
+            token=step_flops(linear_macs(entry.key, entry.value), weights, states),
+            query=step_flops(linear_macs(entry.query), weights, states) + step_flops(leaving, weights, after),
+            pair=step_flops(2 * entry.query.out_features, after, after),
+        )
+        if cross is not None and memory is not None:
+            keys, before = memory or weights, after
+            after = before or keys
+            query, width = step_flops(linear_macs(cross.self.query), weights, before), cross.self.query.out_features
+            cost += BlockCost(
+                cross_query=query + step_flops(linear_macs(cross.output), weights, after),
+                # Scores have queries and keys as factors, attended values have weights of attention and values.
+                cross_pair=step_flops(width, before, keys) + step_flops(width, after, keys),
+                memory=step_flops(linear_macs(cross.self.key, cross.self.value), weights, memory),
             )
-            if cross is not None:
-                total += BlockCost(
-                    cross_query=linear_macs(cross.self.query, cross.output),
-                    cross_pair=2 * cross.self.query.out_features,
-                    memory=linear_macs(cross.self.key, cross.self.value),
-                )
-        return total
+        return cost + BlockCost(query=step_flops(linear_macs(block.intermediate, block.output), weights, after))
 
     def __add__(self, other: BlockCost) -> BlockCost:
         return BlockCost(
             *(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True))
         )
 
-    def macs(self, tokens: Lengths, queries: Lengths, keys: Lengths | int | None) -> int:
+    def flops(self, tokens: Lengths, queries: Lengths, keys: Lengths | int | None) -> int:
         """Texts of ``tokens``, of which ``queries`` are computed; ``keys`` of the cross-attention, None: it is skipped."""
         count = int(queries.sum())
         total = self.token * int(tokens.sum()) + self.query * count + self.pair * int((queries * tokens).sum())
@@ -149,23 +169,45 @@ class BlockCost:
 
 @dataclass(frozen=True)
 class StackCost:
-    """A stack of transformer blocks: the ``last`` one, which may compute a part of the positions alone, and the ``inner`` ones
-    before it. ``projection``: multiply-accumulates of each state that comes out, on its way to another width or to words."""
+    """A stack of transformer blocks, of which the last one may compute a part of the positions alone.
 
-    inner: BlockCost
-    last: BlockCost
+    ``blocks``: of the stack. ``weights``, ``states`` and ``memory``: of the first block, see :meth:`BlockCost.of`.
+    ``projection``: FLOPs of each state that comes out, on its way to another width or to words.
+    """
+
+    blocks: Sequence[Any]
+    weights: bool
+    states: bool
+    memory: bool
     projection: int = 0
 
     @staticmethod
-    def of(stack: Any, projection: int = 0) -> StackCost:
+    def of(stack: Any, states: bool, memory: bool = False, projection: int = 0) -> StackCost:
         """Coefficients of a :class:`models.blocks.BlockStack`."""
-        *inner, last = stack.layer
-        return StackCost(BlockCost.of(inner), BlockCost.of([last]), projection)
+        return StackCost(tuple(stack.layer), trains(stack), states, memory, projection)
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the states that come out have gradients."""
+        return self.weights or self.states or self.memory
 
     @cached_property
-    def blocks(self) -> BlockCost:
-        """All blocks together."""
-        return self.inner + self.last
+    def attending(self) -> tuple[BlockCost, BlockCost]:
+        """All blocks before the last one together, and the last one, with cross-attention."""
+        return self._inner_and_last(self.memory)
+
+    @cached_property
+    def alone(self) -> tuple[BlockCost, BlockCost]:
+        """The same without cross-attention."""
+        return self._inner_and_last(None)
+
+    def _inner_and_last(self, memory: bool | None) -> tuple[BlockCost, BlockCost]:
+        later = self.states or self.weights or bool(memory)  # of the states between blocks
+        states = [self.states, *([later] * (len(self.blocks) - 1))]
+        costs = [
+            BlockCost.of(block, self.weights, each, memory) for block, each in zip(self.blocks, states, strict=True)
+        ]
+        return sum(costs[:-1], BlockCost()), costs[-1]
 
     def run(self, tokens: Lengths, keys: Lengths | int | None = None, queries: Lengths | int | None = None) -> int:
         """FLOPs of texts through all blocks.
@@ -175,15 +217,16 @@ class StackCost:
             keys: of the cross-attention for each text, or for all alike; None: it is skipped.
             queries: how many states of each text the last block computes; None: all.
         """
+        inner, last = self.alone if keys is None else self.attending
         if queries is None:
-            return PER_MAC * (self.blocks.macs(tokens, tokens, keys) + self.projection * int(tokens.sum()))
+            return (inner + last).flops(tokens, tokens, keys) + self.projection * int(tokens.sum())
         queries = np.broadcast_to(queries, tokens.shape)
-        macs = self.inner.macs(tokens, tokens, keys) + self.last.macs(tokens, queries, keys)
-        return PER_MAC * (macs + self.projection * int(queries.sum()))
+        flops = inner.flops(tokens, tokens, keys) + last.flops(tokens, queries, keys)
+        return flops + self.projection * int(queries.sum())
 
     def project(self, states: int) -> int:
         """Keys and values of the cross-attention, in every block, of so many states that are attended to."""
-        return PER_MAC * states * self.blocks.memory
+        return states * sum(part.memory for part in self.attending)
 
 
 @dataclass(frozen=True)
@@ -196,24 +239,50 @@ class UnknownCost:
 
 @dataclass(frozen=True)
 class ContrastiveCost:
-    """Projections to the joint space, multiply-accumulates of each state, and the ``width`` of that space."""
+    """Projections to the joint space, FLOPs of each state, and the ``width`` of that space."""
 
     image: int
     text: int
     width: int
 
     @staticmethod
-    def of(head: Any) -> ContrastiveCost:
-        """Coefficients of a :class:`models.contrastive.ContrastiveHead`."""
+    def of(head: Any, images: bool, texts: bool) -> ContrastiveCost:
+        """Coefficients of a :class:`models.contrastive.ContrastiveHead`; ``images``, ``texts``: whether their states have
+        gradients."""
         return ContrastiveCost(
-            linear_macs(head.vision_proj), linear_macs(head.text_proj), width=head.text_proj.out_features
+            step_flops(linear_macs(head.vision_proj), True, images),
+            step_flops(linear_macs(head.text_proj), True, texts),
+            width=head.text_proj.out_features,
         )
 
     def run(self, images: int, texts: int) -> int:
         """Embeddings, and the similarities of this rank's examples with those of all ranks, both ways."""
         pairs = (images + texts) // 2
         similarity = 2 * pairs * pairs * distributed.world_size() * self.width
-        return PER_MAC * (images * self.image + texts * self.text + similarity)
+        return images * self.image + texts * self.text + step_flops(similarity, True, True)
+
+
+@dataclass(frozen=True)
+class HeadCost:
+    """A head on single states: multiply-accumulates of its first layer (``entry``), of the others (``rest``), and of a word table
+    that it reads and that may be frozen (``words``)."""
+
+    entry: int
+    rest: int
+    words: int
+    words_train: bool
+
+    @staticmethod
+    def of(head: nn.Module, words: Tensor) -> HeadCost:
+        """Coefficients of a head. A word head without a table of its own reads the ``words`` (V, D)."""
+        entry, *rest = [linear_macs(part) for part in head.modules() if isinstance(part, nn.Linear)] or [0]
+        tied = hasattr(head, "decoder") and head.decoder is None
+        return HeadCost(entry, sum(rest), words.numel() if tied else 0, words.requires_grad)
+
+    def flops(self, states: bool) -> int:
+        """FLOPs of a state in a step; ``states``: whether it has a gradient."""
+        entry, rest = step_flops(self.entry, True, states), step_flops(self.rest, True, True)
+        return entry + rest + step_flops(self.words, self.words_train, True)
 
 
 NO_HEADS = ("vision", "text", "fusion", "decoder", "contrastive")
@@ -222,13 +291,14 @@ NO_HEADS = ("vision", "text", "fusion", "decoder", "contrastive")
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Coefficients of a model's parts. ``heads``: multiply-accumulates of each state that goes through a head, by the head's name
-    in the model; of a word head, to logits of all words."""
+    """Coefficients of a model's parts. ``heads``: by their names in the model; of a word head, to logits of all words.
+    ``texts_train``: the states of texts have gradients."""
 
     vision: VisionCost
     text: StackCost | UnknownCost
     fusion: StackCost
-    heads: dict[str, int]
+    heads: dict[str, HeadCost]
+    texts_train: bool
     contrastive: ContrastiveCost | None = None
 
     @staticmethod
@@ -236,19 +306,27 @@ class ModelCost:
         """Coefficients of a :class:`models.xvlm.XVLM`."""
         text, contrastive = model.text, getattr(model, "contrastive", None)
         others = ((name, child) for name, child in model.named_children() if name not in NO_HEADS)
+        images_train, texts_train = trains(model.vision), trains(text)
+        projection = step_flops(linear_macs(getattr(text, "projection", None)), texts_train, texts_train)
         return ModelCost(
             vision=VisionCost.of(model.vision),
-            text=StackCost.of(text.encoder, linear_macs(text.projection))
+            text=StackCost.of(text.encoder, states=texts_train, projection=projection)
             if hasattr(text, "encoder")
             else UnknownCost(),
-            fusion=StackCost.of(model.fusion),
-            heads={name: head_macs(child, text.word_embeddings) for name, child in others},
-            contrastive=None if contrastive is None else ContrastiveCost.of(contrastive),
+            fusion=StackCost.of(model.fusion, states=texts_train, memory=images_train),
+            heads={name: HeadCost.of(child, text.word_embeddings) for name, child in others},
+            texts_train=texts_train,
+            contrastive=None if contrastive is None else ContrastiveCost.of(contrastive, images_train, texts_train),
         )
 
+    @cached_property
+    def of_texts(self) -> ModelCost:
+        """The same where the fusion attends to texts, or to nothing."""
+        return replace(self, fusion=replace(self.fusion, memory=self.texts_train))
+
     def head(self, name: str, states: int) -> int:
-        """FLOPs of so many states through a head."""
-        return PER_MAC * states * self.heads[name]
+        """FLOPs of so many fused states through a head."""
+        return states * self.heads[name].flops(self.fusion.has_gradients)
 
     def align(self, images: int, texts: int) -> int:
         """The contrastive loss, see :meth:`ContrastiveCost.run`."""
@@ -267,9 +345,3 @@ class ModelCost:
         flops = self.vision.encode(examples * frames) + self.text.run(tokens)
         flops += self.fusion.project(examples * keys) + self.fusion.run(tokens, keys, queries)
         return Work(examples, examples * frames, int(tokens.sum()), flops)
-
-
-def head_macs(head: nn.Module, words: Tensor) -> int:
-    """Multiply-accumulates of a state through a head. A word head without a table of its own reads the ``words`` (V, D)."""
-    tied = hasattr(head, "decoder") and head.decoder is None
-    return linear_macs(head) + (words.numel() if tied else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property, partial
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.blocks import BlockConfig, BlockStack, TokenLayout, init_bert_weights, linear_dtype
-from models.flops import StackCost, head_macs, lengths
+from models.flops import HeadCost, StackCost, lengths
 from models.fusion import FusionPass
 from models.heads import WordHead
 from models.hub_text import HubTextEncoder
@@ -154,10 +155,18 @@ class VQAModel(XVLM):
         """Divisor of the loss: the valid questions (as released)."""
         return {"answers": batch.valid.sum()}
 
+    def set_frozen(self, parts: Collection[str]) -> None:
+        """See :meth:`models.xvlm.XVLM.set_frozen`."""
+        super().set_frozen(parts)
+        self.__dict__.pop("decoder_cost", None)
+
     @cached_property
     def decoder_cost(self) -> StackCost:
         """FLOPs of the decoder, including the prediction of a word from every state."""
-        return StackCost.of(self.decoder, head_macs(self.decoder.word_head, self.decoder.words))
+        words = HeadCost.of(self.decoder.word_head, self.decoder.words)
+        return StackCost.of(
+            self.decoder, states=True, memory=self.cost.fusion.has_gradients, projection=words.flops(states=True)
+        )
 
     def work(self, batch: QuestionBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""

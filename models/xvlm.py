@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -40,6 +40,8 @@ class XVLM(nn.Module):
         self.vision = VisionEncoder(config.vision)
         self.text = build_text_encoder(config.text, vocab_size, config.fusion.width)
         self.fusion = FusionEncoder(config.fusion, self.text.block_config, self.vision.width)
+        self._frozen: dict[str, list[nn.Parameter]] = {}
+        """The parameters that freezing each part has kept from training."""
 
     @cached_property
     def cost(self) -> ModelCost:
@@ -74,6 +76,34 @@ class XVLM(nn.Module):
             stack.recompute = ("text" if stack in text_modules else "fusion") in parts
         if isinstance(self.text, HubTextEncoder):
             self.text.set_recompute("text" in parts)
+
+    def set_frozen(self, parts: Collection[str]) -> None:
+        """Freeze these encoders, and have the others train again.
+
+        A frozen encoder has no gradients and stays in evaluation mode: its states depend on nothing but its inputs. Gradients
+        pass through a frozen fusion to encoders that train. Parameters that no loss of the run trains stay as they are.
+
+        Args:
+            parts: any of "vision", "text" (with the word table, also where heads read it) and "fusion" (without an answer
+                decoder).
+        """
+        for part in self._frozen.keys() - set(parts):
+            for parameter in self._frozen.pop(part):
+                parameter.requires_grad_(True)
+        for part in set(parts) - self._frozen.keys():
+            self._frozen[part] = [one for one in self.get_submodule(part).parameters() if one.requires_grad]
+            for parameter in self._frozen[part]:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+        self.__dict__.pop("cost", None)  # a frozen encoder has fewer FLOPs
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """See :meth:`torch.nn.Module.train`; frozen encoders stay in evaluation mode."""
+        super().train(mode)
+        for part in self._frozen:
+            self.get_submodule(part).eval()
+        return self
 
     def compile_encoders(self, **options: Any) -> None:
         """Compile the backbone and every stack of blocks by ``torch.compile``; parameters keep their names.

@@ -21,7 +21,8 @@ class FreezeConfig(Config):
         False, description="freeze the vision encoder: true: for the whole run; a number: for so many first steps"
     )
     text: FrozenFor = Field(
-        False, description="freeze the text encoder and its word table: true: for the whole run; a number: for so many steps"
+        False,
+        description="freeze the text encoder and its word table: true: for the whole run; a number: for so many steps",
     )
     fusion: FrozenFor = Field(
         False,

@@ -35,7 +35,8 @@ class TextStream(Stream):
 
     def work(self, cost: ModelCost, batch: TextBatch, wanted: Collection[str]) -> Work:
         tokens = lengths(batch.text.mask, batch.valid)
-        return Work(len(tokens), 0, int(tokens.sum()), cost.text.run(tokens) + word_flops(cost, batch, tokens, None))
+        flops = cost.text.run(tokens) + word_flops(cost.of_texts, batch, tokens, None)
+        return Work(len(tokens), 0, int(tokens.sum()), flops)
 
     def trained(self, model: MultiGrainedModel, losses: Collection[str]) -> Iterator[nn.Parameter]:
         yield from itertools.chain(model.text.parameters(), model.word_head.parameters())

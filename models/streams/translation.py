@@ -43,7 +43,7 @@ class TranslationStream(AlignedStream):
 
     def work(self, cost: ModelCost, batch: TranslationBatch, wanted: Collection[str]) -> Work:
         first, second = lengths(batch.text.mask, batch.valid), lengths(batch.other.mask, batch.valid)
-        tokens = int(first.sum() + second.sum())
+        tokens, cost = int(first.sum() + second.sum()), cost.of_texts
         flops = cost.text.run(second) + sum(cost.text.run(first) for _ in super().texts_to_encode(batch, wanted))
         if "contrastive" in wanted:
             flops += cost.align(0, 2 * len(first))

@@ -73,7 +73,9 @@ def test_an_unknown_part_is_told_with_the_nearest(tmp_path):
 @pytest.mark.parametrize("steps", [5, 6])
 def test_a_part_that_would_thaw_after_the_end_is_refused(steps):
     FreezeConfig(vision=4, text=True).check_steps(5)
-    message = f"^optim.freeze.text is {steps}, but the run has 5 steps and would never train it; lower it, or give true$"
+    message = (
+        f"^optim.freeze.text is {steps}, but the run has 5 steps and would never train it; lower it, or give true$"
+    )
     with pytest.raises(UserError, match=message):
         FreezeConfig(vision=4, text=steps).check_steps(5)
 
