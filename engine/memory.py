@@ -132,9 +132,11 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device: torch.device) -> Trainer:
-    """A trainer without data, for single steps on the caller's batches."""
+    """A trainer without data, for single steps on the caller's batches, as they are when ``optim.freeze`` has thawed all that it
+    freezes for some steps."""
     single_step = {"steps": 1, "epochs": None, "deterministic": False, "global_batch": None, "accumulate": None}
     train = train.model_copy(update=single_step)
+    optim = optim.model_copy(update={"freeze": optim.frozen.at_end()})
     if device.type == "cpu":
         optim = optim.model_copy(update={"fused": "auto"})
     return Trainer(

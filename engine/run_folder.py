@@ -154,7 +154,8 @@ class RunFolder:
         changed = [
             f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not (_may_change(key) and not (evaluate and _affects_metrics(key)))
+            if not _equal(before.get(key), now.get(key))
+            and not (_may_change(key) and not (evaluate and _affects_metrics(key)))
         ]
         if changed:
             more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
@@ -162,6 +163,11 @@ class RunFolder:
                 f"{saved}: this run had another config: {'; '.join(changed[:3])}{more}; give another --output"
                 + (f", with init.checkpoint={self.path}" if evaluate else "")
             )
+
+
+def _equal(before: Any, now: Any) -> bool:
+    """Whether a value is the same; in Python, 1 == True."""
+    return bool(before == now) and isinstance(before, bool) == isinstance(now, bool)
 
 
 def _may_change(key: str) -> bool:

@@ -21,6 +21,9 @@ class TaskModel(Protocol):
     def set_recompute(self, parts: Collection[Encoder]) -> None:
         """Recompute the activations of these encoders in the backward pass instead of storing them."""
 
+    def set_frozen(self, parts: Collection[str]) -> None:
+        """Freeze these encoders, names of submodules, and have the others train; called only where ``optim.freeze`` names any."""
+
     def compile_encoders(self, *, mode: str | None) -> None:
         """Compile the encoders in a mode of ``torch.compile`` (None: its default)."""
 

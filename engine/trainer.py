@@ -6,7 +6,6 @@ itself skips a step whose loss or gradient is not finite, on all ranks alike.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -17,13 +16,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from engine.checkpoint import Checkpoint
 from engine.identity import RunIdentity
 from engine.losses import WeightedSum, count_step, sum_tensors
 from engine.metrics_log import MetricsLog
-from engine.parallel import data_parallel
 from engine.precision import Precision
 from engine.prefetch import HostAndDevice, prefetch
 from engine.report import COMPILE_STEPS, PendingStep, Reporter, Tally
@@ -34,8 +31,9 @@ from engine.stall import StallWatch
 from engine.stopping import Stopped, StopRequest
 from engine.task import Task, TaskModel
 from engine.train_config import TrainConfig
+from engine.trained import Trained
 from engine.update import GuardedUpdate
-from optim import OptimConfig, build_optimizer, parameter_groups
+from optim import OptimConfig
 from scheduler import ScheduleConfig, build_schedule
 from utils import distributed
 from utils.batch import WORK, Losses, to_device
@@ -80,18 +78,17 @@ class Trainer:
         self._set_up_encoders()
         state = None if checkpoint is None else checkpoint.training_state()
         self.fresh = set(task.fresh if state is None else state["fresh"])
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.groups = parameter_groups(self.model.named_parameters(), optim, self.fresh)
-        self.optimizer = build_optimizer(self.groups, optim)
         self.loader = task.train_loader()
         self.steps = train.total_steps(self.loader)
+        self.step = 0 if checkpoint is None else checkpoint.step
+        self.trained = Trained(self.model, optim, self.fresh, device, step=self.step, steps=self.steps)
         self.accumulation = train.accumulation(self.loader)
         """Micro-batches per step of this rank."""
         self.identity = self._identity(data or {})
         self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints)
         self.schedule = build_schedule(schedule, self.steps)
         self.precision = Precision(train.precision, device)
-        self.step, self.consumed, self.tally = 0, 0, Tally()
+        self.consumed, self.tally = 0, Tally()
         self.stop = stop or StopRequest()
         self.stall = StallWatch(train.stall_s, folder.log_of(distributed.rank()))
         self.best: float | None = None
@@ -103,7 +100,17 @@ class Trainer:
         if checkpoint is not None and state is not None:
             self._restore(checkpoint, state)
         self.first_step = self.step
-        self.parallel = data_parallel(self.model, device)
+        """Before this one, encoders were last compiled."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of the parameters that train at present."""
+        return self.trained.optimizer
+
+    @property
+    def parallel(self) -> nn.Module:
+        """The model, wrapped where ranks share a step."""
+        return self.trained.parallel
 
     def _identity(self, data: Mapping[str, str]) -> RunIdentity:
         return RunIdentity(
@@ -199,7 +206,7 @@ class Trainer:
             steps=self.steps,
             device=self.device,
             tally=self.tally,
-            learning_rates=self._learning_rates,
+            learning_rates=lambda step: self.trained.learning_rates(step, self.schedule(step)),
             weights=self.model.named_parameters,
             folder=self.folder.path,
             metrics=metrics,
@@ -245,8 +252,11 @@ class Trainer:
         """
         # Dropout and hard negatives depend on seed, step and rank alone: a resumed run needs no generator state.
         seed_generators(mix_seed(self.seed, self.step, distributed.rank()), self.device)
-        self._set_rates()
-        for parameter in self.parameters:
+        if self.trained.thaw(self.step):
+            self.first_step = self.step
+            distributed.set_timeout(self.config.start_timeout_min)
+        self.trained.set_rates(self.schedule(self.step))
+        for parameter in self.trained.parameters:
             parameter.grad = None  # twice as fast as zero_grad, which checks each gradient first
         self._reached("rates")
         if on_device is None:
@@ -256,7 +266,7 @@ class Trainer:
         for index, batch in enumerate(on_device):
             if self.config.compile:
                 torch.compiler.cudagraph_mark_step_begin()
-            with self._synchronised_gradients(last=index == len(on_device) - 1):
+            with self.trained.synchronised(last=index == len(on_device) - 1):
                 with self.precision.autocast():
                     losses: Losses = self.parallel(batch)
                 self._reached("forward")
@@ -283,7 +293,7 @@ class Trainer:
         losses, asked = distributed.sum_over_ranks(torch.cat([local, flag])).split([len(local), 1])
         bad = ~losses.isfinite().all()
         scaler, rest = self.precision.scaler, {}
-        update = GuardedUpdate(self.optimizer, self.precision, self.parameters, self.config.clip_grad_norm)
+        update = GuardedUpdate(self.optimizer, self.precision, self.trained.parameters, self.config.clip_grad_norm)
         if scaler.is_enabled():
             update.spoil_if(bad)
             rest["loss_scale"] = scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait
@@ -306,21 +316,6 @@ class Trainer:
             copied.record()
             values = host
         return PendingStep(self.step + 1, [*names, *rest, *WORK], values, copied, micro_batches, time.perf_counter())
-
-    def _set_rates(self) -> None:
-        factor = self.schedule(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-
-    def _learning_rates(self, step: int) -> dict[str, float]:
-        """Learning rates after ``step`` steps, by parameter group."""
-        factor = self.schedule(step)
-        return {group["name"]: group["peak_lr"] * factor for group in self.groups}
-
-    def _synchronised_gradients(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        if isinstance(self.parallel, DistributedDataParallel) and not last:
-            return self.parallel.no_sync()
-        return contextlib.nullcontext()
 
     def _save(self, metrics: MetricsLog | None) -> None:
         """Start to write a checkpoint of this step; only rank 0 does."""
@@ -349,7 +344,7 @@ class Trainer:
             logger.warning("%s: %s", run, change)
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])
-        self.step, self.consumed = checkpoint.step, state["records"] // self.loader.records_per_batch
+        self.consumed = state["records"] // self.loader.records_per_batch
         self.best, self.validation_due = state["best"], state["validation_due"]
         self.tally = Tally(state["skipped"], state["elapsed_s"])
         logger.info("resuming from %s", checkpoint.folder)

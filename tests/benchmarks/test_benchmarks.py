@@ -252,7 +252,7 @@ def test_the_steps_are_those_of_the_config(monkeypatch, capsys):
     for stepper in steppers:
         trainer = stepper.trainer
         assert (stepper.accumulate, trainer.precision.name, trainer.config.clip_grad_norm) == (2, "bf16", None)
-        assert trainer.groups[0]["peak_lr"] == 0.5
+        assert trainer.optimizer.param_groups[0]["peak_lr"] == 0.5
     assert capsys.readouterr().out.startswith("a step: 2 times 4 pairs of image and text")
     asked.clear()
     assert gpu.main(["--small", "train.compile=reduce-overhead", "--ways", "eager,compiled"]) == 0

@@ -1,0 +1,137 @@
+"""The parameters that train, which ``optim.freeze`` may make more in the middle of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine.parallel import data_parallel
+from engine.task import TaskModel
+from optim import OptimConfig, build_optimizer, parameter_groups
+from utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Trained:
+    """The parameters of ``model`` that train, their optimiser, and ``parallel``, the model whose gradients span all ranks.
+
+    Before a step, :meth:`thaw` adds the encoders that train from this step on. They join with fresh states of the optimiser.
+
+    Args:
+        model: on its device.
+        optim: the config section.
+        fresh: names of the parameters that train at ``lr * lr_mult``.
+        step: number of steps that are done. Encoders that train from the next one on are still frozen, as when a checkpoint of
+            this step is written.
+        steps: of the whole run.
+
+    Raises:
+        UserError: if ``optim.freeze`` does not fit the model or the run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optim: OptimConfig,
+        fresh: Collection[str],
+        device: torch.device,
+        *,
+        step: int,
+        steps: int,
+    ):
+        self.model, self.optim, self.fresh, self.device = model, optim, fresh, device
+        self.freeze = optim.frozen
+        self.freeze.check_steps(steps)
+        all_groups = parameter_groups(model.named_parameters(), optim, fresh)
+        self._peaks = {
+            group["name"]: (group["peak_lr"], min(map(self.freeze.trains_from, group["names"]))) for group in all_groups
+        }
+        """Peak learning rate of each group that ever trains, and the first step in which it does."""
+        self._check_parts(name for group in all_groups for name in group["names"])
+        self._set_frozen(self.freeze.frozen_at(max(0, step - 1)))
+        self.parallel = data_parallel(model, device)
+        if self.freeze.steps:
+            self._log(self.frozen)
+
+    def thaw(self, step: int) -> bool:
+        """Have the encoders train that do so from step ``step`` on, counted from 0; returns whether there are any."""
+        before = self.frozen
+        if before == self.freeze.frozen_at(step):
+            return False
+        states = self.optimizer.state
+        # The hooks of the old wrapper would reduce gradients a second time; they go when nothing holds it. Gradients are views
+        # of its buffers.
+        self.parallel = self.model
+        for parameter in self.parameters:
+            parameter.grad = None
+        gc.collect()
+        self._set_frozen(self.freeze.frozen_at(step))
+        self.optimizer.state.update(states)
+        self.parallel = data_parallel(self.model, self.device)
+        logger.info("step %d: %s trains from now on", step + 1, ", ".join(p for p in before if p not in self.frozen))
+        self._log(self.frozen)
+        return True
+
+    def set_rates(self, factor: float) -> None:
+        """Set the learning rate of each group to this factor of its peak."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    def learning_rates(self, step: int, factor: float) -> dict[str, float]:
+        """Learning rates in step ``step``, from 0, by the name of the group, at this factor of the peaks."""
+        return {name: peak * factor for name, (peak, first) in self._peaks.items() if first <= step}
+
+    def synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Context of a micro-batch: only the last one of a step exchanges its gradients with the other ranks."""
+        if isinstance(self.parallel, DistributedDataParallel) and not last:
+            return self.parallel.no_sync()
+        return contextlib.nullcontext()
+
+    def _set_frozen(self, frozen: tuple[str, ...]) -> None:
+        self.frozen = frozen
+        if self.freeze.steps:
+            cast(TaskModel, self.model).set_frozen(frozen)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if not self.parameters:
+            raise UserError("optim.freeze: no parameter of this model is left to train; freeze fewer parts")
+        self.groups = parameter_groups(self.model.named_parameters(), self.optim, self.fresh)
+        self.optimizer = build_optimizer(self.groups, self.optim)
+
+    def _check_parts(self, trainable: Iterable[str]) -> None:
+        """Refuse parts of which nothing would train anyway, and warn of random values that stay."""
+        counts = Counter(name.partition(".")[0] for name in trainable)
+        for part in self.freeze.steps:
+            if not counts[part]:
+                raise UserError(f"optim.freeze.{part}: no parameter of it would train in this run; leave it out")
+        random = [name for name in sorted(self.fresh) if math.isinf(self.freeze.trains_from(name))]
+        if random:
+            stay, them = ("1 tensor stays", "it") if len(random) == 1 else (f"{len(random)} tensors stay", "them")
+            more = ", …" if len(random) > 1 else ""
+            logger.warning(
+                "optim.freeze: %s random, since no checkpoint has initialised %s: %s%s", stay, them, random[0], more
+            )
+
+    def _log(self, frozen: tuple[str, ...]) -> None:
+        """Log how many parameters are frozen and until when."""
+        parts = []
+        for part in frozen:
+            steps = self.freeze.steps[part]
+            until = "the whole run" if math.isinf(steps) else f"the first {int(steps)} steps"
+            parts.append(f"{part} ({_size(self.model.get_submodule(part).parameters())} parameters, {until})")
+        training, total = _size(self.parameters), _size(self.model.parameters())
+        logger.info("frozen: %s; %s of %s parameters train", ", ".join(parts) or "nothing", training, total)
+
+
+def _size(parameters: Iterable[nn.Parameter]) -> str:
+    count = sum(parameter.numel() for parameter in parameters)
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"

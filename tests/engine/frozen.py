@@ -1,0 +1,121 @@
+"""Runs with frozen encoders: of a toy with all parts, and of pre-training in one process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoint import Checkpoint, list_checkpoints
+from engine.run_folder import RunFolder
+from engine.train_config import TrainConfig
+from engine.trainer import Trainer
+from optim import OptimConfig
+from scheduler import ScheduleConfig
+from tasks.pretrain import PretrainConfig, PretrainTask
+from tests.engine.runs import OF_TIME
+from tests.engine.toy import Empty, Line, Points, ToyTask
+from utils.batch import Losses, Term
+from utils.config import load_config
+
+
+class Encoders(Line):
+    """A line behind encoders that can be frozen; ``headless``: nothing else trains."""
+
+    def __init__(self, headless: bool = False) -> None:
+        super().__init__()
+        self.vision, self.text, self.fusion = (nn.Linear(3, 3) for _ in range(3))
+        self.headless = headless
+        self.fit.requires_grad_(not headless)
+
+    def set_frozen(self, parts: Any) -> None:
+        for part in ("vision", "text", "fusion"):
+            self.get_submodule(part).requires_grad_(part not in parts)
+
+    def forward(self, batch: Points) -> Losses:
+        states: Tensor = self.fusion(self.vision(batch.x).tanh() + self.text(batch.x).tanh())
+        error = (self.fit(states).squeeze(1) - batch.y) * batch.valid
+        return {"points/square": Term(error.square().sum(), 1.0), "points/abs": Term(error.abs().sum(), 0.5)}
+
+
+def toy(
+    folder: Path, freeze: dict[str, bool | int], model: Line | None = None, task: Any = None, **options: Any
+) -> Trainer:
+    """A trainer of :class:`Encoders` on the CPU."""
+    task = task or ToyTask()
+    task.model = model or Encoders()
+    return Trainer(
+        task,
+        train=TrainConfig(**{"steps": 6, "precision": "fp32", "log_every": 1, "checkpoint_every": 100, **options}),
+        optim=OptimConfig(lr=0.1, freeze=freeze),
+        schedule=ScheduleConfig(kind="linear"),
+        seed=0,
+        folder=RunFolder.open(folder, Empty(), resume=True)[0],
+        device=torch.device("cpu"),
+    )
+
+
+SIX_STEPS = ["train.steps=6", "train.checkpoint_every=1", "train.keep_checkpoints=9"]
+
+
+def pretraining(folder: Path, tiny: list[str], *overrides: str) -> Trainer:
+    """A trainer of the demo's pre-training, which resumes what the folder holds."""
+    config = load_config("configs/demo/pretrain.yaml", [*tiny, *SIX_STEPS, *overrides], PretrainConfig)
+    run, checkpoint = RunFolder.open(folder, config, resume=True)
+    task = PretrainTask.build(config, checkpoint)
+    sections = {"train": config.train, "optim": config.optim, "schedule": config.schedule, "seed": config.seed}
+    return Trainer(task, **sections, folder=run, device=torch.device("cpu"), checkpoint=checkpoint)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def part_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    """`metrics.jsonl` without what depends on the clock."""
+    written = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in OF_TIME} for line in written]
+
+
+def checkpoints(folder: Path) -> dict[int, Checkpoint]:
+    return {checkpoint.step: checkpoint for checkpoint in list_checkpoints(folder / "checkpoints")}
+
+
+def as_of_step(step: int, whole: Path, folder: Path) -> Path:
+    """A copy of a run as it was when it had written the checkpoint of ``step``."""
+    shutil.copytree(whole, folder)
+    for later, checkpoint in checkpoints(folder).items():
+        if later > step:
+            shutil.rmtree(checkpoint.folder)
+    return folder
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """All that a run has written which does not depend on the clock."""
+    last = checkpoints(folder)[6]
+    state = last.training_state()
+    return {
+        "lines": lines(folder),
+        "weights": last.model_file.read_bytes(),
+        "optimizer": state["optimizer"],
+        "scaler": state["scaler"],
+    }
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether states are equal to the last bit."""
+    if isinstance(first, Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)

@@ -1,0 +1,303 @@
+"""``optim.freeze`` in the train loop: what stays as it is, what joins, and runs that resume before, at and after that."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import weakref
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import optim
+from engine.run_folder import RunFolder
+from models.xvlm import XVLM
+from tasks import job
+from tasks.pretrain import PretrainConfig
+from tests.engine.frozen import (
+    Encoders,
+    as_of_step,
+    checkpoints,
+    lines,
+    part_of,
+    pretraining,
+    result,
+    same,
+    toy,
+    weights,
+)
+from tests.engine.toy import Line, ToyTask, points
+from utils.config import load_config
+from utils.errors import UserError
+
+CHOICES = [("vision",), ("text",), ("fusion",), ("vision", "text"), ("vision", "text", "fusion")]
+PLAIN = [
+    "model.text.dropout=0",
+    "model.text.attention_dropout=0",
+    "model.vision.drop_path=0",
+    "model.fusion.drop_path=0",
+]
+
+
+def frozen(*parts: str) -> str:
+    return f"optim.freeze={{{', '.join(f'{part}: true' for part in parts)}}}"
+
+
+@pytest.mark.parametrize("parts", CHOICES)
+def test_frozen_encoders_keep_their_weights_and_have_no_gradient_and_no_state(tmp_path, tiny_overrides, parts):
+    run = pretraining(tmp_path, tiny_overrides, frozen(*parts))
+    before = weights(run.model)
+    run.fit()
+    for name, parameter in run.model.named_parameters():
+        is_frozen = part_of(name) in parts
+        assert torch.equal(parameter, before[name]) == is_frozen, name
+        assert (parameter.grad is None) == is_frozen, name
+        assert (parameter not in run.optimizer.state) == is_frozen, name
+    names = {name for group in run.optimizer.param_groups for name in group["names"]}
+    assert names == {name for name in before if part_of(name) not in parts}
+
+
+@pytest.mark.parametrize("parts", CHOICES)
+def test_a_frozen_run_has_the_losses_and_weights_of_one_with_learning_rate_zero(
+    tmp_path, tiny_overrides, monkeypatch, parts
+):
+    """Without clipping, whose norm would have the gradients of all, and without dropout, which a frozen encoder has not."""
+    overrides = [*PLAIN, "train.clip_grad_norm=null"]
+    with sdpa_kernel(SDPBackend.MATH):  # with and without gradients, attention has other kernels
+        run = pretraining(tmp_path / "frozen", tiny_overrides, *overrides, frozen(*parts))
+        run.fit()
+        rate = optim.learning_rate
+        monkeypatch.setattr(
+            optim, "learning_rate", lambda name, *rest: 0.0 if part_of(name) in parts else rate(name, *rest)
+        )
+        still = pretraining(tmp_path / "still", tiny_overrides, *overrides)
+        still.fit()
+    assert all(parameter.grad is not None for parameter in still.model.parameters())
+    assert same(weights(run.model), weights(still.model))
+    losses = [
+        [{name: value for name, value in line.items() if name == "loss" or "/" in name[3:]} for line in lines(folder)]
+        for folder in (tmp_path / "frozen", tmp_path / "still")
+    ]
+    of_rates = [[{k: v for k, v in line.items() if not k.startswith("lr/")} for line in each] for each in losses]
+    assert of_rates[0] == of_rates[1]
+    assert len(of_rates[0]) == 6 and "images/mlm" in of_rates[0][0]
+
+
+def test_the_norm_of_the_gradient_is_that_of_what_trains(tmp_path, tiny_overrides):
+    run = pretraining(tmp_path, tiny_overrides, frozen("vision"), "train.clip_grad_norm=1e9")
+    run.fit()
+    squares = [each.grad.square().sum() for name, each in run.model.named_parameters() if part_of(name) != "vision"]
+    assert lines(tmp_path)[-1]["grad_norm"] == pytest.approx(torch.stack(squares).sum().sqrt().item(), rel=1e-5)
+
+
+def test_a_thawed_encoder_joins_with_fresh_states_at_the_rate_of_the_step(tmp_path):
+    run = toy(tmp_path, {"vision": 3, "text": 1, "fusion": True})
+    start = weights(run.model)
+    for step in range(6):
+        before = weights(run.model)
+        run.train_step([points(step)])
+        since = {"vision": 3, "text": 1, "fusion": math.inf, "fit": 0}
+        for name, parameter in run.model.named_parameters():
+            assert torch.equal(parameter, start[name]) == (step < since[part_of(name)])
+            if step >= since[part_of(name)]:
+                assert run.optimizer.state[parameter]["step"] == step + 1 - since[part_of(name)]
+            if step == since[part_of(name)]:
+                rate = 0.1 * run.schedule(step)
+                decay = 0.0 if name.endswith("bias") else 0.01
+                alone = before[name].requires_grad_()
+                alone.grad = parameter.grad
+                torch.optim.AdamW([alone], lr=rate, betas=(0.9, 0.98), weight_decay=decay).step()
+                torch.testing.assert_close(parameter, alone)
+                assert not torch.equal(parameter, start[name])
+
+
+def test_what_trained_before_goes_on_with_its_states(tmp_path):
+    """The head's states after the thaw follow from those before and its gradient."""
+    run = toy(tmp_path, {"vision": 2})
+    for step in range(3):
+        if step == 2:
+            kept = run.optimizer.state[run.model.fit.weight]["exp_avg"].clone()
+        run.train_step([points(step)])
+    expected = 0.9 * kept + 0.1 * run.model.fit.weight.grad
+    torch.testing.assert_close(run.optimizer.state[run.model.fit.weight]["exp_avg"], expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_precisions_and_accumulation_thaw(tmp_path, precision):
+    run = toy(tmp_path, {"vision": 2, "fusion": 3}, precision=precision, accumulate=2)
+    before = weights(run.model)
+    run.fit()
+    written = lines(tmp_path)
+    assert len(written) == 6 and run.tally.skipped == 0
+    assert all(math.isfinite(line["loss"]) for line in written)
+    assert not any(torch.equal(each, before[name]) for name, each in run.model.named_parameters())
+
+
+def test_rates_are_logged_of_what_trains_in_a_step(tmp_path):
+    """Whenever the line is written: it may be after the thaw of the next step."""
+    run = toy(tmp_path, {"vision": 3, "text": 3, "fusion": 3}, Weightless())
+    run.fit()
+    names = [{name for name in line if name.startswith("lr/")} for line in lines(tmp_path)]
+    assert names == [{"lr/lr=0.1,decay=0"}] * 3 + [{"lr/lr=0.1,decay=0", "lr/lr=0.1,decay=0.01"}] * 3
+
+
+class Weightless(Encoders):
+    """Its head is a bias alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fit.weight.requires_grad_(False)
+
+
+STEPS = {"vision": 3, "text": 2}
+FREEZE = "optim.freeze={vision: 3, text: 2}"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_overrides):
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    pretraining(folder, tiny_overrides, FREEZE).fit()
+    return folder
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+def test_a_run_resumed_before_at_and_after_a_thaw_repeats_the_uninterrupted_one(whole, tiny_overrides, tmp_path, step):
+    folder = as_of_step(step, whole, tmp_path / "resumed")
+    run = pretraining(folder, tiny_overrides, FREEZE)
+    assert run.step == step
+    assert run.trained.frozen == tuple(part for part, until in STEPS.items() if step <= until)
+    run.fit()
+    assert same(result(folder), result(whole))
+
+
+def test_the_uninterrupted_run_depends_on_the_step_of_the_thaw(whole, tiny_overrides, tmp_path):
+    """Else the comparison above would say nothing."""
+    pretraining(tmp_path / "other", tiny_overrides, "optim.freeze={vision: 4, text: 2}").fit()
+    first, second = lines(whole), lines(tmp_path / "other")
+    assert [one == other for one, other in zip(first, second, strict=True)] == [True] * 3 + [False] * 3
+
+
+def test_a_checkpoint_has_all_weights_and_the_states_of_what_trains(whole):
+    sizes = []
+    for step, checkpoint in checkpoints(whole).items():
+        state = checkpoint.training_state()["optimizer"]
+        names = {name for group in state["param_groups"] for name in group["names"]}
+        assert {part_of(name) for name in names} & {"vision", "text"} == {
+            p for p, until in STEPS.items() if step > until
+        }
+        assert len(state["state"]) == len(names)
+        sizes.append((checkpoint.folder / "training.pt").stat().st_size)
+        assert checkpoint.model_file.stat().st_size == checkpoints(whole)[6].model_file.stat().st_size
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01) and sizes[1] < sizes[2] < sizes[3]
+
+
+@pytest.mark.parametrize(("before", "now"), [("3", "true"), ("1", "true"), ("true", "1")])
+def test_another_freeze_is_another_config(tiny_overrides, tmp_path, before, now):
+    """In Python, 1 == True."""
+    first, second = (
+        load_config("configs/demo/pretrain.yaml", [*tiny_overrides, f"optim.freeze.vision={value}"], PretrainConfig)
+        for value in (before, now)
+    )
+    RunFolder.open(tmp_path, first, resume=False)
+    (tmp_path / "metrics.jsonl").touch()
+    RunFolder.open(tmp_path, first, resume=True)
+    told = f"another config: optim.freeze.vision was {before.title()}, is now {now.title()}; give another --output"
+    with pytest.raises(UserError, match=told):
+        RunFolder.open(tmp_path, second, resume=True)
+
+
+def test_what_is_frozen_and_what_thaws_is_logged(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        toy(tmp_path, {"vision": 2, "text": True}).fit()
+    said = [record.getMessage() for record in caplog.records if record.name == "engine.trained"]
+    assert said == [
+        "frozen: vision (12 parameters, the first 2 steps), text (12 parameters, the whole run); 16 of 40 parameters train",
+        "step 3: vision trains from now on",
+        "frozen: text (12 parameters, the whole run); 28 of 40 parameters train",
+    ]
+
+
+def test_random_weights_that_never_train_are_a_warning(tmp_path, caplog):
+    task = ToyTask()
+    task.fresh = {"vision.weight", "fit.weight", "text.weight"}
+    toy(tmp_path, {"vision": True, "text": 3}, task=task)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert line == "optim.freeze: 1 tensor stays random, since no checkpoint has initialised it: vision.weight"
+
+
+def test_a_run_in_which_nothing_would_train_is_refused(tmp_path):
+    freeze = {"vision": True, "text": 2, "fusion": True}
+    with pytest.raises(
+        UserError, match=r"^optim.freeze: no parameter of this model is left to train; freeze fewer parts$"
+    ):
+        toy(tmp_path, freeze, Encoders(headless=True))
+
+
+def test_a_part_that_trains_in_no_case_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"^optim.freeze.text: no parameter of it would train in this run; leave it out$"
+    ):
+        toy(tmp_path, {"text": True}, Line())
+
+
+def test_a_thaw_after_the_end_is_refused_before_anything_is_loaded(tmp_path, tiny_overrides):
+    with pytest.raises(UserError, match=r"^optim.freeze.vision is 6, but the run has 6 steps and would never train it"):
+        toy(tmp_path, {"vision": 6})
+    overrides = [*tiny_overrides, "optim.freeze.vision=8"]
+    with pytest.raises(UserError, match=r"^optim.freeze.vision is 8, but the run has 8 steps"):
+        job._check_steps(load_config("configs/demo/pretrain.yaml", overrides, PretrainConfig))
+
+
+def test_the_wrapper_of_before_the_thaw_is_gone(tmp_path, monkeypatch):
+    """Its hooks would exchange gradients beside those of the new one."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.itself = model, self  # a circle, as reference counts do not end
+
+        def forward(self, batch):
+            return self.model(batch)
+
+    monkeypatch.setattr("engine.trained.data_parallel", lambda model, device: Wrapper(model))
+    run = toy(tmp_path, {"vision": 1})
+    old = weakref.ref(run.parallel)
+    gc.disable()
+    try:
+        run.train_step([points(0)])
+        assert old() is run.parallel
+        run.train_step([points(1)])
+        assert old() is None and isinstance(run.parallel, Wrapper)
+    finally:
+        gc.enable()
+
+
+def test_recomputed_encoders_thaw(whole, tiny_overrides, tmp_path):
+    pretraining(tmp_path / "run", tiny_overrides, FREEZE, "train.recompute=[vision,text,fusion]").fit()
+    for one, other in zip(lines(tmp_path / "run"), lines(whole), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_encoders_thaw(tiny_overrides, tmp_path, monkeypatch):
+    """By a compiler that takes no minutes, against the same batches without one."""
+    counter, compiled, module_compile = CompileCounterWithBackend("eager"), torch.compile, torch.nn.Module.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled(function, backend=counter))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: module_compile(self, backend=counter))
+    torch._dynamo.reset()
+    try:
+        run = pretraining(tmp_path / "run", tiny_overrides, FREEZE, "train.compile=true")
+        counts = []
+        run.after = lambda phase: counts.append(counter.frame_count) if phase == "optimiser" else None
+        run.fit()
+    finally:
+        torch._dynamo.reset()
+    assert counts[1] < counts[2] < counts[3], "compiled anew at both thaws"
+    monkeypatch.setattr(XVLM, "compile_encoders", lambda *_, **__: None)
+    pretraining(tmp_path / "plain", tiny_overrides, FREEZE, "train.compile=true").fit()
+    for one, other in zip(lines(tmp_path / "run"), lines(tmp_path / "plain"), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
