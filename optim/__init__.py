@@ -53,7 +53,7 @@ class OptimConfig(Config):
 
     @model_validator(mode="after")
     def _fresh_states_have_a_step_of_their_own(self) -> OptimConfig:
-        thawed = [part for part in self.frozen.steps if part not in self.frozen.frozen_for_good]
+        thawed = list(self.frozen.thawed)
         if self.fused == "apex" and thawed:
             raise ValueError(
                 f"freeze.{thawed[0]} is a number of steps, but apex counts the steps of all parameters together, and those that "

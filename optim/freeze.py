@@ -54,12 +54,17 @@ class FreezeConfig(Config):
 
     def at_end(self) -> FreezeConfig:
         """The parts that are frozen in the whole run, without those that are for some steps."""
-        return FreezeConfig(**{part: True for part in self.frozen_for_good})
+        return FreezeConfig(**dict.fromkeys(self.frozen_for_good, True))
 
     @property
     def frozen_for_good(self) -> tuple[str, ...]:
         """The parts that are frozen in the whole run."""
         return tuple(part for part, steps in self.steps.items() if math.isinf(steps))
+
+    @property
+    def thawed(self) -> dict[str, int]:
+        """The parts that are frozen for some steps, with their number."""
+        return {part: int(steps) for part, steps in self.steps.items() if not math.isinf(steps)}
 
     def check_steps(self, total: int) -> None:
         """Compare with the steps of the run.
@@ -67,8 +72,8 @@ class FreezeConfig(Config):
         Raises:
             UserError: if a part would be frozen for all of them, although a number of steps is given.
         """
-        for part, steps in self.steps.items():
-            if total <= steps < math.inf:
+        for part, steps in self.thawed.items():
+            if total <= steps:
                 raise UserError(
                     f"optim.freeze.{part} is {steps}, but the run has {total} steps and would never train it; lower it, or give "
                     "true"

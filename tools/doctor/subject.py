@@ -76,12 +76,14 @@ class Subject:
         return self.tokenizer
 
     def build_meta_model(self) -> Any:
-        """Build the model without contents."""
+        """Build the model without contents, frozen as it is when ``optim.freeze`` has thawed what it freezes for some steps."""
         vocabulary = None if self.tokenizer is None else len(self.tokenizer)
         if vocabulary is None and not self.config.model.text.knows_vocabulary:
             raise NotCheckedError("without the tokenizer, the size of the vocabulary is unknown")
         with torch.device("meta"):
             self.model = self.task.build_model(self.config, vocabulary)
+        if frozen := self.config.optim.frozen.frozen_for_good:
+            self.model.set_frozen(frozen)
         return self.model
 
     def read_training(self) -> Any:

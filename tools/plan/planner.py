@@ -46,6 +46,8 @@ class Planner:
         self.vocabulary = self._vocabulary()
         with torch.device("meta"):
             self.meta_model = self._build()
+        if frozen := self.config.optim.frozen.frozen_for_good:
+            self.meta_model.set_frozen(frozen)
         self.steps = self._make_steps()
         self.memories: dict[int, dict[str, int] | None] = {}
         """Memory of a step by the examples of its micro-batch; None: it does not fit."""
@@ -174,6 +176,11 @@ class Planner:
             "texts of maximum length; no time for data or for the network between GPUs",
             *self.target.assumptions(),
         ]
+        if thawed := self.config.optim.frozen.thawed:
+            names, last = ", ".join(thawed), max(thawed.values())
+            lines.append(
+                f"steps as after step {last:,}, when optim.freeze has ended for {names}; earlier ones take less"
+            )
         if train.recompute and not self.target.measures:
             lines.append(f"no time for recomputation (train.recompute: {', '.join(train.recompute)})")
         if train.compile and not self.target.measures:

@@ -1,0 +1,93 @@
+"""The plan and the doctor of a run with frozen encoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.memory import FakeSteps, StepMemory, tensor_bytes
+from engine.real_steps import RealSteps
+from tasks.kinds import kind_of
+from tests.tools.test_plan import BASE, FEW, MEMORY, SMALL
+from tools.doctor.memory import needed_bytes
+from tools.doctor.subject import Subject
+from tools.plan.command import arguments_of
+from tools.plan.planner import Planner
+from tools.plan.synthetic import scaled, synthetic_batch
+from utils.config import load_config
+
+DEEP = [*SMALL, "model.vision.depth=4", *FEW]
+"""A vision encoder that takes most of the memory and of the FLOPs."""
+
+
+def planner(*overrides: str) -> Planner:
+    return Planner(arguments_of(["--config", BASE, *MEMORY, "--gpu", "a100", "--estimate", *DEEP, *overrides]))
+
+
+def memory(*overrides: str) -> StepMemory:
+    """Of a step on four images."""
+    schema, kind = kind_of(Path(BASE), [])
+    config = scaled(load_config(BASE, [*DEEP, *overrides], schema), 4)
+    steps = FakeSteps(lambda: kind.build_model(config, None), config.train, config.optim, as_on_gpu=True)
+    return steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=True)
+
+
+def vision_bytes() -> int:
+    return tensor_bytes(planner().meta_model.vision.parameters())
+
+
+def test_a_frozen_encoder_has_weights_and_no_gradient_no_state_and_no_activations():
+    plain, frozen = memory(), memory("optim.freeze.vision=true")
+    vision = vision_bytes()
+    assert frozen.weights == plain.weights
+    assert plain.gradients - frozen.gradients == vision
+    assert plain.optimiser - frozen.optimiser == pytest.approx(2 * vision, rel=1e-3)
+    assert frozen.activations < 0.7 * plain.activations
+
+
+def test_a_frozen_fusion_keeps_the_activations_that_gradients_pass_through():
+    text, fusion = memory("optim.freeze={text: true, vision: true}"), memory("optim.freeze.fusion=true")
+    assert text.activations < 0.7 * fusion.activations
+
+
+def test_the_plan_has_the_flops_and_the_time_of_a_step_with_a_frozen_encoder():
+    plain, frozen = planner()._setting(4, 1), planner("optim.freeze.vision=true")._setting(4, 1)
+    vision = planner().meta_model.cost.vision
+    spared = 4 * (2 * vision.embedding + 4 * vision.blocks) / 1e12
+    assert plain.tflop_per_gpu - frozen.tflop_per_gpu >= spared > 0.2 * plain.tflop_per_gpu
+    assert frozen.step_s / plain.step_s == pytest.approx(frozen.tflop_per_gpu / plain.tflop_per_gpu)
+    assert sum(frozen.memory.values()) < sum(plain.memory.values())
+
+
+def test_an_encoder_that_thaws_is_planned_as_it_is_afterwards_and_the_plan_says_so():
+    plain, thawing = planner(), planner("optim.freeze={vision: 1000, text: 2000}")
+    assert thawing._setting(4, 1) == plain._setting(4, 1)
+    added = [line for line in thawing._assumptions() if line not in plain._assumptions()]
+    assert added == ["steps as after step 2,000, when optim.freeze has ended for vision, text; earlier ones take less"]
+    assert planner("optim.freeze.vision=true")._assumptions() == plain._assumptions()
+
+
+def test_steps_that_are_measured_are_those_of_a_frozen_encoder():
+    schema, kind = kind_of(Path(BASE), [])
+    config = scaled(load_config(BASE, [*DEEP, "train.precision=fp32", "optim.freeze.vision=true"], schema), 2)
+    run = RealSteps(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
+    assert run.seconds(lambda model: synthetic_batch(config, model)) > 0
+    vision = set(run.trainer.model.vision.parameters())
+    assert not vision & run.trainer.optimizer.state.keys()
+    assert all(parameter.grad is None for parameter in vision)
+
+
+@pytest.mark.parametrize(("freeze", "spared"), [("true", 2), ("1000", 0)])
+def test_the_doctor_counts_checkpoints_without_the_states_of_what_never_trains(freeze, spared):
+    """A checkpoint after a thaw has the states of all."""
+    schema, kind = kind_of(Path(BASE), [])
+    subject = SimpleNamespace(tokenizer=None, task=kind, model=None)
+    sizes = {}
+    for value in ("false", freeze):
+        subject.config = load_config(BASE, [*DEEP, f"optim.freeze.vision={value}"], schema)
+        sizes[value] = needed_bytes(Subject.build_meta_model(subject), keep=3, has_best=True)
+    one, best, total = (plain - frozen for plain, frozen in zip(sizes["false"], sizes[freeze], strict=True))
+    assert (one, best, total) == (spared * vision_bytes(), 0, 4 * spared * vision_bytes())
