@@ -108,18 +108,11 @@ class Trained:
         self.optimizer = build_optimizer(self.groups, self.optim)
 
     def _check_parts(self, trainable: Iterable[str]) -> None:
-        """Refuse parts of which nothing would train anyway, and warn of random values that stay."""
+        """Refuse parts of which nothing would train anyway."""
         counts = Counter(name.partition(".")[0] for name in trainable)
         for part in self.freeze.steps:
             if not counts[part]:
                 raise UserError(f"optim.freeze.{part}: no parameter of it would train in this run; leave it out")
-        random = [name for name in sorted(self.fresh) if math.isinf(self.freeze.trains_from(name))]
-        if random:
-            stay, them = ("1 tensor stays", "it") if len(random) == 1 else (f"{len(random)} tensors stay", "them")
-            more = ", …" if len(random) > 1 else ""
-            logger.warning(
-                "optim.freeze: %s random, since no checkpoint has initialised %s: %s%s", stay, them, random[0], more
-            )
 
     def _log(self, frozen: tuple[str, ...]) -> None:
         """Log how many parameters are frozen and until when."""

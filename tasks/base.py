@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from engine.run_folder import RunFolder
 from engine.train_config import TrainConfig
 from models.align import AligningModel
 from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
-from models.checkpoints.initialise import fresh_parameters, loading_lines
+from models.checkpoints.initialise import fresh_parameters, loading_lines, random_parameters
 from models.checkpoints.settings import model_section, require_same_settings, unlike_published
 from models.hub_text import hub_config_of
 from models.xvlm import XVLM, ModelConfig
@@ -212,6 +213,11 @@ def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> se
     """Load what ``config.init`` names; returns the names of the parameters that stay random."""
     reports = load_initial(kind, config, model)
     logger.info("%s", "\n".join(loading_lines(model, reports)))
+    random = [name for name in random_parameters(model, reports) if math.isinf(config.optim.frozen.trains_from(name))]
+    if random:
+        logger.warning(
+            "optim.freeze: %d frozen tensors keep their random values, as %s; see init", len(random), random[0]
+        )
     return fresh_parameters(model, reports)
 
 

@@ -99,11 +99,16 @@ def fresh_parameters(model: XVLM, reports: list[LoadReport]) -> set[str]:
     return covered | {name for name, _ in model.named_parameters() if name not in loaded and _is_head(name)}
 
 
+def random_parameters(model: XVLM, reports: list[LoadReport]) -> list[str]:
+    """The parameters that no file has initialised."""
+    loaded = {name for report in reports for name in (*report.loaded, *report.copied)}
+    return [name for name, _ in model.named_parameters() if name not in loaded]
+
+
 def loading_lines(model: XVLM, reports: list[LoadReport]) -> list[str]:
     """Where the weights come from, as lines for a log: how many of which part from which file, and how many are random, in the
     first one; then what is random, and what else became of each file's tensors."""
-    loaded = {name for report in reports for name in (*report.loaded, *report.copied)}
-    random = [name for name, _ in model.named_parameters() if name not in loaded]
+    random = random_parameters(model, reports)
     counts = [f"{_parts(sorted(report.loaded))} from {report.source}" for report in reports]
     lines = ["weights: " + "; ".join([*counts, f"{_parts(random)} from random numbers"])]
     if reports and reports[0].text_left_out:
@@ -111,7 +116,7 @@ def loading_lines(model: XVLM, reports: list[LoadReport]) -> list[str]:
         sizes = f"width {fusion.width}, {fusion.heads} heads, intermediate {fusion.intermediate}, eps {fusion.eps:g}"
         lines.append("  the text encoder is another than the checkpoint's")
         lines.append(f"  the fusion has {sizes}; where the checkpoint's has others, give them in model.fusion")
-    partly = {name.split(".")[0] for name, _ in model.named_parameters() if name in loaded}
+    partly = {name.split(".")[0] for name in {name for name, _ in model.named_parameters()} - set(random)}
     lines += [
         f"  random {part}.*" for part in dict.fromkeys(name.split(".")[0] for name in random) if part not in partly
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import re
 import weakref
 
 import pytest
@@ -29,7 +30,7 @@ from tests.engine.frozen import (
     toy,
     weights,
 )
-from tests.engine.toy import Line, ToyTask, points
+from tests.engine.toy import Line, points
 from utils.config import load_config
 from utils.errors import UserError
 
@@ -221,12 +222,21 @@ def test_what_is_frozen_and_what_thaws_is_logged(tmp_path, caplog):
     ]
 
 
-def test_random_weights_that_never_train_are_a_warning(tmp_path, caplog):
-    task = ToyTask()
-    task.fresh = {"vision.weight", "fit.weight", "text.weight"}
-    toy(tmp_path, {"vision": True, "text": 3}, task=task)
-    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert line == "optim.freeze: 1 tensor stays random, since no checkpoint has initialised it: vision.weight"
+def test_random_weights_that_never_train_are_a_warning(tmp_path, tiny_overrides, caplog):
+    pretraining(tmp_path / "first", tiny_overrides, "optim.freeze={text: 3, fusion: 3}").fit()
+    assert not warnings(caplog)
+    pretraining(tmp_path / "random", tiny_overrides, "optim.freeze={vision: true, text: 3}")
+    (line,) = warnings(caplog)
+    assert re.fullmatch(r"optim.freeze: \d+ frozen tensors keep their random values, as vision\.\S+; see init", line)
+    caplog.clear()
+    pretraining(
+        tmp_path / "loaded", tiny_overrides, "optim.freeze.vision=true", f"init.checkpoint={tmp_path / 'first'}"
+    )
+    assert not warnings(caplog)
+
+
+def warnings(caplog) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and "freeze" in r.getMessage()]
 
 
 def test_a_run_in_which_nothing_would_train_is_refused(tmp_path):

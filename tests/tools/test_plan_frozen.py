@@ -53,6 +53,12 @@ def test_a_frozen_fusion_keeps_the_activations_that_gradients_pass_through():
     assert text.activations < 0.7 * fusion.activations
 
 
+def test_recomputing_what_is_frozen_changes_nothing():
+    frozen = "optim.freeze={vision: true, text: true}"
+    assert memory(frozen, "train.recompute=[vision,text]") == memory(frozen)
+    assert memory("train.recompute=[vision,text]") != memory()
+
+
 def test_the_plan_has_the_flops_and_the_time_of_a_step_with_a_frozen_encoder():
     plain, frozen = planner()._setting(4, 1), planner("optim.freeze.vision=true")._setting(4, 1)
     vision = planner().meta_model.cost.vision
