@@ -133,7 +133,7 @@ def test_the_help_lists_commands_and_tasks_without_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     for name, row in (run.COMMANDS | TASKS).items():
-        assert f"  {name:12}{row.help}\n" in done.stdout
+        assert f"  {name:13}{row.help}\n" in done.stdout
 
 
 def test_each_command_has_a_main_that_takes_its_arguments(capsys):
