@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
+from utils.version import VERSION
 
 if TYPE_CHECKING:
     from x2vlm.attention import WordMap
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from x2vlm.loading import load
     from x2vlm.model import Box, Judgement, Model
 
+__version__ = VERSION
 __all__ = ["Box", "Image", "Judgement", "Model", "UserError", "View", "WordMap", "load"]
 
 _HOME = {
@@ -32,6 +34,10 @@ _HOME = {
     "View": "x2vlm.inputs",
     "WordMap": "x2vlm.attention",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -54,9 +54,8 @@ def word_maps(model: LoadedModel, image: Image, text: str, layer: int | None = N
     last = len(network.fusion.blocks) - 1
     number = max(0, (last + 1) // 2 - 1) if layer is None else layer
     if not 0 <= number < last:
-        raise UserError(
-            f"explain: layer {number}: words have maps in the fusion's blocks before the last, number {last}"
-        )
+        which = f"0 to {last - 1}" if last else "none: there is one"
+        raise UserError(f"explain: layer {number}: words have maps in the fusion's blocks before the last ({which})")
     # Gradients of attention in 16 bits vanish; one image costs little in 32.
     with evaluating(network, "fp32"), torch.enable_grad():
         weights = _weighted_attention(model, network, view, text, number)

@@ -106,6 +106,10 @@ class LoadedModel:
         if cut:
             most = self.text.limits.max_tokens
             logger.warning("%d texts have more than %d tokens and are cut there, such as %.60r", len(cut), most, cut[0])
+        if unknown := [text for text in cleaned if self.tokenizer.unk_token_id in self.text.pieces(text)[0]]:
+            logger.warning(
+                "%d texts have words that the tokenizer does not know, such as %.60r", len(unknown), unknown[0]
+            )
         return to_device(self.text.encode_plain(cleaned), device_of(self.network))
 
     def encoded(self, texts: Sequence[str]) -> PackedTexts:
@@ -120,8 +124,10 @@ class LoadedModel:
         Raises:
             UserError: nothing is left of it.
         """
-        clean = clean_question if question else clean_caption
         try:
-            return clean(text, self.text.max_words)
+            cleaned = (clean_question if question else clean_caption)(text, self.text.max_words)
         except ValueError:
-            raise UserError(f"{text!r} has no word") from None
+            cleaned = ""
+        if not cleaned.strip():
+            raise UserError(f"{text!r} has no word")
+        return cleaned

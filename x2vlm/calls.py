@@ -1,16 +1,33 @@
-"""Which models take which call, and which files are images or videos. Plain data: importing it costs nothing."""
+"""The calls of a model: which models take each, and what its texts are; and which files are images or videos.
 
-TASKS = {
-    "caption": "captioning",
-    "answer": "vqa or video_qa",
-    "locate": "pretrain or grounding",
-    "match": "pretrain or retrieval",
-    "embed_images": "pretrain or retrieval",
-    "embed_texts": "pretrain or retrieval",
-    "compare": "nlvr",
-    "explain": "pretrain or retrieval",
+Plain data: importing it costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Call(NamedTuple):
+    """A call. ``tasks``: whose models take it. ``text``: what ``run.py predict CALL --text`` is; "": it has none; None: the
+    command does not have the call."""
+
+    tasks: tuple[str, ...]
+    text: str | None
+
+
+ALIGNED = ("pretrain", "retrieval")
+
+CALLS = {
+    "caption": Call(("captioning",), ""),
+    "answer": Call(("vqa", "video_qa"), "a question; may be repeated, each is asked of every image"),
+    "locate": Call(("pretrain", "grounding"), "a phrase; may be repeated, each is located in every image"),
+    "match": Call(ALIGNED, "a text; may be repeated, each is matched with every image"),
+    "embed_images": Call(ALIGNED, None),
+    "embed_texts": Call(ALIGNED, None),
+    "compare": Call(("nlvr",), "a statement about the images, two at a time; may be repeated"),
+    "explain": Call(ALIGNED, "a text, whose words are looked for in every image"),
 }
-"""The tasks whose models take a call."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")

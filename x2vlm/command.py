@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from utils.errors import UserError, one_line_errors
 from utils.flags import positive
 from utils.progress import progress_bar
-from x2vlm.calls import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from x2vlm.calls import CALLS, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     from tasks.drawing import Panel
@@ -23,17 +24,11 @@ if TYPE_CHECKING:
 
 STANDARD_INPUT = "-"
 MOST_DRAWN = 48
-"""Images that are drawn by --save, at most."""
+"""Results that are drawn by --save, at most."""
 MOST_TOLD = 5
 
-TEXTS = {
-    "answer": "a question; may be repeated, each is asked of every image",
-    "locate": "a phrase; may be repeated, each is located in every image",
-    "match": "a text; may be repeated, each is matched with every image",
-    "compare": "a statement about the images, two at a time; may be repeated",
-    "explain": "a text, whose words are looked for in every image",
-}
-"""What --text is in each call; captions need none."""
+TEXTS = {name: call.text for name, call in CALLS.items() if call.text}
+"""What --text is in each call that takes one."""
 
 EXAMPLES = """examples:
   python run.py predict caption --model runs/demo/captioning-seed0 --image photos/
@@ -45,7 +40,7 @@ EXAMPLES = """examples:
 exit status: 0 all images were read; 1 some could not be, and are told at the end; 2 nothing could be done"""
 
 
-class Said(NamedTuple):
+class Result(NamedTuple):
     """What a model says of an image (of a group of images): lines to print, values for JSON, panels to draw."""
 
     lines: list[str]
@@ -63,7 +58,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     flag = parser.add_argument
-    flag("call", choices=["caption", *TEXTS], help="what is asked for")
+    flag("call", choices=[name for name, call in CALLS.items() if call.text is not None], help="what is asked for")
     flag("--model", required=True, metavar="M", help="a run's folder, a weight file, or hub:owner/name")
     flag(
         "--image",
@@ -105,7 +100,9 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Ask the model about every image; returns the exit status."""
     flags = arguments_of(argv)
-    named = [path for patterns in flags.image for pattern in patterns for path in named_by(pattern)]
+    named = [path for patterns in flags.image for pattern in patterns for path in expand_pattern(pattern)]
+    if flags.save is not None:
+        _check_save(flags.save, named)
     from x2vlm.loading import load
 
     model = load(
@@ -117,33 +114,54 @@ def main(argv: Sequence[str]) -> int:
         answers=flags.answers,
     )
     model.batch_size = flags.batch_size
-    paths = list(
-        dict.fromkeys(path for name in named for path in in_folder(name, videos=model.read.videos is not None))
-    )
+    paths = [path for name in named for path in expand_folder(name, videos=model.read.videos is not None)]
     panels: list[Panel] = []
     broken: list[str] = []
+    drawn = 0
     with progress_bar(total=len(paths), desc=flags.call, leave=False) as bar:
         for groups in _groups(model, paths, flags.call, broken):
-            for said in _ask(model, groups, flags):
-                bar.write(json.dumps(said.values, ensure_ascii=False) if flags.json else "\n".join(said.lines))
-                if flags.save is not None and len(panels) < MOST_DRAWN:
-                    panels += said.panels()
+            for result in _ask(model, groups, flags):
+                bar.write(json.dumps(result.values, ensure_ascii=False) if flags.json else "\n".join(result.lines))
+                if flags.save is not None and drawn < MOST_DRAWN:
+                    panels += result.panels()
+                    drawn += 1
             bar.update(sum(map(len, groups)))
     if panels:
         from x2vlm.figures import draw
 
         sys.stderr.write(f"drawn: {draw(panels, flags.save, f'{flags.call}, by {flags.model}')}\n")
-    return _told(broken, len(paths))
+    return _report_broken(broken, len(paths))
 
 
-def named_by(pattern: str) -> list[str]:
+def _check_save(path: Path, images: Sequence[str]) -> None:
+    """Check the file of a figure before anything is computed, and make its folder.
+
+    Raises:
+        UserError: it is no PNG, one of the images, or cannot be written.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--save {path}: a figure is a PNG; give a name that ends with .png")
+    if any(path.resolve() == Path(image).resolve() for image in images):
+        raise UserError(f"--save {path}: this is one of the images; give another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--save {path}: its folder cannot be made: {error.strerror}") from None
+    if not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir():
+        raise UserError(f"--save {path}: cannot be written; give another name")
+
+
+def expand_pattern(pattern: str) -> list[str]:
     """The files and folders that a word of --image names.
 
     Raises:
         UserError: there is none.
     """
     if pattern == STANDARD_INPUT:
-        return [line for line in (line.rstrip("\n") for line in sys.stdin) if line]
+        listed = [line for line in (line.rstrip("\n") for line in sys.stdin) if line]
+        if not listed:
+            raise UserError("--image -: standard input has no path; give one a line")
+        return listed
     path = str(Path(pattern).expanduser())
     found = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
     if not found:
@@ -151,7 +169,7 @@ def named_by(pattern: str) -> list[str]:
     return found
 
 
-def in_folder(name: str, *, videos: bool) -> list[str]:
+def expand_folder(name: str, *, videos: bool) -> list[str]:
     """A file; or the images in a folder and the folders in it. For a model of ``videos`` the video files, or where there are none
     the folder itself, which then holds the frames of one.
 
@@ -182,7 +200,8 @@ def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) ->
         try:
             groups.append([model.read(path) for path in paths[start : start + size]])
         except UserError as error:
-            broken.append(str(error))
+            others = f"; left out with it: {', '.join(paths[start : start + size])}" if size > 1 else ""
+            broken.append(f"{error}{others}")
         if len(groups) == model.batch_size:
             yield groups
             groups = []
@@ -190,7 +209,7 @@ def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) ->
         yield groups
 
 
-def _ask(model: Model, groups: list[list[View]], flags: argparse.Namespace) -> Iterator[Said]:
+def _ask(model: Model, groups: list[list[View]], flags: argparse.Namespace) -> Iterator[Result]:
     """What the model says of each group."""
     views = [group[0] for group in groups]
     texts: list[str] = flags.text
@@ -200,15 +219,15 @@ def _ask(model: Model, groups: list[list[View]], flags: argparse.Namespace) -> I
     elif flags.call == "answer":
         answers = iter(model.answer([view for view in views for _ in texts], texts * len(views)))
         for view in views:
-            by_question = {text: next(answers) for text in texts}
-            yield _lines(
-                model, view, [f"{text}  {said}" for text, said in by_question.items()], {"answers": by_question}
-            )
+            replies = [{"question": text, "answer": next(answers)} for text in texts]
+            lines = [f"{reply['question']}  {reply['answer']}" for reply in replies]
+            yield _lines(model, view, lines, {"answers": replies})
     elif flags.call == "match":
         for view, row in zip(views, model.match(views, texts).tolist(), strict=True):
-            scores = {text: round(score, 4) for text, score in zip(texts, row, strict=True)}
-            best_first = sorted(scores.items(), key=lambda entry: -entry[1])
-            yield _lines(model, view, [f"{score:.3f}  {text}" for text, score in best_first], {"scores": scores})
+            scores = [{"text": text, "score": round(score, 4)} for text, score in zip(texts, row, strict=True)]
+            best_first = sorted(scores, key=lambda one: -one["score"])
+            lines = [f"{one['score']:.3f}  {one['text']}" for one in best_first]
+            yield _lines(model, view, lines, {"scores": scores})
     elif flags.call == "locate":
         for view, boxes in zip(views, model.locate(views, [texts] * len(views)), strict=True):
             yield _located(model, view, boxes)
@@ -222,18 +241,18 @@ def _ask(model: Model, groups: list[list[View]], flags: argparse.Namespace) -> I
                 yield _explained(model, view, text, flags.layer)
 
 
-def _lines(model: Model, view: View, lines: list[str], values: dict[str, Any]) -> Said:
+def _lines(model: Model, view: View, lines: list[str], values: dict[str, Any]) -> Result:
     """An image with lines of text."""
     from x2vlm import figures
 
-    return Said(
+    return Result(
         [view.name, *(f"  {line}" for line in lines)],
         {"image": view.name, **values},
         lambda: [figures.described(model.read, view.name, lines)],
     )
 
 
-def _located(model: Model, view: View, boxes: Sequence[Box]) -> Said:
+def _located(model: Model, view: View, boxes: Sequence[Box]) -> Result:
     from x2vlm import figures
 
     lines = [
@@ -242,19 +261,19 @@ def _located(model: Model, view: View, boxes: Sequence[Box]) -> Said:
         for box in boxes
     ]
     values = {"image": view.name, "size": view.size, "boxes": [_rounded(asdict(box)) for box in boxes]}
-    return Said([view.name, *lines], values, lambda: [figures.located(model.read, view.name, boxes)])
+    return Result([view.name, *lines], values, lambda: [figures.located(model.read, view.name, boxes)])
 
 
-def _compared(model: Model, group: Sequence[View], text: str, judgement: Judgement) -> Said:
+def _compared(model: Model, group: Sequence[View], text: str, judgement: Judgement) -> Result:
     from x2vlm import figures
 
     names = [view.name for view in group]
     lines = [", ".join(names), f"  {judgement.label} {judgement.score:.3f}  {text}"]
     values = {"images": names, "statement": text, **_rounded(asdict(judgement))}
-    return Said(lines, values, lambda: [figures.compared(model.read, names, text, judgement)])
+    return Result(lines, values, lambda: [figures.compared(model.read, names, text, judgement)])
 
 
-def _explained(model: Model, view: View, text: str, layer: int | None) -> Said:
+def _explained(model: Model, view: View, text: str, layer: int | None) -> Result:
     """Where the greatest weight of each word is, in pixels; the whole map in the figure and in JSON."""
     from x2vlm import figures
 
@@ -270,14 +289,14 @@ def _explained(model: Model, view: View, text: str, layer: int | None) -> Said:
         "text": text,
         "words": [{"word": m.word, "weights": m.weights.tolist()} for m in maps],
     }
-    return Said([view.name, *lines], values, lambda: figures.explained(model.read, view.name, maps))
+    return Result([view.name, *lines], values, lambda: figures.explained(model.read, view.name, maps, text))
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
 
 
-def _told(broken: Sequence[str], count: int) -> int:
+def _report_broken(broken: Sequence[str], count: int) -> int:
     """Tell what could not be read; returns the exit status."""
     if not broken:
         return 0
@@ -285,5 +304,7 @@ def _told(broken: Sequence[str], count: int) -> int:
         sys.stderr.write(f"not read: {line}\n")
     if len(broken) > MOST_TOLD:
         sys.stderr.write(f"not read: … and {len(broken) - MOST_TOLD:,} more\n")
+    if len(broken) == count:
+        raise UserError("no image could be read")
     sys.stderr.write(f"error: {len(broken):,} of {count:,} images could not be read\n")
     return 1

@@ -30,14 +30,13 @@ def draw(panels: Sequence[Panel], path: str | Path, title: str = "", legend: str
     return Path(path)
 
 
-def described(read: Reader, image: Image, lines: Sequence[str], above: str = "") -> Panel:
-    """An image with lines of text below it."""
-    over = (Line(above),) if above else ()
-    return Panel((DrawnImage(read.picture(image)),), tuple(map(Line, lines)), over)
+def described(read: Reader, image: Image, lines: Sequence[str]) -> Panel:
+    """An image with its name above and lines of text below it."""
+    return Panel((DrawnImage(read.picture(image)),), tuple(map(Line, lines)), _names([image]))
 
 
 def located(read: Reader, image: Image, boxes: Sequence[Box]) -> Panel:
-    """An image with the boxes of phrases, and below it the phrases in the colours of their boxes."""
+    """An image with the boxes of phrases, and below it the phrases in the colours of their boxes, with their scores."""
     picture, (width, height) = read.picture(image), read(image).size
     drawn, lines = [], []
     for number, (box, colour) in enumerate(zip(boxes, colours(len(boxes)), strict=True), start=1):
@@ -46,24 +45,32 @@ def located(read: Reader, image: Image, boxes: Sequence[Box]) -> Panel:
         drawn.append(PairOfBoxes(relative, None, colour, key))
         score = "" if box.score is None else f" · {box.score:.2f}"
         lines.append(Line(f"{box.phrase}{score}", key=(colour, key)))
-    return Panel((DrawnImage(picture, tuple(drawn)),), tuple(lines))
+    return Panel((DrawnImage(picture, tuple(drawn)),), tuple(lines), _names([image]))
 
 
 def compared(read: Reader, images: Sequence[Image], statement: str, judgement: Judgement) -> Panel:
     """Images side by side, with a statement and what it is judged to be."""
     pictures = tuple(DrawnImage(read.picture(image, 240)) for image in images)
-    return Panel(pictures, (Line(statement), Line(f"{judgement.label} · {judgement.score:.2f}")))
+    lines = (Line(statement), Line(f"{judgement.label} · {judgement.score:.2f}"))
+    return Panel(pictures, lines, _names(images))
 
 
-def explained(read: Reader, image: Image, maps: Sequence[WordMap], across: int = 6) -> list[Panel]:
-    """An image, and the same with the map of each word over it; one scale for all words."""
+def explained(read: Reader, image: Image, maps: Sequence[WordMap], text: str, across: int = 6) -> list[Panel]:
+    """An image under its name and the text, and the same with the map of each word over it; one scale for all words."""
     most = max(float(each.weights.max()) for each in maps) or 1.0
     picture = read.picture(image, MAP_SIDE)
     drawn = [
         DrawnImage(picture),
         *(DrawnImage(overlaid(picture, each.weights / most), label=each.word) for each in maps),
     ]
-    return [Panel(tuple(drawn[start : start + across]), ()) for start in range(0, len(drawn), across)]
+    above = (*_names([image]), Line(text))
+    return [Panel(tuple(drawn[at : at + across]), (), above if at == 0 else ()) for at in range(0, len(drawn), across)]
+
+
+def _names(images: Sequence[Image]) -> tuple[Line, ...]:
+    """The names of files above a panel; nothing for images without one."""
+    names = [Path(image).name for image in images if isinstance(image, str | Path)]
+    return (Line(", ".join(names), faint=True),) if names else ()
 
 
 def overlaid(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:

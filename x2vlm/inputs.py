@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,9 @@ from x2vlm.calls import VIDEO_SUFFIXES
 
 OF_VIDEOS = (*VIDEO_SUFFIXES, LIST_SUFFIX)
 """Suffixes of video files, and of lists of base64 images."""
+
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+"""Modes of Pillow images that a PNG file holds as they are."""
 
 SIDE = 320
 """Pixels of the longer side of a drawn image."""
@@ -56,8 +60,9 @@ class _Views(NamedTuple):
 
 
 def as_list(images: Any) -> list[Any]:
-    """A list of images; one image is a list of one."""
-    return list(images) if isinstance(images, list | tuple) else [images]
+    """A list of images; one image is a list of one. Any other iterable is a list, too."""
+    one = isinstance(images, str | bytes | Path | PILImage.Image | np.ndarray | Tensor | View)
+    return list(images) if isinstance(images, Iterable) and not one else [images]
 
 
 class Reader:
@@ -98,10 +103,12 @@ class Reader:
 
     def _views(self, image: Image, view: FrameView) -> _Views:
         try:
+            if isinstance(image, str) and "://" in image:
+                raise UserError(f"{image}: addresses are not read; download the image, and give its path")
             if isinstance(image, str | Path):
                 return self._of_file(Path(image).expanduser(), view)
             if isinstance(image, PILImage.Image):
-                return self._of_image(_of_pillow(image), "a Pillow image", view)
+                return self._of_image(self._of_pillow(image), "a Pillow image", view)
             if isinstance(image, np.ndarray | Tensor):
                 return self._of_array(image, view)
         except BrokenRecordError as error:
@@ -145,18 +152,23 @@ class Reader:
             raise UserError(f"{name} is an image, the model is one of videos; give it a video, or the frames of one")
         return _Views([view(pixels)], (pixels.shape[2], pixels.shape[1]), name)
 
+    def _of_pillow(self, image: PILImage.Image) -> Tensor:
+        """(3, H, W) uint8 of a Pillow image, as of a file: it is written to memory as PNG, which loses nothing."""
+        name, content = "a Pillow image", io.BytesIO()
+        if image.width * image.height > self.max_pixels:
+            size = f"{image.width} x {image.height} pixels"
+            raise UserError(f"{name} has {size}, more than max_pixels = {self.max_pixels}")
+        try:
+            shown = ImageOps.exif_transpose(image)
+            (shown if shown.mode in PNG_MODES else shown.convert("RGB")).save(content, "PNG", compress_level=0)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"{name} cannot be read: {error}") from None
+        return decode(content.getvalue(), self.max_pixels, name)
+
 
 def _of_videos(videos: FrameSampler | None, name: str) -> FrameSampler:
     if videos is None:
-        raise UserError(f"{name} is a video, the model is one of images; give it an image, or load a model of videos")
+        raise UserError(
+            f"{name} is a folder or a video, the model is one of images; give it an image, or load a model of videos"
+        )
     return videos
-
-
-def _of_pillow(image: PILImage.Image) -> Tensor:
-    """(3, H, W) uint8 of a Pillow image."""
-    shown = ImageOps.exif_transpose(image)
-    if shown.mode in ("RGBA", "LA", "PA") or "transparency" in shown.info:
-        layer = shown.convert("RGBA")
-        shown = PILImage.new("RGB", layer.size, "white")
-        shown.paste(layer, mask=layer.getchannel("A"))
-    return torch.from_numpy(np.array(shown.convert("RGB"))).permute(2, 0, 1)

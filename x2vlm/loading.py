@@ -11,7 +11,7 @@ import torch
 from dataset.tasks.vqa import read_candidates
 from dataset.text.loading import load_tokenizer
 from engine.checkpoint import find_weights, run_of
-from engine.precision import PrecisionName, check_precision
+from engine.precision import DTYPES, PrecisionName, check_precision
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_weights
 from models.checkpoints.recognise import XLM_R_WORDS, Recognised, recognise
@@ -71,7 +71,9 @@ def load(
     Raises:
         UserError: in one line: there is no such file, it is damaged, or it does not fit.
     """
-    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on = _device(device)
+    if precision not in DTYPES:
+        raise UserError(f"precision {precision!r} is none of {', '.join(DTYPES)}")
     check_precision(precision, on, "precision")
     weights = _weights_of(str(source))
     run = run_of(weights)
@@ -89,6 +91,20 @@ def load(
         origin=str(source),
         precision=precision,
     )
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device that was asked for; None: a GPU if there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, TypeError):
+        raise UserError(f"device {str(device)!r} cannot be used here; give cpu, or with a GPU cuda or cuda:N") from None
+    return found
 
 
 def _weights_of(source: str) -> Path:

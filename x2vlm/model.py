@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from models.vqa import VQAModel
 from utils.batch import IGNORE
 from utils.errors import UserError
 from x2vlm.base import LoadedModel
-from x2vlm.calls import TASKS
+from x2vlm.calls import CALLS
 from x2vlm.inputs import Image, View, as_list
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Model(LoadedModel):
         """
         network = cast("VQAModel | VideoQAModel", self._network("answer", VQAModel, VideoQAModel))
         pairs = _pairs("answer", as_list(images), _texts(questions))
-        answers = self.answers if candidates is None else list(candidates)
+        answers = self.answers if candidates is None else _texts(candidates)
         if not answers:
             raise UserError("answer: the model keeps no list of answers; give candidates=, or answers= to load")
         if isinstance(network, VideoQAModel):
@@ -130,10 +130,13 @@ class Model(LoadedModel):
         """
         network = cast("MultiGrainedModel | GroundingModel", self._network("locate", MultiGrainedModel, GroundingModel))
         listed = as_list(images)
-        each = [_texts(phrases)] if _are_texts(phrases) and len(listed) == 1 else phrases  # type: ignore[arg-type]
-        if _are_texts(each) or len(each) != len(listed):
+        groups: list[Any] = [phrases] if isinstance(phrases, str) else list(phrases)
+        each = (
+            [_texts(groups)] if all(isinstance(group, str) for group in groups) else [_texts(group) for group in groups]
+        )
+        if len(each) != len(listed):
             raise UserError(
-                f"locate: {len(listed)} images and {len(each)} phrases; give a list of phrases for each image"
+                f"locate: {len(listed)} images and {len(each)} lists of phrases; give a list for each image"
             )
 
         def find(pairs: Sequence[tuple[Image, Sequence[str]]]) -> list[list[Box]]:
@@ -190,8 +193,9 @@ class Model(LoadedModel):
             statements: about them.
         """
         network = self._network("compare", NLVRModel)
-        nested = all(isinstance(group, list | tuple) for group in images)
-        pairs = _pairs("compare", [as_list(group) for group in (images if nested else [images])], _texts(statements))
+        listed = as_list(images)
+        nested = bool(listed) and all(isinstance(group, list | tuple) for group in listed)
+        pairs = _pairs("compare", [as_list(group) for group in listed] if nested else [listed], _texts(statements))
         for group, statement in pairs:
             if len(group) != network.images:
                 raise UserError(f"compare: {statement!r} has {len(group)} images, the model compares {network.images}")
@@ -209,6 +213,7 @@ class Model(LoadedModel):
         from x2vlm.attention import word_maps
 
         self._network("explain", AligningModel)
+        (text,) = _texts(text)
         return word_maps(self, image, text, layer)
 
     def save(self, folder: str | Path) -> Path:
@@ -224,7 +229,7 @@ class Model(LoadedModel):
                 return self.network
         raise UserError(
             f"{call}: {self.origin} is a model of task {self.settings.task}, which was not trained for it; load one of task "
-            f"{TASKS[call]}"
+            f"{' or '.join(CALLS[call].tasks)}"
         )
 
     def _boxes(
@@ -316,15 +321,12 @@ def _in_pixels(phrase: str, relative: Sequence[float], size: tuple[int, int], sc
     return Box(phrase, left, top, right - left, bottom - top, score)
 
 
-def _texts(texts: str | Sequence[str]) -> list[str]:
-    listed = [texts] if isinstance(texts, str) else list(texts)
+def _texts(texts: Any) -> list[str]:
+    """Texts as a list; one text is a list of one."""
+    listed = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) else [texts]
     if odd := [text for text in listed if not isinstance(text, str)]:
         raise UserError(f"{odd[0]!r} is no text")
     return listed
-
-
-def _are_texts(values: object) -> bool:
-    return isinstance(values, str) or (isinstance(values, Sequence) and all(isinstance(value, str) for value in values))
 
 
 def _pairs(call: str, images: list[N], texts: list[str]) -> list[tuple[N, str]]:

@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.files import expanded, write_text
 from utils.version import VERSION
 from utils.weight_file import save_weights
-from x2vlm.calls import TASKS
+from x2vlm.calls import CALLS
 
 if TYPE_CHECKING:
     from x2vlm.model import Model
@@ -33,8 +33,8 @@ def save(model: Model, folder: Path) -> Path:
         UserError: the folder exists and is not empty.
     """
     folder = expanded(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; give a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there and not an empty folder; give another")
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / MODEL_FILE, {name: value.cpu() for name, value in model.network.state_dict().items()})
     text = model.settings.model.text
@@ -53,7 +53,7 @@ def card(model: Model, name: str) -> str:
     """The model card: what the model is, how it is used, and what it measured."""
     parameters = sum(parameter.numel() for parameter in model.network.parameters()) / 1e6
     vision = model.settings.model.vision
-    calls = [call for call, tasks in TASKS.items() if model.settings.task in tasks.split(" or ")]
+    calls = [name for name, call in CALLS.items() if model.settings.task in call.tasks]
     about = {
         "task": model.settings.task,
         "parameters": f"{parameters:.1f} M",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from run import main
 from tests.tasks.painted import SIZE
-from x2vlm.command import in_folder
+from x2vlm.command import expand_folder
 
 CALLS = {
     "caption": ("captioning", []),
@@ -48,14 +48,14 @@ def test_every_call_prints_and_draws(call, run, photos, tmp_path, capsys):
         assert values[0]["size"] == [SIZE, SIZE] and len(values[0]["boxes"]) == 2
         assert {"phrase", "x", "y", "width", "height", "score"} == values[0]["boxes"][0].keys()
     if call == "answer":
-        assert values[0]["answers"].keys() == {"what colour is the star?", "is there a star?"}
+        assert [each["question"] for each in values[0]["answers"]] == ["what colour is the star?", "is there a star?"]
 
 
-def test_files_patterns_and_standard_input_name_images_each_once(run, photos, capsys, monkeypatch):
+def test_files_patterns_and_standard_input_name_images(run, photos, capsys, monkeypatch):
     argv = ["predict", "caption", "--model", str(run("captioning")), "--json", "--image"]
     assert main([*argv, str(photos / "0.png"), str(photos / "[01].png")]) == 0
     by_pattern = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
-    assert by_pattern == [str(photos / "0.png"), str(photos / "1.png")]
+    assert by_pattern == [str(photos / name) for name in ("0.png", "0.png", "1.png")]
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{photos / '3.png'}\n\n{photos / '2.png'}\n"))
     assert main([*argv, "-"]) == 0
     assert [json.loads(line)["image"][-5:] for line in capsys.readouterr().out.splitlines()] == ["3.png", "2.png"]
@@ -75,9 +75,37 @@ def test_images_that_are_compared_are_left_out_together(run, photos, capsys):
     (photos / "1.png").write_bytes(b"no image")
     argv = ["predict", "compare", "--model", str(run("nlvr")), "--text", "both are red", "--image"]
     assert main([*argv, str(photos)]) == 1
-    assert capsys.readouterr().out.splitlines()[0] == f"{photos / '2.png'}, {photos / '3.png'}"
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0] == f"{photos / '2.png'}, {photos / '3.png'}"
+    assert f"left out with it: {photos / '0.png'}, {photos / '1.png'}" in captured.err
     assert main([*argv, str(photos / "0.png")]) == 2
     assert "compare takes 2 images at a time; 1 were given" in capsys.readouterr().err
+
+
+def test_an_image_may_be_compared_with_several_others(run, photos, capsys):
+    names = [str(photos / f"{number}.png") for number in (1, 2, 1, 3, 1, 1)]
+    assert (
+        main(["predict", "compare", "--model", str(run("nlvr")), "--text", "both are red", "--json", "--image", *names])
+        == 0
+    )
+    printed = [json.loads(line)["images"] for line in capsys.readouterr().out.splitlines()]
+    assert printed == [names[:2], names[2:4], names[4:]]
+
+
+def test_a_figure_is_checked_before_anything_is_computed_and_never_replaces_an_image(run, photos, tmp_path, capsys):
+    argv = ["predict", "caption", "--model", str(run("captioning")), "--image", str(photos / "0.png"), "--save"]
+    before = (photos / "0.png").read_bytes()
+    for target, told in {
+        photos / "0.png": "this is one of the images",
+        tmp_path / "out.jpg": "a figure is a PNG",
+        photos / "0.png/out.png": "its folder cannot be made",
+    }.items():
+        assert main([*argv, str(target)]) == 2
+        captured = capsys.readouterr()
+        assert told in captured.err and not captured.out
+    assert (photos / "0.png").read_bytes() == before
+    assert main([*argv, str(tmp_path / "new/folder/out.png")]) == 0
+    assert (tmp_path / "new/folder/out.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -89,9 +117,13 @@ def test_images_that_are_compared_are_left_out_together(run, photos, capsys):
         (["caption", "--image", "nowhere.png"], "--image nowhere.png: no such file, and no file fits it as a pattern"),
         (["caption", "--image", "{empty}"], "no image is in this folder"),
         (["match", "--image", "{photos}", "--text", "a star"], "is a model of task captioning"),
+        (["caption", "--image", "-"], "--image -: standard input has no path"),
+        (["caption", "--image", "{photos}/notes.txt"], "no image could be read"),
+        (["caption", "--image", "{photos}", "--device", "gpu"], "device 'gpu' cannot be used here"),
     ],
 )
-def test_mistakes_are_one_line_and_status_2(argv, told, run, photos, tmp_path, capsys):
+def test_mistakes_are_one_line_and_status_2(argv, told, run, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
     (tmp_path / "empty").mkdir()
     words = [word.format(photos=photos, empty=tmp_path / "empty") for word in argv]
     try:
@@ -104,9 +136,9 @@ def test_mistakes_are_one_line_and_status_2(argv, told, run, photos, tmp_path, c
 
 def test_a_folder_is_its_images_or_for_a_model_of_videos_its_videos_or_the_frames_of_one(photos):
     images = [str(photos / f"{number}.png") for number in range(4)]
-    assert in_folder(str(photos), videos=False) == images
-    assert in_folder(str(photos), videos=True) == [str(photos)]
+    assert expand_folder(str(photos), videos=False) == images
+    assert expand_folder(str(photos), videos=True) == [str(photos)]
     (photos / "clip.MP4").touch()
-    assert in_folder(str(photos), videos=True) == [str(photos / "clip.MP4")]
-    assert in_folder(str(photos), videos=False) == images
-    assert in_folder(images[0], videos=False) == [images[0]]
+    assert expand_folder(str(photos), videos=True) == [str(photos / "clip.MP4")]
+    assert expand_folder(str(photos), videos=False) == images
+    assert expand_folder(images[0], videos=False) == [images[0]]

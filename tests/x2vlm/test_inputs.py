@@ -60,8 +60,8 @@ def test_transparency_is_laid_on_white_and_grey_has_three_channels(read, pixels,
         (np.zeros((4, 4, 4), np.uint8), r"\(4, 4, 4\) is no image"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), "is no image: an array is"),
         (np.zeros((0, 4, 3), np.uint8), "is no image"),
-        (np.zeros((2, 4, 4, 3), np.uint8), "is a video, the model is one of images"),
-        ("clip.mp4", "is a video, the model is one of images"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "is a folder or a video, the model is one of images"),
+        ("clip.mp4", "is a folder or a video, the model is one of images"),
         ("nowhere.png", "nowhere.png: missing image"),
         (b"abc", "not bytes"),
     ],
@@ -99,3 +99,22 @@ def test_pictures_keep_their_shape(read, pixels):
 def test_one_image_is_a_list_of_one(pixels):
     assert as_list("a.png") == ["a.png"] and as_list(("a.png", "b.png")) == ["a.png", "b.png"]
     assert as_list(pixels)[0] is pixels
+
+
+def test_a_pillow_image_of_sixteen_bits_is_read_as_its_file(read, tmp_path):
+    grey = np.random.default_rng(1).integers(65536, size=(20, 20), dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    assert torch.equal(read(Image.open(tmp_path / "a.png")).pixels, read(tmp_path / "a.png").pixels)
+
+
+def test_pillow_images_that_are_closed_cut_or_too_large_are_told_in_one_line(read, pixels, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[:500])
+    closed = Image.open(tmp_path / "a.png")
+    closed.close()
+    for image in (closed, Image.open(tmp_path / "cut.png")):
+        with pytest.raises(UserError, match="a Pillow image cannot be read"):
+            read(image)
+    with pytest.raises(UserError, match="a Pillow image has 200 x 100 pixels, more than max_pixels"):
+        read(Image.new("RGB", (200, 100)))

@@ -36,7 +36,7 @@ def test_a_saved_model_says_the_same_from_another_place(name, run, model, tmp_pa
     assert again.answers == ours.answers
     assert again.tokenizer.get_vocab() == ours.tokenizer.get_vocab()
     assert str(run(name)) not in "".join(path.read_text() for path in Path(moved).rglob("*.yaml"))
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match="is there and not an empty folder"):
         ours.save(moved)
 
 
@@ -157,6 +157,8 @@ def test_a_file_whose_settings_are_not_known_asks_for_its_config(recognised, tol
         ("{run}", {"config": "nowhere.yaml"}, "config nowhere.yaml: no such file"),
         ("{run}", {"tokenizer": "./nowhere"}, "tokenizer: ./nowhere does not exist"),
         ("{run}", {"answers": "nowhere.json"}, "answers: nowhere.json"),
+        ("{run}", {"device": "gpu"}, "device 'gpu' cannot be used here; give cpu"),
+        ("{run}", {"precision": "float16"}, "precision 'float16' is none of bf16, fp16, fp32"),
     ],
 )
 def test_what_is_missing_is_told_in_one_line(source, options, told, run):

@@ -13,7 +13,7 @@ from PIL import Image
 from models.reference import Padded, encode, fuse
 from tests.tasks.painted import SIZE, measured
 from x2vlm import UserError, load
-from x2vlm.calls import TASKS
+from x2vlm.calls import CALLS
 
 
 def rows(data, task: str) -> list[dict]:
@@ -147,12 +147,13 @@ def test_a_call_that_a_model_was_not_trained_for_names_the_task_whose_model_woul
         "compare": lambda model: model.compare([image, image], "a star"),
         "explain": lambda model: model.explain(image, "a star"),
     }
-    assert calls.keys() == TASKS.keys()
+    assert calls.keys() == CALLS.keys()
     for name in ("pretrain", "retrieval", "grounding", "vqa", "captioning", "nlvr"):
         for call, ask in calls.items():
-            if name not in TASKS[call].split(" or "):
+            if name not in CALLS[call].tasks:
                 with pytest.raises(
-                    UserError, match=rf"{call}: .* is a model of task {name}.* load one of task {TASKS[call]}"
+                    UserError,
+                    match=rf"{call}: .* is a model of task {name}.* load one of task {' or '.join(CALLS[call].tasks)}",
                 ):
                     ask(model(name))
 
@@ -162,12 +163,16 @@ def test_a_call_that_a_model_was_not_trained_for_names_the_task_whose_model_woul
     [
         (
             lambda model, image: model.locate([image, image], ["a star"]),
-            "2 images and 1 phrases; give a list of phrases",
+            "2 images and 1 lists of phrases; give a list for each",
         ),
         (lambda model, image: model.match([], ["a star"]), "nothing was given"),
         (lambda model, image: model.match(image, "?!"), r"'\?!' has no word"),
         (lambda model, image: model.match(image, [3]), "3 is no text"),
         (lambda model, image: model.match(3, ["a star"]), "not int"),
+        (lambda model, image: model.match(image, None), "None is no text"),
+        (lambda model, image: model.explain(image, 3), "3 is no text"),
+        (lambda model, image: model.match("https://a.b/c.jpg", "a"), "addresses are not read"),
+        (lambda model, image: model.locate([image, image], "a star"), "2 images and 1 lists of phrases"),
     ],
 )
 def test_mistakes_are_one_line(ask, told, model, data):
@@ -179,8 +184,22 @@ def test_mistakes_are_one_line(ask, told, model, data):
 def test_images_and_texts_that_do_not_fit_are_told(model, data):
     with pytest.raises(UserError, match="answer: 2 images and 3 texts"):
         model("vqa").answer([data / "images/0.png"] * 2, ["what?"] * 3)
+    with pytest.raises(UserError, match="' ' has no word"):
+        model("vqa").answer(data / "images/0.png", " ")
+    assert model("vqa").answer(data / "images/0.png", "what?", candidates="pink") == ["pink"]
     with pytest.raises(UserError, match="the tokenizer makes nothing of the candidate ''"):
         model("vqa").answer(data / "images/0.png", "what?", ["red", ""])
+
+
+def test_words_that_the_tokenizer_does_not_know_are_told(model, data, caplog):
+    model("pretrain").match(data / "images/0.png", ["一只狗", "a star"])
+    assert "1 texts have words that the tokenizer does not know, such as '一只狗'" in caplog.text
+
+
+def test_any_iterable_is_a_list(model, data):
+    ours, names = model("pretrain"), [data / f"images/{number}.png" for number in range(3)]
+    np.testing.assert_array_equal(ours.match(iter(names), iter(["a star"])), ours.match(names, ["a star"]))
+    assert ours.locate(iter(names), (["a star"] for _ in names)) == ours.locate(names, [["a star"]] * 3)
 
 
 def test_a_text_that_is_cut_is_told(model, data, caplog):
