@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import shlex
 import statistics
 import sys
@@ -74,7 +75,11 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the variants, and print and write their table; returns the exit status."""
     flags = arguments_of(argv)
-    variants = dict(flags.variant or combinations(flags.grid))
+    named = flags.variant or combinations(flags.grid)
+    variants = dict(named)
+    if len({folder_of(name) for name in variants}) < len(named):
+        twice = next(name for name, _ in named if [folder_of(other) for other, _ in named].count(folder_of(name)) > 1)
+        raise UserError(f"two variants are called {twice!r}; give each a name of its own")
     _check(flags, variants)
     measured: dict[str, list[dict[str, float]]] = {}
     failed = 0
@@ -83,17 +88,22 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         for seed in flags.seeds:
             try:
-                measured.setdefault(name, []).append(_measure(flags, variant, number, seed))
+                measured.setdefault(name, []).append(_measure(flags, name, variant, seed))
             except UserError as error:
                 failed += 1
                 sys.stdout.write(f"not run: {error}\n")
     if not any(measured.values()):
         raise UserError(f"--config {flags.config}: no variant could be run, as printed above")
-    table = table_of(measured)
+    table = table_of(measured, len(flags.seeds))
     write_text(flags.output / "sweep.md", table)
     write_text(flags.output / "sweep.json", json.dumps(measured, indent=2) + "\n")
     sys.stdout.write(f"\n{table}\nthe table: {flags.output / 'sweep.md'}\n")
     return 1 if failed else 0
+
+
+def folder_of(name: str) -> str:
+    """The folder of a variant's runs, by its name: the same wherever it stands among the variants."""
+    return re.sub(r"[^\w.=]+", "-", name).strip("-.") or "variant"
 
 
 def combinations(grid: Grid) -> list[tuple[str, Overrides]]:
@@ -117,13 +127,13 @@ def _check(flags: argparse.Namespace, variants: Mapping[str, Overrides]) -> None
         load_config(choice.config, overrides, choice.load().config)
 
 
-def _measure(flags: argparse.Namespace, variant: Overrides, number: int, seed: int | None) -> dict[str, float]:
+def _measure(flags: argparse.Namespace, name: str, variant: Overrides, seed: int | None) -> dict[str, float]:
     """Train and evaluate one variant with one seed; returns its metrics in percent.
 
     Raises:
         UserError: the run failed.
     """
-    folder = flags.output / f"variant-{number}" / ("seed" if seed is None else f"seed-{seed}")
+    folder = flags.output / folder_of(name) / ("seed" if seed is None else f"seed-{seed}")
     overrides = (*flags.overrides, *variant, *(() if seed is None else (f"seed={seed}",)))
     make(Run(flags.config, folder, (*placement_words(flags), "--resume"), overrides))
     splits = read_evaluation(folder)
@@ -135,21 +145,23 @@ def _measure(flags: argparse.Namespace, variant: Overrides, number: int, seed: i
     }
 
 
-def table_of(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """A table in Markdown: a row a variant, a column a metric, each the mean over seeds and its standard deviation."""
+def table_of(measured: Mapping[str, Sequence[Mapping[str, float]]], seeds: int) -> str:
+    """A table in Markdown: a row a variant, a column a metric, each the mean over seeds and its standard deviation. An entry of
+    fewer than ``seeds`` runs says of how many."""
     metrics = list(dict.fromkeys(metric for runs in measured.values() for run in runs for metric in run))
     lines = [f"| | {' | '.join(metrics)} |", f"|---|{'---|' * len(metrics)}"]
     for name, runs in measured.items():
-        entries = [_entry([run[metric] for run in runs if metric in run]) for metric in metrics]
+        entries = [_entry([run[metric] for run in runs if metric in run], seeds) for metric in metrics]
         lines.append(f"| {name} | {' | '.join(entries)} |")
     return "\n".join(lines) + "\n"
 
 
-def _entry(values: Sequence[float]) -> str:
+def _entry(values: Sequence[float], seeds: int) -> str:
     if not values:
         return "not measured"
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{spread}"
+    few = f" ({len(values)} of {seeds} seeds)" if len(values) < seeds else ""
+    return f"{statistics.fmean(values):.1f}{spread}{few}"
 
 
 def _axis(text: str) -> tuple[str, list[str]]:

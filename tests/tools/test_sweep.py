@@ -62,11 +62,11 @@ def test_an_axis_without_key_or_value_is_refused(text, capsys):
 
 def test_the_table_has_means_and_spreads_and_says_what_is_not_measured():
     measured = {"a=1": [{"R@1": 80.0, "box": 50.0}, {"R@1": 82.0}], "plain": [{"R@1": 70.0}]}
-    assert sweep.table_of(measured).splitlines() == [
+    assert sweep.table_of(measured, 2).splitlines() == [
         "| | R@1 | box |",
         "|---|---|---|",
-        "| a=1 | 81.0 ± 1.4 | 50.0 |",
-        "| plain | 70.0 | not measured |",
+        "| a=1 | 81.0 ± 1.4 | 50.0 (1 of 2 seeds) |",
+        "| plain | 70.0 (1 of 2 seeds) | not measured |",
     ]
 
 
@@ -126,3 +126,17 @@ def test_the_time_of_a_run_has_that_of_its_cut_attempts(tmp_path, monkeypatch):
     assert runs.finished(asked) is None
     assert runs.make(asked)["seconds"] == 35.0
     assert runs.make(asked) == runs.finished(asked)
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a b", "a-b")])
+def test_two_variants_of_one_name_are_refused(names, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "run_command", lambda command: pytest.fail("a run was started"))
+    words = [word for name in names for word in ("--variant", f"{name}: loss.l1=1")]
+    assert main(["sweep", "--config", CONFIG, *words, "--output", str(tmp_path)]) == 2
+    assert f"error: two variants are called {names[0]!r}; give each a name of its own" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_variant_is_that_of_its_name():
+    assert sweep.folder_of("without box losses") == "without-box-losses"
+    assert sweep.folder_of("optim.lr=1e-4 loss.l1=5") == "optim.lr=1e-4-loss.l1=5"
+    assert sweep.folder_of("../x") == "x" and sweep.folder_of("…") == "variant"

@@ -41,6 +41,8 @@ def agreement(
 
 def _compared(split: str, by_run: Compared, count: int, room: Room) -> str:
     rows = list(zip(*(found.judged for _, found in by_run), strict=True))
+    if by_run[0][0].task == "pretrain":
+        return _shares_compared(split, by_run, rows, count, room)
     right = [sum(bool(example.right) for example in row) for row in rows]
     every, none = sum(number == len(by_run) for number in right), right.count(0)
     differ = [row for row, number in zip(rows, right, strict=True) if 0 < number < len(by_run)]
@@ -49,6 +51,20 @@ def _compared(split: str, by_run: Compared, count: int, room: Room) -> str:
     step = max(1, len(differ) // max(1, count))
     lines = [_row(row, by_run, room) for row in differ[::step][:count]]
     table = f'<table class="left"><tr class="head"><th></th>{head}</tr>{"".join(lines)}</table>' if lines else ""
+    return f'<h3>{escape(split)}</h3><p>{text}</p><div class="scroll">{table}</div>'
+
+
+def _shares_compared(split: str, by_run: Compared, rows: Sequence[Sequence[Judged]], count: int, room: Room) -> str:
+    """Of pre-training, where an example has several boxes and ranks, and few have all right: those whose shares differ most."""
+    means = ", ".join(
+        f"{escape(run.name)} {100 * sum(example.score or 0.0 for example in found.judged) / len(rows):.1f} %"
+        for run, found in by_run
+    )
+    apart = sorted(rows, key=lambda row: min(one.score or 0.0 for one in row) - max(one.score or 0.0 for one in row))
+    head = "".join(f"<th>{escape(run.name)}</th>" for run, _ in by_run)
+    lines = [_row(row, by_run, room) for row in apart[:count]]
+    text = f"Boxes and ranks of an example that are right, on average: {means}. Below, the examples that differ most."
+    table = f'<table class="left"><tr class="head"><th></th>{head}</tr>{"".join(lines)}</table>'
     return f'<h3>{escape(split)}</h3><p>{text}</p><div class="scroll">{table}</div>'
 
 

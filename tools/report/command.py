@@ -15,7 +15,7 @@ from utils.files import expanded, write_text
 
 EXAMPLES = """examples:
   python run.py report runs/demo/grounding
-  python run.py report runs/sweep/grounding/variant-*/seed-0 --output variants.html
+  python run.py report runs/ablation/*/seed-0 --output variants.html
   python run.py report runs/big --examples 0                       no predictions: quick, and no data are needed
 
 The page needs no other file and no network. Run the command in the directory in which the run was started: from there, its

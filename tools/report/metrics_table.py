@@ -19,7 +19,7 @@ Metric = Mapping[str, Any]
 def table_of(run: Run) -> str:
     """The metrics of one run, a table for each split."""
     if not run.evaluation:
-        return '<p class="faint">No evaluation: the run has no evaluation.json.</p>'
+        return '<p class="faint">No evaluation: the run has no evaluation.json, or none that can be read.</p>'
     parts = []
     for split, metrics in run.evaluation.items():
         shown = {name: metric for name, metric in metrics.items() if metric.get("unit") != "count"}
