@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from dataset.shards.readers import Shards
+from dataset.shards.weights import Weights
 
 _ROUNDS = 6
 """Rounds of the Feistel network. Up to four, positions at some distances give records at some distances too often; and another
@@ -101,15 +102,22 @@ class RecordSource:
 
     Args:
         shards: the records.
-        order: which of them a micro-batch has.
+        order: of the records, or of the places of ``weights``.
         name: of the stream: it has random numbers of its own.
         seed: of the run.
+        weights: how often an epoch reads each record; None: once.
     """
 
-    def __init__(self, shards: Shards, order: Order, *, name: str, seed: int):
-        self.shards, self.order, self.name, self.seed = shards, order, name, seed
+    def __init__(self, shards: Shards, order: Order, *, name: str, seed: int, weights: Weights | None = None):
+        self.shards, self.order, self.name, self.seed, self.weights = shards, order, name, seed, weights
+
+    def __len__(self) -> int:
+        """The number of samples of an epoch."""
+        return len(self.shards if self.weights is None else self.weights)
 
     def samples(self, number: int) -> Iterator[tuple[int, np.random.Generator]]:
         """Record number and generator of each sample of micro-batch ``number``."""
-        for epoch, index in self.order.batch(number):
-            yield index, sample_rng(self.seed, self.name, epoch, index)
+        for epoch, place in self.order.batch(number):
+            record = place if self.weights is None else self.weights.record(epoch, place)
+            # By its place, so that a record which an epoch reads twice is not augmented twice alike.
+            yield record, sample_rng(self.seed, self.name, epoch, place)

@@ -126,7 +126,7 @@ class PretrainBatches:
         sources = open_sources(data, seed, world_size, world_size * accumulate)
         self.steps = Steps({name: clean.probability for name, clean in clean_sets.items()}, data.matching_steps, seed)
         self.numbers_per_step = world_size * accumulate if clean_sets or data.matching_steps is not None else 1
-        self.stream_sizes = {name: len(source.shards) for name, source in sources.items()}
+        self.stream_sizes = {name: len(source) for name, source in sources.items()}
         self.examples_per_batch = sum(stream.batch_size for stream in streams.values())
         self.records_per_batch = data.records_per_batch
         self.images = self.regions = self.texts = self.videos = self.translations = None
@@ -206,7 +206,7 @@ def open_sources(data: DataConfig, seed: int, ranks: int, step: int) -> dict[str
         UserError: no files, no records, or as :meth:`~dataset.tasks.streams.base.StreamConfig.open`.
     """
     streams = data.streams()
-    files = {name: stream.files for name, stream in streams.items()}
+    files = {name: stream.paths for name, stream in streams.items()}
     files |= {f"{name}/clean": clean.files for name, clean in data.clean_sets().items()}
     sources = {}
     for name, own in files.items():

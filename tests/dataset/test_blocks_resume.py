@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -82,11 +84,51 @@ def test_resuming_repeats_the_records_of_each_step_on_any_ranks_with_any_workers
         assert steps(ranks, first, 12, workers) == straight[first:], (ranks, workers, first)
 
 
+def test_clean_sets_and_weights_go_together(steps, data):
+    files = [*data.images.files[:2], {"path": data.images.files[2], "weight": 1.5}]
+    images = ImageStreamConfig(**{**data.images.model_dump(), "files": files})
+    straight = steps(1, 0, 8, images=images)
+    assert steps(2, 3, 8, images=images) == steps(4, 3, 8, 1, images=images) == straight[3:]
+
+
+def test_spawned_workers_read_the_same_records(data, tokenizer):
+    maker = PretrainBatches(data, tokenizer=tokenizer, image_size=16, patch_size=8, seed=3, accumulate=STEP)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        copies = pool.map(maker.make, range(9, 18))
+    assert [copy.records for copy in copies] == [maker.make(number).records for number in range(9, 18)]
+
+
 def test_fixed_lanes_do_so_without_clean_sets(steps, data):
     images = data.images.model_copy(update={"clean": None, "lanes": 8})
     straight = steps(1, 0, 10, images=images)
     for ranks, first in [(2, 0), (2, 3), (4, 0), (4, 7)]:
         assert steps(ranks, first, 10, images=images) == straight[first:]
+
+
+@pytest.mark.parametrize("order", ["random", "blocks"])
+def test_weights_are_kept_on_any_ranks_and_through_a_resumption(steps, data, order):
+    """60 records, 20 of them with weight 2 and 20 with 0.6, are 72 in an epoch, which four lanes divide."""
+    weights = [1, 2, 0.6]
+    files = [{"path": path, "weight": weight} for path, weight in zip(data.images.files, weights, strict=True)]
+    images = ImageStreamConfig(files=files, batch_size=6, order=order)
+    change = {"images": images, "texts": None}
+    straight = steps(1, 0, 6, **change)  # two epochs
+    counts = Counter(name for step in straight for name in step)
+    for part, expected in enumerate([{2}, {4}, {1, 2}]):
+        assert {counts[f"noisy{part}.jsonl:{line}"] for line in range(1, 21)} == expected
+    for ranks, workers, first in [(2, 0, 0), (2, 1, 3), (4, 0, 2)]:
+        assert steps(ranks, first, 6, workers, **change) == straight[first:]
+
+
+def test_an_epoch_is_as_long_as_its_weights_say_and_repeats_no_augmentation(data, tokenizer):
+    files = [{"path": data.images.files[0], "weight": 3}, data.images.files[1]]
+    changed = data.model_copy(update={"images": ImageStreamConfig(files=files, batch_size=8), "texts": None})
+    maker = PretrainBatches(changed, tokenizer=tokenizer, image_size=16, patch_size=8, seed=3)
+    assert BatchLoader(maker, changed).epoch_size == 80
+    source = maker.images.sources[0]
+    drawn = [(record, rng.random()) for number in range(10) for record, rng in source.samples(number)]
+    assert Counter(record for record, _ in drawn) == {record: 3 if record < 20 else 1 for record in range(40)}
+    assert len(set(drawn)) == 80
 
 
 def test_ranks_that_do_not_divide_the_lanes_stop_before_training(data, tokenizer):
@@ -109,6 +151,12 @@ def test_fewer_records_than_lanes_stop_before_training(data, tokenizer):
         ({"order": "sequential"}, "order = 'sequential': set order: blocks, which reads long runs too"),
         ({"lanes": 4}, "lanes = 4 has no effect with order: random; set order: blocks"),
         ({"block_records": 9}, "block_records = 9 has no effect with order: random; set order: blocks"),
+        ({"files": [{"path": "a", "weight": 0}]}, "files.0.weight = 0: Input should be greater than 0"),
+        (
+            {"files": [{"path": "a", "weigth": 2, "weight": 1}]},
+            "files.0.weigth is not a field of WeightedShards; did you mean 'weight'?",
+        ),
+        ({"files": [3]}, "files.0 = 3: Input should be a valid string"),
         ({"order": "blocks", "lanes": 0}, "lanes = 0: Input should be greater than or equal to 1"),
     ],
 )

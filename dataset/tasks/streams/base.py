@@ -12,10 +12,11 @@ from dataset.records.schema import ImageIs, ImageKeys, RawRecord
 from dataset.shards.blocks import BLOCK_RECORDS, BlockOrder, check_ranks
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import Order, RandomOrder, RecordSource
+from dataset.shards.weights import Weights
 from dataset.tasks.account import Account
 from utils.config import Config
 from utils.files import expanded
-from utils.inputs import InputFolder, InputShards
+from utils.inputs import InputFolder, InputShards, InputWeightedShards, WeightedShards
 
 E = TypeVar("E")
 
@@ -23,8 +24,9 @@ E = TypeVar("E")
 class StreamConfig(Config):
     """What every stream has."""
 
-    files: InputShards = Field(
-        description="shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines) and *.tar"
+    files: InputWeightedShards = Field(
+        description="shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines) and *.tar; with a weight, "
+        "{path: …, weight: 2}"
     )
     batch_size: int = Field(ge=1, description="examples of the stream in a micro-batch of one rank")
     weight: float = Field(1.0, ge=0, description="factor of the stream's losses in the sum of all losses")
@@ -70,6 +72,16 @@ class StreamConfig(Config):
         """Records that a rank reads for a micro-batch."""
         return int(getattr(self, self.records_key))
 
+    @property
+    def paths(self) -> list[str]:
+        """The entries of ``files`` without their weights."""
+        return [entry.path if isinstance(entry, WeightedShards) else entry for entry in self.files]
+
+    def weights_of(self, shards: Shards) -> Weights | None:
+        """The weights of the shards of ``files``; None where none has one."""
+        weights = [entry.weight if isinstance(entry, WeightedShards) else 1 for entry in self.files]
+        return None if all(weight == 1 for weight in weights) else Weights(shards.sizes_by_entry, weights)
+
     def open(self, shards: Shards, *, name: str, seed: int, ranks: int, step: int) -> RecordSource:
         """The records of shards in the stream's order.
 
@@ -81,13 +93,15 @@ class StreamConfig(Config):
             UserError: the ranks do not divide the lanes, or there are fewer records than lanes.
         """
         count = self.records_per_batch
-        order: Order = RandomOrder(len(shards), count, seed=seed, stream=name)
+        # A clean set has no weights.
+        weights = None if name.endswith("/clean") else self.weights_of(shards)
+        order: Order = RandomOrder(len(shards if weights is None else weights), count, seed=seed, stream=name)
         if self.order == "blocks":
             lanes = self.lanes or step
             block_records = self.block_records or BLOCK_RECORDS
             check_ranks(lanes, ranks, f"data.{name.removesuffix('/clean')}.lanes")
             order = BlockOrder(
-                shards.sizes,
+                shards.sizes if weights is None else weights.sizes,
                 count,
                 lanes=lanes,
                 block_records=block_records,
@@ -96,7 +110,7 @@ class StreamConfig(Config):
                 stream=name,
                 key=shards.key,
             )
-        return RecordSource(shards, order, name=name, seed=seed)
+        return RecordSource(shards, order, name=name, seed=seed, weights=weights)
 
 
 class ImageRecordsConfig(StreamConfig):
