@@ -120,7 +120,7 @@ def test_more_lanes_than_records_are_refused():
 
 def test_records_are_shuffled_within_a_window_of_eight_global_batches_at_least():
     """Blocks alone would be shuffled no further than themselves: neighbours lie far apart in time."""
-    order = order_of([5000] * 8, batch_size=25, lanes=4, block_records=50, step=8)
+    order = order_of([5000] * 8, batch_size=25, lanes=4, block_records=20, step=8)
     sizes = set()
     for lane in range(4):
         drawn = np.array([record for _, record in lane_of(order, lane, order.lanes[lane].records)])
@@ -134,6 +134,26 @@ def test_records_are_shuffled_within_a_window_of_eight_global_batches_at_least()
         sizes |= {len(order.window(lane, turn * 25).records) for turn in range(100)}
     assert min(sizes) >= 8 * 8 * 25 // 4
     assert max(sizes) < 8 * 8 * 25
+
+
+def test_blocks_are_in_another_random_order_in_each_epoch():
+    order = order_of([5000] * 8, batch_size=25, lanes=2, block_records=100, step=2)
+    places = []
+    for epoch in range(3):
+        drawn = [record for _, record in lane_of(order, 0, 3 * 20_000)][epoch * 20_000 : (epoch + 1) * 20_000]
+        blocks = np.searchsorted(np.sort(order.lanes[0].firsts), drawn, side="right") - 1
+        places.append([np.mean(np.flatnonzero(blocks == block)) for block in range(blocks.max() + 1)])
+    correlations = np.corrcoef([np.arange(len(places[0])), *places])
+    assert np.abs(correlations - np.eye(4)).max() < 0.25, "of 200 blocks; three standard deviations are 0.21"
+
+
+def test_every_lane_has_its_part_of_every_data_set():
+    """Data sets stand one after the other in the numbering of records; a step may read from few lanes."""
+    order = order_of([1000] * 40, lanes=4, block_records=50, step=4)
+    for lane in order.lanes:
+        for part in range(4):
+            own = lane.counts[(lane.firsts // 10_000) == part].sum()
+            assert 1700 < own < 3300, "of 10,000; a standard deviation is 300"
 
 
 def test_windows_have_sixteen_blocks_at_least():
