@@ -69,7 +69,6 @@ class StubTask:
     selects: str | None = None
     examples_per_batch = records_per_batch = epoch_size = 1
     micro_batch = MicroBatch("the micro-batch", 1)
-    order_needs_ranks = False
 
     def __init__(self, config: PretrainConfig):
         self.stream_sizes = {"examples": 1}

@@ -163,7 +163,7 @@ class BatchLoader:
 
     Micro-batch number u is the same whoever makes it: the rank takes the numbers ``consumed + k * world_size + rank``. So
     batches do not depend on the number of workers, and a run resumed after ``consumed`` micro-batches (over all ranks) repeats
-    the uninterrupted one, also on another number of ranks (in random order).
+    the uninterrupted one, also on another number of ranks.
 
     Args:
         maker: of the batches.
@@ -176,7 +176,6 @@ class BatchLoader:
         self.stream_sizes = maker.stream_sizes
         self.examples_per_batch = maker.examples_per_batch
         self.records_per_batch = maker.records_per_batch
-        self.order_needs_ranks: bool = getattr(maker, "order_needs_ranks", False)
         self.broken = BrokenRecordLog(config.max_broken, self.stream_sizes)
 
     @property

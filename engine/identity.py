@@ -16,7 +16,6 @@ class RunIdentity:
 
     ``ranks``: processes. ``records_per_step``: records of the leading stream in a step, over all ranks. ``steps``: of the whole
     run. ``records``: number of records of each stream, the leading one first. ``data``: a digest of the files by config key.
-    ``order_needs_ranks``: another number of ranks would read the records in another order.
     """
 
     ranks: int
@@ -24,11 +23,15 @@ class RunIdentity:
     steps: int
     records: Mapping[str, int]
     data: Mapping[str, str]
-    order_needs_ranks: bool = False
 
     def state(self) -> dict[str, Any]:
         """As plain values."""
         return asdict(self)
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> RunIdentity:
+        """The identity from plain values; earlier versions wrote one more, which nothing needs now."""
+        return cls(**{name: value for name, value in state.items() if name != "order_needs_ranks"})
 
     def check_resumes(self, before: RunIdentity, folder: Path, records_per_batch: int) -> list[str]:
         """Compare with what the run was when it wrote its checkpoint; returns a line for each change that it goes on with.
@@ -45,11 +48,6 @@ class RunIdentity:
             raise UserError(
                 f"{folder}: a step of this run is {before.records_per_step} records on {_ranks(before.ranks)}, but "
                 f"{self.records_per_step} on {_ranks(self.ranks)}; {_remedy(before, self.ranks, records_per_batch)}"
-            )
-        if self.ranks != before.ranks and self.order_needs_ranks:
-            raise UserError(
-                f"{folder}: with order: sequential every rank has its own shards, so a run of {_ranks(before.ranks)} cannot go "
-                f"on with {self.ranks}; resume it on {before.ranks}"
             )
         changes = self._changed_data(before)
         if self.steps != before.steps:

@@ -156,7 +156,6 @@ class _NoData:
     selects: str | None = None
     examples_per_batch = records_per_batch = epoch_size = 1
     micro_batch = MicroBatch("the micro-batch", 1)
-    order_needs_ranks = False
 
     def __init__(self, model: nn.Module):
         self.stream_sizes = {"examples": 1}

@@ -47,13 +47,11 @@ class Loader(SizesMicroBatch, Protocol):
 
     ``examples_per_batch``: examples of a micro-batch, all streams together. ``records_per_batch``: records of the leading stream
     in a micro-batch; ``epoch_size``: those of an epoch. ``stream_sizes``: records of each stream, the leading one first.
-    ``order_needs_ranks``: another number of ranks reads the records in another order.
     """
 
     examples_per_batch: int
     records_per_batch: int
     stream_sizes: dict[str, int]
-    order_needs_ranks: bool
 
     @property
     def epoch_size(self) -> int: ...

@@ -119,7 +119,6 @@ class Trainer:
             steps=self.steps,
             records=dict(self.loader.stream_sizes),
             data=dict(data),
-            order_needs_ranks=self.loader.order_needs_ranks,
         )
 
     def _set_up_encoders(self) -> None:
@@ -340,7 +339,9 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         run = self.folder.path
-        for change in self.identity.check_resumes(RunIdentity(**state["run"]), run, self.loader.records_per_batch):
+        for change in self.identity.check_resumes(
+            RunIdentity.of_state(state["run"]), run, self.loader.records_per_batch
+        ):
             logger.warning("%s: %s", run, change)
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])

@@ -118,7 +118,7 @@ def _read_pretraining(path: str, config: Any, sides: Sides) -> None:
         name: stream for name, stream in config.data.streams().items() if name in ("images", "regions", "videos")
     }
     for name, stream in streams.items():
-        for files in stream.files:
+        for files in stream.paths:
             key = f"data.{name}.files"
             _try(f"{path} {files}", partial(_Records, [files], stream, key), sides.training, sides)
     evaluation = config.evaluation

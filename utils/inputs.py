@@ -6,10 +6,12 @@ A config marks them by their type: ``annotations: InputFile``, ``images: InputFo
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Discriminator, Field, Tag
 
 from utils.config import Config
 from utils.errors import UserError
@@ -34,6 +36,25 @@ InputWeights = Annotated[str, Input("weights")]
 InputModel = Annotated[str, Input("model")]
 
 
+class WeightedShards(Config):
+    """An entry of a list of shards with a weight."""
+
+    path: str = Field(description="a file, pattern or folder")
+    weight: float = Field(gt=0, le=100, description="how often an epoch reads each of its records")
+
+
+def _is_weighted(entry: Any) -> str:
+    return "function-weighted" if isinstance(entry, Mapping | WeightedShards) else "function-path"
+
+
+# An error's location has the tag; messages leave out parts that begin with "function-".
+_Entry = Annotated[
+    Annotated[str, Tag("function-path")] | Annotated[WeightedShards, Tag("function-weighted")],
+    Discriminator(_is_weighted),
+]
+InputWeightedShards = Annotated[list[_Entry], Input("shards")]
+
+
 def inputs_of(config: Config, prefix: str = "") -> Iterator[tuple[str, Kind, str]]:
     """Every input that the config names: its key, what it is, and the path."""
     for name, field in type(config).model_fields.items():
@@ -42,8 +63,8 @@ def inputs_of(config: Config, prefix: str = "") -> Iterator[tuple[str, Kind, str
         marks = [*field.metadata, *(mark for part in get_args(field.annotation) for mark in get_args(part))]
         mark = next((mark for mark in marks if isinstance(mark, Input)), None)
         if mark is not None and value is not None:
-            for path in [value] if isinstance(value, str) else value:
-                yield key, mark.kind, path
+            for entry in [value] if isinstance(value, str) else value:
+                yield key, mark.kind, entry.path if isinstance(entry, WeightedShards) else entry
         elif mark is None:
             for part, key_of_part in _configs_in(value, key):
                 yield from inputs_of(part, f"{key_of_part}.")

@@ -20,7 +20,12 @@ _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
 
 
 def find_shards(entries: Sequence[str], key: str) -> list[Path]:
-    """The shard files that ``entries`` name: files, glob patterns, or folders (their ``*.jsonl``, ``*.json`` and ``*.tar``).
+    """The shard files that ``entries`` name: see :func:`find_by_entry`."""
+    return [path for paths in find_by_entry(entries, key) for path in paths]
+
+
+def find_by_entry(entries: Sequence[str], key: str) -> list[list[Path]]:
+    """For each entry its shard files: a file, those of a glob pattern, or ``*.jsonl``, ``*.json`` and ``*.tar`` of a folder.
 
     The order is that of the entries, sorted inside a pattern or folder. Files with ``_SUCCESS`` in the name are skipped.
 
@@ -29,9 +34,8 @@ def find_shards(entries: Sequence[str], key: str) -> list[Path]:
     """
     if not entries:
         raise UserError(f"{key} is empty; list at least one file, pattern or folder of *.jsonl, *.json or *.tar shards")
-    shards: list[Path] = []
-    for entry in entries:
-        shards.extend(path for path in _expand(entry, key) if "_SUCCESS" not in path.name)
+    by_entry = [[path for path in _expand(entry, key) if "_SUCCESS" not in path.name] for entry in entries]
+    shards = [path for paths in by_entry for path in paths]
     if not shards:
         raise UserError(f"{key}: {', '.join(entries)} holds no shards besides _SUCCESS files; check the path")
     seen: set[str] = set()
@@ -45,7 +49,7 @@ def find_shards(entries: Sequence[str], key: str) -> list[Path]:
         if real in seen:
             raise UserError(f"{key}: {path} is named twice; list each file once")
         seen.add(real)
-    return shards
+    return by_entry
 
 
 def real_paths(paths: Iterable[Path]) -> list[str]:

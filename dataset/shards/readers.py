@@ -6,6 +6,7 @@ What a shard is says :mod:`dataset.shards.scanning`; where its records lie, :mod
 from __future__ import annotations
 
 import bisect
+import itertools
 import logging
 import os
 import tarfile
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 
 from dataset.files import RECORD_BYTES, check_bytes
 from dataset.records.schema import RawRecord
-from dataset.shards.finding import TAR_SUFFIX, find_shards
+from dataset.shards.finding import TAR_SUFFIX, find_by_entry
 from dataset.shards.index import default_index_folder, open_index
 from dataset.shards.tars import parse_object, place_of, read_record
 from utils.errors import UserError
@@ -33,20 +34,22 @@ class Shards:
     Safe after a fork (every process opens its own files) and to pickle (indexes are mapped again from their cache).
 
     Args:
-        files: entries as for :func:`find_shards`.
+        files: entries as for :func:`~dataset.shards.finding.find_by_entry`.
         key: config key of ``files``, for messages.
         index_folder: of indexes; None: :func:`~dataset.shards.index.default_index_folder`.
         workers: processes that make an index where there is none.
 
     Raises:
-        UserError: as :func:`~dataset.shards.finding.find_shards`, and for zero records or an unreadable shard.
+        UserError: as :func:`~dataset.shards.finding.find_by_entry`, and for zero records or an unreadable shard.
     """
 
     def __init__(
         self, files: Sequence[str], *, key: str = "files", index_folder: str | Path | None = None, workers: int = 1
     ):
         self.key = key
-        self.paths = find_shards(files, key)
+        by_entry = find_by_entry(files, key)
+        self.paths = [path for paths in by_entry for path in paths]
+        self._shards_by_entry = [len(paths) for paths in by_entry]
         folder = expanded(index_folder) if index_folder is not None else default_index_folder()
         self.index = open_index(self.paths, folder, key, workers)
         self.sizes = self.index.sizes
@@ -64,6 +67,12 @@ class Shards:
     def starts(self) -> list[int]:
         """The number of the first record of each shard that has any."""
         return [end - size for size, end in zip(self.sizes, self.index.ends, strict=True) if size]
+
+    @property
+    def sizes_by_entry(self) -> list[list[int]]:
+        """The number of records of each shard, for each entry of ``files``."""
+        sizes = iter(self.sizes)
+        return [list(itertools.islice(sizes, count)) for count in self._shards_by_entry]
 
     def place(self, number: int) -> str:
         """Where record ``number`` lies, for messages: as in the record, or for a tar that cannot be read its number there."""

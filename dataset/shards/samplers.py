@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from dataset.shards.readers import Shards
-from utils.errors import UserError
-
-OrderName = Literal["random", "sequential"]
+from dataset.shards.weights import Weights
 
 _ROUNDS = 6
 """Rounds of the Feistel network. Up to four, positions at some distances give records at some distances too often; and another
@@ -99,97 +97,27 @@ class RandomOrder:
         return epoch, _permutation(self.count, self.seed, self.stream, epoch)(position)
 
 
-class SequentialOrder:
-    """Whole shards dealt to ranks, shuffled each epoch, their records in file order: for disks where random reads are slow.
-
-    The shards of a rank are the same in every epoch and no two ranks share one; a rank with fewer records starts its next
-    epoch earlier. As the shares depend on the number of ranks, a resumed run repeats the first only with as many.
-
-    Args:
-        shard_sizes: records in each shard, in the order in which records are numbered.
-        key: config key of the files, for the message.
-
-    Raises:
-        UserError: with fewer shards (that have records) than ranks.
-    """
-
-    def __init__(
-        self, shard_sizes: Sequence[int], batch_size: int, *, seed: int, stream: str, world_size: int, key: str
-    ):
-        filled = [shard for shard, size in enumerate(shard_sizes) if size]
-        if len(filled) < world_size:
-            raise UserError(
-                f"{key}: {len(filled)} shards with records for {world_size} ranks; with order: sequential each rank reads its "
-                f"own shards, so split the data into at least {world_size} files or use order: random"
-            )
-        self.batch_size, self.world_size = batch_size, world_size
-        self.seed, self.stream = seed, stream
-        self.sizes = list(shard_sizes)
-        self.starts = [0, *np.cumsum(shard_sizes, dtype=np.int64).tolist()]
-        self.shards = _deal(filled, self.sizes, world_size)
-        self.counts = [sum(self.sizes[shard] for shard in shards) for shards in self.shards]
-        self._layouts: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
-
-    def batch(self, number: int) -> list[tuple[int, int]]:
-        rank, local = number % self.world_size, number // self.world_size
-        return [self._locate(rank, local * self.batch_size + offset) for offset in range(self.batch_size)]
-
-    def _locate(self, rank: int, position: int) -> tuple[int, int]:
-        epoch, position = divmod(position, self.counts[rank])
-        shards, ends = self._layout(rank, epoch)
-        place = int(np.searchsorted(ends, position, side="right"))
-        shard = shards[place]
-        return epoch, self.starts[shard + 1] - (ends[place] - position)
-
-    def _layout(self, rank: int, epoch: int) -> tuple[list[int], list[int]]:
-        """The rank's shards in the epoch's order, and the position at which each ends."""
-        if (rank, epoch) not in self._layouts:
-            dealt = self.shards[rank]
-            order = KeyedPermutation(len(dealt), self.seed, f"{self.stream}/{rank}", epoch)
-            shards = [dealt[order(place)] for place in range(len(dealt))]
-            # Two epochs are enough: a batch may cross from one into the next.
-            while len(self._layouts) >= 2 * self.world_size:
-                self._layouts.pop(next(iter(self._layouts)))
-            self._layouts[rank, epoch] = shards, np.cumsum([self.sizes[shard] for shard in shards]).tolist()
-        return self._layouts[rank, epoch]
-
-
-def _deal(shards: Sequence[int], sizes: Sequence[int], world_size: int) -> list[list[int]]:
-    """Shards for each rank: the largest first, each to the rank that has the fewest records so far."""
-    dealt: list[list[int]] = [[] for _ in range(world_size)]
-    totals = [0] * world_size
-    for shard in sorted(shards, key=lambda shard: (-sizes[shard], shard)):
-        rank = min(range(world_size), key=lambda rank: (totals[rank], len(dealt[rank]), rank))
-        dealt[rank].append(shard)
-        totals[rank] += sizes[shard]
-    return [sorted(numbers) for numbers in dealt]
-
-
 class RecordSource:
     """The records of a stream in their order.
 
     Args:
         shards: the records.
-        batch_size: records in a micro-batch.
-        order: :class:`RandomOrder` or :class:`SequentialOrder`.
+        order: of the records, or of the places of ``weights``.
         name: of the stream: it has random numbers of its own.
-        seed, world_size: of the run.
-
-    Raises:
-        UserError: in sequential order, with fewer shards than ranks.
+        seed: of the run.
+        weights: how often an epoch reads each record; None: once.
     """
 
-    def __init__(self, shards: Shards, batch_size: int, *, order: OrderName, name: str, seed: int, world_size: int):
-        self.shards, self.name, self.seed = shards, name, seed
-        self.order: Order
-        if order == "random":
-            self.order = RandomOrder(len(shards), batch_size, seed=seed, stream=name)
-        else:
-            self.order = SequentialOrder(
-                shards.sizes, batch_size, seed=seed, stream=name, world_size=world_size, key=shards.key
-            )
+    def __init__(self, shards: Shards, order: Order, *, name: str, seed: int, weights: Weights | None = None):
+        self.shards, self.order, self.name, self.seed, self.weights = shards, order, name, seed, weights
+
+    def __len__(self) -> int:
+        """The number of samples of an epoch."""
+        return len(self.shards if self.weights is None else self.weights)
 
     def samples(self, number: int) -> Iterator[tuple[int, np.random.Generator]]:
         """Record number and generator of each sample of micro-batch ``number``."""
-        for epoch, index in self.order.batch(number):
-            yield index, sample_rng(self.seed, self.name, epoch, index)
+        for epoch, place in self.order.batch(number):
+            record = place if self.weights is None else self.weights.record(epoch, place)
+            # By its place, so that a record which an epoch reads twice is not augmented twice alike.
+            yield record, sample_rng(self.seed, self.name, epoch, place)

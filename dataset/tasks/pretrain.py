@@ -87,8 +87,8 @@ class DataConfig(LoadingConfig):
 
 
 class PretrainBatches:
-    """Micro-batch number u of a run, as a function of u alone (and of data, seed and, in sequential order, ranks; with clean
-    sets, which are drawn for whole steps, of the micro-batches in a step too).
+    """Micro-batch number u of a run, as a function of u alone (and of data and seed; with order: blocks, and with clean sets,
+    which are drawn for whole steps, of the micro-batches in a step too).
 
     Args:
         data: the streams.
@@ -102,7 +102,8 @@ class PretrainBatches:
         static: batches of few different shapes (see :class:`~dataset.text.processors.TextProcessor`).
 
     Raises:
-        UserError: in one line, naming the config key: no files, no records, fewer shards than ranks, sizes that do not fit.
+        UserError: in one line, naming the config key: no files, no records, ranks that do not divide the lanes, sizes that do not
+            fit.
     """
 
     def __init__(
@@ -122,13 +123,12 @@ class PretrainBatches:
             raise UserError(f"image size {image_size} is not a multiple of patch size {patch_size}; change one of them")
         self.text = TextProcessor(tokenizer, data.text, static=static)
         streams, clean_sets = data.streams(), data.clean_sets()
-        sources = open_sources(data, seed, world_size)
+        sources = open_sources(data, seed, world_size, world_size * accumulate)
         self.steps = Steps({name: clean.probability for name, clean in clean_sets.items()}, data.matching_steps, seed)
         self.numbers_per_step = world_size * accumulate if clean_sets or data.matching_steps is not None else 1
-        self.stream_sizes = {name: len(source.shards) for name, source in sources.items()}
+        self.stream_sizes = {name: len(source) for name, source in sources.items()}
         self.examples_per_batch = sum(stream.batch_size for stream in streams.values())
         self.records_per_batch = data.records_per_batch
-        self.order_needs_ranks = any(stream.order == "sequential" for stream in streams.values())
         self.images = self.regions = self.texts = self.videos = self.translations = None
         if data.images:
             both = (sources["images"], sources.get("images/clean"))
@@ -197,19 +197,20 @@ class Steps:
         return taken, tuple(stream for stream in MATCHED_STREAMS if stream in noisy)
 
 
-def open_sources(data: DataConfig, seed: int, world_size: int) -> dict[str, RecordSource]:
+def open_sources(data: DataConfig, seed: int, ranks: int, step: int) -> dict[str, RecordSource]:
     """The records of each stream by its name, and those of its clean set as ``<name>/clean``.
 
+    ``step``: micro-batches of a global batch, over all ``ranks``.
+
     Raises:
-        UserError: no files, no records, or in sequential order fewer shards than ranks.
+        UserError: no files, no records, or as :meth:`~dataset.tasks.streams.base.StreamConfig.open`.
     """
     streams = data.streams()
-    files = {name: stream.files for name, stream in streams.items()}
+    files = {name: stream.paths for name, stream in streams.items()}
     files |= {f"{name}/clean": clean.files for name, clean in data.clean_sets().items()}
     sources = {}
     for name, own in files.items():
         stream = streams[name.removesuffix("/clean")]
         shards = Shards(own, key=f"data.{name.replace('/', '.')}.files", index_folder=data.cache_index)
-        count = stream.records_per_batch
-        sources[name] = RecordSource(shards, count, order=stream.order, name=name, seed=seed, world_size=world_size)
+        sources[name] = stream.open(shards, name=name, seed=seed, ranks=ranks, step=step)
     return sources

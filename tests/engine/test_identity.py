@@ -44,10 +44,8 @@ def test_another_size_of_a_step_is_refused_with_the_remedy(ranks, per_step, reme
         now.check_resumes(BEGAN, RUN, 64)
 
 
-def test_an_order_that_needs_its_ranks_is_refused_on_others():
-    now = replace(BEGAN, ranks=2, order_needs_ranks=True)
-    with pytest.raises(UserError, match=r"order: sequential .* a run of 4 ranks cannot go on with 2; resume it on 4"):
-        now.check_resumes(BEGAN, RUN, 64)
+def test_checkpoints_of_versions_with_another_field_are_read():
+    assert RunIdentity.of_state({**BEGAN.state(), "order_needs_ranks": False}) == BEGAN
 
 
 def test_changed_data_are_told():

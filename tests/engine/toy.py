@@ -57,7 +57,6 @@ class ToyLoader:
     micro_batch = MicroBatch("data.batch_size", 4)
     records_per_batch = 4
     epoch_size = 10
-    order_needs_ranks = False
 
     def __init__(self, poison: set[int]):
         self.poison = poison

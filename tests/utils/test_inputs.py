@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from utils.config import Config
+from utils.config import Config, bind, dump_config
 from utils.errors import UserError
 from utils.inputs import (
     InputFile,
     InputFolder,
     InputModel,
     InputShards,
+    InputWeightedShards,
     InputWeights,
     check_inputs,
     inputs_of,
@@ -55,6 +56,15 @@ def test_inputs_are_found_wherever_the_config_holds_them():
         ("data.files", "e*"),
         ("test.one.annotations", "f"),
     ]
+
+
+def test_weighted_shards_are_inputs_by_their_path():
+    class Stream(Config):
+        files: InputWeightedShards
+
+    stream = bind({"files": ["a.tar", {"path": "b", "weight": 2}]}, Stream)
+    assert list(inputs_of(stream, "data.")) == [("data.files", "shards", "a.tar"), ("data.files", "shards", "b")]
+    assert dump_config(stream) == "files:\n- a.tar\n- path: b\n  weight: 2.0\n"
 
 
 def test_what_is_missing_is_told_at_once_and_once(tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
             ours: list[KnownImage] = []
             notes = [f"; {read:,} of {there:,} held-out records read"] if read < there else []
             for name, own in training.items():
-                found, read, there = _read(own.files, own, subject, f"data.{name}.files")
+                found, read, there = _read(own.paths, own, subject, f"data.{name}.files")
                 ours += found
                 notes += [f"; {read:,} of {there:,} records of data.{name} read"] if read < there else []
             _tell(shared_images(ours, held_out), key, "".join(notes), report)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from dataset.records.schema import ImageIs, ImageKeys, RawRecord
-from dataset.shards.samplers import OrderName, RecordSource
+from dataset.shards.blocks import BLOCK_RECORDS, BlockOrder, check_ranks
+from dataset.shards.readers import Shards
+from dataset.shards.samplers import Order, RandomOrder, RecordSource
+from dataset.shards.weights import Weights
 from dataset.tasks.account import Account
 from utils.config import Config
 from utils.files import expanded
-from utils.inputs import InputFolder, InputShards
+from utils.inputs import InputFolder, InputShards, InputWeightedShards, WeightedShards
 
 E = TypeVar("E")
 
@@ -21,23 +24,93 @@ E = TypeVar("E")
 class StreamConfig(Config):
     """What every stream has."""
 
-    files: InputShards = Field(
-        description="shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines) and *.tar"
+    files: InputWeightedShards = Field(
+        description="shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines) and *.tar; with a weight, "
+        "{path: …, weight: 2}"
     )
     batch_size: int = Field(ge=1, description="examples of the stream in a micro-batch of one rank")
     weight: float = Field(1.0, ge=0, description="factor of the stream's losses in the sum of all losses")
-    order: OrderName = Field(
+    order: Literal["random", "blocks"] = Field(
         "random",
-        description="random: records in any order; sequential: each rank reads whole shards of its own, for slow disks",
+        description="random: all records, shuffled; blocks: runs of neighbouring records, each read by one rank and shuffled "
+        "with others, for data that are slow to read here and there",
+    )
+    lanes: int | None = Field(
+        None,
+        ge=1,
+        le=65_536,
+        description="with order: blocks, parts of the data of which every rank reads equally many, so that numbers of ranks must "
+        "divide it; null: micro-batches of a global batch",
+    )
+    block_records: int | None = Field(
+        None, ge=1, description=f"with order: blocks, records of a block at most; null: {BLOCK_RECORDS:,}"
     )
 
     records_key: ClassVar[str] = "batch_size"
     """The key that sets how many records a rank reads for a micro-batch."""
 
+    @field_validator("order", mode="before")
+    @classmethod
+    def _sequential_is_gone(cls, value: Any) -> Any:
+        if value == "sequential":
+            raise ValueError(
+                "set order: blocks, which reads long runs too, shuffles, and allows other numbers of ranks"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _only_blocks_have_lanes(self) -> StreamConfig:
+        for key in ("lanes", "block_records"):
+            if self.order != "blocks" and getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} = {getattr(self, key)} has no effect with order: {self.order}; set order: blocks"
+                )
+        return self
+
     @property
     def records_per_batch(self) -> int:
         """Records that a rank reads for a micro-batch."""
         return int(getattr(self, self.records_key))
+
+    @property
+    def paths(self) -> list[str]:
+        """The entries of ``files`` without their weights."""
+        return [entry.path if isinstance(entry, WeightedShards) else entry for entry in self.files]
+
+    def weights_of(self, shards: Shards) -> Weights | None:
+        """The weights of the shards of ``files``; None where none has one."""
+        weights = [entry.weight if isinstance(entry, WeightedShards) else 1 for entry in self.files]
+        return None if all(weight == 1 for weight in weights) else Weights(shards.sizes_by_entry, weights)
+
+    def open(self, shards: Shards, *, name: str, seed: int, ranks: int, step: int) -> RecordSource:
+        """The records of shards in the stream's order.
+
+        Args:
+            name: of the stream, or ``<name>/clean``.
+            step: micro-batches of a global batch, over all ``ranks``.
+
+        Raises:
+            UserError: the ranks do not divide the lanes, or there are fewer records than lanes.
+        """
+        count = self.records_per_batch
+        # A clean set has no weights.
+        weights = None if name.endswith("/clean") else self.weights_of(shards)
+        order: Order = RandomOrder(len(shards if weights is None else weights), count, seed=seed, stream=name)
+        if self.order == "blocks":
+            lanes = self.lanes or step
+            block_records = self.block_records or BLOCK_RECORDS
+            check_ranks(lanes, ranks, f"data.{name.removesuffix('/clean')}.lanes")
+            order = BlockOrder(
+                shards.sizes if weights is None else weights.sizes,
+                count,
+                lanes=lanes,
+                block_records=block_records,
+                step=step,
+                seed=seed,
+                stream=name,
+                key=shards.key,
+            )
+        return RecordSource(shards, order, name=name, seed=seed, weights=weights)
 
 
 class ImageRecordsConfig(StreamConfig):

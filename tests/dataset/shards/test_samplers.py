@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dataset.shards.samplers import KeyedPermutation, RandomOrder, SequentialOrder, sample_rng
-from utils.errors import UserError
+from dataset.shards.samplers import KeyedPermutation, RandomOrder, sample_rng
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 100, 1000])
@@ -68,40 +67,6 @@ def test_an_epoch_visits_every_record_once_over_all_ranks():
     drawn = [record for number in range(20) for record in order.batch(number)]
     for epoch in range(6):
         assert sorted(index for e, index in drawn if e == epoch) == list(range(10))
-
-
-def test_sequential_order_gives_ranks_disjoint_shards_in_file_order():
-    sizes = [3, 5, 0, 4, 2, 6]
-    order = SequentialOrder(sizes, 1, seed=0, stream="images", world_size=2, key="data.images.files")
-    seen = {0: [], 1: []}
-    for rank in (0, 1):
-        for step in range(order.counts[rank] * 3):
-            seen[rank] += order.batch(step * 2 + rank)
-    starts = np.cumsum([0, *sizes])
-    shard_of = np.repeat(np.arange(len(sizes)), sizes)
-    for epoch in range(3):
-        shares = [[index for e, index in seen[rank] if e == epoch] for rank in (0, 1)]
-        assert sorted(shares[0] + shares[1]) == list(range(20))
-        for share in shares:
-            for shard in {shard_of[index] for index in share}:
-                inside = [index for index in share if shard_of[index] == shard]
-                assert inside == list(range(starts[shard], starts[shard + 1]))
-    assert abs(order.counts[0] - order.counts[1]) <= max(sizes)
-    orders = {tuple(index for e, index in seen[0] if e == epoch) for epoch in range(3)}
-    assert len(orders) > 1, "shards are shuffled from epoch to epoch"
-
-
-def test_sequential_order_is_the_same_from_any_batch_on():
-    def fresh():
-        return SequentialOrder([3, 5, 4], 4, seed=0, stream="images", world_size=1, key="k")
-
-    straight = [fresh_order.batch(number) for fresh_order in [fresh()] for number in range(9)]
-    assert [fresh().batch(number) for number in range(8, -1, -1)] == straight[::-1]
-
-
-def test_fewer_shards_than_ranks_is_one_line():
-    with pytest.raises(UserError, match=r"^data.images.files: 1 shards with records for 2 ranks; .*order: random$"):
-        SequentialOrder([0, 7], 2, seed=0, stream="images", world_size=2, key="data.images.files")
 
 
 def test_samples_have_random_numbers_of_their_own():
