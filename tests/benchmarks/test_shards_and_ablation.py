@@ -1,12 +1,13 @@
-"""The benchmark of many shards, and the ablation's variants."""
+"""The benchmarks of many shards and of maps of words, and the ablation's variants."""
 
 from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from benchmarks import ablation, shards
+from benchmarks import ablation, shards, word_maps
 
 
 def test_many_shards_are_indexed_and_opened(monkeypatch, capsys):
@@ -49,3 +50,12 @@ def test_the_ablation_is_a_sweep_of_named_variants(seeds, tmp_path, monkeypatch)
     (argv,) = asked
     assert argv[argv.index("--variant") + 1] == "all: " and "without box losses: loss.l1=0" in argv
     assert argv[argv.index("--seeds") + 1] == seeds and argv[-1] == "train.steps=300"
+
+
+def test_a_map_points_at_a_box_within_half_a_patch():
+    weights = np.zeros((4, 8))
+    weights[1, 6] = 1  # the patch of columns 60 … 70, rows 20 … 40 of an image of 80 x 80 pixels: its middle is 65, 30
+    assert word_maps.pointed_at(weights, (60, 20, 10, 20), (80, 80)) == (True, 20 / 80 * 40 / 80)
+    assert word_maps.pointed_at(weights, (40, 20, 20, 20), (80, 80))[0]  # up to 60, and half a patch of 10
+    assert not word_maps.pointed_at(weights, (40, 20, 19, 20), (80, 80))[0]
+    assert word_maps.pointed_at(weights, (0, 0, 80, 80), (80, 80))[1] == 1

@@ -119,7 +119,7 @@ def _reproduce(cell: Cell, flags: argparse.Namespace) -> None:
     remarks = [f"measured on {line}" for line in sizes_of(folders[0])] + _remarks(at_hand, numbers, flags)
     receipt = receipt_of(at_hand, runs, numbers, remarks)
     path = write_receipt(flags.output / at_hand.folder, receipt, numbers)
-    sys.stdout.write(f"\n{table_of(numbers, 'README' if cell.table == 'demo' else 'paper')}\n")
+    sys.stdout.write(f"\n{table_of(numbers, 'published')}\n")
     sys.stdout.write("".join(f"{line}\n" for line in [*receipt["remarks"], f"the receipt: {path}"]))
     sys.stdout.write("".join(f"to be sent: {line}\n" for line in sent) + "\n")
 

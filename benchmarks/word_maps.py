@@ -1,0 +1,58 @@
+"""Do the maps of words point at things? ``python -m benchmarks.word_maps --model runs/demo/pretrain-seed0``, after ``make demo``.
+
+For each object phrase of some test scenes: whether the greatest weight of the sum of its words' maps lies in the right box, or
+within half a patch of it. Beside it, the share of the images that these boxes take, which is what chance would give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from x2vlm import load
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print both shares."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--records", type=Path, default=Path("data/scenes/test.jsonl"))
+    parser.add_argument("--count", type=int, default=60, help="scenes")
+    flags = parser.parse_args(argv)
+    model = load(flags.model)
+    hits, areas = [], []
+    for line in flags.records.read_text(encoding="utf-8").splitlines()[: flags.count]:
+        record = json.loads(line)
+        view = model.read(flags.records.parent / record["image"])
+        for box in (each for each in record["elems"] if each["grain"] == "object"):
+            maps = model.explain(view, box["caption"])
+            hit, area = pointed_at(np.sum([each.weights for each in maps], axis=0), box["bb"], view.size)
+            hits.append(hit)
+            areas.append(area)
+    sys.stdout.write(
+        f"{len(hits)} phrases: {100 * np.mean(hits):.1f} % point at their box; chance {100 * np.mean(areas):.1f} %\n"
+    )
+
+
+def pointed_at(weights: np.ndarray, box: Sequence[float], size: tuple[int, int]) -> tuple[bool, float]:
+    """Whether the greatest of ``weights`` (rows, columns) lies in a box, or within half a patch of it, and the share of the image
+    that counts as such. ``box``: x, y, width, height in pixels of an image of ``size`` (width, height)."""
+    rows, columns = weights.shape
+    row, column = divmod(int(weights.argmax()), columns)
+    patch = size[0] / columns, size[1] / rows
+    point = (column + 0.5) * patch[0], (row + 0.5) * patch[1]
+    inside, area = True, 1.0
+    for axis in (0, 1):
+        low, high = box[axis] - patch[axis] / 2, box[axis] + box[axis + 2] + patch[axis] / 2
+        inside = inside and low <= point[axis] <= high
+        area *= (min(high, size[axis]) - max(low, 0)) / size[axis]
+    return inside, area
+
+
+if __name__ == "__main__":
+    main()
