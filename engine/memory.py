@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,7 @@ class _NoData:
     """A task without data; it is its own empty loader."""
 
     selects: str | None = None
+    validated: Sequence[Mapping[str, Any]] = ()
     examples_per_batch = records_per_batch = epoch_size = 1
     micro_batch = MicroBatch("the micro-batch", 1)
 

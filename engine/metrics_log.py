@@ -1,4 +1,5 @@
-"""The metrics of a run: ``metrics.jsonl``, ``validation.jsonl`` and TensorBoard's curves."""
+"""The metrics of a run: ``metrics.jsonl``, ``validation.jsonl`` and TensorBoard's curves; and some predictions of each
+validation, ``validation_predictions.jsonl``."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ import json
 import logging
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from engine.checkpoint import CONFIG_FILE
 from engine.curves import Curves, show_config
@@ -36,16 +38,23 @@ class MetricsLog:
                 self._draw(values, prefix)
         self._metrics = _Lines(folder.metrics)
         self._validation = _Lines(folder.validation)
+        remove_later(folder.validated, after_step)
+        self._validated = _Lines(folder.validated)
 
     def write(self, values: dict[str, float]) -> None:
         """Append one line of ``values``, among them ``step``."""
         self._metrics.append(values)
         self._draw(values, "")
 
-    def write_validation(self, step: int, values: dict[str, float]) -> None:
-        """Append the metrics of the validation after ``step``."""
+    def write_validation(
+        self, step: int, values: dict[str, float], predictions: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Append the metrics of the validation after ``step``, and the ``predictions`` that are kept of it, if any."""
         self._validation.append({"step": step, **values})
         self._validation.sync()
+        if predictions:
+            self._validated.append({"step": step, "predictions": list(predictions)})
+            self._validated.sync()
         self._draw({"step": step, **values}, "validation/")
 
     def sync(self) -> None:
@@ -56,6 +65,7 @@ class MetricsLog:
     def close(self) -> None:
         self._metrics.close()
         self._validation.close()
+        self._validated.close()
         self._curves.close()
 
     def _draw(self, values: dict[str, float], prefix: str) -> None:
@@ -72,7 +82,7 @@ class _Lines:
         self._file: IO[str] | None = None
         self._failed = False
 
-    def append(self, values: dict[str, float]) -> None:
+    def append(self, values: Mapping[str, Any]) -> None:
         line = _json_line(values)
         try:
             if self._file is None:
@@ -120,6 +130,20 @@ def keep_until(path: Path, step: int) -> list[dict[str, float]]:
     return kept
 
 
+def remove_later(path: Path, step: int) -> None:
+    """Remove the lines of predictions later than ``step``, and those that are torn."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    write_text(path, "".join(kept))
+
+
 def _metrics_in(line: str) -> dict[str, float] | None:
     """The numbers of a line, null as NaN; None where it is torn, as by a kill, or holds anything else."""
     try:
@@ -132,6 +156,9 @@ def _metrics_in(line: str) -> dict[str, float] | None:
     return numbers if all(isinstance(value, int | float) for value in numbers.values()) else None
 
 
-def _json_line(values: dict[str, float]) -> str:
+def _json_line(values: Mapping[str, Any]) -> str:
     """One line of JSON. NaN and infinity, which JSON lacks, become null."""
-    return json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()}) + "\n"
+    known = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    return json.dumps(known, ensure_ascii=False) + "\n"

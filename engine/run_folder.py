@@ -73,6 +73,7 @@ class RunFolder:
         self.best = path / BEST_FILE
         self.metrics = path / "metrics.jsonl"
         self.validation = path / "validation.jsonl"
+        self.validated = path / "validation_predictions.jsonl"
         self.log = path / "log.txt"
         self.events = path / "tensorboard"
         self.passed_over: list[str] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -68,6 +68,9 @@ class Task(Protocol):
 
     selects: str | None
     """The metric of :meth:`validate` that selects the best weights, higher is better; None: the last weights are the result."""
+
+    validated: Sequence[Mapping[str, Any]]
+    """Some predictions of the last :meth:`validate`, of the same examples each time, as JSON objects; none is kept: empty."""
 
     def train_loader(self) -> Loader:
         """The training data of this rank."""

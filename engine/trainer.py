@@ -235,7 +235,7 @@ class Trainer:
             "step %d: validation %s %.4f%s", self.step, self.task.selects, value, ", the best so far" if better else ""
         )
         if metrics is not None:
-            metrics.write_validation(self.step, metric_values)
+            metrics.write_validation(self.step, metric_values, self.task.validated)
             better = better and save_best(self.folder.best, self.step, self.model, metric_values)
         if better:
             self.best = value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
@@ -81,6 +82,8 @@ class BaseTask(ABC, Generic[C, M, B]):
     """
 
     selects: str | None = None
+
+    validated: Sequence[Mapping[str, Any]] = ()
 
     takes_videos: ClassVar[bool] = False
     """Whether the data may be videos, where ``model.vision.video`` says so."""

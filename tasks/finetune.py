@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 MEAN = "mean of splits"
 """The entry of a report beside those of the splits."""
+KEPT = 12
+"""Predictions that are kept of each validation, of the same examples each time."""
 
 S = TypeVar("S", bound=Config)
 T = TypeVar("T")
@@ -183,7 +185,8 @@ class FineTuneTask(BaseTask[F, M, B]):
     def validate(self) -> dict[str, float]:
         """See :class:`engine.task.Task`."""
         with evaluating(self.model, self.config.evaluation.precision):
-            values = self.evaluate(self.held_out.validation).values()
+            evaluation = self.evaluate(self.held_out.validation)
+        values, self.validated = evaluation.values(), _some(evaluation.predictions or ())
         if self.measure not in values:
             known = ", ".join(values)
             raise ValueError(f"{type(self).__name__}.measure is {self.measure!r}, but evaluate() gives {known}")
@@ -261,6 +264,11 @@ class FineTuneTask(BaseTask[F, M, B]):
                 folder.show(f"predictions/{name}", draw_sheet(Sheet(title, self.legend, panels), path), step)
                 notes[name] = f"{len(panels)} of them are drawn in {path}"
         return notes
+
+
+def _some(predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """:data:`KEPT` predictions from all over a split, each with its number."""
+    return [{"number": number, **predictions[number]} for number in spread(len(predictions), KEPT)]
 
 
 def data_options(config: FineTuneConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine.checkpoint import Checkpoint, find_weights, list_checkpoints
+from engine.metrics_log import remove_later
 from engine.saving import save_best
 from engine.train_config import TrainConfig
 from tests.engine.toy import Line, ToyLoader, ToyTask, trainer
@@ -306,3 +307,21 @@ def test_a_signal_in_a_validation_saves_its_step_and_the_resumed_run_validates_f
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     again = list_checkpoints(tmp_path / "run/checkpoints")[-1]
     trainer(tmp_path / "run", resumed(again, []), again, **options).fit()  # nothing is due any more
+
+
+def test_some_predictions_of_each_validation_are_kept_and_those_after_the_checkpoint_removed(tmp_path):
+    class Predicting(ToyTask):
+        def validate(self):
+            values = super().validate()
+            self.validated = [{"number": 0, "answer": f"ü {values['score']}", "none": float("nan")}]
+            return values
+
+    trainer(tmp_path, Predicting(scores=[0.1, 0.2, 0.3]), validate_every=2, steps=6).fit()
+    path = tmp_path / "validation_predictions.jsonl"
+    kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in kept] == [2, 4, 6]
+    assert [line["predictions"][0]["answer"] for line in kept] == ["ü 0.1", "ü 0.2", "ü 0.3"]
+    with path.open("a") as file:
+        file.write('{"step": 7, "pre')
+    remove_later(path, 4)
+    assert [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()] == [2, 4]

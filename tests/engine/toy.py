@@ -73,6 +73,8 @@ class ToyLoader:
 class ToyTask:
     """``scores``: what the validations give, one after the other; None: the task has no validation."""
 
+    validated = ()
+
     def __init__(self, poison: set[int] | None = None, scores: list[float] | None = None):
         self.scores = scores
         self.selects = None if scores is None else "score"

@@ -65,6 +65,12 @@ def test_a_run_trains_validates_and_reports(runs, task):
     assert all(line["loss"] > 0 for line in metrics)
     validations = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
     assert [line["step"] for line in validations] == [2, 4, 6]
+    kept = [json.loads(line) for line in (run / "validation_predictions.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in kept] == [2, 4, 6]
+    numbers_of = [[one["number"] for one in line["predictions"]] for line in kept]
+    assert (
+        numbers_of[0] == numbers_of[1] == numbers_of[2] == sorted(set(numbers_of[0])) and 1 < len(numbers_of[0]) <= 12
+    )
     report = json.loads((run / "evaluation.json").read_text())
     assert report.keys() == {"test"}
     assert report["test"].keys() == validations[0].keys() - {"step"}

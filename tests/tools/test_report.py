@@ -13,7 +13,7 @@ from PIL import Image
 from run import main
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
 from tests.tools.report_runs import LOG, boxes, make_run, report, rows_with  # noqa: F401 (fixture)
-from tools.report import page, runs
+from tools.report import runs
 
 
 def test_the_page_of_a_run_has_the_facts_of_its_files(make, tmp_path, capsys):
@@ -34,7 +34,7 @@ def test_the_page_of_a_run_has_the_facts_of_its_files(make, tmp_path, capsys):
     assert "step 10\n50 %" in text  # the validation, where one points at it
     assert rows_with(text, "samples per second") == ["samples per second 55.5 (51 to 60)"]
     assert rows_with(text, "waiting for data") == ["waiting for data 25 % (25 to 25)"]
-    assert page.KEPT in text
+    assert "The run keeps no predictions of its validations." in text
     printed = capsys.readouterr().out
     assert printed.startswith("run: finished, 10 steps\n".replace("run", f"{tmp_path.name}/run"))
     assert re.search(r"page\.html: \d\.\d MB\n$", printed)
@@ -167,3 +167,19 @@ def test_a_page_of_a_hundred_thousand_lines_is_small(tmp_path):
         float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", re.search(r'class="line c0 raw" d="([^"]+)"', figure)[1])
     ]
     assert min(heights) < 20 < sorted(heights)[5]  # the one spike is there
+
+
+def test_predictions_of_the_same_examples_are_shown_over_the_validations(make, tmp_path):
+    folder = make("a")
+
+    def line(step: int, overlap: float) -> str:
+        kept = [{"number": 3, "phrase": "a <star>", "iou": overlap, "predicted": [0, 0, 1, 1], "true": [0, 0, 1, 1]}]
+        return json.dumps({"step": step, "predictions": kept})
+
+    lines = [line(step, step / 100) for step in range(10, 110, 10)]
+    (folder / "validation_predictions.jsonl").write_text("\n".join([*lines, "torn"]) + "\n")
+    text = report(tmp_path, folder)
+    (row,) = rows_with(text, "3 · a &lt;star&gt;")
+    assert row.startswith("3 · a &lt;star&gt; ✗ IoU 0.10 ✗ IoU 0.20") and row.endswith("✓ IoU 1.00")
+    assert "1 examples of the validation split, from all over it, after 8 of 10 validations." in text
+    assert "validation_predictions.jsonl: 1 lines cannot be read" in text

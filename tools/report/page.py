@@ -10,16 +10,11 @@ from tools.report.agreement import agreement
 from tools.report.configs import config_of, differences
 from tools.report.examples import SplitPredictions, read_predictions, section
 from tools.report.log_facts import LogFacts
+from tools.report.over_time import over_time
 from tools.report.pictures import Room
 from tools.report.runs import Run
 from tools.report.style import STYLE
 from utils.version import VERSION
-
-KEPT = (
-    "A run keeps the predictions of its evaluation alone, not those of earlier steps. How it went over time is in the curves of "
-    "validation. To compare predictions of several points in time, evaluate their checkpoints into folders of their own and "
-    "report on these together."
-)
 
 Section = tuple[str, str]
 """A title and its HTML."""
@@ -50,7 +45,8 @@ def _sections(run: Run, predictions: Sequence[SplitPredictions], count: int, roo
     yield "Metrics", metrics_table.table_of(run)
     yield "Losses", curves.training_charts([run])
     yield "Validation", curves.validation_charts([run])
-    yield "Predictions", f'{shown}<p class="faint">{KEPT}</p>'
+    yield "Predictions", shown
+    yield "Predictions over time", over_time(run)
     yield "Throughput", curves.throughput([run])
     yield "Records and faults", _records(run) + _faults(run)
     yield "Config", config_of(run)

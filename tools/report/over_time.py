@@ -1,0 +1,99 @@
+"""How the predictions of the same examples change from validation to validation."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, cast
+
+from tasks import TASKS
+from tasks.drawing import spread
+from tasks.finetune import FineTuneTask
+from tasks.kinds import find_task
+from tools.report.judging import MALFORMED, Judged, judged
+from tools.report.runs import Run
+from utils.config import bind
+from utils.errors import UserError
+
+FILE = "validation_predictions.jsonl"
+MOST_VALIDATIONS = 8
+"""Validations that have a column, from the first to the last."""
+
+Predictions = Sequence[Mapping[str, Any]]
+
+logger = logging.getLogger(__name__)
+
+
+def over_time(run: Run) -> str:
+    """A table with a row for each example and a column for each of some validations; says so where the run keeps none."""
+    kept = read_kept(run)
+    if not kept:
+        return '<p class="faint">The run keeps no predictions of its validations.</p>'
+    steps = [sorted(kept)[place] for place in spread(len(kept), MOST_VALIDATIONS)]
+    columns = [_judged(run, kept[step]) for step in steps]
+    head = "".join(f"<th>step {step:,}</th>" for step in steps)
+    rows = []
+    for number, last in columns[-1].items():
+        cells = "".join(f"<td>{_cell(column.get(number))}</td>" for column in columns)
+        rows.append(f"<tr><th>{number} · {escape(last.subject)}</th>{cells}</tr>")
+    table = f'<table class="left"><tr class="head"><th></th>{head}</tr>{"".join(rows)}</table>'
+    text = f"{len(rows)} examples of the validation split, from all over it, after {len(steps)} of {len(kept)} validations."
+    return f'<p>{text}</p><div class="scroll">{table}</div>'
+
+
+def read_kept(run: Run) -> dict[int, Predictions]:
+    """The kept predictions by the step of their validation; remarks of the run tell of lines that cannot be read."""
+    path, kept, torn = run.folder / FILE, {}, 0
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                values = json.loads(line)
+                predictions = [dict(one) for one in values["predictions"] if isinstance(one["number"], int)]
+                kept[int(values["step"])] = predictions
+            except (ValueError, KeyError, TypeError, RecursionError):
+                torn += 1
+    if torn:
+        run.remarks.append(f"{path}: {torn} lines cannot be read")
+    return {step: predictions for step, predictions in kept.items() if predictions}
+
+
+def _judged(run: Run, predictions: Predictions) -> dict[int, Judged]:
+    """The predictions of one validation by the number of their example."""
+    numbers = [int(one["number"]) for one in predictions]
+    plain = [{name: value for name, value in one.items() if name != "number"} for one in predictions]
+    items = _questions(run)
+    asked = None if items is None or max(numbers) >= len(items) else [items[number] for number in numbers]
+    try:
+        found = judged(plain, asked, run.task)
+    except MALFORMED as error:
+        run.remarks.append(f"{FILE}: not in the form of task {run.task} ({type(error).__name__}: {error})")
+        found = [Judged(number, f"example {number}", "") for number in numbers]
+    return dict(zip(numbers, found, strict=True))
+
+
+def _questions(run: Run) -> Any | None:
+    """The validation split of question answering, whose predictions do not say whether they are right; None for other tasks, or
+    where it cannot be read."""
+    if run.task not in ("vqa", "video_qa") or run.config is None:
+        return None
+    assert run.task in TASKS
+    try:
+        kind = find_task(run.task).load()
+        config = cast(Any, bind(run.config, kind.config))
+        task = cast(type[FineTuneTask[Any, Any, Any]], kind.task)
+        return task.read_split(config, config.evaluation.validation, "evaluation.validation")
+    except (UserError, OSError):
+        logger.info("%s: the validation split cannot be read", run.folder)
+        return None
+
+
+def _cell(example: Judged | None) -> str:
+    if example is None:
+        return ""
+    marks = {True: '<b class="yes">✓</b> ', False: '<b class="no">✗</b> '}
+    mark = "" if example.right is None else marks[example.right]
+    return f"{mark}{escape(example.answer)}"
