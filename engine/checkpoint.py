@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -18,22 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.manifest import (
+    CHECKPOINTS,
+    FORMAT,
+    MANIFEST,
+    MODEL_FILE,
+    TRAINING_FILE,
+    checkpoint_folders,
+    digest_of,
+    fault_of,
+)
 from utils.errors import UserError
 from utils.files import sync_file
 from utils.weight_file import refuse_inflating, save_weights
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Version of the files of a checkpoint. One of a later version, or without a manifest, is not read."""
-
-MANIFEST = "manifest.json"
-MODEL_FILE = "model.safetensors"
-TRAINING_FILE = "training.pt"
-CHECKPOINTS = "checkpoints"
 BEST_FILE = "best.safetensors"
 CONFIG_FILE = "config.yaml"
-NAME = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,7 @@ class Checkpoint:
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """The complete checkpoints in ``folder``, oldest first."""
-    checkpoints = []
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        match = NAME.fullmatch(entry.name)
-        if match and entry.is_dir():
-            checkpoints.append(Checkpoint(entry, int(match[1])))
-    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+    return [Checkpoint(entry, step) for step, entry in checkpoint_folders(folder)]
 
 
 def newest_step(folder: Path) -> int:
@@ -106,35 +102,6 @@ def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, []
 
 
-def fault_of(folder: Path, names: tuple[str, ...] = (MODEL_FILE, TRAINING_FILE)) -> str | None:
-    """What is wrong with the files ``names`` of a checkpoint by its manifest, in one line; None: nothing."""
-    manifest = folder / MANIFEST
-    try:
-        stated = json.loads(manifest.read_text(encoding="utf-8"))
-        if stated["format"] != FORMAT:
-            other = f"{folder} has format {stated['format']}"
-            return f"{other}, and this version reads format {FORMAT}: use the version that wrote it"
-        step, files = stated["step"], {name: stated["files"][name] for name in names}
-        expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
-    except FileNotFoundError:
-        return f"{folder} has no {MANIFEST}: an earlier version wrote it"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return f"{manifest} cannot be read"
-    if (named := NAME.fullmatch(folder.name)) and int(named[1]) != step:
-        return f"{folder} holds step {step}: it was renamed"
-    for name, (size, digest) in expected.items():
-        file = folder / name
-        try:
-            found = file.stat().st_size
-            if found != size:
-                return f"{file} has {found:,} of {size:,} bytes"
-            if _digest(file) != digest:
-                return f"{file} is damaged: its bytes are not those that were written"
-        except OSError as error:
-            return f"{file} cannot be read: {error.strerror}"
-    return None
-
-
 def write_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> Checkpoint:
     """Write a checkpoint atomically (under a temporary name, then renamed), in place of one of the same step.
 
@@ -151,7 +118,7 @@ def write_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], tra
     with (temporary / TRAINING_FILE).open("wb") as file:  # given a path, torch would not say that the disk is full
         torch.save(dict(training), file)
     files = {
-        name: {"bytes": (temporary / name).stat().st_size, "sha256": _digest(temporary / name)}
+        name: {"bytes": (temporary / name).stat().st_size, "sha256": digest_of(temporary / name)}
         for name in (MODEL_FILE, TRAINING_FILE)
     }
     manifest = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2)
@@ -185,11 +152,6 @@ def _set_aside(folder: Path) -> Path:
     doomed = folder.with_name(f".{folder.name}.old.tmp")
     os.replace(folder, doomed)
     return doomed
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def find_weights(path: Path) -> Path:

@@ -1,0 +1,65 @@
+"""The manifest of a checkpoint, by which any change of its files shows. This module does not import torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+FORMAT = 1
+"""Version of the files of a checkpoint. One of a later version, or without a manifest, is not read."""
+
+MANIFEST = "manifest.json"
+MODEL_FILE = "model.safetensors"
+TRAINING_FILE = "training.pt"
+CHECKPOINTS = "checkpoints"
+NAME = re.compile(r"step-(\d+)")
+
+
+def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
+    """Step and folder of each complete checkpoint in ``folder``, oldest first."""
+    found = []
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        match = NAME.fullmatch(entry.name)
+        if match and entry.is_dir():
+            found.append((int(match[1]), entry))
+    return sorted(found, key=lambda item: item[0])
+
+
+def fault_of(folder: Path, names: tuple[str, ...] = (MODEL_FILE, TRAINING_FILE), hashes: bool = True) -> str | None:
+    """What is wrong with the files ``names`` of a checkpoint by its manifest, in one line; None: nothing.
+
+    Without ``hashes``, only sizes are compared: that reads no weights, and misses a flipped bit.
+    """
+    manifest = folder / MANIFEST
+    try:
+        stated = json.loads(manifest.read_text(encoding="utf-8"))
+        if stated["format"] != FORMAT:
+            other = f"{folder} has format {stated['format']}"
+            return f"{other}, and this version reads format {FORMAT}: use the version that wrote it"
+        step, files = stated["step"], {name: stated["files"][name] for name in names}
+        expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
+    except FileNotFoundError:
+        return f"{folder} has no {MANIFEST}: an earlier version wrote it"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return f"{manifest} cannot be read"
+    if (named := NAME.fullmatch(folder.name)) and int(named[1]) != step:
+        return f"{folder} holds step {step}: it was renamed"
+    for name, (size, digest) in expected.items():
+        file = folder / name
+        try:
+            found = file.stat().st_size
+            if found != size:
+                return f"{file} has {found:,} of {size:,} bytes"
+            if hashes and digest_of(file) != digest:
+                return f"{file} is damaged: its bytes are not those that were written"
+        except OSError as error:
+            return f"{file} cannot be read: {error.strerror}"
+    return None
+
+
+def digest_of(file: Path) -> str:
+    """The SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
