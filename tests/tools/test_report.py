@@ -13,7 +13,7 @@ from PIL import Image
 from run import main
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
 from tests.tools.report_runs import LOG, boxes, make_run, report, rows_with  # noqa: F401 (fixture)
-from tools.report import runs
+from tools.runs import reading
 
 
 def test_the_page_of_a_run_has_the_facts_of_its_files(make, tmp_path, capsys):
@@ -116,7 +116,7 @@ def test_a_locked_folder_is_of_a_running_run_unless_it_is_quiet(make, tmp_path):
     folder = make(losses=range(10, 6, -1))
     (folder / ".lock").write_text("{}")
     assert "running, at step 4 of 10" in report(tmp_path, folder)
-    old = time.time() - 2 * runs.QUIET_S
+    old = time.time() - 2 * reading.QUIET_S
     for path in folder.iterdir():
         os.utime(path, (old, old))
     assert "killed or hanging at step 4 of 10: nothing was written for 30 minutes" in report(tmp_path, folder)

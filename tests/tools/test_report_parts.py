@@ -9,12 +9,12 @@ from itertools import pairwise
 import pytest
 
 from metrics.captions import caption_scores
-from tools.report import series as reading
 from tools.report.chart import WIDTH, Chart, Line, thinned
 from tools.report.judging import chosen, judged, lines_of
-from tools.report.log_facts import read_log
-from tools.report.series import Series, read_metrics
 from tools.report.ticks import Axis, linear_ticks, short, written, y_axis
+from tools.runs import series as reading
+from tools.runs.log_facts import read_log
+from tools.runs.series import Series, read_metrics
 
 
 def test_a_long_series_keeps_its_extremes_its_mean_and_its_ends_in_bounded_room():

@@ -17,7 +17,7 @@ from tests.tools.report_runs import ROOT, boxes, config_text, make_run, report, 
 from tools.report import pictures
 from tools.report.page import page_of
 from tools.report.pictures import Room
-from tools.report.runs import read_runs
+from tools.runs.reading import read_runs
 from utils.config import load_config
 
 

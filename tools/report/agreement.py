@@ -10,7 +10,7 @@ from tasks.drawing import Panel
 from tools.report.examples import SplitPredictions, panel_of
 from tools.report.judging import Judged
 from tools.report.pictures import Room, figures
-from tools.report.runs import Run
+from tools.runs.reading import Run
 
 THUMBNAIL = 170
 """Pixels of an image in the table, at most."""

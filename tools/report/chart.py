@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from tools.report.series import Point, Series
 from tools.report.ticks import Axis, short, written, y_axis
+from tools.runs.series import Point, Series
 
 WIDTH, HEIGHT = 440, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 16, 8, 24

@@ -60,17 +60,16 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--output {output}: there is no folder {output.parent}; make it, or give another file")
     # Imported here, so that --help and mistakes in the command line do not wait for torch.
     from tools.report.page import page_of
-    from tools.report.runs import read_runs
+    from tools.runs.reading import read_runs
 
     runs = read_runs(arguments.runs)
     with warnings.catch_warnings(), _quiet():
         page = page_of(runs, arguments.examples)
     write_text(output, page)
     for run in runs:
-        state, _ = run.state
         count = len(run.remarks)
         remarks = f"; {count} remark{'s' if count > 1 else ''}, see the page" if count else ""
-        sys.stdout.write(f"{run.name}: {state}{remarks}\n")
+        sys.stdout.write(f"{run.name}: {run.state.text}{remarks}\n")
     sys.stdout.write(f"{output}: {len(page.encode()) / 1e6:.1f} MB\n")
     return 0
 

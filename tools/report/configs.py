@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from tasks import TASKS
 from tasks.kinds import find_task
-from tools.report.runs import Run
+from tools.runs.reading import Run
 from utils.config import ConfigError, bind
 from utils.errors import UserError
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from html import escape
 
 from tools.report.chart import Chart, Line, legend
-from tools.report.runs import Run
-from tools.report.series import Series
 from tools.report.ticks import written
+from tools.runs.names import MEMORY, is_of_training
+from tools.runs.reading import Run
+from tools.runs.series import Series
 
 PARTS = ("loss", "grad_norm", "loss_scale")
 """Values of ``metrics.jsonl`` that come first among the losses, and those that come last."""
@@ -23,8 +23,6 @@ SPEED = {
     "utilisation": ("utilisation of the peak", 100.0, " %"),
 }
 """How values of ``metrics.jsonl`` are called that tell the speed: title, factor, unit."""
-MEMORY = re.compile(r"memory|_gib\b|_bytes\b", re.I)
-HIDDEN = ("elapsed_s",)
 FIRST_VALIDATION = 9
 """Curves of validation that are shown at once; more are folded."""
 
@@ -32,9 +30,7 @@ FIRST_VALIDATION = 9
 def training_charts(runs: Sequence[Run]) -> str:
     """The losses, the norm of the gradient, and the learning rate."""
     names = _names(runs, lambda run: run.metrics.series)
-    losses = [
-        n for n in names if n not in SPEED and n not in HIDDEN and not n.startswith("lr/") and not MEMORY.search(n)
-    ]
+    losses = [name for name in names if is_of_training(name)]
     if all(_same(run, name, "loss") for run in runs for name in losses[:2]):  # the only loss is the total
         losses = ["loss", *losses[2:]]
     losses.sort(key=lambda name: (name in PARTS[1:], name != PARTS[0]))

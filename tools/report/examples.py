@@ -14,7 +14,7 @@ from tasks.drawing import Line, Panel
 from tools.report.held_out import HeldOutSplit, read_split
 from tools.report.judging import MALFORMED, Judged, chosen, judged, lines_of
 from tools.report.pictures import Room, card, sheet
-from tools.report.runs import Run, read_json
+from tools.runs.reading import Run, read_json
 from utils.errors import UserError
 
 MOST_SPLITS = 6

@@ -19,7 +19,7 @@ from tasks.finetune import FineTuneTask
 from tasks.kinds import find_task
 from tasks.pretrain_evaluation import MOST_BOXES
 from tools.report.judging import rank_lines
-from tools.report.runs import Run
+from tools.runs.reading import Run
 from utils.config import Config, bind
 from utils.errors import UserError
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tools.report.runs import Run
 from tools.report.ticks import written
+from tools.runs.reading import Run
 
 LOWER = re.compile(r"loss|error|perplexity|(median|mean) rank|distance", re.I)
 """Metrics of which less is better, by their name; of the others, more is."""

@@ -13,7 +13,7 @@ from tasks.drawing import spread
 from tasks.finetune import FineTuneTask
 from tasks.kinds import find_task
 from tools.report.judging import MALFORMED, Judged, judged
-from tools.report.runs import Run
+from tools.runs.reading import Run
 from utils.config import bind
 from utils.errors import UserError
 

@@ -9,11 +9,11 @@ from tools.report import curves, metrics_table
 from tools.report.agreement import agreement
 from tools.report.configs import config_of, differences
 from tools.report.examples import SplitPredictions, read_predictions, section
-from tools.report.log_facts import LogFacts
 from tools.report.over_time import over_time
 from tools.report.pictures import Room
-from tools.report.runs import Run
 from tools.report.style import STYLE
+from tools.runs.log_facts import LogFacts
+from tools.runs.reading import Run
 from utils.version import VERSION
 
 Section = tuple[str, str]
@@ -135,8 +135,8 @@ def _version(run: Run) -> str:
 
 
 def _state(run: Run) -> str:
-    text, well = run.state
-    return f'<b class="{"yes" if well else "no"}">{escape(text)}</b>'
+    state = run.state
+    return f'<b class="{"yes" if state.well else "no"}">{escape(state.text)}</b>'
 
 
 def _records(run: Run) -> str:

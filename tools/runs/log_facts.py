@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,8 @@ PARAMETERS = re.compile(r"[\d.]+ M parameters")
 
 MOST = 50
 """Lines of a sort that are kept, at most."""
+NEWEST = 5
+"""Newest warnings that are kept as well."""
 LONGEST_LINE = 20_000
 
 
@@ -35,15 +39,18 @@ class BrokenKind:
 @dataclass
 class LogFacts:
     """``events``: resumptions and stops, with their time. ``read``: what the last process that ended orderly said of the records
-    that it read; ``steps``: of the whole run; ``selects``: the metric that selects the best weights, ``best``: their step."""
+    that it read; ``starts``: of processes; ``steps``: of the whole run; ``selects``: the metric that selects the best weights,
+    ``best``: their step."""
 
     started: str | None = None
     ended: str | None = None
     events: list[tuple[str, str]] = field(default_factory=list)
+    starts: int = 0
     resumed: int = 0
     skipped_steps: int = 0
     warnings: list[tuple[str, str]] = field(default_factory=list)
     warning_count: int = 0
+    newest_warnings: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=NEWEST))
     read: str | None = None
     kinds: dict[str, BrokenKind] = field(default_factory=dict)
     steps: int | None = None
@@ -58,6 +65,7 @@ class LogFacts:
         """Take one message of the log."""
         self.started, self.ended = self.started or time, time
         if message.startswith("weights: "):  # the first message of each process
+            self.starts += 1
             self.weights, self.stop = self.weights or message.splitlines()[0].removeprefix("weights: "), None
         if message.startswith("resuming from "):
             self.resumed += 1
@@ -94,25 +102,42 @@ class LogFacts:
 
     def _warning(self, time: str, message: str) -> None:
         self.warning_count += 1
+        self.newest_warnings.append((time, message.strip()[:1000]))
         if len(self.warnings) < MOST:
-            self.warnings.append((time, message.strip()[:1000]))
+            self.warnings.append(self.newest_warnings[-1])
 
 
-def read_log(path: Path) -> LogFacts:
-    """The facts of ``log.txt``; empty where there is none."""
+def read_log(path: Path, most_bytes: int | None = None) -> LogFacts:
+    """The facts of ``log.txt``; empty where there is none.
+
+    ``most_bytes``: of a longer log, only the beginning and the end are read, and counts are lower bounds; None: all is read.
+    """
     facts = LogFacts()
     if not path.is_file():
         return facts
     message: tuple[str, str, str, str] | None = None
-    with path.open(encoding="utf-8", errors="replace") as file:
-        while line := file.readline(LONGEST_LINE):
-            match = LINE.match(line.rstrip("\n"))
-            if match:
-                if message is not None:
-                    facts.add(*message)
-                message = (match[1], match[2], match[3], match[4])
-            elif message is not None and len(message[3]) < LONGEST_LINE:  # messages may have several lines
-                message = (*message[:3], f"{message[3]}\n{line.rstrip()}")
+    for line in _lines(path, most_bytes):
+        match = LINE.match(line.rstrip("\n"))
+        if match:
+            if message is not None:
+                facts.add(*message)
+            message = (match[1], match[2], match[3], match[4])
+        elif message is not None and len(message[3]) < LONGEST_LINE:  # messages may have several lines
+            message = (*message[:3], f"{message[3]}\n{line.rstrip()}")
     if message is not None:
         facts.add(*message)
     return facts
+
+
+def _lines(path: Path, most_bytes: int | None) -> Iterator[str]:
+    """The lines of a log; of one that is longer than ``most_bytes``, without its middle."""
+    size = path.stat().st_size
+    skips = most_bytes is not None and size > most_bytes
+    first = most_bytes // 10 if skips and most_bytes is not None else size
+    with path.open("rb") as file:
+        while line := file.readline(LONGEST_LINE):
+            yield line.decode("utf-8", "replace")
+            if skips and file.tell() > first:
+                file.seek(size - (most_bytes or 0) + first)
+                file.readline(LONGEST_LINE)  # the rest of a line
+                skips = False

@@ -1,33 +1,50 @@
-"""A run's folder as the report reads it: whatever is there, of a run that is finished, going on, or was cut off."""
+"""A run's folder, whatever is there: of a run that is finished, going on, or was cut off."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tools.report.log_facts import LogFacts, read_log
-from tools.report.series import Metrics, read_metrics
+from tools.runs.log_facts import LogFacts, read_log
+from tools.runs.series import Metrics, read_metrics
 from utils.config import ConfigError, read_yaml
 from utils.errors import UserError
 from utils.files import expanded
+from utils.folder_lock import LEASE_FILE, LOCK_FILE
 
 QUIET_S = 900.0
 """A folder that is locked, and in which nothing was written for so long, is of a run that was killed or hangs."""
+QUIET_LINES = 3.0
+"""Where lines of metrics are far apart, so many times their distance counts instead."""
+TAIL_BYTES = 500_000
+"""The end of the metrics that is read where the whole is not needed: some 700 lines."""
+LOG_BYTES = 8_000_000
+"""The part of a log that is read then, at most."""
 LARGEST_JSON = 400_000_000
 """Bytes of a file of predictions that is read, at most."""
 FILES = ("config.yaml", "metrics.jsonl", "validation.jsonl", "evaluation.json", "log.txt")
 PREDICTIONS = "predictions_"
 
 
+class State(NamedTuple):
+    """``name``: running, hanging, killed, stopped, failed, cut or finished; ``text``: it in words; ``well``: whether all is well
+    with the run."""
+
+    name: str
+    text: str
+    well: bool
+
+
 @dataclass
 class Run:
-    """A run. ``name``: what the page calls it; ``remarks``: files that could not be read, and why."""
+    """A run. ``name``: what pages call it; ``remarks``: files that could not be read, and why."""
 
     folder: Path
     name: str
@@ -59,42 +76,75 @@ class Run:
         return steps if isinstance(steps, int) else self.log.steps
 
     @cached_property
-    def state(self) -> tuple[str, bool]:
-        """The state in words, and whether all is well with it."""
+    def state(self) -> State:
+        """How the run is."""
         step, steps = self.metrics.last_step, self.steps
         of = f" of {steps:,}" if steps else ""
+        if owner := self._owner():
+            return self._claimed(owner, f"at step {step or 0:,}{of}")
         reason = f" ({self.log.stop})" if self.log.stop else ""
-        if (self.folder / ".lock").exists() or (self.folder / ".lease").exists():
-            quiet = self._quiet_s()
-            if quiet < QUIET_S:
-                return f"running, at step {step or 0:,}{of}", True
-            return (
-                f"killed or hanging at step {step or 0:,}{of}: nothing was written for {quiet / 60:.0f} minutes",
-                False,
-            )
+        ended = "cut"
+        if self.log.stop:
+            ended = "failed" if self.log.stop.startswith("the run ends: ") else "stopped"
         if step is None:
-            return ("evaluated, not trained", True) if self.evaluation else (f"no step was logged{reason}", False)
+            if self.evaluation:
+                return State("finished", "evaluated, not trained", True)
+            return State(ended, f"no step was logged{reason}", False)
         if steps and step < steps:
-            return f"cut at step {step:,}{of}{reason}", False
+            return State(ended, f"cut at step {step:,}{of}{reason}", False)
         if self.evaluation:
-            return f"finished, {step:,} steps", True
-        if reason:
-            return f"trained {step:,} steps, not evaluated{reason}", False
-        return f"trained {step:,} steps, not evaluated", not _evaluates(self.config)
+            return State("finished", f"finished, {step:,} steps", True)
+        text = f"trained {step:,} steps, not evaluated{reason}"
+        if reason or _evaluates(self.config):
+            return State(ended, text, False)
+        return State("finished", text, True)
+
+    def _claimed(self, owner: dict[str, Any], where: str) -> State:
+        """The state of a run whose folder is locked."""
+        process = owner.get("process")
+        if owner.get("host") == socket.gethostname() and isinstance(process, int) and not _lives(process):
+            return State("killed", f"killed {where}: its process {process} is gone", False)
+        quiet = self.quiet_s
+        if quiet < self._quiet_limit_s():
+            return State("running", f"running, {where}", True)
+        return State("hanging", f"killed or hanging {where}: nothing was written for {quiet / 60:.0f} minutes", False)
+
+    def _owner(self) -> dict[str, Any]:
+        """What the lock of the folder says of the process that has it; empty: there is no lock."""
+        for name in (LOCK_FILE, LEASE_FILE):
+            try:
+                text = (self.folder / name).read_text(encoding="utf-8", errors="replace")
+            except OSError:
+                continue
+            try:
+                owner = json.loads(text)
+            except (ValueError, RecursionError):
+                owner = None
+            return owner if isinstance(owner, dict) and owner else {"host": None}
+        return {}
+
+    def _quiet_limit_s(self) -> float:
+        """Seconds without any writing from which a run is not taken for a running one."""
+        elapsed = self.metrics.series.get("elapsed_s")
+        if elapsed is None or len(elapsed.buckets) < 2:
+            return QUIET_S
+        before, last = elapsed.buckets[-2:]
+        return max(QUIET_S, QUIET_LINES * (last.mean[1] - before.mean[1]))
 
     def predictions(self) -> dict[str, Path]:
         """The files of predictions by split."""
         paths = sorted(self.folder.glob(f"{PREDICTIONS}*.json"))
         return {path.stem.removeprefix(PREDICTIONS): path for path in paths}
 
-    def _quiet_s(self) -> float:
+    @property
+    def quiet_s(self) -> float:
         """Seconds since a file of the run was written."""
-        times = [os.path.getmtime(path) for name in (*FILES, ".lease") if (path := self.folder / name).exists()]
+        times = [os.path.getmtime(path) for name in (*FILES, LEASE_FILE) if (path := self.folder / name).exists()]
         return time.time() - max(times, default=0.0)
 
 
-def read_runs(folders: Sequence[str]) -> list[Run]:
-    """The runs, each with the shortest name that tells it from the others.
+def read_runs(folders: Sequence[str], brief: bool = False) -> list[Run]:
+    """The runs, each with the shortest name that tells it from the others; ``brief``: see :func:`read_run`.
 
     Raises:
         UserError: one is no run's folder, or is given twice.
@@ -104,11 +154,11 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
     for path, place in zip(paths, real, strict=True):
         if real.count(place) > 1:
             raise UserError(f"{path}: is given twice; name each run once")
-    return [read_run(path, name) for path, name in zip(paths, _names(real), strict=True)]
+    return [read_run(path, name, brief) for path, name in zip(paths, _names(real), strict=True)]
 
 
-def read_run(folder: Path, name: str) -> Run:
-    """A run.
+def read_run(folder: Path, name: str, brief: bool = False) -> Run:
+    """A run; ``brief``: with the end of its metrics alone and a bounded part of its log, however long they are.
 
     Raises:
         UserError: the folder does not exist, or holds no run.
@@ -125,7 +175,8 @@ def read_run(folder: Path, name: str) -> Run:
         config = read_yaml(folder / FILES[0])
     except ConfigError as error:
         remarks.append(str(error))
-    metrics, validation = read_metrics(folder / "metrics.jsonl"), read_metrics(folder / "validation.jsonl")
+    metrics = read_metrics(folder / "metrics.jsonl", TAIL_BYTES if brief else None)
+    validation = read_metrics(folder / "validation.jsonl")
     remarks += [*_damage("metrics.jsonl", metrics), *_damage("validation.jsonl", validation)]
     evaluation = read_json(folder / "evaluation.json", remarks)
     made_by = read_json(folder / "made_by.json", remarks)
@@ -135,7 +186,7 @@ def read_run(folder: Path, name: str) -> Run:
         config,
         metrics,
         validation,
-        read_log(folder / "log.txt"),
+        read_log(folder / "log.txt", LOG_BYTES if brief else None),
         _evaluation_of(evaluation, folder, remarks),
         made_by if isinstance(made_by, dict) else {},
         remarks,
@@ -179,8 +230,20 @@ def _damage(file: str, metrics: Metrics) -> list[str]:
     if not metrics.damaged_count:
         return []
     numbers = ", ".join(map(str, metrics.damaged)) + (", …" if metrics.damaged_count > len(metrics.damaged) else "")
+    where = "near its end" if metrics.partial else numbers
     words = "lines hold no metrics and are" if metrics.damaged_count > 1 else "line holds no metrics and is"
-    return [f"{file}: {metrics.damaged_count:,} {words} left out ({numbers})"]
+    return [f"{file}: {metrics.damaged_count:,} {words} left out ({where})"]
+
+
+def _lives(process: int) -> bool:
+    """Whether a process of this machine is there."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # that of another user
+    return True
 
 
 def _names(places: Sequence[str]) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 CAPACITY = 1024
 """Buckets of a series, at most. When they are full, neighbours are merged, and each new bucket holds twice as many lines."""
@@ -130,10 +132,12 @@ class Metrics:
     damaged_count: int = 0
     first_step: int | None = None
     last_step: int | None = None
+    partial: bool = False
+    """Whether only the end of the file was read: then ``damaged`` is empty, since its lines have no numbers."""
 
     def _damage(self, number: int) -> None:
         self.damaged_count += 1
-        if len(self.damaged) < 5:
+        if len(self.damaged) < 5 and not self.partial:
             self.damaged.append(number)
 
     def _add(self, values: dict[str, float | None]) -> None:
@@ -147,16 +151,45 @@ class Metrics:
                 self.series.setdefault(name, Series()).add(step, math.nan if value is None else value)
 
 
-def read_metrics(path: Path) -> Metrics:
+def read_metrics(path: Path, tail_bytes: int | None = None) -> Metrics:
     """The metrics of ``metrics.jsonl`` or ``validation.jsonl``; none where there is no such file.
 
     A series that never has a finite value is left out. ``step_s``, the time of a step, is derived from ``elapsed_s``.
+
+    Args:
+        path: of the file.
+        tail_bytes: read only this much of its end; None: read all of it. An end without any metrics is no end of a run: then
+            all is read.
     """
-    metrics = Metrics()
     if not path.is_file():
-        return metrics
+        return Metrics()
+    start = 0 if tail_bytes is None else max(0, path.stat().st_size - tail_bytes)
+    metrics = _read_from(path, start)
+    return _read_from(path, 0) if metrics.partial and not metrics.lines else metrics
+
+
+def sampled(path: Path, name: str, count: int) -> list[Point]:
+    """A value at ``count`` places, at most, that are spread evenly over a file: few lines are read, however many it has."""
+    if not path.is_file():
+        return []
+    size, points = path.stat().st_size, {}
+    with path.open("rb") as file:
+        for place in range(count):
+            file.seek(size * place // count)
+            if place:
+                file.readline(LONGEST_LINE)  # the rest of a line
+            values = _metrics_of(file.readline(LONGEST_LINE).decode("utf-8", "replace")) or {}
+            step, value = values.get("step"), values.get(name)
+            if step is not None and value is not None and math.isfinite(value):
+                points[step] = value
+    return sorted(points.items())
+
+
+def _read_from(path: Path, start: int) -> Metrics:
+    """The metrics of the lines that begin after the byte ``start``; from 0, of all lines."""
+    metrics = Metrics(partial=start > 0)
     before: Point | None = None
-    for number, line in _lines(path):
+    for number, line in _lines(path, start):
         values = _metrics_of(line)
         if values is None:
             metrics._damage(number)
@@ -171,15 +204,24 @@ def read_metrics(path: Path) -> Metrics:
     return metrics
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers. Of one that is too long, the pieces after the first are left out."""
-    number, within = 0, False
-    with path.open(encoding="utf-8", errors="replace") as file:
-        while line := file.readline(LONGEST_LINE):
-            if not within:
-                number += 1
-                yield number, line
-            within = not line.endswith("\n")
+def _lines(path: Path, start: int = 0) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers. Of one that is too long, the pieces after the first are left out.
+
+    ``start``: the byte from which to read; the line that it is in is left out, and numbers count from there.
+    """
+    with path.open("rb") as opened:
+        opened.seek(max(0, start - 1))  # a line that begins at the very byte stays
+        yield from _whole_lines(io.TextIOWrapper(opened, encoding="utf-8", errors="replace"), within=start > 0)
+
+
+def _whole_lines(file: IO[str], within: bool) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers; ``within``: the file is read from the middle of a line on."""
+    number = 0
+    while line := file.readline(LONGEST_LINE):
+        if not within:
+            number += 1
+            yield number, line
+        within = not line.endswith("\n")
 
 
 def _metrics_of(line: str) -> dict[str, float | None] | None:

@@ -1,0 +1,1 @@
+"""The reading of runs' folders, which commands share."""

@@ -1,0 +1,44 @@
+"""Where runs are below a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+SIGNS = ("metrics.jsonl", "log.txt", "evaluation.json")
+"""Files of which a run's folder has one. A config alone may lie anywhere."""
+DEEPEST = 6
+MOST_FOLDERS = 20_000
+"""Folders that are looked into, at most."""
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in SIGNS)
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The folders of runs below ``folder``, in order of their paths; the folder itself if it is one.
+
+    A run that is there under two names, as by a link, counts once.
+    """
+    found: dict[str, Path] = {}
+    seen: set[str] = set()
+    waiting = [(folder, 0)]
+    while waiting and len(seen) < MOST_FOLDERS:
+        here, depth = waiting.pop()
+        place = os.path.realpath(here)
+        if is_run(here):
+            known = found.get(place)
+            # A link never hides the folder that it leads to.
+            found[place] = here if known is None or known.is_symlink() else known
+        elif place not in seen and depth < DEEPEST:
+            waiting += [(path, depth + 1) for path in _folders_in(here)]
+        seen.add(place)
+    return sorted(found.values())
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir()]
+    except OSError:
+        return []  # not ours to read

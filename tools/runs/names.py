@@ -1,0 +1,19 @@
+"""Which values of ``metrics.jsonl`` are losses."""
+
+from __future__ import annotations
+
+import re
+
+MEMORY = re.compile(r"memory|_gib\b|_bytes\b", re.I)
+NO_LOSS = re.compile(r"(step_s|elapsed_s|data_wait|utilisation|[a-z]+_per_s)$|lr/|ranks/")
+"""Names of times, rates and learning rates."""
+OF_UPDATES = ("grad_norm", "loss_scale")
+
+
+def is_of_training(name: str) -> bool:
+    """Whether a value is a loss, or tells of the update, as the norm of the gradient does."""
+    return not NO_LOSS.match(name) and not MEMORY.search(name)
+
+
+def is_loss(name: str) -> bool:
+    return is_of_training(name) and name not in OF_UPDATES
