@@ -37,6 +37,7 @@ COMMANDS = {
     ),
     "sweep": Command("tools.sweep", "variants of a config one after another, and one table"),
     "report": Command("tools.report.command", "one HTML page of a run, or of several side by side"),
+    "status": Command("tools.status.command", "how runs are doing: progress, losses, checkpoints, slow ranks, faults"),
     "checkpoint": Command(
         "tools.checkpoint.command", "what a weight file is, its published or our form, and how two files differ"
     ),

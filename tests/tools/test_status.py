@@ -1,0 +1,311 @@
+"""``run.py status``: what it says of runs in every state, and how much of their files it reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.manifest import MANIFEST, MODEL_FILE, TRAINING_FILE, digest_of
+from run import main
+from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
+from tests.tools.report_runs import LOG, make_run  # noqa: F401 (fixture)
+from tools.runs import reading, series
+from tools.runs.log_facts import read_log
+from tools.status import text
+from tools.status.facts import Loss, loss_of
+
+NO_PROCESS = 2**22 + 1
+"""More than Linux numbers processes by."""
+
+
+def page_of(capsys, *folders: Path, status: int = 0, flags: tuple[str, ...] = ()) -> str:
+    assert main(["status", *map(str, folders), *flags]) == status
+    return capsys.readouterr().out
+
+
+def object_of(capsys, folder: Path, status: int = 0, flags: tuple[str, ...] = ()) -> dict:
+    (found,) = json.loads(page_of(capsys, folder, status=status, flags=("--json", *flags)))
+    return found
+
+
+def row_of(page: str, label: str) -> str:
+    return next(line.removeprefix(label).strip() for line in page.splitlines() if line.startswith(f"{label} "))
+
+
+def line(second: str, message: str, level: str = "WARNING", logger: str = "a.b") -> str:
+    return f"2026-01-02 03:05:{second},000 {level} {logger}: {message}\n"
+
+
+def cut(folder: Path) -> Path:
+    (folder / "evaluation.json").unlink()
+    return folder
+
+
+def lock(folder: Path, process: int, quiet_s: float = 0.0) -> Path:
+    owner = {"host": socket.gethostname(), "process": process, "since": "2026-01-02 03:04:05"}
+    (folder / ".lock").write_text(json.dumps(owner))
+    for path in folder.iterdir():
+        os.utime(path, (time.time() - quiet_s,) * 2)
+    return folder
+
+
+def save_checkpoint(folder: Path, step: int) -> Path:
+    saved = folder / "checkpoints" / f"step-{step:08d}"
+    saved.mkdir(parents=True)
+    files = {}
+    for name, size in ((MODEL_FILE, 1_000_000), (TRAINING_FILE, 2_000_000)):
+        (saved / name).write_bytes(bytes(size))
+        files[name] = {"bytes": size, "sha256": digest_of(saved / name)}
+    (saved / MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": files}))
+    return saved
+
+
+def test_the_page_of_a_running_run_tells_progress_rates_and_the_time_that_is_left(make, capsys):
+    page = page_of(capsys, lock(make(losses=range(10, 5, -1)), os.getpid()))
+    assert page.splitlines()[0].endswith("run: running, at step 5 of 10")
+    assert row_of(page, "progress") == "█" * 12 + "░" * 12 + " 50%, step 5 of 10"
+    assert row_of(page, "rate") == "recently 0.5 steps/s and 53 samples/s; overall 0.5 steps/s and 53 samples/s"
+    assert row_of(page, "time").startswith("10 s left, until 20")
+    assert "10 s trained; started 2026-01-02 03:04:05; last written 0 s ago" in row_of(page, "time")
+    assert row_of(page, "losses").split() == ["loss", "6", "█▇▅▃▁", "l1", "3"]
+    assert row_of(page, "checkpoints") == "none"
+    assert row_of(page, "ranks") == "rank 0 waits for data 25% of the time"
+
+
+def test_a_page_has_25_lines_at_most_whatever_the_run_met(make, capsys):
+    kinds = ", ".join(f"{n} kind {chr(97 + n)} of a fault that is long (first: a.jsonl:{n})" for n in range(1, 20))
+    log = LOG + "".join(line("01", f"stopped by SIGTERM: {'x' * 200}") + LOG for _ in range(40))
+    log += "".join(line("02", f"warning {n} {'y' * 300}") for n in range(60))
+    log += line("03", f"9 of 300 records (3.0 %) are broken: {kinds}", logger="dataset.loaders")
+    folder = make(losses=range(10, 5, -1), log=log)
+    values = {f"images/loss-number-{n}": 1.5 for n in range(60)}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": n, **values}) + "\n" for n in range(1, 9)))
+    (folder / "validation.jsonl").write_text("torn\n" + json.dumps({"step": 5, **values}) + "\n")
+    for step in range(1, 30):
+        save_checkpoint(folder, step)
+    page = page_of(capsys, cut(folder), status=1, flags=())
+    assert len(page.splitlines()) <= 25
+    assert max(map(len, page.splitlines())) <= text.WIDEST
+    narrow = text.page(text_status(folder), 60)
+    assert len(narrow.splitlines()) <= 25 and max(map(len, narrow.splitlines())) <= 60
+
+
+def text_status(folder: Path):
+    from tools.status.facts import status_of
+
+    return status_of(reading.read_run(folder, "run", brief=True))
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [("finished", 0), ("running", 0), ("hanging", 1), ("killed", 1), ("stopped", 1), ("failed", 1), ("cut", 1)],
+)
+def test_the_exit_status_tells_whether_all_is_well(make, capsys, state, status):
+    message = {"stopped": "stopped by SIGTERM: saved", "failed": "the run ends: disk full"}.get(state)
+    log = LOG + (line("00", message) if message else "")
+    folder = make(losses=range(10, 0 if state == "finished" else 6, -1), log=log)
+    if state != "finished":
+        cut(folder)
+    if state in ("running", "hanging", "killed"):
+        lock(folder, NO_PROCESS if state == "killed" else os.getpid(), 2000.0 if state == "hanging" else 0.0)
+    found = object_of(capsys, folder, status)
+    assert (found["state"], found["well"]) == (state, status == 0)
+
+
+def test_a_run_whose_lines_are_far_apart_is_not_taken_for_one_that_hangs(make, capsys):
+    folder = make(losses=(2.0, 1.0))
+    lines = [{"step": step, "loss": 1.0, "elapsed_s": 30.0 * step} for step in (50, 100)]  # 25 minutes apart
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert object_of(capsys, lock(folder, os.getpid(), 2000.0))["state"] == "running"
+    assert object_of(capsys, lock(folder, os.getpid(), 5000.0), 1)["state"] == "hanging"
+
+
+def test_a_run_on_another_machine_is_judged_by_its_files_alone(make, capsys):
+    folder = lock(make(losses=(2.0, 1.0)), NO_PROCESS)
+    (folder / ".lock").write_text(json.dumps({"host": "elsewhere", "process": NO_PROCESS}))
+    assert object_of(capsys, folder)["state"] == "running"
+
+
+def test_trends_are_told_where_they_exceed_the_noise():
+    def trend(*values: float) -> str | None:
+        one = series.Series()
+        for step, value in enumerate(values):
+            one.add(step, value)
+        found = loss_of(one)
+        assert found is not None
+        return found.trend
+
+    noise = [0.1, -0.1, 0.05, -0.05] * 10
+    assert trend(*(5 + n for n in noise)) == "level"
+    assert trend(*(5 - 0.05 * step + n for step, n in enumerate(noise))) == "falling"
+    assert trend(*(5 + 0.05 * step + n for step, n in enumerate(noise))) == "rising"
+    assert trend(5, 4, 3, 2, 1) is None
+    assert loss_of(series.Series()) is None
+    one = series.Series()
+    one.add(1, 4.0)
+    assert loss_of(one) == Loss(4.0, 4.0, None, None)
+
+
+def test_the_last_validation_stands_beside_the_best(make, capsys):
+    log = LOG + line("01", "step 10: validation IoU >= 0.5 0.6000", "INFO", "engine.trainer")
+    folder = make(log=log)
+    rows = [{"step": step, "IoU >= 0.5": value, "phrases": 5} for step, value in ((5, 0.7), (8, 0.7), (10, 0.6))]
+    (folder / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert row_of(page_of(capsys, folder), "validation") == "step 10: IoU >= 0.5 0.6, best 0.7 at 5"
+    found = object_of(capsys, folder)["validation"]
+    assert found == {
+        "step": 10,
+        "values": {"IoU >= 0.5": 0.6, "phrases": 5},
+        "metric": "IoU >= 0.5",
+        "value": 0.6,
+        "best": 0.7,
+        "best_step": 5,
+    }
+    (folder / "log.txt").write_text(LOG)
+    assert row_of(page_of(capsys, folder), "validation") == "step 10: IoU >= 0.5 0.6, phrases 5"
+
+
+def test_checkpoints_are_told_with_age_and_size_and_what_is_wrong_with_them(make, capsys):
+    folder = make()
+    older, cut_off = save_checkpoint(folder, 5), save_checkpoint(folder, 10)
+    (cut_off / MODEL_FILE).write_bytes(bytes(10))
+    os.utime(older, (time.time() - 7200,) * 2)
+    row = " ".join(page_of(capsys, folder).split("checkpoints  ")[1].split("ranks  ")[0].split())
+    assert row.startswith("step 10 (2 MB, 0 s ago, ") and "has 10 of 1,000,000 bytes" in row
+    assert "step 5 (3 MB, 2 h ago, complete)" in row
+    (older / MODEL_FILE).write_bytes(b"x" * 1_000_000)  # as large as it should be
+    assert object_of(capsys, folder)["checkpoints"][0]["fault"] is None
+    assert "is damaged" in object_of(capsys, folder, flags=("--hashes",))["checkpoints"][0]["fault"]
+
+
+def test_faults_are_told_broken_records_by_kind_restarts_stops_and_warnings(make, capsys):
+    broken = "skipped a broken record: a.jsonl:7: bad box: outside (more of this kind are counted, not logged)"
+    summary = "7 of 300 records (2.3 %) are broken: 5 bad json (first: a.jsonl:3), 2 missing image (first: a.jsonl:9)"
+    log = "".join(
+        (
+            LOG + line("01", summary, logger="dataset.loaders") + line("02", "stopped by SIGTERM: saved step 4"),
+            LOG + line("03", "resuming from runs/x/checkpoints/step-00000004", "INFO") + line("04", broken),
+            line("05", "step 6: skipped, since a loss or gradient is not finite (loss nan)") + line("06", "odd\nmore"),
+        )
+    )
+    page = page_of(capsys, make(log=log))
+    assert row_of(page, "records").startswith(
+        "7 of 300 records (2.3 %) are broken: 5 bad json, 2 missing image, bad box"
+    )
+    starts = " ".join(page.split("starts  ")[1].split("warnings")[0].split())
+    assert starts.startswith("2 starts, 1 of which resumed a checkpoint; 1 steps skipped")
+    assert starts.endswith("1 stop, the last 2026-01-02 03:05:02: stopped by SIGTERM: saved step 4")
+    assert row_of(page, "warnings") == "1, the last 2026-01-02 03:05:06: odd"
+
+
+def test_the_slowest_rank_is_named(make, capsys):
+    folder = make()
+    ranks = {"ranks/slowest_s": 0.3, "ranks/slowest_data_s": 0.05, "ranks/median_s": 0.2}
+    rows = [{"step": n, "loss": 1.0, "ranks/slowest": 3 if n > 2 else 1, **ranks} for n in range(1, 9)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = " ".join(page_of(capsys, folder, status=1).split())
+    assert "slowest is rank 3: 0.3 s for its part of a step, 0.05 s of them for data, 1.50 times the median" in page
+    assert "the slowest in 75% of the recent lines" in page
+    assert set(object_of(capsys, folder, 1)["losses"]) == {"loss"}
+
+
+def test_a_folder_of_runs_has_a_line_for_each(make, tmp_path, capsys):
+    make("sweep/variant-1/seed-0")
+    cut(make("sweep/variant-2/seed-0", losses=range(10, 5, -1)))
+    lock(cut(make("sweep/deep/er/variant-3", losses=(3.0,))), os.getpid())
+    (tmp_path / "sweep" / "configs").mkdir()
+    (tmp_path / "sweep" / "configs" / "config.yaml").write_text("task: vqa\n")
+    (tmp_path / "sweep" / "again").symlink_to("variant-1/seed-0")
+    (tmp_path / "sweep" / "circle").symlink_to(tmp_path)
+    lines = page_of(capsys, tmp_path / "sweep", status=1).splitlines()
+    assert [row.split()[:3] for row in lines] == [
+        ["run", "state", "step"],
+        ["deep/er/variant-3", "running", "1/10"],
+        ["variant-1/seed-0", "finished", "10/10"],
+        ["variant-2/seed-0", "cut", "5/10"],
+    ]
+    both = json.loads(
+        page_of(capsys, tmp_path / "sweep", tmp_path / "sweep/variant-1/seed-0", status=1, flags=("--json",))
+    )
+    assert [Path(one["folder"]).name for one in both] == ["variant-3", "seed-0", "seed-0"]
+
+
+def test_mistakes_are_one_line_and_status_2(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for folder, told in ((tmp_path / "nowhere", "no such folder"), (tmp_path / "empty", "holds no run")):
+        assert main(["status", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and told in error and error.count("\n") == 1
+    for arguments in ([], ["x", "--jsn"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["status", *arguments])
+        assert stop.value.code == 2
+
+
+def test_of_a_hundred_thousand_lines_the_end_is_read_and_the_loss_of_the_whole_run_is_sampled(
+    tmp_path, capsys, monkeypatch
+):
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        for step in range(1, 100_001):
+            values = {"step": step, "loss": 100_000.0 / (step + 100), "elapsed_s": 0.5 * step, "samples_per_s": 64.0}
+            file.write(json.dumps(values) + "\n")
+    (tmp_path / "log.txt").write_text(LOG)
+    parse, parsed = series._metrics_of, []
+    monkeypatch.setattr(series, "_metrics_of", lambda line: parsed.append(1) or parse(line))
+    found = object_of(capsys, tmp_path)
+    assert len(parsed) < 10_000
+    assert (found["step"], found["state"]) == (100_000, "finished")
+    assert found["recent"] == pytest.approx({"steps_per_s": 2.0, "samples_per_s": 64.0})
+    assert found["overall"]["steps_per_s"] == pytest.approx(2.0)
+    steps = [step for step, _ in found["course"]]
+    assert steps[0] == 1 and steps[-1] == 100_000 and 35 <= len(steps) <= 41
+    assert page_of(capsys, tmp_path).count("▁") > 20
+
+
+def test_torn_lines_and_an_end_without_metrics_are_told_and_the_rest_is_read(make, capsys, monkeypatch):
+    folder = make()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "lo')
+    monkeypatch.setattr(reading, "TAIL_BYTES", 200)
+    found = object_of(capsys, folder)
+    assert found["step"] == 10
+    assert found["remarks"] == ["metrics.jsonl: 1 line holds no metrics and is left out (near its end)"]
+    monkeypatch.setattr(reading, "TAIL_BYTES", 10)
+    assert object_of(capsys, folder)["step"] == 10
+
+
+def test_a_line_that_begins_where_reading_begins_is_read(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    rows = [json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3)]
+    file.write_text("".join(rows))
+    assert series.read_metrics(file, len(rows[2])).lines == 1
+    assert series.read_metrics(file, len(rows[2]) + 1).lines == 1
+    assert series.read_metrics(file, 2 * len(rows[2])).first_step == 2
+    assert series.read_metrics(file, 10_000).first_step == 1
+
+
+def test_of_a_log_of_any_length_the_beginning_and_the_end_are_read(tmp_path):
+    file = tmp_path / "log.txt"
+    file.write_text(LOG + "".join(line("01", f"number {n}") for n in range(10_000)))
+    facts = read_log(file, 20_000)
+    assert facts.started == "2026-01-02 03:04:05" and facts.warning_count < 500
+    assert [message for _, message in facts.newest_warnings] == [f"number {n}" for n in range(9_995, 10_000)]
+    assert read_log(file).warning_count == 10_000
+
+
+def test_nothing_in_a_file_steers_the_terminal(make, capsys):
+    page = page_of(capsys, make(log=LOG + line("01", "\x1b[2J\x07 boo")))
+    assert row_of(page, "warnings").endswith("?[2J? boo")
+    assert "\x1b" not in page
+
+
+def test_times_are_told_in_two_units():
+    seconds = (0.4, 59, 60, 61, 3600, 5400, 86400, 100_000, 1_000_000)
+    assert [text.duration(s) for s in seconds] == [
+        *("0 s", "59 s", "1 min", "1 min 1 s", "1 h", "1 h 30 min", "1 d", "1 d 3 h", "11 d"),
+    ]

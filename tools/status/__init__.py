@@ -1,0 +1,1 @@
+"""``run.py status``: how runs are doing, in the terminal or for scripts."""

@@ -1,0 +1,80 @@
+"""The command line of ``run.py status``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+
+from utils.errors import UserError, one_line_errors
+from utils.files import expanded
+
+EXAMPLES = """examples:
+  python run.py status runs/grounding/demo
+  python run.py status runs/sweep/x                  every run below it, a line each
+  python run.py status runs --json | jq '.[] | select(.well | not) | .folder'
+
+exit status: 0 all runs are running or finished; 1 a run was cut, stopped or killed, has failed, or hangs;
+2 the command line is wrong, or a folder holds no run"""
+
+
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py status``."""
+    parser = argparse.ArgumentParser(
+        prog="run.py status",
+        description="How runs are doing, while they go and after: progress, rate, time left, losses, validations, checkpoints, "
+        "slow ranks, broken records, restarts, warnings. Reads their folders alone, and disturbs nothing.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, its --output, or a folder of runs")
+    parser.add_argument("--json", action="store_true", help="print a list with an object for each run")
+    parser.add_argument(
+        "--hashes",
+        action="store_true",
+        help="compare checkpoints with their hashes, which reads all their bytes (default: compare sizes)",
+    )
+    return parser.parse_args(argv)
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> int:
+    """Print the status; returns the exit status, see ``--help``."""
+    arguments = arguments_of(argv)
+    from tools.runs.reading import read_runs
+    from tools.status import text
+    from tools.status.facts import status_of
+
+    statuses = [status_of(run, arguments.hashes) for run in read_runs(folders_of(arguments.runs), brief=True)]
+    columns = shutil.get_terminal_size((text.WIDEST, 24)).columns
+    if arguments.json:
+        sys.stdout.write(json.dumps([dataclasses.asdict(status) for status in statuses], indent=2) + "\n")
+    elif len(statuses) == 1:
+        sys.stdout.write(text.page(statuses[0], columns))
+    else:
+        sys.stdout.write(text.table(statuses, columns))
+    return 0 if all(status.well for status in statuses) else 1
+
+
+def folders_of(given: Sequence[str]) -> list[str]:
+    """The folders of runs that are given, or lie below a given one, each once.
+
+    Raises:
+        UserError: a folder does not exist.
+    """
+    from tools.runs.finding import runs_below
+
+    folders: dict[str, str] = {}
+    for name in given:
+        folder = expanded(name)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give the folder of a run, its --output, or a folder of runs")
+        # A folder in which there is none goes on as it is: reading it says what is missing.
+        for found in runs_below(folder) or [folder]:
+            folders.setdefault(os.path.realpath(found), str(found))
+    return list(folders.values())

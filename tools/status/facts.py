@@ -1,0 +1,260 @@
+"""How a run is doing, from its folder, in bounded time: numbers for a page in the terminal and for scripts."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.manifest import CHECKPOINTS, checkpoint_folders, fault_of
+from tools.runs.names import is_loss
+from tools.runs.reading import Run
+from tools.runs.series import Point, Series, sampled
+
+RECENT = 20
+"""Newest lines of metrics that count as recent."""
+FEWEST = 3
+"""Lines that a trend needs on either side, at least."""
+COURSE = 40
+"""Places of the run at which the loss is sampled."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """None: unknown."""
+
+    steps_per_s: float | None = None
+    samples_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss. ``last``: as logged last; ``mean``: of the recent lines; ``before``: of as many lines before them; ``trend``:
+    falling, rising or level, None if too few lines were logged."""
+
+    last: float
+    mean: float
+    before: float | None
+    trend: str | None
+
+
+@dataclass(frozen=True)
+class SavedStep:
+    """A checkpoint. ``fault``: what is wrong with it, None: nothing was seen; ``hashed``: whether all its bytes were looked at."""
+
+    step: int
+    age_s: float
+    bytes: int
+    fault: str | None
+    hashed: bool
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The last validation. ``metric``: the one that selects weights, None if the log does not say; ``best``: its best value."""
+
+    step: int
+    values: dict[str, float]
+    metric: str | None
+    value: float | None
+    best: float | None
+    best_step: int | None
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How long ranks take for their own part of a step, by the last line that tells.
+
+    ``slowest``: the slowest rank; ``slowest_s``: its time; ``data_s``: its wait for data, which is part of that; ``median_s``:
+    the median of the other ranks; ``share``: of the recent lines in which it was the slowest.
+    """
+
+    slowest: int
+    slowest_s: float
+    data_s: float
+    median_s: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a run; None and empty: unknown.
+
+    ``left_s``: time of the steps that are left; ``elapsed_s``: time of those that are done; ``quiet_s``: since the last writing;
+    ``course``: the loss over the whole run; ``broken``: broken records by kind, None where they are not counted yet; ``stops``,
+    ``warnings``: with their times, of warnings the newest; ``remarks``: files that could not be read.
+    """
+
+    name: str
+    folder: str
+    task: str | None
+    state: str
+    well: bool
+    text: str
+    step: int
+    steps: int | None
+    recent: Rate
+    overall: Rate
+    elapsed_s: float | None
+    left_s: float | None
+    started: str | None
+    quiet_s: float
+    losses: dict[str, Loss]
+    course: list[Point]
+    validation: Validation | None
+    checkpoints: list[SavedStep]
+    data_wait: float | None
+    ranks: Ranks | None
+    records: str | None
+    broken: dict[str, int | None]
+    starts: int
+    resumed: int
+    skipped_steps: int
+    stops: list[tuple[str, str]]
+    warning_count: int
+    warnings: list[tuple[str, str]]
+    remarks: list[str]
+
+
+def status_of(run: Run, hashes: bool = False) -> Status:
+    """The status of a run that was read briefly; ``hashes``: compare those of its checkpoints too, which reads all bytes."""
+    series, log, step = run.metrics.series, run.log, run.metrics.last_step or 0
+    recent, overall = _rates(series)
+    elapsed = series.get("elapsed_s")
+    left = max(0, run.steps - step) if run.steps else None
+    speed = recent.steps_per_s or overall.steps_per_s
+    return Status(
+        name=run.name,
+        folder=str(run.folder),
+        task=run.task,
+        state=run.state.name,
+        well=run.state.well,
+        text=run.state.text,
+        step=step,
+        steps=run.steps,
+        recent=recent,
+        overall=overall,
+        elapsed_s=_last(elapsed),
+        left_s=left / speed if left is not None and speed else None,
+        started=log.started,
+        quiet_s=run.quiet_s,
+        losses=_losses(series),
+        course=_course(run.folder / "metrics.jsonl", series.get("loss")),
+        validation=_validation(run),
+        checkpoints=_checkpoints(run.folder / CHECKPOINTS, hashes),
+        data_wait=_mean_of_recent(series.get("data_wait")),
+        ranks=_ranks(series),
+        records=log.read,
+        broken={kind.kind: kind.count for kind in log.kinds.values()},
+        starts=log.starts,
+        resumed=log.resumed,
+        skipped_steps=log.skipped_steps,
+        stops=[event for event in log.events if not event[1].startswith("resuming ")],
+        warning_count=log.warning_count,
+        warnings=list(log.newest_warnings),
+        remarks=run.remarks,
+    )
+
+
+def _rates(series: dict[str, Series]) -> tuple[Rate, Rate]:
+    """The rates over the recent lines, and over the whole run, validations apart."""
+    elapsed = series.get("elapsed_s")
+    if elapsed is None or elapsed.last is None:
+        return Rate(), Rate()
+    samples = _mean_of_recent(series.get("samples_per_s"))
+    overall = _ratio(elapsed.last[0], elapsed.last[1])
+    points = [bucket.mean for bucket in elapsed.buckets[-RECENT - 1 :]]
+    recent = _ratio(points[-1][0] - points[0][0], points[-1][1] - points[0][1])
+    per_step = samples / recent if samples is not None and recent else None
+    return Rate(recent, samples), Rate(overall, per_step * overall if per_step is not None and overall else None)
+
+
+def _ratio(steps: float, seconds: float) -> float | None:
+    return steps / seconds if seconds > 0 and steps > 0 else None
+
+
+def _losses(series: dict[str, Series]) -> dict[str, Loss]:
+    """The losses, their total first."""
+    names = sorted((name for name in series if is_loss(name)), key=lambda name: name != "loss")
+    return {name: loss for name in names if (loss := loss_of(series[name])) is not None}
+
+
+def loss_of(series: Series) -> Loss | None:
+    """A loss and its trend: it falls or rises if the means of the recent lines and of as many before them differ by more than
+    two standard errors."""
+    if series.last is None:
+        return None
+    values = [bucket.mean[1] for bucket in series.buckets]
+    count = min(RECENT, len(values) // 2)
+    now = values[-count:] if count else values[-1:]
+    mean = statistics.fmean(now)
+    if count < FEWEST:
+        return Loss(series.last[1], mean, None, None)
+    earlier = values[-2 * count : -count]
+    before = statistics.fmean(earlier)
+    error = math.sqrt((statistics.variance(now) + statistics.variance(earlier)) / count)
+    trend = "level" if abs(mean - before) <= 2 * error else "falling" if mean < before else "rising"
+    return Loss(series.last[1], mean, before, trend)
+
+
+def _course(file: Path, loss: Series | None) -> list[Point]:
+    """The loss over the whole run: means of the end are the series', which was read; the rest is sampled."""
+    last = [loss.last] if loss is not None and loss.last is not None else []
+    return sorted({*sampled(file, "loss", COURSE), *last})
+
+
+def _validation(run: Run) -> Validation | None:
+    series, step = run.validation.series, run.validation.last_step
+    if step is None or not series:
+        return None
+    values = {name: one.last[1] for name, one in series.items() if one.last is not None and one.last[0] == step}
+    metric = run.log.selects if run.log.selects in series else None
+    best = max((bucket.high for bucket in series[metric].buckets), key=lambda point: point[1]) if metric else None
+    return Validation(
+        step,
+        values,
+        metric,
+        values.get(metric) if metric else None,
+        best[1] if best else None,
+        int(best[0]) if best else None,
+    )
+
+
+def _checkpoints(folder: Path, hashes: bool) -> list[SavedStep]:
+    """The checkpoints that are there, oldest first; one may be removed while it is looked at."""
+    saved = []
+    for step, path in checkpoint_folders(folder):
+        try:
+            files = [entry.stat() for entry in os.scandir(path) if entry.is_file()]
+            age_s = time.time() - path.stat().st_mtime
+        except OSError:
+            continue
+        size = sum(file.st_size for file in files)
+        saved.append(SavedStep(step, age_s, size, fault_of(path, hashes=hashes), hashes))
+    return saved
+
+
+def _ranks(series: dict[str, Series]) -> Ranks | None:
+    names = ("slowest", "slowest_s", "slowest_data_s", "median_s")
+    slowest, slowest_s, data_s, median_s = (_last(series.get(f"ranks/{name}")) for name in names)
+    if slowest is None or slowest_s is None or median_s is None:
+        return None
+    numbers = _recent(series.get("ranks/slowest"))
+    return Ranks(int(slowest), slowest_s, data_s or 0.0, median_s, numbers.count(slowest) / len(numbers))
+
+
+def _recent(series: Series | None) -> Sequence[float]:
+    return [bucket.mean[1] for bucket in series.buckets[-RECENT:]] if series is not None else []
+
+
+def _mean_of_recent(series: Series | None) -> float | None:
+    values = _recent(series)
+    return statistics.fmean(values) if values else None
+
+
+def _last(series: Series | None) -> float | None:
+    return series.last[1] if series is not None and series.last is not None else None

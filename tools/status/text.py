@@ -1,0 +1,215 @@
+"""Status as text: a page for one run, one line each for several."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+
+from tools.report.ticks import written
+from tools.runs.series import Point
+from tools.status.facts import Loss, Status
+
+LABEL = 13
+NARROWEST, WIDEST = 60, 140
+ARROWS = {"falling": "↓", "rising": "↑", "level": "→", None: ""}
+BLOCKS = "▁▂▃▄▅▆▇█"
+BAR = 24
+MOST_METRICS = 4
+
+Row = tuple[str, str, int]
+"""A label, its text, and the lines that it may take."""
+
+
+def page(status: Status, columns: int) -> str:
+    """A page of at most 25 lines."""
+    columns = min(max(columns, NARROWEST), WIDEST)
+    lines = [_cut(f"{status.name}: {status.text}", columns)]
+    for label, text, most in _rows(status):
+        wrapped = textwrap.wrap(
+            printable(text), columns - LABEL, max_lines=most, placeholder=" …", break_on_hyphens=False
+        )
+        lines += [f"{label if not number else '':{LABEL}}{line}" for number, line in enumerate(wrapped)]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(status: Status) -> Iterator[Row]:
+    rows = [
+        ("progress", _progress(status), 1),
+        ("rate", _rate(status), 1),
+        ("time", _time(status), 1),
+        ("losses", _losses(status), 4),
+        ("validation", _validation(status), 2),
+        ("checkpoints", _checkpoints(status), 3),
+        ("ranks", _ranks(status), 2),
+        ("records", _records(status), 3),
+        ("starts", _starts(status), 3),
+        ("warnings", _warnings(status), 3),
+        ("files", "; ".join(status.remarks), 2),
+    ]
+    return (row for row in rows if row[1])
+
+
+def _progress(status: Status) -> str:
+    if not status.steps:
+        return f"step {status.step:,}"
+    share = min(1.0, status.step / status.steps)
+    full = int(share * BAR)
+    return f"{'█' * full}{'░' * (BAR - full)} {share:.0%}, step {status.step:,} of {status.steps:,}"
+
+
+def _rate(status: Status) -> str:
+    parts = []
+    for rate, when in ((status.recent, "recently"), (status.overall, "overall")):
+        numbers = [
+            f"{written(value, 3)} {unit}"
+            for value, unit in ((rate.steps_per_s, "steps/s"), (rate.samples_per_s, "samples/s"))
+            if value is not None
+        ]
+        parts += [f"{when} {' and '.join(numbers)}"] if numbers else []
+    return "; ".join(parts)
+
+
+def _time(status: Status) -> str:
+    parts = []
+    if status.left_s and status.state != "finished":
+        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + status.left_s))
+        parts.append(f"{duration(status.left_s)} left" + (f", until {end}" if status.state == "running" else ""))
+    if status.elapsed_s is not None:
+        parts.append(f"{duration(status.elapsed_s)} trained")
+    if status.started:
+        parts.append(f"started {status.started}")
+    return "; ".join([*parts, f"last written {duration(status.quiet_s)} ago"])
+
+
+def _losses(status: Status) -> str:
+    parts = [f"{name} {_loss(loss)}" for name, loss in status.losses.items()]
+    curve = sparkline(status.course)
+    # Its parts must not be torn apart by the end of a line.
+    return " ".join(part.replace(" ", "\N{NO-BREAK SPACE}") + "  " for part in [*parts[:1], curve, *parts[1:]] if part)
+
+
+def _loss(loss: Loss) -> str:
+    return f"{written(loss.last)} {ARROWS[loss.trend]}".rstrip()
+
+
+def _validation(status: Status) -> str:
+    found = status.validation
+    if found is None:
+        return ""
+    if found.metric is None or found.value is None or found.best is None:
+        shown = ", ".join(f"{name} {written(value)}" for name, value in list(found.values.items())[:MOST_METRICS])
+        return f"step {found.step:,}: {shown}"
+    best = "the best so far" if found.best_step == found.step else f"best {written(found.best)} at {found.best_step:,}"
+    return f"step {found.step:,}: {found.metric} {written(found.value)}, {best}"
+
+
+def _checkpoints(status: Status) -> str:
+    if not status.checkpoints:
+        return "none"
+    parts = []
+    for saved in reversed(status.checkpoints):
+        size, age = f"{saved.bytes / 1e6:,.0f} MB", duration(saved.age_s)
+        state = saved.fault or ("whole" if saved.hashed else "complete")
+        parts.append(f"step {saved.step:,} ({size}, {age} ago, {state})")
+    return ", ".join(parts)
+
+
+def _ranks(status: Status) -> str:
+    parts = []
+    if (ranks := status.ranks) is not None:
+        own, data = (
+            f"{written(ranks.slowest_s, 3)} s for its part of a step",
+            f"{written(ranks.data_s, 3)} s of them for data",
+        )
+        factor = f"{ranks.slowest_s / ranks.median_s if ranks.median_s > 0 else 1.0:.2f} times the median"
+        often = f"the slowest in {ranks.share:.0%} of the recent lines"
+        parts.append(f"slowest is rank {ranks.slowest}: {own}, {data}, {factor}; {often}")
+    if status.data_wait is not None:
+        parts.append(f"rank 0 waits for data {status.data_wait:.0%} of the time")
+    return "; ".join(parts)
+
+
+def _records(status: Status) -> str:
+    kinds = [
+        f"{kind} (not counted yet)" if count is None else f"{count:,} {kind}" for kind, count in status.broken.items()
+    ]
+    return ": ".join(filter(None, [status.records or ("broken" if kinds else ""), ", ".join(kinds)]))
+
+
+def _starts(status: Status) -> str:
+    parts = []
+    if status.starts > 1 or status.resumed:
+        parts.append(f"{status.starts} starts, {status.resumed} of which resumed a checkpoint")
+    if status.skipped_steps:
+        parts.append(f"{status.skipped_steps:,} steps skipped, since a loss or gradient was not finite")
+    if status.stops:
+        when, text = status.stops[-1]
+        parts.append(f"{len(status.stops)} stop{'s' if len(status.stops) > 1 else ''}, the last {when}: {text}")
+    return "; ".join(parts)
+
+
+def _warnings(status: Status) -> str:
+    if not status.warning_count:
+        return ""
+    when, text = status.warnings[-1]
+    return f"{status.warning_count:,}, the last {when}: {text.splitlines()[0]}"
+
+
+def table(statuses: Sequence[Status], columns: int) -> str:
+    """A line for each run, below a line of titles."""
+    rows = [("run", "state", "step", "steps/s", "left", "loss", "best", ""), *map(_cells, statuses)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "".join(f"{_cut(line, max(columns, NARROWEST))}\n" for line in lines)
+
+
+def _cells(status: Status) -> tuple[str, ...]:
+    step = f"{status.step:,}" + (f"/{status.steps:,}" if status.steps else "")
+    speed = status.recent.steps_per_s or status.overall.steps_per_s
+    left = duration(status.left_s) if status.left_s and status.state != "finished" else ""
+    loss = status.losses.get("loss")
+    best = status.validation.best if status.validation else None
+    notes = [f"{status.warning_count} warnings"] if status.warning_count else []
+    notes += [f"resumed {status.resumed} times"] if status.resumed else []
+    notes += ["damaged checkpoints"] if any(saved.fault for saved in status.checkpoints) else []
+    cells = (
+        status.name,
+        status.state,
+        step,
+        "" if speed is None else written(speed, 3),
+        left,
+        "" if loss is None else _loss(loss),
+        "" if best is None else written(best),
+        ", ".join(notes),
+    )
+    return tuple(printable(cell) for cell in cells)
+
+
+def sparkline(course: Sequence[Point]) -> str:
+    """A curve of blocks, one for each point, from the least to the greatest value; empty below three points."""
+    values = [value for _, value in course]
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    if len(values) < 3 or low == high:
+        return ""
+    return "".join(BLOCKS[min(len(BLOCKS) - 1, int((value - low) / (high - low) * len(BLOCKS)))] for value in values)
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units."""
+    whole = max(0, round(seconds))
+    for unit, name, small, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            rest = whole % unit // small
+            return f"{whole // unit} {name}" + (f" {rest} {small_name}" if rest and whole < 10 * unit else "")
+    return f"{whole} s"
+
+
+def printable(text: str) -> str:
+    """The text without characters that steer a terminal: files may hold anything."""
+    return "".join(c if c.isprintable() or c in "\n\N{NO-BREAK SPACE}" else "?" for c in text)
+
+
+def _cut(line: str, columns: int) -> str:
+    line = printable(line).replace("\n", " ")
+    return line if len(line) <= columns else f"{line[: columns - 2]} …"
