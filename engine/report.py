@@ -16,6 +16,7 @@ from engine.devices import peak_of
 from engine.metrics_log import MetricsLog
 from engine.throughput import Throughput
 from engine.train_config import TrainConfig
+from engine.watch import Watch, pop_times
 from utils import distributed
 from utils.batch import WORK, Work
 from utils.errors import UserError
@@ -75,6 +76,17 @@ class PendingStep:
         return dict(zip(self.names, self.values.tolist(), strict=True))
 
 
+def start_copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Start to copy numbers to the host; returns the copy, and the event after which it can be read, None: at once."""
+    if values.device.type != "cuda":
+        return values, None
+    host = torch.empty(values.shape, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return host, copied
+
+
 @dataclass
 class Tally:
     """Counters of a run, kept in its checkpoints."""
@@ -108,6 +120,7 @@ class Reporter:
         self.folder, self.metrics, self.progress = folder, metrics, progress
         peak = config.peak_tflops or peak_of(device, config.precision)
         self.throughput = Throughput(distributed.world_size(), peak, COMPILE_STEPS if config.compile else 1)
+        self.watch = Watch()
         self.clock = time.perf_counter()
         self.weights = weights
         self.has_finite_step = self.has_checked_weights = False
@@ -120,10 +133,12 @@ class Reporter:
         self.throughput.add(Work(*(values.pop(name) for name in WORK)), now, pending.data_wait_s)
         self.progress.update(1)
         culprit, asked, scale = bool(values.pop("culprit")), bool(values.pop("asked")), values.pop("loss_scale", None)
+        times = pop_times(values)
         if values.pop("bad"):
             self._not_finite(pending, values, culprit)
             return asked
         self.has_finite_step = True
+        self.watch.add(values["loss"])
         if pending.step % self.config.log_every and pending.step != self.steps:
             return asked
         if scale is not None:
@@ -134,8 +149,10 @@ class Reporter:
                 )
         rates = {f"lr/{name}": rate for name, rate in self.learning_rates(pending.step - 1).items()}
         speed = self.throughput.rates()
+        elapsed_s = self.tally.elapsed_s
+        ranks = self.watch.line(pending.step, times, speed, rates, elapsed_s)
         if self.metrics:
-            self.metrics.write({"step": pending.step, **values, **rates, **speed, "elapsed_s": self.tally.elapsed_s})
+            self.metrics.write({"step": pending.step, **values, **rates, **speed, **ranks, "elapsed_s": elapsed_s})
         self.progress.set_postfix_str(_short(values, speed))
         return asked
 

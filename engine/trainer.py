@@ -23,7 +23,8 @@ from engine.losses import WeightedSum, count_step, sum_tensors
 from engine.metrics_log import MetricsLog
 from engine.precision import Precision
 from engine.prefetch import HostAndDevice, prefetch
-from engine.report import COMPILE_STEPS, PendingStep, Reporter, Tally
+from engine.rank_times import RankTimes
+from engine.report import COMPILE_STEPS, PendingStep, Reporter, Tally, start_copy_to_host
 from engine.run_folder import RunFolder
 from engine.saving import CheckpointWriter, save_best
 from engine.seeds import mix_seed, seed_generators
@@ -90,6 +91,7 @@ class Trainer:
         self.precision = Precision(train.precision, device)
         self.consumed, self.tally = 0, Tally()
         self.stop = stop or StopRequest()
+        self.times = RankTimes(device, train.log_every, self.steps)
         self.stall = StallWatch(train.stall_s, folder.log_of(distributed.rank()))
         self.best: float | None = None
         self.validation_due = False
@@ -167,12 +169,11 @@ class Trainer:
             self._validate(metrics, report)
             self._save(metrics)  # else a run that was through but for this would make it again at each --resume
         while self.step < self.steps:
-            started = time.perf_counter()
-            pairs = [next(batches) for _ in range(self.accumulation)]
-            data_wait_s = time.perf_counter() - started
+            with self.times.waiting_for_data():
+                pairs = [next(batches) for _ in range(self.accumulation)]
             self._reached("data")
             current = self.train_step([pair.on_host for pair in pairs], [pair.on_device for pair in pairs])
-            current.data_wait_s = data_wait_s
+            current.data_wait_s = self.times.data_wait_s
             asked = pending is not None and report(pending)
             self._reached("report")
             pending = current
@@ -197,6 +198,7 @@ class Trainer:
     def _reached(self, phase: str) -> None:
         """The host is through with a phase of the step."""
         self.stall.phase = PHASES[(PHASES.index(phase) + 1) % len(PHASES)]
+        self.times.reached(phase)
         self.after(phase)
 
     def _reporter(self, metrics: MetricsLog | None, progress: Any) -> Reporter:
@@ -288,8 +290,8 @@ class Trainer:
         ``local`` (K + 1,): this rank's losses and their sum, by ``names``.
         """
         # A flag is summed like a loss: all ranks learn after the same step whether one of them was asked to stop.
-        flag = local.new_full((1,), float(self.stop.signum is not None))
-        losses, asked = distributed.sum_over_ranks(torch.cat([local, flag])).split([len(local), 1])
+        told, news = self.times.news(self.stop.signum is not None, self.step + 1, local)
+        losses, news = distributed.sum_over_ranks(torch.cat([local, news])).split([len(local), len(news)])
         bad = ~losses.isfinite().all()
         scaler, rest = self.precision.scaler, {}
         update = GuardedUpdate(self.optimizer, self.precision, self.trained.parameters, self.config.clip_grad_norm)
@@ -305,16 +307,11 @@ class Trainer:
         update.step_unless(bad)
         self._reached("optimiser")
         culprit = ~local.isfinite().all()
-        rest |= {"grad_norm": norm, "bad": bad, "culprit": culprit, "asked": asked[0]}
-        values = torch.cat([losses, torch.stack([value.float() for value in rest.values()]), work]).detach()
-        copied = None
-        if self.device.type == "cuda":
-            host = torch.empty(values.shape, pin_memory=True)
-            host.copy_(values, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record()
-            values = host
-        return PendingStep(self.step + 1, [*names, *rest, *WORK], values, copied, micro_batches, time.perf_counter())
+        rest |= {"grad_norm": norm, "bad": bad, "culprit": culprit}
+        values = torch.cat([losses, torch.stack([value.float() for value in rest.values()]), news, work]).detach()
+        values, copied = start_copy_to_host(values)
+        names = [*names, *rest, *told, *WORK]
+        return PendingStep(self.step + 1, names, values, copied, micro_batches, time.perf_counter())
 
     def _save(self, metrics: MetricsLog | None) -> None:
         """Start to write a checkpoint of this step; only rank 0 does."""

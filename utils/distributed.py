@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -23,6 +23,9 @@ TIMEOUT_MIN = 120.0
 
 RECORDED_COLLECTIVES = 2000
 """Collectives that the flight recorder keeps of each rank: those of tens of steps."""
+
+around_waits: Callable[[], AbstractContextManager[None]] = nullcontext
+"""Context in which this process waits for what other ranks gather in a forward pass; set by who measures that."""
 
 # The variants for one tensor; those for lists of tensors copy. Newer versions of torch rename both.
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
@@ -85,7 +88,8 @@ def start_gather(tensor: Tensor) -> Callable[[], Tensor]:
     transfer = _all_gather(gathered, local, async_op=True)
 
     def finish() -> Tensor:
-        transfer.wait()
+        with around_waits():
+            transfer.wait()
         return cast(Tensor, _GatherTensors.apply(tensor, gathered)) if tensor.requires_grad else gathered
 
     return finish

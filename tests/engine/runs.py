@@ -8,8 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from engine.watch import RANKS
+
 ROOT = Path(__file__).parent.parent.parent
-OF_TIME = ("samples_per_s", "images_per_s", "tokens_per_s", "tflops_per_s", "utilisation", "data_wait", "elapsed_s")
+OF_TIME = (
+    *("samples_per_s", "images_per_s", "tokens_per_s", "tflops_per_s", "utilisation", "data_wait", "elapsed_s"),
+    *RANKS,
+)
 
 
 def command(output: Path, overrides: list[str], resume: bool = False) -> list[str]:

@@ -16,12 +16,16 @@ from typing import Any
 import pytest
 
 from demo.scenes.build import build
+from engine.watch import RANKS
 from tests.conftest import tiny_run
 from tests.ranks import CONTEXT, free_port, run_rank
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 18
-OF_TIME = ("samples_per_s", "images_per_s", "tokens_per_s", "tflops_per_s", "utilisation", "data_wait", "elapsed_s")
+OF_TIME = (
+    *("samples_per_s", "images_per_s", "tokens_per_s", "tflops_per_s", "utilisation", "data_wait", "elapsed_s"),
+    *RANKS,
+)
 
 
 class Job:

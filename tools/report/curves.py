@@ -19,6 +19,8 @@ SPEED = {
     "tokens_per_s": ("tokens per second", 1.0, ""),
     "step_s": ("time of a step", 1.0, " s"),
     "data_wait": ("waiting for data", 100.0, " %"),
+    "ranks/slowest_s": ("own part of a step, slowest rank", 1.0, " s"),
+    "ranks/median_s": ("own part of a step, median of the others", 1.0, " s"),
     "tflops_per_s": ("TFLOP/s", 1.0, ""),
     "utilisation": ("utilisation of the peak", 100.0, " %"),
 }
