@@ -41,6 +41,10 @@ def line(second: str, message: str, level: str = "WARNING", logger: str = "a.b")
     return f"2026-01-02 03:05:{second},000 {level} {logger}: {message}\n"
 
 
+START = line("00", "1.9 M parameters", "INFO", "tasks.base")
+"""What each process logs, also one that resumes."""
+
+
 def cut(folder: Path) -> Path:
     (folder / "evaluation.json").unlink()
     return folder
@@ -188,8 +192,11 @@ def test_faults_are_told_broken_records_by_kind_restarts_stops_and_warnings(make
     summary = "7 of 300 records (2.3 %) are broken: 5 bad json (first: a.jsonl:3), 2 missing image (first: a.jsonl:9)"
     log = "".join(
         (
-            LOG + line("01", summary, logger="dataset.loaders") + line("02", "stopped by SIGTERM: saved step 4"),
-            LOG + line("03", "resuming from runs/x/checkpoints/step-00000004", "INFO") + line("04", broken),
+            LOG
+            + START
+            + line("01", summary, logger="dataset.loaders")
+            + line("02", "stopped by SIGTERM: saved step 4"),
+            START + line("03", "resuming from runs/x/checkpoints/step-00000004", "INFO") + line("04", broken),
             line("05", "step 6: skipped, since a loss or gradient is not finite (loss nan)") + line("06", "odd\nmore"),
         )
     )
@@ -201,6 +208,15 @@ def test_faults_are_told_broken_records_by_kind_restarts_stops_and_warnings(make
     assert starts.startswith("2 starts, 1 of which resumed a checkpoint; 1 steps skipped")
     assert starts.endswith("1 stop, the last 2026-01-02 03:05:02: stopped by SIGTERM: saved step 4")
     assert row_of(page, "warnings") == "1, the last 2026-01-02 03:05:06: odd"
+
+
+def test_a_stop_before_the_newest_start_is_no_reason_of_the_state(make, capsys):
+    stopped = LOG + START + line("02", "stopped by SIGTERM: saved step 4")
+    folder = cut(make(losses=range(10, 5, -1), log=stopped))
+    assert object_of(capsys, folder, 1)["text"] == "cut at step 5 of 10 (stopped by SIGTERM: saved step 4)"
+    resumed = START + line("03", "resuming from runs/x/checkpoints/step-00000004", "INFO")
+    (folder / "log.txt").write_text(stopped + resumed)
+    assert object_of(capsys, folder, 1)["text"] == "cut at step 5 of 10"
 
 
 def test_the_slowest_rank_is_named(make, capsys):

@@ -64,8 +64,7 @@ class LogFacts:
     def add(self, time: str, level: str, logger: str, message: str) -> None:
         """Take one message of the log."""
         self.started, self.ended = self.started or time, time
-        if message.startswith("weights: "):  # the first message of each process
-            self.starts += 1
+        if message.startswith("weights: "):  # the first message of a process that does not resume
             self.weights, self.stop = self.weights or message.splitlines()[0].removeprefix("weights: "), None
         if message.startswith("resuming from "):
             self.resumed += 1
@@ -88,7 +87,8 @@ class LogFacts:
             self.selects = match[1]
             self.best = int(best[1]) if (best := BEST.match(message)) else self.best
         elif match := PARAMETERS.fullmatch(message):
-            self.parameters = match[0]
+            self.parameters, self.stop = match[0], None
+            self.starts += 1
 
     def _records(self, match: re.Match[str]) -> None:
         self.read = match[0].split(": ", 1)[0]

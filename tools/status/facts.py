@@ -44,7 +44,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class SavedStep:
-    """A checkpoint. ``fault``: what is wrong with it, None: nothing was seen; ``hashed``: whether all its bytes were looked at."""
+    """A checkpoint. ``fault``: what is wrong with it, None: nothing was seen; ``hashed``: whether its bytes were looked at."""
 
     step: int
     age_s: float
