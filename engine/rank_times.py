@@ -54,8 +54,10 @@ class RankTimes:
         """The host is through with a phase of the step."""
         if self.alone:
             return
-        if phase in ("work", "backward"):  # a forward pass follows; after the last "backward" none, and that has no end
+        if phase in ("work", "backward"):  # the forward pass of a micro-batch follows
             self._began = self._now()
+        elif phase == "clip":  # none followed
+            self._began = None
         elif phase == "losses":
             self._spans.append((1.0, self._began, self._now()))
             self._began = None

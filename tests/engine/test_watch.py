@@ -197,6 +197,9 @@ def test_on_a_device_times_are_added_once_they_are_over(monkeypatch):
             pass
         ranks.reached("losses")  # three seconds, in one of which this rank waits
         ranks.reached("backward")
+        ranks.reached("clip")
+        with distributed.around_waits():
+            pass  # as in a validation: no part of a forward pass of training
 
     def own_s(number: int) -> float:
         return ranks.news(False, number, torch.zeros(1))[1][1].item()
