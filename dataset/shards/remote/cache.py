@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-SHELVES = 16
+SHELVES = 64
 _DIGEST = 16
-_MAPPED = 32
-"""Blocks that a process holds mapped."""
+_MAPPED = 256
+"""Blocks that a process holds mapped; they stay on the disk until it lets them go."""
+_CHECKED = 1 << 16
+"""Blocks of which a process knows that it has checked the digest."""
 _LOCKS = 1024
 _USED_S = 30.0
 """Time after which the use of a block is noted again."""
@@ -43,6 +45,7 @@ class BlockCache:
     def __init__(self, folder: Path, bound: int):
         self.folder, self.shelf_bound = folder, bound // SHELVES
         self._mapped: OrderedDict[str, tuple[Block, float]] = OrderedDict()
+        self._checked: dict[str, int] = {}
 
     def get(self, name: str, size: int, fetch: Callable[[], bytes]) -> Block:
         """The block ``name`` of ``size`` bytes: from memory, from the folder, or by ``fetch``, in one process at a time."""
@@ -79,15 +82,31 @@ class BlockCache:
         """A block of the folder; None where it is not there, or damaged: then it is taken away."""
         try:
             with path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size == size + _DIGEST:
+                status = os.fstat(file.fileno())
+                if status.st_size == size + _DIGEST:
                     view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-                    if _digest(view[:size]) == view[size:]:
+                    if self._is_whole(path.name, status.st_ino, view):
                         return self._use(path, view[:size])
         except OSError:
             return None
         logger.warning("%s is damaged; the block is fetched again", path)
         path.unlink(missing_ok=True)
         return None
+
+    def _is_whole(self, name: str, file: int, content: memoryview) -> bool:
+        """Whether content and digest agree; each file is looked at once."""
+        if self._checked.get(name) == file:
+            return True
+        if _digest(content[:-_DIGEST]) != content[-_DIGEST:]:
+            return False
+        self._note(name, file)
+        return True
+
+    def _note(self, name: str, file: int) -> None:
+        """A file is known to be whole."""
+        if len(self._checked) >= _CHECKED:
+            self._checked.clear()
+        self._checked[name] = file
 
     def _keep(self, path: Path, content: bytes) -> None:
         """Write a block, after making room; where the disk has none, or cannot be written, blocks stay in memory."""
@@ -105,6 +124,7 @@ class BlockCache:
                     file.write(content)
                     file.write(_digest(content))
                 os.replace(temporary, path)
+                self._note(path.name, os.stat(path).st_ino)
         except OSError as error:
             _warn_not_kept(self.folder, error.strerror or str(error))
 

@@ -22,7 +22,8 @@ from utils.files import cache_folder, expanded
 
 T = TypeVar("T")
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20
+"""Of a request. Two nodes that read neighbouring runs of records both fetch the block on the border."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 20.0
 
 logger = logging.getLogger(__name__)

@@ -67,7 +67,7 @@ class RemoteShard:
 
     def open(self, state: tuple[int, int] | None = None) -> BinaryIO:
         """Its content. ``state``: that of the index; None: as it is now."""
-        return io.BufferedReader(_Content(self, state or self.state()), 1 << 16)
+        return io.BufferedReader(_Content(self, state or self.state()))
 
     def block(self, state: tuple[int, int], number: int) -> bytes | memoryview:
         """Block ``number`` of it; see :meth:`~dataset.shards.remote.server.Server.block`."""
@@ -79,6 +79,7 @@ class _Content(io.RawIOBase):
 
     def __init__(self, shard: RemoteShard, state: tuple[int, int]):
         self._shard, self._state, self._at = shard, state, 0
+        self._number, self._block = -1, memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -100,7 +101,10 @@ class _Content(io.RawIOBase):
         number, first = divmod(self._at, BLOCK_BYTES)
         if self._at >= self._state[0] or not len(buffer):
             return 0
-        part = memoryview(self._shard.block(self._state, number))[first : first + len(buffer)]
+        if number != self._number:
+            self._block = memoryview(self._shard.block(self._state, number))
+            self._number = number
+        part = self._block[first : first + len(buffer)]
         buffer[: len(part)] = part
         self._at += len(part)
         return len(part)

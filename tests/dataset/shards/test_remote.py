@@ -14,12 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataset.loaders import BatchLoader
 from dataset.shards.readers import Shards
 from dataset.shards.remote import server as remote_server
 from dataset.shards.remote import shards as remote_shards
 from dataset.shards.remote.server import RemoteConfig
+from dataset.tasks.pretrain import DataConfig, PretrainBatches, TextStreamConfig
+from tasks.data_identity import data_identity
 from utils.addresses import is_address
 from utils.errors import UserError
+from utils.inputs import check_inputs
 
 BLOCK = 3000
 
@@ -156,6 +160,43 @@ def test_a_run_resumes_in_the_middle_of_a_block(local, open_remote, server):
     assert contents(first, order[:37]) == [local[n] for n in order[:37]]
     again = pickle.loads(pickle.dumps(open_remote(*ALL)))
     assert contents(again, order[37:]) == [local[n] for n in order[37:]]
+
+
+@pytest.mark.parametrize("order", ["random", "blocks"])
+def test_a_loader_resumes_in_the_middle_of_a_block(served, server, tokenizer, tmp_path, order):
+    """On more ranks, with workers, an empty cache, and requests that fail."""
+    lines = [json.dumps({"text": f"a red star number {n}"}) for n in range(400)]
+    (served / "texts.jsonl").write_text("\n".join(lines))
+
+    def places(url: str, cache: str, first: int, ranks: int, workers: int) -> list[list[str]]:
+        lanes = {"lanes": 4, "block_records": 50} if order == "blocks" else {}
+        texts = TextStreamConfig(files=[f"{url}/texts.jsonl"], batch_size=2, order=order, **lanes)
+        folders = {"cache_index": str(tmp_path / "index"), "remote": RemoteConfig(cache=str(tmp_path / cache))}
+        data = DataConfig(texts=texts, workers=workers, **folders)
+        read: dict[int, list[str]] = {}
+        for rank in range(ranks):
+            maker = PretrainBatches(
+                data, tokenizer=tokenizer, image_size=16, patch_size=8, seed=3, world_size=ranks, accumulate=4 // ranks
+            )
+            loader = BatchLoader(maker, data, rank=rank, world_size=ranks)
+            for number, batch in enumerate(loader.batches(first, (240 - first) // ranks)):
+                read[first + number * ranks + rank] = [place.rpartition("/")[2] for place in batch.records]
+        return [read[number] for number in sorted(read)]
+
+    straight = places(str(served), "none", 0, 1, 0)
+    server.fault = lambda number: "cut" if number % 3 == 0 else ""
+    assert places(server.url, "first", 0, 1, 0) == straight
+    assert places(server.url, "second", 52, 2, 2) == straight[52:]
+
+
+def test_a_run_knows_that_remote_data_have_changed(served, server, tmp_path):
+    texts = TextStreamConfig(files=[f"{server.url}/{{000..001}}.tar"], batch_size=2)
+    data = DataConfig(texts=texts)
+    check_inputs(data)
+    before = data_identity(data)
+    assert data_identity(data) == before
+    server.marks["001.tar"] = '"2"'
+    assert data_identity(data) != before
 
 
 def _compare(shards: Shards, local: list) -> None:
