@@ -133,8 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for views, done in ((True, "views made"), (False, "decoded")):
             rounds = [[read(own, folder, views=views) for own in files.values()] for _ in range(flags.rounds)]
             medians = np.median(rounds, axis=0)
-            for what, rate, own in zip(files, medians, zip(*rounds, strict=True), strict=True):
-                each = f"rounds {min(own):,.0f} to {max(own):,.0f}"
+            for what, rate, rates in zip(files, medians, zip(*rounds, strict=True), strict=True):
+                each = f"rounds {min(rates):,.0f} to {max(rates):,.0f}"
                 sys.stdout.write(
                     f"{what}: {rate:,.0f} pictures/s {done} ({each}), {rate / medians[0]:.0%} of the disk's\n"
                 )

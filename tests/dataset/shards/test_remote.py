@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from dataset.loaders import BatchLoader
+from dataset.prepare.frame_files import outputs_of_shards
 from dataset.shards.readers import Shards
 from dataset.shards.remote import server as remote_server
 from dataset.shards.remote import shards as remote_shards
@@ -281,3 +282,8 @@ def test_a_missing_package_is_named_with_its_remedy(open_remote, monkeypatch, ad
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=rf'needs {package}, which is not installed: pip install "\.\[remote\]"'):
         open_remote(address)
+
+
+def test_frames_are_made_of_shards_on_this_machine_alone():
+    with pytest.raises(UserError, match=r"^--records https://host/a.jsonl: frames are made of shards on this machine"):
+        outputs_of_shards(["https://host/a.jsonl"], making=None)
