@@ -29,6 +29,7 @@ from dataset.shards import index
 from dataset.shards.blocks import BLOCK_RECORDS, BlockOrder
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import Order, RandomOrder
+from dataset.shards.states import states_of
 
 SHARDS, RECORDS = 130_000, 1_300_000_000
 TARS, PER_TAR, IMAGE_BYTES = 8, 10_000, 2_000
@@ -68,7 +69,7 @@ def write_large(folder: Path, shards: int, records: int) -> list[str]:
     for shard in range(shards):
         (folder / "data" / f"{shard:06d}.tar").touch()
     paths = sorted((folder / "data").iterdir())
-    states = index._states(paths, "files")
+    states = states_of(paths, "files")
     each = np.full((shards, 1), records // shards, np.int64)
     table = np.concatenate([states, each, np.zeros((shards, 1), np.int64), np.ones((shards, 1), np.int64)], axis=1)
     made = folder / "index" / f"{index.name_of(paths)}.index"

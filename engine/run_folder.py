@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "data.worker_timeout_s",
     "data.max_broken",
     "data.cache_index",
+    "data.remote",
     "evaluation",
 )
 """Keys and sections that may change when a run is resumed: they do not affect training."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 
-from dataset.shards.finding import find_shards
+from dataset.shards.finding import ShardFile, find_shards
+from dataset.shards.remote.shards import RemoteShard
 from utils.config import Config
 from utils.files import expanded
 from utils.inputs import inputs_of
@@ -21,21 +21,26 @@ def data_identity(data: Config, section: str = "data") -> dict[str, str]:
     """A digest for each key of the section ``data``, or another one, that names annotation files or shards.
 
     It covers names and sizes of all files, and the first and last bytes of up to :data:`SAMPLED_FILES` of each key: reading whole
-    data sets would take hours. Folders of images are not looked into.
+    data sets would take hours. Of remote files, it covers all addresses, and sizes and versions of as many files.
+    Folders of images are not looked into.
     """
-    named: dict[str, list[Path]] = defaultdict(list)
+    named: dict[str, list[ShardFile]] = defaultdict(list)
     for key, kind, path in inputs_of(data, f"{section}."):
         if kind == "file":
             named[key].append(expanded(path))
         elif kind == "shards":
-            named[key] += find_shards([path], key)
+            named[key] += find_shards([path], key, getattr(data, "remote", None))
     return {key: _digest(files) for key, files in named.items()}
 
 
-def _digest(files: Sequence[Path]) -> str:
+def _digest(files: Sequence[ShardFile]) -> str:
     total = hashlib.sha256()
     step = max(1, len(files) // SAMPLED_FILES)
     for number, file in enumerate(files):
+        if isinstance(file, RemoteShard):
+            state = file.state() if number % step == 0 else ""
+            total.update(f"{file} {state}\n".encode())
+            continue
         size = file.stat().st_size
         total.update(f"{file.name} {size}\n".encode("utf-8", "surrogateescape"))
         if number % step == 0:

@@ -81,7 +81,7 @@ def check_files(config: EvaluationConfig, data: DataConfig) -> None:
     """Raise a :class:`UserError` before training if held-out files are missing or empty, or videos cannot be read."""
     for which in ("files", "region_files", "video_files"):
         if files := getattr(config, which):
-            shards = Shards(files, key=f"evaluation.{which}", index_folder=data.cache_index)
+            shards = Shards(files, key=f"evaluation.{which}", index_folder=data.cache_index, remote=data.remote)
             if which == "video_files":
                 if data.videos is None:
                     raise UserError("evaluation.video_files: there is no data.videos to say how they are read; add it")
@@ -121,6 +121,7 @@ class PretrainEvaluator:
             image_size=vision.image_size,
             limit=self.config.limit,
             index_folder=self.data.cache_index,
+            remote=self.data.remote,
         )
 
     def _stream(self, which: str) -> ImageRecordsConfig:
@@ -141,6 +142,7 @@ class PretrainEvaluator:
             limit=self.config.limit,
             config_key=f"evaluation.{which}",
             index_folder=self.data.cache_index,
+            remote=self.data.remote,
         )
 
     def evaluate(self) -> Evaluation:
@@ -270,7 +272,12 @@ class PretrainEvaluator:
         numbers = [number for number, record in enumerate(self.with_boxes) if record.elements]
         shown = [numbers[place] for place in spread(len(numbers), self.config.panels)]
         which = "region_files" if self.config.region_files else "files"
-        shards = Shards(getattr(self.config, which), key=f"evaluation.{which}", index_folder=self.data.cache_index)
+        shards = Shards(
+            getattr(self.config, which),
+            key=f"evaluation.{which}",
+            index_folder=self.data.cache_index,
+            remote=self.data.remote,
+        )
         panels, broken = readable_panels((partial(self._panel, shards, which, number) for number in shown), path.name)
         if not panels:
             return None

@@ -58,16 +58,16 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Index the shards, and print a line for each list; returns the exit status."""
     flags = arguments_of(argv)
-    folder, lists = flags.index, {"FILES": flags.words}
+    folder, lists, remote = flags.index, {"FILES": flags.words}, None
     if flags.config is not None:
         choice = choose(flags.config, flags.words, None)
         config = load_config(choice.config, flags.words, choice.load().config)
         lists = shard_lists(config)
-        folder = folder or getattr(config.data, "cache_index", None)
+        folder, remote = folder or getattr(config.data, "cache_index", None), getattr(config.data, "remote", None)
         if not lists:
             raise UserError(f"--config {flags.config}: names no shards; only pre-training reads any")
     for key, files in lists.items():
-        shards = Shards(files, key=key, index_folder=folder, workers=flags.workers)
+        shards = Shards(files, key=key, index_folder=folder, remote=remote, workers=flags.workers, ask=True)
         where = shards.index.folder or "memory alone"
         sys.stdout.write(f"{key}: {len(shards):,} records in {len(shards.paths):,} shards; {where}\n")
         sys.stdout.flush()

@@ -16,6 +16,7 @@ from dataset.prepare.raw_folder import RawFolder
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageSource
 from dataset.shards.readers import Shards
+from dataset.shards.remote.server import RemoteConfig
 from tasks.finetune import FineTuneTask
 from tasks.kinds import choose
 from tasks.pretrain import PretrainConfig
@@ -120,7 +121,7 @@ def _read_pretraining(path: str, config: Any, sides: Sides) -> None:
     for name, stream in streams.items():
         for files in stream.paths:
             key = f"data.{name}.files"
-            _try(f"{path} {files}", partial(_Records, [files], stream, key), sides.training, sides)
+            _try(f"{path} {files}", partial(_Records, [files], stream, key, config.data.remote), sides.training, sides)
     evaluation = config.evaluation
     if evaluation is None:
         return
@@ -128,14 +129,15 @@ def _read_pretraining(path: str, config: Any, sides: Sides) -> None:
         files = getattr(evaluation, key)
         own = streams.get(stream) or next(iter(streams.values()), None)
         if files and own is not None:
-            _try(f"{path} evaluation.{key}", partial(_Records, files, own, f"evaluation.{key}"), sides.held_out, sides)
+            opened = partial(_Records, files, own, f"evaluation.{key}", config.data.remote)
+            _try(f"{path} evaluation.{key}", opened, sides.held_out, sides)
 
 
 class _Records:
     """The images of the records of shards, read when they are gone through; broken records are left out, as in a run."""
 
-    def __init__(self, files: list[str], stream: Any, key: str):
-        self.shards, self.stream, self.name = Shards(files, key=key), stream, files[0]
+    def __init__(self, files: list[str], stream: Any, key: str, remote: RemoteConfig | None = None):
+        self.shards, self.stream, self.name = Shards(files, key=key, remote=remote), stream, files[0]
 
     def __iter__(self) -> Iterator[KnownImage]:
         count = len(self.shards)

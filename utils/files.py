@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,17 @@ from pathlib import Path
 def expanded(path: str | Path) -> Path:
     """The path with ``~`` as the home folder; unchanged where there is none, which ``Path.expanduser`` refuses to do."""
     return Path(os.path.expanduser(path))
+
+
+def cache_folder() -> Path | None:
+    """Our part of the user's cache folder of the platform; None for a user without a home."""
+    home = expanded("~")
+    variable = {"darwin": "", "win32": "LOCALAPPDATA"}.get(sys.platform, "XDG_CACHE_HOME")
+    named = os.environ.get(variable)
+    if not named and not home.is_absolute():
+        return None
+    caches = home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"
+    return Path(named or caches) / "x2vlm"
 
 
 def sync_file(path: Path) -> None:

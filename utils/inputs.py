@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag
 
+from utils.addresses import is_address
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import expanded
@@ -39,7 +40,7 @@ InputModel = Annotated[str, Input("model")]
 class WeightedShards(Config):
     """An entry of a list of shards with a weight."""
 
-    path: str = Field(description="a file, pattern or folder")
+    path: str = Field(description="a file, pattern, folder or address")
     weight: float = Field(gt=0, le=100, description="how often an epoch reads each of its records")
 
 
@@ -107,6 +108,8 @@ def _configs_in(value: Any, key: str) -> Iterator[tuple[Config, str]]:
 
 
 def _is_there(kind: Kind, value: str) -> bool:
+    if kind == "shards" and is_address(value):
+        return True  # whether it is there, says the server
     path = expanded(value)
     try:
         if kind == "model" and not looks_like_path(value):

@@ -15,6 +15,7 @@ from dataset.prepare.frame_making import FrameMaking, Job
 from dataset.records.broken import broken_record
 from dataset.records.schema import BrokenRecordError, broken_key
 from dataset.shards.readers import Shards
+from utils.addresses import is_address
 from utils.errors import UserError
 
 
@@ -36,9 +37,13 @@ def outputs_of_shards(
     """A shard of JSON lines for each shard.
 
     Raises:
-        UserError: as :class:`~dataset.shards.readers.Shards`; two shards have one name; the decoder cannot be loaded.
+        UserError: as :class:`~dataset.shards.readers.Shards`; an address; two shards have one name; the decoder cannot be loaded.
     """
+    for entry in files:
+        if is_address(entry):
+            raise UserError(f"--records {entry}: frames are made of shards on this machine; copy them here first")
     shards = Shards(files, key="--records")
+    local = [path for path in shards.paths if isinstance(path, Path)]
 
     def job(number: int) -> Job:
         try:
@@ -52,7 +57,7 @@ def outputs_of_shards(
 
     outputs = [
         OutputFile(path.stem + ".jsonl", path, size, partial(map, job, range(end - size, end)))
-        for path, size, end in zip(shards.paths, shards.sizes, itertools.accumulate(shards.sizes), strict=True)
+        for path, size, end in zip(local, shards.sizes, itertools.accumulate(shards.sizes), strict=True)
     ]
     _check_names(outputs, "--records", "rename one, or make it in a folder of its own")
     _check_decoder((source for start in shards.starts for source in _sources(job(start))), making)

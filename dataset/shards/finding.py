@@ -8,24 +8,33 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
+from dataset.shards.remote.server import RemoteConfig, Server
+from dataset.shards.remote.shards import RemoteShard, find_remote
+from utils.addresses import is_address
 from utils.errors import UserError
 from utils.files import expanded
 
+ShardFile = Path | RemoteShard
+F = TypeVar("F", Path, RemoteShard)
+
 LINES_SUFFIXES = (".jsonl", ".json")
 TAR_SUFFIX = ".tar"
+_SUFFIXES = (*LINES_SUFFIXES, TAR_SUFFIX)
 COMPANION_SUFFIXES = (".parquet", ".csv", ".feather")
 """Of the tables that img2dataset writes beside each tar."""
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
 
 
-def find_shards(entries: Sequence[str], key: str) -> list[Path]:
+def find_shards(entries: Sequence[str], key: str, remote: RemoteConfig | None = None) -> list[ShardFile]:
     """The shard files that ``entries`` name: see :func:`find_by_entry`."""
-    return [path for paths in find_by_entry(entries, key) for path in paths]
+    return [path for paths in find_by_entry(entries, key, remote) for path in paths]
 
 
-def find_by_entry(entries: Sequence[str], key: str) -> list[list[Path]]:
-    """For each entry its shard files: a file, those of a glob pattern, or ``*.jsonl``, ``*.json`` and ``*.tar`` of a folder.
+def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None = None) -> list[list[ShardFile]]:
+    """For each entry its shard files: a file, those of a glob pattern, or ``*.jsonl``, ``*.json`` and ``*.tar`` of a folder;
+    or those of an address, read as ``remote`` says: see :func:`~dataset.shards.remote.shards.find_remote`.
 
     The order is that of the entries, sorted inside a pattern or folder. Files with ``_SUCCESS`` in the name are skipped.
 
@@ -34,7 +43,8 @@ def find_by_entry(entries: Sequence[str], key: str) -> list[list[Path]]:
     """
     if not entries:
         raise UserError(f"{key} is empty; list at least one file, pattern or folder of *.jsonl, *.json or *.tar shards")
-    by_entry = [[path for path in _expand(entry, key) if "_SUCCESS" not in path.name] for entry in entries]
+    server = Server(remote or RemoteConfig(), key)
+    by_entry = [[path for path in _expand(entry, key, server) if "_SUCCESS" not in path.name] for entry in entries]
     shards = [path for paths in by_entry for path in paths]
     if not shards:
         raise UserError(f"{key}: {', '.join(entries)} holds no shards besides _SUCCESS files; check the path")
@@ -44,7 +54,7 @@ def find_by_entry(entries: Sequence[str], key: str) -> list[list[Path]]:
             raise UserError(
                 f"{key}: {path} is a compressed tar, which cannot be read at an offset; unpack it to a plain .tar"
             )
-        if path.suffix not in (*LINES_SUFFIXES, TAR_SUFFIX):
+        if path.suffix not in _SUFFIXES:
             raise UserError(f"{key}: {path} is neither *.jsonl, *.json nor *.tar; rename it or take it off the list")
         if real in seen:
             raise UserError(f"{key}: {path} is named twice; list each file once")
@@ -52,18 +62,31 @@ def find_by_entry(entries: Sequence[str], key: str) -> list[list[Path]]:
     return by_entry
 
 
-def real_paths(paths: Iterable[Path]) -> list[str]:
-    """The paths without links. Each folder is looked at once: there may be a hundred thousand files in it."""
+def open_shard(path: ShardFile, state: tuple[int, int] | None = None) -> BinaryIO:
+    """A shard, to be read at any place; ``state``: that of the index, which a remote shard must still have."""
+    return path.open(state) if isinstance(path, RemoteShard) else path.open("rb")
+
+
+def real_paths(paths: Iterable[ShardFile]) -> list[str]:
+    """The paths without links, and addresses as they are. Each folder is looked at once: there may be many files in it."""
     folder = functools.cache(os.path.realpath)
-    joined = (os.path.join(folder(path.parent), path.name) for path in paths)
-    return [os.path.realpath(path) if os.path.islink(path) else path for path in joined]
+    real = []
+    for path in paths:
+        if isinstance(path, RemoteShard):
+            real.append(str(path))
+            continue
+        joined = os.path.join(folder(path.parent), path.name)
+        real.append(os.path.realpath(joined) if os.path.islink(joined) else joined)
+    return real
 
 
-def _expand(entry: str, key: str) -> list[Path]:
+def _expand(entry: str, key: str, server: Server) -> Sequence[ShardFile]:
+    if is_address(entry):
+        shards = _without_companions(find_remote(entry, server))
+        return [shard for shard in shards if shard.suffix in _SUFFIXES] if entry.endswith("/") else shards
     path = expanded(entry)
     if path.is_dir():
-        known = (*LINES_SUFFIXES, TAR_SUFFIX)
-        wanted = (n for n in os.listdir(path) if os.path.splitext(n)[1] in known or _COMPRESSED_TAR.search(n))
+        wanted = (n for n in os.listdir(path) if os.path.splitext(n)[1] in _SUFFIXES or _COMPRESSED_TAR.search(n))
         found = _without_companions(path / name for name in sorted(wanted))
         if not found:
             raise UserError(f"{key}: the folder {path} holds no *.jsonl, *.json or *.tar file; check the path")
@@ -79,7 +102,7 @@ def _expand(entry: str, key: str) -> list[Path]:
     raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})")
 
 
-def _without_companions(paths: Iterable[Path]) -> list[Path]:
+def _without_companions(paths: Iterable[F]) -> list[F]:
     """The paths without what img2dataset and open_clip write beside shards; named by themselves they would be taken."""
     found = list(paths)
     with_tars = any(path.suffix == TAR_SUFFIX for path in found)
@@ -88,5 +111,5 @@ def _without_companions(paths: Iterable[Path]) -> list[Path]:
         for path in found
         if not path.name.endswith("_stats.json")
         and not (with_tars and path.name == "sizes.json")
-        and not (path.suffix in COMPANION_SUFFIXES and path.with_suffix(TAR_SUFFIX).exists())
+        and not (path.suffix in COMPANION_SUFFIXES and isinstance(path, Path) and path.with_suffix(TAR_SUFFIX).exists())
     ]

@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,10 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from dataset.shards.finding import real_paths
+from dataset.shards.finding import ShardFile, real_paths
 from dataset.shards.scanning import ScannedShard, scan_shard
+from dataset.shards.states import states_of
 from utils.errors import UserError
-from utils.files import expanded
+from utils.files import cache_folder
 from utils.progress import progress_bar
 
 PART = 64
@@ -52,7 +52,12 @@ class ShardsIndex:
     """
 
     def __init__(
-        self, paths: Sequence[Path], shards: np.ndarray, starts: np.ndarray, oddities: np.ndarray, folder: Path | None
+        self,
+        paths: Sequence[ShardFile],
+        shards: np.ndarray,
+        starts: np.ndarray,
+        oddities: np.ndarray,
+        folder: Path | None,
     ):
         self.paths, self.shards, self.oddities, self.folder = paths, shards, oddities, folder
         self._starts: np.ndarray | None = starts
@@ -74,6 +79,10 @@ class ShardsIndex:
     def sizes(self) -> list[int]:
         """The number of records of each shard."""
         return self.shards[:, _RECORDS].tolist()
+
+    def state(self, shard: int) -> tuple[int, int]:
+        """The bytes of a shard, and the time of its last change or its version."""
+        return int(self.shards[shard, _BYTES]), int(self.shards[shard, _CHANGED])
 
     def span(self, shard: int, row: int) -> tuple[int, int]:
         """The first byte of record ``row`` of a shard, and of the next one."""
@@ -114,7 +123,9 @@ class ShardsIndex:
         return {**self.__dict__, "_starts": None if self.folder is not None else self._starts}
 
 
-def open_index(paths: Sequence[Path], folder: Path | None, key: str, workers: int = 1) -> ShardsIndex:
+def open_index(
+    paths: Sequence[ShardFile], folder: Path | None, key: str, workers: int = 1, ask: bool = False
+) -> ShardsIndex:
     """The index of shards; made where there is none, and anew for shards that have changed since.
 
     Args:
@@ -122,32 +133,33 @@ def open_index(paths: Sequence[Path], folder: Path | None, key: str, workers: in
         folder: of indexes; None, or one that cannot be written: a new index stays in memory.
         key: config key of the shards, for messages.
         workers: processes that make a new one.
+        ask: ask servers whether remote shards have changed.
 
     Raises:
         UserError: a shard cannot be read.
     """
-    now = _states(paths, key)
     name = name_of(paths)
     try:
         if folder is None:
             raise OSError("the user has no home folder")
-        found = _current(folder / f"{name}.index", paths, now)
+        found = _current(folder / f"{name}.index", paths, key, ask)
         if found is None:
             folder.mkdir(parents=True, exist_ok=True)
             with _alone(folder / f"{name}.lock", key):
-                found = _current(folder / f"{name}.index", paths, now)
+                found = _current(folder / f"{name}.index", paths, key, ask)
                 if found is None:
-                    _make(folder / f"{name}.index", paths, now, key, workers)
+                    _make(folder / f"{name}.index", paths, states_of(paths, key), key, workers)
                     found = load(folder / f"{name}.index", paths)
         if found is not None:
             return found
     except OSError as error:
         _warn_not_cached(folder, error.strerror or str(error))
+    now = states_of(paths, key)
     scanned = [scan_shard(path, key) for path in paths]
     return ShardsIndex(paths, *_joined(now, scanned), None)
 
 
-def load(folder: Path, paths: Sequence[Path]) -> ShardsIndex | None:
+def load(folder: Path, paths: Sequence[ShardFile]) -> ShardsIndex | None:
     """The index in a folder; None where there is none that is whole."""
     try:
         shards = np.load(folder / "shards.npy", allow_pickle=False)
@@ -169,39 +181,26 @@ def load(folder: Path, paths: Sequence[Path]) -> ShardsIndex | None:
 
 
 def default_index_folder() -> Path | None:
-    """Where indexes are unless the config names a folder: the user's cache folder of the platform; None without one."""
-    home = expanded("~")
-    variable = {"darwin": "", "win32": "LOCALAPPDATA"}.get(sys.platform, "XDG_CACHE_HOME")
-    named = os.environ.get(variable)
-    if not named and not home.is_absolute():
-        return None
-    caches = home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"
-    return Path(named or caches) / "x2vlm" / "index"
+    """Where indexes are unless the config names a folder: in the user's cache folder; None without one."""
+    caches = cache_folder()
+    return caches / "index" if caches is not None else None
 
 
-def _current(folder: Path, paths: Sequence[Path], now: np.ndarray) -> ShardsIndex | None:
+def _current(folder: Path, paths: Sequence[ShardFile], key: str, ask: bool) -> ShardsIndex | None:
+    """The index in a folder, if it is of the shards as they are now."""
     found = load(folder, paths)
-    return found if found is not None and np.array_equal(found.shards[:, : _CHANGED + 1], now) else None
+    if found is None:
+        return None
+    now = states_of(paths, key, None if ask else found.shards[:, : _CHANGED + 1])
+    return found if np.array_equal(found.shards[:, : _CHANGED + 1], now) else None
 
 
-def _states(paths: Sequence[Path], key: str) -> np.ndarray:
-    """(S, 2) int64: the bytes of each shard and the time of its last change."""
-    states = np.empty((len(paths), 2), np.int64)
-    for number, path in enumerate(paths):
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise UserError(f"{key}: {path}: {error.strerror or error}; check the file and its permissions") from None
-        states[number] = status.st_size, status.st_mtime_ns
-    return states
-
-
-def name_of(paths: Sequence[Path]) -> str:
+def name_of(paths: Sequence[ShardFile]) -> str:
     """The name of the index of shards, by their paths without links."""
     return hashlib.sha256("\n".join(real_paths(paths)).encode()).hexdigest()[:32]
 
 
-def _make(folder: Path, paths: Sequence[Path], now: np.ndarray, key: str, workers: int) -> None:
+def _make(folder: Path, paths: Sequence[ShardFile], now: np.ndarray, key: str, workers: int) -> None:
     """Make the index, or make it anew."""
     started, before = time.monotonic(), load(folder, paths)
     _tell_why(folder, before, paths, now, key)
@@ -219,7 +218,7 @@ def _make(folder: Path, paths: Sequence[Path], now: np.ndarray, key: str, worker
     logger.info("%s: index of %s records in %s shards made in %.1f s", key, f"{records:,}", f"{len(paths):,}", took)
 
 
-def _tell_why(folder: Path, before: ShardsIndex | None, paths: Sequence[Path], now: np.ndarray, key: str) -> None:
+def _tell_why(folder: Path, before: ShardsIndex | None, paths: Sequence[ShardFile], now: np.ndarray, key: str) -> None:
     if before is not None:
         changed = np.flatnonzero((before.shards[:, : _CHANGED + 1] != now).any(axis=1))
         named = ", ".join(str(paths[number]) for number in changed[:_TOLD]) + (", …" if len(changed) > _TOLD else "")
@@ -234,7 +233,7 @@ def _tell_why(folder: Path, before: ShardsIndex | None, paths: Sequence[Path], n
         logger.warning("%s: the index %s is damaged; it is made anew", key, folder)
 
 
-Job = tuple[Path, list[Path], np.ndarray, str]
+Job = tuple[Path, list[ShardFile], np.ndarray, str]
 
 
 def _scan_parts(jobs: Sequence[Job], workers: int, count: int) -> None:

@@ -17,8 +17,9 @@ from typing import Any, BinaryIO
 
 from dataset.files import RECORD_BYTES, check_bytes
 from dataset.records.schema import RawRecord
-from dataset.shards.finding import TAR_SUFFIX, find_by_entry
+from dataset.shards.finding import TAR_SUFFIX, ShardFile, find_by_entry, open_shard
 from dataset.shards.index import default_index_folder, open_index
+from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.tars import parse_object, place_of, read_record
 from utils.errors import UserError
 from utils.files import expanded
@@ -37,21 +38,30 @@ class Shards:
         files: entries as for :func:`~dataset.shards.finding.find_by_entry`.
         key: config key of ``files``, for messages.
         index_folder: of indexes; None: :func:`~dataset.shards.index.default_index_folder`.
+        remote: how shards at addresses are read; None: as by default.
         workers: processes that make an index where there is none.
+        ask: ask servers whether remote shards have changed since they were indexed.
 
     Raises:
         UserError: as :func:`~dataset.shards.finding.find_by_entry`, and for zero records or an unreadable shard.
     """
 
     def __init__(
-        self, files: Sequence[str], *, key: str = "files", index_folder: str | Path | None = None, workers: int = 1
+        self,
+        files: Sequence[str],
+        *,
+        key: str = "files",
+        index_folder: str | Path | None = None,
+        remote: RemoteConfig | None = None,
+        workers: int = 1,
+        ask: bool = False,
     ):
         self.key = key
-        by_entry = find_by_entry(files, key)
+        by_entry = find_by_entry(files, key, remote)
         self.paths = [path for paths in by_entry for path in paths]
         self._shards_by_entry = [len(paths) for paths in by_entry]
         folder = expanded(index_folder) if index_folder is not None else default_index_folder()
-        self.index = open_index(self.paths, folder, key, workers)
+        self.index = open_index(self.paths, folder, key, workers, ask)
         self.sizes = self.index.sizes
         for shard in self.index.not_whole():
             found = f"{self.sizes[shard]} records were found: is it whole?"
@@ -81,7 +91,7 @@ class Shards:
         if path.suffix != TAR_SUFFIX:
             return f"{path}:{self.index.line(shard, row)}"
         try:
-            return place_of(self._files.open(path), path, self.index.span(shard, row), self.index.apart(shard, row))
+            return place_of(self._open(shard), path, self.index.span(shard, row), self.index.apart(shard, row))
         except (OSError, tarfile.TarError, ValueError):
             return f"{path}: record {row}"
 
@@ -91,6 +101,9 @@ class Shards:
             raise IndexError(f"record {number} is not in 0 … {len(self) - 1}")
         shard = bisect.bisect_right(self.index.ends, number)
         return shard, number - (self.index.ends[shard] - self.sizes[shard])
+
+    def _open(self, shard: int) -> BinaryIO:
+        return self._files.get(shard) or self._files.open(shard, self.paths[shard], self.index.state(shard))
 
     def read(self, number: int) -> RawRecord:
         """Record ``number``, with ``place`` as ``file:line`` or ``shard.tar:member``.
@@ -102,7 +115,7 @@ class Shards:
         shard, row = self._locate(number)
         path, span = self.paths[shard], self.index.span(shard, row)
         try:
-            file = self._files.open(path)
+            file = self._open(shard)
             if path.suffix == TAR_SUFFIX:
                 return read_record(file, path, span, self.index.apart(shard, row))
             return _read_line(file, path, (span[0], span[1] - span[0]), self.index.line(shard, row))
@@ -117,24 +130,30 @@ class _OpenFiles:
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._files: OrderedDict[Path, BinaryIO] = OrderedDict()
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
 
-    def open(self, path: Path) -> BinaryIO:
+    def get(self, shard: int) -> BinaryIO | None:
+        """The file of a shard, if it is open."""
         if self._process != os.getpid():
             # Positions of files opened before a fork are shared with the parent: never use them.
             self.__init__()  # type: ignore[misc]
-        if path not in self._files:
-            self._files[path] = path.open("rb")
-            if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-        self._files.move_to_end(path)
-        return self._files[path]
+        file = self._files.get(shard)
+        if file is not None:
+            self._files.move_to_end(shard)
+        return file
+
+    def open(self, shard: int, path: ShardFile, state: tuple[int, int]) -> BinaryIO:
+        """Open the file of a shard that had a ``state`` when it was indexed."""
+        file = self._files[shard] = open_shard(path, state)
+        if len(self._files) > _OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
+        return file
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_process": -1, "_files": OrderedDict()}
 
 
-def _read_line(file: BinaryIO, path: Path, span: tuple[int, int], line: int) -> RawRecord:
+def _read_line(file: BinaryIO, path: ShardFile, span: tuple[int, int], line: int) -> RawRecord:
     file.seek(span[0])
     place = f"{path}:{line}"
     check_bytes(span[1], RECORD_BYTES, place, "the line", "json")

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dataset.shards.finding import TAR_SUFFIX
+from dataset.shards.finding import TAR_SUFFIX, ShardFile, open_shard
 from dataset.shards.tars import BLOCK, group_of, next_member
 from utils.errors import UserError
 
@@ -46,35 +46,35 @@ class ScannedShard:
             yield (start, end), self.oddities[self.oddities[:, 0] == row, 1].tolist()
 
 
-def scan_shard(path: Path, key: str) -> ScannedShard:
+def scan_shard(path: ShardFile, key: str) -> ScannedShard:
     """Where the records of a shard begin.
 
     Raises:
         UserError: with the config ``key``: it is compressed, one JSON array, no whole tar, or cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_shard(path) as file:
             start = file.read(8)
             if start.startswith(_COMPRESSED_STARTS):
                 raise UserError(f"{key}: {path} is compressed and cannot be read at an offset; decompress it first")
             if path.suffix == TAR_SUFFIX:
                 return _scan_tar(file, path, key)
-        if start.lstrip()[:1] == b"[" and _is_one_array(path):
-            raise UserError(f"{key}: {path} is one JSON array; a shard has one JSON object on each line")
-        return _scan_lines(path)
+            if start.lstrip()[:1] == b"[" and _is_one_array(file):
+                raise UserError(f"{key}: {path} is one JSON array; a shard has one JSON object on each line")
+            return _scan_lines(path) if isinstance(path, Path) else _scan_remote_lines(file)
     except OSError as error:
         raise UserError(f"{key}: {path}: {error.strerror or error}; check the file and its permissions") from None
 
 
-def _is_one_array(path: Path) -> bool:
+def _is_one_array(file: BinaryIO) -> bool:
     """Whether a file that begins with a list is one, and not lines of which the first is a list: a broken record."""
-    with path.open("rb") as file:
-        line = file.readline(_FIRST_LINE)
-        try:
-            json.loads(line)
-        except (ValueError, RecursionError):
-            return True
-        return not file.readline().strip()
+    file.seek(0)
+    line = file.readline(_FIRST_LINE)
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return not file.readline(_FIRST_LINE).strip()
 
 
 def _scan_lines(path: Path) -> ScannedShard:
@@ -97,11 +97,34 @@ def _scan_lines(path: Path) -> ScannedShard:
     return ScannedShard(np.delete(starts, blank), np.stack([before_blank, np.zeros_like(before_blank)], axis=1))
 
 
-def _scan_tar(file: BinaryIO, path: Path, key: str) -> ScannedShard:
+def _scan_remote_lines(file: BinaryIO) -> ScannedShard:
+    """The lines that are not blank, of a file that cannot be mapped."""
+    starts: list[int] = []
+    before_blank: list[int] = []
+    at = start = 0
+    blank = True
+    file.seek(0)
+    while piece := file.readline(_SCAN_BYTES):
+        at += len(piece)
+        blank = blank and not piece.strip()
+        if not piece.endswith(b"\n") and len(piece) == _SCAN_BYTES:
+            continue  # a long line comes in pieces
+        if blank:
+            before_blank.append(len(starts))
+        else:
+            starts.append(start)
+        start, blank = at, True
+    if start < at and not blank:  # the last piece was full
+        starts.append(start)
+    oddities = np.array(before_blank, np.int64)
+    return ScannedShard(np.array(starts, np.int64), np.stack([oddities, np.zeros_like(oddities)], axis=1))
+
+
+def _scan_tar(file: BinaryIO, path: ShardFile, key: str) -> ScannedShard:
     numbers: dict[str, int] = {}
     starts: list[int] = []
     apart: list[tuple[int, int]] = []
-    at, last, size = 0, -1, os.fstat(file.fileno()).st_size
+    at, last, size = 0, -1, file.seek(0, os.SEEK_END)
     try:
         while (member := next_member(file, at)) is not None:
             at = member.end

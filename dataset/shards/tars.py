@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from dataset.files import IMAGE_BYTES, RECORD_BYTES, check_bytes
 from dataset.records.broken import BrokenRecordError, json_fault
 from dataset.records.schema import RawRecord
+from dataset.shards.finding import ShardFile
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 BLOCK = 512
@@ -103,7 +103,7 @@ def members_of_record(file: BinaryIO, span: tuple[int, int], apart: Sequence[int
             yield member
 
 
-def read_record(file: BinaryIO, path: Path, span: tuple[int, int], apart: Sequence[int] = ()) -> RawRecord:
+def read_record(file: BinaryIO, path: ShardFile, span: tuple[int, int], apart: Sequence[int] = ()) -> RawRecord:
     """The record of :func:`members_of_record`; its place is ``shard.tar:member``.
 
     Raises:
@@ -128,7 +128,7 @@ def read_record(file: BinaryIO, path: Path, span: tuple[int, int], apart: Sequen
     return RawRecord(parse_object(values, place) if values is not None else {}, place, path.parent, image, caption)
 
 
-def place_of(file: BinaryIO, path: Path, span: tuple[int, int], apart: Sequence[int] = ()) -> str:
+def place_of(file: BinaryIO, path: ShardFile, span: tuple[int, int], apart: Sequence[int] = ()) -> str:
     """``shard.tar:member``, the first of the record's members in the order image, text, JSON."""
     return _place(path, list(members_of_record(file, span, apart)))
 
@@ -156,7 +156,7 @@ def _by_kind(members: Sequence[Member]) -> list[Member | None]:
     return found
 
 
-def _place(path: Path, members: Sequence[Member]) -> str:
+def _place(path: ShardFile, members: Sequence[Member]) -> str:
     if not members:
         raise tarfile.ReadError("no member of the record is there")
     first = next((member for member in _by_kind(members) if member is not None), members[0])

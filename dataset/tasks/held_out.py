@@ -14,6 +14,7 @@ from dataset.media.video import FrameSampler
 from dataset.records.broken import not_whole
 from dataset.records.schema import BrokenRecordError, ImageKeys, RawRecord, Texts, parse_region_record, place_box
 from dataset.shards.readers import Shards
+from dataset.shards.remote.server import RemoteConfig
 from dataset.tasks.streams.pairs import VideoStreamConfig
 from dataset.text.processors import TextProcessor, clean_alternatives, clean_caption
 
@@ -54,13 +55,14 @@ def read_held_out(
     limit: int | None = None,
     config_key: str = "evaluation.files",
     index_folder: str | None = None,
+    remote: RemoteConfig | None = None,
 ) -> list[HeldOutRecord]:
     """Read the first ``limit`` records (None: all).
 
     Raises:
         UserError: for the first broken record: a held-out set must be whole, or its numbers mean something else.
     """
-    shards = Shards(files, key=config_key, index_folder=index_folder)
+    shards = Shards(files, key=config_key, index_folder=index_folder, remote=remote)
     return _whole(
         shards, limit, lambda raw: _read_one(raw, processor, image_size, keys, caption_key, (max_pixels, pixels))
     )
@@ -76,6 +78,7 @@ def read_held_out_videos(
     limit: int | None = None,
     config_key: str = "evaluation.video_files",
     index_folder: str | None = None,
+    remote: RemoteConfig | None = None,
 ) -> list[HeldOutRecord]:
     """Of the first ``limit`` records (None: all) the first clip that has something to say, under the keys of ``config``.
 
@@ -91,7 +94,7 @@ def read_held_out_videos(
         frames = sampler.evaluation(record.clips[clip], lambda frame: evaluation_view(frame, image_size))
         return HeldOutRecord(raw.place, frames, _clean(record.captions[clip], processor, raw.place), [])
 
-    return _whole(Shards(files, key=config_key, index_folder=index_folder), limit, read)
+    return _whole(Shards(files, key=config_key, index_folder=index_folder, remote=remote), limit, read)
 
 
 def _whole(shards: Shards, limit: int | None, read: Callable[[RawRecord], HeldOutRecord]) -> list[HeldOutRecord]:

@@ -11,6 +11,7 @@ from dataset.loaders import LoadingConfig
 from dataset.media.video import FrameSampler
 from dataset.media.views import TrainingView
 from dataset.shards.readers import Shards
+from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.samplers import RecordSource, sample_rng
 from dataset.tasks.account import Account
 from dataset.tasks.streams.base import CleanSetConfig
@@ -47,6 +48,8 @@ class DataConfig(LoadingConfig):
         None, ge=0, description="steps with a matching loss: later ones have none in any stream; null: all have one"
     )
     cache_index: str | None = Field(None, description="folder of shard indexes; null: the user's cache folder")
+
+    remote: RemoteConfig = Field(default_factory=RemoteConfig, description="shards at addresses")
 
     @model_validator(mode="after")
     def _has_a_stream(self) -> DataConfig:
@@ -211,6 +214,8 @@ def open_sources(data: DataConfig, seed: int, ranks: int, step: int) -> dict[str
     sources = {}
     for name, own in files.items():
         stream = streams[name.removesuffix("/clean")]
-        shards = Shards(own, key=f"data.{name.replace('/', '.')}.files", index_folder=data.cache_index)
+        shards = Shards(
+            own, key=f"data.{name.replace('/', '.')}.files", index_folder=data.cache_index, remote=data.remote
+        )
         sources[name] = stream.open(shards, name=name, seed=seed, ranks=ranks, step=step)
     return sources

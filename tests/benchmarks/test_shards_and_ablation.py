@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import ablation, shards, word_maps
+from benchmarks import ablation, remote_shards, shards, word_maps
 
 
 def test_many_shards_are_indexed_and_opened(monkeypatch, capsys):
@@ -18,6 +18,13 @@ def test_many_shards_are_indexed_and_opened(monkeypatch, capsys):
     assert "indexed by 1: " in printed and "indexed by 2: " in printed
     for what in ("seconds to open", "MiB anonymous", "1.0 descriptors", "positions/s"):
         assert what in printed
+
+
+def test_shards_on_a_server_are_compared_with_the_disk(capsys):
+    pytest.importorskip("aiohttp")
+    remote_shards.main(["--tars", "1", "--per-tar", "300", "--rounds", "1"])
+    printed = capsys.readouterr().out
+    assert "server, 1% of the requests fail: " in printed and "times its share" in printed
 
 
 def test_variants_leave_out_one_part_each(tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def _of_rows(path: str, images: str | None, key: str, rng: np.random.Generator) 
 
 def _of_shards(subject: Subject, stream: Any, rng: np.random.Generator) -> Iterator[RawBox]:
     data, keys = subject.config.data, stream.keys()
-    shards = Shards(stream.paths, key="data.regions.files", index_folder=data.cache_index)
+    shards = Shards(stream.paths, key="data.regions.files", index_folder=data.cache_index, remote=data.remote)
 
     def size(record: RegionRecord) -> tuple[int, int]:
         shape = EncodedImage(record.image.load(), data.max_pixels, record.place, for_boxes(data.pixels)).shape

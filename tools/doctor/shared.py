@@ -120,7 +120,7 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
 
 def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[list[KnownImage], int, int]:
     """The images or videos of at most :data:`MOST_RECORDS` records at random, how many were read, and how many there are."""
-    shards = Shards(files, key=key, index_folder=subject.config.data.cache_index)
+    shards = Shards(files, key=key, index_folder=subject.config.data.cache_index, remote=subject.config.data.remote)
     count = min(len(shards), MOST_RECORDS)
     rng, until = np.random.default_rng(subject.config.seed), time.perf_counter() + MOST_SECONDS
     chosen = rng.choice(len(shards), count, replace=False).tolist()  # unsorted: the time may end before the list

@@ -98,7 +98,7 @@ def _records(config: Config) -> Draw:
     for which in ("files", "region_files"):
         if not (files := getattr(evaluation, which)):
             continue
-        shards = Shards(files, key=f"evaluation.{which}", index_folder=data.cache_index)
+        shards = Shards(files, key=f"evaluation.{which}", index_folder=data.cache_index, remote=data.remote)
         regions = data.regions if which == "region_files" or data.images is None else None
         stream = regions or data.images or ImageRecordsConfig(files=[], batch_size=1)
         count = min(len(shards), evaluation.limit or len(shards), MOST_RECORDS)

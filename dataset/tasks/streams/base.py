@@ -25,8 +25,8 @@ class StreamConfig(Config):
     """What every stream has."""
 
     files: InputWeightedShards = Field(
-        description="shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines) and *.tar; with a weight, "
-        "{path: …, weight: 2}"
+        description="shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines) and *.tar; addresses of "
+        "such files (https, s3); with a weight, {path: …, weight: 2}"
     )
     batch_size: int = Field(ge=1, description="examples of the stream in a micro-batch of one rank")
     weight: float = Field(1.0, ge=0, description="factor of the stream's losses in the sum of all losses")

@@ -183,7 +183,7 @@ def test_forked_processes_do_not_disturb_each_other(write_lines):
     # Longer than a read buffer, so that each read moves the position of the open file.
     shards = Shards([write_lines("a.jsonl", [{"n": n, "filler": "x" * 20_000} for n in range(50)])])
     shards.read(3)
-    opened = shards._files.open(shards.paths[0]).fileno()
+    opened = shards._open(0).fileno()
     before = os.lseek(opened, 0, os.SEEK_CUR)
     # A process of its own, as of a DataLoader: it inherits the shards, open files and all, without pickling.
     child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(shards.read(30).values["n"]))

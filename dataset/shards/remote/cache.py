@@ -1,0 +1,170 @@
+"""A folder of blocks of remote files, bounded in bytes over all processes of a machine.
+
+A block is a file: its content, and a digest of it. It is written in one step, and read through a memory map once the digest has
+been checked. Blocks are spread over :data:`SHELVES` folders, each of which has its share of the bound: to make room, a process
+looks through one of them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import logging
+import mmap
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+SHELVES = 64
+_DIGEST = 16
+_MAPPED = 256
+"""Blocks that a process holds mapped; they stay on the disk until it lets them go."""
+_CHECKED = 1 << 16
+"""Blocks of which a process knows that it has checked the digest."""
+_LOCKS = 1024
+_USED_S = 30.0
+"""Time after which the use of a block is noted again."""
+
+logger = logging.getLogger(__name__)
+
+Block = bytes | memoryview
+
+
+class BlockCache:
+    """The blocks of a folder; of one process and thread.
+
+    Args:
+        folder: made if missing.
+        bound: the most bytes of all blocks. The least recently used go first.
+    """
+
+    def __init__(self, folder: Path, bound: int):
+        self.folder, self.shelf_bound = folder, bound // SHELVES
+        self._mapped: OrderedDict[str, tuple[Block, float]] = OrderedDict()
+        self._checked: dict[str, int] = {}
+
+    def get(self, name: str, size: int, fetch: Callable[[], bytes]) -> Block:
+        """The block ``name`` of ``size`` bytes: from memory, from the folder, or by ``fetch``, in one process at a time."""
+        now = time.monotonic()
+        block, used = self._mapped.get(name, (None, 0.0))
+        if block is not None and now - used < _USED_S:
+            self._mapped.move_to_end(name)
+            return block
+        path = self._path(name)
+        block = self._use(path, block) if block is not None else self._open(path, size)
+        if block is None:
+            with self._alone(f"block-{int(name[:8], 16) % _LOCKS:04d}"):
+                block = self._open(path, size)
+                if block is None:
+                    block = fetch()
+                    self._keep(path, block)
+                    block = self._open(path, size) or block
+        self._mapped[name] = block, now
+        self._mapped.move_to_end(name)
+        if len(self._mapped) > _MAPPED:
+            self._mapped.popitem(last=False)
+        return block
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{int(name[-8:], 16) % SHELVES:02d}" / name
+
+    def _use(self, path: Path, block: Block) -> Block:
+        """Note that a block is in use; another process may have taken its file away."""
+        with suppress(OSError):
+            os.utime(path)
+        return block
+
+    def _open(self, path: Path, size: int) -> Block | None:
+        """A block of the folder; None where it is not there, or damaged: then it is taken away."""
+        try:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_size == size + _DIGEST:
+                    view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                    if self._is_whole(path.name, status.st_ino, view):
+                        return self._use(path, view[:size])
+        except OSError:
+            return None
+        logger.warning("%s is damaged; the block is fetched again", path)
+        path.unlink(missing_ok=True)
+        return None
+
+    def _is_whole(self, name: str, file: int, content: memoryview) -> bool:
+        """Whether content and digest agree; each file is looked at once."""
+        if self._checked.get(name) == file:
+            return True
+        if _digest(content[:-_DIGEST]) != content[-_DIGEST:]:
+            return False
+        self._note(name, file)
+        return True
+
+    def _note(self, name: str, file: int) -> None:
+        """A file is known to be whole."""
+        if len(self._checked) >= _CHECKED:
+            self._checked.clear()
+        self._checked[name] = file
+
+    def _keep(self, path: Path, content: bytes) -> None:
+        """Write a block, after making room; where the disk has none, or cannot be written, blocks stay in memory."""
+        needed = len(content) + _DIGEST
+        if needed > self.shelf_bound:
+            return
+        try:
+            with self._alone(f"shelf-{path.parent.name}"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # One name for each shelf: what a killed process leaves is overwritten.
+                temporary = path.parent / ".new"
+                temporary.unlink(missing_ok=True)
+                self._make_room(path.parent, self.shelf_bound - needed)
+                with temporary.open("wb") as file:
+                    file.write(content)
+                    file.write(_digest(content))
+                os.replace(temporary, path)
+                self._note(path.name, os.stat(path).st_ino)
+        except OSError as error:
+            _warn_not_kept(self.folder, error.strerror or str(error))
+
+    def _make_room(self, shelf: Path, bound: int) -> None:
+        """Take the least recently used blocks away until at most ``bound`` bytes are left."""
+        blocks = []
+        with os.scandir(shelf) as entries:
+            for entry in entries:
+                status = entry.stat()
+                blocks.append((status.st_mtime, status.st_size, entry.path))
+        total = sum(size for _, size, _ in blocks)
+        for _, size, path in sorted(blocks):
+            if total <= bound:
+                return
+            Path(path).unlink(missing_ok=True)
+            total -= size
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Wait until no other process has the lock; on disks without locks, do not."""
+        try:
+            folder = self.folder / "locks"
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / name).open("a")
+        except OSError as error:
+            _warn_not_kept(self.folder, error.strerror or str(error))
+            yield
+            return
+        with file:
+            with suppress(OSError):
+                fcntl.lockf(file, fcntl.LOCK_EX)
+            yield
+
+
+def _digest(content: Block) -> bytes:
+    return hashlib.sha256(content).digest()[:_DIGEST]
+
+
+@functools.cache
+def _warn_not_kept(folder: Path, reason: str) -> None:
+    logger.warning(
+        "blocks of remote shards are not kept in %s: %s; data.remote.cache names another folder", folder, reason
+    )

@@ -1,0 +1,161 @@
+"""Shards at addresses: found by ranges and patterns, and read as files."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+from dataset.shards.remote.server import BLOCK_BYTES, Server
+from dataset.shards.remote.transports import Transport
+from utils.addresses import scheme_of
+from utils.errors import UserError
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MOST = 1_000_000
+"""Files of one entry."""
+
+
+class RemoteShard:
+    """A shard at an address, with those parts of :class:`pathlib.Path` that readers of shards use.
+
+    Its text is the address without what may follow "?", which can be a signature.
+    """
+
+    __slots__ = ("_query", "_server", "_shown")
+
+    def __init__(self, address: str, server: Server):
+        self._shown, mark, query = address.partition("?")
+        self._query, self._server = mark + query, server
+
+    def __str__(self) -> str:
+        return self._shown
+
+    def __repr__(self) -> str:
+        return f"RemoteShard({self._shown!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemoteShard) and self._shown == other._shown
+
+    def __hash__(self) -> int:
+        return hash(self._shown)
+
+    @property
+    def name(self) -> str:
+        return self._shown.rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
+    @property
+    def parent(self) -> Path:
+        """Where images beside the shard would be, which are not read: no folder of this machine has such a path."""
+        return Path(self._shown.rpartition("/")[0])
+
+    def state(self) -> tuple[int, int]:
+        """Bytes and version, from the server.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return self._server.state(self._shown + self._query, self._shown)
+
+    def open(self, state: tuple[int, int] | None = None) -> BinaryIO:
+        """Its content. ``state``: that of the index; None: as it is now."""
+        return io.BufferedReader(_Content(self, state or self.state()))
+
+    def block(self, state: tuple[int, int], number: int) -> bytes | memoryview:
+        """Block ``number`` of it; see :meth:`~dataset.shards.remote.server.Server.block`."""
+        return self._server.block(self._shown + self._query, self._shown, state, number)
+
+
+class _Content(io.RawIOBase):
+    """A remote file, open for reading."""
+
+    def __init__(self, shard: RemoteShard, state: tuple[int, int]):
+        self._shard, self._state, self._at = shard, state, 0
+        self._number, self._block = -1, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._state[0]}[whence]
+        if self._at < 0:
+            self._at = 0
+            raise ValueError("a position before the start of the file")
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        number, first = divmod(self._at, BLOCK_BYTES)
+        if self._at >= self._state[0] or not len(buffer):
+            return 0
+        if number != self._number:
+            self._block = memoryview(self._shard.block(self._state, number))
+            self._number = number
+        part = self._block[first : first + len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
+def find_remote(entry: str, server: Server) -> list[RemoteShard]:
+    """The shards of an entry: an address, with ranges of numbers (``{000..127}``), or a glob pattern where files can be listed.
+
+    Raises:
+        UserError: in one line: another protocol, a password in the address, no match, too many.
+    """
+    key, scheme = server.key, scheme_of(entry)
+    if scheme not in server.config.protocols:
+        raise UserError(
+            f"{key}: {entry.partition('?')[0]}: addresses may begin with {', '.join(server.config.protocols)}; others that "
+            "fsspec knows are untested, and have to be named in data.remote.protocols"
+        )
+    if "@" in urlsplit(entry).netloc:
+        raise UserError(
+            f"{key}: an address of {scheme} has a user or password in it, which would be logged; take them out"
+        )
+    addresses = list(itertools.islice(_expanded(entry), _MOST + 1))
+    if len(addresses) > _MOST:
+        raise UserError(f"{key}: {entry} names more than {_MOST:,} files; write smaller ranges")
+    found: list[str] = []
+    for address in addresses:
+        listed = address + "*" if address.endswith("/") else address
+        if any(sign in listed.partition("?")[0] for sign in "*[") or listed != address:
+            matches = _matches(listed, server)
+            if not matches:
+                raise UserError(f"{key}: no file matches {listed}; check the pattern")
+            found += matches
+        else:
+            found.append(address)
+    return [RemoteShard(address, server) for address in found]
+
+
+def _matches(pattern: str, server: Server) -> list[str]:
+    def find(transport: Transport) -> list[str]:
+        return transport.find(pattern)
+
+    return sorted(server.request(pattern, pattern.partition("?")[0], find))
+
+
+def _expanded(entry: str) -> Iterator[str]:
+    """The entry with each number of its ranges; as many digits as the first number has."""
+    match = _RANGE.search(entry)
+    if match is None:
+        yield entry
+        return
+    first, last = match.groups()
+    for number in range(int(first), int(last) + 1):
+        for rest in _expanded(entry[match.end() :]):
+            yield f"{entry[: match.start()]}{number:0{len(first)}d}{rest}"

@@ -1,0 +1,94 @@
+"""The cache of blocks: bounded, shared by processes, and never wrong."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from dataset.shards.remote import cache
+from dataset.shards.remote.cache import SHELVES, BlockCache
+
+NAMES = [f"{number:040x}" for number in range(0, 64 * SHELVES, SHELVES)]
+"""All on one shelf."""
+
+
+def fetch_none() -> bytes:
+    raise AssertionError("fetched again")
+
+
+def blocks_of(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.rglob("*") if file.is_file() and "locks" not in file.parts)
+
+
+def test_a_block_is_fetched_once_over_processes(tmp_path):
+    first = BlockCache(tmp_path, 1 << 20)
+    assert first.get(NAMES[0], 5, lambda: b"block") == b"block"
+    assert first.get(NAMES[0], 5, fetch_none) == b"block"
+    assert BlockCache(tmp_path, 1 << 20).get(NAMES[0], 5, fetch_none) == b"block"
+
+
+def get_slowly(folder: Path, fetched: Path) -> None:
+    def fetch() -> bytes:
+        (fetched / str(os.getpid())).touch()
+        time.sleep(0.2)
+        return b"block"
+
+    assert BlockCache(folder, 1 << 20).get(NAMES[0], 5, fetch) == b"block"
+
+
+def test_processes_that_want_one_block_at_once_fetch_it_once(tmp_path):
+    (tmp_path / "fetched").mkdir()
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=get_slowly, args=(tmp_path / "cache", tmp_path / "fetched")) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert len(list((tmp_path / "fetched").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", [b"blocc" + b"x" * 16, b"blo", b""])
+def test_a_damaged_block_is_fetched_again(tmp_path, damage, caplog):
+    BlockCache(tmp_path, 1 << 20).get(NAMES[0], 5, lambda: b"block")
+    [file] = list(tmp_path.rglob(NAMES[0]))
+    file.write_bytes(damage)
+    assert BlockCache(tmp_path, 1 << 20).get(NAMES[0], 5, lambda: b"block") == b"block"
+    assert "is damaged; the block is fetched again" in caplog.text
+    assert BlockCache(tmp_path, 1 << 20).get(NAMES[0], 5, fetch_none) == b"block"
+
+
+def test_the_folder_stays_within_its_bound_and_the_least_recently_used_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_MAPPED", 1)
+    blocks = BlockCache(tmp_path, SHELVES * 4 * 116)
+    for number, name in enumerate(NAMES[:12]):
+        blocks.get(name, 100, lambda: b"x" * 100)
+        [file] = tmp_path.rglob(name)
+        os.utime(file, (number, number))
+        os.utime(next(tmp_path.rglob(NAMES[0])), (1000, 1000))  # used all the time
+        assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) <= SHELVES * 4 * 116
+    assert blocks_of(tmp_path) == [NAMES[0], *NAMES[9:12]]
+
+
+def test_a_block_that_is_in_use_can_be_taken_away(tmp_path):
+    blocks = BlockCache(tmp_path, 1 << 20)
+    held = blocks.get(NAMES[0], 5, lambda: b"block")
+    next(tmp_path.rglob(NAMES[0])).unlink()
+    assert bytes(held) == b"block" and blocks.get(NAMES[0], 5, fetch_none) == b"block"
+
+
+def test_a_folder_that_cannot_be_written_leaves_blocks_in_memory(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    blocks = BlockCache(tmp_path / "file" / "cache", 1 << 20)
+    assert blocks.get(NAMES[0], 5, lambda: b"block") == b"block"
+    assert blocks.get(NAMES[0], 5, fetch_none) == b"block"
+    assert "are not kept in" in caplog.text and "data.remote.cache names another folder" in caplog.text
+
+
+def test_a_block_larger_than_a_shelf_is_not_kept(tmp_path):
+    assert BlockCache(tmp_path, SHELVES * 10).get(NAMES[0], 5, lambda: b"block") == b"block"
+    assert blocks_of(tmp_path) == []

@@ -1,0 +1,289 @@
+"""Shards on a server: the same records as from the disk, whatever the server does."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import multiprocessing
+import pickle
+import random
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset.loaders import BatchLoader
+from dataset.prepare.frame_files import outputs_of_shards
+from dataset.shards.readers import Shards
+from dataset.shards.remote import server as remote_server
+from dataset.shards.remote import shards as remote_shards
+from dataset.shards.remote.server import RemoteConfig
+from dataset.tasks.pretrain import DataConfig, PretrainBatches, TextStreamConfig
+from tasks.data_identity import data_identity
+from utils.addresses import is_address
+from utils.errors import UserError
+from utils.inputs import check_inputs
+
+BLOCK = 3000
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    for module in (remote_server, remote_shards):
+        monkeypatch.setattr(module, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(remote_server, "_FIRST_WAIT_S", 0.001)
+
+
+@pytest.fixture
+def served(server, small_blocks) -> Path:
+    """Two tars and a file of JSON lines, all of several blocks."""
+    pytest.importorskip("aiohttp")
+    rng = random.Random(0)
+    for shard in range(2):
+        with tarfile.open(server.folder / f"{shard:03d}.tar", "w") as tar:
+            for number in range(20):
+                for suffix, content in [
+                    ("jpg", rng.randbytes(rng.randrange(4000))),
+                    ("txt", f"{shard} {number}".encode()),
+                ]:
+                    info = tarfile.TarInfo(f"{number}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    lines = [
+        "",
+        *(json.dumps({"n": n, "x": "ö" * rng.randrange(900)}, ensure_ascii=False) for n in range(30)),
+        "  ",
+        '{"n": 30}',
+    ]
+    (server.folder / "lines.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return server.folder
+
+
+@pytest.fixture
+def open_remote(server, tmp_path):
+    def opened(*names: str, ask: bool = False, **options) -> Shards:
+        options = {"cache": str(tmp_path / "blocks"), "timeout_s": 5, "retries": 3, **options}
+        files = [name if is_address(name) else f"{server.url}/{name}" for name in names]
+        return Shards(
+            files, key="data.images.files", index_folder=tmp_path / "index", remote=RemoteConfig(**options), ask=ask
+        )
+
+    return opened
+
+
+ALL = ("{000..001}.tar", "lines.jsonl")
+
+
+def contents(shards: Shards, order=None) -> list:
+    read = [shards.read(number) for number in (range(len(shards)) if order is None else order)]
+    return [(record.values, record.image, record.text, record.place.rpartition("/")[2]) for record in read]
+
+
+@pytest.fixture
+def local(served, tmp_path) -> list:
+    files = [str(served / name) for name in ("000.tar", "001.tar", "lines.jsonl")]
+    return contents(Shards(files, index_folder=tmp_path / "local"))
+
+
+def test_a_server_gives_the_records_of_the_disk(local, open_remote, server, served):
+    shards = open_remote(*ALL)
+    assert shards.sizes == [20, 20, 31]
+    assert contents(shards) == local
+    assert shards.place(3) == f"{server.url}/000.tar:3.jpg"
+    for name in ("000.tar", "lines.jsonl"):
+        assert server.sent[name] <= (served / name).stat().st_size + 2, "each block once, and a byte for each state"
+
+
+def test_a_second_run_asks_the_server_nothing(local, open_remote, server):
+    contents(open_remote(*ALL))
+    asked = server.requests
+    assert contents(open_remote(*ALL)) == local
+    assert server.requests == asked
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "429", "cut", "short", "elsewhere", "packed", "slow"])
+def test_requests_that_fail_are_repeated(local, open_remote, server, fault, caplog):
+    server.fault = lambda number: fault if number % 3 == 1 else ""
+    assert contents(open_remote(*ALL)) == local
+    assert fault == "slow" or "it is repeated (failed requests of this process: 1)" in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["stall", "silent"])
+def test_a_request_without_an_answer_ends_after_its_time(local, open_remote, server, fault):
+    server.fault = lambda number: fault if number in (1, 7) else ""
+    assert contents(open_remote(*ALL, timeout_s=0.3)) == local
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("500", r"/000.tar: status 500 .*; gave up after 4 requests; check the server"),
+        ("elsewhere", r"/000.tar: answers with the range 'bytes 1-1/\d+' when asked for bytes 0-0; gave up"),
+        ("403", r"/000.tar: status 403 Forbidden; check the address and the rights to read it"),
+        ("whole", r"/000.tar: status 200: the server does not answer requests for ranges"),
+    ],
+)
+def test_a_server_that_goes_on_failing_is_one_line(served, open_remote, server, fault, message):
+    server.fault = lambda number: fault
+    with pytest.raises(UserError, match=rf"^data.images.files: http://127.0.0.1:\d+{message}") as caught:
+        open_remote("000.tar")
+    assert "\n" not in str(caught.value)
+    assert server.requests == (4 if fault in ("500", "elsewhere") else 1)
+
+
+def test_a_file_that_is_not_there_or_a_server_that_is_not_is_one_line(served, open_remote):
+    with pytest.raises(UserError, match=r"gone.tar: status 404 Not Found; check the address"):
+        open_remote("gone.tar")
+    with pytest.raises(UserError, match=r"http://127.0.0.1:9/a.tar: Client\w+: .*; gave up after 1 requests"):
+        open_remote("http://127.0.0.1:9/a.tar", retries=0)
+
+
+def test_a_shard_that_changed_is_told_and_indexed_again_when_asked(served, open_remote, server, tmp_path):
+    open_remote("000.tar")
+    (served / "000.tar").write_bytes((served / "001.tar").read_bytes())
+    server.marks["000.tar"] = '"2"'
+    stale = open_remote("000.tar", cache=str(tmp_path / "other"))
+    with pytest.raises(
+        UserError, match=r"000.tar has changed since it was indexed .*; index it again with python run.py"
+    ):
+        stale.read(0)
+    fresh = open_remote("000.tar", ask=True)
+    assert fresh.read(3).text == "1 3"
+
+
+def test_a_run_resumes_in_the_middle_of_a_block(local, open_remote, server):
+    """In a random order, with requests that fail."""
+    server.fault = lambda number: "503" if number % 5 == 0 else ""
+    order = np.random.default_rng(1).permutation(71).tolist()
+    first = open_remote(*ALL)
+    assert contents(first, order[:37]) == [local[n] for n in order[:37]]
+    again = pickle.loads(pickle.dumps(open_remote(*ALL)))
+    assert contents(again, order[37:]) == [local[n] for n in order[37:]]
+
+
+@pytest.mark.parametrize("order", ["random", "blocks"])
+def test_a_loader_resumes_in_the_middle_of_a_block(served, server, tokenizer, tmp_path, order):
+    """On more ranks, with workers, an empty cache, and requests that fail."""
+    lines = [json.dumps({"text": f"a red star number {n}"}) for n in range(400)]
+    (served / "texts.jsonl").write_text("\n".join(lines))
+
+    def places(url: str, cache: str, first: int, ranks: int, workers: int) -> list[list[str]]:
+        lanes = {"lanes": 4, "block_records": 50} if order == "blocks" else {}
+        texts = TextStreamConfig(files=[f"{url}/texts.jsonl"], batch_size=2, order=order, **lanes)
+        folders = {"cache_index": str(tmp_path / "index"), "remote": RemoteConfig(cache=str(tmp_path / cache))}
+        data = DataConfig(texts=texts, workers=workers, **folders)
+        read: dict[int, list[str]] = {}
+        for rank in range(ranks):
+            maker = PretrainBatches(
+                data, tokenizer=tokenizer, image_size=16, patch_size=8, seed=3, world_size=ranks, accumulate=4 // ranks
+            )
+            loader = BatchLoader(maker, data, rank=rank, world_size=ranks)
+            for number, batch in enumerate(loader.batches(first, (240 - first) // ranks)):
+                read[first + number * ranks + rank] = [place.rpartition("/")[2] for place in batch.records]
+        return [read[number] for number in sorted(read)]
+
+    straight = places(str(served), "none", 0, 1, 0)
+    server.fault = lambda number: "cut" if number % 3 == 0 else ""
+    assert places(server.url, "first", 0, 1, 0) == straight
+    assert places(server.url, "second", 52, 2, 2) == straight[52:]
+
+
+def test_a_run_knows_that_remote_data_have_changed(served, server, tmp_path):
+    texts = TextStreamConfig(files=[f"{server.url}/{{000..001}}.tar"], batch_size=2)
+    data = DataConfig(texts=texts)
+    check_inputs(data)
+    before = data_identity(data)
+    assert data_identity(data) == before
+    server.marks["001.tar"] = '"2"'
+    assert data_identity(data) != before
+
+
+def _compare(shards: Shards, local: list) -> None:
+    assert contents(shards) == local
+
+
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+def test_other_processes_read_with_connections_of_their_own(local, open_remote, server, way, tmp_path):
+    shards = open_remote(*ALL)
+    assert contents(shards, range(5)) == local[:5]
+    if way == "spawn":  # a new process has blocks of the usual size: other ones
+        shards = pickle.loads(pickle.dumps(shards))
+    context = multiprocessing.get_context(way)
+    processes = [context.Process(target=_compare, args=(shards, local)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert contents(shards) == local
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 3
+
+
+def test_lines_longer_than_a_scanned_piece_are_one(served, open_remote, server, monkeypatch, local):
+    import dataset.shards.scanning
+
+    monkeypatch.setattr(dataset.shards.scanning, "_SCAN_BYTES", 7)
+    assert contents(open_remote(*ALL)) == local
+
+
+def test_an_empty_file_has_no_records(served, open_remote, server):
+    (served / "empty.jsonl").touch()
+    assert open_remote("empty.jsonl", "lines.jsonl").sizes == [0, 31]
+
+
+def test_what_follows_a_question_mark_is_sent_and_not_shown(served, open_remote, server, caplog):
+    shards = open_remote("000.tar?signature=secret")
+    assert shards.read(0).place == f"{server.url}/000.tar:0.jpg"
+    server.fault = lambda number: "403"
+    with pytest.raises(UserError) as caught:
+        open_remote("001.tar?signature=secret")
+    assert "secret" not in str(caught.value) + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            "ftp://host/a.tar",
+            r"ftp://host/a.tar: addresses may begin with http, https, s3; others .* data.remote.protocols",
+        ),
+        ("file:///etc/a.tar", r"file:///etc/a.tar: addresses may begin with"),
+        ("https://me:secret@host/a.tar", r"an address of https has a user or password in it"),
+        ("https://host/{0..9999999}.tar", r"names more than 1,000,000 files"),
+        ("https://host/a.tar.gz", r"https://host/a.tar.gz is a compressed tar"),
+        ("https://host/a.csv", r"https://host/a.csv is neither"),
+        ("https://host/{1..1}.tar", None),
+    ],
+)
+def test_addresses_that_will_not_do_are_one_line(open_remote, entry, message):
+    entries = [entry, entry] if message is None else [entry]
+    with pytest.raises(UserError, match=message or "https://host/1.tar is named twice") as caught:
+        open_remote(*entries)
+    assert "secret" not in str(caught.value)
+
+
+def test_http_has_no_patterns(served, open_remote):
+    with pytest.raises(
+        UserError, match=r"/\*.tar: HTTP lists no files; write a range of numbers, such as {00000..00127}"
+    ):
+        open_remote("*.tar")
+
+
+@pytest.mark.parametrize(("address", "package"), [("https://host/a.tar", "aiohttp"), ("s3://bucket/a.tar", "s3fs")])
+def test_a_missing_package_is_named_with_its_remedy(open_remote, monkeypatch, address, package):
+    real = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name.partition(".")[0] == package:
+            raise ImportError(f"no module {name}")
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=rf'needs {package}, which is not installed: pip install "\.\[remote\]"'):
+        open_remote(address)
+
+
+def test_frames_are_made_of_shards_on_this_machine_alone():
+    with pytest.raises(UserError, match=r"^--records https://host/a.jsonl: frames are made of shards on this machine"):
+        outputs_of_shards(["https://host/a.jsonl"], making=None)

@@ -1,0 +1,101 @@
+"""Shards in an S3-compatible store on this machine."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+
+import pytest
+
+from dataset.shards.readers import Shards
+from dataset.shards.remote import server as remote_server
+from dataset.shards.remote import shards as remote_shards
+from dataset.shards.remote.server import RemoteConfig
+from utils.errors import UserError
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """Two shards and what lies beside them; credentials and the server's address are in the environment."""
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    for module in (remote_server, remote_shards):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(remote_server, "_FIRST_WAIT_S", 0.001)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    import boto3
+
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="data")
+    for shard in range(2):
+        lines = [json.dumps({"n": f"{shard}-{row}", "x": "x" * 50}) for row in range(12)]
+        client.put_object(Bucket="data", Key=f"set/{shard}.jsonl", Body="\n".join(lines).encode())
+    client.put_object(Bucket="data", Key="set/0.parquet", Body=b"table")
+    yield client
+    server.stop()
+
+
+@pytest.fixture
+def open_remote(tmp_path):
+    def opened(*files: str, ask: bool = False, **options) -> Shards:
+        remote = RemoteConfig(cache=str(tmp_path / "blocks"), retries=2, timeout_s=5, **options)
+        return Shards(files, key="data.texts.files", index_folder=tmp_path / "index", remote=remote, ask=ask)
+
+    return opened
+
+
+EXPECTED = [f"{shard}-{row}" for shard in range(2) for row in range(12)]
+
+
+def ids(shards: Shards) -> list[str]:
+    return [shards.read(number).values["n"] for number in range(len(shards))]
+
+
+@pytest.mark.parametrize("entry", ["s3://data/set/*.jsonl", "s3://data/set/", "s3://data/set/{0..1}.jsonl"])
+def test_patterns_prefixes_and_ranges_of_s3_are_read(bucket, open_remote, entry):
+    shards = open_remote(entry)
+    assert ids(shards) == EXPECTED
+    assert shards.read(13).place == "s3://data/set/1.jsonl:2"
+
+
+def _compare(shards: Shards) -> None:
+    assert ids(shards) == EXPECTED
+
+
+def test_a_forked_process_reads_from_s3(bucket, open_remote, tmp_path):
+    open_remote("s3://data/set/")
+    shards = open_remote("s3://data/set/", protocols=["s3"])
+    assert shards.read(0).values["n"] == "0-0"
+    process = multiprocessing.get_context("fork").Process(target=_compare, args=(shards,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def test_what_is_not_there_is_one_line(bucket, open_remote):
+    for entry, message in [
+        ("s3://data/gone.jsonl", r"^data.texts.files: s3://data/gone.jsonl: FileNotFoundError: .*; check the address"),
+        ("s3://data/gone/*.tar", r"^data.texts.files: no file matches s3://data/gone/\*.tar; check the pattern"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            open_remote(entry)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_object_that_changed_is_told(bucket, open_remote):
+    shards = open_remote("s3://data/set/")
+    bucket.put_object(Bucket="data", Key="set/0.jsonl", Body=b'{"n": "new"}\n')
+    [block.unlink() for block in shards.index.folder.parent.parent.glob("blocks/[0-9]*/*")]
+    with pytest.raises(UserError, match=r"s3://data/set/0.jsonl has changed since it was indexed"):
+        ids(open_remote("s3://data/set/"))
+    assert ids(open_remote("s3://data/set/", ask=True)) == ["new", *EXPECTED[12:]]
