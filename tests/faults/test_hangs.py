@@ -18,7 +18,8 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides
         os.kill(second, signal.SIGCONT)
         assert job.wait() != 0
     assert "rank 0 has finished no step for 2 s (train.stall_s): it is in step 1" in job.errors
-    assert f"its stacks are in {job.output}/log.txt; rank 1 gives no sign of life, last in step 1" in job.errors
+    # Signs of life are seconds apart, and steps quick: the last one may be of any step.
+    assert f"its stacks are in {job.output}/log.txt; rank 1 gives no sign of life, last in step " in job.errors
     assert "most recent call first" in (job.output / "log.txt").read_text()
     assert "rank 0 has waited in vain for another rank (train.start_timeout_min" in job.errors
     assert "Traceback" not in job.errors

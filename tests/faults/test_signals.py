@@ -83,7 +83,8 @@ def test_a_signal_in_the_evaluation_ends_it_and_it_can_be_made_again(tmp_path, o
 
 
 def test_a_signal_during_set_up_ends_the_run_before_its_first_step(tmp_path, overrides):
-    with Job(tmp_path / "run", *overrides) as job:
+    """With the launcher, as users have it: a rank whose connection breaks while it is set up may wait for it for minutes."""
+    with Job(tmp_path / "run", *overrides, launcher=True) as job:
         job.until(lambda: (job.output / "log.txt").exists())
         os.kill(job.ranks()[0], signal.SIGTERM)
         assert job.wait() == 75

@@ -23,6 +23,19 @@ NO_PROCESS = 2**22 + 1
 """More than Linux numbers processes by."""
 
 
+@pytest.fixture(autouse=True)
+def columns(monkeypatch) -> None:
+    """The width of the terminal, whatever the tests run in."""
+    monkeypatch.setenv("COLUMNS", str(text.WIDEST))
+
+
+@pytest.fixture
+def wide(monkeypatch) -> None:
+    """A terminal so wide that no line is wrapped, however long the path of the run is."""
+    monkeypatch.setattr(text, "WIDEST", 600)
+    monkeypatch.setenv("COLUMNS", "600")
+
+
 def page_of(capsys, *folders: Path, status: int = 0, flags: tuple[str, ...] = ()) -> str:
     assert main(["status", *map(str, folders), *flags]) == status
     return capsys.readouterr().out
@@ -69,7 +82,7 @@ def save_checkpoint(folder: Path, step: int) -> Path:
     return saved
 
 
-def test_the_page_of_a_running_run_tells_progress_rates_and_the_time_that_is_left(make, capsys):
+def test_the_page_of_a_running_run_tells_progress_rates_and_the_time_that_is_left(make, capsys, wide):
     page = page_of(capsys, lock(make(losses=range(10, 5, -1)), os.getpid()))
     assert page.splitlines()[0].endswith("run: running, at step 5 of 10")
     assert row_of(page, "progress") == "█" * 12 + "░" * 12 + " 50%, step 5 of 10"
@@ -174,7 +187,7 @@ def test_the_last_validation_stands_beside_the_best(make, capsys):
     assert row_of(page_of(capsys, folder), "validation") == "step 10: IoU >= 0.5 0.6, phrases 5"
 
 
-def test_checkpoints_are_told_with_age_and_size_and_what_is_wrong_with_them(make, capsys):
+def test_checkpoints_are_told_with_age_and_size_and_what_is_wrong_with_them(make, capsys, wide):
     folder = make()
     older, cut_off = save_checkpoint(folder, 5), save_checkpoint(folder, 10)
     (cut_off / MODEL_FILE).write_bytes(bytes(10))
@@ -187,7 +200,7 @@ def test_checkpoints_are_told_with_age_and_size_and_what_is_wrong_with_them(make
     assert "is damaged" in object_of(capsys, folder, flags=("--hashes",))["checkpoints"][0]["fault"]
 
 
-def test_faults_are_told_broken_records_by_kind_restarts_stops_and_warnings(make, capsys):
+def test_faults_are_told_broken_records_by_kind_restarts_stops_and_warnings(make, capsys, wide):
     broken = "skipped a broken record: a.jsonl:7: bad box: outside (more of this kind are counted, not logged)"
     summary = "7 of 300 records (2.3 %) are broken: 5 bad json (first: a.jsonl:3), 2 missing image (first: a.jsonl:9)"
     log = "".join(
