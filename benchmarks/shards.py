@@ -89,7 +89,7 @@ def anonymous_mib() -> float:
 
 
 def open_large(files: list[str], folder: Path) -> dict[str, float]:
-    """What opening the large set costs in this process."""
+    """The costs of opening the large set in this process, by name."""
     before, descriptors = anonymous_mib(), len(os.listdir("/proc/self/fd"))
     started = time.perf_counter()
     shards = Shards(files, index_folder=folder / "index")

@@ -96,17 +96,16 @@ class LoadedModel:
         return torch.stack([view.pixels for view in views]).to(device_of(self.network))
 
     def tokens(self, texts: Sequence[str], *, questions: bool = False) -> Text:
-        """Token ids of texts, cleaned as in training; the log names those that are cut.
+        """Token ids of texts, cleaned as in training; the log tells of those that are cut, or have unknown words.
 
         Raises:
             UserError: nothing is left of one.
         """
         cleaned = [self.cleaned(text, question=questions) for text in texts]
-        cut = [text for text in cleaned if len(self.text.pieces(text)[0]) > self.text.limits.max_tokens - 2]
-        if cut:
-            most = self.text.limits.max_tokens
+        pieces, most = [self.text.pieces(text)[0] for text in cleaned], self.text.limits.max_tokens
+        if cut := [text for text, ids in zip(cleaned, pieces, strict=True) if len(ids) > most - 2]:
             logger.warning("%d texts have more than %d tokens and are cut there, such as %.60r", len(cut), most, cut[0])
-        if unknown := [text for text in cleaned if self.tokenizer.unk_token_id in self.text.pieces(text)[0]]:
+        if unknown := [text for text, ids in zip(cleaned, pieces, strict=True) if self.tokenizer.unk_token_id in ids]:
             logger.warning(
                 "%d texts have words that the tokenizer does not know, such as %.60r", len(unknown), unknown[0]
             )

@@ -141,8 +141,11 @@ def _check_save(path: Path, images: Sequence[str]) -> None:
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--save {path}: a figure is a PNG; give a name that ends with .png")
-    if any(path.resolve() == Path(image).resolve() for image in images):
-        raise UserError(f"--save {path}: this is one of the images; give another name")
+    target = path.resolve()
+    for image in (Path(name).resolve() for name in images):
+        # What lies in a folder of images, and is there already, is one of them.
+        if target == image or (target.exists() and image.is_dir() and target.is_relative_to(image)):
+            raise UserError(f"--save {path}: this is one of the images; give another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

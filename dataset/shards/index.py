@@ -111,7 +111,7 @@ class ShardsIndex:
     def arrays_of(self, shards: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The three arrays of some shards alone."""
         first, last = shards.start, shards.stop - 1
-        records = slice(self.ends[first] - self.sizes[first], self.ends[last])
+        records = slice(self.ends[first] - int(self.shards[first, _RECORDS]), self.ends[last])
         odd = slice(int(self._odd_ends[first] - self.shards[first, _ODDITIES]), int(self._odd_ends[last]))
         return self.shards[shards], self.starts[records], self.oddities[odd]
 

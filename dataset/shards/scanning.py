@@ -27,7 +27,7 @@ _FIRST_LINE = 1 << 20
 
 @dataclass(frozen=True)
 class ScannedShard:
-    """What was found in a shard.
+    """The records of a shard, by the bytes at which they begin.
 
     Attributes:
         starts: (n,) int64, the first byte of each record.

@@ -82,7 +82,7 @@ def _padded(size: int) -> int:
 
 
 def group_of(member: Member) -> str | None:
-    """What the names of the members of one record share: folder and name up to the first dot; None for what is no part of one."""
+    """The key of a member's record: its folder, and its name up to the first dot; None for what is no part of a record."""
     folder, _, name = member.name.rpartition("/")
     stem = name.partition(".")[0]
     return f"{folder}/{stem}" if member.is_file and stem else None

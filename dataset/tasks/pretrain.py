@@ -48,7 +48,6 @@ class DataConfig(LoadingConfig):
         None, ge=0, description="steps with a matching loss: later ones have none in any stream; null: all have one"
     )
     cache_index: str | None = Field(None, description="folder of shard indexes; null: the user's cache folder")
-
     remote: RemoteConfig = Field(default_factory=RemoteConfig, description="shards at addresses")
 
     @model_validator(mode="after")

@@ -103,6 +103,9 @@ def test_a_figure_is_checked_before_anything_is_computed_and_never_replaces_an_i
         assert main([*argv, str(target)]) == 2
         captured = capsys.readouterr()
         assert told in captured.err and not captured.out
+    of_folder = ["predict", "caption", "--model", str(run("captioning")), "--image", str(photos), "--save"]
+    assert main([*of_folder, str(photos / "0.png")]) == 2
+    assert "this is one of the images" in capsys.readouterr().err
     assert (photos / "0.png").read_bytes() == before
     assert main([*argv, str(tmp_path / "new/folder/out.png")]) == 0
     assert (tmp_path / "new/folder/out.png").is_file()

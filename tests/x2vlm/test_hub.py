@@ -31,7 +31,8 @@ def hub(model, tmp_path, monkeypatch) -> Iterator[Path]:
             self.answer(body=True)
 
         def answer(self, *, body: bool) -> None:
-            path, files = self.path.partition("?")[0], [file for file in folder.rglob("*") if file.is_file()]
+            path = self.path.partition("?")[0]
+            files = [file for file in folder.rglob("*") if file.is_file()]
             names = [str(file.relative_to(folder)) for file in files]
             if path == "/":
                 return self.send(b"", body)
@@ -63,10 +64,10 @@ def hub(model, tmp_path, monkeypatch) -> Iterator[Path]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    files = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    of_hub = {"ENDPOINT": address, "HUGGINGFACE_CO_URL_TEMPLATE": files, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    for name, value in (of_hub | {"HF_HUB_OFFLINE": False}).items():
+        monkeypatch.setattr(constants, name, value)
     yield folder
     server.shutdown()
     server.server_close()

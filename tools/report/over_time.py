@@ -32,7 +32,8 @@ def over_time(run: Run) -> str:
     if not kept:
         return '<p class="faint">The run keeps no predictions of its validations.</p>'
     steps = [sorted(kept)[place] for place in spread(len(kept), MOST_VALIDATIONS)]
-    columns = [_judged(run, kept[step]) for step in steps]
+    questions = _questions(run)
+    columns = [_judged(run, kept[step], questions) for step in steps]
     head = "".join(f"<th>step {step:,}</th>" for step in steps)
     rows = []
     for number, last in columns[-1].items():
@@ -61,12 +62,12 @@ def read_kept(run: Run) -> dict[int, Predictions]:
     return {step: predictions for step, predictions in kept.items() if predictions}
 
 
-def _judged(run: Run, predictions: Predictions) -> dict[int, Judged]:
-    """The predictions of one validation by the number of their example."""
+def _judged(run: Run, predictions: Predictions, questions: Any | None) -> dict[int, Judged]:
+    """The predictions of one validation by the number of their example; ``questions``: see :func:`_questions`."""
     numbers = [int(one["number"]) for one in predictions]
     plain = [{name: value for name, value in one.items() if name != "number"} for one in predictions]
-    items = _questions(run)
-    asked = None if items is None or max(numbers) >= len(items) else [items[number] for number in numbers]
+    known = questions is not None and max(numbers) < len(questions)
+    asked = [questions[number] for number in numbers] if known and questions is not None else None
     try:
         found = judged(plain, asked, run.task)
     except MALFORMED as error:

@@ -66,7 +66,7 @@ class RemoteShard:
         return self._server.state(self._shown + self._query, self._shown)
 
     def open(self, state: tuple[int, int] | None = None) -> BinaryIO:
-        """Its content. ``state``: that of the index; None: as it is now."""
+        """The shard as a file to read. ``state``: that of the index; None: as it is now."""
         return io.BufferedReader(_Content(self, state or self.state()))
 
     def block(self, state: tuple[int, int], number: int) -> bytes | memoryview:
