@@ -2,8 +2,9 @@
 
 Tars of pictures are read in the order by blocks, by one process: from the disk, from a server on this machine that answers every
 request, and from one where 1 % of the requests fail. Once pictures become views for training, as in a run; once they are decoded
-alone. Each round begins with an empty cache of blocks; the index is there. Then two nodes read half of the lanes each: how many
-bytes one fetches, as a multiple of its share.
+alone. Each round begins with an empty cache of blocks; the index is there. Blocks of records are so small that an epoch has
+several windows, as it has with more data. Then two nodes read half of the lanes each, in blocks of the usual size: how many bytes
+one fetches, as a multiple of its share.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from dataset.shards.readers import Shards
 from dataset.shards.remote.server import RemoteConfig
 from dataset.tasks.streams.base import StreamConfig
 
-LANES, BATCH = 8, 32
+LANES, BATCH, SMALL = 2, 32, 100
 
 
 def write_tars(folder: Path, tars: int, per_tar: int) -> None:
@@ -86,12 +87,14 @@ def serve(folder: Path, failing: float, port: Any, sent: Any) -> None:
         server.serve_forever()
 
 
-def read(files: list[str], folder: Path, ranks: int = 1, views: bool = False) -> float:
+def read(
+    files: list[str], folder: Path, ranks: int = 1, views: bool = False, block_records: int | None = SMALL
+) -> float:
     """Pictures a second, in an epoch of rank 0, with an empty cache of blocks. ``views``: each becomes a view for training."""
     view = TrainingView(224, 10**6, AugmentConfig())
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         shards = Shards(files, index_folder=folder / "index", remote=RemoteConfig(cache=cache))
-        stream = StreamConfig(files=files, batch_size=BATCH, order="blocks", lanes=LANES)
+        stream = StreamConfig(files=files, batch_size=BATCH, order="blocks", lanes=LANES, block_records=block_records)
         source = stream.open(shards, name="images", seed=0, ranks=ranks, step=LANES)
         started, count = time.perf_counter(), 0
         for number in range(0, len(source) // BATCH, ranks):
@@ -139,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{what}: {rate:,.0f} pictures/s {done} ({each}), {rate / medians[0]:.0%} of the disk's\n"
                 )
         before = sent.value
-        read(files["server, 0% of the requests fail"], folder, ranks=2)
+        read(files["server, 0% of the requests fail"], folder, ranks=2, block_records=None)
         share = sum(path.stat().st_size for path in (folder / "tars").iterdir()) / 2
         sys.stdout.write(f"one of two nodes fetches {(sent.value - before) / share:.2f} times its share\n")
     for process in servers:

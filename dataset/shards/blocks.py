@@ -12,6 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ BLOCK_RECORDS = 1000
 
 WINDOW_BLOCKS, WINDOW_STEPS = 16, 8
 """Least size of a window: blocks in each, and global batches in those of all lanes together."""
+
+H = TypeVar("H")
 
 _GAMMA, _FIRST, _SECOND = (np.uint64(value) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
@@ -110,9 +113,9 @@ class BlockOrder:
         self.lanes = _deal(*_cut(sizes, block_records), lanes, _keys(seed, stream))
         self.window_records = max(WINDOW_BLOCKS * block_records, -(-WINDOW_STEPS * step * batch_size // lanes))
         """Least number of records of a window, except in a lane that has fewer."""
-        # Of each lane what was used last: positions ascend, so that nothing older is needed soon.
-        self._rows: dict[int, _Row] = {}
-        self._windows: dict[int, Window] = {}
+        # Of each lane those used last: positions ascend, here and half a window further on, so that nothing older is needed.
+        self._rows: dict[int, list[_Row]] = {}
+        self._windows: dict[int, list[Window]] = {}
 
     def batch(self, number: int) -> list[tuple[int, int]]:
         """(epoch, record) of each sample of micro-batch ``number``, counted over all ranks."""
@@ -126,12 +129,25 @@ class BlockOrder:
             position += len(taken)
         return samples
 
+    def lane(self, number: int) -> int:
+        """The lane that micro-batch ``number`` is of."""
+        return number % len(self.lanes)
+
+    def soon(self, number: int, *, first: bool) -> range:
+        """See :class:`~dataset.shards.samplers.Order`: the micro-batch of the lane that comes half a window later, since a
+        window's blocks are all needed soon after it begins; at first those before it too."""
+        lanes = len(self.lanes)
+        window = min(self.window_records, self.lanes[self.lane(number)].records)
+        later = number + window // (2 * self.batch_size) * lanes
+        return range(number if first else later, later + 1, lanes)
+
     def window(self, lane: int, position: int) -> Window:
         """The window that holds a position of a lane, counted through all epochs."""
-        last = self._windows.get(lane)
-        if last is None or not last.first <= position < last.first + len(last.records):
-            last = self._windows[lane] = self._make_window(lane, position)
-        return last
+        held = self._windows.setdefault(lane, [])
+        for window in held:
+            if window.first <= position < window.first + len(window.records):
+                return window
+        return _hold(held, self._make_window(lane, position))
 
     def _make_window(self, lane: int, position: int) -> Window:
         own = self.lanes[lane]
@@ -148,17 +164,25 @@ class BlockOrder:
         return Window(epoch, epoch * own.records + first, records[order])
 
     def _row(self, lane: int, epoch: int) -> _Row:
-        last = self._rows.get(lane)
-        if last is None or last.epoch != epoch:
-            own = self.lanes[lane]
-            blocks = _shuffled(len(own.counts), _keys(self.seed, self.stream, lane, epoch))
-            ends = np.cumsum(own.counts[blocks], dtype=np.int64)
-            # A window ends with the block in which its share of the lane ends: it may lack nearly a block of it.
-            windows = max(1, own.records // (self.window_records + self.block_records))
-            shares = np.arange(1, windows + 1) * own.records // windows
-            cuts = np.concatenate([[0], np.searchsorted(ends, shares, side="left") + 1])
-            last = self._rows[lane] = _Row(epoch, blocks, ends, cuts)
-        return last
+        held = self._rows.setdefault(lane, [])
+        for row in held:
+            if row.epoch == epoch:
+                return row
+        own = self.lanes[lane]
+        blocks = _shuffled(len(own.counts), _keys(self.seed, self.stream, lane, epoch))
+        ends = np.cumsum(own.counts[blocks], dtype=np.int64)
+        # A window ends with the block in which its share of the lane ends: it may lack nearly a block of it.
+        windows = max(1, own.records // (self.window_records + self.block_records))
+        shares = np.arange(1, windows + 1) * own.records // windows
+        cuts = np.concatenate([[0], np.searchsorted(ends, shares, side="left") + 1])
+        return _hold(held, _Row(epoch, blocks, ends, cuts))
+
+
+def _hold(held: list[H], made: H) -> H:
+    """Add to the two made last; returns what was made."""
+    held.append(made)
+    del held[:-2]
+    return made
 
 
 def check_ranks(lanes: int, ranks: int, key: str) -> None:

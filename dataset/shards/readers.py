@@ -20,6 +20,7 @@ from dataset.records.schema import RawRecord
 from dataset.shards.finding import TAR_SUFFIX, ShardFile, find_by_entry, open_shard
 from dataset.shards.index import default_index_folder, open_index
 from dataset.shards.remote.server import RemoteConfig
+from dataset.shards.remote.shards import RemoteShard
 from dataset.shards.tars import parse_object, place_of, read_record
 from utils.errors import UserError
 from utils.files import expanded
@@ -41,6 +42,9 @@ class Shards:
         remote: how shards at addresses are read; None: as by default.
         workers: processes that make an index where there is none.
         ask: ask servers whether remote shards have changed since they were indexed.
+
+    Attributes:
+        fetches_ahead: whether :meth:`expect` has an effect.
 
     Raises:
         UserError: as :func:`~dataset.shards.finding.find_by_entry`, and for zero records or an unreadable shard.
@@ -67,6 +71,7 @@ class Shards:
             found = f"{self.sizes[shard]} records were found: is it whole?"
             logger.warning("%s: %s lacks the end of a tar; %s", key, self.paths[shard], found)
         self._files = _OpenFiles()
+        self.fetches_ahead = any(isinstance(path, RemoteShard) and path.fetches_ahead for path in self.paths)
         if not len(self):
             raise UserError(f"{key}: {', '.join(files)} holds no records; every shard is empty")
 
@@ -104,6 +109,13 @@ class Shards:
 
     def _open(self, shard: int) -> BinaryIO:
         return self._files.get(shard) or self._files.open(shard, self.paths[shard], self.index.state(shard))
+
+    def expect(self, number: int) -> None:
+        """Say that record ``number`` will be read; one of a remote shard is fetched before, if the config says so."""
+        shard, row = self._locate(number)
+        path = self.paths[shard]
+        if isinstance(path, RemoteShard) and path.fetches_ahead:
+            path.expect(self.index.state(shard), *self.index.span(shard, row))
 
     def read(self, number: int) -> RawRecord:
         """Record ``number``, with ``place`` as ``file:line`` or ``shard.tar:member``.

@@ -77,6 +77,17 @@ class Order(Protocol):
         """(epoch, record) of each sample of micro-batch ``number``, counted over all ranks."""
         ...
 
+    def soon(self, number: int, *, first: bool) -> range:
+        """The micro-batches whose records are to be fetched while ``number`` is read.
+
+        ``first``: no earlier micro-batch of its :meth:`lane` was read by this process.
+        """
+        ...
+
+    def lane(self, number: int) -> int:
+        """The part of the data that micro-batch ``number`` is of."""
+        ...
+
 
 class RandomOrder:
     """Every epoch visits every record exactly once, in a new order; the ranks share one order.
@@ -91,6 +102,13 @@ class RandomOrder:
 
     def batch(self, number: int) -> list[tuple[int, int]]:
         return [self._locate(number * self.batch_size + offset) for offset in range(self.batch_size)]
+
+    def soon(self, number: int, *, first: bool) -> range:
+        # No later ones: each record lies in another block, and a cache of blocks could not keep them.
+        return range(number, number + 1)
+
+    def lane(self, number: int) -> int:
+        return 0
 
     def _locate(self, position: int) -> tuple[int, int]:
         epoch, position = divmod(position, self.count)
@@ -110,6 +128,7 @@ class RecordSource:
 
     def __init__(self, shards: Shards, order: Order, *, name: str, seed: int, weights: Weights | None = None):
         self.shards, self.order, self.name, self.seed, self.weights = shards, order, name, seed, weights
+        self._begun: set[int] = set()
 
     def __len__(self) -> int:
         """The number of samples of an epoch."""
@@ -117,7 +136,20 @@ class RecordSource:
 
     def samples(self, number: int) -> Iterator[tuple[int, np.random.Generator]]:
         """Record number and generator of each sample of micro-batch ``number``."""
+        if self.shards.fetches_ahead:
+            self._expect(number)
         for epoch, place in self.order.batch(number):
-            record = place if self.weights is None else self.weights.record(epoch, place)
+            record = self._record(epoch, place)
             # By its place, so that a record which an epoch reads twice is not augmented twice alike.
             yield record, sample_rng(self.seed, self.name, epoch, place)
+
+    def _record(self, epoch: int, place: int) -> int:
+        return place if self.weights is None else self.weights.record(epoch, place)
+
+    def _expect(self, number: int) -> None:
+        """Have remote records fetched before they are read."""
+        lane = self.order.lane(number)
+        for later in self.order.soon(number, first=lane not in self._begun):
+            for epoch, place in self.order.batch(later):
+                self.shards.expect(self._record(epoch, place))
+        self._begun.add(lane)

@@ -16,7 +16,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 SHELVES = 64
@@ -35,7 +35,7 @@ Block = bytes | memoryview
 
 
 class BlockCache:
-    """The blocks of a folder; of one process and thread.
+    """The blocks of a folder. One thread of a process gets them; others may :meth:`bring` them before.
 
     Args:
         folder: made if missing.
@@ -57,7 +57,7 @@ class BlockCache:
         path = self._path(name)
         block = self._use(path, block) if block is not None else self._open(path, size)
         if block is None:
-            with self._alone(f"block-{int(name[:8], 16) % _LOCKS:04d}"):
+            with self._alone_with(name):
                 block = self._open(path, size)
                 if block is None:
                     block = fetch()
@@ -68,6 +68,23 @@ class BlockCache:
         if len(self._mapped) > _MAPPED:
             self._mapped.popitem(last=False)
         return block
+
+    def bring(self, name: str, size: int, fetch: Callable[[], bytes]) -> bool:
+        """Have a block in the folder before it is got; returns whether it could be kept there."""
+        path = self._path(name)
+        if self._is_there(path, size):
+            return True
+        with self._alone_with(name):
+            return self._is_there(path, size) or self._keep(path, fetch())
+
+    def _is_there(self, path: Path, size: int) -> bool:
+        try:
+            return os.stat(path).st_size == size + _DIGEST
+        except OSError:
+            return False
+
+    def _alone_with(self, name: str) -> AbstractContextManager[None]:
+        return self._alone(f"block-{int(name[:8], 16) % _LOCKS:04d}")
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{int(name[-8:], 16) % SHELVES:02d}" / name
@@ -108,11 +125,11 @@ class BlockCache:
             self._checked.clear()
         self._checked[name] = file
 
-    def _keep(self, path: Path, content: bytes) -> None:
+    def _keep(self, path: Path, content: bytes) -> bool:
         """Write a block, after making room; where the disk has none, or cannot be written, blocks stay in memory."""
         needed = len(content) + _DIGEST
         if needed > self.shelf_bound:
-            return
+            return False
         try:
             with self._alone(f"shelf-{path.parent.name}"):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +144,8 @@ class BlockCache:
                 self._note(path.name, os.stat(path).st_ino)
         except OSError as error:
             _warn_not_kept(self.folder, error.strerror or str(error))
+            return False
+        return True
 
     def _make_room(self, shelf: Path, bound: int) -> None:
         """Take the least recently used blocks away until at most ``bound`` bytes are left."""
@@ -144,7 +163,7 @@ class BlockCache:
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
-        """Wait until no other process has the lock; on disks without locks, do not."""
+        """Wait until no other process or thread has the lock; on disks without locks, do not."""
         try:
             folder = self.folder / "locks"
             folder.mkdir(parents=True, exist_ok=True)
@@ -154,9 +173,15 @@ class BlockCache:
             yield
             return
         with file:
+            # Unlike lockf's, these locks exclude threads too. They end with the last copy of the open file, and a process that is
+            # forked meanwhile has one: so they are given back before it is closed.
             with suppress(OSError):
-                fcntl.lockf(file, fcntl.LOCK_EX)
-            yield
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _digest(content: Block) -> bytes:

@@ -6,15 +6,17 @@ import hashlib
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
+from dataset.shards.remote.ahead import Ahead
 from dataset.shards.remote.cache import Block, BlockCache
-from dataset.shards.remote.transports import Piece, RequestError, Transport, open_transport
+from dataset.shards.remote.transports import RequestError, Transport, open_transport
 from utils.addresses import scheme_of
 from utils.config import Config
 from utils.errors import UserError
@@ -40,6 +42,12 @@ class RemoteConfig(Config):
         20.0, ge=0.25, description="the most that the folder holds, in GB, over all processes of this machine"
     )
     timeout_s: float = Field(60.0, gt=0, description=f"seconds for a request, of at most {BLOCK_BYTES >> 20} MiB")
+    ahead: int = Field(
+        4,
+        ge=0,
+        le=64,
+        description="requests that a worker has under way at a time for records that it will read later; 0: none",
+    )
     retries: int = Field(
         6, ge=0, le=20, description="how often a failed request is repeated, after longer and longer waits"
     )
@@ -47,6 +55,28 @@ class RemoteConfig(Config):
         ["http", "https", "s3"],
         description="protocols that addresses may have; others that fsspec knows can be named, and are untested",
     )
+
+
+class _Wanted(NamedTuple):
+    """A block of a file: see :meth:`Server.block`."""
+
+    address: str
+    told: str
+    state: tuple[int, int]
+    number: int
+
+    @property
+    def start(self) -> int:
+        return self.number * BLOCK_BYTES
+
+    @property
+    def end(self) -> int:
+        return min(self.start + BLOCK_BYTES, self.state[0])
+
+    @property
+    def name(self) -> str:
+        """In the cache of blocks."""
+        return hashlib.sha256(f"{self.told} {self.state} {self.start}-{self.end}".encode()).hexdigest()[:40]
 
 
 class Server:
@@ -75,6 +105,8 @@ class Server:
         self._process = os.getpid()
         self._transports: dict[str, Transport] = {}
         self._cache: BlockCache | None = None
+        self._ahead: Ahead | None = None
+        self._opening = threading.Lock()
         self.failed = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,20 +130,33 @@ class Server:
         Raises:
             UserError: it cannot be read, or has another state now.
         """
-        start = number * BLOCK_BYTES
-        end = min(start + BLOCK_BYTES, state[0])
+        wanted = _Wanted(address, told, state, number)
+        return self._blocks().get(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted))
 
-        def fetch() -> bytes:
-            piece: Piece = self.request(address, told, lambda transport: transport.read(address, start, end))
-            if (piece.size, piece.version) != state:
-                raise UserError(
-                    f"{self.key}: {told} has changed since it was indexed ({state[0]:,} bytes then, {piece.size:,} now); index "
-                    "it again with python run.py index-shards"
-                )
-            return piece.content
+    def expect(self, address: str, told: str, state: tuple[int, int], number: int) -> None:
+        """Say that :meth:`block` will be called with these arguments: it is fetched before, by another thread.
 
-        name = hashlib.sha256(f"{told} {state} {start}-{end}".encode()).hexdigest()[:40]
-        return self._blocks().get(name, end - start, fetch)
+        A request that fails for the last time is of no account here: it is made again when the block is read.
+        """
+        blocks = self._blocks()
+        if self._ahead is None:
+            self._ahead = Ahead(self.config.ahead)
+
+        def bring() -> bool:
+            wanted = _Wanted(address, told, state, number)
+            return blocks.bring(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted))
+
+        self._ahead.ask((told, number), bring)
+
+    def _fetch(self, wanted: _Wanted) -> bytes:
+        address, told, state, _ = wanted
+        piece = self.request(address, told, lambda transport: transport.read(address, wanted.start, wanted.end))
+        if (piece.size, piece.version) != state:
+            raise UserError(
+                f"{self.key}: {told} has changed since it was indexed ({state[0]:,} bytes then, {piece.size:,} now); index "
+                "it again with python run.py index-shards"
+            )
+        return piece.content
 
     def request(self, address: str, told: str, ask: Callable[[Transport], T]) -> T:
         """The answer to a request, which is repeated as often as the config says.
@@ -149,9 +194,10 @@ class Server:
         if self._process != os.getpid():
             self._start_anew()
         scheme = scheme_of(address)
-        if scheme not in self._transports:
-            self._transports[scheme] = open_transport(address, self.config.timeout_s, self.key)
-        return self._transports[scheme]
+        with self._opening:
+            if scheme not in self._transports:
+                self._transports[scheme] = open_transport(address, self.config.timeout_s, self.key)
+            return self._transports[scheme]
 
     def _blocks(self) -> BlockCache:
         if self._process != os.getpid():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
+import os
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
@@ -18,6 +20,8 @@ from utils.errors import UserError
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST = 1_000_000
 """Files of one entry."""
+_BUFFER = 1 << 16
+"""Bytes that are copied from a block at a time: more than one of Python's own buffers, since each copy is a call."""
 
 
 class RemoteShard:
@@ -50,12 +54,12 @@ class RemoteShard:
 
     @property
     def suffix(self) -> str:
-        return PurePosixPath(self.name).suffix
+        return os.path.splitext(self._shown)[1]
 
     @property
     def parent(self) -> Path:
         """Where images beside the shard would be, which are not read: no folder of this machine has such a path."""
-        return Path(self._shown.rpartition("/")[0])
+        return _folder(self._shown.rpartition("/")[0])
 
     def state(self) -> tuple[int, int]:
         """Bytes and version, from the server.
@@ -67,11 +71,20 @@ class RemoteShard:
 
     def open(self, state: tuple[int, int] | None = None) -> BinaryIO:
         """The shard as a file to read. ``state``: that of the index; None: as it is now."""
-        return io.BufferedReader(_Content(self, state or self.state()))
+        return io.BufferedReader(_Content(self, state or self.state()), _BUFFER)
 
     def block(self, state: tuple[int, int], number: int) -> bytes | memoryview:
         """Block ``number`` of it; see :meth:`~dataset.shards.remote.server.Server.block`."""
         return self._server.block(self._shown + self._query, self._shown, state, number)
+
+    def expect(self, state: tuple[int, int], start: int, end: int) -> None:
+        """Say that the bytes ``start`` … ``end`` - 1 will be read; see :meth:`~dataset.shards.remote.server.Server.expect`."""
+        for number in range(start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1):
+            self._server.expect(self._shown + self._query, self._shown, state, number)
+
+    @property
+    def fetches_ahead(self) -> bool:
+        return self._server.config.ahead > 0
 
 
 class _Content(io.RawIOBase):
@@ -108,6 +121,11 @@ class _Content(io.RawIOBase):
         buffer[: len(part)] = part
         self._at += len(part)
         return len(part)
+
+
+@functools.lru_cache(maxsize=64)
+def _folder(address: str) -> Path:
+    return Path(address)
 
 
 def find_remote(entry: str, server: Server) -> list[RemoteShard]:

@@ -81,11 +81,13 @@ class Http:
     def __init__(self, timeout_s: float):
         import aiohttp
         import fsspec
+        from fsspec.asyn import sync
 
         self._errors: tuple[type[Exception], ...] = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         # A filesystem of another process, from before a fork, cannot be used.
         self._files: Any = fsspec.filesystem("https", skip_instance_cache=True)
+        self._session: Any = sync(self._files.loop, self._files.set_session)
 
     def read(self, address: str, start: int, end: int) -> Piece:
         from fsspec.asyn import sync
@@ -102,10 +104,9 @@ class Http:
     async def _get(self, address: str, start: int, end: int) -> Piece:
         options = dict(self._files.kwargs)
         headers = {**options.pop("headers", {}), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        session = await self._files.set_session()
         url = self._files.encode_url(address)
         options = {"read_bufsize": _BUFFER, **options, "headers": headers, "timeout": self._timeout}
-        async with session.get(url, **options) as response:
+        async with self._session.get(url, **options) as response:
             if scheme_of(address) == "https" and response.url.scheme != "https":
                 raise RequestError(f"sends on to {response.url.host} without encryption", again=False)
             version = version_of(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import multiprocessing
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -48,7 +53,7 @@ def bucket(monkeypatch):
 @pytest.fixture
 def open_remote(tmp_path):
     def opened(*files: str, ask: bool = False, **options) -> Shards:
-        remote = RemoteConfig(cache=str(tmp_path / "blocks"), retries=2, timeout_s=5, **options)
+        remote = RemoteConfig(**{"cache": str(tmp_path / "blocks"), "retries": 2, "timeout_s": 5, **options})
         return Shards(files, key="data.texts.files", index_folder=tmp_path / "index", remote=remote, ask=ask)
 
     return opened
@@ -99,3 +104,73 @@ def test_an_object_that_changed_is_told(bucket, open_remote):
     with pytest.raises(UserError, match=r"s3://data/set/0.jsonl has changed since it was indexed"):
         ids(open_remote("s3://data/set/"))
     assert ids(open_remote("s3://data/set/", ask=True)) == ["new", *EXPECTED[12:]]
+
+
+class Forwarder(ThreadingHTTPServer):
+    """Sends requests on to a store; what happens to an answer with content is named by ``fault(number)``, from number 0 on."""
+
+    daemon_threads = True
+
+    def __init__(self, to: str):
+        super().__init__(("127.0.0.1", 0), _Forwarding)
+        self.to, self.answers = to.removeprefix("http://"), 0
+        self.fault = lambda number: ""
+
+    def handle_error(self, *_: object) -> None:
+        """A client that goes away is no news."""
+
+
+class _Forwarding(BaseHTTPRequestHandler):
+    server: Forwarder
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        store = http.client.HTTPConnection(self.server.to)
+        store.request(self.command, self.path, headers=dict(self.headers))
+        answer = store.getresponse()
+        content, fault = answer.read(), ""
+        if self.command == "GET" and "Range" in self.headers:
+            fault = self.server.fault(self.server.answers)
+            self.server.answers += 1
+        self.send_response(int(fault) if fault.isdigit() else answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                self.send_header(name, value)
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
+        self.send_header("Content-Length", length or "0")
+        self.end_headers()
+        if fault == "stall":
+            time.sleep(1)
+        self.wfile.write(content[: len(content) // 2] if fault in ("cut", "stall") else content)
+        self.close_connection = fault in ("cut", "stall")
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def forwarder(bucket, monkeypatch) -> Iterator[Forwarder]:
+    with Forwarder(bucket.meta.endpoint_url) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{running.server_address[1]}")
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "cut", "stall"])
+def test_answers_of_a_store_that_fail_are_asked_for_again(forwarder, open_remote, fault, caplog):
+    forwarder.fault = lambda number: fault if number in (1, 4) else ""
+    assert ids(open_remote("s3://data/set/", timeout_s=0.5)) == EXPECTED
+    assert "it is repeated (failed requests of this process: 1)" in caplog.text
+
+
+def test_a_store_that_goes_on_failing_is_one_line(forwarder, open_remote):
+    forwarder.fault = lambda number: "503"
+    with pytest.raises(
+        UserError, match=r"^data.texts.files: s3://data/set/0.jsonl: .*; gave up after 3 requests"
+    ) as caught:
+        open_remote("s3://data/set/0.jsonl")
+    assert "\n" not in str(caught.value)
+    assert forwarder.answers == 3, "the filesystem repeats nothing by itself"

@@ -1,0 +1,181 @@
+"""Blocks that are fetched before they are read."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dataset.shards.blocks import BlockOrder
+from dataset.shards.readers import Shards
+from dataset.shards.remote import server as remote_server
+from dataset.shards.remote import shards as remote_shards
+from dataset.shards.remote.ahead import Ahead
+from dataset.shards.remote.cache import BlockCache
+from dataset.shards.remote.server import RemoteConfig
+from dataset.tasks.streams.base import StreamConfig
+from utils.errors import UserError
+
+RECORDS = 120
+
+
+@pytest.fixture
+def stream(server, monkeypatch, tmp_path):
+    """Opens records of 100 bytes, served in blocks of 300 bytes, in the order by blocks of 20 records."""
+    pytest.importorskip("aiohttp")
+    for module in (remote_server, remote_shards):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(remote_server, "_FIRST_WAIT_S", 0.001)
+    lines = [json.dumps({"n": number, "x": ""}).ljust(99) for number in range(RECORDS)]
+    (server.folder / "a.jsonl").write_text("\n".join(lines) + "\n")
+
+    def opened(ahead: int, order: str = "blocks", cache: str = "blocks", **remote):
+        config = RemoteConfig(cache=str(tmp_path / cache), ahead=ahead, **remote)
+        shards = Shards([f"{server.url}/a.jsonl"], index_folder=tmp_path / "index", remote=config)
+        options = {"lanes": 2, "block_records": 20} if order == "blocks" else {}
+        return StreamConfig(files=["a"], batch_size=5, order=order, **options).open(
+            shards, name="images", seed=0, ranks=1, step=2
+        )
+
+    opened(0, cache="of-index")
+    server.requests = 0
+    return opened
+
+
+def read(source, numbers) -> list[int]:
+    return [source.shards.read(record).values["n"] for number in numbers for record, _ in source.samples(number)]
+
+
+def until(holds) -> None:
+    for _ in range(500):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("waited for 5 s")
+
+
+def blocks_of(folder: Path) -> int:
+    return sum(file.is_file() and len(file.name) == 40 for file in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("order", ["random", "blocks"])
+@pytest.mark.parametrize("fault", ["", "503", "cut"])
+def test_the_records_are_the_same_and_each_block_is_fetched_once(stream, server, order, fault, tmp_path):
+    expected = read(stream(0, order, "none"), range(30))
+    server.fault = lambda number: fault if number % 4 == 1 else ""
+    server.requests, server.sent = 0, type(server.sent)()
+    assert read(stream(3, order), range(30)) == expected
+    until(lambda: blocks_of(tmp_path / "blocks") == RECORDS // 3)
+    assert fault or server.requests == RECORDS // 3
+
+
+def test_what_is_read_half_a_window_later_is_there_before(stream, server, tmp_path):
+    """A lane is 60 records and one window here: half of it is 6 micro-batches."""
+    source = stream(2)
+    read(source, [0])
+    expected = {record // 3 for number in range(0, 14, 2) for _, record in source.order.batch(number)}
+    until(lambda: blocks_of(tmp_path / "blocks") >= len(expected))
+    asked = server.requests
+    read(stream(0), range(0, 14, 2))
+    assert server.requests == asked == len(expected)
+
+
+def test_without_threads_nothing_is_fetched_before_it_is_read(stream, tmp_path):
+    source = stream(0)
+    next(iter(source.samples(0)))
+    time.sleep(0.05)
+    assert blocks_of(tmp_path / "blocks") == 0
+
+
+def test_a_slow_server_is_waited_for_once_and_not_for_each_block(stream, server):
+    server.fault = lambda number: "slow"
+
+    def seconds(ahead: int) -> float:
+        source, started = stream(ahead, cache=f"cache-{ahead}"), time.perf_counter()
+        read(source, range(24))
+        return time.perf_counter() - started
+
+    assert seconds(8) < 0.5 * seconds(0)
+
+
+def test_an_error_is_told_by_whoever_reads(stream, server):
+    source = stream(4, retries=0)
+    server.fault = lambda number: "403"
+    with pytest.raises(UserError, match=r"a.jsonl: status 403 Forbidden; check the address"):
+        read(source, [0])
+
+
+def test_a_batch_that_comes_soon():
+    order = BlockOrder([400], 5, lanes=2, block_records=4, step=2, seed=0, stream="images")
+    assert order.window_records == 64
+    assert list(order.soon(7, first=False)) == [7 + 6 * 2]
+    assert list(order.soon(7, first=True)) == list(range(7, 20, 2))
+    assert {order.lane(number) for number in order.soon(7, first=True)} == {1}
+
+
+def test_reading_ahead_does_not_change_the_order():
+    plain, ahead = (
+        BlockOrder([400, 31], 5, lanes=2, block_records=4, step=2, seed=0, stream="images") for _ in range(2)
+    )
+    for number in range(400):
+        for later in ahead.soon(number, first=number < 2):
+            ahead.batch(later)
+        assert ahead.batch(number) == plain.batch(number)
+
+
+def test_threads_that_want_one_block_at_once_fetch_it_once(tmp_path):
+    cache, fetched = BlockCache(tmp_path, 1 << 20), []
+
+    def fetch() -> bytes:
+        fetched.append(1)
+        time.sleep(0.05)
+        return b"block"
+
+    threads = [threading.Thread(target=cache.bring, args=(f"{1:040x}", 5, fetch)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert cache.get(f"{1:040x}", 5, fetch) == b"block"
+    for thread in threads:
+        thread.join()
+    assert len(fetched) == 1
+
+
+def test_a_process_forked_meanwhile_keeps_no_lock(tmp_path):
+    cache, go = BlockCache(tmp_path, 1 << 20), multiprocessing.get_context("fork").Event()
+    processes = []
+
+    def fetch() -> bytes:
+        processes.append(multiprocessing.get_context("fork").Process(target=go.wait, args=(20,)))
+        processes[0].start()
+        return b"block"
+
+    cache.get(f"{1:040x}", 5, fetch)
+    next(tmp_path.rglob(f"{1:040x}")).unlink()
+    done = threading.Thread(target=BlockCache(tmp_path, 1 << 20).bring, args=(f"{1:040x}", 5, lambda: b"block"))
+    done.start()
+    done.join(5)
+    assert not done.is_alive()
+    go.set()
+    processes[0].join()
+
+
+def test_nothing_more_is_fetched_where_nothing_can_be_kept():
+    ahead, brought = Ahead(1), []
+    for number in range(3):
+        ahead.ask(number, lambda number=number: bool(brought.append(number)))
+        until(lambda: brought)
+        time.sleep(0.02)
+    assert brought == [0]
+
+
+def test_a_block_is_asked_for_once():
+    ahead, brought = Ahead(2), []
+    for number in [1, 2, 1, 2, 1]:
+        ahead.ask(number, lambda number=number: brought.append(number) or True)
+    until(lambda: len(brought) == 2)
+    time.sleep(0.02)
+    assert sorted(brought) == [1, 2]
