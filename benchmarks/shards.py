@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from dataset.shards import index
+from dataset.shards import making
 from dataset.shards.blocks import BLOCK_RECORDS, BlockOrder
+from dataset.shards.index import name_of
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import Order, RandomOrder
 from dataset.shards.states import states_of
@@ -58,7 +59,7 @@ def index_rate(paths: Sequence[Path], folder: Path, workers: int, rounds: int) -
     rates = []
     for round_ in range(rounds):
         started = time.perf_counter()
-        made = index.open_index(paths, folder / f"{workers}-{round_}", "files", workers)
+        made = making.open_index(paths, folder / f"{workers}-{round_}", "files", workers)
         rates.append(sum(made.sizes) / (time.perf_counter() - started))
     return statistics.median(rates)
 
@@ -72,7 +73,7 @@ def write_large(folder: Path, shards: int, records: int) -> list[str]:
     states = states_of(paths, "files")
     each = np.full((shards, 1), records // shards, np.int64)
     table = np.concatenate([states, each, np.zeros((shards, 1), np.int64), np.ones((shards, 1), np.int64)], axis=1)
-    made = folder / "index" / f"{index.name_of(paths)}.index"
+    made = folder / "index" / f"{name_of(paths)}.index"
     made.mkdir(parents=True)
     np.save(made / "shards.npy", table)
     np.save(made / "oddities.npy", np.empty((0, 2), np.int64))
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "tars").mkdir()
-        index.PART = 1
+        making.PART = 1
         paths = write_tars(folder / "tars", flags.tars, flags.per_tar)
         for workers in (1, 2):
             rate = index_rate(paths, folder / "made", workers, flags.rounds)

@@ -17,6 +17,7 @@ from dataset.prepare.downloads import (
     take_shards,
     write_url_list,
 )
+from dataset.prepare.folder_index import write_folder_index
 from dataset.prepare.held_out import HeldOut, read_held_out
 from dataset.prepare.image_finder import IMAGE_SUFFIXES
 from dataset.prepare.manifest import Manifest
@@ -120,6 +121,7 @@ def _prepare_records(data_set: DataSet, product: Product, request: Request, opti
 
     name = product.folder
     manifest = build_folder(options.out, name, arguments, fill, overwrite=options.overwrite, facts=facts)
+    write_folder_index(options.out / name, options.workers)
     sizes = {} if product.measures else data_set.sizes
     tell_result(options.out / name, manifest, sizes, options.tell)
     return manifest
@@ -170,6 +172,7 @@ def _prepare_web(name: str, raw: RawFolder, held_out: HeldOut, options: Options)
     manifest = build_folder(
         options.out, name, arguments, fill, overwrite=options.overwrite, facts=lambda: {**facts(), **web_facts}
     )
+    write_folder_index(options.out / name, options.workers)
     tell_result(options.out / name, manifest, data_set.sizes, options.tell)
     return [each for each in (listed, manifest) if each is not None]
 

@@ -2,42 +2,24 @@
 
 The folder ``<hash of the paths>.index`` has ``shards.npy`` (a row for each shard: bytes, time of its last change, records,
 oddities, whether it is whole), ``starts.npy`` (an offset for each record, mapped into memory, so that processes share one copy),
-and ``oddities.npy`` (see :class:`~dataset.shards.scanning.ScannedShard`). It is made once, by whoever comes first, in parts: an
-interrupted one goes on.
+and ``oddities.npy`` (see :class:`~dataset.shards.scanning.ScannedShard`). :mod:`dataset.shards.making` makes it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import functools
 import hashlib
-import logging
-import os
-import shutil
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dataset.shards.finding import ShardFile, real_paths
-from dataset.shards.scanning import ScannedShard, scan_shard
-from dataset.shards.states import states_of
 from utils.errors import UserError
 from utils.files import cache_folder
-from utils.progress import progress_bar
 
-PART = 64
-"""Shards of a part, which is kept when the making of an index is interrupted."""
-
-_BYTES, _CHANGED, _RECORDS, _ODDITIES, _WHOLE = range(5)
-_WAIT_S = 0.5
-_TOLD = 3
-
-logger = logging.getLogger(__name__)
+BYTES, CHANGED, RECORDS, ODDITIES, WHOLE = range(5)
+"""Columns of ``shards.npy``."""
 
 
 class ShardsIndex:
@@ -61,8 +43,8 @@ class ShardsIndex:
     ):
         self.paths, self.shards, self.oddities, self.folder = paths, shards, oddities, folder
         self._starts: np.ndarray | None = starts
-        self.ends: list[int] = np.cumsum(shards[:, _RECORDS]).tolist()
-        self._odd_ends = np.cumsum(shards[:, _ODDITIES])
+        self.ends: list[int] = np.cumsum(shards[:, RECORDS]).tolist()
+        self._odd_ends = np.cumsum(shards[:, ODDITIES])
 
     @property
     def starts(self) -> np.ndarray:
@@ -78,18 +60,18 @@ class ShardsIndex:
     @property
     def sizes(self) -> list[int]:
         """The number of records of each shard."""
-        return self.shards[:, _RECORDS].tolist()
+        return self.shards[:, RECORDS].tolist()
 
     def state(self, shard: int) -> tuple[int, int]:
         """The bytes of a shard, and the time of its last change or its version."""
-        return int(self.shards[shard, _BYTES]), int(self.shards[shard, _CHANGED])
+        return int(self.shards[shard, BYTES]), int(self.shards[shard, CHANGED])
 
     def span(self, shard: int, row: int) -> tuple[int, int]:
         """The first byte of record ``row`` of a shard, and of the next one."""
-        first = self.ends[shard] - int(self.shards[shard, _RECORDS])
+        first = self.ends[shard] - int(self.shards[shard, RECORDS])
         start = int(self.starts[first + row])
         last = first + row + 1 == self.ends[shard]
-        return start, int(self.shards[shard, _BYTES]) if last else int(self.starts[first + row + 1])
+        return start, int(self.shards[shard, BYTES]) if last else int(self.starts[first + row + 1])
 
     def apart(self, shard: int, row: int) -> list[int]:
         """Where the members of a tar's record begin that stand apart from the others."""
@@ -106,57 +88,21 @@ class ShardsIndex:
 
     def not_whole(self) -> list[int]:
         """The tars without their end blocks."""
-        return np.flatnonzero(self.shards[:, _WHOLE] == 0).tolist()
+        return np.flatnonzero(self.shards[:, WHOLE] == 0).tolist()
 
     def arrays_of(self, shards: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The three arrays of some shards alone."""
         first, last = shards.start, shards.stop - 1
-        records = slice(self.ends[first] - int(self.shards[first, _RECORDS]), self.ends[last])
-        odd = slice(int(self._odd_ends[first] - self.shards[first, _ODDITIES]), int(self._odd_ends[last]))
+        records = slice(self.ends[first] - int(self.shards[first, RECORDS]), self.ends[last])
+        odd = slice(int(self._odd_ends[first] - self.shards[first, ODDITIES]), int(self._odd_ends[last]))
         return self.shards[shards], self.starts[records], self.oddities[odd]
 
     def _oddities_of(self, shard: int) -> np.ndarray:
         end = int(self._odd_ends[shard])
-        return self.oddities[end - int(self.shards[shard, _ODDITIES]) : end]
+        return self.oddities[end - int(self.shards[shard, ODDITIES]) : end]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_starts": None if self.folder is not None else self._starts}
-
-
-def open_index(
-    paths: Sequence[ShardFile], folder: Path | None, key: str, workers: int = 1, ask: bool = False
-) -> ShardsIndex:
-    """The index of shards; made where there is none, and anew for shards that have changed since.
-
-    Args:
-        paths: the shards.
-        folder: of indexes; None, or one that cannot be written: a new index stays in memory.
-        key: config key of the shards, for messages.
-        workers: processes that make a new one.
-        ask: ask servers whether remote shards have changed.
-
-    Raises:
-        UserError: a shard cannot be read.
-    """
-    name = name_of(paths)
-    try:
-        if folder is None:
-            raise OSError("the user has no home folder")
-        found = _current(folder / f"{name}.index", paths, key, ask)
-        if found is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            with _alone(folder / f"{name}.lock", key):
-                found = _current(folder / f"{name}.index", paths, key, ask)
-                if found is None:
-                    _make(folder / f"{name}.index", paths, states_of(paths, key), key, workers)
-                    found = load(folder / f"{name}.index", paths)
-        if found is not None:
-            return found
-    except OSError as error:
-        _warn_not_cached(folder, error.strerror or str(error))
-    now = states_of(paths, key)
-    scanned = [scan_shard(path, key) for path in paths]
-    return ShardsIndex(paths, *_joined(now, scanned), None)
 
 
 def load(folder: Path, paths: Sequence[ShardFile]) -> ShardsIndex | None:
@@ -164,7 +110,7 @@ def load(folder: Path, paths: Sequence[ShardFile]) -> ShardsIndex | None:
     try:
         shards = np.load(folder / "shards.npy", allow_pickle=False)
         oddities = np.load(folder / "oddities.npy", allow_pickle=False)
-        if not shards.size or int(shards[:, _RECORDS].sum()):
+        if not shards.size or int(shards[:, RECORDS].sum()):
             starts = np.load(folder / "starts.npy", mmap_mode="r", allow_pickle=False)
         else:
             starts = np.empty(0, np.int64)  # nothing can be mapped
@@ -174,25 +120,10 @@ def load(folder: Path, paths: Sequence[ShardFile]) -> ShardsIndex | None:
     whole = (
         all(array.dtype == np.int64 for array in arrays)
         and shards.shape == (len(paths), 5)
-        and starts.shape == (shards[:, _RECORDS].sum(),)
-        and oddities.shape == (shards[:, _ODDITIES].sum(), 2)
+        and starts.shape == (shards[:, RECORDS].sum(),)
+        and oddities.shape == (shards[:, ODDITIES].sum(), 2)
     )
     return ShardsIndex(paths, shards, starts, oddities, folder) if whole else None
-
-
-def default_index_folder() -> Path | None:
-    """Where indexes are unless the config names a folder: in the user's cache folder; None without one."""
-    caches = cache_folder()
-    return caches / "index" if caches is not None else None
-
-
-def _current(folder: Path, paths: Sequence[ShardFile], key: str, ask: bool) -> ShardsIndex | None:
-    """The index in a folder, if it is of the shards as they are now."""
-    found = load(folder, paths)
-    if found is None:
-        return None
-    now = states_of(paths, key, None if ask else found.shards[:, : _CHANGED + 1])
-    return found if np.array_equal(found.shards[:, : _CHANGED + 1], now) else None
 
 
 def name_of(paths: Sequence[ShardFile]) -> str:
@@ -200,141 +131,7 @@ def name_of(paths: Sequence[ShardFile]) -> str:
     return hashlib.sha256("\n".join(real_paths(paths)).encode()).hexdigest()[:32]
 
 
-def _make(folder: Path, paths: Sequence[ShardFile], now: np.ndarray, key: str, workers: int) -> None:
-    """Make the index, or make it anew."""
-    started, before = time.monotonic(), load(folder, paths)
-    _tell_why(folder, before, paths, now, key)
-    parts = folder.with_suffix(".parts")
-    parts.mkdir(exist_ok=True)
-    cuts = [slice(start, min(start + PART, len(paths))) for start in range(0, len(paths), PART)]
-    jobs = [(parts / f"{cut.start:09d}.npz", list(paths[cut]), now[cut], key) for cut in cuts]
-    for job, cut in zip(jobs, cuts, strict=True):
-        if before is not None and np.array_equal(before.shards[cut, : _CHANGED + 1], job[2]):
-            _write_part(job[0], *before.arrays_of(cut))
-    _scan_parts(jobs, workers, len(paths))
-    records = _join_parts(folder, [job[0] for job in jobs])
-    shutil.rmtree(parts, ignore_errors=True)
-    took = time.monotonic() - started
-    logger.info("%s: index of %s records in %s shards made in %.1f s", key, f"{records:,}", f"{len(paths):,}", took)
-
-
-def _tell_why(folder: Path, before: ShardsIndex | None, paths: Sequence[ShardFile], now: np.ndarray, key: str) -> None:
-    if before is not None:
-        changed = np.flatnonzero((before.shards[:, : _CHANGED + 1] != now).any(axis=1))
-        named = ", ".join(str(paths[number]) for number in changed[:_TOLD]) + (", …" if len(changed) > _TOLD else "")
-        logger.warning(
-            "%s: %d of %d shards have changed since they were indexed (%s); the index is made anew",
-            key,
-            len(changed),
-            len(paths),
-            named,
-        )
-    elif folder.exists():
-        logger.warning("%s: the index %s is damaged; it is made anew", key, folder)
-
-
-Job = tuple[Path, list[ShardFile], np.ndarray, str]
-
-
-def _scan_parts(jobs: Sequence[Job], workers: int, count: int) -> None:
-    """Make the parts that are not there yet."""
-    bar = progress_bar(total=count, desc="indexing shards", leave=False)
-    missing = [job for job in jobs if not _is_current(job)]
-    with bar:
-        bar.update(count - sum(len(job[1]) for job in missing))
-        if workers > 1 and len(missing) > 1:
-            with ProcessPoolExecutor(workers) as pool:
-                for made in pool.map(_scan_part, missing):
-                    bar.update(made)
-        else:
-            for job in missing:
-                bar.update(_scan_part(job))
-
-
-def _is_current(job: Job) -> bool:
-    """Whether a part is there, of the shards as they are now."""
-    try:
-        with np.load(job[0], allow_pickle=False) as part:
-            return np.array_equal(part["shards"][:, : _CHANGED + 1], job[2])
-    except (OSError, ValueError, KeyError, EOFError):
-        return False
-
-
-def _scan_part(job: Job) -> int:
-    """Write the part of some shards; returns how many they are."""
-    file, paths, now, key = job
-    _write_part(file, *_joined(now, [scan_shard(path, key) for path in paths]))
-    return len(paths)
-
-
-def _write_part(file: Path, shards: np.ndarray, starts: np.ndarray, oddities: np.ndarray) -> None:
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as opened:
-        np.savez(opened, shards=shards, starts=starts, oddities=oddities)
-    os.replace(temporary, file)
-
-
-def _joined(now: np.ndarray, scanned: Sequence[ScannedShard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The three arrays of shards."""
-    rows = [[len(shard.starts), len(shard.oddities), int(shard.whole)] for shard in scanned]
-    shards = np.concatenate([now, np.array(rows, np.int64)], axis=1)
-    starts, oddities = ([getattr(shard, name) for shard in scanned] for name in ("starts", "oddities"))
-    return shards, np.concatenate(starts), np.concatenate(oddities)
-
-
-def _join_parts(folder: Path, files: Sequence[Path]) -> int:
-    """Write the index from its parts, one of which is in memory at a time, in one step; returns the number of records."""
-    temporary = folder.with_suffix(".new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    shards, oddities = [], []
-    for file in files:
-        with np.load(file, allow_pickle=False) as part:
-            shards.append(part["shards"])
-            oddities.append(part["oddities"])
-    table = np.concatenate(shards)
-    records, at = int(table[:, _RECORDS].sum()), 0
-    if records:
-        starts = np.lib.format.open_memmap(temporary / "starts.npy", "w+", np.dtype(np.int64), (records,))
-        for file in files:
-            with np.load(file, allow_pickle=False) as part:
-                starts[at : at + len(part["starts"])] = part["starts"]
-                at += len(part["starts"])
-        starts.flush()
-    np.save(temporary / "oddities.npy", np.concatenate(oddities))
-    np.save(temporary / "shards.npy", table)
-    old = folder.with_suffix(".old")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
-    return records
-
-
-@contextmanager
-def _alone(path: Path, key: str) -> Iterator[None]:
-    """Wait until no other process makes this index. On disks without locks each makes it, and the last one stays."""
-    with path.open("a") as file:
-        told = False
-        while True:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    logger.info("%s: another process makes the index; waiting for it", key)
-                told = True
-                time.sleep(_WAIT_S)
-            except OSError:
-                break
-        yield
-
-
-@functools.cache
-def _warn_not_cached(folder: Path | None, reason: str) -> None:
-    """Warn once, not for each list of shards."""
-    where = f"in {folder} ({reason})" if folder else f"({reason})"
-    logger.warning(
-        "indexes of shards are not cached %s; they stay in memory; data.cache_index names another folder", where
-    )
+def default_index_folder() -> Path | None:
+    """Where indexes are unless the config names a folder: in the user's cache folder; None without one."""
+    caches = cache_folder()
+    return caches / "index" if caches is not None else None

@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 from dataset.files import RECORD_BYTES, check_bytes
 from dataset.records.schema import RawRecord
 from dataset.shards.finding import TAR_SUFFIX, ShardFile, find_by_entry, open_shard
-from dataset.shards.index import default_index_folder, open_index
+from dataset.shards.index import default_index_folder
+from dataset.shards.making import open_index
 from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.remote.shards import RemoteShard
 from dataset.shards.tars import parse_object, place_of, read_record

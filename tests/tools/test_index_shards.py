@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dataset.shards import index
+from dataset.shards import making
 from run import main
 from tasks.pretrain import TASK
 from utils.config import load_config
@@ -19,7 +19,7 @@ def test_the_lists_of_a_config_are_indexed_where_its_run_looks_for_them(tiny_ove
     printed = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in printed] == ["data.images.files", "data.regions.files", "evaluation.files"]
     assert "40 records in 1 shards" in printed[0] and str(tmp_path / "index") in printed[0]
-    monkeypatch.setattr(index, "scan_shard", lambda *_: pytest.fail("scanned again"))
+    monkeypatch.setattr(making, "scan_shard", lambda *_: pytest.fail("scanned again"))
     TASK.task.build(load_config(DEMO, overrides, TASK.config))
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset.shards import index
-from dataset.shards.index import open_index
+from dataset.shards import making
+from dataset.shards.making import open_index
 from dataset.shards.readers import Shards
 from dataset.shards.tars import group_of, next_member
 
@@ -23,7 +23,7 @@ from dataset.shards.tars import group_of, next_member
 @pytest.fixture
 def lines(tmp_path, monkeypatch) -> list[Path]:
     """Nine shards of up to four records, and a blank line here and there; parts of two shards."""
-    monkeypatch.setattr(index, "PART", 2)
+    monkeypatch.setattr(making, "PART", 2)
     paths = []
     for shard in range(9):
         rows = [json.dumps({"id": f"{shard}-{row}"}) for row in range(shard % 5)]
@@ -52,7 +52,7 @@ def test_an_index_has_eight_bytes_a_record(tmp_path):
 
 
 def test_an_interrupted_index_goes_on_with_its_parts(lines, tmp_path, monkeypatch):
-    scan, scanned = index.scan_shard, []
+    scan, scanned = making.scan_shard, []
 
     def scan_until_killed(path, key):
         scanned.append(path.name)
@@ -60,7 +60,7 @@ def test_an_interrupted_index_goes_on_with_its_parts(lines, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return scan(path, key)
 
-    monkeypatch.setattr(index, "scan_shard", scan_until_killed)
+    monkeypatch.setattr(making, "scan_shard", scan_until_killed)
     with pytest.raises(KeyboardInterrupt):
         open_index(lines, tmp_path / "index", "files")
     open_index(lines, tmp_path / "index", "files")
@@ -70,8 +70,8 @@ def test_an_interrupted_index_goes_on_with_its_parts(lines, tmp_path, monkeypatc
 
 def test_only_parts_whose_shards_changed_are_scanned_again(lines, tmp_path, monkeypatch, caplog):
     open_index(lines, tmp_path / "index", "files")
-    scan, scanned = index.scan_shard, []
-    monkeypatch.setattr(index, "scan_shard", lambda path, key: scanned.append(path.name) or scan(path, key))
+    scan, scanned = making.scan_shard, []
+    monkeypatch.setattr(making, "scan_shard", lambda path, key: scanned.append(path.name) or scan(path, key))
     lines[3].write_text('{"id": "new"}\n')
     found = ids(lines, tmp_path / "index")
     assert scanned == ["2.jsonl", "3.jsonl"]
@@ -84,19 +84,19 @@ def test_only_parts_whose_shards_changed_are_scanned_again(lines, tmp_path, monk
 
 def test_a_second_process_waits_for_the_index_of_the_first(lines, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(index, "_WAIT_S", 0.05)
-    scan, started = index.scan_shard, multiprocessing.get_context("fork").Event()
+    monkeypatch.setattr(making, "_WAIT_S", 0.05)
+    scan, started = making.scan_shard, multiprocessing.get_context("fork").Event()
 
     def slowly(path, key):
         started.set()
         time.sleep(0.1)
         return scan(path, key)
 
-    monkeypatch.setattr(index, "scan_shard", slowly)
+    monkeypatch.setattr(making, "scan_shard", slowly)
     first = multiprocessing.get_context("fork").Process(target=open_index, args=(lines, tmp_path / "index", "files"))
     first.start()
     assert started.wait(30)
-    monkeypatch.setattr(index, "scan_shard", lambda *_: pytest.fail("scanned twice"))
+    monkeypatch.setattr(making, "scan_shard", lambda *_: pytest.fail("scanned twice"))
     assert len(open_index(lines, tmp_path / "index", "files").starts) == 16
     first.join()
     assert "files: another process makes the index; waiting for it" in caplog.text

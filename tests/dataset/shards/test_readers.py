@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import dataset.shards.index
+import dataset.shards.making
 import dataset.shards.readers
 import dataset.shards.scanning
 from dataset.records.schema import BrokenRecordError
@@ -123,7 +124,7 @@ def test_the_index_is_made_once_and_again_where_the_file_has_changed_which_is_to
     file = write_lines("a.jsonl", [{"n": 0}, {"n": 1}])
     assert len(Shards([file])) == 2
     with monkeypatch.context() as patched:
-        patched.setattr(dataset.shards.index, "scan_shard", lambda *_: pytest.fail("scanned again"))
+        patched.setattr(dataset.shards.making, "scan_shard", lambda *_: pytest.fail("scanned again"))
         assert Shards([file]).read(1).values == {"n": 1}
     assert not caplog.records
     write_lines("a.jsonl", [{"n": 5}, {"n": 6}, {"n": 7}])
@@ -164,7 +165,7 @@ def test_without_a_home_the_index_stays_in_memory(write_lines, monkeypatch, capl
     for variable in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    dataset.shards.index._warn_not_cached.cache_clear()
+    dataset.shards.making._warn_not_cached.cache_clear()
     assert dataset.shards.index.default_index_folder() is None
     shards = Shards([write_lines("a.jsonl", [{"n": 0}])])
     assert "the user has no home folder" in caplog.text

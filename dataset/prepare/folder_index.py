@@ -1,0 +1,25 @@
+"""The index of the shards in a prepared folder, so that no run has to look for their records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dataset.shards.finding import find_shards
+from dataset.shards.making import make_index
+from dataset.shards.prepared import INDEX, NAMES, write_names
+from dataset.shards.states import states_of
+
+
+def write_folder_index(folder: Path, workers: int) -> None:
+    """Make the index of the shards in ``folder``, by several processes; one that is there stays.
+
+    Raises:
+        UserError: a shard cannot be read.
+    """
+    if (folder / INDEX / NAMES).is_file():
+        return
+    (folder / INDEX).parent.mkdir(exist_ok=True)
+    key = str(folder)
+    paths = find_shards([key], key)
+    make_index(folder / INDEX, paths, states_of(paths, key), key, workers)
+    write_names(folder / INDEX, [path.name for path in paths])

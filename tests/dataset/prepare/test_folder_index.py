@@ -1,0 +1,85 @@
+"""The index that lies beside prepared records: a run does not look for them again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dataset.prepare import building
+from dataset.prepare.folder_index import write_folder_index
+from dataset.shards import making
+from dataset.shards.readers import Shards
+from tests.dataset.prepare import official
+from tests.dataset.prepare.official import prepared, records
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch) -> list[Path]:
+    """Two folders of three shards, with blank lines, and indexes of their own."""
+    made = []
+    for name in ("b", "a"):
+        made.append(tmp_path / name)
+        made[-1].mkdir()
+        for shard in range(3):
+            rows = [json.dumps({"id": f"{name}{shard}{row}"}) for row in range(shard + 1)]
+            (made[-1] / f"part-{shard}.jsonl").write_text("\n\n".join(rows) + "\n")
+        write_folder_index(made[-1], 1)
+    return made
+
+
+def ids(files: list[Path], index: Path) -> list[str]:
+    shards = Shards(list(map(str, files)), index_folder=index)
+    return [shards.read(number).values["id"] for number in range(len(shards))]
+
+
+EXPECTED = [f"{name}{shard}{row}" for name in "ba" for shard in range(3) for row in range(shard + 1)]
+
+
+def test_a_list_of_folders_with_indexes_is_not_scanned(folders, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(making, "scan_shard", lambda *_: pytest.fail("scanned"))
+        assert ids(folders, tmp_path / "index") == EXPECTED
+        assert ids([folders[1] / "part-2.jsonl", folders[0] / "part-0.jsonl"], tmp_path / "index") == [
+            "a20",
+            "a21",
+            "a22",
+            "b00",
+        ]
+    copied = Path(shutil.copytree(folders[0], tmp_path / "copied"))  # with the times of the files
+    with monkeypatch.context() as patched:
+        patched.setattr(making, "scan_shard", lambda *_: pytest.fail("scanned"))
+        assert ids([copied], tmp_path / "index") == EXPECTED[:6]
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "names"])
+def test_shards_that_changed_or_an_index_that_is_damaged_are_scanned(folders, tmp_path, damage, monkeypatch):
+    scanned, scan = [], making.scan_shard
+    monkeypatch.setattr(making, "scan_shard", lambda path, key: scanned.append(path.name) or scan(path, key))
+    index, shard = folders[0] / "_prepare/index", folders[0] / "part-1.jsonl"
+    expected = EXPECTED[:6]
+    if damage == "changed":
+        shard.write_text('{"id": "new"}\n')
+        expected = ["b00", "new", "b20", "b21", "b22"]
+    elif damage == "cut":
+        (index / "starts.npy").write_bytes((index / "starts.npy").read_bytes()[:-8])
+    else:
+        (index / "names.npy").unlink()
+    assert ids(folders[:1], tmp_path / "index") == expected
+    assert scanned == (["part-1.jsonl"] if damage == "changed" else ["part-0.jsonl", "part-1.jsonl", "part-2.jsonl"])
+
+
+def test_prepare_makes_it_and_makes_up_for_one_that_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "in_order", official.in_this_process)
+    raw, out = official.everything(tmp_path / "raw"), tmp_path / "out"
+    prepared("coco", raw, out)
+    expected = records(out / "coco")
+    for again in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(making, "scan_shard", lambda *_: pytest.fail("scanned"))
+            shards = Shards([str(out / "coco"), str(out / "coco_regions")], index_folder=tmp_path / f"index{again}")
+            assert [shards.read(number).values for number in range(len(expected))] == expected
+        shutil.rmtree(out / "coco/_prepare/index")
+        prepared("coco", raw, out)
