@@ -46,6 +46,9 @@ class LoadingConfig(Config):
         """Size of a micro-batch. The data of a task say it, if its configs may set ``train.global_batch``."""
         raise UserError("train.global_batch: the data of this task do not know their micro-batch; set train.accumulate")
 
+    def check_ranks(self, ranks: int) -> None:
+        """Raise a :class:`UserError` for a number of ranks that the data cannot be dealt to; unless a task says so, all will do."""
+
 
 class BrokenRecordLog:
     """Counts broken records by kind, logs each kind once, and stops a run that has too many.

@@ -194,10 +194,13 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, argumen
 
 
 def _check_steps(config: RunConfig) -> None:
-    """Refuse, before anything is loaded, a global batch that does not divide, and a warm-up or a freeze longer than the run."""
+    """Refuse, before anything is loaded, a global batch or lanes that do not divide, and a warm-up or a freeze longer than the
+    run."""
     from scheduler import build_schedule
+    from utils import distributed
 
     config.train.accumulation(config.data)
+    config.data.check_ranks(distributed.world_size())
     if config.train.steps is not None:
         build_schedule(config.schedule, config.train.steps)
         config.optim.frozen.check_steps(config.train.steps)

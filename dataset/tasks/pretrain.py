@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from dataset.loaders import LoadingConfig
 from dataset.media.video import FrameSampler
 from dataset.media.views import TrainingView
+from dataset.shards.blocks import check_ranks
 from dataset.shards.readers import Shards
 from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.samplers import RecordSource, sample_rng
@@ -68,6 +69,11 @@ class DataConfig(LoadingConfig):
     def records_per_batch(self) -> int:
         """Records of the leading stream that a rank reads for a micro-batch."""
         return next(iter(self.streams().values())).records_per_batch
+
+    def check_ranks(self, ranks: int) -> None:
+        for name, stream in self.streams().items():
+            if stream.lanes is not None:
+                check_ranks(stream.lanes, ranks, f"data.{name}.lanes")
 
     def streams(self) -> dict[str, AnyStreamConfig]:
         """The configured streams by name."""

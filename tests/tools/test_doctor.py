@@ -123,6 +123,14 @@ def test_a_global_batch_that_does_not_divide_is_refused(doctor, given):
     assert "train.global_batch" in printed and "not a multiple of 4" in printed
 
 
+def test_lanes_that_the_ranks_do_not_divide_are_refused(doctor, given):
+    blocks = ["data.images.order=blocks", "data.images.lanes=4"]
+    assert FINE in doctor(*given("pretrain"), *blocks, "--gpus", "2")[1]
+    status, printed = doctor(*given("pretrain"), *blocks, "--gpus", "3")
+    assert status == 1
+    assert "3 ranks cannot have equally many lanes" in printed and "run on 1, 2 or 4 ranks" in printed
+
+
 @pytest.mark.parametrize(("flags", "fine"), [(["--gpus", "20"], True), (["--gpus", "21"], False)])
 def test_a_contrastive_batch_larger_than_the_data_is_refused(flags, fine, doctor, given):
     """There are 80 captions."""

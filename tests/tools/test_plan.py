@@ -164,6 +164,10 @@ def test_recomputed_and_compiled_encoders_are_planned_and_what_an_estimate_leave
         (["--config", BASE, "--memory", "1", "--gpu", "v100"], "the v100 has no bf16; set train.precision=fp16"),
         (["--config", "configs/none.yaml", "--memory", "1"], "configs/none.yaml: no such config file"),
         (["--config", BASE, "--memory", "1", "task=null"], "task is None, none of pretrain, retrieval, nlvr"),
+        (
+            ["--config", BASE, "--memory", "80", "--gpus", "3", "data.images.order=blocks", "data.images.lanes=8"],
+            "data.images.lanes = 8: 3 ranks cannot have equally many lanes; run on 1, 2, 4 or 8 ranks",
+        ),
         (["--config", BASE, "--memory", "80", "--task", "vqa"], "a config of task pretrain; leave out --task vqa"),
         (
             ["--config", "configs/captioning/coco_base_4m.yaml", "--memory", "1", "train.objective=self_critical"],

@@ -86,9 +86,9 @@ def _counted(items: Any) -> str:
 def _check_sizes(subject: Subject, report: Report) -> None:
     """The batch against the data, and the number of epochs."""
     config, training = subject.config, subject.training
-    accumulation = config.train.accumulation(
-        config.data, subject.gpus
-    )  # a config that does not divide is told without data
+    # A config that does not divide is told without data.
+    accumulation = config.train.accumulation(config.data, subject.gpus)
+    config.data.check_ranks(subject.gpus)
     if training is None:
         raise NotCheckedError("the training data cannot be read")
     findings = []

@@ -56,9 +56,11 @@ class Planner:
         """The plan.
 
         Raises:
-            UserError: if not even one example fits, or ``train.compile`` forbids the necessary accumulation.
+            UserError: if not even one example fits, the GPUs do not divide the data's lanes, or ``train.compile`` forbids the
+                necessary accumulation.
         """
         gpus, train = self.arguments.gpus, self.config.train
+        self.config.data.check_ranks(gpus)
         largest = largest_that_fits(self._cost, self.target.memory, self.leading)
         if largest == 0:
             self._refuse_memory()
