@@ -47,7 +47,7 @@ class LoadingConfig(Config):
         raise UserError("train.global_batch: the data of this task do not know their micro-batch; set train.accumulate")
 
     def check_ranks(self, ranks: int) -> None:
-        """Raise a :class:`UserError` for a number of ranks that the data cannot be dealt to; unless a task says so, all will do."""
+        """Raise a :class:`UserError` for a number of ranks that the data cannot be dealt to; by default all will do."""
 
 
 class BrokenRecordLog:
