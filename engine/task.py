@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -14,6 +15,17 @@ Encoder = Literal["vision", "text", "fusion"]
 
 class TaskModel(Protocol):
     """The module of a task, before DDP wraps it."""
+
+    @property
+    def chunks(self) -> int:
+        """Micro-batches of a rank that a loss spans, in a step; 1: none does."""
+
+    def spanning(self, micro_batches: Sequence[Any], before: Callable[[int], None]) -> AbstractContextManager[None]:
+        """A context in which the forward passes of these micro-batches, in their order, give losses that span them all; called
+        only where ``chunks`` is more than 1.
+
+        ``before(i)`` seeds what micro-batch i draws; it is called here, and has to be called before its forward pass.
+        """
 
     def __call__(self, batch: Any) -> Losses:
         """All losses of a micro-batch, as sums over examples or tokens."""

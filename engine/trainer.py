@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint import Checkpoint
+from engine.chunks import check_chunks, in_turn
 from engine.identity import RunIdentity
 from engine.losses import WeightedSum, count_step, sum_tensors
 from engine.metrics_log import MetricsLog
@@ -85,6 +86,7 @@ class Trainer:
         self.trained = Trained(self.model, optim, self.fresh, device, step=self.step, steps=self.steps)
         self.accumulation = train.accumulation(self.loader)
         """Micro-batches per step of this rank."""
+        check_chunks(cast(TaskModel, self.model).chunks, self.accumulation)
         self.identity = self._identity(data or {})
         self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints)
         self.schedule = build_schedule(schedule, self.steps)
@@ -252,7 +254,7 @@ class Trainer:
             on_device: their copies on the device; None: copy them now.
         """
         # Dropout and hard negatives depend on seed, step and rank alone: a resumed run needs no generator state.
-        seed_generators(mix_seed(self.seed, self.step, distributed.rank()), self.device)
+        self._seed()
         if self.trained.thaw(self.step):
             self.first_step = self.step
             distributed.set_timeout(self.config.start_timeout_min)
@@ -264,7 +266,7 @@ class Trainer:
             on_device = [to_device(batch, self.device) for batch in micro_batches]
         divisors, work = count_step(cast(TaskModel, self.model), micro_batches, self.device, self._reached)
         averages: list[Tensor] = []
-        for index, batch in enumerate(on_device):
+        for index, batch in in_turn(cast(TaskModel, self.model), on_device, self.precision.autocast, self._seed):
             if self.config.compile:
                 torch.compiler.cudagraph_mark_step_begin()
             with self.trained.synchronised(last=index == len(on_device) - 1):
@@ -283,6 +285,9 @@ class Trainer:
         self.stall.finished(self.step)
         self.consumed += self.accumulation * distributed.world_size()
         return pending
+
+    def _seed(self, *micro_batch: int) -> None:
+        seed_generators(mix_seed(self.seed, self.step, distributed.rank(), *micro_batch), self.device)
 
     def _update(self, names: list[str], local: Tensor, work: Tensor, micro_batches: list[Any]) -> PendingStep:
         """Clip the gradient and update the parameters, unless a loss or the gradient is not finite.

@@ -3,16 +3,19 @@ retrieval share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from models import losses
-from models.contrastive import ContrastiveConfig, ContrastiveHead, Examples
+from models.contrastive import ContrastiveConfig, ContrastiveHead, EmbeddedExamples, Examples
 from models.fusion import FusionPass
+from models.gradient_cache import cached_losses
 from models.heads import mlp_head
 from models.memory import CrossMemory
 from models.negatives import negative_weights, sample
@@ -30,6 +33,10 @@ class AligningConfig(ModelConfig):
         description="initial temperature of the contrastive loss; it is learned, and kept within 0.001 .. 0.5",
     )
     contrastive: ContrastiveConfig = ContrastiveConfig()
+
+    @property
+    def chunks(self) -> int:
+        return self.contrastive.chunks
 
 
 @dataclass(frozen=True)
@@ -57,11 +64,27 @@ class AligningModel(XVLM):
         )
         self.matching_head = mlp_head(self.text.width, 2)
 
+    def embed(self, batch: Any) -> list[EmbeddedExamples]:
+        """The embedded examples of each contrastive loss of a micro-batch. It does what the forward pass begins with."""
+        raise NotImplementedError
+
+    @contextmanager
+    def spanning(self, micro_batches: Sequence[Any], before: Callable[[int], None]) -> Iterator[None]:
+        """See :meth:`engine.task.TaskModel.spanning`."""
+        self.contrastive.clamp_temperature()
+        embedded = []
+        with torch.no_grad():
+            for number, batch in enumerate(micro_batches):
+                before(number)
+                embedded.append(self.embed(batch))
+        with cached_losses(self.contrastive, embedded):
+            yield
+
     @torch.no_grad()
-    def hard_negatives(self, image_embed: Tensor, text_embed: Tensor, examples: Examples) -> HardNegatives:
-        """Negatives within the local batch, sampled by the softmax over similarities of the embeddings (N, E)."""
-        allowed = examples.allowed_negatives()
-        similarity = self.contrastive.similarity(image_embed, text_embed)
+    def hard_negatives(self, embedded: EmbeddedExamples) -> HardNegatives:
+        """Negatives within the local batch, sampled by the softmax over similarities of the embeddings."""
+        allowed = embedded.examples.allowed_negatives()
+        similarity = self.contrastive.similarity(embedded.image, embedded.text)
         return HardNegatives(
             image=self.sample_negatives(similarity.t(), allowed),
             text=self.sample_negatives(similarity, allowed),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -18,17 +19,26 @@ from models.vision import Concepts
 from utils import distributed
 from utils.config import Config
 
+if TYPE_CHECKING:
+    from models.gradient_cache import CachedLoss
+
 TEMPERATURE_RANGE = (0.001, 0.5)
 
 
 class ContrastiveConfig(Config):
-    """Gradient of the contrastive loss over the global batch."""
+    """The contrastive loss over the global batch."""
 
     gradient: Literal["exact", "released"] = Field(
         "exact",
         description="exact: the gradient that one process with the whole batch has; released: on several ranks, the "
         "embeddings receive 1/ranks of it, since the released code passes no gradient to gathered embeddings (the "
         "temperature's is exact)",
+    )
+    chunks: int = Field(
+        1,
+        ge=1,
+        description="micro-batches of a rank that this loss takes as one, so that it has that many times the negatives; their "
+        "encoders run twice (gradient caching). It must divide the accumulation",
     )
 
 
@@ -49,6 +59,14 @@ class Examples:
         return allowed_negatives(self.valid, None if self.same_key == "negative" else self.key)
 
 
+class EmbeddedExamples(NamedTuple):
+    """Examples of this rank with their normalised embeddings, ``image`` and ``text`` (N, E) (of translations: both of texts)."""
+
+    image: Tensor
+    text: Tensor
+    examples: Examples
+
+
 class ContrastiveHead(nn.Module):
     """Projections to the joint space, and the temperature."""
 
@@ -60,6 +78,8 @@ class ContrastiveHead(nn.Module):
         self.vision_proj = nn.Linear(vision_width, embed_dim)
         self.text_proj = nn.Linear(text_width, embed_dim)
         self.temperature = nn.Parameter(torch.tensor(temperature))
+        self.cached: Iterator[CachedLoss] | None = None
+        """Losses of the forward passes to come: see :mod:`models.gradient_cache`."""
 
     def embed_image(self, concepts: Concepts) -> Tensor:
         """Normalised embeddings (R, E) of visual concepts, at least float32."""
@@ -79,13 +99,16 @@ class ContrastiveHead(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             return image @ text.t() / self.temperature
 
-    def start_loss(self, image: Tensor, text: Tensor, examples: Examples) -> Callable[[], Tensor]:
+    def start_loss(self, embedded: EmbeddedExamples) -> Callable[[], Tensor]:
         """Start eq. 1 over the global batch, summed over this rank's valid examples; each rank computes its local sum alone.
 
         The method returns while the embeddings (N, E) of all ranks are still being gathered, so that the caller can start other
         work. The function that it returns waits for them and computes the loss. The gradient is that of the single-process loss,
         or 1/ranks of it (``config.gradient``).
         """
+        if self.cached is not None:
+            return partial(next(self.cached).loss, embedded, self.temperature)
+        image, text, examples = embedded
         if self.config.gradient == "released":
             share = 1 / distributed.world_size()
             image, text = (distributed.scale_gradient(embed, share) for embed in (image, text))

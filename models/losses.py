@@ -6,13 +6,18 @@ The divisor spans ranks and micro-batches, so the caller divides (see :class:`ut
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from utils.batch import IGNORE
+
+COLUMNS = 4096
+"""Examples of all ranks that the contrastive loss compares with this rank's at a time."""
 
 SameKey = Literal["negative", "ignore", "positive"]
 """Role of two examples with the same key for each other: negatives, no role, or positives."""
@@ -46,7 +51,8 @@ def contrastive(
 ) -> Tensor:
     """Eq. 1: the mean of both directions' cross-entropies, summed over this rank's valid examples.
 
-    With ``positive``, the target is spread evenly over all examples of the same key (as released for retrieval).
+    With ``positive``, the target is spread evenly over all examples of the same key (as released for retrieval). More than
+    :data:`COLUMNS` examples are compared by blocks, whose similarities are not kept: memory grows with n, and not with N.
 
     Args:
         local: this rank's n examples.
@@ -54,22 +60,52 @@ def contrastive(
         temperature: () divisor of the similarities.
         same_key: role of other examples of the same key; see :class:`models.multigrained.IdenticalTexts`.
     """
-    device = local.valid.device
-    numbers = torch.arange(len(local.valid), device=device) + offset
-    itself = numbers.unsqueeze(1) == torch.arange(len(all_ranks.valid), device=device)
-    equal_key = (local.key.unsqueeze(1) == all_ranks.key.unsqueeze(0)) & all_ranks.valid | itself
-    hidden = ~all_ranks.valid & ~itself
+    count = len(all_ranks.valid)
+    run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _compare if count <= COLUMNS else _recomputed
+    loss = local.image.new_zeros(())
+    for queries, keys in ((local.image, all_ranks.text), (local.text, all_ranks.image)):
+        blocks = []
+        for start in range(0, count, COLUMNS):
+            block = slice(start, start + COLUMNS)
+            theirs = all_ranks.key[block], all_ranks.valid[block]
+            blocks.append(run(queries, keys[block], temperature, local.key, theirs, offset - start, same_key))
+        of_all, of_positives, positives = (torch.stack(part) for part in zip(*blocks, strict=True))
+        likelihood = of_positives.sum(dim=0) / positives.sum(dim=0) - of_all.logsumexp(dim=0)
+        loss = loss - likelihood.masked_fill(~local.valid, 0).sum() / 2
+    return loss
+
+
+def _compare(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: Tensor,
+    key: Tensor,
+    theirs: tuple[Tensor, Tensor],
+    offset: int,
+    same_key: SameKey,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compare n queries with m keys. ``theirs``: ``key`` and ``valid`` of the keys; query i is key ``offset + i``, if there is one.
+
+    Returns:
+        For each query, (n,): the log of the sum of exponentials over the keys, the sum over its positives, and their number.
+    """
+    their_key, their_valid = theirs
+    numbers = torch.arange(len(queries), device=key.device) + offset
+    itself = numbers.unsqueeze(1) == torch.arange(len(keys), device=key.device)
+    equal_key = (key.unsqueeze(1) == their_key.unsqueeze(0)) & their_valid | itself
+    hidden = ~their_valid & ~itself
     if same_key == "ignore":
         hidden = hidden | equal_key & ~itself
     positive = equal_key if same_key == "positive" else itself
-    target = positive.to(local.image.dtype) / positive.sum(dim=1, keepdim=True)
-    loss = local.image.new_zeros(())
-    for queries, keys in ((local.image, all_ranks.text), (local.text, all_ranks.image)):
-        likelihood = (queries @ keys.t() / temperature).masked_fill(hidden, -torch.inf).log_softmax(dim=1)
-        # A hidden column has no share in the target; 0 times -inf would be NaN.
-        per_example = -(target * likelihood.masked_fill(hidden, 0)).sum(dim=1)
-        loss = loss + per_example.masked_fill(~local.valid, 0).sum() / 2
-    return loss
+    # Not -inf: a block of hidden columns alone has to have a gradient of 0, and not NaN.
+    likeness = (queries @ keys.t() / temperature).masked_fill(hidden, torch.finfo(queries.dtype).min / 2)
+    return likeness.logsumexp(dim=1), likeness.masked_fill(~positive, 0).sum(dim=1), positive.sum(dim=1)
+
+
+def _recomputed(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`_compare`, once more in the backward pass: only the results stay in memory."""
+    compared: tuple[Tensor, Tensor, Tensor] = checkpoint(_compare, *arguments, use_reentrant=False)
+    return compared
 
 
 def matching(logits: Tensor, matched: Tensor, valid: Tensor) -> Tensor:

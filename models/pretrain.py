@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.contrastive import EmbeddedExamples
 from models.multigrained import LossWeights, MultiGrainedModel, PretrainModelConfig, StreamWeights, zero_loss
-from models.streams.base import Encoded, Stream, StreamBatch
+from models.streams.base import AlignedStream, Encoded, Stream, StreamBatch
 from models.streams.image_text import ImageTextStream, VideoTextStream
 from models.streams.region_text import RegionTextStream
 from models.streams.text import TextStream
@@ -71,6 +72,15 @@ class PretrainModel(MultiGrainedModel):
             for loss, weight in stream.weights.items():
                 terms[f"{stream.name}/{loss}"] = Term(totals[loss] if loss in wanted else no_loss, weight)
         return terms
+
+    def embed(self, batch: PretrainBatch) -> list[EmbeddedExamples]:
+        """See :class:`~models.align.AligningModel`."""
+        steps = self._steps(batch)
+        return [
+            stream.embed(self, of_stream, stream.views(self, of_stream, encoded))
+            for (stream, of_stream, wanted), encoded in zip(steps, self._encode(steps), strict=True)
+            if isinstance(stream, AlignedStream) and "contrastive" in wanted
+        ]
 
     def _encode(self, steps: Sequence[StreamStep]) -> list[Encoded]:
         """The texts and images of each stream, from one pass of each encoder over those of all."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from models import losses
 from models.align import HardNegatives
 from models.blocks import Attention, Block, ResidualOutput
-from models.contrastive import Examples
+from models.contrastive import EmbeddedExamples, Examples
 from models.fusion import FusionEncoder
 from models.heads import predict_box
 from models.hub_text import HubTextEncoder
@@ -114,8 +114,9 @@ def translation_losses(model: MultiGrainedModel, batch: TranslationBatch, exampl
 
 def align(model: MultiGrainedModel, first: Tensor, second: Tensor, examples: Examples) -> tuple[Tensor, HardNegatives]:
     """The contrastive loss of the embeddings (N, E) of two views of each example, and hard negatives by their similarity."""
-    wait_for_loss = model.contrastive.start_loss(first, second, examples)  # gathers the embeddings of other ranks
-    return wait_for_loss(), model.hard_negatives(first, second, examples)
+    embedded = EmbeddedExamples(first, second, examples)
+    wait_for_loss = model.contrastive.start_loss(embedded)  # gathers the embeddings of other ranks
+    return wait_for_loss(), model.hard_negatives(embedded)
 
 
 def embed_text(model: MultiGrainedModel, text: Padded) -> Tensor:

@@ -26,6 +26,11 @@ class ModelConfig(Config):
     text: TextConfig = TextConfig()
     fusion: FusionConfig = FusionConfig()
 
+    @property
+    def chunks(self) -> int:
+        """Micro-batches of a rank that a loss spans: see :class:`engine.task.TaskModel`."""
+        return 1
+
 
 COMPILATIONS = 64
 """Limit of compilations per function: more than the variants of a step."""
@@ -47,6 +52,11 @@ class XVLM(nn.Module):
     def cost(self) -> ModelCost:
         """Coefficients of the FLOPs of a step."""
         return ModelCost.of(self)
+
+    @property
+    def chunks(self) -> int:
+        """See :class:`engine.task.TaskModel`."""
+        return self.config.chunks
 
     def stacks(self) -> list[BlockStack]:
         """All stacks of blocks: text encoder, fusion encoder and answer decoder, where they have any."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from models.align import HardNegatives
-from models.contrastive import Examples
+from models.contrastive import EmbeddedExamples, Examples
 from models.flops import Lengths, ModelCost, lengths
 from models.fusion import FusionEncoder, FusionPass
 from models.memory import CrossMemory
@@ -36,6 +36,10 @@ class Encoded:
 
     images: Concepts | None
     texts: Mapping[str, PackedTexts]
+
+
+Views = tuple[Concepts | PackedTexts | None, PackedTexts | None]
+"""Two views of each example."""
 
 
 @dataclass(frozen=True)
@@ -135,25 +139,25 @@ class AlignedStream(Stream):
         """The examples of the losses, with their keys."""
         return Examples(batch.valid, batch.text.key, self.same_key)
 
-    def align(
-        self,
-        model: MultiGrainedModel,
-        batch: StreamBatch,
-        views: tuple[Concepts | PackedTexts | None, PackedTexts | None],
-        wanted: Collection[str],
-    ) -> Alignment:
+    @abstractmethod
+    def views(self, model: MultiGrainedModel, batch: StreamBatch, encoded: Encoded) -> Views:
+        """The two views of each example; the second is None where no loss that aligns them is wanted."""
+
+    def embed(self, model: MultiGrainedModel, batch: StreamBatch, views: Views) -> EmbeddedExamples:
+        """The embeddings of both views of each example; the second one is there."""
+        (first, second), head = views, model.contrastive
+        assert first is not None and second is not None
+        embed = head.embed_text(first) if isinstance(first, PackedTexts) else head.embed_image(first)
+        return EmbeddedExamples(embed, head.embed_text(second), self.examples(batch))
+
+    def align(self, model: MultiGrainedModel, batch: StreamBatch, views: Views, wanted: Collection[str]) -> Alignment:
         """Start the contrastive loss between two views of each example, and sample hard negatives by their similarity."""
-        first, second = views
-        if first is None or second is None or not {"contrastive", "matching"} & set(wanted):
+        if not {"contrastive", "matching"} & set(wanted):
             return Alignment()
-        head, examples = model.contrastive, self.examples(batch)
-        embeds = (
-            head.embed_text(first) if isinstance(first, PackedTexts) else head.embed_image(first),
-            head.embed_text(second),
-        )
+        embedded = self.embed(model, batch, views)
         return Alignment(
-            contrastive=head.start_loss(*embeds, examples) if "contrastive" in wanted else None,
-            negatives=model.hard_negatives(*embeds, examples) if "matching" in wanted else None,
+            contrastive=model.contrastive.start_loss(embedded) if "contrastive" in wanted else None,
+            negatives=model.hard_negatives(embedded) if "matching" in wanted else None,
         )
 
     @staticmethod

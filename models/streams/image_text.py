@@ -8,12 +8,15 @@ from torch import Tensor, nn
 
 from models.flops import ModelCost, frames_of, lengths
 from models.multigrained import MaskedWords, MultiGrainedModel
-from models.streams.base import AlignedStream, Encoded, Passes, fuse_by_loss, needs_fusion
+from models.streams.base import AlignedStream, Encoded, Passes, Views, fuse_by_loss, needs_fusion
 from utils.batch import ImageTextBatch, VideoTextBatch, Work
 
 
 class ImageTextStream(AlignedStream):
     """Images with their texts."""
+
+    def views(self, model: MultiGrainedModel, batch: ImageTextBatch | VideoTextBatch, encoded: Encoded) -> Views:
+        return encoded.images, encoded.texts.get("plain")
 
     def losses(
         self,
@@ -24,7 +27,7 @@ class ImageTextStream(AlignedStream):
     ) -> dict[str, Tensor]:
         images, texts = encoded.images, encoded.texts
         assert images is not None
-        alignment = self.align(model, batch, (images, texts.get("plain")), wanted)
+        alignment = self.align(model, batch, self.views(model, batch, encoded), wanted)
         words = MaskedWords.of(batch.text) if "mlm" in wanted else None
         passes: Passes = {}
         if needs_fusion(wanted):

@@ -12,7 +12,9 @@ from models.fusion import FusionPass
 from models.heads import predict_box
 from models.losses import box_giou, box_l1
 from models.multigrained import IdenticalTexts, LossWeights, MaskedWords, MultiGrainedModel
+from models.packing import PackedTexts
 from models.streams.base import AlignedStream, Encoded, Passes, fuse_by_loss, needs_fusion
+from models.vision import Concepts
 from utils.batch import RegionBatch, Work
 
 
@@ -29,13 +31,20 @@ class RegionTextStream(AlignedStream):
         super().__init__(name, factor, weights, identical)
         self.whole_image_boxes = weights.whole_image_boxes
 
+    def views(
+        self, model: MultiGrainedModel, batch: RegionBatch, encoded: Encoded
+    ) -> tuple[Concepts, PackedTexts | None]:
+        assert encoded.images is not None
+        regions = model.vision.regions(encoded.images, batch.patch_mask, batch.image_index)
+        return regions, encoded.texts.get("plain")
+
     def losses(
         self, model: MultiGrainedModel, batch: RegionBatch, encoded: Encoded, wanted: Collection[str]
     ) -> dict[str, Tensor]:
         images, texts = encoded.images, encoded.texts
         assert images is not None
-        regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
-        alignment = self.align(model, batch, (regions, texts.get("plain")), wanted)
+        views = regions, _ = self.views(model, batch, encoded)
+        alignment = self.align(model, batch, views, wanted)
         words = MaskedWords.of(batch.text) if "mlm" in wanted else None
         passes: Passes = {}
         if needs_fusion(wanted):

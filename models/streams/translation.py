@@ -11,7 +11,7 @@ from models.fusion import FusionEncoder, FusionPass
 from models.memory import CrossMemory
 from models.multigrained import MaskedWords, MultiGrainedModel
 from models.packing import PackedTexts
-from models.streams.base import AlignedStream, Encoded, Passes, fuse_by_loss, word_flops
+from models.streams.base import AlignedStream, Encoded, Passes, Views, fuse_by_loss, word_flops
 from utils.batch import Text, TranslationBatch, Work
 
 
@@ -27,11 +27,14 @@ class TranslationStream(AlignedStream):
     def texts_to_encode(self, batch: TranslationBatch, wanted: Collection[str]) -> dict[str, Text]:
         return {**super().texts_to_encode(batch, wanted), "translation": batch.other} if wanted else {}
 
+    def views(self, model: MultiGrainedModel, batch: TranslationBatch, encoded: Encoded) -> Views:
+        return encoded.texts.get("plain"), encoded.texts["translation"]
+
     def losses(
         self, model: MultiGrainedModel, batch: TranslationBatch, encoded: Encoded, wanted: Collection[str]
     ) -> dict[str, Tensor]:
         texts, translation = encoded.texts, encoded.texts["translation"]
-        alignment = self.align(model, batch, (texts.get("plain"), translation), wanted)
+        alignment = self.align(model, batch, self.views(model, batch, encoded), wanted)
         words = MaskedWords.of(batch.text) if "mlm" in wanted else None
         passes: Passes = {}
         if alignment.negatives is not None:

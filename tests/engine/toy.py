@@ -28,6 +28,8 @@ class Points:
 
 
 class Line(nn.Module):
+    chunks = 1
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
