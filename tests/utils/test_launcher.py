@@ -12,6 +12,7 @@ import run
 from tasks import TASKS
 from tasks.launch import parse_run
 from utils import launcher
+from utils.clusters import Place
 from utils.errors import UserError
 from utils.launcher import ALLOCATOR
 
@@ -29,7 +30,13 @@ def test_overrides_may_stand_anywhere_after_the_flags():
     [
         (["--task", "pretrain", "--gpus", "1", "--cpu", "1"], "not allowed with"),
         (["--task", "pretrain", "--cpu", "0"], "'0' is not a positive number"),
-        (["--task", "pretrain", "--nodes", "2"], "--nodes needs --master HOST:PORT"),
+        (
+            ["--task", "pretrain", "--nodes", "3:2", "--master", "h:1"],
+            "'3:2' is neither a positive number N nor MIN:MAX",
+        ),
+        (["--task", "pretrain", "--nodes", "1:2", "--master", "h:1", "--node-rank", "1"], "nodes number themselves"),
+        (["--task", "pretrain", "--master", "h:1"], "--master needs --nodes N"),
+        (["--task", "pretrain", "--max-restarts", "2", "--nodes", "2"], "--max-restarts is for --nodes MIN:MAX"),
         (["--task", "pretrain", "--nodes", "2", "--master", "host"], "not of the form HOST:PORT"),
         (["--task", "pretrain", "--node-rank", "1"], "--node-rank 1 is not within 0 .. 0"),
         (["--task", "pretrain", "lr"], "'lr' is neither a flag nor of the form key=value"),
@@ -43,13 +50,20 @@ def test_a_wrong_command_line_is_named(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
+LAUNCH = """
+from tasks.launch import parse_run
+from utils.clusters import Place
+from utils.launcher import processes_of, torchrun
+def launch(flags, command):
+    place = Place("flags")
+    return torchrun(place, processes_of(parse_run(flags), place), command)
+"""
+
+
 def run_job(folder: Path, body: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Launch a script that has nothing but ``body``."""
     (folder / "Job.py").write_text(body)
-    call = (
-        "import sys; from tasks.launch import parse_run; from utils.launcher import torchrun;"
-        "sys.exit(torchrun(parse_run(sys.argv[2:]), [sys.argv[1]]))"
-    )
+    call = f"import sys\n{LAUNCH}sys.exit(launch(sys.argv[2:], [sys.argv[1]]))"
     command = [sys.executable, "-c", call, str(folder / "Job.py"), *flags]
     kept = {name: value for name, value in os.environ.items() if name not in (*ALLOCATOR, "OMP_NUM_THREADS")}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=kept | environment)
@@ -92,9 +106,7 @@ def test_threads_are_shared_out_over_the_cores_of_this_process_and_not_of_the_ma
     done = run_job(tmp_path, body, "--cpu", "1", OMP_NUM_THREADS="3")
     assert done.stdout == "3\n"
     (tmp_path / "Launch.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{call}"
-        "from tasks.launch import parse_run\nfrom utils.launcher import torchrun\n"
-        "sys.exit(torchrun(parse_run(['--cpu', '1']), [sys.argv[1]]))"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{call}{LAUNCH}sys.exit(launch(['--cpu', '1'], [sys.argv[1]]))"
     )
     kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, str(tmp_path / "Launch.py"), str(tmp_path / "Job.py")]
@@ -120,7 +132,7 @@ def test_cuda_stops_at_the_first_entry_that_is_no_device(monkeypatch, visible, g
     assert launcher._gpus() == gpus
     if not gpus:
         with pytest.raises(UserError, match="--gpus 1: this machine has 0; use --cpu N to run without"):
-            launcher.torchrun(parse_run(["--gpus", "1"]), ["none.py"])
+            launcher.processes_of(parse_run(["--gpus", "1"]), Place("flags"))
 
 
 def test_the_help_lists_commands_and_tasks_without_torch():
@@ -162,6 +174,7 @@ def test_run_alone_says_what_to_do(capsys):
         ),
         (["--task", "pretrian"], "--task pretrian: no task, folder or module has this name; did you mean 'pretrain'?"),
         (["--gpus", "1"], "give --task TASK, or --config FILE with a key task"),
+        (["--task", "nlvr", "--nodes", "2"], "--nodes 2: --nodes needs --master HOST:PORT"),
         (
             ["--config", "configs/demo/vqa.yaml", "--task", "nlvr"],
             "configs/demo/vqa.yaml: this is a config of task vqa; leave out --task nlvr",
