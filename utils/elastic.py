@@ -47,6 +47,13 @@ class Agent(LocalElasticAgent):
                 self._remaining_restarts += 1
         return result
 
+    def _initialize_workers(self, worker_group: WorkerGroup) -> None:
+        again = worker_group.state != WorkerState.INIT
+        super()._initialize_workers(worker_group)
+        nodes = worker_group.group_world_size
+        if again and worker_group.group_rank == 0:
+            sys.stderr.write(f"the ranks start again, on {nodes} {'node' if nodes == 1 else 'nodes'}\n")
+
     def _stop_workers(self, worker_group: WorkerGroup, *more: Any, **options: Any) -> None:
         if self._pcontext is not None:
             self._pcontext.close(signal.SIGTERM, self.grace_s)
