@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tasks import run, slurm
 from tasks.kinds import CONFIG_FILE, Choice, choose
-from utils.clusters import Place, nodes_left_out, place_of
+from utils.clusters import ONE_NODE, Place, nodes_left_out, place_of
 from utils.config import peek
 from utils.errors import UserError, one_line_errors
 from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, add_task, add_wait, parse
@@ -28,7 +28,7 @@ EXAMPLES = """examples:
   python run.py --config C --gpus 8 --evaluate init.checkpoint=base_4m.safetensors
   python run.py --output runs/base_4m --resume --evaluate
   python run.py --config C --gpus 8 --nodes 4 --node-rank 0 --master node0:29500 --output runs/base_4m
-  python run.py --config C --gpus 8 --nodes 2:4 --master node0:29500 --output runs/base_4m --resume train.global_batch=1024
+  python run.py --config C --gpus 8 --nodes 1:2 --master node0:29500 --output runs/base_4m --resume
   python run.py --config C --output runs/base_4m --slurm --nodes 4 --gpus 8 --time 24:00:00 --partition gpu --dry-run
   python run.py --task my/counting --cpu 2 optim.lr=3e-5"""
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str], lists: str = "") -> int:
     place = place_of(arguments, os.environ)
     if place.name != "flags" and place.first:
         sys.stderr.write(f"started as {place}\n")
-    elif left_out := nodes_left_out(os.environ):
+    elif place.nodes == ONE_NODE and (left_out := nodes_left_out(os.environ)):
         sys.stderr.write(f"{left_out}\n")
     words = [choice.source.argument, "--config", str(choice.config)]
     words += ["--output", arguments.output] if arguments.output else []

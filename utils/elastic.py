@@ -40,11 +40,8 @@ class Agent(LocalElasticAgent):
             statuses = {failure.exitcode for failure in result.failures.values()}
             if MISTAKE in statuses:
                 self._remaining_restarts = 0
-            elif statuses & {
-                REQUEUE,
-                INTERRUPTED,
-            }:  # the ranks stopped in order: this was no failure, and the agent counts it as one
-                self._remaining_restarts += 1
+            elif statuses & {REQUEUE, INTERRUPTED}:
+                self._remaining_restarts += 1  # the agent counts as a failure that the ranks stopped in order
         return result
 
     def _initialize_workers(self, worker_group: WorkerGroup) -> None:
@@ -54,10 +51,10 @@ class Agent(LocalElasticAgent):
         if again and worker_group.group_rank == 0:
             sys.stderr.write(f"the ranks start again, on {nodes} {'node' if nodes == 1 else 'nodes'}\n")
 
-    def _stop_workers(self, worker_group: WorkerGroup, *more: Any, **options: Any) -> None:
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *more: Any, **options: Any) -> None:
         if self._pcontext is not None:
-            self._pcontext.close(signal.SIGTERM, self.grace_s)
-        super()._stop_workers(worker_group, *more, **options)
+            self._pcontext.close(death_sig, self.grace_s)  # torch gives ranks that make room for others 30 s
+        super()._shutdown(death_sig, *more, **options)
 
 
 def run_elastic(arguments: argparse.Namespace, grace_s: int) -> None:
@@ -100,7 +97,7 @@ def run_elastic(arguments: argparse.Namespace, grace_s: int) -> None:
     )
     assert config.logs_specs is not None
     agent = Agent(spec, config.logs_specs, config.start_method)
-    agent.grace_s = agent._shutdown_timeout = grace_s
+    agent.grace_s = grace_s
     # After a signal the rendezvous stays open: this node leaves, and the others go on.
     result = agent.run()
     handler.shutdown()

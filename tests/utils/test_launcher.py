@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import run
 from tasks import TASKS
 from tasks.launch import parse_run
+from tests.ranks import free_port
 from utils import launcher
 from utils.clusters import Place
 from utils.errors import UserError
@@ -51,12 +53,14 @@ def test_a_wrong_command_line_is_named(argv, message, capsys):
 
 
 LAUNCH = """
+import os
 from tasks.launch import parse_run
-from utils.clusters import Place
+from utils.clusters import place_of
 from utils.launcher import processes_of, torchrun
 def launch(flags, command):
-    place = Place("flags")
-    return torchrun(place, processes_of(parse_run(flags), place), command)
+    arguments = parse_run(flags)
+    place = place_of(arguments, os.environ)
+    return torchrun(place, processes_of(arguments, place), command)
 """
 
 
@@ -90,6 +94,31 @@ def test_segments_grow_on_gpus_unless_the_user_has_set_up_the_allocator(tmp_path
     done = run_job(tmp_path, body, flag, "1", CUDA_VISIBLE_DEVICES="0", **given)
     found = json.loads(done.stdout)
     assert {name: found[name] for name in ALLOCATOR if name in found} == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "node"),
+    [
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, {"RANK": "NODE"}),
+        ({"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1"}, {"PET_NODE_RANK": "NODE"}),
+        ({"PET_NNODES": "2:2", "PET_NPROC_PER_NODE": "1", "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ID": "a job"}, {}),
+    ],
+    ids=["PyTorchJob", "TrainJob", "elastic PyTorchJob"],
+)
+def test_pods_of_kubernetes_find_each_other_without_flags(tmp_path, variables, node):
+    """As processes of this machine."""
+    port = str(free_port())
+    variables |= {"MASTER_PORT": port, "PET_MASTER_PORT": port} if node else {"PET_RDZV_ENDPOINT": f"127.0.0.1:{port}"}
+    body = "import os; print(*(os.environ[name] for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')))"
+
+    def pod(number: int) -> subprocess.CompletedProcess[str]:
+        own = {name: value.replace("NODE", str(number)) for name, value in node.items()}
+        return run_job(tmp_path, body, **variables, **own, CUDA_VISIBLE_DEVICES="")
+
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(pod, range(2)))
+    assert [each.returncode for each in done] == [0, 0], done
+    assert sorted(each.stdout for each in done) == ["0 0 2\n", "1 0 2\n"]
 
 
 def test_a_missing_config_is_one_line():
