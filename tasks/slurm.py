@@ -39,7 +39,7 @@ LONGEST_NOTICE_S = 65535
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 """minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds."""
 
-OPTIONS = ("time", "partition", "account", "qos", "cpus", "mem", "job_name")
+OPTIONS = ("time", "partition", "account", "qos", "cpus_per_task", "mem", "job_name")
 """Flags of this module that need --slurm, beside --sbatch and --dry-run."""
 
 OURS = ("nodes", "ntasks-per-node", "ntasks", "gpus-per-node", "signal", "requeue", "open-mode", "output")
@@ -54,11 +54,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag("--dry-run", action="store_true", help="print the job's script, and submit nothing")
     flag("--time", type=_time, metavar="T", help="as for sbatch: minutes, hours:minutes:seconds, days-hours, ...")
     flag("--partition", metavar="P", help="partition of the nodes")
-    flag("--account", metavar="A", help="who pays")
+    flag("--account", metavar="A", help="account that the job is charged to")
     flag("--qos", metavar="Q", help="quality of service")
-    flag("--cpus", type=positive, metavar="N", help="cores per node (sbatch's --cpus-per-task: a task is a node here)")
+    flag("--cpus-per-task", type=positive, metavar="N", help="cores per node: a task is a node here")
     flag("--mem", metavar="M", help="memory per node, such as 400G")
-    flag("--job-name", metavar="NAME", help="(default: name of the folder of the run)")
+    flag("--job-name", metavar="NAME", help="name of the job (default: that of the run's folder)")
     flag(
         "--sbatch",
         action="append",
@@ -174,7 +174,7 @@ def _options(arguments: argparse.Namespace, folder: Path, notice_s: int) -> list
         "nodes": "1" if nodes is None else f"{nodes.least}-{nodes.most}" if nodes.elastic else str(nodes.most),
         "ntasks-per-node": "1",
         "gpus-per-node": arguments.gpus,
-        "cpus-per-task": arguments.cpus,
+        "cpus-per-task": arguments.cpus_per_task,
         "mem": arguments.mem,
         "time": arguments.time,
         "partition": arguments.partition,

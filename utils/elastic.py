@@ -15,7 +15,7 @@ from typing import Any
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.run import config_from_args
 
@@ -66,9 +66,9 @@ def run_elastic(arguments: argparse.Namespace, grace_s: int) -> None:
 
     Raises:
         ChildFailedError: if a rank failed, and the job may not restart.
-        PeerLostError: if the job ended on another node.
+        PeerLostError: if the job ended on another node, or the nodes lost each other.
         SignalException: if this process got a signal: this node leaves, and the others go on.
-        RuntimeError: if the rendezvous fails.
+        RendezvousError, RuntimeError: if the nodes do not find each other at the start.
     """
     os.environ[OWN_STORE] = "1"
     config, entrypoint, rank_arguments = config_from_args(arguments)
@@ -98,8 +98,17 @@ def run_elastic(arguments: argparse.Namespace, grace_s: int) -> None:
     assert config.logs_specs is not None
     agent = Agent(spec, config.logs_specs, config.start_method)
     agent.grace_s = grace_s
-    # After a signal the rendezvous stays open: this node leaves, and the others go on.
-    result = agent.run()
+    try:
+        result = agent.run()
+    except (RendezvousError, RuntimeError) as error:
+        if agent.get_worker_group().state == WorkerState.INIT:
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PeerLostError(
+            f"the nodes of --nodes {config.min_nodes}:{config.max_nodes} lost each other ({reason}); when the node of "
+            f"{config.rdzv_endpoint} is there again, the same command goes on from the newest checkpoint"
+        ) from None
+    # Not after a signal: the rendezvous stays open, this node leaves, and the others go on.
     handler.shutdown()
     if result is None and agent.get_worker_group().state != WorkerState.INIT:
         raise PeerLostError("the job was ended on another node, which tells why")

@@ -95,6 +95,7 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
     # Imported here, so that --help and errors do not wait for torch.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import get_args_parser, run
 
     from utils.elastic import run_elastic
@@ -124,7 +125,7 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
     except SignalException as stopped:
         signum = int(stopped.sigval)
         return status_of_stop(signum) if signum in STOP_SIGNALS else 128 + signum
-    except (ConnectionError, TimeoutError, RuntimeError) as error:
+    except (RendezvousError, ConnectionError, TimeoutError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"the nodes did not find each other (--master {place.master}): {reason}") from None
     return 0

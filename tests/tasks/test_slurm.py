@@ -41,7 +41,7 @@ def script_of(capsys: Any, *arguments: str) -> str:
 def test_the_dry_run_prints_a_script_that_survives_any_path(tmp_path, capsys, monkeypatch):
     output = tmp_path / "a b'c\"d $(touch oops) %j"
     arguments = ["--task", "pretrain", "--gpus", "8", "--nodes", "2:4", "--output", str(output), "--mem", "400G"]
-    more = ["--time", "1-12", "--partition", "gpu", "--account", "me", "--qos", "high", "--cpus", "64"]
+    more = ["--time", "1-12", "--partition", "gpu", "--account", "me", "--qos", "high", "--cpus-per-task", "64"]
     overrides = [
         "train.global_batch=1536",
         "train.accumulate=null",

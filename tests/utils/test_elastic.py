@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,10 @@ ROOT = Path(__file__).parent.parent.parent
 LAUNCH = """
 import sys
 from utils.clusters import Nodes, Place
+from utils.errors import one_line_errors
 from utils.launcher import torchrun
 place = Place("flags", Nodes(1, 1, True), None, sys.argv[1], max_restarts=int(sys.argv[2]))
-sys.exit(torchrun(place, 2, [sys.argv[3]], grace_s=5))
+sys.exit(one_line_errors(torchrun)(place, 2, [sys.argv[3]], grace_s=5))
 """
 RANK = """
 import os, sys, time
@@ -62,6 +65,36 @@ def test_ranks_start_again_unless_a_user_has_to_mend_something(tmp_path, stop, r
     )
     assert "Traceback" not in done.stderr
     assert done.stderr.count("the ranks start again, on 1 node\n") == starts - 1
+
+
+def test_without_the_node_of_the_rendezvous_the_others_end_in_one_line(tmp_path):
+    (tmp_path / "rank.py").write_text(RANK.replace("TIMES", "9").replace("STOP", "time.sleep(60)"))
+    port = free_port()
+    launch = LAUNCH.replace("Nodes(1, 1, True)", "Nodes(1, 2, True)")
+    command = [sys.executable, "-c", launch, f"127.0.0.1:{port}", "5", str(tmp_path / "rank.py")]
+    nodes = []
+    for hosts in (1, 0):
+        conf = f"is_host={hosts},last_call_timeout=20"
+        environment = os.environ | {"PET_RDZV_CONF": conf, "PYTHONPATH": str(ROOT)}
+        nodes.append(
+            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        )
+    host, other = nodes
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("starts-*"))) != 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(host.pid, signal.SIGKILL)
+        _, said = other.communicate(timeout=60)
+    finally:
+        for node in nodes:
+            if node.poll() is None:
+                os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+    assert other.returncode == PEER_LOST
+    assert "error: the nodes of --nodes 1:2 lost each other (" in said and "Traceback" not in said, said
+    assert f"when the node of 127.0.0.1:{port} is there again" in said
 
 
 def test_failures_are_counted(tmp_path):
