@@ -38,4 +38,5 @@ def check_ranks(choice: Choice, arguments: argparse.Namespace, numbers: Sequence
                 if number is not None:
                     check_lanes(number, ranks, key)
         except UserError as error:
-            raise UserError(f"{flags} may give {ranks} ranks: {error}") from None
+            verb = "gives" if len(numbers) == 1 else "may give"
+            raise UserError(f"{flags} {verb} {ranks} ranks: {error}") from None
