@@ -47,8 +47,9 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """The folder belongs to this run until the block ends; rank 0 has the lock, and all ranks learn whether.
+def claimed(path: Path, wait_s: float = 0) -> Iterator[None]:
+    """The folder belongs to this run until the block ends; rank 0 has the lock, and all ranks learn whether. ``wait_s``: seconds
+    to wait for another run that has it.
 
     Raises:
         UserError: if another run has it, or it cannot be written.
@@ -57,7 +58,7 @@ def claimed(path: Path) -> Iterator[None]:
         fault = None
         if distributed.rank() == 0:
             try:
-                stack.enter_context(FolderLock(path))
+                stack.enter_context(FolderLock(path, wait_s))
             except UserError as error:
                 fault = str(error)
         if fault := distributed.gather_objects(fault)[0]:

@@ -14,7 +14,7 @@ from tasks import TASKS
 from tasks.kinds import Choice, TaskKind, choose
 from utils.config import load_config
 from utils.errors import UserError, of_surroundings
-from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, parse
+from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, add_wait, parse
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add_output(parser)
     add_resume(parser)
     add_evaluate(parser)
+    add_wait(parser)
     add_overrides(parser)
 
 
@@ -76,13 +77,13 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     config = load_config(choice.config, arguments.overrides, schema)
     if arguments.evaluate and not arguments.resume and config.init.checkpoint is None:
         raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
-    output = Path(arguments.output) if arguments.output else _default_output(choice, arguments)
+    output = Path(arguments.output) if arguments.output else default_output(choice, arguments)
     try:
         with ExitStack() as stack:
             device = stack.enter_context(process_group(config.train.start_timeout_min, output))
             if not arguments.evaluate:
                 _check_steps(config)
-            stack.enter_context(claimed(output))
+            stack.enter_context(claimed(output, arguments.wait or 0))
             stop = stack.enter_context(StopRequest(config.train.grace_s))
             try:
                 _run(task_class, config, output, arguments, device, stop)
@@ -206,7 +207,7 @@ def _check_steps(config: RunConfig) -> None:
         config.optim.frozen.check_steps(config.train.steps)
 
 
-def _default_output(choice: Choice, arguments: argparse.Namespace) -> Path:
+def default_output(choice: Choice, arguments: argparse.Namespace) -> Path:
     """Without weights of its own, an evaluation gets a folder beside that of the run."""
     suffix = "-evaluate" if arguments.evaluate and not arguments.resume else ""
     return Path("runs") / choice.source.name / f"{choice.config.stem}{suffix}"

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from tasks.kinds import CONFIG_FILE, choose
+from tasks import run, slurm
+from tasks.kinds import CONFIG_FILE, Choice, choose
+from utils.clusters import ONE_NODE, Place, nodes_left_out, place_of
 from utils.config import peek
 from utils.errors import UserError, one_line_errors
-from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, add_task, parse
-from utils.launcher import add_placement, check_placement, torchrun
+from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, add_task, add_wait, parse
+from utils.folder_lock import WAIT_S
+from utils.launcher import MAX_RESTARTS, add_placement, become_rank, check_placement, processes_of, torchrun
 from utils.processes import GRACE_S
+
+TOP = Path(__file__).parents[__name__.count(".")]
+"""The folder of this checkout; where the project is installed, this module is x2vlm.tasks.launch, and the folder holds x2vlm."""
 
 EXAMPLES = """examples:
   python run.py --task pretrain --output runs/demo
@@ -20,6 +28,8 @@ EXAMPLES = """examples:
   python run.py --config C --gpus 8 --evaluate init.checkpoint=base_4m.safetensors
   python run.py --output runs/base_4m --resume --evaluate
   python run.py --config C --gpus 8 --nodes 4 --node-rank 0 --master node0:29500 --output runs/base_4m
+  python run.py --config C --gpus 8 --nodes 1:2 --master node0:29500 --output runs/base_4m --resume
+  python run.py --config C --output runs/base_4m --slurm --nodes 4 --gpus 8 --time 24:00:00 --partition gpu --dry-run
   python run.py --task my/counting --cpu 2 optim.lr=3e-5"""
 
 
@@ -38,9 +48,20 @@ def parse_run(argv: Sequence[str], lists: str = "") -> argparse.Namespace:
     add_output(parser)
     add_resume(parser)
     add_evaluate(parser)
+    add_wait(parser)
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        metavar="N",
+        help=f"failures on a node after which a job with --nodes MIN:MAX ends (default: {MAX_RESTARTS})",
+    )
+    slurm.add_flags(parser)
     add_overrides(parser)
     arguments = parse(parser, argv)
+    slurm.check_flags(parser, arguments)
     check_placement(parser, arguments)
+    if arguments.max_restarts is not None and (arguments.slurm or (arguments.nodes and not arguments.nodes.elastic)):
+        parser.error("--max-restarts is for --nodes MIN:MAX without --slurm; leave it out")
     return arguments
 
 
@@ -58,19 +79,52 @@ def config_of(arguments: argparse.Namespace) -> str | None:
 
 @one_line_errors
 def main(argv: Sequence[str], lists: str = "") -> int:
-    """Run a task under torchrun; returns the job's exit status."""
+    """Run a task under torchrun, as a rank, or as a job of SLURM; returns the exit status."""
     arguments = parse_run(argv, lists)
     choice = choose(config_of(arguments), arguments.overrides, arguments.task)
-    command = ["--module", "tasks.run", choice.source.argument, "--config", str(choice.config)]
-    command += ["--output", arguments.output] if arguments.output else []
-    command += ["--resume"] if arguments.resume else []
-    command += ["--evaluate"] if arguments.evaluate else []
-    # Ranks import this checkout from any working directory, and packages of the working directory do not hide it. (Where the
-    # project is installed, this module is x2vlm.tasks.launch, and the folder is the one that holds x2vlm.)
-    top = Path(__file__).parents[__name__.count(".")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(top), os.environ.get("PYTHONPATH")]))
+    if arguments.slurm:
+        return slurm.submit(choice, arguments)
+    place = place_of(arguments, os.environ)
+    if place.name != "flags" and place.first:
+        sys.stderr.write(f"started as {place}\n")
+    elif place.nodes == ONE_NODE and (left_out := nodes_left_out(os.environ)):
+        sys.stderr.write(f"{left_out}\n")
+    words = [choice.source.argument, "--config", str(choice.config)]
+    words += ["--output", arguments.output] if arguments.output else []
+    words += ["--resume"] if arguments.resume else []
+    words += ["--evaluate"] if arguments.evaluate else []
+    words += ["--wait", str(arguments.wait)] if arguments.wait else []
+    if place.rank is not None:
+        become_rank(place)
+        return run.main([*words, *arguments.overrides])
+    processes = processes_of(arguments, place)
+    if place.nodes.elastic:
+        place = _elastic(choice, arguments, place, processes)
+        words += [] if arguments.wait else ["--wait", str(WAIT_S)]
+    # Ranks import this checkout from any working directory, and packages of the working directory do not hide it.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TOP), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONSAFEPATH"] = "1"
-    return torchrun(arguments, [*command, *arguments.overrides], grace_of(choice.config, arguments.overrides))
+    grace_s = grace_of(choice.config, arguments.overrides)
+    return torchrun(place, processes, ["--module", "tasks.run", *words, *arguments.overrides], grace_s)
+
+
+def _elastic(choice: Choice, arguments: argparse.Namespace, place: Place, processes: int) -> Place:
+    """The place of a job whose nodes come and go, with its limit of restarts.
+
+    Raises:
+        UserError: if the run could not go on with each number of nodes.
+    """
+    nodes = place.nodes
+    if not arguments.resume:
+        raise UserError(
+            f"--nodes {nodes} starts the ranks again, which go on from the newest checkpoint: add --resume (in an empty folder, "
+            "the run starts anew)"
+        )
+    if nodes.least < nodes.most:
+        from tasks.ranks import check_ranks  # imports torch
+
+        check_ranks(choice, arguments, [count * processes for count in nodes.counts], f"--nodes {nodes}")
+    return place if arguments.max_restarts is None else replace(place, max_restarts=arguments.max_restarts)
 
 
 def grace_of(config: Path, overrides: Sequence[str]) -> int:

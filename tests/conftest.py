@@ -17,6 +17,7 @@ SLOW_FIRST = (
     "faults/test_damage",
     "faults/test_surroundings",
     "faults/test_hangs",
+    "faults/test_elastic",
     "tasks/test_outside",
     "benchmarks/test_benchmarks",
     "tools/test_plan",

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.errors import PeerLostError
 from utils.processes import die_with_parent
 
 T = TypeVar("T")
@@ -160,7 +160,7 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
     Only this function reads torchrun's environment.
 
     Raises:
-        UserError: if the connection to another rank breaks, or a rank does not answer in time.
+        PeerLostError: if the connection to another rank breaks, or a rank does not answer in time.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()  # no rank goes on alone when its launcher was killed
@@ -184,9 +184,9 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
         barrier()  # rank 0 may still evaluate or save when the others have finished
     except RuntimeError as error:
         if _peer_is_gone(error):
-            raise UserError("the connection to another rank broke; that rank reports why it stopped") from None
+            raise PeerLostError("the connection to another rank broke; that rank reports why it stopped") from None
         if "Timed out waiting" in str(error):
-            raise UserError(
+            raise PeerLostError(
                 f"rank {rank()} has waited in vain for another rank (train.start_timeout_min, train.step_timeout_min); the rank "
                 "that hangs says so after train.stall_s seconds, with its stacks in the logs of the run's folder"
             ) from None

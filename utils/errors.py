@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec
 
+from utils.processes import MISTAKE, PEER_LOST
+
 P = ParamSpec("P")
 
 SILENCE_S = 3.0
@@ -38,7 +40,16 @@ PACKAGES = (
 
 
 class UserError(Exception):
-    """A mistake in the user's input (a config, a file, a flag). The message has fact, value, place and remedy."""
+    """A mistake in the user's input (a config, a file, a flag). The message has fact, value, place and remedy; ``status`` is the
+    exit status of a command that it ends."""
+
+    status = MISTAKE
+
+
+class PeerLostError(UserError):
+    """Another rank is gone: no mistake, and the run may go on without it."""
+
+    status = PEER_LOST
 
 
 _OF_SURROUNDINGS = (
@@ -66,7 +77,7 @@ def of_surroundings(error: OSError) -> UserError | None:
 
 def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
     """Wrap a command's ``main``: it prints a :class:`UserError`, or a file error :func:`of_surroundings`, to stderr as one line
-    and returns exit status 2."""
+    and returns its exit status, which is 2 but for :class:`PeerLostError`."""
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -102,4 +113,4 @@ def _report(error: UserError) -> int:
         # the error alone. An error of this rank alone is still reported.
         time.sleep(SILENCE_S)
     sys.stderr.write(f"error: {error}\n")
-    return 2
+    return error.status

@@ -34,6 +34,15 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wait",
+        type=positive,
+        metavar="S",
+        help="wait up to S seconds for an --output in use: a lost node gives its run up late (default: refuse at once)",
+    )
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -22,10 +23,21 @@ RENEW_S = 20.0
 """Time between two renewals of a lease."""
 STALE_S = 180.0
 """Age from which a lease that was not renewed is of a process that is gone."""
+WAIT_S = 240
+"""Time in which the lock of a process on a lost node ends: that of a lease, and more than NFS servers take (90 s)."""
+POLL_S = 1.0
+"""Time between two looks at a folder that another process has."""
 SETTLE_S = 2.0
 """Time in which two processes that take over one stale lease have both written: the last one has it."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+
+logger = logging.getLogger(__name__)
+
+
+class FolderInUseError(UserError):
+    """Another process has the folder."""
 
 
 class FolderLock:
@@ -35,17 +47,36 @@ class FolderLock:
     workers have no part in it. On disks without locks it is a lease, ``folder/.lease``: a thread renews it, and an old one is
     free.
 
+    Args:
+        folder: the folder.
+        wait_s: seconds to wait for another process that has it.
+
     Raises:
         UserError: (on entering) another process has the folder, or it cannot be written.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, wait_s: float = 0):
         self.folder, self.path = folder, folder / LOCK_FILE
+        self.wait_s = wait_s
         self._file: IO[str] | None = None
         self._token = uuid.uuid4().hex
         self._end = threading.Event()
 
     def __enter__(self) -> FolderLock:
+        ends = time.monotonic() + self.wait_s
+        told = False
+        while True:
+            try:
+                return self._take()
+            except FolderInUseError as error:
+                if time.monotonic() >= ends:
+                    raise
+                if not told:
+                    logger.warning("%s; waiting up to %.0f s (--wait)", str(error).partition(";")[0], self.wait_s)
+                told = True
+            time.sleep(POLL_S)
+
+    def _take(self) -> FolderLock:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -130,10 +161,10 @@ class FolderLock:
         except OSError:
             return ""
 
-    def _taken(self) -> UserError:
+    def _taken(self) -> FolderInUseError:
         try:
             owner = json.loads(self._read())
             who = f"process {owner['process']} on {owner['host']}, since {owner['since']}"
         except (ValueError, KeyError, TypeError):
             who = "another process"
-        return UserError(f"{self.folder} is in use by {who}; wait for it, stop it, or give another --output")
+        return FolderInUseError(f"{self.folder} is in use by {who}; wait for it, stop it, or give another --output")

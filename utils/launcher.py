@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from utils.clusters import ONE_NODE, Place, parse_nodes
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.flags import positive
@@ -25,6 +26,14 @@ ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 HANDLED_BY_TORCHRUN = "SIGHUP,SIGQUIT"
 """The signals that torchrun forwards by itself; the others are :data:`~utils.processes.STOP_SIGNALS`."""
+
+MAX_RESTARTS = 10
+"""Failures on a node after which an elastic job ends, unless a flag says otherwise; nodes that come do not count."""
+
+RENDEZVOUS = "x2vlm"
+"""Name of a job at its rendezvous."""
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 DEVICE = re.compile(r"\d|GPU-|MIG-")
 """Start of a valid entry of CUDA_VISIBLE_DEVICES."""
@@ -39,60 +48,74 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--cpu", type=positive, metavar="N", help="N processes on the CPU (default without a GPU: 1)")
     parser.add_argument(
         "--nodes",
-        type=positive,
-        default=1,
+        type=parse_nodes,
         metavar="N",
-        help="number of nodes; run the line on each, with its --node-rank",
+        help="number of nodes; run the line on each, with its --node-rank. MIN:MAX: nodes may come and go, without numbers",
     )
-    parser.add_argument("--node-rank", type=int, default=0, metavar="R", help="this node's number, from 0")
-    parser.add_argument("--master", metavar="HOST:PORT", help="address of node 0; needed with --nodes")
+    parser.add_argument("--node-rank", type=int, metavar="R", help="this node's number, from 0")
+    parser.add_argument(
+        "--master",
+        metavar="HOST:PORT",
+        help="address of node 0, or for MIN:MAX of the node where all meet; needed with --nodes, except where SLURM, "
+        "PyTorchJob or torchrun start run.py: they tell the nodes",
+    )
 
 
 def check_placement(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End the program with one line and status 2 if the flags of :func:`add_placement` contradict each other."""
-    if arguments.nodes > 1 and not arguments.master:
-        parser.error("--nodes needs --master HOST:PORT")
-    if arguments.master and arguments.nodes == 1:
+    nodes = arguments.nodes or ONE_NODE
+    if arguments.master and nodes == ONE_NODE:
         parser.error("--master needs --nodes N")
     host, _, port = (arguments.master or "host:0").rpartition(":")
     if not host or not port.isdigit():
         parser.error(f"--master {arguments.master!r} is not of the form HOST:PORT")
-    if not 0 <= arguments.node_rank < arguments.nodes:
-        parser.error(f"--node-rank {arguments.node_rank} is not within 0 .. {arguments.nodes - 1}")
+    if arguments.node_rank is None:
+        return
+    if nodes.elastic:
+        parser.error(f"--node-rank {arguments.node_rank}: with --nodes {nodes}, nodes number themselves; leave it out")
+    if not 0 <= arguments.node_rank < nodes.most:
+        parser.error(f"--node-rank {arguments.node_rank} is not within 0 .. {nodes.most - 1}")
 
 
-def torchrun(arguments: argparse.Namespace, command: Sequence[str], grace_s: int = GRACE_S) -> int:
+def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int = GRACE_S) -> int:
     """Run a command on every rank; returns the job's exit status (128 + n if signal n ended it).
 
     A signal goes on to the ranks, which have ``grace_s`` seconds to end: 75 is the status then, by which schedulers requeue, and
     130 after Ctrl-C. A second signal ends all of them at once.
 
     Args:
-        arguments: the flags of :func:`add_placement`.
+        place: the nodes of the job, and this one.
+        processes: ranks on this node.
         command: a script and its arguments; or ``--module``, a module and its arguments.
         grace_s: seconds from a signal to the end of the ranks.
 
     Raises:
-        UserError: if there are too few GPUs, or the nodes do not find each other.
+        UserError: if the nodes do not find each other.
     """
-    processes = _processes(arguments)
     # Imported here, so that --help and errors do not wait for torch.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import get_args_parser, run
+
+    from utils.elastic import run_elastic
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
     # A waiting thread yields its core early: the loader's workers and other programs need it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    flags = _torchrun_flags(arguments, processes)
+    flags = _torchrun_flags(place, processes)
     parser = get_args_parser()
     if "--signals-to-handle" in parser._option_string_actions:
         flags += [f"--signals-to-handle={HANDLED_BY_TORCHRUN}"]
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(grace_s)
     _forward_first_signal(SignalException, grace_s)
     _silence_torchrun()
+    torchrun_arguments = parser.parse_args([*flags, *command])
     try:
-        run(parser.parse_args([*flags, *command]))
+        if place.nodes.elastic:
+            run_elastic(torchrun_arguments, grace_s)
+        else:
+            run(torchrun_arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode >= 0:
@@ -102,18 +125,25 @@ def torchrun(arguments: argparse.Namespace, command: Sequence[str], grace_s: int
     except SignalException as stopped:
         signum = int(stopped.sigval)
         return status_of_stop(signum) if signum in STOP_SIGNALS else 128 + signum
-    except (ConnectionError, TimeoutError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the nodes did not find each other (--master {arguments.master}): {reason}") from None
+    except (RendezvousError, ConnectionError, TimeoutError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the nodes did not find each other (--master {place.master}): {reason}") from None
     return 0
 
 
-def _torchrun_flags(arguments: argparse.Namespace, processes: int) -> list[str]:
-    flags = [f"--nproc-per-node={processes}"]
-    if arguments.nodes == 1:
-        return [*flags, "--standalone"]
-    host, _, port = arguments.master.rpartition(":")
-    flags += [f"--nnodes={arguments.nodes}", f"--node-rank={arguments.node_rank}"]
+def _torchrun_flags(place: Place, processes: int) -> list[str]:
+    """All that place the job, since torchrun takes what is left out from ``PET_*`` variables."""
+    flags = [f"--nproc-per-node={processes}", f"--nnodes={place.nodes}"]
+    if place.master is None:
+        return [*flags, "--max-restarts=0", "--standalone"]
+    host, _, port = place.master.rpartition(":")
+    if place.nodes.elastic:
+        restarts = MAX_RESTARTS if place.max_restarts is None else place.max_restarts
+        flags += ["--rdzv-backend=c10d", f"--rdzv-endpoint={place.master}", f"--max-restarts={restarts}"]
+        flags += [] if "PET_RDZV_ID" in os.environ else [f"--rdzv-id={RENDEZVOUS}"]
+        # Else this node goes by its full name, which other processes of the same machine may not find.
+        return [*flags, "--local-addr=127.0.0.1"] if host in LOOPBACK else flags
+    flags += ["--rdzv-backend=static", "--rdzv-endpoint=", "--max-restarts=0", f"--node-rank={place.node_rank}"]
     return [*flags, f"--master-addr={host}", f"--master-port={port}"]
 
 
@@ -157,16 +187,45 @@ def _ended_by(rank: int, name: str) -> str:
     return f"rank {rank} was ended by {name}{reason}; the same command with --resume goes on from the newest checkpoint"
 
 
-def _processes(arguments: argparse.Namespace) -> int:
+def processes_of(arguments: argparse.Namespace, place: Place) -> int:
+    """Ranks on this node: by the flags of :func:`add_placement`, the scheduler, or one a GPU; without a GPU, they use the CPU.
+
+    Raises:
+        UserError: if there are too few GPUs.
+    """
     if arguments.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        return arguments.cpu
+        return int(arguments.cpu)
     available = _gpus()
     if arguments.gpus is not None and arguments.gpus > available:
         raise UserError(f"--gpus {arguments.gpus}: this machine has {available}; use --cpu N to run without")
     if available:
         let_segments_grow()
+    if arguments.gpus is None and place.processes is not None:
+        if available and place.processes > available:
+            raise UserError(
+                f"{place}: {place.processes} processes on this node, which shows {available} GPUs; give --gpus N"
+            )
+        return place.processes
     return arguments.gpus or max(1, available)
+
+
+def become_rank(place: Place) -> None:
+    """Set the environment of this process, which is a rank, as torchrun does.
+
+    Raises:
+        UserError: if its node shows too few GPUs.
+    """
+    assert place.rank is not None
+    rank, gpus = place.rank, _gpus()
+    local = 0 if gpus == 1 and rank.bound else rank.local
+    if gpus and local >= gpus:
+        raise UserError(f"{place}: it is number {local} on its node, which shows {gpus} GPUs; start one task a GPU")
+    host, _, port = (place.master or "127.0.0.1:0").rpartition(":")
+    os.environ |= {"RANK": str(rank.number), "LOCAL_RANK": str(local), "WORLD_SIZE": str(rank.all)}
+    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": port}
+    if gpus:
+        let_segments_grow()
 
 
 def let_segments_grow() -> None:

@@ -13,6 +13,12 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 REQUEUE = 75
 """Exit status of a run that was asked to stop and can be resumed (EX_TEMPFAIL: schedulers requeue on it)."""
 
+PEER_LOST = 69
+"""Exit status of a rank that lost another one (EX_UNAVAILABLE). It is lower than :data:`REQUEUE`: srun returns the highest."""
+
+MISTAKE = 2
+"""Exit status after a user's mistake, which another start would make again."""
+
 GRACE_S = 120
 """Seconds from a signal to the end of a run, unless a config says otherwise."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -20,6 +21,18 @@ def test_two_ranks_train_evaluate_and_return_0(tmp_path, tiny_overrides):
     assert [line["step"] for line in curve(tmp_path / "run")] == [1, 2, 3, 4]
     assert done.stdout.count("image to text R@1 (cosine)") == 1
     assert "Warning" not in done.stderr
+
+
+def test_ranks_of_a_plain_torchrun_train_and_start_no_launcher_of_their_own(tmp_path, tiny_overrides):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py"]
+    arguments = ["--task", "pretrain", "--output", str(tmp_path / "run"), *tiny_overrides, "train.steps=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*torchrun, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [line["step"] for line in curve(tmp_path / "run")] == [1, 2]
+    assert done.stderr.count("started as torchrun: rank 0 of 2, ") == 1 and "rank 1 of 2" not in done.stderr
 
 
 def test_a_mistake_is_told_once_in_one_line_with_status_2(tmp_path, tiny_overrides):

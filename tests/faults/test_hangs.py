@@ -6,6 +6,7 @@ import os
 import signal
 
 from tests.faults.conftest import Job, children, pause
+from utils.processes import PEER_LOST
 
 
 def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides, equals_whole):
@@ -16,7 +17,7 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides
         pause(second)
         job.until(lambda: "has waited in vain" in job.errors)
         os.kill(second, signal.SIGCONT)
-        assert job.wait() != 0
+        assert job.statuses()[0] == PEER_LOST
     assert "rank 0 has finished no step for 2 s (train.stall_s): it is in step 1" in job.errors
     # Signs of life are seconds apart, and steps quick: the last one may be of any step.
     assert f"its stacks are in {job.output}/log.txt; rank 1 gives no sign of life, last in step " in job.errors

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import PACKAGES, UserError, one_line_errors
+from utils.errors import PACKAGES, PeerLostError, UserError, one_line_errors
+from utils.processes import PEER_LOST, REQUEUE
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +27,11 @@ def ends_with(error: Exception) -> int:
 def test_a_mistake_is_one_line_with_status_2(capsys):
     assert ends_with(UserError("a.yaml: no such file")) == 2
     assert capsys.readouterr().err == "error: a.yaml: no such file\n"
+
+
+def test_a_rank_that_lost_another_has_a_status_below_that_of_a_run_to_be_queued_again(capsys):
+    assert ends_with(PeerLostError("rank 1 is gone")) == PEER_LOST < REQUEUE, "srun returns the highest of its tasks"
+    assert capsys.readouterr().err == "error: rank 1 is gone\n"
 
 
 def test_a_package_that_is_not_installed_is_one_line_with_the_remedy(capsys):

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -50,6 +51,25 @@ def test_a_held_folder_names_who_has_it_and_a_killed_process_leaves_it(tmp_path)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
     assert not (tmp_path / LOCK_FILE).exists()
+
+
+def test_a_folder_in_use_is_waited_for_if_asked(tmp_path, caplog):
+    process = holder(tmp_path)
+    try:
+        started = time.monotonic()
+        with pytest.raises(UserError, match="is in use by process"), FolderLock(tmp_path, wait_s=0.1):
+            pass
+        assert time.monotonic() - started >= 0.1
+        assert (
+            f"{tmp_path} is in use by process {process.pid}" in caplog.text
+            and "waiting up to 0 s (--wait)" in caplog.text
+        )
+        threading.Timer(0.5, process.kill).start()
+        with FolderLock(tmp_path, wait_s=60):
+            assert process.wait() == -signal.SIGKILL
+        assert time.monotonic() - started < 30
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 import run
 from tasks import TASKS
 from tasks.launch import parse_run
+from tests.ranks import free_port
 from utils import launcher
+from utils.clusters import Place
 from utils.errors import UserError
 from utils.launcher import ALLOCATOR
 
@@ -29,7 +32,13 @@ def test_overrides_may_stand_anywhere_after_the_flags():
     [
         (["--task", "pretrain", "--gpus", "1", "--cpu", "1"], "not allowed with"),
         (["--task", "pretrain", "--cpu", "0"], "'0' is not a positive number"),
-        (["--task", "pretrain", "--nodes", "2"], "--nodes needs --master HOST:PORT"),
+        (
+            ["--task", "pretrain", "--nodes", "3:2", "--master", "h:1"],
+            "'3:2' is neither a positive number N nor MIN:MAX",
+        ),
+        (["--task", "pretrain", "--nodes", "1:2", "--master", "h:1", "--node-rank", "1"], "nodes number themselves"),
+        (["--task", "pretrain", "--master", "h:1"], "--master needs --nodes N"),
+        (["--task", "pretrain", "--max-restarts", "2", "--nodes", "2"], "--max-restarts is for --nodes MIN:MAX"),
         (["--task", "pretrain", "--nodes", "2", "--master", "host"], "not of the form HOST:PORT"),
         (["--task", "pretrain", "--node-rank", "1"], "--node-rank 1 is not within 0 .. 0"),
         (["--task", "pretrain", "lr"], "'lr' is neither a flag nor of the form key=value"),
@@ -43,13 +52,22 @@ def test_a_wrong_command_line_is_named(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
+LAUNCH = """
+import os
+from tasks.launch import parse_run
+from utils.clusters import place_of
+from utils.launcher import processes_of, torchrun
+def launch(flags, command):
+    arguments = parse_run(flags)
+    place = place_of(arguments, os.environ)
+    return torchrun(place, processes_of(arguments, place), command)
+"""
+
+
 def run_job(folder: Path, body: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Launch a script that has nothing but ``body``."""
     (folder / "Job.py").write_text(body)
-    call = (
-        "import sys; from tasks.launch import parse_run; from utils.launcher import torchrun;"
-        "sys.exit(torchrun(parse_run(sys.argv[2:]), [sys.argv[1]]))"
-    )
+    call = f"import sys\n{LAUNCH}sys.exit(launch(sys.argv[2:], [sys.argv[1]]))"
     command = [sys.executable, "-c", call, str(folder / "Job.py"), *flags]
     kept = {name: value for name, value in os.environ.items() if name not in (*ALLOCATOR, "OMP_NUM_THREADS")}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=kept | environment)
@@ -78,6 +96,31 @@ def test_segments_grow_on_gpus_unless_the_user_has_set_up_the_allocator(tmp_path
     assert {name: found[name] for name in ALLOCATOR if name in found} == expected
 
 
+@pytest.mark.parametrize(
+    ("variables", "node"),
+    [
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, {"RANK": "NODE"}),
+        ({"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1"}, {"PET_NODE_RANK": "NODE"}),
+        ({"PET_NNODES": "2:2", "PET_NPROC_PER_NODE": "1", "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ID": "a job"}, {}),
+    ],
+    ids=["PyTorchJob", "TrainJob", "elastic PyTorchJob"],
+)
+def test_pods_of_kubernetes_find_each_other_without_flags(tmp_path, variables, node):
+    """As processes of this machine."""
+    port = str(free_port())
+    variables |= {"MASTER_PORT": port, "PET_MASTER_PORT": port} if node else {"PET_RDZV_ENDPOINT": f"127.0.0.1:{port}"}
+    body = "import os; print(*(os.environ[name] for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')))"
+
+    def pod(number: int) -> subprocess.CompletedProcess[str]:
+        own = {name: value.replace("NODE", str(number)) for name, value in node.items()}
+        return run_job(tmp_path, body, **variables, **own, CUDA_VISIBLE_DEVICES="")
+
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(pod, range(2)))
+    assert [each.returncode for each in done] == [0, 0], done
+    assert sorted(each.stdout for each in done) == ["0 0 2\n", "1 0 2\n"]
+
+
 def test_a_missing_config_is_one_line():
     command = [sys.executable, "run.py", "--task", "pretrain", "--config", "configs/none.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
@@ -92,9 +135,7 @@ def test_threads_are_shared_out_over_the_cores_of_this_process_and_not_of_the_ma
     done = run_job(tmp_path, body, "--cpu", "1", OMP_NUM_THREADS="3")
     assert done.stdout == "3\n"
     (tmp_path / "Launch.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{call}"
-        "from tasks.launch import parse_run\nfrom utils.launcher import torchrun\n"
-        "sys.exit(torchrun(parse_run(['--cpu', '1']), [sys.argv[1]]))"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{call}{LAUNCH}sys.exit(launch(['--cpu', '1'], [sys.argv[1]]))"
     )
     kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, str(tmp_path / "Launch.py"), str(tmp_path / "Job.py")]
@@ -120,7 +161,7 @@ def test_cuda_stops_at_the_first_entry_that_is_no_device(monkeypatch, visible, g
     assert launcher._gpus() == gpus
     if not gpus:
         with pytest.raises(UserError, match="--gpus 1: this machine has 0; use --cpu N to run without"):
-            launcher.torchrun(parse_run(["--gpus", "1"]), ["none.py"])
+            launcher.processes_of(parse_run(["--gpus", "1"]), Place("flags"))
 
 
 def test_the_help_lists_commands_and_tasks_without_torch():
@@ -162,6 +203,7 @@ def test_run_alone_says_what_to_do(capsys):
         ),
         (["--task", "pretrian"], "--task pretrian: no task, folder or module has this name; did you mean 'pretrain'?"),
         (["--gpus", "1"], "give --task TASK, or --config FILE with a key task"),
+        (["--task", "nlvr", "--nodes", "2"], "--nodes 2: --nodes needs --master HOST:PORT"),
         (
             ["--config", "configs/demo/vqa.yaml", "--task", "nlvr"],
             "configs/demo/vqa.yaml: this is a config of task vqa; leave out --task nlvr",

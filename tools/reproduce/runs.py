@@ -130,9 +130,8 @@ def placement_words(flags: argparse.Namespace, cpu: int | None = None) -> tuple[
     if flags.gpus is not None or flags.cpu is not None:
         cpu = flags.cpu
     given = {"--gpus": flags.gpus, "--cpu": cpu, "--master": flags.master}
-    words = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
-    nodes = [] if flags.nodes == 1 else ["--nodes", str(flags.nodes), "--node-rank", str(flags.node_rank)]
-    return (*words, *nodes)
+    given |= {"--nodes": flags.nodes, "--node-rank": flags.node_rank}
+    return tuple(word for flag, value in given.items() if value is not None for word in (flag, str(value)))
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -1,0 +1,181 @@
+"""The script of a job of SLURM, and mistakes in its flags."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from run import main
+from tasks import slurm
+from tasks.launch import parse_run
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def options_of(script: str) -> dict[str, str | None]:
+    """The options in the lines for sbatch, split as a shell and SLURM split them."""
+    words = [shlex.split(line.removeprefix("#SBATCH ")) for line in script.splitlines() if line.startswith("#SBATCH ")]
+    assert all(len(parts) == 1 for parts in words)
+    pairs = [parts[0].removeprefix("--").partition("=") for parts in words]
+    return {key: value if equals else None for key, equals, value in pairs}
+
+
+def script_of(capsys: Any, *arguments: str) -> str:
+    assert main(["--slurm", "--dry-run", *arguments]) == 0
+    return str(capsys.readouterr().out)
+
+
+def test_the_dry_run_prints_a_script_that_survives_any_path(tmp_path, capsys, monkeypatch):
+    output = tmp_path / "a b'c\"d $(touch oops) %j"
+    arguments = ["--task", "pretrain", "--gpus", "8", "--nodes", "2:4", "--output", str(output), "--mem", "400G"]
+    more = ["--time", "1-12", "--partition", "gpu", "--account", "me", "--qos", "high", "--cpus-per-task", "64"]
+    overrides = [
+        "train.global_batch=1536",
+        "train.accumulate=null",
+        "data.images.batch_size=16",
+        "data.cache_index=/x y/'z'",
+    ]
+    text = script_of(capsys, *arguments, *more, "--sbatch", "constraint=a100&ib", "--sbatch", "exclusive", *overrides)
+    assert not output.exists()
+    assert options_of(text) == {
+        "job-name": output.name,
+        "nodes": "2-4",
+        "ntasks-per-node": "1",
+        "gpus-per-node": "8",
+        "cpus-per-task": "64",
+        "mem": "400G",
+        "time": "1-12",
+        "partition": "gpu",
+        "account": "me",
+        "qos": "high",
+        "signal": "USR1@240",
+        "open-mode": "append",
+        "output": f"{tmp_path}/a b'c\"d $(touch oops) %%j/slurm-%j.txt",
+        "requeue": None,
+        "constraint": "a100&ib",
+        "exclusive": None,
+    }
+    file = tmp_path / "script.sh"
+    file.write_text(text)
+    assert subprocess.run(["bash", "-n", str(file)], check=False).returncode == 0
+    srun = tmp_path / "srun"
+    srun.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    srun.chmod(stat.S_IRWXU)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    printed = subprocess.run(["bash", str(file)], env=environment, capture_output=True, text=True, check=True).stdout
+    words = json.loads(printed)
+    assert words[:2] == ["--kill-on-bad-exit=0", "--wait=0"]
+    assert words[words.index("--output") + 1] == str(output)
+    assert words[-len(overrides) :] == overrides
+    assert "--resume" in words and "--nodes" not in words
+    assert not list(ROOT.glob("oops"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--resume"]])
+def test_a_folder_with_a_run_is_submitted_to_resume_alone(tmp_path, arguments, capsys, monkeypatch):
+    (tmp_path / "metrics.jsonl").touch()
+    status = main(["--slurm", "--dry-run", "--task", "pretrain", "--output", str(tmp_path), *arguments])
+    captured = capsys.readouterr()
+    assert status == (0 if arguments else 2)
+    if not arguments:
+        assert (
+            captured.err
+            == f"error: {tmp_path} already holds a run; add --resume to resume it, or give another --output\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--slurm"],
+            "--slurm: there is no sbatch here; run this on a login node of the cluster, or add --dry-run to see",
+        ),
+        (
+            ["--slurm", "--time", "4"],
+            "--time 4: the run is asked to stop 240 s before the end (train.grace_s = 120, and 120)",
+        ),
+        (["--slurm", "--nodes", "1:2"], "--nodes 1:2: give --gpus N, the GPUs of a node, too"),
+        (
+            ["--slurm", "--nodes", "1:2", "--cpu", "1"],
+            "--nodes 1:2 needs train.global_batch: without it, another number of",
+        ),
+        (
+            ["--slurm", "--nodes", "1:3", "--cpu", "1", "train.global_batch=64", "train.accumulate=null"],
+            "--nodes 1:3 may give 3 ranks: train.global_batch = 64: not a multiple of ",
+        ),
+        (
+            ["--slurm", "--gpus", "3", "train.global_batch=64", "train.accumulate=null"],
+            "--nodes 1 gives 3 ranks: train.global_batch = 64: not a multiple of ",
+        ),
+        (["--slurm", "optim.lrr=1"], "command line: optim.lrr is not a field of OptimConfig"),
+        (
+            ["--nodes", "1:2", "--master", "127.0.0.1:1"],
+            "--nodes 1:2 starts the ranks again, which go on from the newest",
+        ),
+        (
+            ["--nodes", "1:2", "--master", "127.0.0.1:1", "--resume", "--cpu", "1"],
+            "--nodes 1:2 needs train.global_batch: without it, another number of nodes would change the records of a step",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert main(["--task", "pretrain", "--output", str(tmp_path / "run"), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {message}") and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--time", "60"], "--time needs --slurm"),
+        (["--dry-run"], "--dry-run needs --slurm"),
+        (["--sbatch", "exclusive"], "--sbatch needs --slurm"),
+        (
+            ["--slurm", "--nodes", "2", "--master", "h:1"],
+            "--master: SLURM gives a job its nodes; leave it out with --slurm",
+        ),
+        (["--slurm", "--time", "1:2:3:4"], "'1:2:3:4' is none of SLURM's times: minutes, minutes:seconds,"),
+        (["--slurm", "--sbatch", "nodes=3"], "'nodes=3': run.py sets nodes itself; use its own flags"),
+        (["--slurm", "--sbatch", "x y"], "'x y' is no option of sbatch, such as constraint=a100"),
+        (["--slurm", "--partition", "a\nb"], r"'a\nb' has a line break"),
+    ],
+)
+def test_a_wrong_flag_is_named(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_run(["--task", "pretrain", *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("2:00:05", 7205),
+        ("1-0", 86400),
+        ("1-12", 129600),
+        ("1-12:30", 131400),
+        ("1-12:30:15", 131415),
+        ("UNLIMITED", float("inf")),
+    ],
+)
+def test_times_have_slurms_forms(text, seconds):
+    """From the manual of sbatch, under --time."""
+    assert slurm._seconds(slurm._time(text)) == seconds

@@ -1,0 +1,211 @@
+"""Environments of launchers and schedulers, and the places that they describe."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.launch import parse_run
+from utils import launcher
+from utils.clusters import Nodes, Place, Rank, first_host, nodes_left_out, parse_nodes, place_of, recognise
+from utils.errors import UserError
+
+TORCHRUN = {
+    "LOCAL_RANK": "1",
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "MASTER_ADDR": "node0",
+    "MASTER_PORT": "29400",
+    "TORCHELASTIC_RUN_ID": "none",
+}
+"""As torchrun sets it for a rank."""
+
+STEP = {
+    "SLURM_JOB_ID": "12017",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_NNODES": "2",
+    "SLURM_NTASKS": "2",
+    "SLURM_NODEID": "1",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+"""As srun sets it for the second of two tasks, one a node."""
+
+BATCH = {name: value for name, value in STEP.items() if "STEP" not in name} | {"SLURM_JOB_NODELIST": "gpu[07-08]"}
+"""As sbatch and salloc set it: no step."""
+
+INTERACTIVE = STEP | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"}
+"""As salloc sets it where its shell is a step of its own."""
+
+TASK_A_GPU = STEP | {
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_NTASKS": "8",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_GPUS_ON_NODE": "4",
+}
+
+PYTORCHJOB = {"MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456", "WORLD_SIZE": "3", "RANK": "2"}
+"""As the training operator sets it in a pod."""
+
+PYTORCHJOB_1_8 = PYTORCHJOB | {"WORLD_SIZE": "12", "PET_NODE_RANK": "2", "PET_NPROC_PER_NODE": "4", "PET_NNODES": "3"}
+"""As later versions set it, with nprocPerNode: 4; WORLD_SIZE counts processes then."""
+
+ELASTIC_JOB = {
+    "PET_RDZV_ENDPOINT": "job-worker-0:23456",
+    "PET_RDZV_BACKEND": "c10d",
+    "PET_NNODES": "1:3",
+    "PET_MAX_RESTARTS": "100",
+    "PET_NPROC_PER_NODE": "8",
+}
+
+TRAINJOB = {
+    "PET_NNODES": "2",
+    "PET_NPROC_PER_NODE": "auto",
+    "PET_NODE_RANK": "1",
+    "PET_MASTER_ADDR": "job-node-0-0.job",
+    "PET_MASTER_PORT": "29400",
+}
+TWO = Nodes(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, None),
+        ({"MASTER_ADDR": "left", "MASTER_PORT": "over"}, None),
+        (TORCHRUN, Place("torchrun", master="node0:29400", rank=Rank(3, 1, 4))),
+        ({"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}, Place("a launcher", rank=Rank(0, 0, 1))),
+        (STEP | TORCHRUN, Place("torchrun", master="node0:29400", rank=Rank(3, 1, 4))),
+        (STEP, Place("SLURM job 12017", TWO, 1, "gpu07:17017")),
+        (STEP | {"SLURM_GPUS_ON_NODE": "4"}, Place("SLURM job 12017", TWO, 1, "gpu07:17017", 4)),
+        (STEP | {"SLURM_STEP_ID": "3"}, Place("SLURM job 12017", TWO, 1, "gpu07:17020")),
+        (STEP | {"MASTER_PORT": "4242"}, Place("SLURM job 12017", TWO, 1, "gpu07:4242")),
+        (TASK_A_GPU, Place("SLURM job 12017", TWO, 1, "gpu07:17017", rank=Rank(5, 1, 8, bound=True))),
+        (BATCH, None),
+        (INTERACTIVE, Place("SLURM job 12017")),
+        (PYTORCHJOB, Place("PyTorchJob", Nodes(3, 3), 2, "job-master-0:23456")),
+        (PYTORCHJOB | {"WORLD_SIZE": "1", "RANK": "0"}, Place("PyTorchJob")),
+        (PYTORCHJOB_1_8, Place("Kubernetes (PET_*)", Nodes(3, 3), 2, "job-master-0:23456", 4)),
+        (ELASTIC_JOB, Place("Kubernetes (PET_*)", Nodes(1, 3, True), None, "job-worker-0:23456", 8, 100)),
+        (TRAINJOB, Place("Kubernetes (PET_*)", TWO, 1, "job-node-0-0.job:29400")),
+        (TRAINJOB | {"PET_NNODES": "1", "PET_NODE_RANK": "0"}, Place("Kubernetes (PET_*)")),
+    ],
+)
+def test_an_environment_describes_a_place(environment, place):
+    assert recognise(environment) == place
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (STEP | {"SLURM_NODEID": "one"}, "SLURM_NODEID = 'one' is no number"),
+        ({name: value for name, value in TORCHRUN.items() if name != "MASTER_ADDR"}, "MASTER_ADDR is not set, though"),
+        (TRAINJOB | {"PET_NNODES": "a few"}, "PET_NNODES: 'a few' is neither a positive number N nor MIN:MAX"),
+    ],
+)
+def test_a_broken_environment_is_one_line(environment, message):
+    with pytest.raises(UserError, match=message) as caught:
+        recognise(environment)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("node1", "node1"),
+        ("node1,node2", "node1"),
+        ("gpu[07-08]", "gpu07"),
+        ("gpu[3,5-9],big1", "gpu3"),
+        ("big1,gpu[3-4]", "big1"),
+        ("rack[1-2]n[04,6].example.org,x", "rack1n04.example.org"),
+    ],
+)
+def test_the_first_host_of_a_short_list(hosts, first):
+    """As `scontrol show hostnames` prints it first."""
+    assert first_host(hosts) == first
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "place"),
+    [
+        ([], {}, Place("flags")),
+        (["--nodes", "2", "--node-rank", "1", "--master", "h:1"], {}, Place("flags", TWO, 1, "h:1")),
+        (["--nodes", "2", "--master", "h:1"], STEP, Place("flags", TWO, 1, "h:1")),
+        (["--nodes", "2", "--master", "h:1", "--node-rank", "0"], STEP, Place("flags", TWO, 0, "h:1")),
+        (["--nodes", "1:3", "--master", "h:1"], {}, Place("flags", Nodes(1, 3, True), None, "h:1")),
+        (["--nodes", "2"], STEP, Place("SLURM job 12017", TWO, 1, "gpu07:17017")),
+        (["--gpus", "2"], STEP, Place("SLURM job 12017", TWO, 1, "gpu07:17017")),
+        (["--cpu", "1"], BATCH, Place("flags")),
+    ],
+)
+def test_flags_win_and_the_environment_fills_in_the_rest(flags, environment, place):
+    assert place_of(parse_run(flags), environment) == place
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "message"),
+    [
+        (["--nodes", "2"], {}, "--nodes 2: --nodes needs --master HOST:PORT"),
+        (
+            ["--nodes", "4"],
+            STEP,
+            "--nodes 4: this process was started as SLURM job 12017: node 1 of 2, gpu07:17017; leave",
+        ),
+        (["--nodes", "2", "--node-rank", "0"], STEP, "--node-rank 0: this process was started as SLURM job 12017"),
+        (
+            ["--gpus", "2"],
+            TORCHRUN,
+            "--gpus 2: this process is already a rank .torchrun: rank 3 of 4, node0:29400.; leave",
+        ),
+        (["--nodes", "2", "--master", "h:1"], TORCHRUN, "--nodes 2: this process is already a rank"),
+        (["--cpu", "8"], TASK_A_GPU, "--cpu 8: this process is already a rank .SLURM job 12017: rank 5 of 8, "),
+    ],
+)
+def test_a_contradiction_is_one_line(flags, environment, message):
+    with pytest.raises(UserError, match=message):
+        place_of(parse_run(flags), environment)
+
+
+def test_a_job_of_many_nodes_without_srun_is_told():
+    assert nodes_left_out(BATCH) == "SLURM job 12017 has 2 nodes, and this run is on one: start it by srun to use all"
+    assert nodes_left_out(STEP) is None
+    assert nodes_left_out(BATCH | {"SLURM_NNODES": "1"}) is None
+    assert nodes_left_out({}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"), [("4", Nodes(4, 4)), ("2:2", Nodes(2, 2, True)), ("1:3", Nodes(1, 3, True))]
+)
+def test_numbers_of_nodes_are_read_and_written(text, nodes):
+    assert parse_nodes(text) == nodes
+    assert str(nodes) == text
+
+
+@pytest.mark.parametrize(
+    ("visible", "local"),
+    [("", "1"), ("0,1,2,3", "1"), ("2", "0")],  # the last: a task that sees its own GPU alone
+)
+def test_a_task_a_gpu_becomes_a_rank_as_of_torchrun(monkeypatch, visible, local):
+    environment = {"CUDA_VISIBLE_DEVICES": visible}
+    monkeypatch.setattr("os.environ", environment)
+    launcher.become_rank(recognise(TASK_A_GPU))
+    expected = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": local, "MASTER_ADDR": "gpu07", "MASTER_PORT": "17017"}
+    assert {name: environment[name] for name in expected} == expected
+
+
+def test_a_node_with_fewer_gpus_than_tasks_is_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(UserError, match="number 2 on its node, which shows 2 GPUs; start one task a GPU"):
+        launcher.become_rank(recognise(TASK_A_GPU | {"SLURM_LOCALID": "2"}))
+    with pytest.raises(UserError, match="8 processes on this node, which shows 2 GPUs; give --gpus N"):
+        launcher.processes_of(parse_run([]), recognise(ELASTIC_JOB))
+    assert launcher.processes_of(parse_run(["--gpus", "2"]), recognise(ELASTIC_JOB)) == 2
+
+
+def test_the_scheduler_tells_the_number_of_processes_without_a_gpu_too(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert launcher.processes_of(parse_run([]), recognise(ELASTIC_JOB)) == 8
+    assert launcher.processes_of(parse_run([]), recognise(TRAINJOB)) == 1

@@ -1,0 +1,103 @@
+"""When the ranks of an elastic job start again, and when the job ends: ranks that are scripts of a line, on one node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import free_port
+from utils.processes import MISTAKE, PEER_LOST, REQUEUE
+
+ROOT = Path(__file__).parent.parent.parent
+LAUNCH = """
+import sys
+from utils.clusters import Nodes, Place
+from utils.errors import one_line_errors
+from utils.launcher import torchrun
+place = Place("flags", Nodes(1, 1, True), None, sys.argv[1], max_restarts=int(sys.argv[2]))
+sys.exit(one_line_errors(torchrun)(place, 2, [sys.argv[3]], grace_s=5))
+"""
+RANK = """
+import os, sys, time
+from pathlib import Path
+starts = Path(sys.argv[0]).with_name(f"starts-{os.environ['RANK']}")
+starts.open("a").write(os.environ["MASTER_PORT"] + "\\n")
+number = len(starts.read_text().splitlines())
+if number <= TIMES and os.environ["RANK"] == "1":
+    STOP
+elif number <= TIMES:
+    time.sleep(60)  # as a rank that waits for the other
+"""
+
+
+def launch(folder: Path, times: int, stop: str, restarts: int) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run a job whose rank 1 stops at its first starts; returns how it ended, and the ports of rank 0's starts."""
+    (folder / "rank.py").write_text(RANK.replace("TIMES", str(times)).replace("STOP", stop))
+    command = [sys.executable, "-c", LAUNCH, f"127.0.0.1:{free_port()}", str(restarts), str(folder / "rank.py")]
+    environment = os.environ | {"PET_RDZV_CONF": "last_call_timeout=1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return done, (folder / "starts-0").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("stop", "restarts", "starts", "status"),
+    [
+        ("os.kill(os.getpid(), 9)", 1, 2, 0),
+        (f"sys.exit({PEER_LOST})", 1, 2, 0),
+        (f"sys.exit({PEER_LOST})", 0, 1, PEER_LOST),
+        (f"sys.exit({REQUEUE})", 0, 2, 0),
+        (f"sys.exit({MISTAKE})", 5, 1, MISTAKE),
+    ],
+    ids=["killed", "lost another", "lost another too often", "stopped in order", "mistake"],
+)
+def test_ranks_start_again_unless_a_user_has_to_mend_something(tmp_path, stop, restarts, starts, status):
+    done, ports = launch(tmp_path, 1, stop, restarts)
+    assert done.returncode == status, done.stderr
+    assert len(ports) == starts
+    assert len(set(ports)) == starts, (
+        "each start has a store of its own: in that of the one before, ranks were asked to stop"
+    )
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("the ranks start again, on 1 node\n") == starts - 1
+
+
+def test_without_the_node_of_the_rendezvous_the_others_end_in_one_line(tmp_path):
+    (tmp_path / "rank.py").write_text(RANK.replace("TIMES", "9").replace("STOP", "time.sleep(60)"))
+    port = free_port()
+    launch = LAUNCH.replace("Nodes(1, 1, True)", "Nodes(1, 2, True)")
+    command = [sys.executable, "-c", launch, f"127.0.0.1:{port}", "5", str(tmp_path / "rank.py")]
+    nodes = []
+    for hosts in (1, 0):
+        conf = f"is_host={hosts},last_call_timeout=20"
+        environment = os.environ | {"PET_RDZV_CONF": conf, "PYTHONPATH": str(ROOT)}
+        nodes.append(
+            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        )
+    host, other = nodes
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("starts-*"))) != 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(host.pid, signal.SIGKILL)
+        _, said = other.communicate(timeout=60)
+    finally:
+        for node in nodes:
+            if node.poll() is None:
+                os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+    assert other.returncode == PEER_LOST
+    assert "error: the nodes of --nodes 1:2 lost each other (" in said and "Traceback" not in said, said
+    assert f"when the node of 127.0.0.1:{port} is there again" in said
+
+
+def test_failures_are_counted(tmp_path):
+    done, ports = launch(tmp_path, 9, "sys.exit(1)", 2)
+    assert done.returncode == 1
+    assert len(ports) == 3

@@ -1,0 +1,257 @@
+"""Where a job runs, as variables of a process tell it: torchrun, PyTorchJob and TrainJob on Kubernetes, SLURM.
+
+Sources of the names: torchrun's manual (``LOCAL_RANK`` and so on for ranks, ``PET_*`` for its flags); Kubeflow's training
+operator (``pkg/controller.v1/pytorch``: envvar.go, elastic.go) and trainer (``pkg/runtime/framework/plugins/torch``); the manual
+of srun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from utils.errors import UserError
+
+PORT = 29500
+"""Port of node 0 where nothing else is said: torchrun's."""
+
+SLURM_PORTS = range(15000, 25000)
+"""Ports of SLURM jobs, by their numbers, so that two jobs on one node have two; below those that the kernel gives out."""
+
+
+class Nodes(NamedTuple):
+    """Number of nodes: fixed, or ``elastic``, from ``least`` to ``most``, with restarts when it changes."""
+
+    least: int
+    most: int
+    elastic: bool = False
+
+    @property
+    def counts(self) -> range:
+        """The numbers of nodes that there may be."""
+        return range(self.least, self.most + 1)
+
+    def __str__(self) -> str:
+        return f"{self.least}:{self.most}" if self.elastic else str(self.most)
+
+
+class Rank(NamedTuple):
+    """This process is a rank: its number, its number on its node, and the number of all ranks; ``bound``: it may see its own GPU
+    alone."""
+
+    number: int
+    local: int
+    all: int
+    bound: bool = False
+
+
+ONE_NODE = Nodes(1, 1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job runs.
+
+    Attributes:
+        name: who started this process, for messages.
+        nodes: of the job.
+        node_rank: number of this node; None: the nodes number themselves.
+        master: HOST:PORT of node 0, or of the rendezvous; None: one node, which needs none.
+        processes: on this node; None: one a GPU, or one.
+        max_restarts: failures after which an elastic job ends; None: the default.
+        rank: this process as a rank; None: it starts the ranks of its node.
+    """
+
+    name: str
+    nodes: Nodes = ONE_NODE
+    node_rank: int | None = 0
+    master: str | None = None
+    processes: int | None = None
+    max_restarts: int | None = None
+    rank: Rank | None = None
+
+    def __str__(self) -> str:
+        if self.rank is not None:
+            where = f"rank {self.rank.number} of {self.rank.all}"
+        elif self.nodes.elastic:
+            where = f"one of {self.nodes} nodes"
+        else:
+            where = f"node {self.node_rank} of {self.nodes}"
+        return f"{self.name}: {where}" + (f", {self.master}" if self.master else "")
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks for the job."""
+        return self.rank.number == 0 if self.rank is not None else not self.node_rank
+
+
+def parse_nodes(text: str) -> Nodes:
+    """``N`` or ``MIN:MAX``, for argparse."""
+    least, colon, most = text.partition(":")
+    parts = [least, most] if colon else [least]
+    if not all(part.isdigit() and int(part) > 0 for part in parts) or int(parts[0]) > int(parts[-1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a positive number N nor MIN:MAX")
+    return Nodes(int(parts[0]), int(parts[-1]), bool(colon))
+
+
+def recognise(environment: Mapping[str, str]) -> Place | None:
+    """The place that the environment of this process describes; None if it describes none.
+
+    Raises:
+        UserError: if a variable has no valid value, or one is missing.
+    """
+    variables = _Variables(environment)
+    if _is_rank(environment):
+        return _of_torchrun(variables)
+    if variables.has("PET_NNODES") or variables.has("PET_NODE_RANK") or variables.has("PET_RDZV_ENDPOINT"):
+        return _of_torchruns_flags(variables)
+    if variables.has("SLURM_JOB_ID") and (variables.has("SLURM_STEP_ID") or variables.has("SLURM_STEPID")):
+        return _of_slurm(variables)
+    if variables.has("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"):
+        nodes = variables.number("WORLD_SIZE")
+        return _fixed("PyTorchJob", variables, nodes, variables.number("RANK"), None)
+    return None
+
+
+def place_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Place:
+    """The place of a job: the flags of :func:`utils.launcher.add_placement`, and for what they leave open, the environment.
+
+    Raises:
+        UserError: if flags contradict the environment, or the address of node 0 is missing.
+    """
+    if arguments.master is not None and not _is_rank(environment):
+        nodes, rank = arguments.nodes or ONE_NODE, arguments.node_rank
+        if rank is None and (there := recognise(environment)) is not None and there.nodes == nodes:
+            rank = there.node_rank
+        return Place("flags", nodes, None if nodes.elastic else rank or 0, arguments.master)
+    place = recognise(environment)
+    if place is None:
+        if arguments.nodes not in (None, ONE_NODE):
+            raise UserError(f"--nodes {arguments.nodes}: --nodes needs --master HOST:PORT")
+        return Place("flags")
+    for flag in ("--nodes", "--node-rank", "--master", "--gpus", "--cpu"):
+        value = getattr(arguments, flag[2:].replace("-", "_"))
+        if value is None:
+            continue
+        if place.rank is not None:
+            raise UserError(f"{flag} {value}: this process is already a rank ({place}); leave out {flag}")
+        if flag in ("--nodes", "--node-rank") and value != getattr(place, flag[2:].replace("-", "_")):
+            raise UserError(
+                f"{flag} {value}: this process was started as {place}; leave out {flag}, or give --master too"
+            )
+    return place
+
+
+def _is_rank(environment: Mapping[str, str]) -> bool:
+    """Whether this process is a rank of torchrun, or of a launcher that sets the same."""
+    return _Variables(environment).has("LOCAL_RANK", "RANK", "WORLD_SIZE")
+
+
+def nodes_left_out(environment: Mapping[str, str]) -> str | None:
+    """The line for a SLURM job of several nodes in which this process was not started by srun; None elsewhere."""
+    variables = _Variables(environment)
+    if not variables.has("SLURM_JOB_ID", "SLURM_NNODES") or variables.has("SLURM_STEP_ID"):
+        return None
+    if (nodes := variables.number("SLURM_NNODES")) == 1:
+        return None
+    return f"SLURM job {variables.text('SLURM_JOB_ID')} has {nodes} nodes, and this run is on one: start it by srun to use all"
+
+
+class _Variables:
+    """Variables of an environment, with errors that name them."""
+
+    def __init__(self, environment: Mapping[str, str]):
+        self._environment = environment
+
+    def has(self, *names: str) -> bool:
+        return all(self._environment.get(name, "") for name in names)
+
+    def text(self, *names: str) -> str:
+        """The first of ``names`` that is set."""
+        for name in names:
+            if value := self._environment.get(name):
+                return value
+        raise UserError(
+            f"{names[0]} is not set, though {self._others()} are; start the job by the scheduler, or unset them"
+        )
+
+    def number(self, *names: str) -> int:
+        text = self.text(*names)
+        if not text.isdigit():
+            raise UserError(f"{names[0]} = {text!r} is no number; the launcher or the scheduler should have set one")
+        return int(text)
+
+    def _others(self) -> str:
+        known = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "PET_NNODES", "PET_NODE_RANK", "SLURM_JOB_ID")
+        return ", ".join(name for name in known if self.has(name))
+
+
+def _of_torchrun(variables: _Variables) -> Place:
+    """A rank, of torchrun or another launcher that sets the same."""
+    rank = Rank(variables.number("RANK"), variables.number("LOCAL_RANK"), variables.number("WORLD_SIZE"))
+    master = None if rank.all == 1 else f"{variables.text('MASTER_ADDR')}:{variables.number('MASTER_PORT')}"
+    return Place("torchrun" if variables.has("TORCHELASTIC_RUN_ID") else "a launcher", master=master, rank=rank)
+
+
+def _of_torchruns_flags(variables: _Variables) -> Place:
+    """A node whose torchrun would get its flags as ``PET_*`` variables."""
+    try:
+        nodes = parse_nodes(variables.text("PET_NNODES")) if variables.has("PET_NNODES") else ONE_NODE
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"PET_NNODES: {error}") from None
+    processes = None
+    if variables.has("PET_NPROC_PER_NODE") or variables.has("PET_N_PROC_PER_NODE"):
+        text = variables.text("PET_NPROC_PER_NODE", "PET_N_PROC_PER_NODE")
+        processes = int(text) if text.isdigit() else None  # auto, gpu, cpu
+    name = "Kubernetes (PET_*)"
+    if not variables.has("PET_RDZV_ENDPOINT"):
+        rank = variables.number("PET_NODE_RANK", "RANK") if nodes.most > 1 else 0
+        return _fixed(name, variables, nodes.most, rank, processes)
+    restarts = variables.number("PET_MAX_RESTARTS") if variables.has("PET_MAX_RESTARTS") else None
+    endpoint = variables.text("PET_RDZV_ENDPOINT")
+    master = endpoint if re.search(r":\d+$", endpoint) else f"{endpoint}:{PORT}"
+    return Place(name, nodes._replace(elastic=True), None, master, processes, restarts)
+
+
+def _fixed(name: str, variables: _Variables, nodes: int, node_rank: int, processes: int | None) -> Place:
+    if nodes == 1:
+        return Place(name, processes=processes)
+    port = variables.number("PET_MASTER_PORT", "MASTER_PORT") if _has_port(variables) else PORT
+    master = f"{variables.text('PET_MASTER_ADDR', 'MASTER_ADDR')}:{port}"
+    return Place(name, Nodes(nodes, nodes), node_rank, master, processes)
+
+
+def _has_port(variables: _Variables) -> bool:
+    return variables.has("PET_MASTER_PORT") or variables.has("MASTER_PORT")
+
+
+def _of_slurm(variables: _Variables) -> Place:
+    """A task of a job step: of one a node, it starts the ranks there; of more, each is a rank."""
+    job = variables.number("SLURM_JOB_ID")
+    name = f"SLURM job {job}"
+    nodes = variables.number("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
+    tasks = variables.number("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS")
+    processes = variables.number("SLURM_GPUS_ON_NODE") if variables.has("SLURM_GPUS_ON_NODE") else None
+    if tasks == 1:
+        return Place(name, processes=processes or None)
+    host = first_host(variables.text("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"))
+    step = variables.number("SLURM_STEP_ID", "SLURM_STEPID")
+    port = (
+        variables.number("MASTER_PORT")
+        if variables.has("MASTER_PORT")
+        else SLURM_PORTS[(job + step) % len(SLURM_PORTS)]
+    )
+    master = f"{host}:{port}"
+    if tasks == nodes:
+        return Place(name, Nodes(nodes, nodes), variables.number("SLURM_NODEID"), master, processes or None)
+    rank = Rank(variables.number("SLURM_PROCID"), variables.number("SLURM_LOCALID"), tasks, bound=True)
+    return Place(name, Nodes(nodes, nodes), variables.number("SLURM_NODEID"), master, rank=rank)
+
+
+def first_host(hosts: str) -> str:
+    """The first host of SLURM's short form of a list: ``node[03-05,9],big1`` is node03 and others."""
+    first = re.split(r",(?![^\[]*\])", hosts)[0]
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first)
