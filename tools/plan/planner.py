@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dataset.text.loading import load_tokenizer
-from engine.memory import FakeSteps, StepMemory
+from engine.memory import AVERAGE, FakeSteps, StepMemory
 from engine.real_steps import RealSteps, ran_out_of_memory
 from tasks.kinds import choose
 from tools.plan.search import largest_that_fits, share_out
@@ -101,10 +101,13 @@ class Planner:
         return self.memories[examples]
 
     def _with_overhead(self, memory: StepMemory) -> dict[str, int]:
+        uses = asdict(memory)
+        if self.config.optim.ema is None:
+            del uses[AVERAGE]
         if isinstance(self.steps, RealSteps):
-            return {**asdict(memory), OUTSIDE: self.steps.outside() + self.target.communication}
+            return {**uses, OUTSIDE: self.steps.outside() + self.target.communication}
         outside = CONTEXT + self.target.communication
-        return {**asdict(memory), "fragments": int(FRAGMENTS * memory.total), OUTSIDE: outside}
+        return {**uses, "fragments": int(FRAGMENTS * memory.total), OUTSIDE: outside}
 
     def _refuse_memory(self) -> None:
         needed = self._cost(1)
