@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from engine.global_batch import accumulation
 from engine.precision import PrecisionName
 from engine.task import Encoder, Loader, SizesMicroBatch
+from engine.wandb_curves import WandbConfig
 from utils import distributed
 from utils.config import Config
 from utils.processes import GRACE_S
@@ -69,6 +70,9 @@ class TrainConfig(Config):
     compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
         False,
         description="compile the encoders, true or a mode of torch.compile; pre-training then makes batches of few shapes",
+    )
+    wandb: WandbConfig | None = Field(
+        None, description="show the run at Weights & Biases too; null: only in TensorBoard"
     )
     deterministic: bool = Field(
         False,

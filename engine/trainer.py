@@ -150,7 +150,7 @@ class Trainer:
         self.folder.resumed = None
         batches = prefetch(self.loader.batches(self.consumed, remaining * self.accumulation), self.device)
         main = distributed.rank() == 0
-        metrics = MetricsLog(self.folder, self.step) if main else None
+        metrics = MetricsLog(self.folder, self.step, self.config.wandb) if main else None
         progress = progress_bar(total=self.steps, quiet=not main, initial=self.step, unit="step")
         report = self._reporter(metrics, progress)
         try:

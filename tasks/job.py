@@ -81,7 +81,7 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
         with ExitStack() as stack:
             device = stack.enter_context(process_group(config.train.start_timeout_min, output))
             if not arguments.evaluate:
-                _check_steps(config)
+                _check_config(config)
             stack.enter_context(claimed(output))
             stop = stack.enter_context(StopRequest(config.train.grace_s))
             try:
@@ -193,10 +193,13 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, argumen
     return config
 
 
-def _check_steps(config: RunConfig) -> None:
-    """Refuse, before anything is loaded, a global batch that does not divide, and a warm-up or a freeze longer than the run."""
+def _check_config(config: RunConfig) -> None:
+    """Refuse, before anything is loaded, a global batch that does not divide, a warm-up or a freeze longer than the run, and a
+    package that is not installed."""
+    from engine.wandb_curves import check_package
     from scheduler import build_schedule
 
+    check_package(config.train.wandb)
     config.train.accumulation(config.data)
     if config.train.steps is not None:
         build_schedule(config.schedule, config.train.steps)
