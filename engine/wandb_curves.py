@@ -83,6 +83,8 @@ def _opened(folder: Path, settings: Path, config: WandbConfig) -> Run:
     # Imported here: the import takes a second, and only the rank that writes needs it.
     import wandb
 
+    # Silent from here on: it would ask for a login at a terminal, and the run would wait for the answer.
+    wandb.setup(wandb.Settings(silent=True))
     return wandb.init(
         project=config.project,
         entity=config.entity,

@@ -41,6 +41,7 @@ class FakeRun:
 class FakeWandb(types.ModuleType):
     Run = FakeRun
     fault: Exception | None = None
+    asks = True
 
     def __init__(self) -> None:
         super().__init__("wandb")
@@ -50,7 +51,11 @@ class FakeWandb(types.ModuleType):
     def Settings(self, **settings: Any) -> dict[str, Any]:
         return settings
 
+    def setup(self, settings: dict[str, Any]) -> None:
+        self.asks = not settings["silent"]
+
     def init(self, **options: Any) -> FakeRun:
+        assert not self.asks, "it would ask for a login at a terminal"
         if self.fault is not None:
             raise self.fault
         self.calls.append(options)
