@@ -181,11 +181,12 @@ def test_a_missing_package_is_told_before_anything_starts(tmp_path, monkeypatch)
 
 
 def test_the_real_package_writes_a_run_offline_without_anything_of_the_machine(tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason='the package wandb is not installed: pip install ".[wandb]"')
+    wandb = pytest.importorskip("wandb", reason='the package wandb is not installed: pip install ".[wandb]"')
     monkeypatch.setattr(socket, "gethostname", lambda: "name-of-the-host")
     monkeypatch.setenv("SOME_TOKEN", "a-secret-value")
     (tmp_path / "config.yaml").write_text("seed: 31415\n")
     log(tmp_path, 0, {1: 5.0, 2: 0.8125}, WandbConfig(mode="offline"))
+    wandb.teardown()  # as at the end of the process: until then, its service may still be writing
     ident = (tmp_path / "wandb_id").read_text().strip()
     (file,) = (tmp_path / "wandb").glob(f"offline-run-*/run-{ident}.wandb")
     content = file.read_bytes()
