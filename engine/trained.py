@@ -94,7 +94,8 @@ class Trained:
         return True
 
     def resume_average(self, checkpoint: Checkpoint) -> None:
-        """Give the model the weights that train in place of their average, which a checkpoint's model file has.
+        """Give the model the weights that train. So far it has their average, which is in the checkpoint's model file, and at
+        which the average of this run has begun.
 
         Raises:
             UserError: if the checkpoint has an average and this run has none, or the other way round.
@@ -106,7 +107,7 @@ class Trained:
                 f"when a run resumes; start another one with init.checkpoint={checkpoint.folder}"
             )
         if unaveraged is not None:
-            self.average.resume(self.model, unaveraged)
+            self.model.load_state_dict(unaveraged)
 
     def set_rates(self, factor: float) -> None:
         """Set the learning rate of each group to this factor of its peak."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,13 +84,6 @@ class WeightAverage:
             return present, None
         other = {name: self._other.get(id(tensor), tensor) for name, tensor in present.items()}
         return (present, other) if self._is_in_model else (other, present)
-
-    @torch.no_grad()
-    def resume(self, model: nn.Module, training: Mapping[str, Tensor]) -> None:
-        """Take the present weights of ``model`` for the average, and give it those that train."""
-        for weight, average in zip(self._weights, self.tensors, strict=True):
-            average.copy_(weight)
-        model.load_state_dict(training)
 
     @torch.no_grad()
     def _exchange(self, averaged: bool) -> None:
