@@ -139,6 +139,10 @@ class TrainConfig(Config):
         steps = self.epochs * epoch_size / per_step
         return max(1, math.ceil(round(steps, 6)))  # in binary, 7 hundredths of 100 are a little more than 7
 
+    def steps_between_validations(self, loader: Loader) -> int:
+        """Steps from one validation to the next: ``validate_every``, or an epoch, rounded up."""
+        return self.validate_every or math.ceil(loader.epoch_size / self.records_per_step(loader))
+
     def records_per_step(self, loader: Loader) -> int:
         """Records of the leading stream in a step, over all ranks."""
         return loader.records_per_batch * self.accumulation(loader) * distributed.world_size()

@@ -7,7 +7,6 @@ itself skips a step whose loss or gradient is not finite, on all ranks alike.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -94,9 +93,7 @@ class Trainer:
         self.stop = stop or StopRequest()
         self.times = RankTimes(device, train.log_every, self.steps)
         self.stall = StallWatch(train.stall_s, folder.log_of(distributed.rank()))
-        self.validations = Validations(
-            task, self.model, self.trained.average, folder, every=self._validate_every(), steps=self.steps
-        )
+        self.validations = Validations(task, train, self.loader, self.trained.average, folder, steps=self.steps)
         self.weighted_sum = WeightedSum(device)
         self.after: Callable[[str], None] = lambda phase: None
         """Called after the host has enqueued a phase of a step, with its name in :data:`PHASES`."""
@@ -224,11 +221,6 @@ class Trainer:
             metrics=metrics,
             progress=progress,
         )
-
-    def _validate_every(self) -> int:
-        """Steps from one validation to the next: as many as asked for, or an epoch."""
-        epoch = math.ceil(self.loader.epoch_size / self.config.records_per_step(self.loader))
-        return self.config.validate_every or epoch
 
     def _validate(self, metrics: MetricsLog | None, report: Reporter) -> None:
         started = time.perf_counter()

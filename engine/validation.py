@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import math
 
-from torch import nn
-
 from engine.metrics_log import MetricsLog
 from engine.run_folder import RunFolder
 from engine.saving import save_best
-from engine.task import Task
+from engine.task import Loader, Task
+from engine.train_config import TrainConfig
 from optim.ema import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -21,16 +20,25 @@ class Validations:
 
     Args:
         task: whose metric ``selects`` is compared, higher is better; None: it is never validated.
+        train: the config section.
+        loader: of the training data.
         average: of the model's weights. The model holds it while it is validated.
-        every: steps from one validation to the next.
+        folder: of the run.
         steps: of the whole run; there is a validation after the last one.
     """
 
     def __init__(
-        self, task: Task, model: nn.Module, average: WeightAverage, folder: RunFolder, *, every: int, steps: int
+        self,
+        task: Task,
+        train: TrainConfig,
+        loader: Loader,
+        average: WeightAverage,
+        folder: RunFolder,
+        *,
+        steps: int,
     ):
-        self.task, self.model, self.average, self.folder = task, model, average, folder
-        self.every, self.steps = every, steps
+        self.task, self.train, self.loader, self.average, self.folder = task, train, loader, average, folder
+        self.steps = steps
         self.best: float | None = None
         """The highest value of the metric so far."""
         self.due = False
@@ -38,7 +46,9 @@ class Validations:
 
     def plan(self, step: int) -> None:
         """Set whether a validation follows ``step``."""
-        self.due = self.task.selects is not None and (step % self.every == 0 or step == self.steps)
+        self.due = self.task.selects is not None and (
+            step % self.train.steps_between_validations(self.loader) == 0 or step == self.steps
+        )
 
     def measure(self) -> dict[str, float]:
         """The metrics of a validation, by all ranks."""
@@ -64,6 +74,6 @@ class Validations:
         )
         if log is not None:
             log.write_validation(step, metrics, self.task.validated)
-            better = better and save_best(self.folder.best, step, self.model, metrics, self.average.about)
+            better = better and save_best(self.folder.best, step, self.task.model, metrics, self.average.about)
         if better:
             self.best = value

@@ -26,6 +26,7 @@ from scheduler import ScheduleConfig
 from tests.engine.frozen import Encoders
 from tests.engine.toy import Empty, Points, ToyLoader, ToyTask, points
 from tests.ranks import on_two_ranks
+from tools.runs.log_facts import BEST, SELECTS
 from utils.errors import UserError
 from utils.weight_file import read_about
 
@@ -141,15 +142,20 @@ def test_a_skipped_step_leaves_the_average_as_it_is(tmp_path, precision):
     assert [average for average, _ in moved][3:] == [False, precision != "fp16", True, False, True]
 
 
+@pytest.mark.parametrize("freeze", [None, {"text": 3, "vision": True}])
 @pytest.mark.parametrize("stopped_after", [2, 4])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(tmp_path, stopped_after):
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(tmp_path, stopped_after, freeze):
     options: dict[str, Any] = {"checkpoint_every": 2, "keep_checkpoints": 9, "validate_every": 2, "deterministic": True}
-    run(tmp_path / "whole", Seen(scores=[0.1, 0.3, 0.2]), **options).fit()
+    options["freeze"] = freeze
+    task = Seen(scores=[0.1, 0.3, 0.2])
+    task.model = Encoders()
+    run(tmp_path / "whole", task, **options).fit()
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for checkpoint in list_checkpoints(tmp_path / "cut/checkpoints"):
         if checkpoint.step > stopped_after:
             shutil.rmtree(checkpoint.folder)
     task = Seen(scores=[0.1, 0.3, 0.2][stopped_after // 2 :])
+    task.model = Encoders()
     run(tmp_path / "cut", task, **options).fit()
     torch.use_deterministic_algorithms(False)
     names = ["best.safetensors", "validation.jsonl"]
@@ -167,7 +173,10 @@ def test_validations_measure_the_average_and_the_best_weights_are_that_one(tmp_p
         assert not same(seen, weights[2 * number + 2])
     assert same(load_file(tmp_path / "best.safetensors"), task.seen[1])
     assert read_about(tmp_path / "best.safetensors")["ema"] == {"decay": 0.6, "warmup": True}
-    assert "step 4: validation score 0.3000 of the averaged weights, the best so far" in caplog.messages
+    line = "step 4: validation score 0.3000 of the averaged weights, the best so far"
+    assert line in caplog.messages
+    metric, best = SELECTS.match(line), BEST.match(line)  # as `run.py status` reads it
+    assert metric and metric[1] == "score" and best and best[1] == "4"
 
 
 def test_a_validation_that_fails_gives_the_weights_back(tmp_path):
