@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.manifest import (
@@ -23,6 +24,7 @@ from engine.manifest import (
     MANIFEST,
     MODEL_FILE,
     TRAINING_FILE,
+    UNAVERAGED_FILE,
     checkpoint_folders,
     digest_of,
     fault_of,
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 BEST_FILE = "best.safetensors"
 CONFIG_FILE = "config.yaml"
+REMEDY = "remove its folder to resume from an older checkpoint"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,21 @@ class Checkpoint:
     def model_file(self) -> Path:
         return self.folder / MODEL_FILE
 
+    def unaveraged_weights(self) -> dict[str, Tensor] | None:
+        """The weights that train, where the model file has their average; None: the run keeps no average.
+
+        Raises:
+            UserError: if they cannot be read.
+        """
+        file = self.folder / UNAVERAGED_FILE
+        if not file.exists():
+            return None
+        try:
+            return load_file(file)
+        except Exception as error:  # a damaged file raises an error of safetensors or of the system
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{file}: cannot be read ({reason}); {REMEDY}") from None
+
     def training_state(self) -> dict[str, Any]:
         """States of optimiser and loss scaler, position and counters, read without running code from the file.
 
@@ -56,12 +74,12 @@ class Checkpoint:
         Raises:
             UserError: if it cannot be read.
         """
-        file, remedy = self.folder / TRAINING_FILE, "remove its folder to resume from an older checkpoint"
+        file = self.folder / TRAINING_FILE
         try:
             refuse_inflating(file)
             return torch.load(file, map_location="cpu", weights_only=True)
         except UserError as error:
-            raise UserError(f"{error}; {remedy}") from None
+            raise UserError(f"{error}; {REMEDY}") from None
         except Exception as error:  # a damaged pickle raises nearly anything
             # torch's own message begins with advice to run the code in the file.
             code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
@@ -69,7 +87,7 @@ class Checkpoint:
             reason = f"it pickles {code[1]}, and no code of a file is run" if code else reason
             if isinstance(error, pickle.UnpicklingError) and not code:
                 reason = "it is not a state that torch.save wrote"
-            raise UserError(f"{file}: cannot be read ({reason}); {remedy}") from None
+            raise UserError(f"{file}: cannot be read ({reason}); {REMEDY}") from None
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -102,7 +120,15 @@ def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, []
 
 
-def write_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> Checkpoint:
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    training: Mapping[str, Any],
+    *,
+    unaveraged: Mapping[str, Tensor] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Checkpoint:
     """Write a checkpoint atomically (under a temporary name, then renamed), in place of one of the same step.
 
     Args:
@@ -110,16 +136,20 @@ def write_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], tra
         step: optimiser steps that are done.
         weights: of the model, on the CPU, each with memory of its own.
         training: the state that :meth:`Checkpoint.training_state` gives back: tensors and plain values.
+        unaveraged: the weights that train, like ``weights``, where these are their average; None: there is no average.
+        about: values for the header of the file of ``weights``.
     """
     final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
     remove_leftovers(folder)
     temporary.mkdir(parents=True)
-    save_weights(temporary / MODEL_FILE, weights)
+    save_weights(temporary / MODEL_FILE, weights, about)
+    if unaveraged is not None:
+        save_weights(temporary / UNAVERAGED_FILE, unaveraged)
     with (temporary / TRAINING_FILE).open("wb") as file:  # given a path, torch would not say that the disk is full
         torch.save(dict(training), file)
     files = {
         name: {"bytes": (temporary / name).stat().st_size, "sha256": digest_of(temporary / name)}
-        for name in (MODEL_FILE, TRAINING_FILE)
+        for name in (MODEL_FILE, TRAINING_FILE, *(() if unaveraged is None else (UNAVERAGED_FILE,)))
     }
     manifest = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2)
     (temporary / MANIFEST).write_text(manifest + "\n", encoding="utf-8")

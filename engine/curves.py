@@ -5,18 +5,30 @@ A process draws them anew from ``metrics.jsonl`` when it starts. Where they cann
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from engine.outlet import Outlet
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-logger = logging.getLogger(__name__)
+
+class ScalarSink(Protocol):
+    """Where the values of a run go, beside its files: all get the same ones, under the same names."""
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """The values of a step; the steps do not fall."""
+
+    def flush(self) -> None:
+        """Write what is held back."""
+
+    def close(self) -> None: ...
 
 
 @dataclass
@@ -41,8 +53,12 @@ class Curves:
         self._constants: dict[str, _Constant] = {}
         self._varies: set[str] = set()
 
-    def add(self, name: str, value: float, step: int) -> None:
-        """Draw the value, if it is no constant; infinity, which a curve has no place for, as NaN."""
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Draw the values that are no constants; infinity, which a curve has no place for, as NaN."""
+        for name, value in values.items():
+            self._add(name, value, step)
+
+    def _add(self, name: str, value: float, step: int) -> None:
         value = value if math.isfinite(value) else math.nan
         constant = self._constants.setdefault(name, _Constant(value, step, step))
         if name not in self._varies:
@@ -64,42 +80,24 @@ class Curves:
         self._events.write(lambda events: events.add_scalar(name, value, step))
 
 
-class Events:
-    """A file of events that takes the place of all that were written under ``name``. Nothing that goes wrong with it is an error:
-    it is told once, and nothing more is written."""
+class Events(Outlet["SummaryWriter"]):
+    """A file of events that takes the place of all that were written under ``name``."""
 
     def __init__(self, folder: Path, name: str):
-        self.folder = folder
-        self._writer: SummaryWriter | None = None
         suffix = f".{re.sub(r'[^0-9A-Za-z_-]+', '-', name)}"
-        try:
-            # Imported here: the import takes a second, and only the rank that writes needs it.
-            from torch.utils.tensorboard import SummaryWriter
-
-            for earlier in folder.glob(f"events.*{suffix}"):
-                earlier.unlink(missing_ok=True)
-            self._writer = SummaryWriter(str(folder), filename_suffix=suffix)
-        except Exception as error:
-            self._give_up(error)
-
-    def write(self, call: Callable[[SummaryWriter], object]) -> None:
-        """Call ``call`` with the writer, if it still works."""
-        if self._writer is None:
-            return
-        try:
-            call(self._writer)
-        except Exception as error:
-            self._give_up(error)
+        super().__init__(f"{folder}: TensorBoard's events", partial(_opened, folder, suffix))
 
     def close(self) -> None:
         self.write(lambda events: events.close())
 
-    def _give_up(self, error: Exception) -> None:
-        self._writer = None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        logger.warning(
-            "%s: TensorBoard's events cannot be written (%s); the run goes on without them", self.folder, reason
-        )
+
+def _opened(folder: Path, suffix: str) -> SummaryWriter:
+    # Imported here: the import takes a second, and only the rank that writes needs it.
+    from torch.utils.tensorboard import SummaryWriter
+
+    for earlier in folder.glob(f"events.*{suffix}"):
+        earlier.unlink(missing_ok=True)
+    return SummaryWriter(str(folder), filename_suffix=suffix)
 
 
 def show_config(folder: Path, text: str) -> None:

@@ -12,6 +12,8 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 MODEL_FILE = "model.safetensors"
+UNAVERAGED_FILE = "unaveraged.safetensors"
+"""The weights that train, in a run whose model file has their average."""
 TRAINING_FILE = "training.pt"
 CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"step-(\d+)")
@@ -27,8 +29,8 @@ def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found, key=lambda item: item[0])
 
 
-def fault_of(folder: Path, names: tuple[str, ...] = (MODEL_FILE, TRAINING_FILE), hashes: bool = True) -> str | None:
-    """What is wrong with the files ``names`` of a checkpoint by its manifest, in one line; None: nothing.
+def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = True) -> str | None:
+    """What is wrong with the files ``names`` of a checkpoint (None: all) by its manifest, in one line; None: nothing.
 
     Without ``hashes``, only sizes are compared: that reads no weights, and misses a flipped bit.
     """
@@ -38,6 +40,8 @@ def fault_of(folder: Path, names: tuple[str, ...] = (MODEL_FILE, TRAINING_FILE),
         if stated["format"] != FORMAT:
             other = f"{folder} has format {stated['format']}"
             return f"{other}, and this version reads format {FORMAT}: use the version that wrote it"
+        if names is None:
+            names = (MODEL_FILE, TRAINING_FILE, *((UNAVERAGED_FILE,) if UNAVERAGED_FILE in stated["files"] else ()))
         step, files = stated["step"], {name: stated["files"][name] for name in names}
         expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
     except FileNotFoundError:

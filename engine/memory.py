@@ -35,20 +35,23 @@ from utils.batch import MicroBatch, Work
 from utils.errors import UserError
 
 WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS = "weights", "gradients", "optimiser", "activations"
+AVERAGE = "average"
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes at the peak of a step by their use; ``activations`` are all bytes with no other use."""
+    """Bytes at the peak of a step by their use; ``activations`` are all bytes with no other use, ``average`` those of
+    ``optim.ema``."""
 
     weights: int
     gradients: int
     optimiser: int
     activations: int
+    average: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimiser + self.activations
+        return self.weights + self.gradients + self.optimiser + self.activations + self.average
 
 
 class FakeSteps:
@@ -72,6 +75,8 @@ class FakeSteps:
         # The loss scaler of fp16 reads contents; bf16 has the same width.
         half = "bf16" if APEX_LEVELS.get(train.precision, train.precision) == "fp16" else train.precision
         self.trainer = trainer_of(model, train.model_copy(update={"precision": half}), optim, torch.device("cpu"))
+        with self.live.named(AVERAGE):
+            self.live.register(self.trainer.trained.average.tensors)
         for parameter in trainable(model):
             parameter.register_post_accumulate_grad_hook(self._is_gradient)
         self.trainer.optimizer.register_step_pre_hook(lambda *_: self.live.name_next(OPTIMISER))
@@ -190,10 +195,13 @@ class LiveMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._register(leaf)
+        self.register(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
         return result
+
+    def register(self, tensors: Iterable[Tensor]) -> None:
+        """Count the storages of the tensors; those that operations make are counted by themselves."""
+        for tensor in tensors:
+            self._register(tensor)
 
     def forget_peak(self) -> None:
         self.at_peak, self.most_activations = self.now.copy(), self.now[ACTIVATIONS]

@@ -1,5 +1,5 @@
-"""The metrics of a run: ``metrics.jsonl``, ``validation.jsonl`` and TensorBoard's curves; and some predictions of each
-validation, ``validation_predictions.jsonl``."""
+"""The metrics of a run: ``metrics.jsonl``, ``validation.jsonl``, TensorBoard's curves and those of W&B; and some predictions of
+each validation, ``validation_predictions.jsonl``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from engine.checkpoint import CONFIG_FILE
-from engine.curves import Curves, show_config
+from engine.curves import Curves, ScalarSink, show_config
 from engine.run_folder import RunFolder
+from engine.wandb_curves import WandbConfig, WandbCurves
 from utils.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -21,21 +22,24 @@ logger = logging.getLogger(__name__)
 
 class MetricsLog:
     """Writes ``metrics.jsonl`` (a line per logged step), ``validation.jsonl`` (a line per validation), and both as TensorBoard
-    events: a curve of each value that is no constant, beside the config as text.
+    events: a curve of each value that is no constant, beside the config as text; with ``wandb``, also at W&B.
 
     A line that cannot be written, on a full disk say, is lost: that is told, and training goes on.
     """
 
-    def __init__(self, folder: RunFolder, after_step: int):
+    def __init__(self, folder: RunFolder, after_step: int, wandb: WandbConfig | None = None):
         """Open for appending, after removing lines later than ``after_step``: a run may have been killed after them."""
         config = folder.path / CONFIG_FILE
         if config.is_file():
             # First: TensorBoard reads the files in order, and nothing that is added to one before the last.
             show_config(folder.events, config.read_text(encoding="utf-8"))
-        self._curves = Curves(folder.events)
-        for path, prefix in ((folder.metrics, ""), (folder.validation, "validation/")):
-            for values in keep_until(path, after_step):
-                self._draw(values, prefix)
+        self._sinks: list[ScalarSink] = [Curves(folder.events)]
+        if wandb is not None:
+            self._sinks.append(WandbCurves(folder.path, config, wandb))
+        streams = ((folder.metrics, ""), (folder.validation, "validation/"))
+        past = [(values, prefix) for path, prefix in streams for values in keep_until(path, after_step)]
+        for values, prefix in sorted(past, key=lambda line: line[0]["step"]):
+            self._draw(values, prefix)
         self._metrics = _Lines(folder.metrics)
         self._validation = _Lines(folder.validation)
         remove_later(folder.validated, after_step)
@@ -60,18 +64,20 @@ class MetricsLog:
     def sync(self) -> None:
         """Flush all lines to the disk: a checkpoint must never be newer than its metrics."""
         self._metrics.sync()
-        self._curves.flush()
+        for sink in self._sinks:
+            sink.flush()
 
     def close(self) -> None:
         self._metrics.close()
         self._validation.close()
         self._validated.close()
-        self._curves.close()
+        for sink in self._sinks:
+            sink.close()
 
     def _draw(self, values: dict[str, float], prefix: str) -> None:
-        for name, value in values.items():
-            if name != "step":
-                self._curves.add(prefix + name, value, int(values["step"]))
+        scalars = {prefix + name: value for name, value in values.items() if name != "step"}
+        for sink in self._sinks:
+            sink.add(scalars, int(values["step"]))
 
 
 class _Lines:

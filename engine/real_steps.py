@@ -95,7 +95,8 @@ class RealSteps:
         weights = tensor_bytes([*model.parameters(), *model.buffers()])
         gradients = tensor_bytes(trainable(model))
         peak += gradients if adds_gradients else 0
-        return StepMemory(weights, gradients, 2 * gradients, peak - weights - 3 * gradients)
+        average = tensor_bytes(self.trainer.trained.average.tensors)
+        return StepMemory(weights, gradients, 2 * gradients, peak - weights - 3 * gradients - average, average)
 
     def seconds(self, make_batch: Callable[[nn.Module], Any]) -> float | None:
         """Seconds of a step on one micro-batch that is on the device, after warm-up steps; None if it does not fit."""

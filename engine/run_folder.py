@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "train.grace_s",
     "train.recompute",
     "train.peak_tflops",
+    "train.wandb",
     "data.workers",
     "data.worker_timeout_s",
     "data.max_broken",

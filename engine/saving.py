@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint import remove_leftovers, remove_old, write_checkpoint
+from optim.ema import WeightAverage
 from utils.errors import UserError
 from utils.weight_file import save_weights
 
@@ -29,14 +31,21 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._fault: str | None = None
 
-    def save(self, step: int, model: nn.Module, training: dict[str, Any]) -> None:
+    def save(self, step: int, model: nn.Module, training: dict[str, Any], average: WeightAverage | None = None) -> None:
         """Copy the states, and start to write them as the checkpoint of ``step``; waits for the one before to be written.
 
-        ``training``: see :func:`engine.checkpoint.write_checkpoint`.
+        Args:
+            step: optimiser steps that are done.
+            model: whose weights are written.
+            training: see :func:`engine.checkpoint.write_checkpoint`.
+            average: of the weights, which is written in their place, and they beside it; None: there is none.
         """
         self.wait()
-        weights, copied = copied_to_cpu(dict(model.state_dict())), copied_to_cpu(training)
-        self._thread = threading.Thread(target=self._write, args=(step, weights, copied), name=f"save step {step}")
+        average = average or WeightAverage((), None)
+        states = copied_to_cpu((*average.states(model), training))
+        self._thread = threading.Thread(
+            target=self._write, args=(step, *states, average.about), name=f"save step {step}"
+        )
         self._thread.start()
 
     def wait(self) -> None:
@@ -55,9 +64,16 @@ class CheckpointWriter:
         if self._fault is not None:
             raise UserError(self._fault)
 
-    def _write(self, step: int, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
+    def _write(
+        self,
+        step: int,
+        weights: dict[str, Tensor],
+        unaveraged: dict[str, Tensor] | None,
+        training: dict[str, Any],
+        about: dict[str, Any],
+    ) -> None:
         try:
-            write_checkpoint(self.folder, step, weights, training)
+            write_checkpoint(self.folder, step, weights, training, unaveraged=unaveraged, about=about)
             remove_old(self.folder, self.keep, step)
             self._fault = None
         # A disk that is full is an OSError, or whatever the library that writes makes of one.
@@ -67,11 +83,14 @@ class CheckpointWriter:
             remove_leftovers(self.folder)
 
 
-def save_best(path: Path, step: int, model: nn.Module, metrics: dict[str, float]) -> bool:
+def save_best(
+    path: Path, step: int, model: nn.Module, metrics: dict[str, float], about: Mapping[str, Any] | None = None
+) -> bool:
     """Replace the best weights of a run; returns whether they could be written. If not, that is a warning, and the file stays as
-    it was. Its header has step and metrics under ``validation``."""
+    it was. Its header has step and metrics under ``validation``, beside ``about``."""
     try:
-        save_weights(path, copied_to_cpu(dict(model.state_dict())), {"validation": {"step": step, **metrics}})
+        header = {"validation": {"step": step, **metrics}, **(about or {})}
+        save_weights(path, copied_to_cpu(dict(model.state_dict())), header)
     except Exception as error:
         logger.warning("%s", cannot_save(path.parent, f"the best weights, of step {step},", error))
         return False

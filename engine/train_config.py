@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from engine.global_batch import accumulation
 from engine.precision import PrecisionName
 from engine.task import Encoder, Loader, SizesMicroBatch
+from engine.wandb_curves import WandbConfig
 from utils import distributed
 from utils.config import Config
 from utils.processes import GRACE_S
@@ -69,6 +70,9 @@ class TrainConfig(Config):
     compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
         False,
         description="compile the encoders, true or a mode of torch.compile; pre-training then makes batches of few shapes",
+    )
+    wandb: WandbConfig | None = Field(
+        None, description="show the run at Weights & Biases too; null: only in TensorBoard"
     )
     deterministic: bool = Field(
         False,
@@ -134,6 +138,10 @@ class TrainConfig(Config):
         assert self.epochs is not None
         steps = self.epochs * epoch_size / per_step
         return max(1, math.ceil(round(steps, 6)))  # in binary, 7 hundredths of 100 are a little more than 7
+
+    def steps_between_validations(self, loader: Loader) -> int:
+        """Steps from one validation to the next: ``validate_every``, or an epoch, rounded up."""
+        return self.validate_every or math.ceil(loader.epoch_size / self.records_per_step(loader))
 
     def records_per_step(self, loader: Loader) -> int:
         """Records of the leading stream in a step, over all ranks."""

@@ -14,9 +14,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.checkpoint import Checkpoint
 from engine.parallel import data_parallel
 from engine.task import TaskModel
 from optim import OptimConfig, build_optimizer, parameter_groups
+from optim.ema import WeightAverage
 from utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -57,9 +59,18 @@ class Trained:
             group["name"]: (group["peak_lr"], min(map(self.freeze.trains_from, group["names"]))) for group in all_groups
         }
         """Peak learning rate of each group that ever trains, and the first step in which it does."""
+        ever_trained = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and not math.isinf(self.freeze.trains_from(name))
+        ]
         self._check_parts(name for group in all_groups for name in group["names"])
         self._set_frozen(self.freeze.frozen_at(max(0, step - 1)))
         self.parallel = data_parallel(model, device)
+        self.average = WeightAverage(ever_trained, optim.ema)
+        """Of all parameters that train in any step of the run."""
+        if optim.ema:
+            logger.info("optim.ema: the averaged weights are validated, evaluated and saved as the model")
         if self.freeze.steps:
             self._log(self.frozen)
 
@@ -81,6 +92,22 @@ class Trained:
         logger.info("step %d: %s trains from now on", step + 1, ", ".join(p for p in before if p not in self.frozen))
         self._log(self.frozen)
         return True
+
+    def resume_average(self, checkpoint: Checkpoint) -> None:
+        """Give the model the weights that train. So far it has their average, which is in the checkpoint's model file, and at
+        which the average of this run has begun.
+
+        Raises:
+            UserError: if the checkpoint has an average and this run has none, or the other way round.
+        """
+        unaveraged = checkpoint.unaveraged_weights()
+        if (unaveraged is None) != (self.optim.ema is None):
+            raise UserError(
+                f"{checkpoint.folder}: was written {'without' if unaveraged is None else 'with'} optim.ema, which cannot change "
+                f"when a run resumes; start another one with init.checkpoint={checkpoint.folder}"
+            )
+        if unaveraged is not None:
+            self.model.load_state_dict(unaveraged)
 
     def set_rates(self, factor: float) -> None:
         """Set the learning rate of each group to this factor of its peak."""

@@ -7,7 +7,6 @@ itself skips a step whose loss or gradient is not finite, on all ranks alike.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint import Checkpoint
-from engine.chunks import check_chunks, in_turn
+from engine.chunks import in_turn
 from engine.identity import RunIdentity
 from engine.losses import WeightedSum, count_step, sum_tensors
 from engine.metrics_log import MetricsLog
@@ -27,7 +26,7 @@ from engine.prefetch import HostAndDevice, prefetch
 from engine.rank_times import RankTimes
 from engine.report import COMPILE_STEPS, PendingStep, Reporter, Tally, start_copy_to_host
 from engine.run_folder import RunFolder
-from engine.saving import CheckpointWriter, save_best
+from engine.saving import CheckpointWriter
 from engine.seeds import mix_seed, seed_generators
 from engine.stall import StallWatch
 from engine.stopping import Stopped, StopRequest
@@ -35,6 +34,7 @@ from engine.task import Task, TaskModel
 from engine.train_config import TrainConfig
 from engine.trained import Trained
 from engine.update import GuardedUpdate
+from engine.validation import Validations
 from optim import OptimConfig
 from scheduler import ScheduleConfig, build_schedule
 from utils import distributed
@@ -86,7 +86,6 @@ class Trainer:
         self.trained = Trained(self.model, optim, self.fresh, device, step=self.step, steps=self.steps)
         self.accumulation = train.accumulation(self.loader)
         """Micro-batches per step of this rank."""
-        check_chunks(cast(TaskModel, self.model).chunks, self.accumulation)
         self.identity = self._identity(data or {})
         self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints)
         self.schedule = build_schedule(schedule, self.steps)
@@ -95,9 +94,7 @@ class Trainer:
         self.stop = stop or StopRequest()
         self.times = RankTimes(device, train.log_every, self.steps)
         self.stall = StallWatch(train.stall_s, folder.log_of(distributed.rank()))
-        self.best: float | None = None
-        self.validation_due = False
-        """Whether the validation after this step is still to be made."""
+        self.validations = Validations(task, train, self.loader, self.trained.average, folder, steps=self.steps)
         self.weighted_sum = WeightedSum(device)
         self.after: Callable[[str], None] = lambda phase: None
         """Called after the host has enqueued a phase of a step, with its name in :data:`PHASES`."""
@@ -134,19 +131,24 @@ class Trainer:
             model.compile_encoders(mode=None if self.config.compile is True else self.config.compile)
 
     def fit(self) -> None:
-        """Train from the current step to the last; write metrics and checkpoints into the run folder.
+        """Train from the current step to the last; write metrics and checkpoints into the run folder. Afterwards the model has
+        the weights that are the result: with ``optim.ema``, the averaged ones.
 
         Raises:
             UserError: if more than ``train.max_skipped_steps`` steps have a non-finite loss or gradient.
         """
         remaining = self.steps - self.step
-        if remaining <= 0 and not self.validation_due:
+        if remaining > 0 or self.validations.due:
+            self._fit(remaining)
+        else:
             logger.info("%s: all %d steps are done", self.folder.path, self.steps)
-            return
+        self.trained.average.put_in_model()
+
+    def _fit(self, remaining: int) -> None:
         self.folder.resumed = None
         batches = prefetch(self.loader.batches(self.consumed, remaining * self.accumulation), self.device)
         main = distributed.rank() == 0
-        metrics = MetricsLog(self.folder, self.step) if main else None
+        metrics = MetricsLog(self.folder, self.step, self.config.wandb) if main else None
         progress = progress_bar(total=self.steps, quiet=not main, initial=self.step, unit="step")
         report = self._reporter(metrics, progress)
         try:
@@ -167,7 +169,7 @@ class Trainer:
         """All steps that are left, with what is due between them."""
         pending: PendingStep | None = None
         asked = False
-        if self.validation_due:
+        if self.validations.due:
             self._validate(metrics, report)
             self._save(metrics)  # else a run that was through but for this would make it again at each --resume
         while self.step < self.steps:
@@ -179,13 +181,18 @@ class Trainer:
             asked = pending is not None and report(pending)
             self._reached("report")
             pending = current
-            self.validation_due = self._validates()
-            if asked or self.validation_due or self.step % self.config.checkpoint_every == 0 or self.step == self.steps:
+            self.validations.plan(self.step)
+            if (
+                asked
+                or self.validations.due
+                or self.step % self.config.checkpoint_every == 0
+                or self.step == self.steps
+            ):
                 asked = report(pending) or asked
                 pending = None
                 if asked and self.step < self.steps:
                     raise Stopped(self._save_and_say(metrics), self.stop.status)
-                if self.validation_due:
+                if self.validations.due:
                     self._validate(metrics, report)
                 self._save(metrics)
             if self.step == self.first_step + COMPILE_STEPS:
@@ -216,33 +223,14 @@ class Trainer:
             progress=progress,
         )
 
-    def _validates(self) -> bool:
-        """Whether a validation follows this step."""
-        if self.task.selects is None:
-            return False
-        every = self.config.validate_every
-        if every is None:
-            every = math.ceil(self.loader.epoch_size / self.config.records_per_step(self.loader))
-        return self.step % every == 0 or self.step == self.steps
-
     def _validate(self, metrics: MetricsLog | None, report: Reporter) -> None:
-        """Validate, and save the weights if they are the best so far (not if they tie)."""
-        assert self.task.selects is not None
         started = time.perf_counter()
-        with self.stop.at_once(partial(self._save_and_say, metrics)), self.stall.doing("a validation"):
-            distributed.set_timeout(self.config.start_timeout_min)
-            metric_values = self.task.validate()
-            self.validation_due = False
-        value = metric_values[self.task.selects]
-        better = not math.isnan(value) and (self.best is None or value > self.best)
-        logger.info(
-            "step %d: validation %s %.4f%s", self.step, self.task.selects, value, ", the best so far" if better else ""
-        )
-        if metrics is not None:
-            metrics.write_validation(self.step, metric_values, self.task.validated)
-            better = better and save_best(self.folder.best, self.step, self.model, metric_values)
-        if better:
-            self.best = value
+        with self.trained.average.in_model():
+            # Inside, since a request to stop saves a checkpoint at once, which must not be in the middle of an exchange.
+            with self.stop.at_once(partial(self._save_and_say, metrics)), self.stall.doing("a validation"):
+                distributed.set_timeout(self.config.start_timeout_min)
+                values = self.validations.measure()
+            self.validations.keep(self.step, values, metrics)
         distributed.set_timeout(self.config.step_timeout_min)
         report.exclude(time.perf_counter() - started)
 
@@ -310,6 +298,7 @@ class Trainer:
             # With fp16, gradients may overflow: the scaler skips the step and lowers the scale.
             bad = bad | ~norm.isfinite()
         update.step_unless(bad)
+        self.trained.average.update(self.step, skipped=bad | ~norm.isfinite())
         self._reached("optimiser")
         culprit = ~local.isfinite().all()
         rest |= {"grad_norm": norm, "bad": bad, "culprit": culprit}
@@ -332,11 +321,12 @@ class Trainer:
                 "records": self.consumed * self.loader.records_per_batch,
                 "skipped": self.tally.skipped,
                 "elapsed_s": self.tally.elapsed_s,
-                "best": self.best,
-                "validation_due": self.validation_due,
+                "best": self.validations.best,
+                "validation_due": self.validations.due,
                 "fresh": sorted(self.fresh),
                 "run": self.identity.state(),
             },
+            self.trained.average,
         )
 
     def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
@@ -345,9 +335,10 @@ class Trainer:
             RunIdentity.of_state(state["run"]), run, self.loader.records_per_batch
         ):
             logger.warning("%s: %s", run, change)
+        self.trained.resume_average(checkpoint)
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])
         self.consumed = state["records"] // self.loader.records_per_batch
-        self.best, self.validation_due = state["best"], state["validation_due"]
+        self.validations.best, self.validations.due = state["best"], state["validation_due"]
         self.tally = Tally(state["skipped"], state["elapsed_s"])
         logger.info("resuming from %s", checkpoint.folder)

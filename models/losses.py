@@ -84,7 +84,7 @@ def _compare(
     offset: int,
     same_key: SameKey,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compare n queries with m keys. ``theirs``: ``key`` and ``valid`` of the keys; query i is key ``offset + i``, if there is one.
+    """Compare n queries with m keys. ``theirs``: ``key`` and ``valid`` of the keys; query i is key ``offset + i``.
 
     Returns:
         For each query, (n,): the log of the sum of exponentials over the keys, the sum over its positives, and their number.

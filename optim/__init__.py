@@ -1,4 +1,4 @@
-"""AdamW with the published parameter groups, and which parameters do not train."""
+"""AdamW with the published parameter groups, which parameters do not train, and the average of the weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from optim.ema import EmaConfig
 from optim.freeze import FreezeConfig
 from utils.config import Config
 from utils.errors import UserError
@@ -45,6 +46,10 @@ class OptimConfig(Config):
         "auto", description="implementation of AdamW: auto (torch's fused one) or apex (NVIDIA's FusedAdam)"
     )
     freeze: FreezeConfig | None = Field(None, description="encoders that do not train; null: all train")
+    ema: EmaConfig | None = Field(
+        None,
+        description="keep an exponential moving average of the weights, which is validated, evaluated and handed on; null: none",
+    )
 
     @property
     def frozen(self) -> FreezeConfig:

@@ -66,9 +66,10 @@ def measured_weights(folder: RunFolder, checkpoint: str | None, task: str | None
     """
     trained: Training = "pre-trained" if task == "pretrain" else "fine-tuned"
     if folder.best.is_file():
-        return MeasuredWeights(f"best weights of this run{_best_step(folder.best)}", trained)
+        return MeasuredWeights(f"best weights of this run{_best_step(folder.best)}{_averaged(folder.best)}", trained)
     if checkpoints := [folder.resumed] if folder.resumed else list_checkpoints(folder.checkpoints):
-        return MeasuredWeights(f"last weights of this run, step {checkpoints[-1].step}", trained)
+        last = checkpoints[-1]
+        return MeasuredWeights(f"last weights of this run, step {last.step}{_averaged(last.model_file)}", trained)
     if checkpoint is None:
         return MeasuredWeights("weights without training", "zero-shot")
     return MeasuredWeights(f"init.checkpoint {checkpoint}", training_of(checkpoint, task))
@@ -103,3 +104,8 @@ def _best_step(path: Path) -> str:
     """The step of a run's best weights, as the end of their name; empty where an earlier version wrote them."""
     validation = read_about(path).get("validation")
     return f", step {validation['step']}" if validation else ""
+
+
+def _averaged(path: Path) -> str:
+    """The end of the name of weights that ``optim.ema`` has averaged; empty for others."""
+    return ", averaged" if path.is_file() and "ema" in read_about(path) else ""

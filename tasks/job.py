@@ -82,7 +82,7 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
         with ExitStack() as stack:
             device = stack.enter_context(process_group(config.train.start_timeout_min, output))
             if not arguments.evaluate:
-                _check_steps(config)
+                _check_config(config)
             stack.enter_context(claimed(output, arguments.wait or 0))
             stop = stack.enter_context(StopRequest(config.train.grace_s))
             try:
@@ -194,13 +194,16 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, argumen
     return config
 
 
-def _check_steps(config: RunConfig) -> None:
-    """Refuse, before anything is loaded, a global batch or lanes that do not divide, and a warm-up or a freeze longer than the
-    run."""
+def _check_config(config: RunConfig) -> None:
+    """Refuse, before anything is loaded, a global batch, lanes or chunks that do not divide, a warm-up or a freeze longer than
+    the run, and a package that is not installed."""
+    from engine.chunks import check_chunks
+    from engine.wandb_curves import check_package
     from scheduler import build_schedule
     from utils import distributed
 
-    config.train.accumulation(config.data)
+    check_package(config.train.wandb)
+    check_chunks(config.model.chunks, config.train.accumulation(config.data))
     config.data.check_ranks(distributed.world_size())
     if config.train.steps is not None:
         build_schedule(config.schedule, config.train.steps)

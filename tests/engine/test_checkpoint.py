@@ -160,9 +160,9 @@ def test_weights_of_every_type_are_read_back(tmp_path, kind):
 def test_the_loop_does_not_wait_and_trains_on_copies(tmp_path, monkeypatch):
     model, go = torch.nn.Linear(2, 2), threading.Event()
 
-    def slowly(*args):
+    def slowly(*args, **options):
         assert go.wait(10)
-        return write_checkpoint(*args)
+        return write_checkpoint(*args, **options)
 
     monkeypatch.setattr("engine.saving.write_checkpoint", slowly)
     writer = CheckpointWriter(tmp_path, keep=1)

@@ -38,6 +38,14 @@ def test_best_weights_are_named_before_the_last_ones(tmp_path):
     assert measured_weights(RunFolder(folder), None, "vqa").name == "best weights of this run"
 
 
+def test_averaged_weights_are_called_so(tmp_path):
+    folder, weights = run(tmp_path / "run", "vqa"), {"a": torch.zeros(1)}
+    save_weights(folder / "checkpoints/step-00000004/model.safetensors", weights, {"ema": {"decay": 0.9}})
+    assert measured_weights(RunFolder(folder), None, "vqa").name == "last weights of this run, step 4, averaged"
+    save_weights(folder / "best.safetensors", weights, {"validation": {"step": 2}, "ema": {"decay": 0.9}})
+    assert measured_weights(RunFolder(folder), None, "vqa").name == "best weights of this run, step 2, averaged"
+
+
 def test_pre_training_is_called_so(tmp_path):
     folder = run(tmp_path / "run", "pretrain")
     assert measured_weights(RunFolder(folder), None, "pretrain").training == "pre-trained"

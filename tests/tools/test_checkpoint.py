@@ -225,6 +225,12 @@ def test_inspect_knows_a_run_its_task_and_its_checkpoints(tmp_path, capsys):
     )
 
 
+def test_inspect_says_that_weights_are_an_average(tmp_path, capsys):
+    save_weights(tmp_path / "x.safetensors", weights(model_of("nlvr")), {"ema": {"decay": 0.9999, "warmup": True}})
+    _, out, _ = run(capsys, "inspect", tmp_path / "x.safetensors", "--no-configs")
+    assert "average of the weights of a run (decay 0.9999, warmup True)" in " ".join(out.split())
+
+
 def test_inspect_says_plainly_what_it_does_not_recognise(tmp_path, capsys):
     save_file({"conv1.weight": torch.ones(2, 3), "a\nb": torch.ones(1)}, tmp_path / "x.safetensors")
     status, out, _ = run(capsys, "inspect", tmp_path / "x.safetensors")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -293,6 +294,13 @@ def test_too_little_memory_or_disk_is_warned_of(doctor, given, monkeypatch):
     assert status == 0
     assert "0 refused, 2 warnings" in printed
     assert "its free memory is 0.0 GB" in printed and "0.0 MB are free at" in printed
+
+
+def test_wandb_without_its_package_is_refused(doctor, given, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    status, printed = doctor(*given("retrieval"), "train.wandb={}")
+    assert status == 1
+    assert "the package wandb is not installed" in printed
 
 
 def test_a_model_too_large_for_a_step_on_a_cpu_makes_none(doctor, given, monkeypatch):

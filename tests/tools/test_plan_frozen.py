@@ -1,4 +1,4 @@
-"""The plan and the doctor of a run with frozen encoders."""
+"""The plan and the doctor of a run with frozen encoders, and with an average of the weights."""
 
 from __future__ import annotations
 
@@ -97,3 +97,14 @@ def test_the_doctor_counts_checkpoints_without_the_states_of_what_never_trains(f
         sizes[value] = needed_bytes(Subject.build_meta_model(subject), keep=3, has_best=True)
     one, best, total = (plain - frozen for plain, frozen in zip(sizes["false"], sizes[freeze], strict=True))
     assert (one, best, total) == (spared * vision_bytes(), 0, 4 * spared * vision_bytes())
+
+
+def test_the_plan_and_the_doctor_count_the_average_of_the_weights():
+    plain, averaging = planner()._setting(4, 1), planner("optim.ema={}")._setting(4, 1)
+    assert averaging.memory["average"] == averaging.memory["gradients"] > 0
+    assert "average" not in plain.memory
+    frozen = planner("optim.ema={}", "optim.freeze.vision=true")._setting(4, 1)
+    assert averaging.memory["average"] - frozen.memory["average"] == vision_bytes()
+    model = planner().meta_model
+    without, with_average = (needed_bytes(model, keep=3, has_best=True, has_average=each) for each in (False, True))
+    assert with_average[0] - without[0] == tensor_bytes([*model.parameters(), *model.buffers()])

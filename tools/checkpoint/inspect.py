@@ -33,6 +33,8 @@ def inspect(path: str, *, with_configs: bool = True) -> tuple[bool, str]:
     whole, why = wholeness(outline)
     rows = [("kind", _kind(found, outline)), *_run(file), *(("", state) for state in checkpoints)]
     rows += _sizes(found) if found.kind else [("names", _first_names(outline))]
+    if ema := outline.about.get("ema"):
+        rows.append(("average", f"of the weights of a run ({shown(', '.join(f'{key} {ema[key]}' for key in ema))})"))
     rows += [
         ("numbers", _numbers(found, outline)),
         ("file", f"{file.stat().st_size:,} bytes, {outline.held}"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from engine.chunks import check_chunks
 from tasks.checks import (
     findings_in_answers,
     many_epochs,
@@ -88,6 +89,7 @@ def _check_sizes(subject: Subject, report: Report) -> None:
     config, training = subject.config, subject.training
     # A config that does not divide is told without data.
     accumulation = config.train.accumulation(config.data, subject.gpus)
+    check_chunks(config.model.chunks, accumulation)
     config.data.check_ranks(subject.gpus)
     if training is None:
         raise NotCheckedError("the training data cannot be read")

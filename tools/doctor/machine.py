@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from engine.precision import check_precision
+from engine.wandb_curves import check_package
 from tasks.kinds import ROOT
 from tools.doctor.findings import Report
 from tools.doctor.subject import Subject
@@ -27,6 +28,10 @@ def check_machine(subject: Subject, report: Report) -> None:
     found = versions(ROOT / "requirements.txt")
     shown = ", ".join(f"{name} {installed(name) or 'missing'}" for name in SHOWN)
     report.add("versions", found, f"python {platform.python_version()}, {shown}")
+    if subject.config.train.wandb is not None:
+        with report.check("wandb"):
+            check_package(subject.config.train.wandb)
+            report.ok("wandb", installed("wandb") or "unknown version")
     with report.check("device"):
         report.ok("device", described(subject.device))
         check_precision(subject.config.train.precision, subject.device, "train.precision")

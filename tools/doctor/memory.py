@@ -33,6 +33,7 @@ def check_memory(subject: Subject, report: Report) -> None:
         per = ", ".join(f"{key}={size}" for key, size in sizes.items())
         parts = f"weights {memory.weights / 1e9:.2f}, gradients {memory.gradients / 1e9:.2f}, optimiser "
         parts += f"{memory.optimiser / 1e9:.2f}, activations {memory.activations / 1e9:.2f}"
+        parts += f", average {memory.average / 1e9:.2f}" if memory.average else ""
         on_one = (memory.total + outside(subject.gpus, memory.total)) / 1e9
         of = "GB of each GPU" if on_gpu else f"GB on a CPU, {on_one:.2f} GB on a GPU,"
         text = f"about {total / 1e9:.2f} {of} with {per} ({parts}; an estimate)"
@@ -91,7 +92,12 @@ def check_disk(subject: Subject, report: Report) -> None:
         if subject.model is None:
             raise NotCheckedError("it needs the model")
         has_best = bool(subject.splits()) and subject.config.evaluation.validation is not None
-        one, best, total = needed_bytes(subject.model, subject.config.train.keep_checkpoints, has_best)
+        one, best, total = needed_bytes(
+            subject.model,
+            subject.config.train.keep_checkpoints,
+            has_best=has_best,
+            has_average=subject.config.optim.ema is not None,
+        )
         folder = existing(subject.output)
         free = shutil.disk_usage(folder).free
         kept = subject.config.train.keep_checkpoints
@@ -103,10 +109,10 @@ def check_disk(subject: Subject, report: Report) -> None:
         report.add("checkpoints", [short] if total > free else [], text)
 
 
-def needed_bytes(model: Any, keep: int, has_best: bool) -> tuple[int, int, int]:
+def needed_bytes(model: Any, keep: int, *, has_best: bool, has_average: bool = False) -> tuple[int, int, int]:
     """Bytes of a checkpoint, of the best weights, and of all that a run has on disk at its most."""
     weights = tensor_bytes([*model.parameters(), *model.buffers()])
-    one = weights + 2 * tensor_bytes(trainable(model))
+    one = weights * (2 if has_average else 1) + 2 * tensor_bytes(trainable(model))
     best = weights if has_best else 0
     return one, best, (keep + 1) * one + best
 

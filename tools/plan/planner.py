@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from dataset.text.loading import load_tokenizer
-from engine.memory import FakeSteps, StepMemory
+from engine.chunks import check_chunks
+from engine.memory import AVERAGE, FakeSteps, StepMemory
 from engine.real_steps import RealSteps, ran_out_of_memory
 from tasks.kinds import choose
 from tools.plan.search import largest_that_fits, share_out
@@ -56,8 +57,8 @@ class Planner:
         """The plan.
 
         Raises:
-            UserError: if not even one example fits, the GPUs do not divide the data's lanes, or ``train.compile`` forbids the
-                necessary accumulation.
+            UserError: if not even one example fits, the GPUs do not divide the data's lanes, or ``train.compile`` or
+                ``model.contrastive.chunks`` do not allow the necessary accumulation.
         """
         gpus, train = self.arguments.gpus, self.config.train
         self.config.data.check_ranks(gpus)
@@ -71,6 +72,7 @@ class Planner:
                 f"{math.ceil(self.global_batch / gpus):,} examples of a GPU {largest:,} fit; plan train.compile=true, "
                 f"more --gpus, or --global-batch {largest * gpus}"
             )
+        check_chunks(self.config.model.chunks, accumulation)
         total = size * gpus * accumulation
         chosen = self._setting(size, accumulation)
         derived = {"train.accumulate": accumulation} if train.global_batch is None else {"train.global_batch": total}
@@ -103,10 +105,13 @@ class Planner:
         return self.memories[examples]
 
     def _with_overhead(self, memory: StepMemory) -> dict[str, int]:
+        uses = asdict(memory)
+        if self.config.optim.ema is None:
+            del uses[AVERAGE]
         if isinstance(self.steps, RealSteps):
-            return {**asdict(memory), OUTSIDE: self.steps.outside() + self.target.communication}
+            return {**uses, OUTSIDE: self.steps.outside() + self.target.communication}
         outside = CONTEXT + self.target.communication
-        return {**asdict(memory), "fragments": int(FRAGMENTS * memory.total), OUTSIDE: outside}
+        return {**uses, "fragments": int(FRAGMENTS * memory.total), OUTSIDE: outside}
 
     def _refuse_memory(self) -> None:
         needed = self._cost(1)

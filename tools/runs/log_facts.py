@@ -15,7 +15,9 @@ BROKEN = re.compile(
 READ = re.compile(r"(\d+) records read, none broken|(\d+) of (\d+) records \([\d.]+ %\) are broken(.*)", re.S)
 KIND = re.compile(r"(\d+) ([\w /-]+) \(first: (.*?)\)(?=, \d+ |; |$)", re.S)
 STEPS = re.compile(r"; (\d+) steps are [\d.]+ epochs")
-SELECTS = re.compile(r"step \d+: validation (.+) (?:-?\d+\.\d+|nan)(?:, the best so far)?$")
+SELECTS = re.compile(
+    r"step \d+: validation (.+) (?:-?\d+\.\d+|nan)(?: of the averaged weights)?(?:, the best so far)?$"
+)
 BEST = re.compile(r"step (\d+): validation .*, the best so far$")
 PARAMETERS = re.compile(r"[\d.]+ M parameters")
 

@@ -1,0 +1,42 @@
+"""A writer that a run can do without."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+W = TypeVar("W")
+
+logger = logging.getLogger(__name__)
+
+
+class Outlet(Generic[W]):
+    """A writer of which no fault is an error: the first one is a warning, and nothing more is written.
+
+    Args:
+        what: it writes, for the warning.
+        opened: opens the writer.
+    """
+
+    def __init__(self, what: str, opened: Callable[[], W]):
+        self.what = what
+        self._writer: W | None = None
+        try:
+            self._writer = opened()
+        except Exception as error:
+            self._give_up(error)
+
+    def write(self, call: Callable[[W], object]) -> None:
+        """Call ``call`` with the writer, if it still works."""
+        if self._writer is None:
+            return
+        try:
+            call(self._writer)
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._writer = None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        logger.warning("%s cannot be written (%s); the run goes on without them", self.what, reason)

@@ -1,0 +1,79 @@
+"""The validations of a run: when they are made, and which weights were the best in them."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from engine.metrics_log import MetricsLog
+from engine.run_folder import RunFolder
+from engine.saving import save_best
+from engine.task import Loader, Task
+from engine.train_config import TrainConfig
+from optim.ema import WeightAverage
+
+logger = logging.getLogger(__name__)
+
+
+class Validations:
+    """Validates a task, and keeps the best weights so far in ``best.safetensors``.
+
+    Args:
+        task: whose metric ``selects`` is compared, higher is better; None: it is never validated.
+        train: the config section.
+        loader: of the training data.
+        average: of the model's weights. The model holds it while it is validated.
+        folder: of the run.
+        steps: of the whole run; there is a validation after the last one.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        train: TrainConfig,
+        loader: Loader,
+        average: WeightAverage,
+        folder: RunFolder,
+        *,
+        steps: int,
+    ):
+        self.task, self.train, self.loader, self.average, self.folder = task, train, loader, average, folder
+        self.steps = steps
+        self.best: float | None = None
+        """The highest value of the metric so far."""
+        self.due = False
+        """Whether the validation after the present step is still to be made."""
+
+    def plan(self, step: int) -> None:
+        """Set whether a validation follows ``step``."""
+        self.due = self.task.selects is not None and (
+            step % self.train.steps_between_validations(self.loader) == 0 or step == self.steps
+        )
+
+    def measure(self) -> dict[str, float]:
+        """The metrics of a validation, by all ranks."""
+        metrics = self.task.validate()
+        self.due = False
+        return metrics
+
+    def keep(self, step: int, metrics: dict[str, float], log: MetricsLog | None) -> None:
+        """Log the metrics of a validation, and save the weights if they are the best so far (not if they tie).
+
+        ``log``: None on the ranks that write nothing.
+        """
+        assert self.task.selects is not None
+        value = metrics[self.task.selects]
+        better = not math.isnan(value) and (self.best is None or value > self.best)
+        logger.info(
+            "step %d: validation %s %.4f%s%s",
+            step,
+            self.task.selects,
+            value,
+            " of the averaged weights" if self.average.config else "",
+            ", the best so far" if better else "",
+        )
+        if log is not None:
+            log.write_validation(step, metrics, self.task.validated)
+            better = better and save_best(self.folder.best, step, self.task.model, metrics, self.average.about)
+        if better:
+            self.best = value

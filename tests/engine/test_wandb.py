@@ -1,0 +1,196 @@
+"""Curves at Weights & Biases: the same values as TensorBoard's, a run that goes on, and faults that stop nothing.
+
+A small module stands in for the package, with the part of its interface that is used; one test takes the real one, offline.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import socket
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.metrics_log import MetricsLog
+from engine.run_folder import RunFolder
+from engine.wandb_curves import WandbConfig, check_package
+from tests.engine.test_curves import curve
+from tests.engine.toy import ToyTask, trainer
+from utils.errors import UserError
+
+
+class FakeRun:
+    """A run at the server: it keeps the rows by step, and ignores steps that fall."""
+
+    def __init__(self, ident: str):
+        self.id, self.step, self.rows, self.status = ident, 0, dict[int, dict[str, float]](), list[int]()
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        assert step >= self.step, "W&B ignores such a step, with a warning"
+        self.step = step
+        self.rows.setdefault(step, {}).update(values)
+
+    def finish(self, exit_code: int) -> None:
+        self.status.append(exit_code)
+        self.step += 1  # a run that resumes begins after its last step
+
+
+class FakeWandb(types.ModuleType):
+    Run = FakeRun
+    fault: Exception | None = None
+    asks = True
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.__spec__ = importlib.machinery.ModuleSpec("wandb", None, origin=__file__)
+        self.runs, self.calls = dict[str, FakeRun](), list[dict[str, Any]]()
+
+    def Settings(self, **settings: Any) -> dict[str, Any]:
+        return settings
+
+    def setup(self, settings: dict[str, Any]) -> None:
+        self.asks = not settings["silent"]
+
+    def init(self, **options: Any) -> FakeRun:
+        assert not self.asks, "it would ask for a login at a terminal"
+        if self.fault is not None:
+            raise self.fault
+        self.calls.append(options)
+        assert options["resume"] == "allow"
+        return self.runs.setdefault(options["id"], FakeRun(options["id"]))
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+def only_run(wandb: FakeWandb) -> FakeRun:
+    (run,) = wandb.runs.values()
+    return run
+
+
+def log(folder: Path, after: int, values: dict[int, float], config: WandbConfig | None = None) -> None:
+    """A process that resumes ``after`` a step, logs ``values``, and validates after the last of them."""
+    written = MetricsLog(RunFolder(folder), after, config or WandbConfig())
+    for step, value in values.items():
+        written.write({"step": step, "loss": value})
+    written.write_validation(max(values), {"accuracy": value / 10})
+    written.sync()
+    written.close()
+
+
+def test_the_values_are_those_of_tensorboard_under_the_same_names(tmp_path, wandb):
+    log(tmp_path, 0, {1: 5.0, 2: 4.0, 4: 3.0})
+    assert only_run(wandb).rows == {1: {"loss": 5}, 2: {"loss": 4}, 4: {"loss": 3, "validation/accuracy": 0.3}}
+    assert curve(tmp_path, "loss") == [(1, 5.0), (2, 4.0), (4, 3.0)]
+    assert only_run(wandb).status == [0]
+
+
+def test_a_run_is_shown_where_its_config_says_and_nothing_else_is_sent(tmp_path, wandb):
+    (tmp_path / "config.yaml").write_text("seed: 3\ntrain: {steps: 4}\n")
+    config = WandbConfig(project="p", entity="e", name="n", group="g", mode="offline")
+    log(tmp_path, 0, {1: 5.0}, config)
+    (call,) = wandb.calls
+    assert {name: call[name] for name in ("project", "entity", "name", "group", "mode")} == config.model_dump()
+    assert call["config"] == {"seed": 3, "train": {"steps": 4}}
+    assert call["dir"] == str(tmp_path)
+    off = {"disable_code", "disable_git", "x_disable_meta", "x_disable_stats", "x_disable_machine_info"}
+    assert all(call["settings"][name] is True for name in off)
+    assert call["settings"]["console"] == "off" and call["settings"]["x_save_requirements"] is False
+
+
+def test_without_a_name_a_run_has_that_of_its_folder(tmp_path, wandb):
+    (tmp_path / "demo").mkdir()
+    log(tmp_path / "demo", 0, {1: 5.0})
+    assert wandb.calls[0]["name"] == "demo"
+
+
+def test_a_resumed_run_goes_on_as_the_same_one_and_sends_no_step_twice(tmp_path, wandb):
+    log(tmp_path, 0, {1: 5.0, 2: 4.0, 3: 3.0})
+    log(tmp_path, 2, {3: 3.0, 4: 2.0})
+    assert [call["id"] for call in wandb.calls] == [(tmp_path / "wandb_id").read_text().strip()] * 2
+    rows = only_run(wandb).rows
+    assert [rows[step]["loss"] for step in sorted(rows)] == [5, 4, 3, 2]
+
+
+def test_a_run_that_is_shown_from_later_on_is_shown_from_its_start(tmp_path, wandb):
+    before = MetricsLog(RunFolder(tmp_path), 0)
+    for step in (1, 2):
+        before.write({"step": step, "loss": 6.0 - step})
+    before.write_validation(1, {"accuracy": 0.1})
+    before.close()
+    assert not wandb.runs
+    log(tmp_path, 2, {3: 3.0})
+    assert only_run(wandb).rows == {
+        1: {"loss": 5, "validation/accuracy": 0.1},
+        2: {"loss": 4},
+        3: {"loss": 3, "validation/accuracy": 0.3},
+    }
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_run_goes_on_where_wandb_cannot_start(tmp_path, wandb, caplog):
+    wandb.fault = RuntimeError("no such host\nand more")
+    log(tmp_path, 0, {1: 5.0, 2: 4.0})
+    told = f"{tmp_path}: W&B's curves cannot be written (no such host); the run goes on without them"
+    assert warnings(caplog) == [told]
+    assert curve(tmp_path, "loss") == [(1, 5.0), (2, 4.0)]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_goes_on_where_wandb_fails_later_and_says_so_once(tmp_path, wandb, caplog, monkeypatch):
+    def fail(self: FakeRun, values: dict[str, float], step: int) -> None:
+        raise BrokenPipeError("the service has ended")
+
+    monkeypatch.setattr(FakeRun, "log", fail)
+    log(tmp_path, 0, {1: 5.0, 2: 4.0})
+    assert len(warnings(caplog)) == 1 and "the service has ended" in warnings(caplog)[0]
+
+
+def test_a_run_that_fails_is_shown_as_failed(tmp_path, wandb):
+    with pytest.raises(UserError, match="not finite"):
+        trainer(tmp_path, ToyTask(poison={2}), wandb={}).fit()
+    assert only_run(wandb).status == [1]
+    assert 1 in only_run(wandb).rows
+
+
+def test_a_run_without_the_section_never_imports_the_package(tmp_path, wandb):
+    trainer(tmp_path, steps=2).fit()
+    assert not wandb.calls and not (tmp_path / "wandb_id").exists()
+
+
+def test_a_missing_package_is_told_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    check_package(None)
+    with pytest.raises(UserError, match=r'^train.wandb: the package wandb is not installed; pip install "\.\[wandb\]"'):
+        check_package(WandbConfig())
+    monkeypatch.delitem(sys.modules, "wandb")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    (tmp_path / "wandb").mkdir()  # where W&B has written files
+    with pytest.raises(UserError):
+        check_package(WandbConfig())
+
+
+def test_the_real_package_writes_a_run_offline_without_anything_of_the_machine(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason='the package wandb is not installed: pip install ".[wandb]"')
+    monkeypatch.setattr(socket, "gethostname", lambda: "name-of-the-host")
+    monkeypatch.setenv("SOME_TOKEN", "a-secret-value")
+    (tmp_path / "config.yaml").write_text("seed: 31415\n")
+    log(tmp_path, 0, {1: 5.0, 2: 0.8125}, WandbConfig(mode="offline"))
+    wandb.teardown()  # as at the end of the process: until then, its service may still be writing
+    ident = (tmp_path / "wandb_id").read_text().strip()
+    (file,) = (tmp_path / "wandb").glob(f"offline-run-*/run-{ident}.wandb")
+    content = file.read_bytes()
+    for sent in ("31415", "validation/accuracy", "0.8125"):
+        assert sent.encode() in content
+    for kept in ("name-of-the-host", "SOME_TOKEN", "a-secret-value", str(tmp_path.parent)):
+        assert kept.encode() not in content

@@ -1,0 +1,55 @@
+"""A run with an average of the weights: what it reports on, hands on, and repeats when it resumes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.checkpoint import find_weights, list_checkpoints
+from tests.tasks.painted import KINDS
+from tests.tasks.test_finetune import checksum, start, watched
+from x2vlm import load
+
+TASK = "grounding"
+EMA = "optim.ema.decay=0.5"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, overrides):
+    """A run without validation, so that the last weights are reported."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    start(TASK, folder, [*overrides(TASK), EMA, "evaluation.validation=null"], kind=watched(KINDS[TASK].task, []))
+    return folder
+
+
+def test_the_averaged_weights_are_reported_and_handed_on(whole, overrides, tmp_path):
+    metrics = json.loads((whole / "evaluation.json").read_text())["test"]
+    averaged, trained = (
+        load_file(whole / f"checkpoints/step-00000006/{name}.safetensors") for name in ("model", "unaveraged")
+    )
+    assert checksum(averaged) != pytest.approx(checksum(trained), rel=1e-9)
+    assert metrics["weights"]["value"] == pytest.approx(checksum(averaged), rel=1e-12)
+    assert metrics["IoU >= 0.5"]["weights"] == "last weights of this run, step 6, averaged"
+    for source, expected in ((whole, averaged), (find_weights(whole).with_name("unaveraged.safetensors"), trained)):
+        loaded = load(source).network.state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in expected.items())
+        options = [*overrides(TASK), f"init.checkpoint={source}"]
+        report = start(TASK, tmp_path / source.name, options, "--evaluate", kind=watched(KINDS[TASK].task, []))
+        assert report["test"]["weights"]["value"] == pytest.approx(checksum(expected), rel=1e-12)
+
+
+def test_a_killed_run_repeats_itself_to_the_last_byte(whole, overrides, tmp_path):
+    killed = shutil.copytree(whole, tmp_path / "killed")
+    for checkpoint in list_checkpoints(killed / "checkpoints"):
+        if checkpoint.step > 3:
+            shutil.rmtree(checkpoint.folder)
+    options = [*overrides(TASK), EMA, "evaluation.validation=null"]
+    report = start(TASK, killed, options, "--resume", kind=watched(KINDS[TASK].task, []))
+    assert report == json.loads((whole / "evaluation.json").read_text())
+    for name in ("model", "unaveraged"):
+        file = f"checkpoints/step-00000006/{name}.safetensors"
+        assert (killed / file).read_bytes() == (whole / file).read_bytes(), name
