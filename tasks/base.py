@@ -271,9 +271,10 @@ def _log_sizes(train: TrainConfig, loader: BatchLoader, model: XVLM) -> None:
         steps * per_step / loader.epoch_size,
         next(iter(loader.stream_sizes)),
     )
-    if train.global_batch is not None and accumulation > 1 and isinstance(model, AligningModel):
-        size = loader.micro_batch.size
+    if train.global_batch is not None and accumulation > model.chunks and isinstance(model, AligningModel):
+        size, chunks = loader.micro_batch.size, f"{model.chunks} chunks x " if model.chunks > 1 else ""
         logger.info(
-            "contrastive loss: %s examples (micro-batch %d x %d ranks) of train.global_batch = %s: fewer negatives",
-            *(f"{size * ranks:,}", size, ranks, f"{train.global_batch:,}"),
+            "contrastive loss: %s examples (%smicro-batch %d x %d ranks) of train.global_batch = %s: fewer negatives; "
+            "model.contrastive.chunks takes several micro-batches as one",
+            *(f"{model.chunks * size * ranks:,}", chunks, size, ranks, f"{train.global_batch:,}"),
         )

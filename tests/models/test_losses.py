@@ -61,6 +61,52 @@ def test_no_valid_example_gives_zero_and_finite_gradients(n):
     assert local.image.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("same_key", ["negative", "ignore", "positive"])
+@pytest.mark.parametrize("columns", [1, 3, 4])
+def test_blocks_of_columns_give_the_same_loss_and_gradients(same_key, columns, monkeypatch):
+    """Whole blocks of examples do not count; examples of one key lie in several blocks."""
+
+    def loss_and_gradients() -> list[torch.Tensor]:
+        valid = [True, True, False, True, True, True, True, False, False, False]
+        everything = examples(10, valid=valid, key=[5, 1, 2, 5, 3, 4, 5, 6, 7, 5])
+        leaves = [
+            everything.image.requires_grad_(),
+            everything.text.requires_grad_(),
+            TEMPERATURE.clone().requires_grad_(),
+        ]
+        local = ContrastiveExamples(*(part[2:6] for part in everything))
+        loss = losses.contrastive(local, everything, 2, leaves[2], same_key)
+        return [loss, *torch.autograd.grad(loss, leaves)]
+
+    expected = loss_and_gradients()
+    monkeypatch.setattr(losses, "COLUMNS", columns)
+    for found, value in zip(loss_and_gradients(), expected, strict=True):
+        torch.testing.assert_close(found, value, atol=1e-6, rtol=1e-5)
+
+
+def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_other_ranks_squared(monkeypatch):
+    monkeypatch.setattr(losses, "COLUMNS", 64)
+
+    def kept(others: int) -> int:
+        """The numbers kept beside the embeddings themselves."""
+        everything, sizes = examples(others), {}
+        everything.image.requires_grad_()
+        own = {part.data_ptr() for part in everything}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            contrastive(ContrastiveExamples(*(part[:8] for part in everything)), everything)
+        return sum(sizes.values())
+
+    assert kept(1024) < 8 * 1024 * 4 / 4, "a fourth of one matrix of similarities, of which there are two"
+    assert kept(1024) < 2.5 * kept(512)
+
+
 def boxes(n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.rand(n, 4, generator=generator), torch.rand(n, 4, generator=generator)

@@ -1,6 +1,9 @@
 """`train.global_batch` in the runs of tasks: refused before anything is loaded, and what the log says of the contrastive loss."""
 
+import json
 import logging
+import math
+import shutil
 
 import pytest
 
@@ -12,7 +15,10 @@ from utils import distributed
 from utils.config import load_config
 from utils.errors import UserError
 
-SAID = "contrastive loss: {} of train.global_batch = {}: fewer negatives"
+SAID = (
+    "contrastive loss: {} of train.global_batch = {}: fewer negatives; "
+    "model.contrastive.chunks takes several micro-batches as one"
+)
 
 
 @pytest.mark.parametrize(
@@ -23,13 +29,17 @@ SAID = "contrastive loss: {} of train.global_batch = {}: fewer negatives"
         ("retrieval", 4, 1, ""),
         ("retrieval", 8, 2, ""),
         ("retrieval", None, 1, ""),
+        ("retrieval, chunks 2", 24, 2, "16 examples (2 chunks x micro-batch 4 x 2 ranks)"),
+        ("retrieval, chunks 3", 24, 2, ""),
         ("nlvr", 12, 1, ""),  # has no contrastive loss
     ],
 )
 def test_fewer_negatives_than_the_global_batch_are_told(overrides, caplog, monkeypatch, task, batch, ranks, said):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)
-    given = [*overrides(task), f"train.global_batch={'null' if batch is None else batch}"]
+    task, _, chunks = task.partition(", chunks ")
+    given = [*overrides(task), *([f"model.contrastive.chunks={chunks}"] if chunks else [])]
+    given += [f"train.global_batch={'null' if batch is None else batch}"]
     task_of(task, lambda _: given)
     lines = [message for message in caplog.messages if message.startswith("contrastive loss")]
     assert lines == ([SAID.format(said, f"{batch:,}")] if said else [])
@@ -41,6 +51,32 @@ def test_pre_training_tells_it_too_and_takes_its_whole_steps_from_it(tiny_overri
     task = PretrainTask.build(load_config(ROOT / "configs/demo/pretrain.yaml", given, PretrainConfig))
     assert SAID.format("4 examples (micro-batch 4 x 1 ranks)", 8) in caplog.messages
     assert task.train_loader().maker.numbers_per_step == 2
+
+
+def test_chunks_that_do_not_divide_end_a_run_before_anything_is_loaded(overrides, tmp_path):
+    command = ["--config", str(ROOT / "configs/demo/retrieval.yaml"), "--output", str(tmp_path / "run")]
+    given = ["train.accumulate=6", "model.contrastive.chunks=4"]
+    with pytest.raises(
+        UserError, match=r"^model.contrastive.chunks = 4: does not divide the accumulation, 6 micro-batches"
+    ):
+        run_task([*command, *overrides("retrieval"), *given], "retrieval")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_chunks_resumes_exactly_and_has_more_negatives(tiny_overrides, tmp_path):
+    def losses(name: str, *given: str, resume: bool = False) -> list[float]:
+        command = ["--config", str(ROOT / "configs/demo/pretrain.yaml"), "--output", str(tmp_path / name)]
+        run_task([*command, *(["--resume"] if resume else []), *tiny_overrides, *every, *given], "pretrain")
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [line["images/contrastive"] for line in lines]
+
+    every = ["train.accumulate=4", "train.log_every=1", "train.deterministic=true", "train.checkpoint_every=2"]
+    chunked = "model.contrastive.chunks=4"
+    straight, apart = losses("straight", chunked, "train.steps=4"), losses("apart", "train.steps=4")
+    assert straight[0] > apart[0] + 0.5 * math.log(4), "about the log of the number of examples"
+    losses("resumed", chunked, "train.steps=4")
+    shutil.rmtree(tmp_path / "resumed/checkpoints/step-00000004")
+    assert losses("resumed", chunked, "train.steps=4", resume=True) == straight
 
 
 def test_a_run_that_cannot_make_its_global_batch_ends_before_anything_is_loaded(overrides, tmp_path, monkeypatch):

@@ -1,0 +1,160 @@
+"""A contrastive loss over several micro-batches has the gradients of one over a large micro-batch, on one rank and on two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from engine.chunks import check_chunks, in_turn
+from engine.seeds import mix_seed, seed_generators
+from models import gradient_cache, losses
+from models.pretrain import PretrainModel
+from tests.distributed.test_two_ranks import WEIGHTS, build, gradients, tensors, with_an_invalid_row
+from tests.models.golden import GOLDEN, arrays, pretrain_batch
+from tests.ranks import on_two_ranks
+from utils import distributed
+from utils.batch import ImageTextBatch, PretrainBatch
+from utils.errors import UserError
+
+
+def whole() -> PretrainBatch:
+    return with_an_invalid_row(pretrain_batch(arrays(GOLDEN / "pretrain" / "inputs.npz")))
+
+
+def rows_of(batch: PretrainBatch, rows: slice) -> PretrainBatch:
+    images = batch.images
+    text = replace(images.text, **{name: part[rows] for name, part in tensors(images.text).items()})
+    return PretrainBatch(ImageTextBatch(images.pixels[rows], text, images.valid[rows]), None, None)
+
+
+def in_chunks(chunks: int, gradient: str = "exact", double: bool = False) -> PretrainModel:
+    model = build(gradient)
+    contrastive = model.config.contrastive.model_copy(update={"chunks": chunks})
+    model = PretrainModel(model.config.model_copy(update={"contrastive": contrastive}), weights=WEIGHTS).eval()
+    model.load_state_dict(build(gradient).state_dict())
+    model.box_head.requires_grad_(False)
+    return model.double() if double else model
+
+
+def step(model: PretrainModel, micro_batches: Sequence[PretrainBatch], seed=lambda number: None) -> dict:
+    """As the trainer does it: sums over global counts, times ranks, averaged by DDP."""
+    parallel = DistributedDataParallel(model) if distributed.world_size() > 1 else model
+    counts = [model.counts(batch) for batch in micro_batches]
+    divisors = {name: distributed.sum_over_ranks(sum(each[name] for each in counts)).clamp(min=1) for name in counts[0]}
+    total = 0.0
+    for number, batch in in_turn(model, micro_batches, nullcontext, seed):
+        last = number == len(micro_batches) - 1
+        with nullcontext() if last or parallel is model else parallel.no_sync():
+            terms = parallel(batch)
+            loss = sum(term.weight * term.total / divisors[name] for name, term in terms.items())
+            (loss * distributed.world_size()).backward()
+        total += loss.detach()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {**found, "loss": distributed.sum_over_ranks(total)}
+
+
+def assert_equal(found: dict, expected: dict, tolerance: float) -> None:
+    assert found.keys() <= expected.keys() and len(found) > 50
+    for name, gradient in found.items():
+        scale = expected[name].abs().max().clamp(min=1e-3)
+        assert (gradient - expected[name]).abs().max() <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("columns", [4096, 3])
+def test_chunks_give_loss_and_gradients_of_one_micro_batch(columns, monkeypatch):
+    """In float64, with examples that are compared in one block and in several."""
+    batch = whole()
+    batch = replace(batch, images=replace(batch.images, pixels=batch.images.pixels.double()))
+    large = in_chunks(1, double=True)
+    expected = gradients(large, large, batch)
+    monkeypatch.setattr(losses, "COLUMNS", columns)
+    for size in (1, 2):
+        parts = [rows_of(batch, slice(start, start + size)) for start in range(0, 4, size)]
+        found = step(in_chunks(4 // size, double=True), parts)
+        assert_equal(found, expected, 1e-9)
+
+
+def test_without_chunks_micro_batches_are_compared_by_themselves():
+    batch = whole()
+    parts = [rows_of(batch, slice(start, start + 2)) for start in (0, 2)]
+    assert step(in_chunks(1), parts)["loss"] < step(in_chunks(2), parts)["loss"]
+
+
+def of_a_rank(gradient: str = "exact") -> dict:
+    first, batch = 2 * distributed.rank(), whole()
+    parts = [rows_of(batch, slice(first + row, first + row + 1)) for row in range(2)]
+    return step(in_chunks(2, gradient), parts)
+
+
+def large_of_a_rank() -> dict:
+    first, model = 2 * distributed.rank(), in_chunks(1, "released")
+    return step(model, [rows_of(whole(), slice(first, first + 2))])
+
+
+def released_of_a_rank() -> dict:
+    return of_a_rank("released")
+
+
+def test_chunks_on_two_ranks_give_loss_and_gradients_of_one(tmp_path):
+    model = in_chunks(1)
+    expected = gradients(model, model, whole())
+    for found in on_two_ranks(of_a_rank, tmp_path):
+        assert_equal(found, expected, 1e-4)
+
+
+def test_so_do_they_with_the_released_gradient(tmp_path):
+    for found, expected in zip(
+        on_two_ranks(released_of_a_rank, tmp_path), on_two_ranks(large_of_a_rank, tmp_path), strict=True
+    ):
+        assert_equal(found, expected, 1e-4)
+
+
+def test_dropout_draws_the_same_numbers_both_times(monkeypatch):
+    """The gradient is that of the embeddings of the second pass only if the first one had the same."""
+    model, first, second = in_chunks(2).train(), [], []
+    cached = gradient_cache.cached_losses
+    monkeypatch.setattr(
+        "models.align.cached_losses",
+        lambda head, embedded: first.extend(one for [one] in embedded) or cached(head, embedded),
+    )
+    loss = gradient_cache.CachedLoss.loss
+    monkeypatch.setattr(
+        gradient_cache.CachedLoss, "loss", lambda own, embedded, t: second.append(embedded) or loss(own, embedded, t)
+    )
+    batch = whole()
+    parts = [rows_of(batch, slice(start, start + 2)) for start in (0, 2)]
+
+    def seed(number: int) -> None:
+        seed_generators(mix_seed(5, number), torch.device("cpu"))
+
+    step(model, parts, seed)
+    assert len(first) == len(second) == 2
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one.image, other.image, rtol=0, atol=0)
+        torch.testing.assert_close(one.text, other.text, rtol=0, atol=0)
+    apart = []
+    for number in (0, 1):
+        seed(number)
+        with torch.no_grad():
+            apart.append(model.embed(parts[0])[0].image)
+    assert not torch.equal(*apart), "dropout is on"
+
+
+def test_after_a_step_the_loss_is_of_single_micro_batches_again():
+    model, batch = in_chunks(2), whole()
+    step(model, [rows_of(batch, slice(start, start + 2)) for start in (0, 2)])
+    assert model.contrastive.cached is None
+
+
+def test_chunks_that_do_not_divide_the_accumulation_are_refused():
+    check_chunks(3, 6)
+    with pytest.raises(
+        UserError,
+        match=r"^model.contrastive.chunks = 4: does not divide .* 6 micro-.*; set it to one of 1, 2, 3, 6, or",
+    ):
+        check_chunks(4, 6)
