@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from models.contrastive import Examples
+from models.contrastive import EmbeddedExamples, Examples
 from models.multigrained import LossWeights, PretrainContrastiveConfig, StreamWeights
 from models.pretrain import PretrainModel
 from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain_batch
@@ -161,7 +161,7 @@ def both_released_ways() -> dict[str, torch.Tensor]:
         head.temperature.grad = None
         if way == "ours":
             valid, key = torch.ones(3, dtype=torch.bool), torch.arange(3) + 3 * distributed.rank()
-            loss = head.start_loss(image, text, Examples(valid, key, "negative"))() / 6 * 2
+            loss = head.start_loss(EmbeddedExamples(image, text, Examples(valid, key, "negative")))() / 6 * 2
         else:
             logits = ReleasedGather.apply(image) @ ReleasedGather.apply(text).t() / head.temperature
             target = torch.arange(6)
