@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -89,6 +90,18 @@ def test_a_printed_command_exists(page, line, monkeypatch):
         check_run(words[2:])
     else:
         assert words[0] == "torchrun" or (ROOT / words[1]).is_file(), line
+
+
+def test_the_job_of_kubernetes_runs_a_command_that_exists(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    [block] = re.findall(r"```yaml\n(apiVersion.*?)```", (ROOT / "docs/cluster.md").read_text(encoding="utf-8"), re.S)
+    replicas = yaml.safe_load(block)["spec"]["pytorchReplicaSpecs"]
+    assert [replicas[role]["replicas"] for role in ("Master", "Worker")] == [1, 3]
+    for role in replicas.values():
+        assert role["restartPolicy"] == "OnFailure"
+        [container] = role["template"]["spec"]["containers"]
+        assert container["command"][:2] == ["python", "run.py"] and "--resume" in container["command"]
+        check_run(container["command"][2:])
 
 
 def check_run(arguments: list[str]) -> None:
