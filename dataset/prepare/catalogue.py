@@ -29,6 +29,8 @@ from dataset.prepare.sets.base import DataSet, Product, Request
 from dataset.prepare.sets.coco import COCO
 from dataset.prepare.sets.flickr30k_entities import ENTITIES
 from dataset.prepare.sets.gqa import GQA
+from dataset.prepare.sets.objects365 import OBJECTS365
+from dataset.prepare.sets.openimages import OPENIMAGES
 from dataset.prepare.sets.refcoco import REFCOCO
 from dataset.prepare.sets.visual_genome import VISUAL_GENOME
 from dataset.prepare.sets.web import CC3M, SBU, WEB_SETS
@@ -42,11 +44,19 @@ SETS: dict[str, DataSet] = {
     "refcoco": REFCOCO,
     "gqa": GQA,
     "flickr30k_entities": ENTITIES,
+    "objects365": OBJECTS365,
+    "openimages": OPENIMAGES,
 }
 """Data sets by name."""
 
-GROUPS = {"4m": tuple(SETS)}
-"""Names that stand for several sets: those of configs/pretrain/{base,large}_4m.yaml."""
+GROUPS = {
+    "4m": ("coco", "visual_genome", "sbu", "cc3m", "refcoco", "gqa", "flickr30k_entities"),
+    "1b": ("objects365", "openimages"),
+}
+"""Names that stand for several sets. A config reads those of its group, and of the groups before it."""
+
+READERS = {"4m": "configs/pretrain/{base,large}_4m.yaml", "1b": "configs/pretrain/{base,large}_1b.yaml"}
+"""The configs of each group."""
 
 DOWNLOADS = "_download"
 """Folder below the output for lists of addresses, and for what is downloaded by them."""

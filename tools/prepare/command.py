@@ -1,6 +1,7 @@
 """``python run.py prepare NAME --raw DIR --out DIR``: records for pre-training from the official files of a public data set.
 
-NAME is a data set of `--list`, or 4m for all that configs/pretrain/base_4m.yaml reads. DIR of --raw holds the official
+NAME is a data set of `--list`, or a group: 4m for all that configs/pretrain/base_4m.yaml reads, 1b for what base_1b.yaml reads
+besides. DIR of --raw holds the official
 annotation files, plain or zipped, and the images, in any folders; files of downstream splits are looked for there too: their
 images are left out. A run that is cut goes on when the same command is given again; a folder of records appears when it is whole.
 """
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from dataset.prepare.catalogue import GROUPS, SETS, Options, prepare
+from dataset.prepare.catalogue import GROUPS, READERS, SETS, Options, prepare
 from dataset.prepare.folders import LineParser, whole_number
 from dataset.prepare.held_out import SPLITS
 from dataset.prepare.manifest import faults, prepared_folders, read_manifest
@@ -116,7 +117,8 @@ def listing() -> str:
         lines += [
             f"  {'makes' if not index else '':9} {folder}/: {records}" for index, (folder, records) in enumerate(made)
         ]
-        lines += ["  read by   configs/pretrain/{base,large}_4m.yaml", ""]
+        lines += [f"  read by   {READERS[group]}" for group, names in GROUPS.items() if name in names]
+        lines.append("")
     lines += [f"{group}: {', '.join(names)}" for group, names in GROUPS.items()]
     lines += ["", "With flags of their own (python run.py prepare NAME --help):"]
     lines += [f"  {name:19}{what}" for name, what in CONVERTERS.items()]
