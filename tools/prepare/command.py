@@ -30,6 +30,7 @@ CONVERTERS = {
     "multilingual_coco": "COCO in English, Japanese and Chinese",
     "wit": "IGLUE's WIT",
     "wikimatrix": "WikiMatrix's translations",
+    "multilingual": "captions by language for the records of 4m, and WikiMatrix: all that the multilingual configs read",
     "frames": "video files to lists of frames",
 }
 """Names with flags of their own, and what each one converts: modules of dataset.prepare."""

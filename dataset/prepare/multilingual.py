@@ -1,0 +1,214 @@
+"""``python run.py prepare multilingual --records DIR --translations DIR --out DIR``: all that multilingual pre-training reads.
+
+The records are those of ``prepare 4m``. The first run writes their texts, each once, to ``texts.txt`` in the folder of
+translations. Have a system of your choice translate it line by line into ``texts.de.txt``, ``texts.fr.txt`` and so on, and give
+the command again: it makes each folder anew, with captions by language. ``--wikimatrix`` gives the official files of translated
+sentences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dataset.prepare import wikimatrix
+from dataset.prepare.building import WorkerDiedError
+from dataset.prepare.counts import Counts
+from dataset.prepare.folders import tally, whole_number
+from dataset.prepare.official import command_parser, manifest_of
+from dataset.prepare.output import Entry, OutputFolder, json_line
+from dataset.prepare.processes import in_order
+from dataset.prepare.raw_folder import file_digest
+from dataset.prepare.translations import TEXTS, Translator, fill_store, translate_record, translated_files, write_texts
+from dataset.records.broken import BrokenRecordError
+from dataset.records.schema import ImageKeys, RawRecord, image_source
+from dataset.shards.finding import TAR_SUFFIX, find_shards
+from dataset.shards.readers import Shards
+from utils.cores import usable_cores
+from utils.errors import UserError, one_line_errors
+from utils.files import replacing
+from utils.progress import progress_bar
+
+FOLDERS = ("coco", "vg", "sbu", "cc3m", "coco_regions", "vg_regions")
+"""Folders of records that configs/presets/pretrain_multilingual.yaml reads with captions by language."""
+
+COMMAND = "multilingual"
+
+
+class _Job(NamedTuple):
+    """A shard on its way to a worker: ``source`` becomes ``target``, by the translations in ``store``."""
+
+    source: Path
+    target: Path
+    store: Path
+    languages: tuple[str, ...]
+
+
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py prepare multilingual``."""
+    parser = command_parser(COMMAND, "Captions by language for records, and translated sentences.")
+    add, cores = parser.add_argument, usable_cores()
+    add(
+        "--records",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help=f"holds folders of `prepare 4m`: {', '.join(FOLDERS)}",
+    )
+    add("--translations", type=Path, required=True, metavar="DIR", help=f"of {TEXTS}, which is made, texts.de.txt, …")
+    add("--wikimatrix", type=Path, nargs="*", default=[], metavar="FILE", help="WikiMatrix.<a>-<b>.tsv.gz")
+    add("--workers", type=whole_number(1, 1024), default=cores, metavar="N", help=f"processes (default: {cores})")
+    return parser.parse_args(argv)
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> int:
+    """Make what can be made, and say what is missing; exit status 2 for a mistake of the user."""
+    flags = arguments_of(argv)
+    folders = [flags.records / name for name in FOLDERS if (flags.records / name).is_dir()]
+    if not folders:
+        raise UserError(f"--records {flags.records}: holds none of {', '.join(FOLDERS)}; make them with `prepare 4m`")
+    if missing := [name for name in FOLDERS if flags.records / name not in folders]:
+        _tell(f"{flags.records}: no {', '.join(missing)}, which the multilingual configs read too")
+    if flags.wikimatrix:
+        given = ["--out", str(flags.out / "wikimatrix"), "--source", *map(str, flags.wikimatrix)]
+        wikimatrix.main([*given, *(["--overwrite"] if flags.overwrite else [])])
+    files = translated_files(flags.translations) if flags.translations.is_dir() else {}
+    if not (flags.translations / TEXTS).is_file() or not files:
+        _write_texts(folders, flags.translations)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="translations-", dir=_made(flags.out)) as scratch:
+        store = Path(scratch, "store")
+        fill_store(store, flags.translations, files)
+        digests = {language: file_digest(path) for language, path in files.items()}
+        for folder in folders:
+            _translate(folder, flags, store, tuple(files), digests)
+    return 0
+
+
+def _write_texts(folders: Sequence[Path], translations: Path) -> None:
+    count = write_texts(translations, _texts(folders))
+    _tell(
+        f"{translations / TEXTS}: {count:,} texts. Translate it line by line; an empty line is no translation. Name the files"
+    )
+    _tell(f"  texts.de.txt, texts.fr.txt, … in {translations}, and give this command again")
+
+
+def _texts(folders: Sequence[Path]) -> Iterator[str]:
+    """The texts of all records."""
+    found: list[str] = []
+    for folder in folders:
+        shards = Shards([str(folder)], key=str(folder))
+        for raw in progress_bar(_readable(shards, Counts()), total=len(shards), desc=folder.name, unit="record"):
+            translate_record(_values(raw), found.append)
+            yield from found
+            found.clear()
+
+
+def _readable(shards: Shards, counts: Counts) -> Iterator[RawRecord]:
+    """The records in their order, without those that cannot be read, which are counted."""
+    for number in range(len(shards)):
+        try:
+            yield shards.read(number)
+        except BrokenRecordError as error:
+            counts.leave_out(error.kind, error.place, error.message)
+
+
+def _values(raw: RawRecord) -> dict[str, Any]:
+    """The values of a record; the text beside it in a tar is its caption."""
+    return {**({"caption": raw.text} if raw.text is not None else {}), **raw.values}
+
+
+def _translate(
+    source: Path, flags: argparse.Namespace, store: Path, languages: tuple[str, ...], digests: dict[str, str]
+) -> None:
+    """Make a folder with captions by language."""
+    out = flags.out / source.name
+    shards = [Path(str(path)) for path in find_shards([str(source)], str(source))]
+    names = [path.name for path in shards]
+    arguments = {"records": str(source.resolve()), "translations": digests}
+    counts = Counts()
+    with OutputFolder(out, manifest_of(COMMAND), arguments, names, overwrite=flags.overwrite) as folder:
+        if folder.complete:
+            _tell(f"{out} is already complete with these translations; nothing to do")
+            return
+        left = [path for path in shards if folder.finished(path.name, path) is None]
+        jobs = [_Job(path, out / path.name, store, languages) for path in left]
+        with closing(in_order(_translate_shard, jobs, flags.workers, _died)) as results:
+            for path, made in zip(
+                left, progress_bar(results, total=len(left), desc=source.name, unit="shard"), strict=True
+            ):
+                counts.add(made)
+                size = (out / path.name).stat().st_size
+                folder.add(Entry(path.name, str(path.resolve()), path.stat().st_size, size, dict(made.made)))
+        folder.close({"counts": counts.to_values()})
+    _tell(f"{out}: {tally(counts.made)}, in {', '.join(('en', *languages))}")
+    for reason, number in counts.left_out.most_common():
+        _tell(f"  {number:,} {reason}, first {counts.places[reason][0]}")
+
+
+def _translate_shard(job: _Job) -> Counts:
+    """Make one shard; runs in a worker process."""
+    counts = Counts()
+    shards = Shards([str(job.source)], key=str(job.source), index_folder=job.store.parent / "index")
+    write = _write_tar if job.source.suffix == TAR_SUFFIX else _write_lines
+    with Translator(job.store, job.languages) as translator, replacing(job.target) as part:
+        write(part, _readable(shards, counts), partial(_record, translator, counts, job.target.parent))
+    return counts
+
+
+def _record(translator: Translator, counts: Counts, out: Path, raw: RawRecord) -> dict[str, Any]:
+    """The record, with its image's path from the new folder."""
+    counts.made["records"] += 1
+    values = translator.record(_values(raw), counts, raw.place)
+    image = None if raw.image is not None else image_source(raw, ImageKeys())
+    if image is not None and image.path is not None and not Path(values["image"]).is_absolute():
+        folder = os.path.realpath(raw.folder)
+        path = os.path.normpath(os.path.join(folder, values["image"]))
+        values["image"] = os.path.relpath(path, os.path.realpath(out))
+    return values
+
+
+def _write_lines(path: Path, records: Iterable[RawRecord], record: Callable[[RawRecord], dict[str, Any]]) -> None:
+    with path.open("wb") as stream:
+        for raw in records:
+            stream.write(json_line(record(raw)))
+
+
+def _write_tar(path: Path, records: Iterable[RawRecord], record: Callable[[RawRecord], dict[str, Any]]) -> None:
+    """Each record as its image and a member of JSON, which has the captions."""
+    with tarfile.open(path, "w:") as tar:
+        for raw in records:
+            name = raw.place.partition(f"{TAR_SUFFIX}:")[2]
+            stem = name.partition(".")[0]
+            content = json.dumps(record(raw), ensure_ascii=False).encode("utf-8", "backslashreplace")
+            members = ({name: raw.image} if raw.image is not None else {}) | {f"{stem}.json": content}
+            for member, data in members.items():
+                entry = tarfile.TarInfo(member)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+
+
+def _died(job: _Job) -> Counts:
+    raise WorkerDiedError(
+        f"{job.source}: a process that read it was killed; is there enough memory? give fewer --workers"
+    )
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _tell(line: str) -> None:
+    sys.stdout.write(f"{line}\n")

@@ -1,0 +1,143 @@
+"""The translations of captions: files of lines, line n of each a translation of line n of ``texts.txt``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from dataset.prepare.counts import Counts
+from dataset.prepare.piece_store import PieceStore
+from utils.errors import UserError
+from utils.files import replacing
+from utils.progress import progress_bar
+
+TEXTS, ENGLISH = "texts.txt", "en"
+_TRANSLATED = re.compile(r"texts\.([a-z]{2,3}(?:-\w+)?)\.txt")
+
+
+def digest_of(text: str) -> int:
+    """A number of 63 bits for a text."""
+    content = text.encode("utf-8", "backslashreplace")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
+
+
+def one_line(text: str) -> str:
+    """The text as a line: whitespace, ends of lines too, becomes single spaces."""
+    return " ".join(text.split())
+
+
+def write_texts(folder: Path, texts: Iterable[str]) -> int:
+    """Write each text once, in the order in which they come first, to the file to translate; returns their number."""
+    seen: set[int] = set()
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / TEXTS) as part, part.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+        for text in texts:
+            line, digest = one_line(text), digest_of(one_line(text))
+            if line and digest not in seen:
+                seen.add(digest)
+                stream.write(f"{line}\n")
+    return len(seen)
+
+
+def translated_files(folder: Path) -> dict[str, Path]:
+    """The files of translations by language."""
+    found = ((_TRANSLATED.fullmatch(path.name), path) for path in sorted(folder.iterdir()))
+    return {match[1]: path for match, path in found if match is not None and match[1] != ENGLISH}
+
+
+def fill_store(path: Path, folder: Path, files: Mapping[str, Path]) -> None:
+    """Store the translations of each text under its :func:`digest_of`, as a JSON object by language without empty ones.
+
+    Raises:
+        UserError: a file cannot be read, or has more or fewer lines than the texts.
+    """
+    lines = _line_counts([folder / TEXTS, *files.values()])
+    for file, count in lines.items():
+        if count != lines[folder / TEXTS]:
+            raise UserError(
+                f"{file}: {count:,} lines, but {folder / TEXTS} has {lines[folder / TEXTS]:,}; translate line by line"
+            )
+    path.unlink(missing_ok=True)
+    with PieceStore(path) as store:
+        store.fill(_rows(folder, files, lines[folder / TEXTS]))
+
+
+def _line_counts(files: Iterable[Path]) -> dict[Path, int]:
+    return {file: sum(1 for _ in _lines(file)) for file in files}
+
+
+def _rows(folder: Path, files: Mapping[str, Path], total: int) -> Iterator[tuple[int, str, str]]:
+    texts = progress_bar(_lines(folder / TEXTS), total=total, desc="translations", unit="text")
+    for number, (text, *translations) in enumerate(zip(texts, *map(_lines, files.values()), strict=True), start=1):
+        by_language = {language: line for language, line in zip(files, translations, strict=True) if line}
+        yield digest_of(text), f"{folder / TEXTS}:{number}", json.dumps(by_language, ensure_ascii=False)
+
+
+def _lines(file: Path) -> Iterator[str]:
+    try:
+        with file.open(encoding="utf-8", newline="\n") as stream:
+            for line in stream:
+                yield one_line(line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+
+
+class Translator:
+    """Gives records their captions by language, ``{"en": …, "de": …}``; a context manager, of one process.
+
+    Args:
+        path: the file of :func:`fill_store`.
+        languages: those that a caption should have, for the counts.
+    """
+
+    def __init__(self, path: Path, languages: Iterable[str]):
+        self.languages, self._opened = tuple(languages), ExitStack()
+        self._store = self._opened.enter_context(PieceStore(path))
+
+    def record(self, values: Mapping[str, Any], counts: Counts, place: str) -> dict[str, Any]:
+        """A record of an image or of regions, its captions translated; those that are by language already stay."""
+        return translate_record(values, lambda text: self._caption(text, counts, place))
+
+    def _caption(self, text: str, counts: Counts, place: str) -> dict[str, str]:
+        counts.made["texts"] += 1
+        found = self._store.get(digest_of(one_line(text)))
+        if found is None:
+            counts.leave_out("text that was not translated", place, repr(text[:80]))
+            return {ENGLISH: text}
+        translations: dict[str, str] = json.loads(found[1])
+        for language in self.languages:
+            if language not in translations:
+                counts.leave_out(f"empty translation ({language})", found[0])
+        return {ENGLISH: text, **translations}
+
+    def __enter__(self) -> Translator:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+
+def translate_record(values: Mapping[str, Any], translate: Callable[[str], Any]) -> dict[str, Any]:
+    """A copy of a record, with ``translate(text)`` for each text: of the image, of its elements, and of their attributes."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, str):
+            return translate(value)
+        return [changed(each) for each in value] if isinstance(value, list) else value
+
+    copy = dict(values)
+    if "caption" in copy:
+        copy["caption"] = changed(copy["caption"])
+    if isinstance(copy.get("elems"), list):
+        copy["elems"] = [
+            {**element, **{key: changed(element[key]) for key in ("caption", "attributes") if key in element}}
+            if isinstance(element, dict)
+            else element
+            for element in copy["elems"]
+        ]
+    return copy

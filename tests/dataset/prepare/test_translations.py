@@ -1,0 +1,165 @@
+"""Records for multilingual pre-training: captions by language, from files that any system of translation can make."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dataset.prepare import building, multilingual
+from dataset.records.schema import ImageKeys, parse_image_record, parse_region_record
+from dataset.shards.readers import Shards
+from tests.dataset.prepare import official
+from tests.dataset.prepare.official import downloaded, prepared, write
+
+
+@pytest.fixture(autouse=True)
+def serial(monkeypatch):
+    monkeypatch.setattr(building, "in_order", official.in_this_process)
+    monkeypatch.setattr(multilingual, "in_order", official.in_this_process)
+
+
+@pytest.fixture
+def folders(tmp_path) -> Path:
+    """Records of COCO and Visual Genome, and a shard of SBU with two pairs, the second with a broken JSON member."""
+    raw, out = official.everything(tmp_path / "raw"), tmp_path / "deep/er/pretrain"
+    for name in ("coco", "visual_genome"):
+        prepared(name, raw, out)
+    downloaded(out / "sbu", [("http://a/1.jpg", "a wooden chair"), ("http://a/2.jpg", "two dogs")])
+    (out / "sbu/00000_stats.json").unlink()
+    return out
+
+
+@pytest.fixture
+def run(folders, tmp_path, capsys):
+    def call(*flags: str) -> tuple[int, str, str]:
+        given = ["--records", str(folders), "--translations", str(tmp_path / "texts"), "--out", str(tmp_path / "out")]
+        status = multilingual.main([*given, "--workers", "1", *flags])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+TEXTS = [
+    "a tray of food 9",
+    "two dogs",
+    "a tray of food 73",
+    "the clock is green",
+    "a wall",
+    "a wooden chair",
+    "toothbrush",
+    "person",
+    "clock",
+    "green",
+    "tall",
+    "hand",
+]
+
+
+def translate(folder: Path, language: str, *, without: tuple[str, ...] = ()) -> None:
+    lines = (folder / "texts.txt").read_text().splitlines()
+    write(
+        folder / f"texts.{language}.txt", "".join("\n" if line in without else f"{language}:{line}\n" for line in lines)
+    )
+
+
+def by_language(text: str, *languages: str) -> dict[str, str]:
+    return {"en": text} | {language: f"{language}:{text}" for language in languages}
+
+
+def test_the_first_run_writes_every_text_once(run, tmp_path):
+    status, printed, _ = run()
+    assert status == 0 and not (tmp_path / "out").exists()
+    assert (tmp_path / "texts/texts.txt").read_text().splitlines() == TEXTS
+    assert "texts.txt: 12 texts. Translate it line by line" in printed
+    assert "no cc3m, which the multilingual configs read too" in printed
+
+
+def test_the_next_run_makes_records_that_the_streams_read(run, folders, tmp_path):
+    run()
+    translate(tmp_path / "texts", "de", without=("two dogs",))
+    translate(tmp_path / "texts", "ja")
+    status, printed, _ = run()
+    assert status == 0
+    shards = Shards([str(tmp_path / "out/coco")], index_folder=tmp_path / "index")
+    found = [parse_image_record(shards.read(number), ImageKeys(), "caption") for number in range(len(shards))]
+    assert [record.captions for record in found[:2]] == [
+        (by_language("a tray of food 9", "de", "ja"),),
+        (by_language("two dogs", "ja"),),
+    ]
+    assert all(record.image.path.is_file() for record in found), "paths are from the new folder"
+    assert f"{tmp_path / 'out/coco'}: 4 records, 4 texts, in en, de, ja" in printed
+    assert "  2 empty translation (de), first " in printed and "texts.txt:2" in printed
+    assert shards.read(0).values["coco_id"] == 9, "by which held-out images are found"
+    shards = Shards([str(tmp_path / "out/vg_regions")], index_folder=tmp_path / "index")
+    record = parse_region_record(shards.read(0), ImageKeys(), "caption")
+    assert record.elements[0].captions == (by_language("clock", "de", "ja"),)
+    assert record.elements[0].attributes == (by_language("green", "de", "ja"), by_language("tall", "de", "ja"))
+    assert record.image.path.is_file()
+
+
+def test_shards_of_tars_keep_their_images(run, folders, tmp_path):
+    run()
+    translate(tmp_path / "texts", "de")
+    run()
+    before, after = (
+        Shards([str(folder / "sbu")], index_folder=tmp_path / "index") for folder in (folders, tmp_path / "out")
+    )
+    assert len(before) == len(after) == 2
+    for number, text in enumerate(["a wooden chair", "two dogs"]):
+        assert after.read(number).image == before.read(number).image
+        assert parse_image_record(after.read(number), ImageKeys(), "caption").captions == (by_language(text, "de"),)
+        assert after.read(number).values["url"] == before.read(number).values["url"]
+
+
+def test_a_run_that_is_cut_goes_on_and_one_that_is_whole_has_nothing_to_do(run, folders, tmp_path, monkeypatch):
+    run()
+    translate(tmp_path / "texts", "de")
+    work = multilingual._translate_shard
+
+    def killed(job):
+        if job.source.parent.name == "vg":
+            raise KeyboardInterrupt
+        return work(job)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(multilingual, "_translate_shard", killed)
+        assert run()[0] == 130
+    done = (tmp_path / "out/coco/part-00000.jsonl").stat().st_mtime_ns
+    status, printed, _ = run()
+    assert status == 0 and "out/coco is already complete with these translations; nothing to do" in printed
+    assert (tmp_path / "out/coco/part-00000.jsonl").stat().st_mtime_ns == done
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith("translations-")] == []
+    translate(tmp_path / "texts", "de", without=("person",))
+    status, _, error = run()
+    assert status == 2 and "was made with other arguments (translations=" in error
+    assert run("--overwrite")[0] == 0
+
+
+def test_records_that_came_later_keep_their_english_text_and_are_told(run, folders, tmp_path):
+    run()
+    translate(tmp_path / "texts", "de")
+    with (folders / "coco/part-00000.jsonl").open("a") as stream:
+        stream.write(json.dumps({"image": "a.jpg", "caption": ["a new text", {"fr": "déjà"}]}) + "\n")
+    status, printed, _ = run()
+    assert status == 0 and "  1 text that was not translated, first " in printed and "part-00000.jsonl:5" in printed
+    last = json.loads((tmp_path / "out/coco/part-00000.jsonl").read_text().splitlines()[-1])
+    assert last["caption"] == [{"en": "a new text"}, {"fr": "déjà"}]
+
+
+def test_mistakes_are_one_line(run, tmp_path, capsys):
+    run()
+    write(tmp_path / "texts/texts.de.txt", "one line\n")
+    status, _, error = run()
+    assert status == 2 and "texts.de.txt: 1 lines, but" in error and "texts.txt has 12; translate line by line" in error
+    assert multilingual.main(["--records", str(tmp_path), "--translations", "x", "--out", "y"]) == 2
+    assert "holds none of coco, vg, sbu, cc3m, coco_regions, vg_regions" in capsys.readouterr().err
+
+
+def test_wikimatrix_is_made_beside_them(run, tmp_path):
+    write(tmp_path / "WikiMatrix.de-en.tsv", "1.2\tein Hund\ta dog\n")
+    run("--wikimatrix", str(tmp_path / "WikiMatrix.de-en.tsv"))
+    [line] = (tmp_path / "out/wikimatrix/WikiMatrix.de-en.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"source_text": "ein Hund", "target_text": "a dog"}
