@@ -106,6 +106,7 @@ def build_folder(
     *,
     overwrite: bool,
     facts: Callable[[], Mapping[str, Any]] = dict,
+    hashed: bool = True,
 ) -> Manifest | None:
     """Make the folder ``out/name``, unless it is there and whole.
 
@@ -116,6 +117,7 @@ def build_folder(
         fill: writes the shards into the folder that it is given, and notes each that is whole.
         overwrite: make it anew.
         facts: what else the manifest says, once the shards are there.
+        hashed: the manifest has a hash of each shard; False: its size alone, for what is too large to be read again.
 
     Returns:
         The manifest; None if the folder was made with these arguments before.
@@ -140,7 +142,7 @@ def build_folder(
             folder.release()
             shutil.rmtree(building, ignore_errors=True)
             raise
-        manifest = write_manifest(building, arguments, counts, facts())
+        manifest = write_manifest(building, arguments, counts, facts(), hashed=hashed)
         folder.close()
     shutil.rmtree(building / "_journal")
     _put_in_place(building, target)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dataset.prepare.building import build_folder, fill_with_records
+from dataset.prepare.by_file import FileSet
 from dataset.prepare.counts import Counts
 from dataset.prepare.downloads import (
-    download_command,
+    command_of_list,
     finished_shards,
     shards_digest,
     take_shards,
@@ -29,11 +30,12 @@ from dataset.prepare.sets.base import DataSet, Product, Request
 from dataset.prepare.sets.coco import COCO
 from dataset.prepare.sets.flickr30k_entities import ENTITIES
 from dataset.prepare.sets.gqa import GQA
+from dataset.prepare.sets.laion import LAION, Filters, Rules
 from dataset.prepare.sets.objects365 import OBJECTS365
 from dataset.prepare.sets.openimages import OPENIMAGES
 from dataset.prepare.sets.refcoco import REFCOCO
 from dataset.prepare.sets.visual_genome import VISUAL_GENOME
-from dataset.prepare.sets.web import CC3M, SBU, WEB_SETS
+from dataset.prepare.sets.web import CC3M, CC12M, SBU, WEB_SETS
 from dataset.prepare.verify import Verified, verify_images
 
 SETS: dict[str, DataSet] = {
@@ -46,12 +48,14 @@ SETS: dict[str, DataSet] = {
     "flickr30k_entities": ENTITIES,
     "objects365": OBJECTS365,
     "openimages": OPENIMAGES,
+    "cc12m": CC12M,
+    "laion": LAION,
 }
 """Data sets by name."""
 
 GROUPS = {
     "4m": ("coco", "visual_genome", "sbu", "cc3m", "refcoco", "gqa", "flickr30k_entities"),
-    "1b": ("objects365", "openimages"),
+    "1b": ("cc12m", "objects365", "openimages", "laion"),
 }
 """Names that stand for several sets. A config reads those of its group, and of the groups before it."""
 
@@ -76,6 +80,8 @@ class Options:
         overwrite: make anew what is there.
         workers: processes.
         tell: called with each line for the user.
+        filters: of LAION.
+        ray: address of a Ray cluster for LAION; None: processes of this machine.
     """
 
     raw: Path
@@ -87,6 +93,8 @@ class Options:
     overwrite: bool
     workers: int
     tell: Callable[[str], object]
+    filters: Filters = field(default_factory=Filters)
+    ray: str | None = None
 
 
 def prepare(name: str, options: Options) -> list[Manifest]:
@@ -99,6 +107,8 @@ def prepare(name: str, options: Options) -> list[Manifest]:
     raw = RawFolder([options.raw])
     searched = RawFolder([options.raw, *options.held_out]) if options.held_out else raw
     held_out = read_held_out(searched, data_set.required, options.without)
+    if name == "laion":
+        return _prepare_laion(data_set, held_out, options)
     if name in WEB_SETS:
         return _prepare_web(name, raw, held_out, options)
     verified = _verified(raw, options) if options.verify else {}
@@ -164,7 +174,7 @@ def _prepare_web(name: str, raw: RawFolder, held_out: HeldOut, options: Options)
         options.tell(
             f"{name}: download the images with img2dataset (pip install img2dataset), then give this command again:"
         )
-        options.tell(f"  {download_command(urls, shards_folder)}")
+        options.tell(f"  {command_of_list(urls, shards_folder, 'tsv')}")
         return [listed] if listed is not None else []
     if unfinished:
         options.tell(
@@ -185,6 +195,26 @@ def _prepare_web(name: str, raw: RawFolder, held_out: HeldOut, options: Options)
     write_folder_index(options.out / name, options.workers)
     tell_result(options.out / name, manifest, data_set.sizes, options.tell)
     return [each for each in (listed, manifest) if each is not None]
+
+
+def _prepare_laion(data_set: DataSet, held_out: HeldOut, options: Options) -> list[Manifest]:
+    """See :class:`~dataset.prepare.by_file.FileSet`."""
+    arguments = {
+        key: value for key, value in _arguments([], held_out, options).items() if key not in ("sources", "verify")
+    }
+    return FileSet(
+        "laion",
+        options.raw,
+        options.out,
+        options.out / DOWNLOADS,
+        rules=Rules(options.filters, held_out, options.missing),
+        arguments=arguments,
+        facts=_facts(data_set, held_out, options),
+        workers=options.workers,
+        ray=options.ray,
+        overwrite=options.overwrite,
+        tell=options.tell,
+    ).prepare()
 
 
 def _arguments(sources: list[RawFile], held_out: HeldOut, options: Options) -> dict[str, Any]:

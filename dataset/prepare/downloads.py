@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from dataset.image_ids import ids_in_url
 from dataset.prepare.building import WorkerDiedError
@@ -39,11 +39,14 @@ from utils.progress import progress_bar
 HEADER = "url\tcaption\n"
 
 
-def download_command(urls: Path, shards: Path) -> str:
-    """The command that downloads the images of a list. Their short sides are at least 384 pixels where the originals' are, the
-    largest that a pre-training config uses with its random crops."""
+def command_of_list(urls: Path, shards: Path, form: Literal["tsv", "parquet"]) -> str:
+    """The command that downloads the images of a list, or of a folder of lists.
+
+    Their short sides are at least 384 pixels where the originals' are, the largest that a pre-training config uses with random
+    crops.
+    """
     return (
-        f"img2dataset --url_list {shlex.quote(str(urls))} --input_format tsv --url_col url --caption_col caption "
+        f"img2dataset --url_list {shlex.quote(str(urls))} --input_format {form} --url_col url --caption_col caption "
         f"--output_format webdataset --output_folder {shlex.quote(str(shards))} "
         "--image_size 384 --resize_mode keep_ratio --resize_only_if_bigger True --processes_count 16 --thread_count 64"
     )
@@ -98,7 +101,7 @@ class Downloaded:
 def finished_shards(folder: Path) -> tuple[list[Path], list[str]]:
     """The shards of img2dataset that are finished, and the names of those that are not."""
     tars = sorted(folder.glob("*.tar"))
-    finished = [path for path in tars if _statistics(path).exists()]
+    finished = [path for path in tars if statistics_of(path).exists()]
     return finished, [path.name for path in tars if path not in finished]
 
 
@@ -107,7 +110,7 @@ def shards_digest(shards: list[Path]) -> str:
     found = hashlib.sha256()
     for path in shards:
         found.update(f"{path.name} {path.stat().st_size}\n".encode())
-        found.update(_statistics(path).read_bytes())
+        found.update(statistics_of(path).read_bytes())
     return found.hexdigest()
 
 
@@ -135,14 +138,14 @@ def take_shards(
             progress_bar(scanned, total=len(shards), desc=folder.out.name.removeprefix(".building-"), unit="shard"),
             strict=True,
         ):
-            downloaded.statuses.update(_statuses(path))
+            downloaded.statuses.update(statuses_of(path))
             counts.read["images"] += len(records)
             kept = {record.stem for record in records if _keep(record, path, allowed, found, contents, counts)}
             unusable |= {_digest(record.url) for record in records if record.fault}
             counts.made["records"] += len(kept)
             counts.made["images"] += len(kept)
             if kept:
-                _place(path, folder.out / path.name, kept if len(kept) < len(records) else None)
+                place_shard(path, folder.out / path.name, kept if len(kept) < len(records) else None)
     downloaded.rot = _not_in(urls, found)
     counts.left_out["address without image"] += sum(_digest(url) not in unusable for url in downloaded.rot)
     return counts, downloaded
@@ -207,7 +210,7 @@ def _keep(
     return False
 
 
-def _place(source: Path, target: Path, kept: set[str] | None) -> None:
+def place_shard(source: Path, target: Path, kept: set[str] | None) -> None:
     """The shard under its new path, with the records ``kept``; None: all of them, as it is."""
     if kept is None:
         target.unlink(missing_ok=True)
@@ -223,15 +226,15 @@ def _place(source: Path, target: Path, kept: set[str] | None) -> None:
                 new.addfile(member, old.extractfile(member))
 
 
-def _statistics(path: Path) -> Path:
+def statistics_of(path: Path) -> Path:
     """The file that img2dataset writes when a shard is finished."""
     return path.with_name(f"{path.stem}_stats.json")
 
 
-def _statuses(path: Path) -> Mapping[str, int]:
+def statuses_of(path: Path) -> Mapping[str, int]:
     """How often each status occurred in a shard: "success", or why there is no image."""
     try:
-        values = json.loads(_statistics(path).read_text(encoding="utf-8"))
+        values = json.loads(statistics_of(path).read_text(encoding="utf-8"))
         return {str(status): int(number) for status, number in values["status_dict"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {"statistics that cannot be read": 1}

@@ -23,7 +23,7 @@ from utils.version import VERSION
 MANIFEST = "_prepare/manifest.json"
 """Path of the manifest in a folder of records; a folder of its own, since ``*.json`` beside the shards would be read as one."""
 
-SUFFIXES = (".jsonl", ".json", ".tar", ".tsv")
+SUFFIXES = (".jsonl", ".json", ".tar", ".tsv", ".parquet")
 """Suffixes of the files that a manifest accounts for."""
 
 
@@ -40,9 +40,14 @@ class Manifest:
 
 
 def write_manifest(
-    folder: Path, arguments: Mapping[str, Any], counts: Counts, facts: Mapping[str, Any] | None = None
+    folder: Path,
+    arguments: Mapping[str, Any],
+    counts: Counts,
+    facts: Mapping[str, Any] | None = None,
+    *,
+    hashed: bool = True,
 ) -> Manifest:
-    """Write the manifest of the shards that lie in ``folder``."""
+    """Write the manifest of the shards that lie in ``folder``. ``hashed``: with a hash of each, not with its size alone."""
     values = {
         "version": VERSION,
         "command": sys.argv[1:],
@@ -50,7 +55,7 @@ def write_manifest(
         "arguments": dict(arguments),
         "counts": counts.to_values(),
         **(facts or {}),
-        "shards": _described(folder, _shards(folder)),
+        "shards": _described(folder, _shards(folder), hashed=hashed),
         "notes": _described(folder, _notes(folder)),
     }
     path = folder / MANIFEST
@@ -118,7 +123,7 @@ def faults(folder: Path) -> Iterator[str]:
             yield f"{path} is missing"
         elif path.stat().st_size != shard["bytes"]:
             yield f"{path} has {path.stat().st_size:,} bytes, not {shard['bytes']:,}"
-        elif file_digest(path) != shard["sha256"]:
+        elif shard["sha256"] is not None and file_digest(path) != shard["sha256"]:
             yield f"{path} has the right size, but another content (SHA-256)"
     for path in _shards(folder):
         if path.name not in shards:
@@ -134,10 +139,10 @@ def _notes(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / MANIFEST).parent.glob("*") if path != folder / MANIFEST and path.is_file())
 
 
-def _described(folder: Path, paths: list[Path]) -> list[dict[str, Any]]:
-    """Path, size in bytes and hash of files."""
+def _described(folder: Path, paths: list[Path], *, hashed: bool = True) -> list[dict[str, Any]]:
+    """Path, size in bytes and hash of files; the hash is null where files are not ``hashed``."""
     with ThreadPoolExecutor(usable_cores()) as pool:  # hashing leaves the interpreter free
-        digests = list(pool.map(file_digest, paths))
+        digests = list(pool.map(file_digest, paths)) if hashed else [None] * len(paths)
     return [
         {"file": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, digests, strict=True)

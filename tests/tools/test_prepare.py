@@ -67,10 +67,18 @@ def test_every_folder_that_the_configs_of_4m_read_is_made_by_a_set():
     assert read == {f"data/pretrain/{folder}" for folder in made_by("4m")}
 
 
+def test_every_folder_that_the_configs_of_1b_read_is_made_by_a_set():
+    choice = choose("configs/pretrain/base_1b.yaml", [], None)
+    data = load_config(choice.config, [], choice.load().config).data
+    read = {*data.images.files, *data.images.clean.files, *data.regions.files}
+    assert {f"data/pretrain/{folder}" for folder in made_by("1b")} <= read
+    assert read <= {f"data/pretrain/{folder}" for folder in made_by("4m", "1b")}
+
+
 def made_by(*groups: str) -> set[str]:
     """The folders of records of the sets in these groups."""
     names = [name for group in groups for name in GROUPS[group]]
-    return {product.folder for name in names for product in SETS[name].products} | (set(names) & set(WEB_SETS))
+    return {product.folder for name in names for product in SETS[name].products} | (set(names) & {*WEB_SETS, "laion"})
 
 
 @pytest.mark.parametrize(

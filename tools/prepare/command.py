@@ -14,12 +14,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 from dataset.prepare.catalogue import GROUPS, READERS, SETS, Options, prepare
 from dataset.prepare.folders import LineParser, whole_number
 from dataset.prepare.held_out import SPLITS
 from dataset.prepare.manifest import faults, prepared_folders, read_manifest
 from dataset.prepare.missing import read_missing
+from dataset.prepare.sets.laion import Filters, Safety
 from utils.cores import usable_cores
 from utils.errors import UserError, one_line_errors
 
@@ -70,6 +72,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("give the folder of the official files: --raw DIR")
     if unknown := [name for name in flags.without if name not in SPLITS]:
         raise UserError(f"--without {unknown[0]}: no such splits; known: {', '.join(SPLITS)}")
+    if flags.ray is not None and "laion" not in names:
+        raise UserError(f"--ray {flags.ray}: only laion is prepared on several machines; leave it out")
     options = Options(
         raw=flags.raw,
         out=flags.out,
@@ -80,6 +84,8 @@ def main(argv: Sequence[str]) -> int:
         overwrite=flags.overwrite,
         workers=flags.workers,
         tell=lambda line: sys.stdout.write(f"{line}\n"),
+        filters=Filters(flags.min_side, flags.min_similarity, flags.safety, flags.max_unsafe, flags.max_watermark),
+        ray=flags.ray,
     )
     return prepare_all(names, options)
 
@@ -187,4 +193,26 @@ def _parser() -> LineParser:
         metavar="N",
         help="processes (default: one a core, %(default)d)",
     )
+    _add_laion(parser)
     return parser
+
+
+def _add_laion(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("laion (the paper does not say how it was filtered)").add_argument
+    add("--min-side", type=whole_number(0, 100_000), default=0, metavar="PIXELS", help="of the shorter side, as listed")
+    add("--min-similarity", type=float, default=-1.0, metavar="S", help="of image and text, by CLIP, as listed")
+    add(
+        "--safety",
+        choices=get_args(Safety),
+        default="NSFW",
+        help="the tag left out: NSFW, UNSURE too, or none (%(default)s)",
+    )
+    add(
+        "--max-unsafe",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="largest probability of an unsafe image (column punsafe)",
+    )
+    add("--max-watermark", type=float, default=1.0, metavar="P", help="largest probability of a watermark (pwatermark)")
+    add("--ray", metavar="ADDRESS", help="work on a Ray cluster that shares the disk: its address, auto, or local")

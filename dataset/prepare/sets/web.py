@@ -1,4 +1,4 @@
-"""SBU and Conceptual Captions (CC3M): captions with the addresses of their images."""
+"""SBU and Conceptual Captions (CC3M, CC12M): captions with the addresses of their images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 SBU_URLS, SBU_CAPTIONS = "SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_dataset_captions.txt"
 SBU_JSON = "sbu-captions-all.json"
-CC3M_TSV = "Train_GCC-training.tsv"
+CC3M_TSV, CC12M_TSV = "Train_GCC-training.tsv", "cc12m.tsv"
 
 LONGEST_LINE = 1 << 20
 """Bytes of a line of a text file."""
@@ -107,6 +107,27 @@ def cc3m_pairs(sources: list[RawFile], counts: Counts) -> Iterator[Pair]:
             yield Pair(place, columns[1].strip(), columns[0])
 
 
+def cc12m_sources(raw: RawFolder) -> list[RawFile]:
+    """The file of pairs."""
+    return raw.need(CC12M_TSV)
+
+
+def cc12m_pairs(sources: list[RawFile], counts: Counts) -> Iterator[Pair]:
+    """The pairs of CC12M: the address stands before the caption, other than in CC3M. Names of people are ``<PERSON>``, which the
+    clean-up makes "person"."""
+    for place, line in lines_of(sources[0]):
+        columns = line.split("\t")
+        if columns == ["url", "caption"]:  # img2dataset's guide has users put such a line first
+            continue
+        counts.read["pairs"] += 1
+        if len(columns) != 2:
+            counts.leave_out("wrong columns", place, f"{len(columns)} columns, not address and caption")
+        elif not columns[0].strip().lower().startswith(("http://", "https://")):
+            counts.leave_out("wrong columns", place, f"the first column, {columns[0][:60]!r}, is no address")
+        else:
+            yield Pair(place, columns[0].strip(), columns[1])
+
+
 class WebSet(NamedTuple):
     """A set of addresses: where its official files are, and how they are read."""
 
@@ -137,4 +158,18 @@ CC3M = DataSet(
     required=(),
 )
 
-WEB_SETS = {"sbu": WebSet(sbu_sources, sbu_pairs), "cc3m": WebSet(cc3m_sources, cc3m_pairs)}
+CC12M = DataSet(
+    title="Conceptual 12M (CC12M)",
+    home="github.com/google-research-datasets/conceptual-12m",
+    licence="free to use, as its home states; images under their own terms",
+    files={CC12M_TSV: "addresses and captions"},
+    sizes={"pairs": 12_423_374},
+    products=(),
+    required=(),
+)
+
+WEB_SETS = {
+    "sbu": WebSet(sbu_sources, sbu_pairs),
+    "cc3m": WebSet(cc3m_sources, cc3m_pairs),
+    "cc12m": WebSet(cc12m_sources, cc12m_pairs),
+}
