@@ -45,12 +45,13 @@ class WorkerDiedError(UserError):
 
 @dataclass
 class Job:
-    """A part of the input: ``items`` for the function that converts them, ``size`` as the unit of the progress bar, and what was
-    counted when the part was read."""
+    """A part of the input: ``items`` for the function that converts them, ``size`` as the unit of the progress bar, what was
+    counted when the part was read, and the ``place`` of a single item."""
 
     items: list[Any]
     size: int = 0
     counts: Counts = field(default_factory=Counts)
+    place: str = ""
 
 
 def image_jobs(
@@ -89,13 +90,15 @@ class Work:
     """Jobs in a fixed order, and the function that converts the items of one into records.
 
     ``convert``: at the top of a module, since processes run it. ``total``: the sizes of all jobs together, for the progress bar.
-    ``unit``: what the sizes count.
+    ``unit``: what the sizes count. ``deadly``: the reason under which an item is left out that ends the process it is converted
+    in, as a damaged video can; "": that ends the run.
     """
 
     convert: Callable[[list[Any], Counts], Iterator[Mapping[str, Any]]]
     jobs: Iterator[Job]
     total: int
     unit: str = "image"
+    deadly: str = ""
 
 
 def build_folder(
@@ -191,6 +194,7 @@ class _Task(NamedTuple):
     shard: str
     convert: Callable[[list[Any], Counts], Iterator[Mapping[str, Any]]]
     job: Job
+    deadly: str
 
 
 class _Result(NamedTuple):
@@ -207,7 +211,7 @@ def _jobs_to_do(
         if shard in done:
             on_skipped(job.size)
         else:
-            yield _Task(shard, work.convert, job)
+            yield _Task(shard, work.convert, job, work.deadly)
 
 
 def _convert(task: _Task) -> _Result:
@@ -219,6 +223,9 @@ def _convert(task: _Task) -> _Result:
 
 
 def _died(task: _Task) -> _Result:
+    if task.deadly:
+        task.job.counts.leave_out(task.deadly, task.job.place, "the process that read it died")
+        return _Result(task.shard, task.job.size, Converted([], task.job.counts))
     raise WorkerDiedError(
         f"{task.shard}: a process that converted it was killed; is there enough memory? give fewer --workers"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from dataset.prepare.downloads import (
     write_url_list,
 )
 from dataset.prepare.folder_index import write_folder_index
-from dataset.prepare.held_out import HeldOut, read_held_out
+from dataset.prepare.held_out import VIDEO_SPLITS, HeldOut, read_held_out
 from dataset.prepare.image_finder import IMAGE_SUFFIXES
 from dataset.prepare.manifest import Manifest
 from dataset.prepare.missing import write_missing
@@ -34,9 +34,11 @@ from dataset.prepare.sets.laion import LAION, Filters, Rules
 from dataset.prepare.sets.objects365 import OBJECTS365
 from dataset.prepare.sets.openimages import OPENIMAGES
 from dataset.prepare.sets.refcoco import REFCOCO
+from dataset.prepare.sets.videos import HOWTO100M, WEBVID, YT_TEMPORAL
 from dataset.prepare.sets.visual_genome import VISUAL_GENOME
 from dataset.prepare.sets.web import CC3M, CC12M, SBU, WEB_SETS
 from dataset.prepare.verify import Verified, verify_images
+from dataset.prepare.video_clips import VideoOptions
 
 SETS: dict[str, DataSet] = {
     "coco": COCO,
@@ -50,16 +52,24 @@ SETS: dict[str, DataSet] = {
     "openimages": OPENIMAGES,
     "cc12m": CC12M,
     "laion": LAION,
+    "webvid": WEBVID,
+    "howto100m": HOWTO100M,
+    "yt_temporal": YT_TEMPORAL,
 }
 """Data sets by name."""
 
 GROUPS = {
     "4m": ("coco", "visual_genome", "sbu", "cc3m", "refcoco", "gqa", "flickr30k_entities"),
     "1b": ("cc12m", "objects365", "openimages", "laion"),
+    "videos": ("webvid", "howto100m", "yt_temporal"),
 }
 """Names that stand for several sets. A config reads those of its group, and of the groups before it."""
 
-READERS = {"4m": "configs/pretrain/{base,large}_4m.yaml", "1b": "configs/pretrain/{base,large}_1b.yaml"}
+READERS = {
+    "4m": "configs/pretrain/{base,large}_4m.yaml",
+    "1b": "configs/pretrain/{base,large}_1b.yaml",
+    "videos": "configs/pretrain/{base,large}_1b_stage2.yaml",
+}
 """The configs of each group."""
 
 DOWNLOADS = "_download"
@@ -81,6 +91,7 @@ class Options:
         workers: processes.
         tell: called with each line for the user.
         filters: of LAION.
+        videos: how videos become records.
         ray: address of a Ray cluster for LAION; None: processes of this machine.
     """
 
@@ -94,6 +105,7 @@ class Options:
     workers: int
     tell: Callable[[str], object]
     filters: Filters = field(default_factory=Filters)
+    videos: VideoOptions = field(default_factory=VideoOptions)
     ray: str | None = None
 
 
@@ -106,7 +118,8 @@ def prepare(name: str, options: Options) -> list[Manifest]:
     data_set = SETS[name]
     raw = RawFolder([options.raw])
     searched = RawFolder([options.raw, *options.held_out]) if options.held_out else raw
-    held_out = read_held_out(searched, data_set.required, options.without)
+    videos = name in GROUPS["videos"]
+    held_out = read_held_out(searched, data_set.required, options.without, VIDEO_SPLITS if videos else None)
     if name == "laion":
         return _prepare_laion(data_set, held_out, options)
     if name in WEB_SETS:
@@ -117,7 +130,8 @@ def prepare(name: str, options: Options) -> list[Manifest]:
         if product.measures in options.without:
             options.tell(f"{product.folder}: not made, since --without {product.measures} trains on its images")
             continue
-        request = Request(raw, held_out, options.out / product.folder, options.missing, verified, options.workers)
+        folder = options.out / product.folder
+        request = Request(raw, held_out, folder, options.missing, verified, options.workers, options.videos)
         manifest = _prepare_records(data_set, product, request, options)
         if manifest is not None:
             made.append(manifest)
@@ -127,12 +141,14 @@ def prepare(name: str, options: Options) -> list[Manifest]:
 def _prepare_records(data_set: DataSet, product: Product, request: Request, options: Options) -> Manifest | None:
     opened = product.open(request)
     arguments = _arguments(opened.sources, request.held_out, options)
+    if data_set in (SETS[name] for name in GROUPS["videos"]):
+        arguments["videos"] = asdict(options.videos)
 
     def fill(folder: OutputFolder) -> Counts:
         counts = fill_with_records(folder, opened.work(folder.out), options.workers, product.folder)
         write_missing(folder.out, opened.images.missing)
         if opened.images.annotations_alone:
-            where = opened.images.raw.roots[0]
+            where = request.raw.roots[0]
             options.tell(f"{product.folder}: no image is there; the records name where they usually lie, below {where}")
         return counts
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dataset.media.augment import shrink
 from dataset.media.encoded import EncodedImage, encode_jpeg, pixels_of
-from dataset.media.video import VideoReadingConfig, VideoSource, read_frames, sample_frames, video_source
+from dataset.media.video import Choose, VideoReadingConfig, VideoSource, read_frames, sample_frames, video_source
 from dataset.prepare.output import json_line
 from dataset.records.broken import broken_record
 from dataset.records.schema import BrokenRecordError
@@ -53,6 +53,10 @@ class FrameMaking:
             limit = self.max_frames
             return range(count) if limit is None or count <= limit else sample_frames(count, limit)
 
+        return self.frames_at(source, choose)
+
+    def frames_at(self, source: VideoSource, choose: Choose) -> list[str]:
+        """The chosen frames; raises as :meth:`frames`. None chosen: nothing is decoded."""
         encoded = read_frames(source, self.reading, choose, self._encoded, self.max_pixels)
         return [base64.b64encode(content.numpy().tobytes()).decode("ascii") for content in encoded]
 

@@ -6,7 +6,8 @@ from ``image_data.json`` and COCO's ``flickr_url``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.records.broken import printable
 from utils.errors import UserError
 from utils.pickles import load_plain_pickle
+
+_YOUTUBE = re.compile(r"(?:[?&]v=|youtu\.be/|/embed/)([\w-]{11})")
+_MSVD_LINE = re.compile(r"(\S+)_\d+_\d+\s+vid(\d+)")
 
 TRAINING = ("train", "restval")
 """Splits that are trained on downstream."""
@@ -62,19 +66,25 @@ class HeldOut:
         return next((self.split_of[each] for each in sorted(ids) if each in self.split_of), None)
 
 
-def read_held_out(raw: RawFolder, required: Sequence[str], without: Sequence[str]) -> HeldOut:
-    """The held-out images of every set in :data:`SPLITS` whose file is there.
+def read_held_out(
+    raw: RawFolder,
+    required: Sequence[str],
+    without: Sequence[str],
+    all_splits: Mapping[str, HeldOutSplits] | None = None,
+) -> HeldOut:
+    """The held-out images of every set whose file is there.
 
     Args:
         raw: the folders in which the official files are looked for.
         required: names of :data:`SPLITS` whose file has to be there.
         without: names that are left aside: their images are kept.
+        all_splits: :data:`VIDEO_SPLITS`; None: :data:`SPLITS`.
 
     Raises:
         UserError: a required file is missing, or one cannot be read or names no held-out image.
     """
     held_out = HeldOut()
-    for name, splits in SPLITS.items():
+    for name, splits in (all_splits or SPLITS).items():
         if name in without:
             continue
         file = splits.locate(raw)
@@ -96,7 +106,8 @@ def read_held_out(raw: RawFolder, required: Sequence[str], without: Sequence[str
             f"held-out images are not known: no {files} below {roots}; give their folder with --held-out DIR, or, if you "
             f"never measure on them, {' '.join(f'--without {name}' for name in missing)}"
         )
-    _follow_links(raw, held_out)
+    if all_splits is None:
+        _follow_links(raw, held_out)
     return held_out
 
 
@@ -227,6 +238,33 @@ def _entities(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
     return read
 
 
+def _msrvtt(file: RawFile) -> Iterator[tuple[str, str]]:
+    """Reader of MSR-VTT's list of clips, by the address of their videos."""
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            if piece.section != "videos":
+                continue
+            try:
+                split, found = str(piece.value["split"]), _YOUTUBE.search(piece.value["url"])
+            except (KeyError, TypeError) as error:
+                raise _odd(file, f"videos[{piece.key}]", error) from None
+            if found and (split.startswith("val") or split == "test"):
+                yield f"youtube:{found[1]}", split
+
+
+def _msvd(file: RawFile) -> Iterator[tuple[str, str]]:
+    """Reader of MSVD's mapping, ``<id>_<start>_<end> vid<N>``: 1,200 clips are trained on, 100 validated, the others tested."""
+    with file.open() as stream:
+        for number, line in enumerate(stream, start=1):
+            match = _MSVD_LINE.fullmatch(line.decode("utf-8", "replace").strip())
+            if match is None:
+                raise UserError(
+                    f"{file}:{number}: is not a clip and its number, <id>_<start>_<end> vid<N>; is it MSVD's file?"
+                )
+            if int(match[2]) > 1200:
+                yield f"youtube:{match[1]}", "val" if int(match[2]) <= 1300 else "test"
+
+
 def _odd(file: RawFile, place: str, error: Exception) -> UserError:
     return UserError(f"{file}: {place} is not as in the official file ({type(error).__name__}: {error})")
 
@@ -269,6 +307,14 @@ SPLITS: dict[str, HeldOutSplits] = {
     "entities_test": HeldOutSplits("Flickr30K Entities", "test.txt", _of_entities("test.txt"), _entities("test")),
 }
 """Downstream splits by name."""
+
+VIDEO_SPLITS: dict[str, HeldOutSplits] = {
+    "msrvtt": HeldOutSplits(
+        "MSR-VTT", "MSRVTT_data.json", _named("MSRVTT_data.json", "test_videodatainfo.json"), _msrvtt
+    ),
+    "msvd": HeldOutSplits("MSVD", "youtube_mapping.txt", _named("youtube_mapping.txt"), _msvd),
+}
+"""Downstream splits of videos by name; their ids are those of YouTube."""
 
 OF_COCO = ("karpathy_coco", "refcoco", "refcoco+", "refcocog")
 """Splits whose images are COCO's training and validation images."""

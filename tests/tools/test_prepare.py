@@ -75,6 +75,14 @@ def test_every_folder_that_the_configs_of_1b_read_is_made_by_a_set():
     assert read <= {f"data/pretrain/{folder}" for folder in made_by("4m", "1b")}
 
 
+def test_every_folder_that_the_configs_of_the_second_step_read_is_made_by_a_set():
+    choice = choose("configs/pretrain/base_1b_stage2.yaml", [], None)
+    data = load_config(choice.config, [], choice.load().config).data
+    read = {*data.images.files, *data.videos.files, *data.videos.clean.files, *data.regions.files}
+    assert {f"data/pretrain/{folder}" for folder in made_by("videos")} <= read
+    assert read <= {f"data/pretrain/{folder}" for folder in made_by("4m", "1b", "videos")}
+
+
 def made_by(*groups: str) -> set[str]:
     """The folders of records of the sets in these groups."""
     names = [name for group in groups for name in GROUPS[group]]

@@ -1,7 +1,7 @@
 """``python run.py prepare NAME --raw DIR --out DIR``: records for pre-training from the official files of a public data set.
 
 NAME is a data set of `--list`, or a group: 4m for all that configs/pretrain/base_4m.yaml reads, 1b for what base_1b.yaml reads
-besides. DIR of --raw holds the official
+besides, videos for the second step of 1b. DIR of --raw holds the official
 annotation files, plain or zipped, and the images, in any folders; files of downstream splits are looked for there too: their
 images are left out. A run that is cut goes on when the same command is given again; a folder of records appears when it is whole.
 """
@@ -18,12 +18,14 @@ from typing import get_args
 
 from dataset.prepare.catalogue import GROUPS, READERS, SETS, Options, prepare
 from dataset.prepare.folders import LineParser, whole_number
-from dataset.prepare.held_out import SPLITS
+from dataset.prepare.held_out import SPLITS, VIDEO_SPLITS
 from dataset.prepare.manifest import faults, prepared_folders, read_manifest
 from dataset.prepare.missing import read_missing
 from dataset.prepare.sets.laion import Filters, Safety
+from dataset.prepare.video_clips import VideoOptions
 from utils.cores import usable_cores
 from utils.errors import UserError, one_line_errors
+from utils.flags import positive_real
 
 OUT = Path("data/pretrain")
 
@@ -70,8 +72,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{unknown[0]!r} is no data set; known: {known}; --list describes them")
     if flags.raw is None:
         raise UserError("give the folder of the official files: --raw DIR")
-    if unknown := [name for name in flags.without if name not in SPLITS]:
-        raise UserError(f"--without {unknown[0]}: no such splits; known: {', '.join(SPLITS)}")
+    splits = {**SPLITS, **VIDEO_SPLITS}
+    if unknown := [name for name in flags.without if name not in splits]:
+        raise UserError(f"--without {unknown[0]}: no such splits; known: {', '.join(splits)}")
     if flags.ray is not None and "laion" not in names:
         raise UserError(f"--ray {flags.ray}: only laion is prepared on several machines; leave it out")
     options = Options(
@@ -85,6 +88,7 @@ def main(argv: Sequence[str]) -> int:
         workers=flags.workers,
         tell=lambda line: sys.stdout.write(f"{line}\n"),
         filters=Filters(flags.min_side, flags.min_similarity, flags.safety, flags.max_unsafe, flags.max_watermark),
+        videos=VideoOptions(flags.short_side, flags.frames_per_second, flags.clips, flags.words),
         ray=flags.ray,
     )
     return prepare_all(names, options)
@@ -194,7 +198,20 @@ def _parser() -> LineParser:
         help="processes (default: one a core, %(default)d)",
     )
     _add_laion(parser)
+    _add_videos(parser)
     return parser
+
+
+def _add_videos(parser: argparse.ArgumentParser) -> None:
+    add, usual = parser.add_argument_group("videos").add_argument, VideoOptions()
+    side = "of a frame, at most (default %(default)d, enough for pre-training at 224)"
+    add("--short-side", type=whole_number(16, 4096), default=usual.short_side, metavar="PIXELS", help=side)
+    rate = "frames that are kept of each (default %(default)g, the paper's)"
+    add("--frames-per-second", type=positive_real, default=usual.frames_per_second, metavar="N", help=rate)
+    clips = "neighbouring clips of a record, at most (default %(default)d)"
+    add("--clips", type=whole_number(1, 10_000), default=usual.clips, metavar="N", help=clips)
+    words = "of a clip of yt_temporal (default %(default)d)"
+    add("--words", type=whole_number(1, 1000), default=usual.words, metavar="N", help=words)
 
 
 def _add_laion(parser: argparse.ArgumentParser) -> None:

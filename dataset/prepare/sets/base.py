@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from dataset.prepare.building import Work
 from dataset.prepare.held_out import HeldOut
-from dataset.prepare.image_finder import ImageFinder
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.verify import Verified
+from dataset.prepare.video_clips import VideoOptions
 
 
 @dataclass(frozen=True)
 class Request:
     """A folder of records that is asked for: official files, the ids that may not be used, and the folder for the records;
-    ``workers``: processes that read the files."""
+    ``workers``: processes that read the files; ``videos``: how videos become records."""
 
     raw: RawFolder
     held_out: HeldOut
@@ -25,15 +25,25 @@ class Request:
     excluded: frozenset[str] = frozenset()
     verified: Mapping[Path, Verified] = field(default_factory=dict)
     workers: int = 1
+    videos: VideoOptions = field(default_factory=VideoOptions)
+
+
+class Finder(Protocol):
+    """Finds images or videos: ``missing`` has the names of those that are not there; ``annotations_alone``: none at all is."""
+
+    missing: list[str]
+
+    @property
+    def annotations_alone(self) -> bool: ...
 
 
 class Opened(NamedTuple):
     """A conversion that is ready: the ``sources`` that it reads, and its ``work``, which starts when it is called with the folder
-    of the shards, where it may keep files meanwhile. ``images``: knows afterwards which images are missing."""
+    of the shards, where it may keep files meanwhile. ``images``: knows afterwards which images or videos are missing."""
 
     sources: list[RawFile]
     work: Callable[[Path], Work]
-    images: ImageFinder
+    images: Finder
 
 
 @dataclass(frozen=True)

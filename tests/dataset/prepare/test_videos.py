@@ -1,0 +1,268 @@
+"""WebVid, HowTo100M and YT-Temporal-180M: expectations written by hand for small files in their official forms."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataset.media.encoded import decode
+from dataset.prepare import building, video_clips
+from dataset.prepare.counts import Counts
+from dataset.prepare.sets.videos import clips_of_words, with_times
+from dataset.prepare.video_clips import Clip, VideoOptions, speech_clips
+from dataset.records.clips import parse_video_record
+from dataset.shards.readers import Shards
+from tests.dataset.media.test_video import number_on, write_video
+from tests.dataset.prepare import official
+from tests.dataset.prepare.official import counted, prepared, records, write
+from tests.dataset.prepare.refusals import left, one_line
+
+
+@pytest.fixture
+def serial(monkeypatch):
+    monkeypatch.setattr(building, "in_order", official.in_this_process)
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    (tmp_path / "raw").mkdir()
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+def video(path: Path, seconds: int) -> None:
+    """Five frames a second: that of second n has the number 5 n painted on it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, [number / 5 for number in range(5 * seconds + 1)], codec="mpeg4")
+
+
+def seconds_of(frames: list[str]) -> list[int]:
+    """The seconds at which frames are shown."""
+    numbers = [number_on(decode(base64.b64decode(frame), 10**6, "frame")) for frame in frames]
+    assert all(number % 5 == 0 for number in numbers)
+    return [number // 5 for number in numbers]
+
+
+def shown(record: dict[str, Any]) -> dict[str, Any]:
+    frames = record["video_frames"]
+    clips = [seconds_of(clip) for clip in frames] if isinstance(frames[0], list) else seconds_of(frames)
+    return {**record, "video_frames": clips}
+
+
+def webvid(root: Path) -> None:
+    rows = [
+        "videoid,contentUrl,duration,page_dir,name",
+        '11,https://x/11.mp4,PT00H00M02S,000_050,"Runner, at the ""beach""!"',
+        "12,https://x/12.mp4,PT00H00M02S,000_050,is not there",
+        "13,https://x/13.mp4,PT00H00M02S,050_099,Two  dogs",
+        "14,https://x/14.mp4,PT00H00M02S,050_099,damaged",
+        "15,https://x/15.mp4,PT00H00M02S,050_099, . ",
+    ]
+    write(root / "results_2M_train.csv", "\n".join(rows) + "\n")
+    video(root / "videos/000_050/11.mp4", 2)
+    video(root / "videos/other/13.mp4", 5)
+    video(root / "videos/050_099/13.mp4", 1)
+    write(root / "videos/050_099/14.mp4", "no video")
+    video(root / "videos/050_099/15.mp4", 1)
+
+
+def test_webvid(raw, out, serial):
+    webvid(raw / "webvid")
+    prepared("webvid", raw, out)
+    assert [shown(record) for record in records(out / "webvid")] == [
+        {"video_id": "11", "video_frames": [0, 1, 2], "text": "runner at the beach"},
+        {"video_id": "13", "video_frames": [0, 1], "text": "two dogs"},
+    ]
+    assert counted(out / "webvid") == {
+        "read": {"videos": 5},
+        "made": {"clips": 2, "frames": 5, "records": 2},
+        "mended": {},
+        "left_out": {"missing video": 1, "unreadable video": 1, "empty text": 1},
+    }
+    assert (out / "webvid/_prepare/missing.txt").read_text().split() == ["12"]
+
+
+TRANSCRIPTS = {
+    "nVbIUDjzWY4": {
+        "start": [0.0, 3.2, 4.0, 6.1, 60.0],
+        "end": [1.5, 6.1, 4.5, 8.0, 70.0],
+        "text": ["Hi there", "now we [Laughter] cut", "the Onions", "[Music]", "never shown"],
+    },
+    "aaaaaaaaaaa": {"start": [0.0], "end": [1.0], "text": ["held out"]},
+    "bbbbbbbbbbb": {"start": [0.0], "end": [1.0], "text": ["is not there"]},
+    "ccccccccccc": {"start": [0.0], "end": [1.0], "text": ["[Music]"]},
+}
+
+
+def howto(root: Path, name: str = "caption.json") -> None:
+    write(root / name, TRANSCRIPTS)
+    video(root / "any/nVbIUDjzWY4.mp4", 8)
+    video(root / "aaaaaaaaaaa.webm".replace("webm", "mkv"), 1)
+    video(root / "ccccccccccc.mp4", 1)
+    rows = [
+        {"video_id": "video1", "url": "https://www.youtube.com/watch?v=aaaaaaaaaaa", "split": "test"},
+        {"video_id": "video2", "url": "https://www.youtube.com/watch?v=nVbIUDjzWY4", "split": "train"},
+    ]
+    write(root / "msrvtt/MSRVTT_data.json", {"videos": rows, "sentences": []})
+
+
+@pytest.mark.parametrize("name", ["caption.json", "raw_caption.json"])
+def test_howto100m(raw, out, serial, name):
+    """Clip 2 lasts until clip 3 begins; the frame of one that begins and ends within a second is the one before."""
+    howto(raw, name)
+    prepared("howto100m", raw, out)
+    [record] = [shown(record) for record in records(out / "howto100m")]
+    assert record == {
+        "video_id": "nVbIUDjzWY4",
+        "video_frames": [[0, 1], [3], [4]],
+        "text": ["hi there", "now we cut", "the onions"],
+        "is_continuous": True,
+    }
+    assert counted(out / "howto100m") == {
+        "read": {"videos": 4, "clips": 6},
+        "made": {"clips": 3, "frames": 4, "videos": 1, "records": 1},
+        "mended": {"clip cut where the next begins": 1},
+        "left_out": {
+            "held out by MSR-VTT test": 1,
+            "missing video": 1,
+            "clip without speech": 2,
+            "video without speech": 1,
+            "clip outside its video": 1,
+        },
+    }
+
+
+def test_neighbouring_clips_stand_in_records_of_a_few_and_the_stream_reads_them(raw, out, serial):
+    howto(raw)
+    prepared("howto100m", raw, out, videos=VideoOptions(clips=2))
+    assert [shown(record)["video_frames"] for record in records(out / "howto100m")] == [[[0, 1], [3]], [[4]]]
+    shards = Shards([str(out / "howto100m")])
+    record = parse_video_record(shards.read(0), "video_frames", "text", None)
+    assert record.continuous and len(record.clips) == 2
+
+
+def test_more_frames_a_second_and_smaller_ones(raw, out, serial):
+    webvid(raw)
+    prepared("webvid", raw, out, videos=VideoOptions(frames_per_second=2.5, short_side=20))
+    frames = records(out / "webvid")[0]["video_frames"]
+    assert len(frames) == 6
+    assert min(decode(base64.b64decode(frames[0]), 10**6, "frame").shape[1:]) == 20
+    message = "made from other files or with other flags (videos); --overwrite makes it anew"
+    assert message in re.sub(r"\s+", " ", failing(raw, out))
+
+
+def failing(raw: Path, out: Path) -> str:
+    from utils.errors import UserError
+
+    with pytest.raises(UserError) as error:
+        prepared("webvid", raw, out)
+    return str(error.value)
+
+
+def yt_temporal(root: Path, packed: bool = False) -> None:
+    words = [("so", 0.4), ("today", 1.0), ("wee", 1.5), ("cook", 2.2), ("rice", 3.1), ("[Music]", 4.0), ("bye", 5.2)]
+    subtitles = [{"word": word, "time": time} for word, time in words]
+    denoised = [{"cleanasr": "So, today we cook"}, {"cleanasr": "rice. Bye!"}]
+    lines = [
+        {"info": {"id": "dddddddddd1", "title": "t", "duration": 7}, "subtitles": subtitles, "denoised": denoised},
+        {"info": {"id": "dddddddddd2", "title": "t", "duration": 7}, "subtitles": subtitles},
+        {"info": {"id": "dddddddddd3"}, "subtitles": subtitles},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    name = "yttemporal180m_000of100.jsonl"
+    if packed:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+    else:
+        write(root / name, text)
+    video(root / "v/dddddddddd1.mp4", 7)
+    video(root / "v/dddddddddd2.mp4", 7)
+    write(root / "youtube_mapping.txt", "kkkkkkkkkkk_1_9 vid1200\ndddddddddd3_12_33 vid1301\n")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_yt_temporal(raw, out, serial, packed):
+    yt_temporal(raw / "yt", packed)
+    prepared("yt_temporal", raw, out, videos=VideoOptions(words=3))
+    assert [shown(record) for record in records(out / "yttemporal")] == [
+        {
+            "video_id": "dddddddddd1",
+            "video_frames": [[1, 2], [3, 4, 5, 6]],
+            "text": ["so today we", "cook rice bye"],
+            "is_continuous": True,
+        },
+        {
+            "video_id": "dddddddddd2",
+            "video_frames": [[1, 2], [3, 4, 5], [6]],
+            "text": ["so today wee", "cook rice", "bye"],
+            "is_continuous": True,
+        },
+    ]
+    assert counted(out / "yttemporal")["left_out"] == {"held out by MSVD test": 1}
+
+
+def test_words_of_a_cleaned_transcript_have_the_times_of_the_raw_one():
+    raw_words = [("uh", 0.0), ("so", 0.4), ("today", 1.0), ("wee", 1.5), ("cook", 2.2)]
+    assert with_times(["Today,", "we", "cook!"], raw_words) == [("Today,", 1.0), ("we", 1.0), ("cook!", 2.2)]
+    assert with_times(["nothing", "alike"], raw_words) == [("nothing", 0.0), ("alike", 0.0)]
+    assert with_times(["x"], []) == [("x", 0.0)]
+
+
+def test_clips_of_words_follow_each_other_to_the_end():
+    words = [("a", 1.0), ("b", 2.0), ("c", 3.5)]
+    assert clips_of_words(words, 9.0, 2) == [Clip(1.0, 3.5, "a b"), Clip(3.5, 9.0, "c")]
+    assert clips_of_words(words, 0.0, 3) == [Clip(1.0, 4.5, "a b c")]
+    assert clips_of_words([], 9.0, 3) == []
+
+
+def test_clips_are_ordered_and_cut_where_the_next_begins():
+    counts = Counts()
+    clips = [Clip(5, 9, "c"), Clip(0, 4, "a"), Clip(2, 3, "b"), Clip(2, 6, "B")]
+    found = speech_clips(clips, counts, "place")
+    assert found == [Clip(0, 2, "a"), Clip(2, 3, "b"), Clip(2, 5, "b"), Clip(5, 9, "c")]
+    assert counts.mended["clip cut where the next begins"] == 2
+
+
+def test_mistakes_are_one_line(raw, out, serial):
+    for name, said in [
+        ("webvid", "results_2M_train.csv is not there"),
+        ("howto100m", "caption.json is not there"),
+        ("yt_temporal", "yttemporal*.jsonl of YT-Temporal-180M is not there"),
+    ]:
+        assert said in one_line(name, raw, out)
+    write(raw / "results_2M_train.csv", "a,b\n1,2\n")
+    assert "has no column videoid, page_dir, name; is it WebVid's file?" in one_line("webvid", raw, out)
+    write(raw / "caption.json", {"a": {"start": [1], "end": [], "text": []}})
+    assert "1 wrong type" in one_line("howto100m", raw, out)
+    write(raw / "yttemporal.jsonl", "{}\n")
+    assert "1 wrong type" in one_line("yt_temporal", raw, out)
+    write(raw / "youtube_mapping.txt", "one column\n")
+    assert "youtube_mapping.txt:1: is not a clip and its number" in one_line("howto100m", raw, out)
+    assert left(out) == []
+
+
+def dies(options: VideoOptions, items: list[Any], counts: Counts) -> Any:
+    if items and items[0].values["video_id"] == "11":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return video_clips.video_records(options, items, counts)
+
+
+def test_a_video_that_ends_its_process_is_left_out_and_the_others_are_made(raw, out, monkeypatch):
+    """In real processes."""
+    webvid(raw)
+    monkeypatch.setattr("dataset.prepare.sets.videos.video_records", dies)
+    prepared("webvid", raw, out, workers=2)
+    assert [record["video_id"] for record in records(out / "webvid")] == ["13"]
+    assert counted(out / "webvid")["left_out"]["unreadable video"] == 2
