@@ -1,8 +1,8 @@
 """A folder of blocks of remote files, bounded in bytes over all processes of a machine.
 
-A block is a file: its content, and a digest of it. It is written in one step, and read through a memory map once the digest has
-been checked. Blocks are spread over :data:`SHELVES` folders, each of which has its share of the bound: to make room, a process
-looks through one of them.
+A block is a file: its content, and a digest of it and of the block's name. It is written in one step, and read through a memory
+map once the digest has been checked. Blocks are spread over :data:`SHELVES` folders, each of which has its share of the bound: to
+make room, a process looks through one of them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 
 SHELVES = 64
 _DIGEST = 16
-_MAPPED = 256
-"""Blocks that a process holds mapped; they stay on the disk until it lets them go."""
+_MAPPED = 32
+"""Blocks that a process holds mapped; they stay on the disk until it lets them go. Each takes a file descriptor."""
 _CHECKED = 1 << 16
 """Blocks of which a process knows that it has checked the digest."""
 _LOCKS = 1024
@@ -107,14 +107,15 @@ class BlockCache:
         except OSError:
             return None
         logger.warning("%s is damaged; the block is fetched again", path)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
         return None
 
     def _is_whole(self, name: str, file: int, content: memoryview) -> bool:
         """Whether content and digest agree; each file is looked at once."""
         if self._checked.get(name) == file:
             return True
-        if _digest(content[:-_DIGEST]) != content[-_DIGEST:]:
+        if _digest(name, content[:-_DIGEST]) != content[-_DIGEST:]:
             return False
         self._note(name, file)
         return True
@@ -139,7 +140,7 @@ class BlockCache:
                 self._make_room(path.parent, self.shelf_bound - needed)
                 with temporary.open("wb") as file:
                     file.write(content)
-                    file.write(_digest(content))
+                    file.write(_digest(path.name, content))
                 os.replace(temporary, path)
                 self._note(path.name, os.stat(path).st_ino)
         except OSError as error:
@@ -184,8 +185,11 @@ class BlockCache:
                     fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _digest(content: Block) -> bytes:
-    return hashlib.sha256(content).digest()[:_DIGEST]
+def _digest(name: str, content: Block) -> bytes:
+    # With the name: on disks without locks, processes can put their blocks in each other's place.
+    digest = hashlib.sha256(name.encode())
+    digest.update(content)
+    return digest.digest()[:_DIGEST]
 
 
 @functools.cache
