@@ -84,8 +84,15 @@ class Http:
         import fsspec
         from fsspec.asyn import sync
 
-        # EOFError: an answer that names no length ends too early.
-        self._errors: tuple[type[Exception], ...] = (aiohttp.ClientError, OSError, EOFError, TimeoutError, ValueError)
+        # EOFError: an answer that names no length ends too early. RuntimeError: a connection was closed by this side.
+        self._errors: tuple[type[Exception], ...] = (
+            aiohttp.ClientError,
+            OSError,
+            EOFError,
+            TimeoutError,
+            ValueError,
+            RuntimeError,
+        )
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         # A filesystem of another process, from before a fork, cannot be used.
         self._files: Any = fsspec.filesystem("https", skip_instance_cache=True)
@@ -98,7 +105,8 @@ class Http:
             return sync(self._files.loop, self._get, address, start, end)
         except self._errors as error:
             name, reason = type(error).__name__, _without_queries(str(error))
-            raise RequestError(f"{name}: {reason}" if reason else name, again=True) from None
+            # The session is closed when the process ends.
+            raise RequestError(f"{name}: {reason}" if reason else name, again=not self._session.closed) from None
 
     def find(self, pattern: str) -> list[str]:
         raise RequestError("HTTP lists no files; write a range of numbers, such as {00000..00127}", again=False)

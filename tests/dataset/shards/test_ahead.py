@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -179,3 +181,21 @@ def test_a_block_is_asked_for_once():
     until(lambda: len(brought) == 2)
     time.sleep(0.02)
     assert sorted(brought) == [1, 2]
+
+
+def test_a_process_ends_quietly_while_blocks_are_fetched(stream, server, tmp_path):
+    stream(0)  # makes the index
+    server.fault = lambda number: "slow"
+    lines = [
+        "from dataset.shards.readers import Shards",
+        "from dataset.shards.remote import server, shards",
+        "from dataset.shards.remote.server import RemoteConfig",
+        "server.BLOCK_BYTES = shards.BLOCK_BYTES = 300",
+        f"remote = RemoteConfig(cache={str(tmp_path / 'other')!r}, ahead=4)",
+        f"made = Shards(['{server.url}/a.jsonl'], index_folder={str(tmp_path / 'index')!r}, remote=remote)",
+        "for number in range(len(made)):",
+        "    made.expect(number)",
+        "made.read(0)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
