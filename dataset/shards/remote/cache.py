@@ -11,7 +11,6 @@ import fcntl
 import functools
 import hashlib
 import logging
-import mmap
 import os
 import time
 from collections import OrderedDict
@@ -21,8 +20,8 @@ from pathlib import Path
 
 SHELVES = 64
 _DIGEST = 16
-_MAPPED = 32
-"""Blocks that a process holds mapped; they stay on the disk until it lets them go. Each takes a file descriptor."""
+_MAPPED = 256
+"""Blocks that a process holds mapped; they stay on the disk until it lets them go."""
 _CHECKED = 1 << 16
 """Blocks of which a process knows that it has checked the digest."""
 _LOCKS = 1024
@@ -98,13 +97,12 @@ class BlockCache:
     def _open(self, path: Path, size: int) -> Block | None:
         """A block of the folder; None where it is not there, or damaged: then it is taken away."""
         try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_size == size + _DIGEST:
-                    view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-                    if self._is_whole(path.name, status.st_ino, view):
-                        return self._use(path, view[:size])
-        except OSError:
+            status = os.stat(path)
+            if status.st_size == size + _DIGEST:
+                view = _mapped(path, status.st_size)
+                if self._is_whole(path.name, status.st_ino, view):
+                    return self._use(path, view[:size])
+        except (OSError, RuntimeError):  # torch raises the second where the file has gone meanwhile
             return None
         logger.warning("%s is damaged; the block is fetched again", path)
         with suppress(OSError):
@@ -183,6 +181,13 @@ class BlockCache:
             finally:
                 with suppress(OSError):
                     fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _mapped(path: Path, size: int) -> memoryview:
+    """The bytes of a file. Python's own map would hold a file descriptor for each of :data:`_MAPPED` blocks."""
+    import torch
+
+    return memoryview(torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()).toreadonly()
 
 
 def _digest(name: str, content: Block) -> bytes:
