@@ -187,7 +187,7 @@ def _mapped(path: Path, size: int) -> memoryview:
     """The bytes of a file. Python's own map would hold a file descriptor for each of :data:`_MAPPED` blocks."""
     import torch
 
-    return memoryview(torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()).toreadonly()
+    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy().data.toreadonly()
 
 
 def _digest(name: str, content: Block) -> bytes:
