@@ -44,6 +44,11 @@ def world_size() -> int:
     return dist.get_world_size() if is_distributed() else 1
 
 
+def local_size() -> int:
+    """The number of ranks on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if is_distributed() else 1
+
+
 def share_of(count: int) -> range:
     """This rank's contiguous share of ``count`` items; the shares of all ranks, in order of rank, cover each item once."""
     return range(count * rank() // world_size(), count * (rank() + 1) // world_size())

@@ -129,6 +129,13 @@ class BlockOrder:
             position += len(taken)
         return samples
 
+    @property
+    def records_in_use(self) -> int:
+        """Records of a window and a half of each lane: those of blocks that are needed again, or are fetched for later."""
+        lane = self.lanes[0].records
+        window = lane // self._windows_of(lane)
+        return sum(min(lane.records, window + window // 2) for lane in self.lanes)
+
     def lane(self, number: int) -> int:
         """The lane that micro-batch ``number`` is of."""
         return number % len(self.lanes)
@@ -172,10 +179,14 @@ class BlockOrder:
         blocks = _shuffled(len(own.counts), _keys(self.seed, self.stream, lane, epoch))
         ends = np.cumsum(own.counts[blocks], dtype=np.int64)
         # A window ends with the block in which its share of the lane ends: it may lack nearly a block of it.
-        windows = max(1, own.records // (self.window_records + self.block_records))
+        windows = self._windows_of(own.records)
         shares = np.arange(1, windows + 1) * own.records // windows
         cuts = np.concatenate([[0], np.searchsorted(ends, shares, side="left") + 1])
         return _hold(held, _Row(epoch, blocks, ends, cuts))
+
+    def _windows_of(self, records: int) -> int:
+        """The number of windows of a lane."""
+        return max(1, records // (self.window_records + self.block_records))
 
 
 def _hold(held: list[H], made: H) -> H:

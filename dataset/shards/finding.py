@@ -63,8 +63,23 @@ def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None 
 
 
 def open_shard(path: ShardFile, state: tuple[int, int] | None = None) -> BinaryIO:
-    """A shard, to be read at any place; ``state``: that of the index, which a remote shard must still have."""
-    return path.open(state) if isinstance(path, RemoteShard) else path.open("rb")
+    """A shard, to be read at any place.
+
+    Args:
+        path: the shard.
+        state: that of the index, which the shard must still have. A remote one is asked when it is read.
+
+    Raises:
+        UserError: it has another state.
+    """
+    if isinstance(path, RemoteShard):
+        return path.open(state)
+    file = path.open("rb")
+    status = os.fstat(file.fileno())
+    if state not in (None, (status.st_size, status.st_mtime_ns)):
+        file.close()
+        raise UserError(f"{path} was changed during the run, after it was indexed; start the run again")
+    return file
 
 
 def real_paths(paths: Iterable[ShardFile]) -> list[str]:

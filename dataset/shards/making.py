@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from dataset.shards.index import CHANGED, RECORDS, ShardsIndex, load, name_of
 from dataset.shards.prepared import scanned_before
 from dataset.shards.scanning import ScannedShard, scan_shard
 from dataset.shards.states import states_of
+from utils.errors import UserError
+from utils.processes import die_with_parent
 from utils.progress import progress_bar
 
 PART = 64
@@ -61,6 +64,10 @@ def open_index(
         if found is not None:
             return found
     except OSError as error:
+        # On disks without locks, another process may be done, and have removed the parts.
+        found = _current(folder / f"{name}.index", paths, key, ask) if folder is not None else None
+        if found is not None:
+            return found
         _warn_not_cached(folder, error.strerror or str(error))
     now = states_of(paths, key)
     scanned = [scan_shard(path, key) for path in paths]
@@ -119,9 +126,15 @@ def _scan_parts(jobs: Sequence[Job], workers: int, count: int) -> None:
     with bar:
         bar.update(count - sum(len(job[1]) for job in missing))
         if workers > 1 and len(missing) > 1:
-            with ProcessPoolExecutor(workers) as pool:
-                for made in pool.map(_scan_part, missing):
-                    bar.update(made)
+            try:
+                with ProcessPoolExecutor(workers, initializer=die_with_parent) as pool:
+                    for made in pool.map(_scan_part, missing):
+                        bar.update(made)
+            except BrokenProcessPool:
+                raise UserError(
+                    f"{missing[0][3]}: a process that indexes shards was killed; where memory is full, the system kills: lower "
+                    "--workers; the same command goes on"
+                ) from None
         else:
             for job in missing:
                 bar.update(_scan_part(job))
@@ -193,7 +206,7 @@ def _join_parts(folder: Path, files: Sequence[Path]) -> int:
 
 @contextmanager
 def _alone(path: Path, key: str) -> Iterator[None]:
-    """Wait until no other process makes this index. On disks without locks each makes it, and the last one stays."""
+    """Wait until no other process makes this index. On disks without locks each makes it."""
     with path.open("a") as file:
         told = False
         while True:

@@ -46,6 +46,8 @@ class Shards:
 
     Attributes:
         fetches_ahead: whether :meth:`expect` has an effect.
+        remote: how shards at addresses are read.
+        remote_bytes: of all shards at addresses.
 
     Raises:
         UserError: as :func:`~dataset.shards.finding.find_by_entry`, and for zero records or an unreadable shard.
@@ -61,7 +63,7 @@ class Shards:
         workers: int = 1,
         ask: bool = False,
     ):
-        self.key = key
+        self.key, self.remote = key, remote or RemoteConfig()
         by_entry = find_by_entry(files, key, remote)
         self.paths = [path for paths in by_entry for path in paths]
         self._shards_by_entry = [len(paths) for paths in by_entry]
@@ -73,6 +75,9 @@ class Shards:
             logger.warning("%s: %s lacks the end of a tar; %s", key, self.paths[shard], found)
         self._files = _OpenFiles()
         self.fetches_ahead = any(isinstance(path, RemoteShard) and path.fetches_ahead for path in self.paths)
+        self.remote_bytes = sum(
+            self.index.state(shard)[0] for shard, path in enumerate(self.paths) if isinstance(path, RemoteShard)
+        )
         if not len(self):
             raise UserError(f"{key}: {', '.join(files)} holds no records; every shard is empty")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections import OrderedDict
@@ -25,6 +26,7 @@ class Ahead:
         self._jobs: queue.SimpleQueue[Callable[[], bool]] = queue.SimpleQueue()
         self._asked: OrderedDict[Hashable, None] = OrderedDict()
         self._useful = True
+        atexit.register(self._end)
         for number in range(threads):
             threading.Thread(target=self._work, name=f"blocks-ahead-{number}", daemon=True).start()
 
@@ -36,6 +38,10 @@ class Ahead:
         if len(self._asked) > _ASKED:
             self._asked.popitem(last=False)
         self._jobs.put(bring)
+
+    def _end(self) -> None:
+        """Begin no more jobs: connections are closed next, while the threads still run."""
+        self._useful = False
 
     def _work(self) -> None:
         while True:

@@ -1,8 +1,8 @@
 """A folder of blocks of remote files, bounded in bytes over all processes of a machine.
 
-A block is a file: its content, and a digest of it. It is written in one step, and read through a memory map once the digest has
-been checked. Blocks are spread over :data:`SHELVES` folders, each of which has its share of the bound: to make room, a process
-looks through one of them.
+A block is a file: its content, and a digest of it and of the block's name. It is written in one step, and read through a memory
+map once the digest has been checked. Blocks are spread over :data:`SHELVES` folders, each of which has its share of the bound: to
+make room, a process looks through one of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import fcntl
 import functools
 import hashlib
 import logging
-import mmap
 import os
 import time
 from collections import OrderedDict
@@ -98,23 +97,23 @@ class BlockCache:
     def _open(self, path: Path, size: int) -> Block | None:
         """A block of the folder; None where it is not there, or damaged: then it is taken away."""
         try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_size == size + _DIGEST:
-                    view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-                    if self._is_whole(path.name, status.st_ino, view):
-                        return self._use(path, view[:size])
-        except OSError:
+            status = os.stat(path)
+            if status.st_size == size + _DIGEST:
+                view = _mapped(path, status.st_size)
+                if self._is_whole(path.name, status.st_ino, view):
+                    return self._use(path, view[:size])
+        except (OSError, RuntimeError):  # torch raises the second where the file has gone meanwhile
             return None
         logger.warning("%s is damaged; the block is fetched again", path)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
         return None
 
     def _is_whole(self, name: str, file: int, content: memoryview) -> bool:
         """Whether content and digest agree; each file is looked at once."""
         if self._checked.get(name) == file:
             return True
-        if _digest(content[:-_DIGEST]) != content[-_DIGEST:]:
+        if _digest(name, content[:-_DIGEST]) != content[-_DIGEST:]:
             return False
         self._note(name, file)
         return True
@@ -139,7 +138,7 @@ class BlockCache:
                 self._make_room(path.parent, self.shelf_bound - needed)
                 with temporary.open("wb") as file:
                     file.write(content)
-                    file.write(_digest(content))
+                    file.write(_digest(path.name, content))
                 os.replace(temporary, path)
                 self._note(path.name, os.stat(path).st_ino)
         except OSError as error:
@@ -184,8 +183,18 @@ class BlockCache:
                     fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _digest(content: Block) -> bytes:
-    return hashlib.sha256(content).digest()[:_DIGEST]
+def _mapped(path: Path, size: int) -> memoryview:
+    """The bytes of a file. Python's own map would hold a file descriptor for each of :data:`_MAPPED` blocks."""
+    import torch
+
+    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy().data.toreadonly()
+
+
+def _digest(name: str, content: Block) -> bytes:
+    # With the name: on disks without locks, processes can put their blocks in each other's place.
+    digest = hashlib.sha256(name.encode())
+    digest.update(content)
+    return digest.digest()[:_DIGEST]
 
 
 @functools.cache

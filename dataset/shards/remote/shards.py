@@ -150,7 +150,8 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
     found: list[str] = []
     for address in addresses:
         listed = address + "*" if address.endswith("/") else address
-        if any(sign in listed.partition("?")[0] for sign in "*[") or listed != address:
+        path = urlsplit(listed.partition("?")[0]).path  # a host can be [::1]
+        if any(sign in path for sign in "*[") or listed != address:
             matches = _matches(listed, server)
             if not matches:
                 raise UserError(f"{key}: no file matches {listed}; check the pattern")

@@ -11,6 +11,7 @@ from utils.errors import UserError
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _EMPTY = re.compile(r"bytes \*/0")
+_QUERY = re.compile(r"\?[^\s'\"]*")
 _BUSY = (408, 425, 429)
 _BUFFER = 1 << 20
 """Bytes that a connection takes in before it pauses; with aiohttp's own number, pauses cost more than the rest."""
@@ -83,7 +84,15 @@ class Http:
         import fsspec
         from fsspec.asyn import sync
 
-        self._errors: tuple[type[Exception], ...] = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
+        # EOFError: an answer that names no length ends too early. RuntimeError: a connection was closed by this side.
+        self._errors: tuple[type[Exception], ...] = (
+            aiohttp.ClientError,
+            OSError,
+            EOFError,
+            TimeoutError,
+            ValueError,
+            RuntimeError,
+        )
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         # A filesystem of another process, from before a fork, cannot be used.
         self._files: Any = fsspec.filesystem("https", skip_instance_cache=True)
@@ -95,8 +104,9 @@ class Http:
         try:
             return sync(self._files.loop, self._get, address, start, end)
         except self._errors as error:
-            name = type(error).__name__
-            raise RequestError(f"{name}: {error}" if str(error) else name, again=True) from None
+            name, reason = type(error).__name__, _without_queries(str(error))
+            # The session is closed when the process ends.
+            raise RequestError(f"{name}: {reason}" if reason else name, again=not self._session.closed) from None
 
     def find(self, pattern: str) -> list[str]:
         raise RequestError("HTTP lists no files; write a range of numbers, such as {00000..00127}", again=False)
@@ -122,6 +132,11 @@ class Http:
                 about = f"{response.content_length} bytes as {encoding}"
                 raise RequestError(f"answers with {about} for the range {given}", again=True)
             return Piece(await response.content.readexactly(last + 1 - first), size, version)
+
+
+def _without_queries(text: str) -> str:
+    """A message without what follows "?" in its addresses, which can be a signature: also of those that a server sends on to."""
+    return _QUERY.sub("", text)
 
 
 def _check_status(status: int, reason: str) -> None:
@@ -164,11 +179,12 @@ class Store:
 
     def read(self, address: str, start: int, end: int) -> Piece:
         try:
-            if address not in self._states:
+            state = self._states.get(address)
+            if state is None:
                 about = self._files.info(address)
                 mark = next((about[name] for name in ("ETag", "etag", "LastModified", "mtime") if about.get(name)), "")
-                self._states[address] = int(about["size"]), version_of(str(mark))
-            size, version = self._states[address]
+                state = self._states[address] = int(about["size"]), version_of(str(mark))
+            size, version = state
             end = min(end, size)
             content = self._files.cat_file(address, start=start, end=end) if start < end else b""
         except (FileNotFoundError, PermissionError) as error:
@@ -177,7 +193,7 @@ class Store:
             again = type(error).__name__ not in ("NoCredentialsError", "PartialCredentialsError")
             raise RequestError(f"{type(error).__name__}: {error}", again=again) from None
         if len(content) != max(0, end - start):
-            self._states.pop(address)
+            self._states.pop(address, None)  # another thread may have been first
             raise RequestError(f"answers with {len(content)} bytes when asked for {start}-{end - 1}", again=True)
         return Piece(content, size, version)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -14,11 +15,14 @@ from dataset.shards.readers import Shards
 from dataset.shards.samplers import Order, RandomOrder, RecordSource
 from dataset.shards.weights import Weights
 from dataset.tasks.account import Account
+from utils import distributed
 from utils.config import Config
 from utils.files import expanded
 from utils.inputs import InputFolder, InputShards, InputWeightedShards, WeightedShards
 
 E = TypeVar("E")
+
+logger = logging.getLogger(__name__)
 
 
 class StreamConfig(Config):
@@ -110,7 +114,32 @@ class StreamConfig(Config):
                 stream=name,
                 key=shards.key,
             )
+        if shards.remote_bytes and distributed.rank() == 0:
+            _warn_of_small_cache(shards, order, distributed.local_size() / ranks)
         return RecordSource(shards, order, name=name, seed=seed, weights=weights)
+
+
+def _warn_of_small_cache(shards: Shards, order: Order, share: float) -> None:
+    """Say that blocks will be fetched again and again. ``share``: that of this machine, of all ranks."""
+    room = shards.remote.cache_gb * 1e9
+    if isinstance(order, BlockOrder):
+        in_use = min(1.0, order.records_in_use / len(shards)) * min(1.0, share) * shards.remote_bytes
+        reason = "a machine uses {} of blocks at a time"
+        remedy = "or set fewer lanes, or a smaller block_records"
+    else:
+        in_use, reason = (
+            shards.remote_bytes,
+            "order: random reads all {} of the shards at a time, and 1 MiB for one record",
+        )
+        remedy = "or set order: blocks"
+    if in_use > room:
+        logger.warning(
+            "%s: %s, and the cache holds %.2f GB: many blocks are fetched again and again; raise data.remote.cache_gb, %s",
+            shards.key,
+            reason.format(f"{in_use / 1e9:.2f} GB"),
+            room / 1e9,
+            remedy,
+        )
 
 
 class ImageRecordsConfig(StreamConfig):

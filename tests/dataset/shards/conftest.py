@@ -50,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault, name = self.server.next_fault(), self.path.partition("?")[0].lstrip("/")
         file = self.server.folder / name
         if fault.isdigit() or not file.is_file():
-            self._answer(int(fault or 404), b"", {})
+            self._answer(int(fault or 404), b"", {"Location": self.path} if fault.startswith("3") else {})
             return
         content = file.read_bytes()
         mark = {"ETag": self.server.marks.get(name, '"1"')}
@@ -76,6 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "silent":
             time.sleep(1.5)
         self.send_response(status)
+        if fault == "unsized":
+            self._answer_without_length(content[:-1], headers)
+            return
         for name, value in (headers | {"Content-Length": str(len(content))}).items():
             self.send_header(name, value)
         self.end_headers()
@@ -92,6 +95,14 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(0.02)
             return
         self.wfile.write(content)
+
+    def _answer_without_length(self, content: bytes, headers: dict[str, str]) -> None:
+        for name, value in (headers | {"Transfer-Encoding": "chunked"}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if content:
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(content), content))
+        self.wfile.write(b"0\r\n\r\n")
 
 
 @pytest.fixture

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -179,3 +182,50 @@ def test_a_block_is_asked_for_once():
     until(lambda: len(brought) == 2)
     time.sleep(0.02)
     assert sorted(brought) == [1, 2]
+
+
+def test_a_process_ends_quietly_while_blocks_are_fetched(stream, server, tmp_path):
+    stream(0)  # makes the index
+    server.fault = lambda number: "slow"
+    lines = [
+        "from dataset.shards.readers import Shards",
+        "from dataset.shards.remote import server, shards",
+        "from dataset.shards.remote.server import RemoteConfig",
+        "server.BLOCK_BYTES = shards.BLOCK_BYTES = 300",
+        f"remote = RemoteConfig(cache={str(tmp_path / 'other')!r}, ahead=4)",
+        f"made = Shards(['{server.url}/a.jsonl'], index_folder={str(tmp_path / 'index')!r}, remote=remote)",
+        "for number in range(len(made)):",
+        "    made.expect(number)",
+        "made.read(0)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (
+            "blocks",
+            r"files: a machine uses 2.00 GB of blocks at a time, and the cache holds 1.99 GB: .* set fewer lanes",
+        ),
+        ("random", r"files: order: random reads all 2.00 GB of the shards at a time, .* or set order: blocks"),
+    ],
+)
+def test_a_cache_that_is_too_small_is_told_at_the_start(stream, order, message, caplog):
+    """A lane is one window of 60 records, so that all blocks are in use."""
+    shards = stream(0, order).shards
+    assert shards.remote_bytes == 100 * RECORDS and not caplog.text
+    shards.remote_bytes = 2_000_000_000
+    options = {"lanes": 2, "block_records": 20} if order == "blocks" else {}
+    config = StreamConfig(files=["a"], batch_size=5, order=order, **options)
+    for cache_gb, told in ((2.01, False), (1.99, True)):
+        shards.remote = RemoteConfig(cache_gb=cache_gb)
+        config.open(shards, name="images", seed=0, ranks=1, step=2)
+        assert bool(re.search(message, caplog.text)) == told
+
+
+def test_records_in_use_are_a_window_and_a_half_of_each_lane():
+    order = BlockOrder([4000], 5, lanes=2, block_records=10, step=2, seed=0, stream="images")
+    assert {len(order.window(0, position).records) for position in range(0, 2000, 100)} <= set(range(170, 191))
+    assert order.records_in_use == 2 * (181 + 90)

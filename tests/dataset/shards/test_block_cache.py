@@ -92,3 +92,20 @@ def test_a_folder_that_cannot_be_written_leaves_blocks_in_memory(tmp_path, caplo
 def test_a_block_larger_than_a_shelf_is_not_kept(tmp_path):
     assert BlockCache(tmp_path, SHELVES * 10).get(NAMES[0], 5, lambda: b"block") == b"block"
     assert blocks_of(tmp_path) == []
+
+
+def test_a_block_in_the_place_of_another_is_fetched_again(tmp_path):
+    """As two processes can leave it on a disk without locks."""
+    blocks = BlockCache(tmp_path, 1 << 20)
+    for name, content in zip(NAMES[:2], (b"first", b"other"), strict=True):
+        blocks.get(name, 5, lambda content=content: content)
+    os.replace(next(tmp_path.rglob(NAMES[1])), next(tmp_path.rglob(NAMES[0])))
+    assert BlockCache(tmp_path, 1 << 20).get(NAMES[0], 5, lambda: b"first") == b"first"
+
+
+def test_blocks_take_few_descriptors(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    blocks = BlockCache(tmp_path, 1 << 20)
+    for number in range(200):
+        blocks.get(f"{number:040x}", 5, lambda: b"block")
+    assert len(os.listdir("/proc/self/fd")) - before <= 64

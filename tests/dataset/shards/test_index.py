@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import multiprocessing
+import os
 import random
 import tarfile
 import time
@@ -18,6 +19,7 @@ from dataset.shards import making
 from dataset.shards.making import open_index
 from dataset.shards.readers import Shards
 from dataset.shards.tars import group_of, next_member
+from utils.errors import UserError
 
 
 @pytest.fixture
@@ -100,6 +102,57 @@ def test_a_second_process_waits_for_the_index_of_the_first(lines, tmp_path, monk
     assert len(open_index(lines, tmp_path / "index", "files").starts) == 16
     first.join()
     assert "files: another process makes the index; waiting for it" in caplog.text
+
+
+def test_a_killed_process_is_one_line_and_its_parts_are_kept(lines, tmp_path, monkeypatch):
+    def scan_or_die(path, key):
+        return os._exit(9) if path.name == "8.jsonl" else scan(path, key)
+
+    scan = making.scan_shard
+    monkeypatch.setattr(making, "scan_shard", scan_or_die)
+    with pytest.raises(
+        UserError, match=r"^files: a process that indexes shards was killed; .* the same command goes on$"
+    ):
+        open_index(lines, tmp_path / "index", "files", 2)
+    monkeypatch.setattr(making, "scan_shard", scan)
+    open_index(lines, tmp_path / "index", "files", 2)
+    assert len(ids(lines, tmp_path / "index")) == 16
+
+
+def test_processes_end_with_the_one_that_started_them(lines, tmp_path, monkeypatch):
+    def scan_for_ever(path, key):
+        (tmp_path / f"{os.getpid()}.pid").touch()
+        time.sleep(600)
+
+    monkeypatch.setattr(making, "scan_shard", scan_for_ever)
+    first = multiprocessing.get_context("fork").Process(target=open_index, args=(lines, tmp_path / "index", "files", 2))
+    first.start()
+    waited = time.monotonic() + 30
+    while len(started := [int(file.stem) for file in tmp_path.glob("*.pid")]) < 2 and time.monotonic() < waited:
+        time.sleep(0.05)
+    first.kill()
+    first.join()
+    while any(is_running(process) for process in started) and time.monotonic() < waited:
+        time.sleep(0.05)
+    assert len(started) == 2 and not any(is_running(process) for process in started)
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_on_disks_without_locks_the_index_of_another_process_is_taken(lines, tmp_path, monkeypatch, caplog):
+    def lose(*arguments):
+        make(*arguments)
+        raise FileNotFoundError(2, "another process has removed the parts")
+
+    make = making.make_index
+    monkeypatch.setattr(making, "make_index", lose)
+    assert open_index(lines, tmp_path / "index", "files").folder is not None
+    assert "stay in memory" not in caplog.text
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

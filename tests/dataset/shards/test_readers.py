@@ -245,6 +245,16 @@ def test_a_shard_that_vanishes_during_the_run_is_a_user_error(write_lines):
         shards.read(0)
 
 
+def test_a_shard_that_is_replaced_during_the_run_is_a_user_error(write_lines):
+    """Other records would be read without a word where they begin at the same bytes."""
+    path = Path(write_lines("a.jsonl", [{"n": number} for number in range(3)]))
+    shards = Shards([str(path)])
+    write_lines("b.jsonl", [{"n": number} for number in range(3, 6)])
+    os.replace(path.with_name("b.jsonl"), path)
+    with pytest.raises(UserError, match=r"a.jsonl was changed during the run, after it was indexed"):
+        shards.read(1)
+
+
 def test_a_tar_without_its_end_blocks_is_told_with_its_count_on_every_run(tmp_path, caplog):
     whole = Path(write_tar(tmp_path / "whole.tar", [("a.txt", b"x"), ("b.txt", b"y" * 3000), ("c.txt", b"z")]))
     cut = tmp_path / "cut.tar"

@@ -20,6 +20,8 @@ from dataset.shards.readers import Shards
 from dataset.shards.remote import server as remote_server
 from dataset.shards.remote import shards as remote_shards
 from dataset.shards.remote.server import RemoteConfig
+from dataset.shards.remote.shards import find_remote
+from dataset.shards.remote.transports import RequestError, Store
 from dataset.tasks.pretrain import DataConfig, PretrainBatches, TextStreamConfig
 from tasks.data_identity import data_identity
 from utils.addresses import is_address
@@ -103,7 +105,7 @@ def test_a_second_run_asks_the_server_nothing(local, open_remote, server):
     assert server.requests == asked
 
 
-@pytest.mark.parametrize("fault", ["500", "503", "429", "cut", "short", "elsewhere", "packed", "slow"])
+@pytest.mark.parametrize("fault", ["500", "503", "429", "cut", "short", "unsized", "elsewhere", "packed", "slow"])
 def test_requests_that_fail_are_repeated(local, open_remote, server, fault, caplog):
     server.fault = lambda number: fault if number % 3 == 1 else ""
     assert contents(open_remote(*ALL)) == local
@@ -238,7 +240,25 @@ def test_what_follows_a_question_mark_is_sent_and_not_shown(served, open_remote,
     server.fault = lambda number: "403"
     with pytest.raises(UserError) as caught:
         open_remote("001.tar?signature=secret")
-    assert "secret" not in str(caught.value) + caplog.text
+    server.fault = lambda number: "302"  # to the same address, again and again
+    with pytest.raises(UserError, match="TooManyRedirects") as sent_on:
+        open_remote("001.tar?signature=secret")
+    assert "secret" not in str(caught.value) + str(sent_on.value) + caplog.text
+
+
+def test_the_host_of_an_address_is_no_pattern():
+    shards = find_remote("http://[::1]:9/{0..1}.tar", remote_server.Server(RemoteConfig(), "files"))
+    assert [str(shard) for shard in shards] == ["http://[::1]:9/0.tar", "http://[::1]:9/1.tar"]
+
+
+def test_threads_may_find_at_once_that_an_object_is_shorter(monkeypatch):
+    pytest.importorskip("fsspec")
+    store = Store("memory", 5)
+    store._files.pipe_file("/a.tar", b"content")
+    assert store.read("memory://a.tar", 0, 4).content == b"cont"
+    monkeypatch.setattr(store._files, "cat_file", lambda *_, **__: store._states.clear() or b"")
+    with pytest.raises(RequestError, match="answers with 0 bytes when asked for 0-3"):
+        store.read("memory://a.tar", 0, 4)
 
 
 @pytest.mark.parametrize(
