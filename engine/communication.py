@@ -1,13 +1,13 @@
 """Communication of a training step by formula: which collectives ranks call, and how many bytes each rank sends.
 
-Three parts of the code call collectives in a step: DDP sums the gradients once, in the backward pass of the last micro-batch; each
-contrastive loss gathers embeddings and keys, and scatters the sum of their gradients; the trainer sums counts, losses and news.
-``tests/distributed/test_communication.py`` compares the formulas with the collectives of real steps.
+Three parts of the code call collectives in a step. DDP sums the gradients once, in the backward pass of the last micro-batch.
+Each contrastive loss gathers embeddings and keys, and scatters the summed gradients of the embeddings. The trainer sums counts,
+losses and news. ``tests/distributed/test_communication.py`` compares the formulas with the collectives of real steps.
 
-A ring over R ranks passes each of R equal parts of a tensor on R - 1 times to gather it, R - 1 times to reduce and scatter it, and
-both in turn to reduce it for all. So a rank sends (R - 1) / R of the whole tensor, or twice that: the least that any algorithm can
-send at full bandwidth (Patarasuk and Yuan, 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations"). By the
-same factors nccl-tests turns the time of a collective into its "bus bandwidth" (doc/PERFORMANCE.md there).
+In a ring of R ranks, a tensor has R parts. A ring passes each part on R - 1 times to gather it, R - 1 times to reduce and scatter
+it, and both in turn for an all-reduce. So a rank sends (R - 1) / R of the whole tensor, or twice that, the least that is possible
+(Patarasuk and Yuan, 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations"). nccl-tests reports the "bus
+bandwidth" of collectives by the same factors (its doc/PERFORMANCE.md).
 """
 
 from __future__ import annotations
