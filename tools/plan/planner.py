@@ -255,6 +255,8 @@ class Planner:
         lines += self._assumptions_of_scaling()
         if train.recompute and not self.target.measures:
             lines.append(f"no time for recomputation (train.recompute: {', '.join(train.recompute)})")
+        if (chunks := self.config.model.chunks) > 1 and not self.target.measures:
+            lines.append(f"no time to run the encoders twice (model.contrastive.chunks: {chunks})")
         if train.compile and not self.target.measures:
             lines.append("memory and time as without train.compile")
         return lines
