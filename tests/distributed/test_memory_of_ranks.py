@@ -112,3 +112,11 @@ def test_beyond_a_block_memory_grows_with_the_examples_and_not_with_their_pairs(
 def test_with_gradient_caching_the_loss_over_all_ranks_is_through_before_activations_are_kept():
     chunks = "model.contrastive.chunks=2"
     assert planned(4, chunks) == 0 < planned(4)
+
+
+def test_where_a_cached_loss_takes_more_than_activations_it_grows_as_in_real_steps(tmp_path):
+    wide = ("model.contrastive.chunks=4", "model.embed_dim=8192")
+    (two, _), (four, *_) = (on_ranks(ranks, Counted(*wide), tmp_path) for ranks in (2, 4))
+    assert planned(4, *wide) - planned(2, *wide) == pytest.approx(four - two, rel=0.01)
+    gathered = 4 * EXAMPLES * 2 * 4 * 8192  # by each rank
+    assert four - two == pytest.approx(2 * 2 * gathered, rel=0.01), "embeddings of two more ranks, and their gradients"
