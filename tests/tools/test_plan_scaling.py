@@ -51,7 +51,7 @@ def test_each_rank_sends_by_the_formula_at_the_given_bandwidth():
     text = as_table(plan)
     assert "within a node" in text
     assert "each of 32 GPUs sends per step: gradients " in text
-    assert "a ring, in which each sends 10 GB/s between nodes (--network); no latency, and no overlap" in text
+    assert "a ring of all ranks at 10 GB/s (--network); no latency, and no overlap of communication" in text
 
 
 def test_gradient_caching_multiplies_negatives_and_sends_the_same():

@@ -266,6 +266,6 @@ class Planner:
         if self.arguments.nodes is None:
             return []
         if network is None:
-            return ["ranks in a ring; for the time on the network, give --network GB/S"]
-        ring = f"ranks in a ring, in which each sends {network:g} GB/s between nodes (--network)"
-        return [f"{ring}; no latency, and no overlap with computation"]
+            return ["a ring of all ranks; for the time on the network, give --network GB/S"]
+        bandwidth = f"a ring of all ranks at {network:g} GB/s (--network)"
+        return [f"{bandwidth}; no latency, and no overlap of communication and computation"]
