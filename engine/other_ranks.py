@@ -21,11 +21,11 @@ def as_one_of(ranks: int) -> Iterator[None]:
     """
     original = distributed.start_gather
     if ranks > 1:
-        setattr(distributed, "start_gather", partial(_repeated, ranks))  # noqa: B010
+        distributed.start_gather = partial(_repeated, ranks)
     try:
         yield
     finally:
-        setattr(distributed, "start_gather", original)  # noqa: B010
+        distributed.start_gather = original
 
 
 def _repeated(ranks: int, tensor: Tensor) -> Callable[[], Tensor]:
