@@ -33,6 +33,8 @@ def test_the_global_batch_is_shared_out_among_any_number_of_gpus():
     assert [scale.negatives for scale in plan.scaling] == [8 * 128 - 1, 32 * 128 - 1, 8191, 8191]
     assert [scale.memory for scale in plan.scaling] == [10**7 * size for size in (128, 128, 128, 16)]
     assert (plan.chosen.accumulation, plan.gpus) == (2, 32)
+    assert plan.scaling[1].memory == sum(plan.chosen.memory.values())
+    assert plan.scaling[1].step_s == plan.chosen.step_s
     assert as_table(plan).startswith(f"{BASE}: 4 nodes with 8 GPUs of 1.9 GB, bf16")
 
 

@@ -124,11 +124,13 @@ class Planner:
         return scales, refused
 
     def _scale(self, ranks: int, known: int) -> Scale:
-        """The step on ``ranks`` GPUs; ``known``: a micro-batch that fits, or nearly does."""
+        """The step on ``ranks`` GPUs; ``known``: the largest micro-batch on the asked number, and nearly so on others."""
         self.config.data.check_ranks(ranks)
-        share = math.ceil(self._global_batch(ranks) / ranks)
-        fits = share <= known and self._cost(share, ranks) <= self.target.memory
-        size, accumulation = self._split(ranks, share if fits else self._largest(ranks, known))
+        largest, share = known, math.ceil(self._global_batch(ranks) / ranks)
+        if ranks != self.ranks:  # no search where the whole share of a GPU fits
+            fits = share <= known and self._cost(share, ranks) <= self.target.memory
+            largest = share if fits else self._largest(ranks, known)
+        size, accumulation = self._split(ranks, largest)
         setting = self._setting(size, accumulation, ranks)
         return scale_of(
             self._step_sizes(size, accumulation),
