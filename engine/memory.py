@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from engine.other_ranks import as_one_of
 from engine.precision import APEX_LEVELS
 from engine.run_folder import RunFolder
+from engine.task import TaskModel
 from engine.train_config import TrainConfig
 from engine.trainer import Trainer
 from optim import OptimConfig
@@ -83,25 +85,27 @@ class FakeSteps:
         self.trainer.optimizer.register_step_post_hook(lambda *_: self.live.name_next(ACTIVATIONS))
         self.started = False
 
-    def memory(self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool) -> StepMemory:
-        """Memory of a step on one micro-batch, after a first step that makes the optimiser's states.
+    def memory(self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool, ranks: int = 1) -> StepMemory:
+        """Memory of a step on one micro-batch, or on as many as a loss spans, after a first step that makes the optimiser's
+        states.
 
         Args:
             make_batch: makes the micro-batch for the model.
             gradients_stay: gradients exist beside the activations of a whole forward pass, as with several micro-batches per
                 step or several processes.
+            ranks: those whose examples contrastive losses gather.
 
         Raises:
             UserError: if the step depends on the contents of its tensors.
         """
         try:
-            with self._fake_tensors():
-                batch = make_batch(self.trainer.model)
+            with self._fake_tensors(), as_one_of(ranks):
+                batches = [make_batch(self.trainer.model)] * chunks_of(self.trainer.model)
                 if not self.started:
-                    self.trainer.train_step([batch])
+                    self.trainer.train_step(batches)
                     self.started = True
                 self.live.forget_peak()
-                self.trainer.train_step([batch])
+                self.trainer.train_step(batches)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise UserError(
                 f"the memory of this model's step depends on the contents of tensors ({error}); plan it on a machine with a GPU"
@@ -129,6 +133,11 @@ class FakeSteps:
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that have gradients."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def chunks_of(model: nn.Module) -> int:
+    """The number of micro-batches that a loss spans."""
+    return cast(TaskModel, model).chunks
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

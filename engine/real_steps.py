@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from engine.memory import StepMemory, tensor_bytes, trainable, trainer_of
+from engine.memory import StepMemory, chunks_of, tensor_bytes, trainable, trainer_of
+from engine.other_ranks import as_one_of
 from engine.precision import Precision
 from engine.train_config import TrainConfig
 from optim import OptimConfig
@@ -79,16 +80,20 @@ class RealSteps:
         self.trainer = trainer_of(build(), train, optim, device)
         self.records_graphs = train.records_graphs
 
-    def memory(self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool) -> StepMemory | None:
-        """Memory of a step on one micro-batch; None if it does not fit.
+    def memory(
+        self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool, ranks: int = 1
+    ) -> StepMemory | None:
+        """Memory of a step on one micro-batch, or on as many as a loss spans; None if it does not fit.
 
-        With ``gradients_stay`` (see :meth:`~engine.memory.FakeSteps.memory`), the step has a second micro-batch. CUDA graphs
-        allow only one: then the bytes of the gradients are added, a slight overestimate, since some exist at the peak anyway.
+        See :meth:`engine.memory.FakeSteps.memory`. With ``gradients_stay``, the step has a second micro-batch. CUDA graphs allow
+        only one: then the bytes of the gradients are added, a slight overestimate, since some exist at the peak anyway.
         """
         batch = make_batch(self.trainer.model)
         adds_gradients = gradients_stay and self.records_graphs
-        batches = [batch] * (2 if gradients_stay and not adds_gradients else 1)
-        peak = self._run_fresh(lambda: self._peak(batches))
+        fewest = 2 if gradients_stay and not adds_gradients else 1
+        batches = [batch] * max(fewest, chunks_of(self.trainer.model))
+        with as_one_of(ranks):
+            peak = self._run_fresh(lambda: self._peak(batches))
         if peak is None:
             return None
         model = self.trainer.model

@@ -68,6 +68,10 @@ class AligningModel(XVLM):
         """The embedded examples of each contrastive loss of a micro-batch. It does what the forward pass begins with."""
         raise NotImplementedError
 
+    def compared(self, batch: Any) -> list[int]:
+        """The number of examples in each contrastive loss of a micro-batch, in the order of :meth:`embed`."""
+        raise NotImplementedError
+
     @contextmanager
     def spanning(self, micro_batches: Sequence[Any], before: Callable[[int], None]) -> Iterator[None]:
         """See :meth:`engine.task.TaskModel.spanning`."""

@@ -82,6 +82,10 @@ class PretrainModel(MultiGrainedModel):
             if isinstance(stream, AlignedStream) and "contrastive" in wanted
         ]
 
+    def compared(self, batch: PretrainBatch) -> list[int]:
+        """See :class:`~models.align.AligningModel`."""
+        return [len(step.batch.valid) for step in self._steps(batch) if "contrastive" in step.wanted]
+
     def _encode(self, steps: Sequence[StreamStep]) -> list[Encoded]:
         """The texts and images of each stream, from one pass of each encoder over those of all."""
         texts = [step.stream.texts_to_encode(step.batch, step.wanted) for step in steps]

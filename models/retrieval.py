@@ -33,6 +33,10 @@ class RetrievalModel(AligningModel):
         """See :class:`~models.align.AligningModel`."""
         return [self._embed(batch, *self._encode(batch))]
 
+    def compared(self, batch: RetrievalBatch) -> list[int]:
+        """See :class:`~models.align.AligningModel`."""
+        return [len(batch.valid)]
+
     def _encode(self, batch: RetrievalBatch) -> tuple[Concepts, PackedTexts]:
         images, (texts,) = self.vision(batch.pixels), self.text([batch.text])
         return images, texts

@@ -71,17 +71,26 @@ def _alone(cwd: Path, errors: str, arguments: list[str]) -> None:
 
 def on_two_ranks(job: Any, folder: Path) -> list[Any]:
     """What a picklable job returns on each of two ranks of gloo. ``folder``: is left with files."""
-    on_each_of_two(_saved, job, folder)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return on_ranks(2, job, folder)
+
+
+def on_ranks(ranks: int, job: Any, folder: Path) -> list[Any]:
+    """As :func:`on_two_ranks`, on ``ranks`` of them."""
+    _on_each(ranks, _saved, (job, folder))
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
 def on_each_of_two(function: Any, *arguments: Any) -> None:
     """Call a function with its rank and arguments on two ranks that have not joined yet; an error of one is raised here."""
-    mp.start_processes(_called, (free_port(), function, arguments), nprocs=2, start_method=START)
+    _on_each(2, function, arguments)
 
 
-def _called(rank: int, port: int, function: Any, arguments: tuple[Any, ...]) -> None:
-    become_rank(rank, 2, port)
+def _on_each(ranks: int, function: Any, arguments: tuple[Any, ...]) -> None:
+    mp.start_processes(_called, (ranks, free_port(), function, arguments), nprocs=ranks, start_method=START)
+
+
+def _called(rank: int, ranks: int, port: int, function: Any, arguments: tuple[Any, ...]) -> None:
+    become_rank(rank, ranks, port)
     function(rank, *arguments)
 
 

@@ -51,7 +51,7 @@ def on_gpu(*flags: str) -> Plan:
     return Planner(arguments_of(["--config", BASE, *flags, *SMALL, *FEW])).plan()
 
 
-def by_hand(planner: Planner, examples: int) -> dict[str, int]:
+def by_hand(planner: Planner, examples: int, ranks: int) -> dict[str, int]:
     """Every example takes 10 MB."""
     return {"activations": 10**7 * examples}
 
@@ -108,7 +108,7 @@ def test_every_fine_tuning_task_can_be_planned(task):
     decoder = ["model.decoder.layers=1"] if task == "vqa" else []
     config = f"configs/{FINE_TUNING[task]}.yaml"
     planner = Planner(arguments_of(["--config", config, *MEMORY, "--gpu", "a100", *SMALL, *decoder]))
-    two, four = (planner._setting(examples, 3) for examples in (2, 4))
+    two, four = (planner._setting(examples, 3, 1) for examples in (2, 4))
     assert two.sizes == {"data.batch_size": 2}
     assert two.memory["weights"] == four.memory["weights"]
     assert two.memory["activations"] < four.memory["activations"]
@@ -146,7 +146,7 @@ def test_recomputed_and_compiled_encoders_are_planned_and_what_an_estimate_leave
     deep = ["--config", BASE, *MEMORY, *SMALL, ALONE, "model.vision.depth=3"]
     plain = Planner(arguments_of(deep))
     less = Planner(arguments_of([*deep, "train.recompute=[vision,text,fusion]", "train.compile=true"]))
-    assert less._memory(64)["activations"] < 0.7 * plain._memory(64)["activations"]
+    assert less._memory(64, 1)["activations"] < 0.7 * plain._memory(64, 1)["activations"]
     assert set(less._assumptions()) - set(plain._assumptions()) == {
         "no time for recomputation (train.recompute: vision, text, fusion)",
         "memory and time as without train.compile",

@@ -60,7 +60,7 @@ def test_recomputing_what_is_frozen_changes_nothing():
 
 
 def test_the_plan_has_the_flops_and_the_time_of_a_step_with_a_frozen_encoder():
-    plain, frozen = planner()._setting(4, 1), planner("optim.freeze.vision=true")._setting(4, 1)
+    plain, frozen = planner()._setting(4, 1, 1), planner("optim.freeze.vision=true")._setting(4, 1, 1)
     vision = planner().meta_model.cost.vision
     spared = 4 * (2 * vision.embedding + 4 * vision.blocks) / 1e12
     assert plain.tflop_per_gpu - frozen.tflop_per_gpu >= spared > 0.2 * plain.tflop_per_gpu
@@ -70,7 +70,7 @@ def test_the_plan_has_the_flops_and_the_time_of_a_step_with_a_frozen_encoder():
 
 def test_an_encoder_that_thaws_is_planned_as_it_is_afterwards_and_the_plan_says_so():
     plain, thawing = planner(), planner("optim.freeze={vision: 1000, text: 2000}")
-    assert thawing._setting(4, 1) == plain._setting(4, 1)
+    assert thawing._setting(4, 1, 1) == plain._setting(4, 1, 1)
     added = [line for line in thawing._assumptions() if line not in plain._assumptions()]
     assert added == ["steps as after step 2,000, when optim.freeze has ended for vision, text; earlier ones take less"]
     assert planner("optim.freeze.vision=true")._assumptions() == plain._assumptions()
@@ -100,10 +100,10 @@ def test_the_doctor_counts_checkpoints_without_the_states_of_what_never_trains(f
 
 
 def test_the_plan_and_the_doctor_count_the_average_of_the_weights():
-    plain, averaging = planner()._setting(4, 1), planner("optim.ema={}")._setting(4, 1)
+    plain, averaging = planner()._setting(4, 1, 1), planner("optim.ema={}")._setting(4, 1, 1)
     assert averaging.memory["average"] == averaging.memory["gradients"] > 0
     assert "average" not in plain.memory
-    frozen = planner("optim.ema={}", "optim.freeze.vision=true")._setting(4, 1)
+    frozen = planner("optim.ema={}", "optim.freeze.vision=true")._setting(4, 1, 1)
     assert averaging.memory["average"] - frozen.memory["average"] == vision_bytes()
     model = planner().meta_model
     without, with_average = (needed_bytes(model, keep=3, has_best=True, has_average=each) for each in (False, True))

@@ -53,7 +53,7 @@ def estimate(subject: Subject) -> StepMemory:
     steps = FakeSteps(lambda: subject.task.build_model(config, vocabulary), config.train, config.optim, as_on_gpu=True)
     accumulates = (config.train.accumulate or 1) > 1 or config.train.global_batch is not None
     stay = subject.gpus > 1 or (accumulates and config.train.accumulation(config.data, subject.gpus) > 1)
-    return steps.memory(lambda built: synthetic_batch(config, built), gradients_stay=stay)
+    return steps.memory(lambda built: synthetic_batch(config, built), gradients_stay=stay, ranks=subject.gpus)
 
 
 def outside(gpus: int, tensors: int) -> int:

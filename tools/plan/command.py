@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from engine.devices import ASSUMED_UTILISATION, PEAKS
 from tools.plan.planner import Planner
+from tools.plan.scaling import RANKS
 from tools.plan.table import as_table
 from tools.plan.target import ASSUMED_GPU
 from utils.distributed import process_group
@@ -19,6 +20,7 @@ from utils.launcher import let_segments_grow
 
 EXAMPLES = """examples:
   python run.py plan --config configs/pretrain/base_4m.yaml --gpus 8 --memory 80 --gpu h100
+  python run.py plan --config configs/pretrain/base_4m.yaml --nodes 8 --gpus 8 --memory 80 --network 40
   python run.py plan --config configs/vqa/vqa2_base_4m.yaml --gpus 4 --memory 24 --records 1000000 train.peak_tflops=71"""
 
 
@@ -35,7 +37,13 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     flag = parser.add_argument
     add_config(parser)
     add_task(parser)
-    flag("--gpus", type=positive, default=1, metavar="N", help="GPUs on all nodes together (default: 1)")
+    flag("--gpus", type=positive, metavar="N", help="GPUs of the run; with --nodes, those of each node (default: 1)")
+    nodes = f"nodes of the run; tells also what changes on {', '.join(map(str, RANKS))} GPUs"
+    flag("--nodes", type=positive, metavar="N", help=nodes)
+    network = (
+        "bus bandwidth between nodes in 1e9 bytes/s, as all_reduce_perf of nccl-tests reports it (default: unknown)"
+    )
+    flag("--network", type=positive_real, metavar="GB/S", help=network)
     flag("--memory", type=positive_real, metavar="GB", help="memory of a whole GPU, in 1e9 bytes (default: this GPU's)")
     names = f"known: {', '.join(PEAKS)} (default: this GPU; without one, {ASSUMED_GPU}); for others, give train.peak_tflops=X"
     flag("--gpu", choices=list(PEAKS), metavar="NAME", help=names)
@@ -52,7 +60,13 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     flag("--estimate", action="store_true", help="do not measure, even with a GPU")
     flag("--json", action="store_true", help="print JSON")
     add_overrides(parser)
-    return parse(parser, argv)
+    arguments = parse(parser, argv)
+    if arguments.nodes is not None and arguments.gpus is None:
+        parser.error(f"--nodes {arguments.nodes} needs --gpus N, the GPUs of each node")
+    if arguments.network is not None and arguments.nodes is None:
+        parser.error(f"--network {arguments.network:g} needs --nodes N: without it, no time on the network is told")
+    arguments.gpus = arguments.gpus or 1
+    return arguments
 
 
 @one_line_errors

@@ -12,9 +12,12 @@ import torch
 
 from dataset.text.loading import load_tokenizer
 from engine.chunks import check_chunks
-from engine.memory import AVERAGE, FakeSteps, StepMemory
+from engine.communication import StepSizes
+from engine.memory import AVERAGE, FakeSteps, StepMemory, tensor_bytes, trainable
 from engine.real_steps import RealSteps, ran_out_of_memory
+from models.align import AligningModel
 from tasks.kinds import choose
+from tools.plan.scaling import RANKS, Scale, scale_of
 from tools.plan.search import largest_that_fits, share_out
 from tools.plan.synthetic import batch_sizes, scaled, synthetic_batch
 from tools.plan.table import Plan, Setting
@@ -38,20 +41,21 @@ class Planner:
     def __init__(self, arguments: argparse.Namespace):
         choice = choose(arguments.config, arguments.overrides, arguments.task)
         self.arguments, self.path = arguments, choice.config
+        self.ranks = arguments.gpus * (arguments.nodes or 1)
         schema, self.task = choice.load()
         self.config: Any = load_config(self.path, arguments.overrides, schema)
         self.leading = next(iter(batch_sizes(self.config).values()))
         """Examples of the leading stream in a micro-batch of the config."""
         self.target = Target(arguments, self.config.train)
-        self.global_batch = self._global_batch()
+        self.global_batch = self._global_batch(self.ranks)
         self.vocabulary = self._vocabulary()
         with torch.device("meta"):
             self.meta_model = self._build()
         if frozen := self.config.optim.frozen.frozen_for_good:
             self.meta_model.set_frozen(frozen)
         self.steps = self._make_steps()
-        self.memories: dict[int, dict[str, int] | None] = {}
-        """Memory of a step by the examples of its micro-batch; None: it does not fit."""
+        self.memories: dict[tuple[int, int], dict[str, int] | None] = {}
+        """Memory of a step by the examples of its micro-batch and the ranks; None: it does not fit."""
 
     def plan(self) -> Plan:
         """The plan.
@@ -60,69 +64,131 @@ class Planner:
             UserError: if not even one example fits, the GPUs do not divide the data's lanes, or ``train.compile`` or
                 ``model.contrastive.chunks`` do not allow the necessary accumulation.
         """
-        gpus, train = self.arguments.gpus, self.config.train
-        self.config.data.check_ranks(gpus)
-        largest = largest_that_fits(self._cost, self.target.memory, self.leading)
-        if largest == 0:
-            self._refuse_memory()
-        size, accumulation = share_out(self.global_batch, gpus, largest)
-        if accumulation > 1 and train.records_graphs:
-            raise UserError(
-                f"train.compile = {train.compile}: takes one micro-batch per step, and of the "
-                f"{math.ceil(self.global_batch / gpus):,} examples of a GPU {largest:,} fit; plan train.compile=true, "
-                f"more --gpus, or --global-batch {largest * gpus}"
-            )
-        check_chunks(self.config.model.chunks, accumulation)
-        total = size * gpus * accumulation
-        chosen = self._setting(size, accumulation)
+        train = self.config.train
+        self.config.data.check_ranks(self.ranks)
+        largest = self._largest(self.ranks, self.leading)
+        size, accumulation = self._split(self.ranks, largest)
+        total = size * self.ranks * accumulation
+        chosen = self._setting(size, accumulation, self.ranks)
         derived = {"train.accumulate": accumulation} if train.global_batch is None else {"train.global_batch": total}
+        scaling, refused = self._scaling(largest)
         return Plan(
             config=str(self.path),
-            gpus=gpus,
+            gpus=self.ranks,
+            nodes=self.arguments.nodes,
             memory_gb=self.target.memory / 1e9,
             precision=train.precision,
             measured_on=self.target.product if self.target.measures else None,
             global_batch=total,
             asked_batch=self.global_batch,
-            largest=self._setting(largest, 1),
+            largest=self._setting(largest, 1, self.ranks),
             chosen=chosen,
             overrides={**chosen.sizes, **derived},
             steps=self._steps_of_run(total),
             assumptions=self._assumptions(),
+            scaling=scaling,
+            refused=refused,
         )
 
-    def _cost(self, examples: int) -> float:
+    def _largest(self, ranks: int, start: int) -> int:
+        """The largest micro-batch that fits on each of ``ranks`` GPUs; the search begins at ``start`` examples."""
+        largest = largest_that_fits(lambda examples: self._cost(examples, ranks), self.target.memory, start)
+        if largest == 0:
+            self._refuse_memory(ranks)
+        return largest
+
+    def _split(self, ranks: int, largest: int) -> tuple[int, int]:
+        """Examples of a micro-batch and accumulation for the global batch on ``ranks`` GPUs."""
+        train, total = self.config.train, self._global_batch(ranks)
+        size, accumulation = share_out(total, ranks, largest)
+        if accumulation > 1 and train.records_graphs:
+            raise UserError(
+                f"train.compile = {train.compile}: takes one micro-batch per step, and of the "
+                f"{math.ceil(total / ranks):,} examples of a GPU {largest:,} fit; plan train.compile=true, "
+                f"more --gpus, or --global-batch {largest * ranks}"
+            )
+        check_chunks(self.config.model.chunks, accumulation)
+        return size, accumulation
+
+    def _scaling(self, largest: int) -> tuple[list[Scale], dict[int, str]]:
+        """With ``--nodes``, the step on the asked number of GPUs and on :data:`RANKS`; numbers that are refused, with the reason.
+
+        ``largest``: the largest micro-batch on the asked number.
+        """
+        scales, refused = [], {}
+        for ranks in sorted({*RANKS, self.ranks}) if self.arguments.nodes else []:
+            try:
+                scales.append(self._scale(ranks, largest))
+            except UserError as error:
+                refused[ranks] = str(error)
+        return scales, refused
+
+    def _scale(self, ranks: int, known: int) -> Scale:
+        """The step on ``ranks`` GPUs; ``known``: the largest micro-batch on the asked number, and nearly so on others."""
+        self.config.data.check_ranks(ranks)
+        largest, share = known, math.ceil(self._global_batch(ranks) / ranks)
+        if ranks != self.ranks:  # no search where the whole share of a GPU fits
+            fits = share <= known and self._cost(share, ranks) <= self.target.memory
+            largest = share if fits else self._largest(ranks, known)
+        size, accumulation = self._split(ranks, largest)
+        setting = self._setting(size, accumulation, ranks)
+        return scale_of(
+            self._step_sizes(size, accumulation),
+            ranks,
+            size,
+            memory=sum(setting.memory.values()),
+            step_s=setting.step_s,
+            nodes=math.ceil(ranks / self.arguments.gpus),
+            network=self.arguments.network,
+        )
+
+    def _step_sizes(self, examples: int, accumulation: int) -> StepSizes:
+        """The sizes on which the communication of a step depends."""
+        model, config = self.meta_model, self.config.model
+        batch = self._batch(examples)(model)
+        aligns = isinstance(model, AligningModel)
+        return StepSizes(
+            gradients=tensor_bytes(trainable(model)),
+            losses=len(model.counts(batch)),
+            examples=model.compared(batch) if aligns else [],
+            embed_dim=config.embed_dim if aligns else 0,
+            accumulation=accumulation,
+            chunks=config.chunks,
+        )
+
+    def _cost(self, examples: int, ranks: int) -> float:
         """Bytes of a step on a micro-batch; infinite if it does not fit."""
-        memory = self._memory(examples)
+        memory = self._memory(examples, ranks)
         return math.inf if memory is None else sum(memory.values())
 
-    def _memory(self, examples: int) -> dict[str, int] | None:
-        if examples not in self.memories:
-            accumulates = self.global_batch > examples and not self.config.train.records_graphs
-            gradients_stay = self.arguments.gpus > 1 or accumulates
-            memory = self.steps.memory(self._batch(examples), gradients_stay=gradients_stay)
-            self.memories[examples] = None if memory is None else self._with_overhead(memory)
-        return self.memories[examples]
+    def _memory(self, examples: int, ranks: int) -> dict[str, int] | None:
+        """Bytes of a step on a micro-batch by their use, on each of ``ranks`` GPUs; None: it does not fit."""
+        if (examples, ranks) not in self.memories:
+            accumulates = self._global_batch(ranks) > examples and not self.config.train.records_graphs
+            stay = ranks > 1 or accumulates
+            memory = self.steps.memory(self._batch(examples), gradients_stay=stay, ranks=ranks)
+            self.memories[examples, ranks] = None if memory is None else self._with_overhead(memory, ranks)
+        return self.memories[examples, ranks]
 
-    def _with_overhead(self, memory: StepMemory) -> dict[str, int]:
+    def _with_overhead(self, memory: StepMemory, ranks: int) -> dict[str, int]:
         uses = asdict(memory)
         if self.config.optim.ema is None:
             del uses[AVERAGE]
         if isinstance(self.steps, RealSteps):
-            return {**uses, OUTSIDE: self.steps.outside() + self.target.communication}
-        outside = CONTEXT + self.target.communication
+            return {**uses, OUTSIDE: self.steps.outside() + self.target.communication(ranks)}
+        outside = CONTEXT + self.target.communication(ranks)
         return {**uses, "fragments": int(FRAGMENTS * memory.total), OUTSIDE: outside}
 
-    def _refuse_memory(self) -> None:
-        needed = self._cost(1)
+    def _refuse_memory(self, ranks: int) -> None:
+        needed = self._cost(1, ranks)
         fact = f"needs {needed / 1e9:.1f} GB" if math.isfinite(needed) else "does not fit"
         raise UserError(
             f"--memory {self.target.memory / 1e9:g}: a micro-batch of one example {fact}; take smaller images "
             "(model.vision.image_size), a smaller model or a larger GPU"
         )
 
-    def _setting(self, examples: int, accumulation: int) -> Setting:
-        memory = self._memory(examples)
+    def _setting(self, examples: int, accumulation: int, ranks: int) -> Setting:
+        memory = self._memory(examples, ranks)
         assert memory is not None
         work = self.meta_model.work(self._batch(examples)(self.meta_model))
         seconds, has_flops = self._seconds(examples, work.flops), not math.isnan(work.flops)
@@ -131,7 +197,7 @@ class Planner:
             accumulation=accumulation,
             memory=memory,
             step_s=None if seconds is None else seconds * accumulation,
-            samples_per_s=None if seconds is None else work.samples * self.arguments.gpus / seconds,
+            samples_per_s=None if seconds is None else work.samples * ranks / seconds,
             tflop_per_gpu=work.flops * accumulation / 1e12 if has_flops else None,
         )
 
@@ -148,7 +214,7 @@ class Planner:
             return FakeSteps(self._build, train, optim, as_on_gpu=True)
         assert target.device is not None
         try:
-            return RealSteps(self._build, train, optim, target.device, target.memory - target.communication)
+            return RealSteps(self._build, train, optim, target.device, target.memory - target.communication(self.ranks))
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
@@ -163,10 +229,10 @@ class Planner:
         config = scaled(self.config, examples)
         return lambda model: synthetic_batch(config, model)
 
-    def _global_batch(self) -> int:
+    def _global_batch(self, ranks: int) -> int:
         """Examples of the leading stream per step, from the command line, ``train.global_batch``, or the config's sizes."""
         train, flag = self.config.train, self.arguments.global_batch
-        return flag or train.global_batch or self.leading * (train.accumulate or 1) * self.arguments.gpus
+        return flag or train.global_batch or self.leading * (train.accumulate or 1) * ranks
 
     def _vocabulary(self) -> int | None:
         """Size of the tokenizer's vocabulary; None if the config sets the size."""
@@ -188,8 +254,20 @@ class Planner:
             lines.append(
                 f"steps as after step {last:,}, when optim.freeze has ended for {names}; earlier ones take less"
             )
+        lines += self._assumptions_of_scaling()
         if train.recompute and not self.target.measures:
             lines.append(f"no time for recomputation (train.recompute: {', '.join(train.recompute)})")
+        if (chunks := self.config.model.chunks) > 1 and not self.target.measures:
+            lines.append(f"no time to run the encoders twice (model.contrastive.chunks: {chunks})")
         if train.compile and not self.target.measures:
             lines.append("memory and time as without train.compile")
         return lines
+
+    def _assumptions_of_scaling(self) -> list[str]:
+        network = self.arguments.network
+        if self.arguments.nodes is None:
+            return []
+        if network is None:
+            return ["a ring of all ranks; for the time on the network, give --network GB/S"]
+        bandwidth = f"a ring of all ranks at {network:g} GB/s (--network)"
+        return [f"{bandwidth}; no latency, and no overlap of communication and computation"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tools.plan.rows import aligned, gigabytes, or_unknown
+from tools.plan.scaling import Scale, scaling_lines
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -28,11 +31,13 @@ class Plan:
 
     ``global_batch``: examples of the leading stream per step, ``asked_batch``: the requested number. ``largest``: the largest
     micro-batch that fits; ``chosen``: the one for the global batch; ``overrides``: config keys and values for it. ``steps``:
-    steps of the whole run, None: unknown.
+    steps of the whole run, None: unknown. ``gpus``: on all nodes together. With ``nodes``, ``scaling`` tells other numbers of
+    GPUs too, and ``refused`` those that the run cannot have, with the reason.
     """
 
     config: str
     gpus: int
+    nodes: int | None
     memory_gb: float
     precision: str
     measured_on: str | None
@@ -43,12 +48,17 @@ class Plan:
     overrides: dict[str, int]
     steps: int | None
     assumptions: list[str]
+    scaling: list[Scale]
+    refused: dict[int, str]
 
 
 def as_table(plan: Plan) -> str:
     """The plan as text."""
     how = f"measured on {plan.measured_on}" if plan.measured_on else "estimated without a GPU"
-    gpus = "1 GPU" if plan.gpus == 1 else f"{plan.gpus} GPUs"
+    each = plan.gpus // (plan.nodes or 1)
+    gpus = "1 GPU" if each == 1 else f"{each} GPUs"
+    if plan.nodes is not None:
+        gpus = f"{'1 node' if plan.nodes == 1 else f'{plan.nodes} nodes'} with {gpus}"
     notes = [f"assumed: {assumption}" for assumption in plan.assumptions]
     if plan.global_batch != plan.asked_batch:
         change = f"{plan.global_batch:,} examples per step instead of {plan.asked_batch:,}"
@@ -57,8 +67,9 @@ def as_table(plan: Plan) -> str:
         [
             f"{plan.config}: {gpus} of {plan.memory_gb:g} GB, {plan.precision}; {how}",
             "",
-            *_aligned(_rows(plan)),
+            *aligned(_rows(plan)),
             "",
+            *([*scaling_lines(plan.scaling, plan.refused, plan.gpus), ""] if plan.scaling else []),
             *notes,
             f"run with: {' '.join(f'{key}={value}' for key, value in plan.overrides.items())}",
         ]
@@ -72,30 +83,17 @@ def _rows(plan: Plan) -> list[tuple[str, ...]]:
         ("", "largest that fits", f"{plan.global_batch:,} examples per step"),
         *((key, f"{largest.sizes[key]:,}", f"{chosen.sizes[key]:,}") for key in chosen.sizes),
         ("accumulation", f"{largest.accumulation:,}", f"{chosen.accumulation:,}"),
-        *((use, _gigabytes(largest.memory[use]), _gigabytes(chosen.memory[use])) for use in chosen.memory),
-        ("memory of a GPU", _gigabytes(sum(largest.memory.values())), _gigabytes(sum(chosen.memory.values()))),
+        *((use, gigabytes(largest.memory[use]), gigabytes(chosen.memory[use])) for use in chosen.memory),
+        ("memory of a GPU", gigabytes(sum(largest.memory.values())), gigabytes(sum(chosen.memory.values()))),
         (
             "FLOPs of a GPU per step",
-            *(_or_unknown(setting.tflop_per_gpu, "{:.1f} TFLOP") for setting in (largest, chosen)),
+            *(or_unknown(setting.tflop_per_gpu, "{:.1f} TFLOP") for setting in (largest, chosen)),
         ),
-        ("time of a step", *(_or_unknown(setting.step_s, "{:.3g} s") for setting in (largest, chosen))),
-        ("samples per second", *(_or_unknown(setting.samples_per_s, "{:,.0f}") for setting in (largest, chosen))),
+        ("time of a step", *(or_unknown(setting.step_s, "{:.3g} s") for setting in (largest, chosen))),
+        ("samples per second", *(or_unknown(setting.samples_per_s, "{:,.0f}") for setting in (largest, chosen))),
         ("time of 1,000 steps", "", _duration(chosen.step_s, 1000)),
         (whole, "", "in epochs: give --records" if steps is None else _duration(chosen.step_s, steps)),
     ]
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
-    return [f"{a:{first}}  {b:>{second}}  {c:>{third}}".rstrip() for a, b, c in rows]
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
-
-
-def _or_unknown(value: float | None, form: str) -> str:
-    return "unknown" if value is None else form.format(value)
 
 
 def _duration(step_s: float | None, steps: int) -> str:

@@ -39,7 +39,7 @@ class Target:
         self.gpu = self.gpu_flag or self.local_gpu or ASSUMED_GPU
         self.config_peak = None if self.gpu_flag else train.peak_tflops
         self.utilisation: float = arguments.utilisation
-        self.communication = NCCL if arguments.gpus > 1 else 0
+        self.several = arguments.nodes is not None or arguments.gpus > 1
         self._check_precision(train)
         self.memory = self._memory(arguments.memory)
         self.peak = peak(self.gpu, train.precision) if self.config_peak is None else self.config_peak
@@ -64,13 +64,17 @@ class Target:
             other = "" if self.gpu_flag else ", or name another --gpu"
             raise UserError(f"train.precision = bf16: the {self.gpu} has no bf16; set train.precision=fp16{other}")
 
+    def communication(self, ranks: int) -> int:
+        """Bytes of a GPU for the communication of ``ranks`` ranks."""
+        return NCCL if ranks > 1 else 0
+
     def seconds(self, flops: float) -> float:
         """Estimated time of ``flops`` FLOPs in seconds."""
         return flops / (self.peak * 1e12 * self.utilisation)
 
     def assumptions(self) -> list[str]:
         """Assumptions about this GPU, for the report. Where steps are measured, only several GPUs need one."""
-        buffers = [f"{NCCL / 1e9:.0f} GB for NCCL's buffers"] if self.communication else []
+        buffers = [f"{NCCL / 1e9:.0f} GB for NCCL's buffers"] if self.several else []
         if self.measures:
             return buffers
         memory = [

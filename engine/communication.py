@@ -1,0 +1,103 @@
+"""Communication of a training step by formula: which collectives ranks call, and how many bytes each rank sends.
+
+Three parts of the code call collectives in a step. DDP sums the gradients once, in the backward pass of the last micro-batch.
+Each contrastive loss gathers embeddings and keys, and scatters the summed gradients of the embeddings. The trainer sums counts,
+losses and news. ``tests/distributed/test_communication.py`` compares the formulas with the collectives of real steps.
+
+In a ring of R ranks, a tensor has R parts. A ring passes each part on R - 1 times to gather it, R - 1 times to reduce and scatter
+it, and both in turn for an all-reduce. So a rank sends (R - 1) / R of the whole tensor, or twice that, the least that is possible
+(Patarasuk and Yuan, 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations"). nccl-tests reports the "bus
+bandwidth" of collectives by the same factors (its doc/PERFORMANCE.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from utils.batch import WORK
+
+Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
+
+ROUNDS: dict[Kind, int] = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
+"""How often a ring passes on each part of the whole tensor to all ranks but one."""
+
+FLOAT32, INT64 = 4, 8
+"""Bytes of a number."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A collective that a step calls on each of R ranks.
+
+    Attributes:
+        content: of the tensors.
+        kind: of the collective.
+        calls: in a step. None: one for each of DDP's buckets.
+        whole: bytes of the whole tensor, over all calls: of an all-gather its result, else its argument.
+    """
+
+    content: str
+    kind: Kind
+    calls: int | None
+    whole: int
+
+    def handed(self, ranks: int) -> int:
+        """Bytes that a rank hands over in a step."""
+        return self.whole // ranks if self.kind == "all-gather" else self.whole
+
+    def sent(self, ranks: int) -> float:
+        """Bytes that a rank sends in a step, and receives, if ranks form a ring."""
+        return ROUNDS[self.kind] * self.whole * (ranks - 1) / ranks
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """Sizes of a step on one rank, on which its communication depends.
+
+    Attributes:
+        gradients: bytes of the gradients of all parameters that train; frozen ones have none.
+        losses: number of losses.
+        examples: of each contrastive loss in a micro-batch, equally many on each rank.
+        embed_dim: width of an embedding, of which each example has two.
+        accumulation: micro-batches.
+        chunks: micro-batches whose embeddings are gathered at once (``model.contrastive.chunks``).
+    """
+
+    gradients: int
+    losses: int
+    examples: Sequence[int]
+    embed_dim: int
+    accumulation: int = 1
+    chunks: int = 1
+
+    def exchanges(self, ranks: int, *, logs: bool = False) -> list[Exchange]:
+        """The collectives of a step on ``ranks`` ranks; none on a single one.
+
+        Args:
+            ranks: R, at least 1.
+            logs: the step has a line of metrics (``train.log_every``), for which ranks tell their times, two numbers for each.
+        """
+        if ranks == 1:
+            return []
+        gathered = sum(self.examples) * self.accumulation * ranks
+        calls = len(self.examples) * self.accumulation // self.chunks
+        embeddings = gathered * 2 * self.embed_dim * FLOAT32
+        keys = gathered * 2 * INT64  # with the flag of valid examples
+        news = 1 + 2 * ranks * logs
+        sums = (self.losses + len(WORK)) + (self.losses + 1 + news)
+        contrastive = [
+            Exchange("embeddings", "all-gather", calls, embeddings),
+            Exchange("keys", "all-gather", calls, keys),
+            Exchange("gradients of embeddings", "reduce-scatter", calls, embeddings),
+        ]
+        return [
+            Exchange("gradients", "all-reduce", None, self.gradients),
+            *(contrastive if calls else []),
+            Exchange("counts and losses", "all-reduce", 2, sums * FLOAT32),
+        ]
+
+    def sent(self, ranks: int) -> float:
+        """Bytes that a rank sends in a step, if ranks form a ring."""
+        return sum(exchange.sent(ranks) for exchange in self.exchanges(ranks))

@@ -1,0 +1,50 @@
+"""The memory that examples of other ranks take, in a process without other ranks: to plan a run on more GPUs than there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from utils import distributed
+
+
+@contextmanager
+def as_one_of(ranks: int) -> Iterator[None]:
+    """Replace :func:`utils.distributed.start_gather` by one that gives tensors of the size that ``ranks`` ranks gather.
+
+    Each rank is taken to have the same examples as this one. Nothing is sent, and gradients are not those of a run.
+    """
+    original = distributed.start_gather
+    if ranks > 1:
+        distributed.start_gather = partial(_repeated, ranks)
+    try:
+        yield
+    finally:
+        distributed.start_gather = original
+
+
+def _repeated(ranks: int, tensor: Tensor) -> Callable[[], Tensor]:
+    """As :func:`~utils.distributed.start_gather`: what it returns holds the same tensors."""
+    local = tensor.detach().contiguous()
+    gathered = local.repeat(ranks, *[1] * (local.dim() - 1))
+
+    def finish() -> Tensor:
+        return cast(Tensor, _Repeat.apply(tensor, gathered)) if tensor.requires_grad else gathered
+
+    return finish
+
+
+class _Repeat(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, gathered: Tensor) -> Tensor:
+        ctx.count = len(tensor)
+        return gathered.view_as(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.contiguous()[: ctx.count].clone(), None

@@ -1,0 +1,110 @@
+"""The formulas of a step's communication against the collectives that real steps call, on two and four gloo ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from engine.communication import StepSizes
+from engine.memory import tensor_bytes, trainable, trainer_of
+from tasks.kinds import kind_of
+from tests.ranks import on_ranks
+from tests.tools.test_plan import BASE, SMALL
+from tools.plan.synthetic import synthetic_batch
+from utils.config import load_config
+
+SIZES = [
+    "model.embed_dim=16",  # all gradients fit into DDP's first bucket, of 1 MiB
+    "data.images.batch_size=3",
+    "data.regions.batch_size=4",
+    "data.regions.max_images=2",
+    "train.precision=fp32",
+]
+KINDS = {
+    "allreduce_": ("all-reduce", 0),
+    "_allgather_base_": ("all-gather", 1),
+    "_reduce_scatter_base_": ("reduce-scatter", 1),
+}
+"""Our names of torch's operations, and where each has its argument. Any other that a step calls keeps its name, which no formula
+has."""
+
+
+class Collectives(TorchDispatchMode):
+    """Counts every collective of torch's process groups, whoever calls it: our code, or DDP in C++."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.handed: Counter[str] = Counter()
+        """Bytes."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            name = func._schema.name.removeprefix("c10d::")
+            kind, argument = KINDS.get(name, (name, 0))
+            self.calls[kind] += 1
+            self.handed[kind] += tensor_bytes(each for each in tree_leaves(args[argument]) if isinstance(each, Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+class Steps:
+    """A picklable job: three steps of pre-training; returns counts of collectives and the sizes that determine them."""
+
+    def __init__(self, accumulation: int, *overrides: str):
+        self.accumulation, self.overrides = accumulation, overrides
+
+    def __call__(self) -> dict[str, Any]:
+        schema, kind = kind_of(Path(BASE), [])
+        config = load_config(BASE, [*SMALL, *SIZES, *self.overrides], schema)
+        model = kind.build_model(config, None)
+        trainer = trainer_of(model, config.train, config.optim, torch.device("cpu"))
+        batches = [synthetic_batch(config, model) for _ in range(self.accumulation)]
+        counted = []
+        for _ in range(3):
+            with Collectives() as collectives:
+                trainer.train_step(batches)
+            counted.append({"calls": dict(collectives.calls), "handed": dict(collectives.handed)})
+        sizes = {
+            "gradients": tensor_bytes(trainable(model)),
+            "losses": len(model.counts(batches[0])),
+            "examples": model.compared(batches[0]),
+            "embed_dim": config.model.embed_dim,
+            "chunks": config.model.chunks,
+        }
+        return {"counted": counted, "sizes": sizes}
+
+
+def by_formula(sizes: StepSizes, ranks: int, logs: bool) -> dict[str, dict[str, int]]:
+    """Calls and bytes of a step by kind, with the gradients in one bucket."""
+    calls: Counter[str] = Counter()
+    handed: Counter[str] = Counter()
+    for exchange in sizes.exchanges(ranks, logs=logs):
+        calls[exchange.kind] += 1 if exchange.calls is None else exchange.calls
+        handed[exchange.kind] += exchange.handed(ranks)
+    return {"calls": dict(calls), "handed": dict(handed)}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "accumulation", "overrides"),
+    [
+        (2, 1, []),
+        (2, 4, ["model.contrastive.chunks=2", "optim.freeze.vision=true"]),
+        (4, 2, []),
+        (4, 2, ["data.regions=null", "model.contrastive.gradient=released"]),
+    ],
+)
+def test_ranks_call_the_collectives_of_the_formula_and_no_others(tmp_path, ranks, accumulation, overrides):
+    for found in on_ranks(ranks, Steps(accumulation, *overrides), tmp_path):
+        sizes = StepSizes(accumulation=accumulation, **found["sizes"])
+        first, second, third = found["counted"]
+        assert first == by_formula(sizes, ranks, logs=True), "the only step with a line of metrics"
+        assert second["calls"].pop("broadcast_") == 2, "DDP tells once in which order gradients came"
+        assert second["handed"].pop("broadcast_")
+        assert second == third == by_formula(sizes, ranks, logs=False)

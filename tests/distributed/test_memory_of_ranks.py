@@ -1,0 +1,122 @@
+"""The memory that contrastive losses take for the examples of all ranks: planned, by formula, and counted in real steps."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from engine.memory import GRADIENTS, OPTIMISER, WEIGHTS, FakeSteps, LiveMemory, chunks_of, trainable, trainer_of
+from models import losses
+from tasks.kinds import kind_of
+from tests.ranks import on_ranks
+from tests.tools.test_plan import ALONE, BASE, SMALL
+from tools.plan.synthetic import synthetic_batch
+from utils.config import load_config
+
+EXAMPLES, WIDTH = 16, 1024
+"""Examples of a rank, and width of their embeddings, which take much of the memory."""
+
+SIZES = [
+    *SMALL,
+    ALONE,
+    f"data.images.batch_size={EXAMPLES}",
+    f"model.embed_dim={WIDTH}",
+    "model.vision.image_size=32",
+    "train.precision=fp32",
+]
+EXAMPLE = 2 * 4 * WIDTH + 2 * 8
+"""Bytes of an example that are gathered: both embeddings in float32; key and whether it is valid, in int64."""
+
+PAIR = 20
+"""Bytes that the loss keeps of two examples that it compares: similarities in float32, and masks."""
+
+
+def setting(overrides: tuple[str, ...]) -> tuple[Any, Any]:
+    schema, kind = kind_of(Path(BASE), [])
+    config = load_config(BASE, [*SIZES, *overrides], schema)
+    return config, partial(kind.build_model, config, None)
+
+
+class Counted:
+    """A picklable job: bytes of the activations of a real step at their peak."""
+
+    def __init__(self, *overrides: str):
+        self.overrides = overrides
+
+    def __call__(self) -> int:
+        config, build = setting(self.overrides)
+        model = build()
+        trainer = trainer_of(model, config.train, config.optim, torch.device("cpu"))
+        batches = [synthetic_batch(config, model)] * chunks_of(model)
+        for _ in range(2):  # in the second, DDP makes its buckets anew
+            trainer.train_step(batches)
+        live = LiveMemory()
+        states = [tensor for state in trainer.optimizer.state.values() for tensor in state.values()]
+        gradients = [parameter.grad for parameter in trainable(model)]
+        for use, tensors in ((WEIGHTS, model.parameters()), (GRADIENTS, gradients), (OPTIMISER, states)):
+            with live.named(use):
+                live.register(tensors)
+        for parameter in trainable(model):
+            parameter.register_post_accumulate_grad_hook(lambda p: live.rename(p.grad, GRADIENTS))
+        with live:
+            trainer.train_step(batches)
+        return live.most_activations
+
+
+@cache
+def planner(*overrides: str) -> tuple[FakeSteps, Any]:
+    config, build = setting(overrides)
+    return FakeSteps(build, config.train, config.optim, as_on_gpu=False), config
+
+
+def planned(ranks: int, *overrides: str) -> int:
+    """Bytes by which the activations of a planned step are more on ``ranks`` ranks than on one."""
+    steps, config = planner(*overrides)
+
+    def of(ranks: int) -> int:
+        def batch(model: nn.Module) -> Any:
+            return synthetic_batch(config, model)
+
+        return steps.memory(batch, gradients_stay=True, ranks=ranks).activations
+
+    return of(ranks) - of(1)
+
+
+def by_formula(ranks: int) -> int:
+    """Of up to 4,096 examples. A single rank has no second copy of its own examples."""
+    total = ranks * EXAMPLES
+    return total * EXAMPLE + EXAMPLES * (total - EXAMPLES) * PAIR
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_real_steps_grow_with_the_ranks_as_planned_and_by_formula(tmp_path, ranks):
+    alone = Counted()()
+    grown = {found - alone for found in on_ranks(ranks, Counted(), tmp_path)}
+    assert grown == {planned(ranks)} == {by_formula(ranks)}
+
+
+def test_beyond_a_block_memory_grows_with_the_examples_and_not_with_their_pairs(monkeypatch):
+    """With few examples, the step has its peak elsewhere; with many, in the backward pass of the loss, where gradients of the
+    embeddings come as two copies."""
+    monkeypatch.setattr(losses, "COLUMNS", EXAMPLES)
+    two, four, sixteen, thirty_two = (planned(ranks) for ranks in (2, 4, 16, 32))
+    assert four - two == pytest.approx(2 * EXAMPLES * EXAMPLE, rel=0.01)
+    assert thirty_two - sixteen == pytest.approx(16 * EXAMPLES * 3 * EXAMPLE, rel=0.01)
+
+
+def test_with_gradient_caching_the_loss_over_all_ranks_is_through_before_activations_are_kept():
+    chunks = "model.contrastive.chunks=2"
+    assert planned(4, chunks) == 0 < planned(4)
+
+
+def test_where_a_cached_loss_takes_more_than_activations_it_grows_as_in_real_steps(tmp_path):
+    wide = ("model.contrastive.chunks=4", "model.embed_dim=8192")
+    (two, _), (four, *_) = (on_ranks(ranks, Counted(*wide), tmp_path) for ranks in (2, 4))
+    assert planned(4, *wide) - planned(2, *wide) == pytest.approx(four - two, rel=0.01)
+    gathered = 4 * EXAMPLES * 2 * 4 * 8192  # by each rank
+    assert four - two == pytest.approx(2 * 2 * gathered, rel=0.01), "embeddings of two more ranks, and their gradients"

@@ -1,0 +1,65 @@
+"""What ranks send in a ring, against rings that are played through; the collectives of real steps are in tests/distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from engine.communication import Exchange, StepSizes
+
+PART = 5
+"""Bytes of each of the R parts of a tensor."""
+
+
+class Ring:
+    """R ranks, of which each holds a number for each part, and sends one part to the next rank in each round."""
+
+    def __init__(self, ranks: int):
+        self.held = [[10**rank * (part + 1) for part in range(ranks)] for rank in range(ranks)]
+        self.sums = [sum(column) for column in zip(*self.held, strict=True)]
+        self.sent = [0] * ranks
+
+    def pass_on(self, first: int, combine: Callable[[int, int], int]) -> None:
+        """R - 1 rounds: in round n, rank r passes on part ``r + first - n``."""
+        ranks = len(self.held)
+        for number in range(ranks - 1):
+            parts = [(rank + first - number) % ranks for rank in range(ranks)]
+            values = [self.held[rank][part] for rank, part in enumerate(parts)]
+            for rank, (part, value) in enumerate(zip(parts, values, strict=True)):
+                receiver = self.held[(rank + 1) % ranks]
+                receiver[part] = combine(receiver[part], value)
+                self.sent[rank] += PART
+
+    def reduce_scatter(self) -> None:
+        self.pass_on(0, lambda own, received: own + received)
+
+    def gather(self) -> None:
+        """Rank r holds the final part r + 1."""
+        self.pass_on(1, lambda own, received: received)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_a_rank_sends_what_it_sends_in_a_ring(ranks):
+    ring, whole = Ring(ranks), PART * ranks
+    ring.reduce_scatter()
+    assert all(ring.held[rank][(rank + 1) % ranks] == ring.sums[(rank + 1) % ranks] for rank in range(ranks))
+    assert {Exchange("any", "reduce-scatter", 1, whole).sent(ranks)} == set(ring.sent)
+    ring.sent = [0] * ranks
+    ring.gather()
+    assert all(held == ring.sums for held in ring.held)
+    assert {Exchange("any", "all-gather", 1, whole).sent(ranks)} == set(ring.sent)
+    both = Ring(ranks)
+    both.reduce_scatter()
+    both.gather()
+    assert {Exchange("any", "all-reduce", 1, whole).sent(ranks)} == set(both.sent)
+
+
+def test_one_rank_sends_nothing():
+    assert StepSizes(gradients=100, losses=2, examples=[4], embed_dim=8).exchanges(1) == []
+    assert StepSizes(gradients=100, losses=2, examples=[4], embed_dim=8).sent(1) == 0
+
+
+def test_a_task_without_a_contrastive_loss_sums_alone():
+    exchanges = StepSizes(gradients=100, losses=2, examples=[], embed_dim=8).exchanges(4)
+    assert {exchange.kind for exchange in exchanges} == {"all-reduce"}

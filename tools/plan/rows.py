@@ -1,0 +1,35 @@
+"""Rows of text tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of equally many cells as lines: the first column to the left, the others to the right."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        "  ".join(
+            [f"{row[0]:{first}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], others, strict=True))]
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def or_unknown(value: float | None, form: str) -> str:
+    """The value in a form of :meth:`str.format`; None: "unknown"."""
+    return "unknown" if value is None else form.format(value)
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in units of 1e9."""
+    return f"{size / 1e9:.2f} GB"
+
+
+def bytes_of(size: float) -> str:
+    """Bytes in a suitable decimal unit."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            number = size / factor
+            return f"{number:.3g} {unit}" if number < 999.5 else f"{number:,.0f} {unit}"
+    return f"{size:.0f} B"

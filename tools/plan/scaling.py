@@ -1,0 +1,133 @@
+"""A step on other numbers of GPUs, which ``run.py plan --nodes`` tells: batch, memory, and time on the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.communication import StepSizes
+from tools.plan.rows import aligned, bytes_of, or_unknown
+
+RANKS = (8, 64, 512)
+"""Numbers of GPUs that are told beside the one asked for."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A step on ``ranks`` GPUs, a rank each, of ``nodes`` nodes.
+
+    Attributes:
+        micro_batch, global_batch: examples of the leading stream.
+        accumulation: micro-batches of a GPU.
+        negatives: with which the first contrastive loss compares each example; 0: there is no such loss.
+        memory: bytes of a GPU.
+        step_s: seconds of a step without communication; None: unknown.
+        sent: bytes that a rank sends in a step, by content (:mod:`engine.communication`).
+        network_s: seconds that these take between nodes; None: unknown, or there is one node.
+        network_share: fraction of the step that these take, if nothing else goes on meanwhile; None: unknown.
+    """
+
+    ranks: int
+    nodes: int
+    micro_batch: int
+    accumulation: int
+    global_batch: int
+    negatives: int
+    memory: int
+    step_s: float | None
+    sent: dict[str, float]
+    network_s: float | None
+    network_share: float | None
+
+
+def scale_of(
+    sizes: StepSizes,
+    ranks: int,
+    micro_batch: int,
+    *,
+    memory: int,
+    step_s: float | None,
+    nodes: int,
+    network: float | None,
+) -> Scale:
+    """The step of ``sizes`` on ``ranks`` GPUs.
+
+    Args:
+        sizes: of the step on one rank.
+        ranks: R.
+        micro_batch: examples of the leading stream.
+        memory: bytes of a GPU.
+        step_s: seconds of a step without communication; None: unknown.
+        nodes: that have these GPUs.
+        network: bus bandwidth of collectives between nodes in 1e9 bytes/s; None: unknown.
+    """
+    sent = {exchange.content: exchange.sent(ranks) for exchange in sizes.exchanges(ranks)}
+    network_s = None if network is None or nodes == 1 else sum(sent.values()) / (network * 1e9)
+    compared = sizes.chunks * ranks * sizes.examples[0] if sizes.examples else 1
+    return Scale(
+        ranks=ranks,
+        nodes=nodes,
+        micro_batch=micro_batch,
+        accumulation=sizes.accumulation,
+        global_batch=micro_batch * ranks * sizes.accumulation,
+        negatives=compared - 1,
+        memory=memory,
+        step_s=step_s,
+        sent=sent,
+        network_s=network_s,
+        network_share=None if network_s is None or step_s is None else network_s / (network_s + step_s),
+    )
+
+
+def scaling_lines(scales: Sequence[Scale], refused: dict[int, str], asked: int) -> list[str]:
+    """A table with a line for each number of GPUs, and what each rank of the ``asked`` ones sends."""
+    parts = next(", ".join(_parts(scale)) for scale in scales if scale.ranks == asked)
+    return [
+        *aligned(_rows(scales)),
+        *(f"{ranks:,} GPUs: {reason}" for ranks, reason in refused.items()),
+        "",
+        f"each of {asked:,} GPUs sends per step: {parts or 'nothing'}",
+    ]
+
+
+def _rows(scales: Sequence[Scale]) -> list[tuple[str, ...]]:
+    titles = [
+        "GPUs",
+        "nodes",
+        "micro-batch",
+        "accumulation",
+        "examples per step",
+        "negatives",
+        "memory",
+        "sent",
+        "time",
+    ]
+    rows = [tuple(titles), *map(_row, scales)]
+    if all(scale.network_s is None for scale in scales):
+        return rows
+    network = [("on the network", "share"), *map(_network, scales)]
+    return [row + more for row, more in zip(rows, network, strict=True)]
+
+
+def _network(scale: Scale) -> tuple[str, str]:
+    if scale.nodes == 1:
+        return "within a node", ""
+    return or_unknown(scale.network_s, "{:.3g} s"), or_unknown(scale.network_share, "{:.0%}")
+
+
+def _row(scale: Scale) -> tuple[str, ...]:
+    return (
+        f"{scale.ranks:,}",
+        f"{scale.nodes:,}",
+        f"{scale.micro_batch:,}",
+        f"{scale.accumulation:,}",
+        f"{scale.global_batch:,}",
+        f"{scale.negatives:,}" if scale.negatives else "none",
+        bytes_of(scale.memory),
+        bytes_of(sum(scale.sent.values())),
+        or_unknown(scale.step_s, "{:.3g} s"),
+    )
+
+
+def _parts(scale: Scale) -> list[str]:
+    return [f"{content} {bytes_of(size)}" for content, size in scale.sent.items()]
