@@ -13,8 +13,10 @@ def tell_result(
 ) -> None:
     """Say what was made, and what was left out and why; None: ``folder`` was there before."""
     if manifest is None:
-        missing = read_manifest(folder).counts.left_out["missing image"]
-        again = f"; missing then: {missing:,} images; --overwrite looks for them again" if missing else ""
+        left_out = read_manifest(folder).counts.left_out
+        missing = {unit: left_out[f"missing {unit}"] for unit in ("image", "video") if left_out[f"missing {unit}"]}
+        listed = ", ".join(f"{number:,} {unit}s" for unit, number in missing.items())
+        again = f"; missing then: {listed}; --overwrite looks for them again" if missing else ""
         tell(f"{folder}: already there, made from the same files with the same flags; nothing to do{again}")
         return
     counts = manifest.counts
