@@ -42,6 +42,8 @@ COMMANDS = {
         "tools.checkpoint.command", "what a weight file is, its published or our form, and how two files differ"
     ),
     "predict": Command("x2vlm.command", "ask a trained model about your images"),
+    "index": Command("x2vlm.search.index_command", "embed a folder of images, to search it by a sentence"),
+    "search": Command("x2vlm.search.search_command", "the images of an index that a sentence is about, and where"),
     "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes"),
     "tokenizer": Command("tools.tokenizer", "learn a tokenizer from the texts of your records"),
 }

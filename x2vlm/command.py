@@ -59,7 +59,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     )
     flag = parser.add_argument
     flag("call", choices=[name for name, call in CALLS.items() if call.text is not None], help="what is asked for")
-    flag("--model", required=True, metavar="M", help="a run's folder, a weight file, or hub:owner/name")
+    add_model(parser)
     flag(
         "--image",
         required=True,
@@ -83,11 +83,6 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     flag("--layer", type=int, metavar="N", help="explain: block of the fusion encoder, from 0")
     flag("--save", type=Path, metavar="PNG", help=f"draw the first {MOST_DRAWN} results")
     flag("--json", action="store_true", help="a JSON object in a line for each image")
-    flag("--device", metavar="D", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    flag("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="default: %(default)s")
-    flag("--batch-size", type=positive, default=32, metavar="N", help="images of a forward pass (default: %(default)s)")
-    flag("--config", metavar="FILE", help="config of the weights, where the file does not lie in its run's folder")
-    flag("--tokenizer", metavar="DIR", help="tokenizer, if other than the model's own")
     arguments = parser.parse_args(argv)
     if arguments.call in TEXTS and not arguments.text:
         parser.error(f"{arguments.call} needs --text: {TEXTS[arguments.call]}")
@@ -96,24 +91,41 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Declare the flags of commands that load a model: which one, and how it runs."""
+    flag = parser.add_argument
+    flag("--model", required=required, metavar="M", help="a run's folder, a weight file, or hub:owner/name")
+    flag("--device", metavar="D", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    flag("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="default: %(default)s")
+    flag("--batch-size", type=positive, default=32, metavar="N", help="images of a forward pass (default: %(default)s)")
+    flag("--config", metavar="FILE", help="config of the weights, where the file does not lie in its run's folder")
+    flag("--tokenizer", metavar="DIR", help="tokenizer, if other than the model's own")
+
+
+def loaded(flags: argparse.Namespace, source: str, answers: str | None = None) -> Model:
+    """The model ``source``, as the flags of :func:`add_model` say."""
+    from x2vlm.loading import load
+
+    model = load(
+        source,
+        device=flags.device,
+        precision=flags.precision,
+        config=flags.config,
+        tokenizer=flags.tokenizer,
+        answers=answers,
+    )
+    model.batch_size = flags.batch_size
+    return model
+
+
 @one_line_errors
 def main(argv: Sequence[str]) -> int:
     """Ask the model about every image; returns the exit status."""
     flags = arguments_of(argv)
     named = [path for patterns in flags.image for pattern in patterns for path in expand_pattern(pattern)]
     if flags.save is not None:
-        _check_save(flags.save, named)
-    from x2vlm.loading import load
-
-    model = load(
-        flags.model,
-        device=flags.device,
-        precision=flags.precision,
-        config=flags.config,
-        tokenizer=flags.tokenizer,
-        answers=flags.answers,
-    )
-    model.batch_size = flags.batch_size
+        check_save(flags.save, named)
+    model = loaded(flags, flags.model, flags.answers)
     paths = [path for name in named for path in expand_folder(name, videos=model.read.videos is not None)]
     panels: list[Panel] = []
     broken: list[str] = []
@@ -130,10 +142,10 @@ def main(argv: Sequence[str]) -> int:
         from x2vlm.figures import draw
 
         sys.stderr.write(f"drawn: {draw(panels, flags.save, f'{flags.call}, by {flags.model}')}\n")
-    return _report_broken(broken, len(paths))
+    return report_broken(broken, len(paths))
 
 
-def _check_save(path: Path, images: Sequence[str]) -> None:
+def check_save(path: Path, images: Sequence[str]) -> None:
     """Check the file of a figure before anything is computed, and make its folder.
 
     Raises:
@@ -299,7 +311,7 @@ def _rounded(values: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
 
 
-def _report_broken(broken: Sequence[str], count: int) -> int:
+def report_broken(broken: Sequence[str], count: int) -> int:
     """Tell what could not be read; returns the exit status."""
     if not broken:
         return 0

@@ -11,52 +11,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.records.boxes import patch_mask
 from dataset.tasks.captioning import prompt_tokens
 from dataset.text.processors import TextDataConfig, TextLimits, TextProcessor
 from models.align import AligningModel
 from models.answer_ranking import AnswerTree, rank_answers
 from models.captioning import CaptioningModel, CaptionTokens
-from models.fusion import FusionPass
 from models.grounding import GroundingModel
-from models.heads import predict_box
 from models.losses import at_least_float32
 from models.multigrained import MultiGrainedModel
 from models.nlvr import NLVRModel
-from models.packing import PackedTexts
 from models.reranking import TextBank, score_pairs
 from models.video_qa import VideoQAModel
-from models.vision import Concepts
 from models.vqa import VQAModel
 from utils.batch import IGNORE
 from utils.errors import UserError
 from x2vlm.base import LoadedModel
+from x2vlm.boxes import Box, in_pixels, relative_boxes
 from x2vlm.calls import CALLS
 from x2vlm.inputs import Image, View, as_list
 
 if TYPE_CHECKING:
     from x2vlm.attention import WordMap
+    from x2vlm.search.index import ImageIndex
 
 N = TypeVar("N")
 
 LABELS = {2: ("false", "true"), 3: ("contradiction", "entailment", "neutral")}
 """Labels of a statement, by their number."""
-
-
-@dataclass(frozen=True)
-class Box:
-    """Where a phrase is: ``x``, ``y`` of the upper left corner, ``width`` and ``height``, in pixels of the image as it is shown.
-
-    ``score``: the probability that the phrase matches what the box shows; None where the model was fine-tuned for grounding, and
-    has no matching head.
-    """
-
-    phrase: str
-    x: float
-    y: float
-    width: float
-    height: float
-    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -158,10 +139,16 @@ class Model(LoadedModel):
 
         def score(images: Sequence[Image]) -> list[np.ndarray]:
             concepts = network.vision(self.pixels(self.views(images)))
-            scores = score_pairs(network.fusion, _Margin(network.matching_head), concepts, [every] * len(images), bank)
+            scores = score_pairs(network.fusion, Margin(network.matching_head), concepts, [every] * len(images), bank)
             return [logits.sigmoid().cpu().numpy() for logits in scores]
 
         return np.stack(self.run(as_list(images), score))
+
+    def index(self, folder: str | Path, out: str | Path) -> ImageIndex:
+        """An index of the images in a folder, to be searched; see :func:`x2vlm.search.making.index`."""
+        from x2vlm.search.making import index
+
+        return index(self, folder, out)
 
     def embed_images(self, images: Image | Sequence[Image]) -> np.ndarray:
         """Embeddings of images, (images, E) float32 of length 1; their products with those of texts are cosines."""
@@ -241,15 +228,9 @@ class Model(LoadedModel):
     ) -> list[Box]:
         """The box of each text in the image that ``image_index`` names."""
         packed, concepts = self.encoded(texts), network.vision(self.pixels(views))
-        index = image_index.to(packed.states.device)
-        memory = network.fusion.concept_memory(concepts).select(index)
-        (cls,) = network.fusion.fuse([FusionPass.cls(packed, memory)])
-        relative = at_least_float32(predict_box(network.box_head, cls)).cpu()
-        scores: Sequence[float | None] = [None] * len(texts)
-        if isinstance(network, MultiGrainedModel):
-            scores = _region_scores(network, packed, concepts, relative, index)
+        found = relative_boxes(network, packed, concepts, image_index.to(packed.states.device))
         sizes = [views[place].size for place in image_index.tolist()]
-        return [_in_pixels(*each) for each in zip(texts, relative.tolist(), sizes, scores, strict=True)]
+        return [in_pixels(*each) for each in zip(texts, *found, sizes, strict=True)]
 
     def _classified(
         self, network: VideoQAModel, pairs: Sequence[tuple[Image, str]], answers: Sequence[str]
@@ -283,7 +264,7 @@ class Model(LoadedModel):
         return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=True))
 
 
-class _Margin(torch.nn.Module):
+class Margin(torch.nn.Module):
     """The matching head as one logit, that of "matched" less that of "not": its sigmoid is the probability."""
 
     def __init__(self, head: torch.nn.Module):
@@ -295,30 +276,6 @@ class _Margin(torch.nn.Module):
         logits = at_least_float32(self.head(cls))
         margin = logits[:, 1] - logits[:, 0]
         return torch.stack([-margin, margin], dim=1)
-
-
-def _region_scores(
-    network: MultiGrainedModel, texts: PackedTexts, images: Concepts, boxes: Tensor, image_index: Tensor
-) -> list[float]:
-    """The probability that text n matches what box n shows: the matching of pre-training's regions (section 3.3).
-
-    ``boxes`` (N, 4) as centre and size, relative to their images.
-    """
-    vision = network.vision
-    size, corners = vision.config.image_size, torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
-    masks = torch.stack([patch_mask((size * box).tolist(), size, vision.patch_size) for box in corners])
-    regions = vision.regions(images, masks.to(image_index.device), image_index)
-    (cls,) = network.fusion.fuse([FusionPass.cls(texts, network.fusion.region_memories(regions, images)[0])])
-    scores: list[float] = at_least_float32(network.matching_head(cls)).softmax(dim=1)[:, 1].tolist()
-    return scores
-
-
-def _in_pixels(phrase: str, relative: Sequence[float], size: tuple[int, int], score: float | None) -> Box:
-    """A box, relative as centre and size, in pixels and inside its image."""
-    cx, cy, w, h = relative
-    left, right = (min(max(edge, 0.0), 1.0) * size[0] for edge in (cx - w / 2, cx + w / 2))
-    top, bottom = (min(max(edge, 0.0), 1.0) * size[1] for edge in (cy - h / 2, cy + h / 2))
-    return Box(phrase, left, top, right - left, bottom - top, score)
 
 
 def _texts(texts: Any) -> list[str]:

@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from run import main
 from tests.tasks.painted import ROOT
 
 PAGE = (ROOT / "docs/using.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^(python run\.py predict .*)$", PAGE, re.MULTILINE)
+SEARCH = re.findall(r"^(python run\.py (?:index|search) .*)$", PAGE, re.MULTILINE)
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 OUTPUT = dict(re.findall(r"^(python run\.py [^\n]*)\n```\n\n```\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL))
 
@@ -49,10 +51,23 @@ def test_a_command_runs_as_printed(command, checkout, capsys):
         assert (checkout / drawn).is_file()
 
 
+def test_a_folder_is_indexed_and_searched_as_printed(checkout, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(checkout / "cache"))
+    for number, path in enumerate(sorted((checkout / "data/scenes/images/test").iterdir())):
+        Image.new("RGB", (64, 64), (number, 40, 90)).save(path)
+    for command in SEARCH:
+        assert main(shlex.split(command)[2:]) == 0
+        printed, shown = (
+            shape_of(text.replace(f"{checkout}/", "")) for text in (capsys.readouterr().out, OUTPUT[command])
+        )
+        assert printed == shown
+    assert (checkout / "search.png").is_file()
+
+
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_runs_as_printed(example, checkout):
     exec(compile(example, "docs/using.md", "exec"), {})
 
 
 def test_the_page_has_commands_with_output_and_examples():
-    assert len(COMMANDS) == 6 and len(OUTPUT) == 6 and len(EXAMPLES) == 3
+    assert len(COMMANDS) == 6 and len(SEARCH) == 2 and len(OUTPUT) == 8 and len(EXAMPLES) == 3

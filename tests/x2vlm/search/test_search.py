@@ -1,0 +1,199 @@
+"""An index of images, and the two stages of a search in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import astuple, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from run import main
+from utils.errors import UserError
+from x2vlm.search import making
+from x2vlm.search.files import read_images
+from x2vlm.search.index import BLOCK, ImageIndex
+from x2vlm.search.making import make
+
+TEXT = "a small red circle"
+
+
+@pytest.fixture
+def photos(scenes_folder, tmp_path) -> Path:
+    """Eight scenes in two folders, a copy of one, a file that is no image, and one that is broken."""
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    scenes = sorted((scenes_folder / "images").rglob("*.png"))[:8]
+    for number, scene in enumerate(scenes):
+        shutil.copy(scene, folder / ("deep" if number % 2 else ".") / f"{number}.png")
+    shutil.copy(scenes[2], folder / "deep/copy of 2.png")
+    (folder / "notes.txt").write_text("no image")
+    (folder / "deep/broken.jpg").write_bytes(b"\xff\xd8\xff no more")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_every_content_is_embedded_once_and_broken_files_are_told(model, photos, tmp_path):
+    made = make(model("pretrain"), photos, tmp_path / "index")
+    assert (made.images, made.copies, made.embedded) == (8, 1, 8)
+    [(path, reason)] = made.broken
+    assert path == "deep/broken.jpg" and "broken.jpg" in reason
+    assert json.loads((tmp_path / "index/broken.jsonl").read_text())["path"] == "deep/broken.jpg"
+    index = ImageIndex(tmp_path / "index", model("pretrain"))
+    images = read_images(tmp_path / "index/images.jsonl")
+    assert len(index) == 8 and len(images) == 9
+    expected = model("pretrain").embed_images([photos / image.path for image in images[:8]])
+    np.testing.assert_allclose(index.embeddings, expected, atol=1e-6)
+    copies = {images[8].path, images[images[8].row].path}
+    assert copies == {"2.png", "deep/copy of 2.png"}
+
+
+def test_the_first_stage_is_cosine_and_the_second_the_matching_head(model, photos, tmp_path):
+    index = model("pretrain").index(photos, tmp_path / "index")
+    paths = [photos / image.path for image in read_images(tmp_path / "index/images.jsonl")[:8]]
+    cosines = (model("pretrain").embed_images(paths) @ model("pretrain").embed_texts(TEXT).T)[:, 0]
+    hits = index.search(TEXT, top=8, rerank=0)
+    assert [hit.path for hit in hits] == [paths[place] for place in np.argsort(-cosines)]
+    np.testing.assert_allclose([hit.cosine for hit in hits], np.sort(cosines)[::-1], atol=1e-6)
+    assert all(hit.score is None and hit.box is None for hit in hits)
+    scores = model("pretrain").match(paths, TEXT)[:, 0]
+    best = np.argsort(-cosines)[:5]
+    for again in range(2):  # from the images, then from the cache
+        hits = index.search(TEXT, top=8, rerank=5)
+        assert [hit.path for hit in hits[:5]] == [
+            paths[place] for place in best[np.argsort(-scores[best], kind="stable")]
+        ]
+        np.testing.assert_allclose([hit.score for hit in hits[:5]], np.sort(scores[best])[::-1], atol=1e-5)
+        assert [hit.score for hit in hits[5:]] == [None] * 3, again
+    assert index.search(TEXT, top=2, rerank=5) == hits[:2]
+
+
+def test_re_ranked_images_are_read_from_the_cache(model, photos, tmp_path, monkeypatch):
+    index = model("pretrain").index(photos, tmp_path / "index")
+    expected = index.search(TEXT, top=3)
+    monkeypatch.setattr(index.encoder, "tokens", lambda path: pytest.fail("encoded again"))
+    assert index.search(TEXT, top=3) == expected
+    fresh = ImageIndex(tmp_path / "index", model("pretrain"))
+    monkeypatch.setattr(fresh.encoder, "tokens", lambda path: pytest.fail("encoded again"))
+    assert fresh.search(TEXT, top=3) == expected
+
+
+def test_each_hit_has_its_box_and_its_copies(model, photos, tmp_path):
+    index = model("pretrain").index(photos, tmp_path / "index")
+    hits = index.search(TEXT, top=8, locate=True)
+    boxes = [box for [box] in model("pretrain").locate([hit.path for hit in hits], [[TEXT]] * 8)]
+    scores = model("pretrain").match([hit.path for hit in hits], TEXT)[:, 0]
+    for hit, box, score in zip(hits, boxes, scores, strict=True):
+        np.testing.assert_allclose([*astuple(hit.box)[1:], hit.score], [*astuple(box)[1:], score], atol=1e-4)
+    assert [replace(hit, box=None) for hit in hits] == index.search(TEXT, top=8)
+    assert [hit.box for hit in index.search(TEXT, top=2, locate=True)] == [hit.box for hit in hits[:2]]
+    of_phrase = index.search(TEXT, top=2, locate="a star")
+    assert [hit.box.phrase for hit in of_phrase] == ["a star"] * 2
+    assert [hit.path for hit in of_phrase] == [hit.path for hit in hits[:2]]
+    with pytest.raises(
+        UserError, match=r"locate: .* is a model of task retrieval, .*; index with one of task pretrain"
+    ):
+        model("retrieval").index(photos, tmp_path / "other").search(TEXT, locate=True)
+    assert sorted(path.name for hit in hits for path in hit.copies) in (["copy of 2.png"], ["2.png"])
+
+
+def test_large_indexes_are_compared_by_blocks(model, photos, tmp_path, monkeypatch):
+    index = model("pretrain").index(photos, tmp_path / "index")
+    expected = index.nearest(TEXT, 5)
+    assert BLOCK > 8
+    for block in (1, 3, 8):
+        monkeypatch.setattr("x2vlm.search.index.BLOCK", block)
+        for found, array in zip(index.nearest(TEXT, 5), expected, strict=True):
+            np.testing.assert_allclose(found, array, atol=1e-6)
+    assert len(index.nearest(TEXT, 100)[0]) == 8
+
+
+def test_an_interrupted_index_goes_on_and_one_that_is_whole_has_what_is_new_alone(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(making, "PART", 3)
+    embed, calls = model("pretrain").embed_images, []
+
+    def cut(images):
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return embed(images)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model("pretrain"), "embed_images", cut)
+        with pytest.raises(KeyboardInterrupt):
+            make(model("pretrain"), photos, tmp_path / "index")
+    with pytest.raises(UserError, match=r"images.jsonl cannot be read"):
+        ImageIndex(tmp_path / "index", model("pretrain"))
+    assert make(model("pretrain"), photos, tmp_path / "index").embedded == 8 - calls[0]
+    straight = make(model("pretrain"), photos, tmp_path / "straight")
+    assert straight.embedded == 8
+    for name in ("images.jsonl", "broken.jsonl"):
+        assert (tmp_path / "index" / name).read_text() == (tmp_path / "straight" / name).read_text()
+    assert not (tmp_path / "index/parts").exists()
+    (photos / "0.png").unlink()
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(photos / "new.png")
+    shutil.copy(photos / "1.png" if (photos / "1.png").exists() else photos / "2.png", photos / "deep/again.png")
+    os.utime(photos / "4.png", (1, 1))
+    made = make(model("pretrain"), photos, tmp_path / "index")
+    assert (made.images, made.embedded) == (8, 1)
+    index = ImageIndex(tmp_path / "index", model("pretrain"))
+    images = read_images(tmp_path / "index/images.jsonl")[:8]
+    expected = embed([photos / image.path for image in images])
+    np.testing.assert_allclose(index.embeddings, expected, atol=1e-6)
+
+
+def test_what_is_no_index_or_one_of_another_model_is_refused_in_one_line(model, photos, tmp_path):
+    make(model("pretrain"), photos, tmp_path / "index")
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "other/a.png")
+    for call, said in [
+        (
+            lambda: ImageIndex(tmp_path, model("pretrain")),
+            "no index of images is there; make one with python run.py index",
+        ),
+        (lambda: ImageIndex(tmp_path / "index", model("retrieval")), "whose weights are not those of"),
+        (lambda: make(model("retrieval"), photos, tmp_path / "index"), "whose weights are not those of"),
+        (
+            lambda: make(model("pretrain"), tmp_path / "other", tmp_path / "index"),
+            "is an index of .*photos, not of .*other",
+        ),
+        (lambda: make(model("pretrain"), photos, photos), "holds other files; give an empty folder"),
+        (lambda: make(model("pretrain"), tmp_path / "index", tmp_path / "x"), "no image is in this folder"),
+        (lambda: make(model("captioning"), photos, tmp_path / "x"), "compares no texts with images"),
+        (lambda: ImageIndex(tmp_path / "index", model("pretrain")).search(" . "), "has no word"),
+    ]:
+        with pytest.raises(UserError, match=said) as error:
+            call()
+        assert "\n" not in str(error.value)
+    (tmp_path / "index/embeddings.npy").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"embeddings.npy cannot be read .*; make the index again"):
+        ImageIndex(tmp_path / "index", model("pretrain"))
+
+
+def test_the_two_commands(run, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["index", "photos", "--model", str(run("pretrain")), "--out", "index"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "index: 8 images, 1 copies of them; 8 were embedded now\n"
+    assert "not read: " in printed.err and "1 of 10 images could not be read" in printed.err
+    (photos / "deep/broken.jpg").unlink()
+    assert main(["index", "photos", "--model", str(run("pretrain")), "--out", "index"]) == 0
+    assert "0 were embedded now" in capsys.readouterr().out
+    assert main(["search", "index", TEXT, "--top", "3", "--locate", "--save", "hits.png"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == TEXT and len(lines) == 4 and all(".png  " in line for line in lines[1:])
+    assert Image.open("hits.png").width > 300
+    assert main(["search", "index", TEXT, "a star", "--top", "2", "--json"]) == 0
+    values = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [value["text"] for value in values] == [TEXT, TEXT, "a star", "a star"]
+    assert set(values[0]) == {"text", "path", "cosine", "score", "copies", "box"} and values[0]["box"] is None
+    assert main(["search", "nowhere", TEXT]) == 2
+    assert "no index of images is there" in capsys.readouterr().err

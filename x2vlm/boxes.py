@@ -1,0 +1,72 @@
+"""Boxes of phrases: predicted from whole images, and judged by the patches that they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dataset.records.boxes import patch_mask
+from models.fusion import FusionPass
+from models.grounding import GroundingModel
+from models.heads import predict_box
+from models.losses import at_least_float32
+from models.multigrained import MultiGrainedModel
+from models.packing import PackedTexts
+from models.vision import Concepts
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where a phrase is: ``x``, ``y`` of the upper left corner, ``width`` and ``height``, in pixels of the image as it is shown.
+
+    ``score``: the probability that the phrase matches what the box shows; None where the model was fine-tuned for grounding, and
+    has no matching head.
+    """
+
+    phrase: str
+    x: float
+    y: float
+    width: float
+    height: float
+    score: float | None = None
+
+
+def relative_boxes(
+    network: MultiGrainedModel | GroundingModel, texts: PackedTexts, images: Concepts, image_index: Tensor
+) -> tuple[list[list[float]], list[float | None]]:
+    """The box of text n in the image that ``image_index`` (N,) names, as centre and size relative to it, and the probability that
+    the text matches what the box shows; None where the model has no matching head."""
+    memory = network.fusion.concept_memory(images).select(image_index)
+    (cls,) = network.fusion.fuse([FusionPass.cls(texts, memory)])
+    relative = at_least_float32(predict_box(network.box_head, cls)).cpu()
+    scores: list[float | None] = [None] * len(relative)
+    if isinstance(network, MultiGrainedModel):
+        scores = list(_region_scores(network, texts, images, relative, image_index))
+    return relative.tolist(), scores
+
+
+def _region_scores(
+    network: MultiGrainedModel, texts: PackedTexts, images: Concepts, boxes: Tensor, image_index: Tensor
+) -> list[float]:
+    """The probability that text n matches what box n shows: the matching of pre-training's regions (section 3.3).
+
+    ``boxes`` (N, 4) as centre and size, relative to their images.
+    """
+    vision = network.vision
+    size, corners = vision.config.image_size, torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
+    masks = torch.stack([patch_mask((size * box).tolist(), size, vision.patch_size) for box in corners])
+    regions = vision.regions(images, masks.to(image_index.device), image_index)
+    (cls,) = network.fusion.fuse([FusionPass.cls(texts, network.fusion.region_memories(regions, images)[0])])
+    scores: list[float] = at_least_float32(network.matching_head(cls)).softmax(dim=1)[:, 1].tolist()
+    return scores
+
+
+def in_pixels(phrase: str, relative: Sequence[float], score: float | None, size: tuple[int, int]) -> Box:
+    """A box, relative as centre and size, in pixels and inside its image."""
+    cx, cy, w, h = relative
+    left, right = (min(max(edge, 0.0), 1.0) * size[0] for edge in (cx - w / 2, cx + w / 2))
+    top, bottom = (min(max(edge, 0.0), 1.0) * size[1] for edge in (cy - h / 2, cy + h / 2))
+    return Box(phrase, left, top, right - left, bottom - top, score)

@@ -1,0 +1,207 @@
+"""Making an index of the images in a folder: once for each content, in parts, and only what is new."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from dataset.files import IMAGE_BYTES, read_file
+from dataset.records.schema import BrokenRecordError
+from utils.errors import UserError
+from utils.files import replacing
+from utils.progress import progress_bar
+from x2vlm.calls import IMAGE_SUFFIXES
+from x2vlm.search.encoding import Encoder
+from x2vlm.search.files import (
+    ABOUT,
+    EMBEDDINGS,
+    IMAGES,
+    PARTS,
+    About,
+    IndexedImage,
+    open_embeddings,
+    read_about,
+    read_images,
+    weights_hash,
+    write_about,
+    write_broken,
+    write_images,
+)
+from x2vlm.search.index import ImageIndex
+
+if TYPE_CHECKING:
+    from x2vlm.inputs import View
+    from x2vlm.model import Model
+
+PART = 512
+"""Images of a part, which is kept when the making is interrupted."""
+
+
+class _File(NamedTuple):
+    """A file, as it is known again: its path below the folder, its size, and the time of its last change."""
+
+    path: str
+    bytes: int
+    changed_ns: int
+
+
+class Made(NamedTuple):
+    """What became of the files of a folder: different images, copies of these, files that cannot be read (each with its reason),
+    and how many images were embedded now."""
+
+    images: int
+    copies: int
+    broken: list[tuple[str, str]]
+    embedded: int
+
+
+def index(model: Model, folder: str | Path, out: str | Path) -> ImageIndex:
+    """An index of all images in a folder and the folders in it; it is made in ``out``, or brought up to date. Raises as
+    :func:`make`."""
+    make(model, Path(folder), Path(out))
+    return ImageIndex(out, model)
+
+
+def make(model: Model, folder: Path, out: Path) -> Made:
+    """Index every image in ``folder`` and the folders in it, or bring an index up to date: what it has already is kept.
+
+    Raises:
+        UserError: there is no image; the index is of another model or folder, or cannot be written.
+    """
+    origin = Path(model.origin)
+    source = str(origin.resolve()) if origin.exists() else model.origin
+    about = About(str(folder.resolve()), source, weights_hash(model.network), Encoder(model).width)
+    files = _files(folder)
+    if not files:
+        raise UserError(f"{folder}: no image is in this folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _check_same(out, about)
+        write_about(out, about)
+        parts = _Parts(out, about)
+        left = [file for file in files if file not in parts.contents]
+        broken = _embed(model, folder, left, parts)
+        images = parts.join(files)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written: {error.strerror or error}; give another folder, or make room"
+        ) from None
+    write_broken(out, broken)
+    shutil.rmtree(out / PARTS, ignore_errors=True)
+    return Made(images, len(files) - len(broken) - images, broken, parts.embedded)
+
+
+def _files(folder: Path) -> list[_File]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    stats = ((path, path.stat()) for path in found)
+    return [_File(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+def _check_same(out: Path, about: About) -> None:
+    """Refuse a folder with something else than an index of this model and folder."""
+    if not (out / ABOUT).exists():
+        if any(out.iterdir()):
+            raise UserError(f"{out} holds other files; give an empty folder for the index")
+        return
+    before = read_about(out)
+    if before.folder != about.folder:
+        raise UserError(f"{out} is an index of {before.folder}, not of {about.folder}; give another folder")
+    if before.weights != about.weights:
+        raise UserError(
+            f"{out} was made by {before.model}, whose weights are not those of {about.model}; give another folder"
+        )
+
+
+class _Parts:
+    """The embeddings that there are, of the index as it was and of parts that came since.
+
+    Attributes:
+        contents: the hash of the content of each file that needs no reading.
+        embedded: images that were embedded now.
+    """
+
+    def __init__(self, out: Path, about: About):
+        self.out, self.about, self.embedded = out, about, 0
+        self.contents: dict[_File, str] = {}
+        self.places: dict[str, tuple[int, int]] = {}
+        """Number of the part, and row in it, of each content."""
+        self.parts: list[np.ndarray] = []
+        if (out / IMAGES).exists():
+            images = read_images(out / IMAGES)
+            self._add(images, open_embeddings(out, about, 1 + max((image.row for image in images), default=-1)))
+        for path in sorted((out / PARTS).glob("*.npy")):
+            self._add(read_images(path.with_suffix(".jsonl")), np.load(path, mmap_mode="r", allow_pickle=False))
+
+    def _add(self, images: Sequence[IndexedImage], embeddings: np.ndarray) -> None:
+        for image in images:
+            self.contents[_File(image.path, image.bytes, image.changed_ns)] = image.content
+            if image.row >= 0:
+                self.places.setdefault(image.content, (len(self.parts), image.row))
+        self.parts.append(embeddings)
+
+    def keep(self, contents: Sequence[tuple[_File, str]], embeddings: np.ndarray) -> None:
+        """Write a part: files with their contents, and the embeddings of those contents that are new, in their order."""
+        rows: dict[str, int] = {}
+        images = []
+        for file, content in contents:
+            row = -1 if content in self.places else rows.setdefault(content, len(rows))
+            images.append(IndexedImage(*file, content, row))
+        (self.out / PARTS).mkdir(exist_ok=True)
+        path = self.out / PARTS / f"{len(list((self.out / PARTS).glob('*.npy'))):06}.npy"
+        write_images(path.with_suffix(".jsonl"), images)
+        with replacing(path) as part, part.open("wb") as stream:
+            np.save(stream, embeddings)
+        self._add(images, embeddings)
+        self.embedded += len(embeddings)
+
+    def join(self, files: Sequence[_File]) -> int:
+        """Write the index of those files that could be read, and return the number of contents."""
+        rows: dict[str, int] = {}
+        first: list[IndexedImage] = []
+        copies: list[IndexedImage] = []
+        for file in files:
+            content = self.contents.get(file)
+            if content is not None:
+                is_new = content not in rows
+                (first if is_new else copies).append(IndexedImage(*file, content, rows.setdefault(content, len(rows))))
+        if rows:
+            # A new file beside the old one, which may be where the rows come from.
+            with replacing(self.out / EMBEDDINGS) as new:
+                joined = np.lib.format.open_memmap(new, "w+", np.dtype(np.float32), (len(rows), self.about.width))
+                for content, row in rows.items():
+                    part, place = self.places[content]
+                    joined[row] = self.parts[part][place]
+                joined.flush()
+        write_images(self.out / IMAGES, [*first, *copies])
+        return len(rows)
+
+
+def _embed(model: Model, folder: Path, files: Sequence[_File], parts: _Parts) -> list[tuple[str, str]]:
+    """Embed what is not known yet; returns the files that cannot be read, each with its reason."""
+    broken: list[tuple[str, str]] = []
+    with progress_bar(total=len(files), desc="indexing", unit="image") as bar:
+        for start in range(0, len(files), PART):
+            contents: list[tuple[_File, str]] = []
+            views: dict[str, View] = {}
+            for file in files[start : start + PART]:
+                try:
+                    path = folder / file.path
+                    content = hashlib.blake2b(read_file(path, IMAGE_BYTES, str(path)), digest_size=16).hexdigest()
+                    if content not in parts.places and content not in views:
+                        views[content] = model.read(path)
+                    contents.append((file, content))
+                except (UserError, BrokenRecordError) as error:
+                    broken.append((file.path, str(error)))
+                bar.update()
+            embeddings = (
+                model.embed_images(list(views.values())) if views else np.zeros((0, parts.about.width), np.float32)
+            )
+            parts.keep(contents, embeddings)
+    return broken

@@ -1,0 +1,131 @@
+"""``python run.py search I TEXT``: the images of an index that a sentence is about, and where in them it is true."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.errors import UserError, one_line_errors
+from utils.flags import positive, positive_real
+from x2vlm.command import add_model, check_save, loaded
+
+if TYPE_CHECKING:
+    from x2vlm.search.index import Hit, ImageIndex
+
+CACHE_GB = 2.0
+
+EXAMPLES = """examples:
+  python run.py search photos.index "a dog on a lawn"
+  python run.py search photos.index "a dog on a lawn" --locate --save hits.png
+  python run.py search photos.index "a dog" "a cat" --top 3 --json
+
+Each line has the probability that the text is about the image, the cosine, and the path; with --locate also the probability that
+it is about what the box shows, and the box.
+
+exit status: 0 the index was searched; 2 it could not be"""
+
+
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py search``."""
+    parser = argparse.ArgumentParser(
+        prog="run.py search",
+        description="Find images by a sentence: by cosine, then by the matching head; and the box where the sentence is true.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flag = parser.add_argument
+    flag("index", type=Path, metavar="I", help="folder of the index")
+    flag("texts", nargs="+", metavar="TEXT", help="a sentence; each is searched by itself")
+    flag("--top", type=positive, default=10, metavar="N", help="hits (default: %(default)s)")
+    flag(
+        "--rerank",
+        type=int,
+        default=64,
+        metavar="K",
+        help="best images by cosine that are matched with the text (default: %(default)s; 0: none)",
+    )
+    phrase = "find the box in each hit where the text is true, or PHRASE is; needs a model of task pretrain"
+    flag("--locate", nargs="?", const=True, default=False, metavar="PHRASE", help=phrase)
+    flag("--save", type=Path, metavar="PNG", help="draw the hits")
+    flag("--json", action="store_true", help="a JSON object in a line for each hit")
+    flag(
+        "--cache-gb",
+        type=positive_real,
+        default=CACHE_GB,
+        metavar="GB",
+        help="of the disk for images that were re-ranked (default: %(default)g)",
+    )
+    add_model(parser, required=False)
+    arguments = parser.parse_args(argv)
+    if arguments.rerank < 0:
+        parser.error(f"--rerank {arguments.rerank} is less than 0")
+    return arguments
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> int:
+    """Search, and print a line for each hit; returns the exit status."""
+    flags = arguments_of(argv)
+    if flags.save is not None:
+        check_save(flags.save, [])
+    from x2vlm.search.files import read_about
+    from x2vlm.search.index import ImageIndex
+
+    about = read_about(flags.index)
+    model = loaded(flags, flags.model or about.model)
+    index = ImageIndex(flags.index, model, cache_gb=flags.cache_gb)
+    if not len(index):
+        raise UserError(f"{flags.index} has no image")
+    found = [
+        (text, index.search(text, top=flags.top, rerank=flags.rerank, locate=flags.locate)) for text in flags.texts
+    ]
+    for text, hits in found:
+        if not flags.json:
+            sys.stdout.write(f"{text}\n")
+        for hit in hits:
+            sys.stdout.write(f"{json.dumps(_values(text, hit)) if flags.json else _line(hit)}\n")
+    if flags.save is not None:
+        sys.stderr.write(f"drawn: {_draw(index, found, flags.save)}\n")
+    return 0
+
+
+def _line(hit: Hit) -> str:
+    score = "" if hit.score is None else f"{hit.score:.3f}  "
+    box = ""
+    if hit.box is not None:
+        box = f"  {hit.box.score:.3f} at {hit.box.x:.0f}, {hit.box.y:.0f}, {hit.box.width:.0f} x {hit.box.height:.0f}"
+    copies = f"  (+ {len(hit.copies)} copies)" if hit.copies else ""
+    return f"  {score}{hit.cosine:+.3f}  {hit.path}{box}{copies}"
+
+
+def _values(text: str, hit: Hit) -> dict[str, Any]:
+    box = None if hit.box is None else {name: value for name, value in asdict(hit.box).items() if name != "phrase"}
+    numbers = {"cosine": round(hit.cosine, 4), "score": None if hit.score is None else round(hit.score, 4)}
+    return {"text": text, "path": str(hit.path), **numbers, "copies": list(map(str, hit.copies)), "box": box}
+
+
+def _draw(index: ImageIndex, found: Sequence[tuple[str, Sequence[Hit]]], path: Path) -> Path:
+    """Draw the hits, the best first, each with its box if it has one."""
+    from tasks.drawing import Line
+    from x2vlm import figures
+
+    read = index.model.read
+    panels = []
+    for hit in (hit for _, hits in found for hit in hits):
+        score = "" if hit.score is None else f"image {hit.score:.2f} · "
+        said = f"{score}cosine {hit.cosine:+.2f}"
+        if hit.box is None:
+            panels.append(figures.described(read, hit.path, [said]))
+        else:
+            panel = figures.located(read, hit.path, [hit.box])
+            panels.append(replace(panel, lines=(Line(said), *panel.lines)))
+    title = "; ".join(text for text, _ in found)
+    return figures.draw(
+        panels, path, title, "probability that the text is about the image; that a phrase is about what its box shows"
+    )
