@@ -91,10 +91,11 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Declare the flags of commands that load a model: which one, and how it runs."""
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True, several: bool = False) -> None:
+    """Declare the flags of commands that load a model: which one, or ``several``, and how it runs."""
     flag = parser.add_argument
-    flag("--model", required=required, metavar="M", help="a run's folder, a weight file, or hub:owner/name")
+    what = f"a run's folder, a weight file, or hub:owner/name{'; may be repeated' if several else ''}"
+    flag("--model", required=required, action="append" if several else "store", metavar="M", help=what)
     flag("--device", metavar="D", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     flag("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="default: %(default)s")
     flag("--batch-size", type=positive, default=32, metavar="N", help="images of a forward pass (default: %(default)s)")

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,19 +112,10 @@ def _values(text: str, hit: Hit) -> dict[str, Any]:
 
 def _draw(index: ImageIndex, found: Sequence[tuple[str, Sequence[Hit]]], path: Path) -> Path:
     """Draw the hits, the best first, each with its box if it has one."""
-    from tasks.drawing import Line
     from x2vlm import figures
+    from x2vlm.search.figures import panels_of
 
-    read = index.model.read
-    panels = []
-    for hit in (hit for _, hits in found for hit in hits):
-        score = "" if hit.score is None else f"image {hit.score:.2f} · "
-        said = f"{score}cosine {hit.cosine:+.2f}"
-        if hit.box is None:
-            panels.append(figures.described(read, hit.path, [said]))
-        else:
-            panel = figures.located(read, hit.path, [hit.box])
-            panels.append(replace(panel, lines=(Line(said), *panel.lines)))
+    panels = [panel for _, hits in found for panel in panels_of(index, hits)]
     title = "; ".join(text for text, _ in found)
     return figures.draw(
         panels, path, title, "probability that the text is about the image; that a phrase is about what its box shows"
