@@ -33,7 +33,7 @@ from utils.errors import UserError
 
 OBJECTS = ("oidv6-train-annotations-bbox.csv", "train-annotations-bbox.csv")
 """Of version 6, and the same of version 4 and 5."""
-NAMES = "class-descriptions-boxable.csv"
+NAMES = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv", "oidv6-class-descriptions.csv")
 RELATIONS = ("oidv6-train-annotations-vrd.csv", "challenge-2019-train-vrd.csv")
 ATTRIBUTES = ("oidv6-attributes-description.csv", "oidv6-class-descriptions.csv")
 ADDRESSES = ("train-images-boxable-with-rotation.csv", "oidv6-train-images-with-labels-with-rotation.csv")
@@ -70,7 +70,7 @@ def open_regions(request: Request) -> Opened:
     """Region records, one for each image."""
     raw = request.raw
     files = {"objects": _first(request, OBJECTS) or raw.need(OBJECTS[0])[0]}
-    files |= {"names": raw.need(NAMES)[0]}
+    files |= {"names": _first(request, NAMES) or raw.need(NAMES[0])[0]}
     optional = {"relations": RELATIONS, "attributes": ATTRIBUTES, "addresses": ADDRESSES}
     files |= {kind: file for kind, names in optional.items() if (file := _first(request, names)) is not None}
     finder = ImageFinder(raw, request.folder, IMAGES, request.held_out, request.excluded, request.verified)
@@ -258,7 +258,7 @@ OPENIMAGES = DataSet(
     licence="annotations CC BY 4.0; images CC BY 2.0, as listed",
     files={
         OBJECTS[0]: "objects",
-        NAMES: "names of the objects",
+        NAMES[0]: "names of the objects",
         f"{RELATIONS[0]}, {ATTRIBUTES[0]}": "relations and attributes; optional",
         ADDRESSES[0]: "addresses on Flickr, to find photographs that are held out; optional",
         "train_0/ … train_f/": "images (train_0.tar.gz …), of any size: boxes are shares of them",

@@ -31,6 +31,7 @@ WEBVID_VIDEOS, HOWTO_VIDEOS, YT_VIDEOS = 2_500_000, 1_200_000, 6_000_000
 
 _YT_FILE = re.compile(r"yt-?_?temporal.*\.jsonl(\.gz)?", re.IGNORECASE)
 _YT_FOLDER = re.compile(r"yt-?_?temporal.*", re.IGNORECASE)
+_LINES = (".jsonl", ".json", ".jsonl.gz")
 _WORD = re.compile(r"\W+")
 
 
@@ -92,7 +93,11 @@ def open_yt_temporal(request: Request) -> Opened:
         RawFile(path)
         for name, paths in sorted(request.raw.files.items())
         for path in paths
-        if _YT_FILE.fullmatch(name) or (name.endswith((".jsonl", ".json", ".jsonl.gz")) and _is_in(_YT_FOLDER, path))
+        if _YT_FILE.fullmatch(name) or (name.endswith(_LINES) and _is_in(_YT_FOLDER, path))
+    ]
+    # In a folder that was given for this set alone, the files may have any name.
+    files = files or [
+        RawFile(path) for root in request.raw.roots for path in sorted(root.iterdir()) if path.name.endswith(_LINES)
     ]
     if not files:
         raise UserError(

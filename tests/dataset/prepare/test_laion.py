@@ -146,8 +146,15 @@ def test_probabilities_of_later_releases_are_filters_too(raw, out):
     assert pairs(out / "_download/laion_urls/a.parquet") == [("http://a/0.jpg", "x y")]
 
 
+def test_lists_may_lie_in_the_folder_that_is_given_and_not_in_those_of_other_sets(raw, out):
+    parquet(raw / "part-0.snappy.parquet", ROWS)
+    parquet(raw / "cc3m/x.parquet", ROWS[:1])
+    prepared("laion", raw, out)
+    assert [path.name for path in (out / "_download/laion_urls").glob("*.parquet")] == ["part-0.snappy.parquet"]
+
+
 def test_mistakes_are_one_line_and_a_damaged_file_does_not_stop_the_others(raw, out):
-    assert "no folder laion* with parquet files, or with finished shards of img2dataset, is there" in one_line(
+    assert "neither there nor in folders laion* are parquet files, or finished shards of img2dataset" in one_line(
         "laion", raw, out
     )
     parquet(raw / "laion2b/b.parquet", [{"URL": "http://a/0.jpg", "TEXT": "a"}])

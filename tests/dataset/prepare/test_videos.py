@@ -213,6 +213,16 @@ def test_yt_temporal(raw, out, serial, packed):
     assert counted(out / "yttemporal")["left_out"] == {"held out by MSVD test": 1}
 
 
+@pytest.mark.parametrize("place", ["000.jsonl", "YT-Temporal-180M/train_000.jsonl"])
+def test_yt_temporal_under_other_names(raw, out, serial, place):
+    yt_temporal(raw)
+    target = raw / place
+    target.parent.mkdir(exist_ok=True)
+    (raw / "yttemporal180m_000of100.jsonl").rename(target)
+    prepared("yt_temporal", raw, out)
+    assert len(records(out / "yttemporal")) == 2
+
+
 def test_words_of_a_cleaned_transcript_have_the_times_of_the_raw_one():
     raw_words = [("uh", 0.0), ("so", 0.4), ("today", 1.0), ("wee", 1.5), ("cook", 2.2)]
     assert with_times(["Today,", "we", "cook!"], raw_words) == [("Today,", 1.0), ("we", 1.0), ("cook!", 2.2)]
