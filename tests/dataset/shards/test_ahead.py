@@ -106,7 +106,7 @@ def test_a_slow_server_is_waited_for_once_and_not_for_each_block(stream, server)
 
 
 def test_an_error_is_told_by_whoever_reads(stream, server):
-    source = stream(4, retries=0)
+    source = stream(4, retry_minutes=0)
     server.fault = lambda number: "403"
     with pytest.raises(UserError, match=r"a.jsonl: status 403 Forbidden; check the address"):
         read(source, [0])
