@@ -70,18 +70,58 @@ def test_an_interrupted_index_goes_on_with_its_parts(lines, tmp_path, monkeypatc
     assert len(ids(lines, tmp_path / "index")) == 16
 
 
-def test_only_parts_whose_shards_changed_are_scanned_again(lines, tmp_path, monkeypatch, caplog):
+def test_only_shards_that_changed_are_scanned_again(lines, tmp_path, monkeypatch, caplog):
     open_index(lines, tmp_path / "index", "files")
     scan, scanned = making.scan_shard, []
     monkeypatch.setattr(making, "scan_shard", lambda path, key: scanned.append(path.name) or scan(path, key))
     lines[3].write_text('{"id": "new"}\n')
     found = ids(lines, tmp_path / "index")
-    assert scanned == ["2.jsonl", "3.jsonl"]
+    assert scanned == ["3.jsonl"]
     assert "new" in found and len(found) == 14
     assert "1 of 9 shards have changed since they were indexed" in caplog.text
     fresh = open_index(lines, tmp_path / "fresh", "files")
     again = open_index(lines, tmp_path / "index", "files")
     assert np.array_equal(fresh.starts, again.starts) and np.array_equal(fresh.oddities, again.oddities)
+
+
+@pytest.fixture
+def scanned(monkeypatch) -> list[str]:
+    """The names of the shards that are scanned."""
+    scan, names = making.scan_shard, []
+    monkeypatch.setattr(making, "scan_shard", lambda path, *rest: names.append(path.name) or scan(path, *rest))
+    return names
+
+
+def test_a_list_with_other_shards_takes_those_of_the_nearest_list(lines, tmp_path, scanned, caplog):
+    caplog.set_level(logging.INFO)
+    open_index(lines[:4], tmp_path / "index", "files")
+    near = open_index(lines[8:1:-1], tmp_path / "index", "files").folder
+    lines[5].write_text('{"id": "new"}\n')
+    scanned.clear(), caplog.clear()
+    other = [lines[0], *lines[4:8]]
+    found = open_index(other, tmp_path / "index", "files", 1)
+    assert scanned == ["0.jsonl", "5.jsonl"]
+    assert f"files: 3 of 5 shards were in the index of another list ({near}); 2 are read" in caplog.messages
+    fresh = open_index(other, tmp_path / "fresh", "files")
+    for name in ("shards", "starts", "oddities"):
+        assert np.array_equal(getattr(found, name), getattr(fresh, name))
+
+
+def test_a_list_without_a_shard_is_indexed_without_scanning(lines, tmp_path, scanned):
+    open_index(lines, tmp_path / "index", "files", 2)
+    scanned.clear()
+    assert sum(open_index(lines[:3] + lines[4:], tmp_path / "index", "files").sizes) == 13
+    assert scanned == []
+
+
+def test_an_index_without_names_is_still_read_and_lends_nothing(lines, tmp_path, scanned):
+    made = open_index(lines, tmp_path / "index", "files")
+    for name in ("names.npy", "rows.npy"):
+        (made.folder / name).unlink(missing_ok=True)
+    scanned.clear()
+    assert np.array_equal(open_index(lines, tmp_path / "index", "files").starts, made.starts) and scanned == []
+    open_index(lines[:2], tmp_path / "index", "files")
+    assert scanned == ["0.jsonl", "1.jsonl"]
 
 
 def test_a_second_process_waits_for_the_index_of_the_first(lines, tmp_path, monkeypatch, caplog):
