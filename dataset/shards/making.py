@@ -7,18 +7,19 @@ import functools
 import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from dataset.shards.finding import ShardFile, real_paths
-from dataset.shards.index import CHANGED, RECORDS, ShardsIndex, load, name_of
+from dataset.shards.index import BYTES, CHANGED, RECORDS, ShardsIndex, load, name_of
 from dataset.shards.known import Known, known_before, known_in_folders, known_in_nearest, write_names
 from dataset.shards.scanning import ScannedShard, scan_shard
 from dataset.shards.states import states_of
@@ -29,6 +30,10 @@ from utils.progress import progress_bar
 PART = 64
 """Shards of a part, which is kept when the making of an index is interrupted."""
 
+_SHARDS_IN_MEMORY, _BYTES_IN_MEMORY = 1_000, 20_000_000_000
+"""The most shards whose index every process makes for itself where none can be written: some minutes of reading."""
+_STALE_S = 86_400.0
+"""Age from which an unfinished index is one of a killed process."""
 _WAIT_S = 0.5
 _TOLD = 3
 
@@ -42,13 +47,13 @@ def open_index(
 
     Args:
         paths: the shards.
-        folder: of indexes; None, or one that cannot be written: a new index stays in memory.
+        folder: of indexes; None, or one that cannot be written: a new index of few shards stays in memory.
         key: config key of the shards, for messages.
         workers: processes that make a new one.
         ask: ask servers whether remote shards have changed.
 
     Raises:
-        UserError: a shard cannot be read.
+        UserError: a shard cannot be read, or the index of many cannot be written.
     """
     name = name_of(paths)
     try:
@@ -64,13 +69,26 @@ def open_index(
                     found = load(folder / f"{name}.index", paths)
         if found is not None:
             return found
+        raise OSError("what was written is not there")
     except OSError as error:
         # On disks without locks, another process may be done, and have removed the parts.
         found = _current(folder / f"{name}.index", paths, key, ask) if folder is not None else None
         if found is not None:
             return found
-        _warn_not_cached(folder, error.strerror or str(error))
+        return _index_in_memory(paths, folder, error.strerror or str(error), key)
+
+
+def _index_in_memory(paths: Sequence[ShardFile], folder: Path | None, reason: str, key: str) -> ShardsIndex:
+    """The index of few shards, where none can be written."""
     now = states_of(paths, key)
+    total = int(now[:, BYTES].sum())
+    where = f"in {folder} ({reason})" if folder else f"({reason})"
+    if len(paths) > _SHARDS_IN_MEMORY or total > _BYTES_IN_MEMORY:
+        raise UserError(
+            f"{key}: the index of {len(paths):,} shards of {total / 1e9:,.1f} GB cannot be kept {where}, and every process would "
+            "read them all to make its own; set data.cache_index to a folder that can be written and has room"
+        )
+    _warn_not_cached(where)
     scanned = [scan_shard(path, key) for path in paths]
     return ShardsIndex(paths, *_joined(now, scanned), None)
 
@@ -228,7 +246,9 @@ def _joined(now: np.ndarray, scanned: Sequence[ScannedShard]) -> tuple[np.ndarra
 
 def _join_parts(folder: Path, files: Sequence[Path], names: Sequence[str]) -> int:
     """Write the index from its parts, one of which is in memory at a time, in one step; returns the number of records."""
-    temporary = folder.with_suffix(".new")
+    _remove_stale(folder)
+    # On disks without locks, other processes write the same index.
+    temporary = folder.with_suffix(f".{socket.gethostname()}-{os.getpid()}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     shards, oddities = [], []
@@ -257,6 +277,14 @@ def _join_parts(folder: Path, files: Sequence[Path], names: Sequence[str]) -> in
     return records
 
 
+def _remove_stale(folder: Path) -> None:
+    """Remove what killed processes have left of an index."""
+    for left in folder.parent.glob(f"{folder.stem}.*.new"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE_S:
+                shutil.rmtree(left)
+
+
 @contextmanager
 def _alone(path: Path, key: str) -> Iterator[None]:
     """Wait until no other process makes this index. On disks without locks each makes it."""
@@ -277,9 +305,8 @@ def _alone(path: Path, key: str) -> Iterator[None]:
 
 
 @functools.cache
-def _warn_not_cached(folder: Path | None, reason: str) -> None:
+def _warn_not_cached(where: str) -> None:
     """Warn once, not for each list of shards."""
-    where = f"in {folder} ({reason})" if folder else f"({reason})"
     logger.warning(
         "indexes of shards are not cached %s; they stay in memory; data.cache_index names another folder", where
     )

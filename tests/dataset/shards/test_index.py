@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from dataset.shards import making
+from dataset.shards.index import name_of
 from dataset.shards.making import open_index
 from dataset.shards.readers import Shards
 from dataset.shards.tars import group_of, next_member
@@ -193,6 +194,31 @@ def test_on_disks_without_locks_the_index_of_another_process_is_taken(lines, tmp
     monkeypatch.setattr(making, "make_index", lose)
     assert open_index(lines, tmp_path / "index", "files").folder is not None
     assert "stay in memory" not in caplog.text
+
+
+@pytest.mark.parametrize(("bound", "value"), [("_SHARDS_IN_MEMORY", 8), ("_BYTES_IN_MEMORY", 100)])
+def test_an_index_of_many_shards_that_cannot_be_written_is_refused(lines, tmp_path, monkeypatch, bound, value, scanned):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(making, bound, value)
+    message = (
+        rf"^files: the index of 9 shards of 0.0 GB cannot be kept in {tmp_path / 'file'} \(File exists\), and every process .*; "
+        "set data.cache_index to a folder that can be written and has room$"
+    )
+    with pytest.raises(UserError, match=message):
+        open_index(lines, tmp_path / "file", "files")
+    assert scanned == []
+
+
+def test_processes_write_their_indexes_apart_and_remove_what_killed_ones_left(lines, tmp_path, monkeypatch):
+    (tmp_path / "index").mkdir()
+    made = tmp_path / "index" / f"{name_of(lines)}.index"
+    others, old = made.with_suffix(".host-1.new"), made.with_suffix(".host-2.new")
+    for left in (others, old):
+        left.mkdir()
+        (left / "starts.npy").touch()
+    os.utime(old, (0, 0))
+    open_index(lines, tmp_path / "index", "files")
+    assert (others / "starts.npy").exists() and not old.exists()
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
