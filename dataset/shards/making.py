@@ -89,7 +89,7 @@ def _index_in_memory(paths: Sequence[ShardFile], folder: Path | None, reason: st
             "read them all to make its own; set data.cache_index to a folder that can be written and has room"
         )
     _warn_not_cached(where)
-    scanned = [scan_shard(path, key) for path in paths]
+    scanned = [scan_shard(path, key, _pair(state)) for path, state in zip(paths, now, strict=True)]
     return ShardsIndex(paths, *_joined(now, scanned), None)
 
 
@@ -224,9 +224,13 @@ def _scan_part(job: _Job) -> int:
         scanned |= known.scanned(job.now)
     for number, path in enumerate(job.paths):
         if number not in scanned:
-            scanned[number] = scan_shard(path, job.key)
+            scanned[number] = scan_shard(path, job.key, _pair(job.now[number]))
     _write_part(job.file, *_joined(job.now, [scanned[number] for number in range(len(job.paths))]))
     return len(job.paths)
+
+
+def _pair(state: np.ndarray) -> tuple[int, int]:
+    return int(state[0]), int(state[1])
 
 
 def _write_part(file: Path, shards: np.ndarray, starts: np.ndarray, oddities: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset.shards import making
+from dataset.shards import making, scanning
 from dataset.shards.index import name_of
 from dataset.shards.making import open_index
 from dataset.shards.readers import Shards
@@ -57,11 +57,11 @@ def test_an_index_has_eight_bytes_a_record(tmp_path):
 def test_an_interrupted_index_goes_on_with_its_parts(lines, tmp_path, monkeypatch):
     scan, scanned = making.scan_shard, []
 
-    def scan_until_killed(path, key):
+    def scan_until_killed(path, *rest):
         scanned.append(path.name)
         if len(scanned) == 6:
             raise KeyboardInterrupt
-        return scan(path, key)
+        return scan(path, *rest)
 
     monkeypatch.setattr(making, "scan_shard", scan_until_killed)
     with pytest.raises(KeyboardInterrupt):
@@ -74,7 +74,7 @@ def test_an_interrupted_index_goes_on_with_its_parts(lines, tmp_path, monkeypatc
 def test_only_shards_that_changed_are_scanned_again(lines, tmp_path, monkeypatch, caplog):
     open_index(lines, tmp_path / "index", "files")
     scan, scanned = making.scan_shard, []
-    monkeypatch.setattr(making, "scan_shard", lambda path, key: scanned.append(path.name) or scan(path, key))
+    monkeypatch.setattr(making, "scan_shard", lambda path, *rest: scanned.append(path.name) or scan(path, *rest))
     lines[3].write_text('{"id": "new"}\n')
     found = ids(lines, tmp_path / "index")
     assert scanned == ["3.jsonl"]
@@ -130,10 +130,10 @@ def test_a_second_process_waits_for_the_index_of_the_first(lines, tmp_path, monk
     monkeypatch.setattr(making, "_WAIT_S", 0.05)
     scan, started = making.scan_shard, multiprocessing.get_context("fork").Event()
 
-    def slowly(path, key):
+    def slowly(path, *rest):
         started.set()
         time.sleep(0.1)
-        return scan(path, key)
+        return scan(path, *rest)
 
     monkeypatch.setattr(making, "scan_shard", slowly)
     first = multiprocessing.get_context("fork").Process(target=open_index, args=(lines, tmp_path / "index", "files"))
@@ -146,8 +146,8 @@ def test_a_second_process_waits_for_the_index_of_the_first(lines, tmp_path, monk
 
 
 def test_a_killed_process_is_one_line_and_its_parts_are_kept(lines, tmp_path, monkeypatch):
-    def scan_or_die(path, key):
-        return os._exit(9) if path.name == "8.jsonl" else scan(path, key)
+    def scan_or_die(path, *rest):
+        return os._exit(9) if path.name == "8.jsonl" else scan(path, *rest)
 
     scan = making.scan_shard
     monkeypatch.setattr(making, "scan_shard", scan_or_die)
@@ -161,7 +161,7 @@ def test_a_killed_process_is_one_line_and_its_parts_are_kept(lines, tmp_path, mo
 
 
 def test_processes_end_with_the_one_that_started_them(lines, tmp_path, monkeypatch):
-    def scan_for_ever(path, key):
+    def scan_for_ever(path, *rest):
         (tmp_path / f"{os.getpid()}.pid").touch()
         time.sleep(600)
 
@@ -219,6 +219,24 @@ def test_processes_write_their_indexes_apart_and_remove_what_killed_ones_left(li
     os.utime(old, (0, 0))
     open_index(lines, tmp_path / "index", "files")
     assert (others / "starts.npy").exists() and not old.exists()
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_shard_that_changes_while_it_is_indexed_is_told(lines, tmp_path, monkeypatch, when):
+    def change(*_):
+        with lines[3].open("a") as file:
+            file.write("{}\n")
+
+    if when == "before":
+        scan = making.scan_shard
+        monkeypatch.setattr(
+            making, "scan_shard", lambda path, *rest: (path == lines[3] and change(), scan(path, *rest))[1]
+        )
+    else:
+        scan = scanning._scan_lines
+        monkeypatch.setattr(scanning, "_scan_lines", lambda path: (scan(path), path == lines[3] and change())[0])
+    with pytest.raises(UserError, match=r"^files: .*3.jsonl was changed while it was indexed; start again when"):
+        open_index(lines, tmp_path / "index", "files")
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
