@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 class Ahead:
     """Jobs that bring blocks into the cache, in the order in which they are asked for.
 
-    Where blocks cannot be kept, jobs of the next :data:`_PAUSE_S` are dropped: they would be fetched twice. A thread whose job fails
-    waits for that time, and goes on with the next job. The log has a line for the first of several such pauses.
+    Where blocks cannot be kept, jobs of the next :data:`_PAUSE_S` are dropped: their blocks would be fetched twice. A thread
+    whose job fails waits for that time, and goes on with the next job. The log has a line for the first of several such pauses.
 
     Args:
         threads: that many at a time. They end with the process.

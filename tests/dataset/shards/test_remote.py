@@ -324,6 +324,10 @@ def test_threads_may_find_at_once_that_an_object_is_shorter(monkeypatch):
         ("https://host/a.tar.gz", r"https://host/a.tar.gz is a compressed tar"),
         ("https://host/a.csv", r"https://host/a.csv is neither"),
         ("https://host/{1..1}.tar", None),
+        ("https://host/{0..1}/{5..1}.tar", r"the range \{5..1\} is empty; write the smaller number first$"),
+        ("http://host:99999/a.tar", r"^data.images.files: http://host:99999/a.tar: Port out of range 0-65535; check"),
+        ("http://host:port/a.tar", r"http://host:port/a.tar: Port could not be cast .*; check the address"),
+        ("http://me:secret@[::1/a.tar", r"Invalid IPv6 URL; check the address"),
     ],
 )
 def test_addresses_that_will_not_do_are_one_line(open_remote, entry, message):
