@@ -334,7 +334,8 @@ class Trainer:
         for change in self.identity.check_resumes(
             RunIdentity.of_state(state["run"]), run, self.loader.records_per_batch
         ):
-            logger.warning("%s: %s", run, change)
+            if distributed.rank() == 0:
+                logger.warning("%s: %s", run, change)
         self.trained.resume_average(checkpoint)
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dataset.shards.finding import find_shards
+from dataset.shards.known import INDEX, NAMES
 from dataset.shards.making import make_index
-from dataset.shards.prepared import INDEX, NAMES, write_names
 from dataset.shards.states import states_of
 
 
@@ -21,5 +21,4 @@ def write_folder_index(folder: Path, workers: int) -> None:
     (folder / INDEX).parent.mkdir(exist_ok=True)
     key = str(folder)
     paths = find_shards([key], key)
-    make_index(folder / INDEX, paths, states_of(paths, key), key, workers)
-    write_names(folder / INDEX, [path.name for path in paths])
+    make_index(folder / INDEX, paths, states_of(paths, key), key, workers, [path.name for path in paths])

@@ -113,7 +113,8 @@ class BlockOrder:
         self.lanes = _deal(*_cut(sizes, block_records), lanes, _keys(seed, stream))
         self.window_records = max(WINDOW_BLOCKS * block_records, -(-WINDOW_STEPS * step * batch_size // lanes))
         """Least number of records of a window, except in a lane that has fewer."""
-        # Of each lane those used last: positions ascend, here and half a window further on, so that nothing older is needed.
+        # The rows and windows of each lane that were used last. Nothing older is needed: positions ascend, both here and half a
+        # window further on.
         self._rows: dict[int, list[_Row]] = {}
         self._windows: dict[int, list[Window]] = {}
 

@@ -2,7 +2,8 @@
 
 The folder ``<hash of the paths>.index`` has ``shards.npy`` (a row for each shard: bytes, time of its last change, records,
 oddities, whether it is whole), ``starts.npy`` (an offset for each record, mapped into memory, so that processes share one copy),
-and ``oddities.npy`` (see :class:`~dataset.shards.scanning.ScannedShard`). :mod:`dataset.shards.making` makes it.
+``oddities.npy`` (see :class:`~dataset.shards.scanning.ScannedShard`), and the paths of the shards, so that other lists can take
+what they share (see :mod:`dataset.shards.known`). :mod:`dataset.shards.making` makes it.
 """
 
 from __future__ import annotations
@@ -90,13 +91,6 @@ class ShardsIndex:
         """The tars without their end blocks."""
         return np.flatnonzero(self.shards[:, WHOLE] == 0).tolist()
 
-    def arrays_of(self, shards: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The three arrays of some shards alone."""
-        first, last = shards.start, shards.stop - 1
-        records = slice(self.ends[first] - int(self.shards[first, RECORDS]), self.ends[last])
-        odd = slice(int(self._odd_ends[first] - self.shards[first, ODDITIES]), int(self._odd_ends[last]))
-        return self.shards[shards], self.starts[records], self.oddities[odd]
-
     def _oddities_of(self, shard: int) -> np.ndarray:
         end = int(self._odd_ends[shard])
         return self.oddities[end - int(self.shards[shard, ODDITIES]) : end]
@@ -106,7 +100,13 @@ class ShardsIndex:
 
 
 def load(folder: Path, paths: Sequence[ShardFile]) -> ShardsIndex | None:
-    """The index in a folder; None where there is none that is whole."""
+    """The index of shards in a folder; None where there is none that is whole."""
+    arrays = load_arrays(folder)
+    return ShardsIndex(paths, *arrays, folder) if arrays is not None and len(arrays[0]) == len(paths) else None
+
+
+def load_arrays(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """The three arrays of an index, the offsets mapped; None where there is none that is whole."""
     try:
         shards = np.load(folder / "shards.npy", allow_pickle=False)
         oddities = np.load(folder / "oddities.npy", allow_pickle=False)
@@ -116,14 +116,13 @@ def load(folder: Path, paths: Sequence[ShardFile]) -> ShardsIndex | None:
             starts = np.empty(0, np.int64)  # nothing can be mapped
     except (OSError, ValueError, EOFError, IndexError):
         return None
-    arrays = (shards, starts, oddities)
     whole = (
-        all(array.dtype == np.int64 for array in arrays)
-        and shards.shape == (len(paths), 5)
+        all(array.dtype == np.int64 for array in (shards, starts, oddities))
+        and shards.shape == (len(shards), 5)
         and starts.shape == (shards[:, RECORDS].sum(),)
         and oddities.shape == (shards[:, ODDITIES].sum(), 2)
     )
-    return ShardsIndex(paths, shards, starts, oddities, folder) if whole else None
+    return (shards, starts, oddities) if whole else None
 
 
 def name_of(paths: Sequence[ShardFile]) -> str:

@@ -7,18 +7,20 @@ import functools
 import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from dataset.shards.finding import ShardFile
-from dataset.shards.index import CHANGED, RECORDS, ShardsIndex, load, name_of
-from dataset.shards.prepared import scanned_before
+from dataset.shards.finding import ShardFile, real_paths
+from dataset.shards.index import BYTES, CHANGED, RECORDS, ShardsIndex, load, name_of
+from dataset.shards.known import Known, known_before, known_in_folders, known_in_nearest, write_names
 from dataset.shards.scanning import ScannedShard, scan_shard
 from dataset.shards.states import states_of
 from utils.errors import UserError
@@ -28,6 +30,10 @@ from utils.progress import progress_bar
 PART = 64
 """Shards of a part, which is kept when the making of an index is interrupted."""
 
+_SHARDS_IN_MEMORY, _BYTES_IN_MEMORY = 1_000, 20_000_000_000
+"""The most shards whose index every process makes for itself where none can be written: some minutes of reading."""
+_STALE_S = 86_400.0
+"""Age from which an unfinished index is one of a killed process."""
 _WAIT_S = 0.5
 _TOLD = 3
 
@@ -41,13 +47,13 @@ def open_index(
 
     Args:
         paths: the shards.
-        folder: of indexes; None, or one that cannot be written: a new index stays in memory.
+        folder: of indexes; None, or one that cannot be written: a new index of few shards stays in memory.
         key: config key of the shards, for messages.
         workers: processes that make a new one.
         ask: ask servers whether remote shards have changed.
 
     Raises:
-        UserError: a shard cannot be read.
+        UserError: a shard cannot be read, or the index of many cannot be written.
     """
     name = name_of(paths)
     try:
@@ -63,14 +69,27 @@ def open_index(
                     found = load(folder / f"{name}.index", paths)
         if found is not None:
             return found
+        raise OSError("what was written is not there")
     except OSError as error:
         # On disks without locks, another process may be done, and have removed the parts.
         found = _current(folder / f"{name}.index", paths, key, ask) if folder is not None else None
         if found is not None:
             return found
-        _warn_not_cached(folder, error.strerror or str(error))
+        return _index_in_memory(paths, folder, error.strerror or str(error), key)
+
+
+def _index_in_memory(paths: Sequence[ShardFile], folder: Path | None, reason: str, key: str) -> ShardsIndex:
+    """The index of few shards, where none can be written."""
     now = states_of(paths, key)
-    scanned = [scan_shard(path, key) for path in paths]
+    total = int(now[:, BYTES].sum())
+    where = f"in {folder} ({reason})" if folder else f"({reason})"
+    if len(paths) > _SHARDS_IN_MEMORY or total > _BYTES_IN_MEMORY:
+        raise UserError(
+            f"{key}: the index of {len(paths):,} shards of {total / 1e9:,.1f} GB cannot be kept {where}, and every process would "
+            "read them all to make its own; set data.cache_index to a folder that can be written and has room"
+        )
+    _warn_not_cached(where)
+    scanned = [scan_shard(path, key, _pair(state)) for path, state in zip(paths, now, strict=True)]
     return ShardsIndex(paths, *_joined(now, scanned), None)
 
 
@@ -83,19 +102,37 @@ def _current(folder: Path, paths: Sequence[ShardFile], key: str, ask: bool) -> S
     return found if np.array_equal(found.shards[:, : CHANGED + 1], now) else None
 
 
-def make_index(folder: Path, paths: Sequence[ShardFile], now: np.ndarray, key: str, workers: int) -> None:
-    """Make the index of shards, which have the states ``now``, in a folder; or make it anew."""
+def make_index(
+    folder: Path,
+    paths: Sequence[ShardFile],
+    now: np.ndarray,
+    key: str,
+    workers: int,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Make the index of shards in a folder, or make it anew. Shards that another index has are not scanned.
+
+    Args:
+        folder: of the index. Beside it, other indexes may lie.
+        paths: S shards.
+        now: (S, 2) int64, their states.
+        key: config key of the shards, for messages.
+        workers: processes.
+        names: of the shards, which the index keeps; None: their paths without links.
+    """
     started, before = time.monotonic(), load(folder, paths)
     _tell_why(folder, before, paths, now, key)
+    names = real_paths(paths) if names is None else names
+    known = _find_known(folder, before is not None, paths, names, now, key)
     parts = folder.with_suffix(".parts")
     parts.mkdir(exist_ok=True)
     cuts = [slice(start, min(start + PART, len(paths))) for start in range(0, len(paths), PART)]
-    jobs = [(parts / f"{cut.start:09d}.npz", list(paths[cut]), now[cut], key) for cut in cuts]
-    for job, cut in zip(jobs, cuts, strict=True):
-        if before is not None and np.array_equal(before.shards[cut, : CHANGED + 1], job[2]):
-            _write_part(job[0], *before.arrays_of(cut))
+    jobs = [
+        _Job(parts / f"{cut.start:09d}.npz", list(paths[cut]), now[cut], key, [one.part(cut) for one in known])
+        for cut in cuts
+    ]
     _scan_parts(jobs, workers, len(paths))
-    records = _join_parts(folder, [job[0] for job in jobs])
+    records = _join_parts(folder, [job.file for job in jobs], names)
     shutil.rmtree(parts, ignore_errors=True)
     took = time.monotonic() - started
     logger.info("%s: index of %s records in %s shards made in %.1f s", key, f"{records:,}", f"{len(paths):,}", took)
@@ -116,15 +153,46 @@ def _tell_why(folder: Path, before: ShardsIndex | None, paths: Sequence[ShardFil
         logger.warning("%s: the index %s is damaged; it is made anew", key, folder)
 
 
-Job = tuple[Path, list[ShardFile], np.ndarray, str]
+def _find_known(
+    folder: Path, made_before: bool, paths: Sequence[ShardFile], names: Sequence[str], now: np.ndarray, key: str
+) -> list[Known]:
+    """What other indexes have of the shards, and the index of this list that is made anew."""
+    known = known_in_folders(paths, now)
+    if made_before:
+        known.append(known_before(folder, now))
+    there = np.zeros(len(paths), bool)
+    for one in known:
+        there |= one.rows >= 0
+    nearest = known_in_nearest(folder.parent, names, now) if not there.all() else None
+    if nearest is not None and (taken := (nearest.rows >= 0) & ~there).any():
+        logger.info(
+            "%s: %s of %s shards were in the index of another list (%s); %s are read",
+            key,
+            f"{taken.sum():,}",
+            f"{len(paths):,}",
+            nearest.index,
+            f"{(~(there | taken)).sum():,}",
+        )
+        known.append(nearest)
+    return known
 
 
-def _scan_parts(jobs: Sequence[Job], workers: int, count: int) -> None:
+class _Job(NamedTuple):
+    """A part of the index: its file, its shards and their states, and what other indexes have of them."""
+
+    file: Path
+    paths: list[ShardFile]
+    now: np.ndarray
+    key: str
+    known: list[Known]
+
+
+def _scan_parts(jobs: Sequence[_Job], workers: int, count: int) -> None:
     """Make the parts that are not there yet."""
     bar = progress_bar(total=count, desc="indexing shards", leave=False)
     missing = [job for job in jobs if not _is_current(job)]
     with bar:
-        bar.update(count - sum(len(job[1]) for job in missing))
+        bar.update(count - sum(len(job.paths) for job in missing))
         if workers > 1 and len(missing) > 1:
             try:
                 with ProcessPoolExecutor(workers, initializer=die_with_parent) as pool:
@@ -132,7 +200,7 @@ def _scan_parts(jobs: Sequence[Job], workers: int, count: int) -> None:
                         bar.update(made)
             except BrokenProcessPool:
                 raise UserError(
-                    f"{missing[0][3]}: a process that indexes shards was killed; where memory is full, the system kills: lower "
+                    f"{missing[0].key}: a process that indexes shards was killed; where memory is full, the system kills: lower "
                     "--workers; the same command goes on"
                 ) from None
         else:
@@ -140,23 +208,29 @@ def _scan_parts(jobs: Sequence[Job], workers: int, count: int) -> None:
                 bar.update(_scan_part(job))
 
 
-def _is_current(job: Job) -> bool:
+def _is_current(job: _Job) -> bool:
     """Whether a part is there, of the shards as they are now."""
     try:
-        with np.load(job[0], allow_pickle=False) as part:
-            return np.array_equal(part["shards"][:, : CHANGED + 1], job[2])
+        with np.load(job.file, allow_pickle=False) as part:
+            return np.array_equal(part["shards"][:, : CHANGED + 1], job.now)
     except (OSError, ValueError, KeyError, EOFError):
         return False
 
 
-def _scan_part(job: Job) -> int:
+def _scan_part(job: _Job) -> int:
     """Write the part of some shards; returns how many they are."""
-    file, paths, now, key = job
-    scanned = [
-        scanned_before(path, *state) or scan_shard(path, key) for path, state in zip(paths, now.tolist(), strict=True)
-    ]
-    _write_part(file, *_joined(now, scanned))
-    return len(paths)
+    scanned: dict[int, ScannedShard] = {}
+    for known in job.known:
+        scanned |= known.scanned(job.now)
+    for number, path in enumerate(job.paths):
+        if number not in scanned:
+            scanned[number] = scan_shard(path, job.key, _pair(job.now[number]))
+    _write_part(job.file, *_joined(job.now, [scanned[number] for number in range(len(job.paths))]))
+    return len(job.paths)
+
+
+def _pair(state: np.ndarray) -> tuple[int, int]:
+    return int(state[0]), int(state[1])
 
 
 def _write_part(file: Path, shards: np.ndarray, starts: np.ndarray, oddities: np.ndarray) -> None:
@@ -174,9 +248,11 @@ def _joined(now: np.ndarray, scanned: Sequence[ScannedShard]) -> tuple[np.ndarra
     return shards, np.concatenate(starts), np.concatenate(oddities)
 
 
-def _join_parts(folder: Path, files: Sequence[Path]) -> int:
+def _join_parts(folder: Path, files: Sequence[Path], names: Sequence[str]) -> int:
     """Write the index from its parts, one of which is in memory at a time, in one step; returns the number of records."""
-    temporary = folder.with_suffix(".new")
+    _remove_stale(folder)
+    # On disks without locks, other processes write the same index.
+    temporary = folder.with_suffix(f".{socket.gethostname()}-{os.getpid()}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     shards, oddities = [], []
@@ -195,6 +271,7 @@ def _join_parts(folder: Path, files: Sequence[Path]) -> int:
         starts.flush()
     np.save(temporary / "oddities.npy", np.concatenate(oddities))
     np.save(temporary / "shards.npy", table)
+    write_names(temporary, names)
     old = folder.with_suffix(".old")
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -202,6 +279,14 @@ def _join_parts(folder: Path, files: Sequence[Path]) -> int:
     os.replace(temporary, folder)
     shutil.rmtree(old, ignore_errors=True)
     return records
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what killed processes have left of an index."""
+    for left in folder.parent.glob(f"{folder.stem}.*.new"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE_S:
+                shutil.rmtree(left)
 
 
 @contextmanager
@@ -224,9 +309,8 @@ def _alone(path: Path, key: str) -> Iterator[None]:
 
 
 @functools.cache
-def _warn_not_cached(folder: Path | None, reason: str) -> None:
+def _warn_not_cached(where: str) -> None:
     """Warn once, not for each list of shards."""
-    where = f"in {folder} ({reason})" if folder else f"({reason})"
     logger.warning(
         "indexes of shards are not cached %s; they stay in memory; data.cache_index names another folder", where
     )

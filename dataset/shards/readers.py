@@ -23,6 +23,7 @@ from dataset.shards.making import open_index
 from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.remote.shards import RemoteShard
 from dataset.shards.tars import parse_object, place_of, read_record
+from utils import distributed
 from utils.errors import UserError
 from utils.files import expanded
 
@@ -70,7 +71,7 @@ class Shards:
         folder = expanded(index_folder) if index_folder is not None else default_index_folder()
         self.index = open_index(self.paths, folder, key, workers, ask)
         self.sizes = self.index.sizes
-        for shard in self.index.not_whole():
+        for shard in self.index.not_whole() if distributed.rank() == 0 else []:
             found = f"{self.sizes[shard]} records were found: is it whole?"
             logger.warning("%s: %s lacks the end of a tar; %s", key, self.paths[shard], found)
         self._files = _OpenFiles()

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from dataset.shards.finding import TAR_SUFFIX, ShardFile, open_shard
+from dataset.shards.remote.shards import RemoteShard
 from dataset.shards.tars import BLOCK, group_of, next_member
 from utils.errors import UserError
 
@@ -46,14 +47,38 @@ class ScannedShard:
             yield (start, end), self.oddities[self.oddities[:, 0] == row, 1].tolist()
 
 
-def scan_shard(path: ShardFile, key: str) -> ScannedShard:
+def scan_shard(path: ShardFile, key: str, state: tuple[int, int] | None = None) -> ScannedShard:
     """Where the records of a shard begin.
 
+    Args:
+        path: the shard.
+        key: config key of the shards, for messages.
+        state: that it must have before and after; None: any.
+
     Raises:
-        UserError: with the config ``key``: it is compressed, one JSON array, no whole tar, or cannot be read.
+        UserError: with the config ``key``: it is compressed, one JSON array, no whole tar, has another state, or cannot be read.
     """
+    _check_state(path, key, state)
+    scanned = _scan(path, key, state)
+    _check_state(path, key, state)
+    return scanned
+
+
+def _check_state(path: ShardFile, key: str, state: tuple[int, int] | None) -> None:
+    """Raise a :class:`UserError` where a file has another state. A remote one is compared with each answer."""
+    if isinstance(path, RemoteShard) or state is None:
+        return
     try:
-        with open_shard(path) as file:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{key}: {path}: {error.strerror or error}; check the file and its permissions") from None
+    if state != (status.st_size, status.st_mtime_ns):
+        raise UserError(f"{key}: {path} was changed while it was indexed; start again when it is complete")
+
+
+def _scan(path: ShardFile, key: str, state: tuple[int, int] | None) -> ScannedShard:
+    try:
+        with path.open(state) if isinstance(path, RemoteShard) else open_shard(path) as file:
             start = file.read(8)
             if start.startswith(_COMPRESSED_STARTS):
                 raise UserError(f"{key}: {path} is compressed and cannot be read at an offset; decompress it first")

@@ -20,6 +20,7 @@ from dataset.tasks.streams.pairs import ImageStream, ImageStreamConfig, VideoStr
 from dataset.tasks.streams.regions import RegionStream, RegionStreamConfig
 from dataset.tasks.streams.texts import TextStream, TextStreamConfig, TranslationStream, TranslationStreamConfig
 from dataset.text.processors import TextDataConfig, TextProcessor
+from utils.addresses import is_address
 from utils.batch import MicroBatch, PretrainBatch
 from utils.errors import UserError
 
@@ -58,6 +59,21 @@ class DataConfig(LoadingConfig):
                 "no stream is configured; give at least one of images, regions, videos, texts, translations"
             )
         return self
+
+    @model_validator(mode="after")
+    def _workers_wait_longer_than_requests(self) -> DataConfig:
+        minutes, seconds = self.remote.retry_minutes, self.worker_timeout_s
+        if self.workers and minutes * 60 >= seconds and any(map(is_address, self._entries())):
+            raise ValueError(
+                f"remote.retry_minutes = {minutes:g} is {minutes * 60:g} s, and worker_timeout_s = {seconds:g}: a worker would "
+                "be killed while it repeats a request; lower remote.retry_minutes, or raise worker_timeout_s"
+            )
+        return self
+
+    def _entries(self) -> list[str]:
+        """The entries of ``files`` of all streams and clean sets."""
+        own = [entry for stream in self.streams().values() for entry in stream.paths]
+        return own + [entry for clean in self.clean_sets().values() for entry in clean.files]
 
     @property
     def micro_batch(self) -> MicroBatch:

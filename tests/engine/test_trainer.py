@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from engine.checkpoint import list_checkpoints
+from engine.identity import RunIdentity
 from engine.train_config import TrainConfig
 from engine.trainer import PHASES
 from tests.devices import moved
 from tests.engine.toy import Line, ToyTask, points, trainer
+from utils import distributed
 from utils.errors import UserError
 
 
@@ -219,6 +221,16 @@ def test_a_resumed_run_reads_the_state_of_its_training_once(tmp_path, monkeypatc
     checkpoint = list_checkpoints(tmp_path / "checkpoints")[0]
     trainer(tmp_path, checkpoint=checkpoint, steps=4).fit()
     assert len(reads) == 1
+
+
+@pytest.mark.parametrize(("rank", "told"), [(0, 1), (1, 0)])
+def test_what_a_run_resumes_with_is_told_by_rank_0_for_all(tmp_path, monkeypatch, caplog, rank, told):
+    trainer(tmp_path, steps=4, checkpoint_every=2).fit()
+    checkpoint = list_checkpoints(tmp_path / "checkpoints")[0]
+    monkeypatch.setattr(RunIdentity, "check_resumes", lambda *_: ["the run goes on with 4 ranks"])
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    trainer(tmp_path, checkpoint=checkpoint, steps=4)
+    assert caplog.messages.count(f"{tmp_path}: the run goes on with 4 ranks") == told
 
 
 def test_a_loader_that_gives_too_many_batches_is_told(tmp_path, monkeypatch):

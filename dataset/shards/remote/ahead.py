@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 
 from utils.errors import UserError
 
 _ASKED = 1 << 14
 """Jobs that are remembered, so that the records of a block do not each ask for it."""
+_PAUSE_S = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 class Ahead:
     """Jobs that bring blocks into the cache, in the order in which they are asked for.
+
+    Where blocks cannot be kept, jobs of the next :data:`_PAUSE_S` are dropped: their blocks would be fetched twice. A thread
+    whose job fails waits for that time, and goes on with the next job. The log has a line for the first of several such pauses.
 
     Args:
         threads: that many at a time. They end with the process.
@@ -25,28 +32,44 @@ class Ahead:
     def __init__(self, threads: int):
         self._jobs: queue.SimpleQueue[Callable[[], bool]] = queue.SimpleQueue()
         self._asked: OrderedDict[Hashable, None] = OrderedDict()
-        self._useful = True
-        atexit.register(self._end)
+        self._ended = threading.Event()
+        self._dropped_until = 0.0
+        self._told = False
+        atexit.register(self._ended.set)  # connections are closed next, while the threads still run
         for number in range(threads):
             threading.Thread(target=self._work, name=f"blocks-ahead-{number}", daemon=True).start()
 
     def ask(self, block: Hashable, bring: Callable[[], bool]) -> None:
         """Do a job, unless that for this ``block`` was asked for lately. ``bring`` returns whether the block could be kept."""
-        if block in self._asked or not self._useful:
+        if block in self._asked or self._drops():
             return
         self._asked[block] = None
         if len(self._asked) > _ASKED:
             self._asked.popitem(last=False)
         self._jobs.put(bring)
 
-    def _end(self) -> None:
-        """Begin no more jobs: connections are closed next, while the threads still run."""
-        self._useful = False
+    def _drops(self) -> bool:
+        return self._ended.is_set() or time.monotonic() < self._dropped_until
 
     def _work(self) -> None:
         while True:
             bring = self._jobs.get()
-            # A block that cannot be had now is asked for again by whoever reads it, and the error is told there.
-            with suppress(UserError):
-                # What cannot be kept would be fetched twice.
-                self._useful = self._useful and bring()
+            if self._drops():
+                continue
+            try:
+                kept = bring()
+            except UserError as error:
+                # Whoever reads the block asks again, and tells the error if it lasts.
+                self._tell(str(error))
+                self._ended.wait(_PAUSE_S)
+                continue
+            if kept:
+                self._told = False
+            else:
+                self._dropped_until = time.monotonic() + _PAUSE_S
+                self._tell("the cache does not keep them")
+
+    def _tell(self, reason: str) -> None:
+        if not self._told and not self._ended.is_set():
+            logger.warning("blocks are not fetched ahead for %g s at a time, while it lasts: %s", _PAUSE_S, reason)
+        self._told = True

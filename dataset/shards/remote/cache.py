@@ -1,12 +1,13 @@
 """A folder of blocks of remote files, bounded in bytes over all processes of a machine.
 
 A block is a file: its content, and a digest of it and of the block's name. It is written in one step, and read through a memory
-map once the digest has been checked. Blocks are spread over :data:`SHELVES` folders, each of which has its share of the bound: to
-make room, a process looks through one of them.
+map once the digest has been checked. Blocks are spread over :data:`SHELVES` folders, each of which has its share of the bound
+and a file that says how many bytes its blocks have: a process looks through a folder only to make room.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import hashlib
@@ -20,11 +21,16 @@ from pathlib import Path
 
 SHELVES = 64
 _DIGEST = 16
+_NEW, _TOTAL = ".new", ".total"
+"""In a shelf: a block that is written, and the bytes of all blocks."""
 _MAPPED = 256
 """Blocks that a process holds mapped; they stay on the disk until it lets them go."""
 _CHECKED = 1 << 16
 """Blocks of which a process knows that it has checked the digest."""
 _LOCKS = 1024
+_ROOM = 0.9
+"""Share of its bound down to which a full shelf is emptied, so that it is looked through seldom."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _USED_S = 30.0
 """Time after which the use of a block is noted again."""
 
@@ -82,7 +88,7 @@ class BlockCache:
         except OSError:
             return False
 
-    def _alone_with(self, name: str) -> AbstractContextManager[None]:
+    def _alone_with(self, name: str) -> AbstractContextManager[bool]:
         return self._alone(f"block-{int(name[:8], 16) % _LOCKS:04d}")
 
     def _path(self, name: str) -> Path:
@@ -105,7 +111,8 @@ class BlockCache:
         except (OSError, RuntimeError):  # torch raises the second where the file has gone meanwhile
             return None
         logger.warning("%s is damaged; the block is fetched again", path)
-        with suppress(OSError):
+        with suppress(OSError), self._alone(f"shelf-{path.parent.name}"):
+            (path.parent / _TOTAL).unlink(missing_ok=True)
             path.unlink()
         return None
 
@@ -126,61 +133,104 @@ class BlockCache:
 
     def _keep(self, path: Path, content: bytes) -> bool:
         """Write a block, after making room; where the disk has none, or cannot be written, blocks stay in memory."""
-        needed = len(content) + _DIGEST
+        needed, shelf = len(content) + _DIGEST, path.parent
         if needed > self.shelf_bound:
             return False
         try:
-            with self._alone(f"shelf-{path.parent.name}"):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # One name for each shelf: what a killed process leaves is overwritten.
-                temporary = path.parent / ".new"
-                temporary.unlink(missing_ok=True)
-                self._make_room(path.parent, self.shelf_bound - needed)
-                with temporary.open("wb") as file:
-                    file.write(content)
-                    file.write(_digest(path.name, content))
-                os.replace(temporary, path)
-                self._note(path.name, os.stat(path).st_ino)
+            with self._alone(f"shelf-{shelf.name}") as alone:
+                shelf.mkdir(parents=True, exist_ok=True)
+                total = _read_total(shelf) if alone else None
+                if total is None or total + needed > self.shelf_bound:
+                    total = _make_room(shelf, int(_ROOM * self.shelf_bound), self.shelf_bound - needed)
+                try:
+                    self._write(path, content, total)
+                except OSError as error:
+                    if error.errno not in _NO_ROOM:
+                        raise
+                    # Others fill the disk too: the shelf gives back half of what it has.
+                    self._write(path, content, _make_room(shelf, total // 2, total // 2))
         except OSError as error:
             _warn_not_kept(self.folder, error.strerror or str(error))
             return False
         return True
 
-    def _make_room(self, shelf: Path, bound: int) -> None:
-        """Take the least recently used blocks away until at most ``bound`` bytes are left."""
-        blocks = []
-        with os.scandir(shelf) as entries:
-            for entry in entries:
-                status = entry.stat()
-                blocks.append((status.st_mtime, status.st_size, entry.path))
-        total = sum(size for _, size, _ in blocks)
-        for _, size, path in sorted(blocks):
-            if total <= bound:
-                return
-            Path(path).unlink(missing_ok=True)
-            total -= size
+    def _write(self, path: Path, content: bytes, total: int) -> None:
+        """Write a block to its shelf, which has ``total`` bytes."""
+        # One name for each shelf: what a killed process leaves is overwritten.
+        temporary = path.parent / _NEW
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.write(_digest(path.name, content))
+        # First the total: where a process is killed in between, it is too large, which a look at the shelf puts right.
+        _write_total(path.parent, total + len(content) + _DIGEST)
+        os.replace(temporary, path)
+        self._note(path.name, os.stat(path).st_ino)
 
     @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        """Wait until no other process or thread has the lock; on disks without locks, do not."""
+    def _alone(self, name: str) -> Iterator[bool]:
+        """Wait until no other process or thread has the lock; on disks without locks, do not. Yields whether there is one."""
         try:
             folder = self.folder / "locks"
             folder.mkdir(parents=True, exist_ok=True)
             file = (folder / name).open("a")
         except OSError as error:
             _warn_not_kept(self.folder, error.strerror or str(error))
-            yield
+            yield False
             return
         with file:
             # Unlike lockf's, these locks exclude threads too. They end with the last copy of the open file, and a process that is
             # forked meanwhile has one: so they are given back before it is closed.
+            locked = False
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
+                locked = True
             try:
-                yield
+                yield locked
             finally:
                 with suppress(OSError):
                     fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _read_total(shelf: Path) -> int | None:
+    """The bytes of the blocks of a shelf; None: nobody has noted them."""
+    try:
+        return int((shelf / _TOTAL).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _write_total(shelf: Path, total: int) -> None:
+    # In place: the length stays the same, so that a full disk has room for it.
+    file = os.open(shelf / _TOTAL, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        os.write(file, b"%020d" % total)
+    finally:
+        os.close(file)
+
+
+def _make_room(shelf: Path, room: int, most: int) -> int:
+    """Look through a shelf, and take the least recently used blocks away if it has too much; returns the bytes that are left.
+
+    Args:
+        shelf: the folder.
+        room: bytes that may be left where blocks are taken away.
+        most: bytes that may always be left.
+    """
+    blocks = []
+    (shelf / _NEW).unlink(missing_ok=True)
+    with os.scandir(shelf) as entries:
+        for entry in entries:
+            if entry.name != _TOTAL:
+                status = entry.stat()
+                blocks.append((status.st_mtime, status.st_size, entry.path))
+    total = sum(size for _, size, _ in blocks)
+    if total > most:
+        for _, size, path in sorted(blocks):
+            Path(path).unlink(missing_ok=True)
+            total -= size
+            if total <= min(room, most):
+                break
+    return total
 
 
 def _mapped(path: Path, size: int) -> memoryview:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import random
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -27,6 +29,8 @@ T = TypeVar("T")
 BLOCK_BYTES = 1 << 20
 """Of a request. Two nodes that read neighbouring runs of records both fetch the block on the border."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 20.0
+_FEW = 6
+"""Requests, over some seconds, to a host that has not answered this process yet: its address may be wrong."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +52,10 @@ class RemoteConfig(Config):
         le=64,
         description="requests that a worker has under way at a time for records that it will read later; 0: none",
     )
-    retries: int = Field(
-        6, ge=0, le=20, description="how often a failed request is repeated, after longer and longer waits"
+    retry_minutes: float = Field(
+        8.0,
+        ge=0,
+        description=f"how long a failed request is repeated, after longer and longer waits of at most {_LONGEST_WAIT_S:g} s",
     )
     protocols: list[str] = Field(
         ["http", "https", "s3"],
@@ -96,6 +102,7 @@ class Server:
         self.config, self.key = config, key
         self._process = -1
         self._inherited: list[Any] = []
+        self._answered: set[str] = set()
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -131,12 +138,14 @@ class Server:
             UserError: it cannot be read, or has another state now.
         """
         wanted = _Wanted(address, told, state, number)
-        return self._blocks().get(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted))
+        # The time in which another process fetches the block in vain counts too: workers wait for a bounded time.
+        began = time.monotonic()
+        return self._blocks().get(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted, began))
 
     def expect(self, address: str, told: str, state: tuple[int, int], number: int) -> None:
         """Say that :meth:`block` will be called with these arguments: it is fetched before, by another thread.
 
-        A request that fails for the last time is of no account here: it is made again when the block is read.
+        A request that fails :data:`_FEW` times is ignored here: it is made again when the block is read.
         """
         blocks = self._blocks()
         if self._ahead is None:
@@ -144,13 +153,15 @@ class Server:
 
         def bring() -> bool:
             wanted = _Wanted(address, told, state, number)
-            return blocks.bring(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted))
+            return blocks.bring(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted, brief=True))
 
         self._ahead.ask((told, number), bring)
 
-    def _fetch(self, wanted: _Wanted) -> bytes:
+    def _fetch(self, wanted: _Wanted, began: float | None = None, brief: bool = False) -> bytes:
         address, told, state, _ = wanted
-        piece = self.request(address, told, lambda transport: transport.read(address, wanted.start, wanted.end))
+        piece = self.request(
+            address, told, lambda transport: transport.read(address, wanted.start, wanted.end), began=began, brief=brief
+        )
         if (piece.size, piece.version) != state:
             raise UserError(
                 f"{self.key}: {told} has changed since it was indexed ({state[0]:,} bytes then, {piece.size:,} now); index "
@@ -158,31 +169,55 @@ class Server:
             )
         return piece.content
 
-    def request(self, address: str, told: str, ask: Callable[[Transport], T]) -> T:
-        """The answer to a request, which is repeated as often as the config says.
+    def request(
+        self,
+        address: str,
+        told: str,
+        ask: Callable[[Transport], T],
+        *,
+        began: float | None = None,
+        brief: bool = False,
+    ) -> T:
+        """The answer to a request, which is repeated as long as the config says.
+
+        Args:
+            address: whose host is asked. One that has not answered this process yet is asked :data:`_FEW` times.
+            told: the address for messages.
+            ask: makes the request.
+            began: time (``time.monotonic``) from which the caller waits; None: now.
+            brief: ask at most :data:`_FEW` times.
 
         Raises:
             UserError: it failed for the last time, or will not succeed.
         """
-        transport = self._transport(address)
+        transport, host = self._transport(address), urlsplit(address).netloc
+        began = time.monotonic() if began is None else began
         # Processes that failed together do not come again together.
         rng = random.Random(f"{told} {os.getpid()}")
-        for attempt in range(self.config.retries + 1):
+        for count in itertools.count(1):
             try:
-                return ask(transport)
+                answer = ask(transport)
             except RequestError as error:
+                left = began + 60 * self.config.retry_minutes - time.monotonic()
                 if not error.again:
-                    raise UserError(
-                        f"{self.key}: {told}: {error}; check the address and the rights to read it"
-                    ) from None
-                if attempt == self.config.retries:
-                    raise UserError(
-                        f"{self.key}: {told}: {error}; gave up after {attempt + 1} requests; check the server and the network, "
-                        "or raise data.remote.retries and data.remote.timeout_s"
-                    ) from None
+                    reason = f"{error}; check the address and the rights to read it"
+                    raise UserError(f"{self.key}: {told}: {reason}") from None
+                if left <= 0 or (count >= _FEW and (brief or host not in self._answered)):
+                    reason = f"{error}; {self._gave_up(host, count, time.monotonic() - began)}"
+                    raise UserError(f"{self.key}: {told}: {reason}") from None
                 self._tell(told, error)
-                time.sleep(min(_FIRST_WAIT_S * 2**attempt, _LONGEST_WAIT_S) * rng.uniform(0.5, 1))
+                wait = min(_FIRST_WAIT_S * 2 ** min(count - 1, 30), _LONGEST_WAIT_S) * rng.uniform(0.5, 1)
+                time.sleep(min(wait if brief else max(wait, error.wait_s), left))
+            else:
+                self._answered.add(host)
+                return answer
         raise AssertionError
+
+    def _gave_up(self, host: str, count: int, seconds: float) -> str:
+        tried = f"gave up after {count} request{'s' if count > 1 else ''} over {seconds:.0f} s"
+        if host in self._answered:
+            return f"{tried}; check the server and the network, or raise data.remote.retry_minutes"
+        return f"{tried}, none of which was answered; check the address, the server and the network"
 
     def _tell(self, told: str, error: RequestError) -> None:
         """Log failures number 1, 10, 100, …"""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from dataset.shards.remote.server import BLOCK_BYTES, Server
 from dataset.shards.remote.transports import Transport
@@ -132,7 +132,7 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
     """The shards of an entry: an address, with ranges of numbers (``{000..127}``), or a glob pattern where files can be listed.
 
     Raises:
-        UserError: in one line: another protocol, a password in the address, no match, too many.
+        UserError: in one line: another protocol, a password in the address, no host or port, an empty range, no match, too many.
     """
     key, scheme = server.key, scheme_of(entry)
     if scheme not in server.config.protocols:
@@ -140,7 +140,12 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
             f"{key}: {entry.partition('?')[0]}: addresses may begin with {', '.join(server.config.protocols)}; others that "
             "fsspec knows are untested, and have to be named in data.remote.protocols"
         )
-    if "@" in urlsplit(entry).netloc:
+    for match in _RANGE.finditer(entry):
+        if int(match[1]) > int(match[2]):
+            raise UserError(
+                f"{key}: {entry.partition('?')[0]}: the range {match[0]} is empty; write the smaller number first"
+            )
+    if "@" in _parts(entry, key).netloc:
         raise UserError(
             f"{key}: an address of {scheme} has a user or password in it, which would be logged; take them out"
         )
@@ -150,7 +155,7 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
     found: list[str] = []
     for address in addresses:
         listed = address + "*" if address.endswith("/") else address
-        path = urlsplit(listed.partition("?")[0]).path  # a host can be [::1]
+        path = _parts(listed, key).path  # a host can be [::1]
         if any(sign in path for sign in "*[") or listed != address:
             matches = _matches(listed, server)
             if not matches:
@@ -159,6 +164,17 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
         else:
             found.append(address)
     return [RemoteShard(address, server) for address in found]
+
+
+def _parts(address: str, key: str) -> SplitResult:
+    """The parts of an address without what follows "?"."""
+    shown = address.partition("?")[0]
+    try:
+        parts = urlsplit(shown)
+        _ = parts.port if "{" not in parts.netloc else None
+    except ValueError as error:
+        raise UserError(f"{key}: {shown.rpartition('@')[2]}: {error}; check the address") from None
+    return parts
 
 
 def _matches(pattern: str, server: Server) -> list[str]:

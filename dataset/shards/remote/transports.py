@@ -13,6 +13,8 @@ _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _EMPTY = re.compile(r"bytes \*/0")
 _QUERY = re.compile(r"\?[^\s'\"]*")
 _BUSY = (408, 425, 429)
+_CONNECT_S = 10.0
+"""The most seconds for a connection: an address that nobody has may give no sign at all."""
 _BUFFER = 1 << 20
 """Bytes that a connection takes in before it pauses; with aiohttp's own number, pauses cost more than the rest."""
 _PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs"}
@@ -27,11 +29,16 @@ class Piece(NamedTuple):
 
 
 class RequestError(Exception):
-    """A request that failed, in a few words; ``again``: whether it may succeed when repeated."""
+    """A request that failed, in a few words.
 
-    def __init__(self, reason: str, *, again: bool):
+    Attributes:
+        again: whether it may succeed when repeated.
+        wait_s: seconds after which the server wants it to be repeated; 0: it names none.
+    """
+
+    def __init__(self, reason: str, *, again: bool, wait_s: float = 0):
         super().__init__(reason)
-        self.again = again
+        self.again, self.wait_s = again, wait_s
 
 
 class Transport(Protocol):
@@ -93,7 +100,7 @@ class Http:
             ValueError,
             RuntimeError,
         )
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, _CONNECT_S))
         # A filesystem of another process, from before a fork, cannot be used.
         self._files: Any = fsspec.filesystem("https", skip_instance_cache=True)
         self._session: Any = sync(self._files.loop, self._files.set_session)
@@ -125,7 +132,7 @@ class Http:
             given = response.headers.get("Content-Range", "")
             if response.status == 416 and _EMPTY.fullmatch(given):
                 return Piece(b"", 0, version)
-            _check_status(response.status, response.reason or "")
+            _check_status(response.status, response.reason or "", response.headers.get("Retry-After", ""))
             first, last, size = _checked_range(given, start, end)
             encoding = response.headers.get("Content-Encoding", "identity")
             if encoding != "identity" or response.content_length not in (None, last + 1 - first):
@@ -139,11 +146,13 @@ def _without_queries(text: str) -> str:
     return _QUERY.sub("", text)
 
 
-def _check_status(status: int, reason: str) -> None:
+def _check_status(status: int, reason: str, retry_after: str) -> None:
     if status == 200:
         raise RequestError("status 200: the server does not answer requests for ranges of bytes", again=False)
     if status != 206:
-        raise RequestError(f"status {status} {reason}".rstrip(), again=status >= 500 or status in _BUSY)
+        # A date, which the header may have too, is passed over.
+        wait_s = float(retry_after) if status in (429, 503) and retry_after.isascii() and retry_after.isdigit() else 0
+        raise RequestError(f"status {status} {reason}".rstrip(), again=status >= 500 or status in _BUSY, wait_s=wait_s)
 
 
 def _checked_range(given: str, start: int, end: int) -> tuple[int, int, int]:
@@ -168,7 +177,7 @@ class Store:
         if scheme == "s3":
             # The caller repeats requests.
             options["config_kwargs"] = {
-                "connect_timeout": timeout_s,
+                "connect_timeout": min(timeout_s, _CONNECT_S),
                 "read_timeout": timeout_s,
                 "retries": {"max_attempts": 0},
             }

@@ -57,7 +57,7 @@ def test_a_list_of_folders_with_indexes_is_not_scanned(folders, tmp_path, monkey
 @pytest.mark.parametrize("damage", ["changed", "cut", "names"])
 def test_shards_that_changed_or_an_index_that_is_damaged_are_scanned(folders, tmp_path, damage, monkeypatch):
     scanned, scan = [], making.scan_shard
-    monkeypatch.setattr(making, "scan_shard", lambda path, key: scanned.append(path.name) or scan(path, key))
+    monkeypatch.setattr(making, "scan_shard", lambda path, *rest: scanned.append(path.name) or scan(path, *rest))
     index, shard = folders[0] / "_prepare/index", folders[0] / "part-1.jsonl"
     expected = EXPECTED[:6]
     if damage == "changed":

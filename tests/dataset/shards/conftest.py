@@ -24,6 +24,7 @@ class FaultyServer(ThreadingHTTPServer):
         self.folder, self.requests, self.sent = folder, 0, Counter[str]()
         self.fault: Callable[[int], str] = lambda number: ""
         self.marks: dict[str, str] = {}
+        self.retry_after: str | None = None
         self._lock = threading.Lock()
 
     @property
@@ -50,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault, name = self.server.next_fault(), self.path.partition("?")[0].lstrip("/")
         file = self.server.folder / name
         if fault.isdigit() or not file.is_file():
-            self._answer(int(fault or 404), b"", {"Location": self.path} if fault.startswith("3") else {})
+            self._answer(int(fault or 404), b"", self._about(fault))
             return
         content = file.read_bytes()
         mark = {"ETag": self.server.marks.get(name, '"1"')}
@@ -71,6 +72,10 @@ class _Handler(BaseHTTPRequestHandler):
             mark["Content-Encoding"] = "gzip"
         self._answer(206, part, mark | {"Content-Range": f"bytes {first}-{last}/{len(content)}"}, fault)
         self.server.sent[name] += len(part)
+
+    def _about(self, fault: str) -> dict[str, str]:
+        after = self.server.retry_after
+        return {"Location": self.path} if fault.startswith("3") else {} if after is None else {"Retry-After": after}
 
     def _answer(self, status: int, content: bytes, headers: dict[str, str], fault: str = "") -> None:
         if fault == "silent":

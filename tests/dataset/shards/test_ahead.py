@@ -15,6 +15,7 @@ import pytest
 
 from dataset.shards.blocks import BlockOrder
 from dataset.shards.readers import Shards
+from dataset.shards.remote import ahead as remote_ahead
 from dataset.shards.remote import server as remote_server
 from dataset.shards.remote import shards as remote_shards
 from dataset.shards.remote.ahead import Ahead
@@ -106,7 +107,7 @@ def test_a_slow_server_is_waited_for_once_and_not_for_each_block(stream, server)
 
 
 def test_an_error_is_told_by_whoever_reads(stream, server):
-    source = stream(4, retries=0)
+    source = stream(4, retry_minutes=0)
     server.fault = lambda number: "403"
     with pytest.raises(UserError, match=r"a.jsonl: status 403 Forbidden; check the address"):
         read(source, [0])
@@ -166,13 +167,31 @@ def test_a_process_forked_meanwhile_keeps_no_lock(tmp_path):
     processes[0].join()
 
 
-def test_nothing_more_is_fetched_where_nothing_can_be_kept():
-    ahead, brought = Ahead(1), []
+@pytest.mark.parametrize("fault", ["full", "outage"])
+def test_fetching_ahead_pauses_where_it_is_in_vain_and_goes_on(fault, monkeypatch, caplog):
+    monkeypatch.setattr(remote_ahead, "_PAUSE_S", 0.3)
+    ahead, brought, faulty = Ahead(1), [], [True]
+
+    def bring(number: int) -> bool:
+        brought.append((number, time.monotonic()))
+        if faulty[0] and fault == "outage":
+            raise UserError("gave up")
+        return not faulty[0]
+
     for number in range(3):
-        ahead.ask(number, lambda number=number: bool(brought.append(number)))
+        ahead.ask(number, lambda number=number: bring(number))
         until(lambda: brought)
         time.sleep(0.02)
-    assert brought == [0]
+    assert [number for number, _ in brought] == [0]
+    faulty[0] = False
+    until(lambda: time.monotonic() > brought[0][1] + 0.35)
+    ahead.ask(3, lambda: bring(3))
+    expected = [0, 3] if fault == "full" else [0, 1, 2, 3]
+    until(lambda: [number for number, _ in brought] == expected)
+    assert brought[1][1] - brought[0][1] >= 0.3
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(
+        "blocks are not fetched ahead for 0.3 s at a time"
+    )
 
 
 def test_a_block_is_asked_for_once():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import time
@@ -21,7 +22,7 @@ def fetch_none() -> bytes:
 
 
 def blocks_of(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.rglob("*") if file.is_file() and "locks" not in file.parts)
+    return sorted(file.name for file in folder.rglob("*") if len(file.name) == 40)
 
 
 def test_a_block_is_fetched_once_over_processes(tmp_path):
@@ -101,6 +102,73 @@ def test_a_block_in_the_place_of_another_is_fetched_again(tmp_path):
         blocks.get(name, 5, lambda content=content: content)
     os.replace(next(tmp_path.rglob(NAMES[1])), next(tmp_path.rglob(NAMES[0])))
     assert BlockCache(tmp_path, 1 << 20).get(NAMES[0], 5, lambda: b"first") == b"first"
+
+
+def total_of(folder: Path) -> int:
+    return int(next(folder.rglob(".total")).read_bytes())
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if len(file.name) == 40)
+
+
+def test_a_shelf_is_looked_through_only_where_it_is_full(tmp_path, monkeypatch):
+    """A full one is emptied to nine tenths of its bound."""
+    looked, look = [], cache._make_room
+    monkeypatch.setattr(cache, "_make_room", lambda *arguments: looked.append(1) or look(*arguments))
+    blocks = BlockCache(tmp_path, SHELVES * 40 * 116)
+    for name in NAMES[:40]:
+        blocks.get(name, 100, lambda: b"x" * 100)
+    assert (len(looked), total_of(tmp_path)) == (1, 40 * 116)
+    looked.clear()
+    for name in NAMES[40:45]:
+        blocks.get(name, 100, lambda: b"x" * 100)
+        assert total_of(tmp_path) == size_of(tmp_path)
+    assert (len(looked), size_of(tmp_path)) == (2, 37 * 116)
+
+
+def keep(folder: Path, first: int) -> None:
+    for name in NAMES[first : first + 8]:
+        BlockCache(folder, 1 << 20).get(name, 100, lambda: b"x" * 100)
+
+
+@pytest.mark.parametrize("noted", [b"", b"none", None])
+def test_the_total_of_a_shelf_is_exact_over_processes_and_made_anew(tmp_path, noted):
+    keep(tmp_path, 56)
+    if noted is None:
+        next(tmp_path.rglob(".total")).unlink()
+    else:
+        next(tmp_path.rglob(".total")).write_bytes(noted)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=keep, args=(tmp_path, first)) for first in (0, 8, 16, 24)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert total_of(tmp_path) == size_of(tmp_path) == 40 * 116
+
+
+def test_a_damaged_block_that_is_taken_away_is_not_counted(tmp_path):
+    keep(tmp_path, 0)
+    next(tmp_path.rglob(NAMES[3])).write_bytes(b"short")
+    keep(tmp_path, 3)
+    assert total_of(tmp_path) == size_of(tmp_path) == 11 * 116
+
+
+def test_on_a_full_disk_a_shelf_gives_half_of_its_blocks_back(tmp_path, monkeypatch):
+    blocks, write = BlockCache(tmp_path, 1 << 20), BlockCache._write
+    for number, name in enumerate(NAMES[:8]):
+        blocks.get(name, 100, lambda: b"x" * 100)
+        os.utime(next(tmp_path.rglob(name)), (number, number))
+
+    def write_if_there_is_room(self, path, content, total):
+        if size_of(tmp_path) > 5 * 116:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, path, content, total)
+
+    monkeypatch.setattr(BlockCache, "_write", write_if_there_is_room)
+    assert blocks.bring(NAMES[8], 100, lambda: b"x" * 100)
+    assert blocks_of(tmp_path) == NAMES[4:9] and total_of(tmp_path) == 5 * 116
 
 
 def test_blocks_take_few_descriptors(tmp_path):

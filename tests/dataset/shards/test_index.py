@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset.shards import making
+from dataset.shards import making, scanning
+from dataset.shards.index import name_of
 from dataset.shards.making import open_index
 from dataset.shards.readers import Shards
 from dataset.shards.tars import group_of, next_member
@@ -56,11 +57,11 @@ def test_an_index_has_eight_bytes_a_record(tmp_path):
 def test_an_interrupted_index_goes_on_with_its_parts(lines, tmp_path, monkeypatch):
     scan, scanned = making.scan_shard, []
 
-    def scan_until_killed(path, key):
+    def scan_until_killed(path, *rest):
         scanned.append(path.name)
         if len(scanned) == 6:
             raise KeyboardInterrupt
-        return scan(path, key)
+        return scan(path, *rest)
 
     monkeypatch.setattr(making, "scan_shard", scan_until_killed)
     with pytest.raises(KeyboardInterrupt):
@@ -70,13 +71,13 @@ def test_an_interrupted_index_goes_on_with_its_parts(lines, tmp_path, monkeypatc
     assert len(ids(lines, tmp_path / "index")) == 16
 
 
-def test_only_parts_whose_shards_changed_are_scanned_again(lines, tmp_path, monkeypatch, caplog):
+def test_only_shards_that_changed_are_scanned_again(lines, tmp_path, monkeypatch, caplog):
     open_index(lines, tmp_path / "index", "files")
     scan, scanned = making.scan_shard, []
-    monkeypatch.setattr(making, "scan_shard", lambda path, key: scanned.append(path.name) or scan(path, key))
+    monkeypatch.setattr(making, "scan_shard", lambda path, *rest: scanned.append(path.name) or scan(path, *rest))
     lines[3].write_text('{"id": "new"}\n')
     found = ids(lines, tmp_path / "index")
-    assert scanned == ["2.jsonl", "3.jsonl"]
+    assert scanned == ["3.jsonl"]
     assert "new" in found and len(found) == 14
     assert "1 of 9 shards have changed since they were indexed" in caplog.text
     fresh = open_index(lines, tmp_path / "fresh", "files")
@@ -84,15 +85,55 @@ def test_only_parts_whose_shards_changed_are_scanned_again(lines, tmp_path, monk
     assert np.array_equal(fresh.starts, again.starts) and np.array_equal(fresh.oddities, again.oddities)
 
 
+@pytest.fixture
+def scanned(monkeypatch) -> list[str]:
+    """The names of the shards that are scanned."""
+    scan, names = making.scan_shard, []
+    monkeypatch.setattr(making, "scan_shard", lambda path, *rest: names.append(path.name) or scan(path, *rest))
+    return names
+
+
+def test_a_list_with_other_shards_takes_those_of_the_nearest_list(lines, tmp_path, scanned, caplog):
+    caplog.set_level(logging.INFO)
+    open_index(lines[:4], tmp_path / "index", "files")
+    near = open_index(lines[8:1:-1], tmp_path / "index", "files").folder
+    lines[5].write_text('{"id": "new"}\n')
+    scanned.clear(), caplog.clear()
+    other = [lines[0], *lines[4:8]]
+    found = open_index(other, tmp_path / "index", "files", 1)
+    assert scanned == ["0.jsonl", "5.jsonl"]
+    assert f"files: 3 of 5 shards were in the index of another list ({near}); 2 are read" in caplog.messages
+    fresh = open_index(other, tmp_path / "fresh", "files")
+    for name in ("shards", "starts", "oddities"):
+        assert np.array_equal(getattr(found, name), getattr(fresh, name))
+
+
+def test_a_list_without_a_shard_is_indexed_without_scanning(lines, tmp_path, scanned):
+    open_index(lines, tmp_path / "index", "files", 2)
+    scanned.clear()
+    assert sum(open_index(lines[:3] + lines[4:], tmp_path / "index", "files").sizes) == 13
+    assert scanned == []
+
+
+def test_an_index_without_names_is_still_read_and_lends_nothing(lines, tmp_path, scanned):
+    made = open_index(lines, tmp_path / "index", "files")
+    for name in ("names.npy", "rows.npy"):
+        (made.folder / name).unlink(missing_ok=True)
+    scanned.clear()
+    assert np.array_equal(open_index(lines, tmp_path / "index", "files").starts, made.starts) and scanned == []
+    open_index(lines[:2], tmp_path / "index", "files")
+    assert scanned == ["0.jsonl", "1.jsonl"]
+
+
 def test_a_second_process_waits_for_the_index_of_the_first(lines, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(making, "_WAIT_S", 0.05)
     scan, started = making.scan_shard, multiprocessing.get_context("fork").Event()
 
-    def slowly(path, key):
+    def slowly(path, *rest):
         started.set()
         time.sleep(0.1)
-        return scan(path, key)
+        return scan(path, *rest)
 
     monkeypatch.setattr(making, "scan_shard", slowly)
     first = multiprocessing.get_context("fork").Process(target=open_index, args=(lines, tmp_path / "index", "files"))
@@ -105,8 +146,8 @@ def test_a_second_process_waits_for_the_index_of_the_first(lines, tmp_path, monk
 
 
 def test_a_killed_process_is_one_line_and_its_parts_are_kept(lines, tmp_path, monkeypatch):
-    def scan_or_die(path, key):
-        return os._exit(9) if path.name == "8.jsonl" else scan(path, key)
+    def scan_or_die(path, *rest):
+        return os._exit(9) if path.name == "8.jsonl" else scan(path, *rest)
 
     scan = making.scan_shard
     monkeypatch.setattr(making, "scan_shard", scan_or_die)
@@ -120,7 +161,7 @@ def test_a_killed_process_is_one_line_and_its_parts_are_kept(lines, tmp_path, mo
 
 
 def test_processes_end_with_the_one_that_started_them(lines, tmp_path, monkeypatch):
-    def scan_for_ever(path, key):
+    def scan_for_ever(path, *rest):
         (tmp_path / f"{os.getpid()}.pid").touch()
         time.sleep(600)
 
@@ -153,6 +194,49 @@ def test_on_disks_without_locks_the_index_of_another_process_is_taken(lines, tmp
     monkeypatch.setattr(making, "make_index", lose)
     assert open_index(lines, tmp_path / "index", "files").folder is not None
     assert "stay in memory" not in caplog.text
+
+
+@pytest.mark.parametrize(("bound", "value"), [("_SHARDS_IN_MEMORY", 8), ("_BYTES_IN_MEMORY", 100)])
+def test_an_index_of_many_shards_that_cannot_be_written_is_refused(lines, tmp_path, monkeypatch, bound, value, scanned):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(making, bound, value)
+    message = (
+        rf"^files: the index of 9 shards of 0.0 GB cannot be kept in {tmp_path / 'file'} \(File exists\), and every process .*; "
+        "set data.cache_index to a folder that can be written and has room$"
+    )
+    with pytest.raises(UserError, match=message):
+        open_index(lines, tmp_path / "file", "files")
+    assert scanned == []
+
+
+def test_processes_write_their_indexes_apart_and_remove_what_killed_ones_left(lines, tmp_path, monkeypatch):
+    (tmp_path / "index").mkdir()
+    made = tmp_path / "index" / f"{name_of(lines)}.index"
+    others, old = made.with_suffix(".host-1.new"), made.with_suffix(".host-2.new")
+    for left in (others, old):
+        left.mkdir()
+        (left / "starts.npy").touch()
+    os.utime(old, (0, 0))
+    open_index(lines, tmp_path / "index", "files")
+    assert (others / "starts.npy").exists() and not old.exists()
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_shard_that_changes_while_it_is_indexed_is_told(lines, tmp_path, monkeypatch, when):
+    def change(*_):
+        with lines[3].open("a") as file:
+            file.write("{}\n")
+
+    if when == "before":
+        scan = making.scan_shard
+        monkeypatch.setattr(
+            making, "scan_shard", lambda path, *rest: (path == lines[3] and change(), scan(path, *rest))[1]
+        )
+    else:
+        scan = scanning._scan_lines
+        monkeypatch.setattr(scanning, "_scan_lines", lambda path: (scan(path), path == lines[3] and change())[0])
+    with pytest.raises(UserError, match=r"^files: .*3.jsonl was changed while it was indexed; start again when"):
+        open_index(lines, tmp_path / "index", "files")
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

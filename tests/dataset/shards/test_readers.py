@@ -20,6 +20,7 @@ import dataset.shards.scanning
 from dataset.records.schema import BrokenRecordError
 from dataset.shards.finding import find_shards
 from dataset.shards.readers import Shards
+from utils import distributed
 from utils.errors import UserError
 
 
@@ -255,7 +256,7 @@ def test_a_shard_that_is_replaced_during_the_run_is_a_user_error(write_lines):
         shards.read(1)
 
 
-def test_a_tar_without_its_end_blocks_is_told_with_its_count_on_every_run(tmp_path, caplog):
+def test_a_tar_without_its_end_blocks_is_told_with_its_count_on_every_run(tmp_path, caplog, monkeypatch):
     whole = Path(write_tar(tmp_path / "whole.tar", [("a.txt", b"x"), ("b.txt", b"y" * 3000), ("c.txt", b"z")]))
     cut = tmp_path / "cut.tar"
     cut.write_bytes(whole.read_bytes()[: 2 * 512 + 512 + 3072])  # a and b, and nothing after them
@@ -266,6 +267,9 @@ def test_a_tar_without_its_end_blocks_is_told_with_its_count_on_every_run(tmp_pa
         (said,) = [record.getMessage() for record in caplog.records[run:]]
         assert said == (f"data.images.files: {cut} lacks the end of a tar; 2 records were found: is it whole?")
     assert [Shards([str(cut)]).read(n).text for n in range(2)] == ["x", "y" * 3000]
+    caplog.clear()
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    assert len(Shards([str(cut)])) == 2 and not caplog.records, "rank 0 tells it for all"
 
 
 @pytest.mark.parametrize("end", [100, 512, 900, 1024, 1100, 1536, 3000, 4608, 4700, 5120, 5500, 5632])

@@ -8,7 +8,9 @@ import json
 import multiprocessing
 import pickle
 import random
+import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +68,7 @@ def served(server, small_blocks) -> Path:
 @pytest.fixture
 def open_remote(server, tmp_path):
     def opened(*names: str, ask: bool = False, **options) -> Shards:
-        options = {"cache": str(tmp_path / "blocks"), "timeout_s": 5, "retries": 3, **options}
+        options = {"cache": str(tmp_path / "blocks"), "timeout_s": 5, "retry_minutes": 1, **options}
         files = [name if is_address(name) else f"{server.url}/{name}" for name in names]
         return Shards(
             files, key="data.images.files", index_folder=tmp_path / "index", remote=RemoteConfig(**options), ask=ask
@@ -121,7 +123,7 @@ def test_a_request_without_an_answer_ends_after_its_time(local, open_remote, ser
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("500", r"/000.tar: status 500 .*; gave up after 4 requests; check the server"),
+        ("500", r"/000.tar: status 500 .*; gave up after 6 requests over 0 s, none of which was answered; check"),
         ("elsewhere", r"/000.tar: answers with the range 'bytes 1-1/\d+' when asked for bytes 0-0; gave up"),
         ("403", r"/000.tar: status 403 Forbidden; check the address and the rights to read it"),
         ("whole", r"/000.tar: status 200: the server does not answer requests for ranges"),
@@ -132,14 +134,62 @@ def test_a_server_that_goes_on_failing_is_one_line(served, open_remote, server, 
     with pytest.raises(UserError, match=rf"^data.images.files: http://127.0.0.1:\d+{message}") as caught:
         open_remote("000.tar")
     assert "\n" not in str(caught.value)
-    assert server.requests == (4 if fault in ("500", "elsewhere") else 1)
+    assert server.requests == (6 if fault in ("500", "elsewhere") else 1)
 
 
 def test_a_file_that_is_not_there_or_a_server_that_is_not_is_one_line(served, open_remote):
     with pytest.raises(UserError, match=r"gone.tar: status 404 Not Found; check the address"):
         open_remote("gone.tar")
-    with pytest.raises(UserError, match=r"http://127.0.0.1:9/a.tar: Client\w+: .*; gave up after 1 requests"):
-        open_remote("http://127.0.0.1:9/a.tar", retries=0)
+    with pytest.raises(UserError, match=r"http://127.0.0.1:9/a.tar: Client\w+: .*; gave up after 6 requests over \d s"):
+        open_remote("http://127.0.0.1:9/a.tar", retry_minutes=600)
+
+
+def test_an_outage_of_more_than_a_few_requests_is_waited_for(local, open_remote, server, monkeypatch):
+    """As of a server that has answered before: 40 requests in a row fail."""
+    monkeypatch.setattr(remote_server, "_LONGEST_WAIT_S", 0.01)
+    server.fault = lambda number: "503" if 3 <= number < 43 else ""
+    assert contents(open_remote(*ALL)) == local
+
+
+def test_an_outage_that_lasts_longer_than_the_config_says_is_one_line(
+    served, open_remote, server, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(remote_server, "_LONGEST_WAIT_S", 0.05)
+    shards = open_remote("000.tar", retry_minutes=0.02)
+    shutil.rmtree(tmp_path / "blocks")
+    server.fault = lambda number: "503"
+    with pytest.raises(
+        UserError,
+        match=r"000.tar: status 503 .*; gave up after \d+ requests over 1 s; check the server and the network, or raise "
+        r"data.remote.retry_minutes$",
+    ):
+        contents(shards)
+
+
+@pytest.mark.parametrize(("status", "after", "waits"), [("503", "1", True), ("429", "1", True), ("500", "1", False)])
+def test_a_busy_server_is_asked_again_when_it_wants(served, open_remote, server, monkeypatch, status, after, waits):
+    slept = []
+    monkeypatch.setattr(remote_server.time, "sleep", slept.append)
+    server.retry_after, server.fault = after, lambda number: status if number == 0 else ""
+    open_remote("000.tar")
+    assert (slept == [1.0]) == waits and len(slept) == 1
+
+
+def test_the_time_in_which_another_process_fetches_in_vain_counts(served, open_remote, server):
+    """Otherwise a worker would wait for twice the time, and be killed."""
+    remote = open_remote("000.tar").paths[0]._server
+    server.fault = lambda number: "503"
+    address = f"{server.url}/000.tar"
+    with pytest.raises(UserError, match=r"gave up after 1 request over 6\d s"):
+        remote.request(address, address, lambda transport: transport.read(address, 0, 1), began=time.monotonic() - 60)
+
+
+def test_workers_are_not_killed_while_they_repeat_a_request():
+    texts = {"files": ["https://host/a.jsonl"], "batch_size": 2}
+    with pytest.raises(ValueError, match=r"remote.retry_minutes = 10 is 600 s, and worker_timeout_s = 600: .*; lower"):
+        DataConfig(texts=texts, remote=RemoteConfig(retry_minutes=10))
+    DataConfig(texts={**texts, "files": ["a.jsonl"]}, worker_timeout_s=3)
+    DataConfig(texts=texts, remote=RemoteConfig(retry_minutes=10), worker_timeout_s=601)
 
 
 def test_a_shard_that_changed_is_told_and_indexed_again_when_asked(served, open_remote, server, tmp_path):
@@ -274,6 +324,10 @@ def test_threads_may_find_at_once_that_an_object_is_shorter(monkeypatch):
         ("https://host/a.tar.gz", r"https://host/a.tar.gz is a compressed tar"),
         ("https://host/a.csv", r"https://host/a.csv is neither"),
         ("https://host/{1..1}.tar", None),
+        ("https://host/{0..1}/{5..1}.tar", r"the range \{5..1\} is empty; write the smaller number first$"),
+        ("http://host:99999/a.tar", r"^data.images.files: http://host:99999/a.tar: Port out of range 0-65535; check"),
+        ("http://host:port/a.tar", r"http://host:port/a.tar: Port could not be cast .*; check the address"),
+        ("http://me:secret@[::1/a.tar", r"Invalid IPv6 URL; check the address"),
     ],
 )
 def test_addresses_that_will_not_do_are_one_line(open_remote, entry, message):

@@ -53,7 +53,7 @@ def bucket(monkeypatch):
 @pytest.fixture
 def open_remote(tmp_path):
     def opened(*files: str, ask: bool = False, **options) -> Shards:
-        remote = RemoteConfig(**{"cache": str(tmp_path / "blocks"), "retries": 2, "timeout_s": 5, **options})
+        remote = RemoteConfig(**{"cache": str(tmp_path / "blocks"), "retry_minutes": 0.02, "timeout_s": 5, **options})
         return Shards(files, key="data.texts.files", index_folder=tmp_path / "index", remote=remote, ask=ask)
 
     return opened
@@ -169,8 +169,8 @@ def test_answers_of_a_store_that_fail_are_asked_for_again(forwarder, open_remote
 def test_a_store_that_goes_on_failing_is_one_line(forwarder, open_remote):
     forwarder.fault = lambda number: "503"
     with pytest.raises(
-        UserError, match=r"^data.texts.files: s3://data/set/0.jsonl: .*; gave up after 3 requests"
+        UserError, match=r"^data.texts.files: s3://data/set/0.jsonl: .*; gave up after 6 requests"
     ) as caught:
         open_remote("s3://data/set/0.jsonl")
     assert "\n" not in str(caught.value)
-    assert forwarder.answers == 3, "the filesystem repeats nothing by itself"
+    assert forwarder.answers == 6, "the filesystem repeats nothing by itself"

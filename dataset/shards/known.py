@@ -1,0 +1,139 @@
+"""Shards whose records another index has already: the one that lies in their folder, or that of another list of shards.
+
+Every index keeps the names of its shards, sorted, in ``names.npy``; ``rows.npy`` has the row of each of them, where the order of
+the index is another one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dataset.shards.finding import ShardFile
+from dataset.shards.index import CHANGED, ODDITIES, RECORDS, WHOLE, load_arrays
+from dataset.shards.scanning import ScannedShard
+
+INDEX = "_prepare/index"
+"""Path of the index in a folder of shards. It also has the names of its shards, without the folder, which may move."""
+
+NAMES, _ROWS = "names.npy", "rows.npy"
+_LOOKED_AT = 8
+"""Indexes of other lists that are compared with a new list: those written last."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """The shards of a list that an index has in their state of now.
+
+    Attributes:
+        index: its folder.
+        rows: (S,) int64, the row of each shard in it; -1: it has none.
+    """
+
+    index: Path
+    rows: np.ndarray
+
+    def part(self, shards: slice) -> Known:
+        """Of a part of the list."""
+        return Known(self.index, self.rows[shards])
+
+    def scanned(self, now: np.ndarray) -> Iterator[tuple[int, ScannedShard]]:
+        """The number in the list and the records of each of the shards, unless the index has changed since.
+
+        Args:
+            now: (S, 2) int64, the states of the shards.
+        """
+        arrays = load_arrays(self.index)
+        if arrays is None:
+            return
+        shards, starts, oddities = arrays
+        ends = np.cumsum(shards[:, [RECORDS, ODDITIES]], axis=0)
+        for number in np.flatnonzero(_in_state(self.rows, shards, now) >= 0).tolist():
+            found = shards[self.rows[number]]
+            end, odd_end = ends[self.rows[number]].tolist()
+            yield (
+                number,
+                ScannedShard(
+                    np.array(starts[end - found[RECORDS] : end]),
+                    np.array(oddities[odd_end - found[ODDITIES] : odd_end]),
+                    bool(found[WHOLE]),
+                ),
+            )
+
+
+def write_names(index: Path, names: Sequence[str]) -> None:
+    """Write the names of the shards of an index, given in its order."""
+    encoded = np.array([os.fsencode(name) for name in names])
+    order = np.argsort(encoded, kind="stable")
+    if not np.array_equal(order, np.arange(len(order))):
+        np.save(index / _ROWS, order)
+    np.save(index / NAMES, encoded[order])
+
+
+def known_in_folders(paths: Sequence[ShardFile], now: np.ndarray) -> list[Known]:
+    """What the indexes in the folders of shards have of them."""
+    by_folder: dict[Path, list[int]] = {}
+    for number, path in enumerate(paths):
+        if isinstance(path, Path):
+            by_folder.setdefault(path.parent, []).append(number)
+    known = []
+    for folder, numbers in by_folder.items():
+        rows = np.full(len(paths), -1)
+        if (folder / INDEX).is_dir():
+            rows[numbers] = _rows_of(folder / INDEX, [paths[number].name for number in numbers])
+        known.append(_known(folder / INDEX, rows, now))
+    return [one for one in known if (one.rows >= 0).any()]
+
+
+def known_before(index: Path, now: np.ndarray) -> Known:
+    """What the index of the same list has of its shards, as they were before."""
+    return _known(index, np.arange(len(now)), now)
+
+
+def known_in_nearest(folder: Path, names: Sequence[str], now: np.ndarray) -> Known | None:
+    """What that one of some indexes in a folder has that shares most shards with the list; None: none shares any.
+
+    Args:
+        folder: of indexes.
+        names: real paths of the S shards.
+        now: (S, 2) int64, their states.
+    """
+    newest = sorted(folder.glob("*.index"), key=_written, reverse=True)[:_LOOKED_AT]
+    found = [(index, _rows_of(index, names)) for index in newest]
+    index, rows = max(found, key=lambda one: int((one[1] >= 0).sum()), default=(folder, np.full(len(names), -1)))
+    return _known(index, rows, now) if (rows >= 0).any() else None
+
+
+def _known(index: Path, rows: np.ndarray, now: np.ndarray) -> Known:
+    arrays = load_arrays(index) if (rows >= 0).any() else None
+    return Known(index, np.full(len(rows), -1) if arrays is None else _in_state(rows, arrays[0], now))
+
+
+def _in_state(rows: np.ndarray, shards: np.ndarray, now: np.ndarray) -> np.ndarray:
+    """The rows whose shards have the states ``now`` in the index; -1 for the others."""
+    there = (rows >= 0) & (rows < len(shards))
+    same = (shards[np.where(there, rows, 0), : CHANGED + 1] == now).all(axis=1) if len(shards) else there
+    return np.where(there & same, rows, -1)
+
+
+def _rows_of(index: Path, names: Sequence[str]) -> np.ndarray:
+    """(S,) int64: the row of each name in an index; -1: it is not there, as in an index of before that keeps no names."""
+    wanted = np.array([os.fsencode(name) for name in names])
+    try:
+        known = np.load(index / NAMES, mmap_mode="r", allow_pickle=False)
+        rows = np.load(index / _ROWS, allow_pickle=False) if (index / _ROWS).exists() else np.arange(len(known))
+        places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        return np.where(known[places] == wanted, rows[places], -1)
+    except (OSError, ValueError, EOFError, IndexError):
+        return np.full(len(names), -1)
+
+
+def _written(index: Path) -> float:
+    try:
+        return index.stat().st_mtime
+    except OSError:  # another process makes it anew
+        return 0.0
