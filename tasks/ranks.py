@@ -21,8 +21,8 @@ def check_ranks(choice: Choice, arguments: argparse.Namespace, numbers: Sequence
         flags: that allow these numbers, for messages.
 
     Raises:
-        UserError: if ``train.global_batch`` is not set for more than one number, or it, the accumulation or an order by blocks does
-            not divide.
+        UserError: if ``train.global_batch`` is not set for more than one number, or if it, chunks or an order by blocks do not
+            divide.
     """
     schema, _ = choice.load()
     config = load_config(choice.config, arguments.overrides, schema)
