@@ -156,6 +156,7 @@ def test_a_mistake_is_one_line(arguments, message, tmp_path, capsys, monkeypatch
         ),
         (["--slurm", "--time", "1:2:3:4"], "'1:2:3:4' is none of SLURM's times: minutes, minutes:seconds,"),
         (["--slurm", "--sbatch", "nodes=3"], "'nodes=3': run.py sets nodes itself; use its own flags"),
+        (["--slurm", "--sbatch", "time=3"], "'time=3': give --time without --sbatch"),
         (["--slurm", "--sbatch", "x y"], "'x y' is no option of sbatch, such as constraint=a100"),
         (["--slurm", "--partition", "a\nb"], r"'a\nb' has a line break"),
     ],
