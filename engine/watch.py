@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import statistics
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Sequence
 
 from utils import distributed
@@ -49,6 +49,10 @@ class Watch:
         self._slow_rank, self._slow_lines = -1, 0
         self._losses: list[float] = []
         self._speeds: list[float] = []
+        self._rank_s: dict[str, float] = defaultdict(float)
+        """Times of the ranks, in seconds of all steps that are not judged yet."""
+        self._lined = 0
+        """Losses that belong to earlier lines."""
         self._elapsed_s = 0.0
 
     def _begin_anew(self, groups: Collection[str]) -> None:
@@ -80,17 +84,23 @@ class Watch:
             self._begin_anew(groups)
         if "samples_per_s" in rates:
             self._speeds.append(rates["samples_per_s"])
-        ranks = compared(times)
         count = len(self._losses)
-        if count < STEPS:
-            return ranks
+        for name, seconds in times.items():
+            self._rank_s[name] += seconds * (count - self._lined)
+        self._lined = count
+        if count >= STEPS:
+            self._judge(step, count, elapsed_s)
+        return compared(times)
+
+    def _judge(self, step: int, count: int, elapsed_s: float) -> None:
+        """Judge the means over the last ``count`` steps."""
         self._judge_loss(step, statistics.fmean(self._losses))
         if self._speeds:
             self._judge_speed(step, statistics.fmean(self._speeds))
-        if ranks:
+        if ranks := compared({name: seconds / count for name, seconds in self._rank_s.items()}):
             self._judge_ranks(step, ranks, (elapsed_s - self._elapsed_s) / count)
         self._losses, self._speeds, self._elapsed_s = [], [], elapsed_s
-        return ranks
+        self._rank_s, self._lined = defaultdict(float), 0
 
     def _judge_loss(self, step: int, loss: float) -> None:
         before = self._loss.add(loss)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dataset.shards.blocks import check_ranks as check_lanes
+from engine.chunks import check_chunks
 from tasks.kinds import Choice
 from utils.config import load_config
 from utils.errors import UserError
@@ -21,7 +21,8 @@ def check_ranks(choice: Choice, arguments: argparse.Namespace, numbers: Sequence
         flags: that allow these numbers, for messages.
 
     Raises:
-        UserError: if ``train.global_batch`` is not set for more than one number, or it or an order by blocks does not divide.
+        UserError: if ``train.global_batch`` is not set for more than one number, or if it, chunks or an order by blocks do not
+            divide.
     """
     schema, _ = choice.load()
     config = load_config(choice.config, arguments.overrides, schema)
@@ -30,13 +31,10 @@ def check_ranks(choice: Choice, arguments: argparse.Namespace, numbers: Sequence
             f"{flags} needs train.global_batch: without it, another number of nodes would change the records of a step; give "
             "train.global_batch=N"
         )
-    lanes = {f"data.{name}.lanes": getattr(stream, "lanes", None) for name, stream in config.data}
     for ranks in numbers:
         try:
-            config.train.accumulation(config.data, ranks)
-            for key, number in lanes.items():
-                if number is not None:
-                    check_lanes(number, ranks, key)
+            check_chunks(config.model.chunks, config.train.accumulation(config.data, ranks))
+            config.data.check_ranks(ranks)
         except UserError as error:
             verb = "gives" if len(numbers) == 1 else "may give"
             raise UserError(f"{flags} {verb} {ranks} ranks: {error}") from None

@@ -222,6 +222,8 @@ def _option(text: str) -> str:
     key = text.lstrip("-").partition("=")[0]
     if not re.fullmatch(r"[a-z][a-z0-9-]*", key) or "\n" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is no option of sbatch, such as constraint=a100")
+    if key.replace("-", "_") in OPTIONS:  # --time is checked, which another one behind it would undo
+        raise argparse.ArgumentTypeError(f"{text!r}: give --{key} without --sbatch")
     if key in OURS:
         raise argparse.ArgumentTypeError(f"{text!r}: run.py sets {key} itself; use its own flags")
     return text.lstrip("-")

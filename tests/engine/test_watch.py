@@ -105,6 +105,22 @@ def test_a_rank_that_is_slow_several_times_in_a_row_is_named(told):
     assert len(told()) == 2, "told again after twice as many"
 
 
+def test_with_a_line_for_each_step_ranks_are_judged_by_ten_steps_too(told):
+    """One slow step of ten makes no slow rank, whether or not it is the last; nine do."""
+
+    def slow_in(steps: set[int]) -> list[str]:
+        watch = Watch()
+        for step in range(1, 10 * PATIENCE + 1):
+            watch.add(1.0)
+            own = times(0.2, 0.2, 0.5 if step % 10 in steps else 0.2)
+            watch.line(step, own, {}, GROUPS, elapsed_s=float(step))
+        return told()
+
+    assert slow_in({0}) == []
+    (line,) = slow_in(set(range(1, 10)))
+    assert "rank 2 is slow: 0.47 s" in line
+
+
 def test_ranks_that_change_places_or_hardly_matter_are_not_told(told):
     watch = Watch()
     for number in range(20):

@@ -121,6 +121,10 @@ def test_a_folder_with_a_run_is_submitted_to_resume_alone(tmp_path, arguments, c
             ["--slurm", "--gpus", "3", "train.global_batch=64", "train.accumulate=null"],
             "--nodes 1 gives 3 ranks: train.global_batch = 64: not a multiple of ",
         ),
+        (
+            ["--slurm", "--nodes", "1:3", "--cpu", "1", "train.global_batch=192", "model.contrastive.chunks=2"],
+            "--nodes 1:3 may give 2 ranks: model.contrastive.chunks = 2: does not divide the accumulation, 3 micro-",
+        ),
         (["--slurm", "optim.lrr=1"], "command line: optim.lrr is not a field of OptimConfig"),
         (
             ["--nodes", "1:2", "--master", "127.0.0.1:1"],
@@ -152,6 +156,7 @@ def test_a_mistake_is_one_line(arguments, message, tmp_path, capsys, monkeypatch
         ),
         (["--slurm", "--time", "1:2:3:4"], "'1:2:3:4' is none of SLURM's times: minutes, minutes:seconds,"),
         (["--slurm", "--sbatch", "nodes=3"], "'nodes=3': run.py sets nodes itself; use its own flags"),
+        (["--slurm", "--sbatch", "time=3"], "'time=3': give --time without --sbatch"),
         (["--slurm", "--sbatch", "x y"], "'x y' is no option of sbatch, such as constraint=a100"),
         (["--slurm", "--partition", "a\nb"], r"'a\nb' has a line break"),
     ],

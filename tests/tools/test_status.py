@@ -243,6 +243,15 @@ def test_the_slowest_rank_is_named(make, capsys):
     assert set(object_of(capsys, folder, 1)["losses"]) == {"loss"}
 
 
+def test_a_run_that_goes_on_with_one_rank_has_no_slowest_one(make, capsys):
+    folder = make()
+    ranks = {"ranks/slowest": 1, "ranks/slowest_s": 0.3, "ranks/slowest_data_s": 0.05, "ranks/median_s": 0.2}
+    rows = [{"step": n, "loss": 1.0, "elapsed_s": n, **(ranks if n < 5 else {})} for n in range(1, 7)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert object_of(capsys, folder, 1)["ranks"] is None
+    assert "slowest" not in page_of(capsys, folder, status=1)
+
+
 def test_a_folder_of_runs_has_a_line_for_each(make, tmp_path, capsys):
     make("sweep/variant-1/seed-0")
     cut(make("sweep/variant-2/seed-0", losses=range(10, 5, -1)))

@@ -67,7 +67,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class Ranks:
-    """How long ranks take for their own part of a step, by the last line that tells.
+    """How long ranks take for their own part of a step, by the last line.
 
     ``slowest``: the slowest rank; ``slowest_s``: its time; ``data_s``: its wait for data, which is part of that; ``median_s``:
     the median of the other ranks; ``share``: of the recent lines in which it was the slowest.
@@ -239,11 +239,15 @@ def _checkpoints(folder: Path, hashes: bool) -> list[SavedStep]:
 
 
 def _ranks(series: dict[str, Series]) -> Ranks | None:
+    """What the last line tells of the ranks; None: nothing, as where a run goes on with one rank."""
+    told, newest = series.get("ranks/slowest"), series.get("elapsed_s")
+    if told is None or told.last is None or (newest and newest.last and newest.last[0] > told.last[0]):
+        return None
     names = ("slowest", "slowest_s", "slowest_data_s", "median_s")
     slowest, slowest_s, data_s, median_s = (_last(series.get(f"ranks/{name}")) for name in names)
     if slowest is None or slowest_s is None or median_s is None:
         return None
-    numbers = _recent(series.get("ranks/slowest"))
+    numbers = _recent(told)
     return Ranks(int(slowest), slowest_s, data_s or 0.0, median_s, numbers.count(slowest) / len(numbers))
 
 
