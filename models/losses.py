@@ -104,7 +104,9 @@ def _compare(
 
 def _recomputed(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`_compare`, once more in the backward pass: only the results stay in memory."""
-    compared: tuple[Tensor, Tensor, Tensor] = checkpoint(_compare, *arguments, use_reentrant=False)
+    compared: tuple[Tensor, Tensor, Tensor] = checkpoint(
+        _compare, *arguments, use_reentrant=False, preserve_rng_state=False
+    )
     return compared
 
 

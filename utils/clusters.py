@@ -120,12 +120,16 @@ def place_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> P
     """The place of a job: the flags of :func:`utils.launcher.add_placement`, and for what they leave open, the environment.
 
     Raises:
-        UserError: if flags contradict the environment, or the address of node 0 is missing.
+        UserError: if flags contradict the environment, or the address of node 0 or the number of this node is missing.
     """
     if arguments.master is not None and not _is_rank(environment):
         nodes, rank = arguments.nodes or ONE_NODE, arguments.node_rank
         if rank is None and (there := recognise(environment)) is not None and there.nodes == nodes:
             rank = there.node_rank
+        if rank is None and not nodes.elastic and nodes.most > 1:
+            raise UserError(
+                f"--nodes {nodes}: give --node-rank R too, the number of this node, from 0 to {nodes.most - 1}"
+            )
         return Place("flags", nodes, None if nodes.elastic else rank or 0, arguments.master)
     place = recognise(environment)
     if place is None:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -34,6 +35,9 @@ RENDEZVOUS = "x2vlm"
 """Name of a job at its rendezvous."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+UNHEARD_S = 3.0
+"""Seconds after which a signal is not handled any more by Python."""
 
 DEVICE = re.compile(r"\d|GPU-|MIG-")
 """Start of a valid entry of CUDA_VISIBLE_DEVICES."""
@@ -173,6 +177,26 @@ def _forward_first_signal(exception: Callable[[str, signal.Signals], Exception],
 
     for signum in STOP_SIGNALS:
         signal.signal(signum, receive)
+    _end_where_unheard(received_s)
+
+
+def _end_where_unheard(received_s: Sequence[float]) -> None:
+    """End this process some seconds after a stop signal that ``received_s`` does not have: it waits for other nodes in a function
+    of torch, in which Python handles no signal. No rank has started then."""
+    arrived, arrive = os.pipe()
+    os.set_blocking(arrive, False)
+    signal.set_wakeup_fd(arrive, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while signums := os.read(arrived, 1):
+            signum = signal.Signals(signums[0])
+            if signum in STOP_SIGNALS:
+                time.sleep(UNHEARD_S)
+                if not received_s:
+                    os.write(2, f"{signal_name(signum)}: ended while waiting for the other nodes\n".encode())
+                    os._exit(status_of_stop(signum))
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 def _ended_by(rank: int, name: str) -> str:

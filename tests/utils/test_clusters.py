@@ -149,6 +149,7 @@ def test_flags_win_and_the_environment_fills_in_the_rest(flags, environment, pla
     ("flags", "environment", "message"),
     [
         (["--nodes", "2"], {}, "--nodes 2: --nodes needs --master HOST:PORT"),
+        (["--nodes", "2", "--master", "h:1"], {}, "--nodes 2: give --node-rank R too, .* from 0 to 1"),
         (
             ["--nodes", "4"],
             STEP,

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -224,3 +226,29 @@ def test_the_help_of_a_tasks_script_does_not_wait_for_torch():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--evaluate" in done.stdout
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "nodes", [["--nodes", "2", "--node-rank", "0"], ["--nodes", "2", "--node-rank", "1"], ["--nodes", "2:3"]]
+)
+def test_a_node_that_waits_for_others_ends_on_a_signal(nodes, signum, status, tmp_path):
+    """It waits in a function of torch, in which Python handles no signal."""
+    script = tmp_path / "rank.py"
+    script.write_text("")
+    code = f"from utils import launcher; launcher.UNHEARD_S = 0.5\n{LAUNCH}\n"
+    code += "import sys; print(flush=True); sys.exit(launch(sys.argv[2:], [sys.argv[1]]))"
+    flags = ["--cpu", "1", *nodes, "--master", f"127.0.0.1:{free_port()}", *(["--resume"] if ":" in nodes[1] else [])]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(script), *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(4)  # torch is imported, and the node waits
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, "Traceback" in errors) == (status, False), errors
