@@ -120,7 +120,7 @@ class Reporter:
         self.folder, self.metrics, self.progress = folder, metrics, progress
         peak = config.peak_tflops or peak_of(device, config.precision)
         self.throughput = Throughput(distributed.world_size(), peak, COMPILE_STEPS if config.compile else 1)
-        self.watch = Watch()
+        self.watch = Watch(tally.elapsed_s)
         self.clock = time.perf_counter()
         self.weights = weights
         self.has_finite_step = self.has_checked_weights = False

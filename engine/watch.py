@@ -41,10 +41,10 @@ class Watch:
     """Judges the numbers of a run as they are logged. Every rank may call it; rank 0 warns.
 
     A loss and the throughput are compared with their own past, and a rank with the others. Where other parameters train than
-    before, the past begins anew.
+    before, the past begins anew. ``elapsed_s``: total time of the steps of a run that is resumed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, elapsed_s: float = 0.0) -> None:
         self._begin_anew(())
         self._slow_rank, self._slow_lines = -1, 0
         self._losses: list[float] = []
@@ -53,7 +53,7 @@ class Watch:
         """Times of the ranks, in seconds of all steps that are not judged yet."""
         self._lined = 0
         """Losses that belong to earlier lines."""
-        self._elapsed_s = 0.0
+        self._elapsed_s = elapsed_s
 
     def _begin_anew(self, groups: Collection[str]) -> None:
         self._groups = frozenset(groups)
