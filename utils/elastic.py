@@ -72,6 +72,29 @@ def run_elastic(arguments: argparse.Namespace, grace_s: int) -> None:
     """
     os.environ[OWN_STORE] = "1"
     config, entrypoint, rank_arguments = config_from_args(arguments)
+    agent, handler = _agent_of(config, entrypoint, rank_arguments, grace_s)
+    try:
+        result = agent.run()
+    except (RendezvousError, RuntimeError) as error:
+        if agent.get_worker_group().state == WorkerState.INIT:
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PeerLostError(
+            f"the nodes of --nodes {config.min_nodes}:{config.max_nodes} lost each other ({reason}); when the node of "
+            f"{config.rdzv_endpoint} is there again, the same command goes on from the newest checkpoint"
+        ) from None
+    # Not after a signal: the rendezvous stays open, this node leaves, and the others go on.
+    handler.shutdown()
+    if result is None and agent.get_worker_group().state != WorkerState.INIT:
+        raise PeerLostError("the job was ended on another node, which tells why")
+    if result is None:
+        sys.stderr.write("the job is over: this node came too late\n")
+    elif result.is_failed():
+        raise ChildFailedError(str(entrypoint), result.failures)
+
+
+def _agent_of(config: Any, entrypoint: Any, rank_arguments: list[str], grace_s: int) -> tuple[Agent, Any]:
+    """The agent that runs the ranks of this node, and its rendezvous, as torchrun's ``config`` says."""
     if signals := getattr(config, "signals_to_handle", None):  # of torch since 2.10
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = signals
     handler = get_rendezvous_handler(
@@ -98,21 +121,4 @@ def run_elastic(arguments: argparse.Namespace, grace_s: int) -> None:
     assert config.logs_specs is not None
     agent = Agent(spec, config.logs_specs, config.start_method)
     agent.grace_s = grace_s
-    try:
-        result = agent.run()
-    except (RendezvousError, RuntimeError) as error:
-        if agent.get_worker_group().state == WorkerState.INIT:
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PeerLostError(
-            f"the nodes of --nodes {config.min_nodes}:{config.max_nodes} lost each other ({reason}); when the node of "
-            f"{config.rdzv_endpoint} is there again, the same command goes on from the newest checkpoint"
-        ) from None
-    # Not after a signal: the rendezvous stays open, this node leaves, and the others go on.
-    handler.shutdown()
-    if result is None and agent.get_worker_group().state != WorkerState.INIT:
-        raise PeerLostError("the job was ended on another node, which tells why")
-    if result is None:
-        sys.stderr.write("the job is over: this node came too late\n")
-    elif result.is_failed():
-        raise ChildFailedError(str(entrypoint), result.failures)
+    return agent, handler

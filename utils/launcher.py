@@ -104,9 +104,7 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
 
     from utils.elastic import run_elastic
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
-    # A waiting thread yields its core early: the loader's workers and other programs need it.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    _share_cores(processes)
     flags = _torchrun_flags(place, processes)
     parser = get_args_parser()
     if "--signals-to-handle" in parser._option_string_actions:
@@ -133,6 +131,13 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"the nodes did not find each other (--master {place.master}): {reason}") from None
     return 0
+
+
+def _share_cores(processes: int) -> None:
+    """Give each rank its share of this machine's cores, unless the user has set it."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
+    # A waiting thread yields its core early: the loader's workers and other programs need it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def _torchrun_flags(place: Place, processes: int) -> list[str]:
