@@ -164,8 +164,8 @@ class RunFolder:
         if changed:
             more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
             raise UserError(
-                f"{saved}: this run had another config: {'; '.join(changed[:3])}{more}; give another --output"
-                + (f", with init.checkpoint={self.path}" if evaluate else "")
+                f"{saved}: this run had another config: {'; '.join(changed[:3])}{more}; give another --output, with "
+                f"init.checkpoint={self.path}{'' if evaluate else ' to start from its weights'}"
             )
 
 
