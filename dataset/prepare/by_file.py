@@ -18,7 +18,16 @@ from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.processes import in_order
 from dataset.prepare.ray_jobs import in_order_on_ray
 from dataset.prepare.results import tell_result
-from dataset.prepare.sets.laion import DAMAGED, Filters, Job, Rules, columns_of, take_shard, write_list
+from dataset.prepare.sets.laion import (
+    DAMAGED,
+    DamagedFileError,
+    Filters,
+    Job,
+    Rules,
+    columns_of,
+    take_shard,
+    write_list,
+)
 from utils.errors import UserError
 from utils.progress import progress_bar
 
@@ -119,7 +128,12 @@ class FileSet:
         return self.downloads / f"{self.name}_urls"
 
     def _lists(self, files: Sequence[Path]) -> Manifest | None:
-        columns_of(files[0], self.rules.filters)  # a column that is missing is told before the work
+        for path in files:  # a column that is missing is told before the work
+            try:
+                columns_of(path, self.rules.filters)
+                break
+            except DamagedFileError:  # left out and counted, as those that come later
+                continue
         self._refuse_same_names(files)
         sources = {str(path): footer_digest(path) for path in files}
         arguments = {**self.arguments, "sources": sources, "filters": self.rules.as_values()}
