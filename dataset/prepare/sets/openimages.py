@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import re
@@ -103,7 +102,9 @@ def _first(request: Request, names: Sequence[str]) -> RawFile | None:
 def _names(file: RawFile) -> Iterator[tuple[str, str]]:
     """Labels (``/m/011k07``) with their names; a header, which some of the files have, is passed over."""
     for place, line in lines_of(file):
-        row = next(csv.reader(io.StringIO(line)), [])
+        if not line:
+            continue
+        row = next(csv.reader([line]), [])
         if len(row) != 2:
             raise UserError(f"{place}: {len(row)} columns, not a label and its name; is it OpenImages' file?")
         yield row[0], row[1]
@@ -133,7 +134,7 @@ def _rows(file: RawFile, kind: str, counts: Counts) -> Iterator[Row]:
         if not line:
             continue
         # Titles and authors, in the file of addresses, may hold commas.
-        row = next(csv.reader(io.StringIO(line))) if '"' in line else line.split(",")
+        row = next(csv.reader([line.replace("\r", " ")])) if '"' in line else line.split(",")
         if kind != "addresses":
             counts.read[kind] += 1
         if len(row) != len(columns):
@@ -209,7 +210,8 @@ class _Reader:
                 continue
             if relation == IS:
                 element = found.setdefault(one, _element(*one, "object"))
-                element.setdefault("attributes", []).append(of[0])
+                attributes = element.setdefault("attributes", [])
+                attributes += [] if of[0] in attributes else [of[0]]
                 continue
             caption = cleaned_text(f"{one[0]} {relation.replace('_', ' ')} {of[0]}", self.counts, place)
             if caption is not None:
