@@ -80,6 +80,11 @@ class FileSet:
         folders = self._folders()
         lists = [path for folder in folders for path in sorted(folder.glob("*.parquet")) if not is_of_shard(path)]
         listed = self._lists(lists) if lists else None
+        if lists and (unread := [path for folder in folders for path in finished_shards(folder)[0]]):
+            self.tell(
+                f"{self.name}: {len(unread):,} finished shards are not read, since there are lists too, first "
+                f"{unread[0]}; to take them, give --raw a folder without the lists"
+            )
         made = [listed] if listed is not None else []
         downloaded = self.downloads / f"{self.name}_shards"
         shards = self._finished([downloaded] if lists else folders)

@@ -214,6 +214,14 @@ def test_what_was_downloaded_by_the_lists_becomes_the_set(raw, out):
     assert ["bytes, not" in fault for fault in faults(out / "laion")] == [True]
 
 
+def test_shards_beside_the_lists_are_not_read_which_is_told(raw, out):
+    parquet(raw / "laion/a.parquet", ROWS)
+    downloaded(raw / "laion/shards", [("http://a/0.jpg", "a dog")])
+    told = prepared("laion", raw, out)
+    assert "laion: 1 finished shards are not read, since there are lists too, first" in told
+    assert not (out / "laion").exists()
+
+
 def test_shards_that_were_there_before_are_taken_as_they_are(raw, out):
     downloaded(raw / "laion", [(f"http://a/{n}.jpg", "a dog") for n in range(4)])
     assert "no record is left of 4 entries: 4 without a tag of safety" in one_line("laion", raw, out)
