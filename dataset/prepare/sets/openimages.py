@@ -88,8 +88,15 @@ def open_regions(request: Request) -> Opened:
         stored = {kind: files[kind] for kind in KINDS if kind in files}
         for counted in read_files(partial(_fill, Path(folder.name)), stored, request.workers):
             counts.add(counted)
-        with BoxStore(Path(folder.name, "objects"), ("objects",)) as store:
+        objects = Path(folder.name, "objects")
+        with BoxStore(objects, ("objects",)) as store:
             total = len(store)
+        if "relations" in stored:
+            with BoxStore(Path(folder.name, "relations"), ("relations",)) as store:
+                number, first = store.of_no_image("relations", objects)
+            if first is not None:
+                counts.left_out["unknown image"] += number - 1
+                counts.leave_out("unknown image", first.place, f"{first.key} has no objects")
         return Work(partial(_records, names), _jobs(folder, finder, list(stored), counts), total)
 
     return Opened(list(files.values()), work, finder)

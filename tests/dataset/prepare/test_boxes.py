@@ -260,6 +260,15 @@ def test_ids_of_objects365_may_be_spelt_as_numbers_with_a_point(raw, out):
     ]
 
 
+def test_relations_of_an_image_without_objects_are_counted(raw, out):
+    openimages(raw / "oi")
+    relations = raw / "oi/oidv6-train-annotations-vrd.csv"
+    row = relations.read_text().splitlines()[1].replace(A, "f" * 16)
+    write(relations, relations.read_text() + f"{row}\n{row}\n")
+    assert "2 unknown image, first " in prepared("openimages", raw, out)
+    assert counted(out / "openimages")["left_out"]["unknown image"] == 2
+
+
 def test_openimages_with_blank_lines_from_windows_and_a_relation_twice(raw, out):
     openimages(raw / "oi")
     prepared("openimages", raw, out)
