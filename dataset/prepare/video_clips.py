@@ -115,8 +115,8 @@ def job_of(video: Video | None, counts: Counts) -> Job:
 def speech_clips(clips: Sequence[Clip], counts: Counts, place: str) -> list[Clip]:
     """The clips in which somebody speaks, texts cleaned, in the order of their times.
 
-    Captions of transcripts may overlap, as raw ones do that scroll: a clip ends where the next one begins. One whose times
-    are no numbers, or that ends before it begins, is left out.
+    Captions of transcripts may overlap, as raw ones do that scroll: a clip ends where the next one begins. One whose
+    times are no numbers, or that ends before it begins, is left out.
     """
     found, timed = [], []
     for clip in clips:
