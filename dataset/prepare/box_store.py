@@ -87,9 +87,16 @@ class BoxStore:
         statement = f"SELECT place, text FROM {kind} WHERE key = ? ORDER BY rowid"
         return self._database.execute(statement, (key,)).fetchall()
 
-    def of_no_image(self, kind: str) -> tuple[int, Row | None]:
-        """How many boxes of a kind are of no image, and the first of them."""
-        where = f"FROM {kind} WHERE key NOT IN (SELECT key FROM images)"
+    def of_no_image(self, kind: str, images: Path | None = None) -> tuple[int, Row | None]:
+        """How many boxes of a kind are of no image, and the first of them.
+
+        Args:
+            kind: of the boxes.
+            images: the file of the store that has the images; None: this one.
+        """
+        if images is not None:
+            self._database.execute("ATTACH ? AS other", (str(images),))
+        where = f"FROM {kind} WHERE key NOT IN (SELECT key FROM {'main' if images is None else 'other'}.images)"
         count = self._database.execute(f"SELECT COUNT(*) {where}").fetchone()[0]
         first = self._database.execute(f"SELECT key, place, text {where} ORDER BY rowid LIMIT 1").fetchone()
         return count, None if first is None else Row(*first)

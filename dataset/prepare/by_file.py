@@ -18,7 +18,16 @@ from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.processes import in_order
 from dataset.prepare.ray_jobs import in_order_on_ray
 from dataset.prepare.results import tell_result
-from dataset.prepare.sets.laion import DAMAGED, Filters, Job, Rules, columns_of, take_shard, write_list
+from dataset.prepare.sets.laion import (
+    DAMAGED,
+    DamagedFileError,
+    Filters,
+    Job,
+    Rules,
+    columns_of,
+    take_shard,
+    write_list,
+)
 from utils.errors import UserError
 from utils.progress import progress_bar
 
@@ -71,6 +80,11 @@ class FileSet:
         folders = self._folders()
         lists = [path for folder in folders for path in sorted(folder.glob("*.parquet")) if not is_of_shard(path)]
         listed = self._lists(lists) if lists else None
+        if lists and (unread := [path for folder in folders for path in finished_shards(folder)[0]]):
+            self.tell(
+                f"{self.name}: {len(unread):,} finished shards are not read, since there are lists too, first "
+                f"{unread[0]}; to take them, give --raw a folder without the lists"
+            )
         made = [listed] if listed is not None else []
         downloaded = self.downloads / f"{self.name}_shards"
         shards = self._finished([downloaded] if lists else folders)
@@ -119,7 +133,12 @@ class FileSet:
         return self.downloads / f"{self.name}_urls"
 
     def _lists(self, files: Sequence[Path]) -> Manifest | None:
-        columns_of(files[0], self.rules.filters)  # a column that is missing is told before the work
+        for path in files:  # a column that is missing is told before the work
+            try:
+                columns_of(path, self.rules.filters)
+                break
+            except DamagedFileError:  # left out and counted, as those that come later
+                continue
         self._refuse_same_names(files)
         sources = {str(path): footer_digest(path) for path in files}
         arguments = {**self.arguments, "sources": sources, "filters": self.rules.as_values()}

@@ -80,7 +80,7 @@ def _rows(folder: Path, files: Mapping[str, Path], total: int) -> Iterator[tuple
 
 def _lines(file: Path) -> Iterator[str]:
     try:
-        with file.open(encoding="utf-8", newline="\n") as stream:
+        with file.open(encoding="utf-8-sig", newline="\n") as stream:
             for line in stream:
                 yield one_line(line)
     except (OSError, UnicodeDecodeError) as error:

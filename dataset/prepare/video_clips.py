@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,10 +115,17 @@ def job_of(video: Video | None, counts: Counts) -> Job:
 def speech_clips(clips: Sequence[Clip], counts: Counts, place: str) -> list[Clip]:
     """The clips in which somebody speaks, texts cleaned, in the order of their times.
 
-    Captions of transcripts may overlap, as raw ones do that scroll: a clip ends where the next one begins.
+    Captions of transcripts may overlap, as raw ones do that scroll: a clip ends where the next one begins. One whose
+    times are no numbers, or that ends before it begins, is left out.
     """
-    found = []
-    ordered = sorted(clips, key=lambda clip: clip.start)
+    found, timed = [], []
+    for clip in clips:
+        if math.isfinite(clip.start) and math.isfinite(clip.end) and clip.start <= clip.end:
+            timed.append(clip)
+        else:
+            counts.read["clips"] += 1
+            counts.leave_out("clip with wrong times", place, f"{clip.start:g} to {clip.end:g} s")
+    ordered = sorted(timed, key=lambda clip: clip.start)
     for index, clip in enumerate(ordered):
         counts.read["clips"] += 1
         begins = next((other.start for other in ordered[index + 1 :] if other.start > clip.start), clip.end)
@@ -191,9 +199,11 @@ def cut_frames(video: Video, clips: Sequence[Clip], options: VideoOptions) -> li
 
 
 def _frames_of(clip: Clip, count: int, per_second: float) -> range:
-    """The numbers of a clip's frames among ``count``."""
-    first, end = -(-clip.start * per_second // 1), -(-clip.end * per_second // 1)
+    """The numbers of a clip's frames among ``count``; times may lie before the video or after it."""
+    after = (count + 1) / per_second
+    begins, ends = min(clip.start, after), min(clip.end, after)
+    first, end = math.ceil(begins * per_second), math.ceil(ends * per_second)
     if first >= end:
-        first = (clip.start + clip.end) / 2 * per_second // 1
+        first = math.floor((begins + ends) / 2 * per_second)
         end = first + 1
-    return range(min(int(first), count), min(int(end), count))
+    return range(min(max(first, 0), count), min(max(end, 0), count))

@@ -101,9 +101,11 @@ class Filters:
 
 def _number(value: Any, otherwise: float = 0) -> float:
     """A number, or ``otherwise`` for what is none."""
-    return (
-        float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value == value else otherwise
-    )
+    try:
+        number = otherwise if isinstance(value, bool) else float(value)  # some lists have decimals, or numbers as texts
+    except (TypeError, ValueError, OverflowError):
+        return otherwise
+    return number if number == number else otherwise
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from dataset.image_ids import id_number
 from dataset.prepare.box_store import BoxStore, Row, StoredImage
 from dataset.prepare.building import Job, Work, image_jobs
 from dataset.prepare.cleaning import cleaned_text, placed_box
@@ -94,12 +95,12 @@ def _objects(file: RawFile, names: dict[int, str], counts: Counts) -> Iterator[R
             counts.read["objects"] += 1
             if not isinstance(value, dict):
                 counts.leave_out("wrong type", place, f"{piece.text[:40]} is no object")
-            elif not isinstance(value.get("image_id"), int):
+            elif (image := id_number(value.get("image_id"))) is None:
                 counts.leave_out("missing key", place, f"image_id is {value.get('image_id')!r}")
             elif value.get("iscrowd"):
                 counts.leave_out("crowd", place)
             else:
-                yield Row(str(value["image_id"]), place, json.dumps([value.get("category_id"), value.get("bbox")]))
+                yield Row(str(image), place, json.dumps([id_number(value.get("category_id")), value.get("bbox")]))
 
 
 def _add_name(names: dict[int, str], value: Any, place: str) -> None:
@@ -134,7 +135,7 @@ def _records(names: Mapping[int, str], items: list[_Image], counts: Counts) -> I
         elements = []
         for place, text in image.objects:
             category, box = json.loads(text)
-            if not isinstance(category, int) or category not in names:
+            if category not in names:
                 counts.leave_out("unknown category", place, repr(category)[:40])
                 continue
             placed = placed_box(box, width, height, counts, place)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import re
@@ -89,8 +88,15 @@ def open_regions(request: Request) -> Opened:
         stored = {kind: files[kind] for kind in KINDS if kind in files}
         for counted in read_files(partial(_fill, Path(folder.name)), stored, request.workers):
             counts.add(counted)
-        with BoxStore(Path(folder.name, "objects"), ("objects",)) as store:
+        objects = Path(folder.name, "objects")
+        with BoxStore(objects, ("objects",)) as store:
             total = len(store)
+        if "relations" in stored:
+            with BoxStore(Path(folder.name, "relations"), ("relations",)) as store:
+                number, first = store.of_no_image("relations", objects)
+            if first is not None:
+                counts.left_out["unknown image"] += number - 1
+                counts.leave_out("unknown image", first.place, f"{first.key} has no objects")
         return Work(partial(_records, names), _jobs(folder, finder, list(stored), counts), total)
 
     return Opened(list(files.values()), work, finder)
@@ -103,7 +109,9 @@ def _first(request: Request, names: Sequence[str]) -> RawFile | None:
 def _names(file: RawFile) -> Iterator[tuple[str, str]]:
     """Labels (``/m/011k07``) with their names; a header, which some of the files have, is passed over."""
     for place, line in lines_of(file):
-        row = next(csv.reader(io.StringIO(line)), [])
+        if not line:
+            continue
+        row = next(csv.reader([line]), [])
         if len(row) != 2:
             raise UserError(f"{place}: {len(row)} columns, not a label and its name; is it OpenImages' file?")
         yield row[0], row[1]
@@ -133,7 +141,7 @@ def _rows(file: RawFile, kind: str, counts: Counts) -> Iterator[Row]:
         if not line:
             continue
         # Titles and authors, in the file of addresses, may hold commas.
-        row = next(csv.reader(io.StringIO(line))) if '"' in line else line.split(",")
+        row = next(csv.reader([line.replace("\r", " ")])) if '"' in line else line.split(",")
         if kind != "addresses":
             counts.read[kind] += 1
         if len(row) != len(columns):
@@ -209,7 +217,8 @@ class _Reader:
                 continue
             if relation == IS:
                 element = found.setdefault(one, _element(*one, "object"))
-                element.setdefault("attributes", []).append(of[0])
+                attributes = element.setdefault("attributes", [])
+                attributes += [] if of[0] in attributes else [of[0]]
                 continue
             caption = cleaned_text(f"{one[0]} {relation.replace('_', ' ')} {of[0]}", self.counts, place)
             if caption is not None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import difflib
-import io
 import itertools
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,12 @@ HOWTO_CAPTIONS = ("caption.json", "raw_caption.json")
 WEBVID_VIDEOS, HOWTO_VIDEOS, YT_VIDEOS = 2_500_000, 1_200_000, 6_000_000
 """About as many videos as the official files name, for the progress bar."""
 
+MOST_LINES = 20
+"""Lines of a text in quotation marks; more speak of a mark that is not closed."""
+
+LONGEST_VIDEO = 1 << 26
+"""Bytes of a line of YT-Temporal, which has every word of a video, some with their times."""
+
 _YT_FILE = re.compile(r"yt-?_?temporal.*\.jsonl(\.gz)?", re.IGNORECASE)
 _YT_FOLDER = re.compile(r"yt-?_?temporal.*", re.IGNORECASE)
 _LINES = (".jsonl", ".json", ".jsonl.gz")
@@ -42,13 +48,13 @@ def open_webvid(request: Request) -> Opened:
 
 
 def _webvid_jobs(files: Sequence[RawFile], finder: VideoFinder, request: Request) -> Iterator[Job]:
-    lines = lines_of(files[0])
-    _, header = next(lines, ("", ""))
-    columns = [name.strip() for name in next(csv.reader(io.StringIO(header)), [])]
+    rows = _csv_rows(lines_of(files[0]))
+    _, header = next(rows, ("", []))
+    columns = [name.strip() for name in header]
     if missing := [name for name in ("videoid", "page_dir", "name") if name not in columns]:
         raise UserError(f"{files[0]} has no column {', '.join(missing)}; is it WebVid's file?")
-    for place, line in lines:
-        counts, row = Counts(), next(csv.reader(io.StringIO(line)), [])
+    for place, row in rows:
+        counts = Counts()
         if len(row) != len(columns):
             counts.leave_out("wrong columns", place, f"{len(row)} columns, not {len(columns)}")
             yield job_of(None, counts)
@@ -58,6 +64,28 @@ def _webvid_jobs(files: Sequence[RawFile], finder: VideoFinder, request: Request
         path = finder.find(name, frozenset({f"webvid:{name}"}), counts, place, values["page_dir"].strip())
         video = None if path is None else Video(path, place, {"video_id": name}, whole=values["name"])
         yield job_of(video, counts)
+
+
+def _csv_rows(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
+    """The rows of a CSV file, each with the place of its first line; a text in quotation marks may have several lines.
+
+    Blank lines are passed over. A line whose mark is not closed is a row without columns.
+    """
+    ahead = deque[tuple[str, str]]()
+    while True:
+        ahead.extend(itertools.islice(lines, MOST_LINES - len(ahead)))
+        if not ahead:
+            return
+        place, first = ahead[0]
+        reader = csv.reader((line.replace("\r", " ") + "\n" for _, line in ahead), strict=True)
+        try:
+            row, used = next(reader, []), reader.line_num
+        except csv.Error:
+            row, used = [], 1
+        for _ in range(used):
+            ahead.popleft()
+        if first.strip():
+            yield place, row
 
 
 def open_howto100m(request: Request) -> Opened:
@@ -79,12 +107,19 @@ def _transcript(value: Any, counts: Counts, place: str) -> list[Clip] | None:
     """The clips of ``{"start": […], "end": […], "text": […]}``; None, and counted, if it is no such object."""
     try:
         starts, ends, texts = (value[key] for key in ("start", "end", "text"))
-        return [Clip(float(start), float(end), str(text)) for start, end, text in zip(starts, ends, texts, strict=True)]
+        return [
+            Clip(float(start), float(end), _said(text)) for start, end, text in zip(starts, ends, texts, strict=True)
+        ]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         counts.leave_out(
             "wrong type", place, f"no lists start, end and text of one length ({type(error).__name__}: {error})"
         )
         return None
+
+
+def _said(text: Any) -> str:
+    """The text of a clip, which may be a number; that of a clip without one may be ``NaN`` or null."""
+    return "" if text is None or text != text else str(text)
 
 
 def open_yt_temporal(request: Request) -> Opened:
@@ -111,7 +146,9 @@ def _is_in(folder: re.Pattern[str], path: Path) -> bool:
 
 
 def _yt_jobs(files: Sequence[RawFile], finder: VideoFinder, request: Request) -> Iterator[Job]:
-    for place, line in itertools.chain.from_iterable(map(lines_of, files)):
+    for place, line in itertools.chain.from_iterable(lines_of(file, LONGEST_VIDEO) for file in files):
+        if not line.strip():
+            continue
         counts = Counts()
         try:
             value = json.loads(line)

@@ -29,8 +29,12 @@ class Pair(NamedTuple):
     caption: str
 
 
-def lines_of(file: RawFile) -> Iterator[tuple[str, str]]:
+def lines_of(file: RawFile, longest: int = LONGEST_LINE) -> Iterator[tuple[str, str]]:
     """The lines of a text file without their ends, each with its place.
+
+    Args:
+        file: the file.
+        longest: bytes of a line; one with more speaks of another file.
 
     Raises:
         UserError: it is not in UTF-8, or a line has no end.
@@ -38,12 +42,12 @@ def lines_of(file: RawFile) -> Iterator[tuple[str, str]]:
     decode = codecs.getdecoder("utf-8")
     with file.open() as stream:
         for number in itertools.count(1):
-            line = stream.readline(LONGEST_LINE)
+            line = stream.readline(longest)
             if not line:
                 return
             place = f"{file}:{number}"
-            if len(line) == LONGEST_LINE:
-                raise UserError(f"{place}: a line of more than {LONGEST_LINE:,} bytes; is it the official file?")
+            if len(line) == longest:
+                raise UserError(f"{place}: a line of more than {longest:,} bytes; is it the official file?")
             try:
                 yield place, decode(line)[0].removeprefix("\ufeff").rstrip("\r\n")
             except UnicodeDecodeError as error:

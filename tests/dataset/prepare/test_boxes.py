@@ -245,3 +245,39 @@ def test_openimages_needs_the_images_and_its_own_files(raw, out):
     message = one_line("openimages", raw, out)
     assert "class-descriptions-boxable.csv:1: 1 columns, not a label and its name" in message
     assert left(out) == []
+
+
+def test_ids_of_objects365_may_be_spelt_as_numbers_with_a_point(raw, out):
+    objects365(raw / "o365")
+    path = raw / "o365/zhiyuan_objv2_train.json"
+    text = re.sub(r'"(image_id|category_id)": (\d+)', r'"\1": \2.0', path.read_text())
+    write(path, text)
+    prepared("objects365", raw, out)
+    assert [element["caption"] for record in records(out / "objects365") for element in record["elems"]] == [
+        "wild bird",
+        "person",
+        "picture frame",
+    ]
+
+
+def test_relations_of_an_image_without_objects_are_counted(raw, out):
+    openimages(raw / "oi")
+    relations = raw / "oi/oidv6-train-annotations-vrd.csv"
+    row = relations.read_text().splitlines()[1].replace(A, "f" * 16)
+    write(relations, relations.read_text() + f"{row}\n{row}\n")
+    assert "2 unknown image, first " in prepared("openimages", raw, out)
+    assert counted(out / "openimages")["left_out"]["unknown image"] == 2
+
+
+def test_openimages_with_blank_lines_from_windows_and_a_relation_twice(raw, out):
+    openimages(raw / "oi")
+    prepared("openimages", raw, out)
+    expected = records(out / "openimages")
+    relations = raw / "oi/oidv6-train-annotations-vrd.csv"
+    write(relations, relations.read_text() + relations.read_text().splitlines()[2] + "\n")
+    addresses = raw / "oi/train-images-boxable-with-rotation.csv"
+    write(addresses, addresses.read_text() + f'{A},train,u,u,l,p,a\rb,"One, two"\n')
+    for path in (raw / "oi").glob("*.csv"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    prepared("openimages", raw, out, overwrite=True)
+    assert records(out / "openimages") == expected

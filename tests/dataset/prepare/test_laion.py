@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,15 @@ def test_probabilities_of_later_releases_are_filters_too(raw, out):
     assert pairs(out / "_download/laion_urls/a.parquet") == [("http://a/0.jpg", "x y")]
 
 
+def test_numbers_may_be_decimals_or_texts(raw, out):
+    rows = [{"URL": f"http://a/{n}.jpg", "TEXT": "x y", "WIDTH": "300", "HEIGHT": "400"} for n in range(3)]
+    similarities = [Decimal("0.35"), Decimal("0.10"), None]
+    parquet(raw / "laion/a.parquet", [{**row, "similarity": s} for row, s in zip(rows, similarities, strict=True)])
+    prepared("laion", raw, out, filters=Filters(safety="none", min_side=200, min_similarity=0.3))
+    assert pairs(out / "_download/laion_urls/a.parquet") == [("http://a/0.jpg", "x y")]
+    assert counted(out / "_download/laion_urls")["left_out"] == {"similarity below 0.3": 2}
+
+
 def test_lists_may_lie_in_the_folder_that_is_given_and_not_in_those_of_other_sets(raw, out):
     parquet(raw / "part-0.snappy.parquet", ROWS)
     parquet(raw / "cc3m/x.parquet", ROWS[:1])
@@ -164,9 +174,10 @@ def test_mistakes_are_one_line_and_a_damaged_file_does_not_stop_the_others(raw, 
     parquet(raw / "laion/b.parquet", ROWS)
     assert "have one name; rename one of them" in one_line("laion", raw, out, filters=Filters(safety="none"))
     (raw / "laion/b.parquet").rename(raw / "laion/c.parquet")
-    (raw / "laion/d.parquet").write_bytes((raw / "laion/c.parquet").read_bytes()[:-50])
+    for name in ("a", "d"):
+        (raw / f"laion/{name}.parquet").write_bytes((raw / "laion/c.parquet").read_bytes()[:-50])
     prepared("laion", raw, out, filters=Filters(safety="none"))
-    assert counted(out / "_download/laion_urls")["left_out"]["damaged file"] == 1
+    assert counted(out / "_download/laion_urls")["left_out"]["damaged file"] == 2
     assert len(pairs(out / "_download/laion_urls/c.parquet")) == 5
 
 
@@ -201,6 +212,14 @@ def test_what_was_downloaded_by_the_lists_becomes_the_set(raw, out):
     assert list(faults(out / "laion")) == []
     (out / "laion/00000.tar").write_bytes(b"x")
     assert ["bytes, not" in fault for fault in faults(out / "laion")] == [True]
+
+
+def test_shards_beside_the_lists_are_not_read_which_is_told(raw, out):
+    parquet(raw / "laion/a.parquet", ROWS)
+    downloaded(raw / "laion/shards", [("http://a/0.jpg", "a dog")])
+    told = prepared("laion", raw, out)
+    assert "laion: 1 finished shards are not read, since there are lists too, first" in told
+    assert not (out / "laion").exists()
 
 
 def test_shards_that_were_there_before_are_taken_as_they_are(raw, out):

@@ -100,6 +100,16 @@ def test_the_next_run_makes_records_that_the_streams_read(run, folders, tmp_path
     assert record.image.path.is_file()
 
 
+def test_translations_may_come_from_windows(run, tmp_path):
+    run()
+    translate(tmp_path / "texts", "de")
+    path = tmp_path / "texts/texts.de.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert run()[0] == 0
+    first = json.loads((tmp_path / "out/coco/part-00000.jsonl").read_text().splitlines()[0])
+    assert first["caption"] == by_language("a tray of food 9", "de")
+
+
 def test_shards_of_tars_keep_their_images(run, folders, tmp_path):
     run()
     translate(tmp_path / "texts", "de")

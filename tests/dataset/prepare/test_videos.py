@@ -16,7 +16,8 @@ import pytest
 from dataset.media.encoded import decode
 from dataset.prepare import building, video_clips
 from dataset.prepare.counts import Counts
-from dataset.prepare.sets.videos import clips_of_words, with_times
+from dataset.prepare.sets.videos import _csv_rows, clips_of_words, with_times
+from dataset.prepare.sets.web import LONGEST_LINE
 from dataset.prepare.video_clips import Clip, VideoOptions, speech_clips
 from dataset.records.clips import parse_video_record
 from dataset.shards.readers import Shards
@@ -276,3 +277,60 @@ def test_a_video_that_ends_its_process_is_left_out_and_the_others_are_made(raw, 
     prepared("webvid", raw, out, workers=2)
     assert [record["video_id"] for record in records(out / "webvid")] == ["13"]
     assert counted(out / "webvid")["left_out"]["unreadable video"] == 2
+
+
+def test_a_text_of_webvid_may_have_line_breaks_in_its_quotation_marks(raw, out, serial):
+    rows = ['1,u,d,p,"two\r\nlines, here"', "", "2,u,d,p,a\rb", '3,u,d,p,"a ""red"" car"', "4,u,d,p,c"]
+    write(raw / "results_2M_train.csv", "\r\n".join(["\ufeffvideoid,contentUrl,duration,page_dir,name", *rows]))
+    for number in range(1, 5):
+        video(raw / f"p/{number}.mp4", 1)
+    prepared("webvid", raw, out)
+    assert [(record["video_id"], record["text"]) for record in records(out / "webvid")] == [
+        ("1", "two lines here"),
+        ("2", "a b"),
+        ("3", "a red car"),
+        ("4", "c"),
+    ]
+
+
+def test_a_quotation_mark_that_is_not_closed_takes_no_other_row_with_it():
+    lines = ['1,"a', *(f"{number},b" for number in range(2, 60))]
+    rows = list(_csv_rows(("", line) for line in lines))
+    assert rows == [("", []), *(("", [str(number), "b"]) for number in range(2, 60))]
+
+
+def test_clips_with_times_that_are_none_are_left_out_and_those_before_the_video_have_no_frames(raw, out, serial):
+    nan = float("nan")
+    clips = [
+        (-3, -1, "before"),
+        (-2, 2, "half before"),
+        (2, nan, "no end"),
+        (2, float("inf"), "no end"),
+        (4, 3, "back"),
+        (2, 3, 5),
+        (3, 4, None),
+        (3, 4, nan),
+    ]
+    values = dict(zip(("start", "end", "text"), map(list, zip(*clips, strict=True)), strict=True))
+    write(raw / "caption.json", {"nVbIUDjzWY4": values})
+    video(raw / "nVbIUDjzWY4.mkv", 5)
+    prepared("howto100m", raw, out)
+    [record] = [shown(record) for record in records(out / "howto100m")]
+    assert record["text"] == ["half before", "5"] and record["video_frames"] == [[0, 1], [2]]
+    found = counted(out / "howto100m")
+    assert found["read"] == {"videos": 1, "clips": 8}
+    assert found["left_out"] == {
+        "clip with wrong times": 3,
+        "clip outside its video": 1,
+        "clip without speech": 2,
+    }
+
+
+def test_a_long_transcript_is_a_line_of_yt_temporal_like_others(raw, out, serial):
+    yt_temporal(raw)
+    path = raw / "yttemporal180m_000of100.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["info"]["description"] = "x" * LONGEST_LINE
+    write(path, "".join(json.dumps(line) + "\n" for line in lines) + "\n")
+    prepared("yt_temporal", raw, out)
+    assert counted(out / "yttemporal")["read"]["videos"] == 3 and len(records(out / "yttemporal")) == 2
