@@ -90,7 +90,7 @@ class FileSet:
         shards = self._finished([downloaded] if lists else folders)
         if not shards and not lists:
             raise UserError(
-                f"{self.raw}: neither there nor in folders {self.name}* are parquet files, or finished shards of img2dataset"
+                f"{self.raw}: neither there nor in folders *{self.name}* are parquet files, or finished shards of img2dataset"
             )
         if not shards:
             self.tell(
@@ -106,14 +106,14 @@ class FileSet:
         return [*made, *([manifest] if manifest is not None else [])]
 
     def _folders(self) -> list[Path]:
-        """The folders of official files: that which was given itself, those whose name begins with the set's, and what is below
+        """The folders of official files: that which was given itself, those whose name has the set's in it, and what is below
         these. Other folders may hold the shards of other sets."""
         found = []
         for root, folders, _ in os.walk(self.raw, followlinks=True):
             folder, made = Path(root), os.path.realpath(root) == os.path.realpath(self.out)
             folders[:] = [] if made else sorted(folders)
             named = [self.raw.resolve().name, *folder.relative_to(self.raw).parts]
-            is_named = folder == self.raw or any(name.lower().startswith(self.name) for name in named)
+            is_named = folder == self.raw or any(self.name in name.lower() for name in named)
             if is_named and not made:
                 found.append(folder)
         return found

@@ -17,7 +17,7 @@ from utils.files import replacing
 from utils.progress import progress_bar
 
 TEXTS, ENGLISH = "texts.txt", "en"
-_TRANSLATED = re.compile(r"texts\.([a-z]{2,3}(?:-\w+)?)\.txt")
+_TRANSLATED = re.compile(r"texts\.([A-Za-z]{2,3}(?:[-_]\w+)?)\.txt")
 
 
 def digest_of(text: str) -> int:
@@ -47,7 +47,8 @@ def write_texts(folder: Path, texts: Iterable[str]) -> int:
 def translated_files(folder: Path) -> dict[str, Path]:
     """The files of translations by language."""
     found = ((_TRANSLATED.fullmatch(path.name), path) for path in sorted(folder.iterdir()))
-    return {match[1]: path for match, path in found if match is not None and match[1] != ENGLISH}
+    named = {match[1].lower(): path for match, path in found if match is not None}
+    return {language: path for language, path in sorted(named.items()) if language != ENGLISH}
 
 
 def fill_store(path: Path, folder: Path, files: Mapping[str, Path]) -> None:

@@ -161,19 +161,24 @@ def _yt_jobs(files: Sequence[RawFile], finder: VideoFinder, request: Request) ->
             yield job_of(None, counts)
             continue
         words = with_times(cleaned.split(), times) if cleaned else times
+        if cleaned and not words:
+            counts.leave_out("transcript without times", place, repr(cleaned[:40]))
+            yield job_of(None, counts)
+            continue
         clips = clips_of_words(words, length, request.videos.words)
         yield job_of(_youtube(name, clips, finder, counts, place), counts)
 
 
 def with_times(cleaned: Sequence[str], words: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     """The words of a cleaned transcript with the times of the raw one: equal words have theirs, a word between has that of the
-    equal one before it. Before the first, that of the first."""
+    equal one before it. Before the first, that of the first. None where no word is equal: their times are not known."""
     plain = [_WORD.sub("", word.lower()) for word in cleaned]
     said = [_WORD.sub("", word.lower()) for word, _ in words]
     blocks = difflib.SequenceMatcher(None, said, plain, autojunk=False).get_matching_blocks()
     known = {block.b + n: words[block.a + n][1] for block in blocks for n in range(block.size)}
-    time = known[min(known)] if known else (words[0][1] if words else 0.0)
-    timed = []
+    if not known:
+        return []
+    time, timed = known[min(known)], []
     for number, word in enumerate(cleaned):
         time = known.get(number, time)
         timed.append((word, time))

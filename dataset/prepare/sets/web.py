@@ -100,7 +100,7 @@ def cc3m_pairs(sources: list[RawFile], counts: Counts) -> Iterator[Pair]:
     """The pairs of CC3M: the caption stands before the address, other than in CC12M."""
     for place, line in lines_of(sources[0]):
         columns = line.split("\t")
-        if columns == ["caption", "url"]:  # img2dataset's guide has users put such a line first
+        if columns in ([""], ["caption", "url"]):  # an empty line; img2dataset's guide has users put such a line first
             continue
         counts.read["pairs"] += 1
         if len(columns) != 2:
@@ -121,7 +121,7 @@ def cc12m_pairs(sources: list[RawFile], counts: Counts) -> Iterator[Pair]:
     clean-up makes "person"."""
     for place, line in lines_of(sources[0]):
         columns = line.split("\t")
-        if columns == ["url", "caption"]:  # img2dataset's guide has users put such a line first
+        if columns in ([""], ["url", "caption"]):  # an empty line; img2dataset's guide has users put such a line first
             continue
         counts.read["pairs"] += 1
         if len(columns) != 2:

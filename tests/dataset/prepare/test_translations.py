@@ -81,6 +81,7 @@ def test_the_next_run_makes_records_that_the_streams_read(run, folders, tmp_path
     run()
     translate(tmp_path / "texts", "de", without=("two dogs",))
     translate(tmp_path / "texts", "ja")
+    (tmp_path / "texts/texts.ja.txt").rename(tmp_path / "texts/texts.JA.txt")
     status, printed, _ = run()
     assert status == 0
     shards = Shards([str(tmp_path / "out/coco")], index_folder=tmp_path / "index")

@@ -227,8 +227,19 @@ def test_yt_temporal_under_other_names(raw, out, serial, place):
 def test_words_of_a_cleaned_transcript_have_the_times_of_the_raw_one():
     raw_words = [("uh", 0.0), ("so", 0.4), ("today", 1.0), ("wee", 1.5), ("cook", 2.2)]
     assert with_times(["Today,", "we", "cook!"], raw_words) == [("Today,", 1.0), ("we", 1.0), ("cook!", 2.2)]
-    assert with_times(["nothing", "alike"], raw_words) == [("nothing", 0.0), ("alike", 0.0)]
-    assert with_times(["x"], []) == [("x", 0.0)]
+    assert with_times(["nothing", "alike"], raw_words) == []
+    assert with_times(["x"], []) == []
+
+
+def test_a_cleaned_transcript_whose_times_are_not_known_is_left_out(raw, out, serial):
+    yt_temporal(raw / "yt")
+    path = raw / "yt/yttemporal180m_000of100.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["subtitles"] = []
+    write(path, "".join(json.dumps(line) + "\n" for line in lines))
+    prepared("yt_temporal", raw, out)
+    assert [record["video_id"] for record in records(out / "yttemporal")] == ["dddddddddd2"]
+    assert counted(out / "yttemporal")["left_out"]["transcript without times"] == 1
 
 
 def test_clips_of_words_follow_each_other_to_the_end():
