@@ -75,7 +75,7 @@ def write_url_list(
                     counts.leave_out("on the list of missing images", pair.place, pair.url[:100])
                 elif digest in seen:
                     counts.leave_out("duplicate address", pair.place, pair.url[:100])
-                elif not _is_address(pair.url):
+                elif not is_address(pair.url):
                     counts.leave_out("wrong columns", pair.place, f"{pair.url[:60]!r} is no address")
                 elif (caption := cleaned_text(pair.caption, counts, pair.place)) is not None:
                     seen.add(digest)
@@ -83,7 +83,8 @@ def write_url_list(
                     stream.write(f"{pair.url}\t{caption}\n")
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Whether a text is one address of the web."""
     return text.lower().startswith(("http://", "https://")) and len(text.split()) == 1 and text.isprintable()
 
 

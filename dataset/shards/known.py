@@ -38,7 +38,7 @@ class Known:
     rows: np.ndarray
 
     def part(self, shards: slice) -> Known:
-        """Of a part of the list."""
+        """The shards of a part of the list."""
         return Known(self.index, self.rows[shards])
 
     def scanned(self, now: np.ndarray) -> Iterator[tuple[int, ScannedShard]]:
@@ -75,7 +75,7 @@ def write_names(index: Path, names: Sequence[str]) -> None:
 
 
 def known_in_folders(paths: Sequence[ShardFile], now: np.ndarray) -> list[Known]:
-    """What the indexes in the folders of shards have of them."""
+    """The shards that the indexes in their folders have."""
     by_folder: dict[Path, list[int]] = {}
     for number, path in enumerate(paths):
         if isinstance(path, Path):
@@ -90,12 +90,12 @@ def known_in_folders(paths: Sequence[ShardFile], now: np.ndarray) -> list[Known]
 
 
 def known_before(index: Path, now: np.ndarray) -> Known:
-    """What the index of the same list has of its shards, as they were before."""
+    """The shards that the index of the same list had and that are as they were."""
     return _known(index, np.arange(len(now)), now)
 
 
 def known_in_nearest(folder: Path, names: Sequence[str], now: np.ndarray) -> Known | None:
-    """What that one of some indexes in a folder has that shares most shards with the list; None: none shares any.
+    """The shards that one index of a folder has, that which shares most with the list; None: none shares any.
 
     Args:
         folder: of indexes.

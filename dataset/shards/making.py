@@ -156,7 +156,7 @@ def _tell_why(folder: Path, before: ShardsIndex | None, paths: Sequence[ShardFil
 def _find_known(
     folder: Path, made_before: bool, paths: Sequence[ShardFile], names: Sequence[str], now: np.ndarray, key: str
 ) -> list[Known]:
-    """What other indexes have of the shards, and the index of this list that is made anew."""
+    """The shards that other indexes have, and that the index of this list has which is made anew."""
     known = known_in_folders(paths, now)
     if made_before:
         known.append(known_before(folder, now))

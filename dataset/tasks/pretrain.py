@@ -193,7 +193,7 @@ class PretrainBatches:
 
 
 class Steps:
-    """What is drawn for whole steps, from seed and step alone, so that all ranks agree.
+    """The draws for whole steps, made from seed and step alone, so that all ranks agree.
 
     Args:
         clean: the chance of each stream that has a clean set to be taken from it.

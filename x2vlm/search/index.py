@@ -17,6 +17,7 @@ from dataset.shards.remote.cache import BlockCache
 from utils.errors import UserError
 from utils.files import cache_folder
 from x2vlm.boxes import Box, in_pixels
+from x2vlm.search import CACHE_GB
 from x2vlm.search.encoding import Encoder
 from x2vlm.search.files import IMAGES, IndexedImage, image_of, open_embeddings, read_about, read_lines, weights_hash
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 17
 """Images that are compared at a time, so that memory holds no score of each."""
-CACHE_GB = 2.0
 
 
 @dataclass(frozen=True)

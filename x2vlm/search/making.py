@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 PART = 512
 """Images of a part, which is kept when the making is interrupted."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class _File(NamedTuple):
@@ -134,8 +138,11 @@ class _Parts:
         """Number of the part, and row in it, of each content."""
         self.parts: list[np.ndarray] = []
         if (out / IMAGES).exists():
-            images = read_images(out / IMAGES)
-            self._add(images, open_embeddings(out, about, 1 + max((image.row for image in images), default=-1)))
+            try:
+                images = read_images(out / IMAGES)
+                self._add(images, open_embeddings(out, about, 1 + max((image.row for image in images), default=-1)))
+            except UserError as error:  # such as after a crash between the two files
+                logger.warning("%s: all images are embedded anew", error)
         for path in sorted((out / PARTS).glob("*.npy")):
             self._add(read_images(path.with_suffix(".jsonl")), np.load(path, mmap_mode="r", allow_pickle=False))
 

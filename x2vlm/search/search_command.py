@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 from utils.errors import UserError, one_line_errors
 from utils.flags import positive, positive_real
 from x2vlm.command import add_model, check_save, loaded
+from x2vlm.search import CACHE_GB
 
 if TYPE_CHECKING:
     from x2vlm.search.index import Hit, ImageIndex
-
-CACHE_GB = 2.0
 
 EXAMPLES = """examples:
   python run.py search photos.index "a dog on a lawn"

@@ -1,4 +1,4 @@
-"""What every data set of pre-training has: its official files, what is made of them, and the request to make it."""
+"""Data sets of pre-training: what every one has, its official files, what is made of them, and the request to make it."""
 
 from __future__ import annotations
 

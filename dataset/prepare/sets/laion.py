@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from dataset.image_ids import ids_in_url
 from dataset.prepare.cleaning import cleaned_text
 from dataset.prepare.counts import Counts
-from dataset.prepare.downloads import place_shard
+from dataset.prepare.downloads import is_address, place_shard
 from dataset.prepare.held_out import HeldOut
 from dataset.prepare.sets.base import DataSet
 from dataset.records.broken import BrokenRecordError
@@ -121,7 +121,7 @@ class Rules:
         url = row["url"]
         if (reason := self.filters.reason(row)) is not None:
             counts.leave_out(reason, place)
-        elif "flickr" in url and (split := self.held_out.find(ids_in_url(url))) is not None:
+        elif "flickr" in url.lower() and (split := self.held_out.find(ids_in_url(url))) is not None:
             counts.leave_out(f"held out by {split}", place, url[:100])
         elif url in self.excluded:
             counts.leave_out("on the list of missing images", place, url[:100])
@@ -221,11 +221,6 @@ def _usable(rows: list[tuple[str, dict[str, Any]]], rules: Rules, counts: Counts
             yield url, text
 
 
-def is_address(text: str) -> bool:
-    """Whether a text is one address of the web."""
-    return text.lower().startswith(("http://", "https://")) and len(text.split()) == 1 and text.isprintable()
-
-
 def take_shard(job: Job) -> Counts:
     """Put a shard of img2dataset in place, by a hard link where every record may be used, else without the others; runs in a
     worker process, on any machine.
@@ -233,17 +228,19 @@ def take_shard(job: Job) -> Counts:
     Its JSON members tell addresses, sizes, and further columns of the list that img2dataset was told to keep. A shard that is
     damaged is left out, and counted.
     """
-    counts = Counts()
+    counts, kept = Counts(), set[str]()  # names alone: the images of a shard would fill the memory of a process
     try:
-        kept = [record for record in _records(job.source, counts) if _may_be_used(record, job.rules, counts)]
+        for record in _records(job.source, counts):
+            if _may_be_used(record, job.rules, counts):
+                kept.add(_stem(record, job.source))
+                counts.made["records"] += 1
     except (UserError, tarfile.TarError, ValueError) as error:
         counts = Counts()
         counts.leave_out(DAMAGED, str(job.source), str(error))
         return counts
-    counts.made["images"] = counts.made["records"] = len(kept)
+    counts.made["images"] = counts.made["records"]
     if kept:
-        stems = {_stem(record, job.source) for record in kept}
-        place_shard(job.source, job.target, stems if len(kept) < counts.read["images"] else None)
+        place_shard(job.source, job.target, kept if counts.made["images"] < counts.read["images"] else None)
     return counts
 
 

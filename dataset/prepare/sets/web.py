@@ -98,17 +98,25 @@ def cc3m_sources(raw: RawFolder) -> list[RawFile]:
 
 def cc3m_pairs(sources: list[RawFile], counts: Counts) -> Iterator[Pair]:
     """The pairs of CC3M: the caption stands before the address, other than in CC12M."""
-    for place, line in lines_of(sources[0]):
+    return _pairs_of_lines(sources[0], ("caption", "url"), counts)
+
+
+def _pairs_of_lines(file: RawFile, order: tuple[str, str], counts: Counts) -> Iterator[Pair]:
+    """The pairs of a file with a caption and an address in each line, in the ``order`` of "caption" and "url"."""
+    at = order.index("url")
+    named = "not " + " and ".join("address" if name == "url" else name for name in order)
+    for place, line in lines_of(file):
         columns = line.split("\t")
-        if columns in ([""], ["caption", "url"]):  # an empty line; img2dataset's guide has users put such a line first
+        if columns in ([""], list(order)):  # an empty line; img2dataset's guide has users put a line of names first
             continue
         counts.read["pairs"] += 1
         if len(columns) != 2:
-            counts.leave_out("wrong columns", place, f"{len(columns)} columns, not caption and address")
-        elif not columns[1].strip().lower().startswith(("http://", "https://")):
-            counts.leave_out("wrong columns", place, f"the second column, {columns[1][:60]!r}, is no address")
+            counts.leave_out("wrong columns", place, f"{len(columns)} columns, {named}")
+        elif not columns[at].strip().lower().startswith(("http://", "https://")):
+            which = ("first", "second")[at]
+            counts.leave_out("wrong columns", place, f"the {which} column, {columns[at][:60]!r}, is no address")
         else:
-            yield Pair(place, columns[1].strip(), columns[0])
+            yield Pair(place, columns[at].strip(), columns[1 - at])
 
 
 def cc12m_sources(raw: RawFolder) -> list[RawFile]:
@@ -119,17 +127,7 @@ def cc12m_sources(raw: RawFolder) -> list[RawFile]:
 def cc12m_pairs(sources: list[RawFile], counts: Counts) -> Iterator[Pair]:
     """The pairs of CC12M: the address stands before the caption, other than in CC3M. Names of people are ``<PERSON>``, which the
     clean-up makes "person"."""
-    for place, line in lines_of(sources[0]):
-        columns = line.split("\t")
-        if columns in ([""], ["url", "caption"]):  # an empty line; img2dataset's guide has users put such a line first
-            continue
-        counts.read["pairs"] += 1
-        if len(columns) != 2:
-            counts.leave_out("wrong columns", place, f"{len(columns)} columns, not address and caption")
-        elif not columns[0].strip().lower().startswith(("http://", "https://")):
-            counts.leave_out("wrong columns", place, f"the first column, {columns[0][:60]!r}, is no address")
-        else:
-            yield Pair(place, columns[0].strip(), columns[1])
+    return _pairs_of_lines(sources[0], ("url", "caption"), counts)
 
 
 class WebSet(NamedTuple):

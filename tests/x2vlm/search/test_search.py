@@ -176,6 +176,8 @@ def test_what_is_no_index_or_one_of_another_model_is_refused_in_one_line(model, 
     (tmp_path / "index/embeddings.npy").write_bytes(b"x")
     with pytest.raises(UserError, match=r"embeddings.npy cannot be read .*; make the index again"):
         ImageIndex(tmp_path / "index", model("pretrain"))
+    assert make(model("pretrain"), photos, tmp_path / "index").embedded == 8
+    assert len(ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT)) == 8
 
 
 def test_the_two_commands(run, photos, tmp_path, capsys, monkeypatch):
