@@ -80,7 +80,7 @@ def read_held_out_videos(
     index_folder: str | None = None,
     remote: RemoteConfig | None = None,
 ) -> list[HeldOutRecord]:
-    """The first clip of the first ``limit`` records (None: all) that has something to say, under the keys of ``config``.
+    """The first clip with text in each of the first ``limit`` records (None: all), under the keys of ``config``.
 
     Raises:
         UserError: as :func:`read_held_out`.
