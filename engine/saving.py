@@ -31,7 +31,14 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._fault: str | None = None
 
-    def save(self, step: int, model: nn.Module, training: dict[str, Any], average: WeightAverage | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        training: dict[str, Any],
+        average: WeightAverage | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         """Copy the states, and start to write them as the checkpoint of ``step``; waits for the one before to be written.
 
         Args:
@@ -39,12 +46,13 @@ class CheckpointWriter:
             model: whose weights are written.
             training: see :func:`engine.checkpoint.write_checkpoint`.
             average: of the weights, which is written in their place, and they beside it; None: there is none.
+            about: values for the header of the model's file.
         """
         self.wait()
         average = average or WeightAverage((), None)
         states = copied_to_cpu((*average.states(model), training))
         self._thread = threading.Thread(
-            target=self._write, args=(step, *states, average.about), name=f"save step {step}"
+            target=self._write, args=(step, *states, dict(about or {})), name=f"save step {step}"
         )
         self._thread.start()
 

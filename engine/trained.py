@@ -19,6 +19,7 @@ from engine.parallel import data_parallel
 from engine.task import TaskModel
 from optim import OptimConfig, build_optimizer, parameter_groups
 from optim.ema import WeightAverage
+from optim.lora import is_adapter
 from utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -71,8 +72,34 @@ class Trained:
         """Of all parameters that train in any step of the run."""
         if optim.ema:
             logger.info("optim.ema: the averaged weights are validated, evaluated and saved as the model")
-        if self.freeze.steps:
+        if self.freeze.steps or optim.lora:
             self._log(self.frozen)
+        self.adapters_checked = optim.lora is None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the header of a weight file says of the weights in it."""
+        return {**self.average.about, **(self.optim.lora.about if self.optim.lora else {})}
+
+    def check_adapters(self) -> None:
+        """Check, after the first backward pass, that the model calls every layer that has an adapter.
+
+        Raises:
+            UserError: if an adapter has no gradient.
+        """
+        if self.adapters_checked:
+            return
+        self.adapters_checked = True
+        unused = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if is_adapter(name) and parameter.requires_grad and parameter.grad is None
+        ]
+        if unused:
+            raise UserError(
+                f"optim.lora: {len(unused)} adapters have no gradient, the first {unused[0]}: the model does not call their "
+                f"layers; leave {unused[0].partition('.')[0]} out of optim.lora.targets"
+            )
 
     def thaw(self, step: int) -> bool:
         """Have the encoders train that do so from step ``step`` on, counted from 0; returns whether there are any."""
@@ -148,6 +175,11 @@ class Trained:
             steps = self.freeze.steps[part]
             until = "the whole run" if math.isinf(steps) else f"the first {int(steps)} steps"
             parts.append(f"{part} ({_size(self.model.get_submodule(part).parameters())} parameters, {until})")
+        if self.optim.lora:
+            adapters = [parameter for name, parameter in self.model.named_parameters() if is_adapter(name)]
+            parts.append(
+                f"the weights beside {len(adapters) // 2} adapters of rank {self.optim.lora.rank} ({_size(adapters)})"
+            )
         training, total = _size(self.parameters), _size(self.model.parameters())
         logger.info("frozen: %s; %s of %s parameters train", ", ".join(parts) or "nothing", training, total)
 

@@ -94,7 +94,7 @@ class Trainer:
         self.stop = stop or StopRequest()
         self.times = RankTimes(device, train.log_every, self.steps)
         self.stall = StallWatch(train.stall_s, folder.log_of(distributed.rank()))
-        self.validations = Validations(task, train, self.loader, self.trained.average, folder, steps=self.steps)
+        self.validations = Validations(task, train, self.loader, self.trained, folder, steps=self.steps)
         self.weighted_sum = WeightedSum(device)
         self.after: Callable[[str], None] = lambda phase: None
         """Called after the host has enqueued a phase of a step, with its name in :data:`PHASES`."""
@@ -266,6 +266,7 @@ class Trainer:
                 self._reached("losses")
                 # DDP averages gradients over ranks, but the divisors already span all ranks.
                 self.precision.scaler.scale(loss * distributed.world_size()).backward()
+            self.trained.check_adapters()
             self._reached("backward")
         pending = self._update([*losses, "loss"], sum_tensors(averages), work, micro_batches)
         self._reached("numbers")
@@ -327,6 +328,7 @@ class Trainer:
                 "run": self.identity.state(),
             },
             self.trained.average,
+            self.trained.about,
         )
 
     def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from engine.run_folder import RunFolder
 from engine.saving import save_best
 from engine.task import Loader, Task
 from engine.train_config import TrainConfig
-from optim.ema import WeightAverage
+from engine.trained import Trained
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class Validations:
         task: whose metric ``selects`` is compared, higher is better; None: it is never validated.
         train: the config section.
         loader: of the training data.
-        average: of the model's weights. The model holds it while it is validated.
+        trained: the model's weights. The model holds their average, where there is one, while it is validated.
         folder: of the run.
         steps: of the whole run; there is a validation after the last one.
     """
@@ -32,12 +32,12 @@ class Validations:
         task: Task,
         train: TrainConfig,
         loader: Loader,
-        average: WeightAverage,
+        trained: Trained,
         folder: RunFolder,
         *,
         steps: int,
     ):
-        self.task, self.train, self.loader, self.average, self.folder = task, train, loader, average, folder
+        self.task, self.train, self.loader, self.trained, self.folder = task, train, loader, trained, folder
         self.steps = steps
         self.best: float | None = None
         """The highest value of the metric so far."""
@@ -69,11 +69,11 @@ class Validations:
             step,
             self.task.selects,
             value,
-            " of the averaged weights" if self.average.config else "",
+            " of the averaged weights" if self.trained.average.config else "",
             ", the best so far" if better else "",
         )
         if log is not None:
             log.write_validation(step, metrics, self.task.validated)
-            better = better and save_best(self.folder.best, step, self.task.model, metrics, self.average.about)
+            better = better and save_best(self.folder.best, step, self.task.model, metrics, self.trained.about)
         if better:
             self.best = value

@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from optim.lora import UP
 from utils import distributed
 from utils.batch import Work
 
@@ -65,10 +66,22 @@ def linear_macs(*modules: nn.Module | None) -> int:
     return sum(part.weight.numel() for part in parts if isinstance(part, nn.Linear))
 
 
+def linear_flops(states: bool, *modules: nn.Module | None) -> int:
+    """FLOPs in a step of a state that goes through all linear layers of ``modules``, with the gradients of their weights where
+    they train. ``states``: whether the states that come in have gradients; those between the two layers of an adapter do."""
+    total = 0
+    for module in modules:
+        for name, part in () if module is None else module.named_modules():
+            if isinstance(part, nn.Linear):
+                enters = states or f"{name}.weight".endswith(UP)
+                total += step_flops(part.weight.numel(), part.weight.requires_grad, enters)
+    return total
+
+
 @dataclass(frozen=True)
 class VisionCost:
-    """Vision encoder. Multiply-accumulates of an image, or a frame: ``embedding`` of its pixels to patches, ``blocks`` of the
-    rest. ``patches`` that each has, ``width`` of their states; ``keeps_frames``: a video has the patches of all its frames.
+    """Vision encoder. FLOPs in a step of an image, or a frame: ``embedding`` of its pixels to patches, ``blocks`` of the rest.
+    ``patches`` that each has, ``width`` of their states; ``keeps_frames``: a video has the patches of all its frames.
     ``trains``: it is not frozen."""
 
     embedding: int
@@ -83,10 +96,16 @@ class VisionCost:
         """Coefficients of a :class:`models.vision.VisionEncoder`."""
         backbone, video, patches = vision.backbone, vision.config.video, math.prod(vision.grid)
         tokens = patches + backbone.num_prefix_tokens
+        first, later = trains(backbone.patch_embed), trains(vision)
+        linear = linear_flops(later, backbone.blocks)
+        # Where patches have no gradient, there is none for the input of the first block.
+        entry = [getattr(backbone.blocks[0].attn, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj")]
+        linear += linear_flops(first, *entry) - linear_flops(later, *entry)
         attention = len(backbone.blocks) * 2 * tokens**2 * vision.width
         return VisionCost(
-            embedding=patches * backbone.patch_embed.proj.weight.numel(),
-            blocks=tokens * linear_macs(backbone.blocks) + attention,
+            # Pixels have no gradient.
+            embedding=step_flops(patches * backbone.patch_embed.proj.weight.numel(), first),
+            blocks=tokens * linear + step_flops(attention, later, later),
             patches=patches,
             width=vision.width,
             keeps_frames=video is not None and video.pooling == "tokens",
@@ -95,8 +114,7 @@ class VisionCost:
 
     def encode(self, images: int) -> int:
         """FLOPs of encoding images, or frames, to patches."""
-        blocks = step_flops(images * self.blocks, self.trains, self.trains)
-        return step_flops(images * self.embedding, self.trains) + blocks  # pixels have no gradient
+        return images * (self.embedding + self.blocks)
 
     def pool_regions(self, regions: int) -> int:
         """FLOPs of the mean of each region's patches, whose weights have no gradient."""
@@ -135,23 +153,23 @@ class BlockCost:
         """
         attention, cross = block.attention, block.crossattention
         after = states or weights  # whether queries, keys, values, and all that is made of them, have gradients
-        entry, leaving = attention.self, linear_macs(attention.output)
+        entry = attention.self
         cost = BlockCost(
-            token=step_flops(linear_macs(entry.key, entry.value), weights, states),
-            query=step_flops(linear_macs(entry.query), weights, states) + step_flops(leaving, weights, after),
+            token=linear_flops(states, entry.key, entry.value),
+            query=linear_flops(states, entry.query) + linear_flops(after, attention.output),
             pair=step_flops(2 * entry.query.out_features, after, after),
         )
         if cross is not None and memory is not None:
             keys, before = memory or weights, after
             after = before or keys
-            query, width = step_flops(linear_macs(cross.self.query), weights, before), cross.self.query.out_features
+            query, width = linear_flops(before, cross.self.query), cross.self.query.out_features
             cost += BlockCost(
-                cross_query=query + step_flops(linear_macs(cross.output), weights, after),
+                cross_query=query + linear_flops(after, cross.output),
                 # Scores have queries and keys as factors, attended values have weights of attention and values.
                 cross_pair=step_flops(width, before, keys) + step_flops(width, after, keys),
-                memory=step_flops(linear_macs(cross.self.key, cross.self.value), weights, memory),
+                memory=linear_flops(memory, cross.self.key, cross.self.value),
             )
-        return cost + BlockCost(query=step_flops(linear_macs(block.intermediate, block.output), weights, after))
+        return cost + BlockCost(query=linear_flops(after, block.intermediate, block.output))
 
     def __add__(self, other: BlockCost) -> BlockCost:
         return BlockCost(
@@ -310,7 +328,7 @@ class ModelCost:
         projection = step_flops(linear_macs(getattr(text, "projection", None)), texts_train, texts_train)
         return ModelCost(
             vision=VisionCost.of(model.vision),
-            text=StackCost.of(text.encoder, states=texts_train, projection=projection)
+            text=StackCost.of(text.encoder, states=trains(text.embeddings), projection=projection)
             if hasattr(text, "encoder")
             else UnknownCost(),
             fusion=StackCost.of(model.fusion, states=texts_train, memory=images_train),

@@ -153,6 +153,12 @@ class VisionEncoder(nn.Module):
         patches = self.backbone.fc_norm(tokens)
         return patches if self.patch_positions is None else patches + self.patch_positions
 
+    def call_projections(self) -> None:
+        """Have each block call its linear layers: timm's BEiT and EVA read the weight of one, and so pass by its adapter."""
+        for module in self.backbone.modules():
+            if getattr(module, "qkv_bias_separate", None) is False:
+                module.qkv_bias_separate = True
+
     def regions(self, images: Concepts, patch_mask: Tensor, image_index: Tensor) -> Concepts:
         """R regions that share the patches of their images, without a second pass of the backbone or a copy of patches.
 

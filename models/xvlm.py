@@ -14,7 +14,8 @@ from models.flops import ModelCost
 from models.fusion import FusionConfig, FusionEncoder
 from models.hub_text import HubTextEncoder, build_text_encoder
 from models.text import TextConfig
-from models.vision import VisionConfig, VisionEncoder
+from models.vision import FRAME_POSITIONS, VisionConfig, VisionEncoder
+from optim.lora import PARTS, LoraConfig, add_adapters
 from utils.config import Config
 from utils.errors import UserError
 
@@ -32,6 +33,8 @@ class ModelConfig(Config):
         return 1
 
 
+BESIDE_BLOCKS = (FRAME_POSITIONS, "text.projection.", "decoder.word_head.", "decoder.embeddings.")
+"""Begin the names of parameters of a part that are in none of its blocks and begin at random numbers in fine-tuning."""
 COMPILATIONS = 64
 """Limit of compilations per function: more than the variants of a step."""
 
@@ -107,6 +110,52 @@ class XVLM(nn.Module):
                 parameter.grad = None
         self.__dict__.pop("cost", None)  # a frozen encoder has fewer FLOPs
         self.train(self.training)
+
+    def add_adapters(self, config: LoraConfig, frozen: Collection[str] = ()) -> None:
+        """Give the linear layers in the blocks of some parts low-rank adapters, which train in their place.
+
+        A projection to another width and the positions of frames, which a file of pre-training does not have, train as before;
+        so does every part that is no target.
+
+        Args:
+            config: names the parts; where it does not, those that the model has are taken.
+            frozen: parts of the model that never train, which are not taken.
+
+        Raises:
+            UserError: if the model lacks a part that is named, or nothing would train there.
+        """
+        lacking = [part for part in config.targets or () if not hasattr(self, part)]
+        if lacking:
+            has = ", ".join(part for part in PARTS if hasattr(self, part))
+            raise UserError(f"optim.lora.targets: {lacking[0]} is no part of this task's model, which has {has}")
+        targets = config.targets or [part for part in PARTS if hasattr(self, part) and part not in frozen]
+        layers = {part: self._adapted(part, config.layers) for part in targets}
+        for part, names in layers.items():
+            if not names:
+                raise UserError(f"optim.lora.targets: no linear layer of {part} trains in this run; leave it out")
+        kept = [parameter for name, parameter in self.named_parameters() if name.startswith(BESIDE_BLOCKS)]
+        kept = [parameter for parameter in kept if parameter.requires_grad]
+        if "vision" in targets:
+            self.vision.call_projections()
+        add_adapters(
+            {part: self.get_submodule(part) for part in targets},
+            [name for names in layers.values() for name in names],
+            config,
+        )
+        for parameter in kept:
+            parameter.requires_grad_(True)
+        self.__dict__.pop("cost", None)  # weights that stay as they are have no gradient
+
+    def _adapted(self, part: str, layers: str) -> list[str]:
+        """The names of the linear layers of ``part`` that train, of its blocks or of their attention alone."""
+        return [
+            f"{part}.{name}"
+            for name, module in self.get_submodule(part).named_modules()
+            if isinstance(module, nn.Linear)
+            and module.weight.requires_grad
+            and not f"{part}.{name}".startswith(BESIDE_BLOCKS)
+            and (layers == "all" or any("att" in step for step in name.split(".")))
+        ]
 
     def train(self, mode: bool = True) -> Self:
         """See :meth:`torch.nn.Module.train`; frozen encoders stay in evaluation mode."""

@@ -1,4 +1,4 @@
-"""AdamW with the published parameter groups, which parameters do not train, and the average of the weights."""
+"""AdamW with the published parameter groups, which parameters do not train, adapters, and the average of the weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from optim.ema import EmaConfig
 from optim.freeze import FreezeConfig
+from optim.lora import LoraConfig, is_adapter
 from utils.config import Config
 from utils.errors import UserError
 
@@ -46,6 +47,10 @@ class OptimConfig(Config):
         "auto", description="implementation of AdamW: auto (torch's fused one) or apex (NVIDIA's FusedAdam)"
     )
     freeze: FreezeConfig | None = Field(None, description="encoders that do not train; null: all train")
+    lora: LoraConfig | None = Field(
+        None,
+        description="train low-rank adapters (LoRA) in place of the weights of encoders; null: the weights train",
+    )
     ema: EmaConfig | None = Field(
         None,
         description="keep an exponential moving average of the weights, which is validated, evaluated and handed on; null: none",
@@ -67,6 +72,15 @@ class OptimConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _frozen_parts_have_no_adapters(self) -> OptimConfig:
+        both = [part for part in self.frozen.steps if self.lora and part in (self.lora.targets or ())]
+        if both:
+            raise ValueError(
+                f"lora.targets names {both[0]}, whose adapters freeze.{both[0]} would keep from training; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rates_come_together(self) -> OptimConfig:
         if (self.vision_lr is None) != (self.text_lr is None):
             raise ValueError("set both vision_lr and text_lr, or neither")
@@ -76,7 +90,10 @@ class OptimConfig(Config):
 
 
 def learning_rate(name: str, config: OptimConfig, fresh: Collection[str]) -> float:
-    """Peak learning rate of the parameter ``name``: that of its module if set, else ``lr``, times ``lr_mult`` if fresh."""
+    """Peak learning rate of the parameter ``name``: that of its module if set, else ``lr``, times ``lr_mult`` if fresh; that of
+    adapters for an adapter."""
+    if config.lora is not None and is_adapter(name):
+        return config.lora.lr or config.lr
     if config.vision_lr is not None and config.text_lr is not None and name not in NO_MODULE:
         if name.startswith("vision."):
             return config.vision_lr

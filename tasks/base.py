@@ -23,8 +23,9 @@ from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
 from models.checkpoints.initialise import fresh_parameters, loading_lines, random_parameters
 from models.checkpoints.settings import model_section, require_same_settings, unlike_published
 from models.hub_text import hub_config_of
-from models.xvlm import XVLM, ModelConfig
+from models.xvlm import BESIDE_BLOCKS, XVLM, ModelConfig
 from optim import OptimConfig
+from optim.lora import PARTS
 from scheduler import ScheduleConfig
 from utils import distributed
 from utils.config import Config, read_yaml
@@ -180,9 +181,12 @@ def build_parts(
         check_length(model, key, length)
     fresh: set[str] = set()
     if checkpoint is not None:
+        add_adapters(config, model)
         load_weights(model, checkpoint.model_file).require_complete()
     else:
         fresh = _initialise(kind, config, model)
+        if trains:
+            add_adapters(config, model)
     logger.info("%.1f M parameters", sum(parameter.numel() for parameter in model.parameters()) / 1e6)
     training, loader = None, None
     if trains:
@@ -195,6 +199,16 @@ def build_parts(
         except UserError as error:
             logger.info("evaluating without the training data: %s", error)
     return Parts(tokenizer, model, fresh, training, loader)
+
+
+def add_adapters(config: RunConfig, model: XVLM) -> None:
+    """Give a model the adapters of ``optim.lora``, where there is one.
+
+    Raises:
+        UserError: if they do not fit the model, or peft is not installed.
+    """
+    if config.optim.lora is not None:
+        model.add_adapters(config.optim.lora, tuple(config.optim.frozen.steps))
 
 
 def check_length(model: XVLM, key: str, length: int) -> None:
@@ -216,11 +230,19 @@ def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> se
     """Load what ``config.init`` names; returns the names of the parameters that stay random."""
     reports = load_initial(kind, config, model)
     logger.info("%s", "\n".join(loading_lines(model, reports)))
-    random = [name for name in random_parameters(model, reports) if math.isinf(config.optim.frozen.trains_from(name))]
-    if random:
-        logger.warning(
-            "optim.freeze: %d frozen tensors keep their random values, as %s; see init", len(random), random[0]
-        )
+    random = random_parameters(model, reports)
+    targets = () if config.optim.lora is None else config.optim.lora.targets or PARTS
+    kept = {
+        "freeze": [name for name in random if math.isinf(config.optim.frozen.trains_from(name))],
+        "lora": [
+            name
+            for name in random
+            if name.startswith(tuple(f"{part}." for part in targets)) and not name.startswith(BESIDE_BLOCKS)
+        ],
+    }
+    for key, names in kept.items():
+        if names:
+            logger.warning("optim.%s: %d tensors keep their random values, as %s; see init", key, len(names), names[0])
     return fresh_parameters(model, reports)
 
 

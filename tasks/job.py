@@ -199,10 +199,12 @@ def _check_config(config: RunConfig) -> None:
     the run, and a package that is not installed."""
     from engine.chunks import check_chunks
     from engine.wandb_curves import check_package
+    from optim import lora
     from scheduler import build_schedule
     from utils import distributed
 
     check_package(config.train.wandb)
+    lora.check_package(config.optim.lora)
     check_chunks(config.model.chunks, config.train.accumulation(config.data))
     config.data.check_ranks(distributed.world_size())
     if config.train.steps is not None:

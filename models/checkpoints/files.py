@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.checkpoints.refused import STATE_KEYS, check_start, refusal
+from optim.lora import has_adapters, merged
 from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import local_folder
-from utils.weight_file import is_damaged, refuse_inflating
+from utils.weight_file import is_damaged, read_about, refuse_inflating
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
@@ -38,17 +39,21 @@ class WeightFile:
     prefix: str = ""
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, *, merge: bool = True) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` or PyTorch file by name; a nested ``model``, ``module`` or ``state_dict`` dictionary is
     opened, and a prefix that all names have from DistributedDataParallel or torch.compile is left out.
+
+    Args:
+        path: of the file.
+        merge: add low-rank adapters in the file to the weights of their layers; false: give both as they are.
 
     Raises:
         UserError: if the file is missing, damaged, no weight file (a web page, a git-lfs pointer), or would need code to run.
     """
-    return read_weight_file(path).tensors
+    return read_weight_file(path, merge=merge).tensors
 
 
-def read_weight_file(path: str | Path) -> WeightFile:
+def read_weight_file(path: str | Path, *, merge: bool = True) -> WeightFile:
     """The tensors of a file, and how it held them; see :func:`read_weights`."""
     path = expanded(path)
     if not path.is_file():
@@ -59,6 +64,8 @@ def read_weight_file(path: str | Path) -> WeightFile:
             tensors = load_file(path)
             if is_damaged(path, tensors):
                 raise UserError(f"{path} is damaged: its weights are not those that were written; take another file")
+            if merge and has_adapters(tensors):
+                tensors = merged(tensors, read_about(path), str(path))
             return _unwrapped(tensors)
         refuse_inflating(path)
         # Published checkpoints hold their command line beside the weights; an argparse namespace is plain data.

@@ -25,6 +25,7 @@ from models.checkpoints.tables import resize_bias_table
 from models.hub_text import HubTextEncoder
 from models.vision import FRAME_POSITIONS
 from models.xvlm import XVLM
+from optim.lora import has_adapters
 from utils.errors import UserError
 
 BIAS_TABLE = "relative_position_bias_table"
@@ -39,8 +40,11 @@ REMEDY = (
 
 
 def load_weights(model: XVLM, path: str | Path, *, new_text: bool = False) -> LoadReport:
-    """Load our own or a published checkpoint file into ``model``; see :func:`load_published`."""
-    state = read_weights(path)
+    """Load our own or a published checkpoint file into ``model``; see :func:`load_published`.
+
+    Adapters in the file are merged into the weights of their layers, unless the model has adapters, too.
+    """
+    state = read_weights(path, merge=not has_adapters(model.state_dict()))
     if is_published(state):
         return load_published(model, state, str(path), new_text=new_text)
     report = LoadReport(str(path), published=was_published(path))

@@ -46,11 +46,10 @@ def estimate(subject: Subject) -> StepMemory:
     Raises:
         UserError: if the task cannot be planned.
     """
-    config, model = subject.config, subject.model
-    if model is None:
+    config = subject.config
+    if subject.model is None:
         raise NotCheckedError("it needs the model")
-    vocabulary = None if subject.tokenizer is None else len(subject.tokenizer)
-    steps = FakeSteps(lambda: subject.task.build_model(config, vocabulary), config.train, config.optim, as_on_gpu=True)
+    steps = FakeSteps(subject.build_as_trained, config.train, config.optim, as_on_gpu=True)
     accumulates = (config.train.accumulate or 1) > 1 or config.train.global_batch is not None
     stay = subject.gpus > 1 or (accumulates and config.train.accumulation(config.data, subject.gpus) > 1)
     return steps.memory(lambda built: synthetic_batch(config, built), gradients_stay=stay, ranks=subject.gpus)
@@ -92,8 +91,10 @@ def check_disk(subject: Subject, report: Report) -> None:
         if subject.model is None:
             raise NotCheckedError("it needs the model")
         has_best = bool(subject.splits()) and subject.config.evaluation.validation is not None
+        with torch.device("meta"):
+            model = subject.build_as_trained()
         one, best, total = needed_bytes(
-            subject.model,
+            model,
             subject.config.train.keep_checkpoints,
             has_best=has_best,
             has_average=subject.config.optim.ema is not None,

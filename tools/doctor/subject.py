@@ -13,6 +13,7 @@ from dataset.tasks.pretrain import DataConfig
 from dataset.tasks.streams.regions import RegionStreamConfig
 from dataset.text.loading import load_tokenizer
 from models.align import AligningModel
+from tasks.base import add_adapters
 from tasks.finetune import FineTuneTask
 from tasks.kinds import Choice
 from tools.doctor.findings import NotCheckedError
@@ -82,9 +83,23 @@ class Subject:
             raise NotCheckedError("without the tokenizer, the size of the vocabulary is unknown")
         with torch.device("meta"):
             self.model = self.task.build_model(self.config, vocabulary)
-        if frozen := self.config.optim.frozen.frozen_for_good:
-            self.model.set_frozen(frozen)
+        self._freeze(self.model)
         return self.model
+
+    def build_as_trained(self) -> Any:
+        """Build the model on torch's default device, with the adapters of ``optim.lora``, frozen as in :meth:`build_meta_model`.
+
+        Raises:
+            UserError: if the adapters do not fit the model.
+        """
+        model = self.task.build_model(self.config, None if self.tokenizer is None else len(self.tokenizer))
+        add_adapters(self.config, model)
+        self._freeze(model)
+        return model
+
+    def _freeze(self, model: Any) -> None:
+        if frozen := self.config.optim.frozen.frozen_for_good:
+            model.set_frozen(frozen)
 
     def read_training(self) -> Any:
         """Read the training data; micro-batches are tiny.

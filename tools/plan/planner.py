@@ -16,6 +16,7 @@ from engine.communication import StepSizes
 from engine.memory import AVERAGE, FakeSteps, StepMemory, tensor_bytes, trainable
 from engine.real_steps import RealSteps, ran_out_of_memory
 from models.align import AligningModel
+from tasks.base import add_adapters
 from tasks.kinds import choose
 from tools.plan.scaling import RANKS, Scale, scale_of
 from tools.plan.search import largest_that_fits, share_out
@@ -223,7 +224,9 @@ class Planner:
             ) from None
 
     def _build(self) -> Any:
-        return self.task.build_model(self.config, self.vocabulary)
+        model = self.task.build_model(self.config, self.vocabulary)
+        add_adapters(self.config, model)
+        return model
 
     def _batch(self, examples: int) -> Callable[[Any], Any]:
         config = scaled(self.config, examples)

@@ -1,0 +1,109 @@
+"""Models with low-rank adapters: what has gradients, what is counted, and that merged weights are the same model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("peft", reason="adapters need the package peft")
+
+from optim.lora import LoraConfig, has_adapters, is_adapter, merged
+from tests.models.test_flops import CASES, counted, fine_tuning, pretraining
+from utils.errors import UserError
+
+
+def adapted(make, name, **options):
+    """Model and batch; B starts at zero, and gets some numbers here."""
+    model, batch = make(name)
+    model.add_adapters(LoraConfig(**{"rank": 2, **options}))
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if ".lora_B." in parameter_name:
+                parameter.normal_(std=0.05)
+    return model, batch
+
+
+def backward(model, batch):
+    torch.stack([term.total * term.weight for term in model(batch).values()]).sum().backward()
+
+
+@pytest.mark.parametrize(("make", "name"), CASES, ids=[name for _, name in CASES])
+@pytest.mark.parametrize("layers", ["attention", "all"])
+def test_every_adapter_and_head_has_a_gradient_and_no_weight_of_a_target(make, name, layers):
+    model, batch = adapted(make, name, layers=layers)
+    backward(model, batch)
+    for parameter_name, parameter in model.named_parameters():
+        trains = parameter.grad is not None
+        assert trains == parameter.requires_grad, parameter_name
+        if is_adapter(parameter_name):
+            assert trains and parameter.grad.any(), parameter_name
+        elif parameter_name.startswith(
+            ("vision.backbone.", "text.encoder.", "text.embeddings.", "fusion.", "decoder.layer.")
+        ):
+            assert not trains, parameter_name
+
+
+@pytest.mark.parametrize(("make", "name"), CASES, ids=[name for _, name in CASES])
+def test_the_count_is_that_of_the_step_that_runs(make, name):
+    for layers in ("attention", "all"):
+        model, batch = adapted(make, name, layers=layers)
+        runs, count = counted(model, batch), model.work(batch).flops
+        assert 0.99 * runs <= count <= runs
+
+
+@pytest.mark.parametrize("name", ["retrieval", "vqa", "retrieval of videos"])
+def test_merged_weights_give_the_losses_of_the_adapters(name):
+    model, batch = adapted(fine_tuning, name)
+    plain, _ = fine_tuning(name)
+    config = LoraConfig(rank=2)
+    plain.load_state_dict(merged(model.state_dict(), config.about, "a file"))
+    with torch.no_grad():
+        torch.manual_seed(1)
+        with_adapters = model.eval()(batch)
+        torch.manual_seed(1)
+        without = plain.eval()(batch)
+    for loss, term in with_adapters.items():
+        torch.testing.assert_close(term.total, without[loss].total, rtol=1e-5, atol=1e-5)
+
+
+def test_a_new_adapter_changes_nothing():
+    plain, batch = fine_tuning("nlvr")
+    expected = plain.eval().classify(batch.pixels, batch.text)
+    plain.add_adapters(LoraConfig(rank=2))
+    torch.testing.assert_close(plain.eval().classify(batch.pixels, batch.text), expected)
+
+
+def test_parameters_that_no_loss_trains_get_no_adapter():
+    model, _ = pretraining("texts")
+    idle = {name.rpartition(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    model.add_adapters(LoraConfig(rank=2))
+    assert not any(f"{layer}.lora_A.default.weight" in model.state_dict() for layer in idle)
+
+
+def test_targets_name_the_parts_and_the_others_train_as_before():
+    model, batch = fine_tuning("vqa")
+    model.add_adapters(LoraConfig(rank=2, targets=["vision"]))
+    backward(model, batch)
+    with_adapters = {name.split(".")[0] for name in model.state_dict() if is_adapter(name)}
+    assert with_adapters == {"vision"}
+    assert all(parameter.grad is not None for name, parameter in model.named_parameters() if name.startswith("fusion."))
+
+
+def test_the_positions_of_frames_train_beside_adapters():
+    model, batch = fine_tuning("retrieval of videos")
+    model.add_adapters(LoraConfig(rank=2))
+    backward(model, batch)
+    assert model.vision.frame_positions.grad is not None
+
+
+def test_parts_that_are_frozen_get_none_unless_named():
+    model, _ = fine_tuning("vqa")
+    model.add_adapters(LoraConfig(rank=2), frozen=("vision", "decoder"))
+    assert {name.split(".")[0] for name in model.state_dict() if is_adapter(name)} == {"text", "fusion"}
+
+
+def test_a_part_that_the_model_lacks_is_refused_by_name():
+    model, _ = fine_tuning("nlvr")
+    with pytest.raises(UserError, match="decoder is no part of this task's model, which has vision, text, fusion"):
+        model.add_adapters(LoraConfig(rank=2, targets=["decoder"]))
+    assert not has_adapters(model.state_dict())
