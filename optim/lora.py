@@ -29,7 +29,7 @@ class LoraConfig(Config):
     """Low-rank adapters that train in place of the weights of encoders."""
 
     rank: int = Field(ge=1, description="rank of the adapters: the rows of A and the columns of B")
-    alpha: float = Field(16.0, gt=0, description="B A is multiplied by alpha / rank")
+    alpha: int = Field(16, ge=1, description="B A is multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the input of A")
     targets: list[Part] | None = Field(
         None,

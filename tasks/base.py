@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 TOKENIZER, ANSWERS = "tokenizer", "answers.json"
 """Names in a run's folder of the copies that it keeps."""
+ADAPTERS = "adapters.safetensors"
+"""Name in a folder of the weights that a run with adapters has trained, without those that it left as they were."""
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from engine.precision import DTYPES, PrecisionName, check_precision
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_weights
 from models.checkpoints.recognise import XLM_R_WORDS, Recognised, recognise
-from tasks.base import ANSWERS, TOKENIZER
+from tasks.base import ADAPTERS, ANSWERS, TOKENIZER
 from tasks.kinds import ROOT
 from utils.config import read_config, read_yaml
 from utils.errors import UserError
@@ -117,6 +117,10 @@ def _weights_of(source: str) -> Path:
     path = expanded(source)
     if not path.exists():
         raise UserError(f"{source}: no such file or folder; give a run's folder, a weight file, or {HUB}owner/name")
+    if (path / ADAPTERS).is_file():
+        raise UserError(
+            f"{source}: has adapters alone; make a model of it with `python run.py checkpoint merge {source} --base …`"
+        )
     return find_weights(path)
 
 

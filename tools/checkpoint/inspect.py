@@ -8,6 +8,7 @@ from pathlib import Path
 from engine.checkpoint import run_of
 from models.checkpoints.convert import PUBLISHED
 from models.checkpoints.recognise import VOCABULARIES, Recognised, Stack, recognise
+from optim.lora import HEADER
 from tools.checkpoint.outline import Outline, read_outline, shown, weights_at, wholeness
 from tools.checkpoint.starts import starts
 from utils.config import read_yaml
@@ -35,6 +36,8 @@ def inspect(path: str, *, with_configs: bool = True) -> tuple[bool, str]:
     rows += _sizes(found) if found.kind else [("names", _first_names(outline))]
     if ema := outline.about.get("ema"):
         rows.append(("average", f"of the weights of a run ({shown(', '.join(f'{key} {ema[key]}' for key in ema))})"))
+    if outline.adapters:
+        rows.append(("adapters", _adapters(outline)))
     rows += [
         ("numbers", _numbers(found, outline)),
         ("file", f"{file.stat().st_size:,} bytes, {outline.held}"),
@@ -86,6 +89,17 @@ def _sizes(found: Recognised) -> list[tuple[str, str]]:
         _, known = VOCABULARIES.get(found.words, ("", "of no tokenizer known here; its run or folder keeps it"))
         rows.append(("words", f"{found.words:,}: {known}"))
     return rows
+
+
+def _adapters(outline: Outline) -> str:
+    """Low-rank adapters beside the weights, and that whoever reads the file sees them merged."""
+    lora = outline.about.get(HEADER)
+    rank = (
+        f"of rank {shown(str(lora['rank']))}"
+        if isinstance(lora, dict) and "rank" in lora
+        else "whose config is missing"
+    )
+    return f"{outline.adapters} {rank}, which are merged into the weights wherever the file is read"
 
 
 def _stack(stack: Stack) -> str:

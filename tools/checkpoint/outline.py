@@ -16,6 +16,7 @@ from engine.manifest import CHECKPOINTS, MANIFEST, MODEL_FILE, NAME, fault_of
 from models.checkpoints.files import WEIGHT_FILES, read_weight_file, unreadable, wrapper_of
 from models.checkpoints.refused import check_start
 from models.checkpoints.rename import Shapes
+from optim.lora import is_adapter, plain_name
 from utils.errors import UserError
 from utils.files import expanded
 from utils.weight_file import is_damaged, read_about
@@ -37,13 +38,15 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Outline:
-    """``dtypes``: numbers of each dtype; ``held``: how the file holds the tensors; ``about``: our entry of its header."""
+    """``shapes``: without adapters, which are merged when a file is read, and ``adapters``, their number. ``dtypes``: numbers of
+    each dtype; ``held``: how the file holds the tensors; ``about``: our entry of its header."""
 
     path: Path
     shapes: Shapes
     dtypes: Counter[str]
     held: str
     about: dict[str, Any]
+    adapters: int = 0
 
 
 def shown(text: str) -> str:
@@ -108,7 +111,8 @@ def _of_safetensors(path: Path) -> Outline:
         raise unreadable(path, error) from None
     prefix = wrapper_of(shapes)
     held = "safetensors" + (f", without the prefix {prefix}" if prefix else "")
-    return Outline(path, {name.removeprefix(prefix): shape for name, shape in shapes.items()}, dtypes, held, about)
+    plain = {plain_name(name.removeprefix(prefix)): shape for name, shape in shapes.items() if not is_adapter(name)}
+    return Outline(path, plain, dtypes, held, about, (len(shapes) - len(plain)) // 2)
 
 
 def _product(shape: tuple[int, ...]) -> int:

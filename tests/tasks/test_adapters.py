@@ -1,0 +1,145 @@
+"""Runs with low-rank adapters: resumed to the last byte, reported, handed on merged, taken out, and merged again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("peft", reason="adapters need the package peft")
+
+from engine.checkpoint import list_checkpoints
+from models.checkpoints.files import read_weights
+from optim.lora import has_adapters, is_adapter
+from run import main
+from tests.tasks.painted import KINDS
+from tests.tasks.test_finetune import start
+from utils.errors import UserError
+from utils.weight_file import read_about, save_weights
+from x2vlm import load
+
+LORA = "optim.lora={rank: 2, lr: 0.01}"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, overrides):
+    """A run whose weights others start from."""
+    folder = tmp_path_factory.mktemp("runs") / "base"
+    start("retrieval", folder, overrides("retrieval"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(overrides, base):
+    return [*overrides("retrieval"), f"init.checkpoint={base}", LORA]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, options):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    start("retrieval", folder, options)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "extra", [[], ["optim.ema.decay=0.5"], ["optim.freeze.vision=2"]], ids=["plain", "ema", "thaw"]
+)
+def test_a_killed_run_repeats_itself_to_the_last_byte(options, extra, tmp_path):
+    """``optim.freeze.vision=2``: without adapters in vision, since it is named there."""
+    run = tmp_path / "run"
+    report = start("retrieval", run, [*options, *extra])
+    killed = shutil.copytree(run, tmp_path / "killed")
+    for checkpoint in list_checkpoints(killed / "checkpoints"):
+        if checkpoint.step > 3:
+            shutil.rmtree(checkpoint.folder)
+    assert start("retrieval", killed, [*options, *extra], "--resume") == report
+    for file in ("best.safetensors", "checkpoints/step-00000006/model.safetensors"):
+        assert (killed / file).read_bytes() == (run / file).read_bytes(), file
+
+
+def test_weights_stay_those_of_the_checkpoint_and_adapters_and_heads_change(whole, base):
+    before, after = (
+        load_file(base / "best.safetensors"),
+        load_file(whole / "checkpoints/step-00000006/model.safetensors"),
+    )
+    for name, tensor in after.items():
+        plain = name.replace(".base_layer.", ".")
+        if is_adapter(name):
+            assert plain not in before and tensor.any(), name
+        elif name.startswith(("vision.", "text.", "fusion.")):
+            assert torch.equal(tensor, before[plain]), name
+    assert not torch.equal(after["matching_head.0.weight"], before["matching_head.0.weight"])
+
+
+def test_everyone_who_reads_the_file_sees_merged_weights(whole, overrides, options, tmp_path):
+    merged = read_weights(whole / "best.safetensors")
+    assert not has_adapters(merged)
+    loaded = load(whole).network.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in merged.items())
+    evaluated = [*overrides("retrieval"), f"init.checkpoint={whole}"]
+    again = start("retrieval", tmp_path / "evaluated", evaluated, "--evaluate")
+    report = json.loads((whole / "evaluation.json").read_text())
+    assert again["test"]["mean recall"]["value"] == pytest.approx(report["test"]["mean recall"]["value"])
+    assert start("retrieval", whole, options, "--evaluate", "--resume")["test"] == report["test"]
+
+
+def test_another_run_starts_from_the_merged_weights(whole, overrides, tmp_path):
+    start("grounding", tmp_path / "next", [*overrides("grounding"), f"init.checkpoint={whole}"])
+    assert not has_adapters(load_file(tmp_path / "next/best.safetensors"))
+
+
+def checkpoint(capsys, *words: object) -> tuple[int, str]:
+    status = main(["checkpoint", *map(str, words)])
+    said = capsys.readouterr()
+    return status, said.out + said.err
+
+
+def test_adapters_are_taken_out_and_merged_again(whole, base, tmp_path, capsys):
+    status, said = checkpoint(capsys, "inspect", whole, "--no-configs")
+    said = " ".join(said.split())
+    assert status == 0 and "of rank 2, which are merged" in said and "fusion 1 layer" in said
+    assert checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[0] == 0
+    small = tmp_path / "small/adapters.safetensors"
+    assert small.stat().st_size < 0.5 * (whole / "best.safetensors").stat().st_size
+    with pytest.raises(UserError, match="has adapters alone"):
+        load(tmp_path / "small")
+    status, said = checkpoint(capsys, "merge", tmp_path / "small", "--base", base, "--out", tmp_path / "merged")
+    assert status == 0, said
+    assert all(
+        torch.equal(tensor, load(tmp_path / "merged").network.state_dict()[name])
+        for name, tensor in read_weights(whole / "best.safetensors").items()
+    )
+
+
+def test_mistakes_are_one_line(whole, base, tmp_path, capsys, overrides):
+    assert "has no adapters" in checkpoint(capsys, "adapters", base, "--out", tmp_path / "x")[1]
+    assert checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[0] == 0
+    assert "is there already" in checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[1]
+    other = tmp_path / "other"
+    start("retrieval", other, [*overrides("retrieval"), "seed=1"])
+    said = checkpoint(capsys, "merge", tmp_path / "small", "--base", other, "--out", tmp_path / "merged")[1]
+    assert "is not what the adapters of" in said and not (tmp_path / "merged").exists()
+    assert (
+        "holds no adapters.safetensors" in checkpoint(capsys, "merge", base, "--base", base, "--out", tmp_path / "y")[1]
+    )
+
+
+def test_a_file_whose_header_lacks_the_scale_of_its_adapters_is_refused(whole, tmp_path):
+    save_weights(tmp_path / "model.safetensors", load_file(whole / "best.safetensors"))
+    with pytest.raises(UserError, match="has adapters, but the entry 'lora' of its header is null"):
+        read_weights(tmp_path / "model.safetensors")
+    tensors = load_file(whole / "best.safetensors")
+    tensors.pop(next(name for name in tensors if name.endswith("lora_A.default.weight")))
+    about = {"lora": read_about(whole / "best.safetensors")["lora"]}
+    save_weights(tmp_path / "cut.safetensors", tensors, about)
+    with pytest.raises(UserError, match="a part of an adapter"):
+        read_weights(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.parametrize("task", [task for task in KINDS if task != "retrieval"])
+def test_the_other_tasks_train_with_adapters(task, overrides, tmp_path):
+    report = start(task, tmp_path / task, [*overrides(task), LORA])
+    assert report and has_adapters(load_file(tmp_path / task / "checkpoints/step-00000006/model.safetensors"))

@@ -1,0 +1,139 @@
+"""``run.py checkpoint adapters`` and ``merge``: what a run with ``optim.lora`` has trained, as a small folder, and back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dataset.text.loading import load_tokenizer
+from engine.checkpoint import CONFIG_FILE, MODEL_FILE, run_of
+from models.checkpoints.files import read_weight_file
+from models.xvlm import BESIDE_BLOCKS
+from optim.lora import HEADER, config_of, has_adapters, is_adapter, merged, plain_name
+from tasks.base import ADAPTERS, ANSWERS, TOKENIZER, load_initial
+from tasks.kept import with_kept_inputs
+from tasks.kinds import choose
+from tools.checkpoint.outline import weights_at
+from utils.config import load_config
+from utils.errors import UserError
+from utils.files import expanded
+from utils.weight_file import digest, is_damaged, read_about, save_weights
+
+BASE = "base_sha256"
+"""Entry of the header: the hash of the weights that the run has left as they were."""
+
+
+def extract(run: str, out: str) -> str:
+    """Write what a run has trained, and what a model needs beside its weights, into a new folder; returns a line about it.
+
+    Raises:
+        UserError: if the weights have no adapters or lie in no run's folder, or ``out`` is there.
+    """
+    file, _ = weights_at(run)
+    tensors = read_weight_file(file, merge=False).tensors
+    if not has_adapters(tensors):
+        raise UserError(
+            f"{file}: has no adapters; give a run with optim.lora, whose best weights or checkpoints have them"
+        )
+    config = run_of(file)
+    if config is None:
+        raise UserError(
+            f"{file}: lies in no run's folder, and without {CONFIG_FILE} its adapters are of no use; give the run"
+        )
+    about = read_about(file)
+    config_of(about, str(file))
+    trained, base = _parted(tensors)
+    folder = _new_folder(out)
+    save_weights(folder / ADAPTERS, trained, {HEADER: about[HEADER], BASE: digest(base)})
+    _copy_beside(config.parent, folder)
+    size, whole = (folder / ADAPTERS).stat().st_size, file.stat().st_size
+    return (
+        f"{file} -> {folder}: {len(trained)} of {len(tensors)} tensors, {size / 1e6:.1f} of {whole / 1e6:.1f} MB; "
+        "the model again, with the WEIGHTS that the run started from: "
+        f"python run.py checkpoint merge {folder} --base WEIGHTS --out FOLDER\n"
+    )
+
+
+def merge(source: str, base: str, out: str) -> str:
+    """Write the model of a folder of adapters and the weights that they were trained on into a new folder; returns a line.
+
+    Raises:
+        UserError: if the folder or the weights cannot be read, they are other weights than the run's, or ``out`` is there.
+    """
+    folder = expanded(source)
+    file = folder / ADAPTERS
+    if not file.is_file():
+        raise UserError(f"{source}: holds no {ADAPTERS}; give a folder that `run.py checkpoint adapters` wrote")
+    trained, about = load_file(file), read_about(file)
+    if is_damaged(file, trained):
+        raise UserError(f"{file} is damaged: its tensors are not those that were written; take another copy")
+    model = _model_on(folder, base, about)
+    state = model.state_dict()
+    if digest(_parted(state)[1]) != about.get(BASE):
+        raise UserError(
+            f"--base {base}: is not what the adapters of {source} were trained on; give the weights that the run started from"
+        )
+    model.load_state_dict({**state, **trained})
+    target = _new_folder(out)
+    save_weights(target / MODEL_FILE, merged(model.state_dict(), about, str(file)))
+    _copy_beside(folder, target)
+    return f"{source} and {base} -> {target}: a model for x2vlm.load, run.py predict and init.checkpoint\n"
+
+
+def _parted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors that a run with adapters trains, and those that it leaves as they are, under the names of a plain model."""
+    targets = tuple({f"{name.partition('.')[0]}." for name in tensors if is_adapter(name)})
+    trained, base = {}, {}
+    for name, tensor in tensors.items():
+        if is_adapter(name) or not name.startswith(targets) or name.startswith(BESIDE_BLOCKS):
+            trained[name] = tensor
+        else:
+            base[plain_name(name)] = tensor
+    return trained, base
+
+
+def _model_on(folder: Path, base: str, about: Mapping[str, Any]) -> Any:
+    """The model of a run's config with the weights ``base``, as the run has started from them, and with fresh adapters."""
+    choice = choose(str(folder / CONFIG_FILE), [], None)
+    schema, task = choice.load()
+    started: Any = load_config(choice.config, [], schema)
+    if started.init.checkpoint is None:
+        raise UserError(
+            f"{folder / CONFIG_FILE}: its run started from no init.checkpoint, which --base would stand for"
+        )
+    config: Any = with_kept_inputs(load_config(choice.config, [f"init.checkpoint={base}"], schema), folder)
+    torch.manual_seed(config.seed)
+    model = task.build_model(config, len(load_tokenizer(config.model.text.encoder, "model.text.encoder")))
+    load_initial(task, config, model)
+    model.add_adapters(config_of(about, str(folder / ADAPTERS)), tuple(config.optim.frozen.steps))
+    return model
+
+
+def _new_folder(out: str) -> Path:
+    """An empty folder.
+
+    Raises:
+        UserError: if there is something at ``out``, or no folder to make it in.
+    """
+    folder = expanded(out)
+    if folder.exists():
+        raise UserError(f"--out {out}: is there already; give the name of a new folder")
+    if not folder.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {folder.parent}; make it first")
+    folder.mkdir()
+    return folder
+
+
+def _copy_beside(source: Path, target: Path) -> None:
+    """Copy the config, the tokenizer and the answers that a run keeps."""
+    shutil.copyfile(source / CONFIG_FILE, target / CONFIG_FILE)
+    if (source / ANSWERS).is_file():
+        shutil.copyfile(source / ANSWERS, target / ANSWERS)
+    if (source / TOKENIZER).is_dir():
+        shutil.copytree(source / TOKENIZER, target / TOKENIZER)
