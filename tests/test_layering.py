@@ -14,7 +14,7 @@ ALLOWED = {
     "scheduler": {"utils", "scheduler"},
     "optim": {"utils", "optim"},
     "metrics": {"utils", "metrics"},
-    "models": {"utils", "models"},
+    "models": {"utils", "optim", "models"},
     "dataset": {"utils", "dataset"},
     "demo": {"utils", "dataset", "demo"},
     "engine": {"utils", "optim", "scheduler", "engine"},

@@ -58,11 +58,11 @@ def test_two_ranks_follow_one_process_through_a_thaw(tmp_path, freeze):
 class Pretraining:
     """A picklable job: pre-train the demo on every rank, or resume; returns whether ranks have equal weights."""
 
-    def __init__(self, folder: Path, tiny: list[str]):
-        self.folder, self.tiny = folder, tiny
+    def __init__(self, folder: Path, tiny: list[str], override: str = "optim.freeze={vision: 3, text: 2}"):
+        self.folder, self.tiny, self.override = folder, tiny, override
 
     def __call__(self) -> bool:
-        run = pretraining(self.folder, self.tiny, "optim.freeze={vision: 3, text: 2}")
+        run = pretraining(self.folder, self.tiny, self.override)
         run.fit()
         weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
         return all(torch.equal(weights, other) for other in distributed.gather_objects(weights))
@@ -79,3 +79,14 @@ def test_two_ranks_resume_before_at_and_after_a_thaw(tmp_path, tiny_overrides):
         assert same(result(folder), result(whole)), f"resumed after {step} steps"
     names = [name for group in result(whole)["optimizer"]["param_groups"] for name in group["names"]]
     assert {"vision", "text"} < set(map(part_of, names))
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_with_adapters(tmp_path, tiny_overrides):
+    pytest.importorskip("peft", reason="adapters need the package peft")
+    (tmp_path / "out").mkdir()
+    whole, lora = tmp_path / "whole", "optim.lora={rank: 2, targets: [text, fusion]}"
+    assert on_two_ranks(Pretraining(whole, tiny_overrides, lora), tmp_path / "out") == [True, True]
+    folder = as_of_step(3, whole, tmp_path / "resumed")
+    assert on_two_ranks(Pretraining(folder, tiny_overrides, lora), tmp_path / "out") == [True, True]
+    assert same(result(folder), result(whole))

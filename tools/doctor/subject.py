@@ -83,7 +83,7 @@ class Subject:
             raise NotCheckedError("without the tokenizer, the size of the vocabulary is unknown")
         with torch.device("meta"):
             self.model = self.task.build_model(self.config, vocabulary)
-        self._freeze(self.model)
+        _freeze(self.config, self.model)
         return self.model
 
     def build_as_trained(self) -> Any:
@@ -94,12 +94,8 @@ class Subject:
         """
         model = self.task.build_model(self.config, None if self.tokenizer is None else len(self.tokenizer))
         add_adapters(self.config, model)
-        self._freeze(model)
+        _freeze(self.config, model)
         return model
-
-    def _freeze(self, model: Any) -> None:
-        if frozen := self.config.optim.frozen.frozen_for_good:
-            model.set_frozen(frozen)
 
     def read_training(self) -> Any:
         """Read the training data; micro-batches are tiny.
@@ -167,3 +163,9 @@ def shorten(names: Sequence[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def _freeze(config: Any, model: Any) -> None:
+    """Freeze what never trains in the run."""
+    if frozen := config.optim.frozen.frozen_for_good:
+        model.set_frozen(frozen)

@@ -1,0 +1,67 @@
+"""The train loop with adapters: a layer that the model does not call is told after the first step, not trained in silence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+pytest.importorskip("peft", reason="adapters need the package peft")
+
+from engine.run_folder import RunFolder
+from engine.train_config import TrainConfig
+from engine.trainer import Trainer
+from optim import OptimConfig
+from optim.lora import LoraConfig, add_adapters
+from scheduler import ScheduleConfig
+from tests.engine.frozen import Encoders
+from tests.engine.toy import Empty, ToyTask
+from utils.errors import UserError
+
+LORA = LoraConfig(rank=2)
+
+
+class ReadsAWeight(nn.Module):
+    """Reads the weight of its layer, as timm's BEiT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(3, 3)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return F.linear(states, self.qkv.weight, self.qkv.bias)
+
+
+def trainer(folder, model, layers) -> Trainer:
+    add_adapters({"vision": model.vision, "text": model.text}, layers, LORA)
+    task = ToyTask()
+    task.model = model
+    return Trainer(
+        task,
+        train=TrainConfig(steps=2, precision="fp32", log_every=1),
+        optim=OptimConfig(lr=0.1, lora=LORA),
+        schedule=ScheduleConfig(),
+        seed=0,
+        folder=RunFolder.open(folder, Empty(), resume=False)[0],
+        device=torch.device("cpu"),
+    )
+
+
+def test_an_adapter_whose_layer_is_not_called_is_told(tmp_path):
+    model = Encoders()
+    model.vision, model.text = ReadsAWeight(), nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(
+        UserError, match=r"2 adapters have no gradient, the first vision\.qkv\.lora_A.*leave vision out"
+    ):
+        trainer(tmp_path, model, ["vision.qkv", "text.0"]).fit()
+
+
+def test_adapters_whose_layers_are_called_train(tmp_path):
+    model = Encoders()
+    model.vision, model.text = nn.Sequential(nn.Linear(3, 3)), nn.Sequential(nn.Linear(3, 3))
+    run = trainer(tmp_path, model, ["vision.0", "text.0"])
+    before = model.vision[0].base_layer.weight.clone()
+    run.fit()
+    assert torch.equal(model.vision[0].base_layer.weight, before)
+    assert model.vision[0].lora_B["default"].weight.any()

@@ -1,0 +1,48 @@
+"""The config of low-rank adapters, their learning rate, and the merge of their weights by its formula."""
+
+import importlib.util
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from optim import OptimConfig, learning_rate
+from optim.lora import DOWN, UP, LoraConfig, check_package, merged
+from utils.errors import UserError
+
+
+def test_an_adapter_trains_at_the_rate_of_adapters():
+    name = f"vision.backbone.blocks.0.attn.qkv{DOWN}"
+    for lora, rate in (({"rank": 2, "lr": 0.5}, 0.5), ({"rank": 2}, 0.1)):
+        config = OptimConfig(lr=0.1, vision_lr=0.2, text_lr=0.3, lora=lora)
+        assert learning_rate(name, config, ()) == rate
+        assert learning_rate("vision.norm.weight", config, ()) == 0.2
+
+
+def test_a_part_has_adapters_or_is_frozen():
+    with pytest.raises(ValidationError, match=r"lora\.targets names text, whose adapters freeze\.text would keep"):
+        OptimConfig(lr=0.1, lora={"rank": 2, "targets": ["vision", "text"]}, freeze={"text": True})
+    OptimConfig(lr=0.1, lora={"rank": 2}, freeze={"text": True})
+
+
+@pytest.mark.parametrize("targets", [[], ["vision", "vision"], ["heads"]])
+def test_targets_are_parts_each_named_once(targets):
+    with pytest.raises(ValidationError):
+        LoraConfig(rank=2, targets=targets)
+
+
+def test_merging_adds_the_scaled_product_and_keeps_the_rest():
+    w, bias, a, b = torch.randn(5, 3), torch.randn(5), torch.randn(2, 3), torch.randn(5, 2)
+    tensors = {"x.q.base_layer.weight": w, "x.q.base_layer.bias": bias, f"x.q{DOWN}": a, f"x.q{UP}": b, "y.weight": a}
+    result = merged(tensors, LoraConfig(rank=2, alpha=6).about, "a file")
+    assert result.keys() == {"x.q.weight", "x.q.bias", "y.weight"}
+    torch.testing.assert_close(result["x.q.weight"], w + 3 * b @ a)
+    assert result["x.q.bias"] is bias
+
+
+def test_without_the_package_the_remedy_is_named(monkeypatch):
+    monkeypatch.setattr("optim.lora.find_spec", lambda name: None)
+    check_package(None)
+    with pytest.raises(UserError, match=r'optim.lora needs the package peft; install it: pip install "x2vlm\[lora\]"'):
+        check_package(LoraConfig(rank=2))
+    assert importlib.util.find_spec("optim")
