@@ -1,0 +1,98 @@
+"""Adapters against full fine-tuning on the demo's tasks: ``python -m benchmarks.adapters``, after ``make demo``.
+
+Each task is fine-tuned from the demo's pre-trained model at equal steps: all weights; low-rank adapters; with frozen vision and
+text encoders. ``run.py sweep`` makes the runs, and resumes. Printed are the metric that selects the weights, on the test split,
+and the planned memory of a step. docs/finetuning.md has the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.memory import FakeSteps, StepMemory
+from tasks.base import add_adapters
+from tasks.finetune import FineTuneTask
+from tasks.kinds import choose
+from tools import sweep
+from tools.plan.synthetic import synthetic_batch
+from utils.config import load_config
+
+TASKS = ("retrieval", "nlvr", "grounding", "vqa", "captioning")
+VARIANTS = {
+    "all weights": [],
+    "adapters of rank 8": ["optim.lora={rank: 8, lr: 3e-3}"],
+    "frozen vision and text": ["optim.freeze={vision: true, text: true}"],
+}
+LARGER = "configs/retrieval/coco_base_4m.yaml"
+"""A published config, for the memory of a model of the usual size."""
+
+
+def memory_of(path: str, overrides: Sequence[str]) -> StepMemory:
+    """Estimated memory of a step of a config on a GPU, on a micro-batch of its size."""
+    choice = choose(path, list(overrides), None)
+    schema, task = choice.load()
+    config: Any = load_config(choice.config, list(overrides), schema)
+
+    def build() -> Any:
+        model = task.build_model(config, None if config.model.text.knows_vocabulary else 210)
+        add_adapters(config, model)
+        return model
+
+    steps = FakeSteps(build, config.train, config.optim, as_on_gpu=True)
+    return steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=False)
+
+
+def measure_of(task: str) -> str:
+    """The metric that selects the weights of a task."""
+    kind = choose(f"configs/demo/{task}.yaml", [], None).load().task
+    assert issubclass(kind, FineTuneTask)
+    return kind.measure
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the runs that are missing, and print the tables; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", default=TASKS, help=f"of {', '.join(TASKS)} (default: all)")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--output", type=Path, default=Path("runs/adapters"))
+    flags = parser.parse_args(argv)
+    named = [
+        word
+        for name, overrides in VARIANTS.items()
+        for word in ("--variant", f"{name}: {' '.join(map(quoted, overrides))}")
+    ]
+    status, rows = 0, []
+    for task in flags.tasks:
+        folder = flags.output / task
+        placed = ["--seeds", flags.seeds, "--cpu", "1", "--output", str(folder)]
+        status |= sweep.main(["--config", f"configs/demo/{task}.yaml", *named, *placed])
+        measured, measure = json.loads((folder / "sweep.json").read_text(encoding="utf-8")), measure_of(task)
+        entries = [shown([run[measure] for run in measured[name]]) for name in VARIANTS]
+        rows.append(f"| `{task}`: {measure} | {' | '.join(entries)} |")
+    lines = [f"| | {' | '.join(VARIANTS)} |", f"|---|{'---|' * len(VARIANTS)}", *rows]
+    for path in (*(f"configs/demo/{task}.yaml" for task in flags.tasks), LARGER):
+        sizes = [f"{memory_of(path, overrides).total / 1e6:,.0f} MB" for overrides in VARIANTS.values()]
+        lines.append(f"| memory of a step, `{path}` | {' | '.join(sizes)} |")
+    sys.stdout.write("\n" + "\n".join(lines) + "\n")
+    return status
+
+
+def quoted(override: str) -> str:
+    """An override as a word of a shell."""
+    return f"'{override}'"
+
+
+def shown(values: Sequence[float]) -> str:
+    """Mean and standard deviation of several runs."""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
