@@ -28,6 +28,15 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 class ContrastiveConfig(Config):
     """The contrastive loss over the global batch."""
 
+    loss: Literal["softmax", "sigmoid"] = Field(
+        "softmax",
+        description="softmax: equation 1 of the paper; sigmoid: each pair is judged alone, matched or not (SigLIP)",
+    )
+    bias: float = Field(
+        -10.0,
+        description="initial bias of the sigmoid loss, which is learned; -log of the examples in a global batch is what a model "
+        "that knows nothing should have (SigLIP: -10)",
+    )
     gradient: Literal["exact", "released"] = Field(
         "exact",
         description="exact: the gradient that one process with the whole batch has; released: on several ranks, the "
@@ -70,6 +79,8 @@ class EmbeddedExamples(NamedTuple):
 class ContrastiveHead(nn.Module):
     """Projections to the joint space, and the temperature."""
 
+    bias: nn.Parameter | None
+
     def __init__(
         self, vision_width: int, text_width: int, embed_dim: int, temperature: float, config: ContrastiveConfig
     ):
@@ -78,6 +89,7 @@ class ContrastiveHead(nn.Module):
         self.vision_proj = nn.Linear(vision_width, embed_dim)
         self.text_proj = nn.Linear(text_width, embed_dim)
         self.temperature = nn.Parameter(torch.tensor(temperature))
+        self.register_parameter("bias", nn.Parameter(torch.tensor(config.bias)) if config.loss == "sigmoid" else None)
         self.cached: Iterator[CachedLoss] | None = None
         """Losses of the forward passes to come: see :mod:`models.gradient_cache`."""
 
@@ -88,6 +100,11 @@ class ContrastiveHead(nn.Module):
     def embed_text(self, texts: PackedTexts) -> Tensor:
         """Normalised embeddings (N, E) of texts, at least float32."""
         return F.normalize(losses.at_least_float32(self.text_proj(texts.cls)), dim=1)
+
+    @property
+    def scalars(self) -> tuple[nn.Parameter, ...]:
+        """The parameters of the loss itself: the temperature, and with the sigmoid loss the bias."""
+        return (self.temperature,) if self.bias is None else (self.temperature, self.bias)
 
     def clamp_temperature(self) -> None:
         """Keep the temperature in its range, before each step (as released)."""
@@ -100,14 +117,15 @@ class ContrastiveHead(nn.Module):
             return image @ text.t() / self.temperature
 
     def start_loss(self, embedded: EmbeddedExamples) -> Callable[[], Tensor]:
-        """Start eq. 1 over the global batch, summed over this rank's valid examples; each rank computes its local sum alone.
+        """Start the loss (eq. 1, or the sigmoid loss) over the global batch, summed over this rank's valid examples; each rank
+        computes its local sum alone.
 
         The method returns while the embeddings (N, E) of all ranks are still being gathered, so that the caller can start other
         work. The function that it returns waits for them and computes the loss. The gradient is that of the single-process loss,
         or 1/ranks of it (``config.gradient``).
         """
         if self.cached is not None:
-            return partial(next(self.cached).loss, embedded, self.temperature)
+            return partial(next(self.cached).loss, embedded, self.scalars)
         image, text, examples = embedded
         if self.config.gradient == "released":
             share = 1 / distributed.world_size()
@@ -121,6 +139,9 @@ class ContrastiveHead(nn.Module):
             all_ranks = losses.ContrastiveExamples(images, texts, valid.bool(), key)
             with torch.autocast(image.device.type, enabled=False):
                 offset = distributed.rank() * len(examples.valid)
+                if self.bias is not None:
+                    scalars = self.temperature, self.bias
+                    return losses.sigmoid_contrastive(local, all_ranks, offset, *scalars, examples.same_key)
                 return losses.contrastive(local, all_ranks, offset, self.temperature, examples.same_key)
 
         return finish

@@ -25,21 +25,19 @@ class CachedLoss:
     Attributes:
         value: () share of the loss.
         image, text: (N, E) gradients of the whole loss with respect to the embeddings.
-        temperature: () share of its gradient with respect to the temperature.
+        scalars: () shares of its gradients with respect to the parameters of the loss (:attr:`ContrastiveHead.scalars`).
     """
 
     value: Tensor
     image: Tensor
     text: Tensor
-    temperature: Tensor
+    scalars: tuple[Tensor, ...]
 
-    def loss(self, embedded: EmbeddedExamples, temperature: Tensor) -> Tensor:
+    def loss(self, embedded: EmbeddedExamples, scalars: Sequence[Tensor]) -> Tensor:
         """The value, with these gradients."""
-        linear = (
-            (embedded.image * self.image).sum()
-            + (embedded.text * self.text).sum()
-            + (temperature * self.temperature).sum()
-        )
+        linear = (embedded.image * self.image).sum() + (embedded.text * self.text).sum()
+        for scalar, gradient in zip(scalars, self.scalars, strict=True):
+            linear = linear + scalar * gradient
         return self.value + (linear - linear.detach())
 
 
@@ -73,9 +71,9 @@ def _losses(head: ContrastiveHead, embedded: Sequence[EmbeddedExamples]) -> list
             ),
         )
         loss = head.start_loss(whole)()
-        image, text, temperature = torch.autograd.grad(loss, (whole.image, whole.text, head.temperature))
+        image, text, *scalars = torch.autograd.grad(loss, (whole.image, whole.text, *head.scalars))
     share = 1 / len(embedded)
     return [
-        CachedLoss(loss.detach() * share, *gradients, temperature * share)
+        CachedLoss(loss.detach() * share, *gradients, tuple(scalar * share for scalar in scalars))
         for gradients in zip(image.split(sizes), text.split(sizes), strict=True)
     ]

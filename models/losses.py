@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ def contrastive(
         same_key: role of other examples of the same key; see :class:`models.multigrained.IdenticalTexts`.
     """
     count = len(all_ranks.valid)
-    run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _compare if count <= COLUMNS else _recomputed
+    run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _compare if count <= COLUMNS else partial(_recomputed, _compare)
     loss = local.image.new_zeros(())
     for queries, keys in ((local.image, all_ranks.text), (local.text, all_ranks.image)):
         blocks = []
@@ -73,6 +74,60 @@ def contrastive(
         likelihood = of_positives.sum(dim=0) / positives.sum(dim=0) - of_all.logsumexp(dim=0)
         loss = loss - likelihood.masked_fill(~local.valid, 0).sum() / 2
     return loss
+
+
+def sigmoid_contrastive(
+    local: ContrastiveExamples,
+    all_ranks: ContrastiveExamples,
+    offset: int,
+    temperature: Tensor,
+    bias: Tensor,
+    same_key: SameKey,
+) -> Tensor:
+    """The sigmoid loss (Zhai et al., 2023, arXiv:2303.15343): each pair is judged alone, matched or not, by the sigmoid of its
+    similarity. The mean of both directions, summed over this rank's valid examples; arguments as in :func:`contrastive`.
+
+    Args:
+        bias: () added to the divided similarities: a priori, most pairs do not match.
+    """
+    count = len(all_ranks.valid)
+    loss = local.image.new_zeros(())
+    for queries, keys in ((local.image, all_ranks.text), (local.text, all_ranks.image)):
+        for start in range(0, count, COLUMNS):
+            block = slice(start, start + COLUMNS)
+            theirs = all_ranks.key[block], all_ranks.valid[block]
+            arguments = (queries, keys[block], temperature, bias, local.key, theirs, offset - start, same_key)
+            judged = _judge(*arguments) if count <= COLUMNS else _recomputed(_judge, *arguments)
+            loss = loss + judged.masked_fill(~local.valid, 0).sum() / 2
+    return loss
+
+
+def _judge(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: Tensor,
+    bias: Tensor,
+    key: Tensor,
+    theirs: tuple[Tensor, Tensor],
+    offset: int,
+    same_key: SameKey,
+) -> Tensor:
+    """The sigmoid losses of n queries, (n,), each summed over m keys; arguments as in :func:`_compare`."""
+    hidden, positive = _roles(key, theirs, offset, same_key)
+    logits = queries @ keys.t() / temperature + bias
+    return -F.logsigmoid(torch.where(positive, logits, -logits)).masked_fill(hidden, 0).sum(dim=1)
+
+
+def _roles(key: Tensor, theirs: tuple[Tensor, Tensor], offset: int, same_key: SameKey) -> tuple[Tensor, Tensor]:
+    """Masks (n, m) of pairs that do not count, and of those that match, for queries with ``key`` (n,); see :func:`_compare`."""
+    their_key, their_valid = theirs
+    numbers = torch.arange(len(key), device=key.device) + offset
+    itself = numbers.unsqueeze(1) == torch.arange(len(their_key), device=key.device)
+    equal_key = (key.unsqueeze(1) == their_key.unsqueeze(0)) & their_valid | itself
+    hidden = ~their_valid & ~itself
+    if same_key == "ignore":
+        hidden = hidden | equal_key & ~itself
+    return hidden, equal_key if same_key == "positive" else itself
 
 
 def _compare(
@@ -89,25 +144,15 @@ def _compare(
     Returns:
         For each query, (n,): the log of the sum of exponentials over the keys, the sum over its positives, and their number.
     """
-    their_key, their_valid = theirs
-    numbers = torch.arange(len(queries), device=key.device) + offset
-    itself = numbers.unsqueeze(1) == torch.arange(len(keys), device=key.device)
-    equal_key = (key.unsqueeze(1) == their_key.unsqueeze(0)) & their_valid | itself
-    hidden = ~their_valid & ~itself
-    if same_key == "ignore":
-        hidden = hidden | equal_key & ~itself
-    positive = equal_key if same_key == "positive" else itself
+    hidden, positive = _roles(key, theirs, offset, same_key)
     # Not -inf: a block of hidden columns alone has to have a gradient of 0, and not NaN.
     likeness = (queries @ keys.t() / temperature).masked_fill(hidden, torch.finfo(queries.dtype).min / 2)
     return likeness.logsumexp(dim=1), likeness.masked_fill(~positive, 0).sum(dim=1), positive.sum(dim=1)
 
 
-def _recomputed(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`_compare`, once more in the backward pass: only the results stay in memory."""
-    compared: tuple[Tensor, Tensor, Tensor] = checkpoint(
-        _compare, *arguments, use_reentrant=False, preserve_rng_state=False
-    )
-    return compared
+def _recomputed(compare: Callable[..., Any], *arguments: Any) -> Any:
+    """``compare``, once more in the backward pass: only the results stay in memory."""
+    return checkpoint(compare, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def matching(logits: Tensor, matched: Tensor, valid: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class AlignedStream(Stream):
         if self.has_images:
             parts.append(model.vision.backbone)
         if "contrastive" in losses:
-            yield model.contrastive.temperature
+            yield from model.contrastive.scalars
             parts.append(model.contrastive.text_proj)
             if self.has_images:
                 parts.append(model.contrastive.vision_proj)

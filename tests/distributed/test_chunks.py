@@ -32,11 +32,11 @@ def rows_of(batch: PretrainBatch, rows: slice) -> PretrainBatch:
     return PretrainBatch(ImageTextBatch(images.pixels[rows], text, images.valid[rows]), None, None)
 
 
-def in_chunks(chunks: int, gradient: str = "exact", double: bool = False) -> PretrainModel:
+def in_chunks(chunks: int, gradient: str = "exact", double: bool = False, loss: str = "softmax") -> PretrainModel:
     model = build(gradient)
-    contrastive = model.config.contrastive.model_copy(update={"chunks": chunks})
+    contrastive = model.config.contrastive.model_copy(update={"chunks": chunks, "loss": loss})
     model = PretrainModel(model.config.model_copy(update={"contrastive": contrastive}), weights=WEIGHTS).eval()
-    model.load_state_dict(build(gradient).state_dict())
+    model.load_state_dict({**model.state_dict(), **build(gradient).state_dict()})
     model.box_head.requires_grad_(False)
     return model.double() if double else model
 
@@ -66,16 +66,18 @@ def assert_equal(found: dict, expected: dict, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("columns", [4096, 3])
-def test_chunks_give_loss_and_gradients_of_one_micro_batch(columns, monkeypatch):
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_chunks_give_loss_and_gradients_of_one_micro_batch(loss, columns, monkeypatch):
     """In float64, with examples that are compared in one block and in several."""
     batch = whole()
     batch = replace(batch, images=replace(batch.images, pixels=batch.images.pixels.double()))
-    large = in_chunks(1, double=True)
+    large = in_chunks(1, double=True, loss=loss)
     expected = gradients(large, large, batch)
     monkeypatch.setattr(losses, "COLUMNS", columns)
     for size in (1, 2):
         parts = [rows_of(batch, slice(start, start + size)) for start in range(0, 4, size)]
-        found = step(in_chunks(4 // size, double=True), parts)
+        found = step(in_chunks(4 // size, double=True, loss=loss), parts)
+        assert ("contrastive.bias" in found) == (loss == "sigmoid")
         assert_equal(found, expected, 1e-9)
 
 

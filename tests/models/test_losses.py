@@ -31,6 +31,36 @@ def test_contrastive_is_the_mean_of_both_cross_entropies():
     torch.testing.assert_close(contrastive(local) / 5, expected)
 
 
+BIAS = torch.tensor(-2.0)
+
+
+def sigmoid(local, all_ranks=None, offset=0, same_key="negative") -> torch.Tensor:
+    return losses.sigmoid_contrastive(local, all_ranks or local, offset, TEMPERATURE, BIAS, same_key)
+
+
+def test_the_sigmoid_loss_judges_each_pair_by_itself():
+    local = examples(5)
+    logits = local.image @ local.text.t() / TEMPERATURE + BIAS
+    expected = F.binary_cross_entropy_with_logits(logits, torch.eye(5), reduction="sum")
+    torch.testing.assert_close(sigmoid(local), expected)
+    alone = [sigmoid(ContrastiveExamples(*(part[i : i + 1] for part in local)), local, i) for i in range(5)]
+    torch.testing.assert_close(sum(alone), expected)
+
+
+def test_examples_of_one_key_are_negatives_left_out_or_matched_by_the_sigmoid_loss():
+    same = examples(4, key=[7, 7, 1, 2], valid=[True, True, True, False])
+    logits = (same.image @ same.text.t() / TEMPERATURE + BIAS)[:3, :3]
+    matched, equal = torch.eye(3), torch.zeros(3, 3)
+    equal[0, 1] = equal[1, 0] = 1
+    for same_key, target, weight in (
+        ("negative", matched, None),
+        ("ignore", matched, 1 - equal),
+        ("positive", matched + equal, None),
+    ):
+        expected = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum")
+        torch.testing.assert_close(sigmoid(same, same_key=same_key), expected)
+
+
 def test_examples_that_do_not_count_are_neither_queries_nor_negatives():
     whole, cut = examples(5, valid=[True, True, False, True, False]), [0, 1, 3]
     kept = ContrastiveExamples(*(part[cut] for part in whole))
@@ -63,7 +93,8 @@ def test_no_valid_example_gives_zero_and_finite_gradients(n):
 
 @pytest.mark.parametrize("same_key", ["negative", "ignore", "positive"])
 @pytest.mark.parametrize("columns", [1, 3, 4])
-def test_blocks_of_columns_give_the_same_loss_and_gradients(same_key, columns, monkeypatch):
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_blocks_of_columns_give_the_same_loss_and_gradients(kind, same_key, columns, monkeypatch):
     """Whole blocks of examples do not count; examples of one key lie in several blocks."""
 
     def loss_and_gradients() -> list[torch.Tensor]:
@@ -75,7 +106,11 @@ def test_blocks_of_columns_give_the_same_loss_and_gradients(same_key, columns, m
             TEMPERATURE.clone().requires_grad_(),
         ]
         local = ContrastiveExamples(*(part[2:6] for part in everything))
-        loss = losses.contrastive(local, everything, 2, leaves[2], same_key)
+        if kind == "softmax":
+            loss = losses.contrastive(local, everything, 2, leaves[2], same_key)
+        else:
+            leaves.append(BIAS.clone().requires_grad_())
+            loss = losses.sigmoid_contrastive(local, everything, 2, *leaves[2:], same_key)
         return [loss, *torch.autograd.grad(loss, leaves)]
 
     expected = loss_and_gradients()
