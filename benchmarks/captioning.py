@@ -24,6 +24,7 @@ from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.xvlm import ModelConfig
 from utils.flags import positive
+from utils.image_size import in_words, sides_of
 
 TOKENS = CaptionTokens(prompt=(101, 1037, 3861, 1997), end=102, mask=103, pad=0)
 DECODING = DecodingConfig(beams=3, min_length=19, max_length=20, no_repeat_ngram=3)
@@ -75,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     torch.manual_seed(0)
     model = build(64, 2, 2, 64) if flags.small else build(768, 12, 6, 480)
-    side = model.config.vision.image_size
+    sides = sides_of(model.config.vision.image_size)
     ratios = []
     for number in range(flags.rounds + 1):
-        memory = model.images_memory(torch.randn(flags.images, 3, side, side))
+        memory = model.images_memory(torch.randn(flags.images, 3, *sides))
         uncached_s, expected = timed(UncachedDecoder(model, memory, TOKENS.mask), flags.images)
         cached_s, captions = timed(CaptionDecoder(model, memory, TOKENS.mask), flags.images)
         assert torch.equal(captions.tokens, expected.tokens), "the captions differ"
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{flags.images} captions uncached {uncached_s:.2f} s, cached {cached_s:.2f} s, "
                 f"ratio {ratios[-1]:.2f}, same words\n"
             )
-    sys.stdout.write(f"3 beams, 20 pieces, {side} px, {torch.get_num_threads()} threads\n")
+    sys.stdout.write(f"3 beams, 20 pieces, {in_words(sides)}, {torch.get_num_threads()} threads\n")
     sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.blocks import heads_error
 from utils.config import Config
 from utils.errors import UserError
+from utils.image_size import ImageSize, sides_of
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -65,7 +66,9 @@ class VisionConfig(Config):
     """A timm ViT by name; null sizes are the backbone's."""
 
     backbone: str = Field("beitv2_base_patch16_224", description="name of a timm ViT (`timm.list_models()`)")
-    image_size: int = Field(224, ge=1, description="side of the square input, pixels")
+    image_size: ImageSize = Field(
+        224, description="side of the square input in pixels; or [height, width], for images that share another aspect"
+    )
     patch_size: int | None = Field(None, ge=1, description="side of a patch, pixels; null: the backbone's")
     width: int | None = Field(None, ge=1, description="width of the states; null: the backbone's")
     depth: int | None = Field(None, ge=1, description="number of blocks; null: the backbone's")
@@ -189,7 +192,7 @@ def _frame_table(config: VideoConfig, width: int) -> nn.Parameter:
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, config.frames, 1, width), std=0.02))
 
 
-def _check_sizes(image_size: int, patch_size: int | None, width: int | None, heads: int | None) -> None:
+def _check_sizes(image_size: ImageSize, patch_size: int | None, width: int | None, heads: int | None) -> None:
     """Check the sizes of a config or of a backbone; None: the backbone's, which is not known yet.
 
     Not every backbone of timm refuses sizes that do not divide each other.
@@ -197,12 +200,13 @@ def _check_sizes(image_size: int, patch_size: int | None, width: int | None, hea
     Raises:
         UserError: a size does not divide the other.
     """
-    if patch_size is not None and image_size % patch_size:
-        below = image_size - image_size % patch_size
-        sizes = " or ".join(str(size) for size in (below, below + patch_size) if size)
-        raise UserError(
-            f"model.vision: image_size {image_size} is not a multiple of patch_size {patch_size}; {sizes} would do"
-        )
+    for side in sides_of(image_size):
+        if patch_size is not None and side % patch_size:
+            below = side - side % patch_size
+            sizes = " or ".join(str(size) for size in (below, below + patch_size) if size)
+            raise UserError(
+                f"model.vision: image_size {side} is not a multiple of patch_size {patch_size}; {sizes} would do"
+            )
     error = None if width is None or heads is None else heads_error(width, heads)
     if error:
         raise UserError(f"model.vision: {error}")

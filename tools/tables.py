@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.reproduce.cells import ReadyCell, chosen, ready
+from utils.image_size import in_words
 
 WIDTH = 110
 
@@ -88,7 +89,7 @@ def facts_of(config: Any) -> str:
     facts = [
         length,
         f"{train.global_batch} examples a step" if train.global_batch else "",
-        f"{model.vision.image_size} px",
+        in_words(model.vision.image_size),
     ]
     facts += [f"k = {evaluation.candidates}"] if getattr(evaluation, "candidates", None) else []
     facts += [f"seed {config.seed}"]

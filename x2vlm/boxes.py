@@ -16,6 +16,7 @@ from models.losses import at_least_float32
 from models.multigrained import MultiGrainedModel
 from models.packing import PackedTexts
 from models.vision import Concepts
+from utils.image_size import sides_of
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,10 @@ def _region_scores(
     ``boxes`` (N, 4) as centre and size, relative to their images.
     """
     vision = network.vision
-    size, corners = vision.config.image_size, torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
-    masks = torch.stack([patch_mask((size * box).tolist(), size, vision.patch_size) for box in corners])
+    height, width = size = sides_of(vision.config.image_size)
+    corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
+    pixels = corners * torch.tensor([width, height, width, height])
+    masks = torch.stack([patch_mask(box.tolist(), size, vision.patch_size) for box in pixels])
     regions = vision.regions(images, masks.to(image_index.device), image_index)
     (cls,) = network.fusion.fuse([FusionPass.cls(texts, network.fusion.region_memories(regions, images)[0])])
     scores: list[float] = at_least_float32(network.matching_head(cls)).softmax(dim=1)[:, 1].tolist()

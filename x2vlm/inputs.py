@@ -20,6 +20,7 @@ from dataset.media.video import LIST_SUFFIX, FrameSampler, VideoSource, sample_f
 from dataset.records.schema import BrokenRecordError, ImageSource
 from tasks.drawing.images import fitted, joined
 from utils.errors import UserError
+from utils.image_size import ImageSize
 from x2vlm.calls import VIDEO_SUFFIXES
 
 OF_VIDEOS = (*VIDEO_SUFFIXES, LIST_SUFFIX)
@@ -69,12 +70,12 @@ class Reader:
     """Reads images, turned as their EXIF orientation says, with transparency laid on white; or videos.
 
     Args:
-        image_size: S.
+        image_size: of the views.
         max_pixels: images with more are refused before they are decoded.
         videos: how frames are taken of videos; None: the model is one of images.
     """
 
-    def __init__(self, image_size: int, max_pixels: int, videos: FrameSampler | None):
+    def __init__(self, image_size: ImageSize, max_pixels: int, videos: FrameSampler | None):
         self.image_size, self.max_pixels, self.videos = image_size, max_pixels, videos
 
     def __call__(self, image: Image) -> View:

@@ -12,6 +12,7 @@ from tasks.base import ANSWERS, TOKENIZER
 from utils.config import dump_config
 from utils.errors import UserError
 from utils.files import expanded, write_text
+from utils.image_size import in_words
 from utils.version import VERSION
 from utils.weight_file import save_weights
 from x2vlm.calls import CALLS
@@ -57,7 +58,7 @@ def card(model: Model, name: str) -> str:
     about = {
         "task": model.settings.task,
         "parameters": f"{parameters:.1f} M",
-        "images": f"{vision.image_size} px" + (f", {vision.video.frames} frames" if vision.video else ""),
+        "images": in_words(vision.image_size) + (f", {vision.video.frames} frames" if vision.video else ""),
         "words": f"{len(model.tokenizer):,}",
         "answers": f"{len(model.answers):,}" if model.answers else "",
         "saved by": f"x2vlm {VERSION}",

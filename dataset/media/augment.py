@@ -19,6 +19,7 @@ from torch.utils.data import default_collate
 
 from dataset.media.encoded import EncodedImage, crop, pixels_of
 from utils.config import Config
+from utils.image_size import ImageSize, sides_of
 
 FILL = 128
 """Grey level that geometric operations bring in from outside the image."""
@@ -54,7 +55,8 @@ class AugmentConfig(RegionAugmentConfig):
         (0.2, 1.0), description="least and greatest share of an image's area that a crop keeps"
     )
     ratio: tuple[float, float] = Field(
-        (3 / 4, 4 / 3), description="least and greatest ratio of width to height of a crop"
+        (3 / 4, 4 / 3),
+        description="least and greatest ratio of width to height of a crop, relative to that of the model's input",
     )
 
     @model_validator(mode="after")
@@ -67,34 +69,38 @@ class AugmentConfig(RegionAugmentConfig):
 
 
 def random_resized_crop(
-    image: Tensor | EncodedImage, size: int, config: AugmentConfig, rng: np.random.Generator
+    image: Tensor | EncodedImage, size: ImageSize, config: AugmentConfig, rng: np.random.Generator
 ) -> Tensor:
-    """A random part of ``image``, resized to (3, ``size``, ``size``) with antialiased bicubic interpolation."""
-    part = draw_crop(image.shape[1], image.shape[2], config, rng)
+    """A random part of ``image``, resized to ``size`` with antialiased bicubic interpolation: (3, H, W)."""
+    height, width = sides_of(size)
+    part = draw_crop(image.shape[1], image.shape[2], config, rng, width / height)
     return resize(crop(image, *part), size)
 
 
-def draw_crop(height: int, width: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random part of an image.
+def draw_crop(
+    height: int, width: int, config: AugmentConfig, rng: np.random.Generator, aspect: float = 1.0
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random part of an image, for an input whose ratio of width to height is ``aspect``.
 
     The area is uniform in ``config.scale``, the ratio log-uniform in ``config.ratio``; after ten draws that do not fit, the
     largest central crop whose ratio is allowed (as torchvision's ``RandomResizedCrop``).
     """
-    low, high = math.log(config.ratio[0]), math.log(config.ratio[1])
+    least, greatest = (aspect * ratio for ratio in config.ratio)
+    low, high = math.log(least), math.log(greatest)
     for _ in range(_CROP_ATTEMPTS):
         area = height * width * rng.uniform(*config.scale)
         ratio = math.exp(rng.uniform(low, high))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    w = min(width, max(1, round(height * config.ratio[1])))
-    h = min(height, max(1, round(width / config.ratio[0])))
+    w = min(width, max(1, round(height * greatest)))
+    h = min(height, max(1, round(width / least)))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resize(image: Tensor, size: int) -> Tensor:
-    """(3, H, W) uint8 -> (3, ``size``, ``size``) uint8, bicubic with antialiasing; the aspect is not kept."""
-    return _resize(image, size, size)
+def resize(image: Tensor, size: ImageSize) -> Tensor:
+    """(3, H, W) uint8 -> (3, h, w) uint8 of ``size``, bicubic with antialiasing; the aspect is not kept."""
+    return _resize(image, *sides_of(size))
 
 
 def shrink(image: Tensor, short_side: int) -> Tensor:
@@ -115,22 +121,22 @@ def _resize(image: Tensor, height: int, width: int) -> Tensor:
 
 def training_view(
     image: Tensor | EncodedImage,
-    size: int,
+    size: ImageSize,
     config: AugmentConfig,
     augment: RandAugment,
     rng: np.random.Generator,
     *,
     may_flip: bool,
 ) -> Tensor:
-    """A random crop at (3, ``size``, ``size``), mirrored with probability ``config.flip`` if it may be, then RandAugment."""
+    """A random crop of ``size``, mirrored with probability ``config.flip`` if it may be, then RandAugment."""
     view = random_resized_crop(image, size, config, rng)
     if rng.random() < config.flip and may_flip:
         view = hflip(view)
     return augment(view, rng)
 
 
-def evaluation_view(image: Tensor | EncodedImage, size: int) -> Tensor:
-    """The whole image at (3, ``size``, ``size``), without a centre crop (released)."""
+def evaluation_view(image: Tensor | EncodedImage, size: ImageSize) -> Tensor:
+    """The whole image at ``size``, without a centre crop (released)."""
     return resize(pixels_of(image), size).contiguous()
 
 

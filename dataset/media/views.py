@@ -14,13 +14,14 @@ from dataset.media.encoded import EncodedImage, PixelsAre, decode, for_boxes
 from dataset.media.video import FrameSampler, VideoSource
 from dataset.records.schema import BrokenRecordError, ImageSource
 from utils.errors import UserError
+from utils.image_size import ImageSize, sides_of
 
 
 class TrainingView:
-    """An image as training sees it, (3, S, S) uint8, or frames of a video, (F, 3, S, S), each a view of its own.
+    """An image as training sees it, (3, H, W) uint8, or frames of a video, (F, 3, H, W), each a view of its own.
 
     Args:
-        image_size: S.
+        image_size: H and W.
         max_pixels: see :class:`~dataset.media.encoded.EncodedImage`.
         augment: what is done to each image.
         videos: how frames are taken of videos; None where there are none.
@@ -29,7 +30,7 @@ class TrainingView:
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         max_pixels: int,
         augment: AugmentConfig,
         videos: FrameSampler | None = None,
@@ -58,7 +59,7 @@ class TrainingView:
 
 
 class EvaluationView:
-    """An image as evaluation sees it: the whole of it, (3, S, S) uint8; or whole frames of a video, (F, 3, S, S).
+    """An image as evaluation sees it: the whole of it, (3, H, W) uint8; or whole frames of a video, (F, 3, H, W).
 
     With ``shuffle_frames`` the frames of a video are put into an order drawn from its place: what the model makes of them
     then shows how far it looks at their order.
@@ -66,7 +67,7 @@ class EvaluationView:
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         max_pixels: int,
         videos: FrameSampler | None = None,
         *,
@@ -121,6 +122,6 @@ def check_size(image: Tensor | EncodedImage, size: tuple[int, int], place: str) 
         raise BrokenRecordError("unreadable image", place, f"is of {actual} pixels, in the annotations of {size}")
 
 
-def black(size: int) -> Tensor:
+def black(size: ImageSize) -> Tensor:
     """A black image for a row that does not count."""
-    return torch.zeros(3, size, size, dtype=torch.uint8)
+    return torch.zeros(3, *sides_of(size), dtype=torch.uint8)

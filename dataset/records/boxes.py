@@ -13,6 +13,7 @@ from torch import Tensor
 from dataset.media.encoded import EncodedImage, crop
 from dataset.records.schema import Box, BrokenRecordError, Element, RegionRecord, place_box
 from utils.batch import BrokenRecord
+from utils.image_size import ImageSize, grid_of
 
 WHOLE_BOX: Box = (0.5, 0.5, 1.0, 1.0)
 """Centre and size, relative, of the whole image."""
@@ -118,17 +119,17 @@ def flip_box(box_cxcywh: Box) -> Box:
     return 1 - cx, cy, w, h
 
 
-def patch_mask(box_xywh: Sequence[float], image_size: int, patch_size: int) -> Tensor:
+def patch_mask(box_xywh: Sequence[float], image_size: ImageSize, patch_size: int) -> Tensor:
     """The patches that a box touches: (P,) bool, row-major, at least one True.
 
-    ``box_xywh`` in pixels of the input of ``image_size`` x ``image_size``. Columns floor(x / p) up to ceil((x + w) / p), rows
+    ``box_xywh`` in pixels of the input. Columns floor(x / p) up to ceil((x + w) / p), rows
     alike, clamped to the grid (released, without the entry for [CLS]). An edge within a millionth of a patch of a grid line
     counts as on it, so that rounding in a flip or a resize adds no row of patches.
     """
-    grid = image_size // patch_size
+    rows, columns = grid_of(image_size, patch_size)
     x, y, w, h = box_xywh
-    mask = torch.zeros(grid, grid, dtype=torch.bool)
-    (left, right), (top, bottom) = _cells(x, w, patch_size, grid), _cells(y, h, patch_size, grid)
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    (left, right), (top, bottom) = _cells(x, w, patch_size, columns), _cells(y, h, patch_size, rows)
     mask[top:bottom, left:right] = True
     return mask.flatten()
 

@@ -22,6 +22,7 @@ from dataset.tasks.account import Account, filled
 from dataset.text.processors import PlainTextProcessor, TextLimits, clean_caption, clean_question
 from dataset.workers import in_workers, reading
 from utils.batch import Batch, MicroBatch
+from utils.image_size import ImageSize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -64,7 +65,7 @@ class FineTuneBatches(ABC, Generic[D, E]):
     Args:
         data: the training split and its augmentation.
         tokenizer: see :class:`~dataset.text.processors.PlainTextProcessor`.
-        image_size: side of the input in pixels.
+        image_size: side of the input in pixels, or its height and width.
         seed: of order and augmentation.
         frames: of a video; None where the data are images.
 
@@ -80,7 +81,7 @@ class FineTuneBatches(ABC, Generic[D, E]):
         data: D,
         *,
         tokenizer: PreTrainedTokenizerFast,
-        image_size: int,
+        image_size: ImageSize,
         seed: int,
         frames: int | None = None,
     ):
@@ -190,7 +191,7 @@ def frame_sampler(data: MediaDataConfig, frames: int | None) -> FrameSampler | N
 
 
 def media_view(
-    data: MediaDataConfig, sources: Sequence[ImageSource | VideoSource], frames: int | None, image_size: int
+    data: MediaDataConfig, sources: Sequence[ImageSource | VideoSource], frames: int | None, image_size: ImageSize
 ) -> TrainingView:
     """How training sees ``sources``.
 

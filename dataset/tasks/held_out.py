@@ -17,6 +17,7 @@ from dataset.shards.readers import Shards
 from dataset.shards.remote.server import RemoteConfig
 from dataset.tasks.streams.pairs import VideoStreamConfig
 from dataset.text.processors import TextProcessor, clean_alternatives, clean_caption
+from utils.image_size import ImageSize
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def read_held_out(
     files: Sequence[str],
     processor: TextProcessor,
     *,
-    image_size: int,
+    image_size: ImageSize,
     keys: ImageKeys,
     caption_key: str = "caption",
     max_pixels: int = 80_000_000,
@@ -74,7 +75,7 @@ def read_held_out_videos(
     config: VideoStreamConfig,
     sampler: FrameSampler,
     *,
-    image_size: int,
+    image_size: ImageSize,
     limit: int | None = None,
     config_key: str = "evaluation.video_files",
     index_folder: str | None = None,
@@ -111,7 +112,7 @@ def _whole(shards: Shards, limit: int | None, read: Callable[[RawRecord], HeldOu
 def _read_one(
     raw: RawRecord,
     processor: TextProcessor,
-    image_size: int,
+    image_size: ImageSize,
     keys: ImageKeys,
     caption_key: str,
     decoding: tuple[int, PixelsAre],

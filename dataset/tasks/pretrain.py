@@ -23,6 +23,7 @@ from dataset.text.processors import TextDataConfig, TextProcessor
 from utils.addresses import is_address
 from utils.batch import MicroBatch, PretrainBatch
 from utils.errors import UserError
+from utils.image_size import ImageSize, sides_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -117,8 +118,8 @@ class PretrainBatches:
     Args:
         data: the streams.
         tokenizer: see :class:`~dataset.text.processors.TextProcessor`.
-        image_size: side of the input in pixels.
-        patch_size: side of a patch; must divide ``image_size``.
+        image_size: side of the input in pixels, or its height and width.
+        patch_size: side of a patch; must divide both.
         seed: of order, augmentation and masking.
         world_size: processes that share the data.
         frames: of a video; None where the model is one of images.
@@ -135,7 +136,7 @@ class PretrainBatches:
         data: DataConfig,
         *,
         tokenizer: PreTrainedTokenizerFast,
-        image_size: int,
+        image_size: ImageSize,
         patch_size: int,
         seed: int,
         world_size: int = 1,
@@ -143,7 +144,7 @@ class PretrainBatches:
         accumulate: int = 1,
         static: bool = False,
     ):
-        if image_size % patch_size:
+        if any(side % patch_size for side in sides_of(image_size)):
             raise UserError(f"image size {image_size} is not a multiple of patch size {patch_size}; change one of them")
         self.text = TextProcessor(tokenizer, data.text, static=static)
         streams, clean_sets = data.streams(), data.clean_sets()

@@ -178,13 +178,8 @@ def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadR
         return _fit_frames(name, tensor, parameter, report)
     if not name.endswith(BIAS_TABLE) or tensor.shape[0] == parameter.shape[0]:
         return tensor
-    rows, columns = model.vision.grid
-    if rows != columns:
-        raise UserError(
-            f"{report.source}: {name} can only be resized to a square patch grid, not to {rows} x {columns}"
-        )
     try:
-        resized = resize_bias_table(tensor, rows)
+        resized = resize_bias_table(tensor, *model.vision.grid)
     except ValueError as error:
         raise UserError(f"{report.source}: {name} cannot be resized: {error}") from None
     report.resized[name] = f"{tensor.shape[0]} to {resized.shape[0]} rows"

@@ -15,8 +15,8 @@ from torch import Tensor
 CLS_ROWS = 3
 
 
-def resize_bias_table(table: Tensor, target_patches: int) -> Tensor:
-    """Resize ((2A - 1)^2 + 3, heads) to ((2B - 1)^2 + 3, heads), B = ``target_patches`` along a side of the grid.
+def resize_bias_table(table: Tensor, rows: int, columns: int) -> Tensor:
+    """Resize ((2A - 1)^2 + 3, heads) to ((2R - 1) (2C - 1) + 3, heads), for a grid of R ``rows`` and C ``columns``.
 
     Raises:
         ValueError: if the table does not belong to a square grid.
@@ -24,20 +24,18 @@ def resize_bias_table(table: Tensor, target_patches: int) -> Tensor:
     # Imported here: it takes a second, and most runs resize no table.
     from scipy.interpolate import RectBivariateSpline
 
-    target_side = 2 * target_patches - 1
-    if table.shape[0] == target_side**2 + CLS_ROWS:
+    high, wide = 2 * rows - 1, 2 * columns - 1
+    if table.shape[0] == high * wide + CLS_ROWS:
         return table
     source_side = table_side(table.shape[0])
     offsets, extra = table[:-CLS_ROWS], table[-CLS_ROWS:]
-    source, target = _spread(source_side, target_side), np.arange(target_side) - target_side // 2
-    # The spread can end short of the target's last offset; the spline then holds its edge value.
-    read_at = np.clip(target, source[0], source[-1])
+    (source_y, read_y), (source_x, read_x) = (_offsets(source_side, side) for side in (high, wide))
     grids = offsets.double().numpy().reshape(source_side, source_side, -1)
     resized = [
-        RectBivariateSpline(source, source, grids[:, :, head], kx=3, ky=3, s=0)(read_at, read_at)
+        RectBivariateSpline(source_y, source_x, grids[:, :, head], kx=3, ky=3, s=0)(read_y, read_x)
         for head in range(grids.shape[2])
     ]
-    flat = torch.from_numpy(np.stack(resized, axis=2).reshape(target_side**2, -1)).to(table.dtype)
+    flat = torch.from_numpy(np.stack(resized, axis=2).reshape(high * wide, -1)).to(table.dtype)
     return torch.cat([flat, extra])
 
 
@@ -49,6 +47,14 @@ def table_side(rows: int) -> int:
     if side < 5:
         raise ValueError(f"a bias table of {rows} rows is too small for a cubic spline")
     return side
+
+
+def _offsets(source_side: int, target_side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the source's offsets lie along a side, and where they are read."""
+    target = np.arange(target_side) - target_side // 2
+    source = target.astype(float) if source_side == target_side else _spread(source_side, target_side)
+    # The spread can end short of the target's last offset; the spline then holds its edge value.
+    return source, np.clip(target, source[0], source[-1])
 
 
 def _spread(source_side: int, target_side: int) -> np.ndarray:

@@ -98,7 +98,7 @@ def assert_transformed(model: XVLM, name: str, source: Tensor, before: Tensor) -
         assert torch.equal(after[:, :FRAMES], source)
         assert torch.equal(after[:, FRAMES:], before[:, FRAMES:])
     else:
-        torch.testing.assert_close(after, resize_bias_table(source, model.vision.grid[0]))
+        torch.testing.assert_close(after, resize_bias_table(source, *model.vision.grid))
 
 
 def assert_mapped(

@@ -17,7 +17,7 @@ SPREADS = json.loads((GOLDEN / "misc" / "interp_equivalence.json").read_text())
 @pytest.mark.parametrize("name", [name for name in GIVEN if name.startswith("table_src_")])
 def test_a_bare_table(name):
     target = int(name.rsplit("to", 1)[1])
-    assert_golden(resize_bias_table(GIVEN[name], target), EXPECTED[name.replace("src", "dst")])
+    assert_golden(resize_bias_table(GIVEN[name], target, target), EXPECTED[name.replace("src", "dst")])
 
 
 def test_a_checkpoint_loads_at_another_image_size():
@@ -39,7 +39,7 @@ def test_the_geometric_spread_reaches_as_far_as_published(sides):
 
 def test_the_same_grid_is_left_alone():
     table = torch.randn(52, 4)
-    assert resize_bias_table(table, 4) is table
+    assert resize_bias_table(table, 4, 4) is table
 
 
 def test_a_table_of_no_square_grid_is_refused():

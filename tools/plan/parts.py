@@ -7,6 +7,7 @@ from torch import Tensor
 
 from models.vision import VisionConfig
 from utils.batch import LeftToRightText, MaskedText, Text
+from utils.image_size import sides_of
 
 FIRST_WORD = 3
 """Smallest token id that is neither padding nor [CLS] in any family."""
@@ -14,7 +15,7 @@ FIRST_WORD = 3
 
 def images(count: int, vision: VisionConfig) -> Tensor:
     """N black images, (N, 3, S, S) uint8."""
-    return torch.zeros(count, 3, vision.image_size, vision.image_size, dtype=torch.uint8)
+    return torch.zeros(count, 3, *sides_of(vision.image_size), dtype=torch.uint8)
 
 
 def images_or_videos(count: int, vision: VisionConfig) -> Tensor:

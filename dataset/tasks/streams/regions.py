@@ -20,6 +20,7 @@ from dataset.tasks.account import Account
 from dataset.tasks.streams.base import ImageRecordsConfig, read_examples
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 from utils.batch import BrokenRecord, RegionBatch
+from utils.image_size import ImageSize, grid_of, sides_of
 
 
 class RegionStreamConfig(ImageRecordsConfig):
@@ -64,7 +65,7 @@ class RegionStream:
         config: RegionStreamConfig,
         source: RecordSource,
         text: TextProcessor,
-        view: tuple[int, int],
+        view: tuple[ImageSize, int],
         max_pixels: int,
         pixels: PixelsAre = "shown",
     ):
@@ -181,10 +182,11 @@ class RegionStream:
         return text
 
     def _row(self, text: TextExample, box: Box) -> RegionRow:
-        cx, cy, w, h = (side * self.image_size for side in box)
+        height, width = sides_of(self.image_size)
+        cx, cy, w, h = (part * side for part, side in zip(box, (width, height, width, height), strict=True))
         mask = patch_mask((cx - w / 2, cy - h / 2, w, h), self.image_size, self.patch_size)
         return RegionRow(text, box, mask, is_image=False)
 
     def _whole(self, text: TextExample) -> RegionRow:
-        grid = self.image_size // self.patch_size
-        return RegionRow(text, WHOLE_BOX, torch.ones(grid * grid, dtype=torch.bool), is_image=True)
+        rows, columns = grid_of(self.image_size, self.patch_size)
+        return RegionRow(text, WHOLE_BOX, torch.ones(rows * columns, dtype=torch.bool), is_image=True)

@@ -1,0 +1,36 @@
+"""The size of a model's input: a square, or images of one aspect."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+
+def _checked(size: Any) -> Any:
+    """One error, where pydantic would give one for each type."""
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
+    if all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides):
+        return size
+    raise ValueError("give the side of a square in pixels, or [height, width]")
+
+
+ImageSize = Annotated[int | tuple[int, int], BeforeValidator(_checked)]
+"""Pixels: the side of a square, or (height, width)."""
+
+
+def sides_of(size: ImageSize) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def grid_of(size: ImageSize, patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    height, width = sides_of(size)
+    return height // patch_size, width // patch_size
+
+
+def in_words(size: ImageSize) -> str:
+    """Such as "224 px", or "64 x 96 px" of a height and a width that differ."""
+    height, width = sides_of(size)
+    return f"{height} px" if height == width else f"{height} x {width} px"
