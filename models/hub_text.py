@@ -52,6 +52,7 @@ class HubTextEncoder(nn.Module):
             intermediate=getattr(hub_config, "intermediate_size", None) or 4 * hidden,
             dropout=config.dropout,
             attention_dropout=config.attention_dropout,
+            init_std=getattr(hub_config, "initializer_range", 0.02),
         )
 
     def set_recompute(self, recompute: bool) -> None:

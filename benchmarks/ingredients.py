@@ -1,0 +1,98 @@
+"""Newer ingredients on the demo: ``python -m benchmarks.ingredients``, after ``make scenes``.
+
+The demo is pre-trained for 300 steps as it is, with the sigmoid loss, and with a ModernBERT of the same size as text encoder;
+then on scenes of 96 x 64 pixels, which are squeezed into squares or keep their aspect. ``run.py sweep`` makes the runs and both
+tables; docs/ablations.md has the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tools import sweep
+
+SCENES = Path("data/scenes")
+WIDE = Path("data/scenes_wide")
+BATCH = 64
+"""Image-text pairs of a step of the demo on two processes: what the bias of the sigmoid loss starts from."""
+
+
+def modern_bert(folder: Path) -> Path:
+    """A folder with the demo's tokenizer and a ModernBERT as large as the demo's text encoder: its gated feed-forward has three
+    matrices for two, and so two thirds of the width."""
+    from transformers import ModernBertConfig
+
+    shutil.copytree(SCENES / "tokenizer", folder, dirs_exist_ok=True)
+    words = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    special = {f"{name}_token_id": words[f"[{name.upper()}]"] for name in ("pad", "cls", "sep")}
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 344}
+    config = ModernBertConfig(
+        vocab_size=len(words), max_position_embeddings=64, initializer_range=0.08, **sizes, **special
+    )
+    config.save_pretrained(str(folder))
+    return folder
+
+
+def on_squares(folder: Path) -> dict[str, list[str]]:
+    """The variants on the demo's own scenes."""
+    encoder = modern_bert(folder / "modernbert")
+    fusion = "{layers: 2, width: 128, heads: 4, intermediate: 512}"
+    return {
+        "the demo": [],
+        "sigmoid loss": [f"model.contrastive={{loss: sigmoid, bias: {-math.log(BATCH):.2f}}}"],
+        "ModernBERT": [f"model.text.encoder={encoder}", "model.text.arch=null", f"model.fusion={fusion}"],
+    }
+
+
+def on_wide_scenes() -> dict[str, list[str]]:
+    """The variants on scenes of 96 x 64 pixels, which are drawn if they are not there."""
+    if not (WIDE / "test.jsonl").is_file():
+        subprocess.run(
+            [sys.executable, "-m", "demo.scenes", "--out", str(WIDE), "--seed", "0", "--size", "96x64"], check=True
+        )
+    files = f"[{WIDE}/train.jsonl]"
+    shared = [
+        f"model.text.encoder={WIDE}/tokenizer",
+        f"data.images.files={files}",
+        f"data.regions.files={files}",
+        f"evaluation.files=[{WIDE}/test.jsonl]",
+    ]
+    squeezed = [*shared, "data.images.augment.ratio=[1.5, 1.5]"]
+    return {
+        "squeezed to 64 x 64": squeezed,
+        "squeezed to 80 x 80": [*squeezed, "model.vision.image_size=80"],
+        "64 high, 96 wide": [*shared, "model.vision.image_size=[64, 96]"],
+    }
+
+
+def swept(variants: Mapping[str, Sequence[str]], flags: argparse.Namespace, folder: Path) -> int:
+    """Make the runs of some variants that are missing, and print their table; returns the exit status."""
+    named = []
+    for name, overrides in variants.items():
+        words = " ".join(f"'{override}'" for override in overrides)
+        named += ["--variant", f"{name}: {words}"]
+    placed = ["--seeds", flags.seeds, "--cpu", "2", "--output", str(folder), f"train.steps={flags.steps}"]
+    return sweep.main(["--config", "configs/demo/pretrain.yaml", *named, *placed])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the runs that are missing, and print the tables; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--output", type=Path, default=Path("runs/ingredients"))
+    flags = parser.parse_args(argv)
+    flags.output.mkdir(parents=True, exist_ok=True)
+    status = swept(on_squares(flags.output), flags, flags.output / "square")
+    return status | swept(on_wide_scenes(), flags, flags.output / "wide")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
