@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.shards.remote.cache import BlockCache
+from utils.block_cache import BlockCache
 from utils.errors import UserError
 from utils.files import cache_folder
 from x2vlm.boxes import Box, in_pixels
@@ -85,7 +85,11 @@ class ImageIndex:
         self._lines = read_lines(self.folder / IMAGES)
         self.embeddings = open_embeddings(self.folder, self.about, self._count_rows())
         caches = Path(cache) if cache is not None else cache_folder()
-        self._cache = None if caches is None else BlockCache(caches / "images", int(cache_gb * 1e9))
+        self._cache = (
+            None
+            if caches is None
+            else BlockCache(caches / "images", int(cache_gb * 1e9), "cache= names another folder")
+        )
 
     def __len__(self) -> int:
         """The number of different images."""
