@@ -312,6 +312,11 @@ def _rounded(values: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
 
 
+def counted(number: int, one: str, more: str) -> str:
+    """A number with its noun: "1 image", "2,000 images"."""
+    return f"{number:,} {one if number == 1 else more}"
+
+
 def report_broken(broken: Sequence[str], count: int) -> int:
     """Tell what could not be read; returns the exit status."""
     if not broken:
