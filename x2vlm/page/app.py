@@ -20,12 +20,14 @@ WAITING = 32
 STYLE = """
 footer {display: none !important}
 .lines textarea {font-variant-numeric: tabular-nums}
-.pictures .grid-container {grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important}
+.pictures .grid-container {grid-template-columns: repeat(auto-fill, minmax(min(45%, 200px), 1fr)) !important}
 .pictures .grid-wrap, .examples .grid-wrap {min-height: 0 !important; max-height: none !important; height: auto !important}
 .pictures .thumbnail-lg {aspect-ratio: auto !important; height: auto !important; padding-bottom: 30px}
 .pictures .caption-label {left: 0; right: 0; bottom: 0; max-width: 100%; border: none; text-align: center}
+.examples .grid-wrap {padding-top: 30px !important}
+.examples .thumbnail-lg {aspect-ratio: 1 !important; height: auto !important; padding: 0}
 .examples .caption-label {display: none}
-.examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)) !important}
+.examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(52px, 1fr)) !important}
 """
 BUTTONS = ["fullscreen", "download"]
 """Of a picture. Gradio's third, "share", sends it to a server."""
