@@ -14,6 +14,7 @@ from tasks.drawing import Panel, Sheet, draw_sheet
 from utils.errors import UserError
 from x2vlm import figures
 from x2vlm.calls import CALLS
+from x2vlm.command import printed
 
 if TYPE_CHECKING:
     from x2vlm.boxes import Box
@@ -187,10 +188,11 @@ def _search(index: ImageIndex, text: str, phrase: str | None = None) -> Answer:
     hits = index.search(sentence, top=HITS, locate=locate)
     if not hits:
         return Answer(["no image is left of the index; its images have gone or changed"])
+    named = [(hit, printed(hit.path.name, "utf-8")) for hit in hits]
     return Answer(
-        [f"{hit.score:.3f}  {hit.path.name}{'' if hit.box is None else f'  {_told(hit.box)}'}" for hit in hits],
+        [f"{hit.score:.3f}  {name}{'' if hit.box is None else f'  {_told(hit.box)}'}" for hit, name in named],
         [
-            Picture(figures.marked(index.model.read, hit.path, hit.box), f"{hit.score:.2f} · {hit.path.name}")
-            for hit in hits
+            Picture(figures.marked(index.model.read, hit.path, hit.box), f"{hit.score:.2f} · {name}")
+            for hit, name in named
         ],
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, one_line_errors
 from utils.flags import positive, positive_real
-from x2vlm.command import MOST_DRAWN, add_model, check_save, counted, loaded
+from x2vlm.command import MOST_DRAWN, add_model, check_save, counted, loaded, printed
 from x2vlm.search import CACHE_GB
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{flags.index}: the images have gone or changed; bring it up to date with python run.py index")
     for text, hits in found:
         if not flags.json:
-            sys.stdout.write(f"{text}\n")
+            sys.stdout.write(f"{printed(text)}\n")
         for hit in hits:
-            sys.stdout.write(f"{json.dumps(_values(text, hit)) if flags.json else _line(hit)}\n")
+            sys.stdout.write(f"{json.dumps(_values(text, hit)) if flags.json else printed(_line(hit))}\n")
     if flags.save is not None:
         drawn = min(MOST_DRAWN, sum(len(hits) for _, hits in found))
         sys.stderr.write(f"drawn: {_draw(index, found, flags.save)}, {counted(drawn, 'hit', 'hits')}\n")

@@ -285,3 +285,16 @@ def test_the_sheet_is_no_image_of_the_index_and_names_the_text_of_each_hit(run, 
     shutil.rmtree(photos)
     assert main(["search", index, TEXT, "--save", str(tmp_path / "a.png")]) == 2
     assert "the images have gone or changed; bring it up to date" in capsys.readouterr().err
+
+
+def test_names_that_are_no_text_are_printed(run, photos, tmp_path, capfd, monkeypatch):
+    os.rename(photos / "0.png", os.fsencode(photos) + b"/bad\xff\nname.png")
+    assert main(["index", str(photos), "--model", str(run("pretrain")), "--out", str(tmp_path / "index")]) == 1
+    with (
+        (tmp_path / "printed").open("w", encoding="utf-8", errors="strict") as stream,
+        monkeypatch.context() as patched,
+    ):
+        patched.setattr("sys.stdout", stream)
+        assert main(["search", str(tmp_path / "index"), TEXT]) == 0
+    [line] = [line for line in (tmp_path / "printed").read_text().splitlines() if "bad" in line]
+    assert line.endswith(r"/bad\udcff\nname.png")
