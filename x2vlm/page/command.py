@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -30,9 +31,9 @@ EXAMPLES = """examples:
   python run.py serve --model runs/demo/captioning-seed0 --model runs/demo/vqa-seed0
   python run.py serve --model runs/demo/pretrain-seed0 --index runs/demo/test.index --examples data/scenes/images/test
 
-The page is for this machine alone unless --host says otherwise; nothing is fetched from the internet. Ctrl-C ends it.
+The page is for this machine alone unless --host says otherwise; nothing is fetched from the internet. Ctrl-C or SIGTERM ends it.
 
-exit status: 0 ended by Ctrl-C; 2 it could not begin"""
+exit status: 0 ended by Ctrl-C or SIGTERM; 2 it could not begin"""
 
 
 def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
@@ -172,4 +173,5 @@ def _serve(gr: Any, flags: argparse.Namespace, tabs: Sequence[Tab]) -> None:
         raise UserError(f"--host {flags.host} --port {flags.port}: {cause}; give another --port") from None
     sys.stdout.write(f"http://{flags.host}:{flags.port}\n")
     sys.stdout.flush()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads are removed
     page.block_thread()

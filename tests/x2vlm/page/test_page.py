@@ -210,7 +210,7 @@ def served(run, data, tmp_path_factory) -> Iterator[str]:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # Ctrl-C takes the same way
         assert process.wait(30) in (0, 130)
     assert not list(folder.glob("x2vlm-page-*"))  # uploads go with the page
 
