@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from x2vlm.search.files import EMBEDDINGS, About, open_embeddings
+from x2vlm.search.files import About, open_embeddings
 from x2vlm.search.index import nearest_rows
 
 
-def write_embeddings(folder: Path, images: int, width: int) -> None:
+def write_embeddings(path: Path, images: int, width: int) -> None:
     """Random unit vectors."""
     rng = np.random.default_rng(0)
-    made = np.lib.format.open_memmap(folder / EMBEDDINGS, "w+", np.dtype(np.float32), (images, width))
+    made = np.lib.format.open_memmap(path, "w+", np.dtype(np.float32), (images, width))
     for start in range(0, images, 1 << 16):
         made[start : start + (1 << 16)] = unit(rng, min(1 << 16, images - start), width)
     made.flush()
@@ -44,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--searches", type=int, default=51)
     flags = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
-        write_embeddings(Path(name), flags.images, flags.width)
-        embeddings = open_embeddings(Path(name), About(name, "made up", "", flags.width), flags.images)
+        about = About(name, "made up", "", flags.width, made=1)
+        write_embeddings(about.embeddings_in(Path(name)), flags.images, flags.width)
+        embeddings = open_embeddings(Path(name), about, flags.images)
         queries, took = unit(np.random.default_rng(1), flags.searches, flags.width), []
         nearest_rows(embeddings, queries[0], 64)  # the file comes into memory
         for query in queries:

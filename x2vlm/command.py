@@ -134,7 +134,11 @@ def main(argv: Sequence[str]) -> int:
     with progress_bar(total=len(paths), desc=flags.call, leave=False) as bar:
         for groups in _groups(model, paths, flags.call, broken):
             for result in _ask(model, groups, flags):
-                bar.write(json.dumps(result.values, ensure_ascii=False) if flags.json else "\n".join(result.lines))
+                bar.write(
+                    json.dumps(result.values, ensure_ascii=False)
+                    if flags.json
+                    else "\n".join(map(printed, result.lines))
+                )
                 if flags.save is not None and drawn < MOST_DRAWN:
                     panels += result.panels()
                     drawn += 1
@@ -310,6 +314,17 @@ def _explained(model: Model, view: View, text: str, layer: int | None) -> Result
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def counted(number: int, one: str, more: str) -> str:
+    """A number with its noun: "1 image", "2,000 images"."""
+    return f"{number:,} {one if number == 1 else more}"
+
+
+def printed(text: str, encoding: str | None = None) -> str:
+    """A text that names a file, in one line of an encoding, that of standard output by default; other characters are escaped."""
+    wanted = encoding or sys.stdout.encoding or "utf-8"
+    return text.replace("\n", "\\n").encode(wanted, "backslashreplace").decode(wanted)
 
 
 def report_broken(broken: Sequence[str], count: int) -> int:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image as PILImage
 from torch.nn.functional import interpolate
 
 from tasks.drawing import DrawnImage, Line, Panel, Sheet, colours, draw_sheet
-from tasks.drawing.boxes import PairOfBoxes
+from tasks.drawing.boxes import PairOfBoxes, draw_boxes
 from x2vlm.attention import WordMap
 from x2vlm.inputs import Image, Reader
 from x2vlm.model import Box, Judgement
@@ -46,6 +47,16 @@ def located(read: Reader, image: Image, boxes: Sequence[Box]) -> Panel:
         score = "" if box.score is None else f" · {box.score:.2f}"
         lines.append(Line(f"{box.phrase}{score}", key=(colour, key)))
     return Panel((DrawnImage(picture, tuple(drawn)),), tuple(lines), _names([image]))
+
+
+def marked(read: Reader, image: Image, box: Box | None) -> np.ndarray:
+    """An image (H, W, 3) uint8 with a box, if there is one."""
+    picture = PILImage.fromarray(read.picture(image))
+    if box is not None:
+        width, height = read(image).size
+        relative = (box.x / width, box.y / height, box.width / width, box.height / height)
+        draw_boxes(picture, (PairOfBoxes(relative, None, colours(1)[0]),))
+    return np.asarray(picture)
 
 
 def compared(read: Reader, images: Sequence[Image], statement: str, judgement: Judgement) -> Panel:

@@ -145,7 +145,7 @@ class Model(LoadedModel):
         return np.stack(self.run(as_list(images), score))
 
     def index(self, folder: str | Path, out: str | Path) -> ImageIndex:
-        """An index of the images in a folder, to be searched; see :func:`x2vlm.search.making.index`."""
+        """An index of the images in a folder, videos left out, to be searched; see :func:`x2vlm.search.making.index`."""
         from x2vlm.search.making import index
 
         return index(self, folder, out)

@@ -78,10 +78,11 @@ def draw_sheet(sheet: Sheet, path: Path) -> np.ndarray:
     columns = max(1, min(len(drawn), (WIDEST - GAP) // (width + GAP)))
     total = columns * (width + GAP) + GAP
     title, legend = (
-        lettering(TITLE).wrap(sheet.title, total - 2 * GAP),
-        lettering(TEXT).wrap(sheet.legend, total - 2 * GAP),
+        lettering(size).wrap(text, total - 2 * GAP) if sheet.title or sheet.legend else []
+        for size, text in ((TITLE, sheet.title), (TEXT, sheet.legend))
     )
-    top = GAP + len(title) * lettering(TITLE).line_height + len(legend) * lettering(TEXT).line_height + GAP
+    heading = len(title) * lettering(TITLE).line_height + len(legend) * lettering(TEXT).line_height
+    top = GAP + heading + (GAP if heading else 0)
     bottoms = [top] * columns
     places = []
     for panel in drawn:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -13,8 +14,10 @@ from tasks.drawing import Panel, Sheet, draw_sheet
 from utils.errors import UserError
 from x2vlm import figures
 from x2vlm.calls import CALLS
+from x2vlm.command import printed
 
 if TYPE_CHECKING:
+    from x2vlm.boxes import Box
     from x2vlm.model import Model
     from x2vlm.search.index import ImageIndex
 
@@ -22,13 +25,30 @@ MOST_TEXTS = 8
 """Lines of a text box that are read."""
 MOST_CHARACTERS = 2000
 HITS = 12
+OF_IMAGES = ("locate", "explain")
+"""Abilities that show a place in an image, which a video has not."""
+
+
+class Picture(NamedTuple):
+    """A picture to show, (H, W, 3) uint8, and its caption."""
+
+    pixels: np.ndarray
+    caption: str = ""
 
 
 class Answer(NamedTuple):
-    """What is shown: lines of text, and a picture (H, W, 3) uint8 or None."""
+    """What is shown: lines of text, and pictures."""
 
     lines: list[str]
-    picture: np.ndarray | None = None
+    pictures: Sequence[Picture] = ()
+
+
+class TextBox(NamedTuple):
+    """A text box: its label, a text to begin with, and the lines that it shows."""
+
+    label: str
+    example: str = ""
+    lines: int = 3
 
 
 class Ability(NamedTuple):
@@ -37,41 +57,54 @@ class Ability(NamedTuple):
     Attributes:
         name: of its tab.
         files: images (or videos) that it takes.
-        text: the label of its text box; "": it has none.
-        example: a text to begin with.
-        ask: files and text -> what is shown.
+        texts: its text boxes.
+        pictures: whether it shows none, one or many.
+        ask: files and texts -> what is shown.
     """
 
     name: str
     files: int
-    text: str
-    example: str
-    ask: Callable[[Sequence[str], str], Answer]
+    texts: Sequence[TextBox]
+    pictures: Literal["none", "one", "many"]
+    ask: Callable[[Sequence[str], Sequence[str]], Answer]
 
 
 def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]:
     """What a model can be asked, in the order of :data:`~x2vlm.calls.CALLS`; with an ``index``, to search it first."""
-    asks: dict[str, tuple[str, str, Callable[[Sequence[str], str], Answer]]] = {
-        "caption": ("", "", lambda files, text: _caption(model, files)),
-        "answer": ("questions, one a line", "what is this?", lambda files, text: _answer(model, files, text)),
-        "locate": ("phrases, one a line", "the dog", lambda files, text: _locate(model, files, text)),
-        "match": ("sentences, one a line", "a dog on a lawn", lambda files, text: _match(model, files, text)),
-        "compare": (
-            "a statement about the images",
-            "both images show a dog",
-            lambda files, text: _compare(model, files, text),
+    sentence, phrases = TextBox("a sentence", "a dog on a lawn"), TextBox("phrases, one a line", "the dog")
+    known = [
+        Ability("caption", 1, [], "none", lambda files, texts: _caption(model, files)),
+        Ability(
+            "answer",
+            1,
+            [TextBox("questions, one a line", "what is this?")],
+            "none",
+            lambda files, texts: _answer(model, files, *texts),
         ),
-        "explain": ("a sentence", "a dog on a lawn", lambda files, text: _explain(model, files, text)),
-    }
-    task = model.settings.task
-    found = []
-    if index is not None:
-        found.append(Ability("search", 0, "a sentence", "a dog on a lawn", lambda files, text: _search(index, text)))
-    for name, (label, example, ask) in asks.items():
-        if task in CALLS[name].tasks:
-            files = int(getattr(model.network, "images", 1)) if name == "compare" else 1
-            found.append(Ability(name, files, label, example, ask))
-    return found
+        Ability("locate", 1, [phrases], "one", lambda files, texts: _locate(model, files, *texts)),
+        Ability(
+            "match",
+            1,
+            [TextBox("sentences, one a line", "a dog on a lawn")],
+            "none",
+            lambda files, texts: _match(model, files, *texts),
+        ),
+        Ability(
+            "compare",
+            int(getattr(model.network, "images", 2)),
+            [TextBox("statements about the images, one a line", "both images show a dog")],
+            "none",
+            lambda files, texts: _compare(model, files, *texts),
+        ),
+        Ability("explain", 1, [sentence], "many", lambda files, texts: _explain(model, files, *texts)),
+    ]
+    of_videos = model.read.videos is not None
+    found = [
+        ability
+        for ability in known
+        if model.settings.task in CALLS[ability.name].tasks and not (of_videos and ability.name in OF_IMAGES)
+    ]
+    return found if index is None else [_searching(index), *found]
 
 
 def lines_of(text: str) -> list[str]:
@@ -90,10 +123,10 @@ def lines_of(text: str) -> list[str]:
     return lines
 
 
-def drawn(panels: Sequence[Panel], title: str = "") -> np.ndarray:
+def drawn(panels: Sequence[Panel]) -> np.ndarray:
     """Panels as a picture, (H, W, 3) uint8."""
     with tempfile.TemporaryDirectory() as folder:
-        return draw_sheet(Sheet(title, "", panels), Path(folder, "sheet.png"))
+        return draw_sheet(Sheet("", "", panels), Path(folder, "sheet.png"))
 
 
 def _caption(model: Model, files: Sequence[str]) -> Answer:
@@ -109,12 +142,13 @@ def _answer(model: Model, files: Sequence[str], text: str) -> Answer:
 
 def _locate(model: Model, files: Sequence[str], text: str) -> Answer:
     [boxes] = model.locate(files[0], [lines_of(text)])
-    lines = [
-        f"{box.phrase}: {box.x:.0f}, {box.y:.0f}, {box.width:.0f} x {box.height:.0f}"
-        + ("" if box.score is None else f", {box.score:.2f}")
-        for box in boxes
-    ]
-    return Answer(lines, drawn([figures.located(model.read, files[0], boxes)]))
+    panel = replace(figures.located(model.read, files[0], boxes), above=())
+    return Answer([f"{box.phrase}: {_told(box)}" for box in boxes], [Picture(drawn([panel]))])
+
+
+def _told(box: Box) -> str:
+    place = f"{box.width:.0f} x {box.height:.0f} pixels at {box.x:.0f}, {box.y:.0f}"
+    return place if box.score is None else f"{place}, probability {box.score:.2f}"
 
 
 def _match(model: Model, files: Sequence[str], text: str) -> Answer:
@@ -133,14 +167,32 @@ def _compare(model: Model, files: Sequence[str], text: str) -> Answer:
 
 def _explain(model: Model, files: Sequence[str], text: str) -> Answer:
     [sentence, *_] = lines_of(text)
-    maps = model.explain(files[0], sentence)
-    lines = ["Where the model looks for each word, on one scale."]
-    return Answer(lines, drawn(figures.explained(model.read, files[0], maps, sentence)))
+    maps, picture = model.explain(files[0], sentence), model.read.picture(files[0])
+    most = max(float(each.weights.max()) for each in maps) or 1.0
+    pictures = [Picture(figures.overlaid(picture, each.weights / most), each.word) for each in maps]
+    return Answer(["Where the model looks for each word: from blue, nowhere, to red, the most of all words."], pictures)
 
 
-def _search(index: ImageIndex, text: str) -> Answer:
-    from x2vlm.search.figures import panels_of
+def _searching(index: ImageIndex) -> Ability:
+    """To search an index; a model of task pretrain also finds the box."""
+    texts = [TextBox("a sentence", "a dog on a lawn", 1)]
+    if index.model.settings.task in CALLS["locate"].tasks:
+        texts.append(TextBox("a phrase to find in each image; empty: the sentence", "", 1))
+    return Ability("search", 0, texts, "many", lambda files, texts: _search(index, *texts))
 
+
+def _search(index: ImageIndex, text: str, phrase: str | None = None) -> Answer:
+    """The hits, with boxes where a phrase ("": the sentence) is to be found; None: without."""
     [sentence, *_] = lines_of(text)
-    hits = index.search(sentence, top=HITS)
-    return Answer([f"{hit.score:.3f}  {hit.path.name}" for hit in hits], drawn(panels_of(index, hits), sentence))
+    locate = phrase is not None and (lines_of(phrase)[0] if phrase.strip() else True)
+    hits = index.search(sentence, top=HITS, locate=locate)
+    if not hits:
+        return Answer(["no image is left of the index; its images have gone or changed"])
+    named = [(hit, printed(hit.path.name, "utf-8")) for hit in hits]
+    return Answer(
+        [f"{hit.score:.3f}  {name}{'' if hit.box is None else f'  {_told(hit.box)}'}" for hit, name in named],
+        [
+            Picture(figures.marked(index.model.read, hit.path, hit.box), f"{hit.score:.2f} · {name}")
+            for hit, name in named
+        ],
+    )

@@ -5,30 +5,51 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
 from x2vlm.inputs import Reader
 from x2vlm.page.abilities import Ability
-from x2vlm.page.limits import RateLimit
+from x2vlm.page.limits import KEPT_S, RateLimit
 
-SIDE = 480
-"""Pixels of the longer side of an image that was uploaded, as it is shown."""
 WAITING = 32
 """Questions that wait for their turn, at most."""
 
-STYLE = "footer {display: none !important} .lines textarea {font-variant-numeric: tabular-nums}"
+STYLE = """
+footer {display: none !important}
+.lines textarea {font-variant-numeric: tabular-nums}
+.pictures .grid-container {grid-template-columns: repeat(auto-fill, minmax(min(45%, 200px), 1fr)) !important}
+.pictures .grid-wrap, .examples .grid-wrap {min-height: 0 !important; max-height: none !important; height: auto !important}
+.pictures .thumbnail-lg {aspect-ratio: auto !important; height: auto !important; padding-bottom: 30px}
+.pictures .caption-label {left: 0; right: 0; bottom: 0; max-width: 100%; border: none; text-align: center}
+.examples .grid-wrap {padding-top: 30px !important}
+.examples .thumbnail-lg {aspect-ratio: 1 !important; height: auto !important; padding: 0}
+.examples .caption-label {display: none}
+.examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(52px, 1fr)) !important}
+"""
+BUTTONS = ["fullscreen", "download"]
+"""Of a picture. Gradio's third, "share", sends it to a server."""
 
 
 @dataclass(frozen=True)
 class Tab:
-    """A tab: its title, what it asks, and how its model reads files."""
+    """A tab: its title, what it asks, how its model reads files, the model's name, and files to try it with."""
 
     title: str
     ability: Ability
     read: Reader
+    model: str
+    examples: Sequence[Path] = field(default=())
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What each visitor may do in a minute."""
+
+    questions: RateLimit
+    files: RateLimit
 
 
 def gradio() -> Any:
@@ -47,64 +68,124 @@ def gradio() -> Any:
 
 def build(tabs: Sequence[Tab], per_minute: int, title: str) -> Any:
     """The page."""
-    gr, limit = gradio(), RateLimit(per_minute)
-    with gr.Blocks(title=title, analytics_enabled=False) as page:
+    gr = gradio()
+    limits = Limits(RateLimit(per_minute), RateLimit(2 * per_minute, "files"))
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(60, KEPT_S)) as page:
         gr.Markdown(f"# {title}")
         with gr.Tabs():
             for tab in tabs:
                 with gr.Tab(tab.title):
-                    _add(gr, tab, limit)
+                    gr.Markdown(f"Model: `{tab.model}`")
+                    _add(gr, tab, limits)
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
-def _add(gr: Any, tab: Tab, limit: RateLimit) -> None:
-    """Lay out a tab: files and text on the left, what is answered on the right."""
-    name = re.sub(r"\W+", "-", tab.title)
-    ability, kind = tab.ability, "video" if tab.read.videos is not None else "image"
-    with gr.Row():
+def _add(gr: Any, tab: Tab, limits: Limits) -> None:
+    """Lay out a tab: files and texts on the left and the answer on the right; without files, the answer below."""
+    ability, files, texts = tab.ability, [], []
+    with gr.Row() if ability.files else gr.Column():
         with gr.Column():
-            files = [
-                gr.File(
-                    label=f"{kind} {number}" if ability.files > 1 else kind,
-                    file_types=[kind],
-                    elem_id=f"{name}-{number}",
-                )
-                for number in range(1, ability.files + 1)
-            ]
-            shown = [gr.Image(label="as the model reads it", interactive=False, visible=False) for _ in files]
-            text = gr.Textbox(label=ability.text, value=ability.example, lines=3, visible=bool(ability.text))
+            if ability.files:
+                files = _add_files(gr, tab, limits)
+            texts = [gr.Textbox(label=text.label, value=text.example, lines=text.lines) for text in ability.texts]
             button = gr.Button(ability.name, variant="primary")
         with gr.Column():
             lines = gr.Textbox(label="answer", lines=4, interactive=False, elem_classes="lines")
-            picture = gr.Image(label="picture", interactive=False, visible=False)
+            shown = [lines]
+            if ability.pictures == "one":
+                shown.append(gr.Image(label="picture", interactive=False, visible=False, buttons=BUTTONS))
+            elif ability.pictures == "many":
+                shown.append(
+                    gr.Gallery(
+                        show_label=False,
+                        interactive=False,
+                        visible=False,
+                        buttons=BUTTONS,
+                        object_fit="contain",
+                        height="auto",
+                        elem_classes="pictures",
+                    )
+                )
+    ask = _guarded(gr, limits.questions, lambda *given: _ask(gr, tab, *given))
+    button.click(ask, [*files, *texts], shown, api_name=False)
+    for text in texts:
+        if text.lines == 1:
+            text.submit(ask, [*files, *texts], shown, api_name=False)
+
+
+def _add_files(gr: Any, tab: Tab, limits: Limits) -> list[Any]:
+    """The files of a tab, each shown below, and examples to click."""
+    name, kind = re.sub(r"\W+", "-", tab.title), "video" if tab.read.videos is not None else "image"
+    many = tab.ability.files > 1
+    files = [
+        gr.File(label=f"{kind} {number}" if many else kind, file_types=[kind], height=120, elem_id=f"{name}-{number}")
+        for number in range(1, tab.ability.files + 1)
+    ]
+    if tab.examples:
+        pictures = [(tab.read.picture(path, 160), path.name) for path in tab.examples]
+        examples = gr.Gallery(
+            pictures,
+            label="examples",
+            interactive=False,
+            allow_preview=False,
+            buttons=[],
+            height="auto",
+            object_fit="contain",
+            elem_classes="examples",
+        )
+        examples.select(_chosen(gr, tab.examples), files, files, api_name=False)
+    with gr.Row():
+        label = "frames that the model reads" if kind == "video" else "preview"
+        shown = [gr.Image(label=label, interactive=False, visible=False, buttons=BUTTONS) for _ in files]
     for file, image in zip(files, shown, strict=True):
-        file.change(_guarded(gr, limit, lambda path: _preview(gr, tab.read, path)), file, image, api_name=False)
-    button.click(
-        _guarded(gr, limit, lambda *given: _ask(gr, ability, *given)), [*files, text], [lines, picture], api_name=False
-    )
+        preview = _guarded(gr, limits.files, lambda path: _preview(gr, tab.read, path))
+        file.change(preview, file, image, api_name=False)
+    return files
+
+
+def _chosen(gr: Any, examples: Sequence[Path]) -> Callable[..., Any]:
+    """Puts an example that was clicked into the first empty place for a file, or where there is none, into the last."""
+
+    def chosen(event: Any, *files: Any) -> Any:
+        place = files.index(None) if None in files else len(files) - 1
+        updated = [*files[:place], str(examples[event.index]), *files[place + 1 :]]
+        return updated if len(updated) > 1 else updated[0]
+
+    chosen.__annotations__["event"] = gr.SelectData  # Gradio gives it to a positional parameter of this type
+    return chosen
 
 
 def _preview(gr: Any, read: Reader, path: str | None) -> Any:
-    """A file that was uploaded, as the model reads it."""
+    """A file that was uploaded, as a picture."""
     if path is None:
         return gr.update(value=None, visible=False)
-    return gr.update(value=read.picture(path, SIDE), visible=True)
+    return gr.update(value=read.picture(path), visible=True)
 
 
-def _ask(gr: Any, ability: Ability, *given: Any) -> tuple[str, Any]:
-    *files, text = given
+def _ask(gr: Any, tab: Tab, *given: Any) -> Any:
+    """The values of the components that show an answer."""
+    ability = tab.ability
+    files, texts = given[: ability.files], [text or "" for text in given[ability.files :]]
     if None in files:
-        raise UserError(f"upload {'the images' if ability.files > 1 else 'an image'} first")
-    answer = ability.ask(files, text or "")
-    return "\n".join(answer.lines), gr.update(value=answer.picture, visible=answer.picture is not None)
+        raise UserError(
+            f"upload {'the images' if ability.files > 1 else 'a video' if tab.read.videos is not None else 'an image'} first"
+        )
+    answer = ability.ask(files, texts)
+    lines = "\n".join(answer.lines)
+    if ability.pictures == "none":
+        return lines
+    pictures: Any = [(picture.pixels, picture.caption) for picture in answer.pictures]
+    if ability.pictures == "one":
+        pictures = pictures[0][0]
+    return lines, gr.update(value=pictures, visible=bool(answer.pictures))
 
 
 def _guarded(gr: Any, limit: RateLimit, work: Callable[..., Any]) -> Callable[..., Any]:
     """``work`` with the limit of its client, whose mistakes are told in the page, without the folders of this machine."""
 
-    def guarded(*given: Any, request: Any = None) -> Any:
+    def guarded(request: Any, *given: Any) -> Any:
         try:
-            limit.count(request.client.host if request is not None and request.client else "")
+            limit.count(request.client.host if request.client else "")
             return work(*given)
         except UserError as error:
             message = str(error)
@@ -112,5 +193,5 @@ def _guarded(gr: Any, limit: RateLimit, work: Callable[..., Any]) -> Callable[..
                 message = message.replace(path, Path(path).name)
             raise gr.Error(message, duration=None, print_exception=False) from None
 
-    guarded.__annotations__["request"] = gr.Request
+    guarded.__annotations__["request"] = gr.Request  # Gradio gives it to a positional parameter of this type
     return guarded

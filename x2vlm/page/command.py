@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import signal
 import sys
+import tempfile
+from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, one_line_errors
 from utils.flags import positive
+from x2vlm.calls import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from x2vlm.command import add_model, loaded
 
+if TYPE_CHECKING:
+    from x2vlm.page.app import Tab
+
 LOOPBACK = "127.0.0.1"
+EXAMPLE_FILES = 8
+"""Files of a folder that are offered as examples."""
 
 EXAMPLES = """examples:
   python run.py serve --model runs/demo/pretrain-seed0
   python run.py serve --model runs/demo/captioning-seed0 --model runs/demo/vqa-seed0
-  python run.py serve --model runs/demo/pretrain-seed0 --index runs/demo/test.index
+  python run.py serve --model runs/demo/pretrain-seed0 --index runs/demo/test.index --examples data/scenes/images/test
 
-The page is for this machine alone unless --host says otherwise; nothing is fetched from the internet. Ctrl-C ends it.
+The page is for this machine alone unless --host says otherwise; nothing is fetched from the internet. Ctrl-C or SIGTERM ends it.
 
-exit status: 0 ended by Ctrl-C; 2 it could not begin"""
+exit status: 0 ended by Ctrl-C or SIGTERM; 2 it could not begin"""
 
 
 def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
@@ -38,11 +51,23 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
         "--index", type=Path, metavar="I", help="an index of images (run.py index) that the first model made, to search"
     )
     flag(
+        "--examples",
+        type=Path,
+        metavar="FOLDER",
+        help=f"images (for a model of videos, videos) of which the first {EXAMPLE_FILES} can be clicked instead of an upload",
+    )
+    flag(
         "--host", default=LOOPBACK, metavar="H", help="address to listen at (default: %(default)s, this machine alone)"
     )
     flag("--port", type=positive, default=7860, metavar="N", help="default: %(default)s")
     flag("--max-mb", type=positive, default=20, metavar="N", help="largest file that is taken (default: %(default)s)")
-    flag("--per-minute", type=positive, default=60, metavar="N", help="questions of a visitor (default: %(default)s)")
+    flag(
+        "--per-minute",
+        type=positive,
+        default=60,
+        metavar="N",
+        help="questions of a visitor; files, twice as many (default: %(default)s)",
+    )
     return parser.parse_args(argv)
 
 
@@ -50,23 +75,79 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Load the models, and serve the page until Ctrl-C; returns the exit status."""
     flags = arguments_of(argv)
-    from x2vlm.page.abilities import abilities_of
-    from x2vlm.page.app import STYLE, Tab, build, gradio
+    from x2vlm.page.app import gradio
 
     gr = gradio()
-    tabs = []
+    # Uploads and drawn pictures; Gradio's own folder would be shared with other users of the machine, and stay.
+    with tempfile.TemporaryDirectory(prefix="x2vlm-page-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        _serve(gr, flags, _tabs(flags, Path(folder)))
+    return 0
+
+
+def _tabs(flags: argparse.Namespace, folder: Path) -> list[Tab]:
+    """The tabs of all models. Examples are copied to ``folder``, which the page may show.
+
+    Raises:
+        UserError: a model or an index cannot be loaded, no example is there, or nothing can be asked.
+    """
+    from x2vlm.page.abilities import abilities_of
+    from x2vlm.page.app import Tab
+
+    found = []
     for number, source in enumerate(flags.model):
         model, index = loaded(flags, source), None
         if flags.index is not None and number == 0:
             from x2vlm.search.index import ImageIndex
 
             index = ImageIndex(flags.index, model)
-        many = len(flags.model) > 1
-        for ability in abilities_of(model, index):
-            tabs.append(Tab(f"{ability.name} · {Path(source).name}" if many else ability.name, ability, model.read))
-    if not tabs:
+            if not len(index):
+                raise UserError(f"--index {flags.index} has no image")
+        examples = _examples(flags.examples, folder / "examples", videos=model.read.videos is not None)
+        found += [(ability, model.read, Path(source).name, examples) for ability in abilities_of(model, index)]
+    if not found:
         raise UserError(f"{', '.join(flags.model)}: nothing can be asked of these models on the page")
-    page = build(tabs, flags.per_minute, "X²-VLM")
+    if flags.examples is not None and not any(examples for *_, examples in found):
+        raise UserError(f"--examples {flags.examples}: no image or video that these models take is in this folder")
+    titles = titles_of([(ability.name, model) for ability, _, model, _ in found])
+    return [Tab(title, *each) for title, each in zip(titles, found, strict=True)]
+
+
+def titles_of(tabs: Sequence[tuple[str, str]]) -> list[str]:
+    """Titles of tabs, each by its ability and model: the ability, with the model where several have it, with a number where even
+    that is not enough."""
+    abilities = Counter(ability for ability, _ in tabs)
+    titles = [ability if abilities[ability] == 1 else f"{ability} · {model}" for ability, model in tabs]
+    return [
+        title if titles.count(title) == 1 else f"{title} ({1 + titles[:place].count(title)})"
+        for place, title in enumerate(titles)
+    ]
+
+
+def _examples(source: Path | None, folder: Path, *, videos: bool) -> list[Path]:
+    """The first images, or ``videos``, in a folder and the folders in it, copied."""
+    if source is None:
+        return []
+    if not source.is_dir():
+        raise UserError(f"--examples {source}: no such folder")
+    suffixes = VIDEO_SUFFIXES if videos else IMAGE_SUFFIXES
+    files = (path for path in sorted(source.rglob("*")) if path.suffix.lower() in suffixes and path.is_file())
+    copied = []
+    for number, path in enumerate(islice(files, EXAMPLE_FILES)):
+        target = folder / f"{'video' if videos else 'image'}-{number}" / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copied.append(Path(shutil.copyfile(path, target)))
+    return copied
+
+
+def _serve(gr: Any, flags: argparse.Namespace, tabs: Sequence[Tab]) -> None:
+    """Serve the page until Ctrl-C."""
+    from starlette.middleware import Middleware
+
+    from x2vlm.page.app import STYLE, build
+    from x2vlm.page.limits import UploadLimit
+
+    page, most_bytes = build(tabs, flags.per_minute, "X²-VLM"), flags.max_mb * 1024**2
     if flags.host != LOOPBACK:
         sys.stderr.write(
             f"the page can be reached by others, at {flags.host}; give no --host to keep it to this machine\n"
@@ -77,17 +158,20 @@ def main(argv: Sequence[str]) -> int:
             server_name=flags.host,
             server_port=flags.port,
             share=False,
-            max_file_size=flags.max_mb * 1024**2,
+            max_file_size=most_bytes,
             prevent_thread_lock=True,
             quiet=True,
             show_error=False,
             ssr_mode=False,
+            enable_monitoring=False,
             theme=theme,
             css=STYLE,
+            app_kwargs={"middleware": [Middleware(UploadLimit, 2 * flags.per_minute, most_bytes)]},
         )
-    except OSError as error:
-        raise UserError(f"--host {flags.host} --port {flags.port}: {error}; give another --port") from None
+    except (OSError, OverflowError) as error:
+        cause = str(error).partition(". ")[0]  # the rest is advice to programmers
+        raise UserError(f"--host {flags.host} --port {flags.port}: {cause}; give another --port") from None
     sys.stdout.write(f"http://{flags.host}:{flags.port}\n")
     sys.stdout.flush()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads are removed
     page.block_thread()
-    return 0

@@ -17,6 +17,7 @@ from utils.errors import UserError
 from x2vlm.boxes import relative_boxes
 from x2vlm.inputs import Image
 from x2vlm.model import Margin, Model
+from x2vlm.search.files import weights_hash
 
 
 class Encoder:
@@ -24,6 +25,7 @@ class Encoder:
 
     Attributes:
         width: of embeddings.
+        weights: the hash of the model's weights.
         token_shape: (1 + P, D), that of :meth:`tokens`.
 
     Raises:
@@ -37,9 +39,9 @@ class Encoder:
                 "pretrain or retrieval"
             )
         if model.read.videos is not None:
-            raise UserError(f"{model.origin} is a model of videos; an index is of images")
+            raise UserError(f"{model.origin} is a model of videos; an index is of images: give a model of images")
         self.model, self.network = model, model.network
-        self.width = self.network.config.embed_dim
+        self.width, self.weights = self.network.config.embed_dim, weights_hash(self.network)
         self.token_shape = self.network.cost.vision.keys(), self.network.vision.width
 
     def tokens(self, image: Image) -> Tensor:

@@ -10,15 +10,17 @@ from x2vlm import figures
 from x2vlm.search.index import Hit, ImageIndex
 
 
-def panels_of(index: ImageIndex, hits: Sequence[Hit]) -> list[Panel]:
-    """A panel for each hit: the image with its box, if it has one, its probability and its cosine."""
+def panels_of(index: ImageIndex, hits: Sequence[Hit], heading: str = "") -> list[Panel]:
+    """A panel for each hit: the image with its box, if it has one, its probability and its cosine; a ``heading`` above each."""
+    above = (Line(heading),) if heading else ()
     panels = []
     for hit in hits:
         score = "" if hit.score is None else f"image {hit.score:.2f} · "
         said = f"{score}cosine {hit.cosine:+.2f}"
         if hit.box is None:
-            panels.append(figures.described(index.model.read, hit.path, [said]))
+            panel = figures.described(index.model.read, hit.path, [said])
         else:
             panel = figures.located(index.model.read, hit.path, [hit.box])
-            panels.append(replace(panel, lines=(Line(said), *panel.lines)))
+            panel = replace(panel, lines=(Line(said), *panel.lines))
+        panels.append(replace(panel, above=(*above, *panel.above)))
     return panels

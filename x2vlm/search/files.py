@@ -1,8 +1,9 @@
 """The files of an index of images: embeddings, mapped into memory, and the list of images.
 
-A folder ``I`` has ``embeddings.npy`` (N, E) float32, a row for each content; ``images.jsonl``, a line for each file: line n is
-an image with row n, and behind these come the copies; ``broken.jsonl``, the files that cannot be read; and ``index.json``, the
-model and the folder. While it is made, parts of it are in ``I/parts``: an interrupted one goes on.
+A folder ``I`` has ``embeddings-N.npy`` (rows, E) float32, a row for each content; ``images-N.jsonl``, a line for each file:
+line n is an image with row n, and behind these come the copies; ``broken.jsonl``, the files that cannot be read; and
+``index.json``: the model, the folder, and N, how often the index was made. It is written last, so that whoever opens an index has
+a list and embeddings that belong together. While an index is made, parts of it are in ``I/parts``: an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import torch
 from utils.errors import UserError
 from utils.files import replacing
 
-ABOUT, IMAGES, EMBEDDINGS, BROKEN, PARTS = "index.json", "images.jsonl", "embeddings.npy", "broken.jsonl", "parts"
-FORMAT = 1
+ABOUT, BROKEN, PARTS, LOCK = "index.json", "broken.jsonl", "parts", "lock"
+FORMAT = 2
 """Increased when older files can no longer be read."""
 
 
@@ -39,13 +40,23 @@ class IndexedImage:
 
 @dataclass(frozen=True)
 class About:
-    """What an index is of: the images in ``folder``, embedded by ``model``, whose weights have the hash ``weights``."""
+    """What an index is of: the images in ``folder``, embedded by ``model``, whose weights have the hash ``weights``; ``made``:
+    how often it was made, 0 while it is made for the first time."""
 
     folder: str
     model: str
     weights: str
     width: int
+    made: int = 0
     format: int = FORMAT
+
+    def images_in(self, index: Path) -> Path:
+        """The list of images in the folder of the index."""
+        return index / f"images-{self.made}.jsonl"
+
+    def embeddings_in(self, index: Path) -> Path:
+        """The embeddings in the folder of the index."""
+        return index / f"embeddings-{self.made}.npy"
 
 
 def weights_hash(network: torch.nn.Module) -> str:
@@ -66,12 +77,16 @@ def read_about(folder: Path) -> About:
     try:
         values = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         about = About(**values)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: no index of images is there; make one with python run.py index") from None
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder / ABOUT} cannot be read ({error}); make the index again") from None
+        raise UserError(
+            f"{folder / ABOUT} cannot be read ({error}); remove the folder and make the index again"
+        ) from None
     if about.format != FORMAT:
-        raise UserError(f"{folder}: an index of format {about.format}, this version reads {FORMAT}; make it again")
+        raise UserError(
+            f"{folder}: an index of format {about.format}, this version reads {FORMAT}; remove the folder and make it again"
+        )
     return about
 
 
@@ -115,6 +130,15 @@ def write_broken(folder: Path, broken: Iterable[tuple[str, str]]) -> None:
     _write(folder / BROKEN, ({"path": path, "reason": reason} for path, reason in broken))
 
 
+def remove_others(folder: Path, about: About) -> None:
+    """Remove lists and embeddings of an index as it was before, and what a killed process has left."""
+    kept = about.images_in(folder), about.embeddings_in(folder)
+    for pattern in ("images-*.jsonl", "embeddings-*.npy", ".*.tmp"):
+        for path in folder.glob(pattern):
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+
 def open_embeddings(folder: Path, about: About, count: int) -> np.ndarray:
     """(N, E) float32, mapped into memory.
 
@@ -123,14 +147,15 @@ def open_embeddings(folder: Path, about: About, count: int) -> np.ndarray:
     """
     if not count:
         return np.zeros((0, about.width), np.float32)
+    path = about.embeddings_in(folder)
     try:
         # Of a map that is read-only, torch makes no tensor without a warning; this one is never written either.
-        found = np.load(folder / EMBEDDINGS, mmap_mode="c", allow_pickle=False)
+        found = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{folder / EMBEDDINGS} cannot be read ({error}); make the index again") from None
+        raise UserError(f"{path} cannot be read ({error}); make the index again") from None
     if found.shape != (count, about.width) or found.dtype != np.float32:
         raise UserError(
-            f"{folder / EMBEDDINGS} is {found.shape} {found.dtype}, not {count} x {about.width} float32; make the index again"
+            f"{path} is {found.shape} {found.dtype}, not {count} x {about.width} float32; make the index again"
         )
     embeddings: np.ndarray = found
     return embeddings

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.shards.remote.cache import BlockCache
+from utils.block_cache import BlockCache
 from utils.errors import UserError
 from utils.files import cache_folder
 from x2vlm.boxes import Box, in_pixels
 from x2vlm.search import CACHE_GB
 from x2vlm.search.encoding import Encoder
-from x2vlm.search.files import IMAGES, IndexedImage, image_of, open_embeddings, read_about, read_lines, weights_hash
+from x2vlm.search.files import IndexedImage, image_of, open_embeddings, read_about, read_lines
 
 if TYPE_CHECKING:
     from x2vlm.model import Model
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 17
 """Images that are compared at a time, so that memory holds no score of each."""
@@ -38,6 +41,7 @@ class Hit:
         cosine: of image and text.
         score: the probability that the text is about the whole image; None: it was not re-ranked.
         box: where the text is true, with the probability that it is about what the box shows; None: it was not asked for.
+        content: hash of the file's content.
     """
 
     path: Path
@@ -45,6 +49,7 @@ class Hit:
     cosine: float
     score: float | None = None
     box: Box | None = None
+    content: str = ""
 
 
 def nearest_rows(embeddings: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,25 +72,38 @@ class ImageIndex:
         model: that made it.
         cache_gb: of the disk, at most, for what the vision encoder says of images that were re-ranked.
         cache: folder for it; None: in the user's cache folder.
+        encoder: of the model, where there is one already.
 
     Raises:
-        UserError: there is no index, it is damaged, or of another model.
+        UserError: there is no index, it is not finished, damaged, or of another model.
     """
 
     def __init__(
-        self, folder: str | Path, model: Model, *, cache_gb: float = CACHE_GB, cache: str | Path | None = None
+        self,
+        folder: str | Path,
+        model: Model,
+        *,
+        cache_gb: float = CACHE_GB,
+        cache: str | Path | None = None,
+        encoder: Encoder | None = None,
     ):
-        self.folder, self.model, self.encoder = Path(folder), model, Encoder(model)
+        self.folder, self.model, self.encoder = Path(folder), model, encoder or Encoder(model)
         self.about = read_about(self.folder)
-        self.weights = weights_hash(model.network)
-        if self.weights != self.about.weights:
+        if not self.about.made:
+            raise UserError(f"{folder}: the index is not finished; python run.py index goes on with it")
+        if self.encoder.weights != self.about.weights:
             raise UserError(
                 f"{folder} was made by {self.about.model}, whose weights are not those of {model.origin}; index again"
             )
-        self._lines = read_lines(self.folder / IMAGES)
+        self._list = self.about.images_in(self.folder)
+        self._lines = read_lines(self._list)
         self.embeddings = open_embeddings(self.folder, self.about, self._count_rows())
         caches = Path(cache) if cache is not None else cache_folder()
-        self._cache = None if caches is None else BlockCache(caches / "images", int(cache_gb * 1e9))
+        self._cache = (
+            None
+            if caches is None
+            else BlockCache(caches / "images", int(cache_gb * 1e9), "cache= names another folder")
+        )
 
     def __len__(self) -> int:
         """The number of different images."""
@@ -100,7 +118,7 @@ class ImageIndex:
         return low
 
     def _image(self, line: int) -> IndexedImage:
-        return image_of(self._lines[line], self.folder / IMAGES)
+        return image_of(self._lines[line], self._list)
 
     def search(self, text: str, *, top: int = 10, rerank: int = 64, locate: bool | str = False) -> list[Hit]:
         """The images that a text is most likely about, the best first: by the matching head's probability; those that were not
@@ -113,42 +131,67 @@ class ImageIndex:
             locate: find the box in each hit where the text is true, or where this phrase is.
 
         Raises:
-            UserError: nothing is left of the text; the model locates nothing; an image is gone.
+            UserError: nothing is left of the text; the model locates nothing.
         """
         rows, cosines = self.nearest(text, max(top, rerank))
-        found = {
-            row: Hit(self._path(row), (), cosine) for row, cosine in zip(rows.tolist(), cosines.tolist(), strict=True)
-        }
-        scores = sorted(self._scores(text, rows[:rerank].tolist()), key=lambda scored: -scored[1])
-        ranked = [(row, replace(found[row], score=score)) for row, score in scores]
-        best = [*ranked, *list(found.items())[len(ranked) :]][:top]
-        phrase = locate if isinstance(locate, str) else text
-        boxes: Iterable[Box | None] = self._boxes(phrase, [row for row, _ in best]) if locate else [None] * len(best)
-        return [
-            replace(hit, copies=self._copies.get(row, ()), box=box) for (row, hit), box in zip(best, boxes, strict=True)
-        ]
+        found = self._there(dict(zip(rows.tolist(), cosines.tolist(), strict=True)))
+        judged = [row for row in rows[:rerank].tolist() if row in found]
+        scores = sorted(
+            zip(judged, self._scores(text, [found[row] for row in judged]), strict=True), key=lambda one: -one[1]
+        )
+        ranked = [replace(found[row], score=score) for row, score in scores]
+        best = [*ranked, *list(found.values())[len(ranked) :]][:top]
+        if not locate:
+            return best
+        boxes = self._boxes(locate if isinstance(locate, str) else text, best)
+        return [replace(hit, box=box) for hit, box in zip(best, boxes, strict=True)]
 
     def nearest(self, text: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows (k,) of the images nearest to a text by cosine, and their cosines (k,); k = ``count``, if there are as many."""
         return nearest_rows(self.embeddings, self.model.embed_texts(text)[0], count)
 
-    def _scores(self, text: str, rows: Sequence[int]) -> Iterator[tuple[int, float]]:
-        """The rows, each with the probability that the text is about the image."""
-        for part in self._batches(rows):
-            yield from zip(part, self.encoder.match([self._tokens(row) for row in part], text).tolist(), strict=True)
+    def _there(self, cosines: dict[int, float]) -> dict[int, Hit]:
+        """The hits in rows of which a file still is as it was when it was indexed; the others are told."""
+        hits = {}
+        for row, cosine in cosines.items():
+            paths = [path for path in map(self._unchanged, [self._image(row), *self._copies.get(row, ())]) if path]
+            if paths:
+                hits[row] = Hit(paths[0], tuple(paths[1:]), cosine, content=self._image(row).content)
+        if gone := len(cosines) - len(hits):
+            logger.warning(
+                "%s: %d of the nearest %d images have gone or changed and are left out; python run.py index updates the index",
+                self.folder,
+                gone,
+                len(cosines),
+            )
+        return hits
 
-    def _boxes(self, text: str, rows: Sequence[int]) -> Iterator[Box]:
+    def _unchanged(self, image: IndexedImage) -> Path | None:
+        """The path of a file that has the size and the time of its last change that it had when it was indexed."""
+        path = Path(self.about.folder) / image.path
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        return path if (status.st_size, status.st_mtime_ns) == (image.bytes, image.changed_ns) else None
+
+    def _scores(self, text: str, hits: Sequence[Hit]) -> Iterator[float]:
+        """The probability that the text is about each image."""
+        for part in self._batches(hits):
+            yield from self.encoder.match([self._tokens(hit) for hit in part], text).tolist()
+
+    def _boxes(self, text: str, hits: Sequence[Hit]) -> Iterator[Box]:
         """Where in each image the text is true."""
-        for part in self._batches(rows):
-            boxes, scores = self.encoder.locate([self._tokens(row) for row in part], text)
-            for row, box, score in zip(part, boxes, scores, strict=True):
-                yield in_pixels(text, box, score, self.model.read(self._path(row)).size)
+        for part in self._batches(hits):
+            boxes, scores = self.encoder.locate([self._tokens(hit) for hit in part], text)
+            for hit, box, score in zip(part, boxes, scores, strict=True):
+                yield in_pixels(text, box, score, self.model.read(hit.path).size)
 
-    def _batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
+    def _batches(self, hits: Sequence[Hit]) -> Iterator[Sequence[Hit]]:
         size = self.model.batch_size
-        return (rows[start : start + size] for start in range(0, len(rows), size))
+        return (hits[start : start + size] for start in range(0, len(hits), size))
 
-    def _tokens(self, row: int) -> Tensor:
+    def _tokens(self, hit: Hit) -> Tensor:
         """The mean patch and the patches of an image, (1 + P, D) float32.
 
         Keys and values of the fusion are projected from them anew. On the disk these would take as much space for each layer,
@@ -158,22 +201,19 @@ class ImageIndex:
         size = 4 * shape[0] * shape[1]
 
         def encode() -> bytes:
-            tokens: bytes = self.encoder.tokens(self._path(row)).numpy().tobytes()
+            tokens: bytes = self.encoder.tokens(hit.path).numpy().tobytes()
             return tokens
 
         if self._cache is None:
             return torch.frombuffer(bytearray(encode()), dtype=torch.float32).view(shape)
-        name = hashlib.blake2b(f"{self.weights} {self._image(row).content}".encode(), digest_size=20).hexdigest()
+        name = hashlib.blake2b(f"{self.encoder.weights} {hit.content}".encode(), digest_size=20).hexdigest()
         return torch.frombuffer(bytearray(self._cache.get(name, size, encode)), dtype=torch.float32).view(shape)
 
-    def _path(self, row: int) -> Path:
-        return Path(self.about.folder) / self._image(row).path
-
     @cached_property
-    def _copies(self) -> dict[int, tuple[Path, ...]]:
+    def _copies(self) -> dict[int, list[IndexedImage]]:
         """The copies of each image that has any."""
-        found: dict[int, list[Path]] = {}
+        found: dict[int, list[IndexedImage]] = {}
         for line in range(len(self), len(self._lines)):
             copy = self._image(line)
-            found.setdefault(copy.row, []).append(Path(self.about.folder) / copy.path)
-        return {row: tuple(paths) for row, paths in found.items()}
+            found.setdefault(copy.row, []).append(copy)
+        return found

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import one_line_errors
-from x2vlm.command import add_model, loaded, report_broken
+from x2vlm.command import add_model, counted, loaded, report_broken
 
 EXAMPLES = """examples:
   python run.py index photos --model runs/demo/pretrain-seed0 --out photos.index
@@ -23,12 +23,12 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments after ``run.py index``."""
     parser = argparse.ArgumentParser(
         prog="run.py index",
-        description="Embed every image in a folder and the folders in it, each content once.",
+        description="Embed every image in a folder and the folders in it, each content once. Videos are passed over.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the images")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the images")
     add_model(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="I", help="folder of the index")
     return parser.parse_args(argv)
@@ -39,9 +39,12 @@ def main(argv: Sequence[str]) -> int:
     """Index the images, and print one line; returns the exit status."""
     flags = arguments_of(argv)
     model = loaded(flags, flags.model)
+    from x2vlm.search.encoding import Encoder
     from x2vlm.search.making import make
 
-    made = make(model, flags.folder, flags.out)
-    copies = f", {made.copies:,} copies of them" if made.copies else ""
-    sys.stdout.write(f"{flags.out}: {made.images:,} images{copies}; {made.embedded:,} were embedded now\n")
+    made = make(Encoder(model), flags.folder, flags.out)
+    copies = f", and {counted(made.copies, 'copy', 'copies')} of them" if made.copies else ""
+    sys.stdout.write(
+        f"{flags.out}: {counted(made.images, 'image', 'images')}{copies}; {made.embedded:,} were embedded now\n"
+    )
     return report_broken([reason for _, reason in made.broken], made.images + made.copies + len(made.broken))

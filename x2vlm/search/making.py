@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,15 +23,14 @@ from x2vlm.calls import IMAGE_SUFFIXES
 from x2vlm.search.encoding import Encoder
 from x2vlm.search.files import (
     ABOUT,
-    EMBEDDINGS,
-    IMAGES,
+    LOCK,
     PARTS,
     About,
     IndexedImage,
     open_embeddings,
     read_about,
     read_images,
-    weights_hash,
+    remove_others,
     write_about,
     write_broken,
     write_images,
@@ -67,53 +69,78 @@ class Made(NamedTuple):
 def index(model: Model, folder: str | Path, out: str | Path) -> ImageIndex:
     """An index of all images in a folder and the folders in it; it is made in ``out``, or brought up to date. Raises as
     :func:`make`."""
-    make(model, Path(folder), Path(out))
-    return ImageIndex(out, model)
+    encoder = Encoder(model)
+    make(encoder, Path(folder), Path(out))
+    return ImageIndex(out, model, encoder=encoder)
 
 
-def make(model: Model, folder: Path, out: Path) -> Made:
+def make(encoder: Encoder, folder: Path, out: Path) -> Made:
     """Index every image in ``folder`` and the folders in it, or bring an index up to date: what it has already is kept.
+    Videos are passed over.
 
     Raises:
-        UserError: there is no image; the index is of another model or folder, or cannot be written.
+        UserError: there is no image; the index is of another model or folder, or cannot be written; another process makes it.
     """
-    origin = Path(model.origin)
-    source = str(origin.resolve()) if origin.exists() else model.origin
-    about = About(str(folder.resolve()), source, weights_hash(model.network), Encoder(model).width)
+    origin = Path(encoder.model.origin)
+    source = str(origin.resolve()) if origin.exists() else encoder.model.origin
+    about = About(str(folder.resolve()), source, encoder.weights, encoder.width)
     files = _files(folder)
     if not files:
-        raise UserError(f"{folder}: no image is in this folder")
+        raise UserError(f"{folder}: no image is in this folder; an index is of images, not of videos")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _check_same(out, about)
-        write_about(out, about)
-        parts = _Parts(out, about)
-        left = [file for file in files if file not in parts.contents]
-        broken = _embed(model, folder, left, parts)
-        images = parts.join(files)
+        _check_empty(out)
+        with _alone(out):
+            about = _continued(out, about)
+            write_about(out, about)
+            remove_others(out, about)
+            parts = _Parts(out, about)
+            broken = _embed(encoder.model, folder, [file for file in files if file not in parts.contents], parts)
+            write_broken(out, broken)
+            images = parts.join(files)
+            shutil.rmtree(out / PARTS, ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written: {error.strerror or error}; give another folder, or make room"
         ) from None
-    write_broken(out, broken)
-    shutil.rmtree(out / PARTS, ignore_errors=True)
     return Made(images, len(files) - len(broken) - images, broken, parts.embedded)
 
 
 def _files(folder: Path) -> list[_File]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    stats = ((path, path.stat()) for path in found)
-    return [_File(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            with suppress(FileNotFoundError):  # it has gone since it was listed
+                stat = path.stat()
+                found.append(_File(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
+    return found
 
 
-def _check_same(out: Path, about: About) -> None:
-    """Refuse a folder with something else than an index of this model and folder."""
+def _check_empty(out: Path) -> None:
+    """Refuse a folder with other files and no index."""
+    if not (out / ABOUT).exists() and any(path.name != LOCK for path in out.iterdir()):
+        raise UserError(f"{out} holds other files; give an empty folder for the index")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Within, no other process makes the index; on disks without locks, nobody knows."""
+    with (out / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another process is making this index; wait until it is done") from None
+        except OSError as error:
+            logger.warning("%s: the disk has no locks (%s); make the index by one process alone", out, error.strerror)
+        yield
+
+
+def _continued(out: Path, about: About) -> About:
+    """``about`` with the number of the index that is there; refuse one of another model or folder."""
     if not (out / ABOUT).exists():
-        if any(out.iterdir()):
-            raise UserError(f"{out} holds other files; give an empty folder for the index")
-        return
+        return about
     before = read_about(out)
     if before.folder != about.folder:
         raise UserError(f"{out} is an index of {before.folder}, not of {about.folder}; give another folder")
@@ -121,6 +148,7 @@ def _check_same(out: Path, about: About) -> None:
         raise UserError(
             f"{out} was made by {before.model}, whose weights are not those of {about.model}; give another folder"
         )
+    return replace(about, made=before.made)
 
 
 class _Parts:
@@ -137,11 +165,11 @@ class _Parts:
         self.places: dict[str, tuple[int, int]] = {}
         """Number of the part, and row in it, of each content."""
         self.parts: list[np.ndarray] = []
-        if (out / IMAGES).exists():
+        if about.made:
             try:
-                images = read_images(out / IMAGES)
+                images = read_images(about.images_in(out))
                 self._add(images, open_embeddings(out, about, 1 + max((image.row for image in images), default=-1)))
-            except UserError as error:  # such as after a crash between the two files
+            except UserError as error:
                 logger.warning("%s: all images are embedded anew", error)
         for path in sorted((out / PARTS).glob("*.npy")):
             self._add(read_images(path.with_suffix(".jsonl")), np.load(path, mmap_mode="r", allow_pickle=False))
@@ -178,15 +206,17 @@ class _Parts:
             if content is not None:
                 is_new = content not in rows
                 (first if is_new else copies).append(IndexedImage(*file, content, rows.setdefault(content, len(rows))))
+        about = replace(self.about, made=self.about.made + 1)
         if rows:
-            # A new file beside the old one, which may be where the rows come from.
-            with replacing(self.out / EMBEDDINGS) as new:
-                joined = np.lib.format.open_memmap(new, "w+", np.dtype(np.float32), (len(rows), self.about.width))
+            with replacing(about.embeddings_in(self.out)) as new:
+                joined = np.lib.format.open_memmap(new, "w+", np.dtype(np.float32), (len(rows), about.width))
                 for content, row in rows.items():
                     part, place = self.places[content]
                     joined[row] = self.parts[part][place]
                 joined.flush()
-        write_images(self.out / IMAGES, [*first, *copies])
+        write_images(about.images_in(self.out), [*first, *copies])
+        write_about(self.out, about)  # from here on the index is the new one
+        remove_others(self.out, about)
         return len(rows)
 
 

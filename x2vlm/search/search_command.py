@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, one_line_errors
 from utils.flags import positive, positive_real
-from x2vlm.command import add_model, check_save, loaded
+from x2vlm.command import MOST_DRAWN, add_model, check_save, counted, loaded, printed
 from x2vlm.search import CACHE_GB
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     )
     phrase = "find the box in each hit where the text is true, or PHRASE is; needs a model of task pretrain"
     flag("--locate", nargs="?", const=True, default=False, metavar="PHRASE", help=phrase)
-    flag("--save", type=Path, metavar="PNG", help="draw the hits")
+    flag("--save", type=Path, metavar="PNG", help=f"draw the hits, the first {MOST_DRAWN} at most")
     flag("--json", action="store_true", help="a JSON object in a line for each hit")
     flag(
         "--cache-gb",
@@ -71,12 +71,13 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Search, and print a line for each hit; returns the exit status."""
     flags = arguments_of(argv)
-    if flags.save is not None:
-        check_save(flags.save, [])
     from x2vlm.search.files import read_about
-    from x2vlm.search.index import ImageIndex
 
     about = read_about(flags.index)
+    if flags.save is not None:
+        check_save(flags.save, [about.folder])
+    from x2vlm.search.index import ImageIndex
+
     model = loaded(flags, flags.model or about.model)
     index = ImageIndex(flags.index, model, cache_gb=flags.cache_gb)
     if not len(index):
@@ -84,13 +85,16 @@ def main(argv: Sequence[str]) -> int:
     found = [
         (text, index.search(text, top=flags.top, rerank=flags.rerank, locate=flags.locate)) for text in flags.texts
     ]
+    if not any(hits for _, hits in found):
+        raise UserError(f"{flags.index}: the images have gone or changed; bring it up to date with python run.py index")
     for text, hits in found:
         if not flags.json:
-            sys.stdout.write(f"{text}\n")
+            sys.stdout.write(f"{printed(text)}\n")
         for hit in hits:
-            sys.stdout.write(f"{json.dumps(_values(text, hit)) if flags.json else _line(hit)}\n")
+            sys.stdout.write(f"{json.dumps(_values(text, hit)) if flags.json else printed(_line(hit))}\n")
     if flags.save is not None:
-        sys.stderr.write(f"drawn: {_draw(index, found, flags.save)}\n")
+        drawn = min(MOST_DRAWN, sum(len(hits) for _, hits in found))
+        sys.stderr.write(f"drawn: {_draw(index, found, flags.save)}, {counted(drawn, 'hit', 'hits')}\n")
     return 0
 
 
@@ -99,7 +103,7 @@ def _line(hit: Hit) -> str:
     box = ""
     if hit.box is not None:
         box = f"  {hit.box.score:.3f} at {hit.box.x:.0f}, {hit.box.y:.0f}, {hit.box.width:.0f} x {hit.box.height:.0f}"
-    copies = f"  (+ {len(hit.copies)} copies)" if hit.copies else ""
+    copies = f"  (+ {counted(len(hit.copies), 'copy', 'copies')})" if hit.copies else ""
     return f"  {score}{hit.cosine:+.3f}  {hit.path}{box}{copies}"
 
 
@@ -110,12 +114,11 @@ def _values(text: str, hit: Hit) -> dict[str, Any]:
 
 
 def _draw(index: ImageIndex, found: Sequence[tuple[str, Sequence[Hit]]], path: Path) -> Path:
-    """Draw the hits, the best first, each with its box if it has one."""
+    """Draw the hits, the best first, each with its box if it has one; under its text, where there are several."""
     from x2vlm import figures
     from x2vlm.search.figures import panels_of
 
-    panels = [panel for _, hits in found for panel in panels_of(index, hits)]
-    title = "; ".join(text for text, _ in found)
-    return figures.draw(
-        panels, path, title, "probability that the text is about the image; that a phrase is about what its box shows"
-    )
+    title = found[0][0] if len(found) == 1 else ""
+    panels = [panel for text, hits in found for panel in panels_of(index, hits, "" if title else text)]
+    legend = "probability that the text is about the image; that a phrase is about what its box shows"
+    return figures.draw(panels[:MOST_DRAWN], path, title, legend)

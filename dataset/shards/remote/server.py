@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from dataset.shards.remote.ahead import Ahead
-from dataset.shards.remote.cache import Block, BlockCache
 from dataset.shards.remote.transports import RequestError, Transport, open_transport
 from utils.addresses import scheme_of
+from utils.block_cache import Block, BlockCache
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import cache_folder, expanded
@@ -240,7 +240,9 @@ class Server:
         if self._cache is None:
             folder = self.config.cache
             self._cache = BlockCache(
-                expanded(folder) if folder is not None else _default_folder(), int(self.config.cache_gb * 1e9)
+                expanded(folder) if folder is not None else _default_folder(),
+                int(self.config.cache_gb * 1e9),
+                "data.remote.cache names another folder",
             )
         return self._cache
 

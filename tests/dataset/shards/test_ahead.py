@@ -19,9 +19,9 @@ from dataset.shards.remote import ahead as remote_ahead
 from dataset.shards.remote import server as remote_server
 from dataset.shards.remote import shards as remote_shards
 from dataset.shards.remote.ahead import Ahead
-from dataset.shards.remote.cache import BlockCache
 from dataset.shards.remote.server import RemoteConfig
 from dataset.tasks.streams.base import StreamConfig
+from utils.block_cache import BlockCache
 from utils.errors import UserError
 
 RECORDS = 120

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import re
 import shutil
@@ -10,9 +12,12 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +26,8 @@ from run import main
 from tests.tasks.painted import ROOT
 from utils.errors import UserError
 from x2vlm.page.abilities import MOST_TEXTS, abilities_of, lines_of
-from x2vlm.page.limits import RateLimit
+from x2vlm.page.command import titles_of
+from x2vlm.page.limits import KEPT_S, RateLimit, UploadLimit
 
 TABS = {
     "pretrain": ["locate", "match", "explain"],
@@ -31,7 +37,23 @@ TABS = {
     "vqa": ["answer"],
     "nlvr": ["compare"],
 }
-PICTURES = ("locate", "explain", "search")
+PICTURES = {"locate": 1, "explain": 5}
+"""Pictures of an answer about an example: one, or one for each of the five words."""
+
+
+@pytest.fixture
+def clip(tmp_path) -> Path:
+    """A video of two seconds, in which a square moves."""
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as video:
+        stream = video.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        for number in range(20):
+            pixels = np.full((64, 64, 3), 200, np.uint8)
+            pixels[20:40, number : number + 20] = (220, 30, 30)
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        video.mux(stream.encode())
+    return path
 
 
 @pytest.mark.parametrize("kind", TABS)
@@ -42,32 +64,66 @@ def test_a_model_has_a_tab_for_all_that_it_can_be_asked(kind, model, data):
     for ability in found:
         if (kind, ability.name) == ("retrieval", "explain"):
             continue  # the tiny model has one block of the fusion, which has no maps
-        answer = ability.ask([image] * ability.files, ability.example)
+        answer = ability.ask([image] * ability.files, [text.example for text in ability.texts])
         assert answer.lines and all(answer.lines)
-        assert (answer.picture is not None) == (ability.name in PICTURES)
-        if answer.picture is not None:
-            assert answer.picture.dtype == np.uint8 and answer.picture.shape[1] > 300
+        assert len(answer.pictures) == PICTURES.get(ability.name, 0)
+        for picture in answer.pictures:
+            assert picture.pixels.dtype == np.uint8 and picture.pixels.shape[1] > 300
+
+
+def test_a_model_of_videos_has_no_tab_that_no_video_has(of_videos, clip):
+    [match] = abilities_of(of_videos)
+    assert (match.name, match.files) == ("match", 1)
+    score = of_videos.match(clip, "a star")[0, 0]
+    assert match.ask([str(clip)], ["a star"]).lines == [f"{score:.3f}  a star"]
 
 
 def test_answers_are_those_of_the_model(model, data):
     image = str(data / "images/1.png")
     tabs = {ability.name: ability for ability in abilities_of(model("pretrain"))}
     [box] = model("pretrain").locate(image, "a star")[0]
-    [line] = tabs["locate"].ask([image], "a star").lines
-    assert line == f"a star: {box.x:.0f}, {box.y:.0f}, {box.width:.0f} x {box.height:.0f}, {box.score:.2f}"
+    [line] = tabs["locate"].ask([image], ["a star"]).lines
+    place = f"{box.width:.0f} x {box.height:.0f} pixels at {box.x:.0f}, {box.y:.0f}"
+    assert line == f"a star: {place}, probability {box.score:.2f}"
     scores = model("pretrain").match(image, ["a star", "a dog"])[0]
-    lines = tabs["match"].ask([image], "a star\n\n a dog ").lines
+    lines = tabs["match"].ask([image], ["a star\n\n a dog "]).lines
     assert lines == [f"{scores[n]:.3f}  {('a star', 'a dog')[n]}" for n in np.argsort(-scores)]
 
 
-def test_an_index_is_searched(model, data, tmp_path, monkeypatch):
+def test_an_index_is_searched_and_each_hit_has_its_box(model, data, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     index = model("pretrain").index(data / "images", tmp_path / "index")
     search = abilities_of(model("pretrain"), index)[0]
-    assert (search.name, search.files) == ("search", 0)
-    answer = search.ask([], "a star")
-    assert [line.split("  ")[1] for line in answer.lines] == [hit.path.name for hit in index.search("a star", top=12)]
-    assert answer.picture is not None
+    assert (search.name, search.files, len(search.texts)) == ("search", 0, 2)
+    for phrase, locate in (("", True), ("a star", "a star")):
+        answer = search.ask([], ["a red star", phrase])
+        hits = index.search("a red star", top=12, locate=locate)
+        assert [line.split("  ")[1] for line in answer.lines] == [hit.path.name for hit in hits]
+        assert [picture.caption for picture in answer.pictures] == [
+            f"{hit.score:.2f} · {hit.path.name}" for hit in hits
+        ]
+        for picture, hit in zip(answer.pictures, hits, strict=True):
+            plain = model("pretrain").read.picture(hit.path)
+            side = plain.shape[1] / model("pretrain").read(hit.path).size[0]
+            rows, columns = np.nonzero((picture.pixels != plain).any(axis=2))
+            assert abs(columns.min() - hit.box.x * side) <= 1.5 and abs(rows.min() - hit.box.y * side) <= 1.5
+    other = model("retrieval").index(data / "images", tmp_path / "other")
+    assert len(abilities_of(model("retrieval"), other)[0].texts) == 1  # it locates nothing
+
+
+def test_an_index_whose_images_have_gone_is_told(model, data, tmp_path):
+    shutil.copytree(data / "images", tmp_path / "images")
+    index = model("pretrain").index(tmp_path / "images", tmp_path / "index")
+    shutil.rmtree(tmp_path / "images")
+    answer = abilities_of(model("pretrain"), index)[0].ask([], ["a star", ""])
+    assert answer == (["no image is left of the index; its images have gone or changed"], ())
+
+
+def test_tabs_have_different_titles():
+    one, two = ("locate", "one"), ("locate", "two")
+    assert titles_of([one, ("match", "one")]) == ["locate", "match"]
+    assert titles_of([one, ("match", "one"), two]) == ["locate · one", "match", "locate · two"]
+    assert titles_of([one, two, one]) == ["locate · one (1)", "locate · two", "locate · one (2)"]
 
 
 def test_texts_are_lines_of_a_bounded_number_and_length():
@@ -86,11 +142,25 @@ def test_a_visitor_may_ask_so_often_in_a_minute():
     limit.count("a", 0.0)
     limit.count("a", 30.0)
     limit.count("b", 30.0)
-    with pytest.raises(UserError, match=r"^2 questions a minute; ask again in 20 s"):
+    with pytest.raises(UserError, match=r"^2 questions a minute; try again in 20 s"):
         limit.count("a", 40.0)
     limit.count("a", 60.0)
     with pytest.raises(UserError):
         limit.count("a", 61.0)
+
+
+def test_uploads_are_refused_by_number_by_size_and_when_the_disk_holds_enough():
+    limit = UploadLimit(None, per_minute=3, most_bytes=10**6, total_bytes=2 * 10**6)
+    limit.count("a", b"1000000", 0.0)
+    for length, said in [(b"1100000", "files exceed the maximum of 1 MB"), (b"", "send Content-Length")]:
+        with pytest.raises(UserError, match=said):
+            limit.count("a", length, 1.0)
+    with pytest.raises(UserError, match="3 uploads a minute; try again in 58 s"):
+        limit.count("a", b"1", 2.0)
+    limit.count("b", b"1000000", 3.0)
+    with pytest.raises(UserError, match="as much as the page keeps"):
+        limit.count("c", b"1", 4.0)
+    limit.count("c", b"1", float(KEPT_S))  # the first is deleted by then
 
 
 def test_without_gradio_the_remedy_is_told(run, capsys, monkeypatch):
@@ -99,22 +169,103 @@ def test_without_gradio_the_remedy_is_told(run, capsys, monkeypatch):
     assert capsys.readouterr().err == 'error: serve: needs gradio, which is not installed: pip install ".[page]"\n'
 
 
-@pytest.fixture
-def served(run, tmp_path) -> Iterator[str]:
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--examples", "nowhere"], "--examples nowhere: no such folder"),
+        (["--examples", "empty"], "no image or video that these models take is in this folder"),
+        (["--index", "nowhere"], "nowhere: no index of images is there"),
+        (["--port", "70000"], "give another --port"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(flags, said, run, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("gradio", reason=NEEDS_GRADIO)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that it is as before
+    Path("empty").mkdir()
+    assert main(["serve", "--model", str(run("pretrain")), *flags]) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+PER_MINUTE = 6
+NEEDS_GRADIO = 'the page needs gradio: pip install ".[page]"'
+
+
+@pytest.fixture(scope="module")
+def served(run, data, tmp_path_factory) -> Iterator[str]:
     """The address of a page of two models, in a process of its own."""
-    pytest.importorskip("gradio", reason='the page needs gradio: pip install ".[page]"')
+    pytest.importorskip("gradio", reason=NEEDS_GRADIO)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, str(ROOT / "run.py"), "serve", "--port", str(port), "--max-mb", "1"]
     models = ["--model", str(run("pretrain")), "--model", str(run("vqa"))]
-    process = subprocess.Popen([*command, *models], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    more = ["--per-minute", str(PER_MINUTE), "--examples", str(data / "images")]
+    folder = tmp_path_factory.mktemp("page")
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    process = subprocess.Popen(
+        [*command, *models, *more], stdout=subprocess.PIPE, text=True, cwd=folder, env=environment
+    )
     try:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # Ctrl-C takes the same way
         assert process.wait(30) in (0, 130)
+    assert not list(folder.glob("x2vlm-page-*"))  # uploads go with the page
+
+
+class Visitor:
+    """Asks a page without a browser, from an address of its own."""
+
+    def __init__(self, page: str, address: str):
+        self.page, self.address = page.removeprefix("http://"), address
+
+    def request(self, method: str, path: str, body: bytes = b"", kind: str = "application/json") -> tuple[int, str]:
+        connection = http.client.HTTPConnection(self.page, source_address=(self.address, 0), timeout=20)
+        connection.request(method, path, body or None, {"Content-Type": kind} if body else {})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+    def ask(self, place: int, *values: object) -> dict[str, Any]:
+        """The answer to the event at a place among those of the page: whether it succeeded, and the error."""
+        body = {"data": values, "fn_index": place, "session_hash": f"visitor{self.address}{uuid.uuid4().hex}"}
+        assert self.request("POST", "/gradio_api/queue/join", json.dumps(body).encode())[0] == 200
+        _, events = self.request("GET", f"/gradio_api/queue/data?session_hash={body['session_hash']}")
+        told = [json.loads(line.removeprefix("data: ")) for line in events.splitlines() if line.startswith("data: ")]
+        return next(event for event in told if event["msg"] == "process_completed")
+
+    def upload(self, content: bytes) -> tuple[int, str]:
+        head = b'--X\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        return self.request(
+            "POST", "/gradio_api/upload", head + content + b"\r\n--X--\r\n", "multipart/form-data; boundary=X"
+        )
+
+    def events(self, kind: str) -> list[int]:
+        config = json.loads(self.request("GET", "/config")[1])
+        return [each["id"] for each in config["dependencies"] if each["targets"] and each["targets"][0][1] == kind]
+
+
+@pytest.mark.slow
+def test_each_visitor_has_a_limit_of_its_own(served):
+    first, second = Visitor(served, "127.0.0.3"), Visitor(served, "127.0.0.4")
+    ask = first.events("click")[0]
+    told = [first.ask(ask, None, "a star")["output"]["error"] for _ in range(PER_MINUTE + 1)]
+    assert told[:PER_MINUTE] == ["upload an image first"] * PER_MINUTE
+    assert re.match(rf"{PER_MINUTE} questions a minute; try again in \d+ s", told[PER_MINUTE])
+    assert second.ask(ask, None, "a star")["output"]["error"] == "upload an image first"
+    assert [first.upload(b"x")[0] for _ in range(2 * PER_MINUTE + 1)] == [200] * 2 * PER_MINUTE + [429]
+    assert second.upload(b"x")[0] == 200
+
+
+@pytest.mark.slow
+def test_a_file_that_was_not_uploaded_is_not_read(served, data):
+    visitor = Visitor(served, "127.0.0.5")
+    for path in (str(data / "images/1.png"), "/etc/passwd", f"{served}/config"):
+        for name, url in ((path, None), ("a.png", path)):
+            file = {"path": name, "url": url, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
+            assert not visitor.ask(visitor.events("change")[0], file)["success"]
+    assert visitor.request("GET", f"/gradio_api/file={data / 'images/1.png'}")[0] == 403
 
 
 @pytest.fixture
@@ -138,23 +289,28 @@ def test_the_page_in_a_browser(served, browser, data, tmp_path):
     page.on("request", lambda request: asked.append(request.url))
     page.goto(served)
     page.get_by_role("tab", name="locate").click()
-    page.set_input_files("#locate-pretrain-1 input[type=file]", str(data / "images/1.png"))
-    page.locator("img:visible").first.wait_for()
+    page.set_input_files("#locate-1 input[type=file]", str(data / "images/1.png"))
+    page.get_by_text("preview").locator("visible=true").first.wait_for()
     page.locator("textarea:visible").first.fill("a red star")
     page.get_by_role("button", name="locate", exact=True).click()
     answer = page.locator(".lines textarea:visible").first
-    wait_until(lambda: re.fullmatch(r"a red star: \d+, \d+, \d+ x \d+, \d\.\d\d", answer.input_value()))
-    wait_until(lambda: page.locator("img:visible").count() == 2)
+    wait_until(
+        lambda: re.fullmatch(r"a red star: \d+ x \d+ pixels at \d+, \d+, probability \d\.\d\d", answer.input_value())
+    )
+    page.get_by_text("picture", exact=True).locator("visible=true").wait_for()
+    page.locator(".examples:visible .thumbnail-lg").nth(1).click()
+    example = sorted((data / "images").iterdir())[1]
+    wait_until(lambda: re.search(rf"\b{example.stem}\s*\.png", page.locator("#locate-1").inner_text()))
     page.get_by_role("tab", name="match").click()
     hostile = tmp_path / "hostile.png"
     hostile.write_bytes(b"\x89PNG\r\n\x1a\n" + b"<script>alert(1)</script>")
-    page.set_input_files("#match-pretrain-1 input[type=file]", str(hostile))
+    page.set_input_files("#match-1 input[type=file]", str(hostile))
     page.get_by_text("hostile.png: unreadable image").wait_for()
     large = tmp_path / "large.png"
     Image.effect_noise((1500, 1500), 200).save(large)
     assert large.stat().st_size > 1024**2
     page.get_by_role("tab", name="answer").click()
-    page.set_input_files("#answer-vqa-1 input[type=file]", str(large))
+    page.set_input_files("#answer-1 input[type=file]", str(large))
     page.get_by_text("exceed the maximum allowed size").wait_for()
     assert {url.split("/")[2] for url in asked if url.startswith("http")} == {served.removeprefix("http://")}
     assert str(Path(os.sep, "tmp")) not in page.inner_text("body")

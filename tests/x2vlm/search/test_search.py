@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -15,7 +16,9 @@ from PIL import Image
 from run import main
 from utils.errors import UserError
 from x2vlm.search import making
-from x2vlm.search.files import read_images
+from x2vlm.search.encoding import Encoder
+from x2vlm.search.figures import panels_of
+from x2vlm.search.files import LOCK, IndexedImage, read_about, read_images, write_about
 from x2vlm.search.index import BLOCK, ImageIndex
 from x2vlm.search.making import make
 
@@ -41,14 +44,18 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+def images_of(index: Path) -> list[IndexedImage]:
+    return read_images(read_about(index).images_in(index))
+
+
 def test_every_content_is_embedded_once_and_broken_files_are_told(model, photos, tmp_path):
-    made = make(model("pretrain"), photos, tmp_path / "index")
+    made = make(Encoder(model("pretrain")), photos, tmp_path / "index")
     assert (made.images, made.copies, made.embedded) == (8, 1, 8)
     [(path, reason)] = made.broken
     assert path == "deep/broken.jpg" and "broken.jpg" in reason
     assert json.loads((tmp_path / "index/broken.jsonl").read_text())["path"] == "deep/broken.jpg"
     index = ImageIndex(tmp_path / "index", model("pretrain"))
-    images = read_images(tmp_path / "index/images.jsonl")
+    images = images_of(tmp_path / "index")
     assert len(index) == 8 and len(images) == 9
     expected = model("pretrain").embed_images([photos / image.path for image in images[:8]])
     np.testing.assert_allclose(index.embeddings, expected, atol=1e-6)
@@ -58,7 +65,7 @@ def test_every_content_is_embedded_once_and_broken_files_are_told(model, photos,
 
 def test_the_first_stage_is_cosine_and_the_second_the_matching_head(model, photos, tmp_path):
     index = model("pretrain").index(photos, tmp_path / "index")
-    paths = [photos / image.path for image in read_images(tmp_path / "index/images.jsonl")[:8]]
+    paths = [photos / image.path for image in images_of(tmp_path / "index")[:8]]
     cosines = (model("pretrain").embed_images(paths) @ model("pretrain").embed_texts(TEXT).T)[:, 0]
     hits = index.search(TEXT, top=8, rerank=0)
     assert [hit.path for hit in hits] == [paths[place] for place in np.argsort(-cosines)]
@@ -129,29 +136,29 @@ def test_an_interrupted_index_goes_on_and_one_that_is_whole_has_what_is_new_alon
     with monkeypatch.context() as patched:
         patched.setattr(model("pretrain"), "embed_images", cut)
         with pytest.raises(KeyboardInterrupt):
-            make(model("pretrain"), photos, tmp_path / "index")
-    with pytest.raises(UserError, match=r"images.jsonl cannot be read"):
+            make(Encoder(model("pretrain")), photos, tmp_path / "index")
+    with pytest.raises(UserError, match=r"index: the index is not finished; python run.py index goes on with it"):
         ImageIndex(tmp_path / "index", model("pretrain"))
-    assert make(model("pretrain"), photos, tmp_path / "index").embedded == 8 - calls[0]
-    straight = make(model("pretrain"), photos, tmp_path / "straight")
+    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8 - calls[0]
+    straight = make(Encoder(model("pretrain")), photos, tmp_path / "straight")
     assert straight.embedded == 8
-    for name in ("images.jsonl", "broken.jsonl"):
+    for name in ("images-1.jsonl", "broken.jsonl"):
         assert (tmp_path / "index" / name).read_text() == (tmp_path / "straight" / name).read_text()
     assert not (tmp_path / "index/parts").exists()
     (photos / "0.png").unlink()
     Image.new("RGB", (40, 30), (200, 10, 10)).save(photos / "new.png")
     shutil.copy(photos / "1.png" if (photos / "1.png").exists() else photos / "2.png", photos / "deep/again.png")
     os.utime(photos / "4.png", (1, 1))
-    made = make(model("pretrain"), photos, tmp_path / "index")
+    made = make(Encoder(model("pretrain")), photos, tmp_path / "index")
     assert (made.images, made.embedded) == (8, 1)
     index = ImageIndex(tmp_path / "index", model("pretrain"))
-    images = read_images(tmp_path / "index/images.jsonl")[:8]
+    images = images_of(tmp_path / "index")[:8]
     expected = embed([photos / image.path for image in images])
     np.testing.assert_allclose(index.embeddings, expected, atol=1e-6)
 
 
 def test_what_is_no_index_or_one_of_another_model_is_refused_in_one_line(model, photos, tmp_path):
-    make(model("pretrain"), photos, tmp_path / "index")
+    make(Encoder(model("pretrain")), photos, tmp_path / "index")
     (tmp_path / "other").mkdir()
     Image.new("RGB", (40, 30)).save(tmp_path / "other/a.png")
     for call, said in [
@@ -160,23 +167,23 @@ def test_what_is_no_index_or_one_of_another_model_is_refused_in_one_line(model, 
             "no index of images is there; make one with python run.py index",
         ),
         (lambda: ImageIndex(tmp_path / "index", model("retrieval")), "whose weights are not those of"),
-        (lambda: make(model("retrieval"), photos, tmp_path / "index"), "whose weights are not those of"),
+        (lambda: make(Encoder(model("retrieval")), photos, tmp_path / "index"), "whose weights are not those of"),
         (
-            lambda: make(model("pretrain"), tmp_path / "other", tmp_path / "index"),
+            lambda: make(Encoder(model("pretrain")), tmp_path / "other", tmp_path / "index"),
             "is an index of .*photos, not of .*other",
         ),
-        (lambda: make(model("pretrain"), photos, photos), "holds other files; give an empty folder"),
-        (lambda: make(model("pretrain"), tmp_path / "index", tmp_path / "x"), "no image is in this folder"),
-        (lambda: make(model("captioning"), photos, tmp_path / "x"), "compares no texts with images"),
+        (lambda: make(Encoder(model("pretrain")), photos, photos), "holds other files; give an empty folder"),
+        (lambda: make(Encoder(model("pretrain")), tmp_path / "index", tmp_path / "x"), "no image is in this folder"),
+        (lambda: make(Encoder(model("captioning")), photos, tmp_path / "x"), "compares no texts with images"),
         (lambda: ImageIndex(tmp_path / "index", model("pretrain")).search(" . "), "has no word"),
     ]:
         with pytest.raises(UserError, match=said) as error:
             call()
         assert "\n" not in str(error.value)
-    (tmp_path / "index/embeddings.npy").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"embeddings.npy cannot be read .*; make the index again"):
+    (tmp_path / "index/embeddings-1.npy").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"embeddings-1.npy cannot be read .*; make the index again"):
         ImageIndex(tmp_path / "index", model("pretrain"))
-    assert make(model("pretrain"), photos, tmp_path / "index").embedded == 8
+    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8
     assert len(ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT)) == 8
 
 
@@ -184,7 +191,7 @@ def test_the_two_commands(run, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["index", "photos", "--model", str(run("pretrain")), "--out", "index"]) == 1
     printed = capsys.readouterr()
-    assert printed.out == "index: 8 images, 1 copies of them; 8 were embedded now\n"
+    assert printed.out == "index: 8 images, and 1 copy of them; 8 were embedded now\n"
     assert "not read: " in printed.err and "1 of 10 images could not be read" in printed.err
     (photos / "deep/broken.jpg").unlink()
     assert main(["index", "photos", "--model", str(run("pretrain")), "--out", "index"]) == 0
@@ -199,3 +206,95 @@ def test_the_two_commands(run, photos, tmp_path, capsys, monkeypatch):
     assert set(values[0]) == {"text", "path", "cosine", "score", "copies", "box"} and values[0]["box"] is None
     assert main(["search", "nowhere", TEXT]) == 2
     assert "no index of images is there" in capsys.readouterr().err
+
+
+def test_a_crash_before_the_last_write_leaves_the_index_as_it_was(model, photos, tmp_path, monkeypatch):
+    """One image goes and one comes, so that the lists before and after have the same length."""
+    index = model("pretrain").index(photos, tmp_path / "index")
+    before = index.search(TEXT, top=8, rerank=0)
+    gone = next(hit for hit in before if not hit.copies)
+    gone.path.unlink()
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(photos / "0 new.png")
+
+    def crash(folder, about):
+        if about.made == 2:
+            raise KeyboardInterrupt
+        write_about(folder, about)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(making, "write_about", crash)
+        with pytest.raises(KeyboardInterrupt):
+            make(Encoder(model("pretrain")), photos, tmp_path / "index")
+    hits = ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT, top=8, rerank=0)
+    assert hits == [hit for hit in before if hit != gone]
+    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 0
+    index = ImageIndex(tmp_path / "index", model("pretrain"))
+    expected = model("pretrain").embed_images([photos / image.path for image in images_of(tmp_path / "index")[:8]])
+    np.testing.assert_allclose(index.embeddings, expected, atol=1e-6)
+    files = {path.name for path in (tmp_path / "index").iterdir()}
+    assert files == {"index.json", "images-2.jsonl", "embeddings-2.npy", "broken.jsonl", "lock"}
+
+
+def test_images_that_have_gone_or_changed_are_left_out_and_told(model, photos, tmp_path, caplog):
+    index = model("pretrain").index(photos, tmp_path / "index")
+    before = index.search(TEXT, top=8, rerank=0)
+    has_copy = next(hit for hit in before if hit.copies)
+    gone, changed = [hit for hit in before if not hit.copies][:2]
+    gone.path.unlink()
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(changed.path)
+    has_copy.path.unlink()
+    expected = [hit.path for hit in before if hit not in (gone, changed)]
+    expected[expected.index(has_copy.path)] = has_copy.copies[0]
+    caplog.clear()
+    hits = index.search(TEXT, top=8, locate=True)
+    assert sorted(hit.path for hit in hits) == sorted(expected)
+    assert "2 of the nearest 8 images have gone or changed and are left out" in caplog.text
+
+
+def test_one_process_alone_makes_an_index(model, photos, tmp_path):
+    (tmp_path / "index").mkdir()
+    with (tmp_path / "index" / LOCK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"index: another process is making this index; wait until it is done$"):
+            make(Encoder(model("pretrain")), photos, tmp_path / "index")
+    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").images == 8
+
+
+def test_the_weights_are_hashed_once(model, photos, tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr("x2vlm.search.encoding.weights_hash", lambda network: hashed.append(network) or "hash")
+    model("pretrain").index(photos, tmp_path / "index")
+    assert len(hashed) == 1
+
+
+def test_the_sheet_is_no_image_of_the_index_and_names_the_text_of_each_hit(run, model, photos, tmp_path, capsys):
+    index, photo = str(tmp_path / "index"), photos / "0.png"
+    assert main(["index", str(photos), "--model", str(run("pretrain")), "--out", index]) == 1
+    content = photo.read_bytes()
+    capsys.readouterr()
+    assert main(["search", index, TEXT, "--save", str(photo)]) == 2
+    assert "this is one of the images; give another name" in capsys.readouterr().err
+    assert photo.read_bytes() == content
+    opened = ImageIndex(index, model("pretrain"))
+    hits = opened.search("a star", top=2, locate=True)
+    assert [[line.text for line in panel.above] for panel in panels_of(opened, hits)] == [
+        [hit.path.name] for hit in hits
+    ]
+    under_text = panels_of(opened, hits, "a star")
+    assert [[line.text for line in panel.above] for panel in under_text] == [["a star", hit.path.name] for hit in hits]
+    shutil.rmtree(photos)
+    assert main(["search", index, TEXT, "--save", str(tmp_path / "a.png")]) == 2
+    assert "the images have gone or changed; bring it up to date" in capsys.readouterr().err
+
+
+def test_names_that_are_no_text_are_printed(run, photos, tmp_path, capfd, monkeypatch):
+    os.rename(photos / "0.png", os.fsencode(photos) + b"/bad\xff\nname.png")
+    assert main(["index", str(photos), "--model", str(run("pretrain")), "--out", str(tmp_path / "index")]) == 1
+    with (
+        (tmp_path / "printed").open("w", encoding="utf-8", errors="strict") as stream,
+        monkeypatch.context() as patched,
+    ):
+        patched.setattr("sys.stdout", stream)
+        assert main(["search", str(tmp_path / "index"), TEXT]) == 0
+    [line] = [line for line in (tmp_path / "printed").read_text().splitlines() if "bad" in line]
+    assert line.endswith(r"/bad\udcff\nname.png")

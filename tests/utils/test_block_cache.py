@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dataset.shards.remote import cache
-from dataset.shards.remote.cache import SHELVES, BlockCache
+from utils import block_cache
+from utils.block_cache import SHELVES, BlockCache
 
 NAMES = [f"{number:040x}" for number in range(0, 64 * SHELVES, SHELVES)]
 """All on one shelf."""
@@ -64,7 +64,7 @@ def test_a_damaged_block_is_fetched_again(tmp_path, damage, caplog):
 
 
 def test_the_folder_stays_within_its_bound_and_the_least_recently_used_goes(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_MAPPED", 1)
+    monkeypatch.setattr(block_cache, "_MAPPED", 1)
     blocks = BlockCache(tmp_path, SHELVES * 4 * 116)
     for number, name in enumerate(NAMES[:12]):
         blocks.get(name, 100, lambda: b"x" * 100)
@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_written_leaves_blocks_in_memory(tmp_path, caplo
     blocks = BlockCache(tmp_path / "file" / "cache", 1 << 20)
     assert blocks.get(NAMES[0], 5, lambda: b"block") == b"block"
     assert blocks.get(NAMES[0], 5, fetch_none) == b"block"
-    assert "are not kept in" in caplog.text and "data.remote.cache names another folder" in caplog.text
+    assert "are not kept in" in caplog.text and "; give another folder" in caplog.text
 
 
 def test_a_block_larger_than_a_shelf_is_not_kept(tmp_path):
@@ -114,8 +114,8 @@ def size_of(folder: Path) -> int:
 
 def test_a_shelf_is_looked_through_only_where_it_is_full(tmp_path, monkeypatch):
     """A full one is emptied to nine tenths of its bound."""
-    looked, look = [], cache._make_room
-    monkeypatch.setattr(cache, "_make_room", lambda *arguments: looked.append(1) or look(*arguments))
+    looked, look = [], block_cache._make_room
+    monkeypatch.setattr(block_cache, "_make_room", lambda *arguments: looked.append(1) or look(*arguments))
     blocks = BlockCache(tmp_path, SHELVES * 40 * 116)
     for name in NAMES[:40]:
         blocks.get(name, 100, lambda: b"x" * 100)

@@ -1,4 +1,4 @@
-"""A folder of blocks of remote files, bounded in bytes over all processes of a machine.
+"""A folder of blocks, bounded in bytes over all processes of a machine: what is dear to fetch or to compute again.
 
 A block is a file: its content, and a digest of it and of the block's name. It is written in one step, and read through a memory
 map once the digest has been checked. Blocks are spread over :data:`SHELVES` folders, each of which has its share of the bound
@@ -45,10 +45,11 @@ class BlockCache:
     Args:
         folder: made if missing.
         bound: the most bytes of all blocks. The least recently used go first.
+        remedy: for the warning that nothing can be kept in the folder.
     """
 
-    def __init__(self, folder: Path, bound: int):
-        self.folder, self.shelf_bound = folder, bound // SHELVES
+    def __init__(self, folder: Path, bound: int, remedy: str = "give another folder"):
+        self.folder, self.shelf_bound, self.remedy = folder, bound // SHELVES, remedy
         self._mapped: OrderedDict[str, tuple[Block, float]] = OrderedDict()
         self._checked: dict[str, int] = {}
 
@@ -150,7 +151,7 @@ class BlockCache:
                     # Others fill the disk too: the shelf gives back half of what it has.
                     self._write(path, content, _make_room(shelf, total // 2, total // 2))
         except OSError as error:
-            _warn_not_kept(self.folder, error.strerror or str(error))
+            _warn_not_kept(self.folder, error.strerror or str(error), self.remedy)
             return False
         return True
 
@@ -174,7 +175,7 @@ class BlockCache:
             folder.mkdir(parents=True, exist_ok=True)
             file = (folder / name).open("a")
         except OSError as error:
-            _warn_not_kept(self.folder, error.strerror or str(error))
+            _warn_not_kept(self.folder, error.strerror or str(error), self.remedy)
             yield False
             return
         with file:
@@ -248,7 +249,5 @@ def _digest(name: str, content: Block) -> bytes:
 
 
 @functools.cache
-def _warn_not_kept(folder: Path, reason: str) -> None:
-    logger.warning(
-        "blocks of remote shards are not kept in %s: %s; data.remote.cache names another folder", folder, reason
-    )
+def _warn_not_kept(folder: Path, reason: str, remedy: str) -> None:
+    logger.warning("blocks are not kept in %s: %s; %s", folder, reason, remedy)
