@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.memory import FakeSteps, StepMemory
-from tasks.base import add_adapters
+from tasks.base import set_up_training
 from tasks.finetune import FineTuneTask
 from tasks.kinds import choose
 from tools import sweep
@@ -41,7 +41,7 @@ def memory_of(path: str, overrides: Sequence[str]) -> StepMemory:
 
     def build() -> Any:
         model = task.build_model(config, None if config.model.text.knows_vocabulary else 210)
-        add_adapters(config, model)
+        set_up_training(config, model)
         return model
 
     steps = FakeSteps(build, config.train, config.optim, as_on_gpu=True)

@@ -34,7 +34,12 @@ def modern_bert(folder: Path) -> Path:
     words = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     special: dict[str, Any] = {f"{name}_token_id": words[f"[{name.upper()}]"] for name in ("pad", "cls", "sep")}
     special |= {"bos_token_id": special["cls_token_id"], "eos_token_id": special["sep_token_id"]}
-    sizes: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 344}
+    sizes: dict[str, Any] = {
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 344,
+    }
     config = ModernBertConfig(
         vocab_size=len(words), max_position_embeddings=64, initializer_range=0.08, **sizes, **special
     )

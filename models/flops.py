@@ -96,16 +96,20 @@ class VisionCost:
         """Coefficients of a :class:`models.vision.VisionEncoder`."""
         backbone, video, patches = vision.backbone, vision.config.video, math.prod(vision.grid)
         tokens = patches + backbone.num_prefix_tokens
-        first, later = trains(backbone.patch_embed), trains(vision)
-        linear = linear_flops(later, backbone.blocks)
-        # Where patches have no gradient, there is none for the input of the first block.
-        entry = [getattr(backbone.blocks[0].attn, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj")]
-        linear += linear_flops(first, *entry) - linear_flops(later, *entry)
-        attention = len(backbone.blocks) * 2 * tokens**2 * vision.width
+        embeds = trains(backbone.patch_embed)
+        entering, linear, attention = embeds, 0, 0
+        for block in backbone.blocks:
+            later = entering or trains(block)
+            # Where the normed states that enter have no gradient, the first products have none for them.
+            normed = entering or trains(block.norm1)
+            entry = [getattr(block.attn, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj")]
+            linear += linear_flops(later, block) + linear_flops(normed, *entry) - linear_flops(later, *entry)
+            attention += step_flops(2 * tokens**2 * vision.width, later, later)
+            entering = later
         return VisionCost(
             # Pixels have no gradient.
-            embedding=step_flops(patches * backbone.patch_embed.proj.weight.numel(), first),
-            blocks=tokens * linear + step_flops(attention, later, later),
+            embedding=step_flops(patches * backbone.patch_embed.proj.weight.numel(), embeds),
+            blocks=tokens * linear + attention,
             patches=patches,
             width=vision.width,
             keeps_frames=video is not None and video.pooling == "tokens",

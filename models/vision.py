@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import timm
 import torch
@@ -13,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.blocks import heads_error
+from models.feature_cache import FeatureCache, is_before_block
 from utils.config import Config
 from utils.errors import UserError
 from utils.image_size import ImageSize, sides_of
@@ -102,6 +104,9 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.config = config
+        self.features: FeatureCache | None = None
+        """States of frozen blocks; None: they are computed."""
+        self._frozen_blocks = 0
         self.backbone = _create_backbone(config)
         self.width: int = self.backbone.num_features
         self.patch_size: int = self.backbone.patch_embed.patch_size[0]
@@ -150,11 +155,45 @@ class VisionEncoder(nn.Module):
 
         Patches are normed before any mean; timm norms the mean.
         """
+        stored = pixels
         if pixels.dtype == torch.uint8:
             pixels = (pixels.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std
-        tokens = self.backbone.forward_features(pixels)[:, self.backbone.num_prefix_tokens :]
+        if self.features is not None and stored.dtype == torch.uint8:
+            tokens = self.features.states(stored, pixels)
+        else:
+            tokens = self.backbone.forward_features(pixels)
+        tokens = tokens[:, self.backbone.num_prefix_tokens :]
         patches = self.backbone.fc_norm(tokens)
         return patches if self.patch_positions is None else patches + self.patch_positions
+
+    def freeze_blocks(self, count: int) -> None:
+        """Freeze, for good, all that comes before block ``count``.
+
+        Raises:
+            UserError: if there is no such block.
+        """
+        blocks = len(self.backbone.blocks)
+        if count >= blocks:
+            raise UserError(
+                f"optim.freeze.vision_blocks is {count}, but the vision encoder has {blocks} blocks; "
+                f"give at most {blocks - 1}, or set optim.freeze.vision to true"
+            )
+        self._frozen_blocks = count
+        for name, parameter in self.backbone.named_parameters():
+            if is_before_block(name, count):
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def keep_features(self, folder: Path, bound: int) -> None:
+        """Keep the states of the blocks that are frozen, or of all, in a folder of at most ``bound`` bytes."""
+        self.features = FeatureCache(self.backbone, self._frozen_blocks or len(self.backbone.blocks), folder, bound)
+
+    def train(self, mode: bool = True) -> Self:
+        """See :meth:`torch.nn.Module.train`; frozen blocks stay in evaluation mode."""
+        super().train(mode)
+        for block in self.backbone.blocks[: self._frozen_blocks]:
+            block.eval()
+        return self
 
     def call_projections(self) -> None:
         """Have each block call its linear layers: timm's BEiT and EVA read the weight of one, and so pass by its adapter."""

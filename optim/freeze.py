@@ -1,17 +1,30 @@
-"""Encoders that do not train: in the whole run, or in its first steps."""
+"""Encoders that do not train, or their first blocks: in the whole run, or in its first steps."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from utils.config import Config
 from utils.errors import UserError
 
 FrozenFor = bool | Annotated[int, Field(ge=1)]
 """True: the whole run; false: no step; a number: so many first steps."""
+
+
+Part = Literal["vision", "text", "fusion"]
+PARTS: tuple[Part, ...] = ("vision", "text", "fusion")
+
+
+class FeatureCacheConfig(Config):
+    """States of the vision encoder's frozen blocks, kept on disk for each image."""
+
+    folder: str | None = Field(
+        None, description="folder of the states, which runs and processes share; null: in the user's cache folder"
+    )
+    gigabytes: float = Field(20.0, gt=0, description="most that the folder holds; what was used longest ago goes first")
 
 
 class FreezeConfig(Config):
@@ -30,7 +43,19 @@ class FreezeConfig(Config):
         "so many first steps",
     )
 
-    @field_validator("*", mode="before")
+    vision_blocks: int | None = Field(
+        None,
+        ge=1,
+        description="freeze all of the vision encoder that comes before its block of this number, counted from 0, for the whole "
+        "run; the others train, or with `vision` a number, do so after as many steps",
+    )
+    cache: FeatureCacheConfig | None = Field(
+        None,
+        description="keep the states of blocks that are frozen for the whole run on disk, so that each image goes through them "
+        "once; for images that are not augmented anew; null: compute them in each step",
+    )
+
+    @field_validator("vision", "text", "fusion", mode="before")
     @classmethod
     def _is_a_switch_or_steps(cls, value: Any) -> Any:
         """One error, where pydantic would give one for each type, and take 0 for false."""
@@ -38,10 +63,18 @@ class FreezeConfig(Config):
             return value
         raise ValueError("give true (the whole run), false, or a number of first steps, at least 1")
 
+    @model_validator(mode="after")
+    def _blocks_are_frozen(self) -> FreezeConfig:
+        if self.vision is True and self.vision_blocks is not None:
+            raise ValueError("vision is true, which freezes all of its blocks; leave vision_blocks out")
+        if self.cache is not None and self.vision is not True and self.vision_blocks is None:
+            raise ValueError("cache keeps what frozen blocks compute; set vision to true, or vision_blocks")
+        return self
+
     @property
     def steps(self) -> dict[str, float]:
         """The number of first steps in which each part that is named is frozen; infinite: in all."""
-        values = {part: getattr(self, part) for part in type(self).model_fields}
+        values: dict[str, bool | int] = {part: getattr(self, part) for part in PARTS}
         return {part: math.inf if value is True else value for part, value in values.items() if value}
 
     def frozen_at(self, step: int) -> tuple[str, ...]:
@@ -49,7 +82,8 @@ class FreezeConfig(Config):
         return tuple(part for part, steps in self.steps.items() if step < steps)
 
     def trains_from(self, name: str) -> float:
-        """The first step, from 0, in which the parameter ``name`` trains; infinite: none."""
+        """The first step, from 0, in which the parameter ``name`` trains; infinite: none. Blocks of ``vision_blocks`` are frozen
+        in the model itself."""
         return self.steps.get(name.partition(".")[0], 0)
 
     def at_end(self) -> FreezeConfig:

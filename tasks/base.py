@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 import torch
 from pydantic import Field
@@ -25,12 +25,13 @@ from models.checkpoints.settings import model_section, require_same_settings, un
 from models.hub_text import hub_config_of
 from models.xvlm import BESIDE_BLOCKS, XVLM, ModelConfig
 from optim import OptimConfig
+from optim.freeze import FeatureCacheConfig
 from optim.lora import PARTS
 from scheduler import ScheduleConfig
 from utils import distributed
 from utils.config import Config, read_yaml
 from utils.errors import UserError
-from utils.files import expanded
+from utils.files import cache_folder, expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -183,12 +184,14 @@ def build_parts(
         check_length(model, key, length)
     fresh: set[str] = set()
     if checkpoint is not None:
-        add_adapters(config, model)
+        set_up_training(config, model)
         load_weights(model, checkpoint.model_file).require_complete()
     else:
         fresh = _initialise(kind, config, model)
         if trains:
-            add_adapters(config, model)
+            set_up_training(config, model)
+    if trains and config.optim.frozen.cache is not None:
+        keep_features(config.optim.frozen.cache, model)
     logger.info("%.1f M parameters", sum(parameter.numel() for parameter in model.parameters()) / 1e6)
     training, loader = None, None
     if trains:
@@ -203,14 +206,32 @@ def build_parts(
     return Parts(tokenizer, model, fresh, training, loader)
 
 
-def add_adapters(config: RunConfig, model: XVLM) -> None:
-    """Give a model the adapters of ``optim.lora``, where there is one.
+def set_up_training(config: RunConfig, model: XVLM) -> None:
+    """Freeze the blocks of ``optim.freeze.vision_blocks``, and give the model the adapters of ``optim.lora``.
 
     Raises:
         UserError: if they do not fit the model, or peft is not installed.
     """
+    blocks = config.optim.frozen.vision_blocks
+    if blocks is not None:
+        model.vision.freeze_blocks(blocks)
+        logger.info("optim.freeze: what comes before block %d of the vision encoder never trains", blocks)
     if config.optim.lora is not None:
         model.add_adapters(config.optim.lora, tuple(config.optim.frozen.steps))
+
+
+def keep_features(config: FeatureCacheConfig, model: XVLM) -> None:
+    """Keep the states of frozen blocks on disk.
+
+    Raises:
+        UserError: if there is no folder for them.
+    """
+    caches = cache_folder()
+    if config.folder is None and caches is None:
+        raise UserError("optim.freeze.cache.folder: this user has no cache folder; name one")
+    folder = expanded(config.folder) if config.folder is not None else cast(Path, caches) / "features"
+    model.vision.keep_features(folder, int(config.gigabytes * 1e9))
+    logger.info("optim.freeze: states of frozen blocks are kept in %s, up to %g GB", folder, config.gigabytes)
 
 
 def check_length(model: XVLM, key: str, length: int) -> None:

@@ -75,6 +75,10 @@ class BlockCache:
             self._mapped.popitem(last=False)
         return block
 
+    def read(self, name: str, size: int) -> Block | None:
+        """The block ``name`` of ``size`` bytes; None where it is not in the folder."""
+        return self._open(self._path(name), size)
+
     def bring(self, name: str, size: int, fetch: Callable[[], bytes]) -> bool:
         """Have a block in the folder before it is got; returns whether it could be kept there."""
         path = self._path(name)

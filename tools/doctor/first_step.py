@@ -15,7 +15,7 @@ from engine.memory import trainer_of
 from engine.precision import APEX_LEVELS
 from engine.real_steps import ran_out_of_memory
 from models.self_critical import SelfCriticalModel
-from tasks.base import add_adapters, load_initial
+from tasks.base import load_initial, set_up_training
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.panels import panels_of
 from tools.doctor.picture import draw
@@ -88,7 +88,7 @@ def _trainer(subject: Subject) -> Any:
     model = subject.task.build_model(config, len(subject.tokenizer))
     if subject.weights_fit:
         load_initial(subject.task, config, model)
-    add_adapters(config, model)
+    set_up_training(config, model)
     plain: dict[str, Any] = {"compile": False, "peak_tflops": None}
     if device.type == "cpu" and APEX_LEVELS.get(config.train.precision, config.train.precision) != "fp32":
         plain["precision"] = "fp32"

@@ -13,7 +13,7 @@ from dataset.tasks.pretrain import DataConfig
 from dataset.tasks.streams.regions import RegionStreamConfig
 from dataset.text.loading import load_tokenizer
 from models.align import AligningModel
-from tasks.base import add_adapters
+from tasks.base import set_up_training
 from tasks.finetune import FineTuneTask
 from tasks.kinds import Choice
 from tools.doctor.findings import NotCheckedError
@@ -93,7 +93,7 @@ class Subject:
             UserError: if the adapters do not fit the model.
         """
         model = self.task.build_model(self.config, None if self.tokenizer is None else len(self.tokenizer))
-        add_adapters(self.config, model)
+        set_up_training(self.config, model)
         _freeze(self.config, model)
         return model
 

@@ -16,7 +16,7 @@ from engine.communication import StepSizes
 from engine.memory import AVERAGE, FakeSteps, StepMemory, tensor_bytes, trainable
 from engine.real_steps import RealSteps, ran_out_of_memory
 from models.align import AligningModel
-from tasks.base import add_adapters
+from tasks.base import set_up_training
 from tasks.kinds import choose
 from tools.plan.scaling import RANKS, Scale, scale_of
 from tools.plan.search import largest_that_fits, share_out
@@ -225,7 +225,7 @@ class Planner:
 
     def _build(self) -> Any:
         model = self.task.build_model(self.config, self.vocabulary)
-        add_adapters(self.config, model)
+        set_up_training(self.config, model)
         return model
 
     def _batch(self, examples: int) -> Callable[[Any], Any]:

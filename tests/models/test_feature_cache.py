@@ -1,0 +1,132 @@
+"""Frozen blocks of the vision encoder, and their states on disk: the same numbers and gradients, each image computed once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.vision import VisionConfig, VisionEncoder
+from tests.models.test_flops import counted, fine_tuning
+from utils.errors import UserError
+
+SIZES = {"width": 32, "depth": 3, "heads": 2, "drop_path": 0.0, "layer_scale": None}
+BACKBONES = {
+    "beitv2_base_patch16_224": {"patch_size": 8, "image_size": 32},
+    "vit_small_patch14_dinov2": {"image_size": 28},
+    "vit_base_patch16_siglip_224": {"image_size": 32},
+}
+
+
+def encoder(backbone: str, blocks: int | None = 2, seed: int = 0) -> VisionEncoder:
+    torch.manual_seed(seed)
+    built = VisionEncoder(VisionConfig(backbone=backbone, **SIZES, **BACKBONES[backbone])).train()
+    if blocks is not None:
+        built.freeze_blocks(blocks)
+    return built
+
+
+def images(encoder: VisionEncoder, count: int = 3) -> torch.Tensor:
+    size = encoder.config.image_size
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(encoder: VisionEncoder, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    encoder.zero_grad()
+    encoder.patches(pixels).square().sum().backward()
+    return {
+        name: parameter.grad.clone() for name, parameter in encoder.named_parameters() if parameter.grad is not None
+    }
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_states_and_gradients_through_the_cache_are_those_without(backbone, tmp_path):
+    built = encoder(backbone)
+    pixels = images(built)
+    expected, expected_gradients = built.patches(pixels), gradients(built, pixels)
+    assert expected_gradients
+    assert all(
+        name.startswith(("backbone.blocks.2.", "backbone.norm.", "backbone.fc_norm.")) for name in expected_gradients
+    )
+    built.keep_features(tmp_path, 10**8)
+    for _ in range(2):  # computed, and read
+        torch.testing.assert_close(built.patches(pixels), expected, atol=1e-5, rtol=1e-5)
+        for name, gradient in gradients(built, pixels).items():
+            torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-4, rtol=1e-4)
+
+
+def test_an_image_goes_through_the_frozen_blocks_once(tmp_path, monkeypatch):
+    built = encoder("vit_small_patch14_dinov2")
+    built.keep_features(tmp_path, 10**8)
+    pixels, seen = images(built, 4), []
+    first = built.features._first_blocks
+    built.patches(pixels[:1])  # the first call checks the backbone
+    monkeypatch.setattr(built.features, "_first_blocks", lambda batch: (seen.append(len(batch)), first(batch))[1])
+    built.patches(pixels[:2])
+    built.patches(pixels)
+    built.patches(pixels.flip(0))
+    assert seen == [1, 2]
+
+
+def test_other_weights_do_not_find_the_states(tmp_path):
+    pixels = images(encoder("vit_small_patch14_dinov2"))
+    for seed in (0, 1):
+        built = encoder("vit_small_patch14_dinov2", seed=seed)
+        expected = built.patches(pixels)
+        built.keep_features(tmp_path, 10**8)
+        torch.testing.assert_close(built.patches(pixels), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_damaged_state_is_computed_again(tmp_path):
+    built = encoder("vit_small_patch14_dinov2")
+    pixels = images(built)
+    expected = built.patches(pixels)
+    built.keep_features(tmp_path, 10**8)
+    built.patches(pixels)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 600]
+    assert len(files) == 3
+    for path in files:
+        content = bytearray(path.read_bytes())
+        content[100] ^= 255
+        path.write_bytes(content)
+    again = encoder("vit_small_patch14_dinov2")
+    again.keep_features(tmp_path, 10**8)
+    torch.testing.assert_close(again.patches(pixels), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_backbone_whose_blocks_need_more_than_states_is_refused(tmp_path):
+    """EVA's blocks turn queries and keys by positions that they are handed."""
+    built = VisionEncoder(VisionConfig(backbone="eva02_tiny_patch14_224", image_size=28, **SIZES))
+    built.freeze_blocks(2)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.normal_(std=0.3)
+    built.keep_features(tmp_path, 10**8)
+    with pytest.raises(UserError, match=r"optim\.freeze\.cache"):
+        built.patches(images(built))
+
+
+def test_frozen_blocks_stay_in_evaluation_mode_and_their_number_is_checked():
+    built = encoder("vit_small_patch14_dinov2").train()
+    assert [block.training for block in built.backbone.blocks] == [False, False, True]
+    with pytest.raises(UserError, match=r"vision_blocks is 3, but the vision encoder has 3 blocks; give at most 2"):
+        built.freeze_blocks(3)
+
+
+@pytest.mark.parametrize("task", ["nlvr", "retrieval", "vqa"])
+def test_the_count_of_operations_is_that_of_the_step_that_runs(task):
+    model, batch = fine_tuning(task)
+    whole = model.work(batch).flops
+    model.vision.freeze_blocks(1)
+    model.set_frozen([])  # the count is made anew
+    runs, count = counted(model, batch), model.work(batch).flops
+    assert 0.99 * runs <= count <= runs
+    assert count < whole
+
+
+def test_files_lie_where_they_are_asked_to(tmp_path: Path):
+    built = encoder("vit_small_patch14_dinov2")
+    built.keep_features(tmp_path / "features", 10**8)
+    built.patches(images(built))
+    assert any((tmp_path / "features").rglob("*"))
