@@ -56,12 +56,17 @@ def _region_scores(
     ``boxes`` (N, 4) as centre and size, relative to their images.
     """
     vision = network.vision
-    size, corners = vision.config.image_size, torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
-    masks = torch.stack([patch_mask((size * box).tolist(), size, vision.patch_size) for box in corners])
+    masks = region_masks(boxes, vision.config.image_size, vision.patch_size)
     regions = vision.regions(images, masks.to(image_index.device), image_index)
     (cls,) = network.fusion.fuse([FusionPass.cls(texts, network.fusion.region_memories(regions, images)[0])])
     scores: list[float] = at_least_float32(network.matching_head(cls)).softmax(dim=1)[:, 1].tolist()
     return scores
+
+
+def region_masks(boxes: Tensor, image_size: int, patch_size: int) -> Tensor:
+    """The patches (N, P) bool that boxes (N, 4), centre and size relative to their images, touch; sizes are pixels."""
+    corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
+    return torch.stack([patch_mask((image_size * box).tolist(), image_size, patch_size) for box in corners])
 
 
 def in_pixels(phrase: str, relative: Sequence[float], score: float | None, size: tuple[int, int]) -> Box:

@@ -12,7 +12,6 @@ import numpy as np
 from tasks.drawing import Panel, Sheet, draw_sheet
 from utils.errors import UserError
 from x2vlm import figures
-from x2vlm.calls import CALLS
 
 if TYPE_CHECKING:
     from x2vlm.model import Model
@@ -63,12 +62,11 @@ def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]
         ),
         "explain": ("a sentence", "a dog on a lawn", lambda files, text: _explain(model, files, text)),
     }
-    task = model.settings.task
     found = []
     if index is not None:
         found.append(Ability("search", 0, "a sentence", "a dog on a lawn", lambda files, text: _search(index, text)))
     for name, (label, example, ask) in asks.items():
-        if task in CALLS[name].tasks:
+        if model.takes(name):
             files = int(getattr(model.network, "images", 1)) if name == "compare" else 1
             found.append(Ability(name, files, label, example, ask))
     return found

@@ -19,7 +19,7 @@ from utils.files import cache_folder
 from x2vlm.boxes import Box, in_pixels
 from x2vlm.search import CACHE_GB
 from x2vlm.search.encoding import Encoder
-from x2vlm.search.files import IMAGES, IndexedImage, image_of, open_embeddings, read_about, read_lines, weights_hash
+from x2vlm.search.files import IMAGES, IndexedImage, image_of, open_embeddings, read_about, read_lines
 
 if TYPE_CHECKING:
     from x2vlm.model import Model
@@ -77,7 +77,7 @@ class ImageIndex:
     ):
         self.folder, self.model, self.encoder = Path(folder), model, Encoder(model)
         self.about = read_about(self.folder)
-        self.weights = weights_hash(model.network)
+        self.weights = model.runtime.weights
         if self.weights != self.about.weights:
             raise UserError(
                 f"{folder} was made by {self.about.model}, whose weights are not those of {model.origin}; index again"

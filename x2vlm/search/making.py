@@ -28,7 +28,6 @@ from x2vlm.search.files import (
     open_embeddings,
     read_about,
     read_images,
-    weights_hash,
     write_about,
     write_broken,
     write_images,
@@ -79,7 +78,7 @@ def make(model: Model, folder: Path, out: Path) -> Made:
     """
     origin = Path(model.origin)
     source = str(origin.resolve()) if origin.exists() else model.origin
-    about = About(str(folder.resolve()), source, weights_hash(model.network), Encoder(model).width)
+    about = About(str(folder.resolve()), source, model.runtime.weights, Encoder(model).width)
     files = _files(folder)
     if not files:
         raise UserError(f"{folder}: no image is in this folder")
