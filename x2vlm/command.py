@@ -208,7 +208,7 @@ def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) ->
     Raises:
         UserError: images are left over.
     """
-    size = getattr(model.network, "images", 1) if call == "compare" else 1
+    size = getattr(model.network, "images", 1) if call == "compare" and model.takes(call) else 1
     if len(paths) % size:
         raise UserError(f"compare takes {size} images at a time; {len(paths)} were given")
     groups: list[list[View]] = []
