@@ -8,8 +8,11 @@ mean patch, then its patches), D width, E embedding.
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +206,7 @@ def _write(path: Path, graph: Any, inputs: Mapping[str, tuple[Tensor, Axes]], na
     require_packages()
     tensors, axes = zip(*inputs.values(), strict=True)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch and onnxscript about themselves
+        with torch.no_grad(), _quiet():
             program = torch.export.export(graph.eval(), tensors, dynamic_shapes=axes, strict=False)
             exported = torch.onnx.export(
                 program,
@@ -223,6 +225,19 @@ def _write(path: Path, graph: Any, inputs: Mapping[str, tuple[Tensor, Axes]], na
     except Exception as error:  # torch's exporters raise nearly anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{named} cannot be exported to ONNX: {reason}; use it with torch") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch and onnxscript say, log and warn about themselves; an error is raised as well."""
+    former = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(former)
 
 
 def _clean(model: Any) -> None:
