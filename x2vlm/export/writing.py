@@ -18,6 +18,7 @@ from x2vlm.export.files import SUFFIX, About, files_in, write_about
 from x2vlm.export.graphs import require_packages, write_graphs
 from x2vlm.export.runtime import OnnxRuntime
 from x2vlm.model import Model
+from x2vlm.runtime import TorchRuntime
 from x2vlm.saving import save_settings
 
 
@@ -34,7 +35,7 @@ def export(model: Model, out: Path) -> About:
     """
     out = expanded(out)
     _check(model, out)
-    about = describe(model)
+    about = describe(TorchRuntime(model.network, "fp32"))
     try:
         with _new_folder(out) as folder:
             write_graphs(model.network, folder, model.origin)
@@ -51,12 +52,11 @@ def export(model: Model, out: Path) -> About:
     return about
 
 
-def describe(model: Model) -> About:
-    """What an export of a model is of."""
+def describe(runtime: TorchRuntime) -> About:
+    """What an export of a network is of."""
     releases = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
-    vision, runtime = model.network.vision, model.runtime
-    made_with = {"x2vlm": VERSION, **releases}
-    return About(runtime.weights, runtime.parameters, runtime.state_shape, vision.patch_size, made_with)
+    patch_size, made_with = runtime.network.vision.patch_size, {"x2vlm": VERSION, **releases}
+    return About(runtime.weights, runtime.parameters, runtime.state_shape, patch_size, made_with)
 
 
 def _check(model: Model, out: Path) -> None:
