@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dataset.text.processors import TextLimits
 from models.reranking import TextBank
 from utils.batch import Text
 from x2vlm.model import Model
@@ -27,11 +26,10 @@ def differences(model: Model, other: Runtime) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     with model.runtime.running(), other.running():
         for count, length in SIZES:
-            pixels, text = made_up(model, count, min(length, longest(model)), generator)
-            results = zip(
-                _results(model, model.runtime, pixels, text), _results(model, other, pixels, text), strict=True
-            )
-            for (name, expected), (_, found) in results:
+            batch = made_up(model, count, min(length, model.settings.data.text.max_tokens), generator)
+            for (name, expected), (_, found) in zip(
+                _results(model, model.runtime, *batch), _results(model, other, *batch), strict=True
+            ):
                 largest[name] = _larger(largest.get(name, 0.0), difference(expected, found))
     return largest
 
@@ -40,12 +38,6 @@ def difference(expected: Tensor, found: Tensor) -> float:
     """See :func:`differences`."""
     apart = (expected - found).abs().max() / expected.abs().max().clamp(min=1)
     return float(apart)
-
-
-def longest(model: Model) -> int:
-    """Most tokens of a text."""
-    limits: TextLimits = model.settings.data.text
-    return limits.max_tokens
 
 
 def made_up(model: Model, count: int, length: int, generator: torch.Generator) -> tuple[Tensor, Text]:
@@ -74,16 +66,10 @@ def _results(model: Model, runtime: Runtime, pixels: Tensor, text: Text) -> Iter
         every = torch.arange(len(text.ids))
         yield "matching probabilities", torch.stack(runtime.match(images, [every] * len(images), TextBank.of([texts])))
     if model.takes("locate"):
-        # Two texts in each image but the last.
-        boxes, scores = runtime.locate(images, texts, every_second(len(images)))
+        boxes, scores = runtime.locate(images, texts, torch.arange(len(images)) // 2)  # two texts in an image
         yield "boxes", torch.tensor(boxes)
         if scores[0] is not None:
             yield "boxes' probabilities", torch.tensor(scores)
-
-
-def every_second(count: int) -> Tensor:
-    """(count,) int64: 0, 0, 1, 1, 2, …"""
-    return torch.arange(count) // 2
 
 
 def _larger(one: float, other: float) -> float:

@@ -97,9 +97,9 @@ class TextGraph(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         states = self._states(ids, mask)
-        return (
-            (states,) if self.head is None else (states, F.normalize(at_least_float32(self.head(states[:, 0])), dim=1))
-        )
+        if self.head is None:
+            return (states,)
+        return states, F.normalize(at_least_float32(self.head(states[:, 0])), dim=1)
 
     def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
         if not isinstance(self.text, HubTextEncoder):
@@ -144,9 +144,9 @@ class FusionGraph(nn.Module):
         """The fused states (B, S, D) of [CLS]."""
         batch, texts, _, width = text_states.shape
         states, mask = text_states.flatten(0, 1), text_mask.flatten(0, 1)
-        *others, last = self.fusion.blocks
-        for block in (*others, last):
-            queries = states[:, :1] if block is last else states
+        blocks = self.fusion.blocks
+        for block in blocks:
+            queries = states[:, :1] if block is blocks[-1] else states
             states = attend(block.attention, queries, Padded(states, mask))
             assert block.crossattention is not None
             # The queries of an image stand side by side, of all its texts, so that its keys are needed once.
@@ -187,10 +187,8 @@ def write_text_graph(network: XVLM, path: Path, name: str) -> None:
 
 def write_fusion_graph(network: XVLM, path: Path, name: str) -> None:
     """Write the fusion encoder with its heads; raises as :func:`write_graphs`."""
-    texts, images = (
-        torch.zeros(EXAMPLES, 2, 7, network.text.width),
-        torch.zeros(EXAMPLES, *TorchRuntime(network, "fp32").state_shape),
-    )
+    texts = torch.zeros(EXAMPLES, 2, 7, network.text.width)
+    images = torch.zeros(EXAMPLES, *TorchRuntime(network, "fp32").state_shape)
     of_texts, of_images = {0: Dim("batch"), 1: Dim("texts"), 2: Dim("length")}, {0: Dim("batch")}
     inputs = {
         TEXT_STATES: (texts, of_texts),
