@@ -44,6 +44,7 @@ COMMANDS = {
     "predict": Command("x2vlm.command", "ask a trained model about your images"),
     "index": Command("x2vlm.search.index_command", "embed a folder of images, to search it by a sentence"),
     "search": Command("x2vlm.search.search_command", "the images of an index that a sentence is about, and where"),
+    "export": Command("x2vlm.export.command", "a trained model as graphs of ONNX, for machines without a GPU"),
     "serve": Command("x2vlm.page.command", "a page in the browser on which anyone tries models"),
     "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes"),
     "tokenizer": Command("tools.tokenizer", "learn a tokenizer from the texts of your records"),

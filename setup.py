@@ -39,7 +39,8 @@ class BuildAsOnePackage(build_py):
 
 def files() -> Iterator[tuple[Path, Path]]:
     """Every file of the wheel, and its place there."""
-    yield from ((path, path.relative_to(HERE)) for path in sorted((HERE / "x2vlm").glob("*.py*")))
+    own = [*sorted((HERE / "x2vlm").rglob("*.py")), HERE / "x2vlm/py.typed"]
+    yield from ((path, path.relative_to(HERE)) for path in own)
     below = [path for package in INSIDE for path in sorted((HERE / package).rglob("*.py"))]
     below += [*sorted((HERE / "configs").rglob("*.yaml")), HERE / "run.py", HERE / "requirements.txt"]
     yield from ((path, Path("x2vlm") / path.relative_to(HERE)) for path in below)

@@ -6,7 +6,7 @@ block computes [CLS] alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,17 +67,38 @@ def score_pairs(
     Returns:
         Per image the logits of class "matched", at least float32, in the order of its texts.
     """
+    memories = fusion.concept_memory(images).split([1] * len(texts))
+
+    def score(image: int, candidates: PackedTexts) -> Tensor:
+        (cls,) = fusion.fuse([FusionPass.cls(candidates, memories[image])])
+        return at_least_float32(matching_head(cls)[:, 1])
+
+    return score_each(score, texts, bank, tokens_per_call)
+
+
+def score_each(
+    score: Callable[[int, PackedTexts], Tensor],
+    texts: Sequence[Tensor],
+    bank: TextBank,
+    tokens_per_call: int | None = None,
+) -> list[Tensor]:
+    """Compute scores of images with their candidate texts, of similar lengths in a call.
+
+    Args:
+        score: from the number of an image and M texts to their scores (M,), at least float32.
+        texts: see :func:`score_pairs`, which returns the same.
+        bank: see there.
+        tokens_per_call: see there.
+    """
     device = bank.texts.states.device
     if tokens_per_call is None:
         tokens_per_call = 1536 if device.type == "cpu" else 16384
-    memories = fusion.concept_memory(images).split([1] * len(texts))
     scores = []
-    for memory, candidates in zip(memories, texts, strict=True):
-        logits = at_least_float32(bank.texts.states.new_empty(len(candidates)))
+    for image, candidates in enumerate(texts):
+        of_image = at_least_float32(bank.texts.states.new_empty(len(candidates)))
         for part in _similar_lengths(bank.lengths[candidates], tokens_per_call):
-            (cls,) = fusion.fuse([FusionPass.cls(bank.select(candidates[part]), memory)])
-            logits[part.to(device)] = at_least_float32(matching_head(cls)[:, 1])
-        scores.append(logits)
+            of_image[part.to(device)] = score(image, bank.select(candidates[part]))
+        scores.append(of_image)
     return scores
 
 

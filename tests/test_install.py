@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from run import COMMANDS
 from setup import INSIDE, as_subpackage
 from tests.conftest import tiny_run
 
@@ -65,6 +66,13 @@ def run(wheel, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[st
 def test_the_wheel_adds_one_name(wheel):
     names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert names == {"x2vlm", "x2vlm-0.1.0.dist-info"}
+
+
+def test_the_wheel_has_the_module_of_every_command(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = [command.module.removeprefix("x2vlm.").replace(".", "/") for command in COMMANDS.values()]
+    assert len(modules) > 15
+    assert [module for module in modules if f"x2vlm/{module}.py" not in names] == []
 
 
 def test_imports_and_names_of_modules_are_those_below_x2vlm():

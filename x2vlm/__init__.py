@@ -5,7 +5,8 @@
     model = load("runs/demo/pretrain-seed0")
     model.match("photo.jpg", ["a dog on a sofa", "a red bicycle"])
 
-``load`` takes a run's folder, a weight file, one of the authors' files, or ``hub:owner/name``; :class:`Model` lists the calls.
+``load`` takes a run's folder, a weight file, one of the authors' files, ``hub:owner/name``, or what ``run.py export`` wrote;
+:class:`Model` lists the calls.
 docs/using.md shows each of them.
 """
 

@@ -14,10 +14,11 @@ from dataset.text.processors import PlainTextProcessor, clean_caption, clean_que
 from engine.precision import PrecisionName
 from models.packing import PackedTexts
 from models.xvlm import XVLM
-from tasks.inference import device_of, evaluating
 from utils.batch import Text, to_device
 from utils.errors import UserError
+from x2vlm.calls import CALLS, EXPORTED
 from x2vlm.inputs import Image, Reader, View
+from x2vlm.runtime import Runtime, TorchRuntime
 from x2vlm.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class LoadedModel:
     """A network with its tokenizer and settings, ready to run.
 
     Attributes:
-        network: the torch module.
+        runtime: runs the network.
         tokenizer: of its texts.
         settings: what it computes with beside its weights.
         answers: the candidate answers for question answering; None: each call has to name its own.
@@ -43,7 +44,7 @@ class LoadedModel:
 
     def __init__(
         self,
-        network: XVLM,
+        network: XVLM | Runtime,
         tokenizer: PreTrainedTokenizerFast,
         settings: Settings,
         *,
@@ -52,18 +53,38 @@ class LoadedModel:
         precision: PrecisionName = "fp32",
         batch_size: int = 32,
     ):
-        self.network, self.tokenizer, self.settings = network, tokenizer, settings
+        self.runtime = TorchRuntime(network, precision) if isinstance(network, XVLM) else network
+        self.tokenizer, self.settings = tokenizer, settings
         self.answers = None if answers is None else list(answers)
-        self.origin, self.precision, self.batch_size = origin, precision, batch_size
+        self.origin, self.batch_size = origin, batch_size
         data, vision = settings.data, settings.model.vision
         videos = None if vision.video is None else FrameSampler(vision.video.frames, data.video, data.max_pixels)
         self.read = Reader(vision.image_size, data.max_pixels, videos)
         self.text = PlainTextProcessor(tokenizer, data.text)
 
     def __repr__(self) -> str:
-        parameters = sum(parameter.numel() for parameter in self.network.parameters()) / 1e6
-        where = device_of(self.network)
-        return f"Model({self.origin!r}: task {self.settings.task}, {parameters:.1f} M parameters, {where})"
+        parameters = self.runtime.parameters / 1e6
+        return (
+            f"Model({self.origin!r}: task {self.settings.task}, {parameters:.1f} M parameters, {self.runtime.device})"
+        )
+
+    @property
+    def network(self) -> XVLM:
+        """The torch module.
+
+        Raises:
+            UserError: the model was exported, and has none.
+        """
+        if not isinstance(self.runtime, TorchRuntime):
+            raise UserError(
+                f"{self.origin} is an export to ONNX, without a torch module; load what it was exported from"
+            )
+        return self.runtime.network
+
+    def takes(self, call: str) -> bool:
+        """Whether the model was trained for a call, and where it was exported, the export holds it."""
+        is_here = isinstance(self.runtime, TorchRuntime) or call in EXPORTED
+        return is_here and self.settings.task in CALLS[call].tasks
 
     def run(self, items: Sequence[Any], forward: Callable[[Sequence[Any]], Sequence[T]]) -> list[T]:
         """The results of ``forward`` on all items, in order; it gets a batch of them at a time.
@@ -74,7 +95,7 @@ class LoadedModel:
         if not items:
             raise UserError("nothing was given: no image, no text")
         size = self.batch_size
-        with evaluating(self.network, self.precision):
+        with self.runtime.running():
             return [one for start in range(0, len(items), size) for one in forward(items[start : start + size])]
 
     def views(self, images: Sequence[Image]) -> list[View]:
@@ -93,7 +114,7 @@ class LoadedModel:
 
     def pixels(self, views: Sequence[View]) -> Tensor:
         """(N, 3, S, S) or (N, F, 3, S, S) uint8 on the network's device."""
-        return torch.stack([view.pixels for view in views]).to(device_of(self.network))
+        return torch.stack([view.pixels for view in views]).to(self.runtime.device)
 
     def tokens(self, texts: Sequence[str], *, questions: bool = False) -> Text:
         """Token ids of texts, cleaned as in training; the log tells of those that are cut, or have unknown words.
@@ -109,13 +130,11 @@ class LoadedModel:
             logger.warning(
                 "%d texts have words that the tokenizer does not know, such as %.60r", len(unknown), unknown[0]
             )
-        return to_device(self.text.encode_plain(cleaned), device_of(self.network))
+        return to_device(self.text.encode_plain(cleaned), self.runtime.device)
 
     def encoded(self, texts: Sequence[str]) -> PackedTexts:
         """States of the text encoder."""
-        (states,) = self.network.text([self.tokens(texts)])
-        packed: PackedTexts = states
-        return packed
+        return self.runtime.text_states(self.tokens(texts))
 
     def cleaned(self, text: str, *, question: bool = False) -> str:
         """A text as in training: lower case, without punctuation, cut to the most words.

@@ -16,7 +16,7 @@ from models.losses import at_least_float32
 from models.multigrained import MultiGrainedModel
 from models.packing import PackedTexts
 from models.vision import Concepts
-from utils.image_size import sides_of
+from utils.image_size import ImageSize, sides_of
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,19 @@ def _region_scores(
     ``boxes`` (N, 4) as centre and size, relative to their images.
     """
     vision = network.vision
-    height, width = size = sides_of(vision.config.image_size)
-    corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
-    pixels = corners * torch.tensor([width, height, width, height])
-    masks = torch.stack([patch_mask(box.tolist(), size, vision.patch_size) for box in pixels])
+    masks = region_masks(boxes, vision.config.image_size, vision.patch_size)
     regions = vision.regions(images, masks.to(image_index.device), image_index)
     (cls,) = network.fusion.fuse([FusionPass.cls(texts, network.fusion.region_memories(regions, images)[0])])
     scores: list[float] = at_least_float32(network.matching_head(cls)).softmax(dim=1)[:, 1].tolist()
     return scores
+
+
+def region_masks(boxes: Tensor, image_size: ImageSize, patch_size: int) -> Tensor:
+    """The patches (N, P) bool that boxes (N, 4), centre and size relative to their images, touch; sizes are pixels."""
+    height, width = sides_of(image_size)
+    corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
+    pixels = corners * torch.tensor([width, height, width, height])
+    return torch.stack([patch_mask(box.tolist(), image_size, patch_size) for box in pixels])
 
 
 def in_pixels(phrase: str, relative: Sequence[float], score: float | None, size: tuple[int, int]) -> Box:

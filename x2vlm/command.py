@@ -94,7 +94,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
 def add_model(parser: argparse.ArgumentParser, *, required: bool = True, several: bool = False) -> None:
     """Declare the flags of commands that load a model: which one, or ``several``, and how it runs."""
     flag = parser.add_argument
-    what = f"a run's folder, a weight file, or hub:owner/name{'; may be repeated' if several else ''}"
+    what = f"a run's folder, a weight file, hub:owner/name, or an export{'; may be repeated' if several else ''}"
     flag("--model", required=required, action="append" if several else "store", metavar="M", help=what)
     flag("--device", metavar="D", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     flag("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="default: %(default)s")
@@ -212,7 +212,7 @@ def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) ->
     Raises:
         UserError: images are left over.
     """
-    size = getattr(model.network, "images", 1) if call == "compare" else 1
+    size = getattr(model.network, "images", 1) if call == "compare" and model.takes(call) else 1
     if len(paths) % size:
         raise UserError(f"compare takes {size} images at a time; {len(paths)} were given")
     groups: list[list[View]] = []

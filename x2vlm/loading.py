@@ -21,6 +21,7 @@ from utils.config import read_config, read_yaml
 from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import local_folder
+from x2vlm.export.files import is_export
 from x2vlm.model import Model
 from x2vlm.settings import Settings, settings_of
 
@@ -59,8 +60,8 @@ def load(
     """Load a trained model, ready to be asked.
 
     Args:
-        source: the folder of a run or of :meth:`~x2vlm.model.Model.save`; a weight file, ours or the authors'; or
-            ``hub:owner/name``, a saved folder on the Hugging Face hub.
+        source: the folder of a run or of :meth:`~x2vlm.model.Model.save`; a weight file, ours or the authors';
+            ``hub:owner/name``, a saved folder on the Hugging Face hub; or the folder ``X.onnx`` of ``run.py export``.
         device: such as "cuda:1"; None: a GPU if there is one.
         precision: "fp32", "bf16" or "fp16".
         config: the config that the weights were trained with, where the file does not lie in a run's folder and is none of the
@@ -71,6 +72,17 @@ def load(
     Raises:
         UserError: in one line: there is no such file, it is damaged, or it does not fit.
     """
+    if not str(source).startswith(HUB) and is_export(expanded(source)):
+        from x2vlm.export.loading import load_export
+
+        options = {
+            "device": device,
+            "precision": precision,
+            "config": config,
+            "tokenizer": tokenizer,
+            "answers": answers,
+        }
+        return load_export(expanded(source), str(source), **options)
     on = _device(device)
     if precision not in DTYPES:
         raise UserError(f"precision {precision!r} is none of {', '.join(DTYPES)}")

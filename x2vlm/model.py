@@ -16,17 +16,15 @@ from dataset.text.processors import TextDataConfig, TextLimits, TextProcessor
 from models.align import AligningModel
 from models.answer_ranking import AnswerTree, rank_answers
 from models.captioning import CaptioningModel, CaptionTokens
-from models.grounding import GroundingModel
 from models.losses import at_least_float32
-from models.multigrained import MultiGrainedModel
 from models.nlvr import NLVRModel
-from models.reranking import TextBank, score_pairs
+from models.reranking import TextBank
 from models.video_qa import VideoQAModel
 from models.vqa import VQAModel
 from utils.batch import IGNORE
 from utils.errors import UserError
 from x2vlm.base import LoadedModel
-from x2vlm.boxes import Box, in_pixels, relative_boxes
+from x2vlm.boxes import Box, in_pixels
 from x2vlm.calls import CALLS
 from x2vlm.inputs import Image, View, as_list
 
@@ -109,7 +107,7 @@ class Model(LoadedModel):
             images: see :class:`Model`.
             phrases: a list for each image; for one image also a plain list, or one phrase.
         """
-        network = cast("MultiGrainedModel | GroundingModel", self._network("locate", MultiGrainedModel, GroundingModel))
+        self._check("locate")
         listed = as_list(images)
         groups: list[Any] = [phrases] if isinstance(phrases, str) else list(phrases)
         each = (
@@ -126,21 +124,20 @@ class Model(LoadedModel):
             if not texts:
                 return [[] for _ in pairs]
             image_index = torch.arange(len(pairs)).repeat_interleave(torch.tensor(counts))
-            boxes = iter(self._boxes(network, views, texts, image_index))
+            boxes = iter(self._boxes(views, texts, image_index))
             return [[next(boxes) for _ in range(count)] for count in counts]
 
         return self.run(list(zip(listed, each, strict=True)), find)
 
     def match(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
         """The probability that each text is about each image, (images, texts) float32."""
-        network = self._network("match", AligningModel)
+        self._check("match")
         (bank,) = self.run([_texts(texts)], lambda batch: [TextBank.of([self.encoded(batch[0])])])
         every = torch.arange(len(bank.numbers))
 
         def score(images: Sequence[Image]) -> list[np.ndarray]:
-            concepts = network.vision(self.pixels(self.views(images)))
-            scores = score_pairs(network.fusion, Margin(network.matching_head), concepts, [every] * len(images), bank)
-            return [logits.sigmoid().cpu().numpy() for logits in scores]
+            states = self.runtime.image_states(self.pixels(self.views(images)))
+            return [each.cpu().numpy() for each in self.runtime.match(states, [every] * len(images), bank)]
 
         return np.stack(self.run(as_list(images), score))
 
@@ -152,20 +149,19 @@ class Model(LoadedModel):
 
     def embed_images(self, images: Image | Sequence[Image]) -> np.ndarray:
         """Embeddings of images, (images, E) float32 of length 1; their products with those of texts are cosines."""
-        network = self._network("embed_images", AligningModel)
+        self._check("embed_images")
 
         def embed(images: Sequence[Image]) -> list[np.ndarray]:
-            concepts = network.vision(self.pixels(self.views(images)))
-            return list(network.contrastive.embed_image(concepts).float().cpu().numpy())
+            return list(self.runtime.image_embeddings(self.pixels(self.views(images))).cpu().numpy())
 
         return np.stack(self.run(as_list(images), embed))
 
     def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
         """Embeddings of texts, (texts, E) float32 of length 1."""
-        network = self._network("embed_texts", AligningModel)
+        self._check("embed_texts")
 
         def embed(texts: Sequence[str]) -> list[np.ndarray]:
-            return list(network.contrastive.embed_text(self.encoded(texts)).float().cpu().numpy())
+            return list(self.runtime.text_embeddings(self.tokens(texts)).cpu().numpy())
 
         return np.stack(self.run(_texts(texts), embed))
 
@@ -209,26 +205,34 @@ class Model(LoadedModel):
 
         return save(self, Path(folder))
 
-    def _network(self, call: str, *kinds: type[N]) -> N:
-        """The network, if it is of one of the ``kinds`` that take a call."""
-        for kind in kinds:
-            if isinstance(self.network, kind):
-                return self.network
+    def _check(self, call: str) -> None:
+        """Check that the model takes a call."""
+        if self.takes(call):
+            return
+        if self.settings.task in CALLS[call].tasks:
+            raise UserError(
+                f"{call}: {self.origin} is an export to ONNX, without this call; load what it was exported from"
+            )
         raise UserError(
             f"{call}: {self.origin} is a model of task {self.settings.task}, which was not trained for it; load one of task "
             f"{' or '.join(CALLS[call].tasks)}"
         )
 
+    def _network(self, call: str, *kinds: type[N]) -> N:
+        """The network, of one of the ``kinds`` that take a call."""
+        self._check(call)
+        assert isinstance(self.network, kinds)
+        return self.network
+
     def _boxes(
         self,
-        network: MultiGrainedModel | GroundingModel,
         views: Sequence[View],
         texts: Sequence[str],
         image_index: Tensor,
     ) -> list[Box]:
         """The box of each text in the image that ``image_index`` names."""
-        packed, concepts = self.encoded(texts), network.vision(self.pixels(views))
-        found = relative_boxes(network, packed, concepts, image_index.to(packed.states.device))
+        packed, states = self.encoded(texts), self.runtime.image_states(self.pixels(views))
+        found = self.runtime.locate(states, packed, image_index.to(packed.states.device))
         sizes = [views[place].size for place in image_index.tolist()]
         return [in_pixels(*each) for each in zip(texts, *found, sizes, strict=True)]
 
@@ -262,20 +266,6 @@ class Model(LoadedModel):
     def _spelled(self, ids: Sequence[int]) -> str:
         kept = [token for token in ids if token != IGNORE]
         return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=True))
-
-
-class Margin(torch.nn.Module):
-    """The matching head as one logit, that of "matched" less that of "not": its sigmoid is the probability."""
-
-    def __init__(self, head: torch.nn.Module):
-        super().__init__()
-        self.head = head
-
-    def forward(self, cls: Tensor) -> Tensor:
-        """(N, D) -> (N, 2), of which :func:`~models.reranking.score_pairs` reads the second column."""
-        logits = at_least_float32(self.head(cls))
-        margin = logits[:, 1] - logits[:, 0]
-        return torch.stack([-margin, margin], dim=1)
 
 
 def _texts(texts: Any) -> list[str]:

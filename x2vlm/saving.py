@@ -38,6 +38,13 @@ def save(model: Model, folder: Path) -> Path:
         raise UserError(f"{folder} is there and not an empty folder; give another")
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / MODEL_FILE, {name: value.cpu() for name, value in model.network.state_dict().items()})
+    save_settings(model, folder)
+    write_text(folder / CARD, card(model, folder.name))
+    return folder
+
+
+def save_settings(model: Model, folder: Path) -> None:
+    """Write what a model computes with beside its weights: ``config.yaml``, ``tokenizer/``, where it has any ``answers.json``."""
     text = model.settings.model.text
     model.tokenizer.save_pretrained(str(folder / TOKENIZER))
     if text.arch is None:
@@ -46,8 +53,6 @@ def save(model: Model, folder: Path) -> Path:
     write_text(folder / CONFIG_FILE, dump_config(model.settings.model_copy(update={"model": here})))
     if model.answers is not None:
         write_text(folder / ANSWERS, json.dumps(model.answers, ensure_ascii=False) + "\n")
-    write_text(folder / CARD, card(model, folder.name))
-    return folder
 
 
 def card(model: Model, name: str) -> str:

@@ -13,6 +13,7 @@ from benchmarks import (
     captioning,
     checkpoint_stall,
     data,
+    export,
     gpu,
     host_overhead,
     prepare,
@@ -38,6 +39,15 @@ SMALLER = (
 def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
     rerank.main(["--small", "--rounds", "1"])
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
+
+
+def test_an_export_is_timed_beside_torch(capsys):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"needs {package}: pip install -r requirements-dev.txt")
+    export.main(["--small", "--rounds", "1"])
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert title.startswith("small, 2 threads") and len(rows) == 6
+    assert all(re.search(r" [\d.]+ +[\d.]+ +\d+\.\d\d   \d+\.\d\d to \d+\.\d\d$", row) for row in rows)
 
 
 def test_answers_are_ranked_as_the_naive_way_does_and_the_ratio_is_printed(capsys):

@@ -13,7 +13,6 @@ import numpy as np
 from tasks.drawing import Panel, Sheet, draw_sheet
 from utils.errors import UserError
 from x2vlm import figures
-from x2vlm.calls import CALLS
 from x2vlm.command import printed
 
 if TYPE_CHECKING:
@@ -100,9 +99,7 @@ def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]
     ]
     of_videos = model.read.videos is not None
     found = [
-        ability
-        for ability in known
-        if model.settings.task in CALLS[ability.name].tasks and not (of_videos and ability.name in OF_IMAGES)
+        ability for ability in known if model.takes(ability.name) and not (of_videos and ability.name in OF_IMAGES)
     ]
     return found if index is None else [_searching(index), *found]
 
@@ -176,7 +173,7 @@ def _explain(model: Model, files: Sequence[str], text: str) -> Answer:
 def _searching(index: ImageIndex) -> Ability:
     """To search an index; a model of task pretrain also finds the box."""
     texts = [TextBox("a sentence", "a dog on a lawn", 1)]
-    if index.model.settings.task in CALLS["locate"].tasks:
+    if index.model.takes("locate"):
         texts.append(TextBox("a phrase to find in each image; empty: the sentence", "", 1))
     return Ability("search", 0, texts, "many", lambda files, texts: _search(index, *texts))
 

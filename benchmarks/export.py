@@ -1,0 +1,136 @@
+"""A model in torch against its export to ONNX: ``python -m benchmarks.export``.
+
+Both run the same images, texts and pairs in turn, in one process with as many threads; what they find must be equal to 1e-4. A
+ratio is the time of torch over that of onnxruntime in a round; the table has medians over the rounds. Weights, pixels and tokens
+are random: the time depends on sizes alone. Reading and scaling images is not timed, and is the same for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from operator import methodcaller
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.fusion import FusionConfig
+from models.multigrained import MultiGrainedModel, PretrainModelConfig
+from models.reranking import TextBank
+from models.text import TextArchitecture, TextConfig
+from models.vision import VisionConfig
+from utils.batch import Text
+from utils.flags import positive
+from utils.image_size import sides_of
+from x2vlm.export.comparing import TOLERANCE, difference
+from x2vlm.export.graphs import write_graphs
+from x2vlm.export.runtime import OnnxRuntime
+from x2vlm.export.writing import describe
+from x2vlm.runtime import Runtime, TorchRuntime
+
+TOKENS = 13
+"""Of a text: about those of a caption."""
+
+
+class Work(NamedTuple):
+    """What is timed: its name, and the function from a runtime to a result."""
+
+    name: str
+    run: Callable[[Runtime], Tensor]
+
+
+def build(size: str) -> MultiGrainedModel:
+    """A model with random weights, of the ``size`` of the demo (64 px), of X²-VLM base (224 px), or of a test."""
+    if size == "base":
+        vision, arch, layers = VisionConfig(), TextArchitecture(vocab_size=30522), 6
+    else:
+        width, depth = (128, 4) if size == "demo" else (32, 1)
+        vision = VisionConfig(image_size=64, patch_size=8, width=width, depth=depth, heads=4)
+        arch, layers = TextArchitecture(vocab_size=200, width=width, layers=2, heads=4, intermediate=4 * width), 2
+    config = PretrainModelConfig(vision=vision, text=TextConfig(arch=arch), fusion=FusionConfig(layers=layers))
+    return MultiGrainedModel(config).eval()
+
+
+def works(model: MultiGrainedModel) -> Iterator[Work]:
+    """One of a kind, and a batch."""
+    sides, runtime = sides_of(model.config.vision.image_size), TorchRuntime(model, "fp32")
+    for count in (1, 8):
+        pixels = torch.randint(0, 256, (count, 3, *sides), dtype=torch.uint8)
+        yield Work(f"image encoder, {count}", methodcaller("image_embeddings", pixels))
+    for count in (1, 32):
+        yield Work(f"text encoder, {count}", methodcaller("text_embeddings", texts(count)))
+    with runtime.running():
+        one, many = (TextBank.of([runtime.text_states(texts(count))]) for count in (1, 32))
+    images = torch.randn(16, *runtime.state_shape)
+    yield Work("re-ranker, a text with 16 images", lambda runtime: matched(runtime, images, one))
+    yield Work("re-ranker, an image with 32 texts", lambda runtime: matched(runtime, images[:1], many))
+
+
+def texts(count: int) -> Text:
+    """Random texts without padding."""
+    mask = torch.ones(count, TOKENS, dtype=torch.bool)
+    return Text(torch.randint(1, 200, (count, TOKENS)), mask, count * TOKENS)
+
+
+def matched(runtime: Runtime, images: Tensor, bank: TextBank) -> Tensor:
+    """The probabilities of every image with every text."""
+    every = torch.arange(bank.texts.packing.count)
+    return torch.stack(runtime.match(images, [every] * len(images), bank))
+
+
+def seconds(run: Callable[[Runtime], Tensor], runtime: Runtime) -> float:
+    """Wall time of a call."""
+    with runtime.running():
+        started = time.perf_counter()
+        run(runtime)
+        return time.perf_counter() - started
+
+
+def measure(work: Work, ours: Runtime, exported: Runtime, rounds: int) -> str:
+    """A row of the table. Every second round begins with the export."""
+    with ours.running():
+        apart = difference(work.run(ours), work.run(exported))
+    assert apart <= TOLERANCE, f"{work.name}: results differ by {apart}"
+    for runtime in (ours, exported):  # warm up
+        seconds(work.run, runtime)
+    times: list[tuple[float, float]] = []
+    for number in range(rounds):
+        order = (ours, exported) if number % 2 == 0 else (exported, ours)
+        found = {runtime is ours: seconds(work.run, runtime) for runtime in order}
+        times.append((found[True], found[False]))
+    ratios = sorted(torch_s / onnx_s for torch_s, onnx_s in times)
+    torch_ms, onnx_ms = (1e3 * statistics.median(each) for each in zip(*times, strict=True))
+    return f"{work.name:34} {torch_ms:9.1f} {onnx_ms:9.1f} {statistics.median(ratios):7.2f}   {ratios[0]:.2f} to {ratios[-1]:.2f}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Export, measure, and print a table for each size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=positive, default=11, help="number of pairs of measurements")
+    parser.add_argument("--threads", type=positive, default=2, help="threads of both (default: %(default)s)")
+    parser.add_argument("--small", action="store_true", help="check that it runs, with a small model")
+    flags = parser.parse_args(argv)
+    torch.set_num_threads(flags.threads)
+    torch.manual_seed(0)
+    for size in ("small",) if flags.small else ("demo", "base"):
+        model = build(size)
+        ours = TorchRuntime(model, "fp32")
+        with tempfile.TemporaryDirectory() as folder:
+            write_graphs(model, Path(folder), size)
+            exported = OnnxRuntime(Path(folder), describe(ours), model.config.vision.image_size)
+            sys.stdout.write(
+                f"{size}, {flags.threads} threads{'':18}torch, ms  onnx, ms   ratio   of {flags.rounds} rounds\n"
+            )
+            for work in works(model):
+                sys.stdout.write(measure(work, ours, exported, flags.rounds) + "\n")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

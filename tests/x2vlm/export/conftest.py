@@ -1,0 +1,40 @@
+"""Exports of tiny models, each made once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from x2vlm import Model, load
+from x2vlm.export.writing import export
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def packages() -> None:
+    """The tests of exports need packages that not every environment has."""
+    for package in PACKAGES:
+        pytest.importorskip(package, reason=f"needs {package}: pip install -r requirements-dev.txt")
+
+
+@pytest.fixture(scope="session")
+def exported(model, packages, tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of the export of a model."""
+
+    @functools.cache
+    def of(name: str) -> Path:
+        folder = tmp_path_factory.mktemp("export") / f"{name}.onnx"
+        export(model(name), folder)
+        return folder
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def of_onnx(exported) -> Callable[[str], Model]:
+    """The loaded export of a model."""
+    return functools.cache(lambda name: load(exported(name)))

@@ -1,0 +1,78 @@
+"""How far the results of onnxruntime are from those of torch, on made-up images and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from models.reranking import TextBank
+from utils.batch import Text
+from utils.image_size import sides_of
+from x2vlm.model import Model
+from x2vlm.runtime import Runtime
+
+TOLERANCE = 1e-4
+SIZES = ((1, 1), (2, 5), (3, 16), (5, 40))
+"""Images and texts of a batch, and tokens of its longest text."""
+
+
+def differences(model: Model, other: Runtime) -> dict[str, float]:
+    """The largest difference of each result between a model and another runtime of it, over batches of :data:`SIZES`.
+
+    It is absolute, or where a result has numbers above 1, relative to the largest of them; NaN where either result has any.
+    """
+    largest: dict[str, float] = {}
+    generator = torch.Generator().manual_seed(0)
+    with model.runtime.running(), other.running():
+        for count, length in SIZES:
+            batch = made_up(model, count, min(length, model.settings.data.text.max_tokens), generator)
+            for (name, expected), (_, found) in zip(
+                _results(model, model.runtime, *batch), _results(model, other, *batch), strict=True
+            ):
+                largest[name] = _larger(largest.get(name, 0.0), difference(expected, found))
+    return largest
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """See :func:`differences`."""
+    apart = (expected - found).abs().max() / expected.abs().max().clamp(min=1)
+    return float(apart)
+
+
+def made_up(model: Model, count: int, length: int, generator: torch.Generator) -> tuple[Tensor, Text]:
+    """Random pixels of ``count`` images, and as many texts of random tokens, the first of ``length``, the others up to that."""
+    vision = model.settings.model.vision
+    frames = () if vision.video is None else (vision.video.frames,)
+    shape = (count, *frames, 3, *sides_of(vision.image_size))
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    pad = model.text.pad_id
+    ids = torch.randint(0, len(model.tokenizer) - 1, (count, length), generator=generator)
+    ids += ids >= pad  # any token but padding
+    lengths = torch.randint(1, length + 1, (count, 1), generator=generator)
+    lengths[0] = length
+    mask = torch.arange(length) < lengths
+    return pixels, Text(ids.where(mask, torch.tensor(pad)), mask, int(lengths.sum()))
+
+
+def _results(model: Model, runtime: Runtime, pixels: Tensor, text: Text) -> Iterator[tuple[str, Tensor]]:
+    """Each result that the model's calls read, by its name."""
+    images, texts = runtime.image_states(pixels), runtime.text_states(text)
+    yield "image states", images
+    yield "text states", texts.padded() * text.mask.unsqueeze(2)
+    if model.takes("match"):
+        yield "image embeddings", runtime.image_embeddings(pixels)
+        yield "text embeddings", runtime.text_embeddings(text)
+        every = torch.arange(len(text.ids))
+        yield "matching probabilities", torch.stack(runtime.match(images, [every] * len(images), TextBank.of([texts])))
+    if model.takes("locate"):
+        boxes, scores = runtime.locate(images, texts, torch.arange(len(images)) // 2)  # two texts in an image
+        yield "boxes", torch.tensor(boxes)
+        if scores[0] is not None:
+            yield "boxes' probabilities", torch.tensor(scores)
+
+
+def _larger(one: float, other: float) -> float:
+    """The larger of two numbers; NaN where either is."""
+    return one if one != one or one > other else other

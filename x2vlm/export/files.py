@@ -1,0 +1,116 @@
+"""The files of an export: three graphs, the model's config and tokenizer, and a manifest by which any change of them shows.
+
+A folder ``X.onnx`` has ``image.onnx``, ``text.onnx`` and ``fusion.onnx``, ``config.yaml``, ``tokenizer/`` and ``export.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from engine.manifest import digest_of
+from utils.errors import UserError
+from utils.files import write_text
+
+MANIFEST = "export.json"
+IMAGE, TEXT, FUSION = "image.onnx", "text.onnx", "fusion.onnx"
+GRAPHS = (IMAGE, TEXT, FUSION)
+PIXELS, IDS, MASK = "pixels", "ids", "mask"
+TEXT_STATES, TEXT_MASK, IMAGE_STATES, IMAGE_MASK = "text_states", "text_mask", "image_states", "image_mask"
+IMAGE_EMBEDDING, TEXT_EMBEDDING, PROBABILITY, BOX = "image_embedding", "text_embedding", "probability", "box"
+"""Names of the inputs and outputs of graphs."""
+SUFFIX = ".onnx"
+FORMAT = 1
+"""Increased when older exports can no longer be read."""
+REMEDY = "copy it again, or export again with run.py export"
+
+
+@dataclass(frozen=True)
+class About:
+    """What an export is of.
+
+    Attributes:
+        weights: the hash of the weights that were exported, as in an index of images.
+        parameters: their number.
+        state_shape: (K, D), the states of an image: the mean patch and the patches.
+        patch_size: pixels.
+        made_with: releases of the packages that wrote the graphs.
+        differences: of the results, between torch and onnxruntime, by their names.
+        files: bytes and SHA-256 of each file.
+    """
+
+    weights: str
+    parameters: int
+    state_shape: tuple[int, int]
+    patch_size: int
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    differences: Mapping[str, float] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+def is_export(path: Path) -> bool:
+    """Whether a path is an export, or is called as one."""
+    return path.suffix == SUFFIX or (path / MANIFEST).is_file()
+
+
+def files_in(folder: Path) -> dict[str, Mapping[str, int | str]]:
+    """Bytes and SHA-256 of each file below a folder, the manifest apart."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_of(path)} for path in paths
+    }
+
+
+def write_about(folder: Path, about: About) -> None:
+    """Write the manifest."""
+    write_text(folder / MANIFEST, json.dumps(asdict(about), indent=2) + "\n")
+
+
+def read_about(folder: Path) -> About:
+    """The manifest of an export whose files are as they were written.
+
+    Raises:
+        UserError: there is no export, it is damaged, or of another version.
+    """
+    if folder.is_file():
+        raise UserError(
+            f"{folder} is a file; an export is a folder with {MANIFEST}, which run.py export writes: give that"
+        )
+    if not folder.exists():
+        raise UserError(f"{folder}: no such folder; make it with python run.py export RUN --out {folder}")
+    try:
+        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise UserError(
+                f"{folder}: an export of format {values['format']}, this version reads {FORMAT}; export again"
+            )
+        about = About(**values)
+        expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in about.files.items()}
+        rows, width = map(int, about.state_shape)
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} has no {MANIFEST}: run.py export did not write it, or not to the end; {REMEDY}"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise UserError(f"{folder / MANIFEST} cannot be read; {REMEDY}") from None
+    for name in GRAPHS:
+        if name not in expected:
+            raise UserError(f"{folder / MANIFEST} names no {name}; {REMEDY}")
+    for name, (size, digest) in expected.items():
+        _check(folder / name, size, digest)
+    return About(**{**values, "state_shape": (rows, width)})
+
+
+def _check(file: Path, size: int, digest: str) -> None:
+    """Refuse a file that is not as it was written."""
+    try:
+        found = file.stat().st_size
+        if found != size:
+            raise UserError(f"{file} has {found:,} of {size:,} bytes; {REMEDY}")
+        if digest_of(file) != digest:
+            raise UserError(f"{file} is damaged: its bytes are not those that were written; {REMEDY}")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}; {REMEDY}") from None

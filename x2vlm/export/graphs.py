@@ -1,0 +1,267 @@
+"""The graphs of an export, as torch modules and as files of ONNX: image encoder, text encoder, and fusion encoder with its heads
+(the re-ranker).
+
+The modules compute what :mod:`x2vlm.runtime` does, with texts padded as in :mod:`models.reference`: a graph of ONNX has padded
+tensors, and no packing. Axes: B images, S texts of each image, N images or texts, L tokens, K = 1 + P states of an image (the
+mean patch, then its patches), D width, E embedding.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional as F
+
+from models.align import AligningModel
+from models.grounding import GroundingModel
+from models.heads import predict_box
+from models.hub_text import HubTextEncoder
+from models.losses import at_least_float32
+from models.multigrained import MultiGrainedModel
+from models.reference import Padded, add_and_norm, attend, encode
+from models.vision import Concepts
+from models.xvlm import XVLM
+from utils.errors import UserError
+from utils.image_size import sides_of
+from x2vlm.export.files import (
+    BOX,
+    FUSION,
+    IDS,
+    IMAGE,
+    IMAGE_EMBEDDING,
+    IMAGE_MASK,
+    IMAGE_STATES,
+    MASK,
+    PIXELS,
+    PROBABILITY,
+    TEXT,
+    TEXT_EMBEDDING,
+    TEXT_MASK,
+    TEXT_STATES,
+)
+from x2vlm.runtime import TorchRuntime
+
+ONE_FILE = 1_800_000_000
+"""Bytes of weights up to which a graph is one file; a file of protobuf has at most 2 GiB."""
+
+EXAMPLES = 3
+"""Images of an example input. Each axis that stays open has another size there: two that agree could be taken for one."""
+
+Axes = Mapping[int, Dim]
+
+
+class ImageGraph(nn.Module):
+    """Pixels (N, 3, S, S), or (N, F, 3, S, S) of videos, uint8 -> states (N, K, D), and embeddings (N, E) where the model has
+    them."""
+
+    def __init__(self, network: XVLM):
+        super().__init__()
+        self.vision = network.vision
+        self.head = network.contrastive if isinstance(network, AligningModel) else None
+
+    @property
+    def outputs(self) -> list[str]:
+        return [IMAGE_STATES] if self.head is None else [IMAGE_STATES, IMAGE_EMBEDDING]
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        concepts = self._concepts(pixels)
+        return (concepts.tokens(),) if self.head is None else (concepts.tokens(), self.head.embed_image(concepts))
+
+    def _concepts(self, pixels: Tensor) -> Concepts:
+        """As :meth:`VisionEncoder.encode`, which asks for numbers of images that a graph leaves open."""
+        if self.vision.config.video is None:
+            return Concepts.whole(self.vision.patches(pixels))
+        return self.vision.video(self.vision.patches(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
+
+
+class TextGraph(nn.Module):
+    """Ids (N, L) int64 and mask (N, L) bool, True = token -> states (N, L, D), undefined where there is no token, and
+    embeddings (N, E) where the model has them."""
+
+    def __init__(self, network: XVLM):
+        super().__init__()
+        self.text = network.text
+        self.head = network.contrastive.text_proj if isinstance(network, AligningModel) else None
+
+    @property
+    def outputs(self) -> list[str]:
+        return [TEXT_STATES] if self.head is None else [TEXT_STATES, TEXT_EMBEDDING]
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        states = self._states(ids, mask)
+        if self.head is None:
+            return (states,)
+        return states, F.normalize(at_least_float32(self.head(states[:, 0])), dim=1)
+
+    def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        if not isinstance(self.text, HubTextEncoder):
+            return encode(self.text, ids, mask).states
+        states: Tensor = self.text.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return states if self.text.projection is None else self.text.projection(states)
+
+
+class FusionGraph(nn.Module):
+    """Text states (B, S, L, D) with their mask (B, S, L), and image states (B, K, D) with theirs (B, K), True = attend -> the
+    probability (B, S) that the text is about the image, and the box (B, S, 4) of the text in it, centre and size in 0..1; each
+    where the model has the head.
+
+    The keys and values of an image are projected once for all its texts, and the last block computes [CLS] alone.
+    """
+
+    def __init__(self, network: XVLM):
+        super().__init__()
+        self.fusion = network.fusion
+        self.matching_head = network.matching_head if isinstance(network, AligningModel) else None
+        self.box_head: nn.Module | None = None
+        if isinstance(network, MultiGrainedModel | GroundingModel):
+            self.box_head = network.box_head
+
+    @property
+    def outputs(self) -> list[str]:
+        heads = ((PROBABILITY, self.matching_head), (BOX, self.box_head))
+        return [name for name, head in heads if head is not None]
+
+    def forward(
+        self, text_states: Tensor, text_mask: Tensor, image_states: Tensor, image_mask: Tensor
+    ) -> tuple[Tensor, ...]:
+        cls = self._cls(text_states, text_mask, Padded(image_states, image_mask))
+        results = []
+        if self.matching_head is not None:
+            results.append(at_least_float32(self.matching_head(cls)).softmax(dim=-1)[..., 1])
+        if self.box_head is not None:
+            results.append(predict_box(self.box_head, cls))
+        return tuple(results)
+
+    def _cls(self, text_states: Tensor, text_mask: Tensor, images: Padded) -> Tensor:
+        """The fused states (B, S, D) of [CLS]."""
+        batch, texts, _, width = text_states.shape
+        states, mask = text_states.flatten(0, 1), text_mask.flatten(0, 1)
+        blocks = self.fusion.blocks
+        for block in blocks:
+            queries = states[:, :1] if block is blocks[-1] else states
+            states = attend(block.attention, queries, Padded(states, mask))
+            assert block.crossattention is not None
+            # The queries of an image stand side by side, of all its texts, so that its keys are needed once.
+            by_image = states.reshape(batch, -1, width)
+            states = attend(block.crossattention, by_image, images).reshape(batch * texts, -1, width)
+            states = add_and_norm(block.output, F.gelu(block.intermediate.dense(states)), states)
+        return states.reshape(batch, texts, width)
+
+
+def write_graphs(network: XVLM, folder: Path, name: str) -> None:
+    """Write the three graphs of a network on the CPU, in float32, into ``folder``; ``name`` stands for it in messages.
+
+    Raises:
+        UserError: a package is missing, or a part of the network cannot be exported.
+    """
+    write_image_graph(network, folder / IMAGE, name)
+    write_text_graph(network, folder / TEXT, name)
+    write_fusion_graph(network, folder / FUSION, name)
+
+
+def write_image_graph(network: XVLM, path: Path, name: str) -> None:
+    """Write the image encoder; raises as :func:`write_graphs`."""
+    sides, video = sides_of(network.vision.config.image_size), network.vision.config.video
+    frames = () if video is None else (video.frames,)
+    pixels = torch.zeros(EXAMPLES, *frames, 3, *sides, dtype=torch.uint8)
+    named = f"{name}: its image encoder ({network.config.vision.backbone})"
+    _write(path, ImageGraph(network), {PIXELS: (pixels, {0: Dim("batch")})}, named)
+
+
+def write_text_graph(network: XVLM, path: Path, name: str) -> None:
+    """Write the text encoder; raises as :func:`write_graphs`."""
+    text, shape = network.text, (EXAMPLES, 7)
+    axes = {0: Dim("batch"), 1: Dim("length", max=text.longest_text)}
+    ids, mask = torch.ones(shape, dtype=torch.int64), torch.ones(shape, dtype=torch.bool)
+    family = text.model.config.model_type if isinstance(text, HubTextEncoder) else text.arch.family
+    _write(path, TextGraph(network), {IDS: (ids, axes), MASK: (mask, axes)}, f"{name}: its text encoder ({family})")
+
+
+def write_fusion_graph(network: XVLM, path: Path, name: str) -> None:
+    """Write the fusion encoder with its heads; raises as :func:`write_graphs`."""
+    texts = torch.zeros(EXAMPLES, 2, 7, network.text.width)
+    images = torch.zeros(EXAMPLES, *TorchRuntime(network, "fp32").state_shape)
+    of_texts, of_images = {0: Dim("batch"), 1: Dim("texts"), 2: Dim("length")}, {0: Dim("batch")}
+    inputs = {
+        TEXT_STATES: (texts, of_texts),
+        TEXT_MASK: (torch.ones(texts.shape[:3], dtype=torch.bool), of_texts),
+        IMAGE_STATES: (images, of_images),
+        IMAGE_MASK: (torch.ones(images.shape[:2], dtype=torch.bool), of_images),
+    }
+    _write(path, FusionGraph(network), inputs, f"{name}: its fusion encoder")
+
+
+def _write(path: Path, graph: Any, inputs: Mapping[str, tuple[Tensor, Axes]], named: str) -> None:
+    """Write a graph; its ``inputs`` have example tensors, and the names of their axes that stay open."""
+    require_packages()
+    tensors, axes = zip(*inputs.values(), strict=True)
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(graph.eval(), tensors, dynamic_shapes=axes, strict=False)
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=list(inputs),
+                output_names=graph.outputs,
+                dynamic_shapes=axes,
+                verbose=False,
+            )
+            assert exported is not None
+            _clean(exported.model)
+            size = sum(each.numel() * each.element_size() for each in graph.state_dict().values())
+            exported.save(path, external_data=size > ONE_FILE)
+    except OSError:
+        raise
+    except Exception as error:  # torch's exporters raise nearly anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{named} cannot be exported to ONNX: {reason}; use it with torch") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch and onnxscript say, log and warn about themselves; an error is raised as well."""
+    former = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(former)
+
+
+def _clean(model: Any) -> None:
+    """Remove the notes of torch's exporter: they name the files of the machine that exported."""
+    for noted in _parts(model):
+        noted.metadata_props.clear()
+        noted.doc_string = None
+
+
+def _parts(model: Any) -> Iterator[Any]:
+    """A model's graph, nodes and values."""
+    graph = model.graph
+    yield from (model, graph, *graph.inputs, *graph.outputs, *graph.initializers.values())
+    for node in graph.all_nodes():
+        yield from (node, *node.outputs)
+
+
+def require_packages() -> None:
+    """Check that the packages that write graphs are installed.
+
+    Raises:
+        UserError: one is missing.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            __import__(package)
+        except ImportError:
+            raise UserError(f'export: needs {package}, which is not installed: pip install ".[export]"') from None

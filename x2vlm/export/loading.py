@@ -1,0 +1,41 @@
+"""Loading an export, for :func:`x2vlm.load`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dataset.text.loading import load_tokenizer
+from engine.checkpoint import CONFIG_FILE
+from tasks.base import TOKENIZER
+from utils.config import read_yaml
+from utils.errors import UserError
+from x2vlm.export.files import read_about
+from x2vlm.export.runtime import OnnxRuntime
+from x2vlm.model import Model
+from x2vlm.settings import settings_of
+
+
+def load_export(folder: Path, source: str, **options: Any) -> Model:
+    """The model in the folder of an export.
+
+    Args:
+        folder: of the export.
+        source: as the user named it.
+        options: those of :func:`x2vlm.load`; an export has its own config, tokenizer, device and precision.
+
+    Raises:
+        UserError: it is no export, damaged, or an option is given that does not fit.
+    """
+    own = {"device": (None, "cpu"), "precision": ("fp32",), "config": (None,), "tokenizer": (None,), "answers": (None,)}
+    for name, value in options.items():
+        if (value if value is None else str(value)) not in own[name]:
+            raise UserError(
+                f"{source} is an export to ONNX, which runs on the CPU in fp32 with its own config and tokenizer; leave out "
+                f"{name} ({value})"
+            )
+    about = read_about(folder)
+    settings = settings_of(read_yaml(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    tokenizer = load_tokenizer(folder / TOKENIZER, "tokenizer")
+    runtime = OnnxRuntime(folder, about, settings.model.vision.image_size)
+    return Model(runtime, tokenizer, settings, origin=source)

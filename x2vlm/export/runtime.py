@@ -1,0 +1,162 @@
+"""The graphs of an export, run by onnxruntime on the CPU. Axes as in :mod:`x2vlm.runtime`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.packing import PackedTexts, Packing
+from models.reranking import TextBank, score_each
+from utils.batch import Text
+from utils.errors import UserError
+from utils.image_size import ImageSize
+from x2vlm.boxes import region_masks
+from x2vlm.export.files import (
+    BOX,
+    FUSION,
+    IDS,
+    IMAGE,
+    IMAGE_EMBEDDING,
+    IMAGE_MASK,
+    IMAGE_STATES,
+    MASK,
+    PIXELS,
+    PROBABILITY,
+    REMEDY,
+    TEXT,
+    TEXT_EMBEDDING,
+    TEXT_MASK,
+    TEXT_STATES,
+    About,
+)
+from x2vlm.runtime import Located
+
+
+class Graph:
+    """A graph of ONNX that onnxruntime runs, on as many threads as torch has.
+
+    Raises:
+        UserError: onnxruntime is not installed, or cannot read the file.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UserError(f'{path}: needs onnxruntime, which is not installed: pip install ".[onnx]"') from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors, which it raises as well
+        # Its threads would keep cores busy for a while after a call, which torch's want for the images.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self.session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no common class
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{path}: onnxruntime {onnxruntime.__version__} cannot run it ({reason}); {REMEDY}"
+            ) from None
+        self.outputs = [each.name for each in self.session.get_outputs()]
+
+    def __call__(self, *wanted: str, **inputs: Tensor) -> list[Tensor]:
+        """The outputs that are ``wanted``."""
+        found: list[np.ndarray] = self.session.run(list(wanted), {name: each.numpy() for name, each in inputs.items()})
+        return [torch.from_numpy(array) for array in found]
+
+
+class OnnxRuntime:
+    """See :class:`x2vlm.runtime.Runtime`.
+
+    Args:
+        folder: with the graphs.
+        about: what they are of.
+        image_size: of the images in pixels.
+
+    Raises:
+        UserError: see :class:`Graph`.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path, about: About, image_size: ImageSize):
+        self.about, self.image_size = about, image_size
+        self.image, self.text, self.fusion = (Graph(folder / name) for name in (IMAGE, TEXT, FUSION))
+
+    @property
+    def parameters(self) -> int:
+        return self.about.parameters
+
+    @property
+    def weights(self) -> str:
+        return self.about.weights
+
+    @property
+    def state_shape(self) -> tuple[int, int]:
+        return self.about.state_shape
+
+    def running(self) -> AbstractContextManager[None]:
+        """Nothing is to be set."""
+        return nullcontext()
+
+    def image_states(self, pixels: Tensor) -> Tensor:
+        """See :class:`~x2vlm.runtime.Runtime`."""
+        return self.image(IMAGE_STATES, **{PIXELS: pixels})[0]
+
+    def image_embeddings(self, pixels: Tensor) -> Tensor:
+        """See :class:`~x2vlm.runtime.Runtime`."""
+        return self.image(IMAGE_EMBEDDING, **{PIXELS: pixels})[0]
+
+    def text_states(self, text: Text) -> PackedTexts:
+        """See :class:`~x2vlm.runtime.Runtime`."""
+        (states,) = self.text(TEXT_STATES, **{IDS: text.ids, MASK: text.mask})
+        packing = Packing.of(text.mask.sum(dim=1), text.mask.shape[1])
+        return PackedTexts(packing.pack(states), packing)
+
+    def text_embeddings(self, text: Text) -> Tensor:
+        """See :class:`~x2vlm.runtime.Runtime`."""
+        return self.text(TEXT_EMBEDDING, **{IDS: text.ids, MASK: text.mask})[0]
+
+    def match(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
+        """See :class:`~x2vlm.runtime.Runtime`."""
+
+        def score(image: int, candidates: PackedTexts) -> Tensor:
+            return self._fuse(PROBABILITY, candidates, images[image : image + 1])[0]
+
+        return score_each(score, texts, bank)
+
+    def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
+        """See :class:`~x2vlm.runtime.Runtime`."""
+        boxes = torch.empty(len(image_index), 4)
+        for image in image_index.unique().tolist():
+            (phrases,) = torch.where(image_index == image)
+            boxes[phrases] = self._fuse(BOX, texts.select(phrases), images[image : image + 1])[0]
+        scores: list[float | None] = [None] * len(boxes)
+        if PROBABILITY in self.fusion.outputs:
+            scores = list(self._region_scores(texts, images, boxes, image_index).tolist())
+        return boxes.tolist(), scores
+
+    def _region_scores(self, texts: PackedTexts, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
+        """The probability (N,) that text n is about what box n shows; see :func:`x2vlm.boxes.relative_boxes`."""
+        masks = region_masks(boxes, self.image_size, self.about.patch_size)
+        patches = images[image_index, 1:]
+        share = masks.float() / masks.sum(dim=1, keepdim=True)
+        regions = torch.cat([share.unsqueeze(1) @ patches, patches], dim=1)
+        return self._fuse(PROBABILITY, texts, regions, F.pad(masks, (1, 0), value=True)).flatten()
+
+    def _fuse(self, wanted: str, texts: PackedTexts, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """An output (B, S, ...) for texts, S of each of B images (B, K, D); ``mask`` (B, K) bool, None: they see all states."""
+        count = len(images)
+        inputs = {
+            TEXT_STATES: texts.padded().unflatten(0, (count, -1)),
+            TEXT_MASK: texts.packing.mask.unflatten(0, (count, -1)),
+            IMAGE_STATES: images,
+            IMAGE_MASK: torch.ones(images.shape[:2], dtype=torch.bool) if mask is None else mask,
+        }
+        return self.fusion(wanted, **inputs)[0]

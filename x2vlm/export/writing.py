@@ -1,0 +1,104 @@
+"""Exporting a model: its graphs, compared with torch before anything takes its place."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.files import expanded, sync_file
+from utils.version import VERSION
+from x2vlm.calls import EXPORTED_TASKS
+from x2vlm.export.comparing import TOLERANCE, differences
+from x2vlm.export.files import SUFFIX, About, files_in, write_about
+from x2vlm.export.graphs import require_packages, write_graphs
+from x2vlm.export.runtime import OnnxRuntime
+from x2vlm.model import Model
+from x2vlm.runtime import TorchRuntime
+from x2vlm.saving import save_settings
+
+
+def export(model: Model, out: Path) -> About:
+    """Write a model as a folder of graphs in ONNX, which :func:`x2vlm.load` reads without its weights.
+
+    Args:
+        model: on the CPU, in float32; of a task with an export.
+        out: the folder, whose name ends with ``.onnx``.
+
+    Raises:
+        UserError: the task has no export, a package is missing, the folder is there already or cannot be written, a part of the
+            network cannot be exported, or onnxruntime's results are not those of torch.
+    """
+    out = expanded(out)
+    _check(model, out)
+    about = describe(TorchRuntime(model.network, "fp32"))
+    try:
+        with _new_folder(out) as folder:
+            write_graphs(model.network, folder, model.origin)
+            save_settings(model, folder)
+            runtime = OnnxRuntime(folder, about, model.settings.model.vision.image_size)
+            about = replace(
+                about, differences=_small(differences(model, runtime), model.origin), files=files_in(folder)
+            )
+            write_about(folder, about)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written: {error.strerror or error}; give another place, or make room"
+        ) from None
+    return about
+
+
+def describe(runtime: TorchRuntime) -> About:
+    """What an export of a network is of."""
+    releases = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
+    patch_size, made_with = runtime.network.vision.patch_size, {"x2vlm": VERSION, **releases}
+    return About(runtime.weights, runtime.parameters, runtime.state_shape, patch_size, made_with)
+
+
+def _check(model: Model, out: Path) -> None:
+    """Refuse what cannot be exported, before any work."""
+    if model.settings.task not in EXPORTED_TASKS:
+        raise UserError(
+            f"export: {model.origin} is a model of task {model.settings.task}, which has no graphs; give one of task "
+            f"{', '.join(EXPORTED_TASKS)}"
+        )
+    require_packages()
+    if out.suffix != SUFFIX:
+        raise UserError(f"--out {out}: an export is a folder whose name ends with {SUFFIX}; give {out}{SUFFIX}")
+    if out.exists():
+        raise UserError(f"--out {out}: is there already; remove it, or give another")
+
+
+def _small(largest: dict[str, float], origin: str) -> dict[str, float]:
+    """The differences, none of which is above the tolerance.
+
+    Raises:
+        UserError: one is.
+    """
+    for name, apart in largest.items():
+        if not apart <= TOLERANCE:  # NaN is no small difference
+            raise UserError(
+                f"export: {name} of {origin} differ by {apart:.1e} between torch and onnxruntime, more than {TOLERANCE:.0e}; "
+                "nothing was written: use the model with torch, or try another release of onnxruntime"
+            )
+    return largest
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside ``path``, which is renamed to it when the block ends without an exception."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for written in temporary.rglob("*"):
+            sync_file(written)
+        temporary.rename(path)
+        sync_file(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

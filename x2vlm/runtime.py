@@ -1,0 +1,154 @@
+"""The tensor functions below the calls of a model that aligns images with texts, or finds boxes: in torch here, and in ONNX in
+:mod:`x2vlm.export.runtime`.
+
+Axes: N images or texts, K = 1 + P states of an image (the mean patch, then its patches), D width, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from engine.precision import PrecisionName
+from models.align import AligningModel
+from models.grounding import GroundingModel
+from models.losses import at_least_float32
+from models.multigrained import MultiGrainedModel
+from models.packing import PackedTexts
+from models.reranking import TextBank, score_pairs
+from models.vision import Concepts
+from models.xvlm import XVLM
+from tasks.inference import device_of, evaluating
+from utils.batch import Text
+from x2vlm.boxes import relative_boxes
+from x2vlm.search.files import weights_hash
+
+Located = tuple[list[list[float]], list[float | None]]
+"""Boxes as centre and size, relative to their images, and the probability that the text matches what each box shows; None where
+the model has no matching head."""
+
+
+class Runtime(Protocol):
+    """Runs a model's encoders, its fusion and its heads.
+
+    Attributes:
+        device: of the tensors that its functions take and return.
+        parameters: their number.
+        weights: a hash of them; embeddings of runtimes with equal hashes can be compared.
+        state_shape: (K, D), the states of an image.
+    """
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def parameters(self) -> int: ...
+
+    @property
+    def weights(self) -> str: ...
+
+    @property
+    def state_shape(self) -> tuple[int, int]: ...
+
+    def running(self) -> AbstractContextManager[None]:
+        """The context in which all functions below are called."""
+
+    def image_states(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, 3, S, S), or (N, F, 3, S, S) of videos, uint8 -> states (N, K, D)."""
+
+    def image_embeddings(self, pixels: Tensor) -> Tensor:
+        """Pixels as above -> embeddings (N, E) float32 of length 1."""
+
+    def text_states(self, text: Text) -> PackedTexts:
+        """States of the text encoder."""
+
+    def text_embeddings(self, text: Text) -> Tensor:
+        """(N, E) float32 of length 1."""
+
+    def match(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
+        """For each image, of states (N, K, D), the probabilities that its texts are about it; ``texts`` as in
+        :func:`~models.reranking.score_pairs`."""
+
+    def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
+        """The box of each of N texts in the image that ``image_index`` (N,) int64 names; ``images`` (I, K, D)."""
+
+
+class TorchRuntime:
+    """A torch module with its precision."""
+
+    def __init__(self, network: XVLM, precision: PrecisionName):
+        self.network, self.precision = network, precision
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.network)
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @property
+    def weights(self) -> str:
+        return weights_hash(self.network)
+
+    @property
+    def state_shape(self) -> tuple[int, int]:
+        video = self.network.config.vision.video
+        return self.network.cost.vision.keys(1 if video is None else video.frames), self.network.vision.width
+
+    def running(self) -> AbstractContextManager[None]:
+        """Without gradients, in the model's precision."""
+        return evaluating(self.network, self.precision)
+
+    def image_states(self, pixels: Tensor) -> Tensor:
+        """See :class:`Runtime`."""
+        return self.network.vision(pixels).tokens()
+
+    def image_embeddings(self, pixels: Tensor) -> Tensor:
+        """See :class:`Runtime`."""
+        return self._aligning.contrastive.embed_image(self.network.vision(pixels)).float()
+
+    def text_states(self, text: Text) -> PackedTexts:
+        """See :class:`Runtime`."""
+        (states,) = self.network.text([text])
+        packed: PackedTexts = states
+        return packed
+
+    def text_embeddings(self, text: Text) -> Tensor:
+        """See :class:`Runtime`."""
+        return self._aligning.contrastive.embed_text(self.text_states(text)).float()
+
+    def match(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
+        """See :class:`Runtime`."""
+        network, concepts = self._aligning, Concepts(images[:, 1:], images[:, 0])
+        logits = score_pairs(network.fusion, Margin(network.matching_head), concepts, texts, bank)
+        return [each.sigmoid() for each in logits]
+
+    def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
+        """See :class:`Runtime`."""
+        assert isinstance(self.network, MultiGrainedModel | GroundingModel)
+        return relative_boxes(self.network, texts, Concepts(images[:, 1:], images[:, 0]), image_index)
+
+    @cached_property
+    def _aligning(self) -> AligningModel:
+        assert isinstance(self.network, AligningModel)
+        return self.network
+
+
+class Margin(nn.Module):
+    """The matching head as one logit, that of "matched" less that of "not": its sigmoid is the probability."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, cls: Tensor) -> Tensor:
+        """(N, D) -> (N, 2), of which :func:`~models.reranking.score_pairs` reads the second column."""
+        logits = at_least_float32(self.head(cls))
+        margin = logits[:, 1] - logits[:, 0]
+        return torch.stack([-margin, margin], dim=1)
