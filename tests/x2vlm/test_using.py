@@ -70,4 +70,4 @@ def test_an_example_runs_as_printed(example, checkout):
 
 
 def test_the_page_has_commands_with_output_and_examples():
-    assert len(COMMANDS) == 6 and len(SEARCH) == 2 and len(OUTPUT) == 8 and len(EXAMPLES) == 3
+    assert len(COMMANDS) == 6 and len(SEARCH) == 2 and len(OUTPUT) == 9 and len(EXAMPLES) == 3

@@ -90,7 +90,7 @@ def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]
         ),
         Ability(
             "compare",
-            int(getattr(model.network, "images", 2)),
+            int(getattr(model.network, "images", 2)) if model.takes("compare") else 2,
             [TextBox("statements about the images, one a line", "both images show a dog")],
             "none",
             lambda files, texts: _compare(model, files, *texts),

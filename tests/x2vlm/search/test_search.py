@@ -262,7 +262,7 @@ def test_one_process_alone_makes_an_index(model, photos, tmp_path):
 
 def test_the_weights_are_hashed_once(model, photos, tmp_path, monkeypatch):
     hashed = []
-    monkeypatch.setattr("x2vlm.search.encoding.weights_hash", lambda network: hashed.append(network) or "hash")
+    monkeypatch.setattr("x2vlm.runtime.weights_hash", lambda network: hashed.append(network) or "hash")
     model("pretrain").index(photos, tmp_path / "index")
     assert len(hashed) == 1
 
