@@ -311,3 +311,26 @@ def test_compiled_encoders_thaw(tiny_overrides, tmp_path, monkeypatch):
     pretraining(tmp_path / "plain", tiny_overrides, FREEZE, "train.compile=true").fit()
     for one, other in zip(lines(tmp_path / "run"), lines(tmp_path / "plain"), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_a_run_with_frozen_blocks_and_their_cache_equals_one_without_and_resumes(tmp_path, tiny_overrides):
+    """The states are of the same numbers, computed for other images together: equal but for rounding."""
+    freeze, deeper = "optim.freeze={vision: 2, vision_blocks: 1}", "model.vision.depth=2"
+    plain = pretraining(tmp_path / "plain", tiny_overrides, deeper, freeze)
+    before = weights(plain.model)
+    plain.fit()
+    cache = f"optim.freeze.cache={{folder: {tmp_path / 'features'}}}"
+    whole = tmp_path / "whole"
+    run = pretraining(whole, tiny_overrides, deeper, freeze, cache)
+    run.fit()
+    after = weights(run.model)
+    for name, value in weights(plain.model).items():
+        torch.testing.assert_close(after[name], value, atol=1e-4, rtol=1e-3)
+        first = name.startswith(("vision.backbone.patch_embed", "vision.backbone.blocks.0."))
+        if first or name.startswith("vision.backbone.blocks.1."):
+            assert torch.equal(value, before[name]) == first, name
+    assert any((tmp_path / "features").rglob("*"))
+    for step in (1, 2, 4):
+        again = as_of_step(step, whole, tmp_path / f"resumed-{step}")
+        pretraining(again, tiny_overrides, deeper, freeze, cache).fit()
+        assert same(result(again), result(whole)), f"resumed after {step} steps"

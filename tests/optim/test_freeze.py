@@ -46,6 +46,18 @@ def test_without_the_section_nothing_is_frozen_and_the_config_is_as_before(tmp_p
     assert loaded(tmp_path, "optim.freeze.vision=false").optim.frozen.frozen_at(0) == ()
 
 
+def test_blocks_and_their_cache_go_with_what_is_frozen(tmp_path):
+    freeze = loaded(tmp_path, "optim.freeze={vision: 3, vision_blocks: 2, cache: {gigabytes: 1}}").optim.frozen
+    assert freeze.steps == {"vision": 3} and freeze.frozen_for_good == () and freeze.cache.gigabytes == 1
+    assert loaded(tmp_path, "optim.freeze={vision: true, cache: {}}").optim.frozen.cache.folder is None
+    for wrong, message in {
+        "{vision: true, vision_blocks: 2}": "vision is true, which freezes all of its blocks",
+        "{vision: 3, cache: {}}": "cache keeps what frozen blocks compute; set vision to true, or vision_blocks",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            loaded(tmp_path, f"optim.freeze={wrong}")
+
+
 def test_a_parameter_belongs_to_the_part_that_its_name_begins_with():
     freeze = FreezeConfig(vision=True, text=4)
     assert freeze.trains_from("vision.frame_positions") == math.inf
