@@ -141,6 +141,18 @@ def test_mistakes_are_one_line(whole, base, tmp_path, capsys, overrides):
     said = checkpoint(capsys, "merge", tmp_path / "small", "--base", "nowhere", "--out", tmp_path / "z")[1]
     assert "--base nowhere: no such file or folder" in said
     assert "is there already" in checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[1]
+    small = tmp_path / "small/adapters.safetensors"
+    merging = ("merge", tmp_path / "small", "--base", base, "--out", tmp_path / "z")
+    content = small.read_bytes()
+    for cut in (len(content) // 2, 5):
+        small.write_bytes(content[:cut])
+        assert "adapters.safetensors: " in (said := checkpoint(capsys, *merging)[1]) and said.count("\n") == 1, said
+    small.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "is damaged" in checkpoint(capsys, *merging)[1]
+    small.write_bytes(content)
+    (tmp_path / "small/config.yaml").rename(tmp_path / "away.yaml")
+    assert "holds no config.yaml" in checkpoint(capsys, *merging)[1]
+    (tmp_path / "away.yaml").rename(tmp_path / "small/config.yaml")
     other = tmp_path / "other"
     start("retrieval", other, [*overrides("retrieval"), "seed=1"])
     said = checkpoint(capsys, "merge", tmp_path / "small", "--base", other, "--out", tmp_path / "merged")[1]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dataset.text.loading import load_tokenizer
@@ -23,7 +22,7 @@ from tools.checkpoint.outline import weights_at
 from utils.config import load_config
 from utils.errors import UserError
 from utils.files import expanded
-from utils.weight_file import digest, is_damaged, read_about, save_weights
+from utils.weight_file import digest, read_about, save_weights
 
 BASE = "base_sha256"
 """Entry of the header: the hash of the weights that the run has left as they were."""
@@ -70,9 +69,11 @@ def merge(source: str, base: str, out: str) -> str:
     file = folder / ADAPTERS
     if not file.is_file():
         raise UserError(f"{source}: holds no {ADAPTERS}; give a folder that `run.py checkpoint adapters` wrote")
-    trained, about = load_file(file), read_about(file)
-    if is_damaged(file, trained):
-        raise UserError(f"{file} is damaged: its tensors are not those that were written; take another copy")
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{source}: holds no {CONFIG_FILE}; copy the whole folder that `run.py checkpoint adapters` wrote"
+        )
+    trained, about = read_weight_file(file, merge=False).tensors, read_about(file)
     model = _model_on(folder, base, about)
     state = model.state_dict()
     if digest(_parted(state, _frozen_parts(folder / CONFIG_FILE))[1]) != about.get(BASE):
