@@ -7,6 +7,7 @@ are found by a hash of both, whatever the augmentation, the epoch or the run: an
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from utils.block_cache import BlockCache
 from utils.errors import UserError
@@ -35,11 +37,12 @@ class FeatureCache:
         bound: the most bytes in it; what was used longest ago goes first.
 
     Raises:
-        UserError: at the first call, if the backbone's blocks cannot be run apart.
+        UserError: at the first call, if the backbone's blocks cannot be run apart, or ``bound`` has no room for
+            an image's states.
     """
 
     def __init__(self, backbone: Any, blocks: int, folder: Path, bound: int):
-        self.backbone, self.blocks = backbone, blocks
+        self.backbone, self.blocks, self.bound = backbone, blocks, bound
         self.cache = BlockCache(folder, bound, REMEDY)
         self._name: str | None = None
         """Digest of what the states depend on beside the pixels."""
@@ -60,7 +63,10 @@ class FeatureCache:
         states = normalised.new_empty(len(names), *self._shape)
         for number, block in enumerate(kept):
             if block is not None:
-                states[number] = torch.from_numpy(np.frombuffer(block, np.float32).reshape(self._shape)).to(states)
+                kept_state = (
+                    np.frombuffer(block, np.float32).reshape(self._shape).copy()
+                )  # torch takes no read-only memory
+                states[number] = torch.from_numpy(kept_state).to(states)
         if missing:
             fresh = self._first_blocks(normalised[missing]).float()
             states[missing] = fresh.to(states)
@@ -87,14 +93,16 @@ class FeatureCache:
 
     def _last_blocks(self, states: Tensor) -> Tensor:
         """The other blocks, and the norm."""
+        recompute = getattr(self.backbone, "grad_checkpointing", False) and torch.is_grad_enabled()
         for block in self.backbone.blocks[self.blocks :]:
-            states = block(states)
+            states = checkpoint(block, states, use_reentrant=False) if recompute else block(states)
         normed: Tensor = self.backbone.norm(states)
         return normed
 
     @torch.no_grad()
     def _check(self, normalised: Tensor) -> str:
-        """Compare one image's states with the backbone's own; returns the digest of the frozen weights."""
+        """Compare one image's states with the backbone's own, and their size with the bound; returns the digest of the frozen
+        weights."""
         image = normalised[:1]
         try:
             with _evaluating(self.backbone):
@@ -110,6 +118,11 @@ class FeatureCache:
             )
         self._shape = tuple(first.shape[1:])
         self._bytes = 4 * first[0].numel()
+        if self.bound < (least := BlockCache.least_bound(self._bytes)):
+            raise UserError(
+                f"optim.freeze.cache.gigabytes is {self.bound / 1e9:g}, which is too few to keep any states; "
+                f"give {math.ceil(least / 1e6) / 1e3:g} or more"
+            )
         state = self.backbone.state_dict()
         return digest({name: value.cpu() for name, value in state.items() if is_before_block(name, self.blocks)})
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -122,7 +122,7 @@ class XVLM(nn.Module):
             frozen: parts of the model that never train, which are not taken.
 
         Raises:
-            UserError: if the model lacks a part that is named, or nothing would train there.
+            UserError: if the model lacks a part that is named, nothing would train there, or the rank is that of a weight.
         """
         lacking = [part for part in config.targets or () if not hasattr(self, part)]
         if lacking:
@@ -133,6 +133,7 @@ class XVLM(nn.Module):
         for part, names in layers.items():
             if not names:
                 raise UserError(f"optim.lora.targets: no linear layer of {part} trains in this run; leave it out")
+        self._check_rank(config.rank, [name for names in layers.values() for name in names])
         kept = [parameter for name, parameter in self.named_parameters() if name.startswith(BESIDE_BLOCKS)]
         kept = [parameter for parameter in kept if parameter.requires_grad]
         if "vision" in targets:
@@ -145,6 +146,16 @@ class XVLM(nn.Module):
         for parameter in kept:
             parameter.requires_grad_(True)
         self.__dict__.pop("cost", None)  # weights that stay as they are have no gradient
+
+    def _check_rank(self, rank: int, layers: Sequence[str]) -> None:
+        """Refuse a rank at which adapters are no smaller than the weights that they stand for."""
+        sizes = {name: min(cast(nn.Linear, self.get_submodule(name)).weight.shape) for name in layers}
+        widest = max(layers, key=sizes.__getitem__)
+        most = sizes[widest]
+        if rank >= most:
+            raise UserError(
+                f"optim.lora.rank is {rank}, but no weight has a rank above {most} ({widest}); lower it, or train the weights"
+            )
 
     def _adapted(self, part: str, layers: str) -> list[str]:
         """The names of the linear layers of ``part`` that train, of its blocks or of their attention alone."""

@@ -113,9 +113,10 @@ def merged(tensors: Mapping[str, Tensor], about: Mapping[str, Any], source: str)
         source: names it in messages.
 
     Raises:
-        UserError: if the header does not say how the adapters are scaled, or one of them is not whole.
+        UserError: if the header does not say how the adapters are scaled, or one of them is not whole or has no weight.
     """
     config = config_of(about, source)
+    _check_weights(tensors, source)
     result = {}
     for name, tensor in tensors.items():
         if is_adapter(name):
@@ -128,6 +129,21 @@ def merged(tensors: Mapping[str, Tensor], about: Mapping[str, Any], source: str)
             tensor = tensor + (tensors[layer + UP] @ tensors[layer + DOWN]) * config.scaling
         result[plain_name(name)] = tensor
     return result
+
+
+def _check_weights(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse adapters without the weights that they are added to, as in a file of ``run.py checkpoint adapters``."""
+    layers = {name.removesuffix(DOWN).removesuffix(UP) for name in tensors if is_adapter(name)}
+    lacking = [layer for layer in layers if f"{layer}{INNER}weight" not in tensors]
+    if len(lacking) == len(layers):
+        raise UserError(
+            f"{source}: has adapters without the weights that they are added to; make a model of its folder with "
+            "`python run.py checkpoint merge`"
+        )
+    if lacking:
+        raise UserError(
+            f"{source}: lacks {min(lacking)}{INNER}weight, the weight of an adapter; copy or fetch the file again"
+        )
 
 
 def config_of(about: Mapping[str, Any], source: str) -> LoraConfig:

@@ -184,7 +184,8 @@ def build_parts(
         check_length(model, key, length)
     fresh: set[str] = set()
     if checkpoint is not None:
-        set_up_training(config, model)
+        if trains:
+            set_up_training(config, model)
         load_weights(model, checkpoint.model_file).require_complete()
     else:
         fresh = _initialise(kind, config, model)

@@ -53,6 +53,11 @@ class BlockCache:
         self._mapped: OrderedDict[str, tuple[Block, float]] = OrderedDict()
         self._checked: dict[str, int] = {}
 
+    @staticmethod
+    def least_bound(size: int) -> int:
+        """The least ``bound`` at which a block of ``size`` bytes can be kept: each shelf has room for one."""
+        return (size + _DIGEST) * SHELVES
+
     def get(self, name: str, size: int, fetch: Callable[[], bytes]) -> Block:
         """The block ``name`` of ``size`` bytes: from memory, from the folder, or by ``fetch``, in one process at a time."""
         now = time.monotonic()

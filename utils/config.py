@@ -293,6 +293,8 @@ def _finding(error: dict[str, Any], schema: type[Config], places: Places, source
     if error["type"] == "missing":
         return f"{place}: {name} is missing; add it or give {name}=... on the command line"
     message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "model_type" and (section := _owner(schema, location)) is not None:
+        message = f"is a section; give keys of it: {', '.join(section.model_fields)}"
     if isinstance(error["input"], Mapping | BaseModel):
         overridden = any(where == COMMAND_LINE and key[: len(keys)] == keys for key, where in places.items())
         if overridden and place != COMMAND_LINE:

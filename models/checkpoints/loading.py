@@ -21,7 +21,7 @@ from models.checkpoints.rename import (
     published_to_ours,
 )
 from models.checkpoints.report import LoadReport
-from models.checkpoints.tables import resize_bias_table
+from models.checkpoints.tables import resize_bias_table, resize_positions
 from models.hub_text import HubTextEncoder
 from models.vision import FRAME_POSITIONS
 from models.xvlm import XVLM
@@ -29,6 +29,8 @@ from optim.lora import has_adapters
 from utils.errors import UserError
 
 BIAS_TABLE = "relative_position_bias_table"
+POSITIONS = "vision.backbone.pos_embed"
+"""A table of absolute positions, of most ViTs."""
 OWN_WORDS = "decoder.embeddings.word_embeddings.weight"
 """A parameter that only models have whose answer decoder does not share the text encoder's words."""
 
@@ -172,17 +174,24 @@ def _copies(
 
 
 def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadReport) -> Tensor:
-    """``tensor`` resized to ``parameter`` where it is a bias table of another grid or a table of other frames; otherwise as
-    it is."""
+    """``tensor`` resized to ``parameter`` where it is a table of biases or positions of another grid, or one of other frames;
+    otherwise as it is."""
     if name == FRAME_POSITIONS and tensor.shape != parameter.shape:
         return _fit_frames(name, tensor, parameter, report)
-    if not name.endswith(BIAS_TABLE) or tensor.shape[0] == parameter.shape[0]:
+    axis = 0 if name.endswith(BIAS_TABLE) else 1
+    if not (name.endswith(BIAS_TABLE) or name == POSITIONS) or tensor.shape[axis] == parameter.shape[axis]:
         return tensor
+    rows, columns = model.vision.grid
     try:
-        resized = resize_bias_table(tensor, *model.vision.grid)
+        if name == POSITIONS:
+            resized = resize_positions(tensor, rows, columns, parameter.shape[1] - rows * columns)
+        else:
+            resized = resize_bias_table(tensor, rows, columns)
     except ValueError as error:
-        raise UserError(f"{report.source}: {name} cannot be resized: {error}") from None
-    report.resized[name] = f"{tensor.shape[0]} to {resized.shape[0]} rows"
+        raise UserError(
+            f"{report.source}: {name} cannot be resized: {error}; set model.vision.image_size to that of the checkpoint"
+        ) from None
+    report.resized[name] = f"{tensor.shape[axis]} to {resized.shape[axis]} rows"
     return resized
 
 

@@ -11,6 +11,7 @@ from models.hub_text import architecture_of, hub_config_of, is_bert_family
 from models.text import TextConfig, TextEncoder
 from models.xvlm import XVLM, ModelConfig
 from utils.errors import UserError
+from utils.image_size import ImageSize, sides_of
 
 PUBLISHED_HEAD_WIDTH = 64
 PUBLISHED_FUSION_EPS = 1e-12
@@ -76,6 +77,9 @@ def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new
         for key, value in theirs.items()
         if None not in (value, ours[key]) and value != ours[key] and not (new_text and key.startswith("model.text."))
     }
+    if _ambiguous(model.config.vision.image_size, trained.vision.image_size):
+        key = "model.vision.image_size"
+        ours[key], wrong[key] = (_sides(config.vision.image_size) for config in (model.config, trained))
     if wrong:
         differences = "; ".join(f"{key} is {ours[key]}, theirs {value}" for key, value in wrong.items())
         remedy = " ".join(
@@ -84,6 +88,19 @@ def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new
         raise UserError(
             f"init.checkpoint: its weights were trained with other settings ({source}): {differences}; set {remedy}"
         )
+
+
+def _ambiguous(ours: ImageSize, theirs: ImageSize) -> bool:
+    """Whether tables of positions do not fit, and their lengths need not show it: those of a grid that is no square are never
+    resized, and those of as many patches have the same length."""
+    (height, width), (their_height, their_width) = sides_of(ours), sides_of(theirs)
+    differ = (height, width) != (their_height, their_width)
+    return differ and (their_height != their_width or height * width == their_height * their_width)
+
+
+def _sides(size: ImageSize) -> str:
+    """As a value of the command line, without a space."""
+    return "[{},{}]".format(*sides_of(size))
 
 
 def unlike_published(model: XVLM) -> list[str]:

@@ -1,7 +1,8 @@
-"""Resizing of BEiT's relative position bias tables to another patch grid, as the authors do it (reference behaviour, 1).
+"""Resizing of position tables to another patch grid: BEiT's relative biases as the authors do it (reference behaviour, 1),
+absolute positions as timm does it, by bicubic interpolation.
 
-The patch offsets of a table are spread geometrically over the source grid and read off by a bicubic spline at the target's
-offsets; the three rows for the [CLS] token are kept.
+The patch offsets of a table of biases are spread geometrically over the source grid and read off by a bicubic spline at the
+target's offsets; the three rows for the [CLS] token are kept.
 """
 
 from __future__ import annotations
@@ -37,6 +38,25 @@ def resize_bias_table(table: Tensor, rows: int, columns: int) -> Tensor:
     ]
     flat = torch.from_numpy(np.stack(resized, axis=2).reshape(high * wide, -1)).to(table.dtype)
     return torch.cat([flat, extra])
+
+
+def resize_positions(table: Tensor, rows: int, columns: int, tokens: int) -> Tensor:
+    """Resize absolute positions (1, T + A^2, D) to (1, T + R C, D), for a grid of R ``rows`` and C ``columns``; those of the T
+    ``tokens`` before the patches ([CLS], registers) are kept.
+
+    Raises:
+        ValueError: if the table does not belong to a square grid.
+    """
+    from timm.layers import resample_abs_pos_embed
+
+    if table.dim() != 3 or table.shape[0] != 1:
+        raise ValueError(f"its shape {tuple(table.shape)} is not (1, tokens, width)")
+    side = math.isqrt(max(0, table.shape[1] - tokens))
+    if side < 1 or side * side + tokens != table.shape[1]:
+        raise ValueError(f"a table of {table.shape[1]} positions does not belong to a square patch grid")
+    size = [side, side]
+    resized: Tensor = resample_abs_pos_embed(table, [rows, columns], size, num_prefix_tokens=tokens)
+    return resized
 
 
 def table_side(rows: int) -> int:

@@ -107,3 +107,11 @@ def test_a_part_that_the_model_lacks_is_refused_by_name():
     with pytest.raises(UserError, match="decoder is no part of this task's model, which has vision, text, fusion"):
         model.add_adapters(LoraConfig(rank=2, targets=["decoder"]))
     assert not has_adapters(model.state_dict())
+
+
+def test_a_rank_at_which_no_adapter_is_smaller_than_its_weight_is_refused():
+    model, _ = fine_tuning("nlvr")
+    widest = max(min(layer.weight.shape) for layer in model.vision.modules() if isinstance(layer, torch.nn.Linear))
+    with pytest.raises(UserError, match=rf"rank is {widest}, but no weight has a rank above {widest} \(vision"):
+        model.add_adapters(LoraConfig(rank=widest, targets=["vision"]))
+    model.add_adapters(LoraConfig(rank=widest - 1, targets=["vision"]))

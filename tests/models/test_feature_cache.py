@@ -130,3 +130,36 @@ def test_files_lie_where_they_are_asked_to(tmp_path: Path):
     built.keep_features(tmp_path / "features", 10**8)
     built.patches(images(built))
     assert any((tmp_path / "features").rglob("*"))
+
+
+def test_recomputed_blocks_give_the_same_gradients_and_keep_no_activations(tmp_path):
+    built = encoder("vit_small_patch14_dinov2")
+    pixels = images(built)
+    built.keep_features(tmp_path, 10**8)
+    expected, kept = gradients(built, pixels), saved_bytes(built, pixels)
+    built.backbone.set_grad_checkpointing(True)
+    assert saved_bytes(built, pixels) < kept / 2
+    for name, gradient in gradients(built, pixels).items():
+        torch.testing.assert_close(gradient, expected[name])
+
+
+def saved_bytes(encoder: VisionEncoder, pixels: torch.Tensor) -> int:
+    """Bytes that the forward pass keeps for the backward pass."""
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (sizes.append(tensor.nbytes), tensor)[1], lambda x: x):
+        encoder.patches(pixels)
+    return sum(sizes)
+
+
+def test_a_bound_that_keeps_nothing_is_refused_with_the_least_that_does(tmp_path):
+    """Five states of width 32 take 640 bytes: 64 of them, with their digests, need 42 kB."""
+    built = encoder("vit_small_patch14_dinov2")
+    pixels = images(built)
+    built.keep_features(tmp_path, 40_000)
+    with pytest.raises(
+        UserError, match=r"gigabytes is 4e-05, which is too few to keep any states; give 0\.001 or more"
+    ):
+        built.patches(pixels)
+    built.keep_features(tmp_path, 42_000)
+    built.patches(pixels)
+    assert sum(path.stat().st_size == 656 for path in tmp_path.rglob("*")) >= 1

@@ -56,6 +56,22 @@ def test_what_no_shape_shows_is_refused_in_one_line(config, said, remedy):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("trained", "now"), [((16, 32), (32, 16)), ((16, 64), 32), ((16, 32), (16, 64)), (32, (16, 64))]
+)
+def test_positions_of_another_aspect_are_refused_where_no_length_shows_it(trained, now):
+    """As many patches in other rows, or a grid that only looks like a square."""
+    model, config = XVLM(changed("vision", image_size=now)), changed("vision", image_size=trained)
+    with pytest.raises(UserError, match=r"image_size is \[\d+,\d+\], theirs .* set model\.vision\.image_size="):
+        require_same_settings(model, config, "", new_text=False)
+
+
+def test_squares_of_another_size_are_resized_and_pass():
+    model = XVLM(changed("vision", image_size=(16, 32)))
+    for trained in (16, 64, (16, 32)):
+        require_same_settings(model, changed("vision", image_size=trained), "", new_text=False)
+
+
 def test_equal_settings_pass_however_they_are_written():
     require_same_settings(XVLM(changed("fusion", heads=2, eps=1e-12)), TRAINED, "", new_text=False)
     require_same_settings(XVLM(changed("arch", init_std=0.1)), TRAINED, "", new_text=False)

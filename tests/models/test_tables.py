@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from models.checkpoints.tables import _spread, resize_bias_table, table_side
+from models.checkpoints.tables import _spread, resize_bias_table, resize_positions, table_side
 from tests.models.golden import GOLDEN, arrays, load_case, manifest
 from tests.models.test_golden_pretrain import assert_golden
 
@@ -45,3 +45,21 @@ def test_the_same_grid_is_left_alone():
 def test_a_table_of_no_square_grid_is_refused():
     with pytest.raises(ValueError, match="does not belong to a square patch grid"):
         table_side(50)
+
+
+def test_absolute_positions_are_resized_along_each_side_and_those_of_tokens_stay():
+    """A linear table stays linear: its middle, and the distance of neighbours away from the border."""
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    table = torch.cat([torch.tensor([[70.0, 71.0]]), torch.stack([y, x], dim=2).view(-1, 2)]).unsqueeze(0)
+    resized = resize_positions(table, 8, 16, 1)
+    assert resized.shape == (1, 1 + 8 * 16, 2)
+    assert resized[0, 0].tolist() == [70, 71]
+    grid = resized[0, 1:].view(8, 16, 2)
+    torch.testing.assert_close(grid[:, 0, 0], torch.arange(8.0))
+    torch.testing.assert_close(grid[0, 5:11, 1].diff(), torch.full((5,), 0.5))
+    assert grid.mean(dim=(0, 1)).tolist() == pytest.approx([3.5, 3.5], abs=1e-5)
+
+
+def test_absolute_positions_of_a_grid_that_is_no_square_are_refused():
+    with pytest.raises(ValueError, match="a table of 61 positions does not belong to a square"):
+        resize_positions(torch.zeros(1, 61, 4), 8, 8, 1)

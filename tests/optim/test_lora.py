@@ -40,6 +40,17 @@ def test_merging_adds_the_scaled_product_and_keeps_the_rest():
     assert result["x.q.bias"] is bias
 
 
+def test_adapters_without_their_weights_are_not_dropped():
+    """All of them: a file of adapters alone; one of them: a damaged file."""
+    about = LoraConfig(rank=2).about
+    alone = {f"x.q{DOWN}": torch.ones(2, 3), f"x.q{UP}": torch.ones(5, 2), "head.weight": torch.ones(2)}
+    with pytest.raises(UserError, match=r"a file: has adapters without the weights .*run\.py checkpoint merge`"):
+        merged(alone, about, "a file")
+    one = {"x.k.base_layer.weight": torch.ones(5, 3), f"x.k{DOWN}": torch.ones(2, 3), f"x.k{UP}": torch.ones(5, 2)}
+    with pytest.raises(UserError, match=r"a file: lacks x\.q\.base_layer\.weight"):
+        merged({**alone, **one}, about, "a file")
+
+
 def test_without_the_package_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr("optim.lora.find_spec", lambda name: None)
     check_package(None)

@@ -106,6 +106,10 @@ def test_adapters_are_taken_out_and_merged_again(whole, base, tmp_path, capsys):
     assert small.stat().st_size < 0.5 * (whole / "best.safetensors").stat().st_size
     with pytest.raises(UserError, match="has adapters alone"):
         load(tmp_path / "small")
+    status, said = checkpoint(capsys, "inspect", tmp_path / "small")
+    assert status == 0 and "kind       ours, adapters without the weights" in said and "starts" not in said
+    with pytest.raises(UserError, match="has adapters without the weights that they are added to"):
+        read_weights(small)
     status, said = checkpoint(capsys, "merge", tmp_path / "small", "--base", base, "--out", tmp_path / "merged")
     assert status == 0, said
     assert all(
@@ -114,10 +118,41 @@ def test_adapters_are_taken_out_and_merged_again(whole, base, tmp_path, capsys):
     )
 
 
+def test_frozen_parts_are_of_the_base_and_not_of_the_small_file(options, base, tmp_path, capsys):
+    run = tmp_path / "run"
+    start("retrieval", run, [*options, "optim.freeze.text=true"])
+    assert checkpoint(capsys, "adapters", run, "--out", tmp_path / "small")[0] == 0
+    assert not any(name.startswith("text.") for name in load_file(tmp_path / "small/adapters.safetensors"))
+    status, said = checkpoint(capsys, "merge", tmp_path / "small", "--base", base, "--out", tmp_path / "merged")
+    assert status == 0, said
+    again, expected = (read_weights(path) for path in (tmp_path / "merged/model.safetensors", run / "best.safetensors"))
+    assert again.keys() == expected.keys() and all(torch.equal(again[name], expected[name]) for name in again)
+
+
+def test_a_run_is_evaluated_without_the_package(whole, options, monkeypatch):
+    expected = json.loads((whole / "evaluation.json").read_text())["test"]
+    monkeypatch.setattr("optim.lora.find_spec", lambda name: None)
+    assert start("retrieval", whole, options, "--evaluate", "--resume")["test"] == expected
+
+
 def test_mistakes_are_one_line(whole, base, tmp_path, capsys, overrides):
     assert "has no adapters" in checkpoint(capsys, "adapters", base, "--out", tmp_path / "x")[1]
     assert checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[0] == 0
+    said = checkpoint(capsys, "merge", tmp_path / "small", "--base", "nowhere", "--out", tmp_path / "z")[1]
+    assert "--base nowhere: no such file or folder" in said
     assert "is there already" in checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[1]
+    small = tmp_path / "small/adapters.safetensors"
+    merging = ("merge", tmp_path / "small", "--base", base, "--out", tmp_path / "z")
+    content = small.read_bytes()
+    for cut in (len(content) // 2, 5):
+        small.write_bytes(content[:cut])
+        assert "adapters.safetensors: " in (said := checkpoint(capsys, *merging)[1]) and said.count("\n") == 1, said
+    small.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "is damaged" in checkpoint(capsys, *merging)[1]
+    small.write_bytes(content)
+    (tmp_path / "small/config.yaml").rename(tmp_path / "away.yaml")
+    assert "holds no config.yaml" in checkpoint(capsys, *merging)[1]
+    (tmp_path / "away.yaml").rename(tmp_path / "small/config.yaml")
     other = tmp_path / "other"
     start("retrieval", other, [*overrides("retrieval"), "seed=1"])
     said = checkpoint(capsys, "merge", tmp_path / "small", "--base", other, "--out", tmp_path / "merged")[1]

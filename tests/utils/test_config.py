@@ -109,6 +109,12 @@ def test_a_section_that_contradicts_itself_is_named_without_its_content(write):
     assert error.value.findings == [f"{path}:1: span: low exceeds high"]
 
 
+def test_a_number_in_place_of_a_section_is_told_the_keys_of_the_section(write):
+    with pytest.raises(ConfigError) as error:
+        load_config(write("a.yaml", ""), ["span=8"], Holder)
+    assert error.value.findings == ["command line: span = 8: is a section; give keys of it: low, high"]
+
+
 def test_a_section_that_the_command_line_made_contradict_itself_is_placed_there_too(write):
     class Range(Config):
         low: int = 0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dataset.text.loading import load_tokenizer
@@ -23,7 +22,7 @@ from tools.checkpoint.outline import weights_at
 from utils.config import load_config
 from utils.errors import UserError
 from utils.files import expanded
-from utils.weight_file import digest, is_damaged, read_about, save_weights
+from utils.weight_file import digest, read_about, save_weights
 
 BASE = "base_sha256"
 """Entry of the header: the hash of the weights that the run has left as they were."""
@@ -48,7 +47,7 @@ def extract(run: str, out: str) -> str:
         )
     about = read_about(file)
     config_of(about, str(file))
-    trained, base = _parted(tensors)
+    trained, base = _parted(tensors, _frozen_parts(config))
     folder = _new_folder(out)
     save_weights(folder / ADAPTERS, trained, {HEADER: about[HEADER], BASE: digest(base)})
     _copy_beside(config.parent, folder)
@@ -70,12 +69,14 @@ def merge(source: str, base: str, out: str) -> str:
     file = folder / ADAPTERS
     if not file.is_file():
         raise UserError(f"{source}: holds no {ADAPTERS}; give a folder that `run.py checkpoint adapters` wrote")
-    trained, about = load_file(file), read_about(file)
-    if is_damaged(file, trained):
-        raise UserError(f"{file} is damaged: its tensors are not those that were written; take another copy")
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{source}: holds no {CONFIG_FILE}; copy the whole folder that `run.py checkpoint adapters` wrote"
+        )
+    trained, about = read_weight_file(file, merge=False).tensors, read_about(file)
     model = _model_on(folder, base, about)
     state = model.state_dict()
-    if digest(_parted(state)[1]) != about.get(BASE):
+    if digest(_parted(state, _frozen_parts(folder / CONFIG_FILE))[1]) != about.get(BASE):
         raise UserError(
             f"--base {base}: is not what the adapters of {source} were trained on; give the weights that the run started from"
         )
@@ -86,22 +87,43 @@ def merge(source: str, base: str, out: str) -> str:
     return f"{source} and {base} -> {target}: a model for x2vlm.load, run.py predict and init.checkpoint\n"
 
 
-def _parted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors that a run with adapters trains, and those that it leaves as they are, under the names of a plain model."""
+def _parted(tensors: Mapping[str, Tensor], frozen: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors that a run with adapters trains, and those that it leaves as they are, under the names of a plain model.
+
+    Args:
+        tensors: of the run.
+        frozen: the parts that it has frozen from first to last step.
+    """
     targets = tuple({f"{name.partition('.')[0]}." for name in tensors if is_adapter(name)})
+    kept = tuple(f"{part}." for part in frozen)
     trained, base = {}, {}
     for name, tensor in tensors.items():
-        if is_adapter(name) or not name.startswith(targets) or name.startswith(BESIDE_BLOCKS):
+        of_base = name.startswith(kept) or (name.startswith(targets) and not name.startswith(BESIDE_BLOCKS))
+        if is_adapter(name) or not of_base:
             trained[name] = tensor
         else:
             base[plain_name(name)] = tensor
     return trained, base
 
 
+def _frozen_parts(config: Path) -> tuple[str, ...]:
+    """The parts that the run of a config froze from first to last step.
+
+    Raises:
+        UserError: if the config cannot be read.
+    """
+    choice = choose(str(config), [], None)
+    run: Any = load_config(choice.config, [], choice.load().config)
+    frozen: tuple[str, ...] = run.optim.frozen.frozen_for_good
+    return frozen
+
+
 def _model_on(folder: Path, base: str, about: Mapping[str, Any]) -> Any:
     """The model of a run's config with the weights ``base``, as the run has started from them, and with fresh adapters."""
     choice = choose(str(folder / CONFIG_FILE), [], None)
     schema, task = choice.load()
+    if not expanded(base).exists():
+        raise UserError(f"--base {base}: no such file or folder; give the weights that the run started from")
     started: Any = load_config(choice.config, [], schema)
     if started.init.checkpoint is None:
         raise UserError(

@@ -43,7 +43,7 @@ def inspect(path: str, *, with_configs: bool = True) -> tuple[bool, str]:
         ("file", f"{file.stat().st_size:,} bytes, {outline.held}"),
         ("whole", why),
     ]
-    if found.kind and with_configs:
+    if found.kind and with_configs and not outline.apart:
         rows.append(("starts", _starts(found)))
     lines = [str(file)]
     for label, text in rows:
@@ -54,6 +54,8 @@ def inspect(path: str, *, with_configs: bool = True) -> tuple[bool, str]:
 
 
 def _kind(found: Recognised, outline: Outline) -> str:
+    if outline.apart:
+        return "ours, adapters without the weights that they are added to"
     if found.kind is None:
         return "not recognised: neither a model of ours, nor X²-VLM, X-VLM, CCLM, BEiT-2, BERT, RoBERTa or XLM-R"
     if found.task is None:
@@ -92,13 +94,17 @@ def _sizes(found: Recognised) -> list[tuple[str, str]]:
 
 
 def _adapters(outline: Outline) -> str:
-    """Low-rank adapters beside the weights, and that whoever reads the file sees them merged."""
+    """Low-rank adapters, and how they come to the weights."""
     lora = outline.about.get(HEADER)
     rank = (
         f"of rank {shown(str(lora['rank']))}"
         if isinstance(lora, dict) and "rank" in lora
         else "whose config is missing"
     )
+    if outline.apart:
+        return (
+            f"{outline.adapters} {rank}; `run.py checkpoint merge` adds them to the weights that they were trained on"
+        )
     return f"{outline.adapters} {rank}, which are merged into the weights wherever the file is read"
 
 
@@ -116,7 +122,9 @@ def _numbers(found: Recognised, outline: Outline) -> str:
             size *= side
         parameters += size
     dtypes = " and ".join(f"{count:,} of {dtype}" for dtype, count in outline.dtypes.most_common())
-    return f"{parameters:,} parameters in {len(found.shapes)} tensors; the file has {len(outline.shapes)}: {dtypes or 'none'}"
+    return (
+        f"{parameters:,} parameters in {len(found.shapes)} tensors; the file has {outline.stored}: {dtypes or 'none'}"
+    )
 
 
 def _first_names(outline: Outline) -> str:

@@ -16,7 +16,8 @@ from engine.manifest import CHECKPOINTS, MANIFEST, MODEL_FILE, NAME, fault_of
 from models.checkpoints.files import WEIGHT_FILES, read_weight_file, unreadable, wrapper_of
 from models.checkpoints.refused import check_start
 from models.checkpoints.rename import Shapes
-from optim.lora import is_adapter, plain_name
+from optim.lora import INNER, is_adapter, plain_name
+from tasks.base import ADAPTERS
 from utils.errors import UserError
 from utils.files import expanded
 from utils.weight_file import is_damaged, read_about
@@ -39,7 +40,8 @@ DTYPES = {
 @dataclass(frozen=True)
 class Outline:
     """``shapes``: without adapters, which are merged when a file is read, and ``adapters``, their number. ``dtypes``: numbers of
-    each dtype; ``held``: how the file holds the tensors; ``about``: our entry of its header."""
+    each dtype; ``held``: how the file holds the tensors; ``about``: our entry of its header; ``apart``: the adapters are without
+    the weights that they are added to."""
 
     path: Path
     shapes: Shapes
@@ -47,6 +49,12 @@ class Outline:
     held: str
     about: dict[str, Any]
     adapters: int = 0
+    apart: bool = False
+
+    @property
+    def stored(self) -> int:
+        """Number of tensors in the file."""
+        return len(self.shapes) + 2 * self.adapters
 
 
 def shown(text: str) -> str:
@@ -67,7 +75,7 @@ def weights_at(path: str | Path) -> tuple[Path, list[str]]:
         raise UserError(f"{path}: no such file or folder; give a weight file, a run's folder, or a folder step-N of it")
     if not path.is_dir():
         return path, []
-    inside = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
+    inside = next((path / name for name in (*WEIGHT_FILES, ADAPTERS) if (path / name).is_file()), None)
     if inside is not None:
         return inside, []
     checkpoints = list_checkpoints(path / CHECKPOINTS)
@@ -112,7 +120,10 @@ def _of_safetensors(path: Path) -> Outline:
     prefix = wrapper_of(shapes)
     held = "safetensors" + (f", without the prefix {prefix}" if prefix else "")
     plain = {plain_name(name.removeprefix(prefix)): shape for name, shape in shapes.items() if not is_adapter(name)}
-    return Outline(path, plain, dtypes, held, about, (len(shapes) - len(plain)) // 2)
+    adapters = (len(shapes) - len(plain)) // 2
+    return Outline(
+        path, plain, dtypes, held, about, adapters, bool(adapters) and not any(INNER in name for name in shapes)
+    )
 
 
 def _product(shape: tuple[int, ...]) -> int:
