@@ -21,7 +21,7 @@ from models.checkpoints.rename import (
     published_to_ours,
 )
 from models.checkpoints.report import LoadReport
-from models.checkpoints.tables import resize_bias_table
+from models.checkpoints.tables import resize_absolute_positions, resize_bias_table
 from models.hub_text import HubTextEncoder
 from models.vision import FRAME_POSITIONS
 from models.xvlm import XVLM
@@ -29,6 +29,7 @@ from optim.lora import has_adapters
 from utils.errors import UserError
 
 BIAS_TABLE = "relative_position_bias_table"
+ABSOLUTE_POSITIONS = "vision.backbone.pos_embed"
 OWN_WORDS = "decoder.embeddings.word_embeddings.weight"
 """A parameter that only models have whose answer decoder does not share the text encoder's words."""
 
@@ -129,7 +130,7 @@ def _without_text(
 def assign(
     model: XVLM, state: dict[str, Tensor], report: LoadReport, rename: Callable[[str], str | None] = lambda name: name
 ) -> None:
-    """Copy ``state`` into the model's parameters, resizing bias tables, and write into ``report`` what became of what."""
+    """Copy ``state`` into the model's parameters, resizing position tables, and write into ``report`` what became of what."""
     parameters = model.state_dict(keep_vars=True)  # buffers that are stored too, where a backbone has any
     problems = []
     named = [(name, rename(name), tensor) for name, tensor in state.items()]
@@ -172,10 +173,12 @@ def _copies(
 
 
 def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadReport) -> Tensor:
-    """``tensor`` resized to ``parameter`` where it is a bias table of another grid or a table of other frames; otherwise as
-    it is."""
+    """``tensor`` resized to ``parameter`` where it is a position table of another grid or a table of other frames; otherwise
+    as it is."""
     if name == FRAME_POSITIONS and tensor.shape != parameter.shape:
         return _fit_frames(name, tensor, parameter, report)
+    if name == ABSOLUTE_POSITIONS and tensor.shape != parameter.shape:
+        return _fit_positions(name, tensor, parameter, model.vision.grid, report)
     if not name.endswith(BIAS_TABLE) or tensor.shape[0] == parameter.shape[0]:
         return tensor
     try:
@@ -183,6 +186,19 @@ def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadR
     except ValueError as error:
         raise UserError(f"{report.source}: {name} cannot be resized: {error}") from None
     report.resized[name] = f"{tensor.shape[0]} to {resized.shape[0]} rows"
+    return resized
+
+
+def _fit_positions(name: str, tensor: Tensor, parameter: Tensor, grid: tuple[int, int], report: LoadReport) -> Tensor:
+    """Absolute positions at the model's grid; a table of another width is left as it is."""
+    if tensor.dim() != 3 or tensor.shape[2] != parameter.shape[2]:
+        return tensor
+    rows, columns = grid
+    try:
+        resized = resize_absolute_positions(tensor, rows, columns, parameter.shape[1] - rows * columns)
+    except ValueError as error:
+        raise UserError(f"{report.source}: {name} cannot be resized: {error}") from None
+    report.resized[name] = f"{tensor.shape[1]} to {resized.shape[1]} positions"
     return resized
 
 

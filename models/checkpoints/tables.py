@@ -1,7 +1,8 @@
-"""Resizing of BEiT's relative position bias tables to another patch grid, as the authors do it (reference behaviour, 1).
+"""Resizing of position tables to another patch grid.
 
-The patch offsets of a table are spread geometrically over the source grid and read off by a bicubic spline at the target's
-offsets; the three rows for the [CLS] token are kept.
+BEiT's relative position biases, as the authors do it (reference behaviour, 1): the patch offsets of a table are spread
+geometrically over the source grid and read off by a bicubic spline at the target's offsets; the three rows for the [CLS] token
+are kept. Absolute positions, which other ViTs have: bicubic interpolation, as DINOv2 does it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 CLS_ROWS = 3
 
@@ -37,6 +39,30 @@ def resize_bias_table(table: Tensor, rows: int, columns: int) -> Tensor:
     ]
     flat = torch.from_numpy(np.stack(resized, axis=2).reshape(high * wide, -1)).to(table.dtype)
     return torch.cat([flat, extra])
+
+
+def resize_absolute_positions(table: Tensor, rows: int, columns: int, prefix: int) -> Tensor:
+    """Resize absolute positions (1, T + S * S, D) to (1, T + R * C, D), for a grid of R ``rows`` and C ``columns``.
+
+    The interpolation is bicubic without antialiasing, as DINOv2 resizes its table for each image size: a smoothed table would
+    not give the outputs that its authors' code gives.
+
+    Args:
+        table: the positions of T ``prefix`` tokens, such as [CLS], which are kept, and of a square grid, row-major.
+        rows: of the target.
+        columns: of the target.
+        prefix: the number of tokens before the patches that have a position.
+
+    Raises:
+        ValueError: if the table does not belong to a square grid.
+    """
+    patches = table.shape[1] - prefix
+    side = math.isqrt(max(0, patches))
+    if side == 0 or side * side != patches:
+        raise ValueError(f"{table.shape[1]} positions, {prefix} of them before the patches, are no square patch grid")
+    grid = table[:, prefix:].float().transpose(1, 2).unflatten(2, (side, side))
+    resized = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False, antialias=False)
+    return torch.cat([table[:, :prefix], resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
 
 
 def table_side(rows: int) -> int:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from models.checkpoints.tables import _spread, resize_bias_table, table_side
+from models.checkpoints.tables import _spread, resize_absolute_positions, resize_bias_table, table_side
 from tests.models.golden import GOLDEN, arrays, load_case, manifest
 from tests.models.test_golden_pretrain import assert_golden
 
@@ -45,3 +45,21 @@ def test_the_same_grid_is_left_alone():
 def test_a_table_of_no_square_grid_is_refused():
     with pytest.raises(ValueError, match="does not belong to a square patch grid"):
         table_side(50)
+
+
+def test_absolute_positions_are_read_off_at_the_middles_of_the_new_patches():
+    """On a table that holds its own coordinates. Each axis has its own grid; the position of [CLS] is kept."""
+    y, x = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
+    table = torch.cat([torch.tensor([[7.0, 9.0]]), torch.stack([y, x], dim=-1).flatten(0, 1)]).unsqueeze(0)
+    resized = resize_absolute_positions(table, 6, 4, 1)
+    assert resized.shape == (1, 1 + 6 * 4, 2)
+    assert resized[0, 0].tolist() == [7.0, 9.0]
+    grid = resized[0, 1:].unflatten(0, (6, 4))
+    # The middle of cell i of R lies at (i + 0.5) * 12 / R - 0.5: halfway between two source cells, or on one.
+    assert torch.allclose(grid[1:5, 2, 0], torch.tensor([2.5, 4.5, 6.5, 8.5]), atol=1e-5)
+    assert torch.allclose(grid[3, :, 1], torch.tensor([1.0, 4.0, 7.0, 10.0]), atol=1e-5)
+
+
+def test_absolute_positions_that_are_no_square_are_refused():
+    with pytest.raises(ValueError, match="11 positions, 1 of them before the patches, are no square patch grid"):
+        resize_absolute_positions(torch.zeros(1, 11, 4), 2, 2, 1)
