@@ -29,7 +29,7 @@ THEME = re.compile(r"-theme(/|$)")
 COLLECTION = 5
 """A title of more pictures than that is the title of a collection."""
 
-GENERIC = word_set(
+_GENERIC_WORDS = word_set(
     "icon icons sign signs symbol symbols shape shapes clip art clipart cliparts computer theme themes people "
     "animal animals mammal mammals tool tools food office sport sports map maps flag flags transport "
     "transportation recreation education plant plants science unsorted hash mapsym networksym musicstuff misc "
@@ -37,6 +37,7 @@ GENERIC = word_set(
     "electronics vehicle vehicles signs_and_symbols hotel united nations member day action number menu "
     "collection example"
 )
+GENERIC = frozenset(part for word in _GENERIC_WORDS for part in concept_of(word))
 """Words that name a folder of the package or a collection; a title or a keyword of these alone says nothing."""
 
 NOISE = re.compile(
@@ -166,7 +167,7 @@ def clean_title(relative: PurePosixPath, title: str, english: Collection[str], *
         if not bare or NO_PLACES & {word.casefold() for word in bare}:
             raise UnusableCutoutError("generic title")
         return f"{'map' if is_map else 'flag'} of {' '.join(bare).title()}"
-    if set(concept) <= {part for word in GENERIC for part in concept_of(word)}:
+    if set(concept) <= GENERIC:
         raise UnusableCutoutError("generic title")
     if sum(word in english for word in concept) * 2 <= len(concept):
         raise UnusableCutoutError("title not English")
@@ -175,7 +176,7 @@ def clean_title(relative: PurePosixPath, title: str, english: Collection[str], *
 
 def clean_keywords(keywords: list[str], name: str, english: Collection[str]) -> tuple[str, ...]:
     """The keywords that are English and add something to the name."""
-    said = set(concept_of(name)) | {part for word in GENERIC for part in concept_of(word)}
+    said = {*concept_of(name), *GENERIC}
     kept: list[str] = []
     for keyword in keywords:
         words = concept_of(keyword.replace("_", " "))

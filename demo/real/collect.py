@@ -12,7 +12,7 @@ import numpy as np
 from dataset.prepare.folders import SPLITS
 from demo.cutouts import Cutout, UnusableCutoutError, read_cutout
 from demo.real.clipart import read_clipart
-from demo.real.concepts import Concept, ConceptSplit, concept_of, parts_of
+from demo.real.concepts import Concept, ConceptSplit, concept_of, leaks, parts_of
 from demo.real.duplicates import Thumbnails, first_of_each, near, thumbnail
 from demo.real.emoji import STYLES, Annotations, read_annotations, read_emoji
 from demo.real.maps import Map, read_maps
@@ -34,6 +34,18 @@ class Collection:
     left_out: dict[str, Counter[str]]
     common: list[str] = field(default_factory=list)
     """Concepts that train although their hash would hold them out."""
+
+    def training_texts(self) -> list[str]:
+        """Every text that a training record has."""
+        texts = [text for members in self.cutouts["train"].values() for item in members for text in texts_of(item)]
+        texts += [found.caption for found in self.maps["train"] if found.captioned]
+        return texts + [division.name for found in self.maps["train"] for division in found.divisions]
+
+    def held_out_names(self) -> list[str]:
+        """The name of every cut-out and division of val and test."""
+        names = [item.captions["en"] for split in HELD_OUT for group in self.cutouts[split].values() for item in group]
+        maps = [found for split in HELD_OUT for found in self.maps[split]]
+        return names + [division.name for found in maps for division in found.divisions]
 
 
 def collect(packages: Path) -> Collection:
@@ -59,7 +71,11 @@ def collect(packages: Path) -> Collection:
     by_split = split_cutouts(cutouts, split, left_out)
     texts = [text for members in by_split["train"].values() for cutout in members for text in texts_of(cutout)]
     maps_by_split = split_maps(maps, split, texts, left_out["maps"])
-    return Collection(by_split, maps_by_split, left_out, sorted(" ".join(concept) for concept in split.common))
+    common = sorted(" ".join(concept) for concept in split.common)
+    collection = Collection(by_split, maps_by_split, left_out, common)
+    found = leaks(collection.training_texts(), collection.held_out_names())
+    assert not found, f"held-out names in training texts: {found[:3]}"
+    return collection
 
 
 def share_of(packages: Path) -> Callable[[str], Path]:
@@ -166,7 +182,7 @@ def split_maps(
     """Maps by split; the concept of "map of PLACE" decides it, so that two maps of one country share the split.
 
     A held-out division whose name occurs in a training text or in a map of another held-out split goes. So do training divisions
-    that have a held-out concept of the cut-outs in their name ("Orange", where the fruit is held out).
+    that have a held-out concept of the cut-outs in their name ("Orange", where the fruit is held out), and such captions.
     """
     by_split: dict[str, list[Map]] = {name: [] for name in SPLITS}
     for found in maps:
@@ -174,7 +190,8 @@ def split_maps(
     held_out = {
         name: {division.concept for found in by_split[name] for division in found.divisions} for name in HELD_OUT
     }
-    trained: set[Concept] = {part for text in training_texts for part in parts_of(concept_of(text))}
+    texts = [*training_texts, *(found.caption for found in by_split["train"])]
+    trained: set[Concept] = {part for text in texts for part in parts_of(concept_of(text))}
     for name in SPLITS:
         for number, found in enumerate(by_split[name]):
             kept = [division for division in found.divisions if split.may_train(division.name)]
@@ -184,6 +201,7 @@ def split_maps(
                 other = held_out["val" if name == "test" else "test"]
                 kept = [division for division in kept if division.concept not in trained | other]
             left_out[f"division that another split names, in {name}"] += len(found.divisions) - len(kept)
-            by_split[name][number] = found._replace(divisions=kept)
+            captioned = name != "train" or split.may_train(found.caption)
+            by_split[name][number] = found._replace(divisions=kept, captioned=captioned)
         by_split[name] = [found for found in by_split[name] if found.divisions]
     return by_split

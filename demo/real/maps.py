@@ -41,12 +41,14 @@ class Division(NamedTuple):
 
 
 class Map(NamedTuple):
-    """A map: ``place`` is what it shows, ``kind`` its divisions ("States"), ``path`` its picture."""
+    """A map: ``place`` is what it shows, ``kind`` its divisions ("States"), ``path`` its picture. ``captioned``: its record has
+    the caption."""
 
     place: str
     kind: str
     path: Path
     divisions: list[Division]
+    captioned: bool = True
 
     @property
     def caption(self) -> str:

@@ -95,5 +95,5 @@ def map_records(out: Path, split: str, maps: Sequence[Map], bar: tqdm[Any]) -> I
             {"bb": list(division.box), "caption": division.name, "attributes": [division.colour], "grain": "region"}
             for division in found.divisions
         ]
-        name = f"maps/{found.path.stem}"
-        yield {"id": name, "image": image, "caption": found.caption, "source": "maps", "elems": elements}
+        caption = {"caption": found.caption} if found.captioned else {}
+        yield {"id": f"maps/{found.path.stem}", "image": image, **caption, "source": "maps", "elems": elements}
