@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +128,7 @@ def split_cutouts(
                 if not split.may_train(cutout.captions["en"]):
                     left_out[source]["held-out concept in the name"] += 1
                     continue
-                cutout = _with_keywords(cutout, [word for word in cutout.keywords if split.may_train(word)])
+                cutout = _with_harmless_keywords(cutout, split)
             try:
                 thumbnails[id(cutout)] = thumbnail(read_cutout(cutout.content))
             except UnusableCutoutError as error:
@@ -140,8 +140,15 @@ def split_cutouts(
     return result
 
 
-def _with_keywords(cutout: Cutout, keywords: Sequence[str]) -> Cutout:
-    return Cutout(cutout.name, cutout.content, cutout.captions, cutout.key, tuple(keywords))
+def _with_harmless_keywords(cutout: Cutout, split: ConceptSplit) -> Cutout:
+    """The cut-out without keywords that would put a held-out concept into its text, also together with the words before them:
+    "flower" after "magnolia white", where "white flower" is held out."""
+    kept: tuple[str, ...] = ()
+    for keyword in cutout.keywords:
+        longer = replace(cutout, keywords=(*kept, keyword))
+        if all(map(split.may_train, texts_of(longer))):
+            kept = longer.keywords
+    return replace(cutout, keywords=kept)
 
 
 def _drop_near_duplicates(

@@ -43,6 +43,9 @@ def packages(tmp_path_factory) -> Path:
     }
     copied = encoded(picture(NAMES.index(TEST_NAME)))  # the stamp's picture
     pictures["things/leaks_a_picture"] = (f"{TRAIN_NAME} toy", [], copied)
+    pictures["things/leaks_with_a_keyword"] = (
+        f"{TRAIN_NAME} {TEST_NAME.split()[0]}", [TEST_NAME.split()[1], "toy"], encoded(picture(4001))
+    )  # fmt: skip
     pictures["things/leaks_a_keyword"] = (f"{TRAIN_NAME} of a toy", [TEST_NAME, "toy"], encoded(picture(4000)))
     write_clipart(share, pictures)
     write_maps(share)
@@ -99,6 +102,8 @@ def test_leaks_in_names_pictures_and_keywords_are_left_out_and_counted(built):
     training = {record["id"]: record for record in read(built, "train")}
     assert "clipart/things/leaks_a_picture" not in training
     assert training["clipart/things/leaks_a_keyword"]["caption"] == f"{TRAIN_NAME} of a toy"
+    first, second = training["clipart/things/leaks_with_a_keyword"]["caption"]
+    assert first == f"{TRAIN_NAME} {TEST_NAME.split()[0]}" and second == f"{first}, toy"
     assert left_out["emoji_google"] == {"skin tone": 1}
     assert left_out["emoji_fluent"] == {"no name": 1}
 
