@@ -1,6 +1,6 @@
 """Which concepts are held out, for all sources together.
 
-A *concept* is a name without what variants of one thing differ in: case, articles, number, and, for emoji, gender and skin. A
+A *concept* is a name without what variants of one thing differ in: case, articles, number, and, for emoji, gender, skin and direction. A
 source's name alone cannot decide the split of its record: "A red kangaroo." of one source would teach the "kangaroo" that another
 holds out. So the split is made of all names at once, and holds three claims, which :func:`leaks` checks:
 
@@ -31,7 +31,7 @@ def word_set(words: str) -> frozenset[str]:
 
 PERSON = "person"
 PEOPLE = word_set("person people man men woman women boy boys girl girls male female adult adults child children")
-SKIN = word_set("light medium dark skin tone no hair")
+VARIANTS = word_set("light medium dark skin tone no hair facing right")
 """Words after the colon of an emoji's name that tell variants apart; other words there ("flag: Ireland") are kept."""
 
 ALIASES = {"merman": "merperson", "mermaid": "merperson", "princess": "prince", "mrs": "mx", "santa": "mx"}
@@ -46,8 +46,8 @@ def concept_of(name: str) -> Concept:
     head, _, tail = name.casefold().partition(":")
     words = _words(head)
     after = _words(tail)
-    if not set(after) <= PEOPLE | SKIN:
-        words += [word for word in after if word not in SKIN]
+    if not set(after) <= PEOPLE | VARIANTS:
+        words += [word for word in after if word not in VARIANTS]
     plain = [PERSON if word in PEOPLE else ALIASES.get(word, _singular(word)) for word in words if word not in DROPPED]
     while len(plain) > 1 and plain[0] == PERSON:  # "woman mage", "mage"
         plain = plain[1:]

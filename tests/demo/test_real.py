@@ -187,6 +187,7 @@ def test_a_missing_package_is_one_line_with_the_remedy(packages, tmp_path, monke
     [
         ("A red kangaroo.", "red kangaroos", "Red Kangaroo"),
         ("woman playing water polo", "person playing water polo", "man playing water polo: medium-dark skin tone"),
+        ("man in motorized wheelchair: facing right", "woman in motorized wheelchair"),
         ("woman mage", "mage", "mage: light skin tone"),
         ("kiss: man, man", "kiss", "kiss: woman, man, light skin tone, dark skin tone"),
         ("flag: Ireland", "flag of Ireland"),
