@@ -1,8 +1,8 @@
 """Which concepts are held out, for all sources together.
 
-A *concept* is a name without what variants of one thing differ in: case, articles, number, and, for emoji, gender, skin and direction. A
-source's name alone cannot decide the split of its record: "A red kangaroo." of one source would teach the "kangaroo" that another
-holds out. So the split is made of all names at once, and holds three claims, which :func:`leaks` checks:
+A *concept* is a name without what variants of one thing differ in: case, articles, number, and, for emoji, gender, skin and
+direction. A source's name alone cannot decide the split of its record: "A red kangaroo." of one source would teach the "kangaroo"
+that another holds out. So the split is made of all names at once, by three rules, the second of which :func:`leaks` checks:
 
 1. A concept is in one split only, whatever its source.
 2. No concept of val or test occurs in a training text, as a whole or within it ("kangaroo" in "a red kangaroo").
