@@ -31,8 +31,8 @@ def word_set(words: str) -> frozenset[str]:
 
 PERSON = "person"
 PEOPLE = word_set("person people man men woman women boy boys girl girls male female adult adults child children")
-VARIANTS = word_set("light medium dark skin tone no hair facing right")
-"""Words after the colon of an emoji's name that tell variants apart; other words there ("flag: Ireland") are kept."""
+VARIANTS = re.compile(r"\b((medium-)?(light|dark)|medium) skin tone\b|\bfacing right\b")
+"""Phrases after the colon of an emoji's name that tell variants apart; others there ("flag: Ireland") are kept."""
 
 ALIASES = {"merman": "merperson", "mermaid": "merperson", "princess": "prince", "mrs": "mx", "santa": "mx"}
 DROPPED = word_set("a an the of and")
@@ -45,9 +45,9 @@ def concept_of(name: str) -> Concept:
     """The concept of a name; () where it has no word."""
     head, _, tail = name.casefold().partition(":")
     words = _words(head)
-    after = _words(tail)
-    if not set(after) <= PEOPLE | VARIANTS:
-        words += [word for word in after if word not in VARIANTS]
+    after = _words(VARIANTS.sub(" ", tail))
+    if not PEOPLE.issuperset(after):
+        words += after
     plain = [PERSON if word in PEOPLE else ALIASES.get(word, _singular(word)) for word in words if word not in DROPPED]
     while len(plain) > 1 and plain[0] == PERSON:  # "woman mage", "mage"
         plain = plain[1:]

@@ -206,6 +206,11 @@ def test_other_things_are_other_concepts(one, other):
     assert concept_of(one) != concept_of(other)
 
 
+def test_what_a_colon_adds_stays_in_the_concept_whole():
+    assert concept_of("woman: white hair, medium-light skin tone") == ("white", "hair")
+    assert leaks(["person: white hair"], ["Hair"]) == [("Hair", "person: white hair")]
+
+
 def test_words_are_made_singular_as_far_as_they_are_plurals():
     assert concept_of("glasses buses dresses foxes bus glass iris peaches") == (
         "glass", "buse", "dress", "fox", "bus", "glass", "iris", "peach"
