@@ -14,19 +14,25 @@ import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from dataset.prepare.folders import SPLITS, tally, whole_number, write_records
+from demo.cutouts import (
+    Cutout,
+    PlacedCutout,
+    UnusableCutoutError,
+    draw_cutouts,
+    joined_captions,
+    place_cutouts,
+    read_cutout,
+    resized,
+)
 from demo.folder import LANGUAGES, Folder, by_split, command_parser, run_command
-from demo.scenes.backgrounds import paint_background, pick_background
-from demo.scenes.compose import Box, apart
 from utils.errors import UserError, one_line_errors
 from utils.progress import progress_bar
 
@@ -40,42 +46,7 @@ OWNED = (*(f"{kind}{split}.jsonl" for kind in ("", "regions_") for split in SPLI
 MAKING = 1
 """Goes up when the same arguments give other images or texts."""
 
-MAX_PIXELS = 4096 * 4096
-MIN_SIDE = 4
-MAX_ENLARGEMENT = 2.0
-VISIBLE_ALPHA = 32
-"""Fainter pixels of a cut-out are not drawn, so that a box is tight around what can be seen."""
-
-MAX_JOINED_WORDS = 24
-"""Words of a region image's whole caption, at most, in languages that put spaces between words."""
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """A usable cut-out: ``name`` its path in the package without suffix, ``captions`` by language (English always)."""
-
-    name: str
-    path: Path
-    captions: Mapping[str, str]
-
-    @property
-    def key(self) -> str:
-        """The English caption without case and punctuation: equal for stamps that belong into one split."""
-        return caption_key(self.captions["en"])
-
-
-class PlacedStamp(NamedTuple):
-    """A stamp in a region image: its visible pixels (RGBA), as large as its box."""
-
-    stamp: Stamp
-    cutout: Image.Image
-    box: Box
-
-
-class UnusableStampError(ValueError):
-    """The reason why a stamp is left out; the message is a kind to count, such as "unreadable picture"."""
 
 
 def build(
@@ -124,7 +95,7 @@ def build(
         facts["left_out"] = dict(sorted(left_out.items()))
 
 
-def find_stamps(folder: Path) -> tuple[list[Stamp], Counter[str]]:
+def find_stamps(folder: Path) -> tuple[list[Cutout], Counter[str]]:
     """The usable stamps below ``folder`` in the order of their names, and how many were left out, by reason.
 
     Raises:
@@ -132,20 +103,20 @@ def find_stamps(folder: Path) -> tuple[list[Stamp], Counter[str]]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: apt install tuxpaint-stamps-default, or give --stamps DIR")
-    usable: list[Stamp] = []
+    usable: list[Cutout] = []
     left_out: Counter[str] = Counter()
     for path in sorted(folder.rglob("*.png")):
         relative = path.relative_to(folder)
         try:
             if relative.parts[0] == LEFT_OUT:
-                raise UnusableStampError("symbol")
+                raise UnusableCutoutError("symbol")
             captions = read_captions(path.with_suffix(".txt"))
             read_cutout(path)
-        except UnusableStampError as error:
+        except UnusableCutoutError as error:
             left_out[str(error)] += 1
             logger.debug("%s: %s", path, error)
         else:
-            usable.append(Stamp(relative.with_suffix("").as_posix(), path, captions))
+            usable.append(Cutout(relative.with_suffix("").as_posix(), path, captions, caption_key(captions["en"])))
     if not usable:
         reasons = tally(left_out) if left_out else "no PNG file"
         raise UserError(f"{folder} holds no usable stamp ({reasons}); give another --stamps DIR")
@@ -158,17 +129,17 @@ def read_captions(path: Path) -> dict[str, str]:
     A language that is missing or empty has no key.
 
     Raises:
-        UnusableStampError: no file, no UTF-8, or no English caption.
+        UnusableCutoutError: no file, no UTF-8, or no English caption.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise UnusableStampError("no text") from None
+        raise UnusableCutoutError("no text") from None
     except (OSError, UnicodeDecodeError):
-        raise UnusableStampError("unreadable text") from None
+        raise UnusableCutoutError("unreadable text") from None
     captions = {"en": " ".join(lines[0].split())} if lines else {}
     if not caption_key(captions.get("en", "")):
-        raise UnusableStampError("empty caption")
+        raise UnusableCutoutError("empty caption")
     for line in lines[1:]:
         code, _, text = line.partition("=")
         code = code.strip().removesuffix(".utf8")
@@ -178,35 +149,12 @@ def read_captions(path: Path) -> dict[str, str]:
     return {language: captions[language] for language in LANGUAGES if language in captions}
 
 
-def read_cutout(path: Path) -> Image.Image:
-    """The visible part of a stamp, RGBA.
-
-    Raises:
-        UnusableStampError: it cannot be read, is far too large or too small, or is invisible.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnusableStampError("picture too large")
-            if min(image.size) < MIN_SIDE:
-                raise UnusableStampError("picture too small")
-            cutout = image.convert("RGBA")
-    except UnusableStampError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise UnusableStampError("unreadable picture") from None
-    visible = _visible_box(cutout)
-    if visible is None:
-        raise UnusableStampError("invisible picture")
-    return cutout.crop(visible)
-
-
 def caption_key(caption: str) -> str:
     """A caption without case, punctuation and doubled spaces."""
     return " ".join(re.sub(r"[\W_]+", " ", caption.casefold()).split())
 
 
-def split_stamps(usable: Sequence[Stamp], left_out: Counter[str]) -> dict[str, list[Stamp]]:
+def split_stamps(usable: Sequence[Cutout], left_out: Counter[str]) -> dict[str, list[Cutout]]:
     """Stamps by split. In val and test only the first of equal English captions stays; the others are counted.
 
     Raises:
@@ -214,7 +162,7 @@ def split_stamps(usable: Sequence[Stamp], left_out: Counter[str]) -> dict[str, l
     """
     splits = by_split(usable, lambda stamp: stamp.key, "usable stamps")
     for split in ("val", "test"):
-        first: dict[str, Stamp] = {}
+        first: dict[str, Cutout] = {}
         for stamp in splits[split]:
             first.setdefault(stamp.key, stamp)
         if len(first) < len(splits[split]):
@@ -224,31 +172,31 @@ def split_stamps(usable: Sequence[Stamp], left_out: Counter[str]) -> dict[str, l
 
 
 def _images(
-    out: Path, split: str, members: Sequence[Stamp], seed: int, side: int, bar: tqdm[Any]
+    out: Path, split: str, members: Sequence[Cutout], seed: int, side: int, bar: tqdm[Any]
 ) -> Iterator[dict[str, Any]]:
     margin = max(2, side // 20)
     for number, stamp in enumerate(members):
         rng = np.random.default_rng([seed, SPLITS.index(split), number, 0])
-        cutout = _resized(read_cutout(stamp.path), side - 2 * margin)
+        cutout = resized(read_cutout(stamp.content), side - 2 * margin)
         # At most twice as long as wide: a pencil keeps some room beside it.
         width = max(cutout.width, cutout.height // 2) + 2 * margin
         height = max(cutout.height, cutout.width // 2) + 2 * margin
         box = ((width - cutout.width) // 2, (height - cutout.height) // 2, *cutout.size)
         image = f"images/{split}/{number:04d}.jpg"
-        _draw(out / image, rng, width, height, [PlacedStamp(stamp, cutout, box)])
+        draw_cutouts(out / image, rng, width, height, [PlacedCutout(stamp, cutout, box)])
         bar.update()
         yield {"id": f"{split}/{stamp.name}", "image": image, "caption": dict(stamp.captions)}
 
 
 def _regions(
-    out: Path, split: str, members: Sequence[Stamp], count: int, seed: int, side: int, bar: tqdm[Any]
+    out: Path, split: str, members: Sequence[Cutout], count: int, seed: int, side: int, bar: tqdm[Any]
 ) -> Iterator[dict[str, Any]]:
     for number in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), number, 1])
-        placed = place_stamps(rng, members, side)
+        placed = place_cutouts(rng, members, side)
         name = f"regions_{split}/{number:05d}"
         record: dict[str, Any] = {"id": name, "image": f"images/{name}.jpg"}
-        _draw(out / record["image"], rng, side, side, placed)
+        draw_cutouts(out / record["image"], rng, side, side, placed)
         whole = joined_captions([stamp.captions for stamp, _, _ in placed])
         if whole:
             record["caption"] = whole
@@ -257,65 +205,6 @@ def _regions(
         ]
         bar.update()
         yield record
-
-
-def joined_captions(captions: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """One caption for several stamps, in each language that all of them have; empty where it would be too long."""
-    joined: dict[str, str] = {}
-    for language in LANGUAGES:
-        if all(language in texts for texts in captions):
-            stop, gap = ("。", "") if language in ("zh", "ja") else (".", " ")
-            joined[language] = gap.join(
-                texts[language] if texts[language][-1] in ".!?。！？" else texts[language] + stop for texts in captions
-            )
-    return joined if len(joined.get("en", "").split()) <= MAX_JOINED_WORDS else {}
-
-
-def place_stamps(rng: np.random.Generator, members: Sequence[Stamp], side: int) -> list[PlacedStamp]:
-    """One to four stamps of different captions with boxes that do not overlap."""
-    wanted = int(rng.integers(1, 5))
-    placed: list[PlacedStamp] = []
-    for pick in rng.permutation(len(members))[:12]:
-        stamp = members[pick]
-        if len(placed) == wanted or stamp.key in {other.stamp.key for other in placed}:
-            continue
-        share = rng.uniform(0.45, 0.8) if wanted == 1 else rng.uniform(0.3, 0.5)
-        cutout = _resized(read_cutout(stamp.path), int(side * share))
-        w, h = cutout.size
-        for _ in range(30):
-            x, y = int(rng.integers(0, side - w + 1)), int(rng.integers(0, side - h + 1))
-            if all(apart((x, y, w, h), other.box) for other in placed):
-                placed.append(PlacedStamp(stamp, cutout, (x, y, w, h)))
-                break
-    return placed
-
-
-def _resized(cutout: Image.Image, longest: int) -> Image.Image:
-    """The cut-out at ``longest`` pixels (less where that would enlarge it much), faint pixels cleared, cut to what is visible."""
-    scale = min(longest / max(cutout.size), MAX_ENLARGEMENT)
-    width, height = (max(MIN_SIDE, min(longest, round(length * scale))) for length in cutout.size)
-    small = cutout.resize((width, height), Image.Resampling.LANCZOS)
-    small.putalpha(small.getchannel("A").point([0] * VISIBLE_ALPHA + list(range(VISIBLE_ALPHA, 256))))
-    return small.crop(_visible_box(small) or (0, 0, width, height))
-
-
-def _visible_box(cutout: Image.Image) -> tuple[int, int, int, int] | None:
-    return cutout.getchannel("A").point([0] * VISIBLE_ALPHA + [255] * (256 - VISIBLE_ALPHA)).getbbox()
-
-
-def _draw(path: Path, rng: np.random.Generator, width: int, height: int, placed: Sequence[PlacedStamp]) -> None:
-    """Write an image of stamps on a background that keeps away from their mean colours."""
-    means: list[tuple[int, int, int]] = []
-    for _, cutout, _ in placed:
-        pixels = np.asarray(cutout)
-        red, green, blue = pixels[pixels[..., 3] >= VISIBLE_ALPHA][:, :3].mean(axis=0)
-        means.append((int(red), int(green), int(blue)))
-    painted = paint_background(pick_background(rng, means), width, height)
-    canvas = Image.fromarray(np.clip(np.rint(painted), 0, 255).astype(np.uint8))
-    for _, cutout, (x, y, _, _) in placed:
-        canvas.paste(cutout, (x, y), cutout)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path, quality=92)
 
 
 @one_line_errors

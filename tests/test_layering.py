@@ -1,6 +1,6 @@
 """Arrows between packages point one way.
 
-utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- tools, x2vlm, examples; utils, dataset <- demo
+utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- tools, x2vlm, examples; utils, models, dataset <- demo
 """
 
 import ast
@@ -16,7 +16,7 @@ ALLOWED = {
     "metrics": {"utils", "metrics"},
     "models": {"utils", "optim", "models"},
     "dataset": {"utils", "dataset"},
-    "demo": {"utils", "dataset", "demo"},
+    "demo": {"utils", "models", "dataset", "demo"},
     "engine": {"utils", "optim", "scheduler", "engine"},
     "tasks": {"utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks"},
     "tools": {"utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks", "tools"},

@@ -131,7 +131,7 @@ def _without_text(
 def assign(
     model: XVLM, state: dict[str, Tensor], report: LoadReport, rename: Callable[[str], str | None] = lambda name: name
 ) -> None:
-    """Copy ``state`` into the model's parameters, resizing bias tables, and write into ``report`` what became of what."""
+    """Copy ``state`` into the model's parameters, resizing position tables, and write into ``report`` what became of what."""
     parameters = model.state_dict(keep_vars=True)  # buffers that are stored too, where a backbone has any
     problems = []
     named = [(name, rename(name), tensor) for name, tensor in state.items()]
@@ -191,7 +191,8 @@ def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadR
         raise UserError(
             f"{report.source}: {name} cannot be resized: {error}; set model.vision.image_size to that of the checkpoint"
         ) from None
-    report.resized[name] = f"{tensor.shape[axis]} to {resized.shape[axis]} rows"
+    unit = "positions" if name == POSITIONS else "rows"
+    report.resized[name] = f"{tensor.shape[axis]} to {resized.shape[axis]} {unit}"
     return resized
 
 

@@ -1,8 +1,8 @@
-"""Resizing of position tables to another patch grid: BEiT's relative biases as the authors do it (reference behaviour, 1),
-absolute positions as timm does it, by bicubic interpolation.
+"""Resizing of position tables to another patch grid.
 
-The patch offsets of a table of biases are spread geometrically over the source grid and read off by a bicubic spline at the
-target's offsets; the three rows for the [CLS] token are kept.
+BEiT's relative position biases, as the authors do it (reference behaviour, 1): the patch offsets of a table are spread
+geometrically over the source grid and read off by a bicubic spline at the target's offsets; the three rows for the [CLS] token
+are kept. Absolute positions, which other ViTs have: bicubic interpolation, as DINOv2 does it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 CLS_ROWS = 3
 
@@ -44,19 +45,20 @@ def resize_positions(table: Tensor, rows: int, columns: int, tokens: int) -> Ten
     """Resize absolute positions (1, T + A^2, D) to (1, T + R C, D), for a grid of R ``rows`` and C ``columns``; those of the T
     ``tokens`` before the patches ([CLS], registers) are kept.
 
+    The interpolation is bicubic without antialiasing, as DINOv2 resizes its table for each image size: a smoothed table would
+    not give the outputs that its authors' code gives.
+
     Raises:
         ValueError: if the table does not belong to a square grid.
     """
-    from timm.layers import resample_abs_pos_embed
-
     if table.dim() != 3 or table.shape[0] != 1:
         raise ValueError(f"its shape {tuple(table.shape)} is not (1, tokens, width)")
     side = math.isqrt(max(0, table.shape[1] - tokens))
     if side < 1 or side * side + tokens != table.shape[1]:
         raise ValueError(f"a table of {table.shape[1]} positions does not belong to a square patch grid")
-    size = [side, side]
-    resized: Tensor = resample_abs_pos_embed(table, [rows, columns], size, num_prefix_tokens=tokens)
-    return resized
+    grid = table[:, tokens:].float().transpose(1, 2).unflatten(2, (side, side))
+    resized = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False, antialias=False)
+    return torch.cat([table[:, :tokens], resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
 
 
 def table_side(rows: int) -> int:

@@ -7,15 +7,8 @@ import pytest
 from PIL import Image
 
 from demo import stamps as command
-from demo.stamps import (
-    build,
-    caption_key,
-    find_stamps,
-    joined_captions,
-    place_stamps,
-    read_captions,
-    split_stamps,
-)
+from demo.cutouts import joined_captions, place_cutouts
+from demo.stamps import build, caption_key, find_stamps, read_captions, split_stamps
 from tests.demo.scene_texts import read
 from utils.errors import UserError
 
@@ -142,7 +135,7 @@ def test_region_boxes_are_exact_and_do_not_overlap(built):
 def test_a_placed_cutout_fills_its_box(package):
     usable, _ = find_stamps(package)
     for seed in range(10):
-        placed = place_stamps(np.random.default_rng(seed), usable, 96)
+        placed = place_cutouts(np.random.default_rng(seed), usable, 96)
         assert len({stamp.key for stamp, _, _ in placed}) == len(placed)
         for _, cutout, (_, _, w, h) in placed:
             assert cutout.getchannel("A").getbbox() == (0, 0, w, h)

@@ -88,6 +88,35 @@ def test_beit_of_another_grid_is_resized_and_says_so(model, tmp_path):
     assert "84 to 52 rows" in "\n".join(report.lines())
 
 
+def vit_state(image_size: int) -> tuple[PretrainModel, dict[str, torch.Tensor]]:
+    """A model on a plain ViT with absolute positions, and random weights under the names of its backbone."""
+    vision = VisionConfig(
+        backbone="vit_tiny_patch16_224", image_size=image_size, patch_size=8, width=16, depth=2, heads=2
+    )
+    model = PretrainModel(CONFIG.model_copy(update={"vision": vision}))
+    return model, {name: torch.randn_like(value) for name, value in model.vision.backbone.state_dict().items()}
+
+
+def test_absolute_positions_of_another_grid_are_resized_and_said_so(tmp_path):
+    _, state = vit_state(48)
+    save_file(state, tmp_path / "vit.safetensors")
+    model, _ = vit_state(32)
+    (report,) = initialise(model, InitConfig(vision=str(tmp_path / "vit.safetensors")))
+    assert report.fresh == report.unused == []
+    assert "37 to 17 positions" in "\n".join(report.lines())
+    assert torch.equal(model.vision.backbone.pos_embed[:, 0], state["pos_embed"][:, 0])
+
+
+def test_absolute_positions_of_another_width_or_of_no_square_grid_are_refused(tmp_path):
+    model, state = vit_state(32)
+    save_file(state | {"pos_embed": torch.zeros(1, 37, 8)}, tmp_path / "width.safetensors")
+    with pytest.raises(UserError, match="shapes differ: pos_embed is"):
+        initialise(model, InitConfig(vision=str(tmp_path / "width.safetensors")))
+    save_file(state | {"pos_embed": torch.zeros(1, 12, 16)}, tmp_path / "square.safetensors")
+    with pytest.raises(UserError, match="cannot be resized: a table of 12 positions"):
+        initialise(model, InitConfig(vision=str(tmp_path / "square.safetensors")))
+
+
 @pytest.mark.parametrize("prefix", ["bert.", ""])
 def test_bert_fills_text_and_fusion_and_leaves_cross_attention_fresh(model, tmp_path, prefix):
     folder = tmp_path / "bert"

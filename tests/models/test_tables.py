@@ -48,7 +48,7 @@ def test_a_table_of_no_square_grid_is_refused():
 
 
 def test_absolute_positions_are_resized_along_each_side_and_those_of_tokens_stay():
-    """A linear table stays linear: its middle, and the distance of neighbours away from the border."""
+    """Of a linear table: the side that stays, and the distance of every second patch of the other, away from the border."""
     y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
     table = torch.cat([torch.tensor([[70.0, 71.0]]), torch.stack([y, x], dim=2).view(-1, 2)]).unsqueeze(0)
     resized = resize_positions(table, 8, 16, 1)
@@ -56,10 +56,23 @@ def test_absolute_positions_are_resized_along_each_side_and_those_of_tokens_stay
     assert resized[0, 0].tolist() == [70, 71]
     grid = resized[0, 1:].view(8, 16, 2)
     torch.testing.assert_close(grid[:, 0, 0], torch.arange(8.0))
-    torch.testing.assert_close(grid[0, 5:11, 1].diff(), torch.full((5,), 0.5))
+    torch.testing.assert_close(grid[0, 5:12:2, 1].diff(), torch.ones(3))
     assert grid.mean(dim=(0, 1)).tolist() == pytest.approx([3.5, 3.5], abs=1e-5)
 
 
 def test_absolute_positions_of_a_grid_that_is_no_square_are_refused():
     with pytest.raises(ValueError, match="a table of 61 positions does not belong to a square"):
         resize_positions(torch.zeros(1, 61, 4), 8, 8, 1)
+
+
+def test_absolute_positions_are_read_off_at_the_middles_of_the_new_patches():
+    """On a table that holds its own coordinates. Each axis has its own grid; the position of [CLS] is kept."""
+    y, x = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
+    table = torch.cat([torch.tensor([[7.0, 9.0]]), torch.stack([y, x], dim=-1).flatten(0, 1)]).unsqueeze(0)
+    resized = resize_positions(table, 6, 4, 1)
+    assert resized.shape == (1, 1 + 6 * 4, 2)
+    assert resized[0, 0].tolist() == [7.0, 9.0]
+    grid = resized[0, 1:].unflatten(0, (6, 4))
+    # The middle of cell i of R lies at (i + 0.5) * 12 / R - 0.5: halfway between two source cells, or on one.
+    assert torch.allclose(grid[1:5, 2, 0], torch.tensor([2.5, 4.5, 6.5, 8.5]), atol=1e-5)
+    assert torch.allclose(grid[3, :, 1], torch.tensor([1.0, 4.0, 7.0, 10.0]), atol=1e-5)

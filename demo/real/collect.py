@@ -1,0 +1,214 @@
+"""The cut-outs and maps of each split: what is read, what is held out, and what is left out for that."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from dataset.prepare.folders import SPLITS
+from demo.cutouts import Cutout, UnusableCutoutError, read_cutout
+from demo.real.clipart import read_clipart
+from demo.real.concepts import Concept, ConceptSplit, concept_of, leaks, parts_of
+from demo.real.duplicates import Thumbnails, first_of_each, near, thumbnail
+from demo.real.emoji import STYLES, Annotations, read_annotations, read_emoji
+from demo.real.maps import Map, read_maps
+from demo.stamps import find_stamps
+
+CUTOUT_SOURCES = ("stamps", *STYLES, "clipart")
+HELD_OUT = SPLITS[1:]
+
+BySplit = dict[str, dict[str, list[Cutout]]]
+"""Cut-outs by split and source."""
+
+
+@dataclass
+class Collection:
+    """Cut-outs by split and source, maps by split, and the numbers of what was left out, by source and reason."""
+
+    cutouts: BySplit
+    maps: dict[str, list[Map]]
+    left_out: dict[str, Counter[str]]
+    common: list[str] = field(default_factory=list)
+    """Concepts that train although their hash would hold them out."""
+
+    def training_texts(self) -> list[str]:
+        """Every text that a training record has."""
+        texts = [text for members in self.cutouts["train"].values() for item in members for text in texts_of(item)]
+        texts += [found.caption for found in self.maps["train"] if found.captioned]
+        return texts + [division.name for found in self.maps["train"] for division in found.divisions]
+
+    def held_out_names(self) -> list[str]:
+        """The name of every cut-out and division of val and test."""
+        names = [item.captions["en"] for split in HELD_OUT for group in self.cutouts[split].values() for item in group]
+        maps = [found for split in HELD_OUT for found in self.maps[split]]
+        return names + [division.name for found in maps for division in found.divisions]
+
+
+def collect(packages: Path) -> Collection:
+    """Read all sources and split them by concept.
+
+    Raises:
+        UserError: a package is missing or damaged.
+    """
+    share = share_of(packages)
+    annotations = read_annotations(packages)
+    cutouts: dict[str, list[Cutout]] = {}
+    left_out: dict[str, Counter[str]] = {}
+    stamps, left_out["stamps"] = find_stamps(share("tuxpaint") / "tuxpaint/stamps")
+    cutouts["stamps"] = [_in_english(stamp) for stamp in stamps]
+    for source in STYLES:
+        cutouts[source], left_out[source] = read_emoji(packages, source, annotations)
+    english = english_words(annotations, cutouts["stamps"])
+    cutouts["clipart"], left_out["clipart"] = read_clipart(share("openclipart"), english)
+    maps, left_out["maps"] = read_maps(share("kgeography"))
+    names = [cutout.captions["en"] for members in cutouts.values() for cutout in members]
+    names += [found.caption for found in maps if not found.is_worldwide]
+    split = ConceptSplit.of(map(concept_of, names))
+    by_split = split_cutouts(cutouts, split, left_out)
+    texts = [text for members in by_split["train"].values() for cutout in members for text in texts_of(cutout)]
+    maps_by_split = split_maps(maps, split, texts, left_out["maps"])
+    common = sorted(" ".join(concept) for concept in split.common)
+    collection = Collection(by_split, maps_by_split, left_out, common)
+    found = leaks(collection.training_texts(), collection.held_out_names())
+    assert not found, f"held-out names in training texts: {found[:3]}"
+    return collection
+
+
+def share_of(packages: Path) -> Callable[[str], Path]:
+    """Finds the folder above a Debian package's files by the name of theirs: unpacked below ``packages``, or the system's."""
+
+    def share(name: str) -> Path:
+        unpacked = packages / "usr/share"
+        return unpacked if (unpacked / name).is_dir() else Path("/usr/share")
+
+    return share
+
+
+def _in_english(stamp: Cutout) -> Cutout:
+    """A stamp with its English caption alone, and its concept as key."""
+    caption = stamp.captions["en"]
+    return Cutout(stamp.name, stamp.content, {"en": caption}, " ".join(concept_of(caption)))
+
+
+def english_words(annotations: Annotations, stamps: Sequence[Cutout]) -> set[str]:
+    """The words, in the singular, of names and keywords of emoji and of captions of stamps."""
+    texts = [text for name, keywords in annotations.values() for text in (name, *keywords)]
+    texts += [stamp.captions["en"] for stamp in stamps]
+    return {word for text in texts for word in concept_of(text)}
+
+
+def texts_of(cutout: Cutout) -> list[str]:
+    """The alternatives of a training caption: the name, and with keywords the name before them."""
+    name = cutout.captions["en"]
+    return [name, ", ".join([name.removesuffix("."), *cutout.keywords])] if cutout.keywords else [name]
+
+
+def split_cutouts(
+    cutouts: Mapping[str, Sequence[Cutout]], split: ConceptSplit, left_out: Mapping[str, Counter[str]]
+) -> BySplit:
+    """Cut-outs by split and source, without those that would leak, repeat others, or cannot be read.
+
+    Held-out concepts have one picture in each source. Training texts have no held-out concept, training pictures no held-out
+    near-duplicate.
+    """
+    result: BySplit = {name: {source: [] for source in cutouts} for name in SPLITS}
+    thumbnails: dict[int, np.ndarray] = {}
+    for source, members in cutouts.items():
+        seen: set[str] = set()
+        for cutout in members:
+            name = split.split(tuple(cutout.key.split()))
+            if name != "train" and cutout.key in seen:
+                left_out[source][f"same concept in {name}"] += 1
+                continue
+            if name == "train":
+                if not split.may_train(cutout.captions["en"]):
+                    left_out[source]["held-out concept in the name"] += 1
+                    continue
+                cutout = _with_harmless_keywords(cutout, split)
+            try:
+                thumbnails[id(cutout)] = thumbnail(read_cutout(cutout.content))
+            except UnusableCutoutError as error:
+                left_out[source][str(error)] += 1
+                continue
+            seen.add(cutout.key)
+            result[name][source].append(cutout)
+    _drop_near_duplicates(result, thumbnails, left_out)
+    return result
+
+
+def _with_harmless_keywords(cutout: Cutout, split: ConceptSplit) -> Cutout:
+    """The cut-out without keywords that would put a held-out concept into its text, also together with the words before them:
+    "flower" after "magnolia white", where "white flower" is held out."""
+    kept: tuple[str, ...] = ()
+    for keyword in cutout.keywords:
+        longer = replace(cutout, keywords=(*kept, keyword))
+        if all(map(split.may_train, texts_of(longer))):
+            kept = longer.keywords
+    return replace(cutout, keywords=kept)
+
+
+def _drop_near_duplicates(
+    result: BySplit, thumbnails: Mapping[int, np.ndarray], left_out: Mapping[str, Counter[str]]
+) -> None:
+    """Of near-duplicates in two splits, test's stays before val's, val's before train's. Of those in one split and source, the
+    first stays; in train only where the concepts are equal, too: two icons of one design have different names."""
+    taken = np.empty((0, 768), dtype=np.float32)
+    for name in ("test", "val", "train"):
+        for source, members in result[name].items():
+            stack = _stack(members, thumbnails)
+            places = near(stack, taken)
+            for place in places:
+                left_out[source][f"near-duplicate of a held-out picture, in {name}"] += int(place >= 0)
+            free = [cutout for cutout, place in zip(members, places, strict=True) if place < 0]
+            groups: dict[str, list[Cutout]] = defaultdict(list)
+            for cutout in free:
+                groups[cutout.key if name == "train" else ""].append(cutout)
+            kept = {
+                id(group[place])
+                for group in groups.values()
+                for place in first_of_each([thumbnails[id(cutout)] for cutout in group])
+            }
+            left_out[source][f"near-duplicate within {name}"] += len(free) - len(kept)
+            result[name][source] = [cutout for cutout in free if id(cutout) in kept]
+        if name != "train":
+            held_out = [cutout for members in result[name].values() for cutout in members]
+            taken = np.concatenate([taken, _stack(held_out, thumbnails)])
+
+
+def _stack(members: Sequence[Cutout], thumbnails: Mapping[int, np.ndarray]) -> Thumbnails:
+    return np.array([thumbnails[id(cutout)] for cutout in members], dtype=np.float32).reshape(len(members), 768)
+
+
+def split_maps(
+    maps: Sequence[Map], split: ConceptSplit, training_texts: Iterable[str], left_out: Counter[str]
+) -> dict[str, list[Map]]:
+    """Maps by split; the concept of "map of PLACE" decides it, so that two maps of one country share the split.
+
+    A held-out division whose name occurs in a training text or in a map of another held-out split goes. So do training divisions
+    that have a held-out concept of the cut-outs in their name ("Orange", where the fruit is held out), and such captions.
+    """
+    by_split: dict[str, list[Map]] = {name: [] for name in SPLITS}
+    for found in maps:
+        by_split["train" if found.is_worldwide else split.split(concept_of(found.caption))].append(found)
+    held_out = {
+        name: {division.concept for found in by_split[name] for division in found.divisions} for name in HELD_OUT
+    }
+    texts = [*training_texts, *(found.caption for found in by_split["train"])]
+    trained: set[Concept] = {part for text in texts for part in parts_of(concept_of(text))}
+    for name in SPLITS:
+        for number, found in enumerate(by_split[name]):
+            kept = [division for division in found.divisions if split.may_train(division.name)]
+            if name == "train":
+                trained |= {part for division in kept for part in parts_of(division.concept)}
+            else:
+                other = held_out["val" if name == "test" else "test"]
+                kept = [division for division in kept if division.concept not in trained | other]
+            left_out[f"division that another split names, in {name}"] += len(found.divisions) - len(kept)
+            captioned = name != "train" or split.may_train(found.caption)
+            by_split[name][number] = found._replace(divisions=kept, captioned=captioned)
+        by_split[name] = [found for found in by_split[name] if found.divisions]
+    return by_split

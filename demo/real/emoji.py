@@ -1,0 +1,101 @@
+"""Still emoji of two styles, with the English names and keywords that Unicode's CLDR gives them.
+
+Skin tones are left out: five more pictures of one thing, whose names differ in a word.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from demo.cutouts import Cutout
+from demo.emoji import NAMES, VARIATION, find_package
+from demo.real.concepts import PERSON, concept_of
+from utils.errors import UserError
+
+STYLES = {
+    "emoji_google": ("emoji-datasource-google", "package/img/google/64/", ".png"),
+    "emoji_fluent": ("lobehub-fluent-emoji-3d", "package/assets/", ".webp"),
+}
+"""By source: the package, the folder of its pictures, and their suffix."""
+
+SKIN_TONES = frozenset(range(0x1F3FB, 0x1F400))
+MAX_KEYWORDS = 3
+
+Annotations = dict[str, tuple[str, tuple[str, ...]]]
+"""By emoji: its name and its keywords."""
+
+
+def read_annotations(packages: Path) -> Annotations:
+    """English names and keywords from both packages of CLDR; a keyword that only repeats the name is left out.
+
+    Raises:
+        UserError: a package is missing or damaged.
+    """
+    annotations: Annotations = {}
+    for package, inside in NAMES.items():
+        path = find_package(packages, package)
+        try:
+            with tarfile.open(path) as tar:
+                member = tar.extractfile(f"package/{inside}/en/annotations.json")
+                assert member is not None
+                for sign, annotation in json.load(member)[inside]["annotations"].items():
+                    if annotation.get("tts"):
+                        annotations[sign] = _name_and_keywords(annotation)
+        except (OSError, KeyError, ValueError, TypeError, EOFError, AssertionError, tarfile.TarError) as error:
+            raise UserError(f"{path}: not a whole package of CLDR's names ({error}); pack it again") from None
+    return annotations
+
+
+def _name_and_keywords(annotation: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    name = annotation["tts"][0]
+    known = {*concept_of(name), PERSON}
+    keywords = [word for word in annotation.get("default", []) if not set(concept_of(word)) <= known]
+    return name, tuple(keywords)
+
+
+def read_emoji(packages: Path, source: str, annotations: Annotations) -> tuple[list[Cutout], Counter[str]]:
+    """The emoji of a style that have a name, in the order of their code points, and the numbers of the others, by reason.
+
+    Raises:
+        UserError: the package is missing or damaged.
+    """
+    package, folder, suffix = STYLES[source]
+    path = find_package(packages, package)
+    emoji: list[Cutout] = []
+    left_out: Counter[str] = Counter()
+    try:
+        with tarfile.open(path) as tar:
+            for entry in tar:
+                if not (entry.name.startswith(folder) and entry.name.endswith(suffix)):
+                    continue
+                member = tar.extractfile(entry)
+                code = Path(entry.name).stem
+                sign = sign_of(code)
+                if SKIN_TONES & {ord(character) for character in sign}:
+                    left_out["skin tone"] += 1
+                    continue
+                named = annotations.get(sign) or annotations.get(sign.replace(VARIATION, ""))
+                if member is None or named is None:
+                    left_out["no name"] += 1
+                    continue
+                name, keywords = named
+                emoji.append(
+                    Cutout(code, member.read(), {"en": name}, " ".join(concept_of(name)), keywords[:MAX_KEYWORDS])
+                )
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise UserError(f"{path}: not a whole package ({error}); pack it again") from None
+    if not emoji:
+        raise UserError(f"{path}: no {suffix} picture in {folder} has a name; pack the package again")
+    return sorted(emoji, key=lambda item: item.name), left_out
+
+
+def sign_of(code: str) -> str:
+    """The characters of a file's name, code points in hexadecimal; "" where it is called by something else."""
+    try:
+        return "".join(chr(int(point, 16)) for point in code.replace("_", "-").split("-"))
+    except (ValueError, OverflowError):
+        return ""

@@ -1,0 +1,120 @@
+"""Maps of KGeography: each named division has its own colour, hence an exact box."""
+
+from __future__ import annotations
+
+import colorsys
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from demo.real.concepts import Concept, concept_of
+from demo.scenes.compose import Box
+from utils.errors import UserError
+
+MIN_PIXELS = 64
+"""Divisions of fewer pixels are left out."""
+
+WORLDWIDE = frozenset({"countries", "continents", "oceans and basins"})
+"""Divisions of maps that always train: to hold out "Europe" would hold out every country's name in all sources."""
+
+HUES = {15: "red", 45: "orange", 70: "yellow", 165: "green", 200: "cyan", 255: "blue", 290: "purple", 340: "pink"}
+"""Upper bounds of hue angles in degrees; red again above."""
+
+
+class Division(NamedTuple):
+    """A named division: its box in the map, and the name of its colour."""
+
+    name: str
+    box: Box
+    colour: str
+
+    @property
+    def concept(self) -> Concept:
+        """The concept of its name."""
+        return concept_of(self.name)
+
+
+class Map(NamedTuple):
+    """A map: ``place`` is what it shows, ``kind`` its divisions ("States"), ``path`` its picture. ``captioned``: its record has
+    the caption."""
+
+    place: str
+    kind: str
+    path: Path
+    divisions: list[Division]
+    captioned: bool = True
+
+    @property
+    def caption(self) -> str:
+        """ "map of Germany"."""
+        return f"map of {self.place}"
+
+    @property
+    def is_worldwide(self) -> bool:
+        """Whether it shows countries or seas, not the parts of a country."""
+        return self.kind.casefold() in WORLDWIDE
+
+
+def read_maps(share: Path) -> tuple[list[Map], Counter[str]]:
+    """The maps in the order of their files, and the numbers of divisions and maps that are left out, by reason.
+
+    Raises:
+        UserError: the package is missing or holds no map.
+    """
+    root = share / "kgeography"
+    maps: list[Map] = []
+    left_out: Counter[str] = Counter()
+    for path in sorted(root.glob("*.kgm")):
+        try:
+            described = ElementTree.parse(path).getroot()
+            picture = root / (described.findtext("mapFile") or "")
+            with Image.open(picture) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (ElementTree.ParseError, OSError):
+            left_out["unreadable map"] += 1
+            continue
+        divisions = [found for found in described.iter("division") if found.findtext("ignore") != "yes"]
+        kept = [division for found in divisions if (division := _division(found, pixels)) is not None]
+        left_out["small division"] += len(divisions) - len(kept)
+        if kept:
+            kind = described.findtext("divisionsName") or ""
+            maps.append(Map(place_of(described.findtext("name") or path.stem), kind, picture, kept))
+    if not maps:
+        raise UserError(f"{root} holds no map: apt install kgeography-data, or dpkg-deb -x it into --packages DIR")
+    return maps, +left_out
+
+
+def place_of(name: str) -> str:
+    """What a map shows: "Portugal" for "Portugal (Regions)" and "Portugal Districts"."""
+    bare = re.sub(r"\([^)]*\)|\bby \w+|\b(Districts|Provinces)\b|^(The|Republic of)\b", " ", name, flags=re.IGNORECASE)
+    return " ".join(bare.replace("-", " ").split())
+
+
+def _division(found: ElementTree.Element, pixels: NDArray[np.uint8]) -> Division | None:
+    """A division with the box of its colour's pixels; None: it has too few."""
+    name = " ".join((found.findtext("name") or "").split())
+    rgb = [int(found.findtext(f"color/{channel}") or 0) for channel in ("red", "green", "blue")]
+    own = (pixels == np.array(rgb, dtype=np.uint8)).all(axis=2)
+    if not concept_of(name) or own.sum() < MIN_PIXELS:
+        return None
+    rows, columns = np.flatnonzero(own.any(axis=1)), np.flatnonzero(own.any(axis=0))
+    y, x = int(rows[0]), int(columns[0])
+    box = (x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1)
+    return Division(name, box, colour_name(*rgb))
+
+
+def colour_name(red: int, green: int, blue: int) -> str:
+    """The nearest common word for a colour."""
+    hue, saturation, value = colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255)
+    if value < 0.2:
+        return "black"
+    if saturation < 0.12:
+        return "white" if value > 0.92 else "grey"
+    named = next((name for bound, name in HUES.items() if hue * 360 < bound), "red")
+    return "brown" if named in ("red", "orange") and value < 0.65 else named

@@ -1,0 +1,99 @@
+"""Images and records of a collection: single cut-outs, composites of cut-outs, and maps, in the form of docs/own_data.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dataset.prepare.folders import SPLITS
+from demo.cutouts import (
+    Cutout,
+    PlacedCutout,
+    draw_cutouts,
+    joined_captions,
+    mean_colour,
+    place_cutouts,
+    read_cutout,
+    resized,
+)
+from demo.real.collect import texts_of
+from demo.real.maps import Map
+
+WHITE, DARK = (255, 255, 255), (64, 64, 64)
+BRIGHT = 215
+"""A cut-out whose mean colour is brighter in all channels is put on dark grey: on white it could not be seen."""
+
+
+def single_records(
+    out: Path, source: str, split: str, members: Sequence[Cutout], side: int, bar: tqdm[Any]
+) -> Iterator[dict[str, Any]]:
+    """Draw each cut-out in the middle of a white square and give its record. Held-out records have one text, the name."""
+    for number, cutout in enumerate(members):
+        image = f"images/{split}/{source}/{number:04d}.jpg"
+        draw_single(out / image, cutout, side)
+        bar.update()
+        texts = texts_of(cutout) if split == "train" else [cutout.captions["en"]]
+        caption = texts[0] if len(texts) == 1 else texts
+        yield {"id": f"{source}/{cutout.name}", "image": image, "caption": caption, "source": source}
+
+
+def draw_single(path: Path, cutout: Cutout, side: int) -> None:
+    """Write a square image of at most ``side`` pixels with a margin of a twentieth: a small cut-out gives a small image."""
+    margin = max(2, side // 20)
+    pixels = resized(read_cutout(cutout.content), side - 2 * margin)
+    whole = max(pixels.size) + 2 * margin
+    tone = DARK if min(mean_colour(pixels)) > BRIGHT else WHITE
+    canvas = Image.new("RGB", (whole, whole), tone)
+    canvas.paste(pixels, ((whole - pixels.width) // 2, (whole - pixels.height) // 2), pixels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path, quality=92)
+
+
+def composite_records(
+    out: Path, split: str, sources: Mapping[str, Sequence[Cutout]], count: int, seed: int, side: int, bar: tqdm[Any]
+) -> Iterator[dict[str, Any]]:
+    """Draw one to four cut-outs beside each other on soft backgrounds, and give records with their boxes."""
+    members = balanced(sources)
+    for number in range(count):
+        rng = np.random.default_rng([seed, SPLITS.index(split), number])
+        placed = place_cutouts(rng, members, side)
+        name = f"{split}/composites/{number:05d}"
+        record: dict[str, Any] = {"id": name, "image": f"images/{name}.jpg", "source": "composites"}
+        draw_cutouts(out / record["image"], rng, side, side, placed)
+        whole = joined_captions([cutout.captions for cutout, _, _ in placed])
+        if whole:
+            record["caption"] = whole["en"]
+        record["elems"] = [_element(item) for item in placed]
+        bar.update()
+        yield record
+
+
+def _element(item: PlacedCutout) -> dict[str, Any]:
+    return {"bb": list(item.box), "caption": item.cutout.captions["en"], "grain": "object"}
+
+
+def balanced(sources: Mapping[str, Sequence[Cutout]]) -> list[Cutout]:
+    """The cut-outs of all sources, those of a smaller one repeated, so that a random one is of each source equally often."""
+    longest = max(map(len, sources.values()))
+    return [members[place % len(members)] for members in sources.values() if members for place in range(longest)]
+
+
+def map_records(out: Path, split: str, maps: Sequence[Map], bar: tqdm[Any]) -> Iterator[dict[str, Any]]:
+    """Copy each map as PNG, unscaled, and give a record with the boxes of its divisions; their colour is an attribute."""
+    for number, found in enumerate(maps):
+        image = f"images/{split}/maps/{number:03d}.png"
+        (out / image).parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(found.path) as picture:
+            picture.convert("RGB").save(out / image)
+        bar.update()
+        elements = [
+            {"bb": list(division.box), "caption": division.name, "attributes": [division.colour], "grain": "region"}
+            for division in found.divisions
+        ]
+        caption = {"caption": found.caption} if found.captioned else {}
+        yield {"id": f"maps/{found.path.stem}", "image": image, **caption, "source": "maps", "elems": elements}

