@@ -62,7 +62,7 @@ class LoraConfig(Config):
 def check_package(config: LoraConfig | None) -> None:
     """Raises :class:`UserError` if adapters are asked for and peft is not installed."""
     if config is not None and find_spec("peft") is None:
-        raise UserError('optim.lora needs the package peft; install it: pip install "x2vlm[lora]", or pip install peft')
+        raise UserError('optim.lora: needs peft, which is not installed: pip install ".[lora]"')
 
 
 def add_adapters(parts: Mapping[str, nn.Module], layers: Collection[str], config: LoraConfig) -> None:

@@ -54,6 +54,6 @@ def test_adapters_without_their_weights_are_not_dropped():
 def test_without_the_package_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr("optim.lora.find_spec", lambda name: None)
     check_package(None)
-    with pytest.raises(UserError, match=r'optim.lora needs the package peft; install it: pip install "x2vlm\[lora\]"'):
+    with pytest.raises(UserError, match=r'optim\.lora: needs peft, which is not installed: pip install "\.\[lora\]"'):
         check_package(LoraConfig(rank=2))
     assert importlib.util.find_spec("optim")
