@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dataset.text.loading import load_tokenizer
 from engine.memory import FakeSteps, StepMemory
 from tasks.base import set_up_training
 from tasks.finetune import FineTuneTask
@@ -39,8 +40,11 @@ def memory_of(path: str, overrides: Sequence[str]) -> StepMemory:
     schema, task = choice.load()
     config: Any = load_config(choice.config, list(overrides), schema)
 
+    text = config.model.text
+    vocabulary = None if text.knows_vocabulary else len(load_tokenizer(text.encoder, "model.text.encoder"))
+
     def build() -> Any:
-        model = task.build_model(config, None if config.model.text.knows_vocabulary else 210)
+        model = task.build_model(config, vocabulary)
         set_up_training(config, model)
         return model
 

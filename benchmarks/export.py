@@ -35,11 +35,11 @@ from x2vlm.export.writing import describe
 from x2vlm.runtime import Runtime, TorchRuntime
 
 TOKENS = 13
-"""Of a text: about those of a caption."""
+"""Tokens of a text, about as many as a caption has."""
 
 
 class Work(NamedTuple):
-    """What is timed: its name, and the function from a runtime to a result."""
+    """A timed call: its name, and the function from a runtime to a result."""
 
     name: str
     run: Callable[[Runtime], Tensor]

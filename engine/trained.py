@@ -78,7 +78,7 @@ class Trained:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the header of a weight file says of the weights in it."""
+        """Entries of a weight file's header about an average and adapters in it."""
         return {**self.average.about, **(self.optim.lora.about if self.optim.lora else {})}
 
     def check_adapters(self) -> None:

@@ -63,10 +63,8 @@ class FeatureCache:
         states = normalised.new_empty(len(names), *self._shape)
         for number, block in enumerate(kept):
             if block is not None:
-                kept_state = (
-                    np.frombuffer(block, np.float32).reshape(self._shape).copy()
-                )  # torch takes no read-only memory
-                states[number] = torch.from_numpy(kept_state).to(states)
+                state = np.frombuffer(block, np.float32).reshape(self._shape)
+                states[number] = torch.from_numpy(state.copy()).to(states)  # torch takes no read-only memory
         if missing:
             fresh = self._first_blocks(normalised[missing]).float()
             states[missing] = fresh.to(states)

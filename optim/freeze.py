@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,8 +14,7 @@ FrozenFor = bool | Annotated[int, Field(ge=1)]
 """True: the whole run; false: no step; a number: so many first steps."""
 
 
-Part = Literal["vision", "text", "fusion"]
-PARTS: tuple[Part, ...] = ("vision", "text", "fusion")
+PARTS = ("vision", "text", "fusion")
 
 
 class FeatureCacheConfig(Config):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
 """End the names of A and B, after the name of the layer."""
 
 Part = Literal["vision", "text", "fusion", "decoder"]
-PARTS: tuple[Part, ...] = ("vision", "text", "fusion", "decoder")
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class LoraConfig(Config):
@@ -55,7 +55,7 @@ class LoraConfig(Config):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the header of a weight file says of the adapters in it."""
+        """Entry of a weight file's header about the adapters in it."""
         return {HEADER: self.model_dump()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,3 +52,19 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_file(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside ``path``, which is renamed to it when the block ends without an exception."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for written in temporary.rglob("*"):
+            sync_file(written)
+        temporary.rename(path)
+        sync_file(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

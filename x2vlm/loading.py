@@ -87,7 +87,19 @@ def load(
     if precision not in DTYPES:
         raise UserError(f"precision {precision!r} is none of {', '.join(DTYPES)}")
     check_precision(precision, on, "precision")
-    weights = _weights_of(str(source))
+    return _load_weights(str(source), on, precision, config, tokenizer, answers)
+
+
+def _load_weights(
+    source: str,
+    device: torch.device,
+    precision: PrecisionName,
+    config: str | Path | None,
+    tokenizer: str | Path | None,
+    answers: str | Path | None,
+) -> Model:
+    """The model of a weight file, in torch; arguments as in :func:`load`."""
+    weights = _weights_of(source)
     run = run_of(weights)
     settings, folder = _settings(weights, run, config), None if run is None else run.parent
     words = _tokenizer_name(settings, folder, tokenizer)
@@ -96,11 +108,11 @@ def load(
     network = settings.kind.build(settings.model, len(loaded))
     load_weights(network, weights).require_complete()
     return Model(
-        network.to(on).eval(),
+        network.to(device).eval(),
         loaded,
         settings,
         answers=_answers(folder, answers),
-        origin=str(source),
+        origin=source,
         precision=precision,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +65,10 @@ def build(
         progress_bar(total=total, quiet=not progress, desc="drawing", unit="image") as bar,
     ):
         for split, sources in collection.cutouts.items():
-            records = {
-                source: list(single_records(out, source, split, members, side, bar))
-                for source, members in sources.items()
-            }
-            write_records(out / f"{split}.jsonl", [record for group in records.values() for record in group])
-            for source, group in records.items():
-                if split != "train":
-                    write_records(out / f"{split}_{source}.jsonl", group)
             composed = composite_records(out, split, sources, numbers[split], seed, side, bar)
             drawn = map_records(out, split, collection.maps[split], bar)
             facts[split] = {
-                **{source: len(group) for source, group in records.items()},
+                **_write_singles(out, split, sources, side, bar),
                 "composites": write_records(out / f"regions_{split}_composites.jsonl", composed),
                 "maps": write_records(out / f"regions_{split}_maps.jsonl", drawn),
                 "divisions of maps": sum(len(found.divisions) for found in collection.maps[split]),
@@ -84,6 +77,18 @@ def build(
             source: dict(sorted((+reasons).items())) for source, reasons in collection.left_out.items()
         }
         facts["common"] = collection.common
+
+
+def _write_singles(out: Path, split: str, sources: Mapping[str, Sequence[Any]], side: int, bar: Any) -> dict[str, int]:
+    """Write the single cut-outs of a split, all together and, of a held-out one, those of each source; returns their numbers."""
+    records = {
+        source: list(single_records(out, source, split, members, side, bar)) for source, members in sources.items()
+    }
+    write_records(out / f"{split}.jsonl", [record for group in records.values() for record in group])
+    for source, group in records.items():
+        if split != "train":
+            write_records(out / f"{split}_{source}.jsonl", group)
+    return {source: len(group) for source, group in records.items()}
 
 
 @one_line_errors

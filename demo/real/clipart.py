@@ -111,7 +111,7 @@ def is_left_out(relative: PurePosixPath) -> bool:
 
 
 class Description(NamedTuple):
-    """What an SVG file says about itself; empty where it says nothing. ``authors`` in lower case, one string."""
+    """Title, keywords and authors in an SVG file; empty where it has none. ``authors`` in lower case, one string."""
 
     title: str
     keywords: list[str]

@@ -1,7 +1,5 @@
 """The config of low-rank adapters, their learning rate, and the merge of their weights by its formula."""
 
-import importlib.util
-
 import pytest
 import torch
 from pydantic import ValidationError
@@ -56,4 +54,3 @@ def test_without_the_package_the_remedy_is_named(monkeypatch):
     check_package(None)
     with pytest.raises(UserError, match=r'optim\.lora: needs peft, which is not installed: pip install "\.\[lora\]"'):
         check_package(LoraConfig(rank=2))
-    assert importlib.util.find_spec("optim")

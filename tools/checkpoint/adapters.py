@@ -21,7 +21,7 @@ from tasks.kinds import choose
 from tools.checkpoint.outline import weights_at
 from utils.config import load_config
 from utils.errors import UserError
-from utils.files import expanded
+from utils.files import expanded, new_folder
 from utils.weight_file import digest, read_about, save_weights
 
 BASE = "base_sha256"
@@ -48,9 +48,10 @@ def extract(run: str, out: str) -> str:
     about = read_about(file)
     config_of(about, str(file))
     trained, base = _parted(tensors, _frozen_parts(config))
-    folder = _new_folder(out)
-    save_weights(folder / ADAPTERS, trained, {HEADER: about[HEADER], BASE: digest(base)})
-    _copy_beside(config.parent, folder)
+    folder = _free_place(out)
+    with new_folder(folder) as made:
+        save_weights(made / ADAPTERS, trained, {HEADER: about[HEADER], BASE: digest(base)})
+        _copy_beside(config.parent, made)
     size, whole = (folder / ADAPTERS).stat().st_size, file.stat().st_size
     return (
         f"{file} -> {folder}: {len(trained)} of {len(tensors)} tensors, {size / 1e6:.1f} of {whole / 1e6:.1f} MB; "
@@ -81,9 +82,10 @@ def merge(source: str, base: str, out: str) -> str:
             f"--base {base}: is not what the adapters of {source} were trained on; give the weights that the run started from"
         )
     model.load_state_dict({**state, **trained})
-    target = _new_folder(out)
-    save_weights(target / MODEL_FILE, merged(model.state_dict(), about, str(file)))
-    _copy_beside(folder, target)
+    target = _free_place(out)
+    with new_folder(target) as made:
+        save_weights(made / MODEL_FILE, merged(model.state_dict(), about, str(file)))
+        _copy_beside(folder, made)
     return f"{source} and {base} -> {target}: a model for x2vlm.load, run.py predict and init.checkpoint\n"
 
 
@@ -137,8 +139,8 @@ def _model_on(folder: Path, base: str, about: Mapping[str, Any]) -> Any:
     return model
 
 
-def _new_folder(out: str) -> Path:
-    """An empty folder.
+def _free_place(out: str) -> Path:
+    """The place of a new folder.
 
     Raises:
         UserError: if there is something at ``out``, or no folder to make it in.
@@ -148,7 +150,6 @@ def _new_folder(out: str) -> Path:
         raise UserError(f"--out {out}: is there already; give the name of a new folder")
     if not folder.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {folder.parent}; make it first")
-    folder.mkdir()
     return folder
 
 

@@ -29,7 +29,7 @@ REMEDY = "copy it again, or export again with run.py export"
 
 @dataclass(frozen=True)
 class About:
-    """What an export is of.
+    """Description of an export.
 
     Attributes:
         weights: the hash of the weights that were exported, as in an index of images.

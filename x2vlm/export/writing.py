@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import expanded, sync_file
+from utils.files import expanded, new_folder
 from utils.version import VERSION
 from x2vlm.calls import EXPORTED_TASKS
 from x2vlm.export.comparing import TOLERANCE, differences
@@ -37,7 +34,7 @@ def export(model: Model, out: Path) -> About:
     _check(model, out)
     about = describe(TorchRuntime(model.network, "fp32"))
     try:
-        with _new_folder(out) as folder:
+        with new_folder(out) as folder:
             write_graphs(model.network, folder, model.origin)
             save_settings(model, folder)
             runtime = OnnxRuntime(folder, about, model.settings.model.vision.image_size)
@@ -53,7 +50,7 @@ def export(model: Model, out: Path) -> About:
 
 
 def describe(runtime: TorchRuntime) -> About:
-    """What an export of a network is of."""
+    """Description of an export of a network, without its files."""
     releases = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
     patch_size, made_with = runtime.network.vision.patch_size, {"x2vlm": VERSION, **releases}
     return About(runtime.weights, runtime.parameters, runtime.state_shape, patch_size, made_with)
@@ -86,19 +83,3 @@ def _small(largest: dict[str, float], origin: str) -> dict[str, float]:
                 "nothing was written: use the model with torch, or try another release of onnxruntime"
             )
     return largest
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path``, which is renamed to it when the block ends without an exception."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for written in temporary.rglob("*"):
-            sync_file(written)
-        temporary.rename(path)
-        sync_file(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

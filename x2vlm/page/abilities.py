@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What is shown: lines of text, and pictures."""
+    """An answer as it is shown: lines of text, and pictures."""
 
     lines: list[str]
     pictures: Sequence[Picture] = ()
@@ -69,7 +69,7 @@ class Ability(NamedTuple):
 
 
 def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]:
-    """What a model can be asked, in the order of :data:`~x2vlm.calls.CALLS`; with an ``index``, to search it first."""
+    """Abilities of a model, in the order of :data:`~x2vlm.calls.CALLS`; with an ``index``, to search it first."""
     sentence, phrases = TextBox("a sentence", "a dog on a lawn"), TextBox("phrases, one a line", "the dog")
     known = [
         Ability("caption", 1, [], "none", lambda files, texts: _caption(model, files)),

@@ -30,7 +30,7 @@ footer {display: none !important}
 .examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(52px, 1fr)) !important}
 """
 BUTTONS = ["fullscreen", "download"]
-"""Of a picture. Gradio's third, "share", sends it to a server."""
+"""Buttons of a picture. Gradio's third, "share", sends it to a server."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Tab:
 
 @dataclass(frozen=True)
 class Limits:
-    """What each visitor may do in a minute."""
+    """Limits of each visitor for a minute."""
 
     questions: RateLimit
     files: RateLimit

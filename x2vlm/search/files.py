@@ -69,7 +69,7 @@ def weights_hash(network: torch.nn.Module) -> str:
 
 
 def read_about(folder: Path) -> About:
-    """What an index is of.
+    """Description of an index.
 
     Raises:
         UserError: there is no index, or it is of another version.
