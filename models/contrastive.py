@@ -22,7 +22,7 @@ from utils.config import Config
 if TYPE_CHECKING:
     from models.gradient_cache import CachedLoss
 
-TEMPERATURE_RANGE = (0.001, 0.5)
+GREATEST_TEMPERATURE = 0.5
 
 
 class ContrastiveConfig(Config):
@@ -36,6 +36,13 @@ class ContrastiveConfig(Config):
         -10.0,
         description="initial bias of the sigmoid loss, which is learned; -log of the examples in a global batch is what a model "
         "that knows nothing should have (SigLIP: -10)",
+    )
+    least_temperature: float = Field(
+        0.001,
+        gt=0,
+        le=GREATEST_TEMPERATURE,
+        description="the learned temperature does not fall below this. With few images it falls as they are learned by heart, and "
+        "images that were not seen are then ranked worse: the initial temperature may be the better limit there",
     )
     gradient: Literal["exact", "released"] = Field(
         "exact",
@@ -107,9 +114,9 @@ class ContrastiveHead(nn.Module):
         return (self.temperature,) if self.bias is None else (self.temperature, self.bias)
 
     def clamp_temperature(self) -> None:
-        """Keep the temperature in its range, before each step (as released)."""
+        """Keep the temperature in its range, before each step (0.001 to 0.5 as released)."""
         with torch.no_grad():
-            self.temperature.clamp_(*TEMPERATURE_RANGE)
+            self.temperature.clamp_(self.config.least_temperature, GREATEST_TEMPERATURE)
 
     def similarity(self, image: Tensor, text: Tensor) -> Tensor:
         """Cosine similarity (R, N), divided by the temperature, of all pairs of embeddings (R, E) and (N, E)."""

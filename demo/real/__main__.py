@@ -14,19 +14,21 @@ import demo.real
 from dataset.prepare.folders import SPLITS, tally, whole_number, write_records
 from demo.folder import Folder, command_parser, run_command
 from demo.real.collect import CUTOUT_SOURCES, HELD_OUT, collect
-from demo.real.records import composite_records, map_records, single_records
+from demo.real.records import composite_records, map_records, name_of, single_records
 from utils.errors import UserError, one_line_errors
 from utils.progress import progress_bar
 
 FACTS = "real.json"
 FILES = (
     *(f"{split}.jsonl" for split in SPLITS),
+    "train_names.jsonl",
     *(f"{split}_{source}.jsonl" for split in HELD_OUT for source in CUTOUT_SOURCES),
     *(f"regions_{split}_{kind}.jsonl" for split in SPLITS for kind in ("composites", "maps")),
 )
-"""train, val and test have all single cut-outs; ``test_stamps.jsonl`` and others those of one source."""
+"""train, val and test have all single cut-outs, and ``train_names.jsonl`` those of train with their names alone, which captioning
+learns; ``test_stamps.jsonl`` and others have those of one source."""
 
-MAKING = 1
+MAKING = 2
 """Goes up when the same arguments give other images or texts."""
 
 
@@ -80,13 +82,17 @@ def build(
 
 
 def _write_singles(out: Path, split: str, sources: Mapping[str, Sequence[Any]], side: int, bar: Any) -> dict[str, int]:
-    """Write the single cut-outs of a split, all together and, of a held-out one, those of each source; returns their numbers."""
+    """Write the single cut-outs of a split, all together, and those of each source (of train: with names alone); returns the number of
+    each source."""
     records = {
         source: list(single_records(out, source, split, members, side, bar)) for source, members in sources.items()
     }
-    write_records(out / f"{split}.jsonl", [record for group in records.values() for record in group])
-    for source, group in records.items():
-        if split != "train":
+    every = [record for group in records.values() for record in group]
+    write_records(out / f"{split}.jsonl", every)
+    if split == "train":
+        write_records(out / "train_names.jsonl", [record | {"caption": name_of(record)} for record in every])
+    else:
+        for source, group in records.items():
             write_records(out / f"{split}_{source}.jsonl", group)
     return {source: len(group) for source, group in records.items()}
 

@@ -42,6 +42,12 @@ def single_records(
         yield {"id": f"{source}/{cutout.name}", "image": image, "caption": caption, "source": source}
 
 
+def name_of(record: Mapping[str, Any]) -> str:
+    """The name in a record of :func:`single_records`, which is its first text."""
+    caption: str | list[str] = record["caption"]
+    return caption if isinstance(caption, str) else caption[0]
+
+
 def draw_single(path: Path, cutout: Cutout, side: int) -> None:
     """Write a square image of at most ``side`` pixels with a margin of a twentieth: a small cut-out gives a small image."""
     margin = max(2, side // 20)

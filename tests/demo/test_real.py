@@ -122,6 +122,13 @@ def test_keywords_are_in_an_alternative_caption_of_training_and_in_no_held_out_o
     assert all(isinstance(record["caption"], str) for split in ("val", "test") for record in read(built, split))
 
 
+def test_training_pictures_are_listed_with_their_names_alone_too(built):
+    named = {record["id"]: record["caption"] for record in read(built, "train_names")}
+    firsts = {record["id"]: record["caption"] for record in read(built, "train")}
+    assert named == {name: text if isinstance(text, str) else text[0] for name, text in firsts.items()}
+    assert any(isinstance(text, list) for text in firsts.values())
+
+
 def test_every_image_is_square_and_shows_the_whole_cutout_on_white(built):
     for record in read(built, "test"):
         with Image.open(built / record["image"]) as image:

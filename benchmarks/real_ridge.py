@@ -1,0 +1,140 @@
+"""Two linear baselines of the small real model: ``python -m benchmarks.real_ridge``, once its data is made (docs/real_model.md).
+
+Each source by itself, ridge regression leads from DINOv2's features of a training picture to MiniLM's embedding of its first
+caption, the mean of the token states. Held-out captions are then ranked for each held-out picture by their cosine to what the
+regression gives, and pictures for each caption. Features are [CLS] and the mean of the patches: A of the last layer, B of the
+last four. The penalty is chosen on validation, by the mean of R@1, R@5 and R@10 both ways; the test split is looked at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from benchmarks.step_config import build, config_for
+from dataset.prepare.folders import SPLITS
+from dataset.records.schema import ImageKeys
+from dataset.tasks.held_out import read_held_out
+from dataset.text.loading import load_tokenizer
+from dataset.text.processors import TextProcessor
+from demo.real.collect import CUTOUT_SOURCES
+from metrics.retrieval import ranks_of_first_match, retrieval_recalls
+from models.checkpoints import initialise
+from models.pretrain import PretrainModel
+
+CONFIG = Path("configs/real/pretrain.yaml")
+LAYERS = {"A": 1, "B": 4}
+"""The last layers whose features each baseline has."""
+
+PENALTIES = tuple(10.0**power for power in np.arange(-3, 3.1, 0.5))
+"""Each is multiplied by the number of training pictures, as features are standardised."""
+
+BATCH = 16
+
+
+class Encoded(NamedTuple):
+    """N pictures and their first captions: ``layers`` (N, 4, 2D), features of the last four layers; ``texts`` (N, D')."""
+
+    layers: Tensor
+    texts: Tensor
+
+
+@torch.no_grad()
+def features(model: PretrainModel, pixels: Tensor) -> Tensor:
+    """Features (N, 4, 2D) of ``pixels`` (N, 3, H, W) uint8: normed [CLS] and mean patch of the last four layers, in order."""
+    vision = model.vision
+    normalised = (pixels / 255 - vision.pixel_mean) / vision.pixel_std
+    layers = vision.backbone.forward_intermediates(
+        normalised, indices=max(LAYERS.values()), return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+    )
+    return torch.stack([torch.cat([prefix[:, 0], patches.mean(dim=1)], dim=1) for patches, prefix in layers], dim=1)
+
+
+@torch.no_grad()
+def text_embeddings(model: PretrainModel, processor: TextProcessor, captions: Sequence[str]) -> Tensor:
+    """Normalised means (N, D') of the token states of each caption."""
+    (packed,) = model.text([processor.encode_plain(captions)])
+    mask = packed.packing.mask.unsqueeze(2)
+    return F.normalize((packed.padded() * mask).sum(dim=1), dim=1)
+
+
+def encode(model: PretrainModel, processor: TextProcessor, file: Path) -> dict[str, Encoded]:
+    """The pictures of a file of records, by source."""
+    sources = np.array([json.loads(line)["source"] for line in file.read_text(encoding="utf-8").splitlines()])
+    records = read_held_out([str(file)], processor, image_size=model.config.vision.image_size, keys=ImageKeys())
+    blocks = [records[start : start + BATCH] for start in range(0, len(records), BATCH)]
+    layers, texts = [], []
+    for block in tqdm(blocks, desc=file.name):
+        layers.append(features(model, torch.stack([record.pixels for record in block])))
+        texts.append(text_embeddings(model, processor, [record.captions[0] for record in block]))
+    whole = Encoded(torch.cat(layers), torch.cat(texts))
+    return {source: Encoded(whole.layers[sources == source], whole.texts[sources == source]) for source in CUTOUT_SOURCES}
+
+
+class Ridge:
+    """Ridge regression from standardised features ``x`` (N, D) to centred targets ``y`` (N, D')."""
+
+    def __init__(self, x: Tensor, y: Tensor, penalty: float):
+        self.mean, self.std, self.target_mean = x.mean(dim=0), x.std(dim=0) + 1e-6, y.mean(dim=0)
+        kernel = self._standardised(x) @ self._standardised(x).T  # dual form: fewer pictures than features in B
+        identity = torch.eye(len(x), dtype=x.dtype)
+        dual = torch.linalg.solve(kernel + penalty * x.shape[1] * identity, y - self.target_mean)
+        self.weight = self._standardised(x).T @ dual
+
+    def _standardised(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+    def recalls(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Recalls among N pictures with features ``x`` (N, D) and their captions, embedded as ``y`` (N, D')."""
+        images = F.normalize(self._standardised(x) @ self.weight, dim=1)
+        texts = F.normalize(y - self.target_mean, dim=1)
+        scores, same = (images @ texts.T).numpy(), np.eye(len(x), dtype=bool)
+        return retrieval_recalls(ranks_of_first_match(scores, same), ranks_of_first_match(scores.T, same))
+
+
+def baseline(splits: dict[str, Encoded], layers: int) -> tuple[float, dict[str, float]]:
+    """The penalty that is best on validation, and its recalls on test."""
+    x = {split: encoded.layers[:, -layers:].flatten(1).double() for split, encoded in splits.items()}
+    y = {split: encoded.texts.double() for split, encoded in splits.items()}
+    fits = {penalty: Ridge(x["train"], y["train"], penalty) for penalty in PENALTIES}
+    best = max(fits, key=lambda penalty: fits[penalty].recalls(x["val"], y["val"])["mean recall"])
+    return best, fits[best].recalls(x["test"], y["test"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compute the features and print a line for each source and baseline; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=Path, default=Path("data/real/records"), metavar="DIR")
+    parser.add_argument("--out", type=Path, help="JSON file of all recalls")
+    flags = parser.parse_args(argv)
+    config = config_for(CONFIG, [])
+    model = build(config).eval()
+    initialise(model, config.init)
+    processor = TextProcessor(load_tokenizer(config.model.text.encoder), config.data.text)
+    encoded = {split: encode(model, processor, flags.records / f"{split}.jsonl") for split in SPLITS}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for source in CUTOUT_SOURCES:
+        splits = {split: by_source[source] for split, by_source in encoded.items()}
+        for name, layers in LAYERS.items():
+            penalty, recalls = baseline(splits, layers)
+            found.setdefault(source, {})[name] = {"penalty": penalty, "pictures": len(splits["test"].texts), **recalls}
+            ways = " | ".join(
+                f"{100 * recalls[f'{way} R@1']:.1f} / {100 * recalls[f'{way} R@5']:.1f}" for way in ("image to text", "text to image")
+            )
+            print(f"{source:13} {name}  penalty {penalty:<7.3g} R@1 / R@5 {ways}  ({len(splits['test'].texts)} test pictures)")
+    if flags.out:
+        flags.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
