@@ -2,8 +2,8 @@
 
 Each source by itself, ridge regression leads from DINOv2's features of a training picture to MiniLM's embedding of its first
 caption, the mean of the token states. Held-out captions are then ranked for each held-out picture by their cosine to what the
-regression gives, and pictures for each caption. Features are [CLS] and the mean of the patches: A of the last layer, B of the
-last four. The penalty is chosen on validation, by the mean of R@1, R@5 and R@10 both ways; the test split is looked at once.
+regression gives, and pictures for each caption. Features are [CLS] and the mean of the patches at 224 pixels: A of the last layer,
+B of the last four. The penalty is chosen on validation, by the mean of R@1, R@5 and R@10 both ways; the test split is looked at once.
 """
 
 from __future__ import annotations
@@ -54,7 +54,12 @@ def features(model: PretrainModel, pixels: Tensor) -> Tensor:
     vision = model.vision
     normalised = (pixels / 255 - vision.pixel_mean) / vision.pixel_std
     layers = vision.backbone.forward_intermediates(
-        normalised, indices=max(LAYERS.values()), return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+        normalised,
+        indices=max(LAYERS.values()),
+        return_prefix_tokens=True,
+        norm=True,
+        output_fmt="NLC",
+        intermediates_only=True,
     )
     return torch.stack([torch.cat([prefix[:, 0], patches.mean(dim=1)], dim=1) for patches, prefix in layers], dim=1)
 
@@ -77,7 +82,9 @@ def encode(model: PretrainModel, processor: TextProcessor, file: Path) -> dict[s
         layers.append(features(model, torch.stack([record.pixels for record in block])))
         texts.append(text_embeddings(model, processor, [record.captions[0] for record in block]))
     whole = Encoded(torch.cat(layers), torch.cat(texts))
-    return {source: Encoded(whole.layers[sources == source], whole.texts[sources == source]) for source in CUTOUT_SOURCES}
+    return {
+        source: Encoded(whole.layers[sources == source], whole.texts[sources == source]) for source in CUTOUT_SOURCES
+    }
 
 
 class Ridge:
@@ -116,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--records", type=Path, default=Path("data/real/records"), metavar="DIR")
     parser.add_argument("--out", type=Path, help="JSON file of all recalls")
     flags = parser.parse_args(argv)
-    config = config_for(CONFIG, [])
+    config = config_for(CONFIG, ["model.vision.depth=null", "model.vision.image_size=224"])
     model = build(config).eval()
     initialise(model, config.init)
     processor = TextProcessor(load_tokenizer(config.model.text.encoder), config.data.text)
@@ -128,9 +135,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             penalty, recalls = baseline(splits, layers)
             found.setdefault(source, {})[name] = {"penalty": penalty, "pictures": len(splits["test"].texts), **recalls}
             ways = " | ".join(
-                f"{100 * recalls[f'{way} R@1']:.1f} / {100 * recalls[f'{way} R@5']:.1f}" for way in ("image to text", "text to image")
+                f"{100 * recalls[f'{way} R@1']:.1f} / {100 * recalls[f'{way} R@5']:.1f}"
+                for way in ("image to text", "text to image")
             )
-            print(f"{source:13} {name}  penalty {penalty:<7.3g} R@1 / R@5 {ways}  ({len(splits['test'].texts)} test pictures)")
+            print(
+                f"{source:13} {name}  penalty {penalty:<7.3g} R@1 / R@5 {ways}  ({len(splits['test'].texts)} test pictures)"
+            )
     if flags.out:
         flags.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0

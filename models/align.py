@@ -30,7 +30,8 @@ class AligningConfig(ModelConfig):
     temperature: float = Field(
         0.07,
         gt=0,
-        description="initial temperature of the contrastive loss; it is learned, and kept within contrastive.least_temperature .. 0.5",
+        description="initial temperature of the contrastive loss; it is learned, and kept within "
+        "`contrastive.least_temperature` .. 0.5",
     )
     contrastive: ContrastiveConfig = ContrastiveConfig()
 

@@ -18,6 +18,7 @@ from models.packing import PackedTexts
 from models.vision import Concepts
 from utils import distributed
 from utils.config import Config
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from models.gradient_cache import CachedLoss
@@ -41,8 +42,18 @@ class ContrastiveConfig(Config):
         0.001,
         gt=0,
         le=GREATEST_TEMPERATURE,
-        description="the learned temperature does not fall below this. With few images it falls as they are learned by heart, and "
-        "images that were not seen are then ranked worse: the initial temperature may be the better limit there",
+        description="the learned temperature does not fall below this. Few images are soon known by heart, it falls, and images "
+        "that were not seen are ranked worse: the initial temperature may be the better limit there",
+    )
+    text: Literal["cls", "mean"] = Field(
+        "cls",
+        description="what represents a text: cls: the state of its first token (published); mean: the mean of its tokens' "
+        "states, as sentence encoders such as MiniLM were trained",
+    )
+    text_projection: Literal["random", "identity"] = Field(
+        "random",
+        description="what the projection of texts starts from. identity: the joint space begins as the text encoder's own, which "
+        "keeps what that knows of words that no training text has; embed_dim must be its width",
     )
     gradient: Literal["exact", "released"] = Field(
         "exact",
@@ -83,6 +94,12 @@ class EmbeddedExamples(NamedTuple):
     examples: Examples
 
 
+def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
+    """The mean (N, D) of the token states (N, L, D) of each text; ``mask`` (N, L) bool, True = token."""
+    total = states.masked_fill(~mask.unsqueeze(2), 0).sum(dim=1)
+    return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+
 class ContrastiveHead(nn.Module):
     """Projections to the joint space, and the temperature."""
 
@@ -95,6 +112,14 @@ class ContrastiveHead(nn.Module):
         self.config = config
         self.vision_proj = nn.Linear(vision_width, embed_dim)
         self.text_proj = nn.Linear(text_width, embed_dim)
+        if config.text_projection == "identity":
+            if text_width != embed_dim:
+                raise UserError(
+                    f"model.contrastive.text_projection is identity, but model.embed_dim is {embed_dim} and the text encoder's "
+                    f"width {text_width}; set embed_dim to {text_width}"
+                )
+            nn.init.eye_(self.text_proj.weight)
+            nn.init.zeros_(self.text_proj.bias)
         self.temperature = nn.Parameter(torch.tensor(temperature))
         self.register_parameter("bias", nn.Parameter(torch.tensor(config.bias)) if config.loss == "sigmoid" else None)
         self.cached: Iterator[CachedLoss] | None = None
@@ -106,7 +131,16 @@ class ContrastiveHead(nn.Module):
 
     def embed_text(self, texts: PackedTexts) -> Tensor:
         """Normalised embeddings (N, E) of texts, at least float32."""
-        return F.normalize(losses.at_least_float32(self.text_proj(texts.cls)), dim=1)
+        if self.config.text == "cls":
+            return self._embed(texts.cls)
+        return self.embed_padded(texts.padded(), texts.packing.mask)
+
+    def embed_padded(self, states: Tensor, mask: Tensor) -> Tensor:
+        """The same of token states (N, L, D), with ``mask`` (N, L) bool, True = token."""
+        return self._embed(states[:, 0] if self.config.text == "cls" else masked_mean(states, mask))
+
+    def _embed(self, states: Tensor) -> Tensor:
+        return F.normalize(losses.at_least_float32(self.text_proj(states)), dim=1)
 
     @property
     def scalars(self) -> tuple[nn.Parameter, ...]:

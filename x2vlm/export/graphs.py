@@ -90,7 +90,7 @@ class TextGraph(nn.Module):
     def __init__(self, network: XVLM):
         super().__init__()
         self.text = network.text
-        self.head = network.contrastive.text_proj if isinstance(network, AligningModel) else None
+        self.head = network.contrastive if isinstance(network, AligningModel) else None
 
     @property
     def outputs(self) -> list[str]:
@@ -100,7 +100,7 @@ class TextGraph(nn.Module):
         states = self._states(ids, mask)
         if self.head is None:
             return (states,)
-        return states, F.normalize(at_least_float32(self.head(states[:, 0])), dim=1)
+        return states, self.head.embed_padded(states, mask)
 
     def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
         if not isinstance(self.text, HubTextEncoder):

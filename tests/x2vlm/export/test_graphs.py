@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.align import AligningConfig
+from models.contrastive import ContrastiveConfig
 from models.fusion import FusionConfig
 from models.packing import PackedTexts, Packing
 from models.reranking import TextBank
@@ -55,7 +56,9 @@ HUB = {
 }
 
 
-def network(vision: str = "beit", text: TextConfig | None = None, **fusion: int) -> RetrievalModel:
+def network(
+    vision: str = "beit", text: TextConfig | None = None, contrastive: ContrastiveConfig | None = None, **fusion: int
+) -> RetrievalModel:
     """A model with random weights, of a scale that differences show."""
     torch.manual_seed(0)
     config = AligningConfig(
@@ -63,6 +66,7 @@ def network(vision: str = "beit", text: TextConfig | None = None, **fusion: int)
         text=text or TextConfig(arch=BERT),
         fusion=FusionConfig(layers=2, **fusion),
         embed_dim=16,
+        contrastive=contrastive or ContrastiveConfig(),
     )
     built = RetrievalModel(config, WORDS).eval()
     with torch.no_grad():
@@ -106,10 +110,12 @@ def text_config(kind: str, folder) -> TextConfig:
     return TextConfig(arch=BERT.model_copy(update={"family": "roberta" if kind == "xlm-roberta" else "bert"}))
 
 
-@pytest.mark.parametrize("kind", ["bert", "xlm-roberta", *HUB])
+@pytest.mark.parametrize(
+    ("kind", "represented"), [*((kind, "cls") for kind in ("bert", "xlm-roberta", *HUB)), ("bert", "mean")]
+)
 @torch.no_grad()
-def test_texts_of_every_family_at_any_length(kind, tmp_path):
-    model = network(text=text_config(kind, tmp_path))
+def test_texts_of_every_family_at_any_length(kind, represented, tmp_path):
+    model = network(text=text_config(kind, tmp_path), contrastive=ContrastiveConfig(text=represented))
     graphs.write_text_graph(model, tmp_path / "text.onnx", "x")
     graph, runtime = Graph(tmp_path / "text.onnx"), TorchRuntime(model, "fp32")
     for count, length in ((1, 1), (1, 8), (2, 2), (3, 5), (4, 13), (2, 40)):

@@ -1,0 +1,53 @@
+"""Gain from pre-training the small real model: ``python -m benchmarks.real_gain``, after ``make real``.
+
+Retrieval, grounding and captioning are fine-tuned at equal steps from the pre-trained model, from its encoders alone, and from
+random weights. From random weights everything trains, at the rate that random parameters have in the other runs. ``run.py sweep``
+makes the runs and the tables; docs/real_model.md has the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools import sweep
+from utils.config import peek
+
+CONFIGS = {task: Path(f"configs/real/{task}.yaml") for task in ("retrieval", "grounding", "captioning")}
+PRETRAINING = Path("configs/real/pretrain.yaml")
+
+
+def starts(config: Path) -> dict[str, list[str]]:
+    """The overrides of each start."""
+    encoders = [f"init.{part}={weights}" for part, weights in peek(PRETRAINING, [], "init").items()]
+    optim = peek(config, [], "optim")
+    rate = optim["lr"] * optim["lr_mult"]
+    return {
+        "pre-trained": [],
+        "encoders alone": ["init.checkpoint=null", *encoders],
+        "from scratch": ["init.checkpoint=null", "optim.freeze=null", f"optim.lr={rate}"],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the runs that are missing, and print the tables; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=CONFIGS, default=list(CONFIGS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--cpu", default="2", help="processes of a run")
+    parser.add_argument("--output", type=Path, default=Path("runs/real/gain"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of all runs")
+    flags = parser.parse_args(argv)
+    status = 0
+    for task in flags.tasks:
+        variants: list[str] = []
+        for name, overrides in starts(CONFIGS[task]).items():
+            variants += ["--variant", " ".join([f"{name}:", *overrides])]
+        placed = ["--seeds", flags.seeds, "--cpu", flags.cpu, "--output", str(flags.output / task)]
+        status |= sweep.main(["--config", str(CONFIGS[task]), *variants, *placed, *flags.overrides])
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,56 @@
+"""The head of the contrastive loss: what represents a text, what its projection starts from, and the range of the temperature."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models.contrastive import ContrastiveConfig, ContrastiveHead
+from models.packing import PackedTexts, Packing
+from utils.errors import UserError
+
+WIDTH = 6
+
+
+def head(embed_dim: int = WIDTH, **options) -> ContrastiveHead:
+    torch.manual_seed(0)
+    return ContrastiveHead(8, WIDTH, embed_dim, 0.07, ContrastiveConfig(**options))
+
+
+@pytest.mark.parametrize("tokens", [None, 9], ids=["packed", "with spare tokens"])
+def test_a_text_is_its_first_state_or_the_mean_of_its_states(tokens):
+    packing = Packing.of(torch.tensor([3, 1, 2]), 4, tokens)
+    states = torch.randn(packing.tokens, WIDTH)
+    texts = PackedTexts(states, packing)
+    means = torch.stack([states[:3].mean(dim=0), states[3], states[4:6].mean(dim=0)])
+    for text, expected in (("cls", states[[0, 3, 4]]), ("mean", means)):
+        one = head(text=text)
+        torch.testing.assert_close(one.embed_text(texts), F.normalize(one.text_proj(expected), dim=1))
+        torch.testing.assert_close(one.embed_padded(texts.padded(), packing.mask), one.embed_text(texts))
+
+
+def test_what_stands_behind_a_text_is_never_in_its_mean():
+    states, mask = torch.randn(1, 3, WIDTH), torch.tensor([[True, True, False]])
+    states[0, 2] = torch.nan
+    assert head(text="mean").embed_padded(states, mask).isfinite().all()
+
+
+def test_the_joint_space_can_begin_as_that_of_the_text_encoder():
+    texts = PackedTexts(torch.randn(5, WIDTH), Packing.of(torch.tensor([2, 3]), 3))
+    one = head(text="mean", text_projection="identity")
+    expected = torch.stack([texts.states[:2].mean(dim=0), texts.states[2:].mean(dim=0)])
+    torch.testing.assert_close(one.embed_text(texts), F.normalize(expected, dim=1))
+
+
+def test_an_identity_to_another_width_is_refused():
+    with pytest.raises(UserError, match="embed_dim is 4 and the text encoder's width 6; set embed_dim to 6"):
+        head(embed_dim=4, text_projection="identity")
+
+
+def test_the_temperature_stays_in_its_range():
+    one = head(least_temperature=0.05)
+    for value, kept in ((0.01, 0.05), (0.3, 0.3), (2.0, 0.5)):
+        one.temperature.data.fill_(value)
+        one.clamp_temperature()
+        assert one.temperature.item() == pytest.approx(kept)
