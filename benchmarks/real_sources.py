@@ -1,0 +1,84 @@
+"""What runs of the small real model give on pictures of held-out concepts: ``python -m benchmarks.real_sources RUN [RUN …]``.
+
+Each source by itself, names are ranked for its pictures and pictures for its names, by cosine and re-ranked; then names of cut-outs
+are located in composites, and names of divisions in maps. Several runs, such as those of three seeds, give means with standard
+deviations. Measurements that a run already has are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+CONFIG = "configs/real/pretrain.yaml"
+RECORDS = Path("data/real/records")
+SOURCES = ("stamps", "emoji_google", "emoji_fluent", "clipart")
+WAYS = tuple(f"{way} R@1 ({stage})" for stage in ("cosine", "reranked") for way in ("image to text", "text to image"))
+BOXES = {"composites": "object box, IoU >= 0.5", "maps": "region box, IoU >= 0.5"}
+
+Metrics = dict[str, dict[str, float]]
+"""Each metric with its ``value`` and ``chance``, as ``evaluation.json`` has them."""
+
+
+def measure(run: Path, split: str, name: str, overrides: Sequence[str]) -> Metrics:
+    """Evaluate the last weights of a run on some files; the folder ``RUN/SPLIT_NAME`` keeps what was measured."""
+    folder = run / f"{split}_{name}"
+    report = folder / "evaluation.json"
+    if not report.is_file():
+        command = [sys.executable, "run.py", "--config", CONFIG, "--evaluate", "--output", str(folder)]
+        start = [f"init.checkpoint={run}", "init.vision=null", "init.text=null"]
+        subprocess.run([*command, *start, *overrides], check=True, stdout=subprocess.DEVNULL)
+    (metrics,) = json.loads(report.read_text(encoding="utf-8")).values()
+    return dict(metrics)
+
+
+def measure_all(run: Path, split: str) -> dict[str, Metrics]:
+    """The metrics of each source, and of boxes."""
+    found = {
+        source: measure(
+            run, split, source, [f"evaluation.files=[{RECORDS}/{split}_{source}.jsonl]", "evaluation.region_files=[]"]
+        )
+        for source in SOURCES
+    }
+    for kind in BOXES:
+        files = f"evaluation.region_files=[{RECORDS}/regions_{split}_{kind}.jsonl]"
+        found[kind] = measure(run, split, kind, ["evaluation.files=[]", files])
+    return found
+
+
+def shown(runs: Sequence[dict[str, Metrics]], name: str, metric: str) -> str:
+    """The mean over runs in percent, with the standard deviation where there are several."""
+    values = [100 * found[name][metric]["value"] for found in runs]
+    mean = statistics.fmean(values)
+    return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
+
+
+def table(runs: Sequence[dict[str, Metrics]]) -> str:
+    """A Markdown table of retrieval, and one of boxes."""
+    lines = ["| R@1, % | " + " | ".join(way.replace(" R@1", "") for way in WAYS) + " | chance |", "|---" * 6 + "|"]
+    for source in SOURCES:
+        chance = 100 * runs[0][source][WAYS[0]]["chance"]
+        lines.append(f"| {source} | " + " | ".join(shown(runs, source, way) for way in WAYS) + f" | {chance:.1f} |")
+    lines += ["", "| boxes with IoU >= 0.5, % | measured | chance |", "|---|---|---|"]
+    for kind, metric in BOXES.items():
+        lines.append(f"| {kind} | {shown(runs, kind, metric)} | {100 * runs[0][kind][metric]['chance']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what is missing, and print the tables; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run of configs/real/pretrain.yaml")
+    parser.add_argument("--split", choices=("val", "test"), default="test")
+    flags = parser.parse_args(argv)
+    sys.stdout.write(table([measure_all(run, flags.split) for run in flags.runs]))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,88 @@
+"""The benchmarks of the small real model: the ridge baselines, the tables of held-out sources, and the starts of fine-tuning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import real_gain, real_ridge, real_sources
+from benchmarks.real_ridge import Encoded, Ridge, baseline
+from tasks.kinds import choose
+from utils.config import load_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_ridge_solves_the_normal_equations():
+    torch.manual_seed(0)
+    x, y, penalty = torch.randn(20, 5).double(), torch.randn(20, 3).double(), 0.1
+    z = (x - x.mean(dim=0)) / (x.std(dim=0) + 1e-6)
+    expected = torch.linalg.solve(z.T @ z + penalty * 5 * torch.eye(5), z.T @ (y - y.mean(dim=0)))
+    torch.testing.assert_close(Ridge(x, y, penalty).weight, expected)
+
+
+def test_the_penalty_is_the_best_on_validation_and_test_is_measured_with_it():
+    torch.manual_seed(0)
+    lead = torch.randn(8, 6)
+    splits = {}
+    for split, count in (("train", 40), ("val", 30), ("test", 20)):
+        layers = torch.randn(count, 4, 2)
+        splits[split] = Encoded(layers, layers.flatten(1) @ lead + torch.randn(count, 6))
+    penalty, recalls = baseline(splits, 4)
+    x = {split: encoded.layers.flatten(1).double() for split, encoded in splits.items()}
+    y = {split: encoded.texts.double() for split, encoded in splits.items()}
+    fits = {each: Ridge(x["train"], y["train"], each) for each in real_ridge.PENALTIES}
+    on_validation = {each: fit.recalls(x["val"], y["val"])["mean recall"] for each, fit in fits.items()}
+    assert on_validation[penalty] == max(on_validation.values()) > min(on_validation.values())
+    assert recalls == fits[penalty].recalls(x["test"], y["test"])
+    assert baseline(splits, 1)[1]["mean recall"] < recalls["mean recall"]
+
+
+def evaluation(value: float) -> dict:
+    metrics = {way: {"value": value, "chance": 0.01} for way in real_sources.WAYS}
+    return metrics | {metric: {"value": value, "chance": 0.02} for metric in real_sources.BOXES.values()}
+
+
+def test_runs_are_measured_once_and_shown_with_their_spread(tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def measured(command, **_):
+        commands.append(command)
+        folder = Path(command[command.index("--output") + 1])
+        folder.mkdir(parents=True)
+        value = 0.2 if folder.parent.name == "one" else 0.4
+        (folder / "evaluation.json").write_text(json.dumps({"held-out": evaluation(value)}))
+
+    monkeypatch.setattr(real_sources.subprocess, "run", measured)
+    runs = [str(tmp_path / name) for name in ("one", "other")]
+    assert real_sources.main([*runs, "--split", "val"]) == 0
+    printed = capsys.readouterr().out
+    assert "| stamps | 30.0 ± 14.1 | 30.0 ± 14.1 | 30.0 ± 14.1 | 30.0 ± 14.1 | 1.0 |" in printed
+    assert "| maps | 30.0 ± 14.1 | 2.0 |" in printed
+    files = [word for command in commands for word in command if word.startswith("evaluation.")]
+    assert "evaluation.files=[data/real/records/val_clipart.jsonl]" in files
+    assert not any("test" in word for word in files)
+    count = len(commands)
+    assert real_sources.main([*runs, "--split", "val"]) == 0
+    assert len(commands) == count == 2 * 6
+
+
+@pytest.mark.parametrize("task", real_gain.CONFIGS)
+def test_every_start_is_a_run_of_as_many_steps(task, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    configs = {
+        name: load_config(
+            real_gain.CONFIGS[task], overrides, choose(real_gain.CONFIGS[task], overrides, None).load().config
+        )
+        for name, overrides in real_gain.starts(real_gain.CONFIGS[task]).items()
+    }
+    assert len({config.train.steps for config in configs.values()}) == 1
+    started = {
+        name: (config.init.checkpoint is not None, config.init.vision is not None) for name, config in configs.items()
+    }
+    assert started == {"pre-trained": (True, False), "encoders alone": (False, True), "from scratch": (False, False)}
+    assert configs["from scratch"].optim.freeze is None
+    assert configs["from scratch"].optim.lr == configs["pre-trained"].optim.lr * configs["pre-trained"].optim.lr_mult
