@@ -1,8 +1,8 @@
 """What runs of the small real model give on pictures of held-out concepts: ``python -m benchmarks.real_sources RUN [RUN …]``.
 
-Each source by itself, names are ranked for its pictures and pictures for its names, by cosine and re-ranked; then names of cut-outs
-are located in composites, and names of divisions in maps. Several runs, such as those of three seeds, give means with standard
-deviations. Measurements that a run already has are kept.
+Each source by itself, names are ranked for its pictures and pictures for its names, by cosine and re-ranked; then names of
+cut-outs are located in composites, and names of divisions in maps. Several runs, such as those of three seeds, give means with
+standard deviations. Measurements that a run already has are kept.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def table(runs: Sequence[dict[str, Metrics]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing, and print the tables; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run of configs/real/pretrain.yaml")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folder of a run of configs/real/pretrain.yaml"
+    )
     parser.add_argument("--split", choices=("val", "test"), default="test")
     flags = parser.parse_args(argv)
     sys.stdout.write(table([measure_all(run, flags.split) for run in flags.runs]))

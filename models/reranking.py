@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,13 @@ from models.fusion import FusionEncoder, FusionPass
 from models.losses import at_least_float32
 from models.packing import PackedTexts
 from models.vision import Concepts
+
+RerankingScore = Literal["matching", "sum"]
+RERANKING_SCORE = (
+    "score of a re-ranked pair. matching: its matching logit (published); sum: that of 'matched' less that of 'not', with the "
+    "cosine over the temperature added, in whose proportion hard negatives are drawn: the matching loss learns what it leaves out"
+)
+"""Description of the key in configs."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,20 @@ class TextBank:
         """Texts ``texts`` (M,) of the bank, int64 on the CPU; attention pads them to the longest of them."""
         lengths, numbers = self.lengths[texts], self.numbers[texts].to(self.texts.states.device)
         return self.texts.select(numbers, int(lengths.sum()), int(lengths.max()))
+
+
+class Margin(nn.Module):
+    """The matching head as one logit, that of "matched" less that of "not": its sigmoid is the probability."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, cls: Tensor) -> Tensor:
+        """(N, D) -> (N, 2), of which :func:`score_pairs` reads the second column."""
+        logits = at_least_float32(self.head(cls))
+        margin = logits[:, 1] - logits[:, 0]
+        return torch.stack([-margin, margin], dim=1)
 
 
 def score_pairs(

@@ -28,6 +28,7 @@ from metrics.retrieval import NO_MATCH
 from models.multigrained import MaskedWords
 from models.packing import PackedTexts
 from models.pretrain import PretrainModel
+from models.reranking import RERANKING_SCORE, RerankingScore
 from models.vision import Concepts
 from tasks.drawing import (
     BOX_LEGEND,
@@ -65,6 +66,7 @@ class EvaluationConfig(Config):
     candidates: int = Field(
         16, ge=1, description="number of candidates that the fusion encoder re-ranks for each image and each text"
     )
+    score: RerankingScore = Field("matching", description=RERANKING_SCORE)
     batch_size: int = Field(50, ge=1, description="images of a forward pass")
     limit: int | None = Field(None, ge=1, description="most records that are read; null: all")
     panels: int = Field(12, ge=0, le=200, description=PANELS)
@@ -167,7 +169,11 @@ class PretrainEvaluator:
                 yield [record.pixels for record in block]
 
         search = TwoStageRetrieval(
-            self.model, self.processor, candidates=self.config.candidates, batch_size=self.config.batch_size
+            self.model,
+            self.processor,
+            candidates=self.config.candidates,
+            batch_size=self.config.batch_size,
+            score=self.config.score,
         )
         rankings = search.rank(len(captioned), read, [record.captions[0] for record in captioned])
         chance, numbers = 1 / len(captioned), np.arange(len(captioned))

@@ -18,6 +18,7 @@ from dataset.tasks.finetune import cleaned, in_batches
 from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
 from metrics.retrieval import chance_recalls, recall_scores, retrieval_recalls
 from models.align import AligningConfig
+from models.reranking import RERANKING_SCORE, RerankingScore
 from models.retrieval import RetrievalModel
 from tasks.base import video_frames
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel, spread
@@ -43,6 +44,7 @@ class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
     candidates: int = Field(
         ge=1, description="number k of candidates that the fusion encoder re-ranks for each image and each text"
     )
+    score: RerankingScore = Field("matching", description=RERANKING_SCORE)
 
 
 class RetrievalConfig(MediaConfig):
@@ -84,7 +86,13 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         """Recalls after re-ranking and by cosine alone, each beside that of a random order."""
         config = self.config.evaluation
         medium = "image" if video_frames(self.config) is None else "video"
-        search = TwoStageRetrieval(self.model, self.text, candidates=config.candidates, batch_size=config.batch_size)
+        search = TwoStageRetrieval(
+            self.model,
+            self.text,
+            candidates=config.candidates,
+            batch_size=config.batch_size,
+            score=config.score,
+        )
         read = partial(_view_of, self.held_out.view, items.images)
         captions = [
             cleaned(caption, self.text.max_words, items.images[image].place)
@@ -93,7 +101,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         rankings = search.rank(len(items.images), partial(self._read, read, items.images), captions)
         metrics = [count(f"{medium}s", len(items.images)), count("captions", len(captions))]
         chance = chance_recalls(items.captions_per_image, len(captions), medium)
-        rule = f"the {config.candidates} best by cosine re-ranked"
+        rule = f"the {config.candidates} best by cosine re-ranked" + (", by the sum" if config.score == "sum" else "")
         for suffix, stage, rule_of in (("", rankings.reranked, rule), (" (cosine)", rankings.cosine, None)):
             ranks = stage.ranks(items.image_of_caption)
             scores = recall_scores(*ranks, items.image_of_caption, medium)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from metrics.retrieval import RECALL_AT, ranks_of_first_match
 from models.align import AligningModel
-from models.reranking import TextBank, score_pairs
+from models.reranking import Margin, RerankingScore, TextBank, score_pairs
 from models.vision import Concepts
 from tasks.inference import device_of, progress
 from utils import distributed
@@ -65,7 +65,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rankings:
-    """Candidates by cosine, and re-ranked by matching logits."""
+    """Candidates by cosine, and re-ranked by the fusion."""
 
     cosine: Stage
     reranked: Stage
@@ -79,10 +79,20 @@ class TwoStageRetrieval:
         text: makes token ids of the texts.
         candidates: how many of each query are re-ranked.
         batch_size: images in one forward pass, and in memory while they are re-ranked.
+        score: of a re-ranked pair.
     """
 
-    def __init__(self, model: AligningModel, text: TextEncoding, *, candidates: int, batch_size: int):
+    def __init__(
+        self,
+        model: AligningModel,
+        text: TextEncoding,
+        *,
+        candidates: int,
+        batch_size: int,
+        score: RerankingScore = "matching",
+    ):
         self.model, self.text, self.candidates, self.batch_size = model, text, candidates, batch_size
+        self.score = score
         self.device = device_of(model)
 
     def rank(self, image_count: int, read: Callable[[range], Iterator[list[Tensor]]], texts: Sequence[str]) -> Rankings:
@@ -139,7 +149,8 @@ class TwoStageRetrieval:
         return Candidates(np.concatenate(ids), np.concatenate(scores))
 
     def _rerank(self, patches: TensorSpool, bank: TextBank, stage: Stage) -> Stage:
-        """The candidates of ``stage`` with matching logits as scores; a pair that both directions ask for is scored once."""
+        """The candidates of ``stage``, scored by the fusion; a pair that both directions ask for is scored once."""
+        head = self.model.matching_head if self.score == "matching" else Margin(self.model.matching_head)
         texts, images = stage.texts.ids, stage.images.ids
         text_count = len(images)
         # A pair is one number, image * text_count + text, so that sorting puts the pairs of an image side by side.
@@ -155,7 +166,7 @@ class TwoStageRetrieval:
             tokens = patches.read(start, start + self.batch_size).to(self.device)
             candidates = [torch.from_numpy(ids) for ids in texts_of_image[start : start + self.batch_size]]
             concepts = Concepts(tokens[:, 1:], tokens[:, 0])
-            logits = score_pairs(self.model.fusion, self.model.matching_head, concepts, candidates, bank)
+            logits = score_pairs(self.model.fusion, head, concepts, candidates, bank)
             scores += [of_image.cpu().numpy() for of_image in logits]
         # Ranks have ascending shares, so that all scores together are in the order of `pairs`.
         score_of_pair = np.concatenate(distributed.gather_objects(np.concatenate(scores)))
@@ -169,6 +180,9 @@ class TwoStageRetrieval:
         # Each direction looks its candidates up by their number.
         by_image = score_of_pair[np.searchsorted(pairs, _pairs(texts, text_count))].reshape(texts.shape)
         by_text = score_of_pair[np.searchsorted(pairs, _pairs(images, text_count, flipped=True))].reshape(images.shape)
+        if self.score == "sum":
+            temperature = self.model.contrastive.temperature.item()
+            by_image, by_text = by_image + stage.texts.scores / temperature, by_text + stage.images.scores / temperature
         return Stage(Candidates(texts, by_image), Candidates(images, by_text))
 
 

@@ -167,7 +167,7 @@ def test_the_page_of_data_names_every_format_and_every_command_that_prepares():
 
 def test_the_tree_of_data_has_every_folder_that_a_config_of_the_paper_reads():
     """Folders of the demo and of one's own records have pages of their own."""
-    own = ("scenes", "scenes_quick", "clips", "stamps", "stamps_six", "emoji", "own")
+    own = ("scenes", "scenes_quick", "clips", "stamps", "stamps_six", "emoji", "own", "real")
     tree = (ROOT / "docs/data.md").read_text(encoding="utf-8").split("\n## One tree\n", 1)[1].split("```")[1]
     read = {
         folder

@@ -12,15 +12,14 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.precision import PrecisionName
 from models.align import AligningModel
 from models.grounding import GroundingModel
-from models.losses import at_least_float32
 from models.multigrained import MultiGrainedModel
 from models.packing import PackedTexts
-from models.reranking import TextBank, score_pairs
+from models.reranking import Margin, TextBank, score_pairs
 from models.vision import Concepts
 from models.xvlm import XVLM
 from tasks.inference import device_of, evaluating
@@ -138,17 +137,3 @@ class TorchRuntime:
     def _aligning(self) -> AligningModel:
         assert isinstance(self.network, AligningModel)
         return self.network
-
-
-class Margin(nn.Module):
-    """The matching head as one logit, that of "matched" less that of "not": its sigmoid is the probability."""
-
-    def __init__(self, head: nn.Module):
-        super().__init__()
-        self.head = head
-
-    def forward(self, cls: Tensor) -> Tensor:
-        """(N, D) -> (N, 2), of which :func:`~models.reranking.score_pairs` reads the second column."""
-        logits = at_least_float32(self.head(cls))
-        margin = logits[:, 1] - logits[:, 0]
-        return torch.stack([-margin, margin], dim=1)

@@ -38,7 +38,7 @@ def runs_of_the_paper(root: Path = ROOT) -> dict[str, Path]:
     return {
         f"{path.parent.name}/{path.stem}": path
         for path in paths
-        if path.parent.name not in ("presets", "demo", "own") and not path.stem.endswith("_tiny")
+        if path.parent.name not in ("presets", "demo", "own", "real") and not path.stem.endswith("_tiny")
     }
 
 

@@ -22,7 +22,7 @@ PUBLISHED_SIZE = {"pretrain": 224, "vqa": 768}
 
 def task_of(path: Path) -> str:
     """The folder names the task; in the demo's folder, the start of the file's name does."""
-    return path.stem.split("_")[0] if path.parent.name in ("demo", "own") else path.parent.name
+    return path.stem.split("_")[0] if path.parent.name in ("demo", "own", "real") else path.parent.name
 
 
 @cache
@@ -166,5 +166,5 @@ def test_xlm_r_stands_beside_the_fusion_of_the_english_model(size):
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_configs_of_the_paper_read_pixels_as_released(path):
     """The released readers apply no EXIF orientation and drop alpha; what is ours shows images as people see them."""
-    is_ours = path.parent.name in ("demo", "own") or path.stem.endswith("_tiny")
+    is_ours = path.parent.name in ("demo", "own", "real") or path.stem.endswith("_tiny")
     assert load(path).data.pixels == ("shown" if is_ours else "stored")

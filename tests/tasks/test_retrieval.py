@@ -27,7 +27,7 @@ def retrieval(overrides) -> RetrievalTask:
     task = RetrievalTask.build(
         load_config(ROOT / "configs/demo/retrieval.yaml", overrides("retrieval"), RetrievalConfig)
     )
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in task.model.parameters():
             if parameter.dim() > 1:
@@ -41,29 +41,40 @@ def items(retrieval) -> CaptionedImages:
     return retrieval.held_out.test["test"]
 
 
-def evaluated(task: RetrievalTask, items: CaptionedImages, candidates: int, batch_size: int) -> Evaluation:
-    sizes = task.config.evaluation.model_copy(update={"candidates": candidates, "batch_size": batch_size})
+def evaluated(
+    task: RetrievalTask, items: CaptionedImages, candidates: int, batch_size: int, score: str = "matching"
+) -> Evaluation:
+    sizes = task.config.evaluation.model_copy(
+        update={"candidates": candidates, "batch_size": batch_size, "score": score}
+    )
     other = copy(task)
     other.config = task.config.model_copy(update={"evaluation": sizes})
     return other.evaluate(items)
 
 
 @pytest.fixture(scope="module")
-def every_pair(retrieval, items) -> tuple[np.ndarray, np.ndarray]:
+def every_pair(every_score) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and matching logits (I, T), each image and each caption by itself."""
+    cosines, logits = every_score
+    return cosines, logits[..., 1]
+
+
+@pytest.fixture(scope="module")
+def every_score(retrieval, items) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines (I, T) and both logits (I, T, 2)."""
     model = retrieval.model
     processor = PlainTextProcessor(retrieval.tokenizer, retrieval.config.data.text)
     view = EvaluationView(SIZE, 10**6)
     shape = len(items.images), len(items.captions)
-    cosines, logits = np.zeros(shape), np.zeros(shape)
+    cosines, logits = np.zeros(shape), np.zeros((*shape, 2))
     with evaluating(model, "fp32"):
         for i, t in np.ndindex(shape):
             concepts = model.vision(view(items.images[i])[None])
             text = model.text([processor.encode_plain([clean_caption(items.captions[t], 40)])])[0]
             cosines[i, t] = model.contrastive.embed_image(concepts)[0] @ model.contrastive.embed_text(text)[0]
             (cls,) = model.fusion.fuse([FusionPass.cls(text, model.fusion.concept_memory(concepts))])
-            logits[i, t] = model.matching_head(cls)[0, 1]
-    for scores in (cosines, logits):
+            logits[i, t] = model.matching_head(cls)[0]
+    for scores in (cosines, logits[..., 1]):
         assert np.diff(np.sort(scores.ravel())).min() > 1e-6, "ties would make this test random"
     return cosines, logits
 
@@ -98,6 +109,18 @@ def test_recalls_are_those_of_every_pair_scored_by_itself(retrieval, items, ever
     # By cosine alone, candidates are all that there are up to the tenth, however few are re-ranked.
     for name, value in recalls_of(cosines, cosines, items.image_of_caption, 100).items():
         assert found[f"{name} (cosine)"].value == pytest.approx(value), name
+
+
+@pytest.mark.parametrize("candidates", [3, 6, 100])
+def test_the_sum_adds_the_cosine_over_the_temperature_to_the_matching_margin(retrieval, items, every_score, candidates):
+    cosines, logits = every_score
+    summed = logits[..., 1] - logits[..., 0] + cosines / retrieval.model.contrastive.temperature.item()
+    with evaluating(retrieval.model, "fp32"):
+        found = evaluated(retrieval, items, candidates, 3, "sum")
+    expected = recalls_of(cosines, summed, items.image_of_caption, candidates)
+    assert expected != recalls_of(cosines, logits[..., 1], items.image_of_caption, candidates)
+    for name, value in expected.items():
+        assert found[name].value == pytest.approx(value), name
 
 
 def test_in_half_precision_the_first_stage_still_compares_cosines_in_full(retrieval, items):
