@@ -111,13 +111,14 @@ class Reporter:
         device: torch.device,
         tally: Tally,
         learning_rates: Callable[[int], dict[str, float]],
+        frozen_at: Callable[[int], tuple[str, ...]],
         folder: Path,
         metrics: MetricsLog | None,
         progress: Any,
         weights: Callable[[], Iterable[tuple[str, Tensor]]] | None = None,
     ):
         self.config, self.steps, self.tally, self.learning_rates = config, steps, tally, learning_rates
-        self.folder, self.metrics, self.progress = folder, metrics, progress
+        self.frozen_at, self.folder, self.metrics, self.progress = frozen_at, folder, metrics, progress
         peak = config.peak_tflops or peak_of(device, config.precision)
         self.throughput = Throughput(distributed.world_size(), peak, COMPILE_STEPS if config.compile else 1)
         self.watch = Watch(tally.elapsed_s)
@@ -150,7 +151,7 @@ class Reporter:
         rates = {f"lr/{name}": rate for name, rate in self.learning_rates(pending.step - 1).items()}
         speed = self.throughput.rates()
         elapsed_s = self.tally.elapsed_s
-        ranks = self.watch.line(pending.step, times, speed, rates, elapsed_s)
+        ranks = self.watch.line(pending.step, times, speed, self.frozen_at(pending.step - 1), elapsed_s)
         if self.metrics:
             self.metrics.write({"step": pending.step, **values, **rates, **speed, **ranks, "elapsed_s": elapsed_s})
         self.progress.set_postfix_str(_short(values, speed))

@@ -217,6 +217,7 @@ class Trainer:
             device=self.device,
             tally=self.tally,
             learning_rates=lambda step: self.trained.learning_rates(step, self.schedule(step)),
+            frozen_at=self.trained.freeze.frozen_at,
             weights=self.model.named_parameters,
             folder=self.folder.path,
             metrics=metrics,

@@ -55,8 +55,8 @@ class Watch:
         """Losses that belong to earlier lines."""
         self._elapsed_s = elapsed_s
 
-    def _begin_anew(self, groups: Collection[str]) -> None:
-        self._groups = frozenset(groups)
+    def _begin_anew(self, frozen: Collection[str]) -> None:
+        self._frozen = frozenset(frozen)
         self._loss, self._speed = _Past(_jumps, 1), _Past(_is_low, PATIENCE)
 
     def add(self, loss: float) -> None:
@@ -68,7 +68,7 @@ class Watch:
         step: int,
         times: dict[str, float],
         rates: dict[str, float],
-        groups: Collection[str],
+        frozen: Collection[str],
         elapsed_s: float,
     ) -> dict[str, float]:
         """Judge what was logged since the last line; returns the line's numbers of the ranks, none of a single rank.
@@ -77,11 +77,11 @@ class Watch:
             step: of the line.
             times: of the ranks, by the names of :meth:`~engine.rank_times.RankTimes.news`.
             rates: of the steps since the last line, by the names of :meth:`~engine.throughput.Throughput.rates`.
-            groups: names of the learning rates: others than before where an encoder has thawed.
+            frozen: parts of the model that were frozen: fewer than before where an encoder has thawed.
             elapsed_s: time of all steps.
         """
-        if frozenset(groups) != self._groups:
-            self._begin_anew(groups)
+        if frozenset(frozen) != self._frozen:
+            self._begin_anew(frozen)
         if "samples_per_s" in rates:
             self._speeds.append(rates["samples_per_s"])
         count = len(self._losses)
