@@ -40,6 +40,7 @@ class Runtime(Protocol):
         parameters: their number.
         weights: a hash of them; embeddings of runtimes with equal hashes can be compared.
         state_shape: (K, D), the states of an image.
+        temperature: of the contrastive loss, by which cosines are divided; None: there is none.
     """
 
     @property
@@ -53,6 +54,9 @@ class Runtime(Protocol):
 
     @property
     def state_shape(self) -> tuple[int, int]: ...
+
+    @property
+    def temperature(self) -> float | None: ...
 
     def running(self) -> AbstractContextManager[None]:
         """The context in which all functions below are called."""
@@ -132,6 +136,11 @@ class TorchRuntime:
         """See :class:`Runtime`."""
         assert isinstance(self.network, MultiGrainedModel | GroundingModel)
         return relative_boxes(self.network, texts, Concepts(images[:, 1:], images[:, 0]), image_index)
+
+    @property
+    def temperature(self) -> float | None:
+        """See :class:`Runtime`."""
+        return self.network.contrastive.temperature.item() if isinstance(self.network, AligningModel) else None
 
     @cached_property
     def _aligning(self) -> AligningModel:

@@ -22,6 +22,7 @@ from models.generation import DecodingConfig
 from models.grounding import GroundingModel
 from models.multigrained import MultiGrainedModel, PretrainModelConfig
 from models.nlvr import NLVRModel, NLVRModelConfig
+from models.reranking import RerankingScore
 from models.retrieval import RetrievalModel
 from models.video_qa import VideoQAModel, VideoQAModelConfig
 from models.vqa import VQAModel, VQAModelConfig
@@ -65,9 +66,10 @@ class DataSettings(Config):
 
 
 class EvaluationSettings(Config):
-    """How captions are generated, and answers ranked."""
+    """How captions are generated, and answers and images ranked."""
 
     decoding: DecodingConfig = DecodingConfig()
+    score: RerankingScore = "matching"
     candidates: int = 128
     ranking: Ranking = "likelihood"
 

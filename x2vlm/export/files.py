@@ -36,6 +36,7 @@ class About:
         parameters: their number.
         state_shape: (K, D), the states of an image: the mean patch and the patches.
         patch_size: pixels.
+        temperature: of the contrastive loss; None: the model has none, or was exported before it was written.
         made_with: releases of the packages that wrote the graphs.
         differences: of the results, between torch and onnxruntime, by their names.
         files: bytes and SHA-256 of each file.
@@ -45,6 +46,7 @@ class About:
     parameters: int
     state_shape: tuple[int, int]
     patch_size: int
+    temperature: float | None = None
     made_with: Mapping[str, str] = field(default_factory=dict)
     differences: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)

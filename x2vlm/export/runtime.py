@@ -101,6 +101,11 @@ class OnnxRuntime:
     def state_shape(self) -> tuple[int, int]:
         return self.about.state_shape
 
+    @property
+    def temperature(self) -> float | None:
+        """See :class:`~x2vlm.runtime.Runtime`."""
+        return self.about.temperature
+
     def running(self) -> AbstractContextManager[None]:
         """Nothing is to be set."""
         return nullcontext()

@@ -53,7 +53,9 @@ def describe(runtime: TorchRuntime) -> About:
     """Description of an export of a network, without its files."""
     releases = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
     patch_size, made_with = runtime.network.vision.patch_size, {"x2vlm": VERSION, **releases}
-    return About(runtime.weights, runtime.parameters, runtime.state_shape, patch_size, made_with)
+    return About(
+        runtime.weights, runtime.parameters, runtime.state_shape, patch_size, runtime.temperature, made_with=made_with
+    )
 
 
 def _check(model: Model, out: Path) -> None:

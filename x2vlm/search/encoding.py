@@ -15,6 +15,9 @@ from x2vlm.inputs import Image
 from x2vlm.model import Model
 from x2vlm.runtime import Located
 
+TINY = 1e-7
+"""Probabilities are taken to be no nearer to 0 and 1."""
+
 
 class Encoder:
     """A model of images with a contrastive and a matching head.
@@ -77,3 +80,12 @@ class Encoder:
             return [torch.cat(self.runtime.match(stacked, first, bank)).cpu().numpy()]
 
         return self.model.run([text], score)[0]
+
+    def order(self, probabilities: Sequence[float], cosines: Sequence[float]) -> list[float]:
+        """What images are ranked by: the probabilities, or where the run's config has ``evaluation.score: sum``, their log-odds
+        with the cosines over the temperature added."""
+        temperature = self.runtime.temperature
+        if self.model.settings.evaluation.score == "matching" or temperature is None:
+            return list(probabilities)
+        certain = np.clip(np.asarray(probabilities, np.float64), TINY, 1 - TINY)
+        return (np.log(certain / (1 - certain)) + np.asarray(cosines) / temperature).tolist()

@@ -121,8 +121,8 @@ class ImageIndex:
         return image_of(self._lines[line], self._list)
 
     def search(self, text: str, *, top: int = 10, rerank: int = 64, locate: bool | str = False) -> list[Hit]:
-        """The images that a text is most likely about, the best first: by the matching head's probability; those that were not
-        re-ranked stand behind, by their cosines.
+        """The images that a text is most likely about, the best first: by the matching head's probability, to which the config of
+        the model's run may add the cosine (``evaluation.score: sum``); those not re-ranked stand behind, by their cosines.
 
         Args:
             text: a sentence.
@@ -135,11 +135,10 @@ class ImageIndex:
         """
         rows, cosines = self.nearest(text, max(top, rerank))
         found = self._there(dict(zip(rows.tolist(), cosines.tolist(), strict=True)))
-        judged = [row for row in rows[:rerank].tolist() if row in found]
-        scores = sorted(
-            zip(judged, self._scores(text, [found[row] for row in judged]), strict=True), key=lambda one: -one[1]
-        )
-        ranked = [replace(found[row], score=score) for row, score in scores]
+        judged = [found[row] for row in rows[:rerank].tolist() if row in found]
+        scores = list(self._scores(text, judged))
+        order = np.argsort([-key for key in self.encoder.order(scores, [hit.cosine for hit in judged])], kind="stable")
+        ranked = [replace(judged[place], score=scores[place]) for place in order.tolist()]
         best = [*ranked, *list(found.values())[len(ranked) :]][:top]
         if not locate:
             return best
