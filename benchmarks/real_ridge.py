@@ -31,6 +31,7 @@ from dataset.text.processors import TextProcessor
 from demo.real.collect import CUTOUT_SOURCES
 from metrics.retrieval import ranks_of_first_match, retrieval_recalls
 from models.checkpoints import initialise
+from models.contrastive import masked_mean
 from models.pretrain import PretrainModel
 
 CONFIG = Path("configs/real/pretrain.yaml")
@@ -38,7 +39,7 @@ LAYERS = {"A": 1, "B": 4}
 """The last layers whose features each baseline has."""
 
 PENALTIES = tuple(10.0**power for power in np.arange(-3, 3.1, 0.5))
-"""Each is multiplied by the number of training pictures, as features are standardised."""
+"""Each is multiplied by the number of features, which are standardised."""
 
 BATCH = 16
 
@@ -70,8 +71,7 @@ def features(model: PretrainModel, pixels: Tensor) -> Tensor:
 def text_embeddings(model: PretrainModel, processor: TextProcessor, captions: Sequence[str]) -> Tensor:
     """Normalised means (N, D') of the token states of each caption."""
     (packed,) = model.text([processor.encode_plain(captions)])
-    mask = packed.packing.mask.unsqueeze(2)
-    return F.normalize((packed.padded() * mask).sum(dim=1), dim=1)
+    return F.normalize(masked_mean(packed.padded(), packed.packing.mask), dim=1)
 
 
 def encode(model: PretrainModel, processor: TextProcessor, file: Path) -> dict[str, Encoded]:

@@ -15,9 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from demo.real.collect import CUTOUT_SOURCES
+from utils.errors import UserError, one_line_errors
+
+EVALUATION = "evaluation.json"
 CONFIG = "configs/real/pretrain.yaml"
 RECORDS = Path("data/real/records")
-SOURCES = ("stamps", "emoji_google", "emoji_fluent", "clipart")
 WAYS = tuple(f"{way} R@1 ({stage})" for stage in ("cosine", "reranked") for way in ("image to text", "text to image"))
 BOXES = {"composites": "object box, IoU >= 0.5", "maps": "region box, IoU >= 0.5"}
 
@@ -27,9 +30,11 @@ Metrics = dict[str, dict[str, float]]
 
 def measure(run: Path, split: str, name: str, overrides: Sequence[str]) -> Metrics:
     """Evaluate the last weights of a run on some files; the folder ``RUN/SPLIT_NAME`` keeps what was measured."""
-    folder = run / f"{split}_{name}"
-    report = folder / "evaluation.json"
-    if not report.is_file():
+    folder, finished = run / f"{split}_{name}", run / EVALUATION
+    if not finished.is_file():
+        raise UserError(f"{run} is no run that has ended: it has no {EVALUATION}; name one, or end it with --resume")
+    report = folder / EVALUATION
+    if not report.is_file() or report.stat().st_mtime < finished.stat().st_mtime:
         command = [sys.executable, "run.py", "--config", CONFIG, "--evaluate", "--output", str(folder)]
         start = [f"init.checkpoint={run}", "init.vision=null", "init.text=null"]
         subprocess.run([*command, *start, *overrides], check=True, stdout=subprocess.DEVNULL)
@@ -43,7 +48,7 @@ def measure_all(run: Path, split: str) -> dict[str, Metrics]:
         source: measure(
             run, split, source, [f"evaluation.files=[{RECORDS}/{split}_{source}.jsonl]", "evaluation.region_files=[]"]
         )
-        for source in SOURCES
+        for source in CUTOUT_SOURCES
     }
     for kind in BOXES:
         files = f"evaluation.region_files=[{RECORDS}/regions_{split}_{kind}.jsonl]"
@@ -61,7 +66,7 @@ def shown(runs: Sequence[dict[str, Metrics]], name: str, metric: str) -> str:
 def table(runs: Sequence[dict[str, Metrics]]) -> str:
     """A Markdown table of retrieval, and one of boxes."""
     lines = ["| R@1, % | " + " | ".join(way.replace(" R@1", "") for way in WAYS) + " | chance |", "|---" * 6 + "|"]
-    for source in SOURCES:
+    for source in CUTOUT_SOURCES:
         chance = 100 * runs[0][source][WAYS[0]]["chance"]
         lines.append(f"| {source} | " + " | ".join(shown(runs, source, way) for way in WAYS) + f" | {chance:.1f} |")
     lines += ["", "| boxes with IoU >= 0.5, % | measured | chance |", "|---|---|---|"]
@@ -70,6 +75,7 @@ def table(runs: Sequence[dict[str, Metrics]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing, and print the tables; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

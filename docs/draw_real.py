@@ -17,7 +17,7 @@ from x2vlm import load
 
 RECORDS = Path("data/real/records")
 SOURCES = ("emoji_google", "emoji_fluent", "clipart")
-SIDE, GAP, COLUMNS, LINES = 168, 16, 6, 6
+SIDE, GAP, COLUMNS, LINES = 168, 16, 6, 9
 INK, GREY, GREEN, PAPER = "#1f2933", "#7b8794", "#1b7f3b", "white"
 COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from models import losses
@@ -34,6 +34,14 @@ class AligningConfig(ModelConfig):
         "`contrastive.least_temperature` .. 0.5",
     )
     contrastive: ContrastiveConfig = ContrastiveConfig()
+
+    @model_validator(mode="after")
+    def _temperature_is_in_its_range(self) -> AligningConfig:
+        if self.temperature < (least := self.contrastive.least_temperature):
+            raise ValueError(
+                f"temperature is {self.temperature:g}, but contrastive.least_temperature {least:g}; raise it, or lower that"
+            )
+        return self
 
     @property
     def chunks(self) -> int:

@@ -121,7 +121,8 @@ def align(model: MultiGrainedModel, first: Tensor, second: Tensor, examples: Exa
 
 def embed_text(model: MultiGrainedModel, text: Padded) -> Tensor:
     """Normalised embeddings (N, E) of the [CLS] states."""
-    return F.normalize(losses.at_least_float32(model.contrastive.text_proj(text.states[:, 0])), dim=1)
+    assert text.mask is not None
+    return model.contrastive.embed_padded(text.states, text.mask)
 
 
 def matching_loss(model: MultiGrainedModel, text: Padded, memory: Padded, negatives: HardNegatives) -> Tensor:

@@ -20,10 +20,15 @@ from models.vision import Concepts
 
 RerankingScore = Literal["matching", "sum"]
 RERANKING_SCORE = (
-    "score of a re-ranked pair. matching: its matching logit (published); sum: that of 'matched' less that of 'not', with the "
-    "cosine over the temperature added, in whose proportion hard negatives are drawn: the matching loss learns what it leaves out"
+    "what re-ranked pairs are ordered by. matching: the logit of the matching head (published); sum: its log-odds plus the "
+    "cosine divided by the temperature"
 )
 """Description of the key in configs."""
+RULES: dict[RerankingScore, str] = {
+    "matching": "",
+    "sum": " by the matching head's log-odds plus the cosine over the temperature",
+}
+"""How candidates are ordered, for tables; nothing of the published way."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from metrics.retrieval import NO_MATCH
 from models.multigrained import MaskedWords
 from models.packing import PackedTexts
 from models.pretrain import PretrainModel
-from models.reranking import RERANKING_SCORE, RerankingScore
+from models.reranking import RERANKING_SCORE, RULES, RerankingScore
 from models.vision import Concepts
 from tasks.drawing import (
     BOX_LEGEND,
@@ -178,10 +178,13 @@ class PretrainEvaluator:
         rankings = search.rank(len(captioned), read, [record.captions[0] for record in captioned])
         chance, numbers = 1 / len(captioned), np.arange(len(captioned))
         metrics = [count(size, len(captioned))]
+        of_sum = f"the {self.config.candidates} best by cosine re-ranked{RULES['sum']}"
+        rules = {"reranked": of_sum if self.config.score == "sum" else None}
         for name, stage in (("cosine", rankings.cosine), ("reranked", rankings.reranked)):
             image_ranks, text_ranks = stage.ranks(numbers)
             for way, ranks in ((f"{medium} to text", image_ranks), (f"text to {medium}", text_ranks)):
-                metrics.append(Metric.mean_of(f"{way} R@1 ({name})", Scores(ranks < 1, numbers), chance))
+                scores, title = Scores(ranks < 1, numbers), f"{way} R@1 ({name})"
+                metrics.append(Metric.mean_of(title, scores, chance, rule=rules.get(name)))
             for record, image_rank, text_rank in zip(captioned, image_ranks, text_ranks, strict=True):
                 places = {f"{medium} to text": _from_one(image_rank), f"text to {medium}": _from_one(text_rank)}
                 self._prediction(record)["caption"] = record.captions[0]

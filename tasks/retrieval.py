@@ -18,7 +18,7 @@ from dataset.tasks.finetune import cleaned, in_batches
 from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
 from metrics.retrieval import chance_recalls, recall_scores, retrieval_recalls
 from models.align import AligningConfig
-from models.reranking import RERANKING_SCORE, RerankingScore
+from models.reranking import RERANKING_SCORE, RULES, RerankingScore
 from models.retrieval import RetrievalModel
 from tasks.base import video_frames
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel, spread
@@ -101,7 +101,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         rankings = search.rank(len(items.images), partial(self._read, read, items.images), captions)
         metrics = [count(f"{medium}s", len(items.images)), count("captions", len(captions))]
         chance = chance_recalls(items.captions_per_image, len(captions), medium)
-        rule = f"the {config.candidates} best by cosine re-ranked" + (", by the sum" if config.score == "sum" else "")
+        rule = f"the {config.candidates} best by cosine re-ranked" + RULES[config.score]
         for suffix, stage, rule_of in (("", rankings.reranked, rule), (" (cosine)", rankings.cosine, None)):
             ranks = stage.ranks(items.image_of_caption)
             scores = recall_scores(*ranks, items.image_of_caption, medium)

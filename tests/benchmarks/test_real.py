@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,10 @@ def test_the_penalty_is_the_best_on_validation_and_test_is_measured_with_it():
 
 
 def evaluation(value: float) -> dict:
-    metrics = {way: {"value": value, "chance": 0.01} for way in real_sources.WAYS}
-    return metrics | {metric: {"value": value, "chance": 0.02} for metric in real_sources.BOXES.values()}
+    """Each way of retrieval has another value, and boxes have others."""
+    metrics = {way: {"value": value + place / 100, "chance": 0.01} for place, way in enumerate(real_sources.WAYS)}
+    boxes = real_sources.BOXES.values()
+    return metrics | {metric: {"value": value / 2 + place / 100, "chance": 0.02} for place, metric in enumerate(boxes)}
 
 
 def test_runs_are_measured_once_and_shown_with_their_spread(tmp_path, monkeypatch, capsys):
@@ -58,16 +61,36 @@ def test_runs_are_measured_once_and_shown_with_their_spread(tmp_path, monkeypatc
 
     monkeypatch.setattr(real_sources.subprocess, "run", measured)
     runs = [str(tmp_path / name) for name in ("one", "other")]
+    for run in runs:
+        Path(run).mkdir()
+        (Path(run) / "evaluation.json").write_text("{}")
     assert real_sources.main([*runs, "--split", "val"]) == 0
     printed = capsys.readouterr().out
-    assert "| stamps | 30.0 ± 14.1 | 30.0 ± 14.1 | 30.0 ± 14.1 | 30.0 ± 14.1 | 1.0 |" in printed
-    assert "| maps | 30.0 ± 14.1 | 2.0 |" in printed
+    assert "| stamps | 30.0 ± 14.1 | 31.0 ± 14.1 | 32.0 ± 14.1 | 33.0 ± 14.1 | 1.0 |" in printed
+    assert "(cosine) | text to image (cosine) | image to text (reranked) | text to image (reranked) | chance" in printed
+    assert "| composites | 15.0 ± 7.1 | 2.0 |" in printed and "| maps | 16.0 ± 7.1 | 2.0 |" in printed
+    assert {f"init.checkpoint={run}" for run in runs} == {
+        word for command in commands for word in command if word.startswith("init.checkpoint=")
+    }
     files = [word for command in commands for word in command if word.startswith("evaluation.")]
     assert "evaluation.files=[data/real/records/val_clipart.jsonl]" in files
     assert not any("test" in word for word in files)
     count = len(commands)
     assert real_sources.main([*runs, "--split", "val"]) == 0
     assert len(commands) == count == 2 * 6
+    later = (tmp_path / "one/val_stamps/evaluation.json").stat().st_mtime + 9
+    os.utime(tmp_path / "one/evaluation.json", (later, later))  # trained on since
+    monkeypatch.setattr(real_sources.subprocess, "run", lambda command, **_: commands.append(command))
+    assert real_sources.main([*runs, "--split", "val"]) == 0
+    assert len(commands) == count + 6
+
+
+def test_a_run_that_has_not_ended_is_refused_in_one_line(tmp_path, capsys):
+    assert real_sources.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"error: {tmp_path} is no run that has ended: it has no evaluation.json; "
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("task", real_gain.CONFIGS)
@@ -85,4 +108,5 @@ def test_every_start_is_a_run_of_as_many_steps(task, monkeypatch):
     }
     assert started == {"pre-trained": (True, False), "encoders alone": (False, True), "from scratch": (False, False)}
     assert configs["from scratch"].optim.freeze is None
-    assert configs["from scratch"].optim.lr == configs["pre-trained"].optim.lr * configs["pre-trained"].optim.lr_mult
+    scratch, pretrained = configs["from scratch"].optim, configs["pre-trained"].optim
+    assert scratch.lr == scratch.lr * scratch.lr_mult == pretrained.lr * pretrained.lr_mult

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from models.align import AligningConfig
 from models.contrastive import ContrastiveConfig, ContrastiveHead
 from models.packing import PackedTexts, Packing
 from utils.errors import UserError
@@ -46,6 +47,13 @@ def test_the_joint_space_can_begin_as_that_of_the_text_encoder():
 def test_an_identity_to_another_width_is_refused():
     with pytest.raises(UserError, match="embed_dim is 4 and the text encoder's width 6; set embed_dim to 6"):
         head(embed_dim=4, text_projection="identity")
+
+
+def test_an_initial_temperature_below_its_range_is_refused():
+    with pytest.raises(
+        ValueError, match=r"temperature is 0.03, but contrastive.least_temperature 0.07; raise it, or lower"
+    ):
+        AligningConfig(temperature=0.03, contrastive=ContrastiveConfig(least_temperature=0.07))
 
 
 def test_the_temperature_stays_in_its_range():

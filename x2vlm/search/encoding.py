@@ -15,8 +15,8 @@ from x2vlm.inputs import Image
 from x2vlm.model import Model
 from x2vlm.runtime import Located
 
-TINY = 1e-7
-"""Probabilities are taken to be no nearer to 0 and 1."""
+LEAST, MOST = float(np.finfo(np.float32).tiny), 1 - 2.0**-24
+"""Probabilities are taken to be no nearer to 0 and 1: float32 tells no more apart."""
 
 
 class Encoder:
@@ -81,11 +81,19 @@ class Encoder:
 
         return self.model.run([text], score)[0]
 
-    def order(self, probabilities: Sequence[float], cosines: Sequence[float]) -> list[float]:
+    def ranking_scores(self, probabilities: Sequence[float], cosines: Sequence[float]) -> list[float]:
         """What images are ranked by: the probabilities, or where the run's config has ``evaluation.score: sum``, their log-odds
-        with the cosines over the temperature added."""
-        temperature = self.runtime.temperature
-        if self.model.settings.evaluation.score == "matching" or temperature is None:
+        plus the cosines over the temperature.
+
+        Raises:
+            UserError: the export of such a run does not know the temperature.
+        """
+        if self.model.settings.evaluation.score == "matching":
             return list(probabilities)
-        certain = np.clip(np.asarray(probabilities, np.float64), TINY, 1 - TINY)
-        return (np.log(certain / (1 - certain)) + np.asarray(cosines) / temperature).tolist()
+        if self.runtime.temperature is None:
+            raise UserError(
+                f"{self.model.origin} does not say its temperature, which evaluation.score: sum needs; export it again"
+            )
+        certain = np.clip(np.asarray(probabilities, np.float64), LEAST, MOST)
+        scores = np.log(certain) - np.log1p(-certain) + np.asarray(cosines) / self.runtime.temperature
+        return [float(score) for score in scores]

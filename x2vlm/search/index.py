@@ -39,7 +39,8 @@ class Hit:
         path: of the image.
         copies: files with the same content.
         cosine: of image and text.
-        score: the probability that the text is about the whole image; None: it was not re-ranked.
+        score: the probability that the text is about the whole image; None: it was not re-ranked. The cosine may count too:
+            see :meth:`ImageIndex.search`.
         box: where the text is true, with the probability that it is about what the box shows; None: it was not asked for.
         content: hash of the file's content.
     """
@@ -137,7 +138,9 @@ class ImageIndex:
         found = self._there(dict(zip(rows.tolist(), cosines.tolist(), strict=True)))
         judged = [found[row] for row in rows[:rerank].tolist() if row in found]
         scores = list(self._scores(text, judged))
-        order = np.argsort([-key for key in self.encoder.order(scores, [hit.cosine for hit in judged])], kind="stable")
+        order = np.argsort(
+            [-key for key in self.encoder.ranking_scores(scores, [hit.cosine for hit in judged])], kind="stable"
+        )
         ranked = [replace(judged[place], score=scores[place]) for place in order.tolist()]
         best = [*ranked, *list(found.values())[len(ranked) :]][:top]
         if not locate:

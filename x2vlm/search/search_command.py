@@ -23,7 +23,8 @@ EXAMPLES = """examples:
   python run.py search photos.index "a dog on a lawn" --locate --save hits.png
   python run.py search photos.index "a dog" "a cat" --top 3 --json
 
-Each line has the probability that the text is about the image, the cosine, and the path; with --locate also the probability that
+Each line has the probability that the text is about the image, the cosine, and the path, the best first (by the
+probability, or where the model's run has evaluation.score: sum, by both); with --locate also the probability that
 it is about what the box shows, and the box.
 
 exit status: 0 the index was searched; 2 it could not be"""

@@ -95,6 +95,7 @@ def test_a_model_may_say_that_the_cosine_counts_in_the_second_stage_too(model, p
     scores = plain.match(paths, TEXT)[:, 0].astype(np.float64)
     summed = np.log(scores / (1 - scores)) + cosines / plain.network.contrastive.temperature.item()
     hits = index.search(TEXT, top=8)
+    assert np.argsort(-summed).tolist() not in (np.argsort(-scores).tolist(), np.argsort(-cosines).tolist())
     assert [hit.path for hit in hits] == [paths[place] for place in np.argsort(-summed)]
     np.testing.assert_allclose([hit.score for hit in hits], scores[np.argsort(-summed)], atol=1e-5)
 
@@ -117,7 +118,9 @@ def test_each_hit_has_its_box_and_its_copies(model, photos, tmp_path):
     for hit, box, score in zip(hits, boxes, scores, strict=True):
         np.testing.assert_allclose([*astuple(hit.box)[1:], hit.score], [*astuple(box)[1:], score], atol=1e-4)
     assert [replace(hit, box=None) for hit in hits] == index.search(TEXT, top=8)
-    for hit, of_eight in zip(index.search(TEXT, top=2, locate=True), hits[:2], strict=True):  # another batch rounds otherwise
+    for hit, of_eight in zip(
+        index.search(TEXT, top=2, locate=True), hits[:2], strict=True
+    ):  # another batch rounds otherwise
         np.testing.assert_allclose(astuple(hit.box)[1:], astuple(of_eight.box)[1:], atol=1e-4)
     of_phrase = index.search(TEXT, top=2, locate="a star")
     assert [hit.box.phrase for hit in of_phrase] == ["a star"] * 2
