@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import optim
 from engine.run_folder import RunFolder
+from engine.watch import Watch
 from models.xvlm import XVLM
 from tasks import job
 from tasks.pretrain import PretrainConfig
@@ -59,6 +60,20 @@ def test_frozen_encoders_keep_their_weights_and_have_no_gradient_and_no_state(tm
         assert (parameter not in run.optimizer.state) == is_frozen, name
     names = {name for group in run.optimizer.param_groups for name in group["names"]}
     assert names == {name for name in before if part_of(name) not in parts}
+
+
+def test_the_watch_of_throughput_knows_what_is_frozen_in_each_step(tmp_path, monkeypatch):
+    told = []
+    line = Watch.line
+
+    def telling(self, step, times, rates, frozen, elapsed_s):
+        told.append((step, frozen))
+        return line(self, step, times, rates, frozen, elapsed_s)
+
+    monkeypatch.setattr(Watch, "line", telling)
+    toy(tmp_path, {"vision": 2, "text": 4}).fit()
+    both, text = ("vision", "text"), ("text",)
+    assert told == [(1, both), (2, both), (3, text), (4, text), (5, ()), (6, ())]
 
 
 @pytest.mark.parametrize("parts", CHOICES)

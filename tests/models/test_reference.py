@@ -75,6 +75,16 @@ def test_losses_and_gradients_equal_the_plain_paths(built):
     assert_as_plain(model, batch, batch)
 
 
+def test_they_do_where_a_text_is_the_mean_of_its_states(built):
+    model, batch = built
+    head = model.contrastive
+    published, head.config = head.config, head.config.model_copy(update={"text": "mean"})
+    try:
+        assert_as_plain(model, batch, batch)
+    finally:
+        head.config = published
+
+
 @pytest.mark.parametrize("extra", [0, 5])
 def test_they_do_where_nothing_can_be_counted_as_on_a_gpu(built, monkeypatch, extra):
     model, batch = built

@@ -132,6 +132,23 @@ def test_metrics_are_shares_with_their_chance(evaluator):
     assert "8 records" in evaluation.table()
 
 
+def test_the_score_of_re_ranked_pairs_is_that_of_the_config(evaluator, monkeypatch):
+    scores = []
+    search = pretrain_evaluation.TwoStageRetrieval
+
+    def searching(*arguments, score, **options):
+        scores.append(score)
+        return search(*arguments, score=score, **options)
+
+    monkeypatch.setattr(pretrain_evaluation, "TwoStageRetrieval", searching)
+    for score in ("matching", "sum"):
+        monkeypatch.setattr(evaluator, "config", evaluator.config.model_copy(update={"score": score}))
+        with evaluating(evaluator.model, "fp32"):
+            table = evaluator.evaluate().table()
+        assert ("re-ranked by the matching head's log-odds plus the cosine" in table) == (score == "sum")
+    assert scores == ["matching", "sum"]
+
+
 def test_predictions_of_pre_training_are_boxes_and_ranks(evaluator, scenes_folder):
     with evaluating(evaluator.model, "fp32"):
         evaluation = evaluator.evaluate()

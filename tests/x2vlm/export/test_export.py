@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from itertools import chain
 from pathlib import Path
 
@@ -82,6 +82,23 @@ def test_an_index_of_either_is_searched_by_both_with_the_same_hits(model, of_onn
         assert [hit.path for hit in hits] == [hit.path for hit in expected]
         for hit, other in zip(hits, expected, strict=True):
             assert (hit.score, hit.box.score) == pytest.approx((other.score, other.box.score), abs=TOLERANCE)
+
+
+def test_an_export_of_a_run_that_ranks_by_the_sum_knows_its_temperature(model, of_onnx, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ours, exported = model("pretrain"), of_onnx("pretrain")
+    assert exported.runtime.temperature == pytest.approx(ours.network.contrastive.temperature.item())
+    score = exported.settings.evaluation.model_copy(update={"score": "sum"})
+    monkeypatch.setattr(exported, "settings", exported.settings.model_copy(update={"evaluation": score}))
+    index = exported.index(data / "images", tmp_path / "onnx")
+    hits = index.search(TEXTS[0], top=4)
+    summed = [np.log(hit.score / (1 - hit.score)) + hit.cosine / exported.runtime.temperature for hit in hits]
+    assert summed == sorted(summed, reverse=True)
+    monkeypatch.setattr(exported.runtime, "about", replace(exported.runtime.about, temperature=None))
+    with pytest.raises(
+        UserError, match=r"does not say its temperature, which evaluation.score: sum needs; export it again"
+    ):
+        index.search(TEXTS[0], top=4)
 
 
 def test_calls_that_an_export_does_not_hold_say_so(of_onnx, data, tmp_path):
