@@ -17,7 +17,7 @@ from x2vlm import load
 
 RECORDS = Path("data/real/records")
 SOURCES = ("emoji_google", "emoji_fluent", "clipart")
-SIDE, GAP, COLUMNS, LINES = 168, 16, 6, 9
+SIDE, GAP, COLUMNS, LETTERS = 168, 16, 6, 24
 INK, GREY, GREEN, PAPER = "#1f2933", "#7b8794", "#1b7f3b", "white"
 COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd")
 
@@ -29,17 +29,19 @@ def records(name):
 def sheet(panels):
     """Draw pictures, each with lines of text and their colours."""
     font = ImageFont.load_default(13)
-    height = SIDE + 17 * LINES + GAP
+    wrapped = [
+        [(line, colour) for text, colour in lines for line in textwrap.wrap(text, LETTERS)] for _, lines in panels
+    ]
+    height = SIDE + 16 * max(map(len, wrapped)) + GAP
     canvas = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, -(-len(panels) // COLUMNS) * (height + GAP) + GAP), PAPER)
     pen = ImageDraw.Draw(canvas)
-    for place, (picture, lines) in enumerate(panels):
+    for place, ((picture, _), lines) in enumerate(zip(panels, wrapped, strict=True)):
         x, y = GAP + place % COLUMNS * (SIDE + GAP), GAP + place // COLUMNS * (height + GAP)
         canvas.paste(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (x, y))
         y += SIDE + 6
-        for text, colour in lines:
-            for line in textwrap.wrap(text, 24):
-                pen.text((x, y), line, colour, font)
-                y += 16
+        for line, colour in lines:
+            pen.text((x, y), line, colour, font)
+            y += 16
     return canvas
 
 
