@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import real_gain, real_ridge, real_sources
+from benchmarks import real_gain, real_pictures, real_ridge, real_sources
 from benchmarks.real_ridge import Encoded, Ridge, baseline
 from tasks.kinds import choose
 from utils.config import load_config
@@ -110,3 +112,14 @@ def test_every_start_is_a_run_of_as_many_steps(task, monkeypatch):
     assert configs["from scratch"].optim.freeze is None
     scratch, pretrained = configs["from scratch"].optim, configs["pre-trained"].optim
     assert scratch.lr == scratch.lr * scratch.lr_mult == pretrained.lr * pretrained.lr_mult
+
+
+def test_rows_of_pictures_are_as_high_as_their_longest_texts():
+    picture = Image.new("RGB", (50, 50), "#ff0000")
+    short, long = [("a word", real_pictures.INK)], [("several words " * 12, real_pictures.INK)]
+    side, gap = real_pictures.SIDE, real_pictures.GAP
+    low, high = (real_pictures.sheet([(picture, texts)] * 7) for texts in (short, long))
+    assert high.height - low.height == 2 * 16 * (len(textwrap.wrap(long[0][0], real_pictures.LETTERS)) - 1)
+    second_row = (low.height - gap) // 2 + gap
+    assert low.getpixel((gap, second_row)) == low.getpixel((gap, gap)) == (255, 0, 0)
+    assert low.getpixel((gap + side + 1, gap)) == low.getpixel((gap, second_row - 1)) == (255, 255, 255)
