@@ -2,7 +2,7 @@
 
 Retrieval, grounding and captioning are fine-tuned at equal steps from the pre-trained model, from its encoders alone, and from
 random weights. From random weights everything trains, at the rate that random parameters have in the other runs. ``run.py sweep``
-makes the runs and the tables; docs/real_model.md has the numbers.
+makes the runs and the tables.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def starts(config: Path) -> dict[str, list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the runs that are missing, and print the tables; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", default=",".join(CONFIGS), metavar="TASK,TASK", help="default: %(default)s")
+    parser.add_argument("--task", choices=CONFIGS, action="append", help="may be repeated; default: all three")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--cpu", default="2", help="processes of a run")
     parser.add_argument("--output", type=Path, default=Path("runs/real/gain"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of all runs")
     flags = parser.parse_args(argv)
     status = 0
-    for task in flags.tasks.split(","):
+    for task in flags.task or CONFIGS:
         variants: list[str] = []
         for name, overrides in starts(CONFIGS[task]).items():
             variants += ["--variant", " ".join([f"{name}:", *overrides])]

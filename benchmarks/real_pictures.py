@@ -79,9 +79,10 @@ def boxes(model: Model, draw: random.Random) -> list[Panel]:
         picture = Image.open(RECORDS / record["image"]).convert("RGB")
         phrases = [part["caption"] for part in record["elems"]]
         found, pen = model.locate([picture], [phrases])[0], ImageDraw.Draw(picture)
-        for box, colour in zip(found, COLOURS, strict=False):
+        colours = COLOURS[: len(phrases)]
+        for box, colour in zip(found, colours, strict=True):
             pen.rectangle((box.x, box.y, box.x + box.width, box.y + box.height), outline=colour, width=3)
-        panels.append((picture, list(zip(phrases, COLOURS, strict=False))))
+        panels.append((picture, list(zip(phrases, colours, strict=True))))
     return panels
 
 

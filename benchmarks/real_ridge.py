@@ -94,10 +94,10 @@ class Ridge:
 
     def __init__(self, x: Tensor, y: Tensor, penalty: float):
         self.mean, self.std, self.target_mean = x.mean(dim=0), x.std(dim=0) + 1e-6, y.mean(dim=0)
-        kernel = self._standardised(x) @ self._standardised(x).T  # dual form: fewer pictures than features in B
-        identity = torch.eye(len(x), dtype=x.dtype)
-        dual = torch.linalg.solve(kernel + penalty * x.shape[1] * identity, y - self.target_mean)
-        self.weight = self._standardised(x).T @ dual
+        z, identity = self._standardised(x), torch.eye(len(x), dtype=x.dtype)
+        # The dual form: in B, there are fewer pictures than features.
+        dual = torch.linalg.solve(z @ z.T + penalty * x.shape[1] * identity, y - self.target_mean)
+        self.weight = z.T @ dual
 
     def _standardised(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
@@ -123,19 +123,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compute the features and print a line for each source and baseline; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, default=Path("data/real/records"), metavar="DIR")
-    parser.add_argument("--out", type=Path, help="JSON file of all recalls")
     flags = parser.parse_args(argv)
     config = config_for(CONFIG, ["model.vision.depth=null", "model.vision.image_size=224"])
     model = build(config).eval()
     initialise(model, config.init)
     processor = TextProcessor(load_tokenizer(config.model.text.encoder), config.data.text)
     encoded = {split: encode(model, processor, flags.records / f"{split}.jsonl") for split in SPLITS}
-    found: dict[str, dict[str, dict[str, float]]] = {}
     for source in CUTOUT_SOURCES:
         splits = {split: by_source[source] for split, by_source in encoded.items()}
         for name, layers in LAYERS.items():
             penalty, recalls = baseline(splits, layers)
-            found.setdefault(source, {})[name] = {"penalty": penalty, "pictures": len(splits["test"].texts), **recalls}
             ways = " | ".join(
                 f"{100 * recalls[f'{way} R@1']:.1f} / {100 * recalls[f'{way} R@5']:.1f}"
                 for way in ("image to text", "text to image")
@@ -143,8 +140,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.write(
                 f"{source:13} {name}  penalty {penalty:<7.3g} R@1 / R@5 {ways}  ({len(splits['test'].texts)} test pictures)\n"
             )
-    if flags.out:
-        flags.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

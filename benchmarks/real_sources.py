@@ -1,4 +1,4 @@
-"""What runs of the small real model give on pictures of held-out concepts: ``python -m benchmarks.real_sources RUN [RUN …]``.
+"""Measurements of the small real model on pictures of held-out concepts: ``python -m benchmarks.real_sources RUN [RUN …]``.
 
 Each source by itself, names are ranked for its pictures and pictures for its names, by cosine and re-ranked; then names of
 cut-outs are located in composites, and names of divisions in maps. Several runs, such as those of three seeds, give means with

@@ -136,7 +136,7 @@ class ContrastiveHead(nn.Module):
         return self.embed_padded(texts.padded(), texts.packing.mask)
 
     def embed_padded(self, states: Tensor, mask: Tensor) -> Tensor:
-        """The same of token states (N, L, D), with ``mask`` (N, L) bool, True = token."""
+        """Normalised embeddings (N, E) of texts by their token states (N, L, D); ``mask`` (N, L) bool, True = token."""
         return self._embed(states[:, 0] if self.config.text == "cls" else masked_mean(states, mask))
 
     def _embed(self, states: Tensor) -> Tensor:

@@ -178,13 +178,16 @@ class PretrainEvaluator:
         rankings = search.rank(len(captioned), read, [record.captions[0] for record in captioned])
         chance, numbers = 1 / len(captioned), np.arange(len(captioned))
         metrics = [count(size, len(captioned))]
-        of_sum = f"the {self.config.candidates} best by cosine re-ranked{RULES['sum']}"
-        rules = {"reranked": of_sum if self.config.score == "sum" else None}
-        for name, stage in (("cosine", rankings.cosine), ("reranked", rankings.reranked)):
+        summed = (
+            f"the {self.config.candidates} best by cosine re-ranked{RULES['sum']}"
+            if self.config.score == "sum"
+            else None
+        )
+        for name, stage, rule in (("cosine", rankings.cosine, None), ("reranked", rankings.reranked, summed)):
             image_ranks, text_ranks = stage.ranks(numbers)
             for way, ranks in ((f"{medium} to text", image_ranks), (f"text to {medium}", text_ranks)):
                 scores, title = Scores(ranks < 1, numbers), f"{way} R@1 ({name})"
-                metrics.append(Metric.mean_of(title, scores, chance, rule=rules.get(name)))
+                metrics.append(Metric.mean_of(title, scores, chance, rule=rule))
             for record, image_rank, text_rank in zip(captioned, image_ranks, text_ranks, strict=True):
                 places = {f"{medium} to text": _from_one(image_rank), f"text to {medium}": _from_one(text_rank)}
                 self._prediction(record)["caption"] = record.captions[0]

@@ -75,14 +75,11 @@ def test_losses_and_gradients_equal_the_plain_paths(built):
     assert_as_plain(model, batch, batch)
 
 
-def test_they_do_where_a_text_is_the_mean_of_its_states(built):
+def test_they_do_where_a_text_is_the_mean_of_its_states(built, monkeypatch):
     model, batch = built
-    head = model.contrastive
-    published, head.config = head.config, head.config.model_copy(update={"text": "mean"})
-    try:
-        assert_as_plain(model, batch, batch)
-    finally:
-        head.config = published
+    mean = model.contrastive.config.model_copy(update={"text": "mean"})
+    monkeypatch.setattr(model.contrastive, "config", mean)
+    assert_as_plain(model, batch, batch)
 
 
 @pytest.mark.parametrize("extra", [0, 5])
