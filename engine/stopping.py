@@ -2,12 +2,12 @@
 
 A signal sets a flag. While steps are trained, the flag travels with the sum of the losses over ranks, so that all ranks stop
 after the same step, and no step waits for it. Set-up, validation and evaluation do not change the weights: there a thread ends
-the process at once, after writing the checkpoint that the steps so far need.
+the process at once, after writing the checkpoint that the steps so far need. Rank 0 does so first. The other ranks go on until it
+has: it may be through with the evaluation already, and then they are needed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -39,13 +39,14 @@ class StopRequest:
     """Context manager of the main thread: what asks this process to stop from now on. A second signal ends the process at once.
 
     Args:
-        grace_s: seconds that the other ranks give rank 0 to save.
+        grace_s: seconds from a signal until the other ranks end without rank 0.
     """
 
     def __init__(self, grace_s: float = GRACE_S):
         self.grace_s = grace_s
         self.signum: int | None = None
         self._received_s: float | None = None
+        self._known_s: float | None = None
         self.store = distributed.shared_store("stop")
         self._lock = threading.Lock()
         self._save: Callable[[], str] | None = None
@@ -81,6 +82,11 @@ class StopRequest:
             outer, self._save = self._save, save
         try:
             yield
+        except RuntimeError as error:
+            if self.signum is not None and distributed.peer_is_gone(error):
+                with self._lock:
+                    self._end(save)  # rank 0 has ended, and the thread was slower to see it
+            raise
         finally:
             with self._lock:  # waits for ever if the process is being ended
                 self._save = outer
@@ -96,7 +102,7 @@ class StopRequest:
     def _watch(self) -> None:
         while not self._ended.wait(POLL_S):
             self._exchange()
-            if self.signum is None:
+            if self.signum is None or not self._may_end():
                 continue
             with self._lock:
                 if self._save is not None and not self._ended.is_set():
@@ -114,29 +120,25 @@ class StopRequest:
         except RuntimeError:
             self.store = None  # who kept the store has ended
 
+    def _may_end(self) -> bool:
+        """Whether this is rank 0, or rank 0 has ended or is late: the launcher stops the other ranks as soon as one has ended."""
+        self._known_s = self._known_s or time.monotonic()
+        if distributed.rank() == 0 or self.store is None or time.monotonic() > self._known_s + self.grace_s:
+            return True
+        try:
+            return bool(self.store.check(["ended"]))
+        except RuntimeError:  # who kept the store has ended
+            return True
+
     def _end(self, save: Callable[[], str]) -> None:
-        """End the process, rank 0 first: the launcher stops the other ranks as soon as one has ended."""
+        """End this process, without what Python does at the end: threads and workers may be anywhere."""
         if distributed.rank() == 0:
             try:
                 logger.warning("stopped by %s: %s", self.name, save())
             except Exception as error:  # the process ends all the same
                 logger.warning("stopped by %s; the checkpoint could not be saved: %s", self.name, error)
-        self._leave()
-
-    def _let_first_rank_end(self) -> None:
-        if self.store is None:
-            return
-        if distributed.rank() == 0:
-            self.store.set("ended", "1")
-            return
-        ends = time.monotonic() + self.grace_s
-        while not self.store.check(["ended"]) and time.monotonic() < ends:
-            time.sleep(POLL_S)
-
-    def _leave(self) -> None:
-        """End this process, without what Python does at the end: threads and workers may be anywhere."""
-        with contextlib.suppress(RuntimeError):  # who kept the store has ended
-            self._let_first_rank_end()
+            if self.store is not None:
+                self.store.set("ended", "1")
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         logging.shutdown()

@@ -188,7 +188,7 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
         yield device
         barrier()  # rank 0 may still evaluate or save when the others have finished
     except RuntimeError as error:
-        if _peer_is_gone(error):
+        if peer_is_gone(error):
             raise PeerLostError("the connection to another rank broke; that rank reports why it stopped") from None
         if "Timed out waiting" in str(error):
             raise PeerLostError(
@@ -200,5 +200,6 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
     dist.destroy_process_group()
 
 
-def _peer_is_gone(error: RuntimeError) -> bool:
+def peer_is_gone(error: RuntimeError) -> bool:
+    """Whether a collective failed because the process of another rank has ended."""
     return any(part in str(error) for part in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))
