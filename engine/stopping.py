@@ -3,11 +3,13 @@
 A signal sets a flag. While steps are trained, the flag travels with the sum of the losses over ranks, so that all ranks stop
 after the same step, and no step waits for it. Set-up, validation and evaluation do not change the weights: there a thread ends
 the process at once, after writing the checkpoint that the steps so far need. Rank 0 does so first. The other ranks go on until it
-has: it may be through with the evaluation already, and then they are needed.
+has: it may be through with the evaluation already, and then they are needed. The thread also ends a rank that rank 0 has left,
+whatever it waits for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -20,6 +22,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from utils import distributed
+from utils.errors import PeerLostError, report
 from utils.processes import ECHO_S, GRACE_S, STOP_SIGNALS, signal_name, status_of_stop
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ class StopRequest:
         self._received_s: float | None = None
         self._known_s: float | None = None
         self.store = distributed.shared_store("stop")
+        self._left = False
         self._lock = threading.Lock()
         self._save: Callable[[], str] | None = None
         self._ended = threading.Event()
@@ -82,11 +86,6 @@ class StopRequest:
             outer, self._save = self._save, save
         try:
             yield
-        except RuntimeError as error:
-            if self.signum is not None and distributed.peer_is_gone(error):
-                with self._lock:
-                    self._end(save)  # rank 0 has ended, and the thread was slower to see it
-            raise
         finally:
             with self._lock:  # waits for ever if the process is being ended
                 self._save = outer
@@ -102,14 +101,14 @@ class StopRequest:
     def _watch(self) -> None:
         while not self._ended.wait(POLL_S):
             self._exchange()
-            if self.signum is None or not self._may_end():
+            if not self._may_end():
                 continue
             with self._lock:
                 if self._save is not None and not self._ended.is_set():
                     self._end(self._save)
 
     def _exchange(self) -> None:
-        """Tell the other ranks of a signal, and learn of theirs."""
+        """Tell the other ranks of a signal, and learn of theirs, and whether rank 0 has ended."""
         if self.store is None:
             return
         try:
@@ -117,29 +116,32 @@ class StopRequest:
                 self.signum = self.signum or int(self.store.get("signal"))
             elif self.signum is not None:
                 self.store.set("signal", str(int(self.signum)))
-        except RuntimeError:
-            self.store = None  # who kept the store has ended
+            self._left = distributed.rank() != 0 and self.store.check(["ended"])
+        except RuntimeError:  # who kept the store has ended
+            self._left, self.store = True, None
 
     def _may_end(self) -> bool:
-        """Whether this is rank 0, or rank 0 has ended or is late: the launcher stops the other ranks as soon as one has ended."""
+        """Whether this rank is to end: rank 0 on a signal, the others once it has, since the launcher stops them all then."""
+        if self.signum is None:
+            return self._left
         self._known_s = self._known_s or time.monotonic()
-        if distributed.rank() == 0 or self.store is None or time.monotonic() > self._known_s + self.grace_s:
-            return True
-        try:
-            return bool(self.store.check(["ended"]))
-        except RuntimeError:  # who kept the store has ended
-            return True
+        late = time.monotonic() > self._known_s + self.grace_s
+        return self._left or late or self.store is None or distributed.rank() == 0
 
     def _end(self, save: Callable[[], str]) -> None:
         """End this process, without what Python does at the end: threads and workers may be anywhere."""
+        status = self.status
         if distributed.rank() == 0:
             try:
                 logger.warning("stopped by %s: %s", self.name, save())
             except Exception as error:  # the process ends all the same
                 logger.warning("stopped by %s; the checkpoint could not be saved: %s", self.name, error)
-            if self.store is not None:
-                self.store.set("ended", "1")
+            with contextlib.suppress(RuntimeError):  # who kept the store has ended
+                if self.store is not None:
+                    self.store.set("ended", "1")
+        elif self.signum is None:
+            status = report(PeerLostError(distributed.PEER_GONE))
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         logging.shutdown()
-        os._exit(self.status)
+        os._exit(status)

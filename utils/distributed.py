@@ -21,6 +21,8 @@ T = TypeVar("T")
 TIMEOUT_MIN = 120.0
 """Minutes that a rank waits for the others, unless a config says otherwise."""
 
+PEER_GONE = "the connection to another rank broke; that rank reports why it stopped"
+
 RECORDED_COLLECTIVES = 2000
 """Collectives that the flight recorder keeps of each rank: those of tens of steps."""
 
@@ -188,8 +190,8 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
         yield device
         barrier()  # rank 0 may still evaluate or save when the others have finished
     except RuntimeError as error:
-        if peer_is_gone(error):
-            raise PeerLostError("the connection to another rank broke; that rank reports why it stopped") from None
+        if _peer_is_gone(error):
+            raise PeerLostError(PEER_GONE) from None
         if "Timed out waiting" in str(error):
             raise PeerLostError(
                 f"rank {rank()} has waited in vain for another rank (train.start_timeout_min, train.step_timeout_min); the rank "
@@ -200,6 +202,5 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
     dist.destroy_process_group()
 
 
-def peer_is_gone(error: RuntimeError) -> bool:
-    """Whether a collective failed because the process of another rank has ended."""
+def _peer_is_gone(error: RuntimeError) -> bool:
     return any(part in str(error) for part in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))

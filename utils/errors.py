@@ -84,14 +84,14 @@ def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            return _report(error)
+            return report(error)
         except BrokenPipeError:  # the reader of the output, such as head, has what it wants
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
         except OSError as error:
             if (told := of_surroundings(error)) is None:
                 raise
-            return _report(told)
+            return report(told)
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")
             return 130
@@ -107,7 +107,8 @@ def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
     return wrapped
 
 
-def _report(error: UserError) -> int:
+def report(error: UserError) -> int:
+    """Print an error as one line to stderr, on rank 0 at once; returns its exit status."""
     if os.environ.get("RANK", "0") != "0":
         # Most mistakes stop all ranks alike, and the launcher ends the others as soon as one has stopped: so rank 0 reports
         # the error alone. An error of this rank alone is still reported.

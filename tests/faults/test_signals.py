@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.faults.conftest import STEPS, Job, lines
+from tests.faults.conftest import STEPS, Job, lines, pause
 from utils.processes import ECHO_S
 
 
@@ -66,18 +66,19 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, overrides):
         time.sleep(0.05)
 
 
-def test_a_signal_in_the_evaluation_ends_it_and_it_can_be_made_again(tmp_path, overrides, equals_whole):
-    long = ["evaluation.batch_size=1", "evaluation.candidates=8"]
-    with Job(tmp_path / "run", *overrides, *long) as job:
-        job.until(lambda: (job.output / f"checkpoints/step-{STEPS:08d}").exists())
-        os.kill(job.ranks()[0], signal.SIGTERM)
-        status = job.wait()
-    if status == 0:
-        pytest.skip("the evaluation was through before the signal came")
-    assert status == 75
+def test_a_signal_in_the_evaluation_ends_it_and_it_can_be_made_again(tmp_path, overrides):
+    """Rank 1 is paused meanwhile, so that rank 0 cannot be through before the signal comes."""
+    with Job(tmp_path / "run", *overrides) as job:
+        job.until(lambda: "records read" in job.errors)  # the last words of the training
+        rank_0, rank_1 = job.ranks()
+        pause(rank_1)
+        os.kill(rank_0, signal.SIGTERM)
+        job.until(lambda: "stopped by" in job.errors)
+        os.kill(rank_1, signal.SIGCONT)
+        assert job.statuses()[0] == 75
     assert "the evaluation is not finished; the same command with --resume makes it" in job.errors
     assert "Traceback" not in job.errors
-    with Job(job.output, *overrides, *long, flags=("--resume",)) as again:
+    with Job(job.output, *overrides, flags=("--resume",)) as again:
         assert again.wait() == 0, again.errors[-3000:]
     assert (job.output / "evaluation.json").exists()
 
