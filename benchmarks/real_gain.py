@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tools import sweep
 from utils.config import peek
+from utils.errors import one_line_errors
 
 CONFIGS = {task: Path(f"configs/real/{task}.yaml") for task in ("retrieval", "grounding", "captioning")}
 PRETRAINING = Path("configs/real/pretrain.yaml")
@@ -30,6 +31,7 @@ def starts(config: Path) -> dict[str, list[str]]:
     }
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the runs that are missing, and print the tables; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,7 +1,7 @@
-"""Draws ``docs/real_names.png`` and ``docs/real_boxes.png``: ``python -m benchmarks.real_pictures RUN --seed 1``.
+"""Drawings of the small real model: ``python -m benchmarks.real_pictures RUN --seed 1 --out docs`` drew docs/real_model.md's.
 
-RUN is a run of configs/real/pretrain.yaml. The seed chooses the held-out pictures, right or wrong. Stamps are left out, whose
-licence would be that of the drawings too.
+``real_names.png`` has the nearest names of held-out images, ``real_boxes.png`` the boxes of names in held-out composites. The
+seed chooses them, right or wrong. Stamps are left out, whose licence would be that of the drawings too.
 """
 
 from __future__ import annotations
@@ -9,24 +9,33 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from metrics.grounding import iou
+from tasks.drawing import (
+    BOX_LEGEND,
+    Box,
+    DrawnImage,
+    Line,
+    PairOfBoxes,
+    Panel,
+    Sheet,
+    colours,
+    draw_sheet,
+)
+from utils.errors import UserError, one_line_errors
 from x2vlm import load
 from x2vlm.model import Model
 
 RECORDS = Path("data/real/records")
 SOURCES = ("emoji_google", "emoji_fluent", "clipart")
-SIDE, GAP, COLUMNS, LETTERS = 168, 16, 6, 24
-INK, GREY, GREEN, PAPER = "#1f2933", "#7b8794", "#1b7f3b", "white"
-COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd")
-Panel = tuple[Image.Image, list[tuple[str, str]]]
-"""A picture, and texts below it with their colours."""
+SIDE, OF_EACH_SOURCE, COMPOSITES, NEAREST = 240, 4, 12, 3
+NAMES_LEGEND = "three nearest names of the source by cosine · tick: the right one, which is in brackets below"
 
 
 def records(name: str) -> list[dict[str, Any]]:
@@ -34,68 +43,82 @@ def records(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (RECORDS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def sheet(panels: Sequence[Panel]) -> Image.Image:
-    """All panels in rows, whose height is that of the longest texts."""
-    font = ImageFont.load_default(13)
-    wrapped = [
-        [(line, colour) for text, colour in texts for line in textwrap.wrap(text, LETTERS)] for _, texts in panels
-    ]
-    height = SIDE + 16 * max(map(len, wrapped)) + GAP
-    canvas = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, -(-len(panels) // COLUMNS) * (height + GAP) + GAP), PAPER)
-    pen = ImageDraw.Draw(canvas)
-    for place, ((picture, _), lines) in enumerate(zip(panels, wrapped, strict=True)):
-        x, y = GAP + place % COLUMNS * (SIDE + GAP), GAP + place // COLUMNS * (height + GAP)
-        canvas.paste(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (x, y))
-        for number, (line, colour) in enumerate(lines):
-            pen.text((x, y + SIDE + 6 + 16 * number), line, colour, font)
-    return canvas
+def image_of(record: dict[str, Any]) -> Image.Image:
+    """The image of a record."""
+    return Image.open(RECORDS / record["image"]).convert("RGB")
 
 
-def names(model: Model, draw: random.Random) -> list[Panel]:
-    """Four pictures of each source, the three nearest of all names of the source by cosine, and in grey the true one."""
+def drawn(image: Image.Image, boxes: tuple[PairOfBoxes, ...] = ()) -> tuple[DrawnImage]:
+    """An image for a panel; all are square."""
+    return (DrawnImage(np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)), boxes),)
+
+
+def names(model: Model, choice: random.Random) -> Sheet:
+    """Some images of each source, with the nearest of all names of the source."""
     panels: list[Panel] = []
     for source in SOURCES:
         held_out = records(f"test_{source}")
         texts = [record["caption"] for record in held_out]
         embedded = model.embed_texts(texts)
-        for record in draw.sample(held_out, 4):
-            picture = Image.open(RECORDS / record["image"]).convert("RGB")
-            best = np.argsort(-(model.embed_images([picture]) @ embedded.T)[0])[:3]
-            lines = [
-                (f"{rank}. {texts[one]}", GREEN if texts[one] == record["caption"] else INK)
-                for rank, one in enumerate(best, start=1)
-            ]
-            panels.append((picture, [*lines, (f"({record['caption']})", GREY)]))
-    return panels
+        for record in choice.sample(held_out, OF_EACH_SOURCE):
+            image = image_of(record)
+            best = np.argsort(-(model.embed_images([image]) @ embedded.T)[0])[:NEAREST]
+            lines = [Line(texts[place], right=texts[place] == record["caption"]) for place in best]
+            panels.append(Panel(drawn(image), (*lines, Line(f"({record['caption']})", faint=True))))
+    return Sheet("held-out images and their nearest names", NAMES_LEGEND, panels)
 
 
-def boxes(model: Model, draw: random.Random) -> list[Panel]:
-    """Twelve composites without stamps; the predicted box of each name."""
+def boxes(model: Model, choice: random.Random) -> Sheet:
+    """Some composites without stamps, with the predicted and the true box of each name."""
     stamps = {record["caption"] for record in records("test_stamps")}
     composites = records("regions_test_composites")
     free = [one for one in composites if not stamps & {part["caption"] for part in one["elems"]}]
-    panels: list[Panel] = []
-    for record in draw.sample(free, 12):
-        picture = Image.open(RECORDS / record["image"]).convert("RGB")
-        phrases = [part["caption"] for part in record["elems"]]
-        found, pen = model.locate([picture], [phrases])[0], ImageDraw.Draw(picture)
-        colours = COLOURS[: len(phrases)]
-        for box, colour in zip(found, colours, strict=True):
-            pen.rectangle((box.x, box.y, box.x + box.width, box.y + box.height), outline=colour, width=3)
-        panels.append((picture, list(zip(phrases, colours, strict=True))))
-    return panels
+    panels = [composite(model, record) for record in choice.sample(free, COMPOSITES)]
+    return Sheet("held-out composites and the boxes of names", BOX_LEGEND, panels)
 
 
+def composite(model: Model, record: dict[str, Any]) -> Panel:
+    """A composite with the boxes of its names."""
+    image, parts = image_of(record), record["elems"]
+    pairs, lines = [], []
+    located = model.locate([image], [[part["caption"] for part in parts]])[0]
+    for number, (part, box, colour) in enumerate(zip(parts, located, colours(len(parts)), strict=True), start=1):
+        predicted = shares((box.x, box.y, box.width, box.height), image)
+        true = shares(part["bb"], image)
+        overlap = float(iou(as_centre([predicted]), as_centre([true]))[0])
+        label = str(number) if len(parts) > 1 else ""
+        pairs.append(PairOfBoxes(predicted, true, colour, label))
+        lines.append(Line(f"IoU {overlap:.2f} · {part['caption']}", overlap >= 0.5, (colour, label)))
+    return Panel(drawn(image, tuple(pairs)), tuple(lines))
+
+
+def shares(box: Sequence[float], image: Image.Image) -> Box:
+    """A box (x, y, width, height) in pixels as shares of the image's sides."""
+    x, y, width, height = box
+    return x / image.width, y / image.height, width / image.width, height / image.height
+
+
+def as_centre(corner_boxes: Sequence[Box]) -> np.ndarray:
+    """Boxes (N, 4) of corner and size as centre and size."""
+    array = np.array(corner_boxes)
+    return np.concatenate([array[:, :2] + array[:, 2:] / 2, array[:, 2:]], axis=1)
+
+
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw both sheets; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="DIR")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of configs/real/pretrain.yaml")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of images")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the drawings (default: RUN)")
     flags = parser.parse_args(argv)
+    if not RECORDS.is_dir():
+        raise UserError(f"there is no {RECORDS}; make it: docs/real_model.md")
     model = load(flags.run)
-    for name, panels in (("names", names), ("boxes", boxes)):
-        sheet(panels(model, random.Random(flags.seed))).save(flags.out / f"real_{name}.png", optimize=True)
+    out = flags.out or flags.run
+    out.mkdir(parents=True, exist_ok=True)
+    for name, sheet in (("names", names), ("boxes", boxes)):
+        draw_sheet(sheet(model, random.Random(flags.seed)), out / f"real_{name}.png")
     return 0
 
 

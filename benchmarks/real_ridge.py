@@ -33,6 +33,7 @@ from metrics.retrieval import ranks_of_first_match, retrieval_recalls
 from models.checkpoints import initialise
 from models.contrastive import masked_mean
 from models.pretrain import PretrainModel
+from utils.errors import one_line_errors
 
 CONFIG = Path("configs/real/pretrain.yaml")
 LAYERS = {"A": 1, "B": 4}
@@ -119,6 +120,7 @@ def baseline(splits: dict[str, Encoded], layers: int) -> tuple[float, dict[str, 
     return best, fits[best].recalls(x["test"], y["test"])
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Compute the features and print a line for each source and baseline; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,8 +1,8 @@
 """Measurements of the small real model on pictures of held-out concepts: ``python -m benchmarks.real_sources RUN [RUN …]``.
 
-Each source by itself, names are ranked for its pictures and pictures for its names, by cosine and re-ranked; then names of
-cut-outs are located in composites, and names of divisions in maps. Several runs, such as those of three seeds, give means with
-standard deviations. Measurements that a run already has are kept.
+Each source by itself, names are ranked for its pictures and pictures for its names, by cosine and re-ranked, and masked words of
+names are predicted; then names of cut-outs are located in composites, and names of divisions in maps. Several runs, such as those
+of three seeds, give means with standard deviations. Measurements that are newer than the run and the records are kept.
 """
 
 from __future__ import annotations
@@ -19,23 +19,30 @@ from demo.real.collect import CUTOUT_SOURCES
 from utils.errors import UserError, one_line_errors
 
 EVALUATION = "evaluation.json"
-CONFIG = "configs/real/pretrain.yaml"
 RECORDS = Path("data/real/records")
+COUNTS = RECORDS / "real.json"
+"""Written with the records."""
+
 WAYS = tuple(f"{way} R@1 ({stage})" for stage in ("cosine", "reranked") for way in ("image to text", "text to image"))
 BOXES = {"composites": "object box, IoU >= 0.5", "maps": "region box, IoU >= 0.5"}
+WORDS = "masked word"
 
 Metrics = dict[str, dict[str, float]]
 """Each metric with its ``value`` and ``chance``, as ``evaluation.json`` has them."""
 
 
 def measure(run: Path, split: str, name: str, overrides: Sequence[str]) -> Metrics:
-    """Evaluate the last weights of a run on some files; the folder ``RUN/SPLIT_NAME`` keeps what was measured."""
+    """Evaluate the last weights of a run on some files, by its own config; ``RUN/SPLIT_NAME`` keeps what was measured."""
     folder, finished = run / f"{split}_{name}", run / EVALUATION
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; name one of a run")
     if not finished.is_file():
         raise UserError(f"{run} is no run that has ended: it has no {EVALUATION}; name one, or end it with --resume")
     report = folder / EVALUATION
-    if not report.is_file() or report.stat().st_mtime < finished.stat().st_mtime:
-        command = [sys.executable, "run.py", "--config", CONFIG, "--evaluate", "--output", str(folder)]
+    made = max(path.stat().st_mtime for path in (finished, COUNTS) if path.is_file())
+    if not report.is_file() or report.stat().st_mtime < made:
+        sys.stderr.write(f"{run}: measuring {split}_{name}\n")
+        command = [sys.executable, "run.py", "--evaluate", "--config", f"{run}/config.yaml", "--output", str(folder)]
         start = [f"init.checkpoint={run}", "init.vision=null", "init.text=null"]
         subprocess.run([*command, *start, *overrides], check=True, stdout=subprocess.DEVNULL)
     (metrics,) = json.loads(report.read_text(encoding="utf-8")).values()
@@ -63,15 +70,20 @@ def shown(runs: Sequence[dict[str, Metrics]], name: str, metric: str) -> str:
     return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
 
 
+def _row(runs: Sequence[dict[str, Metrics]], name: str, metric: str) -> str:
+    return f"| {name} | {shown(runs, name, metric)} | {100 * runs[0][name][metric]['chance']:.1f} |"
+
+
 def table(runs: Sequence[dict[str, Metrics]]) -> str:
-    """A Markdown table of retrieval, and one of boxes."""
+    """Markdown tables of retrieval, boxes and masked words."""
     lines = ["| R@1, % | " + " | ".join(way.replace(" R@1", "") for way in WAYS) + " | chance |", "|---" * 6 + "|"]
     for source in CUTOUT_SOURCES:
         chance = 100 * runs[0][source][WAYS[0]]["chance"]
         lines.append(f"| {source} | " + " | ".join(shown(runs, source, way) for way in WAYS) + f" | {chance:.1f} |")
     lines += ["", "| boxes with IoU >= 0.5, % | measured | chance |", "|---|---|---|"]
-    for kind, metric in BOXES.items():
-        lines.append(f"| {kind} | {shown(runs, kind, metric)} | {100 * runs[0][kind][metric]['chance']:.1f} |")
+    lines += [_row(runs, kind, metric) for kind, metric in BOXES.items()]
+    lines += ["", "| masked words, % | measured | chance |", "|---|---|---|"]
+    lines += [_row(runs, source, WORDS) for source in CUTOUT_SOURCES]
     return "\n".join(lines) + "\n"
 
 

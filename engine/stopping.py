@@ -49,9 +49,12 @@ class StopRequest:
         self.grace_s = grace_s
         self.signum: int | None = None
         self._received_s: float | None = None
+        """Time of this process's first signal."""
         self._known_s: float | None = None
+        """Time when the watching thread first saw a signal, this process's or another's."""
         self.store = distributed.shared_store("stop")
         self._left = False
+        """Whether rank 0 has ended while this rank runs."""
         self._lock = threading.Lock()
         self._save: Callable[[], str] | None = None
         self._ended = threading.Event()

@@ -29,7 +29,10 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     header = {ABOUT: json.dumps({"sha256": digest(contiguous), **(about or {})})}
     with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(contiguous, temporary, metadata=header)
+        temporary.chmod(mode)  # as of any new file; newer releases of safetensors write for the owner alone
 
 
 def read_about(path: Path) -> dict[str, Any]:

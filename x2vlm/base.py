@@ -147,5 +147,5 @@ class LoadedModel:
         except ValueError:
             cleaned = ""
         if not cleaned.strip():
-            raise UserError(f"{text!r} has no word")
+            raise UserError(f"the text {text!r} has no word (punctuation does not count); write one")
         return cleaned

@@ -72,7 +72,8 @@ class Sheet:
 
 
 def draw_sheet(sheet: Sheet, path: Path) -> np.ndarray:
-    """Write the sheet as a PNG; returns it, (H, W, 3) uint8. Panels have one width; each goes to the shortest column."""
+    """Write the sheet as a PNG; returns it, (H, W, 3) uint8. Panels have one width and read row by row,
+    though each stands right below the one above it."""
     width = max(_width(panel) for panel in sheet.panels)
     drawn = [_draw_panel(panel, width) for panel in sheet.panels]
     columns = max(1, min(len(drawn), (WIDEST - GAP) // (width + GAP)))
@@ -85,8 +86,8 @@ def draw_sheet(sheet: Sheet, path: Path) -> np.ndarray:
     top = GAP + heading + (GAP if heading else 0)
     bottoms = [top] * columns
     places = []
-    for panel in drawn:
-        column = bottoms.index(min(bottoms))
+    for number, panel in enumerate(drawn):
+        column = number % columns
         places.append((GAP + column * (width + GAP), bottoms[column]))
         bottoms[column] += panel.height + GAP
     image = Image.new("RGB", (total, max(bottoms)), "white")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from benchmarks import real_gain, real_pictures, real_ridge, real_sources
 from benchmarks.real_ridge import Encoded, Ridge, baseline
 from tasks.kinds import choose
 from utils.config import load_config
+from x2vlm.model import Box
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,8 +47,8 @@ def test_the_penalty_is_the_best_on_validation_and_test_is_measured_with_it():
 def evaluation(value: float) -> dict:
     """Each way of retrieval has another value, and boxes have others."""
     metrics = {way: {"value": value + place / 100, "chance": 0.01} for place, way in enumerate(real_sources.WAYS)}
-    boxes = real_sources.BOXES.values()
-    return metrics | {metric: {"value": value / 2 + place / 100, "chance": 0.02} for place, metric in enumerate(boxes)}
+    others = (*real_sources.BOXES.values(), real_sources.WORDS)
+    return metrics | {metric: {"value": value / 2 + place / 100, "chance": 0.02} for place, metric in enumerate(others)}
 
 
 def test_runs_are_measured_once_and_shown_with_their_spread(tmp_path, monkeypatch, capsys):
@@ -71,6 +71,7 @@ def test_runs_are_measured_once_and_shown_with_their_spread(tmp_path, monkeypatc
     assert "| stamps | 30.0 ± 14.1 | 31.0 ± 14.1 | 32.0 ± 14.1 | 33.0 ± 14.1 | 1.0 |" in printed
     assert "(cosine) | text to image (cosine) | image to text (reranked) | text to image (reranked) | chance" in printed
     assert "| composites | 15.0 ± 7.1 | 2.0 |" in printed and "| maps | 16.0 ± 7.1 | 2.0 |" in printed
+    assert printed.endswith("| clipart | 17.0 ± 7.1 | 2.0 |\n")
     assert {f"init.checkpoint={run}" for run in runs} == {
         word for command in commands for word in command if word.startswith("init.checkpoint=")
     }
@@ -85,6 +86,11 @@ def test_runs_are_measured_once_and_shown_with_their_spread(tmp_path, monkeypatc
     monkeypatch.setattr(real_sources.subprocess, "run", lambda command, **_: commands.append(command))
     assert real_sources.main([*runs, "--split", "val"]) == 0
     assert len(commands) == count + 6
+    monkeypatch.setattr(real_sources, "COUNTS", tmp_path / "real.json")
+    (tmp_path / "real.json").touch()
+    os.utime(tmp_path / "real.json", (later, later))  # records made anew
+    assert real_sources.main([*runs, "--split", "val"]) == 0
+    assert len(commands) == count + 6 + 12
 
 
 def test_a_run_that_has_not_ended_is_refused_in_one_line(tmp_path, capsys):
@@ -114,12 +120,29 @@ def test_every_start_is_a_run_of_as_many_steps(task, monkeypatch):
     assert scratch.lr == scratch.lr * scratch.lr_mult == pretrained.lr * pretrained.lr_mult
 
 
-def test_rows_of_pictures_are_as_high_as_their_longest_texts():
-    picture = Image.new("RGB", (50, 50), "#ff0000")
-    short, long = [("a word", real_pictures.INK)], [("several words " * 12, real_pictures.INK)]
-    side, gap = real_pictures.SIDE, real_pictures.GAP
-    low, high = (real_pictures.sheet([(picture, texts)] * 7) for texts in (short, long))
-    assert high.height - low.height == 2 * 16 * (len(textwrap.wrap(long[0][0], real_pictures.LETTERS)) - 1)
-    second_row = (low.height - gap) // 2 + gap
-    assert low.getpixel((gap, second_row)) == low.getpixel((gap, gap)) == (255, 0, 0)
-    assert low.getpixel((gap + side + 1, gap)) == low.getpixel((gap, second_row - 1)) == (255, 255, 255)
+class TwoBoxes:
+    """Locates the first phrase where it is, and another one elsewhere."""
+
+    def locate(self, images, phrases):
+        return [[Box("a pig", 10, 20, 40, 30), Box("a cup", 0, 0, 5, 5)]]
+
+
+def test_boxes_are_drawn_beside_the_true_ones_and_marked(tmp_path, monkeypatch):
+    Image.new("RGB", (100, 100), "white").save(tmp_path / "one.png")
+    monkeypatch.setattr(real_pictures, "RECORDS", tmp_path)
+    parts = [{"caption": "a pig", "bb": [10, 20, 40, 30]}, {"caption": "a cup", "bb": [60, 60, 20, 20]}]
+    panel = real_pictures.composite(TwoBoxes(), {"image": "one.png", "elems": parts})
+    assert [(line.text, line.right) for line in panel.lines] == [
+        ("IoU 1.00 · a pig", True),
+        ("IoU 0.00 · a cup", False),
+    ]
+    assert panel.pictures[0].boxes[1].predicted == (0, 0, 0.05, 0.05)
+    assert panel.pictures[0].boxes[1].true == (0.6, 0.6, 0.2, 0.2)
+
+
+@pytest.mark.parametrize("command", [real_ridge.main, lambda arguments: real_pictures.main(["runs/no", *arguments])])
+def test_missing_data_are_told_in_one_line(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command([]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
