@@ -308,3 +308,14 @@ def test_a_broken_image_is_left_out_with_a_note(caplog):
     assert remark == " (2 more cannot be drawn)"
     assert "an example cannot be drawn and is left out" in caplog.text and "KeyError: 'iou'" in caplog.text
     assert "predictions.png: left out, since it cannot be read: a:3: missing image" in caplog.text
+
+
+def test_panels_read_row_by_row_whatever_their_heights(tmp_path):
+    """The second row begins on the left, though the first panel is the highest."""
+    panels = [
+        Panel((DrawnImage(np.full((height, 320, 3), 50 * place, np.uint8)),), ())
+        for place, height in enumerate([300, 60, 60, 60, 60])
+    ]
+    image = draw_sheet(Sheet("", "", panels), tmp_path / "sheet.png")
+    lefts = [int(np.argwhere((image == 50 * place).all(axis=2))[:, 1].min()) for place in range(5)]
+    assert lefts[4] == lefts[0] < lefts[1] < lefts[2] < lefts[3]
