@@ -2,12 +2,14 @@
 
 Retrieval, grounding and captioning are fine-tuned at equal steps from the pre-trained model, from its encoders alone, and from
 random weights. From random weights everything trains, at the rate that random parameters have in the other runs. ``run.py sweep``
-makes the runs and the tables.
+makes the runs and the tables of all metrics; the last table has the main ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,11 @@ from utils.config import peek
 from utils.errors import one_line_errors
 
 CONFIGS = {task: Path(f"configs/real/{task}.yaml") for task in ("retrieval", "grounding", "captioning")}
+HEADLINES = {
+    "retrieval": ("mean of splits image to text R@1 (cosine)", "mean of splits text to image R@1 (cosine)"),
+    "grounding": ("IoU >= 0.5",),
+    "captioning": ("CIDEr", "BLEU-4"),
+}
 PRETRAINING = Path("configs/real/pretrain.yaml")
 
 
@@ -31,6 +38,16 @@ def starts(config: Path) -> dict[str, list[str]]:
     }
 
 
+def headlines(folder: Path, task: str) -> str:
+    """A Markdown table of a task's main metrics, from what the sweep in ``folder`` measured."""
+    measured = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    chosen = {
+        name: [{metric: run[metric] for metric in HEADLINES[task] if metric in run} for run in runs]
+        for name, runs in measured.items()
+    }
+    return sweep.table_of(chosen, max(map(len, chosen.values()))).replace("| |", f"| {task} |", 1)
+
+
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the runs that are missing, and print the tables; returns the exit status."""
@@ -41,13 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/real/gain"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of all runs")
     flags = parser.parse_args(argv)
-    status = 0
+    status, tables = 0, []
     for task in flags.task or CONFIGS:
         variants: list[str] = []
         for name, overrides in starts(CONFIGS[task]).items():
             variants += ["--variant", " ".join([f"{name}:", *overrides])]
         placed = ["--seeds", flags.seeds, "--cpu", flags.cpu, "--output", str(flags.output / task)]
-        status |= sweep.main(["--config", str(CONFIGS[task]), *variants, *placed, *flags.overrides])
+        failed = sweep.main(["--config", str(CONFIGS[task]), *variants, *placed, *flags.overrides])
+        status = max(status, failed)
+        if failed < 2:
+            tables.append(headlines(flags.output / task, task))
+    sys.stdout.write("\n".join(["", *tables]))
     return status
 
 
