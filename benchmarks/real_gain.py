@@ -21,7 +21,7 @@ CONFIGS = {task: Path(f"configs/real/{task}.yaml") for task in ("retrieval", "gr
 HEADLINES = {
     "retrieval": ("mean of splits image to text R@1 (cosine)", "mean of splits text to image R@1 (cosine)"),
     "grounding": ("IoU >= 0.5",),
-    "captioning": ("CIDEr", "BLEU-4"),
+    "captioning": ("CIDEr", "ROUGE-L"),
 }
 PRETRAINING = Path("configs/real/pretrain.yaml")
 

@@ -122,12 +122,12 @@ def test_every_start_is_a_run_of_as_many_steps(task, monkeypatch):
 
 def test_the_main_metrics_of_each_task_are_one_table(tmp_path):
     measured = {
-        "pre-trained": [{"CIDEr": 30.0, "BLEU-4": 5.0, "BLEU-1": 9.0}, {"CIDEr": 34.0, "BLEU-4": 7.0, "BLEU-1": 9.0}],
-        "from scratch": [{"CIDEr": 1.0, "BLEU-4": 0.0, "BLEU-1": 9.0}],
+        "pre-trained": [{"CIDEr": 30.0, "ROUGE-L": 5.0, "BLEU-1": 9.0}, {"CIDEr": 34.0, "ROUGE-L": 7.0, "BLEU-1": 9.0}],
+        "from scratch": [{"CIDEr": 1.0, "ROUGE-L": 0.0, "BLEU-1": 9.0}],
     }
     (tmp_path / "sweep.json").write_text(json.dumps(measured))
     assert real_gain.headlines(tmp_path, "captioning").splitlines() == [
-        "| captioning | CIDEr | BLEU-4 |",
+        "| captioning | CIDEr | ROUGE-L |",
         "|---|---|---|",
         "| pre-trained | 32.0 ± 2.8 | 6.0 ± 1.4 |",
         "| from scratch | 1.0 (1 of 2 seeds) | 0.0 (1 of 2 seeds) |",
