@@ -27,7 +27,7 @@ def test_a_rank_that_rank_0_has_left_ends_whatever_it_waits_for():
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(20)
+        process.join(60)
     assert [process.exitcode for process in ranks] == [5, PEER_LOST]
 
 
@@ -37,13 +37,13 @@ def leave_the_other(rank: int, port: int) -> None:
         dist.barrier()
         if rank == 0:
             os._exit(5)
-        time.sleep(60)
+        time.sleep(600)
 
 
 def end_an_evaluation(rank: int, signalled: int) -> None:
     """The signal finds rank 0 behind what is ended at once, and rank 1 in it."""
     started = time.monotonic()
-    with distributed.process_group(), StopRequest(grace_s=20) as stop:
+    with distributed.process_group(), StopRequest(grace_s=90) as stop:
         with stop.at_once():
             dist.barrier()
             if rank == 1:
@@ -53,7 +53,7 @@ def end_an_evaluation(rank: int, signalled: int) -> None:
             ask(rank, signalled)
             wait_for(stop)
         dist.barrier()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def ask(rank: int, signalled: int) -> None:
