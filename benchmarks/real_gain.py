@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, overrides in starts(CONFIGS[task]).items():
             variants += ["--variant", " ".join([f"{name}:", *overrides])]
         placed = ["--seeds", flags.seeds, "--cpu", flags.cpu, "--output", str(flags.output / task)]
-        failed = sweep.main(["--config", str(CONFIGS[task]), *variants, *placed, *flags.overrides])
-        status = max(status, failed)
-        if failed < 2:
+        code = sweep.main(["--config", str(CONFIGS[task]), *variants, *placed, *flags.overrides])
+        status = max(status, code)
+        if code < 2:  # else there is no table
             tables.append(headlines(flags.output / task, task))
     sys.stdout.write("\n".join(["", *tables]))
     return status

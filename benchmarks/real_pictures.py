@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from metrics.grounding import iou
+from metrics.grounding import pixel_iou
 from tasks.drawing import (
     BOX_LEGEND,
-    Box,
     DrawnImage,
     Line,
     PairOfBoxes,
@@ -27,6 +26,7 @@ from tasks.drawing import (
     Sheet,
     colours,
     draw_sheet,
+    pair_of_boxes,
 )
 from utils.errors import UserError, one_line_errors
 from x2vlm import load
@@ -48,7 +48,7 @@ def image_of(record: dict[str, Any]) -> Image.Image:
     return Image.open(RECORDS / record["image"]).convert("RGB")
 
 
-def drawn(image: Image.Image, boxes: tuple[PairOfBoxes, ...] = ()) -> tuple[DrawnImage]:
+def resized(image: Image.Image, boxes: tuple[PairOfBoxes, ...] = ()) -> tuple[DrawnImage]:
     """An image for a panel; all are square."""
     return (DrawnImage(np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)), boxes),)
 
@@ -64,7 +64,7 @@ def names(model: Model, choice: random.Random) -> Sheet:
             image = image_of(record)
             best = np.argsort(-(model.embed_images([image]) @ embedded.T)[0])[:NEAREST]
             lines = [Line(texts[place], right=texts[place] == record["caption"]) for place in best]
-            panels.append(Panel(drawn(image), (*lines, Line(f"({record['caption']})", faint=True))))
+            panels.append(Panel(resized(image), (*lines, Line(f"({record['caption']})", faint=True))))
     return Sheet("held-out images and their nearest names", NAMES_LEGEND, panels)
 
 
@@ -83,25 +83,12 @@ def composite(model: Model, record: dict[str, Any]) -> Panel:
     pairs, lines = [], []
     located = model.locate([image], [[part["caption"] for part in parts]])[0]
     for number, (part, box, colour) in enumerate(zip(parts, located, colours(len(parts)), strict=True), start=1):
-        predicted = shares((box.x, box.y, box.width, box.height), image)
-        true = shares(part["bb"], image)
-        overlap = float(iou(as_centre([predicted]), as_centre([true]))[0])
+        corners = {"predicted": (box.x, box.y, box.width, box.height), "true": part["bb"]}
+        overlap = float(pixel_iou(*(np.array([corner]) for corner in corners.values()))[0])
         label = str(number) if len(parts) > 1 else ""
-        pairs.append(PairOfBoxes(predicted, true, colour, label))
+        pairs.append(pair_of_boxes(corners, image.size, colour, label))
         lines.append(Line(f"IoU {overlap:.2f} · {part['caption']}", overlap >= 0.5, (colour, label)))
-    return Panel(drawn(image, tuple(pairs)), tuple(lines))
-
-
-def shares(box: Sequence[float], image: Image.Image) -> Box:
-    """A box (x, y, width, height) in pixels as shares of the image's sides."""
-    x, y, width, height = box
-    return x / image.width, y / image.height, width / image.width, height / image.height
-
-
-def as_centre(corner_boxes: Sequence[Box]) -> np.ndarray:
-    """Boxes (N, 4) of corner and size as centre and size."""
-    array = np.array(corner_boxes)
-    return np.concatenate([array[:, :2] + array[:, 2:] / 2, array[:, 2:]], axis=1)
+    return Panel(resized(image, tuple(pairs)), tuple(lines))
 
 
 @one_line_errors

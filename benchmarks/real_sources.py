@@ -44,14 +44,19 @@ def measure(run: Path, split: str, name: str, overrides: Sequence[str]) -> Metri
         sys.stderr.write(f"{run}: measuring {split}_{name}\n")
         command = [sys.executable, "run.py", "--evaluate", "--config", f"{run}/config.yaml", "--output", str(folder)]
         start = [f"init.checkpoint={run}", "init.vision=null", "init.text=null"]
-        subprocess.run([*command, *start, *overrides], check=True, stdout=subprocess.DEVNULL)
+        try:
+            subprocess.run([*command, *start, *overrides], check=True, stdout=subprocess.DEVNULL)
+        except subprocess.CalledProcessError:
+            raise UserError(
+                f"{folder}: could not be measured, as printed above; mend it and repeat the command"
+            ) from None
     (metrics,) = json.loads(report.read_text(encoding="utf-8")).values()
     return dict(metrics)
 
 
 def measure_all(run: Path, split: str) -> dict[str, Metrics]:
     """The metrics of each source, and of boxes."""
-    found = {
+    metrics = {
         source: measure(
             run, split, source, [f"evaluation.files=[{RECORDS}/{split}_{source}.jsonl]", "evaluation.region_files=[]"]
         )
@@ -59,19 +64,19 @@ def measure_all(run: Path, split: str) -> dict[str, Metrics]:
     }
     for kind in BOXES:
         files = f"evaluation.region_files=[{RECORDS}/regions_{split}_{kind}.jsonl]"
-        found[kind] = measure(run, split, kind, ["evaluation.files=[]", files])
-    return found
+        metrics[kind] = measure(run, split, kind, ["evaluation.files=[]", files])
+    return metrics
 
 
-def shown(runs: Sequence[dict[str, Metrics]], name: str, metric: str) -> str:
+def mean_and_spread(runs: Sequence[dict[str, Metrics]], name: str, metric: str) -> str:
     """The mean over runs in percent, with the standard deviation where there are several."""
-    values = [100 * found[name][metric]["value"] for found in runs]
+    values = [100 * run[name][metric]["value"] for run in runs]
     mean = statistics.fmean(values)
     return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
 
 
 def _row(runs: Sequence[dict[str, Metrics]], name: str, metric: str) -> str:
-    return f"| {name} | {shown(runs, name, metric)} | {100 * runs[0][name][metric]['chance']:.1f} |"
+    return f"| {name} | {mean_and_spread(runs, name, metric)} | {100 * runs[0][name][metric]['chance']:.1f} |"
 
 
 def table(runs: Sequence[dict[str, Metrics]]) -> str:
@@ -79,7 +84,9 @@ def table(runs: Sequence[dict[str, Metrics]]) -> str:
     lines = ["| R@1, % | " + " | ".join(way.replace(" R@1", "") for way in WAYS) + " | chance |", "|---" * 6 + "|"]
     for source in CUTOUT_SOURCES:
         chance = 100 * runs[0][source][WAYS[0]]["chance"]
-        lines.append(f"| {source} | " + " | ".join(shown(runs, source, way) for way in WAYS) + f" | {chance:.1f} |")
+        lines.append(
+            f"| {source} | " + " | ".join(mean_and_spread(runs, source, way) for way in WAYS) + f" | {chance:.1f} |"
+        )
     lines += ["", "| boxes with IoU >= 0.5, % | measured | chance |", "|---|---|---|"]
     lines += [_row(runs, kind, metric) for kind, metric in BOXES.items()]
     lines += ["", "| masked words, % | measured | chance |", "|---|---|---|"]

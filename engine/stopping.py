@@ -74,7 +74,7 @@ class StopRequest:
 
     @property
     def name(self) -> str:
-        """Of the signal, for messages."""
+        """Name of the signal, for messages."""
         return "another rank" if self.signum is None else signal_name(self.signum)
 
     @property
@@ -111,15 +111,16 @@ class StopRequest:
                     self._end(self._save)
 
     def _exchange(self) -> None:
-        """Tell the other ranks of a signal, and learn of theirs, and whether rank 0 has ended."""
+        """Learn whether rank 0 has ended; tell the other ranks of a signal, and learn of theirs."""
         if self.store is None:
             return
         try:
+            # Before the signal, which rank 0 has told by then: else it could end between both looks, as if without one.
+            self._left = distributed.rank() != 0 and self.store.check(["ended"])
             if self.store.check(["signal"]):
                 self.signum = self.signum or int(self.store.get("signal"))
             elif self.signum is not None:
                 self.store.set("signal", str(int(self.signum)))
-            self._left = distributed.rank() != 0 and self.store.check(["ended"])
         except RuntimeError:  # who kept the store has ended
             self._left, self.store = True, None
 

@@ -1,4 +1,4 @@
-"""What pre-training has learned, on held-out records: retrieval, boxes and masked words, each beside its chance level."""
+"""Evaluation of pre-training on held-out records: retrieval, boxes and masked words, each beside its chance level."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class PretrainEvaluator:
         return Evaluation(tuple(metrics), list(self.predictions.values()))
 
     def _prediction(self, record: HeldOutRecord) -> dict[str, Any]:
-        """What is predicted of a record, to be added to."""
+        """The prediction of a record, which each metric adds to."""
         return self.predictions.setdefault(record.place, {"place": record.place})
 
     def _retrieval(self, records: Sequence[HeldOutRecord], medium: str, size: str) -> list[Metric]:
@@ -178,12 +178,9 @@ class PretrainEvaluator:
         rankings = search.rank(len(captioned), read, [record.captions[0] for record in captioned])
         chance, numbers = 1 / len(captioned), np.arange(len(captioned))
         metrics = [count(size, len(captioned))]
-        summed = (
-            f"the {self.config.candidates} best by cosine re-ranked{RULES['sum']}"
-            if self.config.score == "sum"
-            else None
-        )
-        for name, stage, rule in (("cosine", rankings.cosine, None), ("reranked", rankings.reranked, summed)):
+        rule_of_sum = f"the {self.config.candidates} best by cosine re-ranked{RULES['sum']}"
+        rule_of_reranked = rule_of_sum if self.config.score == "sum" else None
+        for name, stage, rule in (("cosine", rankings.cosine, None), ("reranked", rankings.reranked, rule_of_reranked)):
             image_ranks, text_ranks = stage.ranks(numbers)
             for way, ranks in ((f"{medium} to text", image_ranks), (f"text to {medium}", text_ranks)):
                 scores, title = Scores(ranks < 1, numbers), f"{way} R@1 ({name})"

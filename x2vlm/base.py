@@ -1,4 +1,4 @@
-"""What all calls of a model share: reading images, making tokens, running the network on batches."""
+"""The base of all calls of a model: reading images, making tokens, running the network on batches."""
 
 from __future__ import annotations
 

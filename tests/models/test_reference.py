@@ -66,7 +66,7 @@ def assert_as_plain(model: PretrainModel, batch: PretrainBatch, reference: Pretr
 
 
 def with_counts(text: MaskedText, extra: int) -> MaskedText:
-    """The same text with numbers that the host knows, ``extra`` too many."""
+    """A copy of the text with counts that the host knows, ``extra`` too many."""
     return replace(text, tokens=int(text.mask.sum()) + extra, masked=int(text.labels.ne(-100).sum()) + extra)
 
 

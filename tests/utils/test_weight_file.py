@@ -1,4 +1,4 @@
-"""Weight files as files."""
+"""Weight files on disk."""
 
 from __future__ import annotations
 
