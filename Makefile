@@ -12,12 +12,15 @@ ifeq ($(filter $(filter-out video_qa,$(TASKS)),$(TASK)),)
 $(error TASK=$(TASK) is no task of the demo; use one of $(filter-out video_qa,$(TASKS)))
 endif
 endif
+ifneq ($(shell echo '$(SEED)' | tr -d 0-9),)
+$(error SEED=$(SEED) is no number; use SEED=1)
+endif
 PRETRAINED := runs/demo/pretrain-seed0
 RUN := runs/demo/$(TASK)-seed$(SEED)
 
 REAL := runs/real/pretrain-seed$(SEED)
 
-.PHONY: real demo demo-quick scenes clips test faults test-lowest lint types setup setup-dev clean-demo
+.PHONY: real demo demo-quick scenes clips test faults test-lowest lint types setup setup-dev clean-demo clean-real
 
 ifdef QUICK
 demo: demo-quick
@@ -121,3 +124,6 @@ setup-dev: .venv/installed-dev
 
 clean-demo:
 	rm -rf runs/demo data/scenes data/scenes_quick data/clips
+
+clean-real:
+	rm -rf runs/real data/real data/packages

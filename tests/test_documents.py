@@ -116,7 +116,9 @@ def check_run(arguments: list[str]) -> None:
     config = None if flags.config in (None, "C", "FILE") else flags.config
     if flags.config is not None and config is None:
         return
-    assert not str(config).startswith("runs/"), f"{config} is there only after a run; a page names a config of the repository"
+    assert not str(config).startswith("runs/"), (
+        f"{config} is there only after a run; a page names a config of the repository"
+    )
     choice = choose(config, flags.overrides, flags.task)
     load_config(choice.config, flags.overrides, choice.load()[0])
 

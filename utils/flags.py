@@ -74,6 +74,13 @@ def positive_real(text: str) -> float:
     return value
 
 
+def sentence(text: str) -> str:
+    """A text that is not blank, for argparse."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is blank; give a text")
+    return text
+
+
 def share(text: str) -> float:
     """A number above 0 and at most 1, for argparse."""
     value = positive_real(text)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.errors import UserError, one_line_errors
-from utils.flags import positive
+from utils.flags import positive, sentence
 from utils.progress import progress_bar
 from x2vlm.calls import CALLS, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
@@ -70,6 +70,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     )
     flag(
         "--text",
+        type=sentence,
         action="append",
         default=[],
         metavar="T",

@@ -81,15 +81,15 @@ class Encoder:
 
         return self.model.run([text], score)[0]
 
-    def ranking_scores(self, probabilities: Sequence[float], cosines: Sequence[float]) -> list[float]:
-        """What images are ranked by: the probabilities, or where the run's config has ``evaluation.score: sum``, their log-odds
-        plus the cosines over the temperature.
+    def sums(self, probabilities: Sequence[float], cosines: Sequence[float]) -> list[float] | None:
+        """The log-odds of probabilities plus the cosines over the temperature, by which images are ranked where the run's config
+        has ``evaluation.score: sum``; None: it has not, and the probabilities rank them.
 
         Raises:
             UserError: the export of such a run does not know the temperature.
         """
         if self.model.settings.evaluation.score == "matching":
-            return list(probabilities)
+            return None
         if self.runtime.temperature is None:
             raise UserError(
                 f"{self.model.origin} does not say its temperature, which evaluation.score: sum needs; export it again"

@@ -11,12 +11,14 @@ from x2vlm.search.index import Hit, ImageIndex
 
 
 def panels_of(index: ImageIndex, hits: Sequence[Hit], heading: str = "") -> list[Panel]:
-    """A panel for each hit: the image with its box, if it has one, its probability and its cosine; a ``heading`` above each."""
+    """A panel for each hit: the image with its box, if it has one, its sum, if it has one, probability and cosine; a ``heading``
+    above each."""
     above = (Line(heading),) if heading else ()
     panels = []
     for hit in hits:
         score = "" if hit.score is None else f"image {hit.score:.2f} · "
-        said = f"{score}cosine {hit.cosine:+.2f}"
+        ranked_by = "" if hit.sum is None else f"sum {hit.sum:+.1f} · "
+        said = f"{ranked_by}{score}cosine {hit.cosine:+.2f}"
         if hit.box is None:
             panel = figures.described(index.model.read, hit.path, [said])
         else:

@@ -39,8 +39,9 @@ class Hit:
         path: of the image.
         copies: files with the same content.
         cosine: of image and text.
-        score: the probability that the text is about the whole image; None: it was not re-ranked. The cosine may count too:
-            see :meth:`ImageIndex.search`.
+        score: the probability that the text is about the whole image; None: it was not re-ranked.
+        sum: the score's log-odds plus the cosine over the temperature, by which hits are ranked where the config of the model's
+            run has ``evaluation.score: sum``; None: it has not, or the hit was not re-ranked.
         box: where the text is true, with the probability that it is about what the box shows; None: it was not asked for.
         content: hash of the file's content.
     """
@@ -49,8 +50,15 @@ class Hit:
     copies: tuple[Path, ...]
     cosine: float
     score: float | None = None
+    sum: float | None = None
     box: Box | None = None
     content: str = ""
+
+    def numbers(self) -> str:
+        """Those of sum, score and cosine that the hit has, for a line: "+10.58  0.878  +0.842"."""
+        ranked_by = "" if self.sum is None else f"{self.sum:+.2f}  "
+        score = "" if self.score is None else f"{self.score:.3f}  "
+        return f"{ranked_by}{score}{self.cosine:+.3f}"
 
 
 def nearest_rows(embeddings: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,8 +130,8 @@ class ImageIndex:
         return image_of(self._lines[line], self._list)
 
     def search(self, text: str, *, top: int = 10, rerank: int = 64, locate: bool | str = False) -> list[Hit]:
-        """The images that a text is most likely about, the best first: by the matching head's probability, to which the config of
-        the model's run may add the cosine (``evaluation.score: sum``); those not re-ranked stand behind, by their cosines.
+        """The images that a text is most likely about, the best first: by the matching head's probability, or by the sum if the
+        hits have one (see :class:`Hit`); those not re-ranked stand behind, by their cosines.
 
         Args:
             text: a sentence.
@@ -138,10 +146,12 @@ class ImageIndex:
         found = self._there(dict(zip(rows.tolist(), cosines.tolist(), strict=True)))
         judged = [found[row] for row in rows[:rerank].tolist() if row in found]
         scores = list(self._scores(text, judged))
-        order = np.argsort(
-            [-key for key in self.encoder.ranking_scores(scores, [hit.cosine for hit in judged])], kind="stable"
-        )
-        ranked = [replace(judged[place], score=scores[place]) for place in order.tolist()]
+        sums = self.encoder.sums(scores, [hit.cosine for hit in judged])
+        order = np.argsort([-key for key in (scores if sums is None else sums)], kind="stable")
+        ranked = [
+            replace(judged[place], score=scores[place], sum=None if sums is None else sums[place])
+            for place in order.tolist()
+        ]
         best = [*ranked, *list(found.values())[len(ranked) :]][:top]
         if not locate:
             return best

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, one_line_errors
-from utils.flags import positive, positive_real
+from utils.flags import positive, positive_real, sentence
 from x2vlm.command import MOST_DRAWN, add_model, check_save, counted, loaded, printed
 from x2vlm.search import CACHE_GB
 
@@ -24,8 +24,8 @@ EXAMPLES = """examples:
   python run.py search photos.index "a dog" "a cat" --top 3 --json
 
 Each line has the probability that the text is about the image, the cosine, and the path, the best first (by the
-probability, or where the model's run has evaluation.score: sum, by both); with --locate also the probability that
-it is about what the box shows, and the box.
+probability; where the model's run has evaluation.score: sum, by that sum, which stands first in the line); with
+--locate also the probability that it is about what the box shows, and the box.
 
 exit status: 0 the index was searched; 2 it could not be"""
 
@@ -41,7 +41,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     )
     flag = parser.add_argument
     flag("index", type=Path, metavar="I", help="folder of the index")
-    flag("texts", nargs="+", metavar="TEXT", help="a sentence; each is searched by itself")
+    flag("texts", type=sentence, nargs="+", metavar="TEXT", help="a sentence; each is searched by itself")
     flag("--top", type=positive, default=10, metavar="N", help="hits (default: %(default)s)")
     flag(
         "--rerank",
@@ -51,7 +51,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
         help="best images by cosine that are matched with the text (default: %(default)s; 0: none)",
     )
     phrase = "find the box in each hit where the text is true, or PHRASE is; needs a model of task pretrain"
-    flag("--locate", nargs="?", const=True, default=False, metavar="PHRASE", help=phrase)
+    flag("--locate", type=sentence, nargs="?", const=True, default=False, metavar="PHRASE", help=phrase)
     flag("--save", type=Path, metavar="PNG", help=f"draw the hits, the first {MOST_DRAWN} at most")
     flag("--json", action="store_true", help="a JSON object in a line for each hit")
     flag(
@@ -100,18 +100,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _line(hit: Hit) -> str:
-    score = "" if hit.score is None else f"{hit.score:.3f}  "
     box = ""
     if hit.box is not None:
         box = f"  {hit.box.score:.3f} at {hit.box.x:.0f}, {hit.box.y:.0f}, {hit.box.width:.0f} x {hit.box.height:.0f}"
     copies = f"  (+ {counted(len(hit.copies), 'copy', 'copies')})" if hit.copies else ""
-    return f"  {score}{hit.cosine:+.3f}  {hit.path}{box}{copies}"
+    return f"  {hit.numbers()}  {hit.path}{box}{copies}"
 
 
 def _values(text: str, hit: Hit) -> dict[str, Any]:
     box = None if hit.box is None else {name: value for name, value in asdict(hit.box).items() if name != "phrase"}
-    numbers = {"cosine": round(hit.cosine, 4), "score": None if hit.score is None else round(hit.score, 4)}
-    return {"text": text, "path": str(hit.path), **numbers, "copies": list(map(str, hit.copies)), "box": box}
+    numbers = {"cosine": hit.cosine, "score": hit.score, "sum": hit.sum}
+    rounded = {name: None if number is None else round(number, 4) for name, number in numbers.items()}
+    return {"text": text, "path": str(hit.path), **rounded, "copies": list(map(str, hit.copies)), "box": box}
 
 
 def _draw(index: ImageIndex, found: Sequence[tuple[str, Sequence[Hit]]], path: Path) -> Path:

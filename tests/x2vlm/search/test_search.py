@@ -98,6 +98,8 @@ def test_a_model_may_say_that_the_cosine_counts_in_the_second_stage_too(model, p
     assert np.argsort(-summed).tolist() not in (np.argsort(-scores).tolist(), np.argsort(-cosines).tolist())
     assert [hit.path for hit in hits] == [paths[place] for place in np.argsort(-summed)]
     np.testing.assert_allclose([hit.score for hit in hits], scores[np.argsort(-summed)], atol=1e-5)
+    np.testing.assert_allclose([hit.sum for hit in hits], np.sort(summed)[::-1], rtol=1e-3)
+    assert all(hit.numbers() == f"{hit.sum:+.2f}  {hit.score:.3f}  {hit.cosine:+.3f}" for hit in hits)
 
 
 def test_re_ranked_images_are_read_from_the_cache(model, photos, tmp_path, monkeypatch):
@@ -223,7 +225,10 @@ def test_the_two_commands(run, photos, tmp_path, capsys, monkeypatch):
     assert main(["search", "index", TEXT, "a star", "--top", "2", "--json"]) == 0
     values = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [value["text"] for value in values] == [TEXT, TEXT, "a star", "a star"]
-    assert set(values[0]) == {"text", "path", "cosine", "score", "copies", "box"} and values[0]["box"] is None
+    assert set(values[0]) == {"text", "path", "cosine", "score", "sum", "copies", "box"} and values[0]["box"] is None
+    with pytest.raises(SystemExit, match="2"):
+        main(["search", "nowhere", ""])
+    assert "argument TEXT: '' is blank; give a text" in capsys.readouterr().err
     assert main(["search", "nowhere", TEXT]) == 2
     assert "no index of images is there" in capsys.readouterr().err
 
