@@ -79,6 +79,7 @@ class FolderLock:
     def _take(self) -> FolderLock:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.path = self.folder / LOCK_FILE
             try:
                 self._lock()
             except OSError as error:
@@ -123,24 +124,36 @@ class FolderLock:
 
     def _lease(self) -> None:
         """Create the file, or take over a stale one."""
+        while not self._created():
+            age = self._age()
+            if age is None:
+                continue  # its owner has just given it up
+            if age < STALE_S:
+                raise self._taken()
+            self.path.write_text(self._owner(), encoding="utf-8")
+            time.sleep(SETTLE_S)
+            if self._token not in self._read():
+                raise self._taken()
+            break
+        threading.Thread(target=self._renew, daemon=True, name="lease").start()
+
+    def _created(self) -> bool:
+        """Create the lease; returns whether there was none."""
         try:
             with self.path.open("x", encoding="utf-8") as file:
                 file.write(self._owner())
         except FileExistsError:
-            if self._age() < STALE_S:
-                raise self._taken() from None
-            self.path.write_text(self._owner(), encoding="utf-8")
-            time.sleep(SETTLE_S)
-            if self._token not in self._read():
-                raise self._taken() from None
-        threading.Thread(target=self._renew, daemon=True, name="lease").start()
+            return False
+        return True
 
-    def _age(self) -> float:
-        """Seconds since the lease was renewed, by the clock of the disk."""
+    def _age(self) -> float | None:
+        """Seconds since the lease was renewed, by the clock of the disk; None: there is none."""
         probe = self.path.with_name(f"{LEASE_FILE}.{self._token}")
         probe.touch()
         try:
             return probe.stat().st_mtime - self.path.stat().st_mtime
+        except FileNotFoundError:
+            return None
         finally:
             probe.unlink()
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -103,6 +104,35 @@ def test_a_disk_without_locks_has_leases(tmp_path, no_locks):
             time.sleep(0.01)
     with FolderLock(tmp_path):
         pass
+
+
+def test_a_lease_is_waited_for_and_never_taken_from_a_process_that_renews_it(tmp_path, no_locks, monkeypatch):
+    monkeypatch.setattr(folder_lock, "POLL_S", 0.02)
+    with FolderLock(tmp_path):
+        ours = (tmp_path / LEASE_FILE).read_text()
+        with pytest.raises(UserError, match="is in use by process"), FolderLock(tmp_path, wait_s=0.2):
+            pass
+        assert (tmp_path / LEASE_FILE).read_text() == ours
+    waited = FolderLock(tmp_path, wait_s=60)
+    with ThreadPoolExecutor() as pool, FolderLock(tmp_path):
+        entered = pool.submit(waited.__enter__)
+        time.sleep(0.1)
+        assert not entered.done()
+    entered.result(10).__exit__(None, None, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lease_given_up_between_two_looks_at_it_is_free(tmp_path, no_locks, monkeypatch):
+    (tmp_path / LEASE_FILE).write_text("{}")
+
+    def leave(self):
+        (tmp_path / LEASE_FILE).unlink()
+        return age(self)
+
+    age = FolderLock._age
+    monkeypatch.setattr(FolderLock, "_age", leave)
+    with FolderLock(tmp_path):
+        assert str(os.getpid()) in (tmp_path / LEASE_FILE).read_text()
 
 
 def test_a_stale_lease_is_taken_over(tmp_path, no_locks):
