@@ -192,7 +192,9 @@ def _command(choice: Choice, arguments: argparse.Namespace, folder: Path) -> lis
     top = Path(__file__).parents[__name__.count(".")]
     start = [str(top / "run.py")] if (top / "run.py").is_file() else ["-m", "x2vlm"]
     words = [sys.executable, *start, "--task", choice.source.argument, "--config", str(choice.config.absolute())]
-    words += ["--output", str(folder), "--resume", "--wait", str(arguments.wait or WAIT_S)]
+    words += ["--output", str(folder), "--wait", str(arguments.wait or WAIT_S)]
+    # With --resume, an evaluation is one of the folder's own run.
+    words += ["--resume"] if arguments.resume or not arguments.evaluate else []
     words += ["--gpus", str(arguments.gpus)] if arguments.gpus else []
     words += ["--cpu", str(arguments.cpu)] if arguments.cpu else []
     words += ["--evaluate"] if arguments.evaluate else []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from dataset.tasks.video_qa import read_classes
 from dataset.tasks.vqa import read_candidates
 from dataset.text.loading import load_tokenizer
 from engine.checkpoint import find_weights, run_of
@@ -15,6 +16,7 @@ from engine.precision import DTYPES, PrecisionName, check_precision
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_weights
 from models.checkpoints.recognise import XLM_R_WORDS, Recognised, recognise
+from models.video_qa import VideoQAModelConfig
 from tasks.base import ADAPTERS, ANSWERS, TOKENIZER
 from tasks.kinds import ROOT
 from utils.config import read_config, read_yaml
@@ -111,7 +113,7 @@ def _load_weights(
         network.to(device).eval(),
         loaded,
         settings,
-        answers=_answers(folder, answers),
+        answers=_answers(settings, folder, answers),
         origin=source,
         precision=precision,
     )
@@ -205,9 +207,11 @@ def _with_encoder(settings: Settings, words: str) -> object:
     return model.model_copy(update={"text": model.text.model_copy(update={"encoder": words})})
 
 
-def _answers(folder: Path | None, answers: str | Path | None) -> list[str] | None:
-    """The candidate answers: those that were asked for, else those that the run keeps."""
+def _answers(settings: Settings, folder: Path | None, answers: str | Path | None) -> list[str] | None:
+    """The candidate answers: those that were asked for, else those that the run keeps; a classifier's in order of their labels."""
     if answers is not None:
+        if isinstance(settings.model, VideoQAModelConfig):
+            return read_classes(str(answers), "answers", settings.model.classes)
         return read_candidates(str(answers), "answers")
     kept = None if folder is None else folder / ANSWERS
     if kept is None or not kept.is_file():

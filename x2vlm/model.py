@@ -82,10 +82,10 @@ class Model(LoadedModel):
         network = cast("VQAModel | VideoQAModel", self._network("answer", VQAModel, VideoQAModel))
         pairs = _pairs("answer", as_list(images), _texts(questions))
         answers = self.answers if candidates is None else _texts(candidates)
-        if not answers:
-            raise UserError("answer: the model keeps no list of answers; give candidates=, or answers= to load")
         if isinstance(network, VideoQAModel):
             return self._classified(network, pairs, answers)
+        if not answers:
+            raise UserError("answer: the model keeps no list of answers; give candidates=, or answers= to load")
         tree, config = self._tree(answers), self.settings.evaluation
 
         def reply(pairs: Sequence[tuple[Image, str]]) -> list[str]:
@@ -237,10 +237,12 @@ class Model(LoadedModel):
         return [in_pixels(*each) for each in zip(texts, *found, sizes, strict=True)]
 
     def _classified(
-        self, network: VideoQAModel, pairs: Sequence[tuple[Image, str]], answers: Sequence[str]
+        self, network: VideoQAModel, pairs: Sequence[tuple[Image, str]], answers: Sequence[str] | None
     ) -> list[str]:
         """The likeliest of ``answers`` by a classifier, which knows no others than its classes."""
-        classes = self.answers or list(answers)
+        classes = self.answers
+        if classes is None or answers is None:
+            raise UserError("answer: the model's classes have no names; give answers= to load: a JSON list of them")
         if unknown := [answer for answer in answers if answer not in classes]:
             raise UserError(f"answer: {unknown[0]!r} is none of the model's {len(classes)} classes; leave it out")
         numbers = torch.tensor([classes.index(answer) for answer in answers])

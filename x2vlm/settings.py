@@ -103,6 +103,8 @@ def settings_of(values: Mapping[str, Any], source: str) -> Settings:
         raise UserError(f"{source}: task is {task!r}; x2vlm loads models of {', '.join(KINDS)}")
     data, evaluation = (values.get(name) or {} for name in ("data", "evaluation"))
     model = bind(values.get("model") or {}, KINDS[task].config, source=f"{source}: model")
+    of_stream = (data.get("videos") or {}).get("reading")  # where pre-training has what other tasks have as data.video
+    data = {**data, "video": of_stream} if of_stream is not None else data
     kept = _kept(data, DataSettings) | {
         name: _kept(data[name], schema)
         for name, schema in (("text", TextLimits), ("video", VideoReadingConfig))

@@ -84,6 +84,14 @@ def test_the_dry_run_prints_a_script_that_survives_any_path(tmp_path, capsys, mo
     assert not list(ROOT.glob("oops"))
 
 
+@pytest.mark.parametrize(("arguments", "resumes"), [(["init.checkpoint=x"], False), (["--resume"], True)])
+def test_an_evaluation_of_other_weights_resumes_no_run(tmp_path, arguments, resumes, capsys):
+    """With --resume it would be one of the folder's own run."""
+    assert main(["--slurm", "--dry-run", "--task", "pretrain", "--output", str(tmp_path), "--evaluate", *arguments]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("srun")]
+    assert ("--resume" in shlex.split(line)) == resumes and "--evaluate" in shlex.split(line)
+
+
 @pytest.mark.parametrize("arguments", [[], ["--resume"]])
 def test_a_folder_with_a_run_is_submitted_to_resume_alone(tmp_path, arguments, capsys, monkeypatch):
     (tmp_path / "metrics.jsonl").touch()

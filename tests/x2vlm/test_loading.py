@@ -124,6 +124,15 @@ def test_an_authors_file_has_the_settings_of_the_run_that_it_is_of(task, more, s
     assert (settings.model.vision.video is not None) == ("frames" in more)
 
 
+def test_a_pre_trained_model_reads_videos_as_its_stream_did():
+    values = loading.read_config(ROOT / "configs/pretrain/base_1b_stage2.yaml", [])
+    reading = values["data"]["videos"]["reading"]
+    read = settings_of(values, "x").data.video
+    assert reading and reading == {name: getattr(read, name) for name in reading}
+    reading["frames_per_second"] = 4.0
+    assert settings_of(values, "x").data.video.frames_per_second == 4.0
+
+
 def test_what_the_shapes_of_an_authors_file_show_is_taken_from_them(monkeypatch):
     classes = {"classifier.3.weight": (1234, 1536)}
     monkeypatch.setattr(loading, "read_weights", lambda path: {})
