@@ -124,7 +124,7 @@ def keep_until(path: Path, step: int) -> list[dict[str, float]]:
     if not path.exists():
         return []
     kept, odd = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         values = _metrics_in(line)
         if values is None:
             odd.append(number)
@@ -141,13 +141,19 @@ def remove_later(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in _lines(path):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(f"{line}\n")
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
     write_text(path, "".join(kept))
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file. Not splitlines(), which also ends a line at separators that JSON allows inside a string."""
+    *lines, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [*lines, torn] if torn else lines
 
 
 def _metrics_in(line: str) -> dict[str, float] | None:

@@ -30,7 +30,8 @@ POLL_S = 1.0
 SETTLE_S = 2.0
 """Time in which two processes that take over one stale lease have both written: the last one has it."""
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+"""Errors of a disk without locks."""
 
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class FolderLock:
             try:
                 self._lock()
             except OSError as error:
-                if error.errno not in _NO_LOCKS:
+                if error.errno not in NO_LOCKS:
                     raise
                 self.path.unlink(missing_ok=True)
                 self.path = self.folder / LEASE_FILE

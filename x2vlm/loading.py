@@ -208,7 +208,7 @@ def _with_encoder(settings: Settings, words: str) -> object:
 
 
 def _answers(settings: Settings, folder: Path | None, answers: str | Path | None) -> list[str] | None:
-    """The candidate answers: those that were asked for, else those that the run keeps; a classifier's in order of their labels."""
+    """The candidate answers: those asked for, else those that the run keeps; a classifier's in order of their labels."""
     if answers is not None:
         if isinstance(settings.model, VideoQAModelConfig):
             return read_classes(str(answers), "answers", settings.model.classes)

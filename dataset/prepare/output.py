@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -15,9 +16,12 @@ from typing import IO, Any
 
 from utils.errors import UserError
 from utils.files import replacing
+from utils.folder_lock import NO_LOCKS
 
 JOURNAL = ".building"
 """File of a folder that is being filled. The command that fills it holds a lock on it."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ class OutputFolder:
             return
         if os.fstat(self._journal.fileno()).st_size == 0:
             (self.out / JOURNAL).unlink(missing_ok=True)
-        fcntl.flock(self._journal, fcntl.LOCK_UN)  # closing alone does not: a forked worker may have the file too
+        with suppress(OSError):  # the disk has no locks
+            fcntl.flock(self._journal, fcntl.LOCK_UN)  # closing alone does not: a forked worker may have the file too
         self._journal.close()
 
     def _claim(self) -> None:
@@ -224,6 +229,11 @@ def _lock(out: Path) -> IO[str]:
             raise UserError(f"{out}: another run is filling it; let it end, or give another folder") from None
         except FileNotFoundError:
             pass
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            logger.warning("%s: the disk has no locks (%s); let no other run fill it", out, error.strerror)
+            return journal
         journal.close()  # another run closed the folder between the two calls: the locked file is its old journal
 
 

@@ -93,7 +93,7 @@ def _is_of_images(row: Row) -> bool:
 def _read_names(path: str, key: str) -> dict[str, str]:
     """File names without suffix by video_id."""
     names = {}
-    for number, line in enumerate(read_text(path, key).splitlines(), start=1):
+    for number, line in enumerate(read_text(path, key).split("\n"), start=1):
         if not line.strip():
             continue
         parts = line.split()

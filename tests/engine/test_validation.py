@@ -313,15 +313,15 @@ def test_some_predictions_of_each_validation_are_kept_and_those_after_the_checkp
     class Predicting(ToyTask):
         def validate(self):
             values = super().validate()
-            self.validated = [{"number": 0, "answer": f"ü {values['score']}", "none": float("nan")}]
+            self.validated = [{"number": 0, "answer": f"ü\u2028{values['score']}", "none": float("nan")}]
             return values
 
     trainer(tmp_path, Predicting(scores=[0.1, 0.2, 0.3]), validate_every=2, steps=6).fit()
     path = tmp_path / "validation_predictions.jsonl"
-    kept = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    kept = [json.loads(line) for line in path.open(encoding="utf-8")]
     assert [line["step"] for line in kept] == [2, 4, 6]
-    assert [line["predictions"][0]["answer"] for line in kept] == ["ü 0.1", "ü 0.2", "ü 0.3"]
+    assert [line["predictions"][0]["answer"] for line in kept] == ["ü\u20280.1", "ü\u20280.2", "ü\u20280.3"]
     with path.open("a") as file:
         file.write('{"step": 7, "pre')
     remove_later(path, 4)
-    assert [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()] == [2, 4]
+    assert [json.loads(line)["step"] for line in path.open(encoding="utf-8")] == [2, 4]

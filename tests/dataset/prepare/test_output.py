@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -68,13 +70,23 @@ def test_a_worker_that_outlives_its_run_does_not_keep_the_lock(out):
         worker.join()
 
 
+def test_a_disk_without_locks_is_filled_with_a_warning(out, source, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with folder(out) as filled:
+        make(filled, "a.jsonl", source)
+        filled.close()
+    assert (out / MANIFEST).is_file() and not (out / JOURNAL).exists()
+    assert f"{out}: the disk has no locks (Function not implemented); let no other run fill it" in caplog.text
+
+
 def test_a_lock_on_the_journal_of_a_folder_closed_meanwhile_is_no_claim(out, monkeypatch):
     """Between opening the journal and locking it, another run closes the folder, and a third one claims it anew."""
-    from dataset.prepare import output as module
-
     first = folder(out).__enter__()
     third = folder(out, overwrite=True)
-    lock = module.fcntl.flock
+    lock = fcntl.flock
 
     def late(file, how):
         monkeypatch.undo()
@@ -82,7 +94,7 @@ def test_a_lock_on_the_journal_of_a_folder_closed_meanwhile_is_no_claim(out, mon
         third.__enter__()
         return lock(file, how)
 
-    monkeypatch.setattr(module.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(UserError, match="another run is filling it"), folder(out):
         pass
     third.release()
