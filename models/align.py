@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from models import losses
-from models.contrastive import ContrastiveConfig, ContrastiveHead, EmbeddedExamples, Examples
+from models.contrastive import GREATEST_TEMPERATURE, ContrastiveConfig, ContrastiveHead, EmbeddedExamples, Examples
 from models.fusion import FusionPass
 from models.gradient_cache import cached_losses
 from models.heads import mlp_head
@@ -30,6 +30,7 @@ class AligningConfig(ModelConfig):
     temperature: float = Field(
         0.07,
         gt=0,
+        le=GREATEST_TEMPERATURE,
         description="initial temperature of the contrastive loss; it is learned, and kept within "
         "`contrastive.least_temperature` .. 0.5",
     )

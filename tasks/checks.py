@@ -52,7 +52,8 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
     ranks = distributed.world_size()
     found: list[Finding | None] = []
     if isinstance(task.model, AligningModel):
-        found += small_data(records_per_micro_batch(config.data), loader.stream_sizes, ranks)
+        sizes = records_per_micro_batch(config.data)
+        found += small_data(sizes, loader.stream_sizes, ranks, config.model.chunks)
     steps, per_step = config.train.total_steps(loader), config.train.records_per_step(loader)
     found.append(many_epochs(steps * per_step / loader.epoch_size))
     found += findings_in_items(getattr(training, "items", None))
@@ -97,22 +98,30 @@ def records_per_micro_batch(data: Any) -> dict[str, tuple[str, int]]:
     return {name: (f"data.{name}.{stream.records_key}", stream.records_per_batch) for name, stream in streams.items()}
 
 
-def small_data(sizes: Mapping[str, tuple[str, int]], records: Mapping[str, int], ranks: int) -> list[Finding]:
-    """Streams whose micro-batch on all ranks is larger than their data: a record would then be its own negative.
+def small_data(
+    sizes: Mapping[str, tuple[str, int]], records: Mapping[str, int], ranks: int, chunks: int
+) -> list[Finding]:
+    """Streams of which the contrastive loss compares more than their data: a record would then be its own negative.
 
     Args:
         sizes: of :func:`records_per_micro_batch`.
         records: by stream.
         ranks: that share the data.
+        chunks: micro-batches of a rank that the loss spans.
     """
     findings = []
     for stream, (key, size) in sizes.items():
         name = stream or next(iter(records))
-        if size * ranks > records[name]:
-            on_ranks = f"{size} on {ranks} ranks, {size * ranks} together," if ranks > 1 else f"{size}"
-            more = f"{on_ranks} is more than the {records[name]} {name} of the data"
-            fact = f"{more}: a record would be its own negative in the contrastive loss"
-            findings.append(Finding("refused", key, fact, f"lower it to {max(1, records[name] // ranks)} at most"))
+        compared = size * ranks * chunks
+        if compared > records[name]:
+            factors = [f" on {ranks} ranks"] * (ranks > 1) + [f" in {chunks} chunks"] * (chunks > 1)
+            together = f"{size}{''.join(factors)}, {compared} together," if factors else f"{size}"
+            fact = (
+                f"{together} is more than the {records[name]} {name} of the data: a record would be its own negative in the "
+                "contrastive loss"
+            )
+            most = max(1, records[name] // (ranks * chunks))
+            findings.append(Finding("refused", key, fact, f"lower it to {most} at most"))
     return findings
 
 

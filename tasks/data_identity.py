@@ -20,9 +20,9 @@ SAMPLED_BYTES = 1 << 16
 def data_identity(data: Config, section: str = "data") -> dict[str, str]:
     """A digest for each key of the section ``data``, or another one, that names annotation files or shards.
 
-    It covers names and sizes of all files, and the first and last bytes of up to :data:`SAMPLED_FILES` of each key: reading whole
-    data sets would take hours. Of remote files, it covers all addresses, and sizes and versions of as many files.
-    Folders of images are not looked into.
+    It covers names and sizes of all files, and the first and last bytes of :data:`SAMPLED_FILES` of each key, or up to twice as
+    many: reading whole data sets would take hours. Of remote files, it covers all addresses, and sizes and versions of as many
+    files. Folders of images are not looked into.
     """
     named: dict[str, list[ShardFile]] = defaultdict(list)
     for key, kind, path in inputs_of(data, f"{section}."):

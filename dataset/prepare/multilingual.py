@@ -137,20 +137,24 @@ def _translate(
     shards = [Path(str(path)) for path in find_shards([str(source)], str(source))]
     names = [path.name for path in shards]
     arguments = {"records": str(source.resolve()), "translations": digests}
-    counts = Counts()
     with OutputFolder(out, manifest_of(COMMAND), arguments, names, overwrite=flags.overwrite) as folder:
         if folder.complete:
             _tell(f"{out} is already complete with these translations; nothing to do")
             return
-        left = [path for path in shards if folder.finished(path.name, path) is None]
+        entries = {path: folder.finished(path.name, path) for path in shards}
+        done = {path: Counts.from_values(entry.counts) for path, entry in entries.items() if entry is not None}
+        left = [path for path in shards if path not in done]
         jobs = [_Job(path, out / path.name, store, languages) for path in left]
         with closing(in_order(_translate_shard, jobs, flags.workers, _died)) as results:
             for path, made in zip(
                 left, progress_bar(results, total=len(left), desc=source.name, unit="shard"), strict=True
             ):
-                counts.add(made)
+                done[path] = made
                 size = (out / path.name).stat().st_size
-                folder.add(Entry(path.name, str(path.resolve()), path.stat().st_size, size, dict(made.made)))
+                folder.add(Entry(path.name, str(path.resolve()), path.stat().st_size, size, made.to_values()))
+        counts = Counts()
+        for path in shards:
+            counts.add(done[path])
         folder.close({"counts": counts.to_values()})
     _tell(f"{out}: {tally(counts.made)}, in {', '.join(('en', *languages))}")
     for reason, number in counts.left_out.most_common():

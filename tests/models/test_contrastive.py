@@ -56,6 +56,11 @@ def test_an_initial_temperature_below_its_range_is_refused():
         AligningConfig(temperature=0.03, contrastive=ContrastiveConfig(least_temperature=0.07))
 
 
+def test_an_initial_temperature_above_its_range_is_refused():
+    with pytest.raises(ValueError, match=r"temperature\n.*less than or equal to 0.5"):
+        AligningConfig(temperature=0.6)
+
+
 def test_the_temperature_stays_in_its_range():
     one = head(least_temperature=0.05)
     for value, kept in ((0.01, 0.05), (0.3, 0.3), (2.0, 0.5)):

@@ -87,7 +87,9 @@ def test_the_dry_run_prints_a_script_that_survives_any_path(tmp_path, capsys, mo
 @pytest.mark.parametrize(("arguments", "resumes"), [(["init.checkpoint=x"], False), (["--resume"], True)])
 def test_an_evaluation_of_other_weights_resumes_no_run(tmp_path, arguments, resumes, capsys):
     """With --resume it would be one of the folder's own run."""
-    assert main(["--slurm", "--dry-run", "--task", "pretrain", "--output", str(tmp_path), "--evaluate", *arguments]) == 0
+    assert (
+        main(["--slurm", "--dry-run", "--task", "pretrain", "--output", str(tmp_path), "--evaluate", *arguments]) == 0
+    )
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("srun")]
     assert ("--resume" in shlex.split(line)) == resumes and "--evaluate" in shlex.split(line)
 

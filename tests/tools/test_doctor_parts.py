@@ -183,9 +183,19 @@ def test_images_are_shown_as_the_batch_has_them():
 def test_small_data_are_counted_by_stream():
     sizes = {"images": ("data.images.batch_size", 4), "regions": ("data.regions.max_images", 6)}
     records = {"images": 8, "regions": 10}
-    assert small_data(sizes, records, 1) == []
-    (found,) = small_data(sizes, records, 2)
+    assert small_data(sizes, records, 1, 1) == []
+    (found,) = small_data(sizes, records, 2, 1)
     assert (found.place, found.remedy) == ("data.regions.max_images", "lower it to 5 at most")
+
+
+def test_small_data_are_compared_with_all_chunks_of_the_loss():
+    sizes, records = {"": ("data.train.batch_size", 4)}, {"captions": 23}
+    assert small_data(sizes, records, 1, 5) == []
+    (found,) = small_data(sizes, records, 2, 3)
+    assert found.fact.startswith(
+        "4 on 2 ranks in 3 chunks, 24 together, is more than the 23 captions of the data: a record"
+    )
+    assert found.remedy == "lower it to 3 at most"
 
 
 def start(task: str, folder: Path, output: Path, *overrides: str) -> int:

@@ -194,6 +194,7 @@ def test_a_task_a_gpu_becomes_a_rank_as_of_torchrun(monkeypatch, visible, local)
     monkeypatch.setattr("os.environ", environment)
     launcher.become_rank(recognise(TASK_A_GPU))
     expected = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": local, "MASTER_ADDR": "gpu07", "MASTER_PORT": "17017"}
+    expected["LOCAL_WORLD_SIZE"] = "4"
     assert {name: environment[name] for name in expected} == expected
 
 

@@ -95,7 +95,8 @@ def _check_sizes(subject: Subject, report: Report) -> None:
         raise NotCheckedError("the training data cannot be read")
     findings = []
     if subject.is_contrastive():
-        findings += small_data(records_per_micro_batch(config.data), training.stream_sizes, subject.gpus)
+        sizes = records_per_micro_batch(config.data)
+        findings += small_data(sizes, training.stream_sizes, subject.gpus, config.model.chunks)
     records = next(iter(training.stream_sizes.values()))
     per_step = config.data.records_per_batch * accumulation * subject.gpus
     train = config.train

@@ -151,7 +151,7 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
         )
     addresses = list(itertools.islice(_expanded(entry), _MOST + 1))
     if len(addresses) > _MOST:
-        raise UserError(f"{key}: {entry} names more than {_MOST:,} files; write smaller ranges")
+        raise UserError(f"{key}: {entry.partition('?')[0]} names more than {_MOST:,} files; write smaller ranges")
     found: list[str] = []
     for address in addresses:
         listed = address + "*" if address.endswith("/") else address
@@ -159,7 +159,7 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
         if any(sign in path for sign in "*[") or listed != address:
             matches = _matches(listed, server)
             if not matches:
-                raise UserError(f"{key}: no file matches {listed}; check the pattern")
+                raise UserError(f"{key}: no file matches {listed.partition('?')[0]}; check the pattern")
             found += matches
         else:
             found.append(address)

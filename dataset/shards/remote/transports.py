@@ -68,15 +68,15 @@ def open_transport(address: str, timeout_s: float, key: str) -> Transport:
     Raises:
         UserError: the package for its protocol is not installed.
     """
-    scheme = scheme_of(address)
+    scheme, told = scheme_of(address), address.partition("?")[0]
     try:
         return Http(timeout_s) if scheme in ("http", "https") else Store(scheme, timeout_s)
     except (ImportError, ValueError) as error:  # ValueError: no such protocol
         if isinstance(error, ImportError):
             package = _PACKAGES.get(scheme, f"a package for {scheme} ({error})")
             remedy = 'pip install ".[remote]"' if scheme in _PACKAGES else "install it"
-            raise UserError(f"{key}: {address}: needs {package}, which is not installed: {remedy}") from None
-        raise UserError(f"{key}: {address}: fsspec: {error}") from None
+            raise UserError(f"{key}: {told}: needs {package}, which is not installed: {remedy}") from None
+        raise UserError(f"{key}: {told}: fsspec: {error}") from None
 
 
 class Http:

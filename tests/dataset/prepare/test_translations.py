@@ -149,6 +149,28 @@ def test_a_run_that_is_cut_goes_on_and_one_that_is_whole_has_nothing_to_do(run, 
     assert run("--overwrite")[0] == 0
 
 
+def test_a_run_that_was_cut_between_shards_counts_all_of_them(run, folders, tmp_path, monkeypatch):
+    first = folders / "coco/part-00000.jsonl"
+    *lines, last = first.read_text().splitlines(keepends=True)
+    first.write_text("".join(lines))
+    (folders / "coco/part-00001.jsonl").write_text(last)
+    run()
+    translate(tmp_path / "texts", "de", without=("two dogs",))
+    work = multilingual._translate_shard
+
+    def killed(job):
+        if job.source.name == "part-00001.jsonl":
+            raise KeyboardInterrupt
+        return work(job)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(multilingual, "_translate_shard", killed)
+        assert run()[0] == 130
+    status, printed, _ = run()
+    assert status == 0 and f"{tmp_path / 'out/coco'}: 4 records, 4 texts, in en, de" in printed
+    assert "1 empty translation (de), first " in printed
+
+
 def test_records_that_came_later_keep_their_english_text_and_are_told(run, folders, tmp_path):
     run()
     translate(tmp_path / "texts", "de")

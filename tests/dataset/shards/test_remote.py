@@ -23,7 +23,7 @@ from dataset.shards.remote import server as remote_server
 from dataset.shards.remote import shards as remote_shards
 from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.remote.shards import find_remote
-from dataset.shards.remote.transports import RequestError, Store
+from dataset.shards.remote.transports import RequestError, Store, open_transport
 from dataset.tasks.pretrain import DataConfig, PretrainBatches, TextStreamConfig
 from tasks.data_identity import data_identity
 from utils.addresses import is_address
@@ -294,6 +294,12 @@ def test_what_follows_a_question_mark_is_sent_and_not_shown(served, open_remote,
     with pytest.raises(UserError, match="TooManyRedirects") as sent_on:
         open_remote("001.tar?signature=secret")
     assert "secret" not in str(caught.value) + str(sent_on.value) + caplog.text
+    with pytest.raises(UserError, match="names more than") as too_many:
+        open_remote("{0..1000000}.tar?signature=secret")
+    assert "secret" not in str(too_many.value)
+    with pytest.raises(UserError, match="fsspec: Protocol not known") as unknown:
+        open_transport("nothing://host/000.tar?signature=secret", 1.0, "files")
+    assert "secret" not in str(unknown.value)
 
 
 def test_the_host_of_an_address_is_no_pattern():
