@@ -120,7 +120,7 @@ def align(model: MultiGrainedModel, first: Tensor, second: Tensor, examples: Exa
 
 
 def embed_text(model: MultiGrainedModel, text: Padded) -> Tensor:
-    """Normalised embeddings (N, E) of the [CLS] states."""
+    """Normalised embeddings (N, E) of texts."""
     assert text.mask is not None
     return model.contrastive.embed_padded(text.states, text.mask)
 

@@ -32,7 +32,3 @@ CALLS = {
 EXPORTED = ("locate", "match", "embed_images", "embed_texts")
 """The calls that an export to ONNX holds (``run.py export``)."""
 EXPORTED_TASKS = ("pretrain", "retrieval", "grounding")
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
-"""Of the files of a folder; a file that is named is read whatever it is called."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from utils.errors import UserError, one_line_errors
 from utils.flags import positive, sentence
 from utils.progress import progress_bar
-from x2vlm.calls import CALLS, IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from x2vlm.calls import CALLS
 
 if TYPE_CHECKING:
     from tasks.drawing import Panel

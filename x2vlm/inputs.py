@@ -21,7 +21,7 @@ from dataset.records.schema import BrokenRecordError, ImageSource
 from tasks.drawing.images import fitted, joined
 from utils.errors import UserError
 from utils.image_size import ImageSize
-from x2vlm.calls import VIDEO_SUFFIXES
+from utils.suffixes import VIDEO_SUFFIXES
 
 OF_VIDEOS = (*VIDEO_SUFFIXES, LIST_SUFFIX)
 """Suffixes of video files, and of lists of base64 images."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from dataset.formats.annotations import Row
 from dataset.media.video import LIST_SUFFIX, VideoSource, video_source
 from dataset.records.schema import BrokenRecordError
+from utils.suffixes import VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
 NUMBERED = ("video{}", "vid{}", "video_{}", "{}")
 """How files of MSR-VTT and MSVD are called by their number: the official ones, those of a mapping file, the released lists of
 frames."""

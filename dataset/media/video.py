@@ -27,13 +27,13 @@ from dataset.media.encoded import EncodedImage, PixelsAre
 from dataset.records.schema import BrokenRecordError, ImageSource, image_of
 from utils.config import Config
 from utils.errors import UserError
+from utils.suffixes import IMAGE_SUFFIXES
 
 Choose = Callable[[int], Sequence[int]]
 """From the number of candidates to those that are taken, ascending; one may be taken several times."""
 FrameView = Callable[[Tensor | EncodedImage], Tensor]
 """From a frame, (3, H, W) uint8 RGB or still encoded, to the tensor that is kept of it."""
 
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 LIST_SUFFIX = ".json"
 
 
@@ -245,7 +245,7 @@ def _images(source: VideoSource) -> Sequence[ImageSource] | None:
         reason = "is no regular file" if path.exists() else "does not exist"
         raise BrokenRecordError("missing video", source.place, f"{str(path)[:200]} {reason}")
     if is_folder:
-        files = sorted((file for file in path.iterdir() if file.suffix.lower() in FRAME_SUFFIXES), key=_by_number)
+        files = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=_by_number)
         images = [ImageSource(source.place, path=file) for file in files]
     elif path.suffix.lower() == LIST_SUFFIX:
         images = _listed_images(path, source.place)

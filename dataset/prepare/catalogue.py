@@ -20,7 +20,6 @@ from dataset.prepare.downloads import (
 )
 from dataset.prepare.folder_index import write_folder_index
 from dataset.prepare.held_out import VIDEO_SPLITS, HeldOut, read_held_out
-from dataset.prepare.image_finder import IMAGE_SUFFIXES
 from dataset.prepare.manifest import Manifest
 from dataset.prepare.missing import write_missing
 from dataset.prepare.output import OutputFolder
@@ -39,6 +38,7 @@ from dataset.prepare.sets.visual_genome import VISUAL_GENOME
 from dataset.prepare.sets.web import CC3M, CC12M, SBU, WEB_SETS
 from dataset.prepare.verify import Verified, verify_images
 from dataset.prepare.video_clips import VideoOptions
+from utils.suffixes import IMAGE_SUFFIXES
 
 SETS: dict[str, DataSet] = {
     "coco": COCO,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dataset.formats.video_files import VIDEO_SUFFIXES
 from dataset.media.video import VideoSource, check_backend, video_source
 from dataset.prepare.frame_making import FrameMaking, Job
 from dataset.records.broken import broken_record
@@ -17,6 +16,7 @@ from dataset.records.schema import BrokenRecordError, broken_key
 from dataset.shards.readers import Shards
 from utils.addresses import is_address
 from utils.errors import UserError
+from utils.suffixes import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)

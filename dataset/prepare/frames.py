@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset.formats.video_files import VIDEO_SUFFIXES
 from dataset.media.video import VideoReadingConfig
 from dataset.prepare.folders import LineParser, tally, whole_number
 from dataset.prepare.frame_files import OutputFile, outputs_of_folder, outputs_of_shards
@@ -42,6 +41,7 @@ from utils.errors import UserError, one_line_errors
 from utils.files import sync_file
 from utils.flags import positive_real
 from utils.progress import progress_bar
+from utils.suffixes import VIDEO_SUFFIXES
 
 MANIFEST, BROKEN = manifest_of("frames"), "_frames/broken.jsonl"
 

@@ -15,8 +15,8 @@ from dataset.prepare.counts import Counts
 from dataset.prepare.held_out import HeldOut
 from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.verify import Verified
+from utils.suffixes import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 DUPLICATE = "duplicate image"
 """Reason for which an image is left out whose content an earlier one of its set has."""
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset.formats.video_files import VIDEO_SUFFIXES
 from dataset.image_ids import Ids
 from dataset.media.video import VideoReadingConfig, VideoSource
 from dataset.prepare.building import Job
@@ -19,6 +18,7 @@ from dataset.prepare.frame_making import FrameMaking
 from dataset.prepare.held_out import HeldOut
 from dataset.prepare.raw_folder import RawFolder
 from dataset.records.broken import BrokenRecordError
+from utils.suffixes import VIDEO_SUFFIXES
 
 _TAG = re.compile(r"\[[^\[\]]{1,40}\]")
 """``[Music]`` and the like, which stand in transcripts where nobody speaks."""

@@ -11,8 +11,8 @@ from dataset.files import IMAGE_BYTES, RECORD_BYTES, check_bytes
 from dataset.records.broken import BrokenRecordError, json_fault
 from dataset.records.schema import RawRecord
 from dataset.shards.finding import ShardFile
+from utils.suffixes import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 BLOCK = 512
 """Bytes of a header; contents are padded to multiples of it."""
 

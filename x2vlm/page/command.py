@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, one_line_errors
 from utils.flags import positive
-from x2vlm.calls import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from x2vlm.command import add_model, loaded
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from dataset.records.schema import BrokenRecordError
 from utils.errors import UserError
 from utils.files import replacing
 from utils.progress import progress_bar
-from x2vlm.calls import IMAGE_SUFFIXES
+from utils.suffixes import IMAGE_SUFFIXES
 from x2vlm.search.encoding import Encoder
 from x2vlm.search.files import (
     ABOUT,

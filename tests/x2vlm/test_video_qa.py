@@ -1,0 +1,42 @@
+"""A model of task video_qa answers with its own classes, in the order of their labels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from models.video_qa import VideoQAModelConfig
+from x2vlm import Model, UserError, load
+from x2vlm.settings import KINDS
+
+
+@pytest.fixture(scope="module")
+def classifier(of_videos) -> Model:
+    """A model without a list of answers."""
+    shared = of_videos.settings.model
+    config = VideoQAModelConfig(vision=shared.vision, text=shared.text, fusion=shared.fusion, classes=3)
+    settings = of_videos.settings.model_copy(update={"task": "video_qa", "model": config})
+    network = KINDS["video_qa"].build(config, len(of_videos.tokenizer))
+    return Model(network.eval(), of_videos.tokenizer, settings, origin="classifier")
+
+
+def test_answers_are_in_the_order_of_their_labels(classifier, tmp_path):
+    (tmp_path / "train_ans2label.json").write_text(json.dumps({"no": 1, "yes": 0, "two": 2}))
+    folder = classifier.save(tmp_path / "saved")
+    assert load(folder, answers=tmp_path / "train_ans2label.json").answers == ["yes", "no", "two"]
+    (tmp_path / "short.json").write_text('["yes", "no"]')
+    with pytest.raises(UserError, match=r"answers: .*short.json lists 2 answers; .*3"):
+        load(folder, answers=tmp_path / "short.json")
+
+
+def test_candidates_alone_do_not_say_which_class_is_which(classifier, data, tmp_path):
+    shutil.copy(data / "images/4.png", tmp_path)
+    with pytest.raises(UserError, match="answer: the model's classes have no names; give answers= to load"):
+        classifier.answer(tmp_path, "what is it?", candidates=["yes", "no", "two"])
+    named = Model(
+        classifier.network, classifier.tokenizer, classifier.settings, answers=["yes", "no", "two"], origin="named"
+    )
+    best = named.answer(tmp_path, "what is it?")[0]
+    assert named.answer(tmp_path, "what is it?", candidates=["two", "yes", "no"]) == [best]
