@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from engine.run_files import EVALUATION_FILE
 from tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +30,7 @@ STARTS = {"pre-trained": [], "from scratch": ["init.checkpoint=null"]}
 def run(task: str, start: str, seed: int, folder: Path) -> Metrics:
     """The test metrics of a run, which is started if it has none yet."""
     output = folder / f"{task}-{start.replace(' ', '-')}-seed{seed}"
-    report = output / "evaluation.json"
+    report = output / EVALUATION_FILE
     if not report.is_file():
         command = [sys.executable, "run.py", "--task", task, "--cpu", "1", "--output", str(output), "--resume"]
         subprocess.run(

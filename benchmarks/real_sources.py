@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo.real.collect import CUTOUT_SOURCES
+from engine.run_files import EVALUATION_FILE
 from utils.errors import UserError, one_line_errors
 
-EVALUATION = "evaluation.json"
 RECORDS = Path("data/real/records")
 COUNTS = RECORDS / "real.json"
 """Written with the records."""
@@ -33,12 +33,14 @@ Metrics = dict[str, dict[str, float]]
 
 def measure(run: Path, split: str, name: str, overrides: Sequence[str]) -> Metrics:
     """Evaluate the last weights of a run on some files, by its own config; ``RUN/SPLIT_NAME`` keeps what was measured."""
-    folder, finished = run / f"{split}_{name}", run / EVALUATION
+    folder, finished = run / f"{split}_{name}", run / EVALUATION_FILE
     if not run.is_dir():
         raise UserError(f"{run}: no such folder; name one of a run")
     if not finished.is_file():
-        raise UserError(f"{run} is no run that has ended: it has no {EVALUATION}; name one, or end it with --resume")
-    report = folder / EVALUATION
+        raise UserError(
+            f"{run} is no run that has ended: it has no {EVALUATION_FILE}; name one, or end it with --resume"
+        )
+    report = folder / EVALUATION_FILE
     made = max(path.stat().st_mtime for path in (finished, COUNTS) if path.is_file())
     if not report.is_file() or report.stat().st_mtime < made:
         sys.stderr.write(f"{run}: measuring {split}_{name}\n")

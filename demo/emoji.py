@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import tarfile
 from collections import Counter
@@ -96,12 +97,14 @@ def build(
 
 
 def find_package(folder: Path, name: str) -> Path:
-    """The newest .tgz of a package by name.
+    """The .tgz of a package by name; of several the one of the highest release.
 
     Raises:
         UserError: there is none.
     """
-    archives = sorted(folder.glob(f"{name}-[0-9]*.tgz"))
+    archives = sorted(
+        folder.glob(f"{name}-[0-9]*.tgz"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)]
+    )
     if not archives:
         packed = name.replace("lobehub-", "@lobehub/", 1)
         raise UserError(f"{folder} has no {name}-*.tgz: run `npm pack {packed}` there, or give another --packages DIR")

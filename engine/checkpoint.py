@@ -29,14 +29,13 @@ from engine.manifest import (
     digest_of,
     fault_of,
 )
+from engine.run_files import BEST_FILE, CONFIG_FILE
 from utils.errors import UserError
 from utils.files import sync_file
 from utils.weight_file import refuse_inflating, save_weights
 
 logger = logging.getLogger(__name__)
 
-BEST_FILE = "best.safetensors"
-CONFIG_FILE = "config.yaml"
 REMEDY = "remove its folder to resume from an older checkpoint"
 
 

@@ -43,10 +43,6 @@ class Exchange:
     calls: int | None
     whole: int
 
-    def handed(self, ranks: int) -> int:
-        """Bytes that a rank hands over in a step."""
-        return self.whole // ranks if self.kind == "all-gather" else self.whole
-
     def sent(self, ranks: int) -> float:
         """Bytes that a rank sends in a step, and receives, if ranks form a ring."""
         return ROUNDS[self.kind] * self.whole * (ranks - 1) / ranks

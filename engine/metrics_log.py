@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from engine.checkpoint import CONFIG_FILE
 from engine.curves import Curves, ScalarSink, show_config
+from engine.run_files import CONFIG_FILE
 from engine.run_folder import RunFolder
 from engine.wandb_curves import WandbConfig, WandbCurves
 from utils.files import write_text

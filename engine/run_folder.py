@@ -10,8 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from engine.checkpoint import BEST_FILE, CHECKPOINTS, CONFIG_FILE, Checkpoint, list_checkpoints, newest_whole
+from engine.checkpoint import CHECKPOINTS, Checkpoint, list_checkpoints, newest_whole
 from engine.curves import Events
+from engine.run_files import (
+    BEST_FILE,
+    CONFIG_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    VALIDATION_FILE,
+    VALIDATION_PREDICTIONS_FILE,
+)
 from utils import distributed
 from utils.config import Config, dump_config, read_yaml
 from utils.errors import UserError
@@ -74,10 +82,10 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / CHECKPOINTS
         self.best = path / BEST_FILE
-        self.metrics = path / "metrics.jsonl"
-        self.validation = path / "validation.jsonl"
-        self.validated = path / "validation_predictions.jsonl"
-        self.log = path / "log.txt"
+        self.metrics = path / METRICS_FILE
+        self.validation = path / VALIDATION_FILE
+        self.validated = path / VALIDATION_PREDICTIONS_FILE
+        self.log = path / LOG_FILE
         self.events = path / "tensorboard"
         self.passed_over: list[str] = []
         """On rank 0: what is wrong with each checkpoint that is newer than the one the run resumes from."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from metrics.bootstrap import Scores
@@ -25,16 +23,6 @@ def ranks_of_first_match(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
     best = np.where(matches, scores, -np.inf).max(axis=1, keepdims=True)
     before = ((scores >= best) & ~matches).sum(axis=1)
     return np.where(np.isneginf(best[:, 0]), NO_MATCH, before)
-
-
-def recall_at(scores: np.ndarray, matches: np.ndarray, ks: Sequence[int] = RECALL_AT) -> dict[int, float]:
-    """Fraction of queries with a true candidate among the first K, by K.
-
-    >>> recall_at(np.array([[0.9, 0.1], [0.8, 0.7]]), np.eye(2, dtype=bool), ks=(1, 2))
-    {1: 0.5, 2: 1.0}
-    """
-    ranks = ranks_of_first_match(scores, matches)
-    return {k: float((ranks < k).mean()) for k in ks}
 
 
 def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray, medium: str = "image") -> dict[str, float]:

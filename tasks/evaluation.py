@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.run_files import EVALUATION_FILE
 from metrics.bootstrap import Scores, interval
 from tasks.facts import Facts
 from utils.files import write_text
@@ -159,7 +160,7 @@ def mean_of_splits(evaluations: Iterable[Evaluation]) -> Evaluation | None:
 def write_evaluations(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
     """Write ``evaluation.json`` into ``folder``: for each split its metrics by name."""
     results = {name: evaluation.as_json() for name, evaluation in evaluations.items()}
-    write_text(folder / "evaluation.json", json.dumps(results, indent=2) + "\n")
+    write_text(folder / EVALUATION_FILE, json.dumps(results, indent=2) + "\n")
 
 
 def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.checkpoint import CONFIG_FILE, find_weights, list_checkpoints, run_of
+from engine.checkpoint import find_weights, list_checkpoints, run_of
+from engine.run_files import CONFIG_FILE
 from engine.run_folder import RunFolder
 from utils.config import Config, read_yaml
 from utils.errors import UserError

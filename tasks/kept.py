@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from typing import TypeVar
 
-from engine.checkpoint import CONFIG_FILE, find_weights, run_of
+from engine.checkpoint import find_weights, run_of
+from engine.run_files import CONFIG_FILE
 from tasks.base import ANSWERS, TOKENIZER, RunConfig
 from utils.config import Config, read_yaml
 from utils.errors import UserError

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 """Root folder of the checkout."""
 
-CONFIG_FILE = "config.yaml"
+DEFAULT_CONFIG = "config.yaml"
 """Name of the default config of a task outside the checkout, beside its ``task.py``."""
 
 FORM = "TaskKind(config class, task class)"
@@ -205,7 +205,7 @@ def _task_of(config: Path, overrides: Sequence[str], config_task: object) -> Tas
 
 def _default_config(source: TaskSource) -> Path:
     if source.default_config is None:
-        raise UserError(f"--task {source.argument}: has no {CONFIG_FILE} beside its task.py; give --config FILE")
+        raise UserError(f"--task {source.argument}: has no {DEFAULT_CONFIG} beside its task.py; give --config FILE")
     return source.default_config
 
 
@@ -243,7 +243,7 @@ def _place_of(spec: ModuleSpec | None) -> str:
 
 
 def _beside(file: Path) -> Path | None:
-    config = file.parent / CONFIG_FILE
+    config = file.parent / DEFAULT_CONFIG
     return config if config.is_file() else None
 
 

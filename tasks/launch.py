@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from engine.run_files import CONFIG_FILE
 from tasks import run, slurm
-from tasks.kinds import CONFIG_FILE, Choice, choose
+from tasks.kinds import Choice, choose
 from utils.clusters import ONE_NODE, Place, nodes_left_out, place_of
 from utils.config import peek
 from utils.errors import UserError, one_line_errors

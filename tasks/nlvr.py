@@ -11,10 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataset.formats import iglue
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
 from dataset.tasks.nlvr import (
+    LABELS,
     NLVRBatches,
     NLVRDataConfig,
     NLVRSplitConfig,
@@ -33,10 +33,6 @@ from utils.batch import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-
-_CLASS_NAMES = {2: ("false", "true"), 3: iglue.ENTAILMENT}
-"""What the labels are called, by the number of classes."""
 
 
 class NLVREvaluationConfig(HeldOutConfig[NLVRSplitConfig]):
@@ -97,7 +93,7 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
         )
 
     def _prediction(self, item: Statement, predicted: int) -> dict[str, Any]:
-        names = _CLASS_NAMES[self.config.model.classes]
+        names = LABELS[self.config.model.classes]
         return {
             "place": item.place,
             "sentence_id": item.sentence_id,

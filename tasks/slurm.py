@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from engine.run_files import METRICS_FILE
 from tasks.job import default_output
 from tasks.kinds import Choice
 from utils.clusters import ONE_NODE
@@ -203,7 +204,7 @@ def _command(choice: Choice, arguments: argparse.Namespace, folder: Path) -> lis
 
 def _check_folder(output: Path, arguments: argparse.Namespace) -> None:
     """Refuse a folder that holds a run, unless it is to be resumed: the job always resumes."""
-    if arguments.resume or arguments.evaluate or not (output / "metrics.jsonl").exists():
+    if arguments.resume or arguments.evaluate or not (output / METRICS_FILE).exists():
         return
     raise UserError(f"{output} already holds a run; add --resume to resume it, or give another --output")
 

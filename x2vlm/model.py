@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dataset.tasks.captioning import prompt_tokens
+from dataset.tasks.nlvr import LABELS
 from dataset.text.processors import TextDataConfig, TextLimits, TextProcessor
 from models.align import AligningModel
 from models.answer_ranking import AnswerTree, rank_answers
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from x2vlm.search.index import ImageIndex
 
 N = TypeVar("N")
-
-LABELS = {2: ("false", "true"), 3: ("contradiction", "entailment", "neutral")}
-"""Labels of a statement, by their number."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.checkpoint import CONFIG_FILE, MODEL_FILE
+from engine.checkpoint import MODEL_FILE
+from engine.run_files import CONFIG_FILE, EVALUATION_FILE
 from models.hub_text import hub_config_of
 from tasks.base import ANSWERS, TOKENIZER
 from utils.config import dump_config
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from x2vlm.model import Model
 
 CARD = "README.md"
-EVALUATION = "evaluation.json"
 HEADING = "## Numbers"
 
 
@@ -90,7 +90,7 @@ def _numbers(origin: str) -> list[str]:
     if kept.is_file() and HEADING in (text := kept.read_text(encoding="utf-8")):  # saved again
         return [text[text.index(HEADING) :].rstrip()]
     try:
-        splits = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+        splits = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return [HEADING, "", "None were found beside the weights."]
     lines = [HEADING, "", "| split | metric | measured | chance |", "|---|---|---|---|"]

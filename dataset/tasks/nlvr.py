@@ -32,6 +32,9 @@ from utils.config import Config
 from utils.errors import UserError
 from utils.inputs import InputFile, InputFolder
 
+LABELS = {2: ("false", "true"), 3: iglue.ENTAILMENT}
+"""What the labels are called in the order of their classes, by the number of classes."""
+
 
 class NLVRSplitConfig(Config):
     """A split. Of ``format: records``, ``annotations`` is a JSON array or JSON lines of ``{"sentence", "label", "images"}``, with
@@ -109,7 +112,7 @@ def check_statements(items: Sequence[Statement], images: int, classes: int, key:
 def _parse(row: Row, images: ImageFiles) -> Statement:
     sentence = texts_of(row, "sentence")[0]
     label = str(row.get("label", object)).lower()
-    classes = next((classes for classes in (("false", "true"), iglue.ENTAILMENT) if label in classes), None)
+    classes = next((classes for classes in LABELS.values() if label in classes), None)
     if classes is None:
         known = f"neither True nor False, nor one of {', '.join(iglue.ENTAILMENT)}"
         raise BrokenRecordError("wrong type", row.place, f"label is {row.values['label']!r}, {known}")

@@ -22,14 +22,14 @@ from models.checkpoints.rename import (
     published_to_ours,
     stored_twice,
 )
-from models.checkpoints.tables import CLS_ROWS
+from models.checkpoints.tables import offsets_side
 from utils.errors import UserError
 from utils.files import expanded
 from utils.weight_file import read_about
 
 PUBLISHED = "published"
 """Entry of the header of a converted file: a :class:`Form` as plain values."""
-BIAS_TABLE = re.compile(r"(vision_encoder\.(?:.*\.)?)relative_position_bias_table")
+BIAS_TABLES = re.compile(r"(vision_encoder\.(?:.*\.)?)relative_position_bias_table")
 POSITIONS = re.compile(r"(.*\.embeddings\.)position_embeddings\.weight")
 MOST_INDEX_BYTES = 4 << 30
 """Bytes that the indices of all tables may take: each grows with the fourth power of its grid's side."""
@@ -161,7 +161,7 @@ def computed_buffers(published: Mapping[str, Tensor]) -> dict[str, Callable[[], 
     buffers: dict[str, Callable[[], Tensor]] = {}
     index_bytes = 0
     for name, tensor in published.items():
-        if (match := BIAS_TABLE.fullmatch(name)) and tensor.dim() == 2 and (side := grid_side(tensor.shape[0])):
+        if (match := BIAS_TABLES.fullmatch(name)) and tensor.dim() == 2 and (side := grid_side(tensor.shape[0])):
             index_bytes += 8 * (side * side + 1) ** 2
             buffers[f"{match[1]}relative_position_index"] = functools.partial(_grid_index, side)
         elif (match := POSITIONS.fullmatch(name)) and tensor.dim() == 2:
@@ -175,8 +175,8 @@ def computed_buffers(published: Mapping[str, Tensor]) -> dict[str, Callable[[], 
 
 def grid_side(rows: int) -> int | None:
     """Side of the square patch grid to which a table of ``rows`` position biases belongs; None if there is none."""
-    side = next((side for side in (int(max(0, rows - CLS_ROWS) ** 0.5),) if side % 2), 0)
-    return (side + 1) // 2 if side and side * side == rows - CLS_ROWS else None
+    side = offsets_side(rows)
+    return None if side is None else (side + 1) // 2
 
 
 def _grid_index(side: int) -> Tensor:

@@ -61,10 +61,20 @@ def resize_positions(table: Tensor, rows: int, columns: int, tokens: int) -> Ten
     return torch.cat([table[:, :tokens], resized.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
 
 
-def table_side(rows: int) -> int:
-    """Side S of the S x S patch offsets in a table of ``rows`` rows."""
+def offsets_side(rows: int) -> int | None:
+    """Side S of the S x S patch offsets in a table of ``rows`` position biases; None if no square patch grid has so many."""
     side = math.isqrt(max(0, rows - CLS_ROWS))
-    if side * side != rows - CLS_ROWS or side % 2 == 0:
+    return side if side % 2 and side * side == rows - CLS_ROWS else None
+
+
+def table_side(rows: int) -> int:
+    """Side S of the patch offsets in a table that can be resized.
+
+    Raises:
+        ValueError: it belongs to no square patch grid, or is too small.
+    """
+    side = offsets_side(rows)
+    if side is None:
         raise ValueError(f"a bias table of {rows} rows does not belong to a square patch grid")
     if side < 5:
         raise ValueError(f"a bias table of {rows} rows is too small for a cubic spline")

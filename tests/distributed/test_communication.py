@@ -87,7 +87,7 @@ def by_formula(sizes: StepSizes, ranks: int, logs: bool) -> dict[str, dict[str, 
     handed: Counter[str] = Counter()
     for exchange in sizes.exchanges(ranks, logs=logs):
         calls[exchange.kind] += 1 if exchange.calls is None else exchange.calls
-        handed[exchange.kind] += exchange.handed(ranks)
+        handed[exchange.kind] += exchange.whole // (ranks if exchange.kind == "all-gather" else 1)
     return {"calls": dict(calls), "handed": dict(handed)}
 
 

@@ -19,19 +19,19 @@ def test_the_examples_in_the_docstrings_hold(module):
     assert result.failed == 0
 
 
-def test_recall_counts_the_best_of_several_true_candidates():
+def test_the_rank_is_that_of_the_best_of_several_true_candidates():
     scores = np.array([[0.1, 0.9, 0.5, 0.4]])
     matches = np.array([[True, False, False, True]])
-    assert retrieval.recall_at(scores, matches, ks=(1, 2, 3, 4)) == {1: 0.0, 2: 0.0, 3: 1.0, 4: 1.0}
+    assert retrieval.ranks_of_first_match(scores, matches).tolist() == [2]
 
 
 def test_a_tie_counts_against_the_query():
-    assert retrieval.recall_at(np.zeros((3, 3)), np.eye(3, dtype=bool), ks=(1,)) == {1: 0.0}
+    assert retrieval.ranks_of_first_match(np.zeros((3, 3)), np.eye(3, dtype=bool)).tolist() == [2, 2, 2]
 
 
 def test_a_candidate_that_was_not_scored_is_never_found():
     scores = np.array([[-np.inf, 0.3]])
-    assert retrieval.recall_at(scores, np.array([[True, False]]), ks=(1,)) == {1: 0.0}
+    assert retrieval.ranks_of_first_match(scores, np.array([[True, False]])).tolist() == [retrieval.NO_MATCH]
 
 
 def test_iou_of_known_boxes():
@@ -68,8 +68,8 @@ def test_consistency_needs_every_pair_of_a_statement():
 
 
 def test_a_query_whose_truth_was_no_candidate_is_never_found():
-    recalls = retrieval.recall_at(np.array([[0.3, 0.2]]), np.zeros((1, 2), dtype=bool), ks=(1, 10))
-    assert recalls == {1: 0.0, 10: 0.0}
+    ranks = retrieval.ranks_of_first_match(np.array([[0.3, 0.2]]), np.zeros((1, 2), dtype=bool))
+    assert ranks.tolist() == [retrieval.NO_MATCH]
 
 
 def test_the_scores_of_queries_have_the_recalls_as_their_means():

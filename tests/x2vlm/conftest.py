@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint import CONFIG_FILE, MODEL_FILE
+from engine.checkpoint import MODEL_FILE
+from engine.run_files import CONFIG_FILE
 from models.vision import VideoConfig
 from tasks.pretrain import TASK as PRETRAIN
 from tests.conftest import tiny_run

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dataset.text.loading import load_tokenizer
-from engine.checkpoint import CONFIG_FILE, MODEL_FILE, run_of
+from engine.checkpoint import MODEL_FILE, run_of
+from engine.run_files import CONFIG_FILE
 from models.checkpoints.files import read_weight_file
 from models.xvlm import BESIDE_BLOCKS
 from optim.lora import HEADER, config_of, has_adapters, is_adapter, merged, plain_name

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, cast
 
+from engine.run_files import VALIDATION_PREDICTIONS_FILE
 from tasks import TASKS
 from tasks.drawing import spread
 from tasks.finetune import FineTuneTask
@@ -17,7 +18,6 @@ from tools.runs.reading import Run
 from utils.config import bind
 from utils.errors import UserError
 
-FILE = "validation_predictions.jsonl"
 MOST_VALIDATIONS = 8
 """Validations that have a column, from the first to the last."""
 
@@ -46,7 +46,7 @@ def over_time(run: Run) -> str:
 
 def read_kept(run: Run) -> dict[int, Predictions]:
     """The kept predictions by the step of their validation; remarks of the run tell of lines that cannot be read."""
-    path, kept, torn = run.folder / FILE, {}, 0
+    path, kept, torn = run.folder / VALIDATION_PREDICTIONS_FILE, {}, 0
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -71,7 +71,9 @@ def _judged(run: Run, predictions: Predictions, questions: Any | None) -> dict[i
     try:
         found = judged(plain, asked, run.task)
     except MALFORMED as error:
-        run.remarks.append(f"{FILE}: not in the form of task {run.task} ({type(error).__name__}: {error})")
+        run.remarks.append(
+            f"{VALIDATION_PREDICTIONS_FILE}: not in the form of task {run.task} ({type(error).__name__}: {error})"
+        )
         found = [Judged(number, f"example {number}", "") for number in numbers]
     return dict(zip(numbers, found, strict=True))
 

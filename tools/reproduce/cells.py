@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.run_files import EVALUATION_FILE
 from tasks.kinds import ROOT, choose
 from tasks.tables import DEMO, Cell, read_tables
-from tools.reproduce.measured import EVALUATION
 from utils.config import load_config
 from utils.errors import UserError
 from utils.inputs import missing_inputs
@@ -92,6 +92,6 @@ def ready(
     missing = missing_inputs(config, ("data",) if evaluate else ())
     # A run of another cell that was cut holds weights too, but half-trained ones.
     of_a_cell = (cell.checkpoint or "").startswith(OTHER_CELL)
-    if weights is not None and of_a_cell and not (Path(weights) / EVALUATION).is_file():
+    if weights is not None and of_a_cell and not (Path(weights) / EVALUATION_FILE).is_file():
         missing.setdefault(weights, ["init.checkpoint"])
     return ReadyCell(cell, config, weights, overrides, missing)

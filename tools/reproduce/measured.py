@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.run_files import EVALUATION_FILE
 from tasks.tables import Cell
 from utils.errors import UserError
-
-EVALUATION = "evaluation.json"
 
 Interval = tuple[float, float]
 
@@ -116,7 +115,7 @@ def sizes_of(run: Path) -> list[str]:
 
 
 def _read(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    path = run / EVALUATION
+    path = run / EVALUATION_FILE
     try:
         splits: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
         for metrics in splits.values():

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint import CHECKPOINTS
+from engine.run_files import EVALUATION_FILE
 from tasks.kinds import ROOT
 from tools.reproduce.identity import code_identity
-from tools.reproduce.measured import EVALUATION
+from tools.runs.reading import MADE_BY_FILE
 from utils.errors import UserError
 from utils.files import write_text
-
-NOTE = "made_by.json"
-"""File in a run's folder: the command that made it, by which sources, and how long it took."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def make(run: Run) -> dict[str, Any]:
 def finished(run: Run) -> dict[str, Any] | None:
     """What an earlier run of the same command noted; None where there is none that came to its end."""
     noted = _noted(run)
-    return noted if noted.get("finished") and (run.folder / EVALUATION).is_file() else None
+    return noted if noted.get("finished") and (run.folder / EVALUATION_FILE).is_file() else None
 
 
 def _noted(run: Run) -> dict[str, Any]:
@@ -96,7 +94,7 @@ def _noted(run: Run) -> dict[str, Any]:
 
 def _read_note(run: Run) -> dict[str, Any]:
     try:
-        noted: dict[str, Any] = json.loads((run.folder / NOTE).read_text(encoding="utf-8"))
+        noted: dict[str, Any] = json.loads((run.folder / MADE_BY_FILE).read_text(encoding="utf-8"))
         return noted
     except (OSError, ValueError):
         return {}
@@ -104,7 +102,7 @@ def _read_note(run: Run) -> dict[str, Any]:
 
 def _write_note(run: Run, note: dict[str, Any]) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_text(run.folder / NOTE, json.dumps(note, indent=2) + "\n")
+    write_text(run.folder / MADE_BY_FILE, json.dumps(note, indent=2) + "\n")
 
 
 def _sources(run: Run) -> list[dict[str, Any]] | None:

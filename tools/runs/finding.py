@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-SIGNS = ("metrics.jsonl", "log.txt", "evaluation.json")
+from engine.run_files import EVALUATION_FILE, LOG_FILE, METRICS_FILE
+
+SIGNS = (METRICS_FILE, LOG_FILE, EVALUATION_FILE)
 """Files of which a run's folder has one. A config alone may lie anywhere."""
 DEEPEST = 6
 MOST_FOLDERS = 20_000

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.run_files import CONFIG_FILE, EVALUATION_FILE, LOG_FILE, METRICS_FILE, VALIDATION_FILE
 from tools.runs.log_facts import LogFacts, read_log
 from tools.runs.series import Metrics, read_metrics
 from utils.config import ConfigError, read_yaml
@@ -29,8 +30,10 @@ LOG_BYTES = 8_000_000
 """The part of a log that is read then, at most."""
 LARGEST_JSON = 400_000_000
 """Bytes of a file of predictions that is read, at most."""
-FILES = ("config.yaml", "metrics.jsonl", "validation.jsonl", "evaluation.json", "log.txt")
+FILES = (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, EVALUATION_FILE, LOG_FILE)
 PREDICTIONS = "predictions_"
+MADE_BY_FILE = "made_by.json"
+"""By ``run.py reproduce``: the command that made the run, by which sources, and how long it took."""
 
 
 class State(NamedTuple):
@@ -164,29 +167,31 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
         UserError: the folder does not exist, or holds no run.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of a run, which has {FILES[0]} and {FILES[1]}")
+        raise UserError(
+            f"{folder}: no such folder; give the folder of a run, which has {CONFIG_FILE} and {METRICS_FILE}"
+        )
     if not any((folder / file).is_file() for file in FILES) and not list(folder.glob(f"{PREDICTIONS}*.json")):
-        inside = sorted(path.parent for path in folder.glob("*/config.yaml"))
+        inside = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
         hint = f"did you mean {inside[0]}?" if inside else "give the folder of a run, its --output"
         raise UserError(f"{folder}: holds no run (none of {', '.join(FILES)}); {hint}")
     remarks: list[str] = []
     config = None
     try:
-        config = read_yaml(folder / FILES[0])
+        config = read_yaml(folder / CONFIG_FILE)
     except ConfigError as error:
         remarks.append(str(error))
-    metrics = read_metrics(folder / "metrics.jsonl", TAIL_BYTES if brief else None)
-    validation = read_metrics(folder / "validation.jsonl")
-    remarks += [*_damage("metrics.jsonl", metrics), *_damage("validation.jsonl", validation)]
-    evaluation = read_json(folder / "evaluation.json", remarks)
-    made_by = read_json(folder / "made_by.json", remarks)
+    metrics = read_metrics(folder / METRICS_FILE, TAIL_BYTES if brief else None)
+    validation = read_metrics(folder / VALIDATION_FILE)
+    remarks += [*_damage(METRICS_FILE, metrics), *_damage(VALIDATION_FILE, validation)]
+    evaluation = read_json(folder / EVALUATION_FILE, remarks)
+    made_by = read_json(folder / MADE_BY_FILE, remarks)
     return Run(
         folder,
         name,
         config,
         metrics,
         validation,
-        read_log(folder / "log.txt", LOG_BYTES if brief else None),
+        read_log(folder / LOG_FILE, LOG_BYTES if brief else None),
         _evaluation_of(evaluation, folder, remarks),
         made_by if isinstance(made_by, dict) else {},
         remarks,

@@ -117,10 +117,6 @@ class Series:
         end = self.buckets[-max(1, round(share * len(self.buckets))) :]
         return sum(bucket.total for bucket in end) / sum(bucket.count for bucket in end)
 
-    def is_constant(self) -> bool:
-        low, high = self.range()
-        return low == high
-
 
 @dataclass
 class Metrics:

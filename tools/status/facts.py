@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.manifest import CHECKPOINTS, checkpoint_folders, fault_of
+from engine.run_files import METRICS_FILE
 from tools.runs.names import is_loss
 from tools.runs.reading import Run
 from tools.runs.series import Point, Series, sampled
@@ -143,7 +144,7 @@ def status_of(run: Run, hashes: bool = False) -> Status:
         started=log.started,
         quiet_s=run.quiet_s,
         losses=_losses(series),
-        course=_course(run.folder / "metrics.jsonl", series.get("loss")),
+        course=_course(run.folder / METRICS_FILE, series.get("loss")),
         validation=_validation(run),
         checkpoints=_checkpoints(run.folder / CHECKPOINTS, hashes),
         data_wait=_mean_of_recent(series.get("data_wait")),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.text.loading import load_tokenizer
-from engine.checkpoint import CONFIG_FILE
+from engine.run_files import CONFIG_FILE
 from tasks.base import TOKENIZER
 from utils.config import read_yaml
 from utils.errors import UserError

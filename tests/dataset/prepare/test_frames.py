@@ -470,7 +470,10 @@ def test_the_command_makes_records(videos, files, tmp_path, monkeypatch, capsys)
         (["--folder", "videos", "--records", "a.jsonl", "--out", "o"], "not allowed with argument"),
         (["--folder", "videos"], "the following arguments are required: --out"),
         (["--folder", "none", "--out", "o"], "--folder: none is no folder; check the path (it is relative to "),
-        (["--folder", "empty", "--out", "o"], "--folder: empty holds no video file (.mp4, .avi, .mov, .mkv, .webm, .m4v, .mpg, .mpeg)"),
+        (
+            ["--folder", "empty", "--out", "o"],
+            "--folder: empty holds no video file (.mp4, .avi, .mov, .mkv, .webm, .m4v, .mpg, .mpeg)",
+        ),
         (
             ["--folder", "twice", "--out", "o"],
             "twice/a.mp4 and twice/a.webm would both become a.json; move one of them",

@@ -1,0 +1,11 @@
+"""Names of the files in a run's folder; docs/runs.md has what each holds."""
+
+from __future__ import annotations
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+VALIDATION_FILE = "validation.jsonl"
+VALIDATION_PREDICTIONS_FILE = "validation_predictions.jsonl"
+EVALUATION_FILE = "evaluation.json"
+BEST_FILE = "best.safetensors"
+LOG_FILE = "log.txt"
