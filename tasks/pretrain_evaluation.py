@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from dataset.media.views import EvaluationView
 from dataset.records.schema import parse_region_record
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import sample_rng
-from dataset.tasks.held_out import HeldOutRecord, read_held_out, read_held_out_videos
+from dataset.tasks.held_out import Choose, HeldOutRecord, read_held_out, read_held_out_videos
 from dataset.tasks.pretrain import DataConfig
 from dataset.tasks.streams.base import ImageRecordsConfig
 from dataset.tasks.streams.pairs import first_clips
@@ -29,7 +30,7 @@ from models.multigrained import MaskedWords
 from models.packing import PackedTexts
 from models.pretrain import PretrainModel
 from models.reranking import RERANKING_SCORE, RULES, RerankingScore
-from models.vision import Concepts
+from models.vision import Concepts, VisionConfig
 from tasks.drawing import (
     BOX_LEGEND,
     PANELS,
@@ -91,6 +92,72 @@ def check_files(config: EvaluationConfig, data: DataConfig) -> None:
                 check_backend(clips, data.videos.reading, "data.videos.reading")
 
 
+@dataclass(frozen=True)
+class HeldOutReader:
+    """Reads the held-out records of a run.
+
+    Attributes:
+        config: the held-out files.
+        data: how training reads such records.
+        vision: sizes of images, and frames of videos.
+        processor: of training.
+        choose: from the number of records to the numbers of those that are read.
+    """
+
+    config: EvaluationConfig
+    data: DataConfig
+    vision: VisionConfig
+    processor: TextProcessor
+    choose: Choose = range
+
+    def images(self, which: Literal["files", "region_files"]) -> list[HeldOutRecord]:
+        """The records of images in one of the config's lists of files.
+
+        Raises:
+            UserError: for the first one that cannot be used.
+        """
+        stream = self.stream(which)
+        return read_held_out(
+            getattr(self.config, which),
+            self.processor,
+            image_size=self.vision.image_size,
+            keys=stream.keys(),
+            caption_key=stream.caption_key,
+            max_pixels=self.data.max_pixels,
+            pixels=self.data.pixels,
+            limit=self.config.limit,
+            choose=self.choose,
+            config_key=f"evaluation.{which}",
+            index_folder=self.data.cache_index,
+            remote=self.data.remote,
+        )
+
+    def videos(self) -> list[HeldOutRecord]:
+        """The records of videos.
+
+        Raises:
+            UserError: as :meth:`images`.
+        """
+        stream = self.data.videos
+        assert stream is not None and self.vision.video is not None
+        return read_held_out_videos(
+            self.config.video_files,
+            self.processor,
+            stream,
+            FrameSampler(self.vision.video.frames, stream.reading, self.data.max_pixels, self.data.pixels),
+            image_size=self.vision.image_size,
+            limit=self.config.limit,
+            choose=self.choose,
+            index_folder=self.data.cache_index,
+            remote=self.data.remote,
+        )
+
+    def stream(self, which: str) -> ImageRecordsConfig:
+        """How training reads such records: for boxes as the region stream does, if there is one."""
+        regions = self.data.regions if which == "region_files" or self.data.images is None else None
+        return regions or self.data.images or ImageRecordsConfig(files=[], batch_size=1)
+
+
 class PretrainEvaluator:
     """Evaluates a pre-trained model on held-out records, each rank on its share of them.
 
@@ -108,44 +175,10 @@ class PretrainEvaluator:
         self.config, self.data, self.model, self.processor, self.seed = config, data, model, processor, seed
         self.device = device_of(model)
         self.predictions: dict[str, dict[str, Any]] = {}
-        self.records = self._read("files") if config.files else []
-        self.with_boxes = self._read("region_files") if config.region_files else self.records
-        self.videos = self._read_videos() if config.video_files else []
-
-    def _read_videos(self) -> list[HeldOutRecord]:
-        stream, vision = self.data.videos, self.model.config.vision
-        assert stream is not None and vision.video is not None
-        return read_held_out_videos(
-            self.config.video_files,
-            self.processor,
-            stream,
-            FrameSampler(vision.video.frames, stream.reading, self.data.max_pixels, self.data.pixels),
-            image_size=vision.image_size,
-            limit=self.config.limit,
-            index_folder=self.data.cache_index,
-            remote=self.data.remote,
-        )
-
-    def _stream(self, which: str) -> ImageRecordsConfig:
-        """How training reads such records: for boxes as the region stream does, if there is one."""
-        regions = self.data.regions if which == "region_files" or self.data.images is None else None
-        return regions or self.data.images or ImageRecordsConfig(files=[], batch_size=1)
-
-    def _read(self, which: str) -> list[HeldOutRecord]:
-        stream = self._stream(which)
-        return read_held_out(
-            getattr(self.config, which),
-            self.processor,
-            image_size=self.model.config.vision.image_size,
-            keys=stream.keys(),
-            caption_key=stream.caption_key,
-            max_pixels=self.data.max_pixels,
-            pixels=self.data.pixels,
-            limit=self.config.limit,
-            config_key=f"evaluation.{which}",
-            index_folder=self.data.cache_index,
-            remote=self.data.remote,
-        )
+        self.reader = HeldOutReader(config, data, model.config.vision, processor)
+        self.records = self.reader.images("files") if config.files else []
+        self.with_boxes = self.reader.images("region_files") if config.region_files else self.records
+        self.videos = self.reader.videos() if config.video_files else []
 
     def evaluate(self) -> Evaluation:
         """All metrics of the held-out records, and a prediction of each record that has any; the same on every rank."""
@@ -295,7 +328,7 @@ class PretrainEvaluator:
 
     def _panel(self, shards: Shards, which: str, number: int) -> Panel:
         """An image, decoded again, with the boxes of at most :data:`MOST_BOXES` phrases."""
-        record, stream = self.with_boxes[number], self._stream(which)
+        record, stream = self.with_boxes[number], self.reader.stream(which)
         source = parse_region_record(shards.read(number), stream.keys(), stream.caption_key).image
         view = EvaluationView(self.model.config.vision.image_size, self.data.max_pixels, pixels=self.data.pixels)
         pixels = ImageReader(view)(source, size=record.size)

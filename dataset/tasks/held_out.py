@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +18,9 @@ from dataset.shards.remote.server import RemoteConfig
 from dataset.tasks.streams.pairs import VideoStreamConfig
 from dataset.text.processors import TextProcessor, clean_alternatives, clean_caption
 from utils.image_size import ImageSize
+
+Choose = Callable[[int], Iterable[int]]
+"""From the number of records to the numbers of those that are read."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,21 @@ def read_held_out(
     max_pixels: int = 80_000_000,
     pixels: PixelsAre = "shown",
     limit: int | None = None,
+    choose: Choose = range,
     config_key: str = "evaluation.files",
     index_folder: str | None = None,
     remote: RemoteConfig | None = None,
 ) -> list[HeldOutRecord]:
-    """Read the first ``limit`` records (None: all).
+    """Read the first ``limit`` records (None: all), or those of them that ``choose`` names.
 
     Raises:
         UserError: for the first broken record: a held-out set must be whole, or its numbers mean something else.
     """
     shards = Shards(files, key=config_key, index_folder=index_folder, remote=remote)
     return _whole(
-        shards, limit, lambda raw: _read_one(raw, processor, image_size, keys, caption_key, (max_pixels, pixels))
+        shards,
+        choose(min(len(shards), limit or len(shards))),
+        lambda raw: _read_one(raw, processor, image_size, keys, caption_key, (max_pixels, pixels)),
     )
 
 
@@ -77,11 +83,12 @@ def read_held_out_videos(
     *,
     image_size: ImageSize,
     limit: int | None = None,
+    choose: Choose = range,
     config_key: str = "evaluation.video_files",
     index_folder: str | None = None,
     remote: RemoteConfig | None = None,
 ) -> list[HeldOutRecord]:
-    """The first clip with text in each of the first ``limit`` records (None: all), under the keys of ``config``.
+    """The first clip with text in each record that :func:`read_held_out` would read, under the keys of ``config``.
 
     Raises:
         UserError: as :func:`read_held_out`.
@@ -95,13 +102,14 @@ def read_held_out_videos(
         frames = sampler.evaluation(record.clips[clip], lambda frame: evaluation_view(frame, image_size))
         return HeldOutRecord(raw.place, frames, _clean(record.captions[clip], processor, raw.place), [])
 
-    return _whole(Shards(files, key=config_key, index_folder=index_folder, remote=remote), limit, read)
+    shards = Shards(files, key=config_key, index_folder=index_folder, remote=remote)
+    return _whole(shards, choose(min(len(shards), limit or len(shards))), read)
 
 
-def _whole(shards: Shards, limit: int | None, read: Callable[[RawRecord], HeldOutRecord]) -> list[HeldOutRecord]:
-    """``read`` of the first ``limit`` records, every one of which has to be fit."""
+def _whole(shards: Shards, numbers: Iterable[int], read: Callable[[RawRecord], HeldOutRecord]) -> list[HeldOutRecord]:
+    """``read`` of records, every one of which has to be fit."""
     records = []
-    for number in range(min(len(shards), limit or len(shards))):
+    for number in numbers:
         try:
             records.append(read(shards.read(number)))
         except Exception as error:

@@ -246,6 +246,15 @@ def test_a_held_out_image_that_cannot_be_read_is_refused(doctor, given, scenes_f
     assert f"refused: {path}:3 fact: unreadable image" in printed and "a held-out set has to be whole" in printed
 
 
+def test_a_held_out_record_of_pre_training_that_cannot_be_used_is_refused(doctor, given, scenes_folder, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    broken = lambda number, row: {**row, "image": str(tmp_path / "broken.png")} if number == 2 else row  # noqa: E731
+    path = rewritten(scenes_folder / "test.jsonl", tmp_path / "test.jsonl", broken)
+    status, printed = doctor(*given("pretrain"), f"evaluation.files=[{path}]")
+    assert status == 1
+    assert f"refused: {path}:3 fact: unreadable image" in printed and "a held-out set has to be whole" in printed
+
+
 def tiny_weights(argv: list[str]) -> dict[str, torch.Tensor]:
     path, overrides = argv[1], [each for each in argv[2:] if "=" in each]
     schema, task = choose(path, overrides, None).load()

@@ -20,7 +20,7 @@ from tasks.video_qa import VideoQAConfig
 from tasks.vqa import VQAConfig
 from tools.doctor.boxes import check_boxes
 from tools.doctor.findings import NotCheckedError, Report
-from tools.doctor.held_out import check_images
+from tools.doctor.held_out import check_images, check_records
 from tools.doctor.sample import check_sample, check_unknown
 from tools.doctor.shared import check_shared
 from tools.doctor.subject import Subject
@@ -74,7 +74,7 @@ def _check_held_out(subject: Subject, report: Report) -> None:
         with report.check("held out"):
             subject.require_inputs("evaluation.")
             check_held_out_files(config.evaluation, config.data)
-            report.ok("held out", "evaluation: the files can be read")
+            report.ok("held out", f"evaluation: {check_records(subject)}")
 
 
 def _counted(items: Any) -> str:

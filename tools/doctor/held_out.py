@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 
 from dataset.records.broken import not_whole
 from dataset.records.schema import BrokenRecordError
+from dataset.tasks.held_out import Choose
+from dataset.text.processors import TextProcessor
+from tasks.pretrain_evaluation import HeldOutReader
 from tools.doctor.findings import NotCheckedError
 from tools.doctor.shared import sources_of
 from tools.doctor.subject import Subject
 
 IMAGES, SECONDS = 50, 1.0
 """Images of a split that are decoded, and the time after which no more are."""
+VIDEOS = 5
+"""Held-out videos of pre-training that are decoded."""
 
 
 def check_images(subject: Subject, key: str, items: Any) -> str:
@@ -38,3 +44,27 @@ def check_images(subject: Subject, key: str, items: Any) -> str:
         if time.perf_counter() > until:
             break
     return f"{count:,} at random are whole"
+
+
+def check_records(subject: Subject) -> str:
+    """Read a sample of the held-out records of pre-training as its evaluation does; says how many.
+
+    Raises:
+        NotCheckedError: there is no tokenizer.
+        UserError: for the first one that cannot be used.
+    """
+    tokenizer: Any = subject.tokenizer
+    if tokenizer is None:
+        raise NotCheckedError("it needs the tokenizer")
+    config, rng = subject.config, np.random.default_rng(subject.config.seed)
+
+    def at_random(most: int) -> Choose:
+        return lambda count: rng.choice(count, min(most, count), replace=False).tolist()
+
+    processor = TextProcessor(tokenizer, config.data.text)
+    reader = HeldOutReader(config.evaluation, config.data, config.model.vision, processor, at_random(IMAGES))
+    lists: tuple[Literal["files", "region_files"], ...] = ("files", "region_files")
+    records = [record for which in lists if getattr(config.evaluation, which) for record in reader.images(which)]
+    if config.evaluation.video_files:
+        records += replace(reader, choose=at_random(VIDEOS)).videos()
+    return f"{len(records):,} records at random are whole"
