@@ -19,6 +19,8 @@ from utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 _ENOUGH_TO_JUDGE = 1000
+_FEW = 8
+"""Records of a stream that are all broken, from which it is named where too many of all records are."""
 _FIRST = 100
 """Records of a stream of which one at least has to be usable before a step is made."""
 
@@ -131,6 +133,9 @@ class BrokenRecordLog:
 
     def _judge(self) -> None:
         if self.broken_records > self.max_broken * self.read:
+            for stream, read in self.unusable.items():
+                if read >= min(self.stream_sizes[stream], _FEW):  # other streams would hide its share
+                    raise self.none_usable(stream)
             limit = f"more than data.max_broken = {100 * self.max_broken:.3g} %"
             tolerated = "data.max_broken" if self.broken_records <= self.read / 2 else None
             raise UserError(f"{self._share()}, {limit}: {self._kinds()}; {remedy_for(self.kinds, tolerated)}")

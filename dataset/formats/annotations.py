@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from dataset.media.encoded import FORMATS
+from dataset.media.encoded import FORMATS, image_fault
 from dataset.records.broken import broken_record, json_fault, remedy_for
 from dataset.records.schema import BrokenRecordError, ImageSource, check_text, spoken, texts_in
 from dataset.text.processors import clean_caption
@@ -230,7 +230,7 @@ class ImageFiles:
             with source.path.open("rb") as file, Image.open(file, formats=FORMATS) as header:
                 return header.size
         except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
-            raise BrokenRecordError("unreadable image", source.place, f"{source.path}: {error}") from None
+            raise BrokenRecordError("unreadable image", source.place, f"{source.path}: {image_fault(error)}") from None
 
 
 def images_folder(images: str | None, annotations: str) -> Path:

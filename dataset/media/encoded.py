@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -62,23 +63,27 @@ class EncodedImage:
         max_pixels: the most that are decoded.
         place: where it comes from, for messages.
         pixels: see :data:`PixelsAre`.
+        file: that holds it, for messages, where the place is that of a record.
 
     Raises:
         BrokenRecordError: "image too large" where the header says more than ``max_pixels`` (nothing is decoded then);
             "unreadable image" for bytes that are no image.
     """
 
-    def __init__(self, content: bytes, max_pixels: int, place: str, pixels: PixelsAre = "shown"):
+    def __init__(
+        self, content: bytes, max_pixels: int, place: str, pixels: PixelsAre = "shown", file: Path | None = None
+    ):
         self.content, self.place, self.on_white = content, place, pixels != "stored"
+        self._name = "" if file is None else f"{file}: "
         self._frame = jpeg_frame(content)
-        self._header = None if self._frame is not None else _open(content, place)
+        self._header = self._open() if self._frame is None else None
         width, height = self._header.size if self._header is not None else self._frame[1:3]  # type: ignore[index]
         self.orientation = self._orientation() if pixels == "shown" else 1
         self.shape = (3, height, width) if self.orientation < 5 else (3, width, height)
         """Shape of its pixels as a tensor."""
         if width * height > max_pixels:
             raise BrokenRecordError(
-                "image too large", place, f"{width} x {height} pixels, more than max_pixels = {max_pixels}"
+                "image too large", place, f"{self._name}{width} x {height} pixels, more than max_pixels = {max_pixels}"
             )
 
     def rows(self, count: int) -> Tensor:
@@ -93,7 +98,7 @@ class EncodedImage:
                 return turned(self._decode(max(self.shape)), self.orientation)
             return self._decode(count)
         except Exception as error:  # readers raise many kinds on malformed bytes
-            raise _unreadable(self.place, self.content, error) from None
+            raise self._unreadable(error) from None
 
     def pixels(self) -> Tensor:
         """The whole image, (3, H, W) uint8; raises as :meth:`rows`."""
@@ -106,6 +111,21 @@ class EncodedImage:
         if self._header.format == "TIFF":
             return 1  # Pillow turns it when it decodes
         return exif_orientation(self._header.info.get("exif") or b"")
+
+    def _open(self) -> Image.Image:
+        """The image with its header read, not yet decoded."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow warns at a size of its own
+                return Image.open(io.BytesIO(self.content), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise BrokenRecordError("image too large", self.place, f"{self._name}{error}") from None
+        except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> BrokenRecordError:
+        message = f"{self._name}{len(self.content)} bytes: {image_fault(error)}"
+        return BrokenRecordError("unreadable image", self.place, message)
 
     def _decode(self, rows: int) -> Tensor:
         if self._frame is not None:
@@ -128,9 +148,11 @@ class EncodedImage:
         return torch.from_numpy(np.array(header.convert("RGB"))).permute(2, 0, 1)
 
 
-def decode(content: bytes, max_pixels: int, place: str, pixels: PixelsAre = "shown") -> Tensor:
+def decode(
+    content: bytes, max_pixels: int, place: str, pixels: PixelsAre = "shown", file: Path | None = None
+) -> Tensor:
     """Encoded bytes to (3, H, W) uint8 RGB; see :class:`EncodedImage`, also for what it raises."""
-    return EncodedImage(content, max_pixels, place, pixels).pixels()
+    return EncodedImage(content, max_pixels, place, pixels, file).pixels()
 
 
 def for_boxes(pixels: PixelsAre) -> PixelsAre:
@@ -205,18 +227,6 @@ def _on_white(header: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
 
 
-def _open(content: bytes, place: str) -> Image.Image:
-    """The image with its header read, not yet decoded."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns at a size of its own
-            return Image.open(io.BytesIO(content), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise BrokenRecordError("image too large", place, str(error)) from None
-    except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
-        raise _unreadable(place, content, error) from None
-
-
-def _unreadable(place: str, content: bytes, error: Exception) -> BrokenRecordError:
-    reason = _NOT_AN_IMAGE if isinstance(error, Image.UnidentifiedImageError) else str(error).split("\n")[0][:120]
-    return BrokenRecordError("unreadable image", place, f"{len(content)} bytes: {reason}")
+def image_fault(error: Exception) -> str:
+    """What is wrong with an image, without the names of Python's objects."""
+    return _NOT_AN_IMAGE if isinstance(error, Image.UnidentifiedImageError) else str(error).split("\n")[0][:120]

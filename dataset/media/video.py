@@ -211,7 +211,7 @@ def _chosen(
     images = _images(source)
     if images is not None:
         for number, again in itertools.groupby(choose(len(images))):
-            image = EncodedImage(images[number].load(), max_pixels, source.place, pixels)
+            image = EncodedImage(images[number].load(), max_pixels, source.place, pixels, images[number].path)
             for _ in again:
                 clock.check()
                 yield image

@@ -50,7 +50,7 @@ class TrainingView:
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"
             return self.videos.training(source, rng, view)
-        return view(EncodedImage(source.load(), self.max_pixels, source.place, self.pixels), rng)
+        return view(EncodedImage(source.load(), self.max_pixels, source.place, self.pixels, source.path), rng)
 
     def filler(self) -> Tensor:
         """A black view for a row that does not count."""
@@ -89,7 +89,7 @@ class EvaluationView:
             frames = self.videos.evaluation(source, lambda frame: evaluation_view(frame, self.image_size))
             return _other_order(frames, source.place) if self.shuffle_frames else frames
         pixels = self.pixels if size is None else for_boxes(self.pixels)
-        image = decode(source.load(), self.max_pixels, source.place, pixels)
+        image = decode(source.load(), self.max_pixels, source.place, pixels, source.path)
         if size is not None:
             check_size(image, size, source.place)
         return evaluation_view(image, self.image_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Callable, Mapping
 
@@ -52,7 +53,10 @@ def json_fault(error: Exception) -> str:
     """The fault of a JSON text, without Python's advice to programmers."""
     if "set_int_max_str_digits" in str(error):
         return "a number has thousands of digits"
-    return getattr(error, "msg", None) or str(error)
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    line = f"line {error.lineno}, " if error.lineno > 1 else ""
+    return f"{error.msg.removesuffix(' at').removesuffix(' starting')} at {line}column {error.colno}"
 
 
 def remedy_for(kinds: Mapping[str, int], limit: str | None) -> str:

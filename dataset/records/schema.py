@@ -151,7 +151,7 @@ def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Re
             broken.append(error.as_broken())
     values = raw.values.get("elems")
     if values is None and not captions:
-        raise broken_key(raw, "elems")
+        raise broken_key(raw, "elems", caption_key)
     if values is not None and not isinstance(values, list):
         raise BrokenRecordError("wrong type", raw.place, f"elems is {_type_name(values)}, not a list")
     elements: list[Element] = []
@@ -240,12 +240,14 @@ def spoken(text: str | Mapping[str, str | list[str]], language: str | None) -> l
     return [each for value in by_language for each in ([value] if isinstance(value, str) else value)]
 
 
-def broken_key(raw: RawRecord, key: str) -> BrokenRecordError:
-    """The error for an absent key, with the keys that are there, or for one without a value."""
-    if key in raw.values:
-        return BrokenRecordError("missing key", raw.place, f"{key!r} is null")
+def broken_key(raw: RawRecord, *names: str) -> BrokenRecordError:
+    """The error for keys of which one has to be there, with the keys that are; or for those without a value."""
+    null = [name for name in names if name in raw.values]
+    if null:
+        return BrokenRecordError("missing key", raw.place, f"{' and '.join(map(repr, null))} is null")
     known = ", ".join(sorted(map(str, raw.values))) or "none"
-    return BrokenRecordError("missing key", raw.place, f"no {key!r}; keys: {known[:200]}")
+    absent = " and ".join(f"no {name!r}" for name in names)
+    return BrokenRecordError("missing key", raw.place, f"{absent}; keys: {known[:200]}")
 
 
 def _captions_of(raw: RawRecord, key: str) -> Texts:

@@ -162,7 +162,9 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
     def example(self, index: int, rng: np.random.Generator) -> GroundingExample:
         item = self.items[index]
         text = cleaned(item.text, self.text.max_words, item.place)
-        encoded = EncodedImage(item.image.load(), self.data.max_pixels, item.place, for_boxes(self.data.pixels))
+        encoded = EncodedImage(
+            item.image.load(), self.data.max_pixels, item.place, for_boxes(self.data.pixels), item.image.path
+        )
         check_size(encoded, item.size, item.place)
         element = Element("phrase", item.box, (text,))
         crop, visible = visible_elements([element], item.size, rng, crop=self.data.crop, most=1, min_inside=0.5)

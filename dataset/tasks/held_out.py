@@ -127,7 +127,8 @@ def _read_one(
 ) -> HeldOutRecord:
     record = parse_region_record(raw, keys, caption_key)
     max_pixels, pixels = decoding
-    image = decode(record.image.load(), max_pixels, raw.place, for_boxes(pixels) if record.elements else pixels)
+    pixels = for_boxes(pixels) if record.elements else pixels
+    image = decode(record.image.load(), max_pixels, raw.place, pixels, record.image.path)
     height, width = image.shape[-2:]
     if record.broken:
         raise BrokenRecordError(record.broken[0].kind, raw.place, record.broken[0].message)

@@ -163,6 +163,16 @@ def test_the_share_is_judged_after_enough_records_or_at_the_end():
         log.add(batch(1, ("empty text", "b:1"), ("empty text", "b:2")))
 
 
+def test_a_stream_without_a_usable_record_is_named_where_too_many_of_all_are_broken():
+    log = BrokenRecordLog(0.05, {"images": 5000, "regions": 5000})
+    for number in range(2):
+        broken = tuple(BrokenRecord("missing key", f"a:{number}:{n}", "no 'caption'") for n in range(8))
+        counts = {"images": RecordCount(8, 0), "regions": RecordCount(16, 16)}
+        log.add(PretrainBatch(None, None, None, broken=broken, counts=counts))
+    with pytest.raises(UserError, match="^none of the first 16 records of images can be used; broken so far: 16 missing"):
+        log.finish()
+
+
 def test_a_record_with_several_broken_parts_is_one_broken_record():
     log = BrokenRecordLog(0.02, {"images": 100})
     log.add(batch(100, *[("degenerate box", "a:1")] * 5, ("degenerate box", "a:2")))

@@ -125,7 +125,7 @@ class RegionStream:
             BrokenRecordError: where no row is left and no part has been reported.
         """
         record = parse_region_record(raw, self.keys, self.config.caption_key)
-        encoded = EncodedImage(record.image.load(), self.max_pixels, record.place, self.pixels)
+        encoded = EncodedImage(record.image.load(), self.max_pixels, record.place, self.pixels, record.image.path)
         _, height, width = encoded.shape
         broken = list(record.broken)
         caption = self._caption(record, rng, broken)
