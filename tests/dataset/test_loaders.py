@@ -169,7 +169,9 @@ def test_a_stream_without_a_usable_record_is_named_where_too_many_of_all_are_bro
         broken = tuple(BrokenRecord("missing key", f"a:{number}:{n}", "no 'caption'") for n in range(8))
         counts = {"images": RecordCount(8, 0), "regions": RecordCount(16, 16)}
         log.add(PretrainBatch(None, None, None, broken=broken, counts=counts))
-    with pytest.raises(UserError, match="^none of the first 16 records of images can be used; broken so far: 16 missing"):
+    with pytest.raises(
+        UserError, match=r"^none of the first 16 records of images can be used; broken so far: 16 missing"
+    ):
         log.finish()
 
 

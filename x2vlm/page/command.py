@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from utils.errors import UserError, one_line_errors
 from utils.flags import positive
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from x2vlm.command import add_model, loaded
+from x2vlm.command import add_model, loaded, printed
 
 if TYPE_CHECKING:
+    from x2vlm.inputs import Reader
     from x2vlm.page.app import Tab
 
 LOOPBACK = "127.0.0.1"
@@ -103,7 +105,7 @@ def _tabs(flags: argparse.Namespace, folder: Path) -> list[Tab]:
             index = ImageIndex(flags.index, model)
             if not len(index):
                 raise UserError(f"--index {flags.index} has no image")
-        examples = _examples(flags.examples, folder / "examples", videos=model.read.videos is not None)
+        examples = copied_examples(flags.examples, folder / "examples", model.read)
         found += [(ability, model.read, Path(source).name, examples) for ability in abilities_of(model, index)]
     if not found:
         raise UserError(f"{', '.join(flags.model)}: nothing can be asked of these models on the page")
@@ -124,20 +126,29 @@ def titles_of(tabs: Sequence[tuple[str, str]]) -> list[str]:
     ]
 
 
-def _examples(source: Path | None, folder: Path, *, videos: bool) -> list[Path]:
-    """The first images, or ``videos``, in a folder and the folders in it, copied."""
+def copied_examples(source: Path | None, folder: Path, read: Reader) -> list[Path]:
+    """The first images, or videos, in a folder and the folders in it that a model can read, copied; the others are told."""
     if source is None:
         return []
     if not source.is_dir():
         raise UserError(f"--examples {source}: no such folder")
-    suffixes = VIDEO_SUFFIXES if videos else IMAGE_SUFFIXES
+    kind, suffixes = ("image", IMAGE_SUFFIXES) if read.videos is None else ("video", VIDEO_SUFFIXES)
     files = (path for path in sorted(source.rglob("*")) if path.suffix.lower() in suffixes and path.is_file())
     copied = []
-    for number, path in enumerate(islice(files, EXAMPLE_FILES)):
-        target = folder / f"{'video' if videos else 'image'}-{number}" / path.name
+    for number, path in enumerate(islice(filter(partial(_is_readable, read), files), EXAMPLE_FILES)):
+        target = folder / f"{kind}-{number}" / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         copied.append(Path(shutil.copyfile(path, target)))
     return copied
+
+
+def _is_readable(read: Reader, path: Path) -> bool:
+    try:
+        read(path)
+    except UserError as error:
+        sys.stderr.write(f"left out of the examples: {printed(str(error))}\n")
+        return False
+    return True
 
 
 def _serve(gr: Any, flags: argparse.Namespace, tabs: Sequence[Tab]) -> None:

@@ -26,7 +26,7 @@ from run import main
 from tests.tasks.painted import ROOT
 from utils.errors import UserError
 from x2vlm.page.abilities import MOST_TEXTS, abilities_of, lines_of
-from x2vlm.page.command import titles_of
+from x2vlm.page.command import copied_examples, titles_of
 from x2vlm.page.limits import KEPT_S, RateLimit, UploadLimit
 
 TABS = {
@@ -161,6 +161,16 @@ def test_uploads_are_refused_by_number_by_size_and_when_the_disk_holds_enough():
     with pytest.raises(UserError, match="as much as the page keeps"):
         limit.count("c", b"1", 4.0)
     limit.count("c", b"1", float(KEPT_S))  # the first is deleted by then
+
+
+def test_an_example_that_cannot_be_read_is_left_out_and_told_by_its_path(model, data, tmp_path, capsys):
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    (shown / "0.jpg").write_bytes(b"no image")
+    shutil.copy(data / "images/4.png", shown)
+    (copy,) = copied_examples(shown, tmp_path / "copied", model("pretrain").read)
+    assert copy.name == "4.png" and copy.is_file()
+    assert capsys.readouterr().err.startswith(f"left out of the examples: {shown}/0.jpg: unreadable image")
 
 
 def test_without_gradio_the_remedy_is_told(run, capsys, monkeypatch):
