@@ -108,7 +108,7 @@ def test_a_run_that_was_cut_says_where_and_why(make, tmp_path):
     folder = make(losses=range(10, 6, -1), log=log)
     (folder / "evaluation.json").unlink()
     text = report(tmp_path, folder)
-    assert '<b class="no">cut at step 4 of 10 (the run ends: disk full)</b>' in text
+    assert '<b class="no">failed at step 4 of 10 (the run ends: disk full)</b>' in text
     assert "No evaluation" in text and "The run has no predictions" in text
 
 

@@ -226,10 +226,13 @@ def test_faults_are_told_broken_records_by_kind_restarts_stops_and_warnings(make
 def test_a_stop_before_the_newest_start_is_no_reason_of_the_state(make, capsys):
     stopped = LOG + START + line("02", "stopped by SIGTERM: saved step 4")
     folder = cut(make(losses=range(10, 5, -1), log=stopped))
-    assert object_of(capsys, folder, 1)["text"] == "cut at step 5 of 10 (stopped by SIGTERM: saved step 4)"
+    assert object_of(capsys, folder, 1)["text"] == "stopped at step 5 of 10 (by SIGTERM: saved step 4)"
+    (folder / "checkpoints/step-00000006").mkdir(parents=True)
+    after = object_of(capsys, folder, 1)  # the last steps are saved, and not logged
+    assert (after["text"], after["step"]) == ("stopped at step 6 of 10 (by SIGTERM: saved step 4)", 6)
     resumed = START + line("03", "resuming from runs/x/checkpoints/step-00000004", "INFO")
     (folder / "log.txt").write_text(stopped + resumed)
-    assert object_of(capsys, folder, 1)["text"] == "cut at step 5 of 10"
+    assert object_of(capsys, folder, 1)["text"] == "cut at step 6 of 10"
 
 
 def test_the_slowest_rank_is_named(make, capsys):

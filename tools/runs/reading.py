@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.manifest import CHECKPOINTS, checkpoint_folders
 from engine.run_files import CONFIG_FILE, EVALUATION_FILE, LOG_FILE, METRICS_FILE, VALIDATION_FILE
 from tools.runs.log_facts import LogFacts, read_log
 from tools.runs.series import Metrics, read_metrics
@@ -79,22 +80,28 @@ class Run:
         return steps if isinstance(steps, int) else self.log.steps
 
     @cached_property
+    def step(self) -> int | None:
+        """The last step that is known: the last one logged, or that of a later checkpoint; None: neither is there."""
+        saved = [step for step, _ in checkpoint_folders(self.folder / CHECKPOINTS)]
+        return max([*saved, *filter(None, [self.metrics.last_step])], default=None)
+
+    @cached_property
     def state(self) -> State:
         """How the run is."""
-        step, steps = self.metrics.last_step, self.steps
+        step, steps = self.step, self.steps
         of = f" of {steps:,}" if steps else ""
         if owner := self._owner():
             return self._claimed(owner, f"at step {step or 0:,}{of}")
-        reason = f" ({self.log.stop})" if self.log.stop else ""
+        reason = f" ({self.log.stop.removeprefix('stopped ')})" if self.log.stop else ""
         ended = "cut"
         if self.log.stop:
             ended = "failed" if self.log.stop.startswith("the run ends: ") else "stopped"
         if step is None:
             if self.evaluation:
                 return State("finished", "evaluated, not trained", True)
-            return State(ended, f"no step was logged{reason}", False)
+            return State(ended, f"{ended} before a step was logged{reason}", False)
         if steps and step < steps:
-            return State(ended, f"cut at step {step:,}{of}{reason}", False)
+            return State(ended, f"{ended} at step {step:,}{of}{reason}", False)
         if self.evaluation:
             return State("finished", f"finished, {step:,} steps", True)
         text = f"trained {step:,} steps, not evaluated{reason}"

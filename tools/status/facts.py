@@ -123,7 +123,7 @@ class Status:
 
 def status_of(run: Run, hashes: bool = False) -> Status:
     """The status of a run that was read briefly; ``hashes``: compare those of its checkpoints too, which reads all bytes."""
-    series, log, step = run.metrics.series, run.log, run.metrics.last_step or 0
+    series, log, step = run.metrics.series, run.log, run.step or 0
     recent, overall = _rates(series)
     elapsed = series.get("elapsed_s")
     left = max(0, run.steps - step) if run.steps else None
