@@ -22,7 +22,12 @@ REAL := runs/real/pretrain-seed$(SEED)
 
 .PHONY: real demo demo-quick scenes clips test faults test-lowest lint types setup setup-dev clean-demo clean-real
 
-ifdef QUICK
+ifneq ($(filter-out 0,$(QUICK)),)
+ifneq ($(filter demo,$(MAKECMDGOALS)),)
+ifneq ($(TASK) $(SEED),pretrain 0)
+$(error QUICK=1 pre-trains with seed 0; leave out TASK and SEED)
+endif
+endif
 demo: demo-quick
 else
 demo: scenes $(if $(filter-out pretrain,$(TASK)),$(PRETRAINED)/evaluation.json)

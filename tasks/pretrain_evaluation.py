@@ -61,7 +61,7 @@ MOST_BOXES = 10
 class EvaluationConfig(Config):
     """Held-out records; their first caption is the one that has to be found."""
 
-    files: InputShards = Field([], description="shards of images with captions")
+    files: InputShards = Field([], description="shards of images with captions, of which the first of each counts")
     region_files: InputShards = Field([], description="shards of images with boxes, if other than `files`")
     video_files: InputShards = Field([], description="shards of videos, read as those of data.videos")
     candidates: int = Field(

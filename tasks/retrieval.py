@@ -60,9 +60,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
     """Model, data and evaluation of a retrieval run."""
 
     measure = "mean recall"
-    legend = (
-        "the five nearest after re-ranking, best first, with their scores · framed and ticked: right · cross: wrong"
-    )
+    legend = "the five nearest after re-ranking, best first, with scores (log-odds) · framed and ticked: right · cross: wrong"
 
     @staticmethod
     def build_model(config: RetrievalConfig, vocab_size: int | None) -> RetrievalModel:
@@ -121,13 +119,13 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
     def panel(self, items: CaptionedImages, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
         nearest = prediction["nearest"][:SHOWN]
         if "text" not in prediction:
-            lines = [Line(f"{text['score']:.2f} · {text['caption']}", text["right"]) for text in nearest]
+            lines = [Line(f"{_shown(text['score'])} · {text['caption']}", text["right"]) for text in nearest]
             image = read(items.images[number - len(items.captions)], side=QUERY_SIDE)
             return Panel((DrawnImage(image),), tuple(lines), beside=True)
         pictures = [
             DrawnImage(
                 read(items.images[items.ids.index(image["image_id"])], side=CANDIDATE_SIDE, down=True),
-                label=f"{place} · {image['score']:.2f}",
+                label=f"{place} · {_shown(image['score'])}",
                 right=image["image_id"] == prediction["image_id"],
             )
             for place, image in enumerate(nearest, start=1)
@@ -194,6 +192,11 @@ class Nearest(Sequence[Mapping[str, Any]]):
             for text, score in _best(self.stage.texts, image)
         ]
         return {"image_id": items.ids[image], "nearest": nearest}
+
+
+def _shown(score: float) -> str:
+    """A score to draw; a hyphen would look like a part of the separator."""
+    return f"{score:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _best(candidates: Candidates, query: int) -> list[tuple[int, float]]:

@@ -259,7 +259,8 @@ def _apply_override(values: dict[str, Any], override: str, places: Places, findi
     for depth, key in enumerate(keys[:-1], start=1):
         child = node.get(key)
         if isinstance(child, list):
-            findings.append(f"{COMMAND_LINE}: {'.'.join(keys[:depth])} is a list; give it whole")
+            name = ".".join(keys[:depth])
+            findings.append(f"{COMMAND_LINE}: {name} is a list; give it whole, as {name}=[...]")
             return
         if not isinstance(child, dict):
             child = {}

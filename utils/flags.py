@@ -52,7 +52,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     arguments = parser.parse_intermixed_args(argv)
     for text in arguments.overrides:
         if "=" not in text:
-            parser.error(f"{text!r} is neither a flag nor of the form key=value")
+            remedy = f"; did you mean --config {text}?" if text.endswith((".yaml", ".yml")) else ""
+            parser.error(f"{text!r} is neither a flag nor of the form key=value{remedy}")
     return arguments
 
 

@@ -36,6 +36,10 @@ InputShards = Annotated[list[str], Input("shards")]
 InputWeights = Annotated[str, Input("weights")]
 InputModel = Annotated[str, Input("model")]
 
+TOKENIZER_KEY = "model.text.encoder"
+NO_TOKENIZER = "learn one from your texts with `python run.py tokenizer`, or name another encoder"
+"""The remedy for a tokenizer that is not there."""
+
 
 class WeightedShards(Config):
     """An entry of a list of shards with a weight."""
@@ -89,7 +93,9 @@ def check_inputs(config: Config, leave_out: tuple[str, ...] = ()) -> None:
     remedy = f"check the path (it is relative to {Path.cwd()}); for its source, see {sources}"
     if len(missing) == 1:
         [(path, keys)] = missing.items()
-        raise UserError(f"{keys[0]}: {path} does not exist; {remedy}")
+        raise UserError(f"{keys[0]}: {path} does not exist; {NO_TOKENIZER if TOKENIZER_KEY in keys else remedy}")
+    if any(TOKENIZER_KEY in keys for keys in missing.values()):
+        remedy += f"; of the tokenizer: {NO_TOKENIZER}"
     listed = "\n".join(f"  {path}  ({_shortened(keys)})" for path, keys in missing.items())
     raise UserError(f"{len(missing)} files or folders of this config do not exist; {remedy}\n{listed}")
 

@@ -145,6 +145,7 @@ class PlainTextProcessor:
         self.cls_id = _special(tokenizer, "cls_token")
         self.sep_id = _special(tokenizer, "sep_token")
         self.pad_id = _special(tokenizer, "pad_token")
+        self.unk_id = tokenizer.unk_token_id
         self._pieces = tokenizer.backend_tokenizer
         # Texts are encoded without the wrapper, nearly twice as fast, and cut here; so what it sets at each call is set once.
         self._marks_words = self._pieces.token_to_id(_WORD_MARK) is not None
@@ -178,6 +179,12 @@ class PlainTextProcessor:
                 for joined, (before, after) in zip(continues, edges, strict=True)
             ]
         return encoding.ids, [*([False] if words else []), *continues]
+
+    def unknown(self, text: str) -> list[str]:
+        """What in a text the tokenizer has no tokens for, in its order."""
+        encoding = self._pieces.encode(text, add_special_tokens=False)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        return [text[start:end] for number, (start, end) in pairs if number == self.unk_id and end > start]
 
     def _tokens(self, text: str) -> tuple[list[int], list[bool]]:
         """Token ids with [CLS] and [SEP], cut; and for each token whether it continues the word before it."""

@@ -34,7 +34,7 @@ class LoadReport:
         )
         lines = [counts]
         lines += [f"  resized {name}: {how}" for name, how in _grouped(self.resized)]
-        lines += [f"  copied {name} from {origin}" for name, origin in _grouped(self.copied)]
+        lines += [f"  copied {name} from {origin}" for name, origin in _by_part(self.copied)]
         lines += [f"  dropped {name}: {why}" for name, why in _grouped(self.dropped)]
         lines += [f"  unused {name}" for name in by_module(self.unused)]
         return lines
@@ -97,6 +97,19 @@ def by_module(names: Iterable[str]) -> list[str]:
     for name in names:
         groups[_pattern(name)] = groups.get(_pattern(name), 0) + 1
     return [name if count == 1 else f"{name} ({count})" for name, count in groups.items()]
+
+
+def _by_part(copied: dict[str, str]) -> list[tuple[str, str]]:
+    """Targets and origins; several that differ in no more than the end of their names, as those of whole layers, are one."""
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for names in copied.items():
+        to, of = (_pattern(name).split(".") for name in names)
+        while len(to) > 1 and len(of) > 1 and to[-1] == of[-1]:
+            to, of = to[:-1], of[:-1]
+        groups.setdefault((".".join(to), ".".join(of)), []).append(names)
+    return [
+        names[0] if len(names) == 1 else (f"{to}.* ({len(names)})", f"{of}.*") for (to, of), names in groups.items()
+    ]
 
 
 def _grouped(notes: dict[str, str]) -> list[tuple[str, str]]:

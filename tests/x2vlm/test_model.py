@@ -193,7 +193,7 @@ def test_images_and_texts_that_do_not_fit_are_told(model, data):
 
 def test_words_that_the_tokenizer_does_not_know_are_told(model, data, caplog):
     model("pretrain").match(data / "images/0.png", ["一只狗", "a star"])
-    assert "1 texts have words that the tokenizer does not know, such as '一只狗'" in caplog.text
+    assert "the tokenizer does not know 3 of the words, such as '一'" in caplog.text
 
 
 def test_any_iterable_is_a_list(model, data):
@@ -206,7 +206,7 @@ def test_a_text_that_is_cut_is_told(model, data, caplog):
     ours = model("pretrain")
     ours.match(data / "images/0.png", ["star " * 39, "a star"])
     (record,) = caplog.records
-    assert "1 texts have more than 40 tokens and are cut there" in record.getMessage()
+    assert "texts of more than 40 tokens are cut there: 1, such as" in record.getMessage()
 
 
 def test_a_video_of_one_image_is_like_the_image(of_videos, model, data, tmp_path):

@@ -7,7 +7,7 @@ from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject, shorten
 from utils.findings import Finding
 from utils.hub import check_hub, is_local, looks_like_path
-from utils.inputs import inputs_of
+from utils.inputs import NO_TOKENIZER, TOKENIZER_KEY, inputs_of
 
 REMEDIES = {
     "file": "check the path; the first lines of the config, and of its bases, say how the file is made",
@@ -16,7 +16,6 @@ REMEDIES = {
     "weights": "download the file, name the folder of a finished run, or set {key}=null to start from random numbers",
     "model": "give a folder or a name on the Hugging Face hub",
 }
-TOKENIZER = "learn one from your texts with `python run.py tokenizer`, or name another encoder"
 
 
 def check_files(subject: Subject, report: Report) -> None:
@@ -44,8 +43,8 @@ def missing_files(subject: Subject) -> list[Finding]:
     kinds = {path: kind for _, kind, path in inputs_of(subject.config)}
     findings = []
     for path, keys in subject.missing.items():
-        is_tokenizer = "model.text.encoder" in keys
+        is_tokenizer = TOKENIZER_KEY in keys
         kind = "weights" if keys[0].startswith("init.") else kinds[path]
-        remedy = TOKENIZER if is_tokenizer else REMEDIES[kind].format(key=keys[0])
+        remedy = NO_TOKENIZER if is_tokenizer else REMEDIES[kind].format(key=keys[0])
         findings.append(Finding("refused", shorten(keys, 2), f"{path} does not exist", remedy))
     return findings

@@ -55,7 +55,8 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
         "--records",
         type=positive,
         metavar="N",
-        help="records of the leading stream; needed for the time of a run in epochs",
+        help="records of the leading stream (of fine-tuning: captions, phrases, questions, statements), for the time of a run in "
+        "epochs",
     )
     flag("--estimate", action="store_true", help="do not measure, even with a GPU")
     flag("--json", action="store_true", help="print JSON")
