@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from dataset.records.box_form import are_relative
+from dataset.records.schema import Box
 from dataset.tasks.grounding import Phrase
-from dataset.tasks.pretrain import MATCHED_STREAMS, DataConfig
+from dataset.tasks.pretrain import MATCHED_STREAMS, DataConfig, PretrainBatches
 from dataset.tasks.questions import QuestionTable
 from metrics.vqa import normalize_answer
 from models.align import AligningModel
@@ -57,6 +58,8 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
     steps, per_step = config.train.total_steps(loader), config.train.records_per_step(loader)
     found.append(many_epochs(steps * per_step / loader.epoch_size))
     found += findings_in_items(getattr(training, "items", None))
+    if isinstance(training, PretrainBatches) and training.regions is not None:
+        found += findings_of_relative(training.regions.first_boxes(), "data.regions")
     candidates = getattr(task, "candidates", None) or getattr(task, "classes", None)
     answers = getattr(getattr(config, "evaluation", None), "answers", None)
     if candidates and answers is not None and isinstance(task, FineTuneTask):
@@ -68,15 +71,16 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
 def findings_in_items(items: Any, key: str = "data.train") -> list[Finding]:
     """What is wrong with the annotations of a split, by themselves."""
     is_phrases = isinstance(items, list) and bool(items) and isinstance(items[0], Phrase)
-    if not is_phrases or not are_relative(np.array([phrase.box for phrase in items])):
+    return findings_of_relative([(phrase.box, phrase.place) for phrase in items], key) if is_phrases else []
+
+
+def findings_of_relative(boxes: Sequence[tuple[Box, str]], key: str) -> list[Finding]:
+    """The finding for boxes, each with its place, all of which are within 0 and 1."""
+    if not are_relative(np.array([box for box, _ in boxes])):
         return []
-    return [relative_boxes(len(items), items[0].place, items[0].box, key)]
-
-
-def relative_boxes(count: int, place: str, box: Sequence[float], key: str) -> Finding:
-    """The finding for boxes all of which are within 0 and 1."""
-    fact = f"all {count:,} boxes lie within 0 and 1, as {[round(value, 4) for value in box]} at {place}"
-    return Finding("refused", key, fact, RELATIVE)
+    box, place = boxes[0]
+    fact = f"all {len(boxes):,} boxes lie within 0 and 1, as {[round(value, 4) for value in box]} at {place}"
+    return [Finding("refused", key, fact, RELATIVE)]
 
 
 def findings_in_answers(

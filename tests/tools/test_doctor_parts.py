@@ -230,6 +230,21 @@ def test_a_run_starts_with_the_checks_that_cost_nothing(scenes_folder, tmp_path,
     assert "answers is among the 1 of" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("root_logger")
+def test_pre_training_starts_with_a_look_at_its_first_boxes(scenes_folder, tmp_path, capsys):
+    rows = [json.loads(line) for line in (scenes_folder / "train.jsonl").open()]
+    relative = tmp_path / "relative.jsonl"
+    for row in rows:
+        row["image"] = str(scenes_folder / row["image"])
+        for element in row["elems"]:
+            element["bb"] = [value / 32 for value in element["bb"]]
+    relative.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["--config", "configs/demo/pretrain.yaml", "--output", str(tmp_path / "a"), *tiny_run(scenes_folder)]
+    assert run.main(["pretrain", *given, f"data.regions.files=[{relative}]"]) == 2
+    told = capsys.readouterr().err
+    assert "data.regions: all " in told and "boxes lie within 0 and 1, as [0." in told and f"{relative}:1" in told
+
+
 def test_warnings_are_logged_and_the_run_goes_on(caplog):
     train = Namespace(total_steps=lambda _: 101, records_per_step=lambda _: 10)
     loader, config = Namespace(epoch_size=10), Namespace(train=train)

@@ -10,10 +10,10 @@ import numpy as np
 
 from dataset.formats.annotations import ImageFiles, Row, images_folder, read_rows
 from dataset.media.encoded import EncodedImage, for_boxes
-from dataset.records.box_form import are_relative, look_like_corners, outside_images
+from dataset.records.box_form import look_like_corners, outside_images
 from dataset.records.schema import Box, ImageKeys, RawRecord, RegionRecord, parse_region_record
 from dataset.shards.readers import Shards
-from tasks.checks import relative_boxes
+from tasks.checks import findings_of_relative
 from tasks.grounding import GroundingConfig
 from tasks.pretrain import PretrainConfig
 from tools.doctor.findings import NotCheckedError, Report
@@ -55,9 +55,8 @@ def check_boxes(subject: Subject, report: Report) -> None:
 
 def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
     """What is wrong with the form of boxes."""
-    numbers = np.array([each.box for each in boxes])
-    if are_relative(numbers):
-        return [relative_boxes(len(boxes), boxes[0].place, boxes[0].box, key)]
+    if relative := findings_of_relative([(each.box, each.place) for each in boxes], key):
+        return relative
     sized = [each for each in boxes if each.size is not None]
     if not sized:
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +22,9 @@ from dataset.tasks.streams.base import ImageRecordsConfig, read_examples
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 from utils.batch import BrokenRecord, RegionBatch
 from utils.image_size import ImageSize, grid_of, sides_of
+
+FIRST_RECORDS = 20
+"""Records whose boxes are looked at when a run starts."""
 
 
 class RegionStreamConfig(ImageRecordsConfig):
@@ -75,6 +79,16 @@ class RegionStream:
         self.keys = config.keys()
         augment = config.augment
         self.rand_augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
+
+    def first_boxes(self) -> list[tuple[Box, str]]:
+        """The boxes of the first :data:`FIRST_RECORDS` records, as they stand there, each with its place; none of a record that
+        cannot be read."""
+        shards, found = self.source.shards, []
+        for number in range(min(FIRST_RECORDS, len(shards))):
+            with suppress(Exception):  # it is counted when training reads it
+                record = parse_region_record(shards.read(number), self.keys, self.config.caption_key)
+                found += [(element.box, record.place) for element in record.elements]
+        return found
 
     def batch(self, number: int, account: Account) -> RegionBatch:
         example = partial(self._example, account=account)
