@@ -54,6 +54,11 @@ COMMON_KEYWORD = 4
 NO_PLACES = word_set("semaphore signal building")
 """Words of titles among the flags that stand for no place."""
 
+LINKED = re.compile(r"<(?:svg:)?image\b[^>]*?href=\"(?!data:)")
+SHAPE = re.compile(
+    r"<(?:svg:)?(?:path|rect|circle|ellipse|polygon|polyline|line|text|use)\b|<(?:svg:)?image\b[^>]*?href=\"data:"
+)
+
 MAX_TITLE_WORDS = 8
 MAX_KEYWORDS = 3
 
@@ -85,7 +90,10 @@ def read_clipart(share: Path, english: Collection[str]) -> tuple[list[Cutout], C
     english = {*english, *common_words(about.keywords for about in described.values())}
     titles = Counter(about.title.casefold() for about in described.values())
     cutouts = []
-    for relative, (title, keywords, authors) in described.items():
+    for relative, (title, keywords, authors, is_link) in described.items():
+        if is_link:
+            left_out["link to an image that is not there"] += 1
+            continue
         if titles[title.casefold()] > COLLECTION or " - " in title:
             title = relative.stem
         try:
@@ -111,15 +119,19 @@ def is_left_out(relative: PurePosixPath) -> bool:
 
 
 class Description(NamedTuple):
-    """Title, keywords and authors in an SVG file; empty where it has none. ``authors`` in lower case, one string."""
+    """Title, keywords and authors in an SVG file; empty where it has none. ``authors`` in lower case, one string.
+
+    ``is_link``: it shows nothing but an image that the package does not hold; its PNG says that the image was not found.
+    """
 
     title: str
     keywords: list[str]
     authors: str
+    is_link: bool
 
 
 def read_description(path: Path) -> Description:
-    """Title, keywords and authors of an SVG file as they stand there.
+    """The description of an SVG file as it stands there.
 
     The files are read as text: some are not well-formed.
     """
@@ -131,7 +143,8 @@ def read_description(path: Path) -> Description:
     title = re.search(r"<dc:title[^>]*>(.*?)</dc:title>", text, re.DOTALL)  # those of creator and publisher follow
     keywords = [_plain(keyword) for keyword in re.findall(r"<rdf:li[^>]*>(.*?)</rdf:li>", text, re.DOTALL)]
     authors = re.findall(r"<dc:creator[^>]*>(.*?)</dc:creator>", text, re.DOTALL)
-    return Description(_plain(title[1]) if title else "", keywords, _plain(" ".join(authors)).casefold())
+    is_link = LINKED.search(text) is not None and SHAPE.search(text) is None
+    return Description(_plain(title[1]) if title else "", keywords, _plain(" ".join(authors)).casefold(), is_link)
 
 
 def without_authors(title: str, authors: str) -> str:

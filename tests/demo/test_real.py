@@ -270,6 +270,20 @@ def test_the_title_of_a_collection_gives_way_to_the_files_name_without_its_autho
     assert left_out == {"folder without subjects": 1}
 
 
+def test_a_drawing_of_nothing_but_a_linked_image_is_left_out(tmp_path):
+    """Its PNG says that the image was not found."""
+    link, shape = '<image width="9" xlink:href="duck.png"/>', '<path d="M0 0"/>'
+    embedded = '<image xlink:href="data:image/png;base64,"/>'
+    contents = {"cow": link, "fox": link + shape, "owl": embedded, "pig": shape}
+    write_clipart(tmp_path, {name: (name, [], encoded(picture(n))) for n, name in enumerate(contents)})
+    for name, content in contents.items():
+        path = tmp_path / f"openclipart/svg/{name}.svg"
+        path.write_text(path.read_text().replace("</svg>", f"{content}</svg>"))
+    cutouts, left_out = clipart.read_clipart(tmp_path, set(contents))
+    assert [cutout.captions["en"] for cutout in cutouts] == ["fox", "owl", "pig"]
+    assert left_out == {"link to an image that is not there": 1}
+
+
 def test_keywords_are_english_and_add_something():
     english = {"fruit", "green", "apple", "tree"}
     keywords = ["", "hash(0x8a8)", "food", "Green_Apple", "apple", "frutta", "tree"]
