@@ -187,7 +187,13 @@ def _search(index: ImageIndex, text: str, phrase: str | None = None) -> Answer:
         return Answer(["no image is left of the index; its images have gone or changed"])
     named = [(hit, printed(hit.path.name, "utf-8")) for hit in hits]
     return Answer(
-        [f"{hit.numbers()}  {name}{'' if hit.box is None else f'  {_told(hit.box)}'}" for hit, name in named],
+        [
+            ", ".join(hits[0].numbers()),
+            *(
+                f"{'  '.join(hit.numbers().values())}  {name}{'' if hit.box is None else f'  {_told(hit.box)}'}"
+                for hit, name in named
+            ),
+        ],
         [
             Picture(figures.marked(index.model.read, hit.path, hit.box), f"{hit.score:.2f} · {name}")
             for hit, name in named

@@ -54,11 +54,11 @@ class Hit:
     box: Box | None = None
     content: str = ""
 
-    def numbers(self) -> str:
-        """Those of sum, score and cosine that the hit has, for a line: "+10.58  0.878  +0.842"."""
-        ranked_by = "" if self.sum is None else f"{self.sum:+.2f}  "
-        score = "" if self.score is None else f"{self.score:.3f}  "
-        return f"{ranked_by}{score}{self.cosine:+.3f}"
+    def numbers(self) -> dict[str, str]:
+        """Those of sum, probability and cosine that the hit has, to be printed, by their names."""
+        ranked_by = {} if self.sum is None else {"sum": f"{self.sum:+.2f}"}
+        score = {} if self.score is None else {"probability": f"{self.score:.3f}"}
+        return {**ranked_by, **score, "cosine": f"{self.cosine:+.3f}"}
 
 
 def nearest_rows(embeddings: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,9 +23,9 @@ EXAMPLES = """examples:
   python run.py search photos.index "a dog on a lawn" --locate --save hits.png
   python run.py search photos.index "a dog" "a cat" --top 3 --json
 
-Each line has the probability that the text is about the image, the cosine, and the path, the best first (by the
-probability; where the model's run has evaluation.score: sum, by that sum, which stands first in the line); with
---locate also the probability that it is about what the box shows, and the box.
+Each line has the numbers that the first one names, and the path, the best first: by the probability that the text is
+about the image; where the model's run has evaluation.score: sum, by the sum of its log-odds and the cosine over the
+temperature. With --locate also the probability that the text is about what the box shows, and the box.
 
 exit status: 0 the index was searched; 2 it could not be"""
 
@@ -90,7 +90,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{flags.index}: the images have gone or changed; bring it up to date with python run.py index")
     for text, hits in found:
         if not flags.json:
-            sys.stdout.write(f"{printed(text)}\n")
+            names = f"  ({', '.join(hits[0].numbers())})" if hits else ""
+            sys.stdout.write(f"{printed(text)}{names}\n")
         for hit in hits:
             sys.stdout.write(f"{json.dumps(_values(text, hit)) if flags.json else printed(_line(hit))}\n")
     if flags.save is not None:
@@ -104,7 +105,7 @@ def _line(hit: Hit) -> str:
     if hit.box is not None:
         box = f"  {hit.box.score:.3f} at {hit.box.x:.0f}, {hit.box.y:.0f}, {hit.box.width:.0f} x {hit.box.height:.0f}"
     copies = f"  (+ {counted(len(hit.copies), 'copy', 'copies')})" if hit.copies else ""
-    return f"  {hit.numbers()}  {hit.path}{box}{copies}"
+    return f"  {'  '.join(hit.numbers().values())}  {hit.path}{box}{copies}"
 
 
 def _values(text: str, hit: Hit) -> dict[str, Any]:

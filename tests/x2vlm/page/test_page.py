@@ -98,7 +98,8 @@ def test_an_index_is_searched_and_each_hit_has_its_box(model, data, tmp_path, mo
     for phrase, locate in (("", True), ("a star", "a star")):
         answer = search.ask([], ["a red star", phrase])
         hits = index.search("a red star", top=12, locate=locate)
-        assert [line.split("  ")[2] for line in answer.lines] == [hit.path.name for hit in hits]
+        assert answer.lines[0] == "probability, cosine"
+        assert [line.split("  ")[2] for line in answer.lines[1:]] == [hit.path.name for hit in hits]
         assert [picture.caption for picture in answer.pictures] == [
             f"{hit.score:.2f} · {hit.path.name}" for hit in hits
         ]

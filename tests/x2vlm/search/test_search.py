@@ -99,7 +99,9 @@ def test_a_model_may_say_that_the_cosine_counts_in_the_second_stage_too(model, p
     assert [hit.path for hit in hits] == [paths[place] for place in np.argsort(-summed)]
     np.testing.assert_allclose([hit.score for hit in hits], scores[np.argsort(-summed)], atol=1e-5)
     np.testing.assert_allclose([hit.sum for hit in hits], np.sort(summed)[::-1], rtol=1e-3)
-    assert all(hit.numbers() == f"{hit.sum:+.2f}  {hit.score:.3f}  {hit.cosine:+.3f}" for hit in hits)
+    for hit in hits:
+        numbers = {"sum": f"{hit.sum:+.2f}", "probability": f"{hit.score:.3f}", "cosine": f"{hit.cosine:+.3f}"}
+        assert hit.numbers() == numbers
 
 
 def test_re_ranked_images_are_read_from_the_cache(model, photos, tmp_path, monkeypatch):
@@ -220,7 +222,9 @@ def test_the_two_commands(run, photos, tmp_path, capsys, monkeypatch):
     assert "0 were embedded now" in capsys.readouterr().out
     assert main(["search", "index", TEXT, "--top", "3", "--locate", "--save", "hits.png"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == TEXT and len(lines) == 4 and all(".png  " in line for line in lines[1:])
+    assert (
+        lines[0] == f"{TEXT}  (probability, cosine)" and len(lines) == 4 and all(".png  " in line for line in lines[1:])
+    )
     assert Image.open("hits.png").width > 300
     assert main(["search", "index", TEXT, "a star", "--top", "2", "--json"]) == 0
     values = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
