@@ -234,7 +234,7 @@ def test_broken_records_are_counted_by_kind_with_their_place(
     path = rewritten(scenes_folder / "retrieval_train.jsonl", tmp_path / "train.jsonl", change)
     found, printed = doctor(*given("retrieval", train=path), f"data.max_broken={most}")
     assert found == status
-    assert f"1. {level}: {path}:6 fact: unreadable image: 8 bytes" in printed
+    assert f"1. {level}: {path}:6 fact: unreadable image: {tmp_path}/broken.png: 8 bytes" in printed
 
 
 def test_a_held_out_image_that_cannot_be_read_is_refused(doctor, given, scenes_folder, tmp_path):
