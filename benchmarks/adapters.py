@@ -75,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for task in flags.tasks:
         folder = flags.output / task
         placed = ["--seeds", flags.seeds, "--cpu", "1", "--output", str(folder)]
-        status |= sweep.main(["--config", f"configs/demo/{task}.yaml", *named, *placed])
+        status |= (code := sweep.main(["--config", f"configs/demo/{task}.yaml", *named, *placed]))
+        if code == 2:  # nothing was measured, as printed
+            continue
         measured, measure = json.loads((folder / "sweep.json").read_text(encoding="utf-8")), measure_of(task)
         entries = [shown([run[measure] for run in measured[name]]) for name in VARIANTS]
         rows.append(f"| `{task}`: {measure} | {' | '.join(entries)} |")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from dataset.media.encoded import FORMATS
 from demo.folder import LANGUAGES
 from demo.scenes.backgrounds import paint_background, pick_background
 from demo.scenes.compose import Box, apart
@@ -57,7 +58,7 @@ def read_cutout(content: Path | bytes) -> Image.Image:
         UnusableCutoutError: it cannot be read, is far too large or too small, or is invisible.
     """
     try:
-        with Image.open(content if isinstance(content, Path) else io.BytesIO(content)) as image:
+        with Image.open(content if isinstance(content, Path) else io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnusableCutoutError("picture too large")
             if min(image.size) < MIN_SIDE:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from dataset.media.encoded import FORMATS
 from dataset.media.video import sample_frames
 from dataset.prepare.folders import SPLITS, tally, whole_number, write_records
 from demo.folder import LANGUAGES, Folder, by_split, command_parser, run_command
@@ -69,7 +70,8 @@ def build(
     Raises:
         UserError: a package is missing or damaged, a split would be empty, or ``out`` cannot be used.
     """
-    arguments = {"side": side, "frames": frames, "vocab_size": vocab_size, "making": MAKING}
+    archives = [find_package(packages, name).name for name in (*NAMES, ANIMATIONS)]
+    arguments = {"packages": archives, "side": side, "frames": frames, "vocab_size": vocab_size, "making": MAKING}
     folder = Folder(out, FACTS, OWNED, arguments, overwrite)
     if folder.is_complete():
         return
@@ -87,7 +89,7 @@ def build(
                 bar.update()
                 try:
                     images = draw_frames(emoji.content, side, frames)
-                except (OSError, ValueError, SyntaxError, EOFError):
+                except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
                     left_out["unreadable picture"] += 1
                     continue
                 video = folder.write_clip(emoji.code, images)
@@ -168,7 +170,7 @@ def is_animated(content: bytes) -> bool:
 def draw_frames(content: bytes, side: int, frames: int) -> list[Image.Image]:
     """Frames of an animation at even distances, on white."""
     drawn = []
-    with Image.open(io.BytesIO(content)) as animation:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as animation:
         count = int(getattr(animation, "n_frames", 1))
         for number in sample_frames(count, min(frames, count)):
             animation.seek(number)

@@ -77,7 +77,8 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     config = load_config(choice.config, arguments.overrides, schema)
     if arguments.evaluate and not arguments.resume and config.init.checkpoint is None:
         raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
-    output = Path(arguments.output) if arguments.output else default_output(choice, arguments)
+    evaluates_others = arguments.evaluate and not arguments.resume
+    output = Path(arguments.output) if arguments.output else default_output(choice, evaluates_others=evaluates_others)
     try:
         with ExitStack() as stack:
             device = stack.enter_context(process_group(config.train.start_timeout_min, output))
@@ -212,7 +213,7 @@ def _check_config(config: RunConfig) -> None:
         config.optim.frozen.check_steps(config.train.steps)
 
 
-def default_output(choice: Choice, arguments: argparse.Namespace) -> Path:
-    """Without weights of its own, an evaluation gets a folder beside that of the run."""
-    suffix = "-evaluate" if arguments.evaluate and not arguments.resume else ""
+def default_output(choice: Choice, *, evaluates_others: bool = False) -> Path:
+    """The folder of a run without --output; an evaluation of other weights gets one beside it."""
+    suffix = "-evaluate" if evaluates_others else ""
     return Path("runs") / choice.source.name / f"{choice.config.stem}{suffix}"

@@ -91,7 +91,8 @@ def submit(choice: Choice, arguments: argparse.Namespace) -> int:
     Raises:
         UserError: for a mistake in the config, a folder with another run, a time too short to save a checkpoint, or no sbatch.
     """
-    output = Path(arguments.output) if arguments.output else default_output(choice, arguments)
+    evaluates_others = arguments.evaluate and not arguments.resume
+    output = Path(arguments.output) if arguments.output else default_output(choice, evaluates_others=evaluates_others)
     schema, _ = choice.load()
     config = load_config(choice.config, arguments.overrides, schema)
     _check_folder(output, arguments)

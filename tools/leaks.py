@@ -16,7 +16,7 @@ from dataset.prepare.raw_folder import RawFolder
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageSource
 from dataset.shards.readers import Shards
-from dataset.shards.remote.server import RemoteConfig
+from dataset.tasks.pretrain import DataConfig
 from tasks.finetune import FineTuneTask
 from tasks.kinds import choose
 from tasks.pretrain import PretrainConfig
@@ -72,18 +72,23 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{', '.join(flags.configs)}: no {missing} could be read: {first}{more}")
     rows: list[tuple[str, ...]] = []
     for training, images in sides.training.items():
-        found = shared_with_splits(images, sides.held_out)
+        try:
+            found = shared_with_splits(images, sides.held_out)
+        except UserError as error:  # shards that cannot be read any more
+            sides.not_checked.append(f"{training}: {error}")
+            continue
         _tell_clean(training, {split: each for split, each in found.items() if not each.shared})
         for split, shared in found.items():
             if shared.shared:
                 rows += _tell(training, split, shared)
-    for each in sides.not_checked:
+    not_checked = [*sides.not_checked, *_broken({**sides.training, **sides.held_out})]
+    for each in not_checked:
         sys.stdout.write(f"not checked: {each}\n")
     if flags.out is not None:
         header = ("training", "held_out", "found_by", "training_image", "held_out_image")
         write_text(flags.out, "".join("\t".join(row) + "\n" for row in [header, *rows]))
         sys.stdout.write(f"{flags.out}: {len(rows):,} shared images\n")
-    return 1 if rows else 3 if sides.not_checked else 0
+    return 1 if rows else 3 if not_checked else 0
 
 
 def _official_splits(folders: list[Path]) -> dict[str, Iterable[KnownImage]]:
@@ -121,7 +126,7 @@ def _read_pretraining(path: str, config: Any, sides: Sides) -> None:
     for name, stream in streams.items():
         for files in stream.paths:
             key = f"data.{name}.files"
-            _try(f"{path} {files}", partial(_Records, [files], stream, key, config.data.remote), sides.training, sides)
+            _try(f"{path} {files}", partial(_Records, [files], stream, key, config.data), sides.training, sides)
     evaluation = config.evaluation
     if evaluation is None:
         return
@@ -129,23 +134,28 @@ def _read_pretraining(path: str, config: Any, sides: Sides) -> None:
         files = getattr(evaluation, key)
         own = streams.get(stream) or next(iter(streams.values()), None)
         if files and own is not None:
-            opened = partial(_Records, files, own, f"evaluation.{key}", config.data.remote)
+            opened = partial(_Records, files, own, f"evaluation.{key}", config.data)
             _try(f"{path} evaluation.{key}", opened, sides.held_out, sides)
 
 
 class _Records:
-    """The images of the records of shards, read when they are gone through; broken records are left out, as in a run."""
+    """The images of the records of shards, read when they are gone through; broken records are left out, as in a run.
 
-    def __init__(self, files: list[str], stream: Any, key: str, remote: RemoteConfig | None = None):
-        self.shards, self.stream, self.name = Shards(files, key=key, remote=remote), stream, files[0]
+    ``broken``: their number when the records were gone through last, and ``first`` of them.
+    """
+
+    def __init__(self, files: list[str], stream: Any, key: str, data: DataConfig):
+        self.shards = Shards(files, key=key, index_folder=data.cache_index, remote=data.remote)
+        self.stream, self.name, self.broken, self.first = stream, files[0], 0, ""
 
     def __iter__(self) -> Iterator[KnownImage]:
-        count = len(self.shards)
+        count, self.broken = len(self.shards), 0
         for number in progress_bar(range(count), total=count, desc=self.name, unit="record", leave=False):
             try:
                 yield from images_of_record(self.shards.read(number), self.stream)
-            except BrokenRecordError:
-                continue
+            except BrokenRecordError as error:
+                self.first = self.first if self.broken else str(error)
+                self.broken += 1
 
 
 def _read_fine_tuning(path: str, config: Any, task: type[FineTuneTask[Any, Any, Any]], sides: Sides) -> None:
@@ -170,6 +180,15 @@ def _try(
         into[name] = read()
     except (UserError, NotCheckedError) as error:
         sides.not_checked.append(f"{name}: {error}")
+
+
+def _broken(sides: Mapping[str, Iterable[KnownImage]]) -> list[str]:
+    """A line for each side with broken records, whose images are not known."""
+    records = {name: side for name, side in sides.items() if isinstance(side, _Records) and side.broken}
+    return [
+        f"{name}: {side.broken:,} of {len(side.shards):,} records are broken, the first: {side.first}"
+        for name, side in records.items()
+    ]
 
 
 def _tell_clean(training: str, splits: Mapping[str, SharedImages]) -> None:

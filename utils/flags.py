@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def add_task(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +73,21 @@ def positive_real(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
+
+
+def within(least: float, most: float) -> Callable[[str], float]:
+    """A number from ``least`` to ``most``, for argparse."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least:g} to {most:g}")
+        return value
+
+    return number
 
 
 def sentence(text: str) -> str:

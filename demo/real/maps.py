@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dataset.media.encoded import FORMATS
 from demo.real.concepts import Concept, concept_of
 from demo.scenes.compose import Box
 from utils.errors import UserError
@@ -74,9 +75,9 @@ def read_maps(share: Path) -> tuple[list[Map], Counter[str]]:
         try:
             described = ElementTree.parse(path).getroot()
             picture = root / (described.findtext("mapFile") or "")
-            with Image.open(picture) as image:
+            with Image.open(picture, formats=FORMATS) as image:
                 pixels = np.asarray(image.convert("RGB"))
-        except (ElementTree.ParseError, OSError):
+        except (ElementTree.ParseError, OSError, Image.DecompressionBombError):
             left_out["unreadable map"] += 1
             continue
         divisions = [found for found in described.iter("division") if found.findtext("ignore") != "yes"]

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dataset.media.encoded import FORMATS
 from dataset.prepare.folders import SPLITS
 from demo.cutouts import (
     Cutout,
@@ -94,7 +95,7 @@ def map_records(out: Path, split: str, maps: Sequence[Map], bar: tqdm[Any]) -> I
     for number, found in enumerate(maps):
         image = f"images/{split}/maps/{number:03d}.png"
         (out / image).parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(found.path) as picture:
+        with Image.open(found.path, formats=FORMATS) as picture:
             picture.convert("RGB").save(out / image)
         bar.update()
         elements = [

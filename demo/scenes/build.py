@@ -20,6 +20,7 @@ from demo.scenes.describe import looks_of
 from demo.scenes.draw import draw_scene
 from demo.scenes.records import TASKS, Record, records_of, statement_records, texts_of
 from demo.scenes.statements import ImageLooks, statement_sets
+from utils.cores import usable_cores
 from utils.files import write_text
 from utils.progress import progress_bar
 
@@ -139,7 +140,7 @@ def _write_scenes(out: Path, seed: int, split: str, count: int, size: tuple[int,
     with ExitStack() as stack:
         scenes: Iterator[SceneRecords] = map(draw, range(count))
         if count >= _WORTH_A_PROCESS:
-            scenes = stack.enter_context(ProcessPoolExecutor()).map(draw, range(count), chunksize=32)
+            scenes = stack.enter_context(ProcessPoolExecutor(usable_cores())).map(draw, range(count), chunksize=32)
         paths = {task: out / f"{task}{split}.jsonl" for task in TASKS}
         files = {
             task: stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for task, path in paths.items()

@@ -164,6 +164,19 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_checked(tmp_path, leaks):
     assert f"{config} {folder} has 1 of 1 (1 by path)" in printed
 
 
+def test_broken_records_are_counted_and_not_taken_for_checked(tmp_path, leaks):
+    folder = own(tmp_path, "a.jpg", "b.jpg")
+    path = folder / "part.jsonl"
+    path.write_text(path.read_text().replace('"image"', '"picture"', 1))
+    config, test = pretraining(tmp_path, folder), retrieval(tmp_path, folder / "a.jpg")
+    status, printed, _ = leaks(config, test)
+    assert status == 3 and f"{config} {folder} has none of 1" in printed
+    assert (
+        f"not checked: {config} {folder}: 1 of 2 records are broken, the first: {path}:1: missing key: no 'image'"
+        in printed
+    )
+
+
 def test_without_a_training_side_or_a_held_out_one_it_is_an_error(tmp_path, leaks):
     config = pretraining(tmp_path, own(tmp_path, "a.jpg"))
     status, printed, error = leaks(config)

@@ -31,6 +31,19 @@ def out(tmp_path) -> Path:
     return tmp_path / "out"
 
 
+def test_flags_that_no_set_reads_are_refused(raw, out, capsys):
+    for flags, told in (
+        (["--max-unsafe", "0.1"], "--max-unsafe 0.1: only laion read it; leave it out"),
+        (["--clips", "2"], "--clips 2: only webvid, howto100m, yt_temporal read it; leave it out"),
+        (["--ray", "local"], "--ray local: only laion read it; leave it out"),
+    ):
+        assert main(["prepare", "coco", "--raw", str(raw), "--out", str(out), *flags]) == 2
+        assert told in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["prepare", "laion", "--raw", str(raw), "--max-unsafe", "50"])
+    assert "--max-unsafe: '50' is no number from 0 to 1" in capsys.readouterr().err
+
+
 @pytest.fixture
 def run(capsys):
     """Runs the command; returns its exit status, what it printed, and its errors without progress bars."""

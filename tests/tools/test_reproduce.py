@@ -18,7 +18,7 @@ from tools.prepare.command import CONVERTERS
 from tools.reproduce import command, receipt
 from tools.reproduce import runs as runs_module
 from tools.reproduce.cells import ready
-from tools.reproduce.identity import source_remarks
+from tools.reproduce.identity import source_remarks, weights_identity
 from tools.reproduce.measured import Number, numbers_of, read_evaluation, table_of
 from tools.reproduce.missing import MADE
 from utils.errors import UserError
@@ -312,7 +312,7 @@ def test_a_run_that_fails_is_told_and_leaves_no_receipt(cell, fake_runs, capsys)
 def test_the_receipt_names_the_weights_by_their_hash(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"weights")
-    named = receipt._weights(str(weights))
+    named = weights_identity(str(weights))
     assert named == {"path": str(weights), "bytes": 7, "sha256": named["sha256"]}
     assert named["sha256"] == hashlib.sha256(b"weights").hexdigest()
 
@@ -327,6 +327,30 @@ def test_the_demos_cell_runs_from_its_files_to_its_numbers(tmp_path, capfd):
     made = json.loads((tmp_path / "out/demo-tiny-pretraining/receipt.json").read_text())
     assert all(len(each["measured"]) == 1 for each in made["numbers"])
     assert "not the published setting: " in capfd.readouterr().out
+
+
+def test_a_finished_run_is_known_again_by_the_content_of_its_weights(tmp_path, monkeypatch, capsys):
+    weights, folder = tmp_path / "model.safetensors", tmp_path / "run"
+    commands: list[Any] = []
+
+    def done(command):
+        commands.append(command)
+        (folder / "evaluation.json").write_text("{}")
+        return 0
+
+    monkeypatch.setattr(runs_module, "run_command", done)
+    evaluation = runs_module.Run("c.yaml", folder, ("--evaluate",), (), weights=str(weights))
+    for content, count in ((b"a", 1), (b"a", 1), (b"b", 2)):
+        weights.write_bytes(content)
+        runs_module.make(evaluation)
+        assert len(commands) == count
+    assert "has other weights now, and is measured again" in capsys.readouterr().out
+    training = runs_module.Run("c.yaml", folder, ("--resume",), (), weights=str(weights))
+    runs_module.make(training)
+    weights.write_bytes(b"c")
+    with pytest.raises(UserError, match=r"run was trained from other weights than .* has now; give another --output"):
+        runs_module.make(training)
+    assert len(commands) == 3
 
 
 def test_a_cell_starts_from_the_run_of_another_one(tmp_path, monkeypatch, capfd):

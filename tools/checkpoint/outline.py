@@ -1,4 +1,4 @@
-"""The names, shapes and dtypes of a weight file, and whether it is whole; no tensor is built to read them."""
+"""The names, shapes and dtypes of a weight file, and whether it is whole."""
 
 from __future__ import annotations
 

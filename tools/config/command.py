@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tasks import TASKS
@@ -99,8 +99,14 @@ def lines_of_file(path: str, overrides: Sequence[str], prefixes: Sequence[str]) 
         if prefixes and not name.startswith(tuple(prefixes)):
             continue
         yield f"{name} = {json.dumps(value, ensure_ascii=False)}  ({places.get(keys, DEFAULT)})"
-        if meaning := meanings.get(name):
+        if meaning := _meaning_of(keys, meanings):
             yield f"    {meaning}"
+
+
+def _meaning_of(keys: Sequence[str], meanings: Mapping[str, str]) -> str | None:
+    """The meaning of a key, one part of which the user may have chosen."""
+    chosen = [[*keys[:place], "<name>", *keys[place + 1 :]] for place in range(len(keys))]
+    return next((meanings[path] for path in map(".".join, [keys, *chosen]) if path in meanings), None)
 
 
 def document() -> str:

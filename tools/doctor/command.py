@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tasks.job import default_output
 from tasks.kinds import choose
 from tools.doctor.data import check_data
 from tools.doctor.files import check_files
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     choice = choose(arguments.config, arguments.overrides, arguments.task)
     schema, task = choice.load()
     config = load_config(choice.config, arguments.overrides, schema)
-    output = Path(arguments.output) if arguments.output else Path("runs") / choice.source.name / choice.config.stem
+    output = Path(arguments.output) if arguments.output else default_output(choice)
 
     def write(text: str) -> None:
         sys.stdout.write(text)

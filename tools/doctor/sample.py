@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from engine.devices import ASSUMED_UTILISATION, peak_of
@@ -77,7 +78,8 @@ def check_speed(subject: Subject, seconds: float, report: Report) -> None:
         report.ok("loading", f"{text} ({count:,} in {seconds:.1f} s)")
         return
     workers = max(1, subject.config.data.workers)
-    cores = max(1.0, usable_cores() / subject.gpus)
+    on_this_node = min(subject.gpus, torch.cuda.device_count() or subject.gpus)
+    cores = max(1.0, usable_cores() / on_this_node)
     supply = rate * min(workers, cores)
     text += f"; {min(workers, cores):.3g} workers make {supply:,.0f}, a step takes up to {needed:,.0f} (estimate)"
     remedy = f"raise data.workers to {math.ceil(needed / rate)}, or shrink the images on disk"

@@ -25,7 +25,7 @@ from dataset.prepare.sets.laion import Filters, Safety
 from dataset.prepare.video_clips import VideoOptions
 from utils.cores import usable_cores
 from utils.errors import UserError, one_line_errors
-from utils.flags import positive_real
+from utils.flags import positive_real, within
 
 OUT = Path("data/pretrain")
 
@@ -38,6 +38,9 @@ CONVERTERS = {
     "frames": "video files to lists of frames",
 }
 """Names with flags of their own, and what each one converts: modules of dataset.prepare."""
+
+LAION_FLAGS = ("min_side", "min_similarity", "safety", "max_unsafe", "max_watermark", "ray")
+VIDEO_FLAGS = ("short_side", "frames_per_second", "clips", "words")
 
 
 def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
@@ -75,8 +78,7 @@ def main(argv: Sequence[str]) -> int:
     splits = {**SPLITS, **VIDEO_SPLITS}
     if unknown := [name for name in flags.without if name not in splits]:
         raise UserError(f"--without {unknown[0]}: no such splits; known: {', '.join(splits)}")
-    if flags.ray is not None and "laion" not in names:
-        raise UserError(f"--ray {flags.ray}: only laion is prepared on several machines; leave it out")
+    _refuse_unread(flags, names)
     options = Options(
         raw=flags.raw,
         out=flags.out,
@@ -92,6 +94,15 @@ def main(argv: Sequence[str]) -> int:
         ray=flags.ray,
     )
     return prepare_all(names, options)
+
+
+def _refuse_unread(flags: argparse.Namespace, names: Sequence[str]) -> None:
+    """Refuse a flag that none of the sets reads."""
+    usual = arguments_of(["laion"])
+    for readers, of_them in ((("laion",), LAION_FLAGS), (GROUPS["videos"], VIDEO_FLAGS)):
+        for name in of_them if not set(readers) & set(names) else ():
+            if (value := getattr(flags, name)) != getattr(usual, name):
+                raise UserError(f"--{name.replace('_', '-')} {value}: only {', '.join(readers)} read it; leave it out")
 
 
 def prepare_all(names: Sequence[str], options: Options) -> int:
@@ -217,7 +228,7 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
 def _add_laion(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("laion (the paper does not say how it was filtered)").add_argument
     add("--min-side", type=whole_number(0, 100_000), default=0, metavar="PIXELS", help="of the shorter side, as listed")
-    add("--min-similarity", type=float, default=-1.0, metavar="S", help="of image and text, by CLIP, as listed")
+    add("--min-similarity", type=within(-1, 1), default=-1.0, metavar="S", help="of image and text, by CLIP, as listed")
     add(
         "--safety",
         choices=get_args(Safety),
@@ -226,10 +237,16 @@ def _add_laion(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--max-unsafe",
-        type=float,
+        type=within(0, 1),
         default=1.0,
         metavar="P",
         help="largest probability of an unsafe image (column punsafe)",
     )
-    add("--max-watermark", type=float, default=1.0, metavar="P", help="largest probability of a watermark (pwatermark)")
+    add(
+        "--max-watermark",
+        type=within(0, 1),
+        default=1.0,
+        metavar="P",
+        help="largest probability of a watermark (pwatermark)",
+    )
     add("--ray", metavar="ADDRESS", help="work on a Ray cluster that shares the disk: its address, auto, or local")

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from PIL import Image
 
+from dataset.media.encoded import FORMATS
 from dataset.media.views import EvaluationView
 from dataset.records.schema import parse_region_record
 from dataset.shards.readers import Shards
@@ -128,5 +129,5 @@ def _record_panel(
 
 def _size_of(encoded: bytes) -> tuple[int, int]:
     """Width and height of an image as it lies in its file, which its boxes are of."""
-    with Image.open(io.BytesIO(encoded)) as image:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         return image.size

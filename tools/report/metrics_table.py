@@ -72,8 +72,8 @@ def comparison(runs: Sequence[Run]) -> str:
     steps = "".join(f"<td>{run.metrics.last_step or 0:,}</td>" for run in runs)
     parts.append(f"<tr><th>steps</th>{steps}<td></td></tr></table></div>")
     note = "Bold: the best of a row; less is better for losses, errors, ranks and perplexity, more for everything else."
-    weights = {str(fact) for run in runs for metrics in run.evaluation.values() for fact in _splits(metrics.values())}
-    unlike = " The splits are not of the same files: see each run." if len(weights) > len(splits) else ""
+    kinds = {str(fact) for run in runs for metrics in run.evaluation.values() for fact in _splits(metrics.values())}
+    unlike = " The splits are not of the same files: see each run." if len(kinds) > len(splits) else ""
     return "".join(parts) + f'<p class="faint">{note}{unlike}</p>'
 
 

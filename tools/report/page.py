@@ -129,8 +129,9 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
 
 def _version(run: Run) -> str:
     code = run.made_by.get("code")
-    if isinstance(code, dict) and code.get("version"):
-        return f"{code['version']}, sources {str(code.get('sha256', ''))[:12]}"
+    known = [each for each in code if isinstance(each, dict)] if isinstance(code, list) else []
+    if known:
+        return "; ".join(f"{each.get('version')}, sources {str(each.get('sha256', ''))[:12]}" for each in known)
     return f"not recorded by the run; this page is by version {VERSION}"
 
 

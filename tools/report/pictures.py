@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset.media.encoded import FORMATS
 from tasks.drawing import DrawnImage, Line, Panel
 from tasks.drawing.boxes import draw_boxes
 
@@ -67,7 +68,7 @@ def card(panel: Panel, number: int, right: bool | None, room: Room) -> str:
 def sheet(path: Path, room: Room) -> str:
     """The sheet of predictions that a run drew itself, scaled down; empty where it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.thumbnail(SHEET)
             return room.image(image.convert("RGB"), path.name)
     except (OSError, ValueError, Image.DecompressionBombError) as error:

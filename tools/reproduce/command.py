@@ -132,7 +132,8 @@ def _planned(at_hand: ReadyCell, seed: int, flags: argparse.Namespace) -> Run:
     """The run of a cell with one seed."""
     folder = flags.output / at_hand.folder / (f"evaluation-{seed}" if flags.evaluate else f"seed-{seed}")
     words = (*placement_words(flags, at_hand.cell.cpu), "--evaluate" if flags.evaluate else "--resume")
-    return Run(str(ROOT / at_hand.cell.config), folder, words, (*at_hand.overrides, f"seed={seed}"), flags.intervals)
+    overrides = (*at_hand.overrides, f"seed={seed}")
+    return Run(str(ROOT / at_hand.cell.config), folder, words, overrides, flags.intervals, at_hand.weights)
 
 
 def _check(at_hand: ReadyCell, run: Run, flags: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from engine.checkpoint import find_weights
 from tasks.kinds import ROOT
 from utils.cores import usable_cores
 from utils.version import VERSION
@@ -35,6 +36,13 @@ def code_identity() -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def weights_identity(path: str) -> dict[str, Any]:
+    """The file that a run starts from, with its hash."""
+    file = find_weights(Path(path).expanduser())
+    with file.open("rb") as stream:
+        return {"path": path, "sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": file.stat().st_size}
 
 
 def machine_and_packages() -> dict[str, Any]:

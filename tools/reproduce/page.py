@@ -60,9 +60,11 @@ def read_receipts(folder: Path, table: str) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*/receipt.json")):
         try:
             receipt = json.loads(path.read_text(encoding="utf-8"))
-            if str(receipt["cell"]).split("/")[0] == table:
+            name, _, _ = str(receipt["cell"]).split("/")
+            _ = [Number.of(values) for values in receipt["numbers"]], "; ".join(receipt["remarks"])
+            if name == table:
                 found.append(receipt)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return found
 

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import find_weights
 from tasks.data_identity import data_identity
 from tools.reproduce.cells import ReadyCell
-from tools.reproduce.identity import code_identity, machine_and_packages, source_remarks, sources_text
+from tools.reproduce.identity import code_identity, machine_and_packages, source_remarks, sources_text, weights_identity
 from tools.reproduce.measured import Number, table_of
 from utils.config import dump_config
 from utils.errors import UserError
@@ -44,7 +43,7 @@ def receipt_of(
             "overrides": list(ready.overrides),
             "sha256": _digest(dump_config(ready.config).encode()),
         },
-        "weights": _weights(ready.weights),
+        "weights": None if ready.weights is None else weights_identity(ready.weights),
         "data": _data(ready.config),
         "code": code,
         "environment": machine_and_packages(),
@@ -82,15 +81,6 @@ def as_markdown(receipt: Mapping[str, Any], numbers: Sequence[Number]) -> str:
         f"| made | {receipt['made']} |",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _weights(path: str | None) -> dict[str, Any] | None:
-    """The file that the run starts from, with its hash."""
-    if path is None:
-        return None
-    file = find_weights(Path(path).expanduser())
-    with file.open("rb") as stream:
-        return {"path": path, "sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": file.stat().st_size}
 
 
 def _data(config: Any) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 from engine.checkpoint import CHECKPOINTS
 from engine.run_files import EVALUATION_FILE
 from tasks.kinds import ROOT
-from tools.reproduce.identity import code_identity
+from tools.reproduce.identity import code_identity, weights_identity
 from tools.runs.reading import MADE_BY_FILE
 from utils.errors import UserError
 from utils.files import write_text
@@ -25,7 +25,8 @@ from utils.files import write_text
 class Run:
     """A run: its config, its folder, the flags beside these, and its overrides.
 
-    ``draws``: for the intervals of its metrics; 0: none are asked for.
+    ``draws``: for the intervals of its metrics; 0: none are asked for. ``weights``: what it starts from, a file or a folder, by
+    whose content a finished run is known again too.
     """
 
     config: str
@@ -33,6 +34,7 @@ class Run:
     flags: tuple[str, ...]
     overrides: tuple[str, ...]
     draws: int = 0
+    weights: str | None = None
 
     def command(self, *, measure: bool = False) -> list[str]:
         """The words after ``run.py``; ``measure``: the finished run's own weights again, without training."""
@@ -52,9 +54,17 @@ def make(run: Run) -> dict[str, Any]:
     A finished run that has no intervals, or those of other draws than are asked for, is measured again and not trained.
 
     Raises:
-        UserError: it failed.
+        UserError: it failed, or was trained from other weights than are at their path now.
     """
+    started_from = None if run.weights is None else weights_identity(run.weights)["sha256"]
     done = finished(run)
+    if done is not None and done.get("weights", started_from) != started_from:
+        if "--evaluate" not in run.flags:
+            raise UserError(
+                f"{run.folder} was trained from other weights than {run.weights} has now; give another --output"
+            )
+        sys.stdout.write(f"{run.folder}: {run.weights} has other weights now, and is measured again\n")
+        done = None
     if done is not None and run.draws in (0, done.get("draws", 0)):
         sys.stdout.write(f"{run.folder}: finished before, in {done['seconds']:.0f} s\n")
         return done
@@ -72,7 +82,7 @@ def make(run: Run) -> dict[str, Any]:
         status = run_command([sys.executable, str(ROOT / "run.py"), *run.command(measure=done is not None)])
     finally:
         if status == 0:
-            note |= {"finished": True, "draws": run.draws, "code": sources}
+            note |= {"finished": True, "draws": run.draws, "code": sources, "weights": started_from}
         note["seconds"] = round(note["seconds"] + time.perf_counter() - started, 1)
         _write_note(run, note)
     if status != 0:

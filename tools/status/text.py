@@ -42,7 +42,7 @@ def _rows(status: Status) -> Iterator[Row]:
         ("validation", _validation(status), 2),
         ("checkpoints", _checkpoints(status), 3),
         ("ranks", _ranks(status), 2),
-        ("records", _records(status), 3),
+        ("records", _records(status), 2),
         ("starts", _starts(status), 3),
         ("warnings", _warnings(status), 3),
         ("files", "; ".join(status.remarks), 2),
