@@ -139,8 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{100 * recalls[f'{way} R@1']:.1f} / {100 * recalls[f'{way} R@5']:.1f}"
                 for way in ("image to text", "text to image")
             )
+            pictures = f"({len(splits['test'].texts)} test pictures)"
+            mean_recall = 100 * recalls["mean recall"]
             sys.stdout.write(
-                f"{source:13} {name}  penalty {penalty:<7.3g} R@1 / R@5 {ways}  ({len(splits['test'].texts)} test pictures)\n"
+                f"{source:13} {name}  penalty {penalty:<7.3g} R@1 / R@5 {ways}, mean recall {mean_recall:.1f}  {pictures}\n"
             )
     return 0
 

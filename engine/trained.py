@@ -180,6 +180,8 @@ class Trained:
             parts.append(
                 f"the weights beside {len(adapters) // 2} adapters of rank {self.optim.lora.rank} ({_size(adapters)})"
             )
+        if self.freeze.vision_blocks is not None and "vision" not in frozen:
+            parts.append(f"vision before its block {self.freeze.vision_blocks} (the whole run)")
         training, total = _size(self.parameters), _size(self.model.parameters())
         logger.info("frozen: %s; %s of %s parameters train", ", ".join(parts) or "nothing", training, total)
 

@@ -60,6 +60,8 @@ def test_runs_are_measured_once_and_shown_with_their_spread(tmp_path, monkeypatc
         folder.mkdir(parents=True)
         value = 0.2 if folder.parent.name == "one" else 0.4
         (folder / "evaluation.json").write_text(json.dumps({"held-out": evaluation(value)}))
+        ranks = {"image to text": 1, "text to image": 7 if value == 0.2 else None}
+        (folder / "predictions_held-out.json").write_text(json.dumps([{"ranks": {"cosine": ranks}}, {"boxes": []}]))
 
     monkeypatch.setattr(real_sources.subprocess, "run", measured)
     runs = [str(tmp_path / name) for name in ("one", "other")]
@@ -68,8 +70,11 @@ def test_runs_are_measured_once_and_shown_with_their_spread(tmp_path, monkeypatc
         (Path(run) / "evaluation.json").write_text("{}")
     assert real_sources.main([*runs, "--split", "val"]) == 0
     printed = capsys.readouterr().out
-    assert "| stamps | 30.0 ± 14.1 | 31.0 ± 14.1 | 32.0 ± 14.1 | 33.0 ± 14.1 | 1.0 |" in printed
-    assert "(cosine) | text to image (cosine) | image to text (reranked) | text to image (reranked) | chance" in printed
+    assert "| stamps | 30.0 ± 14.1 | 31.0 ± 14.1 | 32.0 ± 14.1 | 33.0 ± 14.1 | 1.0 | 58.3 ± 11.8 |" in printed
+    assert (
+        "(cosine) | text to image (cosine) | image to text (reranked) | text to image (reranked) | chance | mean recall"
+        in printed
+    )
     assert "| composites | 15.0 ± 7.1 | 2.0 |" in printed and "| maps | 16.0 ± 7.1 | 2.0 |" in printed
     assert printed.endswith("| clipart | 17.0 ± 7.1 | 2.0 |\n")
     assert {f"init.checkpoint={run}" for run in runs} == {

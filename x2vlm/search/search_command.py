@@ -122,5 +122,11 @@ def _draw(index: ImageIndex, found: Sequence[tuple[str, Sequence[Hit]]], path: P
 
     title = found[0][0] if len(found) == 1 else ""
     panels = [panel for text, hits in found for panel in panels_of(index, hits, "" if title else text)]
-    legend = "probability that the text is about the image; that a phrase is about what its box shows"
+    hits = [hit for _, of_text in found for hit in of_text]
+    explained = {
+        "sum: log-odds of image, plus the cosine over the temperature": any(hit.sum is not None for hit in hits),
+        "image: probability that the text is about it": any(hit.score is not None for hit in hits),
+        "at a phrase: probability that it is about what its box shows": any(hit.box is not None for hit in hits),
+    }
+    legend = " · ".join(text for text, is_drawn in explained.items() if is_drawn)
     return figures.draw(panels[:MOST_DRAWN], path, title, legend)
