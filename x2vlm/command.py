@@ -21,6 +21,7 @@ from x2vlm.calls import CALLS
 if TYPE_CHECKING:
     from tasks.drawing import Panel
     from x2vlm.inputs import View
+    from x2vlm.matching import Match
     from x2vlm.model import Box, Judgement, Model
 
 STANDARD_INPUT = "-"
@@ -245,11 +246,10 @@ def _ask(model: Model, groups: list[list[View]], flags: argparse.Namespace) -> I
             lines = [f"{reply['question']}  {reply['answer']}" for reply in replies]
             yield _lines(model, view, lines, {"answers": replies})
     elif flags.call == "match":
-        for view, row in zip(views, model.match(views, texts).tolist(), strict=True):
-            scores = [{"text": text, "score": round(score, 4)} for text, score in zip(texts, row, strict=True)]
-            best_first = sorted(scores, key=lambda one: -one["score"])
-            lines = [f"{one['score']:.3f}  {one['text']}" for one in best_first]
-            yield _lines(model, view, lines, {"scores": scores})
+        from x2vlm.matching import matches
+
+        for view, row in zip(views, matches(model, views, texts), strict=True):
+            yield _matched(model, view, texts, row)
     elif flags.call == "locate":
         for view, boxes in zip(views, model.locate(views, [texts] * len(views)), strict=True):
             yield _located(model, view, boxes)
@@ -270,6 +270,27 @@ def _lines(model: Model, view: View, lines: list[str], values: dict[str, Any]) -
     return Result(
         [view.name, *(f"  {line}" for line in lines)],
         {"image": view.name, **values},
+        lambda: [figures.described(model.read, view.name, lines)],
+    )
+
+
+def _matched(model: Model, view: View, texts: Sequence[str], best_first: Sequence[Match]) -> Result:
+    """An image with its texts; the numbers are named where there are several."""
+    from x2vlm import figures
+    from x2vlm.matching import numbers
+
+    shown = [numbers(each.probability, each.cosine, each.sum) for each in best_first]
+    names = f"  ({', '.join(shown[0])})" if len(shown[0]) > 1 else ""
+    lines = [f"{'  '.join(each.values())}  {match.text}" for each, match in zip(shown, best_first, strict=True)]
+    by_text = {match.text: match for match in best_first}
+    scores = []
+    for text in texts:
+        match = by_text[text]
+        both = {} if match.sum is None else {"cosine": match.cosine, "sum": match.sum}
+        scores.append(_rounded({"text": text, "score": match.probability, **both}))
+    return Result(
+        [f"{view.name}{names}", *(f"  {line}" for line in lines)],
+        {"image": view.name, "scores": scores},
         lambda: [figures.described(model.read, view.name, lines)],
     )
 

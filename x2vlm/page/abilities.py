@@ -14,6 +14,7 @@ from tasks.drawing import Panel, Sheet, draw_sheet
 from utils.errors import UserError
 from x2vlm import figures
 from x2vlm.command import printed
+from x2vlm.matching import matches, numbers
 
 if TYPE_CHECKING:
     from x2vlm.boxes import Box
@@ -150,9 +151,10 @@ def _told(box: Box) -> str:
 
 def _match(model: Model, files: Sequence[str], text: str) -> Answer:
     texts = lines_of(text)
-    scores = model.match(files[0], texts)[0].tolist()
-    best = sorted(zip(scores, texts, strict=True), key=lambda one: -one[0])
-    return Answer([f"{score:.3f}  {each}" for score, each in best])
+    [row] = matches(model, [model.read(files[0])], texts)
+    shown = [numbers(each.probability, each.cosine, each.sum) for each in row]
+    names = [", ".join(shown[0])] if len(shown[0]) > 1 else []
+    return Answer([*names, *(f"{'  '.join(one.values())}  {each.text}" for one, each in zip(shown, row, strict=True))])
 
 
 def _compare(model: Model, files: Sequence[str], text: str) -> Answer:

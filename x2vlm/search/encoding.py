@@ -15,9 +15,6 @@ from x2vlm.inputs import Image
 from x2vlm.model import Model
 from x2vlm.runtime import Located
 
-LEAST, MOST = float(np.finfo(np.float32).tiny), 1 - 2.0**-24
-"""Probabilities are taken to be no nearer to 0 and 1: float32 tells no more apart."""
-
 
 class Encoder:
     """A model of images with a contrastive and a matching head.
@@ -80,20 +77,3 @@ class Encoder:
             return [torch.cat(self.runtime.match(stacked, first, bank)).cpu().numpy()]
 
         return self.model.run([text], score)[0]
-
-    def sums(self, probabilities: Sequence[float], cosines: Sequence[float]) -> list[float] | None:
-        """The log-odds of probabilities plus the cosines over the temperature, by which images are ranked where the run's config
-        has ``evaluation.score: sum``; None: it has not, and the probabilities rank them.
-
-        Raises:
-            UserError: the export of such a run does not know the temperature.
-        """
-        if self.model.settings.evaluation.score == "matching":
-            return None
-        if self.runtime.temperature is None:
-            raise UserError(
-                f"{self.model.origin} does not say its temperature, which evaluation.score: sum needs; export it again"
-            )
-        certain = np.clip(np.asarray(probabilities, np.float64), LEAST, MOST)
-        scores = np.log(certain) - np.log1p(-certain) + np.asarray(cosines) / self.runtime.temperature
-        return [float(score) for score in scores]

@@ -18,6 +18,7 @@ from utils.block_cache import BlockCache
 from utils.errors import UserError
 from utils.files import cache_folder
 from x2vlm.boxes import Box, in_pixels
+from x2vlm.matching import numbers, sums
 from x2vlm.search import CACHE_GB
 from x2vlm.search.encoding import Encoder
 from x2vlm.search.files import IndexedImage, image_of, open_embeddings, read_about, read_lines
@@ -40,8 +41,8 @@ class Hit:
         copies: files with the same content.
         cosine: of image and text.
         score: the probability that the text is about the whole image; None: it was not re-ranked.
-        sum: the score's log-odds plus the cosine over the temperature, by which hits are ranked where the config of the model's
-            run has ``evaluation.score: sum``; None: it has not, or the hit was not re-ranked.
+        sum: what ranks hits where the config of the model's run has ``evaluation.score: sum`` (:func:`x2vlm.matching.sums`);
+            None: it has not, or the hit was not re-ranked.
         box: where the text is true, with the probability that it is about what the box shows; None: it was not asked for.
         content: hash of the file's content.
     """
@@ -56,9 +57,7 @@ class Hit:
 
     def numbers(self) -> dict[str, str]:
         """Those of sum, probability and cosine that the hit has, to be printed, by their names."""
-        ranked_by = {} if self.sum is None else {"sum": f"{self.sum:+.2f}"}
-        score = {} if self.score is None else {"probability": f"{self.score:.3f}"}
-        return {**ranked_by, **score, "cosine": f"{self.cosine:+.3f}"}
+        return numbers(self.score, self.cosine, self.sum)
 
 
 def nearest_rows(embeddings: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -146,12 +145,11 @@ class ImageIndex:
         found = self._there(dict(zip(rows.tolist(), cosines.tolist(), strict=True)))
         judged = [found[row] for row in rows[:rerank].tolist() if row in found]
         scores = list(self._scores(text, judged))
-        sums = self.encoder.sums(scores, [hit.cosine for hit in judged])
-        order = np.argsort([-key for key in (scores if sums is None else sums)], kind="stable")
-        ranked = [
-            replace(judged[place], score=scores[place], sum=None if sums is None else sums[place])
-            for place in order.tolist()
-        ]
+        hits = [replace(hit, score=score) for hit, score in zip(judged, scores, strict=True)]
+        if self.model.settings.evaluation.score == "sum":
+            both = sums(self.model, np.array(scores), np.array([hit.cosine for hit in hits]))
+            hits = [replace(hit, sum=each) for hit, each in zip(hits, both.tolist(), strict=True)]
+        ranked = sorted(hits, key=lambda hit: -(hit.score if hit.sum is None else hit.sum))  # type: ignore[operator]
         best = [*ranked, *list(found.values())[len(ranked) :]][:top]
         if not locate:
             return best

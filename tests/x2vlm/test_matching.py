@@ -1,0 +1,74 @@
+"""Texts of an image are ordered as the model's run ranks: by the matching head, or by its log-odds and the cosine."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from engine.run_files import CONFIG_FILE
+from run import main
+from x2vlm import Model
+from x2vlm.matching import matches
+
+TEXTS = ["a star", "a red circle", "two squares", "a blue cross", "nothing"]
+
+
+@pytest.fixture
+def summing(model) -> Model:
+    plain = model("pretrain")
+    evaluation = plain.settings.evaluation.model_copy(update={"score": "sum"})
+    settings = plain.settings.model_copy(update={"evaluation": evaluation})
+    return Model(plain.network, plain.tokenizer, settings, origin="summing")
+
+
+def test_by_the_probability_alone(model, data):
+    plain, image = model("pretrain"), data / "images/4.png"
+    [row] = matches(plain, [plain.read(image)], TEXTS)
+    expected = dict(zip(TEXTS, plain.match(image, TEXTS)[0].tolist(), strict=True))
+    assert {each.text: each.probability for each in row} == pytest.approx(expected)
+    assert [each.text for each in row] == sorted(TEXTS, key=lambda text: -expected[text])
+    assert all(each.cosine is None and each.sum is None for each in row)
+
+
+def test_by_both(summing, data):
+    images = [data / f"images/{number}.png" for number in (3, 4)]
+    probabilities = summing.match(images, TEXTS).astype(np.float64)
+    cosines = summing.embed_images(images) @ summing.embed_texts(TEXTS).T
+    both = np.log(probabilities / (1 - probabilities)) + cosines / summing.network.contrastive.temperature.item()
+    found = matches(summing, summing.views(images), TEXTS)
+    for row, expected, cosine in zip(found, both, cosines, strict=True):
+        order = np.argsort(-expected)
+        assert [each.text for each in row] == [TEXTS[place] for place in order]
+        np.testing.assert_allclose([each.sum for each in row], expected[order], rtol=1e-3)
+        np.testing.assert_allclose([each.cosine for each in row], cosine[order], atol=1e-5)
+    assert any(
+        np.argsort(-expected).tolist() != np.argsort(-row).tolist()
+        for expected, row in zip(both, probabilities, strict=True)
+    )
+
+
+def test_the_command_names_the_numbers_where_there_are_several(summing, data, tmp_path, capsys):
+    folder = summing.save(tmp_path / "saved")
+    assert "score: sum" in (folder / CONFIG_FILE).read_text()
+    argv = [
+        "predict",
+        "match",
+        "--model",
+        str(folder),
+        "--image",
+        str(data / "images/4.png"),
+        "--text",
+        "a star",
+        "--text",
+        "a red circle",
+    ]
+    assert main(argv) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.endswith("4.png  (sum, probability, cosine)") and len(lines) == 2
+    assert float(lines[0].split()[0]) >= float(lines[1].split()[0])
+    assert main([*argv, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert [set(one) for one in scores] == [{"text", "score", "cosine", "sum"}] * 2
+    assert [one["text"] for one in scores] == ["a star", "a red circle"]

@@ -1,0 +1,70 @@
+"""How well texts fit images: by the matching head's probability, and where the model's run ranks by both, with the cosine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from x2vlm.inputs import View
+    from x2vlm.model import Model
+
+LEAST, MOST = float(np.finfo(np.float32).tiny), 1 - 2.0**-24
+"""Probabilities are taken to be no nearer to 0 and 1: float32 tells no more apart."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """How well a text fits an image: ``probability`` by the matching head; ``cosine`` and ``sum``, see :func:`sums`, where the
+    model's run ranks by them."""
+
+    text: str
+    probability: float
+    cosine: float | None = None
+    sum: float | None = None
+
+
+def matches(model: Model, views: Sequence[View], texts: Sequence[str]) -> list[list[Match]]:
+    """For each image its texts, the best first: by the sum where the model's run ranks by it, else by the probability."""
+    probabilities = model.match(views, texts)
+    if model.settings.evaluation.score == "matching":
+        found = [[Match(*each) for each in zip(texts, row, strict=True)] for row in probabilities.tolist()]
+    else:
+        cosines = model.embed_images(views) @ model.embed_texts(texts).T
+        both = sums(model, probabilities, cosines)
+        rows = zip(probabilities.tolist(), cosines.tolist(), both.tolist(), strict=True)
+        found = [[Match(*each) for each in zip(texts, *row, strict=True)] for row in rows]
+    return [sorted(row, key=lambda one: -(one.probability if one.sum is None else one.sum)) for row in found]
+
+
+def sums(model: Model, probabilities: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+    """The log-odds of probabilities plus the cosines over the temperature, float64 of their shape: what ranks where the config of
+    a run has ``evaluation.score: sum``.
+
+    Raises:
+        UserError: the export of such a run does not know the temperature.
+    """
+    if model.runtime.temperature is None:
+        raise UserError(
+            f"{model.origin} does not say its temperature, which evaluation.score: sum needs; export it again"
+        )
+    certain = np.clip(np.asarray(probabilities, np.float64), LEAST, MOST)
+    summed: np.ndarray = (
+        np.log(certain) - np.log1p(-certain) + np.asarray(cosines, np.float64) / model.runtime.temperature
+    )
+    return summed
+
+
+def numbers(probability: float | None, cosine: float | None, summed: float | None) -> dict[str, str]:
+    """Those of sum, probability and cosine that are known, to be printed, by their names."""
+    shown = {
+        "sum": None if summed is None else f"{summed:+.2f}",
+        "probability": None if probability is None else f"{probability:.3f}",
+        "cosine": None if cosine is None else f"{cosine:+.3f}",
+    }
+    return {name: text for name, text in shown.items() if text is not None}
