@@ -59,7 +59,7 @@ def measure(run: Path, split: str, name: str, overrides: Sequence[str]) -> Metri
             ) from None
     (metrics,) = json.loads(report.read_text(encoding="utf-8")).values()
     predictions = json.loads((folder / "predictions_held-out.json").read_text(encoding="utf-8"))
-    return {**metrics, MEAN_RECALL: {"value": mean_recall(predictions), "chance": math.nan}}
+    return {**metrics, MEAN_RECALL: {"value": mean_recall(predictions)}}
 
 
 def mean_recall(predictions: Sequence[Mapping[str, Any]]) -> float:
@@ -91,9 +91,8 @@ def mean_and_spread(runs: Sequence[dict[str, Metrics]], name: str, metric: str) 
 
 
 def _row(runs: Sequence[dict[str, Metrics]], name: str, metric: str) -> str:
-    chance = statistics.fmean(
-        100 * run[name][metric]["chance"] for run in runs
-    )  # of masked words, which each seed masks anew
+    # Each seed masks other words, whose chance differs.
+    chance = statistics.fmean(100 * run[name][metric]["chance"] for run in runs)
     return f"| {name} | {mean_and_spread(runs, name, metric)} | {chance:.1f} |"
 
 

@@ -46,7 +46,7 @@ def check_start(task: BaseTask[Any, Any, Any]) -> None:
 
 
 def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
-    """What the free checks find."""
+    """The findings of the free checks."""
     loader, training, config = task.loader, task.training, task.config
     if loader is None or training is None:
         return []
@@ -69,7 +69,7 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
 
 
 def findings_in_items(items: Any, key: str = "data.train") -> list[Finding]:
-    """What is wrong with the annotations of a split, by themselves."""
+    """The findings in the annotations of a split, by themselves."""
     is_phrases = isinstance(items, list) and bool(items) and isinstance(items[0], Phrase)
     return findings_of_relative([(phrase.box, phrase.place) for phrase in items], key) if is_phrases else []
 

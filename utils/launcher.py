@@ -252,8 +252,9 @@ def become_rank(place: Place) -> None:
         raise UserError(f"{place}: it is number {local} on its node, which shows {gpus} GPUs; start one task a GPU")
     host, _, port = (place.master or "127.0.0.1:0").rpartition(":")
     os.environ |= {"RANK": str(rank.number), "LOCAL_RANK": str(local), "WORLD_SIZE": str(rank.all)}
-    # The scheduler starts as many tasks on each node, unless a user has arranged them by hand.
-    os.environ |= {"LOCAL_WORLD_SIZE": str(-(-rank.all // place.nodes.most)), "MASTER_ADDR": host, "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": port}
+    if rank.bound:  # a task of SLURM, which starts as many on each node; other launchers set it themselves
+        os.environ["LOCAL_WORLD_SIZE"] = str(-(-rank.all // place.nodes.most))
     if gpus:
         let_segments_grow()
 

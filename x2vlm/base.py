@@ -123,10 +123,11 @@ class LoadedModel:
             UserError: nothing is left of one.
         """
         cleaned = [self.cleaned(text, question=questions) for text in texts]
-        most = self.text.limits.max_tokens
-        if cut := [text for text in cleaned if len(self.text.pieces(text)[0]) > most - 2]:
+        pieces, most = [self.text.pieces(text)[0] for text in cleaned], self.text.limits.max_tokens
+        if cut := [text for text, ids in zip(cleaned, pieces, strict=True) if len(ids) > most - 2]:
             logger.warning("texts of more than %d tokens are cut there: %d, such as %.60r", most, len(cut), cut[0])
-        if unknown := [word for text in cleaned for word in self.text.unknown(text)]:
+        unread = [text for text, ids in zip(cleaned, pieces, strict=True) if self.text.unk_id in ids]
+        if unknown := [word for text in unread for word in self.text.unknown(text)]:
             logger.warning("the tokenizer does not know %d of the words, such as %.60r", len(unknown), unknown[0])
         return to_device(self.text.encode_plain(cleaned), self.runtime.device)
 

@@ -228,5 +228,5 @@ def _on_white(header: Image.Image) -> Tensor:
 
 
 def image_fault(error: Exception) -> str:
-    """What is wrong with an image, without the names of Python's objects."""
+    """The fault of an image, without the names of Python's objects."""
     return _NOT_AN_IMAGE if isinstance(error, Image.UnidentifiedImageError) else str(error).split("\n")[0][:120]

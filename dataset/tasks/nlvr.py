@@ -33,7 +33,7 @@ from utils.errors import UserError
 from utils.inputs import InputFile, InputFolder
 
 LABELS = {2: ("false", "true"), 3: iglue.ENTAILMENT}
-"""What the labels are called in the order of their classes, by the number of classes."""
+"""The names of labels in the order of their classes, by the number of classes."""
 
 
 class NLVRSplitConfig(Config):

@@ -181,7 +181,7 @@ class PlainTextProcessor:
         return encoding.ids, [*([False] if words else []), *continues]
 
     def unknown(self, text: str) -> list[str]:
-        """What in a text the tokenizer has no tokens for, in its order."""
+        """The parts of a text that the tokenizer has no tokens for, in their order."""
         encoding = self._pieces.encode(text, add_special_tokens=False)
         pairs = zip(encoding.ids, encoding.offsets, strict=True)
         return [text[start:end] for number, (start, end) in pairs if number == self.unk_id and end > start]

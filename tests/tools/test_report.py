@@ -21,9 +21,11 @@ def test_the_page_of_a_run_has_the_facts_of_its_files(make, tmp_path, capsys):
     validations = [{"step": step, "IoU >= 0.5": step / 20, "phrases": 5} for step in (5, 10)]
     (folder / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in validations))
     command = ["--config", "configs/my.yaml", "--output", "x", "optim.lr=0.1"]
-    (folder / "made_by.json").write_text(json.dumps({"command": command}))
+    code = [{"version": "0.1", "sha256": "ab" * 32}, {"version": "0.2", "sha256": "cd" * 32}]
+    (folder / "made_by.json").write_text(json.dumps({"command": command, "code": code}))
     text = report(tmp_path, folder)
     assert "finished, 10 steps" in text
+    assert "0.1, sources abababababab; 0.2, sources cdcdcdcdcdcd" in text
     assert "configs/my.yaml" in text and "<dd>optim.lr=0.1</dd>" in text
     assert "62 of vision from old.safetensors" in text
     assert rows_with(text, "IoU &gt;= 0.5")[0] == "IoU >= 0.5 50.0 % 12.5 % 75.0 %".replace(">", "&gt;")

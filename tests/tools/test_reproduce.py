@@ -21,6 +21,7 @@ from tools.reproduce.cells import ready
 from tools.reproduce.identity import source_remarks, weights_identity
 from tools.reproduce.measured import Number, numbers_of, read_evaluation, table_of
 from tools.reproduce.missing import MADE
+from tools.reproduce.page import read_receipts
 from utils.errors import UserError
 
 
@@ -327,6 +328,15 @@ def test_the_demos_cell_runs_from_its_files_to_its_numbers(tmp_path, capfd):
     made = json.loads((tmp_path / "out/demo-tiny-pretraining/receipt.json").read_text())
     assert all(len(each["measured"]) == 1 for each in made["numbers"])
     assert "not the published setting: " in capfd.readouterr().out
+
+
+def test_a_damaged_receipt_is_left_out_of_the_page(tmp_path):
+    whole = {"cell": "demo/tiny/a", "numbers": [], "remarks": []}
+    damaged = ({**whole, "cell": "demo"}, {"cell": "demo/tiny/b", "remarks": []}, {**whole, "remarks": None}, [])
+    for number, content in enumerate((whole, *damaged)):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "receipt.json").write_text(json.dumps(content))
+    assert read_receipts(tmp_path, "demo") == [whole]
 
 
 def test_a_finished_run_is_known_again_by_the_content_of_its_weights(tmp_path, monkeypatch, capsys):

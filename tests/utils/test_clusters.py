@@ -198,6 +198,13 @@ def test_a_task_a_gpu_becomes_a_rank_as_of_torchrun(monkeypatch, visible, local)
     assert {name: environment[name] for name in expected} == expected
 
 
+def test_the_number_of_ranks_on_a_node_is_torchruns_own(monkeypatch):
+    environment = TORCHRUN | {"LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
+    monkeypatch.setattr("os.environ", environment)
+    launcher.become_rank(recognise(dict(environment)))
+    assert (environment["WORLD_SIZE"], environment["LOCAL_WORLD_SIZE"]) == ("4", "2")
+
+
 def test_a_node_with_fewer_gpus_than_tasks_is_refused(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(UserError, match="number 2 on its node, which shows 2 GPUs; start one task a GPU"):
