@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from metrics.finite import check_finite
+
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Plain intersection over union of N pairs of boxes, (N, 4) as centre and size: (N,) in 0..1; 0 if both are empty.
@@ -48,5 +50,7 @@ def share_at_least(overlaps: np.ndarray, threshold: float = 0.5) -> float:
 
 
 def _over_union(overlap: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of N pairs; raises :class:`UserError` if a coordinate is not finite."""
+    check_finite(np.concatenate([a, b]), "coordinates of boxes")
     union = a[:, 2:].prod(axis=1) + b[:, 2:].prod(axis=1) - overlap
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)

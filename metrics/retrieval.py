@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from metrics.bootstrap import Scores
+from metrics.finite import check_finite
 
 RECALL_AT = (1, 5, 10)
 """K of the reported recalls (table 3)."""
@@ -19,7 +20,11 @@ def ranks_of_first_match(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
     Args:
         scores: (Q, C), higher is better; -inf for candidates that were not scored.
         matches: (Q, C) bool, True = true candidate; a query without one has rank :data:`NO_MATCH`.
+
+    Raises:
+        UserError: a score is NaN or +inf.
     """
+    check_finite(scores, "scores of candidates", unscored=True)
     best = np.where(matches, scores, -np.inf).max(axis=1, keepdims=True)
     before = ((scores >= best) & ~matches).sum(axis=1)
     return np.where(np.isneginf(best[:, 0]), NO_MATCH, before)

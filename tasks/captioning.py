@@ -34,6 +34,7 @@ from tasks.base import Parts
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import HeldOut, data_options
+from tasks.inference import finite
 from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from utils.batch import IGNORE, Text
@@ -181,7 +182,9 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         def generate(images: list[tuple[int, Tensor]], text: Text) -> Tensor:
             pixels = torch.stack([image for _, image in images]).to(text.ids.device)
             of_images = torch.from_numpy(uniforms[[index for index, _ in images]]).float().to(pixels.device)
-            return self.model.generate(self.model.images_memory(pixels), self.tokens, decoding, of_images).tokens
+            generated = self.model.generate(self.model.images_memory(pixels), self.tokens, decoding, of_images)
+            finite(generated.score, "log-likelihoods of captions")
+            return generated.tokens
 
         read = partial(_read, prompt=self.config.data.prompt)
         tokens = self.outputs(items.images, read, generate, "captioning")

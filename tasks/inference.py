@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from engine.precision import Precision, PrecisionName
+from metrics.finite import check_finite
 from utils import distributed
 from utils.progress import progress_bar
 
@@ -35,6 +37,16 @@ def evaluating(model: torch.nn.Module, precision: PrecisionName) -> Iterator[Non
 def device_of(model: torch.nn.Module) -> torch.device:
     """Device of the model's parameters."""
     return next(model.parameters()).device
+
+
+def finite(scores: Tensor, what: str) -> Tensor:
+    """Returns the scores that a prediction is chosen by, (N, ...), unchanged; ``what`` names them in messages.
+
+    Raises:
+        UserError: one is NaN or infinite. ``argmax`` and ``topk`` would take NaN for the highest score.
+    """
+    check_finite(scores.float().cpu().numpy(), what)
+    return scores
 
 
 def progress(items: Iterable[T], description: str, total: int) -> Iterable[T]:

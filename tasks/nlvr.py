@@ -28,6 +28,7 @@ from models.nlvr import NLVRModel, NLVRModelConfig
 from tasks.drawing import SIDE, DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options, name_of
+from tasks.inference import finite
 from tasks.kinds import TaskKind
 from utils.batch import Text
 
@@ -117,7 +118,8 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
 
         def classify(images: list[Tensor], text: Text) -> Tensor:
             pixels = torch.stack(images, dim=1).flatten(0, 1)
-            return self.model.classify(pixels.to(text.ids.device), text).argmax(dim=1)
+            logits = self.model.classify(pixels.to(text.ids.device), text)
+            return finite(logits, "logits of statements").argmax(dim=1)
 
         return self.outputs(items, _read, classify, "classifying")
 

@@ -46,7 +46,7 @@ from tasks.drawing import (
     spread,
 )
 from tasks.evaluation import BOOTSTRAP, Evaluation, Metric, count
-from tasks.inference import device_of
+from tasks.inference import device_of, finite
 from tasks.two_stage import TwoStageRetrieval
 from utils import distributed
 from utils.batch import IGNORE, to_device
@@ -269,7 +269,9 @@ class PretrainEvaluator:
             text = to_device(self.processor.collate(examples), self.device)
             (masked,) = self.model.text([text.masked_copy()])
             words = MaskedWords.of(text)
-            predicted = self.model.predict_words(masked, self._encode_images(block), words).argmax(dim=1)
+            best = self.model.predict_words(masked, self._encode_images(block), words).max(dim=1)  # NaN if any logit is
+            finite(best.values, "logits of masked words")
+            predicted = best.indices
             counts = words.labels != IGNORE
             record = start + words.queries.packing.text_index
             local.append(torch.stack([record, words.labels, predicted == words.labels])[:, counts].cpu().numpy())

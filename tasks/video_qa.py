@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,8 @@ from tasks.base import ANSWERS, Parts
 from tasks.drawing import ImageReader, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import HeldOut, data_options, name_of
+from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline
+from tasks.inference import finite
 from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.vqa import by_answer_type, number_of_image, question_panel
@@ -67,8 +68,8 @@ class VideoQAConfig(MediaConfig):
 class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
     """Model, data and evaluation of a video question answering run.
 
-    ``classes``: the candidate answers by label. ``commonest``: the most frequent training answer; None where an evaluation finds
-    no training data.
+    ``classes``: the candidate answers by label. ``image_blind``: answers from the wording alone; None if an evaluation has no
+    training data.
     """
 
     measure = "accuracy"
@@ -77,7 +78,8 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
     def __init__(self, config: VideoQAConfig, parts: Parts[VideoQAModel, VideoQABatches], held_out: HeldOut):
         super().__init__(config, parts, held_out)
         self.classes = _classes(config)
-        self.commonest = None if parts.training is None else _most_frequent(parts.training)
+        training = parts.training
+        self.image_blind = training and ImageBlindBaseline(training.items, held_out.by_key().values())
 
     def keep_inputs(self, folder: Path) -> None:
         super().keep_inputs(folder)
@@ -101,7 +103,7 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
 
     def evaluate(self, items: QuestionTable) -> Evaluation:
         """The share of all questions whose answer is met to the letter, those that no candidate answers included, overall and by
-        type of answer. Chance: a candidate at random. Beside it, the accuracy of the most frequent training answer."""
+        type of answer, each with its image-blind baseline. Chance: a candidate at random."""
         predicted = [self.classes[label] for label in self._predict(items)]
         questions = list(items)
         predictions = [
@@ -111,27 +113,29 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         metrics = [count("questions", len(questions))]
         if not all(question.answers for question in questions):
             return Evaluation(tuple(metrics), predictions)
-        answers = [question.answers[0] for question in questions]
+        answers = [question.most_frequent() for question in questions]
         right = np.array([true == answer for true, answer in zip(answers, predicted, strict=True)])
+        blind = self.image_blind
+        guessed = (
+            None if blind is None else np.array([blind.answer(each) == each.most_frequent() for each in questions])
+        )
         videos = np.array([name_of(question.source) for question in questions])
         listed = set(self.classes)
         known = np.array([answer in listed for answer in answers])
         for kind, rows in by_answer_type([question.answer_type for question in questions]).items():
             chance = float(known[rows].mean()) / len(self.classes)
-            name = f"{kind}: accuracy" if kind else "accuracy"
-            scores = Scores(right[rows], videos[rows])
-            metrics.append(Metric.mean_of(name, scores, chance, rule="exact match with the answer"))
+            prefix, rule = f"{kind}: " if kind else "", "exact match with the answer"
+            metrics.append(Metric.mean_of(f"{prefix}accuracy", Scores(right[rows], videos[rows]), chance, rule=rule))
+            if guessed is not None:
+                metrics.append(Metric.mean_of(f"{prefix}{IMAGE_BLIND}", Scores(guessed[rows], videos[rows]), rule=rule))
             if kind:
                 metrics.append(count(f"{kind} questions", int(rows.sum())))
-        if self.commonest is not None:
-            always = float(np.mean([answer == self.commonest for answer in answers]))
-            metrics.append(Metric(f'always "{self.commonest}"', always))
         metrics.append(Metric("answer is a candidate", float(known.mean())))
         return Evaluation(tuple(metrics), predictions)
 
     def panel(self, items: QuestionTable, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
         question, answer = items[number], prediction["answer"]
-        score = float(answer == question.answers[0]) if question.answers else None
+        score = float(answer == question.most_frequent()) if question.answers else None
         return question_panel(question, answer, score, read)
 
     def _predict(self, items: QuestionTable) -> np.ndarray:
@@ -142,17 +146,13 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
             pixels = torch.stack([videos[place] for place in np.unique(video_of_question, return_index=True)[1]])
             device = text.ids.device
             logits = self.model.classify(pixels.to(device), text, torch.from_numpy(video_of_question).to(device))
-            return logits.argmax(dim=1)
+            return finite(logits, "logits of answers").argmax(dim=1)
 
         return self.outputs(items, partial(_read, LastVideo()), answer, "answering")
 
 
 def _classes(config: VideoQAConfig) -> list[str]:
     return read_classes(config.evaluation.answers, "evaluation.answers", config.model.classes)
-
-
-def _most_frequent(training: VideoQABatches) -> str:
-    return Counter(item.answers[0] for item in training.items).most_common(1)[0][0]
 
 
 class LastVideo:

@@ -34,6 +34,8 @@ from tasks.base import ANSWERS, Parts
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig, data_options, name_of
+from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline
+from tasks.inference import finite
 from tasks.kinds import TaskKind
 from utils.batch import Text
 from utils.errors import UserError
@@ -83,8 +85,8 @@ class VQAConfig(FineTuneConfig):
 class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
     """Model, data and evaluation of a question answering run.
 
-    ``candidates``: the answers that can be predicted. ``commonest``: the most frequent training answer by type of answer; None
-    where an evaluation finds no training data.
+    ``candidates``: the answers that can be predicted. ``image_blind``: answers from the wording alone; None if an evaluation has
+    no training data.
     """
 
     measure = "accuracy"
@@ -95,7 +97,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         self._check_answer_length()
         self.candidates = _candidates(config, parts.training)
         self.tree = self._tree()
-        self.commonest = None if parts.training is None else most_frequent_answers(parts.training.items)
+        training = parts.training
+        self.image_blind = training and ImageBlindBaseline(training.items, held_out.by_key().values())
         if config.optim.fresh_decoder:
             self.fresh |= {name for name, _ in self.model.named_parameters() if name.startswith("decoder.")}
 
@@ -116,8 +119,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         return QuestionTable(read_questions(split, key, 0.0, answered=False))
 
     def evaluate(self, items: QuestionTable) -> Evaluation:
-        """Accuracies, overall and by type of answer. Chance: a candidate at random. Beside them, the accuracy of always giving
-        the most frequent training answer (of the type). A split without answers is answered and not measured."""
+        """Accuracies, overall and by type of answer, each with its image-blind baseline. Chance: a candidate at random. A split
+        without answers is answered and not measured."""
         predicted = [self.candidates[place] for place in self._predict(items)]
         questions = list(items)
         predictions = [
@@ -132,15 +135,15 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         score = soft_accuracy if rule == SOFT else exact_match
         accuracy = np.array([score(answer, true) for answer, true in zip(predicted, answers, strict=True)])
         chance = chance_accuracy(self.candidates, answers, score)
+        blind = self.image_blind
+        guessed = None if blind is None else np.array([score(blind.answer(each), each.answers) for each in questions])
         images = np.array([name_of(question.source) for question in questions])
         for kind, rows in by_answer_type([question.answer_type for question in questions]).items():
             prefix = f"{kind}: " if kind else ""
             scores = Scores(accuracy[rows], images[rows])
             metrics.append(Metric.mean_of(f"{prefix}accuracy", scores, float(chance[rows].mean()), rule=rule))
-            if self.commonest is not None:
-                guess = self.commonest.get(kind, self.commonest[""])
-                always = [score(guess, answers[row]) for row in np.flatnonzero(rows)]
-                metrics.append(Metric(f'{prefix}always "{guess}"', float(np.mean(always))))
+            if guessed is not None:
+                metrics.append(Metric.mean_of(f"{prefix}{IMAGE_BLIND}", Scores(guessed[rows], images[rows]), rule=rule))
             if kind:
                 metrics.append(count(f"{kind} questions", int(rows.sum())))
         return Evaluation(tuple(metrics), predictions)
@@ -176,7 +179,9 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
             device = text.ids.device
             index = torch.from_numpy(image_of_question).to(device)
             questions = self.model.fuse_questions(pixels.to(device), text, index)
-            return rank_answers(self.model.decoder, questions, self.tree, config.candidates, config.ranking).ids[:, 0]
+            ranked = rank_answers(self.model.decoder, questions, self.tree, config.candidates, config.ranking)
+            finite(ranked.probabilities, "probabilities of answers")
+            return ranked.ids[:, 0]
 
         return self.outputs(items, _read, answer, "answering")
 
@@ -220,16 +225,6 @@ def number_of_image(images: Sequence[Tensor]) -> np.ndarray:
     vision encoder costs most, so that it encodes an image once for all of them."""
     is_new = [place > 0 and not torch.equal(image, images[place - 1]) for place, image in enumerate(images)]
     return np.cumsum(is_new)
-
-
-def most_frequent_answers(questions: Sequence[Question]) -> dict[str, str]:
-    """The answer of most annotators to most questions, for each type of answer, and over all under ""."""
-    counts: dict[str, Counter[str]] = {"": Counter()}
-    for question in questions:
-        answer = question.most_frequent()
-        for kind in {"", question.answer_type}:
-            counts.setdefault(kind, Counter())[answer] += 1
-    return {kind: counter.most_common(1)[0][0] for kind, counter in counts.items()}
 
 
 def chance_accuracy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from typing import Any
 
@@ -48,8 +49,8 @@ def placed_box(value: Any, width: int, height: int, counts: Counts, place: str) 
 
 
 def cleaned_text(value: Any, counts: Counts, place: str) -> str | None:
-    """The text after the published clean-up (:func:`~dataset.text.processors.clean_caption`); None, and counted, if nothing is
-    left of it."""
+    """The text with its HTML entities resolved (``&gt;`` is ``>``) and then cleaned as published
+    (:func:`~dataset.text.processors.clean_caption`). Returns None, and counts the reason, if nothing is left."""
     if not isinstance(value, str):
         counts.leave_out("wrong type", place, f"{str(value)[:80]!r} is no text")
         return None
@@ -59,7 +60,7 @@ def cleaned_text(value: Any, counts: Counts, place: str) -> str | None:
     if not value.isascii():
         value = value.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, which UTF-8 cannot spell
     try:
-        return clean_caption(" ".join(value.split()), _MOST_WORDS)
+        return clean_caption(" ".join(html.unescape(value).split()), _MOST_WORDS)
     except ValueError:
         counts.leave_out("empty text", place, repr(value[:80]))
         return None

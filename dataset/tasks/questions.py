@@ -24,8 +24,8 @@ from utils.errors import UserError
 class Question:
     """A question about the image or video ``source``.
 
-    ``answers``: that of every annotator as written, or none. ``answer_type``: the data set's word for it, or "". ``weight``:
-    factor of the answers' losses.
+    ``answers``: that of every annotator as written, or none; some may be blank, but not all. ``answer_type``: the data set's word
+    for it, or "". ``weight``: factor of the answers' losses.
     """
 
     question_id: int | str
@@ -41,13 +41,17 @@ class Question:
         return self.source.place
 
     def weighted_answers(self) -> list[tuple[str, float]]:
-        """Each different answer with the share of annotators who gave it, times the weight (released)."""
-        counts = Counter(self.answers)
-        return [(answer, self.weight * count / len(self.answers)) for answer, count in counts.items()]
+        """Each different answer with the share of annotators who gave it, times the weight (released). Blank answers count as
+        annotators, but no model learns to say nothing."""
+        return [(answer, self.weight * count / len(self.answers)) for answer, count in self._given().items()]
 
     def most_frequent(self) -> str:
         """The answer of most annotators, of equally many the first."""
-        return Counter(self.answers).most_common(1)[0][0]
+        return self._given().most_common(1)[0][0]
+
+    def _given(self) -> Counter[str]:
+        """How many annotators gave each answer that is not blank."""
+        return Counter(answer for answer in self.answers if answer.strip())
 
 
 def question_of(row: Row, source: ImageSource | VideoSource, *, answered: bool, weight: float = 1.0) -> Question:
@@ -86,7 +90,7 @@ def _answers(row: Row) -> tuple[str, ...]:
         check_text(answer, "answer", row.place)
     if not any(answer.strip() for answer in answers):
         raise BrokenRecordError("empty text", row.place, "there is no answer, or only empty ones")
-    return tuple(sys.intern(answer) for answer in answers if answer.strip())
+    return tuple(sys.intern(answer) for answer in answers)
 
 
 def check_all_answered_or_none(questions: Sequence[Question], key: str) -> None:
@@ -164,9 +168,10 @@ class QuestionTable(Sequence[Question]):
         return self._files[row] + self._rows[row]
 
     def answer_counts(self) -> dict[str, int]:
-        """How many annotators gave each different answer, over all questions."""
+        """How many annotators gave each different answer that is not blank, over all questions."""
         counts = np.bincount(self._answers.numbers, minlength=len(self._answers.texts)).tolist()
-        return {self._answers.texts[number]: count for number, count in enumerate(counts)}
+        texts = self._answers.texts
+        return {texts[number]: count for number, count in enumerate(counts) if texts[number].strip()}
 
     def _first_rows(self) -> Iterable[int]:
         first = np.unique(self._paths.numbers, return_index=True)[1].tolist()

@@ -145,14 +145,14 @@ class VideoQABatches(FineTuneBatches[VideoQADataConfig, VideoQuestionExample]):
 
     def read(self, data: VideoQADataConfig) -> int:
         self.items = QuestionTable(read_video_questions(data.train, "data.train", data.max_broken, answered=True))
-        if not any(item.answers[0] in self.labels for item in self.items):
+        if not any(item.most_frequent() in self.labels for item in self.items):
             raise UserError("data.train: no answer is one of the candidates of evaluation.answers")
         self.view = media_view(data, self.items.sources(), self.frames, self.image_size)
         return len(self.items)
 
     def example(self, index: int, rng: np.random.Generator) -> VideoQuestionExample:
         item = self.items[index]
-        question, answer = cleaned_question(item.question, self.text.max_words, item.place), item.answers[0]
+        question, answer = cleaned_question(item.question, self.text.max_words, item.place), item.most_frequent()
         may_flip = not (self.data.careful_flip and any(map(mentions_side, (question, answer))))
         pixels = self.view(item.source, rng, may_flip=may_flip)
         return VideoQuestionExample(pixels, question, self.labels.get(answer, IGNORE))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from metrics import classification, grounding, retrieval
+from utils.errors import UserError
 
 HELPERS = json.loads((Path(__file__).parent.parent / "golden/data_helpers.json").read_text())
 
@@ -32,6 +33,17 @@ def test_a_tie_counts_against_the_query():
 def test_a_candidate_that_was_not_scored_is_never_found():
     scores = np.array([[-np.inf, 0.3]])
     assert retrieval.ranks_of_first_match(scores, np.array([[True, False]])).tolist() == [retrieval.NO_MATCH]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_an_error_and_no_hit(value):
+    """Every comparison with NaN is false: it would count as the first of all candidates."""
+    with pytest.raises(UserError, match=r"1 of 4 scores of candidates are NaN or infinite"):
+        retrieval.ranks_of_first_match(np.array([[0.1, value], [0.2, 0.3]]), np.eye(2, dtype=bool))
+    box = np.array([[0.5, 0.5, 1.0, 1.0]])
+    for measure in (grounding.iou, grounding.pixel_iou):
+        with pytest.raises(UserError, match="1 of 8 coordinates of boxes are NaN or infinite"):
+            measure(box * [value, 1, 1, 1], box)
 
 
 def test_iou_of_known_boxes():

@@ -10,6 +10,10 @@ import torch
 from torch import nn
 
 from tasks.inference import evaluating
+from tasks.pretrain import PretrainConfig, PretrainTask
+from tests.tasks.painted import KINDS, ROOT, measured, task_of
+from utils.config import load_config
+from utils.errors import UserError
 
 
 class Backend:
@@ -80,3 +84,28 @@ def test_a_failed_evaluation_leaves_a_model_that_trains_compiled(compiled):
     assert model.training
     model(torch.ones(2, 3)).sum().backward()
     assert (backend.compiled, backend.runs) == (2, 4)
+
+
+def ruin(model: nn.Module, part: str) -> None:
+    """Sets the parameters of a part to NaN."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(part):
+                parameter.fill_(torch.nan)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_evaluation_of_weights_that_are_nan_measures_nothing(name, overrides):
+    task = task_of(name, overrides)
+    ruin(task.model, "fusion.")
+    with pytest.raises(UserError, match=r"are NaN or infinite, so nothing can be measured"):
+        measured(task)
+
+
+@pytest.mark.parametrize("part", ["contrastive.", "matching_head.", "box_head.", "word_head."])
+def test_an_evaluation_of_pre_training_notices_any_head_that_is_nan(part, tiny_overrides):
+    task = PretrainTask.build(load_config(ROOT / "configs/demo/pretrain.yaml", tiny_overrides, PretrainConfig))
+    assert any(name.startswith(part) for name, _ in task.model.named_parameters())
+    ruin(task.model, part)
+    with evaluating(task.model, "fp32"), pytest.raises(UserError, match="are NaN or infinite"):
+        task.evaluator().evaluate()

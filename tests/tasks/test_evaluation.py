@@ -31,7 +31,7 @@ def test_nothing_to_measure_is_said():
 
 
 def test_the_mean_is_that_of_the_metrics_that_all_measured_splits_have():
-    german = Evaluation((count("images", 7), Metric("recall", 0.2, 0.1), Metric('always "rot"', 0.5)))
+    german = Evaluation((count("images", 7), Metric("recall", 0.2, 0.1), Metric("lost", 0.5)))
     french = Evaluation((count("images", 9), Metric("recall", 0.5, 0.3)))
     mean = mean_of_splits([german, french, Evaluation((count("images", 3),))])
     assert mean.values() == {"recall": pytest.approx(0.35)}

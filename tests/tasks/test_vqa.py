@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dataset.records.schema import ImageSource
+from dataset.tasks.questions import Question
 from engine.run_folder import RunFolder
 from tasks import answer_list, vqa
+from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, not_beaten
 from tasks.inference import evaluating
 from tasks.vqa import VQAConfig, VQATask, chance_accuracy, number_of_image
 from tests.conftest import tiny_run
@@ -72,18 +76,41 @@ def test_right_answers_measure_one_and_chance_is_a_random_candidate(task, monkey
     )
 
 
-def test_the_most_frequent_answer_of_training_stands_beside(task, monkeypatch):
-    items = task.held_out.test["test"]
+def test_the_image_blind_baseline_answers_each_wording_as_training_most_often_does(task, monkeypatch):
+    items = list(task.held_out.test["test"])
     predicting(task, ["yes"] * len(items), monkeypatch)
-    found = task.evaluate(items)
-    guesses = {kind: answer for kind, answer in task.commonest.items() if kind}
-    assert guesses.keys() == {"yes/no", "number", "other"}
-    assert guesses["yes/no"] in ("yes", "no")
-    assert found["yes/no: accuracy"].value == 0.5
-    number = [item for item in items if item.answer_type == "number"]
-    share = np.mean([item.answers[0] == guesses["number"] for item in number])
-    assert found[f'number: always "{guesses["number"]}"'].value == pytest.approx(share)
-    assert "always" in found.table()
+    found = task.evaluate(task.held_out.test["test"])
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for question in task.training.items:
+        counts[question.question][question.answers[0]] += 1
+    known = [item for item in items if item.answer_type == "yes/no" and item.question in counts]
+    assert known
+    for item in known:
+        answer = task.image_blind.answer(item)
+        assert counts[item.question][answer] == max(counts[item.question].values())
+    right = [task.image_blind.answer(item) == item.answers[0] for item in items if item.answer_type == "yes/no"]
+    assert found[f"yes/no: {IMAGE_BLIND}"].value == pytest.approx(np.mean(right))
+    assert IMAGE_BLIND in found.table()
+
+
+def test_a_wording_or_a_type_that_training_lacks_gets_the_most_frequent_answer_left():
+    def asked(text: str, answer: str, kind: str) -> Question:
+        return Question(0, text, ImageSource("a.jsonl:1", path=Path("a.png")), (answer,), kind)
+
+    training = [asked("Is it red?", "no", "yes/no"), asked("is it blue?", "yes", "yes/no")]
+    training += [asked("is it blue?", "yes", "yes/no"), *[asked("how many?", "2", "number")] * 3]
+    held_out = [asked("is it red?", "", "yes/no"), asked("is it new?", "", "yes/no"), asked("what?", "", "other")]
+    blind = ImageBlindBaseline(training, [held_out])
+    assert [blind.answer(question) for question in held_out] == ["no", "yes", "2"]
+
+
+def test_a_model_that_is_not_above_the_image_blind_baseline_is_warned_of():
+    values = {"questions": 800, "accuracy": 0.7, IMAGE_BLIND: 0.5}
+    values |= {"yes/no: accuracy": 0.52, f"yes/no: {IMAGE_BLIND}": 0.51, "yes/no questions": 400}
+    (sentence,) = not_beaten(values)
+    assert sentence.startswith("yes/no: accuracy 52.0% is not clearly above 51.0%")
+    assert not not_beaten(values | {"yes/no: accuracy": 0.6})
+    assert not not_beaten({"accuracy": 0.1, "questions": 5})
 
 
 def test_chance_counts_what_each_candidate_would_score():

@@ -49,7 +49,10 @@ def make_run(tmp_path, overrides):  # noqa: F811
             "split": "f.jsonl",
         }
         measured = {"phrases": {"value": 7, "unit": "count"}, "IoU >= 0.5": metric}
-        measured |= {metric_name.replace("_", " "): {"value": v, "unit": "share"} for metric_name, v in metrics.items()}
+        measured |= {
+            metric_name.replace("_", " "): v if isinstance(v, dict) else {"value": v, "unit": "share"}
+            for metric_name, v in metrics.items()
+        }
         (folder / "evaluation.json").write_text(json.dumps({"test": measured}))
         if predictions is not None:
             (folder / "predictions_test.json").write_text(json.dumps(predictions))

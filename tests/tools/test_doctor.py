@@ -305,6 +305,12 @@ def test_too_little_memory_or_disk_is_warned_of(doctor, given, monkeypatch):
     assert "its free memory is 0.0 GB" in printed and "0.0 MB are free at" in printed
 
 
+def test_memory_is_estimated_where_an_encoder_is_frozen_and_none_is_loaded(doctor, given):
+    status, printed = doctor(*given("retrieval"), "optim.freeze.vision=true", estimate=True)
+    assert status == 0
+    assert "not checked: optim.freeze" not in printed and "an estimate)" in printed
+
+
 def test_wandb_without_its_package_is_refused(doctor, given, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     status, printed = doctor(*given("retrieval"), "train.wandb={}")

@@ -179,3 +179,16 @@ def test_without_examples_no_data_are_read(make, tmp_path, monkeypatch):
     folder = make(predictions=boxes())
     monkeypatch.setattr("tools.report.examples.read_split", lambda *_: pytest.fail("read"))
     assert "Left out by --examples 0" in report(tmp_path, folder, flags=("--examples", "0"))
+
+
+def test_runs_measured_on_different_files_have_no_best_value_and_each_its_chance(make, tmp_path):
+    one = make("a", recall={"value": 0.5, "unit": "share", "chance": 0.1, "split": "a.jsonl"})
+    two = make("b", recall={"value": 0.7, "unit": "share", "chance": 0.4, "split": "b.jsonl"})
+    text = report(tmp_path, one, two)
+    assert "<th>recall</th><td>50.0 % (chance 10.0 %)</td><td>70.0 % (chance 40.0 %)</td><td></td>" in text
+
+
+def test_the_report_warns_of_an_accuracy_that_does_not_beat_the_image_blind_baseline(make, tmp_path):
+    questions = {"value": 400, "unit": "count"}
+    run = make("blind", accuracy=0.51, questions=questions, **{"image-blind baseline": 0.5})
+    assert "accuracy 51.0% is not clearly above 50.0%" in report(tmp_path, run)

@@ -86,14 +86,19 @@ class Subject:
         _freeze(self.config, self.model)
         return self.model
 
-    def build_as_trained(self) -> Any:
-        """Build the model on torch's default device, with the adapters of ``optim.lora``, frozen as in :meth:`build_meta_model`.
+    def build_for_training(self) -> Any:
+        """Build the model on torch's default device, with the adapters of ``optim.lora``; the trainer freezes ``optim.freeze``.
 
         Raises:
             UserError: if the adapters do not fit the model.
         """
         model = self.task.build_model(self.config, None if self.tokenizer is None else len(self.tokenizer))
         set_up_training(self.config, model)
+        return model
+
+    def build_as_trained(self) -> Any:
+        """Build the model as in :meth:`build_for_training`, frozen as in :meth:`build_meta_model`."""
+        model = self.build_for_training()
         _freeze(self.config, model)
         return model
 

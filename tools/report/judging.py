@@ -190,7 +190,7 @@ def _answer(number: int, prediction: Prediction, question: Any, task: str) -> Ju
     if not question.answers:
         return Judged(number, question.question, answer)
     if task == "video_qa":
-        score = float(question.answers[0] == answer)
+        score = float(question.most_frequent() == answer)
     else:
         rule = soft_accuracy if accuracy_rule([question.answers]) == SOFT else exact_match
         score = rule(answer, question.answers)

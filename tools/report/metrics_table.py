@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from tasks.image_blind import not_beaten
 from tools.report.ticks import written
 from tools.runs.reading import Run
 
@@ -27,6 +28,8 @@ def table_of(run: Run) -> str:
         parts.append(f"<h3>{escape(split)}</h3>")
         if shown:
             parts.append(_table(shown))
+        values = {name: number_of(metric.get("value")) for name, metric in metrics.items()}
+        parts += [f'<p><span class="remark">{escape(sentence)}</span></p>' for sentence in not_beaten(values)]
         parts.append(
             f'<p class="faint">{escape("; ".join([", ".join(sizes), *_facts(metrics.values())]).strip("; "))}</p>'
         )
@@ -72,24 +75,41 @@ def comparison(runs: Sequence[Run]) -> str:
     steps = "".join(f"<td>{run.metrics.last_step or 0:,}</td>" for run in runs)
     parts.append(f"<tr><th>steps</th>{steps}<td></td></tr></table></div>")
     note = "Bold: the best of a row; less is better for losses, errors, ranks and perplexity, more for everything else."
-    kinds = {str(fact) for run in runs for metrics in run.evaluation.values() for fact in _splits(metrics.values())}
-    unlike = " The splits are not of the same files: see each run." if len(kinds) > len(splits) else ""
-    return "".join(parts) + f'<p class="faint">{note}{unlike}</p>'
+    if any(_test_sets_differ(runs, split) for split in splits):
+        note += " Rows whose runs were measured on different files have no best value."
+    return "".join(parts) + f'<p class="faint">{note}</p>'
 
 
 def _row(name: str, metrics: Sequence[Metric]) -> str:
-    known = next(metric for metric in metrics if metric)
-    counts = known.get("unit") == "count"
+    """A row of the comparison. Chance stands beside each value where the runs were measured on different files."""
+    counts = next(metric for metric in metrics if metric).get("unit") == "count"
     values = [None if counts else number_of(metric.get("value")) for metric in metrics]
     texts = [_count(m["value"]) if counts and "value" in m else value_of(m, "value") for m in metrics]
-    return _cells(name, values, texts, bool(LOWER.search(name)), value_of(known, "chance"))
+    chances = [value_of(metric, "chance") for metric in metrics]
+    same = len(_splits(metrics)) <= 1
+    if not same:
+        texts = [f"{text} (chance {chance})" if chance else text for text, chance in zip(texts, chances, strict=True)]
+    chance = next(filter(None, chances), "") if same else ""
+    return _cells(name, values, texts, bool(LOWER.search(name)), chance, comparable=same)
 
 
-def _cells(name: str, values: Sequence[float | None], texts: Sequence[str], lower: bool, chance: str) -> str:
-    """A row. The best is told by the values as they are shown: a difference that nobody sees is none."""
+def _test_sets_differ(runs: Sequence[Run], split: str) -> bool:
+    return len({fact for run in runs for fact in _splits(run.evaluation.get(split, {}).values())}) > 1
+
+
+def _cells(
+    name: str,
+    values: Sequence[float | None],
+    texts: Sequence[str],
+    lower: bool,
+    chance: str,
+    *,
+    comparable: bool = True,
+) -> str:
+    """A row. The best value is marked if the values are comparable and look different when they are rounded."""
     known = {text: value for text, value in zip(texts, values, strict=True) if value is not None}
     best = None
-    if len(known) > 1:
+    if comparable and len(known) > 1:
         best = (min if lower else max)(known, key=lambda text: known[text])
     cells = "".join(f"<td{' class=best' if text == best else ''}>{escape(text)}</td>" for text in texts)
     return f"<tr><th>{escape(name)}</th>{cells}<td>{escape(chance)}</td></tr>"

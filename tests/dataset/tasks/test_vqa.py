@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from dataset.media.augment import AugmentConfig
+from dataset.tasks.questions import QuestionTable
 from dataset.tasks.vqa import (
     QuestionsConfig,
     VQABatches,
@@ -22,6 +23,7 @@ from dataset.tasks.vqa import (
     read_candidates,
     read_questions,
 )
+from metrics.vqa import soft_accuracy
 from utils.errors import UserError
 
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(1, 1), flip=0, rand_augment_ops=0)
@@ -201,6 +203,20 @@ def test_broken_rows_are_counted_with_their_place(picture, write, source, kind):
     assert str(error.value).startswith(f"data.train[0]: 1 of 2 records are broken: 1 {kind} ({path}:2: ")
     assert "\n" not in str(error.value)
     assert len(read_questions(source(path), "data.train[0]", 0.5, answered=True)) == 1
+
+
+def test_blank_answers_count_as_annotators_and_are_not_learned(picture, write, source):
+    """The official evaluation takes a blank answer as any other: five of ten annotators who say yes are enough for full marks,
+    two of four are not."""
+    answers = ["yes", "yes", "", " "]
+    (question,) = read_questions(
+        source(write("vqa.jsonl", [processed(1, picture("a.png"), answers)])), "k", 0.0, answered=True
+    )
+    assert question.answers == tuple(answers)
+    assert question.weighted_answers() == [("yes", 0.5)] and question.most_frequent() == "yes"
+    assert soft_accuracy("yes", question.answers) == pytest.approx((2 * 1 / 3 + 2 * 2 / 3) / 4)
+    table = QuestionTable([question])
+    assert table[0].answers == question.answers and table.answer_counts() == {"yes": 2}
 
 
 def test_a_question_without_words_is_broken(picture, write, source):

@@ -1,0 +1,81 @@
+"""The image-blind baseline of question answering: how far the wording of a question goes without its image.
+
+A model that answers "yes" to one wording and "no" to another, whatever the image, reaches this accuracy and no more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from dataset.tasks.questions import Question
+from dataset.text.processors import clean_question
+
+IMAGE_BLIND = "image-blind baseline"
+"""Name of the metric, after the answer type where there are several: "yes/no: image-blind baseline"."""
+STANDARD_ERRORS = 2.0
+"""A model beats the baseline if its accuracy is more than this many standard errors above it."""
+
+
+class ImageBlindBaseline:
+    """Answers a question with the most frequent training answer to the same wording.
+
+    A wording that training does not have gets the most frequent answer of its answer type, and a type that training does not have
+    the most frequent answer of all.
+
+    Args:
+        training: the training questions.
+        asked: the held-out questions that will be answered; only their wordings are counted, since training may have millions.
+    """
+
+    def __init__(self, training: Iterable[Question], asked: Iterable[Sequence[Question]]):
+        wordings = {_wording(question) for questions in asked for question in questions}
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        of_types: dict[str, Counter[str]] = defaultdict(Counter)
+        for question in training:
+            answer = question.most_frequent()
+            of_types[question.answer_type][answer] += 1
+            if (wording := _wording(question)) in wordings:
+                counts[wording][answer] += 1
+        self._of_wording = {wording: _most_common(answers) for wording, answers in counts.items()}
+        self._of_type = {kind: _most_common(answers) for kind, answers in of_types.items()}
+        self._of_all = _most_common(sum(of_types.values(), Counter()))
+
+    def answer(self, question: Question) -> str:
+        """The answer of the baseline."""
+        of_type = self._of_type.get(question.answer_type, self._of_all)
+        return self._of_wording.get(_wording(question), of_type)
+
+
+def not_beaten(values: Mapping[str, float | None]) -> list[str]:
+    """A sentence for each accuracy that is not clearly above the image-blind baseline beside it.
+
+    Args:
+        values: the metrics of a split by name; accuracies and baselines are in 0..1.
+    """
+    sentences = []
+    for name, baseline in values.items():
+        if not name.endswith(IMAGE_BLIND) or baseline is None:
+            continue
+        prefix = name.removesuffix(IMAGE_BLIND)
+        accuracy = values.get(f"{prefix}accuracy")
+        count = values.get(f"{prefix.removesuffix(': ')} questions" if prefix else "questions")
+        if accuracy is None or not count:
+            continue
+        error = math.sqrt(accuracy * (1 - accuracy) / count)
+        if accuracy - STANDARD_ERRORS * error <= baseline:
+            sentences.append(
+                f"{prefix}accuracy {accuracy:.1%} is not clearly above {baseline:.1%}, which the most frequent answer to each "
+                "question's wording reaches without the image; the model may ignore the images: train longer, or see "
+                "docs/own_data.md#questions"
+            )
+    return sentences
+
+
+def _wording(question: Question) -> str:
+    return clean_question(question.question, 1000).strip()
+
+
+def _most_common(answers: Counter[str]) -> str:
+    return answers.most_common(1)[0][0] if answers else ""
