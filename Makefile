@@ -121,10 +121,12 @@ setup-dev: .venv/installed-dev
 
 .venv/installed: requirements.txt | .venv/bin/python
 	.venv/bin/python -m pip install --no-compile -r requirements.txt
+	.venv/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 .venv/installed-dev: requirements.txt requirements-dev.txt | .venv/bin/python
 	.venv/bin/python -m pip install -r requirements-dev.txt
+	.venv/bin/python -m pip install --quiet --no-deps --editable .
 	touch .venv/installed $@
 
 clean-demo:

@@ -3,11 +3,15 @@
 In the checkout, ``utils``, ``models`` and the others stand at the top, where they are read and run. Installed under these names
 they would stand in the way of every other project's ``utils``. So a wheel has them below ``x2vlm``, and their imports say so:
 ``from utils.errors import UserError`` becomes ``from x2vlm.utils.errors import UserError``. Nothing else is changed.
+
+An editable installation (``pip install -e .``) finds all of them in the checkout instead, so that ``import x2vlm`` works in
+any folder and every edit counts at once.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +33,7 @@ class BuildAsOnePackage(build_py):
 
     def run(self) -> None:
         if self.editable_mode:
-            raise SystemExit("a checkout needs no installation: run it where it is, or put its folder on PYTHONPATH")
+            return
         for source, target in files():
             copy = Path(self.build_lib, target)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -57,4 +61,9 @@ def _renamed(found: re.Match[str]) -> str:
 
 
 if __name__ == "__main__":
-    setup(cmdclass={"build_py": BuildAsOnePackage}, packages=["x2vlm"])
+    editable = "editable_wheel" in sys.argv
+    setup(
+        cmdclass={"build_py": BuildAsOnePackage},
+        packages=["x2vlm", *(INSIDE if editable else ())],
+        py_modules=["run"] if editable else [],
+    )

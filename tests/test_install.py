@@ -44,6 +44,37 @@ def wheel(tmp_path_factory) -> Path:
     return made
 
 
+@pytest.fixture
+def editable(tmp_path) -> Callable[[Path], subprocess.CompletedProcess[str]]:
+    """Runs a script in a fresh environment with an editable installation of the checkout."""
+    folder, source = tmp_path / "fresh", tmp_path / "source"
+    venv.create(folder, with_pip=False)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    (site / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    source.mkdir()
+    for path in [*INSIDE, "x2vlm", "configs", "run.py", "setup.py", "pyproject.toml", "requirements.txt", "LICENSE"]:
+        (source / path).symlink_to(ROOT / path)
+    into = [sys.executable, "-m", "pip", "--python", folder / "bin/python"]
+    flags = ["-q", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*into, "install", *flags, "--editable", source], check=True)
+
+    def of(script: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([folder / "bin/python", script], cwd="/", capture_output=True, text=True, check=False)
+
+    return of
+
+
+def test_a_script_in_another_folder_imports_an_editable_installation(editable, tmp_path):
+    script = tmp_path / "scripts/ask.py"
+    script.parent.mkdir()
+    script.write_text("import x2vlm\nprint(x2vlm.__version__)\n")
+    done = editable(script)
+    assert done.stdout == "0.1.0\n", done.stderr
+    (script.parent / "utils.py").write_text("")
+    error = editable(script).stderr.splitlines()[-1]
+    assert error.startswith("ImportError: x2vlm needs its package 'utils'") and f"{script.parent}/utils.py" in error
+
+
 @pytest.fixture(scope="session")
 def run(wheel, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a program of a fresh environment that has the wheel, and of ours the packages of requirements.txt alone."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import x2vlm.checkout  # noqa: F401  first: it tells a module of the user's that hides ours
 from utils.errors import UserError
 from utils.version import VERSION
 

@@ -1,0 +1,30 @@
+"""Names that a checkout needs at the top level.
+
+In a checkout, and so in an editable installation, ``utils``, ``models`` and the other packages have these names, and a
+module of the user's with one of them hides ours. A wheel has them below ``x2vlm`` (``setup.py``), where nothing hides them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+TOP = Path(__file__).parent.parent
+PACKAGES = "utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks"
+
+
+def check_names() -> None:
+    """Raises :class:`ImportError` if a module elsewhere hides one of our packages."""
+    if (TOP / "x2vlm" / "utils").is_dir():
+        return
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None or not Path(spec.origin).is_relative_to(TOP):
+            found = "nothing" if spec is None else spec.origin or ", ".join(spec.submodule_search_locations or ())
+            raise ImportError(
+                f"x2vlm needs its package {name!r} from {TOP}, but Python finds {found}; rename your module, or install x2vlm "
+                f"without -e (pip install {TOP}), which keeps all of it below x2vlm"
+            )
+
+
+check_names()
