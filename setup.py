@@ -46,7 +46,12 @@ def files() -> Iterator[tuple[Path, Path]]:
     own = [*sorted((HERE / "x2vlm").rglob("*.py")), HERE / "x2vlm/py.typed"]
     yield from ((path, path.relative_to(HERE)) for path in own)
     below = [path for package in INSIDE for path in sorted((HERE / package).rglob("*.py"))]
-    below += [*sorted((HERE / "configs").rglob("*.yaml")), HERE / "run.py", HERE / "requirements.txt"]
+    below += [
+        *sorted((HERE / "configs").rglob("*.yaml")),
+        HERE / "configs/keys.json",
+        HERE / "run.py",
+        HERE / "requirements.txt",
+    ]
     yield from ((path, Path("x2vlm") / path.relative_to(HERE)) for path in below)
 
 

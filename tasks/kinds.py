@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks import TASKS
+from tasks.known_keys import check_keys
 from utils.config import peek, read_config
 from utils.errors import UserError
 from utils.files import expanded
@@ -72,20 +73,36 @@ class TaskSource:
 
 @dataclass(frozen=True)
 class Choice:
-    """The task and the config of a command line. ``config_task``: value of the config's key ``task``; ``remedy``: see
-    :func:`choose`."""
+    """The task and the config of a command line. ``config_task``: value of the config's key ``task``; ``overrides`` and
+    ``remedy``: see :func:`choose`."""
 
     source: TaskSource
     config: Path
     config_task: object
+    overrides: tuple[str, ...]
     remedy: str
+
+    def check_keys(self) -> None:
+        """Look for misspelled keys before torch is imported, which takes seconds.
+
+        Raises:
+            ConfigError: the config or an override has a key that the task's configs do not have.
+        """
+        if not self.source.outside():
+            check_keys(
+                next(name for name, entry in TASKS.items() if entry.module == self.source.module),
+                self.config,
+                self.overrides,
+            )
 
     def load(self) -> TaskKind:
         """The classes of the task.
 
         Raises:
-            UserError: see :meth:`TaskSource.load`; also if this task is outside the table, and the config is of one in it.
+            UserError: see :meth:`check_keys` and :meth:`TaskSource.load`; also if this task is outside the table, and the config
+                is of one in it.
         """
+        self.check_keys()
         kind = self.source.load()
         field = kind.config.model_fields.get("task")
         if self.source.outside() and self.config_task in TASKS and (field is None or field.default != self.config_task):
@@ -121,7 +138,7 @@ def choose(
         if config_task not in TASKS[source.name].also:
             raise _contradiction(path, config_task, source.name, remedy)
         source = replace(source, module=TASKS[config_task].module)
-    return Choice(source, path, config_task, remedy)
+    return Choice(source, path, config_task, tuple(overrides), remedy)
 
 
 def kind_of(path: Path, overrides: list[str], task: str | None = None) -> TaskKind:

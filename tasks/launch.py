@@ -12,6 +12,7 @@ from pathlib import Path
 from engine.run_files import CONFIG_FILE
 from tasks import run, slurm
 from tasks.kinds import Choice, choose
+from tasks.known_keys import known_keys
 from utils.clusters import ONE_NODE, Place, nodes_left_out, place_of
 from utils.config import peek
 from utils.errors import UserError, one_line_errors
@@ -58,7 +59,7 @@ def parse_run(argv: Sequence[str], lists: str = "") -> argparse.Namespace:
     )
     slurm.add_flags(parser)
     add_overrides(parser)
-    arguments = parse(parser, argv)
+    arguments = parse(parser, argv, known_keys())
     slurm.check_flags(parser, arguments)
     check_placement(parser, arguments)
     if arguments.max_restarts is not None and (arguments.slurm or (arguments.nodes and not arguments.nodes.elastic)):
@@ -83,6 +84,7 @@ def main(argv: Sequence[str], lists: str = "") -> int:
     """Run a task under torchrun, as a rank, or as a job of SLURM; returns the exit status."""
     arguments = parse_run(argv, lists)
     choice = choose(config_of(arguments), arguments.overrides, arguments.task)
+    choice.check_keys()
     if arguments.slurm:
         return slurm.submit(choice, arguments)
     place = place_of(arguments, os.environ)

@@ -13,11 +13,12 @@ import io
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
 from utils.errors import UserError
@@ -96,6 +97,16 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[C]) -> 
 
 def load_with_places(path: str | Path, overrides: Sequence[str], schema: type[C]) -> tuple[C, Places]:
     """Load as :func:`load_config`; also returns where each key was written, ``file:line`` or :data:`COMMAND_LINE`."""
+    values, places = read_with_places(path, overrides)
+    return bind(values, schema, places, str(path)), places
+
+
+def read_with_places(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Places]:
+    """The plain, unbound values of a config with its bases and overrides, and where each key was written.
+
+    Raises:
+        ConfigError: if a file cannot be read, or an override is malformed.
+    """
     places: Places = {}
     values = _read_with_bases(Path(path), places, chain=())
     findings: list[str] = []
@@ -103,7 +114,7 @@ def load_with_places(path: str | Path, overrides: Sequence[str], schema: type[C]
         _apply_override(values, override, places, findings)
     if findings:
         raise ConfigError(findings)
-    return bind(values, schema, places, str(path)), places
+    return values, places
 
 
 def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = None, source: str = "config") -> C:
@@ -284,13 +295,9 @@ def _finding(error: dict[str, Any], schema: type[Config], places: Places, source
     location = tuple(part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-")))
     name = ".".join(str(part) for part in location) or "config"
     keys = tuple(str(part) for part in location)
-    place = _nearest_place(keys, places, source)
-    owner = _owner(schema, location[:-1])
+    place = nearest_place(keys, places, source)
     if error["type"] == "extra_forbidden":
-        known = list(owner.model_fields) if owner else []
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-        return f"{place}: {name} is not a field of {owner.__name__ if owner else schema.__name__}; {hint}"
+        return unknown_key(name, place, [key for key, _ in fields_of(schema)])
     if error["type"] == "missing":
         return f"{place}: {name} is missing; add it or give {name}=... on the command line"
     message = str(error["msg"]).removeprefix("Value error, ")
@@ -304,12 +311,48 @@ def _finding(error: dict[str, Any], schema: type[Config], places: Places, source
     return f"{place}: {name} = {_shown(error['input'])}: {message}"
 
 
+def unknown_key(name: str, place: str, known: Sequence[str]) -> str:
+    """The error for a key that does not exist, with the nearest keys of the whole config.
+
+    Args:
+        name: path of the key, such as ``train.batch_size``.
+        place: where it was written.
+        known: paths of the keys that exist; ``[]`` stands for an entry of a list, ``<name>`` for a name that the user chooses.
+    """
+    close = nearest_keys(name, known)
+    section = name.rpartition(".")[0]
+    inside = dict.fromkeys(
+        key.removeprefix(f"{section}.").partition(".")[0] for key in known if key.startswith(section)
+    )
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(inside)}"
+    return f"{place}: {name} is not a key of this config; {hint}"
+
+
+def nearest_keys(name: str, known: Sequence[str]) -> list[str]:
+    """Up to three keys that a misspelled or misplaced one may stand for, the likeliest first.
+
+    A key of the same section with a similar name comes first, then those of other sections with the same name, then similar ones.
+    """
+    section, _, last = name.rpartition(".")
+    sections = {".".join(key.split(".")[:end]) for key in known for end in range(1, key.count(".") + 1)}
+    paths = [*dict.fromkeys([*known, *sorted(sections)])]
+    last_of = {path: path.rpartition(".")[2].removesuffix("[]") for path in paths}
+    siblings = [path for path in paths if path.rpartition(".")[0] == section]
+    if found := difflib.get_close_matches(last, [last_of[path] for path in siblings], n=1):
+        return [path for path in siblings if last_of[path] == found[0]][:1]
+    same = [path for path in paths if last_of[path] == last]
+    if not same and (found := difflib.get_close_matches(last, set(last_of.values()), n=1, cutoff=0.75)):
+        same = [path for path in paths if last_of[path] == found[0]]
+    return sorted(same, key=lambda path: (path.count("."), -difflib.SequenceMatcher(None, name, path).ratio()))[:3]
+
+
 def _shown(value: Any) -> str:
     shown = repr(value)
     return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
 
 
-def _nearest_place(keys: KeyPath, places: Places, source: str) -> str:
+def nearest_place(keys: KeyPath, places: Places, source: str) -> str:
+    """Where a key was written, or the nearest section around it; ``source`` if neither is known."""
     for end in range(len(keys), 0, -1):
         if keys[:end] in places:
             return places[keys[:end]]
@@ -324,6 +367,30 @@ def _owner(schema: type[Config], location: Sequence[Any]) -> type[Config] | None
             continue
         owner = _config_class(owner.model_fields[part].annotation)
     return owner
+
+
+def fields_of(schema: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every field of a config class and of its sections, with its path: ``[]`` stands for an entry of a list, ``<name>`` for a
+    name that the user chooses."""
+    for name, field in schema.model_fields.items():
+        path = f"{prefix}{name}"
+        yield path, field
+        for section_path, section in sections_of(field.annotation, path):
+            yield from fields_of(section, f"{section_path}.")
+
+
+def sections_of(annotation: Any, path: str) -> Iterator[tuple[str, type[Config]]]:
+    """The config classes in an annotation, each with the path of its keys."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, Config) and origin is None:
+        yield path, annotation
+    elif origin in (list, tuple):
+        yield from sections_of(arguments[0], f"{path}[]")
+    elif origin is dict:
+        yield from sections_of(arguments[1], f"{path}.<name>")
+    elif origin in (typing.Union, types.UnionType, typing.Annotated):
+        for argument in arguments:
+            yield from sections_of(argument, path)
 
 
 def _config_class(annotation: Any) -> type[Config] | None:

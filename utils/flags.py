@@ -6,6 +6,8 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 
+from utils.config import nearest_keys
+
 
 def add_task(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -47,9 +49,21 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse flags and overrides in any order. A wrong argument ends the program with one line and status 2."""
-    arguments = parser.parse_intermixed_args(argv)
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str], keys: Sequence[str] = ()) -> argparse.Namespace:
+    """Parse flags and overrides in any order. A wrong argument ends the program with one line and status 2.
+
+    Args:
+        parser: with :func:`add_overrides`.
+        argv: words of the command line.
+        keys: paths of the keys that overrides may set, to explain a key that was given as a flag.
+    """
+    arguments, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        word = next((word for word in unknown if word.startswith("-")), unknown[0])
+        name = word.partition("=")[0].lstrip("-").replace("-", "_")
+        close = nearest_keys(name, keys)[:2]
+        example = f"did you mean {' or '.join(f'{key}=VALUE' for key in close)}? " if close else ""
+        parser.error(f"{word} is not a flag; {example}Values of the config are given as key=value, without dashes")
     for text in arguments.overrides:
         if "=" not in text:
             remedy = f"; did you mean --config {text}?" if text.endswith((".yaml", ".yml")) else ""

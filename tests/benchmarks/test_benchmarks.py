@@ -294,7 +294,7 @@ def test_each_batch_is_seen_before_the_clock_runs(way, flags, steps, monkeypatch
     ("wrong", "said"),
     [
         (["--config", "nofile.yaml"], "nofile.yaml: no such config file"),
-        (["optim.lrr=1"], "command line: optim.lrr is not a field of OptimConfig; did you mean 'lr'?"),
+        (["optim.lrr=1"], "command line: optim.lrr is not a key of this config; did you mean optim.lr?"),
         (
             ["--config", "configs/vqa/vqa2_base_4m.yaml"],
             "configs/vqa/vqa2_base_4m.yaml: task is 'vqa', but this benchmark needs pre-training; "

@@ -79,7 +79,7 @@ def test_an_unknown_part_is_told_with_the_nearest(tmp_path):
     with pytest.raises(ConfigError) as error:
         loaded(tmp_path, "optim.freeze.visoin=true")
     (line,) = error.value.findings
-    assert line == "command line: optim.freeze.visoin is not a field of FreezeConfig; did you mean 'vision'?"
+    assert line == "command line: optim.freeze.visoin is not a key of this config; did you mean optim.freeze.vision?"
 
 
 @pytest.mark.parametrize("steps", [5, 6])

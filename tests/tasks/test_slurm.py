@@ -135,7 +135,7 @@ def test_a_folder_with_a_run_is_submitted_to_resume_alone(tmp_path, arguments, c
             ["--slurm", "--nodes", "1:3", "--cpu", "1", "train.global_batch=192", "model.contrastive.chunks=2"],
             "--nodes 1:3 may give 2 ranks: model.contrastive.chunks = 2: does not divide the accumulation, 3 micro-",
         ),
-        (["--slurm", "optim.lrr=1"], "command line: optim.lrr is not a field of OptimConfig"),
+        (["--slurm", "optim.lrr=1"], "command line: optim.lrr is not a key of this config"),
         (
             ["--nodes", "1:2", "--master", "127.0.0.1:1"],
             "--nodes 1:2 starts the ranks again, which go on from the newest",

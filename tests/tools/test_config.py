@@ -75,7 +75,7 @@ def test_a_section_given_on_the_command_line_replaces_the_files(capsys):
         (["retreival"], "did you mean 'retrieval'?"),
         (["retrieval", "optin."], "retrieval has no key that begins with optin."),
         (["retrieval", "optim.lr=1"], "give a FILE instead of retrieval"),
-        (["configs/demo/nlvr.yaml", "optim.lrr=1"], "did you mean 'lr'?"),
+        (["configs/demo/nlvr.yaml", "optim.lrr=1"], "did you mean optim.lr?"),
         (["gone.yaml"], "gone.yaml: no such config file"),
     ],
 )
@@ -89,3 +89,9 @@ def test_a_mistake_is_one_line(capsys, arguments, message):
 def test_the_document_is_current():
     """`python run.py config --markdown > docs/config.md` makes it."""
     assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == document()
+
+
+def test_the_names_of_all_keys_are_current(capsys):
+    """`python run.py config --keys > configs/keys.json` writes them; they are read without torch."""
+    assert main(["--keys"]) == 0
+    assert (ROOT / "configs/keys.json").read_text(encoding="utf-8") == capsys.readouterr().out

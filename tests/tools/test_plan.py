@@ -204,7 +204,7 @@ def test_run_plans_and_prints_json(monkeypatch, capsys):
 
 def test_a_mistake_ends_with_a_line_and_status_2(capsys):
     assert main(["--config", BASE, "--memory", "1", "optim.lrr=1"]) == 2
-    assert capsys.readouterr().err.startswith("error: command line: optim.lrr is not a field of OptimConfig")
+    assert capsys.readouterr().err.startswith("error: command line: optim.lrr is not a key of this config")
 
 
 def test_the_time_of_a_step_is_measured_by_taking_it():

@@ -50,10 +50,10 @@ def test_every_error_comes_at_once_with_file_line_and_suggestion(write):
     with pytest.raises(ConfigError) as error:
         load_config(path, ["other.lr=fast"], Outer)
     text = "\n".join(error.value.findings)
-    assert f"{path}:2: optim.lrr is not a field of Inner; did you mean 'lr'?" in text
+    assert f"{path}:2: optim.lrr is not a key of this config; did you mean optim.lr?" in text
     assert f"{path}:1: optim.lr is missing; add it or give optim.lr=... on the command line" in text
     assert f"{path}:3: optim.steps = 'many'" in text
-    assert f"{path}:4: falg is not a field of Outer; did you mean 'flag'?" in text
+    assert f"{path}:4: falg is not a key of this config; did you mean flag?" in text
     assert "command line: other.lr = 'fast'" in text
     assert len(error.value.findings) == 5
 
@@ -153,7 +153,7 @@ def test_an_item_of_a_list_cannot_be_overridden_and_typos_are_the_command_lines(
     path.write_text("inner: {names: [a]}\n")
     with pytest.raises(ConfigError, match=r"command line: inner\.names is a list; give it whole"):
         load_config(path, ["inner.names.0=b"], Outer)
-    with pytest.raises(ConfigError, match=r"command line: iner is not a field of Outer; did you mean 'inner'"):
+    with pytest.raises(ConfigError, match=r"command line: iner is not a key of this config; did you mean inner"):
         load_config(path, ["iner.names=[b]"], Outer)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from tasks import TASKS
 from tasks.kinds import choose, find_task
 from tools.config.keys import REQUIRED, Key, keys_of
-from utils.config import Config, load_with_places
+from utils.config import Config, fields_of, load_with_places
 from utils.errors import UserError, one_line_errors
 
 EXAMPLES = """examples:
@@ -19,7 +19,8 @@ EXAMPLES = """examples:
   python run.py config retrieval optim. schedule.                  the keys of these sections
   python run.py config configs/pretrain/base_4m.yaml train.        values, and the file and line of each
   python run.py config configs/pretrain/base_4m.yaml train. train.steps=10
-  python run.py config --markdown > docs/config.md                 every key of every task"""
+  python run.py config --markdown > docs/config.md                 every key of every task
+  python run.py config --keys > configs/keys.json                  only their names, which are checked before a run starts"""
 
 DEFAULT = "default"
 """The place of a value that no file and no override sets."""
@@ -50,9 +51,10 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
         help="show keys with this prefix alone; values that replace a file's",
     )
     parser.add_argument("--markdown", action="store_true", help="print the keys of all tasks as a document")
+    parser.add_argument("--keys", action="store_true", help="print the names of the keys of all tasks as JSON")
     arguments = parser.parse_intermixed_args(argv)
-    if arguments.markdown == bool(arguments.target):
-        parser.error("give a TASK or a FILE, or --markdown alone")
+    if sum((arguments.markdown, arguments.keys, bool(arguments.target))) != 1:
+        parser.error("give a TASK or a FILE, or --markdown or --keys alone")
     return arguments
 
 
@@ -62,6 +64,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = arguments_of(argv)
     if arguments.markdown:
         sys.stdout.write(document())
+        return 0
+    if arguments.keys:
+        names = {task: [path for path, _ in fields_of(find_task(task).load().config)] for task in TASKS}
+        sys.stdout.write(json.dumps(names, indent=0) + "\n")
         return 0
     prefixes = [text for text in arguments.filters if "=" not in text]
     overrides = [text for text in arguments.filters if "=" in text]

@@ -14,7 +14,7 @@ import annotated_types
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from utils.config import Config
+from utils.config import Config, fields_of, sections_of
 
 REQUIRED = "required"
 
@@ -33,15 +33,12 @@ class Key:
     meaning: str
 
 
-def keys_of(schema: type[Config], prefix: str = "") -> Iterator[Key]:
+def keys_of(schema: type[Config]) -> Iterator[Key]:
     """Every key of a config class and of its sections, in their order."""
-    for name, field in schema.model_fields.items():
-        path = f"{prefix}{name}"
-        sections = list(_sections(field.annotation, path))
-        if not sections or _takes_other_values(field.annotation) or field.description or _changes_defaults(field):
+    for path, field in fields_of(schema):
+        has_sections = next(sections_of(field.annotation, path), None) is not None
+        if not has_sections or _takes_other_values(field.annotation) or field.description or _changes_defaults(field):
             yield Key(path, type_of(field), default_of(field), field.description or "")
-        for section_path, section in sections:
-            yield from keys_of(section, f"{section_path}.")
 
 
 def type_of(field: FieldInfo) -> str:
@@ -72,25 +69,11 @@ def _changes(section: Config) -> dict[str, Any]:
     return section.model_dump(mode="json", exclude_defaults=True)
 
 
-def _sections(annotation: Any, path: str) -> Iterator[tuple[str, type[Config]]]:
-    """The config classes in an annotation, each with the path of its keys."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, Config) and origin is None:
-        yield path, annotation
-    elif origin in (list, tuple):
-        yield from _sections(arguments[0], f"{path}[]")
-    elif origin is dict:
-        yield from _sections(arguments[1], f"{path}.<name>")
-    elif origin in (typing.Union, types.UnionType, typing.Annotated):
-        for argument in arguments:
-            yield from _sections(argument, path)
-
-
 def _takes_other_values(annotation: Any) -> bool:
     """Whether something that is no section may stand there, such as null."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return any(_takes_other_values(argument) for argument in typing.get_args(annotation))
-    return not list(_sections(annotation, ""))
+    return next(sections_of(annotation, ""), None) is None
 
 
 def _type(annotation: Any) -> str:

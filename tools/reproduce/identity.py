@@ -11,9 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from engine.checkpoint import find_weights
 from tasks.kinds import ROOT
 from utils.cores import usable_cores
 from utils.version import VERSION
@@ -40,6 +37,8 @@ def code_identity() -> dict[str, Any]:
 
 def weights_identity(path: str) -> dict[str, Any]:
     """The file that a run starts from, with its hash."""
+    from engine.checkpoint import find_weights  # imports torch
+
     file = find_weights(Path(path).expanduser())
     with file.open("rb") as stream:
         return {"path": path, "sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": file.stat().st_size}
@@ -47,6 +46,8 @@ def weights_identity(path: str) -> dict[str, Any]:
 
 def machine_and_packages() -> dict[str, Any]:
     """The machine and the packages."""
+    import torch  # takes seconds, and a wrong command line should not wait for it
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     packages = {}
     for name in PACKAGES:

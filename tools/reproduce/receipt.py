@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.data_identity import data_identity
 from tools.reproduce.cells import ReadyCell
 from tools.reproduce.identity import code_identity, machine_and_packages, source_remarks, sources_text, weights_identity
 from tools.reproduce.measured import Number, table_of
@@ -85,6 +84,8 @@ def as_markdown(receipt: Mapping[str, Any], numbers: Sequence[Number]) -> str:
 
 def _data(config: Any) -> dict[str, str]:
     """Digests of the training data and of the data that are measured on, by key, as far as they are here."""
+    from tasks.data_identity import data_identity  # imports torch
+
     found: dict[str, str] = {}
     for section in ("data", "evaluation"):
         part = getattr(config, section)

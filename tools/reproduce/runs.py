@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import CHECKPOINTS
+from engine.manifest import CHECKPOINTS
 from engine.run_files import EVALUATION_FILE
 from tasks.kinds import ROOT
 from tools.reproduce.identity import code_identity, weights_identity

@@ -6,10 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.finetune import FineTuneConfig
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from tasks.finetune import FineTuneConfig
 
 
 class Form(NamedTuple):

@@ -386,7 +386,7 @@ def test_data_without_a_stream_and_unknown_keys_are_refused():
     with pytest.raises(ConfigError, match="give at least one of images, regions, videos, texts"):
         bind({"workers": 0}, DataConfig)
     with pytest.raises(
-        ConfigError, match=r"texts.batchsize is not a field of TextStreamConfig; did you mean 'batch_size'"
+        ConfigError, match=r"texts.batchsize is not a key of this config; did you mean texts.batch_size"
     ):
         bind({"texts": {"files": ["a"], "batchsize": 3}}, DataConfig)
 

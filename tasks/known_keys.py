@@ -1,0 +1,59 @@
+"""The keys that the configs of our tasks may have, known without importing torch.
+
+``configs/keys.json`` lists them by task. ``python run.py config --keys`` writes it from the config classes, and a test compares.
+A misspelled key is reported at once. Everything else about a config is checked when it is bound.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from utils.config import ConfigError, nearest_place, read_with_places, unknown_key
+
+FILE = Path(__file__).parent.parent / "configs/keys.json"
+
+
+@cache
+def known_keys(task: str | None = None) -> tuple[str, ...]:
+    """Paths of all keys of a task's config, as ``run.py config`` prints them; of all tasks without one."""
+    by_task = json.loads(FILE.read_text(encoding="utf-8"))
+    return tuple(by_task[task] if task is not None else dict.fromkeys(key for keys in by_task.values() for key in keys))
+
+
+def check_keys(task: str, path: Path, overrides: Sequence[str]) -> None:
+    """Look for keys that no config of the task has, in a file with its bases and in overrides.
+
+    Raises:
+        ConfigError: with a line for each of them, or if the file cannot be read.
+    """
+    values, places = read_with_places(path, overrides)
+    keys = known_keys(task)
+    unknown = list(_unknown(values, "", (), keys))
+    if unknown:
+        raise ConfigError(
+            [unknown_key(".".join(name), nearest_place(name, places, str(path)), keys) for name in unknown]
+        )
+
+
+def _unknown(
+    values: Mapping[str, Any], pattern: str, name: tuple[str, ...], keys: Sequence[str]
+) -> Iterator[tuple[str, ...]]:
+    """Unknown keys of a section. ``pattern``: its path among ``keys``; ``name``: its path in the config."""
+    for key, value in values.items():
+        path = next((each for each in (f"{pattern}{key}", f"{pattern}<name>") if _begins_one(each, keys)), None)
+        if path is None:
+            yield (*name, key)
+        elif isinstance(value, dict) and any(each.startswith(f"{path}.") for each in keys):
+            yield from _unknown(value, f"{path}.", (*name, key), keys)
+        elif isinstance(value, list) and any(each.startswith(f"{path}[].") for each in keys):
+            for index, entry in enumerate(value):
+                if isinstance(entry, dict):
+                    yield from _unknown(entry, f"{path}[].", (*name, key, str(index)), keys)
+
+
+def _begins_one(path: str, keys: Sequence[str]) -> bool:
+    return any(key == path or key.startswith((f"{path}.", f"{path}[].")) for key in keys)
