@@ -31,7 +31,7 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
         key: what names it, for messages.
 
     Raises:
-        UserError: in one line: not found, no network, no fast version, no vocabulary.
+        UserError: in one line: not found, no network, no fast version, no vocabulary, or it needs code that the folder brings.
     """
     # Imported here: it takes seconds, and most of this package does not need it.
     from transformers import AutoTokenizer, BertTokenizer
@@ -42,14 +42,17 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
     has_config = any((folder / file).is_file() for file in ("config.json", "tokenizer_config.json"))
     try:
         if is_bare and not has_config:
-            tokenizer = BertTokenizer.from_pretrained(str(folder))
+            tokenizer = BertTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False)
     except Exception as error:  # the library raises OSError, ValueError, KeyError, ImportError and others
         reason = str(error).strip().split("\n")[0][:200]
         remedy = "save one there with tokenizer.save_pretrained, or make one with run.py tokenizer"
         if next(folder.glob("*.model"), None) is not None and not (folder / "tokenizer.json").is_file():
             remedy = "beside a SentencePiece model it needs tokenizer.json, or `pip install sentencepiece protobuf`"
+        if "trust_remote_code" in str(error):
+            reason = "its tokenizer_config.json or config.json asks to run code of the folder, which we never do"
+            remedy = "save one without auto_map in these files"
         raise UserError(
             f"tokenizer {name}: the folder holds no usable tokenizer; {remedy} ({type(error).__name__}: {reason})"
         ) from None

@@ -313,6 +313,18 @@ def test_an_absent_or_unusable_tokenizer_is_one_line(tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
 
 
+def test_a_tokenizer_folder_runs_no_code_and_asks_nothing(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    asks = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(asks))
+    with pytest.raises(UserError, match=r"asks to run code of the folder.*auto_map|auto_map.*asks to run code") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_tokenizer_without_a_mask_is_refused(tokenizer):
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, cls_token="[CLS]", sep_token="[SEP]")
     with pytest.raises(UserError, match="has no mask_token"):
