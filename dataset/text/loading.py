@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
 from utils.hub import local_folder
@@ -65,3 +66,31 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
             f"tokenizer {name}: its vocabulary has {len(tokenizer)} entries; is the vocabulary file missing or empty?"
         )
     return tokenizer
+
+
+def difference_of_tokenizers(ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast) -> str | None:
+    """What makes two tokenizers give different token ids for the same text, in a few words; None if nothing does.
+
+    The order in which special tokens surround a text is not compared, nor how tokens are joined to a text again: neither changes
+    the token ids that a model reads. A tokenizer and its saved copy are alike.
+    """
+    here, there = ours.get_vocab(), theirs.get_vocab()
+    if len(here) != len(there):
+        return f"it has {len(here):,} tokens instead of {len(there):,}"
+    if moved := sorted(token for token, number in there.items() if here.get(token) != number):
+        known = [token for token in moved if token in here] or moved
+        now = f"has id {here[known[0]]}" if known[0] in here else "is missing"
+        count = f"{len(moved):,} of its {len(there):,} tokens are"
+        return f"{count} not where they were: {known[0]!r} {now} instead of {there[known[0]]}"
+    for name in ("cls_token", "sep_token", "mask_token", "pad_token", "unk_token"):
+        if getattr(ours, name) != getattr(theirs, name):
+            return f"its {name} is {getattr(ours, name)!r} instead of {getattr(theirs, name)!r}"
+    rules, kept = _rules_of(ours), _rules_of(theirs)
+    changed = [name for name in kept if rules[name] != kept[name]]
+    return f"its {' and '.join(changed)} in tokenizer.json {'is' if len(changed) == 1 else 'are'} another" if changed else None
+
+
+def _rules_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What a tokenizer does with a text, beside its vocabulary."""
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {name: values[name] for name in ("normalizer", "pre_tokenizer", "model")}

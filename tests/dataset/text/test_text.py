@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from dataset.records.schema import BrokenRecordError
-from dataset.text.loading import load_tokenizer
+from dataset.text.loading import difference_of_tokenizers, load_tokenizer
 from dataset.text.processors import (
     TextDataConfig,
     TextProcessor,
@@ -311,6 +311,29 @@ def test_an_absent_or_unusable_tokenizer_is_one_line(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=message) as caught:
             load_tokenizer(name)
         assert "\n" not in str(caught.value)
+
+
+def test_what_changes_token_ids_is_told_and_a_saved_copy_is_the_same(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    kept, file = load_tokenizer(tmp_path), tmp_path / "tokenizer.json"
+    assert difference_of_tokenizers(tokenizer, kept) is None
+    values = json.loads(file.read_text())
+    cut = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+    for changed, said in [
+        ({"truncation": cut}, None),
+        ({"normalizer": {"type": "Lowercase"}}, "its normalizer in tokenizer.json is another"),
+        ({"pre_tokenizer": {"type": "WhitespaceSplit"}}, "its pre_tokenizer in tokenizer.json is another"),
+    ]:
+        file.write_text(json.dumps(values | changed))
+        other = PreTrainedTokenizerFast(tokenizer_file=str(file), **tokenizer.special_tokens_map)
+        assert difference_of_tokenizers(other, kept) == said
+    larger = PreTrainedTokenizerFast(tokenizer_object=kept.backend_tokenizer, **tokenizer.special_tokens_map)
+    assert "instead of '[PAD]'" in difference_of_tokenizers(
+        PreTrainedTokenizerFast(tokenizer_file=str(file), **{**tokenizer.special_tokens_map, "pad_token": "[UNK]"}), kept
+    )
+    count = len(kept)
+    larger.add_tokens(["zebra"])
+    assert f"{count + 1} tokens instead of {count}" in difference_of_tokenizers(larger, tokenizer)
 
 
 def test_a_tokenizer_folder_runs_no_code_and_asks_nothing(tokenizer, tmp_path, monkeypatch):
