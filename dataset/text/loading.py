@@ -87,7 +87,11 @@ def difference_of_tokenizers(ours: PreTrainedTokenizerFast, theirs: PreTrainedTo
             return f"its {name} is {getattr(ours, name)!r} instead of {getattr(theirs, name)!r}"
     rules, kept = _rules_of(ours), _rules_of(theirs)
     changed = [name for name in kept if rules[name] != kept[name]]
-    return f"its {' and '.join(changed)} in tokenizer.json {'is' if len(changed) == 1 else 'are'} another" if changed else None
+    return (
+        f"its {' and '.join(changed)} in tokenizer.json {'is' if len(changed) == 1 else 'are'} another"
+        if changed
+        else None
+    )
 
 
 def _rules_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

@@ -135,7 +135,13 @@ def test_weights_are_refused_with_a_tokenizer_whose_ids_have_changed(how, data, 
         start(tmp_path / ("next" if started else "run"), *flags, *vqa(data, *started))
     message = str(caught.value)
     assert message.startswith("model.text.encoder: ") and "\n" not in message
-    for fact in (str(permuted), str(tmp_path / "run" / "tokenizer"), "2 of its", "'blue'", "bring" if not started else "set"):
+    for fact in (
+        str(permuted),
+        str(tmp_path / "run" / "tokenizer"),
+        "2 of its",
+        "'blue'",
+        "bring" if not started else "set",
+    ):
         assert fact in message
     assert list((tmp_path / "run/checkpoints").iterdir()) and (tmp_path / "run/tokenizer/tokenizer.json").is_file()
 

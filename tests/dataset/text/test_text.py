@@ -329,7 +329,8 @@ def test_what_changes_token_ids_is_told_and_a_saved_copy_is_the_same(tokenizer, 
         assert difference_of_tokenizers(other, kept) == said
     larger = PreTrainedTokenizerFast(tokenizer_object=kept.backend_tokenizer, **tokenizer.special_tokens_map)
     assert "instead of '[PAD]'" in difference_of_tokenizers(
-        PreTrainedTokenizerFast(tokenizer_file=str(file), **{**tokenizer.special_tokens_map, "pad_token": "[UNK]"}), kept
+        PreTrainedTokenizerFast(tokenizer_file=str(file), **{**tokenizer.special_tokens_map, "pad_token": "[UNK]"}),
+        kept,
     )
     count = len(kept)
     larger.add_tokens(["zebra"])
@@ -342,7 +343,9 @@ def test_a_tokenizer_folder_runs_no_code_and_asks_nothing(tokenizer, tmp_path, m
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     asks = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(asks))
-    with pytest.raises(UserError, match=r"asks to run code of the folder.*auto_map|auto_map.*asks to run code") as caught:
+    with pytest.raises(
+        UserError, match=r"asks to run code of the folder.*auto_map|auto_map.*asks to run code"
+    ) as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
     assert not (tmp_path / "ran").exists()
