@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tasks.finetune import FineTuneConfig
 from utils.errors import UserError
+from utils.files import read_json
 
 
 class Form(NamedTuple):
@@ -52,7 +53,7 @@ def check_submission(path: Path, form: Form, expected: frozenset[int] | None = N
         UserError: it is no such file, with the first entry that is wrong, or an id is missing, there twice or unknown.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no JSON: {error}; evaluate the run again") from None
     if not isinstance(entries, list):
