@@ -104,8 +104,8 @@ class RunFolder:
                 with ``evaluate``, also if its evaluation differs: the new metrics would replace those of the run.
         """
         folder = cls(path)
-        for name in (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_PREDICTIONS_FILE):
-            check_regular(path / name)
+        for own in (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_PREDICTIONS_FILE):
+            check_regular(path / own)
         saved = path / CONFIG_FILE
         checkpoints = list_checkpoints(folder.checkpoints)
         newest = checkpoints[-1].step if checkpoints else 0

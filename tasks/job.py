@@ -178,7 +178,7 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, argumen
     """The config with what the run, or the one that it starts from, keeps in place of what is gone.
 
     Raises:
-        UserError: if something that the run reads is not there, or the tokenizer is another than that of the weights.
+        UserError: if something that the run reads is not there, or the weights were trained with another tokenizer.
     """
     from tasks.kept import check_words, run_behind, with_kept_inputs
     from utils.inputs import check_inputs

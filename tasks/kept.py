@@ -50,11 +50,11 @@ def check_words(config: RunConfig, run: Path | None, *, resumes: bool) -> None:
 
     Args:
         config: of a run that resumes, evaluates or starts from ``run``.
-        run: the folder of the run whose weights are used; None if there is none.
-        resumes: the config is that of ``run`` itself.
+        run: the folder of the run whose weights are used, or None.
+        resumes: ``run`` itself resumes or is evaluated.
 
     Raises:
-        UserError: if the token ids differ, so that the embedding of each word would stand for another word.
+        UserError: if the token ids differ, since words would then get the embeddings of other words.
     """
     fault = _changed_words(config, run, resumes) if distributed.rank() == 0 and run is not None else None
     if fault := distributed.gather_objects(fault)[0]:
@@ -67,18 +67,18 @@ def _changed_words(config: RunConfig, run: Path, resumes: bool) -> str | None:
     if has_new_text or not kept.is_dir() or expanded(encoder).resolve() == kept.resolve():
         return None
     try:
-        theirs = load_tokenizer(kept)
+        ours, theirs = load_tokenizer(encoder, "model.text.encoder"), load_tokenizer(kept)
     except UserError as error:
         logger.warning("the tokenizers are not compared: %s", error)
         return None
-    difference = difference_of_tokenizers(load_tokenizer(encoder, "model.text.encoder"), theirs)
+    difference = difference_of_tokenizers(ours, theirs)
     if difference is None:
         return None
     remedy = "bring that tokenizer back" if resumes else f"set model.text.encoder={kept}"
     other = "start another run" if resumes else "give the new text encoder with init.text, or init.new_text=true"
     return (
-        f"model.text.encoder: the tokenizer {encoder} is not the one that the weights of {run} were trained with, which is kept "
-        f"in {kept}: {difference}; {remedy}, or {other}"
+        f"model.text.encoder: the tokenizer {encoder} differs from the tokenizer that the weights of {run} were trained with, "
+        f"which is kept in {kept}: {difference}; {remedy}, or {other}"
     )
 
 

@@ -11,8 +11,9 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from utils.errors import NotRegularError, UserError
 
@@ -35,7 +36,7 @@ def cache_folder() -> Path | None:
     return Path(named or caches) / "x2vlm"
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> BufferedReader:
     """A regular file, open for reading.
 
     It is opened without waiting and checked before any byte is read: a FIFO would block, and a device has no end.

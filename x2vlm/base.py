@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -108,7 +107,12 @@ class LoadedModel:
         Raises:
             UserError: it is NaN or infinite.
         """
-        if isinstance(result, np.ndarray | Tensor) and not (abs(result) < math.inf).all():
+        is_finite = True
+        if isinstance(result, Tensor):
+            is_finite = bool(result.isfinite().all())
+        elif isinstance(result, np.ndarray):
+            is_finite = bool(np.isfinite(result).all())
+        if not is_finite:
             raise UserError(
                 f"{self.origin}: the model's numbers are NaN or infinite for this input; use precision fp32, or other weights"
             )

@@ -128,8 +128,8 @@ def _check_finite(network: torch.nn.Module, weights: Path) -> None:
     for name, parameter in network.named_parameters():
         if not torch.stack(parameter.aminmax()).isfinite().all():
             raise UserError(
-                f"{weights}: {name} has values that are NaN or infinite, so the model is of no use; give other weights, such as "
-                "those of an earlier checkpoint"
+                f"{weights}: {name} has values that are NaN or infinite, so the model cannot answer; give other weights, such as "
+                "an earlier checkpoint"
             )
 
 

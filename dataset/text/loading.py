@@ -69,7 +69,7 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
 
 
 def difference_of_tokenizers(ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast) -> str | None:
-    """What makes two tokenizers give different token ids for the same text, in a few words; None if nothing does.
+    """Describes in a few words why two tokenizers give different token ids for the same text; None if they do not.
 
     The order in which special tokens surround a text is not compared, nor how tokens are joined to a text again: neither changes
     the token ids that a model reads. A tokenizer and its saved copy are alike.
@@ -95,6 +95,6 @@ def difference_of_tokenizers(ours: PreTrainedTokenizerFast, theirs: PreTrainedTo
 
 
 def _rules_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """What a tokenizer does with a text, beside its vocabulary."""
+    """The parts of a tokenizer that turn a text into token ids."""
     values = json.loads(tokenizer.backend_tokenizer.to_str())
     return {name: values[name] for name in ("normalizer", "pre_tokenizer", "model")}

@@ -72,7 +72,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="N",
-        help="another name that this server has for browsers, such as that of a proxy before it; may be repeated",
+        help="another name that this server has for browsers, such as the name of a proxy in front of it; may be repeated",
     )
     flag("--port", type=positive, default=7860, metavar="N", help="default: %(default)s")
     flag("--max-mb", type=positive, default=20, metavar="N", help="largest file that is taken (default: %(default)s)")
@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
 
 @contextmanager
 def upload_folder() -> Iterator[Path]:
-    """A new folder for uploads and drawn pictures, which goes when the block ends; those that killed servers left go at once.
+    """A new folder for uploads and drawn pictures, which is removed when the block ends. The folders of killed servers are removed first.
 
     Gradio's own folder would be shared with other users of the machine, and stay.
     """

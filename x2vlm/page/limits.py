@@ -1,4 +1,4 @@
-"""What the server of the page refuses: foreign hosts, large requests, and visitors who ask or upload too much."""
+"""Limits of the page's server: foreign hosts, large requests, and visitors who ask or upload too much are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEPT_S = 3600
 UPLOADED_BYTES = 2 * 1024**3
 """Bytes of all uploads in :data:`KEPT_S`, and so of those that are on the disk."""
 FORM_BYTES = 64 * 1024
-"""Bytes of an upload beside those of its file."""
+"""Bytes of an upload in addition to its file."""
 MESSAGE_BYTES = 1024**2
 """Largest body of any other request, in bytes: a question has some texts and the names of uploaded files."""
 HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
@@ -64,7 +64,7 @@ class RateLimit:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or a name stands for this machine alone."""
+    """Whether an address or a name can be reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -4,7 +4,7 @@ A folder ``I`` has ``embeddings-N.npy`` (rows, E) float32, a row for each conten
 line n is an image with row n, and behind these come the copies; ``broken.jsonl``, the files that cannot be read; and
 ``index.json``: the model, the folder, and N, how often the index was made. It is written last, so that whoever opens an index has
 a list and embeddings that belong together; it has their SHA-256, which are checked when an index is opened. While an index is
-made, parts of it are in ``I/parts``: an interrupted one goes on.
+made, parts of it are in ``I/parts``: an interrupted run continues from them.
 """
 
 from __future__ import annotations
@@ -127,8 +127,7 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def check_digests(folder: Path, about: About) -> None:
-    """Check that the list and the embeddings of an index are as they were written; of an old index, which has no digests, only
-    that it can be said.
+    """Check that the list and the embeddings of an index are as they were written. An old index has no digests: that is logged.
 
     This reads both files once, 1 GB for a million images with embeddings of 256 numbers.
 
