@@ -101,7 +101,8 @@ def main(argv: Sequence[str]) -> int:
 
 @contextmanager
 def upload_folder() -> Iterator[Path]:
-    """A new folder for uploads and drawn pictures, which is removed when the block ends. The folders of killed servers are removed first.
+    """A new folder for uploads and drawn pictures, which is removed when the block ends. The folders of
+    killed servers are removed first.
 
     Gradio's own folder would be shared with other users of the machine, and stay.
     """
