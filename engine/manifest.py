@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
+
+from utils.files import open_regular, read_json
 
 FORMAT = 1
 """Version of the files of a checkpoint. One of a later version, or without a manifest, is not read."""
@@ -36,7 +37,7 @@ def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = 
     """
     manifest = folder / MANIFEST
     try:
-        stated = json.loads(manifest.read_text(encoding="utf-8"))
+        stated = read_json(manifest)
         if stated["format"] != FORMAT:
             other = f"{folder} has format {stated['format']}"
             return f"{other}, and this version reads format {FORMAT}: use the version that wrote it"
@@ -46,7 +47,7 @@ def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = 
         expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
     except FileNotFoundError:
         return f"{folder} has no {MANIFEST}: an earlier version wrote it"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return f"{manifest} cannot be read"
     if (named := NAME.fullmatch(folder.name)) and int(named[1]) != step:
         return f"{folder} holds step {step}: it was renamed"
@@ -65,5 +66,5 @@ def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = 
 
 def digest_of(file: Path) -> str:
     """The SHA-256 of a file."""
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

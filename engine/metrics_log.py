@@ -15,7 +15,7 @@ from engine.curves import Curves, ScalarSink, show_config
 from engine.run_files import CONFIG_FILE
 from engine.run_folder import RunFolder
 from engine.wandb_curves import WandbConfig, WandbCurves
-from utils.files import write_text
+from utils.files import parse_json, read_text, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -143,24 +143,24 @@ def remove_later(path: Path, step: int) -> None:
     kept = []
     for line in _lines(path):
         try:
-            if json.loads(line)["step"] <= step:
+            if parse_json(line)["step"] <= step:
                 kept.append(f"{line}\n")
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             continue
     write_text(path, "".join(kept))
 
 
 def _lines(path: Path) -> list[str]:
     """The lines of a file. Not splitlines(), which also ends a line at separators that JSON allows inside a string."""
-    *lines, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    *lines, torn = read_text(path, errors="replace").split("\n")
     return [*lines, torn] if torn else lines
 
 
 def _metrics_in(line: str) -> dict[str, float] | None:
     """The numbers of a line, null as NaN; None where it is torn, as by a kill, or holds anything else."""
     try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
+        values = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(values, dict) or not isinstance(values.get("step"), int):
         return None

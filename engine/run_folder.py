@@ -23,7 +23,7 @@ from engine.run_files import (
 from utils import distributed
 from utils.config import Config, dump_config, read_yaml
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import check_regular, write_text
 from utils.folder_lock import FolderLock
 
 MAY_CHANGE = (
@@ -99,10 +99,13 @@ class RunFolder:
         """Create the folder, or open it with ``resume``; returns it and its newest whole checkpoint, None if there is none.
 
         Raises:
+            NotRegularError: if one of its files is a FIFO or a folder.
             UserError: if the folder cannot be written, holds a run and ``resume`` is false, or holds a run with another config;
                 with ``evaluate``, also if its evaluation differs: the new metrics would replace those of the run.
         """
         folder = cls(path)
+        for own in (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_PREDICTIONS_FILE):
+            check_regular(path / own)
         saved = path / CONFIG_FILE
         checkpoints = list_checkpoints(folder.checkpoints)
         newest = checkpoints[-1].step if checkpoints else 0

@@ -39,7 +39,7 @@ class HubTextEncoder(nn.Module):
             )
         from transformers import AutoModel
 
-        self.model = AutoModel.from_config(_with_dropout(hub_config, config))
+        self.model = AutoModel.from_config(_with_dropout(hub_config, config), trust_remote_code=False)
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None  # nothing uses it, and DDP waits for the gradient of every parameter
         hidden: int = hub_config.hidden_size
@@ -190,9 +190,11 @@ def hub_config_of(encoder: str) -> Any:
 
     folder = local_folder(encoder, ("config.json",), "model.text.encoder")
     try:
-        return AutoConfig.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, RecursionError) as error:
         reason = str(error).split("\n")[0]
+        if "trust_remote_code" in str(error):
+            reason = "its config.json asks to run code of the folder, which we never do"
         raise UserError(
             f"model.text.encoder: no configuration for {encoder!r}, and model.text.arch is null; set one of them: {reason}"
         ) from None

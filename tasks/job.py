@@ -178,9 +178,9 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, argumen
     """The config with what the run, or the one that it starts from, keeps in place of what is gone.
 
     Raises:
-        UserError: if something that the run reads is not there.
+        UserError: if something that the run reads is not there, or the weights were trained with another tokenizer.
     """
-    from tasks.kept import run_behind, with_kept_inputs
+    from tasks.kept import check_words, run_behind, with_kept_inputs
     from utils.inputs import check_inputs
 
     evaluates_itself = arguments.evaluate and arguments.resume
@@ -190,8 +190,10 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, argumen
         )
     # A checkpoint of the run replaces what a fresh one starts from, and an evaluation needs no training data.
     own = checkpoint is not None or evaluates_itself
-    config = with_kept_inputs(config, folder.path if own else run_behind(config.init.checkpoint))
+    run = folder.path if own else run_behind(config.init.checkpoint)
+    config = with_kept_inputs(config, run)
     check_inputs(config, (*(("init",) if own else ()), *(("data",) if arguments.evaluate else ())))
+    check_words(config, run, resumes=own)
     return config
 
 

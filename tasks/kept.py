@@ -1,4 +1,4 @@
-"""The tokenizer and the answers that a run's folder keeps, so that its weights can be used from anywhere."""
+"""The tokenizer and the answers that a run's folder keeps, so that its weights can be used from anywhere, with the same words."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import logging
 from pathlib import Path
 from typing import TypeVar
 
+from dataset.text.loading import difference_of_tokenizers, load_tokenizer
 from engine.checkpoint import find_weights, run_of
 from engine.run_files import CONFIG_FILE
 from tasks.base import ANSWERS, TOKENIZER, RunConfig
+from utils import distributed
 from utils.config import Config, read_yaml
 from utils.errors import UserError
 from utils.files import expanded
@@ -38,6 +40,46 @@ def with_kept_inputs(config: C, run: Path | None) -> C:
             logger.info("%s: %s, which the run keeps, stands for %s", key, copy, now)
             config = _replaced(config, key.split("."), str(copy))
     return config
+
+
+def check_words(config: RunConfig, run: Path | None, *, resumes: bool) -> None:
+    """Check that the tokenizer of the config gives the token ids that the weights of ``run`` were trained with.
+
+    Rank 0 compares it with the copy that the run keeps, and all ranks raise its error. A run without a copy, or with one that
+    cannot be read, is not compared.
+
+    Args:
+        config: of a run that resumes, evaluates or starts from ``run``.
+        run: the folder of the run whose weights are used, or None.
+        resumes: ``run`` itself resumes or is evaluated.
+
+    Raises:
+        UserError: if the token ids differ, since words would then get the embeddings of other words.
+    """
+    fault = _changed_words(config, run, resumes) if distributed.rank() == 0 and run is not None else None
+    if fault := distributed.gather_objects(fault)[0]:
+        raise UserError(fault)
+
+
+def _changed_words(config: RunConfig, run: Path, resumes: bool) -> str | None:
+    encoder, kept = config.model.text.encoder, run / TOKENIZER
+    has_new_text = not resumes and (config.init.new_text or config.init.text is not None)
+    if has_new_text or not kept.is_dir() or expanded(encoder).resolve() == kept.resolve():
+        return None
+    try:
+        ours, theirs = load_tokenizer(encoder, "model.text.encoder"), load_tokenizer(kept)
+    except UserError as error:
+        logger.warning("the tokenizers are not compared: %s", error)
+        return None
+    difference = difference_of_tokenizers(ours, theirs)
+    if difference is None:
+        return None
+    remedy = "bring that tokenizer back" if resumes else f"set model.text.encoder={kept}"
+    other = "start another run" if resumes else "give the new text encoder with init.text, or init.new_text=true"
+    return (
+        f"model.text.encoder: the tokenizer {encoder} differs from the tokenizer that the weights of {run} were trained with, "
+        f"which is kept in {kept}: {difference}; {remedy}, or {other}"
+    )
 
 
 def run_behind(weights: str | None) -> Path | None:

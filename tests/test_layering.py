@@ -87,3 +87,21 @@ def test_nothing_reads_the_environment_at_import():
                 text = ast.unparse(node)
                 assert "environ" not in text, f"{path.relative_to(ROOT)}:{node.lineno}"
                 assert "getenv" not in text, f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+LOADS_OF_TRANSFORMERS = ("AutoConfig", "AutoModel", "AutoTokenizer", "BertTokenizer")
+
+
+def test_transformers_never_runs_code_of_a_folder():
+    """Without ``trust_remote_code=False`` transformers asks on standard input whether to run it."""
+    found = 0
+    for path in (path for package in {*ALLOWED, *TOP} for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if node.func.attr in ("from_pretrained", "from_config") and isinstance(node.func.value, ast.Name):
+                assert node.func.value.id in LOADS_OF_TRANSFORMERS, f"{path}:{node.lineno}: list the class"
+                given = {each.arg: ast.unparse(each.value) for each in node.keywords}
+                assert given.get("trust_remote_code") == "False", f"{path}:{node.lineno}"
+                found += 1
+    assert found == 6

@@ -52,6 +52,13 @@ class PeerLostError(UserError):
     status = PEER_LOST
 
 
+class NotRegularError(OSError):
+    """A FIFO, a folder or a device is where a regular file has to be."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str):
+        super().__init__(errno.EINVAL, reason, os.fspath(path))
+
+
 _OF_SURROUNDINGS = (
     errno.EACCES,
     errno.EPERM,
@@ -67,6 +74,8 @@ _OF_SURROUNDINGS = (
 
 def of_surroundings(error: OSError) -> UserError | None:
     """The error of a file that may not be read or written, in one line; None if it does not name a file, or has another cause."""
+    if isinstance(error, NotRegularError):
+        return UserError(f"{error.filename}: {error.strerror}; remove it, or give another path")
     if error.errno not in _OF_SURROUNDINGS or not isinstance(error.filename, str | bytes | os.PathLike):
         return None
     # The target of a move is named second; the first is a temporary file.

@@ -1,13 +1,23 @@
-"""Atomic writes: after a crash, a file has either its old or its new content."""
+"""Reading files of our own, and atomic writes: after a crash, a file has either its old or its new content."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
+
+from utils.errors import NotRegularError, UserError
+
+KINDS = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a FIFO", stat.S_ISCHR: "a device", stat.S_ISSOCK: "a socket"}
 
 
 def expanded(path: str | Path) -> Path:
@@ -24,6 +34,60 @@ def cache_folder() -> Path | None:
         return None
     caches = home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"
     return Path(named or caches) / "x2vlm"
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A regular file, open for reading.
+
+    It is opened without waiting and checked before any byte is read: a FIFO would block, and a device has no end.
+
+    Raises:
+        NotRegularError: it is something else.
+        OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _check_regular(path, os.fstat(descriptor))
+    except NotRegularError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def check_regular(path: Path) -> None:
+    """Raise as :func:`open_regular` does, for a file that a library opens; a file that does not exist is fine."""
+    if os.path.exists(path):
+        _check_regular(path, path.stat())
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for is_kind, name in KINDS.items() if is_kind(status.st_mode)), "a special file")
+        raise NotRegularError(path, f"is {kind}, not a regular file")
+
+
+def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """The text of a regular file, with line ends as "\\n"; raises as :func:`open_regular`, and UnicodeDecodeError."""
+    with open_regular(path) as file:
+        text = file.read().decode(encoding, errors)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a regular file; raises as :func:`read_text`, and ValueError as :func:`parse_json`."""
+    return parse_json(read_text(path))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON value.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply to be parsed.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its lists and objects are nested too deeply") from None
 
 
 def sync_file(path: Path) -> None:
@@ -56,15 +120,45 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path``, which is renamed to it when the block ends without an exception."""
+    """Yields a temporary folder beside ``path``, which is renamed to it when the block ends without an exception.
+
+    Raises:
+        UserError: another process is writing the same folder, or has written it meanwhile.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    temporary.mkdir(parents=True, exist_ok=True)
+    handle = os.open(temporary, os.O_RDONLY)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for written in temporary.rglob("*"):
-            sync_file(written)
-        temporary.rename(path)
-        sync_file(path.parent)
+        _lock_alone(handle, path)
+        for left in temporary.iterdir():  # by a process that was killed
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        try:
+            yield temporary
+            for written in temporary.rglob("*"):
+                sync_file(written)
+            try:
+                temporary.rename(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise UserError(f"{path}: another process has written it meanwhile; give another place") from None
+            sync_file(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
+
+
+def _lock_alone(folder: int, path: Path) -> None:
+    """Lock the open temporary ``folder`` of ``path`` until it is closed; on disks without locks, do nothing."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status = os.fstat(folder)
+        if not status.st_nlink or (path.exists() and os.path.samestat(status, path.stat())):
+            raise BlockingIOError  # the other process has finished since it was opened
+    except BlockingIOError:
+        raise UserError(
+            f"{path}: another process is writing it; wait until it is done, or give another place"
+        ) from None
+    except OSError:
+        return

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import IO
 
 from utils.errors import UserError
+from utils.files import parse_json, read_text
 
 LOCK_FILE = ".lock"
 LEASE_FILE = ".lease"
@@ -171,13 +172,13 @@ class FolderLock:
 
     def _read(self) -> str:
         try:
-            return self.path.read_text(encoding="utf-8", errors="replace")
+            return read_text(self.path, errors="replace")
         except OSError:
             return ""
 
     def _taken(self) -> FolderInUseError:
         try:
-            owner = json.loads(self._read())
+            owner = parse_json(self._read())
             who = f"process {owner['process']} on {owner['host']}, since {owner['since']}"
         except (ValueError, KeyError, TypeError):
             who = "another process"

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.errors import UserError
+from utils.files import check_regular
 
 
 class _ScreenHandler(logging.Handler):
@@ -62,6 +63,7 @@ def set_up(log_file: Path | None = None) -> None:
     if log_file is not None:
         try:
             log_file.parent.mkdir(parents=True, exist_ok=True)
+            check_regular(log_file)
             file = _FileHandler(log_file, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{log_file} cannot be written: {error.strerror}; give another --output") from None

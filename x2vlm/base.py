@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,13 +91,32 @@ class LoadedModel:
         """The results of ``forward`` on all items, in order; it gets a batch of them at a time.
 
         Raises:
-            UserError: there is no item.
+            UserError: there is no item, or a result is NaN or infinite.
         """
         if not items:
             raise UserError("nothing was given: no image, no text")
         size = self.batch_size
         with self.runtime.running():
-            return [one for start in range(0, len(items), size) for one in forward(items[start : start + size])]
+            return [
+                self.finite(one) for start in range(0, len(items), size) for one in forward(items[start : start + size])
+            ]
+
+    def finite(self, result: T) -> T:
+        """A result of the network; anything but an array or a tensor is not checked.
+
+        Raises:
+            UserError: it is NaN or infinite.
+        """
+        is_finite = True
+        if isinstance(result, Tensor):
+            is_finite = bool(result.isfinite().all())
+        elif isinstance(result, np.ndarray):
+            is_finite = bool(np.isfinite(result).all())
+        if not is_finite:
+            raise UserError(
+                f"{self.origin}: the model's numbers are NaN or infinite for this input; use precision fp32, or other weights"
+            )
+        return result
 
     def views(self, images: Sequence[Image]) -> list[View]:
         """The views of images; the same image, named several times in a row, is read once."""

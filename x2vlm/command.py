@@ -161,8 +161,9 @@ def check_save(path: Path, images: Sequence[str]) -> None:
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--save {path}: a figure is a PNG; give a name that ends with .png")
-    target = path.resolve()
-    for image in (Path(name).resolve() for name in images):
+    # Not Path.resolve, which raises where symbolic links are a loop.
+    target = Path(os.path.realpath(path))
+    for image in (Path(os.path.realpath(name)) for name in images):
         # What lies in a folder of images, and is there already, is one of them.
         if target == image or (target.exists() and image.is_dir() and target.is_relative_to(image)):
             raise UserError(f"--save {path}: this is one of the images; give another name")

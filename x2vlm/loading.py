@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -109,6 +108,7 @@ def _load_weights(
     loaded = load_tokenizer(words, "tokenizer")
     network = settings.kind.build(settings.model, len(loaded))
     load_weights(network, weights).require_complete()
+    _check_finite(network, weights)
     return Model(
         network.to(device).eval(),
         loaded,
@@ -117,6 +117,20 @@ def _load_weights(
         origin=source,
         precision=precision,
     )
+
+
+def _check_finite(network: torch.nn.Module, weights: Path) -> None:
+    """Refuse weights that hold NaN or infinity, with which a model answers nothing.
+
+    Raises:
+        UserError: with the first tensor that does.
+    """
+    for name, parameter in network.named_parameters():
+        if not torch.stack(parameter.aminmax()).isfinite().all():
+            raise UserError(
+                f"{weights}: {name} has values that are NaN or infinite, so the model cannot answer; give other weights, such as "
+                "an earlier checkpoint"
+            )
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -209,12 +223,10 @@ def _with_encoder(settings: Settings, words: str) -> object:
 
 def _answers(settings: Settings, folder: Path | None, answers: str | Path | None) -> list[str] | None:
     """The candidate answers: those asked for, else those that the run keeps; a classifier's in order of their labels."""
-    if answers is not None:
-        if isinstance(settings.model, VideoQAModelConfig):
-            return read_classes(str(answers), "answers", settings.model.classes)
-        return read_candidates(str(answers), "answers")
-    kept = None if folder is None else folder / ANSWERS
-    if kept is None or not kept.is_file():
-        return None
-    listed: list[str] = json.loads(kept.read_text(encoding="utf-8"))
-    return listed
+    if answers is None:
+        if folder is None or not (folder / ANSWERS).exists():
+            return None
+        answers = folder / ANSWERS
+    if isinstance(settings.model, VideoQAModelConfig):
+        return read_classes(str(answers), "answers", settings.model.classes)
+    return read_candidates(str(answers), "answers")

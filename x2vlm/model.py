@@ -229,7 +229,8 @@ class Model(LoadedModel):
         image_index: Tensor,
     ) -> list[Box]:
         """The box of each text in the image that ``image_index`` names."""
-        packed, states = self.encoded(texts), self.runtime.image_states(self.pixels(views))
+        packed, states = self.encoded(texts), self.finite(self.runtime.image_states(self.pixels(views)))
+        self.finite(packed.states)
         found = self.runtime.locate(states, packed, image_index.to(packed.states.device))
         sizes = [views[place].size for place in image_index.tolist()]
         return [in_pixels(*each) for each in zip(texts, *found, sizes, strict=True)]

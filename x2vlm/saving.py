@@ -12,7 +12,7 @@ from models.hub_text import hub_config_of
 from tasks.base import ANSWERS, TOKENIZER
 from utils.config import dump_config
 from utils.errors import UserError
-from utils.files import expanded, write_text
+from utils.files import expanded, read_json, write_text
 from utils.image_size import in_words
 from utils.version import VERSION
 from utils.weight_file import save_weights
@@ -90,7 +90,7 @@ def _numbers(origin: str) -> list[str]:
     if kept.is_file() and HEADING in (text := kept.read_text(encoding="utf-8")):  # saved again
         return [text[text.index(HEADING) :].rstrip()]
     try:
-        splits = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
+        splits = read_json(folder / EVALUATION_FILE)
     except (OSError, ValueError):
         return [HEADING, "", "None were found beside the weights."]
     lines = [HEADING, "", "| split | metric | measured | chance |", "|---|---|---|---|"]

@@ -24,6 +24,7 @@ from dataset.text.processors import clean_caption
 from utils.batch import BrokenRecord
 from utils.errors import UserError
 from utils.files import expanded
+from utils.files import read_text as read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -294,7 +295,7 @@ def read_text(path: str, key: str) -> str:
         UserError: with the config ``key``: there is none, or it cannot be read.
     """
     try:
-        return expanded(path).read_text(encoding="utf-8-sig")
+        return read_regular(expanded(path), "utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None
     except (OSError, UnicodeDecodeError) as error:

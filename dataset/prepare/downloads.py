@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -33,7 +32,7 @@ from dataset.prepare.verify import image_fault
 from dataset.records.broken import BrokenRecordError
 from dataset.shards.scanning import scan_shard
 from dataset.shards.tars import place_of, read_record
-from utils.files import replacing
+from utils.files import read_json, replacing
 from utils.progress import progress_bar
 
 HEADER = "url\tcaption\n"
@@ -235,7 +234,7 @@ def statistics_of(path: Path) -> Path:
 def statuses_of(path: Path) -> Mapping[str, int]:
     """How often each status occurred in a shard: "success", or why there is no image."""
     try:
-        values = json.loads(statistics_of(path).read_text(encoding="utf-8"))
+        values = read_json(statistics_of(path))
         return {str(status): int(number) for status, number in values["status_dict"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {"statistics that cannot be read": 1}

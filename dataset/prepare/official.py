@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 from dataset.prepare.folders import LineParser, tally, write_records
 from dataset.prepare.output import Entry, OutputFolder
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import read_json, replacing
 
 
 def read_lines(path: Path) -> list[str]:
@@ -44,7 +43,7 @@ def read_object(path: Path, key: str) -> dict[str, Any]:
         UserError: it is missing, no JSON, or has no such list.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; check the path of the official file") from None
     except (OSError, ValueError) as error:

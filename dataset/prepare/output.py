@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import read_json, replacing
 from utils.folder_lock import NO_LOCKS
 
 JOURNAL = ".building"
@@ -202,7 +202,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         UserError: it is no JSON object.
     """
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
     except ValueError:
         facts = None
     if not isinstance(facts, dict):

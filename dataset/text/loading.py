@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
 from utils.hub import local_folder
@@ -31,7 +32,7 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
         key: what names it, for messages.
 
     Raises:
-        UserError: in one line: not found, no network, no fast version, no vocabulary.
+        UserError: in one line: not found, no network, no fast version, no vocabulary, or it needs code that the folder brings.
     """
     # Imported here: it takes seconds, and most of this package does not need it.
     from transformers import AutoTokenizer, BertTokenizer
@@ -42,14 +43,17 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
     has_config = any((folder / file).is_file() for file in ("config.json", "tokenizer_config.json"))
     try:
         if is_bare and not has_config:
-            tokenizer = BertTokenizer.from_pretrained(str(folder))
+            tokenizer = BertTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False)
     except Exception as error:  # the library raises OSError, ValueError, KeyError, ImportError and others
         reason = str(error).strip().split("\n")[0][:200]
         remedy = "save one there with tokenizer.save_pretrained, or make one with run.py tokenizer"
         if next(folder.glob("*.model"), None) is not None and not (folder / "tokenizer.json").is_file():
             remedy = "beside a SentencePiece model it needs tokenizer.json, or `pip install sentencepiece protobuf`"
+        if "trust_remote_code" in str(error):
+            reason = "its tokenizer_config.json or config.json asks to run code of the folder, which we never do"
+            remedy = "save one without auto_map in these files"
         raise UserError(
             f"tokenizer {name}: the folder holds no usable tokenizer; {remedy} ({type(error).__name__}: {reason})"
         ) from None
@@ -62,3 +66,35 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
             f"tokenizer {name}: its vocabulary has {len(tokenizer)} entries; is the vocabulary file missing or empty?"
         )
     return tokenizer
+
+
+def difference_of_tokenizers(ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast) -> str | None:
+    """Describes in a few words why two tokenizers give different token ids for the same text; None if they do not.
+
+    The order in which special tokens surround a text is not compared, nor how tokens are joined to a text again: neither changes
+    the token ids that a model reads. A tokenizer and its saved copy are alike.
+    """
+    here, there = ours.get_vocab(), theirs.get_vocab()
+    if len(here) != len(there):
+        return f"it has {len(here):,} tokens instead of {len(there):,}"
+    if moved := sorted(token for token, number in there.items() if here.get(token) != number):
+        known = [token for token in moved if token in here] or moved
+        now = f"has id {here[known[0]]}" if known[0] in here else "is missing"
+        count = f"{len(moved):,} of its {len(there):,} tokens are"
+        return f"{count} not where they were: {known[0]!r} {now} instead of {there[known[0]]}"
+    for name in ("cls_token", "sep_token", "mask_token", "pad_token", "unk_token"):
+        if getattr(ours, name) != getattr(theirs, name):
+            return f"its {name} is {getattr(ours, name)!r} instead of {getattr(theirs, name)!r}"
+    rules, kept = _rules_of(ours), _rules_of(theirs)
+    changed = [name for name in kept if rules[name] != kept[name]]
+    return (
+        f"its {' and '.join(changed)} in tokenizer.json {'is' if len(changed) == 1 else 'are'} another"
+        if changed
+        else None
+    )
+
+
+def _rules_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The parts of a tokenizer that turn a text into token ids."""
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {name: values[name] for name in ("normalizer", "pre_tokenizer", "model")}

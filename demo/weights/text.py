@@ -50,8 +50,8 @@ def package_states(package: Path) -> list[tuple[list[int], Tensor]]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(str(package), use_fast=True)
-    model = AutoModel.from_pretrained(str(package)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(str(package), use_fast=True, trust_remote_code=False)
+    model = AutoModel.from_pretrained(str(package), trust_remote_code=False).eval()
     results = []
     for sentence in SENTENCES:
         encoded = tokenizer(sentence, padding=False, truncation=False, return_tensors="pt")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from metrics.captions.cider import DocumentFrequencies
 from utils.errors import UserError
-from utils.files import expanded
+from utils.files import expanded, read_json
 from utils.pickles import read_plain_pickle
 
 TABLE, IMAGES = "document_frequency", "ref_len"
@@ -45,7 +44,7 @@ def read_document_frequencies(path: str, key: str) -> DocumentFrequencies:
 
 def _read_json(path: str, key: str) -> Any:
     try:
-        return json.loads(expanded(path).read_text(encoding="utf-8"))
+        return read_json(expanded(path))
     except FileNotFoundError:
         raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None
     except (OSError, ValueError) as error:

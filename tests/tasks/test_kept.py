@@ -110,3 +110,49 @@ def test_a_run_is_evaluated_by_its_folder_alone_from_another_working_directory(r
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.endswith("holds no config.yaml; give the folder of a run, or --config\n")
+
+
+@pytest.fixture
+def permuted(data) -> Path:
+    """The tokenizer of the data, in which two words have changed places."""
+    file = data / "tokenizer" / "tokenizer.json"
+    before = file.read_text()
+    values = json.loads(before)
+    vocabulary = values["model"]["vocab"]
+    red, blue = vocabulary["red"], vocabulary["blue"]
+    vocabulary |= {"red": blue, "blue": red}
+    file.write_text(json.dumps(values))
+    yield data / "tokenizer"
+    file.write_text(before)
+
+
+@pytest.mark.parametrize("how", ["--resume", "--resume --evaluate", "init.checkpoint", "init.checkpoint --evaluate"])
+def test_weights_are_refused_with_a_tokenizer_whose_ids_have_changed(how, data, run, permuted, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    flags = [flag for flag in how.split() if flag.startswith("--")]
+    started = [f"init.checkpoint={tmp_path}/run"] if "init.checkpoint" in how else []
+    with pytest.raises(UserError) as caught:
+        start(tmp_path / ("next" if started else "run"), *flags, *vqa(data, *started))
+    message = str(caught.value)
+    assert message.startswith("model.text.encoder: ") and "\n" not in message
+    for fact in (
+        str(permuted),
+        str(tmp_path / "run" / "tokenizer"),
+        "2 of its",
+        "'blue'",
+        "bring" if not started else "set",
+    ):
+        assert fact in message
+    assert list((tmp_path / "run/checkpoints").iterdir()) and (tmp_path / "run/tokenizer/tokenizer.json").is_file()
+
+
+@pytest.mark.usefixtures("permuted")
+def test_a_run_that_kept_no_tokenizer_goes_on(data, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/tokenizer")
+    assert start(tmp_path / "run", "--resume", "--evaluate", *vqa(data))
+
+
+@pytest.mark.usefixtures("permuted")
+def test_a_new_text_encoder_may_have_other_words(data, run, tmp_path):
+    start(tmp_path / "next", *vqa(data, f"init.checkpoint={run}", "init.new_text=true"))

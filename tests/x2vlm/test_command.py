@@ -71,6 +71,24 @@ def test_images_that_cannot_be_read_are_counted_and_end_nothing(run, photos, cap
     assert "error: 2 of 5 images could not be read" in captured.err
 
 
+def test_a_loop_of_symbolic_links_is_an_image_that_cannot_be_read(run, photos, capsys):
+    (photos / "a.png").symlink_to("b.png")
+    (photos / "b.png").symlink_to("a.png")
+    command = [
+        "predict",
+        "match",
+        "--model",
+        str(run("pretrain")),
+        "--text",
+        "a star",
+        "--image",
+        str(photos / "a.png"),
+    ]
+    assert main([*command, "--save", str(photos.parent / "drawn.png")]) == 2
+    printed = capsys.readouterr().err
+    assert "a.png: Too many levels of symbolic links" in printed and "Traceback" not in printed
+
+
 def test_images_that_are_compared_are_left_out_together(run, photos, capsys):
     (photos / "1.png").write_bytes(b"no image")
     argv = ["predict", "compare", "--model", str(run("nlvr")), "--text", "both are red", "--image"]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from engine.checkpoint import find_weights, write_checkpoint
+from engine.checkpoint import MODEL_FILE, find_weights, write_checkpoint
 from models.checkpoints.files import read_weights
 from models.checkpoints.recognise import VOCABULARIES, XLM_R_WORDS, Recognised, Stack
 from run import main
 from tasks.kinds import ROOT
 from utils.config import read_yaml
+from utils.weight_file import save_weights
 from x2vlm import UserError, load, loading
 from x2vlm.saving import HEADING
 from x2vlm.settings import KINDS, settings_of
@@ -60,6 +63,39 @@ def test_the_card_has_the_numbers_of_the_run_and_its_receipt(run, tmp_path):
     assert "It takes `answer`." in card
     again = (load(saved).save(tmp_path / "again") / "README.md").read_text()
     assert again[again.index(HEADING) :] == card[card.index(HEADING) :]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused_in_one_line(value, run, tmp_path):
+    shutil.copytree(run("pretrain"), tmp_path / "ruined")
+    weights = load_file(tmp_path / "ruined" / MODEL_FILE)
+    weights[min(weights)].view(-1)[0] = value
+    save_weights(tmp_path / "ruined" / MODEL_FILE, weights)
+    with pytest.raises(UserError, match=r"ruined/model\.safetensors: .* NaN or infinite.*; give other weights"):
+        load(tmp_path / "ruined")
+
+
+def test_results_that_are_not_finite_are_refused_in_one_line(run, data):
+    model = load(run("pretrain"))
+    with torch.no_grad():  # as where a lower precision overflows
+        for parameter in model.network.vision.parameters():
+            parameter.fill_(3e38)
+    image = str(data / "images/1.png")
+    for call in (
+        lambda: model.match(image, "a star"),
+        lambda: model.locate(image, "a star"),
+        lambda: model.embed_images(image),
+    ):
+        with pytest.raises(UserError, match=r"NaN or infinite for this input; use precision fp32, or other weights"):
+            call()
+
+
+def test_answers_that_are_damaged_are_one_line(run, tmp_path):
+    shutil.copytree(run("vqa"), tmp_path / "run")
+    for content in ("[" * 100_000, "{", "[1]"):
+        (tmp_path / "run/answers.json").write_text(content)
+        with pytest.raises(UserError, match=r"^answers: .*answers\.json"):
+            load(tmp_path / "run")
 
 
 def test_the_newest_checkpoint_of_a_run_is_taken_where_there_is_no_best(run, tmp_path):

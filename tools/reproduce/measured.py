@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from engine.run_files import EVALUATION_FILE
 from tasks.tables import Cell
 from utils.errors import UserError
+from utils.files import read_json
 
 Interval = tuple[float, float]
 
@@ -117,7 +117,7 @@ def sizes_of(run: Path) -> list[str]:
 def _read(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
     path = run / EVALUATION_FILE
     try:
-        splits: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+        splits: dict[str, dict[str, dict[str, Any]]] = read_json(path)
         for metrics in splits.values():
             for metric in metrics.values():
                 metric["value"], metric["unit"]

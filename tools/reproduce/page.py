@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tools.reproduce.measured import Number
-from utils.files import write_text
+from utils.files import read_json, write_text
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em; color: #1c1e21; }
@@ -59,12 +58,12 @@ def read_receipts(folder: Path, table: str) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.glob("*/receipt.json")):
         try:
-            receipt = json.loads(path.read_text(encoding="utf-8"))
+            receipt = read_json(path)
             name, _, _ = str(receipt["cell"]).split("/")
             _ = [Number.of(values) for values in receipt["numbers"]], "; ".join(receipt["remarks"])
             if name == table:
                 found.append(receipt)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return found
 

@@ -18,7 +18,7 @@ from tasks.kinds import ROOT
 from tools.reproduce.identity import code_identity, weights_identity
 from tools.runs.reading import MADE_BY_FILE
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _noted(run: Run) -> dict[str, Any]:
 
 def _read_note(run: Run) -> dict[str, Any]:
     try:
-        noted: dict[str, Any] = json.loads((run.folder / MADE_BY_FILE).read_text(encoding="utf-8"))
+        noted: dict[str, Any] = read_json(run.folder / MADE_BY_FILE)
         return noted
     except (OSError, ValueError):
         return {}

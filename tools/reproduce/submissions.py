@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.errors import UserError
+from utils.files import read_json
 
 if TYPE_CHECKING:
     from tasks.finetune import FineTuneConfig
@@ -54,7 +55,7 @@ def check_submission(path: Path, form: Form, expected: frozenset[int] | None = N
         UserError: it is no such file, with the first entry that is wrong, or an id is missing, there twice or unknown.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no JSON: {error}; evaluate the run again") from None
     if not isinstance(entries, list):

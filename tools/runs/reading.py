@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -18,7 +17,7 @@ from tools.runs.log_facts import LogFacts, read_log
 from tools.runs.series import Metrics, read_metrics
 from utils.config import ConfigError, read_yaml
 from utils.errors import UserError
-from utils.files import expanded
+from utils.files import expanded, parse_json, read_text
 from utils.folder_lock import LEASE_FILE, LOCK_FILE
 
 QUIET_S = 900.0
@@ -123,12 +122,12 @@ class Run:
         """What the lock of the folder says of the process that has it; empty: there is no lock."""
         for name in (LOCK_FILE, LEASE_FILE):
             try:
-                text = (self.folder / name).read_text(encoding="utf-8", errors="replace")
+                text = read_text(self.folder / name, errors="replace")
             except OSError:
                 continue
             try:
-                owner = json.loads(text)
-            except (ValueError, RecursionError):
+                owner = parse_json(text)
+            except ValueError:
                 owner = None
             return owner if isinstance(owner, dict) and owner else {"host": None}
         return {}
@@ -213,8 +212,8 @@ def read_json(path: Path, remarks: list[str]) -> Any:
         remarks.append(f"{path}: is not read, since it has more than {LARGEST_JSON / 1e6:.0f} MB")
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return parse_json(read_text(path))
+    except ValueError as error:
         remarks.append(f"{path}: is no JSON ({error}): was the run stopped while it wrote it?")
         return None
 

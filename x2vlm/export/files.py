@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.manifest import digest_of
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import read_json, write_text
 
 MANIFEST = "export.json"
 IMAGE, TEXT, FUSION = "image.onnx", "text.onnx", "fusion.onnx"
@@ -84,7 +84,7 @@ def read_about(folder: Path) -> About:
     if not folder.exists():
         raise UserError(f"{folder}: no such folder; make it with python run.py export RUN --out {folder}")
     try:
-        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        values = read_json(folder / MANIFEST)
         if values["format"] != FORMAT:
             raise UserError(
                 f"{folder}: an export of format {values['format']}, this version reads {FORMAT}; export again"
@@ -96,7 +96,7 @@ def read_about(folder: Path) -> About:
         raise UserError(
             f"{folder} has no {MANIFEST}: run.py export did not write it, or not to the end; {REMEDY}"
         ) from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{folder / MANIFEST} cannot be read; {REMEDY}") from None
     for name in GRAPHS:
         if name not in expected:

@@ -6,10 +6,12 @@ import argparse
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, one_line_errors
 from utils.flags import positive
+from utils.folder_lock import LOCK_FILE, FolderLock
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from x2vlm.command import add_model, loaded, printed
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from x2vlm.page.app import Tab
 
 LOOPBACK = "127.0.0.1"
+FOLDERS = "x2vlm-page-"
+"""How the names of the folders of uploads begin, in the folder of temporary files."""
 EXAMPLE_FILES = 8
 """Files of a folder that are offered as examples."""
 
@@ -34,6 +39,7 @@ EXAMPLES = """examples:
   python run.py serve --model runs/demo/pretrain-seed0 --index runs/demo/test.index --examples data/scenes/images/test
 
 The page is for this machine alone unless --host says otherwise; nothing is fetched from the internet. Ctrl-C or SIGTERM ends it.
+With --host, browsers may ask for it by any IP address, by the value of --host, by this machine's name, and by each --name.
 
 exit status: 0 ended by Ctrl-C or SIGTERM; 2 it could not begin"""
 
@@ -61,6 +67,13 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     flag(
         "--host", default=LOOPBACK, metavar="H", help="address to listen at (default: %(default)s, this machine alone)"
     )
+    flag(
+        "--name",
+        action="append",
+        default=[],
+        metavar="N",
+        help="another name that this server has for browsers, such as the name of a proxy in front of it; may be repeated",
+    )
     flag("--port", type=positive, default=7860, metavar="N", help="default: %(default)s")
     flag("--max-mb", type=positive, default=20, metavar="N", help="largest file that is taken (default: %(default)s)")
     flag(
@@ -80,11 +93,37 @@ def main(argv: Sequence[str]) -> int:
     from x2vlm.page.app import gradio
 
     gr = gradio()
-    # Uploads and drawn pictures; Gradio's own folder would be shared with other users of the machine, and stay.
-    with tempfile.TemporaryDirectory(prefix="x2vlm-page-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        _serve(gr, flags, _tabs(flags, Path(folder)))
+    with upload_folder() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
+        _serve(gr, flags, _tabs(flags, folder))
     return 0
+
+
+@contextmanager
+def upload_folder() -> Iterator[Path]:
+    """A new folder for uploads and drawn pictures, which is removed when the block ends. The folders of
+    killed servers are removed first.
+
+    Gradio's own folder would be shared with other users of the machine, and stay.
+    """
+    _remove_leftovers(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=FOLDERS) as folder, FolderLock(Path(folder)):
+        files = Path(folder) / "files"
+        files.mkdir()
+        yield files
+
+
+def _remove_leftovers(temporary: Path) -> None:
+    """Remove the folders of uploads that belong to this user and whose server is dead, as their lock says."""
+    for folder in temporary.glob(f"{FOLDERS}*"):
+        is_ours = not folder.is_symlink() and folder.stat().st_uid == os.getuid() and (folder / LOCK_FILE).is_file()
+        if not is_ours:
+            continue
+        try:
+            with FolderLock(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+        except UserError:  # its server lives
+            continue
 
 
 def _tabs(flags: argparse.Namespace, folder: Path) -> list[Tab]:
@@ -156,10 +195,12 @@ def _serve(gr: Any, flags: argparse.Namespace, tabs: Sequence[Tab]) -> None:
     from starlette.middleware import Middleware
 
     from x2vlm.page.app import STYLE, build
-    from x2vlm.page.limits import UploadLimit
+    from x2vlm.page.limits import BodyLimit, HostCheck, UploadLimit, is_loopback
 
     page, most_bytes = build(tabs, flags.per_minute, "X²-VLM"), flags.max_mb * 1024**2
-    if flags.host != LOOPBACK:
+    own_machine = is_loopback(flags.host)
+    names = [*flags.name, *(() if own_machine else (flags.host, socket.gethostname()))]
+    if not own_machine:
         sys.stderr.write(
             f"the page can be reached by others, at {flags.host}; give no --host to keep it to this machine\n"
         )
@@ -177,7 +218,13 @@ def _serve(gr: Any, flags: argparse.Namespace, tabs: Sequence[Tab]) -> None:
             enable_monitoring=False,
             theme=theme,
             css=STYLE,
-            app_kwargs={"middleware": [Middleware(UploadLimit, 2 * flags.per_minute, most_bytes)]},
+            app_kwargs={
+                "middleware": [
+                    Middleware(HostCheck, names, own_machine),
+                    Middleware(BodyLimit, most_bytes),
+                    Middleware(UploadLimit, 2 * flags.per_minute),
+                ]
+            },
         )
     except (OSError, OverflowError) as error:
         cause = str(error).partition(". ")[0]  # the rest is advice to programmers

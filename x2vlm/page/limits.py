@@ -1,11 +1,13 @@
-"""How often one visitor may ask, and how much all of them may upload."""
+"""Limits of the page's server: foreign hosts, large requests, and visitors who ask or upload too much are refused."""
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 from utils.errors import UserError
@@ -17,7 +19,11 @@ KEPT_S = 3600
 UPLOADED_BYTES = 2 * 1024**3
 """Bytes of all uploads in :data:`KEPT_S`, and so of those that are on the disk."""
 FORM_BYTES = 64 * 1024
-"""Bytes of a request beside those of its file."""
+"""Bytes of an upload in addition to its file."""
+MESSAGE_BYTES = 1024**2
+"""Largest body of any other request, in bytes: a question has some texts and the names of uploaded files."""
+HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
+"""The header ``Host``: a name or an address, and maybe a port."""
 
 Message = MutableMapping[str, Any]
 Application = Callable[
@@ -57,31 +63,123 @@ class RateLimit:
             times.append(now)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address or a name can be reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class HostCheck:
+    """Refuses requests whose ``Host`` is foreign. ASGI middleware.
+
+    A web page of a stranger can have its own name point to the address of this server (DNS rebinding), and then read what the
+    server answers to the visitor's browser. Such a request has the stranger's name as its host.
+
+    Args:
+        app: the page.
+        names: names of this server.
+        own_machine: the server listens on a loopback address; otherwise any IP address is accepted as a host, since no name can
+            be made to point to it.
+    """
+
+    def __init__(self, app: Application, names: Collection[str], own_machine: bool):
+        self.app, self.own_machine = app, own_machine
+        self.names = {name.lower() for name in names}
+
+    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+        """Answer a request that is refused; pass on everything else."""
+        if scope["type"] in ("http", "websocket"):
+            hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+            if len(hosts) != 1 or not self.accepts(hosts[0]):
+                said = f"the host {', '.join(hosts)[:200]!r} is not this server; start it with --name to allow the name"
+                await _refuse(send, 400, said)
+                return
+        await self.app(scope, receive, send)
+
+    def accepts(self, header: str) -> bool:
+        """Whether a ``Host`` is one of this server's."""
+        match = HOST.fullmatch(header)
+        host = match[1].strip("[]").lower() if match else ""
+        if is_loopback(host) or host in self.names:
+            return True
+        try:
+            return not self.own_machine and bool(ipaddress.ip_address(host))
+        except ValueError:
+            return False
+
+
+class BodyLimit:
+    """Refuses requests with too large a body, by their header or while they are received. ASGI middleware.
+
+    Args:
+        app: the page.
+        file_bytes: of a file that is uploaded.
+    """
+
+    def __init__(self, app: Application, file_bytes: int):
+        self.app, self.file_bytes = app, file_bytes
+
+    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+        """Answer a request that is refused; pass on everything else, and count the bytes of its body."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        limit, said = MESSAGE_BYTES, f"requests exceed the maximum of {MESSAGE_BYTES / 1024**2:.0f} MB"
+        if _is_upload(scope):
+            limit, said = (
+                self.file_bytes + FORM_BYTES,
+                f"files exceed the maximum of {self.file_bytes / 1024**2:.0f} MB",
+            )
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if length.isdigit() and (len(length) > 18 or int(length) > limit):
+            await _refuse(send, 413, said)
+            return
+        received, is_answered, is_refused = 0, False, False
+
+        async def counted() -> Message:
+            nonlocal received, is_refused
+            message: Message = await receive()
+            received += len(message.get("body", b""))
+            if received <= limit:
+                return message
+            if not is_answered and not is_refused:
+                is_refused = True
+                await _refuse(send, 413, said)
+            return {"type": "http.disconnect"}
+
+        async def unless_refused(message: Message) -> None:
+            nonlocal is_answered
+            if not is_refused:
+                is_answered = True
+                await send(message)
+
+        await self.app(scope, counted, unless_refused)
+
+
 class UploadLimit:
-    """Refuses uploads before they are read: of a client that uploads too often, too large ones, and all while the disk holds
-    enough. ASGI middleware.
+    """Refuses uploads before they are read: of a client that uploads too often, and all while the disk holds enough. ASGI
+    middleware, behind a :class:`BodyLimit`.
 
     Args:
         app: the page.
         per_minute: uploads of a client.
-        most_bytes: of a file.
         total_bytes: of all uploads within :data:`KEPT_S`.
     """
 
-    def __init__(self, app: Application, per_minute: int, most_bytes: int, total_bytes: int = UPLOADED_BYTES):
-        self.app, self.most_bytes, self.total_bytes = app, most_bytes, total_bytes
+    def __init__(self, app: Application, per_minute: int, total_bytes: int = UPLOADED_BYTES):
+        self.app, self.total_bytes = app, total_bytes
         self._rate = RateLimit(per_minute, "uploads")
         self._taken: deque[tuple[float, int]] = deque()
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
         """Answer an upload that is refused; hand on everything else."""
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
+        if _is_upload(scope):
             try:
                 self.count((scope.get("client") or ("",))[0], dict(scope["headers"]).get(b"content-length", b""))
             except UserError as error:
-                headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-                await send({"type": "http.response.start", "status": 429, "headers": headers})
-                await send({"type": "http.response.body", "body": str(error).encode()})
+                await _refuse(send, 429, str(error))
                 return
         await self.app(scope, receive, send)
 
@@ -95,12 +193,20 @@ class UploadLimit:
         self._rate.count(client, now)
         if not length.isdigit():
             raise UserError("an upload without a length; send Content-Length")
-        if int(length) > self.most_bytes + FORM_BYTES:
-            raise UserError(
-                f"{int(length) / 1024**2:.1f} MB; files exceed the maximum of {self.most_bytes / 1024**2:.0f} MB"
-            )
         while self._taken and now - self._taken[0][0] >= KEPT_S:
             self._taken.popleft()
         if sum(size for _, size in self._taken) + int(length) > self.total_bytes:
             raise UserError("visitors have uploaded as much as the page keeps; try again later")
         self._taken.append((now, int(length)))
+
+
+def _is_upload(scope: Message) -> bool:
+    is_post = scope["type"] == "http" and scope["method"] == "POST"
+    return is_post and scope["path"].rstrip("/").endswith("/upload")
+
+
+async def _refuse(send: Any, status: int, said: str) -> None:
+    """Answer with one line, and close the connection, whose body is not read."""
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": said.encode()})

@@ -21,7 +21,7 @@ from x2vlm.boxes import Box, in_pixels
 from x2vlm.matching import numbers, sums
 from x2vlm.search import CACHE_GB
 from x2vlm.search.encoding import Encoder
-from x2vlm.search.files import IndexedImage, image_of, open_embeddings, read_about, read_lines
+from x2vlm.search.files import IndexedImage, check_digests, image_of, open_embeddings, read_about, read_lines
 
 if TYPE_CHECKING:
     from x2vlm.model import Model
@@ -103,6 +103,7 @@ class ImageIndex:
             raise UserError(
                 f"{folder} was made by {self.about.model}, whose weights are not those of {model.origin}; index again"
             )
+        check_digests(self.folder, self.about)
         self._list = self.about.images_in(self.folder)
         self._lines = read_lines(self._list)
         self.embeddings = open_embeddings(self.folder, self.about, self._count_rows())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,24 +17,29 @@ import numpy as np
 
 from dataset.files import IMAGE_BYTES, read_file
 from dataset.records.schema import BrokenRecordError
-from utils.errors import UserError
-from utils.files import replacing
+from engine.manifest import digest_of
+from utils.errors import NotRegularError, UserError
+from utils.files import check_regular, replacing
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES
 from x2vlm.search.encoding import Encoder
 from x2vlm.search.files import (
     ABOUT,
+    FORMAT,
     LOCK,
     PARTS,
     About,
     IndexedImage,
+    check_digests,
     open_embeddings,
     read_about,
     read_images,
+    read_part,
     remove_others,
     write_about,
     write_broken,
     write_images,
+    write_part,
 )
 from x2vlm.search.index import ImageIndex
 
@@ -82,15 +88,17 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
         UserError: there is no image; the index is of another model or folder, or cannot be written; another process makes it.
     """
     origin = Path(encoder.model.origin)
-    source = str(origin.resolve()) if origin.exists() else encoder.model.origin
-    about = About(str(folder.resolve()), source, encoder.weights, encoder.width)
+    source = os.path.realpath(origin) if origin.exists() else encoder.model.origin
+    about = About(os.path.realpath(folder), source, encoder.weights, encoder.width)
     files = _files(folder)
     if not files:
         raise UserError(f"{folder}: no image is in this folder; an index is of images, not of videos")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _check_empty(out)
+        if not (out / LOCK).exists():
+            _check_empty(out)  # before the lock is put into a folder of other files
         with _alone(out):
+            _check_empty(out)
             about = _continued(out, about)
             write_about(out, about)
             remove_others(out, about)
@@ -99,6 +107,8 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
             write_broken(out, broken)
             images = parts.join(files)
             shutil.rmtree(out / PARTS, ignore_errors=True)
+    except NotRegularError:
+        raise
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written: {error.strerror or error}; give another folder, or make room"
@@ -120,13 +130,15 @@ def _files(folder: Path) -> list[_File]:
 
 def _check_empty(out: Path) -> None:
     """Refuse a folder with other files and no index."""
-    if not (out / ABOUT).exists() and any(path.name != LOCK for path in out.iterdir()):
+    others = (path.name for path in out.iterdir() if path.name != LOCK and not path.match(f".{ABOUT}.*.tmp"))
+    if not (out / ABOUT).exists() and any(others):
         raise UserError(f"{out} holds other files; give an empty folder for the index")
 
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Within, no other process makes the index; on disks without locks, nobody knows."""
+    check_regular(out / LOCK)
     with (out / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,7 +160,7 @@ def _continued(out: Path, about: About) -> About:
         raise UserError(
             f"{out} was made by {before.model}, whose weights are not those of {about.model}; give another folder"
         )
-    return replace(about, made=before.made)
+    return replace(about, made=before.made, format=before.format, digests=before.digests)
 
 
 class _Parts:
@@ -167,12 +179,17 @@ class _Parts:
         self.parts: list[np.ndarray] = []
         if about.made:
             try:
+                check_digests(out, about)
                 images = read_images(about.images_in(out))
                 self._add(images, open_embeddings(out, about, 1 + max((image.row for image in images), default=-1)))
             except UserError as error:
                 logger.warning("%s: all images are embedded anew", error)
         for path in sorted((out / PARTS).glob("*.npy")):
-            self._add(read_images(path.with_suffix(".jsonl")), np.load(path, mmap_mode="r", allow_pickle=False))
+            try:
+                self._add(*read_part(path))
+            except UserError as error:
+                logger.warning("%s; its images are embedded again", error)
+                path.unlink()
 
     def _add(self, images: Sequence[IndexedImage], embeddings: np.ndarray) -> None:
         for image in images:
@@ -188,11 +205,7 @@ class _Parts:
         for file, content in contents:
             row = -1 if content in self.places else rows.setdefault(content, len(rows))
             images.append(IndexedImage(*file, content, row))
-        (self.out / PARTS).mkdir(exist_ok=True)
-        path = self.out / PARTS / f"{len(list((self.out / PARTS).glob('*.npy'))):06}.npy"
-        write_images(path.with_suffix(".jsonl"), images)
-        with replacing(path) as part, part.open("wb") as stream:
-            np.save(stream, embeddings)
+        write_part(self.out / PARTS, len(self.parts), images, embeddings)
         self._add(images, embeddings)
         self.embedded += len(embeddings)
 
@@ -206,7 +219,7 @@ class _Parts:
             if content is not None:
                 is_new = content not in rows
                 (first if is_new else copies).append(IndexedImage(*file, content, rows.setdefault(content, len(rows))))
-        about = replace(self.about, made=self.about.made + 1)
+        about, digests = replace(self.about, made=self.about.made + 1, format=FORMAT), {}
         if rows:
             with replacing(about.embeddings_in(self.out)) as new:
                 joined = np.lib.format.open_memmap(new, "w+", np.dtype(np.float32), (len(rows), about.width))
@@ -214,7 +227,10 @@ class _Parts:
                     part, place = self.places[content]
                     joined[row] = self.parts[part][place]
                 joined.flush()
+                digests[about.embeddings_in(self.out).name] = digest_of(new)
         write_images(about.images_in(self.out), [*first, *copies])
+        digests[about.images_in(self.out).name] = digest_of(about.images_in(self.out))
+        about = replace(about, digests=digests)
         write_about(self.out, about)  # from here on the index is the new one
         remove_others(self.out, about)
         return len(rows)

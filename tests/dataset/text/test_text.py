@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from dataset.records.schema import BrokenRecordError
-from dataset.text.loading import load_tokenizer
+from dataset.text.loading import difference_of_tokenizers, load_tokenizer
 from dataset.text.processors import (
     TextDataConfig,
     TextProcessor,
@@ -311,6 +311,44 @@ def test_an_absent_or_unusable_tokenizer_is_one_line(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=message) as caught:
             load_tokenizer(name)
         assert "\n" not in str(caught.value)
+
+
+def test_what_changes_token_ids_is_told_and_a_saved_copy_is_the_same(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    kept, file = load_tokenizer(tmp_path), tmp_path / "tokenizer.json"
+    assert difference_of_tokenizers(tokenizer, kept) is None
+    values = json.loads(file.read_text())
+    cut = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+    for changed, said in [
+        ({"truncation": cut}, None),
+        ({"normalizer": {"type": "Lowercase"}}, "its normalizer in tokenizer.json is another"),
+        ({"pre_tokenizer": {"type": "WhitespaceSplit"}}, "its pre_tokenizer in tokenizer.json is another"),
+    ]:
+        file.write_text(json.dumps(values | changed))
+        other = PreTrainedTokenizerFast(tokenizer_file=str(file), **tokenizer.special_tokens_map)
+        assert difference_of_tokenizers(other, kept) == said
+    larger = PreTrainedTokenizerFast(tokenizer_object=kept.backend_tokenizer, **tokenizer.special_tokens_map)
+    assert "instead of '[PAD]'" in difference_of_tokenizers(
+        PreTrainedTokenizerFast(tokenizer_file=str(file), **{**tokenizer.special_tokens_map, "pad_token": "[UNK]"}),
+        kept,
+    )
+    count = len(kept)
+    larger.add_tokens(["zebra"])
+    assert f"{count + 1} tokens instead of {count}" in difference_of_tokenizers(larger, tokenizer)
+
+
+def test_a_tokenizer_folder_runs_no_code_and_asks_nothing(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    asks = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(asks))
+    with pytest.raises(
+        UserError, match=r"asks to run code of the folder.*auto_map|auto_map.*asks to run code"
+    ) as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_tokenizer_without_a_mask_is_refused(tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -11,9 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,8 @@ from run import main
 from tests.tasks.painted import ROOT
 from utils.errors import UserError
 from x2vlm.page.abilities import MOST_TEXTS, abilities_of, lines_of
-from x2vlm.page.command import copied_examples, titles_of
-from x2vlm.page.limits import KEPT_S, RateLimit, UploadLimit
+from x2vlm.page.command import copied_examples, titles_of, upload_folder
+from x2vlm.page.limits import KEPT_S, BodyLimit, HostCheck, RateLimit, UploadLimit
 
 TABS = {
     "pretrain": ["locate", "match", "explain"],
@@ -150,18 +153,106 @@ def test_a_visitor_may_ask_so_often_in_a_minute():
         limit.count("a", 61.0)
 
 
-def test_uploads_are_refused_by_number_by_size_and_when_the_disk_holds_enough():
-    limit = UploadLimit(None, per_minute=3, most_bytes=10**6, total_bytes=2 * 10**6)
+def test_uploads_are_refused_by_number_and_when_the_disk_holds_enough():
+    limit = UploadLimit(None, per_minute=3, total_bytes=2 * 10**6)
     limit.count("a", b"1000000", 0.0)
-    for length, said in [(b"1100000", "files exceed the maximum of 1 MB"), (b"", "send Content-Length")]:
-        with pytest.raises(UserError, match=said):
-            limit.count("a", length, 1.0)
+    limit.count("a", b"0", 1.0)
+    with pytest.raises(UserError, match="send Content-Length"):
+        limit.count("a", b"", 1.0)
     with pytest.raises(UserError, match="3 uploads a minute; try again in 58 s"):
         limit.count("a", b"1", 2.0)
     limit.count("b", b"1000000", 3.0)
     with pytest.raises(UserError, match="as much as the page keeps"):
         limit.count("c", b"1", 4.0)
     limit.count("c", b"1", float(KEPT_S))  # the first is deleted by then
+
+
+async def answers(scope, receive, send) -> None:
+    """A page that reads the whole body, and answers with its length."""
+    length, more = 0, True
+    while more:
+        message = await receive()
+        length += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(length).encode()})
+
+
+def asked(app, *chunks: bytes, path: str = "/gradio_api/queue/join", **headers: str) -> tuple[int, str, int]:
+    """Status and body of the answer to a request that comes in chunks, and how many of these were read."""
+    given, sent = iter(chunks), []
+
+    async def receive() -> dict[str, Any]:
+        receive.calls += 1
+        return {"type": "http.request", "body": next(given), "more_body": receive.calls < len(chunks)}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    receive.calls = 0
+    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    asyncio.run(app({"type": "http", "method": "POST", "path": path, "headers": named}, receive, send))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    return sent[0]["status"], sent[1]["body"].decode(), receive.calls
+
+
+@pytest.mark.parametrize(("path", "most"), [("/gradio_api/queue/join", 1024**2), ("/upload", 2 * 1024**2 + 64 * 1024)])
+def test_the_body_of_every_request_is_bounded(path, most):
+    app, said = BodyLimit(answers, 2 * 1024**2), "exceed the maximum of"
+    half = b"x" * (most // 2)
+    assert asked(app, half, half, path=path) == (200, str(most), 2)
+    assert asked(app, b"", path=path, content_length=str(most))[0] == 200
+    for length in (str(most + 1), "9" * 5000):
+        status, text, read = asked(app, half, path=path, content_length=length)
+        assert (status, read) == (413, 0) and said in text
+    status, text, read = asked(app, half, half, b"x", half, half, path=path)
+    assert (status, read) == (413, 3) and said in text
+
+
+@pytest.mark.parametrize(
+    ("own_machine", "accepted", "refused"),
+    [
+        (
+            True,
+            ["localhost:7860", "127.0.0.1", "127.0.0.1:80", "[::1]:7860", "Proxy.Example"],
+            ["192.168.1.5", "a.example"],
+        ),
+        (
+            False,
+            ["localhost", "192.168.1.5:7860", "[fe80::1]", "proxy.example:443"],
+            ["a.example", "", "a:b:c", "localhost.a.example"],
+        ),
+    ],
+)
+def test_a_foreign_host_is_refused(own_machine, accepted, refused):
+    app = HostCheck(answers, ["proxy.example"], own_machine)
+    assert [asked(app, b"", host=host)[0] for host in accepted] == [200] * len(accepted)
+    for host in refused:
+        status, text, _ = asked(app, b"", host=host)
+        assert status == 400 and repr(host) in text and "--name" in text
+    assert asked(app, b"")[0] == 400
+
+
+def test_uploads_that_a_killed_server_left_are_removed_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    serve = "from x2vlm.page.command import upload_folder\nwith upload_folder() as f: print(f, flush=True); input()"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    started = partial(
+        subprocess.Popen, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment
+    )
+    with started([sys.executable, "-c", serve]) as killed, started([sys.executable, "-c", serve]) as living:
+        left, used = (Path(each.stdout.readline().strip()) for each in (killed, living))
+        (left / "picture.png").write_bytes(b"x")
+        killed.kill()
+        killed.wait()
+        (tmp_path / "x2vlm-page-unknown").mkdir()
+        (tmp_path / "x2vlm-page-link").symlink_to(used.parent)
+        with upload_folder() as own:
+            assert own.is_dir() and used.is_dir() and not left.parent.exists()
+            assert (tmp_path / "x2vlm-page-unknown").is_dir() and (tmp_path / "x2vlm-page-link").is_symlink()
+        assert not own.parent.exists()
+        living.communicate("\n")
+    assert not used.parent.exists()
 
 
 def test_an_example_that_cannot_be_read_is_left_out_and_told_by_its_path(model, data, tmp_path, capsys):
@@ -277,6 +368,24 @@ def test_a_file_that_was_not_uploaded_is_not_read(served, data):
             file = {"path": name, "url": url, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
             assert not visitor.ask(visitor.events("change")[0], file)["success"]
     assert visitor.request("GET", f"/gradio_api/file={data / 'images/1.png'}")[0] == 403
+
+
+@pytest.mark.slow
+def test_the_server_refuses_a_large_body_and_a_foreign_host(served):
+    for path, chunked in [("/gradio_api/queue/join", False), ("/gradio_api/queue/join", True), ("/config", True)]:
+        connection = http.client.HTTPConnection(served.removeprefix("http://"), timeout=20)
+        body = (b"x" * 65536 for _ in range(32))
+        try:
+            connection.request("POST", path, body if chunked else b"".join(body), encode_chunked=chunked)
+            status = connection.getresponse().status
+        except (BrokenPipeError, ConnectionResetError):  # it was refused before all was sent
+            status = 413
+        assert status in ((413, 405) if path == "/config" else (413,)), (path, chunked)
+    connection = http.client.HTTPConnection(served.removeprefix("http://"), timeout=20)
+    connection.request("GET", "/config", headers={"Host": "stranger.example"})
+    answer = connection.getresponse()
+    assert (answer.status, "stranger.example" in answer.read().decode()) == (400, True)
+    assert Visitor(served, "127.0.0.6").request("GET", "/config")[0] == 200
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from run import main
-from utils.errors import UserError
+from utils.errors import NotRegularError, UserError
 from x2vlm.model import Model
 from x2vlm.search import making
 from x2vlm.search.encoding import Encoder
@@ -205,7 +205,7 @@ def test_what_is_no_index_or_one_of_another_model_is_refused_in_one_line(model, 
             call()
         assert "\n" not in str(error.value)
     (tmp_path / "index/embeddings-1.npy").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"embeddings-1.npy cannot be read .*; make the index again"):
+    with pytest.raises(UserError, match=r"embeddings-1.npy is damaged: .*; make the index again"):
         ImageIndex(tmp_path / "index", model("pretrain"))
     assert make(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8
     assert len(ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT)) == 8
@@ -287,6 +287,99 @@ def test_one_process_alone_makes_an_index(model, photos, tmp_path):
         with pytest.raises(UserError, match=r"index: another process is making this index; wait until it is done$"):
             make(Encoder(model("pretrain")), photos, tmp_path / "index")
     assert make(Encoder(model("pretrain")), photos, tmp_path / "index").images == 8
+
+
+def test_the_second_of_two_processes_on_a_new_folder_is_told_of_the_first(model, photos, tmp_path):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index/.index.json.7.tmp").write_text("{")  # that the first is just writing
+    with (tmp_path / "index" / LOCK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is making this index"):
+            make(Encoder(model("pretrain")), photos, tmp_path / "index")
+    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").images == 8  # the first was killed
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 64
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["embeddings-1.npy", "images-1.jsonl"])
+def test_a_flipped_bit_in_an_index_is_refused_and_never_carried_on(name, model, photos, tmp_path, caplog):
+    model("pretrain").index(photos, tmp_path / "index")
+    flip(tmp_path / "index" / name, -10)
+    with pytest.raises(UserError, match=rf"{name} is damaged: .*; make the index again$"):
+        ImageIndex(tmp_path / "index", model("pretrain"))
+    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8
+    assert f"{name} is damaged" in caplog.text
+    assert len(ImageIndex(tmp_path / "index", model("pretrain"))) == 8
+
+
+def as_of_before(index: Path) -> None:
+    """Make an index one of the format without digests."""
+    values = json.loads((index / "index.json").read_text())
+    del values["digests"]
+    (index / "index.json").write_text(json.dumps(values | {"format": 2}))
+
+
+def test_an_index_without_digests_opens_with_a_note_until_it_is_made_again(model, photos, tmp_path, caplog):
+    expected = model("pretrain").index(photos, tmp_path / "index").search(TEXT)
+    as_of_before(tmp_path / "index")
+    caplog.clear()
+    assert ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT) == expected
+    assert "a flipped bit in them is not noticed; run python run.py index again" in caplog.text
+    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 0
+    caplog.clear()
+    assert ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT) == expected
+    assert not caplog.text
+    as_of_before(tmp_path / "index")
+    embeddings = np.load(tmp_path / "index/embeddings-2.npy")
+    embeddings[3, 1] = np.nan
+    np.save(tmp_path / "index/embeddings-2.npy", embeddings)
+    with pytest.raises(UserError, match=r"embeddings-2\.npy is damaged: an embedding in it does not have length 1"):
+        ImageIndex(tmp_path / "index", model("pretrain"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no list"])
+def test_a_damaged_part_is_embedded_again(damage, model, photos, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(making, "PART", 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(making._Parts, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make(Encoder(model("pretrain")), photos, tmp_path / "index")
+    part = min((tmp_path / "index/parts").glob("*.npy"))
+    count = len(np.load(part))
+    if damage == "cut":
+        os.truncate(part, 40)
+    elif damage == "flipped":
+        flip(part, -2)
+    else:
+        part.with_suffix(".jsonl").unlink()
+    made = make(Encoder(model("pretrain")), photos, tmp_path / "index")
+    assert (made.images, made.copies, made.embedded) == (8, 1, count)
+    assert part.name in caplog.text and "embedded again" in caplog.text
+
+
+def test_files_of_an_index_that_hang_or_overflow_are_one_line(model, photos, tmp_path):
+    index = tmp_path / "index"
+    make(Encoder(model("pretrain")), photos, index)
+    for name in ("index.json", "images-1.jsonl", "embeddings-1.npy", "lock"):
+        content = (index / name).read_bytes()
+        (index / name).unlink()
+        os.mkfifo(index / name)
+        with pytest.raises(
+            (UserError, NotRegularError), match=rf"{name}.*is a FIFO, not a regular file|is a FIFO.*{name}"
+        ):
+            ImageIndex(index, model("pretrain")) if name != "lock" else make(Encoder(model("pretrain")), photos, index)
+        (index / name).unlink()
+        (index / name).write_bytes(content)
+    (index / "index.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"index.json cannot be read \(.*nested too deeply\); remove the folder"):
+        ImageIndex(index, model("pretrain"))
+    (index / "index.json").write_text("[]")
+    with pytest.raises(UserError, match=r"index.json cannot be read"):
+        ImageIndex(index, model("pretrain"))
 
 
 def test_the_weights_are_hashed_once(model, photos, tmp_path, monkeypatch):

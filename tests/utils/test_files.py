@@ -1,0 +1,86 @@
+"""Only regular files are read, and one process at a time writes a new folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from dataset.files import read_file
+from dataset.records.broken import BrokenRecordError
+from engine.manifest import fault_of
+from engine.metrics_log import keep_until
+from utils import log
+from utils.errors import NotRegularError, UserError, of_surroundings
+from utils.files import check_regular, new_folder, open_regular, parse_json, read_json, read_text
+from x2vlm.export.files import read_about
+
+
+@pytest.fixture
+def fifo(tmp_path) -> Path:
+    os.mkfifo(tmp_path / "fifo")
+    return tmp_path / "fifo"
+
+
+def as_fifo(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+def test_a_fifo_a_folder_and_a_device_are_refused_without_waiting(fifo, tmp_path):
+    for path, kind in ((fifo, "a FIFO"), (tmp_path, "a folder"), (Path("/dev/null"), "a device")):
+        for read in (open_regular, check_regular, read_text, read_json):
+            with pytest.raises(NotRegularError, match=f"is {kind}, not a regular file") as caught:
+                read(path)
+            assert str(of_surroundings(caught.value)).startswith(f"{path}: is {kind}, not a regular file; ")
+        with pytest.raises(BrokenRecordError, match=f"{path} is {kind}, not a regular file"):
+            read_file(path, 100, "p")
+    check_regular(tmp_path / "absent")
+
+
+def test_a_regular_file_is_read_through_a_link_with_plain_line_ends(tmp_path):
+    (tmp_path / "a").write_bytes("é\r\nb\rc\n".encode())
+    (tmp_path / "link").symlink_to("a")
+    assert read_text(tmp_path / "link") == "é\nb\nc\n"
+    with open_regular(tmp_path / "a") as file:
+        assert stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+
+
+def test_json_that_is_nested_too_deeply_is_a_value_error():
+    assert parse_json('{"a": [1]}') == {"a": [1]}
+    for text in ("[" * 100_000, "{", ""):
+        with pytest.raises(ValueError, match=r"nested too deeply|Expecting"):
+            parse_json(text)
+
+
+def test_a_fifo_in_place_of_a_file_of_a_run_or_an_export_is_one_line(tmp_path):
+    as_fifo(tmp_path / "manifest.json")
+    assert fault_of(tmp_path) == f"{tmp_path}/manifest.json cannot be read"
+    with pytest.raises(NotRegularError):
+        keep_until(as_fifo(tmp_path / "metrics.jsonl"), 1)
+    with pytest.raises(UserError, match=re.escape("log.txt cannot be written: is a FIFO")):
+        log.set_up(as_fifo(tmp_path / "log.txt"))
+    as_fifo(tmp_path / "export.json")
+    with pytest.raises(UserError, match=r"export\.json cannot be read"):
+        read_about(tmp_path)
+
+
+def test_the_second_of_two_processes_that_write_a_folder_is_told_of_the_first(tmp_path):
+    target = tmp_path / "x.onnx"
+    (tmp_path / ".x.onnx.tmp/deep").mkdir(parents=True)  # of a process that was killed
+    with new_folder(target) as first:
+        assert not list(first.iterdir())
+        (first / "a").write_text("a")
+        with (
+            pytest.raises(UserError, match=r"x\.onnx: another process is writing it; wait until it is done"),
+            new_folder(target),
+        ):
+            pass
+        assert (first / "a").read_text() == "a"
+    assert [path.name for path in tmp_path.rglob("*")] == ["x.onnx", "a"]
+    with pytest.raises(UserError, match="another process has written it meanwhile"), new_folder(target) as late:
+        (late / "b").write_text("b")
+    assert [path.name for path in tmp_path.rglob("*")] == ["x.onnx", "a"]
