@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from dataset.records.broken import BrokenRecordError
+from utils.open_files import too_many
 
 IMAGE_BYTES = 100_000_000
 """Largest encoded image, in a file, in base64 or in a tar. The largest photographs of the official sets have 20 MB."""
@@ -31,6 +32,8 @@ def read_file(path: Path, limit: int, place: str, kind: str = "image") -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
+        if (told := too_many(error)) is not None:
+            raise told from None
         reason = getattr(error, "strerror", None) or str(error)
         raise BrokenRecordError(f"missing {kind}", place, f"{str(path)[:200]}: {reason}") from None
     try:

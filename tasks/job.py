@@ -196,14 +196,15 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, argumen
 
 
 def _check_config(config: RunConfig) -> None:
-    """Refuse, before anything is loaded, a global batch, lanes or chunks that do not divide, a warm-up or a freeze longer than
-    the run, and a package that is not installed."""
+    """Refuse, before anything is loaded, a limit on open files that is too low, a global batch, lanes or chunks that do not
+    divide, a warm-up or a freeze longer than the run, and a package that is not installed."""
     from engine.chunks import check_chunks
     from engine.wandb_curves import check_package
     from optim import lora
     from scheduler import build_schedule
-    from utils import distributed
+    from utils import distributed, open_files
 
+    open_files.check_limit(config.data.workers)
     check_package(config.train.wandb)
     lora.check_package(config.optim.lora)
     check_chunks(config.model.chunks, config.train.accumulation(config.data))

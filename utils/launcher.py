@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from utils.clusters import ONE_NODE, Place, parse_nodes
+from utils.clusters import ONE_NODE, Place, check_address, parse_nodes
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.flags import positive
@@ -71,9 +71,11 @@ def check_placement(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     nodes = arguments.nodes or ONE_NODE
     if arguments.master and nodes == ONE_NODE:
         parser.error("--master needs --nodes N")
-    host, _, port = (arguments.master or "host:0").rpartition(":")
-    if not host or not port.isdigit():
-        parser.error(f"--master {arguments.master!r} is not of the form HOST:PORT")
+    if arguments.master is not None:
+        try:
+            check_address(arguments.master, "--master")
+        except UserError as error:
+            parser.error(str(error))
     if arguments.node_rank is None:
         return
     if nodes.elastic:
