@@ -276,8 +276,8 @@ def _no_memory() -> UserError:
         room = shutil.disk_usage("/dev/shm")
         size = f" ({room.free / 1e6:,.0f} of {room.total / 1e6:,.0f} MB free now)"
     return UserError(
-        f"shared memory, in which workers hand over batches, is full: /dev/shm{size}; lower data.workers or the batch size, or make "
-        "it larger (docker run --shm-size=16g, in Kubernetes an emptyDir with medium: Memory at /dev/shm)"
+        f"shared memory, in which workers hand over batches, is full: /dev/shm{size}; lower data.workers or the batch "
+        "size, or make it larger (docker run --shm-size=16g, in Kubernetes an emptyDir with medium: Memory at /dev/shm)"
     )
 
 

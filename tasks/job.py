@@ -152,7 +152,7 @@ def _train(
     from engine.trainer import Trainer
     from tasks.checks import check_start
     from tasks.data_identity import data_identity
-    from utils.distributed import rank
+    from utils.distributed import gather_objects, rank
 
     config = task.config
     with stop.at_once(), _watched("the set-up", config, folder):
@@ -168,7 +168,7 @@ def _train(
             folder=folder,
             device=device,
             checkpoint=checkpoint,
-            data=data_identity(config.data),
+            data=gather_objects(data_identity(config.data) if rank() == 0 else {})[0],
             stop=stop,
         )
     trainer.fit()

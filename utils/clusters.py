@@ -91,7 +91,7 @@ class Place:
 
 
 def whole_number(text: str) -> int | None:
-    """The number that ``text`` has in decimal digits; None if it is something else. ``str.isdigit`` also accepts signs such as ²."""
+    """The number that ``text`` has in decimal digits; None if it is something else. ``str.isdigit`` also accepts ²."""
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 

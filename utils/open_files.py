@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
@@ -13,7 +14,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 OWN = 48
-"""Files that a training process needs besides those of its workers: logs, libraries, connections to other ranks, and some shards."""
+"""Files that a training process needs besides those of its workers: logs, libraries, connections to other ranks, some shards."""
 PER_WORKER = 12
 """Files that a training process needs for each of its workers: two pipes, and shared memory for the tensors of a batch."""
 
@@ -37,10 +38,8 @@ def check_limit(workers: int) -> None:
     if resource is not None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
-            try:
+            with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit than the one it reports
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            except (OSError, ValueError):  # macOS has a lower limit than the one it reports
-                pass
     needed = OWN + PER_WORKER * workers
     if limit() < needed:
         raise UserError(
