@@ -137,7 +137,7 @@ def script(choice: Choice, arguments: argparse.Namespace, output: Path, grace_s:
     for value in (str(Path.cwd()), *words, *_options(arguments, folder, notice_s)):
         if any(ord(sign) < ord(" ") for sign in value):
             raise UserError(
-                f"--slurm: {value!r} has a line break or another control character, which a script of SLURM cannot have; rename it"
+                f"--slurm: {value!r} has a line break or another control character, which no script of SLURM can have; rename it"
             )
     lines = [f"#SBATCH {shlex.quote(f'--{option}')}" for option in _options(arguments, folder, notice_s)]
     command = shlex.join(["srun", "--kill-on-bad-exit=0", "--wait=0", *words])
