@@ -15,6 +15,7 @@ from engine.curves import Events
 from engine.run_files import (
     BEST_FILE,
     CONFIG_FILE,
+    EVENTS_FOLDER,
     LOG_FILE,
     METRICS_FILE,
     VALIDATION_FILE,
@@ -86,7 +87,7 @@ class RunFolder:
         self.validation = path / VALIDATION_FILE
         self.validated = path / VALIDATION_PREDICTIONS_FILE
         self.log = path / LOG_FILE
-        self.events = path / "tensorboard"
+        self.events = path / EVENTS_FOLDER
         self.passed_over: list[str] = []
         """On rank 0: what is wrong with each checkpoint that is newer than the one the run resumes from."""
         self.resumed: Checkpoint | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.manifest import CHECKPOINTS, checkpoint_folders
-from engine.run_files import CONFIG_FILE, EVALUATION_FILE, LOG_FILE, METRICS_FILE, VALIDATION_FILE
+from engine.run_files import CONFIG_FILE, EVALUATION_FILE, EVENTS_FOLDER, LOG_FILE, METRICS_FILE, VALIDATION_FILE
 from tools.runs.log_facts import LogFacts, read_log
 from tools.runs.series import Metrics, read_metrics
 from utils.config import ConfigError, read_yaml
@@ -37,8 +37,12 @@ MADE_BY_FILE = "made_by.json"
 """By ``run.py reproduce``: the command that made the run, by which sources, and how long it took."""
 
 
+NEVER_STARTED = "never started"
+"""Name of the state of a run that failed, or was asked to stop, before training began."""
+
+
 class State(NamedTuple):
-    """``name``: running, hanging, killed, stopped, failed, cut or finished; ``text``: it in words; ``well``: whether all is well
+    """``name``: running, hanging, killed, stopped, failed, cut, finished or :data:`NEVER_STARTED`; ``text``: it in words; ``well``: whether all is well
     with the run."""
 
     name: str
@@ -99,6 +103,8 @@ class Run:
         if step is None:
             if self.evaluation:
                 return State("finished", "evaluated, not trained", True)
+            if self.log.stop and not (self.folder / EVENTS_FOLDER).exists():
+                return State(NEVER_STARTED, f"never started{reason}", False)
             return State(ended, f"{ended} before a step was logged{reason}", False)
         if steps and step < steps:
             return State(ended, f"{ended} at step {step:,}{of}{reason}", False)
