@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +16,10 @@ from engine.run_files import CONFIG_FILE
 from engine.run_folder import RunFolder
 from engine.wandb_curves import WandbConfig, WandbCurves
 from utils.files import write_text
+from utils.lines import bounded_lines
+
+LONGEST_LINE = 10_000_000
+"""Bytes of a line, such as of the predictions of a validation, above which it is taken for damage."""
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +128,7 @@ def keep_until(path: Path, step: int) -> list[dict[str, float]]:
     if not path.exists():
         return []
     kept, odd = [], []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in _lines(path):
         values = _metrics_in(line)
         if values is None:
             odd.append(number)
@@ -141,19 +145,20 @@ def remove_later(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in _lines(path):
+    for _, line in _lines(path):
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(f"{line}\n")
+                kept.append(line if line.endswith("\n") else f"{line}\n")
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
     write_text(path, "".join(kept))
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a file. Not splitlines(), which also ends a line at separators that JSON allows inside a string."""
-    *lines, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [*lines, torn] if torn else lines
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers. They end at line feeds alone: str.splitlines() also ends a line at separators that
+    JSON allows inside a string."""
+    with path.open("rb") as file:
+        yield from bounded_lines(file, LONGEST_LINE)
 
 
 def _metrics_in(line: str) -> dict[str, float] | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
+from engine.metrics_log import keep_until
 from engine.run_folder import RunFolder
 from utils.config import Config
 from utils.errors import UserError
@@ -32,3 +35,18 @@ def test_what_selected_the_best_weights_may_not_change(tmp_path):
     RunFolder.open(tmp_path, Run(evaluation=Evaluation(batch_size=2)), resume=True)
     with pytest.raises(UserError, match=r"evaluation\.validation was 'a', is now 'b'"):
         RunFolder.open(tmp_path, Run(evaluation=Evaluation(validation="b")), resume=True)
+
+
+def test_metrics_with_a_long_hole_take_bounded_memory_when_a_run_resumes(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    with path.open("wb") as file:
+        file.write(b'{"step": 1, "loss": 2.0}\n')
+        file.seek(300_000_000)
+        file.write(b'\n{"step": 2, "loss": 1.0}\n')
+    tracemalloc.start()
+    kept = keep_until(path, 2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [line["step"] for line in kept] == [1, 2]
+    assert peak < 100_000_000
+    assert "line 2" in caplog.text

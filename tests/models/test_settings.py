@@ -120,7 +120,7 @@ def test_published_models_have_a_head_for_every_64_of_width():
     "key", ["model.vision.depth", "model.fusion.layers", "model.vision.width", "model.vision.heads"]
 )
 def test_a_size_that_no_model_has_is_refused_before_anything_is_built(key):
-    schema, _ = choose("configs/demo/grounding.yaml", []).load()
+    schema, _ = choose("configs/demo/grounding.yaml", [], None).load()
     with pytest.raises(ConfigError, match=rf"{key}.*10000000"):
         load_config("configs/demo/grounding.yaml", [f"{key}=10000000"], schema)
 

@@ -365,3 +365,12 @@ def test_a_start_that_failed_does_not_count_below_a_folder_of_runs(make, tmp_pat
     assert main(["status", str(failed)]) == 1
     (failed / "tensorboard").mkdir()  # of a run that has begun to train
     assert main(["status", str(runs)]) == 1
+
+
+def test_metrics_with_a_hole_of_gigabytes_are_not_read_through(make, capsys):
+    folder = make("run")
+    with (folder / "metrics.jsonl").open("r+b") as file:
+        file.truncate(200_000_000_000)  # sparse: it takes no room
+    started = time.monotonic()
+    assert "too large to be read whole" in page_of(capsys, folder)
+    assert time.monotonic() - started < 10

@@ -42,8 +42,8 @@ NEVER_STARTED = "never started"
 
 
 class State(NamedTuple):
-    """``name``: running, hanging, killed, stopped, failed, cut, finished or :data:`NEVER_STARTED`; ``text``: it in words; ``well``: whether all is well
-    with the run."""
+    """``name``: running, hanging, killed, stopped, failed, cut, finished or :data:`NEVER_STARTED`; ``text``: it in words;
+    ``well``: whether all is well with the run."""
 
     name: str
     text: str
@@ -196,6 +196,10 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
     metrics = read_metrics(folder / METRICS_FILE, TAIL_BYTES if brief else None)
     validation = read_metrics(folder / VALIDATION_FILE)
     remarks += [*_damage(METRICS_FILE, metrics), *_damage(VALIDATION_FILE, validation)]
+    if metrics.partial and not metrics.lines:
+        remarks.append(
+            f"{METRICS_FILE}: its end holds no metrics, and it is too large to be read whole; is the disk damaged?"
+        )
     evaluation = read_json(folder / EVALUATION_FILE, remarks)
     made_by = read_json(folder / MADE_BY_FILE, remarks)
     return Run(
