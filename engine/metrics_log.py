@@ -95,6 +95,10 @@ class _Lines:
     def append(self, values: Mapping[str, Any]) -> None:
         line = _json_line(values)
         try:
+            if self._file is not None and not self.path.exists():  # the folder was deleted or renamed
+                self._file.close()
+                self._file = None
+                self.path.parent.mkdir(parents=True, exist_ok=True)
             if self._file is None:
                 self._file = self.path.open("a", encoding="utf-8")
             self._file.write("\n" + line if self._failed else line)  # what failed may have left half a line

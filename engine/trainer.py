@@ -328,6 +328,7 @@ class Trainer:
         if metrics is None:
             return
         metrics.sync()
+        self.folder.restore_config()
         self.writer.save(
             self.step,
             self.model,

@@ -152,11 +152,13 @@ def _train(
     from engine.trainer import Trainer
     from tasks.checks import check_start
     from tasks.data_identity import data_identity
+    from tasks.held_out_media import check_held_out_media
     from utils.distributed import gather_objects, rank
 
     config = task.config
     with stop.at_once(), _watched("the set-up", config, folder):
         check_start(task)
+        check_held_out_media(task)
         if rank() == 0:
             task.keep_inputs(folder.path)
         trainer = Trainer(

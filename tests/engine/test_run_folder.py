@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import tracemalloc
 
 import pytest
 
 from engine.metrics_log import keep_until
 from engine.run_folder import RunFolder
+from tests.engine.toy import trainer
 from utils.config import Config
 from utils.errors import UserError
 
@@ -50,3 +52,25 @@ def test_metrics_with_a_long_hole_take_bounded_memory_when_a_run_resumes(tmp_pat
     assert [line["step"] for line in kept] == [1, 2]
     assert peak < 100_000_000
     assert "line 2" in caplog.text
+
+
+def test_a_folder_that_is_deleted_during_a_run_is_one_that_can_be_resumed(tmp_path, caplog):
+    output = tmp_path / "run"
+    folder, _ = RunFolder.open(output, Run(), resume=False)
+    run = trainer(output, steps=6, checkpoint_every=2, log_every=1)
+    run.folder = folder
+
+    def delete(phase: str) -> None:
+        if run.step == 3 and phase == "rates" and output.exists() and not deleted:
+            run.writer.wait()
+            shutil.rmtree(output)
+            deleted.append(run.step)
+
+    deleted: list[int] = []
+    run.after = delete
+    run.fit()
+    assert deleted == [3]
+    assert "config.yaml is gone" in caplog.text
+    _, checkpoint = RunFolder.open(output, Run(), resume=True)
+    assert checkpoint is not None and checkpoint.step == 6
+    assert [line["step"] for line in keep_until(output / "metrics.jsonl", 6)][-1] == 6
