@@ -153,7 +153,7 @@ def _statuses_of_ranks() -> list[int]:
         handlers = getattr(agent._pcontext, "subprocess_handlers", {})
         statuses[:] = [handler.proc.returncode for handler in handlers.values()]
 
-    LocalElasticAgent._shutdown = shut_down_and_keep  # type: ignore[method-assign]
+    LocalElasticAgent._shutdown = shut_down_and_keep  # type: ignore[method-assign,assignment]
     return statuses
 
 
