@@ -8,6 +8,7 @@ from pathlib import Path
 from dataset.records.broken import BrokenRecordError
 from utils.errors import NotRegularError
 from utils.files import open_regular
+from utils.open_files import too_many
 
 IMAGE_BYTES = 100_000_000
 """Largest encoded image, in a file, in base64 or in a tar. The largest photographs of the official sets have 20 MB."""
@@ -32,6 +33,8 @@ def read_file(path: Path, limit: int, place: str, kind: str = "image") -> bytes:
     except NotRegularError as error:
         raise BrokenRecordError(f"unreadable {kind}", place, f"{path} {error.strerror}") from None
     except (OSError, ValueError) as error:
+        if (told := too_many(error)) is not None:
+            raise told from None
         reason = getattr(error, "strerror", None) or str(error)
         raise BrokenRecordError(f"missing {kind}", place, f"{str(path)[:200]}: {reason}") from None
     with file:

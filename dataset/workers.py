@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import multiprocessing
+import multiprocessing.queues
 import os
+import shutil
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextvars import ContextVar
 from copy import copy
@@ -23,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils import distributed
+from utils import distributed, open_files
 from utils.errors import UserError
 from utils.processes import die_with_parent, ignore_stop_signals, signal_name
 
@@ -37,6 +42,9 @@ TIMEOUT_S = 600.0
 
 reading: ContextVar[Callable[[str], object]] = ContextVar("reading")
 """In a worker: called with the place of each record before it is read, for the message if the worker does not come back."""
+
+_NO_MEMORY = 88
+"""Exit status of a worker that could not hand over a batch, since shared memory is full."""
 
 _PLACE_BYTES = 480
 _END = object()
@@ -137,7 +145,9 @@ class _Pool:
                     raise UserError(batch.message)
                 yield batch
                 self.made += 1
-        except (RuntimeError, OSError, EOFError):
+        except (RuntimeError, OSError, EOFError) as error:
+            if (told := open_files.too_many(error) or _memory_is_full(error)) is not None:
+                raise told from None
             # Torch may notice first that a worker is gone, by a connection that breaks before the process has ended.
             ends = time.monotonic() + 1.0
             while self.children and time.monotonic() < ends:
@@ -196,6 +206,8 @@ class _Pool:
                 f"{self._place(self.late)}: is the disk there that holds it?"
             )
         for child in self.children:
+            if child.exitcode in (_NO_MEMORY, -signal.SIGBUS):
+                raise _no_memory()
             if child.exitcode:
                 worker = next((number for number in range(self.workers) if self._process(number) == child.pid), 0)
                 how = f"was ended by {signal_name(-child.exitcode)}" if child.exitcode < 0 else "ended by itself"
@@ -237,10 +249,36 @@ def _begin(board: Tensor, worker: int) -> None:
     """Set up a worker process."""
     die_with_parent()
     ignore_stop_signals()
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_not_handed_over)  # type: ignore[attr-defined]
     torch.set_num_threads(1)
     row = board[worker].numpy()
     row[:8].view(np.int64)[0] = os.getpid()
     reading.set(partial(_note, row[8:]))
+
+
+def _not_handed_over(error: Exception, batch: object) -> None:
+    """Called by the thread that hands a batch over, when that fails; Python would print a traceback and lose the batch."""
+    if _memory_is_full(error) is None:
+        traceback.print_exception(error)
+        os._exit(1)
+    os._exit(_NO_MEMORY)
+
+
+def _memory_is_full(error: Exception) -> UserError | None:
+    """The error in one line if shared memory has no room left; else None."""
+    text = str(error)
+    return _no_memory() if "/torch_" in text and os.strerror(errno.ENOSPC) in text else None
+
+
+def _no_memory() -> UserError:
+    size = ""
+    with contextlib.suppress(OSError):
+        room = shutil.disk_usage("/dev/shm")
+        size = f" ({room.free / 1e6:,.0f} of {room.total / 1e6:,.0f} MB free now)"
+    return UserError(
+        f"shared memory, in which workers hand over batches, is full: /dev/shm{size}; lower data.workers or the batch "
+        "size, or make it larger (docker run --shm-size=16g, in Kubernetes an emptyDir with medium: Memory at /dev/shm)"
+    )
 
 
 def _note(row: np.ndarray, place: str) -> None:
@@ -265,3 +303,7 @@ class _Numbered(Dataset[Any]):
             return self.make(number)
         except UserError as error:
             return _Failure(str(error))
+        except (RuntimeError, OSError) as error:
+            if (told := open_files.too_many(error) or _memory_is_full(error)) is None:
+                raise
+            return _Failure(str(told))

@@ -69,7 +69,8 @@ class RunIdentity:
             if was != now:
                 changes.append(f"{name} has {now:,} records instead of {was:,}")
         # Files whose number of records has changed are told by that.
-        changed = [key for key in sorted(self.data) if self.data[key] != before.data.get(key)]
+        # Earlier versions made digests of fewer keys.
+        changed = [key for key in sorted(self.data) if self.data[key] != before.data.get(key, self.data[key])]
         return changes or [f"the files of {key} are not those that the run began with" for key in changed]
 
 

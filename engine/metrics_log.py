@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +15,11 @@ from engine.curves import Curves, ScalarSink, show_config
 from engine.run_files import CONFIG_FILE
 from engine.run_folder import RunFolder
 from engine.wandb_curves import WandbConfig, WandbCurves
-from utils.files import parse_json, read_text, write_text
+from utils.files import open_regular, parse_json, write_text
+from utils.lines import bounded_lines
+
+LONGEST_LINE = 10_000_000
+"""Bytes of a line, such as of the predictions of a validation, above which it is taken for damage."""
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +95,10 @@ class _Lines:
     def append(self, values: Mapping[str, Any]) -> None:
         line = _json_line(values)
         try:
+            if self._file is not None and not self.path.exists():  # the folder was deleted or renamed
+                self._file.close()
+                self._file = None
+                self.path.parent.mkdir(parents=True, exist_ok=True)
             if self._file is None:
                 self._file = self.path.open("a", encoding="utf-8")
             self._file.write("\n" + line if self._failed else line)  # what failed may have left half a line
@@ -124,7 +132,7 @@ def keep_until(path: Path, step: int) -> list[dict[str, float]]:
     if not path.exists():
         return []
     kept, odd = [], []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in _lines(path):
         values = _metrics_in(line)
         if values is None:
             odd.append(number)
@@ -141,19 +149,20 @@ def remove_later(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in _lines(path):
+    for _, line in _lines(path):
         try:
             if parse_json(line)["step"] <= step:
-                kept.append(f"{line}\n")
+                kept.append(line if line.endswith("\n") else f"{line}\n")
         except (ValueError, KeyError, TypeError):
             continue
     write_text(path, "".join(kept))
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a file. Not splitlines(), which also ends a line at separators that JSON allows inside a string."""
-    *lines, torn = read_text(path, errors="replace").split("\n")
-    return [*lines, torn] if torn else lines
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers. They end at line feeds alone: str.splitlines() also ends a line at separators that
+    JSON allows inside a string."""
+    with open_regular(path) as file:
+        yield from bounded_lines(file, LONGEST_LINE)
 
 
 def _metrics_in(line: str) -> dict[str, float] | None:

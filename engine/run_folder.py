@@ -15,6 +15,7 @@ from engine.curves import Events
 from engine.run_files import (
     BEST_FILE,
     CONFIG_FILE,
+    EVENTS_FOLDER,
     LOG_FILE,
     METRICS_FILE,
     VALIDATION_FILE,
@@ -86,11 +87,13 @@ class RunFolder:
         self.validation = path / VALIDATION_FILE
         self.validated = path / VALIDATION_PREDICTIONS_FILE
         self.log = path / LOG_FILE
-        self.events = path / "tensorboard"
+        self.events = path / EVENTS_FOLDER
         self.passed_over: list[str] = []
         """On rank 0: what is wrong with each checkpoint that is newer than the one the run resumes from."""
         self.resumed: Checkpoint | None = None
         """The checkpoint that the run resumes from, until it trains."""
+        self._config: str | None = None
+        """The content of ``config.yaml``."""
 
     @classmethod
     def open(
@@ -123,10 +126,11 @@ class RunFolder:
         if started:
             folder._require_same_config(saved, config, evaluate)
         fault = None
+        folder._config = dump_config(config)
         if distributed.rank() == 0:
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                write_text(saved, dump_config(config))
+                write_text(saved, folder._config)
                 if folder.checkpoints.exists():
                     next(folder.checkpoints.iterdir(), None)  # raises where it is no folder
             except OSError as error:
@@ -150,6 +154,26 @@ class RunFolder:
         if refused is not None:
             raise UserError(refused)
         return found
+
+    def restore_config(self) -> None:
+        """Write ``config.yaml`` again if it is gone, as after the folder was deleted or renamed during the run: a checkpoint
+        without it could not be resumed."""
+        saved = self.path / CONFIG_FILE
+        if self._config is None or saved.exists():
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(saved, self._config)
+        except OSError as error:
+            logger.warning(
+                "%s is gone and cannot be written again (%s); the run cannot be resumed", saved, error.strerror
+            )
+            return
+        logger.warning(
+            "%s is gone: was the run's folder deleted or renamed? It is written again, and the run goes on and can be resumed; "
+            "earlier metrics and checkpoints are gone with the folder",
+            saved,
+        )
 
     def log_of(self, rank: int) -> Path:
         """The log of a rank: ``log.txt`` of rank 0, ``logs/rank-00001.txt`` of the next."""

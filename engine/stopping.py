@@ -23,7 +23,7 @@ from typing import Any
 
 from utils import distributed
 from utils.errors import PeerLostError, report
-from utils.processes import ECHO_S, GRACE_S, STOP_SIGNALS, signal_name, status_of_stop
+from utils.processes import ECHO_S, GRACE_S, MISTAKE, signal_name, status_of_stop, stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +55,15 @@ class StopRequest:
         self.store = distributed.shared_store("stop")
         self._left = False
         """Whether rank 0 has ended while this rank runs."""
+        self._status_of_rank_0: int | None = None
+        """Exit status that rank 0 has told before it ended."""
         self._lock = threading.Lock()
         self._save: Callable[[], str] | None = None
         self._ended = threading.Event()
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self._handlers = {signum: signal.signal(signum, self._receive) for signum in STOP_SIGNALS}
+        self._handlers = {signum: signal.signal(signum, self._receive) for signum in stop_signals()}
         threading.Thread(target=self._watch, daemon=True, name="stop requests").start()
         return self
 
@@ -117,6 +119,8 @@ class StopRequest:
         try:
             # Before the signal, which rank 0 has told by then: else it could end between both looks, as if without one.
             self._left = distributed.rank() != 0 and self.store.check(["ended"])
+            if self._left:
+                self._status_of_rank_0 = int(self.store.get("ended"))
             if self.store.check(["signal"]):
                 self.signum = self.signum or int(self.store.get("signal"))
             elif self.signum is not None:
@@ -134,18 +138,22 @@ class StopRequest:
 
     def _end(self, save: Callable[[], str]) -> None:
         """End this process, without what Python does at the end: threads and workers may be anywhere."""
-        status = self.status
+        status = self.status if self._status_of_rank_0 is None else self._status_of_rank_0
         if distributed.rank() == 0:
             try:
                 logger.warning("stopped by %s: %s", self.name, save())
-            except Exception as error:  # the process ends all the same
+            except Exception as error:  # the process ends all the same; a requeued one would fail as this one has
                 logger.warning("stopped by %s; the checkpoint could not be saved: %s", self.name, error)
+                status = MISTAKE
             with contextlib.suppress(RuntimeError):  # who kept the store has ended
                 if self.store is not None:
-                    self.store.set("ended", "1")
+                    self.store.set("ended", str(status))
+                    if status == MISTAKE:
+                        time.sleep(2 * POLL_S)  # this process may keep the store, which the others have to read before
         elif self.signum is None:
             status = report(PeerLostError(distributed.PEER_GONE))
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            with contextlib.suppress(OSError):  # a terminal that is gone
+                stream.flush()
         logging.shutdown()
         os._exit(status)

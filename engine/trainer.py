@@ -39,6 +39,7 @@ from optim import OptimConfig
 from scheduler import ScheduleConfig, build_schedule
 from utils import distributed
 from utils.batch import WORK, Losses, to_device
+from utils.errors import UserError
 from utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -191,12 +192,25 @@ class Trainer:
                 asked = report(pending) or asked
                 pending = None
                 if asked and self.step < self.steps:
-                    raise Stopped(self._save_and_say(metrics), self.stop.status)
+                    raise self._stopped(metrics)
                 if self.validations.due:
                     self._validate(metrics, report)
                 self._save(metrics)
-            if self.step == self.first_step + COMPILE_STEPS:
+            # Only compilation makes steps after the first one much longer than the others.
+            if self.step == self.first_step + (COMPILE_STEPS if self.config.compile else 1):
                 distributed.set_timeout(self.config.step_timeout_min)
+
+    def _stopped(self, metrics: MetricsLog | None) -> Stopped | UserError:
+        """Save a checkpoint after a request to stop; returns what ends all ranks. It is an error if the checkpoint could not be
+        written: a scheduler that started the run again would lose the same steps again and again."""
+        said, fault = "", None
+        try:
+            said = self._save_and_say(metrics)
+        except UserError as error:
+            fault = str(error)
+        if fault := distributed.gather_objects(fault)[0]:
+            return UserError(f"stopped by {self.stop.name}: {fault}")
+        return Stopped(said, self.stop.status)
 
     def _save_and_say(self, metrics: MetricsLog | None) -> str:
         """Write a checkpoint of this step, and wait for it; returns the line for who asked to stop."""
@@ -314,6 +328,7 @@ class Trainer:
         if metrics is None:
             return
         metrics.sync()
+        self.folder.restore_config()
         self.writer.save(
             self.step,
             self.model,

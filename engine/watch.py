@@ -22,8 +22,9 @@ PATIENCE = 3
 """Values in a row that make a slow rank or low throughput."""
 SPREADS = 6.0
 SHARE = 0.2
-"""A loss jumps where it exceeds the median by so many standard deviations, estimated by the median distance from the median, and
-by this share of it."""
+RISE = 0.05
+"""A loss jumps where it exceeds the median by so many standard deviations, estimated by the median distance from the median, by
+this share of it, and by this much. Close to zero, a few wrong examples multiply a loss: they are no reason to act."""
 LOW = 0.7
 """Throughput is low below this share of its median."""
 SLOW = 1.5
@@ -176,7 +177,7 @@ def _jumps(loss: float, past: Sequence[float]) -> bool:
     spread = 1.4826 * statistics.median(
         abs(value - median) for value in past
     )  # the factor is that of a normal distribution
-    return loss - median > max(SPREADS * spread, SHARE * abs(median))
+    return loss - median > max(SPREADS * spread, SHARE * abs(median), RISE)
 
 
 def _is_low(speed: float, past: Sequence[float]) -> bool:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from models import losses
+from models.blocks import MOST_WIDTH
 from models.contrastive import GREATEST_TEMPERATURE, ContrastiveConfig, ContrastiveHead, EmbeddedExamples, Examples
 from models.fusion import FusionPass
 from models.gradient_cache import cached_losses
@@ -26,7 +27,7 @@ from models.xvlm import XVLM, ModelConfig
 class AligningConfig(ModelConfig):
     """Adds the joint space of images and texts, which pre-training and retrieval have."""
 
-    embed_dim: int = Field(256, ge=1, description="width of the contrastive embeddings")
+    embed_dim: int = Field(256, ge=1, le=MOST_WIDTH, description="width of the contrastive embeddings")
     temperature: float = Field(
         0.07,
         gt=0,

@@ -20,6 +20,10 @@ from models.memory import CrossMemory, GroupKeysValues, KeysValues, KVCache, Mem
 from models.packing import Packing
 from utils.config import Config
 
+MOST_BLOCKS, MOST_HEADS, MOST_WIDTH, MOST_ROWS = 1000, 1024, 65536, 10_000_000
+"""Largest sizes that a config may give to a model: blocks, heads of a block, widths, and rows of a table. No published model
+comes near them, and a model of a damaged config would be built for hours before it is compared with its weights."""
+
 
 class BlockConfig(Config):
     """Sizes of a BERT block."""

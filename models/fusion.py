@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.blocks import (
+    MOST_BLOCKS,
+    MOST_HEADS,
+    MOST_WIDTH,
     BlockConfig,
     BlockStack,
     QueryPositions,
@@ -29,15 +32,16 @@ from utils.errors import UserError
 class FusionConfig(Config):
     """Sizes of the fusion encoder. Those left out are the text encoder's; the others stay when the text encoder is replaced."""
 
-    layers: int = Field(6, ge=1, description="number of blocks")
+    layers: int = Field(6, ge=1, le=MOST_BLOCKS, description="number of blocks")
     width: int | None = Field(
         None,
         ge=1,
+        le=MOST_WIDTH,
         description="width of the states; text states of another width are projected to it; null: the text encoder's",
     )
-    heads: int | None = Field(None, ge=1, description="attention heads; null: the text encoder's")
+    heads: int | None = Field(None, ge=1, le=MOST_HEADS, description="attention heads; null: the text encoder's")
     intermediate: int | None = Field(
-        None, ge=1, description="width inside the feed-forward block; null: the text encoder's"
+        None, ge=1, le=MOST_WIDTH, description="width inside the feed-forward block; null: the text encoder's"
     )
     eps: float | None = Field(None, gt=0, description="epsilon of every LayerNorm; null: the text encoder's")
     drop_path: float = Field(

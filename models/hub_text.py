@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import BlockConfig
+from models.blocks import MOST_BLOCKS, MOST_HEADS, MOST_ROWS, MOST_WIDTH, BlockConfig
 from models.packing import PackedTexts, packings_of
 from models.text import TextArchitecture, TextConfig, TextEncoder
 from utils.batch import Text
@@ -133,6 +133,7 @@ def build_text_encoder(
     arch = config.arch
     if arch is None:
         hub_config = hub_config_of(config.encoder)
+        _check_sizes(config.encoder, hub_config)
         if not is_bert_family(hub_config):
             _check_vocabulary(vocab_size, getattr(hub_config, "vocab_size", None))
             return HubTextEncoder(config, hub_config, width)
@@ -143,6 +144,24 @@ def build_text_encoder(
         arch = arch.model_copy(update={"vocab_size": vocab_size})
     _check_vocabulary(vocab_size, arch.vocab_size)
     return TextEncoder(config, arch, width)
+
+
+def _check_sizes(encoder: str, hub_config: Any) -> None:
+    """Raises :class:`UserError` for sizes that no encoder has, in a folder's ``config.json``."""
+    limits = {
+        "num_hidden_layers": MOST_BLOCKS,
+        "num_attention_heads": MOST_HEADS,
+        "hidden_size": MOST_WIDTH,
+        "intermediate_size": MOST_WIDTH,
+        "vocab_size": MOST_ROWS,
+        "max_position_embeddings": MOST_ROWS,
+    }
+    for name, most in limits.items():
+        size = getattr(hub_config, name, None)
+        if isinstance(size, int) and size > most:
+            raise UserError(
+                f"{encoder}: {name} = {size:,} in its config.json is more than {most:,}; is the file damaged?"
+            )
 
 
 def _check_vocabulary(vocab_size: int | None, embeddings: int | None) -> None:

@@ -11,7 +11,18 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import BlockConfig, BlockStack, TokenLayout, heads_error, init_bert_weights, linear_dtype
+from models.blocks import (
+    MOST_BLOCKS,
+    MOST_HEADS,
+    MOST_ROWS,
+    MOST_WIDTH,
+    BlockConfig,
+    BlockStack,
+    TokenLayout,
+    heads_error,
+    init_bert_weights,
+    linear_dtype,
+)
 from models.packing import PackedTexts, Packing, packings_of
 from utils.batch import Text
 from utils.config import Config
@@ -22,12 +33,16 @@ class TextArchitecture(Config):
     """Sizes of a BERT or RoBERTa encoder."""
 
     family: Literal["bert", "roberta"] = Field("bert", description="how positions are counted and texts are padded")
-    vocab_size: int | None = Field(None, ge=1, description="entries of the word table; null: those of the tokenizer")
-    width: int = Field(768, ge=1, description="width of the states")
-    layers: int = Field(12, ge=1, description="number of blocks")
-    heads: int = Field(12, ge=1, description="attention heads; they divide the width")
-    intermediate: int = Field(3072, ge=1, description="width inside the feed-forward block")
-    max_positions: int = Field(512, ge=1, description="rows of the position table; RoBERTa does not use the first two")
+    vocab_size: int | None = Field(
+        None, ge=1, le=MOST_ROWS, description="entries of the word table; null: those of the tokenizer"
+    )
+    width: int = Field(768, ge=1, le=MOST_WIDTH, description="width of the states")
+    layers: int = Field(12, ge=1, le=MOST_BLOCKS, description="number of blocks")
+    heads: int = Field(12, ge=1, le=MOST_HEADS, description="attention heads; they divide the width")
+    intermediate: int = Field(3072, ge=1, le=MOST_WIDTH, description="width inside the feed-forward block")
+    max_positions: int = Field(
+        512, ge=1, le=MOST_ROWS, description="rows of the position table; RoBERTa does not use the first two"
+    )
     token_types: int = Field(2, ge=1, description="rows of the token type table, of which the first is used")
     eps: float = Field(1e-12, gt=0, description="epsilon of every LayerNorm; also in the fusion and the word head")
     pad_id: int = Field(0, ge=0, description="token id of padding")

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.blocks import heads_error
+from models.blocks import MOST_BLOCKS, MOST_HEADS, MOST_WIDTH, heads_error
 from models.feature_cache import FeatureCache, is_before_block
 from utils.config import Config
 from utils.errors import UserError
@@ -72,9 +72,9 @@ class VisionConfig(Config):
         224, description="side of the square input in pixels; or [height, width], for images that share another aspect"
     )
     patch_size: int | None = Field(None, ge=1, description="side of a patch, pixels; null: the backbone's")
-    width: int | None = Field(None, ge=1, description="width of the states; null: the backbone's")
-    depth: int | None = Field(None, ge=1, description="number of blocks; null: the backbone's")
-    heads: int | None = Field(None, ge=1, description="attention heads; null: the backbone's")
+    width: int | None = Field(None, ge=1, le=MOST_WIDTH, description="width of the states; null: the backbone's")
+    depth: int | None = Field(None, ge=1, le=MOST_BLOCKS, description="number of blocks; null: the backbone's")
+    heads: int | None = Field(None, ge=1, le=MOST_HEADS, description="attention heads; null: the backbone's")
     drop_path: float = Field(0.1, ge=0, lt=1, description="drop rate of the last block, rising linearly from 0")
     layer_scale: float | None = Field(
         0.1, description="initial LayerScale; the published BEiT-2 models use 0.1; null: none"

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.blocks import BlockConfig, BlockStack, TokenLayout, init_bert_weights, linear_dtype
+from models.blocks import MOST_BLOCKS, BlockConfig, BlockStack, TokenLayout, init_bert_weights, linear_dtype
 from models.flops import HeadCost, StackCost, lengths
 from models.fusion import FusionPass
 from models.heads import WordHead
@@ -32,6 +32,7 @@ class DecoderConfig(Config):
     layers: int | None = Field(
         None,
         ge=1,
+        le=MOST_BLOCKS,
         description="number of blocks: that of the fusion, whose weights they start from, or half of it; null: that of "
         "the fusion",
     )

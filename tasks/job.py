@@ -152,11 +152,13 @@ def _train(
     from engine.trainer import Trainer
     from tasks.checks import check_start
     from tasks.data_identity import data_identity
-    from utils.distributed import rank
+    from tasks.held_out_media import check_held_out_media
+    from utils.distributed import gather_objects, rank
 
     config = task.config
     with stop.at_once(), _watched("the set-up", config, folder):
         check_start(task)
+        check_held_out_media(task)
         if rank() == 0:
             task.keep_inputs(folder.path)
         trainer = Trainer(
@@ -168,7 +170,7 @@ def _train(
             folder=folder,
             device=device,
             checkpoint=checkpoint,
-            data=data_identity(config.data),
+            data=gather_objects(data_identity(config.data) if rank() == 0 else {})[0],
             stop=stop,
         )
     trainer.fit()
@@ -198,14 +200,15 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, argumen
 
 
 def _check_config(config: RunConfig) -> None:
-    """Refuse, before anything is loaded, a global batch, lanes or chunks that do not divide, a warm-up or a freeze longer than
-    the run, and a package that is not installed."""
+    """Refuse, before anything is loaded, a limit on open files that is too low, a global batch, lanes or chunks that do not
+    divide, a warm-up or a freeze longer than the run, and a package that is not installed."""
     from engine.chunks import check_chunks
     from engine.wandb_curves import check_package
     from optim import lora
     from scheduler import build_schedule
-    from utils import distributed
+    from utils import distributed, open_files
 
+    open_files.check_limit(config.data.workers)
     check_package(config.train.wandb)
     lora.check_package(config.optim.lora)
     check_chunks(config.model.chunks, config.train.accumulation(config.data))

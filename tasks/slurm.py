@@ -80,9 +80,6 @@ def check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
     for name in ("master", "node_rank"):
         if getattr(arguments, name) is not None:
             parser.error(f"--{name.replace('_', '-')}: SLURM gives a job its nodes; leave it out with --slurm")
-    for value in vars(arguments).values():
-        if isinstance(value, str) and "\n" in value:
-            parser.error(f"{value!r} has a line break, which a script of SLURM cannot have")
 
 
 def submit(choice: Choice, arguments: argparse.Namespace) -> int:
@@ -127,7 +124,7 @@ def script(choice: Choice, arguments: argparse.Namespace, output: Path, grace_s:
         grace_s: ``train.grace_s``.
 
     Raises:
-        UserError: if the job's time is too short to save a checkpoint.
+        UserError: if the job's time is too short to save a checkpoint, or a path has a control character.
     """
     folder = output.absolute()
     notice_s = min(grace_s + MARGIN_S, LONGEST_NOTICE_S)
@@ -136,8 +133,14 @@ def script(choice: Choice, arguments: argparse.Namespace, output: Path, grace_s:
             f"--time {arguments.time}: the run is asked to stop {notice_s} s before the end (train.grace_s = {grace_s}, and "
             f"{MARGIN_S}), and would train nothing; give more time"
         )
+    words = _command(choice, arguments, folder)
+    for value in (str(Path.cwd()), *words, *_options(arguments, folder, notice_s)):
+        if any(ord(sign) < ord(" ") for sign in value):
+            raise UserError(
+                f"--slurm: {value!r} has a line break or another control character, which no script of SLURM can have; rename it"
+            )
     lines = [f"#SBATCH {shlex.quote(f'--{option}')}" for option in _options(arguments, folder, notice_s)]
-    command = shlex.join(["srun", "--kill-on-bad-exit=0", "--wait=0", *_command(choice, arguments, folder)])
+    command = shlex.join(["srun", "--kill-on-bad-exit=0", "--wait=0", *words])
     return TEMPLATE.format(
         options="\n".join(lines),
         folder=shlex.quote(str(Path.cwd())),

@@ -18,6 +18,8 @@ from utils.errors import UserError
 PORT = 29500
 """Port of node 0 where nothing else is said: torchrun's."""
 
+LAST_PORT = 65535
+
 SLURM_PORTS = range(15000, 25000)
 """Ports of SLURM jobs, by their numbers, so that two jobs on one node have two; below those that the kernel gives out."""
 
@@ -88,13 +90,29 @@ class Place:
         return self.rank.number == 0 if self.rank is not None else not self.node_rank
 
 
+def whole_number(text: str) -> int | None:
+    """The number that ``text`` has in decimal digits; None if it is something else. ``str.isdigit`` also accepts ²."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
 def parse_nodes(text: str) -> Nodes:
     """``N`` or ``MIN:MAX``, for argparse."""
     least, colon, most = text.partition(":")
     parts = [least, most] if colon else [least]
-    if not all(part.isdigit() and int(part) > 0 for part in parts) or int(parts[0]) > int(parts[-1]):
+    counts = [whole_number(part) or 0 for part in parts]
+    if not all(counts) or counts[0] > counts[-1]:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a positive number N nor MIN:MAX")
-    return Nodes(int(parts[0]), int(parts[-1]), bool(colon))
+    return Nodes(counts[0], counts[-1], bool(colon))
+
+
+def check_address(address: str, name: str) -> None:
+    """Raises :class:`UserError`, in which ``name`` names the address, unless it is HOST:PORT with a port that exists."""
+    host, _, port = address.rpartition(":")
+    number = whole_number(port)
+    if not host or number is None:
+        raise UserError(f"{name} {address!r} is not of the form HOST:PORT")
+    if not 1 <= number <= LAST_PORT:
+        raise UserError(f"{name} {address!r}: ports are within 1 .. {LAST_PORT}")
 
 
 def recognise(environment: Mapping[str, str]) -> Place | None:
@@ -111,8 +129,8 @@ def recognise(environment: Mapping[str, str]) -> Place | None:
     if variables.has("SLURM_JOB_ID") and (variables.has("SLURM_STEP_ID") or variables.has("SLURM_STEPID")):
         return _of_slurm(variables)
     if variables.has("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"):
-        nodes = variables.number("WORLD_SIZE")
-        return _fixed("PyTorchJob", variables, nodes, variables.number("RANK"), None)
+        nodes = variables.number("WORLD_SIZE", least=1)
+        return _fixed("PyTorchJob", variables, nodes, variables.index("RANK", count=nodes, of="nodes"), None)
     return None
 
 
@@ -154,12 +172,24 @@ def _is_rank(environment: Mapping[str, str]) -> bool:
     return _Variables(environment).has("LOCAL_RANK", "RANK", "WORLD_SIZE")
 
 
+def check_rank(environment: Mapping[str, str]) -> None:
+    """Raises :class:`UserError` if the variables of this rank, where they are set, do not fit together: ranks would wait for one
+    that cannot come."""
+    variables = _Variables(environment)
+    if variables.has("RANK", "WORLD_SIZE"):
+        variables.index("RANK", count=variables.number("WORLD_SIZE", least=1), of="ranks")
+    if variables.has("LOCAL_RANK"):
+        variables.number("LOCAL_RANK")
+    if variables.has("WORLD_SIZE", "MASTER_PORT") and variables.number("WORLD_SIZE", least=1) > 1:
+        variables.port("MASTER_PORT")
+
+
 def nodes_left_out(environment: Mapping[str, str]) -> str | None:
     """The line for a SLURM job of several nodes in which this process was not started by srun; None elsewhere."""
     variables = _Variables(environment)
     if not variables.has("SLURM_JOB_ID", "SLURM_NNODES") or variables.has("SLURM_STEP_ID"):
         return None
-    if (nodes := variables.number("SLURM_NNODES")) == 1:
+    if (nodes := variables.number("SLURM_NNODES", least=1)) == 1:
         return None
     return f"SLURM job {variables.text('SLURM_JOB_ID')} has {nodes} nodes, and this run is on one: start it by srun to use all"
 
@@ -182,11 +212,24 @@ class _Variables:
             f"{names[0]} is not set, though {self._others()} are; start the job by the scheduler, or unset them"
         )
 
-    def number(self, *names: str) -> int:
+    def number(self, *names: str, least: int = 0, most: int | None = None, reason: str = "") -> int:
+        """The number in the first of ``names`` that is set, from ``least`` to ``most``; ``reason``: for ``most``."""
         text = self.text(*names)
-        if not text.isdigit():
-            raise UserError(f"{names[0]} = {text!r} is no number; the launcher or the scheduler should have set one")
-        return int(text)
+        name = next(name for name in names if self.has(name))
+        number = whole_number(text)
+        if number is None:
+            raise UserError(f"{name} = {text!r} is no number; the launcher or the scheduler should have set one")
+        if number < least or (most is not None and number > most):
+            wanted = f"{least} or more" if most is None else f"within {least} .. {most}{reason}"
+            raise UserError(f"{name} = {number} is not {wanted}; the launcher or the scheduler should have set it so")
+        return number
+
+    def port(self, *names: str) -> int:
+        return self.number(*names, least=1, most=LAST_PORT)
+
+    def index(self, *names: str, count: int, of: str) -> int:
+        """A number from 0 of one of ``count`` nodes or ranks."""
+        return self.number(*names, most=count - 1, reason=f" ({count} {of})")
 
     def _others(self) -> str:
         known = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "PET_NNODES", "PET_NODE_RANK", "SLURM_JOB_ID")
@@ -195,8 +238,10 @@ class _Variables:
 
 def _of_torchrun(variables: _Variables) -> Place:
     """A rank, of torchrun or another launcher that sets the same."""
-    rank = Rank(variables.number("RANK"), variables.number("LOCAL_RANK"), variables.number("WORLD_SIZE"))
-    master = None if rank.all == 1 else f"{variables.text('MASTER_ADDR')}:{variables.number('MASTER_PORT')}"
+    ranks = variables.number("WORLD_SIZE", least=1)
+    number = variables.index("RANK", count=ranks, of="ranks")
+    rank = Rank(number, variables.index("LOCAL_RANK", count=ranks, of="ranks"), ranks)
+    master = None if rank.all == 1 else f"{variables.text('MASTER_ADDR')}:{variables.port('MASTER_PORT')}"
     return Place("torchrun" if variables.has("TORCHELASTIC_RUN_ID") else "a launcher", master=master, rank=rank)
 
 
@@ -208,22 +253,24 @@ def _of_torchruns_flags(variables: _Variables) -> Place:
         raise UserError(f"PET_NNODES: {error}") from None
     processes = None
     if variables.has("PET_NPROC_PER_NODE") or variables.has("PET_N_PROC_PER_NODE"):
-        text = variables.text("PET_NPROC_PER_NODE", "PET_N_PROC_PER_NODE")
-        processes = int(text) if text.isdigit() else None  # auto, gpu, cpu
+        names = ("PET_NPROC_PER_NODE", "PET_N_PROC_PER_NODE")
+        if not re.fullmatch("[a-z]+", variables.text(*names)):  # auto, gpu, cpu
+            processes = variables.number(*names, least=1)
     name = "Kubernetes (PET_*)"
     if not variables.has("PET_RDZV_ENDPOINT"):
-        rank = variables.number("PET_NODE_RANK", "RANK") if nodes.most > 1 else 0
+        rank = variables.index("PET_NODE_RANK", "RANK", count=nodes.most, of="nodes") if nodes.most > 1 else 0
         return _fixed(name, variables, nodes.most, rank, processes)
     restarts = variables.number("PET_MAX_RESTARTS") if variables.has("PET_MAX_RESTARTS") else None
     endpoint = variables.text("PET_RDZV_ENDPOINT")
     master = endpoint if re.search(r":\d+$", endpoint) else f"{endpoint}:{PORT}"
+    check_address(master, "PET_RDZV_ENDPOINT")
     return Place(name, nodes._replace(elastic=True), None, master, processes, restarts)
 
 
 def _fixed(name: str, variables: _Variables, nodes: int, node_rank: int, processes: int | None) -> Place:
     if nodes == 1:
         return Place(name, processes=processes)
-    port = variables.number("PET_MASTER_PORT", "MASTER_PORT") if _has_port(variables) else PORT
+    port = variables.port("PET_MASTER_PORT", "MASTER_PORT") if _has_port(variables) else PORT
     master = f"{variables.text('PET_MASTER_ADDR', 'MASTER_ADDR')}:{port}"
     return Place(name, Nodes(nodes, nodes), node_rank, master, processes)
 
@@ -236,23 +283,23 @@ def _of_slurm(variables: _Variables) -> Place:
     """A task of a job step: of one a node, it starts the ranks there; of more, each is a rank."""
     job = variables.number("SLURM_JOB_ID")
     name = f"SLURM job {job}"
-    nodes = variables.number("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
-    tasks = variables.number("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS")
+    nodes = variables.number("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES", least=1)
+    tasks = variables.number("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS", least=1)
     processes = variables.number("SLURM_GPUS_ON_NODE") if variables.has("SLURM_GPUS_ON_NODE") else None
     if tasks == 1:
         return Place(name, processes=processes or None)
     host = first_host(variables.text("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"))
     step = variables.number("SLURM_STEP_ID", "SLURM_STEPID")
     port = (
-        variables.number("MASTER_PORT")
-        if variables.has("MASTER_PORT")
-        else SLURM_PORTS[(job + step) % len(SLURM_PORTS)]
+        variables.port("MASTER_PORT") if variables.has("MASTER_PORT") else SLURM_PORTS[(job + step) % len(SLURM_PORTS)]
     )
     master = f"{host}:{port}"
+    node_rank = variables.index("SLURM_NODEID", count=nodes, of="nodes")
     if tasks == nodes:
-        return Place(name, Nodes(nodes, nodes), variables.number("SLURM_NODEID"), master, processes or None)
-    rank = Rank(variables.number("SLURM_PROCID"), variables.number("SLURM_LOCALID"), tasks, bound=True)
-    return Place(name, Nodes(nodes, nodes), variables.number("SLURM_NODEID"), master, rank=rank)
+        return Place(name, Nodes(nodes, nodes), node_rank, master, processes or None)
+    number = variables.index("SLURM_PROCID", count=tasks, of="tasks")
+    rank = Rank(number, variables.index("SLURM_LOCALID", count=tasks, of="tasks"), tasks, bound=True)
+    return Place(name, Nodes(nodes, nodes), node_rank, master, rank=rank)
 
 
 def first_host(hosts: str) -> str:

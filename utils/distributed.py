@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.clusters import check_rank
 from utils.errors import PeerLostError
 from utils.processes import die_with_parent
 
@@ -169,6 +170,7 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
     Raises:
         PeerLostError: if the connection to another rank breaks, or a rank does not answer in time.
     """
+    check_rank(os.environ)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()  # no rank goes on alone when its launcher was killed
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))

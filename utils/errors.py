@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -84,23 +85,43 @@ def of_surroundings(error: OSError) -> UserError | None:
     return UserError(f"{name}: {error.strerror}; {remedy}")
 
 
+def of_full_disk(error: Exception) -> UserError | None:
+    """The error in one line if a disk is full, or a quota is used up, and ``error`` does not name the file; else None.
+
+    Writing a file that is already open raises an OSError without a name, and libraries that write files make errors of their own
+    of it.
+    """
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    code = getattr(error, "errno", None)
+    reason = next((os.strerror(full) for full in codes if code == full or os.strerror(full) in str(error)), None)
+    if reason is None:
+        return None
+    return UserError(
+        f"the output of this command, a file or what it prints, cannot be written: {reason}; make room on the disk of its output"
+    )
+
+
+def _drop_output() -> None:
+    """Print nothing more to standard output: at its end, Python would try again to write what is left, and print the error."""
+    with contextlib.suppress(OSError, ValueError):  # not a file, as in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
-    """Wrap a command's ``main``: it prints a :class:`UserError`, or a file error :func:`of_surroundings`, to stderr as one line
-    and returns its exit status, which is 2 but for :class:`PeerLostError`."""
+    """Wrap a command's ``main``: it prints a :class:`UserError`, a file error :func:`of_surroundings`, or the error
+    :func:`of_full_disk` to stderr as one line and returns its exit status, which is 2 but for :class:`PeerLostError`."""
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
-            return main(*args, **kwargs)
+            status = main(*args, **kwargs)
+            sys.stdout.flush()
+            return status
         except UserError as error:
             return report(error)
         except BrokenPipeError:  # the reader of the output, such as head, has what it wants
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             return 128 + signal.SIGPIPE
-        except OSError as error:
-            if (told := of_surroundings(error)) is None:
-                raise
-            return report(told)
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")
             return 130
@@ -112,6 +133,12 @@ def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
                 ".venv/bin/activate` in this shell\n"
             )
             return 2
+        except Exception as error:
+            told = of_surroundings(error) if isinstance(error, OSError) else None
+            if (told := told or of_full_disk(error)) is None:
+                raise
+            _drop_output()
+            return report(told)
 
     return wrapped
 

@@ -6,6 +6,7 @@ A config marks them by their type: ``annotations: InputFile``, ``images: InputFo
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,13 @@ def _configs_in(value: Any, key: str) -> Iterator[tuple[Config, str]]:
         yield from ((part, f"{key}[{number}]") for number, part in enumerate(value) if isinstance(part, Config))
 
 
+def pattern_of(path: Path) -> str:
+    """The pattern for ``glob`` of a path in which only names below the folders that exist have wildcards: the name of a folder
+    may have brackets."""
+    folder = next((folder for folder in path.parents if folder.is_dir()), path.parents[-1] if path.parents else path)
+    return os.path.join(glob.escape(str(folder)), path.relative_to(folder)) if folder != path else str(path)
+
+
 def _is_there(kind: Kind, value: str) -> bool:
     if kind == "shards" and is_address(value):
         return True  # whether it is there, says the server
@@ -120,8 +128,8 @@ def _is_there(kind: Kind, value: str) -> bool:
     try:
         if kind == "model" and not looks_like_path(value):
             return True
-        if kind == "shards" and glob.has_magic(value):
-            return next(glob.iglob(str(path), recursive=True), None) is not None
-        return path.exists()
+        if path.exists():  # first, since the name of a file or folder may have brackets
+            return True
+        return kind == "shards" and next(glob.iglob(pattern_of(path), recursive=True), None) is not None
     except (OSError, ValueError):  # longer than a path may be
         return False

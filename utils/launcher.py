@@ -15,18 +15,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from utils.clusters import ONE_NODE, Place, parse_nodes
+from utils.clusters import ONE_NODE, Place, check_address, parse_nodes
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.flags import positive
-from utils.processes import ECHO_S, GRACE_S, STOP_SIGNALS, signal_name, status_of_stop
+from utils.processes import ECHO_S, GRACE_S, MISTAKE, STOP_SIGNALS, signal_name, status_of_stop, stop_signals
 
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Environment variables with the settings of torch's CUDA allocator."""
 
-HANDLED_BY_TORCHRUN = "SIGHUP,SIGQUIT"
-"""The signals that torchrun forwards by itself; the others are :data:`~utils.processes.STOP_SIGNALS`."""
+HANDLED_BY_TORCHRUN = "SIGQUIT"
+"""The signal that torchrun forwards by itself; the others are :data:`~utils.processes.STOP_SIGNALS`."""
 
 MAX_RESTARTS = 10
 """Failures on a node after which an elastic job ends, unless a flag says otherwise; nodes that come do not count."""
@@ -70,9 +71,11 @@ def check_placement(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     nodes = arguments.nodes or ONE_NODE
     if arguments.master and nodes == ONE_NODE:
         parser.error("--master needs --nodes N")
-    host, _, port = (arguments.master or "host:0").rpartition(":")
-    if not host or not port.isdigit():
-        parser.error(f"--master {arguments.master!r} is not of the form HOST:PORT")
+    if arguments.master is not None:
+        try:
+            check_address(arguments.master, "--master")
+        except UserError as error:
+            parser.error(str(error))
     if arguments.node_rank is None:
         return
     if nodes.elastic:
@@ -85,7 +88,8 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
     """Run a command on every rank; returns the job's exit status (128 + n if signal n ended it).
 
     A signal goes on to the ranks, which have ``grace_s`` seconds to end: 75 is the status then, by which schedulers requeue, and
-    130 after Ctrl-C. A second signal ends all of them at once.
+    130 after Ctrl-C. It is 2 if a rank could not stop in order, such as when the checkpoint could not be written. A second signal
+    ends all ranks at once.
 
     Args:
         place: the nodes of the job, and this one.
@@ -111,6 +115,7 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
         flags += [f"--signals-to-handle={HANDLED_BY_TORCHRUN}"]
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(grace_s)
     _forward_first_signal(SignalException, grace_s)
+    statuses = _statuses_of_ranks()
     _silence_torchrun()
     torchrun_arguments = parser.parse_args([*flags, *command])
     try:
@@ -126,11 +131,30 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
         return 128 - failure.exitcode
     except SignalException as stopped:
         signum = int(stopped.sigval)
+        if MISTAKE in statuses:  # the rank has printed its error
+            return MISTAKE
         return status_of_stop(signum) if signum in STOP_SIGNALS else 128 + signum
     except (RendezvousError, ConnectionError, TimeoutError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"the nodes did not find each other (--master {place.master}): {reason}") from None
     return 0
+
+
+def _statuses_of_ranks() -> list[int]:
+    """A list that receives the exit statuses of this node's ranks when torchrun ends them after a signal; torchrun itself only
+    tells the signal."""
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
+    statuses: list[int] = []
+    shut_down = LocalElasticAgent._shutdown
+
+    def shut_down_and_keep(agent: LocalElasticAgent, *arguments: Any, **options: Any) -> None:
+        shut_down(agent, *arguments, **options)
+        handlers = getattr(agent._pcontext, "subprocess_handlers", {})
+        statuses[:] = [handler.proc.returncode for handler in handlers.values()]
+
+    LocalElasticAgent._shutdown = shut_down_and_keep  # type: ignore[method-assign,assignment]
+    return statuses
 
 
 def _share_cores(processes: int) -> None:
@@ -180,7 +204,7 @@ def _forward_first_signal(exception: Callable[[str, signal.Signals], Exception],
             os.write(2, line.encode())  # sys.stderr may be in the middle of a line
         raise exception(f"got {signal_name(signum)}", signal.Signals(signum))
 
-    for signum in STOP_SIGNALS:
+    for signum in stop_signals():
         signal.signal(signum, receive)
     _end_where_unheard(received_s)
 

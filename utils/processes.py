@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""Ask a run to save a checkpoint and end: a scheduler's notice, a scheduler's early notice, and Ctrl-C."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
+"""Ask a run to save a checkpoint and end: a scheduler's notice, a scheduler's early notice, Ctrl-C, a terminal that is closed
+(such as a lost ssh connection), and the limit of CPU time."""
 
 REQUEUE = 75
 """Exit status of a run that was asked to stop and can be resumed (EX_TEMPFAIL: schedulers requeue on it)."""
@@ -53,6 +54,16 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended in between
         os._exit(128 + signal.SIGKILL)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals of :data:`STOP_SIGNALS` that this process handles: all of them, except SIGHUP under ``nohup``, which starts
+    programs with that signal ignored."""
+    return [
+        signum
+        for signum in STOP_SIGNALS
+        if signum != signal.SIGHUP or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    ]
 
 
 def ignore_stop_signals() -> None:

@@ -15,6 +15,7 @@ from dataset.shards.remote.shards import RemoteShard, find_remote
 from utils.addresses import is_address
 from utils.errors import UserError
 from utils.files import expanded
+from utils.inputs import pattern_of
 
 ShardFile = Path | RemoteShard
 F = TypeVar("F", Path, RemoteShard)
@@ -109,7 +110,7 @@ def _expand(entry: str, key: str, server: Server) -> Sequence[ShardFile]:
     if path.is_file():
         return [path]
     if any(sign in entry for sign in "*?["):
-        matches = (Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        matches = (Path(match) for match in glob.glob(pattern_of(path), recursive=True) if Path(match).is_file())
         found = sorted(_without_companions(matches))
         if not found:
             raise UserError(f"{key}: no file matches {entry}; check the pattern")

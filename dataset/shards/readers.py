@@ -23,11 +23,13 @@ from dataset.shards.making import open_index
 from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.remote.shards import RemoteShard
 from dataset.shards.tars import parse_object, place_of, read_record
-from utils import distributed
+from utils import distributed, open_files
 from utils.errors import UserError
 from utils.files import expanded
 
 _OPEN_FILES = 48
+_SHARE_OF_LIMIT = 16
+"""A list of shards keeps at most one file open of so many that the process may have; a run reads several lists."""
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +141,8 @@ class Shards:
                 return read_record(file, path, span, self.index.apart(shard, row))
             return _read_line(file, path, (span[0], span[1] - span[0]), self.index.line(shard, row))
         except (OSError, tarfile.TarError) as error:
+            if (told := open_files.too_many(error)) is not None:
+                raise told from None
             raise UserError(
                 f"{path}: cannot be read any more ({error}); was it moved or changed during the run?"
             ) from None
@@ -164,7 +168,7 @@ class _OpenFiles:
     def open(self, shard: int, path: ShardFile, state: tuple[int, int]) -> BinaryIO:
         """Open the file of a shard that had a ``state`` when it was indexed."""
         file = self._files[shard] = open_shard(path, state)
-        if len(self._files) > _OPEN_FILES:
+        if len(self._files) > max(1, min(_OPEN_FILES, open_files.limit() // _SHARE_OF_LIMIT)):
             self._files.popitem(last=False)[1].close()
         return file
 

@@ -110,3 +110,27 @@ def test_workers_leave_signals_of_the_scheduler_to_the_run(tmp_path):
         return number
 
     assert list(in_workers(make, range(4), 2)) == [0, 1, 2, 3]
+
+
+class CannotBeHandedOver:
+    def __reduce__(self):
+        raise RuntimeError(NO_MEMORY)
+
+
+NO_MEMORY = "unable to write to file </torch_1_2_3>: No space left on device (28)"
+
+
+def fails_in_the_worker(number: int) -> int:
+    raise RuntimeError(NO_MEMORY)
+
+
+def fails_on_its_way(number: int) -> CannotBeHandedOver:
+    return CannotBeHandedOver()
+
+
+@pytest.mark.parametrize("make", [fails_in_the_worker, fails_on_its_way])
+def test_a_small_dev_shm_is_one_line_with_the_remedy(make, capfd):
+    with pytest.raises(UserError, match=r"/dev/shm.*lower data\.workers.*shm-size") as error:
+        list(in_workers(make, range(8), 2, timeout_s=20))
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in capfd.readouterr().err

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tracemalloc
 
 import pytest
 
+from engine.metrics_log import keep_until
 from engine.run_folder import RunFolder
+from tests.engine.toy import trainer
 from utils.config import Config
 from utils.errors import NotRegularError, UserError
 
@@ -41,3 +45,40 @@ def test_what_selected_the_best_weights_may_not_change(tmp_path):
     RunFolder.open(tmp_path, Run(evaluation=Evaluation(batch_size=2)), resume=True)
     with pytest.raises(UserError, match=r"evaluation\.validation was 'a', is now 'b'"):
         RunFolder.open(tmp_path, Run(evaluation=Evaluation(validation="b")), resume=True)
+
+
+def test_metrics_with_a_long_hole_take_bounded_memory_when_a_run_resumes(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    with path.open("wb") as file:
+        file.write(b'{"step": 1, "loss": 2.0}\n')
+        file.seek(300_000_000)
+        file.write(b'\n{"step": 2, "loss": 1.0}\n')
+    tracemalloc.start()
+    kept = keep_until(path, 2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [line["step"] for line in kept] == [1, 2]
+    assert peak < 100_000_000
+    assert "line 2" in caplog.text
+
+
+def test_a_folder_that_is_deleted_during_a_run_is_one_that_can_be_resumed(tmp_path, caplog):
+    output = tmp_path / "run"
+    folder, _ = RunFolder.open(output, Run(), resume=False)
+    run = trainer(output, steps=6, checkpoint_every=2, log_every=1)
+    run.folder = folder
+
+    def delete(phase: str) -> None:
+        if run.step == 3 and phase == "rates" and output.exists() and not deleted:
+            run.writer.wait()
+            shutil.rmtree(output)
+            deleted.append(run.step)
+
+    deleted: list[int] = []
+    run.after = delete
+    run.fit()
+    assert deleted == [3]
+    assert "config.yaml is gone" in caplog.text
+    _, checkpoint = RunFolder.open(output, Run(), resume=True)
+    assert checkpoint is not None and checkpoint.step == 6
+    assert [line["step"] for line in keep_until(output / "metrics.jsonl", 6)][-1] == 6

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from engine.stopping import POLL_S, StopRequest
 from tests.ranks import CONTEXT, become_rank, free_port, on_each_of_two
 from utils import distributed
-from utils.processes import PEER_LOST
+from utils.errors import UserError
+from utils.processes import MISTAKE, PEER_LOST, REQUEUE
 
 
 @pytest.mark.parametrize("signalled", [0, 1])
@@ -66,3 +67,43 @@ def wait_for(stop: StopRequest) -> None:
     while stop.signum is None:
         time.sleep(POLL_S)
     time.sleep(2 * POLL_S)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_the_status_of_a_mistake():
+    """Status 75 would let a scheduler start the run again, which fails in the same way."""
+    port = free_port()
+    ranks = [CONTEXT.Process(target=cannot_save, args=(rank, port)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [MISTAKE, MISTAKE]
+
+
+def cannot_save(rank: int, port: int) -> None:
+    become_rank(rank, 2, port)
+
+    def save() -> str:
+        raise UserError("No space left on device")
+
+    with distributed.process_group(), StopRequest() as stop, stop.at_once(save):
+        dist.barrier()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGXCPU])
+def test_a_lost_terminal_and_the_limit_of_cpu_time_ask_a_run_to_stop(signum):
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signum)
+        assert (stop.signum, stop.status) == (signum, REQUEUE)
+
+
+def test_a_run_that_was_started_under_nohup_ignores_a_lost_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signum is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

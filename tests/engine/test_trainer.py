@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import time
 
 import pytest
@@ -249,3 +250,27 @@ def test_losses_and_counts_have_the_same_names(tmp_path, monkeypatch):
         ValueError, match=r"forward\(\) gives the losses .*'points/abs'.*counts\(\) gives .*'points/other'"
     ):
         trainer(tmp_path, task).fit()
+
+
+@pytest.mark.parametrize(("compiled", "step"), [(False, 1), (True, 8)])
+def test_ranks_wait_for_each_other_as_long_as_for_a_step_once_steps_are_made(tmp_path, monkeypatch, compiled, step):
+    """A rank that stops in the second step was waited for as long as at the start: two hours."""
+    run = trainer(tmp_path, steps=12, step_timeout_min=3.0)
+    run.config = run.config.model_copy(update={"compile": compiled})
+    at: list[tuple[int, float]] = []
+    monkeypatch.setattr(distributed, "set_timeout", lambda minutes: at.append((run.step, minutes)))
+    run.fit()
+    assert (step, 3.0) in at
+    assert all(number >= step for number, minutes in at if minutes == 3.0)
+
+
+def test_a_run_that_cannot_save_when_it_is_asked_to_stop_fails(tmp_path, monkeypatch):
+    run = trainer(tmp_path, steps=12)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("engine.saving.write_checkpoint", full)
+    run.after = lambda phase: setattr(run.stop, "signum", signal.SIGTERM)
+    with pytest.raises(UserError, match=r"stopped by SIGTERM: .*No space left.*make room"):
+        run.fit()

@@ -53,6 +53,7 @@ def test_a_loss_that_is_noisy_falls_or_is_only_a_little_higher_is_not_told(told)
     feed(Watch(), noisy(4.0, 300))
     feed(Watch(), [8.0 * 0.98**n for n in range(100)])
     feed(Watch(), [*noisy(4.0, share=0.001), 4.5])
+    feed(Watch(), [*noisy(0.003), 0.007, *noisy(0.003), 0.02])  # a few wrong examples
     feed(Watch(), [4.0] * 5 + [40.0])  # too little is known yet
     assert told() == []
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from models.checkpoints.settings import model_section, require_same_settings, unlike_published, unseen_settings
 from models.fusion import FusionConfig
+from models.hub_text import build_text_encoder
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.xvlm import XVLM, ModelConfig
+from tasks.kinds import choose
+from utils.config import ConfigError, load_config
 from utils.errors import UserError
 
 ARCH = TextArchitecture(vocab_size=40, width=128, layers=1, heads=2, intermediate=32, max_positions=12)
@@ -109,3 +114,19 @@ def test_published_models_have_a_head_for_every_64_of_width():
         "model.fusion.eps is 1e-05, in published models 1e-12"
     ]
     assert len(unlike_published(XVLM(changed("arch", heads=1)))) == 2
+
+
+@pytest.mark.parametrize(
+    "key", ["model.vision.depth", "model.fusion.layers", "model.vision.width", "model.vision.heads"]
+)
+def test_a_size_that_no_model_has_is_refused_before_anything_is_built(key):
+    schema, _ = choose("configs/demo/grounding.yaml", [], None).load()
+    with pytest.raises(ConfigError, match=rf"{key}.*10000000"):
+        load_config("configs/demo/grounding.yaml", [f"{key}=10000000"], schema)
+
+
+def test_a_size_in_the_file_of_a_text_encoder_that_no_encoder_has_is_refused(tmp_path):
+    encoder = {"model_type": "bert", "num_hidden_layers": 10_000_000}
+    (tmp_path / "config.json").write_text(json.dumps(encoder))
+    with pytest.raises(UserError, match=r"num_hidden_layers = 10,000,000 in its config\.json is more than 1,000"):
+        build_text_encoder(TextConfig(encoder=str(tmp_path)), None)

@@ -353,3 +353,19 @@ def test_a_warm_up_longer_than_the_run_is_told_before_anything_is_loaded(overrid
     options = [*overrides("nlvr"), "schedule.warmup_steps=50", "data.train.annotations=gone.jsonl"]
     with pytest.raises(UserError, match=r"schedule.warmup_steps"):
         start("nlvr", tmp_path, options)
+
+
+@pytest.mark.parametrize("task", ["vqa", "grounding"])
+def test_a_damaged_held_out_image_stops_before_training_with_one_line(overrides, data, task, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    record = json.loads((folder / f"{task}_test.jsonl").read_text().splitlines()[-1])
+    image = folder / record["image"]
+    image.write_bytes(image.read_bytes()[:100])
+    split = [
+        f"evaluation.test.test.{FILES.get(task, 'annotations')}={folder}/{task}_test.jsonl",
+        f"evaluation.test.test.images={folder}",
+    ]
+    with pytest.raises(UserError, match=r"unreadable image.*a held-out set has to be whole$"):
+        start(task, tmp_path / "out", [*overrides(task), *split])
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()

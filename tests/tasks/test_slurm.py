@@ -168,7 +168,6 @@ def test_a_mistake_is_one_line(arguments, message, tmp_path, capsys, monkeypatch
         (["--slurm", "--sbatch", "nodes=3"], "'nodes=3': run.py sets nodes itself; use its own flags"),
         (["--slurm", "--sbatch", "time=3"], "'time=3': give --time without --sbatch"),
         (["--slurm", "--sbatch", "x y"], "'x y' is no option of sbatch, such as constraint=a100"),
-        (["--slurm", "--partition", "a\nb"], r"'a\nb' has a line break"),
     ],
 )
 def test_a_wrong_flag_is_named(arguments, message, capsys):
@@ -194,3 +193,18 @@ def test_a_wrong_flag_is_named(arguments, message, capsys):
 def test_times_have_slurms_forms(text, seconds):
     """From the manual of sbatch, under --time."""
     assert slurm._seconds(slurm._time(text)) == seconds
+
+
+def test_a_line_break_in_the_name_of_the_working_folder_reaches_no_script(tmp_path, capsys, monkeypatch):
+    """The part after it would be a command of the script."""
+    folder = tmp_path / "a\ntouch oops"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    config = ROOT / "configs/demo/pretrain.yaml"
+    assert main(["--slurm", "--dry-run", "--config", str(config), "--output", "runs/x"]) == 2
+    said = capsys.readouterr()
+    assert "control character" in said.err and said.err.count("\n") == 1
+    assert not said.out
+    monkeypatch.chdir(ROOT)
+    assert main(["--slurm", "--dry-run", "--config", str(config), "--partition", "a\nb"]) == 2
+    assert "partition=a\\nb" in capsys.readouterr().err

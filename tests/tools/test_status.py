@@ -350,3 +350,27 @@ def test_times_are_told_in_two_units():
     assert [text.duration(s) for s in seconds] == [
         *("0 s", "59 s", "1 min", "1 min 1 s", "1 h", "1 h 30 min", "1 d", "1 d 3 h", "11 d"),
     ]
+
+
+def test_a_start_that_failed_does_not_count_below_a_folder_of_runs(make, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    failed = runs / "failed"
+    failed.mkdir(parents=True)
+    (failed / "config.yaml").write_text("task: vqa\n")
+    line = "2026-01-02 03:04:05,678 ERROR utils.log: the run ends: data.train: a.json does not exist\n"
+    (failed / "log.txt").write_text(line)
+    make("runs/done")
+    assert main(["status", str(runs)]) == 0
+    assert "never started" in capsys.readouterr().out
+    assert main(["status", str(failed)]) == 1
+    (failed / "tensorboard").mkdir()  # of a run that has begun to train
+    assert main(["status", str(runs)]) == 1
+
+
+def test_metrics_with_a_hole_of_gigabytes_are_not_read_through(make, capsys):
+    folder = make("run")
+    with (folder / "metrics.jsonl").open("r+b") as file:
+        file.truncate(200_000_000_000)  # sparse: it takes no room
+    started = time.monotonic()
+    assert "too large to be read whole" in page_of(capsys, folder)
+    assert time.monotonic() - started < 10

@@ -7,6 +7,7 @@ import pytest
 from tasks.launch import parse_run
 from utils import launcher
 from utils.clusters import Nodes, Place, Rank, first_host, nodes_left_out, parse_nodes, place_of, recognise
+from utils.distributed import process_group
 from utils.errors import UserError
 
 TORCHRUN = {
@@ -218,3 +219,39 @@ def test_the_scheduler_tells_the_number_of_processes_without_a_gpu_too(monkeypat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert launcher.processes_of(parse_run([]), recognise(ELASTIC_JOB)) == 8
     assert launcher.processes_of(parse_run([]), recognise(TRAINJOB)) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (STEP | {"SLURM_STEP_NUM_NODES": "²"}, r"SLURM_STEP_NUM_NODES = '²' is no number"),
+        (STEP | {"SLURM_NODEID": "5"}, r"SLURM_NODEID = 5 is not within 0 \.\. 1 \(2 nodes\)"),
+        (TASK_A_GPU | {"SLURM_PROCID": "8"}, r"SLURM_PROCID = 8 is not within 0 \.\. 7"),
+        (STEP | {"MASTER_PORT": "99999999"}, r"MASTER_PORT = 99999999 is not within 1 \.\. 65535"),
+        (TORCHRUN | {"MASTER_PORT": "99999999"}, r"MASTER_PORT = 99999999 is not within 1 \.\. 65535"),
+        (TORCHRUN | {"RANK": "5"}, r"RANK = 5 is not within 0 \.\. 3 \(4 ranks\)"),
+        (TORCHRUN | {"WORLD_SIZE": "0"}, r"WORLD_SIZE = 0 is not 1 or more"),
+        (PYTORCHJOB | {"RANK": "3"}, r"RANK = 3 is not within 0 \.\. 2 \(3 nodes\)"),
+        (PYTORCHJOB_1_8 | {"PET_NPROC_PER_NODE": "0"}, r"PET_NPROC_PER_NODE = 0 is not 1 or more"),
+        (PYTORCHJOB_1_8 | {"PET_NODE_RANK": "3"}, r"PET_NODE_RANK = 3 is not within 0 \.\. 2"),
+        (
+            ELASTIC_JOB | {"PET_RDZV_ENDPOINT": "job:99999"},
+            r"PET_RDZV_ENDPOINT 'job:99999': ports are within 1 \.\. 65535",
+        ),
+    ],
+)
+def test_a_number_that_cannot_be_is_told_before_anything_waits(environment, message):
+    with pytest.raises(UserError, match=message):
+        recognise(environment)
+
+
+def test_a_job_of_several_nodes_is_recognised_by_ascii_digits_alone():
+    with pytest.raises(UserError, match="SLURM_NNODES = '²' is no number"):
+        nodes_left_out(BATCH | {"SLURM_NNODES": "²"})
+
+
+def test_a_rank_that_cannot_be_is_told_by_the_scripts_of_the_tasks_too(monkeypatch):
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="RANK = 5"), process_group():
+        pass

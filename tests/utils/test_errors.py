@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from utils.errors import PACKAGES, PeerLostError, UserError, one_line_errors
 from utils.processes import PEER_LOST, REQUEUE
@@ -64,6 +66,35 @@ def test_a_file_that_the_surroundings_refuse_is_one_line(capsys, code):
     assert said.startswith(f"error: a/b: {os.strerror(code)}; ") and said.count("\n") == 1
     assert main(["a/.b.tmp", "a/b"]) == 2
     assert capsys.readouterr().err == said, "of a move, the target is named"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+    ],
+)
+def test_a_full_disk_without_the_name_of_the_file_is_one_line(capsys, error):
+    assert ends_with(error) == 2
+    said = capsys.readouterr().err
+    assert "cannot be written" in said and "make room" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", [10, 100_000], ids=["written at the end", "written at once"])
+def test_a_full_device_as_standard_output_is_one_line(size):
+    code = (
+        f"import sys; from utils.errors import one_line_errors\nmain = lambda: sys.stdout.write('x' * {size}) and 0\n"
+    )
+    code += "sys.exit(one_line_errors(main)())"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "what it prints, cannot be written: No space left on device; make room" in done.stderr
 
 
 def test_other_errors_of_files_keep_their_traceback():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from dataset.shards.finding import find_shards
 from utils.config import Config, bind, dump_config
 from utils.errors import UserError
 from utils.inputs import (
@@ -94,3 +95,22 @@ def test_one_missing_file_is_one_line():
 
 def test_a_name_on_the_hub_is_no_path():
     check_inputs(Everything(encoder="google-bert/bert-base-uncased"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "file"),
+    [
+        ("set[1]", "a.jsonl"),
+        ("set[1]/a.jsonl", "a.jsonl"),
+        ("set[1]/*.jsonl", "a.jsonl"),
+        ("b[1].jsonl", "b[1].jsonl"),
+        ("b*", "b[1].jsonl"),
+    ],
+)
+def test_brackets_in_a_name_are_no_pattern(tmp_path, entry, file):
+    (tmp_path / "set[1]").mkdir()
+    for name in ("set[1]/a.jsonl", "b[1].jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    path = str(tmp_path / entry)
+    assert not missing_inputs(Everything(data=Data(files=[path])))
+    assert [found.name for found in find_shards([path], "data.files")] == [file]

@@ -252,3 +252,54 @@ def test_a_node_that_waits_for_others_ends_on_a_signal(nodes, signum, status, tm
     process.send_signal(signum)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, "Traceback" in errors) == (status, False), errors
+
+
+STOPPABLE = """
+import signal, sys, time
+signal.signal(signal.{name}, lambda *_: sys.exit({status}))
+open(__file__ + ".ready", "w").close()
+time.sleep(60)
+"""
+
+
+def stopped_job(folder: Path, name: str, status: int, ignored: bool = False) -> tuple[int, str]:
+    """Start a rank that answers a signal with a status, send the launcher that signal once the rank is there, and return the
+    launcher's status and errors. ``ignored``: the launcher starts with SIGHUP ignored, as under nohup; SIGTERM ends it then."""
+    script = folder / "rank.py"
+    script.write_text(STOPPABLE.format(name="SIGTERM" if ignored else name, status=status))
+    start = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" if ignored else ""
+    code = f"{start}{LAUNCH}\nimport sys; sys.exit(launch(sys.argv[2:], [sys.argv[1]]))"
+    command = [sys.executable, "-c", code, str(script), "--cpu", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    ends = time.monotonic() + 60
+    while not Path(f"{script}.ready").exists():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, name))
+    if ignored:
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def test_a_rank_that_could_not_save_when_it_was_stopped_is_not_queued_again(tmp_path):
+    returned, errors = stopped_job(tmp_path, "SIGTERM", 2)
+    assert returned == 2
+    assert "SIGTERM: the run stops" in errors
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGXCPU"])
+def test_a_lost_terminal_and_the_limit_of_cpu_time_stop_a_run_like_sigterm(tmp_path, name):
+    returned, errors = stopped_job(tmp_path, name, 75)
+    assert returned == 75
+    assert f"{name}: the run stops" in errors
+    assert "Traceback" not in errors
+
+
+def test_under_nohup_a_lost_terminal_stops_nothing(tmp_path):
+    returned, errors = stopped_job(tmp_path, "SIGHUP", 75, ignored=True)
+    assert returned == 75
+    assert "SIGTERM: the run stops" in errors
+    assert "SIGHUP" not in errors

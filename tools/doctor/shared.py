@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from dataset.formats.captioned import CaptionedImages
 from dataset.leaks import KnownImage, SharedImages, Source, known_image, shared_images
-from dataset.media.video import VideoSource
-from dataset.records.schema import ImageSource, RawRecord, image_source
+from dataset.records.schema import RawRecord, image_source
 from dataset.shards.readers import Shards
-from dataset.tasks.questions import QuestionTable
 from dataset.tasks.streams.base import ImageRecordsConfig
 from dataset.tasks.streams.pairs import VideoStreamConfig
+from tasks import held_out_media
 from tasks.pretrain import PretrainConfig
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject
@@ -66,26 +62,14 @@ def _tell(found: SharedImages, key: str, of: str, report: Report) -> None:
 
 
 def sources_of(items: Any) -> list[Source]:
-    """The images or videos of a split: of our tables, or of the fields ``image``, ``images`` or ``source`` of each item.
+    """The images or videos of a split.
 
     Raises:
-        NotCheckedError: if no item has such a field.
+        NotCheckedError: if no item has any.
     """
-    if isinstance(items, CaptionedImages):
-        return list(items.images)
-    if isinstance(items, QuestionTable):
-        return items.sources()
-    found = list(itertools.chain.from_iterable(_of_item(item) for item in items))
-    if not found:
+    if not (found := held_out_media.sources_of(items)):
         raise NotCheckedError("its items have no image, images or source that is an ImageSource or a VideoSource")
     return found
-
-
-def _of_item(item: Any) -> Iterator[Source]:
-    for name in ("image", "images", "source"):
-        value = getattr(item, name, None)
-        values: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
-        yield from (each for each in values if isinstance(each, ImageSource | VideoSource))
 
 
 def _check_pretraining(subject: Subject, report: Report) -> None:

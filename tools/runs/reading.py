@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.manifest import CHECKPOINTS, checkpoint_folders
-from engine.run_files import CONFIG_FILE, EVALUATION_FILE, LOG_FILE, METRICS_FILE, VALIDATION_FILE
+from engine.run_files import CONFIG_FILE, EVALUATION_FILE, EVENTS_FOLDER, LOG_FILE, METRICS_FILE, VALIDATION_FILE
 from tools.runs.log_facts import LogFacts, read_log
 from tools.runs.series import Metrics, read_metrics
 from utils.config import ConfigError, read_yaml
@@ -36,9 +36,13 @@ MADE_BY_FILE = "made_by.json"
 """By ``run.py reproduce``: the command that made the run, by which sources, and how long it took."""
 
 
+NEVER_STARTED = "never started"
+"""Name of the state of a run that failed, or was asked to stop, before training began."""
+
+
 class State(NamedTuple):
-    """``name``: running, hanging, killed, stopped, failed, cut or finished; ``text``: it in words; ``well``: whether all is well
-    with the run."""
+    """``name``: running, hanging, killed, stopped, failed, cut, finished or :data:`NEVER_STARTED`; ``text``: it in words;
+    ``well``: whether all is well with the run."""
 
     name: str
     text: str
@@ -98,6 +102,8 @@ class Run:
         if step is None:
             if self.evaluation:
                 return State("finished", "evaluated, not trained", True)
+            if self.log.stop and not (self.folder / EVENTS_FOLDER).exists():
+                return State(NEVER_STARTED, f"never started{reason}", False)
             return State(ended, f"{ended} before a step was logged{reason}", False)
         if steps and step < steps:
             return State(ended, f"{ended} at step {step:,}{of}{reason}", False)
@@ -189,6 +195,10 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
     metrics = read_metrics(folder / METRICS_FILE, TAIL_BYTES if brief else None)
     validation = read_metrics(folder / VALIDATION_FILE)
     remarks += [*_damage(METRICS_FILE, metrics), *_damage(VALIDATION_FILE, validation)]
+    if metrics.partial and not metrics.lines:
+        remarks.append(
+            f"{METRICS_FILE}: its end holds no metrics, and it is too large to be read whole; is the disk damaged?"
+        )
     evaluation = read_json(folder / EVALUATION_FILE, remarks)
     made_by = read_json(folder / MADE_BY_FILE, remarks)
     return Run(

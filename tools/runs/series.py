@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+
+from utils.lines import bounded_lines
 
 CAPACITY = 1024
 """Buckets of a series, at most. When they are full, neighbours are merged, and each new bucket holds twice as many lines."""
 LONGEST_LINE = 100_000
-"""Characters of a line of metrics; a longer one is damaged."""
+"""Bytes of a line of metrics; a longer one is damaged."""
+WHOLE_BYTES = 1_000_000_000
+"""Size up to which all of a file is read where its end holds no metrics."""
 MOST_NAMES = 500
 """Values of a file by name, at most; more are left out."""
 
@@ -155,13 +157,14 @@ def read_metrics(path: Path, tail_bytes: int | None = None) -> Metrics:
     Args:
         path: of the file.
         tail_bytes: read only this much of its end; None: read all of it. An end without any metrics is no end of a run: then
-            all is read.
+            all is read, up to :data:`WHOLE_BYTES`.
     """
     if not path.is_file():
         return Metrics()
     start = 0 if tail_bytes is None else max(0, path.stat().st_size - tail_bytes)
     metrics = _read_from(path, start)
-    return _read_from(path, 0) if metrics.partial and not metrics.lines else metrics
+    reads_all = metrics.partial and not metrics.lines and path.stat().st_size <= WHOLE_BYTES
+    return _read_from(path, 0) if reads_all else metrics
 
 
 def sampled(path: Path, name: str, count: int) -> list[Point]:
@@ -207,17 +210,7 @@ def _lines(path: Path, start: int = 0) -> Iterator[tuple[int, str]]:
     """
     with path.open("rb") as opened:
         opened.seek(max(0, start - 1))  # a line that begins at the very byte stays
-        yield from _whole_lines(io.TextIOWrapper(opened, encoding="utf-8", errors="replace"), within=start > 0)
-
-
-def _whole_lines(file: IO[str], within: bool) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers; ``within``: the file is read from the middle of a line on."""
-    number = 0
-    while line := file.readline(LONGEST_LINE):
-        if not within:
-            number += 1
-            yield number, line
-        within = not line.endswith("\n")
+        yield from bounded_lines(opened, LONGEST_LINE, within=start > 0)
 
 
 def _metrics_of(line: str) -> dict[str, float | None] | None:

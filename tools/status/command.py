@@ -18,8 +18,8 @@ EXAMPLES = """examples:
   python run.py status runs/sweep/x                  every run below it, a line each
   python run.py status runs --json | jq '.[] | select(.well | not) | .folder'
 
-exit status: 0 all runs are running or finished; 1 a run was cut, stopped or killed, has failed, or hangs;
-2 the command line is wrong, or a folder holds no run"""
+exit status: 0 all runs are running or finished; 1 a run was cut, stopped or killed, has failed, or hangs (below
+a folder of runs, one that never started does not count); 2 the command line is wrong, or a folder holds no run"""
 
 
 def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
@@ -46,7 +46,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Print the status; returns the exit status, see ``--help``."""
     arguments = arguments_of(argv)
-    from tools.runs.reading import read_runs
+    from tools.runs.reading import NEVER_STARTED, read_runs
     from tools.status import text
     from tools.status.facts import status_of
 
@@ -58,7 +58,15 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(text.page(statuses[0], columns))
     else:
         sys.stdout.write(text.table(statuses, columns))
-    return 0 if all(status.well for status in statuses) else 1
+    # Below a folder of runs, starts that failed stay for ever; nothing is wrong with the other runs for that.
+    given = {os.path.realpath(expanded(name)) for name in arguments.runs}
+    return (
+        0
+        if all(
+            one.well or (one.state == NEVER_STARTED and os.path.realpath(one.folder) not in given) for one in statuses
+        )
+        else 1
+    )
 
 
 def folders_of(given: Sequence[str]) -> list[str]:

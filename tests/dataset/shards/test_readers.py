@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import multiprocessing
@@ -236,6 +237,23 @@ def test_more_shards_than_open_files_are_read(write_lines, monkeypatch):
     shards = Shards(files)
     assert [shards.read(n).values["n"] for n in [*range(9), *range(9)]] == [*range(9), *range(9)]
     assert len(shards._files._files) == 3
+
+
+def test_few_files_stay_open_where_the_system_allows_few(write_lines, monkeypatch):
+    monkeypatch.setattr(dataset.shards.readers.open_files, "limit", lambda: 64)
+    shards = Shards([write_lines(f"{number}.jsonl", [{"n": number}]) for number in range(9)])
+    assert [shards.read(number).values["n"] for number in range(9)] == list(range(9))
+    assert len(shards._files._files) == 4
+
+
+def test_a_limit_on_open_files_is_told_and_not_taken_for_a_lost_shard(write_lines, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.jsonl")
+
+    shards = Shards([write_lines("a.jsonl", [{}])])
+    monkeypatch.setattr(dataset.shards.readers, "open_shard", refuse)
+    with pytest.raises(UserError, match=r"too many open files.*ulimit -n"):
+        shards.read(0)
 
 
 def test_a_shard_that_vanishes_during_the_run_is_a_user_error(write_lines):

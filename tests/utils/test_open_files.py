@@ -1,0 +1,39 @@
+"""The limit on open files is checked before a run starts, and named where it is reached."""
+
+from __future__ import annotations
+
+import errno
+import resource
+
+import pytest
+
+from utils import open_files
+from utils.errors import UserError
+
+
+@pytest.fixture
+def limits(monkeypatch):
+    """The soft and the hard limit of this process, which are not its real ones."""
+    limits = {"now": (1024, 64)}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits["now"])
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, new: limits.update(now=new))
+    return limits
+
+
+def test_too_low_a_limit_is_refused_with_the_number_that_is_needed(limits):
+    limits["now"] = (64, 64)
+    with pytest.raises(UserError, match=r"64 files open \(ulimit -n\).*data\.workers=4 needs 96; .*ulimit -n 4096"):
+        open_files.check_limit(workers=4)
+    open_files.check_limit(workers=0)
+
+
+def test_the_limit_is_raised_as_far_as_the_system_allows(limits):
+    limits["now"] = (64, 4096)
+    open_files.check_limit(workers=16)
+    assert open_files.limit() == 4096
+
+
+def test_only_errors_of_the_limit_are_told_as_such():
+    assert "ulimit -n" in str(open_files.too_many(OSError(errno.EMFILE, "Too many open files", "a.jsonl")))
+    assert "ulimit -n" in str(open_files.too_many(RuntimeError("received 0 items of ancdata")))
+    assert open_files.too_many(OSError(errno.ENOENT, "No such file", "a.jsonl")) is None
