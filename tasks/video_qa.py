@@ -78,8 +78,9 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
     def __init__(self, config: VideoQAConfig, parts: Parts[VideoQAModel, VideoQABatches], held_out: HeldOut):
         super().__init__(config, parts, held_out)
         self.classes = _classes(config)
-        training = parts.training
-        self.image_blind = training and ImageBlindBaseline(training.items, held_out.by_key().values())
+        self.image_blind: ImageBlindBaseline | None = None
+        if parts.training is not None:
+            self.image_blind = ImageBlindBaseline(parts.training.items, held_out.by_key().values())
 
     def keep_inputs(self, folder: Path) -> None:
         super().keep_inputs(folder)

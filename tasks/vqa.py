@@ -97,8 +97,9 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         self._check_answer_length()
         self.candidates = _candidates(config, parts.training)
         self.tree = self._tree()
-        training = parts.training
-        self.image_blind = training and ImageBlindBaseline(training.items, held_out.by_key().values())
+        self.image_blind: ImageBlindBaseline | None = None
+        if parts.training is not None:
+            self.image_blind = ImageBlindBaseline(parts.training.items, held_out.by_key().values())
         if config.optim.fresh_decoder:
             self.fresh |= {name for name, _ in self.model.named_parameters() if name.startswith("decoder.")}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import logging.handlers
 import sys
 import threading
 import traceback
@@ -24,8 +25,13 @@ class _ScreenHandler(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
 
 
-class _FileHandler(logging.FileHandler):
-    """Drops lines that cannot be written, on a full disk say: the screen has them."""
+class _FileHandler(logging.handlers.WatchedFileHandler):
+    """Opens the file again if it was deleted or renamed. Lines that cannot be written, as on a full disk, are only on the screen."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         pass

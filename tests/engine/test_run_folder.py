@@ -62,6 +62,7 @@ def test_metrics_with_a_long_hole_take_bounded_memory_when_a_run_resumes(tmp_pat
     assert "line 2" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own
 def test_a_folder_that_is_deleted_during_a_run_is_one_that_can_be_resumed(tmp_path, caplog):
     output = tmp_path / "run"
     folder, _ = RunFolder.open(output, Run(), resume=False)

@@ -1,0 +1,30 @@
+"""The log file of a run."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+import pytest
+
+from utils import log
+
+
+@pytest.fixture(autouse=True)
+def root_logger():
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_a_log_file_whose_folder_was_deleted_is_written_again(tmp_path):
+    file = tmp_path / "run/log.txt"
+    log.set_up(file)
+    logging.getLogger("a").info("before")
+    shutil.rmtree(file.parent)
+    logging.getLogger("a").info("after")
+    assert "after" in file.read_text() and "before" not in file.read_text()
