@@ -81,7 +81,7 @@ def texts(count: int) -> Text:
 def matched(runtime: Runtime, images: Tensor, bank: TextBank) -> Tensor:
     """The probabilities of every image with every text."""
     every = torch.arange(bank.texts.packing.count)
-    return torch.stack(runtime.match(images, [every] * len(images), bank))
+    return torch.stack(runtime.margins(images, [every] * len(images), bank))
 
 
 def seconds(run: Callable[[Runtime], Tensor], runtime: Runtime) -> float:

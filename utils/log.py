@@ -26,7 +26,7 @@ class _ScreenHandler(logging.Handler):
 
 
 class _FileHandler(logging.handlers.WatchedFileHandler):
-    """Opens the file again if it was deleted or renamed. Lines that cannot be written, as on a full disk, are only on the screen."""
+    """Opens the file again if it was deleted or renamed. Lines that a full disk refuses are only on the screen."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):

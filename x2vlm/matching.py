@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from x2vlm.inputs import View
     from x2vlm.model import Model
 
-LEAST, MOST = float(np.finfo(np.float32).tiny), 1 - 2.0**-24
-"""Probabilities are taken to be no nearer to 0 and 1: float32 tells no more apart."""
-
 
 @dataclass(frozen=True)
 class Match:
@@ -31,20 +28,27 @@ class Match:
 
 def matches(model: Model, views: Sequence[View], texts: Sequence[str]) -> list[list[Match]]:
     """For each image its texts, the best first: by the sum where the model's run ranks by it, else by the probability."""
-    probabilities = model.match(views, texts)
+    margins = model.margins(views, texts).astype(np.float64)
+    ranking, scores = margins, probabilities(margins)
     if model.settings.evaluation.score == "matching":
-        found = [[Match(*each) for each in zip(texts, row, strict=True)] for row in probabilities.tolist()]
+        found = [[Match(*each) for each in zip(texts, row, strict=True)] for row in scores.tolist()]
     else:
         cosines = model.embed_images(views) @ model.embed_texts(texts).T
-        both = sums(model, probabilities, cosines)
-        rows = zip(probabilities.tolist(), cosines.tolist(), both.tolist(), strict=True)
+        ranking = sums(model, margins, cosines)
+        rows = zip(scores.tolist(), cosines.tolist(), ranking.tolist(), strict=True)
         found = [[Match(*each) for each in zip(texts, *row, strict=True)] for row in rows]
-    return [sorted(row, key=lambda one: -(one.probability if one.sum is None else one.sum)) for row in found]
+    orders = np.argsort(-ranking, axis=1, kind="stable")
+    return [[row[index] for index in order] for row, order in zip(found, orders, strict=True)]
 
 
-def sums(model: Model, probabilities: np.ndarray, cosines: np.ndarray) -> np.ndarray:
-    """The log-odds of probabilities plus the cosines over the temperature, float64 of their shape: what ranks where the config of
-    a run has ``evaluation.score: sum``.
+def probabilities(margins: np.ndarray) -> np.ndarray:
+    """The probabilities of log-odds, float64 of their shape."""
+    return 1 / (1 + np.exp(-np.clip(np.asarray(margins, np.float64), -700, 700)))
+
+
+def sums(model: Model, margins: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+    """The log-odds of the matching head plus the cosines over the temperature, float64 of their shape, by which a run with
+    ``evaluation.score: sum`` ranks.
 
     Raises:
         UserError: the export of such a run does not know the temperature.
@@ -53,10 +57,7 @@ def sums(model: Model, probabilities: np.ndarray, cosines: np.ndarray) -> np.nda
         raise UserError(
             f"{model.origin} does not say its temperature, which evaluation.score: sum needs; export it again"
         )
-    certain = np.clip(np.asarray(probabilities, np.float64), LEAST, MOST)
-    summed: np.ndarray = (
-        np.log(certain) - np.log1p(-certain) + np.asarray(cosines, np.float64) / model.runtime.temperature
-    )
+    summed: np.ndarray = np.asarray(margins, np.float64) + np.asarray(cosines, np.float64) / model.runtime.temperature
     return summed
 
 

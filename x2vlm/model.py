@@ -28,6 +28,7 @@ from x2vlm.base import LoadedModel
 from x2vlm.boxes import Box, in_pixels
 from x2vlm.calls import CALLS
 from x2vlm.inputs import Image, View, as_list
+from x2vlm.matching import probabilities
 
 if TYPE_CHECKING:
     from x2vlm.attention import WordMap
@@ -129,13 +130,17 @@ class Model(LoadedModel):
 
     def match(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
         """The probability that each text is about each image, (images, texts) float32."""
+        return probabilities(self.margins(images, texts)).astype(np.float32)
+
+    def margins(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
+        """The log-odds that each text is about each image, (images, texts) float32: what :meth:`match` makes probabilities of."""
         self._check("match")
         (bank,) = self.run([_texts(texts)], lambda batch: [TextBank.of([self.encoded(batch[0])])])
         every = torch.arange(len(bank.numbers))
 
         def score(images: Sequence[Image]) -> list[np.ndarray]:
             states = self.runtime.image_states(self.pixels(self.views(images)))
-            return [each.cpu().numpy() for each in self.runtime.match(states, [every] * len(images), bank)]
+            return [each.cpu().numpy() for each in self.runtime.margins(states, [every] * len(images), bank)]
 
         return np.stack(self.run(as_list(images), score))
 

@@ -73,9 +73,9 @@ class Runtime(Protocol):
     def text_embeddings(self, text: Text) -> Tensor:
         """(N, E) float32 of length 1."""
 
-    def match(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
-        """For each image, of states (N, K, D), the probabilities that its texts are about it; ``texts`` as in
-        :func:`~models.reranking.score_pairs`."""
+    def margins(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
+        """For each image, of states (N, K, D), the log-odds that its texts are about it; ``texts`` as in
+        :func:`~models.reranking.score_pairs`. Log-odds, since probabilities near 1 are all alike in float32."""
 
     def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
         """The box of each of N texts in the image that ``image_index`` (N,) int64 names; ``images`` (I, K, D)."""
@@ -126,11 +126,10 @@ class TorchRuntime:
         """See :class:`Runtime`."""
         return self._aligning.contrastive.embed_text(self.text_states(text)).float()
 
-    def match(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
+    def margins(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
         """See :class:`Runtime`."""
         network, concepts = self._aligning, Concepts(images[:, 1:], images[:, 0])
-        logits = score_pairs(network.fusion, Margin(network.matching_head), concepts, texts, bank)
-        return [each.sigmoid() for each in logits]
+        return score_pairs(network.fusion, Margin(network.matching_head), concepts, texts, bank)
 
     def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
         """See :class:`Runtime`."""

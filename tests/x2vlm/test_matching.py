@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from engine.run_files import CONFIG_FILE
 from run import main
@@ -34,19 +35,44 @@ def test_by_the_probability_alone(model, data):
 
 def test_by_both(summing, data):
     images = [data / f"images/{number}.png" for number in (3, 4)]
-    probabilities = summing.match(images, TEXTS).astype(np.float64)
+    probabilities = summing.match(images, TEXTS)
     cosines = summing.embed_images(images) @ summing.embed_texts(TEXTS).T
-    both = np.log(probabilities / (1 - probabilities)) + cosines / summing.network.contrastive.temperature.item()
+    both = summing.margins(images, TEXTS) + cosines / summing.network.contrastive.temperature.item()
     found = matches(summing, summing.views(images), TEXTS)
     for row, expected, cosine in zip(found, both, cosines, strict=True):
         order = np.argsort(-expected)
         assert [each.text for each in row] == [TEXTS[place] for place in order]
-        np.testing.assert_allclose([each.sum for each in row], expected[order], rtol=1e-3)
+        np.testing.assert_allclose([each.sum for each in row], expected[order], rtol=1e-5)
         np.testing.assert_allclose([each.cosine for each in row], cosine[order], atol=1e-5)
     assert any(
         np.argsort(-expected).tolist() != np.argsort(-row).tolist()
         for expected, row in zip(both, probabilities, strict=True)
     )
+
+
+@pytest.mark.parametrize("score", ["matching", "sum"])
+def test_sure_matches_are_told_apart(model, summing, data, score):
+    """From a margin of 17 on, the float32 probability is 1: log-odds made of it would all be equal, and the order that of the
+    texts."""
+    chosen = summing if score == "sum" else model("pretrain")
+    head, image = chosen.network.matching_head, data / "images/4.png"
+    with torch.no_grad():
+        bias = dict(head.named_parameters())[[name for name, _ in head.named_parameters() if name.endswith("bias")][-1]]
+        kept = bias.clone()
+        bias += torch.tensor([-40.0, 40.0])
+    try:
+        margins = chosen.margins(image, TEXTS)[0].astype(np.float64)
+        [row] = matches(chosen, [chosen.read(image)], TEXTS)
+    finally:
+        with torch.no_grad():
+            bias.copy_(kept)
+    assert margins.min() > 17 and (chosen.match(image, TEXTS) < 1).all()
+    ranking = margins
+    if score == "sum":
+        cosines = (chosen.embed_images(image) @ chosen.embed_texts(TEXTS).T)[0]
+        ranking = margins + cosines / chosen.network.contrastive.temperature.item()
+        np.testing.assert_allclose([each.sum for each in row], np.sort(ranking)[::-1], rtol=1e-6)
+    assert [each.text for each in row] == [TEXTS[index] for index in np.argsort(-ranking)]
 
 
 def test_the_command_names_the_numbers_where_there_are_several(summing, data, tmp_path, capsys):

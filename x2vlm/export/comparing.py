@@ -65,7 +65,8 @@ def _results(model: Model, runtime: Runtime, pixels: Tensor, text: Text) -> Iter
         yield "image embeddings", runtime.image_embeddings(pixels)
         yield "text embeddings", runtime.text_embeddings(text)
         every = torch.arange(len(text.ids))
-        yield "matching probabilities", torch.stack(runtime.match(images, [every] * len(images), TextBank.of([texts])))
+        margins = torch.stack(runtime.margins(images, [every] * len(images), TextBank.of([texts])))
+        yield "matching probabilities", margins.sigmoid()
     if model.takes("locate"):
         boxes, scores = runtime.locate(images, texts, torch.arange(len(images)) // 2)  # two texts in an image
         yield "boxes", torch.tensor(boxes)

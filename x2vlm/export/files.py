@@ -19,10 +19,10 @@ IMAGE, TEXT, FUSION = "image.onnx", "text.onnx", "fusion.onnx"
 GRAPHS = (IMAGE, TEXT, FUSION)
 PIXELS, IDS, MASK = "pixels", "ids", "mask"
 TEXT_STATES, TEXT_MASK, IMAGE_STATES, IMAGE_MASK = "text_states", "text_mask", "image_states", "image_mask"
-IMAGE_EMBEDDING, TEXT_EMBEDDING, PROBABILITY, BOX = "image_embedding", "text_embedding", "probability", "box"
+IMAGE_EMBEDDING, TEXT_EMBEDDING, MARGIN, BOX = "image_embedding", "text_embedding", "margin", "box"
 """Names of the inputs and outputs of graphs."""
 SUFFIX = ".onnx"
-FORMAT = 1
+FORMAT = 2
 """Increased when older exports can no longer be read."""
 REMEDY = "copy it again, or export again with run.py export"
 

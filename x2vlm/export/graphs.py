@@ -40,9 +40,9 @@ from x2vlm.export.files import (
     IMAGE_EMBEDDING,
     IMAGE_MASK,
     IMAGE_STATES,
+    MARGIN,
     MASK,
     PIXELS,
-    PROBABILITY,
     TEXT,
     TEXT_EMBEDDING,
     TEXT_MASK,
@@ -111,8 +111,8 @@ class TextGraph(nn.Module):
 
 class FusionGraph(nn.Module):
     """Text states (B, S, L, D) with their mask (B, S, L), and image states (B, K, D) with theirs (B, K), True = attend -> the
-    probability (B, S) that the text is about the image, and the box (B, S, 4) of the text in it, centre and size in 0..1; each
-    where the model has the head.
+    margin (B, S), which is the log-odds that the text is about the image, and the box (B, S, 4) of the text in it, centre and size
+    in 0..1; each where the model has the head.
 
     The keys and values of an image are projected once for all its texts, and the last block computes [CLS] alone.
     """
@@ -127,7 +127,7 @@ class FusionGraph(nn.Module):
 
     @property
     def outputs(self) -> list[str]:
-        heads = ((PROBABILITY, self.matching_head), (BOX, self.box_head))
+        heads = ((MARGIN, self.matching_head), (BOX, self.box_head))
         return [name for name, head in heads if head is not None]
 
     def forward(
@@ -136,7 +136,8 @@ class FusionGraph(nn.Module):
         cls = self._cls(text_states, text_mask, Padded(image_states, image_mask))
         results = []
         if self.matching_head is not None:
-            results.append(at_least_float32(self.matching_head(cls)).softmax(dim=-1)[..., 1])
+            logits = at_least_float32(self.matching_head(cls))
+            results.append(logits[..., 1] - logits[..., 0])
         if self.box_head is not None:
             results.append(predict_box(self.box_head, cls))
         return tuple(results)

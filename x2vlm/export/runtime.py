@@ -26,9 +26,9 @@ from x2vlm.export.files import (
     IMAGE_EMBEDDING,
     IMAGE_MASK,
     IMAGE_STATES,
+    MARGIN,
     MASK,
     PIXELS,
-    PROBABILITY,
     REMEDY,
     TEXT,
     TEXT_EMBEDDING,
@@ -128,11 +128,11 @@ class OnnxRuntime:
         """See :class:`~x2vlm.runtime.Runtime`."""
         return self.text(TEXT_EMBEDDING, **{IDS: text.ids, MASK: text.mask})[0]
 
-    def match(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
+    def margins(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
         """See :class:`~x2vlm.runtime.Runtime`."""
 
         def score(image: int, candidates: PackedTexts) -> Tensor:
-            return self._fuse(PROBABILITY, candidates, images[image : image + 1])[0]
+            return self._fuse(MARGIN, candidates, images[image : image + 1])[0]
 
         return score_each(score, texts, bank)
 
@@ -143,7 +143,7 @@ class OnnxRuntime:
             (phrases,) = torch.where(image_index == image)
             boxes[phrases] = self._fuse(BOX, texts.select(phrases), images[image : image + 1])[0]
         scores: list[float | None] = [None] * len(boxes)
-        if PROBABILITY in self.fusion.outputs:
+        if MARGIN in self.fusion.outputs:
             scores = list(self._region_scores(texts, images, boxes, image_index).tolist())
         return boxes.tolist(), scores
 
@@ -153,7 +153,7 @@ class OnnxRuntime:
         patches = images[image_index, 1:]
         share = masks.float() / masks.sum(dim=1, keepdim=True)
         regions = torch.cat([share.unsqueeze(1) @ patches, patches], dim=1)
-        return self._fuse(PROBABILITY, texts, regions, F.pad(masks, (1, 0), value=True)).flatten()
+        return self._fuse(MARGIN, texts, regions, F.pad(masks, (1, 0), value=True)).flatten().sigmoid()
 
     def _fuse(self, wanted: str, texts: PackedTexts, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """An output (B, S, ...) for texts, S of each of B images (B, K, D); ``mask`` (B, K) bool, None: they see all states."""

@@ -68,12 +68,12 @@ class Encoder:
 
         return self.model.run([text], find)[0]
 
-    def match(self, tokens: Sequence[Tensor], text: str) -> np.ndarray:
-        """The probability that a text is about each of some images, given by their tokens; (images,) float32."""
+    def margins(self, tokens: Sequence[Tensor], text: str) -> np.ndarray:
+        """The log-odds that a text is about each of some images, given by their tokens; (images,) float32."""
 
         def score(texts: Sequence[str]) -> list[np.ndarray]:
             stacked = torch.stack(list(tokens)).to(self.runtime.device)
             bank, first = TextBank.of([self.model.encoded(texts)]), [torch.zeros(1, dtype=torch.int64)] * len(stacked)
-            return [torch.cat(self.runtime.match(stacked, first, bank)).cpu().numpy()]
+            return [torch.cat(self.runtime.margins(stacked, first, bank)).cpu().numpy()]
 
         return self.model.run([text], score)[0]

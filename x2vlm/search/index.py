@@ -18,7 +18,7 @@ from utils.block_cache import BlockCache
 from utils.errors import UserError
 from utils.files import cache_folder
 from x2vlm.boxes import Box, in_pixels
-from x2vlm.matching import numbers, sums
+from x2vlm.matching import numbers, probabilities, sums
 from x2vlm.search import CACHE_GB
 from x2vlm.search.encoding import Encoder
 from x2vlm.search.files import IndexedImage, check_digests, image_of, open_embeddings, read_about, read_lines
@@ -145,12 +145,13 @@ class ImageIndex:
         rows, cosines = self.nearest(text, max(top, rerank))
         found = self._there(dict(zip(rows.tolist(), cosines.tolist(), strict=True)))
         judged = [found[row] for row in rows[:rerank].tolist() if row in found]
-        scores = list(self._scores(text, judged))
+        ranking = margins = np.array(list(self._margins(text, judged)), np.float64)
+        scores = probabilities(margins).tolist()
         hits = [replace(hit, score=score) for hit, score in zip(judged, scores, strict=True)]
         if self.model.settings.evaluation.score == "sum":
-            both = sums(self.model, np.array(scores), np.array([hit.cosine for hit in hits]))
-            hits = [replace(hit, sum=each) for hit, each in zip(hits, both.tolist(), strict=True)]
-        ranked = sorted(hits, key=lambda hit: -(hit.score if hit.sum is None else hit.sum))  # type: ignore[operator]
+            ranking = sums(self.model, margins, np.array([hit.cosine for hit in hits]))
+            hits = [replace(hit, sum=each) for hit, each in zip(hits, ranking.tolist(), strict=True)]
+        ranked = [hits[index] for index in np.argsort(-ranking, kind="stable")]
         best = [*ranked, *list(found.values())[len(ranked) :]][:top]
         if not locate:
             return best
@@ -186,10 +187,10 @@ class ImageIndex:
             return None
         return path if (status.st_size, status.st_mtime_ns) == (image.bytes, image.changed_ns) else None
 
-    def _scores(self, text: str, hits: Sequence[Hit]) -> Iterator[float]:
-        """The probability that the text is about each image."""
+    def _margins(self, text: str, hits: Sequence[Hit]) -> Iterator[float]:
+        """The log-odds that the text is about each image."""
         for part in self._batches(hits):
-            yield from self.encoder.match([self._tokens(hit) for hit in part], text).tolist()
+            yield from self.encoder.margins([self._tokens(hit) for hit in part], text).tolist()
 
     def _boxes(self, text: str, hits: Sequence[Hit]) -> Iterator[Box]:
         """Where in each image the text is true."""

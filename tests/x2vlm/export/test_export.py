@@ -151,7 +151,7 @@ def test_the_graphs_leave_batch_texts_and_length_open(exported):
         "text_mask": ["batch", "texts", "length"],
         "image_states": ["batch", keys, width],
         "image_mask": ["batch", keys],
-        "probability": ["batch", "texts"],
+        "margin": ["batch", "texts"],
         "box": ["batch", "texts", 4],
     }
 
@@ -270,8 +270,8 @@ def test_what_is_no_export_is_told(exported, tmp_path):
     with pytest.raises(UserError, match=r"image.onnx is a file; an export is a folder with export.json"):
         load(exported("retrieval") / IMAGE)
     future = shutil.copytree(exported("retrieval"), tmp_path / "future.onnx")
-    rewrite(future, format=2)
-    with pytest.raises(UserError, match="an export of format 2, this version reads 1; export again"):
+    rewrite(future, format=3)
+    with pytest.raises(UserError, match="an export of format 3, this version reads 2; export again"):
         load(future)
     foreign = shutil.copytree(exported("retrieval"), tmp_path / "foreign.onnx")
     (foreign / TEXT).write_bytes(b"no graph")

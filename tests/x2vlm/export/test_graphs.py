@@ -138,14 +138,14 @@ def test_pairs_of_any_number_of_images_texts_and_tokens(tmp_path):
         text, images = texts_of(count * texts, length), torch.randn(count, *runtime.state_shape)
         (states,) = encode("text_states", ids=text.ids, mask=text.mask)
         (found,) = graph(
-            "probability",
+            "margin",
             text_states=states.unflatten(0, (count, texts)),
             text_mask=text.mask.unflatten(0, (count, texts)),
             image_states=images,
             image_mask=torch.ones(images.shape[:2], dtype=torch.bool),
         )
         bank = TextBank.of([runtime.text_states(text)])
-        expected = runtime.match(images, list(torch.arange(count * texts).split(texts)), bank)
+        expected = runtime.margins(images, list(torch.arange(count * texts).split(texts)), bank)
         torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=0)
 
 
@@ -158,9 +158,9 @@ def test_masked_image_states_are_not_seen(tmp_path):
     mask = torch.rand(2, keys) < 0.5
     mask[:, 0] = True
 
-    def probability(images: torch.Tensor) -> torch.Tensor:
+    def margin(images: torch.Tensor) -> torch.Tensor:
         return graph(
-            "probability",
+            "margin",
             text_states=texts,
             text_mask=torch.ones(2, 1, 3, dtype=torch.bool),
             image_states=images,
@@ -168,8 +168,8 @@ def test_masked_image_states_are_not_seen(tmp_path):
         )[0]
 
     noise = 10 * torch.randn_like(images)
-    torch.testing.assert_close(probability(images + noise * ~mask.unsqueeze(2)), probability(images), atol=1e-6, rtol=0)
-    assert not torch.allclose(probability(images + noise * mask.unsqueeze(2)), probability(images), atol=1e-3)
+    torch.testing.assert_close(margin(images + noise * ~mask.unsqueeze(2)), margin(images), atol=1e-5, rtol=0)
+    assert not torch.allclose(margin(images + noise * mask.unsqueeze(2)), margin(images), atol=1e-3)
 
 
 @torch.no_grad()
