@@ -20,7 +20,18 @@ RUN := runs/demo/$(TASK)-seed$(SEED)
 
 REAL := runs/real/pretrain-seed$(SEED)
 
-.PHONY: real demo demo-quick scenes clips test faults test-lowest lint types setup setup-dev clean-demo clean-real
+.PHONY: help real demo demo-quick scenes clips test faults test-lowest lint types setup setup-dev clean-demo clean-real
+
+help:
+	@echo "make demo               set up, draw scenes, pre-train a tiny model from scratch in ten minutes"
+	@echo "make demo QUICK=1       the same in two minutes, to see that the model learns"
+	@echo "make demo TASK=vqa      fine-tune the demo's model: retrieval, nlvr, grounding, vqa, captioning (SEED=1: another seed)"
+	@echo "make real               train a small model on real pictures, in about half an hour (docs/real_model.md)"
+	@echo "make setup              only .venv with the packages; make setup-dev adds those of tests and checks"
+	@echo "make test               all tests; make faults: those that stop, kill and damage runs"
+	@echo "make lint types         ruff and mypy; make test-lowest: the lowest releases that are allowed"
+	@echo "make scenes clips       the demo's data sets alone"
+	@echo "make clean-demo         remove runs and data of the demo; make clean-real: those of make real"
 
 ifneq ($(filter-out 0,$(QUICK)),)
 ifneq ($(filter demo,$(MAKECMDGOALS)),)
@@ -34,7 +45,7 @@ demo: scenes $(if $(filter-out pretrain,$(TASK)),$(PRETRAINED)/evaluation.json)
 	.venv/bin/python run.py --task $(TASK) --cpu $(if $(filter pretrain,$(TASK)),2,1) --output $(RUN) --resume seed=$(SEED)
 	@echo
 	@echo "Look at $(RUN)/predictions.png, and at the losses with: .venv/bin/tensorboard --logdir $(RUN)"
-	@echo "Next: make demo TASK=retrieval (nlvr, grounding, vqa, captioning), or your own data: docs/own_data.md"
+	@echo "Next: make demo TASK=$(firstword $(filter-out pretrain video_qa $(TASK),$(TASKS))) ($(wordlist 2,9,$(filter-out pretrain video_qa $(TASK),$(TASKS)))), or your own data: docs/own_data.md"
 endif
 
 demo-quick: .venv/installed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 from collections.abc import Callable, Sequence
 
@@ -69,6 +70,19 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str], keys: Sequence[s
             remedy = f"; did you mean --config {text}?" if text.endswith((".yaml", ".yml")) else ""
             parser.error(f"{text!r} is neither a flag nor of the form key=value{remedy}")
     return arguments
+
+
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """One of some names, for argparse; a misspelled one is reported with the nearest."""
+
+    def name(text: str) -> str:
+        if text in names:
+            return text
+        close = difflib.get_close_matches(text, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
+        raise argparse.ArgumentTypeError(f"{text!r} is unknown; {hint}")
+
+    return name
 
 
 def positive(text: str) -> int:

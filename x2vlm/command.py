@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.errors import UserError, one_line_errors
-from utils.flags import positive, sentence
+from utils.flags import one_of, positive, sentence
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from x2vlm.calls import CALLS
@@ -60,7 +60,8 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     flag = parser.add_argument
-    flag("call", choices=[name for name, call in CALLS.items() if call.text is not None], help="what is asked for")
+    calls = [name for name, call in CALLS.items() if call.text is not None]
+    flag("call", type=one_of(calls), metavar="CALL", help=f"what is asked for: {', '.join(calls)}")
     add_model(parser)
     flag(
         "--image",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -36,7 +37,9 @@ class LoadReport:
         lines += [f"  resized {name}: {how}" for name, how in _grouped(self.resized)]
         lines += [f"  copied {name} from {origin}" for name, origin in _by_part(self.copied)]
         lines += [f"  dropped {name}: {why}" for name, why in _grouped(self.dropped)]
-        lines += [f"  unused {name}" for name in by_module(self.unused)]
+        if self.unused:
+            parts = Counter(name.partition(".")[0] for name in self.unused)
+            lines.append(f"  unused: {', '.join(f'{part} ({count})' for part, count in parts.items())}")
         return lines
 
     def require_same_depth(self) -> None:

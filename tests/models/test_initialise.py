@@ -86,6 +86,9 @@ def test_beit_of_another_grid_is_resized_and_says_so(model, tmp_path):
     (report,) = initialise(model, InitConfig(vision=str(tmp_path / "beit.safetensors")))
     assert len(report.resized) == 2
     assert "84 to 52 rows" in "\n".join(report.lines())
+    assert sum("unused" in line for line in report.lines()) <= 2, (
+        "tensors without a place are counted by part, not listed"
+    )
 
 
 def vit_state(image_size: int) -> tuple[PretrainModel, dict[str, torch.Tensor]]:

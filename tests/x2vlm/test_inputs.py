@@ -78,6 +78,14 @@ def test_a_large_image_is_refused_before_it_is_decoded(pixels, tmp_path):
         Reader(16, 100, None)(tmp_path / "a.png")
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_array_that_may_not_be_written_gives_no_warning(read, pixels, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    array = np.asarray(Image.open(tmp_path / "a.png"))
+    assert not array.flags.writeable
+    assert torch.equal(read(array).pixels, read(pixels).pixels)
+
+
 def test_a_video_is_a_folder_of_frames_an_array_or_a_tensor(pixels, tmp_path):
     frames = np.stack([pixels, 255 - pixels, pixels // 2, pixels // 3])
     for number, frame in enumerate(frames):

@@ -111,7 +111,7 @@ class TextGraph(nn.Module):
 
 class FusionGraph(nn.Module):
     """Text states (B, S, L, D) with their mask (B, S, L), and image states (B, K, D) with theirs (B, K), True = attend -> the
-    margin (B, S), which is the log-odds that the text is about the image, and the box (B, S, 4) of the text in it, centre and size
+    margin (B, S), which is the log-odds that the text is about the image, and the box (B, S, 4) of the text, centre and size
     in 0..1; each where the model has the head.
 
     The keys and values of an image are projected once for all its texts, and the last block computes [CLS] alone.

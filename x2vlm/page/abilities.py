@@ -71,13 +71,17 @@ class Ability(NamedTuple):
 
 def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]:
     """Abilities of a model, in the order of :data:`~x2vlm.calls.CALLS`; with an ``index``, to search it first."""
-    sentence, phrases = TextBox("a sentence", "a dog on a lawn"), TextBox("phrases, one a line", "the dog")
+
+    def box(label: str, example: str, lines: int = 3) -> TextBox:
+        return TextBox(label, example if _in_words_of(model, example) else "", lines)
+
+    sentence, phrases = box("a sentence", "a dog on a lawn"), box("phrases, one a line", "the dog")
     known = [
         Ability("caption", 1, [], "none", lambda files, texts: _caption(model, files)),
         Ability(
             "answer",
             1,
-            [TextBox("questions, one a line", "what is this?")],
+            [box("questions, one a line", "what is this?")],
             "none",
             lambda files, texts: _answer(model, files, *texts),
         ),
@@ -85,14 +89,14 @@ def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]
         Ability(
             "match",
             1,
-            [TextBox("sentences, one a line", "a dog on a lawn")],
+            [box("sentences, one a line", "a dog on a lawn")],
             "none",
             lambda files, texts: _match(model, files, *texts),
         ),
         Ability(
             "compare",
             int(getattr(model.network, "images", 2)) if model.takes("compare") else 2,
-            [TextBox("statements about the images, one a line", "both images show a dog")],
+            [box("statements about the images, one a line", "both images show a dog")],
             "none",
             lambda files, texts: _compare(model, files, *texts),
         ),
@@ -164,6 +168,12 @@ def _compare(model: Model, files: Sequence[str], text: str) -> Answer:
     return Answer(lines)
 
 
+def _in_words_of(model: Model, text: str) -> bool:
+    """Whether the tokenizer of a model has the words of a text, and does not spell them: a model of drawn shapes knows no dog."""
+    tokens = model.tokenizer.tokenize(text)
+    return not model.text.unknown(text) and len(tokens) <= 1.5 * len(text.split())
+
+
 def _explain(model: Model, files: Sequence[str], text: str) -> Answer:
     [sentence, *_] = lines_of(text)
     maps, picture = model.explain(files[0], sentence), model.read.picture(files[0])
@@ -174,7 +184,8 @@ def _explain(model: Model, files: Sequence[str], text: str) -> Answer:
 
 def _searching(index: ImageIndex) -> Ability:
     """To search an index; a model of task pretrain also finds the box."""
-    texts = [TextBox("a sentence", "a dog on a lawn", 1)]
+    example = "a dog on a lawn"
+    texts = [TextBox("a sentence", example if _in_words_of(index.model, example) else "", 1)]
     if index.model.takes("locate"):
         texts.append(TextBox("a phrase to find in each image; empty: the sentence", "", 1))
     return Ability("search", 0, texts, "many", lambda files, texts: _search(index, *texts))

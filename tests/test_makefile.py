@@ -1,0 +1,27 @@
+"""What make prints for a newcomer."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def planned(*words: str) -> str:
+    return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("task", ["pretrain", "retrieval", "captioning"])
+def test_the_next_step_of_the_demo_is_another_task(task):
+    (line,) = [line for line in planned("demo", f"TASK={task}").splitlines() if "Next: " in line]
+    after = line.partition("Next: make demo TASK=")[2].split()[0]
+    assert after not in ("pretrain", task)
+
+
+def test_help_lists_every_target_that_a_newcomer_needs():
+    said = planned("help")
+    for target in ("demo", "real", "setup", "test", "faults", "lint", "types", "test-lowest", "scenes", "clips"):
+        assert f"make {target}" in said or f" {target} " in said, target

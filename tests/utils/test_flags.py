@@ -1,0 +1,18 @@
+"""Types of command-line arguments."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from utils.flags import one_of
+
+
+def test_a_misspelled_name_is_reported_with_the_nearest():
+    name = one_of(["caption", "answer"])
+    assert name("caption") == "caption"
+    with pytest.raises(argparse.ArgumentTypeError, match="'captoin' is unknown; did you mean caption"):
+        name("captoin")
+    with pytest.raises(argparse.ArgumentTypeError, match="choose from caption, answer"):
+        name("zzz")
