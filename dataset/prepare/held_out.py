@@ -278,8 +278,9 @@ def _of_entities(name: str) -> Callable[[RawFolder], RawFile | None]:
     """Finds a list of ids in the folder of Flickr30K Entities: the one that has ``Sentences``, or ``annotations.zip`` with it."""
 
     def locate(raw: RawFolder) -> RawFile | None:
-        packed = raw.find("annotations.zip")
-        beside = raw.folder("Sentences") or (packed.path if packed is not None else None)
+        sentences = raw.folder("Sentences")
+        packed = raw.find("annotations.zip") if sentences is None else None
+        beside = sentences or (packed.path if packed is not None else None)
         return None if beside is None else raw.beside(beside, name)
 
     return locate
