@@ -238,7 +238,7 @@ def _arguments(sources: list[RawFile], held_out: HeldOut, options: Options) -> d
     return {
         "sources": {str(file.path): file.digest() for file in sources},
         "held_out": {name: file.digest() for name, file in held_out.sources.items()},
-        "links": {str(file.path): file.digest() for file in held_out.links},
+        "links": {str(file.path): file.digest() for file in held_out.links.files},
         "without": sorted(options.without),
         "missing": hashlib.sha256("\n".join(sorted(options.missing)).encode()).hexdigest(),
         "verify": options.verify,
@@ -255,7 +255,7 @@ def _facts(data_set: DataSet, held_out: HeldOut, options: Options) -> dict[str, 
             "splits": {name: str(file) for name, file in held_out.sources.items()},
             "ids": len(held_out.split_of),
             "not_checked": [*held_out.absent, *options.without],
-            "not_linked": held_out.absent_links,
+            "not_linked": held_out.links.absent,
         },
     }
 

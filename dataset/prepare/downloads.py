@@ -68,8 +68,9 @@ def write_url_list(
             for pair in pairs:
                 bar.update()
                 digest = _digest(pair.url)
-                if (split := held_out.find(ids_in_url(pair.url))) is not None:
-                    counts.leave_out(f"held out by {split}", pair.place, pair.url[:100])
+                if (split := held_out.find(ids := ids_in_url(pair.url))) is not None:
+                    detail = "; ".join(filter(None, (pair.url[:100], held_out.linked(ids))))
+                    counts.leave_out(f"held out by {split}", pair.place, detail)
                 elif pair.url in excluded:
                     counts.leave_out("on the list of missing images", pair.place, pair.url[:100])
                 elif digest in seen:

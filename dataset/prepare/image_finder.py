@@ -79,7 +79,8 @@ class ImageFinder:
     def find(self, image: ImageNames, counts: Counts, place: str) -> str | None:
         """The path of an image as records have it; None, and counted, if no record may have it."""
         if (split := self.held_out.find(image.ids)) is not None:
-            counts.leave_out(f"held out by {split}", place, image.usual)
+            detail = "; ".join(filter(None, (image.usual, self.held_out.linked(image.ids))))
+            counts.leave_out(f"held out by {split}", place, detail)
             return None
         if image.usual in self.excluded or image.ids & self.excluded:
             counts.leave_out("on the list of missing images", place, image.usual)

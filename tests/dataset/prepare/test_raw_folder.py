@@ -38,7 +38,9 @@ def test_two_differing_copies_of_an_official_file_are_refused_with_both_paths(tm
         RawFolder([tmp_path / "a", tmp_path / "b"]).find("image_data.json")
 
 
-@pytest.mark.parametrize("pack", [gzipped, lambda path, text: zipped(path.with_suffix(".zip"), "x/image_data.json", text)])
+@pytest.mark.parametrize(
+    "pack", [gzipped, lambda path, text: zipped(path.with_suffix(".zip"), "x/image_data.json", text)]
+)
 def test_a_packed_copy_is_compared_with_the_unpacked_one(pack, tmp_path):
     plain = write(tmp_path / "image_data.json", "[1, 2]")
     pack(tmp_path / "packed/image_data.json.gz", "[1, 2]")
