@@ -94,9 +94,9 @@ def test_an_image_of_visual_genome_is_found_by_its_id_in_another_set(without, he
     assert f"{config} {out}/vg has 1 of 1 (1 by {how}) of {test} evaluation.test.test" in printed
     header, *rows = [line.split("\t") for line in table.read_text().splitlines()]
     assert header == ["training", "held_out", "found_by", "training_image", "held_out_image"]
-    assert [row[2] for row in rows] == [how, how]
+    assert [row[2] for row in rows] == [how] * 3  # two records of pairs, and one of regions
     assert rows[0][3].startswith(f"{out}/vg/part-00000.jsonl") and str(tmp_path / "test.json") in rows[0][4]
-    assert f"{table}: 2 shared images" in printed
+    assert f"{table}: 3 pairs" in printed
 
 
 def own(tmp_path: Path, *images: str) -> Path:
@@ -213,3 +213,36 @@ def test_a_held_out_photograph_counts_once_whatever_its_ids(raw, out, tmp_path, 
     config = pretraining(tmp_path, out / "vg")
     status, printed, _ = leaks(config, "--held-out", raw)
     assert status == 1 and f"of {len(photographs)} (1 by id) of COCO (Karpathy) test" in printed
+
+
+def test_ids_of_two_data_sets_without_the_file_that_links_them_are_not_taken_for_compared(raw, out, tmp_path, leaks):
+    prepared("visual_genome", raw, out, without=("karpathy_coco", "refcoco", "refcoco+", "refcocog"))
+    lines = [{"image": each["image"], "caption": "a", "vg_id": each["vg_id"]} for each in official.records(out / "vg")]
+    folder = write(tmp_path / "vg/part.jsonl", "".join(json.dumps(line) + "\n" for line in lines)).parent
+    splits = write(tmp_path / "splits/dataset_coco.json", (raw / "coco/dataset_coco.json").read_text()).parent
+    status, printed, _ = leaks(pretraining(tmp_path, folder), "--held-out", splits)
+    assert status == 3
+    for fact in ("not checked: ", f"{len(lines)} records", "ids of Visual Genome", "ids of COCO", "image_data.json"):
+        assert fact in printed
+    status, printed, _ = leaks(pretraining(tmp_path, folder), "--held-out", splits, "--held-out", raw / "vg")
+    assert status == 1 and "not checked" not in printed
+    coco = retrieval(tmp_path, raw / "coco" / official.coco_name(official.KARPATHY_TEST))
+    assert "give the folder of image_data.json" in leaks(pretraining(tmp_path, folder), coco)[1]
+    assert leaks(pretraining(tmp_path, folder), coco, "--held-out", raw / "vg")[0] == 1
+
+
+def test_the_table_has_every_training_record_of_a_held_out_image(tmp_path, leaks):
+    folder = own(tmp_path, "a.jpg")
+    shutil.copy(folder / "a.jpg", folder / "copy.jpg")
+    lines = [{"image": image, "caption": text} for image in ("a.jpg", "copy.jpg") for text in ("one", "two")]
+    write(folder / "part.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    table = tmp_path / "new/table.tsv"
+    status, printed, _ = leaks(pretraining(tmp_path, folder), retrieval(tmp_path, folder / "a.jpg"), "--out", table)
+    assert status == 1 and "has 1 of 1 (1 by path)" in printed
+    rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
+    assert [(row[2], row[3].rpartition("part.jsonl")[2]) for row in rows] == [
+        ("path", ":1"),
+        ("path", ":2"),
+        ("content", ":3"),
+        ("content", ":4"),
+    ]
