@@ -43,7 +43,7 @@ EXAMPLES = """examples:
   python run.py leaks my/pretrain.yaml --held-out data/coco --held-out data/refcoco+
 
 exit status: 0 nothing is shared; 1 something is; 2 a config or the command line is wrong; 3 nothing is shared in what could be
-compared, and the lines "not checked" name the rest: what cannot be read, and ids of two data sets without the file that links them"""
+compared, and the lines "not checked" name the rest: what cannot be read, and ids that no file links"""
 
 
 @dataclass
@@ -135,16 +135,16 @@ def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) ->
     counts: Counter[tuple[str, str]] = Counter()
     for split, shared in found.items():
         for of in sorted(shared.sets):
-            for own, number in shared.training_sets.items():
-                if not own or of in own or any(frozenset({of, each}) in links.sets for each in own):
+            for sets, number in shared.training_sets.items():
+                if not sets or of in sets or any(frozenset({of, each}) in links.sets for each in sets):
                     continue
-                pair = " and ".join(NAMES[each] for each in sorted(own)), of
+                pair = " and ".join(NAMES[each] for each in sorted(sets)), NAMES[of]
                 counts[pair] = number
                 missing.setdefault(pair, []).append(split)
-    for (own, of), splits in missing.items():
-        file = "captions_{train,val}2014.json of COCO" if "Visual Genome" not in (own, NAMES[of]) else "image_data.json"
+    for (own, other), splits in missing.items():
+        file = "image_data.json" if "Visual Genome" in (own, other) else "captions_{train,val}2014.json of COCO"
         yield (
-            f"{training}: {counts[own, of]:,} records have ids of {own}, which cannot be compared with the ids of {NAMES[of]} in "
+            f"{training}: {counts[own, other]:,} records have ids of {own}, which cannot be compared with the ids of {other} in "
             f"{', '.join(splits)}; give the folder of {file} with --held-out"
         )
 

@@ -111,9 +111,7 @@ class ImageFinder:
 
     @cached_property
     def _held_out_contents(self) -> dict[str, str]:
-        """The splits of held-out images by content, as far as these images were verified and their paths tell their ids."""
-        splits = {path: self.held_out.find(ids_in_path(path.as_posix())) for path in self.verified}
-        return {self.verified[path].content: split for path, split in splits.items() if split is not None}
+        return held_out_contents(self.verified, self.held_out)
 
     def _path(self, image: ImageNames) -> Path | None:
         """A number may be the name of another set's image too: one whose folder is known for its set goes first."""
@@ -126,3 +124,11 @@ class ImageFinder:
                 if not own and unknown is None:
                     unknown = path
         return unknown
+
+
+def held_out_contents(verified: Mapping[Path, Verified], held_out: HeldOut) -> dict[str, str]:
+    """The splits of held-out images by content, as far as these images were verified and their paths tell their ids."""
+    splits = {path: held_out.find(ids_in_path(path.as_posix())) for path in verified}
+    return {
+        verified[path].content: split for path, split in splits.items() if split is not None and verified[path].content
+    }

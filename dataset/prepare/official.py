@@ -26,8 +26,8 @@ def read_lines(path: Path) -> list[str]:
     there = [each for each in (path, path.with_name(path.name + ".gz")) if each.is_file()]
     if not there:
         raise UserError(f"{path} is missing, and so is {path.name}.gz; check the folder of the official files")
-    if len(there) == 2 and not same_content(*map(RawFile, there)):
-        raise differing(*map(RawFile, there), path.name)
+    if len(there) == 2 and not same_content(RawFile(there[0]), RawFile(there[1])):
+        raise differing(RawFile(there[0]), RawFile(there[1]), path.name)
     try:
         content = there[0].read_bytes()
         text = (content if there[0] == path else gzip.decompress(content)).decode("utf-8")
