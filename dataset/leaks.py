@@ -1,8 +1,8 @@
 """Images or videos that training and a held-out split share: then the held-out numbers are too good.
 
 :func:`shared_images` finds the same file under one path or several (links, copies under another name, images in shards): equal
-paths, then equal bytes. It finds a photograph that two public data sets have by their ids (:mod:`dataset.image_ids`). It does
-not find other images that were encoded anew, resized or cropped.
+paths, then equal bytes. It finds a photograph that two public data sets have by their ids (:mod:`dataset.image_ids`). Images
+that were encoded anew, resized or cropped are found by :mod:`dataset.look_alikes`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageSource
 
 Source = ImageSource | VideoSource
-How = Literal["id", "path", "content"]
+How = Literal["id", "path", "content", "look"]
 
 MOST_FILES = 20_000
 """Images of a side whose contents are compared; of more, only ids and paths are."""

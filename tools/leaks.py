@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from dataset.leaks import KnownImage, SharedImage, SharedImages, known_image, shared_with_splits
+from dataset import look_alikes
+from dataset.leaks import KnownImage, SharedImage, SharedImages, Source, known_image, shared_with_splits
+from dataset.look_alikes import Look
 from dataset.prepare.held_out import SPLITS, Links, read_held_out, read_links
 from dataset.prepare.raw_folder import RawFolder
 from dataset.records.broken import BrokenRecordError, printable
@@ -34,6 +37,12 @@ NAMED = 5
 
 NAMES = {"coco": "COCO", "flickr": "Flickr", "vg": "Visual Genome"}
 """The data sets that give ids."""
+
+EXACT = (
+    "compared: ids, paths and equal bytes; resized, recompressed, recoloured or cropped copies are looked for only with "
+    "--perceptual\n"
+)
+EXACT_TOO = "compared: ids, paths and equal bytes of all images, and the looks of"
 
 NOT_COMPARED = "; contents are too many to compare"
 
@@ -65,6 +74,8 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Print a line for each training side and held-out split that share images; returns the exit status."""
     flags = arguments_of(argv)
+    if flags.perceptual:
+        look_alikes.require()
     sides = Sides()
     for config in flags.configs:
         _read(config, sides)
@@ -80,6 +91,7 @@ def main(argv: Sequence[str]) -> int:
         first = sides.not_checked[0] if sides.not_checked else "none is named"
         more = f"; and {len(sides.not_checked) - 1} more" if len(sides.not_checked) > 1 else ""
         raise UserError(f"{', '.join(flags.configs)}: no {missing} could be read: {first}{more}")
+    looks = _Looks(flags.sample, flags.seed)
     with _Table(flags.out) as table:
         for training, images in sides.training.items():
             try:
@@ -92,9 +104,12 @@ def main(argv: Sequence[str]) -> int:
                 if shared.shared:
                     _tell(training, split, shared)
             sides.not_checked += _unlinked(training, found, links)
+            if flags.perceptual:
+                _compare_looks(training, images, sides.held_out, found, looks, table)
     not_checked = [*sides.not_checked, *_broken({**sides.training, **sides.held_out})]
     for each in not_checked:
         sys.stdout.write(f"not checked: {each}\n")
+    sys.stdout.write(EXACT if not flags.perceptual else f"{EXACT_TOO} a sample of {flags.sample:,} images a side\n")
     if flags.out is not None:
         sys.stdout.write(f"{flags.out}: {table.rows:,} pairs of a training image and a held-out image\n")
     return 1 if table.rows else 3 if not_checked else 0
@@ -127,6 +142,55 @@ class _Table:
     def _write(self, *row: str) -> None:
         if self._stream is not None:
             self._stream.write("\t".join(map(printable, row)) + "\n")
+
+
+class _Looks:
+    """The looks of a random sample of each side, computed once a side."""
+
+    def __init__(self, count: int, seed: int):
+        self._count, self._seed = count, seed
+        self._of: dict[str, list[tuple[Source, Look]]] = {}
+
+    def of(self, name: str, images: Iterable[KnownImage]) -> list[tuple[Source, Look]]:
+        """The looks of a side."""
+        if name not in self._of:
+            rng = random.Random(self._seed)
+            if isinstance(images, _Records):
+                chosen = images.sample(self._count, rng)
+            else:
+                known = list({(each.source.path or each.source.place): each for each in images}.values())
+                chosen = known if len(known) <= self._count else rng.sample(known, self._count)
+            self._of[name] = look_alikes.looks_of([each.source for each in chosen], name)
+        return self._of[name]
+
+
+def _compare_looks(
+    training: str,
+    images: Iterable[KnownImage],
+    splits: Mapping[str, Iterable[KnownImage]],
+    found: Mapping[str, SharedImages],
+    looks: _Looks,
+    table: _Table,
+) -> None:
+    """Print the pairs of a training image and a held-out image that look alike, without those that are known to be shared."""
+    ours = looks.of(training, images)
+    for split, held_out in splits.items():
+        theirs = looks.of(split, held_out)
+        known = {pair.held_out for pair in found[split].pairs}
+        pairs = [
+            SharedImage(theirs[other][0].place, ours[own][0].place, "look")
+            for own, other in look_alikes.similar([look for _, look in ours], [look for _, look in theirs])
+            if theirs[other][0].place not in known
+        ]
+        if theirs:
+            several = f"{len(pairs):,} pairs look alike" if pairs else "no other images look alike"
+            sys.stdout.write(f"{training} and {split}: {several}, of {len(ours):,} x {len(theirs):,} images\n")
+        for number, pair in enumerate(pairs):
+            table.add(training, split, pair)
+            if number < NAMED:
+                sys.stdout.write(f"  {pair.held_out} looks like {pair.training}\n")
+        if len(pairs) > NAMED:
+            sys.stdout.write(f"  and {len(pairs) - NAMED:,} more (--out FILE lists all)\n")
 
 
 def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) -> Iterator[str]:
@@ -212,6 +276,17 @@ class _Records:
                 self.first = self.first if self.broken else str(error)
                 self.broken += 1
 
+    def sample(self, count: int, rng: random.Random) -> list[KnownImage]:
+        """The images of ``count`` records at random, each image once; broken records are left out."""
+        found: dict[Any, KnownImage] = {}
+        for number in sorted(rng.sample(range(len(self.shards)), min(count, len(self.shards)))):
+            try:
+                images = images_of_record(self.shards.read(number), self.stream)
+            except BrokenRecordError:
+                continue
+            found.update({(each.source.path or each.source.place): each for each in images})
+        return list(found.values())
+
 
 def _read_fine_tuning(path: str, config: Any, task: type[FineTuneTask[Any, Any, Any]], sides: Sides) -> None:
     def read(split: Any, key: str) -> list[KnownImage]:
@@ -265,6 +340,12 @@ def _tell(training: str, split: str, found: SharedImages) -> None:
         sys.stdout.write(f"  and {found.shared - NAMED:,} more (--out FILE lists all)\n")
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run.py leaks",
@@ -283,6 +364,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the validation and test splits of the official files below it too (dataset_coco.json, refs(unc).p, ...), by id",
     )
+    parser.add_argument(
+        "--perceptual",
+        action="store_true",
+        help="compare a sample by its looks too: resized, recompressed or recoloured copies, and crops (needs imagehash)",
+    )
+    parser.add_argument(
+        "--sample", type=_positive, default=1000, metavar="N", help="images of each side for --perceptual (1000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample (0)")
     parser.add_argument(
         "--out",
         type=Path,

@@ -6,8 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from dataset import look_alikes
 from dataset.prepare import building
 from dataset.prepare.held_out import read_held_out
 from dataset.prepare.raw_folder import RawFolder
@@ -246,3 +249,40 @@ def test_the_table_has_every_training_record_of_a_held_out_image(tmp_path, leaks
         ("content", ":3"),
         ("content", ":4"),
     ]
+
+
+def photograph(seed: int) -> Image.Image:
+    """A picture with bright and dark parts of many sizes, as photographs have."""
+    rng = np.random.default_rng(seed)
+    pixels = np.zeros((240, 320))
+    for side in (4, 8, 16, 32):
+        grid = Image.fromarray(rng.normal(0, 1, (side * 3 // 4, side)).astype(np.float32), "F")
+        pixels += np.asarray(grid.resize((320, 240), Image.Resampling.BICUBIC)) / side**0.5
+    return Image.fromarray((128 + 60 * pixels / pixels.std()).clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def test_crops_and_recompressed_copies_are_found_by_their_looks(tmp_path, leaks):
+    folder = own(tmp_path, *(f"{n}.jpg" for n in range(4)))
+    for n in range(4):
+        photograph(n).save(folder / f"{n}.jpg")
+    photograph(0).crop((8, 6, 312, 234)).save(tmp_path / "crop.jpg", quality=85)
+    photograph(1).resize((160, 120)).convert("L").save(tmp_path / "small.jpg", quality=40)
+    photograph(9).save(tmp_path / "other.jpg")
+    config, table = pretraining(tmp_path, folder), tmp_path / "table.tsv"
+    test = retrieval(tmp_path, *(tmp_path / f"{name}.jpg" for name in ("crop", "small", "other")))
+    status, printed, _ = leaks(config, test)
+    assert status == 3 and "has none of 3" in printed and "--perceptual" in printed
+    status, printed, _ = leaks(config, test, "--perceptual", "--out", table)
+    assert status == 1 and "2 pairs look alike, of 4 x 3 images" in printed
+    rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
+    assert [(row[2], row[3][-1], row[4].rpartition("/")[2]) for row in rows] == [
+        ("look", "1", "test.json[0]"),
+        ("look", "2", "test.json[1]"),
+    ]
+    assert "of 2 x 2 images" in leaks(config, test, "--perceptual", "--sample", 2, "--seed", 1)[1]
+
+
+def test_without_imagehash_looks_are_not_compared_and_it_is_said_how_to_get_it(tmp_path, leaks, monkeypatch):
+    monkeypatch.setattr(look_alikes, "available", lambda: False)
+    status, printed, error = leaks(pretraining(tmp_path, own(tmp_path, "a.jpg")), "--perceptual")
+    assert (status, printed) == (2, "") and "imagehash" in error and 'pip install ".[leaks]"' in error
