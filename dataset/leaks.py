@@ -2,7 +2,7 @@
 
 :func:`shared_images` finds the same file under one path or several (links, copies under another name, images in shards): equal
 paths, then equal bytes. It finds a photograph that two public data sets have by their ids (:mod:`dataset.image_ids`). Images
-that were encoded anew, resized or cropped are found by :mod:`dataset.look_alikes`.
+that were recompressed, resized or cropped are found by :mod:`dataset.look_alikes`.
 """
 
 from __future__ import annotations

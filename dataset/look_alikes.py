@@ -37,8 +37,9 @@ SEGMENTATION_SIDE, MIN_SEGMENT = 100, 55
 MAX_BITS = 14
 """Max distance of the hashes of two segments, of 64 bits."""
 
-MIN_CORRELATION = 0.85
-"""Min normalised cross-correlation of the middle of one image with a part of the other."""
+MIN_CORRELATION, SURE = 0.85, 0.94
+"""Min normalised cross-correlation of the middle of one image with a part of the other: to list a pair, and to warn of one. The
+table in docs/data.md shows how many copies and how many false alarms each of them gives."""
 
 SIDE = 48
 """Length of the longer side of the grey pictures that are correlated."""
@@ -58,7 +59,7 @@ CHUNK = 2048
 
 @dataclass(frozen=True)
 class Look:
-    """What is kept of an image: the hashes of its segments as rows of 64 values, 1 or -1, and a small grey picture."""
+    """Two descriptions of an image: the hashes of its segments as rows of 64 values, 1 or -1, and a small grey picture."""
 
     segments: np.ndarray[Any, np.dtype[np.float32]]
     grey: Image.Image
@@ -105,7 +106,7 @@ def look_of(image: Image.Image) -> Look:
 
 
 def looks_of(images: Sequence[Source], name: str, seconds: float = math.inf) -> list[tuple[Source, Look]]:
-    """The looks of images, in order, as far as ``seconds`` last; videos and broken images are left out.
+    """The looks of images, in order, until the time is over. Videos and broken images are skipped.
 
     Args:
         images: what is loaded and decoded.
@@ -126,14 +127,23 @@ def looks_of(images: Sequence[Source], name: str, seconds: float = math.inf) -> 
     return found
 
 
-def similar(ours: Sequence[Look], theirs: Sequence[Look], seconds: float = math.inf) -> Iterator[tuple[int, int]]:
-    """Indices of pairs that look alike, one of ``ours`` and one of ``theirs``, as far as ``seconds`` last."""
+def similar(
+    ours: Sequence[Look], theirs: Sequence[Look], min_correlation: float = MIN_CORRELATION, seconds: float = math.inf
+) -> Iterator[tuple[int, int]]:
+    """Indices of pairs that look alike, one of ``ours`` and one of ``theirs``.
+
+    Args:
+        ours: looks of some images.
+        theirs: looks of other images.
+        min_correlation: :data:`MIN_CORRELATION` or :data:`SURE`.
+        seconds: time after which no other pair is compared.
+    """
     until = time.perf_counter() + seconds
     candidates = list(_candidates(ours, theirs))
     for one, other in progress_bar(candidates, total=len(candidates), desc="comparing", unit="pair", leave=False):
         if time.perf_counter() > until:
             break
-        if correlation(ours[one], theirs[other]) >= MIN_CORRELATION:
+        if correlation(ours[one], theirs[other]) >= min_correlation:
             yield one, other
 
 

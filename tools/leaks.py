@@ -172,7 +172,7 @@ def _compare_looks(
     looks: _Looks,
     table: _Table,
 ) -> None:
-    """Print the pairs of a training image and a held-out image that look alike, without those that are known to be shared."""
+    """Print the pairs of a training image and a held-out image that look alike, except images that are known to be shared."""
     ours = looks.of(training, images)
     for split, held_out in splits.items():
         theirs = looks.of(split, held_out)
@@ -277,7 +277,7 @@ class _Records:
                 self.broken += 1
 
     def sample(self, count: int, rng: random.Random) -> list[KnownImage]:
-        """The images of ``count`` records at random, each image once; broken records are left out."""
+        """The images of ``count`` records at random, each image once. Broken records are skipped."""
         found: dict[Any, KnownImage] = {}
         for number in sorted(rng.sample(range(len(self.shards)), min(count, len(self.shards)))):
             try:

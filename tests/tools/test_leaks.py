@@ -6,9 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from dataset import look_alikes
 from dataset.prepare import building
@@ -16,7 +14,7 @@ from dataset.prepare.held_out import read_held_out
 from dataset.prepare.raw_folder import RawFolder
 from run import main
 from tests.dataset.prepare import official
-from tests.dataset.prepare.official import prepared, write
+from tests.dataset.prepare.official import photograph, prepared, write
 
 
 @pytest.fixture
@@ -249,16 +247,6 @@ def test_the_table_has_every_training_record_of_a_held_out_image(tmp_path, leaks
         ("content", ":3"),
         ("content", ":4"),
     ]
-
-
-def photograph(seed: int) -> Image.Image:
-    """A picture with bright and dark parts of many sizes, as photographs have."""
-    rng = np.random.default_rng(seed)
-    pixels = np.zeros((240, 320))
-    for side in (4, 8, 16, 32):
-        grid = Image.fromarray(rng.normal(0, 1, (side * 3 // 4, side)).astype(np.float32), "F")
-        pixels += np.asarray(grid.resize((320, 240), Image.Resampling.BICUBIC)) / side**0.5
-    return Image.fromarray((128 + 60 * pixels / pixels.std()).clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
 def test_crops_and_recompressed_copies_are_found_by_their_looks(tmp_path, leaks):

@@ -90,7 +90,9 @@ def _check_looks(
     (ours, all_ours), (theirs, all_theirs) = sides
     if not ours or not theirs:
         return
-    pairs = look_alikes.similar([look for _, look in ours], [look for _, look in theirs], LOOK_SECONDS)
+    pairs = look_alikes.similar(
+        [look for _, look in ours], [look for _, look in theirs], look_alikes.SURE, LOOK_SECONDS
+    )
     found = {other: own for own, other in pairs}
     sample = f"{len(theirs):,} of its {all_theirs:,} and {len(ours):,} of {all_ours:,} training images"
     findings = [
@@ -158,8 +160,8 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
                 notes += [f"; {read:,} of {there:,} records of data.{name} read"] if read < there else []
             shared = shared_images(ours, held_out)
             _tell(shared, key, "".join(notes), report)
-            sides = [each.source for each in ours], [each.source for each in held_out]
-            _check_looks(*sides, shared, key, subject.config.seed, report)
+            trained, measured = [each.source for each in ours], [each.source for each in held_out]
+            _check_looks(trained, measured, shared, key, subject.config.seed, report)
 
 
 def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[list[KnownImage], int, int]:
