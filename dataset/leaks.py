@@ -1,16 +1,17 @@
 """Images or videos that training and a held-out split share: then the held-out numbers are too good.
 
 :func:`shared_images` finds the same file under one path or several (links, copies under another name, images in shards): equal
-paths, then equal bytes. It finds a photograph that two public data sets have by their ids (:mod:`dataset.image_ids`). It does
-not find other images that were encoded anew, resized or cropped.
+paths, then equal bytes. It finds a photograph that two public data sets have by their ids (:mod:`dataset.image_ids`). Images
+that were recompressed, resized or cropped are found by :mod:`dataset.look_alikes`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +21,7 @@ from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageSource
 
 Source = ImageSource | VideoSource
-How = Literal["id", "path", "content"]
+How = Literal["id", "path", "content", "look"]
 
 MOST_FILES = 20_000
 """Images of a side whose contents are compared; of more, only ids and paths are."""
@@ -48,13 +49,16 @@ class SharedImage(NamedTuple):
 class SharedImages:
     """Images of a held-out split that training has too.
 
-    ``pairs``: each of them once; ``held_out``: how many different images the split has. ``contents_compared``: False where there
-    were too many files, or bytes.
+    ``pairs``: each of them once, with the first training record that has it; ``held_out``: how many different images the split
+    has. ``contents_compared``: False where there were too many files, or bytes. ``sets``: the data sets whose ids the split has;
+    ``training_sets``: the number of training records by the data sets that give their ids.
     """
 
     pairs: tuple[SharedImage, ...]
     held_out: int
     contents_compared: bool
+    sets: frozenset[str]
+    training_sets: Mapping[frozenset[str], int]
 
     @property
     def shared(self) -> int:
@@ -77,12 +81,22 @@ def shared_images(training: Iterable[Source | KnownImage], held_out: Iterable[So
 
 
 def shared_with_splits(
-    training: Iterable[Source | KnownImage], splits: Mapping[str, Iterable[Source | KnownImage]]
+    training: Iterable[Source | KnownImage],
+    splits: Mapping[str, Iterable[Source | KnownImage]],
+    all_ids: Callable[[Ids], Ids] = lambda ids: ids,
+    on_pair: Callable[[str, SharedImage], object] = lambda split, pair: None,
 ) -> dict[str, SharedImages]:
     """The images or videos of each split that are also in ``training``: by id, by path and, for files that are small enough to
     read (:data:`MOST_FILES`, :data:`MOST_BYTES`), by content.
 
     ``training`` is gone through once, and no more of it is kept than :data:`MOST_FILES`.
+
+    Args:
+        training: images that are trained on.
+        splits: held-out images by the name of their split.
+        all_ids: adds the ids that the photograph of a held-out image has in other data sets.
+        on_pair: called with the name of a split and every pair of a held-out image and a training record that has it, as soon as
+            the pair is found.
     """
     folders: dict[Path, str] = {}
     members = {
@@ -91,29 +105,72 @@ def shared_with_splits(
     theirs = {identity: image for split in members.values() for identity, image in split.items()}
     by_id: dict[str, list[str]] = {}
     for identity, image in theirs.items():
-        for each in image.ids:
+        for each in all_ids(image.ids):
             by_id.setdefault(each, []).append(identity)
     found: dict[str, tuple[str, How]] = {}
-    ours: dict[str, Source] = {}
+    ours: dict[str, _TrainingFile] = {}
+    training_sets: Counter[frozenset[str]] = Counter()
+
+    def add(identity: str, place: str, how: How) -> None:
+        found.setdefault(identity, (place, how))
+        for name, split in members.items():
+            if identity in split:
+                on_pair(name, SharedImage(split[identity].source.place, place, how))
+
     for image in map(_known, training):
         own = _identity(image.source, folders)
+        training_sets[_sets(image.ids)] += 1
         if own in theirs:
-            found.setdefault(own, (image.source.place, "path"))
-        for identity in (each for known in image.ids for each in by_id.get(known, ())):
-            found.setdefault(identity, (image.source.place, "id"))
-        if len(ours) <= MOST_FILES:
-            ours.setdefault(own, image.source)
+            add(own, image.source.place, "path")
+        for identity in dict.fromkeys(each for known in sorted(image.ids) for each in by_id.get(known, ())):
+            if identity != own:
+                add(identity, image.source.place, "id")
+        if own not in ours and len(ours) <= MOST_FILES:
+            ours[own] = _TrainingFile.of(image.source)
+        if own in ours:
+            ours[own].images.append((image.source.place, image.ids))
     complete = max(len(ours), len(theirs)) <= MOST_FILES
     if complete:
-        others = {identity: image.source for identity, image in theirs.items() if identity not in found}
-        copies, complete = _copies(list(ours.values()), others)
-        found |= copies
-    return {name: _shared(split, found, complete) for name, split in members.items()}
+        copies, complete = _copies(ours, theirs)
+        for identity, file in copies:
+            ids = all_ids(theirs[identity].ids)
+            for place, own_ids in file.images:
+                if not ids & own_ids:
+                    add(identity, place, "content")
+    return {name: _shared(split, found, complete, training_sets) for name, split in members.items()}
 
 
-def _shared(split: Mapping[str, KnownImage], found: Mapping[str, tuple[str, How]], complete: bool) -> SharedImages:
+@dataclass
+class _TrainingFile:
+    """A file of training, with the places and ids of the records that have it. Of an image that a record contains itself, only
+    the size and the hash are kept."""
+
+    size: int | None
+    digest: str | None
+    source: Source | None
+    images: list[tuple[str, Ids]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, source: Source) -> _TrainingFile:
+        if source.path is not None:
+            return cls(None, None, source)
+        return cls(_size(source), _digest(source), None)
+
+
+def _sets(ids: Ids) -> frozenset[str]:
+    """The data sets that give these ids."""
+    return frozenset(each.partition(":")[0] for each in ids)
+
+
+def _shared(
+    split: Mapping[str, KnownImage],
+    found: Mapping[str, tuple[str, How]],
+    complete: bool,
+    training_sets: Mapping[frozenset[str], int],
+) -> SharedImages:
     pairs = (SharedImage(image.source.place, *found[each]) for each, image in split.items() if each in found)
-    return SharedImages(tuple(pairs), len(split), complete)
+    sets = frozenset(of for image in split.values() for of in _sets(image.ids))
+    return SharedImages(tuple(pairs), len(split), complete, sets, training_sets)
 
 
 def _known(image: Source | KnownImage) -> KnownImage:
@@ -129,33 +186,38 @@ def _identity(source: Source, folders: dict[Path, str]) -> str:
     return os.path.join(folder, source.path.name)
 
 
-def _copies(training: Sequence[Source], held_out: Mapping[str, Source]) -> tuple[dict[str, tuple[str, How]], bool]:
-    """Images with equal contents by their identity, and whether all were compared. Only files of equal size are read."""
-    sizes = {size for source in held_out.values() if (size := _size(source))}
-    by_size = {size: None for source in training if (size := _size(source)) in sizes}
-    candidates = [("", source) for source in training], list(held_out.items())
+def _copies(
+    training: Mapping[str, _TrainingFile], held_out: Mapping[str, KnownImage]
+) -> tuple[list[tuple[str, _TrainingFile]], bool]:
+    """Identities of held-out images with the files of training that have the same content under another identity, and whether all
+    were compared. Only files of equal size are read."""
+    sizes = {identity: _size(image.source) for identity, image in held_out.items()}
+    wanted = set(sizes.values()) - {None, 0}
+    by_digest: dict[str, list[tuple[str, _TrainingFile]]] = {}
+    there: set[int] = set()
+    found: list[tuple[str, _TrainingFile]] = []
     read = 0
-    digests: dict[str, Source] = {}
-    found: dict[str, tuple[str, How]] = {}
-    for side, (identity, source) in _numbered(candidates):
-        size = _size(source)
-        if size not in by_size:
+    for identity, file in training.items():
+        size = file.size if file.source is None else _size(file.source)
+        if size is None or size not in wanted:
             continue
-        read += size or 0
+        there.add(size)
+        read += size if file.source is not None else 0
         if read > MOST_BYTES:
             return found, False
-        digest = _digest(source)
-        if digest is not None and side == 0:
-            digests.setdefault(digest, source)
-        elif digest in digests:
-            found[identity] = digests[digest].place, "content"
+        digest = file.digest if file.source is None else _digest(file.source)
+        if digest is not None:
+            by_digest.setdefault(digest, []).append((identity, file))
+    for identity, image in held_out.items():
+        size = sizes[identity]
+        if size is None or size not in there:
+            continue
+        read += size
+        if read > MOST_BYTES:
+            return found, False
+        digest = _digest(image.source)
+        found += [(identity, file) for own, file in by_digest.get(digest or "", ()) if own != identity]
     return found, True
-
-
-def _numbered(sides: Iterable[Iterable[tuple[str, Source]]]) -> Iterator[tuple[int, tuple[str, Source]]]:
-    for number, side in enumerate(sides):
-        for each in side:
-            yield number, each
 
 
 def _size(source: Source) -> int | None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from dataset.leaks import KnownImage, SharedImages, known_image, shared_with_splits
-from dataset.prepare.held_out import SPLITS, read_held_out
+from dataset import look_alikes
+from dataset.leaks import KnownImage, SharedImage, SharedImages, Source, known_image, shared_with_splits
+from dataset.look_alikes import Look
+from dataset.prepare.held_out import SPLITS, Links, read_held_out, read_links
 from dataset.prepare.raw_folder import RawFolder
-from dataset.records.broken import BrokenRecordError
+from dataset.records.broken import BrokenRecordError, printable
 from dataset.records.schema import ImageSource
 from dataset.shards.readers import Shards
 from dataset.tasks.pretrain import DataConfig
@@ -24,11 +29,20 @@ from tools.doctor.findings import NotCheckedError
 from tools.doctor.shared import images_of_record, sources_of
 from utils.config import load_config
 from utils.errors import UserError, one_line_errors
-from utils.files import write_text
+from utils.files import replacing
 from utils.progress import progress_bar
 
 NAMED = 5
 """Shared images of a pair of sides that are printed; --out has all."""
+
+NAMES = {"coco": "COCO", "flickr": "Flickr", "vg": "Visual Genome"}
+"""The data sets that give ids."""
+
+EXACT = (
+    "compared: ids, paths and equal bytes; resized, recompressed, recoloured or cropped copies are looked for only with "
+    "--perceptual\n"
+)
+EXACT_TOO = "compared: ids, paths and equal bytes of all images, and the looks of"
 
 NOT_COMPARED = "; contents are too many to compare"
 
@@ -38,7 +52,7 @@ EXAMPLES = """examples:
   python run.py leaks my/pretrain.yaml --held-out data/coco --held-out data/refcoco+
 
 exit status: 0 nothing is shared; 1 something is; 2 a config or the command line is wrong; 3 nothing is shared in what could be
-read, and the lines "not checked" have the rest"""
+compared, and the lines "not checked" name the rest: what cannot be read, and ids that no file links"""
 
 
 @dataclass
@@ -60,49 +74,154 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Print a line for each training side and held-out split that share images; returns the exit status."""
     flags = arguments_of(argv)
+    if flags.perceptual:
+        look_alikes.require()
     sides = Sides()
     for config in flags.configs:
         _read(config, sides)
-    if flags.held_out:
-        sides.held_out |= _official_splits(flags.held_out)
+    raw = RawFolder(flags.held_out)
+    links = read_links(raw)
+    official = _official_splits(raw)
+    if flags.held_out and not official and not links.files:
+        files = ", ".join([*(splits.file for splits in SPLITS.values()), *links.absent])
+        raise UserError(f"--held-out {', '.join(map(str, flags.held_out))}: none of {files} is there")
+    sides.held_out |= official
     if not sides.training or not sides.held_out:
         missing = "training data" if not sides.training else "held-out split"
         first = sides.not_checked[0] if sides.not_checked else "none is named"
         more = f"; and {len(sides.not_checked) - 1} more" if len(sides.not_checked) > 1 else ""
         raise UserError(f"{', '.join(flags.configs)}: no {missing} could be read: {first}{more}")
-    rows: list[tuple[str, ...]] = []
-    for training, images in sides.training.items():
-        try:
-            found = shared_with_splits(images, sides.held_out)
-        except UserError as error:  # shards that cannot be read any more
-            sides.not_checked.append(f"{training}: {error}")
-            continue
-        _tell_clean(training, {split: each for split, each in found.items() if not each.shared})
-        for split, shared in found.items():
-            if shared.shared:
-                rows += _tell(training, split, shared)
+    looks = _Looks(flags.sample, flags.seed)
+    with _Table(flags.out) as table:
+        for training, images in sides.training.items():
+            try:
+                found = shared_with_splits(images, sides.held_out, links.all_ids, partial(table.add, training))
+            except UserError as error:  # shards that cannot be read any more
+                sides.not_checked.append(f"{training}: {error}")
+                continue
+            _tell_clean(training, {split: each for split, each in found.items() if not each.shared})
+            for split, shared in found.items():
+                if shared.shared:
+                    _tell(training, split, shared)
+            sides.not_checked += _unlinked(training, found, links)
+            if flags.perceptual:
+                _compare_looks(training, images, sides.held_out, found, looks, table)
     not_checked = [*sides.not_checked, *_broken({**sides.training, **sides.held_out})]
     for each in not_checked:
         sys.stdout.write(f"not checked: {each}\n")
+    sys.stdout.write(EXACT if not flags.perceptual else f"{EXACT_TOO} a sample of {flags.sample:,} images a side\n")
     if flags.out is not None:
-        header = ("training", "held_out", "found_by", "training_image", "held_out_image")
-        write_text(flags.out, "".join("\t".join(row) + "\n" for row in [header, *rows]))
-        sys.stdout.write(f"{flags.out}: {len(rows):,} shared images\n")
-    return 1 if rows else 3 if not_checked else 0
+        sys.stdout.write(f"{flags.out}: {table.rows:,} pairs of a training image and a held-out image\n")
+    return 1 if table.rows else 3 if not_checked else 0
 
 
-def _official_splits(folders: list[Path]) -> dict[str, Iterable[KnownImage]]:
+class _Table:
+    """The table of ``--out``, written row by row; it replaces the file when all is compared. Without a path, rows are counted."""
+
+    def __init__(self, path: Path | None):
+        self.rows = 0
+        self._files = ExitStack()
+        self._stream: IO[str] | None = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = self._files.enter_context(replacing(path))
+            self._stream = self._files.enter_context(part.open("w", encoding="utf-8"))
+            self._write("training", "held_out", "found_by", "training_image", "held_out_image")
+
+    def __enter__(self) -> _Table:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._files.__exit__(*error)
+
+    def add(self, training: str, split: str, pair: SharedImage) -> None:
+        """Write a pair of a training image and a held-out image."""
+        self.rows += 1
+        self._write(training, split, pair.how, pair.training, pair.held_out)
+
+    def _write(self, *row: str) -> None:
+        if self._stream is not None:
+            self._stream.write("\t".join(map(printable, row)) + "\n")
+
+
+class _Looks:
+    """The looks of a random sample of each side, computed once a side."""
+
+    def __init__(self, count: int, seed: int):
+        self._count, self._seed = count, seed
+        self._of: dict[str, list[tuple[Source, Look]]] = {}
+
+    def of(self, name: str, images: Iterable[KnownImage]) -> list[tuple[Source, Look]]:
+        """The looks of a side."""
+        if name not in self._of:
+            rng = random.Random(self._seed)
+            if isinstance(images, _Records):
+                chosen = images.sample(self._count, rng)
+            else:
+                known = list({(each.source.path or each.source.place): each for each in images}.values())
+                chosen = known if len(known) <= self._count else rng.sample(known, self._count)
+            self._of[name] = look_alikes.looks_of([each.source for each in chosen], name)
+        return self._of[name]
+
+
+def _compare_looks(
+    training: str,
+    images: Iterable[KnownImage],
+    splits: Mapping[str, Iterable[KnownImage]],
+    found: Mapping[str, SharedImages],
+    looks: _Looks,
+    table: _Table,
+) -> None:
+    """Print the pairs of a training image and a held-out image that look alike, except images that are known to be shared."""
+    ours = looks.of(training, images)
+    for split, held_out in splits.items():
+        theirs = looks.of(split, held_out)
+        known = {pair.held_out for pair in found[split].pairs}
+        pairs = [
+            SharedImage(theirs[other][0].place, ours[own][0].place, "look")
+            for own, other in look_alikes.similar([look for _, look in ours], [look for _, look in theirs])
+            if theirs[other][0].place not in known
+        ]
+        if theirs:
+            several = f"{len(pairs):,} pairs look alike" if pairs else "no other images look alike"
+            sys.stdout.write(f"{training} and {split}: {several}, of {len(ours):,} x {len(theirs):,} images\n")
+        for number, pair in enumerate(pairs):
+            table.add(training, split, pair)
+            if number < NAMED:
+                sys.stdout.write(f"  {pair.held_out} looks like {pair.training}\n")
+        if len(pairs) > NAMED:
+            sys.stdout.write(f"  and {len(pairs) - NAMED:,} more (--out FILE lists all)\n")
+
+
+def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) -> Iterator[str]:
+    """A line for each pair of data sets whose ids cannot be compared, since no file says which of their images are one."""
+    missing: dict[tuple[str, str], list[str]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for split, shared in found.items():
+        for of in sorted(shared.sets):
+            for sets, number in shared.training_sets.items():
+                if not sets or of in sets or any(frozenset({of, each}) in links.sets for each in sets):
+                    continue
+                pair = " and ".join(NAMES[each] for each in sorted(sets)), NAMES[of]
+                counts[pair] = number
+                missing.setdefault(pair, []).append(split)
+    for (own, other), splits in missing.items():
+        file = "image_data.json" if "Visual Genome" in (own, other) else "captions_{train,val}2014.json of COCO"
+        yield (
+            f"{training}: {counts[own, other]:,} records have ids of {own}, which cannot be compared with the ids of {other} in "
+            f"{', '.join(splits)}; give the folder of {file} with --held-out"
+        )
+
+
+def _official_splits(raw: RawFolder) -> dict[str, Iterable[KnownImage]]:
     """The held-out images that official files below the folders name, by split. Only their ids are compared: none has to be here.
 
     Raises:
-        UserError: a file cannot be read, or there is none.
+        UserError: a file cannot be read.
     """
-    held_out = read_held_out(RawFolder(folders), required=(), without=())
-    if not held_out.sources:
-        files = ", ".join(splits.file for splits in SPLITS.values())
-        raise UserError(f"--held-out {', '.join(map(str, folders))}: none of {files} is there")
+    held_out = read_held_out(raw, required=(), without=())
     return {
-        split: [KnownImage(ImageSource(f"{split}: {name}", path=Path(split, name)), ids) for name, ids in of.items()]
+        split: [KnownImage(ImageSource(f"{split}: {name}", path=Path(split, name)), frozenset({name})) for name in of]
         for split, of in held_out.photographs().items()
     }
 
@@ -157,6 +276,17 @@ class _Records:
                 self.first = self.first if self.broken else str(error)
                 self.broken += 1
 
+    def sample(self, count: int, rng: random.Random) -> list[KnownImage]:
+        """The images of ``count`` records at random, each image once. Broken records are skipped."""
+        found: dict[Any, KnownImage] = {}
+        for number in sorted(rng.sample(range(len(self.shards)), min(count, len(self.shards)))):
+            try:
+                images = images_of_record(self.shards.read(number), self.stream)
+            except BrokenRecordError:
+                continue
+            found.update({(each.source.path or each.source.place): each for each in images})
+        return list(found.values())
+
 
 def _read_fine_tuning(path: str, config: Any, task: type[FineTuneTask[Any, Any, Any]], sides: Sides) -> None:
     def read(split: Any, key: str) -> list[KnownImage]:
@@ -199,17 +329,21 @@ def _tell_clean(training: str, splits: Mapping[str, SharedImages]) -> None:
         sys.stdout.write(f"{training} has none of {sizes}{'' if compared else NOT_COMPARED}\n")
 
 
-def _tell(training: str, split: str, found: SharedImages) -> Iterator[tuple[str, ...]]:
-    """Print what two sides share; yields a row of the table for each image."""
+def _tell(training: str, split: str, found: SharedImages) -> None:
+    """Print what two sides share."""
     how = ", ".join(f"{found.count(each):,} by {each}" for each in ("id", "path", "content") if found.count(each))
     compared = "" if found.contents_compared else NOT_COMPARED
     sys.stdout.write(f"{training} has {found.shared:,} of {found.held_out:,} ({how}) of {split}{compared}\n")
-    for number, pair in enumerate(found.pairs):
-        if number < NAMED:
-            sys.stdout.write(f"  {pair.held_out} is {pair.training}\n")
-        yield training, split, pair.how, pair.training, pair.held_out
+    for pair in found.pairs[:NAMED]:
+        sys.stdout.write(f"  {pair.held_out} is {pair.training}\n")
     if found.shared > NAMED:
         sys.stdout.write(f"  and {found.shared - NAMED:,} more (--out FILE lists all)\n")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -231,6 +365,18 @@ def _parser() -> argparse.ArgumentParser:
         help="the validation and test splits of the official files below it too (dataset_coco.json, refs(unc).p, ...), by id",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write all shared images to a table, separated by tabs"
+        "--perceptual",
+        action="store_true",
+        help="compare a sample by its looks too: resized, recompressed or recoloured copies, and crops (needs imagehash)",
+    )
+    parser.add_argument(
+        "--sample", type=_positive, default=1000, metavar="N", help="images of each side for --perceptual (1000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample (0)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write every pair of a training record and a held-out image to a table, separated by tabs",
     )
     return parser

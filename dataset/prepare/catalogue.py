@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataset.image_ids import ids_in_path
 from dataset.prepare.building import build_folder, fill_with_records
 from dataset.prepare.by_file import FileSet
 from dataset.prepare.counts import Counts
@@ -20,6 +21,7 @@ from dataset.prepare.downloads import (
 )
 from dataset.prepare.folder_index import write_folder_index
 from dataset.prepare.held_out import VIDEO_SPLITS, HeldOut, read_held_out
+from dataset.prepare.image_finder import held_out_contents
 from dataset.prepare.manifest import Manifest
 from dataset.prepare.missing import write_missing
 from dataset.prepare.output import OutputFolder
@@ -123,8 +125,8 @@ def prepare(name: str, options: Options) -> list[Manifest]:
     if name == "laion":
         return _prepare_laion(data_set, held_out, options)
     if name in WEB_SETS:
-        return _prepare_web(name, raw, held_out, options)
-    verified = _verified(raw, options) if options.verify else {}
+        return _prepare_web(name, raw, searched, held_out, options)
+    verified = _verified(_images(raw) | _held_out_images(searched, held_out), options) if options.verify else {}
     made = []
     for product in data_set.products:
         if product.measures in options.without:
@@ -163,8 +165,9 @@ def _prepare_records(data_set: DataSet, product: Product, request: Request, opti
     return manifest
 
 
-def _prepare_web(name: str, raw: RawFolder, held_out: HeldOut, options: Options) -> list[Manifest]:
-    """Write the list of addresses; once img2dataset has downloaded by it, make the folder of shards."""
+def _prepare_web(name: str, raw: RawFolder, searched: RawFolder, held_out: HeldOut, options: Options) -> list[Manifest]:
+    """Write the list of addresses; once img2dataset has downloaded by it, make the folder of shards. ``searched``: the folders in
+    which held-out images lie."""
     data_set, web = SETS[name], WEB_SETS[name]
     sources = web.sources(raw)
     arguments = _arguments(sources, held_out, options)
@@ -199,11 +202,18 @@ def _prepare_web(name: str, raw: RawFolder, held_out: HeldOut, options: Options)
     web_facts: dict[str, Any] = {}
 
     def fill(folder: OutputFolder) -> Counts:
-        counts, downloaded = take_shards(urls, folder, shards, verify=options.verify, workers=options.workers)
+        counts, downloaded = take_shards(
+            urls, folder, shards, verify=options.verify, workers=options.workers, held_out=copies
+        )
         write_missing(folder.out, downloaded.rot)
         web_facts["statuses"] = dict(downloaded.statuses)
         return counts
 
+    copies: dict[bytes, str] = {}
+    if options.verify:
+        verified = _verified(_held_out_images(searched, held_out), options)
+        copies = {bytes.fromhex(content): split for content, split in held_out_contents(verified, held_out).items()}
+        arguments["held_out_contents"] = hashlib.sha256(b"".join(sorted(copies))).hexdigest()
     arguments["shards"] = shards_digest(shards)
     manifest = build_folder(
         options.out, name, arguments, fill, overwrite=options.overwrite, facts=lambda: {**facts(), **web_facts}
@@ -238,7 +248,7 @@ def _arguments(sources: list[RawFile], held_out: HeldOut, options: Options) -> d
     return {
         "sources": {str(file.path): file.digest() for file in sources},
         "held_out": {name: file.digest() for name, file in held_out.sources.items()},
-        "links": {str(file.path): file.digest() for file in held_out.links},
+        "links": {str(file.path): file.digest() for file in held_out.links.files},
         "without": sorted(options.without),
         "missing": hashlib.sha256("\n".join(sorted(options.missing)).encode()).hexdigest(),
         "verify": options.verify,
@@ -255,12 +265,21 @@ def _facts(data_set: DataSet, held_out: HeldOut, options: Options) -> dict[str, 
             "splits": {name: str(file) for name, file in held_out.sources.items()},
             "ids": len(held_out.split_of),
             "not_checked": [*held_out.absent, *options.without],
-            "not_linked": held_out.absent_links,
+            "not_linked": held_out.links.absent,
         },
     }
 
 
-def _verified(raw: RawFolder, options: Options) -> dict[Path, Verified]:
-    """Decode all images below the raw folder, or remember that they were."""
-    images = [path for paths in raw.files.values() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+def _images(raw: RawFolder) -> set[Path]:
+    """All images below the folders."""
+    return {path for paths in raw.files.values() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
+
+
+def _held_out_images(raw: RawFolder, held_out: HeldOut) -> set[Path]:
+    """The images below the folders whose path has the id of a held-out one."""
+    return {path for path in _images(raw) if held_out.find(ids_in_path(path.as_posix())) is not None}
+
+
+def _verified(images: set[Path], options: Options) -> dict[Path, Verified]:
+    """Decode images, or remember that they were."""
     return verify_images(sorted(images), options.out / "_verified.jsonl", options.workers)

@@ -68,8 +68,9 @@ def write_url_list(
             for pair in pairs:
                 bar.update()
                 digest = _digest(pair.url)
-                if (split := held_out.find(ids_in_url(pair.url))) is not None:
-                    counts.leave_out(f"held out by {split}", pair.place, pair.url[:100])
+                if (split := held_out.find(ids := ids_in_url(pair.url))) is not None:
+                    detail = "; ".join(filter(None, (pair.url[:100], held_out.linked(ids))))
+                    counts.leave_out(f"held out by {split}", pair.place, detail)
                 elif pair.url in excluded:
                     counts.leave_out("on the list of missing images", pair.place, pair.url[:100])
                 elif digest in seen:
@@ -115,7 +116,7 @@ def shards_digest(shards: list[Path]) -> str:
 
 
 def take_shards(
-    urls: Path, folder: OutputFolder, shards: list[Path], *, verify: bool, workers: int
+    urls: Path, folder: OutputFolder, shards: list[Path], *, verify: bool, workers: int, held_out: Mapping[bytes, str]
 ) -> tuple[Counts, Downloaded]:
     """Put the shards into ``folder``, by a hard link where that is possible, without the records that may not be used.
 
@@ -123,8 +124,9 @@ def take_shards(
         urls: the list of what may be used.
         folder: the folder of records.
         shards: the finished shards.
-        verify: decode every image, and leave out what is broken or there twice.
+        verify: decode every image, and leave out what is broken, there twice, or a copy of a held-out image.
         workers: processes.
+        held_out: the split of each held-out image by the hash of its content.
     """
     allowed = _read_digests(urls)
     counts, downloaded = Counts(), Downloaded()
@@ -140,7 +142,9 @@ def take_shards(
         ):
             downloaded.statuses.update(statuses_of(path))
             counts.read["images"] += len(records)
-            kept = {record.stem for record in records if _keep(record, path, allowed, found, contents, counts)}
+            kept = {
+                record.stem for record in records if _keep(record, path, allowed, found, contents, held_out, counts)
+            }
             unusable |= {_digest(record.url) for record in records if record.fault}
             counts.made["records"] += len(kept)
             counts.made["images"] += len(kept)
@@ -190,7 +194,13 @@ def _died(path: Path) -> list[_Scanned]:
 
 
 def _keep(
-    record: _Scanned, path: Path, allowed: set[bytes], found: set[bytes], contents: set[bytes], counts: Counts
+    record: _Scanned,
+    path: Path,
+    allowed: set[bytes],
+    found: set[bytes],
+    contents: set[bytes],
+    held_out: Mapping[bytes, str],
+    counts: Counts,
 ) -> bool:
     place = f"{path}:{record.stem}"
     digest = _digest(record.url)
@@ -200,6 +210,9 @@ def _keep(
         counts.leave_out("not on the list", place, record.url[:100])
     elif digest in found:
         counts.leave_out("duplicate address", place, record.url[:100])
+    elif record.content in held_out:
+        found.add(digest)
+        counts.leave_out(f"held out by {held_out[record.content]} (a copy)", place, record.url[:100])
     elif record.content and record.content in contents:
         found.add(digest)
         counts.leave_out("duplicate image", place, record.url[:100])

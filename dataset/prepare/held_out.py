@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from dataset.image_ids import Ids, id_number, ids_in_url
@@ -39,20 +40,49 @@ class HeldOutSplits(NamedTuple):
 
 
 @dataclass
+class Links:
+    """Which ids of several data sets are one photograph.
+
+    ``groups``: ids of one photograph; ``files``: the official files that say so; ``absent``: files that are not there; ``sets``:
+    pairs of data sets, as ``{"coco", "vg"}``, whose file is there.
+    """
+
+    groups: list[Ids] = field(default_factory=list)
+    files: list[RawFile] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    sets: set[frozenset[str]] = field(default_factory=set)
+
+    @cached_property
+    def _groups_of(self) -> dict[str, list[Ids]]:
+        found: dict[str, list[Ids]] = {}
+        for group in self.groups:
+            for each in group:
+                found.setdefault(each, []).append(group)
+        return found
+
+    def all_ids(self, ids: Ids) -> Ids:
+        """All known ids of the photograph with these ids."""
+        found, todo = set(ids), list(ids)
+        while todo:
+            for group in self._groups_of.get(todo.pop(), ()):
+                todo += group - found
+                found |= group
+        return frozenset(found)
+
+
+@dataclass
 class HeldOut:
     """Held-out images by id, with the split that each is in.
 
     ``sources``: the files that they come from, by the name of the splits; ``absent``: names whose file is not there; ``links``:
-    the files that say which images of two sets are one photograph; ``absent_links``: those that are not there. ``first_id``: of
-    ids that such a file adds, the id that the photograph had before.
+    which images of two sets are one photograph. ``first_id``: of ids that a link adds, the id in the official file of the split.
     """
 
     split_of: dict[str, str] = field(default_factory=dict)
     first_id: dict[str, str] = field(default_factory=dict)
     sources: dict[str, RawFile] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
-    links: list[RawFile] = field(default_factory=list)
-    absent_links: list[str] = field(default_factory=list)
+    links: Links = field(default_factory=Links)
 
     def photographs(self) -> dict[str, dict[str, Ids]]:
         """The held-out photographs by split: all ids of each, by its first one."""
@@ -64,6 +94,12 @@ class HeldOut:
     def find(self, ids: Ids) -> str | None:
         """The split that an image with these ids is held out in, if any."""
         return next((self.split_of[each] for each in sorted(ids) if each in self.split_of), None)
+
+    def linked(self, ids: Ids) -> str:
+        """Why an image with these ids is held out, if a link says so and not the file of the split itself; "" otherwise."""
+        found = next((each for each in sorted(ids) if each in self.split_of), "")
+        first = self.first_id.get(found)
+        return f"{found} is the same photograph as {first} of {self.split_of[found]}" if first is not None else ""
 
 
 def read_held_out(
@@ -107,33 +143,37 @@ def read_held_out(
             f"never measure on them, {' '.join(f'--without {name}' for name in missing)}"
         )
     if all_splits is None:
-        _follow_links(raw, held_out)
+        held_out.links = read_links(raw)
+        for known in list(held_out.split_of):
+            for each in held_out.links.all_ids(frozenset({known})) - held_out.split_of.keys():
+                held_out.split_of[each] = held_out.split_of[known]
+                held_out.first_id[each] = known
     return held_out
 
 
-def _follow_links(raw: RawFolder, held_out: HeldOut) -> None:
-    """Add the other ids of held-out images, as far as the files that link them are there."""
-    links = [*_links_of_visual_genome(raw, held_out), *_links_of_coco(raw, held_out)]
-    for _ in range(2):  # from Flickr to COCO by way of Visual Genome, and on
-        for ids in links:
-            known = next((each for each in sorted(ids) if each in held_out.split_of), None)
-            if known is None:
-                continue
-            for each in ids - held_out.split_of.keys():
-                held_out.split_of[each] = held_out.split_of[known]
-                held_out.first_id[each] = held_out.first_id.get(known, known)
+def read_links(raw: RawFolder) -> Links:
+    """The ids that image_data.json of Visual Genome and the captions of COCO link, as far as the files are there.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    links = Links()
+    _read_links_of_visual_genome(raw, links)
+    _read_links_of_coco(raw, links)
+    return links
 
 
-def _links_of_visual_genome(raw: RawFolder, held_out: HeldOut) -> Iterator[Ids]:
+def _read_links_of_visual_genome(raw: RawFolder, links: Links) -> None:
     file = raw.find("image_data.json")
     if file is None:
-        held_out.absent_links.append("image_data.json of Visual Genome")
+        links.absent.append("image_data.json of Visual Genome")
         return
-    held_out.links.append(file)
+    links.files.append(file)
+    links.sets |= {frozenset({"vg", "coco"}), frozenset({"vg", "flickr"})}
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
             if isinstance(piece.value, dict):
-                yield ids_in_image_data(piece.value)
+                links.groups.append(ids_in_image_data(piece.value))
 
 
 def ids_in_image_data(values: dict[str, Any]) -> Ids:
@@ -143,17 +183,19 @@ def ids_in_image_data(values: dict[str, Any]) -> Ids:
     return frozenset(f"{of}:{number}" for of, number in numbers.items() if number is not None)
 
 
-def _links_of_coco(raw: RawFolder, held_out: HeldOut) -> Iterator[Ids]:
+def _read_links_of_coco(raw: RawFolder, links: Links) -> None:
     files = {
         split: raw.find(f"captions_{split}.json") or raw.find(f"instances_{split}.json")
         for split in ("train2014", "val2014", "train2017", "val2017")
     }
     if not all(files[f"{split}2014"] or files[f"{split}2017"] for split in ("train", "val")):
-        held_out.absent_links.append("captions_train2014.json and captions_val2014.json of COCO")
+        links.absent.append("captions_train2014.json and captions_val2014.json of COCO")
+    else:
+        links.sets.add(frozenset({"coco", "flickr"}))
     for file in files.values():
         if file is None:
             continue
-        held_out.links.append(file)
+        links.files.append(file)
         there = False
         with file.open() as stream:
             for piece in json_pieces(stream, str(file)):
@@ -163,7 +205,7 @@ def _links_of_coco(raw: RawFolder, held_out: HeldOut) -> Iterator[Ids]:
                 if piece.section == "images" and isinstance(piece.value, dict) and "id" in piece.value:
                     flickr = ids_in_url(str(piece.value.get("flickr_url") or ""))
                     if flickr:
-                        yield flickr | {f"coco:{piece.value['id']}"}
+                        links.groups.append(flickr | {f"coco:{piece.value['id']}"})
 
 
 def _karpathy(of: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
@@ -278,8 +320,9 @@ def _of_entities(name: str) -> Callable[[RawFolder], RawFile | None]:
     """Finds a list of ids in the folder of Flickr30K Entities: the one that has ``Sentences``, or ``annotations.zip`` with it."""
 
     def locate(raw: RawFolder) -> RawFile | None:
-        packed = raw.find("annotations.zip")
-        beside = raw.folder("Sentences") or (packed.path if packed is not None else None)
+        sentences = raw.folder("Sentences")
+        packed = raw.find("annotations.zip") if sentences is None else None
+        beside = sentences or (packed.path if packed is not None else None)
         return None if beside is None else raw.beside(beside, name)
 
     return locate

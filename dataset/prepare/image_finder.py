@@ -79,7 +79,8 @@ class ImageFinder:
     def find(self, image: ImageNames, counts: Counts, place: str) -> str | None:
         """The path of an image as records have it; None, and counted, if no record may have it."""
         if (split := self.held_out.find(image.ids)) is not None:
-            counts.leave_out(f"held out by {split}", place, image.usual)
+            detail = "; ".join(filter(None, (image.usual, self.held_out.linked(image.ids))))
+            counts.leave_out(f"held out by {split}", place, detail)
             return None
         if image.usual in self.excluded or image.ids & self.excluded:
             counts.leave_out("on the list of missing images", place, image.usual)
@@ -110,9 +111,7 @@ class ImageFinder:
 
     @cached_property
     def _held_out_contents(self) -> dict[str, str]:
-        """The splits of held-out images by content, as far as these images were verified and their paths tell their ids."""
-        splits = {path: self.held_out.find(ids_in_path(path.as_posix())) for path in self.verified}
-        return {self.verified[path].content: split for path, split in splits.items() if split is not None}
+        return held_out_contents(self.verified, self.held_out)
 
     def _path(self, image: ImageNames) -> Path | None:
         """A number may be the name of another set's image too: one whose folder is known for its set goes first."""
@@ -125,3 +124,11 @@ class ImageFinder:
                 if not own and unknown is None:
                     unknown = path
         return unknown
+
+
+def held_out_contents(verified: Mapping[Path, Verified], held_out: HeldOut) -> dict[str, str]:
+    """The splits of held-out images by content, as far as these images were verified and their paths tell their ids."""
+    splits = {path: held_out.find(ids_in_path(path.as_posix())) for path in verified}
+    return {
+        verified[path].content: split for path, split in splits.items() if split is not None and verified[path].content
+    }

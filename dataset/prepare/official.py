@@ -12,6 +12,7 @@ from typing import Any
 
 from dataset.prepare.folders import LineParser, tally, write_records
 from dataset.prepare.output import Entry, OutputFolder
+from dataset.prepare.raw_folder import RawFile, differing, same_content
 from utils.errors import UserError
 from utils.files import read_json, replacing
 
@@ -20,16 +21,16 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a text file, or of ``path`` with ``.gz`` where only that is there; without their ends.
 
     Raises:
-        UserError: there is neither, or it cannot be read.
+        UserError: there is neither, it cannot be read, or both are there and their contents differ.
     """
-    packed = path.with_name(path.name + ".gz")
+    there = [each for each in (path, path.with_name(path.name + ".gz")) if each.is_file()]
+    if not there:
+        raise UserError(f"{path} is missing, and so is {path.name}.gz; check the folder of the official files")
+    if len(there) == 2 and not same_content(RawFile(there[0]), RawFile(there[1])):
+        raise differing(RawFile(there[0]), RawFile(there[1]), path.name)
     try:
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-        elif packed.is_file():
-            text = gzip.decompress(packed.read_bytes()).decode("utf-8")
-        else:
-            raise UserError(f"{path} is missing, and so is {packed.name}; check the folder of the official files")
+        content = there[0].read_bytes()
+        text = (content if there[0] == path else gzip.decompress(content)).decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     # Not splitlines(), which also ends a line at separators that a caption may hold.

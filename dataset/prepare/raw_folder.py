@@ -19,6 +19,9 @@ from utils.errors import UserError
 MOST_ENTRIES = 3_000_000
 """Files below a folder that are looked at; one with more is not the folder of a data set's annotations."""
 
+CHUNK = 1 << 20
+"""Bytes that are compared at once."""
+
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile)
 
 
@@ -56,6 +59,20 @@ class RawFile:
         except OSError as error:
             raise UserError(f"{self} cannot be read: {error.strerror or error}") from None
 
+    def unpacked_size(self) -> int | None:
+        """Bytes of the unpacked content; None for a gzipped file, which does not say.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        try:
+            if self.member is not None:
+                with zipfile.ZipFile(self.path) as archive:
+                    return archive.getinfo(self.member).file_size
+            return None if self.path.suffix == ".gz" else self.path.stat().st_size
+        except (*_DAMAGED, OSError) as error:
+            raise UserError(f"{self} cannot be read: {error}") from None
+
     def digest(self) -> str:
         """The SHA-256 of the file as it lies there; of a zip, of the whole archive."""
         return file_digest(self.path)
@@ -65,7 +82,7 @@ class RawFolder:
     """The files below the folders ``roots``, by name.
 
     Args:
-        roots: folders; a file in an earlier one is taken before one of the same name in a later one.
+        roots: folders, in the order in which they are searched.
 
     Raises:
         UserError: a folder does not exist.
@@ -73,6 +90,7 @@ class RawFolder:
 
     def __init__(self, roots: Sequence[Path]):
         self.roots = list(dict.fromkeys(roots))
+        self._found: dict[tuple[str, str], RawFile | None] = {}
         for root in self.roots:
             if not root.is_dir():
                 raise UserError(f"{root} is no folder; give the folder of the official files")
@@ -115,15 +133,28 @@ class RawFolder:
         return found
 
     def find(self, name: str, below: str = "") -> RawFile | None:
-        """The official file ``name``: as it is, gzipped, or inside a zip; ``below``: a folder that it has to be in."""
-        for candidate in (name, f"{name}.gz"):
-            for path in self.files.get(candidate, []):
-                if not below or below in path.parts[:-1]:
-                    return RawFile(path)
-        for packed in self._members.get(name, []):
-            if not below or below in f"{packed.path.stem}/{packed.member}".split("/"):
-                return packed
-        return None
+        """The official file ``name``: as it is, gzipped, or inside a zip; ``below``: a folder that it has to be in.
+
+        Raises:
+            UserError: there are several of this name, and their contents differ.
+        """
+        if (name, below) not in self._found:
+            copies = list(self._copies(name, below))
+            for other in copies[1:]:
+                if not same_content(copies[0], other):
+                    raise differing(copies[0], other, name)
+            self._found[name, below] = copies[0] if copies else None
+        return self._found[name, below]
+
+    def _copies(self, name: str, below: str) -> list[RawFile]:
+        """All files of this name. If a folder ``below`` contains another one of the same name, only the inner one counts."""
+        plain = [RawFile(path) for candidate in (name, f"{name}.gz") for path in self.files.get(candidate, [])]
+        found = plain + self._members.get(name, [])
+        if not below:
+            return found
+        folders = {file: _folder_of(file, below) for file in found}
+        outer = {parent for folder in folders.values() if folder is not None for parent in folder.parents}
+        return [file for file, folder in folders.items() if folder is not None and folder not in outer]
 
     def need(self, *names: str) -> list[RawFile]:
         """The official files of these names.
@@ -156,6 +187,41 @@ class RawFolder:
         """The file ``name`` in the folder that holds ``folder``."""
         path = folder.parent / name
         return RawFile(path) if path.is_file() else None
+
+
+def _folder_of(file: RawFile, name: str) -> Path | None:
+    """The innermost folder ``name`` that contains a file; of a zip, only the folders inside it and its own name count."""
+    path = file.path if file.member is None else file.path.with_suffix("") / file.member
+    outside = 0 if file.member is None else len(file.path.parts) - 1
+    inside = [number for number, part in enumerate(path.parts[:-1]) if part == name and number >= outside]
+    return Path(*path.parts[: inside[-1] + 1]) if inside else None
+
+
+def same_content(one: RawFile, other: RawFile) -> bool:
+    """Whether the unpacked contents of two files are equal; sizes are compared first."""
+    if one.member is None and other.member is None and os.path.realpath(one.path) == os.path.realpath(other.path):
+        return True
+    sizes = {size for file in (one, other) if (size := file.unpacked_size()) is not None}
+    if len(sizes) > 1:
+        return False
+    with one.open() as ours, other.open() as theirs:
+        while (piece := ours.read(CHUNK)) == theirs.read(CHUNK):
+            if not piece:
+                return True
+    return False
+
+
+def differing(one: RawFile, other: RawFile, name: str) -> UserError:
+    """The error for two files that should be one."""
+    return UserError(
+        f"{one} ({_size_text(one)}) and {other} ({_size_text(other)}) are both {name}, and their contents differ; remove the "
+        "wrong one, or move it out of the folder"
+    )
+
+
+def _size_text(file: RawFile) -> str:
+    size = file.unpacked_size()
+    return f"{file.path.stat().st_size:,} bytes, gzipped" if size is None else f"{size:,} bytes"
 
 
 def file_digest(path: Path) -> str:

@@ -16,7 +16,7 @@ from dataset.prepare.tokenizer import train_wordpiece
 from engine.memory import StepMemory
 from tasks.kinds import choose
 from tests.conftest import tiny_run
-from tools.doctor import command, memory, sample
+from tools.doctor import command, memory, sample, shared
 from tools.doctor.command import main
 from utils.config import load_config
 
@@ -32,6 +32,7 @@ def doctor(capsys, tmp_path, monkeypatch):
         if not estimate:
             monkeypatch.setattr(command, "check_memory", lambda *_: None)
         monkeypatch.setattr(sample, "MICRO_BATCHES", 20)  # all of the 80 captions
+        monkeypatch.setattr(shared, "MOST_LOOKS", 3)
         status = main([*argv, "--out", str(tmp_path / "out")])
         printed = capsys.readouterr()
         return status, re.sub(r"\s+", " ", printed.out + printed.err)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import leaks
+from dataset import leaks, look_alikes
 from dataset.leaks import shared_images
 from dataset.media.video import VideoSource
 from dataset.records.box_form import are_relative, look_like_corners
@@ -17,10 +17,12 @@ from dataset.records.schema import ImageSource
 from tasks import run
 from tasks.checks import check_start, small_data
 from tests.conftest import tiny_run
+from tests.dataset.prepare.official import photograph
 from tools.doctor.findings import NotCheckedError, Report, finding_of
 from tools.doctor.first_step import step_findings
 from tools.doctor.machine import versions
 from tools.doctor.panels import Segment, as_image, images_of, lines_of
+from tools.doctor.shared import _check_looks
 from tools.doctor.text_log import TextLog
 from utils.batch import IGNORE, MaskedText
 from utils.errors import UserError
@@ -256,3 +258,24 @@ def test_warnings_are_logged_and_the_run_goes_on(caplog):
         loader.epoch_size = 11
         check_start(task)
     assert not caplog.text
+
+
+def test_crops_of_training_images_are_warned_of_or_said_to_be_unchecked(tmp_path, monkeypatch):
+    whole, crop, other = (tmp_path / f"{name}.png" for name in ("whole", "crop", "other"))
+    photograph(0).save(whole)
+    photograph(0).crop((8, 6, 312, 234)).save(crop)
+    photograph(1).save(other)
+    lines: list[str] = []
+    report = Report(lines.append)
+
+    def check(held_out: list[ImageSource]) -> None:
+        _check_looks([image(whole)], held_out, shared_images([image(whole)], held_out), "evaluation.test", 0, report)
+
+    check([image(other), image(whole)])
+    assert not report.findings and "1 of its 1 and 1 of 1 training" in lines[-1]
+    check([image(crop), image(other)])
+    [finding] = report.findings
+    assert finding.level == "warning" and "crop.png" in finding.fact and "whole.png" in finding.fact
+    monkeypatch.setattr(look_alikes, "available", lambda: False)
+    check([image(crop)])
+    assert "not checked" in lines[-1] and '".[leaks]"' in lines[-1]

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from dataset import look_alikes
 from dataset.prepare import building
 from dataset.prepare.held_out import read_held_out
 from dataset.prepare.raw_folder import RawFolder
 from run import main
 from tests.dataset.prepare import official
-from tests.dataset.prepare.official import prepared, write
+from tests.dataset.prepare.official import photograph, prepared, write
 
 
 @pytest.fixture
@@ -94,9 +95,9 @@ def test_an_image_of_visual_genome_is_found_by_its_id_in_another_set(without, he
     assert f"{config} {out}/vg has 1 of 1 (1 by {how}) of {test} evaluation.test.test" in printed
     header, *rows = [line.split("\t") for line in table.read_text().splitlines()]
     assert header == ["training", "held_out", "found_by", "training_image", "held_out_image"]
-    assert [row[2] for row in rows] == [how, how]
+    assert [row[2] for row in rows] == [how] * 3  # two records of pairs, and one of regions
     assert rows[0][3].startswith(f"{out}/vg/part-00000.jsonl") and str(tmp_path / "test.json") in rows[0][4]
-    assert f"{table}: 2 shared images" in printed
+    assert f"{table}: 3 pairs" in printed
 
 
 def own(tmp_path: Path, *images: str) -> Path:
@@ -213,3 +214,63 @@ def test_a_held_out_photograph_counts_once_whatever_its_ids(raw, out, tmp_path, 
     config = pretraining(tmp_path, out / "vg")
     status, printed, _ = leaks(config, "--held-out", raw)
     assert status == 1 and f"of {len(photographs)} (1 by id) of COCO (Karpathy) test" in printed
+
+
+def test_ids_of_two_data_sets_without_the_file_that_links_them_are_not_taken_for_compared(raw, out, tmp_path, leaks):
+    prepared("visual_genome", raw, out, without=("karpathy_coco", "refcoco", "refcoco+", "refcocog"))
+    lines = [{"image": each["image"], "caption": "a", "vg_id": each["vg_id"]} for each in official.records(out / "vg")]
+    folder = write(tmp_path / "vg/part.jsonl", "".join(json.dumps(line) + "\n" for line in lines)).parent
+    splits = write(tmp_path / "splits/dataset_coco.json", (raw / "coco/dataset_coco.json").read_text()).parent
+    status, printed, _ = leaks(pretraining(tmp_path, folder), "--held-out", splits)
+    assert status == 3
+    for fact in ("not checked: ", f"{len(lines)} records", "ids of Visual Genome", "ids of COCO", "image_data.json"):
+        assert fact in printed
+    status, printed, _ = leaks(pretraining(tmp_path, folder), "--held-out", splits, "--held-out", raw / "vg")
+    assert status == 1 and "not checked" not in printed
+    coco = retrieval(tmp_path, raw / "coco" / official.coco_name(official.KARPATHY_TEST))
+    assert "give the folder of image_data.json" in leaks(pretraining(tmp_path, folder), coco)[1]
+    assert leaks(pretraining(tmp_path, folder), coco, "--held-out", raw / "vg")[0] == 1
+
+
+def test_the_table_has_every_training_record_of_a_held_out_image(tmp_path, leaks):
+    folder = own(tmp_path, "a.jpg")
+    shutil.copy(folder / "a.jpg", folder / "copy.jpg")
+    lines = [{"image": image, "caption": text} for image in ("a.jpg", "copy.jpg") for text in ("one", "two")]
+    write(folder / "part.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    table = tmp_path / "new/table.tsv"
+    status, printed, _ = leaks(pretraining(tmp_path, folder), retrieval(tmp_path, folder / "a.jpg"), "--out", table)
+    assert status == 1 and "has 1 of 1 (1 by path)" in printed
+    rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
+    assert [(row[2], row[3].rpartition("part.jsonl")[2]) for row in rows] == [
+        ("path", ":1"),
+        ("path", ":2"),
+        ("content", ":3"),
+        ("content", ":4"),
+    ]
+
+
+def test_crops_and_recompressed_copies_are_found_by_their_looks(tmp_path, leaks):
+    folder = own(tmp_path, *(f"{n}.jpg" for n in range(4)))
+    for n in range(4):
+        photograph(n).save(folder / f"{n}.jpg")
+    photograph(0).crop((8, 6, 312, 234)).save(tmp_path / "crop.jpg", quality=85)
+    photograph(1).resize((160, 120)).convert("L").save(tmp_path / "small.jpg", quality=40)
+    photograph(9).save(tmp_path / "other.jpg")
+    config, table = pretraining(tmp_path, folder), tmp_path / "table.tsv"
+    test = retrieval(tmp_path, *(tmp_path / f"{name}.jpg" for name in ("crop", "small", "other")))
+    status, printed, _ = leaks(config, test)
+    assert status == 3 and "has none of 3" in printed and "--perceptual" in printed
+    status, printed, _ = leaks(config, test, "--perceptual", "--out", table)
+    assert status == 1 and "2 pairs look alike, of 4 x 3 images" in printed
+    rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
+    assert [(row[2], row[3][-1], row[4].rpartition("/")[2]) for row in rows] == [
+        ("look", "1", "test.json[0]"),
+        ("look", "2", "test.json[1]"),
+    ]
+    assert "of 2 x 2 images" in leaks(config, test, "--perceptual", "--sample", 2, "--seed", 1)[1]
+
+
+def test_without_imagehash_looks_are_not_compared_and_it_is_said_how_to_get_it(tmp_path, leaks, monkeypatch):
+    monkeypatch.setattr(look_alikes, "available", lambda: False)
+    status, printed, error = leaks(pretraining(tmp_path, own(tmp_path, "a.jpg")), "--perceptual")
+    assert (status, printed) == (2, "") and "imagehash" in error and 'pip install ".[leaks]"' in error

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from dataset import look_alikes
 from dataset.leaks import KnownImage, SharedImages, Source, known_image, shared_images
 from dataset.records.schema import RawRecord, image_source
 from dataset.shards.readers import Shards
@@ -21,6 +25,9 @@ from utils.findings import Finding
 MOST_RECORDS, MOST_SECONDS = 20_000, 3.0
 """Records of pre-training that are read at most, on each side."""
 
+MOST_LOOKS, LOOK_SECONDS = 200, 3.0
+"""Images of each side whose looks are compared, and the time for the looks of a side, and for comparing them."""
+
 REMEDY = "split by image, not by text: take these images out of one of the two"
 
 
@@ -34,7 +41,10 @@ def check_shared(subject: Subject, report: Report) -> None:
             if key not in subject.held_out:
                 raise NotCheckedError(f"{key} cannot be read")
             training = sources_of(_required_items(subject))
-            _tell(shared_images(training, sources_of(subject.held_out[key])), key, "", report)
+            held_out = sources_of(subject.held_out[key])
+            shared = shared_images(training, held_out)
+            _tell(shared, key, "", report)
+            _check_looks(training, held_out, shared, key, subject.config.seed, report)
 
 
 def _required_items(subject: Subject) -> Any:
@@ -59,6 +69,41 @@ def _tell(found: SharedImages, key: str, of: str, report: Report) -> None:
         f"and {first.training}"
     )
     report.add("shared images", [Finding("warning", key, fact, REMEDY)])
+
+
+def _check_looks(
+    training: Sequence[Source], held_out: Sequence[Source], shared: SharedImages, key: str, seed: int, report: Report
+) -> None:
+    """Images of a split that look like training images, and are not known to be shared: of a random sample of both sides."""
+    check = "similar images"
+    if not look_alikes.available():
+        report.skip(check, f'{key}: copies and crops that look alike need imagehash: pip install ".[leaks]"')
+        return
+    known = {pair.held_out for pair in shared.pairs}
+    sides = []
+    for name, images in (("training", training), (key, [each for each in held_out if each.place not in known])):
+        images = list({(each.path or each.place): each for each in images}.values())
+        chosen = random.Random(seed).sample(images, min(MOST_LOOKS, len(images)))
+        sides.append((look_alikes.looks_of(chosen, name, LOOK_SECONDS), len(images)))
+    (ours, all_ours), (theirs, all_theirs) = sides
+    if not ours or not theirs:
+        return
+    pairs = look_alikes.similar(
+        [look for _, look in ours], [look for _, look in theirs], look_alikes.SURE, LOOK_SECONDS
+    )
+    found = {other: own for own, other in pairs}
+    sample = f"{len(theirs):,} of its {all_theirs:,} and {len(ours):,} of {all_ours:,} training images"
+    findings = [
+        Finding(
+            "warning",
+            key,
+            f"{len(found):,} images look like a training image ({sample} compared), as {theirs[other][0].place} and "
+            f"{ours[own][0].place}",
+            "look at both; `python run.py leaks --perceptual` lists such pairs. Split by photograph, not by crop",
+        )
+        for other, own in itertools.islice(found.items(), 1)
+    ]
+    report.add(check, findings, f"no image in {key} looks like one in training ({sample} compared)")
 
 
 def sources_of(items: Any) -> list[Source]:
@@ -99,7 +144,10 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
                 found, read, there = _read(own.paths, own, subject, f"data.{name}.files")
                 ours += found
                 notes += [f"; {read:,} of {there:,} records of data.{name} read"] if read < there else []
-            _tell(shared_images(ours, held_out), key, "".join(notes), report)
+            shared = shared_images(ours, held_out)
+            _tell(shared, key, "".join(notes), report)
+            trained, measured = [each.source for each in ours], [each.source for each in held_out]
+            _check_looks(trained, measured, shared, key, subject.config.seed, report)
 
 
 def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[list[KnownImage], int, int]:

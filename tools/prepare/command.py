@@ -99,6 +99,8 @@ def main(argv: Sequence[str]) -> int:
 def _refuse_unread(flags: argparse.Namespace, names: Sequence[str]) -> None:
     """Refuse a flag that none of the sets reads."""
     usual = arguments_of(["laion"])
+    if flags.verify and set(names) <= {"laion", *GROUPS["videos"]}:
+        raise UserError(f"--verify: {', '.join(names)} does not decode images; leave it out")
     for readers, of_them in ((("laion",), LAION_FLAGS), (GROUPS["videos"], VIDEO_FLAGS)):
         for name in of_them if not set(readers) & set(names) else ():
             if (value := getattr(flags, name)) != getattr(usual, name):

@@ -49,8 +49,8 @@ class _Files:
         sentences, annotations = raw.folder("Sentences"), raw.folder("Annotations")
         self._folders = {".txt": sentences, ".xml": annotations}
         self._archive: zipfile.ZipFile | None = None
-        packed = raw.find("annotations.zip")
-        if (sentences is None or annotations is None) and packed is not None:
+        packed = raw.find("annotations.zip") if sentences is None or annotations is None else None
+        if packed is not None:
             try:
                 self._archive = zipfile.ZipFile(packed.path)
             except (zipfile.BadZipFile, OSError) as error:
@@ -81,7 +81,9 @@ def open_entities(request: Request) -> Opened:
     """Region records: a phrase's box is the smallest one around all boxes of its chain."""
     raw = request.raw
     sentences = raw.folder("Sentences")
-    listed = (raw.beside(sentences, TRAIN) if sentences is not None else None) or raw.need(TRAIN)[0]
+    packed = raw.find("annotations.zip") if sentences is None else None
+    beside = sentences or (packed.path if packed is not None else None)
+    listed = (raw.beside(beside, TRAIN) if beside is not None else None) or raw.need(TRAIN)[0]
     files = _Files(raw)
     finder = ImageFinder(raw, request.folder, IMAGES, request.held_out, request.excluded, request.verified)
 
@@ -89,8 +91,7 @@ def open_entities(request: Request) -> Opened:
         numbers = _training_ids(listed)
         return Work(_records, _jobs(numbers, files, finder), len(numbers))
 
-    packed = raw.find("annotations.zip")
-    return Opened([listed, *([packed] if packed is not None and sentences is None else [])], work, finder)
+    return Opened([listed, *([packed] if packed is not None else [])], work, finder)
 
 
 def _training_ids(file: RawFile) -> list[int]:

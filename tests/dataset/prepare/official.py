@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from dataset.prepare.catalogue import Options, prepare
@@ -28,6 +29,16 @@ def write(path: Path, value: Any) -> Path:
 def image(path: Path, shade: int = 0, size: tuple[int, int] = (64, 48)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (shade, 40, 90)).save(path)
+
+
+def photograph(seed: int) -> Image.Image:
+    """A picture with bright and dark parts of many sizes, as photographs have."""
+    rng = np.random.default_rng(seed)
+    pixels = np.zeros((240, 320))
+    for side in (4, 8, 16, 32):
+        grid = Image.fromarray(rng.normal(0, 1, (side * 3 // 4, side)).astype(np.float32), "F")
+        pixels += np.asarray(grid.resize((320, 240), Image.Resampling.BICUBIC)) / side**0.5
+    return Image.fromarray((128 + 60 * pixels / pixels.std()).clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
 def coco_name(number: int) -> str:

@@ -254,6 +254,21 @@ def test_verify_drops_broken_and_duplicate_images(raw, out):
     assert (out / "cc3m/_prepare/missing.txt").read_text() == f"{bus(2)[0]}\n"
 
 
+@pytest.mark.parametrize("below", ["raw", "elsewhere"])
+def test_verify_drops_copies_of_held_out_images_from_shards(below, raw, out, tmp_path):
+    official.cc3m(raw, rows=20)
+    official.downloaded(shards_of(out), [bus(number) for number in range(20)])  # every image is a little redder
+    with tarfile.open(shards_of(out) / "00000.tar") as tar:
+        content = tar.extractfile("000000000.jpg").read()
+    root = tmp_path / below
+    path = root / "images" / official.coco_name(official.KARPATHY_TEST)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    prepared("cc3m", raw, out, verify=True, held_out=() if below == "raw" else (root,))
+    assert counted(out / "cc3m")["left_out"]["held out by COCO (Karpathy) test (a copy)"] >= 1
+    assert bus(0)[1] not in captions_of(out / "cc3m") and captions_of(out / "cc3m")
+
+
 def test_statistics_that_cannot_be_read_are_counted(raw, out):
     official.downloaded(shards_of(out), [bus(0)])
     (shards_of(out) / "00000_stats.json").write_text("[")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -274,3 +276,27 @@ def test_a_damaged_annotation_of_entities_is_counted(raw, out):
         "phrase without box": 2,
         "not visual": 1,
     }
+
+
+def test_a_training_photograph_of_flickr30k_that_coco_holds_out_is_left_out_and_explained(raw, out):
+    """COCO and Flickr30K have photographs of Flickr, and its ids are the same in both."""
+    path = raw / "coco/annotations/captions_train2014.json"
+    captions = json.loads(path.read_text())
+    held_out = next(image for image in captions["images"] if image["id"] == 30)  # RefCOCO testA
+    held_out["flickr_url"] = f"http://farm1.staticflickr.com/1/{official.FLICKR_TRAIN}_0a1b2c_z.jpg"
+    write(path, captions)
+    folder = raw / "flickr30k_entities"
+    write(folder / "train.txt", f"{official.FLICKR_TRAIN}\n11\n")
+    official.image(folder / "flickr30k-images/11.jpg")
+    for name in (f"Sentences/{official.FLICKR_TRAIN}.txt", f"Annotations/{official.FLICKR_TRAIN}.xml"):
+        shutil.copy(folder / name, (folder / name).with_stem("11"))
+    said = prepared("flickr30k_entities", raw, out)
+    assert [each["flickr_id"] for each in records(out / "flickr_entities")] == [11]
+    assert f"flickr:{official.FLICKR_TRAIN} is the same photograph as coco:30 of RefCOCO testA" in said
+
+
+def test_equal_numbers_in_different_data_sets_are_different_photographs(raw, out):
+    refs = [official._reference(official.FLICKR_TRAIN, 1, "testB", ["held out"])]
+    (raw / "refcoco/refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    prepared("flickr30k_entities", raw, out)
+    assert [each["flickr_id"] for each in records(out / "flickr_entities")] == [official.FLICKR_TRAIN]

@@ -1,0 +1,206 @@
+"""Images that look alike: resized, recompressed or recoloured copies of a photograph, and crops of it.
+
+:mod:`dataset.leaks` compares ids, paths and bytes. Here pixels are compared, in two steps. The crop-resistant hash of the library
+imagehash proposes pairs: it has a hash for each bright or dark segment of an image, and one similar segment is enough. Then the
+middle of one image is looked for in the other at several scales, by normalised cross-correlation of small grey pictures.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dataset.loaders import LoadingConfig
+from dataset.media.encoded import decode
+from dataset.media.video import VideoSource
+from dataset.records.broken import BrokenRecordError
+from dataset.records.schema import ImageSource
+from utils.errors import UserError
+from utils.progress import progress_bar
+
+Source = ImageSource | VideoSource
+
+MAX_PIXELS: int = LoadingConfig.model_fields["max_pixels"].default
+"""Pixels of an image that is decoded, as in a run unless its config says otherwise."""
+
+SEGMENTATION_SIDE, MIN_SEGMENT = 100, 55
+"""Side of the picture that is segmented, and min pixels of a segment: imagehash's own 300 and 500 take ten times as long."""
+
+MAX_BITS = 14
+"""Max distance of the hashes of two segments, of 64 bits."""
+
+MIN_CORRELATION, SURE = 0.85, 0.94
+"""Min normalised cross-correlation of the middle of one image with a part of the other: to list a pair, and to warn of one. The
+table in docs/data.md shows how many copies and how many false alarms each of them gives."""
+
+SIDE = 48
+"""Length of the longer side of the grey pictures that are correlated."""
+
+MIDDLE = 0.7
+"""Share of each side of an image that is looked for in the other."""
+
+SCALES = tuple(1.05**-step for step in range(11))
+"""Sides of an image as a share of the sides of the image that it may be a crop of: down to 0.61, which is 38 % of the area."""
+
+MIN_CONTRAST = 4.0
+"""Min standard deviation of grey levels; flatter parts of a picture resemble each other by chance."""
+
+CHUNK = 2048
+"""Segments that are compared at once with all others."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Two descriptions of an image: the hashes of its segments as rows of 64 values, 1 or -1, and a small grey picture."""
+
+    segments: np.ndarray[Any, np.dtype[np.float32]]
+    grey: Image.Image
+
+    @cached_property
+    def pixels(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return np.asarray(self.grey, dtype=np.float64)
+
+    @cached_property
+    def sums(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Integral images of the grey levels and of their squares."""
+        padded = np.pad(self.pixels, ((1, 0), (1, 0)))
+        return padded.cumsum(0).cumsum(1), (padded**2).cumsum(0).cumsum(1)
+
+    @cached_property
+    def spectrum(self) -> np.ndarray[Any, Any]:
+        return np.fft.rfft2(self.pixels)
+
+
+def available() -> bool:
+    """Whether the library imagehash is installed."""
+    return importlib.util.find_spec("imagehash") is not None
+
+
+def require() -> None:
+    """Raises :class:`UserError` if imagehash is not installed."""
+    if not available():
+        raise UserError('imagehash is not installed, which compares images by their looks: pip install ".[leaks]"')
+
+
+def look_of(image: Image.Image) -> Look:
+    """The look of a decoded image."""
+    import imagehash
+
+    image = image.convert("RGB")
+    image.thumbnail((512, 512))
+    hashes = imagehash.crop_resistant_hash(
+        image, segmentation_image_size=SEGMENTATION_SIDE, min_segment_size=MIN_SEGMENT
+    ).segment_hashes
+    segments = np.stack([each.hash.flatten() for each in hashes]).astype(np.float32) * 2 - 1
+    scale = SIDE / max(image.size)
+    size = [max(4, round(side * scale)) for side in image.size]
+    return Look(segments, image.convert("L").resize((size[0], size[1]), Image.Resampling.BOX))
+
+
+def looks_of(images: Sequence[Source], name: str, seconds: float = math.inf) -> list[tuple[Source, Look]]:
+    """The looks of images, in order, until the time is over. Videos and broken images are skipped.
+
+    Args:
+        images: what is loaded and decoded.
+        name: what the progress bar is called.
+        seconds: time after which no other image is started.
+    """
+    until, found = time.perf_counter() + seconds, []
+    for source in progress_bar(images, total=len(images), desc=f"hashing {name}", unit="image", leave=False):
+        if time.perf_counter() > until:
+            break
+        if isinstance(source, VideoSource):
+            continue
+        try:
+            pixels = decode(source.load(), MAX_PIXELS, source.place)
+        except BrokenRecordError:
+            continue
+        found.append((source, look_of(Image.fromarray(pixels.permute(1, 2, 0).numpy()))))
+    return found
+
+
+def similar(
+    ours: Sequence[Look], theirs: Sequence[Look], min_correlation: float = MIN_CORRELATION, seconds: float = math.inf
+) -> Iterator[tuple[int, int]]:
+    """Indices of pairs that look alike, one of ``ours`` and one of ``theirs``.
+
+    Args:
+        ours: looks of some images.
+        theirs: looks of other images.
+        min_correlation: :data:`MIN_CORRELATION` or :data:`SURE`.
+        seconds: time after which no other pair is compared.
+    """
+    until = time.perf_counter() + seconds
+    candidates = list(_candidates(ours, theirs))
+    for one, other in progress_bar(candidates, total=len(candidates), desc="comparing", unit="pair", leave=False):
+        if time.perf_counter() > until:
+            break
+        if correlation(ours[one], theirs[other]) >= min_correlation:
+            yield one, other
+
+
+def _candidates(ours: Sequence[Look], theirs: Sequence[Look]) -> Iterator[tuple[int, int]]:
+    """Pairs with a similar segment. All distances are products of matrices, of :data:`CHUNK` rows each."""
+    if not ours or not theirs:
+        return
+    others, other_of = _stacked(theirs)
+    rows, row_of = _stacked(ours)
+    seen: set[tuple[int, int]] = set()
+    for start in range(0, len(rows), CHUNK):
+        near = rows[start : start + CHUNK] @ others.T >= 64 - 2 * MAX_BITS
+        pairs = {(int(row_of[start + row]), int(other_of[other])) for row, other in np.argwhere(near)}
+        yield from sorted(pairs - seen)
+        seen = pairs  # the segments of an image may lie in two chunks that follow each other
+
+
+def _stacked(looks: Iterable[Look]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    segments = [look.segments for look in looks]
+    return np.concatenate(segments), np.repeat(np.arange(len(segments)), [len(each) for each in segments])
+
+
+def correlation(one: Look, other: Look) -> float:
+    """The best correlation of the middle of an image with a part of the other, both ways and at all :data:`SCALES`."""
+    return max(_best(part, whole, scale) for part, whole in ((one, other), (other, one)) for scale in SCALES)
+
+
+def _best(part: Look, whole: Look, scale: float) -> float:
+    """The best correlation of the middle of ``part`` in ``whole``, if ``part`` has ``scale`` of the sides of ``whole``."""
+    factor = scale * (whole.pixels.size / part.pixels.size) ** 0.5
+    width, height = part.grey.size
+    size = round(MIDDLE * width * factor), round(MIDDLE * height * factor)
+    if min(size) < 4 or size[0] > whole.grey.width or size[1] > whole.grey.height:
+        return 0.0
+    margin = (1 - MIDDLE) / 2
+    box = margin * width, margin * height, (1 - margin) * width, (1 - margin) * height
+    middle = np.asarray(part.grey.resize(size, Image.Resampling.BILINEAR, box=box), dtype=np.float64)
+    middle = middle - middle.mean()
+    floor = MIN_CONTRAST**2 * middle.size
+    energy = (middle**2).sum()
+    if energy < floor:
+        return 0.0
+    shape = whole.pixels.shape
+    product = np.fft.irfft2(whole.spectrum * np.conj(np.fft.rfft2(middle, shape)), shape)
+    rows, columns = shape[0] - size[1] + 1, shape[1] - size[0] + 1
+    sums, squares = (_windows(table, size, rows, columns) for table in whole.sums)
+    spread = np.maximum(squares - sums**2 / middle.size, floor)
+    return float((product[:rows, :columns] / np.sqrt(spread * energy)).max())
+
+
+def _windows(table: np.ndarray[Any, Any], size: tuple[int, int], rows: int, columns: int) -> np.ndarray[Any, Any]:
+    """The sum of each window of ``size``, width and height, by an integral image."""
+    width, height = size
+    found: np.ndarray[Any, Any] = (
+        table[height : height + rows, width : width + columns]
+        - table[:rows, width : width + columns]
+        - table[height : height + rows, :columns]
+        + table[:rows, :columns]
+    )
+    return found
