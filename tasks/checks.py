@@ -16,6 +16,7 @@ from dataset.records.schema import Box
 from dataset.tasks.grounding import Phrase
 from dataset.tasks.pretrain import MATCHED_STREAMS, DataConfig, PretrainBatches
 from dataset.tasks.questions import QuestionTable
+from dataset.tasks.streams.regions import RegionStream
 from metrics.vqa import normalize_answer
 from models.align import AligningModel
 from tasks.base import BaseTask
@@ -25,6 +26,10 @@ from utils.errors import UserError
 from utils.findings import Finding
 
 MOST_EPOCHS = 100
+NO_BOXES = (
+    'write the boxes as "elems": [{"bb": [x, y, width, height], "caption": text}] (docs/own_data.md#records), or set '
+    "data.regions=null to train without boxes"
+)
 RELATIVE = "boxes are relative; multiply x and width by the image's width, y and height by its height"
 
 logger = logging.getLogger(__name__)
@@ -59,7 +64,7 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
     found.append(many_epochs(steps * per_step / loader.epoch_size))
     found += findings_in_items(getattr(training, "items", None))
     if isinstance(training, PretrainBatches) and training.regions is not None:
-        found += findings_of_relative(training.regions.first_boxes(), "data.regions")
+        found += findings_in_regions(training.regions)
     candidates = getattr(task, "candidates", None) or getattr(task, "classes", None)
     answers = getattr(getattr(config, "evaluation", None), "answers", None)
     if candidates and answers is not None and isinstance(task, FineTuneTask):
@@ -72,6 +77,17 @@ def findings_in_items(items: Any, key: str = "data.train") -> list[Finding]:
     """The findings in the annotations of a split, by themselves."""
     is_phrases = isinstance(items, list) and bool(items) and isinstance(items[0], Phrase)
     return findings_of_relative([(phrase.box, phrase.place) for phrase in items], key) if is_phrases else []
+
+
+def findings_in_regions(regions: RegionStream) -> list[Finding]:
+    """The finding for a stream of regions whose records have no box, or only relative ones."""
+    boxes, records = regions.first_boxes()
+    if boxes or not records:
+        return findings_of_relative(boxes, "data.regions")
+    first = records[0]
+    why = first.broken[0].message if first.broken else "no 'elems', or an empty list"
+    fact = f"none of {len(records):,} records has a box that can be read, as {first.place}: {why}"
+    return [Finding("refused", "data.regions", fact, NO_BOXES)]
 
 
 def findings_of_relative(boxes: Sequence[tuple[Box, str]], key: str) -> list[Finding]:

@@ -115,7 +115,7 @@ def test_everything_that_is_missing_is_told_at_once(doctor, given):
 def test_a_mistake_in_the_config_is_one_line(doctor, given):
     status, printed = doctor(*given("retrieval"), "data.batch_siz=4")
     assert status == 2
-    assert printed.startswith("error: command line: data.batch_siz is not a field")
+    assert printed.startswith("error: command line: data.batch_siz is not a key of this config")
 
 
 def test_a_global_batch_that_does_not_divide_is_refused(doctor, given):
@@ -164,6 +164,46 @@ def test_relative_boxes_of_pre_training_are_refused(doctor, given, scenes_folder
     status, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]")
     assert status == 1
     assert "data.regions: all" in printed and "boxes lie within 0 and 1" in printed
+
+
+def renamed(old: str, new: str):
+    """A change of records that renames one of their keys."""
+    return lambda _, row: {new if key == old else key: value for key, value in row.items()}
+
+
+def test_regions_of_pre_training_without_a_single_box_are_refused(doctor, given, scenes_folder, tmp_path):
+    path = rewritten(scenes_folder / "train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
+    status, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]", "data.max_broken=1")
+    assert status == 1
+    assert "refused: data.regions fact: none of 40 records has a box" in printed and f"{path}:1: no 'elems'" in printed
+    assert "data.regions=null" in printed
+
+
+def test_phrases_without_a_single_box_are_refused_once(doctor, given, scenes_folder, tmp_path):
+    """The three splits are one file here: the report gives its fault once, with the three places."""
+    path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
+    status, printed = doctor(*given("grounding", train=path, val=path, test=path))
+    assert status == 1
+    assert "no 'elems'; keys: id, image, regions" in printed and "''" not in printed
+    assert "2 refused" in printed
+    assert "2. refused: evaluation.validation, evaluation.test.test fact: " in printed
+    assert "[2] evaluation.test.test: the same" in printed
+
+
+def test_unknown_keys_of_records_are_listed_with_what_they_may_mean(doctor, given, scenes_folder, tmp_path):
+    path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
+    _, printed = doctor(*given("grounding", train=path))
+    records = len(Path(path).read_text().splitlines())
+    assert f"data.train fact: records have unknown keys: regions (in {records} of {records})" in printed
+    assert "did you mean elems?" in printed
+
+
+def test_keys_that_nothing_reads_are_listed_without_a_warning(doctor, given, scenes_folder, tmp_path):
+    add = lambda number, row: {**row, "licence": "free"} if number == 3 else row  # noqa: E731
+    path = rewritten(scenes_folder / "retrieval_train.jsonl", tmp_path / "train.jsonl", add)
+    status, printed = doctor(*given("retrieval", train=path))
+    assert status == 0 and FINE in printed
+    assert "data.train: records have unknown keys, which nothing reads: licence (in 1 of 40)" in printed
 
 
 def test_boxes_that_look_like_corners_are_warned_of(doctor, given, scenes_folder, tmp_path):

@@ -112,6 +112,19 @@ def test_a_report_goes_on_after_errors_and_counts():
     assert Report(lambda _: None).end(0) == 0
 
 
+def test_equal_findings_are_reported_once_with_all_their_places():
+    written = []
+    report = Report(written.append)
+    for place in ("data.train", "evaluation.validation", "data.train"):
+        report.add("check", [Finding("refused", place, "fact", "remedy")])
+    report.add("check", [Finding("refused", "data.train", "another fact", "remedy")])
+    report.end(0)
+    text = "".join(written)
+    assert "[1] data.train: fact" in text and "[1] evaluation.validation: the same" in text
+    assert "  1. refused: data.train, evaluation.validation\n" in text and "  3. " not in text
+    assert "2 refused" in text
+
+
 def test_versions_outside_the_requirements_are_told(tmp_path):
     file = tmp_path / "requirements.txt"
     file.write_text("# comment\ntorch>=2\nnumpy<1  # old\nno-such-package-of-ours>=1\n")
@@ -243,6 +256,17 @@ def test_pre_training_starts_with_a_look_at_its_first_boxes(scenes_folder, tmp_p
     assert run.main(["pretrain", *given, f"data.regions.files=[{relative}]"]) == 2
     told = capsys.readouterr().err
     assert "data.regions: all " in told and "boxes lie within 0 and 1, as [0." in told and f"{relative}:1" in told
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_pre_training_does_not_start_on_regions_without_boxes(scenes_folder, tmp_path, capsys):
+    rows = [json.loads(line) for line in (scenes_folder / "train.jsonl").open()]
+    named = tmp_path / "regions.jsonl"
+    named.write_text("".join(json.dumps({**row, "elems": [], "regions": row["elems"]}) + "\n" for row in rows))
+    given = ["--config", "configs/demo/pretrain.yaml", "--output", str(tmp_path / "a"), *tiny_run(scenes_folder)]
+    assert run.main(["pretrain", *given, f"data.regions.files=[{named}]"]) == 2
+    told = capsys.readouterr().err
+    assert "data.regions: none of 40 records has a box" in told and f"{named}:1" in told and "data.regions=null" in told
 
 
 def test_warnings_are_logged_and_the_run_goes_on(caplog):

@@ -13,7 +13,7 @@ from dataset.media.encoded import EncodedImage, for_boxes
 from dataset.records.box_form import look_like_corners, outside_images
 from dataset.records.schema import Box, ImageKeys, RawRecord, RegionRecord, parse_region_record
 from dataset.shards.readers import Shards
-from tasks.checks import findings_of_relative
+from tasks.checks import findings_in_regions, findings_of_relative
 from tasks.grounding import GroundingConfig
 from tasks.pretrain import PretrainConfig
 from tools.doctor.findings import NotCheckedError, Report
@@ -48,7 +48,10 @@ def check_boxes(subject: Subject, report: Report) -> None:
         subject.require_inputs(key)
         boxes = list(_sampled(subject, split, key))
         if not boxes:
-            raise NotCheckedError(f"{key} holds no boxes that can be read")
+            regions = getattr(subject.training, "regions", None)
+            if regions is None or not report.add("boxes", findings_in_regions(regions)):
+                raise NotCheckedError(f"{key} has no boxes that can be read")
+            return
         findings = findings_in_boxes(boxes, key)
         report.add("boxes", findings, f"{len(boxes):,} of {key}: x, y, width, height in pixels of their images")
 

@@ -21,6 +21,7 @@ from tasks.vqa import VQAConfig
 from tools.doctor.boxes import check_boxes
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.held_out import check_images, check_records
+from tools.doctor.record_keys import check_record_keys
 from tools.doctor.sample import check_sample, check_unknown
 from tools.doctor.shared import check_shared
 from tools.doctor.subject import Subject
@@ -37,6 +38,7 @@ def check_data(subject: Subject, report: Report) -> None:
     _check_held_out(subject, report)
     with report.check("batch"):
         _check_sizes(subject, report)
+    check_record_keys(subject, report)
     check_boxes(subject, report)
     check_sample(subject, report)
     check_unknown(subject, report)
