@@ -6,6 +6,7 @@ They decode no image. What is wrong on purpose is a warning, and the run goes on
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
         sizes = records_per_micro_batch(config.data)
         found += small_data(sizes, loader.stream_sizes, ranks, config.model.chunks)
     steps, per_step = config.train.total_steps(loader), config.train.records_per_step(loader)
-    found.append(many_epochs(steps * per_step / loader.epoch_size))
+    found.append(length_of_run(steps, per_step, loader.epoch_size, fine_tunes=isinstance(task, FineTuneTask)))
     found += findings_in_items(getattr(training, "items", None))
     if isinstance(training, PretrainBatches) and training.regions is not None:
         found += findings_in_regions(training.regions)
@@ -145,12 +146,27 @@ def small_data(
     return findings
 
 
-def many_epochs(epochs: float) -> Finding | None:
-    """The finding for a run of more than :data:`MOST_EPOCHS` passes over its data."""
-    if epochs <= MOST_EPOCHS:
-        return None
-    fact = f"the run makes {epochs:,.0f} passes over its data, more than {MOST_EPOCHS}"
-    return Finding("warning", "train", fact, "lower train.steps or train.epochs, or take more data")
+def length_of_run(steps: int, per_step: int, records: int, *, fine_tunes: bool) -> Finding | None:
+    """The finding for a run of more than :data:`MOST_EPOCHS` epochs, or for fine-tuning on less than one.
+
+    Args:
+        steps: of the run.
+        per_step: records of the leading stream in a step, over all ranks.
+        records: of the leading stream.
+        fine_tunes: whether the run is fine-tuning. Pre-training on a part of a large data set is normal.
+    """
+    epochs = steps * per_step / records
+    if epochs > MOST_EPOCHS:
+        fact = f"the run makes {epochs:,.0f} passes over its data, more than {MOST_EPOCHS}"
+        return Finding("warning", "train", fact, "lower train.steps or train.epochs, or take more data")
+    if fine_tunes and steps < records // per_step:
+        fact = (
+            f"the run sees a part of its training records: {steps:,} steps x {per_step:,} = {steps * per_step:,} of "
+            f"{records:,}, {epochs:.2g} epochs"
+        )
+        remedy = f"train.steps={math.ceil(records / per_step)} is one epoch; or give train.epochs"
+        return Finding("warning", "train", fact, remedy)
+    return None
 
 
 def answers_outside(

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from argparse import Namespace
 from collections import namedtuple
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tasks.kinds import choose
 from tests.conftest import tiny_run
 from tools.doctor import command, memory, sample
 from tools.doctor.command import main
+from tools.doctor.image_blind import start_not_above
 from utils.config import load_config
 
 FINE = "0 refused, 0 warnings, 0 not checked"
@@ -59,7 +61,7 @@ def given(scenes_folder):
             *(f"evaluation.validation.{key}={files['val']}", f"evaluation.test.test.{key}={files['test']}"),
             *([f"evaluation.answers={scenes_folder}/vqa_answers.json"] if task == "vqa" else []),
             *(each for each in tiny if each.startswith(("model.", "train.", "schedule."))),
-            *("train.validate_every=4", "data.max_broken=0.1"),
+            *("train.validate_every=4", "data.max_broken=0.1", "train.steps=200"),
         ]
 
     return of
@@ -150,6 +152,46 @@ def test_more_than_100_epochs_are_warned_of(doctor, given):
     status, printed = doctor(*given("retrieval"), "train.steps=2001")
     assert status == 0
     assert "1. warning: train fact: the run makes 100 passes" in printed
+
+
+def test_fine_tuning_on_a_part_of_the_records_is_warned_of(doctor, given):
+    assert FINE in doctor(*given("retrieval"), "train.steps=20")[1]
+    status, printed = doctor(*given("retrieval"), "train.steps=19")
+    assert status == 0
+    assert "19 steps x 4 = 76 of 80, 0.95 epochs" in printed and "train.steps=20 is one epoch" in printed
+    assert FINE in doctor(*given("pretrain"), "train.steps=1")[1]
+
+
+def test_questions_that_need_no_image_are_warned_of(doctor, given, scenes_folder, tmp_path):
+    same = lambda number, row: {**row, "answer": ["yes"] * 10}  # noqa: E731
+    files = {
+        split: rewritten(scenes_folder / f"vqa_{split}.jsonl", tmp_path / f"{split}.jsonl", same)
+        for split in ("train", "val")
+    }
+    status, printed = doctor(*given("vqa", **files))
+    assert status == 0
+    assert "1 warning" in printed
+    assert "warning: evaluation.validation fact: image-blind baseline 100.0% of" in printed
+    assert "can be answered without the images" in printed
+    assert "evaluation.test.test: image-blind baseline " in printed
+
+
+def test_a_start_from_a_run_that_ignores_the_images_is_warned_of(scenes_folder, tmp_path):
+    """The run's accuracy is no better than its image-blind baseline."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.safetensors").write_bytes(b"weights")
+    (run / "config.yaml").write_text("task: vqa\n")
+    metrics = {"questions": 800, "accuracy": 0.5, "image-blind baseline": 0.49}
+    evaluation = {"test": {name: {"value": value} for name, value in metrics.items()}}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    config = Namespace(task="vqa", init=Namespace(checkpoint=str(run)))
+    (found,) = start_not_above(Namespace(config=config))
+    assert (found.level, found.place) == ("warning", "init.checkpoint")
+    assert f"{run}, test: accuracy 50.0% is not clearly above 49.0%" in found.fact
+    assert start_not_above(Namespace(config=Namespace(task="retrieval", init=config.init))) == []
+    (run / "evaluation.json").unlink()
+    assert start_not_above(Namespace(config=config)) == []
 
 
 def test_relative_boxes_are_refused(doctor, given, scenes_folder, tmp_path):

@@ -95,7 +95,7 @@ def _sampled(subject: Subject) -> Iterator[_Sampled]:
                 chosen = rng.choice(len(shards), min(RECORDS, len(shards)), replace=False)
                 yield _Sampled(f"data.{name}", read, OTHERS, list(_read(shards, sorted(chosen.tolist()))))
         return
-    read = next((keys for task, keys in OF_TASKS.items() if isinstance(config, task)), None)
+    read: set[str] | None = next((keys for task, keys in OF_TASKS.items() if isinstance(config, task)), None)
     if read is None or subject.missing_below("data.train"):
         return
     train = config.data.train
