@@ -95,8 +95,8 @@ def _sampled(subject: Subject) -> Iterator[_Sampled]:
                 chosen = rng.choice(len(shards), min(RECORDS, len(shards)), replace=False)
                 yield _Sampled(f"data.{name}", read, OTHERS, list(_read(shards, sorted(chosen.tolist()))))
         return
-    read: set[str] | None = next((keys for task, keys in OF_TASKS.items() if isinstance(config, task)), None)
-    if read is None or subject.missing_below("data.train"):
+    of_task = next((keys for task, keys in OF_TASKS.items() if isinstance(config, task)), None)
+    if of_task is None or subject.missing_below("data.train"):
         return
     train = config.data.train
     for index, split in enumerate(train if isinstance(train, list) else [train]):
@@ -104,7 +104,7 @@ def _sampled(subject: Subject) -> Iterator[_Sampled]:
             key = f"data.train[{index}]" if isinstance(train, list) and len(train) > 1 else "data.train"
             rows = [row.values for row in read_rows(_file(split), key) if isinstance(row, Row)]
             chosen = rng.choice(len(rows), min(RECORDS, len(rows)), replace=False)
-            yield _Sampled(key, read, OTHERS, [rows[row] for row in sorted(chosen.tolist())])
+            yield _Sampled(key, of_task, OTHERS, [rows[row] for row in sorted(chosen.tolist())])
 
 
 def _file(split: Any) -> str:
