@@ -261,6 +261,26 @@ def test_boxes_of_pre_training_that_look_like_corners_are_warned_of(doctor, give
     assert "warning: data.regions fact: boxes look like x1, y1, x2, y2" in printed
 
 
+def test_boxed_photographs_with_an_orientation_are_counted(doctor, given, scenes_folder, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+
+    def change(number, row):
+        if number < 3:
+            name = str(tmp_path / f"{number}.jpg")
+            Image.open(row["image"]).convert("RGB").save(name, exif=exif)
+            row["image"] = name
+        return row
+
+    path = rewritten(scenes_folder / "train.jsonl", tmp_path / "train.jsonl", change)
+    status, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]")
+    assert status == 0
+    assert "data.regions fact: 3 of 40 images with boxes have an EXIF orientation" in printed
+    path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "refer.jsonl", change)
+    _, printed = doctor(*given("grounding", train=path))
+    assert "data.train fact: 3 of 38 images with boxes have an EXIF orientation" in printed
+
+
 @pytest.mark.parametrize(("every", "status", "told"), [(1, 1, "none of the"), (2, 0, "are not among the")])
 def test_answers_outside_the_list(every, status, told, doctor, given, scenes_folder, tmp_path):
     def change(number, row):

@@ -17,6 +17,7 @@ from dataset.records.schema import ImageSource
 from tasks import run
 from tasks.checks import check_start, small_data
 from tests.conftest import tiny_run
+from tools.doctor.boxes import RawBox, findings_in_boxes
 from tools.doctor.findings import NotCheckedError, Report, finding_of
 from tools.doctor.first_step import step_findings
 from tools.doctor.machine import versions
@@ -44,6 +45,35 @@ def test_the_form_of_boxes():
     assert not look_like_corners(boxes[:0], sizes[:0])
     outside = boxes + np.array([80.0, 0, 0, 0])
     assert not look_like_corners(outside, sizes)
+
+
+def found_in(boxes: np.ndarray, sizes: np.ndarray, orientation: int) -> list[Finding]:
+    raw = [
+        RawBox(tuple(box), tuple(size), f"a.jsonl:{number}", orientation)
+        for number, (box, size) in enumerate(zip(boxes.tolist(), sizes.tolist(), strict=True))
+    ]
+    return findings_in_boxes(raw, "data.train")
+
+
+def test_boxes_on_the_turned_view_of_photographs_are_not_taken_for_corners():
+    """Images of 100 x 40 stored pixels with orientation 6 are shown as 40 x 100."""
+    boxes, sizes = random_boxes()
+    stored, turned = sizes * np.array([1.0, 0.4]), boxes * np.array([0.4, 1.0, 0.4, 1.0])
+    (finding,) = found_in(turned, stored, 6)
+    assert finding.level == "warning" and "200 of 200 images with boxes have an EXIF orientation" in finding.fact
+    assert "100% of the" in finding.fact and "lie in the turned one, as [" in finding.fact
+    assert "exif_transpose" in finding.remedy
+    (finding,) = found_in(boxes * np.array([1.0, 0.4, 1.0, 0.4]), stored, 6)
+    assert "EXIF orientation; boxes refer to the stored pixels" in finding.fact and "turned one" not in finding.fact
+    assert found_in(boxes, sizes, 1) == []
+
+
+def test_corners_in_turned_images_are_still_taken_for_corners():
+    boxes, sizes = random_boxes()
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    orientation, form = found_in(corners, sizes, 6)
+    assert "turned one" not in orientation.fact
+    assert form.fact.startswith("boxes look like x1, y1, x2, y2")
 
 
 def test_one_box_beyond_one_is_not_relative():

@@ -319,7 +319,7 @@ def test_the_remedy_fits_what_is_wrong():
     def box(row: Row) -> int:
         raise BrokenRecordError("box outside image", row.place, "leaves the image")
 
-    with pytest.raises(UserError, match=r"boxes are x, y, width, height in pixels: are these x1, y1, x2, y2"):
+    with pytest.raises(UserError, match=r"boxes are x, y, width, height in pixels of the stored image; .*doctor"):
         parse_rows(outside, box, KEY, 0.01)
     with pytest.raises(UserError, match=r"is it the right file, and the right format\?$"):
         parse_rows(outside, lambda row: row.get("caption", str), KEY, 0.01)
