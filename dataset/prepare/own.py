@@ -1,16 +1,16 @@
 """``python run.py prepare own FILE --out FILE.jsonl``: records from your own CSV file, JSON array, JSON lines or COCO file.
 
-What the columns are called decides what the records are (docs/own_data.md):
+The names of the columns decide which records are written (docs/own_data.md):
 
   question   questions:  image, question; answer, answer_type, question_id if there are any
   sentence   statements: image, sentence, label; image2 for the right image of a pair
   boxes      regions:    image, caption, and a row for each box: x1, y1, x2, y2 (corners), or x, y, width, height
   caption    captions:   image, caption; image_id if there is one
 
-Objects in JSON have the same keys, or those of records (elems, bb, images, lists of captions and answers). Of COCO's files,
-captions and instances are converted. Give --rename OLD=NEW for columns that are called otherwise.
+JSON objects have the same keys, or the keys of records (elems, bb, images, lists of captions and answers). COCO's caption and
+instance files are converted, too. Give --rename OLD=NEW if your columns have other names.
 
-Every image is looked for and every box is checked against its image. What cannot be used goes with its reason to
+Every image must exist, and every box must lie in its image. Rows and boxes that cannot be used are written with their reason to
 <name of --out>_broken.jsonl. Exit status: 0, 1 if anything was broken, 2 if nothing was written.
 """
 
@@ -248,7 +248,9 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="CSV file with a header, JSON array, JSON lines, or COCO's JSON file")
     add("--out", type=Path, required=True, metavar="FILE", help="file of records to write, *.jsonl")
-    add("--images", type=Path, metavar="FOLDER", help="folder that image paths start from (default: that of FILE)")
+    add(
+        "--images", type=Path, metavar="FOLDER", help="folder that image paths start from (default: the folder of FILE)"
+    )
     add(
         "--boxes",
         choices=("corners", "xywh"),
@@ -289,7 +291,7 @@ def main(argv: Sequence[str]) -> int:
     reasons = Counter(error.kind for error, _ in converter.broken)
     first = f"; first {converter.broken[0][0]}" if converter.broken else ""
     if not records:
-        raise UserError(f"{flags.file}: no record can be made of {len(rows):,} rows: {tally(reasons)}{first}")
+        raise UserError(f"{flags.file}: none of {len(rows):,} rows can be used: {tally(reasons)}{first}")
     broken = [
         {"kind": error.kind, "place": error.place, "message": error.message, "record": values}
         for error, values in converter.broken
@@ -302,7 +304,7 @@ def main(argv: Sequence[str]) -> int:
             path.unlink(missing_ok=True)
     elements = sum(len(record.get("elems", ())) for record in records)
     counts = (
-        f"{len(records):,} {converter.kind}" if not elements else f"{len(records):,} images with {elements:,} regions"
+        f"{len(records):,} {converter.kind}" if not elements else f"{elements:,} regions in {len(records):,} records"
     )
     sys.stdout.write(f"{flags.out}: {counts} of {len(rows):,} rows ({form})\n")
     if converter.dropped:

@@ -57,7 +57,7 @@ class _Sampled(NamedTuple):
 
 
 def check_record_keys(subject: Subject, report: Report) -> None:
-    """List the unknown keys of training records; warn of those that look like a known key that the records lack."""
+    """List the unknown keys of training records, and warn if one of them looks like a known key that is missing."""
     with report.check("record keys"):
         for key, read, others, records in _sampled(subject):
             counts = Counter(name for record in records for name in record)
@@ -76,7 +76,7 @@ def check_record_keys(subject: Subject, report: Report) -> None:
 
 
 def meant_by(name: str, absent: Sequence[str]) -> str | None:
-    """The key among those that no record has which ``name`` probably stands for."""
+    """Returns the key that ``name`` probably means, among the ``absent`` keys, which no record has."""
     known_as = [key for key in absent if name.lower() in OTHER_NAMES.get(key, ())]
     return next(iter(known_as or difflib.get_close_matches(name, absent, 1, 0.75)), None)
 

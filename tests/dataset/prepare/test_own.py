@@ -73,7 +73,7 @@ def test_rows_of_corners_become_the_regions_of_an_image(convert, folder):
         }
     ]
     assert [each["kind"] for each in broken] == ["box outside image", "wrong type"]
-    assert "1 images with 2 regions of 4 rows" in printed
+    assert "2 regions in 1 records of 4 rows" in printed
     assert len(read_phrases(GroundingSplitConfig(annotations=str(folder / "out.jsonl")), "data.train", 0.0)) == 2
 
 
@@ -124,7 +124,7 @@ def test_questions_and_statements(convert):
     [
         ("image,words\na.png,x\n", [], "columns: image, words"),
         ("image,caption,caption\na.png,x,y\n", [], "name each column once"),
-        ("image,caption\nnone.png,x\n", [], "no record can be made of 1 rows: 1 missing image"),
+        ("image,caption\nnone.png,x\n", [], "none of 1 rows can be used: 1 missing image"),
         ("image,caption,x1,y1,x2,y2\na.png,x,0.1,0.1,0.5,0.5\n", [], "lie within 0 and 1"),
         (
             "image,caption,x1,y1,x2,y2\na.png,x,1,1,5,5\n",
