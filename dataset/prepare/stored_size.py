@@ -18,7 +18,7 @@ SIZE = "size"
 """Key of the (width, height) of the annotations in the records of a converter; records are written without it."""
 
 TOLERANCE_PX = 1.0
-"""By how much a side of the smaller image may differ from that of the larger one, scaled down."""
+"""Maximum difference of a side when the larger image is scaled down to the smaller one, in pixels."""
 
 OTHER_SIZE, SCALED = "image of another size", "box scaled to the stored image"
 
@@ -29,16 +29,16 @@ def fit_to_stored(
     items: list[Any],
     counts: Counts,
 ) -> Iterator[dict[str, Any]]:
-    """The region records that ``convert`` makes of ``items``, with boxes in pixels of the stored images.
+    """Convert ``items`` to region records with boxes in pixels of the stored images.
 
     Where the stored image has another size and the same aspect ratio, boxes are scaled. A record whose image has another aspect
-    ratio is left out, since nothing says what its boxes show. Images that are not there, or cannot be read, are not compared.
+    ratio is dropped, since nothing says what its boxes show. Images that are not there, or cannot be read, are not compared.
 
     Args:
         folder: the folder from which the image paths of the records start.
         convert: yields records that have :data:`SIZE`.
         items: items for ``convert``.
-        counts: what is made, mended and left out is added here.
+        counts: receives the counts of the conversion.
     """
     start = os.path.realpath(folder)  # it may not be there yet
     for item in items:
