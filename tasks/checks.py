@@ -6,6 +6,7 @@ They decode no image. What is wrong on purpose is a warning, and the run goes on
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from dataset.records.schema import Box
 from dataset.tasks.grounding import Phrase
 from dataset.tasks.pretrain import MATCHED_STREAMS, DataConfig, PretrainBatches
 from dataset.tasks.questions import QuestionTable
+from dataset.tasks.streams.regions import RegionStream
 from metrics.vqa import normalize_answer
 from models.align import AligningModel
 from tasks.base import BaseTask
@@ -25,6 +27,10 @@ from utils.errors import UserError
 from utils.findings import Finding
 
 MOST_EPOCHS = 100
+NO_BOXES = (
+    'write the boxes as "elems": [{"bb": [x, y, width, height], "caption": text}] (docs/own_data.md#records), or set '
+    "data.regions=null to train without boxes"
+)
 RELATIVE = "boxes are relative; multiply x and width by the image's width, y and height by its height"
 
 logger = logging.getLogger(__name__)
@@ -56,10 +62,10 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
         sizes = records_per_micro_batch(config.data)
         found += small_data(sizes, loader.stream_sizes, ranks, config.model.chunks)
     steps, per_step = config.train.total_steps(loader), config.train.records_per_step(loader)
-    found.append(many_epochs(steps * per_step / loader.epoch_size))
+    found.append(length_of_run(steps, per_step, loader.epoch_size, fine_tunes=isinstance(task, FineTuneTask)))
     found += findings_in_items(getattr(training, "items", None))
     if isinstance(training, PretrainBatches) and training.regions is not None:
-        found += findings_of_relative(training.regions.first_boxes(), "data.regions")
+        found += findings_in_regions(training.regions)
     candidates = getattr(task, "candidates", None) or getattr(task, "classes", None)
     answers = getattr(getattr(config, "evaluation", None), "answers", None)
     if candidates and answers is not None and isinstance(task, FineTuneTask):
@@ -72,6 +78,17 @@ def findings_in_items(items: Any, key: str = "data.train") -> list[Finding]:
     """The findings in the annotations of a split, by themselves."""
     is_phrases = isinstance(items, list) and bool(items) and isinstance(items[0], Phrase)
     return findings_of_relative([(phrase.box, phrase.place) for phrase in items], key) if is_phrases else []
+
+
+def findings_in_regions(regions: RegionStream) -> list[Finding]:
+    """The finding for a stream of regions whose records have no box, or only relative ones."""
+    boxes, records = regions.first_boxes()
+    if boxes or not records:
+        return findings_of_relative(boxes, "data.regions")
+    first = records[0]
+    why = first.broken[0].message if first.broken else "no 'elems', or an empty list"
+    fact = f"none of {len(records):,} records has a box that can be read, as {first.place}: {why}"
+    return [Finding("refused", "data.regions", fact, NO_BOXES)]
 
 
 def findings_of_relative(boxes: Sequence[tuple[Box, str]], key: str) -> list[Finding]:
@@ -129,12 +146,27 @@ def small_data(
     return findings
 
 
-def many_epochs(epochs: float) -> Finding | None:
-    """The finding for a run of more than :data:`MOST_EPOCHS` passes over its data."""
-    if epochs <= MOST_EPOCHS:
-        return None
-    fact = f"the run makes {epochs:,.0f} passes over its data, more than {MOST_EPOCHS}"
-    return Finding("warning", "train", fact, "lower train.steps or train.epochs, or take more data")
+def length_of_run(steps: int, per_step: int, records: int, *, fine_tunes: bool) -> Finding | None:
+    """The finding for a run of more than :data:`MOST_EPOCHS` epochs, or for fine-tuning on less than one.
+
+    Args:
+        steps: of the run.
+        per_step: records of the leading stream in a step, over all ranks.
+        records: of the leading stream.
+        fine_tunes: whether the run is fine-tuning. Pre-training on a part of a large data set is normal.
+    """
+    epochs = steps * per_step / records
+    if epochs > MOST_EPOCHS:
+        fact = f"the run makes {epochs:,.0f} passes over its data, more than {MOST_EPOCHS}"
+        return Finding("warning", "train", fact, "lower train.steps or train.epochs, or take more data")
+    if fine_tunes and steps < records // per_step:
+        fact = (
+            f"the run sees a part of its training records: {steps:,} steps x {per_step:,} = {steps * per_step:,} of "
+            f"{records:,}, {epochs:.2g} epochs"
+        )
+        remedy = f"train.steps={math.ceil(records / per_step)} is one epoch; or give train.epochs"
+        return Finding("warning", "train", fact, remedy)
+    return None
 
 
 def answers_outside(

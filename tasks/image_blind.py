@@ -68,7 +68,7 @@ def not_beaten(values: Mapping[str, float | None]) -> list[str]:
             sentences.append(
                 f"{prefix}accuracy {accuracy:.1%} is not clearly above {baseline:.1%}, which the most frequent answer to each "
                 "question's wording reaches without the image; the model may ignore the images: train longer, or see "
-                "docs/own_data.md#questions"
+                "docs/own_data.md#records"
             )
     return sentences
 

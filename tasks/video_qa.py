@@ -78,9 +78,8 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
     def __init__(self, config: VideoQAConfig, parts: Parts[VideoQAModel, VideoQABatches], held_out: HeldOut):
         super().__init__(config, parts, held_out)
         self.classes = _classes(config)
-        self.image_blind: ImageBlindBaseline | None = None
-        if parts.training is not None:
-            self.image_blind = ImageBlindBaseline(parts.training.items, held_out.by_key().values())
+        training = parts.training
+        self.image_blind = None if training is None else ImageBlindBaseline(training.items, held_out.by_key().values())
 
     def keep_inputs(self, folder: Path) -> None:
         super().keep_inputs(folder)
@@ -117,9 +116,7 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         answers = [question.most_frequent() for question in questions]
         right = np.array([true == answer for true, answer in zip(answers, predicted, strict=True)])
         blind = self.image_blind
-        guessed = (
-            None if blind is None else np.array([blind.answer(each) == each.most_frequent() for each in questions])
-        )
+        guessed = None if blind is None else self.image_blind_scores(blind, questions)
         videos = np.array([name_of(question.source) for question in questions])
         listed = set(self.classes)
         known = np.array([answer in listed for answer in answers])
@@ -133,6 +130,11 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
                 metrics.append(count(f"{kind} questions", int(rows.sum())))
         metrics.append(Metric("answer is a candidate", float(known.mean())))
         return Evaluation(tuple(metrics), predictions)
+
+    @staticmethod
+    def image_blind_scores(blind: ImageBlindBaseline, questions: Sequence[Question]) -> np.ndarray:
+        """Whether (N,) the baseline answers each question right; all of them have answers."""
+        return np.array([blind.answer(question) == question.most_frequent() for question in questions])
 
     def panel(self, items: QuestionTable, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
         question, answer = items[number], prediction["answer"]

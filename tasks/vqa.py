@@ -97,9 +97,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         self._check_answer_length()
         self.candidates = _candidates(config, parts.training)
         self.tree = self._tree()
-        self.image_blind: ImageBlindBaseline | None = None
-        if parts.training is not None:
-            self.image_blind = ImageBlindBaseline(parts.training.items, held_out.by_key().values())
+        training = parts.training
+        self.image_blind = None if training is None else ImageBlindBaseline(training.items, held_out.by_key().values())
         if config.optim.fresh_decoder:
             self.fresh |= {name for name, _ in self.model.named_parameters() if name.startswith("decoder.")}
 
@@ -132,12 +131,11 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         answers = [question.answers for question in questions]
         if not all(answers):
             return Evaluation(tuple(metrics), predictions)
-        rule = accuracy_rule(answers)
-        score = soft_accuracy if rule == SOFT else exact_match
+        rule, score = accuracy_rule(answers), _score_of(answers)
         accuracy = np.array([score(answer, true) for answer, true in zip(predicted, answers, strict=True)])
         chance = chance_accuracy(self.candidates, answers, score)
         blind = self.image_blind
-        guessed = None if blind is None else np.array([score(blind.answer(each), each.answers) for each in questions])
+        guessed = None if blind is None else self.image_blind_scores(blind, questions)
         images = np.array([name_of(question.source) for question in questions])
         for kind, rows in by_answer_type([question.answer_type for question in questions]).items():
             prefix = f"{kind}: " if kind else ""
@@ -149,9 +147,15 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
                 metrics.append(count(f"{kind} questions", int(rows.sum())))
         return Evaluation(tuple(metrics), predictions)
 
+    @staticmethod
+    def image_blind_scores(blind: ImageBlindBaseline, questions: Sequence[Question]) -> np.ndarray:
+        """The accuracy (N,) of the baseline's answer to each question, all of which have answers."""
+        score = _score_of([question.answers for question in questions])
+        return np.array([score(blind.answer(question), question.answers) for question in questions])
+
     def panel(self, items: QuestionTable, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
         question, answer = items[number], prediction["answer"]
-        score = soft_accuracy if accuracy_rule([question.answers]) == SOFT else exact_match
+        score = _score_of([question.answers])
         return question_panel(question, answer, score(answer, question.answers) if question.answers else None, read)
 
     def _check_answer_length(self) -> None:
@@ -185,6 +189,11 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
             return ranked.ids[:, 0]
 
         return self.outputs(items, _read, answer, "answering")
+
+
+def _score_of(answers: Sequence[Sequence[str]]) -> Callable[[str, Sequence[str]], float]:
+    """The accuracy of a prediction by the annotators' answers, for questions with these answers."""
+    return soft_accuracy if accuracy_rule(answers) == SOFT else exact_match
 
 
 def _candidates(config: VQAConfig, training: VQABatches | None) -> list[str]:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from dataset.media.encoded import FORMATS, image_fault
 from dataset.records.broken import broken_record, json_fault, remedy_for
+from dataset.records.forms import convert_hint, foreign_form
 from dataset.records.schema import BrokenRecordError, ImageSource, check_text, spoken, texts_in
 from dataset.text.processors import clean_caption
 from utils.batch import BrokenRecord
@@ -92,6 +93,8 @@ def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
         UserError: with the config ``key``: no such file, empty, or neither format.
     """
     text = read_text(path, key)
+    if form := foreign_form(text[:100_000], arrays=True):
+        raise UserError(f"{key}: {path} is {form}, not records; {convert_hint(path)}")
     if text.lstrip().startswith("["):
         rows = [_row(value, f"{path}[{index}]") for index, value in enumerate(read_json(path, key))]
     else:
@@ -123,6 +126,7 @@ def read_records(path: str, key: str, formats: Collection[str] = ()) -> list[Row
     for signs, (what, name) in _OFFICIAL.items():
         if all(sign in first for sign in signs):
             remedy = f"set format: {name}" if name in formats else "this task does not read it"
+            remedy = convert_hint(path) if what == "COCO's own file" else remedy
             raise UserError(f"{key}: {path} is {what}, not records; {remedy}")
     return rows
 

@@ -45,7 +45,7 @@ def placed_box(value: Any, width: int, height: int, counts: Counts, place: str) 
         return None
     if (left, top, right, bottom) != (x, y, x + w, y + h):
         counts.mend("box clamped", place, f"{[x, y, w, h]} leaves the {width} x {height} image")
-    return _tidy(left), _tidy(top), _tidy(right - left), _tidy(bottom - top)
+    return tidy(left), tidy(top), tidy(right - left), tidy(bottom - top)
 
 
 def cleaned_text(value: Any, counts: Counts, place: str) -> str | None:
@@ -81,7 +81,7 @@ def cleaned_texts(values: Any, counts: Counts, place: str) -> list[str]:
     return list(texts)
 
 
-def _tidy(pixels: float) -> float | int:
+def tidy(pixels: float) -> float | int:
     """Two decimals, as COCO has them; whole numbers without."""
     rounded = round(pixels, 2)
     return int(rounded) if rounded.is_integer() else rounded

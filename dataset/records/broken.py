@@ -64,7 +64,10 @@ def remedy_for(kinds: Mapping[str, int], limit: str | None) -> str:
     many for that."""
     first = max(kinds, key=lambda kind: kinds[kind])
     if first in ("box outside image", "degenerate box"):
-        return "boxes are x, y, width, height in pixels: are these x1, y1, x2, y2, or of another size of the images?"
+        return (
+            "boxes are x, y, width, height in pixels of the stored image; `python run.py doctor` tells whether these are x1, y1, "
+            "x2, y2 or were drawn on the turned view of photographs"
+        )
     if first == "missing key" and limit is None:
         return "is it the right file, and the right format?"
     return "mend or remove them" + (f", or raise {limit}" if limit else "")

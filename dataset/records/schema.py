@@ -241,7 +241,9 @@ def spoken(text: str | Mapping[str, str | list[str]], language: str | None) -> l
 
 
 def broken_key(raw: RawRecord, *names: str) -> BrokenRecordError:
-    """The error for keys of which one has to be there, with the keys that are; or for those without a value."""
+    """The error for a record that has none of the keys ``names``, or only keys with null; it lists the keys that the record has.
+    Empty names, of keys that a task does not read, are ignored."""
+    names = tuple(name for name in names if name)
     null = [name for name in names if name in raw.values]
     if null:
         return BrokenRecordError("missing key", raw.place, f"{' and '.join(map(repr, null))} is null")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from dataset.records.forms import convert_hint
 from dataset.shards.remote.server import RemoteConfig, Server
 from dataset.shards.remote.shards import RemoteShard, find_remote
 from utils.addresses import is_address
@@ -55,6 +56,8 @@ def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None 
             raise UserError(
                 f"{key}: {path} is a compressed tar, which cannot be read at an offset; unpack it to a plain .tar"
             )
+        if isinstance(path, Path) and path.suffix in (".csv", ".tsv"):
+            raise UserError(f"{key}: {path} is a CSV file, not records; {convert_hint(path)}")
         if path.suffix not in _SUFFIXES:
             raise UserError(f"{key}: {path} is neither *.jsonl, *.json nor *.tar; rename it or take it off the list")
         if real in seen:

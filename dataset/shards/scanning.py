@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from dataset.records.forms import ARRAY, convert_hint, foreign_form
 from dataset.shards.finding import TAR_SUFFIX, ShardFile, open_shard
 from dataset.shards.remote.shards import RemoteShard
 from dataset.shards.tars import BLOCK, group_of, next_member
@@ -24,6 +25,8 @@ from utils.errors import UserError
 _COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _SCAN_BYTES = 1 << 24
 _FIRST_LINE = 1 << 20
+_START = 1 << 16
+"""Bytes by which the form of a file is recognised."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,12 @@ def _scan(path: ShardFile, key: str, state: tuple[int, int] | None) -> ScannedSh
                 raise UserError(f"{key}: {path} is compressed and cannot be read at an offset; decompress it first")
             if path.suffix == TAR_SUFFIX:
                 return _scan_tar(file, path, key)
-            if start.lstrip()[:1] == b"[" and _is_one_array(file):
-                raise UserError(f"{key}: {path} is one JSON array; a shard has one JSON object on each line")
+            file.seek(0)
+            form = foreign_form(file.read(_START).decode("utf-8", "replace"))
+            if form is not None and (form != ARRAY or _is_one_array(file)):
+                raise UserError(
+                    f"{key}: {path} is {form}; a shard has one JSON object on each line; {convert_hint(path)}"
+                )
             return _scan_lines(path) if isinstance(path, Path) else _scan_remote_lines(file)
     except OSError as error:
         raise UserError(f"{key}: {path}: {error.strerror or error}; check the file and its permissions") from None

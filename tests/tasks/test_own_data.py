@@ -13,6 +13,7 @@ from PIL import Image
 
 import run
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.prepare import own
 from dataset.records.schema import RawRecord, parse_text_record, parse_translation_record
 from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
 from dataset.tasks.nlvr import NLVRSplitConfig, read_statements
@@ -103,6 +104,9 @@ def test_the_walk_of_the_page_runs_as_printed(newcomer, capsys):
         assert (program, script) == ("python", "run.py"), command
         if "_base.yaml" in command:
             continue  # needs the authors' weights; tests/recipes loads the config
+        if arguments[:2] == ["prepare", "own"]:  # tests/dataset/prepare/test_own.py converts such files
+            assert own.arguments_of(arguments[2:]).out.parts[:2] == ("data", "own")
+            continue
         if arguments[0] == "tokenizer":
             expanded = [path for word in arguments for path in (sorted(glob.glob(word)) if "*" in word else [word])]
             assert run.main(expanded) == 0

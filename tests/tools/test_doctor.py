@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from argparse import Namespace
 from collections import namedtuple
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tasks.kinds import choose
 from tests.conftest import tiny_run
 from tools.doctor import command, memory, sample, shared
 from tools.doctor.command import main
+from tools.doctor.image_blind import start_not_above
 from utils.config import load_config
 
 FINE = "0 refused, 0 warnings, 0 not checked"
@@ -60,7 +62,7 @@ def given(scenes_folder):
             *(f"evaluation.validation.{key}={files['val']}", f"evaluation.test.test.{key}={files['test']}"),
             *([f"evaluation.answers={scenes_folder}/vqa_answers.json"] if task == "vqa" else []),
             *(each for each in tiny if each.startswith(("model.", "train.", "schedule."))),
-            *("train.validate_every=4", "data.max_broken=0.1"),
+            *("train.validate_every=4", "data.max_broken=0.1", "train.steps=200"),
         ]
 
     return of
@@ -116,7 +118,7 @@ def test_everything_that_is_missing_is_told_at_once(doctor, given):
 def test_a_mistake_in_the_config_is_one_line(doctor, given):
     status, printed = doctor(*given("retrieval"), "data.batch_siz=4")
     assert status == 2
-    assert printed.startswith("error: command line: data.batch_siz is not a field")
+    assert printed.startswith("error: command line: data.batch_siz is not a key of this config")
 
 
 def test_a_global_batch_that_does_not_divide_is_refused(doctor, given):
@@ -153,6 +155,46 @@ def test_more_than_100_epochs_are_warned_of(doctor, given):
     assert "1. warning: train fact: the run makes 100 passes" in printed
 
 
+def test_fine_tuning_on_a_part_of_the_records_is_warned_of(doctor, given):
+    assert FINE in doctor(*given("retrieval"), "train.steps=20")[1]
+    status, printed = doctor(*given("retrieval"), "train.steps=19")
+    assert status == 0
+    assert "19 steps x 4 = 76 of 80, 0.95 epochs" in printed and "train.steps=20 is one epoch" in printed
+    assert FINE in doctor(*given("pretrain"), "train.steps=1")[1]
+
+
+def test_questions_that_need_no_image_are_warned_of(doctor, given, scenes_folder, tmp_path):
+    same = lambda number, row: {**row, "answer": ["yes"] * 10}  # noqa: E731
+    files = {
+        split: rewritten(scenes_folder / f"vqa_{split}.jsonl", tmp_path / f"{split}.jsonl", same)
+        for split in ("train", "val")
+    }
+    status, printed = doctor(*given("vqa", **files))
+    assert status == 0
+    assert "1 warning" in printed
+    assert "warning: evaluation.validation fact: image-blind baseline 100.0% of" in printed
+    assert "can be answered without the images" in printed
+    assert "evaluation.test.test: image-blind baseline " in printed
+
+
+def test_a_start_from_a_run_that_ignores_the_images_is_warned_of(scenes_folder, tmp_path):
+    """The run's accuracy is no better than its image-blind baseline."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.safetensors").write_bytes(b"weights")
+    (run / "config.yaml").write_text("task: vqa\n")
+    metrics = {"questions": 800, "accuracy": 0.5, "image-blind baseline": 0.49}
+    evaluation = {"test": {name: {"value": value} for name, value in metrics.items()}}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    config = Namespace(task="vqa", init=Namespace(checkpoint=str(run)))
+    (found,) = start_not_above(Namespace(config=config))
+    assert (found.level, found.place) == ("warning", "init.checkpoint")
+    assert f"{run}, test: accuracy 50.0% is not clearly above 49.0%" in found.fact
+    assert start_not_above(Namespace(config=Namespace(task="retrieval", init=config.init))) == []
+    (run / "evaluation.json").unlink()
+    assert start_not_above(Namespace(config=config)) == []
+
+
 def test_relative_boxes_are_refused(doctor, given, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "relative.jsonl", RELATIVE)
     status, printed = doctor(*given("grounding", train=path))
@@ -167,6 +209,46 @@ def test_relative_boxes_of_pre_training_are_refused(doctor, given, scenes_folder
     assert "data.regions: all" in printed and "boxes lie within 0 and 1" in printed
 
 
+def renamed(old: str, new: str):
+    """A change of records that renames one of their keys."""
+    return lambda _, row: {new if key == old else key: value for key, value in row.items()}
+
+
+def test_regions_of_pre_training_without_a_single_box_are_refused(doctor, given, scenes_folder, tmp_path):
+    path = rewritten(scenes_folder / "train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
+    status, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]", "data.max_broken=1")
+    assert status == 1
+    assert "refused: data.regions fact: none of 40 records has a box" in printed and f"{path}:1: no 'elems'" in printed
+    assert "data.regions=null" in printed
+
+
+def test_phrases_without_a_single_box_are_refused_once(doctor, given, scenes_folder, tmp_path):
+    """The three splits are one file here: the report gives its fault once, with the three places."""
+    path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
+    status, printed = doctor(*given("grounding", train=path, val=path, test=path))
+    assert status == 1
+    assert "no 'elems'; keys: id, image, regions" in printed and "''" not in printed
+    assert "2 refused" in printed
+    assert "2. refused: evaluation.validation, evaluation.test.test fact: " in printed
+    assert "[2] evaluation.test.test: the same" in printed
+
+
+def test_unknown_keys_of_records_are_listed_with_what_they_may_mean(doctor, given, scenes_folder, tmp_path):
+    path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
+    _, printed = doctor(*given("grounding", train=path))
+    records = len(Path(path).read_text().splitlines())
+    assert f"data.train fact: records have unknown keys: regions (in {records} of {records})" in printed
+    assert "did you mean elems?" in printed
+
+
+def test_keys_that_nothing_reads_are_listed_without_a_warning(doctor, given, scenes_folder, tmp_path):
+    add = lambda number, row: {**row, "licence": "free"} if number == 3 else row  # noqa: E731
+    path = rewritten(scenes_folder / "retrieval_train.jsonl", tmp_path / "train.jsonl", add)
+    status, printed = doctor(*given("retrieval", train=path))
+    assert status == 0 and FINE in printed
+    assert "data.train: records have unknown keys, which nothing reads: licence (in 1 of 40)" in printed
+
+
 def test_boxes_that_look_like_corners_are_warned_of(doctor, given, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "corners.jsonl", CORNERS)
     _, printed = doctor(*given("grounding", train=path))
@@ -178,6 +260,26 @@ def test_boxes_of_pre_training_that_look_like_corners_are_warned_of(doctor, give
     path = rewritten(scenes_folder / "train.jsonl", tmp_path / "corners.jsonl", CORNERS)
     _, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]")
     assert "warning: data.regions fact: boxes look like x1, y1, x2, y2" in printed
+
+
+def test_boxed_photographs_with_an_orientation_are_counted(doctor, given, scenes_folder, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+
+    def change(number, row):
+        if number < 3:
+            name = str(tmp_path / f"{number}.jpg")
+            Image.open(row["image"]).convert("RGB").save(name, exif=exif)
+            row["image"] = name
+        return row
+
+    path = rewritten(scenes_folder / "train.jsonl", tmp_path / "train.jsonl", change)
+    status, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]")
+    assert status == 0
+    assert "data.regions fact: 3 of 40 images with boxes have an EXIF orientation" in printed
+    path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "refer.jsonl", change)
+    _, printed = doctor(*given("grounding", train=path))
+    assert "data.train fact: 3 of 38 images with boxes have an EXIF orientation" in printed
 
 
 @pytest.mark.parametrize(("every", "status", "told"), [(1, 1, "none of the"), (2, 0, "are not among the")])

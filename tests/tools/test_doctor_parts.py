@@ -18,6 +18,7 @@ from tasks import run
 from tasks.checks import check_start, small_data
 from tests.conftest import tiny_run
 from tests.dataset.prepare.official import photograph
+from tools.doctor.boxes import RawBox, findings_in_boxes
 from tools.doctor.findings import NotCheckedError, Report, finding_of
 from tools.doctor.first_step import step_findings
 from tools.doctor.machine import versions
@@ -46,6 +47,35 @@ def test_the_form_of_boxes():
     assert not look_like_corners(boxes[:0], sizes[:0])
     outside = boxes + np.array([80.0, 0, 0, 0])
     assert not look_like_corners(outside, sizes)
+
+
+def found_in(boxes: np.ndarray, sizes: np.ndarray, orientation: int) -> list[Finding]:
+    raw = [
+        RawBox(tuple(box), tuple(size), f"a.jsonl:{number}", orientation)
+        for number, (box, size) in enumerate(zip(boxes.tolist(), sizes.tolist(), strict=True))
+    ]
+    return findings_in_boxes(raw, "data.train")
+
+
+def test_boxes_on_the_turned_view_of_photographs_are_not_taken_for_corners():
+    """Images of 100 x 40 stored pixels with orientation 6 are shown as 40 x 100."""
+    boxes, sizes = random_boxes()
+    stored, turned = sizes * np.array([1.0, 0.4]), boxes * np.array([0.4, 1.0, 0.4, 1.0])
+    (finding,) = found_in(turned, stored, 6)
+    assert finding.level == "warning" and "200 of 200 images with boxes have an EXIF orientation" in finding.fact
+    assert "100% of the" in finding.fact and "lie in the turned one, as [" in finding.fact
+    assert "exif_transpose" in finding.remedy
+    (finding,) = found_in(boxes * np.array([1.0, 0.4, 1.0, 0.4]), stored, 6)
+    assert "EXIF orientation; boxes refer to the stored pixels" in finding.fact and "turned one" not in finding.fact
+    assert found_in(boxes, sizes, 1) == []
+
+
+def test_corners_in_turned_images_are_still_taken_for_corners():
+    boxes, sizes = random_boxes()
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    orientation, form = found_in(corners, sizes, 6)
+    assert "turned one" not in orientation.fact
+    assert form.fact.startswith("boxes look like x1, y1, x2, y2")
 
 
 def test_one_box_beyond_one_is_not_relative():
@@ -112,6 +142,19 @@ def test_a_report_goes_on_after_errors_and_counts():
     assert "not checked: why" in text and "ValueError: odd" in text
     assert text.endswith("2 refused, 1 warning, 1 not checked (3 s)\n")
     assert Report(lambda _: None).end(0) == 0
+
+
+def test_equal_findings_are_reported_once_with_all_their_places():
+    written = []
+    report = Report(written.append)
+    for place in ("data.train", "evaluation.validation", "data.train"):
+        report.add("check", [Finding("refused", place, "fact", "remedy")])
+    report.add("check", [Finding("refused", "data.train", "another fact", "remedy")])
+    report.end(0)
+    text = "".join(written)
+    assert "[1] data.train: fact" in text and "[1] evaluation.validation: the same" in text
+    assert "  1. refused: data.train, evaluation.validation\n" in text and "  3. " not in text
+    assert "2 refused" in text
 
 
 def test_versions_outside_the_requirements_are_told(tmp_path):
@@ -245,6 +288,17 @@ def test_pre_training_starts_with_a_look_at_its_first_boxes(scenes_folder, tmp_p
     assert run.main(["pretrain", *given, f"data.regions.files=[{relative}]"]) == 2
     told = capsys.readouterr().err
     assert "data.regions: all " in told and "boxes lie within 0 and 1, as [0." in told and f"{relative}:1" in told
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_pre_training_does_not_start_on_regions_without_boxes(scenes_folder, tmp_path, capsys):
+    rows = [json.loads(line) for line in (scenes_folder / "train.jsonl").open()]
+    named = tmp_path / "regions.jsonl"
+    named.write_text("".join(json.dumps({**row, "elems": [], "regions": row["elems"]}) + "\n" for row in rows))
+    given = ["--config", "configs/demo/pretrain.yaml", "--output", str(tmp_path / "a"), *tiny_run(scenes_folder)]
+    assert run.main(["pretrain", *given, f"data.regions.files=[{named}]"]) == 2
+    told = capsys.readouterr().err
+    assert "data.regions: none of 40 records has a box" in told and f"{named}:1" in told and "data.regions=null" in told
 
 
 def test_warnings_are_logged_and_the_run_goes_on(caplog):

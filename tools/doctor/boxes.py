@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from dataset.formats.annotations import ImageFiles, Row, images_folder, read_rows
-from dataset.media.encoded import EncodedImage, for_boxes
-from dataset.records.box_form import look_like_corners, outside_images
-from dataset.records.schema import Box, ImageKeys, RawRecord, RegionRecord, parse_region_record
+from dataset.media.encoded import FORMATS
+from dataset.media.orientation import exif_orientation
+from dataset.records.box_form import fit_as_corners, look_like_corners, outside_images, share_on_turned_view
+from dataset.records.schema import Box, ImageKeys, ImageSource, RawRecord, RegionRecord, parse_region_record
 from dataset.shards.readers import Shards
-from tasks.checks import findings_of_relative
+from tasks.checks import findings_in_regions, findings_of_relative
 from tasks.grounding import GroundingConfig
 from tasks.pretrain import PretrainConfig
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject
+from utils.files import open_regular
 from utils.findings import Finding
 
 RECORDS = 300
 CORNERS = (
     "records hold [x, y, width, height]: where yours hold [x1, y1, x2, y2], write [x1, y1, x2 - x1, y2 - y1] instead"
 )
+STORED = "check that the boxes were drawn on images that were not turned (docs/own_data.md#records, Pixels)"
+TURNED = (
+    "the boxes were drawn on the turned view: keep them and save the images turned, without an orientation "
+    "(PIL.ImageOps.exif_transpose), or turn the boxes back to the stored pixels"
+)
 
 
 class RawBox(NamedTuple):
-    """A box as it stands in a record, and the (width, height) of its image; None if that cannot be read."""
+    """A box as it is in a record, with the (width, height) and the EXIF orientation of its stored image; ``size`` is None if the
+    image cannot be read."""
 
     box: Box
     size: tuple[int, int] | None
     place: str
+    orientation: int = 1
 
 
 def check_boxes(subject: Subject, report: Report) -> None:
@@ -48,7 +59,10 @@ def check_boxes(subject: Subject, report: Report) -> None:
         subject.require_inputs(key)
         boxes = list(_sampled(subject, split, key))
         if not boxes:
-            raise NotCheckedError(f"{key} holds no boxes that can be read")
+            regions = getattr(subject.training, "regions", None)
+            if regions is None or not report.add("boxes", findings_in_regions(regions)):
+                raise NotCheckedError(f"{key} has no boxes that can be read")
+            return
         findings = findings_in_boxes(boxes, key)
         report.add("boxes", findings, f"{len(boxes):,} of {key}: x, y, width, height in pixels of their images")
 
@@ -61,15 +75,39 @@ def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
     if not sized:
         return []
     numbers, sizes = np.array([each.box for each in sized]), np.array([each.size for each in sized])
-    if not look_like_corners(numbers, sizes):
-        return []
+    orientations = np.array([each.orientation for each in sized])
     outside = outside_images(numbers, sizes)
-    example = sized[int(outside.argmax())]
-    fact = (
-        f"boxes look like x1, y1, x2, y2: {int(outside.sum()):,} of {len(sized):,} reach out of their image as x, y, width, "
-        f"height, and nearly all fit as corners, as {list(example.box)} in an image of {example.size} at {example.place}"
+    first = sized[int(outside.argmax())]
+    example = f"{list(first.box)} in an image of {first.size} at {first.place}"
+    corners = (outside & fit_as_corners(numbers, sizes)).sum() / max(1, outside.sum())
+    turned = share_on_turned_view(numbers, sizes, orientations)
+    findings = _orientation_findings(sized, outside, turned if turned > max(0.5, corners) else 0.0, example, key)
+    if look_like_corners(numbers, sizes) and corners > turned:
+        fact = (
+            f"boxes look like x1, y1, x2, y2: {int(outside.sum()):,} of {len(sized):,} reach out of their image as x, y, width, "
+            f"height, and nearly all fit as corners, as {example}"
+        )
+        findings.append(Finding("warning", key, fact, CORNERS))
+    return findings
+
+
+def _orientation_findings(
+    boxes: list[RawBox], outside: np.ndarray, turned: float, example: str, key: str
+) -> list[Finding]:
+    """The finding for images with an EXIF orientation; ``turned``: the share of the boxes ``outside`` the stored images that lie
+    inside the turned ones, or 0 if this does not explain them."""
+    images = {each.place: each.orientation for each in boxes}
+    count = sum(orientation > 1 for orientation in images.values())
+    if not count:
+        return []
+    fact = f"{count:,} of {len(images):,} images with boxes have an EXIF orientation; boxes refer to the stored pixels"
+    if not turned:
+        return [Finding("warning", key, fact, STORED)]
+    fact += (
+        f", but {turned:.0%} of the {int(outside.sum()):,} boxes that reach out of the stored image lie in the turned one, as "
+        f"{example}"
     )
-    return [Finding("warning", key, fact, CORNERS)]
+    return [Finding("warning", key, fact, TURNED)]
 
 
 def _sampled(subject: Subject, split: Any, key: str) -> Iterator[RawBox]:
@@ -81,7 +119,8 @@ def _sampled(subject: Subject, split: Any, key: str) -> Iterator[RawBox]:
     elif subject.training is not None:
         items = subject.training.items
         for index in _chosen(len(items), rng):
-            yield RawBox(items[index].box, items[index].size, items[index].place)
+            size, orientation = _stored(items[index].image)
+            yield RawBox(items[index].box, size, items[index].place, orientation)
 
 
 def _chosen(count: int, rng: np.random.Generator) -> list[int]:
@@ -93,30 +132,35 @@ def _of_rows(path: str, images: str | None, key: str, rng: np.random.Generator) 
     files, keys = ImageFiles(images_folder(images, path)), ImageKeys(image_is="path")
     for index in _chosen(len(rows), rng):
         raw = RawRecord(rows[index].values, rows[index].place, files.folder)
-        yield from _boxes_of(partial(parse_region_record, raw, keys, ""), lambda record: files.size(record.image))
+        yield from _boxes_of(partial(parse_region_record, raw, keys, ""))
 
 
 def _of_shards(subject: Subject, stream: Any, rng: np.random.Generator) -> Iterator[RawBox]:
     data, keys = subject.config.data, stream.keys()
     shards = Shards(stream.paths, key="data.regions.files", index_folder=data.cache_index, remote=data.remote)
 
-    def size(record: RegionRecord) -> tuple[int, int]:
-        shape = EncodedImage(record.image.load(), data.max_pixels, record.place, for_boxes(data.pixels)).shape
-        return shape[2], shape[1]
-
     for index in _chosen(len(shards), rng):
         read = partial(shards.read, index)
-        yield from _boxes_of(lambda read=read: parse_region_record(read(), keys, stream.caption_key), size)  # type: ignore[misc]
+        yield from _boxes_of(lambda read=read: parse_region_record(read(), keys, stream.caption_key))  # type: ignore[misc]
 
 
-def _boxes_of(read: Callable[[], RegionRecord], size: Callable[[RegionRecord], tuple[int, int]]) -> Iterator[RawBox]:
-    """The boxes of a record; none of one that cannot be read, and no size of an image that cannot: the sample counts these."""
+def _boxes_of(read: Callable[[], RegionRecord]) -> Iterator[RawBox]:
+    """The boxes of a record; none if the record cannot be read, and without sizes if the image cannot: the sample counts both."""
     try:
         record = read()
     except Exception:
         return
+    size, orientation = _stored(record.image)
+    yield from (RawBox(element.box, size, record.place, orientation) for element in record.elements)
+
+
+def _stored(image: ImageSource) -> tuple[tuple[int, int] | None, int]:
+    """The (width, height) of the stored pixels and the EXIF orientation, from the header; (None, 1) if it cannot be read."""
     try:
-        known = size(record)
-    except Exception:
-        known = None
-    yield from (RawBox(element.box, known, record.place) for element in record.elements)
+        file = open_regular(image.path) if image.path is not None else io.BytesIO(image.load())
+        with file, Image.open(file, formats=FORMATS) as header:
+            # Pillow itself turns TIFF files when it decodes them.
+            exif = b"" if header.format == "TIFF" else header.info.get("exif") or b""
+            return header.size, exif_orientation(exif)
+    except Exception:  # Pillow's readers raise many kinds on malformed bytes
+        return None, 1

@@ -10,10 +10,11 @@ from typing import Any
 from engine.chunks import check_chunks
 from tasks.checks import (
     findings_in_answers,
-    many_epochs,
+    length_of_run,
     records_per_micro_batch,
     small_data,
 )
+from tasks.finetune import FineTuneTask
 from tasks.pretrain import PretrainConfig
 from tasks.pretrain_evaluation import check_files as check_held_out_files
 from tasks.video_qa import VideoQAConfig
@@ -21,6 +22,8 @@ from tasks.vqa import VQAConfig
 from tools.doctor.boxes import check_boxes
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.held_out import check_images, check_records
+from tools.doctor.image_blind import check_image_blind
+from tools.doctor.record_keys import check_record_keys
 from tools.doctor.sample import check_sample, check_unknown
 from tools.doctor.shared import check_shared
 from tools.doctor.subject import Subject
@@ -37,10 +40,12 @@ def check_data(subject: Subject, report: Report) -> None:
     _check_held_out(subject, report)
     with report.check("batch"):
         _check_sizes(subject, report)
+    check_record_keys(subject, report)
     check_boxes(subject, report)
     check_sample(subject, report)
     check_unknown(subject, report)
     _check_answers(subject, report)
+    check_image_blind(subject, report)
     check_shared(subject, report)
 
 
@@ -100,9 +105,10 @@ def _check_sizes(subject: Subject, report: Report) -> None:
     records = next(iter(training.stream_sizes.values()))
     per_step = config.data.records_per_batch * accumulation * subject.gpus
     train = config.train
-    epochs = train.epochs if train.steps is None else train.steps * per_step / records
-    if finding := many_epochs(epochs):
+    steps = train.steps or train.steps_of(records, per_step)
+    if finding := length_of_run(steps, per_step, records, fine_tunes=issubclass(subject.task, FineTuneTask)):
         findings.append(finding)
+    epochs = train.epochs or steps * per_step / records
     on = "1 process" if subject.gpus == 1 else f"{subject.gpus} processes"
     report.add("batch", findings, f"{per_step:,} records a step on {on}; {epochs:.3g} passes over {records:,} records")
 

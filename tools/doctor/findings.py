@@ -18,7 +18,7 @@ class NotCheckedError(Exception):
 
 
 class Report:
-    """Writes the lines of a report and keeps its findings.
+    """Writes the lines of a report and keeps its findings. Findings that differ only in their place are kept as one.
 
     Args:
         write: writes a text; it is called as soon as a line is complete.
@@ -27,6 +27,7 @@ class Report:
     def __init__(self, write: Callable[[str], object]):
         self._write = write
         self.findings: list[Finding] = []
+        self._places: list[list[str]] = []
         self.not_checked = 0
 
     def section(self, name: str) -> None:
@@ -45,8 +46,9 @@ class Report:
     def add(self, check: str, findings: Sequence[Finding], otherwise: str | None = None) -> bool:
         """The findings of a check, or if there are none, the line ``otherwise``; returns whether there are any."""
         for finding in findings:
-            self.findings.append(finding)
-            self._line(finding.level, check, f"[{len(self.findings)}] {finding.place}: {finding.fact}")
+            number, known = self._number(finding)
+            fact = "the same" if known else finding.fact
+            self._line(finding.level, check, f"[{number}] {finding.place}: {fact}")
         if not findings and otherwise is not None:
             self.ok(check, otherwise)
         return bool(findings)
@@ -71,7 +73,7 @@ class Report:
         if self.findings:
             self._write("\nfindings\n")
         for number, finding in enumerate(self.findings, start=1):
-            self._write(f"{number:3}. {finding.level}: {finding.place}\n")
+            self._write(f"{number:3}. {finding.level}: {', '.join(self._places[number - 1])}\n")
             for name, text in (("fact", finding.fact), ("remedy", finding.remedy)):
                 wrapped = textwrap.fill(text, WIDTH - 13, break_long_words=False, break_on_hyphens=False)
                 self._write(f"     {name + ':':7} {wrapped.replace(chr(10), chr(10) + ' ' * 13)}\n")
@@ -80,6 +82,16 @@ class Report:
         counts = f"{refused} refused, {warnings} {'warning' if warnings == 1 else 'warnings'}, {self.not_checked} not checked"
         self._write(f"\n{counts} ({seconds:.0f} s)\n")
         return 1 if refused else 0
+
+    def _number(self, finding: Finding) -> tuple[int, bool]:
+        """The number of a finding, and whether an equal one was reported before, perhaps for another place."""
+        for number, (other, places) in enumerate(zip(self.findings, self._places, strict=True), start=1):
+            if (other.level, other.fact, other.remedy) == (finding.level, finding.fact, finding.remedy):
+                places += [] if finding.place in places else [finding.place]
+                return number, True
+        self.findings.append(finding)
+        self._places.append([finding.place])
+        return len(self.findings), False
 
     def _line(self, level: str, check: str, text: str) -> None:
         head = f"  {level:8} {check:16} "

@@ -30,6 +30,7 @@ from utils.flags import positive_real, within
 OUT = Path("data/pretrain")
 
 CONVERTERS = {
+    "own": "your own CSV, JSON or COCO file to records",
     "multi30k": "Multi30K, captions in four languages",
     "multilingual_coco": "COCO in English, Japanese and Chinese",
     "wit": "IGLUE's WIT",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.reading import read_files
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
+from dataset.prepare.stored_size import fit_to_stored
 from utils.errors import UserError
 
 SPLITS_2014, SPLITS_2017 = ("train2014", "val2014"), ("train2017", "val2017")
@@ -59,7 +61,7 @@ def open_objects(request: Request) -> Opened:
     """Region records, one for each image: its objects, and its captions as those of the whole image."""
     captions = _caption_files(request.raw)
     instances = {split: request.raw.need(f"instances_{split}.json")[0] for split in captions}
-    return _opened(request, captions, instances, _object_records)
+    return _opened(request, captions, instances, partial(fit_to_stored, request.folder, _object_records))
 
 
 def open_validation(request: Request) -> Opened:
@@ -269,7 +271,14 @@ def _object_records(items: list[tuple[str, int, _Image]], counts: Counts) -> Ite
             continue
         counts.made["images"] += 1
         counts.made["objects"] += len(elements)
-        yield {"image": path, **({"caption": texts} if texts else {}), "elems": elements, "coco_id": number}
+        size = image.width, image.height
+        yield {
+            "image": path,
+            **({"caption": texts} if texts else {}),
+            "size": size,
+            "elems": elements,
+            "coco_id": number,
+        }
 
 
 COCO = DataSet(

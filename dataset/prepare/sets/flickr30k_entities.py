@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,6 +19,7 @@ from dataset.prepare.counts import Counts
 from dataset.prepare.image_finder import ImageFinder, ImageNames, SetFiles
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
+from dataset.prepare.stored_size import fit_to_stored
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
 from utils.errors import UserError
@@ -89,7 +91,7 @@ def open_entities(request: Request) -> Opened:
 
     def work(_: Path) -> Work:
         numbers = _training_ids(listed)
-        return Work(_records, _jobs(numbers, files, finder), len(numbers))
+        return Work(partial(fit_to_stored, request.folder, _records), _jobs(numbers, files, finder), len(numbers))
 
     return Opened([listed, *([packed] if packed is not None else [])], work, finder)
 
@@ -122,7 +124,7 @@ def _jobs(numbers: list[int], files: _Files, finder: ImageFinder) -> Iterator[Jo
 def _records(items: list[_Annotated], counts: Counts) -> Iterator[dict[str, Any]]:
     for item in items:
         try:
-            boxes = _boxes(item.boxes, f"{item.place}.xml", counts)
+            size, boxes = _boxes(item.boxes, f"{item.place}.xml", counts)
         except BrokenRecordError as error:
             counts.leave_out(error.kind, error.place, error.message)
             continue
@@ -143,7 +145,8 @@ def _records(items: list[_Annotated], counts: Counts) -> Iterator[dict[str, Any]
         counts.made["images"] += 1
         counts.made["boxes"] += len(elements)
         texts = cleaned_texts(captions, counts, f"{item.place}.txt")
-        yield {"image": item.path, **({"caption": texts} if texts else {}), "elems": elements, "flickr_id": item.number}
+        caption = {"caption": texts} if texts else {}
+        yield {"image": item.path, **caption, "size": size, "elems": elements, "flickr_id": item.number}
 
 
 def _parsed_sentences(content: bytes) -> tuple[list[str], dict[str, list[str]]]:
@@ -158,8 +161,8 @@ def _parsed_sentences(content: bytes) -> tuple[list[str], dict[str, list[str]]]:
     return captions, phrases
 
 
-def _boxes(content: bytes, place: str, counts: Counts) -> dict[str, Box]:
-    """The box of each chain, in pixels: around all of its boxes.
+def _boxes(content: bytes, place: str, counts: Counts) -> tuple[tuple[int, int], dict[str, Box]]:
+    """Width and height of the image, and the box of each chain, in pixels: around all of its boxes.
 
     Raises:
         BrokenRecordError: "bad xml", or a size is missing.
@@ -192,7 +195,7 @@ def _boxes(content: bytes, place: str, counts: Counts) -> dict[str, Box]:
         box = placed_box((left, top, right - left, bottom - top), width, height, counts, f"{place}: chain {chain}")
         if box is not None:
             found[chain] = box
-    return found
+    return (width, height), found
 
 
 ENTITIES = DataSet(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dataset.image_ids import id_number
@@ -16,6 +17,7 @@ from dataset.prepare.json_pieces import Piece, json_pieces
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
 from dataset.prepare.sets.visual_genome import BATCH, IMAGES, attribute_key, described_box, read_image_data, vg_names
+from dataset.prepare.stored_size import fit_to_stored
 from utils.errors import UserError
 
 GRAPHS = 74_942
@@ -36,7 +38,8 @@ def open_graphs(request: Request) -> Opened:
     """Region records, one for each image of the training split."""
     graphs, listed = request.raw.need("train_sceneGraphs.json", "image_data.json")
     finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.verified)
-    return Opened([graphs, listed], lambda _: Work(_records, _jobs(graphs, listed, finder), GRAPHS), finder)
+    convert = partial(fit_to_stored, request.folder, _records)
+    return Opened([graphs, listed], lambda _: Work(convert, _jobs(graphs, listed, finder), GRAPHS), finder)
 
 
 def _jobs(graphs: RawFile, listed: RawFile, finder: ImageFinder) -> Iterator[Job]:
@@ -80,7 +83,7 @@ def _records(items: list[_Graph], counts: Counts) -> Iterator[dict[str, Any]]:
             continue
         counts.made["images"] += 1
         counts.made["objects"] += len(elements)
-        yield {"image": graph.path, "elems": elements, "vg_id": graph.number}
+        yield {"image": graph.path, "size": (width, height), "elems": elements, "vg_id": graph.number}
 
 
 GQA = DataSet(

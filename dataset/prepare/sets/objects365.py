@@ -20,6 +20,7 @@ from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.reading import read_files
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
+from dataset.prepare.stored_size import fit_to_stored
 from utils.errors import UserError
 
 FILES = ("zhiyuan_objv2_train.json", "objects365_train.json")
@@ -49,7 +50,8 @@ def open_objects(request: Request) -> Opened:
         folder = tempfile.TemporaryDirectory(prefix="pieces-", dir=scratch)
         store = Path(folder.name, "store")
         [(names, total, counts)] = read_files(partial(_fill, store), {"objects": file}, request.workers)
-        return Work(partial(_records, names), _jobs(folder, store, finder, counts), total)
+        convert = partial(fit_to_stored, request.folder, partial(_records, names))
+        return Work(convert, _jobs(folder, store, finder, counts), total)
 
     return Opened([file], work, finder)
 
@@ -147,7 +149,7 @@ def _records(names: Mapping[int, str], items: list[_Image], counts: Counts) -> I
             continue
         counts.made["images"] += 1
         counts.made["objects"] += len(elements)
-        yield {"image": image.path, "elems": elements}
+        yield {"image": image.path, "size": (width, height), "elems": elements}
 
 
 OBJECTS365 = DataSet(

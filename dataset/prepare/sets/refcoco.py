@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
 from dataset.prepare.sets.coco import IMAGES, coco_jobs
+from dataset.prepare.stored_size import fit_to_stored
 from dataset.records.schema import Box
 from utils.errors import UserError
 
@@ -55,7 +57,7 @@ def open_references(request: Request) -> Opened:
         images: dict[int, _Image] = {}
         for references, instances in pairs.values():
             _read(references, instances, images, counts)
-        return Work(_records, coco_jobs(images, finder, counts), len(images))
+        return Work(partial(fit_to_stored, request.folder, _records), coco_jobs(images, finder, counts), len(images))
 
     return Opened([file for pair in pairs.values() for file in pair], work, finder)
 
@@ -113,7 +115,7 @@ def _records(items: list[tuple[str, int, _Image]], counts: Counts) -> Iterator[d
         counts.made["images"] += 1
         counts.made["boxes"] += len(elements)
         counts.made["phrases"] += sum(len(element["caption"]) for element in elements)
-        yield {"image": path, "elems": elements, "coco_id": number}
+        yield {"image": path, "size": image.size, "elems": elements, "coco_id": number}
 
 
 REFCOCO = DataSet(

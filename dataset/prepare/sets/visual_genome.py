@@ -22,6 +22,7 @@ from dataset.prepare.piece_store import PieceStore
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.reading import read_files
 from dataset.prepare.sets.base import DataSet, Opened, Product, Request
+from dataset.prepare.stored_size import fit_to_stored
 from utils.errors import UserError
 
 IMAGES = SetFiles("vg", re.compile(r"\d{1,7}\.jpg"))
@@ -58,7 +59,7 @@ def open_captions(request: Request) -> Opened:
 def open_regions(request: Request) -> Opened:
     """Region records, one for each image: its objects with their attributes, and its described regions."""
     names = {"objects": "objects.json", "attributes": "attributes.json", "regions": "region_descriptions.json"}
-    return _opened(request, names, _region_records)
+    return _opened(request, names, partial(fit_to_stored, request.folder, _region_records))
 
 
 def _opened(request: Request, names: Mapping[str, str], convert: Any) -> Opened:
@@ -171,7 +172,7 @@ def _region_records(items: list[ImageTexts], counts: Counts) -> Iterator[dict[st
         counts.made["images"] += 1
         for element in elements:
             counts.made["regions" if element["grain"] == "region" else "objects"] += 1
-        yield {"image": image.path, "elems": elements, **image.ids}
+        yield {"image": image.path, "size": (image.width, image.height), "elems": elements, **image.ids}
 
 
 def _objects(image: ImageTexts, counts: Counts) -> Iterator[dict[str, Any]]:

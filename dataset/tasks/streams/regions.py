@@ -23,8 +23,8 @@ from dataset.text.processors import TextExample, TextProcessor, clean_caption, m
 from utils.batch import BrokenRecord, RegionBatch
 from utils.image_size import ImageSize, grid_of, sides_of
 
-FIRST_RECORDS = 20
-"""Records whose boxes are looked at when a run starts."""
+FIRST_RECORDS, MOST_RECORDS = 20, 300
+"""Records whose boxes are checked when a run starts, and the maximum number that are read to find a single box."""
 
 
 class RegionStreamConfig(ImageRecordsConfig):
@@ -80,15 +80,25 @@ class RegionStream:
         augment = config.augment
         self.rand_augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
 
-    def first_boxes(self) -> list[tuple[Box, str]]:
-        """The boxes of the first :data:`FIRST_RECORDS` records, as they stand there, each with its place; none of a record that
-        cannot be read."""
-        shards, found = self.source.shards, []
-        for number in range(min(FIRST_RECORDS, len(shards))):
+    def first_boxes(self) -> tuple[list[tuple[Box, str]], list[RegionRecord]]:
+        """Reads the first :data:`FIRST_RECORDS` records, and if they have no box, records from all over the data until one has.
+
+        Returns:
+            The boxes as they are in the records, each with its location; and the records that could be read.
+        """
+        shards = self.source.shards
+        indices = [*range(min(FIRST_RECORDS, len(shards)))]
+        later = np.linspace(FIRST_RECORDS, len(shards) - 1, MOST_RECORDS - FIRST_RECORDS).round().astype(int)
+        boxes: list[tuple[Box, str]] = []
+        records: list[RegionRecord] = []
+        for index in [*indices, *(np.unique(later).tolist() if len(shards) > FIRST_RECORDS else [])]:
+            if boxes and index >= FIRST_RECORDS:
+                break
             with suppress(Exception):  # it is counted when training reads it
-                record = parse_region_record(shards.read(number), self.keys, self.config.caption_key)
-                found += [(element.box, record.place) for element in record.elements]
-        return found
+                record = parse_region_record(shards.read(index), self.keys, self.config.caption_key)
+                records.append(record)
+                boxes += [(element.box, record.place) for element in record.elements]
+        return boxes, records
 
     def batch(self, number: int, account: Account) -> RegionBatch:
         example = partial(self._example, account=account)

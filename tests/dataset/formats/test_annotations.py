@@ -319,13 +319,27 @@ def test_the_remedy_fits_what_is_wrong():
     def box(row: Row) -> int:
         raise BrokenRecordError("box outside image", row.place, "leaves the image")
 
-    with pytest.raises(UserError, match=r"boxes are x, y, width, height in pixels: are these x1, y1, x2, y2"):
+    with pytest.raises(UserError, match=r"boxes are x, y, width, height in pixels of the stored image; .*doctor"):
         parse_rows(outside, box, KEY, 0.01)
     with pytest.raises(UserError, match=r"is it the right file, and the right format\?$"):
         parse_rows(outside, lambda row: row.get("caption", str), KEY, 0.01)
     mixed = [row(n) for n in range(10)]
     with pytest.raises(UserError, match=r"mend or remove them, or raise data\.max_broken$"):
         parse_rows(mixed, number_below_7, KEY, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("image,caption\na.png,a dog\n", r"a CSV file with the columns image, caption"),
+        ("image\tcaption\na.png\ta dog\n", r"a CSV file with the columns image, caption"),
+        ('{"images": [{"id": 1}], "annotations": [{"image_id": 1}]}', "COCO's own file"),
+    ],
+)
+def test_a_file_in_another_form_is_named_with_the_command_that_converts_it(write, content, what):
+    path = write(content)
+    with pytest.raises(UserError, match=rf"{what}, not records; convert it: python run.py prepare own {path} --out "):
+        read_records(path, KEY)
 
 
 def test_an_official_file_names_its_format_where_the_task_reads_it(write):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dataset.prepare import building
+from dataset.prepare.stored_size import same_shape
 from tests.dataset.prepare import official
-from tests.dataset.prepare.official import counted, prepared, records, write
+from tests.dataset.prepare.official import counted, image, prepared, records, write
 from tests.dataset.prepare.refusals import left, one_line, pack_entities
 
 COCO_TEST, COCO_VAL = "held out by COCO (Karpathy) test", "held out by COCO (Karpathy) val"
@@ -112,6 +113,37 @@ def test_visual_genome(raw, out):
     captions = [(record["image"].rpartition("/")[2], record["caption"]) for record in records(out / "vg")]
     assert captions == [(f"{n}.jpg", text) for n in (1, 4) for text in ("the clock is green", "a wall")]
     assert counted(out / "vg")["made"] == {"images": 2, "captions": 4, "records": 4}
+
+
+def test_boxes_follow_an_image_that_is_stored_at_another_size(raw, out):
+    """Annotated as 64 x 48: image 1 is stored at half the size, and image 4 in another shape."""
+    image(raw / "vg/VG_100K/1.jpg", size=(32, 24))
+    image(raw / "vg/VG_100K_2/4.jpg", size=(48, 64))
+    told = prepared("visual_genome", raw, out)
+    (record,) = records(out / "vg_regions")
+    whole = vg_record(1, vg_id=1)
+    for found, annotated in zip(record.pop("elems"), whole.pop("elems"), strict=True):
+        assert found == {**annotated, "bb": [value / 2 for value in annotated["bb"]]}
+    assert record == whole
+    counts = counted(out / "vg_regions")
+    assert counts["made"] == {"images": 1, "objects": 2, "regions": 2, "records": 1}
+    assert counts["mended"]["box scaled to the stored image"] == 4
+    assert counts["left_out"]["image of another size"] == 1
+    assert "48 x 64 pixels, annotated as 64 x 48" in told
+
+
+@pytest.mark.parametrize(
+    ("annotated", "stored", "same"),
+    [
+        ((500, 375), (1024, 768), True),
+        ((333, 500), (1000, 1501), True),
+        ((800, 600), (500, 376), True),
+        ((500, 375), (375, 500), False),
+        ((500, 375), (512, 512), False),
+    ],
+)
+def test_sizes_of_one_shape_differ_by_the_rounding_of_a_side(annotated, stored, same):
+    assert same_shape(annotated, stored) is same
 
 
 def test_an_image_has_captions_of_its_eight_largest_regions(raw, out):

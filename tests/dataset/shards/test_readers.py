@@ -84,9 +84,14 @@ def test_files_folders_and_patterns_are_found_in_order(tmp_path, write_lines):
         (["folder"], r"^data.images.files: the folder .* holds no \*.jsonl"),
         (["a.jsonl", "a.jsonl"], r"^data.images.files: .*a.jsonl is named twice"),
         (["_SUCCESS"], r"^data.images.files: .*_SUCCESS holds no shards besides _SUCCESS"),
-        (["c.csv"], r"^data.images.files: .*c.csv is neither \*.jsonl"),
+        (["c.csv"], r"^data.images.files: .*c.csv is a CSV file, not records; convert it: .*prepare own"),
         (["empty.jsonl"], r"^data.images.files: .*empty.jsonl holds no records"),
-        (["array.json"], r"^data.images.files: .*array.json is one JSON array"),
+        (["array.json"], r"^data.images.files: .*array.json is one JSON array.*; convert it: .*prepare own"),
+        (
+            ["coco.json"],
+            r"^data.images.files: .*coco.json is a JSON object of lists, as COCO's.*; convert it: .*prepare own",
+        ),
+        (["table.jsonl"], r"^data.images.files: .*table.jsonl is a CSV file with the columns image, caption"),
         (["x.tar.gz"], r"^data.images.files: .*x.tar.gz is a compressed tar"),
         (["zipped.tar"], r"^data.images.files: .*zipped.tar is compressed"),
         (["torn.tar"], r"^data.images.files: .*torn.tar is not a whole tar file"),
@@ -101,6 +106,8 @@ def test_what_cannot_be_read_is_one_line_before_training(tmp_path, entries, mess
         "c.csv": "x",
         "empty.jsonl": "\n \n",
         "array.json": " [{}]",
+        "coco.json": '{"info": {"year": 2014}, "images": [{"id": 1}], "annotations": [{"id": 2, "image_id": 1}]}',
+        "table.jsonl": "image,caption\na.png,a dog\n",
     }.items():
         (tmp_path / name).write_text(text)
     write_tar(tmp_path / "x.tar.gz", [("a.txt", b"x")], "w:gz")
@@ -120,6 +127,11 @@ def test_bad_lines_are_broken_records_with_their_place(write_lines):
     with pytest.raises(BrokenRecordError, match=r"a.jsonl:2: wrong type: the line is not a JSON object"):
         shards.read(1)
     assert shards.read(2).values == {"a": 1}
+
+
+def test_a_first_line_that_is_no_json_is_one_broken_record(write_lines):
+    shards = Shards([write_lines("a.jsonl", ["one, two", '{"a": 1}'])])
+    assert len(shards) == 2 and shards.read(1).values == {"a": 1}
 
 
 def test_the_index_is_made_once_and_again_where_the_file_has_changed_which_is_told(write_lines, monkeypatch, caplog):

@@ -1,0 +1,314 @@
+"""``python run.py prepare own FILE --out FILE.jsonl``: records from your own CSV file, JSON array, JSON lines or COCO file.
+
+The names of the columns decide which records are written (docs/own_data.md):
+
+  question   questions:  image, question; answer, answer_type, question_id if there are any
+  sentence   statements: image, sentence, label; image2 for the right image of a pair
+  boxes      regions:    image, caption, and a row for each box: x1, y1, x2, y2 (corners), or x, y, width, height
+  caption    captions:   image, caption; image_id if there is one
+
+JSON objects have the same keys, or the keys of records (elems, bb, images, lists of captions and answers). COCO's caption and
+instance files are converted, too. Give --rename OLD=NEW if your columns have other names.
+
+Every image must exist, and every box must lie in its image. Rows and boxes that cannot be used are written with their reason to
+<name of --out>_broken.jsonl. Exit status: 0, 1 if anything was broken, 2 if nothing was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.files import RECORD_BYTES
+from dataset.formats.annotations import ImageFiles, Row, listed_rows, read_rows, read_text, texts_of
+from dataset.prepare.folders import LineParser, tally, write_records
+from dataset.records.box_form import are_relative, look_like_corners
+from dataset.records.broken import BrokenRecordError
+from dataset.records.forms import delimiter_of, foreign_form
+from dataset.records.schema import Box, box_in, place_box
+from dataset.tasks.nlvr import LABELS
+from dataset.tasks.questions import question_of
+from utils.errors import UserError, one_line_errors
+from utils.files import parse_json, replacing
+
+CORNERS, XYWH = ("x1", "y1", "x2", "y2"), ("x", "y", "width", "height")
+KEYS = {"image", "image2", "images", "image_id", "caption", "elems", "bb", "attributes", "grain", "sentence", "label"}
+KEYS |= {"question", "answer", "answer_type", "question_id"}
+LABELLED = {label for classes in LABELS.values() for label in classes}
+Rows = Iterable[Row | BrokenRecordError]
+
+
+def read_any(path: Path) -> tuple[str, Rows]:
+    """The form of a file, "CSV", "COCO" or "JSON", and its rows.
+
+    Raises:
+        UserError: it cannot be read, is too large, is empty, or has another form.
+    """
+    name = str(path)
+    if path.is_file() and path.stat().st_size > RECORD_BYTES:
+        raise UserError(f"{path} has more than {RECORD_BYTES:,} bytes (dataset/files.py); split it")
+    text = read_text(name, "prepare own")
+    if path.suffix in (".csv", ".tsv") or (foreign_form(text[:100_000], arrays=True) is not None):
+        return "CSV", _csv_rows(text, name)
+    if text.lstrip().startswith("{"):
+        try:
+            content = parse_json(text)
+        except ValueError:  # more than one line
+            content = {}
+        if isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list):
+            return "COCO", _coco_rows(content, name)
+    return "JSON", read_rows(name, "prepare own")
+
+
+def _csv_rows(text: str, name: str) -> Rows:
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter_of(header), skipinitialspace=True)
+    columns = [column.strip() for column in reader.fieldnames or ()]
+    if len(columns) < 2 or len(set(columns)) < len(columns):
+        raise UserError(
+            f"{name}:1: the header names {', '.join(columns) or 'no column'}; it should name each column once"
+        )
+    reader.fieldnames = columns
+    try:
+        for values in reader:
+            place = f"{name}:{reader.line_num}"
+            if None in values or None in values.values():
+                yield BrokenRecordError("wrong columns", place, f"not {len(columns)} values, as the header has")
+            else:
+                yield Row({key: value for key, value in values.items() if value.strip()}, place)
+    except csv.Error as error:
+        raise UserError(f"{name}:{reader.line_num}: not CSV: {error}") from None
+
+
+def _coco_rows(content: dict[str, Any], name: str) -> Rows:
+    """A row for each annotation, with the image's file and the category's name as caption."""
+
+    def by_id(key: str) -> dict[Any, dict[str, Any]]:
+        listed = listed_rows(content, key, name, "prepare own", "COCO's file") if key in content else []
+        return {row.values.get("id"): row.values for row in listed if isinstance(row, Row)}
+
+    images, categories = by_id("images"), by_id("categories")
+    for row in listed_rows(content, "annotations", name, "prepare own", "COCO's file"):
+        values = row.values if isinstance(row, Row) else {}
+        image, number = images.get(values.get("image_id"), {}), values.get("category_id")
+        caption = values.get("caption", categories.get(number, {}).get("name") if "bbox" in values else None)
+        if isinstance(row, BrokenRecordError):
+            yield row
+        elif values.get("iscrowd"):
+            yield BrokenRecordError("crowd", row.place, "the box is around a crowd of objects, not one")
+        elif image.get("file_name") is None or caption is None:
+            yield BrokenRecordError(
+                "missing key", row.place, "no image, or neither a caption nor a box with a category"
+            )
+        else:
+            box = {"bb": values["bbox"]} if "bbox" in values else {"image_id": values["image_id"]}
+            yield Row({"image": image["file_name"], "caption": caption, **box}, row.place)
+
+
+class Converter:
+    """Makes records of rows.
+
+    Args:
+        rows: of one file, under the names that this module knows.
+        images: the images of the records.
+        out: folder of the file of records, from which the paths in them start.
+        boxes: form of the boxes in ``bb``: "corners" or "xywh"; columns say it by their names.
+    """
+
+    def __init__(self, rows: Sequence[Row | BrokenRecordError], images: ImageFiles, out: Path, boxes: str | None):
+        self.rows, self.images, self.out, self.boxes = rows, images, out, boxes
+        self.broken: list[tuple[BrokenRecordError, dict[str, Any]]] = []
+        self._boxes: list[tuple[float, ...]] = []
+        self._size_of: dict[str, tuple[int, int]] = {}
+        self._sizes: list[tuple[int, int]] = []
+        keys = {key for row in rows if isinstance(row, Row) for key in row.values}
+        self.answered = "answer" in keys
+        self.dropped = sorted(keys - KEYS - {*CORNERS, *XYWH})
+        self._columns = next((columns for columns in (CORNERS, XYWH) if keys.issuperset(columns)), None)
+        if self._columns is not None:
+            named = "corners" if self._columns == CORNERS else "xywh"
+            if boxes not in (None, named):
+                raise UserError(f"--boxes {boxes}: the columns {', '.join(self._columns)} say otherwise; leave it out")
+            self.boxes = named
+        has_boxes = bool({"elems", "bb"} & keys) or self._columns is not None
+        kinds = {"questions": "question" in keys, "statements": "sentence" in keys, "regions": has_boxes}
+        kinds |= {"captions": "caption" in keys}
+        self.kind = next((kind for kind, there in kinds.items() if there), "")
+        if not self.kind:
+            listed = ", ".join(sorted(map(str, keys)))[:200] or "none"
+            raise UserError(
+                f"no column says what the rows are (question, sentence, caption, x1, y1, x2, y2); columns: {listed}; see "
+                "--help, and --rename OLD=NEW"
+            )
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records; unusable rows and boxes go to :attr:`broken`.
+
+        Raises:
+            UserError: all boxes lie within 0 and 1.
+        """
+        made: dict[Any, dict[str, Any]] = {}
+        for index, row in enumerate(self.rows):
+            try:
+                if isinstance(row, BrokenRecordError):
+                    raise row
+                if self.kind == "regions":
+                    self._add_boxes(row, made)
+                else:
+                    made[index] = getattr(self, f"_{self.kind}")(row)
+            except BrokenRecordError as error:
+                self.broken.append((error, row.values if isinstance(row, Row) else {}))
+        boxes = np.array(self._boxes)
+        if are_relative(boxes):
+            raise UserError(
+                f"all {len(boxes):,} boxes lie within 0 and 1; multiply x and width by the image's width, y and height by its "
+                "height"
+            )
+        if self.boxes != "corners" and look_like_corners(boxes, np.array(self._sizes)):
+            raise UserError(
+                f"boxes look like x1, y1, x2, y2, as {list(boxes[0])}; give --boxes corners, or name their columns "
+                f"{', '.join(CORNERS)}"
+            )
+        return list(made.values())
+
+    def _image(self, row: Row, key: str = "image") -> str:
+        source = self.images.find(row.get(key, str), row.place)
+        return os.path.relpath(os.path.abspath(source.path or ""), os.path.abspath(self.out))
+
+    def _captions(self, row: Row) -> dict[str, Any]:
+        texts_of(row, "caption")
+        return {"image": self._image(row), "caption": row.values["caption"], **_kept(row, "image_id")}
+
+    def _questions(self, row: Row) -> dict[str, Any]:
+        question_of(row, self.images.find(row.get("image", str), row.place), answered=self.answered)
+        return {"image": self._image(row), **_kept(row, "question", "answer", "answer_type", "question_id")}
+
+    def _statements(self, row: Row) -> dict[str, Any]:
+        texts_of(row, "sentence")
+        if str(row.get("label", object)).lower() not in LABELLED:
+            raise BrokenRecordError(
+                "wrong type", row.place, f"label is {row.values['label']!r:.40}; known: {sorted(LABELLED)}"
+            )
+        names = row.values.get("images") or [row.values[key] for key in ("image", "image2") if key in row.values]
+        if not isinstance(names, list) or len(names) not in (1, 2):
+            raise BrokenRecordError("wrong type", row.place, f"{names!r:.80} are not one or two images")
+        images = [self._image(Row({"image": name}, row.place)) for name in names]
+        return {"images": images, **_kept(row, "sentence", "label")}
+
+    def _add_boxes(self, row: Row, made: dict[Any, dict[str, Any]]) -> None:
+        """Add the boxes of a row to the record of its image."""
+        source = self.images.find(row.get("image", str), row.place)
+        image = self._image(row)
+        size = self._size_of.setdefault(image, self._size_of.get(image) or self.images.size(source))
+        nested = "elems" in row.values
+        for element in row.get("elems", list) if nested else [row.values]:
+            try:
+                if not isinstance(element, dict):
+                    raise BrokenRecordError("wrong type", row.place, f"elems holds {element!r:.40}, not an object")
+                own = Row(element, row.place)
+                texts_of(own, "caption")
+                box = place_box(self._box(own, size), *size, row.place, "the box")
+            except BrokenRecordError as error:
+                self.broken.append((error, element if isinstance(element, dict) else row.values))
+                continue
+            record = made.setdefault(image, {"image": image, **(_kept(row, "caption") if nested else {}), "elems": []})
+            record["elems"].append({"bb": list(box), **_kept(own, "caption", "attributes", "grain")})
+
+    def _box(self, row: Row, size: tuple[int, int]) -> Box:
+        """The box as x, y, width, height, in an image of ``size``."""
+        try:
+            value = [float(row.values[name]) for name in self._columns] if self._columns else row.get("bb", object)
+            value = parse_json(value) if isinstance(value, str) else value
+        except (KeyError, TypeError, ValueError):
+            raise BrokenRecordError("wrong type", row.place, "the box is not four numbers") from None
+        x, y, w, h = box_in(value, "bb", row.place)
+        self._boxes.append((x, y, w, h))
+        self._sizes.append(size)
+        return (x, y, w - x, h - y) if self.boxes == "corners" else (x, y, w, h)
+
+
+def _kept(row: Row, *keys: str) -> dict[str, Any]:
+    return {key: row.values[key] for key in keys if row.values.get(key) is not None}
+
+
+def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments after ``run.py prepare own``."""
+    parser = LineParser(
+        prog="run.py prepare own", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="CSV file with a header, JSON array, JSON lines, or COCO's JSON file")
+    add("--out", type=Path, required=True, metavar="FILE", help="file of records to write, *.jsonl")
+    add(
+        "--images", type=Path, metavar="FOLDER", help="folder that image paths start from (default: the folder of FILE)"
+    )
+    add(
+        "--boxes",
+        choices=("corners", "xywh"),
+        help="form of boxes in bb or bbox: x1, y1, x2, y2, or x, y, width, height",
+    )
+    add("--rename", action="append", default=[], metavar="OLD=NEW", help="read the column OLD as NEW; may be repeated")
+    add("--overwrite", action="store_true", help="replace what is there")
+    return parser.parse_args(argv)
+
+
+def _renamed(rows: Rows, names: dict[str, str]) -> Iterator[Row | BrokenRecordError]:
+    for row in rows:
+        yield Row({names.get(k, k): v for k, v in row.values.items()}, row.place) if isinstance(row, Row) else row
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> int:
+    """Write the records and the broken ones, and print the counts; returns the exit status."""
+    flags = arguments_of(argv)
+    broken_file = flags.out.with_name(f"{flags.out.stem}_broken.jsonl")
+    if flags.out.suffix != ".jsonl" or not flags.out.parent.is_dir():
+        raise UserError(f"--out {flags.out}: give a file *.jsonl in a folder that exists")
+    if flags.out.exists() and (not flags.overwrite or flags.out.samefile(flags.file)):
+        raise UserError(
+            f"--out {flags.out} is there already; give another name, or --overwrite for what is not FILE itself"
+        )
+    if wrong := [each for each in flags.rename if not all(each.partition("=")[::2])]:
+        raise UserError(f"--rename {wrong[0]}: give OLD=NEW")
+    form, read = read_any(flags.file)
+    rows = list(_renamed(read, dict(each.split("=", 1) for each in flags.rename)))
+    if any("bbox" in row.values for row in rows if isinstance(row, Row)):
+        if flags.boxes is None:
+            raise UserError(f"{flags.file}: say what bbox holds: --boxes xywh (x, y, width, height) or --boxes corners")
+        rows = list(_renamed(rows, {"bbox": "bb"}))
+    folder = flags.images if flags.images is not None else flags.file.parent
+    converter = Converter(rows, ImageFiles(folder), flags.out.parent, flags.boxes)
+    records = converter.records()
+    reasons = Counter(error.kind for error, _ in converter.broken)
+    first = f"; first {converter.broken[0][0]}" if converter.broken else ""
+    if not records:
+        raise UserError(f"{flags.file}: none of {len(rows):,} rows can be used: {tally(reasons)}{first}")
+    broken = [
+        {"kind": error.kind, "place": error.place, "message": error.message, "record": values}
+        for error, values in converter.broken
+    ]
+    for path, lines in ((flags.out, records), (broken_file, broken)):
+        if lines:
+            with replacing(path) as part:
+                write_records(part, lines)
+        else:
+            path.unlink(missing_ok=True)
+    elements = sum(len(record.get("elems", ())) for record in records)
+    counts = (
+        f"{len(records):,} {converter.kind}" if not elements else f"{elements:,} regions in {len(records):,} records"
+    )
+    sys.stdout.write(f"{flags.out}: {counts} of {len(rows):,} rows ({form})\n")
+    if converter.dropped:
+        sys.stdout.write(f"  dropped, since no record has them: {', '.join(map(str, converter.dropped))[:300]}\n")
+    if broken:
+        sys.stdout.write(f"{broken_file}: {len(broken):,} broken: {tally(reasons)}{first}\n")
+    return 1 if broken else 0

@@ -1,0 +1,54 @@
+"""Recognises files that are not records, so that a message can say what they are and how to convert them."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+from pathlib import Path
+
+_COCO = re.compile(r'"images"\s*:\s*\[\s*\{|"annotations"\s*:\s*\[\s*\{[^{}]*"image_id"')
+_LONGEST_HEADER = 10_000
+ARRAY = "one JSON array"
+
+
+def foreign_form(start: str, *, arrays: bool = False) -> str | None:
+    """Names the form of a file that does not hold JSON lines.
+
+    Args:
+        start: the first characters of the file.
+        arrays: whether JSON that is not lines is read where the file is named; then only CSV is recognised.
+
+    Returns:
+        What the file is, such as "a CSV file with the columns image, caption"; None if it may hold records.
+    """
+    text = start.lstrip("\ufeff \t\r\n")
+    if text.startswith("["):
+        return None if arrays else ARRAY
+    if text.startswith("{"):
+        lines = "\n{" in text
+        return "a JSON object of lists, as COCO's files are" if _COCO.search(text) and not (arrays or lines) else None
+    header, _, rest = text.partition("\n")
+    header = header.strip("\r")
+    if (
+        rest.lstrip().startswith(("{", "["))
+        or len(header) > _LONGEST_HEADER
+        or not any(sign in header for sign in ",\t;")
+    ):
+        return None
+    columns = next(csv.reader([header], delimiter=delimiter_of(header)), [])
+    named = all(re.fullmatch(r"[^\W\d][\w .-]{0,60}", column.strip()) for column in columns)
+    return f"a CSV file with the columns {', '.join(columns)[:200]}" if named and len(columns) > 1 else None
+
+
+def delimiter_of(header: str) -> str:
+    """The delimiter of a CSV file by its header: the most frequent one of comma, tab and semicolon."""
+    return max(",\t;", key=header.count)
+
+
+def convert_hint(path: object) -> str:
+    """The remedy for a file that is not records: the command that converts it."""
+    if not isinstance(path, str | Path):
+        return "convert it to JSON lines (docs/own_data.md#records)"
+    out = Path(path).with_name(f"{Path(path).stem}_records.jsonl")
+    return f"convert it: python run.py prepare own {shlex.quote(str(path))} --out {shlex.quote(str(out))}"

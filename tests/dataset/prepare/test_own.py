@@ -1,0 +1,146 @@
+"""``run.py prepare own``: each form of file becomes the records of docs/own_data.md, and nothing broken is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.prepare.own import main
+from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "pictures").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (40, 20)).save(tmp_path / "pictures" / f"{name}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def convert(folder, capsys):
+    """Converts a text or JSON value; returns the exit status, the records, the broken ones, and what was printed."""
+
+    def run(content: object, *flags: str, name: str = "mine.csv"):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / name).write_text(text)
+        out = folder / "out.jsonl"
+        status = main([str(folder / name), "--out", str(out), "--images", str(folder / "pictures"), *flags])
+        printed = capsys.readouterr()
+        records, broken = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+            for path in (out, folder / "out_broken.jsonl")
+        )
+        return status, records, broken, printed.out + printed.err
+
+    return run
+
+
+def test_captions_of_a_csv_file(convert, folder):
+    status, records, broken, printed = convert('image,caption,mood\na.png,"a dog, running",calm\nb.png,a cat,sad\n')
+    assert (status, broken) == (0, [])
+    assert records[0] == {"image": "pictures/a.png", "caption": "a dog, running"}
+    assert "2 captions of 2 rows (CSV)" in printed and "dropped, since no record has them: mood" in printed
+    read = read_captioned_images(CaptionedSplitConfig(annotations=str(folder / "out.jsonl")), "data.train", 0.0)
+    assert len(read.images) == 2
+
+
+def test_what_is_broken_is_written_with_its_reason_and_counted(convert, folder):
+    rows = "image,caption\na.png,a dog\nnone.png,a cat\nb.png,\nb.png,a cow,extra\n"
+    status, records, broken, printed = convert(rows)
+    assert status == 1
+    assert [record["caption"] for record in records] == ["a dog"]
+    assert [each["kind"] for each in broken] == ["missing image", "missing key", "wrong columns"]
+    assert broken[0]["place"] == f"{folder}/mine.csv:3" and broken[0]["record"] == {
+        "image": "none.png",
+        "caption": "a cat",
+    }
+    assert "3 broken: 1 missing image, 1 missing key, 1 wrong columns" in printed
+
+
+def test_rows_of_corners_become_the_regions_of_an_image(convert, folder):
+    rows = "image,caption,x1,y1,x2,y2\na.png,dog,1,2,11,12\na.png,cat,30,10,40,20\na.png,cow,30,10,90,20\nb.png,hen,0,0,x,5\n"
+    status, records, broken, printed = convert(rows)
+    assert status == 1
+    assert records == [
+        {
+            "image": "pictures/a.png",
+            "elems": [{"bb": [1, 2, 10, 10], "caption": "dog"}, {"bb": [30, 10, 10, 10], "caption": "cat"}],
+        }
+    ]
+    assert [each["kind"] for each in broken] == ["box outside image", "wrong type"]
+    assert "2 regions in 1 records of 4 rows" in printed
+    assert len(read_phrases(GroundingSplitConfig(annotations=str(folder / "out.jsonl")), "data.train", 0.0)) == 2
+
+
+def test_corners_in_records_are_converted_when_told_and_never_guessed(convert):
+    corners = [{"image": "a.png", "elems": [{"bb": [20, 8, 40, 20], "caption": "dog"}] * 4}]
+    status, records, _, printed = convert(corners, name="mine.json")
+    assert (status, records) == (2, [])
+    assert "boxes look like x1, y1, x2, y2" in printed and "--boxes corners" in printed
+    status, records, _, _ = convert(corners, "--boxes", "corners", name="mine.json")
+    assert status == 0 and records[0]["elems"][0]["bb"] == [20, 8, 20, 12]
+    status, _, _, printed = convert(
+        [{"image": "a.png", "bbox": [1, 2, 3, 4], "caption": "dog"}], "--overwrite", name="m.json"
+    )
+    assert status == 2 and "say what bbox holds" in printed
+
+
+def test_coco_captions_and_instances(convert):
+    images = [{"id": 7, "file_name": "a.png", "width": 40, "height": 20}]
+    captions = [{"image_id": 7, "id": 1, "caption": "a dog"}, {"image_id": 8, "id": 2, "caption": "a cat"}]
+    status, records, broken, printed = convert({"images": images, "annotations": captions}, name="captions.json")
+    assert status == 1 and "(COCO)" in printed
+    assert records == [{"image": "pictures/a.png", "caption": "a dog", "image_id": 7}]
+    assert broken[0]["kind"] == "missing key"
+    objects = [
+        {"image_id": 7, "bbox": [1, 2, 3, 4], "category_id": 3},
+        {"image_id": 7, "bbox": [1, 2, 3, 4], "iscrowd": 1},
+    ]
+    content = {"images": images, "annotations": objects, "categories": [{"id": 3, "name": "dog"}]}
+    status, records, broken, _ = convert(content, "--overwrite", name="instances.json")
+    assert records == [{"image": "pictures/a.png", "elems": [{"bb": [1, 2, 3, 4], "caption": "dog"}]}]
+    assert [each["kind"] for each in broken] == ["crowd"]
+
+
+def test_questions_and_statements(convert):
+    status, records, _, _ = convert(
+        "picture\tquestion\tanswer\na.png\twhat is it?\ta dog\n", "--rename", "picture=image", name="q.tsv"
+    )
+    assert status == 0
+    assert records == [{"image": "pictures/a.png", "question": "what is it?", "answer": "a dog"}]
+    rows = "image,image2,sentence,label\na.png,b.png,both are black,true\na.png,b.png,one is red,perhaps\n"
+    status, records, broken, _ = convert(rows, "--overwrite")
+    assert status == 1 and broken[0]["message"].startswith("label is 'perhaps'")
+    assert records == [{"images": ["pictures/a.png", "pictures/b.png"], "sentence": "both are black", "label": "true"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "told"),
+    [
+        ("image,words\na.png,x\n", [], "columns: image, words"),
+        ("image,caption,caption\na.png,x,y\n", [], "name each column once"),
+        ("image,caption\nnone.png,x\n", [], "none of 1 rows can be used: 1 missing image"),
+        ("image,caption,x1,y1,x2,y2\na.png,x,0.1,0.1,0.5,0.5\n", [], "lie within 0 and 1"),
+        (
+            "image,caption,x1,y1,x2,y2\na.png,x,1,1,5,5\n",
+            ["--boxes", "xywh"],
+            "the columns x1, y1, x2, y2 say otherwise",
+        ),
+        ("image,caption\na.png,x\n", ["--rename", "caption"], "give OLD=NEW"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(content, flags, told, convert):
+    status, records, broken, printed = convert(content, *flags)
+    assert (status, records, broken) == (2, [], [])
+    assert told in printed and printed.startswith("error: ") and printed.count("\n") == 1
+
+
+def test_nothing_is_overwritten_unless_told(convert, folder):
+    (folder / "out.jsonl").write_text("{}\n")
+    status, records, _, printed = convert("image,caption\na.png,x\n")
+    assert status == 2 and records == [{}] and "is there already" in printed

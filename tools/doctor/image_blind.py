@@ -1,0 +1,75 @@
+"""How far questions can be answered without their images, and whether the run that this one starts from did better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.checkpoint import find_weights, run_of
+from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, not_beaten
+from tasks.video_qa import VideoQAConfig
+from tasks.vqa import VQAConfig, by_answer_type
+from tools.doctor.findings import NotCheckedError, Report
+from tools.doctor.subject import Subject
+from tools.runs.reading import read_run
+from utils.errors import UserError
+from utils.files import expanded
+from utils.findings import Finding
+
+MOST = 0.9
+"""Accuracy of the image-blind baseline from which on the doctor warns."""
+
+
+def check_image_blind(subject: Subject, report: Report) -> None:
+    """The image-blind baseline of each held-out split, and the evaluation of the run from which this one starts."""
+    if not isinstance(subject.config, VQAConfig | VideoQAConfig):
+        return
+    with report.check("image-blind"):
+        training = getattr(subject.training, "items", None)
+        if training is None:
+            raise NotCheckedError("the training data cannot be read")
+        splits = {key: list(items) for key, items in subject.held_out.items()}
+        splits = {key: items for key, items in splits.items() if items and all(each.answers for each in items)}
+        baseline = ImageBlindBaseline(training, splits.values())
+        for key, questions in splits.items():
+            scores = subject.task.image_blind_scores(baseline, questions)
+            by_type = by_answer_type([question.answer_type for question in questions])
+            accuracy, *others = (f"{kind} {scores[rows].mean():.1%}".strip() for kind, rows in by_type.items())
+            types = f" ({', '.join(others)})" if others else ""
+            fact = f"{IMAGE_BLIND} {accuracy} of {len(questions):,} questions{types}"
+            remedy = (
+                "these questions can be answered without the images: add some with other answers to the same wording "
+                "(docs/own_data.md#records)"
+            )
+            known = [Finding("warning", key, fact, remedy)] if scores.mean() >= MOST else []
+            report.add("image-blind", known, f"{key}: {fact}")
+    with report.check("init.checkpoint"):
+        report.add("init.checkpoint", start_not_above(subject))
+
+
+def start_not_above(subject: Subject) -> list[Finding]:
+    """A finding for each accuracy of the run of ``init.checkpoint`` that is not above its image-blind baseline."""
+    folder = _run_of_start(subject)
+    if folder is None:
+        return []
+    run = read_run(folder, folder.name, brief=True)
+    if run.task != subject.config.task:
+        return []
+    remedy = "start from other weights, or train them on more questions with different answers to the same wording"
+    findings = []
+    for split, metrics in run.evaluation.items():
+        values = {name: metric.get("value") for name, metric in metrics.items()}
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        for sentence in not_beaten(numbers):
+            findings.append(Finding("warning", "init.checkpoint", f"{folder}, {split}: {sentence}", remedy))
+    return findings
+
+
+def _run_of_start(subject: Subject) -> Path | None:
+    checkpoint = subject.config.init.checkpoint
+    if checkpoint is None:
+        return None
+    try:
+        config = run_of(find_weights(expanded(checkpoint)))
+    except (UserError, OSError):  # reported with the weights
+        return None
+    return None if config is None else config.parent

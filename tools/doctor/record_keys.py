@@ -1,0 +1,120 @@
+"""Keys of records that nothing reads: they may be misspelled."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dataset.formats.annotations import Row, read_rows
+from dataset.shards.readers import Shards
+from dataset.tasks.streams.base import ImageRecordsConfig
+from tasks.captioning import CaptioningConfig
+from tasks.grounding import GroundingConfig
+from tasks.nlvr import NLVRConfig
+from tasks.pretrain import PretrainConfig
+from tasks.retrieval import RetrievalConfig
+from tasks.vqa import VQAConfig
+from tools.doctor.findings import Report
+from tools.doctor.subject import Subject
+from utils.findings import Finding
+
+RECORDS = 300
+"""Records of a file whose keys are counted, chosen at random."""
+
+OTHERS = {"id", "image_id", "question_id", "identifier", "coco_id", "flickr_id", "vg_id", "dataset", "caption", "elems"}
+"""Keys of records for any purpose: ids, and parts that another task reads."""
+CAPTIONED = {"image", "video", "video_id", "caption"}
+OF_TASKS: dict[type[Any], set[str]] = {
+    RetrievalConfig: CAPTIONED,
+    CaptioningConfig: CAPTIONED,
+    GroundingConfig: {"image", "elems"},
+    VQAConfig: {"image", "question", "answer", "answer_type"},
+    NLVRConfig: {"images", "sentence", "label"},
+}
+"""The keys that fine-tuning tasks read."""
+
+OTHER_NAMES = {
+    "elems": ("regions", "boxes", "objects", "elements", "annotations", "bboxes"),
+    "caption": ("captions", "text", "sentence", "sentences", "description"),
+    "image": ("image_path", "file_name", "filename", "img", "path"),
+    "answer": ("answers",),
+    "sentence": ("caption", "statement", "text"),
+}
+"""Names that other formats use for the same things."""
+
+
+class _Sampled(NamedTuple):
+    """Some records of a file: its ``key`` in the config, the keys that are ``read`` there, and the ``others`` that are known."""
+
+    key: str
+    read: set[str]
+    others: set[str]
+    records: list[Mapping[str, Any]]
+
+
+def check_record_keys(subject: Subject, report: Report) -> None:
+    """List the unknown keys of training records, and warn if one of them looks like a known key that is missing."""
+    with report.check("record keys"):
+        for key, read, others, records in _sampled(subject):
+            counts = Counter(name for record in records for name in record)
+            unknown = [name for name, _ in counts.most_common() if name not in read | others]
+            if not unknown:
+                continue
+            listed = ", ".join(f"{name} (in {counts[name]:,} of {len(records):,})" for name in unknown[:8])
+            listed += f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+            meant = [name for each in unknown if (name := meant_by(each, sorted(read - counts.keys())))]
+            if meant:
+                fact = f"records have unknown keys: {listed}"
+                remedy = f"did you mean {', '.join(dict.fromkeys(meant))}? docs/own_data.md#records lists the keys"
+                report.add("record keys", [Finding("warning", key, fact, remedy)])
+            else:
+                report.ok("record keys", f"{key}: records have unknown keys, which nothing reads: {listed}")
+
+
+def meant_by(name: str, absent: Sequence[str]) -> str | None:
+    """Returns the key that ``name`` probably means, among the ``absent`` keys, which no record has."""
+    known_as = [key for key in absent if name.lower() in OTHER_NAMES.get(key, ())]
+    return next(iter(known_as or difflib.get_close_matches(name, absent, 1, 0.75)), None)
+
+
+def _sampled(subject: Subject) -> Iterator[_Sampled]:
+    config: Any = subject.config
+    rng = np.random.default_rng(config.seed)
+    if isinstance(config, PretrainConfig):
+        for name, stream in config.data.streams().items():
+            if isinstance(stream, ImageRecordsConfig) and not subject.missing_below(f"data.{name}"):
+                read = {stream.image_key, stream.caption_key} | ({"elems"} if name == "regions" else set())
+                data = config.data
+                shards = Shards(
+                    stream.paths, key=f"data.{name}.files", index_folder=data.cache_index, remote=data.remote
+                )
+                chosen = rng.choice(len(shards), min(RECORDS, len(shards)), replace=False)
+                yield _Sampled(f"data.{name}", read, OTHERS, list(_read(shards, sorted(chosen.tolist()))))
+        return
+    of_task = next((keys for task, keys in OF_TASKS.items() if isinstance(config, task)), None)
+    if of_task is None or subject.missing_below("data.train"):
+        return
+    train = config.data.train
+    for index, split in enumerate(train if isinstance(train, list) else [train]):
+        if split.format == "records":
+            key = f"data.train[{index}]" if isinstance(train, list) and len(train) > 1 else "data.train"
+            rows = [row.values for row in read_rows(_file(split), key) if isinstance(row, Row)]
+            chosen = rng.choice(len(rows), min(RECORDS, len(rows)), replace=False)
+            yield _Sampled(key, of_task, OTHERS, [rows[row] for row in sorted(chosen.tolist())])
+
+
+def _file(split: Any) -> str:
+    path: str = split.questions if hasattr(split, "questions") else split.annotations
+    return path
+
+
+def _read(shards: Shards, indices: Iterable[int]) -> Iterator[Mapping[str, Any]]:
+    for index in indices:
+        try:
+            yield shards.read(index).values
+        except Exception:  # the sample counts broken records
+            continue
