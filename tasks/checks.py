@@ -27,6 +27,8 @@ from utils.errors import UserError
 from utils.findings import Finding
 
 MOST_EPOCHS = 100
+LEAST_EPOCHS = 0.5
+"""Fine-tuning on less warns: most records are never seen."""
 NO_BOXES = (
     'write the boxes as "elems": [{"bb": [x, y, width, height], "caption": text}] (docs/own_data.md#records), or set '
     "data.regions=null to train without boxes"
@@ -147,7 +149,7 @@ def small_data(
 
 
 def length_of_run(steps: int, per_step: int, records: int, *, fine_tunes: bool) -> Finding | None:
-    """The finding for a run of more than :data:`MOST_EPOCHS` epochs, or for fine-tuning on less than one.
+    """The finding for a run of more than :data:`MOST_EPOCHS` epochs, or for fine-tuning on less than :data:`LEAST_EPOCHS`.
 
     Args:
         steps: of the run.
@@ -157,9 +159,12 @@ def length_of_run(steps: int, per_step: int, records: int, *, fine_tunes: bool) 
     """
     epochs = steps * per_step / records
     if epochs > MOST_EPOCHS:
-        fact = f"the run makes {epochs:,.0f} passes over its data, more than {MOST_EPOCHS}"
-        return Finding("warning", "train", fact, "lower train.steps or train.epochs, or take more data")
-    if fine_tunes and steps < records // per_step:
+        fact = f"the run makes {epochs:,.0f} passes over {records:,} records, which it will know by heart long before its end"
+        most = max(1, MOST_EPOCHS * records // per_step)
+        return Finding(
+            "warning", "train", fact, f"give train.steps={most} ({MOST_EPOCHS} passes) or less, or more data"
+        )
+    if fine_tunes and epochs < LEAST_EPOCHS:
         fact = (
             f"the run sees a part of its training records: {steps:,} steps x {per_step:,} = {steps * per_step:,} of "
             f"{records:,}, {epochs:.2g} epochs"
