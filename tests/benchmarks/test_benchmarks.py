@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from benchmarks import (
     step_config,
     step_memory,
     video_memory,
+    yes_no,
 )
 from engine.trainer import PHASES
 from models.pretrain import PretrainModel
@@ -401,3 +403,14 @@ def test_another_error_of_a_way_is_told(monkeypatch):
     monkeypatch.setattr(gpu, "measure", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         gpu.main(["--small"])
+
+
+def test_yes_no_questions_are_balanced_and_learned_from(scenes_folder, monkeypatch, capsys):
+    maker = yes_no.SceneMaker(8)
+    scenes = maker.draw(50, np.random.default_rng(0))
+    assert scenes.answers.float().mean() == 0.5 and scenes.patches.shape == (50, 90, 8)
+    loaded = yes_no.load_config
+    tokenizer = f"model.text.encoder={scenes_folder}/tokenizer"
+    monkeypatch.setattr(yes_no, "load_config", lambda path, more, schema: loaded(path, [*more, tokenizer], schema))
+    yes_no.main(["--init-std", "0.04", "--seeds", "0", "--steps", "2", "--images", "4"])
+    assert re.match(r"init_std 0.04: \d+\.\d % of the held-out questions", capsys.readouterr().out)

@@ -1,0 +1,144 @@
+"""Which initial weights let a tiny model learn yes/no questions: ``python -m benchmarks.yes_no``, after ``make scenes``.
+
+The text encoder, the fusion encoder and the answer decoder of ``configs/demo/vqa.yaml`` learn from nothing to answer
+"is there a red star?". Images are symbolic: instead of a vision encoder, each object is ten patches with the same fixed code of its
+colour, its shape and a place, among sixty patches of background. So the benchmark shows what the size of the initial weights does
+to attention that depends on the text, without the minutes that a vision encoder needs. Every question is balanced: half of the
+answers are yes, and no wording is likelier true than another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dataset.text.loading import load_tokenizer
+from dataset.text.processors import PlainTextProcessor, TextLimits
+from models.fusion import FusionPass
+from models.packing import PackedTexts
+from models.vision import Concepts
+from models.vqa import VQAModel
+from tasks.vqa import VQAConfig
+from utils.batch import Text
+from utils.config import load_config
+
+COLOURS = ("red", "blue", "green", "yellow", "purple")
+SHAPES = ("star", "circle", "square", "triangle", "cross")
+OBJECTS, PATCHES, BACKGROUND, PLACES = 3, 10, 60, 16
+HELD_OUT = 200
+"""Held-out images, each with a question whose answer is yes and one whose answer is no."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """N images with two questions each.
+
+    ``patches`` (N, P, D); ``questions`` (2N,) int64, colour * shapes + shape; ``answers`` (2N,) int64, 1 = yes.
+    """
+
+    patches: Tensor
+    questions: Tensor
+    answers: Tensor
+
+
+class SceneMaker:
+    """Draws symbolic scenes; the codes of colours, shapes, places and background are the same for every seed of the scenes."""
+
+    def __init__(self, width: int):
+        codes = torch.Generator().manual_seed(1)
+        sizes = len(COLOURS), len(SHAPES), PLACES, BACKGROUND
+        self.colours, self.shapes, self.places, self.background = (
+            torch.randn(count, width, generator=codes) for count in sizes
+        )
+
+    def draw(self, count: int, rng: np.random.Generator) -> Scenes:
+        """``count`` scenes."""
+        kinds = len(COLOURS) * len(SHAPES)
+        objects = rng.integers(kinds, size=(count, OBJECTS))
+        absent = rng.random((count, kinds))
+        np.put_along_axis(absent, objects, -1, axis=1)
+        asked = np.stack([objects[np.arange(count), rng.integers(OBJECTS, size=count)], absent.argmax(axis=1)], axis=1)
+        places = torch.from_numpy(rng.integers(PLACES, size=objects.shape))
+        kind = torch.from_numpy(objects)
+        codes = self.colours[kind // len(SHAPES)] + self.shapes[kind % len(SHAPES)] + self.places[places]
+        patches = codes.div(3**0.5).repeat_interleave(PATCHES, dim=1)
+        patches = torch.cat([patches, self.background.expand(count, -1, -1)], dim=1)
+        return Scenes(patches, torch.from_numpy(asked).flatten(), torch.tensor([1, 0]).repeat(count))
+
+
+class Learner:
+    """The demo's model for questions, without its vision encoder."""
+
+    def __init__(self, init_std: float, seed: int):
+        overrides = [f"model.text.arch.init_std={init_std}", "init.checkpoint=null"]
+        config = load_config("configs/demo/vqa.yaml", overrides, VQAConfig)
+        tokenizer = load_tokenizer(config.model.text.encoder)
+        texts = PlainTextProcessor(tokenizer, TextLimits(max_tokens=40))
+        self.questions = texts.encode_plain([f"is there a {colour} {shape}?" for colour in COLOURS for shape in SHAPES])
+        self.answers = texts.encode_plain(["no", "yes"]).ids
+        torch.manual_seed(seed)
+        self.model = VQAModel(config.model, len(tokenizer))
+        self.model.vision.requires_grad_(False)
+        self.maker = SceneMaker(self.model.vision.width)
+
+    def logits(self, scenes: Scenes) -> Tensor:
+        """Logits (2N, V) of the first word of each answer."""
+        fusion, decoder, count = self.model.fusion, self.model.decoder, len(scenes.questions)
+        image_of_question = torch.arange(len(scenes.patches)).repeat_interleave(2)
+        concepts = Concepts(scenes.patches, scenes.patches.mean(dim=1))
+        memory = fusion.concept_memory(concepts).select(image_of_question)
+        asked = Text(self.questions.ids[scenes.questions], self.questions.mask[scenes.questions])
+        (questions,) = self.model.text([asked])
+        (fused,) = fusion.fuse([FusionPass(questions, memory)])
+        start, mask = self.answers[:1, :1].expand(count, 1), torch.ones(1, 1, 1, dtype=torch.bool)
+        states = decoder.decode(start, mask, decoder.questions_memory(PackedTexts(fused, questions.packing)))
+        return decoder.logits(states[:, 0])
+
+    def learn(self, steps: int, images: int, seed: int) -> float:
+        """Train on ``images`` scenes a step with a linear schedule; returns the share of held-out questions answered right."""
+        rng = np.random.default_rng(seed)
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in self.model.parameters() if parameter.requires_grad], lr=1e-3, betas=(0.9, 0.98)
+        )
+        rise = lambda step: min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))  # noqa: E731
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rise)
+        for _ in range(steps):
+            scenes = self.maker.draw(images, rng)
+            loss = F.cross_entropy(self.logits(scenes), self.answers[scenes.answers, 1])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        held_out = self.maker.draw(HELD_OUT, np.random.default_rng(99))
+        with torch.no_grad():
+            said_yes = self.logits(held_out)[:, self.answers[:, 1]].argmax(dim=1)
+        return float((said_yes == held_out.answers).float().mean())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train with each size of the initial weights and each seed, and print the accuracies; chance is 50 %."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--init-std", type=float, nargs="+", default=[0.02, 0.04, 0.08])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--images", type=int, default=24, help="images of a step, with two questions each")
+    flags = parser.parse_args(argv)
+    for init_std in flags.init_std:
+        found = []
+        for seed in flags.seeds:
+            found.append(Learner(init_std, seed).learn(flags.steps, flags.images, seed))
+        shown = ", ".join(f"{100 * accuracy:.1f}" for accuracy in found)
+        sys.stdout.write(f"init_std {init_std:g}: {shown} % of the held-out questions (seeds {flags.seeds})\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
