@@ -1,10 +1,10 @@
 """Which initial weights let a tiny model learn yes/no questions: ``python -m benchmarks.yes_no``, after ``make scenes``.
 
-The text encoder, the fusion encoder and the answer decoder of ``configs/demo/vqa.yaml`` learn from nothing to answer
-"is there a red star?". Images are symbolic: instead of a vision encoder, each object is ten patches with the same fixed code of its
-colour, its shape and a place, among sixty patches of background. So the benchmark shows what the size of the initial weights does
-to attention that depends on the text, without the minutes that a vision encoder needs. Every question is balanced: half of the
-answers are yes, and no wording is likelier true than another.
+The text encoder, the fusion encoder and the answer decoder of ``configs/demo/vqa.yaml`` learn from nothing to answer "is there
+a red star?". Images are symbolic: instead of a vision encoder, each object is ten patches with the same fixed code of its
+colour, its shape and a place, among sixty patches of background. So the benchmark shows what the size of the initial weights
+does to attention that depends on the text, without the minutes that a vision encoder needs. Every question is balanced: half of
+the answers are yes, and no wording is likelier true than another.
 """
 
 from __future__ import annotations
