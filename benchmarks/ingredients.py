@@ -41,7 +41,7 @@ def modern_bert(folder: Path) -> Path:
         "intermediate_size": 344,
     }
     config = ModernBertConfig(
-        vocab_size=len(words), max_position_embeddings=64, initializer_range=0.04, **sizes, **special
+        vocab_size=len(words), max_position_embeddings=64, initializer_range=0.08, **sizes, **special
     )
     config.save_pretrained(str(folder))
     return folder
