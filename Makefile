@@ -130,12 +130,12 @@ setup-dev: .venv/installed-dev
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/installed: requirements.txt | .venv/bin/python
+.venv/installed: requirements.txt setup.py pyproject.toml | .venv/bin/python
 	.venv/bin/python -m pip install --no-compile -r requirements.txt
 	.venv/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
-.venv/installed-dev: requirements.txt requirements-dev.txt | .venv/bin/python
+.venv/installed-dev: requirements.txt requirements-dev.txt setup.py pyproject.toml | .venv/bin/python
 	.venv/bin/python -m pip install -r requirements-dev.txt
 	.venv/bin/python -m pip install --quiet --no-deps --editable .
 	touch .venv/installed $@

@@ -67,12 +67,25 @@ def main(argv: Sequence[str]) -> int:
         return 2
     first, *rest = argv
     if first in COMMANDS:
+        _check_keys(rest)
         command = importlib.import_module(COMMANDS[first].module)
         return command.main(rest)
     if not first.startswith("-") and "=" not in first:
         raise UserError(_unknown_command(first))
     launch = importlib.import_module("tasks.launch")
     return launch.main(argv, lists())
+
+
+def _check_keys(words: Sequence[str]) -> None:
+    """Look for misspelled keys in the config and the overrides of a command, before its module imports torch.
+
+    Raises:
+        ConfigError: see :func:`tasks.known_keys.check_keys`.
+    """
+    config = next((words[place + 1] for place, word in enumerate(words[:-1]) if word == "--config"), None)
+    if config is not None and "--task" not in words and Path(config).is_file():
+        kinds = importlib.import_module("tasks.kinds")
+        kinds.choose(config, [word for word in words if "=" in word and not word.startswith("-")], None).check_keys()
 
 
 def lists() -> str:

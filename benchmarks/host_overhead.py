@@ -24,6 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -70,6 +71,7 @@ class StubTask:
 
     selects: str | None = None
     validated: Sequence[Mapping[str, Any]] = ()
+    about: Mapping[str, Any] = MappingProxyType({})
     examples_per_batch = records_per_batch = epoch_size = 1
     micro_batch = MicroBatch("the micro-batch", 1)
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -169,6 +170,7 @@ class _NoData:
 
     selects: str | None = None
     validated: Sequence[Mapping[str, Any]] = ()
+    about: Mapping[str, Any] = MappingProxyType({})
     examples_per_batch = records_per_batch = epoch_size = 1
     micro_batch = MicroBatch("the micro-batch", 1)
 

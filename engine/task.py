@@ -77,6 +77,8 @@ class Task(Protocol):
 
     model: nn.Module
     fresh: set[str]
+    about: Mapping[str, Any]
+    """Entries of the header of the task's weight files."""
 
     selects: str | None
     """The metric of :meth:`validate` that selects the best weights, higher is better; None: the last weights are the result."""

@@ -344,7 +344,7 @@ class Trainer:
                 "run": self.identity.state(),
             },
             self.trained.average,
-            self.trained.about,
+            {**self.task.about, **self.trained.about},
         )
 
     def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:

@@ -74,6 +74,7 @@ class Validations:
         )
         if log is not None:
             log.write_validation(step, metrics, self.task.validated)
-            better = better and save_best(self.folder.best, step, self.task.model, metrics, self.trained.about)
+            about = {**self.task.about, **self.trained.about}
+            better = better and save_best(self.folder.best, step, self.task.model, metrics, about)
         if better:
             self.best = value

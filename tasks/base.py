@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
-from dataset.text.loading import load_tokenizer
+from dataset.text.loading import load_tokenizer, token_ids_digest
 from engine.checkpoint import Checkpoint, find_weights, run_of
 from engine.run_folder import RunFolder
 from engine.train_config import TrainConfig
@@ -32,6 +32,7 @@ from utils import distributed
 from utils.config import Config, read_yaml
 from utils.errors import UserError
 from utils.files import cache_folder, expanded
+from utils.weight_file import TOKEN_IDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -98,6 +99,7 @@ class BaseTask(ABC, Generic[C, M, B]):
     def __init__(self, config: C, parts: Parts[M, B]):
         self.config = config
         self.tokenizer, self.model, self.fresh = parts.tokenizer, parts.model, set(parts.fresh)
+        self.about: Mapping[str, Any] = {TOKEN_IDS: token_ids_digest(self.tokenizer)}
         self.training, self.loader = parts.training, parts.loader
 
     @classmethod

@@ -27,7 +27,7 @@ from tasks.base import B, BaseTask, M, Parts, RunConfig, build_parts, video_fram
 from tasks.drawing import PANELS, ImageReader, Panel, Sheet, draw_sheet, readable_panels, spread
 from tasks.evaluation import BOOTSTRAP, Evaluation, mean_of_splits, write_evaluations, write_predictions
 from tasks.facts import Facts, files_of, measured_weights
-from tasks.image_blind import not_beaten
+from tasks.image_blind import ADVICE, not_beaten
 from tasks.inference import device_of, evaluating, progress
 from tasks.tables import check_name, read_tables
 from utils import distributed
@@ -207,8 +207,8 @@ class FineTuneTask(BaseTask[F, M, B]):
         if distributed.rank() != 0:
             return ""
         for name, evaluation in evaluations.items():
-            for sentence in not_beaten(evaluation.values()):
-                logger.warning("%s: %s", name, sentence)
+            if facts := not_beaten(evaluation.values()):
+                logger.warning("%s: %s; %s", name, ", and ".join(facts), ADVICE)
         draws, seed = self.config.evaluation.bootstrap, self.config.seed
         evaluations = {name: evaluation.with_intervals(draws, seed) for name, evaluation in evaluations.items()}
         notes: dict[str, list[str]] = {name: [] for name in evaluations}

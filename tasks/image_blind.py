@@ -16,6 +16,7 @@ IMAGE_BLIND = "image-blind baseline"
 """Name of the metric, after the answer type where there are several: "yes/no: image-blind baseline"."""
 STANDARD_ERRORS = 2.0
 """A model beats the baseline if its accuracy is more than this many standard errors above it."""
+ADVICE = "the model may ignore the images; see docs/own_data.md#questions"
 
 
 class ImageBlindBaseline:
@@ -49,7 +50,7 @@ class ImageBlindBaseline:
 
 
 def not_beaten(values: Mapping[str, float | None]) -> list[str]:
-    """A sentence for each accuracy that is not clearly above the image-blind baseline beside it.
+    """A fact for each accuracy that is not clearly above its image-blind baseline; :data:`ADVICE` goes with them.
 
     Args:
         values: the metrics of a split by name; accuracies and baselines are in 0..1.
@@ -66,9 +67,7 @@ def not_beaten(values: Mapping[str, float | None]) -> list[str]:
         error = math.sqrt(accuracy * (1 - accuracy) / count)
         if accuracy - STANDARD_ERRORS * error <= baseline:
             sentences.append(
-                f"{prefix}accuracy {accuracy:.1%} is not clearly above {baseline:.1%}, which the most frequent answer to each "
-                "question's wording reaches without the image; the model may ignore the images: train longer, or see "
-                "docs/own_data.md#records"
+                f"{prefix}accuracy {accuracy:.1%} is not clearly above its image-blind baseline of {baseline:.1%}"
             )
     return sentences
 

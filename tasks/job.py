@@ -182,7 +182,7 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, argumen
     Raises:
         UserError: if something that the run reads is not there, or the weights were trained with another tokenizer.
     """
-    from tasks.kept import check_words, run_behind, with_kept_inputs
+    from tasks.kept import check_words, weights_behind, with_kept_inputs
     from utils.inputs import check_inputs
 
     evaluates_itself = arguments.evaluate and arguments.resume
@@ -192,10 +192,12 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, argumen
         )
     # A checkpoint of the run replaces what a fresh one starts from, and an evaluation needs no training data.
     own = checkpoint is not None or evaluates_itself
-    run = folder.path if own else run_behind(config.init.checkpoint)
+    run, weights = weights_behind(config.init.checkpoint)
+    if own:
+        run, weights = folder.path, folder.best if checkpoint is None else checkpoint.model_file
     config = with_kept_inputs(config, run)
     check_inputs(config, (*(("init",) if own else ()), *(("data",) if arguments.evaluate else ())))
-    check_words(config, run, resumes=own)
+    check_words(config, run, weights, resumes=own)
     return config
 
 

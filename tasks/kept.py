@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from dataset.text.loading import difference_of_tokenizers, load_tokenizer
+from dataset.text.loading import difference_of_tokenizers, load_tokenizer, token_ids_digest
 from engine.checkpoint import find_weights, run_of
 from engine.run_files import CONFIG_FILE
 from tasks.base import ANSWERS, TOKENIZER, RunConfig
@@ -15,6 +15,10 @@ from utils.config import Config, read_yaml
 from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import looks_like_path
+from utils.weight_file import trained_token_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -42,55 +46,77 @@ def with_kept_inputs(config: C, run: Path | None) -> C:
     return config
 
 
-def check_words(config: RunConfig, run: Path | None, *, resumes: bool) -> None:
-    """Check that the tokenizer of the config gives the token ids that the weights of ``run`` were trained with.
+def check_words(config: RunConfig, run: Path | None, weights: Path | None, *, resumes: bool) -> None:
+    """Check that the tokenizer of the config gives the token ids that ``weights`` were trained with.
 
-    Rank 0 compares it with the copy that the run keeps, and all ranks raise its error. A run without a copy, or with one that
-    cannot be read, is not compared.
+    Rank 0 compares it with the digest in the weights' header and with the copy that the run keeps; all ranks raise its error.
+    Weights of earlier versions have no digest, and runs of earlier versions no copy.
 
     Args:
-        config: of a run that resumes, evaluates or starts from ``run``.
-        run: the folder of the run whose weights are used, or None.
+        config: of a run that resumes, evaluates or starts from ``weights``.
+        run: the folder of the run that ``weights`` are of, or None.
+        weights: the file, or None.
         resumes: ``run`` itself resumes or is evaluated.
 
     Raises:
         UserError: if the token ids differ, since words would then get the embeddings of other words.
     """
-    fault = _changed_words(config, run, resumes) if distributed.rank() == 0 and run is not None else None
+    fault = _changed_words(config, run, weights, resumes) if distributed.rank() == 0 else None
     if fault := distributed.gather_objects(fault)[0]:
         raise UserError(fault)
 
 
-def _changed_words(config: RunConfig, run: Path, resumes: bool) -> str | None:
-    encoder, kept = config.model.text.encoder, run / TOKENIZER
-    has_new_text = not resumes and (config.init.new_text or config.init.text is not None)
-    if has_new_text or not kept.is_dir() or expanded(encoder).resolve() == kept.resolve():
+def _changed_words(config: RunConfig, run: Path | None, weights: Path | None, resumes: bool) -> str | None:
+    if not resumes and (config.init.new_text or config.init.text is not None):
         return None
-    try:
-        ours, theirs = load_tokenizer(encoder, "model.text.encoder"), load_tokenizer(kept)
-    except UserError as error:
-        logger.warning("the tokenizers are not compared: %s", error)
+    encoder, kept = config.model.text.encoder, None if run is None else run / TOKENIZER
+    trained_with = None if weights is None else trained_token_ids(weights)
+    copy = None if kept is None or not kept.is_dir() else _readable(kept)
+    if copy is not None and trained_with is not None and token_ids_digest(copy) != trained_with:
+        logger.warning("%s: its token ids are not those that %s were trained with; the copy is not used", kept, weights)
+        copy = None
+    if copy is None and trained_with is None:
         return None
-    difference = difference_of_tokenizers(ours, theirs)
-    if difference is None:
+    ours = _readable(encoder)
+    if ours is None:
         return None
-    remedy = "bring that tokenizer back" if resumes else f"set model.text.encoder={kept}"
     other = "start another run" if resumes else "give the new text encoder with init.text, or init.new_text=true"
+    if copy is not None:
+        difference = difference_of_tokenizers(ours, copy)
+        if difference is None:
+            return None
+        remedy = "bring that tokenizer back" if resumes else f"set model.text.encoder={kept}"
+        return (
+            f"model.text.encoder: the tokenizer {encoder} differs from the tokenizer that the weights of {run} were trained "
+            f"with, which is kept in {kept}: {difference}; {remedy}, or {other}"
+        )
+    if token_ids_digest(ours) == trained_with:
+        return None
     return (
-        f"model.text.encoder: the tokenizer {encoder} differs from the tokenizer that the weights of {run} were trained with, "
-        f"which is kept in {kept}: {difference}; {remedy}, or {other}"
+        f"model.text.encoder: the token ids of {encoder} are not those that {weights} were trained with, so words would get the "
+        f"embeddings of other words; bring that tokenizer back, or {other}"
     )
 
 
-def run_behind(weights: str | None) -> Path | None:
-    """The folder of the run that ``init.checkpoint`` is of; None if it is of none."""
-    if weights is None:
-        return None
+def _readable(tokenizer: str | Path) -> PreTrainedTokenizerFast | None:
+    """The tokenizer; None, with a warning, if it cannot be loaded."""
     try:
-        saved = run_of(find_weights(expanded(weights)))
+        return load_tokenizer(tokenizer, "model.text.encoder")
+    except UserError as error:
+        logger.warning("the tokenizers are not compared: %s", error)
+        return None
+
+
+def weights_behind(weights: str | None) -> tuple[Path | None, Path | None]:
+    """The folder of the run that ``init.checkpoint`` is of, and its weight file; None for what there is not."""
+    if weights is None:
+        return None, None
+    try:
+        file = find_weights(expanded(weights))
     except UserError:
-        return None  # told when the weights are loaded
-    return None if saved is None else saved.parent
+        return None, None  # reported when the weights are loaded
+    saved = run_of(file)
+    return None if saved is None else saved.parent, file
 
 
 def _is_there(value: object) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks import TASKS
 from tasks.known_keys import check_keys
-from utils.config import peek, read_config
+from utils.config import peek, read_config, why_no_file
 from utils.errors import UserError
 from utils.files import expanded
 
@@ -130,7 +130,7 @@ def choose(
     source = None if task is None else find_task(task)
     path = _default_config(source) if config is None and source is not None else Path(str(config))
     if not path.is_file():
-        raise UserError(f"--config {path}: no such config file")
+        raise UserError(f"--config {path}: {why_no_file(path)}")
     config_task = peek(path, overrides, "task")
     if source is None:
         source = _task_of(path, overrides, config_task)

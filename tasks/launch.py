@@ -14,7 +14,7 @@ from tasks import run, slurm
 from tasks.kinds import Choice, choose
 from tasks.known_keys import known_keys
 from utils.clusters import ONE_NODE, Place, nodes_left_out, place_of
-from utils.config import peek
+from utils.config import peek, why_no_file
 from utils.errors import UserError, one_line_errors
 from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, add_task, add_wait, parse
 from utils.folder_lock import WAIT_S
@@ -73,9 +73,8 @@ def config_of(arguments: argparse.Namespace) -> str | None:
         return arguments.config
     saved = Path(arguments.output) / CONFIG_FILE
     if not saved.is_file():
-        raise UserError(
-            f"--output {arguments.output} --resume: holds no {CONFIG_FILE}; give the folder of a run, or --config"
-        )
+        fact = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"holds no {CONFIG_FILE}"
+        raise UserError(f"--output {arguments.output} --resume: {fact}; give the folder of a run, or --config")
     return str(saved)
 
 

@@ -209,7 +209,7 @@ class _Variables:
             if value := self._environment.get(name):
                 return value
         raise UserError(
-            f"{names[0]} is not set, though {self._others()} are; start the job by the scheduler, or unset them"
+            f"{names[0]} is not set, but {self._others()} tell of a job; start the job by the scheduler, or unset them"
         )
 
     def number(self, *names: str, least: int = 0, most: int | None = None, reason: str = "") -> int:

@@ -206,7 +206,7 @@ def _read_yaml(path: Path, places: Places) -> dict[str, Any]:
     """The values of a file; adds the places of its keys."""
     # os.path: Path.is_file raises for a name that is too long, or in a folder that may not be entered.
     if not os.path.isfile(path):
-        raise ConfigError([f"{path}: {_why_no_file(path)}"])
+        raise ConfigError([f"{path}: {why_no_file(path)}"])
     try:
         size = path.stat().st_size
         if size > 4 * MAX_CHARACTERS:
@@ -229,7 +229,8 @@ def _read_yaml(path: Path, places: Places) -> dict[str, Any]:
     return values
 
 
-def _why_no_file(path: Path) -> str:
+def why_no_file(path: Path) -> str:
+    """Why a path is not the file of a config, with the remedy."""
     try:
         path.stat()
     except FileNotFoundError:

@@ -61,13 +61,20 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str], keys: Sequence[s
     arguments, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
-        name = word.partition("=")[0].lstrip("-").replace("-", "_")
-        close = nearest_keys(name, keys)[:2]
-        example = f"did you mean {' or '.join(f'{key}=VALUE' for key in close)}? " if close else ""
-        parser.error(f"{word} is not a flag; {example}Values of the config are given as key=value, without dashes")
+        given = word.partition("=")[0]
+        name = given.lstrip("-").replace("-", "_")
+        near = nearest_keys(name, keys)[:2]
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        is_key = any(key.rpartition(".")[2] == name for key in near)
+        close = [] if is_key else difflib.get_close_matches(given, flags, n=1)
+        close = close or [f"{key}=VALUE" for key in near]
+        hint = f"did you mean {' or '.join(close)}?" if close else "see --help"
+        parser.error(f"{word} is not a flag; {hint} (values of the config are given as key=value, without dashes)")
     for text in arguments.overrides:
         if "=" not in text:
-            remedy = f"; did you mean --config {text}?" if text.endswith((".yaml", ".yml")) else ""
+            close = nearest_keys(text, keys)[:2]
+            remedy = f"; did you mean {' or '.join(f'{key}=VALUE' for key in close)}?" if close else ""
+            remedy = f"; did you mean --config {text}?" if text.endswith((".yaml", ".yml")) else remedy
             parser.error(f"{text!r} is neither a flag nor of the form key=value{remedy}")
     return arguments
 

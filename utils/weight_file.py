@@ -20,6 +20,9 @@ from utils.files import replacing
 ABOUT = "about"
 """Entry of the header: JSON, with the hash under ``sha256``. There is one, since safetensors writes several in random order."""
 
+TOKEN_IDS = "token_ids"
+"""Value in this entry: digest of the tokenizer's ids that the weights were trained with (:mod:`dataset.text.loading`)."""
+
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
     """Replace ``path`` atomically by a safetensors file of ``tensors``, which are on the CPU.
@@ -52,6 +55,16 @@ def read_about(path: Path) -> dict[str, Any]:
             f"{path}: the entry {ABOUT!r} of its header is no JSON object: it is damaged; copy or fetch it again"
         )
     return values
+
+
+def trained_token_ids(path: Path) -> str | None:
+    """The digest of the token ids that a weight file was trained with; None if the file does not say it.
+
+    Raises:
+        UserError: see :func:`read_about`.
+    """
+    stated = read_about(path).get(TOKEN_IDS) if path.suffix == ".safetensors" and path.is_file() else None
+    return stated if isinstance(stated, str) else None
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from dataset.tasks.video_qa import read_classes
 from dataset.tasks.vqa import read_candidates
-from dataset.text.loading import load_tokenizer
+from dataset.text.loading import load_tokenizer, token_ids_digest
 from engine.checkpoint import find_weights, run_of
 from engine.precision import DTYPES, PrecisionName, check_precision
 from models.checkpoints.files import read_weights
@@ -22,6 +22,7 @@ from utils.config import read_config, read_yaml
 from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import local_folder
+from utils.weight_file import trained_token_ids
 from x2vlm.export.files import is_export
 from x2vlm.model import Model
 from x2vlm.settings import Settings, settings_of
@@ -106,6 +107,12 @@ def _load_weights(
     words = _tokenizer_name(settings, folder, tokenizer)
     settings = settings.model_copy(update={"model": _with_encoder(settings, words)})
     loaded = load_tokenizer(words, "tokenizer")
+    trained_with = trained_token_ids(weights)
+    if trained_with is not None and token_ids_digest(loaded) != trained_with:
+        raise UserError(
+            f"tokenizer {words}: its token ids are not those that {weights} was trained with, so words would get the embeddings "
+            "of other words; give that tokenizer"
+        )
     network = settings.kind.build(settings.model, len(loaded))
     load_weights(network, weights).require_complete()
     _check_finite(network, weights)

@@ -302,5 +302,7 @@ def read_text(path: str, key: str) -> str:
         return read_regular(expanded(path), "utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{key}: {path} does not exist; check the path (it is relative to {Path.cwd()})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{key}: {path} cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{key}: {path} is not UTF-8 text; give a file of annotations, or save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read: {error.strerror}; check the path") from None

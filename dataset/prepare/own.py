@@ -175,7 +175,7 @@ class Converter:
             )
         if self.boxes != "corners" and look_like_corners(boxes, np.array(self._sizes)):
             raise UserError(
-                f"boxes look like x1, y1, x2, y2, as {list(boxes[0])}; give --boxes corners, or name their columns "
+                f"boxes look like x1, y1, x2, y2, as {boxes[0].tolist()}; give --boxes corners, or name their columns "
                 f"{', '.join(CORNERS)}"
             )
         return list(made.values())

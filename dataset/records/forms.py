@@ -51,4 +51,5 @@ def convert_hint(path: object) -> str:
     if not isinstance(path, str | Path):
         return "convert it to JSON lines (docs/own_data.md#records)"
     out = Path(path).with_name(f"{Path(path).stem}_records.jsonl")
-    return f"convert it: python run.py prepare own {shlex.quote(str(path))} --out {shlex.quote(str(out))}"
+    command = f"python run.py prepare own {shlex.quote(str(path))} --out {shlex.quote(str(out))}"
+    return f"convert it: {command} (its --help names the columns)"

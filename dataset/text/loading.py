@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,13 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
             f"tokenizer {name}: its vocabulary has {len(tokenizer)} entries; is the vocabulary file missing or empty?"
         )
     return tokenizer
+
+
+def token_ids_digest(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of the tokens and their ids, as hexadecimal digits. Weight files carry it: with other ids, words would get the
+    embeddings of other words. It does not depend on how a release of the library writes its files."""
+    lines = sorted(f"{token}\t{number}" for token, number in tokenizer.get_vocab().items())
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def difference_of_tokenizers(ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast) -> str | None:

@@ -82,6 +82,7 @@ class ToyTask:
         self.selects = None if scores is None else "score"
         self.model = Line()
         self.fresh: set[str] = set()
+        self.about: dict[str, str] = {}
         self.loader = ToyLoader(poison or set())
 
     def train_loader(self) -> ToyLoader:

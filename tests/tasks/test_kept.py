@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from dataset.text.loading import load_tokenizer
 from tasks.job import run_task
 from tests.conftest import tiny_run
 from utils.errors import UserError
+from utils.weight_file import save_weights
+from x2vlm import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,11 +149,42 @@ def test_weights_are_refused_with_a_tokenizer_whose_ids_have_changed(how, data, 
     assert list((tmp_path / "run/checkpoints").iterdir()) and (tmp_path / "run/tokenizer/tokenizer.json").is_file()
 
 
+def permute(folder: Path) -> None:
+    """Exchange the ids of two words of a tokenizer."""
+    values = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = values["model"]["vocab"]
+    vocabulary |= {"red": vocabulary["blue"], "blue": vocabulary["red"]}
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("copy", ["gone", "permuted too"])
 @pytest.mark.usefixtures("permuted")
-def test_a_run_that_kept_no_tokenizer_goes_on(data, run, tmp_path):
+def test_the_weights_know_their_token_ids_where_the_copy_is_no_witness(copy, data, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    if copy == "gone":
+        shutil.rmtree(tmp_path / "run/tokenizer")
+    else:
+        permute(tmp_path / "run/tokenizer")
+    with pytest.raises(UserError, match=r"^model.text.encoder: the token ids of .* are not those that .*\.safetensors"):
+        start(tmp_path / "run", "--resume", "--evaluate", *vqa(data))
+
+
+def test_a_damaged_copy_does_not_accuse_the_good_tokenizer(data, run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    permute(tmp_path / "run/tokenizer")
+    start(tmp_path / "run", "--resume", "--evaluate", *vqa(data))
+    assert "the copy is not used" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"tokenizer .*: its token ids are not those that"):
+        load(tmp_path / "run")
+
+
+@pytest.mark.usefixtures("permuted")
+def test_weights_of_earlier_versions_without_a_copy_go_on(data, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/tokenizer")
-    assert start(tmp_path / "run", "--resume", "--evaluate", *vqa(data))
+    for file in (tmp_path / "run").rglob("*.safetensors"):
+        save_weights(file, load_file(file))
+    start(tmp_path / "next", *vqa(data, f"init.checkpoint={tmp_path}/run/checkpoints/step-00000002/model.safetensors"))
 
 
 @pytest.mark.usefixtures("permuted")

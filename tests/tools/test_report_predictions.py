@@ -191,4 +191,4 @@ def test_runs_measured_on_different_files_have_no_best_value_and_each_its_chance
 def test_the_report_warns_of_an_accuracy_that_does_not_beat_the_image_blind_baseline(make, tmp_path):
     questions = {"value": 400, "unit": "count"}
     run = make("blind", accuracy=0.51, questions=questions, **{"image-blind baseline": 0.5})
-    assert "accuracy 51.0% is not clearly above 50.0%" in report(tmp_path, run)
+    assert "accuracy 51.0% is not clearly above its image-blind baseline of 50.0%" in report(tmp_path, run)

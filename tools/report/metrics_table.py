@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tasks.image_blind import not_beaten
+from tasks.image_blind import ADVICE, not_beaten
 from tools.report.ticks import written
 from tools.runs.reading import Run
 
@@ -29,7 +29,8 @@ def table_of(run: Run) -> str:
         if shown:
             parts.append(_table(shown))
         values = {name: number_of(metric.get("value")) for name, metric in metrics.items()}
-        parts += [f'<p><span class="remark">{escape(sentence)}</span></p>' for sentence in not_beaten(values)]
+        if facts := not_beaten(values):
+            parts.append(f'<p><span class="remark">{escape(", and ".join(facts))}; {escape(ADVICE)}</span></p>')
         parts.append(
             f'<p class="faint">{escape("; ".join([", ".join(sizes), *_facts(metrics.values())]).strip("; "))}</p>'
         )

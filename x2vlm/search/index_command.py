@@ -45,6 +45,6 @@ def main(argv: Sequence[str]) -> int:
     made = make(Encoder(model), flags.folder, flags.out)
     copies = f", and {counted(made.copies, 'copy', 'copies')} of them" if made.copies else ""
     sys.stdout.write(
-        f"{flags.out}: {counted(made.images, 'image', 'images')}{copies}; {made.embedded:,} were embedded now\n"
+        f"{flags.out}: {counted(made.images, 'image', 'images')}{copies}; {made.embedded:,} embedded now\n"
     )
     return report_broken([reason for _, reason in made.broken], made.images + made.copies + len(made.broken))
