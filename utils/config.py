@@ -321,10 +321,9 @@ def unknown_key(name: str, place: str, known: Sequence[str]) -> str:
         known: paths of the keys that exist; ``[]`` stands for an entry of a list, ``<name>`` for a name that the user chooses.
     """
     close = nearest_keys(name, known)
-    section = name.rpartition(".")[0]
-    inside = dict.fromkeys(
-        key.removeprefix(f"{section}.").partition(".")[0] for key in known if key.startswith(section)
-    )
+    section, dot, _ = name.rpartition(".")
+    prefix = section + dot
+    inside = dict.fromkeys(key.removeprefix(prefix).partition(".")[0] for key in known if key.startswith(prefix))
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(inside)}"
     return f"{place}: {name} is not a key of this config; {hint}"
 

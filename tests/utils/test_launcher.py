@@ -44,7 +44,7 @@ def test_overrides_may_stand_anywhere_after_the_flags():
         (["--task", "pretrain", "--nodes", "2", "--master", "host"], "not of the form HOST:PORT"),
         (["--task", "pretrain", "--node-rank", "1"], "--node-rank 1 is not within 0 .. 0"),
         (["--task", "pretrain", "lr"], "'lr' is neither a flag nor of the form key=value"),
-        (["--tsk", "pretrain"], "unrecognized arguments: --tsk"),
+        (["--tsk", "pretrain"], "--tsk is not a flag; did you mean --task?"),
     ],
 )
 def test_a_wrong_command_line_is_named(argv, message, capsys):

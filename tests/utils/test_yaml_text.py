@@ -183,7 +183,7 @@ def test_a_hostile_override_is_one_line(tmp_path, name):
         ("optim.steps=1e30", r"optim\.steps = 1e\+30: "),
         ("optim.betas=[" + "x, " * 500 + "]", r"… and 480 more$"),
         ("optim.lr={a\nb: 1}", "optim.lr"),
-        ("optim.\x1b[2J=1", r"optim\.\\x1b\[2J is not a field"),
+        ("optim.\x1b[2J=1", r"optim\.\\x1b\[2J is not a key"),
     ],
 )
 def test_an_odd_override_is_told_in_short_lines(tmp_path, override, problem):

@@ -135,7 +135,7 @@ def test_a_figure_is_checked_before_anything_is_computed_and_never_replaces_an_i
         (["match", "--image", "{photos}"], "match needs --text: a text; may be repeated"),
         (["caption", "--image", "{photos}", "--text", "a"], "caption takes no --text"),
         (["match", "--image", "{photos}", "--text", " "], "argument --text: ' ' is blank; give a text"),
-        (["describe", "--image", "{photos}"], "invalid choice: 'describe'"),
+        (["describe", "--image", "{photos}"], "'describe' is unknown"),
         (["caption", "--image", "nowhere.png"], "--image nowhere.png: no such file, and no file fits it as a pattern"),
         (["caption", "--image", "{empty}"], "no image is in this folder"),
         (["match", "--image", "{photos}", "--text", "a star"], "is a model of task captioning"),
