@@ -96,7 +96,7 @@ def test_a_missing_file_is_told_with_key_path_and_remedy(read):
 def test_what_is_no_text_file_is_told_in_one_line(read, tmp_path):
     (tmp_path / "a.bin").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path, tmp_path / "a.bin"):
-        with pytest.raises(UserError, match=f"^data.train: {path} cannot be read: "):
+        with pytest.raises(UserError, match=f"^data.train: {path} (is not UTF-8 text|cannot be read: )"):
             read(str(path), KEY)
 
 
