@@ -103,7 +103,7 @@ def test_an_environment_describes_a_place(environment, place):
     ("environment", "message"),
     [
         (STEP | {"SLURM_NODEID": "one"}, "SLURM_NODEID = 'one' is no number"),
-        ({name: value for name, value in TORCHRUN.items() if name != "MASTER_ADDR"}, "MASTER_ADDR is not set, though"),
+        ({name: value for name, value in TORCHRUN.items() if name != "MASTER_ADDR"}, "MASTER_ADDR is not set, but"),
         (TRAINJOB | {"PET_NNODES": "a few"}, "PET_NNODES: 'a few' is neither a positive number N nor MIN:MAX"),
     ],
 )

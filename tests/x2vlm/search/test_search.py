@@ -215,11 +215,11 @@ def test_the_two_commands(run, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["index", "photos", "--model", str(run("pretrain")), "--out", "index"]) == 1
     printed = capsys.readouterr()
-    assert printed.out == "index: 8 images, and 1 copy of them; 8 were embedded now\n"
+    assert printed.out == "index: 8 images, and 1 copy of them; 8 embedded now\n"
     assert "not read: " in printed.err and "1 of 10 images could not be read" in printed.err
     (photos / "deep/broken.jpg").unlink()
     assert main(["index", "photos", "--model", str(run("pretrain")), "--out", "index"]) == 0
-    assert "0 were embedded now" in capsys.readouterr().out
+    assert "0 embedded now" in capsys.readouterr().out
     assert main(["search", "index", TEXT, "--top", "3", "--locate", "--save", "hits.png"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert (
