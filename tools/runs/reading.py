@@ -194,9 +194,9 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
         remarks.append(str(error))
     metrics = read_metrics(folder / METRICS_FILE, TAIL_BYTES if brief else None)
     validation = read_metrics(folder / VALIDATION_FILE)
-    for name in (METRICS_FILE, VALIDATION_FILE):
-        if (folder / name).exists() and not (folder / name).is_file():
-            remarks.append(f"{folder / name} is not a regular file and is ignored")
+    for file in (folder / METRICS_FILE, folder / VALIDATION_FILE):
+        if file.exists() and not file.is_file():
+            remarks.append(f"{file} is not a regular file and is ignored")
     remarks += [*_damage(METRICS_FILE, metrics), *_damage(VALIDATION_FILE, validation)]
     if metrics.partial and not metrics.lines:
         remarks.append(
