@@ -15,10 +15,12 @@ from utils.errors import UserError, one_line_errors
 
 
 class Command(NamedTuple):
-    """A command. ``module`` defines ``main(argv) -> int``, from the arguments after the command's name to the exit status."""
+    """A command. ``module`` defines ``main(argv) -> int``, from the arguments after the command's name to the exit status.
+    ``overrides``: it takes ``--config`` and ``key=value`` arguments, whose keys are checked before the module is imported."""
 
     module: str
     help: str
+    overrides: bool = False
 
 
 COMMANDS = {
@@ -26,7 +28,7 @@ COMMANDS = {
         "tools.config.command", "the keys of a task's config, or a file's values and where they come from"
     ),
     "doctor": Command(
-        "tools.doctor.command", "check files, data, weights, memory and one step before a run, in half a minute"
+        "tools.doctor.command", "check files, data, weights, memory and one step before a run, in half a minute", True
     ),
     "prepare": Command("tools.prepare.command", "records for pre-training from the official files of public data sets"),
     "index-shards": Command("tools.index_shards", "where each record of a run's shards begins, by several processes"),
@@ -46,7 +48,7 @@ COMMANDS = {
     "search": Command("x2vlm.search.search_command", "the images of an index that a sentence is about, and where"),
     "export": Command("x2vlm.export.command", "a trained model as graphs of ONNX, for machines without a GPU"),
     "serve": Command("x2vlm.page.command", "a page in the browser on which anyone tries models"),
-    "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes"),
+    "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes", True),
     "tokenizer": Command("tools.tokenizer", "learn a tokenizer from the texts of your records"),
 }
 
@@ -67,10 +69,10 @@ def main(argv: Sequence[str]) -> int:
         return 2
     first, *rest = argv
     if first in COMMANDS:
-        if first in ("doctor", "plan"):
+        command = COMMANDS[first]
+        if command.overrides:
             _check_keys(rest)
-        command = importlib.import_module(COMMANDS[first].module)
-        return command.main(rest)
+        return importlib.import_module(command.module).main(rest)
     if not first.startswith("-") and "=" not in first:
         raise UserError(_unknown_command(first))
     launch = importlib.import_module("tasks.launch")

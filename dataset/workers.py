@@ -44,7 +44,7 @@ reading: ContextVar[Callable[[str], object]] = ContextVar("reading")
 """In a worker: called with the place of each record before it is read, for the message if the worker does not come back."""
 
 _NO_MEMORY = 88
-"""Exit status of a worker that could not hand over a batch, since shared memory is full."""
+"""Exit status of a worker that could not pass on a batch because shared memory is full."""
 
 _PLACE_BYTES = 480
 _END = object()

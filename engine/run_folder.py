@@ -170,7 +170,7 @@ class RunFolder:
             )
             return
         logger.warning(
-            "%s is gone: was the run's folder deleted or renamed? It is written again, and the run goes on and can be resumed; "
+            "%s is gone: was the run's folder deleted or renamed? It has been written again, so the run can be resumed; "
             "earlier metrics and checkpoints are gone with the folder",
             saved,
         )

@@ -23,8 +23,8 @@ PATIENCE = 3
 SPREADS = 6.0
 SHARE = 0.2
 RISE = 0.05
-"""A loss jumps where it exceeds the median by so many standard deviations, estimated by the median distance from the median, by
-this share of it, and by this much. Close to zero, a few wrong examples multiply a loss: they are no reason to act."""
+"""A loss jumps if it exceeds the median by SPREADS standard deviations (estimated by the median distance from the median), by
+SHARE of the median, and by RISE. Close to zero, a few wrong examples multiply a loss, which needs no action."""
 LOW = 0.7
 """Throughput is low below this share of its median."""
 SLOW = 1.5

@@ -159,7 +159,7 @@ def length_of_run(steps: int, per_step: int, records: int, *, fine_tunes: bool) 
     """
     epochs = steps * per_step / records
     if epochs > MOST_EPOCHS:
-        fact = f"the run makes {epochs:,.0f} passes over {records:,} records, which it will know by heart long before its end"
+        fact = f"the run makes {epochs:,.0f} passes over {records:,} records, which it memorises long before its end"
         most = max(1, MOST_EPOCHS * records // per_step)
         return Finding(
             "warning", "train", fact, f"give train.steps={most} ({MOST_EPOCHS} passes) or less, or more data"

@@ -21,7 +21,7 @@ from utils.inputs import inputs_of
 SAMPLED_FILES = 64
 SAMPLED_BLOCKS = 64
 BLOCK_BYTES = 1 << 16
-"""Of each sampled file, so many blocks are read, spread evenly over it: files of up to 4 MB are read whole."""
+"""Blocks that are read of each sampled file, spread evenly over it. Files of up to 4 MB are read whole."""
 LONGEST_PATH = 1000
 NAMES = 1_000_000
 """Names of files after which the listing of a folder of images stops."""
@@ -37,7 +37,7 @@ def data_identity(data: Config, section: str = "data") -> dict[str, str]:
     It covers names and sizes of all annotation files and shards, and blocks of :data:`SAMPLED_FILES` of each key, or up to twice
     as many: reading whole data sets would take hours. Images in a folder, and images that are named by the first and the last
     record of a sampled shard, are sampled in the same way. Of remote files, it covers all addresses, and sizes and versions of as
-    many files. Times are left out: a copy of the data has others.
+    many files. Modification times are ignored, since a copy of the data has others.
     """
     named: dict[str, list[ShardFile]] = defaultdict(list)
     digests: dict[str, str] = {}

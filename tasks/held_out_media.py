@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_held_out_media(task: BaseTask[Any, Any, Any]) -> None:
-    """Decode as many held-out images and videos as the time allows, in random order; each rank takes a share.
+    """Decode held-out images and videos in random order for at most :data:`SECONDS`; each rank takes a share.
 
     Raises:
         UserError: for the first one that cannot be decoded: a held-out set has to be whole.

@@ -30,6 +30,7 @@ from tools.doctor.shared import images_of_record, sources_of
 from utils.config import load_config
 from utils.errors import UserError, one_line_errors
 from utils.files import replacing
+from utils.flags import positive
 from utils.progress import progress_bar
 
 NAMED = 5
@@ -340,12 +341,6 @@ def _tell(training: str, split: str, found: SharedImages) -> None:
         sys.stdout.write(f"  and {found.shared - NAMED:,} more (--out FILE lists all)\n")
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run.py leaks",
@@ -370,7 +365,7 @@ def _parser() -> argparse.ArgumentParser:
         help="compare a sample by its looks too: resized, recompressed or recoloured copies, and crops (needs imagehash)",
     )
     parser.add_argument(
-        "--sample", type=_positive, default=1000, metavar="N", help="images of each side for --perceptual (1000)"
+        "--sample", type=positive, default=1000, metavar="N", help="images of each side for --perceptual (1000)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample (0)")
     parser.add_argument(

@@ -329,9 +329,9 @@ def unknown_key(name: str, place: str, known: Sequence[str]) -> str:
 
 
 def nearest_keys(name: str, known: Sequence[str]) -> list[str]:
-    """Up to three keys that a misspelled or misplaced one may stand for, the likeliest first.
+    """Up to three keys that the user may have meant by a misspelled or misplaced one, the likeliest first.
 
-    A key of the same section with a similar name comes first, then those of other sections with the same name, then similar ones.
+    A similar name in the same section is preferred; then the same name in other sections; then similar names anywhere.
     """
     section, _, last = name.rpartition(".")
     sections = {".".join(key.split(".")[:end]) for key in known for end in range(1, key.count(".") + 1)}

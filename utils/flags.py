@@ -94,7 +94,7 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
 
 def positive(text: str) -> int:
     """An integer of at least 1, for argparse."""
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:  # not isdigit, which takes ² for a digit
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
 

@@ -133,7 +133,7 @@ class Reader:
     def _of_array(self, image: np.ndarray | Tensor, view: FrameView) -> _Views:
         """Axes of an array end with the channels, those of a tensor have them before height and width."""
         name = f"{'an array' if isinstance(image, np.ndarray) else 'a tensor'} of shape {tuple(image.shape)}"
-        # A copy: torch warns of arrays that may not be written, such as those that numpy makes of Pillow images.
+        # Copied, since torch warns about read-only arrays, such as numpy views of Pillow images.
         pixels = torch.from_numpy(np.array(image, order="C")) if isinstance(image, np.ndarray) else image.cpu()
         if pixels.dtype != torch.uint8:
             raise UserError(f"{name} holds {str(pixels.dtype).removeprefix('torch.')}; images are uint8, in 0..255")

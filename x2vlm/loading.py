@@ -110,8 +110,8 @@ def _load_weights(
     trained_with = trained_token_ids(weights)
     if trained_with is not None and token_ids_digest(loaded) != trained_with:
         raise UserError(
-            f"tokenizer {words}: its token ids are not those that {weights} was trained with, so words would get the embeddings "
-            "of other words; give that tokenizer"
+            f"tokenizer {words}: its token ids differ from the ones that {weights} were trained with, so words would "
+            "get the embeddings of other words; give that tokenizer"
         )
     network = settings.kind.build(settings.model, len(loaded))
     load_weights(network, weights).require_complete()

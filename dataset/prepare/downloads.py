@@ -124,7 +124,7 @@ def take_shards(
         urls: the list of what may be used.
         folder: the folder of records.
         shards: the finished shards.
-        verify: decode every image, and leave out what is broken, there twice, or a copy of a held-out image.
+        verify: decode every image, and skip images that are broken, repeated, or a copy of a held-out image.
         workers: processes.
         held_out: the split of each held-out image by the hash of its content.
     """

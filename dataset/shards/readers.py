@@ -29,7 +29,7 @@ from utils.files import expanded
 
 _OPEN_FILES = 48
 _SHARE_OF_LIMIT = 16
-"""A list of shards keeps at most one file open of so many that the process may have; a run reads several lists."""
+"""A list of shards keeps at most a sixteenth of the files open that the process may open; a run reads several lists."""
 
 logger = logging.getLogger(__name__)
 

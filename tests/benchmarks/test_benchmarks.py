@@ -17,6 +17,7 @@ from benchmarks import (
     export,
     gpu,
     host_overhead,
+    look_alikes,
     prepare,
     pretrain_step,
     rerank,
@@ -27,6 +28,7 @@ from benchmarks import (
 )
 from engine.trainer import PHASES
 from models.pretrain import PretrainModel
+from tests.dataset.prepare.official import photograph
 
 SMALLER = (
     "model.text.arch={family: bert, width: 32, layers: 1, heads: 2, intermediate: 64, max_positions: 64}",
@@ -414,3 +416,11 @@ def test_yes_no_questions_are_balanced_and_learned_from(scenes_folder, monkeypat
     monkeypatch.setattr(yes_no, "load_config", lambda path, more, schema: loaded(path, [*more, tokenizer], schema))
     yes_no.main(["--init-std", "0.04", "--seeds", "0", "--steps", "2", "--images", "4"])
     assert re.match(r"init_std 0.04: \d+\.\d % of the held-out questions", capsys.readouterr().out)
+
+
+def test_copies_of_photographs_are_counted(tmp_path, capsys):
+    for seed in range(4):
+        photograph(seed).save(tmp_path / f"{seed}.png")
+    look_alikes.main([str(tmp_path), "--photographs", "4", "--copied", "1"])
+    header, sure, surer = capsys.readouterr().out.splitlines()
+    assert header.count("|") == sure.count("|") == surer.count("|") == 12 and "in 27 pairs" in header

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,15 +14,9 @@ from tests.tasks.painted import COLOURS, FILES, KINDS, rows_of, write_pictures
 
 
 @pytest.fixture(autouse=True)
-def settings_of_a_process():
+def settings_of_a_process(own_logging):
     """A run sets up logging and torch for its process; the other tests share this one."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
     yield
-    for handler in set(root.handlers) - set(handlers):
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(level)
     torch.use_deterministic_algorithms(False)
 
 

@@ -115,18 +115,21 @@ def test_a_run_is_evaluated_by_its_folder_alone_from_another_working_directory(r
     assert done.stderr.endswith("holds no config.yaml; give the folder of a run, or --config\n")
 
 
+def permute(folder: Path) -> None:
+    """Exchange the ids of two words of a tokenizer."""
+    values = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = values["model"]["vocab"]
+    vocabulary |= {"red": vocabulary["blue"], "blue": vocabulary["red"]}
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+
+
 @pytest.fixture
 def permuted(data) -> Path:
     """The tokenizer of the data, in which two words have changed places."""
-    file = data / "tokenizer" / "tokenizer.json"
-    before = file.read_text()
-    values = json.loads(before)
-    vocabulary = values["model"]["vocab"]
-    red, blue = vocabulary["red"], vocabulary["blue"]
-    vocabulary |= {"red": blue, "blue": red}
-    file.write_text(json.dumps(values))
+    before = (data / "tokenizer/tokenizer.json").read_text()
+    permute(data / "tokenizer")
     yield data / "tokenizer"
-    file.write_text(before)
+    (data / "tokenizer/tokenizer.json").write_text(before)
 
 
 @pytest.mark.parametrize("how", ["--resume", "--resume --evaluate", "init.checkpoint", "init.checkpoint --evaluate"])
@@ -149,14 +152,6 @@ def test_weights_are_refused_with_a_tokenizer_whose_ids_have_changed(how, data, 
     assert list((tmp_path / "run/checkpoints").iterdir()) and (tmp_path / "run/tokenizer/tokenizer.json").is_file()
 
 
-def permute(folder: Path) -> None:
-    """Exchange the ids of two words of a tokenizer."""
-    values = json.loads((folder / "tokenizer.json").read_text())
-    vocabulary = values["model"]["vocab"]
-    vocabulary |= {"red": vocabulary["blue"], "blue": vocabulary["red"]}
-    (folder / "tokenizer.json").write_text(json.dumps(values))
-
-
 @pytest.mark.parametrize("copy", ["gone", "permuted too"])
 @pytest.mark.usefixtures("permuted")
 def test_the_weights_know_their_token_ids_where_the_copy_is_no_witness(copy, data, run, tmp_path):
@@ -165,7 +160,9 @@ def test_the_weights_know_their_token_ids_where_the_copy_is_no_witness(copy, dat
         shutil.rmtree(tmp_path / "run/tokenizer")
     else:
         permute(tmp_path / "run/tokenizer")
-    with pytest.raises(UserError, match=r"^model.text.encoder: the token ids of .* are not those that .*\.safetensors"):
+    with pytest.raises(
+        UserError, match=r"^model.text.encoder: the token ids of .* differ from the ones that .*\.safetensors"
+    ):
         start(tmp_path / "run", "--resume", "--evaluate", *vqa(data))
 
 
@@ -174,7 +171,7 @@ def test_a_damaged_copy_does_not_accuse_the_good_tokenizer(data, run, tmp_path, 
     permute(tmp_path / "run/tokenizer")
     start(tmp_path / "run", "--resume", "--evaluate", *vqa(data))
     assert "the copy is not used" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"tokenizer .*: its token ids are not those that"):
+    with pytest.raises(UserError, match=r"tokenizer .*: its token ids differ from the ones that"):
         load(tmp_path / "run")
 
 

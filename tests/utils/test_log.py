@@ -10,17 +10,7 @@ import pytest
 from utils import log
 
 
-@pytest.fixture(autouse=True)
-def root_logger():
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
+@pytest.mark.usefixtures("own_logging")
 def test_a_log_file_whose_folder_was_deleted_is_written_again(tmp_path):
     file = tmp_path / "run/log.txt"
     log.set_up(file)

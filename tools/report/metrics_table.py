@@ -82,7 +82,7 @@ def comparison(runs: Sequence[Run]) -> str:
 
 
 def _row(name: str, metrics: Sequence[Metric]) -> str:
-    """A row of the comparison. Chance stands beside each value where the runs were measured on different files."""
+    """A row of the comparison. If the runs were measured on different files, each value shows its own chance."""
     counts = next(metric for metric in metrics if metric).get("unit") == "count"
     values = [None if counts else number_of(metric.get("value")) for metric in metrics]
     texts = [_count(m["value"]) if counts and "value" in m else value_of(m, "value") for m in metrics]

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from x2vlm.page.app import Tab
 
 LOOPBACK = "127.0.0.1"
-FOLDERS = "x2vlm-page-"
-"""How the names of the folders of uploads begin, in the folder of temporary files."""
+FOLDERS, UNNAMED = "x2vlm-page-", "x2vlm-new-page-"
+"""How the names of the folders of uploads begin, in the folder of temporary files: with a lock, and before they have one."""
 EXAMPLE_FILES = 8
 """Files of a folder that are offered as examples."""
 
@@ -101,29 +101,29 @@ def main(argv: Sequence[str]) -> int:
 
 @contextmanager
 def upload_folder() -> Iterator[Path]:
-    """A new folder for uploads and drawn pictures, which is removed when the block ends. The folders of
-    killed servers are removed first.
+    """A new folder for uploads and drawn pictures, which is removed when the block ends. The folders of killed servers are
+    removed first. The new folder gets its name when it is locked: before that, another server could take it for a leftover.
 
     Gradio's own folder would be shared with other users of the machine, and stay.
     """
     _remove_leftovers(Path(tempfile.gettempdir()))
-    with tempfile.TemporaryDirectory(prefix=FOLDERS) as folder, FolderLock(Path(folder)):
-        files = Path(folder) / "files"
-        files.mkdir()
-        yield files
+    unnamed = Path(tempfile.mkdtemp(prefix=UNNAMED))
+    with FolderLock(unnamed):
+        (unnamed / "files").mkdir()
+        folder = unnamed.rename(unnamed.with_name(FOLDERS + unnamed.name.removeprefix(UNNAMED)))
+        try:
+            yield folder / "files"
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_leftovers(temporary: Path) -> None:
     """Remove the folders of uploads that belong to this user and whose server is dead, as their lock says."""
     for folder in temporary.glob(f"{FOLDERS}*"):
-        is_ours = not folder.is_symlink() and folder.stat().st_uid == os.getuid() and (folder / LOCK_FILE).is_file()
-        if not is_ours:
-            continue
-        try:
-            with FolderLock(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-        except UserError:  # its server lives
-            continue
+        with suppress(UserError, FileNotFoundError):  # its server lives, or another one removes it now
+            if not folder.is_symlink() and folder.stat().st_uid == os.getuid() and (folder / LOCK_FILE).is_file():
+                with FolderLock(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tabs(flags: argparse.Namespace, folder: Path) -> list[Tab]:
