@@ -162,7 +162,8 @@ def forwarder(bucket, monkeypatch) -> Iterator[Forwarder]:
 @pytest.mark.parametrize("fault", ["500", "503", "cut", "stall"])
 def test_answers_of_a_store_that_fail_are_asked_for_again(forwarder, open_remote, fault, caplog):
     forwarder.fault = lambda number: fault if number in (1, 4) else ""
-    assert ids(open_remote("s3://data/set/", timeout_s=0.5)) == EXPECTED
+    # A busy machine may need seconds for an answer, so a minute of repetitions is allowed.
+    assert ids(open_remote("s3://data/set/", timeout_s=0.5, retry_minutes=1)) == EXPECTED
     assert "it is repeated (failed requests of this process: 1)" in caplog.text
 
 
