@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from optim.lora import UP
 from utils import distributed
-from utils.batch import Work
+from utils.batch import ClassifiedBatch, QuestionBatch, Work
 
 Lengths = npt.NDArray[np.int64]
 """A number for each text: of its tokens, of its query positions, or of the keys that it attends to."""
@@ -58,6 +58,13 @@ def lengths(mask: Tensor, valid: Tensor) -> Lengths:
 def frames_of(pixels: Tensor) -> int:
     """Images of an example: 1 for images (N, 3, H, W), F for videos (N, F, 3, H, W)."""
     return pixels.shape[1] if pixels.dim() == 5 else 1
+
+
+def images_of(batch: QuestionBatch | ClassifiedBatch) -> int:
+    """Number of images or videos that the questions of a batch are about, those alone that count."""
+    if batch.image_of_question is None:
+        return int(batch.valid.sum())
+    return len(batch.image_of_question[batch.valid].unique())
 
 
 def linear_macs(*modules: nn.Module | None) -> int:
@@ -360,10 +367,13 @@ class ModelCost:
         negative's length is not known beforehand; it counts as that of the matched text."""
         return 3 * (self.fusion.run(tokens, keys, queries=1) + self.head("matching_head", len(tokens)))
 
-    def fuse_pairs(self, tokens: Lengths, frames: int = 1, queries: Lengths | int | None = 1) -> Work:
+    def fuse_pairs(
+        self, tokens: Lengths, frames: int = 1, queries: Lengths | int | None = 1, images: int | None = None
+    ) -> Work:
         """Work of examples that each fuse one text with one image, or with a video of so many frames; ``queries``: see
-        :meth:`StackCost.run`."""
+        :meth:`StackCost.run`; ``images``: the images or videos that the examples share, None: each has its own."""
         examples, keys = len(tokens), self.vision.keys(frames)
-        flops = self.vision.encode(examples * frames) + self.text.run(tokens)
-        flops += self.fusion.project(examples * keys) + self.fusion.run(tokens, keys, queries)
-        return Work(examples, examples * frames, int(tokens.sum()), flops)
+        images = examples if images is None else images
+        flops = self.vision.encode(images * frames) + self.text.run(tokens)
+        flops += self.fusion.project(images * keys) + self.fusion.run(tokens, keys, queries)
+        return Work(examples, images * frames, int(tokens.sum()), flops)

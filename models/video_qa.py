@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.flops import frames_of, lengths
+from models.flops import frames_of, images_of, lengths
 from models.fusion import FusionPass
 from models.heads import mlp_head
 from models.losses import at_least_float32
@@ -31,7 +31,9 @@ class VideoQAModel(XVLM):
     def forward(self, batch: ClassifiedBatch) -> Losses:
         """Sum over the answers of a micro-batch of cross-entropy times weight. Answers that are no candidates add nothing (as
         released)."""
-        logits = self.classify(batch.pixels, batch.text).index_select(0, batch.question_of_answer)
+        logits = self.classify(batch.pixels, batch.text, batch.image_of_question).index_select(
+            0, batch.question_of_answer
+        )
         per_answer = F.cross_entropy(at_least_float32(logits), batch.labels, ignore_index=IGNORE, reduction="none")
         valid = batch.valid.index_select(0, batch.question_of_answer)
         return {"answers": Term((per_answer * batch.weights).masked_fill(~valid, 0).sum(), 1.0)}
@@ -45,7 +47,7 @@ class VideoQAModel(XVLM):
     def work(self, batch: ClassifiedBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
         tokens = lengths(batch.text.mask, batch.valid)
-        fused = self.cost.fuse_pairs(tokens, frames_of(batch.pixels))
+        fused = self.cost.fuse_pairs(tokens, frames_of(batch.pixels), images=images_of(batch))
         return fused + Work(flops=self.cost.head("classifier", len(tokens)))
 
     def classify(

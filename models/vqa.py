@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.blocks import MOST_BLOCKS, BlockConfig, BlockStack, TokenLayout, init_bert_weights, linear_dtype
-from models.flops import HeadCost, StackCost, lengths
+from models.flops import HeadCost, StackCost, images_of, lengths
 from models.fusion import FusionPass
 from models.heads import WordHead
 from models.hub_text import HubTextEncoder
@@ -141,7 +141,9 @@ class VQAModel(XVLM):
 
     def forward(self, batch: QuestionBatch) -> Losses:
         """Sum over the answers of a micro-batch of their tokens' cross-entropy, times the answer's weight."""
-        questions = self.decoder.questions_memory(self.fuse_questions(batch.pixels, batch.text))
+        questions = self.decoder.questions_memory(
+            self.fuse_questions(batch.pixels, batch.text, batch.image_of_question)
+        )
         ids, mask, question_index = batch.answers.ids, batch.answers.mask, batch.question_of_answer
         states = self.decoder.decode(ids[:, :-1], left_to_right(mask[:, :-1]), questions.select(question_index))
         labels = ids[:, 1:].masked_fill(~mask[:, 1:], IGNORE)
@@ -176,7 +178,8 @@ class VQAModel(XVLM):
         question_of_answer = lengths(batch.text.mask.index_select(0, batch.question_of_answer), valid)
         # The decoder predicts the last token of an answer and does not read it.
         flops = self.decoder_cost.project(int(questions.sum())) + self.decoder_cost.run(answers - 1, question_of_answer)
-        return self.cost.fuse_pairs(questions, queries=None) + Work(tokens=int(answers.sum()), flops=flops)
+        fused = self.cost.fuse_pairs(questions, queries=None, images=images_of(batch))
+        return fused + Work(tokens=int(answers.sum()), flops=flops)
 
     def fuse_questions(self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None) -> PackedTexts:
         """Fuse N questions with their images.

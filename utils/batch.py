@@ -217,9 +217,9 @@ class GroundingBatch(Batch):
 
 @dataclass(frozen=True)
 class QuestionBatch(Batch):
-    """Questions about images, with answers. ``pixels`` (N, 3, H, W) uint8; ``text``: N questions; ``answers``: A answers with
+    """Questions about images, with answers. ``pixels`` (I, 3, H, W) uint8; ``text``: N questions; ``answers``: A answers with
     [CLS] and [SEP]; ``question_of_answer`` (A,) int64 into N; ``weights`` (A,) float32: weights of the answers' losses;
-    ``valid`` (N,) bool: questions that count."""
+    ``valid`` (N,) bool: questions that count; ``image_of_question`` (N,) int64 into I, None: question n asks about image n."""
 
     pixels: Tensor
     text: Text
@@ -227,14 +227,15 @@ class QuestionBatch(Batch):
     question_of_answer: Tensor
     weights: Tensor
     valid: Tensor
+    image_of_question: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class ClassifiedBatch(Batch):
-    """Questions about images or videos, with answers as classes. ``pixels`` (N, 3, H, W) or (N, F, 3, H, W) uint8; ``text``: N
+    """Questions about images or videos, with answers as classes. ``pixels`` (I, 3, H, W) or (I, F, 3, H, W) uint8; ``text``: N
     questions; ``labels`` (A,) int64: index of each answer in the candidate list, :data:`IGNORE` if it is not in the list;
     ``question_of_answer`` (A,) int64 into N; ``weights`` (A,) float32: weights of the answers' losses; ``valid`` (N,) bool:
-    questions that count."""
+    questions that count; ``image_of_question`` (N,) int64 into I, None: question n asks about image or video n."""
 
     pixels: Tensor
     text: Text
@@ -242,6 +243,7 @@ class ClassifiedBatch(Batch):
     question_of_answer: Tensor
     weights: Tensor
     valid: Tensor
+    image_of_question: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,43 @@ def check_all_answered_or_none(questions: Sequence[Question], key: str) -> None:
         )
 
 
+class QuestionGroups(Sequence[list[int]]):
+    """Questions about one image in groups, as lists of their numbers; every question is in one group.
+
+    Args:
+        table: the questions.
+        most: most questions of a group. With 1, group n is question n.
+        apart: (N,) bool; questions with different values are never in one group. None: all are alike.
+    """
+
+    def __init__(self, table: QuestionTable, most: int, apart: Sequence[bool] | None = None):
+        kinds = np.stack([table.image_numbers(), np.zeros(len(table)) if apart is None else np.asarray(apart)])
+        numbers = np.unique(kinds, axis=1, return_inverse=True)[1].ravel()
+        # A stable sort keeps the questions about an image in their order; groups are in the order of their first questions.
+        self._rows = np.argsort(numbers, kind="stable")
+        in_order = numbers[self._rows]
+        first_of_kind = np.flatnonzero(np.diff(in_order, prepend=-1))
+        within = np.arange(len(table)) - np.repeat(first_of_kind, np.diff(first_of_kind, append=len(table)))
+        starts = np.flatnonzero(within % most == 0)
+        order = np.argsort(self._rows[starts])
+        self._starts, self._ends = starts[order], np.append(starts[1:], len(table))[order]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[list[int]]: ...
+
+    def __getitem__(self, index: int | slice) -> list[int] | Sequence[list[int]]:
+        if isinstance(index, slice):
+            return [self[group] for group in range(*index.indices(len(self)))]
+        rows: list[int] = self._rows[self._starts[index] : self._ends[index]].tolist()
+        return rows
+
+
 class QuestionTable(Sequence[Question]):
     """A sequence of :class:`Question` that makes each one when it is asked for."""
 
@@ -162,6 +199,13 @@ class QuestionTable(Sequence[Question]):
     def sources(self) -> list[ImageSource | VideoSource]:
         """Of each image or video that is asked about, the source in the first question."""
         return [self.source(row) for row in self._first_rows()]
+
+    def image_numbers(self) -> np.ndarray:
+        """Numbers (N,) of the images or videos that the questions are about, equal exactly where they are of one file."""
+        numbers = self._paths.numbers.astype(np.int64)
+        for row in self._without_path:
+            numbers[row] = -1 - row
+        return numbers
 
     def place(self, row: int) -> str:
         """Where a question comes from."""

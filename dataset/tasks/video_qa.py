@@ -5,21 +5,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from dataset.formats.annotations import Row, images_folder, parse_rows, read_json, read_rows, read_text
 from dataset.formats.video_files import Videos
-from dataset.media.augment import stack_views
+from dataset.media.views import TrainingView
 from dataset.records.schema import BrokenRecordError
-from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, MediaDataConfig, cleaned_question, media_view
+from dataset.tasks.finetune import MediaDataConfig, media_view
+from dataset.tasks.question_batches import QuestionBatches, QuestionExample, QuestionsDataConfig, given_answers
 from dataset.tasks.questions import Question, QuestionTable, check_all_answered_or_none, question_of
-from dataset.text.processors import TextLimits, mentions_side
 from utils.batch import IGNORE, ClassifiedBatch
 from utils.config import Config
 from utils.errors import UserError
@@ -37,18 +35,10 @@ class VideoQuestionsConfig(Config):
     )
 
 
-class VideoQADataConfig(MediaDataConfig):
+class VideoQADataConfig(QuestionsDataConfig, MediaDataConfig):
     """Training questions."""
 
     train: VideoQuestionsConfig
-    text: TextLimits = Field(
-        default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="how long a question may be"
-    )
-    careful_flip: bool = Field(
-        True,
-        description="do not flip where question or answer have the word left or right; English only (released: its "
-        "letters in any word)",
-    )
 
 
 def read_video_questions(
@@ -125,51 +115,22 @@ def read_classes(path: str, key: str, classes: int) -> list[str]:
     return content
 
 
-@dataclass(frozen=True)
-class VideoQuestionExample:
-    """One training row: views (F, 3, S, S) of the frames, the cleaned question, and the label of the answer."""
-
-    pixels: Tensor
-    question: str
-    label: int
-
-
-class VideoQABatches(FineTuneBatches[VideoQADataConfig, VideoQuestionExample]):
+class VideoQABatches(QuestionBatches[VideoQADataConfig]):
     """Every question once an epoch. One whose answer is no candidate is read, and teaches nothing (as released)."""
-
-    name = "questions"
 
     def __init__(self, data: VideoQADataConfig, *, classes: Sequence[str], **options: Any):
         self.labels = {answer: label for label, answer in enumerate(classes)}
         super().__init__(data, **options)
 
-    def read(self, data: VideoQADataConfig) -> int:
-        self.items = QuestionTable(read_video_questions(data.train, "data.train", data.max_broken, answered=True))
-        if not any(item.most_frequent() in self.labels for item in self.items):
+    def read_questions(self, data: VideoQADataConfig) -> QuestionTable:
+        items = QuestionTable(read_video_questions(data.train, "data.train", data.max_broken, answered=True))
+        if not any(item.most_frequent() in self.labels for item in items):
             raise UserError("data.train: no answer is one of the candidates of evaluation.answers")
-        self.view = media_view(data, self.items.sources(), self.frames, self.image_size)
-        return len(self.items)
+        return items
 
-    def example(self, index: int, rng: np.random.Generator) -> VideoQuestionExample:
-        item = self.items[index]
-        question, answer = cleaned_question(item.question, self.text.max_words, item.place), item.most_frequent()
-        may_flip = not (self.data.careful_flip and any(map(mentions_side, (question, answer))))
-        pixels = self.view(item.source, rng, may_flip=may_flip)
-        return VideoQuestionExample(pixels, question, self.labels.get(answer, IGNORE))
+    def make_view(self, data: VideoQADataConfig) -> TrainingView:
+        return media_view(data, self.items.sources(), self.frames, self.image_size)
 
-    def place(self, index: int) -> str:
-        return self.items.place(index)
-
-    def filler(self) -> VideoQuestionExample:
-        return VideoQuestionExample(self.view.filler(), FILLER_TEXT, IGNORE)
-
-    def collate(self, examples: Sequence[VideoQuestionExample], valid: Tensor, **account: Any) -> ClassifiedBatch:
-        return ClassifiedBatch(
-            pixels=stack_views([example.pixels for example in examples]),
-            text=self.text.encode_plain([example.question for example in examples]),
-            labels=torch.tensor([example.label for example in examples]),
-            question_of_answer=torch.arange(len(examples)),
-            weights=torch.ones(len(examples)),
-            valid=valid,
-            **account,
-        )
+    def collate(self, examples: Sequence[QuestionExample], valid: Tensor, **account: Any) -> ClassifiedBatch:
+        labels = torch.tensor([self.labels.get(text, IGNORE) for text, _ in given_answers(examples)])
+        return ClassifiedBatch(labels=labels, **self.fields(examples, valid), **account)

@@ -6,23 +6,21 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from dataset.formats import iglue, visual_genome, vqa2
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_json, read_records
-from dataset.media.augment import AugmentConfig, stack_views
+from dataset.media.augment import AugmentConfig
 from dataset.media.views import TrainingView
 from dataset.records.schema import BrokenRecordError
-from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, cleaned_question
+from dataset.tasks.question_batches import QuestionBatches, QuestionExample, QuestionsDataConfig, given_answers
 from dataset.tasks.questions import Question, QuestionTable, check_all_answered_or_none, question_of
-from dataset.text.processors import PlainTextProcessor, TextLimits, mentions_side
+from dataset.text.processors import PlainTextProcessor, TextLimits
 from utils.batch import QuestionBatch
 from utils.config import Config
 from utils.errors import UserError
@@ -85,25 +83,17 @@ class QuestionsConfig(Config):
         return self
 
 
-class VQADataConfig(FineTuneDataConfig):
+class VQADataConfig(QuestionsDataConfig):
     """Training questions."""
 
     train: list[QuestionsConfig] = Field(
         min_length=1, description="sources; an epoch takes each question of each source once"
-    )
-    text: TextLimits = Field(
-        default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="how long a question may be"
     )
     max_answer_tokens: int = Field(
         40, ge=3, description="most tokens of an answer, [CLS] and [SEP] counted; the rest is cut off"
     )
     augment: AugmentConfig = Field(
         default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the images"
-    )
-    careful_flip: bool = Field(
-        True,
-        description="do not flip where question or answers have the word left or right; English only (released: its "
-        "letters in any word)",
     )
 
 
@@ -204,59 +194,25 @@ def frequent_answers(
     return sorted(kept, key=lambda answer: (-counts[answer], answer))
 
 
-@dataclass(frozen=True)
-class QuestionExample:
-    """One training row: a view (3, S, S) of the image, the cleaned question, and answers with their weights."""
-
-    pixels: Tensor
-    question: str
-    answers: list[tuple[str, float]]
-
-
-class VQABatches(FineTuneBatches[VQADataConfig, QuestionExample]):
+class VQABatches(QuestionBatches[VQADataConfig]):
     """Every question of all sources once an epoch, with all its answers."""
-
-    name = "questions"
 
     def __init__(self, data: VQADataConfig, *, tokenizer: PreTrainedTokenizerFast, **options: Any):
         self.answers = PlainTextProcessor(tokenizer, TextLimits(max_tokens=data.max_answer_tokens))
         super().__init__(data, tokenizer=tokenizer, **options)
 
-    def read(self, data: VQADataConfig) -> int:
-        self.items = QuestionTable(
+    def read_questions(self, data: VQADataConfig) -> QuestionTable:
+        return QuestionTable(
             [
                 question
                 for number, source in enumerate(data.train)
                 for question in read_questions(source, f"data.train[{number}]", data.max_broken, answered=True)
             ]
         )
-        self.view = TrainingView(self.image_size, data.max_pixels, data.augment, pixels=data.pixels)
-        return len(self.items)
 
-    def example(self, index: int, rng: np.random.Generator) -> QuestionExample:
-        item = self.items[index]
-        question = cleaned_question(item.question, self.text.max_words, item.place)
-        answers = item.weighted_answers()
-        texts = [question, *(answer for answer, _ in answers)]
-        may_flip = not (self.data.careful_flip and any(map(mentions_side, texts)))
-        pixels = self.view(item.source, rng, may_flip=may_flip)
-        return QuestionExample(pixels, question, answers)
-
-    def place(self, index: int) -> str:
-        return self.items.place(index)
-
-    def filler(self) -> QuestionExample:
-        return QuestionExample(self.view.filler(), FILLER_TEXT, [(FILLER_TEXT, 0.0)])
+    def make_view(self, data: VQADataConfig) -> TrainingView:
+        return TrainingView(self.image_size, data.max_pixels, data.augment, pixels=data.pixels)
 
     def collate(self, examples: Sequence[QuestionExample], valid: Tensor, **account: Any) -> QuestionBatch:
-        counts = [len(example.answers) for example in examples]
-        answers = [answer for example in examples for answer in example.answers]
-        return QuestionBatch(
-            pixels=stack_views([example.pixels for example in examples]),
-            text=self.text.encode_plain([example.question for example in examples]),
-            answers=self.answers.encode_plain([text for text, _ in answers]),
-            question_of_answer=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
-            weights=torch.tensor([weight for _, weight in answers]),
-            valid=valid,
-            **account,
-        )
+        answers = self.answers.encode_plain([text for text, _ in given_answers(examples)])
+        return QuestionBatch(answers=answers, **self.fields(examples, valid), **account)

@@ -88,8 +88,9 @@ def pretraining(stream: str):
     return made("pretrain/base_4m", [*STREAMS[stream], "data.text.max_masks=1"])
 
 
-def fine_tuning(task: str):
-    return made(FINE_TUNING[task], ["data.batch_size=4", *(["model.decoder.layers=2"] if task == "vqa" else [])])
+def fine_tuning(task: str, *overrides: str):
+    decoder = ["model.decoder.layers=2"] if task == "vqa" else []
+    return made(FINE_TUNING[task], ["data.batch_size=4", *decoder, *overrides])
 
 
 CASES = [(pretraining, stream) for stream in STREAMS] + [(fine_tuning, task) for task in FINE_TUNING]
@@ -109,6 +110,14 @@ def test_the_count_is_that_of_the_step_without_padding(make, name):
 def test_where_nothing_else_runs_the_count_is_exact(task):
     model, batch = fine_tuning(task)
     assert model.work(batch).flops == counted(model, batch)
+
+
+@pytest.mark.parametrize("task", ["vqa", "video_qa"])
+def test_an_image_that_questions_share_counts_once(task):
+    model, batch = fine_tuning(task, "data.batch_size=2", "data.questions_per_example=2")
+    work = model.work(batch)
+    assert (work.samples, work.images) == (4, 2 * (batch.pixels.shape[1] if task == "video_qa" else 1))
+    assert work.flops == counted(model, batch)
 
 
 def test_fewer_masked_words_are_less_work_in_the_last_layer_and_the_word_head():

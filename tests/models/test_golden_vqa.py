@@ -91,6 +91,33 @@ def test_a_question_that_does_not_count_adds_nothing(model, device):
     assert [int(model.counts(part)["answers"]) for part in parts] == [1, 1]
 
 
+def test_questions_about_an_image_that_they_share_have_the_loss_and_the_gradients_of_questions_with_one_each(
+    model, device
+):
+    given = batch()
+    rows, image_of_question = torch.tensor([0, 1, 0, 1]), torch.tensor([1, 0, 0, 1])
+    answers = given.question_of_answer
+    four = {
+        "text": Text(given.text.ids[rows], given.text.mask[rows]),
+        "answers": Text(given.answers.ids.repeat(2, 1), given.answers.mask.repeat(2, 1)),
+        "question_of_answer": torch.cat([answers, answers + 2]),
+        "weights": given.weights.repeat(2),
+        "valid": torch.tensor([True, True, False, True]),
+    }
+    totals, gradients, images = [], [], []
+    for pixels, index in ((given.pixels, image_of_question), (given.pixels[image_of_question], None)):
+        asked = QuestionBatch(pixels=pixels, image_of_question=index, **four)
+        images.append(model.work(asked).images)
+        totals.append(model(moved(asked, device))["answers"].total)
+        gradients.append(torch.autograd.grad(totals[-1], list(model.vision.parameters()), allow_unused=True))
+    assert_golden(totals[0], totals[1])
+    for shared, separate in zip(*gradients, strict=True):
+        assert (shared is None) == (separate is None)
+        if shared is not None:
+            assert_golden(shared, separate)
+    assert images == [2, 3], "the image of the question that does not count is asked about by another"
+
+
 @torch.no_grad()
 def test_question_states_and_decoder_logits(model, device):
     given = moved(batch(), device)

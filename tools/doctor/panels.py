@@ -53,7 +53,9 @@ def _of_stream(name: str, part: Any, tokenizer: Any, classes: Mapping[int, str])
     text, pixels = getattr(part, "text", None), getattr(part, "pixels", None)
     valid = getattr(part, "valid", None)
     count = len(valid) if isinstance(valid, Tensor) else (0 if pixels is None else len(pixels))
-    boxes = getattr(part, "boxes_cxcywh", None)
+    boxes, shared = (getattr(part, name, None) for name in ("boxes_cxcywh", "image_of_question"))
+    if pixels is not None and isinstance(shared, Tensor):
+        pixels = pixels[shared]
     for row in range(min(count, MOST_PANELS)):
         images = [] if pixels is None else images_of(pixels, row, count)
         own = [tuple(boxes[row].tolist())] if isinstance(boxes, Tensor) else []

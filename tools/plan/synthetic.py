@@ -164,27 +164,31 @@ def _grounding(config: GroundingConfig, model: XVLM) -> GroundingBatch:
     return GroundingBatch(**_shared(config, model), boxes_cxcywh=torch.full((config.data.batch_size, 4), 0.5))
 
 
+def _questions(config: VQAConfig | VideoQAConfig, model: XVLM, answers: int) -> dict[str, Any]:
+    """Fields of the batches of question answering: each example with all the questions it may have, of ``answers`` answers."""
+    examples, most = config.data.batch_size, config.data.questions_per_example
+    count = examples * most
+    return {
+        **_shared(config, model),
+        "text": parts.text(count, config.data.text.max_tokens, len(model.text.word_embeddings)),
+        "valid": parts.all_valid(count),
+        "question_of_answer": torch.arange(count * answers) // answers,
+        "weights": torch.full((count * answers,), 1 / answers),
+        "image_of_question": torch.arange(count) // most if most > 1 else None,
+    }
+
+
 def _vqa(config: VQAConfig, model: VQAModel) -> QuestionBatch:
     """Ten answers per question, as at most in VQA v2, of eight tokens: answers of five words have at most that many."""
-    most = 10
-    total = most * config.data.batch_size
+    fields = _questions(config, model, answers=10)
     tokens = min(config.data.max_answer_tokens, 8)
-    return QuestionBatch(
-        **_shared(config, model),
-        answers=parts.text(total, tokens, len(model.text.word_embeddings)),
-        question_of_answer=torch.arange(total) // most,
-        weights=torch.full((total,), 1 / most),
-    )
+    answers = parts.text(len(fields["weights"]), tokens, len(model.text.word_embeddings))
+    return QuestionBatch(**fields, answers=answers)
 
 
 def _video_qa(config: VideoQAConfig, model: VideoQAModel) -> ClassifiedBatch:
-    count = config.data.batch_size
-    return ClassifiedBatch(
-        **_shared(config, model),
-        labels=torch.zeros(count, dtype=torch.int64),
-        question_of_answer=torch.arange(count),
-        weights=torch.ones(count),
-    )
+    fields = _questions(config, model, answers=1)
+    return ClassifiedBatch(**fields, labels=torch.zeros(len(fields["weights"]), dtype=torch.int64))
 
 
 def _captioning(config: CaptioningConfig, model: XVLM) -> CaptioningBatch:

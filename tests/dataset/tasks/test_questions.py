@@ -14,7 +14,7 @@ import pytest
 
 from dataset.media.video import VideoSource
 from dataset.records.schema import ImageSource
-from dataset.tasks.questions import Question, QuestionTable
+from dataset.tasks.questions import Question, QuestionGroups, QuestionTable
 
 ROOT = Path(__file__).parents[3]
 
@@ -45,6 +45,26 @@ def test_a_table_gives_back_what_it_was_made_of():
     assert table[-1] == listed[-1]
     assert table[3:9:2] == listed[3:9:2]
     assert list(QuestionTable([])) == []
+
+
+def test_groups_hold_each_question_once_with_others_about_its_image():
+    """The table's questions are about 40 images, five each; every third is set apart from the others."""
+    table = QuestionTable([question(n) for n in range(200)])
+    apart = [n % 3 == 0 for n in range(200)]
+    groups = QuestionGroups(table, 2, apart)
+    assert sorted(number for group in groups for number in group) == list(range(200))
+    assert [group[0] for group in groups] == sorted(group[0] for group in groups)
+    for group in groups:
+        assert group == sorted(group) and len(group) <= 2
+        assert len({table.source(number).path for number in group}) == len({apart[number] for number in group}) == 1
+    assert list(groups[:4]) == [[0, 3], [1, 2], [4], [5, 7]]
+    assert [len(group) for group in QuestionGroups(table, 9)] == 40 * [5]
+    assert list(QuestionGroups(table, 1, apart)) == [[number] for number in range(200)]
+
+
+def test_images_without_a_file_are_never_shared():
+    several = [Question(n, "what?", ImageSource(f"a:{n}", content=b"x"), ("a",)) for n in range(3)]
+    assert list(QuestionGroups(QuestionTable([*several, question(0), question(1)]), 5)) == [[0], [1], [2], [3, 4]]
 
 
 def test_a_question_takes_its_text_and_few_bytes_more():

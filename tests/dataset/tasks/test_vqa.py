@@ -24,6 +24,7 @@ from dataset.tasks.vqa import (
     read_questions,
 )
 from metrics.vqa import soft_accuracy
+from utils.batch import Text
 from utils.errors import UserError
 
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(1, 1), flip=0, rand_augment_ops=0)
@@ -311,6 +312,53 @@ def test_a_batch_holds_every_answer_with_its_question(batches, picture, write, s
     assert sorted(found.values()) == [0.4, 0.5, 0.6, 1.0]
     assert len({asked for asked, _ in found}) == 3
     assert torch.equal(made.make(0).answers.ids, batch.answers.ids)
+
+
+def words(text: Text, tokenizer: Any) -> list[str]:
+    return [
+        tokenizer.decode(ids[mask], skip_special_tokens=True) for ids, mask in zip(text.ids, text.mask, strict=True)
+    ]
+
+
+def test_questions_about_an_image_share_it(batches, picture, write, source, tokenizer, tmp_path):
+    """The view of the image is that of one example; a question that names a side is asked of another view, which is not
+    mirrored; a broken image takes all its questions with it."""
+    picture("a.png"), picture("b.png")
+    (tmp_path / "images" / "bad.png").write_bytes(b"no picture")
+    asked = [
+        ("a.png", "star", ["dog", "dog", "cat"]),
+        ("b.png", "number", ["a circle"]),
+        ("a.png", "left of star", ["dog"]),
+        ("a.png", "a dog", ["red"]),
+        ("bad.png", "street", ["dog"]),
+        ("bad.png", "cat", ["dog"]),
+    ]
+    rows = [processed(n, image, answers) | {"question": question} for n, (image, question, answers) in enumerate(asked)]
+    data = source(write("a.jsonl", rows))
+    made = batches(data, batch_size=4, questions_per_example=3, augment=FLIPPED)
+    assert made.stream_sizes == {"questions": 4}
+    batch = made.make(0)
+    assert (batch.read, len(batch.records), len(batch.broken)) == (4, 3, 1)
+    mirrored = (batch.pixels[:, 0, 0, 0] > 128).tolist()
+    found = {}
+    owners = batch.question_of_answer.tolist()
+    answers = words(batch.answers, tokenizer)
+    for number, (question, image) in enumerate(
+        zip(words(batch.text, tokenizer), batch.image_of_question.tolist(), strict=True)
+    ):
+        own = [answer for answer, owner in zip(answers, owners, strict=True) if owner == number]
+        found[question] = (bool(batch.valid[number]), mirrored[image], own)
+    assert found == {
+        "star": (True, True, ["dog", "cat"]),
+        "a dog": (True, True, ["red"]),
+        "left of star": (True, False, ["dog"]),
+        "number": (True, True, ["a circle"]),
+        "a": (False, False, ["a"]),
+    }
+    together = batch.image_of_question[[words(batch.text, tokenizer).index(q) for q in ("star", "a dog")]]
+    assert together[0] == together[1] and len(batch.pixels) == 4
+    alone = batches(data, batch_size=4, augment=FLIPPED).make(0)
+    assert alone.image_of_question is None and len(alone.pixels) == len(alone.text.ids) == 4
 
 
 def test_a_picture_that_cannot_be_read_does_not_count(batches, picture, write, source, tmp_path):

@@ -1,0 +1,117 @@
+"""Batches of questions about images or videos, of which several may be about the same one."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dataset.media.augment import stack_views
+from dataset.media.views import TrainingView
+from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, cleaned_question
+from dataset.tasks.questions import Question, QuestionGroups, QuestionTable
+from dataset.text.processors import TextLimits, clean_question, mentions_side
+
+
+class QuestionsDataConfig(FineTuneDataConfig):
+    """What the training data of both kinds of question answering have."""
+
+    text: TextLimits = Field(
+        default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="how long a question may be"
+    )
+    careful_flip: bool = Field(
+        True,
+        description="do not flip where question or answers have the word left or right; English only (released: its "
+        "letters in any word)",
+    )
+    questions_per_example: int = Field(
+        1,
+        ge=1,
+        description="most questions about one image or video that make one example. It is read and encoded once for all of them, "
+        "which saves most of a step's time; batch_size counts such examples. 1, as released: each question is an example",
+    )
+
+
+D = TypeVar("D", bound=QuestionsDataConfig)
+
+
+@dataclass(frozen=True)
+class QuestionExample:
+    """A view of an image (3, H, W) or of a video (F, 3, H, W), cleaned questions about it, and of each question the answers with
+    their weights."""
+
+    pixels: Tensor
+    questions: list[str]
+    answers: list[list[tuple[str, float]]]
+
+
+class QuestionBatches(FineTuneBatches[D, QuestionExample]):
+    """Every question once an epoch, with all its answers; see ``data.questions_per_example``.
+
+    ``items``: the questions; ``groups``: the numbers of those that make an example.
+    """
+
+    name = "questions"
+
+    @abstractmethod
+    def read_questions(self, data: D) -> QuestionTable:
+        """Read and check the training questions."""
+
+    @abstractmethod
+    def make_view(self, data: D) -> TrainingView:
+        """How training sees what :attr:`items` are about."""
+
+    def read(self, data: D) -> int:
+        self.items = self.read_questions(data)
+        self.view = self.make_view(data)
+        several = data.questions_per_example > 1
+        # An image with a question that names a side is not mirrored; the other questions about it are asked apart from that one.
+        sided = [self._names_a_side(item) for item in self.items] if several and data.careful_flip else None
+        self.groups = QuestionGroups(self.items, data.questions_per_example, sided)
+        return len(self.groups)
+
+    def example(self, index: int, rng: np.random.Generator) -> QuestionExample:
+        items = [self.items[number] for number in self.groups[index]]
+        questions = [cleaned_question(item.question, self.text.max_words, item.place) for item in items]
+        may_flip = not (self.data.careful_flip and any(map(self._names_a_side, items)))
+        pixels = self.view(items[0].source, rng, may_flip=may_flip)
+        return QuestionExample(pixels, questions, [item.weighted_answers() for item in items])
+
+    def place(self, index: int) -> str:
+        return self.items.place(self.groups[index][0])
+
+    def filler(self) -> QuestionExample:
+        return QuestionExample(self.view.filler(), [FILLER_TEXT], [[(FILLER_TEXT, 0.0)]])
+
+    def fields(self, examples: Sequence[QuestionExample], valid: Tensor) -> dict[str, Any]:
+        """The fields that :class:`~utils.batch.QuestionBatch` and :class:`~utils.batch.ClassifiedBatch` share.
+
+        ``valid`` (I,) bool: the examples that count.
+        """
+        questions = torch.tensor([len(example.questions) for example in examples])
+        answers = torch.tensor([len(answers) for example in examples for answers in example.answers])
+        image_of_question = torch.arange(len(examples)).repeat_interleave(questions)
+        return {
+            "pixels": stack_views([example.pixels for example in examples]),
+            "text": self.text.encode_plain([question for example in examples for question in example.questions]),
+            "question_of_answer": torch.arange(len(answers)).repeat_interleave(answers),
+            "weights": torch.tensor([weight for _, weight in given_answers(examples)]),
+            "valid": valid[image_of_question],
+            "image_of_question": image_of_question if self.data.questions_per_example > 1 else None,
+        }
+
+    def _names_a_side(self, item: Question) -> bool:
+        """Whether a question or its answers are false of the mirrored image."""
+        texts = (clean_question(item.question, self.text.max_words), *(text for text, _ in item.weighted_answers()))
+        return any(map(mentions_side, texts))
+
+
+def given_answers(examples: Sequence[QuestionExample]) -> Iterator[tuple[str, float]]:
+    """All answers with their weights, in order."""
+    return (answer for example in examples for answers in example.answers for answer in answers)
