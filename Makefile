@@ -20,7 +20,7 @@ RUN := runs/demo/$(TASK)-seed$(SEED)
 
 REAL := runs/real/pretrain-seed$(SEED)
 
-.PHONY: help real demo demo-quick scenes clips test faults test-lowest lint types setup setup-dev clean-demo clean-real
+.PHONY: help real demo demo-quick scenes clips test test-all faults test-lowest lint types setup setup-dev clean-demo clean-real
 
 help:
 	@echo "make demo               set up, draw scenes, pre-train a tiny model from scratch in ten minutes"
@@ -28,7 +28,8 @@ help:
 	@echo "make demo TASK=vqa      fine-tune the demo's model: retrieval, nlvr, grounding, vqa, captioning (SEED=1: another seed)"
 	@echo "make real               train a small model on real pictures, in about half an hour (docs/real_model.md)"
 	@echo "make setup              only .venv with the packages; make setup-dev adds those of tests and checks"
-	@echo "make test               all tests; make faults: those that stop, kill and damage runs"
+	@echo "make test               the tests that take seconds, in some five minutes"
+	@echo "make test-all           the slow ones too; make faults: those alone that stop, kill and damage runs"
 	@echo "make lint types         ruff and mypy; make test-lowest: the lowest releases that are allowed"
 	@echo "make scenes clips       the demo's data sets alone"
 	@echo "make clean-demo         remove runs and data of the demo; make clean-real: those of make real"
@@ -86,8 +87,13 @@ data/packages/complete: | .venv/installed
 	cd data/packages && for package in *.deb; do dpkg-deb -x "$$package" . || exit 1; done && rm *.deb
 	touch $@
 
+PYTEST := .venv/bin/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
+
 test: .venv/installed-dev
-	.venv/bin/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-all: .venv/installed-dev
+	$(PYTEST)
 
 # The lowest releases that requirements.txt allows, in an environment of their own: tests that use each package, then demo steps.
 # uv has its own settings (UV_INDEX_URL, UV_TORCH_BACKEND, ...) and does not read pip's.

@@ -45,6 +45,7 @@ def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_an_export_is_timed_beside_torch(capsys):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs {package}: pip install -r requirements-dev.txt")
@@ -59,6 +60,7 @@ def test_answers_are_ranked_as_the_naive_way_does_and_the_ratio_is_printed(capsy
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_captioning_runs_and_ends_with_its_ratio(capsys):
     captioning.main(["--small", "--rounds", "1"])
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
@@ -69,6 +71,7 @@ def test_the_wait_for_a_checkpoint_is_printed(capsys):
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_rows_that_are_prepared_are_counted_by_set_and_the_ratio_is_printed(monkeypatch, capsys):
     def in_this_process(name, raw, workers):
         seconds: list[float] = []
@@ -92,6 +95,7 @@ def test_the_memory_of_reading_videos_is_printed(capsys):
     assert re.fullmatch(r"12 files: \d+ MB, \d+ ms a file", capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_data_path_is_timed_by_stage_and_the_ratio_is_printed(capsys):
     data.main(["--small", "--rounds", "1"])
     *lines, last = capsys.readouterr().out.splitlines()
@@ -117,6 +121,7 @@ def test_no_rounds_are_refused_in_a_line(benchmark, capsys):
     assert "argument --rounds: '0' is not a positive number" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_planned_memory_of_a_step_is_within_15_percent_of_what_it_takes(capsys):
     """A tiny model in fp32 and a middle one in bf16, with the optimiser's states, each in a process of its own."""
     step_memory.main(["--small"])
@@ -205,6 +210,7 @@ def assert_is_split(line: str) -> None:
     assert re.search(r"[\d.]+ TFLOP/s, utilisation [\d.]+ %$", line)
 
 
+@pytest.mark.slow
 def test_the_ways_to_a_step_are_split_into_their_phases(capsys):
     """Overrides after ``--ways`` are the config's."""
     flags = ["--small", "--rounds", "1", "--ways", "plain,eager", PEAK, "data.images.batch_size=2"]
@@ -228,6 +234,7 @@ def test_all_streams_of_a_config_are_measured(streams, capsys):
     assert_is_split(eager)
 
 
+@pytest.mark.slow
 def test_the_compiled_way_is_split_too(capsys, monkeypatch):
     """Traced and differentiated, but run by torch's own kernels, and one batch for its own sizes alone: compiler and symbolic
     sizes take minutes. Sizes that change are tests/engine/test_static_step.py's."""

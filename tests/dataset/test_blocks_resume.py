@@ -63,6 +63,7 @@ def steps(data, tokenizer):
     return read
 
 
+@pytest.mark.slow
 def test_resuming_repeats_the_records_of_each_step_on_any_ranks_with_any_workers(steps):
     """Twelve steps are more than two epochs of the noisy images, and seven of the texts."""
     straight = steps(1, 0, 12)
@@ -91,6 +92,7 @@ def test_clean_sets_and_weights_go_together(steps, data):
     assert steps(2, 3, 8, images=images) == steps(4, 3, 8, 1, images=images) == straight[3:]
 
 
+@pytest.mark.slow
 def test_spawned_workers_read_the_same_records(data, tokenizer):
     maker = PretrainBatches(data, tokenizer=tokenizer, image_size=16, patch_size=8, seed=3, accumulate=STEP)
     with multiprocessing.get_context("spawn").Pool(1) as pool:

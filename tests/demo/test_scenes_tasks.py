@@ -129,6 +129,7 @@ def test_statements_are_a_function_of_seed_split_and_number():
     assert list(statement_sets(0, "test", seen, 8)) != longer[:8]
 
 
+@pytest.mark.slow
 def test_where_no_statement_is_possible_a_set_is_left_out():
     assert list(statement_sets(0, "train", [], 3)) == []
     assert list(statement_sets(0, "train", images("train", 1), 3)) == []

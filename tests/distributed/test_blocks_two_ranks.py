@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from engine.checkpoint import Checkpoint, list_checkpoints
@@ -51,6 +52,7 @@ class Run:
         return read
 
 
+@pytest.mark.slow
 def test_a_run_of_two_ranks_goes_on_with_one_at_the_same_records_in_each_step(tmp_path, scenes_folder):
     blocks = [f"data.{name}.{value}" for name in ("images", "regions") for value in ("order=blocks", "block_records=3")]
     overrides = [*tiny_run(scenes_folder), *blocks, "train.global_batch=16", "train.steps=5"]

@@ -109,6 +109,7 @@ def test_chunks_on_two_ranks_give_loss_and_gradients_of_one(tmp_path):
         assert_equal(found, expected, 1e-4)
 
 
+@pytest.mark.slow
 def test_so_do_they_with_the_released_gradient(tmp_path):
     for found, expected in zip(
         on_two_ranks(released_of_a_rank, tmp_path), on_two_ranks(large_of_a_rank, tmp_path), strict=True

@@ -91,6 +91,7 @@ def by_formula(sizes: StepSizes, ranks: int, logs: bool) -> dict[str, dict[str, 
     return {"calls": dict(calls), "handed": dict(handed)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "accumulation", "overrides"),
     [

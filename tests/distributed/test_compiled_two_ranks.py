@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch._dynamo.backends.debugging import aot_eager
 from torch.nn.parallel import DistributedDataParallel
@@ -10,6 +11,8 @@ from tests.distributed.test_two_ranks import build, gradients, half, single
 from tests.models.golden import GOLDEN, arrays, pretrain_batch
 from tests.ranks import on_two_ranks
 from utils import distributed
+
+pytestmark = pytest.mark.slow
 
 
 def compiled_step() -> dict[str, torch.Tensor]:

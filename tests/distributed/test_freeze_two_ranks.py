@@ -14,6 +14,8 @@ from tests.engine.toy import ToyTask
 from tests.ranks import on_two_ranks
 from utils import distributed
 
+pytestmark = pytest.mark.slow
+
 
 class Points:
     """A picklable job: train the toy on every rank; returns weights, losses, and how many numbers a step reduces."""

@@ -18,6 +18,8 @@ from tests.tools.test_plan import ALONE, BASE, SMALL
 from tools.plan.synthetic import synthetic_batch
 from utils.config import load_config
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES, WIDTH = 16, 1024
 """Examples of a rank, and width of their embeddings, which take much of the memory."""
 

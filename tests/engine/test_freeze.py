@@ -328,6 +328,7 @@ def test_compiled_encoders_thaw(tiny_overrides, tmp_path, monkeypatch):
         assert one == pytest.approx(other, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_with_frozen_blocks_and_their_cache_equals_one_without_and_resumes(tmp_path, tiny_overrides):
     """The states are of the same numbers, computed for other images together: equal but for rounding."""
     freeze, deeper = "optim.freeze={vision: 2, vision_blocks: 1}", "model.vision.depth=2"

@@ -6,8 +6,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.engine.runs import ROOT, curve
 from tests.faults.conftest import Job
+
+pytestmark = pytest.mark.slow
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -164,6 +164,7 @@ def test_losses_of_static_batches_equal_those_of_others(task, tiny_overrides):
     assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_encoders_compile_without_graph_breaks_and_after_a_few_batches_no_more(task, as_on_a_gpu, device):
     """Backbone and text once, the fusion once for each stream, again for steps without matching losses, and where two numbers
     were alike by chance."""

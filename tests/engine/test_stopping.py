@@ -22,6 +22,7 @@ def test_a_rank_that_is_slower_than_rank_0_goes_on_with_it(signalled):
     on_each_of_two(end_an_evaluation, signalled)
 
 
+@pytest.mark.slow
 def test_a_rank_that_rank_0_has_left_ends_whatever_it_waits_for():
     port = free_port()
     ranks = [CONTEXT.Process(target=leave_the_other, args=(rank, port)) for rank in (0, 1)]

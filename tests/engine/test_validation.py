@@ -292,6 +292,7 @@ def fit_until_interrupted(folder: Path) -> None:
         run.fit()
 
 
+@pytest.mark.slow
 def test_a_signal_in_a_validation_saves_its_step_and_the_resumed_run_validates_first(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=fit_until_interrupted, args=(tmp_path / "run",))
     process.start()

@@ -168,6 +168,7 @@ class SlowRank:
         return {"lines": lines, "messages": messages}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["forward", "data"])
 def test_of_two_ranks_the_slow_one_is_named_though_the_other_waits_as_long(tmp_path, where):
     (tmp_path / "out").mkdir()

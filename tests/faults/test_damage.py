@@ -10,6 +10,8 @@ import pytest
 
 from tests.faults.conftest import STEPS, Job, lines
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def copy_of(whole, tmp_path):

@@ -19,6 +19,8 @@ import pytest
 from tests.faults.conftest import ROOT, lines
 from tests.ranks import free_port
 
+pytestmark = pytest.mark.slow
+
 STEPS = 60
 GLOBAL_BATCH = 24
 """Six micro-batches: on one, two or three ranks."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
+
 from tests.faults.conftest import Job, children, pause
 from utils.processes import PEER_LOST
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides, equals_whole):

@@ -151,6 +151,7 @@ def test_hostile_weights_of_torch_are_refused(tmp_path, name):
     assert not (tmp_path / "trapped").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_hostile_state_of_training_is_refused(tmp_path, name):
     path = tmp_path / TRAINING_FILE

@@ -11,6 +11,8 @@ import pytest
 from tests.faults.conftest import STEPS, Job, lines, pause
 from utils.processes import ECHO_S
 
+pytestmark = pytest.mark.slow
+
 
 def checkpoints(output) -> list[str]:
     return sorted(path.name for path in (output / "checkpoints").iterdir())

@@ -10,8 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.faults.conftest import ROOT, lines
 from tests.ranks import free_port
+
+pytestmark = pytest.mark.slow
 
 STAND_INS = {
     "sbatch": """

@@ -25,7 +25,10 @@ pwd.getpwuid = unknown  # as of a user of a container who is in no table
 runpy.run_module("tasks.run", run_name="__main__", alter_sys=True)
 """
 HOME = ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME")
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="takes rights from the superuser by Linux's prctl")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="takes rights from the superuser by Linux's prctl"),
+]
 
 
 def without_rights() -> None:

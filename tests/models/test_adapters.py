@@ -43,6 +43,7 @@ def test_every_adapter_and_head_has_a_gradient_and_no_weight_of_a_target(make, n
             assert not trains, parameter_name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "name"), CASES, ids=[name for _, name in CASES])
 def test_the_count_is_that_of_the_step_that_runs(make, name):
     for layers in ("attention", "all"):

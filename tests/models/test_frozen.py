@@ -44,6 +44,7 @@ def test_frozen_encoders_have_no_gradient_and_all_others_have_one(make, name):
     assert backward(model, batch) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "name"), CASES, ids=IDS)
 def test_the_count_is_that_of_the_step_that_runs(make, name):
     """As without frozen parts, within the share of what runs beyond the count: it has no backward pass, or a frozen one."""

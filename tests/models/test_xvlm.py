@@ -52,6 +52,7 @@ def test_an_answer_decoder_is_recomputed_with_the_fusion_and_gets_the_same_gradi
     assert {name.split(".")[0]: count for name, count in counted.items()} == {"text": 3, "fusion": 3, "decoder": 3}
 
 
+@pytest.mark.slow
 def test_an_answer_decoder_is_compiled_with_the_other_encoders(vqa):
     model, batch = vqa
     expected = model(batch)["answers"].total

@@ -44,6 +44,7 @@ def whole(tmp_path_factory, options):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra", [[], ["optim.ema.decay=0.5"], ["optim.freeze.vision=2"]], ids=["plain", "ema", "thaw"]
 )

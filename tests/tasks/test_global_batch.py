@@ -63,6 +63,7 @@ def test_chunks_that_do_not_divide_end_a_run_before_anything_is_loaded(overrides
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_in_chunks_resumes_exactly_and_has_more_negatives(tiny_overrides, tmp_path):
     def losses(name: str, *given: str, resume: bool = False) -> list[float]:
         command = ["--config", str(ROOT / "configs/demo/pretrain.yaml"), "--output", str(tmp_path / name)]

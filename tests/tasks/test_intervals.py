@@ -53,6 +53,7 @@ def start(output: Path, overrides: list[str], *flags: str) -> dict[str, dict[str
     return json.loads((output / "evaluation.json").read_text())["test"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_measured_again_for_its_intervals(overrides, tmp_path, capsys, monkeypatch):
     """They are drawn in the report alone, leave every other number as it was, and need no training."""
     drawn, plain = [], evaluation_module.interval

@@ -102,6 +102,7 @@ def test_another_run_that_starts_from_it_takes_its_tokenizer_and_no_other(data, 
         start(tmp_path / "other", *other)
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_by_its_folder_alone_from_another_working_directory(run, tmp_path):
     command = [sys.executable, str(ROOT / "run.py"), "--output", str(run), "--resume", "--evaluate", "--cpu", "1"]
     before = json.loads((run / "evaluation.json").read_text())

@@ -15,6 +15,8 @@ import pytest
 
 from tests.ranks import run_alone
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 TASK = '''"""Visual reasoning under another name."""
 

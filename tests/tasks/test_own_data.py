@@ -97,6 +97,7 @@ def regions_of(numbers: range) -> list[dict]:
     return rows
 
 
+@pytest.mark.slow
 def test_the_walk_of_the_page_runs_as_printed(newcomer, capsys):
     walked = []
     for command in COMMANDS:

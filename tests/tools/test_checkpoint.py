@@ -115,6 +115,7 @@ def test_a_tensor_under_two_names_that_no_model_ties_is_kept_twice(published, tm
     assert same_bits(read_weights(out)["ema.weight"], state["itm_head.0.weight"])
 
 
+@pytest.mark.slow
 def test_bfloat16_and_a_wrapped_model_are_kept_as_they_are(tmp_path, capsys):
     state = {name: tensor.bfloat16() for name, tensor in weights(model_of("nlvr")).items()}
     save_file({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "a.safetensors")
@@ -293,6 +294,7 @@ def test_a_header_of_other_values_is_no_error_and_one_that_is_damaged_is_one_lin
         assert status == 2 and "of its header is no JSON object: it is damaged" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_files_configs_are_those_of_its_sizes():
     key, names = starts(recognise(shapes("pretrain_base")))
     of_size = {each.name for each in candidates() if "x2vlm_base" in str(each.init.get("checkpoint"))}

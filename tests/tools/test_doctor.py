@@ -155,6 +155,7 @@ def test_more_than_100_epochs_are_warned_of(doctor, given):
     assert "1. warning: train fact: the run makes 100 passes" in printed and "train.steps=2000 (100 passes)" in printed
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_a_part_of_the_records_is_warned_of(doctor, given):
     assert FINE in doctor(*given("retrieval"), "train.steps=10")[1]
     status, printed = doctor(*given("retrieval"), "train.steps=9")
@@ -262,6 +263,7 @@ def test_boxes_of_pre_training_that_look_like_corners_are_warned_of(doctor, give
     assert "warning: data.regions fact: boxes look like x1, y1, x2, y2" in printed
 
 
+@pytest.mark.slow
 def test_boxed_photographs_with_an_orientation_are_counted(doctor, given, scenes_folder, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -389,6 +391,7 @@ def test_a_checkpoint_of_other_sizes_is_refused(doctor, given, tmp_path):
     assert "shapes differ" in printed
 
 
+@pytest.mark.slow
 def test_slow_loading_is_told_only_where_the_device_is_known(doctor, given):
     """A device of 1e9 TFLOP/s waits for any data."""
     printed = doctor(*given("retrieval"), "train.peak_tflops=1e9")[1]
@@ -397,6 +400,7 @@ def test_slow_loading_is_told_only_where_the_device_is_known(doctor, given):
     assert FINE in printed and "a step takes up to" in printed
 
 
+@pytest.mark.slow
 def test_too_little_memory_or_disk_is_warned_of(doctor, given, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(memory, "free_memory", lambda: 1e5)
@@ -408,6 +412,7 @@ def test_too_little_memory_or_disk_is_warned_of(doctor, given, monkeypatch):
     assert "its free memory is 0.0 GB" in printed and "0.0 MB are free at" in printed
 
 
+@pytest.mark.slow
 def test_memory_is_estimated_where_an_encoder_is_frozen_and_none_is_loaded(doctor, given):
     status, printed = doctor(*given("retrieval"), "optim.freeze.vision=true", estimate=True)
     assert status == 0
@@ -421,6 +426,7 @@ def test_wandb_without_its_package_is_refused(doctor, given, monkeypatch):
     assert "the package wandb is not installed" in printed
 
 
+@pytest.mark.slow
 def test_a_model_too_large_for_a_step_on_a_cpu_makes_none(doctor, given, monkeypatch):
     monkeypatch.setattr("tools.doctor.first_step.LARGEST_ON_CPU", 1000)
     status, printed = doctor(*given("retrieval"))
@@ -428,6 +434,7 @@ def test_a_model_too_large_for_a_step_on_a_cpu_makes_none(doctor, given, monkeyp
     assert "- step not checked: a step of 0 M parameters takes minutes on a CPU" in printed
 
 
+@pytest.mark.slow
 def test_a_task_in_a_folder_is_examined(doctor, tmp_path):
     data = tmp_path / "entailment"
     files = {"data.train": "train", "evaluation.validation": "val", "evaluation.test.test": "test"}

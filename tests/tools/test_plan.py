@@ -69,6 +69,7 @@ def test_the_streams_of_a_micro_batch_keep_their_proportion():
     assert sizes == {"data.images.batch_size": 64, "data.regions.batch_size": 64, "data.regions.max_images": 25}
 
 
+@pytest.mark.slow
 def test_a_plan_of_pre_training_fits_and_reaches_the_published_batch():
     flags = [BASE, "--gpus", "2", "--memory", "1.9", "--utilisation", "0.5", "train.peak_tflops=100"]
     plan = Planner(arguments_of(["--config", *flags, *SMALL])).plan()
@@ -103,6 +104,7 @@ def test_without_a_global_batch_the_config_s_own_sizes_make_it(flags, total):
     assert Planner(arguments_of(flags)).global_batch == total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", FINE_TUNING)
 def test_every_fine_tuning_task_can_be_planned(task):
     decoder = ["model.decoder.layers=1"] if task == "vqa" else []
@@ -142,6 +144,7 @@ def test_without_a_name_a_gpu_is_assumed_and_the_end_of_epochs_needs_the_records
     assert sized_by_hand(*given, "--records", "800", "train.epochs=3").plan().steps == 30
 
 
+@pytest.mark.slow
 def test_recomputed_and_compiled_encoders_are_planned_and_what_an_estimate_leaves_out_is_said():
     deep = ["--config", BASE, *MEMORY, *SMALL, ALONE, "model.vision.depth=3"]
     plain = Planner(arguments_of(deep))
@@ -255,6 +258,7 @@ SMALL_BUFFERS = 4_000
 """Bytes of NCCL's buffers, on a GPU of 80,000 bytes."""
 
 
+@pytest.mark.slow
 def test_where_there_is_a_gpu_the_plan_is_measured_on_it(gpu):
     """A step takes 10 bytes an example, CUDA 500 of the 620 that are given: 12 examples fit."""
     plan = on_gpu("--memory", "620e-9", "--global-batch", "4", "train.precision=fp32")
@@ -267,6 +271,7 @@ def test_where_there_is_a_gpu_the_plan_is_measured_on_it(gpu):
     assert not any("TFLOP/s" in each or "CUDA" in each for each in plan.assumptions)
 
 
+@pytest.mark.slow
 def test_several_gpus_leave_memory_for_the_buffers_of_their_communication(gpu, monkeypatch):
     monkeypatch.setattr("tools.plan.target.NCCL", SMALL_BUFFERS)
     plan = on_gpu("--gpus", "2", "--memory", "4540e-9", "--global-batch", "4", "train.precision=fp32")

@@ -39,6 +39,7 @@ def vision_bytes() -> int:
     return tensor_bytes(planner().meta_model.vision.parameters())
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_has_weights_and_no_gradient_no_state_and_no_activations():
     plain, frozen = memory(), memory("optim.freeze.vision=true")
     vision = vision_bytes()
@@ -53,12 +54,14 @@ def test_a_frozen_fusion_keeps_the_activations_that_gradients_pass_through():
     assert text.activations < 0.7 * fusion.activations
 
 
+@pytest.mark.slow
 def test_recomputing_what_is_frozen_changes_nothing():
     frozen = "optim.freeze={vision: true, text: true}"
     assert memory(frozen, "train.recompute=[vision,text]") == memory(frozen)
     assert memory("train.recompute=[vision,text]") != memory()
 
 
+@pytest.mark.slow
 def test_the_plan_has_the_flops_and_the_time_of_a_step_with_a_frozen_encoder():
     plain, frozen = planner()._setting(4, 1, 1), planner("optim.freeze.vision=true")._setting(4, 1, 1)
     vision = planner().meta_model.cost.vision
@@ -68,6 +71,7 @@ def test_the_plan_has_the_flops_and_the_time_of_a_step_with_a_frozen_encoder():
     assert sum(frozen.memory.values()) < sum(plain.memory.values())
 
 
+@pytest.mark.slow
 def test_an_encoder_that_thaws_is_planned_as_it_is_afterwards_and_the_plan_says_so():
     plain, thawing = planner(), planner("optim.freeze={vision: 1000, text: 2000}")
     assert thawing._setting(4, 1, 1) == plain._setting(4, 1, 1)
@@ -99,6 +103,7 @@ def test_the_doctor_counts_checkpoints_without_the_states_of_what_never_trains(f
     assert (one, best, total) == (spared * vision_bytes(), 0, 4 * spared * vision_bytes())
 
 
+@pytest.mark.slow
 def test_the_plan_and_the_doctor_count_the_average_of_the_weights():
     plain, averaging = planner()._setting(4, 1, 1), planner("optim.ema={}")._setting(4, 1, 1)
     assert averaging.memory["average"] == averaging.memory["gradients"] > 0
@@ -110,6 +115,7 @@ def test_the_plan_and_the_doctor_count_the_average_of_the_weights():
     assert with_average[0] - without[0] == tensor_bytes([*model.parameters(), *model.buffers()])
 
 
+@pytest.mark.slow
 def test_adapters_have_gradients_and_states_in_place_of_the_weights():
     pytest.importorskip("peft", reason="adapters need the package peft")
     plain, adapted = (planner(*lora).plan().largest for lora in ([], ["optim.lora={rank: 2}"]))

@@ -318,6 +318,7 @@ def test_the_receipt_names_the_weights_by_their_hash(tmp_path):
     assert named["sha256"] == hashlib.sha256(b"weights").hexdigest()
 
 
+@pytest.mark.slow
 def test_the_demos_cell_runs_from_its_files_to_its_numbers(tmp_path, capfd):
     """The way of a user, with a model of nothing: every number is there, and far from the README's, which is said."""
     build(tmp_path / "scenes", seed=0, train=12, val=4, test=4, size=32)
@@ -363,6 +364,7 @@ def test_a_finished_run_is_known_again_by_the_content_of_its_weights(tmp_path, m
     assert len(commands) == 3
 
 
+@pytest.mark.slow
 def test_a_cell_starts_from_the_run_of_another_one(tmp_path, monkeypatch, capfd):
     build(tmp_path / "data/scenes", seed=0, train=40, val=4, test=4, size=32)
     monkeypatch.chdir(tmp_path)

@@ -67,6 +67,7 @@ def test_ranks_start_again_unless_a_user_has_to_mend_something(tmp_path, stop, r
     assert done.stderr.count("the ranks start again, on 1 node\n") == starts - 1
 
 
+@pytest.mark.slow
 def test_without_the_node_of_the_rendezvous_the_others_end_in_one_line(tmp_path):
     (tmp_path / "rank.py").write_text(RANK.replace("TIMES", "9").replace("STOP", "time.sleep(60)"))
     port = free_port()
@@ -97,6 +98,7 @@ def test_without_the_node_of_the_rendezvous_the_others_end_in_one_line(tmp_path)
     assert f"when the node of 127.0.0.1:{port} is there again" in said
 
 
+@pytest.mark.slow
 def test_failures_are_counted(tmp_path):
     done, ports = launch(tmp_path, 9, "sys.exit(1)", 2)
     assert done.returncode == 1

@@ -75,6 +75,7 @@ def run_job(folder: Path, body: str, *flags: str, **environment: str) -> subproc
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=kept | environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["exit", "signal"])
 def test_the_status_of_the_job_is_returned_without_a_traceback(tmp_path, script):
     body = {"exit": "import sys; sys.exit(7)", "signal": "import os; os.kill(os.getpid(), 9)"}[script]
@@ -83,6 +84,7 @@ def test_the_status_of_the_job_is_returned_without_a_traceback(tmp_path, script)
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "given", "expected"),
     [
@@ -98,6 +100,7 @@ def test_segments_grow_on_gpus_unless_the_user_has_set_up_the_allocator(tmp_path
     assert {name: found[name] for name in ALLOCATOR if name in found} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "node"),
     [
@@ -130,6 +133,7 @@ def test_a_missing_config_is_one_line():
     assert done.stderr == "error: --config configs/none.yaml: no such config file\n"
 
 
+@pytest.mark.slow
 def test_threads_are_shared_out_over_the_cores_of_this_process_and_not_of_the_machine(tmp_path):
     body = "import os; print(os.environ['OMP_NUM_THREADS'])"
     core = min(os.sched_getaffinity(0))
@@ -228,6 +232,7 @@ def test_the_help_of_a_tasks_script_does_not_wait_for_torch():
     assert "--evaluate" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 @pytest.mark.parametrize(
     "nodes", [["--nodes", "2", "--node-rank", "0"], ["--nodes", "2", "--node-rank", "1"], ["--nodes", "2:3"]]
@@ -284,12 +289,14 @@ def stopped_job(folder: Path, name: str, status: int, ignored: bool = False) -> 
     return process.returncode, errors
 
 
+@pytest.mark.slow
 def test_a_rank_that_could_not_save_when_it_was_stopped_is_not_queued_again(tmp_path):
     returned, errors = stopped_job(tmp_path, "SIGTERM", 2)
     assert returned == 2
     assert "SIGTERM: the run stops" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGXCPU"])
 def test_a_lost_terminal_and_the_limit_of_cpu_time_stop_a_run_like_sigterm(tmp_path, name):
     returned, errors = stopped_job(tmp_path, name, 75)
@@ -298,6 +305,7 @@ def test_a_lost_terminal_and_the_limit_of_cpu_time_stop_a_run_like_sigterm(tmp_p
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_under_nohup_a_lost_terminal_stops_nothing(tmp_path):
     returned, errors = stopped_job(tmp_path, "SIGHUP", 75, ignored=True)
     assert returned == 75

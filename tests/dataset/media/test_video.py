@@ -466,6 +466,7 @@ def test_worker_processes_read_what_this_process_reads(files, backend):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the system does not say what a process holds")
 def test_many_files_leave_no_memory_behind():
     """Ten containers of such large frames that nothing closes keep 0.5 MB, and twenty times as much where they were decoded; ten

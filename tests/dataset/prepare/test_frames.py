@@ -286,6 +286,7 @@ def interrupt_after(count: int, monkeypatch) -> None:
     monkeypatch.setattr(frames, "in_order", interrupted)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(videos, files, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole", tmp_path / "out"
     shards(files, whole, root=videos)

@@ -66,6 +66,7 @@ def blocks_of(folder: Path) -> int:
     return sum(file.is_file() and len(file.name) == 40 for file in folder.rglob("*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["random", "blocks"])
 @pytest.mark.parametrize("fault", ["", "503", "cut"])
 def test_the_records_are_the_same_and_each_block_is_fetched_once(stream, server, order, fault, tmp_path):
@@ -95,6 +96,7 @@ def test_without_threads_nothing_is_fetched_before_it_is_read(stream, tmp_path):
     assert blocks_of(tmp_path / "blocks") == 0
 
 
+@pytest.mark.slow
 def test_a_slow_server_is_waited_for_once_and_not_for_each_block(stream, server):
     server.fault = lambda number: "slow"
 
@@ -203,6 +205,7 @@ def test_a_block_is_asked_for_once():
     assert sorted(brought) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_process_ends_quietly_while_blocks_are_fetched(stream, server, tmp_path):
     stream(0)  # makes the index
     server.fault = lambda number: "slow"

@@ -215,6 +215,7 @@ def test_a_run_resumes_in_the_middle_of_a_block(local, open_remote, server):
     assert contents(again, order[37:]) == [local[n] for n in order[37:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["random", "blocks"])
 def test_a_loader_resumes_in_the_middle_of_a_block(served, server, tokenizer, tmp_path, order):
     """On more ranks, with workers, an empty cache, and requests that fail."""
@@ -256,6 +257,7 @@ def _compare(shards: Shards, local: list) -> None:
     assert contents(shards) == local
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["fork", "spawn"])
 def test_other_processes_read_with_connections_of_their_own(local, open_remote, server, way, tmp_path):
     shards = open_remote(*ALL)
@@ -284,6 +286,7 @@ def test_an_empty_file_has_no_records(served, open_remote, server):
     assert open_remote("empty.jsonl", "lines.jsonl").sizes == [0, 31]
 
 
+@pytest.mark.slow
 def test_what_follows_a_question_mark_is_sent_and_not_shown(served, open_remote, server, caplog):
     shards = open_remote("000.tar?signature=secret")
     assert shards.read(0).place == f"{server.url}/000.tar:0.jpg"

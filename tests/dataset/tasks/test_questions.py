@@ -92,6 +92,7 @@ def test_a_table_of_videos_gives_each_video_once_and_keeps_frames_that_a_row_hol
     assert table.sources() == videos[:2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/smaps_rollup").is_file(), reason="the kernel does not say what a process wrote to"
 )

@@ -21,6 +21,8 @@ from x2vlm.export import graphs
 from x2vlm.export.runtime import Graph
 from x2vlm.runtime import TorchRuntime
 
+pytestmark = pytest.mark.slow
+
 WIDTH, WORDS, PAD = 32, 50, 1
 BERT = TextArchitecture(vocab_size=WORDS, width=WIDTH, layers=2, heads=2, intermediate=64, max_positions=64, pad_id=PAD)
 BACKBONES = {
