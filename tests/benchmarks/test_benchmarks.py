@@ -21,6 +21,7 @@ from benchmarks import (
     prepare,
     pretrain_step,
     rerank,
+    shared_images,
     step_config,
     step_memory,
     video_memory,
@@ -412,6 +413,12 @@ def test_another_error_of_a_way_is_told(monkeypatch):
     monkeypatch.setattr(gpu, "measure", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         gpu.main(["--small"])
+
+
+def test_questions_that_share_images_are_timed(capsys):
+    shared_images.main(["--small", "--rounds", "1", "--questions", "8"])
+    said = capsys.readouterr().out
+    assert "8 questions, 8 and 2 images of 32 px" in said and re.search(r"^ratio: \d+\.\d\d$", said, re.MULTILINE)
 
 
 def test_yes_no_questions_are_balanced_and_learned_from(scenes_folder, monkeypatch, capsys):

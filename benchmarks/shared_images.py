@@ -1,0 +1,96 @@
+"""Questions with an image each, and the same number of questions that share images: ``python -m benchmarks.shared_images``.
+
+Forward and backward passes of VQA fine-tuning in base size, in turn in one process: 32 questions about 32 images, and 32
+questions about 32 / K images (``data.questions_per_example=K``). A question has ten tokens and two answers, each of three tokens.
+VQA v2 asks 5.4 questions about an image on average. The last line is the median of the time of the second over that of the
+first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+from models.vqa import VQAModel
+from tasks.vqa import VQAConfig
+from utils.batch import QuestionBatch, Text
+from utils.config import load_config
+from utils.flags import positive
+
+SMALL = (
+    "model.vision.width=64",
+    "model.vision.depth=1",
+    "model.vision.heads=2",
+    "model.vision.image_size=32",
+    "model.text.arch={family: bert, vocab_size: 300, width: 64, layers: 1, heads: 2, intermediate: 128, max_positions: 64}",
+    "model.decoder.layers=1",
+    "model.fusion={layers: 1, width: 64, heads: 2, intermediate: 128}",
+)
+
+
+def text(count: int, tokens: int) -> Text:
+    """``count`` texts of ``tokens`` tokens."""
+    return Text(torch.randint(1, 300, (count, tokens)), torch.ones(count, tokens, dtype=torch.bool), count * tokens)
+
+
+def batch(size: int, questions: int, per_image: int) -> QuestionBatch:
+    """``questions`` about as many images of ``size`` as that takes."""
+    return QuestionBatch(
+        pixels=torch.randn(questions // per_image, 3, size, size),
+        text=text(questions, 10),
+        answers=text(2 * questions, 3),
+        question_of_answer=torch.arange(2 * questions) // 2,
+        weights=torch.full((2 * questions,), 0.5),
+        valid=torch.ones(questions, dtype=torch.bool),
+        image_of_question=torch.arange(questions) // per_image if per_image > 1 else None,
+    )
+
+
+def seconds(model: VQAModel, given: QuestionBatch) -> float:
+    """Time of a forward and a backward pass."""
+    model.zero_grad()
+    started = time.perf_counter()
+    model(given)["answers"].total.backward()
+    return time.perf_counter() - started
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark and print its ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=positive, default=5, help="number of pairs of measurements")
+    parser.add_argument("--questions", type=positive, default=32, help="questions of a step")
+    parser.add_argument("--per-image", type=positive, default=4, help="questions about an image, where they share it")
+    parser.add_argument("--size", type=positive, default=384, help="side of an image in pixels")
+    parser.add_argument("--small", action="store_true", help="check that it runs, with a small model")
+    flags = parser.parse_args(argv)
+    if flags.questions % flags.per_image:
+        parser.error(f"--questions {flags.questions} is no multiple of --per-image {flags.per_image}")
+    size = 32 if flags.small else flags.size
+    arch = "model.text.arch={family: bert, vocab_size: 30522}"
+    overrides = [f"model.vision.image_size={size}", *(SMALL if flags.small else [arch])]
+    config = load_config("configs/vqa/vqa2_base_4m.yaml", overrides, VQAConfig)
+    torch.manual_seed(0)
+    model = VQAModel(config.model)
+    alone, shared = (batch(size, flags.questions, per_image) for per_image in (1, flags.per_image))
+    ratios = []
+    for number in range(flags.rounds + 1):
+        times = seconds(model, alone), seconds(model, shared)
+        if number:  # the first round warms up
+            ratios.append(times[1] / times[0])
+            sys.stdout.write(f"{times[0]:.2f} s alone, {times[1]:.2f} s shared, ratio {ratios[-1]:.2f}\n")
+            sys.stdout.flush()
+    work = [model.work(each) for each in (alone, shared)]
+    flops = work[1].flops / work[0].flops
+    sys.stdout.write(
+        f"{flags.questions} questions, {work[0].images} and {work[1].images} images of {size} px, ratio of FLOPs {flops:.2f}\n"
+    )
+    sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")
+
+
+if __name__ == "__main__":
+    main()
