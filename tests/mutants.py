@@ -8,6 +8,7 @@
 recorded lines with a fixed seed. It plants one mutant at a time in a temporary copy of the checkout, never in the checkout
 itself, and runs the tests that cover the mutated line until one fails. The draw does not depend on ``--tests``, so the shares of
 two tiers of tests can be compared. Results are appended to ``results.jsonl`` as they come; rerun the same command to continue.
+After the tests or the code have changed, record again.
 
 What is mutated: expressions inside functions. Module constants, default values, decorators, type annotations, strings, ``raise``
 statements and log calls are left alone. Lines that only child processes run are not recorded, so they are not mutated either.
@@ -265,10 +266,11 @@ def draw(mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
 class Record:
     """What ``record`` found.
 
-    ``sources``: SHA-256 of each source file. ``seconds``: the time of each test that passed. ``covering``: by file and line, the
-    tests that run the line.
+    ``digest``: SHA-256 of the record. ``sources``: SHA-256 of each source file. ``seconds``: the time of each test that passed.
+    ``covering``: by file and line, the tests that run the line.
     """
 
+    digest: str
     sources: Mapping[str, str]
     seconds: Mapping[str, float]
     covering: Mapping[str, Mapping[int, Collection[str]]]
@@ -279,7 +281,8 @@ class Record:
             raise SystemExit(f"{folder}: no record of the tests; make one with `python -m tests.mutants record`")
         from coverage import CoverageData
 
-        found = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        content = (folder / "record.json").read_bytes()
+        found = json.loads(content)
         data = CoverageData(str(folder / "coverage"))
         data.read()
         tests_of_file: dict[str, list[str]] = defaultdict(list)
@@ -296,7 +299,7 @@ class Record:
                     tests.update([test] if phase == "run" else tests_of_file[test.partition("::")[0]])
                 if tests := tests & found["seconds"].keys():
                     by_line[line] = tests
-        return Record(found["sources"], found["seconds"], covering)
+        return Record(_digest(content), found["sources"], found["seconds"], covering)
 
     def tests_of(self, mutant: Mutant) -> set[str]:
         """The tests that run the mutated expression, or at least its statement."""
@@ -448,6 +451,21 @@ def choose(tests: Collection[str], seconds: Mapping[str, float], most: int) -> l
     return [test for of_file in files for test in of_file]
 
 
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A mutant with the tests that are run against it, chosen from the ``covering`` tests that run the mutated line."""
+
+    mutant: Mutant
+    tests: Sequence[str]
+    covering: int
+
+    def key(self, known: Record) -> str:
+        """Names the result: it is used again only for the same record, change and tests."""
+        mutant = self.mutant
+        parts = [known.digest, mutant.file, mutant.start, mutant.end, mutant.text, *self.tests]
+        return _digest(json.dumps(parts).encode())
+
+
 class Runner:
     """Runs tests in copies of the checkout, and stops the processes that it started."""
 
@@ -530,6 +548,31 @@ class Runner:
             remaining.remove(by)
         return {"outcome": "survived", "by": None, "unreliable": unreliable}
 
+    def check_all(
+        self, trials: Sequence[Trial], seconds: Mapping[str, float], copies: Sequence[Path]
+    ) -> Iterator[tuple[Trial, dict[str, Any]]]:
+        """Check several mutants, one at a time in each copy; yields each with its result as it comes."""
+        free: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for copy in copies:
+            free.put(copy)
+
+        def result_of(trial: Trial) -> dict[str, Any]:
+            copy, start = free.get(), time.monotonic()
+            try:
+                found = self.check(trial.mutant, trial.tests, seconds, copy)
+            finally:
+                free.put(copy)
+            return {**found, "seconds": round(time.monotonic() - start, 1)}
+
+        with ThreadPoolExecutor(len(copies)) as pool:
+            futures = {pool.submit(result_of, trial): trial for trial in trials}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+                self.stop()
+
 
 def _arguments(tests: Sequence[str]) -> list[str]:
     """Arguments of pytest for the files of the tests. They lift the default choice of markers."""
@@ -555,69 +598,29 @@ def run(root: Path, folder: Path, options: argparse.Namespace) -> int:
         for mutant in mutants_of(file, sources[file])
         if known.tests_of(mutant)
     ]
-    drawn = draw(mutants, options.count, options.seed)
-    # The whole input of a result: it is used again only if none of this changed.
-    keys = {
-        mutant: json.dumps(
-            [
-                mutant.file,
-                known.sources[mutant.file],
-                mutant.start,
-                mutant.end,
-                mutant.text,
-                options.tests,
-                options.most,
-            ]
-        )
-        for mutant in drawn
-    }
-    results = _read_results(folder / "results.jsonl")
-    done = {mutant: results[key] for mutant, key in keys.items() if key in results}
-    for mutant, result in done.items():
-        _print_result(mutant, result)
-    if left := [mutant for mutant in drawn if mutant not in done]:
-        for mutant, result in _run_all(root, left, known, options):
-            done[mutant] = result
-            fields = {"key": keys[mutant], "location": mutant.location, "operator": mutant.operator}
-            with (folder / "results.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**fields, "change": mutant.change, "tests": options.tests, **result}) + "\n")
-            _print_result(mutant, result)
-    _print_shares(done)
-    return 0
-
-
-def _run_all(
-    root: Path, mutants: Sequence[Mutant], known: Record, options: argparse.Namespace
-) -> Iterator[tuple[Mutant, dict[str, Any]]]:
-    """Each mutant with its result, as they come."""
     runner = Runner()
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
-        for number in range(options.jobs):
-            copies.put(copy_of(root, Path(folder) / str(number)))
-        copy = copies.get()
-        tier = runner.tier(copy, options.tests)
-        copies.put(copy)
-
-        def result_of(mutant: Mutant) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
+        copies = [copy_of(root, Path(scratch) / str(number)) for number in range(options.jobs)]
+        tier = runner.tier(copies[0], options.tests)
+        trials = []
+        for mutant in draw(mutants, options.count, options.seed):
             covering = known.tests_of(mutant) & tier
-            tests = choose(covering, known.seconds, options.most)
-            copy, start = copies.get(), time.monotonic()
-            try:
-                found = runner.check(mutant, tests, known.seconds, copy)
-            finally:
-                copies.put(copy)
-            seconds = round(time.monotonic() - start, 1)
-            return {**found, "tests_run": len(tests), "tests_covering": len(covering), "seconds": seconds}
-
-        with ThreadPoolExecutor(options.jobs) as pool:
-            futures = {pool.submit(result_of, mutant): mutant for mutant in mutants}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-                runner.stop()
+            trials.append(Trial(mutant, choose(covering, known.seconds, options.most), len(covering)))
+        results = _read_results(folder / "results.jsonl")
+        done = {trial: results[key] for trial in trials if (key := trial.key(known)) in results}
+        for trial, result in done.items():
+            _print_result(trial, result)
+        left = [trial for trial in trials if trial not in done]
+        for trial, result in runner.check_all(left, known.seconds, copies):
+            done[trial] = result
+            mutant = trial.mutant
+            fields: dict[str, Any] = {"location": mutant.location, "operator": mutant.operator, "change": mutant.change}
+            fields |= {"key": trial.key(known), "tests": options.tests, "tests_run": len(trial.tests)}
+            with (folder / "results.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**fields, **result}) + "\n")
+            _print_result(trial, result)
+    _print_shares({trial.mutant: result for trial, result in done.items()})
+    return 0
 
 
 def _read_results(path: Path) -> dict[str, dict[str, Any]]:
@@ -630,14 +633,15 @@ def _read_results(path: Path) -> dict[str, dict[str, Any]]:
     return results
 
 
-def _print_result(mutant: Mutant, result: Mapping[str, Any]) -> None:
+def _print_result(trial: Trial, result: Mapping[str, Any]) -> None:
+    mutant, run, covering = trial.mutant, len(trial.tests), trial.covering
     lines = [f"{result['outcome']:<9}{mutant.location:<36} {mutant.change}"]
     if result["by"]:
         lines.append(f"by {result['by']}")
-    if not result["tests_covering"]:
+    if not covering:
         lines.append("none of these tests covers the line")
-    if result["tests_run"] < result["tests_covering"]:
-        lines.append(f"limited to {result['tests_run']} of the {result['tests_covering']} tests that cover the line")
+    if run < covering:
+        lines.append(f"limited to {run} of the {covering} tests that cover the line")
     for test in result["unreliable"]:
         lines.append(f"ignored, since it also fails on the original code: {test}")
     _say("\n         ".join(lines))
@@ -678,7 +682,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return record(ROOT, options.folder.resolve(), rest)
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    return run(ROOT, options.folder.resolve(), options)
+    if min(options.count, options.most, options.jobs) < 1:
+        parser.error("--count, --most and --jobs must be at least 1")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    try:
+        return run(ROOT, options.folder.resolve(), options)
+    except KeyboardInterrupt:
+        _say("interrupted; rerun the same command to continue")
+        return 130
 
 
 if __name__ == "__main__":
