@@ -139,7 +139,7 @@ def mutants_of(file: str, source: bytes) -> list[Mutant]:
 
 
 def _behaviour(node: ast.AST, statement: ast.stmt | None = None) -> Iterator[tuple[Any, ast.stmt]]:
-    """The nodes below ``node`` that may be mutated, each with its statement; ``statement`` is None outside functions."""
+    """The nodes below ``node`` that may be mutated, each with its statement; outside functions there is no ``statement``."""
     match node:
         case ast.FunctionDef() | ast.AsyncFunctionDef():
             for each in node.body:
@@ -264,7 +264,7 @@ def draw(mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
 
 @dataclass(frozen=True)
 class Record:
-    """What ``record`` found.
+    """The result of ``record``.
 
     ``digest``: SHA-256 of the record. ``sources``: SHA-256 of each source file. ``seconds``: the time of each test that passed.
     ``covering``: by file and line, the tests that run the line.
@@ -320,7 +320,7 @@ def record(root: Path, folder: Path, pytest_arguments: Sequence[str]) -> int:
     config.write_text("[run]\nrelative_files = true\n", encoding="utf-8")
     report.unlink(missing_ok=True)
     coverage = [*(f"--cov={package}" for package in packages), "--cov-context=test", "--cov-report="]
-    # The last -m counts: by default every test is recorded, whatever pyproject.toml leaves out.
+    # The last -m counts: by default every test is recorded, also the tests that pyproject.toml skips.
     command = [*_pytest(), *coverage, f"--cov-config={config}", "-m", "", *pytest_arguments]
     # Only the trace core of coverage can tell tests apart.
     environment = os.environ | {"COVERAGE_FILE": str(folder / "coverage"), "COVERAGE_CORE": "ctrace"}
@@ -391,7 +391,7 @@ class Plugin:
 
 @dataclass
 class Outcome:
-    """What happened to a test, or to a test file that could not be collected."""
+    """The outcome of a test, or of a test file that could not be collected."""
 
     seconds: float = 0.0
     started: bool = False
@@ -401,7 +401,7 @@ class Outcome:
 
 
 def outcomes(report: Path) -> dict[str, Outcome]:
-    """What :class:`Plugin` wrote, by test."""
+    """The outcomes that :class:`Plugin` wrote, by test."""
     found: dict[str, Outcome] = defaultdict(Outcome)
     for line in report.read_text(encoding="utf-8").splitlines() if report.is_file() else ():
         event = json.loads(line)
@@ -438,7 +438,7 @@ def copy_of(root: Path, target: Path) -> Path:
 
 def choose(tests: Collection[str], seconds: Mapping[str, float], most: int) -> list[str]:
     """At most ``most`` of the tests, taken evenly from their files, the fastest first. Tests of a file stay together, since they
-    share fixtures; the file whose tests take the least time comes first."""
+    share fixtures; the file whose tests take the least time is first."""
     by_file: dict[str, list[str]] = defaultdict(list)
     for test in sorted(tests, key=lambda test: (seconds[test], test)):
         by_file[test.partition("::")[0]].append(test)
@@ -586,12 +586,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def run(root: Path, folder: Path, options: argparse.Namespace) -> int:
-    """Draw mutants, run those that have no result yet, and print all results and the share caught."""
+    """Draw mutants, run the mutants without a result, and print all results and the share caught."""
     known = Record.read(folder)
     sources = {file: (root / file).read_bytes() for file in known.sources if (root / file).is_file()}
     changed = [file for file, digest in known.sources.items() if _digest(sources.get(file, b"")) != digest]
     if changed:
-        _say(f"left out, since they changed after the record: {', '.join(changed)}")
+        _say(f"skipped, since they changed after the record: {', '.join(changed)}")
     mutants = [
         mutant
         for file in sorted(sources.keys() - set(changed))

@@ -1,4 +1,4 @@
-"""The command that plants mistakes in the code and counts those that the tests catch."""
+"""The command that plants mistakes in the code and counts the mistakes that the tests catch."""
 
 from __future__ import annotations
 
