@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.blocks import BlockConfig, QueryPositions, ResidualOutput, TokenLayout, attention_mask
+from models.blocks import Attention, BlockConfig, QueryPositions, ResidualOutput, TokenLayout, attention_mask
 from models.fusion import FusionConfig, FusionEncoder, FusionPass
 from models.packing import PackedTexts, Packing
 from models.vision import Concepts
@@ -49,6 +49,27 @@ def test_a_drop_path_leaves_out_whole_texts_and_each_by_itself(seeing):
     assert len(kept) == (3 if seeing else 2), "self-attention, cross-attention where something is seen, feed-forward"
     for rows in kept:
         assert_left_out_whole(rows, [*LENGTHS[:2], *LENGTHS])
+
+
+def test_the_drop_path_rises_from_the_first_block_to_the_last_and_replaces_dropout():
+    with_path = SIZES.model_copy(update={"drop_path": 0.3})
+    blocks = [with_path.at_depth(index, 4) for index in range(4)]
+    assert [block.drop_path for block in blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert {block.dropout for block in blocks} == {0}
+    assert {block.attention_dropout for block in blocks} == {SIZES.attention_dropout}
+    assert with_path.at_depth(0, 1).drop_path == 0
+    assert SIZES.at_depth(1, 4) == SIZES
+
+
+def test_attention_and_residuals_have_their_own_dropout():
+    attention = Attention(SIZES.model_copy(update={"dropout": 0.2, "attention_dropout": 0.5})).train()
+    assert attention.output.dropout.p == 0.2
+    ones = torch.ones(1, 2, 1000, 4)
+    torch.manual_seed(0)
+    attended = attention.attend(ones, torch.zeros(1, 2, 1, 4), torch.ones(1, 2, 1, 4), None)
+    assert attended.unique().tolist() == [0, 2], "a weight is dropped or doubled"
+    assert attended.mean().item() == pytest.approx(1, abs=0.1)
+    assert (attention.eval().attend(ones, ones, ones, None) == 1).all()
 
 
 def test_an_attention_mask_hides_what_is_not_to_be_seen_and_has_rows_8_numbers_apart():

@@ -24,7 +24,7 @@ from models.hub_text import HubTextEncoder, architecture_of, build_text_encoder
 from models.multigrained import PretrainModelConfig
 from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig, TextEncoder
-from models.vision import VisionConfig, VisionEncoder, sincos_positions
+from models.vision import Concepts, VisionConfig, VisionEncoder, sincos_positions
 from tests.models.golden import encoded, fused
 from utils.batch import Text
 from utils.errors import UserError
@@ -108,6 +108,17 @@ def test_a_region_of_all_patches_is_the_image_and_a_mask_selects_patches():
     regions = encoder.regions(images, masks, torch.tensor([1, 0]))
     torch.testing.assert_close(regions.mean[0], images.mean[1])
     torch.testing.assert_close(regions.mean[1], images.patches[0, 1])
+
+
+def test_the_mean_of_a_region_is_taken_in_float32_under_autocast():
+    encoder = VisionEncoder(VisionConfig(image_size=16, patch_size=8, width=8, depth=1, heads=2)).eval()
+    images = Concepts.whole(torch.randn(2, 4, 24))
+    masks, index = torch.tensor([[1, 1, 1, 0], [0, 1, 0, 1]]).bool(), torch.tensor([1, 0])
+    expected = encoder.regions(images, masks, index).mean
+    with torch.autocast("cpu", torch.bfloat16):
+        found = encoder.regions(images, masks, index).mean
+    assert torch.equal(found, expected)
+    assert found.dtype == torch.float32
 
 
 def test_sincos_positions_are_all_different():

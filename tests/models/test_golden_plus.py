@@ -255,10 +255,11 @@ def test_word_heads_take_the_eps_of_the_encoder_that_the_authors_give_them():
     shared = case_config()
     text, fusion = shared.text.arch.eps, shared.fusion.eps
     assert (text, fusion) == (1e-5, 1e-12)
-    captioning = CaptioningModel(ModelConfig(vision=shared.vision, text=shared.text, fusion=shared.fusion))
+    parts = {"vision": shared.vision, "text": shared.text, "fusion": shared.fusion.model_copy(update={"eps": 1e-6})}
+    captioning = CaptioningModel(ModelConfig(**parts))
     assert PretrainModel(shared).word_head.transform.LayerNorm.eps == text
     assert captioning.word_head.transform.LayerNorm.eps == text
     for words in ("own", "shared"):
-        decoder = multilingual_vqa(words).decoder
-        assert decoder.word_head.transform.LayerNorm.eps == fusion
-        assert decoder.embeddings.LayerNorm.eps == fusion
+        decoder = VQAModel(VQAModelConfig(**parts, decoder=DecoderConfig(word_table=words))).decoder
+        assert decoder.word_head.transform.LayerNorm.eps == 1e-6
+        assert decoder.embeddings.LayerNorm.eps == 1e-6

@@ -1,6 +1,7 @@
 """Properties of the pure losses."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from models import losses
 from models.losses import ContrastiveExamples
+from tests.models.test_precision import captioning, grounding, nlvr, retrieval, video_qa, vqa
 
 TEMPERATURE = torch.tensor(0.1)
 
@@ -185,3 +187,12 @@ def test_whole_images_alone_give_a_zero_box_loss():
     none = torch.zeros(4, dtype=torch.bool)
     assert losses.box_l1(predicted, target, none) == 0
     assert losses.box_giou(predicted, target, none) == 0
+
+
+@pytest.mark.parametrize("task", [vqa, captioning, video_qa, retrieval, nlvr, grounding])
+@torch.no_grad()
+def test_an_example_that_is_not_valid_adds_nothing_to_the_loss_of_a_task(task):
+    model, batch = task()
+    terms = model(replace(batch, valid=torch.zeros_like(batch.valid)))
+    assert {name: term.total.item() for name, term in terms.items()} == dict.fromkeys(terms, 0)
+    assert all(term.total > 0 for term in model(batch).values())

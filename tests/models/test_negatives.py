@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from models.align import AligningModel
-from models.contrastive import Examples
+from models.contrastive import EmbeddedExamples, Examples
 from models.negatives import allowed_negatives, negative_weights, sample
+from tests.models.test_initialise import CONFIG
 
 
 def test_an_example_is_never_its_own_negative():
@@ -22,6 +23,23 @@ def test_samples_follow_the_weights():
     sampled = sample(weights)
     share = sampled.bincount(minlength=4) / len(sampled)
     torch.testing.assert_close(share, torch.tensor([0.0, 0.25, 0.75, 0.0]), atol=0.02, rtol=0)
+
+
+def test_an_image_samples_texts_and_a_text_samples_images_by_their_similarity():
+    """Image n is similar to text n + 1, so text n is similar to image n - 1; the most similar ones are sampled three times as
+    often as the others."""
+    model = AligningModel(CONFIG)
+    model.contrastive.temperature.data.fill_(1.0)
+    similarity = torch.eye(3).roll(1, dims=1) * torch.tensor(3.0).log()
+    examples = Examples(torch.ones(3, dtype=torch.bool), torch.arange(3), "negative")
+    embedded = EmbeddedExamples(torch.eye(3), similarity.t(), examples)
+    torch.manual_seed(0)
+    sampled = [model.hard_negatives(embedded) for _ in range(1000)]
+    others = torch.arange(3).expand(1000, 3)
+    for found, step in (("text", 1), ("image", -1)):
+        index = torch.stack([getattr(each, found) for each in sampled])
+        assert (index != others).all()
+        assert (index == (others + step) % 3).float().mean(dim=0).tolist() == pytest.approx([0.75] * 3, abs=0.05)
 
 
 def test_a_batch_of_one_has_no_negative_and_does_not_fail():

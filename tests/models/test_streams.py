@@ -145,6 +145,15 @@ def test_a_loss_of_weight_0_costs_nothing(name, spared):
     assert fewer == (whole // 2 if name == "mlm" else whole), "no masked copies are encoded"
 
 
+def test_the_weight_of_a_loss_is_its_own_times_that_of_its_stream():
+    weights = {name: float(number) for number, name in enumerate(LOSSES, start=2)}
+    factors = {"images": 0.5, "regions": 0.25, "texts": 8.0, "translations": 16.0, "videos": 32.0}
+    model, batch = built([*ALL, *(f"data.{name}.weight={factor}" for name, factor in factors.items())], **weights)
+    found = {name: term.weight for name, term in model(batch).items()}
+    assert {name.split("/")[0] for name in found} == factors.keys()
+    assert found == {each: factors[(parts := each.split("/"))[0]] * weights[parts[1]] for each in found}
+
+
 def test_without_masked_words_matching_and_boxes_the_fusion_does_not_run(monkeypatch):
     model, batch = built(STREAMS["both"], **only("contrastive"))
     monkeypatch.setattr(model, "fusion", None)

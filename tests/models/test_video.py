@@ -229,6 +229,16 @@ def test_the_mean_over_time_forgets_the_order_of_frames_and_tokens_keep_it():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("pooling", ["mean", "tokens"])
+def test_a_video_of_fewer_frames_has_the_first_positions(pooling):
+    encoder = vision(pooling)
+    patches = torch.randn(2, 2, 4, 16)
+    expected = patches + encoder.frame_positions[:, :2]
+    expected = expected.mean(dim=1) if pooling == "mean" else expected.flatten(1, 2)
+    torch.testing.assert_close(encoder.video(patches).patches, expected)
+
+
+@torch.no_grad()
 def test_the_fusion_looks_at_every_frame_of_tokens():
     facts = manifest("pretrain")
     config = model_config(facts, frames=3)
