@@ -12,6 +12,7 @@ from dataset.records.schema import ImageKeys, parse_image_record, parse_region_r
 from dataset.shards.readers import Shards
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import downloaded, prepared, write
+from tests.messages import OneLine
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,7 @@ def test_the_first_run_writes_every_text_once(run, tmp_path):
     assert status == 0 and not (tmp_path / "out").exists()
     assert (tmp_path / "texts/texts.txt").read_text().splitlines() == TEXTS
     assert "texts.txt: 12 texts. Translate it line by line" in printed
-    assert "no cc3m, which the multilingual configs read too" in printed
+    assert OneLine("no cc3m") in printed.splitlines()
 
 
 def test_the_next_run_makes_records_that_the_streams_read(run, folders, tmp_path):
@@ -91,7 +92,7 @@ def test_the_next_run_makes_records_that_the_streams_read(run, folders, tmp_path
         (by_language("two dogs", "ja"),),
     ]
     assert all(record.image.path.is_file() for record in found), "paths are from the new folder"
-    assert f"{tmp_path / 'out/coco'}: 4 records, 4 texts, in en, de, ja" in printed
+    assert OneLine(tmp_path / "out/coco", "4 records", "4 texts", "en, de, ja") in printed.splitlines()
     assert "  2 empty translation (de), first " in printed and "texts.txt:2" in printed
     assert shards.read(0).values["coco_id"] == 9, "by which held-out images are found"
     shards = Shards([str(tmp_path / "out/vg_regions")], index_folder=tmp_path / "index")
@@ -140,7 +141,7 @@ def test_a_run_that_is_cut_goes_on_and_one_that_is_whole_has_nothing_to_do(run, 
         assert run()[0] == 130
     done = (tmp_path / "out/coco/part-00000.jsonl").stat().st_mtime_ns
     status, printed, _ = run()
-    assert status == 0 and "out/coco is already complete with these translations; nothing to do" in printed
+    assert status == 0 and OneLine("out/coco", "complete") in printed.splitlines()
     assert (tmp_path / "out/coco/part-00000.jsonl").stat().st_mtime_ns == done
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith("translations-")] == []
     translate(tmp_path / "texts", "de", without=("person",))
