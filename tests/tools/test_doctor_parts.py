@@ -18,6 +18,7 @@ from tasks import run
 from tasks.checks import check_start, small_data
 from tests.conftest import tiny_run
 from tests.dataset.prepare.official import photograph
+from tests.messages import OneLine
 from tools.doctor.boxes import RawBox, findings_in_boxes
 from tools.doctor.findings import NotCheckedError, Report, finding_of
 from tools.doctor.first_step import step_findings
@@ -62,11 +63,11 @@ def test_boxes_on_the_turned_view_of_photographs_are_not_taken_for_corners():
     boxes, sizes = random_boxes()
     stored, turned = sizes * np.array([1.0, 0.4]), boxes * np.array([0.4, 1.0, 0.4, 1.0])
     (finding,) = found_in(turned, stored, 6)
-    assert finding.level == "warning" and "200 of 200 images with boxes have an EXIF orientation" in finding.fact
+    assert finding.level == "warning" and finding.fact == OneLine("200 of 200", "EXIF")
     assert "100% of the" in finding.fact and "lie in the turned one, as [" in finding.fact
     assert "exif_transpose" in finding.remedy
     (finding,) = found_in(boxes * np.array([1.0, 0.4, 1.0, 0.4]), stored, 6)
-    assert "EXIF orientation; boxes refer to the stored pixels" in finding.fact and "turned one" not in finding.fact
+    assert finding.fact == OneLine("EXIF", "stored pixels") and "turned one" not in finding.fact
     assert found_in(boxes, sizes, 1) == []
 
 
@@ -237,9 +238,7 @@ def test_small_data_are_compared_with_all_chunks_of_the_loss():
     sizes, records = {"": ("data.train.batch_size", 4)}, {"captions": 23}
     assert small_data(sizes, records, 1, 5) == []
     (found,) = small_data(sizes, records, 2, 3)
-    assert found.fact.startswith(
-        "4 on 2 ranks in 3 chunks, 24 together, is more than the 23 captions of the data: a record"
-    )
+    assert found.fact == OneLine("4 on 2 ranks", "3 chunks", "24", "23 captions")
     assert found.remedy == "lower it to 3 at most"
 
 

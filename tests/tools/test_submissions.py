@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.messages import OneLine
 from tools.reproduce.submissions import FORMS, check_submission, check_submissions
 from utils.errors import UserError
 
@@ -53,7 +54,7 @@ def test_ids_are_those_of_the_official_files_of_each_split(tmp_path):
     vqa = {"test2015": SimpleNamespace(format="vqa2", questions=str(questions))}
     config = SimpleNamespace(task="vqa", evaluation=SimpleNamespace(test=vqa))
     [line] = check_submissions(tmp_path, config)
-    assert "predictions_test2015.json: 1 entries in the server's form, all that the server asks for" in line
+    assert line == OneLine("predictions_test2015.json", "1")
     coco = {"coco": SimpleNamespace(format="karpathy", annotations=str(captions), splits=["test"])}
     config = SimpleNamespace(task="captioning", evaluation=SimpleNamespace(test=coco))
     with pytest.raises(UserError, match="of 1 image_ids 1 are missing, such as 7"):
