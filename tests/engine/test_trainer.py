@@ -14,6 +14,7 @@ from engine.train_config import TrainConfig
 from engine.trainer import PHASES
 from tests.devices import moved
 from tests.engine.toy import Line, ToyTask, points, trainer
+from tests.messages import naming
 from utils import distributed
 from utils.errors import UserError
 
@@ -194,14 +195,12 @@ def test_a_metrics_line_has_the_loss_scale_of_its_step(tmp_path, device):
 
 
 def test_a_loss_scale_below_one_stops_with_what_to_do(tmp_path, device):
-    with pytest.raises(UserError, match="step 1: fp16 gradients overflow at every loss scale"):
+    with pytest.raises(UserError, match=naming("step 1", "fp16")):
         scaled(tmp_path, device, init_scale=0.5).fit()
 
 
 def test_recorded_graphs_are_refused_where_gradients_are_added_up():
-    with pytest.raises(
-        ValueError, match=r"compile: reduce-overhead records graphs.*with accumulate = 2, give compile: true"
-    ):
+    with pytest.raises(ValueError, match=r"compile: reduce-overhead.*accumulate = 2.*compile: true"):
         TrainConfig(steps=1, accumulate=2, compile="reduce-overhead")
     assert TrainConfig(steps=1, accumulate=2, compile=True).compile is True
 
@@ -272,5 +271,5 @@ def test_a_run_that_cannot_save_when_it_is_asked_to_stop_fails(tmp_path, monkeyp
 
     monkeypatch.setattr("engine.saving.write_checkpoint", full)
     run.after = lambda phase: setattr(run.stop, "signum", signal.SIGTERM)
-    with pytest.raises(UserError, match=r"stopped by SIGTERM: .*No space left.*make room"):
+    with pytest.raises(UserError, match=naming("SIGTERM", "No space left", "make room")):
         run.fit()

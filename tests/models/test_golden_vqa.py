@@ -285,5 +285,5 @@ def test_a_decoder_has_all_or_half_of_the_fusion_layers():
     for layers in (3, 6):
         config = VQAModelConfig(fusion=FusionConfig(layers=6), decoder=DecoderConfig(layers=layers))
         assert config.decoder_layers == layers
-    with pytest.raises(ValidationError, match="is 4, neither all nor half of the 6 fusion layers"):
+    with pytest.raises(ValidationError, match=r"decoder.layers is 4.* 6 "):
         VQAModelConfig(fusion=FusionConfig(layers=6), decoder=DecoderConfig(layers=4))

@@ -13,6 +13,7 @@ from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
 from models.xvlm import XVLM, ModelConfig
 from tasks.kinds import choose
+from tests.messages import OneLine
 from utils.config import ConfigError, load_config
 from utils.errors import UserError
 
@@ -55,7 +56,7 @@ def test_what_no_shape_shows_is_refused_in_one_line(config, said, remedy):
     with pytest.raises(UserError) as caught:
         require_same_settings(XVLM(config), TRAINED, "runs/a/config.yaml", new_text=False)
     message = str(caught.value)
-    assert message.startswith("init.checkpoint: its weights were trained with other settings (runs/a/config.yaml): ")
+    assert message == OneLine("init.checkpoint", "runs/a/config.yaml")
     assert said in message
     assert remedy in message
     assert "\n" not in message
@@ -107,9 +108,7 @@ def test_what_is_not_known_of_a_run_is_not_compared(tmp_path):
 
 def test_published_models_have_a_head_for_every_64_of_width():
     assert unlike_published(XVLM(TRAINED)) == []
-    assert unlike_published(XVLM(changed("fusion", heads=4))) == [
-        "model.fusion.heads is 4 at a width of 128, a head in published models has 64"
-    ]
+    assert unlike_published(XVLM(changed("fusion", heads=4))) == [OneLine("model.fusion.heads", "4", "128", "64")]
     assert unlike_published(XVLM(changed("fusion", eps=1e-5))) == [
         "model.fusion.eps is 1e-05, in published models 1e-12"
     ]
