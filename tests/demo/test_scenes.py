@@ -17,6 +17,7 @@ from demo.scenes.draw import draw_scene
 from demo.scenes.records import records_of
 from demo.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES
 from tests.demo.scene_texts import COUNTS, fitting, further, meant_by, read
+from tests.messages import naming
 from utils.errors import UserError
 
 SCENES = [compose_scene(0, split, index) for split in ("train", "val", "test") for index in range(40)]
@@ -243,7 +244,7 @@ def test_files_of_another_origin_are_never_removed(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "mine.png").write_bytes(b"mine")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="holds images, which this command did not make"):
+        with pytest.raises(UserError, match=naming("images")):
             _build(tmp_path, overwrite=overwrite)
     assert (tmp_path / "images" / "mine.png").read_bytes() == b"mine"
 

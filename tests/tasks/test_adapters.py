@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.messages import naming
+
 pytest.importorskip("peft", reason="adapters need the package peft")
 
 from engine.checkpoint import list_checkpoints
@@ -109,7 +111,7 @@ def test_adapters_are_taken_out_and_merged_again(whole, base, tmp_path, capsys):
         load(tmp_path / "small")
     status, said = checkpoint(capsys, "inspect", tmp_path / "small")
     assert status == 0 and "kind       ours, adapters without the weights" in said and "starts" not in said
-    with pytest.raises(UserError, match="has adapters without the weights that they are added to"):
+    with pytest.raises(UserError, match=naming("adapters", "weights")):
         read_weights(small)
     status, said = checkpoint(capsys, "merge", tmp_path / "small", "--base", base, "--out", tmp_path / "merged")
     assert status == 0, said
@@ -165,7 +167,7 @@ def test_mistakes_are_one_line(whole, base, tmp_path, capsys, overrides):
 
 def test_a_file_whose_header_lacks_the_scale_of_its_adapters_is_refused(whole, tmp_path):
     save_weights(tmp_path / "model.safetensors", load_file(whole / "best.safetensors"))
-    with pytest.raises(UserError, match="has adapters, but the entry 'lora' of its header is null"):
+    with pytest.raises(UserError, match=naming("adapters", "lora", "null")):
         read_weights(tmp_path / "model.safetensors")
     tensors = load_file(whole / "best.safetensors")
     tensors.pop(next(name for name in tensors if name.endswith("lora_A.default.weight")))

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.messages import OneLine, naming
 from utils import folder_lock
 from utils.errors import UserError
 from utils.folder_lock import LEASE_FILE, LOCK_FILE, FolderLock
@@ -44,7 +45,7 @@ def test_a_held_folder_names_who_has_it_and_a_killed_process_leaves_it(tmp_path)
         with pytest.raises(UserError) as caught, FolderLock(tmp_path):
             pass
         message = str(caught.value)
-        assert message.startswith(f"{tmp_path} is in use by process {process.pid} on {socket.gethostname()}, since 20")
+        assert message == OneLine(tmp_path, f"process {process.pid}", socket.gethostname())
         process.send_signal(signal.SIGKILL)
         process.wait()
         with FolderLock(tmp_path):  # though the worker still lives
@@ -62,7 +63,7 @@ def test_a_folder_in_use_is_waited_for_if_asked(tmp_path, caplog):
             pass
         assert time.monotonic() - started >= 0.1
         assert (
-            f"{tmp_path} is in use by process {process.pid}" in caplog.text
+            OneLine(tmp_path, f"process {process.pid}") in caplog.messages
             and "waiting up to 0 s (--wait)" in caplog.text
         )
         threading.Timer(0.5, process.kill).start()
@@ -95,7 +96,7 @@ def no_locks(monkeypatch):
 
 def test_a_disk_without_locks_has_leases(tmp_path, no_locks):
     with FolderLock(tmp_path):
-        with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on"), FolderLock(tmp_path):
+        with pytest.raises(UserError, match=naming(f"process {os.getpid()}")), FolderLock(tmp_path):
             pass
         os.utime(tmp_path / LEASE_FILE, (0, 0))
         deadline = time.monotonic() + 5
