@@ -118,7 +118,7 @@ def test_a_user_error_in_a_worker_reaches_the_user_as_it_was(loader, data, worke
     monkeypatch.setattr(Shards, "read", broken)
     with pytest.raises(UserError) as caught:
         list(own.batches(0, 1))
-    assert str(caught.value) == "pairs.jsonl: cannot be read any more"
+    assert str(caught.value) == OneLine("pairs.jsonl", "cannot be read")
 
 
 def test_broken_records_are_logged_once_a_kind_with_file_and_line(loader, write_lines, make_pair, caplog):

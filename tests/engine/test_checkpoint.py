@@ -22,7 +22,7 @@ from engine.checkpoint import (
 from engine.saving import CheckpointWriter, copied_to_cpu, save_best
 from models.checkpoints.files import read_weights
 from tests.engine.toy import Line
-from tests.messages import naming
+from tests.messages import OneLine, naming
 from utils.errors import UserError
 from utils.weight_file import read_about, save_weights
 
@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_that_was_passed_over_takes_no_place(tmp_path):
 def test_a_renamed_checkpoint_is_not_taken_for_another_step(tmp_path):
     folder = written(tmp_path, 6).folder
     renamed = folder.rename(tmp_path / "step-00000009")
-    assert fault_of(renamed) == f"{renamed} holds step 6: it was renamed"
+    assert fault_of(renamed) == OneLine(renamed, "step 6", "renamed")
 
 
 def test_a_flipped_bit_in_weights_is_seen_wherever_they_are_read(tmp_path):

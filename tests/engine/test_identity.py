@@ -47,7 +47,7 @@ def test_checkpoints_of_versions_with_another_field_are_read():
 
 def test_changed_data_are_told():
     assert replace(BEGAN, records={"images": 6001, "regions": 50}).check_resumes(BEGAN, RUN, 64) == [
-        "images has 6,001 records instead of 6,000"
+        OneLine("images", "6,001 records", "6,000")
     ]
     assert replace(BEGAN, data={"k": "b"}).check_resumes(BEGAN, RUN, 64) == [OneLine("k", "files")]
 

@@ -44,7 +44,7 @@ def test_what_selected_the_best_weights_may_not_change(tmp_path):
     RunFolder.open(tmp_path, Run(), resume=False)
     (tmp_path / "metrics.jsonl").touch()
     RunFolder.open(tmp_path, Run(evaluation=Evaluation(batch_size=2)), resume=True)
-    with pytest.raises(UserError, match=r"evaluation\.validation was 'a', is now 'b'"):
+    with pytest.raises(UserError, match=naming("evaluation.validation", "'a'", "'b'")):
         RunFolder.open(tmp_path, Run(evaluation=Evaluation(validation="b")), resume=True)
 
 

@@ -210,7 +210,7 @@ def test_a_loss_may_not_have_the_name_of_another_number(tmp_path, monkeypatch, n
     task = ToyTask()
     counts = task.model.counts
     monkeypatch.setattr(task.model, "counts", lambda batch: {**counts(batch), name: batch.valid.sum()})
-    with pytest.raises(ValueError, match=f"a loss is named '{name}'"):
+    with pytest.raises(ValueError, match=naming(f"'{name}'")):
         trainer(tmp_path, task).fit()
 
 
@@ -245,9 +245,7 @@ def test_losses_and_counts_have_the_same_names(tmp_path, monkeypatch):
     task = ToyTask()
     counts = task.model.counts
     monkeypatch.setattr(task.model, "counts", lambda batch: {"points/other": counts(batch)["points/abs"]})
-    with pytest.raises(
-        ValueError, match=r"forward\(\) gives the losses .*'points/abs'.*counts\(\) gives .*'points/other'"
-    ):
+    with pytest.raises(ValueError, match=naming("'points/abs'", "'points/other'")):
         trainer(tmp_path, task).fit()
 
 

@@ -46,7 +46,7 @@ class Watched(ToyTask):
 
 @pytest.mark.parametrize("values", [{}, {"steps": 3, "epochs": 1.0}])
 def test_a_run_gives_steps_or_epochs(values):
-    with pytest.raises(ConfigError, match="give either steps or epochs"):
+    with pytest.raises(ConfigError, match=naming("steps", "epochs")):
         bind(values, TrainConfig)
 
 

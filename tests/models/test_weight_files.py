@@ -131,4 +131,4 @@ def test_names_of_a_wrapped_model_lose_their_prefix(tmp_path, prefix):
 
 def test_a_file_without_weights_says_what_it_holds(tmp_path):
     torch.save({"optimizer": {"state": {}}, "epoch": 3}, tmp_path / "x.pth")
-    assert told(tmp_path / "x.pth").endswith("holds no weights, but optimizer, epoch")
+    assert told(tmp_path / "x.pth") == OneLine("optimizer, epoch")

@@ -107,9 +107,7 @@ def test_one_language_is_an_override():
 
 
 def test_a_name_that_is_no_cell_is_refused_with_the_nearest():
-    with pytest.raises(
-        ConfigError, match=r"command line: evaluation.published = '3/base4m/coco_5k': no such cell in .*"
-    ):
+    with pytest.raises(ConfigError, match=naming("command line", "'3/base4m/coco_5k'")):
         load(ROOT / "configs/retrieval/coco_base_4m.yaml", "evaluation.published=3/base4m/coco_5k")
     with pytest.raises(ConfigError, match=r"did you mean '3/base_4m/coco_5k'\?$"):
         load(ROOT / "configs/retrieval/coco_base_4m.yaml", "evaluation.published=3/base4m/coco_5k")

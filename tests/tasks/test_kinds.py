@@ -158,7 +158,7 @@ def test_a_module_is_a_task(tmp_path, monkeypatch, text, name):
 def test_a_task_without_a_config_beside_it_needs_one(tmp_path):
     folder = outside(tmp_path / "counting_figs")
     (folder / "config.yaml").unlink()
-    with pytest.raises(UserError, match=f"--task {folder}: has no config.yaml beside its task.py; give --config FILE$"):
+    with pytest.raises(UserError, match=naming(f"--task {folder}", "config.yaml", "task.py", "--config FILE")):
         choose(None, [], str(folder))
 
 

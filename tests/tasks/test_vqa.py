@@ -207,10 +207,10 @@ def test_the_ranking_and_the_number_of_candidates_decide_on_the_answers(override
 def test_what_cannot_be_is_told_before_training(overrides, tmp_path):
     with pytest.raises(UserError, match=naming("data.max_answer_tokens", "200", "64")):
         VQATask.build(config_of(overrides, "data.max_answer_tokens=200"))
-    with pytest.raises(UserError, match=r"^evaluation\.answers: .*gone\.json does not exist"):
+    with pytest.raises(UserError, match=naming("evaluation.answers", "gone.json")):
         VQATask.build(config_of(overrides, f"evaluation.answers={tmp_path}/gone.json"))
     (tmp_path / "bare.json").write_text(json.dumps(["yes", "\u200b"]))
-    with pytest.raises(UserError, match=r"^evaluation\.answers: the tokenizer makes nothing of"):
+    with pytest.raises(UserError, match=naming("evaluation.answers", "tokenizer")):
         VQATask.build(config_of(overrides, f"evaluation.answers={tmp_path}/bare.json"))
 
 

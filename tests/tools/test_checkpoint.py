@@ -147,7 +147,7 @@ def test_what_cannot_be_converted_is_told_with_the_way_out(published, tmp_path, 
     def said(source: object, out: str = "o.safetensors", *flags: str) -> str:
         return told(capsys, "convert", source, "--out", tmp_path / out, *flags)
 
-    assert "ends with .safetensors; give such a name" in said(published, "o.th")
+    assert OneLine("ends with .safetensors") in said(published, "o.th").splitlines()
     assert "there is no folder" in said(published, "gone/o.safetensors")
     assert OneLine("--form ours") in said(published, "o.th", "--form", "published").splitlines()
     names = {f"encoder.layer.0.{n}": torch.ones(2) for n in ("output.dense.bias", "output.dense.weight")}
@@ -174,8 +174,9 @@ def test_convert_compares_with_a_config(published, tmp_path, capsys):
     config.write_text(CONFIG.format(base=ROOT / "configs/demo/retrieval.yaml", layers=2))
     assert run(capsys, "convert", published, "--out", out, "--config", config)[0] == 0
     config.write_text(CONFIG.format(base=ROOT / "configs/demo/nlvr.yaml", layers=2).replace("  embed_dim: 16\n", ""))
-    assert "lacks 6 parameters of the model of" in told(
-        capsys, "convert", out, "--out", tmp_path / "o.th", "--config", config
+    assert (
+        OneLine("6 parameters")
+        in told(capsys, "convert", out, "--out", tmp_path / "o.th", "--config", config).splitlines()
     )
     assert not (tmp_path / "o.th").exists()
 
@@ -243,7 +244,7 @@ def test_a_damaged_file_is_one_line_and_the_others_are_inspected(published, tmp_
     assert OneLine("damaged", "fetch it again") in told(capsys, "inspect", cut).splitlines()
     status, out, err = run(capsys, "inspect", cut, published, "--no-configs")
     assert status == 2 and err.count("\n") == 1 and "X²-VLM" in out
-    assert "no such file or folder" in told(capsys, "inspect", tmp_path / "gone")
+    assert OneLine("no such file") in told(capsys, "inspect", tmp_path / "gone").splitlines()
     content = bytearray(published.read_bytes())
     content[len(content) // 2] ^= 255
     published.write_bytes(content)
@@ -269,7 +270,7 @@ def test_no_code_of_a_file_is_run(command, tmp_path, capsys):
 
 def test_a_few_bytes_that_stand_for_terabytes_are_refused(tmp_path, capsys):
     torch.save({"model": {"a": torch.ones(1).expand(10**6, 10**6)}}, tmp_path / "x.pth")
-    assert "'a' is repeated from fewer numbers" in told(capsys, "inspect", tmp_path / "x.pth")
+    assert OneLine("'a'", "repeated") in told(capsys, "inspect", tmp_path / "x.pth").splitlines()
     one = torch.ones(10**5)
     torch.save({str(n): one for n in range(50)}, tmp_path / "y.pth")
     assert "its tensors take 20,000,000 bytes" in told(capsys, "inspect", tmp_path / "y.pth")
@@ -284,7 +285,7 @@ def test_a_header_of_other_values_is_no_error_and_one_that_is_damaged_is_one_lin
         status, out, err = run(capsys, "inspect", tmp_path / "x.safetensors", "--no-configs")
         assert status in (0, 1) and err == "" and "ours, fine-tuned: nlvr" in out
     said = told(capsys, "convert", tmp_path / "x.safetensors", "--out", tmp_path / "x.th")
-    assert "convert the published file again" in said
+    assert OneLine("convert", "again") in said.splitlines()
     for about in ("{", "[" * 10**5, "3"):
         save_file(state, tmp_path / "x.safetensors", metadata={"about": about})
         status, _, err = run(capsys, "inspect", tmp_path / "x.safetensors", "--no-configs")

@@ -133,7 +133,7 @@ def test_lanes_that_the_ranks_do_not_divide_are_refused(doctor, given):
     assert FINE in doctor(*given("pretrain"), *blocks, "--gpus", "2")[1]
     status, printed = doctor(*given("pretrain"), *blocks, "--gpus", "3")
     assert status == 1
-    assert "3 ranks cannot have equally many lanes" in printed and "run on 1, 2 or 4 ranks" in printed
+    assert OneLine("3 ranks", "lanes") in printed.splitlines() and "run on 1, 2 or 4 ranks" in printed
 
 
 @pytest.mark.parametrize(("flags", "fine"), [(["--gpus", "20"], True), (["--gpus", "21"], False)])
@@ -141,7 +141,7 @@ def test_a_contrastive_batch_larger_than_the_data_is_refused(flags, fine, doctor
     """There are 80 captions."""
     status, printed = doctor(*given("retrieval"), *flags)
     assert status == (0 if fine else 1)
-    assert ("84 together, is more than the 80 captions" in printed) is not fine
+    assert (OneLine("84", "80 captions") in printed.splitlines()) is not fine
 
 
 def test_other_tasks_may_repeat_their_data_in_a_batch(doctor, given):
@@ -178,7 +178,7 @@ def test_questions_that_need_no_image_are_warned_of(doctor, given, scenes_folder
     assert status == 0
     assert "1 warning" in printed
     assert "warning: evaluation.validation fact: image-blind baseline 100.0% of" in printed
-    assert "can be answered without the images" in printed
+    assert OneLine("without the images") in printed.splitlines()
     assert "evaluation.test.test: image-blind baseline " in printed
 
 
@@ -204,7 +204,7 @@ def test_relative_boxes_are_refused(doctor, given, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "relative.jsonl", RELATIVE)
     status, printed = doctor(*given("grounding", train=path))
     assert status == 1
-    assert "boxes lie within 0 and 1" in printed and "remedy: boxes are relative; multiply" in printed
+    assert "boxes lie within 0 and 1" in printed and OneLine("remedy", "relative") in printed.splitlines()
 
 
 def test_relative_boxes_of_pre_training_are_refused(doctor, given, scenes_folder, tmp_path):
@@ -260,14 +260,14 @@ def test_keys_that_nothing_reads_are_listed_without_a_warning(doctor, given, sce
 def test_boxes_that_look_like_corners_are_warned_of(doctor, given, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "corners.jsonl", CORNERS)
     _, printed = doctor(*given("grounding", train=path))
-    assert "warning: data.train fact: boxes look like x1, y1, x2, y2" in printed
-    assert f"in an image of (32, 32) at {path}:" in printed
+    assert OneLine("warning", "data.train", "x1, y1, x2, y2") in printed.splitlines()
+    assert OneLine("(32, 32)", path) in printed.splitlines()
 
 
 def test_boxes_of_pre_training_that_look_like_corners_are_warned_of(doctor, given, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "train.jsonl", tmp_path / "corners.jsonl", CORNERS)
     _, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]")
-    assert "warning: data.regions fact: boxes look like x1, y1, x2, y2" in printed
+    assert OneLine("warning", "data.regions", "x1, y1, x2, y2") in printed.splitlines()
 
 
 @pytest.mark.slow
@@ -323,8 +323,8 @@ def test_images_shared_with_a_held_out_split_are_warned_of(copied, doctor, given
     status, printed = doctor(*given("retrieval", train=path), "data.batch_size=2")
     assert status == 0
     assert OneLine("warning", "evaluation.validation", "8") in printed.splitlines()
-    assert ("3 of them under another path" in printed) is copied
-    assert "none of 8 in evaluation.test.test is in training" in printed
+    assert (OneLine("3 of them", "another path") in printed.splitlines()) is copied
+    assert OneLine("none of 8", "evaluation.test.test") in printed.splitlines()
 
 
 def test_pre_training_data_are_compared_with_their_evaluation(doctor, given, scenes_folder):
@@ -346,7 +346,7 @@ def test_broken_records_are_counted_by_kind_with_their_place(
     path = rewritten(scenes_folder / "retrieval_train.jsonl", tmp_path / "train.jsonl", change)
     found, printed = doctor(*given("retrieval", train=path), f"data.max_broken={most}")
     assert found == status
-    assert f"1. {level}: {path}:6 fact: unreadable image: {tmp_path}/broken.png: 8 bytes" in printed
+    assert OneLine(level, f"{path}:6", "unreadable image", f"{tmp_path}/broken.png: 8 bytes") in printed.splitlines()
 
 
 def test_a_held_out_image_that_cannot_be_read_is_refused(doctor, given, scenes_folder, tmp_path):
@@ -355,7 +355,7 @@ def test_a_held_out_image_that_cannot_be_read_is_refused(doctor, given, scenes_f
     path = rewritten(scenes_folder / "retrieval_val.jsonl", tmp_path / "val.jsonl", broken)
     status, printed = doctor(*given("retrieval", val=path))
     assert status == 1
-    assert f"refused: {path}:3 fact: unreadable image" in printed and "a held-out set has to be whole" in printed
+    assert OneLine("refused", f"{path}:3", "unreadable image") in printed.splitlines() and "held-out set" in printed
 
 
 def test_a_held_out_record_of_pre_training_that_cannot_be_used_is_refused(doctor, given, scenes_folder, tmp_path):
@@ -364,7 +364,7 @@ def test_a_held_out_record_of_pre_training_that_cannot_be_used_is_refused(doctor
     path = rewritten(scenes_folder / "test.jsonl", tmp_path / "test.jsonl", broken)
     status, printed = doctor(*given("pretrain"), f"evaluation.files=[{path}]")
     assert status == 1
-    assert f"refused: {path}:3 fact: unreadable image" in printed and "a held-out set has to be whole" in printed
+    assert OneLine("refused", f"{path}:3", "unreadable image") in printed.splitlines() and "held-out set" in printed
 
 
 def tiny_weights(argv: list[str]) -> dict[str, torch.Tensor]:
@@ -430,7 +430,7 @@ def test_wandb_without_its_package_is_refused(doctor, given, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     status, printed = doctor(*given("retrieval"), "train.wandb={}")
     assert status == 1
-    assert "the package wandb is not installed" in printed
+    assert OneLine("package wandb") in printed.splitlines()
 
 
 @pytest.mark.slow

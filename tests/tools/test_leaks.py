@@ -166,7 +166,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_checked(tmp_path, leaks):
     assert status == 1
     assert f"not checked: {config} {tmp_path}/gone: " in printed
     assert f"not checked: {bad} evaluation.test.test: " in printed
-    assert f"{config} {folder} has 1 of 1 (1 by path)" in printed
+    assert OneLine(config, folder, "1 of 1", "1 by path") in printed.splitlines()
 
 
 def test_broken_records_are_counted_and_not_taken_for_checked(tmp_path, leaks):
@@ -175,7 +175,7 @@ def test_broken_records_are_counted_and_not_taken_for_checked(tmp_path, leaks):
     path.write_text(path.read_text().replace('"image"', '"picture"', 1))
     config, test = pretraining(tmp_path, folder), retrieval(tmp_path, folder / "a.jpg")
     status, printed, _ = leaks(config, test)
-    assert status == 3 and f"{config} {folder} has none of 1" in printed
+    assert status == 3 and OneLine(config, folder, "none of 1") in printed.splitlines()
     assert OneLine(config, folder, "1 of 2", f"{path}:1", "missing key", "image") in printed.splitlines()
 
 
@@ -186,7 +186,7 @@ def test_without_a_training_side_or_a_held_out_one_it_is_an_error(tmp_path, leak
     assert error == OneLine(f"error: {config}", "held-out")
     (tmp_path / "own/part.jsonl").unlink()
     status, _, error = leaks(config, retrieval(tmp_path, tmp_path / "own/a.jpg"))
-    assert status == 2 and "no training data could be read: " in error
+    assert status == 2 and error == OneLine("no training data")
     assert leaks(tmp_path / "none.yaml")[0] == 2
 
 
@@ -265,7 +265,7 @@ def test_crops_and_recompressed_copies_are_found_by_their_looks(tmp_path, leaks)
     status, printed, _ = leaks(config, test)
     assert status == 3 and "has none of 3" in printed and "--perceptual" in printed
     status, printed, _ = leaks(config, test, "--perceptual", "--out", table)
-    assert status == 1 and "2 pairs look alike, of 4 x 3 images" in printed
+    assert status == 1 and OneLine("2 pairs", "4 x 3 images") in printed.splitlines()
     rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
     assert [(row[2], row[3][-1], row[4].rpartition("/")[2]) for row in rows] == [
         ("look", "1", "test.json[0]"),

@@ -53,7 +53,7 @@ def test_each_rank_sends_by_the_formula_at_the_given_bandwidth():
     assert (plan.scaling[0].nodes, plan.scaling[0].network_s) == (1, None), "8 GPUs send nothing to other nodes"
     text = as_table(plan)
     assert "within a node" in text
-    assert "each of 32 GPUs sends per step: gradients " in text
+    assert OneLine("32 GPUs", "gradients") in text.splitlines()
     assert OneLine("10 GB/s", "--network") in text.splitlines()
 
 
@@ -86,7 +86,7 @@ def test_numbers_of_gpus_that_the_run_cannot_have_are_told_with_the_reason():
     blocks = ["data.images.order=blocks", "data.images.lanes=64", ALONE]
     plan = sized_by_hand(*FOUR_NODES, *blocks).plan()
     assert [scale.ranks for scale in plan.scaling] == [8, 32, 64]
-    assert "512 ranks cannot have equally many lanes" in plan.refused[512]
+    assert OneLine("512 ranks", "lanes") in plan.refused[512].splitlines()
     assert f"\n512 GPUs: {plan.refused[512]}\n" in as_table(plan)
 
 

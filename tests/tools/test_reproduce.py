@@ -170,7 +170,7 @@ def test_a_finished_run_gets_intervals_without_training(cell, fake_runs, capsys)
     (again,) = fake_runs.commands
     assert "--resume --evaluate" in " ".join(again) and again[-2:] == ["seed=0", "evaluation.bootstrap=1000"]
     printed = capsys.readouterr().out
-    assert "80.0 [78.0, 81.0]" in printed and "measured again for the intervals" in printed
+    assert "80.0 [78.0, 81.0]" in printed and OneLine("measured again") in printed.splitlines()
     assert OneLine("95 %", "bootstrap") in printed.splitlines()
     masked = next(each for each in read_receipt(cell)["numbers"] if each["metric"] == "masked word")
     assert masked["intervals"] == [[78.0, 81.0]] and masked["spread"] is None
@@ -214,7 +214,7 @@ def test_intervals_that_fail_leave_the_run_finished(cell, fake_runs, capsys):
 def test_an_override_after_the_bare_flag_is_told_apart(capsys):
     with pytest.raises(SystemExit):
         main([*CELL, "out", "--intervals", "optim.lr=1e-4"])
-    assert "'optim.lr=1e-4' is no number of draws; write --intervals 1000 optim.lr=1e-4" in capsys.readouterr().err
+    assert OneLine("'optim.lr=1e-4'", "--intervals 1000 optim.lr=1e-4") in capsys.readouterr().err.splitlines()
 
 
 def code(digest: str) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, fake_r
 def test_a_run_that_fails_is_told_and_leaves_no_receipt(cell, fake_runs, capsys):
     fake_runs.status, argv = 3, [*CELL, str(cell)]
     assert main(argv) == 1
-    assert "the doctor refuses this run" in capsys.readouterr().out
+    assert OneLine("doctor refuses") in capsys.readouterr().out.splitlines()
     assert main([*argv, "--unchecked"]) == 1
     assert OneLine("status 3") in capsys.readouterr().out.splitlines()
     assert not (cell / "demo-tiny-pretraining/receipt.json").exists()

@@ -85,7 +85,7 @@ def save_checkpoint(folder: Path, step: int) -> Path:
 
 def test_the_page_of_a_running_run_tells_progress_rates_and_the_time_that_is_left(make, capsys, wide):
     page = page_of(capsys, lock(make(losses=range(10, 5, -1)), os.getpid()))
-    assert page.splitlines()[0].endswith("run: running, at step 5 of 10")
+    assert page.splitlines()[0] == OneLine("run", "step 5 of 10")
     assert row_of(page, "progress") == "█" * 12 + "░" * 12 + " 50%, step 5 of 10"
     assert row_of(page, "rate") == "recently 0.5 steps/s and 53 samples/s; overall 0.5 steps/s and 53 samples/s"
     assert row_of(page, "time").startswith("10 s left, until 20")

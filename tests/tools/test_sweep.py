@@ -42,7 +42,7 @@ def test_a_variant_without_name_or_value_is_refused(text, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["sweep", "--config", CONFIG, "--variant", text])
     assert stop.value.code == 2
-    assert f"{text!r} is not of the form 'NAME: key=value key=value'" in capsys.readouterr().err
+    assert OneLine(f"{text!r}", "NAME: key=value key=value") in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_a_missing_file_and_a_malformed_override_are_named(write, tmp_path):
     with pytest.raises(ConfigError, match="no such config file"):
         load_config(tmp_path / "none.yaml", [], Outer)
     path = write("a.yaml", "optim: {lr: 1}\n")
-    with pytest.raises(ConfigError, match=r"'optim\.lr' is not of the form"):
+    with pytest.raises(ConfigError, match=naming("'optim.lr'", "form")):
         load_config(path, ["optim.lr"], Outer)
 
 
@@ -107,7 +107,7 @@ def test_a_section_that_contradicts_itself_is_named_without_its_content(write):
     path = write("a.yaml", "span:\n  low: 3\n  high: 2\n")
     with pytest.raises(ConfigError) as error:
         load_config(path, [], Holder)
-    assert error.value.findings == [f"{path}:1: span: low exceeds high"]
+    assert error.value.findings == [OneLine(f"{path}:1", "span", "low", "high")]
 
 
 def test_a_number_in_place_of_a_section_is_told_the_keys_of_the_section(write):

@@ -87,7 +87,7 @@ def test_a_loop_of_symbolic_links_is_an_image_that_cannot_be_read(run, photos, c
     ]
     assert main([*command, "--save", str(photos.parent / "drawn.png")]) == 2
     printed = capsys.readouterr().err
-    assert "a.png: Too many levels of symbolic links" in printed and "Traceback" not in printed
+    assert OneLine("a.png", "symbolic links") in printed.splitlines() and "Traceback" not in printed
 
 
 def test_images_that_are_compared_are_left_out_together(run, photos, capsys):
@@ -96,7 +96,7 @@ def test_images_that_are_compared_are_left_out_together(run, photos, capsys):
     assert main([*argv, str(photos)]) == 1
     captured = capsys.readouterr()
     assert captured.out.splitlines()[0] == f"{photos / '2.png'}, {photos / '3.png'}"
-    assert f"left out with it: {photos / '0.png'}, {photos / '1.png'}" in captured.err
+    assert OneLine(f"{photos / '0.png'}, {photos / '1.png'}") in captured.err.splitlines()
     assert main([*argv, str(photos / "0.png")]) == 2
     assert OneLine("compare", "2 images", "1") in capsys.readouterr().err.splitlines()
 
@@ -124,7 +124,7 @@ def test_a_figure_is_checked_before_anything_is_computed_and_never_replaces_an_i
         assert told in captured.err and not captured.out
     of_folder = ["predict", "caption", "--model", str(run("captioning")), "--image", str(photos), "--save"]
     assert main([*of_folder, str(photos / "0.png")]) == 2
-    assert "this is one of the images" in capsys.readouterr().err
+    assert OneLine("one of the images") in capsys.readouterr().err.splitlines()
     assert (photos / "0.png").read_bytes() == before
     assert main([*argv, str(tmp_path / "new/folder/out.png")]) == 0
     assert (tmp_path / "new/folder/out.png").is_file()

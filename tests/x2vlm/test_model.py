@@ -125,7 +125,7 @@ def test_judgements_are_those_of_the_task(task, model, data):
     assert all(0.5 <= each.score <= 1 for each in found)
     one = model("nlvr").compare([data / name for name in listed[0]["images"]], listed[0]["sentence"])
     assert one[0].label == found[0].label and one[0].score == pytest.approx(found[0].score, abs=1e-5)
-    with pytest.raises(UserError, match="has 1 images, the model compares 2"):
+    with pytest.raises(UserError, match=naming("1 images", "2")):
         model("nlvr").compare([[data / "images/0.png"]], ["a star"])
 
 

@@ -164,16 +164,16 @@ def test_the_line_counts_each_kind_and_names_its_first_place():
 @pytest.mark.parametrize(
     ("key", "share", "remedy"),
     [
-        ("data.train", 0.01, "mend or remove them, or raise data.max_broken"),
-        ("data.train", 0.0, "mend or remove them, or raise data.max_broken"),
-        ("evaluation.validation", 0.0, "a held-out set has to be whole"),
-        ("evaluation.test.dev", 0.0, "a held-out set has to be whole"),
+        ("data.train", 0.01, "data.max_broken"),
+        ("data.train", 0.0, "data.max_broken"),
+        ("evaluation.validation", 0.0, "held-out set"),
+        ("evaluation.test.dev", 0.0, "held-out set"),
     ],
 )
 def test_the_remedy_is_that_of_training_or_of_held_out_data(key, share, remedy):
     with pytest.raises(UserError) as error:
         parse_rows([row(1), row(8)], number_below_7, key, max_broken=share)
-    assert str(error.value).endswith(f"; {remedy}")
+    assert remedy in str(error.value)
 
 
 def test_where_every_row_is_broken_no_share_allows_it():

@@ -165,7 +165,7 @@ def test_other_files_or_flags_are_refused_and_overwrite_makes_the_folder_anew(ra
         prepared("coco", raw, out, without=("refcoco",))
     path = raw / "annotations/captions_val2014.json"
     path.write_text(path.read_text().replace("two dogs", "two cats"))
-    with pytest.raises(UserError, match=r"with other flags \(sources, links\)"):
+    with pytest.raises(UserError, match=naming("sources, links")):
         prepared("coco", raw, out)
     prepared("coco", raw, out, overwrite=True)
     texts = [record["caption"] for record in official.records(out / "coco") if record["coco_id"] == 73]

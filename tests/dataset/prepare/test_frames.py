@@ -237,7 +237,7 @@ def test_what_is_broken_is_left_out_told_and_written_down(videos, tmp_path, writ
     kinds = {"missing video": 5, "unreadable video": 2, "bad json": 1, "missing key": 2, "wrong type": 1}
     assert summary.broken == kinds
     assert "2 videos, 8 frames" in summary.line()
-    assert "11 broken (5 missing video, 2 unreadable video" in summary.line()
+    assert OneLine("11 broken", "5 missing video", "2 unreadable video") in summary.line().splitlines()
     told = [record.getMessage() for record in caplog.records]
     assert sum("missing video" in each for each in told) == frames.NAMED
     assert told[2] == OneLine(f"{file}:4", "missing video", f"{videos}/none2.mp4")
@@ -273,7 +273,7 @@ def test_a_video_that_kills_its_reader_is_broken(videos, tmp_path, monkeypatch):
     summary = lists(videos, tmp_path / "out", workers=2)
     assert (summary.videos, summary.broken) == (2, {"unreadable video": 1})
     (broken,) = rows(tmp_path / "out/_frames/broken.jsonl")
-    assert "the process that read it died" in broken["detail"]
+    assert OneLine("process", "died") in broken["detail"].splitlines()
 
 
 def interrupt_after(count: int, monkeypatch) -> None:
@@ -373,7 +373,7 @@ def test_another_source_of_the_same_name_is_told(videos, tmp_path, write_lines):
     shards([one], tmp_path / "out", root=videos)
     with pytest.raises(UserError, match=naming("out/a.jsonl", "other/a.jsonl")):
         shards([other], tmp_path / "out", root=videos)
-    with pytest.raises(UserError, match=r"--records: .* would both become a.jsonl; rename one"):
+    with pytest.raises(UserError, match=naming("--records", "a.jsonl", "rename")):
         shards([one, other], tmp_path / "out", root=videos)
 
 
@@ -442,7 +442,7 @@ def test_the_command_says_in_a_line_what_there_is(videos, files, tmp_path, monke
     assert run(monkeypatch, *command, "--workers", 1) == 0
     assert capsys.readouterr().out == OneLine(out, "complete")
     assert run(monkeypatch, *command, "--quality", 50) == 2
-    assert "was made with other arguments (quality=90, not 50)" in capsys.readouterr().err
+    assert OneLine("quality=90", "50") in capsys.readouterr().err.splitlines()
     assert run(monkeypatch, *command, "--quality", 50, "--overwrite") == 0
     break_video(videos)
     assert run(monkeypatch, *command, "--quality", 50) == 0

@@ -95,7 +95,7 @@ def test_a_lock_on_the_journal_of_a_folder_closed_meanwhile_is_no_claim(out, mon
         return lock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(UserError, match="another run is filling it"), folder(out):
+    with pytest.raises(UserError, match=naming("another run")), folder(out):
         pass
     third.release()
 
@@ -193,7 +193,7 @@ def test_a_full_disk_is_one_line_and_the_lock_is_given_up(out, source):
     with pytest.raises(UserError, match=naming("a.jsonl", "No space left on device")):
         fill()
     source.with_name("file").touch()
-    with pytest.raises(UserError, match=r"cannot be written: Not a directory$"):
+    with pytest.raises(UserError, match=naming("Not a directory")):
         folder(source.with_name("file") / "out").__enter__()
     with folder(out) as output:
         output.close()

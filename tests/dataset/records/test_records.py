@@ -70,7 +70,7 @@ def test_a_broken_image_record_says_what_is_wrong_and_where(values, kind, messag
 
 def test_an_absent_picture_is_found_when_it_is_loaded(tmp_path):
     source = image_source(raw(image="gone.jpg"), ImageKeys(image_root=tmp_path))
-    with pytest.raises(BrokenRecordError, match=r"missing image: .*gone.jpg: No such file"):
+    with pytest.raises(BrokenRecordError, match=naming("missing image", "gone.jpg")):
         source.load()
 
 
@@ -108,7 +108,7 @@ def test_boxes_keep_their_fractions_and_may_leave_the_picture_by_a_pixel():
     assert place_box((1.5, 2.5, 3.25, 4.0), 10, 10, "p", "elems[0]") == (1.5, 2.5, 3.25, 4.0)
     assert place_box((-0.5, 0, 11.0, 10.9), 10, 10, "p", "elems[0]") == (0.0, 0.0, 10.0, 10.0)
     for box in ((-1.5, 0, 5, 5), (0, 0, 11.5, 5), (0, 6, 5, 6)):
-        with pytest.raises(BrokenRecordError, match=r"p: box outside image: elems\[0\].bb"):
+        with pytest.raises(BrokenRecordError, match=naming("p", "box outside image", "elems[0].bb")):
             place_box(box, 10, 10, "p", "elems[0]")
     for box in ((1, 1, 0, 5), (1, 1, 5, -2), (10.2, 1, 0.5, 5)):
         with pytest.raises(BrokenRecordError, match="degenerate box"):

@@ -20,7 +20,7 @@ from dataset.shards.remote import shards as remote_shards
 from dataset.shards.remote.ahead import Ahead
 from dataset.shards.remote.server import RemoteConfig
 from dataset.tasks.streams.base import StreamConfig
-from tests.messages import OneLine
+from tests.messages import OneLine, naming
 from utils.block_cache import BlockCache
 from utils.errors import UserError
 
@@ -111,7 +111,7 @@ def test_a_slow_server_is_waited_for_once_and_not_for_each_block(stream, server)
 def test_an_error_is_told_by_whoever_reads(stream, server):
     source = stream(4, retry_minutes=0)
     server.fault = lambda number: "403"
-    with pytest.raises(UserError, match=r"a.jsonl: status 403 Forbidden; check the address"):
+    with pytest.raises(UserError, match=naming("a.jsonl", "status 403 Forbidden")):
         read(source, [0])
 
 

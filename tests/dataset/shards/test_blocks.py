@@ -112,7 +112,7 @@ def test_other_numbers_of_ranks_are_refused_with_those_that_would_do(lanes, rank
 
 
 def test_more_lanes_than_records_are_refused():
-    with pytest.raises(UserError, match=r"^data.images.files: 11 records cannot fill 12 lanes; .* order: random"):
+    with pytest.raises(UserError, match=naming("data.images.files", "11 records", "12 lanes", "order: random")):
         BlockOrder([11], 3, lanes=12, block_records=4, step=4, seed=0, stream="images", key="data.images.files")
 
 

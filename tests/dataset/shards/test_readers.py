@@ -175,7 +175,7 @@ def test_without_a_home_the_index_stays_in_memory(write_lines, monkeypatch, capl
     dataset.shards.making._warn_not_cached.cache_clear()
     assert dataset.shards.index.default_index_folder() is None
     shards = Shards([write_lines("a.jsonl", [{"n": 0}])])
-    assert "the user has no home folder" in caplog.text
+    assert OneLine("home folder") in caplog.messages
     assert pickle.loads(pickle.dumps(shards)).read(0).values == {"n": 0}
 
 
@@ -232,7 +232,7 @@ def test_a_tar_member_that_is_no_json_is_a_broken_record(tmp_path, encoded):
     shards = Shards([write_tar(tmp_path / "a.tar", [("x.jpg", encoded()), ("x.json", b"{"), ("y.txt", b"\xff")])])
     with pytest.raises(BrokenRecordError, match=r"a.tar:x.jpg: bad json"):
         shards.read(0)
-    with pytest.raises(BrokenRecordError, match=r"a.tar:y.txt: wrong type: the text is not UTF-8"):
+    with pytest.raises(BrokenRecordError, match=naming("a.tar:y.txt", "wrong type", "UTF-8")):
         shards.read(1)
 
 
@@ -303,7 +303,7 @@ def test_a_tar_that_is_cut_anywhere_is_refused_or_told(tmp_path, caplog, end):
     ends = (1024, 1024 + 512 + 3072, 1024 + 512 + 3072 + 1024)
     if end in ends:
         assert len(Shards([str(cut)])) == 1 + ends.index(end)
-        assert "lacks the end of a tar" in caplog.text
+        assert OneLine("end of a tar") in caplog.messages
     else:
         with pytest.raises(UserError, match=naming("whole tar")):
             Shards([str(cut)])

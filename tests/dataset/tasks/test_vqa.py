@@ -24,7 +24,7 @@ from dataset.tasks.vqa import (
     read_questions,
 )
 from metrics.vqa import soft_accuracy
-from tests.messages import naming
+from tests.messages import OneLine, naming
 from utils.batch import Text
 from utils.errors import UserError
 
@@ -134,7 +134,7 @@ def test_test_dev_has_the_pictures_of_test_and_no_answers(picture, write, source
     config = source(write("questions.json", asked([1], "test-dev2015")), format="vqa2")
     (only,) = read_questions(config, "evaluation.test.dev", 0.0, answered=False)
     assert only.answers == ()
-    with pytest.raises(UserError, match=r"^data.train\[0\]: .*questions without answers; give `annotations` too$"):
+    with pytest.raises(UserError, match=naming("data.train[0]", "annotations")):
         read_questions(config, "data.train[0]", 0.0, answered=True)
 
 
@@ -182,7 +182,7 @@ def test_a_part_of_the_pictures_is_held_out_with_all_their_questions(picture, wr
     assert numbers[0] | numbers[1] == numbers[2]
     assert not {each.source.path for each in kept} & {each.source.path for each in held_out}
     assert 4 < len(held_out) < 40
-    with pytest.raises(UserError, match=r"no image of .* is within image_share: \[0\.0, 1e-09\]"):
+    with pytest.raises(UserError, match=naming("image_share", "[0.0, 1e-09]")):
         read_questions(source(path, image_share=(0.0, 1e-9)), "k", 0.0, answered=True)
     for share in ((0.5, 0.5), (0.5, 0.2), (-0.1, 1.0)):
         with pytest.raises(ValidationError, match="two rising numbers within 0 and 1"):
@@ -202,7 +202,7 @@ def test_broken_rows_are_counted_with_their_place(picture, write, source, kind):
     path = write("vqa.jsonl", [processed(1, picture("a.png"), ["yes"]), BROKEN[kind]])
     with pytest.raises(UserError) as error:
         read_questions(source(path), "data.train[0]", 0.0, answered=True)
-    assert str(error.value).startswith(f"data.train[0]: 1 of 2 records are broken: 1 {kind} ({path}:2: ")
+    assert str(error.value) == OneLine("data.train[0]", "1 of 2", f"1 {kind}", f"{path}:2")
     assert "\n" not in str(error.value)
     assert len(read_questions(source(path), "data.train[0]", 0.5, answered=True)) == 1
 

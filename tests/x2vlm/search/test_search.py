@@ -204,7 +204,7 @@ def test_what_is_no_index_or_one_of_another_model_is_refused_in_one_line(model, 
             call()
         assert "\n" not in str(error.value)
     (tmp_path / "index/embeddings-1.npy").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"embeddings-1.npy is damaged: .*; make the index again"):
+    with pytest.raises(UserError, match=naming("embeddings-1.npy", "damaged", "again")):
         ImageIndex(tmp_path / "index", model("pretrain"))
     assert make(Encoder(model("pretrain")), photos, tmp_path / "index").embedded == 8
     assert len(ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT)) == 8
@@ -215,7 +215,7 @@ def test_the_two_commands(run, photos, tmp_path, capsys, monkeypatch):
     assert main(["index", "photos", "--model", str(run("pretrain")), "--out", "index"]) == 1
     printed = capsys.readouterr()
     assert printed.out == OneLine("8 images", "1 copy", "8 embedded")
-    assert "not read: " in printed.err and "1 of 10 images could not be read" in printed.err
+    assert "not read: " in printed.err and OneLine("1 of 10") in printed.err.splitlines()
     (photos / "deep/broken.jpg").unlink()
     assert main(["index", "photos", "--model", str(run("pretrain")), "--out", "index"]) == 0
     assert "0 embedded now" in capsys.readouterr().out
@@ -231,9 +231,9 @@ def test_the_two_commands(run, photos, tmp_path, capsys, monkeypatch):
     assert set(values[0]) == {"text", "path", "cosine", "score", "sum", "copies", "box"} and values[0]["box"] is None
     with pytest.raises(SystemExit, match="2"):
         main(["search", "nowhere", ""])
-    assert "argument TEXT: '' is blank; give a text" in capsys.readouterr().err
+    assert OneLine("TEXT", "''") in capsys.readouterr().err.splitlines()
     assert main(["search", "nowhere", TEXT]) == 2
-    assert "no index of images is there" in capsys.readouterr().err
+    assert OneLine("no index") in capsys.readouterr().err.splitlines()
 
 
 def test_a_crash_before_the_last_write_leaves_the_index_as_it_was(model, photos, tmp_path, monkeypatch):
@@ -293,7 +293,7 @@ def test_the_second_of_two_processes_on_a_new_folder_is_told_of_the_first(model,
     (tmp_path / "index/.index.json.7.tmp").write_text("{")  # that the first is just writing
     with (tmp_path / "index" / LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is making this index"):
+        with pytest.raises(UserError, match=naming("another process")):
             make(Encoder(model("pretrain")), photos, tmp_path / "index")
     assert make(Encoder(model("pretrain")), photos, tmp_path / "index").images == 8  # the first was killed
 
