@@ -5,12 +5,23 @@ from __future__ import annotations
 import re
 
 
+class Naming(str):
+    """A pattern that is shown by the facts it looks for when a match fails."""
+
+    __slots__ = ("facts",)
+
+    def __repr__(self) -> str:
+        return f"naming({', '.join(map(repr, self.facts))})"
+
+
 def naming(*facts: object) -> str:
     """Returns a pattern for ``match=`` that matches a message of one line that contains each fact as a whole.
 
     "4" is not found in "14", "4.5" or "4%", nor "optim" in "optim.lr"; the order of the facts does not matter.
     """
-    return r"\A" + "".join(rf"(?=[^\n]*{_whole(str(fact))})" for fact in facts) + r"[^\n]*\n?\Z"
+    pattern = Naming(r"\A" + "".join(rf"(?=[^\n]*{_whole(str(fact))})" for fact in facts) + r"[^\n]*\n?\Z")
+    pattern.facts = facts
+    return pattern
 
 
 def _whole(fact: str) -> str:
