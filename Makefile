@@ -87,7 +87,7 @@ data/packages/complete: | .venv/installed
 	cd data/packages && for package in *.deb; do dpkg-deb -x "$$package" . || exit 1; done && rm *.deb
 	touch $@
 
-PYTEST := .venv/bin/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
+PYTEST := .venv/bin/python -m pytest -n auto --dist worksteal
 
 test: .venv/installed-dev
 	$(PYTEST) -m "not slow"
@@ -121,7 +121,7 @@ test-lowest:
 		evaluation.test.test.annotations=.lowest/scenes/retrieval_test.jsonl
 
 faults: .venv/installed-dev
-	.venv/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder tests/faults
+	.venv/bin/python -m pytest -n 2 --dist worksteal tests/faults
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .
