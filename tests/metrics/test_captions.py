@@ -223,6 +223,12 @@ def test_a_java_program_that_fails_is_told_in_one_line(monkeypatch):
         java_metrics(["a"], [["a"]], ["METEOR"])
 
 
+@pytest.fixture
+def installed() -> None:
+    """`make test-lowest` runs this file without the package."""
+    pytest.importorskip("pycocoevalcap", reason="needs pycocoevalcap: pip install -r requirements-dev.txt")
+
+
 NEEDS_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java on the PATH")
 
 
@@ -236,7 +242,7 @@ def mixed_captions(count: int) -> tuple[list[str], list[list[str]]]:
 
 @pytest.mark.slow
 @NEEDS_JAVA
-def test_tokens_and_scores_of_new_captions_are_those_of_pycocoevalcap():
+def test_tokens_and_scores_of_new_captions_are_those_of_pycocoevalcap(installed):
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
@@ -258,7 +264,7 @@ def test_tokens_and_scores_of_new_captions_are_those_of_pycocoevalcap():
 
 @pytest.mark.slow
 @NEEDS_JAVA
-def test_meteor_gives_the_recorded_score():
+def test_meteor_gives_the_recorded_score(installed):
     """The score was recorded with pycocoevalcap 1.2, which brings Meteor 1.5."""
     references = [["a dog runs on the beach", "a brown dog"], ["two cats sleep under a red car", "cats below a car"]]
     candidates = ["a dog is running at a beach", "cats are sleeping under a car"]
@@ -267,10 +273,8 @@ def test_meteor_gives_the_recorded_score():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-def test_a_java_that_ends_at_once_is_reported_and_does_not_hang(monkeypatch, tmp_path):
+def test_a_java_that_ends_at_once_is_reported_and_does_not_hang(installed, monkeypatch, tmp_path):
     """The destructor of pycocoevalcap's Meteor waits for a lock that it holds after an error."""
-    import pycocoevalcap  # noqa: F401
-
     (tmp_path / "java").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
