@@ -115,9 +115,9 @@ test-lowest:
 		evaluation.test.test.annotations=.lowest/scenes/retrieval_test.jsonl
 
 # The newest releases that requirements.txt allows, in an environment of their own: the fast tests. NEWEST_PYTHON is the newest
-# Python on the PATH among those that torch has wheels for; add the next one to the list when torch has wheels for it.
+# Python on the PATH among those that torch and Ray have wheels for; add the next one to the list when both have them.
 NEWEST := .newest/bin/python
-NEWEST_PYTHON ?= $(firstword $(foreach minor,14 13 12 11,$(shell command -v python3.$(minor))) $(PYTHON))
+NEWEST_PYTHON ?= $(firstword $(shell for minor in 14 13 12 11; do python3.$$minor -c "import ensurepip" 2>/dev/null && echo python3.$$minor; done) $(PYTHON))
 
 test-newest:
 	rm -rf .newest
