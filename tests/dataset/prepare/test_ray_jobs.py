@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from dataset.prepare.ray_jobs import in_order_on_ray
+from tests.dataset.prepare.ray_work import ten_times
 from utils.errors import UserError
 
 
 def results(work: Callable[[int], int], address: str = "local") -> Iterator[int]:
     return in_order_on_ray(work, range(6), address, workers=2, died=lambda job: -job)
-
-
-def ten_times(job: int) -> int:
-    """Kills the process at job 3 and refuses job 5."""
-    if job == 3:
-        os._exit(1)
-    if job == 5:
-        raise UserError("job 5 is refused")
-    return 10 * job
 
 
 @pytest.mark.slow
