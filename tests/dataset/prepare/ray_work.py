@@ -1,4 +1,4 @@
-"""Work for a Ray cluster, in a module of its own so that Ray's processes need not import torch."""
+"""Work for a Ray cluster, in a separate module so that the processes of Ray need not import torch."""
 
 from __future__ import annotations
 
