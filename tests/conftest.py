@@ -13,6 +13,7 @@ import torch
 from demo.scenes.build import build
 from tests.devices import DEVICES, as_in_a_run_without_tf32
 
+
 def pytest_collection_finish() -> None:
     """Garbage is not sought in what the modules hold: where a test, or what it tests, collects all of it, that took half a second
     each time."""

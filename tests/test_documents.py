@@ -184,7 +184,7 @@ def test_the_tree_of_data_has_every_folder_that_a_config_of_the_paper_reads():
 def test_the_constraints_are_releases_within_the_ranges_of_every_requirement():
     lines = [line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
     pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines if line)}
-    assert all(re.fullmatch(r"[\d.]+(post\d+)?", version) for version in pinned.values()), (
+    assert all(re.fullmatch(r"[\d.]+((b|post)\d+)?", version) for version in pinned.values()), (
         "releases without +cpu or +cu"
     )
     for file in ("requirements.txt", "requirements-dev.txt"):

@@ -215,7 +215,9 @@ def test_odd_files_are_one_line(tmp_path):
     assert told(tmp_path) == f"{tmp_path}: is a folder, not a config file; give a file in it"
     assert told(Path("/dev/null")) == "/dev/null: is not a plain file; give a YAML file"
     assert told(tmp_path / ("x" * 300)).endswith("no such config file (File name too long); check the path")
-    assert told(tmp_path / "a\0b").endswith("no such config file (embedded null byte); check the path")
+    assert (
+        "no such config file" in (shown := told(tmp_path / "a\0b")) and "embedded null" in shown
+    )  # Python's words vary
     assert told(path / "b.yaml").endswith("no such config file (Not a directory); check the path")
     (tmp_path / "loop").symlink_to("loop")
     assert "no such config file (Too many levels of symbolic links)" in told(tmp_path / "loop")
