@@ -32,7 +32,6 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "benchmarks/README.md",
 ]
-README_WORDS = 1000
 NOT_PACKAGES = {"data", "docs", "runs", "weights"}
 """Folders at the top that hold no code or config: documents, and what runs read and write."""
 BLOCK = re.compile(r"```(?:bash|sh)?\n(.*?)```", re.S)
@@ -121,11 +120,6 @@ def check_run(arguments: list[str]) -> None:
     )
     choice = choose(config, flags.overrides, flags.task)
     load_config(choice.config, flags.overrides, choice.load()[0])
-
-
-def test_the_readme_is_short():
-    """Counted as ``wc -w`` does."""
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= README_WORDS
 
 
 def test_the_readme_links_every_page():

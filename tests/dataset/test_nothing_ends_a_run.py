@@ -371,8 +371,10 @@ def test_a_mistake_in_the_code_leaves_its_class_and_its_traceback(where, tokeniz
     correct = getattr(VQABatches, name)
 
     def mistaken(self, first, *args, **more):
-        asked = [self.items[first]] if where == "example" else first
-        if any("blue" in each.question for each in asked):
+        asked = (
+            [self.items[first].question] if where == "example" else [text for each in first for text in each.questions]
+        )
+        if any("blue" in text for text in asked):
             raise AttributeError("'NoneType' object has no attribute 'x'")
         return correct(self, first, *args, **more)
 
