@@ -30,6 +30,7 @@ from benchmarks import (
 from engine.trainer import PHASES
 from models.pretrain import PretrainModel
 from tests.dataset.prepare.official import photograph
+from tests.messages import OneLine
 
 SMALLER = (
     "model.text.arch={family: bert, width: 32, layers: 1, heads: 2, intermediate: 64, max_positions: 64}",
@@ -87,7 +88,7 @@ def test_rows_that_are_prepared_are_counted_by_set_and_the_ratio_is_printed(monk
         ["coco:", "1,700", "rows:"],
         ["cc3m:", "1,000", "rows:"],
     ]
-    assert re.fullmatch(r"peak memory of a process: \d\.\d\d GiB", memory)
+    assert re.search(r"memory.* \d\.\d\d GiB$", memory)
     assert re.fullmatch(r"ratio: \d+\.\d\d", ratio)
 
 
@@ -119,7 +120,7 @@ def test_the_data_path_is_timed_by_stage_and_the_ratio_is_printed(capsys):
 def test_no_rounds_are_refused_in_a_line(benchmark, capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--small", "--rounds", "0"])
-    assert "argument --rounds: '0' is not a positive number" in capsys.readouterr().err
+    assert OneLine("--rounds", "'0'") in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.slow
@@ -134,8 +135,8 @@ def test_the_planned_memory_of_a_step_is_within_15_percent_of_what_it_takes(caps
 def test_a_step_of_pre_training_is_held_against_the_bare_backbone(capsys):
     pretrain_step.main(["--small", "--rounds", "1"])
     *_, memory, fastest, last = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"peak memory of the steps: \d+\.\d\d GiB", memory)
-    assert re.fullmatch(r"fastest step over fastest backbone: \d+\.\d\d", fastest)
+    assert re.search(r"memory.* \d+\.\d\d GiB$", memory)
+    assert re.search(r"fastest.* \d+\.\d\d$", fastest)
     assert re.fullmatch(r"ratio: \d+\.\d\d", last)
 
 
@@ -165,15 +166,15 @@ def test_the_stub_has_the_losses_and_the_counts_of_the_model():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (["--step-images-per-s", "-4"], "argument --step-images-per-s: '-4' is not a positive number"),
-        (["--step-images-per-s", "nan"], "argument --step-images-per-s: 'nan' is not a positive number"),
-        (["--quality", "500"], "argument --quality: 500 is not within 1 and 100"),
+        (["--step-images-per-s", "-4"], ("--step-images-per-s", "'-4'")),
+        (["--step-images-per-s", "nan"], ("--step-images-per-s", "nan")),
+        (["--quality", "500"], ("--quality", "500", "1", "100")),
     ],
 )
 def test_a_rate_or_a_quality_that_cannot_be_is_refused(wrong, said, capsys):
     with pytest.raises(SystemExit):
         data.main(["--small", *wrong])
-    assert said in capsys.readouterr().err
+    assert OneLine(*said) in capsys.readouterr().err.splitlines()
 
 
 STREAMS = {
@@ -217,12 +218,12 @@ def test_the_ways_to_a_step_are_split_into_their_phases(capsys):
     flags = ["--small", "--rounds", "1", "--ways", "plain,eager", PEAK, "data.images.batch_size=2"]
     assert gpu.main(flags) == 0
     step, plain, eager, which, last = capsys.readouterr().out.splitlines()
-    assert step == "a step: 2 pairs of image and text, 6 regions of 2 images"
+    assert step == OneLine("2 pairs", "6 regions", "2 images")
     for way, line in {"plain": plain, "eager": eager}.items():
         assert line.startswith(f"{way}: ")
         assert_is_split(line)
     assert re.fullmatch(r"ratio: \d+\.\d\d", last)
-    assert re.fullmatch(r"the fastest is (plain|eager), and the ratio is to plain", which)
+    assert which in (OneLine("fastest is plain", "to plain"), OneLine("fastest is eager", "to plain"))
 
 
 @pytest.mark.parametrize("streams", STREAMS)
@@ -258,7 +259,7 @@ def test_the_compiled_way_is_split_too(capsys, monkeypatch):
     assert calls == [{"mode": None}]
     assert compiled.startswith("compiled: ")
     assert_is_split(compiled)
-    assert which == "the fastest is compiled, and the ratio is to compiled"
+    assert which == OneLine("fastest is compiled", "to compiled")
     assert last == "ratio: 1.00"
 
 
@@ -275,7 +276,7 @@ def test_the_steps_are_those_of_the_config(monkeypatch, capsys):
         trainer = stepper.trainer
         assert (stepper.accumulate, trainer.precision.name, trainer.config.clip_grad_norm) == (2, "bf16", None)
         assert trainer.optimizer.param_groups[0]["peak_lr"] == 0.5
-    assert capsys.readouterr().out.startswith("a step: 2 times 4 pairs of image and text")
+    assert capsys.readouterr().out.splitlines()[0] == OneLine("2 times 4")
     asked.clear()
     assert gpu.main(["--small", "train.compile=reduce-overhead", "--ways", "eager,compiled"]) == 0
     assert asked == [{"mode": "reduce-overhead"}]
@@ -305,47 +306,42 @@ def test_each_batch_is_seen_before_the_clock_runs(way, flags, steps, monkeypatch
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (["--config", "nofile.yaml"], "nofile.yaml: no such config file"),
-        (["optim.lrr=1"], "command line: optim.lrr is not a key of this config; did you mean optim.lr?"),
+        (["--config", "nofile.yaml"], ("nofile.yaml",)),
+        (["optim.lrr=1"], ("command line", "optim.lrr", "optim.lr")),
         (
             ["--config", "configs/vqa/vqa2_base_4m.yaml"],
-            "configs/vqa/vqa2_base_4m.yaml: task is 'vqa', but this benchmark needs pre-training; "
-            "give a config such as configs/pretrain/base_4m.yaml",
+            ("configs/vqa/vqa2_base_4m.yaml", "'vqa'", "configs/pretrain/base_4m.yaml"),
         ),
         (
             ["data.regions=null", "data.images=null"],
-            "command line and configs/pretrain/base_4m.yaml:8: data: no stream is configured; "
-            "give at least one of images, regions, videos, texts, translations",
+            ("command line and configs/pretrain/base_4m.yaml:8", "images, regions, videos, texts, translations"),
         ),
         (
             ["--ways", "plain", "model.text.drop_path=0.1"],
-            "--ways plain: does not support this config (model.text.drop_path is set); give --ways eager,compiled",
+            ("--ways plain", "model.text.drop_path", "--ways eager,compiled"),
         ),
     ],
 )
 def test_a_config_that_cannot_be_measured_is_refused_in_a_line(wrong, said, capsys):
     assert gpu.main(wrong) == 2
-    assert capsys.readouterr() == ("", f"error: {said}\n")
+    assert capsys.readouterr() == ("", OneLine("error:", *said))
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (["foo"], "'foo' is neither a flag nor of the form key=value"),
-        (["--ways", "eager,fast"], "argument --ways: 'fast' is none of plain,eager,compiled"),
-        (["--ways", "eager,eager"], "argument --ways: 'eager' occurs twice"),
-        (["--rounds", "-4"], "argument --rounds: '-4' is not a positive number"),
-        (
-            ["--small", "--config", "configs/demo/pretrain.yaml"],
-            "--small sets the config; leave out --small or --config",
-        ),
+        (["foo"], ("foo", "key=value")),
+        (["--ways", "eager,fast"], ("--ways", "fast", "plain,eager,compiled")),
+        (["--ways", "eager,eager"], ("--ways", "eager")),
+        (["--rounds", "-4"], ("--rounds", "-4")),
+        (["--small", "--config", "configs/demo/pretrain.yaml"], ("--small", "--config")),
     ],
 )
 def test_a_wrong_flag_of_the_gpu_benchmark_is_refused(wrong, said, capsys):
     with pytest.raises(SystemExit) as ended:
         gpu.main(wrong)
     assert ended.value.code == 2
-    assert f"error: {said}" in capsys.readouterr().err
+    assert OneLine("error:", *said) in capsys.readouterr().err.splitlines()
 
 
 def test_the_small_check_keeps_what_the_user_gave():
@@ -366,27 +362,21 @@ def test_a_way_that_needs_too_much_memory_does_not_end_the_others(capsys, monkey
     assert gpu.main(["--small"]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "plain: out of memory",
-        "the fastest is compiled, and the ratio is to eager",
+        OneLine("fastest is compiled", "to eager"),
         "ratio: 1.50",
     ]
     speeds.clear()
     assert gpu.main(["--small"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "error: no way fits into memory; give smaller batches, such as data.images.batch_size=2\n"
-    )
+    assert capsys.readouterr().err == OneLine("data.images.batch_size=2", "memory")
     assert gpu.main(["--small", "data.images=null"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "error: no way fits into memory; give smaller batches, such as data.regions.batch_size=3\n"
-    )
+    assert capsys.readouterr().err == OneLine("data.regions.batch_size=3", "memory")
 
 
 def test_the_plain_way_is_left_out_with_a_word_where_it_has_not_all(capsys, monkeypatch):
     monkeypatch.setattr(gpu, "measure", lambda *_: 1.0)
     assert gpu.main(["--small", "model.fusion.drop_path=0.1"]) == 0
     left_out, *_ = capsys.readouterr().out.splitlines()
-    assert left_out == "plain: skipped, since it does not support this config (model.fusion.drop_path is set)"
+    assert left_out == OneLine("model.fusion.drop_path", "plain")
 
 
 def test_another_text_encoder_has_no_plain_way_and_no_utilisation(capsys, tmp_path):
@@ -396,8 +386,8 @@ def test_another_text_encoder_has_no_plain_way_and_no_utilisation(capsys, tmp_pa
     flags = ["--small", "--rounds", "1", "--ways", "plain,eager", "model.word_table=own"]
     assert gpu.main([*flags, *SMALLER[1:], *encoder]) == 0
     left_out, _, eager, _, _ = capsys.readouterr().out.splitlines()
-    assert left_out.endswith("does not support this config (model.text.encoder is none of BERT's or RoBERTa's family)")
-    assert eager.endswith("utilisation unknown: the FLOPs of this text encoder are unknown")
+    assert left_out == OneLine("model.text.encoder", "BERT's", "RoBERTa's")
+    assert eager == OneLine("FLOPs", "unknown")
 
 
 def test_what_a_run_leaves_out_of_some_steps_is_said():
@@ -405,7 +395,7 @@ def test_what_a_run_leaves_out_of_some_steps_is_said():
         return step_config.describe_other_steps(step_config.config_for(Path(f"configs/pretrain/{name}.yaml"), []))
 
     assert said("base_4m") == ""
-    assert said("base_1b_stage2") == ("with all matching losses, which data.videos.clean omits in some steps of a run")
+    assert said("base_1b_stage2") == (OneLine("data.videos.clean"))
     assert "which data.images.clean and data.matching_steps omit in" in said("base_1b")
 
 
@@ -418,7 +408,9 @@ def test_another_error_of_a_way_is_told(monkeypatch):
 def test_questions_that_share_images_are_timed(capsys):
     shared_images.main(["--small", "--rounds", "1", "--questions", "8"])
     said = capsys.readouterr().out
-    assert "8 questions, 8 and 2 images of 32 px" in said and re.search(r"^ratio: \d+\.\d\d$", said, re.MULTILINE)
+    assert OneLine("8 questions", "8 and 2 images", "32 px") in said.splitlines() and re.search(
+        r"^ratio: \d+\.\d\d$", said, re.MULTILINE
+    )
 
 
 def test_yes_no_questions_are_balanced_and_learned_from(scenes_folder, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks import real_gain, real_pictures, real_ridge, real_sources
 from benchmarks.real_ridge import Encoded, Ridge, baseline
 from tasks.kinds import choose
+from tests.messages import OneLine
 from utils.config import load_config
 from x2vlm.model import Box
 
@@ -100,9 +101,7 @@ def test_runs_are_measured_once_and_shown_with_their_spread(tmp_path, monkeypatc
 
 def test_a_run_that_has_not_ended_is_refused_in_one_line(tmp_path, capsys):
     assert real_sources.main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(
-        f"error: {tmp_path} is no run that has ended: it has no evaluation.json; "
-    )
+    assert capsys.readouterr().err == OneLine(f"error: {tmp_path}", "evaluation.json")
     assert list(tmp_path.iterdir()) == []
 
 

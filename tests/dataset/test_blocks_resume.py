@@ -11,6 +11,7 @@ import pytest
 from dataset.loaders import BatchLoader
 from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, TextStreamConfig
 from dataset.tasks.streams.base import CleanSetConfig
+from tests.messages import OneLine, naming
 from utils.config import ConfigError, bind
 from utils.errors import UserError
 
@@ -136,7 +137,7 @@ def test_an_epoch_is_as_long_as_its_weights_say_and_repeats_no_augmentation(data
 def test_ranks_that_do_not_divide_the_lanes_stop_before_training(data, tokenizer):
     images = data.images.model_copy(update={"lanes": 6})
     changed = data.model_copy(update={"images": images})
-    with pytest.raises(UserError, match=r"^data.images.lanes = 6: 4 ranks cannot .*; run on 1, 2, 3 or 6 ranks, or"):
+    with pytest.raises(UserError, match=naming("data.images.lanes = 6", "4 ranks", "1, 2, 3 or 6")):
         PretrainBatches(changed, tokenizer=tokenizer, image_size=16, patch_size=8, seed=0, world_size=4)
 
 
@@ -150,20 +151,17 @@ def test_fewer_records_than_lanes_stop_before_training(data, tokenizer):
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"order": "sequential"}, "order = 'sequential': set order: blocks, which reads long runs too"),
-        ({"lanes": 4}, "lanes = 4 has no effect with order: random; set order: blocks"),
-        ({"block_records": 9}, "block_records = 9 has no effect with order: random; set order: blocks"),
-        ({"files": [{"path": "a", "weight": 0}]}, "files.0.weight = 0: Input should be greater than 0"),
-        (
-            {"files": [{"path": "a", "weigth": 2, "weight": 1}]},
-            "files.0.weigth is not a key of this config; did you mean",
-        ),
-        ({"files": [3]}, "files.0 = 3: Input should be a valid string"),
-        ({"order": "blocks", "lanes": 0}, "lanes = 0: Input should be greater than or equal to 1"),
+        ({"order": "sequential"}, ("order = 'sequential'", "order: blocks")),
+        ({"lanes": 4}, ("lanes = 4", "order: random", "order: blocks")),
+        ({"block_records": 9}, ("block_records = 9", "order: random", "order: blocks")),
+        ({"files": [{"path": "a", "weight": 0}]}, ("files.0.weight = 0",)),
+        ({"files": [{"path": "a", "weigth": 2, "weight": 1}]}, ("files.0.weigth",)),
+        ({"files": [3]}, ("files.0 = 3",)),
+        ({"order": "blocks", "lanes": 0}, ("lanes = 0", "1")),
     ],
 )
 def test_keys_that_make_no_sense_are_one_line(values, line):
     with pytest.raises(ConfigError) as caught:
         bind({"files": ["a"], "batch_size": 1, **values}, TextStreamConfig)
-    assert line in str(caught.value)
+    assert str(caught.value) == OneLine(*line)
     assert "\n" not in str(caught.value)

@@ -10,6 +10,7 @@ from demo import stamps as command
 from demo.cutouts import joined_captions, place_cutouts
 from demo.stamps import build, caption_key, find_stamps, read_captions, split_stamps
 from tests.demo.scene_texts import read
+from tests.messages import naming
 from utils.errors import UserError
 
 NAMES = [
@@ -157,7 +158,7 @@ def test_the_same_arguments_give_the_same_records_and_another_seed_does_not_move
 
 
 def test_other_arguments_are_refused(package, built):
-    with pytest.raises(UserError, match=r"made with other arguments \(side=96, not 64\)"):
+    with pytest.raises(UserError, match=naming("side=96", "64")):
         build(built, stamps=package, regions=30, side=64, vocab_size=200)
 
 

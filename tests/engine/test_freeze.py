@@ -32,6 +32,7 @@ from tests.engine.frozen import (
     weights,
 )
 from tests.engine.toy import Line, points
+from tests.messages import OneLine, naming
 from utils.config import load_config
 from utils.errors import UserError
 
@@ -231,9 +232,9 @@ def test_what_is_frozen_and_what_thaws_is_logged(tmp_path, caplog):
         toy(tmp_path, {"vision": 2, "text": True}).fit()
     said = [record.getMessage() for record in caplog.records if record.name == "engine.trained"]
     assert said == [
-        "frozen: vision (12 parameters, the first 2 steps), text (12 parameters, the whole run); 16 of 40 parameters train",
+        OneLine("vision (12 parameters", "first 2 steps", "text (12 parameters", "16 of 40"),
         "step 3: vision trains from now on",
-        "frozen: text (12 parameters, the whole run); 28 of 40 parameters train",
+        OneLine("text (12 parameters", "28 of 40"),
     ]
 
 
@@ -242,7 +243,7 @@ def test_random_weights_that_never_train_are_a_warning(tmp_path, tiny_overrides,
     assert not warnings(caplog)
     pretraining(tmp_path / "random", tiny_overrides, "optim.freeze={vision: true, text: 3}")
     (line,) = warnings(caplog)
-    assert re.fullmatch(r"optim.freeze: \d+ tensors keep their random values, as vision\.\S+; see init", line)
+    assert line == OneLine("optim.freeze", "random", "see init") and re.search(r"\d+ tensors.* vision\.\w", line)
     caplog.clear()
     pretraining(
         tmp_path / "loaded", tiny_overrides, "optim.freeze.vision=true", f"init.checkpoint={tmp_path / 'first'}"
@@ -256,24 +257,20 @@ def warnings(caplog) -> list[str]:
 
 def test_a_run_in_which_nothing_would_train_is_refused(tmp_path):
     freeze = {"vision": True, "text": 2, "fusion": True}
-    with pytest.raises(
-        UserError, match=r"^optim.freeze: no parameter of this model is left to train; freeze fewer parts$"
-    ):
+    with pytest.raises(UserError, match=naming("optim.freeze", "fewer parts")):
         toy(tmp_path, freeze, Encoders(headless=True))
 
 
 def test_a_part_that_trains_in_no_case_is_refused(tmp_path):
-    with pytest.raises(
-        UserError, match=r"^optim.freeze.text: no parameter of it would train in this run; leave it out$"
-    ):
+    with pytest.raises(UserError, match=naming("optim.freeze.text", "leave it out")):
         toy(tmp_path, {"text": True}, Line())
 
 
 def test_a_thaw_after_the_end_is_refused_before_anything_is_loaded(tmp_path, tiny_overrides):
-    with pytest.raises(UserError, match=r"^optim.freeze.vision is 6, but the run has 6 steps and would never train it"):
+    with pytest.raises(UserError, match=naming("optim.freeze.vision", "6 steps")):
         toy(tmp_path, {"vision": 6})
     overrides = [*tiny_overrides, "optim.freeze.vision=8"]
-    with pytest.raises(UserError, match=r"^optim.freeze.vision is 8, but the run has 8 steps"):
+    with pytest.raises(UserError, match=naming("optim.freeze.vision", "8 steps")):
         job._check_config(load_config("configs/demo/pretrain.yaml", overrides, PretrainConfig))
 
 

@@ -10,6 +10,7 @@ import pytest
 from engine.checkpoint import list_checkpoints
 from engine.identity import RunIdentity
 from tests.engine.toy import ToyTask, trainer
+from tests.messages import OneLine, naming
 from utils.errors import UserError
 
 RUN = Path("runs/x")
@@ -22,9 +23,7 @@ def test_the_same_run_goes_on_in_silence():
 
 def test_another_number_of_ranks_goes_on_where_a_step_stays_the_same():
     now = replace(BEGAN, ranks=2)
-    assert now.check_resumes(BEGAN, RUN, 64) == [
-        "the run goes on with 2 ranks instead of 4, at the same records a step"
-    ]
+    assert now.check_resumes(BEGAN, RUN, 64) == [OneLine("2 ranks", "4")]
 
 
 @pytest.mark.parametrize(
@@ -32,15 +31,13 @@ def test_another_number_of_ranks_goes_on_where_a_step_stays_the_same():
     [
         (2, 128, "resume it on 4 ranks, or with train.global_batch=null train.accumulate=2"),
         (1, 64, "resume it on 4 ranks, or with train.global_batch=null train.accumulate=4"),
-        (3, 192, "resume it on 4 ranks$"),
-        (8, 512, "resume it on 4 ranks$"),
+        (3, 192, "resume it on 4 ranks"),
+        (8, 512, "resume it on 4 ranks"),
     ],
 )
 def test_another_size_of_a_step_is_refused_with_the_remedy(ranks, per_step, remedy):
     now = replace(BEGAN, ranks=ranks, records_per_step=per_step)
-    with pytest.raises(
-        UserError, match=rf"runs/x: a step of this run is 256 records on 4 ranks, but {per_step} on .*; {remedy}"
-    ):
+    with pytest.raises(UserError, match=naming("runs/x", "256 records", "4 ranks", per_step, remedy)):
         now.check_resumes(BEGAN, RUN, 64)
 
 
@@ -50,18 +47,14 @@ def test_checkpoints_of_versions_with_another_field_are_read():
 
 def test_changed_data_are_told():
     assert replace(BEGAN, records={"images": 6001, "regions": 50}).check_resumes(BEGAN, RUN, 64) == [
-        "images has 6,001 records instead of 6,000"
+        OneLine("images", "6,001 records", "6,000")
     ]
-    assert replace(BEGAN, data={"k": "b"}).check_resumes(BEGAN, RUN, 64) == [
-        "the files of k are not those that the run began with"
-    ]
+    assert replace(BEGAN, data={"k": "b"}).check_resumes(BEGAN, RUN, 64) == [OneLine("k", "files")]
 
 
 def test_data_that_change_the_length_of_the_run_are_refused():
     now = replace(BEGAN, steps=50, records={"images": 3000, "regions": 50})
-    with pytest.raises(
-        UserError, match=r"of 100 steps, and would be of 50 now, since images has 3,000 records instead of 6,000"
-    ):
+    with pytest.raises(UserError, match=naming("100 steps", "50", "images", "3,000 records", "6,000")):
         now.check_resumes(BEGAN, RUN, 64)
 
 
@@ -72,7 +65,7 @@ def test_a_run_is_not_told_finished_when_its_data_have_shrunk(tmp_path):
     task = ToyTask()
     task.loader.epoch_size = 5
     task.loader.stream_sizes = {"points": 5}
-    with pytest.raises(UserError, match=r"this run was of 10 steps, and would be of 5 now, since points has 5 records"):
+    with pytest.raises(UserError, match=naming("10 steps", "5", "points")):
         trainer(tmp_path, task, checkpoint, steps=None, epochs=4)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from engine.report import FIRST_STEPS, Reporter
 from tests.engine.toy import ToyTask, trainer
+from tests.messages import OneLine
 from utils.errors import UserError
 
 
@@ -30,15 +31,10 @@ def told(tmp_path, monkeypatch):
 
 def test_a_first_step_that_is_not_finite_names_learning_rate_and_records(told):
     said = told(ToyTask(poison={0}))
-    assert said.startswith("step 1: a loss or gradient is not finite (points/square nan")
-    assert (
-        "the weights were not updated. So early, the learning rate can be too high: learning rate 0.1, at its peak 0.1."
-        in said
-    )
+    assert said == OneLine("step 1", "points/square nan")
+    assert OneLine("not updated", "learning rate 0.1") in said.splitlines()
     assert "Records: points:0:0" in said
-    assert said.endswith(
-        "lower optim.lr or lengthen schedule.warmup_steps, or look at the records; train.max_skipped_steps skips such steps"
-    )
+    assert said == OneLine("optim.lr", "schedule.warmup_steps", "train.max_skipped_steps")
 
 
 def test_a_late_step_that_is_not_finite_blames_its_records_alone(told):
@@ -54,11 +50,8 @@ def test_weights_that_are_not_finite_are_named_and_no_step_is_skipped_for_them(t
         task.model.fit.bias.fill_(torch.inf)
     with caplog.at_level(logging.WARNING):
         said = told(task, steps=FIRST_STEPS + 5, max_skipped_steps=3)
-    assert said.startswith("step 1: a loss or gradient is not finite")
-    assert (
-        "the weights hold numbers that are not finite (1 of 2 tensors, first fit.bias); learning rate 0.1, at its peak 0.1"
-        in said
-    )
+    assert said == OneLine("step 1", "not finite")
+    assert OneLine("1 of 2", "fit.bias", "learning rate 0.1") in said.splitlines()
     assert "were not updated" not in said and "max_skipped_steps" not in said
     assert "skipped, since" not in caplog.text
 

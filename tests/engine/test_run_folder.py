@@ -11,6 +11,7 @@ import pytest
 from engine.metrics_log import keep_until
 from engine.run_folder import RunFolder
 from tests.engine.toy import trainer
+from tests.messages import naming
 from utils.config import Config
 from utils.errors import NotRegularError, UserError
 
@@ -35,7 +36,7 @@ def test_a_folder_in_which_nothing_was_trained_is_free(tmp_path):
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "validation.jsonl"])
 def test_a_fifo_in_place_of_a_file_of_the_run_is_refused(name, tmp_path):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(NotRegularError, match=f"is a FIFO, not a regular file.*{name}"):
+    with pytest.raises(NotRegularError, match=naming("FIFO", name)):
         RunFolder.open(tmp_path, Run(), resume=True)
 
 
@@ -43,7 +44,7 @@ def test_what_selected_the_best_weights_may_not_change(tmp_path):
     RunFolder.open(tmp_path, Run(), resume=False)
     (tmp_path / "metrics.jsonl").touch()
     RunFolder.open(tmp_path, Run(evaluation=Evaluation(batch_size=2)), resume=True)
-    with pytest.raises(UserError, match=r"evaluation\.validation was 'a', is now 'b'"):
+    with pytest.raises(UserError, match=naming("evaluation.validation", "'a'", "'b'")):
         RunFolder.open(tmp_path, Run(evaluation=Evaluation(validation="b")), resume=True)
 
 

@@ -14,6 +14,7 @@ from engine.train_config import TrainConfig
 from engine.trainer import PHASES
 from tests.devices import moved
 from tests.engine.toy import Line, ToyTask, points, trainer
+from tests.messages import naming
 from utils import distributed
 from utils.errors import UserError
 
@@ -194,14 +195,12 @@ def test_a_metrics_line_has_the_loss_scale_of_its_step(tmp_path, device):
 
 
 def test_a_loss_scale_below_one_stops_with_what_to_do(tmp_path, device):
-    with pytest.raises(UserError, match="step 1: fp16 gradients overflow at every loss scale"):
+    with pytest.raises(UserError, match=naming("step 1", "fp16")):
         scaled(tmp_path, device, init_scale=0.5).fit()
 
 
 def test_recorded_graphs_are_refused_where_gradients_are_added_up():
-    with pytest.raises(
-        ValueError, match=r"compile: reduce-overhead records graphs.*with accumulate = 2, give compile: true"
-    ):
+    with pytest.raises(ValueError, match=r"compile: reduce-overhead.*accumulate = 2.*compile: true"):
         TrainConfig(steps=1, accumulate=2, compile="reduce-overhead")
     assert TrainConfig(steps=1, accumulate=2, compile=True).compile is True
 
@@ -211,7 +210,7 @@ def test_a_loss_may_not_have_the_name_of_another_number(tmp_path, monkeypatch, n
     task = ToyTask()
     counts = task.model.counts
     monkeypatch.setattr(task.model, "counts", lambda batch: {**counts(batch), name: batch.valid.sum()})
-    with pytest.raises(ValueError, match=f"a loss is named '{name}'"):
+    with pytest.raises(ValueError, match=naming(f"'{name}'")):
         trainer(tmp_path, task).fit()
 
 
@@ -246,9 +245,7 @@ def test_losses_and_counts_have_the_same_names(tmp_path, monkeypatch):
     task = ToyTask()
     counts = task.model.counts
     monkeypatch.setattr(task.model, "counts", lambda batch: {"points/other": counts(batch)["points/abs"]})
-    with pytest.raises(
-        ValueError, match=r"forward\(\) gives the losses .*'points/abs'.*counts\(\) gives .*'points/other'"
-    ):
+    with pytest.raises(ValueError, match=naming("'points/abs'", "'points/other'")):
         trainer(tmp_path, task).fit()
 
 
@@ -272,5 +269,5 @@ def test_a_run_that_cannot_save_when_it_is_asked_to_stop_fails(tmp_path, monkeyp
 
     monkeypatch.setattr("engine.saving.write_checkpoint", full)
     run.after = lambda phase: setattr(run.stop, "signum", signal.SIGTERM)
-    with pytest.raises(UserError, match=r"stopped by SIGTERM: .*No space left.*make room"):
+    with pytest.raises(UserError, match=naming("SIGTERM", "No space left", "make room")):
         run.fit()

@@ -19,6 +19,7 @@ from engine.run_folder import RunFolder
 from engine.wandb_curves import WandbConfig, check_package
 from tests.engine.test_curves import curve
 from tests.engine.toy import ToyTask, trainer
+from tests.messages import naming
 from utils.errors import UserError
 
 
@@ -171,7 +172,7 @@ def test_a_run_without_the_section_never_imports_the_package(tmp_path, wandb):
 def test_a_missing_package_is_told_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     check_package(None)
-    with pytest.raises(UserError, match=r'^train.wandb: the package wandb is not installed; pip install "\.\[wandb\]"'):
+    with pytest.raises(UserError, match=naming("train.wandb", "wandb", 'pip install ".[wandb]"')):
         check_package(WandbConfig())
     monkeypatch.delitem(sys.modules, "wandb")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])

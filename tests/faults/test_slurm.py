@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import ROOT, lines
+from tests.messages import OneLine
 from tests.ranks import free_port
 
 pytestmark = pytest.mark.slow
@@ -115,7 +116,7 @@ def test_a_job_is_asked_to_stop_queued_again_and_ends_as_an_undisturbed_one(tmp_
     assert job.wait(120) == 0, slurm.output
     assert not slurm.requeued
     assert f"resuming from {output}/checkpoints/step-{done:08d}" in slurm.output
-    assert "started as SLURM job 12017: node 0 of 2, 127.0.0.1:17017" in slurm.output
+    assert OneLine("SLURM job 12017", "node 0 of 2", "127.0.0.1:17017") in slurm.output.splitlines()
     assert "Traceback" not in slurm.output
     assert lines(output) == lines(whole)
 

@@ -14,6 +14,7 @@ import pytest
 
 from demo.scenes.build import build
 from tests.conftest import tiny_run
+from tests.messages import OneLine
 from tests.ranks import run_alone
 
 ROOT = Path(__file__).parent.parent.parent
@@ -67,7 +68,7 @@ def trained(tmp_path_factory, overrides) -> Path:
     done = run("--output", str(folder), *overrides, command=("-c", HOMELESS), **dict.fromkeys(HOME))
     assert done.returncode == 0, done.stderr[-3000:]
     told = [line for line in done.stderr.splitlines() if "not cached" in line]
-    assert len(told) == 1 and "(the user has no home folder); they stay in memory" in told[0]
+    assert len(told) == 1 and told[0] == OneLine("home folder", "memory")
     return folder
 
 
@@ -107,7 +108,7 @@ def test_a_home_that_cannot_be_written_is_one_warning(tmp_path, closed, override
     done = run("--output", str(tmp_path / "run"), *overrides, HOME=str(closed), XDG_CACHE_HOME=None)
     assert done.returncode == 0, done.stderr[-3000:]
     (line,) = [line for line in done.stderr.splitlines() if "not cached" in line]
-    assert f"in {closed}/.cache/x2vlm/index (Permission denied); they stay in memory" in line
+    assert line == OneLine(f"{closed}/.cache/x2vlm/index", "Permission denied")
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path, closed, overrides):
@@ -116,7 +117,7 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path, closed, override
         (told, closed, "Permission denied"),
         (told_with_rights, tmp_path / "file", "File exists"),
     ):
-        assert f"cannot be written: {reason}; give another folder" in tells("--output", str(output), *overrides)
+        assert OneLine(reason) in tells("--output", str(output), *overrides).splitlines()
 
 
 def test_a_run_that_cannot_be_written_is_not_evaluated_into(tmp_path, trained, overrides):
@@ -125,13 +126,13 @@ def test_a_run_that_cannot_be_written_is_not_evaluated_into(tmp_path, trained, o
     folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
     line = told("--output", str(folder), "--evaluate", "--resume", *overrides)
     folder.chmod(stat.S_IRWXU)
-    assert line == f"error: --output {folder}: cannot be written: Permission denied; give another folder"
+    assert line == OneLine(f"error: --output {folder}", "Permission denied")
 
 
 def test_a_file_in_the_place_of_a_folder_is_told_before_training(tmp_path, overrides):
     (tmp_path / "checkpoints").write_text("")
     line = told_with_rights("--output", str(tmp_path), *overrides)
-    assert line.endswith(f"{tmp_path}/checkpoints cannot be written: Not a directory; give another folder")
+    assert line == OneLine(f"{tmp_path}/checkpoints", "Not a directory")
 
 
 def test_a_resumed_run_whose_config_is_hostile_is_one_line(tmp_path, trained, overrides):
@@ -139,7 +140,7 @@ def test_a_resumed_run_whose_config_is_hostile_is_one_line(tmp_path, trained, ov
     shutil.copytree(trained, folder)
     (folder / "config.yaml").write_text("seed: 0\na: &a [*a]\n")
     line = told_with_rights("--output", str(folder), "--resume", *overrides)
-    assert line == f"error: {folder}/config.yaml:2: &a contains itself by *a; write the value out"
+    assert line == OneLine(f"error: {folder}/config.yaml:2", "&a", "*a")
 
 
 def test_paths_that_may_not_be_looked_at_are_one_line(tmp_path, closed, overrides):
@@ -147,4 +148,4 @@ def test_paths_that_may_not_be_looked_at_are_one_line(tmp_path, closed, override
     denied, output = "Permission denied; check the path and its permissions", ("--output", str(tmp_path / "run"))
     assert denied in told(*output, *overrides, f"init.checkpoint={closed}/x.pth")
     assert denied in told(*output, *overrides, "--config", f"{closed}/x.yaml")
-    assert "File name too long; check the path" in told_with_rights(*output, *overrides, "--config", "x" * 300)
+    assert OneLine("File name too long") in told_with_rights(*output, *overrides, "--config", "x" * 300).splitlines()

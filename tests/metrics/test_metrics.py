@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from metrics import classification, grounding, retrieval
+from tests.messages import naming
 from utils.errors import UserError
 
 HELPERS = json.loads((Path(__file__).parent.parent / "golden/data_helpers.json").read_text())
@@ -38,11 +39,11 @@ def test_a_candidate_that_was_not_scored_is_never_found():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_scores_that_are_not_finite_are_an_error_and_no_hit(value):
     """Every comparison with NaN is false: it would count as the first of all candidates."""
-    with pytest.raises(UserError, match=r"1 of 4 scores of candidates are NaN or infinite"):
+    with pytest.raises(UserError, match=naming("1 of 4", "scores", "NaN")):
         retrieval.ranks_of_first_match(np.array([[0.1, value], [0.2, 0.3]]), np.eye(2, dtype=bool))
     box = np.array([[0.5, 0.5, 1.0, 1.0]])
     for measure in (grounding.iou, grounding.pixel_iou):
-        with pytest.raises(UserError, match="1 of 8 coordinates of boxes are NaN or infinite"):
+        with pytest.raises(UserError, match=naming("1 of 8", "boxes", "NaN")):
             measure(box * [value, 1, 1, 1], box)
 
 

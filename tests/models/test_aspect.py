@@ -11,6 +11,7 @@ from dataset.media.augment import AugmentConfig, draw_crop, evaluation_view, ran
 from dataset.records.boxes import patch_mask
 from models.checkpoints.tables import resize_bias_table
 from models.vision import VisionConfig, VisionEncoder
+from tests.messages import naming
 from utils.errors import UserError
 
 WIDE = (32, 64)
@@ -77,5 +78,5 @@ def test_a_table_of_a_square_grid_is_resized_along_each_side_by_itself():
 
 
 def test_a_side_that_patches_do_not_divide_is_told():
-    with pytest.raises(UserError, match="image_size 60 is not a multiple of patch_size 8; 56 or 64 would do"):
+    with pytest.raises(UserError, match=naming("image_size 60", "patch_size 8", "56", "64")):
         VisionEncoder(VisionConfig(image_size=(32, 60), patch_size=8, width=32, depth=1, heads=2))

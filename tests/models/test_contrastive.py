@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from models.align import AligningConfig
 from models.contrastive import ContrastiveConfig, ContrastiveHead
 from models.packing import PackedTexts, Packing
+from tests.messages import naming
 from utils.errors import UserError
 
 WIDTH = 6
@@ -45,14 +46,12 @@ def test_the_joint_space_can_begin_as_that_of_the_text_encoder():
 
 
 def test_an_identity_to_another_width_is_refused():
-    with pytest.raises(UserError, match="embed_dim is 4 and the text encoder's width 6; set embed_dim to 6"):
+    with pytest.raises(UserError, match=naming("embed_dim", "4", "6")):
         head(embed_dim=4, text_projection="identity")
 
 
 def test_an_initial_temperature_below_its_range_is_refused():
-    with pytest.raises(
-        ValueError, match=r"temperature is 0.03, but contrastive.least_temperature 0.07; raise it, or lower"
-    ):
+    with pytest.raises(ValueError, match=r"temperature is 0.03.*contrastive.least_temperature 0.07"):
         AligningConfig(temperature=0.03, contrastive=ContrastiveConfig(least_temperature=0.07))
 
 

@@ -14,6 +14,7 @@ from models.checkpoints import load_weights
 from models.checkpoints.convert import PUBLISHED, Form, computed_buffers, grid_side, same_bits, to_ours, to_published
 from models.checkpoints.files import read_weights
 from models.checkpoints.rename import LAYER, Layout, ours_to_published, published_to_ours
+from tests.messages import naming
 from tests.models.golden import GOLDEN, manifest, model_config
 from utils.errors import UserError
 from utils.weight_file import save_weights
@@ -179,7 +180,7 @@ def test_two_layouts_in_one_file_are_told():
     state = tiny_state("retrieval_base")
     words = "text_encoder.{}embeddings.word_embeddings.weight"
     state[words.format("bert.")] = state[words.format("")]
-    with pytest.raises(UserError, match="the file mixes two layouts, take the original"):
+    with pytest.raises(UserError, match=naming("two layouts", "original")):
         to_ours(state)
 
 

@@ -23,6 +23,7 @@ from models.vision import VisionConfig
 from models.vqa import DecoderConfig, VQAModel, VQAModelConfig, left_to_right
 from models.xvlm import ModelConfig
 from tests.devices import copied_to, moved
+from tests.messages import naming
 from tests.models.golden import GOLDEN, arrays, assert_golden, manifest, model_config
 from utils.batch import QuestionBatch, Text
 from utils.errors import UserError
@@ -269,7 +270,7 @@ def test_a_fine_tuned_model_reads_back_whole_and_copies_nothing(tmp_path):
     assert torch.equal(other.decoder.word_head.bias, model.decoder.word_head.bias)
     damaged = {name: value for name, value in model.state_dict().items() if name != "decoder.word_head.bias"}
     save_file(damaged, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"1 parameters are not in the file \(decoder.word_head.bias\)"):
+    with pytest.raises(UserError, match=naming("1 parameters", "decoder.word_head.bias")):
         load_weights(other, tmp_path / "model.safetensors").require_complete()
 
 
@@ -285,5 +286,5 @@ def test_a_decoder_has_all_or_half_of_the_fusion_layers():
     for layers in (3, 6):
         config = VQAModelConfig(fusion=FusionConfig(layers=6), decoder=DecoderConfig(layers=layers))
         assert config.decoder_layers == layers
-    with pytest.raises(ValidationError, match="is 4, neither all nor half of the 6 fusion layers"):
+    with pytest.raises(ValidationError, match=r"decoder.layers is 4.* 6 "):
         VQAModelConfig(fusion=FusionConfig(layers=6), decoder=DecoderConfig(layers=4))

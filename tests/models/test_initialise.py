@@ -16,6 +16,7 @@ from models.multigrained import PretrainModelConfig
 from models.pretrain import PretrainModel
 from models.text import TextArchitecture, TextConfig
 from models.vision import VisionConfig
+from tests.messages import naming
 from utils.errors import UserError
 
 ARCH = TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32, max_positions=12)
@@ -116,7 +117,7 @@ def test_absolute_positions_of_another_width_or_of_no_square_grid_are_refused(tm
     with pytest.raises(UserError, match="shapes differ: pos_embed is"):
         initialise(model, InitConfig(vision=str(tmp_path / "width.safetensors")))
     save_file(state | {"pos_embed": torch.zeros(1, 12, 16)}, tmp_path / "square.safetensors")
-    with pytest.raises(UserError, match="cannot be resized: a table of 12 positions"):
+    with pytest.raises(UserError, match=naming("12 positions")):
         initialise(model, InitConfig(vision=str(tmp_path / "square.safetensors")))
 
 
@@ -154,14 +155,14 @@ def test_twice_as_many_bert_layers_give_every_second_one(model, tmp_path):
 
 def test_a_file_that_does_not_fit_is_one_line(model, tmp_path):
     save_file({k: v.clone() for k, v in bert_state(layers=3).items()}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"has 3 layers, which cannot be thinned to model.text's 2"):
+    with pytest.raises(UserError, match=naming("3 layers", "model.text", "2")):
         initialise(model, InitConfig(text=str(tmp_path)))
     save_file({"patch_embed.proj.weight": torch.zeros(16, 3, 4, 4)}, tmp_path / "beit.safetensors")
     with pytest.raises(UserError, match=r"shapes differ: patch_embed.proj.weight is \(16, 3, 4, 4\)"):
         initialise(model, InitConfig(vision=str(tmp_path / "beit.safetensors")))
     with pytest.raises(UserError, match="no such weight file"):
         initialise(model, InitConfig(vision=str(tmp_path / "none.pth")))
-    with pytest.raises(UserError, match="either checkpoint, or vision and text"):
+    with pytest.raises(UserError, match=naming("checkpoint", "vision", "text")):
         initialise(model, InitConfig(vision="a", checkpoint="b"))
 
 
@@ -186,9 +187,7 @@ def test_half_an_encoder_is_refused(tmp_path, encoder, layers):
         "fusion": {"fusion": FusionConfig(layers=layers)},
     }
     difference = "one layer more" if layers == 1 else "one layer fewer"
-    with pytest.raises(
-        UserError, match=rf"two\.safetensors: has {difference} in its {encoder} encoder than the model; set model\."
-    ):
+    with pytest.raises(UserError, match=naming("two.safetensors", difference, f"{encoder} encoder", "model.")):
         load_weights(PretrainModel(two.model_copy(update=other[encoder])), tmp_path / "two.safetensors")
 
 
@@ -197,7 +196,7 @@ def test_an_incomplete_checkpoint_is_named(model, tmp_path):
     del state["box_head.0.bias"]
     save_file({**state, "extra": torch.zeros(1)}, tmp_path / "model.safetensors")
     report = load_weights(model, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"1 parameters are not in the file \(box_head.0.bias\); 1 tensors .*\(extra\)"):
+    with pytest.raises(UserError, match=naming("1 parameters", "box_head.0.bias", "1 tensors", "extra")):
         report.require_complete()
 
 
@@ -206,10 +205,8 @@ def test_published_files_with_their_command_line_load_and_code_does_not(tmp_path
     assert read_weights(tmp_path / "ok.pth").keys() == {"a"}
 
     torch.save({"model": {"a": torch.zeros(1)}, "hook": print}, tmp_path / "bad.pth")
-    with pytest.raises(
-        UserError, match=r"bad.pth pickles builtins.print, and no code of a file is run: save only its `model`"
-    ):
+    with pytest.raises(UserError, match=naming("bad.pth", "builtins.print", "model")):
         read_weights(tmp_path / "bad.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"123")
-    with pytest.raises(UserError, match="not a readable weight file"):
+    with pytest.raises(UserError, match=naming("weight file")):
         read_weights(tmp_path / "cut.safetensors")

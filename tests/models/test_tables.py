@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.checkpoints.tables import _spread, resize_bias_table, resize_positions, table_side
+from tests.messages import naming
 from tests.models.golden import GOLDEN, arrays, load_case, manifest
 from tests.models.test_golden_pretrain import assert_golden
 
@@ -43,7 +44,7 @@ def test_the_same_grid_is_left_alone():
 
 
 def test_a_table_of_no_square_grid_is_refused():
-    with pytest.raises(ValueError, match="does not belong to a square patch grid"):
+    with pytest.raises(ValueError, match=naming("square")):
         table_side(50)
 
 
@@ -61,7 +62,7 @@ def test_absolute_positions_are_resized_along_each_side_and_those_of_tokens_stay
 
 
 def test_absolute_positions_of_a_grid_that_is_no_square_are_refused():
-    with pytest.raises(ValueError, match="a table of 61 positions does not belong to a square"):
+    with pytest.raises(ValueError, match=naming("61 positions", "square")):
         resize_positions(torch.zeros(1, 61, 4), 8, 8, 1)
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.checkpoints.files import read_weights
+from tests.messages import OneLine
 from utils.errors import UserError
 
 STATE = {"a.weight": torch.ones(2), "b": torch.zeros(1)}
@@ -91,24 +92,21 @@ def test_no_code_of_a_refused_file_is_run(tmp_path, zipped):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", r"is empty, not a weight file; fetch or copy it again$"),
-        (
-            b"\n <!DOCTYPE html>\n<html><body>Sign in</body></html>",
-            r"is an HTML page, not weights: .*; download the file itself$",
-        ),
+        (b"", ("empty", "again")),
+        (b"\n <!DOCTYPE html>\n<html><body>Sign in</body></html>", ("HTML page", "download")),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345678\n",
-            r"is a git-lfs pointer to a file of 12,345,678 bytes, not the weights; run `git lfs pull` in its repository$",
+            ("git-lfs", "12,345,678", "git lfs pull"),
         ),
-        (b"\x1f\x8b\x08rest", "is an archive, not a weight file; unpack it"),
-        (b"hello world", "weight file"),
-        (bytes(100), "weight file"),
-        (b"PK\x03\x04" + bytes(100), "weight file"),
+        (b"\x1f\x8b\x08rest", ("archive",)),
+        (b"hello world", ("weight file",)),
+        (bytes(100), ("weight file",)),
+        (b"PK\x03\x04" + bytes(100), ("weight file",)),
     ],
 )
 def test_a_file_that_is_no_weight_file_is_one_line(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
-    assert re.search(said, told(tmp_path / name))
+    assert OneLine(*said) in told(tmp_path / name).splitlines()
 
 
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.9])
@@ -133,4 +131,4 @@ def test_names_of_a_wrapped_model_lose_their_prefix(tmp_path, prefix):
 
 def test_a_file_without_weights_says_what_it_holds(tmp_path):
     torch.save({"optimizer": {"state": {}}, "epoch": 3}, tmp_path / "x.pth")
-    assert told(tmp_path / "x.pth").endswith("holds no weights, but optimizer, epoch")
+    assert told(tmp_path / "x.pth") == OneLine("optimizer, epoch")

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from optim import OptimConfig
 from optim.freeze import FreezeConfig
+from tests.messages import OneLine
 from utils.config import Config, ConfigError, dump_config, load_config
 from utils.errors import UserError
 
@@ -72,14 +73,14 @@ def test_another_value_is_one_line(tmp_path, value):
         loaded(tmp_path, f"optim.freeze.vision={value}")
     (line,) = error.value.findings
     assert line.startswith("command line: optim.freeze.vision = ")
-    assert line.endswith("give true (the whole run), false, or a number of first steps, at least 1")
+    assert line == OneLine("true", "false", "1")
 
 
 def test_an_unknown_part_is_told_with_the_nearest(tmp_path):
     with pytest.raises(ConfigError) as error:
         loaded(tmp_path, "optim.freeze.visoin=true")
     (line,) = error.value.findings
-    assert line == "command line: optim.freeze.visoin is not a key of this config; did you mean optim.freeze.vision?"
+    assert line == OneLine("optim.freeze.visoin", "optim.freeze.vision")
 
 
 @pytest.mark.parametrize("steps", [5, 6])
@@ -94,5 +95,5 @@ def test_a_part_that_would_thaw_after_the_end_is_refused(steps):
 
 def test_apex_takes_no_parameters_later():
     assert OptimConfig(lr=1.0, fused="apex", freeze=FreezeConfig(vision=True)).frozen.steps
-    with pytest.raises(ValidationError, match=r"freeze.text is a number of steps, but apex counts .*set fused to auto"):
+    with pytest.raises(ValidationError, match=r"freeze.text.*apex.*fused to auto"):
         OptimConfig(lr=1.0, fused="apex", freeze=FreezeConfig(vision=True, text=5))

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from scheduler import ScheduleConfig, build_schedule
+from tests.messages import naming
 from utils.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "misc" / "schedules.json").read_text())
@@ -37,7 +38,7 @@ def test_cosine_ends_at_its_minimum():
 
 def test_a_warm_up_longer_than_the_run_is_refused():
     build_schedule(ScheduleConfig(warmup_steps=10), 10)
-    with pytest.raises(UserError, match=r"^schedule.warmup_steps is 11, but the run has 10 steps .*; lower it"):
+    with pytest.raises(UserError, match=naming("schedule.warmup_steps", "11", "10")):
         build_schedule(ScheduleConfig(warmup_steps=11), 10)
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine.checkpoint import find_weights, list_checkpoints
+from tests.messages import OneLine
 from tests.tasks.painted import KINDS
 from tests.tasks.test_finetune import checksum, start, watched
 from x2vlm import load
@@ -33,7 +34,7 @@ def test_the_averaged_weights_are_reported_and_handed_on(whole, overrides, tmp_p
     )
     assert checksum(averaged) != pytest.approx(checksum(trained), rel=1e-9)
     assert metrics["weights"]["value"] == pytest.approx(checksum(averaged), rel=1e-12)
-    assert metrics["IoU >= 0.5"]["weights"] == "last weights of this run, step 6, averaged"
+    assert metrics["IoU >= 0.5"]["weights"] == OneLine("last weights", "step 6", "averaged")
     for source, expected in ((whole, averaged), (find_weights(whole).with_name("unaveraged.safetensors"), trained)):
         loaded = load(source).network.state_dict()
         assert all(torch.equal(loaded[name], value) for name, value in expected.items())

@@ -13,6 +13,7 @@ from dataset.tasks.grounding import GroundingSplitConfig
 from dataset.tasks.vqa import QuestionsConfig
 from engine.run_folder import RunFolder
 from tasks.facts import Facts, MeasuredWeights, files_of, measured_weights, training_of
+from tests.messages import OneLine
 from utils.weight_file import save_weights
 
 
@@ -41,9 +42,9 @@ def test_best_weights_are_named_before_the_last_ones(tmp_path):
 def test_averaged_weights_are_called_so(tmp_path):
     folder, weights = run(tmp_path / "run", "vqa"), {"a": torch.zeros(1)}
     save_weights(folder / "checkpoints/step-00000004/model.safetensors", weights, {"ema": {"decay": 0.9}})
-    assert measured_weights(RunFolder(folder), None, "vqa").name == "last weights of this run, step 4, averaged"
+    assert measured_weights(RunFolder(folder), None, "vqa").name == OneLine("last weights", "step 4", "averaged")
     save_weights(folder / "best.safetensors", weights, {"validation": {"step": 2}, "ema": {"decay": 0.9}})
-    assert measured_weights(RunFolder(folder), None, "vqa").name == "best weights of this run, step 2, averaged"
+    assert measured_weights(RunFolder(folder), None, "vqa").name == OneLine("best weights", "step 2", "averaged")
 
 
 def test_pre_training_is_called_so(tmp_path):

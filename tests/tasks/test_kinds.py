@@ -14,6 +14,7 @@ from tasks.kinds import TaskKind, choose, find_task, kind_of
 from tasks.nlvr import NLVRConfig, NLVRTask
 from tasks.video_qa import VideoQATask
 from tasks.vqa import VQATask
+from tests.messages import OneLine, naming
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,22 +76,22 @@ def test_vqa_takes_configs_of_video_qa_and_keeps_its_name():
 @pytest.mark.parametrize(
     ("config", "task", "message"),
     [
-        ("configs/demo/vqa.yaml", "nlvr", "configs/demo/vqa.yaml: this is a config of task vqa; leave out --task nlvr"),
-        ("configs/demo/vqa.yaml", "video_qa", "this is a config of task vqa; leave out --task video_qa"),
-        ("configs/presets/tiny.yaml", None, "tiny.yaml: task is None, none of pretrain, retrieval, nlvr"),
-        ("configs/none.yaml", "nlvr", "--config configs/none.yaml: no such config file"),
-        (None, None, "give --task TASK, or --config FILE with a key task"),
-        (None, "retreival", "--task retreival: no task, folder or module has this name; did you mean 'retrieval'?"),
-        (None, "xyz", "this name; known: pretrain, retrieval, nlvr, grounding, vqa, video_qa, captioning"),
-        (None, "json", "json/__init__.py) has no module task; name the module that has TASK"),
-        (None, "./nowhere", "--task ./nowhere: no such folder"),
+        ("configs/demo/vqa.yaml", "nlvr", ("configs/demo/vqa.yaml", "task vqa", "--task nlvr")),
+        ("configs/demo/vqa.yaml", "video_qa", ("task vqa", "--task video_qa")),
+        ("configs/presets/tiny.yaml", None, ("tiny.yaml", "None", "pretrain, retrieval, nlvr")),
+        ("configs/none.yaml", "nlvr", ("--config", "configs/none.yaml")),
+        (None, None, ("--task TASK", "--config FILE")),
+        (None, "retreival", ("--task retreival", "'retrieval'")),
+        (None, "xyz", ("pretrain, retrieval, nlvr, grounding, vqa, video_qa, captioning",)),
+        (None, "json", ("json/__init__.py", "TASK")),
+        (None, "./nowhere", ("--task", "./nowhere")),
     ],
 )
 def test_what_names_no_task_is_told_in_a_line(config, task, message, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError) as error:
         choose(config, [], task)
-    assert message in str(error.value)
+    assert str(error.value) == OneLine(*message)
     assert "\n" not in str(error.value)
 
 
@@ -157,29 +158,29 @@ def test_a_module_is_a_task(tmp_path, monkeypatch, text, name):
 def test_a_task_without_a_config_beside_it_needs_one(tmp_path):
     folder = outside(tmp_path / "counting_figs")
     (folder / "config.yaml").unlink()
-    with pytest.raises(UserError, match=f"--task {folder}: has no config.yaml beside its task.py; give --config FILE$"):
+    with pytest.raises(UserError, match=naming(f"--task {folder}", "config.yaml", "task.py", "--config FILE")):
         choose(None, [], str(folder))
 
 
 @pytest.mark.parametrize(
     ("name", "task", "message"),
     [
-        ("counting_a", None, "has no task.py; write one that ends with TASK = TaskKind(config class, task class)"),
-        ("counting_b", "x = 1", "task.py: defines no TASK; end it with TASK = TaskKind(config class, task class)"),
-        ("counting_c", "TASK = {}", "task.py: TASK is {}; make it TaskKind(config class, task class)"),
+        ("counting_a", None, ("task.py", "TASK = TaskKind(config class, task class)")),
+        ("counting_b", "x = 1", ("task.py", "TASK = TaskKind(config class, task class)")),
+        ("counting_c", "TASK = {}", ("task.py", "TASK is {}", "TaskKind(config class, task class)")),
         (
             "counting_d",
             TASK.replace("(NLVRConfig, CountingTask)", "(CountingTask, NLVRConfig)"),
-            "task.py: the first class of TASK, CountingTask, is no RunConfig; write TaskKind(config class, task class)",
+            ("task.py", "CountingTask", "RunConfig", "TaskKind(config class, task class)"),
         ),
         (
             "counting_e",
             TASK.replace("(NLVRConfig, CountingTask)", "(NLVRConfig, NLVRConfig)"),
-            "task.py: the second class of TASK, NLVRConfig, is no BaseTask; write TaskKind(config class, task class)",
+            ("task.py", "NLVRConfig", "BaseTask", "TaskKind(config class, task class)"),
         ),
-        ("my-counting", TASK, "'my-counting' is no Python name, and the folder is imported as a package; rename it"),
-        ("json", TASK, "Python imports another 'json' ("),
-        ("dataset", TASK, "Python imports another 'dataset' ("),
+        ("my-counting", TASK, ("'my-counting'", "rename")),
+        ("json", TASK, ("'json'",)),
+        ("dataset", TASK, ("'dataset'",)),
     ],
 )
 def test_a_folder_that_is_no_task_is_told_in_a_line(tmp_path, name, task, message):
@@ -188,14 +189,14 @@ def test_a_folder_that_is_no_task_is_told_in_a_line(tmp_path, name, task, messag
         (folder / "task.py").unlink()
     with pytest.raises(UserError) as error:
         find_task(str(folder)).load()
-    assert message in str(error.value)
+    assert str(error.value) == OneLine(*message)
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_file_is_refused_with_its_folder_named(tmp_path):
     folder = outside(tmp_path / "counting_f")
-    with pytest.raises(UserError, match=f"--task {folder}/task.py: is a file; give its folder {folder}$"):
+    with pytest.raises(UserError, match=naming(f"--task {folder}/task.py", f"folder {folder}")):
         find_task(f"{folder}/task.py")
 
 
@@ -211,7 +212,7 @@ def test_a_task_outside_refuses_a_config_of_a_task_of_the_table(tmp_path):
         "class CountingConfig(NLVRConfig):\n    task: str = 'counting'\n\n\nTASK = TaskKind(CountingConfig",
     )
     folder = outside(tmp_path / "counting_h", own)
-    with pytest.raises(UserError, match=f"vqa.yaml: this is a config of task vqa; leave out --task {folder}$"):
+    with pytest.raises(UserError, match=naming("vqa.yaml", "task vqa", f"--task {folder}")):
         choose(ROOT / "configs/demo/vqa.yaml", [], str(folder)).load()
     (folder / "config.yaml").write_text("task: counting")
     assert choose(None, [], str(folder)).load().task.__name__ == "CountingTask"

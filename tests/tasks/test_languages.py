@@ -17,6 +17,7 @@ from tasks.nlvr import NLVRConfig, NLVRTask
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tasks.retrieval import RetrievalConfig, RetrievalTask
 from tests.conftest import tiny_run
+from tests.messages import OneLine, naming
 from utils.config import load_config
 from utils.errors import UserError
 
@@ -73,8 +74,8 @@ def test_a_run_replaces_the_text_encoder_and_measures_each_language(overrides, t
     assert all(found["captions"]["value"] == 16 for found in report.values())
     assert all("chance" in found["mean recall"] for found in report.values())
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "the text encoder is another than the checkpoint's" in log
-    assert re.search(r"weights: .*model.safetensors; \d+ of text from random numbers\n", log)
+    assert OneLine("text encoder", "checkpoint") in log.splitlines()
+    assert re.search(r"weights: .*model.safetensors; \d+ of text.* random.*\n", log)
 
 
 def test_the_new_text_encoder_learns_faster_and_the_rest_as_before(overrides):
@@ -92,9 +93,7 @@ def test_a_run_without_the_word_that_the_encoder_is_new_is_one_line(overrides):
 
 def test_a_language_that_no_record_has_is_one_line_with_the_key(overrides):
     config = load_config(LANGUAGE, [*overrides, "data.train.language=it"], RetrievalConfig)
-    with pytest.raises(
-        UserError, match=r"^data.train: .* no text in language 'it'; languages there: en, de, fr, cs, zh, ja$"
-    ):
+    with pytest.raises(UserError, match=naming("data.train", "'it'", "en, de, fr, cs, zh, ja")):
         RetrievalTask.build(config)
 
 
@@ -144,13 +143,11 @@ def test_translations_need_images_as_wide_as_texts_and_positions_enough(with_tra
     wide = [*with_translations, "model.vision.width=32", FUSION]
     with pytest.raises(
         UserError,
-        match=r"data.translations: .* images have width 32 and texts 16; give model.vision and model.fusion one",
+        match=naming("data.translations", "width 32", "texts 16", "model.vision", "model.fusion"),
     ):
         PretrainTask.build(load_config("configs/demo/pretrain.yaml", wide, PretrainConfig))
     long = [*with_translations, "data.translations.text={max_tokens: 65}"]
-    with pytest.raises(
-        UserError, match=r"data.translations.text.max_tokens is 65, but model.text has positions for 64 tokens"
-    ):
+    with pytest.raises(UserError, match=naming("data.translations.text.max_tokens", "65", "model.text", "64 tokens")):
         PretrainTask.build(load_config("configs/demo/pretrain.yaml", long, PretrainConfig))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.messages import OneLine
 from tests.ranks import run_alone
 
 pytestmark = pytest.mark.slow
@@ -116,7 +117,7 @@ def test_a_folder_trains_resumes_and_is_evaluated(folder, overrides):
 def test_a_mistake_is_one_line_but_what_the_task_raises_has_a_traceback(folder):
     status, told = run_alone(folder, ".", "--config", str(ROOT / "configs/demo/vqa.yaml"))
     assert status == 2
-    assert told == f"error: {ROOT}/configs/demo/vqa.yaml: this is a config of task vqa; give vqa instead of .\n"
+    assert told == OneLine(f"error: {ROOT}/configs/demo/vqa.yaml", "task vqa", "give vqa")
     (folder / "batches.py").write_text("import nothing_of_this_name")
     status, told = run_alone(folder, ".")
     assert status == 1

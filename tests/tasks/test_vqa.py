@@ -21,6 +21,7 @@ from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, not_beaten
 from tasks.inference import evaluating
 from tasks.vqa import VQAConfig, VQATask, chance_accuracy, number_of_image
 from tests.conftest import tiny_run
+from tests.messages import OneLine, naming
 from utils.config import load_config
 from utils.errors import UserError
 
@@ -108,7 +109,7 @@ def test_a_model_that_is_not_above_the_image_blind_baseline_is_warned_of():
     values = {"questions": 800, "accuracy": 0.7, IMAGE_BLIND: 0.5}
     values |= {"yes/no: accuracy": 0.52, f"yes/no: {IMAGE_BLIND}": 0.51, "yes/no questions": 400}
     (sentence,) = not_beaten(values)
-    assert sentence.startswith("yes/no: accuracy 52.0% is not clearly above its image-blind baseline of 51.0%")
+    assert sentence == OneLine("yes/no", "52.0%", "51.0%")
     assert not not_beaten(values | {"yes/no: accuracy": 0.6})
     assert not not_beaten({"accuracy": 0.1, "questions": 5})
 
@@ -126,7 +127,7 @@ def test_a_split_with_few_answers_is_measured_by_exact_match_and_says_so(task, m
     right = np.mean([item.answers == items[0].answers for item in items])
     assert found["accuracy"].value == pytest.approx(right)
     assert found["accuracy"].chance == pytest.approx(1 / len(task.candidates))
-    assert found.table("test").endswith("; exact match with one of the answers)")
+    assert found.table("test").endswith("one of the answers)")
     whole = task.evaluate(task.held_out.test["test"])
     assert whole.table("test").endswith("; soft accuracy of VQA v2)")
     assert whole["accuracy"].as_json()["rule"] == "soft accuracy of VQA v2"
@@ -204,14 +205,12 @@ def test_the_ranking_and_the_number_of_candidates_decide_on_the_answers(override
 
 
 def test_what_cannot_be_is_told_before_training(overrides, tmp_path):
-    with pytest.raises(
-        UserError, match=r"^data\.max_answer_tokens is 200, but the decoder has positions for 64 tokens"
-    ):
+    with pytest.raises(UserError, match=naming("data.max_answer_tokens", "200", "64")):
         VQATask.build(config_of(overrides, "data.max_answer_tokens=200"))
-    with pytest.raises(UserError, match=r"^evaluation\.answers: .*gone\.json does not exist"):
+    with pytest.raises(UserError, match=naming("evaluation.answers", "gone.json")):
         VQATask.build(config_of(overrides, f"evaluation.answers={tmp_path}/gone.json"))
     (tmp_path / "bare.json").write_text(json.dumps(["yes", "\u200b"]))
-    with pytest.raises(UserError, match=r"^evaluation\.answers: the tokenizer makes nothing of"):
+    with pytest.raises(UserError, match=naming("evaluation.answers", "tokenizer")):
         VQATask.build(config_of(overrides, f"evaluation.answers={tmp_path}/bare.json"))
 
 
@@ -221,7 +220,7 @@ def test_a_candidate_list_is_made_of_the_training_answers(overrides, scenes_fold
     monkeypatch.setattr(sys, "argv", ["answer_list", "--at-least", "1", *config])
     assert answer_list.main() == 0
     assert json.loads(out.read_text()) == json.loads((scenes_folder / "vqa_answers.json").read_text())
-    assert "they cover the most frequent answer of 100.0% of" in capsys.readouterr().out
+    assert OneLine("100.0%") in capsys.readouterr().out.splitlines()
     monkeypatch.setattr(sys, "argv", ["answer_list", "--at-least", "100000", *config])
     assert answer_list.main() == 2
-    assert capsys.readouterr().err.startswith("error: --at-least 100000: no answer occurs in so many questions")
+    assert capsys.readouterr().err == OneLine("error: --at-least 100000")

@@ -15,6 +15,7 @@ from tasks import TASKS
 from tasks.kinds import kind_of
 from tests.devices import CUDA
 from tests.engine.fake_gpu import CONTEXT, ROW, FakeGPU
+from tests.messages import OneLine, naming
 from tests.models.test_flops import FINE_TUNING
 from tools.plan import synthetic
 from tools.plan.command import arguments_of, main
@@ -120,7 +121,7 @@ def test_every_fine_tuning_task_can_be_planned(task):
 def test_every_task_has_a_synthetic_batch_and_one_without_is_refused(monkeypatch):
     assert TASKS.keys() == SYNTHETIC.keys()
     monkeypatch.setattr(synthetic, "SYNTHETIC", {})
-    with pytest.raises(UserError, match=r"^task = pretrain: cannot be planned: .*; try train.steps=5 instead$"):
+    with pytest.raises(UserError, match=naming("task = pretrain", "train.steps=5")):
         Planner(arguments_of(["--config", BASE, *MEMORY, *SMALL]))
 
 
@@ -151,30 +152,27 @@ def test_recomputed_and_compiled_encoders_are_planned_and_what_an_estimate_leave
     less = Planner(arguments_of([*deep, "train.recompute=[vision,text,fusion]", "train.compile=true"]))
     assert less._memory(64, 1)["activations"] < 0.7 * plain._memory(64, 1)["activations"]
     assert set(less._assumptions()) - set(plain._assumptions()) == {
-        "no time for recomputation (train.recompute: vision, text, fusion)",
-        "memory and time as without train.compile",
+        OneLine("train.recompute", "vision, text, fusion"),
+        OneLine("train.compile"),
     }
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (
-            ["--config", BASE, "--memory", "0.05", "data.images.batch_size=1"],
-            "--memory 0.05: a micro-batch of one example needs 0.",
-        ),
-        (["--config", BASE], "--memory: this machine has no GPU; give --memory GB"),
-        (["--config", BASE, "--memory", "1", "--gpu", "v100"], "the v100 has no bf16; set train.precision=fp16"),
-        (["--config", "configs/none.yaml", "--memory", "1"], "configs/none.yaml: no such config file"),
-        (["--config", BASE, "--memory", "1", "task=null"], "task is None, none of pretrain, retrieval, nlvr"),
+        (["--config", BASE, "--memory", "0.05", "data.images.batch_size=1"], ("--memory 0.05",)),
+        (["--config", BASE], ("--memory GB", "no GPU")),
+        (["--config", BASE, "--memory", "1", "--gpu", "v100"], ("v100", "bf16", "train.precision=fp16")),
+        (["--config", "configs/none.yaml", "--memory", "1"], ("configs/none.yaml",)),
+        (["--config", BASE, "--memory", "1", "task=null"], ("task is None", "pretrain, retrieval, nlvr")),
         (
             ["--config", BASE, "--memory", "80", "--gpus", "3", "data.images.order=blocks", "data.images.lanes=8"],
-            "data.images.lanes = 8: 3 ranks cannot have equally many lanes; run on 1, 2, 4 or 8 ranks",
+            ("data.images.lanes = 8", "3 ranks", "1, 2, 4 or 8"),
         ),
-        (["--config", BASE, "--memory", "80", "--task", "vqa"], "a config of task pretrain; leave out --task vqa"),
+        (["--config", BASE, "--memory", "80", "--task", "vqa"], ("task pretrain", "--task vqa")),
         (
             ["--config", "configs/captioning/coco_base_4m.yaml", "--memory", "1", "train.objective=self_critical"],
-            "train.objective = self_critical: cannot be planned",
+            ("train.objective = self_critical",),
         ),
     ],
 )
@@ -183,14 +181,14 @@ def test_a_plan_that_cannot_be_made_is_refused_in_one_line(flags, message):
     smaller = FEW if BASE in flags else []
     with pytest.raises(UserError) as error:
         Planner(arguments_of([*smaller, *flags, *SMALL])).plan()
-    assert message in str(error.value)
+    assert str(error.value) == OneLine(*message)
     assert "\n" not in str(error.value)
 
 
 def test_more_than_the_peak_is_refused(capsys):
     with pytest.raises(SystemExit):
         arguments_of(["--config", BASE, "--utilisation", "3"])
-    assert "'3' is more than 1, all there is" in capsys.readouterr().err
+    assert OneLine("'3'", "1") in capsys.readouterr().err.splitlines()
 
 
 def test_run_plans_and_prints_json(monkeypatch, capsys):
@@ -207,7 +205,7 @@ def test_run_plans_and_prints_json(monkeypatch, capsys):
 
 def test_a_mistake_ends_with_a_line_and_status_2(capsys):
     assert main(["--config", BASE, "--memory", "1", "optim.lrr=1"]) == 2
-    assert capsys.readouterr().err.startswith("error: command line: optim.lrr is not a key of this config")
+    assert capsys.readouterr().err == OneLine("error", "optim.lrr")
 
 
 def test_the_time_of_a_step_is_measured_by_taking_it():
@@ -250,7 +248,7 @@ def test_an_estimate_is_of_the_gpu_at_hand_unless_another_is_named(gpu, monkeypa
 
 def test_an_estimate_in_a_precision_that_the_gpu_at_hand_lacks_is_refused(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: "Tesla V100-SXM2-16GB")
-    with pytest.raises(UserError, match=r"the v100 has no bf16; set train.precision=fp16, or name another --gpu$"):
+    with pytest.raises(UserError, match=naming("v100", "bf16", "train.precision=fp16", "--gpu")):
         on_gpu("--estimate", "--memory", "2")
 
 
@@ -282,7 +280,7 @@ def test_several_gpus_leave_memory_for_the_buffers_of_their_communication(gpu, m
 
 
 def test_more_memory_than_this_gpu_has_is_only_estimated(gpu):
-    with pytest.raises(UserError, match=r"^--memory 1: this GPU has 0\.0 GB; add --estimate to plan for another$"):
+    with pytest.raises(UserError, match=naming("--memory 1", "0.0 GB", "--estimate")):
         on_gpu("--memory", "1")
 
 
@@ -291,7 +289,7 @@ def test_a_model_whose_weights_do_not_fit_is_refused_in_a_line(gpu, monkeypatch)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("engine.real_steps.trainer_of", full)
-    with pytest.raises(UserError, match="not even the weights fit"):
+    with pytest.raises(UserError, match=naming("weights fit")):
         on_gpu("--memory", "620e-9")
 
 

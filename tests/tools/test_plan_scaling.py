@@ -7,6 +7,7 @@ import json
 import pytest
 
 from engine.memory import tensor_bytes, trainable
+from tests.messages import OneLine
 from tests.tools.test_plan import ALONE, BASE, SMALL, sized_by_hand
 from tools.plan.command import arguments_of, main
 from tools.plan.planner import Planner
@@ -52,8 +53,8 @@ def test_each_rank_sends_by_the_formula_at_the_given_bandwidth():
     assert (plan.scaling[0].nodes, plan.scaling[0].network_s) == (1, None), "8 GPUs send nothing to other nodes"
     text = as_table(plan)
     assert "within a node" in text
-    assert "each of 32 GPUs sends per step: gradients " in text
-    assert "a ring of all ranks at 10 GB/s (--network); no latency, and no overlap of communication" in text
+    assert OneLine("32 GPUs", "gradients") in text.splitlines()
+    assert OneLine("10 GB/s", "--network") in text.splitlines()
 
 
 def test_gradient_caching_multiplies_negatives_and_sends_the_same():
@@ -63,14 +64,14 @@ def test_gradient_caching_multiplies_negatives_and_sends_the_same():
     for before, after in zip(plain.scaling, cached.scaling, strict=False):
         assert after.negatives + 1 == 2 * (before.negatives + 1)
         assert after.sent == before.sent
-    assert "no time to run the encoders twice (model.contrastive.chunks: 2)" in cached.assumptions
+    assert OneLine("model.contrastive.chunks: 2") in cached.assumptions
 
 
 def test_without_a_bandwidth_there_is_no_time_on_the_network():
     plan = sized_by_hand(*FOUR_NODES).plan()
     assert {(scale.network_s, scale.network_share) for scale in plan.scaling} == {(None, None)}
     assert "on the network" not in as_table(plan).split("assumed")[0]
-    assert "for the time on the network, give --network GB/S" in as_table(plan)
+    assert OneLine("--network", "GB/S") in as_table(plan).splitlines()
 
 
 def test_a_task_without_a_contrastive_loss_has_no_negatives():
@@ -85,7 +86,7 @@ def test_numbers_of_gpus_that_the_run_cannot_have_are_told_with_the_reason():
     blocks = ["data.images.order=blocks", "data.images.lanes=64", ALONE]
     plan = sized_by_hand(*FOUR_NODES, *blocks).plan()
     assert [scale.ranks for scale in plan.scaling] == [8, 32, 64]
-    assert "512 ranks cannot have equally many lanes" in plan.refused[512]
+    assert OneLine("512 ranks", "lanes") in plan.refused[512].splitlines()
     assert f"\n512 GPUs: {plan.refused[512]}\n" in as_table(plan)
 
 
@@ -106,17 +107,17 @@ def test_without_nodes_nothing_is_told_of_other_numbers():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--nodes", "4"], "--nodes 4 needs --gpus N, the GPUs of each node"),
-        (["--network", "4", "--gpus", "8"], "--network 4 needs --nodes N: without it, no time on the network is told"),
-        (["--network", "0"], "argument --network: '0' is not a positive number"),
-        (["--nodes", "2:4", "--gpus", "8"], "argument --nodes: '2:4' is not a positive number"),
+        (["--nodes", "4"], ("--nodes 4", "--gpus")),
+        (["--network", "4", "--gpus", "8"], ("--network 4", "--nodes N")),
+        (["--network", "0"], ("--network", "0")),
+        (["--nodes", "2:4", "--gpus", "8"], ("--nodes", "2:4")),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused_in_a_line(flags, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         arguments_of(flags)
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"run.py plan: error: {message}"
+    assert capsys.readouterr().err.splitlines()[-1] == OneLine("run.py plan: error:", *message)
 
 
 def test_json_has_the_scaling(monkeypatch, capsys):

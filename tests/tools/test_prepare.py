@@ -13,6 +13,7 @@ from dataset.prepare.catalogue import GROUPS, SETS, WEB_SETS
 from run import main
 from tasks.kinds import choose
 from tests.dataset.prepare import official
+from tests.messages import OneLine
 from utils.config import load_config
 
 
@@ -40,7 +41,7 @@ def test_flags_that_no_set_reads_are_refused(raw, out, capsys):
         assert main(["prepare", "coco", "--raw", str(raw), "--out", str(out), *flags]) == 2
         assert told in capsys.readouterr().err
     assert main(["prepare", "laion", "--raw", str(raw), "--max-unsafe", "50"]) == 2
-    assert "--max-unsafe: '50' is no number from 0 to 1" in capsys.readouterr().err
+    assert OneLine("--max-unsafe", "'50'", "0 to 1") in capsys.readouterr().err.splitlines()
 
 
 @pytest.fixture
@@ -104,22 +105,22 @@ def made_by(*groups: str) -> set[str]:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "give the name of a data set; --list shows them"),
-        (["cocoo", "--raw", "."], "'cocoo' is no data set; known: coco, visual_genome, sbu,"),
-        (["coco"], "give the folder of the official files: --raw DIR"),
-        (["coco", "--raw", "nowhere"], "nowhere is no folder"),
-        (["coco", "--raw", ".", "--without", "karpathy"], "--without karpathy: no such splits; known: karpathy_coco,"),
-        (["coco", "--raw", ".", "--workers", "0"], "0 is not within 1 and 1024"),
-        (["coco", "--raw", ".", "--worker", "two"], "'two' is not a whole number"),
-        (["coco", "--row", "."], "unrecognized arguments: --row ."),
-        (["--check", "nowhere"], "--check nowhere: no prepared folder is there"),
+        ([], ("--list",)),
+        (["cocoo", "--raw", "."], ("'cocoo'", "coco, visual_genome, sbu")),
+        (["coco"], ("--raw DIR",)),
+        (["coco", "--raw", "nowhere"], ("nowhere",)),
+        (["coco", "--raw", ".", "--without", "karpathy"], ("--without", "karpathy", "karpathy_coco")),
+        (["coco", "--raw", ".", "--workers", "0"], ("0 is not within 1 and 1024",)),
+        (["coco", "--raw", ".", "--worker", "two"], ("'two' is not a whole number",)),
+        (["coco", "--row", "."], ("--row",)),
+        (["--check", "nowhere"], ("--check", "nowhere")),
     ],
 )
 def test_a_mistake_is_one_line(argv, said, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, printed, error = run(*argv)
     assert (status, printed) == (2, "")
-    assert said in error and "\n" not in error
+    assert error == OneLine(*said) and "\n" not in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,7 +147,7 @@ def test_a_set_that_fails_does_not_stop_the_others(run, raw, out):
     status, _, error = run("4m", "--raw", raw, "--out", out, "--workers", 1)
     assert status == 2
     first, *others = error.splitlines()
-    assert first == "error: 2 of 7 sets were not made; the others are whole"
+    assert first == OneLine("error: 2 of 7")
     assert [line.split(":")[0].strip() for line in others] == ["visual_genome", "cc3m"]
     assert f"{raw}/vg/objects.json" in others[0] and "Train_GCC-training.tsv is not there" in others[1]
     assert {"coco", "refcoco", "gqa", "flickr_entities"} <= {path.name for path in out.iterdir()}
@@ -157,12 +158,9 @@ def test_the_result_is_told_with_counts_by_reason(run, raw, out):
     _, printed, _ = run("gqa", "--raw", raw, "--out", out, "--workers", 1)
     lines = printed.splitlines()
     assert lines[0] == f"{out}/gqa: 1 images, 1 objects, 1 records; read: 3 images, 2 objects"
-    assert "  images: 3 in the files, 74,942 in the official ones" in lines
-    assert (
-        f"  left out: 1 unknown image, first {raw}/gqa/train_sceneGraphs.json: 99: it is not in {raw}/vg/image_data.json"
-        in lines
-    )
-    assert any(line.startswith("  left out: 1 held out by COCO (Karpathy) test, first ") for line in lines)
+    assert OneLine("3", "74,942", "images") in lines
+    assert OneLine("1 unknown image", f"{raw}/gqa/train_sceneGraphs.json", "99", f"{raw}/vg/image_data.json") in lines
+    assert OneLine("1 held out by COCO (Karpathy) test") in lines
     assert any(line.startswith("  mended: 1 box clamped, first ") for line in lines)
 
 
@@ -173,7 +171,7 @@ def test_the_check_names_a_changed_shard_and_goes_on(run, raw, out):
     path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
     status, printed, _ = run("--check", out)
     assert status == 1
-    assert f"{path} has the right size, but another content (SHA-256)" in printed
+    assert OneLine(path, "SHA-256") in printed.splitlines()
     assert f"{out}/coco: whole, 1 file" in printed and f"{out}/coco_val: whole, 1 file" in printed
     manifest = json.loads((out / "coco/_prepare/manifest.json").read_text())
     assert manifest["version"]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import tiny_run
+from tests.messages import OneLine
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
 from tests.tasks.painted import KINDS, rows_of
 from tests.tools.report_runs import ROOT, boxes, config_text, make_run, report, rows_with  # noqa: F401 (fixture)
@@ -40,7 +41,7 @@ def test_a_run_without_its_data_shows_predictions_as_text(make, tmp_path):
     folder = make("run", gone, predictions=boxes())
     Image.new("RGB", (60, 40)).save(folder / "predictions.png")
     text = report(tmp_path, folder)
-    assert "Shown as text, since the held-out data cannot be read" in text and "/nowhere/x.jsonl" in text
+    assert OneLine("as text", "held-out data") in text.splitlines() and "/nowhere/x.jsonl" in text
     assert f"IoU 0.02 · {boxes()[2]['phrase']}" in text
     assert "The run's own sheets" in text
     assert text.count("<img") == 1  # the sheet
@@ -48,10 +49,10 @@ def test_a_run_without_its_data_shows_predictions_as_text(make, tmp_path):
 
 def test_data_that_have_changed_since_are_not_drawn(make, tmp_path):
     fewer = report(tmp_path, make("fewer", predictions=boxes(5)))
-    assert "has changed since: it gives 7 predictions, the run has 5" in fewer
+    assert OneLine("7 predictions", "5") in fewer.splitlines()
     renamed = [{**box, "phrase": "another"} for box in boxes()]
     text = report(tmp_path, make("renamed", predictions=renamed))
-    assert "has changed since: example 0 has another phrase" in text
+    assert OneLine("example 0") in text.splitlines()
     assert "<img" not in fewer + text
 
 
@@ -67,7 +68,7 @@ def test_an_image_that_cannot_be_read_leaves_the_others(tmp_path, data, override
     predictions = [{"image_id": row["image_id"], "caption": f"caption {row['image_id']}"} for row in rows]
     (folder / "predictions_test.json").write_text(json.dumps(predictions))
     text = report(tmp_path, folder)
-    assert f"1 cannot be drawn: {tmp_path}/rows.jsonl:5: unreadable image" in text
+    assert OneLine("1 cannot be drawn", f"{tmp_path}/rows.jsonl:5", "unreadable image") in text.splitlines()
     assert text.count("<img") == 6
     assert "caption: caption 13" in text  # as text
 
@@ -142,7 +143,7 @@ def test_runs_are_compared_with_the_best_of_each_row_marked(make, tmp_path):
 
 def test_the_same_examples_are_compared_over_runs(make, tmp_path):
     text = report(tmp_path, make("a", predictions=boxes(right=(0, 1))), make("b", predictions=boxes(right=(1, 2))))
-    assert "1 of 7 examples are right in all runs, 4 in none, 2 in some" in text
+    assert OneLine("1 of 7", "4 in none", "2 in some") in text.splitlines()
     section = text.split("The same examples</h2>")[1].split("<h2")[0]
     assert [row.split(" · ")[0] for row in rows_with(section, " · ")] == ["0", "2"]
     assert [row.rsplit("· ")[1].split(" ", 4)[-1] for row in rows_with(section, " · ")] == [
@@ -170,7 +171,7 @@ def test_the_images_of_a_page_are_bounded(make, tmp_path):
     text = page_of(found, 24, Room(room))
     images = re.findall(r"data:image/\w+;base64,([^\"]+)", text)
     assert 0 < sum(map(len, images)) <= room
-    assert "images are left out: the page is bounded in size" in text
+    assert OneLine("images", "bounded") in text.splitlines()
     halves = [sum(map(len, re.findall(r"base64,([^\"]+)", part))) for part in text.split('<details class="run">')[1:]]
     assert len(halves) == 2 and all(0 < half <= room / 2 for half in halves)
 
@@ -191,4 +192,4 @@ def test_runs_measured_on_different_files_have_no_best_value_and_each_its_chance
 def test_the_report_warns_of_an_accuracy_that_does_not_beat_the_image_blind_baseline(make, tmp_path):
     questions = {"value": 400, "unit": "count"}
     run = make("blind", accuracy=0.51, questions=questions, **{"image-blind baseline": 0.5})
-    assert "accuracy 51.0% is not clearly above its image-blind baseline of 50.0%" in report(tmp_path, run)
+    assert OneLine("51.0%", "50.0%") in report(tmp_path, run).splitlines()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.messages import OneLine, naming
 from tools.reproduce.submissions import FORMS, check_submission, check_submissions
 from utils.errors import UserError
 
@@ -16,28 +17,28 @@ VQA = FORMS["vqa"]
 def test_a_whole_file_is_said_to_be_whole(tmp_path):
     path = tmp_path / "predictions_test2015.json"
     path.write_text(json.dumps([{"question_id": 1, "answer": "yes"}, {"question_id": 2, "answer": ""}]))
-    assert check_submission(path, VQA) == f"{path}: 2 entries in the server's form"
+    assert check_submission(path, VQA) == OneLine(path, "2 entries")
     assert check_submission(path, VQA, frozenset({1, 2})).endswith(", all that the server asks for")
 
 
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ({"question_id": 1}, "the server takes a list"),
-        (["yes"], r"\[0\]: it is no object"),
-        ([{"question_id": 1, "answer": "yes"}, {"question_id": 2}], r"\[1\]: it has the keys \['question_id'\]"),
-        ([{"question_id": "1", "answer": "yes"}], r"\[0\]: question_id is '1'"),
-        ([{"question_id": True, "answer": "yes"}], r"\[0\]: question_id is True"),
-        ([{"question_id": 1, "answer": None}], r"\[0\]: answer is None"),
-        ([{"question_id": 1, "answer": "a"}, {"question_id": 1, "answer": "b"}], "question_id 1 is there 2 times"),
-        ([{"question_id": 1, "answer": "a"}], "of 2 question_ids 1 are missing, such as 2"),
-        ([{"question_id": n, "answer": "a"} for n in (1, 2, 9)], "of 2 question_ids 1 are unknown, such as 9"),
+        ({"question_id": 1}, ("the server takes a list",)),
+        (["yes"], ("[0]: it is no object",)),
+        ([{"question_id": 1, "answer": "yes"}, {"question_id": 2}], ("[1]", "['question_id']")),
+        ([{"question_id": "1", "answer": "yes"}], ("[0]", "question_id is '1'")),
+        ([{"question_id": True, "answer": "yes"}], ("[0]", "question_id is True")),
+        ([{"question_id": 1, "answer": None}], ("[0]: answer is None",)),
+        ([{"question_id": 1, "answer": "a"}, {"question_id": 1, "answer": "b"}], ("question_id 1", "2 times")),
+        ([{"question_id": 1, "answer": "a"}], ("2 question_ids", "1 are missing", "2")),
+        ([{"question_id": n, "answer": "a"} for n in (1, 2, 9)], ("2 question_ids", "1 are unknown", "9")),
     ],
 )
 def test_what_a_server_would_refuse_is_one_line(tmp_path, content, fault):
     path = tmp_path / "predictions.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=fault):
+    with pytest.raises(UserError, match=naming(*fault)):
         check_submission(path, VQA, frozenset({1, 2}))
     path.write_text("[")
     with pytest.raises(UserError, match="is no JSON"):
@@ -53,9 +54,9 @@ def test_ids_are_those_of_the_official_files_of_each_split(tmp_path):
     vqa = {"test2015": SimpleNamespace(format="vqa2", questions=str(questions))}
     config = SimpleNamespace(task="vqa", evaluation=SimpleNamespace(test=vqa))
     [line] = check_submissions(tmp_path, config)
-    assert "predictions_test2015.json: 1 entries in the server's form, all that the server asks for" in line
+    assert line == OneLine("predictions_test2015.json", "1")
     coco = {"coco": SimpleNamespace(format="karpathy", annotations=str(captions), splits=["test"])}
     config = SimpleNamespace(task="captioning", evaluation=SimpleNamespace(test=coco))
-    with pytest.raises(UserError, match="of 1 image_ids 1 are missing, such as 7"):
+    with pytest.raises(UserError, match=naming("1 image_ids", "1 are missing", "7")):
         check_submissions(tmp_path, config)
     assert check_submissions(tmp_path, SimpleNamespace(task="nlvr", evaluation=config.evaluation)) == []

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from run import main
+from tests.messages import OneLine
 from tools import sweep
 from tools.reproduce import runs
 from utils.errors import UserError
@@ -41,7 +42,7 @@ def test_a_variant_without_name_or_value_is_refused(text, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["sweep", "--config", CONFIG, "--variant", text])
     assert stop.value.code == 2
-    assert f"{text!r} is not of the form 'NAME: key=value key=value'" in capsys.readouterr().err
+    assert OneLine(f"{text!r}", "NAME: key=value key=value") in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_an_axis_without_key_or_value_is_refused(text, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["sweep", "--config", "configs/demo/pretrain.yaml", "--grid", text])
     assert stop.value.code == 2
-    assert f"{text!r} is not of the form key=value,value" in capsys.readouterr().err
+    assert OneLine(f"{text!r}", "key=value,value") in capsys.readouterr().err.splitlines()
 
 
 def test_the_table_has_means_and_spreads_and_says_what_is_not_measured():
@@ -88,7 +89,7 @@ def test_a_sweep_runs_each_variant_with_each_seed_once_and_goes_on_after_a_failu
     assert main([*argv, "train.steps=3"]) == 1
     printed = capsys.readouterr().out
     assert "| optim.lr=1 | 50.5 ± 0.7 |" in printed and "| optim.lr=2 | 60.5 ± 0.7 |" in printed
-    assert printed.count("not run: the run ended with status 2") == 2
+    assert printed.splitlines().count(OneLine("not run", "status 2")) == 2
     assert len(commands) == 6 and all("train.steps=3" in command for command in commands)
     assert json.loads((tmp_path / "sweep.json").read_text())["optim.lr=2"] == [{"accuracy": 60.0}, {"accuracy": 61.0}]
     commands.clear()
@@ -100,7 +101,7 @@ def test_a_sweep_without_any_number_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "run_command", lambda command: 2)
     argv = ["sweep", "--config", CONFIG, "--grid", "loss.l1=1", "--output", str(tmp_path)]
     assert main(argv) == 2
-    assert f"error: --config {CONFIG}: no variant could be run" in capsys.readouterr().err
+    assert OneLine(f"error: --config {CONFIG}") in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.parametrize(("axis", "told"), [("loss.l1=5,abc", "loss.l1 = 'abc'"), ("loss.l11=5,0", "loss.l11 is not")])
@@ -133,7 +134,7 @@ def test_two_variants_of_one_name_are_refused(names, tmp_path, monkeypatch, caps
     monkeypatch.setattr(runs, "run_command", lambda command: pytest.fail("a run was started"))
     words = [word for name in names for word in ("--variant", f"{name}: loss.l1=1")]
     assert main(["sweep", "--config", CONFIG, *words, "--output", str(tmp_path)]) == 2
-    assert f"error: two variants are called {names[0]!r}; give each a name of its own" in capsys.readouterr().err
+    assert OneLine("error", f"{names[0]!r}") in capsys.readouterr().err.splitlines()
 
 
 def test_the_folder_of_a_variant_is_that_of_its_name():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tasks.launch import parse_run
+from tests.messages import OneLine, naming
 from utils import launcher
 from utils.clusters import Nodes, Place, Rank, first_host, nodes_left_out, parse_nodes, place_of, recognise
 from utils.distributed import process_group
@@ -102,13 +103,13 @@ def test_an_environment_describes_a_place(environment, place):
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        (STEP | {"SLURM_NODEID": "one"}, "SLURM_NODEID = 'one' is no number"),
-        ({name: value for name, value in TORCHRUN.items() if name != "MASTER_ADDR"}, "MASTER_ADDR is not set, but"),
-        (TRAINJOB | {"PET_NNODES": "a few"}, "PET_NNODES: 'a few' is neither a positive number N nor MIN:MAX"),
+        (STEP | {"SLURM_NODEID": "one"}, ("SLURM_NODEID", "'one'")),
+        ({name: value for name, value in TORCHRUN.items() if name != "MASTER_ADDR"}, ("MASTER_ADDR",)),
+        (TRAINJOB | {"PET_NNODES": "a few"}, ("PET_NNODES", "'a few'", "MIN:MAX")),
     ],
 )
 def test_a_broken_environment_is_one_line(environment, message):
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=naming(*message)) as caught:
         recognise(environment)
     assert "\n" not in str(caught.value)
 
@@ -149,30 +150,22 @@ def test_flags_win_and_the_environment_fills_in_the_rest(flags, environment, pla
 @pytest.mark.parametrize(
     ("flags", "environment", "message"),
     [
-        (["--nodes", "2"], {}, "--nodes 2: --nodes needs --master HOST:PORT"),
-        (["--nodes", "2", "--master", "h:1"], {}, "--nodes 2: give --node-rank R too, .* from 0 to 1"),
-        (
-            ["--nodes", "4"],
-            STEP,
-            "--nodes 4: this process was started as SLURM job 12017: node 1 of 2, gpu07:17017; leave",
-        ),
-        (["--nodes", "2", "--node-rank", "0"], STEP, "--node-rank 0: this process was started as SLURM job 12017"),
-        (
-            ["--gpus", "2"],
-            TORCHRUN,
-            "--gpus 2: this process is already a rank .torchrun: rank 3 of 4, node0:29400.; leave",
-        ),
-        (["--nodes", "2", "--master", "h:1"], TORCHRUN, "--nodes 2: this process is already a rank"),
-        (["--cpu", "8"], TASK_A_GPU, "--cpu 8: this process is already a rank .SLURM job 12017: rank 5 of 8, "),
+        (["--nodes", "2"], {}, ("--nodes 2", "--master HOST:PORT")),
+        (["--nodes", "2", "--master", "h:1"], {}, ("--nodes 2", "--node-rank R", "0 to 1")),
+        (["--nodes", "4"], STEP, ("--nodes 4", "SLURM job 12017", "node 1 of 2", "gpu07:17017")),
+        (["--nodes", "2", "--node-rank", "0"], STEP, ("--node-rank 0", "SLURM job 12017")),
+        (["--gpus", "2"], TORCHRUN, ("--gpus 2", "torchrun", "rank 3 of 4", "node0:29400")),
+        (["--nodes", "2", "--master", "h:1"], TORCHRUN, ("--nodes 2", "rank")),
+        (["--cpu", "8"], TASK_A_GPU, ("--cpu 8", "SLURM job 12017", "rank 5 of 8")),
     ],
 )
 def test_a_contradiction_is_one_line(flags, environment, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=naming(*message)):
         place_of(parse_run(flags), environment)
 
 
 def test_a_job_of_many_nodes_without_srun_is_told():
-    assert nodes_left_out(BATCH) == "SLURM job 12017 has 2 nodes, and this run is on one: start it by srun to use all"
+    assert nodes_left_out(BATCH) == OneLine("SLURM job 12017", "2 nodes", "srun")
     assert nodes_left_out(STEP) is None
     assert nodes_left_out(BATCH | {"SLURM_NNODES": "1"}) is None
     assert nodes_left_out({}) is None
@@ -208,9 +201,9 @@ def test_the_number_of_ranks_on_a_node_is_torchruns_own(monkeypatch):
 
 def test_a_node_with_fewer_gpus_than_tasks_is_refused(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.raises(UserError, match="number 2 on its node, which shows 2 GPUs; start one task a GPU"):
+    with pytest.raises(UserError, match=naming("2 GPUs", "one task a GPU")):
         launcher.become_rank(recognise(TASK_A_GPU | {"SLURM_LOCALID": "2"}))
-    with pytest.raises(UserError, match="8 processes on this node, which shows 2 GPUs; give --gpus N"):
+    with pytest.raises(UserError, match=naming("8 processes", "2 GPUs", "--gpus N")):
         launcher.processes_of(parse_run([]), recognise(ELASTIC_JOB))
     assert launcher.processes_of(parse_run(["--gpus", "2"]), recognise(ELASTIC_JOB)) == 2
 

@@ -5,6 +5,7 @@ from typing import Literal
 import pytest
 from pydantic import model_validator
 
+from tests.messages import OneLine, naming
 from utils.config import Config, ConfigError, dump_config, load_config
 
 
@@ -50,10 +51,10 @@ def test_every_error_comes_at_once_with_file_line_and_suggestion(write):
     with pytest.raises(ConfigError) as error:
         load_config(path, ["other.lr=fast"], Outer)
     text = "\n".join(error.value.findings)
-    assert f"{path}:2: optim.lrr is not a key of this config; did you mean optim.lr?" in text
-    assert f"{path}:1: optim.lr is missing; add it or give optim.lr=... on the command line" in text
+    assert OneLine(f"{path}:2", "optim.lrr", "optim.lr") in text.splitlines()
+    assert OneLine(f"{path}:1", "optim.lr", "optim.lr=...") in text.splitlines()
     assert f"{path}:3: optim.steps = 'many'" in text
-    assert f"{path}:4: falg is not a key of this config; did you mean flag?" in text
+    assert OneLine(f"{path}:4", "falg", "flag") in text.splitlines()
     assert "command line: other.lr = 'fast'" in text
     assert len(error.value.findings) == 5
 
@@ -78,7 +79,7 @@ def test_a_missing_file_and_a_malformed_override_are_named(write, tmp_path):
     with pytest.raises(ConfigError, match="no such config file"):
         load_config(tmp_path / "none.yaml", [], Outer)
     path = write("a.yaml", "optim: {lr: 1}\n")
-    with pytest.raises(ConfigError, match=r"'optim\.lr' is not of the form"):
+    with pytest.raises(ConfigError, match=naming("'optim.lr'", "form")):
         load_config(path, ["optim.lr"], Outer)
 
 
@@ -106,13 +107,13 @@ def test_a_section_that_contradicts_itself_is_named_without_its_content(write):
     path = write("a.yaml", "span:\n  low: 3\n  high: 2\n")
     with pytest.raises(ConfigError) as error:
         load_config(path, [], Holder)
-    assert error.value.findings == [f"{path}:1: span: low exceeds high"]
+    assert error.value.findings == [OneLine(f"{path}:1", "span", "low", "high")]
 
 
 def test_a_number_in_place_of_a_section_is_told_the_keys_of_the_section(write):
     with pytest.raises(ConfigError) as error:
         load_config(write("a.yaml", ""), ["span=8"], Holder)
-    assert error.value.findings == ["command line: span = 8: is a section; give keys of it: low, high"]
+    assert error.value.findings == [OneLine("span = 8", "low, high")]
 
 
 def test_a_section_that_the_command_line_made_contradict_itself_is_placed_there_too(write):
@@ -130,9 +131,9 @@ def test_a_section_that_the_command_line_made_contradict_itself_is_placed_there_
         range: Range = Range()
 
     path = write("a.yaml", "range: {low: 1}\n")
-    with pytest.raises(ConfigError, match=rf"^command line and {path}:1: range: low is above high$"):
+    with pytest.raises(ConfigError, match=naming(f"{path}:1", "range", "low", "high")):
         load_config(path, ["range.high=0"], Whole)
-    with pytest.raises(ConfigError, match=r"^command line: range: low is above high$"):
+    with pytest.raises(ConfigError, match=naming("command line", "range", "low", "high")):
         load_config(write("b.yaml", ""), ["range={low: 3, high: 2}"], Whole)
 
 
@@ -151,9 +152,9 @@ def test_an_item_of_a_list_cannot_be_overridden_and_typos_are_the_command_lines(
 
     path = tmp_path / "a.yaml"
     path.write_text("inner: {names: [a]}\n")
-    with pytest.raises(ConfigError, match=r"command line: inner\.names is a list; give it whole"):
+    with pytest.raises(ConfigError, match=naming("command line", "inner.names", "list")):
         load_config(path, ["inner.names.0=b"], Outer)
-    with pytest.raises(ConfigError, match=r"command line: iner is not a key of this config; did you mean inner"):
+    with pytest.raises(ConfigError, match=naming("iner", "inner")):
         load_config(path, ["iner.names=[b]"], Outer)
 
 
@@ -166,7 +167,7 @@ class Numbers(Config):
 
 @pytest.mark.parametrize("override", ["steps=true", "rate=false", "betas=[0.9, true]"])
 def test_a_boolean_is_no_number(write, override):
-    with pytest.raises(ConfigError, match="should be a number, not a boolean"):
+    with pytest.raises(ConfigError, match=naming("number", "boolean")):
         load_config(write("a.yaml", "mode: true\n"), [override], Numbers)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from dataset.files import read_file
 from dataset.records.broken import BrokenRecordError
 from engine.manifest import fault_of
 from engine.metrics_log import keep_until
+from tests.messages import OneLine, naming
 from utils import log
 from utils.errors import NotRegularError, UserError, of_surroundings
 from utils.files import check_regular, new_folder, open_regular, parse_json, read_json, read_text
@@ -33,10 +33,10 @@ def as_fifo(path: Path) -> Path:
 def test_a_fifo_a_folder_and_a_device_are_refused_without_waiting(fifo, tmp_path):
     for path, kind in ((fifo, "a FIFO"), (tmp_path, "a folder"), (Path("/dev/null"), "a device")):
         for read in (open_regular, check_regular, read_text, read_json):
-            with pytest.raises(NotRegularError, match=f"is {kind}, not a regular file") as caught:
+            with pytest.raises(NotRegularError, match=naming(kind, "regular file")) as caught:
                 read(path)
-            assert str(of_surroundings(caught.value)).startswith(f"{path}: is {kind}, not a regular file; ")
-        with pytest.raises(BrokenRecordError, match=f"{path} is {kind}, not a regular file"):
+            assert str(of_surroundings(caught.value)) == OneLine(path, kind)
+        with pytest.raises(BrokenRecordError, match=naming(path, kind)):
             read_file(path, 100, "p")
     check_regular(tmp_path / "absent")
 
@@ -61,7 +61,7 @@ def test_a_fifo_in_place_of_a_file_of_a_run_or_an_export_is_one_line(tmp_path):
     assert fault_of(tmp_path) == f"{tmp_path}/manifest.json cannot be read"
     with pytest.raises(NotRegularError):
         keep_until(as_fifo(tmp_path / "metrics.jsonl"), 1)
-    with pytest.raises(UserError, match=re.escape("log.txt cannot be written: is a FIFO")):
+    with pytest.raises(UserError, match=naming("log.txt", "FIFO")):
         log.set_up(as_fifo(tmp_path / "log.txt"))
     as_fifo(tmp_path / "export.json")
     with pytest.raises(UserError, match=r"export\.json cannot be read"):
@@ -75,12 +75,12 @@ def test_the_second_of_two_processes_that_write_a_folder_is_told_of_the_first(tm
         assert not list(first.iterdir())
         (first / "a").write_text("a")
         with (
-            pytest.raises(UserError, match=r"x\.onnx: another process is writing it; wait until it is done"),
+            pytest.raises(UserError, match=naming("x.onnx", "another process")),
             new_folder(target),
         ):
             pass
         assert (first / "a").read_text() == "a"
     assert [path.name for path in tmp_path.rglob("*")] == ["x.onnx", "a"]
-    with pytest.raises(UserError, match="another process has written it meanwhile"), new_folder(target) as late:
+    with pytest.raises(UserError, match=naming("another process")), new_folder(target) as late:
         (late / "b").write_text("b")
     assert [path.name for path in tmp_path.rglob("*")] == ["x.onnx", "a"]

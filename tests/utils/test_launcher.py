@@ -14,6 +14,7 @@ import pytest
 import run
 from tasks import TASKS
 from tasks.launch import parse_run
+from tests.messages import OneLine, naming
 from tests.ranks import free_port
 from utils import launcher
 from utils.clusters import Place
@@ -32,26 +33,23 @@ def test_overrides_may_stand_anywhere_after_the_flags():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--task", "pretrain", "--gpus", "1", "--cpu", "1"], "not allowed with"),
-        (["--task", "pretrain", "--cpu", "0"], "'0' is not a positive number"),
-        (
-            ["--task", "pretrain", "--nodes", "3:2", "--master", "h:1"],
-            "'3:2' is neither a positive number N nor MIN:MAX",
-        ),
-        (["--task", "pretrain", "--nodes", "1:2", "--master", "h:1", "--node-rank", "1"], "nodes number themselves"),
-        (["--task", "pretrain", "--master", "h:1"], "--master needs --nodes N"),
-        (["--task", "pretrain", "--max-restarts", "2", "--nodes", "2"], "--max-restarts is for --nodes MIN:MAX"),
-        (["--task", "pretrain", "--nodes", "2", "--master", "host"], "not of the form HOST:PORT"),
-        (["--task", "pretrain", "--node-rank", "1"], "--node-rank 1 is not within 0 .. 0"),
-        (["--task", "pretrain", "lr"], "'lr' is neither a flag nor of the form key=value"),
-        (["--tsk", "pretrain"], "--tsk is not a flag; did you mean --task?"),
+        (["--task", "pretrain", "--gpus", "1", "--cpu", "1"], ("not allowed with",)),
+        (["--task", "pretrain", "--cpu", "0"], ("'0'",)),
+        (["--task", "pretrain", "--nodes", "3:2", "--master", "h:1"], ("3:2", "MIN:MAX")),
+        (["--task", "pretrain", "--nodes", "1:2", "--master", "h:1", "--node-rank", "1"], ("nodes number themselves",)),
+        (["--task", "pretrain", "--master", "h:1"], ("--master", "--nodes N")),
+        (["--task", "pretrain", "--max-restarts", "2", "--nodes", "2"], ("--max-restarts", "--nodes", "MIN:MAX")),
+        (["--task", "pretrain", "--nodes", "2", "--master", "host"], ("not of the form HOST:PORT",)),
+        (["--task", "pretrain", "--node-rank", "1"], ("--node-rank 1", "0 .. 0")),
+        (["--task", "pretrain", "lr"], ("lr", "key=value")),
+        (["--tsk", "pretrain"], ("--tsk", "--task")),
     ],
 )
 def test_a_wrong_command_line_is_named(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
         parse_run(argv)
     assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    assert OneLine(*message) in capsys.readouterr().err.splitlines()
 
 
 LAUNCH = """
@@ -130,7 +128,7 @@ def test_a_missing_config_is_one_line():
     command = [sys.executable, "run.py", "--task", "pretrain", "--config", "configs/none.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: --config configs/none.yaml: no such config file\n"
+    assert done.stderr == OneLine("error: --config configs/none.yaml")
 
 
 @pytest.mark.slow
@@ -166,7 +164,7 @@ def test_cuda_stops_at_the_first_entry_that_is_no_device(monkeypatch, visible, g
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert launcher._gpus() == gpus
     if not gpus:
-        with pytest.raises(UserError, match="--gpus 1: this machine has 0; use --cpu N to run without"):
+        with pytest.raises(UserError, match=naming("--gpus 1", "0", "--cpu N")):
             launcher.processes_of(parse_run(["--gpus", "1"]), Place("flags"))
 
 
@@ -200,27 +198,21 @@ def test_run_alone_says_what_to_do(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["plann"], "'plann' is no command; did you mean plan?"),
-        (["nlvr", "seed=1"], "nlvr is a task and no command; give --task nlvr"),
-        (["retreival"], "'retreival' is no command; did you mean --task retrieval?"),
-        (
-            ["lr"],
-            f"'lr' is no command; known: {', '.join(run.COMMANDS)}; to run a task, give --task or --config",
-        ),
-        (["--task", "pretrian"], "--task pretrian: no task, folder or module has this name; did you mean 'pretrain'?"),
-        (["--gpus", "1"], "give --task TASK, or --config FILE with a key task"),
-        (["--task", "nlvr", "--nodes", "2"], "--nodes 2: --nodes needs --master HOST:PORT"),
-        (
-            ["--config", "configs/demo/vqa.yaml", "--task", "nlvr"],
-            "configs/demo/vqa.yaml: this is a config of task vqa; leave out --task nlvr",
-        ),
+        (["plann"], ("'plann'", "plan")),
+        (["nlvr", "seed=1"], ("nlvr", "--task nlvr")),
+        (["retreival"], ("'retreival'", "--task retrieval")),
+        (["lr"], ("'lr'", ", ".join(run.COMMANDS), "--task", "--config")),
+        (["--task", "pretrian"], ("--task pretrian", "'pretrain'")),
+        (["--gpus", "1"], ("--task", "TASK", "--config", "FILE")),
+        (["--task", "nlvr", "--nodes", "2"], ("--nodes", "2", "--master", "HOST:PORT")),
+        (["--config", "configs/demo/vqa.yaml", "--task", "nlvr"], ("configs/demo/vqa.yaml", "task vqa", "--task nlvr")),
     ],
 )
 def test_a_mistake_is_one_line_with_the_nearest_name(argv, message, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert run.main(argv) == 2
-    assert capsys.readouterr().err == f"error: {message}\n"
+    assert capsys.readouterr().err == OneLine("error:", *message)
 
 
 def test_the_help_of_a_tasks_script_does_not_wait_for_torch():

@@ -7,6 +7,7 @@ import resource
 
 import pytest
 
+from tests.messages import naming
 from utils import open_files
 from utils.errors import UserError
 
@@ -22,7 +23,7 @@ def limits(monkeypatch):
 
 def test_too_low_a_limit_is_refused_with_the_number_that_is_needed(limits):
     limits["now"] = (64, 64)
-    with pytest.raises(UserError, match=r"64 files open \(ulimit -n\).*data\.workers=4 needs 96; .*ulimit -n 4096"):
+    with pytest.raises(UserError, match=naming("64 files", "ulimit -n", "data.workers=4", "96", "ulimit -n 4096")):
         open_files.check_limit(workers=4)
     open_files.check_limit(workers=0)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from tests.messages import OneLine, naming
 from utils.config import Config, ConfigError, load_config, load_with_places, read_config, read_yaml
 from utils.yaml_text import MAX_CHARACTERS, MAX_DEPTH, YamlError, parse
 
@@ -158,7 +159,7 @@ def test_a_hostile_text_is_one_line_at_once(tmp_path, name):
 def test_many_values_are_refused_while_they_are_read(monkeypatch):
     monkeypatch.setattr("utils.yaml_text.MAX_NODES", 100)
     start = time.process_time()
-    with pytest.raises(YamlError, match=r"^line 3: more than .* name many files by a pattern or a folder"):
+    with pytest.raises(YamlError, match=naming("line 3")):
         parse("x: 1\ny: [" + "1," * 50 + "\n" + "1," * 100_000 + "]")
     assert time.process_time() - start < 1
 
@@ -168,7 +169,7 @@ def test_a_hostile_override_is_one_line(tmp_path, name):
     path = tmp_path / "a.yaml"
     path.write_text("optim: {lr: 1}\n")
     text, _, problem = HOSTILE[name]
-    with pytest.raises(ConfigError, match=rf"^command line: the value of ['\"]optim\.lr=.*{problem}") as error:
+    with pytest.raises(ConfigError, match=rf"^command line: .*optim\.lr=.*{problem}") as error:
         load_config(path, [f"optim.lr={text}"], Whole)
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 800
@@ -177,20 +178,21 @@ def test_a_hostile_override_is_one_line(tmp_path, name):
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("a." * 5000 + "b=1", "is nested more than 64 deep; check the key"),
-        ("optim.lr=.inf", r"optim\.lr = inf: Input should be a finite number"),
-        ("optim.lr=.nan", r"optim\.lr = nan: Input should be a finite number"),
-        ("optim.steps=1e30", r"optim\.steps = 1e\+30: "),
-        ("optim.betas=[" + "x, " * 500 + "]", r"… and 480 more$"),
-        ("optim.lr={a\nb: 1}", "optim.lr"),
-        ("optim.\x1b[2J=1", r"optim\.\\x1b\[2J is not a key"),
+        ("a." * 5000 + "b=1", ("64 deep",)),
+        ("optim.lr=.inf", ("optim.lr = inf",)),
+        ("optim.lr=.nan", ("optim.lr = nan",)),
+        ("optim.steps=1e30", ("optim.steps = 1e+30",)),
+        ("optim.betas=[" + "x, " * 500 + "]", ("480 more",)),
+        ("optim.lr={a\nb: 1}", ("optim.lr",)),
+        ("optim.\x1b[2J=1", ("optim.\\x1b[2J",)),
     ],
 )
 def test_an_odd_override_is_told_in_short_lines(tmp_path, override, problem):
     path = tmp_path / "a.yaml"
     path.write_text("optim: {lr: 1}\n")
-    with pytest.raises(ConfigError, match=problem) as error:
+    with pytest.raises(ConfigError) as error:
         load_config(path, [override], Whole)
+    assert OneLine(*problem) in str(error.value).splitlines()
     assert all(line.isprintable() and len(line) < 500 for line in error.value.findings)
     assert len(str(error.value).splitlines()) <= 21
 
@@ -204,32 +206,30 @@ def test_odd_files_are_one_line(tmp_path):
 
     path = tmp_path / "a.yaml"
     path.write_bytes("optim: {lr: 1}\n".encode("utf-16"))
-    assert told(path) == f"{path}:1: cannot be read: it is not UTF-8 text; save it as UTF-8"
+    assert told(path) == OneLine(f"{path}:1", "UTF-8")
     path.write_bytes(b"\xef\xbb\xbfoptim: {lr: 1}\n")  # a mark of Windows editors
     assert load_config(path, [], Whole).optim.lr == 1
     path.write_bytes(b"x: 1\ny: \xff\n")
-    assert told(path).startswith(f"{path}:2: cannot be read: it is not UTF-8")
+    assert told(path) == OneLine(f"{path}:2", "UTF-8")
     with path.open("wb") as file:
         file.truncate(10**12)
-    assert told(path).startswith(f"{path}:1: 1,000,000,000,000 bytes are more than a config may have")
-    assert told(tmp_path) == f"{tmp_path}: is a folder, not a config file; give a file in it"
-    assert told(Path("/dev/null")) == "/dev/null: is not a plain file; give a YAML file"
-    assert told(tmp_path / ("x" * 300)).endswith("no such config file (File name too long); check the path")
-    assert (
-        "no such config file" in (shown := told(tmp_path / "a\0b")) and "embedded null" in shown
-    )  # Python's words vary
-    assert told(path / "b.yaml").endswith("no such config file (Not a directory); check the path")
+    assert told(path) == OneLine(f"{path}:1", "1,000,000,000,000")
+    assert told(tmp_path) == OneLine(tmp_path, "a folder")
+    assert told(Path("/dev/null")) == OneLine("/dev/null", "YAML")
+    assert told(tmp_path / ("x" * 300)) == OneLine("File name too long")
+    assert told(tmp_path / "a\0b") == OneLine("embedded null")
+    assert told(path / "b.yaml") == OneLine("Not a directory")
     (tmp_path / "loop").symlink_to("loop")
-    assert "no such config file (Too many levels of symbolic links)" in told(tmp_path / "loop")
+    assert OneLine("symbolic links") in told(tmp_path / "loop").splitlines()
     path.write_text(f"base: {'x' * 300}\n")
-    assert "does not exist; base is relative" in told(path)
+    assert OneLine("base", "relative") in told(path).splitlines()
 
 
 def test_bases_that_multiply_are_one_line(tmp_path):
     (tmp_path / "0.yaml").write_text("optim: {lr: 1}\n")
     for i in range(1, 30):
         (tmp_path / f"{i}.yaml").write_text(f"base: [{i - 1}.yaml, {i - 1}.yaml]\n")
-    with pytest.raises(ConfigError, match=r"more than 100 files are inherited from; inherit from fewer"):
+    with pytest.raises(ConfigError, match=naming("100 files")):
         load_config(tmp_path / "29.yaml", [], Whole)
     assert load_config(tmp_path / "4.yaml", [], Whole).optim.lr == 1
 

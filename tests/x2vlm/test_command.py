@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from run import main
+from tests.messages import OneLine
 from tests.tasks.painted import SIZE
 from x2vlm.command import expand_folder
 
@@ -68,7 +69,7 @@ def test_images_that_cannot_be_read_are_counted_and_end_nothing(run, photos, cap
     captured = capsys.readouterr()
     assert captured.out.count(".png") == 3
     assert "not read: " in captured.err and "1.png: unreadable image" in captured.err and "notes.txt" in captured.err
-    assert "error: 2 of 5 images could not be read" in captured.err
+    assert OneLine("error: 2 of 5") in captured.err.splitlines()
 
 
 def test_a_loop_of_symbolic_links_is_an_image_that_cannot_be_read(run, photos, capsys):
@@ -86,7 +87,7 @@ def test_a_loop_of_symbolic_links_is_an_image_that_cannot_be_read(run, photos, c
     ]
     assert main([*command, "--save", str(photos.parent / "drawn.png")]) == 2
     printed = capsys.readouterr().err
-    assert "a.png: Too many levels of symbolic links" in printed and "Traceback" not in printed
+    assert OneLine("a.png", "symbolic links") in printed.splitlines() and "Traceback" not in printed
 
 
 def test_images_that_are_compared_are_left_out_together(run, photos, capsys):
@@ -95,9 +96,9 @@ def test_images_that_are_compared_are_left_out_together(run, photos, capsys):
     assert main([*argv, str(photos)]) == 1
     captured = capsys.readouterr()
     assert captured.out.splitlines()[0] == f"{photos / '2.png'}, {photos / '3.png'}"
-    assert f"left out with it: {photos / '0.png'}, {photos / '1.png'}" in captured.err
+    assert OneLine(f"{photos / '0.png'}, {photos / '1.png'}") in captured.err.splitlines()
     assert main([*argv, str(photos / "0.png")]) == 2
-    assert "compare takes 2 images at a time; 1 were given" in capsys.readouterr().err
+    assert OneLine("compare", "2 images", "1") in capsys.readouterr().err.splitlines()
 
 
 def test_an_image_may_be_compared_with_several_others(run, photos, capsys):
@@ -123,7 +124,7 @@ def test_a_figure_is_checked_before_anything_is_computed_and_never_replaces_an_i
         assert told in captured.err and not captured.out
     of_folder = ["predict", "caption", "--model", str(run("captioning")), "--image", str(photos), "--save"]
     assert main([*of_folder, str(photos / "0.png")]) == 2
-    assert "this is one of the images" in capsys.readouterr().err
+    assert OneLine("one of the images") in capsys.readouterr().err.splitlines()
     assert (photos / "0.png").read_bytes() == before
     assert main([*argv, str(tmp_path / "new/folder/out.png")]) == 0
     assert (tmp_path / "new/folder/out.png").is_file()
@@ -132,16 +133,16 @@ def test_a_figure_is_checked_before_anything_is_computed_and_never_replaces_an_i
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["match", "--image", "{photos}"], "match needs --text: a text; may be repeated"),
-        (["caption", "--image", "{photos}", "--text", "a"], "caption takes no --text"),
-        (["match", "--image", "{photos}", "--text", " "], "argument --text: ' ' is blank; give a text"),
-        (["describe", "--image", "{photos}"], "'describe' is unknown"),
-        (["caption", "--image", "nowhere.png"], "--image nowhere.png: no such file, and no file fits it as a pattern"),
-        (["caption", "--image", "{empty}"], "no image is in this folder"),
-        (["match", "--image", "{photos}", "--text", "a star"], "is a model of task captioning"),
-        (["caption", "--image", "-"], "--image -: standard input has no path"),
-        (["caption", "--image", "{photos}/notes.txt"], "no image could be read"),
-        (["caption", "--image", "{photos}", "--device", "gpu"], "device 'gpu' cannot be used here"),
+        (["match", "--image", "{photos}"], ("match", "--text")),
+        (["caption", "--image", "{photos}", "--text", "a"], ("caption", "--text")),
+        (["match", "--image", "{photos}", "--text", " "], ("--text", "' '")),
+        (["describe", "--image", "{photos}"], ("'describe'",)),
+        (["caption", "--image", "nowhere.png"], ("--image nowhere.png",)),
+        (["caption", "--image", "{empty}"], ("no image is in this folder",)),
+        (["match", "--image", "{photos}", "--text", "a star"], ("captioning",)),
+        (["caption", "--image", "-"], ("--image -",)),
+        (["caption", "--image", "{photos}/notes.txt"], ("no image could be read",)),
+        (["caption", "--image", "{photos}", "--device", "gpu"], ("'gpu'",)),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(argv, told, run, photos, tmp_path, capsys, monkeypatch):
@@ -153,7 +154,7 @@ def test_mistakes_are_one_line_and_status_2(argv, told, run, photos, tmp_path, c
     except SystemExit as stop:
         status = stop.code
     assert status == 2
-    assert told in capsys.readouterr().err
+    assert OneLine(*told) in capsys.readouterr().err.splitlines()
 
 
 def test_a_folder_is_its_images_or_for_a_model_of_videos_its_videos_or_the_frames_of_one(photos):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from tests.messages import naming
 from x2vlm import UserError, load
 
 COMMIT = "0" * 40
@@ -81,7 +82,5 @@ def test_a_model_is_fetched_and_says_the_same(hub, model, data):
 
 
 def test_a_model_that_the_hub_does_not_have_is_told(hub):
-    with pytest.raises(
-        UserError, match="hub:somebody/other: somebody/other is no folder, and the hub does not give it"
-    ):
+    with pytest.raises(UserError, match=naming("hub:somebody/other", "somebody/other")):
         load("hub:somebody/other")

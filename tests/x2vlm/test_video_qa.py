@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from models.video_qa import VideoQAModelConfig
+from tests.messages import naming
 from x2vlm import Model, UserError, load
 from x2vlm.settings import KINDS
 
@@ -33,7 +34,7 @@ def test_answers_are_in_the_order_of_their_labels(classifier, tmp_path):
 
 def test_candidates_alone_do_not_say_which_class_is_which(classifier, data, tmp_path):
     shutil.copy(data / "images/4.png", tmp_path)
-    with pytest.raises(UserError, match="answer: the model's classes have no names; give answers= to load"):
+    with pytest.raises(UserError, match=naming("answer", "answers=")):
         classifier.answer(tmp_path, "what is it?", candidates=["yes", "no", "two"])
     named = Model(
         classifier.network, classifier.tokenizer, classifier.settings, answers=["yes", "no", "two"], origin="named"

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.prepare import multi30k, multilingual_coco, wikimatrix, wit
+from tests.messages import OneLine, naming
 from utils.errors import UserError
 
 TRANSLATED = {"train": 3, "val": 2, "test_2016_flickr": 2}
@@ -53,7 +54,7 @@ def test_multi30k_is_read_by_retrieval_in_one_language_or_in_all(repository, tmp
     assert multi30k.main(argv) == 0
     assert "3 in train.jsonl, 2 in val.jsonl, 2 in test.jsonl" in capsys.readouterr().out
     assert multi30k.main(argv) == 0
-    assert "is already complete with these arguments; nothing to do" in capsys.readouterr().out
+    assert OneLine("complete") in capsys.readouterr().out.splitlines()
     for split, count in TRANSLATED.items():
         for number in range(count):
             Image.new("RGB", (4, 4)).save(out / f"{split}{number}.jpg")
@@ -70,7 +71,7 @@ def test_multi30k_that_is_cut_or_missing_is_one_line(repository, capsys, monkeyp
     with pytest.raises(UserError, match=r"train.fr has 2 lines for 3 images"):
         list(multi30k.records(repository, "train"))
     raw.unlink()
-    with pytest.raises(UserError, match=r"train.fr is missing, and so is train.fr.gz"):
+    with pytest.raises(UserError, match=naming("train.fr", "train.fr.gz")):
         list(multi30k.records(repository, "train"))
     argv = ["--source", str(tmp_path / "no"), "--out", str(tmp_path / "out")]
     assert multi30k.main(argv) == 2
@@ -146,7 +147,7 @@ def test_the_small_test_of_coco_has_the_first_images_of_the_test(coco, monkeypat
 
 def test_coco_files_of_another_kind_are_one_line(coco):
     (coco / "other.json").write_text(json.dumps({"images": [{"filename": "a"}]}))
-    with pytest.raises(UserError, match=r"images\[0\] is not as in dataset_coco.json"):
+    with pytest.raises(UserError, match=naming("images[0]", "dataset_coco.json")):
         multilingual_coco.read_karpathy(coco / "other.json")
     with pytest.raises(UserError, match=r"has no list 'annotations'"):
         multilingual_coco.read_stair([coco / "other.json"])
@@ -171,9 +172,7 @@ def test_records_without_the_language_are_left_out_and_a_language_that_none_has_
 
     assert captions("de") == ["ein Hund"]
     assert captions("en") == ["a dog", "a cat"]
-    with pytest.raises(
-        UserError, match=r"^data.train: .*rows.jsonl has no text in language 'fr'; languages there: en, de$"
-    ):
+    with pytest.raises(UserError, match=naming("data.train", "rows.jsonl", "fr", "en, de")):
         captions("fr")
 
 
@@ -182,7 +181,7 @@ def test_wikimatrix_keeps_texts_that_are_translations(tmp_path):
     path.write_bytes(gzip.compress(b"1.2\tein Hund\ta dog\n1.01\tx\ty\n1.3\t\tz\n"))
     assert list(wikimatrix.translations(path)) == [{"source_text": "ein Hund", "target_text": "a dog"}]
     path.write_bytes(gzip.compress(b"1.2\tein Hund\n"))
-    with pytest.raises(UserError, match=r"WikiMatrix.de-en.tsv.gz:1: not a score and two texts"):
+    with pytest.raises(UserError, match=naming("WikiMatrix.de-en.tsv.gz:1", "score")):
         list(wikimatrix.translations(path))
     path.write_bytes(b"no archive")
     with pytest.raises(UserError, match="cannot be read"):
@@ -206,7 +205,7 @@ def test_wikimatrix_makes_only_the_files_that_are_missing(tmp_path, monkeypatch,
     assert capsys.readouterr().out == "".join(f"{out}/{source.stem}.jsonl: 1 translations\n" for source in sources)
     assert (out / "WikiMatrix.de-en.jsonl").stat() == first
     assert run(*sources, "--at-least", 1.1) == 2
-    assert "made with other arguments (at_least=1.04, not 1.1)" in capsys.readouterr().err
+    assert OneLine("at_least=1.04", "1.1") in capsys.readouterr().err.splitlines()
 
 
 def test_wit_gives_an_image_for_each_address_and_leaves_out_empty_captions(tmp_path, monkeypatch):
@@ -230,5 +229,5 @@ def test_wit_gives_an_image_for_each_address_and_leaves_out_empty_captions(tmp_p
     assert len(items.images) == 1
     del rows[0]["image_content"]
     source.write_text(json.dumps({**rows[0], "image_url": "http://c"}))
-    with pytest.raises(UserError, match=r"test_ja.jsonl:1: .*image_content.*download each image from its image_url"):
+    with pytest.raises(UserError, match=naming("test_ja.jsonl:1", "image_content", "image_url")):
         list(wit.records(source, out))

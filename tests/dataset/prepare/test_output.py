@@ -7,7 +7,6 @@ import fcntl
 import json
 import multiprocessing
 import os
-import re
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dataset.prepare.output import JOURNAL, Entry, OutputFolder
+from tests.messages import OneLine, naming
 from utils.errors import UserError
 
 NAMES = ["a.jsonl", "b.jsonl"]
@@ -52,7 +52,7 @@ def test_another_process_does_not_fill_a_claimed_folder(out):
     command = [sys.executable, "-c", program, str(out)]
     with folder(out):
         other = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert "out: another run is filling it; let it end, or give another folder" in other.stderr
+    assert OneLine("out", "another run") in other.stderr.splitlines()
     with folder(out) as output:
         output.close()
     assert not (out / JOURNAL).exists()
@@ -79,7 +79,7 @@ def test_a_disk_without_locks_is_filled_with_a_warning(out, source, monkeypatch,
         make(filled, "a.jsonl", source)
         filled.close()
     assert (out / MANIFEST).is_file() and not (out / JOURNAL).exists()
-    assert f"{out}: the disk has no locks (Function not implemented); let no other run fill it" in caplog.text
+    assert OneLine(out, "locks", "Function not implemented") in caplog.messages
 
 
 def test_a_lock_on_the_journal_of_a_folder_closed_meanwhile_is_no_claim(out, monkeypatch):
@@ -95,7 +95,7 @@ def test_a_lock_on_the_journal_of_a_folder_closed_meanwhile_is_no_claim(out, mon
         return lock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(UserError, match="another run is filling it"), folder(out):
+    with pytest.raises(UserError, match=naming("another run")), folder(out):
         pass
     third.release()
 
@@ -140,7 +140,7 @@ def test_a_file_is_not_finished_if_it_or_its_source_has_another_size(out, source
         make(output, "a.jsonl", source)
         source.write_text("longer source")
         assert output.finished("a.jsonl", source) is None
-        with pytest.raises(UserError, match=r"a.jsonl was made from .*source, not from .*other; give another folder"):
+        with pytest.raises(UserError, match=naming("a.jsonl", "source", "other")):
             output.finished("a.jsonl", source.with_name("other"))
 
 
@@ -152,7 +152,7 @@ def test_files_made_with_other_arguments_are_only_replaced_on_demand(out, source
         if closed:
             output.close()
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=re.escape("out was made with other arguments (size=1, not 2); give another")):
+    with pytest.raises(UserError, match=naming("out", "size=1", "2")):
         folder(out, 2).__enter__()
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     with folder(out, 2, overwrite=True) as output:
@@ -174,15 +174,13 @@ def test_files_of_another_origin_are_never_claimed(out, overwrite):
     out.mkdir()
     (out / "b.jsonl").write_text("mine")
     for _ in range(2):
-        with pytest.raises(
-            UserError, match=r"out holds b.jsonl, which this command did not make; give an empty folder"
-        ):
+        with pytest.raises(UserError, match=naming("out", "b.jsonl")):
             folder(out, overwrite=overwrite).__enter__()
         assert [path.name for path in out.iterdir()] == ["b.jsonl"]
     (out / "b.jsonl").unlink()
     with folder(out, manifest="other.json"):
         pass
-    with pytest.raises(UserError, match=r"out holds an unfinished other.json, which this command did not make"):
+    with pytest.raises(UserError, match=naming("out", "other.json")):
         folder(out, overwrite=overwrite).__enter__()
 
 
@@ -192,12 +190,10 @@ def test_a_full_disk_is_one_line_and_the_lock_is_given_up(out, source):
             make(output, "b.jsonl", source)
             raise OSError(28, os.strerror(28), str(out / "a.jsonl"))
 
-    with pytest.raises(
-        UserError, match=r"a.jsonl cannot be written: No space left on device; the same command resumes"
-    ):
+    with pytest.raises(UserError, match=naming("a.jsonl", "No space left on device")):
         fill()
     source.with_name("file").touch()
-    with pytest.raises(UserError, match=r"cannot be written: Not a directory$"):
+    with pytest.raises(UserError, match=naming("Not a directory")):
         folder(source.with_name("file") / "out").__enter__()
     with folder(out) as output:
         output.close()
@@ -207,7 +203,7 @@ def test_a_damaged_manifest_is_told_or_overwritten(out):
     with folder(out) as output:
         output.close()
     (out / MANIFEST).write_text("[")
-    with pytest.raises(UserError, match=r"manifest.json is no JSON object; remove it, or give --overwrite"):
+    with pytest.raises(UserError, match=naming("manifest.json", "JSON", "--overwrite")):
         folder(out).__enter__()
     with folder(out, overwrite=True) as output:
         assert not output.complete

@@ -17,6 +17,7 @@ from dataset.prepare.reading import read_files
 from dataset.prepare.sets import visual_genome
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import contents, prepared
+from tests.messages import naming
 from utils.errors import UserError
 
 FORKS = multiprocessing.get_start_method() == "fork"
@@ -53,7 +54,7 @@ def test_results_and_errors_come_in_the_order_of_the_files(workers):
 
 
 def test_a_file_whose_process_is_killed_is_named():
-    with pytest.raises(WorkerDiedError, match=r"attributes\.json: a process that read it was killed; is there enough"):
+    with pytest.raises(WorkerDiedError, match=naming("attributes.json", "killed")):
         list(read_files(deadly_at_attributes, FILES, 2))
 
 

@@ -13,6 +13,7 @@ from dataset.prepare.stored_size import same_shape
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, image, prepared, records, write
 from tests.dataset.prepare.refusals import left, one_line, pack_entities
+from tests.messages import OneLine
 
 COCO_TEST, COCO_VAL = "held out by COCO (Karpathy) test", "held out by COCO (Karpathy) val"
 FLICKR_TEST = "held out by Flickr30K (Karpathy) test"
@@ -129,7 +130,7 @@ def test_boxes_follow_an_image_that_is_stored_at_another_size(raw, out):
     assert counts["made"] == {"images": 1, "objects": 2, "regions": 2, "records": 1}
     assert counts["mended"]["box scaled to the stored image"] == 4
     assert counts["left_out"]["image of another size"] == 1
-    assert "48 x 64 pixels, annotated as 64 x 48" in told
+    assert OneLine("48 x 64 pixels", "64 x 48") in told.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -268,7 +269,7 @@ def test_a_required_file_of_held_out_images_has_to_be_there(raw, out):
     assert left(out) == []
     told = prepared("coco", raw, out, without=("karpathy_coco",))
     assert {record["coco_id"] for record in records(out / "coco")} == {9, 25, 42, 73}
-    assert "coco_val: not made" in told and "not checked against held-out images of: vqa2, karpathy_coco" in told
+    assert "coco_val: not made" in told and OneLine("vqa2, karpathy_coco") in told.splitlines()
 
 
 def test_files_that_would_link_held_out_images_to_other_sets_are_missed(raw, out):

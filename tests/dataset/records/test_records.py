@@ -19,6 +19,7 @@ from dataset.records.schema import (
     parse_text_record,
     place_box,
 )
+from tests.messages import OneLine, naming
 
 KEYS = ImageKeys()
 
@@ -50,13 +51,13 @@ def test_the_config_can_say_what_a_picture_is():
 @pytest.mark.parametrize(
     ("values", "kind", "message"),
     [
-        ({"caption": "a"}, "missing key", "no 'image'; keys: caption"),
-        ({"image": "x.jpg"}, "missing key", "no 'caption'; keys: image"),
-        ({"image": 3, "caption": "a"}, "wrong type", "image is a number, not a string"),
-        ({"image": "x.jpg", "caption": 3}, "wrong type", "caption holds a number, not a text"),
-        ({"image": "x.jpg", "caption": {"en": 1}}, "wrong type", "caption holds an object, not a text"),
-        ({"image": "x.jpg", "caption": []}, "empty text", "caption is an empty list"),
-        ({"image": "", "caption": "a"}, "missing image", "image is empty"),
+        ({"caption": "a"}, "missing key", ("no 'image'; keys: caption",)),
+        ({"image": "x.jpg"}, "missing key", ("no 'caption'; keys: image",)),
+        ({"image": 3, "caption": "a"}, "wrong type", ("image", "number", "string")),
+        ({"image": "x.jpg", "caption": 3}, "wrong type", ("caption", "number", "text")),
+        ({"image": "x.jpg", "caption": {"en": 1}}, "wrong type", ("caption", "object", "text")),
+        ({"image": "x.jpg", "caption": []}, "empty text", ("caption is an empty list",)),
+        ({"image": "", "caption": "a"}, "missing image", ("image is empty",)),
     ],
 )
 def test_a_broken_image_record_says_what_is_wrong_and_where(values, kind, message):
@@ -64,12 +65,12 @@ def test_a_broken_image_record_says_what_is_wrong_and_where(values, kind, messag
         parse_image_record(raw(**values), KEYS, "caption")
     assert caught.value.kind == kind
     assert caught.value.place == "shard.jsonl:7"
-    assert message in caught.value.message
+    assert caught.value.message == OneLine(*message)
 
 
 def test_an_absent_picture_is_found_when_it_is_loaded(tmp_path):
     source = image_source(raw(image="gone.jpg"), ImageKeys(image_root=tmp_path))
-    with pytest.raises(BrokenRecordError, match=r"missing image: .*gone.jpg: No such file"):
+    with pytest.raises(BrokenRecordError, match=naming("missing image", "gone.jpg")):
         source.load()
 
 
@@ -99,7 +100,7 @@ def test_a_broken_element_leaves_the_rest_of_its_record():
 def test_a_region_record_without_elements_and_caption_is_broken():
     with pytest.raises(BrokenRecordError, match="missing key: no 'elems'"):
         parse_region_record(raw(image="x.jpg"), KEYS, "caption")
-    with pytest.raises(BrokenRecordError, match="wrong type: elems is an object, not a list"):
+    with pytest.raises(BrokenRecordError, match=naming("wrong type", "elems", "object", "list")):
         parse_region_record(raw(image="x.jpg", elems={}), KEYS, "caption")
 
 
@@ -107,7 +108,7 @@ def test_boxes_keep_their_fractions_and_may_leave_the_picture_by_a_pixel():
     assert place_box((1.5, 2.5, 3.25, 4.0), 10, 10, "p", "elems[0]") == (1.5, 2.5, 3.25, 4.0)
     assert place_box((-0.5, 0, 11.0, 10.9), 10, 10, "p", "elems[0]") == (0.0, 0.0, 10.0, 10.0)
     for box in ((-1.5, 0, 5, 5), (0, 0, 11.5, 5), (0, 6, 5, 6)):
-        with pytest.raises(BrokenRecordError, match=r"p: box outside image: elems\[0\].bb"):
+        with pytest.raises(BrokenRecordError, match=naming("p", "box outside image", "elems[0].bb")):
             place_box(box, 10, 10, "p", "elems[0]")
     for box in ((1, 1, 0, 5), (1, 1, 5, -2), (10.2, 1, 0.5, 5)):
         with pytest.raises(BrokenRecordError, match="degenerate box"):
@@ -119,5 +120,5 @@ def test_languages_are_chosen_or_drawn():
     assert alternatives(texts, "de", None, "p") == ["Stern", "any"]
     drawn = {alternatives(texts, None, np.random.default_rng(seed), "p")[0] for seed in range(20)}
     assert drawn == {"star", "Stern"}
-    with pytest.raises(BrokenRecordError, match="missing key: no text in language 'fr'"):
+    with pytest.raises(BrokenRecordError, match=naming("missing key", "fr")):
         alternatives(({"en": "star"},), "fr", None, "p")

@@ -20,6 +20,7 @@ from dataset.shards.index import name_of
 from dataset.shards.making import open_index
 from dataset.shards.readers import Shards
 from dataset.shards.tars import group_of, next_member
+from tests.messages import OneLine, naming
 from utils.errors import UserError
 
 
@@ -79,7 +80,7 @@ def test_only_shards_that_changed_are_scanned_again(lines, tmp_path, monkeypatch
     found = ids(lines, tmp_path / "index")
     assert scanned == ["3.jsonl"]
     assert "new" in found and len(found) == 14
-    assert "1 of 9 shards have changed since they were indexed" in caplog.text
+    assert OneLine("1 of 9") in caplog.messages
     fresh = open_index(lines, tmp_path / "fresh", "files")
     again = open_index(lines, tmp_path / "index", "files")
     assert np.array_equal(fresh.starts, again.starts) and np.array_equal(fresh.oddities, again.oddities)
@@ -102,7 +103,7 @@ def test_a_list_with_other_shards_takes_those_of_the_nearest_list(lines, tmp_pat
     other = [lines[0], *lines[4:8]]
     found = open_index(other, tmp_path / "index", "files", 1)
     assert scanned == ["0.jsonl", "5.jsonl"]
-    assert f"files: 3 of 5 shards were in the index of another list ({near}); 2 are read" in caplog.messages
+    assert OneLine("files", "3 of 5", near, "2") in caplog.messages
     fresh = open_index(other, tmp_path / "fresh", "files")
     for name in ("shards", "starts", "oddities"):
         assert np.array_equal(getattr(found, name), getattr(fresh, name))
@@ -142,7 +143,7 @@ def test_a_second_process_waits_for_the_index_of_the_first(lines, tmp_path, monk
     monkeypatch.setattr(making, "scan_shard", lambda *_: pytest.fail("scanned twice"))
     assert len(open_index(lines, tmp_path / "index", "files").starts) == 16
     first.join()
-    assert "files: another process makes the index; waiting for it" in caplog.text
+    assert OneLine("files", "another process") in caplog.messages
 
 
 def test_a_killed_process_is_one_line_and_its_parts_are_kept(lines, tmp_path, monkeypatch):
@@ -151,9 +152,7 @@ def test_a_killed_process_is_one_line_and_its_parts_are_kept(lines, tmp_path, mo
 
     scan = making.scan_shard
     monkeypatch.setattr(making, "scan_shard", scan_or_die)
-    with pytest.raises(
-        UserError, match=r"^files: a process that indexes shards was killed; .* the same command goes on$"
-    ):
+    with pytest.raises(UserError, match=naming("files", "killed")):
         open_index(lines, tmp_path / "index", "files", 2)
     monkeypatch.setattr(making, "scan_shard", scan)
     open_index(lines, tmp_path / "index", "files", 2)
@@ -235,7 +234,7 @@ def test_a_shard_that_changes_while_it_is_indexed_is_told(lines, tmp_path, monke
     else:
         scan = scanning._scan_lines
         monkeypatch.setattr(scanning, "_scan_lines", lambda path: (scan(path), path == lines[3] and change())[0])
-    with pytest.raises(UserError, match=r"^files: .*3.jsonl was changed while it was indexed; start again when"):
+    with pytest.raises(UserError, match=naming("files", "3.jsonl", "changed")):
         open_index(lines, tmp_path / "index", "files")
 
 

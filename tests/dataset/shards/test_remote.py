@@ -26,6 +26,7 @@ from dataset.shards.remote.shards import find_remote
 from dataset.shards.remote.transports import RequestError, Store, open_transport
 from dataset.tasks.pretrain import DataConfig, PretrainBatches, TextStreamConfig
 from tasks.data_identity import data_identity
+from tests.messages import OneLine, naming
 from utils.addresses import is_address
 from utils.errors import UserError
 from utils.inputs import check_inputs
@@ -111,7 +112,7 @@ def test_a_second_run_asks_the_server_nothing(local, open_remote, server):
 def test_requests_that_fail_are_repeated(local, open_remote, server, fault, caplog):
     server.fault = lambda number: fault if number % 3 == 1 else ""
     assert contents(open_remote(*ALL)) == local
-    assert fault == "slow" or "it is repeated (failed requests of this process: 1)" in caplog.text
+    assert fault == "slow" or OneLine("repeated", "1") in caplog.messages
 
 
 @pytest.mark.parametrize("fault", ["stall", "silent"])
@@ -123,24 +124,24 @@ def test_a_request_without_an_answer_ends_after_its_time(local, open_remote, ser
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("500", r"/000.tar: status 500 .*; gave up after 6 requests over 0 s, none of which was answered; check"),
-        ("elsewhere", r"/000.tar: answers with the range 'bytes 1-1/\d+' when asked for bytes 0-0; gave up"),
-        ("403", r"/000.tar: status 403 Forbidden; check the address and the rights to read it"),
-        ("whole", r"/000.tar: status 200: the server does not answer requests for ranges"),
+        ("500", ("/000.tar", "status 500", "6 requests")),
+        ("elsewhere", ("/000.tar", "bytes 1-1", "bytes 0-0")),
+        ("403", ("/000.tar", "403 Forbidden")),
+        ("whole", ("/000.tar", "200", "ranges")),
     ],
 )
 def test_a_server_that_goes_on_failing_is_one_line(served, open_remote, server, fault, message):
     server.fault = lambda number: fault
-    with pytest.raises(UserError, match=rf"^data.images.files: http://127.0.0.1:\d+{message}") as caught:
+    with pytest.raises(UserError, match=naming("data.images.files", *message)) as caught:
         open_remote("000.tar")
     assert "\n" not in str(caught.value)
     assert server.requests == (6 if fault in ("500", "elsewhere") else 1)
 
 
 def test_a_file_that_is_not_there_or_a_server_that_is_not_is_one_line(served, open_remote):
-    with pytest.raises(UserError, match=r"gone.tar: status 404 Not Found; check the address"):
+    with pytest.raises(UserError, match=naming("gone.tar", "status 404 Not Found")):
         open_remote("gone.tar")
-    with pytest.raises(UserError, match=r"http://127.0.0.1:9/a.tar: Client\w+: .*; gave up after 6 requests over \d s"):
+    with pytest.raises(UserError, match=naming("http://127.0.0.1:9/a.tar", "6 requests")):
         open_remote("http://127.0.0.1:9/a.tar", retry_minutes=600)
 
 
@@ -158,11 +159,7 @@ def test_an_outage_that_lasts_longer_than_the_config_says_is_one_line(
     shards = open_remote("000.tar", retry_minutes=0.02)
     shutil.rmtree(tmp_path / "blocks")
     server.fault = lambda number: "503"
-    with pytest.raises(
-        UserError,
-        match=r"000.tar: status 503 .*; gave up after \d+ requests over 1 s; check the server and the network, or raise "
-        r"data.remote.retry_minutes$",
-    ):
+    with pytest.raises(UserError, match=naming("000.tar", "status 503", "1 s", "data.remote.retry_minutes")):
         contents(shards)
 
 
@@ -197,9 +194,7 @@ def test_a_shard_that_changed_is_told_and_indexed_again_when_asked(served, open_
     (served / "000.tar").write_bytes((served / "001.tar").read_bytes())
     server.marks["000.tar"] = '"2"'
     stale = open_remote("000.tar", cache=str(tmp_path / "other"))
-    with pytest.raises(
-        UserError, match=r"000.tar has changed since it was indexed .*; index it again with python run.py"
-    ):
+    with pytest.raises(UserError, match=naming("000.tar", "python run.py")):
         stale.read(0)
     fresh = open_remote("000.tar", ask=True)
     assert fresh.read(3).text == "1 3"
@@ -316,40 +311,38 @@ def test_threads_may_find_at_once_that_an_object_is_shorter(monkeypatch):
     store._files.pipe_file("/a.tar", b"content")
     assert store.read("memory://a.tar", 0, 4).content == b"cont"
     monkeypatch.setattr(store._files, "cat_file", lambda *_, **__: store._states.clear() or b"")
-    with pytest.raises(RequestError, match="answers with 0 bytes when asked for 0-3"):
+    with pytest.raises(RequestError, match=naming("0 bytes", "0-3")):
         store.read("memory://a.tar", 0, 4)
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (
-            "ftp://host/a.tar",
-            r"ftp://host/a.tar: addresses may begin with http, https, s3; others .* data.remote.protocols",
-        ),
-        ("file:///etc/a.tar", r"file:///etc/a.tar: addresses may begin with"),
-        ("https://me:secret@host/a.tar", r"an address of https has a user or password in it"),
-        ("https://host/{0..9999999}.tar", r"names more than 1,000,000 files"),
-        ("https://host/a.tar.gz", r"https://host/a.tar.gz is a compressed tar"),
-        ("https://host/a.csv", r"https://host/a.csv is neither"),
-        ("https://host/{1..1}.tar", None),
-        ("https://host/{0..1}/{5..1}.tar", r"the range \{5..1\} is empty; write the smaller number first$"),
-        ("http://host:99999/a.tar", r"^data.images.files: http://host:99999/a.tar: Port out of range 0-65535; check"),
-        ("http://host:port/a.tar", r"http://host:port/a.tar: Port could not be cast .*; check the address"),
-        ("http://me:secret@[::1/a.tar", r"Invalid IPv6 URL; check the address"),
+        ("ftp://host/a.tar", ("ftp://host/a.tar", "http, https, s3", "data.remote.protocols")),
+        ("file:///etc/a.tar", ("file:///etc/a.tar", "http, https, s3")),
+        ("https://me:secret@host/a.tar", ("https", "password")),
+        ("https://host/{0..9999999}.tar", ("1,000,000 files",)),
+        ("https://host/a.tar.gz", ("https://host/a.tar.gz", "compressed")),
+        ("https://host/a.csv", ("https://host/a.csv",)),
+        ("https://host/{0..1}/{5..1}.tar", ("{5..1}", "smaller number first")),
+        ("http://host:99999/a.tar", ("data.images.files", "http://host:99999/a.tar", "0-65535")),
+        ("http://host:port/a.tar", ("http://host:port/a.tar", "Port")),
+        ("http://me:secret@[::1/a.tar", ("IPv6",)),
     ],
 )
 def test_addresses_that_will_not_do_are_one_line(open_remote, entry, message):
-    entries = [entry, entry] if message is None else [entry]
-    with pytest.raises(UserError, match=message or "https://host/1.tar is named twice") as caught:
-        open_remote(*entries)
+    with pytest.raises(UserError, match=naming(*message)) as caught:
+        open_remote(entry)
     assert "secret" not in str(caught.value)
 
 
+def test_an_address_that_is_named_twice_is_one_line(open_remote):
+    with pytest.raises(UserError, match=naming("https://host/1.tar", "twice")):
+        open_remote(*["https://host/{1..1}.tar"] * 2)
+
+
 def test_http_has_no_patterns(served, open_remote):
-    with pytest.raises(
-        UserError, match=r"/\*.tar: HTTP lists no files; write a range of numbers, such as {00000..00127}"
-    ):
+    with pytest.raises(UserError, match=naming("/*.tar", "HTTP", "{00000..00127}")):
         open_remote("*.tar")
 
 
@@ -363,10 +356,10 @@ def test_a_missing_package_is_named_with_its_remedy(open_remote, monkeypatch, ad
         return real(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match=rf'needs {package}, which is not installed: pip install "\.\[remote\]"'):
+    with pytest.raises(UserError, match=naming(package, 'pip install ".[remote]"')):
         open_remote(address)
 
 
 def test_frames_are_made_of_shards_on_this_machine_alone():
-    with pytest.raises(UserError, match=r"^--records https://host/a.jsonl: frames are made of shards on this machine"):
+    with pytest.raises(UserError, match=naming("--records", "https://host/a.jsonl")):
         outputs_of_shards(["https://host/a.jsonl"], making=None)

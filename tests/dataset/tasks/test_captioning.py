@@ -9,6 +9,7 @@ from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_image
 from dataset.media.augment import AugmentConfig
 from dataset.tasks.captioning import CaptioningBatches, CaptioningDataConfig
 from dataset.text.processors import TextDataConfig
+from tests.messages import naming
 from utils.batch import IGNORE
 from utils.errors import UserError
 
@@ -103,7 +104,7 @@ def test_a_picture_that_cannot_be_read_fills_its_row_and_is_counted(make, tmp_pa
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(make):
-    with pytest.raises(UserError, match=r"data\.prompt: .* are 4 tokens, and data\.text\.max_tokens is 4"):
+    with pytest.raises(UserError, match=naming("data.prompt", "4 tokens", "data.text.max_tokens is 4")):
         make(["a dog"], max_tokens=4)
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from dataset.media.augment import AugmentConfig, RegionAugmentConfig, evaluation_view
 from dataset.media.encoded import decode
 from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
+from tests.messages import naming
 from utils.batch import IGNORE, PretrainBatch, RegionBatch
 from utils.config import ConfigError, bind
 from utils.errors import UserError
@@ -354,7 +355,7 @@ def test_batches_survive_pickling(maker, write_lines, make_regions):
 
 def test_an_input_that_patches_do_not_fill_is_refused(tokenizer):
     data = DataConfig(texts=TextStreamConfig(files=["a.jsonl"], batch_size=1))
-    with pytest.raises(UserError, match="image size 33 is not a multiple of patch size 8"):
+    with pytest.raises(UserError, match=naming("image size 33", "patch size 8")):
         PretrainBatches(data, tokenizer=tokenizer, image_size=33, patch_size=8, seed=0)
 
 
@@ -383,11 +384,9 @@ def test_a_missing_file_names_its_config_key(maker, name):
 
 
 def test_data_without_a_stream_and_unknown_keys_are_refused():
-    with pytest.raises(ConfigError, match="give at least one of images, regions, videos, texts"):
+    with pytest.raises(ConfigError, match=naming("images, regions, videos, texts")):
         bind({"workers": 0}, DataConfig)
-    with pytest.raises(
-        ConfigError, match=r"texts.batchsize is not a key of this config; did you mean texts.batch_size"
-    ):
+    with pytest.raises(ConfigError, match=r"texts.batchsize.*texts.batch_size"):
         bind({"texts": {"files": ["a"], "batchsize": 3}}, DataConfig)
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dataset.text.loading import load_tokenizer
 from dataset.text.processors import TextDataConfig, TextProcessor, clean_caption
+from tests.messages import naming
 from utils.errors import UserError
 
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -124,5 +125,5 @@ def test_masked_chinese_tokens_are_not_always_the_whole_sentence(processor):
 
 def test_a_folder_with_only_a_sentencepiece_model_says_what_it_needs(tmp_path):
     (tmp_path / "sentencepiece.bpe.model").write_bytes(b"\x0a\x03abc")
-    with pytest.raises(UserError, match=r"beside a SentencePiece model it needs tokenizer\.json, or `pip install"):
+    with pytest.raises(UserError, match=naming("tokenizer.json", "pip install")):
         load_tokenizer(tmp_path)

@@ -23,6 +23,7 @@ from dataset.text.processors import (
     clean_question,
     mentions_side,
 )
+from tests.messages import OneLine, naming
 from utils.batch import IGNORE
 from utils.errors import UserError
 
@@ -334,7 +335,7 @@ def test_what_changes_token_ids_is_told_and_a_saved_copy_is_the_same(tokenizer, 
     )
     count = len(kept)
     larger.add_tokens(["zebra"])
-    assert f"{count + 1} tokens instead of {count}" in difference_of_tokenizers(larger, tokenizer)
+    assert OneLine(f"{count + 1} tokens", count) in difference_of_tokenizers(larger, tokenizer).splitlines()
 
 
 def test_a_tokenizer_folder_runs_no_code_and_asks_nothing(tokenizer, tmp_path, monkeypatch):
@@ -343,9 +344,7 @@ def test_a_tokenizer_folder_runs_no_code_and_asks_nothing(tokenizer, tmp_path, m
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     asks = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(asks))
-    with pytest.raises(
-        UserError, match=r"asks to run code of the folder.*auto_map|auto_map.*asks to run code"
-    ) as caught:
+    with pytest.raises(UserError, match=naming("auto_map", "code")) as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
     assert not (tmp_path / "ran").exists()

@@ -1,0 +1,34 @@
+"""Checks that a message names its facts, such as the key, the location, the value and the remedy, in any wording."""
+
+from __future__ import annotations
+
+import re
+
+
+def naming(*facts: object) -> str:
+    """Returns a pattern for ``match=`` that matches a message of one line that contains each fact as a whole.
+
+    "4" is not found in "14", "4.5" or "4%", nor "optim" in "optim.lr"; the order of the facts does not matter.
+    """
+    return r"\A" + "".join(rf"(?=[^\n]*{_whole(str(fact))})" for fact in facts) + r"[^\n]*\n?\Z"
+
+
+def _whole(fact: str) -> str:
+    before = r"(?<![\w-])(?<!\d[.,])" if re.match(r"\w", fact) else ""
+    after = r"(?![\w%]|\.\w|,\d)" if re.search(r"\w\Z", fact) else ""
+    return before + re.escape(fact) + after
+
+
+class OneLine:
+    """Equals any string of one line that contains each fact as a whole; see :func:`naming`."""
+
+    def __init__(self, *facts: object):
+        self.facts = facts
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and re.match(naming(*self.facts), other) is not None
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"OneLine({', '.join(map(repr, self.facts))})"
