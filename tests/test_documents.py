@@ -122,6 +122,14 @@ def check_run(arguments: list[str]) -> None:
     load_config(choice.config, flags.overrides, choice.load()[0])
 
 
+def test_the_readme_names_the_tier_of_each_test():
+    named = re.findall(r"`(tests/[\w/]+\.py)` \((fast|slow)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 3
+    for path, tier in named:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert ("pytestmark = pytest.mark.slow" in source) == (tier == "slow"), path
+
+
 def test_the_readme_links_every_page():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name})" not in text]
