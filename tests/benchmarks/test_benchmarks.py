@@ -236,33 +236,6 @@ def test_all_streams_of_a_config_are_measured(streams, capsys):
     assert_is_split(eager)
 
 
-@pytest.mark.slow
-def test_the_compiled_way_is_split_too(capsys, monkeypatch):
-    """Traced and differentiated, but run by torch's own kernels, and one batch for its own sizes alone: compiler and symbolic
-    sizes take minutes. Sizes that change are tests/engine/test_static_step.py's."""
-    compile_encoders, torch_compile, calls = PretrainModel.compile_encoders, torch.compile, []
-
-    def for_these_sizes(run, **options):
-        return torch_compile(run, **(options | {"dynamic": False}))
-
-    def uncompiled(model: PretrainModel, **options: object) -> None:
-        calls.append(options)
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "compile", for_these_sizes)
-            compile_encoders(model, backend="aot_eager", **options)
-
-    monkeypatch.setattr(PretrainModel, "compile_encoders", uncompiled)
-    monkeypatch.setattr(step_config, "LENGTH_FACTORS", (1.0,))
-    flags = ["--small", "--rounds", "1", "--ways", "compiled", PEAK]
-    assert gpu.main([*flags, *SMALLER, *mixed("all")]) == 0
-    _, compiled, which, last = capsys.readouterr().out.splitlines()
-    assert calls == [{"mode": None}]
-    assert compiled.startswith("compiled: ")
-    assert_is_split(compiled)
-    assert which == OneLine("fastest is compiled", "to compiled")
-    assert last == "ratio: 1.00"
-
-
 def test_the_steps_are_those_of_the_config(monkeypatch, capsys):
     """Which of its keys reach which way; what they do is the trainer's."""
     asked, steppers = [], []
