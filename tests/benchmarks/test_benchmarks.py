@@ -141,7 +141,7 @@ def test_a_step_of_pre_training_is_held_against_the_bare_backbone(capsys):
 
 
 def test_the_hosts_share_of_a_step_is_timed_by_part(capsys):
-    host_overhead.main(["--small", "--steps", "3"])
+    host_overhead.main(["--small", "--steps", "1"])  # of one step, medians add up
     head, *parts, _, last = capsys.readouterr().out.splitlines()
     assert head.split() == ["ms", "a", "step", "median", "mean"]
     assert [line.split()[0] for line in parts] == [
@@ -150,7 +150,7 @@ def test_the_hosts_share_of_a_step_is_timed_by_part(capsys):
     medians = [float(line.split()[1]) for line in parts]
     whole = float(last.removeprefix("ms: "))
     assert min(medians) > 0
-    assert whole == pytest.approx(sum(medians), rel=0.5)
+    assert whole == pytest.approx(sum(medians), abs=0.01 * len(medians))
 
 
 def test_the_stub_has_the_losses_and_the_counts_of_the_model():
