@@ -20,7 +20,7 @@ RUN := runs/demo/$(TASK)-seed$(SEED)
 
 REAL := runs/real/pretrain-seed$(SEED)
 
-.PHONY: help real demo demo-quick scenes clips test test-all faults test-lowest lint types setup setup-dev clean-demo clean-real
+.PHONY: help real demo demo-quick scenes clips test test-all faults test-lowest test-newest lint types setup setup-dev clean-demo clean-real
 
 help:
 	@echo "make demo               set up, draw scenes, pre-train a tiny model from scratch in ten minutes"
@@ -30,7 +30,7 @@ help:
 	@echo "make setup              only .venv with the packages; make setup-dev adds those of tests and checks"
 	@echo "make test               the tests that take seconds, in some five minutes"
 	@echo "make test-all           the slow ones too; make faults: those alone that stop, kill and damage runs"
-	@echo "make lint types         ruff and mypy; make test-lowest: the lowest releases that are allowed"
+	@echo "make lint types         ruff and mypy; make test-lowest: the lowest releases that are allowed; make test-newest: the newest"
 	@echo "make scenes clips       the demo's data sets alone"
 	@echo "make clean-demo         remove runs and data of the demo; make clean-real: those of make real"
 
@@ -87,7 +87,7 @@ data/packages/complete: | .venv/installed
 	cd data/packages && for package in *.deb; do dpkg-deb -x "$$package" . || exit 1; done && rm *.deb
 	touch $@
 
-PYTEST := .venv/bin/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
+PYTEST := .venv/bin/python -m pytest -n auto --dist worksteal
 
 test: .venv/installed-dev
 	$(PYTEST) -m "not slow"
@@ -120,8 +120,22 @@ test-lowest:
 		evaluation.validation.annotations=.lowest/scenes/retrieval_val.jsonl \
 		evaluation.test.test.annotations=.lowest/scenes/retrieval_test.jsonl
 
+# The newest releases that requirements.txt allows, in an environment of their own: the fast tests. NEWEST_PYTHON is the newest
+# Python on the PATH among those that torch and Ray have wheels for; add the next one to the list when both have them.
+NEWEST := .newest/bin/python
+NEWEST_PYTHON ?= $(firstword $(shell for minor in 14 13 12 11; do python3.$$minor -c "import ensurepip" 2>/dev/null && echo python3.$$minor; done) $(PYTHON))
+
+test-newest:
+	rm -rf .newest
+	$(NEWEST_PYTHON) -m venv .newest
+	$(NEWEST) -m pip install --quiet 'uv>=0.9,<1'
+	.newest/bin/uv pip install --quiet --python $(NEWEST) -r requirements-dev.txt
+	.newest/bin/uv pip install --quiet --python $(NEWEST) --no-deps --editable .
+	.newest/bin/uv pip list --quiet --python $(NEWEST)
+	$(NEWEST) -m pytest -m "not slow" -p no:cacheprovider -n auto --dist worksteal
+
 faults: .venv/installed-dev
-	.venv/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder tests/faults
+	.venv/bin/python -m pytest -n 2 --dist worksteal tests/faults
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

@@ -2,8 +2,8 @@
 
 Forward and backward passes of VQA fine-tuning in base size, in turn in one process: 32 questions about 32 images, and 32
 questions about 32 / K images (``data.questions_per_example=K``). A question has ten tokens and two answers, each of three tokens.
-VQA v2 asks 5.4 questions about an image on average. The last line is the median of the time of the second over that of the
-first.
+VQA v2 asks 5.4 questions about an image on average. The last line is the median of the ratios: time with shared images over
+time without.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def text(count: int, tokens: int) -> Text:
 
 
 def batch(size: int, questions: int, per_image: int) -> QuestionBatch:
-    """``questions`` about as many images of ``size`` as that takes."""
+    """``questions`` questions, ``per_image`` about each image of ``size`` pixels."""
     return QuestionBatch(
         pixels=torch.randn(questions // per_image, 3, size, size),
         text=text(questions, 10),
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="check that it runs, with a small model")
     flags = parser.parse_args(argv)
     if flags.questions % flags.per_image:
-        parser.error(f"--questions {flags.questions} is no multiple of --per-image {flags.per_image}")
+        parser.error(f"--questions {flags.questions} is not a multiple of --per-image {flags.per_image}")
     size = 32 if flags.small else flags.size
     arch = "model.text.arch={family: bert, vocab_size: 30522}"
     overrides = [f"model.vision.image_size={size}", *(SMALL if flags.small else [arch])]

@@ -13,30 +13,6 @@ import torch
 from demo.scenes.build import build
 from tests.devices import DEVICES, as_in_a_run_without_tf32
 
-SLOW_FIRST = (
-    "faults/test_signals",
-    "faults/test_damage",
-    "faults/test_surroundings",
-    "faults/test_hangs",
-    "faults/test_elastic",
-    "tasks/test_outside",
-    "benchmarks/test_benchmarks",
-    "tools/test_plan",
-    "engine/test_launch",
-    "distributed/test_compiled_two_ranks",
-    "examples/test_entailment",
-    "engine/test_static_step",
-    "tasks/test_finetune",
-    "recipes/test_configs",
-)
-"""Modules of half a minute each. Workers take whole modules in this order; else one would wait for the other's last."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slowest modules come first, the others as they are."""
-    places = {f"tests/{name}.py": place for place, name in enumerate(SLOW_FIRST)}
-    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
-
 
 def pytest_collection_finish() -> None:
     """Garbage is not sought in what the modules hold: where a test, or what it tests, collects all of it, that took half a second

@@ -1,6 +1,6 @@
 """Mutation testing: plant small mistakes in the code and count how many of them the tests catch.
 
-    python -m tests.mutants record -n 2 --dist loadscope    # once: which test runs which line, and how long each test takes
+    python -m tests.mutants record -n 2 --dist worksteal    # once: which test runs which line, and how long each test takes
     python -m tests.mutants run                             # 60 mutants against the tests that plain `pytest` runs
     python -m tests.mutants run --tests "slow or not slow"  # the same 60 mutants against all tests
 

@@ -122,6 +122,14 @@ def check_run(arguments: list[str]) -> None:
     load_config(choice.config, flags.overrides, choice.load()[0])
 
 
+def test_the_readme_names_the_tier_of_each_test():
+    named = re.findall(r"`(tests/[\w/]+\.py)` \((fast|slow)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 3
+    for path, tier in named:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert ("pytestmark = pytest.mark.slow" in source) == (tier == "slow"), path
+
+
 def test_the_readme_links_every_page():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name})" not in text]
@@ -178,7 +186,7 @@ def test_the_tree_of_data_has_every_folder_that_a_config_of_the_paper_reads():
 def test_the_constraints_are_releases_within_the_ranges_of_every_requirement():
     lines = [line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
     pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines if line)}
-    assert all(re.fullmatch(r"[\d.]+(post\d+)?", version) for version in pinned.values()), (
+    assert all(re.fullmatch(r"[\d.]+((b|post)\d+)?", version) for version in pinned.values()), (
         "releases without +cpu or +cu"
     )
     for file in ("requirements.txt", "requirements-dev.txt"):

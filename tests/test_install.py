@@ -17,6 +17,8 @@ from run import COMMANDS
 from setup import INSIDE, as_subpackage
 from tests.conftest import tiny_run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -113,7 +115,6 @@ def test_imports_and_names_of_modules_are_those_below_x2vlm():
     assert as_subpackage(ours + other) == below + other
 
 
-@pytest.mark.slow
 def test_a_trained_model_is_asked_from_another_folder(run, scenes_folder, tmp_path):
     """Trained by the installed command, on ranks, beside a module of the user's that is called utils."""
     folder = tmp_path / "run"
@@ -134,7 +135,6 @@ def test_a_trained_model_is_asked_from_another_folder(run, scenes_folder, tmp_pa
     assert done.returncode == 0 and "a star" in done.stdout, done.stderr
 
 
-@pytest.mark.slow
 def test_commands_find_their_configs(run):
     done = run("x2vlm", "tables", "--cell", "coco_5k")
     assert done.returncode == 0 and "configs/retrieval/coco_base_4m.yaml" in done.stdout, done.stderr

@@ -134,8 +134,9 @@ def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
 def set_timeout(minutes: float) -> None:
     """Change the time that ranks wait for each other from now on."""
     if is_distributed():
-        # The one way that torch has; the leading underscore has stood there since it exists.
-        dist.distributed_c10d._set_pg_timeout(timedelta(minutes=minutes), None)
+        # Public since torch 2.15, which deprecates the private name; older releases have only that.
+        change = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+        change(timedelta(minutes=minutes))
 
 
 def shared_store(name: str) -> dist.Store | None:

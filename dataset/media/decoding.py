@@ -25,7 +25,7 @@ from utils.errors import UserError
 
 T = TypeVar("T")
 
-Backend = Literal["av", "decord", "torchcodec"]
+Backend = Literal["av", "decord"]
 
 _WHOLE_ENOUGH = 0.95
 """A file with less than this share of the length in its header is truncated; headers are not exact."""
@@ -263,16 +263,6 @@ def _decord_frames(path: Path, index: FileIndex, wanted: Sequence[int], clock: C
         yield torch.from_numpy(reader.get_batch([number]).asnumpy()[0]).permute(2, 0, 1)
 
 
-def _torchcodec_frames(
-    path: Path, index: FileIndex, wanted: Sequence[int], clock: Clock
-) -> Generator[Tensor, None, None]:
-    decoder = import_backend("torchcodec").VideoDecoder(str(path), seek_mode="exact", num_ffmpeg_threads=1)
-    _check_count(len(decoder), index, "torchcodec", clock)
-    for number in wanted:
-        clock.check()
-        yield decoder.get_frame_at(number).data
-
-
 def _check_count(count: int, index: FileIndex, backend: str, clock: Clock) -> None:
     if count != len(index.times):
         message = f"{backend} finds {count} frames where the file has {len(index.times)}; backend: av can read it"
@@ -282,13 +272,12 @@ def _check_count(count: int, index: FileIndex, backend: str, clock: Clock) -> No
 _BACKENDS: dict[Backend, Callable[[Path, FileIndex, Sequence[int], Clock], Generator[Tensor, None, None]]] = {
     "av": _av_frames,
     "decord": _decord_frames,
-    "torchcodec": _torchcodec_frames,
 }
 
 
 def import_backend(backend: Backend) -> Any:
     """The backend's module, imported on first use: each brings its own FFmpeg."""
-    return importlib.import_module("torchcodec.decoders" if backend == "torchcodec" else backend)
+    return importlib.import_module(backend)
 
 
 def why_not_loaded(backend: Backend) -> str | None:
@@ -296,7 +285,7 @@ def why_not_loaded(backend: Backend) -> str | None:
     try:
         import_backend("av")  # indexes the packets for every backend
         import_backend(backend)
-    # torchcodec raises RuntimeError and OSError where it finds no FFmpeg.
+    # decord raises RuntimeError or OSError if its own library is missing or cannot be loaded.
     except (ImportError, OSError, RuntimeError) as error:
         return str(error).strip().split("\n")[0][:200]
     return None

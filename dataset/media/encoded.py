@@ -5,6 +5,7 @@ An image is (3, H, W) uint8 RGB from the file to the device.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from pathlib import Path
@@ -15,7 +16,6 @@ import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from dataset.media.orientation import exif_orientation, jpeg_orientation, turned
 from dataset.records.broken import BrokenRecordError
@@ -27,7 +27,6 @@ PixelsAre = Literal["shown", "unturned", "stored"]
 """How a file becomes pixels: "shown", as people see it, with its EXIF orientation applied and transparency laid on white;
 "unturned", the same without the orientation, for images with boxes; "stored", neither, and alpha dropped (released)."""
 
-_DECODED_BY_TORCHVISION = ("JPEG", "PNG", "WEBP")
 _NOT_AN_IMAGE = f"not an image of a format that is read ({', '.join(FORMATS)})"
 _FRAME_HEADERS = (0xC0, 0xC1, 0xC2)
 """Markers of baseline, extended and progressive JPEG."""
@@ -97,6 +96,8 @@ class EncodedImage:
             if self.orientation > 1:
                 return turned(self._decode(max(self.shape)), self.orientation)
             return self._decode(count)
+        except BrokenRecordError:
+            raise
         except Exception as error:  # readers raise many kinds on malformed bytes
             raise self._unreadable(error) from None
 
@@ -131,21 +132,17 @@ class EncodedImage:
         if self._frame is not None:
             if self.content.rfind(_END_OF_JPEG) < self._frame.at:
                 raise ValueError("the end of the JPEG file is missing")
-            if self._frame.components == 4:
-                return _decode_by_torchvision(self.content)  # simplejpeg rounds CMYK otherwise than Pillow does
-            try:
-                return _decode_jpeg(self.content, self._frame, rows)
-            except ValueError:  # sampling that TurboJPEG does not know
-                return _decode_by_torchvision(self.content)
-        header = self._header
-        assert header is not None
-        if self.on_white and _is_transparent(header):
-            return _on_white(header)
-        if header.format in _DECODED_BY_TORCHVISION and not getattr(header, "is_animated", False):
-            return _decode_by_torchvision(self.content)  # faster than Pillow, with the same pixels
-        if header.mode.startswith("I;16"):
-            header = Image.fromarray((np.asarray(header) >> 8).astype(np.uint8))  # convert would clip instead
-        return torch.from_numpy(np.array(header.convert("RGB"))).permute(2, 0, 1)
+            if self._frame.components != 4:  # simplejpeg rounds CMYK differently from Pillow
+                with contextlib.suppress(ValueError):  # subsampling that TurboJPEG does not know
+                    return _decode_jpeg(self.content, self._frame, rows)
+        image = self._header or self._open()
+        if self.on_white and _is_transparent(image):
+            return _on_white(image)
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # convert would clip instead
+        if image.mode != "RGB":  # convert would copy
+            image = image.convert("RGB")
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def decode(
@@ -197,7 +194,7 @@ def _decode_jpeg(content: bytes, frame: JPEGFrame, rows: int) -> Tensor:
     """At least the first ``rows`` rows of a JPEG file, and less than two blocks more.
 
     The frame header is changed to an image of that height. libjpeg then warns of the data after its end, as of other faults
-    that it can repair; hence not ``strict``, as in Pillow and torchvision. The last row above the end takes its colour from
+    that it can repair; hence not ``strict``, as in Pillow. The last row above the end takes its colour from
     its own block alone, so one row more than needed is decoded. (A progressive file with no more than its coarsest scan is
     smoothed across blocks: there the last rows may differ from those of the whole image.)
     """
@@ -207,11 +204,6 @@ def _decode_jpeg(content: bytes, frame: JPEGFrame, rows: int) -> Tensor:
         data = bytearray(content)
         data[frame.at + 5 : frame.at + 7] = height.to_bytes(2, "big")
     return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB", strict=False)).permute(2, 0, 1)
-
-
-def _decode_by_torchvision(content: bytes) -> Tensor:
-    pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    return pixels if pixels.dtype == torch.uint8 else (pixels.to(torch.int32) >> 8).to(torch.uint8)
 
 
 def _is_transparent(header: Image.Image) -> bool:

@@ -40,11 +40,7 @@ LIST_SUFFIX = ".json"
 class VideoReadingConfig(Config):
     """How the frames of videos are found and decoded."""
 
-    backend: Backend = Field(
-        "av",
-        description="decoder of video files: av (PyAV), decord, or torchcodec in its exact mode, as its other one "
-        "picks wrong frames",
-    )
+    backend: Backend = Field("av", description="decoder of video files: av (PyAV) or decord")
     frames_per_second: float = Field(
         1.0, gt=0, description="frames that are read of each second of a video file; the model's are chosen among these"
     )

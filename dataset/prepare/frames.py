@@ -207,7 +207,7 @@ space and the time to decode it"""
     limit = """of a video, at even distances (default: all). A list is read whole whenever some of its
 frames are wanted: set it where videos last many minutes"""
     add("--max-frames", type=whole_number(1, 1_000_000), metavar="N", help=limit)
-    add("--backend", choices=("av", "decord", "torchcodec"), default="av", help="default av (PyAV)")
+    add("--backend", choices=("av", "decord"), default="av", help="default av (PyAV)")
     seconds = "a video that takes longer is broken (default %(default)g)"
     add("--time-limit", type=positive_real, default=making.reading.time_limit_s, metavar="SECONDS", help=seconds)
     pixels = "a video of larger frames, too (default %(default)d)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -69,7 +70,9 @@ def _connect(address: str, workers: int) -> Any:
         {"num_cpus": workers, "include_dashboard": False} if address == LOCAL else {"address": address}
     )
     try:
-        ray.init(log_to_driver=False, logging_level="error", runtime_env={"env_vars": {"PYTHONPATH": paths}}, **options)
+        ray.init(
+            log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": {"PYTHONPATH": paths}}, **options
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"--ray {address}: {str(error).splitlines()[0]}; start a cluster with `ray start`, or give --ray local"

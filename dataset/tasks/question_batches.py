@@ -20,7 +20,7 @@ from dataset.text.processors import TextLimits, clean_question, mentions_side
 
 
 class QuestionsDataConfig(FineTuneDataConfig):
-    """What the training data of both kinds of question answering have."""
+    """Training data of question answering about images or videos."""
 
     text: TextLimits = Field(
         default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="how long a question may be"
@@ -54,7 +54,7 @@ class QuestionExample:
 class QuestionBatches(FineTuneBatches[D, QuestionExample]):
     """Every question once an epoch, with all its answers; see ``data.questions_per_example``.
 
-    ``items``: the questions; ``groups``: the numbers of those that make an example.
+    ``items``: all questions; ``groups``: for each example, the numbers of its questions.
     """
 
     name = "questions"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import shutil
 from collections.abc import Sequence
+from typing import Any
 
 from utils.errors import UserError
 
@@ -28,16 +30,29 @@ def java_metrics(
     ours = {index: [candidate] for index, candidate in enumerate(candidates)}
     results = {}
     for name in names:
-        module, scorer = SCORERS[name]
+        module, class_name = SCORERS[name]
+        scorer = None
         try:
-            score, _ = getattr(importlib.import_module(module), scorer)().compute_score(theirs, ours)
+            scorer = getattr(importlib.import_module(module), class_name)()
+            score, _ = scorer.compute_score(theirs, ours)
         # Their programs fail in many ways: no network, too little memory, a Java that is too old or too new.
         except Exception as error:
+            if name == "METEOR" and scorer is not None:
+                _release(scorer)
             raise UserError(
                 f"{name} failed in pycocoevalcap: {error!r:.300}; leave it out, or mend its Java set-up"
             ) from None
         results[name] = float(score)
     return results
+
+
+def _release(meteor: Any) -> None:
+    """Prepare a failed Meteor for its destructor, which waits for the lock that Meteor still holds, and then closes the pipe
+    to a program that may have ended."""
+    if meteor.lock.locked():
+        meteor.lock.release()
+    with contextlib.suppress(OSError):
+        meteor.meteor_p.stdin.close()
 
 
 def check_java_metrics(names: Sequence[str]) -> None:

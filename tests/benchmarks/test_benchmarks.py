@@ -141,7 +141,7 @@ def test_a_step_of_pre_training_is_held_against_the_bare_backbone(capsys):
 
 
 def test_the_hosts_share_of_a_step_is_timed_by_part(capsys):
-    host_overhead.main(["--small", "--steps", "3"])
+    host_overhead.main(["--small", "--steps", "1"])  # of one step, medians add up
     head, *parts, _, last = capsys.readouterr().out.splitlines()
     assert head.split() == ["ms", "a", "step", "median", "mean"]
     assert [line.split()[0] for line in parts] == [
@@ -150,7 +150,7 @@ def test_the_hosts_share_of_a_step_is_timed_by_part(capsys):
     medians = [float(line.split()[1]) for line in parts]
     whole = float(last.removeprefix("ms: "))
     assert min(medians) > 0
-    assert whole == pytest.approx(sum(medians), rel=0.5)
+    assert whole == pytest.approx(sum(medians), abs=0.01 * len(medians))
 
 
 def test_the_stub_has_the_losses_and_the_counts_of_the_model():
@@ -234,33 +234,6 @@ def test_all_streams_of_a_config_are_measured(streams, capsys):
     assert step == f"a step: {STEPS[streams]}"
     assert_is_split(plain)
     assert_is_split(eager)
-
-
-@pytest.mark.slow
-def test_the_compiled_way_is_split_too(capsys, monkeypatch):
-    """Traced and differentiated, but run by torch's own kernels, and one batch for its own sizes alone: compiler and symbolic
-    sizes take minutes. Sizes that change are tests/engine/test_static_step.py's."""
-    compile_encoders, torch_compile, calls = PretrainModel.compile_encoders, torch.compile, []
-
-    def for_these_sizes(run, **options):
-        return torch_compile(run, **(options | {"dynamic": False}))
-
-    def uncompiled(model: PretrainModel, **options: object) -> None:
-        calls.append(options)
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "compile", for_these_sizes)
-            compile_encoders(model, backend="aot_eager", **options)
-
-    monkeypatch.setattr(PretrainModel, "compile_encoders", uncompiled)
-    monkeypatch.setattr(step_config, "LENGTH_FACTORS", (1.0,))
-    flags = ["--small", "--rounds", "1", "--ways", "compiled", PEAK]
-    assert gpu.main([*flags, *SMALLER, *mixed("all")]) == 0
-    _, compiled, which, last = capsys.readouterr().out.splitlines()
-    assert calls == [{"mode": None}]
-    assert compiled.startswith("compiled: ")
-    assert_is_split(compiled)
-    assert which == OneLine("fastest is compiled", "to compiled")
-    assert last == "ratio: 1.00"
 
 
 def test_the_steps_are_those_of_the_config(monkeypatch, capsys):

@@ -376,9 +376,10 @@ def test_a_mistake_in_the_code_leaves_its_class_and_its_traceback(where, tokeniz
     correct = getattr(VQABatches, name)
 
     def mistaken(self, first, *args, **more):
-        of_example = where == "example"
-        asked = [self.items[first].question] if of_example else [text for each in first for text in each.questions]
-        if any("blue" in question for question in asked):
+        asked = (
+            [self.items[first].question] if where == "example" else [text for each in first for text in each.questions]
+        )
+        if any("blue" in text for text in asked):
             raise AttributeError("'NoneType' object has no attribute 'x'")
         return correct(self, first, *args, **more)
 

@@ -70,3 +70,14 @@ def test_the_flight_recorder_writes_to_the_run_and_leaves_the_users_settings(tmp
     assert os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
     for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"):
         assert os.environ[name] == f"{tmp_path}/collectives_rank_"
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_time_that_ranks_wait_can_be_changed_without_a_warning():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        distributed.set_timeout(7.0)
+        group = dist.distributed_c10d._get_default_group()
+        assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(minutes=7)
+    finally:
+        dist.destroy_process_group()

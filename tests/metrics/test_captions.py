@@ -1,10 +1,14 @@
 """Caption metrics against the standard, Java-tokenized evaluation, run once (``tests/golden/captions/make.py``)."""
 
 import doctest
+import gc
 import importlib
 import json
 import math
+import os
 import pickle
+import random
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -216,6 +220,66 @@ def test_a_java_program_that_fails_is_told_in_one_line(monkeypatch):
     monkeypatch.setitem(__import__("metrics.captions.java", fromlist=["SCORERS"]).SCORERS, "METEOR", ("json", "Meteor"))
     with pytest.raises(UserError, match=r"^METEOR failed in pycocoevalcap: AttributeError.*"):
         java_metrics(["a"], [["a"]], ["METEOR"])
+
+
+@pytest.fixture
+def installed() -> None:
+    """`make test-lowest` runs this file without the package."""
+    pytest.importorskip("pycocoevalcap", reason="needs pycocoevalcap: pip install -r requirements-dev.txt")
+
+
+NEEDS_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java on the PATH")
+
+
+def mixed_captions(count: int) -> tuple[list[str], list[list[str]]]:
+    """Candidates and references of random words out of the recorded captions, which pycocoevalcap was not recorded with."""
+    rng = random.Random(7)
+    words = [word for caption in GOLDEN["candidates"] for word in caption.split()]
+    made = [[" ".join(rng.choices(words, k=rng.randint(1, 12))) for _ in range(4)] for _ in range(count)]
+    return [f"{own[1]} {own[0]}" for own in made], [own[1:] for own in made]
+
+
+@pytest.mark.slow
+@NEEDS_JAVA
+def test_tokens_and_scores_of_new_captions_are_those_of_pycocoevalcap(installed):
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    candidates, references = mixed_captions(300)
+    theirs = PTBTokenizer().tokenize({index: [{"caption": caption}] for index, caption in enumerate(candidates)})
+    their_references = PTBTokenizer().tokenize(
+        {index: [{"caption": caption} for caption in own] for index, own in enumerate(references)}
+    )
+    assert tokenize(candidates) == [theirs[index][0] for index in range(300)]
+    assert tokenize_references(references) == [their_references[index] for index in range(300)]
+    bleu, _ = Bleu(4).compute_score(their_references, theirs, verbose=0)
+    expected = {f"BLEU-{n}": score for n, score in enumerate(bleu, start=1)}
+    expected["ROUGE-L"], _ = Rouge().compute_score(their_references, theirs)
+    expected["CIDEr"], _ = Cider().compute_score(their_references, theirs)
+    assert caption_metrics(candidates, references) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.slow
+@NEEDS_JAVA
+def test_meteor_gives_the_recorded_score(installed):
+    """The score was recorded with pycocoevalcap 1.2, which brings Meteor 1.5."""
+    references = [["a dog runs on the beach", "a brown dog"], ["two cats sleep under a red car", "cats below a car"]]
+    candidates = ["a dog is running at a beach", "cats are sleeping under a car"]
+    assert java_metrics(candidates, references, ["METEOR"]) == {"METEOR": pytest.approx(0.37407288828380963)}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_java_that_ends_at_once_is_reported_and_does_not_hang(installed, monkeypatch, tmp_path):
+    """The destructor of pycocoevalcap's Meteor waits for a lock that it holds after an error."""
+    (tmp_path / "java").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match=r"^METEOR failed in pycocoevalcap: [^\n]*$"):
+        java_metrics(["a"], [["a"]], ["METEOR"])
+    gc.collect()
 
 
 def test_the_scores_of_images_have_cider_and_rouge_as_their_means():

@@ -46,7 +46,7 @@ def test_every_adapter_and_head_has_a_gradient_and_no_weight_of_a_target(make, n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("make", "name"), CASES, ids=[name for _, name in CASES])
+@pytest.mark.parametrize(("make", "name"), CASES[2::3], ids=[name for _, name in CASES[2::3]])
 def test_the_count_is_that_of_the_step_that_runs(make, name):
     for layers in ("attention", "all"):
         model, batch = adapted(make, name, layers=layers)

@@ -83,30 +83,35 @@ def test_the_status_of_the_job_is_returned_without_a_traceback(tmp_path, script)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flag", "given", "expected"),
-    [
+def test_segments_grow_on_gpus_unless_the_user_has_set_up_the_allocator(tmp_path):
+    """One process, which has imported torch, launches a job for each case."""
+    own = "max_split_size_mb:64"
+    cases = [
         ("--gpus", {}, dict.fromkeys(ALLOCATOR, "expandable_segments:True")),
-        *[("--gpus", {name: "max_split_size_mb:64"}, {name: "max_split_size_mb:64"}) for name in ALLOCATOR],
+        *[("--gpus", {name: own}, {name: own}) for name in ALLOCATOR],
         ("--cpu", {}, {}),
-    ],
-)
-def test_segments_grow_on_gpus_unless_the_user_has_set_up_the_allocator(tmp_path, flag, given, expected):
-    body = "import json, os; print(json.dumps(dict(os.environ)))"
-    done = run_job(tmp_path, body, flag, "1", CUDA_VISIBLE_DEVICES="0", **given)
-    found = json.loads(done.stdout)
-    assert {name: found[name] for name in ALLOCATOR if name in found} == expected
+    ]
+    (tmp_path / "Job.py").write_text("import json, os; print(json.dumps(dict(os.environ)), flush=True)")
+    call = (
+        f"import json, os, sys\n{LAUNCH}before = dict(os.environ)\nfor flag, given in json.loads(sys.argv[2]):\n"
+        "    os.environ.clear()\n    os.environ.update(before | given)\n    launch([flag, '1'], [sys.argv[1]])"
+    )
+    asked = json.dumps([[flag, given] for flag, given, _ in cases])
+    command = [sys.executable, "-c", call, str(tmp_path / "Job.py"), asked]
+    env = {name: value for name, value in os.environ.items() if name not in ALLOCATOR} | {"CUDA_VISIBLE_DEVICES": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, env=env)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [{name: each[name] for name in ALLOCATOR if name in each} for each in found] == [case[2] for case in cases]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "node"),
     [
-        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, {"RANK": "NODE"}),
         ({"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1"}, {"PET_NODE_RANK": "NODE"}),
         ({"PET_NNODES": "2:2", "PET_NPROC_PER_NODE": "1", "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ID": "a job"}, {}),
     ],
-    ids=["PyTorchJob", "TrainJob", "elastic PyTorchJob"],
+    ids=["TrainJob", "elastic PyTorchJob"],
 )
 def test_pods_of_kubernetes_find_each_other_without_flags(tmp_path, variables, node):
     """As processes of this machine."""
@@ -234,7 +239,8 @@ def test_a_node_that_waits_for_others_ends_on_a_signal(nodes, signum, status, tm
     script = tmp_path / "rank.py"
     script.write_text("")
     code = f"from utils import launcher; launcher.UNHEARD_S = 0.5\n{LAUNCH}\n"
-    code += "import sys; print(flush=True); sys.exit(launch(sys.argv[2:], [sys.argv[1]]))"
+    code += "import sys, torch.distributed.run, utils.elastic\n"  # a slow import on some machines
+    code += "print(flush=True); sys.exit(launch(sys.argv[2:], [sys.argv[1]]))"
     flags = ["--cpu", "1", *nodes, "--master", f"127.0.0.1:{free_port()}", *(["--resume"] if ":" in nodes[1] else [])]
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(script), *flags],
@@ -245,7 +251,7 @@ def test_a_node_that_waits_for_others_ends_on_a_signal(nodes, signum, status, tm
     )
     assert process.stdout is not None
     process.stdout.readline()
-    time.sleep(4)  # torch is imported, and the node waits
+    time.sleep(2)  # the node waits
     process.send_signal(signum)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, "Traceback" in errors) == (status, False), errors

@@ -217,7 +217,7 @@ def test_odd_files_are_one_line(tmp_path):
     assert told(tmp_path) == OneLine(tmp_path, "a folder")
     assert told(Path("/dev/null")) == OneLine("/dev/null", "YAML")
     assert told(tmp_path / ("x" * 300)) == OneLine("File name too long")
-    assert told(tmp_path / "a\0b") == OneLine("embedded null byte")
+    assert told(tmp_path / "a\0b") == OneLine("embedded null")
     assert told(path / "b.yaml") == OneLine("Not a directory")
     (tmp_path / "loop").symlink_to("loop")
     assert OneLine("symbolic links") in told(tmp_path / "loop").splitlines()

@@ -63,10 +63,11 @@ def test_the_first_frame_of_an_animation_is_used(form):
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"comment": b"x" * 999}, {"dpi": (72, 72)}, {"exif": b"x"}]
 )
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_the_size_of_a_jpeg_is_read_without_pillow(monkeypatch, mode, options):
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_is_read_without_pillow(monkeypatch, mode, options):
     content = encode(picture().convert(mode), "JPEG", **options)
     assert jpeg_frame(content)[1:] == (64, 48, len(mode))
+    assert jpeg_frame(encode(picture().convert("CMYK"), "JPEG", **options))[1:] == (64, 48, 4)
     expected = as_tensor(Image.open(io.BytesIO(content)))
     monkeypatch.setattr("dataset.media.encoded.Image.open", lambda *args, **more: pytest.fail("opened by Pillow"))
     assert torch.equal(decode(content, MANY, "p"), expected)
@@ -105,10 +106,10 @@ def test_what_is_no_picture_is_unreadable(content):
 
 
 def test_a_picture_that_is_too_large_is_never_decoded(monkeypatch):
-    monkeypatch.setattr("dataset.media.encoded.decode_image", lambda *args, **more: pytest.fail("decoded"))
-    with pytest.raises(BrokenRecordError, match=naming("image too large", "64 x 48", "max_pixels = 3071")):
-        decode(encode(picture(), "PNG"), 64 * 48 - 1, "p")
     small = encode(picture(), "PNG")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *args, **more: pytest.fail("decoded"))
+    with pytest.raises(BrokenRecordError, match="image too large: 64 x 48 pixels, more than max_pixels = 3071"):
+        decode(small, 64 * 48 - 1, "p")
     header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + small[24:29]
     huge = small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
     with pytest.raises(BrokenRecordError, match="image too large"):
@@ -173,7 +174,7 @@ def test_faults_that_libjpeg_repairs_are_no_reason_to_drop_a_picture(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_sampling_that_turbojpeg_does_not_know_is_left_to_torchvision(monkeypatch):
+def test_a_sampling_that_turbojpeg_does_not_know_is_left_to_pillow(monkeypatch):
     def unknown(*args, **options):
         raise ValueError("unknown subsampling")
 

@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[3]
 GOLDEN = json.loads((ROOT / "tests/golden/data_helpers.json").read_text())
 BACKENDS = [
     name if importlib.util.find_spec(name) else pytest.param(name, marks=pytest.mark.skip(reason=f"no {name}"))
-    for name in ("av", "decord", "torchcodec")
+    for name in ("av", "decord")
 ]
 CELL = 16
 BITS = 8

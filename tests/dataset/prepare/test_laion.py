@@ -269,15 +269,9 @@ def test_a_run_that_is_cut_goes_on_with_the_files_that_are_left(raw, out, monkey
 
 
 @pytest.mark.slow
-def test_a_cluster_makes_the_same_lists(raw, out):
-    """One of this machine alone. Without Ray, it is told."""
+def test_a_ray_cluster_of_this_machine_makes_the_same_lists(raw, out):
     for number in range(3):
         parquet(raw / f"laion/deep/{number}.parquet", ROWS)
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        assert one_line("laion", raw, out, ray="local") == OneLine("--ray", "not installed")
-        pytest.skip("Ray is not installed")
     prepared("laion", raw, other(out))
     prepared("laion", raw, out, ray="local", workers=2)
     for number in range(3):

@@ -322,8 +322,8 @@ def words(text: Text, tokenizer: Any) -> list[str]:
 
 
 def test_questions_about_an_image_share_it(batches, picture, write, source, tokenizer, tmp_path):
-    """The view of the image is that of one example; a question that names a side is asked of another view, which is not
-    mirrored; a broken image takes all its questions with it."""
+    """All of them get the same view of it. A question that names a side gets a view of its own, which is not mirrored. A broken
+    image takes all its questions with it."""
     picture("a.png"), picture("b.png")
     (tmp_path / "images" / "bad.png").write_bytes(b"no picture")
     asked = [

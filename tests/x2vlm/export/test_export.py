@@ -23,6 +23,8 @@ from x2vlm.export.files import FUSION, GRAPHS, IMAGE, MANIFEST, TEXT
 from x2vlm.export.writing import export
 from x2vlm.page.abilities import abilities_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 TEXTS = ["a small red star", "a circle", "the large blue circle and a green star"]
 
@@ -31,7 +33,6 @@ def images(data, count: int) -> list[Path]:
     return [data / f"images/{number}.png" for number in range(count)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_an_export_answers_every_call_as_its_model_does(count, model, of_onnx, data):
     ours, exported, listed = model("pretrain"), of_onnx("pretrain"), images(data, count)
@@ -55,7 +56,6 @@ def test_an_export_answers_every_call_as_its_model_does(count, model, of_onnx, d
             assert other.score == pytest.approx(one.score, abs=TOLERANCE)
 
 
-@pytest.mark.slow
 def test_a_model_of_retrieval_has_no_boxes_and_one_of_grounding_nothing_else(model, of_onnx, data):
     listed = images(data, 2)
     np.testing.assert_allclose(
@@ -151,7 +151,6 @@ def test_the_graphs_leave_batch_texts_and_length_open(exported):
     }
 
 
-@pytest.mark.slow
 def test_the_command_writes_an_export_and_prints_how_near_it_is(run, data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["export", str(run("retrieval")), "--out", "r.onnx"]) == 0

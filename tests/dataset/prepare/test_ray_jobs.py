@@ -1,0 +1,37 @@
+"""Jobs on a Ray cluster of this machine alone, with the real package: order, faults, and errors in one line."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from dataset.prepare.ray_jobs import in_order_on_ray
+from tests.dataset.prepare.ray_work import ten_times
+from utils.errors import UserError
+
+
+def results(work: Callable[[int], int], address: str = "local") -> Iterator[int]:
+    return in_order_on_ray(work, range(6), address, workers=2, died=lambda job: -job)
+
+
+@pytest.mark.slow
+def test_results_are_in_order_a_job_that_kills_its_process_is_reported_and_an_error_is_raised_as_it_was():
+    made = results(ten_times)
+    assert list(itertools.islice(made, 5)) == [0, 10, 20, -3, 40]
+    with pytest.raises(UserError, match=r"^job 5 is refused$"):
+        next(made)
+
+
+@pytest.mark.slow
+def test_an_address_without_a_cluster_is_an_error_in_one_line():
+    with pytest.raises(UserError, match=r"^--ray auto: [^\n]*; start a cluster with `ray start`, or give --ray local$"):
+        next(results(ten_times, "auto"))
+
+
+def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r'^--ray: needs Ray, which is not installed: pip install "\.\[ray\]"$'):
+        next(results(ten_times))
