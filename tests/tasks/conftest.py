@@ -14,8 +14,8 @@ from tests.tasks.painted import COLOURS, FILES, KINDS, rows_of, write_pictures
 
 
 @pytest.fixture(autouse=True)
-def settings_of_a_process(own_logging):
-    """A run sets up logging and torch for its process; the other tests share this one."""
+def settings_of_a_process():
+    """A run sets up torch for its process; the other tests share this one."""
     yield
     torch.use_deterministic_algorithms(False)
 

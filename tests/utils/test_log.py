@@ -10,7 +10,6 @@ import pytest
 from utils import log
 
 
-@pytest.mark.usefixtures("own_logging")
 def test_a_log_file_whose_folder_was_deleted_is_written_again(tmp_path):
     file = tmp_path / "run/log.txt"
     log.set_up(file)
