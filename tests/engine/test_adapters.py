@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -57,11 +59,13 @@ def test_an_adapter_whose_layer_is_not_called_is_told(tmp_path):
         trainer(tmp_path, model, ["vision.qkv", "text.0"]).fit()
 
 
-def test_adapters_whose_layers_are_called_train(tmp_path):
+def test_adapters_whose_layers_are_called_train(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     model = Encoders()
     model.vision, model.text = nn.Sequential(nn.Linear(3, 3)), nn.Sequential(nn.Linear(3, 3))
     run = trainer(tmp_path, model, ["vision.0", "text.0"])
     before = model.vision[0].base_layer.weight.clone()
     run.fit()
+    assert "2 adapters of rank 2 (24)" in caplog.text
     assert torch.equal(model.vision[0].base_layer.weight, before)
     assert model.vision[0].lora_B["default"].weight.any()

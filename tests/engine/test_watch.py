@@ -59,6 +59,13 @@ def test_a_loss_that_is_noisy_falls_or_is_only_a_little_higher_is_not_told(told)
     assert told() == []
 
 
+def test_ten_lines_are_enough_to_know_the_level(told):
+    feed(Watch(), [*noisy(4.0, 9), 40.0])
+    assert told() == []
+    feed(Watch(), [*noisy(4.0, 10), 40.0])
+    assert len(told()) == 1
+
+
 def test_a_level_that_lasts_is_the_level(told):
     watch = Watch()
     feed(watch, [*noisy(4.0), *noisy(9.0)])
