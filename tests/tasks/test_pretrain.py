@@ -133,6 +133,17 @@ def test_metrics_are_shares_with_their_chance(evaluator):
     assert "8 records" in evaluation.table()
 
 
+@pytest.mark.parametrize(("shift", "right"), [(0, 1.0), (1, 0.0)])
+def test_a_masked_word_is_right_where_its_own_token_is_the_likeliest(evaluator, monkeypatch, shift, right):
+    def predicted(texts, images, words):
+        return torch.nn.functional.one_hot(words.labels.clamp(min=0) + shift, 1000).float()
+
+    monkeypatch.setattr(evaluator.model, "predict_words", predicted)
+    with evaluating(evaluator.model, "fp32"):
+        metrics = {metric.name: metric.value for metric in evaluator.evaluate().metrics}
+    assert metrics["masked word"] == right
+
+
 def test_the_score_of_re_ranked_pairs_is_that_of_the_config(evaluator, monkeypatch):
     scores = []
     search = pretrain_evaluation.TwoStageRetrieval
