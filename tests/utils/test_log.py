@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 
-import pytest
-
 from utils import log
 
 
