@@ -31,15 +31,18 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """A run sets up the logging of its process; the tests share this one."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    """A run sets up the logging of its process. The next test, and a test after a fixture that made a run, start without it."""
+    _remove_logging_of_runs()
     yield
-    for handler in set(root.handlers) - set(handlers):
+    _remove_logging_of_runs()
+
+
+def _remove_logging_of_runs() -> None:
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if not type(each).__module__.startswith("_pytest.")]:
         root.removeHandler(handler)
         handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    root.setLevel(logging.WARNING)
 
 
 @pytest.fixture(params=DEVICES)
