@@ -29,7 +29,7 @@ help:
 	@echo "make real               train a small model on real pictures, in about half an hour (docs/real_model.md)"
 	@echo "make setup              only .venv with the packages; make setup-dev adds those of tests and checks"
 	@echo "make test               the tests that take seconds, in some five minutes"
-	@echo "make test-all           the slow ones too; make faults: those alone that stop, kill and damage runs"
+	@echo "make test-all           all tests; make faults: only the tests that stop, kill and damage runs"
 	@echo "make lint types         ruff and mypy; make test-lowest: the lowest releases that are allowed; make test-newest: the newest"
 	@echo "make scenes clips       the demo's data sets alone"
 	@echo "make clean-demo         remove runs and data of the demo; make clean-real: those of make real"
@@ -90,10 +90,10 @@ data/packages/complete: | .venv/installed
 PYTEST := .venv/bin/python -m pytest -n auto --dist worksteal
 
 test: .venv/installed-dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" --durations=10
 
 test-all: .venv/installed-dev
-	$(PYTEST)
+	$(PYTEST) --durations=10
 
 # The lowest releases that requirements.txt allows, in an environment of their own: tests that use each package, then demo steps.
 # uv has its own settings (UV_INDEX_URL, UV_TORCH_BACKEND, ...) and does not read pip's.

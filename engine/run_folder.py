@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from engine.checkpoint import CHECKPOINTS, Checkpoint, list_checkpoints, newest_whole
 from engine.curves import Events
@@ -189,7 +190,7 @@ class RunFolder:
         events.close()
 
     def _require_same_config(self, saved: Path, config: Config, evaluate: bool) -> None:
-        before, now = _flat(read_yaml(saved)), _flat(config.model_dump(mode="json"))
+        before, now = _flat(_with_defaults(read_yaml(saved), type(config))), _flat(config.model_dump(mode="json"))
         changed = [
             f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
@@ -202,6 +203,14 @@ class RunFolder:
                 f"{saved}: this run had another config: {'; '.join(changed[:3])}{more}; give another --output, with "
                 f"init.checkpoint={self.path}{'' if evaluate else ' to start from its weights'}"
             )
+
+
+def _with_defaults(saved: Any, schema: type[Config]) -> Any:
+    """A saved config with the defaults of keys that it does not have, since they are newer than the run."""
+    try:
+        return schema.model_validate(saved).model_dump(mode="json")
+    except ValidationError:
+        return saved  # it has keys or values that are no longer known
 
 
 def _equal(before: Any, now: Any) -> bool:

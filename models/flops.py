@@ -61,7 +61,7 @@ def frames_of(pixels: Tensor) -> int:
 
 
 def images_of(batch: QuestionBatch | ClassifiedBatch) -> int:
-    """Number of images or videos that the questions of a batch are about, those alone that count."""
+    """Number of images or videos in a batch, counting only valid questions."""
     if batch.image_of_question is None:
         return int(batch.valid.sum())
     return len(batch.image_of_question[batch.valid].unique())

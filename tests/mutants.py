@@ -1,8 +1,8 @@
 """Mutation testing: plant small mistakes in the code and count how many of them the tests catch.
 
     python -m tests.mutants record -n 2 --dist worksteal    # once: which test runs which line, and how long each test takes
-    python -m tests.mutants run                             # 60 mutants against the tests that plain `pytest` runs
-    python -m tests.mutants run --tests "slow or not slow"  # the same 60 mutants against all tests
+    python -m tests.mutants run --tests "not slow"          # 60 mutants against the fast tier
+    python -m tests.mutants run                             # the same 60 mutants against all tests
 
 ``record`` runs the tests (all of them, unless its pytest arguments say otherwise) under coverage. ``run`` draws mutants of the
 recorded lines with a fixed seed. It plants one mutant at a time in a temporary copy of the checkout, never in the checkout
@@ -674,7 +674,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     running = commands.add_parser("run", help="draw mutants and run the tests that cover them")
     running.add_argument("--count", type=int, default=60, help="number of mutants (default: 60)")
     running.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
-    running.add_argument("--tests", metavar="MARKERS", help="marker expression of the tests; default: as plain pytest")
+    running.add_argument("--tests", metavar="MARKERS", help="marker expression of the tests (default: all tests)")
     running.add_argument("--most", type=int, default=60, help="maximum number of tests per mutant (default: 60)")
     running.add_argument("--jobs", type=int, default=1, help="number of mutants at a time (default: 1)")
     options, rest = parser.parse_known_args(arguments)

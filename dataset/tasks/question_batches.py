@@ -33,8 +33,8 @@ class QuestionsDataConfig(FineTuneDataConfig):
     questions_per_example: int = Field(
         1,
         ge=1,
-        description="most questions about one image or video that make one example. It is read and encoded once for all of them, "
-        "which saves most of a step's time; batch_size counts such examples. 1, as released: each question is an example",
+        description="maximum number of questions about one image or video that make one example, for which it is read and "
+        "encoded once; batch_size counts such examples. 1, as released: each question is an example",
     )
 
 
@@ -43,8 +43,8 @@ D = TypeVar("D", bound=QuestionsDataConfig)
 
 @dataclass(frozen=True)
 class QuestionExample:
-    """A view of an image (3, H, W) or of a video (F, 3, H, W), cleaned questions about it, and of each question the answers with
-    their weights."""
+    """A view of an image (3, H, W) or of a video (F, 3, H, W), cleaned questions about it, and the weighted answers to
+    each question."""
 
     pixels: Tensor
     questions: list[str]
@@ -70,9 +70,9 @@ class QuestionBatches(FineTuneBatches[D, QuestionExample]):
     def read(self, data: D) -> int:
         self.items = self.read_questions(data)
         self.view = self.make_view(data)
-        several = data.questions_per_example > 1
-        # An image with a question that names a side is not mirrored; the other questions about it are asked apart from that one.
-        sided = [self._names_a_side(item) for item in self.items] if several and data.careful_flip else None
+        # Questions that mention a side keep their image from being flipped, so they are grouped separately.
+        flips = data.questions_per_example > 1 and data.careful_flip and self.view.config.flip > 0
+        sided = [self._names_a_side(item) for item in self.items] if flips else None
         self.groups = QuestionGroups(self.items, data.questions_per_example, sided)
         return len(self.groups)
 
@@ -107,7 +107,7 @@ class QuestionBatches(FineTuneBatches[D, QuestionExample]):
         }
 
     def _names_a_side(self, item: Question) -> bool:
-        """Whether a question or its answers are false of the mirrored image."""
+        """Whether flipping the image would make the question or an answer wrong."""
         texts = (clean_question(item.question, self.text.max_words), *(text for text, _ in item.weighted_answers()))
         return any(map(mentions_side, texts))
 

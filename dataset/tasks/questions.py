@@ -104,7 +104,7 @@ def check_all_answered_or_none(questions: Sequence[Question], key: str) -> None:
 
 
 class QuestionGroups(Sequence[list[int]]):
-    """Questions about one image in groups, as lists of their numbers; every question is in one group.
+    """Groups of questions about one image, as lists of indices; every question is in one group.
 
     Args:
         table: the questions.
@@ -113,8 +113,8 @@ class QuestionGroups(Sequence[list[int]]):
     """
 
     def __init__(self, table: QuestionTable, most: int, apart: Sequence[bool] | None = None):
-        kinds = np.stack([table.image_numbers(), np.zeros(len(table)) if apart is None else np.asarray(apart)])
-        numbers = np.unique(kinds, axis=1, return_inverse=True)[1].ravel()
+        kinds = 2 * table.image_indices() + (0 if apart is None else np.asarray(apart))
+        numbers = np.unique(kinds, return_inverse=True)[1].ravel()
         # A stable sort keeps the questions about an image in their order; groups are in the order of their first questions.
         self._rows = np.argsort(numbers, kind="stable")
         in_order = numbers[self._rows]
@@ -200,8 +200,8 @@ class QuestionTable(Sequence[Question]):
         """Of each image or video that is asked about, the source in the first question."""
         return [self.source(row) for row in self._first_rows()]
 
-    def image_numbers(self) -> np.ndarray:
-        """Numbers (N,) of the images or videos that the questions are about, equal exactly where they are of one file."""
+    def image_indices(self) -> np.ndarray:
+        """Indices (N,) of the images or videos that the questions are about, equal exactly for the same file."""
         numbers = self._paths.numbers.astype(np.int64)
         for row in self._without_path:
             numbers[row] = -1 - row

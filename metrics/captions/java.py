@@ -35,6 +35,10 @@ def java_metrics(
         try:
             scorer = getattr(importlib.import_module(module), class_name)()
             score, _ = scorer.compute_score(theirs, ours)
+        except KeyboardInterrupt:
+            if name == "METEOR" and scorer is not None:
+                _release(scorer)
+            raise
         # Their programs fail in many ways: no network, too little memory, a Java that is too old or too new.
         except Exception as error:
             if name == "METEOR" and scorer is not None:
@@ -49,9 +53,9 @@ def java_metrics(
 def _release(meteor: Any) -> None:
     """Prepare a failed Meteor for its destructor, which waits for the lock that Meteor still holds, and then closes the pipe
     to a program that may have ended."""
-    if meteor.lock.locked():
-        meteor.lock.release()
-    with contextlib.suppress(OSError):
+    if (lock := getattr(meteor, "lock", None)) is not None and lock.locked():
+        lock.release()
+    with contextlib.suppress(OSError, AttributeError):
         meteor.meteor_p.stdin.close()
 
 

@@ -21,6 +21,7 @@ def test_many_shards_are_indexed_and_opened(monkeypatch, capsys):
         assert what in printed
 
 
+@pytest.mark.slow
 def test_shards_on_a_server_are_compared_with_the_disk(capsys):
     pytest.importorskip("aiohttp")
     remote_shards.main(["--tars", "1", "--per-tar", "300", "--rounds", "1"])

@@ -103,6 +103,7 @@ def released_of_a_rank() -> dict:
     return of_a_rank("released")
 
 
+@pytest.mark.slow
 def test_chunks_on_two_ranks_give_loss_and_gradients_of_one(tmp_path):
     model = in_chunks(1)
     expected = gradients(model, model, whole())

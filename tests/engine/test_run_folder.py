@@ -44,7 +44,18 @@ def test_what_selected_the_best_weights_may_not_change(tmp_path):
     RunFolder.open(tmp_path, Run(), resume=False)
     (tmp_path / "metrics.jsonl").touch()
     RunFolder.open(tmp_path, Run(evaluation=Evaluation(batch_size=2)), resume=True)
-    with pytest.raises(UserError, match=naming("evaluation.validation", "'a'", "'b'")):
+    with pytest.raises(UserError, match=naming("evaluation.validation was 'a'", "now 'b'")):
+        RunFolder.open(tmp_path, Run(evaluation=Evaluation(validation="b")), resume=True)
+
+
+def test_a_run_that_is_older_than_a_key_had_its_default(tmp_path):
+    RunFolder.open(tmp_path, Run(), resume=False)
+    (tmp_path / "metrics.jsonl").touch()
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("  validation: a\n", ""))
+    RunFolder.open(tmp_path, Run(), resume=True)
+    config.write_text(config.read_text().replace("  validation: a\n", ""))
+    with pytest.raises(UserError, match=naming("evaluation.validation was 'a'", "now 'b'")):
         RunFolder.open(tmp_path, Run(evaluation=Evaluation(validation="b")), resume=True)
 
 

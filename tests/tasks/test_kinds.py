@@ -101,6 +101,7 @@ def test_a_config_that_cannot_be_read_is_told_and_not_that_it_says_no_task(tmp_p
         choose(tmp_path / "c.yaml", [], None)
 
 
+@pytest.mark.slow
 def test_one_task_imports_no_other():
     code = (
         "import sys; from tasks.kinds import kind_of; from pathlib import Path; "

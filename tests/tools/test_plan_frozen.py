@@ -50,6 +50,7 @@ def test_a_frozen_encoder_has_weights_and_no_gradient_no_state_and_no_activation
     assert frozen.activations < 0.7 * plain.activations
 
 
+@pytest.mark.slow
 def test_a_frozen_fusion_keeps_the_activations_that_gradients_pass_through():
     text, fusion = memory("optim.freeze={text: true, vision: true}"), memory("optim.freeze.fusion=true")
     assert text.activations < 0.7 * fusion.activations

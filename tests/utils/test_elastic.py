@@ -46,6 +46,7 @@ def launch(folder: Path, times: int, stop: str, restarts: int) -> tuple[subproce
     return done, (folder / "starts-0").read_text().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "restarts", "starts", "status"),
     [
