@@ -35,14 +35,12 @@ def java_metrics(
         try:
             scorer = getattr(importlib.import_module(module), class_name)()
             score, _ = scorer.compute_score(theirs, ours)
-        except KeyboardInterrupt:
-            if name == "METEOR" and scorer is not None:
-                _release(scorer)
-            raise
         # Their programs fail in many ways: no network, too little memory, a Java that is too old or too new.
-        except Exception as error:
+        except BaseException as error:
             if name == "METEOR" and scorer is not None:
                 _release(scorer)
+            if not isinstance(error, Exception):  # Ctrl-C
+                raise
             raise UserError(
                 f"{name} failed in pycocoevalcap: {error!r:.300}; leave it out, or mend its Java set-up"
             ) from None

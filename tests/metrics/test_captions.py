@@ -3,19 +3,23 @@
 import doctest
 import gc
 import importlib
+import io
 import json
 import math
 import os
 import pickle
 import random
 import shutil
+import sys
+import threading
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from metrics.captions import caption_metrics, caption_scores, tokenize, tokenize_references
+from metrics.captions import caption_metrics, caption_scores, java, tokenize, tokenize_references
 from metrics.captions.bleu import corpus_bleu
 from metrics.captions.cider import CiderD, DocumentFrequencies, cider_d
 from metrics.captions.frequencies import read_document_frequencies
@@ -280,6 +284,23 @@ def test_a_java_that_ends_at_once_is_reported_and_does_not_hang(installed, monke
     with pytest.raises(UserError, match=r"^METEOR failed in pycocoevalcap: [^\n]*$"):
         java_metrics(["a"], [["a"]], ["METEOR"])
     gc.collect()
+
+
+def test_ctrl_c_releases_the_lock_that_the_destructor_of_meteor_waits_for(monkeypatch):
+    class Meteor:
+        lock = threading.Lock()
+        meteor_p = SimpleNamespace(stdin=io.BytesIO())
+
+        def compute_score(self, *_):
+            self.lock.acquire()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(java, "check_java_metrics", lambda names: None)
+    monkeypatch.setitem(java.SCORERS, "METEOR", ("stuck", "Meteor"))
+    monkeypatch.setitem(sys.modules, "stuck", SimpleNamespace(Meteor=Meteor))
+    with pytest.raises(KeyboardInterrupt):
+        java_metrics(["a"], [["a"]], ["METEOR"])
+    assert not Meteor.lock.locked() and Meteor.meteor_p.stdin.closed
 
 
 def test_the_scores_of_images_have_cider_and_rouge_as_their_means():
