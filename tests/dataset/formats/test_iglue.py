@@ -56,7 +56,7 @@ def test_xvnli_has_one_picture_and_three_classes_and_skips_what_has_no_label(wri
     check_statements(items, 1, 3, "data.train")
     with pytest.raises(UserError, match=r"^data.train: .*file.json:1 has 1 images, but model.images is 2"):
         check_statements(items, 2, 3, "data.train")
-    with pytest.raises(UserError, match=naming("data.train", "file.json:3", "2", "model.classes", "3")):
+    with pytest.raises(UserError, match=naming("data.train", "file.json:3", "2", "model.classes", "set it to 3")):
         check_statements(items, 1, 2, "data.train")
 
 

@@ -490,7 +490,7 @@ def test_the_thread_of_a_video_that_was_given_up_ends(tmp_path, monkeypatch):
             read_frames(source, config, lambda count: range(count), slow, 10**6)
     assert video_decoding._HANGING
     for thread in video_decoding._HANGING:
-        thread.join(2)
+        thread.join(30)
         assert not thread.is_alive()
 
 
