@@ -54,7 +54,7 @@ class QuestionExample:
 class QuestionBatches(FineTuneBatches[D, QuestionExample]):
     """Every question once an epoch, with all its answers; see ``data.questions_per_example``.
 
-    ``items``: all questions; ``groups``: for each example, the numbers of its questions.
+    ``items``: all questions; ``groups``: for each example, the indices of its questions.
     """
 
     name = "questions"
@@ -65,21 +65,22 @@ class QuestionBatches(FineTuneBatches[D, QuestionExample]):
 
     @abstractmethod
     def make_view(self, data: D) -> TrainingView:
-        """How training sees what :attr:`items` are about."""
+        """How the images or videos of :attr:`items` are read for training."""
 
     def read(self, data: D) -> int:
         self.items = self.read_questions(data)
         self.view = self.make_view(data)
         # Questions that mention a side keep their image from being flipped, so they are grouped separately.
-        flips = data.questions_per_example > 1 and data.careful_flip and self.view.config.flip > 0
-        sided = [self._names_a_side(item) for item in self.items] if flips else None
+        sided = None
+        if data.questions_per_example > 1 and data.careful_flip and self.view.config.flip > 0:
+            sided = [_names_a_side(clean_question(item.question, self.text.max_words), item) for item in self.items]
         self.groups = QuestionGroups(self.items, data.questions_per_example, sided)
         return len(self.groups)
 
     def example(self, index: int, rng: np.random.Generator) -> QuestionExample:
         items = [self.items[number] for number in self.groups[index]]
         questions = [cleaned_question(item.question, self.text.max_words, item.place) for item in items]
-        may_flip = not (self.data.careful_flip and any(map(self._names_a_side, items)))
+        may_flip = not (self.data.careful_flip and any(map(_names_a_side, questions, items)))
         pixels = self.view(items[0].source, rng, may_flip=may_flip)
         return QuestionExample(pixels, questions, [item.weighted_answers() for item in items])
 
@@ -106,12 +107,12 @@ class QuestionBatches(FineTuneBatches[D, QuestionExample]):
             "image_of_question": image_of_question if self.data.questions_per_example > 1 else None,
         }
 
-    def _names_a_side(self, item: Question) -> bool:
-        """Whether flipping the image would make the question or an answer wrong."""
-        texts = (clean_question(item.question, self.text.max_words), *(text for text, _ in item.weighted_answers()))
-        return any(map(mentions_side, texts))
-
 
 def given_answers(examples: Sequence[QuestionExample]) -> Iterator[tuple[str, float]]:
     """All answers with their weights, in order."""
     return (answer for example in examples for answers in example.answers for answer in answers)
+
+
+def _names_a_side(cleaned: str, item: Question) -> bool:
+    """Whether flipping the image would make the question or an answer wrong."""
+    return mentions_side(cleaned) or any(map(mentions_side, item.answers))

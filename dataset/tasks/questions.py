@@ -103,22 +103,21 @@ def check_all_answered_or_none(questions: Sequence[Question], key: str) -> None:
         )
 
 
-class QuestionGroups(Sequence[list[int]]):
+class QuestionGroups:
     """Groups of questions about one image, as lists of indices; every question is in one group.
 
     Args:
         table: the questions.
-        most: most questions of a group. With 1, group n is question n.
-        apart: (N,) bool; questions with different values are never in one group. None: all are alike.
+        most: maximum number of questions in a group. With 1, group n is question n.
+        apart: (N,) bool; questions with different values are never in one group. None: any may be.
     """
 
     def __init__(self, table: QuestionTable, most: int, apart: Sequence[bool] | None = None):
         kinds = 2 * table.image_indices() + (0 if apart is None else np.asarray(apart))
-        numbers = np.unique(kinds, return_inverse=True)[1].ravel()
         # A stable sort keeps the questions about an image in their order; groups are in the order of their first questions.
-        self._rows = np.argsort(numbers, kind="stable")
-        in_order = numbers[self._rows]
-        first_of_kind = np.flatnonzero(np.diff(in_order, prepend=-1))
+        self._rows = np.argsort(kinds, kind="stable")
+        in_order = kinds[self._rows]
+        first_of_kind = np.flatnonzero(np.diff(in_order, prepend=in_order[:1] - 1))
         within = np.arange(len(table)) - np.repeat(first_of_kind, np.diff(first_of_kind, append=len(table)))
         starts = np.flatnonzero(within % most == 0)
         order = np.argsort(self._rows[starts])
@@ -127,16 +126,8 @@ class QuestionGroups(Sequence[list[int]]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    @overload
-    def __getitem__(self, index: int) -> list[int]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[list[int]]: ...
-
-    def __getitem__(self, index: int | slice) -> list[int] | Sequence[list[int]]:
-        if isinstance(index, slice):
-            return [self[group] for group in range(*index.indices(len(self)))]
-        rows: list[int] = self._rows[self._starts[index] : self._ends[index]].tolist()
+    def __getitem__(self, group: int) -> list[int]:
+        rows: list[int] = self._rows[self._starts[group] : self._ends[group]].tolist()
         return rows
 
 

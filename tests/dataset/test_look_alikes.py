@@ -11,7 +11,7 @@ from dataset.look_alikes import MAX_BITS, Look
 
 
 def looks(hashes: np.ndarray, segments: list[int]) -> list[Look]:
-    """Images of so many segments each."""
+    """Images with the given numbers of segments."""
     ends = np.cumsum(segments)
     return [Look(part, Image.new("L", (8, 8))) for part in np.split(hashes, ends[:-1])]
 

@@ -27,7 +27,7 @@ STEPS = 60
 TIMER_OF_TORCH = re.compile(
     r"Exception ignored in: <finalize object.*?RuntimeError: cannot join current thread\n", re.DOTALL
 )
-"""What torch's rendezvous prints if its timer is collected in the timer's own thread."""
+"""Printed by torch's rendezvous if the timer is garbage-collected in the timer's own thread."""
 GLOBAL_BATCH = 24
 """Six micro-batches: on one, two or three ranks."""
 

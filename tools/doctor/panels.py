@@ -55,7 +55,7 @@ def _of_stream(name: str, part: Any, tokenizer: Any, classes: Mapping[int, str])
     count = len(valid) if isinstance(valid, Tensor) else (0 if pixels is None else len(pixels))
     boxes, shared = (getattr(part, name, None) for name in ("boxes_cxcywh", "image_of_question"))
     if pixels is not None and isinstance(shared, Tensor):
-        pixels = pixels[shared]
+        pixels = pixels[shared[:MOST_PANELS]]
     for row in range(min(count, MOST_PANELS)):
         images = [] if pixels is None else images_of(pixels, row, count)
         own = [tuple(boxes[row].tolist())] if isinstance(boxes, Tensor) else []
