@@ -26,6 +26,16 @@ from utils.config import load_config
 FINE = "0 refused, 0 warnings, 0 not checked"
 
 
+def unwrapped(printed: str) -> list[str]:
+    """Each check, and each finding with its fact and remedy, in a line of its own."""
+    lines: list[str] = []
+    for line in printed.splitlines():
+        starts = not lines or re.match(r"  (ok|warning|refused|not checked) | +\d+\. |\S", line)
+        text = " ".join(line.split())
+        lines = [*lines, text] if starts else [*lines[:-1], f"{lines[-1]} {text}".rstrip()]
+    return lines
+
+
 @pytest.fixture
 def doctor(capsys, tmp_path, monkeypatch):
     """Runs the command; returns its exit status and what it printed. The estimate of memory, which takes most time, is made only
@@ -38,7 +48,7 @@ def doctor(capsys, tmp_path, monkeypatch):
         monkeypatch.setattr(shared, "MOST_LOOKS", 3)
         status = main([*argv, "--out", str(tmp_path / "out")])
         printed = capsys.readouterr()
-        return status, re.sub(r"\s+", " ", printed.out + printed.err)
+        return status, "\n".join(unwrapped(printed.out + printed.err))
 
     return run
 
@@ -330,7 +340,7 @@ def test_images_shared_with_a_held_out_split_are_warned_of(copied, doctor, given
 def test_pre_training_data_are_compared_with_their_evaluation(doctor, given, scenes_folder):
     status, printed = doctor(*given("pretrain"), f"evaluation.files=[{scenes_folder}/train.jsonl]")
     assert status == 0
-    assert OneLine("evaluation.files", "40") in printed.splitlines()
+    assert OneLine("warning", "evaluation.files", "40") in printed.splitlines()
 
 
 @pytest.mark.parametrize(("most", "level", "status"), [(0.01, "refused", 1), (0.5, "warning", 0)])
