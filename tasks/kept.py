@@ -74,7 +74,7 @@ def _changed_words(config: RunConfig, run: Path | None, weights: Path | None, re
     copy = None if kept is None or not kept.is_dir() else _readable(kept)
     if copy is not None and trained_with is not None and token_ids_digest(copy) != trained_with:
         logger.warning(
-            "%s: its token ids differ from the ones that %s were trained with; the copy is not used", kept, weights
+            "%s: its token ids differ from the token ids used to train %s; the copy is not used", kept, weights
         )
         copy = None
     if copy is None and trained_with is None:
@@ -95,7 +95,7 @@ def _changed_words(config: RunConfig, run: Path | None, weights: Path | None, re
     if token_ids_digest(ours) == trained_with:
         return None
     return (
-        f"model.text.encoder: the token ids of {encoder} differ from the ones that {weights} were trained with, so words would "
+        f"model.text.encoder: the token ids of {encoder} differ from the token ids used to train {weights}, so words would "
         f"get the embeddings of other words; bring that tokenizer back, or {other}"
     )
 

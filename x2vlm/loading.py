@@ -110,7 +110,7 @@ def _load_weights(
     trained_with = trained_token_ids(weights)
     if trained_with is not None and token_ids_digest(loaded) != trained_with:
         raise UserError(
-            f"tokenizer {words}: its token ids differ from the ones that {weights} were trained with, so words would "
+            f"tokenizer {words}: its token ids differ from the token ids used to train {weights}, so words would "
             "get the embeddings of other words; give that tokenizer"
         )
     network = settings.kind.build(settings.model, len(loaded))

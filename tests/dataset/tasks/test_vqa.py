@@ -322,7 +322,7 @@ def words(text: Text, tokenizer: Any) -> list[str]:
 
 
 def test_questions_about_an_image_share_it(batches, picture, write, source, tokenizer, tmp_path):
-    """All of them get the same view of it. A question that names a side gets a view of its own, which is not mirrored. A broken
+    """All of them get the same view of it. A question that names a side gets a separate view, which is not mirrored. A broken
     image takes all its questions with it."""
     picture("a.png"), picture("b.png")
     (tmp_path / "images" / "bad.png").write_bytes(b"no picture")
