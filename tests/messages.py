@@ -17,7 +17,7 @@ class Naming(str):
 def naming(*facts: object) -> str:
     """Returns a pattern for ``match=`` that matches a message of one line that contains each fact as a whole.
 
-    "4" is not found in "14", "4.5" or "4%", nor "optim" in "optim.lr"; the order of the facts does not matter.
+    "4" is not found in "14", "4.5" or "4%", nor "optim" or "lr" in "optim.lr"; the order of the facts does not matter.
     """
     pattern = Naming(r"\A" + "".join(rf"(?=[^\n]*{_whole(str(fact))})" for fact in facts) + r"[^\n]*\n?\Z")
     pattern.facts = facts
@@ -25,8 +25,8 @@ def naming(*facts: object) -> str:
 
 
 def _whole(fact: str) -> str:
-    before = r"(?<![\w-])(?<!\d[.,])" if re.match(r"\w", fact) else ""
-    after = r"(?![\w%]|\.\w|,\d)" if re.search(r"\w\Z", fact) else ""
+    before = r"(?<![\w-])(?<!\w\.)(?<!\d,)" if re.match(r"\w", fact) else ""
+    after = r"(?![\w%]|[.-]\w|,\d)" if re.search(r"\w\Z", fact) else ""
     return before + re.escape(fact) + after
 
 

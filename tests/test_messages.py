@@ -27,7 +27,8 @@ def test_facts_are_found_in_any_order(facts):
 
 
 @pytest.mark.parametrize(
-    "fact", ["4", "2", "5", "data", "train.step", "train.steps=4", "ata.train", "a.json:31", "resum", "15"]
+    "fact",
+    ["4", "2", "5", "data", "train", "steps", "train.step", "train.steps=4", "ata.train", "a.json:31", "resum", "15"],
 )
 def test_a_part_of_a_value_or_another_value_is_not_the_fact(fact):
     assert OneLine("data.train", fact) != MESSAGE

@@ -111,7 +111,7 @@ def test_a_backbone_whose_blocks_need_more_than_states_is_refused(tmp_path):
 def test_frozen_blocks_stay_in_evaluation_mode_and_their_number_is_checked():
     built = encoder("vit_small_patch14_dinov2").train()
     assert [block.training for block in built.backbone.blocks] == [False, False, True]
-    with pytest.raises(UserError, match=naming("vision_blocks", "3", "2")):
+    with pytest.raises(UserError, match=naming("optim.freeze.vision_blocks is 3", "at most 2")):
         built.freeze_blocks(3)
 
 
@@ -157,7 +157,7 @@ def test_a_bound_that_keeps_nothing_is_refused_with_the_least_that_does(tmp_path
     built = encoder("vit_small_patch14_dinov2")
     pixels = images(built)
     built.keep_features(tmp_path, 40_000)
-    with pytest.raises(UserError, match=naming("4e-05", "0.001", "gigabytes")):
+    with pytest.raises(UserError, match=naming("optim.freeze.cache.gigabytes is 4e-05", "give 0.001")):
         built.patches(pixels)
     built.keep_features(tmp_path, 42_000)
     built.patches(pixels)

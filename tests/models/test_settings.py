@@ -68,7 +68,7 @@ def test_what_no_shape_shows_is_refused_in_one_line(config, said, remedy):
 def test_positions_of_another_aspect_are_refused_where_no_length_shows_it(trained, now):
     """As many patches in other rows, or a grid that only looks like a square."""
     model, config = XVLM(changed("vision", image_size=now)), changed("vision", image_size=trained)
-    with pytest.raises(UserError, match=naming("image_size", "model.vision.image_size=")):
+    with pytest.raises(UserError, match=naming("model.vision.image_size is", "set model.vision.image_size=")):
         require_same_settings(model, config, "", new_text=False)
 
 
