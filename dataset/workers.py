@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils import distributed, open_files
+from utils import accelerator, distributed, open_files
 from utils.errors import UserError
 from utils.processes import die_with_parent, ignore_stop_signals, signal_name
 
@@ -117,7 +117,7 @@ class _Pool:
             num_workers=self.workers,
             worker_init_fn=partial(_begin, self.board),
             multiprocessing_context=_listing(self.children) if self.workers else None,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=accelerator.best_device().type != "cpu",
             # Without one of its own, the loader draws from torch's global generator, which belongs to the model's dropout.
             generator=torch.Generator(),
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.report import RESERVED_NAMES
 from engine.task import TaskModel
 from utils import distributed
+from utils.accelerator import send
 from utils.batch import WORK, Losses, Work
 
 
@@ -47,9 +48,7 @@ def count_step(
     after("counts")
     work = sum((model.work(batch) for batch in micro_batches), Work())
     numbers = torch.cat([counts.float(), torch.tensor([getattr(work, name) for name in WORK], dtype=torch.float32)])
-    if device.type == "cuda":
-        numbers = numbers.pin_memory().to(device, non_blocking=True)
-    divisors, total_work = distributed.sum_over_ranks(numbers).split([len(names), len(WORK)])
+    divisors, total_work = distributed.sum_over_ranks(send(numbers, device)).split([len(names), len(WORK)])
     after("work")
     return StepCounts(dict(zip(names, divisors.clamp(min=1).unbind(), strict=True)), total_work)
 

@@ -16,7 +16,7 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model wrapped by DDP; without a process group, the model itself."""
     if not distributed.is_distributed():
         return model
-    devices = [device.index] if device.type == "cuda" else None
+    devices = [device.index] if device.type != "cpu" else None
     # Buffers are constants here, so DDP need not send them. torch 2.13 renames this option.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
     options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}

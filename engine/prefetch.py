@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from utils.accelerator import asynchronous
 from utils.batch import map_tensors, to_device
 
 
@@ -24,15 +25,16 @@ def prefetch(batches: Iterator[Any], device: torch.device) -> Iterator[HostAndDe
     A GPU copies on a separate stream. The host is ahead of the GPU: when it requests the next micro-batch, the GPU still computes
     the step before, and the copy runs in parallel.
     """
-    copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+    module = asynchronous(device)
+    copying = module.Stream(device) if module else None
     for batch in batches:
-        yield HostAndDevice(batch, to_device(batch, device) if copying is None else _copy(batch, device, copying))
+        yield HostAndDevice(batch, _copy(batch, device, module, copying) if module else to_device(batch, device))
 
 
-def _copy(batch: Any, device: torch.device, copying: Any) -> Any:
-    with torch.cuda.stream(copying):
+def _copy(batch: Any, device: torch.device, module: Any, copying: Any) -> Any:
+    with module.stream(copying):
         on_device = to_device(batch, device)
-    computing = torch.cuda.current_stream(device)
+    computing = module.current_stream(device)
     computing.wait_stream(copying)
 
     def keep(tensor: Tensor) -> Tensor:

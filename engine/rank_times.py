@@ -6,12 +6,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from utils import distributed
+from utils.accelerator import asynchronous, send
 
 
 class RankTimes:
@@ -30,7 +32,9 @@ class RankTimes:
         self.log_every, self.steps = log_every, steps
         self.data_wait_s = 0.0
         """Wait for the micro-batches of the newest step."""
-        self._now: Callable[[], Any] = _recorded_event if device.type == "cuda" else time.perf_counter
+        self._now: Callable[[], Any] = (
+            partial(_recorded_event, module) if (module := asynchronous(device)) else time.perf_counter
+        )
         self._began: Any = None
         """The moment at which the present forward pass began; None outside of forward passes."""
         self._spans: deque[tuple[float, Any, Any]] = deque()
@@ -76,10 +80,7 @@ class RankTimes:
         for rank in range(distributed.world_size()):
             names += [f"ranks/{rank}/own_s", f"ranks/{rank}/data_s"]
             numbers += [forward_s + data_s, data_s] if rank == distributed.rank() else [0.0, 0.0]
-        tensor = torch.tensor(numbers, dtype=like.dtype)
-        if like.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return names, tensor.to(like.device, non_blocking=True)
+        return names, send(torch.tensor(numbers, dtype=like.dtype), like.device)
 
     def _add_up(self) -> None:
         """Add up the times that are over: on a GPU, those of the newest steps are not."""
@@ -107,8 +108,8 @@ class RankTimes:
         self._spans.append((-1.0, started, self._now()))
 
 
-def _recorded_event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
+def _recorded_event(module: Any) -> Any:
+    event = module.Event(enable_timing=True)
     event.record()
     return event
 

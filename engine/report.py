@@ -64,7 +64,7 @@ class PendingStep:
     step: int
     names: list[str]
     values: Tensor
-    copied: torch.cuda.Event | None
+    copied: Any
     micro_batches: list[Any]
     enqueued_s: float
     data_wait_s: float = 0.0
@@ -74,17 +74,6 @@ class PendingStep:
         if self.copied is not None:
             self.copied.synchronize()
         return dict(zip(self.names, self.values.tolist(), strict=True))
-
-
-def start_copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Start to copy numbers to the host; returns the copy, and the event after which it can be read, None: at once."""
-    if values.device.type != "cuda":
-        return values, None
-    host = torch.empty(values.shape, pin_memory=True)
-    host.copy_(values, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-    return host, copied
 
 
 @dataclass

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from utils.accelerator import asynchronous
+
 
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed torch's generators on the CPU and on ``device``. ``torch.manual_seed`` also queues calls for unused devices."""
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+    if module := asynchronous(device):
+        module.manual_seed(seed)
 
 
 def mix_seed(*parts: int) -> int:

@@ -24,7 +24,7 @@ from engine.metrics_log import MetricsLog
 from engine.precision import Precision
 from engine.prefetch import HostAndDevice, prefetch
 from engine.rank_times import RankTimes
-from engine.report import COMPILE_STEPS, PendingStep, Reporter, Tally, start_copy_to_host
+from engine.report import COMPILE_STEPS, PendingStep, Reporter, Tally
 from engine.run_folder import RunFolder
 from engine.saving import CheckpointWriter
 from engine.seeds import mix_seed, seed_generators
@@ -38,6 +38,7 @@ from engine.validation import Validations
 from optim import OptimConfig
 from scheduler import ScheduleConfig, build_schedule
 from utils import distributed
+from utils.accelerator import start_copy_to_host
 from utils.batch import WORK, Losses, to_device
 from utils.errors import UserError
 from utils.progress import progress_bar

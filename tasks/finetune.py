@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
-import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from tasks.facts import Facts, files_of, measured_weights
 from tasks.image_blind import ADVICE, not_beaten
 from tasks.inference import device_of, evaluating, progress
 from tasks.tables import check_name, read_tables
-from utils import distributed
+from utils import accelerator, distributed
 from utils.batch import Text, to_device
 from utils.config import Config
 
@@ -118,8 +117,7 @@ class FineTuneTask(BaseTask[F, M, B]):
 
     @classmethod
     def build(cls, config: F, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        check_precision(config.evaluation.precision, device, "evaluation.precision")
+        check_precision(config.evaluation.precision, accelerator.best_device(), "evaluation.precision")
         held_out = cls.read_held_out(config)  # first, since a mistake in a file shows in seconds
         return cls(config, build_parts(cls, config, checkpoint, trains=trains), held_out)
 

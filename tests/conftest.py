@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ import torch
 
 from demo.scenes.build import build
 from tests.devices import DEVICES, as_in_a_run_without_tf32
+from tests.pretend.device import as_accelerator, register
+from tests.pretend.tensor import NAME
+
+if NAME in DEVICES:
+    register()  # before any test, as torch sets up its devices at the first backward pass
 
 
 def pytest_collection_finish() -> None:
@@ -47,8 +53,8 @@ def _remove_logging_of_runs() -> None:
 
 @pytest.fixture(params=DEVICES)
 def device(request) -> Iterator[torch.device]:
-    """The CPU, and CUDA without TF32 (marked ``gpu``, skipped where there is none)."""
-    with as_in_a_run_without_tf32():
+    """The CPU, the pretend device, and CUDA without TF32 (marked ``gpu``, skipped where there is none)."""
+    with as_accelerator() if request.param == NAME else nullcontext(), as_in_a_run_without_tf32():
         yield torch.device(request.param)
 
 

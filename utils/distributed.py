@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils import accelerator
 from utils.clusters import check_rank
 from utils.errors import PeerLostError
 from utils.processes import die_with_parent
@@ -175,7 +176,7 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()  # no rank goes on alone when its launcher was killed
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = accelerator.best_device(local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         # cuDNN plans its attention on the host for each new shape, and texts and candidates have thousands of shapes.

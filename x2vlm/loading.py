@@ -18,6 +18,7 @@ from models.checkpoints.recognise import XLM_R_WORDS, Recognised, recognise
 from models.video_qa import VideoQAModelConfig
 from tasks.base import ADAPTERS, ANSWERS, TOKENIZER
 from tasks.kinds import ROOT
+from utils import accelerator
 from utils.config import read_config, read_yaml
 from utils.errors import UserError
 from utils.files import expanded
@@ -147,7 +148,7 @@ def _device(device: str | torch.device | None) -> torch.device:
         UserError: there is no such device.
     """
     try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        found = torch.device(device) if device else accelerator.best_device()
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, TypeError):
         raise UserError(f"device {str(device)!r} cannot be used here; give cpu, or with a GPU cuda or cuda:N") from None

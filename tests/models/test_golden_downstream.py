@@ -169,8 +169,8 @@ def test_texts_in_a_bank_are_the_texts_without_their_padding(retrieval, device):
     (encoded,) = retrieval.text([text])
     order = torch.tensor([6, 0, 3])
     found, states = TextBank.of([encoded]).select(order), encoded.padded()
-    assert found.packing.length == int(text.mask[order].sum(dim=1).max())
-    assert len(found.states) == int(text.mask[order].sum())
+    assert found.packing.length == int(text.mask[order.to(device)].sum(dim=1).max())
+    assert len(found.states) == int(text.mask[order.to(device)].sum())
     for row, source in enumerate(order):
         assert torch.equal(found.padded()[row][found.packing.mask[row]], states[source][text.mask[source]])
 

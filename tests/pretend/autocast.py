@@ -1,0 +1,96 @@
+"""Autocast of the pretend device, by the rules of CUDA that torch's own header states."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+KEY = "AutocastPrivateUse1"
+HEADER = Path(torch.__file__).parent / "include" / "ATen" / "autocast_mode.h"
+HALF = (torch.float16, torch.bfloat16)
+FLOATS = (*HALF, torch.float32)
+
+
+def register(device_type: str) -> list[torch.library.Library]:
+    """Register the rules for operations of ``device_type``; they hold as long as what is returned does."""
+    every, ours = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+    every.fallback(torch.library.fallthrough_kernel, KEY)
+    for rule, macro in (
+        (_lower, "LOWER_PRECISION_FP"),
+        (_float32, "FP32"),
+        (_float32_result, "FP32_SET_OPT_DTYPE"),
+        (_float32_norm, "DIFFERENT_REDISPATCH_SIGNATURE"),
+        (_promote, "PROMOTE"),
+    ):
+        for name in operations(macro):
+            ours.impl(name, partial(_ruled, rule, _overload(name), device_type), KEY)
+    return [every, ours]
+
+
+def operations(macro: str) -> Iterator[str]:
+    """Names of the operations that a macro of the header lists, such as "softmax.int"."""
+    body = re.search(rf"#define AT_FORALL_{macro}\(_\)((?:.*\\\n)*.*\n)", HEADER.read_text(encoding="utf-8"))
+    assert body, f"{HEADER} has no AT_FORALL_{macro}"
+    text = body[1].replace("\\", " ")
+    if macro.startswith("DIFFERENT"):
+        yield from re.findall(r'"([\w.]+)"', text)
+        return
+    for name, overload in re.findall(r"_\((\w+)(?:,\s*(\w+))?\)", text):
+        yield f"{name}.{overload}" if overload else name
+
+
+def _overload(name: str) -> Any:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.aten, packet), overload or "default")
+
+
+def _ruled(rule: Any, operation: Any, device_type: str, *args: Any, **kwargs: Any) -> Any:
+    """The operation under autocast; what it calls is not cast again."""
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, KEY))):
+        args, kwargs = rule(operation, device_type, args, kwargs)
+        return operation(*args, **kwargs)
+
+
+def _cast(value: Any, device_type: str, dtype: torch.dtype) -> Any:
+    """``value`` with its tensors of 16 and 32 bits on the device in ``dtype``."""
+
+    def cast(leaf: Any) -> Any:
+        fits = isinstance(leaf, Tensor) and leaf.device.type == device_type and leaf.dtype in FLOATS
+        return leaf.to(dtype) if fits else leaf
+
+    return tree_map(cast, value)
+
+
+def _lower(operation: Any, device_type: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return _cast((args, kwargs), device_type, torch.get_autocast_dtype(device_type))
+
+
+def _float32(operation: Any, device_type: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return _cast((args, kwargs), device_type, torch.float32)
+
+
+def _float32_result(operation: Any, device_type: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """A result in float32, unless a caller asks for another one, or the operands have more bits."""
+    if args[0].dtype in HALF:
+        names = [argument.name for argument in operation._schema.arguments]
+        if kwargs.get("dtype") is None and len(args) <= names.index("dtype"):
+            kwargs = {**kwargs, "dtype": torch.float32}
+    return args, kwargs
+
+
+def _float32_norm(operation: Any, device_type: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return _cast(args, device_type, torch.float32), kwargs
+
+
+def _promote(operation: Any, device_type: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Operands of several precisions in the highest of them."""
+    dtypes = {leaf.dtype for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+    widest = torch.float32 if torch.float32 in dtypes else torch.get_autocast_dtype(device_type)
+    return _cast((args, kwargs), device_type, widest)

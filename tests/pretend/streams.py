@@ -1,0 +1,166 @@
+"""Streams and events of the pretend device, with the names that torch.cuda gives them.
+
+The numbers of an operation are computed at once, but a stream remembers how far it has come: what it enqueues has a number, and
+another stream may use the result only after it has waited for that number. Copies to the host arrive when the host waits for
+them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEVICE_TYPE = int(torch._C._autograd.DeviceType.PrivateUse1)
+
+
+class Written:
+    """The operation that last wrote a tensor's memory: its stream and its number there. Views of a tensor share it.
+
+    ``kept_for``: other streams that may still read the memory when the tensor is gone (``Tensor.record_stream``).
+    """
+
+    def __init__(self, stream: Stream, number: int):
+        self.stream, self.number = stream, number
+        self.kept_for: set[int] = set()
+
+
+class Stream(torch.Stream):
+    """A queue of operations."""
+
+    _ids = itertools.count()
+
+    def __new__(cls, device: Any = None) -> Stream:
+        return super().__new__(cls, stream_id=next(cls._ids), device_index=0, device_type=DEVICE_TYPE)
+
+    def __init__(self, device: Any = None):
+        self.enqueued = self.finished = 0
+        self.seen: dict[Stream, int] = {}
+        """How far other streams had come when this one waited for them."""
+        self.arriving: list[tuple[int, Tensor, Tensor]] = []
+        """Copies to the host: number, the memory there, and what it will hold."""
+
+    def __hash__(self) -> int:
+        return self.stream_id
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stream:
+        return self  # of a copied tensor
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def enqueue(self) -> int:
+        """The number of the next operation."""
+        self.enqueued += 1
+        return self.enqueued
+
+    def require(self, written: Written, operation: Any) -> None:
+        """Raise a :class:`RuntimeError` unless an operation in this stream may use what another one has ``written``."""
+        if written.stream is self:
+            return
+        if self.seen.get(written.stream, 0) < written.number:
+            raise RuntimeError(f"{operation} uses a tensor that another stream writes, without waiting for it")
+        if self.stream_id not in written.kept_for:
+            raise RuntimeError(
+                f"{operation} uses a tensor of another stream without record_stream: its memory may be reused"
+            )
+
+    def copy_to_host(self, host: Tensor, values: Tensor) -> None:
+        """Enqueue a copy that does not wait: until it arrives, the host's memory holds anything."""
+        self.arriving.append((self.enqueue(), host, values.clone()))
+        host.fill_(torch.nan if host.is_floating_point() else -1)
+
+    def wait_stream(self, other: Stream) -> None:
+        """What is enqueued from now on comes after what ``other`` has enqueued."""
+        self._after({**other.seen, other: other.enqueued})
+
+    def wait_event(self, event: Event) -> None:
+        """What is enqueued from now on comes after ``event``."""
+        self._after(event.after)
+
+    def record_event(self, event: Event | None = None) -> Event:
+        """An event after what is enqueued."""
+        event = event or Event()
+        event.record(self)
+        return event
+
+    def synchronize(self) -> None:
+        """The host waits for all that is enqueued."""
+        finish({**self.seen, self: self.enqueued})
+
+    def _after(self, moments: dict[Stream, int]) -> None:
+        for stream, number in moments.items():
+            if stream is not self:
+                self.seen[stream] = max(number, self.seen.get(stream, 0))
+
+    def __enter__(self) -> Stream:
+        self._before = current_stream()
+        _here.stream = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _here.stream = self._before
+
+
+class Event:
+    """A mark in a stream."""
+
+    def __init__(self, enable_timing: bool = False):
+        self.enable_timing = enable_timing
+        self.after: dict[Stream, int] = {}
+        self.recorded_s = 0.0
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Put the mark after what is enqueued."""
+        stream = stream or current_stream()
+        self.after, self.recorded_s = {**stream.seen, stream: stream.enqueued}, time.perf_counter()
+
+    def query(self) -> bool:
+        """Whether the device has come this far, as the host knows since it last waited."""
+        return all(stream.finished >= number for stream, number in self.after.items())
+
+    def synchronize(self) -> None:
+        """The host waits until the device has come this far."""
+        finish(self.after)
+
+    def elapsed_time(self, later: Event) -> float:
+        """Milliseconds until ``later``."""
+        assert self.enable_timing and later.enable_timing and self.query() and later.query()
+        return (later.recorded_s - self.recorded_s) * 1000
+
+
+def finish(moments: dict[Stream, int]) -> None:
+    """The device has come as far as this in each stream."""
+    for stream, number in moments.items():
+        stream.finished = max(stream.finished, number)
+        due = [copy for copy in stream.arriving if copy[0] <= number]
+        stream.arriving = [copy for copy in stream.arriving if copy[0] > number]
+        for _, host, values in due:
+            host.copy_(values)
+
+
+_here = threading.local()
+_default = Stream()
+
+
+def current_stream(device: Any = None) -> Stream:
+    """The stream of this thread's operations."""
+    return getattr(_here, "stream", _default)
+
+
+@contextmanager
+def stream(chosen: Stream) -> Iterator[None]:
+    """Inside, this thread's operations are enqueued in ``chosen``."""
+    with chosen:
+        yield
+
+
+def synchronize(device: Any = None) -> None:
+    """The host waits for the current stream and all it has waited for."""
+    current_stream().synchronize()

@@ -1,0 +1,211 @@
+"""Tensors on a pretend device, whose numbers are in the host's memory. What would fail or wait on a GPU does not go unnoticed.
+
+An operation that mixes devices raises an error. An operation for which the host would wait is recorded, with the line of our code
+that caused it. An operation that uses what another stream has not finished raises an error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tests.pretend.streams import Written, current_stream
+
+NAME = "pretend"
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+
+aten = torch.ops.aten
+
+WAITS = {
+    aten._local_scalar_dense.default: "reads a number",
+    aten.equal.default: "reads whether tensors are equal",
+    aten.nonzero.default: "counts what is not zero",
+    aten.masked_select.default: "counts what a mask selects",
+    aten.repeat_interleave.Tensor: "counts repetitions",
+    aten.multinomial.default: "checks probabilities",
+    aten.bincount.default: "looks for the greatest number",
+    aten._unique2.default: "counts unique numbers",
+    aten.unique_dim.default: "counts unique numbers",
+    aten.unique_consecutive.default: "counts unique numbers",
+}
+"""Operations for which the host of a GPU waits, beside copies, and masks as indices."""
+
+INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+
+PINNED = "_pretend_pinned"
+"""Attribute of host tensors in memory from which the device can copy while the host goes on."""
+
+
+class Wait(NamedTuple):
+    """A wait of the host for the device: what for, and the line of our code that caused it ("" inside a backward pass)."""
+
+    what: str
+    file: str
+    line: int
+
+
+_waits: list[Wait] = []
+
+
+@contextmanager
+def recorded_waits() -> Iterator[list[Wait]]:
+    """Yields the list of the host's waits for the device inside, in all threads."""
+    _waits.clear()
+    yield _waits
+
+
+def waits_for_device(what: str) -> None:
+    """Record that the host waits until the device has done all that is enqueued."""
+    _waits.append(Wait(what, *_line_of_ours()))
+    current_stream().synchronize()
+
+
+def _line_of_ours() -> tuple[str, int]:
+    frame = sys._getframe()
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(ROOT) and ".venv" not in path.parts and not path.is_relative_to(HERE):
+            return str(path.relative_to(ROOT)), frame.f_lineno
+        frame = frame.f_back
+    return "", 0
+
+
+class PretendTensor(Tensor):
+    """A tensor whose numbers are in ``host``; ``written`` is the operation that wrote them."""
+
+    host: Tensor
+    written: Written
+
+    @staticmethod
+    def __new__(cls, host: Tensor, written: Written) -> PretendTensor:
+        made = Tensor._make_wrapper_subclass(
+            cls,
+            host.shape,
+            strides=host.stride(),
+            storage_offset=host.storage_offset(),
+            dtype=host.dtype,
+            device=torch.device(NAME, 0),
+        )
+        made.host, made.written = host, written
+        return made
+
+    def __repr__(self) -> str:
+        return f"pretend {self.host!r}"
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def __tensor_flatten__(self) -> tuple[list[str], Written]:
+        """Marks a wrapper: ``Module.to`` then keeps a parameter that modules share one parameter."""
+        return ["host"], self.written
+
+    @staticmethod
+    def __tensor_unflatten__(parts: dict[str, Tensor], written: Written, *sizes: Any) -> PretendTensor:
+        return PretendTensor(parts["host"], written)
+
+    @classmethod
+    def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return compute(operation, args, kwargs or {})
+
+
+def compute(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The result of an operation, one of whose tensors at least is on the pretend device, or is made there."""
+    if operation is aten.copy_.default:
+        return copy(*args, **kwargs)
+    if operation is aten.record_stream.default:
+        args[0].written.kept_for.add(args[1].stream_id)
+        return None
+    if torch.Tag.inplace_view in operation.tags:
+        raise NotImplementedError(f"{operation}: the shape of a pretend tensor cannot be changed in place")
+    stream = current_stream()
+    given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    _refuse_mixed(operation, given)
+    pretend = [tensor for tensor in given if isinstance(tensor, PretendTensor)]
+    for tensor in pretend:
+        stream.require(tensor.written, operation)
+    to_host = torch.device(kwargs.get("device") or NAME).type == "cpu"
+    if operation is aten._to_copy.default and to_host:
+        waits_for_device("copies to the host")
+    elif operation in WAITS:
+        waits_for_device(WAITS[operation])
+    elif operation in INDEXED and any(
+        index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+    ):
+        waits_for_device("counts what a mask selects")
+    written = Written(stream, stream.enqueue())
+    result = _on_host(operation, args, kwargs)
+    in_place = {id(tensor.host): tensor for tensor in pretend}
+    if _is_view(operation):
+        written = pretend[0].written
+
+    def wrapped(value: Any) -> Any:
+        if not isinstance(value, Tensor) or to_host:
+            return value
+        if id(value) in in_place:
+            tensor = in_place[id(value)]
+            tensor.written.stream, tensor.written.number = written.stream, written.number
+            return tensor
+        return PretendTensor(value, written)
+
+    return tree_map(wrapped, result)
+
+
+def _on_host(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The operation on the host's numbers."""
+
+    def host_of(value: Any) -> Any:
+        if isinstance(value, PretendTensor):
+            return value.host
+        return torch.device("cpu") if isinstance(value, torch.device) else value
+
+    if operation is aten.native_dropout.default:
+        return _dropout(args[0].host, args[1])
+    return operation(*tree_map(host_of, args), **tree_map(host_of, kwargs))
+
+
+def _dropout(states: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """Draws what the CPU draws, where torch does not call ``native_dropout``."""
+    kept = torch.empty_like(states).bernoulli_(1 - rate)
+    return states * kept.div(1 - rate), kept.bool()
+
+
+def _is_view(operation: Any) -> bool:
+    returned = operation._schema.returns
+    return bool(returned) and returned[0].alias_info is not None and not returned[0].alias_info.is_write
+
+
+def _refuse_mixed(operation: Any, given: list[Tensor]) -> None:
+    """As on a GPU, numbers without axes may be the host's."""
+    others = [tensor for tensor in given if not isinstance(tensor, PretendTensor) and tensor.dim() > 0]
+    if others and len(others) < len(given):
+        raise RuntimeError(
+            f"{operation}: a tensor {tuple(others[0].shape)} is on {others[0].device}, another one on {NAME}:0"
+        )
+
+
+def copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """``target.copy_(source)`` between any two devices."""
+    stream = current_stream()
+    for tensor in (target, source):
+        if isinstance(tensor, PretendTensor):
+            stream.require(tensor.written, aten.copy_.default)
+    if not isinstance(target, PretendTensor):
+        assert isinstance(source, PretendTensor)
+        if non_blocking and hasattr(target, PINNED):
+            stream.copy_to_host(target, source.host)
+            return target
+        waits_for_device("copies to the host")
+        return target.copy_(source.host)
+    if not isinstance(source, PretendTensor) and not (non_blocking and hasattr(source, PINNED)):
+        waits_for_device("copies from the host")
+    target.host.copy_(source.host if isinstance(source, PretendTensor) else source)
+    target.written.stream, target.written.number = stream, stream.enqueue()
+    return target
