@@ -9,18 +9,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.pretend.streams import Written, current_stream
 
 NAME = "pretend"
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
+CPU = torch.device("cpu")
 
 aten = torch.ops.aten
 
@@ -116,8 +117,12 @@ class PretendTensor(Tensor):
         return compute(operation, args, kwargs or {})
 
 
-def compute(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The result of an operation, one of whose tensors at least is on the pretend device, or is made there."""
+def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The result of an operation, one of whose tensors at least is on the pretend device, or is made there.
+
+    Raises:
+        RuntimeError: it mixes devices, or uses what another stream writes without waiting for it.
+    """
     if operation is aten.copy_.default:
         return copy(*args, **kwargs)
     if operation is aten.record_stream.default:
@@ -126,69 +131,65 @@ def compute(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     if torch.Tag.inplace_view in operation.tags:
         raise NotImplementedError(f"{operation}: the shape of a pretend tensor cannot be changed in place")
     stream = current_stream()
-    given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    _refuse_mixed(operation, given)
-    pretend = [tensor for tensor in given if isinstance(tensor, PretendTensor)]
-    for tensor in pretend:
-        stream.require(tensor.written, operation)
-    to_host = torch.device(kwargs.get("device") or NAME).type == "cpu"
-    if operation is aten._to_copy.default and to_host:
-        waits_for_device("copies to the host")
-    elif operation in WAITS:
-        waits_for_device(WAITS[operation])
-    elif operation in INDEXED and any(
-        index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-    ):
-        waits_for_device("counts what a mask selects")
-    written = Written(stream, stream.enqueue())
-    result = _on_host(operation, args, kwargs)
-    in_place = {id(tensor.host): tensor for tensor in pretend}
-    if _is_view(operation):
-        written = pretend[0].written
+    ours: dict[int, PretendTensor] = {}  # by their host's tensor
+    others: list[Tensor] = []
+
+    def on_host(value: Any) -> Any:
+        if isinstance(value, PretendTensor):
+            stream.require(value.written, operation)
+            ours[id(value.host)] = value
+            return value.host
+        if isinstance(value, Tensor):
+            others.append(value)
+        elif isinstance(value, list | tuple):
+            return [on_host(each) for each in value]
+        return CPU if isinstance(value, torch.device) else value
+
+    host_args, host_kwargs = on_host(args), {name: on_host(value) for name, value in kwargs.items()}
+    # As on a GPU, a number without axes may be the host's.
+    if ours and (there := next((tensor for tensor in others if tensor.dim() > 0), None)) is not None:
+        raise RuntimeError(f"{operation}: a tensor {tuple(there.shape)} is on {there.device}, another one on {NAME}:0")
+    to_host = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cpu"
+    if what := _wait(operation, host_args, to_host):
+        waits_for_device(what)
+    written = next(iter(ours.values())).written if _is_view(operation) else Written(stream, stream.enqueue())
 
     def wrapped(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(map(wrapped, value))
         if not isinstance(value, Tensor) or to_host:
             return value
-        if id(value) in in_place:
-            tensor = in_place[id(value)]
+        if (tensor := ours.get(id(value))) is not None:  # written in place
             tensor.written.stream, tensor.written.number = written.stream, written.number
             return tensor
         return PretendTensor(value, written)
 
-    return tree_map(wrapped, result)
-
-
-def _on_host(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The operation on the host's numbers."""
-
-    def host_of(value: Any) -> Any:
-        if isinstance(value, PretendTensor):
-            return value.host
-        return torch.device("cpu") if isinstance(value, torch.device) else value
-
     if operation is aten.native_dropout.default:
-        return _dropout(args[0].host, args[1])
-    return operation(*tree_map(host_of, args), **tree_map(host_of, kwargs))
+        return wrapped(_dropout(*host_args))
+    return wrapped(operation(*host_args, **host_kwargs))
 
 
-def _dropout(states: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-    """Draws what the CPU draws, where torch does not call ``native_dropout``."""
-    kept = torch.empty_like(states).bernoulli_(1 - rate)
-    return states * kept.div(1 - rate), kept.bool()
+def _wait(operation: Any, args: Any, to_host: bool) -> str | None:
+    """What the host waits for in an operation; None: it does not wait."""
+    if operation is aten._to_copy.default and to_host:
+        return "copies to the host"
+    if operation in INDEXED and any(
+        index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+    ):
+        return "counts what a mask selects"
+    return WAITS.get(operation)
 
 
+@cache
 def _is_view(operation: Any) -> bool:
     returned = operation._schema.returns
     return bool(returned) and returned[0].alias_info is not None and not returned[0].alias_info.is_write
 
 
-def _refuse_mixed(operation: Any, given: list[Tensor]) -> None:
-    """As on a GPU, numbers without axes may be the host's."""
-    others = [tensor for tensor in given if not isinstance(tensor, PretendTensor) and tensor.dim() > 0]
-    if others and len(others) < len(given):
-        raise RuntimeError(
-            f"{operation}: a tensor {tuple(others[0].shape)} is on {others[0].device}, another one on {NAME}:0"
-        )
+def _dropout(states: Tensor, rate: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    """``native_dropout`` with what the CPU draws, where torch does not call it."""
+    kept = torch.empty_like(states).bernoulli_(1 - rate)
+    return states * kept.div(1 - rate), kept.bool()
 
 
 def copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
